@@ -1,1 +1,36 @@
-//! Placeholder.
+//! Emulated devices and the buses they sit on.
+//!
+//! The VMM puts devices on a [`bus::Bus`] while it builds a machine and calls the bus for each port or
+//! MMIO exit of a vCPU. This crate knows neither KVM nor the boot protocol: interrupts leave through
+//! [`irq::MsiSink`] and [`irq::IrqLine`], power-off and reset through [`guest_request::GuestRequestSink`].
+//!
+//! Whatever a guest writes is hostile: a device never panics, never waits and never logs because of it, and
+//! every access does a bounded amount of work in a bounded amount of memory.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub mod backend;
+pub mod bus;
+pub mod guest_request;
+pub mod irq;
+pub mod legacy;
+
+#[cfg(test)]
+mod testing;
+
+/// Locks `mutex`, also after a thread has panicked while it held it: the state of a device is plain numbers
+/// that are valid at every step, so a poisoned lock carries no news that a guest access could act on.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

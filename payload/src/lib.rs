@@ -1,1 +1,57 @@
-//! Placeholder.
+//! Bare guests for tests and benchmarks: a few instructions each, packed as ordinary ELF files.
+//!
+//! Every image has a 64-bit entry (the ELF entry point) and a PVH note with a 32-bit entry, so that any VMM which
+//! boots ELF kernels can run it. The image brings its own page tables, descriptor tables and stack, and runs its
+//! body in ring 0 or in ring 3. Ring 3 matters on a KVM without hardware virtualization: there ring 0 code is
+//! interpreted, and ring 3 code is not.
+//!
+//! The bodies are assembly under `src/asm`, one file per topic. This crate is for tests, benchmarks and `xtask`;
+//! the product does not use it.
+
+mod bodies;
+mod elf;
+mod tables;
+
+use tables::Image;
+
+/// A bare guest.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload {
+    /// Short name, also the file name that `cargo xtask payloads` gives it.
+    pub name: &'static str,
+    /// What it does and how a run of it should end.
+    pub about: &'static str,
+    /// The privilege level of its body.
+    pub ring: Ring,
+    /// Position-independent 64-bit machine code.
+    body: fn() -> &'static [u8],
+}
+
+/// The privilege level at which a body runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    /// Kernel mode, interrupts off, no interrupt descriptor table.
+    Zero,
+    /// User mode with every page and every port open to it.
+    Three,
+}
+
+impl Payload {
+    /// The payload called `name`.
+    pub fn named(name: &str) -> Option<&'static Payload> {
+        ALL.iter().find(|payload| payload.name == name)
+    }
+
+    /// The ELF file.
+    pub fn elf(&self) -> Vec<u8> {
+        elf::file(&Image::new((self.body)(), self.ring))
+    }
+}
+
+/// Every payload, by name, as an ELF file.
+pub fn all() -> Vec<(&'static str, Vec<u8>)> {
+    ALL.iter().map(|payload| (payload.name, payload.elf())).collect()
+}
+
+/// Every payload.
+pub static ALL: &[Payload] = bodies::ALL;

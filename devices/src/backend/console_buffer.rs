@@ -1,0 +1,439 @@
+//! A bounded buffer between the vCPUs that print and the one thread that writes the console.
+//!
+//! Serial ports push; the I/O thread drains. A push never waits: when the buffer is full, bytes are dropped
+//! and counted. Passing bytes are watched for the message of a Linux kernel panic.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::lock;
+
+/// Console output on its way out. Memory is taken with the first byte, and never more than the capacity.
+pub struct ConsoleBuffer {
+    ring: Mutex<Ring>,
+    capacity: usize,
+    wake: EventFd,
+    /// Held for a whole drain, so that two drainers never write the same bytes.
+    draining: Mutex<()>,
+    panic_seen: AtomicBool,
+    first_byte_at: OnceLock<Instant>,
+}
+
+impl ConsoleBuffer {
+    /// Holds a burst such as a stack trace of every CPU, or a second of a fast serial line, while the reader
+    /// of the console is away.
+    pub const DEFAULT_CAPACITY: usize = 64 * 1024;
+
+    /// Creates a buffer of at most `capacity` bytes.
+    ///
+    /// # Errors
+    /// The host cannot make an eventfd.
+    pub fn new(capacity: usize) -> io::Result<Self> {
+        Ok(Self {
+            ring: Mutex::default(),
+            capacity,
+            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            draining: Mutex::default(),
+            panic_seen: AtomicBool::new(false),
+            first_byte_at: OnceLock::new(),
+        })
+    }
+
+    /// Appends `bytes`; what does not fit is dropped and counted. Never waits for the drainer.
+    pub fn push(&self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.first_byte_at.get_or_init(Instant::now);
+        if self.append(bytes) {
+            self.wake_drainer();
+        }
+    }
+
+    /// Passes buffered bytes to `write`, in order and in pieces, until it returns less than it was given or
+    /// the buffer is empty. `write` returns how many bytes of the piece are done with; it runs without the
+    /// lock of the buffer, so it may make system calls.
+    ///
+    /// One call passes at most as many bytes as the buffer holds, so that a guest that prints without end
+    /// cannot keep the drainer for itself; see [`Drained::Pending`].
+    pub fn drain(&self, mut write: impl FnMut(&[u8]) -> usize) -> Drained {
+        let _alone = lock(&self.draining);
+        let mut budget = self.capacity;
+        let mut scratch = [0; PIECE];
+        loop {
+            let piece = lock(&self.ring).copy_front(&mut scratch);
+            if piece.is_empty() {
+                return Drained::Empty;
+            }
+            let done = write(piece).min(piece.len());
+            lock(&self.ring).bytes.drain(..done);
+            if done < piece.len() {
+                return Drained::Blocked;
+            }
+            budget = budget.saturating_sub(done);
+            if budget == 0 {
+                self.wake_drainer();
+                return Drained::Pending;
+            }
+        }
+    }
+
+    /// Throws away what is buffered and counts it as dropped: for a console that nobody can read any more.
+    pub fn discard(&self) {
+        let _alone = lock(&self.draining);
+        let mut ring = lock(&self.ring);
+        let lost = ring.bytes.len();
+        ring.bytes.clear();
+        ring.count_dropped(lost);
+    }
+
+    /// Readable after the buffer went from empty to non-empty. The drainer reads it first, then drains.
+    pub fn wake_event(&self) -> &EventFd {
+        &self.wake
+    }
+
+    /// Whether the bytes so far held the message `Kernel panic - not syncing`, dropped bytes included.
+    pub fn panic_seen(&self) -> bool {
+        self.panic_seen.load(Ordering::Acquire)
+    }
+
+    /// When the first byte was pushed.
+    pub fn first_byte_at(&self) -> Option<Instant> {
+        self.first_byte_at.get().copied()
+    }
+
+    /// Number of bytes pushed so far, dropped ones included.
+    pub fn pushed_bytes(&self) -> u64 {
+        lock(&self.ring).pushed
+    }
+
+    /// Number of bytes that were pushed and will never be drained.
+    pub fn dropped_bytes(&self) -> u64 {
+        lock(&self.ring).dropped
+    }
+
+    /// Whether there is nothing to drain.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.ring).bytes.is_empty()
+    }
+
+    /// Returns whether the drainer must be told: only the step from empty to non-empty costs a system call.
+    fn append(&self, bytes: &[u8]) -> bool {
+        let mut ring = lock(&self.ring);
+        if ring.matcher.feed(bytes) {
+            self.panic_seen.store(true, Ordering::Release);
+        }
+        ring.pushed = ring.pushed.saturating_add(bytes.len() as u64);
+        let was_empty = ring.bytes.is_empty();
+        let room = self.capacity.saturating_sub(ring.bytes.len());
+        let (kept, lost) = bytes.split_at(room.min(bytes.len()));
+        ring.count_dropped(lost.len());
+        if ring.bytes.capacity() < self.capacity {
+            ring.bytes.reserve_exact(self.capacity);
+        }
+        ring.bytes.extend(kept);
+        was_empty && !kept.is_empty()
+    }
+
+    fn wake_drainer(&self) {
+        // The only failure is a counter at its maximum: the event is readable all the same.
+        let _ = self.wake.write(1);
+    }
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Everything was written. The next push wakes the drainer.
+    Empty,
+    /// The writer took less than it was given. Nothing wakes the drainer until it drains again: it waits for
+    /// its output to become writable.
+    Blocked,
+    /// The budget of one drain is used up and there may be more. The buffer has woken its drainer again.
+    Pending,
+}
+
+#[derive(Default)]
+struct Ring {
+    bytes: VecDeque<u8>,
+    pushed: u64,
+    dropped: u64,
+    matcher: PanicMatcher,
+}
+
+impl Ring {
+    /// Copies the oldest bytes into `scratch`, as many as lie together.
+    fn copy_front<'a>(&self, scratch: &'a mut [u8]) -> &'a [u8] {
+        let (front, _) = self.bytes.as_slices();
+        let len = front.len().min(scratch.len());
+        let (piece, _) = scratch.split_at_mut(len);
+        let (oldest, _) = front.split_at(len);
+        piece.copy_from_slice(oldest);
+        piece
+    }
+
+    fn count_dropped(&mut self, bytes: usize) {
+        self.dropped = self.dropped.saturating_add(bytes as u64);
+    }
+}
+
+/// Finds [`PANIC_MESSAGE`] in a stream, however it is cut into pieces.
+#[derive(Default)]
+struct PanicMatcher {
+    /// How many bytes of the message the stream ends with.
+    matched: usize,
+}
+
+impl PanicMatcher {
+    /// Whether the message was complete at some byte of `bytes`.
+    fn feed(&mut self, bytes: &[u8]) -> bool {
+        let mut found = false;
+        for &byte in bytes {
+            // The first byte of the message occurs in it only once, so a failed match can only start anew
+            // here.
+            self.matched = match PANIC_MESSAGE.get(self.matched) {
+                Some(&wanted) if wanted == byte => self.matched.saturating_add(1),
+                _ => usize::from(PANIC_MESSAGE.first() == Some(&byte)),
+            };
+            found |= self.matched == PANIC_MESSAGE.len();
+        }
+        found
+    }
+}
+
+/// What Linux prints on every panic, whatever the cause.
+const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
+/// Bytes copied out of the ring at a time: one page, which a pipe takes in one piece (`PIPE_BUF`).
+const PIECE: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn buffer(capacity: usize) -> ConsoleBuffer {
+        ConsoleBuffer::new(capacity).unwrap()
+    }
+
+    fn drained(buffer: &ConsoleBuffer) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while buffer.drain(|piece| {
+            bytes.extend_from_slice(piece);
+            piece.len()
+        }) == Drained::Pending
+        {}
+        bytes
+    }
+
+    fn woken(buffer: &ConsoleBuffer) -> bool {
+        buffer.wake_event().read().is_ok()
+    }
+
+    #[test]
+    fn bytes_come_out_in_order_across_the_end_of_the_ring() {
+        let buffer = buffer(10);
+        let mut all = Vec::new();
+        for round in 0..50_u8 {
+            buffer.push(&[round; 7]);
+            let mut first = true;
+            buffer.drain(|piece| {
+                let done = if first { piece.len().min(3) } else { 0 };
+                first = false;
+                all.extend_from_slice(&piece[..done]);
+                done
+            });
+            all.extend(drained(&buffer));
+        }
+        let expected: Vec<u8> = (0..50_u8).flat_map(|round| [round; 7]).collect();
+        assert_eq!(all, expected);
+        assert_eq!(buffer.dropped_bytes(), 0);
+    }
+
+    #[test]
+    fn full_buffer_keeps_the_oldest_bytes_and_counts_the_rest() {
+        let buffer = buffer(4);
+        buffer.push(b"abc");
+        buffer.push(b"defg");
+        buffer.push(b"h");
+        assert_eq!((buffer.pushed_bytes(), buffer.dropped_bytes()), (8, 4));
+        assert_eq!(drained(&buffer), b"abcd");
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn memory_is_taken_with_the_first_byte_and_never_grows() {
+        let buffer = buffer(1000);
+        assert_eq!(lock(&buffer.ring).bytes.capacity(), 0);
+        buffer.push(b"x");
+        let capacity = lock(&buffer.ring).bytes.capacity();
+        assert!((1000..2000).contains(&capacity), "{capacity}");
+        buffer.push(&[b'y'; 5000]);
+        assert_eq!(lock(&buffer.ring).bytes.capacity(), capacity);
+    }
+
+    #[test]
+    fn only_the_step_from_empty_wakes_the_drainer() {
+        let buffer = buffer(100);
+        assert!(!woken(&buffer));
+        buffer.push(b"");
+        assert!(!woken(&buffer));
+        buffer.push(b"a");
+        assert!(woken(&buffer));
+        buffer.push(b"b");
+        assert!(!woken(&buffer));
+        assert_eq!(drained(&buffer), b"ab");
+        buffer.push(b"c");
+        assert!(woken(&buffer));
+    }
+
+    #[test]
+    fn buffer_without_capacity_drops_everything_and_wakes_nobody() {
+        let buffer = buffer(0);
+        buffer.push(b"Kernel panic - not syncing");
+        assert!(!woken(&buffer));
+        assert_eq!(buffer.dropped_bytes(), 26);
+        assert!(buffer.panic_seen());
+        assert_eq!(drained(&buffer), b"");
+    }
+
+    #[test]
+    fn writer_that_takes_less_keeps_the_rest() {
+        let buffer = buffer(100);
+        buffer.push(b"abcdef");
+        assert_eq!(buffer.drain(|_| 2), Drained::Blocked);
+        assert_eq!(buffer.drain(|_| 0), Drained::Blocked);
+        assert_eq!(drained(&buffer), b"cdef");
+        assert_eq!(buffer.drain(|_| unreachable!()), Drained::Empty);
+    }
+
+    #[test]
+    fn writer_that_claims_too_much_does_no_harm() {
+        let buffer = buffer(100);
+        buffer.push(b"abc");
+        assert_eq!(buffer.drain(|_| usize::MAX), Drained::Empty);
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn endless_printer_does_not_hold_the_drainer() {
+        let buffer = buffer(64);
+        buffer.push(b"start");
+        assert!(woken(&buffer));
+        let mut calls = 0;
+        let ending = buffer.drain(|piece| {
+            calls += 1;
+            buffer.push(b"more and more");
+            piece.len()
+        });
+        assert_eq!(ending, Drained::Pending);
+        assert!(calls <= 64);
+        assert!(woken(&buffer), "a pending drain wakes itself");
+    }
+
+    #[test]
+    fn push_works_while_a_writer_is_stuck() {
+        let buffer = buffer(8);
+        buffer.push(b"old");
+        std::thread::scope(|scope| {
+            let (inside, entered) = std::sync::mpsc::channel();
+            let (leave, left) = std::sync::mpsc::channel::<()>();
+            let drainer = scope.spawn(|| {
+                buffer.drain(move |piece| {
+                    inside.send(()).unwrap();
+                    let _ = left.recv();
+                    piece.len()
+                })
+            });
+            entered.recv().unwrap();
+            buffer.push(b"new bytes");
+            drop(leave);
+            let _ = entered.recv();
+            drainer.join().unwrap();
+        });
+        assert_eq!((buffer.pushed_bytes(), buffer.dropped_bytes()), (12, 4));
+    }
+
+    #[test]
+    fn no_wake_is_lost_between_printers_and_a_slow_writer() {
+        let buffer = buffer(256);
+        let printers_left = std::sync::atomic::AtomicUsize::new(2);
+        let mut received = 0_u64;
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        buffer.push(b"abc");
+                    }
+                    printers_left.fetch_sub(1, Ordering::AcqRel);
+                });
+            }
+            loop {
+                let finished = printers_left.load(Ordering::Acquire) == 0;
+                // Whatever is in the buffer at this point must have been announced.
+                if buffer.wake_event().read().is_ok() {
+                    buffer.drain(|piece| {
+                        received += piece.len() as u64;
+                        piece.len()
+                    });
+                } else if finished {
+                    break;
+                }
+            }
+        });
+        assert!(buffer.is_empty());
+        assert_eq!(received + buffer.dropped_bytes(), 300_000);
+        assert_eq!(buffer.pushed_bytes(), 300_000);
+    }
+
+    #[test]
+    fn discarded_bytes_count_as_dropped() {
+        let buffer = buffer(100);
+        buffer.push(b"abc");
+        buffer.discard();
+        assert!(buffer.is_empty());
+        assert_eq!((buffer.pushed_bytes(), buffer.dropped_bytes()), (3, 3));
+        buffer.push(b"d");
+        assert_eq!(drained(&buffer), b"d");
+    }
+
+    #[test]
+    fn first_byte_keeps_its_time() {
+        let buffer = buffer(1);
+        assert_eq!(buffer.first_byte_at(), None);
+        buffer.push(b"a");
+        let first = buffer.first_byte_at();
+        assert!(first.is_some());
+        buffer.push(b"b");
+        assert_eq!(buffer.first_byte_at(), first);
+    }
+
+    #[test]
+    fn panic_message_is_seen_however_it_is_cut() {
+        let text = b"[    1.0] KernelKernel panic - not syncing: VFS";
+        for cut in 0..text.len() {
+            for piece in [1, 2, 5, 100] {
+                let buffer = buffer(4);
+                buffer.push(&text[..cut]);
+                for part in text[cut..].chunks(piece) {
+                    buffer.push(part);
+                }
+                assert!(buffer.panic_seen(), "cut at {cut}, pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn near_misses_are_not_a_panic() {
+        let buffer = buffer(4096);
+        for text in
+            ["Kernel panic - not syncin", "\nKernel panic - not  syncing", "kernel panic - not syncing"]
+        {
+            buffer.push(text.as_bytes());
+            assert!(!buffer.panic_seen(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The host side of devices: where console bytes go and where they come from.
+
+pub mod chardev;
+pub mod console_buffer;

@@ -1,0 +1,78 @@
+//! A port that ends the machine with a code of the guest's choice.
+//!
+//! Bare payloads and test workloads use it in place of a power-off that has no code. It is no part of a PC;
+//! the VMM puts it on the port bus only when asked to.
+
+use std::sync::Arc;
+
+use crate::bus::BusDevice;
+use crate::guest_request::{GuestRequest, GuestRequestSink};
+
+/// A write of 1, 2 or 4 bytes at offset 0 ends the machine with that value.
+pub struct DebugExit {
+    requests: Arc<dyn GuestRequestSink>,
+}
+
+impl DebugExit {
+    /// Length of the window in ports: room for the widest access.
+    pub const WINDOW_LEN: u64 = 4;
+
+    /// Creates the port; the code goes to `requests`.
+    pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
+        Self { requests }
+    }
+}
+
+impl BusDevice for DebugExit {
+    /// Reads all ones, as a port without a device does: the port is write-only.
+    fn read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let code = match (offset, data) {
+            (0, &[a]) => u32::from(a),
+            (0, &[a, b]) => u32::from(u16::from_le_bytes([a, b])),
+            (0, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
+            _ => return,
+        };
+        self.requests.post(GuestRequest::DebugExit(code));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{RequestLog, sweep};
+
+    #[test]
+    fn each_port_width_gives_its_value() {
+        let log = Arc::new(RequestLog::default());
+        let port = DebugExit::new(log.clone());
+        port.write(0, &[0x2a]);
+        port.write(0, &[0x34, 0x12]);
+        port.write(0, &[0x78, 0x56, 0x34, 0x92]);
+        let codes = [0x2a, 0x1234, 0x9234_5678].map(GuestRequest::DebugExit);
+        assert_eq!(log.take(), codes);
+    }
+
+    #[test]
+    fn other_offsets_and_widths_are_ignored_and_reads_are_all_ones() {
+        let log = Arc::new(RequestLog::default());
+        let port = DebugExit::new(log.clone());
+        port.write(1, &[1]);
+        port.write(2, &[1, 0]);
+        port.write(0, &[1, 0, 0]);
+        port.write(0, &[]);
+        port.write(0, &[1; 8]);
+        let mut data = [0; 4];
+        port.read(0, &mut data);
+        assert_eq!(data, [0xff; 4]);
+        assert_eq!(log.take(), []);
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        sweep(&DebugExit::new(Arc::new(RequestLog::default())), DebugExit::WINDOW_LEN);
+    }
+}

@@ -1,0 +1,87 @@
+//! The i8042 keyboard controller, as far as a reset needs it.
+//!
+//! Kernels reset a PC by waiting until the controller's input buffer is empty (status bit 1 clear) and then
+//! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse: the output buffer
+//! is always empty. A kernel that is told by ACPI that there is no controller does not probe it; one that
+//! probes anyway gives up when its first command is not answered (Linux: one time-out of 0.5 s).
+
+use std::sync::Arc;
+
+use crate::bus::ByteRegisters;
+use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
+
+/// The controller's ports: the window spans 0x60 to 0x64.
+pub struct I8042 {
+    requests: Arc<dyn GuestRequestSink>,
+}
+
+impl I8042 {
+    /// Length of the window in ports. The three ports between data and command belong to other devices of a
+    /// PC that are absent here, and read all ones: a kernel that calibrates its clock by the timer of a PC
+    /// polls port 0x61 until bit 5 is set, without a limit.
+    pub const WINDOW_LEN: u64 = 5;
+
+    /// Creates the controller; a reset pulse goes to `requests`.
+    pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
+        Self { requests }
+    }
+}
+
+impl ByteRegisters for I8042 {
+    fn read_byte(&self, offset: u64) -> u8 {
+        match offset {
+            DATA => 0,
+            COMMAND => STATUS_IDLE,
+            _ => 0xff,
+        }
+    }
+
+    fn write_byte(&self, offset: u64, value: u8) {
+        if offset == COMMAND && value == PULSE_RESET {
+            self.requests.post(GuestRequest::Reset(ResetSource::I8042));
+        }
+    }
+}
+
+/// Port 0x60.
+const DATA: u64 = 0;
+/// Port 0x64: status when read, command when written.
+const COMMAND: u64 = 4;
+/// Output buffer empty (bit 0), input buffer empty (bit 1).
+const STATUS_IDLE: u8 = 0;
+/// Pulse output line 0, which is wired to the CPU's reset.
+const PULSE_RESET: u8 = 0xfe;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::testing::{RequestLog, sweep};
+
+    #[test]
+    fn only_the_reset_pulse_on_the_command_port_resets() {
+        let log = Arc::new(RequestLog::default());
+        let controller = I8042::new(log.clone());
+        for offset in 0..4 {
+            controller.write(offset, &[0xfe]);
+        }
+        for value in 0..=u8::MAX {
+            controller.write(4, &[value]);
+        }
+        assert_eq!(log.take(), [GuestRequest::Reset(ResetSource::I8042)]);
+    }
+
+    #[test]
+    fn status_stays_idle_and_foreign_ports_read_all_ones() {
+        let controller = I8042::new(Arc::new(RequestLog::default()));
+        controller.write(4, &[0x20]);
+        let mut ports = [0xaa; 5];
+        controller.read(0, &mut ports);
+        assert_eq!(ports, [0, 0xff, 0xff, 0xff, 0]);
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        sweep(&I8042::new(Arc::new(RequestLog::default())), I8042::WINDOW_LEN);
+    }
+}

@@ -1,0 +1,438 @@
+//! An I/O APIC with 24 inputs, for a machine whose local APICs are in the kernel and whose I/O APIC is not
+//! (KVM's split irqchip).
+//!
+//! vCPU threads reach its registers through the bus; devices pulse its inputs through [`IoApic::line`]. Each
+//! pulse becomes the message that the input's redirection entry describes and leaves through [`MsiSink`].
+//! Registers follow the Intel 82093AA data sheet (290566), the EOI register the ICH data sheets.
+//!
+//! **Masked inputs.** An edge that arrives while its entry is masked is dropped, not latched, as the 82093AA
+//! does. Linux's 8250 driver relies on nothing else: it unmasks before it enables the UART's interrupts,
+//! reads pending conditions from the UART when it starts, and its lazy disabling leaves the entry unmasked
+//! until an edge was taken and recorded.
+//!
+//! **Level-triggered entries.** All inputs are edges from devices that pulse once per new cause, so no input
+//! stays asserted and there is nothing to repeat after an EOI. A level entry sends a message with the level
+//! trigger bits, its remote IRR bit always reads 0, and the next pulse is sent whether or not an EOI came:
+//! an EOI that the kernel does not report cannot block an input.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::bus::BusDevice;
+use crate::irq::{IrqLine, MsiMessage, MsiSink};
+use crate::lock;
+
+/// The I/O APIC's register window.
+pub struct IoApic {
+    pins: Arc<Pins>,
+    /// IOREGSEL: index of the register behind IOWIN.
+    selected: AtomicU8,
+    /// Bits 27:24 of the ID register.
+    id: AtomicU8,
+}
+
+impl IoApic {
+    /// Length of the register window in bytes.
+    pub const WINDOW_LEN: u64 = 0x1000;
+    /// Number of inputs, as the 82093AA has.
+    pub const PINS: u8 = PIN_COUNT as u8;
+
+    /// Creates an I/O APIC with every input masked; messages go to `sink`.
+    pub fn new(sink: Arc<dyn MsiSink>) -> Self {
+        let entries = std::array::from_fn(|_| AtomicU64::new(MASKED));
+        let pins = Pins { entries, writer: Mutex::new(()), sink };
+        Self { pins: Arc::new(pins), selected: AtomicU8::new(0), id: AtomicU8::new(0) }
+    }
+
+    /// The input `pin`, or `None` from [`Self::PINS`] on.
+    pub fn line(&self, pin: u8) -> Option<Arc<dyn IrqLine>> {
+        (pin < Self::PINS).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
+    }
+
+    fn read_selected(&self) -> u32 {
+        let id = u32::from(self.id.load(Ordering::Relaxed)) << ID_SHIFT;
+        match Register::decode(self.selected.load(Ordering::Relaxed)) {
+            // The arbitration ID follows the ID register whenever that is written.
+            Some(Register::Id | Register::Arbitration) => id,
+            Some(Register::Version) => VERSION | (u32::from(LAST_PIN) << LAST_ENTRY_SHIFT),
+            Some(Register::Entry { pin, half }) => half.of(self.pins.entry(pin)),
+            None => u32::MAX,
+        }
+    }
+
+    fn write_selected(&self, value: u32) {
+        match Register::decode(self.selected.load(Ordering::Relaxed)) {
+            Some(Register::Id) => {
+                let [.., top] = value.to_le_bytes();
+                self.id.store(top & ID_MASK, Ordering::Relaxed);
+            }
+            Some(Register::Entry { pin, half }) => self.pins.write_half(pin, half, value),
+            Some(Register::Version | Register::Arbitration) | None => {}
+        }
+    }
+}
+
+impl BusDevice for IoApic {
+    /// Registers are 32 bits wide at their own offset; everything else reads all ones. The EOI register is
+    /// write-only.
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let value = match offset {
+            SELECT => u32::from(self.selected.load(Ordering::Relaxed)),
+            WINDOW => self.read_selected(),
+            _ => u32::MAX,
+        };
+        match <&mut [u8; 4]>::try_from(&mut *data) {
+            Ok(register) => *register = value.to_le_bytes(),
+            Err(_) => data.fill(0xff),
+        }
+    }
+
+    /// Other widths and offsets are ignored. So is the EOI register: no entry ever waits for an EOI.
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(bytes) = <[u8; 4]>::try_from(data) else { return };
+        match offset {
+            SELECT => {
+                let [index, ..] = bytes;
+                self.selected.store(index, Ordering::Relaxed);
+            }
+            WINDOW => self.write_selected(u32::from_le_bytes(bytes)),
+            _ => {}
+        }
+    }
+}
+
+/// The redirection table. A pulse only loads one entry, so no lock is held while a message is sent.
+struct Pins {
+    entries: [AtomicU64; PIN_COUNT],
+    /// Orders the writes of vCPUs, so that `route_changed` tells of them in the order they took effect.
+    writer: Mutex<()>,
+    sink: Arc<dyn MsiSink>,
+}
+
+impl Pins {
+    fn entry(&self, pin: u8) -> u64 {
+        self.entries.get(usize::from(pin)).map_or(MASKED, |entry| entry.load(Ordering::Acquire))
+    }
+
+    fn write_half(&self, pin: u8, half: Half, value: u32) {
+        let Some(entry) = self.entries.get(usize::from(pin)) else { return };
+        let _in_order = lock(&self.writer);
+        let old = entry.load(Ordering::Acquire);
+        let new = half.replace(old, value) & WRITABLE;
+        entry.store(new, Ordering::Release);
+        let message = message_of(new);
+        if message != message_of(old) {
+            self.sink.route_changed(pin, message);
+        }
+    }
+}
+
+/// One input, as a device holds it.
+struct Pin {
+    pins: Arc<Pins>,
+    pin: u8,
+}
+
+impl IrqLine for Pin {
+    fn pulse(&self) {
+        if let Some(message) = message_of(self.pins.entry(self.pin)) {
+            self.pins.sink.send(message);
+        }
+    }
+}
+
+/// A register behind IOWIN (82093AA, section 3.2).
+enum Register {
+    Id,
+    Version,
+    Arbitration,
+    Entry { pin: u8, half: Half },
+}
+
+impl Register {
+    fn decode(index: u8) -> Option<Self> {
+        match index {
+            0 => Some(Self::Id),
+            1 => Some(Self::Version),
+            2 => Some(Self::Arbitration),
+            _ => {
+                let place = index.checked_sub(FIRST_ENTRY)?;
+                let half = if place & 1 == 0 { Half::Low } else { Half::High };
+                let pin = place >> 1;
+                (pin <= LAST_PIN).then_some(Self::Entry { pin, half })
+            }
+        }
+    }
+}
+
+/// Half of a 64-bit redirection entry.
+#[derive(Clone, Copy)]
+enum Half {
+    Low,
+    High,
+}
+
+impl Half {
+    fn of(self, entry: u64) -> u32 {
+        let [a, b, c, d, e, f, g, h] = entry.to_le_bytes();
+        match self {
+            Self::Low => u32::from_le_bytes([a, b, c, d]),
+            Self::High => u32::from_le_bytes([e, f, g, h]),
+        }
+    }
+
+    fn replace(self, entry: u64, value: u32) -> u64 {
+        let value = u64::from(value);
+        match self {
+            Self::Low => (entry & HIGH_HALF) | value,
+            Self::High => (entry & !HIGH_HALF) | (value << 32),
+        }
+    }
+}
+
+/// The message that a redirection entry sends, `None` when it is masked or could not be accepted.
+///
+/// Formats: Intel SDM volume 3, "Message Address Register Format" and "Message Data Register Format".
+/// A delivery mode that a message cannot carry (reserved ones; ExtINT, which asks for an 8259 that is absent)
+/// and a vector below 16, which no local APIC accepts, send nothing.
+fn message_of(entry: u64) -> Option<MsiMessage> {
+    if entry & MASKED != 0 {
+        return None;
+    }
+    let delivery_mode = entry & DELIVERY_MODE;
+    let acceptable = match delivery_mode {
+        FIXED | LOWEST_PRIORITY => entry & VECTOR >= FIRST_VECTOR,
+        SMI | NMI | INIT => true,
+        _ => false,
+    };
+    if !acceptable {
+        return None;
+    }
+    let logical = entry & LOGICAL_DESTINATION != 0;
+    let mut address = MSI_ADDRESS | ((entry >> DESTINATION_SHIFT) << MSI_DESTINATION_SHIFT);
+    if logical {
+        address |= MSI_LOGICAL;
+    }
+    // The hint lets the message choose among several CPUs. Only logical addressing names several.
+    if logical && delivery_mode == LOWEST_PRIORITY {
+        address |= MSI_REDIRECTION_HINT;
+    }
+    // Vector, delivery mode and trigger mode sit at the same bits of an entry and of the message data.
+    let level = entry & LEVEL_TRIGGERED != 0;
+    let assert = if level { MSI_ASSERT } else { 0 };
+    let data = Half::Low.of((entry & (VECTOR | DELIVERY_MODE | LEVEL_TRIGGERED)) | assert);
+    Some(MsiMessage { address, data })
+}
+
+/// Offsets in the window.
+const SELECT: u64 = 0x00;
+const WINDOW: u64 = 0x10;
+
+const PIN_COUNT: usize = 24;
+const LAST_PIN: u8 = PIN_COUNT as u8 - 1;
+/// Index of the low half of entry 0.
+const FIRST_ENTRY: u8 = 0x10;
+/// From version 0x20 on there is an EOI register, so that Linux ends a level interrupt with one write; to a
+/// 0x11 (the 82093AA itself) it would rewrite the entry as edge and back.
+const VERSION: u32 = 0x20;
+const LAST_ENTRY_SHIFT: u32 = 16;
+const ID_SHIFT: u32 = 24;
+const ID_MASK: u8 = 0x0f;
+
+/// Fields of a redirection entry (82093AA, section 3.2.4).
+const VECTOR: u64 = 0xff;
+const DELIVERY_MODE: u64 = 0b111 << 8;
+const FIXED: u64 = 0b000 << 8;
+const LOWEST_PRIORITY: u64 = 0b001 << 8;
+const SMI: u64 = 0b010 << 8;
+const NMI: u64 = 0b100 << 8;
+const INIT: u64 = 0b101 << 8;
+const LOGICAL_DESTINATION: u64 = 1 << 11;
+const POLARITY: u64 = 1 << 13;
+const LEVEL_TRIGGERED: u64 = 1 << 15;
+const MASKED: u64 = 1 << 16;
+const DESTINATION_SHIFT: u32 = 56;
+const DESTINATION: u64 = 0xff << DESTINATION_SHIFT;
+/// Delivery status (bit 12) and remote IRR (bit 14) are read-only and always 0, like the reserved bits.
+const WRITABLE: u64 =
+    VECTOR | DELIVERY_MODE | LOGICAL_DESTINATION | POLARITY | LEVEL_TRIGGERED | MASKED | DESTINATION;
+const HIGH_HALF: u64 = 0xffff_ffff << 32;
+/// Vectors 0 to 15 are exceptions (Intel SDM volume 3, "Valid Interrupt Vectors").
+const FIRST_VECTOR: u64 = 16;
+
+/// Fields of a message.
+const MSI_ADDRESS: u64 = 0xfee0_0000;
+const MSI_DESTINATION_SHIFT: u32 = 12;
+const MSI_REDIRECTION_HINT: u64 = 1 << 3;
+const MSI_LOGICAL: u64 = 1 << 2;
+const MSI_ASSERT: u64 = 1 << 14;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{MsiLog, sweep};
+
+    fn machine() -> (IoApic, Arc<MsiLog>) {
+        let log = Arc::new(MsiLog::default());
+        (IoApic::new(log.clone()), log)
+    }
+
+    fn read(apic: &IoApic, index: u32) -> u32 {
+        let mut data = [0; 4];
+        apic.write(SELECT, &index.to_le_bytes());
+        apic.read(WINDOW, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    fn write(apic: &IoApic, index: u32, value: u32) {
+        apic.write(SELECT, &index.to_le_bytes());
+        apic.write(WINDOW, &value.to_le_bytes());
+    }
+
+    /// Writes an entry the way Linux does: the half with the mask bit last.
+    fn write_entry(apic: &IoApic, pin: u32, entry: u64) {
+        write(apic, 0x11 + 2 * pin, (entry >> 32) as u32);
+        write(apic, 0x10 + 2 * pin, entry as u32);
+    }
+
+    #[test]
+    fn identification_registers_read_as_documented() {
+        let (apic, _) = machine();
+        assert_eq!(read(&apic, 1), 0x0017_0020);
+        write(&apic, 0, 0xffff_ffff);
+        assert_eq!(read(&apic, 0), 0x0f00_0000);
+        assert_eq!(read(&apic, 2), 0x0f00_0000);
+        write(&apic, 1, 0);
+        write(&apic, 2, 0);
+        assert_eq!(read(&apic, 1), 0x0017_0020);
+        assert_eq!(read(&apic, 2), 0x0f00_0000);
+    }
+
+    #[test]
+    fn entries_start_masked_and_keep_only_writable_bits() {
+        let (apic, _) = machine();
+        for pin in 0..24 {
+            assert_eq!(read(&apic, 0x10 + 2 * pin), 0x0001_0000);
+            assert_eq!(read(&apic, 0x11 + 2 * pin), 0);
+            write_entry(&apic, pin, u64::MAX);
+            assert_eq!(read(&apic, 0x10 + 2 * pin), 0x0001_afff);
+            assert_eq!(read(&apic, 0x11 + 2 * pin), 0xff00_0000);
+        }
+    }
+
+    #[test]
+    fn undefined_indices_read_all_ones_and_ignore_writes() {
+        let (apic, log) = machine();
+        for index in (3..0x10).chain(0x40..0x100) {
+            write(&apic, index, 0x30);
+            assert_eq!(read(&apic, index), u32::MAX, "index {index:#x}");
+        }
+        assert!(log.routes.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_32_bit_accesses_at_register_offsets_count() {
+        let (apic, log) = machine();
+        apic.write(SELECT, &0x10_u32.to_le_bytes());
+        for width in [1, 2, 8] {
+            apic.write(SELECT, &[0; 8][..width]);
+            apic.write(WINDOW, &[0x30; 8][..width]);
+            let mut data = [0; 8];
+            apic.read(WINDOW, &mut data[..width]);
+            assert_eq!(data[..width], [0xff; 8][..width]);
+        }
+        for offset in (0..IoApic::WINDOW_LEN).filter(|offset| ![SELECT, WINDOW].contains(offset)) {
+            apic.write(offset, &[0x30; 4]);
+            let mut data = [0; 4];
+            apic.read(offset, &mut data);
+            assert_eq!(data, [0xff; 4], "offset {offset:#x}");
+        }
+        let mut selected = [0; 4];
+        apic.read(SELECT, &mut selected);
+        assert_eq!(selected, [0x10, 0, 0, 0]);
+        assert!(log.routes.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn pulse_of_an_unmasked_entry_sends_its_message() {
+        let (apic, log) = machine();
+        let line = apic.line(4).unwrap();
+        write_entry(&apic, 4, (3 << 56) | 0x24);
+        line.pulse();
+        line.pulse();
+        let message = MsiMessage { address: 0xfee0_3000, data: 0x24 };
+        assert_eq!(*log.sent.lock().unwrap(), [message, message]);
+    }
+
+    #[test]
+    fn pulse_while_masked_is_dropped() {
+        let (apic, log) = machine();
+        let line = apic.line(4).unwrap();
+        line.pulse();
+        write_entry(&apic, 4, 0x1_0030);
+        line.pulse();
+        write_entry(&apic, 4, 0x0030);
+        assert!(log.sent.lock().unwrap().is_empty());
+        line.pulse();
+        assert_eq!(log.sent.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn logical_lowest_priority_sets_mode_and_hint() {
+        let message = message_of((0x81 << 56) | (1 << 11) | (1 << 8) | 0x55).unwrap();
+        assert_eq!(message, MsiMessage { address: 0xfee8_100c, data: 0x155 });
+        let physical = message_of((0x01 << 56) | (1 << 8) | 0x55).unwrap();
+        assert_eq!(physical, MsiMessage { address: 0xfee0_1000, data: 0x155 });
+    }
+
+    #[test]
+    fn level_entries_send_every_pulse_without_an_eoi() {
+        let (apic, log) = machine();
+        write_entry(&apic, 23, (1 << 15) | (1 << 13) | 0x40);
+        let line = apic.line(23).unwrap();
+        line.pulse();
+        line.pulse();
+        let message = MsiMessage { address: 0xfee0_0000, data: 0xc040 };
+        assert_eq!(*log.sent.lock().unwrap(), [message, message]);
+        assert_eq!(read(&apic, 0x10 + 46), 0xa040, "remote IRR stays clear");
+    }
+
+    #[test]
+    fn reserved_modes_and_exception_vectors_send_nothing() {
+        for mode in [3_u64, 6, 7] {
+            assert_eq!(message_of((mode << 8) | 0x30), None);
+        }
+        for vector in 0..16 {
+            assert_eq!(message_of(vector), None);
+            assert_eq!(message_of((1 << 8) | vector), None);
+        }
+        assert_eq!(message_of(4 << 8), Some(MsiMessage { address: 0xfee0_0000, data: 0x400 }), "NMI");
+    }
+
+    #[test]
+    fn route_changes_are_told_once_and_in_order() {
+        let (apic, log) = machine();
+        write_entry(&apic, 9, (2 << 56) | 0x31);
+        write_entry(&apic, 9, (2 << 56) | 0x31);
+        write(&apic, 0x10 + 18, 0x1_0031);
+        write(&apic, 0x10 + 18, 0x1_0032);
+        let unmasked = MsiMessage { address: 0xfee0_2000, data: 0x31 };
+        assert_eq!(*log.routes.lock().unwrap(), [(9, Some(unmasked)), (9, None)]);
+    }
+
+    #[test]
+    fn there_are_exactly_24_lines() {
+        let (apic, _) = machine();
+        assert!((0..24).all(|pin| apic.line(pin).is_some()));
+        assert!((24..=u8::MAX).all(|pin| apic.line(pin).is_none()));
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        let (apic, _) = machine();
+        for index in 0..=u8::MAX {
+            apic.write(SELECT, &[index, 0xff, 0xff, 0xff]);
+            sweep(&apic, 0x60);
+        }
+    }
+}

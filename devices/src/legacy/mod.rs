@@ -1,0 +1,8 @@
+//! The fixed devices of a PC that a kernel expects at well-known ports and addresses.
+
+pub mod acpi;
+pub mod debug_exit;
+pub mod i8042;
+pub mod ioapic;
+pub mod rtc;
+pub mod serial;

@@ -1,0 +1,372 @@
+//! COM1: a 16550 UART between a guest and the console of the host.
+//!
+//! vCPU threads reach its registers through the bus; an I/O thread feeds it input. Output goes into a
+//! [`ConsoleBuffer`], so a vCPU never waits for whoever reads the console. The registers are those of
+//! vm-superio's `Serial`; this file makes them safe to share and keeps system calls out of its lock.
+
+use std::cell::Cell;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::backend::console_buffer::ConsoleBuffer;
+use crate::bus::ByteRegisters;
+use crate::irq::IrqLine;
+use crate::lock;
+
+/// A serial port: eight byte registers and a receive FIFO of 64 bytes.
+pub struct SerialPort {
+    uart: Mutex<Uart>,
+    console: Arc<ConsoleBuffer>,
+    irq: Arc<dyn IrqLine>,
+    room: EventFd,
+}
+
+impl SerialPort {
+    /// Length of the window in ports.
+    pub const WINDOW_LEN: u64 = 8;
+
+    /// Creates a port that prints into `console` and interrupts through `irq`.
+    ///
+    /// # Errors
+    /// The host cannot make an eventfd.
+    pub fn new(console: Arc<ConsoleBuffer>, irq: Arc<dyn IrqLine>) -> io::Result<Self> {
+        let room = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let serial = Serial::new(PulseRequest::default(), Outbox::default());
+        Ok(Self { uart: Mutex::new(Uart { serial, wants_room: false }), console, irq, room })
+    }
+
+    /// Puts bytes of `input` into the receive FIFO and returns how many it took: 0 while the FIFO is full or
+    /// the guest has the UART in loopback. When it takes fewer than offered, [`Self::room_event`] fires
+    /// later.
+    pub fn enqueue_input(&self, input: &[u8]) -> usize {
+        self.access(|uart| {
+            // An error says that the FIFO is full: nothing was taken.
+            let taken = uart.serial.enqueue_raw_bytes(input).unwrap_or(0);
+            uart.wants_room |= taken < input.len();
+            taken
+        })
+    }
+
+    /// Whether [`Self::enqueue_input`] would take a byte now. After the answer `false`, [`Self::room_event`]
+    /// fires once that changes; the caller stops reading its input until then.
+    pub fn has_input_room(&self) -> bool {
+        self.access(|uart| {
+            let has_room = uart.input_room() > 0;
+            uart.wants_room |= !has_room;
+            has_room
+        })
+    }
+
+    /// Becomes readable when input was held back and the guest has since made room for a good part of a FIFO.
+    /// The reader clears it by reading it, before it asks for room again.
+    pub fn room_event(&self) -> &EventFd {
+        &self.room
+    }
+
+    /// Runs one step on the UART, then does what the step asked for, without the lock.
+    fn access<R>(&self, step: impl FnOnce(&mut Uart) -> R) -> R {
+        let mut uart = lock(&self.uart);
+        let result = step(&mut uart);
+        let output = uart.serial.writer_mut().0.take();
+        let pulse = uart.serial.interrupt_evt().0.take();
+        let room = uart.takes_room_notice();
+        drop(uart);
+
+        if let Some(byte) = output {
+            self.console.push(&[byte]);
+        }
+        if pulse {
+            self.irq.pulse();
+        }
+        if room {
+            // The only failure is a counter at its maximum: the event is readable all the same.
+            let _ = self.room.write(1);
+        }
+        result
+    }
+}
+
+impl ByteRegisters for SerialPort {
+    fn read_byte(&self, offset: u64) -> u8 {
+        match register(offset) {
+            Some(register) => self.access(|uart| uart.serial.read(register)),
+            None => 0xff,
+        }
+    }
+
+    fn write_byte(&self, offset: u64, value: u8) {
+        if let Some(register) = register(offset) {
+            // Neither the outbox nor the pulse request can fail.
+            self.access(|uart| uart.serial.write(register, value).unwrap_or_default());
+        }
+    }
+}
+
+struct Uart {
+    serial: Serial<PulseRequest, NoEvents, Outbox>,
+    /// Input was refused: the I/O thread waits for `room`.
+    wants_room: bool,
+}
+
+impl Uart {
+    /// Bytes that input may fill: none in loopback, where the receiver is cut off from the line.
+    fn input_room(&mut self) -> usize {
+        if self.serial.read(MODEM_CONTROL) & LOOPBACK != 0 { 0 } else { self.serial.fifo_capacity() }
+    }
+
+    /// True once for each time that room was wanted and there is enough.
+    fn takes_room_notice(&mut self) -> bool {
+        let due = self.wants_room && self.input_room() >= ROOM_NOTICE;
+        if due {
+            self.wants_room = false;
+        }
+        due
+    }
+}
+
+/// Remembers that the UART asked for an interrupt, until its lock is free.
+#[derive(Default)]
+struct PulseRequest(Cell<bool>);
+
+impl Trigger for PulseRequest {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.set(true);
+        Ok(())
+    }
+}
+
+/// Holds the byte that one register write sent, until the UART's lock is free.
+#[derive(Default)]
+struct Outbox(Option<u8>);
+
+impl Write for Outbox {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 = bytes.last().copied();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn register(offset: u64) -> Option<u8> {
+    u8::try_from(offset).ok().filter(|_| offset < SerialPort::WINDOW_LEN)
+}
+
+/// Half of the FIFO: a notice per byte would cost a wake-up of the I/O thread for each byte that is typed.
+const ROOM_NOTICE: usize = 32;
+/// Modem control register: reading it has no side effect.
+const MODEM_CONTROL: u8 = 4;
+const LOOPBACK: u8 = 1 << 4;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::BusDevice;
+    use crate::testing::{PulseCount, sweep};
+
+    const DATA: u64 = 0;
+    const INTERRUPT_ENABLE: u64 = 1;
+    const LINE_STATUS: u64 = 5;
+    const DATA_READY: u8 = 1;
+    const CONSOLE_BYTES: usize = 1024;
+
+    struct Machine {
+        port: SerialPort,
+        console: Arc<ConsoleBuffer>,
+        irq: Arc<PulseCount>,
+    }
+
+    fn machine() -> Machine {
+        let console = Arc::new(ConsoleBuffer::new(CONSOLE_BYTES).unwrap());
+        let irq = Arc::new(PulseCount::default());
+        let port = SerialPort::new(console.clone(), irq.clone()).unwrap();
+        Machine { port, console, irq }
+    }
+
+    impl Machine {
+        fn read(&self, offset: u64) -> u8 {
+            let mut data = [0];
+            self.port.read(offset, &mut data);
+            data[0]
+        }
+
+        fn read_data(&self, count: usize) {
+            for _ in 0..count {
+                self.read(DATA);
+            }
+        }
+
+        fn printed(&self) -> Vec<u8> {
+            let mut bytes = Vec::new();
+            self.console.drain(|piece| {
+                bytes.extend_from_slice(piece);
+                piece.len()
+            });
+            bytes
+        }
+
+        fn room_noticed(&self) -> bool {
+            self.port.room_event().read().is_ok()
+        }
+    }
+
+    #[test]
+    fn transmitted_bytes_reach_the_console_in_order() {
+        let machine = machine();
+        for byte in *b"hello" {
+            machine.port.write(DATA, &[byte]);
+        }
+        assert_eq!(machine.printed(), b"hello");
+    }
+
+    #[test]
+    fn wide_write_fills_ascending_registers() {
+        let machine = machine();
+        // outw to 0x3f8: the data register and the interrupt enable register.
+        machine.port.write(DATA, &[b'x', 0x03]);
+        assert_eq!(machine.printed(), b"x");
+        assert_eq!(machine.read(INTERRUPT_ENABLE), 0x03);
+        let mut data = [0; 8];
+        machine.port.read(0, &mut data);
+        assert_eq!([data[1], data[3], data[5]], [0x03, 0x03, 0x60]);
+    }
+
+    #[test]
+    fn access_past_the_window_is_all_ones_and_ignored() {
+        let machine = machine();
+        let mut data = [0; 4];
+        machine.port.read(6, &mut data);
+        machine.port.write(8, b"lost");
+        assert_eq!(data[2..], [0xff, 0xff]);
+        assert!(machine.console.is_empty());
+    }
+
+    #[test]
+    fn input_interrupts_and_reads_back() {
+        let machine = machine();
+        machine.port.write(INTERRUPT_ENABLE, &[0x01]);
+        machine.irq.take();
+        assert_eq!(machine.port.enqueue_input(b"ab"), 2);
+        assert_eq!(machine.irq.take(), 1);
+        assert_eq!(machine.read(LINE_STATUS) & DATA_READY, DATA_READY);
+        assert_eq!([machine.read(DATA), machine.read(DATA)], *b"ab");
+        assert_eq!(machine.read(LINE_STATUS) & DATA_READY, 0);
+    }
+
+    #[test]
+    fn input_before_the_guest_listens_interrupts_when_it_does() {
+        let machine = machine();
+        machine.port.enqueue_input(b"a");
+        assert_eq!(machine.irq.take(), 0);
+        machine.port.write(INTERRUPT_ENABLE, &[0x01]);
+        assert_eq!(machine.irq.take(), 1);
+    }
+
+    #[test]
+    fn input_is_bounded_and_room_is_noticed_once() {
+        let machine = machine();
+        assert!(machine.port.has_input_room());
+        assert_eq!(machine.port.enqueue_input(&[b'x'; 100]), 64);
+        assert_eq!(machine.port.enqueue_input(b"y"), 0);
+        assert!(!machine.port.has_input_room());
+        machine.read_data(31);
+        assert!(!machine.room_noticed(), "31 bytes of room are too few for a notice");
+        machine.read_data(1);
+        assert!(machine.room_noticed());
+        machine.read_data(100);
+        assert!(!machine.room_noticed(), "nobody waits any more");
+        assert!(machine.port.has_input_room());
+    }
+
+    #[test]
+    fn partly_taken_input_alone_asks_for_the_notice() {
+        let machine = machine();
+        assert_eq!(machine.port.enqueue_input(&[b'x'; 65]), 64);
+        machine.read_data(32);
+        assert!(machine.room_noticed());
+    }
+
+    #[test]
+    fn question_for_room_alone_asks_for_the_notice() {
+        let machine = machine();
+        assert_eq!(machine.port.enqueue_input(&[b'x'; 64]), 64);
+        assert!(!machine.port.has_input_room());
+        machine.read_data(32);
+        assert!(machine.room_noticed());
+    }
+
+    #[test]
+    fn loopback_refuses_input_until_it_ends() {
+        let machine = machine();
+        machine.port.write(MODEM_CONTROL.into(), &[LOOPBACK]);
+        assert!(!machine.port.has_input_room());
+        assert_eq!(machine.port.enqueue_input(b"in"), 0);
+        machine.port.write(DATA, b"z");
+        assert!(machine.console.is_empty());
+        assert_eq!(machine.read(DATA), b'z');
+        assert!(!machine.room_noticed());
+        machine.port.write(MODEM_CONTROL.into(), &[0]);
+        assert!(machine.room_noticed());
+        assert_eq!(machine.port.enqueue_input(b"in"), 2);
+    }
+
+    #[test]
+    fn transmitter_interrupt_follows_each_acknowledged_byte() {
+        let machine = machine();
+        machine.port.write(INTERRUPT_ENABLE, &[0x02]);
+        assert_eq!(machine.irq.take(), 1);
+        machine.port.write(DATA, b"a");
+        assert_eq!(machine.irq.take(), 0, "not acknowledged yet");
+        assert_eq!(machine.read(2) & 0x0f, 0x02);
+        machine.port.write(DATA, b"b");
+        assert_eq!(machine.irq.take(), 1);
+    }
+
+    #[test]
+    fn a_million_random_operations_stay_bounded() {
+        let machine = machine();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut random = || {
+            // xorshift64: any fixed sequence that visits all registers and widths will do.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for _ in 0..1_000_000 {
+            let dice = random();
+            let width = [1, 2, 4, 8][(dice >> 8) as usize & 3];
+            let offset = (dice >> 16) & 15;
+            let mut data = random().to_le_bytes();
+            match dice & 3 {
+                0 => machine.port.write(offset, &data[..width]),
+                1 => machine.port.read(offset, &mut data[..width]),
+                2 => assert!(machine.port.enqueue_input(&data[..width]) <= width),
+                _ => {
+                    machine.port.has_input_room();
+                }
+            }
+        }
+        let state = lock(&machine.port.uart).serial.state();
+        assert!(state.in_buffer.len() <= 64);
+        assert_eq!(machine.printed().len(), CONSOLE_BYTES, "the console is full and no fuller");
+
+        for (offset, value) in [(3, 0x03), (MODEM_CONTROL.into(), 0), (DATA, b'!')] {
+            machine.port.write(offset, &[value]);
+        }
+        assert_eq!(machine.printed(), b"!", "the port still works");
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        sweep(&machine().port, SerialPort::WINDOW_LEN);
+    }
+}

@@ -1,0 +1,102 @@
+# Bodies that use the serial port COM1 at 0x3f8.
+
+.macro print_until_zero             # rsi: text; ends at a zero byte
+    mov dx, 0x3f8
+1:  mov al, [rsi]
+    test al, al
+    jz 2f
+    out dx, al
+    inc rsi
+    jmp 1b
+2:
+.endm
+
+.globl payload_panic_text, payload_panic_text_end
+payload_panic_text:
+    lea rsi, [rip + panic_words]
+    print_until_zero
+    mov dx, 0x602
+    mov al, 1
+    out dx, al
+1:  jmp 1b
+panic_words:
+    .asciz "[    0.000000] Kernel panic - not syncing: a payload that panics\r\n"
+payload_panic_text_end:
+
+.globl payload_hello, payload_hello_end
+payload_hello:
+    lea rsi, [rip + hello_words]
+    print_until_zero
+    mov dx, 0x600
+    mov al, 0x34
+    out dx, al
+1:  jmp 1b
+hello_words:
+    .asciz "hello\r\n"
+payload_hello_end:
+
+.globl payload_hello_halt, payload_hello_halt_end
+payload_hello_halt:
+    mov dx, 0x3f8
+    mov al, 0x21
+    out dx, al
+    cli
+1:  hlt
+    jmp 1b
+payload_hello_halt_end:
+
+.globl payload_flood, payload_flood_end
+payload_flood:
+    mov dx, 0x3f8
+    mov al, 0x2e
+1:  out dx, al
+    jmp 1b
+payload_flood_end:
+
+.globl payload_echo, payload_echo_end
+payload_echo:
+    mov dx, 0x3fd                   # line status: bit 0, data ready
+1:  in al, dx
+    test al, 1
+    jz 1b
+    mov dx, 0x3f8
+    in al, dx
+    out dx, al
+    cmp al, 0x71
+    mov dx, 0x3fd
+    jne 1b
+    mov dx, 0x600
+    mov al, 0x34
+    out dx, al
+2:  jmp 2b
+payload_echo_end:
+
+.globl payload_serial_registers, payload_serial_registers_end
+payload_serial_registers:
+    mov ecx, 20000
+    mov ebx, 0x2545f491
+1:  mov eax, ebx                    # xorshift32
+    shl eax, 13
+    xor ebx, eax
+    mov eax, ebx
+    shr eax, 17
+    xor ebx, eax
+    mov eax, ebx
+    shl eax, 5
+    xor ebx, eax
+    mov edx, ebx
+    and edx, 7
+    add edx, 0x3f8
+    mov eax, ebx
+    shr eax, 8
+    test ebx, 0x10000
+    jz 2f
+    in al, dx
+    jmp 3f
+2:  out dx, al
+3:  dec ecx
+    jnz 1b
+    xor eax, eax
+    out 0xf4, al
+4:  jmp 4b
+payload_serial_registers_end:

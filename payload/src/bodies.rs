@@ -1,0 +1,86 @@
+//! The machine code of the payloads, assembled into this crate and read back from between two labels.
+
+use std::arch::global_asm;
+
+use crate::{Payload, Ring};
+
+/// The code that brings up long mode, the tables and the ring, and the offsets of its two entries.
+pub(crate) struct StartCode {
+    pub code: &'static [u8],
+    pub entry64: usize,
+    pub entry32: usize,
+}
+
+/// The start-up code for a body that runs at `ring`.
+pub(crate) fn start_code(ring: Ring) -> StartCode {
+    match ring {
+        Ring::Zero => {
+            let code = between(&raw const payload_start_ring0, &raw const payload_start_ring0_end);
+            StartCode { code, entry64: 0, entry32: ENTRY32 }
+        }
+        Ring::Three => {
+            let code = between(&raw const payload_start_ring3, &raw const payload_start_ring3_end);
+            StartCode { code, entry64: 0, entry32: ENTRY32 }
+        }
+    }
+}
+
+fn between(start: *const u8, end: *const u8) -> &'static [u8] {
+    let length = end.addr() - start.addr();
+    // SAFETY: both labels are in one section of this program, `end` after `start`, and code is never written.
+    unsafe { std::slice::from_raw_parts(start, length) }
+}
+
+/// Where `src/asm/start.s` puts its 32-bit entry.
+const ENTRY32: usize = 0x80;
+
+global_asm!(include_str!("asm/start.s"));
+global_asm!(include_str!("asm/endings.s"));
+global_asm!(include_str!("asm/console.s"));
+global_asm!(include_str!("asm/bus.s"));
+global_asm!(include_str!("asm/memory.s"));
+
+unsafe extern "C" {
+    static payload_start_ring0: u8;
+    static payload_start_ring0_end: u8;
+    static payload_start_ring3: u8;
+    static payload_start_ring3_end: u8;
+}
+
+macro_rules! payloads {
+    ($($name:literal $ring:ident $start:ident..$end:ident $about:literal;)*) => {
+        unsafe extern "C" { $(static $start: u8; static $end: u8;)* }
+        pub(crate) static ALL: &[Payload] = &[$(Payload {
+            name: $name,
+            about: $about,
+            ring: Ring::$ring,
+            body: || between(&raw const $start, &raw const $end),
+        }),*];
+    };
+}
+
+payloads! {
+    "poweroff" Zero payload_poweroff..payload_poweroff_end "powers off by the ACPI sleep register: 0";
+    "poweroff-ring3" Three payload_poweroff_ring3..payload_poweroff_ring3_end "the same from ring 3: 0";
+    "exit-7" Zero payload_exit_7..payload_exit_7_end "writes 7 to the debug-exit port: 7";
+    "exit-200" Zero payload_exit_200..payload_exit_200_end "writes 200 to the debug-exit port: 100, the value in words";
+    "reset-acpi" Zero payload_reset_acpi..payload_reset_acpi_end "resets by the ACPI reset register: 112";
+    "reset-i8042" Zero payload_reset_i8042..payload_reset_i8042_end "resets by the keyboard controller: 112";
+    "triple-fault" Zero payload_triple_fault..payload_triple_fault_end "an undefined instruction without an IDT: 111";
+    "int3" Zero payload_int3..payload_int3_end "a breakpoint without an IDT: 111, or 113 where KVM cannot emulate it";
+    "spin" Zero payload_spin..payload_spin_end "jumps to itself for ever";
+    "spin-ring3" Three payload_spin_ring3..payload_spin_ring3_end "the same from ring 3";
+    "halt" Zero payload_halt..payload_halt_end "halts with interrupts off for ever";
+    "jump-to-mmio" Zero payload_jump_to_mmio..payload_jump_to_mmio_end "executes from an address without memory: 111 or 113";
+    "panic" Zero payload_panic_text..payload_panic_text_end "prints a kernel panic line, then resets: 110";
+    "hello" Zero payload_hello..payload_hello_end "prints `hello`, then powers off: 0";
+    "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts for ever";
+    "flood" Three payload_flood..payload_flood_end "prints for ever";
+    "echo" Zero payload_echo..payload_echo_end "sends back what it reads from the serial port; powers off after a `q`";
+    "ports" Zero payload_ports..payload_ports_end "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
+    "widths" Zero payload_widths..payload_widths_end "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";
+    "rep-io" Zero payload_rep_io..payload_rep_io_end "rep outsb to the serial port and rep insb, insw, insd from nowhere; then exits with 0";
+    "ram-end" Zero payload_last_byte..payload_last_byte_end "checks the last byte of 128 MiB of RAM and what follows it; exits with 0";
+    "ram-hole" Zero payload_ram_hole..payload_ram_hole_end "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
+    "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
+}
