@@ -1,2 +1,92 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks: `cargo xtask TASK`. Nothing here is part of what users run.
+
+mod ci;
+mod decompress;
+mod demo;
+mod dist;
+mod guest;
+mod initramfs;
+mod kernel_image;
+mod packages;
+mod payloads;
+mod process;
+mod setup;
+mod static_build;
+mod tally;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::tally::Tally;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Coracle")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Set up what is missing, build in release and boot the default guest
+    Demo,
+    /// Set up what is missing and run every test; the last line counts them
+    Test,
+    /// Run every check that a change must pass, the tests included
+    Ci,
+    /// Install the Debian packages that are missing (as root), or tell which (else)
+    Setup,
+    /// Make the default guest and the emulated host's system in the data folder (no root needed)
+    Guest {
+        /// Use the newest kernel and busybox packages instead of those that are there
+        #[arg(long)]
+        update: bool,
+    },
+    /// Write the bare guests of the tests to files and list them
+    Payloads,
+    /// Build the static binary for users and check its size
+    Dist,
+}
+
+fn main() -> ExitCode {
+    match perform(&Arguments::parse().task) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: &Task) -> Result<ExitCode> {
+    let workspace = Workspace::find()?;
+    match *task {
+        Task::Demo => return demo::run(&workspace),
+        Task::Test => return Ok(exit_code(test_and_report(&workspace))),
+        Task::Ci => return Ok(exit_code(ci::check(&workspace))),
+        Task::Setup => setup::make_ready()?,
+        Task::Guest { update } => guest::make(&workspace, update)?,
+        Task::Payloads => payloads::write(&workspace)?,
+        Task::Dist => dist::make(&workspace)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs the tests and ends stdout with their tally, whatever happens; `true` when all is well.
+fn test_and_report(workspace: &Workspace) -> bool {
+    let tally = test::run(workspace).unwrap_or_else(|error| {
+        eprintln!("xtask: {error:#}");
+        Tally { failed: 1, ..Tally::default() }
+    });
+    println!("{tally}");
+    tally.failed == 0
+}
+
+fn exit_code(is_well: bool) -> ExitCode {
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

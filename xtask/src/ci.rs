@@ -1,0 +1,100 @@
+//! `cargo xtask ci`: everything that must hold before a change is taken.
+
+use std::process::Stdio;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+
+use crate::process::{capture, cargo, run};
+use crate::tally::Tally;
+use crate::test;
+use crate::workspace::Workspace;
+
+/// Runs the steps in order, the quick ones first, up to the first that fails; `false` when one has failed.
+/// The last line on stdout is the tests' tally; a failed step that is not a test counts in it as a failure.
+pub(crate) fn check(workspace: &Workspace) -> bool {
+    let mut tally = Tally::default();
+    for (name, step) in STEPS {
+        println!("==> {name}");
+        let start = Instant::now();
+        let result = step(workspace, &mut tally);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => println!("==> {name}: passed in {seconds:.1} s"),
+            Err(error) => {
+                println!("==> {name}: FAILED after {seconds:.1} s: {error:#}");
+                tally.failed = tally.failed.max(1);
+                break;
+            }
+        }
+    }
+    println!("{tally}");
+    tally.failed == 0
+}
+
+type Step = fn(&Workspace, &mut Tally) -> Result<()>;
+
+const STEPS: [(&str, Step); 7] = [
+    ("format", format),
+    ("clippy", clippy),
+    ("rustdoc", rustdoc),
+    ("one version of each rust-vmm crate", single_versions),
+    ("licences and bans", deny),
+    ("benchmarks compile", benchmarks),
+    ("tests", tests),
+];
+
+fn format(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    run(cargo().current_dir(&workspace.root).args(["fmt", "--all", "--check"]))
+}
+
+fn clippy(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    let arguments = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
+    run(cargo().current_dir(&workspace.root).args(arguments))
+}
+
+fn rustdoc(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    let arguments = ["doc", "--quiet", "--workspace", "--no-deps"];
+    run(cargo().current_dir(&workspace.root).args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// Their types stand in one another's interfaces: two versions would be two kinds of guest memory.
+fn single_versions(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    let arguments = ["tree", "--workspace", "--duplicates", "--depth=0", "--prefix=none"];
+    let tree = capture(cargo().current_dir(&workspace.root).args(arguments))?;
+    let is_shared = |line: &&str| line.split(' ').next().is_some_and(|name| SHARED_CRATES.contains(&name));
+    let duplicates: Vec<_> = tree.lines().filter(is_shared).collect();
+    ensure!(duplicates.is_empty(), "more than one version resolves: {}", duplicates.join(", "));
+    Ok(())
+}
+
+fn deny(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    let is_there = cargo().args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !is_there.is_ok_and(|status| status.success()) {
+        println!("installing cargo-deny {CARGO_DENY_VERSION}");
+        let arguments = ["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY_VERSION];
+        run(cargo().args(arguments))?;
+    }
+    // No advisories: they need the network, and a change must not fail for what has happened elsewhere.
+    let arguments =
+        ["deny", "--offline", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses"];
+    run(cargo().current_dir(&workspace.root).args(arguments))
+}
+
+/// With release settings, unlike clippy's look at the same code.
+fn benchmarks(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    let arguments = ["check", "--quiet", "--workspace", "--benches", "--profile", "bench"];
+    run(cargo().current_dir(&workspace.root).args(arguments))
+}
+
+fn tests(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    *tally += test::run(workspace)?;
+    ensure!(tally.failed == 0, "tests failed: {}", tally.failed);
+    Ok(())
+}
+
+const SHARED_CRATES: [&str; 5] =
+    ["vm-memory", "kvm-bindings", "vmm-sys-util", "virtio-queue", "virtio-bindings"];
+
+/// Pinned, so that a new version's new checks come with a change of their own.
+const CARGO_DENY_VERSION: &str = "0.20.2";

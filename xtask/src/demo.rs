@@ -1,0 +1,35 @@
+//! `cargo xtask demo`: from a fresh clone to a booted guest.
+
+use std::io::{IsTerminal, stdin};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::workspace::Workspace;
+use crate::{guest, setup, static_build};
+
+/// Sets up what is missing, builds `coracle` and boots the default guest; the result is the exit code of that
+/// run.
+///
+/// # Errors
+/// Something is missing and cannot be had, or does not build.
+pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
+    setup::make_ready()?;
+    guest::make(workspace, false)?;
+    println!("building coracle");
+    let coracle = static_build::coracle(workspace)?;
+    println!("$ coracle run");
+    let mut command = Command::new(&coracle);
+    command.arg("run");
+    if !stdin().is_terminal() {
+        // Whatever feeds a script must not be typed into the guest.
+        command.stdin(Stdio::null());
+    }
+    let status = command.status().with_context(|| format!("cannot start {}", coracle.display()))?;
+    // As shells have it: a process that a signal ended counts as 128 and the signal's number.
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    let code = code.and_then(|code| u8::try_from(code).ok()).context("coracle ended without a status")?;
+    println!("demo: `coracle run` ended with {code}");
+    Ok(ExitCode::from(code))
+}

@@ -1,0 +1,205 @@
+//! A writer of cpio archives in the "newc" form that the kernel unpacks (Linux:
+//! `Documentation/driver-api/early-userspace/ buffer-format.rst`). The same entries always give the same
+//! bytes: sorted names, counted inodes, owner 0, time 0.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+
+/// An archive in the making.
+#[derive(Debug, Default)]
+pub(crate) struct Archive {
+    entries: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// File type and permissions, as in `st_mode`.
+    mode: u32,
+    /// The content of a file, the target of a symbolic link.
+    data: Vec<u8>,
+    /// Major and minor number of a device.
+    device: (u32, u32),
+}
+
+impl Archive {
+    /// Adds a folder and those above it, all with mode 0755.
+    pub(crate) fn folder(&mut self, path: &str) {
+        let path = path.trim_matches('/');
+        self.parents(path);
+        self.insert(path, S_IFDIR | 0o755, Vec::new(), (0, 0));
+    }
+
+    /// Adds a regular file and the folders above it.
+    pub(crate) fn file(&mut self, path: &str, permissions: u32, data: Vec<u8>) {
+        let path = path.trim_matches('/');
+        self.parents(path);
+        self.insert(path, S_IFREG | permissions, data, (0, 0));
+    }
+
+    /// Adds a symbolic link and the folders above it.
+    pub(crate) fn symlink(&mut self, path: &str, target: &str) {
+        let path = path.trim_matches('/');
+        self.parents(path);
+        self.insert(path, S_IFLNK | 0o777, target.as_bytes().to_vec(), (0, 0));
+    }
+
+    /// Adds a character device and the folders above it.
+    pub(crate) fn character_device(&mut self, path: &str, permissions: u32, major: u32, minor: u32) {
+        let path = path.trim_matches('/');
+        self.parents(path);
+        self.insert(path, S_IFCHR | permissions, Vec::new(), (major, minor));
+    }
+
+    /// The archive's bytes.
+    ///
+    /// # Errors
+    /// An entry is larger than the format's 4 GiB, or has a name without content or with a NUL.
+    pub(crate) fn finish(self) -> Result<Vec<u8>> {
+        let mut out = Vec::new();
+        for (inode, (name, entry)) in (1..).zip(&self.entries) {
+            let plain = !name.is_empty() && !name.contains('\0');
+            ensure!(plain, "{name:?} cannot be the name of an entry");
+            append(&mut out, inode, name, entry).with_context(|| format!("cannot archive {name}"))?;
+        }
+        append(&mut out, 0, "TRAILER!!!", &Entry { mode: 0, data: Vec::new(), device: (0, 0) })?;
+        Ok(out)
+    }
+
+    /// The kernel makes no folder by itself, so those above an entry are entries too. A folder's name sorts
+    /// before all in it.
+    fn parents(&mut self, path: &str) {
+        for (end, _) in path.match_indices('/') {
+            self.insert(&path[..end], S_IFDIR | 0o755, Vec::new(), (0, 0));
+        }
+    }
+
+    fn insert(&mut self, path: &str, mode: u32, data: Vec<u8>, device: (u32, u32)) {
+        self.entries.insert(path.to_owned(), Entry { mode, data, device });
+    }
+}
+
+fn append(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) -> Result<()> {
+    let size = u32::try_from(entry.data.len()).context("it is larger than 4 GiB")?;
+    let name_size = u32::try_from(name.len() + 1).context("its name is too long")?;
+    let links = if entry.mode & S_IFMT == S_IFDIR { 2 } else { 1 };
+    let (major, minor) = entry.device;
+    // Inode, mode, owner, group, links, time, size, device of the file system (2), device (2), size of the
+    // name, checksum.
+    let fields = [inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0];
+    out.extend_from_slice(b"070701");
+    for field in fields {
+        out.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    out.extend_from_slice(name.as_bytes());
+    out.push(0);
+    pad(out);
+    out.extend_from_slice(&entry.data);
+    pad(out);
+    Ok(())
+}
+
+/// Every name and every content starts at a multiple of four.
+fn pad(out: &mut Vec<u8>) {
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+const S_IFMT: u32 = 0o170_000;
+const S_IFLNK: u32 = 0o120_000;
+const S_IFREG: u32 = 0o100_000;
+const S_IFDIR: u32 = 0o040_000;
+const S_IFCHR: u32 = 0o020_000;
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    fn sample() -> Archive {
+        let mut archive = Archive::default();
+        archive.file("/init", 0o755, b"#!/bin/sh\n".to_vec());
+        archive.file("lib/modules/a.ko", 0o644, b"module".to_vec());
+        archive.folder("/proc/");
+        archive.symlink("/bin/sh", "busybox");
+        archive.character_device("/dev/console", 0o600, 5, 1);
+        archive
+    }
+
+    /// Reads the archive back, one line for each entry: inode, mode, device, name, content.
+    fn listing(mut archive: &[u8]) -> String {
+        let mut listing = String::new();
+        loop {
+            let (header, rest) = archive.split_at(110);
+            assert!(header.starts_with(b"070701"));
+            let field = |index: usize| {
+                let digits = str::from_utf8(&header[6 + 8 * index..][..8]).unwrap();
+                u32::from_str_radix(digits, 16).unwrap()
+            };
+            let name_end = field(11) as usize - 1;
+            let name = str::from_utf8(&rest[..name_end]).unwrap();
+            assert_eq!(rest[name_end], 0);
+            let data = (110 + name_end + 1).next_multiple_of(4);
+            let end = data + field(6) as usize;
+            if name == "TRAILER!!!" {
+                return listing;
+            }
+            let content = archive[data..end].escape_ascii();
+            let (inode, mode, major, minor) = (field(0), field(1), field(9), field(10));
+            listing += &format!("{inode} {mode:o} {major}:{minor} {name} {content}\n");
+            archive = &archive[end.next_multiple_of(4)..];
+        }
+    }
+
+    #[test]
+    fn entries_read_back_sorted_with_their_folders() {
+        let expected = [
+            "1 40755 0:0 bin ",
+            "2 120777 0:0 bin/sh busybox",
+            "3 40755 0:0 dev ",
+            "4 20600 5:1 dev/console ",
+            "5 100755 0:0 init #!/bin/sh\\n",
+            "6 40755 0:0 lib ",
+            "7 40755 0:0 lib/modules ",
+            "8 100644 0:0 lib/modules/a.ko module",
+            "9 40755 0:0 proc ",
+            "",
+        ];
+        assert_eq!(listing(&sample().finish().unwrap()), expected.join("\n"));
+    }
+
+    #[test]
+    fn same_entries_in_another_order_give_the_same_bytes() {
+        let mut other = Archive::default();
+        other.character_device("dev/console", 0o600, 5, 1);
+        other.symlink("bin/sh", "busybox");
+        other.folder("proc");
+        other.file("lib/modules/a.ko", 0o644, b"module".to_vec());
+        other.file("init", 0o755, b"#!/bin/sh\n".to_vec());
+        assert_eq!(other.finish().unwrap(), sample().finish().unwrap());
+    }
+
+    #[test]
+    fn name_with_a_nul_is_refused() {
+        let mut archive = Archive::default();
+        archive.file("a\0b", 0o644, Vec::new());
+        assert!(archive.finish().is_err());
+    }
+
+    #[test]
+    fn cpio_program_lists_the_archive_when_there_is_one() {
+        if !crate::process::exists("cpio") {
+            // Straight to the stream: what `eprintln!` writes in a test that passes is never seen.
+            let _ = writeln!(std::io::stderr(), "skipped: no cpio program on this machine");
+            return;
+        }
+        let mut cpio = Command::new("cpio");
+        let cpio = cpio.args(["-it", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = cpio.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(&sample().finish().unwrap()).unwrap();
+        let listing = child.wait_with_output().unwrap();
+        let names = "bin\nbin/sh\ndev\ndev/console\ninit\nlib\nlib/modules\nlib/modules/a.ko\nproc\n";
+        assert_eq!(String::from_utf8(listing.stdout).unwrap(), names);
+    }
+}

@@ -1,0 +1,45 @@
+//! Static release builds: the agent that becomes PID 1, and the `coracle` binary that is given to users.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::process::{cargo, run};
+use crate::workspace::Workspace;
+
+/// Builds the agent and returns the path of its binary.
+pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
+    build(workspace, "coracle-agent")
+}
+
+/// Builds `coracle` and returns the path of its binary.
+pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
+    build(workspace, "coracle")
+}
+
+/// Builds one package's binary of the same name. The target is named even though it is the build machine's
+/// own: only then do the flags below leave out procedural macros, which cannot be static. A target folder of
+/// their own keeps these builds and the usual ones from undoing each other.
+fn build(workspace: &Workspace, package: &str) -> Result<PathBuf> {
+    let folder = workspace.target.join("static");
+    run(cargo()
+        .current_dir(&workspace.root)
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--bins",
+            "--package",
+            package,
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
+        .arg(&folder)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
+    Ok(folder.join(TARGET).join("release").join(package))
+}
+
+/// The only target there is a standard library with a static C library for.
+pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -1,0 +1,214 @@
+//! `cargo xtask test`: every test, each on a KVM that can run its guests.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::{capture, cargo, line};
+use crate::tally::{Tally, TestOutput};
+use crate::workspace::Workspace;
+use crate::{guest, setup, static_build};
+
+/// Sets up what is missing, builds what the tests use and runs them all, also after a failure.
+///
+/// # Errors
+/// The tests cannot be started. A failed test is no error: the tally tells it.
+pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
+    setup::make_ready()?;
+    guest::make(workspace, false)?;
+    println!("building coracle");
+    let coracle = static_build::coracle(workspace)?;
+    let kvm = linux_capable_kvm(&coracle)?;
+    let tests = Tests { workspace, coracle };
+
+    println!("tests without a guest");
+    let mut tally = tests.run(&["--workspace", "--lib", "--bins"], Place::Here)?;
+    tally += tests.run(&["--workspace", "--doc"], Place::Here)?;
+
+    let (payloads_run, why) = kvm.place_of_payloads();
+    println!("payload guests: {why}");
+    let payload_tests = workspace.test_targets.iter().filter(|name| *name != LINUX_TEST);
+    let payload_tests: Vec<_> = payload_tests.flat_map(|name| ["--test", name]).collect();
+    if !payload_tests.is_empty() {
+        tally += tests.run(&payload_tests, payloads_run)?;
+    }
+
+    let (linux_runs, why) = kvm.place_of_linux();
+    println!("Linux guests: {why}");
+    tally += tests.run(&["--test", LINUX_TEST], linux_runs)?;
+    Ok(tally)
+}
+
+/// What `/dev/kvm` of this machine is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kvm {
+    /// It runs any guest.
+    Hardware,
+    /// It runs bare payloads, but no stock Linux kernel.
+    Software,
+    /// There is none.
+    Missing,
+    /// This user may not open it.
+    Denied,
+}
+
+impl Kvm {
+    fn place_of_payloads(self) -> (Place, &'static str) {
+        match self {
+            Self::Hardware | Self::Software => {
+                (Place::Here, "on this machine's /dev/kvm, which can run them")
+            }
+            Self::Missing => {
+                (Place::EmulatedHost, "on the emulated host, because this machine has no /dev/kvm")
+            }
+            Self::Denied => {
+                (Place::EmulatedHost, "on the emulated host, because this user may not open /dev/kvm")
+            }
+        }
+    }
+
+    fn place_of_linux(self) -> (Place, &'static str) {
+        match self {
+            Self::Hardware => (Place::Here, "on this machine's /dev/kvm, which has hardware virtualization"),
+            Self::Software => (
+                Place::EmulatedHost,
+                "on the emulated host, because this machine's software KVM cannot run a stock kernel",
+            ),
+            Self::Missing | Self::Denied => self.place_of_payloads(),
+        }
+    }
+}
+
+/// Asks `coracle`, which tries it, so that tests and users get the same choice.
+fn linux_capable_kvm(coracle: &Path) -> Result<Kvm> {
+    let word = capture(Command::new(coracle).args(["doctor", "--kind"]))?;
+    match word.trim() {
+        "hardware" => Ok(Kvm::Hardware),
+        "software" => Ok(Kvm::Software),
+        "none" => Ok(Kvm::Missing),
+        "denied" => Ok(Kvm::Denied),
+        other => bail!("`coracle doctor --kind` says {other:?}, which is no kind of KVM"),
+    }
+}
+
+/// Where a test program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Here,
+    EmulatedHost,
+}
+
+/// What all test runs share.
+struct Tests<'a> {
+    workspace: &'a Workspace,
+    coracle: PathBuf,
+}
+
+impl Tests<'_> {
+    /// Runs `cargo test` with these arguments, passes its output on and counts.
+    fn run(&self, arguments: &[&str], place: Place) -> Result<Tally> {
+        let mut command = cargo();
+        command.current_dir(&self.workspace.root).args(["test", "--no-fail-fast"]).args(arguments);
+        command.env("CORACLE_BIN", &self.coracle).env("CORACLE_DATA", &self.workspace.data);
+        if place == Place::EmulatedHost {
+            command.env(RUNNER_VARIABLE, self.emulated_host_runner()?);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(&command)))?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let outputs = thread::scope(|scope| {
+            let stdout = scope.spawn(|| pass_on(stdout, std::io::stdout()));
+            let stderr = pass_on(stderr, std::io::stderr());
+            [stdout.join().unwrap_or_default(), stderr]
+        });
+        let status = child.wait().context("cannot wait for cargo")?;
+        Ok(TestOutput::tally(outputs, status.success()))
+    }
+
+    /// The command that cargo puts in front of a test program. It is set for one cargo run at a time, never
+    /// in a configuration file, where it would also wrap `cargo run` and these tasks.
+    fn emulated_host_runner(&self) -> Result<String> {
+        let Workspace { root, target, data, .. } = self.workspace;
+        let mut words = vec![self.coracle.as_path(), Path::new("host-emulate")];
+        for folder in [root, data, target] {
+            words.extend([Path::new("--share"), folder]);
+        }
+        words.push(Path::new("--"));
+        let words = words.into_iter().map(|word| word.to_str().context("a path is not UTF-8"));
+        let words = words.collect::<Result<Vec<_>>>()?;
+        for word in &words {
+            let has_space = word.contains(char::is_whitespace);
+            ensure!(
+                !has_space,
+                "{word:?} contains a space, at which cargo would split {RUNNER_VARIABLE}: use another folder"
+            );
+        }
+        Ok(words.join(" "))
+    }
+}
+
+/// Copies a stream as it comes and counts its lines. A stream that breaks ends there: cargo's status then
+/// tells the rest.
+fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
+    let mut output = TestOutput::default();
+    let Some(mut from) = from else {
+        return output;
+    };
+    let mut piece = [0; 8192];
+    loop {
+        match from.read(&mut piece) {
+            Ok(0) => return output,
+            Ok(length) => {
+                let piece = &piece[..length];
+                output.push(piece);
+                let _ = to.write_all(piece).and_then(|()| to.flush());
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return output,
+        }
+    }
+}
+
+/// The test program whose guests are stock Linux kernels.
+const LINUX_TEST: &str = "linux_guest";
+
+const RUNNER_VARIABLE: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tests_in(target: &str) -> Result<String> {
+        let workspace = Workspace {
+            root: "/src/coracle".into(),
+            target: target.into(),
+            data: "/data".into(),
+            test_targets: Vec::new(),
+        };
+        Tests { workspace: &workspace, coracle: "/bin/coracle".into() }.emulated_host_runner()
+    }
+
+    #[test]
+    fn runner_shares_every_folder_that_tests_use() {
+        let expected = "/bin/coracle host-emulate --share /src/coracle --share /data --share /build --";
+        assert_eq!(tests_in("/build").unwrap(), expected);
+    }
+
+    #[test]
+    fn folder_that_cargo_would_split_is_refused() {
+        let error = tests_in("/my builds/target").unwrap_err().to_string();
+        assert!(error.contains("/my builds/target"), "{error}");
+    }
+
+    #[test]
+    fn every_kind_of_kvm_has_its_places() {
+        let places = |kvm: Kvm| (kvm.place_of_payloads().0, kvm.place_of_linux().0);
+        assert_eq!(places(Kvm::Hardware), (Place::Here, Place::Here));
+        assert_eq!(places(Kvm::Software), (Place::Here, Place::EmulatedHost));
+        assert_eq!(places(Kvm::Missing), (Place::EmulatedHost, Place::EmulatedHost));
+        assert_eq!(places(Kvm::Denied), (Place::EmulatedHost, Place::EmulatedHost));
+    }
+}
