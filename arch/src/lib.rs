@@ -1,1 +1,20 @@
-//! Placeholder.
+//! What a machine needs to boot, as plain data: the memory map, the kernel image in guest memory, the tables
+//! the guest reads, and the registers its first CPU starts with.
+//!
+//! The `coracle` crate calls this one while it builds a machine, and hands the result to KVM. This crate makes no
+//! KVM call, starts no thread, and knows no device: it turns checked numbers and files into bytes and structs, so
+//! all of it is tested without `/dev/kvm`.
+//!
+//! Kernel images and initrds are untrusted input here: no length found in a file sizes an allocation, and every
+//! damaged file ends in an error.
+
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
+
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;

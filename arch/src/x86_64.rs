@@ -1,0 +1,23 @@
+//! The x86-64 machine.
+//!
+//! A machine is prepared in this order: [`image::KernelImage::open`] and [`initrd::InitrdFile::open`] check the
+//! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices,
+//! [`load::load`] fills guest memory and returns the [`registers::BootState`] of the first CPU;
+//! [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
+
+pub mod acpi;
+mod boot_params;
+mod bytes;
+pub mod cpuid;
+mod gdt;
+pub mod image;
+pub mod initrd;
+pub mod input_file;
+pub mod lapic;
+pub mod layout;
+pub mod load;
+mod msr;
+mod paging;
+mod pvh;
+pub mod registers;
+mod reset_vector;

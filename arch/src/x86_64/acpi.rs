@@ -1,0 +1,190 @@
+//! ACPI tables of the hardware-reduced kind (ACPI 6.5, 3.11.1): no PM timer, no power-management event block, no SCI;
+//! sleep and reset are three 8-bit ports.
+//!
+//! The builder calls [`write_tables`] once per boot and hands the RSDP's address to the kernel. What the tables say
+//! comes from [`crate::x86_64::layout`], which the devices' wiring uses too.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{self, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate};
+use acpi_tables::fadt::{FADTBuilder, Flags};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use super::layout::{
+    ACPI_TABLES, ACPI_TABLES_END, COM1_IRQ, COM1_PORT, COM1_PORTS, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE,
+    RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5,
+};
+
+/// Who made the tables, in the three fields that every table has for it.
+const OEM_ID: [u8; 6] = *b"CORACL";
+const OEM_TABLE_ID: [u8; 8] = *b"CORACLE ";
+const OEM_REVISION: u32 = 1;
+
+/// Each table starts at a multiple of this; the RSDP must (ACPI 6.5, 5.2.5.1).
+const TABLE_ALIGNMENT: usize = 16;
+/// Bytes of the header that every table but the RSDP starts with.
+const SDT_HEADER_LEN: u32 = 36;
+
+/// The FADT's IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): the machine has a legacy serial port, and no VGA. The bit for a
+/// keyboard controller stays clear, since there is only its reset command; so does the bit for an absent CMOS clock,
+/// since there is one.
+const LEGACY_DEVICES: u16 = 1 << 0;
+const VGA_NOT_PRESENT: u16 = 1 << 2;
+
+/// The MADT of ACPI 6.5, and its flags: no pair of 8259s that a kernel would have to silence (PCAT_COMPAT clear).
+const MADT_REVISION: u8 = 6;
+const MADT_FLAGS: u32 = 0;
+const IOAPIC_ID: u8 = 0;
+const FIRST_GSI: u32 = 0;
+/// The MADT entry for NMI (ACPI 6.5, 5.2.12.7): type 4, 6 bytes, all CPUs, polarity and trigger of the bus, LINT1.
+const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
+
+/// The DSDT of ACPI 2 and later, whose integers have 64 bits.
+const DSDT_REVISION: u8 = 2;
+
+/// What the tables describe beside the fixed devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AcpiConfig {
+    /// vCPUs; their APIC ids are 0 up to this, so that 255 is the most without x2APIC entries.
+    pub cpus: u8,
+}
+
+/// Why the tables were not written.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// The tables are larger than the area for them.
+    #[error("the ACPI tables take {needed} bytes, but only {room} are kept for them")]
+    TooLarge {
+        /// Bytes of the tables.
+        needed: u64,
+        /// Bytes of the area.
+        room: u64,
+    },
+    /// Guest memory does not hold the area.
+    #[error("cannot write the ACPI tables to guest memory")]
+    Write(#[from] GuestMemoryError),
+}
+
+/// Writes all tables to [`ACPI_TABLES`] and returns the RSDP's address.
+///
+/// # Errors
+/// The area is not RAM, or too small for the tables.
+pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig) -> Result<u64, AcpiError> {
+    let mut area = Area { bytes: Vec::new() };
+    // The RSDP comes first and points at what is placed last.
+    area.place(&Rsdp::new(OEM_ID, 0));
+    let dsdt = area.place(&dsdt());
+    let fadt = area.place(&fadt(dsdt));
+    let madt = area.place(&madt(config.cpus));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = area.place(&xsdt);
+
+    let needed = area.bytes.len() as u64;
+    let room = ACPI_TABLES_END.saturating_sub(ACPI_TABLES);
+    if needed > room {
+        return Err(AcpiError::TooLarge { needed, room });
+    }
+    memory.write_slice(&area.bytes, GuestAddress(ACPI_TABLES))?;
+    memory.write_slice(&bytes_of(&Rsdp::new(OEM_ID, xsdt)), GuestAddress(ACPI_TABLES))?;
+    Ok(ACPI_TABLES)
+}
+
+/// The tables placed so far, from [`ACPI_TABLES`] on.
+struct Area {
+    bytes: Vec<u8>,
+}
+
+impl Area {
+    /// Appends a table and returns its guest-physical address.
+    fn place(&mut self, table: &dyn Aml) -> u64 {
+        self.bytes.resize(self.bytes.len().next_multiple_of(TABLE_ALIGNMENT), 0);
+        let address = ACPI_TABLES.saturating_add(self.bytes.len() as u64);
+        table.to_aml_bytes(&mut self.bytes);
+        address
+    }
+}
+
+fn bytes_of(object: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    object.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+fn port_register(port: u16) -> GAS {
+    GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        // WBINVD works; there is neither a fixed power button nor a fixed sleep button, which these flags say.
+        .flag(Flags::Wbinvd)
+        .flag(Flags::PwrButton)
+        .flag(Flags::SlpButton)
+        // The clock has no alarm that wakes the machine.
+        .flag(Flags::FixRtc);
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
+    fadt.reset_reg = port_register(RESET_PORT);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = port_register(SLEEP_CONTROL_PORT);
+    fadt.sleep_status_reg = port_register(SLEEP_STATUS_PORT);
+    fadt.finalize()
+}
+
+fn madt(cpus: u8) -> Sdt {
+    let mut body = Vec::new();
+    body.extend(LAPIC.to_le_bytes());
+    body.extend(MADT_FLAGS.to_le_bytes());
+    for id in 0..cpus {
+        ProcessorLocalApic::new(id, id, EnabledStatus::Enabled).to_aml_bytes(&mut body);
+    }
+    IoApic::new(IOAPIC_ID, IOAPIC, FIRST_GSI).to_aml_bytes(&mut body);
+    body.extend(NMI_ON_LINT1);
+    table(*b"APIC", MADT_REVISION, &body)
+}
+
+fn dsdt() -> Sdt {
+    let s5: Vec<u8> = bytes_of(&Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+    ));
+    let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
+    let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
+    table(*b"DSDT", DSDT_REVISION, &[s5, serial, clock].concat())
+}
+
+/// A device with ports and one interrupt, edge-triggered and active high like those of the ISA bus.
+fn legacy_device(path: &str, id: &str, (port, ports): (u16, u16), irq: u32) -> Vec<u8> {
+    let ports = IO::new(port, port, 1, ports.to_le_bytes()[0]);
+    let interrupt = Interrupt::new(true, true, false, false, irq);
+    let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
+    bytes_of(&Device::new(
+        path.into(),
+        vec![
+            &Name::new("_HID".into(), &EISAName::new(id)),
+            &Name::new("_UID".into(), &aml::ZERO),
+            &Name::new("_STA".into(), &STATUS_WORKING),
+            &Name::new("_CRS".into(), &resources),
+        ],
+    ))
+}
+
+/// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
+const STATUS_WORKING: u8 = 0xf;
+
+fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(signature, SDT_HEADER_LEN, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(body);
+    table
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,275 @@
+//! Kernel images: what a file is, whether it can boot here, and which bytes of it go where.
+//!
+//! The builder opens the user's kernel here before it makes a machine; [`crate::x86_64::load`] then copies the
+//! segments. The content decides the format, never the name. Everything in the file is untrusted: a length in it
+//! sizes no allocation, and an image that was accepted has only segments inside the file and below 3 GiB.
+
+mod bzimage;
+mod elf;
+mod foreign;
+#[cfg(test)]
+pub(crate) mod samples;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use bzimage::BzImageHeader;
+pub use elf::ElfDefect;
+pub use foreign::Foreign;
+
+use super::bytes::has_at;
+use super::input_file::{FileRole, InputFile, InputFileError};
+
+/// How much of a file is read to tell its format; the farthest mark is ext4's, at 1080.
+const HEAD_LEN: u64 = 4096;
+
+/// An open kernel image that was checked and can be loaded.
+#[derive(Debug)]
+pub struct KernelImage {
+    file: InputFile,
+    contents: Contents,
+}
+
+/// The two image formats that boot here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// ELF64 for x86-64: an unpacked `vmlinux`, or another kernel or payload.
+    Elf,
+    /// A packed Linux kernel, `vmlinuz`, with a 64-bit entry.
+    BzImage,
+}
+
+/// How the first CPU enters the image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootProtocol {
+    /// 64-bit mode with a zero page in RSI (Linux, Documentation/arch/x86/boot.rst, "64-bit Boot Protocol").
+    Linux64,
+    /// 32-bit protected mode with `hvm_start_info` in EBX (Xen, docs/misc/pvh.pandoc).
+    Pvh,
+}
+
+/// Bytes of the file that belong at an address of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSegment {
+    /// Where the bytes start in the file.
+    pub file_offset: u64,
+    /// Bytes in the file.
+    pub file_len: u64,
+    /// Guest-physical address.
+    pub address: u64,
+    /// Bytes in guest memory, at least `file_len`: what follows the file's bytes is zero.
+    pub memory_len: u64,
+}
+
+/// Why a file cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// The file could not be opened or is no regular file with content.
+    #[error(transparent)]
+    File(#[from] InputFileError),
+    /// Reading the file failed.
+    #[error("cannot read the kernel {path:?}")]
+    Read {
+        /// The kernel's path.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file ends before what its header announces.
+    #[error(
+        "the kernel {path:?} is truncated: its header says {needed} bytes, the file has {len}; copy or build it again"
+    )]
+    Truncated {
+        /// The kernel's path.
+        path: PathBuf,
+        /// Bytes the header announces, at least.
+        needed: u64,
+        /// Bytes of the file.
+        len: u64,
+    },
+    /// The file is of another kind.
+    #[error("{path:?} is not a kernel that boots here: it is {found}")]
+    Foreign {
+        /// The path.
+        path: PathBuf,
+        /// What the file is.
+        found: Foreign,
+    },
+    /// The bzImage speaks a boot protocol that has no 64-bit entry.
+    #[error(
+        "the bzImage {path:?} speaks boot protocol {major}.{minor:02}, but 2.12 (Linux 3.8) is the oldest that works"
+    )]
+    BzImageTooOld {
+        /// The kernel's path.
+        path: PathBuf,
+        /// Major version of its protocol.
+        major: u8,
+        /// Minor version of its protocol.
+        minor: u8,
+    },
+    /// The bzImage is of a 32-bit kernel.
+    #[error("the bzImage {path:?} has no 64-bit entry: it is a 32-bit kernel, build it with CONFIG_64BIT=y")]
+    BzImageNot64Bit {
+        /// The kernel's path.
+        path: PathBuf,
+    },
+    /// A field of the bzImage header cannot be right.
+    #[error("the header of the bzImage {path:?} is damaged: {field} is {value:#x}; copy or build it again")]
+    BzImageField {
+        /// The kernel's path.
+        path: PathBuf,
+        /// The field, as the boot protocol names it.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// The ELF headers are damaged or ask for something that cannot be done.
+    #[error("the ELF kernel {path:?} cannot be loaded: {defect}")]
+    Elf {
+        /// The kernel's path.
+        path: PathBuf,
+        /// What is wrong.
+        defect: ElfDefect,
+    },
+}
+
+impl KernelImage {
+    /// Opens `path` and checks that it is an image that boots here.
+    ///
+    /// # Errors
+    /// The file cannot be read, is of another kind, or is damaged; the error's sentence says what it is and what
+    /// would work.
+    pub fn open(path: &Path) -> Result<Self, ImageError> {
+        let file = InputFile::open(FileRole::Kernel, path)?;
+        let contents = Contents::parse(&file).map_err(|defect| defect.at(&file))?;
+        Ok(Self { file, contents })
+    }
+
+    /// The path as given to [`KernelImage::open`].
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The format of the file.
+    pub fn format(&self) -> ImageFormat {
+        match self.contents.bzimage {
+            Some(_) => ImageFormat::BzImage,
+            None => ImageFormat::Elf,
+        }
+    }
+
+    /// Whether the image is a Linux kernel: every bzImage is; an ELF file is when it is linked where Linux is and
+    /// holds Linux's version text.
+    pub fn is_linux(&self) -> bool {
+        self.contents.is_linux
+    }
+
+    /// How the image is entered: Linux by its 64-bit entry, another ELF file by its PVH entry if it has one, else
+    /// by its 64-bit entry.
+    pub fn protocol(&self) -> BootProtocol {
+        match self.contents.pvh_entry {
+            Some(_) if !self.contents.is_linux => BootProtocol::Pvh,
+            Some(_) | None => BootProtocol::Linux64,
+        }
+    }
+
+    /// Guest-physical address of the instruction that [`KernelImage::protocol`] starts at.
+    pub fn entry(&self) -> u64 {
+        match (self.protocol(), self.contents.pvh_entry) {
+            (BootProtocol::Pvh, Some(entry)) => u64::from(entry),
+            _ => self.contents.entry,
+        }
+    }
+
+    /// The 32-bit entry of the PVH protocol, when an ELF note names one.
+    pub fn pvh_entry(&self) -> Option<u32> {
+        self.contents.pvh_entry
+    }
+
+    /// What goes where, sorted by address; never empty, never overlapping.
+    pub fn segments(&self) -> &[ImageSegment] {
+        &self.contents.segments
+    }
+
+    /// First address after the memory that the kernel takes before it reads its memory map: its segments and, for
+    /// a bzImage, the room in which it unpacks itself.
+    pub fn memory_end(&self) -> u64 {
+        self.contents.memory_end
+    }
+
+    /// The header fields of a bzImage.
+    pub fn bzimage(&self) -> Option<&BzImageHeader> {
+        self.contents.bzimage.as_ref()
+    }
+
+    /// The file, for loading.
+    pub(crate) fn file(&self) -> &InputFile {
+        &self.file
+    }
+}
+
+/// What the headers of an accepted image say.
+#[derive(Debug)]
+struct Contents {
+    segments: Vec<ImageSegment>,
+    memory_end: u64,
+    entry: u64,
+    pvh_entry: Option<u32>,
+    is_linux: bool,
+    bzimage: Option<BzImageHeader>,
+}
+
+/// An [`ImageError`] before it knows its path.
+#[derive(Debug)]
+enum Defect {
+    Read(io::Error),
+    Truncated { needed: u64 },
+    Foreign(Foreign),
+    BzImageTooOld { major: u8, minor: u8 },
+    BzImageNot64Bit,
+    BzImageField { field: &'static str, value: u64 },
+    Elf(ElfDefect),
+}
+
+impl Contents {
+    fn parse(file: &InputFile) -> Result<Self, Defect> {
+        let mut buffer = [0; HEAD_LEN as usize];
+        let head_len = usize::try_from(file.len().min(HEAD_LEN)).unwrap_or_default();
+        let head = buffer.get_mut(..head_len).unwrap_or_default();
+        file.read_at(0, head)?;
+        if elf::is_elf(head) {
+            elf::parse(file, head)
+        } else if has_at(head, bzimage::MAGIC_OFFSET, bzimage::MAGIC) {
+            bzimage::parse(file, head)
+        } else {
+            Err(Defect::Foreign(foreign::identify(head)))
+        }
+    }
+}
+
+impl Defect {
+    fn at(self, file: &InputFile) -> ImageError {
+        let path = file.path().to_owned();
+        match self {
+            Self::Read(source) => ImageError::Read { path, source },
+            Self::Truncated { needed } => ImageError::Truncated { path, needed, len: file.len() },
+            Self::Foreign(found) => ImageError::Foreign { path, found },
+            Self::BzImageTooOld { major, minor } => ImageError::BzImageTooOld { path, major, minor },
+            Self::BzImageNot64Bit => ImageError::BzImageNot64Bit { path },
+            Self::BzImageField { field, value } => ImageError::BzImageField { path, field, value },
+            Self::Elf(defect) => ImageError::Elf { path, defect },
+        }
+    }
+}
+
+impl From<io::Error> for Defect {
+    fn from(source: io::Error) -> Self {
+        Self::Read(source)
+    }
+}
+
+impl From<ElfDefect> for Defect {
+    fn from(defect: ElfDefect) -> Self {
+        Self::Elf(defect)
+    }
+}

@@ -1,0 +1,247 @@
+//! The bzImage format: the header of a packed Linux kernel (Linux, Documentation/arch/x86/boot.rst, "The Real-Mode
+//! Kernel Header").
+//!
+//! The 64-bit entry is used, so the real-mode part of the file is read for its header only and not loaded.
+
+use linux_loader::bootparam::setup_header;
+use vm_memory::ByteValued;
+
+use super::super::bytes::{u16_at, u32_at, u64_at};
+use super::super::input_file::InputFile;
+use super::super::layout::{HIGH_MEMORY, MMIO_HOLE};
+use super::{Contents, Defect, ImageSegment};
+
+/// Where the header's magic stands.
+pub(super) const MAGIC_OFFSET: usize = 0x202;
+/// The header's magic.
+pub(super) const MAGIC: &[u8] = b"HdrS";
+
+/// Where the header starts.
+const HEADER_OFFSET: usize = 0x1f1;
+/// The byte that tells the header's length, counted from [`MAGIC_OFFSET`].
+const HEADER_LEN_OFFSET: usize = 0x201;
+/// End of the header in protocol 2.12, the oldest that has a 64-bit entry.
+const HEADER_END_2_12: usize = 0x268;
+/// The oldest protocol with the flag [`XLF_KERNEL_64`].
+const OLDEST_PROTOCOL: u16 = 0x020c;
+/// `loadflags`: the protected-mode part belongs at 1 MiB or above.
+const LOADED_HIGH: u8 = 1 << 0;
+/// `xloadflags`: there is a 64-bit entry, [`ENTRY_64_OFFSET`] bytes into the protected-mode part.
+const XLF_KERNEL_64: u16 = 1 << 0;
+const ENTRY_64_OFFSET: u64 = 0x200;
+/// Bytes of a sector, the unit of `setup_sects`.
+const SECTOR: u64 = 512;
+/// What a `setup_sects` of 0 means.
+const DEFAULT_SETUP_SECTORS: u8 = 4;
+/// The unit of `syssize`.
+const PARAGRAPH: u64 = 16;
+
+/// The fields of a bzImage header that decide how it is loaded, and the header itself.
+#[derive(Debug, Clone, Copy)]
+pub struct BzImageHeader {
+    /// Boot protocol, major version in the upper byte.
+    pub version: u16,
+    /// Bytes from [`BzImageHeader::pref_address`] on that the kernel needs before it reads its memory map.
+    pub init_size: u32,
+    /// Where the kernel prefers to lie, and where it is loaded.
+    pub pref_address: u64,
+    /// Longest command line, without its NUL.
+    pub cmdline_size: u32,
+    /// Highest address that a byte of the initrd may have.
+    pub initrd_addr_max: u32,
+    /// The header as it goes into the zero page.
+    pub(crate) raw: setup_header,
+}
+
+pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
+    let header = parse_header(head)?;
+    let segment = protected_mode_segment(file, &header)?;
+    let kernel_end = header
+        .pref_address
+        .checked_add(segment.memory_len)
+        .filter(|end| header.pref_address >= HIGH_MEMORY && *end <= MMIO_HOLE)
+        .ok_or(Defect::BzImageField { field: "pref_address", value: header.pref_address })?;
+    Ok(Contents {
+        segments: vec![segment],
+        memory_end: kernel_end,
+        // The segment is longer than the offset of the entry, so this cannot pass its end.
+        entry: header.pref_address.saturating_add(ENTRY_64_OFFSET),
+        pvh_entry: None,
+        is_linux: true,
+        bzimage: Some(header),
+    })
+}
+
+/// Reads and checks the header. `head` is the start of the file, long enough for any header unless the file is not.
+fn parse_header(head: &[u8]) -> Result<BzImageHeader, Defect> {
+    let truncated = || Defect::Truncated { needed: HEADER_END_2_12 as u64 };
+    let version = u16_at(head, 0x206).ok_or_else(truncated)?;
+    if version < OLDEST_PROTOCOL {
+        let [minor, major] = version.to_le_bytes();
+        return Err(Defect::BzImageTooOld { major, minor });
+    }
+    if head.len() < HEADER_END_2_12 {
+        return Err(truncated());
+    }
+    let length_byte = head.get(HEADER_LEN_OFFSET).copied().ok_or_else(truncated)?;
+    let header_end = MAGIC_OFFSET.saturating_add(usize::from(length_byte));
+    if header_end < HEADER_END_2_12 {
+        return Err(Defect::BzImageField { field: "the header's length", value: u64::from(length_byte) });
+    }
+    let loadflags = head.get(0x211).copied().ok_or_else(truncated)?;
+    let xloadflags = u16_at(head, 0x236).ok_or_else(truncated)?;
+    if xloadflags & XLF_KERNEL_64 == 0 {
+        return Err(Defect::BzImageNot64Bit);
+    }
+    if loadflags & LOADED_HIGH == 0 {
+        return Err(Defect::BzImageField { field: "loadflags", value: u64::from(loadflags) });
+    }
+    let raw = head.get(HEADER_OFFSET..header_end).ok_or(Defect::Truncated { needed: header_end as u64 })?;
+    Ok(BzImageHeader {
+        version,
+        initrd_addr_max: u32_at(head, 0x22c).ok_or_else(truncated)?,
+        cmdline_size: u32_at(head, 0x238).ok_or_else(truncated)?,
+        pref_address: u64_at(head, 0x258).ok_or_else(truncated)?,
+        init_size: u32_at(head, 0x260).ok_or_else(truncated)?,
+        raw: setup_header_from(raw),
+    })
+}
+
+/// The part of the file that is loaded: everything after the real-mode part. It goes to the preferred address, so
+/// that a kernel that cannot be relocated runs as well as one that can.
+fn protected_mode_segment(file: &InputFile, header: &BzImageHeader) -> Result<ImageSegment, Defect> {
+    let setup_sectors = match header.raw.setup_sects {
+        0 => DEFAULT_SETUP_SECTORS,
+        sectors => sectors,
+    };
+    let setup_len = u64::from(setup_sectors).saturating_add(1).saturating_mul(SECTOR);
+    let announced = u64::from(header.raw.syssize).saturating_mul(PARAGRAPH);
+    let needed = setup_len.saturating_add(announced);
+    if announced <= ENTRY_64_OFFSET {
+        return Err(Defect::BzImageField { field: "syssize", value: u64::from(header.raw.syssize) });
+    }
+    // A signed image has its signature after the announced bytes: that is loaded too and does no harm, while some
+    // builds round `syssize` down.
+    let file_len = file
+        .len()
+        .checked_sub(setup_len)
+        .filter(|len| *len >= announced)
+        .ok_or(Defect::Truncated { needed })?;
+    Ok(ImageSegment {
+        file_offset: setup_len,
+        file_len,
+        address: header.pref_address,
+        memory_len: file_len.max(u64::from(header.init_size)),
+    })
+}
+
+/// The header as a struct; fields of later protocols that the file has are cut, those it lacks are zero.
+fn setup_header_from(bytes: &[u8]) -> setup_header {
+    let mut header = setup_header::default();
+    for (to, from) in header.as_mut_slice().iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    header
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::samples::{bzimage, open_bytes};
+    use super::super::{BootProtocol, ImageError, ImageFormat};
+    use super::*;
+
+    fn patched(offset: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut image = bzimage();
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+        image
+    }
+
+    #[test]
+    fn bzimage_is_linux_and_enters_at_0x200() {
+        let image = open_bytes(&bzimage()).unwrap();
+        assert_eq!(image.format(), ImageFormat::BzImage);
+        assert_eq!(image.protocol(), BootProtocol::Linux64);
+        assert!(image.is_linux());
+        assert_eq!(image.entry(), 0x100_0200);
+        assert_eq!(image.memory_end(), 0x100_0000 + 0x20_0000);
+        let expected =
+            ImageSegment { file_offset: 1024, file_len: 4096, address: 0x100_0000, memory_len: 0x20_0000 };
+        assert_eq!(image.segments(), [expected]);
+        let header = image.bzimage().unwrap();
+        assert_eq!((header.version, header.cmdline_size, header.initrd_addr_max), (0x20f, 2047, 0x7fff_ffff));
+    }
+
+    #[test]
+    fn signature_after_the_announced_bytes_is_accepted() {
+        let mut bytes = bzimage();
+        bytes.extend([0x5a; 1472]);
+        assert_eq!(open_bytes(&bytes).unwrap().segments()[0].file_len, 4096 + 1472);
+    }
+
+    #[test]
+    fn protocol_2_11_is_too_old() {
+        let error = open_bytes(&patched(0x206, &[0x0b, 0x02])).unwrap_err();
+        assert!(matches!(error, ImageError::BzImageTooOld { major: 2, minor: 11, .. }), "{error}");
+        assert!(error.to_string().contains("2.11"), "{error}");
+    }
+
+    #[test]
+    fn image_without_64_bit_entry_is_refused() {
+        let error = open_bytes(&patched(0x236, &[0, 0])).unwrap_err();
+        assert!(matches!(error, ImageError::BzImageNot64Bit { .. }), "{error}");
+    }
+
+    #[test]
+    fn fields_that_cannot_be_right_are_refused() {
+        let cases: [(usize, &[u8], &str); 6] = [
+            (0x201, &[0x10], "the header's length"),
+            (0x211, &[0], "loadflags"),
+            (0x1f4, &[0; 4], "syssize"),
+            (0x258, &[0xff; 8], "pref_address"),
+            (0x258, &[0; 8], "pref_address"),
+            (0x260, &[0xff; 4], "pref_address"),
+        ];
+        for (offset, bytes, name) in cases {
+            let error = open_bytes(&patched(offset, bytes)).unwrap_err();
+            let ImageError::BzImageField { field, .. } = error else { panic!("{error}") };
+            assert_eq!(field, name);
+        }
+    }
+
+    #[test]
+    fn file_shorter_than_announced_is_truncated() {
+        let bytes = bzimage();
+        let error = open_bytes(&bytes[..bytes.len() - 1]).unwrap_err();
+        let ImageError::Truncated { needed, len, .. } = error else { panic!("{error}") };
+        assert_eq!((needed, len), (5120, 5119));
+    }
+
+    #[test]
+    fn truncation_at_every_header_byte_is_an_error() {
+        let bytes = bzimage();
+        for len in 1..bytes.len() {
+            open_bytes(&bytes[..len]).expect_err(&format!("{len} bytes were accepted"));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_headers_give_an_error_or_a_sound_image(
+            damage in proptest::collection::vec((0x1f1usize..0x270, any::<u8>()), 1..6),
+        ) {
+            let mut bytes = bzimage();
+            for (offset, value) in damage {
+                bytes[offset] = value;
+            }
+            if let Ok(image) = open_bytes(&bytes) {
+                let [segment] = image.segments() else { panic!("{image:?}") };
+                prop_assert!(segment.file_offset + segment.file_len <= bytes.len() as u64);
+                prop_assert!(segment.address >= HIGH_MEMORY && image.memory_end() <= MMIO_HOLE);
+                prop_assert!(segment.address < image.entry() && image.entry() < image.memory_end());
+            }
+        }
+    }
+}

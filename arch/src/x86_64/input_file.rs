@@ -1,0 +1,193 @@
+//! A file that the user named as kernel or initrd: opened without surprises, and read straight into guest memory.
+//!
+//! The kernel image and the initrd are both one of these. It never follows a file that grows or shrinks: the length
+//! is taken once, and a later short read is an error.
+
+use std::fmt;
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+/// An open, regular file that is not empty.
+#[derive(Debug)]
+pub struct InputFile {
+    path: PathBuf,
+    len: u64,
+    /// Reading into guest memory moves the file position, so two loads from one file take turns.
+    file: Mutex<File>,
+}
+
+/// What a file is for; it opens the error messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileRole {
+    /// The kernel, or another image that the first CPU starts in.
+    Kernel,
+    /// An initial RAM disk.
+    Initrd,
+}
+
+/// Why a file was refused before its content was looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InputFileError {
+    /// The file could not be opened or its properties not be read.
+    #[error("cannot open the {role} {path:?}")]
+    Open {
+        /// What the file is for.
+        role: FileRole,
+        /// Its path as given.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The path names a directory, FIFO, device or socket.
+    #[error("the {role} {path:?} is {kind}, but a regular file is needed")]
+    NotRegular {
+        /// What the file is for.
+        role: FileRole,
+        /// Its path as given.
+        path: PathBuf,
+        /// What it is, with its article.
+        kind: &'static str,
+    },
+    /// The file holds no bytes.
+    #[error("the {role} {path:?} is empty (0 bytes); check the step that made it")]
+    Empty {
+        /// What the file is for.
+        role: FileRole,
+        /// Its path as given.
+        path: PathBuf,
+    },
+}
+
+impl InputFile {
+    /// Opens `path` for reading.
+    ///
+    /// # Errors
+    /// The file cannot be opened, is not a regular file, or is empty. A FIFO without a writer is refused at once
+    /// instead of waited for.
+    pub fn open(role: FileRole, path: &Path) -> Result<Self, InputFileError> {
+        let failed = |source| InputFileError::Open { role, path: path.to_owned(), source };
+        // Non-blocking: opening a FIFO would wait for its writer. It changes nothing for a regular file.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            let kind = kind_of(metadata.file_type());
+            return Err(InputFileError::NotRegular { role, path: path.to_owned(), kind });
+        }
+        if metadata.len() == 0 {
+            return Err(InputFileError::Empty { role, path: path.to_owned() });
+        }
+        Ok(Self { path: path.to_owned(), len: metadata.len(), file: Mutex::new(file) })
+    }
+
+    /// The path as given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the file when it was opened; never 0. (So there is no `is_empty`.)
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buf` from `offset` of the file.
+    ///
+    /// # Errors
+    /// The file ends before `buf` is full, or reading fails.
+    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.lock().read_exact_at(buf, offset)
+    }
+
+    /// Reads `count` bytes from `offset` of the file into guest memory at `address`, without a copy in between.
+    ///
+    /// # Errors
+    /// The range is not all RAM, the file ends before it, or reading fails.
+    pub(crate) fn read_into(
+        &self,
+        memory: &GuestMemoryMmap,
+        offset: u64,
+        address: u64,
+        count: u64,
+    ) -> Result<(), GuestMemoryError> {
+        let mut file = self.lock();
+        file.seek(SeekFrom::Start(offset)).map_err(GuestMemoryError::IOError)?;
+        let count = usize::try_from(count)
+            .map_err(|_| GuestMemoryError::InvalidGuestAddress(GuestAddress(address)))?;
+        memory.read_exact_volatile_from(GuestAddress(address), &mut *file, count)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, File> {
+        // A panic elsewhere leaves at worst another file position, which every use sets anew.
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Display for FileRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Initrd => "initrd",
+        })
+    }
+}
+
+fn kind_of(file_type: FileType) -> &'static str {
+    if file_type.is_dir() {
+        "a directory"
+    } else if file_type.is_fifo() {
+        "a FIFO"
+    } else if file_type.is_char_device() {
+        "a character device"
+    } else if file_type.is_block_device() {
+        "a block device"
+    } else {
+        "a special file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+    use std::os::unix::ffi::OsStrExt;
+
+    use vmm_sys_util::tempdir::TempDir;
+    use vmm_sys_util::tempfile::TempFile;
+
+    use super::*;
+
+    fn message(path: &Path) -> String {
+        InputFile::open(FileRole::Initrd, path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn missing_file_is_named() {
+        let message = message(Path::new("/nonexistent/initrd.img"));
+        assert_eq!(message, r#"cannot open the initrd "/nonexistent/initrd.img""#);
+    }
+
+    #[test]
+    fn directory_and_device_are_refused() {
+        assert!(message(Path::new("/")).contains("is a directory"));
+        assert!(message(Path::new("/dev/null")).contains("is a character device"));
+    }
+
+    #[test]
+    fn fifo_without_writer_is_refused_at_once() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.as_path().join("fifo");
+        let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+        // SAFETY: `name` is a NUL-terminated string that lives through the call.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(message(&path).contains("is a FIFO"));
+    }
+
+    #[test]
+    fn empty_file_is_refused() {
+        assert!(message(TempFile::new().unwrap().as_path()).contains("is empty"));
+    }
+}

@@ -1,0 +1,227 @@
+//! Fills guest memory with everything that the first CPU finds: kernel, initrd, command line and boot tables.
+//!
+//! The builder calls [`load`] once, when the machine's memory exists and its tables are known. It opens no file and
+//! makes no KVM call. File contents go straight from the file into guest memory.
+
+use std::path::{Path, PathBuf};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+
+use super::boot_params::ZeroPage;
+use super::image::{BootProtocol, KernelImage};
+use super::initrd::{self, InitrdFile};
+use super::layout::{CMDLINE, CMDLINE_AREA, HIGH_MEMORY, PAGE_SIZE, low_ram_end};
+use super::pvh::StartInfo;
+use super::registers::BootState;
+use super::{gdt, paging, reset_vector};
+
+/// Longest command line of an image that does not say: Linux's COMMAND_LINE_SIZE on x86 without the NUL.
+const DEFAULT_CMDLINE_MAX: u64 = 2047;
+/// Highest initrd address of an image that does not say: what every x86-64 Linux states in its bzImage.
+const DEFAULT_INITRD_ADDR_MAX: u64 = 0x7fff_ffff;
+/// What Linux needs beside its image and initrd to reach a first process: page structures, per-CPU memory, slabs and
+/// that process. Chosen so that Debian's stock 6.1 cloud kernel is allowed from about 96 MiB on; at 64 it dies
+/// without a word.
+const LINUX_RESERVE: u64 = 28 * MIB;
+
+const MIB: u64 = 1 << 20;
+
+/// What is to be loaded, and into how much memory.
+#[derive(Debug)]
+pub struct LoadRequest<'a> {
+    /// The kernel.
+    pub image: &'a KernelImage,
+    /// Initrds, which the guest sees as one, in this order.
+    pub initrds: &'a [InitrdFile],
+    /// The kernel's command line.
+    pub cmdline: &'a str,
+    /// Bytes of RAM: those of `ram_regions` that made the guest memory.
+    pub ram_bytes: u64,
+    /// Where the ACPI tables start, from `acpi::write_tables`.
+    pub acpi_rsdp: Option<u64>,
+}
+
+/// A range of guest-physical memory that something was put into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Placement {
+    /// First address.
+    pub(crate) start: u64,
+    /// Bytes.
+    pub(crate) len: u64,
+}
+
+/// Why a kernel was not loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The machine has less memory than the kernel and its initrd need.
+    #[error("--memory {}M: this kernel{} needs at least {needed_mib}M", given / MIB, with_initrd(*initrd_bytes))]
+    MemoryTooSmall {
+        /// Bytes of RAM.
+        given: u64,
+        /// Bytes of all initrds.
+        initrd_bytes: u64,
+        /// The least size that works, in MiB.
+        needed_mib: u64,
+    },
+    /// The initrds do not fit below the address where this kernel can reach them, whatever the memory.
+    #[error(
+        "the initrd takes {bytes} bytes, but this kernel has room for {room} at the addresses where it can reach one"
+    )]
+    InitrdTooLarge {
+        /// Bytes of all initrds.
+        bytes: u64,
+        /// Bytes between the kernel and the highest address of an initrd.
+        room: u64,
+    },
+    /// The command line is longer than the kernel takes.
+    #[error("the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
+    CommandLineTooLong {
+        /// Bytes of the command line.
+        len: u64,
+        /// Bytes that the kernel takes.
+        max: u64,
+    },
+    /// The command line holds a character that would end it early or split it.
+    #[error("the kernel command line has a {name} at byte {position}; remove it")]
+    CommandLineCharacter {
+        /// The character's name.
+        name: &'static str,
+        /// Its position, counted from 0.
+        position: usize,
+    },
+    /// A file could not be read into guest memory.
+    #[error("cannot read {path:?} into guest memory; it may have become shorter since it was checked")]
+    ReadFile {
+        /// The kernel or initrd.
+        path: PathBuf,
+        /// What failed.
+        source: GuestMemoryError,
+    },
+    /// A boot table could not be written.
+    #[error("cannot write the boot tables to guest memory")]
+    WriteTables(#[source] GuestMemoryError),
+}
+
+/// Loads `request` into `memory` and returns the state in which the first CPU starts.
+///
+/// `memory` must be fresh, that is, zero: the zero part of a segment (its bss) is not written, so that its pages cost
+/// nothing until the guest uses them.
+///
+/// # Errors
+/// Something does not fit, the command line cannot be used, or a file cannot be read.
+pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootState, LoadError> {
+    let &LoadRequest { image, initrds, cmdline, ram_bytes, acpi_rsdp } = request;
+    check_cmdline(cmdline, cmdline_max(image))?;
+    let initrd_bytes = initrd::combined_len(initrds).unwrap_or(u64::MAX);
+    let needed_mib = minimum_memory_mib(image, initrd_bytes);
+    if ram_bytes / MIB < needed_mib {
+        return Err(LoadError::MemoryTooSmall { given: ram_bytes, initrd_bytes, needed_mib });
+    }
+    let initrd = place_initrd(image, initrd_bytes, ram_bytes)?;
+    for segment in image.segments() {
+        image
+            .file()
+            .read_into(memory, segment.file_offset, segment.address, segment.file_len)
+            .map_err(|source| read_failed(image.path(), source))?;
+    }
+    if let Some(initrd) = initrd {
+        load_initrds(memory, initrds, initrd.start)?;
+    }
+    write_tables(memory, image, cmdline, |protocol| match protocol {
+        BootProtocol::Linux64 => {
+            let header = image.bzimage().map(|bzimage| &bzimage.raw);
+            let kernel = image.segments().first().map_or(0, |segment| segment.address);
+            let cmdline_len = cmdline.len() as u32;
+            paging::write(memory)?;
+            ZeroPage { header, kernel, ram_bytes, cmdline_len, initrd, acpi_rsdp }.write(memory)
+        }
+        BootProtocol::Pvh => StartInfo { ram_bytes, initrd, acpi_rsdp }.write(memory),
+    })
+    .map_err(LoadError::WriteTables)?;
+    Ok(BootState::new(image.protocol(), image.entry()))
+}
+
+/// The least size of RAM, in whole MiB, with which `image` and `initrd_bytes` of initrds work.
+///
+/// For Linux: its memory, the initrd, the same again for the unpacked initrd (a packed one needs more: this is a lower
+/// bound), and a reserve. For another image: its segments, the boot tables and the initrd.
+pub fn minimum_memory_mib(image: &KernelImage, initrd_bytes: u64) -> u64 {
+    let initrd = initrd_bytes.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
+    let kernel = image.memory_end().max(HIGH_MEMORY);
+    let bytes = if image.is_linux() {
+        kernel.saturating_add(initrd.saturating_mul(2)).saturating_add(LINUX_RESERVE)
+    } else {
+        kernel.saturating_add(initrd)
+    };
+    bytes.div_ceil(MIB)
+}
+
+fn read_failed(path: &Path, source: GuestMemoryError) -> LoadError {
+    LoadError::ReadFile { path: path.to_owned(), source }
+}
+
+fn with_initrd(bytes: u64) -> String {
+    match bytes {
+        0 => String::new(),
+        bytes => format!(" with {}M of initrd", bytes.div_ceil(MIB)),
+    }
+}
+
+/// The longest command line that `image` takes and that has a place, without its NUL.
+fn cmdline_max(image: &KernelImage) -> u64 {
+    let stated = image.bzimage().map_or(DEFAULT_CMDLINE_MAX, |bzimage| u64::from(bzimage.cmdline_size));
+    stated.min(CMDLINE_AREA.saturating_sub(1))
+}
+
+fn check_cmdline(cmdline: &str, max: u64) -> Result<(), LoadError> {
+    for (character, name) in [('\0', "NUL"), ('\n', "newline")] {
+        if let Some(position) = cmdline.find(character) {
+            return Err(LoadError::CommandLineCharacter { name, position });
+        }
+    }
+    match cmdline.len() as u64 {
+        len if len > max => Err(LoadError::CommandLineTooLong { len, max }),
+        _ => Ok(()),
+    }
+}
+
+/// The highest page-aligned place that is in RAM, within the kernel's reach, and above the kernel's memory.
+fn place_initrd(image: &KernelImage, bytes: u64, ram_bytes: u64) -> Result<Option<Placement>, LoadError> {
+    if bytes == 0 {
+        return Ok(None);
+    }
+    let reach = image.bzimage().map_or(DEFAULT_INITRD_ADDR_MAX, |bzimage| u64::from(bzimage.initrd_addr_max));
+    let limit = low_ram_end(ram_bytes).min(reach.saturating_add(1));
+    let start = limit.saturating_sub(bytes) & !PAGE_SIZE.saturating_sub(1);
+    if start < image.memory_end() {
+        return Err(LoadError::InitrdTooLarge { bytes, room: limit.saturating_sub(image.memory_end()) });
+    }
+    Ok(Some(Placement { start, len: bytes }))
+}
+
+fn load_initrds(memory: &GuestMemoryMmap, initrds: &[InitrdFile], start: u64) -> Result<(), LoadError> {
+    let mut address = start;
+    for initrd in initrds {
+        let file = initrd.file();
+        file.read_into(memory, 0, address, file.len()).map_err(|source| read_failed(file.path(), source))?;
+        // Placed as a whole before, so the sum cannot pass the end.
+        address = address.saturating_add(initrd::padded_len(initrd).unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn write_tables(
+    memory: &GuestMemoryMmap,
+    image: &KernelImage,
+    cmdline: &str,
+    write_information: impl FnOnce(BootProtocol) -> Result<(), GuestMemoryError>,
+) -> Result<(), GuestMemoryError> {
+    memory.write_slice(cmdline.as_bytes(), GuestAddress(CMDLINE))?;
+    memory.write_obj(0u8, GuestAddress(CMDLINE.saturating_add(cmdline.len() as u64)))?;
+    gdt::write(memory, image.protocol())?;
+    reset_vector::write(memory)?;
+    write_information(image.protocol())
+}
+
+#[cfg(test)]
+mod tests;
