@@ -74,8 +74,9 @@ payloads! {
     "jump-to-mmio" Zero payload_jump_to_mmio..payload_jump_to_mmio_end "executes from an address without memory: 111 or 113";
     "panic" Zero payload_panic_text..payload_panic_text_end "prints a kernel panic line, then resets: 110";
     "hello" Zero payload_hello..payload_hello_end "prints `hello`, then powers off: 0";
+    "hello-exit" Zero payload_hello_exit..payload_hello_exit_end "prints one byte, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts for ever";
-    "flood" Three payload_flood..payload_flood_end "prints for ever";
+    "flood" Zero payload_flood..payload_flood_end "prints for ever";
     "echo" Zero payload_echo..payload_echo_end "sends back what it reads from the serial port; powers off after a `q`";
     "ports" Zero payload_ports..payload_ports_end "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
     "widths" Zero payload_widths..payload_widths_end "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";

@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
 /// An open, regular file that is not empty.
 #[derive(Debug)]
@@ -118,7 +118,12 @@ impl InputFile {
         file.seek(SeekFrom::Start(offset)).map_err(GuestMemoryError::IOError)?;
         let count = usize::try_from(count)
             .map_err(|_| GuestMemoryError::InvalidGuestAddress(GuestAddress(address)))?;
-        memory.read_exact_volatile_from(GuestAddress(address), &mut *file, count)
+        // Slice by slice: vm-memory's `read_exact_volatile_from` reads once for each, and a read may come back short
+        // without the file being at its end (9p does so past half a megabyte).
+        for slice in memory.get_slices(GuestAddress(address), count) {
+            file.read_exact_volatile(&mut slice?)?;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, File> {

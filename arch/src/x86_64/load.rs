@@ -22,7 +22,7 @@ const DEFAULT_INITRD_ADDR_MAX: u64 = 0x7fff_ffff;
 /// What Linux needs beside its image and initrd to reach a first process: page structures, per-CPU memory, slabs and
 /// that process. Chosen so that Debian's stock 6.1 cloud kernel is allowed from about 96 MiB on; at 64 it dies
 /// without a word.
-const LINUX_RESERVE: u64 = 28 * MIB;
+const LINUX_RESERVE: u64 = 22 * MIB;
 
 const MIB: u64 = 1 << 20;
 

@@ -100,3 +100,13 @@ payload_serial_registers:
     out 0xf4, al
 4:  jmp 4b
 payload_serial_registers_end:
+
+.globl payload_hello_exit, payload_hello_exit_end
+payload_hello_exit:
+    mov dx, 0x3f8
+    mov al, 0x21
+    out dx, al
+    xor eax, eax
+    out 0xf4, al
+1:  jmp 1b
+payload_hello_exit_end:
