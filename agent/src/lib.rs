@@ -1,1 +1,8 @@
-//! Placeholder.
+//! What the agent and the programs that talk to it share.
+//!
+//! The binary of this package is PID 1 of Coracle's default guest and of its emulated host. This library is
+//! the part that the outer side of the emulated host links too: the [`protocol`] of the control port and the
+//! byte [`relay`] that both ends run. It never touches machine state (mounts, modules, power).
+
+pub mod protocol;
+pub mod relay;

@@ -1,2 +1,57 @@
-//! PID 1.
-fn main() {}
+//! PID 1 of Coracle's default guest and of its emulated host: one static program, two roles.
+//!
+//! The kernel starts it as `/init` of an initramfs; the file `/etc/coracle/role` there says which role it has.
+//! It never returns to the kernel by accident: an emulated host that cannot go on powers off with the reason
+//! on its console, and a guest whose agent fails panics its kernel, so that the failure is never taken for a
+//! clean end.
+
+mod console;
+mod guest;
+mod host;
+mod modules;
+mod mounts;
+mod network;
+mod power;
+
+use std::fs;
+use std::process::ExitCode;
+
+const ROLE_FILE: &str = "/etc/coracle/role";
+
+/// What this machine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Guest,
+    Host,
+}
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("coracle-agent: this program is the first process of a machine and cannot be run by hand");
+        return ExitCode::from(125);
+    }
+    let role = match fs::read_to_string(ROLE_FILE).as_deref().map(str::trim) {
+        Ok("guest") => Role::Guest,
+        Ok("host") => Role::Host,
+        Ok(other) => {
+            console::report(&format!("{ROLE_FILE} has the unknown role '{other}'"));
+            return ExitCode::FAILURE;
+        }
+        Err(error) => {
+            console::report(&format!("cannot read {ROLE_FILE}: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    std::panic::set_hook(Box::new(move |panic| {
+        console::report(&panic.to_string());
+        match role {
+            // The end of PID 1 panics the kernel, which is how a guest says that it failed.
+            Role::Guest => std::process::exit(101),
+            Role::Host => power::power_off(),
+        }
+    }));
+    match role {
+        Role::Guest => guest::run(),
+        Role::Host => host::run(),
+    }
+}

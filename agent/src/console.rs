@@ -1,0 +1,23 @@
+//! Messages of the agent itself. They go into the kernel's log, and so to the machine's console, where they
+//! stand in order with the kernel's own.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+
+/// Says one line: an error of the agent, or a warning that explains what is missing later.
+///
+/// The level is "error" (3), because a kernel started with `quiet` shows only these on its console.
+pub(crate) fn report(line: &str) {
+    let logged = OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")
+        .and_then(|mut log| log.write_all(format!("<3>coracle-agent: {}\n", one_line(line)).as_bytes()));
+    if logged.is_err() {
+        eprintln!("coracle-agent: {line}");
+    }
+}
+
+/// The kernel takes each line of a write as a message of its own, without the prefix.
+fn one_line(text: &str) -> String {
+    text.replace('\n', " ")
+}

@@ -1,0 +1,133 @@
+//! The default guest: brings its machine up, does one thing that the kernel command line names, and ends.
+//!
+//! The word is `coracle.init=ACTION`; the last one counts. Everything goes to `/dev/console`.
+
+mod report;
+mod shell;
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::process::ExitCode;
+
+use crate::mounts::Mount;
+use crate::{console, modules, network, power};
+
+const MOUNTS: [Mount<'static>; 6] = [
+    Mount { source: "proc", target: "/proc", kind: "proc", options: "" },
+    Mount { source: "sys", target: "/sys", kind: "sysfs", options: "" },
+    Mount { source: "devpts", target: "/dev/pts", kind: "devpts", options: "mode=620,ptmxmode=666" },
+    Mount { source: "tmp", target: "/tmp", kind: "tmpfs", options: "mode=1777" },
+    Mount { source: "run", target: "/run", kind: "tmpfs", options: "mode=755" },
+    Mount { source: "shm", target: "/dev/shm", kind: "tmpfs", options: "mode=1777" },
+];
+
+const DEVICES: Mount<'static> = Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" };
+
+/// What the guest was booted for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Action {
+    /// Print what the machine is, then power off. The default.
+    Report,
+    /// An interactive shell on the console, then power off.
+    Shell,
+    /// Power off at once.
+    PowerOff,
+    /// Restart.
+    Reboot,
+    /// Crash the kernel.
+    Panic,
+    /// End PID 1, which makes the kernel panic.
+    Exit,
+    /// Do nothing for ever.
+    Hang,
+    /// Something that this agent does not know.
+    Unknown(String),
+}
+
+impl Action {
+    /// The action that a kernel command line names.
+    fn from_command_line(line: &str) -> Self {
+        let word =
+            line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("coracle.init=")).next_back();
+        match word {
+            None | Some("report") => Self::Report,
+            Some("shell") => Self::Shell,
+            Some("poweroff") => Self::PowerOff,
+            Some("reboot") => Self::Reboot,
+            Some("panic") => Self::Panic,
+            Some("exit") => Self::Exit,
+            Some("hang") => Self::Hang,
+            Some(other) => Self::Unknown(other.to_owned()),
+        }
+    }
+}
+
+/// Runs the guest. Returns only where the end of PID 1 is the wish.
+pub(crate) fn run() -> ExitCode {
+    DEVICES.make_or_report();
+    if let Err(error) = attach_console() {
+        console::report(&format!("cannot use /dev/console: {error}"));
+    }
+    MOUNTS.iter().for_each(Mount::make_or_report);
+    modules::load_all();
+    network::bring_up_loopback();
+    let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    match Action::from_command_line(&line) {
+        Action::Report => report::print(),
+        Action::Shell => shell::run(),
+        Action::PowerOff => {}
+        Action::Reboot => power::restart(),
+        Action::Panic => crash(),
+        Action::Exit => return ExitCode::SUCCESS,
+        Action::Hang => power::wait_for_ever(),
+        Action::Unknown(name) => println!(
+            "coracle-agent: coracle.init={name} is not known; there are report, shell, poweroff, reboot, panic, \
+             exit and hang"
+        ),
+    }
+    power::power_off()
+}
+
+/// Makes `/dev/console` this process's standard streams, which it need not have been when the kernel started
+/// it: the initramfs may lack the device node.
+fn attach_console() -> io::Result<()> {
+    let console = OpenOptions::new().read(true).write(true).open("/dev/console")?;
+    for stream in 0..3 {
+        // SAFETY: replaces a standard stream of this process by an open descriptor; no memory is involved.
+        if unsafe { libc::dup2(console.as_raw_fd(), stream) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Has the kernel panic on purpose (`sysrq`, key c).
+fn crash() {
+    let result =
+        fs::write("/proc/sys/kernel/sysrq", "1").and_then(|()| fs::write("/proc/sysrq-trigger", "c"));
+    if let Err(error) = result {
+        console::report(&format!("cannot crash the kernel: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_action_is_the_report() {
+        assert_eq!(Action::from_command_line("console=ttyS0 quiet\n"), Action::Report);
+    }
+
+    #[test]
+    fn the_last_word_counts() {
+        let line = "coracle.init=shell x=coracle.init=hang coracle.init=poweroff panic=-1\n";
+        assert_eq!(Action::from_command_line(line), Action::PowerOff);
+    }
+
+    #[test]
+    fn an_unknown_action_keeps_its_name() {
+        assert_eq!(Action::from_command_line("coracle.init=dance"), Action::Unknown("dance".into()));
+    }
+}

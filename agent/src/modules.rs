@@ -1,0 +1,29 @@
+//! Loads the kernel modules that the initramfs brings.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+
+use crate::console;
+
+/// Paths of modules, one a line, each after those that it needs.
+const LIST: &str = "/etc/coracle/modules";
+
+/// Loads every module of the list. One that does not load is reported and left out: what needs it fails by
+/// itself later, and everything else works.
+pub(crate) fn load_all() {
+    let Ok(list) = fs::read_to_string(LIST) else { return };
+    for path in list.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Err(error) = load(path) {
+            console::report(&format!("cannot load the module {path}: {error}"));
+        }
+    }
+}
+
+fn load(path: &str) -> io::Result<()> {
+    let module = File::open(path)?;
+    // SAFETY: finit_module(2) takes a descriptor, a parameter string and flags; the string is a constant.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, module.as_raw_fd(), c"".as_ptr(), 0) };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(error) }
+}

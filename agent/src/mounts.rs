@@ -1,0 +1,63 @@
+//! Mounting, for both roles.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::{fs, ptr};
+
+use crate::console;
+
+/// One mount to make.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mount<'a> {
+    /// What `/proc/mounts` names as its source.
+    pub(crate) source: &'a str,
+    /// Where: a directory.
+    pub(crate) target: &'a str,
+    /// Kind of file system.
+    pub(crate) kind: &'a str,
+    /// Options of that kind.
+    pub(crate) options: &'a str,
+}
+
+impl Mount<'_> {
+    /// Makes the mount. Its directory must be there.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        mount(self.source.as_ref(), self.target.as_ref(), self.kind, 0, self.options)
+    }
+
+    /// Makes the mount, and its directory if that is missing.
+    pub(crate) fn make_with_directory(&self) -> io::Result<()> {
+        fs::create_dir_all(self.target)?;
+        self.make()
+    }
+
+    /// As [`Mount::make_with_directory`], for what a machine can do without: a failure is reported.
+    pub(crate) fn make_or_report(&self) {
+        if let Err(error) = self.make_with_directory() {
+            console::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
+        }
+    }
+}
+
+/// Shows `source` at `target` too. Both exist; both are directories or both are not.
+pub(crate) fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    mount(source.as_os_str(), target.as_os_str(), "", libc::MS_BIND, "")
+}
+
+/// Moves the mount at `source` to `target`.
+pub(crate) fn move_mount(source: &Path, target: &Path) -> io::Result<()> {
+    mount(source.as_os_str(), target.as_os_str(), "", libc::MS_MOVE, "")
+}
+
+fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, options: &str) -> io::Result<()> {
+    let source = CString::new(source.as_bytes())?;
+    let target = CString::new(target.as_bytes())?;
+    let kind = CString::new(kind)?;
+    let options = CString::new(options)?;
+    let data = if options.is_empty() { ptr::null() } else { options.as_ptr().cast() };
+    // SAFETY: all pointers are to strings that end with a zero byte and outlive the call, or null for no data.
+    let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,48 @@
+//! Cuts the byte stream of a port into frames. Used by both ends; reads no more than one frame ahead of its
+//! limit and never trusts a length before it is checked.
+
+use super::ProtocolError;
+
+/// The longest frame to the agent, in bytes: Linux accepts at most 6 MiB of arguments and environment
+/// (`execve(2)`), and the rest of a request is small.
+pub const MAX_START_FRAME: usize = 8 << 20;
+
+/// The longest frame from the agent, in bytes: the longest field is a path or a program's name.
+pub const MAX_AGENT_FRAME: usize = 64 << 10;
+
+/// Collects bytes and gives back whole frames.
+#[derive(Debug)]
+pub struct FrameReader {
+    limit: usize,
+    received: Vec<u8>,
+}
+
+impl FrameReader {
+    /// A reader that refuses frames longer than `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, received: Vec::new() }
+    }
+
+    /// Adds bytes that arrived. Call [`FrameReader::next_frame`] until it gives `None` before adding more, so
+    /// that no more than one frame and these bytes are kept.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.received.extend_from_slice(bytes);
+    }
+
+    /// The content of the next whole frame, or `None` when more bytes are needed.
+    ///
+    /// # Errors
+    /// [`ProtocolError::FrameLength`] for a length that is zero or over the limit; the stream cannot be
+    /// followed after that.
+    pub fn next_frame(&mut self) -> Result<Option<Vec<u8>>, ProtocolError> {
+        let Some((header, rest)) = self.received.split_first_chunk::<4>() else { return Ok(None) };
+        let length = u32::from_le_bytes(*header) as usize;
+        if length == 0 || length > self.limit {
+            return Err(ProtocolError::FrameLength { length, limit: self.limit });
+        }
+        let Some(content) = rest.get(..length) else { return Ok(None) };
+        let content = content.to_vec();
+        self.received.drain(..header.len() + length);
+        Ok(Some(content))
+    }
+}

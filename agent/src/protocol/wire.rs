@@ -1,0 +1,144 @@
+//! Fields of a control message: fixed little-endian numbers, length-prefixed byte strings, counted lists.
+//! Decoding takes bytes that a hostile program may have written: every length is checked against what is left.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use super::{ProtocolError, Stream};
+
+/// Builds one frame.
+pub(super) struct Encoder {
+    frame: Vec<u8>,
+}
+
+impl Encoder {
+    pub(super) fn new(kind: u8) -> Self {
+        Self { frame: vec![0, 0, 0, 0, kind] }
+    }
+
+    /// The frame, with its length filled in.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let length = wire_length(self.frame.len().saturating_sub(4));
+        if let Some(header) = self.frame.first_chunk_mut::<4>() {
+            *header = length.to_le_bytes();
+        }
+        self.frame
+    }
+
+    pub(super) fn raw(mut self, bytes: &[u8]) -> Self {
+        self.frame.extend_from_slice(bytes);
+        self
+    }
+
+    pub(super) fn u8(self, value: u8) -> Self {
+        self.raw(&[value])
+    }
+
+    pub(super) fn u16(self, value: u16) -> Self {
+        self.raw(&value.to_le_bytes())
+    }
+
+    pub(super) fn u32(self, value: u32) -> Self {
+        self.raw(&value.to_le_bytes())
+    }
+
+    pub(super) fn u64(self, value: u64) -> Self {
+        self.raw(&value.to_le_bytes())
+    }
+
+    pub(super) fn text(self, value: &OsStr) -> Self {
+        self.u32(wire_length(value.len())).raw(value.as_bytes())
+    }
+
+    pub(super) fn stream(self, stream: Stream) -> Self {
+        self.u8(match stream {
+            Stream::Stdin => 0,
+            Stream::Stdout => 1,
+            Stream::Stderr => 2,
+        })
+    }
+
+    pub(super) fn list<T>(self, items: &[T], item: impl Fn(Self, &T) -> Self) -> Self {
+        items.iter().fold(self.u32(wire_length(items.len())), item)
+    }
+}
+
+/// Takes one frame's content apart.
+pub(super) struct Decoder<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Decoder<'a> {
+    pub(super) fn new(content: &'a [u8]) -> Self {
+        Self { rest: content }
+    }
+
+    pub(super) fn raw(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], ProtocolError> {
+        let (taken, rest) = self.rest.split_at_checked(length).ok_or(ProtocolError::Truncated { field })?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    pub(super) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ProtocolError> {
+        let (taken, rest) = self.rest.split_first_chunk().ok_or(ProtocolError::Truncated { field })?;
+        self.rest = rest;
+        Ok(*taken)
+    }
+
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, ProtocolError> {
+        self.array(field).map(u8::from_le_bytes)
+    }
+
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, ProtocolError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, ProtocolError> {
+        self.array(field).map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, ProtocolError> {
+        self.array(field).map(u64::from_le_bytes)
+    }
+
+    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, ProtocolError> {
+        match self.u8(field)? {
+            0 => Ok(false),
+            1 => Ok(true),
+            value => Err(ProtocolError::UnknownValue { what: field, value }),
+        }
+    }
+
+    pub(super) fn text(&mut self, field: &'static str) -> Result<OsString, ProtocolError> {
+        let length = self.u32(field)? as usize;
+        Ok(OsString::from_vec(self.raw(length, field)?.to_vec()))
+    }
+
+    /// A counted list. Memory stays bounded by the frame: an item takes at least one byte of it, and nothing
+    /// is set aside for items that have not been read.
+    pub(super) fn list<T>(
+        &mut self,
+        field: &'static str,
+        mut item: impl FnMut(&mut Self) -> Result<T, ProtocolError>,
+    ) -> Result<Vec<T>, ProtocolError> {
+        let count = self.u32(field)?;
+        let mut items = Vec::new();
+        for _ in 0..count {
+            items.push(item(self)?);
+        }
+        Ok(items)
+    }
+
+    /// Checks that nothing is left.
+    pub(super) fn end(self) -> Result<(), ProtocolError> {
+        match self.rest.len() {
+            0 => Ok(()),
+            count => Err(ProtocolError::TrailingBytes { count }),
+        }
+    }
+}
+
+/// A length on the wire. What does not fit 32 bits is far over a frame's limit, which the other end enforces.
+fn wire_length(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
