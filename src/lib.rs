@@ -1,1 +1,38 @@
-//! Coracle.
+//! Coracle: a lightweight virtual machine monitor for Linux KVM.
+//!
+//! A [`Vm`] is built from a [`VmConfig`](config::VmConfig), runs on threads of its own, and ends with an
+//! [`Outcome`](outcome::Outcome). The library has no global state, installs no signal handler, never ends the
+//! process and prints nothing: many virtual machines can live in one program.
+//!
+//! ```no_run
+//! use coracle::{Vm, config::VmConfig};
+//!
+//! let mut config = VmConfig::new("vmlinux");
+//! config.memory = "512M".parse()?;
+//! let outcome = Vm::builder(config).run()?;
+//! println!("{}", outcome.ending);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("Coracle runs on x86-64 Linux");
+
+pub mod config;
+mod console;
+mod control;
+pub mod emulated_host;
+pub mod guest_data;
+pub mod host;
+mod io_loop;
+mod kvm;
+mod memory;
+pub mod terminal;
+mod vcpu;
+mod vm;
+
+pub use console::ConsoleError;
+pub use coracle_arch::x86_64::image::KernelImage;
+pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
+pub use memory::MemoryError;
+pub use vcpu::ExitCounts;
+pub use vm::{BuildError, Vm, VmBuilder, VmHandle, outcome};

@@ -1,0 +1,124 @@
+//! The command line as clap sees it: names, types and help, no logic.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use coracle::config::{DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration};
+
+/// A lightweight virtual machine monitor for Linux KVM.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, max_term_width = 100)]
+#[command(after_help = "Exit codes are listed in docs/outcomes.md; `coracle COMMAND --help` has examples.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a kernel and attach its console
+    #[command(after_help = RUN_EXAMPLES.as_str())]
+    Run(RunArgs),
+    /// Say what this host can run, and how to mend what is missing
+    #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
+    Doctor(DoctorArgs),
+    /// Run any command on an emulated machine that has KVM and this machine's files
+    #[command(name = "host-emulate", after_help = HOST_EMULATE_EXAMPLES)]
+    HostEmulate(HostEmulateArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM file system; several are given to the guest one after the other
+    #[arg(short, long = "initrd", value_name = "FILE")]
+    pub initrds: Vec<PathBuf>,
+    /// Words to add to the kernel command line
+    #[arg(short, long = "append", value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// Kernel command line in place of the default one
+    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
+    pub cpus: VcpuCount,
+    /// Size of RAM, as in 512M or 2G
+    #[arg(long, value_name = "SIZE", default_value = "256M", allow_negative_numbers = true)]
+    pub memory: MemorySize,
+    /// Longest time that the guest may run, as in 20s or 5m
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
+    pub timeout: Option<Duration>,
+    /// What the serial console is connected to: stdio, file=PATH or null
+    #[arg(long, value_name = "TO", default_value = "stdio")]
+    pub serial: SerialConfig,
+    /// Where the guest may run
+    #[arg(long, value_enum, default_value_t = Accel::Auto)]
+    pub accel: Accel,
+    /// File to write the outcome to, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub outcome: Option<PathBuf>,
+    /// Say more on stderr; twice for debugging
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// A command for the guest (not possible yet)
+    #[arg(last = true, hide = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Accel {
+    /// Hardware KVM; else, for a Linux image, an emulated host, and say so
+    Auto,
+    /// The KVM of this host, whatever kind it is
+    Kvm,
+    /// An emulated host, also where there is KVM
+    Emulate,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Print one word only: hardware, software, denied or none
+    #[arg(long)]
+    pub kind: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HostEmulateArgs {
+    /// A path under /tmp, /run or /dev/shm that the command must see; the rest of these is private to it
+    #[arg(long = "share", value_name = "PATH")]
+    pub shares: Vec<PathBuf>,
+    /// CPUs of the emulated machine; by default those of this one, at most 4
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<VcpuCount>,
+    /// RAM of the emulated machine, taken as it is used; by default a third of this one's, at most 3G
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<MemorySize>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// The examples, with the default command line in its own words.
+static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+    format!(
+        "Default kernel command line (-a appends to it, --cmdline replaces it):\n  {DEFAULT_CMDLINE}\n\n\
+         At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys.\n\n\
+         Examples:\n  \
+         coracle run                                       the default guest: a shell, or a report without a terminal\n  \
+         coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
+         coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
+         coracle run vmlinux --serial file=console.log --accel kvm"
+    )
+});
+
+const HOST_EMULATE_EXAMPLES: &str = "\
+The command runs as root of the emulated machine, with this machine's files, its own /tmp, /run and /dev/shm,
+and its standard streams, arguments, environment, signals and exit code as if it ran here. Locks, sockets, taps,
+block devices and inherited file descriptors do not cross.
+
+Examples:
+  coracle host-emulate -- ls -l /dev/kvm
+  coracle host-emulate --share /tmp/images -- coracle run /tmp/images/vmlinux";

@@ -1,0 +1,136 @@
+//! `coracle doctor`: one line for each thing that a guest needs, with the fix for what is missing.
+
+use std::fmt::Display;
+use std::fs;
+use std::time::Duration;
+
+use coracle::KvmError;
+use coracle::host::KvmKind;
+use coracle::emulated_host;
+use coracle::guest_data::{self, GuestData};
+
+use super::{NO_KVM, chain};
+use crate::cli::DoctorArgs;
+
+/// Prints the report and returns 0 when a Linux guest can run in some way, else 115.
+pub(crate) fn run(args: &DoctorArgs) -> u8 {
+    let kvm = KvmKind::probe();
+    if args.kind {
+        println!("{}", kind_word(&kvm));
+        return 0;
+    }
+    let native = report_kvm(&kvm);
+    let emulated = report_emulated_host(native);
+    report_guest();
+    report_huge_pages();
+    match (native, emulated) {
+        (true, _) => println!("\nLinux guests run here at full speed."),
+        (false, true) => println!("\nLinux guests run here on an emulated host: correct, and slow."),
+        (false, false) => println!("\nNo Linux guest can run here until one of the lines above is mended."),
+    }
+    if native || emulated { 0 } else { NO_KVM }
+}
+
+fn kind_word(kvm: &KvmKind) -> &'static str {
+    match kvm {
+        KvmKind::Hardware { .. } => "hardware",
+        KvmKind::Software { .. } => "software",
+        KvmKind::Unusable(KvmError::Denied { .. }) => "denied",
+        KvmKind::Unusable(_) => "none",
+    }
+}
+
+/// True when stock Linux guests run on it.
+fn report_kvm(kvm: &KvmKind) -> bool {
+    match kvm {
+        KvmKind::Hardware { per_instruction } => {
+            let speed = speed(*per_instruction);
+            line(State::Ok, "KVM", format!("/dev/kvm runs guests in hardware ({speed} of kernel code)"));
+            true
+        }
+        KvmKind::Software { per_instruction } => {
+            let speed = speed(*per_instruction);
+            let module = software_module().map_or(String::new(), |module| format!(", module {module}"));
+            line(
+                State::Warning,
+                "KVM",
+                format!(
+                    "/dev/kvm is software KVM{module}: the CPU has no virtualization, and kernel code of guests is \
+                     interpreted ({speed}). Bare payloads and kernels made for it run; a stock Linux does not. \
+                     Fix: a machine with VT-x or AMD-V, or nested virtualization; until then Linux runs on the \
+                     emulated host"
+                ),
+            );
+            false
+        }
+        KvmKind::Unusable(error) => {
+            line(State::Missing, "KVM", chain(error));
+            false
+        }
+    }
+}
+
+fn report_emulated_host(native: bool) -> bool {
+    match emulated_host::check() {
+        Ok(found) => {
+            line(State::Ok, "emulated host", found);
+            true
+        }
+        Err(error) => {
+            let state = if native { State::Warning } else { State::Missing };
+            line(state, "emulated host", chain(&error));
+            false
+        }
+    }
+}
+
+fn report_guest() {
+    let files = [GuestData::GuestVmlinux, GuestData::GuestInitramfs].map(guest_data::find);
+    match files.into_iter().collect::<Result<Vec<_>, _>>() {
+        Ok(files) => {
+            let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+            line(State::Ok, "default guest", files.join(" and "));
+        }
+        Err(error) => line(State::Warning, "default guest", chain(&error)),
+    }
+}
+
+fn report_huge_pages() {
+    match fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled") {
+        Ok(setting) if setting.contains("[never]") => line(
+            State::Warning,
+            "huge pages",
+            "transparent huge pages are off, so guests touch new memory slowly. \
+             Fix: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        ),
+        Ok(_) => line(State::Ok, "huge pages", "guest memory uses transparent huge pages"),
+        Err(_) => line(State::Warning, "huge pages", "this kernel has none, so guests touch new memory slowly"),
+    }
+}
+
+/// The KVM module of a host without virtualization by the CPU.
+fn software_module() -> Option<&'static str> {
+    let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
+    let loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
+    ["kvm_pvm"].into_iter().find(|name| loaded(name) || fs::exists(format!("/sys/module/{name}")).unwrap_or(false))
+}
+
+enum State {
+    Ok,
+    Warning,
+    Missing,
+}
+
+fn line(state: State, what: &str, text: impl Display) {
+    let state = match state {
+        State::Ok => "ok",
+        State::Warning => "warning",
+        State::Missing => "missing",
+    };
+    println!("{state:8} {what:14} {text}");
+}
+
+fn speed(per_instruction: Duration) -> String {
+    let nanos = per_instruction.as_nanos().max(1) as f64;
+    format!("about {:.1} million instructions a second", 1e3 / nanos)
+}

@@ -1,0 +1,194 @@
+//! `coracle run`: decide where the guest runs, run it, tell how it ended.
+
+use std::fs;
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use coracle::config::{SerialConfig, VmConfig, default_cmdline_with};
+use coracle::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
+use coracle::guest_data::{self, GuestData};
+use coracle::host::KvmKind;
+use coracle::outcome::{Outcome, OutcomeReport, Seconds};
+use coracle::terminal::RawTerminal;
+use coracle::{KernelImage, Vm};
+
+use super::{BAD_USAGE, chain, say};
+use crate::cli::{Accel, RunArgs};
+use crate::logger;
+
+mod signals;
+
+/// Runs the guest and returns the exit code of its outcome.
+pub(crate) fn run(args: &RunArgs) -> u8 {
+    logger::start(args.verbose);
+    match try_run(args) {
+        Ok(code) => code,
+        Err(failure) => {
+            say(&failure.reason);
+            let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
+            write_report(args.outcome.as_deref(), &report, failure.code)
+        }
+    }
+}
+
+/// Why there is no outcome: one line and its exit code.
+struct Failure {
+    code: u8,
+    reason: String,
+}
+
+impl Failure {
+    fn usage(reason: impl Into<String>) -> Failure {
+        Failure { code: BAD_USAGE, reason: reason.into() }
+    }
+
+    fn of(error: &dyn std::error::Error) -> Failure {
+        Failure::usage(chain(error))
+    }
+}
+
+fn try_run(args: &RunArgs) -> Result<u8, Failure> {
+    if !args.command.is_empty() {
+        return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
+    }
+    let config = config(args)?;
+    match place(args.accel, &config.kernel)? {
+        Place::Here => run_here(args, &config),
+        Place::EmulatedHost { because } => {
+            if let Some(because) = because {
+                say(&format!("running on an emulated host, slowly: {because}"));
+            }
+            run_emulated(args, &config)
+        }
+    }
+}
+
+fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
+    let mut words: Vec<&str> = args.append.iter().map(String::as_str).collect();
+    let mut initrds = args.initrds.clone();
+    let kernel = match &args.kernel {
+        Some(kernel) => kernel.clone(),
+        None => {
+            let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
+            initrds.insert(0, find(GuestData::GuestInitramfs)?);
+            words.insert(0, if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
+            find(GuestData::GuestVmlinux)?
+        }
+    };
+    let cmdline = match &args.cmdline {
+        None => default_cmdline_with(words),
+        Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
+    };
+    Ok(VmConfig {
+        initrds,
+        cmdline,
+        vcpus: args.cpus,
+        memory: args.memory,
+        serial: args.serial.clone(),
+        timeout: args.timeout,
+        ..VmConfig::new(kernel)
+    })
+}
+
+enum Place {
+    Here,
+    EmulatedHost { because: Option<String> },
+}
+
+/// Where the guest runs. An image that is not Linux runs on whatever KVM there is.
+fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
+    match accel {
+        Accel::Kvm => return Ok(Place::Here),
+        Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
+        Accel::Auto => {}
+    }
+    let image = KernelImage::open(kernel).map_err(|error| Failure::of(&error))?;
+    let because = match KvmKind::probe() {
+        KvmKind::Hardware { .. } => return Ok(Place::Here),
+        KvmKind::Software { .. } if !image.is_linux() => return Ok(Place::Here),
+        KvmKind::Software { .. } => "this KVM interprets kernel code and does not run a stock Linux".to_owned(),
+        KvmKind::Unusable(error) => chain(&error),
+    };
+    Ok(Place::EmulatedHost { because: Some(because) })
+}
+
+fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
+    let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
+    let interactive = config.serial == SerialConfig::Stdio && io::stdin().is_terminal();
+    let builder = Vm::builder(config.clone()).console_escape(interactive);
+    let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    let raw = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
+    let raw = raw.map_err(|error| Failure::of(&error))?;
+    let handle = vm.handle();
+    handle.resume();
+    signals.wait(&handle).map_err(|error| Failure::of(&error))?;
+    let outcome = vm.wait();
+    drop(raw);
+    let code = tell(args, &outcome);
+    // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
+    std::mem::forget(vm);
+    Ok(code)
+}
+
+/// One line on stderr, and the report where it is wanted.
+fn tell(args: &RunArgs, outcome: &Outcome) -> u8 {
+    let place = if on_emulated_host() { ", on an emulated host" } else { "" };
+    say(&format!("{} ({}{place})", outcome.ending, Seconds(outcome.duration)));
+    if outcome.console_bytes_dropped > 0 {
+        say(&format!("{} bytes of console output were lost", outcome.console_bytes_dropped));
+    }
+    log::info!("exits: {:?}", outcome.exits);
+    let report = OutcomeReport::of(outcome, on_emulated_host());
+    write_report(args.outcome.as_deref(), &report, outcome.exit_code())
+}
+
+/// Writes the report and returns `code`, or the code for bad usage when it cannot be written.
+fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8 {
+    let Some(path) = path else { return code };
+    let json = serde_json::to_string_pretty(report).map_err(io::Error::other);
+    match json.and_then(|json| fs::write(path, json + "\n")) {
+        Ok(()) => code,
+        Err(error) => {
+            say(&format!("--outcome {}: it cannot be written: {error}", path.display()));
+            if code == 0 { BAD_USAGE } else { code }
+        }
+    }
+}
+
+/// Runs this command again inside an emulated host.
+fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
+    if on_emulated_host() {
+        return Err(Failure::usage("--accel emulate: this already is an emulated host; use --accel kvm"));
+    }
+    let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
+    let mut command = vec![program.into_os_string()];
+    command.extend(std::env::args_os().skip(1));
+    let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
+    shares.extend(config.initrds.iter().cloned());
+    let written = [args.outcome.clone(), serial_file(config)];
+    for path in written.into_iter().flatten() {
+        // The file has to be there to be seen from inside.
+        let file = fs::OpenOptions::new().append(true).create(true).open(&path);
+        file.map_err(|error| Failure::usage(format!("{}: it cannot be written: {error}", path.display())))?;
+        shares.push(path);
+    }
+    let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
+    match exit {
+        Ok(EmulatedExit::Code(code)) => Ok(code),
+        Ok(EmulatedExit::Signal(signal)) => Ok(128 + u8::try_from(signal).unwrap_or(0).min(127)),
+        Err(error) => Err(Failure { code: error.exit_code(), reason: chain(&error) }),
+    }
+}
+
+fn serial_file(config: &VmConfig) -> Option<PathBuf> {
+    match &config.serial {
+        SerialConfig::File(path) => Some(path.clone()),
+        SerialConfig::Stdio | SerialConfig::Null => None,
+    }
+}
+
+/// True inside an emulated host of Coracle's, which sets this variable.
+fn on_emulated_host() -> bool {
+    std::env::var_os(emulated_host::MARK).is_some()
+}

@@ -1,0 +1,47 @@
+//! Lengths of time as a person writes them.
+
+use std::time::Duration;
+
+use super::ConfigError;
+
+/// Reads `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than nothing, at most about 30 years.
+pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let seconds_each = match text.get(digits.len()..) {
+        Some("ms") => 1e-3,
+        Some("" | "s") => 1.0,
+        Some("m" | "min") => 60.0,
+        Some("h") => 3600.0,
+        _ => return Err(ConfigError::DurationSyntax { text: text.into() }),
+    };
+    let number = digits.parse::<f64>().ok().filter(|number| (0.0..=LONGEST_SECONDS).contains(number));
+    let seconds = number.ok_or_else(|| ConfigError::DurationSyntax { text: text.into() })? * seconds_each;
+    let duration = Duration::try_from_secs_f64(seconds.min(LONGEST_SECONDS)).unwrap_or_default();
+    if duration.is_zero() {
+        return Err(ConfigError::DurationZero { text: text.into() });
+    }
+    Ok(duration)
+}
+
+const LONGEST_SECONDS: f64 = 1e9;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_unit_is_read() {
+        let cases = [("500ms", 500), ("20s", 20_000), ("20", 20_000), ("1.5m", 90_000), ("2h", 7_200_000)];
+        for (text, millis) in cases {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in ["", "s", "ten", "-1s", "1d", "NaN", "inf", "1e99s", "0x1s", "ms"] {
+            assert!(matches!(parse_duration(text), Err(ConfigError::DurationSyntax { .. })), "{text}");
+        }
+        assert!(matches!(parse_duration("0"), Err(ConfigError::DurationZero { .. })));
+    }
+}

@@ -1,0 +1,98 @@
+//! What a virtual machine is to be: checked values without file handles. Made by the CLI or by a program that embeds
+//! Coracle, used by the builder.
+
+mod cmdline;
+mod duration;
+mod memory_size;
+mod serial;
+mod vcpu_count;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
+pub use duration::parse_duration;
+pub use memory_size::MemorySize;
+pub use serial::SerialConfig;
+pub use vcpu_count::VcpuCount;
+
+/// A virtual machine to be built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmConfig {
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initial RAM file systems, which the guest sees as one.
+    pub initrds: Vec<PathBuf>,
+    /// The kernel command line.
+    pub cmdline: String,
+    /// How many vCPUs.
+    pub vcpus: VcpuCount,
+    /// How much RAM.
+    pub memory: MemorySize,
+    /// What the serial port COM1 is connected to.
+    pub serial: SerialConfig,
+    /// The longest that the guest may run, from its first instruction on.
+    pub timeout: Option<Duration>,
+}
+
+impl VmConfig {
+    /// One vCPU, 256 MiB, the default command line, no console, no time limit.
+    pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
+        VmConfig {
+            kernel: kernel.into(),
+            initrds: Vec::new(),
+            cmdline: DEFAULT_CMDLINE.to_owned(),
+            vcpus: VcpuCount::default(),
+            memory: MemorySize::default(),
+            serial: SerialConfig::Null,
+            timeout: None,
+        }
+    }
+}
+
+/// A value that cannot be what it stands for. Each sentence names the value, what is wrong and what would do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Not a size.
+    #[error("`{text}` is not a size: write a number and K, M or G, as in 512M (a bare number is MiB)")]
+    SizeSyntax {
+        /// As given.
+        text: String,
+    },
+    /// A size that no virtual machine can have.
+    #[error("{text} is not possible: from {least} to {most} can be had, in whole MiB")]
+    SizeRange {
+        /// As given.
+        text: String,
+        /// The smallest.
+        least: MemorySize,
+        /// The largest.
+        most: MemorySize,
+    },
+    /// A number of vCPUs that no virtual machine can have.
+    #[error("{text} vCPUs are not possible: from 1 to {most} can be had")]
+    VcpuRange {
+        /// As given.
+        text: String,
+        /// The largest.
+        most: u8,
+    },
+    /// Not a length of time.
+    #[error("`{text}` is not a time: write a number and ms, s, m or h, as in 20s (a bare number is seconds)")]
+    DurationSyntax {
+        /// As given.
+        text: String,
+    },
+    /// A time of nothing.
+    #[error("{text} leaves no time to run: give a longer time, or leave the limit out")]
+    DurationZero {
+        /// As given.
+        text: String,
+    },
+    /// Not something that a serial port can be connected to.
+    #[error("`{text}` is not known here: use stdio, file=PATH or null")]
+    Serial {
+        /// As given.
+        text: String,
+    },
+}

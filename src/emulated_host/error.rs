@@ -1,0 +1,181 @@
+//! Everything that can go wrong around an emulated host, as sentences for its user.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use coracle_agent::protocol::{self, ProtocolError, StartFailure, StartStep};
+
+use crate::guest_data::GuestDataMissing;
+
+/// Why there is no ending of a command to tell.
+#[derive(Debug, thiserror::Error)]
+pub enum EmulatedHostError {
+    /// No command was given.
+    #[error("no command was given for the emulated host")]
+    NoCommand,
+    /// A path to share cannot be shared.
+    #[error("cannot share {path} with the emulated host: {problem}", path = .path.display())]
+    Share {
+        /// The path as it was given.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: ShareProblem,
+    },
+    /// QEMU is not there.
+    #[error("the emulated host needs qemu-system-x86_64, which is not installed: `apt install qemu-system-x86`")]
+    NoQemu,
+    /// The machine's kernel or initramfs is not there.
+    #[error(transparent)]
+    NoData(#[from] GuestDataMissing),
+    /// A system call of this process failed.
+    #[error("cannot {step} for the emulated host")]
+    Local {
+        /// What was tried.
+        step: &'static str,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The machine did not come up in time.
+    #[error("the emulated host did not come up within {} s", limit.as_secs())]
+    BootTimeout {
+        /// The time it had.
+        limit: Duration,
+        /// The end of the machine's log.
+        last_words: LastWords,
+    },
+    /// The machine ended before the command was started.
+    #[error("the emulated host ended while it booted (QEMU: {status})")]
+    BootFailed {
+        /// How QEMU ended.
+        status: ExitStatus,
+        /// The end of the machine's log.
+        last_words: LastWords,
+    },
+    /// The machine ended before the command did.
+    #[error("the emulated host ended before the command did (QEMU: {status})")]
+    Lost {
+        /// How QEMU ended.
+        status: ExitStatus,
+        /// The end of the machine's log.
+        last_words: LastWords,
+    },
+    /// The machine's agent is of another version.
+    #[error(
+        "the emulated host's initramfs speaks version {theirs} of the control protocol and this program version \
+         {}: `cargo xtask guest` makes the right one",
+        protocol::VERSION
+    )]
+    Version {
+        /// The agent's version.
+        theirs: u32,
+    },
+    /// The machine's agent, or a program that took its place, breaks the protocol.
+    #[error("the emulated host's agent does not follow the control protocol")]
+    Protocol(#[source] ProtocolError),
+    /// The machine's agent says something at the wrong time.
+    #[error("the emulated host's agent sent a message out of turn")]
+    OutOfTurn,
+    /// The command is not there.
+    #[error("{}: command not found", command.display())]
+    CommandNotFound {
+        /// The program.
+        command: OsString,
+    },
+    /// The command cannot be executed.
+    #[error("{} cannot be executed on the emulated host", command.display())]
+    NotExecutable {
+        /// The program.
+        command: OsString,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The command's surroundings cannot be made.
+    #[error("the emulated host cannot {step} {}", subject.display())]
+    Surroundings {
+        /// What was tried.
+        step: &'static str,
+        /// With what.
+        subject: OsString,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// What is wrong with a path to share.
+#[derive(Debug, thiserror::Error)]
+pub enum ShareProblem {
+    /// It cannot be looked at.
+    #[error("{0}")]
+    Unreachable(io::Error),
+    /// It is one of the machine's own directories as a whole.
+    #[error("/tmp, /run and /dev/shm are the machine's own; name what is needed inside")]
+    WholePrivateDirectory,
+    /// It is a socket, a FIFO or a device.
+    #[error("only files and directories can be shared; sockets, FIFOs and devices do not cross")]
+    SpecialFile,
+}
+
+/// The end of what the machine's kernel and QEMU said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastWords {
+    /// Last lines of the machine's serial console.
+    pub console: Vec<String>,
+    /// Last lines of QEMU's own stderr.
+    pub qemu: Vec<String>,
+}
+
+impl EmulatedHostError {
+    /// The exit code of a program that ends because of this: 115 for no emulated host, 117 for one that was
+    /// lost, 125 for wrong usage, 126 and 127 for the command, as shells have them.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::NoCommand | Self::Share { .. } | Self::Surroundings { .. } => 125,
+            Self::NoQemu
+            | Self::NoData(_)
+            | Self::Local { .. }
+            | Self::BootTimeout { .. }
+            | Self::BootFailed { .. }
+            | Self::Version { .. } => 115,
+            Self::Lost { .. } | Self::Protocol(_) | Self::OutOfTurn => 117,
+            Self::NotExecutable { .. } => 126,
+            Self::CommandNotFound { .. } => 127,
+        }
+    }
+
+    /// What the machine said last, where that explains the error.
+    pub fn last_words(&self) -> Option<&LastWords> {
+        match self {
+            Self::BootTimeout { last_words, .. }
+            | Self::BootFailed { last_words, .. }
+            | Self::Lost { last_words, .. } => Some(last_words),
+            Self::NoCommand
+            | Self::Share { .. }
+            | Self::NoQemu
+            | Self::NoData(_)
+            | Self::Local { .. }
+            | Self::Version { .. }
+            | Self::Protocol(_)
+            | Self::OutOfTurn
+            | Self::CommandNotFound { .. }
+            | Self::NotExecutable { .. }
+            | Self::Surroundings { .. } => None,
+        }
+    }
+}
+
+impl From<StartFailure> for EmulatedHostError {
+    fn from(failure: StartFailure) -> Self {
+        let StartFailure { step, subject, errno } = failure;
+        let source = io::Error::from_raw_os_error(errno);
+        match step {
+            StartStep::Execute if errno == libc::ENOENT => Self::CommandNotFound { command: subject },
+            StartStep::Execute => Self::NotExecutable { command: subject, source },
+            StartStep::Share => Self::Surroundings { step: "show", subject, source },
+            StartStep::Streams => Self::Surroundings { step: "make", subject, source },
+            StartStep::EnterDirectory => Self::Surroundings { step: "enter", subject, source },
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! QEMU, the machine's emulator: its command line, its sockets, its log, its end.
+//!
+//! Every port of the machine is one end of a socket pair that QEMU inherits, so that no path, no listening and no
+//! other user is involved. QEMU dies with the thread that started it.
+
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+
+use coracle_agent::protocol::{ROOT_TAG, port};
+use coracle_agent::relay;
+
+use super::error::{EmulatedHostError, LastWords};
+use super::log::Tail;
+use super::{EmulatedHostArgs, signals};
+use crate::guest_data::{self, GuestData};
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// More vCPUs boot slower, and emulated ones are only worth the CPUs under them.
+const MAX_DEFAULT_CPUS: usize = 4;
+
+/// Room for a few guests of a test; the default is no more than a third of the host's memory.
+const MAX_DEFAULT_MEMORY_MIB: u64 = 3072;
+
+/// The kernel, its modules and small programs need about this much.
+const MIN_DEFAULT_MEMORY_MIB: u64 = 512;
+
+/// `panic=-1`: a kernel that panics restarts at once, which ends QEMU (`-no-reboot`).
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet";
+
+/// How large the machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MachineSize {
+    cpus: u64,
+    memory_mib: u64,
+}
+
+impl MachineSize {
+    /// What the arguments ask for, or the default for this host.
+    pub(super) fn of(args: &EmulatedHostArgs) -> Self {
+        let host_cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let default_cpus = host_cpus.min(MAX_DEFAULT_CPUS) as u64;
+        let default_memory = (host_memory_mib() / 3).clamp(MIN_DEFAULT_MEMORY_MIB, MAX_DEFAULT_MEMORY_MIB);
+        Self {
+            cpus: args.cpus.map_or(default_cpus, u64::from),
+            memory_mib: args.memory_mib.unwrap_or(default_memory),
+        }
+    }
+}
+
+/// A running QEMU and this process's ends of its ports. Dropping it ends QEMU.
+#[derive(Debug)]
+pub(super) struct Machine {
+    qemu: Child,
+    /// The control port.
+    pub(super) control: UnixStream,
+    /// stdin, stdout and stderr.
+    pub(super) streams: [UnixStream; 3],
+    logs: [Log; 2],
+}
+
+/// A stream of which only the end matters: the serial console, and QEMU's stderr.
+#[derive(Debug)]
+struct Log {
+    socket: UnixStream,
+    open: bool,
+    tail: Tail,
+}
+
+impl Machine {
+    /// Starts QEMU.
+    ///
+    /// # Errors
+    /// QEMU, the kernel or the initramfs is missing, or a system call failed.
+    pub(super) fn start(size: MachineSize) -> Result<Self, EmulatedHostError> {
+        let kernel = guest_data::find(GuestData::HostVmlinuz)?;
+        let initramfs = guest_data::find(GuestData::HostInitramfs)?;
+        let make_pair = || pair().map_err(|source| EmulatedHostError::Local { step: "make sockets", source });
+        let (control, inner_control) = make_pair()?;
+        let (stdin, inner_stdin) = make_pair()?;
+        let (stdout, inner_stdout) = make_pair()?;
+        let (stderr, inner_stderr) = make_pair()?;
+        let (console, inner_console) = make_pair()?;
+        let (errors, inner_errors) = make_pair()?;
+
+        let mut command = Command::new(QEMU);
+        command.args(machine_arguments(size)).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+        command.args(["-append", KERNEL_COMMAND_LINE]);
+        command.args(["-serial".to_owned(), "chardev:console".to_owned()]);
+        command.args(chardev("console", &inner_console));
+        let ports = [&inner_control, &inner_stdin, &inner_stdout, &inner_stderr];
+        let [name_0, name_1, name_2] = port::STREAMS;
+        for (name, socket) in [port::CONTROL, name_0, name_1, name_2].into_iter().zip(ports) {
+            command.args(chardev(name, socket));
+            command.args(["-device".to_owned(), format!("virtserialport,chardev={name},name={name}")]);
+        }
+        let inherited = [ports.map(AsRawFd::as_raw_fd).as_slice(), &[inner_console.as_raw_fd()]].concat();
+        let output = OwnedFd::from(inner_errors);
+        let copy = output.try_clone().map_err(|source| EmulatedHostError::Local { step: "make sockets", source })?;
+        command.stdin(Stdio::null()).stdout(copy).stderr(output);
+        let parent = std::process::id();
+        // SAFETY: the closure makes only system calls on data that was made before the fork.
+        unsafe { command.pre_exec(move || prepare_process(&inherited, parent)) };
+        let qemu = command.spawn().map_err(start_error)?;
+        Ok(Self { qemu, control, streams: [stdin, stdout, stderr], logs: [Log::new(console), Log::new(errors)] })
+    }
+
+    /// What to poll for the log's sake.
+    pub(super) fn log_entries(&self) -> [libc::pollfd; 2] {
+        self.logs.each_ref().map(|log| {
+            relay::poll_entry(if log.open { log.socket.as_raw_fd() } else { -1 }, libc::POLLIN)
+        })
+    }
+
+    /// Reads what the log's sockets hold.
+    pub(super) fn read_logs(&mut self) {
+        self.logs.iter_mut().for_each(Log::read);
+    }
+
+    /// Ends QEMU and gives its status and what was said last.
+    pub(super) fn end(mut self) -> io::Result<(ExitStatus, LastWords)> {
+        // A QEMU that has ended by itself is not affected, and its status says how.
+        self.qemu.kill()?;
+        let status = self.qemu.wait()?;
+        self.read_logs();
+        let [console, errors] = &self.logs;
+        Ok((status, LastWords { console: console.tail.lines(), qemu: errors.tail.lines() }))
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Both fail only when QEMU has been waited for.
+        let _ = self.qemu.kill();
+        let _ = self.qemu.wait();
+    }
+}
+
+impl Log {
+    fn new(socket: UnixStream) -> Self {
+        Self { socket, open: true, tail: Tail::default() }
+    }
+
+    fn read(&mut self) {
+        let mut bytes = [0; 4096];
+        while self.open {
+            match self.socket.read(&mut bytes) {
+                Ok(0) => self.open = false,
+                Ok(count) => self.tail.push(bytes.get(..count).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.open = false,
+            }
+        }
+    }
+}
+
+/// The machine: no devices but those named here, no display, and the caller's files as a 9p share.
+fn machine_arguments(size: MachineSize) -> Vec<String> {
+    let MachineSize { cpus, memory_mib } = size;
+    let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
+                 -no-reboot -device virtio-serial-pci \
+                 -fsdev local,id=root,path=/,security_model=none,multidevs=remap";
+    let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
+    arguments.extend(["-device".to_owned(), format!("virtio-9p-pci,fsdev=root,mount_tag={ROOT_TAG}")]);
+    arguments.extend(["-smp".to_owned(), cpus.to_string(), "-m".to_owned(), format!("{memory_mib}M")]);
+    arguments
+}
+
+/// The first line of QEMU's answer to `--version`.
+pub(super) fn qemu_version() -> Result<String, EmulatedHostError> {
+    let output = Command::new(QEMU).arg("--version").stdin(Stdio::null()).output().map_err(start_error)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().next().unwrap_or(QEMU).to_owned())
+}
+
+fn start_error(source: io::Error) -> EmulatedHostError {
+    match source.kind() {
+        ErrorKind::NotFound => EmulatedHostError::NoQemu,
+        _ => EmulatedHostError::Local { step: "start qemu-system-x86_64", source },
+    }
+}
+
+fn chardev(id: &str, socket: &UnixStream) -> [String; 2] {
+    ["-chardev".to_owned(), format!("socket,id={id},fd={}", socket.as_raw_fd())]
+}
+
+/// This process's end, which never waits, and QEMU's.
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (outer, inner) = UnixStream::pair()?;
+    outer.set_nonblocking(true)?;
+    Ok((outer, inner))
+}
+
+/// What the new process does to itself between fork and exec of QEMU.
+fn prepare_process(inherited: &[RawFd], parent: u32) -> io::Result<()> {
+    // SAFETY: asks for a signal at the parent thread's end; no memory is involved.
+    checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+    // SAFETY: asks for a number; no memory is involved.
+    let parent_now = unsafe { libc::getppid() };
+    if u32::try_from(parent_now) != Ok(parent) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // A session of its own: Ctrl-C at the caller's terminal is for the command, not for QEMU.
+    // SAFETY: makes the calling process a session leader; no memory is involved.
+    checked(unsafe { libc::setsid() })?;
+    for fd in inherited {
+        // SAFETY: lets an open descriptor live through exec; no memory is involved.
+        checked(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
+    }
+    // Limits that are meant for the command would end QEMU in its place: a write to a share past
+    // RLIMIT_FSIZE, for one.
+    for resource in [libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE] {
+        raise_limit(resource)?;
+    }
+    let none = signals::empty_set();
+    // SAFETY: reads the set it is given; the old mask is not asked for.
+    checked(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })
+}
+
+fn raise_limit(resource: libc::__rlimit_resource_t) -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: fills the structure it is given.
+    checked(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: reads the structure it is given.
+    checked(unsafe { libc::setrlimit(resource, &raw const limit) })
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn host_memory_mib() -> u64 {
+    // SAFETY: asks for a number; no memory is involved.
+    let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+    // SAFETY: asks for a number; no memory is involved.
+    let page_size = unsafe { libc::sysconf(libc::_SC_PAGE_SIZE) };
+    let bytes = u64::try_from(pages).unwrap_or(0).saturating_mul(u64::try_from(page_size).unwrap_or(0));
+    bytes >> 20
+}

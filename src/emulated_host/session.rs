@@ -1,0 +1,343 @@
+//! From the machine's first breath to the command's last byte: one poll loop over the control port, the caller's
+//! signals, the machine's log and a pump for each stream. Waits nowhere else, so signals are always heard.
+//!
+//! ```text
+//! Booting --hello--> Starting --started--> Running --exited--> Draining --all bytes written--> the end
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use coracle_agent::protocol::{Ending, FromAgent, Request, Stream, ToAgent, VERSION};
+use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undelivered};
+
+use super::control::{Control, Peer};
+use super::machine::Machine;
+use super::request::caller_terminals;
+use super::signals::Signals;
+use super::terminal::{CallerTerminal, RawTerminal};
+use super::{EmulatedExit, EmulatedHostError};
+
+/// How long the machine may take until the command runs. It takes about five seconds on a small host.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a machine that was asked twice to end its command may stay silent.
+const INTERRUPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The run of one command on one machine.
+#[derive(Debug)]
+pub(super) struct Session {
+    // Dropped in this order: the machine ends first, then the terminal and the signals become the caller's again.
+    machine: Machine,
+    raw_terminal: Option<RawTerminal>,
+    signals: Signals,
+    control: Control,
+    request: Option<Request>,
+    phase: Phase,
+    deadline: Instant,
+    streams: Streams,
+    interrupts: Interrupts,
+}
+
+/// How far the run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Booting,
+    Starting,
+    Running,
+    Draining(Ending),
+}
+
+/// The pumps of the three streams, and what the agent has been told about them.
+#[derive(Debug)]
+struct Streams {
+    input: Pump,
+    outputs: [Option<Pump>; 3],
+    input_end_told: bool,
+    closed_told: [bool; 3],
+}
+
+/// SIGINT and SIGTERM that the agent has not answered.
+#[derive(Debug, Default)]
+struct Interrupts {
+    unanswered: u32,
+    since: Option<Instant>,
+}
+
+impl Session {
+    /// A session on a machine that was just started.
+    pub(super) fn new(machine: Machine, signals: Signals, request: Request) -> Result<Self, EmulatedHostError> {
+        let control = machine.control.try_clone().map_err(local("copy a socket"))?;
+        let streams = Streams::new(&machine, request.terminals).map_err(local("copy the standard streams"))?;
+        Ok(Self {
+            machine,
+            raw_terminal: None,
+            signals,
+            control: Control::new(control),
+            request: Some(request),
+            phase: Phase::Booting,
+            deadline: Instant::now() + BOOT_LIMIT,
+            streams,
+            interrupts: Interrupts::default(),
+        })
+    }
+
+    /// Runs to the end.
+    pub(super) fn run(mut self) -> Result<EmulatedExit, EmulatedHostError> {
+        loop {
+            let peer = self.step()?;
+            while let Some(message) = self.control.next_message().map_err(EmulatedHostError::Protocol)? {
+                self.take(message)?;
+            }
+            while let Some(signal) = self.signals.next() {
+                if let Some(exit) = self.pass_on(signal)? {
+                    return Ok(exit);
+                }
+            }
+            if let Phase::Draining(ending) = self.phase {
+                if self.streams.outputs.iter().flatten().all(Pump::finished) {
+                    return Ok(exit_of(ending));
+                }
+            } else if peer == Peer::Gone {
+                return Err(self.ended());
+            }
+            if self.is_starting() && Instant::now() >= self.deadline {
+                return Err(self.timed_out());
+            }
+            if self.interrupts.are_ignored() {
+                return Ok(EmulatedExit::Signal(libc::SIGKILL));
+            }
+        }
+    }
+
+    /// Waits until something happens and lets the pumps, the log and the control port act on it.
+    fn step(&mut self) -> Result<Peer, EmulatedHostError> {
+        let relaying = !self.is_starting();
+        let signals = relay::poll_entry(self.signals.poll_fd(), libc::POLLIN);
+        let mut entries = vec![self.control.poll_entry(), signals];
+        entries.extend(self.machine.log_entries());
+        if relaying {
+            entries.extend(self.streams.pumps().flat_map(|pump| pump.poll_entries()));
+        }
+        relay::poll(&mut entries, self.timeout_ms()).map_err(local("wait"))?;
+
+        let (own, rest) = entries.split_at(4);
+        if relaying {
+            for (pump, answers) in self.streams.pumps().zip(rest.as_chunks::<2>().0) {
+                pump.handle(*answers);
+            }
+            self.streams.tell(&mut self.control);
+        }
+        self.machine.read_logs();
+        Ok(own.first().map_or(Peer::Present, |answer| self.control.handle(*answer)))
+    }
+
+    fn take(&mut self, message: FromAgent) -> Result<(), EmulatedHostError> {
+        match (self.phase, message) {
+            (Phase::Booting, FromAgent::Hello { version: VERSION }) => self.start(),
+            (Phase::Booting, FromAgent::Hello { version }) => Err(EmulatedHostError::Version { theirs: version }),
+            (Phase::Starting, FromAgent::Started) => {
+                self.phase = Phase::Running;
+                Ok(())
+            }
+            (Phase::Starting, FromAgent::Failed(failure)) => Err(failure.into()),
+            (Phase::Running, FromAgent::Delivered { signal }) => {
+                self.interrupts.answered(libc::c_int::from(signal));
+                Ok(())
+            }
+            (Phase::Running, FromAgent::Exited { ending, produced }) => {
+                self.phase = Phase::Draining(ending);
+                for (pump, total) in self.streams.outputs.iter_mut().zip(produced) {
+                    if let Some(pump) = pump {
+                        pump.end_source_at(total);
+                    }
+                }
+                Ok(())
+            }
+            (
+                Phase::Booting | Phase::Starting | Phase::Running | Phase::Draining(_),
+                FromAgent::Hello { .. }
+                | FromAgent::Started
+                | FromAgent::Failed(_)
+                | FromAgent::Delivered { .. }
+                | FromAgent::Exited { .. },
+            ) => Err(EmulatedHostError::OutOfTurn),
+        }
+    }
+
+    fn start(&mut self) -> Result<(), EmulatedHostError> {
+        let request = self.request.take().ok_or(EmulatedHostError::OutOfTurn)?;
+        self.control.send(&ToAgent::Start(Box::new(request)));
+        let [stdin, ..] = caller_terminals().map_err(local("look at the standard streams"))?;
+        if let Some(terminal) = stdin {
+            self.raw_terminal = Some(terminal.into_raw().map_err(local("set the terminal's modes"))?);
+        }
+        self.phase = Phase::Starting;
+        Ok(())
+    }
+
+    /// Gives a signal to the command, or ends the run where there is no command to give it to.
+    fn pass_on(&mut self, signal: libc::c_int) -> Result<Option<EmulatedExit>, EmulatedHostError> {
+        match (signal, self.phase) {
+            (libc::SIGWINCH, _) => self.tell_size(),
+            (libc::SIGCONT, _) => {
+                if let Some(raw) = &self.raw_terminal {
+                    raw.enter().map_err(local("set the terminal's modes"))?;
+                }
+                if self.phase == Phase::Running {
+                    self.send_signal(signal);
+                }
+                self.tell_size();
+            }
+            (_, Phase::Running) => {
+                self.interrupts.sent(signal);
+                self.send_signal(signal);
+            }
+            (_, Phase::Booting | Phase::Starting | Phase::Draining(_)) => {
+                return Ok(Some(EmulatedExit::Signal(signal)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn send_signal(&mut self, signal: libc::c_int) {
+        if let Ok(number) = u8::try_from(signal) {
+            self.control.send(&ToAgent::Signal(number));
+        }
+    }
+
+    fn tell_size(&mut self) {
+        // Before the start, the request has the size; without a terminal, there is none.
+        if self.phase == Phase::Booting {
+            return;
+        }
+        let size = caller_terminals().ok().and_then(|terminals| {
+            terminals.iter().flatten().next().and_then(|terminal: &CallerTerminal| terminal.size().ok())
+        });
+        if let Some(size) = size {
+            self.control.send(&ToAgent::Resize(size));
+        }
+    }
+
+    fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Booting | Phase::Starting)
+    }
+
+    fn timeout_ms(&self) -> i32 {
+        let deadline = if self.is_starting() { Some(self.deadline) } else { self.interrupts.deadline() };
+        let Some(deadline) = deadline else { return -1 };
+        let left = deadline.saturating_duration_since(Instant::now());
+        i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
+    }
+
+    fn ended(self) -> EmulatedHostError {
+        let is_starting = self.is_starting();
+        match self.machine.end() {
+            Ok((status, last_words)) if is_starting => EmulatedHostError::BootFailed { status, last_words },
+            Ok((status, last_words)) => EmulatedHostError::Lost { status, last_words },
+            Err(source) => EmulatedHostError::Local { step: "wait for QEMU", source },
+        }
+    }
+
+    fn timed_out(self) -> EmulatedHostError {
+        match self.machine.end() {
+            Ok((_, last_words)) => EmulatedHostError::BootTimeout { limit: BOOT_LIMIT, last_words },
+            Err(source) => EmulatedHostError::Local { step: "wait for QEMU", source },
+        }
+    }
+}
+
+impl Streams {
+    fn new(machine: &Machine, terminals: [bool; 3]) -> io::Result<Self> {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let callers: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let [port, ..] = &machine.streams;
+        let input = Pump::new(copy(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
+        let mut outputs = [None, None, None];
+        for stream in Stream::ALL {
+            // What comes back through the port of stdin is the echo of a terminal that is nowhere else.
+            if stream == Stream::Stdin && terminals != [true, false, false] {
+                continue;
+            }
+            let (Some(port), Some(caller)) = (machine.streams.get(stream.index()), callers.get(stream.index()))
+            else {
+                continue;
+            };
+            let pump = Pump::new(copy(port.as_fd())?, copy(*caller)?, chunk_for(*caller)?, Undelivered::Discard);
+            if let Some(place) = outputs.get_mut(stream.index()) {
+                *place = Some(pump);
+            }
+        }
+        Ok(Self { input, outputs, input_end_told: false, closed_told: [false; 3] })
+    }
+
+    fn pumps(&mut self) -> impl Iterator<Item = &mut Pump> {
+        std::iter::once(&mut self.input).chain(self.outputs.iter_mut().flatten())
+    }
+
+    /// Tells the agent of the caller's streams that have ended or were closed, once.
+    fn tell(&mut self, control: &mut Control) {
+        if self.input.source_ended() && !self.input_end_told {
+            self.input_end_told = true;
+            control.send(&ToAgent::StdinEnd { bytes: self.input.taken() });
+        }
+        for ((stream, pump), told) in Stream::ALL.into_iter().zip(&self.outputs).zip(&mut self.closed_told) {
+            let closed = pump.as_ref().is_some_and(|pump| pump.sink_closed() && !pump.finished());
+            if closed && !*told {
+                *told = true;
+                control.send(&ToAgent::OutputClosed(stream));
+            }
+        }
+    }
+}
+
+impl Interrupts {
+    fn sent(&mut self, signal: libc::c_int) {
+        if is_interrupt(signal) {
+            self.unanswered = self.unanswered.saturating_add(1);
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn answered(&mut self, signal: libc::c_int) {
+        if is_interrupt(signal) {
+            *self = Self::default();
+        }
+    }
+
+    /// When patience ends: after a second one only.
+    fn deadline(&self) -> Option<Instant> {
+        self.since.filter(|_| self.unanswered >= 2).map(|since| since + INTERRUPT_LIMIT)
+    }
+
+    fn are_ignored(&self) -> bool {
+        self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
+    }
+}
+
+fn is_interrupt(signal: libc::c_int) -> bool {
+    matches!(signal, libc::SIGINT | libc::SIGTERM)
+}
+
+fn exit_of(ending: Ending) -> EmulatedExit {
+    match ending {
+        Ending::Code(code) => EmulatedExit::Code(code),
+        Ending::Signal(number) => EmulatedExit::Signal(i32::from(number)),
+    }
+}
+
+/// How much may be written at a time without a wait: all at once to a file, as its kind never waits.
+fn chunk_for(stream: BorrowedFd<'_>) -> io::Result<usize> {
+    let is_file = File::from(copy(stream)?).metadata()?.is_file();
+    Ok(if is_file { NON_BLOCKING_CHUNK } else { BLOCKING_CHUNK })
+}
+
+fn copy(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    stream.try_clone_to_owned()
+}
+
+fn local(step: &'static str) -> impl FnOnce(io::Error) -> EmulatedHostError {
+    move |source| EmulatedHostError::Local { step, source }
+}

@@ -1,0 +1,94 @@
+//! Getting a vCPU out of the guest: a signal that is blocked everywhere but inside `KVM_RUN`.
+//!
+//! The thread of a vCPU blocks all signals, and `KVM_SET_SIGNAL_MASK` opens one real-time signal for the time of
+//! `KVM_RUN` alone. A kick therefore needs no handler, cannot be lost between a check and the entry (it stays
+//! pending and ends the next entry at once), and never reaches code that does not expect it.
+
+use std::io;
+use std::os::unix::thread::{JoinHandleExt, RawPthread};
+use std::thread::{self, JoinHandle};
+
+use kvm_bindings::{KVMIO, kvm_signal_mask};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
+
+/// Ends `KVM_RUN` in another thread. Valid for as long as that thread has not been joined.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kicker {
+    thread: RawPthread,
+}
+
+impl Kicker {
+    /// For the thread behind `handle`, which the caller joins only after the last kick.
+    pub(crate) fn new<T>(handle: &JoinHandle<T>) -> Kicker {
+        Kicker { thread: handle.as_pthread_t() }
+    }
+
+    /// Makes the thread leave the guest, now or at its next entry.
+    pub(crate) fn kick(self) {
+        // SAFETY: the thread is not joined yet, so its id is valid; to one that has ended this does nothing.
+        unsafe { libc::pthread_kill(self.thread, kick_signal()) };
+    }
+}
+
+/// Starts a thread with every signal blocked from its first instruction on: signals of the process are for the threads
+/// of its owner, a kick that comes early stays pending, and a signal that a write raises (SIGPIPE, SIGXFSZ) becomes
+/// the error of that write. The calling thread's mask is as before when this returns.
+pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
+    name: String,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let mut all = empty_set();
+    let mut before = empty_set();
+    // SAFETY: `all` is an initialized signal set.
+    unsafe { libc::sigfillset(&mut all) };
+    // SAFETY: both sets are valid; the call fails only for an unknown first argument.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before) };
+    let thread = thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(run);
+    // SAFETY: `before` was filled by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
+    thread
+}
+
+/// Opens the kick signal inside `KVM_RUN` of this vCPU, and no other signal.
+pub(super) fn allow_kicks(vcpu: &VcpuFd) -> Result<(), errno::Error> {
+    // Signal n is bit n - 1 of the kernel's 64-bit set.
+    let closed = !(1u64 << (kick_signal() - 1));
+    // struct kvm_signal_mask: the size of the set in bytes, then the set, without padding.
+    let mask = [size_of::<u64>() as u32, closed as u32, (closed >> 32) as u32];
+    // SAFETY: the vCPU is open, and the kernel reads a length and that many bytes, all of which are in `mask`.
+    let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
+    if result < 0 { Err(errno::Error::last()) } else { Ok(()) }
+}
+
+/// Takes back the kicks that have arrived in the calling thread.
+pub(super) fn consume_kicks() {
+    let mut kick = empty_set();
+    // SAFETY: `kick` is an initialized signal set.
+    unsafe { libc::sigaddset(&mut kick, kick_signal()) };
+    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: set and time are valid, and no information on the signal is asked for.
+    while unsafe { libc::sigtimedwait(&kick, std::ptr::null_mut(), &now) } > 0 {}
+}
+
+fn empty_set() -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigemptyset initializes the set that it is given.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: it was initialized by the call above.
+    unsafe { set.assume_init() }
+}
+
+/// The first real-time signal that the C library leaves to programs. It is never unblocked outside `KVM_RUN`, so a
+/// program that uses it for something else in other threads is not disturbed.
+fn kick_signal() -> i32 {
+    libc::SIGRTMIN()
+}
+
+/// The threads of a virtual machine keep little on the stack; only touched pages cost memory.
+const STACK_BYTES: usize = 256 << 10;
+
+// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`, Documentation/virt/kvm/api.rst 4.19; kvm-ioctls has no call for it.
+ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);

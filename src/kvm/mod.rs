@@ -1,0 +1,88 @@
+//! The only module that speaks to `/dev/kvm`. Called by the builder, the vCPU threads and the host probe.
+//!
+//! It turns ioctls into typed calls and typed exits, and holds no policy: what an exit means to the virtual machine
+//! is decided in [`crate::vcpu`].
+
+mod kick;
+mod probe;
+mod state;
+mod system;
+mod vcpu;
+mod vm;
+
+pub(crate) use probe::ProbeMachine;
+pub(crate) use kick::{Kicker, spawn_with_signals_blocked};
+pub(crate) use system::Kvm;
+pub(crate) use vcpu::{Vcpu, VcpuExit};
+pub use vcpu::{VcpuFault, VcpuRegisters};
+pub(crate) use vm::KvmVm;
+
+use std::path::PathBuf;
+
+use vmm_sys_util::errno;
+
+/// Why KVM could not be used, or a virtual machine not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The device node does not exist.
+    #[error(
+        "{} does not exist: this kernel has no KVM, or its module is not loaded (modprobe kvm_intel or kvm_amd); \
+         `--accel emulate` needs no KVM",
+        path.display()
+    )]
+    Missing {
+        /// The device node.
+        path: PathBuf,
+    },
+    /// The device node may not be opened by this user.
+    #[error(
+        "{} cannot be opened by this user: join its group (usermod -aG kvm $USER, then log in again) or ask for \
+         read and write permission on it",
+        path.display()
+    )]
+    Denied {
+        /// The device node.
+        path: PathBuf,
+    },
+    /// The device node cannot be opened for another reason.
+    #[error("{} cannot be opened", path.display())]
+    Open {
+        /// The device node.
+        path: PathBuf,
+        /// What the system said.
+        source: errno::Error,
+    },
+    /// The device is something else, or a KVM from before 2007.
+    #[error("{} speaks KVM API version {version}, Coracle needs 12", path.display())]
+    ApiVersion {
+        /// The device node.
+        path: PathBuf,
+        /// What it answered.
+        version: i32,
+    },
+    /// KVM lacks something that every virtual machine needs.
+    #[error("this KVM lacks {capability}, which Coracle needs: a newer host kernel has it")]
+    Capability {
+        /// The name in `linux/kvm.h`.
+        capability: &'static str,
+    },
+    /// A call failed.
+    #[error("KVM refused {call}")]
+    Call {
+        /// The ioctl and what it was for.
+        call: &'static str,
+        /// What the system said.
+        source: errno::Error,
+    },
+    /// A model-specific register that the boot protocol sets was refused.
+    #[error("KVM refused model-specific register {msr:#x}")]
+    Msr {
+        /// Register number.
+        msr: u32,
+    },
+}
+
+/// Names the ioctl that failed.
+pub(crate) fn call<T>(call: &'static str, result: Result<T, errno::Error>) -> Result<T, KvmError> {
+    result.map_err(|source| KvmError::Call { call, source })
+}

@@ -1,0 +1,101 @@
+//! `/dev/kvm` itself: what it can do, and the virtual machines it makes.
+
+use std::path::Path;
+
+use coracle_arch::x86_64::cpuid::CpuidEntry;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Cap;
+
+use super::vm::KvmVm;
+use super::{KvmError, call};
+
+/// An open `/dev/kvm`.
+pub(crate) struct Kvm {
+    fd: kvm_ioctls::Kvm,
+}
+
+impl Kvm {
+    /// Opens `/dev/kvm` and checks that it has what every virtual machine here needs.
+    pub(crate) fn open() -> Result<Kvm, KvmError> {
+        let path = Path::new(DEVICE);
+        let fd = kvm_ioctls::Kvm::new().map_err(|source| open_error(path, source))?;
+        let version = fd.get_api_version();
+        if version != API_VERSION {
+            return Err(KvmError::ApiVersion { path: path.into(), version });
+        }
+        for (cap, capability) in REQUIRED {
+            if !fd.check_extension(*cap) {
+                return Err(KvmError::Capability { capability });
+            }
+        }
+        Ok(Kvm { fd })
+    }
+
+    /// An empty virtual machine.
+    pub(crate) fn create_vm(&self) -> Result<KvmVm, KvmError> {
+        loop {
+            match self.fd.create_vm() {
+                // A signal that came while KVM set up its threads; nothing was made.
+                Err(error) if error.errno() == libc::EINTR => {}
+                result => return Ok(KvmVm::new(call("KVM_CREATE_VM", result)?)),
+            }
+        }
+    }
+
+    /// The CPUID leaves that this KVM can show to a guest.
+    pub(crate) fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
+        let cpuid = call("KVM_GET_SUPPORTED_CPUID", self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
+        let entries = cpuid.as_slice().iter().map(|entry| CpuidEntry {
+            function: entry.function,
+            index: entry.index,
+            index_significant: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        });
+        Ok(entries.collect())
+    }
+
+    /// True when the guest may use the local APIC's TSC-deadline timer.
+    pub(crate) fn has_tsc_deadline_timer(&self) -> bool {
+        self.fd.check_extension(Cap::TscDeadlineTimer)
+    }
+
+    /// The most vCPUs a virtual machine can have, and the number that KVM recommends not to exceed.
+    pub(crate) fn vcpu_limits(&self) -> VcpuLimits {
+        VcpuLimits { max: self.fd.get_max_vcpus(), recommended: self.fd.get_nr_vcpus() }
+    }
+}
+
+/// How many vCPUs a virtual machine can have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VcpuLimits {
+    /// KVM_CAP_MAX_VCPUS.
+    pub max: usize,
+    /// KVM_CAP_NR_VCPUS: usually the number of CPUs of the host.
+    pub recommended: usize,
+}
+
+fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
+    let path = path.to_path_buf();
+    match source.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::Missing { path },
+        libc::EACCES | libc::EPERM => KvmError::Denied { path },
+        _ => KvmError::Open { path, source },
+    }
+}
+
+/// The device node.
+const DEVICE: &str = "/dev/kvm";
+/// The only API version since Linux 2.6.22 (Documentation/virt/kvm/api.rst, 4.1).
+const API_VERSION: i32 = 12;
+
+const REQUIRED: &[(Cap, &str)] = &[
+    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::MpState, "KVM_CAP_MP_STATE"),
+];

@@ -1,0 +1,252 @@
+//! One vCPU: entering the guest, and what it came out for.
+
+use kvm_bindings::{
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_run,
+};
+use kvm_ioctls::VcpuFd;
+use serde::Serialize;
+
+use super::{KvmError, call, kick};
+
+/// A vCPU. Used by one thread at a time.
+pub(crate) struct Vcpu {
+    pub(super) fd: VcpuFd,
+    index: u32,
+}
+
+/// Why a vCPU left the guest. The slices lie in memory shared with KVM, which reads answers from them at the next
+/// entry.
+pub(crate) enum VcpuExit<'a> {
+    /// The guest wrote to a port: items of `unit` bytes, more than one for a string instruction.
+    PortOut { port: u16, unit: usize, data: &'a [u8] },
+    /// The guest reads from a port.
+    PortIn { port: u16, unit: usize, data: &'a mut [u8] },
+    /// The guest reads from an address without memory.
+    MmioRead { address: u64, data: &'a mut [u8] },
+    /// The guest wrote to an address without memory.
+    MmioWrite { address: u64, data: &'a [u8] },
+    /// A kick, or nothing of interest: enter again.
+    Interrupted,
+    /// A triple fault.
+    Shutdown,
+    /// The guest cannot go on for a reason of KVM's.
+    Fault(VcpuFault),
+}
+
+/// Why KVM cannot go on with a vCPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum VcpuFault {
+    /// KVM gave up on the guest (`KVM_EXIT_INTERNAL_ERROR`).
+    Internal {
+        /// The sub-error of `linux/kvm.h`.
+        suberror: u32,
+        /// The bytes of the instruction that KVM could not emulate, where it tells them.
+        instruction: Vec<u8>,
+    },
+    /// The hardware refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
+    FailedEntry {
+        /// The hardware's own reason.
+        hardware_reason: u64,
+    },
+    /// An exit that this machine has no use for.
+    UnexpectedExit {
+        /// The number in `linux/kvm.h`.
+        exit_reason: u32,
+    },
+    /// `KVM_RUN` itself failed.
+    RunFailed {
+        /// The error number.
+        errno: i32,
+    },
+}
+
+impl std::fmt::Display for VcpuFault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            VcpuFault::Internal { suberror, instruction } => {
+                let what = match *suberror {
+                    KVM_INTERNAL_ERROR_EMULATION => "an instruction that this KVM cannot emulate",
+                    KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once that it cannot merge",
+                    KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while it delivered an event",
+                    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit of the hardware that it does not know",
+                    _ => "an internal error of an unknown kind",
+                };
+                write!(f, "KVM stopped at {what} (sub-error {suberror})")?;
+                if instruction.is_empty() {
+                    return Ok(());
+                }
+                write!(f, ", instruction bytes")?;
+                instruction.iter().try_for_each(|byte| write!(f, " {byte:02x}"))
+            }
+            VcpuFault::FailedEntry { hardware_reason } => {
+                write!(f, "the CPU refused to enter the guest (reason {hardware_reason:#x})")
+            }
+            VcpuFault::UnexpectedExit { exit_reason } => {
+                write!(f, "KVM left the guest for a reason that Coracle does not handle ({exit_reason})")
+            }
+            VcpuFault::RunFailed { errno } => {
+                write!(f, "KVM_RUN failed: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+        }
+    }
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd, index: u32) -> Vcpu {
+        Vcpu { fd, index }
+    }
+
+    /// Its number, which is also its APIC id.
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Lets kicks end [`Vcpu::run`], and no other signal, in a thread that blocks them all.
+    pub(crate) fn allow_kicks(&self) -> Result<(), KvmError> {
+        call("KVM_SET_SIGNAL_MASK", kick::allow_kicks(&self.fd))
+    }
+
+    /// Runs the guest until it needs something.
+    pub(crate) fn run(&mut self) -> VcpuExit<'_> {
+        if let Err(error) = self.fd.run().map(drop) {
+            return match error.errno() {
+                libc::EINTR => {
+                    kick::consume_kicks();
+                    VcpuExit::Interrupted
+                }
+                // The vCPU was waiting for its INIT, or an exit to the kernel's own work: nothing to do here.
+                libc::EAGAIN => VcpuExit::Interrupted,
+                errno => VcpuExit::Fault(VcpuFault::RunFailed { errno }),
+            };
+        }
+        decode(self.fd.get_kvm_run())
+    }
+
+    /// The registers, for a report on how the guest died. None where they are lost: AMD CPUs leave them undefined
+    /// after a triple fault, and KVM then shows those of a reset vCPU.
+    pub(crate) fn registers(&self) -> Option<VcpuRegisters> {
+        let regs = self.fd.get_regs().ok()?;
+        let sregs = self.fd.get_sregs().ok()?;
+        if (regs.rip, sregs.cs.base) == RESET_VECTOR {
+            return None;
+        }
+        Some(VcpuRegisters {
+            rip: regs.rip,
+            rsp: regs.rsp,
+            rflags: regs.rflags,
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr3: sregs.cr3,
+            cr4: sregs.cr4,
+            cs: sregs.cs.selector,
+            ring: sregs.cs.dpl,
+        })
+    }
+}
+
+/// What a report on a dead vCPU shows. Names as in the Intel SDM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[allow(missing_docs)]
+pub struct VcpuRegisters {
+    pub rip: u64,
+    pub rsp: u64,
+    pub rflags: u64,
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub cs: u16,
+    /// The privilege level of the code segment.
+    pub ring: u8,
+}
+
+/// Reads the exit out of the page that KVM shares. kvm-ioctls' own decoding loses the unit of string instructions
+/// and the details of an internal error.
+fn decode(run: &mut kvm_run) -> VcpuExit<'_> {
+    match run.exit_reason {
+        KVM_EXIT_IO => decode_port(run),
+        KVM_EXIT_MMIO => {
+            // SAFETY: the exit reason says that this member of the union is the valid one.
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let length = (mmio.len as usize).min(mmio.data.len());
+            let (data, _) = mmio.data.split_at_mut(length);
+            if mmio.is_write != 0 {
+                VcpuExit::MmioWrite { address: mmio.phys_addr, data }
+            } else {
+                VcpuExit::MmioRead { address: mmio.phys_addr, data }
+            }
+        }
+        KVM_EXIT_INTR => {
+            kick::consume_kicks();
+            VcpuExit::Interrupted
+        }
+        // With local APICs in KVM neither needs an answer: a halt never comes here, no device of ours is level
+        // triggered, and breakpoints are not set.
+        KVM_EXIT_HLT | KVM_EXIT_IOAPIC_EOI | KVM_EXIT_DEBUG => VcpuExit::Interrupted,
+        // KVM reports a shutdown either way; the types of a system event are of other architectures.
+        KVM_EXIT_SHUTDOWN | KVM_EXIT_SYSTEM_EVENT => VcpuExit::Shutdown,
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: the exit reason says that this member of the union is the valid one.
+            let entry = unsafe { run.__bindgen_anon_1.fail_entry };
+            VcpuExit::Fault(VcpuFault::FailedEntry { hardware_reason: entry.hardware_entry_failure_reason })
+        }
+        KVM_EXIT_INTERNAL_ERROR => VcpuExit::Fault(decode_internal_error(run)),
+        exit_reason => VcpuExit::Fault(VcpuFault::UnexpectedExit { exit_reason }),
+    }
+}
+
+fn decode_port(run: &mut kvm_run) -> VcpuExit<'_> {
+    // SAFETY: the exit reason says that this member of the union is the valid one.
+    let io = unsafe { run.__bindgen_anon_1.io };
+    let unit = usize::from(io.size);
+    let length = unit * io.count as usize;
+    let start = (&raw mut *run).cast::<u8>();
+    // SAFETY: KVM puts the data of a port access inside the area that it shares, of which `run` is the first page.
+    let start = unsafe { start.add(io.data_offset as usize) };
+    // SAFETY: as above, `length` bytes of it; the borrow of `run` keeps the area mapped and unaliased.
+    let data = unsafe { std::slice::from_raw_parts_mut(start, length) };
+    if u32::from(io.direction) == KVM_EXIT_IO_IN {
+        VcpuExit::PortIn { port: io.port, unit, data }
+    } else {
+        VcpuExit::PortOut { port: io.port, unit, data }
+    }
+}
+
+fn decode_internal_error(run: &kvm_run) -> VcpuFault {
+    // SAFETY: the exit reason says that this member of the union is the valid one; the emulation failure is the same
+    // words with names.
+    let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
+    let mut instruction = Vec::new();
+    let tells_bytes = failure.suberror == KVM_INTERNAL_ERROR_EMULATION
+        && failure.ndata >= 3
+        && failure.flags & EMULATION_FLAG_INSTRUCTION_BYTES != 0;
+    if tells_bytes {
+        // SAFETY: the flag says that KVM filled these bytes; they are plain integers whatever their value.
+        let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let length = usize::from(bytes.insn_size).min(bytes.insn_bytes.len());
+        instruction.extend(bytes.insn_bytes.iter().take(length));
+    }
+    VcpuFault::Internal { suberror: failure.suberror, instruction }
+}
+
+/// Where a CPU starts after a reset: instruction pointer and code segment base (Intel SDM vol. 3, 10.1.4).
+const RESET_VECTOR: (u64, u64) = (0xfff0, 0xffff_0000);
+
+/// `KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES` of `linux/kvm.h`.
+const EMULATION_FLAG_INSTRUCTION_BYTES: u64 = 1;

@@ -1,0 +1,36 @@
+//! Log lines on stderr, for the command only: the library logs through `log` and sets nothing up.
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+/// Shows errors and warnings, with `verbose` 1 information, with 2 or more everything.
+pub(crate) fn start(verbose: u8) {
+    log::set_max_level(match verbose {
+        0 => LevelFilter::Warn,
+        1 => LevelFilter::Info,
+        _ => LevelFilter::Debug,
+    });
+    // It is set once, here.
+    let _ = log::set_logger(&Stderr);
+}
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let level = match record.level() {
+            Level::Error => "error: ",
+            Level::Warn => "warning: ",
+            Level::Info | Level::Debug | Level::Trace => "",
+        };
+        crate::commands::say(&format!("{level}{}", record.args()));
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,81 @@
+//! How often, and why, vCPUs leave the guest: the number that decides a guest's speed.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// Exits by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ExitCounts {
+    /// Reads from ports.
+    pub port_in: u64,
+    /// Writes to ports.
+    pub port_out: u64,
+    /// Reads from addresses without memory.
+    pub mmio_read: u64,
+    /// Writes to addresses without memory.
+    pub mmio_write: u64,
+    /// Kicks, and returns without a reason.
+    pub interrupted: u64,
+    /// Triple faults and faults of KVM.
+    pub fatal: u64,
+}
+
+impl ExitCounts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = *self;
+        port_in + port_out + mmio_read + mmio_write + interrupted + fatal
+    }
+
+    /// Adds those of another vCPU.
+    pub fn add(&mut self, other: &ExitCounts) {
+        let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = other;
+        self.port_in += port_in;
+        self.port_out += port_out;
+        self.mmio_read += mmio_read;
+        self.mmio_write += mmio_write;
+        self.interrupted += interrupted;
+        self.fatal += fatal;
+    }
+}
+
+/// The counters of one vCPU: written by its thread alone, read by any.
+#[derive(Debug, Default)]
+pub(crate) struct ExitCounters {
+    pub(super) port_in: Counter,
+    pub(super) port_out: Counter,
+    pub(super) mmio_read: Counter,
+    pub(super) mmio_write: Counter,
+    pub(super) interrupted: Counter,
+    pub(super) fatal: Counter,
+}
+
+impl ExitCounters {
+    /// Their values now.
+    pub(crate) fn counts(&self) -> ExitCounts {
+        let ExitCounters { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = self;
+        ExitCounts {
+            port_in: port_in.value(),
+            port_out: port_out.value(),
+            mmio_read: mmio_read.value(),
+            mmio_write: mmio_write.value(),
+            interrupted: interrupted.value(),
+            fatal: fatal.value(),
+        }
+    }
+}
+
+/// A counter with one writer: no read-modify-write is needed.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add_one(&self) {
+        self.0.store(self.value().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,61 @@
+//! What an exit leads to: an access on a bus, or the end of the virtual machine. Called by a vCPU's thread.
+
+use coracle_devices::bus::Bus;
+
+use super::counts::ExitCounters;
+use crate::kvm::{VcpuExit, VcpuFault};
+
+/// The devices of a virtual machine, by port and by address.
+pub(crate) struct Buses {
+    /// 64 Ki ports.
+    pub ports: Bus,
+    /// Guest physical addresses without memory.
+    pub mmio: Bus,
+}
+
+/// What the thread does after an exit.
+pub(super) enum Next {
+    /// Enters the guest again, if the gate lets it.
+    Enter,
+    /// Reports a triple fault.
+    Crash,
+    /// Reports a fault of KVM.
+    Fault(VcpuFault),
+}
+
+impl Buses {
+    pub(super) fn handle(&self, exit: VcpuExit<'_>, counters: &ExitCounters) -> Next {
+        match exit {
+            VcpuExit::PortOut { port, unit, data } => {
+                counters.port_out.add_one();
+                for item in data.chunks(unit.max(1)) {
+                    self.ports.write(u64::from(port), item);
+                }
+            }
+            VcpuExit::PortIn { port, unit, data } => {
+                counters.port_in.add_one();
+                for item in data.chunks_mut(unit.max(1)) {
+                    self.ports.read(u64::from(port), item);
+                }
+            }
+            VcpuExit::MmioRead { address, data } => {
+                counters.mmio_read.add_one();
+                self.mmio.read(address, data);
+            }
+            VcpuExit::MmioWrite { address, data } => {
+                counters.mmio_write.add_one();
+                self.mmio.write(address, data);
+            }
+            VcpuExit::Interrupted => counters.interrupted.add_one(),
+            VcpuExit::Shutdown => {
+                counters.fatal.add_one();
+                return Next::Crash;
+            }
+            VcpuExit::Fault(fault) => {
+                counters.fatal.add_one();
+                return Next::Fault(fault);
+            }
+        }
+        Next::Enter
+    }
+}

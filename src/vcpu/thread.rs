@@ -1,0 +1,122 @@
+//! The thread of one vCPU: pass the gate, enter the guest, serve the exit, and again.
+//!
+//! It posts events and waits for nobody but the gate. After the gate has closed it ends and hands its vCPU back, so
+//! that the control thread decides when KVM's part of it is closed.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use super::counts::{ExitCounters, ExitCounts};
+use super::dispatch::{Buses, Next};
+use crate::control::{Control, Gate, VmEvent};
+use crate::kvm::{Kicker, Vcpu, spawn_with_signals_blocked};
+use crate::vm::outcome::HostFailure;
+
+/// A vCPU with all that its thread needs.
+pub(crate) struct VcpuThread {
+    /// The vCPU, ready to run.
+    pub vcpu: Vcpu,
+    /// The devices of its virtual machine.
+    pub buses: Arc<Buses>,
+    /// Where it reports, and what lets it run.
+    pub control: Arc<Control>,
+}
+
+/// The control thread's side of a vCPU's thread.
+pub(crate) struct VcpuHandle {
+    index: u32,
+    counters: Arc<ExitCounters>,
+    thread: JoinHandle<Vcpu>,
+}
+
+impl VcpuThread {
+    /// Starts the thread, which waits at the gate.
+    pub(crate) fn spawn(self) -> io::Result<VcpuHandle> {
+        let index = self.vcpu.index();
+        let counters = Arc::new(ExitCounters::default());
+        let thread = spawn_with_signals_blocked(format!("vcpu-{index}"), {
+            let counters = counters.clone();
+            move || self.run(&counters)
+        })?;
+        Ok(VcpuHandle { index, counters, thread })
+    }
+
+    fn run(self, counters: &ExitCounters) -> Vcpu {
+        let VcpuThread { mut vcpu, buses, control } = self;
+        let _report = EndReport { control: control.clone(), vcpu: vcpu.index() };
+        if let Err(error) = vcpu.allow_kicks() {
+            let failure = HostFailure::VcpuStart { vcpu: vcpu.index(), reason: error.to_string() };
+            control.post(VmEvent::HostFailure(failure));
+            return vcpu;
+        }
+        loop {
+            match control.gate() {
+                Gate::Open => {}
+                Gate::Paused => {
+                    control.park();
+                    continue;
+                }
+                Gate::Closed => return vcpu,
+            }
+            let next = buses.handle(vcpu.run(), counters);
+            if let Some(event) = ending(next, &vcpu) {
+                control.post(event);
+            }
+        }
+    }
+}
+
+impl VcpuHandle {
+    /// Makes the vCPU leave the guest and look at the gate.
+    pub(crate) fn kick(&self) {
+        Kicker::new(&self.thread).kick();
+    }
+
+    /// Its index.
+    pub(crate) fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Its exits so far.
+    pub(crate) fn exits(&self) -> ExitCounts {
+        self.counters.counts()
+    }
+
+    /// True when the thread has ended.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The vCPU, once the thread has ended; none when it panicked.
+    pub(crate) fn join(self) -> Option<Vcpu> {
+        self.thread.join().ok()
+    }
+}
+
+fn ending(next: Next, vcpu: &Vcpu) -> Option<VmEvent> {
+    let registers = || vcpu.registers().map(Box::new);
+    match next {
+        Next::Enter => None,
+        Next::Crash => Some(VmEvent::GuestCrash { vcpu: vcpu.index(), registers: registers() }),
+        Next::Fault(fault) => {
+            Some(VmEvent::VcpuFault { vcpu: vcpu.index(), fault, registers: registers() })
+        }
+    }
+}
+
+/// Tells the control thread that a vCPU's thread ends, by a panic too.
+struct EndReport {
+    control: Arc<Control>,
+    vcpu: u32,
+}
+
+impl Drop for EndReport {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let thread = format!("vcpu-{}", self.vcpu);
+            self.control.post(VmEvent::HostFailure(HostFailure::ThreadPanicked { thread }));
+        }
+        self.control.vcpu_ended();
+    }
+}

@@ -1,0 +1,260 @@
+//! From a [`VmConfig`] to a virtual machine: every host resource is opened first, then memory, interrupt controller,
+//! vCPUs and devices are made, the kernel is loaded, the tables are written, and the threads wait at the gate.
+
+use std::io;
+use std::sync::Arc;
+
+use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
+use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
+use coracle_arch::x86_64::image::{ImageError, KernelImage};
+use coracle_arch::x86_64::initrd::InitrdFile;
+use coracle_arch::x86_64::input_file::InputFileError;
+use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
+use coracle_arch::x86_64::registers::BootState;
+
+use super::Vm;
+use super::lifecycle::{Machine, Shared, start_control};
+use super::outcome::Outcome;
+use super::platform::{Platform, PlatformError};
+use crate::config::VmConfig;
+use crate::console::{Console, ConsoleEnds, ConsoleError, Escape};
+use crate::control::{Control, VmEvent};
+use crate::io_loop::IoLoop;
+use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
+use crate::memory::{GuestRam, MemoryError};
+use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
+
+/// Builds one virtual machine.
+#[derive(Debug, Clone)]
+pub struct VmBuilder {
+    config: VmConfig,
+    console_escape: bool,
+}
+
+/// Why a virtual machine was not built. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The kernel cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] ImageError),
+    /// An initrd cannot be used.
+    #[error(transparent)]
+    Initrd(#[from] InputFileError),
+    /// The console cannot be connected.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// More vCPUs than this KVM can run.
+    #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
+    TooManyVcpus {
+        /// As configured.
+        wanted: u32,
+        /// KVM_CAP_MAX_VCPUS.
+        most: usize,
+    },
+    /// There is no memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The devices cannot be made.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// The ACPI tables cannot be written.
+    #[error("the ACPI tables cannot be written")]
+    Acpi(#[from] AcpiError),
+    /// The kernel does not fit, or cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The host gives no more threads or event descriptors.
+    #[error("the host cannot start {what}")]
+    Thread {
+        /// What was to be started.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// The process exit code for it: 115 when there is no usable KVM, else 125.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            BuildError::Kvm(
+                KvmError::Missing { .. }
+                | KvmError::Denied { .. }
+                | KvmError::Open { .. }
+                | KvmError::ApiVersion { .. }
+                | KvmError::Capability { .. },
+            ) => 115,
+            _ => 125,
+        }
+    }
+}
+
+impl VmBuilder {
+    pub(super) fn new(config: VmConfig) -> VmBuilder {
+        VmBuilder { config, console_escape: false }
+    }
+
+    /// Obeys Ctrl-A commands in the console's input: for a person at a terminal.
+    pub fn console_escape(mut self, yes: bool) -> VmBuilder {
+        self.console_escape = yes;
+        self
+    }
+
+    /// Builds it, with its vCPUs waiting for [`VmHandle::resume`](super::VmHandle::resume).
+    ///
+    /// # Errors
+    /// Something of the configuration cannot be used, or KVM refuses something.
+    pub fn build(&self) -> Result<Vm, BuildError> {
+        let inputs = Inputs::open(&self.config)?;
+        let kvm = Kvm::open()?;
+        let vm = kvm.create_vm()?;
+        let ram = GuestRam::anonymous(self.config.memory.mib())?;
+        vm.add_memory(&ram)?;
+        vm.create_local_apics()?;
+
+        let control = Arc::new(Control::new());
+        let platform = Platform::new(Arc::new(vm.clone()), control.clone())?;
+        let boot = self.load(&inputs, &ram)?;
+        let vcpus = self.create_vcpus(&kvm, &vm, &boot)?;
+        self.assemble(inputs, Parts { control, vm, ram, platform, vcpus })
+    }
+
+    /// Builds it and lets it run.
+    ///
+    /// # Errors
+    /// As [`VmBuilder::build`].
+    pub fn start(&self) -> Result<Vm, BuildError> {
+        let vm = self.build()?;
+        vm.handle().resume();
+        Ok(vm)
+    }
+
+    /// Builds it, lets it run and waits for its end.
+    ///
+    /// # Errors
+    /// As [`VmBuilder::build`].
+    pub fn run(&self) -> Result<Outcome, BuildError> {
+        Ok(self.start()?.wait())
+    }
+
+    fn load(&self, inputs: &Inputs, ram: &GuestRam) -> Result<BootState, BuildError> {
+        let cpus = self.config.vcpus.value();
+        let rsdp = acpi::write_tables(ram.mmap(), &AcpiConfig { cpus })?;
+        let request = LoadRequest {
+            image: &inputs.kernel,
+            initrds: &inputs.initrds,
+            cmdline: &self.config.cmdline,
+            ram_bytes: self.config.memory.bytes(),
+            acpi_rsdp: Some(rsdp),
+        };
+        Ok(load::load(ram.mmap(), &request)?)
+    }
+
+    fn create_vcpus(&self, kvm: &Kvm, vm: &KvmVm, boot: &BootState) -> Result<Vec<Vcpu>, BuildError> {
+        let count = u32::from(self.config.vcpus.value());
+        let limits = kvm.vcpu_limits();
+        if count as usize > limits.max {
+            return Err(BuildError::TooManyVcpus { wanted: count, most: limits.max });
+        }
+        if count as usize > limits.recommended {
+            log::warn!("{count} vCPUs share the {} CPUs of this host", limits.recommended);
+        }
+        let supported = kvm.supported_cpuid()?;
+        let tsc_deadline = kvm.has_tsc_deadline_timer();
+        let make = |apic_id| {
+            let vcpu = vm.create_vcpu(apic_id)?;
+            let identity = CpuIdentity { apic_id, count, tsc_deadline, tsc_khz: vcpu.tsc_khz() };
+            prepare_vcpu(&vcpu, &supported, &identity, boot)?;
+            Ok(vcpu)
+        };
+        (0..count).map(make).collect()
+    }
+
+    fn assemble(&self, inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
+        let Parts { control, vm, ram, platform, vcpus } = parts;
+        let Platform { buses, serial, console } = platform;
+        let escape = self.console_escape.then(|| Escape::new(control.clone()));
+        let handler = Console::new(serial, console.clone(), inputs.console, escape);
+        let io_loop = IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
+
+        let shared = Arc::new(Shared::new(control.clone()).map_err(thread_error("the control thread"))?);
+        // From here on an error has to end the vCPU threads that have been started.
+        let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
+        shared.adopt(start_vcpus(vcpus, &buses, &control)?);
+        let machine = Machine { io_loop, buses, console, kvm: vm, ram, timeout: self.config.timeout };
+        let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
+        ends_on_error.disarm();
+        Ok(Vm { shared, control: Some(control) })
+    }
+}
+
+/// The files that a virtual machine is made from, open and checked.
+struct Inputs {
+    kernel: KernelImage,
+    initrds: Vec<InitrdFile>,
+    console: ConsoleEnds,
+}
+
+impl Inputs {
+    fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
+        let kernel = KernelImage::open(&config.kernel)?;
+        let initrds = config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<_, _>>()?;
+        Ok(Inputs { kernel, initrds, console: ConsoleEnds::open(&config.serial)? })
+    }
+}
+
+/// What is made before the first thread.
+struct Parts {
+    control: Arc<Control>,
+    vm: KvmVm,
+    ram: GuestRam,
+    platform: Platform,
+    vcpus: Vec<Vcpu>,
+}
+
+fn prepare_vcpu(
+    vcpu: &Vcpu,
+    supported: &[CpuidEntry],
+    identity: &CpuIdentity,
+    boot: &BootState,
+) -> Result<(), KvmError> {
+    vcpu.set_cpuid(&cpuid::for_vcpu(supported, identity))?;
+    vcpu.set_firmware_state(&boot.msrs)?;
+    if identity.apic_id == 0 { vcpu.set_boot_registers(boot) } else { Ok(()) }
+}
+
+fn start_vcpus(
+    vcpus: Vec<Vcpu>,
+    buses: &Arc<Buses>,
+    control: &Arc<Control>,
+) -> Result<Vec<VcpuHandle>, BuildError> {
+    let start = |vcpu| VcpuThread { vcpu, buses: buses.clone(), control: control.clone() }.spawn();
+    let threads: io::Result<Vec<VcpuHandle>> = vcpus.into_iter().map(start).collect();
+    threads.map_err(thread_error("a vCPU's thread"))
+}
+
+/// Closes the gate for threads whose virtual machine came to nothing.
+struct StopUnlessBuilt {
+    control: Option<Arc<Control>>,
+}
+
+impl StopUnlessBuilt {
+    fn disarm(mut self) {
+        self.control = None;
+    }
+}
+
+impl Drop for StopUnlessBuilt {
+    fn drop(&mut self) {
+        if let Some(control) = &self.control {
+            control.post(VmEvent::Stop);
+        }
+    }
+}
+
+fn thread_error(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
+    move |source| BuildError::Thread { what, source }
+}

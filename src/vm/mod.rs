@@ -1,0 +1,95 @@
+//! A virtual machine: building it, running it, the handle on it, and its end.
+
+pub(crate) mod builder;
+mod lifecycle;
+pub mod outcome;
+mod platform;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+pub use builder::{BuildError, VmBuilder};
+use lifecycle::Shared;
+use outcome::Outcome;
+
+use crate::config::VmConfig;
+use crate::control::VmEvent;
+
+/// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.
+pub struct Vm {
+    shared: Arc<Shared>,
+    control: Option<JoinHandle<()>>,
+}
+
+impl Vm {
+    /// Prepares to build what `config` describes.
+    pub fn builder(config: VmConfig) -> VmBuilder {
+        VmBuilder::new(config)
+    }
+
+    /// A remote control that other threads can hold.
+    pub fn handle(&self) -> VmHandle {
+        VmHandle { shared: self.shared.clone() }
+    }
+
+    /// Waits for the end. What the virtual machine held may still be on its way back to the host when this returns;
+    /// dropping the `Vm` waits for that too.
+    pub fn wait(&self) -> Outcome {
+        self.shared.wait_outcome()
+    }
+
+    /// Stops it where it stands and tells how it ended: by itself, if it was faster.
+    pub fn stop(&self) -> Outcome {
+        self.handle().stop();
+        self.wait()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.shared.control.post(VmEvent::Stop);
+        if let Some(control) = self.control.take() {
+            // A panic of the control thread has no one left to be told to.
+            let _ = control.join();
+        }
+    }
+}
+
+/// A remote control of a virtual machine. Calls on one that has ended do nothing.
+#[derive(Clone)]
+pub struct VmHandle {
+    shared: Arc<Shared>,
+}
+
+impl VmHandle {
+    /// Lets the vCPUs run: for the first time, or again after [`VmHandle::pause`].
+    pub fn resume(&self) {
+        self.shared.control.open_gate();
+    }
+
+    /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has ended.
+    pub fn pause(&self) -> bool {
+        self.shared.pause()
+    }
+
+    /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.
+    pub fn stop(&self) {
+        self.shared.control.post(VmEvent::Stop);
+    }
+
+    /// The same on behalf of a signal that the program was sent.
+    pub fn stop_by_signal(&self, signal: i32) {
+        self.shared.control.post(VmEvent::Signal(signal));
+    }
+
+    /// The outcome, if it has ended within `limit`.
+    pub fn wait_for(&self, limit: Duration) -> Option<Outcome> {
+        self.shared.wait_outcome_for(limit)
+    }
+
+    /// Becomes readable when the outcome is there: for programs that wait for several things at once.
+    pub fn outcome_event(&self) -> &vmm_sys_util::eventfd::EventFd {
+        &self.shared.outcome_event
+    }
+}

@@ -1,0 +1,335 @@
+//! How a virtual machine ended: a value, an exit code, one line of words, and a JSON object.
+//!
+//! `docs/outcomes.md` is the table for users; [`Ending::exit_code`] is that table in code.
+
+use std::time::Duration;
+
+use coracle_devices::guest_request::ResetSource;
+use serde::Serialize;
+
+use crate::kvm::{VcpuFault, VcpuRegisters};
+use crate::vcpu::ExitCounts;
+
+/// What is known of a virtual machine that has ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// How it ended.
+    pub ending: Ending,
+    /// How far the guest had come.
+    pub phase: Phase,
+    /// From the first entry into the guest to the end.
+    pub duration: Duration,
+    /// How often the vCPUs left the guest, by reason.
+    pub exits: ExitCounts,
+    /// Bytes that the guest sent to its console.
+    pub console_bytes: u64,
+    /// Of these, bytes that were lost because nobody took them in time.
+    pub console_bytes_dropped: u64,
+    /// Endings that the guest asked for after the first, which counts.
+    pub later_events: u64,
+}
+
+/// The way in which a virtual machine ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// The guest powered off.
+    PoweredOff,
+    /// The workload ended with this code.
+    Exited {
+        /// As the guest gave it.
+        code: u32,
+    },
+    /// The guest's kernel panicked and then reset the machine.
+    Panicked,
+    /// The guest crashed in a way that resets a real machine: a triple fault.
+    Crashed {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Its registers, where KVM still tells them.
+        registers: Option<Box<VcpuRegisters>>,
+    },
+    /// The guest asked for a reset.
+    Reset {
+        /// By which device.
+        source: ResetSource,
+    },
+    /// KVM could not run the guest on.
+    CannotRun {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Why.
+        fault: VcpuFault,
+        /// Its registers, where KVM still tells them.
+        registers: Option<Box<VcpuRegisters>>,
+    },
+    /// Coracle or its host failed while the guest ran.
+    HostFailed {
+        /// What failed.
+        reason: HostFailure,
+    },
+    /// Stopped by request of the program or the person that runs it.
+    Stopped,
+    /// Stopped because its time was over.
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
+    /// Stopped because Coracle was sent this signal.
+    Signalled {
+        /// Its number.
+        signal: i32,
+    },
+}
+
+/// What can fail on the side of the host while a guest runs.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum HostFailure {
+    /// A thread of Coracle's panicked: a defect.
+    #[error("the thread {thread} panicked; this is a defect of Coracle")]
+    ThreadPanicked {
+        /// Its name.
+        thread: String,
+    },
+    /// A vCPU did not leave the guest in time.
+    #[error("vCPU {vcpu} did not stop within {limit:?}")]
+    VcpuStuck {
+        /// Which.
+        vcpu: u32,
+        /// The limit.
+        limit: Duration,
+    },
+    /// A vCPU's thread could not be prepared.
+    #[error("vCPU {vcpu} could not be started: {reason}")]
+    VcpuStart {
+        /// Which.
+        vcpu: u32,
+        /// What KVM said.
+        reason: String,
+    },
+}
+
+/// How far a guest came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// The kernel was loaded, and no vCPU has run.
+    Loaded,
+    /// The guest has run, and its console is silent.
+    Entered,
+    /// The guest has written to its console.
+    Console,
+}
+
+impl Outcome {
+    /// The process exit code for it: see `docs/outcomes.md`.
+    pub fn exit_code(&self) -> u8 {
+        self.ending.exit_code()
+    }
+}
+
+impl Ending {
+    /// The process exit code for it: see `docs/outcomes.md`.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Ending::PoweredOff => 0,
+            Ending::Exited { code } => u8::try_from(*code).ok().filter(|code| *code < 100).unwrap_or(100),
+            Ending::Panicked => 110,
+            Ending::Crashed { .. } => 111,
+            Ending::Reset { .. } => 112,
+            Ending::CannotRun { .. } => 113,
+            Ending::HostFailed { .. } => 117,
+            Ending::Stopped => 118,
+            Ending::TimedOut { .. } => 124,
+            Ending::Signalled { signal } => 128 + u8::try_from(*signal).unwrap_or(0).min(127),
+        }
+    }
+
+    /// Its name in the JSON object.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Ending::PoweredOff => "powered-off",
+            Ending::Exited { .. } => "exited",
+            Ending::Panicked => "panicked",
+            Ending::Crashed { .. } => "crashed",
+            Ending::Reset { .. } => "reset",
+            Ending::CannotRun { .. } => "cannot-run",
+            Ending::HostFailed { .. } => "host-failed",
+            Ending::Stopped => "stopped",
+            Ending::TimedOut { .. } => "timed-out",
+            Ending::Signalled { .. } => "signalled",
+        }
+    }
+}
+
+impl std::fmt::Display for Ending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Ending::PoweredOff => write!(f, "the guest powered off"),
+            Ending::Exited { code } => write!(f, "the guest's workload ended with code {code}"),
+            Ending::Panicked => write!(f, "the guest's kernel panicked"),
+            Ending::Crashed { vcpu, registers } => {
+                write!(f, "the guest crashed: triple fault on vCPU {vcpu}")?;
+                write_registers(f, registers.as_deref())
+            }
+            Ending::Reset { source: ResetSource::I8042 } => {
+                write!(f, "the guest asked for a reset (keyboard controller)")
+            }
+            Ending::Reset { source: ResetSource::AcpiRegister } => {
+                write!(f, "the guest asked for a reset (ACPI)")
+            }
+            Ending::CannotRun { vcpu, fault, registers } => {
+                write!(f, "KVM cannot run this guest: vCPU {vcpu}: {fault}")?;
+                write_registers(f, registers.as_deref())
+            }
+            Ending::HostFailed { reason } => write!(f, "Coracle or its host failed: {reason}"),
+            Ending::Stopped => write!(f, "stopped on request"),
+            Ending::TimedOut { limit } => write!(f, "timed out after {}", Seconds(*limit)),
+            Ending::Signalled { signal } => write!(f, "stopped by signal {}", signal_name(*signal)),
+        }
+    }
+}
+
+fn write_registers(f: &mut std::fmt::Formatter<'_>, registers: Option<&VcpuRegisters>) -> std::fmt::Result {
+    let Some(r) = registers else { return Ok(()) };
+    write!(f, " (rip {:#x} rsp {:#x} cr2 {:#x} cr3 {:#x} ring {})", r.rip, r.rsp, r.cr2, r.cr3, r.ring)
+}
+
+/// A duration in seconds with the digits that matter.
+pub struct Seconds(pub Duration);
+
+impl std::fmt::Display for Seconds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.0.as_secs_f64();
+        let decimals = if seconds >= 10.0 { 1 } else if seconds >= 1.0 { 2 } else { 4 };
+        let text = format!("{seconds:.decimals$}");
+        write!(f, "{} s", text.trim_end_matches('0').trim_end_matches('.'))
+    }
+}
+
+/// The JSON object that `--outcome` writes. Fields are only ever added.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutcomeReport<'a> {
+    ending: &'a str,
+    code: u8,
+    reason: String,
+    phase: Option<Phase>,
+    duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload_code: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'a VcpuFault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registers: Option<&'a VcpuRegisters>,
+    exits: ExitCounts,
+    console_bytes: u64,
+    console_bytes_dropped: u64,
+    later_events: u64,
+    emulated_host: bool,
+}
+
+impl<'a> OutcomeReport<'a> {
+    /// Of a virtual machine that ran.
+    pub fn of(outcome: &'a Outcome, emulated_host: bool) -> OutcomeReport<'a> {
+        let (vcpu, fault, registers) = match &outcome.ending {
+            Ending::Crashed { vcpu, registers } => (Some(*vcpu), None, registers.as_deref()),
+            Ending::CannotRun { vcpu, fault, registers } => (Some(*vcpu), Some(fault), registers.as_deref()),
+            _ => (None, None, None),
+        };
+        OutcomeReport {
+            ending: outcome.ending.name(),
+            code: outcome.exit_code(),
+            reason: outcome.ending.to_string(),
+            phase: Some(outcome.phase),
+            duration_ms: outcome.duration.as_secs_f64() * 1e3,
+            workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
+            signal: if let Ending::Signalled { signal } = outcome.ending { Some(signal) } else { None },
+            vcpu,
+            fault,
+            registers,
+            exits: outcome.exits,
+            console_bytes: outcome.console_bytes,
+            console_bytes_dropped: outcome.console_bytes_dropped,
+            later_events: outcome.later_events,
+            emulated_host,
+        }
+    }
+
+    /// Of one that never ran: `code` and the reason why.
+    pub fn not_run(code: u8, reason: String, emulated_host: bool) -> OutcomeReport<'static> {
+        OutcomeReport {
+            ending: "not-run",
+            code,
+            reason,
+            phase: None,
+            duration_ms: 0.0,
+            workload_code: None,
+            signal: None,
+            vcpu: None,
+            fault: None,
+            registers: None,
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            later_events: 0,
+            emulated_host,
+        }
+    }
+}
+
+fn signal_name(signal: i32) -> String {
+    let name = match signal {
+        libc::SIGHUP => "HUP",
+        libc::SIGINT => "INT",
+        libc::SIGQUIT => "QUIT",
+        libc::SIGTERM => "TERM",
+        other => return other.to_string(),
+    };
+    format!("{signal} (SIG{name})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workload_codes_below_100_pass_and_the_rest_fold_to_100() {
+        for (code, exit) in [(0, 0), (7, 7), (99, 99), (100, 100), (200, 100), (256, 100), (u32::MAX, 100)] {
+            assert_eq!(Ending::Exited { code }.exit_code(), exit, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_signal_gives_128_and_its_number() {
+        assert_eq!(Ending::Signalled { signal: libc::SIGTERM }.exit_code(), 143);
+    }
+
+    #[test]
+    fn durations_are_said_with_the_digits_that_matter() {
+        let said = |micros| Seconds(Duration::from_micros(micros)).to_string();
+        assert_eq!(said(1_000_000), "1 s");
+        assert_eq!(said(1_234_567), "1.23 s");
+        assert_eq!(said(12_345_678), "12.3 s");
+        assert_eq!(said(1_234), "0.0012 s");
+    }
+
+    #[test]
+    fn report_has_the_exact_workload_code_where_the_exit_code_folds_it() {
+        let outcome = Outcome {
+            ending: Ending::Exited { code: 200 },
+            phase: Phase::Entered,
+            duration: Duration::from_millis(5),
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            later_events: 0,
+        };
+        let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
+        assert_eq!(json["workload_code"], 200);
+        assert_eq!(json["code"], 100);
+        assert_eq!(json["ending"], "exited");
+    }
+}

@@ -1,0 +1,72 @@
+//! The devices of the machine and where they sit on its buses. Called by the builder.
+
+use std::io;
+use std::sync::Arc;
+
+use coracle_arch::x86_64::layout;
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::bus::{BusBuilder, BusDevice, BusError, BusRange};
+use coracle_devices::guest_request::GuestRequestSink;
+use coracle_devices::irq::MsiSink;
+use coracle_devices::legacy::acpi::AcpiRegisters;
+use coracle_devices::legacy::debug_exit::DebugExit;
+use coracle_devices::legacy::i8042::I8042;
+use coracle_devices::legacy::ioapic::IoApic;
+use coracle_devices::legacy::rtc::CmosRtc;
+use coracle_devices::legacy::serial::SerialPort;
+
+use crate::vcpu::Buses;
+
+/// The devices that other parts of the virtual machine hold on to, and the buses with all of them.
+pub(super) struct Platform {
+    pub(super) buses: Arc<Buses>,
+    pub(super) serial: Arc<SerialPort>,
+    pub(super) console: Arc<ConsoleBuffer>,
+}
+
+/// Why the devices could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// The host ran out of something small.
+    #[error("a device could not be made")]
+    Device(#[source] io::Error),
+    /// Two devices at one address: a defect of Coracle.
+    #[error("the devices do not fit each other")]
+    Bus(#[from] BusError),
+    /// A device with an interrupt line that the I/O APIC does not have: a defect of Coracle.
+    #[error("the I/O APIC has no input {gsi}")]
+    Interrupt {
+        /// The line.
+        gsi: u32,
+    },
+}
+
+impl Platform {
+    /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end.
+    pub(super) fn new(
+        interrupts: Arc<dyn MsiSink>,
+        requests: Arc<dyn GuestRequestSink>,
+    ) -> Result<Platform, PlatformError> {
+        let ioapic = Arc::new(IoApic::new(interrupts));
+        let console = Arc::new(ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?);
+        let com1_irq = u8::try_from(layout::COM1_IRQ).ok().and_then(|pin| ioapic.line(pin));
+        let com1_irq = com1_irq.ok_or(PlatformError::Interrupt { gsi: layout::COM1_IRQ })?;
+        let serial = Arc::new(SerialPort::new(console.clone(), com1_irq).map_err(PlatformError::Device)?);
+
+        let i8042 = Arc::new(I8042::new(requests.clone()));
+        let mut ports = BusBuilder::new();
+        let mut at = |port: u16, len: u64, device: Arc<dyn BusDevice>| {
+            ports.insert(BusRange::new(u64::from(port), len), device)
+        };
+        at(layout::COM1_PORT, SerialPort::WINDOW_LEN, serial.clone())?;
+        at(layout::I8042_DATA_PORT, I8042::WINDOW_LEN, i8042)?;
+        at(layout::RTC_PORT, CmosRtc::WINDOW_LEN, Arc::new(CmosRtc::new()))?;
+        at(layout::SLEEP_CONTROL_PORT, AcpiRegisters::WINDOW_LEN, Arc::new(AcpiRegisters::new(requests.clone())))?;
+        at(layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN, Arc::new(DebugExit::new(requests)))?;
+
+        let mut mmio = BusBuilder::new();
+        mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic)?;
+        let buses = Arc::new(Buses { ports: ports.build(), mmio: mmio.build() });
+        Ok(Platform { buses, serial, console })
+    }
+}

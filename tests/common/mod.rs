@@ -1,0 +1,168 @@
+//! The harness of the integration tests: the command under test, payload files, a run with a time limit.
+//!
+//! Each test binary uses a part of it.
+#![allow(dead_code, unreachable_pub)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle_payload::Payload;
+
+/// Far more than any run here takes: a hang fails its test, and not the whole suite.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// The command under test: `$CORACLE_BIN`, else the one that cargo has built with the tests.
+pub fn coracle() -> Command {
+    let program = std::env::var_os("CORACLE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_coracle").into());
+    Command::new(program)
+}
+
+/// `coracle run --accel kvm` of a payload, before further arguments.
+pub fn run_payload(name: &str) -> Command {
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm"]).arg(payload(name));
+    command
+}
+
+/// The file of a payload.
+pub fn payload(name: &str) -> PathBuf {
+    let payload = Payload::named(name).unwrap_or_else(|| panic!("there is no payload {name}"));
+    file(&format!("{name}.elf"), &payload.elf())
+}
+
+/// A file with this content, for tests of this process.
+pub fn file(name: &str, content: &[u8]) -> PathBuf {
+    let path = scratch().join(format!("{:?}-{name}", thread::current().id()));
+    fs::write(&path, content).unwrap();
+    path
+}
+
+/// A path in the folder for files of tests.
+pub fn scratch() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
+    fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// False, with a line that says why, where there is no KVM that could run a payload.
+pub fn kvm_or_skip() -> bool {
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) => {
+            skip(&format!("/dev/kvm cannot be opened: {error}"));
+            false
+        }
+    }
+}
+
+/// Says that a test has not run. The test harness would hide `println!` of a test that passes.
+pub fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
+/// A run that has ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+    pub elapsed: Duration,
+}
+
+impl Finished {
+    /// The exit code; a signal is a failure of the test.
+    #[track_caller]
+    pub fn code(&self) -> i32 {
+        self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
+    }
+
+    /// Fails unless the run ended with `code` and said `words` on stderr.
+    #[track_caller]
+    pub fn expect(&self, code: i32, words: &str) -> &Finished {
+        assert_eq!(self.code(), code, "{self:?}");
+        assert!(self.stderr.contains(words), "{words:?} is not in {:?}", self.stderr);
+        self
+    }
+
+    /// Stdout as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+}
+
+/// Runs `command` to its end without input.
+pub fn finish(command: &mut Command) -> Finished {
+    finish_with_input(command, b"")
+}
+
+/// Runs `command` to its end with `input`.
+pub fn finish_with_input(command: &mut Command, input: &[u8]) -> Finished {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let feed = thread::spawn(move || {
+        // A command that ends early leaves input behind.
+        let _ = stdin.write_all(&input);
+    });
+    let finished = collect(child);
+    feed.join().unwrap();
+    finished
+}
+
+/// Collects the output of a running command, and kills it when [`LIMIT`] is over.
+pub fn collect(mut child: Child) -> Finished {
+    let start = Instant::now();
+    let stdout = child.stdout.take().map(read_all);
+    let stderr = child.stderr.take().map(read_all);
+    let status = wait(&mut child);
+    let elapsed = start.elapsed();
+    let read = |thread: Option<thread::JoinHandle<Vec<u8>>>| thread.map_or(Vec::new(), |t| t.join().unwrap());
+    Finished { status, stdout: read(stdout), stderr: String::from_utf8_lossy(&read(stderr)).into_owned(), elapsed }
+}
+
+/// Waits for the end of `child`, and kills it when [`LIMIT`] is over.
+#[track_caller]
+pub fn wait(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if Instant::now() > deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            panic!("the command did not end within {LIMIT:?}");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Sends a signal to a running command.
+pub fn signal(child: &Child, signal: i32) {
+    let pid = i32::try_from(child.id()).unwrap();
+    // SAFETY: the process is our child and has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// Waits until `condition` holds.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to this: {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn read_all(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes);
+        bytes
+    })
+}
