@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask TASK`. Nothing here is part of what users run.
 
+mod bench;
 mod ci;
 mod decompress;
 mod demo;
@@ -51,6 +52,11 @@ enum Task {
     Payloads,
     /// Build the static binary for users and check its size
     Dist,
+    /// Measure, and print a table
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
 }
 
 fn main() -> ExitCode {
@@ -73,6 +79,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Guest { update } => guest::make(&workspace, update)?,
         Task::Payloads => payloads::write(&workspace)?,
         Task::Dist => dist::make(&workspace)?,
+        Task::Bench { bench } => bench::run(&workspace, bench)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,39 @@
+//! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines differ and
+//! drift; none of them is a test.
+
+mod irqchip;
+mod start;
+mod statistics;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::workspace::Workspace;
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum Bench {
+    /// From exec to the first byte that a bare guest prints, memory and size, beside QEMU's microvm
+    Start {
+        /// Runs of each
+        #[arg(long, default_value_t = 200)]
+        runs: u32,
+    },
+    /// The life of an empty virtual machine with each kind of interrupt controller
+    Irqchip {
+        /// Runs of each
+        #[arg(long, default_value_t = 100)]
+        runs: u32,
+    },
+}
+
+/// Measures and prints a table.
+///
+/// # Errors
+/// What is to be measured cannot be built or run.
+pub(crate) fn run(workspace: &Workspace, bench: Bench) -> Result<()> {
+    match bench {
+        Bench::Start { runs } => start::run(workspace, runs.max(1)),
+        Bench::Irqchip { runs } => irqchip::run(runs.max(1)),
+    }
+}
