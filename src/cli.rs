@@ -19,7 +19,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a kernel and attach its console
-    #[command(after_help = RUN_EXAMPLES.as_str())]
+    #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
     Run(RunArgs),
     /// Say what this host can run, and how to mend what is missing
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]

@@ -58,7 +58,8 @@ impl ConsoleEnds {
                 Ok(ConsoleEnds { output: Some(output), input: CharSource::new(io::stdin().as_fd()).ok() })
             }
             SerialConfig::File(path) => {
-                let file = create(path).map_err(|source| ConsoleError::File { path: path.clone(), source })?;
+                let file =
+                    create(path).map_err(|source| ConsoleError::File { path: path.clone(), source })?;
                 let output = CharSink::new(file.as_fd());
                 let output = output.map_err(|source| ConsoleError::Descriptor { serial: "file", source })?;
                 Ok(ConsoleEnds { output: Some(output), input: None })
@@ -253,7 +254,10 @@ impl Escape {
     fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>, terminal: &ConsoleBuffer) {
         for &byte in bytes {
             if !std::mem::take(&mut self.after_prefix) {
-                if byte == PREFIX { self.after_prefix = true } else { guest.push(byte) }
+                match byte {
+                    PREFIX => self.after_prefix = true,
+                    other => guest.push(other),
+                }
                 continue;
             }
             match byte {
@@ -267,7 +271,8 @@ impl Escape {
 }
 
 const PREFIX: u8 = 0x01;
-const HELP: &[u8] = b"\r\nCtrl-A x  end the virtual machine\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
+const HELP: &[u8] =
+    b"\r\nCtrl-A x  end the virtual machine\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
 
 // What an event is about.
 const WAKE: u32 = 0;

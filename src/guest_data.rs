@@ -19,6 +19,8 @@ pub enum GuestData {
     GuestVmlinuz,
     /// The default guest's initramfs.
     GuestInitramfs,
+    /// The emulated host's kernel as ELF.
+    HostVmlinux,
     /// The emulated host's kernel as bzImage.
     HostVmlinuz,
     /// The emulated host's initramfs.
@@ -32,6 +34,7 @@ impl GuestData {
             Self::GuestVmlinux => "guest/vmlinux",
             Self::GuestVmlinuz => "guest/vmlinuz",
             Self::GuestInitramfs => "guest/initramfs.cpio",
+            Self::HostVmlinux => "host/vmlinux",
             Self::HostVmlinuz => "host/vmlinuz",
             Self::HostInitramfs => "host/initramfs.cpio",
         })
@@ -43,7 +46,7 @@ impl fmt::Display for GuestData {
         formatter.write_str(match self {
             Self::GuestVmlinux | Self::GuestVmlinuz => "the default guest's kernel",
             Self::GuestInitramfs => "the default guest's initramfs",
-            Self::HostVmlinuz => "the emulated host's kernel",
+            Self::HostVmlinux | Self::HostVmlinuz => "the emulated host's kernel",
             Self::HostInitramfs => "the emulated host's initramfs",
         })
     }
@@ -99,7 +102,8 @@ mod tests {
 
     #[test]
     fn the_users_choice_comes_first_and_the_system_last() {
-        let folders = folders_of(&[("CORACLE_DATA", "/data"), ("XDG_CACHE_HOME", "/cache"), ("HOME", "/home/me")]);
+        let folders =
+            folders_of(&[("CORACLE_DATA", "/data"), ("XDG_CACHE_HOME", "/cache"), ("HOME", "/home/me")]);
         assert_eq!(folders, ["/data", "/cache/coracle", SYSTEM_FOLDER].map(PathBuf::from));
     }
 
@@ -118,7 +122,8 @@ mod tests {
 
     #[test]
     fn a_missing_file_names_folders_and_command() {
-        let error = GuestDataMissing { wanted: GuestData::HostVmlinuz, folders: vec!["/a".into(), "/b".into()] };
+        let error =
+            GuestDataMissing { wanted: GuestData::HostVmlinuz, folders: vec!["/a".into(), "/b".into()] };
         assert_eq!(
             error.to_string(),
             "the emulated host's kernel (host/vmlinuz) is in none of /a, /b: `cargo xtask guest` makes it"

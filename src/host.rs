@@ -4,6 +4,14 @@ use std::time::{Duration, Instant};
 
 use crate::kvm::{Kvm, KvmError, ProbeMachine};
 
+/// Looks whether there is a KVM that this user can use, of whatever kind.
+///
+/// # Errors
+/// Why not, with the fix.
+pub fn check_kvm() -> Result<(), KvmError> {
+    Kvm::open().map(drop)
+}
+
 /// What KVM this host has.
 #[derive(Debug)]
 pub enum KvmKind {

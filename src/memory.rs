@@ -28,7 +28,9 @@ pub(crate) struct MappedRegion {
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The host gives no address space of this size.
-    #[error("--memory {mib}M: the host cannot map {bytes} bytes for it; a smaller size or a higher limit (ulimit -v) helps")]
+    #[error(
+        "--memory {mib}M: the host cannot map {bytes} bytes for it; a smaller size or a higher limit (ulimit -v) helps"
+    )]
     Map {
         /// The size asked for.
         mib: u64,
@@ -53,7 +55,11 @@ impl GuestRam {
         let mut mappings = Vec::new();
         let mut regions = Vec::new();
         for RamRegion { start, len } in layout::ram_regions(bytes) {
-            let mapping = Mapping::anonymous(len as usize).map_err(|source| MemoryError::Map { mib, bytes: len, source })?;
+            let mapping = Mapping::anonymous(len as usize).map_err(|source| MemoryError::Map {
+                mib,
+                bytes: len,
+                source,
+            })?;
             regions.push(guest_region(&mapping, start).ok_or(MemoryError::Layout { mib })?);
             mappings.push(mapping);
         }

@@ -166,7 +166,8 @@ fn serial_file_takes_the_console_and_stdout_stays_empty() {
 fn input_of_100_kb_reaches_the_guest_without_a_loss() {
     needs_kvm!();
     // No `q`, which ends the payload; every other byte occurs.
-    let input: Vec<u8> = (0..100_000u32).map(|n| (n % 251) as u8).map(|b| if b == b'q' { b'Q' } else { b }).collect();
+    let input: Vec<u8> =
+        (0..100_000u32).map(|n| (n % 251) as u8).map(|b| if b == b'q' { b'Q' } else { b }).collect();
     let run = finish_with_input(&mut run_payload("echo"), &[&input[..], b"q"].concat());
     run.expect(0, "powered off");
     assert_eq!(run.stdout.len(), input.len() + 1);
@@ -179,7 +180,12 @@ fn signals_end_the_guest_with_128_and_their_number() {
     for (number, name) in [(libc::SIGTERM, "TERM"), (libc::SIGINT, "INT"), (libc::SIGHUP, "HUP")] {
         let outcome = scratch().join(format!("signal-{number}.json"));
         let mut command = run_payload("hello-halt");
-        command.arg("--outcome").arg(&outcome).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg("--outcome")
+            .arg(&outcome)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut first = [0];
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut first).unwrap();

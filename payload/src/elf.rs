@@ -36,7 +36,15 @@ fn pvh_note(entry32: u32) -> Vec<u8> {
     note
 }
 
-fn program_header(kind: u32, flags: u32, offset: usize, address: u64, file: u64, memory: u64, align: u64) -> Vec<u8> {
+fn program_header(
+    kind: u32,
+    flags: u32,
+    offset: usize,
+    address: u64,
+    file: u64,
+    memory: u64,
+    align: u64,
+) -> Vec<u8> {
     let mut header = Vec::with_capacity(PROGRAM_HEADER_BYTES);
     header.extend_from_slice(&kind.to_le_bytes());
     header.extend_from_slice(&flags.to_le_bytes());

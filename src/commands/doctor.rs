@@ -5,9 +5,9 @@ use std::fs;
 use std::time::Duration;
 
 use coracle::KvmError;
-use coracle::host::KvmKind;
 use coracle::emulated_host;
 use coracle::guest_data::{self, GuestData};
+use coracle::host::KvmKind;
 
 use super::{NO_KVM, chain};
 use crate::cli::DoctorArgs;
@@ -96,25 +96,28 @@ fn report_guest() {
 }
 
 fn report_huge_pages() {
-    match fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled") {
-        Ok(setting) if setting.contains("[never]") => line(
+    let (state, text) = match fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled") {
+        Ok(setting) if setting.contains("[never]") => (
             State::Warning,
-            "huge pages",
             "transparent huge pages are off, so guests touch new memory slowly. \
              Fix: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         ),
-        Ok(_) => line(State::Ok, "huge pages", "guest memory uses transparent huge pages"),
-        Err(_) => line(State::Warning, "huge pages", "this kernel has none, so guests touch new memory slowly"),
-    }
+        Ok(_) => (State::Ok, "guest memory uses transparent huge pages"),
+        Err(_) => (State::Warning, "this kernel has none, so guests touch new memory slowly"),
+    };
+    line(state, "huge pages", text);
 }
 
 /// The KVM module of a host without virtualization by the CPU.
 fn software_module() -> Option<&'static str> {
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     let loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
-    ["kvm_pvm"].into_iter().find(|name| loaded(name) || fs::exists(format!("/sys/module/{name}")).unwrap_or(false))
+    ["kvm_pvm"]
+        .into_iter()
+        .find(|name| loaded(name) || fs::exists(format!("/sys/module/{name}")).unwrap_or(false))
 }
 
+#[derive(Clone, Copy)]
 enum State {
     Ok,
     Warning,

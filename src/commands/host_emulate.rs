@@ -1,9 +1,9 @@
 //! `coracle host-emulate`: any command on an emulated machine that has KVM.
 
 use coracle::config::MemorySize;
-use coracle::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
+use coracle::emulated_host::{self, EmulatedHostArgs};
 
-use super::{chain, say};
+use super::{emulated_exit_code, say};
 use crate::cli::HostEmulateArgs;
 use crate::logger;
 
@@ -16,12 +16,8 @@ pub(crate) fn run(args: &HostEmulateArgs) -> u8 {
         memory_mib: args.memory.map(MemorySize::mib),
         command: args.command.clone(),
     };
-    match emulated_host::run(&request) {
-        Ok(EmulatedExit::Code(code)) => code,
-        Ok(EmulatedExit::Signal(signal)) => 128 + u8::try_from(signal).unwrap_or(0).min(127),
-        Err(error) => {
-            say(&chain(&error));
-            error.exit_code()
-        }
-    }
+    emulated_exit_code(emulated_host::run(&request)).unwrap_or_else(|(code, reason)| {
+        say(&reason);
+        code
+    })
 }

@@ -7,6 +7,8 @@ pub(crate) mod run;
 use std::error::Error;
 use std::io::Write;
 
+use coracle::emulated_host::{EmulatedExit, EmulatedHostError};
+
 /// Bad usage or configuration, or a host error before the guest ran.
 pub(crate) const BAD_USAGE: u8 = 125;
 /// No usable KVM, or no emulated host.
@@ -15,6 +17,23 @@ pub(crate) const NO_KVM: u8 = 115;
 /// One line on stderr. A terminal in raw mode needs the carriage return; a closed stderr is nobody's loss.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stderr().write_all(format!("coracle: {line}\n").as_bytes());
+}
+
+/// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU and the
+/// machine's kernel said last.
+pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, (u8, String)> {
+    match exit {
+        Ok(EmulatedExit::Code(code)) => Ok(code),
+        Ok(EmulatedExit::Signal(signal)) => Ok(128 + u8::try_from(signal).unwrap_or(0).min(127)),
+        Err(error) => {
+            if let Some(words) = error.last_words() {
+                let lines = words.console.iter().map(|line| ("console", line));
+                let lines = lines.chain(words.qemu.iter().map(|line| ("qemu", line)));
+                lines.for_each(|(from, line)| say(&format!("emulated host's {from}: {line}")));
+            }
+            Err((error.exit_code(), chain(&error)))
+        }
+    }
 }
 
 /// An error and everything that led to it, in one line.

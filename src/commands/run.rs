@@ -6,14 +6,14 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use coracle::config::{SerialConfig, VmConfig, default_cmdline_with};
-use coracle::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
+use coracle::emulated_host::{self, EmulatedHostArgs};
 use coracle::guest_data::{self, GuestData};
-use coracle::host::KvmKind;
+use coracle::host::{self, KvmKind};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 use coracle::{KernelImage, Vm};
 
-use super::{BAD_USAGE, chain, say};
+use super::{BAD_USAGE, chain, emulated_exit_code, say};
 use crate::cli::{Accel, RunArgs};
 use crate::logger;
 
@@ -104,10 +104,14 @@ fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
         Accel::Auto => {}
     }
     let image = KernelImage::open(kernel).map_err(|error| Failure::of(&error))?;
+    if !image.is_linux() && host::check_kvm().is_ok() {
+        return Ok(Place::Here);
+    }
     let because = match KvmKind::probe() {
         KvmKind::Hardware { .. } => return Ok(Place::Here),
-        KvmKind::Software { .. } if !image.is_linux() => return Ok(Place::Here),
-        KvmKind::Software { .. } => "this KVM interprets kernel code and does not run a stock Linux".to_owned(),
+        KvmKind::Software { .. } => {
+            "this KVM interprets kernel code and does not run a stock Linux".to_owned()
+        }
         KvmKind::Unusable(error) => chain(&error),
     };
     Ok(Place::EmulatedHost { because: Some(because) })
@@ -174,11 +178,7 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
         shares.push(path);
     }
     let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
-    match exit {
-        Ok(EmulatedExit::Code(code)) => Ok(code),
-        Ok(EmulatedExit::Signal(signal)) => Ok(128 + u8::try_from(signal).unwrap_or(0).min(127)),
-        Err(error) => Err(Failure { code: error.exit_code(), reason: chain(&error) }),
-    }
+    emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
 }
 
 fn serial_file(config: &VmConfig) -> Option<PathBuf> {

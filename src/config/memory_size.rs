@@ -20,7 +20,11 @@ impl MemorySize {
     /// `mib` MiB.
     pub fn from_mib(mib: u64) -> Result<MemorySize, ConfigError> {
         let size = MemorySize { mib };
-        if (Self::LEAST..=Self::MOST).contains(&size) { Ok(size) } else { Err(size_range(&format!("{mib}M"))) }
+        if (Self::LEAST..=Self::MOST).contains(&size) {
+            Ok(size)
+        } else {
+            Err(size_range(&format!("{mib}M")))
+        }
     }
 
     /// In MiB.
@@ -62,7 +66,9 @@ impl FromStr for MemorySize {
         };
         let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(bytes_each));
         match bytes {
-            Some(bytes) if bytes % (1 << 20) == 0 => Self::from_mib(bytes >> 20).map_err(|_| size_range(text)),
+            Some(bytes) if bytes % (1 << 20) == 0 => {
+                Self::from_mib(bytes >> 20).map_err(|_| size_range(text))
+            }
             _ => Err(size_range(text)),
         }
     }
@@ -88,7 +94,8 @@ mod tests {
 
     #[test]
     fn each_unit_is_read() {
-        let cases = [("512M", 512), ("512", 512), ("2G", 2048), ("2GiB", 2048), ("65536K", 64), ("512mb", 512)];
+        let cases =
+            [("512M", 512), ("512", 512), ("2G", 2048), ("2GiB", 2048), ("65536K", 64), ("512mb", 512)];
         for (text, mib) in cases {
             assert_eq!(text.parse::<MemorySize>().map(MemorySize::mib), Ok(mib), "{text}");
         }

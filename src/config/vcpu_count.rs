@@ -14,7 +14,11 @@ impl VcpuCount {
 
     /// `count` vCPUs.
     pub fn new(count: u8) -> Result<VcpuCount, ConfigError> {
-        if (1..=Self::MOST).contains(&count) { Ok(VcpuCount(count)) } else { Err(vcpu_range(&count.to_string())) }
+        if (1..=Self::MOST).contains(&count) {
+            Ok(VcpuCount(count))
+        } else {
+            Err(vcpu_range(&count.to_string()))
+        }
     }
 
     /// The number.

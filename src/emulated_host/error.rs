@@ -25,7 +25,9 @@ pub enum EmulatedHostError {
         problem: ShareProblem,
     },
     /// QEMU is not there.
-    #[error("the emulated host needs qemu-system-x86_64, which is not installed: `apt install qemu-system-x86`")]
+    #[error(
+        "the emulated host needs qemu-system-x86_64, which is not installed: `apt install qemu-system-x86`"
+    )]
     NoQemu,
     /// The machine's kernel or initramfs is not there.
     #[error(transparent)]

@@ -77,7 +77,8 @@ pub fn check() -> Result<String, EmulatedHostError> {
 /// The machine could not be had, did not come up, or ended before the command; or the command could not be
 /// started on it. [`EmulatedHostError::exit_code`] tells these apart.
 pub fn run(args: &EmulatedHostArgs) -> Result<EmulatedExit, EmulatedHostError> {
-    let signals = Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;
+    let signals =
+        Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;
     let request = request::of_caller(args, signals.ignored())?;
     let machine = Machine::start(MachineSize::of(args))?;
     Session::new(machine, signals, request)?.run()

@@ -68,9 +68,14 @@ struct Interrupts {
 
 impl Session {
     /// A session on a machine that was just started.
-    pub(super) fn new(machine: Machine, signals: Signals, request: Request) -> Result<Self, EmulatedHostError> {
+    pub(super) fn new(
+        machine: Machine,
+        signals: Signals,
+        request: Request,
+    ) -> Result<Self, EmulatedHostError> {
         let control = machine.control.try_clone().map_err(local("copy a socket"))?;
-        let streams = Streams::new(&machine, request.terminals).map_err(local("copy the standard streams"))?;
+        let streams =
+            Streams::new(&machine, request.terminals).map_err(local("copy the standard streams"))?;
         Ok(Self {
             machine,
             raw_terminal: None,
@@ -137,7 +142,9 @@ impl Session {
     fn take(&mut self, message: FromAgent) -> Result<(), EmulatedHostError> {
         match (self.phase, message) {
             (Phase::Booting, FromAgent::Hello { version: VERSION }) => self.start(),
-            (Phase::Booting, FromAgent::Hello { version }) => Err(EmulatedHostError::Version { theirs: version }),
+            (Phase::Booting, FromAgent::Hello { version }) => {
+                Err(EmulatedHostError::Version { theirs: version })
+            }
             (Phase::Starting, FromAgent::Started) => {
                 self.phase = Phase::Running;
                 Ok(())
@@ -254,18 +261,21 @@ impl Streams {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let callers: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let [port, ..] = &machine.streams;
-        let input = Pump::new(copy(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
+        let input =
+            Pump::new(copy(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
         let mut outputs = [None, None, None];
         for stream in Stream::ALL {
             // What comes back through the port of stdin is the echo of a terminal that is nowhere else.
             if stream == Stream::Stdin && terminals != [true, false, false] {
                 continue;
             }
-            let (Some(port), Some(caller)) = (machine.streams.get(stream.index()), callers.get(stream.index()))
+            let (Some(port), Some(caller)) =
+                (machine.streams.get(stream.index()), callers.get(stream.index()))
             else {
                 continue;
             };
-            let pump = Pump::new(copy(port.as_fd())?, copy(*caller)?, chunk_for(*caller)?, Undelivered::Discard);
+            let pump =
+                Pump::new(copy(port.as_fd())?, copy(*caller)?, chunk_for(*caller)?, Undelivered::Discard);
             if let Some(place) = outputs.get_mut(stream.index()) {
                 *place = Some(pump);
             }

@@ -48,7 +48,8 @@ fn of_path(path: &Path) -> Result<Vec<Share>, ShareProblem> {
     if targets.is_empty() {
         return Ok(Vec::new());
     }
-    if PRIVATE_DIRECTORIES.iter().any(|directory| targets.iter().any(|target| target == Path::new(directory))) {
+    if PRIVATE_DIRECTORIES.iter().any(|directory| targets.iter().any(|target| target == Path::new(directory)))
+    {
         return Err(ShareProblem::WholePrivateDirectory);
     }
     if !kind.is_file() && !kind.is_dir() {
@@ -67,7 +68,9 @@ fn located(program: &OsStr, cwd: &Path, search_path: Option<&OsStr>) -> Option<P
         return Some(cwd.join(program));
     }
     let folders: OsString = search_path?.to_owned();
-    std::env::split_paths(&folders).map(|folder| cwd.join(folder).join(program)).find(|path| is_executable(path))
+    std::env::split_paths(&folders)
+        .map(|folder| cwd.join(folder).join(program))
+        .find(|path| is_executable(path))
 }
 
 fn is_executable(path: &Path) -> bool {
@@ -104,7 +107,10 @@ mod tests {
 
     #[test]
     fn a_path_outside_the_private_directories_needs_no_share() {
-        assert_eq!(of_command(&["/etc".into()], Path::new("/usr"), OsStr::new("/bin/true"), None).unwrap(), []);
+        assert_eq!(
+            of_command(&["/etc".into()], Path::new("/usr"), OsStr::new("/bin/true"), None).unwrap(),
+            []
+        );
     }
 
     #[test]

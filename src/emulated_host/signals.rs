@@ -32,7 +32,8 @@ impl Signals {
         }
         ABOUT_TERMINAL.iter().for_each(|signal| add(&mut set, *signal));
         // SAFETY: reads the set it is given and opens a descriptor.
-        let descriptor = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+        let descriptor =
+            unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         checked(descriptor)?;
         // SAFETY: the descriptor was just opened, and nothing else owns it.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
@@ -66,7 +67,9 @@ impl Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         // SAFETY: reads the set it is given; the mask is one that this thread had.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.former_mask, std::ptr::null_mut()) };
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.former_mask, std::ptr::null_mut())
+        };
     }
 }
 

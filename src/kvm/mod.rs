@@ -10,8 +10,8 @@ mod system;
 mod vcpu;
 mod vm;
 
-pub(crate) use probe::ProbeMachine;
 pub(crate) use kick::{Kicker, spawn_with_signals_blocked};
+pub(crate) use probe::ProbeMachine;
 pub(crate) use system::Kvm;
 pub(crate) use vcpu::{Vcpu, VcpuExit};
 pub use vcpu::{VcpuFault, VcpuRegisters};

@@ -4,7 +4,8 @@ use coracle_arch::x86_64::cpuid::CpuidEntry;
 use coracle_arch::x86_64::lapic;
 use coracle_arch::x86_64::registers::{BootState, DescriptorTable, Segment};
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_regs,
+    kvm_segment,
 };
 
 use super::vcpu::Vcpu;

@@ -72,7 +72,9 @@ impl std::fmt::Display for VcpuFault {
                     KVM_INTERNAL_ERROR_EMULATION => "an instruction that this KVM cannot emulate",
                     KVM_INTERNAL_ERROR_SIMUL_EX => "two exceptions at once that it cannot merge",
                     KVM_INTERNAL_ERROR_DELIVERY_EV => "an exit while it delivered an event",
-                    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "an exit of the hardware that it does not know",
+                    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => {
+                        "an exit of the hardware that it does not know"
+                    }
                     _ => "an internal error of an unknown kind",
                 };
                 write!(f, "KVM stopped at {what} (sub-error {suberror})")?;

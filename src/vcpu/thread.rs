@@ -99,9 +99,7 @@ fn ending(next: Next, vcpu: &Vcpu) -> Option<VmEvent> {
     match next {
         Next::Enter => None,
         Next::Crash => Some(VmEvent::GuestCrash { vcpu: vcpu.index(), registers: registers() }),
-        Next::Fault(fault) => {
-            Some(VmEvent::VcpuFault { vcpu: vcpu.index(), fault, registers: registers() })
-        }
+        Next::Fault(fault) => Some(VmEvent::VcpuFault { vcpu: vcpu.index(), fault, registers: registers() }),
     }
 }
 

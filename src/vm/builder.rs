@@ -178,7 +178,8 @@ impl VmBuilder {
         let Platform { buses, serial, console } = platform;
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
         let handler = Console::new(serial, console.clone(), inputs.console, escape);
-        let io_loop = IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
+        let io_loop =
+            IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
 
         let shared = Arc::new(Shared::new(control.clone()).map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.

@@ -200,7 +200,13 @@ pub struct Seconds(pub Duration);
 impl std::fmt::Display for Seconds {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let seconds = self.0.as_secs_f64();
-        let decimals = if seconds >= 10.0 { 1 } else if seconds >= 1.0 { 2 } else { 4 };
+        let decimals = if seconds >= 10.0 {
+            1
+        } else if seconds >= 1.0 {
+            2
+        } else {
+            4
+        };
         let text = format!("{seconds:.decimals$}");
         write!(f, "{} s", text.trim_end_matches('0').trim_end_matches('.'))
     }

@@ -48,7 +48,8 @@ impl Platform {
         requests: Arc<dyn GuestRequestSink>,
     ) -> Result<Platform, PlatformError> {
         let ioapic = Arc::new(IoApic::new(interrupts));
-        let console = Arc::new(ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?);
+        let console =
+            Arc::new(ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?);
         let com1_irq = u8::try_from(layout::COM1_IRQ).ok().and_then(|pin| ioapic.line(pin));
         let com1_irq = com1_irq.ok_or(PlatformError::Interrupt { gsi: layout::COM1_IRQ })?;
         let serial = Arc::new(SerialPort::new(console.clone(), com1_irq).map_err(PlatformError::Device)?);
@@ -61,7 +62,11 @@ impl Platform {
         at(layout::COM1_PORT, SerialPort::WINDOW_LEN, serial.clone())?;
         at(layout::I8042_DATA_PORT, I8042::WINDOW_LEN, i8042)?;
         at(layout::RTC_PORT, CmosRtc::WINDOW_LEN, Arc::new(CmosRtc::new()))?;
-        at(layout::SLEEP_CONTROL_PORT, AcpiRegisters::WINDOW_LEN, Arc::new(AcpiRegisters::new(requests.clone())))?;
+        at(
+            layout::SLEEP_CONTROL_PORT,
+            AcpiRegisters::WINDOW_LEN,
+            Arc::new(AcpiRegisters::new(requests.clone())),
+        )?;
         at(layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN, Arc::new(DebugExit::new(requests)))?;
 
         let mut mmio = BusBuilder::new();

@@ -122,7 +122,12 @@ pub fn collect(mut child: Child) -> Finished {
     let status = wait(&mut child);
     let elapsed = start.elapsed();
     let read = |thread: Option<thread::JoinHandle<Vec<u8>>>| thread.map_or(Vec::new(), |t| t.join().unwrap());
-    Finished { status, stdout: read(stdout), stderr: String::from_utf8_lossy(&read(stderr)).into_owned(), elapsed }
+    Finished {
+        status,
+        stdout: read(stdout),
+        stderr: String::from_utf8_lossy(&read(stderr)).into_owned(),
+        elapsed,
+    }
 }
 
 /// Waits for the end of `child`, and kills it when [`LIMIT`] is over.

@@ -34,13 +34,12 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
 
 type Step = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const STEPS: [(&str, Step); 7] = [
+const STEPS: [(&str, Step); 6] = [
     ("format", format),
     ("clippy", clippy),
     ("rustdoc", rustdoc),
     ("one version of each rust-vmm crate", single_versions),
     ("licences and bans", deny),
-    ("benchmarks compile", benchmarks),
     ("tests", tests),
 ];
 
@@ -78,12 +77,6 @@ fn deny(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     // No advisories: they need the network, and a change must not fail for what has happened elsewhere.
     let arguments =
         ["deny", "--offline", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses"];
-    run(cargo().current_dir(&workspace.root).args(arguments))
-}
-
-/// With release settings, unlike clippy's look at the same code.
-fn benchmarks(workspace: &Workspace, _: &mut Tally) -> Result<()> {
-    let arguments = ["check", "--quiet", "--workspace", "--benches", "--profile", "bench"];
     run(cargo().current_dir(&workspace.root).args(arguments))
 }
 

@@ -111,7 +111,10 @@ pub(super) fn mount_early() {
 
 /// Mounts the share and makes it the root of this process and all that follow.
 pub(super) fn switch() -> Result<OuterRoot, RootError> {
-    step("make the directories of the roots", fs::create_dir_all(OUTER).and_then(|()| fs::create_dir_all(NEW_ROOT)))?;
+    step(
+        "make the directories of the roots",
+        fs::create_dir_all(OUTER).and_then(|()| fs::create_dir_all(NEW_ROOT)),
+    )?;
     made(&Mount { source: ROOT_TAG, target: OUTER, kind: "9p", options: SHARE_OPTIONS }, Mount::make)?;
     let directory =
         File::open(OUTER).map_err(|source| RootError::Switch { step: "open the share", source })?;

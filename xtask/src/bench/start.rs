@@ -40,6 +40,8 @@ struct Memory {
 /// Measures and prints the table.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
+    // Pages of a file that is not on disk yet count as dirty memory of whoever maps them.
+    File::open(&coracle)?.sync_all().context("cannot write the binary to disk")?;
     let folder = workspace.target.join("payloads");
     let speaks_and_ends = write_payload(&folder, "hello-exit")?;
     let speaks_and_waits = write_payload(&folder, "hello-halt")?;
@@ -104,7 +106,16 @@ impl Vmm {
             Vmm::QemuMicrovm => {
                 let mut command = Command::new(QEMU);
                 let machine = "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off";
-                command.args(["-M", machine, "-cpu", QEMU_CPU, "-m", &memory, "-nodefaults", "-no-user-config"]);
+                command.args([
+                    "-M",
+                    machine,
+                    "-cpu",
+                    QEMU_CPU,
+                    "-m",
+                    &memory,
+                    "-nodefaults",
+                    "-no-user-config",
+                ]);
                 command.args(["-display", "none", "-no-reboot", "-serial", "stdio"]);
                 command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(payload);
                 command
@@ -127,7 +138,7 @@ fn measure(command: &mut Command, results: &mut Results) -> Result<()> {
     let (child, mut stdout) = spawn(command)?;
     read_first_byte(&mut stdout, command)?;
     let first_byte = start.elapsed();
-    let cpu = wait_cpu_time(child)?;
+    let cpu = wait_cpu_time(&child)?;
     results.whole_life.push(start.elapsed());
     results.first_byte.push(first_byte);
     results.cpu.push(cpu);
@@ -150,7 +161,8 @@ impl Memory {
         let mut is_guest = false;
         for line in smaps.lines() {
             let mut words = line.split_whitespace();
-            let (Some(key), Some(kib)) = (words.next(), words.next().and_then(|kib| kib.parse::<u64>().ok())) else {
+            let (Some(key), Some(kib)) = (words.next(), words.next().and_then(|kib| kib.parse::<u64>().ok()))
+            else {
                 continue;
             };
             match key {
@@ -180,7 +192,7 @@ fn read_first_byte(stdout: &mut File, command: &Command) -> Result<()> {
 }
 
 /// Waits for the end of `child` and returns its CPU time, user and system.
-fn wait_cpu_time(child: Child) -> Result<Duration> {
+fn wait_cpu_time(child: &Child) -> Result<Duration> {
     let pid = i32::try_from(child.id())?;
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
