@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,8 +69,10 @@ impl ConsoleEnds {
     }
 }
 
+/// A FIFO that nobody reads is an error, and not a wait.
 fn create(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).open(path)
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
 }
 
 /// The event handler of the console.

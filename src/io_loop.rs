@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,8 @@ pub(crate) trait IoHandler: MutEventSubscriber + Send {
 /// The owner's side of the I/O thread.
 pub(crate) struct IoLoop {
     stop: Arc<StopRequest>,
+    /// Disconnected when the thread ends.
+    ended: Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,31 +42,41 @@ impl IoLoop {
         let mut manager = EventManager::new_with_capacity(READY_EVENTS).map_err(io::Error::other)?;
         let handler_id = manager.add_subscriber(Subscriber::Device(handler));
         manager.add_subscriber(Subscriber::Stop(stop.clone()));
+        let (alive, ended) = mpsc::channel();
         let thread = spawn_with_signals_blocked("io-0".into(), {
             let stop = stop.clone();
             move || {
+                let _alive: Sender<()> = alive;
                 let _report = PanicReport { control };
                 run(manager, handler_id, &stop);
             }
         })?;
-        Ok(IoLoop { stop, thread: Some(thread) })
+        Ok(IoLoop { stop, ended, thread: Some(thread) })
     }
 
-    /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread.
-    pub(crate) fn stop(self) {
-        drop(self);
+    /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread. False when it did
+    /// not end: something on the host holds it, and it is left behind with what it uses.
+    pub(crate) fn stop(mut self) -> bool {
+        self.end()
+    }
+
+    fn end(&mut self) -> bool {
+        let Some(thread) = self.thread.take() else { return true };
+        self.stop.requested.store(true, Ordering::Release);
+        // The only failure is a counter at its maximum: the event is readable all the same.
+        let _ = self.stop.event.write(1);
+        if self.ended.recv_timeout(STOP_LIMIT) == Err(RecvTimeoutError::Timeout) {
+            return false;
+        }
+        // A panic of the thread has been reported by itself.
+        let _ = thread.join();
+        true
     }
 }
 
 impl Drop for IoLoop {
     fn drop(&mut self) {
-        self.stop.requested.store(true, Ordering::Release);
-        // The only failure is a counter at its maximum: the event is readable all the same.
-        let _ = self.stop.event.write(1);
-        if let Some(thread) = self.thread.take() {
-            // A panic of the thread has been reported by itself.
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
@@ -155,5 +168,46 @@ impl Drop for PanicReport {
 
 /// How long the last console bytes may take to leave.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How long the thread may take to end: draining, and a write to a file that is slow.
+pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// More than there are file descriptors in the loop.
 const READY_EVENTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handler that is stuck in its first event, as in a write to a file on a dead server.
+    struct Stuck(EventFd);
+
+    impl MutEventSubscriber for Stuck {
+        fn init(&mut self, ops: &mut EventOps) {
+            watch(ops, &self.0, 0, EventSet::IN);
+        }
+
+        fn process(&mut self, _: Events, _: &mut EventOps) {
+            thread::sleep(STOP_LIMIT * 100);
+        }
+    }
+
+    impl IoHandler for Stuck {
+        fn is_drained(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn stuck_handler_is_left_behind() {
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        event.write(1).unwrap();
+        let io_loop = IoLoop::start(Box::new(Stuck(event)), Arc::new(Control::new())).unwrap();
+        assert!(!io_loop.stop());
+    }
+
+    #[test]
+    fn handler_that_never_drains_ends_with_the_limit() {
+        let silent = EventFd::new(EFD_NONBLOCK).unwrap();
+        let io_loop = IoLoop::start(Box::new(Stuck(silent)), Arc::new(Control::new())).unwrap();
+        assert!(io_loop.stop());
+    }
+}

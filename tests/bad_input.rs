@@ -33,11 +33,15 @@ fn kernels_that_are_no_files_are_refused() {
     refused(&run(Path::new("/no/such/kernel"), &[]), &["/no/such/kernel"]);
     refused(&run(Path::new("/"), &[]), &["directory"]);
     refused(&run(Path::new("/dev/null"), &[]), &["/dev/null"]);
-    let fifo = scratch().join("fifo");
+    refused(&run(&fifo("kernel-fifo"), &[]), &["FIFO"]);
+}
+
+fn fifo(name: &str) -> PathBuf {
+    let fifo = scratch().join(name);
     let path = CString::new(fifo.as_os_str().as_bytes()).unwrap();
     // SAFETY: the path is a valid string.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
-    refused(&run(&fifo, &[]), &["FIFO"]);
+    fifo
 }
 
 #[test]
@@ -97,6 +101,12 @@ fn command_for_the_guest_is_refused_clearly() {
 #[test]
 fn serial_file_that_cannot_be_made_is_refused() {
     refused(&run(&payload("poweroff"), &["--serial", "file=/no/such/folder/log"]), &["/no/such/folder/log"]);
+}
+
+#[test]
+fn serial_fifo_without_a_reader_is_refused() {
+    let fifo = fifo("serial-fifo");
+    refused(&run(&payload("poweroff"), &["--serial", &format!("file={}", fifo.display())]), &["serial-fifo"]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::outcome::{Ending, HostFailure, Outcome, Phase};
 use crate::control::{Control, Gate, VmEvent};
-use crate::io_loop::IoLoop;
+use crate::io_loop::{self, IoLoop};
 use crate::kvm::{KvmVm, spawn_with_signals_blocked};
 use crate::memory::GuestRam;
 use crate::vcpu::{Buses, ExitCounts, VcpuHandle};
@@ -101,11 +101,11 @@ fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
     let duration = shared.control.running_for();
     let vcpus = std::mem::take(&mut *shared.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
     let stopped = stop_vcpus(&shared.control, vcpus);
-    io_loop.stop();
+    let io_stuck = (!io_loop.stop()).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     console.discard();
 
     let (failure, later_events) = shared.control.afterwards();
-    let ending = match stopped.stuck.or(failure) {
+    let ending = match stopped.stuck.or(io_stuck).or(failure) {
         Some(reason) => Ending::HostFailed { reason },
         None => ending(event, console.panic_seen()),
     };

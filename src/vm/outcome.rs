@@ -98,6 +98,12 @@ pub enum HostFailure {
         /// The limit.
         limit: Duration,
     },
+    /// The I/O thread did not end in time.
+    #[error("the console did not take its last output within {limit:?}: whatever is behind --serial hangs")]
+    IoStuck {
+        /// The limit.
+        limit: Duration,
+    },
     /// A vCPU's thread could not be prepared.
     #[error("vCPU {vcpu} could not be started: {reason}")]
     VcpuStart {
