@@ -176,7 +176,18 @@ impl Console {
     fn accept(&mut self, bytes: &[u8]) {
         match &mut self.escape {
             None => self.pending.extend_from_slice(bytes),
-            Some(escape) => escape.filter(bytes, &mut self.pending, &self.buffer),
+            Some(escape) => {
+                if escape.filter(bytes, &mut self.pending) {
+                    self.show_help();
+                }
+            }
+        }
+    }
+
+    /// The help is Coracle's: it does not count as the guest's output. A terminal that is behind misses it.
+    fn show_help(&self) {
+        if let Some(sink) = &self.output {
+            sink.write(HELP);
         }
     }
 
@@ -254,7 +265,9 @@ impl Escape {
         Escape { control, after_prefix: false }
     }
 
-    fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>, terminal: &ConsoleBuffer) {
+    /// Appends to `guest` what is for it. True when help was asked for.
+    fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>) -> bool {
+        let mut help = false;
         for &byte in bytes {
             if !std::mem::take(&mut self.after_prefix) {
                 match byte {
@@ -265,11 +278,12 @@ impl Escape {
             }
             match byte {
                 b'x' => self.control.post(VmEvent::Stop),
-                b'h' => terminal.push(HELP),
+                b'h' => help = true,
                 PREFIX => guest.push(PREFIX),
                 other => guest.extend_from_slice(&[PREFIX, other]),
             }
         }
+        help
     }
 }
 
@@ -293,11 +307,10 @@ mod tests {
 
     fn filtered(input: &[&[u8]]) -> (Vec<u8>, Arc<Control>) {
         let control = Arc::new(Control::new());
-        let terminal = ConsoleBuffer::new(4096).unwrap();
         let mut escape = Escape::new(control.clone());
         let mut guest = Vec::new();
         for bytes in input {
-            escape.filter(bytes, &mut guest, &terminal);
+            escape.filter(bytes, &mut guest);
         }
         (guest, control)
     }
@@ -310,6 +323,15 @@ mod tests {
     #[test]
     fn doubled_prefix_sends_one_and_an_unknown_command_passes() {
         assert_eq!(filtered(&[b"a\x01", b"\x01b\x01q"]).0, b"a\x01b\x01q");
+    }
+
+    #[test]
+    fn prefix_and_h_asks_for_help_and_sends_nothing() {
+        let mut escape = Escape::new(Arc::new(Control::new()));
+        let mut guest = Vec::new();
+        assert!(!escape.filter(b"h\x01", &mut guest));
+        assert!(escape.filter(b"h", &mut guest));
+        assert_eq!(guest, b"h");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    restore_terminal_on_panic();
+    end_with_117_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -31,10 +31,14 @@ fn usage(error: &clap::Error) -> ExitCode {
     if error.use_stderr() { ExitCode::from(commands::BAD_USAGE) } else { ExitCode::SUCCESS }
 }
 
-fn restore_terminal_on_panic() {
+/// A panic is a defect of ours and has a code of its own. The terminal is restored first.
+fn end_with_117_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         coracle::terminal::RawTerminal::restore();
         report(panic);
+        commands::say("this is a defect of Coracle; please report it with the lines above");
+        // SAFETY: ends the process at once: no destructor or exit handler could wait for the thread that panics.
+        unsafe { libc::_exit(i32::from(commands::DEFECT)) };
     }));
 }

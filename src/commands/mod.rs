@@ -14,6 +14,9 @@ pub(crate) const BAD_USAGE: u8 = 125;
 /// No usable KVM, or no emulated host.
 pub(crate) const NO_KVM: u8 = 115;
 
+/// Coracle or its host failed.
+pub(crate) const DEFECT: u8 = 117;
+
 /// One line on stderr. A terminal in raw mode needs the carriage return; a closed stderr is nobody's loss.
 pub(crate) fn say(line: &str) {
     let _ = std::io::stderr().write_all(format!("coracle: {line}\n").as_bytes());

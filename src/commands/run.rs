@@ -53,6 +53,8 @@ fn try_run(args: &RunArgs) -> Result<u8, Failure> {
         return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
     }
     let config = config(args)?;
+    // Whatever is wrong with them is said before anything is started.
+    Vm::builder(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(args.accel, &config.kernel)? {
         Place::Here => run_here(args, &config),
         Place::EmulatedHost { because } => {
@@ -65,19 +67,20 @@ fn try_run(args: &RunArgs) -> Result<u8, Failure> {
 }
 
 fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
-    let mut words: Vec<&str> = args.append.iter().map(String::as_str).collect();
+    let words = args.append.iter().map(String::as_str);
+    let mut defaults = Vec::new();
     let mut initrds = args.initrds.clone();
     let kernel = match &args.kernel {
         Some(kernel) => kernel.clone(),
         None => {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
             initrds.insert(0, find(GuestData::GuestInitramfs)?);
-            words.insert(0, if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
+            defaults.push(if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
             find(GuestData::GuestVmlinux)?
         }
     };
     let cmdline = match &args.cmdline {
-        None => default_cmdline_with(words),
+        None => default_cmdline_with(defaults.into_iter().chain(words)),
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
     };
     Ok(VmConfig {
@@ -100,6 +103,8 @@ enum Place {
 fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
     match accel {
         Accel::Kvm => return Ok(Place::Here),
+        // This is the command that the emulated host was started for.
+        Accel::Emulate if on_emulated_host() => return Ok(Place::Here),
         Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
         Accel::Auto => {}
     }
@@ -162,9 +167,6 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8
 
 /// Runs this command again inside an emulated host.
 fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
-    if on_emulated_host() {
-        return Err(Failure::usage("--accel emulate: this already is an emulated host; use --accel kvm"));
-    }
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut command = vec![program.into_os_string()];
     command.extend(std::env::args_os().skip(1));

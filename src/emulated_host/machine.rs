@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 
-use coracle_agent::protocol::{ROOT_TAG, port};
+use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
 use coracle_agent::relay;
 
 use super::error::{EmulatedHostError, LastWords};
@@ -30,8 +30,9 @@ const MAX_DEFAULT_MEMORY_MIB: u64 = 3072;
 const MIN_DEFAULT_MEMORY_MIB: u64 = 512;
 
 /// `panic=-1`: a kernel that panics restarts at once, which ends QEMU (`-no-reboot`). `mitigations=off`: an emulated
-/// CPU does not speculate, and the guards cost every system call and every VM exit.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off";
+/// CPU does not speculate, and the guards cost every system call and every VM exit. `tsc=reliable`: the emulated
+/// TSC follows the host's clock; left to doubt it, the kernel reads the time from the far slower HPET.
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable";
 
 /// How large the machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +80,8 @@ impl Machine {
     /// QEMU, the kernel or the initramfs is missing, or a system call failed.
     pub(super) fn start(size: MachineSize) -> Result<Self, EmulatedHostError> {
         // An ELF kernel starts at once by its PVH entry; unpacking a bzImage costs three emulated seconds.
-        let kernel = guest_data::find(GuestData::HostVmlinux).or_else(|_| guest_data::find(GuestData::HostVmlinuz))?;
+        let kernel =
+            guest_data::find(GuestData::HostVmlinux).or_else(|_| guest_data::find(GuestData::HostVmlinuz))?;
         let initramfs = guest_data::find(GuestData::HostInitramfs)?;
         let make_pair = || pair().map_err(|source| EmulatedHostError::Local { step: "make sockets", source });
         let (control, inner_control) = make_pair()?;
@@ -167,14 +169,17 @@ impl Log {
     }
 }
 
-/// The machine: no devices but those named here, no display, and the caller's files as a 9p share.
+/// The machine: no devices but those named here, no display, and the caller's files as 9p shares.
 fn machine_arguments(size: MachineSize) -> Vec<String> {
     let MachineSize { cpus, memory_mib } = size;
     let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
-                 -no-reboot -device virtio-serial-pci \
-                 -fsdev local,id=root,path=/,security_model=none,multidevs=remap";
+                 -no-reboot -device virtio-serial-pci";
     let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
-    arguments.extend(["-device".to_owned(), format!("virtio-9p-pci,fsdev=root,mount_tag={ROOT_TAG}")]);
+    for (tag, path) in [(ROOT_TAG, "/"), (SYSTEM_TAG, SYSTEM_DIRECTORY)] {
+        let share = format!("local,id={tag},path={path},security_model=none,multidevs=remap");
+        arguments.extend(["-fsdev".to_owned(), share]);
+        arguments.extend(["-device".to_owned(), format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
+    }
     arguments.extend(["-smp".to_owned(), cpus.to_string(), "-m".to_owned(), format!("{memory_mib}M")]);
     arguments
 }

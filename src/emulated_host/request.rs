@@ -1,7 +1,6 @@
 //! The caller's surroundings, as the command on the emulated machine inherits them.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::{env, fs};
 
@@ -23,7 +22,7 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
     let program = args.command.first().ok_or(EmulatedHostError::NoCommand)?;
     let cwd = env::current_dir().map_err(local("read the working directory"))?;
     let search_path = env::var_os("PATH");
-    let terminals = caller_terminals().map_err(local("look at the standard streams"))?;
+    let terminals = CallerTerminal::all().map_err(local("look at the standard streams"))?;
     Ok(Request {
         argv: args.command.clone(),
         env: env::vars_os().chain([(super::MARK.into(), "1".into())]).collect(),
@@ -37,18 +36,9 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
     })
 }
 
-/// The terminals among this process's stdin, stdout and stderr.
-pub(super) fn caller_terminals() -> io::Result<[Option<CallerTerminal>; 3]> {
-    Ok([
-        CallerTerminal::of(io::stdin().as_fd())?,
-        CallerTerminal::of(io::stdout().as_fd())?,
-        CallerTerminal::of(io::stderr().as_fd())?,
-    ])
-}
-
 fn terminal(terminals: &[Option<CallerTerminal>; 3]) -> io::Result<Option<(TerminalModes, WindowSize)>> {
     let Some(terminal) = terminals.iter().flatten().next() else { return Ok(None) };
-    let mut modes = terminal.modes()?;
+    let mut modes = terminal.modes();
     let [stdin, ..] = terminals;
     if stdin.is_none() {
         // The caller's terminal stays as it is then, and turns newlines into line breaks itself.

@@ -15,10 +15,10 @@ use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undel
 
 use super::control::{Control, Peer};
 use super::machine::Machine;
-use super::request::caller_terminals;
 use super::signals::Signals;
-use super::terminal::{CallerTerminal, RawTerminal};
+use super::terminal::CallerTerminal;
 use super::{EmulatedExit, EmulatedHostError};
+use crate::terminal::RawTerminal;
 
 /// How long the machine may take until the command runs. It takes about five seconds on a small host.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
@@ -177,12 +177,8 @@ impl Session {
     fn start(&mut self) -> Result<(), EmulatedHostError> {
         let request = self.request.take().ok_or(EmulatedHostError::OutOfTurn)?;
         self.control.send(&ToAgent::Start(Box::new(request)));
-        let [stdin, ..] = caller_terminals().map_err(local("look at the standard streams"))?;
-        if let Some(terminal) = stdin {
-            self.raw_terminal = Some(terminal.into_raw().map_err(local("set the terminal's modes"))?);
-        }
         self.phase = Phase::Starting;
-        Ok(())
+        self.make_terminal_raw()
     }
 
     /// Gives a signal to the command, or ends the run where there is no command to give it to.
@@ -190,8 +186,8 @@ impl Session {
         match (signal, self.phase) {
             (libc::SIGWINCH, _) => self.tell_size(),
             (libc::SIGCONT, _) => {
-                if let Some(raw) = &self.raw_terminal {
-                    raw.enter().map_err(local("set the terminal's modes"))?;
+                if self.raw_terminal.take().is_some() {
+                    self.make_terminal_raw()?;
                 }
                 if self.phase == Phase::Running {
                     self.send_signal(signal);
@@ -209,6 +205,13 @@ impl Session {
         Ok(None)
     }
 
+    /// Hands every byte through, both ways: the command's own terminal, on the machine, does the line editing.
+    fn make_terminal_raw(&mut self) -> Result<(), EmulatedHostError> {
+        self.raw_terminal =
+            RawTerminal::enter(io::stdin().as_fd()).map_err(local("set the terminal's mode"))?;
+        Ok(())
+    }
+
     fn send_signal(&mut self, signal: libc::c_int) {
         if let Ok(number) = u8::try_from(signal) {
             self.control.send(&ToAgent::Signal(number));
@@ -220,8 +223,8 @@ impl Session {
         if self.phase == Phase::Booting {
             return;
         }
-        let size = caller_terminals().ok().and_then(|terminals| {
-            terminals.iter().flatten().next().and_then(|terminal: &CallerTerminal| terminal.size().ok())
+        let size = CallerTerminal::all().ok().and_then(|terminals| {
+            terminals.iter().flatten().next().and_then(|terminal| terminal.size().ok())
         });
         if let Some(size) = size {
             self.control.send(&ToAgent::Resize(size));

@@ -140,7 +140,8 @@ mod tests {
         let (real, link) = (scratch.0.join("real"), scratch.0.join("link"));
         fs::write(&real, "").unwrap();
         symlink(&real, &link).unwrap();
-        let shares = of_command(&[link.clone()], Path::new("/"), OsStr::new("true"), None).unwrap();
+        let shares =
+            of_command(std::slice::from_ref(&link), Path::new("/"), OsStr::new("true"), None).unwrap();
         assert_eq!(shares, [same(&real), Share { source: real, target: link }]);
     }
 
@@ -149,7 +150,8 @@ mod tests {
         let scratch = Scratch::new("out");
         let link = scratch.0.join("link");
         symlink("/usr/bin", &link).unwrap();
-        let shares = of_command(&[link.clone()], Path::new("/"), OsStr::new("true"), None).unwrap();
+        let shares =
+            of_command(std::slice::from_ref(&link), Path::new("/"), OsStr::new("true"), None).unwrap();
         assert_eq!(shares, [Share { source: fs::canonicalize("/usr/bin").unwrap(), target: link }]);
     }
 
@@ -162,7 +164,8 @@ mod tests {
         assert!(matches!(refused(&socket), ShareProblem::SpecialFile));
         assert!(matches!(refused(Path::new("/tmp")), ShareProblem::WholePrivateDirectory));
         assert!(matches!(refused(&scratch.0.join("absent")), ShareProblem::Unreachable(_)));
-        let error = of_command(&[socket.clone()], Path::new("/"), OsStr::new("true"), None).unwrap_err();
+        let error =
+            of_command(std::slice::from_ref(&socket), Path::new("/"), OsStr::new("true"), None).unwrap_err();
         assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
     }
 }

@@ -103,6 +103,14 @@ impl VmBuilder {
         self
     }
 
+    /// Looks whether the kernel and the initrds can be used, without building anything.
+    ///
+    /// # Errors
+    /// One of them cannot.
+    pub fn check_files(&self) -> Result<(), BuildError> {
+        open_files(&self.config).map(drop)
+    }
+
     /// Builds it, with its vCPUs waiting for [`VmHandle::resume`](super::VmHandle::resume).
     ///
     /// # Errors
@@ -201,10 +209,15 @@ struct Inputs {
 
 impl Inputs {
     fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
-        let kernel = KernelImage::open(&config.kernel)?;
-        let initrds = config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<_, _>>()?;
+        let (kernel, initrds) = open_files(config)?;
         Ok(Inputs { kernel, initrds, console: ConsoleEnds::open(&config.serial)? })
     }
+}
+
+fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), BuildError> {
+    let kernel = KernelImage::open(&config.kernel)?;
+    let initrds = config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<_, _>>()?;
+    Ok((kernel, initrds))
 }
 
 /// What is made before the first thread.

@@ -48,8 +48,6 @@ struct Role {
     /// Modules to load, besides those that they need.
     modules: &'static [&'static str],
     has_busybox: bool,
-    /// Whether the kernel is also kept unpacked.
-    has_vmlinux: bool,
 }
 
 const ROLES: [Role; 2] = [
@@ -59,7 +57,6 @@ const ROLES: [Role; 2] = [
         kernel_package: "linux-image-cloud-amd64",
         modules: &["virtio_mmio"],
         has_busybox: true,
-        has_vmlinux: true,
     },
     // The cloud kernel has no 9p, by which the emulated host shares the caller's files.
     Role {
@@ -89,7 +86,6 @@ const ROLES: [Role; 2] = [
             "dummy",
         ],
         has_busybox: false,
-        has_vmlinux: false,
     },
 ];
 
@@ -157,10 +153,8 @@ impl Role {
         }
         fs::create_dir(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         write(&scratch.join("vmlinuz"), vmlinuz)?;
-        if self.has_vmlinux {
-            let vmlinux = kernel_image::vmlinux(vmlinuz).context("cannot unpack the kernel")?;
-            write(&scratch.join("vmlinux"), &vmlinux)?;
-        }
+        let vmlinux = kernel_image::vmlinux(vmlinuz).context("cannot unpack the kernel")?;
+        write(&scratch.join("vmlinux"), &vmlinux)?;
         write(&scratch.join("initramfs.cpio"), initramfs)?;
         write(
             &scratch.join("manifest.json"),

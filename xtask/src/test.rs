@@ -28,9 +28,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     let mut tally = tests.run(&["--workspace", "--lib", "--bins"], Place::Here)?;
     tally += tests.run(&["--workspace", "--doc"], Place::Here)?;
 
+    println!("the emulated host");
+    tally += tests.run(&["--test", EMULATED_HOST_TEST], Place::Here)?;
+
     let (payloads_run, why) = kvm.place_of_payloads();
     println!("payload guests: {why}");
-    let payload_tests = workspace.test_targets.iter().filter(|name| *name != LINUX_TEST);
+    let is_payload_test = |name: &&String| ![LINUX_TEST, EMULATED_HOST_TEST].contains(&name.as_str());
+    let payload_tests = workspace.test_targets.iter().filter(is_payload_test);
     let payload_tests: Vec<_> = payload_tests.flat_map(|name| ["--test", name]).collect();
     if !payload_tests.is_empty() {
         tally += tests.run(&payload_tests, payloads_run)?;
@@ -174,6 +178,8 @@ fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
 
 /// The test program whose guests are stock Linux kernels.
 const LINUX_TEST: &str = "linux_guest";
+/// The tests of the emulated host itself, which start theirs.
+const EMULATED_HOST_TEST: &str = "emulated_host";
 
 const RUNNER_VARIABLE: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";
 

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use coracle_agent::protocol::{ROOT_TAG, Share};
+use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, Share};
 
 use crate::console;
 use crate::mounts::{self, Mount};
@@ -20,12 +20,15 @@ const OUTER: &str = "/outer";
 
 const NEW_ROOT: &str = "/newroot";
 
-/// Options of the share.
-/// - `msize`: the most that the virtio transport of Linux 6.1 takes (125 pages and a bit), so that reading a
-///   program takes few round trips.
+/// Options of the caller's files.
+/// - `msize`: the most that the virtio transport of Linux 6.1 takes (125 pages), so that reading a program takes
+///   few round trips.
 /// - `cache=mmap`: nothing that the caller may change outside is remembered, but files can be mapped shared
 ///   and writable, which the default (`none`) refuses.
 const SHARE_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
+
+/// Options of the installed system, where `cache=loose` remembers names and contents.
+const SYSTEM_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
 const EARLY: [Mount<'static>; 3] = [
     Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" },
@@ -119,6 +122,9 @@ pub(super) fn switch() -> Result<OuterRoot, RootError> {
     let directory =
         File::open(OUTER).map_err(|source| RootError::Switch { step: "open the share", source })?;
     step("show the share as the new root", mounts::bind(OUTER.as_ref(), NEW_ROOT.as_ref()))?;
+    let system = [NEW_ROOT, SYSTEM_DIRECTORY].concat();
+    // It is only faster: without it, the same files are there by the other share.
+    Mount { source: SYSTEM_TAG, target: &system, kind: "9p", options: SYSTEM_OPTIONS }.make_or_report();
     ON_ROOT.iter().try_for_each(|mount| made(mount, Mount::make))?;
     ON_DEVICES.iter().try_for_each(|mount| made(mount, Mount::make_with_directory))?;
     leave_initramfs()?;

@@ -37,6 +37,13 @@ pub mod port {
 /// Tag of the 9p share that holds the caller's `/`.
 pub const ROOT_TAG: &str = "coracle";
 
+/// Tag of the 9p share that holds the caller's [`SYSTEM_DIRECTORY`] once more.
+pub const SYSTEM_TAG: &str = "coracle-system";
+
+/// The installed system: it does not change while a command runs, so the machine may remember what it read
+/// there. Without that, each program would cost hundreds of round trips to start.
+pub const SYSTEM_DIRECTORY: &str = "/usr";
+
 /// Directories that the emulated machine has for itself (tmpfs): locks, sockets, holes and `O_TMPFILE` do not
 /// work across the share, and these are where programs expect them to.
 pub const PRIVATE_DIRECTORIES: [&str; 3] = ["/tmp", "/run", "/dev/shm"];

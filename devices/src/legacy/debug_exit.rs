@@ -1,7 +1,7 @@
 //! A port that ends the machine with a code of the guest's choice.
 //!
 //! Bare payloads and test workloads use it in place of a power-off that has no code. It is no part of a PC;
-//! the VMM puts it on the port bus only when asked to.
+//! a guest that uses it by accident ends itself, and harms nobody.
 
 use std::sync::Arc;
 

@@ -1,0 +1,492 @@
+//! `coracle host-emulate` for real: what crosses to a command on the emulated machine and back.
+//!
+//! Each start of the machine takes some seconds, so one start carries many checks where their failures can still
+//! be told apart. Without QEMU every test says that it is skipped.
+
+mod common;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Far more than any of these tests takes, also on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Says that a test is skipped, and why.
+macro_rules! needs_qemu {
+    () => {
+        if !has_qemu() {
+            common::skip("no qemu-system-x86_64");
+            return;
+        }
+    };
+}
+
+#[test]
+fn streams_cross_byte_exact_in_both_directions_and_apart() {
+    needs_qemu!();
+    let sent: Vec<u8> = (0..1 << 20).map(|n: u32| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
+    let mut run = Run::start(emulate("cat; head -c 300000 /dev/zero | tr '\\0' e >&2"));
+    let mut stdin = run.child.stdin.take().unwrap();
+    let input = sent.clone();
+    let writer = thread::spawn(move || stdin.write_all(&input));
+    let output = run.finish();
+    writer.join().unwrap().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout == sent, "stdout differs: {} bytes of {}", output.stdout.len(), sent.len());
+    assert!(output.stderr == vec![b'e'; 300_000], "stderr differs: {} bytes", output.stderr.len());
+}
+
+#[test]
+fn arguments_environment_directory_and_umask_cross() {
+    needs_qemu!();
+    let scratch = Scratch::new("surroundings");
+    let odd = OsString::from_vec(b"a  b'\"\n$x\\\xff\xfe".to_vec());
+    let script = r#"printf '%s\0' "$0" "$@" "$ODD" "$(pwd)" "$(umask)" "$(ulimit -n)"; exit 7"#;
+    let mut command =
+        emulate_command(["sh".as_ref(), "-c".as_ref(), script.as_ref(), &*odd, "".as_ref(), "z".as_ref()]);
+    command.env("ODD", &odd).current_dir(&scratch.0);
+    with_umask_and_open_files(&mut command, 0o031, 123);
+    let output = Run::start(command).finish();
+    let mut expected: Vec<u8> = Vec::new();
+    for word in
+        [&odd, OsStr::new(""), "z".as_ref(), &odd, scratch.0.as_os_str(), "0031".as_ref(), "123".as_ref()]
+    {
+        expected.extend(word.as_encoded_bytes());
+        expected.push(0);
+    }
+    assert_eq!(output.stdout, expected, "{}", shown(&output));
+    assert_eq!(output.status.code(), Some(7));
+}
+
+#[test]
+fn every_exit_code_and_signal_crosses() {
+    needs_qemu!();
+    for (script, code) in [("exit 0", 0), ("exit 255", 255), ("kill -SEGV $$", 128 + libc::SIGSEGV)] {
+        let output = Run::start(emulate(script)).finish();
+        assert_eq!(output.status.code(), Some(code), "{script}: {}", shown(&output));
+        assert_eq!(output.stdout, b"");
+        assert_eq!(output.stderr, b"");
+    }
+}
+
+#[test]
+fn a_command_that_is_missing_or_not_executable_gives_127_or_126() {
+    needs_qemu!();
+    for (program, code) in [("no-such-program", 127), ("/etc/passwd", 126)] {
+        let output = Run::start(emulate_command([OsStr::new(program)])).finish();
+        assert_eq!(output.status.code(), Some(code), "{}", shown(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).contains(program), "{}", shown(&output));
+    }
+}
+
+#[test]
+fn a_closed_stdout_ends_the_writer_inside() {
+    needs_qemu!();
+    let mut run = Run::start(emulate("yes; echo yes gave $? >&2"));
+    let mut start = [0; 6];
+    run.child.stdout.take().unwrap().read_exact(&mut start).unwrap();
+    let output = run.finish();
+    assert_eq!(&start, b"y\ny\ny\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "yes gave 141\n");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_background_process_does_not_hold_the_end_and_its_output_is_not_lost() {
+    needs_qemu!();
+    let output = Run::start(emulate("(echo first; sleep 1000) & sleep 0.2; echo last; exit 4")).finish();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "first\nlast\n");
+    assert_eq!(output.status.code(), Some(4));
+}
+
+#[test]
+fn signals_cross_and_the_command_decides() {
+    needs_qemu!();
+    let script = "trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'echo term; exit 3' TERM; echo ready
+        while :; do sleep 0.05; done";
+    let mut run = Run::start(emulate(script));
+    let mut stdout = Lines::of(run.child.stdout.take().unwrap());
+    stdout.expect("ready");
+    for (signal, answer) in [(libc::SIGHUP, "hup"), (libc::SIGUSR1, "usr1"), (libc::SIGTERM, "term")] {
+        run.signal(signal);
+        stdout.expect(answer);
+    }
+    assert_eq!(run.finish().status.code(), Some(3));
+}
+
+#[test]
+fn an_interrupt_during_boot_ends_the_machine_at_once() {
+    needs_qemu!();
+    let mut run = Run::start(emulate("sleep 1000"));
+    thread::sleep(Duration::from_millis(700));
+    let start = Instant::now();
+    run.signal(libc::SIGINT);
+    let status = run.finish().status;
+    assert_eq!(status.code().or(status.signal().map(|signal| 128 + signal)), Some(128 + libc::SIGINT));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn the_machine_has_kvm_namespaces_and_network_devices() {
+    needs_qemu!();
+    let script = r#"
+        check() { if ! eval "$1" >/dev/null 2>/tmp/error; then echo "failed: $1: $(cat /tmp/error)"; fi; }
+        check 'test -c /dev/kvm && exec 3<>/dev/kvm'
+        check 'unshare -U true'
+        check 'unshare -Urm true'
+        check 'exec 3<>/dev/net/tun'
+        check 'test -c /dev/loop-control'
+        check 'test -d /sys/module/bridge -a -d /sys/module/veth -a -d /sys/module/dummy'
+        check 'test -d /sys/module/kvm_amd'
+        check 'test -c /dev/pts/ptmx'
+        check 'test -e /dev/fd/0'
+        check 'grep -q "^tmp /tmp tmpfs" /proc/mounts'
+        check 'grep -q "^run /run tmpfs" /proc/mounts'
+        check 'grep -q "^shm /dev/shm tmpfs" /proc/mounts'
+        check 'test $(stat -c %a /tmp) = 1777'
+        check 'test $(nproc) -ge 1'
+        check 'head -c 1 /dev/urandom'
+        echo done"#;
+    let output = Run::start(emulate(script)).finish();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "done\n", "{}", shown(&output));
+}
+
+#[test]
+fn tmp_is_private_and_what_is_shared_is_the_callers() {
+    needs_qemu!();
+    let scratch = Scratch::new("shares");
+    let (hidden, shown_folder) = (scratch.0.join("hidden"), scratch.0.join("shown"));
+    fs::create_dir(&shown_folder).unwrap();
+    fs::write(shown_folder.join("file"), "from outside").unwrap();
+    fs::write(&hidden, "").unwrap();
+    let one_file = scratch.0.join("one file");
+    fs::write(&one_file, "alone").unwrap();
+    let link = scratch.0.join("link");
+    symlink(&shown_folder, &link).unwrap();
+    let script = r#"test ! -e "$1/hidden" && echo hidden
+        cat "$1/shown/file" "$1/one file" "$1/link/file"
+        printf 'from inside' > "$1/shown/made"; echo scratch > /tmp/scratch"#;
+    let words = ["sh", "-c", script, "sh"].map(OsStr::new).into_iter().chain([scratch.0.as_os_str()]);
+    let command = emulate_with_shares(&[&shown_folder, &one_file, &link], words);
+    let output = Run::start(command).finish();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "hidden\nfrom outsidealonefrom outside",
+        "{}",
+        shown(&output)
+    );
+    assert_eq!(fs::read_to_string(shown_folder.join("made")).unwrap(), "from inside");
+    assert!(!Path::new("/tmp/scratch").exists());
+}
+
+#[test]
+fn paths_that_cannot_cross_are_refused_before_the_boot() {
+    needs_qemu!();
+    let scratch = Scratch::new("refused");
+    let socket = scratch.0.join("socket");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    for path in [socket.as_path(), &scratch.0.join("absent"), Path::new("/tmp")] {
+        let command = emulate_with_shares(&[path], [OsStr::new("true")]);
+        let start = Instant::now();
+        let output = Run::start(command).finish();
+        assert_eq!(output.status.code(), Some(125), "{}", shown(&output));
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(path.to_str().unwrap()),
+            "{}",
+            shown(&output)
+        );
+        assert!(start.elapsed() < Duration::from_secs(2));
+    }
+}
+
+#[test]
+fn missing_data_gives_115_and_names_the_command_that_makes_it() {
+    if Path::new("/usr/share/coracle/host").exists() {
+        println!("skipped: this system has the data installed");
+        return;
+    }
+    let scratch = Scratch::new("no-data");
+    let mut command = emulate("true");
+    command.env("CORACLE_DATA", &scratch.0).env("XDG_CACHE_HOME", &scratch.0);
+    let output = Run::start(command).finish();
+    assert_eq!(output.status.code(), Some(115), "{}", shown(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cargo xtask guest"), "{}", shown(&output));
+}
+
+#[test]
+fn a_missing_qemu_gives_115_and_names_the_package() {
+    needs_qemu!();
+    let mut command = emulate_command([OsStr::new("/bin/true")]);
+    command.env("PATH", "/nonexistent");
+    let output = Run::start(command).finish();
+    assert_eq!(output.status.code(), Some(115), "{}", shown(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("qemu-system-x86"), "{}", shown(&output));
+}
+
+#[test]
+fn a_terminal_crosses_with_size_echo_interrupts_and_resize() {
+    needs_qemu!();
+    let (mut master, slave) = pty(24, 81);
+    let before = modes(&slave);
+    let script = "trap 'echo caught; n=x$n; test $n = xx && exit 5' INT; trap 'echo size $(stty size)' WINCH
+        test -t 0 && test -t 1 && test -t 2 && echo size $(stty size)
+        read line; echo \"read <$line>\"; while :; do sleep 0.05; done";
+    let mut command = emulate(script);
+    command
+        .stdin(slave.try_clone().unwrap())
+        .stdout(slave.try_clone().unwrap())
+        .stderr(slave.try_clone().unwrap());
+    control_terminal(&mut command);
+    let run = Run::start(command);
+    let mut screen = Lines::of(master.try_clone().unwrap());
+    screen.expect("size 24 81");
+    assert_ne!(modes(&slave), before, "the terminal is raw while the command runs");
+    master.write_all(b"hello\r").unwrap();
+    screen.expect("hello");
+    screen.expect("read <hello>");
+    master.write_all(b"\x03").unwrap();
+    screen.expect("caught");
+    set_size(&master, 40, 100);
+    screen.expect("size 40 100");
+    master.write_all(b"\x03").unwrap();
+    screen.expect("caught");
+    assert_eq!(run.finish().status.code(), Some(5));
+    assert_eq!(modes(&slave), before, "the terminal is as it was");
+}
+
+#[test]
+fn a_terminal_on_stdin_alone_echoes_and_stdout_stays_clean() {
+    needs_qemu!();
+    let (mut master, slave) = pty(24, 80);
+    let mut command = emulate("read line; echo \"<$line>\"");
+    command.stdin(slave.try_clone().unwrap());
+    control_terminal(&mut command);
+    let run = Run::start(command);
+    // Typed during the boot: echoed here by the caller's terminal, which is not raw yet, and read inside.
+    master.write_all(b"early\n").unwrap();
+    let output = run.finish();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "<early>\n", "{}", shown(&output));
+    assert_eq!(output.stderr, b"");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+/// A folder under `/tmp` that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = PathBuf::from(format!("/tmp/coracle-emulated-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A `coracle host-emulate` that runs, and is killed when its time is over.
+struct Run {
+    child: Child,
+}
+
+impl Run {
+    fn start(mut command: Command) -> Self {
+        Self { child: command.spawn().unwrap() }
+    }
+
+    fn signal(&mut self, signal: libc::c_int) {
+        // SAFETY: sends a signal to a child that has not been waited for.
+        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
+    }
+
+    /// Closes stdin, collects what is left of the output, waits.
+    fn finish(mut self) -> Output {
+        drop(self.child.stdin.take());
+        let stdout = self.child.stdout.take().map(read_all);
+        let stderr = self.child.stderr.take().map(read_all);
+        let status = self.wait();
+        let joined =
+            |reader: Option<thread::JoinHandle<Vec<u8>>>| reader.map_or_else(Vec::new, |r| r.join().unwrap());
+        Output { status, stdout: joined(stdout), stderr: joined(stderr) }
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            if Instant::now() >= deadline {
+                self.child.kill().unwrap();
+                panic!("the command did not end within {LIMIT:?}");
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Output to wait for words in.
+struct Lines {
+    parts: mpsc::Receiver<Vec<u8>>,
+    seen: String,
+}
+
+impl Lines {
+    fn of(mut source: impl Read + Send + 'static) -> Self {
+        let (sender, parts) = mpsc::channel();
+        thread::spawn(move || {
+            let mut part = [0; 4096];
+            while let Ok(count @ 1..) = source.read(&mut part) {
+                if sender.send(part[..count].to_vec()).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { parts, seen: String::new() }
+    }
+
+    /// Waits until `text` has come, and forgets everything up to it.
+    fn expect(&mut self, text: &str) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            if let Some(place) = self.seen.find(text) {
+                self.seen.drain(..place + text.len());
+                return;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Ok(part) = self.parts.recv_timeout(left) else {
+                panic!("'{text}' did not come; there was: {}", self.seen);
+            };
+            self.seen.push_str(&String::from_utf8_lossy(&part));
+        }
+    }
+}
+
+fn read_all(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        source.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
+}
+
+fn has_qemu() -> bool {
+    let found = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status();
+    !matches!(found, Err(error) if error.kind() == ErrorKind::NotFound)
+}
+
+fn coracle() -> OsString {
+    std::env::var_os("CORACLE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_coracle").into())
+}
+
+/// A shell script on the emulated machine, all streams piped, the working directory outside the private ones.
+fn emulate(script: &str) -> Command {
+    emulate_command(["sh", "-c", script].map(OsStr::new))
+}
+
+fn emulate_command<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    emulate_with_shares(&[], words)
+}
+
+fn emulate_with_shares<'a>(shares: &[&Path], words: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let mut command = Command::new(coracle());
+    command.arg("host-emulate");
+    for share in shares {
+        command.arg("--share").arg(share);
+    }
+    command.arg("--").args(words).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn with_umask_and_open_files(command: &mut Command, umask: libc::mode_t, open_files: u64) {
+    use std::os::unix::process::CommandExt;
+    let change = move || {
+        // SAFETY: sets a number of the new process.
+        unsafe { libc::umask(umask) };
+        let limit = libc::rlimit { rlim_cur: open_files, rlim_max: 4096 };
+        // SAFETY: reads the structure it is given.
+        checked(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+    };
+    // SAFETY: the closure makes only system calls.
+    unsafe { command.pre_exec(change) };
+}
+
+/// Makes the terminal on stdin the new process's own, as a login does.
+fn control_terminal(command: &mut Command) {
+    use std::os::unix::process::CommandExt;
+    let change = || {
+        // SAFETY: makes the new process a session leader.
+        checked(unsafe { libc::setsid() })?;
+        // SAFETY: the argument is a number.
+        checked(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })
+    };
+    // SAFETY: the closure makes only system calls.
+    unsafe { command.pre_exec(change) };
+}
+
+fn pty(rows: u16, columns: u16) -> (File, OwnedFd) {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: opens a descriptor.
+    let master = unsafe { libc::posix_openpt(flags) };
+    checked(master).unwrap();
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
+    let master = unsafe { File::from_raw_fd(master) };
+    // SAFETY: unlocks the other end.
+    checked(unsafe { libc::unlockpt(master.as_raw_fd()) }).unwrap();
+    // SAFETY: opens the other end; the argument is a number.
+    let slave = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) };
+    checked(slave).unwrap();
+    set_size(&master, rows, columns);
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
+    (master, unsafe { OwnedFd::from_raw_fd(slave) })
+}
+
+fn set_size(terminal: &impl AsRawFd, rows: u16, columns: u16) {
+    let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: reads the structure it is given.
+    checked(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }).unwrap();
+}
+
+/// The modes that raw mode changes.
+fn modes(terminal: &impl AsRawFd) -> [u32; 4] {
+    // SAFETY: an all-zero termios is valid: it is plain data.
+    let mut termios: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: fills the structure it is given.
+    checked(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &raw mut termios) }).unwrap();
+    [termios.c_iflag, termios.c_oflag, termios.c_cflag, termios.c_lflag]
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+fn shown(output: &Output) -> String {
+    format!(
+        "{}; stdout: {}; stderr: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
