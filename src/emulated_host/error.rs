@@ -115,6 +115,9 @@ pub enum ShareProblem {
     /// It is one of the machine's own directories as a whole.
     #[error("/tmp, /run and /dev/shm are the machine's own; name what is needed inside")]
     WholePrivateDirectory,
+    /// It is a device, an inherited descriptor or another thing of the caller's kernel.
+    #[error("it belongs to this machine's kernel; devices, taps and inherited descriptors do not cross")]
+    OfThisKernel,
     /// It is a socket, a FIFO or a device.
     #[error("only files and directories can be shared; sockets, FIFOs and devices do not cross")]
     SpecialFile,

@@ -22,7 +22,9 @@ pub(super) fn of_command(
 ) -> Result<Vec<Share>, EmulatedHostError> {
     let mut shares = Vec::new();
     for path in asked {
-        let found = of_path(&cwd.join(path))
+        let absolute = cwd.join(path);
+        let found = check_crosses(&absolute)
+            .and_then(|()| of_path(&absolute))
             .map_err(|problem| EmulatedHostError::Share { path: path.clone(), problem })?;
         shares.extend(found);
     }
@@ -33,6 +35,16 @@ pub(super) fn of_command(
     }
     shares.dedup();
     Ok(shares)
+}
+
+/// Refuses a path that means something else on the machine.
+fn check_crosses(path: &Path) -> Result<(), ShareProblem> {
+    let is_kernels = KERNEL_DIRECTORIES.iter().any(|directory| path.starts_with(directory));
+    let is_same_everywhere = SAME_EVERYWHERE.iter().any(|device| path == Path::new(device));
+    if is_kernels && !is_private(path) && !is_same_everywhere {
+        return Err(ShareProblem::OfThisKernel);
+    }
+    Ok(())
 }
 
 /// The shares that make one absolute path of the caller work on the machine: none when it works anyway, two
@@ -76,6 +88,11 @@ fn located(program: &OsStr, cwd: &Path, search_path: Option<&OsStr>) -> Option<P
 fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
+
+/// What the kernel shows of its own machine, inherited descriptors (`/dev/fd`) included.
+const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
+/// Devices that every machine has, and that are alike.
+const SAME_EVERYWHERE: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/full"];
 
 #[cfg(test)]
 mod tests {
@@ -164,6 +181,10 @@ mod tests {
         assert!(matches!(refused(&socket), ShareProblem::SpecialFile));
         assert!(matches!(refused(Path::new("/tmp")), ShareProblem::WholePrivateDirectory));
         assert!(matches!(refused(&scratch.0.join("absent")), ShareProblem::Unreachable(_)));
+        for path in ["/dev/loop0", "/dev/fd/0", "/proc/self/fd/3", "/dev/stdin", "/sys/class"] {
+            assert!(matches!(check_crosses(Path::new(path)), Err(ShareProblem::OfThisKernel)), "{path}");
+        }
+        assert!(of_command(&["/dev/null".into()], Path::new("/"), OsStr::new("true"), None).is_ok());
         let error =
             of_command(std::slice::from_ref(&socket), Path::new("/"), OsStr::new("true"), None).unwrap_err();
         assert!(error.to_string().contains(socket.to_str().unwrap()), "{error}");
