@@ -21,8 +21,6 @@ pub enum GuestData {
     GuestInitramfs,
     /// The emulated host's kernel as ELF.
     HostVmlinux,
-    /// The emulated host's kernel as bzImage.
-    HostVmlinuz,
     /// The emulated host's initramfs.
     HostInitramfs,
 }
@@ -35,7 +33,6 @@ impl GuestData {
             Self::GuestVmlinuz => "guest/vmlinuz",
             Self::GuestInitramfs => "guest/initramfs.cpio",
             Self::HostVmlinux => "host/vmlinux",
-            Self::HostVmlinuz => "host/vmlinuz",
             Self::HostInitramfs => "host/initramfs.cpio",
         })
     }
@@ -46,7 +43,7 @@ impl fmt::Display for GuestData {
         formatter.write_str(match self {
             Self::GuestVmlinux | Self::GuestVmlinuz => "the default guest's kernel",
             Self::GuestInitramfs => "the default guest's initramfs",
-            Self::HostVmlinux | Self::HostVmlinuz => "the emulated host's kernel",
+            Self::HostVmlinux => "the emulated host's kernel",
             Self::HostInitramfs => "the emulated host's initramfs",
         })
     }
@@ -73,6 +70,39 @@ pub fn find(wanted: GuestData) -> Result<PathBuf, GuestDataMissing> {
         Some(path) => Ok(path),
         None => Err(GuestDataMissing { wanted, folders }),
     }
+}
+
+/// What the emulated host boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostData {
+    /// Its kernel, as ELF: unpacking a bzImage would cost three emulated seconds.
+    pub kernel: PathBuf,
+    /// Its initramfs, with that kernel's modules.
+    pub initramfs: PathBuf,
+}
+
+/// Finds the emulated host's kernel and initramfs as [`find`] does, but both in one folder: modules fit one
+/// kernel only.
+///
+/// # Errors
+/// No folder has both; the message names one that is missing.
+pub fn find_host() -> Result<HostData, GuestDataMissing> {
+    host_data_in(&folders(|name| env::var_os(name)))
+}
+
+fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
+    let file = |folder: &PathBuf, wanted: GuestData| {
+        Some(folder.join(wanted.relative_path())).filter(|path| path.is_file())
+    };
+    let mut wanted = GuestData::HostVmlinux;
+    for folder in folders {
+        let Some(kernel) = file(folder, GuestData::HostVmlinux) else { continue };
+        if let Some(initramfs) = file(folder, GuestData::HostInitramfs) {
+            return Ok(HostData { kernel, initramfs });
+        }
+        wanted = GuestData::HostInitramfs;
+    }
+    Err(GuestDataMissing { wanted, folders: folders.to_vec() })
 }
 
 /// The data folders that an environment names, in order.
@@ -121,12 +151,29 @@ mod tests {
     }
 
     #[test]
+    fn the_emulated_hosts_files_come_from_one_folder() {
+        let scratch = env::temp_dir().join(format!("coracle-guest-data-{}", std::process::id()));
+        let [kernel_only, both] = ["kernel-only", "both"].map(|name| scratch.join(name));
+        for file in
+            [kernel_only.join("host/vmlinux"), both.join("host/vmlinux"), both.join("host/initramfs.cpio")]
+        {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        let found = host_data_in(&[kernel_only.clone(), both.clone()]);
+        let missing = host_data_in(&[kernel_only]);
+        std::fs::remove_dir_all(&scratch).unwrap();
+        assert_eq!(found.unwrap().kernel, both.join("host/vmlinux"));
+        assert_eq!(missing.unwrap_err().wanted, GuestData::HostInitramfs);
+    }
+
+    #[test]
     fn a_missing_file_names_folders_and_command() {
         let error =
-            GuestDataMissing { wanted: GuestData::HostVmlinuz, folders: vec!["/a".into(), "/b".into()] };
+            GuestDataMissing { wanted: GuestData::HostVmlinux, folders: vec!["/a".into(), "/b".into()] };
         assert_eq!(
             error.to_string(),
-            "the emulated host's kernel (host/vmlinuz) is in none of /a, /b: `cargo xtask guest` makes it"
+            "the emulated host's kernel (host/vmlinux) is in none of /a, /b: `cargo xtask guest` makes it"
         );
     }
 }

@@ -33,9 +33,14 @@ impl Mount<'_> {
         self.make()
     }
 
-    /// As [`Mount::make_with_directory`], for what a machine can do without: a failure is reported.
+    /// As [`Mount::make_with_directory`], for what a machine can do without.
     pub(crate) fn make_or_report(&self) {
-        if let Err(error) = self.make_with_directory() {
+        self.report(self.make_with_directory());
+    }
+
+    /// Reports a mount that could not be made.
+    pub(crate) fn report(&self, made: io::Result<()>) {
+        if let Err(error) = made {
             console::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
         }
     }

@@ -8,7 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
+use std::time::{Duration, Instant};
+use std::{fs, thread};
 
 use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
 use coracle_agent::relay;
@@ -16,7 +17,7 @@ use coracle_agent::relay;
 use super::error::{EmulatedHostError, LastWords};
 use super::log::Tail;
 use super::{EmulatedHostArgs, signals};
-use crate::guest_data::{self, GuestData};
+use crate::guest_data::{self, HostData};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -33,6 +34,9 @@ const MIN_DEFAULT_MEMORY_MIB: u64 = 512;
 /// CPU does not speculate, and the guards cost every system call and every VM exit. `tsc=reliable`: the emulated
 /// TSC follows the host's clock; left to doubt it, the kernel reads the time from the far slower HPET.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable";
+
+/// How long QEMU may take to end once its ports are closed.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 /// How large the machine is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +83,7 @@ impl Machine {
     /// # Errors
     /// QEMU, the kernel or the initramfs is missing, or a system call failed.
     pub(super) fn start(size: MachineSize) -> Result<Self, EmulatedHostError> {
-        // An ELF kernel starts at once by its PVH entry; unpacking a bzImage costs three emulated seconds.
-        let kernel =
-            guest_data::find(GuestData::HostVmlinux).or_else(|_| guest_data::find(GuestData::HostVmlinuz))?;
-        let initramfs = guest_data::find(GuestData::HostInitramfs)?;
+        let HostData { kernel, initramfs } = guest_data::find_host()?;
         let make_pair = || pair().map_err(|source| EmulatedHostError::Local { step: "make sockets", source });
         let (control, inner_control) = make_pair()?;
         let (stdin, inner_stdin) = make_pair()?;
@@ -131,8 +132,13 @@ impl Machine {
         self.logs.iter_mut().for_each(Log::read);
     }
 
-    /// Ends QEMU and gives its status and what was said last.
+    /// Waits for a QEMU that has closed its ports, ends it if it goes on, and gives its status and what was said
+    /// last.
     pub(super) fn end(mut self) -> io::Result<(ExitStatus, LastWords)> {
+        let deadline = Instant::now() + LAST_MOMENTS;
+        while self.qemu.try_wait()?.is_none() && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(10));
+        }
         // A QEMU that has ended by itself is not affected, and its status says how.
         self.qemu.kill()?;
         let status = self.qemu.wait()?;
@@ -175,7 +181,10 @@ fn machine_arguments(size: MachineSize) -> Vec<String> {
     let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
                  -no-reboot -device virtio-serial-pci";
     let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
-    for (tag, path) in [(ROOT_TAG, "/"), (SYSTEM_TAG, SYSTEM_DIRECTORY)] {
+    // A caller without one, or with a link in its place, has it in the first share only.
+    let system = fs::symlink_metadata(SYSTEM_DIRECTORY).is_ok_and(|found| found.is_dir());
+    let system = system.then_some((SYSTEM_TAG, SYSTEM_DIRECTORY));
+    for (tag, path) in [(ROOT_TAG, "/")].into_iter().chain(system) {
         let share = format!("local,id={tag},path={path},security_model=none,multidevs=remap");
         arguments.extend(["-fsdev".to_owned(), share]);
         arguments.extend(["-device".to_owned(), format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);

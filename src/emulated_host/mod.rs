@@ -21,7 +21,7 @@ mod terminal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use crate::guest_data::{self, GuestData};
+use crate::guest_data::{self, HostData};
 use machine::{Machine, MachineSize};
 use session::Session;
 use signals::Signals;
@@ -61,8 +61,7 @@ pub const MARK: &str = "CORACLE_EMULATED_HOST";
 /// What is missing first: QEMU, or the files that `cargo xtask guest` makes.
 pub fn check() -> Result<String, EmulatedHostError> {
     let version = machine::qemu_version()?;
-    let kernel = guest_data::find(GuestData::HostVmlinuz)?;
-    guest_data::find(GuestData::HostInitramfs)?;
+    let HostData { kernel, .. } = guest_data::find_host()?;
     Ok(format!("{version}, {}", kernel.display()))
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -18,7 +19,23 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// The command under test: `$CORACLE_BIN`, else the one that cargo has built with the tests.
 pub fn coracle() -> Command {
     let program = std::env::var_os("CORACLE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_coracle").into());
-    Command::new(program)
+    let mut command = Command::new(program);
+    default_signals(&mut command);
+    command
+}
+
+/// Lets a command start with the signals of a terminal session, also where the tests run under `nohup` or in the
+/// background of a script.
+pub fn default_signals(command: &mut Command) {
+    let reset = || {
+        for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+            // SAFETY: sets a disposition of the new process.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes only system calls.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// `coracle run --accel kvm` of a payload, before further arguments.

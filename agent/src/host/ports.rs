@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use coracle_agent::protocol::port;
 use coracle_agent::relay;
 
-/// Where the kernel lists them (`Documentation/ABI/testing/sysfs-class-virtio-ports` does not exist; the
-/// attribute `name` is set by the `virtio_console` driver).
+/// Where the `virtio_console` driver lists its ports, each with a file `name`.
 const DIRECTORY: &str = "/sys/class/virtio-ports";
 
 /// The driver learns of its ports from the device some time after it is loaded.

@@ -124,7 +124,8 @@ pub(super) fn switch() -> Result<OuterRoot, RootError> {
     step("show the share as the new root", mounts::bind(OUTER.as_ref(), NEW_ROOT.as_ref()))?;
     let system = [NEW_ROOT, SYSTEM_DIRECTORY].concat();
     // It is only faster: without it, the same files are there by the other share.
-    Mount { source: SYSTEM_TAG, target: &system, kind: "9p", options: SYSTEM_OPTIONS }.make_or_report();
+    let system = Mount { source: SYSTEM_TAG, target: &system, kind: "9p", options: SYSTEM_OPTIONS };
+    system.report(system.make());
     ON_ROOT.iter().try_for_each(|mount| made(mount, Mount::make))?;
     ON_DEVICES.iter().try_for_each(|mount| made(mount, Mount::make_with_directory))?;
     leave_initramfs()?;
