@@ -51,7 +51,7 @@ pub(crate) struct RunArgs {
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
-    /// What the serial console is connected to: stdio, file=PATH or null
+    /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null
     #[arg(long, value_name = "TO", default_value = "stdio")]
     pub serial: SerialConfig,
     /// Where the guest may run

@@ -30,7 +30,7 @@ pub mod terminal;
 mod vcpu;
 mod vm;
 
-pub use console::ConsoleError;
+pub use console::{ConsoleError, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;

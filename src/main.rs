@@ -4,14 +4,19 @@ mod cli;
 mod commands;
 mod logger;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use coracle::terminal::RawTerminal;
 
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     end_with_117_on_panic();
+    if std::io::stdin().is_terminal() {
+        RawTerminal::restore_on_fatal_signals();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -35,7 +40,7 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn end_with_117_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        coracle::terminal::RawTerminal::restore();
+        RawTerminal::restore();
         report(panic);
         commands::say("this is a defect of Coracle; please report it with the lines above");
         // SAFETY: ends the process at once: no destructor or exit handler could wait for the thread that panics.

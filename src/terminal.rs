@@ -3,10 +3,11 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// A terminal in raw mode. It gets its old mode back when this is dropped, and when the program panics.
+/// A terminal in raw mode. It gets its old mode back when this is dropped, and by [`RawTerminal::restore`].
 #[derive(Debug)]
 pub struct RawTerminal {
     _private: (),
@@ -18,7 +19,8 @@ struct Saved {
     mode: libc::termios,
 }
 
-static SAVED: Mutex<Option<Saved>> = Mutex::new(None);
+/// The one raw terminal of the process, or null. A pointer, because a signal handler cannot take a lock.
+static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
 impl RawTerminal {
     /// Makes the terminal behind `fd` raw. None when `fd` is not a terminal, or one is raw already.
@@ -26,27 +28,54 @@ impl RawTerminal {
     /// # Errors
     /// The terminal refuses.
     pub fn enter(fd: BorrowedFd<'_>) -> io::Result<Option<RawTerminal>> {
-        let mut saved = SAVED.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(mode) = terminal_mode(fd) else { return Ok(None) };
-        if saved.is_some() {
+        let saved = Box::into_raw(Box::new(Saved { fd: fd.try_clone_to_owned()?, mode }));
+        let nothing = ptr::null_mut();
+        if SAVED.compare_exchange(nothing, saved, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            // SAFETY: made above, and nobody else has seen it.
+            drop(unsafe { Box::from_raw(saved) });
             return Ok(None);
         }
+        let guard = RawTerminal { _private: () };
         let mut raw = mode;
         // SAFETY: `raw` is a valid mode.
         unsafe { libc::cfmakeraw(&mut raw) };
-        let fd = fd.try_clone_to_owned()?;
-        set_mode(fd.as_fd(), &raw)?;
-        *saved = Some(Saved { fd, mode });
-        Ok(Some(RawTerminal { _private: () }))
+        set_mode(fd.as_raw_fd(), &raw)?;
+        Ok(Some(guard))
     }
 
-    /// Restores a raw terminal, if there is one. For panic hooks and other ways out that run no destructors.
+    /// Restores a raw terminal, if there is one. For panic hooks and signal handlers, which run no destructors: it
+    /// takes no lock and allocates nothing.
     pub fn restore() {
-        if let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: a pointer in `SAVED` is valid, and the swap has made it this call's alone. It is not freed: this may
+        // be a signal handler, and the process is about to end.
+        if let Some(saved) = unsafe { saved.as_ref() } {
             // A terminal that has gone away needs no mode.
-            let _ = set_mode(saved.fd.as_fd(), &saved.mode);
+            let _ = set_mode(saved.fd.as_raw_fd(), &saved.mode);
         }
     }
+
+    /// Makes every signal that would end the process restore the terminal first. For the command only: a library has
+    /// no business with the signals of its program. Signals that are blocked or ignored stay so.
+    pub fn restore_on_fatal_signals() {
+        for signal in FATAL_SIGNALS {
+            // SAFETY: an all-zero action is a valid one.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = end_by_signal as *const () as usize;
+            // The fault may be an overflow of the stack; Rust's threads have an alternate one.
+            action.sa_flags = libc::SA_ONSTACK | libc::SA_RESETHAND | libc::SA_NODEFER;
+            // SAFETY: the handler makes only system calls that are allowed in one.
+            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
+        }
+    }
+}
+
+/// Restores the terminal and lets the signal do what it does by default: it was reset with this call.
+extern "C" fn end_by_signal(signal: libc::c_int) {
+    RawTerminal::restore();
+    // SAFETY: sends a signal to this thread; allowed in a handler.
+    unsafe { libc::raise(signal) };
 }
 
 impl Drop for RawTerminal {
@@ -64,8 +93,25 @@ pub fn terminal_mode(fd: BorrowedFd<'_>) -> Option<libc::termios> {
     (result == 0).then(|| unsafe { mode.assume_init() })
 }
 
-fn set_mode(fd: BorrowedFd<'_>, mode: &libc::termios) -> io::Result<()> {
-    // SAFETY: the descriptor is open and the mode is valid. TCSADRAIN lets what was printed leave first.
-    let result = unsafe { libc::tcsetattr(fd.as_raw_fd(), libc::TCSADRAIN, mode) };
+fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
+    // SAFETY: the descriptor is open and the mode is valid. Not TCSADRAIN, which could wait for a reader for ever.
+    let result = unsafe { libc::tcsetattr(fd, libc::TCSANOW, mode) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// What ends a process by default and can be caught, but for those that the command reads from a signalfd.
+const FATAL_SIGNALS: [libc::c_int; 13] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+];

@@ -83,7 +83,7 @@ fn values_out_of_range_are_bad_usage() {
         (&["--memory", "lots"], "not a size"),
         (&["--timeout", "soon"], "not a time"),
         (&["--timeout", "0"], "no time"),
-        (&["--serial", "tty"], "stdio, file=PATH or null"),
+        (&["--serial", "tty"], "stdio, pty, file=PATH, socket=PATH or null"),
         (&["--no-such-flag"], "--no-such-flag"),
     ];
     for (args, words) in cases {

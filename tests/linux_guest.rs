@@ -5,11 +5,10 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use common::{Finished, collect, coracle, eventually, finish, scratch, signal};
+use common::{Finished, collect, coracle, eventually, finish, pseudo_terminal, scratch, signal};
 use coracle::guest_data::{self, GuestData};
 use coracle::host::KvmKind;
 
@@ -178,19 +177,4 @@ impl Transcript {
         });
         self.0.drain(..found.unwrap() + words.len());
     }
-}
-
-/// A new terminal: the side of the person, which does not block, and that of the program.
-fn pseudo_terminal() -> (File, OwnedFd) {
-    let (mut person, mut program) = (0, 0);
-    let none = std::ptr::null_mut();
-    // SAFETY: both results have room, and nothing else is asked for or given.
-    let result = unsafe { libc::openpty(&mut person, &mut program, none, none.cast(), none.cast()) };
-    assert_eq!(result, 0);
-    // SAFETY: the descriptor is new and open.
-    unsafe { libc::fcntl(person, libc::F_SETFL, libc::O_NONBLOCK) };
-    // SAFETY: the descriptor is new and nobody else's.
-    let person = unsafe { File::from_raw_fd(person) };
-    // SAFETY: as above.
-    (person, unsafe { OwnedFd::from_raw_fd(program) })
 }

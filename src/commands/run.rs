@@ -129,6 +129,9 @@ fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     let raw = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
     let raw = raw.map_err(|error| Failure::of(&error))?;
+    if let Some(path) = vm.console_path() {
+        say(&format!("the serial console is {}", path.display()));
+    }
     let handle = vm.handle();
     handle.resume();
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
@@ -172,7 +175,7 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     command.extend(std::env::args_os().skip(1));
     let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
     shares.extend(config.initrds.iter().cloned());
-    let written = [args.outcome.clone(), serial_file(config)];
+    let written = [args.outcome.clone(), serial_file(config)?];
     for path in written.into_iter().flatten() {
         // The file has to be there to be seen from inside.
         let file = fs::OpenOptions::new().append(true).create(true).open(&path);
@@ -183,10 +186,15 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
 }
 
-fn serial_file(config: &VmConfig) -> Option<PathBuf> {
+/// The file that the console writes, which has to be seen from inside.
+fn serial_file(config: &VmConfig) -> Result<Option<PathBuf>, Failure> {
+    let refused =
+        |what| Failure::usage(format!("--serial {what}: it does not cross from the emulated host to here"));
     match &config.serial {
-        SerialConfig::File(path) => Some(path.clone()),
-        SerialConfig::Stdio | SerialConfig::Null => None,
+        SerialConfig::File(path) => Ok(Some(path.clone())),
+        SerialConfig::Stdio | SerialConfig::Null => Ok(None),
+        SerialConfig::Pty => Err(refused("pty")),
+        SerialConfig::Socket(_) => Err(refused("socket")),
     }
 }
 

@@ -90,7 +90,7 @@ pub enum ConfigError {
         text: String,
     },
     /// Not something that a serial port can be connected to.
-    #[error("`{text}` is not known here: use stdio, file=PATH or null")]
+    #[error("`{text}` is not known here: use stdio, pty, file=PATH, socket=PATH or null")]
     Serial {
         /// As given.
         text: String,

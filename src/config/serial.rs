@@ -12,6 +12,10 @@ pub enum SerialConfig {
     Stdio,
     /// Output goes to a file, which is made or emptied; there is no input.
     File(PathBuf),
+    /// A new pseudo-terminal of the host.
+    Pty,
+    /// A unix socket that is made at this path: one client after the other has the console.
+    Socket(PathBuf),
     /// Nothing: output is counted and dropped.
     Null,
 }
@@ -19,15 +23,17 @@ pub enum SerialConfig {
 impl FromStr for SerialConfig {
     type Err = ConfigError;
 
-    /// Reads `stdio`, `file=PATH` or `null`.
+    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => return Ok(SerialConfig::Stdio),
+            "pty" => return Ok(SerialConfig::Pty),
             "null" => return Ok(SerialConfig::Null),
             _ => {}
         }
-        match text.strip_prefix("file=") {
-            Some(path) if !path.is_empty() => Ok(SerialConfig::File(path.into())),
+        match text.split_once('=') {
+            Some(("file", path)) if !path.is_empty() => Ok(SerialConfig::File(path.into())),
+            Some(("socket", path)) if !path.is_empty() => Ok(SerialConfig::Socket(path.into())),
             _ => Err(ConfigError::Serial { text: text.into() }),
         }
     }
@@ -41,8 +47,10 @@ mod tests {
     fn each_form_is_read_and_others_are_refused() {
         assert_eq!("stdio".parse(), Ok(SerialConfig::Stdio));
         assert_eq!("null".parse(), Ok(SerialConfig::Null));
+        assert_eq!("pty".parse(), Ok(SerialConfig::Pty));
+        assert_eq!("socket=/run/x".parse(), Ok(SerialConfig::Socket("/run/x".into())));
         assert_eq!("file=a=b".parse(), Ok(SerialConfig::File("a=b".into())));
-        for text in ["", "file=", "file", "tty", "Stdio"] {
+        for text in ["", "file=", "file", "socket=", "tty", "Stdio", "pty=x"] {
             assert!(text.parse::<SerialConfig>().is_err(), "{text}");
         }
     }

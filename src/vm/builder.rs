@@ -1,8 +1,9 @@
 //! From a [`VmConfig`] to a virtual machine: every host resource is opened first, then memory, interrupt controller,
 //! vCPUs and devices are made, the kernel is loaded, the tables are written, and the threads wait at the gate.
 
-use std::io;
-use std::sync::Arc;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
 use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
@@ -17,7 +18,7 @@ use super::lifecycle::{Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
 use crate::config::VmConfig;
-use crate::console::{Console, ConsoleEnds, ConsoleError, Escape};
+use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
 use crate::io_loop::IoLoop;
 use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
@@ -28,6 +29,7 @@ use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
 #[derive(Debug, Clone)]
 pub struct VmBuilder {
     config: VmConfig,
+    console: ConsoleChoice,
     console_escape: bool,
 }
 
@@ -94,12 +96,27 @@ impl BuildError {
 
 impl VmBuilder {
     pub(super) fn new(config: VmConfig) -> VmBuilder {
-        VmBuilder { config, console_escape: false }
+        VmBuilder { config, console: ConsoleChoice::Configured, console_escape: false }
     }
 
     /// Obeys Ctrl-A commands in the console's input: for a person at a terminal.
     pub fn console_escape(mut self, yes: bool) -> VmBuilder {
         self.console_escape = yes;
+        self
+    }
+
+    /// Connects the console to descriptors of the caller's, whatever the configuration says. Each machine that is built
+    /// uses the same ones; their blocking mode is not changed.
+    pub fn console_streams(mut self, streams: ConsoleStreams) -> VmBuilder {
+        self.console = ConsoleChoice::Streams(Arc::new(streams));
+        self
+    }
+
+    /// Gives the console's output to `writer`, whatever the configuration says; there is no input. The writer is called
+    /// on a thread of its own, and has everything when the outcome is there. What it is too slow for is dropped and
+    /// counted. It serves the first machine that is built.
+    pub fn console_writer(mut self, writer: impl Write + Send + 'static) -> VmBuilder {
+        self.console = ConsoleChoice::Writer(Arc::new(Mutex::new(Some(Box::new(writer)))));
         self
     }
 
@@ -116,7 +133,7 @@ impl VmBuilder {
     /// # Errors
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
-        let inputs = Inputs::open(&self.config)?;
+        let inputs = Inputs::open(&self.config, &self.console)?;
         let kvm = Kvm::open()?;
         let vm = kvm.create_vm()?;
         let ram = GuestRam::anonymous(self.config.memory.mib())?;
@@ -181,19 +198,22 @@ impl VmBuilder {
         (0..count).map(make).collect()
     }
 
-    fn assemble(&self, inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
+    fn assemble(&self, mut inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, vm, ram, platform, vcpus } = parts;
         let Platform { buses, serial, console } = platform;
+        let pump = inputs.console.pump.take();
+        let console_path = inputs.console.path().map(Path::to_owned);
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
         let handler = Console::new(serial, console.clone(), inputs.console, escape);
         let io_loop =
             IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
 
-        let shared = Arc::new(Shared::new(control.clone()).map_err(thread_error("the control thread"))?);
+        let shared =
+            Arc::new(Shared::new(control.clone(), console_path).map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
         shared.adopt(start_vcpus(vcpus, &buses, &control)?);
-        let machine = Machine { io_loop, buses, console, kvm: vm, ram, timeout: self.config.timeout };
+        let machine = Machine { io_loop, pump, buses, console, kvm: vm, ram, timeout: self.config.timeout };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
         Ok(Vm { shared, control: Some(control) })
@@ -208,9 +228,9 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
+    fn open(config: &VmConfig, console: &ConsoleChoice) -> Result<Inputs, BuildError> {
         let (kernel, initrds) = open_files(config)?;
-        Ok(Inputs { kernel, initrds, console: ConsoleEnds::open(&config.serial)? })
+        Ok(Inputs { kernel, initrds, console: console.open(&config.serial)? })
     }
 }
 

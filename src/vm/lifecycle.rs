@@ -4,6 +4,7 @@
 //! told; devices, KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::outcome::{Ending, HostFailure, Outcome, Phase};
+use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
 use crate::io_loop::{self, IoLoop};
 use crate::kvm::{KvmVm, spawn_with_signals_blocked};
@@ -22,6 +24,7 @@ use crate::vcpu::{Buses, ExitCounts, VcpuHandle};
 pub(super) struct Shared {
     pub(super) control: Arc<Control>,
     pub(super) outcome_event: EventFd,
+    pub(super) console_path: Option<PathBuf>,
     outcome: Mutex<Option<Outcome>>,
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
@@ -31,6 +34,7 @@ pub(super) struct Shared {
 /// Everything that a running virtual machine holds. Fields are dropped in the order of the ordered stop.
 pub(super) struct Machine {
     pub(super) io_loop: IoLoop,
+    pub(super) pump: Option<Pump>,
     pub(super) buses: Arc<Buses>,
     pub(super) console: Arc<ConsoleBuffer>,
     pub(super) kvm: KvmVm,
@@ -39,10 +43,11 @@ pub(super) struct Machine {
 }
 
 impl Shared {
-    pub(super) fn new(control: Arc<Control>) -> io::Result<Shared> {
+    pub(super) fn new(control: Arc<Control>, console_path: Option<PathBuf>) -> io::Result<Shared> {
         Ok(Shared {
             control,
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            console_path,
             outcome: Mutex::new(None),
             told: Condvar::new(),
             vcpus: Mutex::new(Vec::new()),
@@ -97,11 +102,12 @@ pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result
 
 /// The ordered stop.
 fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
-    let Machine { io_loop, buses, console, kvm, ram, timeout: _ } = machine;
+    let Machine { io_loop, pump, buses, console, kvm, ram, timeout: _ } = machine;
     let duration = shared.control.running_for();
     let vcpus = std::mem::take(&mut *shared.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
     let stopped = stop_vcpus(&shared.control, vcpus);
-    let io_stuck = (!io_loop.stop()).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
+    let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
+    let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     console.discard();
 
     let (failure, later_events) = shared.control.afterwards();

@@ -5,6 +5,7 @@ mod lifecycle;
 pub mod outcome;
 mod platform;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -31,6 +32,11 @@ impl Vm {
     /// A remote control that other threads can hold.
     pub fn handle(&self) -> VmHandle {
         VmHandle { shared: self.shared.clone() }
+    }
+
+    /// The pseudo-terminal to open for the console, with [`SerialConfig::Pty`](crate::config::SerialConfig::Pty).
+    pub fn console_path(&self) -> Option<&Path> {
+        self.shared.console_path.as_deref()
     }
 
     /// Waits for the end. What the virtual machine held may still be on its way back to the host when this returns;

@@ -99,7 +99,7 @@ pub enum HostFailure {
         limit: Duration,
     },
     /// The I/O thread did not end in time.
-    #[error("the console did not take its last output within {limit:?}: whatever is behind --serial hangs")]
+    #[error("the console did not take its last output within {limit:?}: what it is connected to hangs")]
     IoStuck {
         /// The limit.
         limit: Duration,

@@ -3,8 +3,9 @@
 //! Each test binary uses a part of it.
 #![allow(dead_code, unreachable_pub)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -179,6 +180,21 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it did not come to this: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A new terminal: the side of the person, which does not block, and that of the program.
+pub fn pseudo_terminal() -> (File, OwnedFd) {
+    let (mut person, mut program) = (0, 0);
+    let none = std::ptr::null_mut();
+    // SAFETY: both results have room, and nothing else is asked for or given.
+    let result = unsafe { libc::openpty(&mut person, &mut program, none, none.cast(), none.cast()) };
+    assert_eq!(result, 0);
+    // SAFETY: the descriptor is new and nobody else's.
+    let person = unsafe { File::from_raw_fd(person) };
+    // SAFETY: the descriptor is open.
+    unsafe { libc::fcntl(person.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    // SAFETY: the descriptor is new and nobody else's.
+    (person, unsafe { OwnedFd::from_raw_fd(program) })
 }
 
 fn read_all(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {

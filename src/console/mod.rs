@@ -3,77 +3,27 @@
 //! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`]; input
 //! waits in the host until the UART's FIFO has room.
 
-use std::fs::{File, OpenOptions};
+mod ends;
+mod escape;
+mod pump;
+
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use coracle_devices::backend::chardev::{CharError, CharSink, CharSource, ReadOutcome, Written};
+use coracle_devices::backend::chardev::{CharSink, CharSource, ReadOutcome, Written};
 use coracle_devices::backend::console_buffer::{ConsoleBuffer, Drained};
 use coracle_devices::legacy::serial::SerialPort;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use crate::config::SerialConfig;
-use crate::control::{Control, VmEvent};
+use ends::ConsoleListener;
+pub(crate) use ends::{ConsoleChoice, ConsoleEnds};
+pub use ends::{ConsoleError, ConsoleStreams};
+pub(crate) use escape::Escape;
+use escape::HELP;
+pub(crate) use pump::Pump;
+
 use crate::io_loop::{IoHandler, watch};
-
-/// What the serial port is connected to, opened.
-#[derive(Default)]
-pub(crate) struct ConsoleEnds {
-    output: Option<CharSink>,
-    input: Option<CharSource>,
-}
-
-/// Why a console cannot be connected.
-#[derive(Debug, thiserror::Error)]
-pub enum ConsoleError {
-    /// The file for the output cannot be made.
-    #[error("--serial file={}: the file cannot be opened for writing", path.display())]
-    File {
-        /// As given.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A descriptor cannot serve.
-    #[error("--serial {serial}: it cannot be used")]
-    Descriptor {
-        /// Which.
-        serial: &'static str,
-        /// Why.
-        source: CharError,
-    },
-}
-
-impl ConsoleEnds {
-    /// Opens what `config` names. Standard streams that are closed count as nothing.
-    pub(crate) fn open(config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
-        match config {
-            SerialConfig::Null => Ok(ConsoleEnds::default()),
-            SerialConfig::Stdio => {
-                let output = CharSink::new(io::stdout().as_fd());
-                let output = output.map_err(|source| ConsoleError::Descriptor { serial: "stdio", source })?;
-                // A program started without input (`<&-`, or stdin open for writing only) has a silent console.
-                Ok(ConsoleEnds { output: Some(output), input: CharSource::new(io::stdin().as_fd()).ok() })
-            }
-            SerialConfig::File(path) => {
-                let file =
-                    create(path).map_err(|source| ConsoleError::File { path: path.clone(), source })?;
-                let output = CharSink::new(file.as_fd());
-                let output = output.map_err(|source| ConsoleError::Descriptor { serial: "file", source })?;
-                Ok(ConsoleEnds { output: Some(output), input: None })
-            }
-        }
-    }
-}
-
-/// A FIFO that nobody reads is an error, and not a wait.
-fn create(path: &PathBuf) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
-}
 
 /// The event handler of the console.
 pub(crate) struct Console {
@@ -84,6 +34,8 @@ pub(crate) struct Console {
     output_blocked: bool,
     input: Option<CharSource>,
     input_watched: bool,
+    listener: Option<ConsoleListener>,
+    _kept_open: Option<OwnedFd>,
     /// Typed, and not yet in the UART's FIFO.
     pending: Vec<u8>,
     escape: Option<Escape>,
@@ -104,6 +56,8 @@ impl Console {
             output_blocked: false,
             input: ends.input,
             input_watched: false,
+            listener: ends.listener,
+            _kept_open: ends.kept_open,
             pending: Vec::new(),
             escape,
         }
@@ -111,7 +65,10 @@ impl Console {
 
     fn write_output(&mut self, ops: &mut EventOps) {
         let Some(sink) = &self.output else {
-            self.buffer.drain(<[u8]>::len);
+            // With a listener, a client that comes late finds the first bytes; else nobody will ever want them.
+            if self.listener.is_none() {
+                self.buffer.drain(<[u8]>::len);
+            }
             return;
         };
         let mut closed = None;
@@ -124,15 +81,45 @@ impl Console {
             }
         });
         if let Some(errno) = closed {
-            log::warn!("console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
-            self.unwatch_output(ops);
-            self.output = None;
-            self.buffer.discard();
+            self.output_closed(errno, ops);
             return;
         }
         match drained {
             Drained::Blocked => self.watch_output(ops),
             Drained::Empty | Drained::Pending => self.unwatch_output(ops),
+        }
+    }
+
+    fn output_closed(&mut self, errno: i32, ops: &mut EventOps) {
+        self.unwatch_output(ops);
+        self.output = None;
+        if self.listener.is_some() {
+            self.hang_up(ops);
+        } else {
+            log::warn!("console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
+            self.buffer.discard();
+        }
+    }
+
+    /// Takes the next client of the socket.
+    fn accept_client(&mut self, ops: &mut EventOps) {
+        let Some(listener) = &self.listener else { return };
+        let Some((output, input)) = listener.accept() else { return };
+        unwatch(ops, &listener.socket);
+        self.output = Some(output);
+        self.input = Some(input);
+        self.write_output(ops);
+        self.read_input(ops);
+    }
+
+    /// Lets go of a client that is gone, and waits for the next.
+    fn hang_up(&mut self, ops: &mut EventOps) {
+        self.unwatch_output(ops);
+        self.unwatch_input(ops);
+        self.output = None;
+        self.input = None;
+        if let Some(listener) = &self.listener {
+            watch(ops, &listener.socket, CLIENT, EventSet::IN);
         }
     }
 
@@ -167,6 +154,10 @@ impl Console {
                 ReadOutcome::EndOfInput | ReadOutcome::Closed { .. } => {
                     self.unwatch_input(ops);
                     self.input = None;
+                    if self.listener.is_some() {
+                        self.hang_up(ops);
+                    }
+                    return;
                 }
             }
         }
@@ -218,10 +209,11 @@ impl Console {
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, self.buffer.wake_event(), WAKE, EventSet::IN);
-        if self.input.is_some() {
-            watch(ops, self.serial.room_event(), ROOM, EventSet::IN);
-            self.read_input(ops);
+        watch(ops, self.serial.room_event(), ROOM, EventSet::IN);
+        if let Some(listener) = &self.listener {
+            watch(ops, &listener.socket, CLIENT, EventSet::IN);
         }
+        self.read_input(ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -235,6 +227,7 @@ impl MutEventSubscriber for Console {
                 let _ = self.serial.room_event().read();
                 self.read_input(ops);
             }
+            CLIENT => self.accept_client(ops),
             _ => self.read_input(ops),
         }
     }
@@ -252,92 +245,13 @@ fn unwatch(ops: &mut EventOps, source: &impl AsRawFd) {
     }
 }
 
-/// Finds the commands that a person at the terminal gives to Coracle and not to the guest: Ctrl-A, then `x` to end,
-/// `h` for help, Ctrl-A for one Ctrl-A to the guest. Anything else after Ctrl-A goes to the guest with it.
-pub(crate) struct Escape {
-    control: Arc<Control>,
-    after_prefix: bool,
-}
-
-impl Escape {
-    /// Commands act on `control`.
-    pub(crate) fn new(control: Arc<Control>) -> Escape {
-        Escape { control, after_prefix: false }
-    }
-
-    /// Appends to `guest` what is for it. True when help was asked for.
-    fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>) -> bool {
-        let mut help = false;
-        for &byte in bytes {
-            if !std::mem::take(&mut self.after_prefix) {
-                match byte {
-                    PREFIX => self.after_prefix = true,
-                    other => guest.push(other),
-                }
-                continue;
-            }
-            match byte {
-                b'x' => self.control.post(VmEvent::Stop),
-                b'h' => help = true,
-                PREFIX => guest.push(PREFIX),
-                other => guest.extend_from_slice(&[PREFIX, other]),
-            }
-        }
-        help
-    }
-}
-
-const PREFIX: u8 = 0x01;
-const HELP: &[u8] =
-    b"\r\nCtrl-A x  end the virtual machine\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
-
 // What an event is about.
 const WAKE: u32 = 0;
 const OUTPUT: u32 = 1;
 const INPUT: u32 = 2;
 const ROOM: u32 = 3;
+const CLIENT: u32 = 4;
 
 /// The length of the UART's receive FIFO.
 const INPUT_BYTES: usize = 64;
 const INPUT_ROUNDS: usize = 16;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn filtered(input: &[&[u8]]) -> (Vec<u8>, Arc<Control>) {
-        let control = Arc::new(Control::new());
-        let mut escape = Escape::new(control.clone());
-        let mut guest = Vec::new();
-        for bytes in input {
-            escape.filter(bytes, &mut guest);
-        }
-        (guest, control)
-    }
-
-    #[test]
-    fn plain_input_passes_unchanged() {
-        assert_eq!(filtered(&[b"ls -l\r", b"\x03"]).0, b"ls -l\r\x03");
-    }
-
-    #[test]
-    fn doubled_prefix_sends_one_and_an_unknown_command_passes() {
-        assert_eq!(filtered(&[b"a\x01", b"\x01b\x01q"]).0, b"a\x01b\x01q");
-    }
-
-    #[test]
-    fn prefix_and_h_asks_for_help_and_sends_nothing() {
-        let mut escape = Escape::new(Arc::new(Control::new()));
-        let mut guest = Vec::new();
-        assert!(!escape.filter(b"h\x01", &mut guest));
-        assert!(escape.filter(b"h", &mut guest));
-        assert_eq!(guest, b"h");
-    }
-
-    #[test]
-    fn prefix_and_x_stops_also_when_split() {
-        let (guest, control) = filtered(&[b"\x01", b"x"]);
-        assert!(guest.is_empty());
-        assert_eq!(control.wait_event(None), VmEvent::Stop);
-    }
-}

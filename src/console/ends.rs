@@ -1,0 +1,249 @@
+//! Opening what the serial port is connected to.
+
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{fmt, fs, ptr};
+
+use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
+
+use super::Pump;
+use crate::config::SerialConfig;
+
+/// What a program connects the console to, in place of what the configuration says.
+#[derive(Debug, Default)]
+pub struct ConsoleStreams {
+    /// Where input comes from; without it there is none.
+    pub input: Option<OwnedFd>,
+    /// Where output goes; without it, it is counted and dropped.
+    pub output: Option<OwnedFd>,
+}
+
+/// Whether a program connects the console itself.
+#[derive(Clone, Default)]
+pub(crate) enum ConsoleChoice {
+    /// No: the configuration says what it is connected to.
+    #[default]
+    Configured,
+    /// To descriptors of its own.
+    Streams(Arc<ConsoleStreams>),
+    /// To a writer of its own, which the first machine takes.
+    Writer(Arc<Mutex<Option<Box<dyn Write + Send>>>>),
+}
+
+impl fmt::Debug for ConsoleChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ConsoleChoice::Configured => "Configured",
+            ConsoleChoice::Streams(_) => "Streams",
+            ConsoleChoice::Writer(_) => "Writer",
+        })
+    }
+}
+
+impl ConsoleChoice {
+    /// Opens what was chosen, or what `config` names.
+    pub(crate) fn open(&self, config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
+        match self {
+            ConsoleChoice::Configured => ConsoleEnds::open(config),
+            ConsoleChoice::Streams(streams) => ConsoleEnds::of_streams(streams),
+            ConsoleChoice::Writer(writer) => {
+                let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+                ConsoleEnds::of_writer(writer.ok_or(ConsoleError::WriterTaken)?)
+            }
+        }
+    }
+}
+
+/// What the serial port is connected to, opened.
+#[derive(Default)]
+pub(crate) struct ConsoleEnds {
+    pub(super) output: Option<CharSink>,
+    pub(super) input: Option<CharSource>,
+    pub(super) listener: Option<ConsoleListener>,
+    /// The other side of a pseudo-terminal, which stays open so that programs can come and go.
+    pub(super) kept_open: Option<OwnedFd>,
+    /// The thread behind a writer of the program's own.
+    pub(crate) pump: Option<Pump>,
+    /// Where others find the console, when that is not what the user named.
+    path: Option<PathBuf>,
+}
+
+/// A socket at which one client after the other has the console. Its file goes with it.
+pub(super) struct ConsoleListener {
+    pub(super) socket: UnixListener,
+    path: PathBuf,
+}
+
+/// Why a console cannot be connected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsoleError {
+    /// The file for the output cannot be made.
+    #[error("--serial file={}: the file cannot be opened for writing", path.display())]
+    File {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The socket cannot be made.
+    #[error("--serial socket={}: the socket cannot be made; the path must be free", path.display())]
+    Socket {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is no pseudo-terminal to be had.
+    #[error("--serial pty: the host gives no pseudo-terminal")]
+    Pty(#[source] io::Error),
+    /// One writer cannot serve two machines.
+    #[error(
+        "the console's writer serves the first machine that this builder has built; give the next one its own"
+    )]
+    WriterTaken,
+    /// There is no pipe or thread for a writer.
+    #[error("the host gives no pipe or thread for the console's writer")]
+    Writer(#[source] io::Error),
+    /// A descriptor cannot serve.
+    #[error("the console {serial} cannot be used")]
+    Descriptor {
+        /// Which.
+        serial: &'static str,
+        /// Why.
+        source: CharError,
+    },
+}
+
+impl ConsoleEnds {
+    /// Opens what `config` names. A standard input that is closed counts as one without input.
+    fn open(config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
+        match config {
+            SerialConfig::Null => Ok(ConsoleEnds::default()),
+            SerialConfig::Stdio => {
+                // A program started without input (`<&-`, or stdin open for writing only) has a silent console.
+                let input = CharSource::new(io::stdin().as_fd()).ok();
+                Ok(ConsoleEnds {
+                    output: Some(sink("stdio", io::stdout())?),
+                    input,
+                    ..ConsoleEnds::default()
+                })
+            }
+            SerialConfig::File(path) => {
+                let file =
+                    create(path).map_err(|source| ConsoleError::File { path: path.clone(), source })?;
+                Ok(ConsoleEnds { output: Some(sink("file", file)?), ..ConsoleEnds::default() })
+            }
+            SerialConfig::Socket(path) => {
+                let listener = ConsoleListener::bind(path);
+                let listener =
+                    listener.map_err(|source| ConsoleError::Socket { path: path.clone(), source })?;
+                Ok(ConsoleEnds { listener: Some(listener), ..ConsoleEnds::default() })
+            }
+            SerialConfig::Pty => {
+                let Pty { ours, theirs, path } = Pty::open().map_err(ConsoleError::Pty)?;
+                let input = CharSource::new(ours.as_fd());
+                let input = input.map_err(|source| ConsoleError::Descriptor { serial: "pty", source })?;
+                Ok(ConsoleEnds {
+                    output: Some(sink("pty", ours)?),
+                    input: Some(input),
+                    kept_open: Some(theirs),
+                    path: Some(path),
+                    ..ConsoleEnds::default()
+                })
+            }
+        }
+    }
+
+    /// The program's own descriptors.
+    fn of_streams(streams: &ConsoleStreams) -> Result<ConsoleEnds, ConsoleError> {
+        let input = streams.input.as_ref().map(|fd| CharSource::new(fd.as_fd())).transpose();
+        let input = input.map_err(|source| ConsoleError::Descriptor { serial: "of the program", source })?;
+        let output = streams.output.as_ref().map(|fd| sink("of the program", fd)).transpose()?;
+        Ok(ConsoleEnds { output, input, ..ConsoleEnds::default() })
+    }
+
+    /// The program's own writer.
+    fn of_writer(writer: Box<dyn Write + Send>) -> Result<ConsoleEnds, ConsoleError> {
+        let (pump, output) = Pump::start(writer).map_err(ConsoleError::Writer)?;
+        Ok(ConsoleEnds {
+            output: Some(sink("of the program", output)?),
+            pump: Some(pump),
+            ..ConsoleEnds::default()
+        })
+    }
+
+    /// The pseudo-terminal to open for this console.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+}
+
+impl ConsoleListener {
+    fn bind(path: &Path) -> io::Result<ConsoleListener> {
+        let socket = UnixListener::bind(path)?;
+        let listener = ConsoleListener { socket, path: path.to_owned() };
+        listener.socket.set_nonblocking(true)?;
+        // The console of a machine is for its owner.
+        fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    }
+
+    /// The next client, if one waits: both directions of its connection.
+    pub(super) fn accept(&self) -> Option<(CharSink, CharSource)> {
+        let (client, _) = self.socket.accept().ok()?;
+        Some((CharSink::new(client.as_fd()).ok()?, CharSource::new(client.as_fd()).ok()?))
+    }
+}
+
+impl Drop for ConsoleListener {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A pseudo-terminal in raw mode.
+struct Pty {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+    path: PathBuf,
+}
+
+impl Pty {
+    fn open() -> io::Result<Pty> {
+        let (mut ours, mut theirs) = (-1, -1);
+        let mut mode = MaybeUninit::<libc::termios>::zeroed();
+        // SAFETY: zeroed is a valid mode; cfmakeraw clears and sets flags of it.
+        unsafe { libc::cfmakeraw(mode.as_mut_ptr()) };
+        // SAFETY: both results have room, the mode is valid, and neither name nor size is given.
+        if unsafe { libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), mode.as_ptr(), ptr::null()) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let ours = unsafe { OwnedFd::from_raw_fd(ours) };
+        // SAFETY: as above.
+        let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
+        for fd in [&ours, &theirs] {
+            // SAFETY: the descriptor is open.
+            unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+        let path = fs::read_link(format!("/proc/self/fd/{}", theirs.as_raw_fd()))?;
+        Ok(Pty { ours, theirs, path })
+    }
+}
+
+fn sink(serial: &'static str, fd: impl AsFd) -> Result<CharSink, ConsoleError> {
+    CharSink::new(fd.as_fd()).map_err(|source| ConsoleError::Descriptor { serial, source })
+}
+
+/// A FIFO that nobody reads is an error, and not a wait.
+fn create(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
+}

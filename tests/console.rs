@@ -1,0 +1,205 @@
+//! The serial console's other ends: pseudo-terminals, sockets, a program's own streams, and a person's terminal.
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use common::{collect, eventually, finish, kvm_or_skip, pseudo_terminal, run_payload, scratch, signal, wait};
+use coracle::config::{MemorySize, VmConfig};
+use coracle::outcome::Ending;
+use coracle::terminal::terminal_mode;
+use coracle::{ConsoleStreams, Vm};
+
+macro_rules! needs_kvm {
+    () => {
+        if !kvm_or_skip() {
+            return;
+        }
+    };
+}
+
+fn config(payload: &str) -> VmConfig {
+    let mut config = VmConfig::new(common::payload(payload));
+    config.memory = MemorySize::from_mib(16).unwrap();
+    config.timeout = Some(Duration::from_secs(30));
+    config
+}
+
+#[test]
+fn socket_serves_one_client_after_the_other_and_goes_with_the_guest() {
+    needs_kvm!();
+    let path = scratch().join("console.sock");
+    let mut command = run_payload("echo");
+    command.arg("--serial").arg(format!("socket={}", path.display()));
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    for words in ["first", "second"] {
+        let mut client = None;
+        eventually("the socket accepts", || {
+            client = UnixStream::connect(&path).ok();
+            client.is_some()
+        });
+        let mut client = client.unwrap();
+        client.write_all(words.as_bytes()).unwrap();
+        let mut answer = vec![0; words.len()];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, words.as_bytes());
+    }
+    UnixStream::connect(&path).unwrap().write_all(b"q").unwrap();
+    let run = collect(child);
+    run.expect(0, "powered off");
+    assert!(run.stdout.is_empty());
+    assert!(!path.exists(), "the socket is left behind");
+}
+
+#[test]
+fn socket_at_a_path_that_is_taken_is_refused_and_the_file_stays() {
+    let path = common::file("taken", b"precious");
+    let run = finish(run_payload("hello").arg("--serial").arg(format!("socket={}", path.display())));
+    run.expect(125, "the path must be free");
+    assert_eq!(fs::read(&path).unwrap(), b"precious");
+}
+
+#[test]
+fn client_that_comes_late_finds_the_first_output() {
+    needs_kvm!();
+    let path = scratch().join("late.sock");
+    let mut config = config("hello-halt");
+    config.serial = coracle::config::SerialConfig::Socket(path.clone());
+    let vm = Vm::builder(config).start().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let mut byte = [0];
+    UnixStream::connect(&path).unwrap().read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"!");
+    assert_eq!(vm.stop().ending, Ending::Stopped);
+}
+
+#[test]
+fn pseudo_terminal_carries_both_directions() {
+    needs_kvm!();
+    let mut config = config("echo");
+    config.serial = coracle::config::SerialConfig::Pty;
+    let vm = Vm::builder(config).start().unwrap();
+    let path = vm.console_path().unwrap().to_owned();
+    // Programs come and go.
+    for _ in 0..2 {
+        let mut terminal = File::options().read(true).write(true).open(&path).unwrap();
+        terminal.write_all(b"abc\r\x03").unwrap();
+        let mut answer = [0; 5];
+        terminal.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"abc\r\x03");
+    }
+    assert_eq!(vm.stop().ending, Ending::Stopped);
+}
+
+#[test]
+fn writer_of_the_program_has_everything_when_the_outcome_is_there() {
+    needs_kvm!();
+    struct Sender(mpsc::Sender<u8>);
+    impl Write for Sender {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            std::thread::sleep(Duration::from_millis(50));
+            bytes.iter().for_each(|byte| self.0.send(*byte).unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let (sender, receiver) = mpsc::channel();
+    let builder = Vm::builder(config("rep-io")).console_writer(Sender(sender));
+    let outcome = builder.run().unwrap();
+    assert_eq!(outcome.ending, Ending::Exited { code: 0 });
+    assert_eq!(receiver.iter().collect::<Vec<u8>>(), b"repeated output keeps every byte\r\n");
+    assert!(builder.build().is_err(), "a second machine has no writer");
+}
+
+#[test]
+fn streams_of_the_program_are_used_and_left_as_they_were() {
+    needs_kvm!();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let streams = ConsoleStreams {
+        input: Some(theirs.try_clone().unwrap().into()),
+        output: Some(theirs.try_clone().unwrap().into()),
+    };
+    let vm = Vm::builder(config("echo")).console_streams(streams).start().unwrap();
+    ours.write_all(b"hi q").unwrap();
+    assert_eq!(vm.wait().ending, Ending::PoweredOff);
+    drop(vm);
+    drop(theirs);
+    let mut answer = Vec::new();
+    ours.set_nonblocking(true).unwrap();
+    let _ = ours.read_to_end(&mut answer);
+    assert_eq!(answer, b"hi q");
+}
+
+#[test]
+fn pasting_100_kb_at_a_terminal_loses_nothing() {
+    needs_kvm!();
+    let (mut person, program) = pseudo_terminal();
+    let mut child = at_terminal("echo", &program);
+    eventually("the terminal is raw", || !is_cooked(&program));
+    let text: Vec<u8> = (0..100_000u32).map(|n| b'A' + (n % 26) as u8).collect();
+    let mut sent = 0;
+    let mut seen = Vec::new();
+    eventually("every byte has come back", || {
+        // The terminal takes and gives what it can; neither side waits for the other.
+        while let Ok(count) = person.write(&text[sent..]) {
+            sent += count;
+            if sent == text.len() {
+                break;
+            }
+        }
+        let mut bytes = [0; 4096];
+        while let Ok(count) = person.read(&mut bytes) {
+            seen.extend_from_slice(&bytes[..count]);
+        }
+        seen.len() >= text.len()
+    });
+    assert!(seen == text, "what came back is not what was pasted");
+    person.write_all(b"q").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(0));
+}
+
+#[test]
+fn terminal_is_restored_after_every_ending() {
+    needs_kvm!();
+    // Exit, request, and signals that no handler of the command's own expects.
+    let (mut person, program) = pseudo_terminal();
+    let mut child = at_terminal("echo", &program);
+    eventually("the terminal is raw", || !is_cooked(&program));
+    person.write_all(b"q").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(0));
+    assert!(is_cooked(&program), "after a power-off");
+
+    let mut child = at_terminal("spin", &program);
+    eventually("the terminal is raw", || !is_cooked(&program));
+    person.write_all(b"\x01x").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(118));
+    assert!(is_cooked(&program), "after Ctrl-A x");
+
+    for fatal in [libc::SIGSEGV, libc::SIGABRT, libc::SIGBUS, libc::SIGUSR1] {
+        let mut child = at_terminal("spin", &program);
+        eventually("the terminal is raw", || !is_cooked(&program));
+        signal(&child, fatal);
+        assert_eq!(wait(&mut child).signal(), Some(fatal));
+        assert!(is_cooked(&program), "after signal {fatal}");
+    }
+}
+
+/// A payload with a terminal on all three streams.
+fn at_terminal(payload: &str, terminal: &OwnedFd) -> Child {
+    let stream = || Stdio::from(terminal.try_clone().unwrap());
+    run_payload(payload).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap()
+}
+
+fn is_cooked(terminal: &OwnedFd) -> bool {
+    terminal_mode(terminal.as_fd()).unwrap().c_lflag & libc::ICANON != 0
+}
