@@ -1,16 +1,19 @@
 //! A bounded buffer between the vCPUs that print and the one thread that writes the console.
 //!
 //! Serial ports push; the I/O thread drains. A push never waits: when the buffer is full, bytes are dropped
-//! and counted. Passing bytes are watched for the message of a Linux kernel panic.
+//! and counted. Passing bytes are watched for the message of a Linux kernel panic and for Linux's banner, and the
+//! last of them are kept for a report on how the guest ended.
 
 use std::collections::VecDeque;
 use std::io;
+use std::marker::PhantomData;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::console_tail::ConsoleTail;
 use crate::lock;
 
 /// Console output on its way out. Memory is taken with the first byte, and never more than the capacity.
@@ -21,6 +24,7 @@ pub struct ConsoleBuffer {
     /// Held for a whole drain, so that two drainers never write the same bytes.
     draining: Mutex<()>,
     panic_seen: AtomicBool,
+    banner_at: OnceLock<Instant>,
     first_byte_at: OnceLock<Instant>,
 }
 
@@ -40,6 +44,7 @@ impl ConsoleBuffer {
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             draining: Mutex::default(),
             panic_seen: AtomicBool::new(false),
+            banner_at: OnceLock::new(),
             first_byte_at: OnceLock::new(),
         })
     }
@@ -102,6 +107,17 @@ impl ConsoleBuffer {
         self.panic_seen.load(Ordering::Acquire)
     }
 
+    /// When the text with which Linux introduces itself, `Linux version`, was complete, dropped bytes included.
+    pub fn banner_at(&self) -> Option<Instant> {
+        self.banner_at.get().copied()
+    }
+
+    /// The last bytes that were pushed, dropped ones included, with what is left of a line in front cut off: at
+    /// most [`TAIL_BYTES`](super::console_tail::TAIL_BYTES), whatever the guest prints.
+    pub fn tail(&self) -> Vec<u8> {
+        lock(&self.ring).tail.bytes()
+    }
+
     /// When the first byte was pushed.
     pub fn first_byte_at(&self) -> Option<Instant> {
         self.first_byte_at.get().copied()
@@ -125,9 +141,13 @@ impl ConsoleBuffer {
     /// Returns whether the drainer must be told: only the step from empty to non-empty costs a system call.
     fn append(&self, bytes: &[u8]) -> bool {
         let mut ring = lock(&self.ring);
-        if ring.matcher.feed(bytes) {
+        if ring.panic.feed(bytes) {
             self.panic_seen.store(true, Ordering::Release);
         }
+        if ring.banner.feed(bytes) {
+            self.banner_at.get_or_init(Instant::now);
+        }
+        ring.tail.push(bytes);
         ring.pushed = ring.pushed.saturating_add(bytes.len() as u64);
         let was_empty = ring.bytes.is_empty();
         let room = self.capacity.saturating_sub(ring.bytes.len());
@@ -163,7 +183,9 @@ struct Ring {
     bytes: VecDeque<u8>,
     pushed: u64,
     dropped: u64,
-    matcher: PanicMatcher,
+    panic: Matcher<PanicMessage>,
+    banner: Matcher<Banner>,
+    tail: ConsoleTail,
 }
 
 impl Ring {
@@ -182,32 +204,51 @@ impl Ring {
     }
 }
 
-/// Finds [`PANIC_MESSAGE`] in a stream, however it is cut into pieces.
-#[derive(Default)]
-struct PanicMatcher {
-    /// How many bytes of the message the stream ends with.
-    matched: usize,
+/// A text to look for. Its first byte occurs in it only once.
+trait Text {
+    const TEXT: &'static [u8];
 }
 
-impl PanicMatcher {
-    /// Whether the message was complete at some byte of `bytes`.
+/// What Linux prints on every panic, whatever the cause.
+#[derive(Default)]
+struct PanicMessage;
+
+impl Text for PanicMessage {
+    const TEXT: &'static [u8] = b"Kernel panic - not syncing";
+}
+
+/// How Linux introduces itself: the start of its first line.
+#[derive(Default)]
+struct Banner;
+
+impl Text for Banner {
+    const TEXT: &'static [u8] = b"Linux version";
+}
+
+/// Finds a text in a stream, however it is cut into pieces.
+#[derive(Default)]
+struct Matcher<T> {
+    /// How many bytes of the text the stream ends with.
+    matched: usize,
+    text: PhantomData<T>,
+}
+
+impl<T: Text> Matcher<T> {
+    /// Whether the text was complete at some byte of `bytes`.
     fn feed(&mut self, bytes: &[u8]) -> bool {
         let mut found = false;
         for &byte in bytes {
-            // The first byte of the message occurs in it only once, so a failed match can only start anew
-            // here.
-            self.matched = match PANIC_MESSAGE.get(self.matched) {
+            // The first byte of the text occurs in it only once, so a failed match can only start anew here.
+            self.matched = match T::TEXT.get(self.matched) {
                 Some(&wanted) if wanted == byte => self.matched.saturating_add(1),
-                _ => usize::from(PANIC_MESSAGE.first() == Some(&byte)),
+                _ => usize::from(T::TEXT.first() == Some(&byte)),
             };
-            found |= self.matched == PANIC_MESSAGE.len();
+            found |= self.matched == T::TEXT.len();
         }
         found
     }
 }
 
-/// What Linux prints on every panic, whatever the cause.
-const PANIC_MESSAGE: &[u8] = b"Kernel panic - not syncing";
 /// Bytes copied out of the ring at a time: one page, which a pipe takes in one piece (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
@@ -424,6 +465,26 @@ mod tests {
                 assert!(buffer.panic_seen(), "cut at {cut}, pieces of {piece}");
             }
         }
+    }
+
+    #[test]
+    fn banner_keeps_the_time_of_its_first_sight() {
+        let buffer = buffer(8);
+        buffer.push(b"LiLinux versio");
+        assert_eq!(buffer.banner_at(), None);
+        buffer.push(b"n 6.1");
+        let first = buffer.banner_at();
+        assert!(first.is_some());
+        buffer.push(b"Linux version 6.1");
+        assert_eq!(buffer.banner_at(), first);
+    }
+
+    #[test]
+    fn tail_holds_what_the_buffer_dropped() {
+        let buffer = buffer(2);
+        buffer.push(b"first\n");
+        buffer.push(b"last");
+        assert_eq!(buffer.tail(), b"first\nlast");
     }
 
     #[test]

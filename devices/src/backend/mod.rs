@@ -2,3 +2,4 @@
 
 pub mod chardev;
 pub mod console_buffer;
+pub mod console_tail;

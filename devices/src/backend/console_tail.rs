@@ -1,0 +1,74 @@
+//! The end of what a guest has printed, kept beside the console's buffer for the report on a guest that died.
+//!
+//! Only [`ConsoleBuffer`](super::console_buffer::ConsoleBuffer) uses it, under its lock.
+
+use std::collections::VecDeque;
+
+/// Most bytes that are kept: 20 lines as wide as a kernel's call trace has them, and as much again.
+pub const TAIL_BYTES: usize = 8 * 1024;
+
+/// The last bytes of a stream. Memory is taken with the first byte, and never more than [`TAIL_BYTES`].
+#[derive(Default)]
+pub(super) struct ConsoleTail {
+    bytes: VecDeque<u8>,
+    /// Bytes have been forgotten: what is kept starts within a line.
+    cut: bool,
+}
+
+impl ConsoleTail {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        if self.bytes.capacity() < TAIL_BYTES {
+            self.bytes.reserve_exact(TAIL_BYTES);
+        }
+        let (forgotten, kept) = bytes.split_at(bytes.len().saturating_sub(TAIL_BYTES));
+        let room = TAIL_BYTES.saturating_sub(kept.len());
+        let excess = self.bytes.len().saturating_sub(room);
+        self.bytes.drain(..excess);
+        self.bytes.extend(kept);
+        self.cut |= excess > 0 || !forgotten.is_empty();
+    }
+
+    /// What is kept, from the first whole line on; a single line without an end is given as far as it is there.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let line_start =
+            self.bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));
+        let start = if self.cut && line_start < self.bytes.len() { line_start } else { 0 };
+        self.bytes.range(start..).copied().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_output_is_kept_whole() {
+        let mut tail = ConsoleTail::default();
+        assert_eq!(tail.bytes(), b"");
+        tail.push(b"one\ntw");
+        tail.push(b"o\n");
+        assert_eq!(tail.bytes(), b"one\ntwo\n");
+    }
+
+    #[test]
+    fn long_output_keeps_its_last_whole_lines_in_bounded_memory() {
+        let mut tail = ConsoleTail::default();
+        for number in 0..10_000 {
+            tail.push(format!("line {number:5}\n").as_bytes());
+        }
+        let bytes = tail.bytes();
+        assert!(bytes.starts_with(b"line ") && bytes.ends_with(b"line  9999\n"), "{}", bytes.len());
+        assert!(bytes.len() > TAIL_BYTES - 20);
+        assert!(tail.bytes.capacity() < 2 * TAIL_BYTES);
+    }
+
+    #[test]
+    fn piece_larger_than_the_tail_keeps_its_end() {
+        let mut tail = ConsoleTail::default();
+        tail.push(b"before");
+        tail.push(&[b'x'; 3 * TAIL_BYTES]);
+        assert_eq!(tail.bytes(), [b'x'; TAIL_BYTES]);
+        tail.push(b"\nend");
+        assert_eq!(tail.bytes(), b"end");
+    }
+}
