@@ -2,7 +2,9 @@
 //!
 //! The binary of this package is PID 1 of Coracle's default guest and of its emulated host. This library is
 //! the part that the outer side of the emulated host links too: the [`protocol`] of the control port and the
-//! byte [`relay`] that both ends run. It never touches machine state (mounts, modules, power).
+//! byte [`relay`] that both ends run, and the [`boot_mark`] by which an init says that it runs. It never touches
+//! machine state (mounts, modules, power).
 
+pub mod boot_mark;
 pub mod protocol;
 pub mod relay;

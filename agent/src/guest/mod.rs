@@ -2,6 +2,7 @@
 //!
 //! The word is `coracle.init=ACTION`; the last one counts. Everything goes to `/dev/console`.
 
+mod mark;
 mod report;
 mod shell;
 
@@ -65,7 +66,11 @@ impl Action {
 
 /// Runs the guest. Returns only where the end of PID 1 is the wish.
 pub(crate) fn run() -> ExitCode {
+    let marked = mark::init_runs();
     DEVICES.make_or_report();
+    if !marked {
+        mark::init_runs_by_file();
+    }
     if let Err(error) = attach_console() {
         console::report(&format!("cannot use /dev/console: {error}"));
     }

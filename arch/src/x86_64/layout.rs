@@ -114,6 +114,10 @@ pub const SLEEP_ENABLE: u8 = 1 << 5;
 /// The port where a bare payload writes its exit code.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 
+/// The port where a guest's first process says that it runs, by a byte. Like [`DEBUG_EXIT_PORT`] it lies where PCs had
+/// their coprocessor (0xf0 to 0xff), so nothing of Linux's touches it.
+pub const BOOT_MARK_PORT: u16 = 0xf8;
+
 /// A range of guest-physical memory that is RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RamRegion {

@@ -23,6 +23,15 @@ payload_exit_7:
 1:  jmp 1b
 payload_exit_7_end:
 
+.globl payload_boot_mark, payload_boot_mark_end
+payload_boot_mark:
+    mov al, 1
+    out 0xf8, al                    # the boot mark: init runs
+    mov al, 0
+    out 0xf4, al
+1:  jmp 1b
+payload_boot_mark_end:
+
 .globl payload_exit_200, payload_exit_200_end
 payload_exit_200:
     mov eax, 200
