@@ -126,9 +126,9 @@ impl Control {
         self.move_gate(Gate::Open);
     }
 
-    /// How long ago the vCPUs were first let run.
-    pub(crate) fn running_for(&self) -> Duration {
-        self.lock().started.map(|start| start.elapsed()).unwrap_or_default()
+    /// When the vCPUs were first let run.
+    pub(crate) fn started(&self) -> Option<Instant> {
+        self.lock().started
     }
 
     /// Keeps the vCPUs from entering again, unless the gate is closed. The caller kicks those inside.

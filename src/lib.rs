@@ -20,6 +20,7 @@ compile_error!("Coracle runs on x86-64 Linux");
 pub mod config;
 mod console;
 mod control;
+pub mod diagnosis;
 pub mod emulated_host;
 pub mod guest_data;
 pub mod host;

@@ -45,6 +45,25 @@ fn run(action: &str, args: &[&str]) -> Finished {
     finish(linux(GuestData::GuestVmlinux, action).args(args))
 }
 
+/// A kernel that is to fail before its init: its arguments, how it ended, and its outcome.
+fn fail(name: &str, args: &[&str]) -> (Finished, serde_json::Value) {
+    let path = scratch().join(format!("{name}.json"));
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "50s", "--outcome"]).arg(&path);
+    command.arg(data(GuestData::GuestVmlinux)).args(args);
+    (finish(&mut command), outcome(&path))
+}
+
+fn signs(outcome: &serde_json::Value) -> Vec<String> {
+    let progress = outcome["progress"].as_array().unwrap();
+    progress.iter().map(|milestone| milestone["sign"].as_str().unwrap().to_owned()).collect()
+}
+
+fn hints(outcome: &serde_json::Value) -> Vec<String> {
+    let hints = outcome["diagnosis"]["hints"].as_array().unwrap();
+    hints.iter().map(|hint| hint["hint"].as_str().unwrap().to_owned()).collect()
+}
+
 fn outcome(path: &PathBuf) -> serde_json::Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
@@ -59,7 +78,15 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
     assert!(text.contains("kernel   6.") && text.contains("cpus     2 online"), "{text}");
     assert!(!text.contains("coracle: "), "stdout is the guest's alone: {text}");
     assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
-    assert_eq!(outcome(&path)["phase"], "console");
+    let outcome = outcome(&path);
+    assert_eq!(outcome["phase"], "init");
+    let signs = signs(&outcome);
+    for sign in
+        ["interrupts-set-up", "second-vcpu", "serial-probed", "console-opened", "user-mode", "init-mark"]
+    {
+        assert!(signs.iter().any(|seen| seen == sign), "{sign} is not in {signs:?}");
+    }
+    assert_eq!(outcome.get("diagnosis"), None);
 }
 
 #[test]
@@ -91,19 +118,70 @@ fn init_that_ends_is_a_panic() {
 }
 
 #[test]
-fn missing_init_and_root_is_a_panic() {
-    needs_linux!();
-    let run = run("report", &["-a", "rdinit=/no/such/init"]);
-    run.expect(110, "kernel panicked");
-    assert!(run.text().contains("Unable to mount root"), "{}", run.text());
-}
-
-#[test]
 fn guest_that_hangs_ends_with_124() {
     needs_linux!();
     let path = scratch().join("hang.json");
-    run("hang", &["--timeout", "8s", "--outcome", path.to_str().unwrap()]).expect(124, "timed out after 8 s");
-    assert_eq!(outcome(&path)["ending"], "timed-out");
+    // How long a boot takes depends on the machine: half as long again, and some more, is after the init's start.
+    let boot = run("poweroff", &[]).elapsed.as_secs();
+    let limit = format!("{}s", (boot * 3 / 2 + 4).min(50));
+    let run = run("hang", &["--timeout", &limit, "--outcome", path.to_str().unwrap()]);
+    run.expect(124, "timed out after ");
+    assert!(!run.stderr.contains("vCPU 0 was"), "it had come up: {}", run.stderr);
+    let outcome = outcome(&path);
+    assert_eq!(outcome["ending"], "timed-out");
+    assert_eq!(outcome["phase"], "init");
+    assert_eq!(hints(&outcome), [""; 0]);
+}
+
+#[test]
+fn kernel_without_initrd_and_root_is_told_what_is_missing() {
+    needs_linux!();
+    let (run, outcome) = fail("no-root", &["-a", "quiet", "--serial", "null"]);
+    run.expect(110, "hint: there is no initrd and no root=");
+    assert!(run.stderr.contains("| ") && run.stderr.contains("Unable to mount root fs"), "{}", run.stderr);
+    assert_eq!(hints(&outcome), ["no-root"]);
+    assert_eq!(outcome["phase"], "devices", "quiet hides the banner, not the signs: {:?}", signs(&outcome));
+    assert!(!signs(&outcome).contains(&"banner".to_owned()));
+}
+
+#[test]
+fn kernel_without_a_console_is_told_so_although_it_says_nothing() {
+    needs_linux!();
+    let (run, outcome) = fail("no-console", &["--cmdline", "panic=-1 pci=off root=/dev/sda"]);
+    run.expect(112, "hint: the command line has no console=");
+    assert_eq!(run.text(), "");
+    assert_eq!(hints(&outcome), ["no-console", "root-device"]);
+    assert_eq!(outcome["phase"], "devices", "{:?}", signs(&outcome));
+}
+
+#[test]
+fn kernel_that_finds_no_init_names_it() {
+    needs_linux!();
+    let initrd = data(GuestData::GuestInitramfs);
+    let args = ["-i", initrd.to_str().unwrap(), "-a", "rdinit=/no/such/init"];
+    let (run, outcome) = fail("no-init", &args);
+    run.expect(110, "hint: the kernel found no /no/such/init");
+    assert!(!run.stderr.contains("| "), "the console is on stdout: {}", run.stderr);
+    let lines = outcome["diagnosis"]["console"].as_array().unwrap();
+    assert!(
+        lines.len() == 20 && lines.iter().any(|line| line.as_str().unwrap().contains("Unable to mount root"))
+    );
+    assert!(signs(&outcome).contains(&"banner".to_owned()));
+}
+
+#[test]
+fn options_beside_the_kernel_explain_a_silent_one() {
+    needs_linux!();
+    let folder = scratch().join("with-config");
+    fs::create_dir_all(&folder).unwrap();
+    let kernel = folder.join("vmlinux");
+    std::os::unix::fs::symlink(data(GuestData::GuestVmlinux), &kernel).unwrap();
+    fs::write(folder.join("config"), "CONFIG_PRINTK=y\nCONFIG_TTY=y\nCONFIG_SERIAL_8250=m\n").unwrap();
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "500ms"]).arg(&kernel);
+    let run = finish(&mut command);
+    run.expect(124, "hint: the kernel cannot print to console=ttyS0: CONFIG_SERIAL_8250 is not built in");
+    assert!(run.stderr.contains("with-config/config"), "{}", run.stderr);
 }
 
 #[test]

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use common::{
     collect, eventually, file, finish, finish_with_input, kvm_or_skip, payload, run_payload, scratch, signal,
+    skip,
 };
+use coracle::guest_data::{self, GuestData};
+use coracle::host::KvmKind;
 
 macro_rules! needs_kvm {
     () => {
@@ -51,7 +54,14 @@ fn panic_line_and_reset_end_with_110() {
 #[test]
 fn triple_fault_ends_with_111() {
     needs_kvm!();
-    finish(&mut run_payload("triple-fault")).expect(111, "triple fault on vCPU 0");
+    let run = finish(&mut run_payload("triple-fault"));
+    run.expect(111, "triple fault on vCPU 0");
+    // AMD CPUs lose the registers in a triple fault.
+    if run.stderr.contains("(rip ") {
+        run.expect(111, "vCPU 0 was at the instruction `ud2`, rip 0x10a008");
+    } else {
+        run.expect(111, "where it died is unknown: the registers are lost");
+    }
 }
 
 #[test]
@@ -60,7 +70,14 @@ fn breakpoint_without_idt_ends_with_111_or_says_why_kvm_cannot() {
     let run = finish(&mut run_payload("int3"));
     match run.code() {
         111 => run.expect(111, "triple fault"),
-        _ => run.expect(113, "instruction bytes cc"),
+        _ => {
+            run.expect(113, "instruction bytes cc");
+            run.expect(113, "vCPU 0 was at the instruction `int3`, rip 0x10a008, ring 0");
+            run.expect(
+                113,
+                "lacks this instruction; a host with VT-x or AMD-V runs it, and so does `--accel emulate`",
+            )
+        }
     };
 }
 
@@ -70,6 +87,8 @@ fn executing_from_an_address_without_memory_is_a_fault_with_registers() {
     let run = finish(&mut run_payload("jump-to-mmio"));
     assert!(matches!(run.code(), 111 | 113), "{run:?}");
     assert!(run.code() == 111 || run.stderr.contains("rip 0xd0000000"), "{run:?}");
+    assert!(run.code() == 111 || run.stderr.contains("address 0xd0000000, where there is no RAM"), "{run:?}");
+    assert!(run.code() == 111 || run.stderr.contains("holds none of its code"), "{run:?}");
 }
 
 #[test]
@@ -80,6 +99,68 @@ fn endless_loops_and_halts_end_with_124_at_their_time_limit() {
         run.expect(124, "timed out after 0.3 s");
         assert!(run.elapsed >= Duration::from_millis(300), "{name}: {:?}", run.elapsed);
     }
+}
+
+#[test]
+fn guest_that_spins_is_shown_where_it_stands() {
+    needs_kvm!();
+    let path = scratch().join("spin.json");
+    for (name, ring, instruction) in [("spin", 0, "jmp 0x10a000"), ("spin-ring3", 3, "jmp 0x10a000")] {
+        let run =
+            finish(run_payload(name).args(["--timeout", "300ms", "--cpus", "2", "--outcome"]).arg(&path));
+        run.expect(124, "it came at least to its entry; how far from there is unknown");
+        let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(json["phase"], "entered");
+        let vcpus = json["diagnosis"]["vcpus"].as_array().unwrap();
+        assert_eq!(vcpus.len(), 1, "the second vCPU was never started: {vcpus:?}");
+        assert_eq!(vcpus[0]["ring"], ring);
+        assert_eq!(vcpus[0]["code"]["text"], instruction);
+        assert_eq!(json["diagnosis"]["hints"].as_array().unwrap().len(), 0);
+    }
+    finish(run_payload("halt").args(["--timeout", "300ms"]))
+        .expect(124, "vCPU 0 was halted, with interrupts off");
+}
+
+#[test]
+fn console_that_nobody_saw_is_shown_when_the_guest_dies() {
+    needs_kvm!();
+    let path = scratch().join("panic.log");
+    let run = finish(run_payload("panic").arg("--serial").arg(format!("file={}", path.display())));
+    run.expect(110, "coracle: | [    0.000000] Kernel panic - not syncing: a payload that panics");
+    let seen = finish(&mut run_payload("panic"));
+    assert!(!seen.stderr.contains("| "), "it was on stdout: {seen:?}");
+}
+
+#[test]
+fn stock_linux_on_an_interpreting_kvm_is_told_of_the_emulated_host() {
+    needs_kvm!();
+    if !matches!(KvmKind::probe(), KvmKind::Software { .. }) {
+        return skip("this KVM runs Linux");
+    }
+    let Ok(kernel) = guest_data::find(GuestData::GuestVmlinux) else {
+        return skip("the default guest is not made: `cargo xtask guest`");
+    };
+    let path = scratch().join("interpreted.json");
+    let mut command = common::coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "1s", "--outcome"]).arg(&path).arg(kernel);
+    finish(&mut command).expect(124, "use `--accel emulate`, or a host with VT-x or AMD-V");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(json["diagnosis"]["hints"][0]["hint"], "interpreted-kernel");
+    assert!(json["diagnosis"]["vcpus"][0]["code"]["text"].is_string(), "{json}");
+}
+
+#[test]
+fn boot_mark_of_any_guest_is_its_init() {
+    needs_kvm!();
+    let path = scratch().join("mark.json");
+    finish(run_payload("ports").args(["--serial", "null", "--outcome"]).arg(&path)).expect(0, "");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_ne!(json["phase"], "init", "bytes that are no mark");
+    finish(run_payload("boot-mark").arg("--outcome").arg(&path)).expect(0, "");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(json["phase"], "init");
+    assert_eq!(json["progress"][0]["sign"], "init-mark");
+    assert!(json["progress"][0]["ms"].as_f64().unwrap() > 0.0);
 }
 
 #[test]

@@ -147,6 +147,8 @@ fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
 fn tell(args: &RunArgs, outcome: &Outcome) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.ending, Seconds(outcome.duration)));
+    let unseen = args.serial != SerialConfig::Stdio;
+    outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.console_bytes_dropped > 0 {
         say(&format!("{} bytes of console output were lost", outcome.console_bytes_dropped));
     }

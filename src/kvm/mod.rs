@@ -3,6 +3,7 @@
 //! It turns ioctls into typed calls and typed exits, and holds no policy: what an exit means to the virtual machine
 //! is decided in [`crate::vcpu`].
 
+mod inspect;
 mod kick;
 mod probe;
 mod state;
@@ -10,6 +11,7 @@ mod system;
 mod vcpu;
 mod vm;
 
+pub(crate) use inspect::{Activity, CodePlace};
 pub(crate) use kick::{Kicker, spawn_with_signals_blocked};
 pub(crate) use probe::ProbeMachine;
 pub(crate) use system::Kvm;

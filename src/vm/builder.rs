@@ -20,6 +20,7 @@ use super::platform::{Platform, PlatformError};
 use crate::config::VmConfig;
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
+use crate::diagnosis::Subject;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
@@ -200,7 +201,8 @@ impl VmBuilder {
 
     fn assemble(&self, mut inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, vm, ram, platform, vcpus } = parts;
-        let Platform { buses, serial, console } = platform;
+        let Platform { buses, serial, console, signs } = platform;
+        let subject = Subject::new(&self.config, &inputs.kernel, &inputs.initrds, signs);
         let pump = inputs.console.pump.take();
         let console_path = inputs.console.path().map(Path::to_owned);
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
@@ -213,7 +215,8 @@ impl VmBuilder {
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
         shared.adopt(start_vcpus(vcpus, &buses, &control)?);
-        let machine = Machine { io_loop, pump, buses, console, kvm: vm, ram, timeout: self.config.timeout };
+        let timeout = self.config.timeout;
+        let machine = Machine { io_loop, pump, buses, console, kvm: vm, ram, timeout, subject };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
         Ok(Vm { shared, control: Some(control) })

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::outcome::{Ending, HostFailure, Outcome, Phase};
+use super::outcome::{Ending, HostFailure, Outcome};
 use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
+use crate::diagnosis::{Findings, Remains, Subject};
 use crate::io_loop::{self, IoLoop};
-use crate::kvm::{KvmVm, spawn_with_signals_blocked};
+use crate::kvm::{KvmVm, Vcpu, spawn_with_signals_blocked};
 use crate::memory::GuestRam;
 use crate::vcpu::{Buses, ExitCounts, VcpuHandle};
 
@@ -40,6 +41,7 @@ pub(super) struct Machine {
     pub(super) kvm: KvmVm,
     pub(super) ram: GuestRam,
     pub(super) timeout: Option<Duration>,
+    pub(super) subject: Subject,
 }
 
 impl Shared {
@@ -102,8 +104,9 @@ pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result
 
 /// The ordered stop.
 fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
-    let Machine { io_loop, pump, buses, console, kvm, ram, timeout: _ } = machine;
-    let duration = shared.control.running_for();
+    let Machine { io_loop, pump, buses, console, kvm, ram, timeout: _, subject } = machine;
+    let started = shared.control.started();
+    let duration = started.map(|started| started.elapsed()).unwrap_or_default();
     let vcpus = std::mem::take(&mut *shared.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
     let stopped = stop_vcpus(&shared.control, vcpus);
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
@@ -115,18 +118,29 @@ fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
         Some(reason) => Ending::HostFailed { reason },
         None => ending(event, console.panic_seen()),
     };
+    let StoppedVcpus { vcpus, exits, leaked, .. } = stopped;
+    let Findings { phase, progress, diagnosis } = subject.examine(&Remains {
+        ending: &ending,
+        vcpus: &vcpus,
+        ram: ram.mmap(),
+        console: &console,
+        started,
+    });
     shared.tell(Outcome {
         ending,
-        phase: phase(duration, &console),
+        phase,
+        progress,
+        diagnosis,
         duration,
-        exits: stopped.exits,
+        exits,
         console_bytes: console.pushed_bytes(),
         console_bytes_dropped: console.dropped_bytes(),
         later_events,
     });
 
+    drop(vcpus);
     drop(buses);
-    if stopped.leaked {
+    if leaked {
         // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we do.
         std::mem::forget((kvm, ram));
     } else {
@@ -136,6 +150,8 @@ fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
 }
 
 struct StoppedVcpus {
+    /// Those whose threads have ended.
+    vcpus: Vec<Vcpu>,
     exits: ExitCounts,
     stuck: Option<HostFailure>,
     leaked: bool,
@@ -152,13 +168,14 @@ fn stop_vcpus(control: &Control, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
             break;
         }
     }
-    let mut stopped = StoppedVcpus { exits: ExitCounts::default(), stuck: None, leaked: false };
+    let mut stopped =
+        StoppedVcpus { vcpus: Vec::new(), exits: ExitCounts::default(), stuck: None, leaked: false };
     let all_ended = control.wait_vcpus_ended(count, Duration::ZERO);
     for vcpu in vcpus {
         stopped.exits.add(&vcpu.exits());
         if all_ended || vcpu.has_ended() {
-            // The vCPU is closed here; a panic of its thread has been reported by itself.
-            drop(vcpu.join());
+            // A panic of its thread has been reported by itself.
+            stopped.vcpus.extend(vcpu.join());
         } else {
             stopped.leaked = true;
             stopped.stuck = Some(HostFailure::VcpuStuck { vcpu: vcpu.index(), limit: STOP_LIMIT });
@@ -179,16 +196,6 @@ fn ending(event: VmEvent, panic_seen: bool) -> Ending {
         VmEvent::Stop => Ending::Stopped,
         VmEvent::Signal(signal) => Ending::Signalled { signal },
         VmEvent::Timeout(limit) => Ending::TimedOut { limit },
-    }
-}
-
-fn phase(ran_for: Duration, console: &ConsoleBuffer) -> Phase {
-    if console.first_byte_at().is_some() {
-        Phase::Console
-    } else if ran_for.is_zero() {
-        Phase::Loaded
-    } else {
-        Phase::Entered
     }
 }
 

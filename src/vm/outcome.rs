@@ -7,6 +7,7 @@ use std::time::Duration;
 use coracle_devices::guest_request::ResetSource;
 use serde::Serialize;
 
+use crate::diagnosis::{self, Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
 
@@ -15,8 +16,12 @@ use crate::vcpu::ExitCounts;
 pub struct Outcome {
     /// How it ended.
     pub ending: Ending,
-    /// How far the guest had come.
+    /// How far the guest had come, as far as that is known.
     pub phase: Phase,
+    /// The signs by which that is known, as they came; those that only the end shows come last.
+    pub progress: Vec<Milestone>,
+    /// Why it ended so, for an abnormal ending.
+    pub diagnosis: Option<Diagnosis>,
     /// From the first entry into the guest to the end.
     pub duration: Duration,
     /// How often the vCPUs left the guest, by reason.
@@ -114,7 +119,8 @@ pub enum HostFailure {
     },
 }
 
-/// How far a guest came.
+/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known to be
+/// loaded, entered, or to have written to its console; more only where it says so itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
@@ -124,12 +130,43 @@ pub enum Phase {
     Entered,
     /// The guest has written to its console.
     Console,
+    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial line.
+    Kernel,
+    /// The kernel has set its interrupt controller up.
+    Interrupts,
+    /// The kernel has started a second processor.
+    Processors,
+    /// The kernel's drivers have found a device.
+    Devices,
+    /// A process runs: the guest's init, which has said so by the boot mark or was seen.
+    Init,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Phase::Loaded => "its load into memory",
+            Phase::Entered => "its entry",
+            Phase::Console => "its first output",
+            Phase::Kernel => "its kernel's start",
+            Phase::Interrupts => "the set-up of interrupts",
+            Phase::Processors => "the start of its processors",
+            Phase::Devices => "its drivers",
+            Phase::Init => "its init",
+        })
+    }
 }
 
 impl Outcome {
     /// The process exit code for it: see `docs/outcomes.md`.
     pub fn exit_code(&self) -> u8 {
         self.ending.exit_code()
+    }
+
+    /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing to
+    /// explain. The end of the console is among them with `with_console`: for a console that the person has not seen.
+    pub fn explanation(&self, with_console: bool) -> Vec<String> {
+        diagnosis::lines(self, with_console)
     }
 }
 
@@ -225,6 +262,7 @@ pub struct OutcomeReport<'a> {
     code: u8,
     reason: String,
     phase: Option<Phase>,
+    progress: &'a [Milestone],
     duration_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_code: Option<u32>,
@@ -236,6 +274,8 @@ pub struct OutcomeReport<'a> {
     fault: Option<&'a VcpuFault>,
     #[serde(skip_serializing_if = "Option::is_none")]
     registers: Option<&'a VcpuRegisters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diagnosis: Option<&'a Diagnosis>,
     exits: ExitCounts,
     console_bytes: u64,
     console_bytes_dropped: u64,
@@ -256,12 +296,14 @@ impl<'a> OutcomeReport<'a> {
             code: outcome.exit_code(),
             reason: outcome.ending.to_string(),
             phase: Some(outcome.phase),
+            progress: &outcome.progress,
             duration_ms: outcome.duration.as_secs_f64() * 1e3,
             workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
             signal: if let Ending::Signalled { signal } = outcome.ending { Some(signal) } else { None },
             vcpu,
             fault,
             registers,
+            diagnosis: outcome.diagnosis.as_ref(),
             exits: outcome.exits,
             console_bytes: outcome.console_bytes,
             console_bytes_dropped: outcome.console_bytes_dropped,
@@ -277,12 +319,14 @@ impl<'a> OutcomeReport<'a> {
             code,
             reason,
             phase: None,
+            progress: &[],
             duration_ms: 0.0,
             workload_code: None,
             signal: None,
             vcpu: None,
             fault: None,
             registers: None,
+            diagnosis: None,
             exits: ExitCounts::default(),
             console_bytes: 0,
             console_bytes_dropped: 0,
@@ -333,6 +377,8 @@ mod tests {
         let outcome = Outcome {
             ending: Ending::Exited { code: 200 },
             phase: Phase::Entered,
+            progress: Vec::new(),
+            diagnosis: None,
             duration: Duration::from_millis(5),
             exits: ExitCounts::default(),
             console_bytes: 0,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
@@ -15,6 +16,7 @@ use coracle_devices::legacy::ioapic::IoApic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
+use crate::diagnosis::{BootMark, Signs, Watch, Watched};
 use crate::vcpu::Buses;
 
 /// The devices that other parts of the virtual machine hold on to, and the buses with all of them.
@@ -22,6 +24,7 @@ pub(super) struct Platform {
     pub(super) buses: Arc<Buses>,
     pub(super) serial: Arc<SerialPort>,
     pub(super) console: Arc<ConsoleBuffer>,
+    pub(super) signs: Arc<Signs>,
 }
 
 /// Why the devices could not be made.
@@ -55,23 +58,27 @@ impl Platform {
         let serial = Arc::new(SerialPort::new(console.clone(), com1_irq).map_err(PlatformError::Device)?);
 
         let i8042 = Arc::new(I8042::new(requests.clone()));
+        let signs = Arc::new(Signs::default());
+        let watched = |device, watch| Watched::new(device, &signs, watch);
         let mut ports = BusBuilder::new();
         let mut at = |port: u16, len: u64, device: Arc<dyn BusDevice>| {
             ports.insert(BusRange::new(u64::from(port), len), device)
         };
-        at(layout::COM1_PORT, SerialPort::WINDOW_LEN, serial.clone())?;
+        at(layout::COM1_PORT, SerialPort::WINDOW_LEN, watched(serial.clone(), Watch::Serial))?;
         at(layout::I8042_DATA_PORT, I8042::WINDOW_LEN, i8042)?;
-        at(layout::RTC_PORT, CmosRtc::WINDOW_LEN, Arc::new(CmosRtc::new()))?;
+        at(layout::RTC_PORT, CmosRtc::WINDOW_LEN, watched(Arc::new(CmosRtc::new()), Watch::Clock))?;
         at(
             layout::SLEEP_CONTROL_PORT,
             AcpiRegisters::WINDOW_LEN,
             Arc::new(AcpiRegisters::new(requests.clone())),
         )?;
+        at(layout::BOOT_MARK_PORT, BootMark::WINDOW_LEN, Arc::new(BootMark::new(signs.clone())))?;
         at(layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN, Arc::new(DebugExit::new(requests)))?;
 
         let mut mmio = BusBuilder::new();
+        let ioapic = watched(ioapic, Watch::IoApic(AtomicU8::new(0)));
         mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic)?;
         let buses = Arc::new(Buses { ports: ports.build(), mmio: mmio.build() });
-        Ok(Platform { buses, serial, console })
+        Ok(Platform { buses, serial, console, signs })
     }
 }

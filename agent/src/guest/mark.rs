@@ -14,13 +14,17 @@ pub(super) fn init_runs() -> bool {
     if unsafe { libc::ioperm(port, 1, 1) } != 0 {
         return false;
     }
-    // SAFETY: the port is open to this process, and a byte written to it changes nothing in the guest.
-    unsafe {
-        asm!("out dx, al", in("dx") PORT, in("al") INIT_RUNS, options(nomem, nostack, preserves_flags))
-    };
+    write_port();
     // SAFETY: gives the access back; no memory is involved.
     unsafe { libc::ioperm(port, 1, 0) };
     true
+}
+
+fn write_port() {
+    // SAFETY: the port is open to this process, and a byte written to it changes nothing in the guest.
+    unsafe {
+        asm!("out dx, al", in("dx") PORT, in("al") INIT_RUNS, options(nomem, nostack, preserves_flags));
+    }
 }
 
 /// The same through a file of the kernel's, for which `/dev` has to be mounted.

@@ -1,0 +1,97 @@
+//! The end of a guest's console as lines that can be shown: text of the guest's, so nothing in it is trusted.
+
+/// The last [`LINES`] lines of `bytes`, without what a terminal would obey.
+pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
+    let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
+    if lines.last().is_some_and(|last| last.iter().all(|&byte| byte == b'\r')) {
+        lines.pop();
+    }
+    let first = lines.len().saturating_sub(LINES);
+    lines.drain(first..).map(readable).collect()
+}
+
+/// One line without escape sequences and other control characters, at most [`LINE_CHARS`] long.
+fn readable(line: &[u8]) -> String {
+    let text = String::from_utf8_lossy(line);
+    let mut characters = text.trim_end_matches('\r').chars();
+    let mut shown = String::new();
+    let mut length = 0;
+    while let Some(character) = characters.next() {
+        if character == ESCAPE {
+            skip_sequence(&mut characters);
+            continue;
+        }
+        if length == LINE_CHARS {
+            shown.push('…');
+            break;
+        }
+        length += 1;
+        shown.push(match character {
+            '\t' => ' ',
+            harmless if is_harmless(harmless) => harmless,
+            _ => '\u{fffd}',
+        });
+    }
+    shown
+}
+
+/// After an escape character: the rest of a control sequence (ECMA-48, 5.4), or the one character that follows.
+fn skip_sequence(characters: &mut std::str::Chars<'_>) {
+    if characters.next() == Some('[') {
+        characters.find(|character| ('@'..='~').contains(character));
+    }
+}
+
+/// Letters and symbols; not those that move, hide or reorder others.
+fn is_harmless(character: char) -> bool {
+    !matches!(
+        character,
+        '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff0}'..='\u{fffc}' | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// The most lines that a report shows.
+const LINES: usize = 20;
+/// The most characters of a line: the widest that a kernel prints, and some more.
+const LINE_CHARS: usize = 240;
+const ESCAPE: char = '\x1b';
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_lines_come_without_their_ends() {
+        assert_eq!(last_lines(b""), [""; 0]);
+        assert_eq!(last_lines(b"one\r\ntwo\r\r\n"), ["one", "two"]);
+        assert_eq!(last_lines(b"one\n\nthree without an end"), ["one", "", "three without an end"]);
+    }
+
+    #[test]
+    fn at_most_twenty_lines_are_shown() {
+        let text: String = (0..50).map(|number| format!("{number}\n")).collect();
+        let lines = last_lines(text.as_bytes());
+        assert_eq!(lines.len(), 20);
+        assert_eq!(lines.first().map(String::as_str), Some("30"));
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_obeys_is_left() {
+        let hostile =
+            b"\x1b[2J\x1b[1;31mred\x1b[0m \x07bell\x08\x00 \x9b31m \x1b]0;title\x07 \xe2\x80\xaeevil\x1b";
+        let lines = last_lines(hostile);
+        let line = lines.first().unwrap();
+        assert!(line.starts_with("red \u{fffd}bell"), "{line:?}");
+        assert!(line.chars().all(is_harmless), "{line:?}");
+        assert!(!line.contains('\u{202e}'), "{line:?}");
+    }
+
+    #[test]
+    fn endless_line_is_cut() {
+        let lines = last_lines(&[b'x'; 10_000]);
+        assert_eq!(lines.first().unwrap().chars().count(), LINE_CHARS + 1);
+        let unended = [b"\x1b[".as_slice(), &[b'1'; 10_000]].concat();
+        assert_eq!(last_lines(&unended), [""]);
+    }
+}

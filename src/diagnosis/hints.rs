@@ -1,0 +1,342 @@
+//! What a person can do about a guest that did not come up: one rule per known cause.
+//!
+//! A rule looks at the facts alone and knows no other rule. It speaks where its cause would explain the ending, and
+//! stays silent where something is unknown.
+
+use std::path::PathBuf;
+
+use coracle_arch::x86_64::image::BootProtocol;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use super::instruction::Code;
+use super::kconfig::{ConfigSource, KernelConfig, Setting};
+use crate::kvm::VcpuFault;
+use crate::vm::outcome::{Ending, Phase};
+
+mod console;
+mod root;
+
+/// A known cause and its cure. `Display` is one sentence of advice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hint {
+    /// KVM interprets kernel code here, and lacks an instruction or the speed for this guest.
+    InterpretedKernel {
+        /// It was an instruction.
+        instruction: bool,
+    },
+    /// The guest went on where it has no code.
+    NoCode,
+    /// The image is not Linux, and nothing in it says how it wants to be entered.
+    ForeignProtocol,
+    /// The machine has little more memory than the kernel takes.
+    LittleMemory {
+        /// MiB that it has.
+        given: u64,
+        /// MiB below which it is refused.
+        least: u64,
+        /// The kernel said itself that memory ran out.
+        said: bool,
+    },
+    /// The command line names no console.
+    NoConsole,
+    /// The command line names only consoles that this machine lacks.
+    ForeignConsole {
+        /// The last of them.
+        console: String,
+    },
+    /// The kernel has no driver for the console.
+    ConsoleDriverMissing {
+        /// The option that is off or a module.
+        option: &'static str,
+        /// Where that is known from.
+        source: ConfigSource,
+    },
+    /// The kernel may have said something before its console worked.
+    EarlyConsole,
+    /// The command line keeps the kernel from saying what it does.
+    Quiet,
+    /// There is neither an initrd nor a root device.
+    NoRoot,
+    /// The root device is of a kind that this machine lacks.
+    RootDevice {
+        /// As the command line names it.
+        root: String,
+    },
+    /// The kernel has no driver for the root device.
+    RootDriverMissing {
+        /// As the command line names it.
+        root: String,
+        /// The option that is off.
+        option: &'static str,
+        /// Where that is known from.
+        source: ConfigSource,
+    },
+    /// The kernel cannot use the initrd.
+    InitrdUnsupported {
+        /// The option that is off.
+        option: &'static str,
+        /// Where that is known from.
+        source: ConfigSource,
+    },
+    /// The kernel found nothing to run in the initrd.
+    NoInit {
+        /// What it looked for.
+        init: String,
+    },
+}
+
+impl Hint {
+    /// Its name in the JSON object.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Hint::InterpretedKernel { .. } => "interpreted-kernel",
+            Hint::NoCode => "no-code",
+            Hint::ForeignProtocol => "foreign-protocol",
+            Hint::LittleMemory { .. } => "little-memory",
+            Hint::NoConsole => "no-console",
+            Hint::ForeignConsole { .. } => "foreign-console",
+            Hint::ConsoleDriverMissing { .. } => "console-driver-missing",
+            Hint::EarlyConsole => "early-console",
+            Hint::Quiet => "quiet",
+            Hint::NoRoot => "no-root",
+            Hint::RootDevice { .. } => "root-device",
+            Hint::RootDriverMissing { .. } => "root-driver-missing",
+            Hint::InitrdUnsupported { .. } => "initrd-unsupported",
+            Hint::NoInit { .. } => "no-init",
+        }
+    }
+}
+
+impl std::fmt::Display for Hint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Hint::InterpretedKernel { instruction: true } => write!(
+                f,
+                "this host's KVM interprets kernel code and lacks this instruction; a host with VT-x or AMD-V runs \
+                 it, and so does `--accel emulate`"
+            ),
+            Hint::InterpretedKernel { instruction: false } => write!(
+                f,
+                "this host's KVM interprets kernel code, which is too slow for a stock Linux and lacks instructions \
+                 that it needs; use `--accel emulate`, or a host with VT-x or AMD-V"
+            ),
+            Hint::NoCode => write!(
+                f,
+                "the guest jumped to an address that holds none of its code: a damaged image, one that was linked \
+                 for another address, or a wild pointer"
+            ),
+            Hint::ForeignProtocol => write!(
+                f,
+                "this image is not Linux and has no PVH note, so it was entered at its ELF entry in 64-bit mode; a \
+                 kernel for Multiboot or PVH needs the note XEN_ELFNOTE_PHYS32_ENTRY"
+            ),
+            Hint::LittleMemory { given, least, said: true } => {
+                write!(
+                    f,
+                    "memory ran out: it has {given}M, and {least}M is the least; try --memory {}M",
+                    given * 2
+                )
+            }
+            Hint::LittleMemory { given, least, said: false } => write!(
+                f,
+                "memory may be too small: it has {given}M, little more than the {least}M that are the least; try \
+                 --memory {}M",
+                given * 2
+            ),
+            Hint::NoConsole => write!(
+                f,
+                "the command line has no console=, so the kernel prints nothing here; add console=ttyS0"
+            ),
+            Hint::ForeignConsole { console } => write!(
+                f,
+                "the command line sends the console to {console}, which this machine lacks; its console is \
+                 console=ttyS0"
+            ),
+            Hint::ConsoleDriverMissing { option, source } => write!(
+                f,
+                "the kernel cannot print to console=ttyS0: {option} is not built in, according to {source}"
+            ),
+            Hint::EarlyConsole => write!(
+                f,
+                "nothing was printed before the end; `-a earlyprintk=ttyS0` shows what the kernel says before its \
+                 console works"
+            ),
+            Hint::Quiet => {
+                write!(
+                    f,
+                    "`quiet` on the command line hides what the kernel does; leave it out to see how far it comes"
+                )
+            }
+            Hint::NoRoot => write!(
+                f,
+                "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE"
+            ),
+            Hint::RootDevice { root } => write!(
+                f,
+                "root={root} is no device of this machine, which has no disk; give the kernel an initrd with -i FILE"
+            ),
+            Hint::RootDriverMissing { root, option, source } => {
+                write!(f, "the kernel has no driver for root={root}: {option} is off, according to {source}")
+            }
+            Hint::InitrdUnsupported { option, source } => {
+                write!(f, "the kernel cannot use the initrd: {option} is off, according to {source}")
+            }
+            Hint::NoInit { init } => write!(
+                f,
+                "the kernel found no {init} that it could run: the initrd lacks it, or it is no executable for \
+                 x86-64, or it needs a library or an interpreter that the initrd lacks"
+            ),
+        }
+    }
+}
+
+impl Serialize for Hint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_struct("Hint", 2)?;
+        object.serialize_field("hint", self.name())?;
+        object.serialize_field("text", &self.to_string())?;
+        object.end()
+    }
+}
+
+/// What the rules look at.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Facts<'a> {
+    pub(super) ending: &'a Ending,
+    pub(super) phase: Phase,
+    pub(super) is_linux: bool,
+    pub(super) protocol: BootProtocol,
+    pub(super) cmdline: &'a str,
+    pub(super) initrds: &'a [PathBuf],
+    /// MiB of RAM, and the least with which the image is not refused.
+    pub(super) memory_mib: u64,
+    pub(super) least_mib: u64,
+    pub(super) console_bytes: u64,
+    /// The last lines of the console.
+    pub(super) console: &'a [String],
+    /// The kernel's options, where they are known.
+    pub(super) options: Option<&'a KernelConfig>,
+    /// This host's KVM interprets the kernel mode of guests.
+    pub(super) interpreted: bool,
+    /// What lay where the vCPU that died stood.
+    pub(super) code: Option<&'a Code>,
+}
+
+impl Facts<'_> {
+    /// What the rules say, the likeliest cause first.
+    pub(super) fn hints(&self) -> Vec<Hint> {
+        RULES.iter().filter_map(|rule| rule(self)).collect()
+    }
+
+    /// A Linux kernel that has not come to its init.
+    fn linux_before_init(&self) -> bool {
+        self.is_linux && self.phase < Phase::Init
+    }
+
+    /// It ended as a kernel does that gives up, or that waits for something that never comes: not by a crash.
+    fn gave_up(&self) -> bool {
+        match self.ending {
+            Ending::Panicked | Ending::Reset { .. } | Ending::TimedOut { .. } => true,
+            Ending::Crashed { .. }
+            | Ending::CannotRun { .. }
+            | Ending::PoweredOff
+            | Ending::Exited { .. }
+            | Ending::HostFailed { .. }
+            | Ending::Stopped
+            | Ending::Signalled { .. } => false,
+        }
+    }
+
+    fn console_has(&self, words: &str) -> bool {
+        self.console.iter().any(|line| line.contains(words))
+    }
+
+    /// Whether a word of its own is on the command line.
+    fn has_word(&self, wanted: &str) -> bool {
+        self.words().any(|word| word == wanted)
+    }
+
+    /// The kernel's part of the command line.
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.cmdline.split_ascii_whitespace().take_while(|word| *word != "--")
+    }
+
+    /// The values of a parameter of the command line, in order.
+    fn parameters(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.words().filter_map(move |word| word.strip_prefix(name)?.strip_prefix('='))
+    }
+
+    /// Of an option that is known to be off, or to be only a module, where that is known from.
+    fn is_not(&self, setting: Setting, option: &str) -> Option<ConfigSource> {
+        let options = self.options?;
+        let lacks = match setting {
+            Setting::BuiltIn => options.setting(option) != Setting::BuiltIn,
+            Setting::Module => options.setting(option) == Setting::Off,
+            Setting::Off => options.setting(option) != Setting::Off,
+        };
+        lacks.then(|| options.source().clone())
+    }
+}
+
+type Rule = fn(&Facts<'_>) -> Option<Hint>;
+
+/// The likeliest cause first.
+const RULES: &[Rule] = &[
+    interpreted_kernel,
+    no_code,
+    foreign_protocol,
+    console::no_console,
+    console::foreign_console,
+    console::driver_missing,
+    root::no_root,
+    root::no_init,
+    root::device,
+    root::driver_missing,
+    root::initrd_unsupported,
+    little_memory,
+    console::early_console,
+    console::quiet,
+];
+
+fn interpreted_kernel(facts: &Facts<'_>) -> Option<Hint> {
+    let instruction = match facts.ending {
+        Ending::CannotRun { fault: VcpuFault::Internal { .. }, .. } => {
+            matches!(facts.code, Some(Code::Instruction { .. }))
+        }
+        _ => false,
+    };
+    let applies = instruction || facts.linux_before_init();
+    (facts.interpreted && applies).then_some(Hint::InterpretedKernel { instruction })
+}
+
+fn no_code(facts: &Facts<'_>) -> Option<Hint> {
+    let crashed = matches!(facts.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
+    let nothing = matches!(facts.code, Some(Code::OutsideRam { .. } | Code::Unmapped));
+    (crashed && nothing).then_some(Hint::NoCode)
+}
+
+fn foreign_protocol(facts: &Facts<'_>) -> Option<Hint> {
+    let crashed = matches!(facts.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
+    let guessed = !facts.is_linux && facts.protocol == BootProtocol::Linux64;
+    (crashed && guessed && facts.console_bytes == 0).then_some(Hint::ForeignProtocol)
+}
+
+/// The kernel says so, or it died without a word in a machine that is nearly too small for it.
+fn little_memory(facts: &Facts<'_>) -> Option<Hint> {
+    let said = OUT_OF_MEMORY.iter().any(|words| facts.console_has(words));
+    let tight = facts.memory_mib < facts.least_mib.saturating_mul(5) / 4;
+    let suspected = tight && facts.console_bytes == 0 && !facts.interpreted;
+    (facts.linux_before_init() && (said || suspected)).then_some(Hint::LittleMemory {
+        given: facts.memory_mib,
+        least: facts.least_mib,
+        said,
+    })
+}
+
+/// What Linux prints when memory runs out before its init.
+const OUT_OF_MEMORY: &[&str] =
+    &["Out of memory", "out of memory", "deadlocked on memory", "unpacking failed: write error"];
+
+#[cfg(test)]
+mod tests;

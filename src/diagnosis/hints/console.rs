@@ -1,0 +1,65 @@
+//! Rules about a kernel that said nothing, or not enough.
+
+use super::{Facts, Hint, Setting};
+use crate::vm::outcome::Ending;
+
+/// Nothing was printed, and nothing was to be printed here.
+pub(super) fn no_console(facts: &Facts<'_>) -> Option<Hint> {
+    let named = CONSOLE_PARAMETERS.iter().any(|name| facts.parameters(name).next().is_some());
+    (is_silent(facts) && !named && !has_early_console(facts)).then_some(Hint::NoConsole)
+}
+
+/// Something was to be printed elsewhere.
+pub(super) fn foreign_console(facts: &Facts<'_>) -> Option<Hint> {
+    let elsewhere = facts.parameters("console").all(|console| device(console) != COM1);
+    let console = facts.parameters("console").last().map(device)?;
+    (is_silent(facts) && elsewhere && !has_early_console(facts))
+        .then(|| Hint::ForeignConsole { console: console.to_owned() })
+}
+
+/// It was to be printed here, and the kernel cannot.
+pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
+    let (option, source) =
+        DRIVER_OPTIONS.iter().find_map(|option| Some((*option, facts.is_not(Setting::BuiltIn, option)?)))?;
+    let wanted = facts.parameters("console").any(|console| device(console) == COM1);
+    (is_silent(facts) && wanted).then_some(Hint::ConsoleDriverMissing { option, source })
+}
+
+/// It was to be printed here and the kernel can, as far as is known, but died before.
+pub(super) fn early_console(facts: &Facts<'_>) -> Option<Hint> {
+    let wanted = facts.parameters("console").any(|console| device(console) == COM1);
+    let possible = driver_missing(facts).is_none();
+    let could_tell = is_silent(facts) && wanted && possible && !has_early_console(facts);
+    (could_tell && !facts.interpreted && !facts.has_word(QUIET)).then_some(Hint::EarlyConsole)
+}
+
+/// It was told to say nothing, and what it would have said leads on. A panic is printed all the same.
+pub(super) fn quiet(facts: &Facts<'_>) -> Option<Hint> {
+    let silenced = match facts.ending {
+        Ending::Crashed { .. } | Ending::CannotRun { .. } | Ending::TimedOut { .. } => facts.has_word(QUIET),
+        _ => false,
+    };
+    (facts.linux_before_init() && silenced && !facts.interpreted).then_some(Hint::Quiet)
+}
+
+fn is_silent(facts: &Facts<'_>) -> bool {
+    facts.linux_before_init() && facts.console_bytes == 0
+}
+
+fn has_early_console(facts: &Facts<'_>) -> bool {
+    EARLY_PARAMETERS.iter().any(|name| facts.parameters(name).next().is_some())
+}
+
+/// A console's device without its options.
+fn device(console: &str) -> &str {
+    console.split(',').next().unwrap_or_default()
+}
+
+const QUIET: &str = "quiet";
+/// The first serial port, as Linux names it.
+const COM1: &str = "ttyS0";
+const CONSOLE_PARAMETERS: &[&str] = &["console"];
+const EARLY_PARAMETERS: &[&str] = &["earlyprintk", "earlycon"];
+/// What a message needs on its way to COM1, the most general first.
+const DRIVER_OPTIONS: &[&str] =
+    &["CONFIG_PRINTK", "CONFIG_TTY", "CONFIG_SERIAL_8250", "CONFIG_SERIAL_8250_CONSOLE"];

@@ -1,0 +1,102 @@
+//! Rules about a kernel that has nothing to run: no root, no initrd, or no way into them.
+
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::{Facts, Hint, Setting};
+
+/// Neither an initrd nor a root device, unless one is built into the kernel.
+pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
+    let built_in = facts
+        .options
+        .and_then(|options| options.value("CONFIG_INITRAMFS_SOURCE"))
+        .is_some_and(|list| !list.is_empty());
+    let nothing = facts.initrds.is_empty() && root(facts).is_none() && !built_in;
+    (applies(facts) && nothing).then_some(Hint::NoRoot)
+}
+
+/// The kernel says that it found no init, and not for want of a root device.
+pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
+    let in_initrd = !facts.initrds.is_empty() && root(facts).is_none();
+    let said = facts.console_has("No working init found") || facts.console_has("Requested init");
+    let passed_over = in_initrd && facts.console_has("Unable to mount root fs");
+    let init = if in_initrd { facts.parameters("rdinit").last() } else { facts.parameters("init").last() };
+    let init = init.unwrap_or(if in_initrd { "/init" } else { "/sbin/init" }).to_owned();
+    (applies(facts) && (said || passed_over)).then_some(Hint::NoInit { init })
+}
+
+/// The root device is of a kind that the machine lacks.
+pub(super) fn device(facts: &Facts<'_>) -> Option<Hint> {
+    let root = root(facts)?;
+    let absent = ABSENT_DEVICES.iter().any(|kind| device_name(root).starts_with(kind));
+    (applies(facts) && facts.initrds.is_empty() && absent).then(|| Hint::RootDevice { root: root.to_owned() })
+}
+
+/// The root device is of a kind for which the kernel has no driver.
+pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
+    let root = root(facts)?;
+    let (_, options) = DEVICE_OPTIONS.iter().find(|(kind, _)| device_name(root).starts_with(kind))?;
+    // A module may come with an initrd; without one the driver has to be built in.
+    let needed = if facts.initrds.is_empty() { Setting::BuiltIn } else { Setting::Module };
+    let (option, source) =
+        options.iter().find_map(|option| Some((*option, facts.is_not(needed, option)?)))?;
+    applies(facts).then(|| Hint::RootDriverMissing { root: root.to_owned(), option, source })
+}
+
+/// The kernel cannot unpack initrds, or not those that are packed like this one.
+pub(super) fn initrd_unsupported(facts: &Facts<'_>) -> Option<Hint> {
+    if !applies(facts) || facts.initrds.is_empty() {
+        return None;
+    }
+    let needed = facts.initrds.iter().filter_map(|path| unpack_option(&head(path)?));
+    let (option, source) = std::iter::once("CONFIG_BLK_DEV_INITRD")
+        .chain(needed)
+        .find_map(|option| Some((option, facts.is_not(Setting::BuiltIn, option)?)))?;
+    Some(Hint::InitrdUnsupported { option, source })
+}
+
+fn applies(facts: &Facts<'_>) -> bool {
+    facts.linux_before_init() && facts.gave_up() && !facts.interpreted
+}
+
+fn root<'a>(facts: &'a Facts<'_>) -> Option<&'a str> {
+    facts.parameters("root").last()
+}
+
+fn device_name(root: &str) -> &str {
+    root.strip_prefix("/dev/").unwrap_or(root)
+}
+
+/// The option by which a kernel unpacks a file with this head (Linux, lib/decompress.c): none for a plain archive.
+fn unpack_option(head: &[u8]) -> Option<&'static str> {
+    PACKINGS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, option)| *option)
+}
+
+/// The first bytes of an initrd, if it is still there.
+fn head(path: &Path) -> Option<[u8; 6]> {
+    // Non-blocking: what has taken the file's place might be a FIFO.
+    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let mut head = [0; 6];
+    file.metadata().ok()?.is_file().then_some(())?;
+    file.read_exact(&mut head).ok()?;
+    Some(head)
+}
+
+/// Block devices by the start of their names: those that this machine cannot have.
+const ABSENT_DEVICES: &[&str] = &["sd", "hd", "sr", "nvme", "mmcblk", "xvd", "vd", "nbd", "md", "dm-"];
+/// What a root device needs in the kernel, by the start of its name.
+const DEVICE_OPTIONS: &[(&str, &[&str])] = &[
+    ("vd", &["CONFIG_BLOCK", "CONFIG_VIRTIO_MMIO", "CONFIG_VIRTIO_BLK"]),
+    ("ram", &["CONFIG_BLOCK", "CONFIG_BLK_DEV_RAM"]),
+];
+const PACKINGS: &[(&[u8], &str)] = &[
+    (b"\x1f\x8b", "CONFIG_RD_GZIP"),
+    (b"BZh", "CONFIG_RD_BZIP2"),
+    (b"\x5d\x00\x00", "CONFIG_RD_LZMA"),
+    (b"\xfd7zXZ\x00", "CONFIG_RD_XZ"),
+    (b"\x89LZO", "CONFIG_RD_LZO"),
+    (b"\x02\x21\x4c\x18", "CONFIG_RD_LZ4"),
+    (b"\x28\xb5\x2f\xfd", "CONFIG_RD_ZSTD"),
+];

@@ -1,0 +1,215 @@
+use std::time::Duration;
+
+use vmm_sys_util::tempfile::TempFile;
+
+use super::*;
+
+const PANICKED: Ending = Ending::Panicked;
+const TIMED_OUT: Ending = Ending::TimedOut { limit: Duration::from_secs(1) };
+const CRASHED: Ending = Ending::Crashed { vcpu: 0, registers: None };
+
+/// A Linux kernel with a console and without an initrd that died before its init.
+fn facts() -> Facts<'static> {
+    Facts {
+        ending: &TIMED_OUT,
+        phase: Phase::Entered,
+        is_linux: true,
+        protocol: BootProtocol::Linux64,
+        cmdline: "console=ttyS0 panic=-1",
+        initrds: &[],
+        memory_mib: 256,
+        least_mib: 96,
+        console_bytes: 0,
+        console: &[],
+        options: None,
+        interpreted: false,
+        code: None,
+    }
+}
+
+fn names(facts: &Facts<'_>) -> Vec<&'static str> {
+    facts.hints().iter().map(Hint::name).collect()
+}
+
+fn said(lines: &[&str]) -> Vec<String> {
+    lines.iter().map(|line| (*line).to_owned()).collect()
+}
+
+fn fault() -> Ending {
+    let fault = VcpuFault::Internal { suberror: 1, instruction: vec![0xcc] };
+    Ending::CannotRun { vcpu: 0, fault, registers: None }
+}
+
+fn int3() -> Code {
+    Code::Instruction { bytes: vec![0xcc], text: "int3".into() }
+}
+
+#[test]
+fn instruction_that_an_interpreting_kvm_lacks_names_the_way_out() {
+    let (ending, code) = (fault(), int3());
+    let facts = Facts { ending: &ending, code: Some(&code), interpreted: true, ..facts() };
+    assert_eq!(facts.hints().first(), Some(&Hint::InterpretedKernel { instruction: true }));
+    assert!(Hint::InterpretedKernel { instruction: true }.to_string().contains("--accel emulate"));
+    let payload = Facts { is_linux: false, ..facts };
+    assert_eq!(names(&payload), ["interpreted-kernel", "foreign-protocol"]);
+    let hardware = Facts { interpreted: false, is_linux: false, protocol: BootProtocol::Pvh, ..payload };
+    assert_eq!(names(&hardware), [""; 0]);
+}
+
+#[test]
+fn linux_that_starves_on_an_interpreting_kvm_is_told_so_and_not_to_use_an_early_console() {
+    assert_eq!(names(&Facts { interpreted: true, ..facts() }), ["interpreted-kernel"]);
+    assert_eq!(names(&Facts { interpreted: true, phase: Phase::Init, ..facts() }), [""; 0]);
+    assert_eq!(names(&Facts { interpreted: true, is_linux: false, ..facts() }), [""; 0]);
+}
+
+#[test]
+fn jump_to_nowhere_is_no_code() {
+    let ending = fault();
+    for code in [Code::OutsideRam { physical: 0xd000_0000 }, Code::Unmapped] {
+        let facts =
+            Facts { ending: &ending, code: Some(&code), interpreted: true, is_linux: false, ..facts() };
+        assert_eq!(facts.hints().first(), Some(&Hint::NoCode), "no instruction, so none that is lacking");
+    }
+    let code = int3();
+    assert!(!names(&Facts { ending: &ending, code: Some(&code), ..facts() }).contains(&"no-code"));
+}
+
+#[test]
+fn foreign_image_without_a_note_is_told_how_it_was_entered() {
+    let foreign = Facts { ending: &CRASHED, is_linux: false, ..facts() };
+    assert_eq!(names(&foreign), ["foreign-protocol"]);
+    assert_eq!(names(&Facts { protocol: BootProtocol::Pvh, ..foreign }), [""; 0]);
+    let talks = Facts { ending: &CRASHED, is_linux: false, console_bytes: 5, ..facts() };
+    assert_eq!(names(&talks), [""; 0]);
+}
+
+#[test]
+fn command_line_without_a_console_is_named() {
+    let initrds = [PathBuf::from("/none")];
+    let silent = |cmdline| Facts { cmdline, initrds: &initrds, ..facts() };
+    assert_eq!(names(&silent("panic=-1")), ["no-console"]);
+    assert_eq!(
+        names(&silent("panic=-1 -- console=ttyS0")),
+        ["no-console"],
+        "words of init are not the kernel's"
+    );
+    assert_eq!(names(&silent("netconsole=ttyS0")), ["no-console"]);
+    assert_eq!(names(&silent("earlyprintk=ttyS0")), [""; 0]);
+    assert_eq!(names(&Facts { console_bytes: 1, ..silent("panic=-1") }), [""; 0]);
+    assert_eq!(names(&Facts { phase: Phase::Init, ..silent("panic=-1") }), [""; 0]);
+}
+
+#[test]
+fn console_that_the_machine_lacks_is_named() {
+    let initrds = [PathBuf::from("/none")];
+    let silent = |cmdline| Facts { cmdline, initrds: &initrds, ..facts() };
+    let hints = silent("console=tty0 console=hvc0,115200").hints();
+    assert_eq!(hints, [Hint::ForeignConsole { console: "hvc0".into() }]);
+    assert_eq!(names(&silent("console=tty0 console=ttyS0,115200")), ["early-console"]);
+}
+
+#[test]
+fn kernel_without_a_console_driver_names_the_option() {
+    let initrds = [PathBuf::from("/none")];
+    let all = "CONFIG_PRINTK=y\nCONFIG_TTY=y\nCONFIG_SERIAL_8250=y\nCONFIG_BLK_DEV_INITRD=y\n";
+    let with = |rest: &str| KernelConfig::of_text(&format!("{all}{rest}"));
+    let lacking = with("# CONFIG_SERIAL_8250_CONSOLE is not set\n");
+    let silent = Facts { options: Some(&lacking), initrds: &initrds, ..facts() };
+    let option = "CONFIG_SERIAL_8250_CONSOLE";
+    assert_eq!(silent.hints(), [Hint::ConsoleDriverMissing { option, source: ConfigSource::Kernel }]);
+    let complete = with("CONFIG_SERIAL_8250_CONSOLE=y\n");
+    let complete = Facts { options: Some(&complete), initrds: &initrds, ..facts() };
+    assert_eq!(names(&complete), ["early-console"]);
+}
+
+#[test]
+fn kernel_without_initrd_and_root_is_told_so_unless_it_brings_one() {
+    let lines = said(&["VFS: Cannot open root device \"(null)\"", "Unable to mount root fs"]);
+    let panicked = Facts { ending: &PANICKED, console: &lines, console_bytes: 99, ..facts() };
+    assert_eq!(names(&panicked), ["no-root"]);
+    let built_in = KernelConfig::of_text("CONFIG_INITRAMFS_SOURCE=\"/some/list\"\n");
+    assert_eq!(names(&Facts { options: Some(&built_in), ..panicked }), [""; 0]);
+    let crashed = Facts { ending: &CRASHED, console_bytes: 99, ..facts() };
+    assert_eq!(names(&crashed), [""; 0], "no crash comes of it");
+}
+
+#[test]
+fn root_device_that_cannot_be_is_named() {
+    let with = |cmdline| Facts { ending: &PANICKED, cmdline, console_bytes: 99, ..facts() };
+    for root in ["/dev/sda1", "/dev/nvme0n1p2", "sda", "/dev/vda"] {
+        let line = format!("root={root}");
+        let hints = Facts { cmdline: &line, ..with("") }.hints();
+        assert_eq!(hints, [Hint::RootDevice { root: root.into() }]);
+    }
+    assert_eq!(names(&with("root=/dev/ram0")), [""; 0]);
+    let option = "CONFIG_BLK_DEV_RAM";
+    let options = KernelConfig::of_text("CONFIG_BLOCK=y\nCONFIG_BLK_DEV_RAM=m\n");
+    let hints = Facts { options: Some(&options), ..with("root=/dev/ram0") }.hints();
+    let root = "/dev/ram0".into();
+    assert_eq!(hints, [Hint::RootDriverMissing { root, option, source: ConfigSource::Kernel }]);
+}
+
+#[test]
+fn initrd_that_the_kernel_cannot_unpack_names_the_option() {
+    let initrd = TempFile::new().unwrap();
+    std::fs::write(initrd.as_path(), b"\x28\xb5\x2f\xfdpacked by zstd").unwrap();
+    let initrds = [initrd.as_path().to_owned()];
+    let panicked = Facts { ending: &PANICKED, initrds: &initrds, console_bytes: 99, ..facts() };
+    let hints = |text| {
+        let options = KernelConfig::of_text(text);
+        Facts { options: Some(&options), ..panicked }.hints()
+    };
+    let unsupported = |option| Hint::InitrdUnsupported { option, source: ConfigSource::Kernel };
+    assert_eq!(hints("CONFIG_RD_ZSTD=y\n"), [unsupported("CONFIG_BLK_DEV_INITRD")]);
+    assert_eq!(hints("CONFIG_BLK_DEV_INITRD=y\n"), [unsupported("CONFIG_RD_ZSTD")]);
+    assert_eq!(hints("CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_ZSTD=y\n"), []);
+}
+
+#[test]
+fn initrd_without_an_init_is_told_so() {
+    let initrds = [PathBuf::from("/none")];
+    let lines = said(&["Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"]);
+    let panicked =
+        Facts { ending: &PANICKED, initrds: &initrds, console: &lines, console_bytes: 99, ..facts() };
+    assert_eq!(panicked.hints(), [Hint::NoInit { init: "/init".into() }]);
+    let named = Facts { cmdline: "rdinit=/bin/none", ..panicked };
+    assert_eq!(named.hints(), [Hint::NoInit { init: "/bin/none".into() }]);
+}
+
+#[test]
+fn memory_that_ran_out_or_nearly_is_named_with_a_size_that_helps() {
+    let initrds = [PathBuf::from("/none")];
+    let lines = said(&["Kernel panic - not syncing: System is deadlocked on memory"]);
+    let out = Facts { ending: &PANICKED, initrds: &initrds, console: &lines, console_bytes: 99, ..facts() };
+    assert_eq!(out.hints(), [Hint::LittleMemory { given: 256, least: 96, said: true }]);
+    assert!(out.hints().first().unwrap().to_string().contains("--memory 512M"));
+    let tight = Facts { ending: &CRASHED, memory_mib: 100, initrds: &initrds, ..facts() };
+    assert_eq!(names(&tight), ["little-memory", "early-console"]);
+    assert_eq!(names(&Facts { memory_mib: 120, ..tight }), ["early-console"]);
+}
+
+#[test]
+fn kernel_that_dies_before_its_console_works_is_told_of_the_early_one() {
+    let initrds = [PathBuf::from("/none")];
+    let silent = Facts { initrds: &initrds, ..facts() };
+    assert_eq!(names(&silent), ["early-console"]);
+    assert_eq!(names(&Facts { cmdline: "console=ttyS0 earlycon=uart8250,io,0x3f8", ..silent }), [""; 0]);
+}
+
+#[test]
+fn quiet_kernel_that_does_not_come_up_is_to_speak_first() {
+    let initrds = [PathBuf::from("/none")];
+    let quiet = Facts { cmdline: "quiet console=ttyS0", initrds: &initrds, ..facts() };
+    assert_eq!(names(&quiet), ["quiet"], "and not the early console");
+    assert_eq!(names(&Facts { console_bytes: 66, ..quiet }), ["quiet"]);
+    assert_eq!(names(&Facts { ending: &PANICKED, console_bytes: 66, ..quiet }), [""; 0]);
+    assert_eq!(names(&Facts { phase: Phase::Init, ..quiet }), [""; 0]);
+}
+
+#[test]
+fn hint_is_a_name_and_a_sentence_in_the_json() {
+    let json = serde_json::to_value(Hint::NoRoot).unwrap();
+    assert_eq!(json["hint"], "no-root");
+    assert!(json["text"].as_str().unwrap().contains("-i FILE"));
+}

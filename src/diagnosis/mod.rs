@@ -1,0 +1,339 @@
+//! Why a guest did not come up: how far it came, where it stood, what it said last, and what can be done about it.
+//!
+//! The builder leaves a [`Subject`] with the running machine; the ordered stop (`vm::lifecycle`) has it examined when
+//! the vCPUs have left the guest for good. Nothing here runs while a guest does, and nothing changes its state.
+//! Registers, RAM and console text are the guest's own, so they are read with limits and shown without what a terminal
+//! would obey.
+
+mod console;
+mod hints;
+mod instruction;
+mod kconfig;
+mod phase;
+mod report;
+mod symbols;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_arch::x86_64::image::{BootProtocol, ImageFormat, KernelImage};
+use coracle_arch::x86_64::initrd::{InitrdFile, combined_len};
+use coracle_arch::x86_64::load::minimum_memory_mib;
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use serde::Serialize;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub use hints::Hint;
+pub use instruction::Code;
+pub use kconfig::ConfigSource;
+pub(crate) use phase::{BootMark, Signs, Watch, Watched};
+pub use phase::{Milestone, Sign};
+pub(crate) use report::lines;
+pub use symbols::Function;
+
+use crate::config::VmConfig;
+use crate::host::KvmKind;
+use crate::kvm::{Activity, CodePlace, Vcpu, VcpuFault};
+use crate::vm::outcome::{Ending, Phase};
+use hints::Facts;
+use kconfig::KernelConfig;
+use symbols::SymbolFile;
+
+/// What is known of a guest that ended in an abnormal way, beside the way itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnosis {
+    /// Where the vCPUs stood: the one that died alone; all that were started, of a guest that was stopped.
+    pub vcpus: Vec<VcpuPlace>,
+    /// Known causes that would explain the ending, the likeliest first.
+    pub hints: Vec<Hint>,
+    /// The last lines of the console, cleaned of what a terminal would obey.
+    pub console: Vec<String>,
+}
+
+/// Where a vCPU stood when its guest ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VcpuPlace {
+    /// Its index.
+    pub vcpu: u32,
+    /// The instruction pointer.
+    pub rip: u64,
+    /// Its privilege level.
+    pub ring: u8,
+    /// Whether it waited for an interrupt (`hlt`).
+    pub halted: bool,
+    /// Whether it took interrupts.
+    pub interrupts: bool,
+    /// What lay at the instruction pointer.
+    pub code: Code,
+    /// The kernel's function there, where its file has symbols.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub function: Option<Function>,
+}
+
+/// What there was to boot: kept beside the running machine for the case that it does not come up.
+#[derive(Debug, Clone)]
+pub(crate) struct Subject {
+    kernel: PathBuf,
+    /// Only an ELF file can have symbols.
+    symbols: Option<SymbolFile>,
+    is_linux: bool,
+    protocol: BootProtocol,
+    /// Where the unpacked kernel lies in guest RAM.
+    ranges: Vec<Range<u64>>,
+    cmdline: String,
+    initrds: Vec<PathBuf>,
+    memory_mib: u64,
+    least_mib: u64,
+    /// What its devices see.
+    signs: Arc<Signs>,
+}
+
+/// What is left of a guest that has ended.
+pub(crate) struct Remains<'a> {
+    /// How it ended.
+    pub ending: &'a Ending,
+    /// The vCPUs whose threads have ended.
+    pub vcpus: &'a [Vcpu],
+    /// Its memory.
+    pub ram: &'a GuestMemoryMmap,
+    /// Its console.
+    pub console: &'a ConsoleBuffer,
+    /// When it was first let run: none when it never was.
+    pub started: Option<Instant>,
+}
+
+/// What the remains tell.
+pub(crate) struct Findings {
+    /// How far the guest came.
+    pub phase: Phase,
+    /// The signs of it, as they came; those that only the end shows come last.
+    pub progress: Vec<Milestone>,
+    /// More, for an abnormal ending.
+    pub diagnosis: Option<Diagnosis>,
+}
+
+impl Subject {
+    /// Of a machine that was loaded with `image` and `initrds` and whose devices leave their signs in `signs`.
+    pub(crate) fn new(
+        config: &VmConfig,
+        image: &KernelImage,
+        initrds: &[InitrdFile],
+        signs: Arc<Signs>,
+    ) -> Subject {
+        let range = |start: u64, len: u64| start..start.saturating_add(len);
+        let (symbols, ranges) = match image.format() {
+            ImageFormat::Elf => {
+                let segments = image.segments().iter();
+                let ranges = segments.map(|segment| range(segment.address, segment.file_len)).collect();
+                (SymbolFile::of(image.path()), ranges)
+            }
+            ImageFormat::BzImage => {
+                let start = image.segments().first().map_or(0, |segment| segment.address);
+                (None, std::iter::once(start..image.memory_end()).collect())
+            }
+        };
+        Subject {
+            kernel: image.path().to_owned(),
+            symbols,
+            is_linux: image.is_linux(),
+            protocol: image.protocol(),
+            ranges,
+            cmdline: config.cmdline.clone(),
+            initrds: config.initrds.clone(),
+            memory_mib: config.memory.mib(),
+            least_mib: minimum_memory_mib(image, combined_len(initrds).unwrap_or(u64::MAX)),
+            signs,
+        }
+    }
+
+    /// Looks at what is left of it.
+    pub(crate) fn examine(&self, remains: &Remains<'_>) -> Findings {
+        let standing: Vec<Standing<'_>> = remains.vcpus.iter().filter_map(Standing::of).collect();
+        let console = console::last_lines(&remains.console.tail());
+        let progress = self.progress(remains, &standing, &console);
+        let reached = progress.iter().map(|milestone| milestone.sign.phase(self.is_linux)).max();
+        let least = if remains.started.is_some() { Phase::Entered } else { Phase::Loaded };
+        let phase = reached.unwrap_or(least).max(least);
+        let diagnosis = is_abnormal(remains.ending).then(|| {
+            let vcpus = self.places(remains, &standing);
+            let hints = self.hints(remains, phase, &vcpus, &console);
+            Diagnosis { vcpus, hints, console }
+        });
+        Findings { phase, progress, diagnosis }
+    }
+
+    fn progress(
+        &self,
+        remains: &Remains<'_>,
+        standing: &[Standing<'_>],
+        console: &[String],
+    ) -> Vec<Milestone> {
+        let mut progress: Vec<Milestone> = self.signs.milestones(remains.started).collect();
+        let printed = [
+            (Sign::ConsoleByte, remains.console.first_byte_at()),
+            (Sign::Banner, remains.console.banner_at()),
+        ];
+        progress.extend(printed.into_iter().filter_map(|(sign, seen)| {
+            seen.map(|seen| Milestone { sign, at: phase::since(remains.started, seen) })
+        }));
+        let process = |place: &CodePlace| place.ring == 3 || holds_process(remains.ram, place.page_table);
+        let after_init = |line: &String| AFTER_INIT.iter().any(|words| line.contains(words));
+        let shown_at_the_end = [
+            (Sign::SecondVcpu, standing.iter().any(|standing| standing.vcpu.index() > 0)),
+            (Sign::UserMode, self.is_linux && standing.iter().any(|standing| process(&standing.place))),
+            (Sign::LastWords, self.is_linux && console.iter().any(after_init)),
+        ];
+        let shown = shown_at_the_end.into_iter().filter(|(_, is_there)| *is_there);
+        progress.extend(shown.map(|(sign, _)| Milestone { sign, at: None }));
+        progress.sort_by_key(|milestone| milestone.at.unwrap_or(Duration::MAX));
+        progress
+    }
+
+    /// Where the vCPUs stood that the ending is about.
+    fn places(&self, remains: &Remains<'_>, standing: &[Standing<'_>]) -> Vec<VcpuPlace> {
+        let died = died(remains.ending);
+        // A vCPU that asked for a reset stands at that request, which tells nothing.
+        let all = matches!(remains.ending, Ending::TimedOut { .. });
+        let wanted = standing.iter().filter(|standing| all || died == Some(standing.vcpu.index()));
+        let wanted: Vec<&Standing<'_>> = wanted.collect();
+        let addresses: Vec<u64> = wanted.iter().map(|standing| standing.place.linear).collect();
+        let functions = self.symbols.as_ref().map(|file| file.functions_at(&addresses)).unwrap_or_default();
+        let functions = functions.into_iter().chain(std::iter::repeat(None));
+        let place = |(standing, function): (&Standing<'_>, Option<Function>)| VcpuPlace {
+            vcpu: standing.vcpu.index(),
+            rip: standing.place.rip,
+            ring: standing.place.ring,
+            halted: standing.activity == Activity::Halted,
+            interrupts: standing.place.interrupts,
+            code: standing.code(remains),
+            function: function.filter(|_| standing.place.ring == 0),
+        };
+        wanted.into_iter().zip(functions).map(place).collect()
+    }
+
+    fn hints(
+        &self,
+        remains: &Remains<'_>,
+        phase: Phase,
+        vcpus: &[VcpuPlace],
+        console: &[String],
+    ) -> Vec<Hint> {
+        let linux_before_init = self.is_linux && phase < Phase::Init;
+        let options =
+            linux_before_init.then(|| KernelConfig::find(remains.ram, &self.ranges, &self.kernel)).flatten();
+        // Finding out what kind of KVM this is takes some milliseconds, so only where it matters.
+        let may_be_interpreted = linux_before_init || matches!(remains.ending, Ending::CannotRun { .. });
+        let interpreted = may_be_interpreted && matches!(KvmKind::probe(), KvmKind::Software { .. });
+        let facts = Facts {
+            ending: remains.ending,
+            phase,
+            is_linux: self.is_linux,
+            protocol: self.protocol,
+            cmdline: &self.cmdline,
+            initrds: &self.initrds,
+            memory_mib: self.memory_mib,
+            least_mib: self.least_mib,
+            console_bytes: remains.console.pushed_bytes(),
+            console,
+            options: options.as_ref(),
+            interpreted,
+            code: vcpus.first().filter(|_| died(remains.ending).is_some()).map(|place| &place.code),
+        };
+        facts.hints()
+    }
+}
+
+/// A vCPU that was started, and how it stands.
+struct Standing<'a> {
+    vcpu: &'a Vcpu,
+    place: CodePlace,
+    activity: Activity,
+}
+
+impl Standing<'_> {
+    /// None for a vCPU that was never started, or of which KVM tells nothing.
+    fn of(vcpu: &Vcpu) -> Option<Standing<'_>> {
+        let activity = vcpu.activity().filter(|activity| *activity != Activity::NotStarted)?;
+        Some(Standing { vcpu, place: vcpu.code_place()?, activity })
+    }
+
+    fn code(&self, remains: &Remains<'_>) -> Code {
+        let fetched = match remains.ending {
+            Ending::CannotRun { fault: VcpuFault::Internal { instruction, .. }, .. } => &instruction[..],
+            _ => &[],
+        };
+        let CodePlace { linear, bits, .. } = self.place;
+        Code::read(remains.ram, linear, bits, fetched, |linear| self.vcpu.translate(linear))
+    }
+}
+
+/// The vCPU that ended the guest.
+fn died(ending: &Ending) -> Option<u32> {
+    match ending {
+        Ending::Crashed { vcpu, .. } | Ending::CannotRun { vcpu, .. } => Some(*vcpu),
+        _ => None,
+    }
+}
+
+/// Endings that call for an explanation.
+fn is_abnormal(ending: &Ending) -> bool {
+    match ending {
+        Ending::Panicked
+        | Ending::Crashed { .. }
+        | Ending::Reset { .. }
+        | Ending::CannotRun { .. }
+        | Ending::TimedOut { .. } => true,
+        Ending::PoweredOff
+        | Ending::Exited { .. }
+        | Ending::HostFailed { .. }
+        | Ending::Stopped
+        | Ending::Signalled { .. } => false,
+    }
+}
+
+/// Whether the page tables at `root` are those of a process: Linux lets user mode into the lower half of the address
+/// space there, and nowhere in its own. It stays with the last process's tables while it is idle.
+fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
+    let mut lower_half = [0; ENTRIES / 2 * 8];
+    let read = root.is_some_and(|root| ram.read_slice(&mut lower_half, GuestAddress(root)).is_ok());
+    let (entries, _) = lower_half.as_chunks::<8>();
+    read && entries.iter().any(|entry| u64::from_le_bytes(*entry) & PRESENT_FOR_USER == PRESENT_FOR_USER)
+}
+
+/// What Linux prints after its init has run: when it ends, and when it asks for a restart.
+const AFTER_INIT: &[&str] = &["Attempted to kill init", "reboot: Restarting system"];
+/// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).
+const ENTRIES: usize = 512;
+/// The bits P and U/S of an entry (Intel SDM vol. 3, table 4-15).
+const PRESENT_FOR_USER: u64 = 0b101;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables(entries: &[(u64, u64)]) -> GuestMemoryMmap {
+        let ram = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4000)]).unwrap();
+        for (index, entry) in entries {
+            ram.write_obj(*entry, GuestAddress(0x1000 + index * 8)).unwrap();
+        }
+        ram
+    }
+
+    #[test]
+    fn tables_that_let_user_mode_into_the_lower_half_are_a_process() {
+        assert!(holds_process(&tables(&[(170, 0x2000 | 0b111)]), Some(0x1000)));
+        assert!(!holds_process(&tables(&[(0, 0x2000 | 0b011)]), Some(0x1000)), "early code maps itself");
+        assert!(!holds_process(&tables(&[(0, 0b110)]), Some(0x1000)), "not present");
+        assert!(!holds_process(&tables(&[(511, 0x2000 | 0b111)]), Some(0x1000)), "the kernel's half");
+    }
+
+    #[test]
+    fn tables_outside_ram_are_nobodys() {
+        let ram = tables(&[(0, 0b111)]);
+        for root in [None, Some(0x4000), Some(0x3ff8), Some(0x000f_ffff_ffff_f000)] {
+            assert!(!holds_process(&ram, root), "{root:?}");
+        }
+    }
+}

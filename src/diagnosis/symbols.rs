@@ -1,0 +1,254 @@
+//! The name of a kernel's function at an address, from the symbol table of its ELF file (System V gABI, chapter 4).
+//!
+//! The file is read only when a guest has died. It is untrusted: whatever it holds costs a bounded number of reads and
+//! a bounded amount of memory, and a damaged table gives no name.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+/// A function and a place in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// Bytes from its start.
+    pub offset: u64,
+}
+
+impl std::fmt::Display for Function {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}+{:#x}", self.name, self.offset)
+    }
+}
+
+/// The file of a kernel that was loaded, to be opened again when it is needed.
+#[derive(Debug, Clone)]
+pub(super) struct SymbolFile {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// What tells a file from one that has taken its place.
+type Identity = (u64, u64, u64, i64, i64);
+
+impl SymbolFile {
+    /// Remembers `path`, which was just loaded. None when it is not there any more.
+    pub(super) fn of(path: &Path) -> Option<SymbolFile> {
+        let identity = identity(&std::fs::metadata(path).ok()?);
+        Some(SymbolFile { path: path.to_owned(), identity })
+    }
+
+    /// The functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel was loaded, as early
+    /// code has them. None where the file tells nothing; nothing at all when it is another file now.
+    pub(super) fn functions_at(&self, addresses: &[u64]) -> Vec<Option<Function>> {
+        self.lookup(addresses).unwrap_or_default()
+    }
+
+    fn lookup(&self, addresses: &[u64]) -> Option<Vec<Option<Function>>> {
+        // Non-blocking: what has taken the file's place might be a FIFO.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path).ok()?;
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || identity(&metadata) != self.identity {
+            return None;
+        }
+        let elf = Elf::open(&file)?;
+        let linked: Vec<u64> =
+            addresses.iter().map(|address| elf.linked_address(*address).unwrap_or(*address)).collect();
+        elf.symbol_table()?.functions_at(&linked)
+    }
+}
+
+fn identity(metadata: &std::fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino(), metadata.size(), metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// An ELF64 file in little-endian order.
+struct Elf<'a> {
+    file: &'a File,
+    header: [u8; HEADER_LEN],
+}
+
+impl<'a> Elf<'a> {
+    fn open(file: &'a File) -> Option<Elf<'a>> {
+        let header = read(file, 0)?;
+        header.starts_with(b"\x7fELF\x02\x01").then_some(Elf { file, header })
+    }
+
+    /// The first symbol table that has names.
+    fn symbol_table(&self) -> Option<SymbolTable<'a>> {
+        let count = u16_at(&self.header, 60)?;
+        let symbols = (0..count).filter_map(|index| self.section(index)).find(|s| s.kind == SHT_SYMTAB)?;
+        let names = self.section(u16::try_from(symbols.link).ok()?).filter(|s| s.kind == SHT_STRTAB)?;
+        let right = symbols.entry_len == SYMBOL_LEN as u64 && symbols.len <= MAX_SYMBOLS_LEN;
+        right.then_some(SymbolTable { file: self.file, symbols, names })
+    }
+
+    fn section(&self, index: u16) -> Option<Section> {
+        let table = u64_at(&self.header, 40)?;
+        let entry_len = u16_at(&self.header, 58)?;
+        let offset = table.checked_add(u64::from(index) * u64::from(entry_len))?;
+        let header: [u8; SECTION_HEADER_LEN] = read(self.file, offset)?;
+        Some(Section {
+            kind: u32_at(&header, 4)?,
+            offset: u64_at(&header, 24)?,
+            len: u64_at(&header, 32)?,
+            link: u32_at(&header, 40)?,
+            entry_len: u64_at(&header, 56)?,
+        })
+    }
+
+    /// Where the byte that was loaded at `physical` is linked.
+    fn linked_address(&self, physical: u64) -> Option<u64> {
+        let table = u64_at(&self.header, 32)?;
+        let entry_len = u16_at(&self.header, 54)?;
+        let count = u16_at(&self.header, 56)?;
+        (0..count).find_map(|index| {
+            let offset = table.checked_add(u64::from(index) * u64::from(entry_len))?;
+            let header: [u8; PROGRAM_HEADER_LEN] = read(self.file, offset)?;
+            let inside = physical.checked_sub(u64_at(&header, 24)?)?;
+            let loaded = u32_at(&header, 0)? == PT_LOAD && inside < u64_at(&header, 40)?;
+            if loaded { u64_at(&header, 16)?.checked_add(inside) } else { None }
+        })
+    }
+}
+
+struct Section {
+    kind: u32,
+    offset: u64,
+    len: u64,
+    link: u32,
+    entry_len: u64,
+}
+
+struct SymbolTable<'a> {
+    file: &'a File,
+    symbols: Section,
+    names: Section,
+}
+
+impl SymbolTable<'_> {
+    /// For each address the last function that starts at or before it, unless that has ended by then. One pass over
+    /// the table, however many addresses.
+    fn functions_at(&self, addresses: &[u64]) -> Option<Vec<Option<Function>>> {
+        let mut nearest: Vec<Option<Symbol>> = vec![None; addresses.len()];
+        let mut buffer = vec![0; SYMBOL_LEN * SYMBOLS_AT_ONCE];
+        let mut done = 0;
+        while done < self.symbols.len {
+            let left = usize::try_from(self.symbols.len - done).unwrap_or(usize::MAX);
+            let length = left.min(buffer.len());
+            let part = buffer.get_mut(..length)?;
+            self.file.read_exact_at(part, self.symbols.offset.checked_add(done)?).ok()?;
+            for symbol in part.chunks_exact(SYMBOL_LEN).filter_map(Symbol::parse) {
+                for (address, nearest) in addresses.iter().zip(&mut nearest) {
+                    if symbol.value <= *address
+                        && nearest.is_none_or(|nearest| symbol.is_nearer_than(&nearest))
+                    {
+                        *nearest = Some(symbol);
+                    }
+                }
+            }
+            done += length as u64;
+        }
+        Some(
+            addresses.iter().zip(nearest).map(|(address, symbol)| self.function(*address, symbol?)).collect(),
+        )
+    }
+
+    fn function(&self, address: u64, symbol: Symbol) -> Option<Function> {
+        let offset = address.checked_sub(symbol.value)?;
+        let length = if symbol.size == 0 { MAX_LABEL_LEN } else { symbol.size };
+        if offset >= length {
+            return None;
+        }
+        Some(Function { name: self.name(symbol.name)?, offset })
+    }
+
+    fn name(&self, offset: u32) -> Option<String> {
+        let left = self.names.len.checked_sub(u64::from(offset))?;
+        let mut bytes = [0; MAX_NAME_LEN];
+        let room = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_NAME_LEN);
+        let bytes = bytes.get_mut(..room)?;
+        self.file.read_exact_at(bytes, self.names.offset.checked_add(u64::from(offset))?).ok()?;
+        let name = bytes.split(|&byte| byte == 0).next()?;
+        let shown = name.iter().map(|&byte| if byte.is_ascii_graphic() { char::from(byte) } else { '?' });
+        Some(shown.collect::<String>()).filter(|name| !name.is_empty())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Symbol {
+    name: u32,
+    value: u64,
+    size: u64,
+    is_function: bool,
+}
+
+impl Symbol {
+    /// A function, or a label of assembly code, that is defined in a section.
+    fn parse(bytes: &[u8]) -> Option<Symbol> {
+        let kind = bytes.get(4)? & 0xf;
+        let section = u16_at(bytes, 6)?;
+        let defined = section != SHN_UNDEF && section < SHN_LORESERVE;
+        let code = kind == STT_FUNC || kind == STT_NOTYPE;
+        (defined && code).then_some(Symbol {
+            name: u32_at(bytes, 0)?,
+            value: u64_at(bytes, 8)?,
+            size: u64_at(bytes, 16)?,
+            is_function: kind == STT_FUNC,
+        })
+    }
+
+    /// Of two at one address the function is better than the label.
+    fn is_nearer_than(&self, other: &Symbol) -> bool {
+        (self.value, self.is_function) > (other.value, other.is_function)
+    }
+}
+
+fn read<const LENGTH: usize>(file: &File, offset: u64) -> Option<[u8; LENGTH]> {
+    let mut bytes = [0; LENGTH];
+    file.read_exact_at(&mut bytes, offset).ok()?;
+    Some(bytes)
+}
+
+fn bytes_at<const LENGTH: usize>(bytes: &[u8], offset: usize) -> Option<[u8; LENGTH]> {
+    bytes.get(offset..)?.get(..LENGTH)?.try_into().ok()
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    bytes_at(bytes, offset).map(u16::from_le_bytes)
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes_at(bytes, offset).map(u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    bytes_at(bytes, offset).map(u64::from_le_bytes)
+}
+
+const HEADER_LEN: usize = 64;
+const SECTION_HEADER_LEN: usize = 64;
+const PROGRAM_HEADER_LEN: usize = 56;
+const SYMBOL_LEN: usize = 24;
+const SHT_SYMTAB: u32 = 2;
+const SHT_STRTAB: u32 = 3;
+const SHN_UNDEF: u16 = 0;
+const SHN_LORESERVE: u16 = 0xff00;
+const STT_NOTYPE: u8 = 0;
+const STT_FUNC: u8 = 2;
+const PT_LOAD: u32 = 1;
+
+/// Symbols per read: 64 KiB of the table.
+const SYMBOLS_AT_ONCE: usize = 2730;
+/// The largest symbol table that is searched. A distribution's kernel has 5 MiB.
+const MAX_SYMBOLS_LEN: u64 = 64 << 20;
+/// How far a label without a size reaches.
+const MAX_LABEL_LEN: u64 = 0x1_0000;
+/// The longest part of a name that is shown. Names in the kernel are at most 512 long, and most are below 40.
+const MAX_NAME_LEN: usize = 128;
+
+#[cfg(test)]
+mod tests;

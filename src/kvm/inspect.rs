@@ -1,0 +1,85 @@
+//! Looking at a vCPU that has left the guest for good: where it stood, in which mode, and what lay there.
+//!
+//! Only the report on a guest that died calls this (`crate::diagnosis`), after the vCPU's thread has ended. What it
+//! returns comes from the guest, so nothing of it is to be trusted.
+
+use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE};
+
+use super::vcpu::Vcpu;
+
+/// Where a vCPU stands and in which mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct CodePlace {
+    /// The instruction pointer.
+    pub rip: u64,
+    /// The linear address of the instruction: differs from `rip` outside 64-bit mode alone.
+    pub linear: u64,
+    /// 16, 32 or 64: how the instruction is to be decoded.
+    pub bits: u32,
+    /// The privilege level of the code segment.
+    pub ring: u8,
+    /// Whether it takes interrupts.
+    pub interrupts: bool,
+    /// The physical address of the root of its page tables, where it is in 64-bit mode.
+    pub page_table: Option<u64>,
+}
+
+/// Whether a vCPU was ever started, and what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It waits for its first start-up interrupt.
+    NotStarted,
+    /// It runs.
+    Running,
+    /// It waits for an interrupt.
+    Halted,
+}
+
+impl Vcpu {
+    /// Where it stands. None when KVM does not tell, or shows a vCPU that was reset (see [`Vcpu::registers`]).
+    pub(crate) fn code_place(&self) -> Option<CodePlace> {
+        let registers = self.registers()?;
+        let sregs = self.fd.get_sregs().ok()?;
+        let long_mode = sregs.efer & EFER_LMA != 0;
+        let bits = match (long_mode && sregs.cs.l != 0, sregs.cs.db != 0) {
+            (true, _) => 64,
+            (false, true) => 32,
+            (false, false) => 16,
+        };
+        let linear = match bits {
+            64 => registers.rip,
+            _ => u64::from(sregs.cs.base.wrapping_add(registers.rip) as u32),
+        };
+        Some(CodePlace {
+            rip: registers.rip,
+            linear,
+            bits,
+            ring: registers.ring,
+            interrupts: registers.rflags & RFLAGS_IF != 0,
+            page_table: long_mode.then_some(sregs.cr3 & CR3_ADDRESS),
+        })
+    }
+
+    /// The physical address behind a linear one, by the guest's own page tables. KVM walks them, for a bounded
+    /// number of steps whatever they hold.
+    pub(crate) fn translate(&self, linear: u64) -> Option<u64> {
+        let translation = self.fd.translate_gva(linear).ok()?;
+        (translation.valid != 0).then_some(translation.physical_address)
+    }
+
+    /// Whether it was ever started. None when KVM does not tell.
+    pub(crate) fn activity(&self) -> Option<Activity> {
+        match self.fd.get_mp_state().ok()?.mp_state {
+            KVM_MP_STATE_RUNNABLE => Some(Activity::Running),
+            KVM_MP_STATE_HALTED => Some(Activity::Halted),
+            _ => Some(Activity::NotStarted),
+        }
+    }
+}
+
+/// Long mode is active (Intel SDM vol. 3, 2.2.1).
+const EFER_LMA: u64 = 1 << 10;
+/// The interrupt flag (Intel SDM vol. 1, 3.4.3.3).
+const RFLAGS_IF: u64 = 1 << 9;
+/// The address bits of CR3 (Intel SDM vol. 3, 4.5.2); the others are flags and the PCID.
+const CR3_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
