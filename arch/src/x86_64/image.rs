@@ -3,10 +3,12 @@
 //! The builder opens the user's kernel here before it makes a machine; [`crate::x86_64::load`] then copies the
 //! segments. The content decides the format, never the name. Everything in the file is untrusted: a length in it
 //! sizes no allocation, and an image that was accepted has only segments inside the file and below 3 GiB.
+//! Nothing is decompressed here: who has unpacked a bzImage's payload makes a second image of the bytes.
 
 mod bzimage;
 mod elf;
 mod foreign;
+mod release;
 #[cfg(test)]
 pub(crate) mod samples;
 
@@ -28,6 +30,7 @@ const HEAD_LEN: u64 = 4096;
 pub struct KernelImage {
     file: InputFile,
     contents: Contents,
+    protocol: BootProtocol,
 }
 
 /// The two image formats that boot here.
@@ -123,6 +126,14 @@ pub enum ImageError {
         /// Its value.
         value: u64,
     },
+    /// The image cannot be entered as Xen's PVH guests are.
+    #[error("the kernel {path:?} has no PVH entry: {fix}")]
+    NoPvhEntry {
+        /// The kernel's path.
+        path: PathBuf,
+        /// What can be done about it.
+        fix: &'static str,
+    },
     /// The ELF headers are damaged or ask for something that cannot be done.
     #[error("the ELF kernel {path:?} cannot be loaded: {defect}")]
     Elf {
@@ -140,12 +151,44 @@ impl KernelImage {
     /// The file cannot be read, is of another kind, or is damaged; the error's sentence says what it is and what
     /// would work.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        let file = InputFile::open(FileRole::Kernel, path)?;
-        let contents = Contents::parse(&file).map_err(|defect| defect.at(&file))?;
-        Ok(Self { file, contents })
+        Self::new(InputFile::open(FileRole::Kernel, path)?)
     }
 
-    /// The path as given to [`KernelImage::open`].
+    /// Checks that `bytes`, which were made of the file `path`, are an image that boots here.
+    ///
+    /// # Errors
+    /// As [`KernelImage::open`]; the messages name `path`.
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ImageError> {
+        Self::new(InputFile::from_bytes(FileRole::Kernel, path, bytes)?)
+    }
+
+    fn new(file: InputFile) -> Result<Self, ImageError> {
+        let contents = Contents::parse(&file).map_err(|defect| defect.at(&file))?;
+        let protocol = contents.usual_protocol();
+        Ok(Self { file, contents, protocol })
+    }
+
+    /// The same image, entered by `protocol` instead of the one that suits it best.
+    ///
+    /// # Errors
+    /// The image has no such entry.
+    pub fn with_protocol(self, protocol: BootProtocol) -> Result<Self, ImageError> {
+        let image = Self { protocol, ..self };
+        if protocol == BootProtocol::Pvh && image.contents.pvh_entry.is_none() {
+            let fix = match image.format() {
+                ImageFormat::BzImage => "a bzImage has its 64-bit entry only; leave --protocol pvh out",
+                ImageFormat::Elf => "leave --protocol pvh out, or build it with CONFIG_PVH=y",
+            };
+            return Err(ImageError::NoPvhEntry { path: image.path().to_owned(), fix });
+        }
+        let entry = image.entry();
+        if image.contents.has_file_bytes_at(entry) {
+            return Ok(image);
+        }
+        Err(Defect::Elf(ElfDefect::EntryOutside(entry)).at(&image.file))
+    }
+
+    /// The path of the file that the image is in, or was made of.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
@@ -164,21 +207,24 @@ impl KernelImage {
         self.contents.is_linux
     }
 
-    /// How the image is entered: Linux by its 64-bit entry, another ELF file by its PVH entry if it has one, else
-    /// by its 64-bit entry.
+    /// How the image is entered. If nothing else was asked for: Linux by its 64-bit entry, another ELF file by its
+    /// PVH entry if it has one, else by its 64-bit entry.
     pub fn protocol(&self) -> BootProtocol {
-        match self.contents.pvh_entry {
-            Some(_) if !self.contents.is_linux => BootProtocol::Pvh,
-            Some(_) | None => BootProtocol::Linux64,
-        }
+        self.protocol
     }
 
     /// Guest-physical address of the instruction that [`KernelImage::protocol`] starts at.
     pub fn entry(&self) -> u64 {
-        match (self.protocol(), self.contents.pvh_entry) {
+        match (self.protocol, self.contents.pvh_entry) {
             (BootProtocol::Pvh, Some(entry)) => u64::from(entry),
             _ => self.contents.entry,
         }
+    }
+
+    /// The release of a Linux kernel as `uname -r` tells it, which names the folder of its modules. It never holds
+    /// a `/`. A bzImage says it in its header, an ELF file in its version text.
+    pub fn release(&self) -> Option<&str> {
+        self.contents.release.as_deref()
     }
 
     /// The 32-bit entry of the PVH protocol, when an ELF note names one.
@@ -202,6 +248,25 @@ impl KernelImage {
         self.contents.bzimage.as_ref()
     }
 
+    /// Reads the packed kernel inside a bzImage, up to and with the unpacked length that may follow it. `None` when
+    /// the image is no bzImage, or one whose header names no payload.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn read_payload(&self) -> Result<Option<Vec<u8>>, ImageError> {
+        let Some(payload) = self.bzimage().and_then(|bzimage| bzimage.payload) else { return Ok(None) };
+        // Inside the file, so no larger than that; kept apart from the case of a machine without so much memory.
+        let mut bytes = Vec::new();
+        let len = usize::try_from(payload.len).unwrap_or(usize::MAX);
+        let no_memory = || Defect::Read(io::ErrorKind::OutOfMemory.into()).at(&self.file);
+        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
+        bytes.resize(len, 0);
+        self.file
+            .read_at(payload.file_offset, &mut bytes)
+            .map_err(|source| Defect::Read(source).at(&self.file))?;
+        Ok(Some(bytes))
+    }
+
     /// The file, for loading.
     pub(crate) fn file(&self) -> &InputFile {
         &self.file
@@ -216,6 +281,7 @@ struct Contents {
     entry: u64,
     pvh_entry: Option<u32>,
     is_linux: bool,
+    release: Option<String>,
     bzimage: Option<BzImageHeader>,
 }
 
@@ -244,6 +310,20 @@ impl Contents {
         } else {
             Err(Defect::Foreign(foreign::identify(head)))
         }
+    }
+
+    fn usual_protocol(&self) -> BootProtocol {
+        match self.pvh_entry {
+            Some(_) if !self.is_linux => BootProtocol::Pvh,
+            Some(_) | None => BootProtocol::Linux64,
+        }
+    }
+
+    /// Whether bytes of the file, and not only zeros, are loaded at `address`.
+    fn has_file_bytes_at(&self, address: u64) -> bool {
+        self.segments.iter().any(|segment| {
+            address.checked_sub(segment.address).is_some_and(|offset| offset < segment.file_len)
+        })
     }
 }
 

@@ -10,7 +10,7 @@ use super::input_file::{FileRole, InputFile, InputFileError};
 /// Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
 const PADDING: u64 = 4;
 
-/// An open initrd.
+/// An open initrd, or the bytes of one.
 #[derive(Debug)]
 pub struct InitrdFile {
     file: InputFile,
@@ -23,6 +23,14 @@ impl InitrdFile {
     /// The file cannot be opened, is not a regular file, or is empty.
     pub fn open(path: &Path) -> Result<Self, InputFileError> {
         Ok(Self { file: InputFile::open(FileRole::Initrd, path)? })
+    }
+
+    /// Takes the bytes of an initrd that is not in a file; error messages call it `name`.
+    ///
+    /// # Errors
+    /// There are no bytes.
+    pub fn from_bytes(name: &Path, bytes: Vec<u8>) -> Result<Self, InputFileError> {
+        Ok(Self { file: InputFile::from_bytes(FileRole::Initrd, name, bytes)? })
     }
 
     /// The file itself.

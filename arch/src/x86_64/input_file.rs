@@ -1,4 +1,5 @@
-//! A file that the user named as kernel or initrd: opened without surprises, and read straight into guest memory.
+//! What goes into guest memory as kernel or initrd: a file that the user named, opened without surprises and read
+//! straight into guest memory, or bytes that were made of such a file.
 //!
 //! The kernel image and the initrd are both one of these. It never follows a file that grows or shrinks: the length
 //! is taken once, and a later short read is an error.
@@ -10,15 +11,21 @@ use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
-/// An open, regular file that is not empty.
+/// An open, regular file, or bytes; not empty.
 #[derive(Debug)]
 pub struct InputFile {
     path: PathBuf,
     len: u64,
+    content: Content,
+}
+
+/// Where the bytes are.
+enum Content {
     /// Reading into guest memory moves the file position, so two loads from one file take turns.
-    file: Mutex<File>,
+    File(Mutex<File>),
+    Memory(Vec<u8>),
 }
 
 /// What a file is for; it opens the error messages.
@@ -81,7 +88,19 @@ impl InputFile {
         if metadata.len() == 0 {
             return Err(InputFileError::Empty { role, path: path.to_owned() });
         }
-        Ok(Self { path: path.to_owned(), len: metadata.len(), file: Mutex::new(file) })
+        Ok(Self { path: path.to_owned(), len: metadata.len(), content: Content::File(Mutex::new(file)) })
+    }
+
+    /// Takes `bytes` that were made of the file `path`, which error messages go on naming.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn from_bytes(role: FileRole, path: &Path, bytes: Vec<u8>) -> Result<Self, InputFileError> {
+        let path = path.to_owned();
+        if bytes.is_empty() {
+            return Err(InputFileError::Empty { role, path });
+        }
+        Ok(Self { path, len: bytes.len() as u64, content: Content::Memory(bytes) })
     }
 
     /// The path as given.
@@ -89,7 +108,7 @@ impl InputFile {
         &self.path
     }
 
-    /// Bytes of the file when it was opened; never 0. (So there is no `is_empty`.)
+    /// Bytes when it was opened or made; never 0. (So there is no `is_empty`.)
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
         self.len
@@ -100,7 +119,13 @@ impl InputFile {
     /// # Errors
     /// The file ends before `buf` is full, or reading fails.
     pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.lock().read_exact_at(buf, offset)
+        match &self.content {
+            Content::File(file) => lock(file).read_exact_at(buf, offset),
+            Content::Memory(bytes) => {
+                buf.copy_from_slice(range(bytes, offset, buf.len() as u64)?);
+                Ok(())
+            }
+        }
     }
 
     /// Reads `count` bytes from `offset` of the file into guest memory at `address`, without a copy in between.
@@ -114,21 +139,32 @@ impl InputFile {
         address: u64,
         count: u64,
     ) -> Result<(), GuestMemoryError> {
-        let mut file = self.lock();
+        let address = GuestAddress(address);
+        let mut file = match &self.content {
+            Content::File(file) => lock(file),
+            Content::Memory(bytes) => {
+                let bytes = range(bytes, offset, count).map_err(GuestMemoryError::IOError)?;
+                return memory.write_slice(bytes, address);
+            }
+        };
         file.seek(SeekFrom::Start(offset)).map_err(GuestMemoryError::IOError)?;
-        let count = usize::try_from(count)
-            .map_err(|_| GuestMemoryError::InvalidGuestAddress(GuestAddress(address)))?;
+        let count = usize::try_from(count).map_err(|_| GuestMemoryError::InvalidGuestAddress(address))?;
         // Slice by slice: vm-memory's `read_exact_volatile_from` reads once for each, and a read may come back short
         // without the file being at its end (9p does so past half a megabyte).
-        for slice in memory.get_slices(GuestAddress(address), count) {
+        for slice in memory.get_slices(address, count) {
             file.read_exact_volatile(&mut slice?)?;
         }
         Ok(())
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, File> {
-        // A panic elsewhere leaves at worst another file position, which every use sets anew.
-        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+/// Without the bytes, of which there may be many millions.
+impl fmt::Debug for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File(_) => "File",
+            Self::Memory(_) => "Memory",
+        })
     }
 }
 
@@ -139,6 +175,21 @@ impl fmt::Display for FileRole {
             Self::Initrd => "initrd",
         })
     }
+}
+
+fn lock(file: &Mutex<File>) -> MutexGuard<'_, File> {
+    // A panic elsewhere leaves at worst another file position, which every use sets anew.
+    file.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// `count` of the bytes from `offset` on.
+fn range(bytes: &[u8], offset: u64, count: u64) -> io::Result<&[u8]> {
+    let start = usize::try_from(offset).ok();
+    let count = usize::try_from(count).ok();
+    let rest = start.and_then(|start| bytes.get(start..));
+    rest.zip(count)
+        .and_then(|(rest, count)| rest.get(..count))
+        .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
 }
 
 fn kind_of(file_type: FileType) -> &'static str {
@@ -194,5 +245,36 @@ mod tests {
     #[test]
     fn empty_file_is_refused() {
         assert!(message(TempFile::new().unwrap().as_path()).contains("is empty"));
+        let error = InputFile::from_bytes(FileRole::Initrd, Path::new("/made/of"), Vec::new()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"the initrd "/made/of" is empty (0 bytes); check the step that made it"#
+        );
+    }
+
+    #[test]
+    fn bytes_are_read_as_a_file_of_them_would_be() {
+        let content: Vec<u8> = (0..200).collect();
+        let file = TempFile::new().unwrap();
+        std::io::Write::write_all(&mut file.as_file(), &content).unwrap();
+        let path = file.as_path();
+        let opened = InputFile::open(FileRole::Kernel, path).unwrap();
+        let made = InputFile::from_bytes(FileRole::Kernel, path, content).unwrap();
+        assert_eq!((opened.len(), opened.path()), (made.len(), made.path()));
+        let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        for (offset, count) in [(0, 200), (150, 50), (150, 51), (200, 1), (u64::MAX, 1)] {
+            let [of_file, of_memory] = [&opened, &made].map(|input| {
+                let mut bytes = vec![0; count as usize];
+                let read = input.read_at(offset, &mut bytes).ok().map(|()| bytes);
+                let loaded = input.read_into(&memory, offset, 8, count).ok();
+                (read, loaded.map(|()| memory.read_obj::<[u8; 32]>(GuestAddress(8)).unwrap()))
+            });
+            assert_eq!(of_file, of_memory, "{count} bytes at {offset}");
+            assert_eq!(
+                of_file.0.is_some(),
+                offset < 200 && offset + count <= 200,
+                "{count} bytes at {offset}"
+            );
+        }
     }
 }

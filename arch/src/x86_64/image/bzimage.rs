@@ -9,7 +9,7 @@ use vm_memory::ByteValued;
 use super::super::bytes::{u16_at, u32_at, u64_at};
 use super::super::input_file::InputFile;
 use super::super::layout::{HIGH_MEMORY, MMIO_HOLE};
-use super::{Contents, Defect, ImageSegment};
+use super::{Contents, Defect, ImageSegment, release};
 
 /// Where the header's magic stands.
 pub(super) const MAGIC_OFFSET: usize = 0x202;
@@ -49,25 +49,38 @@ pub struct BzImageHeader {
     pub cmdline_size: u32,
     /// Highest address that a byte of the initrd may have.
     pub initrd_addr_max: u32,
+    /// The packed kernel in the file; `None` when the header says that there is none.
+    pub payload: Option<BzImagePayload>,
     /// The header as it goes into the zero page.
     pub(crate) raw: setup_header,
 }
 
+/// Where the packed kernel is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BzImagePayload {
+    /// Where it starts in the file.
+    pub file_offset: u64,
+    /// Bytes of it; they end inside the file.
+    pub len: u64,
+}
+
 pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
-    let header = parse_header(head)?;
+    let mut header = parse_header(head)?;
     let segment = protected_mode_segment(file, &header)?;
+    header.payload = payload(&header.raw, &segment)?;
     let kernel_end = header
         .pref_address
         .checked_add(segment.memory_len)
         .filter(|end| header.pref_address >= HIGH_MEMORY && *end <= MMIO_HOLE)
         .ok_or(Defect::BzImageField { field: "pref_address", value: header.pref_address })?;
     Ok(Contents {
-        segments: vec![segment],
         memory_end: kernel_end,
         // The segment is longer than the offset of the entry, so this cannot pass its end.
         entry: header.pref_address.saturating_add(ENTRY_64_OFFSET),
         pvh_entry: None,
         is_linux: true,
+        release: release_in(file, head, segment.file_offset),
+        segments: vec![segment],
         bzimage: Some(header),
     })
 }
@@ -103,8 +116,32 @@ fn parse_header(head: &[u8]) -> Result<BzImageHeader, Defect> {
         cmdline_size: u32_at(head, 0x238).ok_or_else(truncated)?,
         pref_address: u64_at(head, 0x258).ok_or_else(truncated)?,
         init_size: u32_at(head, 0x260).ok_or_else(truncated)?,
+        payload: None,
         raw: setup_header_from(raw),
     })
+}
+
+/// Where `payload_offset` and `payload_length` say that the packed kernel is.
+fn payload(raw: &setup_header, segment: &ImageSegment) -> Result<Option<BzImagePayload>, Defect> {
+    let (offset, len) = (u64::from(raw.payload_offset), u64::from(raw.payload_length));
+    if len == 0 {
+        return Ok(None);
+    }
+    if offset.saturating_add(len) > segment.file_len {
+        return Err(Defect::BzImageField { field: "payload_length", value: len });
+    }
+    Ok(Some(BzImagePayload { file_offset: segment.file_offset.saturating_add(offset), len }))
+}
+
+/// The release in the text that `kernel_version` points to, which lies in the real-mode part. It is for people, so a
+/// damaged one is no defect.
+fn release_in(file: &InputFile, head: &[u8], setup_len: u64) -> Option<String> {
+    let offset = u64::from(u16_at(head, 0x20e).filter(|offset| *offset != 0)?).checked_add(SECTOR)?;
+    let len = setup_len.checked_sub(offset)?.min(release::TEXT_LEN as u64);
+    let mut text = [0; release::TEXT_LEN];
+    let text = text.get_mut(..usize::try_from(len).ok()?)?;
+    file.read_at(offset, text).ok()?;
+    release::parse(text)
 }
 
 /// The part of the file that is loaded: everything after the real-mode part. It goes to the preferred address, so
@@ -172,6 +209,49 @@ mod tests {
         assert_eq!(image.segments(), [expected]);
         let header = image.bzimage().unwrap();
         assert_eq!((header.version, header.cmdline_size, header.initrd_addr_max), (0x20f, 2047, 0x7fff_ffff));
+    }
+
+    #[test]
+    fn payload_is_where_the_header_says() {
+        assert_eq!(open_bytes(&bzimage()).unwrap().read_payload().unwrap(), None);
+        let mut bytes = patched(0x248, &[0x10, 0, 0, 0, 5, 0, 0, 0]);
+        bytes[1024 + 0x10..][..5].copy_from_slice(b"stuff");
+        let image = open_bytes(&bytes).unwrap();
+        assert_eq!(image.bzimage().unwrap().payload, Some(BzImagePayload { file_offset: 1040, len: 5 }));
+        assert_eq!(image.read_payload().unwrap().unwrap(), b"stuff");
+    }
+
+    #[test]
+    fn payload_that_ends_outside_the_file_is_refused() {
+        for (offset, len) in [(4096u32, 1u32), (0, 4097), (u32::MAX, u32::MAX)] {
+            let fields = [offset.to_le_bytes(), len.to_le_bytes()].concat();
+            let error = open_bytes(&patched(0x248, &fields)).unwrap_err();
+            assert!(matches!(error, ImageError::BzImageField { field: "payload_length", .. }), "{error}");
+        }
+        let whole = [0u32.to_le_bytes(), 4096u32.to_le_bytes()].concat();
+        assert_eq!(
+            open_bytes(&patched(0x248, &whole)).unwrap().read_payload().unwrap().unwrap(),
+            [0xcc; 4096]
+        );
+    }
+
+    #[test]
+    fn release_is_read_from_the_set_up_part_only() {
+        let mut bytes = patched(0x20e, &0x180u16.to_le_bytes());
+        bytes[0x380..][..26].copy_from_slice(b"6.1.0-56-amd64 (someone) #");
+        assert_eq!(open_bytes(&bytes).unwrap().release(), Some("6.1.0-56-amd64"));
+        assert_eq!(open_bytes(&bzimage()).unwrap().release(), None);
+        for outside in [0x200u16, 0xffff] {
+            bytes[0x20e..0x210].copy_from_slice(&outside.to_le_bytes());
+            assert_eq!(open_bytes(&bytes).unwrap().release(), None, "{outside:#x}");
+        }
+    }
+
+    #[test]
+    fn bzimage_has_no_pvh_entry() {
+        let image = open_bytes(&bzimage()).unwrap().with_protocol(BootProtocol::Linux64).unwrap();
+        let error = image.with_protocol(BootProtocol::Pvh).unwrap_err();
+        assert!(error.to_string().contains("has no PVH entry: a bzImage"), "{error}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::super::bytes::{u16_at, u32_at, u64_at};
 use super::super::input_file::InputFile;
 use super::super::layout::{HIGH_MEMORY, MMIO_HOLE};
 use super::foreign::Foreign;
-use super::{Contents, Defect, ImageSegment};
+use super::{Contents, Defect, ImageSegment, release};
 
 const MAGIC: &[u8] = b"\x7fELF";
 const FILE_HEADER_LEN: usize = 64;
@@ -119,12 +119,16 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
         return Err(ElfDefect::NoSegments.into());
     };
     let pvh_entry = find_pvh_entry(file, &program_headers)?;
-    let is_linux = is_linux(file, &program_headers)?;
-    let used_entry = pvh_entry.filter(|_| !is_linux).map_or(header.entry, u64::from);
-    if !segments.iter().any(|segment| file_bytes_contain(segment, used_entry)) {
-        return Err(ElfDefect::EntryOutside(used_entry).into());
+    let release = find_release(file, &program_headers)?;
+    let entry = header.entry;
+    let is_linux = release.is_some();
+    let contents = Contents { segments, memory_end, entry, pvh_entry, is_linux, release, bzimage: None };
+    let used_entry = pvh_entry.filter(|_| !is_linux).map_or(entry, u64::from);
+    if contents.has_file_bytes_at(used_entry) {
+        Ok(contents)
+    } else {
+        Err(ElfDefect::EntryOutside(used_entry).into())
     }
-    Ok(Contents { segments, memory_end, entry: header.entry, pvh_entry, is_linux, bzimage: None })
 }
 
 struct FileHeader {
@@ -252,10 +256,6 @@ fn check_segments(file: &InputFile, headers: &[ProgramHeader]) -> Result<Vec<Ima
     Ok(segments)
 }
 
-fn file_bytes_contain(segment: &ImageSegment, address: u64) -> bool {
-    address.checked_sub(segment.address).is_some_and(|offset| offset < segment.file_len)
-}
-
 /// Searches the note segments for the PVH entry; the first one found counts.
 fn find_pvh_entry(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<u32>, Defect> {
     for header in headers.iter().filter(|header| header.kind == PT_NOTE) {
@@ -297,24 +297,25 @@ fn pvh_entry_from(content: &[u8]) -> Option<u32> {
     }
 }
 
-/// Whether this is a Linux kernel. The address decides first and costs nothing; only a kernel is searched.
-fn is_linux(file: &InputFile, headers: &[ProgramHeader]) -> Result<bool, Defect> {
+/// The release in Linux's version text; only Linux has one. The address decides first and costs nothing; only a kernel
+/// is searched.
+fn find_release(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<String>, Defect> {
     let mut loads = headers.iter().filter(|header| header.kind == PT_LOAD && header.file_len > 0).peekable();
     if loads.peek().is_none_or(|first| first.virtual_address < LINUX_TEXT) {
-        return Ok(false);
+        return Ok(None);
     }
     for load in loads {
-        if range_contains(file, load.offset, load.file_len, LINUX_BANNER)? {
-            return Ok(true);
+        if let Some(release) = release_in(file, load.offset, load.file_len)? {
+            return Ok(Some(release));
         }
     }
-    Ok(false)
+    Ok(None)
 }
 
-/// Searches `len` bytes from `offset` of the file, in chunks that overlap by less than `needle`.
-fn range_contains(file: &InputFile, offset: u64, len: u64, needle: &[u8]) -> Result<bool, Defect> {
-    let finder = memmem::Finder::new(needle);
-    let overlap = needle.len().saturating_sub(1) as u64;
+/// Searches `len` bytes from `offset` of the file, in chunks that overlap by a banner and the release after it.
+fn release_in(file: &InputFile, offset: u64, len: u64) -> Result<Option<String>, Defect> {
+    let finder = memmem::Finder::new(LINUX_BANNER);
+    let overlap = LINUX_BANNER.len().saturating_add(release::TEXT_LEN) as u64;
     let mut buffer = vec![0; SEARCH_CHUNK];
     let mut done = 0u64;
     while done < len {
@@ -322,15 +323,19 @@ fn range_contains(file: &InputFile, offset: u64, len: u64, needle: &[u8]) -> Res
             usize::try_from(len.saturating_sub(done)).map_or(SEARCH_CHUNK, |n| n.min(SEARCH_CHUNK));
         let chunk = buffer.get_mut(..chunk_len).unwrap_or_default();
         file.read_at(offset.saturating_add(done), chunk)?;
-        if finder.find(chunk).is_some() {
-            return Ok(true);
+        for start in finder.find_iter(chunk) {
+            let text = chunk.get(start.saturating_add(LINUX_BANNER.len())..).unwrap_or_default();
+            let text = text.get(..release::TEXT_LEN).unwrap_or(text);
+            if let Some(release) = release::parse(text) {
+                return Ok(Some(release));
+            }
         }
         if chunk_len < SEARCH_CHUNK {
-            return Ok(false);
+            return Ok(None);
         }
         done = done.saturating_add((SEARCH_CHUNK as u64).saturating_sub(overlap));
     }
-    Ok(false)
+    Ok(None)
 }
 
 #[cfg(test)]

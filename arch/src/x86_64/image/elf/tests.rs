@@ -1,10 +1,12 @@
 //! Tests of the ELF parser: sound files, files of other kinds, and damaged ones.
 #![allow(clippy::arithmetic_side_effects)]
 
+use std::path::Path;
+
 use proptest::prelude::*;
 
 use super::super::samples::{Elf, Header, note, open_bytes};
-use super::super::{BootProtocol, ImageError, ImageFormat};
+use super::super::{BootProtocol, ImageError, ImageFormat, KernelImage};
 use super::*;
 
 fn defect_of(elf: &Elf) -> ElfDefect {
@@ -55,6 +57,51 @@ fn linux_with_note_uses_its_64_bit_entry() {
     assert!(image.is_linux());
     assert_eq!((image.protocol(), image.entry()), (BootProtocol::Linux64, Elf::ADDRESS));
     assert_eq!(image.pvh_entry(), Some(0x20_0010));
+}
+
+#[test]
+fn protocol_that_is_asked_for_wins_where_the_image_has_it() {
+    let open = |elf: &Elf| open_bytes(&elf.bytes()).unwrap();
+    let both = Elf::payload().with_pvh_entry(0x20_0010);
+    let image = open(&both).with_protocol(BootProtocol::Linux64).unwrap();
+    assert_eq!((image.protocol(), image.entry()), (BootProtocol::Linux64, Elf::ADDRESS));
+    let image = open(&both.linked_as_linux(100)).with_protocol(BootProtocol::Pvh).unwrap();
+    assert_eq!((image.protocol(), image.entry()), (BootProtocol::Pvh, 0x20_0010));
+    let error = open(&Elf::payload()).with_protocol(BootProtocol::Pvh).unwrap_err();
+    assert!(error.to_string().contains("has no PVH entry: leave"), "{error}");
+}
+
+#[test]
+fn entry_of_the_other_protocol_is_checked_when_it_is_asked_for() {
+    let linux = Elf::payload().linked_as_linux(100).with_pvh_entry(0x30_0000);
+    let error = open_bytes(&linux.bytes()).unwrap().with_protocol(BootProtocol::Pvh).unwrap_err();
+    assert!(matches!(error, ImageError::Elf { defect: ElfDefect::EntryOutside(0x30_0000), .. }), "{error}");
+    let mut payload = Elf::payload().with_pvh_entry(0x20_0010);
+    payload.entry = 0;
+    let error = open_bytes(&payload.bytes()).unwrap().with_protocol(BootProtocol::Linux64).unwrap_err();
+    assert!(matches!(error, ImageError::Elf { defect: ElfDefect::EntryOutside(0), .. }), "{error}");
+}
+
+#[test]
+fn release_follows_the_banner_and_formats_are_no_banner() {
+    let image = open_bytes(&Elf::payload().linked_as_linux(100).bytes()).unwrap();
+    assert_eq!(image.release(), Some("6.1.0"));
+    let mut elf = Elf::payload().linked_as_linux(100);
+    elf.body[..20].copy_from_slice(b"Linux version %s (%s");
+    assert_eq!(open_bytes(&elf.bytes()).unwrap().release(), Some("6.1.0"));
+    elf.body[114] = b'%';
+    let image = open_bytes(&elf.bytes()).unwrap();
+    assert_eq!((image.release(), image.is_linux()), (None, false));
+}
+
+#[test]
+fn bytes_and_a_file_of_them_are_the_same_image() {
+    let bytes = Elf::payload().with_pvh_entry(0x20_0010).bytes();
+    let (file, memory) =
+        (open_bytes(&bytes).unwrap(), KernelImage::from_bytes(Path::new("/a/vmlinuz"), bytes).unwrap());
+    assert_eq!((file.entry(), file.segments()), (memory.entry(), memory.segments()));
+    let error = KernelImage::from_bytes(Path::new("/a/vmlinuz"), b"\x7fELF".to_vec()).unwrap_err();
+    assert!(error.to_string().contains(r#""/a/vmlinuz""#), "{error}");
 }
 
 #[test]
@@ -230,7 +277,7 @@ proptest! {
                 prop_assert!(pair[0].address + pair[0].memory_len <= pair[1].address);
             }
             prop_assert!(image.memory_end() <= MMIO_HOLE);
-            prop_assert!(image.segments().iter().any(|segment| file_bytes_contain(segment, image.entry())));
+            prop_assert!(image.contents.has_file_bytes_at(image.entry()));
         }
     }
 }
