@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use coracle::config::{DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration};
+use coracle::config::{DEFAULT_CMDLINE, KernelProtocol, MemorySize, SerialConfig, VcpuCount, parse_duration};
 
 /// A lightweight virtual machine monitor for Linux KVM.
 #[derive(Debug, Parser)]
@@ -36,12 +36,21 @@ pub(crate) struct RunArgs {
     /// Initial RAM file system; several are given to the guest one after the other
     #[arg(short, long = "initrd", value_name = "FILE")]
     pub initrds: Vec<PathBuf>,
+    /// Folder of the kernel's modules (lib/modules, or of its release): load those that its devices need
+    #[arg(long, value_name = "DIR")]
+    pub modules: Option<PathBuf>,
     /// Words to add to the kernel command line
     #[arg(short, long = "append", value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
     /// Kernel command line in place of the default one
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
+    /// How the kernel is entered: auto, linux (its 64-bit entry) or pvh
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub protocol: KernelProtocol,
+    /// Let a bzImage unpack itself, to a random address; else the host unpacks it where that is faster
+    #[arg(long)]
+    pub kaslr: bool,
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub cpus: VcpuCount,

@@ -19,6 +19,8 @@ pub enum GuestData {
     GuestVmlinuz,
     /// The default guest's initramfs.
     GuestInitramfs,
+    /// The program that loads modules in the initramfs of a user's own kernel: the default guest's agent, static.
+    Agent,
     /// The emulated host's kernel as ELF.
     HostVmlinux,
     /// The emulated host's initramfs.
@@ -32,6 +34,7 @@ impl GuestData {
             Self::GuestVmlinux => "guest/vmlinux",
             Self::GuestVmlinuz => "guest/vmlinuz",
             Self::GuestInitramfs => "guest/initramfs.cpio",
+            Self::Agent => "guest/agent",
             Self::HostVmlinux => "host/vmlinux",
             Self::HostInitramfs => "host/initramfs.cpio",
         })
@@ -43,6 +46,7 @@ impl fmt::Display for GuestData {
         formatter.write_str(match self {
             Self::GuestVmlinux | Self::GuestVmlinuz => "the default guest's kernel",
             Self::GuestInitramfs => "the default guest's initramfs",
+            Self::Agent => "the module loader",
             Self::HostVmlinux => "the emulated host's kernel",
             Self::HostInitramfs => "the emulated host's initramfs",
         })
@@ -103,6 +107,11 @@ fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
         wanted = GuestData::HostInitramfs;
     }
     Err(GuestDataMissing { wanted, folders: folders.to_vec() })
+}
+
+/// The folders where the modules of the default guest's kernel are, in a folder of its release each; there may be none.
+pub(crate) fn module_folders() -> Vec<PathBuf> {
+    folders(|name| env::var_os(name)).into_iter().map(|folder| folder.join("guest/modules")).collect()
 }
 
 /// The data folders that an environment names, in order.

@@ -17,6 +17,7 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("Coracle runs on x86-64 Linux");
 
+pub mod compression;
 pub mod config;
 mod console;
 mod control;
@@ -24,7 +25,9 @@ pub mod diagnosis;
 pub mod emulated_host;
 pub mod guest_data;
 pub mod host;
+pub mod initramfs;
 mod io_loop;
+pub mod kernel_image;
 mod kvm;
 mod memory;
 pub mod terminal;

@@ -76,7 +76,7 @@ fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
             initrds.insert(0, find(GuestData::GuestInitramfs)?);
             defaults.push(if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
-            find(GuestData::GuestVmlinux)?
+            find(if args.kaslr { GuestData::GuestVmlinuz } else { GuestData::GuestVmlinux })?
         }
     };
     let cmdline = match &args.cmdline {
@@ -84,7 +84,10 @@ fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
     };
     Ok(VmConfig {
+        protocol: args.protocol,
+        kaslr: args.kaslr,
         initrds,
+        modules: args.modules.clone(),
         cmdline,
         vcpus: args.cpus,
         memory: args.memory,
@@ -177,6 +180,10 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     command.extend(std::env::args_os().skip(1));
     let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
     shares.extend(config.initrds.iter().cloned());
+    if let Some(modules) = &config.modules {
+        shares.push(modules.clone());
+        shares.extend(guest_data::find(GuestData::Agent));
+    }
     let written = [args.outcome.clone(), serial_file(config)?];
     for path in written.into_iter().flatten() {
         // The file has to be there to be seen from inside.

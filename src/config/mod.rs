@@ -4,6 +4,7 @@
 mod cmdline;
 mod duration;
 mod memory_size;
+mod protocol;
 mod serial;
 mod vcpu_count;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use duration::parse_duration;
 pub use memory_size::MemorySize;
+pub use protocol::KernelProtocol;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
 
@@ -21,8 +23,16 @@ pub use vcpu_count::VcpuCount;
 pub struct VmConfig {
     /// The kernel image.
     pub kernel: PathBuf,
+    /// How the kernel is entered.
+    pub protocol: KernelProtocol,
+    /// Whether a bzImage unpacks itself, to a random address if it was built so. Otherwise it is unpacked here, to its
+    /// usual address, where that is faster.
+    pub kaslr: bool,
     /// The initial RAM file systems, which the guest sees as one.
     pub initrds: Vec<PathBuf>,
+    /// Where the kernel's modules are, when those that its devices need are to be loaded: the folder of its release,
+    /// one that holds that folder, or the root of a system.
+    pub modules: Option<PathBuf>,
     /// The kernel command line.
     pub cmdline: String,
     /// How many vCPUs.
@@ -40,7 +50,10 @@ impl VmConfig {
     pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
         VmConfig {
             kernel: kernel.into(),
+            protocol: KernelProtocol::default(),
+            kaslr: false,
             initrds: Vec::new(),
+            modules: None,
             cmdline: DEFAULT_CMDLINE.to_owned(),
             vcpus: VcpuCount::default(),
             memory: MemorySize::default(),
@@ -86,6 +99,12 @@ pub enum ConfigError {
     /// A time of nothing.
     #[error("{text} leaves no time to run: give a longer time, or leave the limit out")]
     DurationZero {
+        /// As given.
+        text: String,
+    },
+    /// Not a boot protocol.
+    #[error("`{text}` is not known here: use auto, linux or pvh")]
+    Protocol {
         /// As given.
         text: String,
     },

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
 use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
-use coracle_arch::x86_64::image::{ImageError, KernelImage};
+use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
@@ -21,7 +21,10 @@ use crate::config::VmConfig;
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
 use crate::diagnosis::Subject;
+use crate::initramfs::LoaderError;
+use crate::initramfs::loader;
 use crate::io_loop::IoLoop;
+use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
 use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
@@ -39,10 +42,13 @@ pub struct VmBuilder {
 pub enum BuildError {
     /// The kernel cannot be used.
     #[error(transparent)]
-    Kernel(#[from] ImageError),
+    Kernel(#[from] KernelError),
     /// An initrd cannot be used.
     #[error(transparent)]
     Initrd(#[from] InputFileError),
+    /// The modules that the devices need cannot be had.
+    #[error(transparent)]
+    Modules(#[from] LoaderError),
     /// The console cannot be connected.
     #[error(transparent)]
     Console(#[from] ConsoleError),
@@ -238,9 +244,17 @@ impl Inputs {
 }
 
 fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), BuildError> {
-    let kernel = KernelImage::open(&config.kernel)?;
-    let initrds = config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<_, _>>()?;
+    let VmConfig { kernel: path, protocol, kaslr, .. } = config;
+    let kernel = kernel_image::open(KernelRequest { path, protocol: *protocol, kaslr: *kaslr })?;
+    let mut initrds =
+        config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    initrds.extend(loader::initrd(config, &kernel, device_modules(config))?);
     Ok((kernel, initrds))
+}
+
+/// The modules that the devices of a machine need. There is no such device yet, so the user has to ask.
+fn device_modules(config: &VmConfig) -> &'static [&'static str] {
+    if config.modules.is_some() { &["virtio_mmio"] } else { &[] }
 }
 
 /// What is made before the first thread.

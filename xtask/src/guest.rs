@@ -10,11 +10,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use coracle::initramfs::ModuleTree;
+use coracle::{KernelImage, kernel_image};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::initramfs::{Initramfs, ModuleTree};
-use crate::kernel_image;
+use crate::initramfs::Initramfs;
 use crate::packages::{Package, PackageStore};
 use crate::static_build;
 use crate::workspace::Workspace;
@@ -153,8 +154,8 @@ impl Role {
         }
         fs::create_dir(&scratch).with_context(|| format!("cannot make {}", scratch.display()))?;
         write(&scratch.join("vmlinuz"), vmlinuz)?;
-        let vmlinux = kernel_image::vmlinux(vmlinuz).context("cannot unpack the kernel")?;
-        write(&scratch.join("vmlinux"), &vmlinux)?;
+        let image = KernelImage::from_bytes(&folder.join("vmlinuz"), vmlinuz.to_vec())?;
+        write(&scratch.join("vmlinux"), &kernel_image::unpack(&image)?)?;
         write(&scratch.join("initramfs.cpio"), initramfs)?;
         write(
             &scratch.join("manifest.json"),

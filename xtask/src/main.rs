@@ -2,12 +2,10 @@
 
 mod bench;
 mod ci;
-mod decompress;
 mod demo;
 mod dist;
 mod guest;
 mod initramfs;
-mod kernel_image;
 mod packages;
 mod payloads;
 mod process;

@@ -248,16 +248,16 @@ impl KernelImage {
         self.contents.bzimage.as_ref()
     }
 
-    /// Reads the packed kernel inside a bzImage, up to and with the unpacked length that may follow it. `None` when
-    /// the image is no bzImage, or one whose header names no payload.
+    /// Reads the packed kernel inside a bzImage, at most its first `most` bytes. The whole of it ends with the unpacked
+    /// length that may follow it. `None` when the image is no bzImage, or one whose header names no payload.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn read_payload(&self) -> Result<Option<Vec<u8>>, ImageError> {
+    pub fn read_payload(&self, most: u64) -> Result<Option<Vec<u8>>, ImageError> {
         let Some(payload) = self.bzimage().and_then(|bzimage| bzimage.payload) else { return Ok(None) };
         // Inside the file, so no larger than that; kept apart from the case of a machine without so much memory.
         let mut bytes = Vec::new();
-        let len = usize::try_from(payload.len).unwrap_or(usize::MAX);
+        let len = usize::try_from(payload.len.min(most)).unwrap_or(usize::MAX);
         let no_memory = || Defect::Read(io::ErrorKind::OutOfMemory.into()).at(&self.file);
         bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
         bytes.resize(len, 0);

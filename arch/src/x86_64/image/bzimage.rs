@@ -213,12 +213,13 @@ mod tests {
 
     #[test]
     fn payload_is_where_the_header_says() {
-        assert_eq!(open_bytes(&bzimage()).unwrap().read_payload().unwrap(), None);
+        assert_eq!(open_bytes(&bzimage()).unwrap().read_payload(u64::MAX).unwrap(), None);
         let mut bytes = patched(0x248, &[0x10, 0, 0, 0, 5, 0, 0, 0]);
         bytes[1024 + 0x10..][..5].copy_from_slice(b"stuff");
         let image = open_bytes(&bytes).unwrap();
         assert_eq!(image.bzimage().unwrap().payload, Some(BzImagePayload { file_offset: 1040, len: 5 }));
-        assert_eq!(image.read_payload().unwrap().unwrap(), b"stuff");
+        assert_eq!(image.read_payload(u64::MAX).unwrap().unwrap(), b"stuff");
+        assert_eq!(image.read_payload(2).unwrap().unwrap(), b"st");
     }
 
     #[test]
@@ -230,7 +231,7 @@ mod tests {
         }
         let whole = [0u32.to_le_bytes(), 4096u32.to_le_bytes()].concat();
         assert_eq!(
-            open_bytes(&patched(0x248, &whole)).unwrap().read_payload().unwrap().unwrap(),
+            open_bytes(&patched(0x248, &whole)).unwrap().read_payload(u64::MAX).unwrap().unwrap(),
             [0xcc; 4096]
         );
     }

@@ -1,13 +1,7 @@
 //! The initramfs of the default guest and of the emulated host: the agent as `/init`, and what it needs.
 
-mod cpio;
-mod modules;
-
 use anyhow::Result;
-
-use self::cpio::Archive;
-use self::modules::Module;
-pub(crate) use self::modules::ModuleTree;
+use coracle::initramfs::{Archive, Module};
 
 /// What goes into an initramfs.
 #[derive(Debug)]
@@ -51,7 +45,7 @@ impl Initramfs<'_> {
             archive.file(&path, 0o644, module.object);
         }
         archive.file("/etc/coracle/modules", 0o644, load_order.into_bytes());
-        archive.finish()
+        Ok(archive.finish()?)
     }
 }
 

@@ -1,0 +1,57 @@
+//! How the first vCPU enters the kernel.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::ConfigError;
+
+/// The boot protocol.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KernelProtocol {
+    /// Linux by its 64-bit entry; another ELF image by its PVH note where it has one, else by its 64-bit entry.
+    #[default]
+    Auto,
+    /// The 64-bit entry of the Linux boot protocol.
+    Linux,
+    /// The 32-bit entry that a PVH note names.
+    Pvh,
+}
+
+impl FromStr for KernelProtocol {
+    type Err = ConfigError;
+
+    /// Reads `auto`, `linux` or `pvh`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "linux" => Ok(Self::Linux),
+            "pvh" => Ok(Self::Pvh),
+            _ => Err(ConfigError::Protocol { text: text.into() }),
+        }
+    }
+}
+
+impl fmt::Display for KernelProtocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Linux => "linux",
+            Self::Pvh => "pvh",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_name_reads_back_and_others_are_refused() {
+        for protocol in [KernelProtocol::Auto, KernelProtocol::Linux, KernelProtocol::Pvh] {
+            assert_eq!(protocol.to_string().parse(), Ok(protocol));
+        }
+        for text in ["", "PVH", "multiboot"] {
+            assert!(text.parse::<KernelProtocol>().is_err(), "{text}");
+        }
+    }
+}

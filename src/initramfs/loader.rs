@@ -1,0 +1,224 @@
+//! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts the
+//! system on the device that `root=` names. It goes after the user's own archives and replaces nothing in them: all of
+//! it is under `/coracle`, but for an `/init` where the user has brought no initrd at all.
+//!
+//! The program in it is Coracle's agent (`agent/src/loader`), from the default guest's files.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use coracle_arch::x86_64::image::KernelImage;
+use coracle_arch::x86_64::initrd::InitrdFile;
+
+use super::{Archive, ArchiveError, ModuleTree, ModulesError};
+use crate::config::VmConfig;
+use crate::guest_data::{self, GuestData, GuestDataMissing};
+
+/// What the archive is to be made of.
+#[derive(Debug, Clone, Copy)]
+struct LoaderRequest<'a> {
+    kernel: &'a Path,
+    release: Option<&'a str>,
+    /// Where its modules are, if the user has said so.
+    folder: Option<&'a Path>,
+    /// The modules that the devices need.
+    modules: &'a [&'a str],
+    /// Whether the user has an initrd.
+    has_initrd: bool,
+}
+
+/// Why there is no such archive.
+#[derive(Debug, thiserror::Error)]
+pub enum LoaderError {
+    /// The kernel's modules are nowhere.
+    #[error(
+        "the kernel {kernel:?} ({release}) needs the module {module}, if it has it not built in, but there is \
+         no {release} in any of {}; --modules names the folder",
+        listed(places)
+    )]
+    NoTree {
+        /// The kernel's path.
+        kernel: PathBuf,
+        /// Its release.
+        release: String,
+        /// The first module that its devices need.
+        module: String,
+        /// Folders that were looked at.
+        places: Vec<PathBuf>,
+    },
+    /// The user's folder holds no modules of this kernel.
+    #[error("--modules {folder:?}: it holds no modules of the kernel's release, {release}")]
+    NotInFolder {
+        /// The folder.
+        folder: PathBuf,
+        /// The kernel's release.
+        release: String,
+    },
+    /// The kernel does not tell its release.
+    #[error(
+        "the kernel {kernel:?} does not say its release, so its module {module} cannot be found; give \
+         --modules the folder of its release"
+    )]
+    NoRelease {
+        /// The kernel's path.
+        kernel: PathBuf,
+        /// The first module that its devices need.
+        module: String,
+    },
+    /// The modules are those of another kernel.
+    #[error("the modules in {tree:?} are of the release {found}, but the kernel {kernel:?} is {release}")]
+    OtherRelease {
+        /// The folder of the modules.
+        tree: PathBuf,
+        /// What they were built for.
+        found: String,
+        /// The kernel's path.
+        kernel: PathBuf,
+        /// Its release.
+        release: String,
+    },
+    /// A module cannot be had.
+    #[error(transparent)]
+    Modules(#[from] ModulesError),
+    /// The program that loads them is missing.
+    #[error(transparent)]
+    NoProgram(#[from] GuestDataMissing),
+    /// The program that loads them cannot be read.
+    #[error("cannot read the module loader {path:?}")]
+    Program {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+}
+
+/// The initrd with the modules that a machine's devices need; `None` when they need none, or the kernel has all of them
+/// built in.
+///
+/// # Errors
+/// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
+/// warning in the log.
+pub(crate) fn initrd(
+    config: &VmConfig,
+    kernel: &KernelImage,
+    modules: &[&str],
+) -> Result<Option<InitrdFile>, LoaderError> {
+    if modules.is_empty() {
+        return Ok(None);
+    }
+    let request = LoaderRequest {
+        kernel: &config.kernel,
+        release: kernel.release(),
+        folder: config.modules.as_deref(),
+        modules,
+        has_initrd: !config.initrds.is_empty(),
+    };
+    match archive(&request) {
+        Ok(Some(bytes)) => Ok(InitrdFile::from_bytes("module loader".as_ref(), bytes).ok()),
+        Ok(None) => Ok(None),
+        Err(error) if config.modules.is_none() => {
+            log::warn!("{error}");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the archive; `None` when the kernel has everything built in.
+///
+/// # Errors
+/// A module or the program that loads it cannot be found or read.
+fn archive(request: &LoaderRequest<'_>) -> Result<Option<Vec<u8>>, LoaderError> {
+    let modules = modules(request)?;
+    if modules.is_empty() {
+        return Ok(None);
+    }
+    let path = guest_data::find(GuestData::Agent)?;
+    let program = fs::read(&path).map_err(|source| LoaderError::Program { path, source })?;
+    Ok(Some(packed(program, modules, request.has_initrd)?))
+}
+
+fn packed(program: Vec<u8>, modules: Vec<super::Module>, has_initrd: bool) -> Result<Vec<u8>, ArchiveError> {
+    let mut archive = Archive::default();
+    archive.file("coracle/init", 0o755, program);
+    if !has_initrd {
+        archive.symlink("init", "coracle/init");
+        archive.character_device("dev/console", 0o600, 5, 1);
+    }
+    let mut load_order = String::new();
+    for module in modules {
+        let path = format!("/coracle/{}", module.path);
+        load_order.push_str(&path);
+        load_order.push('\n');
+        archive.file(&path, 0o644, module.object);
+    }
+    archive.file("coracle/modules", 0o644, load_order.into_bytes());
+    archive.finish()
+}
+
+fn modules(request: &LoaderRequest<'_>) -> Result<Vec<super::Module>, LoaderError> {
+    let &LoaderRequest { kernel, release, modules, .. } = request;
+    let folder = tree_folder(request)?;
+    let modules = ModuleTree::open(&folder)?.closure(modules)?;
+    let found = modules.iter().find_map(super::Module::release);
+    match found.zip(release) {
+        Some((found, release)) if found != release => Err(LoaderError::OtherRelease {
+            tree: folder,
+            found: found.to_owned(),
+            kernel: kernel.to_owned(),
+            release: release.to_owned(),
+        }),
+        Some(_) | None => Ok(modules),
+    }
+}
+
+/// The folder of the kernel's release: in the user's folder, else in the default guest's, else beside the kernel, else
+/// in the host's.
+fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
+    let &LoaderRequest { kernel, release, folder, modules, .. } = request;
+    if let Some(folder) = folder.filter(|folder| ModuleTree::is_at(folder)) {
+        return Ok(folder.to_owned());
+    }
+    let module = modules.first().copied().unwrap_or_default().to_owned();
+    let Some(release) = release else {
+        return Err(LoaderError::NoRelease { kernel: kernel.to_owned(), module });
+    };
+    let places = match folder {
+        Some(folder) => std::iter::once(folder.to_owned()).chain(module_folders(folder)).collect(),
+        None => places_to_look(kernel),
+    };
+    if let Some(found) = places.iter().map(|place| place.join(release)).find(|tree| ModuleTree::is_at(tree)) {
+        return Ok(found);
+    }
+    let release = release.to_owned();
+    Err(match folder {
+        Some(folder) => LoaderError::NotInFolder { folder: folder.to_owned(), release },
+        None => LoaderError::NoTree { kernel: kernel.to_owned(), release, module, places },
+    })
+}
+
+fn places_to_look(kernel: &Path) -> Vec<PathBuf> {
+    let mut places = guest_data::module_folders();
+    // In an unpacked package the kernel is in `boot`, next to `lib`.
+    for beside in kernel.ancestors().skip(1).take(2) {
+        places.extend(module_folders(beside));
+    }
+    places.push(HOST_MODULES.into());
+    places
+}
+
+/// Where a system at `root` has its modules.
+fn module_folders(root: &Path) -> [PathBuf; 2] {
+    ["lib/modules", "usr/lib/modules"].map(|folder| root.join(folder))
+}
+
+fn listed(places: &[PathBuf]) -> String {
+    places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
+}
+
+const HOST_MODULES: &str = "/lib/modules";

@@ -1,0 +1,10 @@
+//! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which a
+//! machine's devices need. The builder calls [`loader`]; `xtask` makes the default guest with the rest.
+
+mod cpio;
+pub(crate) mod loader;
+mod module_tree;
+
+pub use cpio::{Archive, ArchiveError};
+pub use loader::LoaderError;
+pub use module_tree::{Module, ModuleTree, ModulesError};

@@ -1,0 +1,108 @@
+//! The `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and `payload_length`).
+
+use std::path::PathBuf;
+
+use coracle_arch::x86_64::image::{ImageError, KernelImage};
+
+use crate::compression::{Compression, DecompressError};
+
+/// Why a packed kernel could not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The file cannot be read.
+    #[error(transparent)]
+    Read(#[from] ImageError),
+    /// There is nothing in it that could be unpacked here.
+    #[error(
+        "{path:?} holds no kernel packed with gzip, xz, zstd or LZ4; other kinds can only unpack themselves"
+    )]
+    Unknown {
+        /// The kernel's path.
+        path: PathBuf,
+    },
+    /// The packed kernel is damaged.
+    #[error("the kernel {path:?} is damaged; copy or build it again")]
+    Damaged {
+        /// The kernel's path.
+        path: PathBuf,
+        /// What is wrong.
+        source: DecompressError,
+    },
+    /// The unpacked length that follows the packed kernel cannot be right.
+    #[error(
+        "the kernel {path:?} is damaged: it says to be {size} bytes when unpacked, which are more than the {most} \
+         that it reserves; copy or build it again"
+    )]
+    Size {
+        /// The kernel's path.
+        path: PathBuf,
+        /// Bytes, as stated.
+        size: u64,
+        /// Bytes that its header has room for.
+        most: u64,
+    },
+    /// Fewer bytes came out than there should be.
+    #[error(
+        "the kernel {path:?} is damaged: it unpacks to {got} bytes and not to {size}; copy or build it again"
+    )]
+    Short {
+        /// The kernel's path.
+        path: PathBuf,
+        /// Bytes, as stated.
+        size: u64,
+        /// Bytes that came out.
+        got: u64,
+    },
+}
+
+/// The ELF file that is packed in the bzImage `image`.
+///
+/// # Errors
+/// There is none, or it is packed in another way than by gzip, xz, zstd or LZ4, or damaged.
+pub fn unpack(image: &KernelImage) -> Result<Vec<u8>, UnpackError> {
+    unpack_if(image, |_| true)?.ok_or_else(|| UnpackError::Unknown { path: image.path().to_owned() })
+}
+
+/// As [`unpack`], but `None` where there is nothing that can be unpacked, or `wanted` does not want it.
+pub(super) fn unpack_if(
+    image: &KernelImage,
+    wanted: impl FnOnce(Compression) -> bool,
+) -> Result<Option<Vec<u8>>, UnpackError> {
+    let Some(header) = image.bzimage() else { return Ok(None) };
+    let most = u64::from(header.init_size).min(MAX_UNPACKED);
+    let head = image.read_payload(HEAD_LEN)?.unwrap_or_default();
+    let Some(compression) = Compression::of(&head).filter(|compression| wanted(*compression)) else {
+        return Ok(None);
+    };
+    let payload = image.read_payload(u64::MAX)?.unwrap_or_default();
+    let Some((stream, size)) = split_size(compression, &payload) else { return Ok(None) };
+    let path = || image.path().to_owned();
+    if size > most {
+        return Err(UnpackError::Size { path: path(), size, most });
+    }
+    let elf = compression
+        .decompress(stream, usize::try_from(size).unwrap_or(usize::MAX))
+        .map_err(|source| UnpackError::Damaged { path: path(), source })?;
+    match elf.len() as u64 {
+        got if got == size => Ok(Some(elf)),
+        got => Err(UnpackError::Short { path: path(), size, got }),
+    }
+}
+
+/// The compressed stream and the length of what is in it. The kernel's build writes that length, 4 bytes little-endian,
+/// behind every stream that does not end with it by itself, as gzip's does.
+fn split_size(compression: Compression, payload: &[u8]) -> Option<(&[u8], u64)> {
+    let (stream, size) = payload.split_last_chunk::<4>()?;
+    let stream = match compression {
+        Compression::Gzip => payload,
+        Compression::Xz | Compression::Zstd | Compression::Lz4Legacy => stream,
+    };
+    Some((stream, u64::from(u32::from_le_bytes(*size))))
+}
+
+/// More than the longest magic number.
+const HEAD_LEN: u64 = 16;
+
+/// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
+/// (53 MiB is usual), far below what would hurt a host.
+const MAX_UNPACKED: u64 = 1 << 30;
