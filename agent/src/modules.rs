@@ -1,4 +1,4 @@
-//! Loads the kernel modules that the initramfs brings.
+//! Loads the kernel modules that an initramfs brings, in every role.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,13 +6,13 @@ use std::os::fd::AsRawFd;
 
 use crate::console;
 
-/// Paths of modules, one a line, each after those that it needs.
-const LIST: &str = "/etc/coracle/modules";
+/// The list in the initramfs of the default guest and of the emulated host.
+pub(crate) const LIST: &str = "/etc/coracle/modules";
 
-/// Loads every module of the list. One that does not load is reported and left out: what needs it fails by
+/// Loads every module of a list: paths, one a line, each after those that it needs. One that does not load is reported and left out: what needs it fails by
 /// itself later, and everything else works.
-pub(crate) fn load_all() {
-    let Ok(list) = fs::read_to_string(LIST) else { return };
+pub(crate) fn load_all(list: &str) {
+    let Ok(list) = fs::read_to_string(list) else { return };
     for path in list.lines().map(str::trim).filter(|line| !line.is_empty()) {
         if let Err(error) = load(path) {
             console::report(&format!("cannot load the module {path}: {error}"));

@@ -56,6 +56,25 @@ pub(crate) fn move_mount(source: &Path, target: &Path) -> io::Result<()> {
     mount(source.as_os_str(), target.as_os_str(), "", libc::MS_MOVE, "")
 }
 
+/// Takes a mount away from the tree of files; whoever uses it keeps it. What is no mount stays as it is.
+pub(crate) fn unmount(target: &Path) {
+    if let Ok(target) = CString::new(target.as_os_str().as_bytes()) {
+        // SAFETY: the path ends with a zero byte and outlives the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// Mounts a file system with flags of `mount(2)`.
+pub(crate) fn mount_with(
+    source: &Path,
+    target: &Path,
+    kind: &str,
+    flags: libc::c_ulong,
+    options: &str,
+) -> io::Result<()> {
+    mount(source.as_os_str(), target.as_os_str(), kind, flags, options)
+}
+
 fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, options: &str) -> io::Result<()> {
     let source = CString::new(source.as_bytes())?;
     let target = CString::new(target.as_bytes())?;

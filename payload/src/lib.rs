@@ -9,6 +9,7 @@
 //! the product does not use it.
 
 mod bodies;
+mod bzimage;
 mod elf;
 mod tables;
 
@@ -45,6 +46,12 @@ impl Payload {
     /// The ELF file.
     pub fn elf(&self) -> Vec<u8> {
         elf::file(&Image::new((self.body)(), self.ring))
+    }
+
+    /// A bzImage that runs this body when it is entered itself, as a packed Linux runs its decompressor, and holds
+    /// `packed` as the kernel to unpack. The body runs in ring 0 without tables or a stack of its own.
+    pub fn bzimage(&self, packed: &[u8]) -> Vec<u8> {
+        bzimage::file((self.body)(), packed)
     }
 }
 

@@ -74,3 +74,95 @@ fn is_faster_here(compression: Compression) -> bool {
         Compression::Xz | Compression::Zstd => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use coracle_payload::Payload;
+
+    use super::*;
+    use crate::compression::samples::{ALL, pack};
+
+    /// A file that is removed at the end.
+    struct Kernel(PathBuf);
+
+    impl Kernel {
+        fn new(name: &str, bytes: &[u8]) -> Kernel {
+            let path = std::env::temp_dir().join(format!("coracle-kernel-{name}-{}", std::process::id()));
+            fs::write(&path, bytes).unwrap();
+            Kernel(path)
+        }
+
+        /// A bzImage with a packed payload that is no Linux.
+        fn packed(name: &str, compression: Compression) -> Kernel {
+            let elf = Payload::named("hello-exit").unwrap().elf();
+            let mut packed = pack(compression, &elf);
+            if compression != Compression::Gzip {
+                packed.extend_from_slice(&(elf.len() as u32).to_le_bytes());
+            }
+            Kernel::new(name, &Payload::named("exit-7").unwrap().bzimage(&packed))
+        }
+
+        fn open(&self, protocol: KernelProtocol, kaslr: bool) -> Result<KernelImage, KernelError> {
+            open(KernelRequest { path: &self.0, protocol, kaslr })
+        }
+    }
+
+    impl Drop for Kernel {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn bzimage_is_unpacked_where_that_is_faster_and_never_with_kaslr() {
+        for compression in ALL {
+            let kernel = Kernel::packed("auto", compression);
+            let expected = if is_faster_here(compression) { ImageFormat::Elf } else { ImageFormat::BzImage };
+            let image = kernel.open(KernelProtocol::Auto, false).unwrap();
+            assert_eq!((image.format(), image.path()), (expected, &*kernel.0), "{compression}");
+            let image = kernel.open(KernelProtocol::Auto, true).unwrap();
+            assert_eq!(image.format(), ImageFormat::BzImage, "{compression}");
+            assert_eq!(image.release(), Some("0.0.0-payload"));
+        }
+    }
+
+    #[test]
+    fn pvh_entry_of_a_packed_kernel_is_reached_by_unpacking() {
+        for compression in ALL {
+            let kernel = Kernel::packed("pvh", compression);
+            let image = kernel.open(KernelProtocol::Pvh, false).unwrap();
+            assert_eq!(image.protocol(), BootProtocol::Pvh, "{compression}");
+            let error = kernel.open(KernelProtocol::Pvh, true).unwrap_err().to_string();
+            assert!(error.contains("has no PVH entry"), "{error}");
+        }
+    }
+
+    #[test]
+    fn bzimage_that_cannot_be_unpacked_has_its_own_entry_only() {
+        let kernel = Kernel::new("own", &Payload::named("exit-7").unwrap().bzimage(b"BZh9"));
+        let image = kernel.open(KernelProtocol::Linux, false).unwrap();
+        assert_eq!((image.format(), image.entry()), (ImageFormat::BzImage, 0x100_0200));
+        let error = kernel.open(KernelProtocol::Pvh, false).unwrap_err().to_string();
+        assert!(error.contains("has no PVH entry"), "{error}");
+    }
+
+    #[test]
+    fn elf_file_cannot_move_itself() {
+        let kernel = Kernel::new("elf", &Payload::named("hello-exit").unwrap().elf());
+        assert_eq!(kernel.open(KernelProtocol::Linux, false).unwrap().protocol(), BootProtocol::Linux64);
+        let error = kernel.open(KernelProtocol::Auto, true).unwrap_err().to_string();
+        assert!(error.contains("--kaslr") && error.contains(kernel.0.to_str().unwrap()), "{error}");
+    }
+
+    #[test]
+    fn payload_that_unpacks_to_no_kernel_is_refused_with_the_user_s_path() {
+        let kernel = Kernel::new(
+            "text",
+            &Payload::named("exit-7").unwrap().bzimage(&pack(Compression::Gzip, b"text")),
+        );
+        let error = kernel.open(KernelProtocol::Auto, false).unwrap_err().to_string();
+        assert!(error.contains(kernel.0.to_str().unwrap()) && error.contains("a text file"), "{error}");
+    }
+}

@@ -106,3 +106,99 @@ const HEAD_LEN: u64 = 16;
 /// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
 /// (53 MiB is usual), far below what would hurt a host.
 const MAX_UNPACKED: u64 = 1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use coracle_payload::Payload;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::compression::samples::{ALL, pack};
+
+    fn open(bytes: Vec<u8>) -> KernelImage {
+        KernelImage::from_bytes(Path::new("/boot/vmlinuz"), bytes).unwrap()
+    }
+
+    fn bzimage(packed: &[u8]) -> KernelImage {
+        open(Payload::named("exit-7").unwrap().bzimage(packed))
+    }
+
+    fn elf() -> Vec<u8> {
+        Payload::named("hello-exit").unwrap().elf()
+    }
+
+    /// As the kernel's build packs: all but gzip are followed by the length.
+    fn payload(compression: Compression, plain: &[u8], size: usize) -> Vec<u8> {
+        let mut payload = pack(compression, plain);
+        if compression != Compression::Gzip {
+            payload.extend_from_slice(&(size as u32).to_le_bytes());
+        }
+        payload
+    }
+
+    #[test]
+    fn each_packing_unpacks_to_the_same_elf() {
+        let elf = elf();
+        for compression in ALL {
+            let image = bzimage(&payload(compression, &elf, elf.len()));
+            assert!(unpack(&image).unwrap() == elf, "{compression}");
+        }
+    }
+
+    #[test]
+    fn other_packing_and_elf_files_are_left_alone() {
+        for image in [bzimage(b"BZh9 and so on"), bzimage(b""), bzimage(b"\x02\x21\x4c"), open(elf())] {
+            assert!(unpack_if(&image, |_| true).unwrap().is_none());
+            let error = unpack(&image).unwrap_err().to_string();
+            assert!(error.contains("\"/boot/vmlinuz\" holds no kernel packed with gzip"), "{error}");
+        }
+    }
+
+    #[test]
+    fn packing_that_is_not_wanted_is_not_unpacked() {
+        let image = bzimage(&payload(Compression::Xz, b"damaged?", 1));
+        assert!(unpack_if(&image, |found| found != Compression::Xz).unwrap().is_none());
+    }
+
+    #[test]
+    fn length_that_differs_is_refused_with_the_user_s_path() {
+        for compression in [Compression::Xz, Compression::Zstd, Compression::Lz4Legacy] {
+            let error = unpack(&bzimage(&payload(compression, b"kernel", 7))).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "the kernel \"/boot/vmlinuz\" is damaged: it unpacks to 6 bytes and not to 7; copy or build it again"
+            );
+            let error = unpack(&bzimage(&payload(compression, b"kernel", 5))).unwrap_err();
+            assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn length_beyond_what_the_header_reserves_is_refused_before_unpacking() {
+        let error = unpack(&bzimage(&payload(Compression::Lz4Legacy, b"kernel", 9 << 20))).unwrap_err();
+        assert!(matches!(error, UnpackError::Size { size: 0x90_0000, most: 0x80_0000, .. }), "{error}");
+        // A bomb: 100 MiB of zeros, which say to be few.
+        let error = unpack(&bzimage(&payload(Compression::Lz4Legacy, &vec![0; 100 << 20], 64))).unwrap_err();
+        assert!(error.to_string().contains("is damaged"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_kernels_give_an_elf_of_the_stated_length_or_an_error(
+            which in 0usize..4,
+            damage in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        ) {
+            let elf = elf();
+            let mut packed = payload(ALL[which], &elf, elf.len());
+            for (at, value) in damage {
+                let at = at.index(packed.len());
+                packed[at] = value;
+            }
+            if let Ok(Some(bytes)) = unpack_if(&bzimage(&packed), |_| true) {
+                prop_assert!(bytes.len() <= 0x80_0000);
+            }
+        }
+    }
+}

@@ -49,6 +49,8 @@ struct Role {
     /// Modules to load, besides those that they need.
     modules: &'static [&'static str],
     has_busybox: bool,
+    /// Whether the agent and the kernel's modules are kept as files too: the agent loads modules for users' kernels.
+    has_loader: bool,
 }
 
 const ROLES: [Role; 2] = [
@@ -58,6 +60,7 @@ const ROLES: [Role; 2] = [
         kernel_package: "linux-image-cloud-amd64",
         modules: &["virtio_mmio"],
         has_busybox: true,
+        has_loader: true,
     },
     // The cloud kernel has no 9p, by which the emulated host shares the caller's files.
     Role {
@@ -87,6 +90,7 @@ const ROLES: [Role; 2] = [
             "dummy",
         ],
         has_busybox: false,
+        has_loader: false,
     },
 ];
 
@@ -123,6 +127,7 @@ impl Role {
         let initramfs = initramfs.build()?;
 
         let mut content = Sha256::new();
+        content.update(LAYOUT);
         content.update(&vmlinuz);
         content.update(&initramfs);
         let key = hex(&content.finalize());
@@ -140,14 +145,23 @@ impl Role {
                 vmlinuz_sha256: hex(&Sha256::digest(&vmlinuz)),
                 initramfs_sha256: hex(&Sha256::digest(&initramfs)),
             };
-            self.write(&folder, &vmlinuz, &initramfs, &manifest)?;
+            let modules = Path::new("../../../packages").join(&package.id).join(&kernel.place);
+            let loader = self.has_loader.then_some(Loader { agent, modules, release: &kernel.release });
+            self.write(&folder, &vmlinuz, &initramfs, loader.as_ref(), &manifest)?;
         }
         self.use_folder(data, &name)?;
         println!("{}: {} ({})", self.purpose, folder.display(), if is_new { "new" } else { "current" });
         Ok(())
     }
 
-    fn write(&self, folder: &Path, vmlinuz: &[u8], initramfs: &[u8], manifest: &Manifest<'_>) -> Result<()> {
+    fn write(
+        &self,
+        folder: &Path,
+        vmlinuz: &[u8],
+        initramfs: &[u8],
+        loader: Option<&Loader<'_>>,
+        manifest: &Manifest<'_>,
+    ) -> Result<()> {
         let scratch = folder.with_file_name(format!(".{}.new", self.name));
         if scratch.exists() {
             fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
@@ -157,6 +171,9 @@ impl Role {
         let image = KernelImage::from_bytes(&folder.join("vmlinuz"), vmlinuz.to_vec())?;
         write(&scratch.join("vmlinux"), &kernel_image::unpack(&image)?)?;
         write(&scratch.join("initramfs.cpio"), initramfs)?;
+        if let Some(loader) = loader {
+            loader.write(&scratch)?;
+        }
         write(
             &scratch.join("manifest.json"),
             format!("{}\n", serde_json::to_string_pretty(manifest)?).as_bytes(),
@@ -189,27 +206,47 @@ impl Role {
     }
 }
 
+/// What loads the modules of a user's own kernel of the same release.
+struct Loader<'a> {
+    agent: &'a [u8],
+    /// The modules, as seen from the folder that they are linked in.
+    modules: PathBuf,
+    release: &'a str,
+}
+
+impl Loader<'_> {
+    fn write(&self, folder: &Path) -> Result<()> {
+        write(&folder.join("agent"), self.agent)?;
+        let modules = folder.join("modules");
+        fs::create_dir(&modules).with_context(|| format!("cannot make {}", modules.display()))?;
+        let link = modules.join(self.release);
+        symlink(&self.modules, &link).with_context(|| format!("cannot make {}", link.display()))
+    }
+}
+
 /// A kernel in an unpacked package.
 struct Kernel {
     release: String,
     /// The folder of its modules.
     modules: PathBuf,
+    /// The same, seen from the package.
+    place: PathBuf,
 }
 
 impl Kernel {
     fn find(package: &Package) -> Result<Self> {
-        let folders = ["lib/modules", "usr/lib/modules"].map(|folder| package.tree.join(folder));
-        let Some(folder) = folders.iter().find(|folder| folder.is_dir()) else {
+        let Some(folder) =
+            ["lib/modules", "usr/lib/modules"].into_iter().find(|folder| package.tree.join(folder).is_dir())
+        else {
             bail!("{} has no kernel modules", package.id);
         };
-        let mut releases: Vec<_> = fs::read_dir(folder)?.collect::<std::io::Result<_>>()?;
+        let mut releases: Vec<_> =
+            fs::read_dir(package.tree.join(folder))?.collect::<std::io::Result<_>>()?;
         ensure!(releases.len() == 1, "{} holds {} kernel releases instead of 1", package.id, releases.len());
-        let modules = releases.remove(0).path();
-        let release = modules
-            .file_name()
-            .and_then(|name| name.to_str())
-            .context("the kernel's release is not UTF-8")?;
-        Ok(Self { release: release.to_owned(), modules })
+        let release = releases.remove(0).file_name();
+        let release = release.to_str().context("the kernel's release is not UTF-8")?;
+        let place = Path::new(folder).join(release);
+        Ok(Self { release: release.to_owned(), modules: package.tree.join(&place), place })
     }
 }
 
@@ -240,6 +277,9 @@ fn write(path: &Path, data: &[u8]) -> Result<()> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+/// Counts the changes of what a folder holds, so that one of an older kind is not taken for current.
+const LAYOUT: &[u8] = &[2];
 
 /// 48 bits: enough to tell the few versions on one machine apart.
 const KEY_DIGITS: usize = 12;

@@ -75,7 +75,7 @@ pub(crate) fn run() -> ExitCode {
         console::report(&format!("cannot use /dev/console: {error}"));
     }
     MOUNTS.iter().for_each(Mount::make_or_report);
-    modules::load_all();
+    modules::load_all(modules::LIST);
     network::bring_up_loopback();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     match Action::from_command_line(&line) {

@@ -46,7 +46,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn serve() -> Result<(), HostError> {
     root::mount_early();
-    modules::load_all();
+    modules::load_all(modules::LIST);
     network::bring_up_loopback();
     let Ports { control, streams } = ports::open()?;
     let outer = root::switch()?;

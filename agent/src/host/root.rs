@@ -3,17 +3,17 @@
 //! The root is moved and not merely changed into (`switch_root(8)`), because the kernel refuses new user
 //! namespaces to a process in a chroot.
 
-use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 
 use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, Share};
 
 use crate::console;
 use crate::mounts::{self, Mount};
+use crate::new_root;
 
 /// Where the share is mounted first; stays reachable through [`OuterRoot`] when the root is another.
 const OUTER: &str = "/outer";
@@ -72,9 +72,6 @@ const DEVICE_LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd/2", "/dev/stderr"),
 ];
 
-/// `RAMFS_MAGIC` of `linux/magic.h`.
-const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
-
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RootError {
@@ -128,7 +125,7 @@ pub(super) fn switch() -> Result<OuterRoot, RootError> {
     system.report(system.make());
     ON_ROOT.iter().try_for_each(|mount| made(mount, Mount::make))?;
     ON_DEVICES.iter().try_for_each(|mount| made(mount, Mount::make_with_directory))?;
-    leave_initramfs()?;
+    new_root::enter(NEW_ROOT).map_err(|(step, source)| RootError::Switch { step, source })?;
     OPTIONAL.iter().for_each(Mount::make_or_report);
     furnish();
     Ok(OuterRoot { directory })
@@ -136,49 +133,6 @@ pub(super) fn switch() -> Result<OuterRoot, RootError> {
 
 fn made(mount: &Mount<'static>, make: fn(&Mount<'static>) -> io::Result<()>) -> Result<(), RootError> {
     make(mount).map_err(|source| RootError::Mount { kind: mount.kind, target: mount.target, source })
-}
-
-/// Moves the new root over the initramfs and gives that one's memory back.
-fn leave_initramfs() -> Result<(), RootError> {
-    remove_initramfs();
-    step("enter the new root", std::env::set_current_dir(NEW_ROOT))?;
-    step("move the new root", mounts::move_mount(NEW_ROOT.as_ref(), "/".as_ref()))?;
-    step("change the root", std::os::unix::fs::chroot("."))?;
-    step("enter the root", std::env::set_current_dir("/"))
-}
-
-/// Removes what the initramfs brought, without crossing into a mount: the caller's files are mounted below.
-fn remove_initramfs() {
-    let (Ok(root), Ok(entries)) = (fs::metadata("/"), fs::read_dir("/")) else { return };
-    if is_memory_backed("/") {
-        entries.flatten().for_each(|entry| remove(&entry.path(), root.dev()));
-    }
-}
-
-/// Whether a directory is on a ramfs or tmpfs, which an initramfs always is (`rootfs`).
-fn is_memory_backed(path: &str) -> bool {
-    let Ok(path) = CString::new(path) else { return false };
-    // SAFETY: an all-zero statfs is valid: it is plain data.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a zero byte, and the call fills the structure it is given.
-    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut found) };
-    result == 0 && matches!(found.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC)
-}
-
-fn remove(path: &Path, device: u64) {
-    let Ok(found) = fs::symlink_metadata(path) else { return };
-    if found.dev() != device {
-        return;
-    }
-    if !found.is_dir() {
-        // What cannot be removed costs memory and nothing else.
-        let _ = fs::remove_file(path);
-        return;
-    }
-    if let Ok(entries) = fs::read_dir(path) {
-        entries.flatten().for_each(|entry| remove(&entry.path(), device));
-    }
-    let _ = fs::remove_dir(path);
 }
 
 /// What a running system has in its directories that a fresh mount has not.

@@ -1,0 +1,82 @@
+//! The module loader: loads the modules that a machine's devices need, then gives PID 1 to the user's system. That is
+//! the `/init` of the user's initramfs, which it leaves as it found it, or else what is on the device that `root=`
+//! names.
+//!
+//! Its files are all under `/coracle`; `src/initramfs/loader.rs` makes them.
+
+mod options;
+mod root;
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use self::options::Options;
+use self::root::RootError;
+use crate::mounts::Mount;
+use crate::{console, modules};
+
+/// This program where the archive has it.
+const PROGRAM: &str = "/coracle/init";
+const MODULES: &str = "/coracle/modules";
+/// The first program of the user's initramfs.
+const USER_INIT: &str = "/init";
+
+/// What the kernel tries as the first program of a root, in this order.
+const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
+
+const MOUNTS: [Mount<'static>; 3] = [
+    Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" },
+    Mount { source: "proc", target: "/proc", kind: "proc", options: "" },
+    Mount { source: "sys", target: "/sys", kind: "sysfs", options: "" },
+];
+
+/// Whether the kernel was told to start the loader (`rdinit=/coracle/init`), in front of another `/init`.
+pub(crate) fn is_asked_for() -> bool {
+    std::env::args_os().next().is_some_and(|name| name == PROGRAM)
+}
+
+/// Whether this is the loader's initramfs and nobody else's.
+pub(crate) fn is_all_there_is() -> bool {
+    Path::new(MODULES).exists()
+}
+
+/// Loads the modules and becomes the user's first program. It returns when that is not possible: the end of PID 1
+/// then panics the kernel, after the reason on the console.
+pub(crate) fn run() -> ExitCode {
+    modules::load_all(MODULES);
+    let result = if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
+        start(&[USER_INIT])
+    } else {
+        MOUNTS.iter().for_each(Mount::make_or_report);
+        let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+        start_root(&Options::from_command_line(&line))
+    };
+    let Err(error) = result;
+    console::report(&error.to_string());
+    ExitCode::FAILURE
+}
+
+fn start_root(options: &Options) -> Result<Infallible, RootError> {
+    root::switch(options)?;
+    match &options.init {
+        Some(init) => start(&[init]),
+        None => start(&INITS),
+    }
+}
+
+/// Becomes the first of `programs` that can be started, with the arguments and variables that the kernel gave.
+fn start<P: AsRef<OsStr>>(programs: &[P]) -> Result<Infallible, RootError> {
+    let mut failed = RootError::NoInit;
+    for program in programs {
+        let source = Command::new(program).args(std::env::args_os().skip(1)).exec();
+        let is_missing = source.kind() == std::io::ErrorKind::NotFound;
+        if !is_missing || programs.len() == 1 {
+            failed = RootError::Init { path: program.as_ref().into(), source };
+        }
+    }
+    Err(failed)
+}

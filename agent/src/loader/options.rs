@@ -1,0 +1,81 @@
+//! The words of the kernel command line that say where the root is (Linux,
+//! Documentation/admin-guide/kernel-parameters.txt).
+
+/// What the user has said about the root.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Options {
+    /// `root=`: the device.
+    pub(super) root: Option<String>,
+    /// `rootfstype=`: kinds of file system, the likeliest first; empty for any.
+    pub(super) kinds: Vec<String>,
+    /// `rootflags=`: options of the file system.
+    pub(super) flags: String,
+    /// `rw` instead of `ro`, the last one counts; read-only as the kernel has it.
+    pub(super) is_writable: bool,
+    /// `rootwait`: whether to wait for the device for ever.
+    pub(super) waits: bool,
+    /// `init=`: the first program.
+    pub(super) init: Option<String>,
+}
+
+impl Options {
+    /// Reads `/proc/cmdline`. The last of several words counts; what follows `--` is for the first program.
+    pub(super) fn from_command_line(line: &str) -> Self {
+        let mut options = Self::default();
+        for word in words(line).take_while(|word| word != "--") {
+            let (name, value) = word.split_once('=').unwrap_or((&word, ""));
+            let given = Some(value.to_owned()).filter(|value| !value.is_empty());
+            match name {
+                "root" => options.root = given,
+                "rootfstype" => options.kinds = value.split(',').map(str::to_owned).collect(),
+                "rootflags" => value.clone_into(&mut options.flags),
+                "init" => options.init = given,
+                "rw" => options.is_writable = true,
+                "ro" => options.is_writable = false,
+                "rootwait" => options.waits = true,
+                _ => {}
+            }
+        }
+        options
+    }
+}
+
+/// The words of a command line, in which double quotes hold a word with spaces together.
+fn words(line: &str) -> impl Iterator<Item = String> {
+    let mut is_quoted = false;
+    let pieces = line.trim_end_matches('\n').split(move |character: char| {
+        is_quoted ^= character == '"';
+        !is_quoted && character.is_ascii_whitespace()
+    });
+    pieces.filter(|word| !word.is_empty()).map(|word| word.replace('"', ""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read_and_the_last_one_counts() {
+        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait \
+                    rootflags=\"noatime,a b\" init=/bin/app panic=-1\n";
+        let expected = Options {
+            root: Some("/dev/vdb1".into()),
+            kinds: vec!["erofs".into(), "ext4".into()],
+            flags: "noatime,a b".into(),
+            is_writable: true,
+            waits: true,
+            init: Some("/bin/app".into()),
+        };
+        assert_eq!(Options::from_command_line(line), expected);
+    }
+
+    #[test]
+    fn nothing_said_is_a_read_only_root_of_any_kind() {
+        assert_eq!(Options::from_command_line("quiet rw ro root= xroot=/dev/vda\n"), Options::default());
+    }
+
+    #[test]
+    fn words_for_the_first_program_are_not_ours() {
+        assert_eq!(Options::from_command_line("quiet -- root=/dev/vda rw"), Options::default());
+    }
+}
