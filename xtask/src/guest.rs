@@ -145,7 +145,7 @@ impl Role {
                 vmlinuz_sha256: hex(&Sha256::digest(&vmlinuz)),
                 initramfs_sha256: hex(&Sha256::digest(&initramfs)),
             };
-            let modules = Path::new("../../../packages").join(&package.id).join(&kernel.place);
+            let modules = Path::new("../../packages").join(&package.id).join(&kernel.place);
             let loader = self.has_loader.then_some(Loader { agent, modules, release: &kernel.release });
             self.write(&folder, &vmlinuz, &initramfs, loader.as_ref(), &manifest)?;
         }
