@@ -21,6 +21,9 @@ macro_rules! needs_linux {
     };
 }
 
+#[path = "linux/formats.rs"]
+mod formats;
+
 fn no_linux() -> Option<String> {
     match KvmKind::probe() {
         KvmKind::Hardware { .. } => {}
@@ -87,12 +90,6 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
         assert!(signs.iter().any(|seen| seen == sign), "{sign} is not in {signs:?}");
     }
     assert_eq!(outcome.get("diagnosis"), None);
-}
-
-#[test]
-fn vmlinuz_boots_to_our_init_and_powers_off_with_0() {
-    needs_linux!();
-    finish(&mut linux(GuestData::GuestVmlinuz, "poweroff")).expect(0, "the guest powered off");
 }
 
 #[test]

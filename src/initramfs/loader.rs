@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 
-use super::{Archive, ArchiveError, ModuleTree, ModulesError};
+use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
 use crate::config::VmConfig;
 use crate::guest_data::{self, GuestData, GuestDataMissing};
 
@@ -143,7 +143,7 @@ fn archive(request: &LoaderRequest<'_>) -> Result<Option<Vec<u8>>, LoaderError> 
     Ok(Some(packed(program, modules, request.has_initrd)?))
 }
 
-fn packed(program: Vec<u8>, modules: Vec<super::Module>, has_initrd: bool) -> Result<Vec<u8>, ArchiveError> {
+fn packed(program: Vec<u8>, modules: Vec<Module>, has_initrd: bool) -> Result<Vec<u8>, ArchiveError> {
     let mut archive = Archive::default();
     archive.file("coracle/init", 0o755, program);
     if !has_initrd {
@@ -161,11 +161,11 @@ fn packed(program: Vec<u8>, modules: Vec<super::Module>, has_initrd: bool) -> Re
     archive.finish()
 }
 
-fn modules(request: &LoaderRequest<'_>) -> Result<Vec<super::Module>, LoaderError> {
+fn modules(request: &LoaderRequest<'_>) -> Result<Vec<Module>, LoaderError> {
     let &LoaderRequest { kernel, release, modules, .. } = request;
     let folder = tree_folder(request)?;
     let modules = ModuleTree::open(&folder)?.closure(modules)?;
-    let found = modules.iter().find_map(super::Module::release);
+    let found = modules.iter().find_map(Module::release);
     match found.zip(release) {
         Some((found, release)) if found != release => Err(LoaderError::OtherRelease {
             tree: folder,
@@ -222,3 +222,104 @@ fn listed(places: &[PathBuf]) -> String {
 }
 
 const HOST_MODULES: &str = "/lib/modules";
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::{RELEASE, Tree, object};
+    use super::*;
+
+    fn tree(test: &str) -> Tree {
+        Tree::new(
+            test,
+            &[("virtio_mmio.ko", object("virtio,virtio_ring")), ("virtio_ring.ko", object("virtio"))],
+        )
+    }
+
+    fn request<'a>(kernel: &'a Path, folder: Option<&'a Path>) -> LoaderRequest<'a> {
+        LoaderRequest { kernel, release: Some(RELEASE), folder, modules: &["virtio_mmio"], has_initrd: true }
+    }
+
+    #[test]
+    fn folder_may_be_the_release_s_or_hold_it_or_be_a_system_s_root() {
+        let tree = tree("folder");
+        for folder in [tree.release_folder(), tree.root.join("lib/modules"), tree.root.clone()] {
+            let request = request(Path::new("/vmlinuz"), Some(&folder));
+            assert_eq!(tree_folder(&request).unwrap(), tree.release_folder());
+            let names: Vec<_> = modules(&request).unwrap().into_iter().map(|module| module.path).collect();
+            assert_eq!(names, ["kernel/virtio_ring.ko", "kernel/virtio_mmio.ko"]);
+        }
+    }
+
+    #[test]
+    fn modules_beside_the_kernel_are_found() {
+        let tree = tree("beside");
+        for kernel in [tree.root.join("vmlinuz"), tree.root.join("boot/vmlinuz")] {
+            assert_eq!(tree_folder(&request(&kernel, None)).unwrap(), tree.release_folder());
+        }
+    }
+
+    #[test]
+    fn folder_of_another_release_is_refused() {
+        let tree = tree("other");
+        let request =
+            LoaderRequest { release: Some("6.2.0"), ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
+        let error = tree_folder(&request).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--modules \"") && error.ends_with("the kernel's release, 6.2.0"),
+            "{error}"
+        );
+        let folder = tree.release_folder();
+        let error = modules(&LoaderRequest { folder: Some(&folder), ..request }).unwrap_err().to_string();
+        assert!(
+            error.contains("are of the release 6.1.0-test, but the kernel \"/vmlinuz\" is 6.2.0"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn kernel_without_modules_anywhere_names_the_module_and_the_folders() {
+        let request =
+            LoaderRequest { release: Some("0.0.0-nowhere"), ..request(Path::new("/a/boot/vmlinuz"), None) };
+        let error = modules(&request).unwrap_err().to_string();
+        for words in
+            ["needs the module virtio_mmio", "/a/boot/lib/modules, ", "/a/usr/lib/modules, ", "/lib/modules;"]
+        {
+            assert!(error.contains(words), "{words}: {error}");
+        }
+        assert_eq!(error.lines().count(), 1);
+    }
+
+    #[test]
+    fn kernel_that_does_not_say_its_release_needs_the_folder_itself() {
+        let tree = tree("unsaid");
+        let folder = tree.release_folder();
+        let request = LoaderRequest { release: None, ..request(Path::new("/vmlinuz"), Some(&folder)) };
+        assert_eq!(modules(&request).unwrap().len(), 2);
+        let error = tree_folder(&LoaderRequest { folder: Some(&tree.root), ..request }).unwrap_err();
+        assert!(matches!(error, LoaderError::NoRelease { .. }), "{error}");
+    }
+
+    #[test]
+    fn built_in_modules_need_no_archive() {
+        let tree = tree("builtin");
+        let request =
+            LoaderRequest { modules: &["virtio"], ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
+        assert_eq!(archive(&request).unwrap(), None);
+    }
+
+    #[test]
+    fn archive_is_under_its_own_folder_unless_there_is_no_initrd() {
+        let module = || Module { path: "kernel/drivers/x.ko".into(), object: b"object".to_vec() };
+        let text = |has_initrd| {
+            let archive = packed(b"program".to_vec(), vec![module()], has_initrd).unwrap();
+            String::from_utf8(archive).unwrap()
+        };
+        let names = |archive: &str| archive.matches("070701").count();
+        // Three folders, the program, the module, the list, the end.
+        assert_eq!(names(&text(true)), 7);
+        assert!(text(true).contains("/coracle/kernel/drivers/x.ko\n"));
+        // Also /init, /dev and the console.
+        assert_eq!(names(&text(false)), 10);
+        assert!(text(false).contains("coracle/init"));
+    }
+}

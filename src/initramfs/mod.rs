@@ -4,6 +4,8 @@
 mod cpio;
 pub(crate) mod loader;
 mod module_tree;
+#[cfg(test)]
+mod samples;
 
 pub use cpio::{Archive, ArchiveError};
 pub use loader::LoaderError;

@@ -283,57 +283,12 @@ const SH_SIZE: usize = 0x20;
 mod tests {
     use crate::compression::samples::pack;
 
+    use super::super::samples::{RELEASE, Tree, object};
     use super::*;
 
-    /// An ELF object of two sections: the names, and a `.modinfo` with this `depends=` line.
-    fn object(depends: &str) -> Vec<u8> {
-        let names = b"\0.modinfo\0.shstrtab\0";
-        let modinfo = format!("license=GPL\0depends={depends}\0name=x\0");
-        let mut object = vec![0; 64];
-        object[..6].copy_from_slice(b"\x7fELF\x02\x01");
-        let names_at = object.len() as u64;
-        object.extend_from_slice(names);
-        let modinfo_at = object.len() as u64;
-        object.extend_from_slice(modinfo.as_bytes());
-        let table = object.len() as u64;
-        for (name, offset, size) in
-            [(0_u32, 0, 0), (10, names_at, names.len()), (1, modinfo_at, modinfo.len())]
-        {
-            let mut header = [0; SECTION_HEADER];
-            header[SH_NAME..][..4].copy_from_slice(&name.to_le_bytes());
-            header[SH_OFFSET..][..8].copy_from_slice(&offset.to_le_bytes());
-            header[SH_SIZE..][..8].copy_from_slice(&(size as u64).to_le_bytes());
-            object.extend_from_slice(&header);
-        }
-        object[E_SHOFF..][..8].copy_from_slice(&table.to_le_bytes());
-        object[E_SHNUM..][..2].copy_from_slice(&3_u16.to_le_bytes());
-        object[E_SHSTRNDX..][..2].copy_from_slice(&1_u16.to_le_bytes());
-        object
-    }
-
-    /// A tree of its own for each test, removed at its end.
-    struct Tree(PathBuf);
-
     impl Tree {
-        fn new(test: &str, modules: &[(&str, Vec<u8>)]) -> Self {
-            let root = std::env::temp_dir().join(format!("coracle-modules-{test}-{}", std::process::id()));
-            for (path, stored) in modules {
-                let path = root.join("kernel").join(path);
-                fs::create_dir_all(path.parent().unwrap()).unwrap();
-                fs::write(path, stored).unwrap();
-            }
-            fs::write(root.join("modules.builtin"), "kernel/drivers/virtio/virtio.ko\n").unwrap();
-            Self(root)
-        }
-
         fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
-            ModuleTree::open(&self.0).unwrap().closure(wanted)
-        }
-    }
-
-    impl Drop for Tree {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
+            ModuleTree::open(&self.release_folder()).unwrap().closure(wanted)
         }
     }
 
@@ -426,9 +381,10 @@ mod tests {
     #[test]
     fn list_of_depmod_spares_the_walk_and_finds_other_folders() {
         let tree = Tree::new("list", &[("a.ko", object(""))]);
-        fs::create_dir_all(tree.0.join("updates")).unwrap();
-        fs::write(tree.0.join("updates/b.ko"), object("a")).unwrap();
-        fs::write(tree.0.join("modules.dep"), "updates/b.ko: kernel/a.ko\nkernel/a.ko:\n").unwrap();
+        fs::create_dir_all(tree.release_folder().join("updates")).unwrap();
+        fs::write(tree.release_folder().join("updates/b.ko"), object("a")).unwrap();
+        fs::write(tree.release_folder().join("modules.dep"), "updates/b.ko: kernel/a.ko\nkernel/a.ko:\n")
+            .unwrap();
         assert_eq!(paths(&tree.closure(&["b"]).unwrap()), ["kernel/a.ko", "updates/b.ko"]);
     }
 
@@ -450,11 +406,8 @@ mod tests {
     #[test]
     fn release_is_the_first_word_of_the_magic_line() {
         let module = |object| Module { path: "kernel/a.ko".into(), object };
-        assert_eq!(
-            module(object("a\0vermagic=6.1.0-56-amd64 SMP mod_unload")).release(),
-            Some("6.1.0-56-amd64")
-        );
-        assert_eq!(module(object("")).release(), None);
+        assert_eq!(module(object("")).release(), Some(RELEASE));
+        assert_eq!(module(b"text".to_vec()).release(), None);
     }
 
     #[test]

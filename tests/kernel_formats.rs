@@ -1,0 +1,143 @@
+//! Every kernel format end to end: a bzImage whose own code ends with 7 and whose packed kernel ends with 0 tells by
+//! its code which of the two has run.
+
+mod common;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{coracle, file, finish, kvm_or_skip, payload};
+use coracle::compression::Compression;
+use coracle_payload::Payload;
+
+macro_rules! needs_kvm {
+    () => {
+        if !kvm_or_skip() {
+            return;
+        }
+    };
+}
+
+const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4Legacy];
+
+/// The packed kernel as Linux's build makes it: all but gzip are followed by the unpacked length.
+fn packed(compression: Compression) -> Vec<u8> {
+    let elf = Payload::named("hello-exit").unwrap().elf();
+    let mut packed = match compression {
+        Compression::Gzip => {
+            let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+            out.write_all(&elf).unwrap();
+            return out.finish().unwrap();
+        }
+        Compression::Xz => {
+            let mut options = lzma_rust2::XzOptions::with_preset(6);
+            options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
+            let mut out = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+            out.write_all(&elf).unwrap();
+            out.finish().unwrap()
+        }
+        Compression::Zstd => {
+            ruzstd::encoding::compress_to_vec(elf.as_slice(), ruzstd::encoding::CompressionLevel::Fastest)
+        }
+        Compression::Lz4Legacy => {
+            let block = lz4_flex::block::compress(&elf);
+            [&[0x02, 0x21, 0x4c, 0x18][..], &(block.len() as u32).to_le_bytes(), &block].concat()
+        }
+    };
+    packed.extend_from_slice(&(elf.len() as u32).to_le_bytes());
+    packed
+}
+
+fn bzimage(name: &str, packed: &[u8]) -> PathBuf {
+    file(name, &Payload::named("exit-7").unwrap().bzimage(packed))
+}
+
+fn run(kernel: &PathBuf, args: &[&str]) -> Command {
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm"]).arg(kernel).args(args);
+    command
+}
+
+#[test]
+fn each_packing_is_unpacked_here_or_by_itself() {
+    needs_kvm!();
+    for compression in ALL {
+        let kernel = bzimage("vmlinuz", &packed(compression));
+        let usual = finish(&mut run(&kernel, &[])).code();
+        assert!([0, 7].contains(&usual), "{compression}: {usual}");
+        finish(&mut run(&kernel, &["--kaslr"])).expect(7, "code 7");
+        let unpacked = finish(&mut run(&kernel, &["--protocol", "pvh"]));
+        assert_eq!(unpacked.expect(0, "code 0").text(), "!", "{compression}");
+    }
+    // The two that are unpacked here (docs/kernel-formats.md).
+    for compression in [Compression::Lz4Legacy, Compression::Gzip] {
+        finish(&mut run(&bzimage("vmlinuz", &packed(compression)), &[])).expect(0, "code 0");
+    }
+}
+
+#[test]
+fn unknown_packing_unpacks_itself() {
+    needs_kvm!();
+    finish(&mut run(&bzimage("vmlinuz", b"BZh91AY"), &[])).expect(7, "code 7");
+}
+
+#[test]
+fn elf_image_is_entered_by_either_protocol() {
+    needs_kvm!();
+    let kernel = payload("exit-7");
+    for protocol in ["auto", "linux", "pvh"] {
+        finish(&mut run(&kernel, &["--protocol", protocol])).expect(7, "code 7");
+    }
+}
+
+#[track_caller]
+fn refused(kernel: &PathBuf, args: &[&str], words: &str) {
+    let run = finish(&mut run(kernel, args));
+    run.expect(125, words).expect(125, kernel.to_str().unwrap());
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+}
+
+#[test]
+fn protocols_that_an_image_does_not_have_are_refused() {
+    let mut elf = Payload::named("exit-7").unwrap().elf();
+    let note = elf.windows(4).position(|bytes| bytes == b"Xen\0").unwrap();
+    elf[note] = b'Y';
+    refused(&file("no-note", &elf), &["--protocol", "pvh"], "has no PVH entry");
+    refused(&bzimage("unknown", b"BZh91AY"), &["--protocol", "pvh"], "has no PVH entry");
+    let kernel = bzimage("kaslr", &packed(Compression::Gzip));
+    refused(&kernel, &["--protocol", "pvh", "--kaslr"], "has no PVH entry");
+    refused(&payload("exit-7"), &["--kaslr"], "--kaslr needs a kernel that unpacks itself");
+    let run = finish(&mut run(&kernel, &["--protocol", "multiboot"]));
+    run.expect(125, "use auto, linux or pvh");
+}
+
+#[test]
+fn damaged_packed_kernels_are_refused_in_one_sentence() {
+    let good = packed(Compression::Lz4Legacy);
+    let mut size = good.clone();
+    let at = size.len() - 4;
+    size[at] ^= 1;
+    refused(&bzimage("size", &size), &[], "is damaged");
+    let mut large = good.clone();
+    large[at..].copy_from_slice(&u32::MAX.to_le_bytes());
+    refused(&bzimage("large", &large), &[], "more than the 8388608 that it reserves");
+    let mut gzip = packed(Compression::Gzip);
+    gzip[40] ^= 0x10;
+    refused(&bzimage("gzip", &gzip), &[], "gzip data cannot be decompressed");
+    let mut whole = Payload::named("exit-7").unwrap().bzimage(&good);
+    whole.truncate(whole.len() - 16);
+    refused(&file("cut", &whole), &[], "is truncated");
+}
+
+#[test]
+fn modules_that_are_not_there_are_refused() {
+    let kernel = bzimage("modules", &packed(Compression::Gzip));
+    let folder = common::scratch();
+    let run = finish(&mut run(&kernel, &["--modules", folder.to_str().unwrap()]));
+    // The packed kernel is no Linux, so nothing tells its release once it is unpacked.
+    run.expect(125, "does not say its release");
+    let run = finish(&mut self::run(&kernel, &["--kaslr", "--modules", folder.to_str().unwrap()]));
+    run.expect(125, "it holds no modules of the kernel's release, 0.0.0-payload");
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+}
