@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use coracle::config::{DEFAULT_CMDLINE, KernelProtocol, MemorySize, SerialConfig, VcpuCount, parse_duration};
+use coracle::config::{
+    AcpiMode, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemorySize, ResetPolicy, SerialConfig, VcpuCount,
+    parse_duration,
+};
 
 /// A lightweight virtual machine monitor for Linux KVM.
 #[derive(Debug, Parser)]
@@ -63,6 +66,15 @@ pub(crate) struct RunArgs {
     /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null
     #[arg(long, value_name = "TO", default_value = "stdio")]
     pub serial: SerialConfig,
+    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off)
+    #[arg(long, value_name = "on|off", default_value = "on")]
+    pub acpi: AcpiMode,
+    /// What to do when the guest resets its machine: end with code 112, or start it anew
+    #[arg(long, value_name = "exit|reboot", default_value = "exit")]
+    pub on_reset: ResetPolicy,
+    /// What to do when every vCPU has halted for good: wait, or end with code 116
+    #[arg(long, value_name = "wait|exit", default_value = "wait")]
+    pub on_halt: HaltPolicy,
     /// Where the guest may run
     #[arg(long, value_enum, default_value_t = Accel::Auto)]
     pub accel: Accel,
@@ -114,7 +126,8 @@ pub(crate) struct HostEmulateArgs {
 static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "Default kernel command line (-a appends to it, --cmdline replaces it):\n  {DEFAULT_CMDLINE}\n\n\
-         At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys.\n\n\
+         At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys. SIGTERM, SIGINT and SIGHUP press\n\
+         the guest's power button; after 5 s, or with a second signal, the guest is stopped.\n\n\
          Examples:\n  \
          coracle run                                       the default guest: a shell, or a report without a terminal\n  \
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \

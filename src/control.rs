@@ -2,11 +2,12 @@
 //!
 //! Devices, vCPUs, handles and time limits post; the control thread (`vm::lifecycle`) takes the first terminal
 //! event and acts. Posting never waits. The gate closes with the first terminal event, so that a guest which has
-//! asked for its end never runs on.
+//! asked for its end never runs on. It opens again only for a guest that was reset and starts anew.
 //!
 //! ```text
-//! gate:  Paused <-> Open     (pause, resume)
-//!        Paused, Open -> Closed   (first terminal event; for good)
+//! gate:  Paused <-> Open           (pause, resume; the control thread holds the vCPUs)
+//!        Paused, Open -> Closed    (first terminal event)
+//!        Closed -> Paused, Open    (begin_again, when all vCPU threads have ended)
 //! ```
 
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 
 use crate::kvm::{VcpuFault, VcpuRegisters};
-use crate::vm::outcome::HostFailure;
+use crate::vm::outcome::{HostFailure, PanicEvidence};
 
 /// Something that ends a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,10 @@ pub(crate) enum VmEvent {
     GuestReset(ResetSource),
     /// The guest's workload ended.
     GuestExit(u32),
+    /// The guest's kernel panicked.
+    GuestPanic(PanicEvidence),
+    /// Every vCPU has halted for good.
+    GuestHalted,
     /// A triple fault.
     GuestCrash { vcpu: u32, registers: Option<Box<VcpuRegisters>> },
     /// KVM cannot go on.
@@ -41,6 +46,17 @@ pub(crate) enum VmEvent {
     Timeout(Duration),
 }
 
+/// What the control thread wakes up for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// The first terminal event.
+    Ended(VmEvent),
+    /// The guest printed the text of a kernel panic.
+    PanicText,
+    /// The time to look at the guest has come.
+    Look,
+}
+
 /// Shared by everything that can end the virtual machine, pause it, or wait for its end.
 #[derive(Debug)]
 pub(crate) struct Control {
@@ -49,13 +65,25 @@ pub(crate) struct Control {
     changed: Condvar,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     /// When the vCPUs were first let run.
     started: Option<Instant>,
     first: Option<VmEvent>,
+    /// What the owner asked for after the first event: it ends a machine that would have outlived that.
+    overruling: Option<VmEvent>,
     host_failure: Option<HostFailure>,
+    /// The machine does not outlive the first event.
+    over: bool,
     later: u64,
+    /// The guest printed the text of a panic, and the control thread has not heard of it.
+    panic_text: bool,
+    /// A crash kernel runs in place of one that panicked.
+    crash_kernel: bool,
+    /// The owner lets the vCPUs run.
+    resumed: bool,
+    /// The control thread keeps the vCPUs out of the guest: to look at them, or until all of them are there.
+    held: bool,
     /// vCPU threads that are outside the guest because the gate is not open.
     parked: u32,
     /// vCPU threads that have ended.
@@ -76,22 +104,19 @@ pub(crate) enum Gate {
 impl Control {
     /// With the gate in the state `Paused`.
     pub(crate) fn new() -> Control {
-        let state = State { started: None, first: None, host_failure: None, later: 0, parked: 0, ended: 0 };
-        Control { gate: AtomicU8::new(Gate::Paused as u8), state: Mutex::new(state), changed: Condvar::new() }
+        Control { gate: AtomicU8::new(Gate::Paused as u8), state: Mutex::default(), changed: Condvar::new() }
     }
 
     /// Tells the control thread. Only the first event counts, and a failure of the host beats a clean ending.
     pub(crate) fn post(&self, event: VmEvent) {
         let mut state = self.lock();
-        self.set_gate(Gate::Closed);
         match event {
-            VmEvent::HostFailure(failure) if state.first.is_some() => {
-                state.host_failure.get_or_insert(failure);
-            }
-            _ if state.first.is_some() => state.later = state.later.saturating_add(1),
-            event => state.first = Some(event),
+            event if state.first.is_none() => state.first = Some(event),
+            VmEvent::HostFailure(failure) => drop(state.host_failure.get_or_insert(failure)),
+            event @ (VmEvent::Stop | VmEvent::Signal(_)) => drop(state.overruling.get_or_insert(event)),
+            _ => state.later = state.later.saturating_add(1),
         }
-        self.changed.notify_all();
+        self.move_gate(&state);
     }
 
     /// What the gate says now. One load: it is read before every entry into the guest.
@@ -122,8 +147,10 @@ impl Control {
 
     /// Lets the vCPUs run, unless the gate is closed. The time limit counts from the first call.
     pub(crate) fn open_gate(&self) {
-        self.lock().started.get_or_insert_with(Instant::now);
-        self.move_gate(Gate::Open);
+        let mut state = self.lock();
+        state.started.get_or_insert_with(Instant::now);
+        state.resumed = true;
+        self.move_gate(&state);
     }
 
     /// When the vCPUs were first let run.
@@ -133,7 +160,47 @@ impl Control {
 
     /// Keeps the vCPUs from entering again, unless the gate is closed. The caller kicks those inside.
     pub(crate) fn pause_gate(&self) {
-        self.move_gate(Gate::Paused);
+        let mut state = self.lock();
+        state.resumed = false;
+        self.move_gate(&state);
+    }
+
+    /// The same on behalf of the control thread, which undoes it without a word to the owner.
+    pub(crate) fn hold(&self, held: bool) {
+        let mut state = self.lock();
+        state.held = held;
+        self.move_gate(&state);
+    }
+
+    /// Says that the machine ends with the first event: it will not begin again.
+    pub(crate) fn set_over(&self) {
+        self.lock().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the end of a reset that closed the gate: true when the machine has begun again, or never stopped.
+    pub(crate) fn wait_begun_again(&self, limit: Duration) -> bool {
+        self.wait_until(limit, |state| state.first.is_none() || state.over) && self.gate() != Gate::Closed
+    }
+
+    /// Forgets the reset that came first, when all vCPU threads have ended and new ones are to be started. They are held
+    /// until [`Control::hold`] lets them go.
+    ///
+    /// # Errors
+    /// What somebody else than the guest has asked for since, or what has failed: it is the first event now.
+    pub(crate) fn begin_again(&self) -> Result<(), VmEvent> {
+        let mut state = self.lock();
+        let failure = state.host_failure.take().map(VmEvent::HostFailure);
+        if let Some(event) = failure.or(state.overruling.take()) {
+            state.first = Some(event.clone());
+            return Err(event);
+        }
+        state.first = None;
+        (state.parked, state.ended) = (0, 0);
+        (state.panic_text, state.crash_kernel) = (false, false);
+        state.held = true;
+        self.move_gate(&state);
+        Ok(())
     }
 
     /// Waits until `vcpus` threads are parked or have ended: true when all are.
@@ -146,25 +213,35 @@ impl Control {
         self.wait_until(limit, |state| state.ended >= vcpus)
     }
 
-    /// Waits for the first event, which is a time-out when `limit` has passed since the vCPUs were first let run.
-    pub(crate) fn wait_event(&self, limit: Option<Duration>) -> VmEvent {
+    /// Waits for the first event, which is a time-out when `limit` has passed since the vCPUs were first let run; at the
+    /// latest until `look_at`.
+    pub(crate) fn wait_event(&self, limit: Option<Duration>, look_at: Option<Instant>) -> Wake {
         let mut state = self.lock();
         loop {
             if let Some(event) = &state.first {
-                return event.clone();
+                return Wake::Ended(event.clone());
             }
-            let deadline = state.started.zip(limit).map(|(start, limit)| (start + limit, limit));
+            if std::mem::take(&mut state.panic_text) {
+                return Wake::PanicText;
+            }
+            let now = Instant::now();
+            let end = state.started.zip(limit).map(|(start, limit)| (start + limit, limit));
+            if let Some((deadline, limit)) = end
+                && now >= deadline
+            {
+                state.first = Some(VmEvent::Timeout(limit));
+                self.move_gate(&state);
+                continue;
+            }
+            if look_at.is_some_and(|at| now >= at) {
+                return Wake::Look;
+            }
+            let deadline = end.map(|(deadline, _)| deadline).into_iter().chain(look_at).min();
             state = match deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some((deadline, limit)) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        self.set_gate(Gate::Closed);
-                        self.changed.notify_all();
-                        state.first = Some(VmEvent::Timeout(limit));
-                        continue;
-                    }
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                Some(at) => {
+                    let wait = self.changed.wait_timeout(state, at - now);
+                    wait.unwrap_or_else(PoisonError::into_inner).0
                 }
             };
         }
@@ -176,16 +253,22 @@ impl Control {
         (state.host_failure.clone(), state.later)
     }
 
-    fn move_gate(&self, gate: Gate) {
-        let _state = self.lock();
-        if self.gate() != Gate::Closed {
-            self.set_gate(gate);
-            self.changed.notify_all();
-        }
+    /// Whether a crash kernel has taken over from one that panicked.
+    pub(crate) fn crash_kernel_runs(&self) -> bool {
+        self.lock().crash_kernel
     }
 
-    fn set_gate(&self, gate: Gate) {
+    /// Puts the gate where `state` wants it, and wakes everyone who waits for a change.
+    fn move_gate(&self, state: &State) {
+        let gate = if state.first.is_some() {
+            Gate::Closed
+        } else if state.resumed && !state.held {
+            Gate::Open
+        } else {
+            Gate::Paused
+        };
         self.gate.store(gate as u8, Ordering::Release);
+        self.changed.notify_all();
     }
 
     fn wait_until(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {
@@ -213,14 +296,22 @@ impl Control {
 
 impl GuestRequestSink for Control {
     fn post(&self, request: GuestRequest) {
-        Control::post(
-            self,
-            match request {
-                GuestRequest::PowerOff => VmEvent::GuestShutdown,
-                GuestRequest::Reset(source) => VmEvent::GuestReset(source),
-                GuestRequest::DebugExit(code) => VmEvent::GuestExit(code),
-            },
-        );
+        let event = match request {
+            GuestRequest::PowerOff => VmEvent::GuestShutdown,
+            GuestRequest::Reset(source) => VmEvent::GuestReset(source),
+            GuestRequest::DebugExit(code) => VmEvent::GuestExit(code),
+            GuestRequest::Panicked => VmEvent::GuestPanic(PanicEvidence::Device),
+            GuestRequest::CrashKernelTakesOver => {
+                self.lock().crash_kernel = true;
+                return;
+            }
+            GuestRequest::PanicText => {
+                self.lock().panic_text = true;
+                self.changed.notify_all();
+                return;
+            }
+        };
+        Control::post(self, event);
     }
 }
 
@@ -238,7 +329,7 @@ mod tests {
         let control = Control::new();
         control.post(VmEvent::GuestShutdown);
         control.post(VmEvent::GuestReset(ResetSource::I8042));
-        assert_eq!(control.wait_event(None), VmEvent::GuestShutdown);
+        assert_eq!(control.wait_event(None, None), Wake::Ended(VmEvent::GuestShutdown));
         assert_eq!(control.afterwards(), (None, 1));
     }
 
@@ -281,7 +372,72 @@ mod tests {
         let limit = Duration::from_millis(5);
         assert!(!control.wait_parked(1, limit));
         control.open_gate();
-        assert_eq!(control.wait_event(Some(limit)), VmEvent::Timeout(limit));
+        assert_eq!(control.wait_event(Some(limit), None), Wake::Ended(VmEvent::Timeout(limit)));
         assert_eq!(control.gate(), Gate::Closed);
+    }
+
+    #[test]
+    fn waiting_ends_for_a_look_and_for_the_text_of_a_panic() {
+        let control = Control::new();
+        assert_eq!(control.wait_event(None, Some(Instant::now() + Duration::from_millis(5))), Wake::Look);
+        GuestRequestSink::post(&control, GuestRequest::PanicText);
+        assert_eq!(control.gate(), Gate::Paused, "the text ends nothing");
+        assert_eq!(control.wait_event(None, None), Wake::PanicText);
+        assert_eq!(control.wait_event(None, Some(Instant::now())), Wake::Look, "it is told once");
+    }
+
+    #[test]
+    fn reset_machine_begins_again_with_the_gate_as_the_owner_left_it() {
+        let control = Control::new();
+        control.open_gate();
+        control.post(VmEvent::GuestReset(ResetSource::I8042));
+        control.vcpu_ended();
+        assert_eq!(control.gate(), Gate::Closed);
+        assert_eq!(control.begin_again(), Ok(()));
+        assert_eq!(control.gate(), Gate::Paused, "not before all vCPUs are there");
+        control.hold(false);
+        assert_eq!(control.gate(), Gate::Open);
+        assert!(!control.wait_vcpus_ended(1, Duration::ZERO));
+        control.pause_gate();
+        control.post(VmEvent::GuestReset(ResetSource::I8042));
+        assert_eq!(control.begin_again(), Ok(()));
+        control.hold(false);
+        assert_eq!(control.gate(), Gate::Paused);
+    }
+
+    #[test]
+    fn waiting_for_the_end_of_a_reset_ends_with_the_machine_too() {
+        let control = Control::new();
+        assert!(control.wait_begun_again(LIMIT));
+        control.post(VmEvent::GuestReset(ResetSource::I8042));
+        assert!(!control.wait_begun_again(Duration::ZERO));
+        control.set_over();
+        assert!(!control.wait_begun_again(LIMIT));
+    }
+
+    #[test]
+    fn stop_during_a_reset_ends_the_machine() {
+        let control = Control::new();
+        control.open_gate();
+        control.post(VmEvent::GuestReset(ResetSource::I8042));
+        control.post(VmEvent::GuestShutdown);
+        control.post(VmEvent::Stop);
+        assert_eq!(control.begin_again(), Err(VmEvent::Stop));
+        assert_eq!(control.gate(), Gate::Closed);
+        assert_eq!(control.wait_event(None, None), Wake::Ended(VmEvent::Stop));
+    }
+
+    #[test]
+    fn look_at_the_vcpus_neither_resumes_nor_outlasts_a_pause() {
+        let control = Control::new();
+        control.hold(true);
+        control.open_gate();
+        assert_eq!(control.gate(), Gate::Paused);
+        control.hold(false);
+        assert_eq!(control.gate(), Gate::Open);
+        control.hold(true);
+        control.pause_gate();
+        control.hold(false);
+        assert_eq!(control.gate(), Gate::Paused);
     }
 }

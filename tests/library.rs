@@ -6,7 +6,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use coracle::Vm;
-use coracle::config::{MemorySize, VcpuCount, VmConfig};
+use coracle::config::{AcpiMode, MemorySize, ResetPolicy, VcpuCount, VmConfig};
 use coracle::outcome::{Ending, Outcome, Phase};
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -121,18 +121,49 @@ fn calls_on_an_ended_machine_do_nothing() {
     assert_eq!(handle.wait_for(Duration::ZERO).map(|outcome| outcome.ending), Some(Ending::PoweredOff));
 }
 
-/// Threads and descriptors are counted for the whole process, so this test runs the others' kind of work alone, in a
-/// process of its own.
 #[test]
-fn hundred_machines_leave_no_thread_and_no_descriptor() {
+fn pause_resume_stop_and_drop_reach_a_guest_that_resets_all_the_time() {
     if !common::kvm_or_skip() {
         return;
     }
-    if std::env::var_os(CHILD).is_none() {
-        let name = "hundred_machines_leave_no_thread_and_no_descriptor";
-        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", name, "--nocapture"]).env(CHILD, "1");
-        common::finish(&mut command).expect(0, "");
+    for round in 0..20 {
+        let mut config = config("hello-reset");
+        config.on_reset = ResetPolicy::Reboot;
+        config.vcpus = VcpuCount::new(2).unwrap();
+        let vm = Vm::builder(config).start().unwrap();
+        let handle = vm.handle();
+        for _ in 0..5 {
+            assert!(handle.pause());
+            handle.resume();
+        }
+        if round % 2 == 0 {
+            let outcome = vm.stop();
+            assert_eq!(outcome.ending, Ending::Stopped);
+        }
+    }
+}
+
+#[test]
+fn power_button_is_there_with_acpi_only() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let vm = Vm::builder(config("button")).start().unwrap();
+    assert!(vm.handle().press_power_button());
+    let outcome = end(&vm);
+    assert_eq!((&outcome.ending, outcome.signal, outcome.exit_code()), (&Ending::PoweredOff, None, 0));
+
+    let mut config = config("button");
+    config.acpi = AcpiMode::Off;
+    let vm = Vm::builder(config).start().unwrap();
+    assert!(!vm.handle().press_power_button());
+    assert!(!vm.handle().power_off_by_signal(15));
+    assert_eq!(vm.stop().signal, None);
+}
+
+#[test]
+fn hundred_machines_leave_no_thread_and_no_descriptor() {
+    if !common::kvm_or_skip() || !is_alone("hundred_machines_leave_no_thread_and_no_descriptor") {
         return;
     }
     let machine = |payload: &str| drop(Vm::builder(config(payload)).run().unwrap());
@@ -146,6 +177,50 @@ fn hundred_machines_leave_no_thread_and_no_descriptor() {
     }
     assert!(Vm::builder(VmConfig::new("/no/such/kernel")).build().is_err());
     assert_eq!((count("/proc/self/fd"), count("/proc/self/task")), before);
+}
+
+#[test]
+fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
+    if !common::kvm_or_skip() || !is_alone("hundred_resets_take_no_thread_no_descriptor_and_no_memory") {
+        return;
+    }
+    let path = common::scratch().join("lives.log");
+    let mut config = config("hello-reset");
+    config.initrds = vec![common::file("mib.cpio", &vec![b'0'; 1 << 20])];
+    config.on_reset = ResetPolicy::Reboot;
+    config.serial = coracle::config::SerialConfig::File(path.clone());
+    let lives = || fs::metadata(&path).map_or(0, |file| file.len());
+    let vm = Vm::builder(config).start().unwrap();
+    let held = |after: u64| {
+        common::eventually("the guest resets", || lives() >= after);
+        assert!(vm.handle().pause());
+        let held = (count("/proc/self/fd"), count("/proc/self/task"), resident_kib());
+        vm.handle().resume();
+        held
+    };
+    let (descriptors, threads, memory) = held(5);
+    let (descriptors_after, threads_after, memory_after) = held(105);
+    assert_eq!((descriptors_after, threads_after), (descriptors, threads));
+    assert!(memory_after < memory + 4096, "{memory} KiB, then {memory_after} KiB");
+    assert!(vm.stop().resets >= 104);
+}
+
+/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process of its own.
+/// False where it has been run there.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
+    common::finish(&mut command).expect(0, "");
+    false
+}
+
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 #[test]

@@ -3,10 +3,11 @@
 
 mod common;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use common::{Finished, collect, coracle, eventually, finish, pseudo_terminal, scratch, signal};
 use coracle::guest_data::{self, GuestData};
@@ -182,17 +183,98 @@ fn options_beside_the_kernel_explain_a_silent_one() {
 }
 
 #[test]
-fn sigterm_ends_a_running_linux() {
+fn sigterm_has_the_default_guest_power_off() {
     needs_linux!();
-    let mut command = linux(GuestData::GuestVmlinux, "hang");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut byte = [0];
-    child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+    let path = scratch().join("sigterm.json");
+    let mut command = linux(GuestData::GuestVmlinux, "wait");
+    let child = started(command.arg("--outcome").arg(&path), "waiting for the power button");
+    let start = Instant::now();
     signal(&child, libc::SIGTERM);
     let run = collect(child);
-    run.expect(143, "SIGTERM");
-    assert!(run.elapsed.as_secs() < 6, "{run:?}");
+    run.expect(143, "the guest powered off, asked to by signal 15 (SIGTERM)");
+    assert!(start.elapsed() < Duration::from_secs(5), "within the grace: {:?}", start.elapsed());
+    assert_eq!((&outcome(&path)["ending"], &outcome(&path)["signal"]), (&"powered-off".into(), &15.into()));
+}
+
+#[test]
+fn sigterm_has_a_shell_end_too() {
+    needs_linux!();
+    let mut command = linux(GuestData::GuestVmlinux, "shell");
+    let child = started(&mut command, "# ");
+    signal(&child, libc::SIGINT);
+    collect(child).expect(130, "the guest powered off, asked to by signal 2 (SIGINT)");
+}
+
+#[test]
+fn linux_that_is_deaf_to_the_button_is_stopped() {
+    needs_linux!();
+    let mut command = linux(GuestData::GuestVmlinux, "hang");
+    let child = started(&mut command, "\n");
+    signal(&child, libc::SIGTERM);
+    collect(child).expect(143, "stopped by signal 15 (SIGTERM)");
+}
+
+#[test]
+fn pvpanic_ends_a_panic_that_would_not_reset() {
+    needs_linux!();
+    let path = scratch().join("pvpanic.json");
+    let run = run("panic", &["-a", "panic=0", "--outcome", path.to_str().unwrap()]);
+    run.expect(110, "kernel panicked");
+    assert_eq!(outcome(&path)["panic_evidence"], "device");
+    assert!(run.text().contains("Kernel panic - not syncing"), "{}", run.text());
+}
+
+#[test]
+fn panic_that_neither_tells_nor_resets_ends_by_its_silence() {
+    needs_linux!();
+    let path = scratch().join("silence.json");
+    // Without an init there is nobody who loads the pvpanic driver.
+    let args = ["-a", "rdinit=/no/such/init panic=0", "--outcome", path.to_str().unwrap()];
+    run("report", &args).expect(110, "kernel panicked");
+    assert_eq!(outcome(&path)["panic_evidence"], "silence");
+}
+
+#[test]
+fn halted_linux_ends_with_116_where_that_is_wanted() {
+    needs_linux!();
+    let run = run("halt", &["--cpus", "2", "--on-halt", "exit"]);
+    run.expect(116, "the guest halted");
+    assert!(run.text().contains("System halted"), "{}", run.text());
+}
+
+#[test]
+fn reboot_starts_linux_anew_where_that_is_wanted() {
+    needs_linux!();
+    let path = scratch().join("reboot.json");
+    let mut command = linux(GuestData::GuestVmlinux, "reboot");
+    command.args(["--timeout", "100s", "--cpus", "2", "--on-reset", "reboot", "--outcome"]).arg(&path);
+    let mut child = started(&mut command, "Restarting system");
+    Transcript::default().until(child.stdout.as_mut().unwrap(), "Restarting system");
+    signal(&child, libc::SIGQUIT);
+    collect(child).expect(131, "SIGQUIT");
+    assert!(outcome(&path)["resets"].as_u64().unwrap() >= 1);
+}
+
+/// The full kernel of Debian has the parser of MP tables, which the cloud kernel has not.
+#[test]
+fn machine_without_acpi_shows_its_cpus_and_powers_off() {
+    needs_linux!();
+    let mut command = linux(GuestData::HostVmlinux, "report");
+    let run = finish(command.args(["--acpi", "off", "--cpus", "2", "--memory", "512M"]));
+    run.expect(0, "the guest powered off");
+    assert!(
+        run.text().contains("cpus     2 online") && run.text().contains("rtc      rtc0"),
+        "{}",
+        run.text()
+    );
+}
+
+#[test]
+fn machine_without_acpi_resets() {
+    needs_linux!();
+    let mut command = linux(GuestData::HostVmlinux, "reboot");
+    let run = finish(command.args(["--acpi", "off", "--memory", "512M"]));
+    run.expect(112, "reset (keyboard controller)");
 }
 
 #[test]
@@ -232,6 +314,14 @@ fn default_guest_at_a_terminal_is_a_shell() {
     assert_eq!(common::wait(&mut child).code(), Some(0));
 }
 
+/// Starts a command and reads its stdout up to `words`.
+fn started(command: &mut Command, words: &str) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    Transcript::default().until(child.stdout.as_mut().unwrap(), words);
+    child
+}
+
 /// What a terminal has shown.
 #[derive(Default)]
 struct Transcript(String);
@@ -239,7 +329,7 @@ struct Transcript(String);
 impl Transcript {
     /// Reads on until `words` have come.
     #[track_caller]
-    fn until(&mut self, terminal: &mut File, words: &str) {
+    fn until(&mut self, terminal: &mut impl Read, words: &str) {
         let mut found = None;
         eventually(words, || {
             let mut bytes = [0; 4096];

@@ -1,7 +1,8 @@
 //! The x86-64 machine.
 //!
 //! A machine is prepared in this order: [`image::KernelImage::open`] and [`initrd::InitrdFile::open`] check the
-//! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices,
+//! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices (or
+//! [`mptable::write_table`] the processors and interrupts of a machine without ACPI),
 //! [`load::load`] fills guest memory and returns the [`registers::BootState`] of the first CPU;
 //! [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
 
@@ -16,6 +17,7 @@ pub mod input_file;
 pub mod lapic;
 pub mod layout;
 pub mod load;
+pub mod mptable;
 mod msr;
 mod paging;
 mod pvh;

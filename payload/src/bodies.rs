@@ -39,6 +39,7 @@ global_asm!(include_str!("asm/endings.s"));
 global_asm!(include_str!("asm/console.s"));
 global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
+global_asm!(include_str!("asm/platform.s"));
 
 unsafe extern "C" {
     static payload_start_ring0: u8;
@@ -74,6 +75,15 @@ payloads! {
     "halt" Zero payload_halt..payload_halt_end "halts with interrupts off for ever";
     "jump-to-mmio" Zero payload_jump_to_mmio..payload_jump_to_mmio_end "executes from an address without memory: 111 or 113";
     "panic" Zero payload_panic_text..payload_panic_text_end "prints a kernel panic line, then resets: 110";
+    "panic-silence" Zero payload_panic_silence..payload_panic_silence_end "prints what a kernel panic prints, then spins: 110";
+    "panic-words" Zero payload_panic_words..payload_panic_words_end "prints the text of a panic and a prompt, then spins for ever";
+    "panic-restart" Zero payload_panic_restart..payload_panic_restart_end "prints the text of a panic, then restarts like a living kernel: 112";
+    "pvpanic" Zero payload_pvpanic..payload_pvpanic_end "prints 8 KiB, then says by pvpanic that it panicked: 110";
+    "crash-kernel" Zero payload_crash_kernel..payload_crash_kernel_end "says by pvpanic that a crash kernel takes over, then resets: 110";
+    "hundred-lives" Zero payload_hundred_lives..payload_hundred_lives_end "resets 99 times, checks that memory and devices are as new; exits with 0";
+    "hello-reset" Zero payload_hello_reset..payload_hello_reset_end "prints one byte, then resets: 112";
+    "button" Zero payload_button..payload_button_end "prints one byte, then powers off when the power button is pressed";
+    "idle" Zero payload_idle..payload_idle_end "halts with interrupts on for ever";
     "hello" Zero payload_hello..payload_hello_end "prints `hello`, then powers off: 0";
     "hello-exit" Zero payload_hello_exit..payload_hello_exit_end "prints one byte, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts for ever";

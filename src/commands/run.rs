@@ -93,6 +93,9 @@ fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
         memory: args.memory,
         serial: args.serial.clone(),
         timeout: args.timeout,
+        acpi: args.acpi,
+        on_reset: args.on_reset,
+        on_halt: args.on_halt,
         ..VmConfig::new(kernel)
     })
 }
@@ -149,7 +152,7 @@ fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
 /// One line on stderr, and the report where it is wanted.
 fn tell(args: &RunArgs, outcome: &Outcome) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
-    say(&format!("{} ({}{place})", outcome.ending, Seconds(outcome.duration)));
+    say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
     let unseen = args.serial != SerialConfig::Stdio;
     outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.console_bytes_dropped > 0 {

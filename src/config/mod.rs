@@ -4,6 +4,7 @@
 mod cmdline;
 mod duration;
 mod memory_size;
+mod policy;
 mod protocol;
 mod serial;
 mod vcpu_count;
@@ -14,6 +15,7 @@ use std::time::Duration;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use duration::parse_duration;
 pub use memory_size::MemorySize;
+pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
@@ -43,6 +45,12 @@ pub struct VmConfig {
     pub serial: SerialConfig,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
+    /// Whether the guest finds ACPI tables.
+    pub acpi: AcpiMode,
+    /// What follows when the guest resets its machine.
+    pub on_reset: ResetPolicy,
+    /// What follows when the guest halts for good.
+    pub on_halt: HaltPolicy,
 }
 
 impl VmConfig {
@@ -59,6 +67,9 @@ impl VmConfig {
             memory: MemorySize::default(),
             serial: SerialConfig::Null,
             timeout: None,
+            acpi: AcpiMode::default(),
+            on_reset: ResetPolicy::default(),
+            on_halt: HaltPolicy::default(),
         }
     }
 }
@@ -107,6 +118,14 @@ pub enum ConfigError {
     Protocol {
         /// As given.
         text: String,
+    },
+    /// None of the words that are known for it.
+    #[error("`{text}` is not known here: use {} or {}", words[0], words[1])]
+    Choice {
+        /// As given.
+        text: String,
+        /// The words.
+        words: [&'static str; 2],
     },
     /// Not something that a serial port can be connected to.
     #[error("`{text}` is not known here: use stdio, pty, file=PATH, socket=PATH or null")]

@@ -237,7 +237,7 @@ impl Facts<'_> {
     /// It ended as a kernel does that gives up, or that waits for something that never comes: not by a crash.
     fn gave_up(&self) -> bool {
         match self.ending {
-            Ending::Panicked | Ending::Reset { .. } | Ending::TimedOut { .. } => true,
+            Ending::Panicked { .. } | Ending::Halted | Ending::Reset { .. } | Ending::TimedOut { .. } => true,
             Ending::Crashed { .. }
             | Ending::CannotRun { .. }
             | Ending::PoweredOff

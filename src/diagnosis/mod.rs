@@ -195,7 +195,7 @@ impl Subject {
     fn places(&self, remains: &Remains<'_>, standing: &[Standing<'_>]) -> Vec<VcpuPlace> {
         let died = died(remains.ending);
         // A vCPU that asked for a reset stands at that request, which tells nothing.
-        let all = matches!(remains.ending, Ending::TimedOut { .. });
+        let all = matches!(remains.ending, Ending::TimedOut { .. } | Ending::Halted);
         let wanted = standing.iter().filter(|standing| all || died == Some(standing.vcpu.index()));
         let wanted: Vec<&Standing<'_>> = wanted.collect();
         let addresses: Vec<u64> = wanted.iter().map(|standing| standing.place.linear).collect();
@@ -280,7 +280,8 @@ fn died(ending: &Ending) -> Option<u32> {
 /// Endings that call for an explanation.
 fn is_abnormal(ending: &Ending) -> bool {
     match ending {
-        Ending::Panicked
+        Ending::Panicked { .. }
+        | Ending::Halted
         | Ending::Crashed { .. }
         | Ending::Reset { .. }
         | Ending::CannotRun { .. }

@@ -106,6 +106,8 @@ mod tests {
             console_bytes: 28,
             console_bytes_dropped: 0,
             later_events: 0,
+            resets: 0,
+            signal: None,
         }
     }
 

@@ -1,7 +1,7 @@
-//! Looking at a vCPU that has left the guest for good: where it stood, in which mode, and what lay there.
+//! Looking at a vCPU that has left the guest: where it stood, in which mode, and what lay there.
 //!
-//! Only the report on a guest that died calls this (`crate::diagnosis`), after the vCPU's thread has ended. What it
-//! returns comes from the guest, so nothing of it is to be trusted.
+//! The report on a guest that died calls this (`crate::diagnosis`), after the vCPU's thread has ended, and that thread
+//! itself when it parks. What it returns comes from the guest, so nothing of it is to be trusted.
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE};
 
@@ -73,6 +73,16 @@ impl Vcpu {
             KVM_MP_STATE_RUNNABLE => Some(Activity::Running),
             KVM_MP_STATE_HALTED => Some(Activity::Halted),
             _ => Some(Activity::NotStarted),
+        }
+    }
+
+    /// Whether nothing but another vCPU can make this one run on: it was never started, or has halted with interrupts
+    /// off. A state that KVM does not tell counts as running.
+    pub(crate) fn has_halted_for_good(&self) -> bool {
+        match self.activity() {
+            Some(Activity::NotStarted) => true,
+            Some(Activity::Halted) => self.fd.get_regs().is_ok_and(|regs| regs.rflags & RFLAGS_IF == 0),
+            Some(Activity::Running) | None => false,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! is decided in [`crate::vcpu`].
 
 mod inspect;
+mod interrupts;
 mod kick;
 mod probe;
 mod state;
@@ -12,6 +13,7 @@ mod vcpu;
 mod vm;
 
 pub(crate) use inspect::{Activity, CodePlace};
+pub(crate) use interrupts::Interrupts;
 pub(crate) use kick::{Kicker, spawn_with_signals_blocked};
 pub(crate) use probe::ProbeMachine;
 pub(crate) use system::Kvm;

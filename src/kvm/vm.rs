@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coracle_arch::x86_64::layout;
-use coracle_devices::irq::{MsiMessage, MsiSink};
+use coracle_devices::irq::MsiMessage;
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
 
@@ -58,10 +58,9 @@ impl KvmVm {
         let fd = call("KVM_CREATE_VCPU", self.fd.create_vcpu(u64::from(index)))?;
         Ok(Vcpu::new(fd, index))
     }
-}
 
-impl MsiSink for KvmVm {
-    fn send(&self, message: MsiMessage) {
+    /// Delivers an interrupt message to the local APICs.
+    pub(super) fn signal(&self, message: MsiMessage) {
         let msi = kvm_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -72,10 +71,6 @@ impl MsiSink for KvmVm {
         if let Err(error) = self.fd.signal_msi(msi) {
             log::debug!("interrupt message {message:?} was not delivered: {error}");
         }
-    }
-
-    fn route_changed(&self, _pin: u8, _message: Option<MsiMessage>) {
-        // No device of this machine has an irqfd: every line goes through `send`.
     }
 }
 

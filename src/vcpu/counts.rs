@@ -28,6 +28,11 @@ impl ExitCounts {
         port_in + port_out + mmio_read + mmio_write + interrupted + fatal
     }
 
+    /// Those that the guest made: without kicks, which come from outside.
+    pub(crate) fn made_by_guest(&self) -> u64 {
+        self.total() - self.interrupted
+    }
+
     /// Adds those of another vCPU.
     pub fn add(&mut self, other: &ExitCounts) {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = other;

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
 use super::counts::{ExitCounters, ExitCounts};
@@ -26,23 +27,31 @@ pub(crate) struct VcpuThread {
 /// The control thread's side of a vCPU's thread.
 pub(crate) struct VcpuHandle {
     index: u32,
-    counters: Arc<ExitCounters>,
+    shown: Arc<Shown>,
     thread: JoinHandle<Vcpu>,
+}
+
+/// What a vCPU's thread shows to others.
+#[derive(Default)]
+struct Shown {
+    counters: ExitCounters,
+    /// As it was when the thread last parked.
+    halted_for_good: AtomicBool,
 }
 
 impl VcpuThread {
     /// Starts the thread, which waits at the gate.
     pub(crate) fn spawn(self) -> io::Result<VcpuHandle> {
         let index = self.vcpu.index();
-        let counters = Arc::new(ExitCounters::default());
+        let shown = Arc::new(Shown::default());
         let thread = spawn_with_signals_blocked(format!("vcpu-{index}"), {
-            let counters = counters.clone();
-            move || self.run(&counters)
+            let shown = shown.clone();
+            move || self.run(&shown)
         })?;
-        Ok(VcpuHandle { index, counters, thread })
+        Ok(VcpuHandle { index, shown, thread })
     }
 
-    fn run(self, counters: &ExitCounters) -> Vcpu {
+    fn run(self, shown: &Shown) -> Vcpu {
         let VcpuThread { mut vcpu, buses, control } = self;
         let _report = EndReport { control: control.clone(), vcpu: vcpu.index() };
         if let Err(error) = vcpu.allow_kicks() {
@@ -54,12 +63,13 @@ impl VcpuThread {
             match control.gate() {
                 Gate::Open => {}
                 Gate::Paused => {
+                    shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
                     control.park();
                     continue;
                 }
                 Gate::Closed => return vcpu,
             }
-            let next = buses.handle(vcpu.run(), counters);
+            let next = buses.handle(vcpu.run(), &shown.counters);
             if let Some(event) = ending(next, &vcpu) {
                 control.post(event);
             }
@@ -80,7 +90,12 @@ impl VcpuHandle {
 
     /// Its exits so far.
     pub(crate) fn exits(&self) -> ExitCounts {
-        self.counters.counts()
+        self.shown.counters.counts()
+    }
+
+    /// Whether it had halted with interrupts off, or had never been started, when it last parked at the gate.
+    pub(crate) fn has_halted_for_good(&self) -> bool {
+        self.shown.halted_for_good.load(Ordering::Acquire)
     }
 
     /// True when the thread has ended.

@@ -11,13 +11,14 @@ use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
+use coracle_arch::x86_64::mptable::{self, MpTableError};
 use coracle_arch::x86_64::registers::BootState;
 
 use super::Vm;
-use super::lifecycle::{Machine, Shared, start_control};
+use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
-use crate::config::VmConfig;
+use crate::config::{AcpiMode, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
 use crate::diagnosis::Subject;
@@ -25,7 +26,7 @@ use crate::initramfs::LoaderError;
 use crate::initramfs::loader;
 use crate::io_loop::IoLoop;
 use crate::kernel_image::{self, KernelError, KernelRequest};
-use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
+use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
 use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
 
@@ -72,6 +73,9 @@ pub enum BuildError {
     /// The ACPI tables cannot be written.
     #[error("the ACPI tables cannot be written")]
     Acpi(#[from] AcpiError),
+    /// The MP table cannot be written.
+    #[error("the MP table cannot be written")]
+    MpTable(#[from] MpTableError),
     /// The kernel does not fit, or cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -140,18 +144,15 @@ impl VmBuilder {
     /// # Errors
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
-        let inputs = Inputs::open(&self.config, &self.console)?;
-        let kvm = Kvm::open()?;
-        let vm = kvm.create_vm()?;
-        let ram = GuestRam::anonymous(self.config.memory.mib())?;
-        vm.add_memory(&ram)?;
-        vm.create_local_apics()?;
-
+        let inputs = Inputs::open(&self.config)?;
+        let console = self.console.open(&self.config.serial)?;
+        let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()? };
         let control = Arc::new(Control::new());
-        let platform = Platform::new(Arc::new(vm.clone()), control.clone())?;
-        let boot = self.load(&inputs, &ram)?;
-        let vcpus = self.create_vcpus(&kvm, &vm, &boot)?;
-        self.assemble(inputs, Parts { control, vm, ram, platform, vcpus })
+        let interrupts = Arc::new(Interrupts::default());
+        let platform = Platform::new(interrupts.clone(), control.clone())?;
+        let (guest, vcpus) = recipe.make()?;
+        interrupts.connect(guest.kvm.clone());
+        self.assemble(console, Parts { control, interrupts, recipe, platform, vcpus, guest })
     }
 
     /// Builds it and lets it run.
@@ -174,15 +175,31 @@ impl VmBuilder {
 
     fn load(&self, inputs: &Inputs, ram: &GuestRam) -> Result<BootState, BuildError> {
         let cpus = self.config.vcpus.value();
-        let rsdp = acpi::write_tables(ram.mmap(), &AcpiConfig { cpus })?;
+        let acpi_rsdp = match self.config.acpi {
+            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus })?),
+            AcpiMode::Off => {
+                mptable::write_table(ram.mmap(), cpus)?;
+                None
+            }
+        };
         let request = LoadRequest {
             image: &inputs.kernel,
             initrds: &inputs.initrds,
-            cmdline: &self.config.cmdline,
+            cmdline: &self.cmdline(&inputs.kernel),
             ram_bytes: self.config.memory.bytes(),
-            acpi_rsdp: Some(rsdp),
+            acpi_rsdp,
         };
         Ok(load::load(ram.mmap(), &request)?)
+    }
+
+    /// The configured command line, and what the machine itself has to tell the kernel: a Linux kernel that is to do
+    /// without ACPI would look for its tables otherwise.
+    fn cmdline(&self, kernel: &KernelImage) -> String {
+        let line = &self.config.cmdline;
+        match self.config.acpi {
+            AcpiMode::Off if kernel.is_linux() => format!("{line} acpi=off").trim_start().to_owned(),
+            AcpiMode::On | AcpiMode::Off => line.clone(),
+        }
     }
 
     fn create_vcpus(&self, kvm: &Kvm, vm: &KvmVm, boot: &BootState) -> Result<Vec<Vcpu>, BuildError> {
@@ -205,27 +222,58 @@ impl VmBuilder {
         (0..count).map(make).collect()
     }
 
-    fn assemble(&self, mut inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
-        let Parts { control, vm, ram, platform, vcpus } = parts;
-        let Platform { buses, serial, console, signs } = platform;
-        let subject = Subject::new(&self.config, &inputs.kernel, &inputs.initrds, signs);
-        let pump = inputs.console.pump.take();
-        let console_path = inputs.console.path().map(Path::to_owned);
+    fn assemble(&self, mut console: ConsoleEnds, parts: Parts) -> Result<Vm, BuildError> {
+        let Parts { control, interrupts, recipe, platform, vcpus, guest } = parts;
+        let Inputs { kernel, initrds } = &recipe.inputs;
+        let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
+        let pump = console.pump.take();
+        let console_path = console.path().map(Path::to_owned);
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
-        let handler = Console::new(serial, console.clone(), inputs.console, escape);
+        let handler = Console::new(platform.serial.clone(), platform.console.clone(), console, escape);
         let io_loop =
             IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
 
-        let shared =
-            Arc::new(Shared::new(control.clone(), console_path).map_err(thread_error("the control thread"))?);
+        let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
+        let shared = Shared::new(control.clone(), console_path, button);
+        let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
-        shared.adopt(start_vcpus(vcpus, &buses, &control)?);
-        let timeout = self.config.timeout;
-        let machine = Machine { io_loop, pump, buses, console, kvm: vm, ram, timeout, subject };
+        shared.adopt(start_vcpus(vcpus, &platform.buses, &control)?);
+        let machine = Machine {
+            io_loop,
+            pump,
+            platform,
+            interrupts,
+            guest: Some(guest),
+            recipe: (self.config.on_reset == ResetPolicy::Reboot).then_some(recipe),
+            timeout: self.config.timeout,
+            on_halt: self.config.on_halt,
+            subject,
+        };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
         Ok(Vm { shared, control: Some(control) })
+    }
+}
+
+/// All that a guest is made from: at first, and again after each reset.
+pub(super) struct Recipe {
+    builder: VmBuilder,
+    inputs: Inputs,
+    kvm: Kvm,
+}
+
+impl Recipe {
+    /// Makes fresh memory with kernel and tables in it, and vCPUs that stand at the kernel's entry.
+    pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
+        let Recipe { builder, inputs, kvm } = self;
+        let vm = kvm.create_vm()?;
+        let ram = GuestRam::anonymous(builder.config.memory.mib())?;
+        vm.add_memory(&ram)?;
+        vm.create_local_apics()?;
+        let boot = builder.load(inputs, &ram)?;
+        let vcpus = builder.create_vcpus(kvm, &vm, &boot)?;
+        Ok((Guest { kvm: vm, ram }, vcpus))
     }
 }
 
@@ -233,13 +281,12 @@ impl VmBuilder {
 struct Inputs {
     kernel: KernelImage,
     initrds: Vec<InitrdFile>,
-    console: ConsoleEnds,
 }
 
 impl Inputs {
-    fn open(config: &VmConfig, console: &ConsoleChoice) -> Result<Inputs, BuildError> {
+    fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
         let (kernel, initrds) = open_files(config)?;
-        Ok(Inputs { kernel, initrds, console: console.open(&config.serial)? })
+        Ok(Inputs { kernel, initrds })
     }
 }
 
@@ -260,10 +307,12 @@ fn device_modules(config: &VmConfig) -> &'static [&'static str] {
 /// What is made before the first thread.
 struct Parts {
     control: Arc<Control>,
-    vm: KvmVm,
-    ram: GuestRam,
+    interrupts: Arc<Interrupts>,
+    recipe: Recipe,
     platform: Platform,
+    // Dropped in this order: vCPUs before the virtual machine and its memory.
     vcpus: Vec<Vcpu>,
+    guest: Guest,
 }
 
 fn prepare_vcpu(
@@ -277,7 +326,7 @@ fn prepare_vcpu(
     if identity.apic_id == 0 { vcpu.set_boot_registers(boot) } else { Ok(()) }
 }
 
-fn start_vcpus(
+pub(super) fn start_vcpus(
     vcpus: Vec<Vcpu>,
     buses: &Arc<Buses>,
     control: &Arc<Control>,

@@ -2,24 +2,32 @@
 //!
 //! The order is: vCPUs out of the guest and their threads joined; the I/O thread drained and joined; the outcome
 //! told; devices, KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
+//!
+//! A reset that the machine outlives takes the first step, makes the guest anew ([`Recipe`]) and waits again.
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::legacy::event::{Event, EventRegister};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::outcome::{Ending, HostFailure, Outcome};
+use super::builder::{BuildError, Recipe, start_vcpus};
+use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
+use super::platform::Platform;
+use super::watch::Watch;
+use crate::config::HaltPolicy;
 use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
 use crate::diagnosis::{Findings, Remains, Subject};
 use crate::io_loop::{self, IoLoop};
-use crate::kvm::{KvmVm, Vcpu, spawn_with_signals_blocked};
+use crate::kvm::{Interrupts, KvmVm, Vcpu, spawn_with_signals_blocked};
 use crate::memory::GuestRam;
-use crate::vcpu::{Buses, ExitCounts, VcpuHandle};
+use crate::vcpu::{ExitCounts, VcpuHandle};
 
 /// What the control thread shares with the handles.
 pub(super) struct Shared {
@@ -30,24 +38,44 @@ pub(super) struct Shared {
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
+    /// Where the power button is wired to, in a machine that has one.
+    button: Option<Arc<EventRegister>>,
+    /// The signal for whose sake the guest was asked to end.
+    signal: Mutex<Option<i32>>,
 }
 
-/// Everything that a running virtual machine holds. Fields are dropped in the order of the ordered stop.
+/// Everything that a running virtual machine holds.
 pub(super) struct Machine {
     pub(super) io_loop: IoLoop,
     pub(super) pump: Option<Pump>,
-    pub(super) buses: Arc<Buses>,
-    pub(super) console: Arc<ConsoleBuffer>,
-    pub(super) kvm: KvmVm,
-    pub(super) ram: GuestRam,
+    pub(super) platform: Platform,
+    pub(super) interrupts: Arc<Interrupts>,
+    /// None only while it is made anew.
+    pub(super) guest: Option<Guest>,
+    /// What the guest is made from, in a machine that outlives a reset.
+    pub(super) recipe: Option<Recipe>,
     pub(super) timeout: Option<Duration>,
+    pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,
 }
 
+/// What a guest runs in, from one reset to the next. Its vCPUs belong to their threads.
+pub(super) struct Guest {
+    // Dropped in this order: the virtual machine before its memory.
+    pub(super) kvm: KvmVm,
+    pub(super) ram: GuestRam,
+}
+
 impl Shared {
-    pub(super) fn new(control: Arc<Control>, console_path: Option<PathBuf>) -> io::Result<Shared> {
+    pub(super) fn new(
+        control: Arc<Control>,
+        console_path: Option<PathBuf>,
+        button: Option<Arc<EventRegister>>,
+    ) -> io::Result<Shared> {
         Ok(Shared {
             control,
+            button,
+            signal: Mutex::new(None),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             console_path,
             outcome: Mutex::new(None),
@@ -58,16 +86,40 @@ impl Shared {
 
     /// Takes over the threads of the vCPUs, which wait at the gate.
     pub(super) fn adopt(&self, vcpus: Vec<VcpuHandle>) {
-        *self.vcpus.lock().unwrap_or_else(PoisonError::into_inner) = vcpus;
+        *self.vcpus() = vcpus;
+    }
+
+    /// The vCPUs. While a guest is made anew nobody gets them.
+    pub(super) fn vcpus(&self) -> MutexGuard<'_, Vec<VcpuHandle>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn pause(&self) -> bool {
         self.control.pause_gate();
-        let vcpus = self.vcpus.lock().unwrap_or_else(PoisonError::into_inner);
-        vcpus.iter().for_each(VcpuHandle::kick);
-        let count = vcpus.len() as u32;
-        drop(vcpus);
-        self.control.wait_parked(count, STOP_LIMIT) && self.control.gate() == Gate::Paused
+        // A reset may come in between. The guest that is made anew then waits at the gate, and does not reset again.
+        for _ in 0..2 {
+            let vcpus = self.vcpus();
+            vcpus.iter().for_each(VcpuHandle::kick);
+            let count = vcpus.len() as u32;
+            drop(vcpus);
+            if self.control.wait_parked(count, STOP_LIMIT) && self.control.gate() == Gate::Paused {
+                return true;
+            }
+            if !self.control.wait_begun_again(STOP_LIMIT) {
+                return false;
+            }
+        }
+        false
+    }
+
+    pub(super) fn press_power_button(&self) -> bool {
+        let Some(button) = &self.button else { return false };
+        button.raise(Event::PowerButton);
+        true
+    }
+
+    pub(super) fn set_signal(&self, signal: i32) {
+        *self.signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
     }
 
     pub(super) fn wait_outcome(&self) -> Outcome {
@@ -96,34 +148,114 @@ impl Shared {
 
 /// Starts the control thread, which owns the machine until its end.
 pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result<JoinHandle<()>> {
-    spawn_with_signals_blocked("control".into(), move || {
-        let event = shared.control.wait_event(machine.timeout);
-        stop(&shared, machine, event);
-    })
+    spawn_with_signals_blocked("control".into(), move || live(&shared, machine))
+}
+
+/// From the first start, over every reset that the machine outlives, to its end.
+fn live(shared: &Shared, mut machine: Machine) {
+    let mut past = Past::default();
+    loop {
+        let watch = Watch::new(shared, &machine.platform.console, machine.on_halt);
+        let event = watch.wait_end(machine.timeout);
+        let mut ending = ending(event, machine.explains_reset_by_panic(&shared.control));
+        if let (Ending::Reset { .. }, Some(_)) = (&ending, &machine.recipe) {
+            match start_anew(shared, &mut machine, &mut past) {
+                Ok(()) => continue,
+                Err(event) => ending = end_instead(&shared.control, event),
+            }
+        }
+        return stop(shared, machine, &past, ending);
+    }
+}
+
+impl Machine {
+    fn explains_reset_by_panic(&self, control: &Control) -> bool {
+        self.platform.console.panic_explains_reset() || control.crash_kernel_runs()
+    }
+}
+
+/// What is left of the guest from before its resets.
+#[derive(Default)]
+struct Past {
+    exits: ExitCounts,
+    resets: u64,
+}
+
+/// Makes the guest anew after a reset: memory, KVM's part and vCPUs are fresh, the devices are reset, and all that the
+/// host sees of the machine stays.
+///
+/// # Errors
+/// What ends the machine instead.
+fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), VmEvent> {
+    let Machine { platform, interrupts, guest, recipe: Some(recipe), .. } = machine else { return Ok(()) };
+    // Held to the end: a pause waits for the new vCPUs.
+    let mut vcpus = shared.vcpus();
+    let stopped = stop_vcpus(&shared.control, std::mem::take(&mut *vcpus));
+    past.exits.add(&stopped.exits);
+    if let Some(stuck) = stopped.stuck {
+        // Its thread may still be inside the guest.
+        std::mem::forget(guest.take());
+        return Err(VmEvent::HostFailure(stuck));
+    }
+    shared.control.begin_again()?;
+    drop(stopped.vcpus);
+    interrupts.disconnect();
+    platform.reset();
+    // The old memory goes before the new one is touched.
+    drop(guest.take());
+    let (fresh, new_vcpus) = recipe.make().map_err(|error| cannot_restart(&error))?;
+    interrupts.connect(fresh.kvm.clone());
+    *guest = Some(fresh);
+    *vcpus =
+        start_vcpus(new_vcpus, &platform.buses, &shared.control).map_err(|error| cannot_restart(&error))?;
+    past.resets = past.resets.saturating_add(1);
+    shared.control.hold(false);
+    Ok(())
+}
+
+fn cannot_restart(error: &BuildError) -> VmEvent {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    let reason = causes.fold(error.to_string(), |reason, cause| format!("{reason}: {cause}"));
+    VmEvent::HostFailure(HostFailure::Restart { reason })
+}
+
+/// The ending when `event` came in place of a restart: the gate closes for vCPUs that are there already.
+fn end_instead(control: &Control, event: VmEvent) -> Ending {
+    control.post(event.clone());
+    ending(event, false)
 }
 
 /// The ordered stop.
-fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
-    let Machine { io_loop, pump, buses, console, kvm, ram, timeout: _, subject } = machine;
+fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
+    let Machine { io_loop, pump, platform, interrupts, guest, recipe, timeout: _, on_halt: _, subject } =
+        machine;
+    let &Past { mut exits, resets } = past;
     let started = shared.control.started();
     let duration = started.map(|started| started.elapsed()).unwrap_or_default();
-    let vcpus = std::mem::take(&mut *shared.vcpus.lock().unwrap_or_else(PoisonError::into_inner));
+    shared.control.set_over();
+    let vcpus = std::mem::take(&mut *shared.vcpus());
     let stopped = stop_vcpus(&shared.control, vcpus);
+    exits.add(&stopped.exits);
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
-    console.discard();
+    let console = &platform.console;
+    if drained {
+        // A thread that is stuck holds the buffer.
+        console.discard();
+    }
 
     let (failure, later_events) = shared.control.afterwards();
     let ending = match stopped.stuck.or(io_stuck).or(failure) {
         Some(reason) => Ending::HostFailed { reason },
-        None => ending(event, console.panic_seen()),
+        None => ending,
     };
-    let StoppedVcpus { vcpus, exits, leaked, .. } = stopped;
+    let StoppedVcpus { vcpus, leaked, .. } = stopped;
+    let no_ram = GuestMemoryMmap::new();
     let Findings { phase, progress, diagnosis } = subject.examine(&Remains {
         ending: &ending,
         vcpus: &vcpus,
-        ram: ram.mmap(),
-        console: &console,
+        ram: guest.as_ref().map_or(&no_ram, |guest| guest.ram.mmap()),
+        console,
         started,
     });
     shared.tell(Outcome {
@@ -136,16 +268,15 @@ fn stop(shared: &Shared, machine: Machine, event: VmEvent) {
         console_bytes: console.pushed_bytes(),
         console_bytes_dropped: console.dropped_bytes(),
         later_events,
+        resets,
+        signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),
     });
 
     drop(vcpus);
-    drop(buses);
+    drop((platform, interrupts, recipe));
     if leaked {
         // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we do.
-        std::mem::forget((kvm, ram));
-    } else {
-        drop(kvm);
-        drop(ram);
+        std::mem::forget(guest);
     }
 }
 
@@ -184,11 +315,13 @@ fn stop_vcpus(control: &Control, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     stopped
 }
 
-fn ending(event: VmEvent, panic_seen: bool) -> Ending {
+fn ending(event: VmEvent, reset_is_panic: bool) -> Ending {
     match event {
         VmEvent::GuestShutdown => Ending::PoweredOff,
-        VmEvent::GuestReset(_) if panic_seen => Ending::Panicked,
+        VmEvent::GuestReset(_) if reset_is_panic => Ending::Panicked { evidence: PanicEvidence::Reset },
         VmEvent::GuestReset(source) => Ending::Reset { source },
+        VmEvent::GuestPanic(evidence) => Ending::Panicked { evidence },
+        VmEvent::GuestHalted => Ending::Halted,
         VmEvent::GuestExit(code) => Ending::Exited { code },
         VmEvent::GuestCrash { vcpu, registers } => Ending::Crashed { vcpu, registers },
         VmEvent::VcpuFault { vcpu, fault, registers } => Ending::CannotRun { vcpu, fault, registers },
@@ -201,5 +334,5 @@ fn ending(event: VmEvent, panic_seen: bool) -> Ending {
 
 /// A vCPU leaves the guest within microseconds of a kick. This is when to give up on it: a host with far more to do
 /// than it has CPUs takes a second now and then.
-const STOP_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 const KICK_INTERVAL: Duration = Duration::from_millis(100);

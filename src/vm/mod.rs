@@ -4,6 +4,7 @@ pub(crate) mod builder;
 mod lifecycle;
 pub mod outcome;
 mod platform;
+mod watch;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -79,6 +80,21 @@ impl VmHandle {
         self.shared.pause()
     }
 
+    /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the machine has no
+    /// button, because it has no ACPI.
+    pub fn press_power_button(&self) -> bool {
+        self.shared.press_power_button()
+    }
+
+    /// The same on behalf of a signal that the program was sent: the power-off then has the exit code of that signal.
+    pub fn power_off_by_signal(&self, signal: i32) -> bool {
+        let pressed = self.shared.press_power_button();
+        if pressed {
+            self.shared.set_signal(signal);
+        }
+        pressed
+    }
+
     /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.
     pub fn stop(&self) {
         self.shared.control.post(VmEvent::Stop);
@@ -86,6 +102,7 @@ impl VmHandle {
 
     /// The same on behalf of a signal that the program was sent.
     pub fn stop_by_signal(&self, signal: i32) {
+        self.shared.set_signal(signal);
         self.shared.control.post(VmEvent::Signal(signal));
     }
 

@@ -32,6 +32,10 @@ pub struct Outcome {
     pub console_bytes_dropped: u64,
     /// Endings that the guest asked for after the first, which counts.
     pub later_events: u64,
+    /// How often the guest reset its machine and was started anew.
+    pub resets: u64,
+    /// The signal for whose sake the guest was asked to power off, or was stopped.
+    pub signal: Option<i32>,
 }
 
 /// The way in which a virtual machine ended.
@@ -44,8 +48,13 @@ pub enum Ending {
         /// As the guest gave it.
         code: u32,
     },
-    /// The guest's kernel panicked and then reset the machine.
-    Panicked,
+    /// The guest's kernel panicked.
+    Panicked {
+        /// How that is known.
+        evidence: PanicEvidence,
+    },
+    /// Every vCPU has halted with interrupts off, so that nothing can wake the guest.
+    Halted,
     /// The guest crashed in a way that resets a real machine: a triple fault.
     Crashed {
         /// Which vCPU.
@@ -86,6 +95,18 @@ pub enum Ending {
     },
 }
 
+/// How a kernel panic is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PanicEvidence {
+    /// The guest said so by the pvpanic device.
+    Device,
+    /// Its text on the console, or a crash kernel, and then a reset.
+    Reset,
+    /// Its text in the last line of the console, and then silence.
+    Silence,
+}
+
 /// What can fail on the side of the host while a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HostFailure {
@@ -108,6 +129,12 @@ pub enum HostFailure {
     IoStuck {
         /// The limit.
         limit: Duration,
+    },
+    /// A machine that was reset could not be made anew.
+    #[error("the guest reset its machine, which could not be started anew: {reason}")]
+    Restart {
+        /// What the step that failed said.
+        reason: String,
     },
     /// A vCPU's thread could not be prepared.
     #[error("vCPU {vcpu} could not be started: {reason}")]
@@ -160,7 +187,20 @@ impl std::fmt::Display for Phase {
 impl Outcome {
     /// The process exit code for it: see `docs/outcomes.md`.
     pub fn exit_code(&self) -> u8 {
-        self.ending.exit_code()
+        match (&self.ending, self.signal) {
+            (Ending::PoweredOff, Some(signal)) => Ending::Signalled { signal }.exit_code(),
+            (ending, _) => ending.exit_code(),
+        }
+    }
+
+    /// Why it ended, in one line.
+    pub fn reason(&self) -> String {
+        match (&self.ending, self.signal) {
+            (Ending::PoweredOff, Some(signal)) => {
+                format!("{}, asked to by signal {}", self.ending, signal_name(signal))
+            }
+            (ending, _) => ending.to_string(),
+        }
     }
 
     /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing to
@@ -176,10 +216,11 @@ impl Ending {
         match self {
             Ending::PoweredOff => 0,
             Ending::Exited { code } => u8::try_from(*code).ok().filter(|code| *code < 100).unwrap_or(100),
-            Ending::Panicked => 110,
+            Ending::Panicked { .. } => 110,
             Ending::Crashed { .. } => 111,
             Ending::Reset { .. } => 112,
             Ending::CannotRun { .. } => 113,
+            Ending::Halted => 116,
             Ending::HostFailed { .. } => 117,
             Ending::Stopped => 118,
             Ending::TimedOut { .. } => 124,
@@ -192,7 +233,8 @@ impl Ending {
         match self {
             Ending::PoweredOff => "powered-off",
             Ending::Exited { .. } => "exited",
-            Ending::Panicked => "panicked",
+            Ending::Panicked { .. } => "panicked",
+            Ending::Halted => "halted",
             Ending::Crashed { .. } => "crashed",
             Ending::Reset { .. } => "reset",
             Ending::CannotRun { .. } => "cannot-run",
@@ -209,7 +251,8 @@ impl std::fmt::Display for Ending {
         match self {
             Ending::PoweredOff => write!(f, "the guest powered off"),
             Ending::Exited { code } => write!(f, "the guest's workload ended with code {code}"),
-            Ending::Panicked => write!(f, "the guest's kernel panicked"),
+            Ending::Panicked { .. } => write!(f, "the guest's kernel panicked"),
+            Ending::Halted => write!(f, "the guest halted: every vCPU has stopped with interrupts off"),
             Ending::Crashed { vcpu, registers } => {
                 write!(f, "the guest crashed: triple fault on vCPU {vcpu}")?;
                 write_registers(f, registers.as_deref())
@@ -269,6 +312,8 @@ pub struct OutcomeReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    panic_evidence: Option<PanicEvidence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     vcpu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'a VcpuFault>,
@@ -280,6 +325,7 @@ pub struct OutcomeReport<'a> {
     console_bytes: u64,
     console_bytes_dropped: u64,
     later_events: u64,
+    resets: u64,
     emulated_host: bool,
 }
 
@@ -294,12 +340,17 @@ impl<'a> OutcomeReport<'a> {
         OutcomeReport {
             ending: outcome.ending.name(),
             code: outcome.exit_code(),
-            reason: outcome.ending.to_string(),
+            reason: outcome.reason(),
             phase: Some(outcome.phase),
             progress: &outcome.progress,
             duration_ms: outcome.duration.as_secs_f64() * 1e3,
             workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
-            signal: if let Ending::Signalled { signal } = outcome.ending { Some(signal) } else { None },
+            signal: outcome.signal,
+            panic_evidence: if let Ending::Panicked { evidence } = outcome.ending {
+                Some(evidence)
+            } else {
+                None
+            },
             vcpu,
             fault,
             registers,
@@ -308,6 +359,7 @@ impl<'a> OutcomeReport<'a> {
             console_bytes: outcome.console_bytes,
             console_bytes_dropped: outcome.console_bytes_dropped,
             later_events: outcome.later_events,
+            resets: outcome.resets,
             emulated_host,
         }
     }
@@ -323,6 +375,7 @@ impl<'a> OutcomeReport<'a> {
             duration_ms: 0.0,
             workload_code: None,
             signal: None,
+            panic_evidence: None,
             vcpu: None,
             fault: None,
             registers: None,
@@ -331,6 +384,7 @@ impl<'a> OutcomeReport<'a> {
             console_bytes: 0,
             console_bytes_dropped: 0,
             later_events: 0,
+            resets: 0,
             emulated_host,
         }
     }
@@ -372,10 +426,9 @@ mod tests {
         assert_eq!(said(1_234), "0.0012 s");
     }
 
-    #[test]
-    fn report_has_the_exact_workload_code_where_the_exit_code_folds_it() {
-        let outcome = Outcome {
-            ending: Ending::Exited { code: 200 },
+    fn outcome(ending: Ending) -> Outcome {
+        Outcome {
+            ending,
             phase: Phase::Entered,
             progress: Vec::new(),
             diagnosis: None,
@@ -384,10 +437,36 @@ mod tests {
             console_bytes: 0,
             console_bytes_dropped: 0,
             later_events: 0,
-        };
+            resets: 0,
+            signal: None,
+        }
+    }
+
+    #[test]
+    fn report_has_the_exact_workload_code_where_the_exit_code_folds_it() {
+        let outcome = outcome(Ending::Exited { code: 200 });
         let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
         assert_eq!(json["workload_code"], 200);
         assert_eq!(json["code"], 100);
         assert_eq!(json["ending"], "exited");
+    }
+
+    #[test]
+    fn power_off_that_a_signal_asked_for_has_its_code_and_says_which_it_was() {
+        let outcome = Outcome { signal: Some(libc::SIGTERM), ..outcome(Ending::PoweredOff) };
+        let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
+        assert_eq!((outcome.exit_code(), &json["code"]), (143, &143.into()));
+        assert_eq!(json["ending"], "powered-off");
+        assert_eq!(json["signal"], libc::SIGTERM);
+        assert_eq!(json["reason"], "the guest powered off, asked to by signal 15 (SIGTERM)");
+    }
+
+    #[test]
+    fn signal_does_not_hide_that_the_guest_ended_in_another_way() {
+        let ending = Ending::Panicked { evidence: PanicEvidence::Device };
+        let outcome = Outcome { signal: Some(libc::SIGTERM), ..outcome(ending) };
+        assert_eq!(outcome.exit_code(), 110);
+        let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
+        assert_eq!(json["panic_evidence"], "device");
     }
 }

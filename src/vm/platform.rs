@@ -11,8 +11,10 @@ use coracle_devices::guest_request::GuestRequestSink;
 use coracle_devices::irq::MsiSink;
 use coracle_devices::legacy::acpi::AcpiRegisters;
 use coracle_devices::legacy::debug_exit::DebugExit;
+use coracle_devices::legacy::event::EventRegister;
 use coracle_devices::legacy::i8042::I8042;
 use coracle_devices::legacy::ioapic::IoApic;
+use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
@@ -25,6 +27,8 @@ pub(super) struct Platform {
     pub(super) serial: Arc<SerialPort>,
     pub(super) console: Arc<ConsoleBuffer>,
     pub(super) signs: Arc<Signs>,
+    pub(super) events: Arc<EventRegister>,
+    ioapic: Arc<IoApic>,
 }
 
 /// Why the devices could not be made.
@@ -51,11 +55,15 @@ impl Platform {
         requests: Arc<dyn GuestRequestSink>,
     ) -> Result<Platform, PlatformError> {
         let ioapic = Arc::new(IoApic::new(interrupts));
-        let console =
-            Arc::new(ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?);
-        let com1_irq = u8::try_from(layout::COM1_IRQ).ok().and_then(|pin| ioapic.line(pin));
-        let com1_irq = com1_irq.ok_or(PlatformError::Interrupt { gsi: layout::COM1_IRQ })?;
-        let serial = Arc::new(SerialPort::new(console.clone(), com1_irq).map_err(PlatformError::Device)?);
+        let line = |gsi| {
+            let pin = u8::try_from(gsi).ok();
+            pin.and_then(|pin| ioapic.line(pin)).ok_or(PlatformError::Interrupt { gsi })
+        };
+        let console = ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?;
+        let console = Arc::new(console.telling(requests.clone()));
+        let serial = SerialPort::new(console.clone(), line(layout::COM1_IRQ)?);
+        let serial = Arc::new(serial.map_err(PlatformError::Device)?);
+        let events = Arc::new(EventRegister::new(line(layout::EVENT_IRQ)?));
 
         let i8042 = Arc::new(I8042::new(requests.clone()));
         let signs = Arc::new(Signs::default());
@@ -72,13 +80,24 @@ impl Platform {
             AcpiRegisters::WINDOW_LEN,
             Arc::new(AcpiRegisters::new(requests.clone())),
         )?;
+        at(layout::EVENT_PORT, EventRegister::WINDOW_LEN, events.clone())?;
+        at(layout::PVPANIC_PORT, PvPanic::WINDOW_LEN, Arc::new(PvPanic::new(requests.clone())))?;
         at(layout::BOOT_MARK_PORT, BootMark::WINDOW_LEN, Arc::new(BootMark::new(signs.clone())))?;
         at(layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN, Arc::new(DebugExit::new(requests)))?;
 
         let mut mmio = BusBuilder::new();
-        let ioapic = watched(ioapic, Watch::IoApic(AtomicU8::new(0)));
-        mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic)?;
+        let watched_ioapic = watched(ioapic.clone(), Watch::IoApic(AtomicU8::new(0)));
+        mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), watched_ioapic)?;
         let buses = Arc::new(Buses { ports: ports.build(), mmio: mmio.build() });
-        Ok(Platform { buses, serial, console, signs })
+        Ok(Platform { buses, serial, console, signs, events, ioapic })
+    }
+
+    /// Puts the devices into the state in which a guest finds a new machine. What is left out has no such state: the
+    /// console is the host's side, the signs are of the whole run, and the clock runs on a battery. No vCPU may run.
+    pub(super) fn reset(&self) {
+        let Platform { buses: _, serial, console: _, signs: _, events, ioapic } = self;
+        serial.reset();
+        events.reset();
+        ioapic.reset();
     }
 }

@@ -58,7 +58,8 @@ const ROLES: [Role; 2] = [
         name: "guest",
         purpose: "default guest",
         kernel_package: "linux-image-cloud-amd64",
-        modules: &["virtio_mmio"],
+        // Besides the bus of its devices: what tells the agent of the power button, and the host of a panic.
+        modules: &["virtio_mmio", "button", "evdev", "pvpanic-mmio"],
         has_busybox: true,
         has_loader: true,
     },

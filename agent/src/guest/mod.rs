@@ -2,15 +2,18 @@
 //!
 //! The word is `coracle.init=ACTION`; the last one counts. Everything goes to `/dev/console`.
 
+mod button;
 mod mark;
 mod report;
 mod shell;
+mod wait;
 
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::process::ExitCode;
 
+use self::button::PowerButton;
 use crate::mounts::Mount;
 use crate::{console, modules, network, power};
 
@@ -36,11 +39,15 @@ enum Action {
     PowerOff,
     /// Restart.
     Reboot,
+    /// Stop every processor, with the power on.
+    Halt,
     /// Crash the kernel.
     Panic,
     /// End PID 1, which makes the kernel panic.
     Exit,
-    /// Do nothing for ever.
+    /// Do nothing until the power button is pressed.
+    Wait,
+    /// Do nothing for ever, whatever is pressed.
     Hang,
     /// Something that this agent does not know.
     Unknown(String),
@@ -56,8 +63,10 @@ impl Action {
             Some("shell") => Self::Shell,
             Some("poweroff") => Self::PowerOff,
             Some("reboot") => Self::Reboot,
+            Some("halt") => Self::Halt,
             Some("panic") => Self::Panic,
             Some("exit") => Self::Exit,
+            Some("wait") => Self::Wait,
             Some("hang") => Self::Hang,
             Some(other) => Self::Unknown(other.to_owned()),
         }
@@ -76,19 +85,25 @@ pub(crate) fn run() -> ExitCode {
     }
     MOUNTS.iter().for_each(Mount::make_or_report);
     modules::load_all(modules::LIST);
+    let mut button = PowerButton::open();
     network::bring_up_loopback();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     match Action::from_command_line(&line) {
         Action::Report => report::print(),
-        Action::Shell => shell::run(),
+        Action::Shell => shell::run(&mut button),
         Action::PowerOff => {}
         Action::Reboot => power::restart(),
+        Action::Halt => power::halt(),
         Action::Panic => crash(),
         Action::Exit => return ExitCode::SUCCESS,
+        Action::Wait => {
+            println!("coracle-agent: waiting for the power button");
+            wait::wait_until_ended(None, &mut button);
+        }
         Action::Hang => power::wait_for_ever(),
         Action::Unknown(name) => println!(
-            "coracle-agent: coracle.init={name} is not known; there are report, shell, poweroff, reboot, panic, \
-             exit and hang"
+            "coracle-agent: coracle.init={name} is not known; there are report, shell, poweroff, reboot, halt, \
+             panic, exit, wait and hang"
         ),
     }
     power::power_off()

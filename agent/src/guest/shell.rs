@@ -7,6 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use super::button::PowerButton;
+use super::wait::wait_until_ended;
 use crate::console;
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -16,13 +18,13 @@ const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 
 const HOME: &str = "/root";
 
-/// Runs the shell and waits until it ends; reaps every other process meanwhile.
-pub(super) fn run() {
+/// Runs the shell and waits until it ends; reaps every other process and heeds the power button meanwhile.
+pub(super) fn run(button: &mut PowerButton) {
     if let Err(error) = install_commands() {
         console::report(&format!("cannot link busybox's commands: {error}"));
     }
     match start() {
-        Ok(shell) => reap_until(shell),
+        Ok(shell) => wait_until_ended(Some(shell), button),
         Err(error) => console::report(&format!("cannot start a shell: {error}")),
     }
 }
@@ -63,14 +65,4 @@ fn own_terminal() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-fn reap_until(process: libc::pid_t) {
-    loop {
-        // SAFETY: waits for any child; a null status pointer is allowed.
-        let ended = unsafe { libc::waitpid(-1, std::ptr::null_mut(), 0) };
-        if ended == process || ended < 0 {
-            return;
-        }
-    }
 }

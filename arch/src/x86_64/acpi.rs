@@ -5,7 +5,6 @@
 //! comes from [`crate::x86_64::layout`], which the devices' wiring uses too.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{self, Device, EISAName, IO, Interrupt, Name, Package, ResourceTemplate};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
@@ -15,9 +14,11 @@ use acpi_tables::xsdt::XSDT;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{
-    ACPI_TABLES, ACPI_TABLES_END, COM1_IRQ, COM1_PORT, COM1_PORTS, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE,
-    RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_TYPE_S5,
+    ACPI_TABLES, ACPI_TABLES_END, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT,
+    SLEEP_STATUS_PORT,
 };
+
+mod dsdt;
 
 /// Who made the tables, in the three fields that every table has for it.
 const OEM_ID: [u8; 6] = *b"CORACL";
@@ -42,9 +43,6 @@ const IOAPIC_ID: u8 = 0;
 const FIRST_GSI: u32 = 0;
 /// The MADT entry for NMI (ACPI 6.5, 5.2.12.7): type 4, 6 bytes, all CPUs, polarity and trigger of the bus, LINT1.
 const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
-
-/// The DSDT of ACPI 2 and later, whose integers have 64 bits.
-const DSDT_REVISION: u8 = 2;
 
 /// What the tables describe beside the fixed devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +75,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig) -> Result<u64
     let mut area = Area { bytes: Vec::new() };
     // The RSDP comes first and points at what is placed last.
     area.place(&Rsdp::new(OEM_ID, 0));
-    let dsdt = area.place(&dsdt());
+    let dsdt = area.place(&dsdt::dsdt());
     let fadt = area.place(&fadt(dsdt));
     let madt = area.place(&madt(config.cpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -150,35 +148,6 @@ fn madt(cpus: u8) -> Sdt {
     body.extend(NMI_ON_LINT1);
     table(*b"APIC", MADT_REVISION, &body)
 }
-
-fn dsdt() -> Sdt {
-    let s5: Vec<u8> = bytes_of(&Name::new(
-        "_S5_".into(),
-        &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
-    ));
-    let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
-    let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
-    table(*b"DSDT", DSDT_REVISION, &[s5, serial, clock].concat())
-}
-
-/// A device with ports and one interrupt, edge-triggered and active high like those of the ISA bus.
-fn legacy_device(path: &str, id: &str, (port, ports): (u16, u16), irq: u32) -> Vec<u8> {
-    let ports = IO::new(port, port, 1, ports.to_le_bytes()[0]);
-    let interrupt = Interrupt::new(true, true, false, false, irq);
-    let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
-    bytes_of(&Device::new(
-        path.into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new(id)),
-            &Name::new("_UID".into(), &aml::ZERO),
-            &Name::new("_STA".into(), &STATUS_WORKING),
-            &Name::new("_CRS".into(), &resources),
-        ],
-    ))
-}
-
-/// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
-const STATUS_WORKING: u8 = 0xf;
 
 fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
     let mut table = Sdt::new(signature, SDT_HEADER_LEN, revision, OEM_ID, OEM_TABLE_ID, OEM_REVISION);

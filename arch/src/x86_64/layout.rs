@@ -48,6 +48,13 @@ pub const ACPI_TABLES: u64 = 0xe_0000;
 /// End of the area for ACPI tables.
 pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
 
+/// The MP floating pointer, followed by the MP configuration table, on a machine without ACPI tables: the MultiProcessor
+/// Specification 1.4, chapter 4, has kernels scan the 64 KiB below 1 MiB.
+pub const MP_TABLE: u64 = 0xf_0000;
+
+/// End of the area for the MP table.
+pub const MP_TABLE_END: u64 = RESET_VECTOR;
+
 /// The entry of a PC's BIOS, ffff:0 in real mode: 16 bytes that reset the machine.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 
@@ -110,6 +117,16 @@ pub const RESET_VALUE: u8 = 1;
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// The bit of [`SLEEP_CONTROL_PORT`] that starts the sleep (ACPI 6.5, table 4.19).
 pub const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// The event register: reading it tells and clears the events that the Generic Event Device has for the guest.
+pub const EVENT_PORT: u16 = 0x603;
+/// The bit of [`EVENT_PORT`] that says that the power button was pressed.
+pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
+/// Interrupt (GSI) of the Generic Event Device, edge-triggered: the one that ACPI has on other machines.
+pub const EVENT_IRQ: u32 = 9;
+
+/// Port of the pvpanic device, the first ISA port of QEMU's `docs/specs/pvpanic.rst`.
+pub const PVPANIC_PORT: u16 = 0x505;
 
 /// The port where a bare payload writes its exit code.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;

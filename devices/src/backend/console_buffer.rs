@@ -1,19 +1,20 @@
 //! A bounded buffer between the vCPUs that print and the one thread that writes the console.
 //!
 //! Serial ports push; the I/O thread drains. A push never waits: when the buffer is full, bytes are dropped
-//! and counted. Passing bytes are watched for the message of a Linux kernel panic and for Linux's banner, and the
-//! last of them are kept for a report on how the guest ended.
+//! and counted. Passing bytes are watched for a Linux kernel panic and for Linux's banner, and the last of them are
+//! kept for a report on how the guest ended.
 
 use std::collections::VecDeque;
 use std::io;
-use std::marker::PhantomData;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::console_tail::ConsoleTail;
+use super::matcher::{Matcher, Text};
+use super::panic_watch::PanicWatch;
+use crate::guest_request::{GuestRequest, GuestRequestSink};
 use crate::lock;
 
 /// Console output on its way out. Memory is taken with the first byte, and never more than the capacity.
@@ -23,7 +24,7 @@ pub struct ConsoleBuffer {
     wake: EventFd,
     /// Held for a whole drain, so that two drainers never write the same bytes.
     draining: Mutex<()>,
-    panic_seen: AtomicBool,
+    requests: Option<Arc<dyn GuestRequestSink>>,
     banner_at: OnceLock<Instant>,
     first_byte_at: OnceLock<Instant>,
 }
@@ -43,10 +44,15 @@ impl ConsoleBuffer {
             capacity,
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             draining: Mutex::default(),
-            panic_seen: AtomicBool::new(false),
+            requests: None,
             banner_at: OnceLock::new(),
             first_byte_at: OnceLock::new(),
         })
+    }
+
+    /// Has each text of a kernel panic told to `requests`, as [`GuestRequest::PanicText`].
+    pub fn telling(self, requests: Arc<dyn GuestRequestSink>) -> Self {
+        Self { requests: Some(requests), ..self }
     }
 
     /// Appends `bytes`; what does not fit is dropped and counted. Never waits for the drainer.
@@ -55,8 +61,12 @@ impl ConsoleBuffer {
             return;
         }
         self.first_byte_at.get_or_init(Instant::now);
-        if self.append(bytes) {
+        let Appended { first, panic_text } = self.append(bytes);
+        if first {
             self.wake_drainer();
+        }
+        if let Some(requests) = self.requests.as_ref().filter(|_| panic_text) {
+            requests.post(GuestRequest::PanicText);
         }
     }
 
@@ -102,9 +112,16 @@ impl ConsoleBuffer {
         &self.wake
     }
 
-    /// Whether the bytes so far held the message `Kernel panic - not syncing`, dropped bytes included.
-    pub fn panic_seen(&self) -> bool {
-        self.panic_seen.load(Ordering::Acquire)
+    /// Whether a reset at this point is the end of a kernel panic: its text came, and after it no more than a stack
+    /// trace, and no word of a restart. Dropped bytes count.
+    pub fn panic_explains_reset(&self) -> bool {
+        lock(&self.ring).watch.explains_reset()
+    }
+
+    /// Whether the output so far ends with a line that has the text of a kernel panic. Silence from here on means that
+    /// the kernel is dead.
+    pub fn stops_in_panic(&self) -> bool {
+        lock(&self.ring).watch.is_last_line()
     }
 
     /// When the text with which Linux introduces itself, `Linux version`, was complete, dropped bytes included.
@@ -138,12 +155,9 @@ impl ConsoleBuffer {
         lock(&self.ring).bytes.is_empty()
     }
 
-    /// Returns whether the drainer must be told: only the step from empty to non-empty costs a system call.
-    fn append(&self, bytes: &[u8]) -> bool {
+    fn append(&self, bytes: &[u8]) -> Appended {
         let mut ring = lock(&self.ring);
-        if ring.panic.feed(bytes) {
-            self.panic_seen.store(true, Ordering::Release);
-        }
+        let panic_text = ring.watch.feed(bytes);
         if ring.banner.feed(bytes) {
             self.banner_at.get_or_init(Instant::now);
         }
@@ -157,13 +171,21 @@ impl ConsoleBuffer {
             ring.bytes.reserve_exact(self.capacity);
         }
         ring.bytes.extend(kept);
-        was_empty && !kept.is_empty()
+        Appended { first: was_empty && !kept.is_empty(), panic_text }
     }
 
     fn wake_drainer(&self) {
         // The only failure is a counter at its maximum: the event is readable all the same.
         let _ = self.wake.write(1);
     }
+}
+
+/// What came of a push.
+struct Appended {
+    /// The drainer must be told: only the step from empty to non-empty costs a system call.
+    first: bool,
+    /// The text of a kernel panic was complete.
+    panic_text: bool,
 }
 
 /// How a drain ended.
@@ -183,7 +205,7 @@ struct Ring {
     bytes: VecDeque<u8>,
     pushed: u64,
     dropped: u64,
-    panic: Matcher<PanicMessage>,
+    watch: PanicWatch,
     banner: Matcher<Banner>,
     tail: ConsoleTail,
 }
@@ -204,19 +226,6 @@ impl Ring {
     }
 }
 
-/// A text to look for. Its first byte occurs in it only once.
-trait Text {
-    const TEXT: &'static [u8];
-}
-
-/// What Linux prints on every panic, whatever the cause.
-#[derive(Default)]
-struct PanicMessage;
-
-impl Text for PanicMessage {
-    const TEXT: &'static [u8] = b"Kernel panic - not syncing";
-}
-
 /// How Linux introduces itself: the start of its first line.
 #[derive(Default)]
 struct Banner;
@@ -225,36 +234,15 @@ impl Text for Banner {
     const TEXT: &'static [u8] = b"Linux version";
 }
 
-/// Finds a text in a stream, however it is cut into pieces.
-#[derive(Default)]
-struct Matcher<T> {
-    /// How many bytes of the text the stream ends with.
-    matched: usize,
-    text: PhantomData<T>,
-}
-
-impl<T: Text> Matcher<T> {
-    /// Whether the text was complete at some byte of `bytes`.
-    fn feed(&mut self, bytes: &[u8]) -> bool {
-        let mut found = false;
-        for &byte in bytes {
-            // The first byte of the text occurs in it only once, so a failed match can only start anew here.
-            self.matched = match T::TEXT.get(self.matched) {
-                Some(&wanted) if wanted == byte => self.matched.saturating_add(1),
-                _ => usize::from(T::TEXT.first() == Some(&byte)),
-            };
-            found |= self.matched == T::TEXT.len();
-        }
-        found
-    }
-}
-
 /// Bytes copied out of the ring at a time: one page, which a pipe takes in one piece (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
+    use crate::testing::RequestLog;
 
     fn buffer(capacity: usize) -> ConsoleBuffer {
         ConsoleBuffer::new(capacity).unwrap()
@@ -337,7 +325,7 @@ mod tests {
         buffer.push(b"Kernel panic - not syncing");
         assert!(!woken(&buffer));
         assert_eq!(buffer.dropped_bytes(), 26);
-        assert!(buffer.panic_seen());
+        assert!(buffer.panic_explains_reset());
         assert_eq!(drained(&buffer), b"");
     }
 
@@ -453,21 +441,6 @@ mod tests {
     }
 
     #[test]
-    fn panic_message_is_seen_however_it_is_cut() {
-        let text = b"[    1.0] KernelKernel panic - not syncing: VFS";
-        for cut in 0..text.len() {
-            for piece in [1, 2, 5, 100] {
-                let buffer = buffer(4);
-                buffer.push(&text[..cut]);
-                for part in text[cut..].chunks(piece) {
-                    buffer.push(part);
-                }
-                assert!(buffer.panic_seen(), "cut at {cut}, pieces of {piece}");
-            }
-        }
-    }
-
-    #[test]
     fn banner_keeps_the_time_of_its_first_sight() {
         let buffer = buffer(8);
         buffer.push(b"LiLinux versio");
@@ -488,13 +461,16 @@ mod tests {
     }
 
     #[test]
-    fn near_misses_are_not_a_panic() {
-        let buffer = buffer(4096);
-        for text in
-            ["Kernel panic - not syncin", "\nKernel panic - not  syncing", "kernel panic - not syncing"]
-        {
-            buffer.push(text.as_bytes());
-            assert!(!buffer.panic_seen(), "{text}");
-        }
+    fn panic_text_is_told_once_each_time() {
+        let log = Arc::new(RequestLog::default());
+        let buffer = buffer(4).telling(log.clone());
+        buffer.push(b"Kernel panic");
+        assert!(log.take().is_empty() && !buffer.stops_in_panic());
+        buffer.push(b" - not syncing: VFS\r\n");
+        assert_eq!(log.take(), [GuestRequest::PanicText]);
+        assert!(buffer.stops_in_panic() && buffer.panic_explains_reset());
+        buffer.push(b"# ");
+        assert!(!buffer.stops_in_panic() && buffer.panic_explains_reset());
+        assert!(log.take().is_empty());
     }
 }

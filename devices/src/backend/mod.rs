@@ -3,3 +3,5 @@
 pub mod chardev;
 pub mod console_buffer;
 pub mod console_tail;
+mod matcher;
+mod panic_watch;

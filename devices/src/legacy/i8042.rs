@@ -1,9 +1,10 @@
 //! The i8042 keyboard controller, as far as a reset needs it.
 //!
 //! Kernels reset a PC by waiting until the controller's input buffer is empty (status bit 1 clear) and then
-//! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse: the output buffer
-//! is always empty. A kernel that is told by ACPI that there is no controller does not probe it; one that
-//! probes anyway gives up when its first command is not answered (Linux: one time-out of 0.5 s).
+//! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse. A kernel that is told
+//! so by ACPI does not probe the controller. One that probes it anyway first empties the output buffer: this one
+//! is always full, by which Linux knows after 17 reads that there is no controller (`i8042_flush` in
+//! drivers/input/serio/i8042.c). A buffer that is always empty would have it send commands, and wait for answers.
 
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ impl ByteRegisters for I8042 {
     fn read_byte(&self, offset: u64) -> u8 {
         match offset {
             DATA => 0,
-            COMMAND => STATUS_IDLE,
+            COMMAND => OUTPUT_FULL,
             _ => 0xff,
         }
     }
@@ -47,8 +48,8 @@ impl ByteRegisters for I8042 {
 const DATA: u64 = 0;
 /// Port 0x64: status when read, command when written.
 const COMMAND: u64 = 4;
-/// Output buffer empty (bit 0), input buffer empty (bit 1).
-const STATUS_IDLE: u8 = 0;
+/// Output buffer full (bit 0), input buffer empty (bit 1).
+const OUTPUT_FULL: u8 = 1 << 0;
 /// Pulse output line 0, which is wired to the CPU's reset.
 const PULSE_RESET: u8 = 0xfe;
 
@@ -72,12 +73,12 @@ mod tests {
     }
 
     #[test]
-    fn status_stays_idle_and_foreign_ports_read_all_ones() {
+    fn output_stays_full_and_input_empty_and_foreign_ports_read_all_ones() {
         let controller = I8042::new(Arc::new(RequestLog::default()));
         controller.write(4, &[0x20]);
         let mut ports = [0xaa; 5];
         controller.read(0, &mut ports);
-        assert_eq!(ports, [0, 0xff, 0xff, 0xff, 0]);
+        assert_eq!(ports, [0, 0xff, 0xff, 0xff, 1]);
     }
 
     #[test]

@@ -49,6 +49,14 @@ impl IoApic {
         (pin < Self::PINS).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
     }
 
+    /// Masks every input and clears the registers: the machine starts anew.
+    pub fn reset(&self) {
+        let Self { pins, selected, id } = self;
+        pins.reset();
+        selected.store(0, Ordering::Relaxed);
+        id.store(0, Ordering::Relaxed);
+    }
+
     fn read_selected(&self) -> u32 {
         let id = u32::from(self.id.load(Ordering::Relaxed)) << ID_SHIFT;
         match Register::decode(self.selected.load(Ordering::Relaxed)) {
@@ -115,10 +123,18 @@ impl Pins {
     }
 
     fn write_half(&self, pin: u8, half: Half, value: u32) {
+        self.change(pin, |old| half.replace(old, value) & WRITABLE);
+    }
+
+    fn reset(&self) {
+        (0..IoApic::PINS).for_each(|pin| self.change(pin, |_| MASKED));
+    }
+
+    fn change(&self, pin: u8, change: impl FnOnce(u64) -> u64) {
         let Some(entry) = self.entries.get(usize::from(pin)) else { return };
         let _in_order = lock(&self.writer);
         let old = entry.load(Ordering::Acquire);
-        let new = half.replace(old, value) & WRITABLE;
+        let new = change(old);
         entry.store(new, Ordering::Release);
         let message = message_of(new);
         if message != message_of(old) {
@@ -418,6 +434,19 @@ mod tests {
         write(&apic, 0x10 + 18, 0x1_0032);
         let unmasked = MsiMessage { address: 0xfee0_2000, data: 0x31 };
         assert_eq!(*log.routes.lock().unwrap(), [(9, Some(unmasked)), (9, None)]);
+    }
+
+    #[test]
+    fn reset_masks_every_input_and_tells_of_the_routes_it_ends() {
+        let (apic, log) = machine();
+        write(&apic, 0, 0x0f00_0000);
+        write_entry(&apic, 4, 0x34);
+        log.routes.lock().unwrap().clear();
+        apic.reset();
+        assert_eq!(*log.routes.lock().unwrap(), [(4, None)]);
+        assert_eq!((read(&apic, 0), read(&apic, 0x18), read(&apic, 0x19)), (0, 0x1_0000, 0));
+        apic.line(4).unwrap().pulse();
+        assert!(log.sent.lock().unwrap().is_empty());
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 pub mod acpi;
 pub mod debug_exit;
+pub mod event;
 pub mod i8042;
 pub mod ioapic;
+pub mod pvpanic;
 pub mod rtc;
 pub mod serial;

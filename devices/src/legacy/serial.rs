@@ -35,8 +35,13 @@ impl SerialPort {
     /// The host cannot make an eventfd.
     pub fn new(console: Arc<ConsoleBuffer>, irq: Arc<dyn IrqLine>) -> io::Result<Self> {
         let room = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let serial = Serial::new(PulseRequest::default(), Outbox::default());
-        Ok(Self { uart: Mutex::new(Uart { serial, wants_room: false }), console, irq, room })
+        Ok(Self { uart: Mutex::new(Uart { serial: fresh_uart(), wants_room: false }), console, irq, room })
+    }
+
+    /// Puts the registers and the receive FIFO into the state of a new port: the machine starts anew. Whoever waits for
+    /// room in the FIFO is told of it.
+    pub fn reset(&self) {
+        self.access(|uart| uart.serial = fresh_uart());
     }
 
     /// Puts bytes of `input` into the receive FIFO and returns how many it took: 0 while the FIFO is full or
@@ -104,6 +109,10 @@ impl ByteRegisters for SerialPort {
             self.access(|uart| uart.serial.write(register, value).unwrap_or_default());
         }
     }
+}
+
+fn fresh_uart() -> Serial<PulseRequest, NoEvents, Outbox> {
+    Serial::new(PulseRequest::default(), Outbox::default())
 }
 
 struct Uart {
@@ -237,6 +246,20 @@ mod tests {
         let mut data = [0; 8];
         machine.port.read(0, &mut data);
         assert_eq!([data[1], data[3], data[5]], [0x03, 0x03, 0x60]);
+    }
+
+    #[test]
+    fn reset_empties_the_fifo_clears_the_registers_and_tells_of_room() {
+        let machine = machine();
+        machine.port.write(INTERRUPT_ENABLE, &[0x0f]);
+        machine.port.write(7, &[0x5a]);
+        assert_eq!(machine.port.enqueue_input(&[b'a'; 100]), 64);
+        assert!(!machine.room_noticed());
+        machine.port.reset();
+        assert_eq!((machine.read(INTERRUPT_ENABLE), machine.read(7)), (0, 0));
+        assert_eq!(machine.read(LINE_STATUS) & DATA_READY, 0);
+        assert!(machine.room_noticed());
+        assert_eq!(machine.port.enqueue_input(b"b"), 1);
     }
 
     #[test]

@@ -13,7 +13,9 @@ payload_ports:
     jb 3f
     cmp edx, 0x64
     jbe 9f
-3:  cmp edx, 0x5fd                  # sleep and reset registers
+3:  cmp edx, 0x505                  # pvpanic
+    je 9f
+    cmp edx, 0x5fd                  # sleep and reset registers
     jb 4f
     cmp edx, 0x602
     jbe 9f

@@ -3,6 +3,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
 
@@ -31,31 +32,41 @@ impl Blocked {
         Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
     }
 
-    /// Waits until the virtual machine has an outcome. The first signal stops it.
+    /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
+    /// [`GRACE`], at a second one, or where there is no button, the guest is stopped.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
-        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polled = [entry(vm.outcome_event().as_raw_fd()), entry(self.fd.as_raw_fd())];
-        loop {
-            // SAFETY: the array is valid for its length, and both descriptors are open.
-            let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, -1) };
-            if ready < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted {
-                    continue;
-                }
-                return Err(error);
+        let mut grace: Option<Grace> = None;
+        while !self.poll(vm, grace.as_ref())? {
+            if let Some(grace) = grace.take_if(|grace| grace.left().is_zero()) {
+                vm.stop_by_signal(grace.signal);
             }
-            let [outcome, signal] = &polled;
-            if outcome.revents != 0 {
-                return Ok(());
-            }
-            if signal.revents != 0
-                && let Some(number) = self.next()
-                && number != libc::SIGPIPE
-            {
-                vm.stop_by_signal(number);
+            let Some(signal) = self.next().filter(|signal| *signal != libc::SIGPIPE) else { continue };
+            let asks = signal != libc::SIGQUIT && grace.is_none();
+            if asks && vm.power_off_by_signal(signal) {
+                log::info!("the guest has {GRACE:?} to power off; a second signal stops it");
+                grace = Some(Grace { signal, end: Instant::now() + GRACE });
+            } else {
+                vm.stop_by_signal(signal);
             }
         }
+        Ok(())
+    }
+
+    /// Waits for the outcome (true), or for a signal or the end of the grace.
+    fn poll(&self, vm: &VmHandle, grace: Option<&Grace>) -> io::Result<bool> {
+        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut polled = [entry(vm.outcome_event().as_raw_fd()), entry(self.fd.as_raw_fd())];
+        let millis = grace.map_or(-1, |grace| {
+            i32::try_from(grace.left().as_millis()).unwrap_or(i32::MAX).saturating_add(1)
+        });
+        // SAFETY: the array is valid for its length, and both descriptors are open.
+        let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+        if ready < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) };
+        }
+        let [outcome, _] = &polled;
+        Ok(outcome.revents != 0)
     }
 
     fn next(&self) -> Option<i32> {
@@ -67,3 +78,18 @@ impl Blocked {
         (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
     }
 }
+
+/// The time that a guest has to power off.
+struct Grace {
+    signal: i32,
+    end: Instant,
+}
+
+impl Grace {
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Enough for a guest that syncs its disks; short enough for a supervisor that kills after ten seconds.
+const GRACE: Duration = Duration::from_secs(5);

@@ -3,8 +3,9 @@ use std::time::Duration;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
+use crate::vm::outcome::PanicEvidence;
 
-const PANICKED: Ending = Ending::Panicked;
+const PANICKED: Ending = Ending::Panicked { evidence: PanicEvidence::Reset };
 const TIMED_OUT: Ending = Ending::TimedOut { limit: Duration::from_secs(1) };
 const CRASHED: Ending = Ending::Crashed { vcpu: 0, registers: None };
 

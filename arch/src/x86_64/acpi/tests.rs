@@ -97,6 +97,31 @@ fn dsdt_holds_power_off_serial_and_clock() {
 }
 
 #[test]
+fn dsdt_tells_the_power_button_by_the_event_device() {
+    let memory = written(1);
+    let (fadt, _) = fadt_and_madt(&memory);
+    let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
+    let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    assert!(contains(b"PWRB") && contains(&[0x41, 0xd0, 0x0c, 0x0c]), "PNP0C0C");
+    assert!(contains(b"GED0") && contains(b"\x0dACPI0013\0"));
+    assert!(contains(&[0x89, 6, 0, 3, 1, 9, 0, 0, 0]), "interrupt 9, edge, active high");
+    assert!(contains(b"\x5b\x80EREG\x01\x0b\x03\x06\x01"), "OperationRegion (EREG, SystemIO, 0x603, 1)");
+    assert!(contains(b"\x5b\x81\x0bEREG\x41EVTS\x08"), "Field (EREG, ByteAcc, NoLock, WriteAsZeros)");
+    // Local0 = EVTS; If (Local0 & 1) { Notify (\_SB.PWRB, 0x80) }
+    let method = b"_EVT\x09\x70EVTS\x60\xa0\x12\x7b\x60\x01\x00\x86\\\x2e_SB_PWRB\x0a\x80";
+    assert!(contains(method), "{dsdt:x?}");
+}
+
+#[test]
+fn dsdt_holds_pvpanic() {
+    let memory = written(1);
+    let (fadt, _) = fadt_and_madt(&memory);
+    let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
+    let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    assert!(contains(b"\x0dQEMU0001\0") && contains(&[0x47, 1, 0x05, 0x05, 0x05, 0x05, 1, 1]));
+}
+
+#[test]
 fn tables_of_255_cpus_fit_their_area() {
     let (_, madt) = fadt_and_madt(&written(255));
     assert_eq!(madt.len(), 44 + 255 * 8 + 12 + 6);

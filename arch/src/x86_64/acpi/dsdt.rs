@@ -1,0 +1,99 @@
+//! The DSDT: the devices that a kernel cannot find by itself, and the methods that they need.
+//!
+//! Called by [`super::write_tables`]. A machine with hardware-reduced ACPI has no fixed power button: the button is a
+//! device (PNP0C0C), and what happens to it is told by the Generic Event Device (ACPI 6.5, 5.6.9), which reads the
+//! event register of [`crate::x86_64::layout::EVENT_PORT`] when its interrupt comes.
+
+use acpi_tables::Aml;
+use acpi_tables::aml::{
+    self, And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
+    Interrupt, Local, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store,
+};
+use acpi_tables::sdt::Sdt;
+
+use super::{bytes_of, table};
+use crate::x86_64::layout::{
+    COM1_IRQ, COM1_PORT, COM1_PORTS, EVENT_IRQ, EVENT_PORT, EVENT_POWER_BUTTON, PVPANIC_PORT, RTC_IRQ,
+    RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5,
+};
+
+/// The whole table.
+pub(super) fn dsdt() -> Sdt {
+    let s5: Vec<u8> = bytes_of(&Name::new(
+        "_S5_".into(),
+        &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
+    ));
+    let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
+    let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
+    table(*b"DSDT", DSDT_REVISION, &[s5, serial, clock, power_button(), event_device(), pvpanic()].concat())
+}
+
+/// A device with ports and one interrupt, edge-triggered and active high like those of the ISA bus.
+fn legacy_device(path: &str, id: &str, (port, ports): (u16, u16), irq: u32) -> Vec<u8> {
+    let ports = IO::new(port, port, 1, ports.to_le_bytes()[0]);
+    let interrupt = edge(irq);
+    let resources = ResourceTemplate::new(vec![&ports, &interrupt]);
+    let resources = Name::new("_CRS".into(), &resources);
+    device(path, &EISAName::new(id), &[&resources])
+}
+
+fn power_button() -> Vec<u8> {
+    device(POWER_BUTTON, &EISAName::new("PNP0C0C"), &[])
+}
+
+/// The Generic Event Device. `_EVT` gets the number of the interrupt that came, of which there is one; it reads the
+/// event register, which clears it, and notifies the devices whose bits are set.
+fn event_device() -> Vec<u8> {
+    let interrupt = edge(EVENT_IRQ);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let region = OpRegion::new(EVENT_REGION.into(), OpRegionSpace::SystemIO, &EVENT_PORT, &aml::ONE);
+    let register = Field::new(
+        EVENT_REGION.into(),
+        FieldAccessType::Byte,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        vec![FieldEntry::Named(*b"EVTS", 8)],
+    );
+    let (events, register_value) = (Local(0), Path::new("EVTS"));
+    let read = Store::new(&events, &register_value);
+    let is_pressed = And::new(&aml::ZERO, &events, &EVENT_POWER_BUTTON);
+    let button: Path = POWER_BUTTON.into();
+    let notify = Notify::new(&button, &BUTTON_PRESSED);
+    let tell_button = If::new(&is_pressed, vec![&notify]);
+    let on_event = Method::new("_EVT".into(), 1, true, vec![&read, &tell_button]);
+    device("_SB_.GED0", &"ACPI0013", &[&resources, &region, &register, &on_event])
+}
+
+/// QEMU's `docs/specs/pvpanic.rst`: kernels find the device by this id and learn its port from `_CRS`.
+fn pvpanic() -> Vec<u8> {
+    let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
+    let resources = ResourceTemplate::new(vec![&port]);
+    let resources = Name::new("_CRS".into(), &resources);
+    device("_SB_.PEVT", &"QEMU0001", &[&resources])
+}
+
+/// A device that is the only one of its kind, with what it has besides identity and status.
+fn device(path: &str, id: &dyn Aml, more: &[&dyn Aml]) -> Vec<u8> {
+    let id = Name::new("_HID".into(), id);
+    let number = Name::new("_UID".into(), &aml::ZERO);
+    let status = Name::new("_STA".into(), &STATUS_WORKING);
+    let mut children: Vec<&dyn Aml> = vec![&id, &number, &status];
+    children.extend(more);
+    bytes_of(&Device::new(path.into(), children))
+}
+
+/// An interrupt that the device consumes alone: edge-triggered, active high.
+fn edge(irq: u32) -> Interrupt {
+    Interrupt::new(true, true, false, false, irq)
+}
+
+/// The DSDT of ACPI 2 and later, whose integers have 64 bits.
+const DSDT_REVISION: u8 = 2;
+/// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
+const STATUS_WORKING: u8 = 0xf;
+/// The notification of a power button that was pressed (ACPI 6.5, 4.8.2.2.1.1).
+const BUTTON_PRESSED: u8 = 0x80;
+/// From the root: a name of two parts is not looked for in the scopes around the method that uses it.
+const POWER_BUTTON: &str = "\\_SB_.PWRB";
+const EVENT_REGION: &str = "EREG";

@@ -1,0 +1,87 @@
+//! What a machine does when its guest resets it or halts for good, and how it describes itself to the guest.
+
+use std::str::FromStr;
+
+use super::ConfigError;
+
+/// Whether the guest finds ACPI tables.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AcpiMode {
+    /// ACPI tables, and nothing that repeats them.
+    #[default]
+    On,
+    /// An MP table, and `acpi=off` on the command line of a Linux guest. There is no power button then.
+    Off,
+}
+
+/// What follows when the guest resets its machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ResetPolicy {
+    /// The virtual machine ends.
+    #[default]
+    Exit,
+    /// The machine starts anew: kernel, memory, vCPUs and devices as at first, while console and time limit go on.
+    /// A kernel panic and a triple fault end it all the same.
+    Reboot,
+}
+
+/// What follows when every vCPU has halted with interrupts off, so that nothing can wake the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HaltPolicy {
+    /// It stays as it is, up to a time limit or a request to stop.
+    #[default]
+    Wait,
+    /// The virtual machine ends.
+    Exit,
+}
+
+impl FromStr for AcpiMode {
+    type Err = ConfigError;
+
+    /// Reads `on` or `off`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        one_of(text, [("on", AcpiMode::On), ("off", AcpiMode::Off)])
+    }
+}
+
+impl FromStr for ResetPolicy {
+    type Err = ConfigError;
+
+    /// Reads `exit` or `reboot`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        one_of(text, [("exit", ResetPolicy::Exit), ("reboot", ResetPolicy::Reboot)])
+    }
+}
+
+impl FromStr for HaltPolicy {
+    type Err = ConfigError;
+
+    /// Reads `wait` or `exit`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        one_of(text, [("wait", HaltPolicy::Wait), ("exit", HaltPolicy::Exit)])
+    }
+}
+
+fn one_of<T: Copy>(text: &str, choices: [(&'static str, T); 2]) -> Result<T, ConfigError> {
+    let choice = choices.iter().find(|(word, _)| *word == text);
+    let words = choices.map(|(word, _)| word);
+    choice.map(|(_, value)| *value).ok_or(ConfigError::Choice { text: text.into(), words })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_word_is_read_and_others_are_refused_with_the_choice() {
+        assert_eq!("off".parse(), Ok(AcpiMode::Off));
+        assert_eq!("reboot".parse(), Ok(ResetPolicy::Reboot));
+        assert_eq!("exit".parse(), Ok(ResetPolicy::Exit));
+        assert_eq!("exit".parse(), Ok(HaltPolicy::Exit));
+        for text in ["", "On", "yes", "on "] {
+            assert!(text.parse::<AcpiMode>().is_err(), "{text}");
+        }
+        let error = "halt".parse::<HaltPolicy>().unwrap_err().to_string();
+        assert_eq!(error, "`halt` is not known here: use wait or exit");
+    }
+}
