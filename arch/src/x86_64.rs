@@ -3,11 +3,12 @@
 //! A machine is prepared in this order: [`image::KernelImage::open`] and [`initrd::InitrdFile::open`] check the
 //! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices,
 //! [`load::load`] fills guest memory and returns the [`registers::BootState`] of the first CPU;
-//! [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
+//! [`cpu_template::CpuTemplate::apply`], [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
 
 pub mod acpi;
 mod boot_params;
 mod bytes;
+pub mod cpu_template;
 pub mod cpuid;
 mod gdt;
 pub mod image;
