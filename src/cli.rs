@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use coracle::config::{DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration};
+use coracle::config::{
+    CpuAffinity, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration,
+};
 
 /// A lightweight virtual machine monitor for Linux KVM.
 #[derive(Debug, Parser)]
@@ -21,6 +23,9 @@ pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
     Run(RunArgs),
+    /// Show the CPU that guests get
+    #[command(subcommand)]
+    Cpu(CpuCommand),
     /// Say what this host can run, and how to mend what is missing
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
     Doctor(DoctorArgs),
@@ -45,6 +50,12 @@ pub(crate) struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub cpus: VcpuCount,
+    /// What the vCPUs can do: host, baseline (x86-64-v2) or the path of a template
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub cpu: CpuModel,
+    /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
+    #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
+    pub cpu_affinity: Option<CpuAffinity>,
     /// Size of RAM, as in 512M or 2G
     #[arg(long, value_name = "SIZE", default_value = "256M", allow_negative_numbers = true)]
     pub memory: MemorySize,
@@ -76,6 +87,17 @@ pub(crate) enum Accel {
     Kvm,
     /// An emulated host, also where there is KVM
     Emulate,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CpuCommand {
+    /// Print the CPUID and registers of a guest's CPU as a template for --cpu
+    #[command(after_help = CPU_DUMP_EXAMPLES)]
+    Dump {
+        /// Model to start from: host, baseline or the path of a template
+        #[arg(long, value_name = "MODEL", default_value = "host")]
+        cpu: CpuModel,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -113,6 +135,13 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run vmlinux --serial file=console.log --accel kvm"
     )
 });
+
+const CPU_DUMP_EXAMPLES: &str = "\
+The template gives exactly this CPU on every host that can have it, and refuses the others.
+
+Examples:
+  coracle cpu dump > cpu.json && coracle run vmlinux --cpu cpu.json
+  coracle cpu dump --cpu baseline";
 
 const HOST_EMULATE_EXAMPLES: &str = "\
 The command runs as root of the emulated machine, with this machine's files, its own /tmp, /run and /dev/shm,

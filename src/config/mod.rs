@@ -2,6 +2,8 @@
 //! Coracle, used by the builder.
 
 mod cmdline;
+mod cpu;
+mod cpu_affinity;
 mod duration;
 mod memory_size;
 mod serial;
@@ -11,6 +13,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
+pub use cpu::CpuModel;
+pub use cpu_affinity::CpuAffinity;
 pub use duration::parse_duration;
 pub use memory_size::MemorySize;
 pub use serial::SerialConfig;
@@ -27,6 +31,10 @@ pub struct VmConfig {
     pub cmdline: String,
     /// How many vCPUs.
     pub vcpus: VcpuCount,
+    /// What the vCPUs can do.
+    pub cpu: CpuModel,
+    /// Which CPUs of the host the vCPUs run on; none: as the scheduler likes.
+    pub cpu_affinity: Option<CpuAffinity>,
     /// How much RAM.
     pub memory: MemorySize,
     /// What the serial port COM1 is connected to.
@@ -43,6 +51,8 @@ impl VmConfig {
             initrds: Vec::new(),
             cmdline: DEFAULT_CMDLINE.to_owned(),
             vcpus: VcpuCount::default(),
+            cpu: CpuModel::default(),
+            cpu_affinity: None,
             memory: MemorySize::default(),
             serial: SerialConfig::Null,
             timeout: None,
@@ -76,6 +86,23 @@ pub enum ConfigError {
         text: String,
         /// The largest.
         most: u8,
+    },
+    /// Neither a list of CPUs nor pairs.
+    #[error(
+        "`{text}` names no CPUs: write CPUs of the host that all vCPUs share, as in 0-3, or VCPU=CPU pairs, as in \
+         0=2,1=3"
+    )]
+    Affinity {
+        /// As given.
+        text: String,
+    },
+    /// Two CPUs for one vCPU.
+    #[error("`{text}` has two CPUs for vCPU {vcpu}: leave one out")]
+    AffinityTwice {
+        /// As given.
+        text: String,
+        /// The vCPU.
+        vcpu: u8,
     },
     /// Not a length of time.
     #[error("`{text}` is not a time: write a number and ms, s, m or h, as in 20s (a bare number is seconds)")]

@@ -4,9 +4,11 @@
 //! that the control thread decides when KVM's part of it is closed.
 
 use std::io;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
+use super::affinity;
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
 use crate::control::{Control, Gate, VmEvent};
@@ -54,7 +56,9 @@ impl VcpuThread {
             match control.gate() {
                 Gate::Open => {}
                 Gate::Paused => {
-                    control.park();
+                    if control.park() {
+                        vcpu.tell_of_pause();
+                    }
                     continue;
                 }
                 Gate::Closed => return vcpu,
@@ -71,6 +75,11 @@ impl VcpuHandle {
     /// Makes the vCPU leave the guest and look at the gate.
     pub(crate) fn kick(&self) {
         Kicker::new(&self.thread).kick();
+    }
+
+    /// Keeps its thread on these CPUs of the host.
+    pub(crate) fn pin(&self, cpus: &[u16]) -> io::Result<()> {
+        affinity::pin(self.thread.as_pthread_t(), cpus)
     }
 
     /// Its index.

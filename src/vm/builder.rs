@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
-use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
+use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::{ImageError, KernelImage};
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
@@ -20,10 +20,11 @@ use super::platform::{Platform, PlatformError};
 use crate::config::VmConfig;
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
+use crate::cpu::{self, CpuError, CpuFeatures};
 use crate::io_loop::IoLoop;
 use crate::kvm::{Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
-use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
+use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone)]
@@ -48,6 +49,9 @@ pub enum BuildError {
     /// KVM cannot be used.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The guest cannot have this CPU.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// More vCPUs than this KVM can run.
     #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
     TooManyVcpus {
@@ -56,6 +60,9 @@ pub enum BuildError {
         /// KVM_CAP_MAX_VCPUS.
         most: usize,
     },
+    /// The vCPUs cannot run on these CPUs of the host.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
     /// There is no memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -82,13 +89,14 @@ impl BuildError {
     /// The process exit code for it: 115 when there is no usable KVM, else 125.
     pub fn exit_code(&self) -> u8 {
         match self {
-            BuildError::Kvm(
+            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {
                 KvmError::Missing { .. }
                 | KvmError::Denied { .. }
                 | KvmError::Open { .. }
                 | KvmError::ApiVersion { .. }
-                | KvmError::Capability { .. },
-            ) => 115,
+                | KvmError::Capability { .. } => 115,
+                KvmError::Call { .. } | KvmError::Msr { .. } => 125,
+            },
             _ => 125,
         }
     }
@@ -120,7 +128,7 @@ impl VmBuilder {
         self
     }
 
-    /// Looks whether the kernel and the initrds can be used, without building anything.
+    /// Looks whether the kernel, the initrds and the CPU template can be used, without building anything.
     ///
     /// # Errors
     /// One of them cannot.
@@ -133,6 +141,9 @@ impl VmBuilder {
     /// # Errors
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
+        if let Some(affinity) = &self.config.cpu_affinity {
+            affinity::check(affinity, self.config.vcpus.value().into())?;
+        }
         let inputs = Inputs::open(&self.config, &self.console)?;
         let kvm = Kvm::open()?;
         let vm = kvm.create_vm()?;
@@ -143,7 +154,7 @@ impl VmBuilder {
         let control = Arc::new(Control::new());
         let platform = Platform::new(Arc::new(vm.clone()), control.clone())?;
         let boot = self.load(&inputs, &ram)?;
-        let vcpus = self.create_vcpus(&kvm, &vm, &boot)?;
+        let vcpus = self.create_vcpus(&kvm, &vm, inputs.cpu.clone(), &boot)?;
         self.assemble(inputs, Parts { control, vm, ram, platform, vcpus })
     }
 
@@ -178,7 +189,13 @@ impl VmBuilder {
         Ok(load::load(ram.mmap(), &request)?)
     }
 
-    fn create_vcpus(&self, kvm: &Kvm, vm: &KvmVm, boot: &BootState) -> Result<Vec<Vcpu>, BuildError> {
+    fn create_vcpus(
+        &self,
+        kvm: &Kvm,
+        vm: &KvmVm,
+        cpu: CpuTemplate,
+        boot: &BootState,
+    ) -> Result<Vec<Vcpu>, BuildError> {
         let count = u32::from(self.config.vcpus.value());
         let limits = kvm.vcpu_limits();
         if count as usize > limits.max {
@@ -187,15 +204,28 @@ impl VmBuilder {
         if count as usize > limits.recommended {
             log::warn!("{count} vCPUs share the {} CPUs of this host", limits.recommended);
         }
-        let supported = kvm.supported_cpuid()?;
-        let tsc_deadline = kvm.has_tsc_deadline_timer();
+        let features = CpuFeatures::new(&self.config.cpu, cpu, kvm)?;
         let make = |apic_id| {
             let vcpu = vm.create_vcpu(apic_id)?;
-            let identity = CpuIdentity { apic_id, count, tsc_deadline, tsc_khz: vcpu.tsc_khz() };
-            prepare_vcpu(&vcpu, &supported, &identity, boot)?;
+            features.give(&vcpu, count)?;
+            let msrs = [boot.msrs.clone(), features.msrs(&vcpu)?].concat();
+            vcpu.set_firmware_state(&msrs)?;
+            if apic_id == 0 {
+                vcpu.set_boot_registers(boot)?;
+            }
             Ok(vcpu)
         };
         (0..count).map(make).collect()
+    }
+
+    fn pin(&self, vcpus: &[VcpuHandle]) -> Result<(), AffinityError> {
+        let Some(affinity) = &self.config.cpu_affinity else { return Ok(()) };
+        for vcpu in vcpus {
+            if let Some(cpus) = affinity.cpus_of(vcpu.index()) {
+                vcpu.pin(&cpus).map_err(AffinityError::Call)?;
+            }
+        }
+        Ok(())
     }
 
     fn assemble(&self, mut inputs: Inputs, parts: Parts) -> Result<Vm, BuildError> {
@@ -212,7 +242,9 @@ impl VmBuilder {
             Arc::new(Shared::new(control.clone(), console_path).map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
-        shared.adopt(start_vcpus(vcpus, &buses, &control)?);
+        let vcpus = start_vcpus(vcpus, &buses, &control)?;
+        self.pin(&vcpus)?;
+        shared.adopt(vcpus);
         let machine = Machine { io_loop, pump, buses, console, kvm: vm, ram, timeout: self.config.timeout };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
@@ -224,20 +256,21 @@ impl VmBuilder {
 struct Inputs {
     kernel: KernelImage,
     initrds: Vec<InitrdFile>,
+    cpu: CpuTemplate,
     console: ConsoleEnds,
 }
 
 impl Inputs {
     fn open(config: &VmConfig, console: &ConsoleChoice) -> Result<Inputs, BuildError> {
-        let (kernel, initrds) = open_files(config)?;
-        Ok(Inputs { kernel, initrds, console: console.open(&config.serial)? })
+        let (kernel, initrds, cpu) = open_files(config)?;
+        Ok(Inputs { kernel, initrds, cpu, console: console.open(&config.serial)? })
     }
 }
 
-fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), BuildError> {
+fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>, CpuTemplate), BuildError> {
     let kernel = KernelImage::open(&config.kernel)?;
     let initrds = config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<_, _>>()?;
-    Ok((kernel, initrds))
+    Ok((kernel, initrds, cpu::template(&config.cpu)?))
 }
 
 /// What is made before the first thread.
@@ -247,17 +280,6 @@ struct Parts {
     ram: GuestRam,
     platform: Platform,
     vcpus: Vec<Vcpu>,
-}
-
-fn prepare_vcpu(
-    vcpu: &Vcpu,
-    supported: &[CpuidEntry],
-    identity: &CpuIdentity,
-    boot: &BootState,
-) -> Result<(), KvmError> {
-    vcpu.set_cpuid(&cpuid::for_vcpu(supported, identity))?;
-    vcpu.set_firmware_state(&boot.msrs)?;
-    if identity.apic_id == 0 { vcpu.set_boot_registers(boot) } else { Ok(()) }
 }
 
 fn start_vcpus(
