@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use coracle::config::{
-    CpuAffinity, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration,
+    CpuAffinity, CpuModel, DEFAULT_CMDLINE, MemoryConfig, MemorySize, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -56,9 +56,9 @@ pub(crate) struct RunArgs {
     /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
     #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
     pub cpu_affinity: Option<CpuAffinity>,
-    /// Size of RAM, as in 512M or 2G
+    /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd
     #[arg(long, value_name = "SIZE", default_value = "256M", allow_negative_numbers = true)]
-    pub memory: MemorySize,
+    pub memory: MemoryConfig,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,

@@ -135,7 +135,7 @@ fn clocks_run_on_in_a_pause_and_kvm_clock_tells_of_it() {
     needs_kvm!();
     let path = scratch().join("clock.log");
     let mut config = VmConfig::new(common::payload("clock"));
-    config.memory = MemorySize::from_mib(16).unwrap();
+    config.memory = MemorySize::from_mib(16).unwrap().into();
     config.serial = SerialConfig::File(path.clone());
     let vm = Vm::builder(config).start().unwrap();
     common::eventually("the guest watches its clock", || {

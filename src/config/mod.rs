@@ -5,6 +5,7 @@ mod cmdline;
 mod cpu;
 mod cpu_affinity;
 mod duration;
+mod memory;
 mod memory_size;
 mod serial;
 mod vcpu_count;
@@ -16,6 +17,7 @@ pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use duration::parse_duration;
+pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
@@ -35,8 +37,8 @@ pub struct VmConfig {
     pub cpu: CpuModel,
     /// Which CPUs of the host the vCPUs run on; none: as the scheduler likes.
     pub cpu_affinity: Option<CpuAffinity>,
-    /// How much RAM.
-    pub memory: MemorySize,
+    /// How much RAM, and what backs it.
+    pub memory: MemoryConfig,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
     /// The longest that the guest may run, from its first instruction on.
@@ -53,7 +55,7 @@ impl VmConfig {
             vcpus: VcpuCount::default(),
             cpu: CpuModel::default(),
             cpu_affinity: None,
-            memory: MemorySize::default(),
+            memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
             timeout: None,
         }
@@ -78,6 +80,22 @@ pub enum ConfigError {
         least: MemorySize,
         /// The largest.
         most: MemorySize,
+    },
+    /// Neither a size nor pairs of key and value.
+    #[error(
+        "`{text}` is not known here: write a size, or size=SIZE with hugepages=2M, hugepages=1G or memfd"
+    )]
+    Memory {
+        /// As given.
+        text: String,
+    },
+    /// Memory that huge pages cannot make up.
+    #[error("{size} cannot be made of huge pages of {page}: give a multiple of {page}")]
+    HugePageMultiple {
+        /// The size of RAM.
+        size: MemorySize,
+        /// The size of a page.
+        page: HugePageSize,
     },
     /// A number of vCPUs that no virtual machine can have.
     #[error("{text} vCPUs are not possible: from 1 to {most} can be had")]

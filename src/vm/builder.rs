@@ -147,7 +147,7 @@ impl VmBuilder {
         let inputs = Inputs::open(&self.config, &self.console)?;
         let kvm = Kvm::open()?;
         let vm = kvm.create_vm()?;
-        let ram = GuestRam::anonymous(self.config.memory.mib())?;
+        let ram = GuestRam::new(self.config.memory)?;
         vm.add_memory(&ram)?;
         vm.create_local_apics()?;
 
