@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use coracle::config::{
-    AcpiMode, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemorySize, ResetPolicy, SerialConfig, VcpuCount,
-    parse_duration,
+    AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemoryConfig, MemorySize,
+    ResetPolicy, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -23,7 +23,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
-    Run(RunArgs),
+    Run(Box<RunArgs>),
+    /// Show the CPU that guests get
+    #[command(subcommand)]
+    Cpu(CpuCommand),
     /// Say what this host can run, and how to mend what is missing
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
     Doctor(DoctorArgs),
@@ -57,9 +60,15 @@ pub(crate) struct RunArgs {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
     pub cpus: VcpuCount,
-    /// Size of RAM, as in 512M or 2G
+    /// What the vCPUs can do: host, baseline (x86-64-v2) or the path of a template
+    #[arg(long, value_name = "MODEL", default_value = "host")]
+    pub cpu: CpuModel,
+    /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
+    #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
+    pub cpu_affinity: Option<CpuAffinity>,
+    /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd
     #[arg(long, value_name = "SIZE", default_value = "256M", allow_negative_numbers = true)]
-    pub memory: MemorySize,
+    pub memory: MemoryConfig,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
@@ -99,6 +108,17 @@ pub(crate) enum Accel {
     Emulate,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum CpuCommand {
+    /// Print the CPUID and registers of a guest's CPU as a template for --cpu
+    #[command(after_help = CPU_DUMP_EXAMPLES)]
+    Dump {
+        /// Model to start from: host, baseline or the path of a template
+        #[arg(long, value_name = "MODEL", default_value = "host")]
+        cpu: CpuModel,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
     /// Print one word only: hardware, software, denied or none
@@ -135,6 +155,13 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run vmlinux --serial file=console.log --accel kvm"
     )
 });
+
+const CPU_DUMP_EXAMPLES: &str = "\
+The template gives exactly this CPU on every host that can have it, and refuses the others.
+
+Examples:
+  coracle cpu dump > cpu.json && coracle run vmlinux --cpu cpu.json
+  coracle cpu dump --cpu baseline";
 
 const HOST_EMULATE_EXAMPLES: &str = "\
 The command runs as root of the emulated machine, with this machine's files, its own /tmp, /run and /dev/shm,

@@ -2,18 +2,24 @@
 //!
 //! The pages are made when they are first touched, by whoever touches them.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use coracle_arch::x86_64::layout::{self, RamRegion};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
+
+use crate::config::{HugePageSize, MemoryBacking, MemoryConfig};
 
 /// The RAM of one virtual machine.
 #[derive(Debug, Clone)]
 pub(crate) struct GuestRam {
     mmap: GuestMemoryMmap,
     /// The mappings behind `mmap`, which does not own memory that it did not map itself.
-    _mappings: std::sync::Arc<Vec<Mapping>>,
+    _mappings: Arc<Vec<Mapping>>,
 }
 
 /// One stretch of RAM without holes.
@@ -29,42 +35,63 @@ pub(crate) struct MappedRegion {
 pub enum MemoryError {
     /// The host gives no address space of this size.
     #[error(
-        "--memory {mib}M: the host cannot map {bytes} bytes for it; a smaller size or a higher limit (ulimit -v) helps"
+        "--memory {memory}: the host cannot map it; a smaller size or a higher limit (ulimit -v, and ulimit -l for \
+         huge pages) helps"
     )]
     Map {
-        /// The size asked for.
-        mib: u64,
-        /// The size of the region that could not be had.
-        bytes: u64,
+        /// As configured.
+        memory: MemoryConfig,
         /// What the system said.
         source: io::Error,
     },
+    /// The host has too few huge pages.
+    #[error(
+        "--memory {memory}: it takes {needed} huge pages of {page}, and the host has {free} to spare: as root, \
+         `echo {wanted} > {}` makes more, while memory is free in one piece",
+        file.display()
+    )]
+    HugePages {
+        /// As configured.
+        memory: MemoryConfig,
+        /// The size of a page.
+        page: HugePageSize,
+        /// Pages that the guest needs.
+        needed: u64,
+        /// Pages that nobody uses or has reserved.
+        free: u64,
+        /// The number of all pages that would do.
+        wanted: u64,
+        /// The file nr_hugepages of this size.
+        file: PathBuf,
+    },
+    /// The host has no huge pages of this size.
+    #[error("--memory {memory}: this host has no huge pages of {page}: use another size, or none")]
+    NoHugePages {
+        /// As configured.
+        memory: MemoryConfig,
+        /// The size of a page.
+        page: HugePageSize,
+    },
     /// The regions do not form a guest's memory.
-    #[error("--memory {mib}M does not fit the address space of the machine")]
+    #[error("--memory {memory} does not fit the address space of the machine")]
     Layout {
-        /// The size asked for.
-        mib: u64,
+        /// As configured.
+        memory: MemoryConfig,
     },
 }
 
 impl GuestRam {
-    /// `mib` MiB of anonymous memory, aligned and advised for 2 MiB pages: their first touch costs a fraction of that
-    /// of the small pages they replace.
-    pub(crate) fn anonymous(mib: u64) -> Result<GuestRam, MemoryError> {
-        let bytes = mib.checked_mul(1 << 20).ok_or(MemoryError::Layout { mib })?;
-        let mut mappings = Vec::new();
-        let mut regions = Vec::new();
-        for RamRegion { start, len } in layout::ram_regions(bytes) {
-            let mapping = Mapping::anonymous(len as usize).map_err(|source| MemoryError::Map {
-                mib,
-                bytes: len,
-                source,
-            })?;
-            regions.push(guest_region(&mapping, start).ok_or(MemoryError::Layout { mib })?);
-            mappings.push(mapping);
-        }
-        let mmap = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout { mib })?;
-        Ok(GuestRam { mmap, _mappings: std::sync::Arc::new(mappings) })
+    /// Memory as configured. What is not in huge pages of its own is aligned and advised for transparent ones of 2 MiB:
+    /// their first touch costs a fraction of that of the small pages they replace.
+    pub(crate) fn new(memory: MemoryConfig) -> Result<GuestRam, MemoryError> {
+        // Mappings made before the one that failed are gone when the error is worked out.
+        let mappings = map(memory).map_err(|source| map_error(memory, source))?;
+        let layout_error = || MemoryError::Layout { memory };
+        let regions = mappings.iter().map(|(start, mapping)| guest_region(mapping, *start));
+        let regions = regions.collect::<Option<Vec<_>>>().ok_or_else(layout_error)?;
+        let mmap = GuestMemoryMmap::from_regions(regions).map_err(|_| layout_error())?;
+        let mappings = mappings.into_iter().map(|(_, mapping)| mapping).collect();
+        Ok(GuestRam { mmap, _mappings: Arc::new(mappings) })
     }
 
     /// The memory as rust-vmm's crates see it. It must not outlive `self`.
@@ -82,12 +109,73 @@ impl GuestRam {
     }
 }
 
+/// The stretches of RAM by guest address.
+fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
+    let file = match memory.backing() {
+        MemoryBacking::Memfd => Some(memory_file(memory.bytes())?),
+        MemoryBacking::Anonymous | MemoryBacking::HugePages(_) => None,
+    };
+    let mut mappings = Vec::new();
+    let mut offset = 0;
+    for RamRegion { start, len } in layout::ram_regions(memory.bytes()) {
+        let bytes = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mapping = match (memory.backing(), &file) {
+            (MemoryBacking::HugePages(page), _) => Mapping::huge_pages(bytes, page)?,
+            (_, Some(file)) => Mapping::small_pages(bytes, Source::SharedFile { file, offset })?,
+            (_, None) => Mapping::small_pages(bytes, Source::Anonymous)?,
+        };
+        mappings.push((start, mapping));
+        offset += len;
+    }
+    Ok(mappings)
+}
+
+/// A file of this size that exists in memory only. Its mappings keep it.
+fn memory_file(bytes: u64) -> io::Result<File> {
+    // SAFETY: the name is a string with an end.
+    let fd = unsafe { libc::memfd_create(c"coracle-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    Ok(file)
+}
+
+fn map_error(memory: MemoryConfig, source: io::Error) -> MemoryError {
+    let MemoryBacking::HugePages(page) = memory.backing() else {
+        return MemoryError::Map { memory, source };
+    };
+    let folder = PathBuf::from(format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page.bytes() >> 10));
+    let count = |name: &str| -> Option<u64> {
+        std::fs::read_to_string(folder.join(name)).ok().and_then(|text| text.trim().parse().ok())
+    };
+    let counts = count("nr_hugepages").zip(count("free_hugepages")).zip(count("resv_hugepages"));
+    let Some(((all, free), reserved)) = counts else {
+        return MemoryError::NoHugePages { memory, page };
+    };
+    let (needed, free) = (memory.bytes() / page.bytes(), free.saturating_sub(reserved));
+    if free >= needed {
+        return MemoryError::Map { memory, source };
+    }
+    let (wanted, file) = (all + needed - free, folder.join("nr_hugepages"));
+    MemoryError::HugePages { memory, page, needed, free, wanted, file }
+}
+
 fn guest_region(mapping: &Mapping, start: u64) -> Option<GuestRegionMmap> {
     let builder = MmapRegionBuilder::new(mapping.bytes);
     // SAFETY: the mapping covers `bytes` bytes from its address and lives as long as `GuestRam`.
     let builder = unsafe { builder.with_raw_mmap_pointer(mapping.address) };
     let region = builder.with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE).build().ok()?;
     GuestRegionMmap::new(region, GuestAddress(start))
+}
+
+/// Where pages of the usual size come from.
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Anonymous,
+    SharedFile { file: &'a File, offset: u64 },
 }
 
 /// Memory of this process that is unmapped on drop.
@@ -103,12 +191,13 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn anonymous(bytes: usize) -> io::Result<Mapping> {
+    /// Pages of the usual size, at an address that suits transparent huge pages.
+    fn small_pages(bytes: usize, from: Source<'_>) -> io::Result<Mapping> {
         let padded = bytes.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // Room for the alignment first, then the memory itself in the middle of it.
+        let (flags, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, libc::PROT_NONE);
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
-        let raw = unsafe { libc::mmap(std::ptr::null_mut(), padded, protection, flags, -1, 0) };
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), padded, none, flags, -1, 0) };
         if raw == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -121,21 +210,49 @@ impl Mapping {
         }
         // SAFETY: the pages after the last wanted byte likewise.
         unsafe { libc::munmap(address.wrapping_add(bytes).cast(), after) };
+        let mapping = Mapping { address, bytes };
+        let (kind, fd, offset) = match from {
+            Source::Anonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+            Source::SharedFile { file, offset } => (libc::MAP_SHARED, file.as_raw_fd(), offset),
+        };
+        let flags = kind | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: it replaces a part of the mapping above, which is ours and not used yet.
+        let placed = unsafe { libc::mmap(address.cast(), bytes, READ_WRITE, flags, fd, offset) };
+        if placed == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
         // SAFETY: advice on a mapping of our own. Where huge pages are off, small ones do.
         unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
-        Ok(Mapping { address, bytes })
+        Ok(mapping)
+    }
+
+    /// Huge pages that are set aside, all reserved and none made yet.
+    fn huge_pages(bytes: usize, page: HugePageSize) -> io::Result<Mapping> {
+        let size = match page {
+            HugePageSize::Size2M => libc::MAP_HUGE_2MB,
+            HugePageSize::Size1G => libc::MAP_HUGE_1GB,
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | size;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let raw = unsafe { libc::mmap(std::ptr::null_mut(), bytes, READ_WRITE, flags, -1, 0) };
+        if raw == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Mapping { address: raw.cast(), bytes })
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `anonymous` and unmapped once, after the last user (`vm::lifecycle`).
+        // SAFETY: mapped by a constructor and unmapped once, after the last user (`vm::lifecycle`).
         unsafe { libc::munmap(self.address.cast(), self.bytes) };
     }
 }
 
 /// The size of an x86-64 large page.
 const HUGE_PAGE: usize = 2 << 20;
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 #[cfg(test)]
 mod tests {
@@ -143,22 +260,34 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn ram_is_aligned_for_huge_pages_and_holds_what_is_written() {
-        let ram = GuestRam::anonymous(5 * 1024).unwrap();
-        for region in ram.regions() {
-            assert_eq!(region.host_address % HUGE_PAGE as u64, 0);
-        }
-        assert_eq!(ram.regions().map(|region| region.bytes).sum::<u64>(), 5 << 30);
-        let last = ram.regions().last().unwrap();
-        let address = GuestAddress(last.guest_address + last.bytes - 8);
-        ram.mmap().write_obj(0x1122_3344_5566_7788_u64, address).unwrap();
-        assert_eq!(ram.mmap().read_obj::<u64>(address).unwrap(), 0x1122_3344_5566_7788);
+    fn memory(text: &str) -> MemoryConfig {
+        text.parse().unwrap()
     }
 
     #[test]
-    fn more_than_the_address_space_is_refused() {
-        assert!(matches!(GuestRam::anonymous(1 << 30), Err(MemoryError::Map { .. })));
-        assert!(matches!(GuestRam::anonymous(u64::MAX), Err(MemoryError::Layout { .. })));
+    fn ram_is_aligned_for_huge_pages_and_holds_what_is_written() {
+        for text in ["5G", "size=5G,memfd"] {
+            let ram = GuestRam::new(memory(text)).unwrap();
+            for region in ram.regions() {
+                assert_eq!(region.host_address % HUGE_PAGE as u64, 0);
+            }
+            assert_eq!(ram.regions().map(|region| region.bytes).sum::<u64>(), 5 << 30);
+            let last = ram.regions().last().unwrap();
+            let address = GuestAddress(last.guest_address + last.bytes - 8);
+            ram.mmap().write_obj(0x1122_3344_5566_7788_u64, address).unwrap();
+            assert_eq!(ram.mmap().read_obj::<u64>(address).unwrap(), 0x1122_3344_5566_7788);
+            assert_eq!(ram.mmap().read_obj::<u64>(GuestAddress(0)).unwrap(), 0, "regions do not share pages");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_reserved_or_the_error_says_how_to_have_more() {
+        let wanted = memory("size=1T,hugepages=2M");
+        let error = GuestRam::new(wanted).unwrap_err().to_string();
+        assert!(error.contains("524288 huge pages of 2M") && error.contains("nr_hugepages"), "{error}");
+        match GuestRam::new(memory("size=4M,hugepages=2M")) {
+            Ok(ram) => ram.mmap().write_obj(1u64, GuestAddress(3 << 20)).unwrap(),
+            Err(error) => assert!(error.to_string().contains("it takes 2 huge pages of 2M"), "{error}"),
+        }
     }
 }

@@ -81,6 +81,8 @@ fn values_out_of_range_are_bad_usage() {
         (&["--cpus", "-1"], "from 1 to 64"),
         (&["--memory", "1M"], "from 2M to 1T"),
         (&["--memory", "lots"], "not a size"),
+        (&["--memory", "size=3M,hugepages=2M"], "give a multiple of 2M"),
+        (&["--memory", "size=1G,hugepages=4K"], "hugepages=2M, hugepages=1G or memfd"),
         (&["--timeout", "soon"], "not a time"),
         (&["--timeout", "0"], "no time"),
         (&["--serial", "tty"], "stdio, pty, file=PATH, socket=PATH or null"),

@@ -27,7 +27,7 @@ macro_rules! needs_kvm {
 
 fn config(payload: &str) -> VmConfig {
     let mut config = VmConfig::new(common::payload(payload));
-    config.memory = MemorySize::from_mib(16).unwrap();
+    config.memory = MemorySize::from_mib(16).unwrap().into();
     config.timeout = Some(Duration::from_secs(30));
     config
 }

@@ -13,7 +13,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 fn config(payload: &str) -> VmConfig {
     let mut config = VmConfig::new(common::payload(payload));
-    config.memory = MemorySize::from_mib(16).unwrap();
+    config.memory = MemorySize::from_mib(16).unwrap().into();
     config
 }
 

@@ -94,6 +94,14 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
 }
 
 #[test]
+fn linux_brings_up_four_vcpus_of_the_baseline_cpu() {
+    needs_linux!();
+    let run = run("report", &["--cpus", "4", "--cpu", "baseline"]);
+    run.expect(0, "the guest powered off");
+    assert!(run.text().contains("cpus     4 online"), "{}", run.text());
+}
+
+#[test]
 fn reboot_ends_with_112() {
     needs_linux!();
     run("reboot", &[]).expect(112, "asked for a reset");

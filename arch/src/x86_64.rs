@@ -4,11 +4,12 @@
 //! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices (or
 //! [`mptable::write_table`] the processors and interrupts of a machine without ACPI),
 //! [`load::load`] fills guest memory and returns the [`registers::BootState`] of the first CPU;
-//! [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
+//! [`cpu_template::CpuTemplate::apply`], [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
 
 pub mod acpi;
 mod boot_params;
 mod bytes;
+pub mod cpu_template;
 pub mod cpuid;
 mod gdt;
 pub mod image;

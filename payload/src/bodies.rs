@@ -40,6 +40,7 @@ global_asm!(include_str!("asm/console.s"));
 global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
+global_asm!(include_str!("asm/smp.s"));
 
 unsafe extern "C" {
     static payload_start_ring0: u8;
@@ -94,5 +95,7 @@ payloads! {
     "rep-io" Zero payload_rep_io..payload_rep_io_end "rep outsb to the serial port and rep insb, insw, insd from nowhere; then exits with 0";
     "ram-end" Zero payload_last_byte..payload_last_byte_end "checks the last byte of 128 MiB of RAM and what follows it; exits with 0";
     "ram-hole" Zero payload_ram_hole..payload_ram_hole_end "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
+    "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
+    "clock" Zero payload_clock..payload_clock_end "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

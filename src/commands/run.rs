@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use coracle::config::{SerialConfig, VmConfig, default_cmdline_with};
+use coracle::config::{CpuModel, SerialConfig, VmConfig, default_cmdline_with};
 use coracle::emulated_host::{self, EmulatedHostArgs};
 use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
@@ -90,6 +90,8 @@ fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
         modules: args.modules.clone(),
         cmdline,
         vcpus: args.cpus,
+        cpu: args.cpu.clone(),
+        cpu_affinity: args.cpu_affinity.clone(),
         memory: args.memory,
         serial: args.serial.clone(),
         timeout: args.timeout,
@@ -186,6 +188,9 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     if let Some(modules) = &config.modules {
         shares.push(modules.clone());
         shares.extend(guest_data::find(GuestData::Agent));
+    }
+    if let CpuModel::Template(path) = &config.cpu {
+        shares.push(path.clone());
     }
     let written = [args.outcome.clone(), serial_file(config)?];
     for path in written.into_iter().flatten() {

@@ -2,7 +2,10 @@
 //! Coracle, used by the builder.
 
 mod cmdline;
+mod cpu;
+mod cpu_affinity;
 mod duration;
+mod memory;
 mod memory_size;
 mod policy;
 mod protocol;
@@ -13,7 +16,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
+pub use cpu::CpuModel;
+pub use cpu_affinity::CpuAffinity;
 pub use duration::parse_duration;
+pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
@@ -39,8 +45,12 @@ pub struct VmConfig {
     pub cmdline: String,
     /// How many vCPUs.
     pub vcpus: VcpuCount,
-    /// How much RAM.
-    pub memory: MemorySize,
+    /// What the vCPUs can do.
+    pub cpu: CpuModel,
+    /// Which CPUs of the host the vCPUs run on; none: as the scheduler likes.
+    pub cpu_affinity: Option<CpuAffinity>,
+    /// How much RAM, and what backs it.
+    pub memory: MemoryConfig,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
     /// The longest that the guest may run, from its first instruction on.
@@ -64,7 +74,9 @@ impl VmConfig {
             modules: None,
             cmdline: DEFAULT_CMDLINE.to_owned(),
             vcpus: VcpuCount::default(),
-            memory: MemorySize::default(),
+            cpu: CpuModel::default(),
+            cpu_affinity: None,
+            memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
             timeout: None,
             acpi: AcpiMode::default(),
@@ -93,6 +105,22 @@ pub enum ConfigError {
         /// The largest.
         most: MemorySize,
     },
+    /// Neither a size nor pairs of key and value.
+    #[error(
+        "`{text}` is not known here: write a size, or size=SIZE with hugepages=2M, hugepages=1G or memfd"
+    )]
+    Memory {
+        /// As given.
+        text: String,
+    },
+    /// Memory that huge pages cannot make up.
+    #[error("{size} cannot be made of huge pages of {page}: give a multiple of {page}")]
+    HugePageMultiple {
+        /// The size of RAM.
+        size: MemorySize,
+        /// The size of a page.
+        page: HugePageSize,
+    },
     /// A number of vCPUs that no virtual machine can have.
     #[error("{text} vCPUs are not possible: from 1 to {most} can be had")]
     VcpuRange {
@@ -100,6 +128,23 @@ pub enum ConfigError {
         text: String,
         /// The largest.
         most: u8,
+    },
+    /// Neither a list of CPUs nor pairs.
+    #[error(
+        "`{text}` names no CPUs: write CPUs of the host that all vCPUs share, as in 0-3, or VCPU=CPU pairs, as in \
+         0=2,1=3"
+    )]
+    Affinity {
+        /// As given.
+        text: String,
+    },
+    /// Two CPUs for one vCPU.
+    #[error("`{text}` has two CPUs for vCPU {vcpu}: leave one out")]
+    AffinityTwice {
+        /// As given.
+        text: String,
+        /// The vCPU.
+        vcpu: u8,
     },
     /// Not a length of time.
     #[error("`{text}` is not a time: write a number and ms, s, m or h, as in 20s (a bare number is seconds)")]

@@ -142,7 +142,7 @@ impl Subject {
             ranges,
             cmdline: config.cmdline.clone(),
             initrds: config.initrds.clone(),
-            memory_mib: config.memory.mib(),
+            memory_mib: config.memory.size().mib(),
             least_mib: minimum_memory_mib(image, combined_len(initrds).unwrap_or(u64::MAX)),
             signs,
         }

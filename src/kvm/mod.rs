@@ -78,7 +78,7 @@ pub enum KvmError {
         /// What the system said.
         source: errno::Error,
     },
-    /// A model-specific register that the boot protocol sets was refused.
+    /// A model-specific register that the boot protocol or a CPU template sets was refused.
     #[error("KVM refused model-specific register {msr:#x}")]
     Msr {
         /// Register number.

@@ -5,6 +5,7 @@ use coracle_arch::x86_64::registers::Segment;
 use super::system::Kvm;
 use super::vcpu::{Vcpu, VcpuExit};
 use super::{KvmError, KvmVm, call, state};
+use crate::config::MemorySize;
 use crate::memory::GuestRam;
 
 /// One vCPU in 32-bit protected mode without paging, at the start of a piece of code.
@@ -24,7 +25,7 @@ impl ProbeMachine {
             source: vmm_sys_util::errno::Error::new(libc::ENOMEM),
         };
         let vm = kvm.create_vm()?;
-        let ram = GuestRam::anonymous(2).map_err(|_| no_memory(()))?;
+        let ram = GuestRam::new(MemorySize::LEAST.into()).map_err(|_| no_memory(()))?;
         ram.mmap().write_slice(code, GuestAddress(CODE)).map_err(|_| no_memory(()))?;
         vm.add_memory(&ram)?;
         let vcpu = vm.create_vcpu(0)?;

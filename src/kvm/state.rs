@@ -23,6 +23,16 @@ impl Vcpu {
         call("KVM_SET_CPUID2", self.fd.set_cpuid2(&cpuid))
     }
 
+    /// The value of a model-specific register.
+    pub(crate) fn msr(&self, index: u32) -> Result<u64, KvmError> {
+        let mut list = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
+            .map_err(|_| KvmError::Msr { msr: index })?;
+        match call("KVM_GET_MSRS", self.fd.get_msrs(&mut list))? {
+            0 => Err(KvmError::Msr { msr: index }),
+            _ => list.as_slice().first().map(|entry| entry.data).ok_or(KvmError::Msr { msr: index }),
+        }
+    }
+
     /// What firmware sets on every CPU: model-specific registers and the wiring of the local APIC.
     pub(crate) fn set_firmware_state(&self, msrs: &[(u32, u64)]) -> Result<(), KvmError> {
         let entries: Vec<kvm_msr_entry> =

@@ -112,6 +112,13 @@ impl Vcpu {
         call("KVM_SET_SIGNAL_MASK", kick::allow_kicks(&self.fd))
     }
 
+    /// Marks the guest's kvm-clock: time has passed in which it could not run, so that its watchdogs do not take the
+    /// pause for a lock-up (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
+    pub(crate) fn tell_of_pause(&self) {
+        // Refused where the guest does not use kvm-clock: it has no flag to see.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
     /// Runs the guest until it needs something.
     pub(crate) fn run(&mut self) -> VcpuExit<'_> {
         if let Err(error) = self.fd.run().map(drop) {

@@ -1,9 +1,11 @@
 //! The threads that run vCPUs, and what each exit of a guest leads to.
 
+pub(crate) mod affinity;
 mod counts;
 mod dispatch;
 mod thread;
 
+pub use affinity::AffinityError;
 pub use counts::ExitCounts;
 pub(crate) use dispatch::Buses;
 pub(crate) use thread::{VcpuHandle, VcpuThread};

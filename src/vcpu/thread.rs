@@ -4,10 +4,12 @@
 //! that the control thread decides when KVM's part of it is closed.
 
 use std::io;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
+use super::affinity;
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
 use crate::control::{Control, Gate, VmEvent};
@@ -64,7 +66,9 @@ impl VcpuThread {
                 Gate::Open => {}
                 Gate::Paused => {
                     shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
-                    control.park();
+                    if control.park() {
+                        vcpu.tell_of_pause();
+                    }
                     continue;
                 }
                 Gate::Closed => return vcpu,
@@ -81,6 +85,11 @@ impl VcpuHandle {
     /// Makes the vCPU leave the guest and look at the gate.
     pub(crate) fn kick(&self) {
         Kicker::new(&self.thread).kick();
+    }
+
+    /// Keeps its thread on these CPUs of the host.
+    pub(crate) fn pin(&self, cpus: &[u16]) -> io::Result<()> {
+        affinity::pin(self.thread.as_pthread_t(), cpus)
     }
 
     /// Its index.

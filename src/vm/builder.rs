@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
-use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
+use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
@@ -18,9 +18,10 @@ use super::Vm;
 use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
-use crate::config::{AcpiMode, ResetPolicy, VmConfig};
+use crate::config::{AcpiMode, CpuAffinity, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
+use crate::cpu::{self, CpuError, CpuFeatures};
 use crate::diagnosis::Subject;
 use crate::initramfs::LoaderError;
 use crate::initramfs::loader;
@@ -28,7 +29,7 @@ use crate::io_loop::IoLoop;
 use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
-use crate::vcpu::{Buses, VcpuHandle, VcpuThread};
+use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone)]
@@ -56,6 +57,9 @@ pub enum BuildError {
     /// KVM cannot be used.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// The guest cannot have this CPU.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
     /// More vCPUs than this KVM can run.
     #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
     TooManyVcpus {
@@ -64,6 +68,9 @@ pub enum BuildError {
         /// KVM_CAP_MAX_VCPUS.
         most: usize,
     },
+    /// The vCPUs cannot run on these CPUs of the host.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
     /// There is no memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -93,13 +100,14 @@ impl BuildError {
     /// The process exit code for it: 115 when there is no usable KVM, else 125.
     pub fn exit_code(&self) -> u8 {
         match self {
-            BuildError::Kvm(
+            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {
                 KvmError::Missing { .. }
                 | KvmError::Denied { .. }
                 | KvmError::Open { .. }
                 | KvmError::ApiVersion { .. }
-                | KvmError::Capability { .. },
-            ) => 115,
+                | KvmError::Capability { .. } => 115,
+                KvmError::Call { .. } | KvmError::Msr { .. } => 125,
+            },
             _ => 125,
         }
     }
@@ -131,12 +139,12 @@ impl VmBuilder {
         self
     }
 
-    /// Looks whether the kernel and the initrds can be used, without building anything.
+    /// Looks whether the kernel, the initrds and the CPU template can be used, without building anything.
     ///
     /// # Errors
     /// One of them cannot.
     pub fn check_files(&self) -> Result<(), BuildError> {
-        open_files(&self.config).map(drop)
+        Inputs::open(&self.config).map(drop)
     }
 
     /// Builds it, with its vCPUs waiting for [`VmHandle::resume`](super::VmHandle::resume).
@@ -144,6 +152,9 @@ impl VmBuilder {
     /// # Errors
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
+        if let Some(affinity) = &self.config.cpu_affinity {
+            affinity::check(affinity, self.config.vcpus.value().into())?;
+        }
         let inputs = Inputs::open(&self.config)?;
         let console = self.console.open(&self.config.serial)?;
         let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()? };
@@ -202,7 +213,13 @@ impl VmBuilder {
         }
     }
 
-    fn create_vcpus(&self, kvm: &Kvm, vm: &KvmVm, boot: &BootState) -> Result<Vec<Vcpu>, BuildError> {
+    fn create_vcpus(
+        &self,
+        kvm: &Kvm,
+        vm: &KvmVm,
+        cpu: CpuTemplate,
+        boot: &BootState,
+    ) -> Result<Vec<Vcpu>, BuildError> {
         let count = u32::from(self.config.vcpus.value());
         let limits = kvm.vcpu_limits();
         if count as usize > limits.max {
@@ -211,12 +228,15 @@ impl VmBuilder {
         if count as usize > limits.recommended {
             log::warn!("{count} vCPUs share the {} CPUs of this host", limits.recommended);
         }
-        let supported = kvm.supported_cpuid()?;
-        let tsc_deadline = kvm.has_tsc_deadline_timer();
+        let features = CpuFeatures::new(&self.config.cpu, cpu, kvm)?;
         let make = |apic_id| {
             let vcpu = vm.create_vcpu(apic_id)?;
-            let identity = CpuIdentity { apic_id, count, tsc_deadline, tsc_khz: vcpu.tsc_khz() };
-            prepare_vcpu(&vcpu, &supported, &identity, boot)?;
+            features.give(&vcpu, count)?;
+            let msrs = [boot.msrs.clone(), features.msrs(&vcpu)?].concat();
+            vcpu.set_firmware_state(&msrs)?;
+            if apic_id == 0 {
+                vcpu.set_boot_registers(boot)?;
+            }
             Ok(vcpu)
         };
         (0..count).map(make).collect()
@@ -224,7 +244,7 @@ impl VmBuilder {
 
     fn assemble(&self, mut console: ConsoleEnds, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, interrupts, recipe, platform, vcpus, guest } = parts;
-        let Inputs { kernel, initrds } = &recipe.inputs;
+        let Inputs { kernel, initrds, cpu: _ } = &recipe.inputs;
         let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
         let pump = console.pump.take();
         let console_path = console.path().map(Path::to_owned);
@@ -238,7 +258,7 @@ impl VmBuilder {
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
-        shared.adopt(start_vcpus(vcpus, &platform.buses, &control)?);
+        shared.adopt(start_vcpus(vcpus, &platform.buses, &control, self.config.cpu_affinity.as_ref())?);
         let machine = Machine {
             io_loop,
             pump,
@@ -264,15 +284,20 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
+    /// Where the vCPUs' threads may run.
+    pub(super) fn cpu_affinity(&self) -> Option<&CpuAffinity> {
+        self.builder.config.cpu_affinity.as_ref()
+    }
+
     /// Makes fresh memory with kernel and tables in it, and vCPUs that stand at the kernel's entry.
     pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
         let Recipe { builder, inputs, kvm } = self;
         let vm = kvm.create_vm()?;
-        let ram = GuestRam::anonymous(builder.config.memory.mib())?;
+        let ram = GuestRam::new(builder.config.memory)?;
         vm.add_memory(&ram)?;
         vm.create_local_apics()?;
         let boot = builder.load(inputs, &ram)?;
-        let vcpus = builder.create_vcpus(kvm, &vm, &boot)?;
+        let vcpus = builder.create_vcpus(kvm, &vm, inputs.cpu.clone(), &boot)?;
         Ok((Guest { kvm: vm, ram }, vcpus))
     }
 }
@@ -281,12 +306,13 @@ impl Recipe {
 struct Inputs {
     kernel: KernelImage,
     initrds: Vec<InitrdFile>,
+    cpu: CpuTemplate,
 }
 
 impl Inputs {
     fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
         let (kernel, initrds) = open_files(config)?;
-        Ok(Inputs { kernel, initrds })
+        Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)? })
     }
 }
 
@@ -315,25 +341,21 @@ struct Parts {
     guest: Guest,
 }
 
-fn prepare_vcpu(
-    vcpu: &Vcpu,
-    supported: &[CpuidEntry],
-    identity: &CpuIdentity,
-    boot: &BootState,
-) -> Result<(), KvmError> {
-    vcpu.set_cpuid(&cpuid::for_vcpu(supported, identity))?;
-    vcpu.set_firmware_state(&boot.msrs)?;
-    if identity.apic_id == 0 { vcpu.set_boot_registers(boot) } else { Ok(()) }
-}
-
 pub(super) fn start_vcpus(
     vcpus: Vec<Vcpu>,
     buses: &Arc<Buses>,
     control: &Arc<Control>,
+    affinity: Option<&CpuAffinity>,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
     let start = |vcpu| VcpuThread { vcpu, buses: buses.clone(), control: control.clone() }.spawn();
     let threads: io::Result<Vec<VcpuHandle>> = vcpus.into_iter().map(start).collect();
-    threads.map_err(thread_error("a vCPU's thread"))
+    let threads = threads.map_err(thread_error("a vCPU's thread"))?;
+    for thread in &threads {
+        if let Some(cpus) = affinity.and_then(|affinity| affinity.cpus_of(thread.index())) {
+            thread.pin(&cpus).map_err(AffinityError::Call)?;
+        }
+    }
+    Ok(threads)
 }
 
 /// Closes the gate for threads whose virtual machine came to nothing.

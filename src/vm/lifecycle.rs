@@ -206,8 +206,8 @@ fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result
     let (fresh, new_vcpus) = recipe.make().map_err(|error| cannot_restart(&error))?;
     interrupts.connect(fresh.kvm.clone());
     *guest = Some(fresh);
-    *vcpus =
-        start_vcpus(new_vcpus, &platform.buses, &shared.control).map_err(|error| cannot_restart(&error))?;
+    let started = start_vcpus(new_vcpus, &platform.buses, &shared.control, recipe.cpu_affinity());
+    *vcpus = started.map_err(|error| cannot_restart(&error))?;
     past.resets = past.resets.saturating_add(1);
     shared.control.hold(false);
     Ok(())

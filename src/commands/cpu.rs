@@ -1,0 +1,35 @@
+//! `coracle cpu dump`: the CPU that a guest would get, as a template.
+
+use std::io::Write;
+
+use coracle::cpu::{self, CpuError};
+use coracle::{BuildError, config::CpuModel};
+
+use super::{BAD_USAGE, chain, say};
+use crate::cli::CpuCommand;
+
+/// Prints it on stdout and returns 0; 115 when there is no KVM to ask, 125 when the model cannot be had.
+pub(crate) fn run(command: &CpuCommand) -> u8 {
+    let CpuCommand::Dump { cpu } = command;
+    match dump(cpu) {
+        Ok(json) => match std::io::stdout().write_all(json.as_bytes()) {
+            Ok(()) => 0,
+            Err(error) => {
+                say(&format!("the template cannot be written: {error}"));
+                BAD_USAGE
+            }
+        },
+        Err(error) => {
+            let error = BuildError::from(error);
+            say(&chain(&error));
+            error.exit_code()
+        }
+    }
+}
+
+fn dump(model: &CpuModel) -> Result<String, CpuError> {
+    let template = cpu::dump(model)?;
+    // Maps with string keys only: this cannot fail.
+    let json = serde_json::to_string_pretty(&template).unwrap_or_default();
+    Ok(json + "\n")
+}

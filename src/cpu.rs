@@ -1,0 +1,152 @@
+//! From the configured CPU model to what a vCPU is given. Called by the builder and by `coracle cpu dump`; what a
+//! template does is decided in `coracle_arch::x86_64::cpu_template`.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use coracle_arch::x86_64::cpu_template::{CpuTemplate, CpuTemplateError};
+use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
+
+use crate::config::CpuModel;
+use crate::kvm::{Kvm, KvmError, Vcpu};
+
+/// Why a guest cannot have the CPU that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum CpuError {
+    /// The template's file cannot be read.
+    #[error("the CPU template {} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no template.
+    #[error("the CPU template {} cannot be used", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: CpuTemplateError,
+    },
+    /// The host has less than the template wants.
+    #[error("--cpu {model} is not possible on this host")]
+    Host {
+        /// As configured.
+        model: CpuModel,
+        /// What is missing.
+        source: CpuTemplateError,
+    },
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// What the guest's first and only CPU would be on this host, as a template that gives the same CPU elsewhere.
+///
+/// # Errors
+/// KVM cannot be used, or the model cannot be had.
+pub fn dump(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
+    let template = template(model)?;
+    let kvm = Kvm::open()?;
+    let vm = kvm.create_vm()?;
+    vm.create_local_apics()?;
+    let vcpu = vm.create_vcpu(0)?;
+    let features = CpuFeatures::new(model, template, &kvm)?;
+    let cpuid = features.give(&vcpu, 1)?;
+    let has_arch_capabilities =
+        cpuid.iter().any(|leaf| (leaf.function, leaf.index) == (7, 0) && leaf.edx & ARCH_CAPABILITIES != 0);
+    let mut msrs = features.msrs(&vcpu)?;
+    if has_arch_capabilities && msrs.iter().all(|(msr, _)| *msr != IA32_ARCH_CAPABILITIES) {
+        msrs.push((IA32_ARCH_CAPABILITIES, vcpu.msr(IA32_ARCH_CAPABILITIES)?));
+    }
+    Ok(CpuTemplate::exact(&cpuid, &msrs))
+}
+
+/// The template of a model, read and checked.
+pub(crate) fn template(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
+    match model {
+        CpuModel::Host => Ok(CpuTemplate::host()),
+        CpuModel::Baseline => Ok(CpuTemplate::baseline()),
+        CpuModel::Template(path) => {
+            let text = read(path).map_err(|source| CpuError::Read { path: path.clone(), source })?;
+            CpuTemplate::from_json(&text).map_err(|source| CpuError::Syntax { path: path.clone(), source })
+        }
+    }
+}
+
+/// What every vCPU of a machine has.
+pub(crate) struct CpuFeatures {
+    template: CpuTemplate,
+    cpuid: Vec<CpuidEntry>,
+    tsc_deadline: bool,
+}
+
+impl CpuFeatures {
+    /// What `template`, that of `model`, makes of this host's CPU.
+    pub(crate) fn new(model: &CpuModel, template: CpuTemplate, kvm: &Kvm) -> Result<CpuFeatures, CpuError> {
+        let cpuid = template
+            .apply(&kvm.supported_cpuid()?)
+            .map_err(|source| CpuError::Host { model: model.clone(), source })?;
+        Ok(CpuFeatures { template, cpuid, tsc_deadline: kvm.has_tsc_deadline_timer() })
+    }
+
+    /// Sets and returns the CPUID of one of `count` vCPUs.
+    pub(crate) fn give(&self, vcpu: &Vcpu, count: u32) -> Result<Vec<CpuidEntry>, KvmError> {
+        let identity = CpuIdentity {
+            apic_id: vcpu.index(),
+            count,
+            tsc_deadline: self.tsc_deadline,
+            tsc_khz: vcpu.tsc_khz(),
+        };
+        let cpuid = cpuid::for_vcpu(&self.cpuid, &identity);
+        vcpu.set_cpuid(&cpuid)?;
+        Ok(cpuid)
+    }
+
+    /// The registers that the template sets. The vCPU has its CPUID, on which their first values depend.
+    pub(crate) fn msrs(&self, vcpu: &Vcpu) -> Result<Vec<(u32, u64)>, KvmError> {
+        let initial =
+            |rule: &coracle_arch::x86_64::cpu_template::MsrRule| Ok((rule.msr, vcpu.msr(rule.msr)?));
+        let initial: Vec<(u32, u64)> =
+            self.template.msrs.iter().map(initial).collect::<Result<_, KvmError>>()?;
+        let value = |msr| initial.iter().find(|(number, _)| *number == msr).map_or(0, |(_, value)| *value);
+        Ok(self.template.msr_values(value))
+    }
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    let mut text = String::new();
+    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a template has at most 1 MiB"));
+    }
+    Ok(text)
+}
+
+/// A template with every leaf written out has some 50 KB.
+const MOST_BYTES: u64 = 1 << 20;
+/// Leaf 7 EDX: the register below exists.
+const ARCH_CAPABILITIES: u32 = 1 << 29;
+/// Which defects of speculative execution the CPU has (Intel SDM volume 4, table 2-2).
+const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_or_too_long_is_refused() {
+        let refusal = |path: &Path| template(&CpuModel::Template(path.into())).unwrap_err();
+        assert!(matches!(refusal(Path::new("/no/such/cpu.json")), CpuError::Read { .. }));
+        assert!(matches!(refusal(Path::new("/dev/zero")), CpuError::Read { .. }));
+        let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+        assert!(matches!(refusal(file.as_path()), CpuError::Syntax { .. }));
+        std::fs::write(file.as_path(), vec![b' '; (1 << 20) + 1]).unwrap();
+        assert!(matches!(refusal(file.as_path()), CpuError::Read { .. }));
+    }
+}
