@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use coracle::config::{
-    AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemoryConfig, MemorySize,
-    ResetPolicy, SerialConfig, VcpuCount, parse_duration,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemoryConfig,
+    MemorySize, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
     Run(Box<RunArgs>),
+    /// Check a config file of `coracle run --config`, or print its JSON Schema
+    Config(ConfigArgs),
     /// Show the CPU that guests get
     #[command(subcommand)]
     Cpu(CpuCommand),
@@ -39,6 +42,9 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots
     pub kernel: Option<PathBuf>,
+    /// JSON file with any of these options; flags override it, and its paths are relative to its folder
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Initial RAM file system; several are given to the guest one after the other
     #[arg(short, long = "initrd", value_name = "FILE")]
     pub initrds: Vec<PathBuf>,
@@ -51,42 +57,42 @@ pub(crate) struct RunArgs {
     /// Kernel command line in place of the default one
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
-    /// How the kernel is entered: auto, linux (its 64-bit entry) or pvh
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub protocol: KernelProtocol,
+    /// How the kernel is entered: auto, linux (its 64-bit entry) or pvh [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub protocol: Option<KernelProtocol>,
     /// Let a bzImage unpack itself, to a random address; else the host unpacks it where that is faster
     #[arg(long)]
     pub kaslr: bool,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value = "1", allow_negative_numbers = true)]
-    pub cpus: VcpuCount,
-    /// What the vCPUs can do: host, baseline (x86-64-v2) or the path of a template
-    #[arg(long, value_name = "MODEL", default_value = "host")]
-    pub cpu: CpuModel,
+    /// Number of vCPUs [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub cpus: Option<VcpuCount>,
+    /// What the vCPUs can do: host, baseline (x86-64-v2) or the path of a template [default: host]
+    #[arg(long, value_name = "MODEL")]
+    pub cpu: Option<CpuModel>,
     /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
     #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
     pub cpu_affinity: Option<CpuAffinity>,
-    /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd
-    #[arg(long, value_name = "SIZE", default_value = "256M", allow_negative_numbers = true)]
-    pub memory: MemoryConfig,
+    /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub memory: Option<MemoryConfig>,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
-    /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null
-    #[arg(long, value_name = "TO", default_value = "stdio")]
-    pub serial: SerialConfig,
-    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off)
-    #[arg(long, value_name = "on|off", default_value = "on")]
-    pub acpi: AcpiMode,
-    /// What to do when the guest resets its machine: end with code 112, or start it anew
-    #[arg(long, value_name = "exit|reboot", default_value = "exit")]
-    pub on_reset: ResetPolicy,
-    /// What to do when every vCPU has halted for good: wait, or end with code 116
-    #[arg(long, value_name = "wait|exit", default_value = "wait")]
-    pub on_halt: HaltPolicy,
-    /// Where the guest may run
-    #[arg(long, value_enum, default_value_t = Accel::Auto)]
-    pub accel: Accel,
+    /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
+    #[arg(long, value_name = "TO")]
+    pub serial: Option<SerialConfig>,
+    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off) [default: on]
+    #[arg(long, value_name = "on|off")]
+    pub acpi: Option<AcpiMode>,
+    /// What to do when the guest resets its machine: end with code 112, or start it anew [default: exit]
+    #[arg(long, value_name = "exit|reboot")]
+    pub on_reset: Option<ResetPolicy>,
+    /// What to do when every vCPU has halted for good: wait, or end with code 116 [default: wait]
+    #[arg(long, value_name = "wait|exit")]
+    pub on_halt: Option<HaltPolicy>,
+    /// Where the guest may run [default: auto]
+    #[arg(long, value_parser = accel_values())]
+    pub accel: Option<Accel>,
     /// File to write the outcome to, as JSON
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
@@ -98,14 +104,21 @@ pub(crate) struct RunArgs {
     pub command: Vec<OsString>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Accel {
-    /// Hardware KVM; else, for a Linux image, an emulated host, and say so
-    Auto,
-    /// The KVM of this host, whatever kind it is
-    Kvm,
-    /// An emulated host, also where there is KVM
-    Emulate,
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the JSON Schema of the config file
+    Schema,
+    /// Say `ok`, or the first thing that is wrong (exit code 125), without running anything
+    Check {
+        /// The config file; its values are checked, and its kernel and initrds are opened
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -142,6 +155,16 @@ pub(crate) struct HostEmulateArgs {
     pub command: Vec<OsString>,
 }
 
+fn accel_values() -> impl TypedValueParser<Value = Accel> {
+    let values = [
+        PossibleValue::new("auto")
+            .help("Hardware KVM; else, for a Linux image, an emulated host, and say so"),
+        PossibleValue::new("kvm").help("The KVM of this host, whatever kind it is"),
+        PossibleValue::new("emulate").help("An emulated host, also where there is KVM"),
+    ];
+    PossibleValuesParser::new(values).try_map(|word| word.parse())
+}
+
 /// The examples, with the default command line in its own words.
 static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
@@ -152,7 +175,8 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run                                       the default guest: a shell, or a report without a terminal\n  \
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
          coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
-         coracle run vmlinux --serial file=console.log --accel kvm"
+         coracle run vmlinux --serial file=console.log --accel kvm\n  \
+         coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
     )
 });
 

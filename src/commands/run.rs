@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use coracle::config::{CpuModel, SerialConfig, VmConfig, default_cmdline_with};
+use coracle::config::{Accel, CpuModel, RawConfig, SerialConfig, VmConfig, default_cmdline_with};
 use coracle::emulated_host::{self, EmulatedHostArgs};
 use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
@@ -14,7 +14,7 @@ use coracle::terminal::RawTerminal;
 use coracle::{KernelImage, Vm};
 
 use super::{BAD_USAGE, chain, emulated_exit_code, say};
-use crate::cli::{Accel, RunArgs};
+use crate::cli::RunArgs;
 use crate::logger;
 
 mod signals;
@@ -22,20 +22,52 @@ mod signals;
 /// Runs the guest and returns the exit code of its outcome.
 pub(crate) fn run(args: &RunArgs) -> u8 {
     logger::start(args.verbose);
-    match try_run(args) {
-        Ok(code) => code,
-        Err(failure) => {
-            say(&failure.reason);
-            let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
-            write_report(args.outcome.as_deref(), &report, failure.code)
-        }
+    let raw = match settings(args) {
+        Ok(raw) => raw,
+        Err(failure) => return tell_failure(args.outcome.as_deref(), failure),
+    };
+    try_run(args, &raw).unwrap_or_else(|failure| tell_failure(raw.outcome.as_deref(), failure))
+}
+
+fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
+    say(&failure.reason);
+    let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
+    write_report(outcome, &report, failure.code)
+}
+
+/// What the flags say, over what the config file says.
+fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
+    let flags = RawConfig {
+        schema: None,
+        kernel: args.kernel.clone(),
+        initrds: (!args.initrds.is_empty()).then(|| args.initrds.clone()),
+        append: (!args.append.is_empty()).then(|| args.append.clone()),
+        cmdline: args.cmdline.clone(),
+        protocol: args.protocol,
+        kaslr: args.kaslr.then_some(true),
+        modules: args.modules.clone(),
+        cpus: args.cpus,
+        cpu: args.cpu.clone(),
+        cpu_affinity: args.cpu_affinity.clone(),
+        memory: args.memory,
+        timeout: args.timeout,
+        serial: args.serial.clone(),
+        acpi: args.acpi,
+        on_reset: args.on_reset,
+        on_halt: args.on_halt,
+        accel: args.accel,
+        outcome: args.outcome.clone(),
+    };
+    match &args.config {
+        None => Ok(flags),
+        Some(path) => RawConfig::open(path).map(|file| flags.over(file)).map_err(|error| Failure::of(&error)),
     }
 }
 
 /// Why there is no outcome: one line and its exit code.
-struct Failure {
+pub(super) struct Failure {
     code: u8,
-    reason: String,
+    pub(super) reason: String,
 }
 
 impl Failure {
@@ -48,56 +80,61 @@ impl Failure {
     }
 }
 
-fn try_run(args: &RunArgs) -> Result<u8, Failure> {
+fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     if !args.command.is_empty() {
         return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
     }
-    let config = config(args)?;
+    let config = config(raw)?;
     // Whatever is wrong with them is said before anything is started.
     Vm::builder(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
-    match place(args.accel, &config.kernel)? {
-        Place::Here => run_here(args, &config),
+    match place(raw.accel.unwrap_or_default(), &config.kernel)? {
+        Place::Here => run_here(raw, &config),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
                 say(&format!("running on an emulated host, slowly: {because}"));
             }
-            run_emulated(args, &config)
+            run_emulated(args, raw, &config)
         }
     }
 }
 
-fn config(args: &RunArgs) -> Result<VmConfig, Failure> {
-    let words = args.append.iter().map(String::as_str);
+/// The checked configuration, with the defaults of the command for what was not told.
+pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
+    let words = raw.append.iter().flatten().map(String::as_str);
     let mut defaults = Vec::new();
-    let mut initrds = args.initrds.clone();
-    let kernel = match &args.kernel {
+    let mut initrds = raw.initrds.clone().unwrap_or_default();
+    let kernel = match &raw.kernel {
         Some(kernel) => kernel.clone(),
         None => {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
             initrds.insert(0, find(GuestData::GuestInitramfs)?);
             defaults.push(if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
-            find(if args.kaslr { GuestData::GuestVmlinuz } else { GuestData::GuestVmlinux })?
+            find(if raw.kaslr.unwrap_or_default() {
+                GuestData::GuestVmlinuz
+            } else {
+                GuestData::GuestVmlinux
+            })?
         }
     };
-    let cmdline = match &args.cmdline {
+    let cmdline = match &raw.cmdline {
         None => default_cmdline_with(defaults.into_iter().chain(words)),
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
     };
     Ok(VmConfig {
-        protocol: args.protocol,
-        kaslr: args.kaslr,
+        protocol: raw.protocol.unwrap_or_default(),
+        kaslr: raw.kaslr.unwrap_or_default(),
         initrds,
-        modules: args.modules.clone(),
+        modules: raw.modules.clone(),
         cmdline,
-        vcpus: args.cpus,
-        cpu: args.cpu.clone(),
-        cpu_affinity: args.cpu_affinity.clone(),
-        memory: args.memory,
-        serial: args.serial.clone(),
-        timeout: args.timeout,
-        acpi: args.acpi,
-        on_reset: args.on_reset,
-        on_halt: args.on_halt,
+        vcpus: raw.cpus.unwrap_or_default(),
+        cpu: raw.cpu.clone().unwrap_or_default(),
+        cpu_affinity: raw.cpu_affinity.clone(),
+        memory: raw.memory.unwrap_or_default(),
+        serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
+        timeout: raw.timeout,
+        acpi: raw.acpi.unwrap_or_default(),
+        on_reset: raw.on_reset.unwrap_or_default(),
+        on_halt: raw.on_halt.unwrap_or_default(),
         ..VmConfig::new(kernel)
     })
 }
@@ -130,13 +167,13 @@ fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
     Ok(Place::EmulatedHost { because: Some(because) })
 }
 
-fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
+fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
     let interactive = config.serial == SerialConfig::Stdio && io::stdin().is_terminal();
     let builder = Vm::builder(config.clone()).console_escape(interactive);
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
-    let raw = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
-    let raw = raw.map_err(|error| Failure::of(&error))?;
+    let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
+    let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
     if let Some(path) = vm.console_path() {
         say(&format!("the serial console is {}", path.display()));
     }
@@ -144,25 +181,25 @@ fn run_here(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     handle.resume();
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
-    drop(raw);
-    let code = tell(args, &outcome);
+    drop(raw_mode);
+    let code = tell(raw, &outcome);
     // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);
     Ok(code)
 }
 
 /// One line on stderr, and the report where it is wanted.
-fn tell(args: &RunArgs, outcome: &Outcome) -> u8 {
+fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
-    let unseen = args.serial != SerialConfig::Stdio;
+    let unseen = raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
     outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.console_bytes_dropped > 0 {
         say(&format!("{} bytes of console output were lost", outcome.console_bytes_dropped));
     }
     log::info!("exits: {:?}", outcome.exits);
     let report = OutcomeReport::of(outcome, on_emulated_host());
-    write_report(args.outcome.as_deref(), &report, outcome.exit_code())
+    write_report(raw.outcome.as_deref(), &report, outcome.exit_code())
 }
 
 /// Writes the report and returns `code`, or the code for bad usage when it cannot be written.
@@ -179,12 +216,12 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8
 }
 
 /// Runs this command again inside an emulated host.
-fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
+fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut command = vec![program.into_os_string()];
     command.extend(std::env::args_os().skip(1));
     let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
-    shares.extend(config.initrds.iter().cloned());
+    shares.extend(config.initrds.iter().chain(&args.config).cloned());
     if let Some(modules) = &config.modules {
         shares.push(modules.clone());
         shares.extend(guest_data::find(GuestData::Agent));
@@ -192,7 +229,7 @@ fn run_emulated(args: &RunArgs, config: &VmConfig) -> Result<u8, Failure> {
     if let CpuModel::Template(path) = &config.cpu {
         shares.push(path.clone());
     }
-    let written = [args.outcome.clone(), serial_file(config)?];
+    let written = [raw.outcome.clone(), serial_file(config)?];
     for path in written.into_iter().flatten() {
         // The file has to be there to be seen from inside.
         let file = fs::OpenOptions::new().append(true).create(true).open(&path);

@@ -1,28 +1,37 @@
 //! What a virtual machine is to be: checked values without file handles. Made by the CLI or by a program that embeds
 //! Coracle, used by the builder.
 
+mod accel;
 mod cmdline;
 mod cpu;
 mod cpu_affinity;
 mod duration;
+mod file;
 mod memory;
 mod memory_size;
 mod policy;
 mod protocol;
+mod raw;
+mod schema;
 mod serial;
 mod vcpu_count;
+mod written;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use duration::parse_duration;
+pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
+pub use raw::RawConfig;
+pub use schema::schema;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
 
@@ -171,6 +180,12 @@ pub enum ConfigError {
         text: String,
         /// The words.
         words: [&'static str; 2],
+    },
+    /// Not a place for a guest.
+    #[error("`{text}` is not a place for a guest: use auto, kvm or emulate")]
+    Accel {
+        /// As given.
+        text: String,
     },
     /// Not something that a serial port can be connected to.
     #[error("`{text}` is not known here: use stdio, pty, file=PATH, socket=PATH or null")]

@@ -1,6 +1,6 @@
 //! Why a guest did not come up: how far it came, where it stood, what it said last, and what can be done about it.
 //!
-//! The builder leaves a [`Subject`] with the running machine; the ordered stop (`vm::lifecycle`) has it examined when
+//! The builder leaves a `Subject` with the running machine; the ordered stop (`vm::lifecycle`) has it examined when
 //! the vCPUs have left the guest for good. Nothing here runs while a guest does, and nothing changes its state.
 //! Registers, RAM and console text are the guest's own, so they are read with limits and shown without what a terminal
 //! would obey.

@@ -1,5 +1,5 @@
 //! The user's kernel, ready to be loaded: told apart by content, unpacked here where that is faster than letting the
-//! guest do it, entered as asked for. The builder calls [`open`]; `xtask` and other programs that want the `vmlinux` in
+//! guest do it, entered as asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in
 //! a `vmlinuz` call [`unpack`].
 //!
 //! What can be loaded at all, and how, is [`coracle_arch`]'s knowledge.

@@ -1,0 +1,38 @@
+//! `coracle config`: the schema of the config file, and a check of one without a run.
+
+use std::io::Write;
+use std::path::Path;
+
+use coracle::Vm;
+use coracle::config::{RawConfig, schema};
+
+use super::{BAD_USAGE, chain, run as run_command, say};
+use crate::cli::{ConfigArgs, ConfigCommand};
+
+/// Prints what was asked for and returns 0, or says the first error and returns 125.
+pub(crate) fn run(args: &ConfigArgs) -> u8 {
+    let answer = match &args.command {
+        ConfigCommand::Schema => format!("{:#}", schema()),
+        ConfigCommand::Check { file } => match check(file) {
+            Ok(()) => "ok".to_owned(),
+            Err(reason) => {
+                say(&reason);
+                return BAD_USAGE;
+            }
+        },
+    };
+    // A closed stdout is nobody's loss.
+    let _ = std::io::stdout().write_all((answer + "\n").as_bytes());
+    0
+}
+
+/// The values, and, where the file names a kernel, all that can be told of a run without KVM. A file without one may
+/// be meant for several kernels, or for a machine with the default guest.
+fn check(file: &Path) -> Result<(), String> {
+    let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
+    if raw.kernel.is_none() {
+        return Ok(());
+    }
+    let config = run_command::config(&raw).map_err(|failure| failure.reason)?;
+    Vm::builder(config).check_files().map_err(|error| format!("{}: {}", file.display(), chain(&error)))
+}

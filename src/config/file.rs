@@ -1,0 +1,227 @@
+//! The config file of `coracle run --config`: opened, bounded, read, and what is wrong with it said by line and field.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+
+use super::RawConfig;
+
+/// Why a config file was refused. Each sentence begins with the file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigFileError {
+    /// It cannot be opened or read.
+    #[error("{}: the config file cannot be read", path.display())]
+    Read {
+        /// The file as given.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// It is a folder, a FIFO or something else that is no file.
+    #[error("{}: a config file has to be a regular file", path.display())]
+    NotRegular {
+        /// The file as given.
+        path: PathBuf,
+    },
+    /// It is longer than any config file is.
+    #[error("{}: a config file has at most {MAX_LEN} bytes, and this one more; is it the right file?", path.display())]
+    TooLong {
+        /// The file as given.
+        path: PathBuf,
+    },
+    /// Its content is wrong.
+    #[error("{}:{fault}", path.display())]
+    Content {
+        /// The file as given.
+        path: PathBuf,
+        /// Where and what.
+        fault: ConfigFault,
+    },
+}
+
+/// The first thing that is wrong in the text of a config file: `LINE: FIELD: REASON`, in one line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigFault {
+    /// Line, counted from 1.
+    pub line: usize,
+    /// The field, as in `initrds[1]`; empty where none has been reached.
+    pub field: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl RawConfig {
+    /// Reads a config file. Relative paths in it are taken from the folder that it is in.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not JSON, or has an unknown field or a value that cannot be.
+    pub fn open(path: &Path) -> Result<RawConfig, ConfigFileError> {
+        let text = read(path)?;
+        let raw = RawConfig::from_json(&text);
+        let raw = raw.map_err(|fault| ConfigFileError::Content { path: path.into(), fault })?;
+        Ok(raw.relative_to(path.parent().unwrap_or(Path::new(""))))
+    }
+
+    /// Reads the text of a config file; paths stay as they are.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn from_json(text: &[u8]) -> Result<RawConfig, ConfigFault> {
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let Object(raw) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let field = match error.path().to_string() {
+                root if root == "." => String::new(),
+                field => field,
+            };
+            ConfigFault::new(field, error.inner())
+        })?;
+        json.end().map_err(|error| ConfigFault::new(String::new(), &error))?;
+        Ok(raw)
+    }
+}
+
+impl ConfigFault {
+    fn new(field: String, error: &serde_json::Error) -> ConfigFault {
+        let text = error.to_string();
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let reason = text.strip_suffix(&place).unwrap_or(&text);
+        ConfigFault { line: error.line().max(1), field, reason: reason.into() }
+    }
+}
+
+impl fmt::Display for ConfigFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ConfigFault { line, field, reason } = self;
+        write!(f, "{line}: ")?;
+        if !field.is_empty() {
+            write!(f, "{}: ", in_one_line(field))?;
+        }
+        f.write_str(&in_one_line(reason))
+    }
+}
+
+/// A config that is a JSON object: serde would take the values of an array for the fields, too.
+struct Object(RawConfig);
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Object;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<Object, A::Error> {
+                RawConfig::deserialize(MapAccessDeserializer::new(fields)).map(Object)
+            }
+        }
+
+        from.deserialize_map(Fields)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConfigFileError> {
+    let failed = |source| ConfigFileError::Read { path: path.into(), source };
+    // Non-blocking: opening a FIFO would wait for its writer. It changes nothing for a regular file.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(ConfigFileError::NotRegular { path: path.into() });
+    }
+    let mut text = Vec::new();
+    file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_LEN {
+        return Err(ConfigFileError::TooLong { path: path.into() });
+    }
+    Ok(text)
+}
+
+/// Text of the file with its control characters escaped: a message stays in its line, and a terminal as it is.
+fn in_one_line(text: &str) -> String {
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// A hundred times what the longest kernel command line and many paths take; it keeps a wrong file out of memory.
+const MAX_LEN: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    fn fault(json: &str) -> String {
+        RawConfig::from_json(json.as_bytes()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn value_that_cannot_be_is_named_by_line_and_field() {
+        let said = fault("{\n  \"cpus\": 1,\n  \"memory\": \"1M\"\n}");
+        assert_eq!(said, "3: memory: 1M is not possible: from 2M to 1T can be had, in whole MiB");
+        let said = fault("{\n  \"initrds\": [\n    \"a\",\n    5\n  ]\n}");
+        assert_eq!(said, "4: initrds[1]: invalid type: integer `5`, expected path string");
+        assert!(fault("{\"timeout\":\n\"0\"}").starts_with("2: timeout: 0 leaves no time to run"));
+    }
+
+    #[test]
+    fn unknown_and_repeated_fields_are_refused() {
+        let said = fault("{\n\n \"memroy\": \"1G\"}");
+        assert!(said.starts_with("3: memroy: unknown field `memroy`, expected one of"), "{said}");
+        let said = fault("{\"cpus\": 1,\n \"cpus\": 2}");
+        assert!(said.starts_with("2: ") && said.contains("duplicate field `cpus`"), "{said}");
+    }
+
+    #[test]
+    fn what_is_not_json_is_refused_with_its_line() {
+        for (json, line) in
+            [("", 1), ("{\n\"cpus\": 1\n", 3), ("{}\n{}", 2), ("[]", 1), ("{\"cpus\": 1,}", 1)]
+        {
+            let fault = RawConfig::from_json(json.as_bytes()).unwrap_err();
+            assert_eq!(fault.line, line, "{json}: {fault}");
+        }
+        assert!(RawConfig::from_json(b"{\"kernel\": \"\xff\"}").is_err());
+    }
+
+    #[test]
+    fn message_stays_in_one_line_whatever_the_file_says() {
+        let said = fault(r#"{"memory": "\n\u001b[2J"}"#);
+        assert!(said.contains(r"`\n\u{1b}[2J` is not a size"), "{said}");
+        assert!(!fault(r#"{"a\nb": 1}"#).contains('\n'));
+    }
+
+    #[test]
+    fn deep_nesting_is_refused_without_using_up_the_stack() {
+        assert!(RawConfig::from_json("[".repeat(1 << 20).as_bytes()).is_err());
+        assert!(RawConfig::from_json(format!("{{\"x\": {}", "[".repeat(1 << 20)).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn paths_are_taken_from_the_folder_of_the_file() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("vm.json");
+        std::fs::write(&path, r#"{"kernel": "vmlinux", "outcome": "/tmp/o"}"#).unwrap();
+        let raw = RawConfig::open(&path).unwrap();
+        assert_eq!(raw.kernel, Some(folder.as_path().join("vmlinux")));
+        assert_eq!(raw.outcome, Some("/tmp/o".into()));
+    }
+
+    #[test]
+    fn what_is_no_readable_file_is_refused_and_named() {
+        let said = |path: &str| RawConfig::open(Path::new(path)).unwrap_err().to_string();
+        assert_eq!(said("/no/such.json"), "/no/such.json: the config file cannot be read");
+        assert_eq!(said("/tmp"), "/tmp: a config file has to be a regular file");
+        assert_eq!(said("/dev/zero"), "/dev/zero: a config file has to be a regular file");
+        let folder = TempDir::new().unwrap();
+        let long = folder.as_path().join("long.json");
+        std::fs::write(&long, vec![b' '; MAX_LEN as usize + 1]).unwrap();
+        assert!(RawConfig::open(&long).unwrap_err().to_string().contains("is it the right file?"));
+    }
+}

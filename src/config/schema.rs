@@ -1,0 +1,91 @@
+//! The JSON Schema of the config file, written by hand; its tests hold it against the types that read the file.
+
+use serde_json::{Map, Value, json};
+
+use super::{MemorySize, VcpuCount};
+
+/// The schema, in JSON Schema 2020-12. It says the form of each field; ranges of sizes and times, and whether files
+/// can be used, are for `coracle config check`.
+pub fn schema() -> Value {
+    let properties: Map<String, Value> =
+        properties().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A virtual machine of Coracle",
+        "description": "The file of `coracle run --config FILE`. Flags override it. Relative paths are taken from \
+                        the folder that the file is in.",
+        "type": "object",
+        "additionalProperties": false,
+        "properties": properties,
+    })
+}
+
+/// Every field with its form, what it means and examples. The order is that of `RawConfig`.
+fn properties() -> Vec<(&'static str, Value)> {
+    let memory = format!("Size of RAM, from {} to {}; a number is MiB", MemorySize::LEAST, MemorySize::MOST);
+    vec![
+        ("$schema", text("Where this schema is, for editors; without effect", "vm.schema.json")),
+        ("kernel", text("Kernel image (ELF or bzImage); none boots the default guest", "vmlinux")),
+        ("initrds", texts("Initial RAM file systems, given to the guest one after the other", "initrd.cpio")),
+        ("append", texts("Words to add to the kernel command line", "quiet")),
+        ("cmdline", text("Kernel command line in place of the default one", "console=ttyS0")),
+        ("protocol", choice("How the kernel is entered", &["auto", "linux", "pvh"])),
+        (
+            "kaslr",
+            json!({ "description": "Let a bzImage unpack itself, to a random address", "type": "boolean", "examples": [true] }),
+        ),
+        ("modules", text("Folder with the kernel's modules, for devices that need one", "lib/modules/6.1.0")),
+        ("cpus", count("Number of vCPUs", VcpuCount::MOST)),
+        ("cpu", text("What the vCPUs can do: host, baseline, or the path of a template", "baseline")),
+        ("cpu_affinity", pattern("CPUs of the host for the vCPUs", r"^[0-9][0-9,=-]*$", "0-1")),
+        (
+            "memory",
+            quantity(&memory, r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$", &[json!("512M"), json!(512)]),
+        ),
+        (
+            "timeout",
+            quantity(
+                "Longest time that the guest may run; a number is seconds",
+                r"^[0-9]*\.?[0-9]*([Ee][+-]?[0-9]+)?(ms|s|m|min|h)?$",
+                &[json!("20s"), json!(1.5)],
+            ),
+        ),
+        (
+            "serial",
+            pattern("What the serial console is connected to", r"^(stdio|pty|null|(file|socket)=.+)$", "pty"),
+        ),
+        ("acpi", choice("Whether ACPI tables describe the machine", &["on", "off"])),
+        ("on_reset", choice("What a reset by the guest does", &["exit", "reboot"])),
+        ("on_halt", choice("What a halt of all vCPUs for good does", &["wait", "exit"])),
+        ("accel", choice("Where the guest may run", &["auto", "kvm", "emulate"])),
+        ("outcome", text("File to write the outcome to, as JSON", "outcome.json")),
+    ]
+}
+
+fn text(about: &str, example: &str) -> Value {
+    json!({ "description": about, "type": "string", "examples": [example] })
+}
+
+fn texts(about: &str, example: &str) -> Value {
+    json!({ "description": about, "type": "array", "items": { "type": "string" }, "examples": [[example]] })
+}
+
+fn pattern(about: &str, pattern: &str, example: &str) -> Value {
+    json!({ "description": about, "type": "string", "pattern": pattern, "examples": [example] })
+}
+
+/// Text with a unit, or a number. The pattern is for the text only.
+fn quantity(about: &str, pattern: &str, examples: &[Value]) -> Value {
+    json!({ "description": about, "type": ["string", "number"], "pattern": pattern, "examples": examples })
+}
+
+fn count(about: &str, most: u8) -> Value {
+    json!({ "description": about, "type": "integer", "minimum": 1, "maximum": most, "examples": [1, most] })
+}
+
+fn choice(about: &str, words: &[&str]) -> Value {
+    json!({ "description": about, "enum": words, "examples": words })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! `coracle run --config` and `coracle config`: the file, its errors, and flags over it.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Finished, coracle, file, finish, kvm_or_skip, payload, scratch};
+use coracle_payload::Payload;
+use serde_json::Value;
+
+/// The example that users are shown.
+const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/examples/vm.json");
+
+/// A folder with the example, a payload in place of its kernel, and an initrd.
+fn example_with_files(name: &str) -> PathBuf {
+    let folder = scratch().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    fs::copy(EXAMPLE, folder.join("vm.json")).unwrap();
+    fs::write(folder.join("vmlinux"), Payload::named("hello").unwrap().elf()).unwrap();
+    fs::write(folder.join("initrd.cpio"), b"an initrd that nobody unpacks").unwrap();
+    folder
+}
+
+fn run(config: &Path, args: &[&str]) -> Finished {
+    finish(coracle().args(["run", "--accel", "kvm", "--config"]).arg(config).args(args))
+}
+
+fn check(config: &Path) -> Finished {
+    finish(coracle().args(["config", "check"]).arg(config))
+}
+
+#[track_caller]
+fn refused(run: &Finished, words: &[&str]) {
+    assert_eq!(run.code(), 125, "{run:?}");
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    for words in words {
+        assert!(run.stderr.contains(words), "{words:?} is not in {:?}", run.stderr);
+    }
+}
+
+#[test]
+fn example_is_right_and_runs_with_its_paths_taken_from_its_folder() {
+    let folder = example_with_files("example");
+    let config = folder.join("vm.json");
+    let checked = check(&config);
+    assert_eq!((checked.code(), checked.text().as_str()), (0, "ok\n"), "{checked:?}");
+    if !kvm_or_skip() {
+        return;
+    }
+    run(&config, &[]).expect(0, "powered off");
+    assert!(!fs::read(folder.join("console.log")).unwrap().is_empty());
+    let outcome: Value = serde_json::from_slice(&fs::read(folder.join("outcome.json")).unwrap()).unwrap();
+    assert_eq!(outcome["code"], 0, "{outcome}");
+}
+
+#[test]
+fn flags_override_the_file() {
+    let config = example_with_files("flags").join("vm.json");
+    // Were the file's kernel and memory taken, the sentence would be another.
+    refused(&run(&config, &["/no/such/kernel"]), &["/no/such/kernel"]);
+    if !kvm_or_skip() {
+        return;
+    }
+    let told = run(&config, &["--serial", "stdio", "--memory", "16M", payload("hello").to_str().unwrap()]);
+    told.expect(0, "powered off");
+    assert!(!told.stdout.is_empty(), "{told:?}");
+}
+
+#[test]
+fn error_names_file_line_and_field() {
+    let config = file("bad.json", b"{\n  \"kernel\": \"vmlinux\",\n  \"cpus\": 65\n}\n");
+    let place = format!("{}:3: cpus: 65 vCPUs are not possible", config.display());
+    refused(&run(&config, &[]), &[&place]);
+    refused(&check(&config), &[&place]);
+    let config = file("unknown.json", b"{\n  \"memroy\": \"1G\"\n}\n");
+    refused(&run(&config, &[]), &[&format!("{}:2: memroy: unknown field", config.display())]);
+    refused(&run(Path::new("/no/such/vm.json"), &[]), &["/no/such/vm.json", "No such file"]);
+}
+
+#[test]
+fn check_opens_what_the_file_names() {
+    let config = file("missing.json", b"{\"kernel\": \"no-such-kernel\"}");
+    refused(&check(&config), &["missing.json", "no-such-kernel"]);
+    let config = file("partial.json", b"{\"cpus\": 2}");
+    assert_eq!(check(&config).code(), 0);
+}
+
+#[test]
+fn failure_before_the_run_is_in_the_outcome_file_that_the_config_names() {
+    let config =
+        file("outcome-of-failure.json", b"{\"kernel\": \"/no/such/kernel\", \"outcome\": \"why.json\"}");
+    refused(&run(&config, &[]), &["/no/such/kernel"]);
+    let outcome = fs::read(config.with_file_name("why.json")).unwrap();
+    let outcome: Value = serde_json::from_slice(&outcome).unwrap();
+    assert_eq!(outcome["code"], 125, "{outcome}");
+}
+
+#[test]
+fn schema_is_json_and_knows_the_fields_of_the_example() {
+    let schema = finish(coracle().args(["config", "schema"]));
+    assert_eq!(schema.code(), 0, "{schema:?}");
+    let schema: Value = serde_json::from_slice(&schema.stdout).unwrap();
+    let example: Value = serde_json::from_slice(&fs::read(EXAMPLE).unwrap()).unwrap();
+    for field in example.as_object().unwrap().keys() {
+        assert!(schema["properties"].get(field).is_some(), "{field}");
+    }
+}
