@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -156,6 +157,23 @@ fn second_signal_and_a_machine_without_a_button_leave_no_grace() {
     signal(&child, libc::SIGTERM);
     collect(child).expect(143, "stopped by signal 15");
     assert!(json(&path)["duration_ms"].as_f64().unwrap() < 5000.0);
+}
+
+#[test]
+fn signal_that_the_caller_ignores_stays_ignored() {
+    needs_kvm!();
+    let mut command = run_payload("button");
+    let ignore = || {
+        // SAFETY: sets a disposition of the new process, as nohup does.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+        Ok(())
+    };
+    // SAFETY: the closure makes only a system call.
+    unsafe { command.pre_exec(ignore) };
+    let child = printed_one_byte(&mut command);
+    signal(&child, libc::SIGHUP);
+    signal(&child, libc::SIGTERM);
+    collect(child).expect(143, "asked to by signal 15 (SIGTERM)");
 }
 
 /// Starts a payload and waits until it has printed a byte.

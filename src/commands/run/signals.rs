@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
 
-/// TERM, INT, HUP and QUIT, taken from here on. Made before the first thread, which then inherits the mask.
+/// TERM, INT, HUP and QUIT, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
+/// first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
 }
@@ -17,7 +18,8 @@ impl Blocked {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set that it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE] {
+        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+        for signal in wanted.into_iter().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
@@ -40,7 +42,7 @@ impl Blocked {
             if let Some(grace) = grace.take_if(|grace| grace.left().is_zero()) {
                 vm.stop_by_signal(grace.signal);
             }
-            let Some(signal) = self.next().filter(|signal| *signal != libc::SIGPIPE) else { continue };
+            let Some(signal) = self.next() else { continue };
             let asks = signal != libc::SIGQUIT && grace.is_none();
             if asks && vm.power_off_by_signal(signal) {
                 log::info!("the guest has {GRACE:?} to power off; a second signal stops it");
@@ -77,6 +79,15 @@ impl Blocked {
         // SAFETY: a whole record was read into it.
         (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
     }
+}
+
+/// Whether the caller started this program with `signal` ignored.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: asks for the action only, and the answer has room.
+    let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: an all-zero action is a valid one, and the call has filled it.
+    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
 /// The time that a guest has to power off.
