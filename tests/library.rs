@@ -199,9 +199,12 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
         held
     };
     let (descriptors, threads, memory) = held(5);
-    let (descriptors_after, threads_after, memory_after) = held(105);
-    assert_eq!((descriptors_after, threads_after), (descriptors, threads));
-    assert!(memory_after < memory + 4096, "{memory} KiB, then {memory_after} KiB");
+    // A thread that has been joined, or one of KVM's own, may still be on its way out of the process.
+    common::eventually("as many threads and descriptors as before", || {
+        let (descriptors_after, threads_after, memory_after) = held(105);
+        assert!(memory_after < memory + 4096, "{memory} KiB, then {memory_after} KiB");
+        (descriptors_after, threads_after) == (descriptors, threads)
+    });
     assert!(vm.stop().resets >= 104);
 }
 

@@ -83,11 +83,14 @@ impl Kinds {
 /// Mounts the first kind that fits.
 fn mount(root: &str, source: &Path, kinds: &[String], options: &Options) -> Result<(), RootError> {
     // Silent: a kind that does not fit is no news.
-    let flags = libc::MS_SILENT | if options.is_writable { 0 } else { libc::MS_RDONLY };
+    let (generic, own) = split_flags(&options.flags);
+    let flags = generic | libc::MS_SILENT | if options.is_writable { 0 } else { libc::MS_RDONLY };
     for kind in kinds {
-        match mounts::mount_with(source, NEW_ROOT.as_ref(), kind, flags, &options.flags) {
+        match mounts::mount_with(source, NEW_ROOT.as_ref(), kind, flags, &own) {
             Ok(()) => return Ok(()),
-            Err(error) if kinds.len() > 1 && error.raw_os_error() == Some(libc::EINVAL) => {}
+            // It holds another kind, or this kernel does not have this one.
+            Err(error)
+                if kinds.len() > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {}
             Err(source) => {
                 return Err(RootError::Mount { root: root.to_owned(), kind: kind.clone(), source });
             }
@@ -95,6 +98,24 @@ fn mount(root: &str, source: &Path, kinds: &[String], options: &Options) -> Resu
     }
     Err(RootError::NoFileSystem { root: root.to_owned(), tried: kinds.join(", ") })
 }
+
+/// Parts the words of `rootflags=` into those that every file system has, which mount(2) takes as bits, and the rest.
+fn split_flags(words: &str) -> (libc::c_ulong, String) {
+    let bit = |word| GENERIC_FLAGS.iter().find(|(name, _)| *name == word).map(|(_, bit)| *bit);
+    let bits = words.split(',').filter_map(bit).fold(0, |bits, bit| bits | bit);
+    let own: Vec<&str> = words.split(',').filter(|word| bit(word).is_none()).collect();
+    (bits, own.join(","))
+}
+
+const GENERIC_FLAGS: [(&str, libc::c_ulong); 7] = [
+    ("noatime", libc::MS_NOATIME),
+    ("nodiratime", libc::MS_NODIRATIME),
+    ("relatime", libc::MS_RELATIME),
+    ("nosuid", libc::MS_NOSUID),
+    ("nodev", libc::MS_NODEV),
+    ("noexec", libc::MS_NOEXEC),
+    ("sync", libc::MS_SYNCHRONOUS),
+];
 
 /// The device node of `root`, once it is there.
 fn wait_for(root: &str, for_ever: bool) -> Result<PathBuf, RootError> {
@@ -162,6 +183,13 @@ fn block_devices() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_of_every_file_system_become_bits_and_others_pass() {
+        assert_eq!(split_flags(""), (0, String::new()));
+        let (bits, own) = split_flags("noatime,data=ordered,nodev");
+        assert_eq!((bits, own.as_str()), (libc::MS_NOATIME | libc::MS_NODEV, "data=ordered"));
+    }
 
     const KNOWN: &str = "nodev\tsysfs\nnodev\ttmpfs\n\text3\n\text4\nnodev\t9p\n";
 
