@@ -209,6 +209,21 @@ fn paths_that_cannot_cross_are_refused_before_the_boot() {
 }
 
 #[test]
+fn a_running_program_inside_the_shared_working_directory_is_seen() {
+    needs_qemu!();
+    let scratch = Scratch::new("program");
+    let program = scratch.0.join("sleeper");
+    fs::copy("/bin/sleep", &program).unwrap();
+    let mut running = Command::new(&program).arg("100").spawn().unwrap();
+    let mut command = emulate_command([program.as_os_str(), OsStr::new("0")]);
+    command.current_dir(&scratch.0);
+    let output = Run::start(command).finish();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
+}
+
+#[test]
 fn missing_data_gives_115_and_names_the_command_that_makes_it() {
     if Path::new("/usr/share/coracle/host").exists() {
         common::skip("this system has the data installed");

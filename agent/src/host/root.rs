@@ -98,7 +98,11 @@ impl OuterRoot {
             if let Some(parent) = share.target.parent() {
                 fs::create_dir_all(parent)?;
             }
-            File::options().write(true).create(true).truncate(false).open(&share.target)?;
+            // It is there already where a folder above it is shared too; a program that runs cannot be opened to write.
+            match File::options().write(true).create_new(true).open(&share.target) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
         }
         mounts::bind(&source, &share.target)
     }
