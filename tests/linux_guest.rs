@@ -187,7 +187,7 @@ fn options_beside_the_kernel_explain_a_silent_one() {
     fs::write(folder.join("config"), "CONFIG_PRINTK=y\nCONFIG_TTY=y\nCONFIG_SERIAL_8250=m\n").unwrap();
     let mut command = coracle();
     // Without a word from the kernel that can print, whose options are another's.
-    command.args(["run", "--accel", "kvm", "--timeout", "100ms", "-a", "loglevel=0"]).arg(&kernel);
+    command.args(["run", "--accel", "kvm", "--timeout", "20ms", "-a", "loglevel=0"]).arg(&kernel);
     let run = finish(&mut command);
     run.expect(124, "hint: the kernel cannot print to console=ttyS0: CONFIG_SERIAL_8250 is not built in");
     assert!(run.stderr.contains("with-config/config"), "{}", run.stderr);
