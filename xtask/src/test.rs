@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn runner_shares_every_folder_that_tests_use() {
-        let expected = "/bin/coracle host-emulate --cpus 1 --share /src/coracle --share /data --share /build --";
+        let expected =
+            "/bin/coracle host-emulate --cpus 1 --share /src/coracle --share /data --share /build --";
         assert_eq!(tests_in("/build").unwrap(), expected);
     }
 
