@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 
+use crate::fuzz::{self, FuzzArguments};
 use crate::process::{capture, cargo, run};
 use crate::tally::Tally;
 use crate::test;
@@ -34,17 +35,19 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
 
 type Step = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const STEPS: [(&str, Step); 6] = [
+const STEPS: [(&str, Step); 7] = [
     ("format", format),
     ("clippy", clippy),
     ("rustdoc", rustdoc),
     ("one version of each rust-vmm crate", single_versions),
     ("licences and bans", deny),
+    ("fuzz targets, a short run", fuzz),
     ("tests", tests),
 ];
 
 fn format(workspace: &Workspace, _: &mut Tally) -> Result<()> {
-    run(cargo().current_dir(&workspace.root).args(["fmt", "--all", "--check"]))
+    run(cargo().current_dir(&workspace.root).args(["fmt", "--all", "--check"]))?;
+    run(cargo().current_dir(workspace.root.join("fuzz")).args(["fmt", "--check"]))
 }
 
 fn clippy(workspace: &Workspace, _: &mut Tally) -> Result<()> {
@@ -78,6 +81,10 @@ fn deny(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     let arguments =
         ["deny", "--offline", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses"];
     run(cargo().current_dir(&workspace.root).args(arguments))
+}
+
+fn fuzz(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    fuzz::start(workspace, &FuzzArguments::smoke())
 }
 
 fn tests(workspace: &Workspace, tally: &mut Tally) -> Result<()> {

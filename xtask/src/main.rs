@@ -4,6 +4,7 @@ mod bench;
 mod ci;
 mod demo;
 mod dist;
+mod fuzz;
 mod guest;
 mod initramfs;
 mod packages;
@@ -50,6 +51,8 @@ enum Task {
     Payloads,
     /// Build the static binary for users and check its size
     Dist,
+    /// Fuzz what a guest or a file can reach, with AddressSanitizer
+    Fuzz(fuzz::FuzzArguments),
     /// Measure, and print a table
     Bench {
         #[command(subcommand)]
@@ -69,15 +72,16 @@ fn main() -> ExitCode {
 
 fn perform(task: &Task) -> Result<ExitCode> {
     let workspace = Workspace::find()?;
-    match *task {
+    match task {
         Task::Demo => return demo::run(&workspace),
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
         Task::Setup => setup::make_ready()?,
-        Task::Guest { update } => guest::make(&workspace, update)?,
+        Task::Guest { update } => guest::make(&workspace, *update)?,
         Task::Payloads => payloads::write(&workspace)?,
+        Task::Fuzz(arguments) => fuzz::start(&workspace, arguments)?,
         Task::Dist => dist::make(&workspace)?,
-        Task::Bench { bench } => bench::run(&workspace, bench)?,
+        Task::Bench { bench } => bench::run(&workspace, *bench)?,
     }
     Ok(ExitCode::SUCCESS)
 }

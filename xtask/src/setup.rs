@@ -14,7 +14,17 @@ use crate::process::{capture, exists};
 /// # Errors
 /// Something is missing and this user may not install it (the error is the command that does), or apt fails.
 pub(crate) fn make_ready() -> Result<()> {
-    let missing = missing();
+    provide(&NEEDS)
+}
+
+/// The same for what only the fuzz targets need.
+pub(crate) fn make_ready_to_fuzz() -> Result<()> {
+    provide(&NEEDS_OF_FUZZING)
+}
+
+fn provide(needs: &[Need]) -> Result<()> {
+    let missing: Vec<_> =
+        needs.iter().filter(|need| !exists(need.program)).map(|need| need.package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -30,11 +40,6 @@ pub(crate) fn make_ready() -> Result<()> {
         install(&missing)?;
     }
     Ok(())
-}
-
-/// The packages whose programs are not there.
-fn missing() -> Vec<&'static str> {
-    NEEDS.iter().filter(|need| !exists(need.program)).map(|need| need.package).collect()
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -65,3 +70,6 @@ const NEEDS: [Need; 1] = [
     // machine.
     Need { program: "qemu-system-x86_64", package: "qemu-system-x86" },
 ];
+
+// libFuzzer is C++.
+const NEEDS_OF_FUZZING: [Need; 1] = [Need { program: "c++", package: "g++" }];

@@ -1,0 +1,153 @@
+//! A guest that drives the machine's port bus and the window of its I/O APIC, while the host feeds and drains the
+//! console.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coracle_arch::x86_64::layout;
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::bus::{Bus, BusBuilder, BusDevice, BusRange};
+use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
+use coracle_devices::irq::{MsiMessage, MsiSink};
+use coracle_devices::legacy::acpi::AcpiRegisters;
+use coracle_devices::legacy::debug_exit::DebugExit;
+use coracle_devices::legacy::i8042::I8042;
+use coracle_devices::legacy::ioapic::IoApic;
+use coracle_devices::legacy::rtc::CmosRtc;
+use coracle_devices::legacy::serial::SerialPort;
+
+/// `data` is a list of operations of 8 bytes: kind, two bytes of place, width, four bytes of value. The place of the
+/// first two kinds is a port; of the next two a device and an offset; of the I/O APIC's an offset.
+pub fn legacy_bus(data: &[u8]) {
+    let machine = Machine::new();
+    for operation in data.chunks_exact(8) {
+        let &[kind, low, high, width, ref value @ ..] = operation else { return };
+        let place = u64::from(u16::from_le_bytes([low, high]));
+        let (base, len) = WINDOWS[usize::from(low) % WINDOWS.len()];
+        // Also past the end of the window, by as much as an access is wide.
+        let register = u64::from(base) + u64::from(high) % (len + 4);
+        let value = &value[..[1, 2, 4, 3, 0][usize::from(width) % 5]];
+        let before = machine.effects.count();
+        match kind % 9 {
+            0 => machine.read(&machine.ports, place, value.len()),
+            1 => machine.ports.write(place, value),
+            2 => machine.read(&machine.ports, register, value.len()),
+            3 => machine.ports.write(register, value),
+            4 => machine.read(&machine.mmio, u64::from(layout::IOAPIC) + place % 0x1004, value.len()),
+            5 => machine.mmio.write(u64::from(layout::IOAPIC) + place % 0x1004, value),
+            6 => machine.ioapic.line(low).into_iter().for_each(|line| line.pulse()),
+            7 => machine.feed(value),
+            _ => machine.drain(high),
+        }
+        let effects = machine.effects.count() - before;
+        assert!(effects <= MOST_EFFECTS, "one access had {effects} effects");
+    }
+}
+
+/// Interrupts, route changes and requests that one access may cause. The widest is 4 bytes, each of which may be a
+/// register with an interrupt; a write to a redirection entry may send what waited and change its route.
+const MOST_EFFECTS: u64 = 8;
+
+/// The windows of the port bus, as `src/vm/platform.rs` has them.
+const WINDOWS: [(u16, u64); 5] = [
+    (layout::COM1_PORT, SerialPort::WINDOW_LEN),
+    (layout::I8042_DATA_PORT, I8042::WINDOW_LEN),
+    (layout::RTC_PORT, CmosRtc::WINDOW_LEN),
+    (layout::SLEEP_CONTROL_PORT, AcpiRegisters::WINDOW_LEN),
+    (layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN),
+];
+
+struct Machine {
+    ports: Bus,
+    mmio: Bus,
+    ioapic: Arc<IoApic>,
+    serial: Arc<SerialPort>,
+    console: Arc<ConsoleBuffer>,
+    effects: Arc<Effects>,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let effects = Arc::new(Effects::default());
+        let ioapic = Arc::new(IoApic::new(effects.clone()));
+        // Small, so that it is often full.
+        let console = Arc::new(ConsoleBuffer::new(CONSOLE_CAPACITY).unwrap());
+        let irq = ioapic.line(u8::try_from(layout::COM1_IRQ).unwrap()).unwrap();
+        let serial = Arc::new(SerialPort::new(console.clone(), irq).unwrap());
+        let devices: [Arc<dyn BusDevice>; 5] = [
+            serial.clone(),
+            Arc::new(I8042::new(effects.clone())),
+            Arc::new(CmosRtc::new()),
+            Arc::new(AcpiRegisters::new(effects.clone())),
+            Arc::new(DebugExit::new(effects.clone())),
+        ];
+        let mut ports = BusBuilder::new();
+        for ((base, len), device) in WINDOWS.into_iter().zip(devices) {
+            ports.insert(BusRange::new(u64::from(base), len), device).unwrap();
+        }
+        let mut mmio = BusBuilder::new();
+        mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic.clone()).unwrap();
+        Machine { ports: ports.build(), mmio: mmio.build(), ioapic, serial, console, effects }
+    }
+
+    /// Nothing may be left of what the buffer held: it would be the host's.
+    fn read(&self, bus: &Bus, address: u64, width: usize) {
+        let (mut zeros, mut ones) = ([0; 4], [0xff; 4]);
+        bus.read(address, &mut zeros[..width]);
+        bus.read(address, &mut ones[..width]);
+        assert_eq!((&zeros[width..], &ones[width..]), (&[0; 4][width..], &[0xff; 4][width..]));
+    }
+
+    fn feed(&self, input: &[u8]) {
+        let taken = self.serial.enqueue_input(input);
+        assert!(taken <= input.len());
+        assert!(
+            taken == input.len() || !self.serial.has_input_room(),
+            "input was left although there is room"
+        );
+    }
+
+    /// Passes on pieces until `piece` bytes of one are not taken.
+    fn drain(&self, piece: u8) {
+        let mut drained = 0;
+        self.console.drain(|bytes| {
+            let taken = bytes.len().min(usize::from(piece));
+            drained += taken;
+            taken
+        });
+        assert!(drained <= CONSOLE_CAPACITY, "{drained} bytes were in a buffer of {CONSOLE_CAPACITY}");
+    }
+}
+
+const CONSOLE_CAPACITY: usize = 32;
+
+/// Counts what devices do to the machine.
+#[derive(Default)]
+struct Effects(AtomicU64);
+
+impl Effects {
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl MsiSink for Effects {
+    fn send(&self, _: MsiMessage) {
+        self.add();
+    }
+
+    fn route_changed(&self, pin: u8, _: Option<MsiMessage>) {
+        assert!(pin < IoApic::PINS);
+        self.add();
+    }
+}
+
+impl GuestRequestSink for Effects {
+    fn post(&self, _: GuestRequest) {
+        self.add();
+    }
+}

@@ -1,0 +1,24 @@
+//! What the fuzz targets do with one input. Called by libFuzzer (`fuzz_targets/`) with inputs that it makes, and by
+//! `tests/fuzz_corpus.rs` with those of `corpus/`. A function returns when the input was handled, also when it was
+//! refused; a panic, a sanitizer's report, too much memory or too much time is a finding.
+
+mod config_file;
+mod control_protocol;
+mod kernel_image;
+mod legacy_bus;
+
+pub use config_file::config_file;
+pub use control_protocol::control_protocol;
+pub use kernel_image::kernel_image;
+pub use legacy_bus::legacy_bus;
+
+/// A target's name, which is that of its corpus, and its function.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 4] = [
+    ("config_file", config_file),
+    ("control_protocol", control_protocol),
+    ("kernel_image", kernel_image),
+    ("legacy_bus", legacy_bus),
+];
