@@ -1,18 +1,21 @@
 //! A guest that drives the machine's port bus and the window of its I/O APIC, while the host feeds and drains the
-//! console.
+//! console, presses the power button and resets the devices.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::backend::console_tail::TAIL_BYTES;
 use coracle_devices::bus::{Bus, BusBuilder, BusDevice, BusRange};
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
 use coracle_devices::irq::{MsiMessage, MsiSink};
 use coracle_devices::legacy::acpi::AcpiRegisters;
 use coracle_devices::legacy::debug_exit::DebugExit;
+use coracle_devices::legacy::event::{Event, EventRegister};
 use coracle_devices::legacy::i8042::I8042;
 use coracle_devices::legacy::ioapic::IoApic;
+use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
@@ -28,7 +31,7 @@ pub fn legacy_bus(data: &[u8]) {
         let register = u64::from(base) + u64::from(high) % (len + 4);
         let value = &value[..[1, 2, 4, 3, 0][usize::from(width) % 5]];
         let before = machine.effects.count();
-        match kind % 9 {
+        match kind % 11 {
             0 => machine.read(&machine.ports, place, value.len()),
             1 => machine.ports.write(place, value),
             2 => machine.read(&machine.ports, register, value.len()),
@@ -37,24 +40,28 @@ pub fn legacy_bus(data: &[u8]) {
             5 => machine.mmio.write(u64::from(layout::IOAPIC) + place % 0x1004, value),
             6 => machine.ioapic.line(low).into_iter().for_each(|line| line.pulse()),
             7 => machine.feed(value),
-            _ => machine.drain(high),
+            8 => machine.drain(high),
+            9 => machine.events.raise(Event::PowerButton),
+            _ => machine.reset(),
         }
         let effects = machine.effects.count() - before;
-        assert!(effects <= MOST_EFFECTS, "one access had {effects} effects");
+        assert!(effects <= MOST_EFFECTS, "one operation had {effects} effects");
     }
 }
 
-/// Interrupts, route changes and requests that one access may cause. The widest is 4 bytes, each of which may be a
-/// register with an interrupt; a write to a redirection entry may send what waited and change its route.
-const MOST_EFFECTS: u64 = 8;
+/// Interrupts, route changes and requests that one operation may cause: a reset changes the route of every pin, and an
+/// access of 4 bytes a few registers.
+const MOST_EFFECTS: u64 = IoApic::PINS as u64;
 
-/// The windows of the port bus, as `src/vm/platform.rs` has them.
-const WINDOWS: [(u16, u64); 5] = [
+/// The windows of the port bus, as `src/vm/platform.rs` has them (but the boot mark, which only keeps what is written).
+const WINDOWS: [(u16, u64); 7] = [
     (layout::COM1_PORT, SerialPort::WINDOW_LEN),
     (layout::I8042_DATA_PORT, I8042::WINDOW_LEN),
     (layout::RTC_PORT, CmosRtc::WINDOW_LEN),
     (layout::SLEEP_CONTROL_PORT, AcpiRegisters::WINDOW_LEN),
     (layout::DEBUG_EXIT_PORT, DebugExit::WINDOW_LEN),
+    (layout::EVENT_PORT, EventRegister::WINDOW_LEN),
+    (layout::PVPANIC_PORT, PvPanic::WINDOW_LEN),
 ];
 
 struct Machine {
@@ -63,6 +70,7 @@ struct Machine {
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
     console: Arc<ConsoleBuffer>,
+    events: Arc<EventRegister>,
     effects: Arc<Effects>,
 }
 
@@ -71,15 +79,18 @@ impl Machine {
         let effects = Arc::new(Effects::default());
         let ioapic = Arc::new(IoApic::new(effects.clone()));
         // Small, so that it is often full.
-        let console = Arc::new(ConsoleBuffer::new(CONSOLE_CAPACITY).unwrap());
-        let irq = ioapic.line(u8::try_from(layout::COM1_IRQ).unwrap()).unwrap();
-        let serial = Arc::new(SerialPort::new(console.clone(), irq).unwrap());
-        let devices: [Arc<dyn BusDevice>; 5] = [
+        let console = Arc::new(ConsoleBuffer::new(CONSOLE_CAPACITY).unwrap().telling(effects.clone()));
+        let line = |gsi| ioapic.line(u8::try_from(gsi).unwrap()).unwrap();
+        let serial = Arc::new(SerialPort::new(console.clone(), line(layout::COM1_IRQ)).unwrap());
+        let events = Arc::new(EventRegister::new(line(layout::EVENT_IRQ)));
+        let devices: [Arc<dyn BusDevice>; 7] = [
             serial.clone(),
             Arc::new(I8042::new(effects.clone())),
             Arc::new(CmosRtc::new()),
             Arc::new(AcpiRegisters::new(effects.clone())),
             Arc::new(DebugExit::new(effects.clone())),
+            events.clone(),
+            Arc::new(PvPanic::new(effects.clone())),
         ];
         let mut ports = BusBuilder::new();
         for ((base, len), device) in WINDOWS.into_iter().zip(devices) {
@@ -87,7 +98,7 @@ impl Machine {
         }
         let mut mmio = BusBuilder::new();
         mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic.clone()).unwrap();
-        Machine { ports: ports.build(), mmio: mmio.build(), ioapic, serial, console, effects }
+        Machine { ports: ports.build(), mmio: mmio.build(), ioapic, serial, console, events, effects }
     }
 
     /// Nothing may be left of what the buffer held: it would be the host's.
@@ -96,6 +107,12 @@ impl Machine {
         bus.read(address, &mut zeros[..width]);
         bus.read(address, &mut ones[..width]);
         assert_eq!((&zeros[width..], &ones[width..]), (&[0; 4][width..], &[0xff; 4][width..]));
+    }
+
+    fn reset(&self) {
+        self.serial.reset();
+        self.events.reset();
+        self.ioapic.reset();
     }
 
     fn feed(&self, input: &[u8]) {
@@ -116,6 +133,11 @@ impl Machine {
             taken
         });
         assert!(drained <= CONSOLE_CAPACITY, "{drained} bytes were in a buffer of {CONSOLE_CAPACITY}");
+        assert!(
+            self.console.tail().len() <= TAIL_BYTES,
+            "{} bytes are kept to explain",
+            self.console.tail().len()
+        );
     }
 }
 
