@@ -178,22 +178,6 @@ fn kernel_that_finds_no_init_names_it() {
 }
 
 #[test]
-fn options_beside_the_kernel_explain_a_silent_one() {
-    needs_linux!();
-    let folder = scratch().join("with-config");
-    fs::create_dir_all(&folder).unwrap();
-    let kernel = folder.join("vmlinux");
-    std::os::unix::fs::symlink(data(GuestData::GuestVmlinux), &kernel).unwrap();
-    fs::write(folder.join("config"), "CONFIG_PRINTK=y\nCONFIG_TTY=y\nCONFIG_SERIAL_8250=m\n").unwrap();
-    let mut command = coracle();
-    // Without a word from the kernel that can print, whose options are another's.
-    command.args(["run", "--accel", "kvm", "--timeout", "20ms", "-a", "loglevel=0"]).arg(&kernel);
-    let run = finish(&mut command);
-    run.expect(124, "hint: the kernel cannot print to console=ttyS0: CONFIG_SERIAL_8250 is not built in");
-    assert!(run.stderr.contains("with-config/config"), "{}", run.stderr);
-}
-
-#[test]
 fn sigterm_has_the_default_guest_power_off() {
     needs_linux!();
     let path = scratch().join("sigterm.json");
