@@ -21,6 +21,10 @@ pub enum GuestData {
     GuestInitramfs,
     /// The program that loads modules in the initramfs of a user's own kernel: the default guest's agent, static.
     Agent,
+    /// The kernel that is configured for Coracle's machine, as ELF.
+    TunedVmlinux,
+    /// The same as bzImage.
+    TunedVmlinuz,
     /// The emulated host's kernel as ELF.
     HostVmlinux,
     /// The emulated host's initramfs.
@@ -35,9 +39,24 @@ impl GuestData {
             Self::GuestVmlinuz => "guest/vmlinuz",
             Self::GuestInitramfs => "guest/initramfs.cpio",
             Self::Agent => "guest/agent",
+            Self::TunedVmlinux => "tuned/vmlinux",
+            Self::TunedVmlinuz => "tuned/vmlinuz",
             Self::HostVmlinux => "host/vmlinux",
             Self::HostInitramfs => "host/initramfs.cpio",
         })
+    }
+
+    /// The command that makes it.
+    fn maker(self) -> &'static str {
+        match self {
+            Self::TunedVmlinux | Self::TunedVmlinuz => "cargo xtask guest --tuned",
+            Self::GuestVmlinux
+            | Self::GuestVmlinuz
+            | Self::GuestInitramfs
+            | Self::Agent
+            | Self::HostVmlinux
+            | Self::HostInitramfs => "cargo xtask guest",
+        }
     }
 }
 
@@ -47,6 +66,7 @@ impl fmt::Display for GuestData {
             Self::GuestVmlinux | Self::GuestVmlinuz => "the default guest's kernel",
             Self::GuestInitramfs => "the default guest's initramfs",
             Self::Agent => "the module loader",
+            Self::TunedVmlinux | Self::TunedVmlinuz => "the tuned kernel",
             Self::HostVmlinux => "the emulated host's kernel",
             Self::HostInitramfs => "the emulated host's initramfs",
         })
@@ -55,7 +75,7 @@ impl fmt::Display for GuestData {
 
 /// A file that is in none of the data folders.
 #[derive(Debug, thiserror::Error)]
-#[error("{wanted} ({}) is in none of {}: `cargo xtask guest` makes it", wanted.relative_path().display(), listed(folders))]
+#[error("{wanted} ({}) is in none of {}: `{}` makes it", wanted.relative_path().display(), listed(folders), wanted.maker())]
 pub struct GuestDataMissing {
     /// The file.
     pub wanted: GuestData,
@@ -112,6 +132,20 @@ fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
 /// The folders where the modules of the default guest's kernel are, in a folder of its release each; there may be none.
 pub(crate) fn module_folders() -> Vec<PathBuf> {
     folders(|name| env::var_os(name)).into_iter().map(|folder| folder.join("guest/modules")).collect()
+}
+
+/// The kernel that boots when the user names none: the tuned one where it has been built, because it is ready in a
+/// fraction of the stock one's time, else the stock one. Both boot the default guest's initramfs. For `kaslr` it is the
+/// bzImage, whose own decompressor chooses the address.
+///
+/// # Errors
+/// There is neither; the message is about the stock one, which is made without a compiler.
+pub fn default_kernel(kaslr: bool) -> Result<PathBuf, GuestDataMissing> {
+    let (tuned, stock) = match kaslr {
+        true => (GuestData::TunedVmlinuz, GuestData::GuestVmlinuz),
+        false => (GuestData::TunedVmlinux, GuestData::GuestVmlinux),
+    };
+    find(tuned).or_else(|_| find(stock))
 }
 
 /// The data folders that an environment names, in order.

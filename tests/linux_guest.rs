@@ -25,6 +25,9 @@ macro_rules! needs_linux {
 #[path = "linux/formats.rs"]
 mod formats;
 
+#[path = "linux/tuned.rs"]
+mod tuned;
+
 fn no_linux() -> Option<String> {
     match KvmKind::probe() {
         KvmKind::Hardware { .. } => {}

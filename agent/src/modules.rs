@@ -9,12 +9,18 @@ use crate::console;
 /// The list in the initramfs of the default guest and of the emulated host.
 pub(crate) const LIST: &str = "/etc/coracle/modules";
 
-/// Loads every module of a list: paths, one a line, each after those that it needs. One that does not load is reported
-/// and left out: what needs it fails by itself later, and everything else works. One that finds nothing to drive on this
-/// machine is not worth a word.
+/// The running kernel's release, as `uname -r` tells it (`proc(5)`).
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
+
+/// Loads every module of a list (paths, one a line, each after those that it needs) that is of the running kernel's
+/// release; those of another one are of no use to it: the default guest's initramfs also serves kernels that have
+/// everything built in. A module that does not load is reported and left out: what needs it fails by itself later, and
+/// everything else works. One that finds nothing to drive on this machine is not worth a word.
 pub(crate) fn load_all(list: &str) {
     let Ok(list) = fs::read_to_string(list) else { return };
-    for path in list.lines().map(str::trim).filter(|line| !line.is_empty()) {
+    let release = fs::read_to_string(RELEASE).unwrap_or_default();
+    let paths = list.lines().map(str::trim).filter(|line| !line.is_empty());
+    for path in paths.filter(|path| is_of_release(path, release.trim())) {
         if let Err(error) = load(path) {
             console::report(&format!("cannot load the module {path}: {error}"));
         }
@@ -30,5 +36,31 @@ fn load(path: &str) -> io::Result<()> {
         _ if result == 0 => Ok(()),
         Some(libc::EEXIST | libc::ENODEV) => Ok(()),
         _ => Err(error),
+    }
+}
+
+/// Whether a module lies in the folder of this release. One that lies in no release's folder is of any, and so is
+/// every module when the release is not known.
+fn is_of_release(path: &str, release: &str) -> bool {
+    let folder = path.strip_prefix("/lib/modules/").and_then(|rest| rest.split_once('/'));
+    folder.is_none_or(|(folder, _)| release.is_empty() || folder == release)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modules_of_another_release_are_left_out() {
+        let of = |path| is_of_release(path, "6.1.0-56-cloud-amd64");
+        assert!(of("/lib/modules/6.1.0-56-cloud-amd64/kernel/drivers/virtio/virtio_mmio.ko"));
+        assert!(!of("/lib/modules/6.1.0-56-amd64/kernel/drivers/virtio/virtio_mmio.ko"));
+        assert!(!of("/lib/modules/6.1.0-56-cloud-amd64.old/virtio.ko"));
+    }
+
+    #[test]
+    fn module_outside_of_any_release_or_with_an_unknown_one_is_tried() {
+        assert!(is_of_release("/modules/virtio.ko", "6.1.0"));
+        assert!(is_of_release("/lib/modules/6.1.0/virtio.ko", ""));
     }
 }

@@ -85,7 +85,7 @@ fn report_emulated_host(native: bool) -> bool {
 }
 
 fn report_guest() {
-    let files = [GuestData::GuestVmlinux, GuestData::GuestInitramfs].map(guest_data::find);
+    let files = [guest_data::default_kernel(false), guest_data::find(GuestData::GuestInitramfs)];
     match files.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(files) => {
             let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();

@@ -109,11 +109,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
             initrds.insert(0, find(GuestData::GuestInitramfs)?);
             defaults.push(if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
-            find(if raw.kaslr.unwrap_or_default() {
-                GuestData::GuestVmlinuz
-            } else {
-                GuestData::GuestVmlinux
-            })?
+            guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
         }
     };
     let cmdline = match &raw.cmdline {

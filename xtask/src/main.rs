@@ -1,5 +1,6 @@
 //! Development tasks: `cargo xtask TASK`. Nothing here is part of what users run.
 
+mod assets;
 mod bench;
 mod ci;
 mod demo;
@@ -14,6 +15,7 @@ mod setup;
 mod static_build;
 mod tally;
 mod test;
+mod tuned;
 mod workspace;
 
 use std::process::ExitCode;
@@ -43,9 +45,12 @@ enum Task {
     Setup,
     /// Make the default guest and the emulated host's system in the data folder (no root needed)
     Guest {
-        /// Use the newest kernel and busybox packages instead of those that are there
+        /// Use the newest packages instead of those that are there
         #[arg(long)]
         update: bool,
+        /// Also build the tuned kernel from Debian's kernel source, where it is not there yet (some ten minutes)
+        #[arg(long)]
+        tuned: bool,
     },
     /// Write the bare guests of the tests to files and list them
     Payloads,
@@ -77,11 +82,16 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
         Task::Setup => setup::make_ready()?,
-        Task::Guest { update } => guest::make(&workspace, *update)?,
+        Task::Guest { update, tuned } => {
+            guest::make(&workspace, *update)?;
+            if *tuned {
+                tuned::make(&workspace, *update)?;
+            }
+        }
         Task::Payloads => payloads::write(&workspace)?,
         Task::Fuzz(arguments) => fuzz::start(&workspace, arguments)?,
         Task::Dist => dist::make(&workspace)?,
-        Task::Bench { bench } => bench::run(&workspace, *bench)?,
+        Task::Bench { bench } => bench::run(&workspace, bench)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 //! Kernels and busybox are no part of it: `guest` unpacks them without installing anything.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -14,17 +15,24 @@ use crate::process::{capture, exists};
 /// # Errors
 /// Something is missing and this user may not install it (the error is the command that does), or apt fails.
 pub(crate) fn make_ready() -> Result<()> {
-    provide(&NEEDS)
+    install_missing(&NEEDS)
 }
 
 /// The same for what only the fuzz targets need.
 pub(crate) fn make_ready_to_fuzz() -> Result<()> {
-    provide(&NEEDS_OF_FUZZING)
+    install_missing(&FUZZING_NEEDS)
 }
 
-fn provide(needs: &[Need]) -> Result<()> {
-    let missing: Vec<_> =
-        needs.iter().filter(|need| !exists(need.program)).map(|need| need.package).collect();
+/// The same for what a kernel's build needs beside it.
+///
+/// # Errors
+/// As [`make_ready`].
+pub(crate) fn make_ready_for_kernel() -> Result<()> {
+    install_missing(&KERNEL_NEEDS)
+}
+
+fn install_missing(needs: &[Need]) -> Result<()> {
+    let missing = missing(needs);
     if missing.is_empty() {
         return Ok(());
     }
@@ -40,6 +48,15 @@ fn provide(needs: &[Need]) -> Result<()> {
         install(&missing)?;
     }
     Ok(())
+}
+
+/// The packages whose programs or files are not there.
+fn missing(needs: &[Need]) -> Vec<&'static str> {
+    let is_there = |need: &&Need| match need.sign {
+        Sign::Program(program) => exists(program),
+        Sign::File(path) => Path::new(path).exists(),
+    };
+    needs.iter().filter(|need| !is_there(need)).map(|need| need.package).collect()
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -59,17 +76,52 @@ fn is_root() -> Result<bool> {
     Ok(process.uid() == 0)
 }
 
-/// A program and the Debian package that it comes in.
+/// A Debian package and how to tell that it, or something that does its work, is there.
 struct Need {
-    program: &'static str,
+    sign: Sign,
     package: &'static str,
+}
+
+enum Sign {
+    Program(&'static str),
+    File(&'static str),
 }
 
 const NEEDS: [Need; 1] = [
     // The emulated host, for machines whose KVM cannot run Linux, and for the tests that compare with such a
     // machine.
-    Need { program: "qemu-system-x86_64", package: "qemu-system-x86" },
+    Need { sign: Sign::Program("qemu-system-x86_64"), package: "qemu-system-x86" },
 ];
 
-// libFuzzer is C++.
-const NEEDS_OF_FUZZING: [Need; 1] = [Need { program: "c++", package: "g++" }];
+/// libFuzzer is C++.
+const FUZZING_NEEDS: [Need; 1] = [Need { sign: Sign::Program("c++"), package: "g++" }];
+
+/// What the kernel's build runs beside the compiler and linker that Rust needs too.
+const KERNEL_NEEDS: [Need; 7] = [
+    Need { sign: Sign::Program("make"), package: "make" },
+    Need { sign: Sign::Program("xz"), package: "xz-utils" },
+    Need { sign: Sign::Program("flex"), package: "flex" },
+    Need { sign: Sign::Program("bison"), package: "bison" },
+    Need { sign: Sign::Program("bc"), package: "bc" },
+    // The compressor of the bzImage.
+    Need { sign: Sign::Program("lz4c"), package: "lz4" },
+    // The tool that prepares stack traces and patched branches is built against it.
+    Need { sign: Sign::File("/usr/include/gelf.h"), package: "libelf-dev" },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_missing_by_program_or_by_file() {
+        let need = |sign, package| Need { sign, package };
+        let needs = [
+            need(Sign::Program("sh"), "there"),
+            need(Sign::Program("no-such-program-of-coracle"), "no-program"),
+            need(Sign::File("/proc/self"), "there"),
+            need(Sign::File("/no/such/file"), "no-file"),
+        ];
+        assert_eq!(missing(&needs), ["no-program", "no-file"]);
+    }
+}

@@ -1,9 +1,13 @@
 //! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines differ and
 //! drift; none of them is a test.
 
+mod boot;
 mod irqchip;
+mod stage;
 mod start;
 mod statistics;
+
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -11,13 +15,29 @@ use clap::Subcommand;
 use crate::workspace::Workspace;
 
 /// What to measure.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Bench {
     /// From exec to the first byte that a bare guest prints, memory and size, beside QEMU's microvm
     Start {
         /// Runs of each
         #[arg(long, default_value_t = 200)]
         runs: u32,
+    },
+    /// From exec to the first process of a Linux guest, tuned and stock kernel, beside QEMU's microvm
+    Boot {
+        /// Boots of each
+        #[arg(long, default_value_t = 9)]
+        runs: u32,
+    },
+    /// What `boot` runs inside an emulated host
+    #[command(hide = true)]
+    BootHere {
+        #[arg(long)]
+        runs: u32,
+        #[arg(long)]
+        data: PathBuf,
+        #[arg(long)]
+        coracle: PathBuf,
     },
     /// The life of an empty virtual machine with each kind of interrupt controller
     Irqchip {
@@ -31,9 +51,11 @@ pub(crate) enum Bench {
 ///
 /// # Errors
 /// What is to be measured cannot be built or run.
-pub(crate) fn run(workspace: &Workspace, bench: Bench) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
-        Bench::Start { runs } => start::run(workspace, runs.max(1)),
-        Bench::Irqchip { runs } => irqchip::run(runs.max(1)),
+        Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
+        Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
+        Bench::BootHere { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
+        Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
     }
 }

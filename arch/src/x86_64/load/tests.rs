@@ -95,19 +95,19 @@ fn initrd_stays_below_the_hole_and_the_kernel_s_reach() {
 fn linux_that_does_not_fit_is_refused_with_the_size_that_works() {
     // 16 MiB + 2 MiB of kernel and the reserve.
     let image = image(&bzimage());
-    assert_eq!(minimum_memory_mib(&image, 0), 40);
-    assert_eq!(minimum_memory_mib(&image, MIB), 42);
-    let error = load(&memory(39 * MIB), &LoadRequest { ram_bytes: 39 * MIB, ..request(&image) }).unwrap_err();
-    assert_eq!(error.to_string(), "--memory 39M: this kernel needs at least 40M");
-    load(&memory(40 * MIB), &LoadRequest { ram_bytes: 40 * MIB, ..request(&image) }).unwrap();
+    assert_eq!(minimum_memory_mib(&image, 0), 26);
+    assert_eq!(minimum_memory_mib(&image, MIB), 28);
+    let error = load(&memory(25 * MIB), &LoadRequest { ram_bytes: 25 * MIB, ..request(&image) }).unwrap_err();
+    assert_eq!(error.to_string(), "--memory 25M: this kernel needs at least 26M");
+    load(&memory(26 * MIB), &LoadRequest { ram_bytes: 26 * MIB, ..request(&image) }).unwrap();
 }
 
 #[test]
 fn initrd_that_does_not_fit_is_refused_with_the_size_that_works() {
     let image = image(&bzimage());
-    let initrds = [initrd(&vec![7; 14 << 20])];
+    let initrds = [initrd(&vec![7; 24 << 20])];
     let error = load(&memory(RAM), &LoadRequest { initrds: &initrds, ..request(&image) }).unwrap_err();
-    assert_eq!(error.to_string(), "--memory 64M: this kernel with 14M of initrd needs at least 68M");
+    assert_eq!(error.to_string(), "--memory 64M: this kernel with 24M of initrd needs at least 74M");
 }
 
 #[test]

@@ -1,0 +1,146 @@
+//! The tuned kernel: everything that the machine has is built in, it ends in each way that the stock kernel does, and
+//! it needs less.
+
+use std::fs;
+
+use coracle::guest_data::{self, GuestData};
+
+use super::common::{self, Finished, collect, finish, scratch, signal};
+use super::{linux, no_linux, outcome, started};
+
+macro_rules! needs_tuned {
+    () => {
+        if let Some(why) = no_tuned() {
+            common::skip(&why);
+            return;
+        }
+    };
+}
+
+fn no_tuned() -> Option<String> {
+    no_linux().or_else(|| guest_data::find(GuestData::TunedVmlinux).err().map(|error| error.to_string()))
+}
+
+fn run(action: &str, args: &[&str]) -> Finished {
+    finish(linux(GuestData::TunedVmlinux, action).args(args))
+}
+
+/// Whether the guest's report has all of these, and before it nothing but what Linux says of a machine without PCI:
+/// `quiet` shows errors, those of the agent too.
+#[track_caller]
+fn expect_report(run: &Finished, lines: &[&str]) {
+    run.expect(0, "the guest powered off");
+    let text = run.text();
+    for line in lines {
+        assert!(text.contains(line), "{line:?} is not in {text}");
+    }
+    let before = text.split("coracle guest").next().unwrap_or_default();
+    let complaints: Vec<_> = before.lines().filter(|line| !line.contains(NO_PCI)).collect();
+    assert_eq!(complaints, [""; 0]);
+}
+
+const NO_PCI: &str = "PCI: Fatal: No config space access function found";
+
+#[test]
+fn tuned_kernel_finds_the_machine_of_four_vcpus_by_acpi() {
+    needs_tuned!();
+    let run = run("report", &["--cpus", "4"]);
+    expect_report(&run, &["-coracle", "cpus     4 online", "console  ttyS0", "rtc      rtc0"]);
+}
+
+#[test]
+fn tuned_kernel_finds_the_machine_of_two_vcpus_by_its_mp_table() {
+    needs_tuned!();
+    let run = run("report", &["--acpi", "off", "--cpus", "2"]);
+    expect_report(&run, &["-coracle", "cpus     2 online", "console  ttyS0", "rtc      rtc0"]);
+}
+
+#[test]
+fn tuned_vmlinuz_unpacks_itself_and_is_unpacked_here_for_its_pvh_entry() {
+    needs_tuned!();
+    for args in [&["--kaslr"][..], &["--protocol", "pvh"]] {
+        finish(linux(GuestData::TunedVmlinuz, "poweroff").args(args)).expect(0, "the guest powered off");
+    }
+}
+
+#[test]
+fn tuned_kernel_reboots_with_and_without_acpi() {
+    needs_tuned!();
+    run("reboot", &[]).expect(112, "asked for a reset");
+    run("reboot", &["--acpi", "off"]).expect(112, "reset (keyboard controller)");
+}
+
+#[test]
+fn panic_of_the_tuned_kernel_is_told_by_the_device_and_has_names() {
+    needs_tuned!();
+    let path = scratch().join("tuned-panic.json");
+    // Without an init there is nobody who would load a driver.
+    let args = ["-a", "rdinit=/no/such/init panic=0", "--outcome", path.to_str().unwrap()];
+    let run = run("report", &args);
+    run.expect(110, "kernel panicked");
+    assert_eq!(outcome(&path)["panic_evidence"], "device");
+    assert!(run.text().contains("mount_block_root"), "no stack trace with names: {}", run.text());
+}
+
+#[test]
+fn tuned_kernel_hears_the_power_button() {
+    needs_tuned!();
+    let child = started(&mut linux(GuestData::TunedVmlinux, "wait"), "waiting for the power button");
+    signal(&child, libc::SIGTERM);
+    collect(child).expect(143, "the guest powered off, asked to by signal 15 (SIGTERM)");
+}
+
+#[test]
+fn tuned_kernel_boots_with_48_mib_and_with_the_least_that_is_not_refused() {
+    needs_tuned!();
+    run("report", &["--memory", "48M"]).expect(0, "the guest powered off");
+    let refused = run("poweroff", &["--memory", "16M"]);
+    refused.expect(125, "--memory 16M: this kernel");
+    let least = refused.stderr.split_whitespace().last().unwrap().to_owned();
+    run("report", &["--memory", &least]).expect(0, "the guest powered off");
+}
+
+#[test]
+fn tuned_kernel_uses_memory_past_the_hole() {
+    needs_tuned!();
+    let run = run("report", &["--memory", "5G"]);
+    run.expect(0, "the guest powered off");
+    let text = run.text();
+    let memory = text.lines().find_map(|line| line.trim().strip_prefix("memory "));
+    let mib: u32 = memory.unwrap().trim().trim_end_matches(" MiB").parse().unwrap();
+    assert!(mib > 4900, "{mib} MiB of 5120");
+}
+
+#[test]
+fn boot_of_the_tuned_kernel_leaves_the_guest_seldom() {
+    needs_tuned!();
+    let path = scratch().join("tuned-exits.json");
+    run("poweroff", &["--outcome", path.to_str().unwrap()]).expect(0, "the guest powered off");
+    let exits = outcome(&path)["exits"].clone();
+    let count = |kind: &str| exits[kind].as_u64().unwrap();
+    let ports = count("port_in") + count("port_out");
+    let memory = count("mmio_read") + count("mmio_write");
+    assert!(ports <= MOST_PORT_EXITS && memory <= MOST_MMIO_EXITS, "{exits}");
+}
+
+#[test]
+fn tuned_kernel_is_the_default_guests() {
+    needs_tuned!();
+    let run = finish(common::coracle().args(["run", "--accel", "kvm", "--timeout", "50s"]));
+    expect_report(&run, &["-coracle"]);
+}
+
+#[test]
+fn configuration_beside_the_tuned_kernel_has_what_the_machine_needs() {
+    needs_tuned!();
+    let image = guest_data::find(GuestData::TunedVmlinux).unwrap();
+    let config = fs::read_to_string(image.with_file_name("config")).unwrap();
+    for option in ["CONFIG_IKCONFIG_PROC=y", "CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES=y", "CONFIG_PVH=y"] {
+        assert!(config.lines().any(|line| line == option), "{option}");
+    }
+}
+
+/// Half as many again as were counted: see docs/kernels.md.
+const MOST_PORT_EXITS: u64 = 450;
+/// As above; these are all the I/O APIC's.
+const MOST_MMIO_EXITS: u64 = 800;

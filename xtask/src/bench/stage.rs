@@ -1,0 +1,108 @@
+//! Copies of all that a measurement starts or reads, in memory: inside an emulated host everything else comes over a
+//! network file system that does not cache, and a program of many libraries would be measured by it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::{capture, exists};
+
+/// A folder of such copies, removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Stage {
+    folder: PathBuf,
+    has_qemu: bool,
+}
+
+impl Stage {
+    /// Copies `coracle`, and QEMU where it is installed.
+    ///
+    /// # Errors
+    /// Something cannot be copied.
+    pub(super) fn new(coracle: &Path) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("coracle-bench-{}", std::process::id()));
+        fs::create_dir_all(folder.join("lib"))
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let mut stage = Self { folder, has_qemu: false };
+        stage.take(coracle, "coracle")?;
+        match exists(QEMU) {
+            true => stage.take_qemu()?,
+            false => println!("{QEMU} is not installed: Coracle is measured alone"),
+        }
+        Ok(stage)
+    }
+
+    /// Copies a file and returns the copy's path.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub(super) fn take(&self, file: &Path, name: &str) -> Result<PathBuf> {
+        let copy = self.path(name);
+        fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
+        Ok(copy)
+    }
+
+    /// The path of a file in the folder.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(super) fn coracle(&self) -> PathBuf {
+        self.path("coracle")
+    }
+
+    pub(super) fn has_qemu(&self) -> bool {
+        self.has_qemu
+    }
+
+    /// QEMU with its own libraries and firmware.
+    pub(super) fn qemu(&self) -> Command {
+        let mut command = Command::new(self.path(QEMU));
+        command.env("LD_LIBRARY_PATH", self.path("lib")).arg("-L").arg(&self.folder);
+        command
+    }
+
+    fn take_qemu(&mut self) -> Result<()> {
+        let program = capture(Command::new("sh").args(["-c", &format!("command -v {QEMU}")]))?;
+        let program = Path::new(program.trim());
+        self.take(program, QEMU)?;
+        for library in libraries(&capture(Command::new("ldd").arg(program))?) {
+            let library = Path::new(library);
+            let name = library.file_name().and_then(|name| name.to_str()).context("a library has no name")?;
+            self.take(library, &format!("lib/{name}"))?;
+        }
+        self.take(Path::new(FIRMWARE), "bios-microvm.bin")?;
+        self.has_qemu = true;
+        Ok(())
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// The paths that `ldd` found for a program's libraries.
+fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
+    let found = ldd.lines().filter_map(|line| line.split_once(" => "));
+    found.filter_map(|(_, rest)| rest.split(' ').next()).filter(|path| path.starts_with('/'))
+}
+
+const QEMU: &str = "qemu-system-x86_64";
+/// The firmware of QEMU's microvm, where Debian's package has it.
+const FIRMWARE: &str = "/usr/share/qemu/bios-microvm.bin";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_those_with_a_path() {
+        let ldd = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x00007f)\n\
+                   \tlibgone.so => not found\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        assert_eq!(libraries(ldd).collect::<Vec<_>>(), ["/lib/x86_64-linux-gnu/libz.so.1"]);
+    }
+}
