@@ -60,7 +60,7 @@ pub(crate) struct RunArgs {
     /// How the kernel is entered: auto, linux (its 64-bit entry) or pvh [default: auto]
     #[arg(long, value_name = "NAME")]
     pub protocol: Option<KernelProtocol>,
-    /// Let a bzImage unpack itself, to a random address; else the host unpacks it where that is faster
+    /// Insist on a kernel that chooses a random address: a bzImage that unpacks itself
     #[arg(long)]
     pub kaslr: bool,
     /// Number of vCPUs [default: 1]

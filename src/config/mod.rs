@@ -42,8 +42,7 @@ pub struct VmConfig {
     pub kernel: PathBuf,
     /// How the kernel is entered.
     pub protocol: KernelProtocol,
-    /// Whether a bzImage unpacks itself, to a random address if it was built so. Otherwise it is unpacked here, to its
-    /// usual address, where that is faster.
+    /// Whether the kernel must be a bzImage, which alone can choose a random address when it unpacks itself.
     pub kaslr: bool,
     /// The initial RAM file systems, which the guest sees as one.
     pub initrds: Vec<PathBuf>,

@@ -80,7 +80,7 @@ pub(crate) struct Subject {
     symbols: Option<SymbolFile>,
     is_linux: bool,
     protocol: BootProtocol,
-    /// Where the unpacked kernel lies in guest RAM.
+    /// Where the unpacked kernel lies in guest RAM, or may lie.
     ranges: Vec<Range<u64>>,
     cmdline: String,
     initrds: Vec<PathBuf>,
@@ -130,8 +130,10 @@ impl Subject {
                 (SymbolFile::of(image.path()), ranges)
             }
             ImageFormat::BzImage => {
+                // It unpacks itself to a place of its own choice.
                 let start = image.segments().first().map_or(0, |segment| segment.address);
-                (None, std::iter::once(start..image.memory_end()).collect())
+                let end = config.memory.bytes().min(start.saturating_add(KERNEL_REACH));
+                (None, std::iter::once(start..end).collect())
             }
         };
         Subject {
@@ -303,6 +305,8 @@ fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
     read && entries.iter().any(|entry| u64::from_le_bytes(*entry) & PRESENT_FOR_USER == PRESENT_FOR_USER)
 }
 
+/// How far up a kernel is looked for that chooses its address: all of a usual machine, and a fraction of a second's work.
+const KERNEL_REACH: u64 = 1 << 30;
 /// What Linux prints after its init has run: when it ends, and when it asks for a restart.
 const AFTER_INIT: &[&str] = &["Attempted to kill init", "reboot: Restarting system"];
 /// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).

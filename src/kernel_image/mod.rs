@@ -1,5 +1,5 @@
-//! The user's kernel, ready to be loaded: told apart by content, unpacked here where that is faster than letting the
-//! guest do it, entered as asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in
+//! The user's kernel, ready to be loaded: told apart by content, unpacked here where its entry needs that, entered as
+//! asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in
 //! a `vmlinuz` call [`unpack`].
 //!
 //! What can be loaded at all, and how, is [`coracle_arch`]'s knowledge.
@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use coracle_arch::x86_64::image::{BootProtocol, ImageError, ImageFormat, KernelImage};
 
 pub use self::unpack::{UnpackError, unpack};
-use crate::compression::Compression;
 use crate::config::KernelProtocol;
 
 /// What is to be done with a kernel file.
@@ -19,7 +18,7 @@ use crate::config::KernelProtocol;
 pub(crate) struct KernelRequest<'a> {
     pub path: &'a Path,
     pub protocol: KernelProtocol,
-    /// Whether the kernel is to unpack itself, to an address of its own choice.
+    /// Whether the kernel must be one that can choose its own address.
     pub kaslr: bool,
 }
 
@@ -42,7 +41,8 @@ pub enum KernelError {
     },
 }
 
-/// Opens the kernel, and unpacks it when that is the faster way or the only one to the wanted entry.
+/// Opens the kernel, and unpacks it when that is the only way to the wanted entry: left to itself, Linux is sooner done
+/// (`docs/kernel-formats.md`) and can choose its address.
 ///
 /// # Errors
 /// The file is no kernel, is damaged, or has no such entry.
@@ -51,10 +51,8 @@ pub(crate) fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelErro
     let packed = KernelImage::open(path)?;
     let unpacked = match packed.format() {
         ImageFormat::Elf if kaslr => return Err(KernelError::KaslrOfElf { path: path.to_owned() }),
-        ImageFormat::Elf => None,
-        ImageFormat::BzImage if kaslr => None,
-        ImageFormat::BzImage if protocol == KernelProtocol::Pvh => unpack::unpack_if(&packed, |_| true)?,
-        ImageFormat::BzImage => unpack::unpack_if(&packed, is_faster_here)?,
+        ImageFormat::BzImage if protocol == KernelProtocol::Pvh && !kaslr => unpack::unpack_known(&packed)?,
+        ImageFormat::Elf | ImageFormat::BzImage => None,
     };
     let image = match unpacked {
         Some(elf) => KernelImage::from_bytes(path, elf)?,
@@ -67,14 +65,6 @@ pub(crate) fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelErro
     })
 }
 
-/// Whether the host unpacks a kernel sooner than the guest would. As measured (`docs/kernel-formats.md`).
-fn is_faster_here(compression: Compression) -> bool {
-    match compression {
-        Compression::Lz4Legacy | Compression::Gzip => true,
-        Compression::Xz | Compression::Zstd => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -82,6 +72,7 @@ mod tests {
     use coracle_payload::Payload;
 
     use super::*;
+    use crate::compression::Compression;
     use crate::compression::samples::{ALL, pack};
 
     /// A file that is removed at the end.
@@ -116,14 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn bzimage_is_unpacked_where_that_is_faster_and_never_with_kaslr() {
-        for compression in ALL {
+    fn bzimage_is_left_to_unpack_itself() {
+        for (compression, kaslr) in
+            ALL.into_iter().flat_map(|compression| [(compression, false), (compression, true)])
+        {
             let kernel = Kernel::packed("auto", compression);
-            let expected = if is_faster_here(compression) { ImageFormat::Elf } else { ImageFormat::BzImage };
-            let image = kernel.open(KernelProtocol::Auto, false).unwrap();
-            assert_eq!((image.format(), image.path()), (expected, &*kernel.0), "{compression}");
-            let image = kernel.open(KernelProtocol::Auto, true).unwrap();
-            assert_eq!(image.format(), ImageFormat::BzImage, "{compression}");
+            let image = kernel.open(KernelProtocol::Auto, kaslr).unwrap();
+            assert_eq!((image.format(), image.path()), (ImageFormat::BzImage, &*kernel.0), "{compression}");
             assert_eq!(image.release(), Some("0.0.0-payload"));
         }
     }
@@ -162,7 +152,7 @@ mod tests {
             "text",
             &Payload::named("exit-7").unwrap().bzimage(&pack(Compression::Gzip, b"text")),
         );
-        let error = kernel.open(KernelProtocol::Auto, false).unwrap_err().to_string();
+        let error = kernel.open(KernelProtocol::Pvh, false).unwrap_err().to_string();
         assert!(error.contains(kernel.0.to_str().unwrap()) && error.contains("a text file"), "{error}");
     }
 }
