@@ -81,7 +81,7 @@ pub(crate) struct RunArgs {
     /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
-    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off) [default: on]
+    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off; needs CONFIG_X86_MPPARSE) [default: on]
     #[arg(long, value_name = "on|off")]
     pub acpi: Option<AcpiMode>,
     /// What to do when the guest resets its machine: end with code 112, or start it anew [default: exit]

@@ -22,6 +22,9 @@ macro_rules! needs_linux {
     };
 }
 
+#[path = "linux/clock.rs"]
+mod clock;
+
 #[path = "linux/formats.rs"]
 mod formats;
 
@@ -325,9 +328,9 @@ fn started(command: &mut Command, words: &str) -> Child {
 struct Transcript(String);
 
 impl Transcript {
-    /// Reads on until `words` have come.
+    /// Reads on until `words` have come, and gives what came before them.
     #[track_caller]
-    fn until(&mut self, terminal: &mut impl Read, words: &str) {
+    fn until(&mut self, terminal: &mut impl Read, words: &str) -> String {
         let mut found = None;
         eventually(words, || {
             let mut bytes = [0; 4096];
@@ -338,6 +341,9 @@ impl Transcript {
             found = self.0.find(words);
             found.is_some()
         });
-        self.0.drain(..found.unwrap() + words.len());
+        let rest = self.0.split_off(found.unwrap() + words.len());
+        let mut before = std::mem::replace(&mut self.0, rest);
+        before.truncate(found.unwrap());
+        before
     }
 }

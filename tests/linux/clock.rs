@@ -1,0 +1,75 @@
+//! Time in a guest that was paused.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use coracle::config::{MemorySize, VmConfig, default_cmdline_with};
+use coracle::guest_data::GuestData;
+use coracle::outcome::Ending;
+use coracle::{ConsoleStreams, Vm};
+
+use super::common;
+use super::{Transcript, data, no_linux};
+
+/// What a guest's clocks show, and the host's at about the same time.
+#[derive(Debug)]
+struct Clocks {
+    uptime: f64,
+    /// Seconds by which the guest's date is ahead of the host's.
+    ahead: f64,
+    source: String,
+}
+
+/// Asks the shell at the other end. The quotes are for the echo of what is typed, which is not the answer.
+fn read_clocks(shell: &mut UnixStream, seen: &mut Transcript) -> Clocks {
+    let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
+    writeln!(shell, "echo clo''cks: $(cat /proc/uptime {source}; date +%s) end").unwrap();
+    seen.until(shell, "clocks: ");
+    let line = seen.until(shell, " end");
+    let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let number = |index: usize| words[index].parse::<f64>().unwrap();
+    Clocks { uptime: number(0), source: words[2].to_owned(), ahead: number(3) - host }
+}
+
+#[test]
+fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
+    needs_linux!();
+    let (mut shell, theirs) = UnixStream::pair().unwrap();
+    shell.set_nonblocking(true).unwrap();
+    // Debian's full kernel: its cloud kernel has no watchdog for lock-ups.
+    let mut config = VmConfig::new(data(GuestData::HostVmlinux));
+    config.memory = MemorySize::from_mib(512).unwrap().into();
+    config.initrds = vec![data(GuestData::GuestInitramfs)];
+    // The watchdog's patience is then two seconds.
+    config.cmdline = default_cmdline_with(["quiet", "watchdog_thresh=1", "coracle.init=shell"]);
+    let streams = ConsoleStreams {
+        input: Some(theirs.try_clone().unwrap().into()),
+        output: Some(theirs.try_clone().unwrap().into()),
+    };
+    let vm = Vm::builder(config).console_streams(streams).start().unwrap();
+    let mut seen = Transcript::default();
+    seen.until(&mut shell, "# ");
+    // The watchdog forgives a CPU that was idle.
+    writeln!(shell, "while :; do :; done &").unwrap();
+    let before = read_clocks(&mut shell, &mut seen);
+    assert!(vm.handle().pause());
+    thread::sleep(PAUSE);
+    vm.handle().resume();
+    let after = read_clocks(&mut shell, &mut seen);
+    // Time for the watchdog to complain.
+    let complaints = "dmesg | grep -i 'lockup\\|unstable\\|stall'";
+    writeln!(shell, "sleep 2; echo com''plaints: $({complaints}) end; poweroff -f").unwrap();
+    seen.until(&mut shell, "complaints: ");
+    let complaints = seen.until(&mut shell, "end");
+    let passed = after.uptime - before.uptime;
+    assert!(passed >= PAUSE.as_secs_f64() - 0.1, "{passed} s passed: {before:?}, {after:?}");
+    assert!(before.ahead.abs() < 3.0 && after.ahead.abs() < 3.0, "{before:?}, {after:?}");
+    assert_eq!((before.source.as_str(), after.source.as_str()), ("kvm-clock", "kvm-clock"));
+    assert_eq!(complaints, "");
+    assert_eq!(vm.wait().ending, Ending::PoweredOff);
+}
+
+const PAUSE: Duration = Duration::from_secs(5);
