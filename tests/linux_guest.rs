@@ -297,9 +297,8 @@ fn default_guest_without_a_terminal_prints_a_report() {
     assert!(run.text().contains("coracle guest"), "{}", run.text());
 }
 
-#[test]
-fn default_guest_at_a_terminal_is_a_shell() {
-    needs_linux!();
+/// The default guest at a terminal, the words that are typed after the first prompt, and the last ones that are to come.
+fn talk(lines: &[(&str, &str)], code: i32) {
     let (mut terminal, inside) = pseudo_terminal();
     let mut command = coracle();
     command.args(["run", "--accel", "kvm", "--timeout", "50s"]);
@@ -308,11 +307,25 @@ fn default_guest_at_a_terminal_is_a_shell() {
     drop(inside);
     let mut seen = Transcript::default();
     seen.until(&mut terminal, "# ");
-    terminal.write_all(b"echo answer $((6*7))\r").unwrap();
-    seen.until(&mut terminal, "answer 42");
-    terminal.write_all(b"exit\r").unwrap();
-    seen.until(&mut terminal, "the guest powered off");
-    assert_eq!(common::wait(&mut child).code(), Some(0));
+    for (typed, answer) in lines {
+        terminal.write_all(typed.as_bytes()).unwrap();
+        terminal.write_all(b"\r").unwrap();
+        seen.until(&mut terminal, answer);
+    }
+    assert_eq!(common::wait(&mut child).code(), Some(code));
+}
+
+#[test]
+fn default_guest_at_a_terminal_is_a_shell() {
+    needs_linux!();
+    talk(&[("echo answer $((6*7))", "answer 42"), ("exit", "the guest powered off")], 0);
+}
+
+#[test]
+fn commands_of_the_shell_end_the_machine() {
+    needs_linux!();
+    talk(&[("poweroff", "the guest powered off")], 0);
+    talk(&[("reboot", "asked for a reset")], 112);
 }
 
 /// Starts a command and reads its stdout up to `words`.
