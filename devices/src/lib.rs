@@ -22,9 +22,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub mod backend;
 pub mod bus;
+pub mod event_loop;
 pub mod guest_request;
 pub mod irq;
 pub mod legacy;
+mod log_limit;
+pub mod memory;
+pub mod virtio;
 
 #[cfg(test)]
 mod testing;

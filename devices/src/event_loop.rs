@@ -1,0 +1,369 @@
+//! The loop of an I/O thread: it waits for the event sources of all its handlers and calls each in turn.
+//!
+//! The VMM makes one per thread and calls [`EventLoop::run_once`] again and again. Virtio handlers come and go from other
+//! threads through the [`LoopHandle`]. They do so between two rounds only: a handler that went away amid a round would
+//! leave events behind that belong to nobody. The loop itself waits for nothing but events.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use event_manager::{
+    EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::lock;
+use crate::log_limit::warn_limited;
+use crate::virtio::QueueHandler;
+use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use crate::virtio::irq::VirtioIrq;
+use crate::virtio::queue::VirtQueue;
+
+/// A handler that stays on its thread for as long as the machine lives.
+pub trait Resident: MutEventSubscriber + Send {
+    /// True when nothing is left that the guest has handed over and the host has not taken.
+    fn is_drained(&self) -> bool;
+}
+
+/// Waits for events and hands them to handlers. Owned by the thread that it runs on.
+pub struct EventLoop {
+    manager: EventManager<Subscriber>,
+    residents: Vec<SubscriberId>,
+    groups: BTreeMap<GroupId, Group>,
+    /// Set when a virtio handler of this loop has failed.
+    failed: Arc<AtomicBool>,
+    commands: Receiver<Command>,
+    handle: LoopHandle,
+}
+
+/// The way for other threads to reach a loop. Calls to a loop that is gone do nothing.
+#[derive(Clone)]
+pub struct LoopHandle {
+    commands: Sender<Command>,
+    wake: Arc<EventFd>,
+    next_group: Arc<AtomicU64>,
+}
+
+enum Command {
+    Start(GroupId, HandlerGroup),
+    Stop(GroupId, IfLate, ReplySender),
+}
+
+/// The handlers of one device.
+struct Group {
+    name: String,
+    running: Vec<SubscriberId>,
+    /// Those that have failed.
+    retired: Vec<Box<dyn QueueHandler>>,
+    /// Who wants them back.
+    wanted: Option<(IfLate, ReplySender)>,
+}
+
+impl EventLoop {
+    /// A loop without handlers.
+    ///
+    /// # Errors
+    /// The host gives no more file descriptors.
+    pub fn new() -> io::Result<Self> {
+        let mut manager = EventManager::new_with_capacity(READY_EVENTS).map_err(io::Error::other)?;
+        let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+        manager.add_subscriber(Subscriber::Wake(wake.clone()));
+        let (sender, commands) = mpsc::channel();
+        let handle = LoopHandle { commands: sender, wake, next_group: Arc::default() };
+        Ok(Self {
+            manager,
+            residents: Vec::new(),
+            groups: BTreeMap::new(),
+            failed: Arc::default(),
+            commands,
+            handle,
+        })
+    }
+
+    /// Adds a handler that stays.
+    pub fn add_resident(&mut self, resident: Box<dyn Resident>) {
+        self.residents.push(self.manager.add_subscriber(Subscriber::Resident(resident)));
+    }
+
+    /// True when no handler that stays has anything left for the host.
+    pub fn is_drained(&mut self) -> bool {
+        let Self { manager, residents, .. } = self;
+        residents.iter().all(|id| match manager.subscriber_mut(*id) {
+            Ok(Subscriber::Resident(resident)) => resident.is_drained(),
+            _ => true,
+        })
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> LoopHandle {
+        self.handle.clone()
+    }
+
+    /// Waits for events, `timeout_millis` at most (-1: without a limit), and serves them; then what the handles asked for.
+    pub fn run_once(&mut self, timeout_millis: i32) {
+        if let Err(error) = self.manager.run_with_timeout(timeout_millis) {
+            log::error!("waiting for I/O events failed: {error}");
+        }
+        if self.failed.swap(false, Ordering::Relaxed) {
+            self.retire_failed();
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
+        if self.groups.values().any(|group| group.wanted.is_some()) {
+            self.hand_back();
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start(id, HandlerGroup { name, irq, handlers }) => {
+                let running = handlers.into_iter().map(|handler| {
+                    let (irq, failed) = (irq.clone(), self.failed.clone());
+                    let running = Running { handler, irq, failed, has_failed: false };
+                    self.manager.add_subscriber(Subscriber::Virtio(running))
+                });
+                let running = running.collect();
+                self.groups.insert(id, Group { name, running, retired: Vec::new(), wanted: None });
+            }
+            Command::Stop(id, if_late, reply) => {
+                let Some(group) = self.groups.get_mut(&id) else { return };
+                group.wanted = Some((if_late, reply));
+                self.quiesce(id, true);
+            }
+        }
+    }
+
+    fn quiesce(&mut self, id: GroupId, quiet: bool) {
+        let Some(group) = self.groups.get(&id) else { return };
+        for subscriber in &group.running {
+            if let Ok(Subscriber::Virtio(running)) = self.manager.subscriber_mut(*subscriber) {
+                running.handler.quiesce(quiet);
+            }
+        }
+    }
+
+    /// Takes failed handlers away from their event sources.
+    fn retire_failed(&mut self) {
+        let Self { manager, groups, .. } = self;
+        for group in groups.values_mut() {
+            let Group { name, running, retired, wanted: _ } = group;
+            running.retain(|id| {
+                let has_failed = matches!(
+                    manager.subscriber_mut(*id), Ok(Subscriber::Virtio(running)) if running.has_failed
+                );
+                if has_failed && let Ok(Subscriber::Virtio(failed)) = manager.remove_subscriber(*id) {
+                    log::debug!("virtio {name}: a handler is retired");
+                    retired.push(failed.handler);
+                }
+                !has_failed
+            });
+        }
+    }
+
+    /// Hands back the groups that are wanted and have drained.
+    fn hand_back(&mut self) {
+        let ids: Vec<GroupId> = self.groups.keys().copied().collect();
+        for id in ids {
+            if !self.is_group_drained(id) {
+                continue;
+            }
+            let Some(group) = self.groups.get_mut(&id) else { continue };
+            let Some((if_late, reply)) = group.wanted.take() else { continue };
+            let is_late = reply.is_abandoned();
+            if is_late && if_late == IfLate::Continue {
+                self.quiesce(id, false);
+                continue;
+            }
+            let queues = self.remove_group(id);
+            if !is_late {
+                // One that gives up at this very moment gets them all the same.
+                reply.send(queues);
+            }
+        }
+    }
+
+    fn is_group_drained(&mut self, id: GroupId) -> bool {
+        let Self { manager, groups, .. } = self;
+        let Some(group) = groups.get(&id).filter(|group| group.wanted.is_some()) else { return false };
+        let are_drained = group.running.iter().all(|id| match manager.subscriber_mut(*id) {
+            Ok(Subscriber::Virtio(running)) => running.handler.is_drained(),
+            _ => true,
+        });
+        are_drained && group.retired.iter().all(|handler| handler.is_drained())
+    }
+
+    fn remove_group(&mut self, id: GroupId) -> Vec<VirtQueue> {
+        let Some(Group { name: _, running, mut retired, wanted: _ }) = self.groups.remove(&id) else {
+            return Vec::new();
+        };
+        for id in running {
+            if let Ok(Subscriber::Virtio(running)) = self.manager.remove_subscriber(id) {
+                retired.push(running.handler);
+            }
+        }
+        retired.into_iter().flat_map(QueueHandler::stop).collect()
+    }
+}
+
+impl LoopHandle {
+    /// Ends the wait of [`EventLoop::run_once`].
+    pub fn wake(&self) {
+        // The only failure is a counter at its maximum: the event is readable all the same.
+        let _ = self.wake.write(1);
+    }
+
+    fn send(&self, command: Command) {
+        // A command to a loop that is gone is dropped, which tells its sender.
+        let _ = self.commands.send(command);
+        self.wake();
+    }
+
+    /// Asks for a group, without waiting for it.
+    pub(crate) fn request(&self, group: GroupId, if_late: IfLate) -> Arc<Reply> {
+        let reply = Arc::new(Reply::default());
+        self.send(Command::Stop(group, if_late, ReplySender(reply.clone())));
+        reply
+    }
+}
+
+impl HandlerHost for LoopHandle {
+    fn start(&self, group: HandlerGroup) -> GroupId {
+        let id = GroupId(self.next_group.fetch_add(1, Ordering::Relaxed));
+        self.send(Command::Start(id, group));
+        id
+    }
+
+    fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck> {
+        self.request(group, if_late).wait(HAND_BACK_LIMIT)
+    }
+}
+
+/// Where the queues of a group are told to the one who waits for them.
+#[derive(Debug, Default)]
+pub(crate) struct Reply {
+    state: Mutex<ReplyState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum ReplyState {
+    #[default]
+    Waiting,
+    Done(Vec<VirtQueue>),
+    /// Nobody waits any more, or nobody will answer.
+    Over,
+}
+
+impl Reply {
+    /// True when a wait would end at once.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn is_answered(&self) -> bool {
+        !matches!(*lock(&self.state), ReplyState::Waiting)
+    }
+
+    pub(crate) fn wait(&self, limit: Duration) -> Result<Vec<VirtQueue>, Stuck> {
+        let waits = |state: &mut ReplyState| matches!(state, ReplyState::Waiting);
+        let wait = self.changed.wait_timeout_while(lock(&self.state), limit, waits);
+        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, ReplyState::Over) {
+            ReplyState::Done(queues) => Ok(queues),
+            ReplyState::Waiting | ReplyState::Over => Err(Stuck),
+        }
+    }
+}
+
+/// The loop's end of a [`Reply`]. Dropping it without an answer ends the wait.
+struct ReplySender(Arc<Reply>);
+
+impl ReplySender {
+    fn is_abandoned(&self) -> bool {
+        matches!(*lock(&self.0.state), ReplyState::Over)
+    }
+
+    fn send(self, queues: Vec<VirtQueue>) {
+        self.tell(ReplyState::Done(queues));
+    }
+
+    fn tell(&self, answer: ReplyState) {
+        let mut state = lock(&self.0.state);
+        if matches!(*state, ReplyState::Waiting) {
+            *state = answer;
+            self.0.changed.notify_all();
+        }
+    }
+}
+
+impl Drop for ReplySender {
+    fn drop(&mut self) {
+        self.tell(ReplyState::Over);
+    }
+}
+
+/// The loop's one type of subscriber.
+enum Subscriber {
+    Resident(Box<dyn Resident>),
+    Virtio(Running),
+    Wake(Arc<EventFd>),
+}
+
+struct Running {
+    handler: Box<dyn QueueHandler>,
+    irq: VirtioIrq,
+    failed: Arc<AtomicBool>,
+    has_failed: bool,
+}
+
+impl Running {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if self.has_failed {
+            return;
+        }
+        if let Err(error) = self.handler.process(events, ops) {
+            warn_limited!("virtio: {error}; the device needs a reset");
+            self.has_failed = true;
+            self.failed.store(true, Ordering::Relaxed);
+            self.handler.quiesce(true);
+            self.irq.needs_reset();
+        }
+    }
+}
+
+impl MutEventSubscriber for Subscriber {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        match self {
+            Self::Resident(resident) => resident.init(ops),
+            Self::Virtio(running) => running.handler.start(ops),
+            Self::Wake(event) => watch(ops, &**event, 0, EventSet::IN),
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        match self {
+            Self::Resident(resident) => resident.process(events, ops),
+            Self::Virtio(running) => running.process(events, ops),
+            Self::Wake(event) => {
+                let _ = event.read();
+            }
+        }
+    }
+}
+
+/// Adds a file descriptor to a loop. It fails only where epoll itself cannot wait for such a file, which the caller has
+/// ruled out.
+pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32, set: EventSet) {
+    if let Err(error) = ops.add(Events::with_data(source, data, set)) {
+        log::error!("an I/O source cannot be watched: {error}");
+    }
+}
+
+/// Events of one round: a round with more takes the rest in the next.
+const READY_EVENTS: usize = 64;
+
+/// How long a reset or a pause waits for the requests of a device. Less than the time after which a vCPU that does not
+/// come out of its device counts as stuck.
+pub const HAND_BACK_LIMIT: Duration = Duration::from_secs(4);

@@ -1,0 +1,76 @@
+//! Guest RAM as the devices see it: where a range of it lies in this process, or that there is none.
+//!
+//! The VMM makes one [`GuestMemory`] per machine; every queue holds a clone, so that memory which a thread still uses
+//! is never unmapped under it.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::virtio::queue::Span;
+
+/// Guest RAM, and whatever has to live for it to stay mapped. Cheap to clone.
+#[derive(Clone)]
+pub struct GuestMemory {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    mmap: GuestMemoryMmap,
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+impl GuestMemory {
+    /// Memory that stays mapped for as long as `owner` lives. A `mmap` that owns its mappings needs no other: `()` does.
+    pub fn new(mmap: GuestMemoryMmap, owner: impl Any + Send + Sync) -> Self {
+        Self { shared: Arc::new(Shared { mmap, _owner: Box::new(owner) }) }
+    }
+
+    /// The memory as rust-vmm's crates see it.
+    pub fn mmap(&self) -> &GuestMemoryMmap {
+        &self.shared.mmap
+    }
+
+    /// The range of `len` bytes from `address`; `None` unless all of it is RAM in one piece.
+    pub fn span(&self, address: u64, len: u32) -> Option<Span> {
+        let address = GuestAddress(address);
+        let region = self.shared.mmap.find_region(address)?;
+        let offset = address.0.checked_sub(region.start_addr().0)?;
+        let room = region.len().checked_sub(offset)?;
+        if u64::from(len) > room {
+            return None;
+        }
+        let start = region.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
+        // SAFETY: the `len` bytes from `start` lie in the mapping of the region, as just checked; whoever keeps the
+        // span keeps this memory (the contract of `Span`).
+        Some(unsafe { Span::new(start, len) })
+    }
+}
+
+impl fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = self.shared.mmap.iter().map(|region| (region.start_addr().0, region.len()));
+        f.debug_map().entries(ranges).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_ranges_that_are_ram_in_one_piece_have_a_span() {
+        let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x2000), 0x1000)];
+        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap(), ());
+        for (address, len) in [(0, 0x1000), (0xfff, 1), (0x2000, 0x1000), (0xfff, 0)] {
+            assert_eq!(memory.span(address, len).map(Span::len), Some(len), "{address:#x}+{len:#x}");
+        }
+        for (address, len) in
+            [(0, 0x1001), (0xfff, 2), (0x1000, 1), (0x1fff, 2), (0x2fff, 2), (u64::MAX, 1), (0, u32::MAX)]
+        {
+            assert!(memory.span(address, len).is_none(), "{address:#x}+{len:#x}");
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! A queue while its device is active: takes chains from the available ring, puts them into the used ring.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, ChainError, Walk};
+use super::span::Span;
+use crate::log_limit::warn_limited;
+use crate::memory::GuestMemory;
+use crate::virtio::irq::VirtioIrq;
+
+/// A virtqueue that runs.
+///
+/// One drain goes like this: [`begin`](Self::begin), then [`pop`](Self::pop) and [`complete`](Self::complete) until there
+/// is no more, then [`finish`](Self::finish). Chains may also be completed later; [`finish`](Self::finish) again then
+/// tells the driver.
+#[derive(Debug)]
+pub struct VirtQueue {
+    rings: RingLayout,
+    parts: QueueParts,
+    /// Where the next chain is taken from, counted without end like the driver's index.
+    next_available: u16,
+    /// The driver's index when it was last read.
+    seen_available: u16,
+    /// Where the next completion goes.
+    next_used: u16,
+    /// The completions that the driver has been shown.
+    published: u16,
+    /// The completions that the driver has been asked about an interrupt for.
+    announced: u16,
+    /// Chains that this drain may still take.
+    budget: u16,
+    /// One bit per descriptor: it heads a chain that the device has.
+    in_flight: Box<[u64]>,
+    in_flight_count: u16,
+    /// Chains that came back, with their lists' memory.
+    pool: Vec<Chain>,
+    max_bytes: u64,
+}
+
+/// Damage to the ring, after which nothing in it can be trusted. The device then needs a reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RingError {
+    /// The driver's index has moved by more than the ring holds.
+    #[error("queue {queue}: the driver offers {offered} chains at once in a ring of {size}")]
+    AvailableIndex {
+        /// The queue.
+        queue: u16,
+        /// How far it has moved.
+        offered: u16,
+        /// Descriptors of the queue.
+        size: u16,
+    },
+    /// A chain starts at a descriptor that does not exist.
+    #[error("queue {queue}: a chain starts at descriptor {head} of {size}")]
+    Head {
+        /// The queue.
+        queue: u16,
+        /// As offered.
+        head: u16,
+        /// Descriptors of the queue.
+        size: u16,
+    },
+}
+
+/// Where a queue's rings lie, resolved and checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RingLayout {
+    pub size: u16,
+    pub descriptors: Span,
+    pub available: Span,
+    pub used: Span,
+}
+
+/// What a running queue is connected to.
+#[derive(Debug, Clone)]
+pub(crate) struct QueueParts {
+    pub index: u16,
+    pub memory: GuestMemory,
+    pub irq: VirtioIrq,
+    pub doorbell: Arc<EventFd>,
+    pub event_idx: bool,
+    pub indirect: bool,
+}
+
+impl VirtQueue {
+    pub(super) fn new(rings: RingLayout, parts: QueueParts) -> Self {
+        Self {
+            parts,
+            next_available: 0,
+            seen_available: 0,
+            next_used: 0,
+            published: 0,
+            announced: 0,
+            budget: rings.size,
+            in_flight: vec![0; usize::from(rings.size.div_ceil(64))].into(),
+            in_flight_count: 0,
+            pool: Vec::new(),
+            max_bytes: u64::from(u32::MAX),
+            rings,
+        }
+    }
+
+    /// Its number in the device.
+    pub fn index(&self) -> u16 {
+        self.parts.index
+    }
+
+    /// Its descriptors.
+    pub fn size(&self) -> u16 {
+        self.rings.size
+    }
+
+    /// What the driver rings. It counts as rung when the queue starts.
+    pub fn doorbell(&self) -> &Arc<EventFd> {
+        &self.parts.doorbell
+    }
+
+    /// The memory that its chains lie in.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.parts.memory
+    }
+
+    /// Chains that were popped and not completed.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight_count
+    }
+
+    /// Refuses chains with more bytes than this from here on: they go back to the driver with a length of 0.
+    pub fn limit_bytes(&mut self, most: u64) {
+        self.max_bytes = most;
+    }
+
+    /// Starts a drain: no doorbell is wanted until [`finish`](Self::finish), and as many chains can be popped as the
+    /// queue has descriptors.
+    pub fn begin(&mut self) {
+        self.budget = self.rings.size;
+        if !self.parts.event_idx {
+            self.set_used_flags(NO_NOTIFY);
+        }
+    }
+
+    /// The next chain; `None` when there is none, or when this drain has taken its share.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
+        let (queue, size) = (self.index(), self.size());
+        while self.budget > 0 {
+            if !self.has_available()? {
+                return Ok(None);
+            }
+            self.budget = self.budget.saturating_sub(1);
+            let slot = slot(self.next_available, size);
+            let head = self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4));
+            self.next_available = self.next_available.wrapping_add(1);
+            if head >= size {
+                return Err(RingError::Head { queue, head, size });
+            }
+            if !self.mark_in_flight(head) {
+                warn_limited!("virtio queue {queue}: descriptor {head} is offered again before it was used");
+                self.put_used(head, 0);
+                continue;
+            }
+            let mut chain = self.pool.pop().unwrap_or_else(|| Chain::new(self.parts.memory.clone()));
+            match self.fill(&mut chain, head) {
+                Ok(()) => return Ok(Some(chain)),
+                Err(error) => {
+                    warn_limited!("virtio queue {queue}: the chain at descriptor {head} is dropped: {error}");
+                    self.complete(chain, 0);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Hands `chain` back with the number of bytes that the device has written to it, counted from the first writable
+    /// one. The driver sees it with the next [`publish`](Self::publish) or [`finish`](Self::finish).
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        let head = chain.head;
+        self.clear_in_flight(head);
+        self.put_used(head, written);
+        self.pool.push(chain);
+    }
+
+    /// Shows the driver all completions, without an interrupt: for a driver that polls, amid a drain.
+    pub fn publish(&mut self) {
+        if self.published != self.next_used {
+            self.published = self.next_used;
+            if let Some(index) = self.rings.used.cell16(2) {
+                index.store(self.next_used.to_le(), Ordering::Release);
+            }
+        }
+    }
+
+    /// Shows the driver all completions, and interrupts it if it wants that.
+    pub fn announce(&mut self) {
+        self.publish();
+        let (old, new) = (self.announced, self.published);
+        if old == new {
+            return;
+        }
+        self.announced = new;
+        // The driver sets its wish and then looks at the index; here it is the other way round.
+        fence(Ordering::SeqCst);
+        if self.interrupt_is_wanted(old, new) {
+            self.parts.irq.queue();
+        }
+    }
+
+    /// Ends a drain: the driver is told what is done, and asked to ring again for what it adds. Chains that are left, or
+    /// that came in between, ring the doorbell from this side, after everybody else's turn.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub fn finish(&mut self) -> Result<(), RingError> {
+        self.announce();
+        if self.budget > 0 || !self.has_available()? {
+            self.want_doorbell();
+            fence(Ordering::SeqCst);
+        }
+        if self.has_available()? {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Rings the doorbell from this side.
+    pub fn ring(&self) {
+        // The only failure is a counter at its maximum: the doorbell is rung all the same.
+        let _ = self.parts.doorbell.write(1);
+    }
+
+    /// True when the driver has offered a chain that was not popped.
+    fn has_available(&mut self) -> Result<bool, RingError> {
+        if self.seen_available == self.next_available {
+            self.seen_available = self.load(self.rings.available, 2);
+            fence(Ordering::Acquire);
+            let (queue, size) = (self.index(), self.size());
+            let offered = self.seen_available.wrapping_sub(self.next_available);
+            if offered > size {
+                return Err(RingError::AvailableIndex { queue, offered, size });
+            }
+        }
+        Ok(self.seen_available != self.next_available)
+    }
+
+    fn fill(&self, chain: &mut Chain, head: u16) -> Result<(), ChainError> {
+        let walk = Walk {
+            memory: &self.parts.memory,
+            table: self.rings.descriptors,
+            size: self.rings.size,
+            indirect: self.parts.indirect,
+            max_bytes: self.max_bytes,
+        };
+        chain.fill(head, &walk)
+    }
+
+    fn put_used(&mut self, head: u16, written: u32) {
+        let offset = slot(self.next_used, self.rings.size).saturating_mul(8).saturating_add(4);
+        let used = self.rings.used;
+        if let (Some(id), Some(len)) = (used.cell32(offset), used.cell32(offset.saturating_add(4))) {
+            id.store(u32::from(head).to_le(), Ordering::Relaxed);
+            len.store(written.to_le(), Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+
+    /// Whether the driver wants to hear of the completions from `old` up to `new` (virtio 1.2, 2.7.7 and 2.7.10).
+    fn interrupt_is_wanted(&self, old: u16, new: u16) -> bool {
+        let available = self.rings.available;
+        if !self.parts.event_idx {
+            return self.load(available, 0) & NO_INTERRUPT == 0;
+        }
+        let event = self.load(available, u32::from(self.rings.size).saturating_mul(2).saturating_add(4));
+        new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+    }
+
+    fn want_doorbell(&self) {
+        if !self.parts.event_idx {
+            self.set_used_flags(0);
+            return;
+        }
+        let offset = u32::from(self.rings.size).saturating_mul(8).saturating_add(4);
+        if let Some(event) = self.rings.used.cell16(offset) {
+            event.store(self.next_available.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    fn set_used_flags(&self, flags: u16) {
+        if let Some(cell) = self.rings.used.cell16(0) {
+            cell.store(flags.to_le(), Ordering::Relaxed);
+        }
+    }
+
+    fn load(&self, ring: Span, offset: u32) -> u16 {
+        ring.cell16(offset).map_or(0, |cell| u16::from_le(cell.load(Ordering::Relaxed)))
+    }
+
+    /// False when it was in flight already.
+    fn mark_in_flight(&mut self, head: u16) -> bool {
+        let Some(word) = self.in_flight.get_mut(usize::from(head >> 6)) else { return false };
+        let bit = 1_u64 << (head & 63);
+        if *word & bit != 0 {
+            return false;
+        }
+        *word |= bit;
+        self.in_flight_count = self.in_flight_count.saturating_add(1);
+        true
+    }
+
+    fn clear_in_flight(&mut self, head: u16) {
+        if let Some(word) = self.in_flight.get_mut(usize::from(head >> 6)) {
+            *word &= !(1_u64 << (head & 63));
+            self.in_flight_count = self.in_flight_count.saturating_sub(1);
+        }
+    }
+}
+
+/// The place of a count without end in a ring of `size`, which is a power of two.
+fn slot(count: u16, size: u16) -> u32 {
+    u32::from(count & size.wrapping_sub(1))
+}
+
+/// Flags of the used ring and of the available ring (virtio 1.2, 2.7.6 and 2.7.8).
+const NO_NOTIFY: u16 = 1;
+const NO_INTERRUPT: u16 = 1;

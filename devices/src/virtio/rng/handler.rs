@@ -1,0 +1,149 @@
+//! Serves the entropy requests of a driver, within a rate.
+
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, EventSet, Events};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::event_loop::watch;
+use crate::virtio::queue::{Buffers, RingError, VirtQueue};
+use crate::virtio::{QueueHandler, watch_doorbell};
+
+/// The handler of the one queue.
+pub(super) struct RngHandler {
+    queue: VirtQueue,
+    budget: Budget,
+    /// Rings when the next period begins, for requests that wait for it. A host without timers limits nothing.
+    timer: Option<TimerFd>,
+}
+
+impl RngHandler {
+    pub(super) fn new(queue: VirtQueue) -> Self {
+        Self { queue, budget: Budget::new(Instant::now()), timer: TimerFd::new().ok() }
+    }
+
+    /// Serves requests until there are none, or until this period has given what it may.
+    fn serve(&mut self) -> Result<(), RingError> {
+        self.queue.begin();
+        while self.may_go_on() {
+            let Some(mut chain) = self.queue.pop()? else { return self.queue.finish() };
+            let written = fill(&mut chain.writable);
+            self.budget.spend(written);
+            self.queue.complete(chain, written);
+        }
+        // The doorbell stays quiet: the timer rings instead.
+        self.queue.announce();
+        Ok(())
+    }
+
+    fn may_go_on(&mut self) -> bool {
+        let Some(timer) = &mut self.timer else { return true };
+        let Some(wait) = self.budget.wait(Instant::now()) else { return true };
+        timer.reset(wait, None).is_err()
+    }
+}
+
+impl QueueHandler for RngHandler {
+    fn start(&mut self, sources: &mut EventOps<'_>) {
+        watch_doorbell(sources, &self.queue, DOORBELL);
+        if let Some(timer) = &self.timer {
+            // Told of once each time, without the need to read it: a read could wait for a period that was put off.
+            watch(sources, timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
+        }
+    }
+
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+        self.serve()
+    }
+
+    fn stop(self: Box<Self>) -> Vec<VirtQueue> {
+        vec![self.queue]
+    }
+}
+
+/// Writes random bytes to the front of `buffers`; returns how many.
+fn fill(buffers: &mut Buffers) -> u32 {
+    let mut bytes = [0_u8; PIECE];
+    let mut left = buffers.len().min(MOST_BYTES.into()) as usize;
+    let mut written = 0_u32;
+    while left > 0 {
+        let piece = bytes.get_mut(..left.min(PIECE)).unwrap_or_default();
+        // SAFETY: the pointer and the length are those of a slice.
+        let count = unsafe { libc::getrandom(piece.as_mut_ptr().cast(), piece.len(), 0) };
+        let Ok(count @ 1..) = usize::try_from(count) else { break };
+        let done = buffers.write(piece.get(..count).unwrap_or_default());
+        written = written.saturating_add(done as u32);
+        left = left.saturating_sub(done.max(1));
+    }
+    written
+}
+
+/// What the device may still give in the current period.
+#[derive(Debug)]
+struct Budget {
+    since: Instant,
+    left: u32,
+}
+
+impl Budget {
+    fn new(now: Instant) -> Self {
+        Self { since: now, left: PERIOD_BYTES }
+    }
+
+    /// How long the next request has to wait; `None`: not at all.
+    fn wait(&mut self, now: Instant) -> Option<Duration> {
+        let passed = now.saturating_duration_since(self.since);
+        if passed >= PERIOD {
+            *self = Self::new(now);
+        }
+        if self.left > 0 {
+            return None;
+        }
+        Some(PERIOD.saturating_sub(passed).max(Duration::from_millis(1)))
+    }
+
+    /// A request that gives nothing costs, too.
+    fn spend(&mut self, bytes: u32) {
+        self.left = self.left.saturating_sub(bytes.max(LEAST_COST));
+    }
+}
+
+/// What an event is about.
+const DOORBELL: u32 = 0;
+const TIMER: u32 = 1;
+
+/// The most that one request gets, however long its buffer is.
+const MOST_BYTES: u32 = 64 << 10;
+/// Random bytes are made on the stack in pieces of this size.
+const PIECE: usize = 4096;
+/// 16 MiB a second: a guest that seeds itself never notices, and a guest that asks without end costs the host a few
+/// percent of one CPU.
+const PERIOD_BYTES: u32 = 1 << 20;
+const PERIOD: Duration = Duration::from_millis(62);
+/// What a request counts for at least.
+const LEAST_COST: u32 = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budget_is_spent_within_a_period_and_new_in_the_next() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        for _ in 0..PERIOD_BYTES / MOST_BYTES {
+            assert_eq!(budget.wait(start), None);
+            budget.spend(MOST_BYTES);
+        }
+        assert_eq!(budget.wait(start + PERIOD / 2), Some(PERIOD / 2));
+        assert_eq!(budget.wait(start + PERIOD), None);
+    }
+
+    #[test]
+    fn requests_that_give_nothing_use_the_budget_up() {
+        let start = Instant::now();
+        let mut budget = Budget::new(start);
+        (0..PERIOD_BYTES / LEAST_COST).for_each(|_| budget.spend(0));
+        assert!(budget.wait(start).is_some());
+    }
+}

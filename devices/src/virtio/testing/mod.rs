@@ -1,0 +1,245 @@
+//! The driver's side of virtio for tests and fuzz targets: a machine around one device, and a ring that can be set up
+//! right or wrong.
+
+mod conformance;
+mod ring;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+pub use conformance::{Usual, conform};
+pub use ring::{Buffer, Ring, descriptor_bytes};
+
+use super::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use super::transport::{MmioTransport, TransportParts};
+use super::{VirtQueue, VirtioDevice, VirtioIrq, feature};
+use crate::bus::BusDevice;
+use crate::event_loop::EventLoop;
+use crate::irq::IrqLine;
+use crate::lock;
+use crate::memory::GuestMemory;
+
+/// Bytes of RAM of a [`Machine`], from address 0 on; a second stretch begins at [`HIGH_RAM`].
+pub const LOW_RAM_LEN: u64 = 4 << 20;
+/// Where RAM goes on after a hole.
+pub const HIGH_RAM: u64 = 16 << 20;
+/// Bytes of RAM there.
+pub const HIGH_RAM_LEN: u64 = 1 << 20;
+/// Free for buffers up to the end of low RAM; the rings of the queues lie below.
+pub const BUFFERS: u64 = 1 << 20;
+
+/// RAM with a hole in it.
+pub fn memory() -> GuestMemory {
+    let ranges = [(GuestAddress(0), LOW_RAM_LEN as usize), (GuestAddress(HIGH_RAM), HIGH_RAM_LEN as usize)];
+    let mmap = GuestMemoryMmap::<()>::from_ranges(&ranges);
+    GuestMemory::new(mmap.unwrap_or_default(), ())
+}
+
+/// A machine with one virtio device, whose handlers run when the test says so.
+pub struct Machine {
+    /// The registers.
+    pub transport: Arc<MmioTransport>,
+    /// RAM.
+    pub memory: GuestMemory,
+    /// Where handlers run.
+    pub host: Arc<InlineHost>,
+    line: Arc<Line>,
+}
+
+impl Machine {
+    /// A machine whose driver has done nothing.
+    pub fn new(device: Arc<dyn VirtioDevice>) -> Self {
+        let host = Arc::new(InlineHost::new());
+        let (transport, memory, line) = transport(device, host.clone());
+        Self { transport, memory, host, line }
+    }
+
+    /// Reads a register; all ones when there is none.
+    pub fn read(&self, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        self.transport.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    /// Writes a register.
+    pub fn write(&self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes());
+    }
+
+    /// The features that the device offers.
+    pub fn offered(&self) -> u64 {
+        let half = |half: u32| {
+            self.write(0x14, half);
+            u64::from(self.read(0x10))
+        };
+        half(0) | half(1) << 32
+    }
+
+    /// Resets the device and takes all steps up to FEATURES_OK with these features.
+    pub fn negotiate(&self, features: u64) {
+        self.write(STATUS, 0);
+        self.write(STATUS, 1);
+        self.write(STATUS, 3);
+        self.write(0x24, 0);
+        self.write(0x20, features as u32);
+        self.write(0x24, 1);
+        self.write(0x20, (features >> 32) as u32);
+        self.write(STATUS, 11);
+    }
+
+    /// Sets queue `index` up with the ring, and makes it ready.
+    pub fn set_up_queue(&self, index: u16, ring: &Ring) {
+        self.write(0x30, index.into());
+        self.write(0x38, ring.size().into());
+        for (low, address) in [(0x80, ring.descriptors()), (0x90, ring.available()), (0xa0, ring.used())] {
+            self.write(low, address as u32);
+            self.write(low.wrapping_add(4), (address >> 32) as u32);
+        }
+        self.write(0x44, 1);
+    }
+
+    /// Starts the device with all queues of 16 descriptors, and with the features that it offers but those in `without`.
+    pub fn start(&self, without: u64) -> Vec<Ring> {
+        self.negotiate(self.offered() & !without);
+        let count = self.queue_count();
+        let ring = |index: u16| Ring::new(self.memory.clone(), u64::from(index).wrapping_add(1) << 16, 16);
+        let rings: Vec<Ring> = (0..count).map(ring).collect();
+        for (index, ring) in (0..).zip(&rings) {
+            self.set_up_queue(index, ring);
+        }
+        self.write(STATUS, 15);
+        self.settle();
+        rings
+    }
+
+    /// Queues of the device.
+    pub fn queue_count(&self) -> u16 {
+        let exists = |index: &u16| {
+            self.write(0x30, (*index).into());
+            self.read(0x34) != 0
+        };
+        (0..u16::MAX).take_while(exists).count() as u16
+    }
+
+    /// The status register.
+    pub fn status(&self) -> u32 {
+        self.read(STATUS)
+    }
+
+    /// True when the device says that it needs a reset.
+    pub fn needs_reset(&self) -> bool {
+        self.status() & 64 != 0
+    }
+
+    /// Rings the doorbell of a queue and lets the handlers run.
+    pub fn kick(&self, queue: u16) {
+        self.write(MmioTransport::QUEUE_NOTIFY, queue.into());
+        self.settle();
+    }
+
+    /// Lets the handlers run until they have nothing to do, for a bounded number of rounds.
+    pub fn settle(&self) {
+        self.host.settle();
+    }
+
+    /// Pulses of the interrupt since the last call.
+    pub fn interrupts(&self) -> usize {
+        self.line.0.swap(0, Ordering::Relaxed)
+    }
+
+    /// Fills RAM.
+    pub fn put(&self, address: u64, data: &[u8]) {
+        let _ = self.memory.mmap().write_slice(data, GuestAddress(address));
+    }
+
+    /// Bytes of RAM; zeroes where there is none.
+    pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut data = vec![0; len];
+        let _ = self.memory.mmap().read_slice(&mut data, GuestAddress(address));
+        data
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.transport.disconnect();
+    }
+}
+
+/// A transport around `device`, with its memory and its interrupt line.
+pub fn transport(
+    device: Arc<dyn VirtioDevice>,
+    host: Arc<dyn HandlerHost>,
+) -> (Arc<MmioTransport>, GuestMemory, Arc<Line>) {
+    let line = Arc::new(Line::default());
+    let queues = device.queue_sizes();
+    let doorbells = queues.iter().filter_map(|_| EventFd::new(EFD_NONBLOCK).ok()).map(Arc::new).collect();
+    let parts = TransportParts { host, irq: VirtioIrq::new(line.clone()), doorbells, device };
+    let memory = memory();
+    let transport = Arc::new(MmioTransport::new(parts));
+    transport.connect(memory.clone());
+    (transport, memory, line)
+}
+
+/// Counts pulses.
+#[derive(Debug, Default)]
+pub struct Line(AtomicUsize);
+
+impl IrqLine for Line {
+    fn pulse(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs handlers on the thread of whoever calls it.
+pub struct InlineHost {
+    event_loop: Mutex<EventLoop>,
+    handle: crate::event_loop::LoopHandle,
+}
+
+impl InlineHost {
+    #[expect(clippy::expect_used, reason = "a test cannot do without a loop")]
+    fn new() -> Self {
+        let event_loop = EventLoop::new().expect("an event loop");
+        Self { handle: event_loop.handle(), event_loop: Mutex::new(event_loop) }
+    }
+
+    /// Lets the handlers serve what there is, for a bounded number of rounds.
+    pub fn settle(&self) {
+        let mut event_loop = lock(&self.event_loop);
+        (0..SETTLE_ROUNDS).for_each(|_| event_loop.run_once(0));
+    }
+}
+
+impl HandlerHost for InlineHost {
+    fn start(&self, group: HandlerGroup) -> GroupId {
+        let id = self.handle.start(group);
+        lock(&self.event_loop).run_once(0);
+        id
+    }
+
+    fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck> {
+        let reply = self.handle.request(group, if_late);
+        let mut event_loop = lock(&self.event_loop);
+        // Requests that the host works on come back within some rounds.
+        for timeout in [0, 0, 1, 10, 100, 1000] {
+            event_loop.run_once(timeout);
+            if reply.is_answered() {
+                break;
+            }
+        }
+        drop(event_loop);
+        reply.wait(std::time::Duration::ZERO)
+    }
+}
+
+/// Rounds in which handlers that ring for themselves come to rest.
+const SETTLE_ROUNDS: u32 = 8;
+
+const STATUS: u64 = 0x70;
+
+/// The features that a driver of today accepts whatever the device is.
+pub const MODERN: u64 = 1 << feature::VERSION_1;

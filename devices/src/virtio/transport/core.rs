@@ -1,0 +1,300 @@
+//! The part of a transport that does not depend on its registers: status, features, queue set-up, activation.
+//!
+//! ```text
+//! Reset -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK     one step after the other; a write may hold several
+//!   ^                       features    queues       active <-> paused
+//!   +--------- status = 0 (the handlers drain first) -----------+
+//! ```
+//!
+//! Features can be written between DRIVER and FEATURES_OK, queues between FEATURES_OK and DRIVER_OK, and nothing after
+//! that but a reset. What does not fit is ignored.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::log_limit::warn_limited;
+use crate::memory::GuestMemory;
+use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use crate::virtio::irq::VirtioIrq;
+use crate::virtio::queue::{QueueConfig, QueueParts, VirtQueue};
+use crate::virtio::{ActivateContext, Queues, VirtioDevice, feature};
+
+/// What a transport is built around.
+pub struct TransportParts {
+    /// The device.
+    pub device: Arc<dyn VirtioDevice>,
+    /// Where its handlers run.
+    pub host: Arc<dyn HandlerHost>,
+    /// Its interrupt.
+    pub irq: VirtioIrq,
+    /// One per queue.
+    pub doorbells: Vec<Arc<EventFd>>,
+}
+
+/// The state of one device as its driver has set it up.
+pub struct TransportCore {
+    device: Arc<dyn VirtioDevice>,
+    host: Arc<dyn HandlerHost>,
+    irq: VirtioIrq,
+    doorbells: Vec<Arc<EventFd>>,
+    /// None while no machine is there, between two lives of a guest.
+    memory: Option<GuestMemory>,
+    offered: u64,
+    accepted: u64,
+    status: u8,
+    queues: Vec<QueueConfig>,
+    activity: Activity,
+}
+
+/// What the queues of the device do.
+enum Activity {
+    /// The driver has not started it.
+    Off,
+    /// Handlers serve them.
+    Running(GroupId),
+    /// The machine is paused.
+    Paused(Vec<VirtQueue>),
+    /// Handlers that did not drain before a reset still use the guest's memory. The device stays dead, and its status
+    /// never becomes 0.
+    Lost,
+}
+
+impl TransportCore {
+    /// A device that waits for its driver.
+    pub fn new(parts: TransportParts) -> Self {
+        let TransportParts { device, host, irq, doorbells } = parts;
+        let common = [feature::INDIRECT_DESC, feature::EVENT_IDX, feature::VERSION_1];
+        let offered = common.iter().fold(device.features(), |features, bit| features | 1 << bit);
+        let queues = device.queue_sizes().into_iter().map(QueueConfig::new).collect();
+        Self {
+            device,
+            host,
+            irq,
+            doorbells,
+            memory: None,
+            offered,
+            accepted: 0,
+            status: 0,
+            queues,
+            activity: Activity::Off,
+        }
+    }
+
+    /// Gives the device the guest's memory; call it before the guest runs.
+    pub fn connect(&mut self, memory: GuestMemory) {
+        self.memory = Some(memory);
+    }
+
+    /// The features that the driver can accept.
+    pub fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// The status register.
+    pub fn status(&self) -> u8 {
+        let needs_reset = if self.irq.is_reset_needed() { NEEDS_RESET } else { 0 };
+        self.status | needs_reset
+    }
+
+    /// The driver writes the status register. The steps that are due are taken in their order; a value that takes one
+    /// back, or has a bit that no driver sets, is ignored.
+    pub fn write_status(&mut self, value: u8) {
+        if value == 0 {
+            return self.reset();
+        }
+        let value = value & !NEEDS_RESET;
+        if value & self.status != self.status || value & !DRIVER_BITS != 0 || self.status & FAILED != 0 {
+            return;
+        }
+        if value & FAILED != 0 {
+            self.status |= FAILED;
+            return;
+        }
+        for (step, before) in STEPS {
+            let is_new = value & step != 0 && self.status & step == 0;
+            if is_new && self.status == before && !self.irq.is_reset_needed() && self.allows(step) {
+                self.status |= step;
+            }
+        }
+        if self.status & DRIVER_OK != 0 && matches!(self.activity, Activity::Off) {
+            self.activate();
+        }
+    }
+
+    /// The driver writes 32 bits of the features that it accepts.
+    pub fn write_features(&mut self, half: u32, bits: u32) {
+        if self.status != ACKNOWLEDGE | DRIVER {
+            return;
+        }
+        let bits = u64::from(bits);
+        self.accepted = match half {
+            0 => self.accepted & !0xffff_ffff | bits,
+            1 => self.accepted & 0xffff_ffff | bits << 32,
+            _ => self.accepted,
+        };
+    }
+
+    /// The set-up of a queue; none past the last.
+    pub fn queue(&self, index: u32) -> Option<&QueueConfig> {
+        self.queues.get(usize::try_from(index).ok()?)
+    }
+
+    /// Changes the set-up of a queue, if the driver may do so now: before DRIVER_OK, and before the queue is ready.
+    pub fn set_up_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueConfig)) {
+        if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
+            return;
+        }
+        let queue = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index));
+        if let Some(queue) = queue.filter(|queue| !queue.ready) {
+            change(queue);
+        }
+    }
+
+    /// The driver says that a queue is ready, or that it is not. A queue that cannot run does not become ready.
+    pub fn set_queue_ready(&mut self, index: u32, ready: bool) {
+        if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
+            return;
+        }
+        let Some(place) = usize::try_from(index).ok().filter(|place| *place < self.queues.len()) else {
+            return;
+        };
+        let is_possible = !ready || self.start_queue(place).is_some();
+        if let Some(queue) = self.queues.get_mut(place) {
+            queue.ready = ready && is_possible;
+        }
+    }
+
+    /// Stops the device as its driver does with a status of 0. It waits until the handlers have drained, within a limit.
+    pub fn reset(&mut self) {
+        self.stop_handlers();
+        let Self { device, irq, accepted, status, queues, activity, .. } = self;
+        if matches!(activity, Activity::Lost) {
+            return;
+        }
+        *activity = Activity::Off;
+        (*accepted, *status) = (0, 0);
+        for queue in queues {
+            *queue = QueueConfig::new(queue.max_size);
+        }
+        irq.reset();
+        device.reset();
+    }
+
+    /// The same for a machine that starts anew or ends: the memory is let go of.
+    ///
+    /// # Errors
+    /// The handlers did not drain in time. They keep the memory.
+    pub fn disconnect(&mut self) -> Result<(), Stuck> {
+        self.reset();
+        self.memory = None;
+        match self.activity {
+            Activity::Lost => Err(Stuck),
+            Activity::Off | Activity::Running(_) | Activity::Paused(_) => Ok(()),
+        }
+    }
+
+    /// Takes the queues from their handlers until [`TransportCore::resume`]. It waits, within a limit.
+    ///
+    /// # Errors
+    /// The handlers did not drain in time. They go on.
+    pub fn pause(&mut self) -> Result<(), Stuck> {
+        if let Activity::Running(group) = self.activity {
+            self.activity = Activity::Paused(self.host.stop(group, IfLate::Continue)?);
+        }
+        Ok(())
+    }
+
+    /// Goes on after [`TransportCore::pause`].
+    pub fn resume(&mut self) {
+        match std::mem::replace(&mut self.activity, Activity::Off) {
+            Activity::Paused(queues) => self.start(queues.into_iter().collect()),
+            other => self.activity = other,
+        }
+    }
+
+    /// Rings the doorbell of a queue from this side, for a driver whose write came here.
+    pub fn doorbells(&self) -> &[Arc<EventFd>] {
+        &self.doorbells
+    }
+
+    fn stop_handlers(&mut self) {
+        let Activity::Running(group) = self.activity else { return };
+        self.activity = match self.host.stop(group, IfLate::Drop) {
+            Ok(_) => Activity::Off,
+            Err(Stuck) => {
+                log::warn!("virtio {}: requests are still in work; the device is lost", self.device.name());
+                self.irq.needs_reset();
+                Activity::Lost
+            }
+        };
+    }
+
+    fn allows(&self, step: u8) -> bool {
+        let is_modern = self.accepted & (1 << feature::VERSION_1) != 0;
+        step != FEATURES_OK || (is_modern && self.accepted & !self.offered == 0)
+    }
+
+    fn activate(&mut self) {
+        let queues = 0..self.queues.len();
+        let queues: Queues = queues
+            .filter(|place| self.queues.get(*place).is_some_and(|queue| queue.ready))
+            .filter_map(|place| self.start_queue(place))
+            .collect();
+        self.start(queues);
+    }
+
+    fn start(&mut self, queues: Queues) {
+        let Some(memory) = self.memory.clone() else { return };
+        let context = ActivateContext { memory, queues, irq: self.irq.clone(), features: self.accepted };
+        // What the driver has offered before now is served without another ring.
+        context.queues.iter().for_each(VirtQueue::ring);
+        match self.device.activate(context) {
+            Ok(handlers) => {
+                let group = HandlerGroup { name: self.device.name(), irq: self.irq.clone(), handlers };
+                self.activity = Activity::Running(self.host.start(group));
+            }
+            Err(error) => {
+                warn_limited!("virtio {}: {error}", self.device.name());
+                self.irq.needs_reset();
+            }
+        }
+    }
+
+    /// The running queue as the driver has set it up; none when it cannot run.
+    fn start_queue(&self, place: usize) -> Option<VirtQueue> {
+        let has = |bit: u32| self.accepted & (1 << bit) != 0;
+        let parts = QueueParts {
+            index: u16::try_from(place).ok()?,
+            memory: self.memory.clone()?,
+            irq: self.irq.clone(),
+            doorbell: self.doorbells.get(place)?.clone(),
+            event_idx: has(feature::EVENT_IDX),
+            indirect: has(feature::INDIRECT_DESC),
+        };
+        match self.queues.get(place)?.start(parts) {
+            Ok(queue) => Some(queue),
+            Err(error) => {
+                warn_limited!("virtio {}, queue {place}: {error}", self.device.name());
+                None
+            }
+        }
+    }
+}
+
+/// Bits of the status register (virtio 1.2, 2.1).
+const ACKNOWLEDGE: u8 = 1;
+const DRIVER: u8 = 2;
+const DRIVER_OK: u8 = 4;
+const FEATURES_OK: u8 = 8;
+const NEEDS_RESET: u8 = 64;
+const FAILED: u8 = 128;
+const DRIVER_BITS: u8 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
+
+/// Each step of a driver's start, and the status that it is taken in (virtio 1.2, 3.1.1).
+const STEPS: [(u8, u8); 4] = [
+    (ACKNOWLEDGE, 0),
+    (DRIVER, ACKNOWLEDGE),
+    (FEATURES_OK, ACKNOWLEDGE | DRIVER),
+    (DRIVER_OK, ACKNOWLEDGE | DRIVER | FEATURES_OK),
+];
