@@ -75,6 +75,9 @@ pub(crate) struct RunArgs {
     /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<MemoryConfig>,
+    /// Give the guest random numbers of this host's (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,

@@ -33,6 +33,7 @@ mod kvm;
 mod memory;
 pub mod terminal;
 mod vcpu;
+mod virtio;
 mod vm;
 
 pub use console::{ConsoleError, ConsoleStreams};
@@ -40,4 +41,5 @@ pub use coracle_arch::x86_64::image::KernelImage;
 pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
+pub use virtio::VirtioError;
 pub use vm::{BuildError, Vm, VmBuilder, VmHandle, outcome};

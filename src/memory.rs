@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use coracle_arch::x86_64::layout::{self, RamRegion};
+use coracle_devices::memory::GuestMemory;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
@@ -97,6 +98,11 @@ impl GuestRam {
     /// The memory as rust-vmm's crates see it. It must not outlive `self`.
     pub(crate) fn mmap(&self) -> &GuestMemoryMmap {
         &self.mmap
+    }
+
+    /// The memory as devices see it, which keep it mapped for as long as they use it.
+    pub(crate) fn for_devices(&self) -> GuestMemory {
+        GuestMemory::new(self.mmap.clone(), self.clone())
     }
 
     /// Its stretches, by guest address.

@@ -27,6 +27,8 @@ mod clock;
 
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/virtio.rs"]
+mod virtio;
 
 #[path = "linux/tuned.rs"]
 mod tuned;

@@ -9,6 +9,9 @@ use crate::console;
 /// The list in the initramfs of the default guest and of the emulated host.
 pub(crate) const LIST: &str = "/etc/coracle/modules";
 
+/// The list that Coracle adds for the devices of a machine (`src/initramfs/loader.rs` of the VMM).
+pub(crate) const OF_DEVICES: &str = "/coracle/modules";
+
 /// The running kernel's release, as `uname -r` tells it (`proc(5)`).
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 

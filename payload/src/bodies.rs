@@ -41,6 +41,7 @@ global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
+global_asm!(include_str!("asm/virtio.s"));
 
 unsafe extern "C" {
     static payload_start_ring0: u8;
@@ -97,5 +98,6 @@ payloads! {
     "ram-hole" Zero payload_ram_hole..payload_ram_hole_end "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
     "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
     "clock" Zero payload_clock..payload_clock_end "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
+    "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

@@ -61,6 +61,8 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
+    /// Whether the guest has an entropy device.
+    pub rng: bool,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
     /// Whether the guest finds ACPI tables.
@@ -86,6 +88,7 @@ impl VmConfig {
             cpu_affinity: None,
             memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
+            rng: false,
             timeout: None,
             acpi: AcpiMode::default(),
             on_reset: ResetPolicy::default(),

@@ -41,6 +41,8 @@ pub struct RawConfig {
     pub cpu_affinity: Option<CpuAffinity>,
     /// How much RAM, and what backs it.
     pub memory: Option<MemoryConfig>,
+    /// Whether the guest has an entropy device.
+    pub rng: Option<bool>,
     /// The longest that the guest may run.
     #[serde(deserialize_with = "written::duration")]
     pub timeout: Option<Duration>,
@@ -75,6 +77,7 @@ impl RawConfig {
             cpu: self.cpu.or(below.cpu),
             cpu_affinity: self.cpu_affinity.or(below.cpu_affinity),
             memory: self.memory.or(below.memory),
+            rng: self.rng.or(below.rng),
             timeout: self.timeout.or(below.timeout),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),

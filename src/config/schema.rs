@@ -43,6 +43,10 @@ fn properties() -> Vec<(&'static str, Value)> {
             quantity(&memory, r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$", &[json!("512M"), json!(512)]),
         ),
         (
+            "rng",
+            json!({ "description": "Whether the guest has an entropy device", "type": "boolean", "examples": [true] }),
+        ),
+        (
             "timeout",
             quantity(
                 "Longest time that the guest may run; a number is seconds",

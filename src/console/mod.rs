@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use coracle_devices::backend::chardev::{CharSink, CharSource, ReadOutcome, Written};
 use coracle_devices::backend::console_buffer::{ConsoleBuffer, Drained};
+use coracle_devices::event_loop::{Resident, watch};
 use coracle_devices::legacy::serial::SerialPort;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
@@ -22,8 +23,6 @@ pub use ends::{ConsoleError, ConsoleStreams};
 pub(crate) use escape::Escape;
 use escape::HELP;
 pub(crate) use pump::Pump;
-
-use crate::io_loop::{IoHandler, watch};
 
 /// The event handler of the console.
 pub(crate) struct Console {
@@ -233,7 +232,7 @@ impl MutEventSubscriber for Console {
     }
 }
 
-impl IoHandler for Console {
+impl Resident for Console {
     fn is_drained(&self) -> bool {
         self.output.is_none() || self.buffer.is_empty()
     }

@@ -4,8 +4,13 @@ use std::sync::Arc;
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::irq::MsiMessage;
-use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
+    kvm_msi, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::errno;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::Vcpu;
 use super::{KvmError, call};
@@ -59,6 +64,31 @@ impl KvmVm {
         Ok(Vcpu::new(fd, index))
     }
 
+    /// Has KVM raise interrupt `gsi` by the route that it has at the time whenever `event` is written.
+    pub(crate) fn connect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        call("KVM_IRQFD", self.fd.register_irqfd(event, gsi))
+    }
+
+    /// Has KVM ring `doorbell` in place of an exit when the guest writes the 32 bits `value` to `address`.
+    pub(crate) fn connect_doorbell(
+        &self,
+        doorbell: &EventFd,
+        address: u64,
+        value: u32,
+    ) -> Result<(), KvmError> {
+        let address = IoEventAddress::Mmio(address);
+        call("KVM_IOEVENTFD", self.fd.register_ioevent(doorbell, &address, value))
+    }
+
+    /// Makes these the messages of the interrupts that come by [`KvmVm::connect_interrupt`]; others have none.
+    pub(super) fn set_routes(&self, routes: impl Iterator<Item = (u32, MsiMessage)>) -> Result<(), KvmError> {
+        let entries: Vec<kvm_irq_routing_entry> = routes.map(|(gsi, message)| route(gsi, message)).collect();
+        let full =
+            |_| KvmError::Call { call: "KVM_SET_GSI_ROUTING", source: errno::Error::new(libc::EINVAL) };
+        let routing = KvmIrqRouting::from_entries(&entries).map_err(full)?;
+        call("KVM_SET_GSI_ROUTING", self.fd.set_gsi_routing(&routing))
+    }
+
     /// Delivers an interrupt message to the local APICs.
     pub(super) fn signal(&self, message: MsiMessage) {
         let msi = kvm_msi {
@@ -72,6 +102,16 @@ impl KvmVm {
             log::debug!("interrupt message {message:?} was not delivered: {error}");
         }
     }
+}
+
+fn route(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    // SAFETY: the type says that this is the member that counts.
+    let msi = unsafe { &mut entry.u.msi };
+    msi.address_lo = message.address as u32;
+    msi.address_hi = (message.address >> 32) as u32;
+    msi.data = message.data;
+    entry
 }
 
 /// KVM reserves this many routes for an I/O APIC in userspace.

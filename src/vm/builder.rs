@@ -10,9 +10,11 @@ use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
+use coracle_arch::x86_64::layout::VirtioMmio;
 use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
 use coracle_arch::x86_64::mptable::{self, MpTableError};
 use coracle_arch::x86_64::registers::BootState;
+use coracle_devices::event_loop::EventLoop;
 
 use super::Vm;
 use super::lifecycle::{Guest, Machine, Shared, start_control};
@@ -30,6 +32,7 @@ use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
+use crate::virtio::{AttachContext, VirtioDevices, VirtioError, specs};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone)]
@@ -71,6 +74,9 @@ pub enum BuildError {
     /// The vCPUs cannot run on these CPUs of the host.
     #[error(transparent)]
     Affinity(#[from] AffinityError),
+    /// A virtio device cannot be had.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
     /// There is no memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -157,13 +163,20 @@ impl VmBuilder {
         }
         let inputs = Inputs::open(&self.config)?;
         let console = self.console.open(&self.config.serial)?;
-        let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()? };
         let control = Arc::new(Control::new());
         let interrupts = Arc::new(Interrupts::default());
-        let platform = Platform::new(interrupts.clone(), control.clone())?;
+        let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
+        let attach =
+            AttachContext { interrupts: &interrupts, io: event_loop.handle(), control: control.clone() };
+        let virtio = Arc::new(VirtioDevices::attach(&self.config, &attach)?);
+        let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
+        let platform = Platform::new(interrupts.clone(), control.clone(), &virtio)?;
         let (guest, vcpus) = recipe.make()?;
-        interrupts.connect(guest.kvm.clone());
-        self.assemble(console, Parts { control, interrupts, recipe, platform, vcpus, guest })
+        guest.connect(&interrupts, &virtio)?;
+        self.assemble(
+            console,
+            Parts { control, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
+        )
     }
 
     /// Builds it and lets it run.
@@ -184,19 +197,20 @@ impl VmBuilder {
         Ok(self.start()?.wait())
     }
 
-    fn load(&self, inputs: &Inputs, ram: &GuestRam) -> Result<BootState, BuildError> {
+    fn load(&self, inputs: &Inputs, virtio: &[VirtioMmio], ram: &GuestRam) -> Result<BootState, BuildError> {
         let cpus = self.config.vcpus.value();
         let acpi_rsdp = match self.config.acpi {
-            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus })?),
+            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio })?),
             AcpiMode::Off => {
-                mptable::write_table(ram.mmap(), cpus)?;
+                let interrupts: Vec<u32> = virtio.iter().map(|place| place.gsi).collect();
+                mptable::write_table(ram.mmap(), cpus, &interrupts)?;
                 None
             }
         };
         let request = LoadRequest {
             image: &inputs.kernel,
             initrds: &inputs.initrds,
-            cmdline: &self.cmdline(&inputs.kernel),
+            cmdline: &self.cmdline(&inputs.kernel, virtio),
             ram_bytes: self.config.memory.bytes(),
             acpi_rsdp,
         };
@@ -205,10 +219,14 @@ impl VmBuilder {
 
     /// The configured command line, and what the machine itself has to tell the kernel: a Linux kernel that is to do
     /// without ACPI would look for its tables otherwise.
-    fn cmdline(&self, kernel: &KernelImage) -> String {
+    fn cmdline(&self, kernel: &KernelImage, virtio: &[VirtioMmio]) -> String {
         let line = &self.config.cmdline;
         match self.config.acpi {
-            AcpiMode::Off if kernel.is_linux() => format!("{line} acpi=off").trim_start().to_owned(),
+            AcpiMode::Off if kernel.is_linux() => {
+                let devices = virtio.iter().map(|place| place.cmdline_word());
+                let words = [line.clone(), "acpi=off".to_owned()].into_iter().chain(devices);
+                words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
+            }
             AcpiMode::On | AcpiMode::Off => line.clone(),
         }
     }
@@ -243,18 +261,19 @@ impl VmBuilder {
     }
 
     fn assemble(&self, mut console: ConsoleEnds, parts: Parts) -> Result<Vm, BuildError> {
-        let Parts { control, interrupts, recipe, platform, vcpus, guest } = parts;
+        let Parts { control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
         let Inputs { kernel, initrds, cpu: _ } = &recipe.inputs;
         let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
         let pump = console.pump.take();
         let console_path = console.path().map(Path::to_owned);
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
         let handler = Console::new(platform.serial.clone(), platform.console.clone(), console, escape);
-        let io_loop =
-            IoLoop::start(Box::new(handler), control.clone()).map_err(thread_error("the I/O thread"))?;
+        event_loop.add_resident(Box::new(handler));
+        let io_loop = IoLoop::start("io-0".into(), event_loop, control.clone());
+        let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
-        let shared = Shared::new(control.clone(), console_path, button);
+        let shared = Shared::new(control.clone(), console_path, button, virtio.clone());
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
@@ -264,6 +283,7 @@ impl VmBuilder {
             pump,
             platform,
             interrupts,
+            virtio,
             guest: Some(guest),
             recipe: (self.config.on_reset == ResetPolicy::Reboot).then_some(recipe),
             timeout: self.config.timeout,
@@ -281,6 +301,7 @@ pub(super) struct Recipe {
     builder: VmBuilder,
     inputs: Inputs,
     kvm: Kvm,
+    virtio: Vec<VirtioMmio>,
 }
 
 impl Recipe {
@@ -291,12 +312,12 @@ impl Recipe {
 
     /// Makes fresh memory with kernel and tables in it, and vCPUs that stand at the kernel's entry.
     pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
-        let Recipe { builder, inputs, kvm } = self;
+        let Recipe { builder, inputs, kvm, virtio } = self;
         let vm = kvm.create_vm()?;
         let ram = GuestRam::new(builder.config.memory)?;
         vm.add_memory(&ram)?;
         vm.create_local_apics()?;
-        let boot = builder.load(inputs, &ram)?;
+        let boot = builder.load(inputs, virtio, &ram)?;
         let vcpus = builder.create_vcpus(kvm, &vm, inputs.cpu.clone(), &boot)?;
         Ok((Guest { kvm: vm, ram }, vcpus))
     }
@@ -321,19 +342,27 @@ fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), Build
     let kernel = kernel_image::open(KernelRequest { path, protocol: *protocol, kaslr: *kaslr })?;
     let mut initrds =
         config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-    initrds.extend(loader::initrd(config, &kernel, device_modules(config))?);
+    if kernel.is_linux() {
+        initrds.extend(loader::initrd(config, &kernel, &device_modules(config))?);
+    }
     Ok((kernel, initrds))
 }
 
-/// The modules that the devices of a machine need. There is no such device yet, so the user has to ask.
-fn device_modules(config: &VmConfig) -> &'static [&'static str] {
-    if config.modules.is_some() { &["virtio_mmio"] } else { &[] }
+/// The modules that the devices of a machine need. Who names a folder of modules wants the bus at least.
+fn device_modules(config: &VmConfig) -> Vec<&'static str> {
+    let mut modules: Vec<&str> = specs(config).iter().map(|spec| spec.module()).collect();
+    if !modules.is_empty() || config.modules.is_some() {
+        modules.insert(0, "virtio_mmio");
+    }
+    modules
 }
 
 /// What is made before the first thread.
 struct Parts {
     control: Arc<Control>,
+    event_loop: EventLoop,
     interrupts: Arc<Interrupts>,
+    virtio: Arc<VirtioDevices>,
     recipe: Recipe,
     platform: Platform,
     // Dropped in this order: vCPUs before the virtual machine and its memory.

@@ -1,7 +1,7 @@
 //! From the first event that ends a virtual machine to its outcome: the control thread and the ordered stop.
 //!
-//! The order is: vCPUs out of the guest and their threads joined; the I/O thread drained and joined; the outcome
-//! told; devices, KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
+//! The order is: vCPUs out of the guest and their threads joined; the virtio devices drained; the I/O threads drained and
+//! joined; the outcome told; devices, KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
 //!
 //! A reset that the machine outlives takes the first step, makes the guest anew ([`Recipe`]) and waits again.
 
@@ -25,9 +25,10 @@ use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
 use crate::diagnosis::{Findings, Remains, Subject};
 use crate::io_loop::{self, IoLoop};
-use crate::kvm::{Interrupts, KvmVm, Vcpu, spawn_with_signals_blocked};
+use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu, spawn_with_signals_blocked};
 use crate::memory::GuestRam;
 use crate::vcpu::{ExitCounts, VcpuHandle};
+use crate::virtio::VirtioDevices;
 
 /// What the control thread shares with the handles.
 pub(super) struct Shared {
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
+    virtio: Arc<VirtioDevices>,
     /// Where the power button is wired to, in a machine that has one.
     button: Option<Arc<EventRegister>>,
     /// The signal for whose sake the guest was asked to end.
@@ -50,6 +52,7 @@ pub(super) struct Machine {
     pub(super) pump: Option<Pump>,
     pub(super) platform: Platform,
     pub(super) interrupts: Arc<Interrupts>,
+    pub(super) virtio: Arc<VirtioDevices>,
     /// None only while it is made anew.
     pub(super) guest: Option<Guest>,
     /// What the guest is made from, in a machine that outlives a reset.
@@ -66,15 +69,25 @@ pub(super) struct Guest {
     pub(super) ram: GuestRam,
 }
 
+impl Guest {
+    /// Connects the devices to this life of the guest.
+    pub(super) fn connect(&self, interrupts: &Interrupts, virtio: &VirtioDevices) -> Result<(), KvmError> {
+        interrupts.connect(self.kvm.clone())?;
+        virtio.connect(&self.kvm, &self.ram.for_devices())
+    }
+}
+
 impl Shared {
     pub(super) fn new(
         control: Arc<Control>,
         console_path: Option<PathBuf>,
         button: Option<Arc<EventRegister>>,
+        virtio: Arc<VirtioDevices>,
     ) -> io::Result<Shared> {
         Ok(Shared {
             control,
             button,
+            virtio,
             signal: Mutex::new(None),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             console_path,
@@ -103,13 +116,26 @@ impl Shared {
             let count = vcpus.len() as u32;
             drop(vcpus);
             if self.control.wait_parked(count, STOP_LIMIT) && self.control.gate() == Gate::Paused {
-                return true;
+                return self.pause_devices();
             }
             if !self.control.wait_begun_again(STOP_LIMIT) {
                 return false;
             }
         }
         false
+    }
+
+    /// Takes the devices off their queues too, unless somebody lets the guest run again meanwhile.
+    fn pause_devices(&self) -> bool {
+        // A guest that is made anew has devices that do nothing yet.
+        let _no_reset = self.vcpus();
+        self.control.gate() == Gate::Paused && self.virtio.pause()
+    }
+
+    pub(super) fn resume(&self) {
+        let _no_reset = self.vcpus();
+        self.virtio.resume();
+        self.control.open_gate();
     }
 
     pub(super) fn press_power_button(&self) -> bool {
@@ -187,7 +213,9 @@ struct Past {
 /// # Errors
 /// What ends the machine instead.
 fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), VmEvent> {
-    let Machine { platform, interrupts, guest, recipe: Some(recipe), .. } = machine else { return Ok(()) };
+    let Machine { platform, interrupts, virtio, guest, recipe: Some(recipe), .. } = machine else {
+        return Ok(());
+    };
     // Held to the end: a pause waits for the new vCPUs.
     let mut vcpus = shared.vcpus();
     let stopped = stop_vcpus(&shared.control, std::mem::take(&mut *vcpus));
@@ -199,12 +227,13 @@ fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result
     }
     shared.control.begin_again()?;
     drop(stopped.vcpus);
+    virtio.disconnect().map_err(VmEvent::HostFailure)?;
     interrupts.disconnect();
     platform.reset();
     // The old memory goes before the new one is touched.
     drop(guest.take());
     let (fresh, new_vcpus) = recipe.make().map_err(|error| cannot_restart(&error))?;
-    interrupts.connect(fresh.kvm.clone());
+    fresh.connect(interrupts, virtio).map_err(|error| cannot_restart(&error.into()))?;
     *guest = Some(fresh);
     let started = start_vcpus(new_vcpus, &platform.buses, &shared.control, recipe.cpu_affinity());
     *vcpus = started.map_err(|error| cannot_restart(&error))?;
@@ -227,8 +256,18 @@ fn end_instead(control: &Control, event: VmEvent) -> Ending {
 
 /// The ordered stop.
 fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
-    let Machine { io_loop, pump, platform, interrupts, guest, recipe, timeout: _, on_halt: _, subject } =
-        machine;
+    let Machine {
+        io_loop,
+        pump,
+        platform,
+        interrupts,
+        virtio,
+        guest,
+        recipe,
+        timeout: _,
+        on_halt: _,
+        subject,
+    } = machine;
     let &Past { mut exits, resets } = past;
     let started = shared.control.started();
     let duration = started.map(|started| started.elapsed()).unwrap_or_default();
@@ -236,6 +275,8 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let vcpus = std::mem::take(&mut *shared.vcpus());
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
+    let device_stuck = virtio.disconnect().err();
+    virtio.end_threads(device_stuck.is_some());
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
@@ -245,7 +286,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     }
 
     let (failure, later_events) = shared.control.afterwards();
-    let ending = match stopped.stuck.or(io_stuck).or(failure) {
+    let ending = match stopped.stuck.or(device_stuck).or(io_stuck).or(failure) {
         Some(reason) => Ending::HostFailed { reason },
         None => ending,
     };
@@ -273,7 +314,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     });
 
     drop(vcpus);
-    drop((platform, interrupts, recipe));
+    drop((platform, interrupts, virtio, recipe));
     if leaked {
         // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we do.
         std::mem::forget(guest);

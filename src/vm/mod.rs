@@ -72,7 +72,7 @@ pub struct VmHandle {
 impl VmHandle {
     /// Lets the vCPUs run: for the first time, or again after [`VmHandle::pause`].
     pub fn resume(&self) {
-        self.shared.control.open_gate();
+        self.shared.resume();
     }
 
     /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has ended.

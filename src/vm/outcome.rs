@@ -130,6 +130,14 @@ pub enum HostFailure {
         /// The limit.
         limit: Duration,
     },
+    /// A device did not finish its requests in time.
+    #[error("{device} did not finish its requests within {limit:?}: what it is connected to hangs")]
+    DeviceStuck {
+        /// Its name.
+        device: String,
+        /// The limit.
+        limit: Duration,
+    },
     /// A machine that was reset could not be made anew.
     #[error("the guest reset its machine, which could not be started anew: {reason}")]
     Restart {

@@ -20,6 +20,7 @@ use coracle_devices::legacy::serial::SerialPort;
 
 use crate::diagnosis::{BootMark, Signs, Watch, Watched};
 use crate::vcpu::Buses;
+use crate::virtio::VirtioDevices;
 
 /// The devices that other parts of the virtual machine hold on to, and the buses with all of them.
 pub(super) struct Platform {
@@ -49,10 +50,12 @@ pub enum PlatformError {
 }
 
 impl Platform {
-    /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end.
+    /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end;
+    /// `virtio` has been made before.
     pub(super) fn new(
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
+        virtio: &VirtioDevices,
     ) -> Result<Platform, PlatformError> {
         let ioapic = Arc::new(IoApic::new(interrupts));
         let line = |gsi| {
@@ -88,6 +91,9 @@ impl Platform {
         let mut mmio = BusBuilder::new();
         let watched_ioapic = watched(ioapic.clone(), Watch::IoApic(AtomicU8::new(0)));
         mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), watched_ioapic)?;
+        for (range, device) in virtio.windows() {
+            mmio.insert(range, device)?;
+        }
         let buses = Arc::new(Buses { ports: ports.build(), mmio: mmio.build() });
         Ok(Platform { buses, serial, console, signs, events, ioapic })
     }

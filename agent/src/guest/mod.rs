@@ -85,6 +85,8 @@ pub(crate) fn run() -> ExitCode {
     }
     MOUNTS.iter().for_each(Mount::make_or_report);
     modules::load_all(modules::LIST);
+    // Those that the devices of this machine need besides.
+    modules::load_all(modules::OF_DEVICES);
     let mut button = PowerButton::open();
     network::bring_up_loopback();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();

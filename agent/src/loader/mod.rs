@@ -21,7 +21,6 @@ use crate::{console, modules};
 
 /// This program where the archive has it.
 const PROGRAM: &str = "/coracle/init";
-const MODULES: &str = "/coracle/modules";
 /// The first program of the user's initramfs.
 const USER_INIT: &str = "/init";
 
@@ -41,13 +40,13 @@ pub(crate) fn is_asked_for() -> bool {
 
 /// Whether this is the loader's initramfs and nobody else's.
 pub(crate) fn is_all_there_is() -> bool {
-    Path::new(MODULES).exists()
+    Path::new(modules::OF_DEVICES).exists()
 }
 
 /// Loads the modules and becomes the user's first program. It returns when that is not possible: the end of PID 1
 /// then panics the kernel, after the reason on the console.
 pub(crate) fn run() -> ExitCode {
-    modules::load_all(MODULES);
+    modules::load_all(modules::OF_DEVICES);
     let result = if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
         start(&[USER_INIT])
     } else {

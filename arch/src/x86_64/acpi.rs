@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{
     ACPI_TABLES, ACPI_TABLES_END, IOAPIC, LAPIC, RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT,
-    SLEEP_STATUS_PORT,
+    SLEEP_STATUS_PORT, VirtioMmio,
 };
 
 mod dsdt;
@@ -46,9 +46,11 @@ const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 
 /// What the tables describe beside the fixed devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AcpiConfig {
+pub struct AcpiConfig<'a> {
     /// vCPUs; their APIC ids are 0 up to this, so that 255 is the most without x2APIC entries.
     pub cpus: u8,
+    /// The virtio devices, in the order in which kernels are to find them.
+    pub virtio: &'a [VirtioMmio],
 }
 
 /// Why the tables were not written.
@@ -71,11 +73,11 @@ pub enum AcpiError {
 ///
 /// # Errors
 /// The area is not RAM, or too small for the tables.
-pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig) -> Result<u64, AcpiError> {
+pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result<u64, AcpiError> {
     let mut area = Area { bytes: Vec::new() };
     // The RSDP comes first and points at what is placed last.
     area.place(&Rsdp::new(OEM_ID, 0));
-    let dsdt = area.place(&dsdt::dsdt());
+    let dsdt = area.place(&dsdt::dsdt(config.virtio));
     let fadt = area.place(&fadt(dsdt));
     let madt = area.place(&madt(config.cpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);

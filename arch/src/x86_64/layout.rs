@@ -67,8 +67,13 @@ pub const MMIO_HOLE: u64 = 0xc000_0000;
 /// End of the hole in RAM for memory-mapped devices; the rest of RAM continues here.
 pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 
-/// First address for virtio-mmio register windows.
+/// First address for virtio-mmio register windows, which follow one another.
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
+/// Bytes of one virtio-mmio register window.
+pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
+/// Interrupts (GSIs) of virtio devices, in the order in which they are given out: inputs of the I/O APIC that no other
+/// device has. The first two lines of a PC are left out, since kernels without ACPI expect a timer there.
+pub const VIRTIO_IRQS: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// Registers of the I/O APIC.
 pub const IOAPIC: u32 = 0xfec0_0000;
@@ -134,6 +139,31 @@ pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// The port where a guest's first process says that it runs, by a byte. Like [`DEBUG_EXIT_PORT`] it lies where PCs had
 /// their coprocessor (0xf0 to 0xff), so nothing of Linux's touches it.
 pub const BOOT_MARK_PORT: u16 = 0xf8;
+
+/// Where a virtio device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioMmio {
+    /// First address of its register window of [`VIRTIO_MMIO_LEN`] bytes.
+    pub base: u64,
+    /// Its interrupt, edge-triggered.
+    pub gsi: u32,
+}
+
+impl VirtioMmio {
+    /// The place of the device with this number; `None` from the length of [`VIRTIO_IRQS`] on.
+    pub fn nth(number: usize) -> Option<VirtioMmio> {
+        let gsi = *VIRTIO_IRQS.get(number)?;
+        let offset = u64::from(VIRTIO_MMIO_LEN).checked_mul(u64::try_from(number).ok()?)?;
+        Some(VirtioMmio { base: VIRTIO_MMIO.checked_add(offset)?, gsi })
+    }
+
+    /// The word that tells a Linux kernel of it which has no ACPI (`virtio_mmio.device` in Linux's
+    /// `kernel-parameters.txt`).
+    pub fn cmdline_word(self) -> String {
+        let VirtioMmio { base, gsi } = self;
+        format!("virtio_mmio.device={VIRTIO_MMIO_LEN:#x}@{base:#x}:{gsi}")
+    }
+}
 
 /// A range of guest-physical memory that is RAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,12 +25,12 @@ pub enum MpTableError {
 }
 
 /// Writes the floating pointer and the configuration table for `cpus` processors, whose APIC ids are 0 up to this, to
-/// [`MP_TABLE`].
+/// [`MP_TABLE`]. `interrupts` are those of devices that not every machine has.
 ///
 /// # Errors
 /// The area is not RAM, or too small for the table.
-pub fn write_table(memory: &GuestMemoryMmap, cpus: u8) -> Result<(), MpTableError> {
-    let table = configuration_table(cpus);
+pub fn write_table(memory: &GuestMemoryMmap, cpus: u8, interrupts: &[u32]) -> Result<(), MpTableError> {
+    let table = configuration_table(cpus, interrupts);
     let bytes = [floating_pointer().as_slice(), &table].concat();
     let (needed, room) = (bytes.len() as u64, MP_TABLE_END.saturating_sub(MP_TABLE));
     if needed > room {
@@ -52,12 +52,15 @@ fn floating_pointer() -> [u8; POINTER_LEN] {
 }
 
 /// Section 4.2: the header, and the entries of section 4.3 by type.
-fn configuration_table(cpus: u8) -> Vec<u8> {
+fn configuration_table(cpus: u8, interrupts: &[u32]) -> Vec<u8> {
     let mut entries: Vec<Vec<u8>> = (0..cpus).map(processor).collect();
     entries.push(isa_bus());
     entries.push(io_apic());
     entries.extend(
-        ISA_INTERRUPTS.iter().map(|irq| interrupt(IO_INTERRUPT, INT, *irq as u8, IO_APIC_ID, *irq as u8)),
+        ISA_INTERRUPTS
+            .iter()
+            .chain(interrupts)
+            .map(|irq| interrupt(IO_INTERRUPT, INT, *irq as u8, IO_APIC_ID, *irq as u8)),
     );
     entries.push(interrupt(LOCAL_INTERRUPT, EXTINT, 0, ALL_LOCAL_APICS, 0));
     entries.push(interrupt(LOCAL_INTERRUPT, NMI, 0, ALL_LOCAL_APICS, 1));
@@ -151,7 +154,7 @@ mod tests {
 
     fn written(cpus: u8) -> (Vec<u8>, Vec<u8>) {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-        write_table(&memory, cpus).unwrap();
+        write_table(&memory, cpus, &[]).unwrap();
         let read = |address, len| {
             let mut bytes = vec![0; len];
             memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
@@ -205,6 +208,6 @@ mod tests {
     #[test]
     fn memory_without_the_area_is_an_error() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
-        assert!(matches!(write_table(&memory, 1), Err(MpTableError::Write(_))));
+        assert!(matches!(write_table(&memory, 1, &[]), Err(MpTableError::Write(_))));
     }
 }

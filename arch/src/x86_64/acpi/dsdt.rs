@@ -7,25 +7,28 @@
 use acpi_tables::Aml;
 use acpi_tables::aml::{
     self, And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If,
-    Interrupt, Local, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Store,
+    Interrupt, Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path,
+    ResourceTemplate, Store,
 };
 use acpi_tables::sdt::Sdt;
 
 use super::{bytes_of, table};
 use crate::x86_64::layout::{
     COM1_IRQ, COM1_PORT, COM1_PORTS, EVENT_IRQ, EVENT_PORT, EVENT_POWER_BUTTON, PVPANIC_PORT, RTC_IRQ,
-    RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5,
+    RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5, VIRTIO_MMIO_LEN, VirtioMmio,
 };
 
 /// The whole table.
-pub(super) fn dsdt() -> Sdt {
+pub(super) fn dsdt(virtio: &[VirtioMmio]) -> Sdt {
     let s5: Vec<u8> = bytes_of(&Name::new(
         "_S5_".into(),
         &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
     ));
     let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
     let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
-    table(*b"DSDT", DSDT_REVISION, &[s5, serial, clock, power_button(), event_device(), pvpanic()].concat())
+    let fixed = [s5, serial, clock, power_button(), event_device(), pvpanic()].concat();
+    let virtio = (0..).zip(virtio).flat_map(|(number, place)| virtio_device(number, *place));
+    table(*b"DSDT", DSDT_REVISION, &[fixed, virtio.collect()].concat())
 }
 
 /// A device with ports and one interrupt, edge-triggered and active high like those of the ISA bus.
@@ -73,10 +76,27 @@ fn pvpanic() -> Vec<u8> {
     device("_SB_.PEVT", &"QEMU0001", &[&resources])
 }
 
+/// A device of virtio over MMIO, by the id that Linux's driver and UEFI firmware know it by.
+fn virtio_device(number: u8, place: VirtioMmio) -> Vec<u8> {
+    let VirtioMmio { base, gsi } = place;
+    // The hole for devices lies below 4 GiB.
+    let window = Memory32Fixed::new(true, base as u32, VIRTIO_MMIO_LEN);
+    let interrupt = edge(gsi);
+    let resources = ResourceTemplate::new(vec![&window, &interrupt]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let path = format!("_SB_.VR{number:02X}");
+    numbered_device(&path, &"LNRO0005", number, &[&resources])
+}
+
 /// A device that is the only one of its kind, with what it has besides identity and status.
 fn device(path: &str, id: &dyn Aml, more: &[&dyn Aml]) -> Vec<u8> {
+    numbered_device(path, id, 0, more)
+}
+
+/// One of several devices of a kind.
+fn numbered_device(path: &str, id: &dyn Aml, number: u8, more: &[&dyn Aml]) -> Vec<u8> {
     let id = Name::new("_HID".into(), id);
-    let number = Name::new("_UID".into(), &aml::ZERO);
+    let number = Name::new("_UID".into(), &number);
     let status = Name::new("_STA".into(), &STATUS_WORKING);
     let mut children: Vec<&dyn Aml> = vec![&id, &number, &status];
     children.extend(more);

@@ -5,7 +5,7 @@ use super::*;
 
 fn written(cpus: u8) -> GuestMemoryMmap {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    assert_eq!(write_tables(&memory, &AcpiConfig { cpus }).unwrap(), ACPI_TABLES);
+    assert_eq!(write_tables(&memory, &AcpiConfig { cpus, virtio: &[] }).unwrap(), ACPI_TABLES);
     memory
 }
 
@@ -130,6 +130,6 @@ fn tables_of_255_cpus_fit_their_area() {
 #[test]
 fn memory_without_the_area_is_an_error() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
-    let error = write_tables(&memory, &AcpiConfig { cpus: 1 }).unwrap_err();
+    let error = write_tables(&memory, &AcpiConfig { cpus: 1, virtio: &[] }).unwrap_err();
     assert!(matches!(error, AcpiError::Write(_)), "{error}");
 }

@@ -1,0 +1,189 @@
+//! The virtio devices of a virtual machine: made from the configuration, attached in one way, connected to each life of
+//! the guest. Called by the builder and by `vm::lifecycle`.
+//!
+//! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
+
+mod spec;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
+use coracle_devices::bus::{BusDevice, BusRange};
+use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
+use coracle_devices::memory::GuestMemory;
+use coracle_devices::virtio::handler::HandlerHost;
+use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
+use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+pub(crate) use spec::specs;
+
+use crate::config::VmConfig;
+use crate::control::Control;
+use crate::io_loop::IoLoop;
+use crate::kvm::{Interrupts, KvmError, KvmVm};
+use crate::vm::outcome::HostFailure;
+
+/// Every virtio device of a machine, in the order in which its guest finds them.
+pub(crate) struct VirtioDevices {
+    attached: Vec<Attached>,
+    /// Those of the devices that block, until the end.
+    threads: Mutex<Vec<IoLoop>>,
+}
+
+/// A device with its place in the machine.
+struct Attached {
+    transport: Arc<MmioTransport>,
+    place: VirtioMmio,
+}
+
+/// What devices are attached to.
+pub(crate) struct AttachContext<'a> {
+    /// Gives interrupt lines.
+    pub interrupts: &'a Interrupts,
+    /// The thread of the devices that do not block.
+    pub io: LoopHandle,
+    /// Told of threads that panic.
+    pub control: Arc<Control>,
+}
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// More devices than there are interrupts for them.
+    #[error("{wanted} virtio devices are not possible: a machine has interrupts for {most}")]
+    TooMany {
+        /// As configured.
+        wanted: usize,
+        /// The limit.
+        most: usize,
+    },
+    /// The host has too little of something.
+    #[error("{device}: the host cannot make it")]
+    Host {
+        /// The device's name.
+        device: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl VirtioDevices {
+    /// Opens what the devices of `config` need on the host, and attaches them.
+    ///
+    /// # Errors
+    /// A device cannot be had.
+    pub(crate) fn attach(
+        config: &VmConfig,
+        context: &AttachContext<'_>,
+    ) -> Result<VirtioDevices, VirtioError> {
+        let specs = specs(config);
+        let (wanted, most) = (specs.len(), VIRTIO_IRQS.len());
+        if wanted > most {
+            return Err(VirtioError::TooMany { wanted, most });
+        }
+        let devices = specs.iter().map(|spec| spec.open()).collect::<Result<Vec<_>, _>>()?;
+        let places = (0..).map_while(VirtioMmio::nth);
+        let (mut attached, mut threads) = (Vec::new(), Vec::new());
+        for (device, place) in devices.into_iter().zip(places) {
+            let name = device.name();
+            let device = Attached::new(device, place, context, &mut threads);
+            attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
+        }
+        Ok(VirtioDevices { attached, threads: Mutex::new(threads) })
+    }
+
+    /// Where they are, for tables and command lines.
+    pub(crate) fn places(&self) -> Vec<VirtioMmio> {
+        self.attached.iter().map(|device| device.place).collect()
+    }
+
+    /// Their register windows, for the bus.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = (BusRange, Arc<dyn BusDevice>)> {
+        self.attached.iter().map(|device| {
+            let range = BusRange::new(device.place.base, MmioTransport::WINDOW_LEN);
+            (range, device.transport.clone() as Arc<dyn BusDevice>)
+        })
+    }
+
+    /// Connects the devices to a new life of the guest, before it runs.
+    ///
+    /// # Errors
+    /// KVM refuses a doorbell.
+    pub(crate) fn connect(&self, vm: &KvmVm, memory: &GuestMemory) -> Result<(), KvmError> {
+        for Attached { transport, place, .. } in &self.attached {
+            let address = place.base + MmioTransport::QUEUE_NOTIFY;
+            for (queue, doorbell) in (0..).zip(transport.doorbells()) {
+                vm.connect_doorbell(doorbell, address, queue)?;
+            }
+            transport.connect(memory.clone());
+        }
+        Ok(())
+    }
+
+    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open.
+    ///
+    /// # Errors
+    /// A device has requests in work that do not end. It keeps the memory.
+    pub(crate) fn disconnect(&self) -> Result<(), HostFailure> {
+        // All of them, whatever becomes of one.
+        let stuck = self.attached.iter().filter(|device| device.transport.disconnect().is_err());
+        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
+    }
+
+    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the others did.
+    pub(crate) fn pause(&self) -> bool {
+        // All of them, whatever becomes of one.
+        let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
+        stuck.count() == 0
+    }
+
+    /// Goes on after [`VirtioDevices::pause`], before a vCPU runs.
+    pub(crate) fn resume(&self) {
+        self.attached.iter().for_each(|device| device.transport.resume());
+    }
+
+    /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. One that hangs is left behind.
+    pub(crate) fn end_threads(&self, hangs: bool) {
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if hangs {
+                thread.abandon();
+            } else {
+                thread.stop();
+            }
+        }
+    }
+}
+
+impl Attached {
+    fn new(
+        device: Arc<dyn VirtioDevice>,
+        place: VirtioMmio,
+        context: &AttachContext<'_>,
+        threads: &mut Vec<IoLoop>,
+    ) -> io::Result<Attached> {
+        let pin = u8::try_from(place.gsi).map_err(io::Error::other)?;
+        let irq = VirtioIrq::new(context.interrupts.line(pin)?);
+        let doorbell = |_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map(Arc::new);
+        let doorbells = device.queue_sizes().into_iter().map(doorbell).collect::<io::Result<_>>()?;
+        let mut host: Arc<dyn HandlerHost> = Arc::new(context.io.clone());
+        if device.blocks() {
+            let event_loop = EventLoop::new()?;
+            host = Arc::new(event_loop.handle());
+            threads.push(IoLoop::start(thread_name(place), event_loop, context.control.clone())?);
+        }
+        let transport = Arc::new(MmioTransport::new(TransportParts { device, host, irq, doorbells }));
+        Ok(Attached { transport, place })
+    }
+
+    fn stuck(&self) -> HostFailure {
+        HostFailure::DeviceStuck { device: self.transport.name(), limit: HAND_BACK_LIMIT }
+    }
+}
+
+/// The kernel cuts the names of threads after 15 bytes.
+fn thread_name(place: VirtioMmio) -> String {
+    format!("virtio-{}", place.gsi)
+}

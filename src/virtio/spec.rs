@@ -1,0 +1,43 @@
+//! From the configuration of a device to the device.
+
+use std::sync::Arc;
+
+use coracle_devices::virtio::VirtioDevice;
+use coracle_devices::virtio::rng::Rng;
+
+use super::VirtioError;
+use crate::config::VmConfig;
+
+/// A configured device, before anything of it is open.
+pub(crate) trait DeviceSpec {
+    /// Opens its back end and makes the device.
+    ///
+    /// # Errors
+    /// The back end cannot be had.
+    fn open(&self) -> Result<Arc<dyn VirtioDevice>, VirtioError>;
+
+    /// The module that drives it in a stock Linux, besides `virtio_mmio`.
+    fn module(&self) -> &'static str;
+}
+
+/// Every device of a machine, in the order in which its guest finds them.
+pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
+    let mut specs: Vec<&dyn DeviceSpec> = Vec::new();
+    if config.rng {
+        specs.push(&Entropy);
+    }
+    specs
+}
+
+/// `rng`: there is nothing to choose.
+struct Entropy;
+
+impl DeviceSpec for Entropy {
+    fn open(&self) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        Ok(Arc::new(Rng))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_rng"
+    }
+}
