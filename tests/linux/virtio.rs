@@ -1,7 +1,6 @@
 //! Stock kernels with virtio devices, whose drivers are modules.
 
-
-use super::{no_linux, run};
+use super::{common, no_linux, run};
 
 #[test]
 fn default_guest_finds_its_devices_by_acpi() {
