@@ -100,6 +100,11 @@ impl Buffers {
         Some(byte)
     }
 
+    #[cfg(test)]
+    pub(super) fn spans_capacity(&self) -> usize {
+        self.spans.capacity()
+    }
+
     fn push(&mut self, span: Span) {
         self.len = self.len.saturating_add(u64::from(span.len()));
         self.spans.push(span);

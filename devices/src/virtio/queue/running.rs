@@ -236,13 +236,14 @@ impl VirtQueue {
     /// True when the driver has offered a chain that was not popped.
     fn has_available(&mut self) -> Result<bool, RingError> {
         if self.seen_available == self.next_available {
-            self.seen_available = self.load(self.rings.available, 2);
+            let available = self.load(self.rings.available, 2);
             fence(Ordering::Acquire);
             let (queue, size) = (self.index(), self.size());
-            let offered = self.seen_available.wrapping_sub(self.next_available);
+            let offered = available.wrapping_sub(self.next_available);
             if offered > size {
                 return Err(RingError::AvailableIndex { queue, offered, size });
             }
+            self.seen_available = available;
         }
         Ok(self.seen_available != self.next_available)
     }

@@ -147,7 +147,7 @@ impl Machine {
 
     /// Pulses of the interrupt since the last call.
     pub fn interrupts(&self) -> usize {
-        self.line.0.swap(0, Ordering::Relaxed)
+        self.line.take()
     }
 
     /// Fills RAM.
@@ -187,6 +187,13 @@ pub fn transport(
 /// Counts pulses.
 #[derive(Debug, Default)]
 pub struct Line(AtomicUsize);
+
+impl Line {
+    /// Pulses since the last call.
+    pub fn take(&self) -> usize {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+}
 
 impl IrqLine for Line {
     fn pulse(&self) {
