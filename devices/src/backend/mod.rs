@@ -1,7 +1,8 @@
-//! The host side of devices: where console bytes go and where they come from.
+//! The host side of devices: where console bytes go and where they come from, and what disks keep their blocks in.
 
 pub mod chardev;
 pub mod console_buffer;
 pub mod console_tail;
+pub mod disk;
 mod matcher;
 mod panic_watch;

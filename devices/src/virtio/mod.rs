@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+pub mod blk;
 pub mod handler;
 pub mod irq;
 pub mod queue;

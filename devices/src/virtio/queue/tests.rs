@@ -146,7 +146,9 @@ fn indices_wrap_over_70_000_requests() {
 #[test]
 fn one_drain_takes_as_many_chains_as_the_queue_has_and_rings_for_the_rest() {
     let mut it = setup(4);
-    (0..4).for_each(|_| drop(it.ring.offer(&[Buffer::writable(BUFFERS, 4)])));
+    for _ in 0..4 {
+        it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
+    }
     it.queue.begin();
     let mut served = 0;
     while let Some(chain) = it.queue.pop().unwrap() {
@@ -183,7 +185,9 @@ fn doorbell_is_refused_during_a_drain_and_wanted_after_it() {
 #[test]
 fn drain_that_used_its_share_up_exactly_asks_for_the_doorbell_again() {
     let mut it = setup(2);
-    (0..2).for_each(|_| drop(it.ring.offer(&[Buffer::writable(BUFFERS, 4)])));
+    for _ in 0..2 {
+        it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
+    }
     it.queue.begin();
     while let Some(chain) = it.queue.pop().unwrap() {
         it.queue.complete(chain, 0);

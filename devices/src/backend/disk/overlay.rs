@@ -1,0 +1,292 @@
+//! A disk whose file is only read: what the guest writes goes to a private overlay, which is gone with the machine.
+//!
+//! The overlay is a sparse file without a name. It has the blocks at the same offsets as the disk; a bit for each
+//! cluster says which of the two has its content. A cluster is copied when the guest writes a part of it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::open::{DiskOpenError, FileLock, open};
+use super::raw::total;
+use super::vectored::{read_all, write_all, write_zero_bytes};
+use super::{DiskBackend, end_inside, out_of_range};
+use crate::lock;
+use crate::virtio::queue::Span;
+
+/// A disk with a private overlay.
+#[derive(Debug)]
+pub struct Overlay {
+    base: File,
+    layer: File,
+    capacity: u64,
+    /// log2 of the bytes of a cluster.
+    cluster_shift: u32,
+    /// One bit per cluster: the overlay has it.
+    present: Box<[AtomicU64]>,
+    /// Clusters that the overlay may still take. Held while some are copied, so that none is copied twice.
+    room: Mutex<u64>,
+}
+
+/// The most that an overlay may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OverlaySize {
+    /// As much as its file system has.
+    Unlimited,
+    /// So many bytes, rounded up to clusters.
+    Bytes(u64),
+}
+
+/// Why a disk has no overlay.
+#[derive(Debug, thiserror::Error)]
+pub enum OverlayError {
+    /// The disk below.
+    #[error(transparent)]
+    Base(#[from] DiskOpenError),
+    /// The overlay's file cannot be made.
+    #[error("{}: the overlay of the disk cannot be made there (TMPDIR chooses another folder)", folder.display())]
+    Layer {
+        /// Where it was to be.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The folder is in memory, and nobody has said how much of it the overlay may take.
+    #[error(
+        "{}: this folder is in memory, so the overlay of the disk needs a limit: give cow-size=, or choose another \
+         folder by TMPDIR",
+        folder.display()
+    )]
+    InMemory {
+        /// Where it was to be.
+        folder: PathBuf,
+    },
+}
+
+impl Overlay {
+    /// Opens `path` for reading and makes its overlay in `folder`.
+    ///
+    /// # Errors
+    /// The file cannot be a disk, or there can be no such overlay.
+    pub fn open(path: &Path, folder: &Path, size: OverlaySize) -> Result<Self, OverlayError> {
+        let (base, capacity) = open(path, FileLock::Shared)?;
+        let failed = |source| OverlayError::Layer { folder: folder.into(), source };
+        let layer = nameless_file(folder).map_err(failed)?;
+        if size == OverlaySize::Unlimited && is_in_memory(&layer).map_err(failed)? {
+            return Err(OverlayError::InMemory { folder: folder.into() });
+        }
+        layer.set_len(capacity).map_err(failed)?;
+        let cluster_shift = cluster_shift(capacity);
+        let clusters = capacity.div_ceil(1 << cluster_shift);
+        let words = usize::try_from(clusters.div_ceil(64)).unwrap_or_default();
+        let room = match size {
+            OverlaySize::Unlimited => clusters,
+            OverlaySize::Bytes(bytes) => bytes.div_ceil(1 << cluster_shift),
+        };
+        let present = std::iter::repeat_with(AtomicU64::default).take(words).collect();
+        Ok(Self { base, layer, capacity, cluster_shift, present, room: Mutex::new(room) })
+    }
+
+    fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
+        end_inside(offset, len, self.capacity).ok_or_else(out_of_range)
+    }
+
+    fn cluster_of(&self, offset: u64) -> u64 {
+        offset >> self.cluster_shift
+    }
+
+    /// The first byte of a cluster; past the last one, the end of the disk.
+    fn start_of(&self, cluster: u64) -> u64 {
+        cluster.checked_shl(self.cluster_shift).unwrap_or(u64::MAX).min(self.capacity)
+    }
+
+    fn has(&self, cluster: u64) -> bool {
+        let word = usize::try_from(cluster >> 6).ok().and_then(|word| self.present.get(word));
+        word.is_some_and(|word| word.load(Ordering::Acquire) >> (cluster & 63) & 1 == 1)
+    }
+
+    fn mark(&self, cluster: u64) {
+        if let Some(word) = usize::try_from(cluster >> 6).ok().and_then(|word| self.present.get(word)) {
+            word.fetch_or(1 << (cluster & 63), Ordering::AcqRel);
+        }
+    }
+
+    /// The file that has the byte at `offset`, and where the other one begins, or the range ends.
+    fn run_at(&self, offset: u64, end: u64) -> (BorrowedFd<'_>, u64) {
+        let first = self.cluster_of(offset);
+        let is_present = self.has(first);
+        let last = self.cluster_of(end.saturating_sub(1));
+        let next = (first..=last).find(|cluster| self.has(*cluster) != is_present);
+        let file = if is_present { self.layer.as_fd() } else { self.base.as_fd() };
+        (file, next.map_or(end, |cluster| self.start_of(cluster)))
+    }
+
+    /// Makes the overlay have every cluster of a range, so that it can be written. The parts of its first and its last
+    /// cluster that lie outside the range are copied.
+    fn prepare(&self, offset: u64, end: u64) -> io::Result<()> {
+        let clusters = self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1));
+        if offset == end || clusters.clone().all(|cluster| self.has(cluster)) {
+            return Ok(());
+        }
+        let mut room = lock(&self.room);
+        let missing: u64 = clusters.clone().map(|cluster| u64::from(!self.has(cluster))).sum();
+        let left = room.checked_sub(missing).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        for cluster in clusters {
+            if self.has(cluster) {
+                continue;
+            }
+            let (start, next) = (self.start_of(cluster), self.start_of(cluster.saturating_add(1)));
+            self.copy(start, offset.min(next))?;
+            self.copy(end.max(start), next)?;
+        }
+        *room = left;
+        Ok(())
+    }
+
+    /// Copies a part of a cluster from the disk below.
+    fn copy(&self, start: u64, end: u64) -> io::Result<()> {
+        let mut bytes = [0; 4096];
+        let mut at = start;
+        while at < end {
+            let count = end.saturating_sub(at).min(bytes.len() as u64);
+            let piece = bytes.get_mut(..count as usize).unwrap_or_default();
+            self.base.read_exact_at(piece, at)?;
+            self.layer.write_all_at(piece, at)?;
+            at = at.saturating_add(count);
+        }
+        Ok(())
+    }
+
+    /// Says that the overlay has a range, once its content is there.
+    fn keep(&self, offset: u64, end: u64) {
+        if offset < end {
+            (self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1)))
+                .for_each(|cluster| self.mark(cluster));
+        }
+    }
+
+    /// Frees what the overlay has of a range; it reads as zeroes from then on.
+    fn punch(&self, offset: u64, end: u64) -> io::Result<()> {
+        let at = libc::off_t::try_from(offset).map_err(|_| out_of_range())?;
+        let len = libc::off_t::try_from(end.saturating_sub(offset)).map_err(|_| out_of_range())?;
+        if len == 0 {
+            return Ok(());
+        }
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: plain numbers, and a descriptor that is open.
+        let result = unsafe { libc::fallocate(self.layer.as_raw_fd(), mode, at, len) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+impl DiskBackend for Overlay {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        let end = self.check(offset, total(spans))?;
+        let (file, run_end) = self.run_at(offset, end);
+        if run_end >= end {
+            return read_all(file, offset, spans);
+        }
+        let mut at = offset;
+        for span in spans {
+            let mut rest = *span;
+            while rest.len() > 0 {
+                let span_end = at.saturating_add(rest.len().into());
+                let (file, run_end) = self.run_at(at, span_end);
+                let count = run_end.saturating_sub(at) as u32;
+                read_all(file, at, &[rest.up_to(count)])?;
+                at = run_end;
+                rest = rest.from(count).ok_or_else(out_of_range)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        let end = self.check(offset, total(spans))?;
+        self.prepare(offset, end)?;
+        write_all(self.layer.as_fd(), offset, spans)?;
+        self.keep(offset, end);
+        Ok(())
+    }
+
+    /// There is nothing to make durable: the overlay is gone with the machine.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        // Only what lies in the overlay costs anything; the room that it took stays taken.
+        let end = self.check(offset, len)?;
+        let is_ours = offset < end
+            && (self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1)))
+                .all(|cluster| self.has(cluster));
+        if is_ours { self.punch(offset, end).or(Ok(())) } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+        let end = self.check(offset, len)?;
+        self.prepare(offset, end)?;
+        self.punch(offset, end).or_else(|_| write_zero_bytes(&self.layer, offset, len))?;
+        self.keep(offset, end);
+        Ok(())
+    }
+
+    fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.check(offset, len).map(drop)
+    }
+}
+
+/// A file that is gone when it is closed.
+fn nameless_file(folder: &Path) -> io::Result<File> {
+    let options = OpenOptions::new().read(true).write(true).mode(0o600).clone();
+    match options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
+        result => return result,
+    }
+    // A file system without files that have no name: this one loses it at once.
+    let name = folder.join(format!(".coracle-overlay-{}-{:x}", std::process::id(), random()));
+    let file = options.clone().create_new(true).open(&name)?;
+    fs::remove_file(&name)?;
+    Ok(file)
+}
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// Whether a file's blocks are pages of memory.
+fn is_in_memory(file: &File) -> io::Result<bool> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure has room for the answer.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(stat.f_type == libc::TMPFS_MAGIC || stat.f_type == RAMFS_MAGIC)
+}
+
+/// The cluster of a disk: 4 KiB, which is the page of most file systems and so copies nothing, and more for disks above
+/// 32 GiB, so that the bits take 1 MiB at most.
+fn cluster_shift(capacity: u64) -> u32 {
+    const LEAST: u32 = 12;
+    const MOST_CLUSTERS: u64 = 1 << 23;
+    let enough = (LEAST..63).find(|shift| capacity >> shift <= MOST_CLUSTERS);
+    enough.unwrap_or(63)
+}
+
+/// `linux/magic.h`; the C library has no name for it.
+const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;

@@ -1,0 +1,132 @@
+//! A disk that is a file or a block device, byte for byte. Its content is never looked at: whatever the guest writes to
+//! it, it is a raw disk at the next start, too.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use super::open::{DiskOpenError, FileLock, length_now, open};
+use super::vectored::{read_all, write_all, write_zero_bytes};
+use super::{DiskBackend, end_inside, out_of_range};
+use crate::virtio::queue::Span;
+
+/// A raw disk.
+#[derive(Debug)]
+pub struct RawDisk {
+    file: File,
+    capacity: u64,
+    lock: FileLock,
+    /// A file, which a write past its end would make longer; a block device has no such end.
+    is_file: bool,
+}
+
+impl RawDisk {
+    /// Opens `path`; with a shared lock for reading only.
+    ///
+    /// # Errors
+    /// It cannot be a disk, or somebody else has it.
+    pub fn open(path: &Path, lock: FileLock) -> Result<Self, DiskOpenError> {
+        let (file, capacity) = open(path, lock)?;
+        let is_file = file.metadata().is_ok_and(|metadata| !metadata.file_type().is_block_device());
+        Ok(Self { file, capacity, lock, is_file })
+    }
+
+    fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
+        end_inside(offset, len, self.capacity).ok_or_else(out_of_range)
+    }
+
+    /// Frees or clears a range in the way of the file system.
+    fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let end = self.check(offset, len)?;
+        self.admit_write(offset, len)?;
+        let at = libc::off_t::try_from(offset).map_err(|_| out_of_range())?;
+        let count = libc::off_t::try_from(end.saturating_sub(offset)).map_err(|_| out_of_range())?;
+        loop {
+            // SAFETY: plain numbers, and a descriptor that is open.
+            let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, at, count) };
+            if result == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl DiskBackend for RawDisk {
+    fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.lock == FileLock::Shared
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.check(offset, total(spans))?;
+        read_all(self.file.as_fd(), offset, spans)
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.admit_write(offset, total(spans))?;
+        write_all(self.file.as_fd(), offset, spans)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.is_read_only() { Ok(()) } else { self.file.sync_data() }
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        match self.allocate(PUNCH_HOLE, offset, len) {
+            Err(error) if is_unsupported(&error) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let ways: &[libc::c_int] = if unmap { &[PUNCH_HOLE, ZERO_RANGE] } else { &[ZERO_RANGE] };
+        for mode in ways {
+            match self.allocate(*mode, offset, len) {
+                Err(error) if is_unsupported(&error) => {}
+                result => return result,
+            }
+        }
+        self.admit_write(offset, len)?;
+        write_zero_bytes(&self.file, offset, len)
+    }
+
+    fn descriptor(&self) -> Option<RawFd> {
+        Some(self.file.as_raw_fd())
+    }
+
+    /// A file that somebody has cut is not made longer again. (A cut between this look and the write is the guest's bad
+    /// luck only: the file then grows up to what it had been.)
+    fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        if self.is_read_only() {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        let end = self.check(offset, len)?;
+        if self.is_file && length_now(self.file.as_fd())? < end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn total(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| u64::from(span.len())).sum()
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV))
+}
+
+const PUNCH_HOLE: libc::c_int = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO_RANGE: libc::c_int = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;

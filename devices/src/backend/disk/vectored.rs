@@ -1,0 +1,95 @@
+//! Reads and writes of whole lists of guest buffers, whatever a single system call transfers.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+
+use crate::virtio::queue::Span;
+
+/// Reads into all of `spans` from `offset` of `file` on.
+///
+/// # Errors
+/// Those of preadv(2); `UnexpectedEof` where the file ends.
+pub(super) fn read_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io::Result<()> {
+    transfer(offset, spans, |iovecs, offset| {
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`).
+        unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count(iovecs), offset) }
+    })
+}
+
+/// Writes all of `spans` to `offset` of `file` on.
+///
+/// # Errors
+/// Those of pwritev(2).
+pub(super) fn write_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io::Result<()> {
+    transfer(offset, spans, |iovecs, offset| {
+        // SAFETY: as above.
+        unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count(iovecs), offset) }
+    })
+}
+
+/// Writes `len` zeroes to `offset` of `file` on, for file systems that cannot clear a range in another way.
+///
+/// # Errors
+/// Those of pwrite(2).
+pub(super) fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let (mut at, mut left) = (offset, len);
+    while left > 0 {
+        let count = left.min(ZEROES.len() as u64);
+        file.write_all_at(ZEROES.get(..count as usize).unwrap_or_default(), at)?;
+        at = at.saturating_add(count);
+        left = left.saturating_sub(count);
+    }
+    Ok(())
+}
+
+/// Calls `call` until everything is transferred. One call does in the usual case, and nothing is copied then.
+fn transfer(
+    mut offset: u64,
+    spans: &[Span],
+    call: impl Fn(&[libc::iovec], libc::off_t) -> libc::ssize_t,
+) -> io::Result<()> {
+    let mut left: u64 = spans.iter().map(|span| u64::from(span.len())).sum();
+    let mut rest: Vec<Span> = Vec::new();
+    let mut spans = spans;
+    while left > 0 {
+        let at = libc::off_t::try_from(offset).map_err(|_| super::out_of_range())?;
+        let now = spans.get(..spans.len().min(MOST_IOVECS)).unwrap_or_default();
+        let done = match u64::try_from(call(Span::iovecs(now), at)) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(done) => done,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => continue,
+                error => return Err(error),
+            },
+        };
+        left = left.saturating_sub(done);
+        offset = offset.saturating_add(done);
+        if left > 0 {
+            rest = after(spans, done);
+            spans = &rest;
+        }
+    }
+    drop(rest);
+    Ok(())
+}
+
+/// What follows the first `done` bytes.
+fn after(spans: &[Span], done: u64) -> Vec<Span> {
+    let mut skip = done;
+    let rest = spans.iter().filter_map(|span| {
+        let part = skip.min(span.len().into());
+        skip = skip.saturating_sub(part);
+        span.from(part as u32).filter(|rest| rest.len() > 0)
+    });
+    rest.collect()
+}
+
+fn count(iovecs: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX)
+}
+
+/// IOV_MAX of Linux.
+const MOST_IOVECS: usize = 1024;

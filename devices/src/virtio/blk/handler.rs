@@ -1,0 +1,171 @@
+//! Serves the queues of a disk, one request after the other, on the disk's own thread.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use event_manager::{EventOps, Events};
+
+use super::request::{Limits, Request, Status, Task};
+use super::{Disk, FaultAction, Operation};
+use crate::lock;
+use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
+use crate::virtio::{QueueHandler, watch_doorbell};
+
+/// The handler of all queues of one disk.
+pub(super) struct BlockHandler {
+    queues: Vec<VirtQueue>,
+    disk: Arc<Disk>,
+    limits: Limits,
+    /// While there is one, nothing else is served.
+    held: Option<Held>,
+}
+
+/// A request that failed, and is to be tried again when the device has been paused and goes on.
+pub(super) struct Held {
+    queue: usize,
+    chain: Chain,
+    status: Span,
+    task: Task,
+}
+
+impl BlockHandler {
+    pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits) -> Self {
+        let held = lock(&disk.held).take();
+        Self { queues, disk, limits, held }
+    }
+
+    /// Tries the held request again. False when it has failed again.
+    fn retry(&mut self) -> bool {
+        let Some(Held { queue, mut chain, status, task }) = self.held.take() else { return true };
+        match self.disk.perform(task, status, &mut chain) {
+            Served::Done { written } => {
+                if let Some(queue) = self.queues.get_mut(queue) {
+                    queue.complete(chain, written);
+                    queue.announce();
+                }
+                // Rings that came meanwhile were not heard.
+                self.queues.iter().for_each(VirtQueue::ring);
+                true
+            }
+            Served::Held => {
+                self.held = Some(Held { queue, chain, status, task });
+                false
+            }
+        }
+    }
+
+    fn serve(&mut self, place: usize) -> Result<(), RingError> {
+        let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
+        queue.begin();
+        let mut unpublished = 0_u8;
+        while let Some(mut chain) = queue.pop()? {
+            let written = match Request::parse(&mut chain, &self.limits) {
+                Some(Request { status, task: Ok(task) }) => match self.disk.perform(task, status, &mut chain)
+                {
+                    Served::Done { written } => written,
+                    Served::Held => {
+                        self.held = Some(Held { queue: place, chain, status, task });
+                        queue.announce();
+                        return Ok(());
+                    }
+                },
+                Some(Request { status, task: Err(error) }) => answer(status, error, 0, chain.writable.len()),
+                // Without a place for a status there is no way to answer.
+                None => 0,
+            };
+            queue.complete(chain, written);
+            // A driver that polls, or that has been woken up, goes on while the rest is being served.
+            unpublished = unpublished.wrapping_add(1);
+            if unpublished.is_multiple_of(PUBLISH_EVERY) {
+                queue.publish();
+            }
+        }
+        queue.finish()
+    }
+}
+
+impl QueueHandler for BlockHandler {
+    fn start(&mut self, sources: &mut EventOps<'_>) {
+        for (place, queue) in (0..).zip(&self.queues) {
+            watch_doorbell(sources, queue, place);
+        }
+    }
+
+    fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+        if self.held.is_some() && !self.retry() {
+            return Ok(());
+        }
+        self.serve(event.data() as usize)
+    }
+
+    fn stop(self: Box<Self>) -> Vec<VirtQueue> {
+        *lock(&self.disk.held) = self.held;
+        self.queues
+    }
+}
+
+/// What became of a request.
+enum Served {
+    Done { written: u32 },
+    Held,
+}
+
+impl Disk {
+    /// Does what a request wants, and writes its status.
+    fn perform(&self, task: Task, status: Span, chain: &mut Chain) -> Served {
+        let room = chain.writable.len();
+        let (operation, result) = match task {
+            Task::Read { offset } => {
+                let result = self.backend.read(offset, chain.writable.spans());
+                (Operation::Read, result.map(|()| room))
+            }
+            Task::Write { offset } => (Operation::Write, self.write(offset, chain).map(|()| 0)),
+            Task::Flush => (Operation::Flush, self.flush().map(|()| 0)),
+            Task::Id => (Operation::Read, Ok(chain.writable.write(&self.id) as u64)),
+            Task::Discard { offset, len } => {
+                (Operation::Write, self.backend.discard(offset, len).map(|()| 0))
+            }
+            Task::WriteZeroes { offset, len, unmap } => {
+                (Operation::Write, self.backend.write_zeroes(offset, len, unmap).map(|()| 0))
+            }
+        };
+        let written = match result {
+            Ok(written) => answer(status, Status::Ok, written, room),
+            Err(error) => match self.faults.failed(operation, &error) {
+                FaultAction::Report => answer(status, Status::IoError, 0, room),
+                FaultAction::Hold => return Served::Held,
+            },
+        };
+        Served::Done { written }
+    }
+
+    fn write(&self, offset: u64, chain: &Chain) -> io::Result<()> {
+        if self.backend.is_read_only() {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
+        self.backend.write(offset, chain.readable.spans())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.flush_failed.load(Ordering::Acquire) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        let result = self.backend.flush();
+        if result.is_err() {
+            self.flush_failed.store(true, Ordering::Release);
+        }
+        result
+    }
+}
+
+/// Writes the status; returns what the driver may rely on: the bytes from the first writable one that were all written,
+/// which ends with the status only when all of the `room` before it was.
+fn answer(status: Span, value: Status, written: u64, room: u64) -> u32 {
+    status.write(0, &[value as u8]);
+    let relied_on = if written == room { written.saturating_add(1) } else { written };
+    u32::try_from(relied_on).unwrap_or(u32::MAX)
+}
+
+/// Requests between two looks that a driver can take at what is done.
+const PUBLISH_EVERY: u8 = 4;

@@ -1,0 +1,172 @@
+//! Block device (virtio 1.2, section 5.2).
+//!
+//! [`request`] understands what a driver asks for, [`handler`] serves it from a [`DiskBackend`] on a thread of the
+//! disk's own, since the host may take its time. What the device offers is in [`Block::features`] and
+//! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back end does.
+
+mod handler;
+mod request;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::backend::disk::{DiskBackend, SECTOR};
+use crate::lock;
+use crate::virtio::{ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtioDevice};
+use handler::{BlockHandler, Held};
+use request::MAX_RANGE_SECTORS;
+
+/// A block device.
+pub struct Block {
+    name: String,
+    disk: Arc<Disk>,
+    queues: u16,
+}
+
+/// What a block device is made from.
+pub struct BlockSettings {
+    /// For messages, as in `disk root.img`.
+    pub name: String,
+    /// What the driver shows as serial number; it has [`ID_LEN`] bytes at most.
+    pub id: String,
+    /// Request queues, from 1 on.
+    pub queues: u16,
+    /// Where the blocks are.
+    pub backend: Box<dyn DiskBackend>,
+    /// Told of requests that the host could not serve.
+    pub faults: Arc<dyn FaultSink>,
+}
+
+/// The disk behind the queues: what the handlers of all activations share.
+pub(super) struct Disk {
+    backend: Box<dyn DiskBackend>,
+    id: [u8; ID_LEN],
+    faults: Arc<dyn FaultSink>,
+    /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
+    flush_failed: AtomicBool,
+    /// A request that waits for the host to have room again.
+    held: Mutex<Option<Held>>,
+}
+
+/// Hears of the host's faults. Called on the disk's thread; it does not wait.
+pub trait FaultSink: Send + Sync {
+    /// A request of the disk failed with `error`. Says what becomes of it.
+    fn failed(&self, operation: Operation, error: &io::Error) -> FaultAction;
+}
+
+/// What a failed request was to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// Read.
+    Read,
+    /// Write, write zeroes or discard.
+    Write,
+    /// Make durable.
+    Flush,
+}
+
+/// What becomes of a request that the host could not serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FaultAction {
+    /// The driver is told of an error.
+    Report,
+    /// The request waits: it is tried again when the device has been paused and goes on.
+    Hold,
+}
+
+/// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
+pub const ID_LEN: usize = 20;
+
+/// The most queues of a disk. More than one gains nothing while one thread serves all of them, but lets a driver keep
+/// one per CPU.
+pub const MAX_QUEUES: u16 = 16;
+
+impl Block {
+    /// Makes a block device.
+    pub fn new(settings: BlockSettings) -> Self {
+        let BlockSettings { name, id, queues, backend, faults } = settings;
+        let mut bytes = [0; ID_LEN];
+        bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
+        let disk =
+            Disk { backend, id: bytes, faults, flush_failed: AtomicBool::new(false), held: Mutex::default() };
+        Self { name, disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES) }
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = 1 << SEG_MAX | 1 << BLK_SIZE | 1 << FLUSH;
+        features |= if self.disk.backend.is_read_only() { 1 << RO } else { 1 << DISCARD | 1 << WRITE_ZEROES };
+        if self.queues > 1 { features | 1 << MQ } else { features }
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![MAX_QUEUE_SIZE; self.queues.into()]
+    }
+
+    /// Virtio 1.2, 5.2.4. What is not said stays 0.
+    fn config(&self) -> Vec<u8> {
+        let sectors = self.disk.backend.capacity().checked_div(SECTOR).unwrap_or_default();
+        let mut config = Vec::with_capacity(CONFIG_LEN);
+        config.extend(sectors.to_le_bytes());
+        config.extend([0; 4]); // size_max
+        config.extend(SEGMENTS.to_le_bytes());
+        config.extend([0; 4]); // geometry
+        config.extend((SECTOR as u32).to_le_bytes());
+        config.extend([0; 8]); // topology
+        config.extend([0; 2]); // writeback
+        config.extend(self.queues.to_le_bytes());
+        config.extend(MAX_RANGE_SECTORS.to_le_bytes());
+        config.extend(1_u32.to_le_bytes()); // ranges of one discard
+        config.extend(DISCARD_SECTORS.to_le_bytes()); // what discards are best aligned to
+        config.extend(MAX_RANGE_SECTORS.to_le_bytes());
+        config.extend(1_u32.to_le_bytes()); // ranges of one write of zeroes
+        config.extend([1, 0, 0, 0]); // which may free blocks
+        config
+    }
+
+    fn blocks(&self) -> bool {
+        true
+    }
+
+    fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
+        let discards = context.has(DISCARD);
+        let zeroes = context.has(WRITE_ZEROES);
+        let first = context.queues.take(0)?;
+        let queues = std::iter::once(first).chain(context.queues.into_rest()).collect();
+        let limits = request::Limits { capacity: self.disk.backend.capacity(), discards, zeroes };
+        Ok(vec![Box::new(BlockHandler::new(queues, self.disk.clone(), limits))])
+    }
+
+    fn reset(&self) {
+        *lock(&self.disk.held) = None;
+        self.disk.flush_failed.store(false, Ordering::Release);
+    }
+}
+
+/// Feature bits (virtio 1.2, 5.2.3).
+const SEG_MAX: u32 = 2;
+const RO: u32 = 5;
+const BLK_SIZE: u32 = 6;
+const FLUSH: u32 = 9;
+const MQ: u32 = 12;
+const DISCARD: u32 = 13;
+const WRITE_ZEROES: u32 = 14;
+
+const CONFIG_LEN: usize = 60;
+/// Buffers of one request: what a queue holds besides the header and the status.
+const SEGMENTS: u32 = MAX_QUEUE_SIZE as u32 - 2;
+/// The page of common file systems: smaller holes free nothing.
+const DISCARD_SECTORS: u32 = 8;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,456 @@
+//! The block device through its ring: what a driver may do, and what it may not.
+
+use std::fs;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::*;
+use crate::backend::disk::{FileLock, Overlay, OverlaySize, RawDisk};
+use crate::virtio::queue::Span;
+use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM, LOW_RAM_LEN, Machine, Ring, Usual, conform};
+use vmm_sys_util::tempdir::TempDir;
+
+const SECTORS: u64 = 64;
+const DATA: u64 = BUFFERS + 0x1000;
+const STATUS_AT: u64 = BUFFERS + 0x800;
+
+/// Notes faults, and answers as it is told.
+#[derive(Default)]
+struct Faults {
+    hold: bool,
+    seen: Mutex<Vec<Operation>>,
+}
+
+impl FaultSink for Faults {
+    fn failed(&self, operation: Operation, _: &io::Error) -> FaultAction {
+        self.seen.lock().unwrap().push(operation);
+        if self.hold { FaultAction::Hold } else { FaultAction::Report }
+    }
+}
+
+struct Bench {
+    folder: TempDir,
+    machine: Machine,
+    rings: Vec<Ring>,
+    faults: Arc<Faults>,
+}
+
+fn settings(backend: Box<dyn DiskBackend>, faults: Arc<Faults>) -> BlockSettings {
+    BlockSettings { name: "disk test".into(), id: "serial-1".into(), queues: 2, backend, faults }
+}
+
+fn content() -> Vec<u8> {
+    (0..SECTORS * 512).map(|at| (at / 512 + 1) as u8).collect()
+}
+
+fn folder() -> TempDir {
+    let folder = TempDir::new_in("/var/tmp".as_ref()).unwrap();
+    fs::write(folder.as_path().join("disk"), content()).unwrap();
+    folder
+}
+
+fn raw(folder: &TempDir, lock: FileLock) -> Box<dyn DiskBackend> {
+    Box::new(RawDisk::open(&folder.as_path().join("disk"), lock).unwrap())
+}
+
+impl Bench {
+    fn new(lock: FileLock) -> Self {
+        let folder = folder();
+        let backend = raw(&folder, lock);
+        Self::with(folder, backend, Faults::default())
+    }
+
+    fn with(folder: TempDir, backend: Box<dyn DiskBackend>, faults: Faults) -> Self {
+        let faults = Arc::new(faults);
+        let machine = Machine::new(Arc::new(Block::new(settings(backend, faults.clone()))));
+        let rings = machine.start(0);
+        Self { folder, machine, rings, faults }
+    }
+
+    fn file(&self) -> Vec<u8> {
+        fs::read(self.folder.as_path().join("disk")).unwrap()
+    }
+
+    /// Sends buffers as they are; returns the used length and what is at [`STATUS_AT`].
+    #[track_caller]
+    fn send(&mut self, buffers: &[Buffer]) -> (u32, u8) {
+        self.machine.put(STATUS_AT, &[0xee]);
+        let head = self.rings[0].offer(buffers);
+        self.machine.kick(0);
+        let (id, len) = self.rings[0].completed().expect("a completion");
+        assert_eq!(id, u32::from(head));
+        (len, self.machine.bytes(STATUS_AT, 1)[0])
+    }
+
+    /// A whole request in the usual frame.
+    #[track_caller]
+    fn ask(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
+        self.header(kind, sector);
+        let frame = [&[Buffer::readable(BUFFERS, 16)], data, &[Buffer::writable(STATUS_AT, 1)]].concat();
+        self.send(&frame).1
+    }
+
+    fn header(&self, kind: u32, sector: u64) {
+        self.machine.put(BUFFERS, &header(kind, sector));
+    }
+}
+
+fn header(kind: u32, sector: u64) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat()
+}
+
+fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+    [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
+}
+
+const READ: u32 = 0;
+const WRITE: u32 = 1;
+const FLUSHING: u32 = 4;
+const ID: u32 = 8;
+const DISCARDING: u32 = 11;
+const ZEROING: u32 = 13;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPP: u8 = 2;
+
+#[test]
+fn conforms() {
+    let folder = folder();
+    let make = || {
+        let overlay = Overlay::open(&folder.as_path().join("disk"), folder.as_path(), OverlaySize::Unlimited);
+        let backend: Box<dyn DiskBackend> = Box::new(overlay.unwrap());
+        Arc::new(Block::new(settings(backend, Arc::default()))) as Arc<dyn VirtioDevice>
+    };
+    let usual = Usual {
+        queue: 1,
+        prepare: |machine| machine.put(BUFFERS, &header(READ, 3)),
+        buffers: vec![
+            Buffer::readable(BUFFERS, 16),
+            Buffer::writable(DATA, 512),
+            Buffer::writable(STATUS_AT, 1),
+        ],
+    };
+    conform(&make, &usual);
+}
+
+#[test]
+fn configuration_tells_size_limits_and_queues() {
+    let bench = Bench::new(FileLock::Exclusive);
+    let config: Vec<u8> =
+        (0..60).step_by(4).flat_map(|at| bench.machine.read(0x100 + at).to_le_bytes()).collect();
+    let word = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    assert_eq!((word(0), word(4)), (SECTORS as u32, 0));
+    assert_eq!((word(12), word(20), config[34]), (254, 512, 2));
+    assert_eq!((word(36), word(40), word(44)), (1 << 21, 1, 8));
+    assert_eq!((word(48), word(52), config[56]), (1 << 21, 1, 1));
+    let offered = bench.machine.offered() & 0xff_ffff;
+    assert_eq!(offered, 1 << 2 | 1 << 6 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 14);
+    let offered = Bench::new(FileLock::Shared).machine.offered() & 0xff_ffff;
+    assert_eq!(offered, 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 12);
+}
+
+#[test]
+fn sectors_are_read_and_written() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    assert_eq!(bench.ask(READ, 5, &[Buffer::writable(DATA, 1024)]), OK);
+    assert_eq!(bench.machine.bytes(DATA, 1024), content()[5 * 512..7 * 512]);
+    bench.machine.put(DATA, &[0xab; 512]);
+    assert_eq!(bench.ask(WRITE, SECTORS - 1, &[Buffer::readable(DATA, 512)]), OK);
+    assert_eq!(bench.ask(FLUSHING, 0, &[]), OK);
+    let mut expected = content();
+    expected[63 * 512..].fill(0xab);
+    assert!(bench.file() == expected);
+}
+
+#[test]
+fn any_framing_is_understood() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    // The header byte by byte, in the same buffer as data, the data in odd pieces, the status in the last of them.
+    let pieces: Vec<Buffer> = (0..16).map(|at| Buffer::readable(BUFFERS + at, 1)).collect();
+    bench.header(READ, 2);
+    let frame = [&pieces[..13], &[Buffer::readable(BUFFERS + 13, 3), Buffer::writable(STATUS_AT - 512, 513)]]
+        .concat();
+    assert_eq!(bench.send(&frame), (513, OK));
+    assert_eq!(bench.machine.bytes(STATUS_AT - 512, 512), content()[1024..1536]);
+
+    let sector = [7_u8; 512];
+    bench.machine.put(BUFFERS, &[header(WRITE, 9), sector.to_vec()].concat());
+    let frame = [
+        Buffer::readable(BUFFERS, 1),
+        Buffer::readable(BUFFERS + 1, 20),
+        Buffer::readable(0, 0),
+        Buffer::readable(BUFFERS + 21, 507),
+        Buffer::writable(STATUS_AT, 1),
+    ];
+    assert_eq!(bench.send(&frame), (1, OK));
+    assert!(bench.file()[9 * 512..10 * 512] == sector);
+}
+
+#[test]
+fn ranges_outside_the_disk_are_errors() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    let before = bench.file();
+    let sectors = [
+        SECTORS - 1,
+        SECTORS,
+        SECTORS + 1,
+        1 << 55,
+        u64::MAX / 512,
+        u64::MAX / 512 + 1,
+        u64::MAX - 1,
+        u64::MAX,
+    ];
+    for sector in sectors {
+        assert_eq!(bench.ask(READ, sector, &[Buffer::writable(DATA, 1024)]), IOERR, "{sector}");
+        assert_eq!(bench.ask(WRITE, sector, &[Buffer::readable(DATA, 1024)]), IOERR, "{sector}");
+        for kind in [DISCARDING, ZEROING] {
+            bench.machine.put(DATA, &range(sector, 2, 0));
+            assert_eq!(bench.ask(kind, 0, &[Buffer::readable(DATA, 16)]), IOERR, "{sector}");
+        }
+    }
+    assert!(bench.file() == before);
+    assert!(bench.faults.seen.lock().unwrap().is_empty(), "the host was not asked");
+}
+
+#[test]
+fn data_of_odd_length_is_an_error_and_of_none_is_not() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    for len in [1, 511, 513, 1023] {
+        assert_eq!(bench.ask(READ, 0, &[Buffer::writable(DATA, len)]), IOERR);
+        assert_eq!(bench.ask(WRITE, 0, &[Buffer::readable(DATA, len)]), IOERR);
+    }
+    assert_eq!(bench.ask(READ, 0, &[]), OK);
+    assert_eq!(bench.ask(WRITE, SECTORS, &[]), OK);
+    let whole: Vec<Buffer> = (0..12).map(|_| Buffer::writable(0, LOW_RAM_LEN as u32)).collect();
+    assert_eq!(bench.ask(READ, 0, &whole), IOERR, "48 MiB are too much for one request");
+    assert!(bench.file() == content());
+}
+
+#[test]
+fn header_or_status_that_is_not_there_is_survived() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    bench.header(WRITE, 0);
+    let status = Buffer::writable(STATUS_AT, 1);
+    assert_eq!(bench.send(&[status]), (1, IOERR), "no header");
+    assert_eq!(bench.send(&[Buffer::readable(BUFFERS, 15), status]), (1, IOERR), "a short one");
+    assert_eq!(bench.send(&[Buffer::readable(BUFFERS, 16)]), (0, 0xee), "no status");
+    assert_eq!(
+        bench.send(&[Buffer::readable(BUFFERS, 528)]),
+        (0, 0xee),
+        "data, and a status that is not writable"
+    );
+    assert_eq!(bench.send(&[Buffer::readable(BUFFERS, 16), Buffer::writable(STATUS_AT, 0)]), (0, 0xee));
+    bench.header(READ, 0);
+    assert_eq!(bench.send(&[Buffer::readable(BUFFERS, 16), Buffer::writable(STATUS_AT, 1)]), (1, OK));
+    assert!(bench.file() == content());
+}
+
+#[test]
+fn unknown_requests_and_flags_are_not_supported() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    for kind in [2, 3, 5, 6, 7, 9, 10, 12, 14, 0x8000_0000, u32::MAX] {
+        assert_eq!(bench.ask(kind, 0, &[Buffer::writable(DATA, 512)]), UNSUPP, "{kind}");
+    }
+    for (kind, flags) in [(DISCARDING, 1), (DISCARDING, 2), (ZEROING, 2), (ZEROING, 3), (ZEROING, u32::MAX)] {
+        bench.machine.put(DATA, &range(0, 1, flags));
+        assert_eq!(bench.ask(kind, 0, &[Buffer::readable(DATA, 16)]), UNSUPP, "{kind} {flags}");
+    }
+    assert!(bench.file() == content());
+}
+
+#[test]
+fn what_was_not_negotiated_is_not_supported() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    bench.rings = bench.machine.start(1 << DISCARD | 1 << WRITE_ZEROES);
+    for kind in [DISCARDING, ZEROING] {
+        bench.machine.put(DATA, &range(0, 1, 0));
+        assert_eq!(bench.ask(kind, 0, &[Buffer::readable(DATA, 16)]), UNSUPP);
+    }
+    assert!(bench.file() == content());
+}
+
+#[test]
+fn zeroes_are_written_and_ranges_have_one_segment() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    for (sector, sectors, flags) in [(1, 2, 0), (8, 16, 1), (64, 0, 0)] {
+        bench.machine.put(DATA, &range(sector, sectors, flags));
+        assert_eq!(bench.ask(ZEROING, 0, &[Buffer::readable(DATA, 16)]), OK);
+    }
+    bench.machine.put(DATA, &range(40, 8, 0));
+    assert_eq!(bench.ask(DISCARDING, 0, &[Buffer::readable(DATA, 16)]), OK);
+    let mut expected = content();
+    expected[512..1536].fill(0);
+    expected[4096..12288].fill(0);
+    assert!(
+        bench.file()[..40 * 512] == expected[..40 * 512] && bench.file()[48 * 512..] == expected[48 * 512..]
+    );
+    for len in [0, 8, 15, 17, 32] {
+        assert_eq!(bench.ask(ZEROING, 0, &[Buffer::readable(DATA, len)]), IOERR, "{len} bytes");
+    }
+    bench.machine.put(DATA, &range(0, (1 << 21) + 1, 0));
+    assert_eq!(bench.ask(ZEROING, 0, &[Buffer::readable(DATA, 16)]), IOERR);
+}
+
+#[test]
+fn read_only_disk_takes_no_write_whatever_was_negotiated() {
+    let mut bench = Bench::new(FileLock::Shared);
+    assert_eq!(bench.ask(WRITE, 0, &[Buffer::readable(DATA, 512)]), IOERR);
+    bench.machine.put(DATA, &range(0, 1, 0));
+    assert_eq!(bench.ask(DISCARDING, 0, &[Buffer::readable(DATA, 16)]), UNSUPP);
+    assert_eq!(bench.ask(FLUSHING, 0, &[]), OK);
+    assert_eq!(bench.ask(READ, 0, &[Buffer::writable(DATA, 512)]), OK);
+    assert!(bench.file() == content());
+}
+
+#[test]
+fn serial_number_is_20_bytes_at_most() {
+    let mut bench = Bench::new(FileLock::Shared);
+    for len in [20, 8, 64] {
+        bench.machine.put(DATA, &[0xee; 64]);
+        assert_eq!(bench.ask(ID, 0, &[Buffer::writable(DATA, len)]), OK);
+        let bytes = bench.machine.bytes(DATA, 64);
+        let shown = len.min(20) as usize;
+        assert_eq!(&bytes[..8], b"serial-1");
+        assert!(
+            bytes[8..shown].iter().all(|byte| *byte == 0) && bytes[shown..].iter().all(|byte| *byte == 0xee)
+        );
+    }
+    assert_eq!(bench.ask(ID, 0, &[]), OK);
+}
+
+#[test]
+fn image_of_another_format_is_still_a_raw_disk() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    let mut qcow2 = b"QFI\xfb\0\0\0\x03".to_vec();
+    qcow2.resize(512, 0);
+    bench.machine.put(DATA, &qcow2);
+    assert_eq!(bench.ask(WRITE, 0, &[Buffer::readable(DATA, 512)]), OK);
+    let path = bench.folder.as_path().join("disk");
+    let file = bench.file();
+    drop(bench.machine);
+    let disk = RawDisk::open(&path, FileLock::Exclusive).unwrap();
+    assert_eq!(disk.capacity(), SECTORS * 512);
+    assert!(file[..512] == qcow2);
+}
+
+#[test]
+fn data_may_lie_on_both_sides_of_the_hole_in_ram() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    let data = [Buffer::writable(LOW_RAM_LEN - 300, 300), Buffer::writable(HIGH_RAM, 212)];
+    assert_eq!(bench.ask(READ, 4, &data), OK);
+    let seen = [bench.machine.bytes(LOW_RAM_LEN - 300, 300), bench.machine.bytes(HIGH_RAM, 212)].concat();
+    assert_eq!(seen, content()[2048..2560]);
+}
+
+#[test]
+fn file_that_was_cut_is_an_error_for_the_driver_and_is_counted() {
+    let mut bench = Bench::new(FileLock::Exclusive);
+    let file = fs::OpenOptions::new().write(true).open(bench.folder.as_path().join("disk")).unwrap();
+    file.set_len(4096).unwrap();
+    assert_eq!(bench.ask(READ, 8, &[Buffer::writable(DATA, 512)]), IOERR);
+    assert_eq!(bench.ask(WRITE, 8, &[Buffer::readable(DATA, 512)]), IOERR);
+    assert_eq!(*bench.faults.seen.lock().unwrap(), [Operation::Read, Operation::Write]);
+    assert_eq!(bench.ask(READ, 7, &[Buffer::writable(DATA, 512)]), OK);
+    assert_eq!(bench.file().len(), 4096);
+}
+
+/// A disk whose host fails as often as it is told.
+struct Failing {
+    disk: RawDisk,
+    left: AtomicU32,
+    error: i32,
+}
+
+impl Failing {
+    fn count_down(&self) -> io::Result<()> {
+        let failing =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        failing.map_or(Ok(()), |_| Err(io::Error::from_raw_os_error(self.error)))
+    }
+}
+
+impl DiskBackend for Failing {
+    fn capacity(&self) -> u64 {
+        self.disk.capacity()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.disk.read(offset, spans)
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.count_down()?;
+        self.disk.write(offset, spans)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.count_down()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.disk.write_zeroes(offset, len, unmap)
+    }
+
+    fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.admit_write(offset, len)
+    }
+}
+
+fn failing(times: u32, error: i32, hold: bool) -> Bench {
+    let folder = folder();
+    let disk = RawDisk::open(&folder.as_path().join("disk"), FileLock::Exclusive).unwrap();
+    let backend = Box::new(Failing { disk, left: AtomicU32::new(times), error });
+    Bench::with(folder, backend, Faults { hold, ..Faults::default() })
+}
+
+#[test]
+fn failed_flush_fails_all_later_ones_until_a_reset() {
+    let mut bench = failing(1, libc::EIO, false);
+    assert_eq!((bench.ask(FLUSHING, 0, &[]), bench.ask(FLUSHING, 0, &[])), (IOERR, IOERR));
+    assert_eq!(bench.ask(READ, 0, &[Buffer::writable(DATA, 512)]), OK);
+    bench.rings = bench.machine.start(0);
+    assert_eq!(bench.ask(FLUSHING, 0, &[]), OK);
+}
+
+#[test]
+fn held_request_waits_for_a_pause_and_is_tried_again_after_it() {
+    let mut bench = failing(2, libc::ENOSPC, true);
+    bench.machine.put(DATA, &[0xab; 512]);
+    bench.header(WRITE, 1);
+    let frame = [Buffer::readable(BUFFERS, 16), Buffer::readable(DATA, 512), Buffer::writable(STATUS_AT, 1)];
+    let held = bench.rings[0].offer(&frame);
+    bench.machine.kick(0);
+    bench.rings[0].offer(&frame);
+    assert_eq!((bench.rings[0].completed(), bench.rings[1].completed()), (None, None));
+    bench.machine.transport.pause().unwrap();
+    bench.machine.transport.resume();
+    bench.machine.settle();
+    // The first resumption fails again; the rings of its doorbells try once more, and then it works.
+    assert_eq!(bench.rings[0].completed(), Some((held.into(), 1)));
+    assert!(bench.rings[0].completed().is_some());
+    assert_eq!(bench.machine.bytes(STATUS_AT, 1), [OK]);
+    assert!(bench.file()[512..1024] == [0xab; 512]);
+}
+
+#[test]
+fn reset_forgets_a_held_request() {
+    let mut bench = failing(1, libc::ENOSPC, true);
+    bench.header(WRITE, 1);
+    let frame = [Buffer::readable(BUFFERS, 16), Buffer::readable(DATA, 512), Buffer::writable(STATUS_AT, 1)];
+    bench.rings[0].offer(&frame);
+    bench.machine.kick(0);
+    bench.rings = bench.machine.start(0);
+    assert_eq!(bench.rings[0].completed(), None);
+    assert_eq!(bench.ask(READ, 1, &[Buffer::writable(DATA, 512)]), OK);
+    assert!(bench.file() == content());
+}
