@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, HaltPolicy, KernelProtocol, MemoryConfig,
-    MemorySize, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy, KernelProtocol,
+    MemoryConfig, MemorySize, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -75,6 +75,10 @@ pub(crate) struct RunArgs {
     /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<MemoryConfig>,
+    /// Disk: the path of a raw image or block device, or path=PATH with words behind commas: ro (read only), cow (writes
+    /// go to a private overlay) with cow-size=SIZE, engine=sync or io_uring, queues=N, id=TEXT, on-error=report or pause
+    #[arg(long = "disk", value_name = "DISK")]
+    pub disks: Vec<DiskConfig>,
     /// Give the guest random numbers of this host's (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -179,6 +183,8 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
          coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
+         coracle run bzImage --disk root.img -a root=/dev/vda\n  \
+         coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
     )
 });

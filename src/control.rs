@@ -53,6 +53,8 @@ pub(crate) enum Wake {
     Ended(VmEvent),
     /// The guest printed the text of a kernel panic.
     PanicText,
+    /// A disk has a fault that the machine is to be paused for: which, in words.
+    Pause(String),
     /// The time to look at the guest has come.
     Look,
 }
@@ -80,6 +82,10 @@ struct State {
     panic_text: bool,
     /// A crash kernel runs in place of one that panicked.
     crash_kernel: bool,
+    /// Requests to disks that failed.
+    disk_errors: u64,
+    /// What the machine is to be paused for.
+    pause_reason: Option<String>,
     /// The owner lets the vCPUs run.
     resumed: bool,
     /// The control thread keeps the vCPUs out of the guest: to look at them, or until all of them are there.
@@ -224,6 +230,9 @@ impl Control {
             if std::mem::take(&mut state.panic_text) {
                 return Wake::PanicText;
             }
+            if let Some(reason) = state.pause_reason.take() {
+                return Wake::Pause(reason);
+            }
             let now = Instant::now();
             let end = state.started.zip(limit).map(|(start, limit)| (start + limit, limit));
             if let Some((deadline, limit)) = end
@@ -251,6 +260,22 @@ impl Control {
     pub(crate) fn afterwards(&self) -> (Option<HostFailure>, u64) {
         let state = self.lock();
         (state.host_failure.clone(), state.later)
+    }
+
+    /// Counts a request to a disk that the host could not carry out; with `pause_reason`, the control thread is to pause
+    /// the machine.
+    pub(crate) fn disk_failed(&self, pause_reason: Option<String>) {
+        let mut state = self.lock();
+        state.disk_errors = state.disk_errors.saturating_add(1);
+        if pause_reason.is_some() {
+            state.pause_reason = pause_reason;
+            self.changed.notify_all();
+        }
+    }
+
+    /// How many requests to disks the host could not carry out.
+    pub(crate) fn disk_errors(&self) -> u64 {
+        self.lock().disk_errors
     }
 
     /// Whether a crash kernel has taken over from one that panicked.

@@ -50,6 +50,7 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         cpu: args.cpu.clone(),
         cpu_affinity: args.cpu_affinity.clone(),
         memory: args.memory,
+        disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         rng: args.rng.then_some(true),
         timeout: args.timeout,
         serial: args.serial.clone(),
@@ -128,6 +129,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         cpu_affinity: raw.cpu_affinity.clone(),
         memory: raw.memory.unwrap_or_default(),
         serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
+        disks: raw.disks.clone().unwrap_or_default(),
         rng: raw.rng.unwrap_or_default(),
         timeout: raw.timeout,
         acpi: raw.acpi.unwrap_or_default(),
@@ -192,6 +194,9 @@ fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
     let unseen = raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
     outcome.explanation(unseen).iter().for_each(|line| say(line));
+    if outcome.disk_errors > 0 {
+        say(&format!("{} requests to disks failed on the host", outcome.disk_errors));
+    }
     if outcome.console_bytes_dropped > 0 {
         say(&format!("{} bytes of console output were lost", outcome.console_bytes_dropped));
     }
@@ -220,10 +225,9 @@ fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8
     command.extend(std::env::args_os().skip(1));
     let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
     shares.extend(config.initrds.iter().chain(&args.config).cloned());
-    if let Some(modules) = &config.modules {
-        shares.push(modules.clone());
-        shares.extend(guest_data::find(GuestData::Agent));
-    }
+    shares.extend(config.modules.clone());
+    shares.extend(guest_data::find(GuestData::Agent));
+    shares.extend(config.disks.iter().map(|disk| disk.path.clone()));
     if let CpuModel::Template(path) = &config.cpu {
         shares.push(path.clone());
     }

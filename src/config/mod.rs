@@ -5,6 +5,7 @@ mod accel;
 mod cmdline;
 mod cpu;
 mod cpu_affinity;
+mod disk;
 mod duration;
 mod file;
 mod memory;
@@ -24,6 +25,7 @@ pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
+pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
 pub use duration::parse_duration;
 pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
@@ -61,6 +63,8 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
+    /// The disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
     /// Whether the guest has an entropy device.
     pub rng: bool,
     /// The longest that the guest may run, from its first instruction on.
@@ -88,6 +92,7 @@ impl VmConfig {
             cpu_affinity: None,
             memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
+            disks: Vec::new(),
             rng: false,
             timeout: None,
             acpi: AcpiMode::default(),
@@ -139,6 +144,29 @@ pub enum ConfigError {
         text: String,
         /// The largest.
         most: u8,
+    },
+    /// A disk without a path.
+    #[error(
+        "`{text}` names no disk: write its path, or path=PATH with words behind commas, as in path=a.img,ro"
+    )]
+    DiskPath {
+        /// As given.
+        text: String,
+    },
+    /// A word that no disk knows.
+    #[error(
+        "`{word}` does not go with a disk, or not with the words before it: there are ro, cow, cow-size=SIZE, \
+         engine=sync, engine=io_uring, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once"
+    )]
+    DiskWord {
+        /// As given.
+        word: String,
+    },
+    /// Not a serial number.
+    #[error("`{text}` is no id of a disk: 1 to 20 printable ASCII characters are, without blanks")]
+    DiskId {
+        /// As given.
+        text: String,
     },
     /// Neither a list of CPUs nor pairs.
     #[error(

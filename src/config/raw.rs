@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, HaltPolicy, KernelProtocol, MemoryConfig, ResetPolicy,
-    SerialConfig, VcpuCount, written,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
+    ResetPolicy, SerialConfig, VcpuCount, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -41,6 +41,8 @@ pub struct RawConfig {
     pub cpu_affinity: Option<CpuAffinity>,
     /// How much RAM, and what backs it.
     pub memory: Option<MemoryConfig>,
+    /// The disks.
+    pub disks: Option<Vec<DiskConfig>>,
     /// Whether the guest has an entropy device.
     pub rng: Option<bool>,
     /// The longest that the guest may run.
@@ -77,6 +79,7 @@ impl RawConfig {
             cpu: self.cpu.or(below.cpu),
             cpu_affinity: self.cpu_affinity.or(below.cpu_affinity),
             memory: self.memory.or(below.memory),
+            disks: self.disks.or(below.disks),
             rng: self.rng.or(below.rng),
             timeout: self.timeout.or(below.timeout),
             serial: self.serial.or(below.serial),
@@ -96,6 +99,7 @@ impl RawConfig {
         self.initrds.iter_mut().flatten().for_each(from_folder);
         self.modules.iter_mut().for_each(from_folder);
         self.outcome.iter_mut().for_each(from_folder);
+        self.disks.iter_mut().flatten().for_each(|disk| from_folder(&mut disk.path));
         if let Some(CpuModel::Template(path)) = &mut self.cpu {
             from_folder(path);
         }

@@ -43,6 +43,14 @@ fn properties() -> Vec<(&'static str, Value)> {
             quantity(&memory, r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$", &[json!("512M"), json!(512)]),
         ),
         (
+            "disks",
+            texts(
+                "Disks: the path of a raw image or block device, or path=PATH with any of ro, cow, cow-size=SIZE, \
+                 engine=sync, engine=io_uring, queues=N, id=TEXT, on-error=report, on-error=pause behind commas",
+                "path=data.img,ro",
+            ),
+        ),
+        (
             "rng",
             json!({ "description": "Whether the guest has an entropy device", "type": "boolean", "examples": [true] }),
         ),

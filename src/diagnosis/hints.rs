@@ -62,6 +62,8 @@ pub enum Hint {
     RootDevice {
         /// As the command line names it.
         root: String,
+        /// The disks of the machine.
+        disks: usize,
     },
     /// The kernel has no driver for the root device.
     RootDriverMissing {
@@ -172,9 +174,14 @@ impl std::fmt::Display for Hint {
                 f,
                 "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE"
             ),
-            Hint::RootDevice { root } => write!(
+            Hint::RootDevice { root, disks: 0 } => write!(
                 f,
-                "root={root} is no device of this machine, which has no disk; give the kernel an initrd with -i FILE"
+                "root={root} is no device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
+                 with -i FILE"
+            ),
+            Hint::RootDevice { root, disks } => write!(
+                f,
+                "root={root} is no device of this machine, whose first disk is /dev/vda, of {disks} in all"
             ),
             Hint::RootDriverMissing { root, option, source } => {
                 write!(f, "the kernel has no driver for root={root}: {option} is off, according to {source}")
@@ -209,6 +216,8 @@ pub(super) struct Facts<'a> {
     pub(super) protocol: BootProtocol,
     pub(super) cmdline: &'a str,
     pub(super) initrds: &'a [PathBuf],
+    /// How many disks the machine has.
+    pub(super) disks: usize,
     /// MiB of RAM, and the least with which the image is not refused.
     pub(super) memory_mib: u64,
     pub(super) least_mib: u64,

@@ -84,6 +84,7 @@ pub(crate) struct Subject {
     ranges: Vec<Range<u64>>,
     cmdline: String,
     initrds: Vec<PathBuf>,
+    disks: usize,
     memory_mib: u64,
     least_mib: u64,
     /// What its devices see.
@@ -144,6 +145,7 @@ impl Subject {
             ranges,
             cmdline: config.cmdline.clone(),
             initrds: config.initrds.clone(),
+            disks: config.disks.len(),
             memory_mib: config.memory.size().mib(),
             least_mib: minimum_memory_mib(image, combined_len(initrds).unwrap_or(u64::MAX)),
             signs,
@@ -235,6 +237,7 @@ impl Subject {
             protocol: self.protocol,
             cmdline: &self.cmdline,
             initrds: &self.initrds,
+            disks: self.disks,
             memory_mib: self.memory_mib,
             least_mib: self.least_mib,
             console_bytes: remains.console.pushed_bytes(),

@@ -105,6 +105,7 @@ mod tests {
             exits: ExitCounts::default(),
             console_bytes: 28,
             console_bytes_dropped: 0,
+            disk_errors: 0,
             later_events: 0,
             resets: 0,
             signal: None,

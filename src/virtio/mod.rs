@@ -3,12 +3,15 @@
 //!
 //! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
 
+mod disk;
 mod spec;
 
+use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
+use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
@@ -17,9 +20,10 @@ use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use spec::SpecContext;
 pub(crate) use spec::specs;
 
-use crate::config::VmConfig;
+use crate::config::{DiskId, VmConfig};
 use crate::control::Control;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
@@ -59,6 +63,18 @@ pub enum VirtioError {
         /// The limit.
         most: usize,
     },
+    /// A disk's file cannot be one.
+    #[error(transparent)]
+    Disk(#[from] DiskOpenError),
+    /// A disk cannot have its overlay.
+    #[error(transparent)]
+    Overlay(#[from] OverlayError),
+    /// Two disks with one serial number.
+    #[error("two disks have the id {id}: give each its own")]
+    DiskIdTwice {
+        /// The number.
+        id: DiskId,
+    },
     /// The host has too little of something.
     #[error("{device}: the host cannot make it")]
     Host {
@@ -83,7 +99,9 @@ impl VirtioDevices {
         if wanted > most {
             return Err(VirtioError::TooMany { wanted, most });
         }
-        let devices = specs.iter().map(|spec| spec.open()).collect::<Result<Vec<_>, _>>()?;
+        check_ids(config)?;
+        let opening = SpecContext { control: context.control.clone() };
+        let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
         for (device, place) in devices.into_iter().zip(places) {
@@ -181,6 +199,17 @@ impl Attached {
     fn stuck(&self) -> HostFailure {
         HostFailure::DeviceStuck { device: self.transport.name(), limit: HAND_BACK_LIMIT }
     }
+}
+
+/// Two disks with one number would be one to a guest that looks for it.
+fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
+    let mut seen = HashSet::new();
+    for id in config.disks.iter().filter_map(|disk| disk.id.as_ref()) {
+        if !seen.insert(id) {
+            return Err(VirtioError::DiskIdTwice { id: id.clone() });
+        }
+    }
+    Ok(())
 }
 
 /// The kernel cuts the names of threads after 15 bytes.

@@ -7,6 +7,7 @@ use coracle_devices::virtio::rng::Rng;
 
 use super::VirtioError;
 use crate::config::VmConfig;
+use crate::control::Control;
 
 /// A configured device, before anything of it is open.
 pub(crate) trait DeviceSpec {
@@ -14,15 +15,23 @@ pub(crate) trait DeviceSpec {
     ///
     /// # Errors
     /// The back end cannot be had.
-    fn open(&self) -> Result<Arc<dyn VirtioDevice>, VirtioError>;
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError>;
 
     /// The module that drives it in a stock Linux, besides `virtio_mmio`.
     fn module(&self) -> &'static str;
 }
 
+/// What devices may hold on to.
+pub(crate) struct SpecContext {
+    /// Told of what happens on the host.
+    pub control: Arc<Control>,
+}
+
 /// Every device of a machine, in the order in which its guest finds them.
 pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
+    // Disks come first, so that their letters in a Linux guest follow the command line.
     let mut specs: Vec<&dyn DeviceSpec> = Vec::new();
+    specs.extend(config.disks.iter().map(|disk| disk as &dyn DeviceSpec));
     if config.rng {
         specs.push(&Entropy);
     }
@@ -33,7 +42,7 @@ pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
 struct Entropy;
 
 impl DeviceSpec for Entropy {
-    fn open(&self) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, _: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
         Ok(Arc::new(Rng))
     }
 

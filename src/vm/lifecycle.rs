@@ -308,6 +308,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         exits,
         console_bytes: console.pushed_bytes(),
         console_bytes_dropped: console.dropped_bytes(),
+        disk_errors: shared.control.disk_errors(),
         later_events,
         resets,
         signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),

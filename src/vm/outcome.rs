@@ -30,6 +30,8 @@ pub struct Outcome {
     pub console_bytes: u64,
     /// Of these, bytes that were lost because nobody took them in time.
     pub console_bytes_dropped: u64,
+    /// Requests to disks that the host could not carry out.
+    pub disk_errors: u64,
     /// Endings that the guest asked for after the first, which counts.
     pub later_events: u64,
     /// How often the guest reset its machine and was started anew.
@@ -332,6 +334,7 @@ pub struct OutcomeReport<'a> {
     exits: ExitCounts,
     console_bytes: u64,
     console_bytes_dropped: u64,
+    disk_errors: u64,
     later_events: u64,
     resets: u64,
     emulated_host: bool,
@@ -366,6 +369,7 @@ impl<'a> OutcomeReport<'a> {
             exits: outcome.exits,
             console_bytes: outcome.console_bytes,
             console_bytes_dropped: outcome.console_bytes_dropped,
+            disk_errors: outcome.disk_errors,
             later_events: outcome.later_events,
             resets: outcome.resets,
             emulated_host,
@@ -391,6 +395,7 @@ impl<'a> OutcomeReport<'a> {
             exits: ExitCounts::default(),
             console_bytes: 0,
             console_bytes_dropped: 0,
+            disk_errors: 0,
             later_events: 0,
             resets: 0,
             emulated_host,
@@ -444,6 +449,7 @@ mod tests {
             exits: ExitCounts::default(),
             console_bytes: 0,
             console_bytes_dropped: 0,
+            disk_errors: 0,
             later_events: 0,
             resets: 0,
             signal: None,

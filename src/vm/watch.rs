@@ -50,6 +50,10 @@ impl<'a> Watch<'a> {
             match self.shared.control.wait_event(limit, look_at) {
                 Wake::Ended(event) => return event,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
+                Wake::Pause(reason) => {
+                    log::warn!("{reason}; the virtual machine is paused");
+                    self.shared.pause();
+                }
                 Wake::Look => self.look(),
             }
         }

@@ -1,11 +1,99 @@
 //! Stock kernels with virtio devices, whose drivers are modules.
 
-use super::{common, no_linux, run};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use coracle::guest_data::GuestData;
+
+use super::common::{self, coracle, finish, scratch};
+use super::{data, no_linux, run};
 
 #[test]
 fn default_guest_finds_its_devices_by_acpi() {
     needs_linux!();
-    let run = run("report", &["--rng"]);
+    let disk = scratch().join("empty.img");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let run = run("report", &["--rng", "--disk", &format!("path={},ro,queues=2", disk.display())]);
     run.expect(0, "the guest powered off");
-    assert!(run.text().contains("virtio   virtio0 (virtio_rng)"), "{}", run.text());
+    let text = run.text();
+    assert!(text.contains("virtio   virtio0 (virtio_blk) virtio1 (virtio_rng)"), "{text}");
+    assert!(text.contains("block    vda"), "{text}");
+}
+
+#[test]
+fn root_on_a_disk_boots_and_keeps_what_was_written() {
+    needs_linux!();
+    let Some(disk) = root_image("kept.img", "rw") else { return };
+    let run = finish(boot_from(&disk, "").args(["-a", "rw"]));
+    run.expect(0, "the guest powered off");
+    let text = run.text();
+    let said =
+        text.lines().find_map(|line| line.trim().strip_prefix("sum ")).unwrap_or_else(|| panic!("{text}"));
+    host("fsck.ext4", &["-fn", disk.to_str().unwrap()]);
+    let copy = disk.with_extension("data");
+    host("debugfs", &["-R", &format!("dump /data {}", copy.display()), disk.to_str().unwrap()]);
+    let sum = host("sha256sum", &[copy.to_str().unwrap()]);
+    assert!(said.starts_with(sum.split(' ').next().unwrap()), "{said} is not {sum}");
+}
+
+#[test]
+fn overlay_leaves_the_disk_below_as_it_was() {
+    needs_linux!();
+    let Some(disk) = root_image("below.img", "cow") else { return };
+    let before = fs::read(&disk).unwrap();
+    let mut command = boot_from(&disk, ",cow,cow-size=64M");
+    let run = finish(command.env("TMPDIR", "/dev/shm").args(["-a", "rw"]));
+    run.expect(0, "the guest powered off");
+    assert!(run.text().contains("sum "), "{}", run.text());
+    assert!(fs::read(&disk).unwrap() == before);
+}
+
+/// The stock kernel without an initrd, with its root on the disk.
+fn boot_from(disk: &Path, words: &str) -> Command {
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "50s"]).arg(data(GuestData::GuestVmlinuz));
+    command.args(["--disk", &format!("path={}{words}", disk.display())]);
+    command.args(["-a", "quiet root=/dev/vda"]);
+    command
+}
+
+/// An ext4 image made from a folder, whose init writes 4 MiB, says their hash and powers off.
+fn root_image(name: &str, folder: &str) -> Option<PathBuf> {
+    let tree = scratch().join(folder);
+    for part in ["bin", "sbin", "proc", "dev", "sys"] {
+        fs::create_dir_all(tree.join(part)).unwrap();
+    }
+    let Some(busybox) = busybox() else {
+        common::skip("the packages of the default guest are not there");
+        return None;
+    };
+    fs::copy(busybox, tree.join("bin/busybox")).unwrap();
+    let init = "#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n\
+                dd if=/dev/urandom of=/data bs=64k count=64 conv=fsync 2>/dev/null\n\
+                echo sum $(sha256sum /data)\nsync\nmount -o remount,ro /\npoweroff -f\n";
+    fs::write(tree.join("sbin/init"), init).unwrap();
+    host("chmod", &["755", tree.join("sbin/init").to_str().unwrap()]);
+    let image = scratch().join(name);
+    let (tree, path) = (tree.to_str().unwrap(), image.to_str().unwrap());
+    host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", tree, path, "24M"]);
+    Some(image)
+}
+
+/// The default guest's busybox, from the package that it was taken from.
+fn busybox() -> Option<PathBuf> {
+    let guest = data(GuestData::GuestVmlinuz);
+    let packages = fs::canonicalize(guest).ok()?.parent()?.parent()?.join("packages");
+    let entries = fs::read_dir(packages).ok()?.flatten();
+    let trees = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("busybox-static"));
+    trees.map(|entry| entry.path().join("bin/busybox")).find(|path| path.is_file())
+}
+
+/// Runs a program of the host's that has to succeed; returns what it prints.
+#[track_caller]
+fn host(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {args:?}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
 
-/// TERM, INT, HUP and QUIT, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
+/// TERM, INT, HUP, QUIT and CONT, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
 /// first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
@@ -18,7 +18,7 @@ impl Blocked {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set that it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT];
         for signal in wanted.into_iter().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
@@ -35,7 +35,8 @@ impl Blocked {
     }
 
     /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
-    /// [`GRACE`], at a second one, or where there is no button, the guest is stopped.
+    /// [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a machine go on that a
+    /// disk's fault has paused.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
         let mut grace: Option<Grace> = None;
         while !self.poll(vm, grace.as_ref())? {
@@ -43,6 +44,10 @@ impl Blocked {
                 vm.stop_by_signal(grace.signal);
             }
             let Some(signal) = self.next() else { continue };
+            if signal == libc::SIGCONT {
+                vm.resume();
+                continue;
+            }
             let asks = signal != libc::SIGQUIT && grace.is_none();
             if asks && vm.power_off_by_signal(signal) {
                 log::info!("the guest has {GRACE:?} to power off; a second signal stops it");

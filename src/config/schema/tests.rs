@@ -120,4 +120,4 @@ fn flags_win_and_relative_paths_move_for_every_field() {
 }
 
 /// The fields that are paths, or lists of paths.
-const PATHS: [&str; 4] = ["kernel", "initrds", "modules", "outcome"];
+const PATHS: [&str; 5] = ["kernel", "initrds", "modules", "disks", "outcome"];

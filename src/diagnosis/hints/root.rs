@@ -31,15 +31,17 @@ pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
 pub(super) fn device(facts: &Facts<'_>) -> Option<Hint> {
     let root = root(facts)?;
     let absent = ABSENT_DEVICES.iter().any(|kind| device_name(root).starts_with(kind));
-    (applies(facts) && facts.initrds.is_empty() && absent).then(|| Hint::RootDevice { root: root.to_owned() })
+    let hint = || Hint::RootDevice { root: root.to_owned(), disks: facts.disks };
+    (applies(facts) && facts.initrds.is_empty() && absent && !is_disk(root, facts.disks)).then(hint)
 }
 
 /// The root device is of a kind for which the kernel has no driver.
 pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     let root = root(facts)?;
     let (_, options) = DEVICE_OPTIONS.iter().find(|(kind, _)| device_name(root).starts_with(kind))?;
-    // A module may come with an initrd; without one the driver has to be built in.
-    let needed = if facts.initrds.is_empty() { Setting::BuiltIn } else { Setting::Module };
+    // A module may come with an initrd, which Coracle adds for its own devices; without one the driver has to be built in.
+    let needed =
+        if facts.initrds.is_empty() && facts.disks == 0 { Setting::BuiltIn } else { Setting::Module };
     let (option, source) =
         options.iter().find_map(|option| Some((*option, facts.is_not(needed, option)?)))?;
     applies(facts).then(|| Hint::RootDriverMissing { root: root.to_owned(), option, source })
@@ -69,6 +71,12 @@ fn device_name(root: &str) -> &str {
     root.strip_prefix("/dev/").unwrap_or(root)
 }
 
+/// Whether a name, or the beginning of it, is that of one of the machine's virtio disks.
+fn is_disk(root: &str, disks: usize) -> bool {
+    let letter = device_name(root).strip_prefix("vd").and_then(|rest| rest.bytes().next());
+    letter.is_some_and(|letter| usize::from(letter.wrapping_sub(b'a')) < disks)
+}
+
 /// The option by which a kernel unpacks a file with this head (Linux, lib/decompress.c): none for a plain archive.
 fn unpack_option(head: &[u8]) -> Option<&'static str> {
     PACKINGS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, option)| *option)
@@ -84,7 +92,7 @@ fn head(path: &Path) -> Option<[u8; 6]> {
     Some(head)
 }
 
-/// Block devices by the start of their names: those that this machine cannot have.
+/// Block devices by the start of their names: those that a machine without disks cannot have.
 const ABSENT_DEVICES: &[&str] = &["sd", "hd", "sr", "nvme", "mmcblk", "xvd", "vd", "nbd", "md", "dm-"];
 /// What a root device needs in the kernel, by the start of its name.
 const DEVICE_OPTIONS: &[(&str, &[&str])] = &[

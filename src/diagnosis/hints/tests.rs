@@ -18,6 +18,7 @@ fn facts() -> Facts<'static> {
         protocol: BootProtocol::Linux64,
         cmdline: "console=ttyS0 panic=-1",
         initrds: &[],
+        disks: 0,
         memory_mib: 256,
         least_mib: 96,
         console_bytes: 0,
@@ -141,7 +142,15 @@ fn root_device_that_cannot_be_is_named() {
     for root in ["/dev/sda1", "/dev/nvme0n1p2", "sda", "/dev/vda"] {
         let line = format!("root={root}");
         let hints = Facts { cmdline: &line, ..with("") }.hints();
-        assert_eq!(hints, [Hint::RootDevice { root: root.into() }]);
+        assert_eq!(hints, [Hint::RootDevice { root: root.into(), disks: 0 }]);
+    }
+    for (root, is_there) in
+        [("/dev/vda", true), ("/dev/vdb3", true), ("/dev/vdc", false), ("/dev/sda", false)]
+    {
+        let line = format!("root={root}");
+        let hints = Facts { cmdline: &line, disks: 2, ..with("") }.hints();
+        let expected = Hint::RootDevice { root: root.into(), disks: 2 };
+        assert_eq!(hints, if is_there { vec![] } else { vec![expected] }, "{root}");
     }
     assert_eq!(names(&with("root=/dev/ram0")), [""; 0]);
     let option = "CONFIG_BLK_DEV_RAM";

@@ -19,7 +19,6 @@ use request::MAX_RANGE_SECTORS;
 
 /// A block device.
 pub struct Block {
-    name: String,
     disk: Arc<Disk>,
     queues: u16,
 }
@@ -40,6 +39,7 @@ pub struct BlockSettings {
 
 /// The disk behind the queues: what the handlers of all activations share.
 pub(super) struct Disk {
+    name: String,
     backend: Box<dyn DiskBackend>,
     id: [u8; ID_LEN],
     faults: Arc<dyn FaultSink>,
@@ -88,9 +88,15 @@ impl Block {
         let BlockSettings { name, id, queues, backend, faults } = settings;
         let mut bytes = [0; ID_LEN];
         bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
-        let disk =
-            Disk { backend, id: bytes, faults, flush_failed: AtomicBool::new(false), held: Mutex::default() };
-        Self { name, disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES) }
+        let disk = Disk {
+            name,
+            backend,
+            id: bytes,
+            faults,
+            flush_failed: AtomicBool::new(false),
+            held: Mutex::default(),
+        };
+        Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES) }
     }
 }
 
@@ -100,7 +106,7 @@ impl VirtioDevice for Block {
     }
 
     fn name(&self) -> String {
-        self.name.clone()
+        self.disk.name.clone()
     }
 
     fn features(&self) -> u64 {

@@ -1,0 +1,251 @@
+//! A disk of the guest: what holds its blocks, and how.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::ConfigError;
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// A raw image or a block device. Its format is never guessed from its content.
+    pub path: PathBuf,
+    /// What the guest may do to it.
+    pub access: DiskAccess,
+    /// How requests are carried out.
+    pub engine: DiskEngine,
+    /// Request queues, from 1 to 16.
+    pub queues: u16,
+    /// The serial number that the guest sees.
+    pub id: Option<DiskId>,
+    /// What becomes of requests that the host cannot carry out.
+    pub on_error: DiskErrorPolicy,
+}
+
+/// What a guest may do to a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskAccess {
+    /// Read and write; nobody else may use the file meanwhile.
+    #[default]
+    ReadWrite,
+    /// Read.
+    ReadOnly,
+    /// Read and write, but what is written goes to a private overlay, and the file stays as it is.
+    Overlay {
+        /// The most bytes that the overlay takes.
+        most: Option<u64>,
+    },
+}
+
+/// What carries out the requests of a disk.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskEngine {
+    /// The faster one that the host allows.
+    #[default]
+    Auto,
+    /// One system call after the other, on a thread of the disk's own.
+    Sync,
+    /// Many at once, by io_uring.
+    IoUring,
+}
+
+/// What becomes of a request that the host cannot carry out, because it has no more room or the disk is broken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DiskErrorPolicy {
+    /// The guest is told.
+    #[default]
+    Report,
+    /// The virtual machine pauses. When it goes on, the request is tried again.
+    Pause,
+}
+
+/// A disk's serial number: 1 to 20 printable ASCII characters, without blanks and commas.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct DiskId(String);
+
+impl DiskConfig {
+    /// A raw image to read and write.
+    pub fn new(path: impl Into<PathBuf>) -> DiskConfig {
+        DiskConfig {
+            path: path.into(),
+            access: DiskAccess::default(),
+            engine: DiskEngine::default(),
+            queues: 1,
+            id: None,
+            on_error: DiskErrorPolicy::default(),
+        }
+    }
+}
+
+impl DiskId {
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for DiskId {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let is_good = (1..=MOST_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        is_good.then(|| DiskId(text.into())).ok_or_else(|| ConfigError::DiskId { text: text.into() })
+    }
+}
+
+impl fmt::Display for DiskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for DiskConfig {
+    type Err = ConfigError;
+
+    /// Reads `PATH`, or `path=PATH` with any of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `queues=`, `id=` and `on-error=`
+    /// behind commas.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut words = text.split(',');
+        let first = words.next().unwrap_or_default();
+        let path = first.strip_prefix("path=").unwrap_or(first);
+        if path.is_empty() {
+            return Err(ConfigError::DiskPath { text: text.into() });
+        }
+        let mut disk = DiskConfig::new(path);
+        let mut seen = Vec::new();
+        for word in words {
+            let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+            if seen.contains(&key) {
+                return Err(ConfigError::DiskWord { word: word.into() });
+            }
+            seen.push(key);
+            disk.set(key, value).unwrap_or_else(|| Err(ConfigError::DiskWord { word: word.into() }))?;
+        }
+        Ok(disk)
+    }
+}
+
+impl DiskConfig {
+    /// Takes one word; `None` when it is not known, or does not go with the others.
+    fn set(&mut self, key: &str, value: Option<&str>) -> Option<Result<(), ConfigError>> {
+        match (key, value) {
+            ("ro", None) if self.access == DiskAccess::ReadWrite => self.access = DiskAccess::ReadOnly,
+            ("cow", None) => match self.access {
+                DiskAccess::ReadWrite => self.access = DiskAccess::Overlay { most: None },
+                DiskAccess::Overlay { .. } => {}
+                DiskAccess::ReadOnly => return None,
+            },
+            ("cow-size", Some(size)) if self.access != DiskAccess::ReadOnly => match bytes(size) {
+                Ok(most) => self.access = DiskAccess::Overlay { most: Some(most) },
+                Err(error) => return Some(Err(error)),
+            },
+            ("engine", Some("sync")) => self.engine = DiskEngine::Sync,
+            ("engine", Some("io_uring")) => self.engine = DiskEngine::IoUring,
+            ("queues", Some(count)) => {
+                self.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
+            }
+            ("id", Some(id)) => match id.parse() {
+                Ok(id) => self.id = Some(id),
+                Err(error) => return Some(Err(error)),
+            },
+            ("on-error", Some("report")) => self.on_error = DiskErrorPolicy::Report,
+            ("on-error", Some("pause")) => self.on_error = DiskErrorPolicy::Pause,
+            _ => return None,
+        }
+        Some(Ok(()))
+    }
+}
+
+/// Reads `64M`, `2G` or a bare number of MiB.
+fn bytes(text: &str) -> Result<u64, ConfigError> {
+    let syntax = || ConfigError::SizeSyntax { text: text.into() };
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
+        "K" => 10,
+        "" | "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(syntax()),
+    };
+    let number =
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    let bytes = number.and_then(|number| number.checked_mul(1 << shift)).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(syntax)
+}
+
+/// As the device has it (virtio 1.2, 5.2.6).
+const MOST_ID: usize = 20;
+const MOST_QUEUES: u16 = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(text: &str) -> Result<DiskConfig, ConfigError> {
+        text.parse()
+    }
+
+    #[test]
+    fn path_may_be_all_there_is() {
+        for text in ["root.img", "path=root.img"] {
+            assert_eq!(disk(text), Ok(DiskConfig::new("root.img")));
+        }
+        assert_eq!(disk("a=b").unwrap().path, PathBuf::from("a=b"));
+    }
+
+    #[test]
+    fn every_word_is_read_in_any_order() {
+        let config = disk("path=/a/b,id=data-1,queues=4,engine=sync,on-error=pause,ro").unwrap();
+        let expected = DiskConfig {
+            access: DiskAccess::ReadOnly,
+            engine: DiskEngine::Sync,
+            queues: 4,
+            id: Some("data-1".parse().unwrap()),
+            on_error: DiskErrorPolicy::Pause,
+            ..DiskConfig::new("/a/b")
+        };
+        assert_eq!(config, expected);
+        assert_eq!(disk("a,cow").unwrap().access, DiskAccess::Overlay { most: None });
+        for text in ["a,cow,cow-size=64M", "a,cow-size=64,cow", "a,cow-size=65536K"] {
+            assert_eq!(disk(text).unwrap().access, DiskAccess::Overlay { most: Some(64 << 20) }, "{text}");
+        }
+        assert_eq!(disk("a,engine=io_uring,on-error=report").unwrap().engine, DiskEngine::IoUring);
+    }
+
+    #[test]
+    fn other_words_are_refused_and_named() {
+        let words = [
+            "rw",
+            "ro=1",
+            "cow=yes",
+            "engine=aio",
+            "engine",
+            "queues=0",
+            "queues=17",
+            "queues=x",
+            "on-error=stop",
+            "size=1G",
+            "path=b",
+            "",
+        ];
+        for word in words {
+            assert_eq!(disk(&format!("a,{word}")), Err(ConfigError::DiskWord { word: word.into() }));
+        }
+        for text in ["a,ro,cow", "a,cow,ro", "a,ro,cow-size=1M", "a,ro,ro", "a,id=x,id=y"] {
+            assert!(disk(text).is_err(), "{text}");
+        }
+        for text in ["", "path=", ",ro"] {
+            assert!(matches!(disk(text), Err(ConfigError::DiskPath { .. })), "{text}");
+        }
+        for id in ["", "a b", "123456789012345678901", "\u{e9}"] {
+            assert!(matches!(disk(&format!("a,id={id}")), Err(ConfigError::DiskId { .. })), "{id:?}");
+        }
+        for size in ["0", "", "M", "-1M", "1X", "99999999999T"] {
+            assert!(
+                matches!(disk(&format!("a,cow-size={size}")), Err(ConfigError::SizeSyntax { .. })),
+                "{size:?}"
+            );
+        }
+    }
+}

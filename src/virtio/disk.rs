@@ -1,0 +1,82 @@
+//! From the configuration of a disk to the block device, and what becomes of the host's faults.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlaySize, RawDisk};
+use coracle_devices::virtio::VirtioDevice;
+use coracle_devices::virtio::blk::{Block, BlockSettings, FaultAction, FaultSink, Operation};
+
+use super::VirtioError;
+use super::spec::{DeviceSpec, SpecContext};
+use crate::config::{DiskAccess, DiskConfig, DiskErrorPolicy};
+use crate::control::Control;
+
+impl DeviceSpec for DiskConfig {
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        let backend = backend(self)?;
+        let name = format!("disk {}", self.path.display());
+        let faults = Faults { name: name.clone(), policy: self.on_error, control: context.control.clone() };
+        Ok(Arc::new(Block::new(BlockSettings {
+            name,
+            id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            queues: self.queues,
+            backend,
+            faults: Arc::new(faults),
+        })))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_blk"
+    }
+}
+
+fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
+    let raw = |lock| RawDisk::open(&config.path, lock).map(|disk| Box::new(disk) as Box<dyn DiskBackend>);
+    Ok(match config.access {
+        DiskAccess::ReadWrite => raw(FileLock::Exclusive)?,
+        DiskAccess::ReadOnly => raw(FileLock::Shared)?,
+        DiskAccess::Overlay { most } => {
+            let size = most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes);
+            Box::new(Overlay::open(&config.path, &overlay_folder(), size)?)
+        }
+    })
+}
+
+/// Not /tmp by default, which is in memory on many systems.
+fn overlay_folder() -> PathBuf {
+    let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
+    folder.map_or_else(|| Path::new("/var/tmp").to_owned(), PathBuf::from)
+}
+
+/// Counts the faults of one disk, and has the machine paused where that is wanted.
+struct Faults {
+    name: String,
+    policy: DiskErrorPolicy,
+    control: Arc<Control>,
+}
+
+impl FaultSink for Faults {
+    fn failed(&self, operation: Operation, error: &io::Error) -> FaultAction {
+        let does = match operation {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            // What was written before is lost already: there is nothing to wait for.
+            Operation::Flush => {
+                self.control.disk_failed(None);
+                return FaultAction::Report;
+            }
+        };
+        match self.policy {
+            DiskErrorPolicy::Report => {
+                self.control.disk_failed(None);
+                FaultAction::Report
+            }
+            DiskErrorPolicy::Pause => {
+                self.control.disk_failed(Some(format!("{}: the host cannot {does}: {error}", self.name)));
+                FaultAction::Hold
+            }
+        }
+    }
+}
