@@ -2,7 +2,13 @@
 
 mod common;
 
-use common::{finish, kvm_or_skip, run_payload};
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use common::{Finished, eventually, finish, kvm_or_skip, payload, run_payload, scratch, signal};
+use coracle::Vm;
+use coracle::config::{DiskConfig, VmConfig};
 
 macro_rules! needs_kvm {
     () => {
@@ -10,6 +16,26 @@ macro_rules! needs_kvm {
             return;
         }
     };
+}
+
+/// A disk of this many sectors, all zero.
+fn disk(name: &str, sectors: u64) -> PathBuf {
+    let path = scratch().join(name);
+    fs::File::create(&path).unwrap().set_len(sectors * 512).unwrap();
+    path
+}
+
+fn with_disk(name: &str, disk: &str) -> Command {
+    let mut command = run_payload(name);
+    command.args(["--timeout", "30s", "--disk", disk]);
+    command
+}
+
+#[track_caller]
+fn refused(disk: &str, words: &str) {
+    let run: Finished = finish(&mut with_disk("poweroff", disk));
+    run.expect(125, words);
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
 }
 
 #[test]
@@ -22,4 +48,95 @@ fn entropy_comes_with_an_interrupt_in_every_life_of_the_device() {
 fn machine_without_devices_has_no_register_window() {
     needs_kvm!();
     finish(run_payload("virtio-rng").args(["--timeout", "20s"])).expect(1, "code 1");
+}
+
+#[test]
+fn disk_outlives_damaged_rings_and_resets_of_the_machine() {
+    needs_kvm!();
+    let path = disk("lives.img", 64);
+    for words in ["", ",engine=sync,queues=3,id=lives"] {
+        fs::write(&path, [0; 64 * 512]).unwrap();
+        let mut command = with_disk("virtio-block", &format!("path={}{words}", path.display()));
+        finish(command.args(["--on-reset", "reboot"])).expect(0, "code 0");
+        let content = fs::read(&path).unwrap();
+        assert_eq!(content.len(), 64 * 512);
+        assert!(content[5 * 512..6 * 512].iter().all(|byte| *byte == 3));
+        assert!(content[..5 * 512].iter().chain(&content[6 * 512..]).all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn overlay_lives_as_long_as_the_machine() {
+    needs_kvm!();
+    let path = disk("overlaid.img", 64);
+    let mut command = with_disk("virtio-block", &format!("{},cow", path.display()));
+    finish(command.env("TMPDIR", "/var/tmp").args(["--on-reset", "reboot"])).expect(0, "code 0");
+    assert!(fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn what_is_no_disk_is_refused_before_the_guest_runs() {
+    needs_kvm!();
+    refused("/no/such/disk", "/no/such/disk: the disk cannot be opened: No such file");
+    refused("/tmp", "/tmp: a disk has to be a regular file or a block device");
+    refused(disk("empty.img", 0).to_str().unwrap(), "and this is 0 bytes");
+    let odd = scratch().join("odd.img");
+    fs::write(&odd, [0; 700]).unwrap();
+    refused(odd.to_str().unwrap(), "and this is 700 bytes");
+    let path = disk("twice.img", 8);
+    let mut command = with_disk("poweroff", &format!("{},id=a", path.display()));
+    command.args(["--disk", &format!("{},id=a", disk("other.img", 8).display())]);
+    finish(&mut command).expect(125, "two disks have the id a");
+    let mut command = with_disk("poweroff", path.to_str().unwrap());
+    finish(command.arg("--disk").arg(&path)).expect(125, "twice.img: another program, or another disk");
+    let mut command = with_disk("poweroff", path.to_str().unwrap());
+    let wanted = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17";
+    for number in wanted.split(' ') {
+        command.arg("--disk").arg(disk(&format!("many-{number}.img"), 1));
+    }
+    finish(&mut command).expect(125, "18 virtio devices are not possible");
+}
+
+#[test]
+fn disk_of_a_running_machine_is_not_given_to_another() {
+    needs_kvm!();
+    let path = disk("held.img", 64);
+    let mut running = with_disk("spin", path.to_str().unwrap());
+    let mut child = running.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the other has it open", || {
+        finish(&mut with_disk("poweroff", path.to_str().unwrap())).code() == 125
+    });
+    refused(
+        &format!("{},ro", path.display()),
+        "held.img: another program, or another disk of this one, has it open",
+    );
+    signal(&child, libc::SIGQUIT);
+    common::wait(&mut child);
+    finish(&mut with_disk("poweroff", path.to_str().unwrap())).expect(0, "powered off");
+}
+
+/// A file that was cut stands for a host that has no more room.
+#[test]
+fn request_that_the_host_refuses_pauses_the_machine_until_it_is_resumed() {
+    needs_kvm!();
+    let path = scratch().join("full.img");
+    fs::write(&path, [0; 64 * 512]).unwrap();
+    let mut config = VmConfig::new(payload("virtio-block"));
+    config.disks.push(DiskConfig {
+        on_error: "path=x,on-error=pause".parse::<DiskConfig>().unwrap().on_error,
+        ..DiskConfig::new(&path)
+    });
+    config.timeout = Some(std::time::Duration::from_secs(30));
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let vm = Vm::builder(config).build().unwrap();
+    // The file is cut before the guest comes to it, and mended while it waits.
+    file.set_len(512).unwrap();
+    vm.handle().resume();
+    assert!(vm.handle().wait_for(std::time::Duration::from_millis(500)).is_none(), "it waits");
+    file.set_len(64 * 512).unwrap();
+    vm.handle().resume();
+    let outcome = vm.wait();
+    // The payload's first life resets the machine.
+    assert_eq!(outcome.exit_code(), 112, "{}", outcome.reason());
+    assert!(outcome.disk_errors >= 1);
 }

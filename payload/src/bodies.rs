@@ -41,7 +41,7 @@ global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
-global_asm!(include_str!("asm/virtio.s"));
+global_asm!(concat!(include_str!("asm/virtio.s"), include_str!("asm/block.s"), include_str!("asm/disk.s")));
 
 unsafe extern "C" {
     static payload_start_ring0: u8;
@@ -99,5 +99,10 @@ payloads! {
     "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
     "clock" Zero payload_clock..payload_clock_end "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
+    "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
+    "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
+    "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
+    "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
+    "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }
