@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlaySize, RawDisk};
 use coracle_devices::virtio::VirtioDevice;
-use coracle_devices::virtio::blk::{Block, BlockSettings, FaultAction, FaultSink, Operation};
+use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 
 use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
-use crate::config::{DiskAccess, DiskConfig, DiskErrorPolicy};
+use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::control::Control;
 
 impl DeviceSpec for DiskConfig {
@@ -22,6 +22,10 @@ impl DeviceSpec for DiskConfig {
             name,
             id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
             queues: self.queues,
+            engine: match self.engine {
+                DiskEngine::Sync => Engine::Sync,
+                DiskEngine::Auto | DiskEngine::IoUring => Engine::IoUring,
+            },
             backend,
             faults: Arc::new(faults),
         })))

@@ -18,42 +18,42 @@ pub(super) struct BlockHandler {
     queues: Vec<VirtQueue>,
     disk: Arc<Disk>,
     limits: Limits,
-    /// While there is one, nothing else is served.
-    held: Option<Held>,
+    /// While there are any, nothing else is served.
+    held: Vec<Held>,
 }
 
 /// A request that failed, and is to be tried again when the device has been paused and goes on.
 pub(super) struct Held {
-    queue: usize,
-    chain: Chain,
-    status: Span,
-    task: Task,
+    pub queue: usize,
+    pub chain: Chain,
+    pub status: Span,
+    pub task: Task,
 }
 
 impl BlockHandler {
     pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits) -> Self {
-        let held = lock(&disk.held).take();
+        let held = std::mem::take(&mut *lock(&disk.held));
         Self { queues, disk, limits, held }
     }
 
-    /// Tries the held request again. False when it has failed again.
+    /// Tries the held requests again. False when one has failed again.
     fn retry(&mut self) -> bool {
-        let Some(Held { queue, mut chain, status, task }) = self.held.take() else { return true };
-        match self.disk.perform(task, status, &mut chain) {
-            Served::Done { written } => {
-                if let Some(queue) = self.queues.get_mut(queue) {
-                    queue.complete(chain, written);
-                    queue.announce();
+        for Held { queue, mut chain, status, task } in std::mem::take(&mut self.held) {
+            match self.disk.perform(task, status, &mut chain) {
+                Served::Done { written } => {
+                    if let Some(queue) = self.queues.get_mut(queue) {
+                        queue.complete(chain, written);
+                        queue.announce();
+                    }
                 }
-                // Rings that came meanwhile were not heard.
-                self.queues.iter().for_each(VirtQueue::ring);
-                true
-            }
-            Served::Held => {
-                self.held = Some(Held { queue, chain, status, task });
-                false
+                Served::Held => self.held.push(Held { queue, chain, status, task }),
             }
         }
+        if self.held.is_empty() {
+            // Rings that came meanwhile were not heard.
+            self.queues.iter().for_each(VirtQueue::ring);
+        }
+        self.held.is_empty()
     }
 
     fn serve(&mut self, place: usize) -> Result<(), RingError> {
@@ -66,7 +66,7 @@ impl BlockHandler {
                 {
                     Served::Done { written } => written,
                     Served::Held => {
-                        self.held = Some(Held { queue: place, chain, status, task });
+                        self.held.push(Held { queue: place, chain, status, task });
                         queue.announce();
                         return Ok(());
                     }
@@ -94,7 +94,7 @@ impl QueueHandler for BlockHandler {
     }
 
     fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
-        if self.held.is_some() && !self.retry() {
+        if !self.held.is_empty() && !self.retry() {
             return Ok(());
         }
         self.serve(event.data() as usize)
@@ -107,14 +107,14 @@ impl QueueHandler for BlockHandler {
 }
 
 /// What became of a request.
-enum Served {
+pub(super) enum Served {
     Done { written: u32 },
     Held,
 }
 
 impl Disk {
     /// Does what a request wants, and writes its status.
-    fn perform(&self, task: Task, status: Span, chain: &mut Chain) -> Served {
+    pub(super) fn perform(&self, task: Task, status: Span, chain: &mut Chain) -> Served {
         let room = chain.writable.len();
         let (operation, result) = match task {
             Task::Read { offset } => {
@@ -151,21 +151,31 @@ impl Disk {
         self.backend.write(offset, chain.readable.spans())
     }
 
+    /// True when a flush has failed since the last reset.
+    pub(super) fn has_flush_failed(&self) -> bool {
+        self.flush_failed.load(Ordering::Acquire)
+    }
+
     fn flush(&self) -> io::Result<()> {
-        if self.flush_failed.load(Ordering::Acquire) {
+        if self.has_flush_failed() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         let result = self.backend.flush();
         if result.is_err() {
-            self.flush_failed.store(true, Ordering::Release);
+            self.flush_has_failed();
         }
         result
+    }
+
+    /// Makes all later flushes fail, up to the next reset.
+    pub(super) fn flush_has_failed(&self) {
+        self.flush_failed.store(true, Ordering::Release);
     }
 }
 
 /// Writes the status; returns what the driver may rely on: the bytes from the first writable one that were all written,
 /// which ends with the status only when all of the `room` before it was.
-fn answer(status: Span, value: Status, written: u64, room: u64) -> u32 {
+pub(super) fn answer(status: Span, value: Status, written: u64, room: u64) -> u32 {
     status.write(0, &[value as u8]);
     let relied_on = if written == room { written.saturating_add(1) } else { written };
     u32::try_from(relied_on).unwrap_or(u32::MAX)

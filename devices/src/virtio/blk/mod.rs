@@ -6,6 +6,7 @@
 
 mod handler;
 mod request;
+mod uring;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,14 +14,19 @@ use std::sync::{Arc, Mutex};
 
 use crate::backend::disk::{DiskBackend, SECTOR};
 use crate::lock;
-use crate::virtio::{ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtioDevice};
+use crate::log_limit::warn_limited;
+use crate::virtio::{
+    ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtQueue, VirtioDevice,
+};
 use handler::{BlockHandler, Held};
 use request::MAX_RANGE_SECTORS;
+use uring::UringHandler;
 
 /// A block device.
 pub struct Block {
     disk: Arc<Disk>,
     queues: u16,
+    engine: Engine,
 }
 
 /// What a block device is made from.
@@ -31,10 +37,21 @@ pub struct BlockSettings {
     pub id: String,
     /// Request queues, from 1 on.
     pub queues: u16,
+    /// What carries the requests out.
+    pub engine: Engine,
     /// Where the blocks are.
     pub backend: Box<dyn DiskBackend>,
     /// Told of requests that the host could not serve.
     pub faults: Arc<dyn FaultSink>,
+}
+
+/// What carries out the requests of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// One system call after the other.
+    Sync,
+    /// io_uring, many at a time. A host that does not allow it, and a back end without a single descriptor, get `Sync`.
+    IoUring,
 }
 
 /// The disk behind the queues: what the handlers of all activations share.
@@ -45,8 +62,8 @@ pub(super) struct Disk {
     faults: Arc<dyn FaultSink>,
     /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
     flush_failed: AtomicBool,
-    /// A request that waits for the host to have room again.
-    held: Mutex<Option<Held>>,
+    /// Requests that wait for the host to have room again.
+    held: Mutex<Vec<Held>>,
 }
 
 /// Hears of the host's faults. Called on the disk's thread; it does not wait.
@@ -85,18 +102,29 @@ pub const MAX_QUEUES: u16 = 16;
 impl Block {
     /// Makes a block device.
     pub fn new(settings: BlockSettings) -> Self {
-        let BlockSettings { name, id, queues, backend, faults } = settings;
+        let BlockSettings { name, id, queues, engine, backend, faults } = settings;
         let mut bytes = [0; ID_LEN];
         bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
-        let disk = Disk {
-            name,
-            backend,
-            id: bytes,
-            faults,
-            flush_failed: AtomicBool::new(false),
-            held: Mutex::default(),
+        let engine = usable(engine, backend.as_ref(), &name);
+        let (flush_failed, held) = (AtomicBool::new(false), Mutex::default());
+        let disk = Disk { name, backend, id: bytes, faults, flush_failed, held };
+        Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES), engine }
+    }
+
+    fn handler(&self, queues: Vec<VirtQueue>, limits: request::Limits) -> Box<dyn QueueHandler> {
+        let (Engine::IoUring, Some(file)) = (self.engine, self.disk.backend.descriptor()) else {
+            return Box::new(BlockHandler::new(queues, self.disk.clone(), limits));
         };
-        Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES) }
+        match UringHandler::new(queues, self.disk.clone(), limits, file) {
+            Ok(handler) => Box::new(handler),
+            Err((queues, error)) => {
+                warn_limited!(
+                    "{}: io_uring is not to be had now, so it does without: {error}",
+                    self.disk.name
+                );
+                Box::new(BlockHandler::new(queues, self.disk.clone(), limits))
+            }
+        }
     }
 }
 
@@ -150,12 +178,26 @@ impl VirtioDevice for Block {
         let first = context.queues.take(0)?;
         let queues = std::iter::once(first).chain(context.queues.into_rest()).collect();
         let limits = request::Limits { capacity: self.disk.backend.capacity(), discards, zeroes };
-        Ok(vec![Box::new(BlockHandler::new(queues, self.disk.clone(), limits))])
+        Ok(vec![self.handler(queues, limits)])
     }
 
     fn reset(&self) {
-        *lock(&self.disk.held) = None;
+        lock(&self.disk.held).clear();
         self.disk.flush_failed.store(false, Ordering::Release);
+    }
+}
+
+/// The engine that a disk gets on this host.
+fn usable(wanted: Engine, backend: &dyn DiskBackend, name: &str) -> Engine {
+    if wanted == Engine::Sync || backend.descriptor().is_none() {
+        return Engine::Sync;
+    }
+    match uring::is_allowed() {
+        Ok(()) => Engine::IoUring,
+        Err(error) => {
+            log::info!("{name}: io_uring is not allowed here, so it does without: {error}");
+            Engine::Sync
+        }
     }
 }
 
