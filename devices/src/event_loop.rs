@@ -104,10 +104,15 @@ impl EventLoop {
     }
 
     /// Waits for events, `timeout_millis` at most (-1: without a limit), and serves them; then what the handles asked for.
-    pub fn run_once(&mut self, timeout_millis: i32) {
-        if let Err(error) = self.manager.run_with_timeout(timeout_millis) {
-            log::error!("waiting for I/O events failed: {error}");
-        }
+    /// True when there were any.
+    pub fn run_once(&mut self, timeout_millis: i32) -> bool {
+        let served = match self.manager.run_with_timeout(timeout_millis) {
+            Ok(count) => count > 0,
+            Err(error) => {
+                log::error!("waiting for I/O events failed: {error}");
+                false
+            }
+        };
         if self.failed.swap(false, Ordering::Relaxed) {
             self.retire_failed();
         }
@@ -117,6 +122,7 @@ impl EventLoop {
         if self.groups.values().any(|group| group.wanted.is_some()) {
             self.hand_back();
         }
+        served
     }
 
     fn obey(&mut self, command: Command) {

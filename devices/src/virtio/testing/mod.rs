@@ -217,7 +217,14 @@ impl InlineHost {
     /// Lets the handlers serve what there is, for a bounded number of rounds.
     pub fn settle(&self) {
         let mut event_loop = lock(&self.event_loop);
-        (0..SETTLE_ROUNDS).for_each(|_| event_loop.run_once(0));
+        // One empty round is not enough: a command may have added what is ready in the next.
+        let mut empty_rounds = 0_u32;
+        for _ in 0..SETTLE_ROUNDS {
+            empty_rounds = if event_loop.run_once(0) { 0 } else { empty_rounds.wrapping_add(1) };
+            if empty_rounds == 2 {
+                return;
+            }
+        }
     }
 }
 

@@ -42,9 +42,7 @@ impl Ring {
     /// An empty ring of `size` descriptors at `base`, a multiple of 4 KiB. It takes 20 KiB for 256 descriptors.
     pub fn new(memory: GuestMemory, base: u64, size: u16) -> Self {
         let ring = Self { memory, base, size, next_descriptor: 0, next_available: 0, next_used: 0 };
-        for offset in (0..0x6000).step_by(8) {
-            ring.put(base.wrapping_add(offset), &[0; 8]);
-        }
+        ring.put(base, &[0; 0x6000]);
         ring
     }
 
