@@ -104,5 +104,6 @@ payloads! {
     "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
     "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
     "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
+    "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

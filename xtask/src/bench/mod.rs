@@ -1,8 +1,11 @@
 //! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines differ and
 //! drift; none of them is a test.
 
+mod block;
 mod boot;
+mod host_disk;
 mod irqchip;
+mod process_time;
 mod stage;
 mod start;
 mod statistics;
@@ -39,6 +42,12 @@ pub(crate) enum Bench {
         #[arg(long)]
         coracle: PathBuf,
     },
+    /// What a virtio disk does for a bare guest that polls, beside QEMU's microvm and the host's own limit
+    Block {
+        /// Runs of each
+        #[arg(long, default_value_t = 3)]
+        runs: u32,
+    },
     /// The life of an empty virtual machine with each kind of interrupt controller
     Irqchip {
         /// Runs of each
@@ -56,6 +65,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
         Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
         Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
         Bench::BootHere { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
+        Bench::Block { runs } => block::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
     }
 }

@@ -1,6 +1,6 @@
 //! Block device (virtio 1.2, section 5.2).
 //!
-//! [`request`] understands what a driver asks for, [`handler`] serves it from a [`DiskBackend`] on a thread of the
+//! `request` understands what a driver asks for, `handler` serves it from a [`DiskBackend`] on a thread of the
 //! disk's own, since the host may take its time. What the device offers is in [`Block::features`] and
 //! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back end does.
 

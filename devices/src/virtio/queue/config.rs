@@ -5,7 +5,7 @@ use super::running::QueueParts;
 use super::{RingLayout, VirtQueue};
 
 /// The registers of one queue (virtio 1.2, 4.2.2). A running queue is another type, made by
-/// [`QueueConfig::start`]: writing these registers cannot reach it.
+/// `QueueConfig::start`: writing these registers cannot reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueConfig {
     /// The most descriptors that the device takes: a power of two.

@@ -1,0 +1,273 @@
+//! What a disk does for a guest that polls: a bare payload in ring 3, where code runs natively on any KVM, under Coracle and
+//! under QEMU's microvm with an I/O thread of its own, with the same file in the page cache; and what the host's own system
+//! calls do with that file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use coracle_payload::Payload;
+
+use super::host_disk::{self, HostWay};
+use super::process_time::wait_cpu_time;
+use crate::process::{exists, line};
+use crate::static_build;
+use crate::workspace::Workspace;
+
+/// Measures and prints the tables.
+pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
+    let coracle = static_build::coracle(workspace)?;
+    let disk = Disk::new(&workspace.target)?;
+    let mut vmms = vec![Vmm::CoracleSync, Vmm::CoracleUring];
+    match exists(QEMU) {
+        true => vmms.extend([Vmm::QemuThreads, Vmm::QemuUring]),
+        false => println!("{QEMU} is not installed: Coracle is measured alone"),
+    }
+    let cycles_per_second = cycles_per_second();
+    println!(
+        "A file of {DISK_MIB} MiB in the page cache, one vCPU that polls; medians of {runs} runs, in turn\n\
+         ratio: to the better QEMU; rings: doorbells a request; CPU: of the whole process, its start included"
+    );
+    for load in &LOADS {
+        let payload = write_payload(&workspace.target.join("payloads"), load.payload)?;
+        let mut rows: Vec<Row> = vmms.iter().map(|vmm| Row { vmm: *vmm, runs: Vec::new() }).collect();
+        for _ in 0..runs {
+            for row in &mut rows {
+                let mut command = row.vmm.command(&coracle, &payload, &disk.path);
+                row.runs.push(measure(&mut command, load, cycles_per_second)?);
+            }
+        }
+        let host = host_disk::operations_per_second(&disk.path, load.host, load.bytes)?;
+        print(load, host, &rows);
+    }
+    Ok(())
+}
+
+/// A kind of load.
+struct Load {
+    title: &'static str,
+    payload: &'static str,
+    /// Requests that the payload makes.
+    count: u32,
+    /// Of each request.
+    bytes: usize,
+    host: HostWay,
+}
+
+/// One run of a payload.
+#[derive(Debug, Clone, Copy)]
+struct Run {
+    per_second: f64,
+    median_us: f64,
+    p99_us: f64,
+    rings: f64,
+    cpu_us: f64,
+}
+
+/// What one way of serving the disk gave.
+struct Row {
+    vmm: Vmm,
+    runs: Vec<Run>,
+}
+
+impl Row {
+    fn median(&self, value: impl Fn(&Run) -> f64) -> f64 {
+        let mut values: Vec<f64> = self.runs.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Vmm {
+    CoracleSync,
+    CoracleUring,
+    QemuThreads,
+    QemuUring,
+}
+
+impl Vmm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CoracleSync => "coracle, sync",
+            Self::CoracleUring => "coracle, io_uring",
+            Self::QemuThreads => "QEMU, threads",
+            Self::QemuUring => "QEMU, io_uring",
+        }
+    }
+
+    fn is_qemu(self) -> bool {
+        matches!(self, Self::QemuThreads | Self::QemuUring)
+    }
+
+    fn command(self, coracle: &Path, payload: &Path, disk: &Path) -> Command {
+        match self {
+            Self::CoracleSync => coracle_command(coracle, payload, disk, "sync"),
+            Self::CoracleUring => coracle_command(coracle, payload, disk, "io_uring"),
+            Self::QemuThreads => qemu_command(payload, disk, "threads"),
+            Self::QemuUring => qemu_command(payload, disk, "io_uring"),
+        }
+    }
+}
+
+fn coracle_command(coracle: &Path, payload: &Path, disk: &Path, engine: &str) -> Command {
+    let mut command = Command::new(coracle);
+    command.args(["run", "--accel", "kvm", "--memory", MEMORY]).arg(payload);
+    command.arg("--disk").arg(format!("path={},engine={engine}", disk.display()));
+    command
+}
+
+fn qemu_command(payload: &Path, disk: &Path, engine: &str) -> Command {
+    let mut command = Command::new(QEMU);
+    command.args(["-M", "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off"]);
+    command.args(["-cpu", "host,arch-capabilities=off", "-m", MEMORY, "-nodefaults", "-no-user-config"]);
+    command.args(["-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.args(["-global", "virtio-mmio.force-legacy=false", "-object", "iothread,id=io"]);
+    let path = disk.display();
+    let file = format!("driver=file,node-name=d,filename={path},aio={engine},cache.direct=off");
+    command.args(["-blockdev", &file, "-device", "virtio-blk-device,drive=d,iothread=io"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(payload);
+    command
+}
+
+/// One run to its end.
+fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result<Run> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
+    let mut printed = String::new();
+    let stdout = child.stdout.take().context("the child's stdout")?;
+    std::io::Read::read_to_string(&mut std::io::BufReader::new(stdout), &mut printed)?;
+    let cpu = wait_cpu_time(&child)?;
+    let numbers: Vec<f64> = printed
+        .split_whitespace()
+        .filter_map(|word| u64::from_str_radix(word, 16).ok())
+        .map(|number| number as f64)
+        .collect();
+    let [cycles, rings, median, p99] = numbers.as_slice() else {
+        bail!("`{}` printed {printed:?} and no results", line(command));
+    };
+    let count = f64::from(load.count);
+    Ok(Run {
+        per_second: count / (cycles / cycles_per_second),
+        median_us: median / cycles_per_second * 1e6,
+        p99_us: p99 / cycles_per_second * 1e6,
+        rings: rings / count,
+        cpu_us: cpu.as_secs_f64() * 1e6 / count,
+    })
+}
+
+fn print(load: &Load, host: f64, rows: &[Row]) {
+    let speed = |per_second: f64| match load.bytes {
+        0..MIB => format!("{:.1} k/s", per_second / 1e3),
+        bytes => format!("{:.2} GB/s", per_second * bytes as f64 / 1e9),
+    };
+    println!(
+        "\n{:34} {:>11} {:>6} {:>9} {:>9} {:>6} {:>8}",
+        load.title, "", "ratio", "p50", "p99", "rings", "CPU"
+    );
+    println!("{:34} {:>11}", format!("  host, {}", load.host.name()), speed(host));
+    let qemu = rows.iter().filter(|row| row.vmm.is_qemu()).map(|row| row.median(|run| run.per_second));
+    let best = qemu.fold(f64::NAN, f64::max);
+    for row in rows {
+        let per_second = row.median(|run| run.per_second);
+        println!(
+            "  {:32} {:>11} {:6.2} {:6.1} us {:6.1} us {:6.2} {:5.1} us",
+            row.vmm.name(),
+            speed(per_second),
+            per_second / best,
+            row.median(|run| run.median_us),
+            row.median(|run| run.p99_us),
+            row.median(|run| run.rings),
+            row.median(|run| run.cpu_us),
+        );
+    }
+}
+
+/// The file, removed at the end.
+struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    fn new(folder: &Path) -> Result<Self> {
+        let disk = Self { path: folder.join("bench-disk.img") };
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&disk.path);
+        let file = file.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", disk.path.display()))?;
+        let block: Vec<u8> = (0..MIB).map(|index| (index % 251) as u8).collect();
+        for _ in 0..DISK_MIB {
+            file.write_all(&block)?;
+        }
+        file.sync_all()?;
+        Ok(disk)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn write_payload(folder: &Path, name: &str) -> Result<PathBuf> {
+    let payload = Payload::named(name).with_context(|| format!("there is no payload {name}"))?;
+    fs::create_dir_all(folder)?;
+    let path = folder.join(format!("{name}.elf"));
+    File::create(&path)?.write_all(&payload.elf())?;
+    Ok(path)
+}
+
+/// Of the TSC, against the host's clock.
+fn cycles_per_second() -> f64 {
+    // SAFETY: reads a register that every x86-64 CPU has.
+    let now = || unsafe { std::arch::x86_64::_rdtsc() };
+    let (start, cycles) = (Instant::now(), now());
+    std::thread::sleep(Duration::from_millis(100));
+    (now() - cycles) as f64 / start.elapsed().as_secs_f64()
+}
+
+const QEMU: &str = "qemu-system-x86_64";
+const MEMORY: &str = "256M";
+const MIB: usize = 1 << 20;
+/// What the payloads read and write.
+const DISK_MIB: usize = 64;
+
+const LOADS: [Load; 5] = [
+    Load {
+        title: "4 KiB random reads, one at a time",
+        payload: "block-read-1",
+        count: 20_000,
+        bytes: 4096,
+        host: HostWay::Read,
+    },
+    Load {
+        title: "4 KiB random reads, 32 at a time",
+        payload: "block-read-32",
+        count: 500_000,
+        bytes: 4096,
+        host: HostWay::UringRead,
+    },
+    Load {
+        title: "4 KiB random writes, 32 at a time",
+        payload: "block-write-32",
+        count: 100_000,
+        bytes: 4096,
+        host: HostWay::Write,
+    },
+    Load {
+        title: "1 MiB reads, 8 at a time",
+        payload: "block-stream-read",
+        count: 8000,
+        bytes: MIB,
+        host: HostWay::Read,
+    },
+    Load {
+        title: "1 MiB writes, 8 at a time",
+        payload: "block-stream-write",
+        count: 2000,
+        bytes: MIB,
+        host: HostWay::Write,
+    },
+];
