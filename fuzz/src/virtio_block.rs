@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coracle_devices::backend::disk::DiskBackend;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
+use coracle_devices::virtio::poll::Poll;
 use coracle_devices::virtio::queue::Span;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 
@@ -14,6 +15,7 @@ pub fn virtio_block(data: &[u8]) {
     let Some((&choice, requests)) = data.split_first() else { return };
     let disk = Arc::new(Disk { blocks: Mutex::new(vec![0; CAPACITY]), is_read_only: choice & 1 == 1 });
     let settings = BlockSettings {
+        poll: Poll::DEFAULT,
         name: "disk".into(),
         id: "fuzz".into(),
         queues: 1,

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
+
+use coracle_devices::virtio::poll::Poll;
 
 use super::ConfigError;
 
@@ -15,6 +18,9 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     /// How requests are carried out.
     pub engine: DiskEngine,
+    /// How long the disk's thread looks for the next request before it sleeps; zero for never, 1 ms at most. It looks less
+    /// where that finds nothing, and not while the CPUs are busy.
+    pub poll: Duration,
     /// Request queues, from 1 to 16.
     pub queues: u16,
     /// The serial number that the guest sees.
@@ -71,6 +77,7 @@ impl DiskConfig {
             path: path.into(),
             access: DiskAccess::default(),
             engine: DiskEngine::default(),
+            poll: Poll::DEFAULT,
             queues: 1,
             id: None,
             on_error: DiskErrorPolicy::default(),
@@ -103,7 +110,7 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` with any of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `queues=`, `id=` and `on-error=`
+    /// Reads `PATH`, or `path=PATH` with any of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`, `queues=`, `id=` and `on-error=`
     /// behind commas.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = text.split(',');
@@ -142,6 +149,7 @@ impl DiskConfig {
             },
             ("engine", Some("sync")) => self.engine = DiskEngine::Sync,
             ("engine", Some("io_uring")) => self.engine = DiskEngine::IoUring,
+            ("poll", Some(time)) => self.poll = poll(time)?,
             ("queues", Some(count)) => {
                 self.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
             }
@@ -155,6 +163,16 @@ impl DiskConfig {
         }
         Some(Ok(()))
     }
+}
+
+/// Reads `off`, `32us` or a bare number of microseconds.
+fn poll(text: &str) -> Option<Duration> {
+    if text == "off" {
+        return Some(Duration::ZERO);
+    }
+    let digits = text.strip_suffix("us").unwrap_or(text);
+    let time = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MOST).contains(time))
 }
 
 /// Reads `64M`, `2G` or a bare number of MiB.
@@ -177,6 +195,7 @@ fn bytes(text: &str) -> Result<u64, ConfigError> {
 /// As the device has it (virtio 1.2, 5.2.6).
 const MOST_ID: usize = 20;
 const MOST_QUEUES: u16 = 16;
+const FIRST_POLL: Duration = Duration::from_micros(1);
 
 #[cfg(test)]
 mod tests {
@@ -211,6 +230,13 @@ mod tests {
             assert_eq!(disk(text).unwrap().access, DiskAccess::Overlay { most: Some(64 << 20) }, "{text}");
         }
         assert_eq!(disk("a,engine=io_uring,on-error=report").unwrap().engine, DiskEngine::IoUring);
+        for (text, micros) in [("off", 0), ("50us", 50), ("1000", 1000)] {
+            assert_eq!(
+                disk(&format!("a,poll={text}")).unwrap().poll,
+                Duration::from_micros(micros),
+                "{text}"
+            );
+        }
     }
 
     #[test]
@@ -221,6 +247,11 @@ mod tests {
             "cow=yes",
             "engine=aio",
             "engine",
+            "poll=0",
+            "poll=1001us",
+            "poll=1ms",
+            "poll=on",
+            "poll",
             "queues=0",
             "queues=17",
             "queues=x",

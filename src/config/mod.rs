@@ -156,7 +156,7 @@ pub enum ConfigError {
     /// A word that no disk knows.
     #[error(
         "`{word}` does not go with a disk, or not with the words before it: there are ro, cow, cow-size=SIZE, \
-         engine=sync, engine=io_uring, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once"
+         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once"
     )]
     DiskWord {
         /// As given.

@@ -46,7 +46,7 @@ fn properties() -> Vec<(&'static str, Value)> {
             "disks",
             texts(
                 "Disks: the path of a raw image or block device, or path=PATH with any of ro, cow, cow-size=SIZE, \
-                 engine=sync, engine=io_uring, queues=N, id=TEXT, on-error=report, on-error=pause behind commas",
+                 engine=sync, engine=io_uring, poll=off, poll=TIME, queues=N, id=TEXT, on-error=report, on-error=pause behind commas",
                 "path=data.img,ro",
             ),
         ),

@@ -26,6 +26,7 @@ impl DeviceSpec for DiskConfig {
                 DiskEngine::Sync => Engine::Sync,
                 DiskEngine::Auto | DiskEngine::IoUring => Engine::IoUring,
             },
+            poll: self.poll,
             backend,
             faults: Arc::new(faults),
         })))

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 pub mod blk;
 pub mod handler;
 pub mod irq;
+pub mod poll;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

@@ -44,7 +44,7 @@ pub(super) fn operations_per_second(path: &Path, way: HostWay, bytes: usize) -> 
     while start.elapsed() < FOR {
         match way {
             HostWay::Read => {
-                buffers.iter_mut().try_for_each(|buffer| file.read_exact_at(buffer, offset()))?
+                buffers.iter_mut().try_for_each(|buffer| file.read_exact_at(buffer, offset()))?;
             }
             HostWay::Write => buffers.iter().try_for_each(|buffer| file.write_all_at(buffer, offset()))?,
             HostWay::UringRead => {

@@ -10,6 +10,7 @@ use super::request::{Limits, Request, Status, Task};
 use super::{Disk, FaultAction, Operation};
 use crate::lock;
 use crate::log_limit::warn_limited;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
 
@@ -20,6 +21,7 @@ pub(super) struct BlockHandler {
     limits: Limits,
     /// While there are any, nothing else is served.
     held: Vec<Held>,
+    poll: Poll,
 }
 
 /// A request that failed, and is to be tried again when the device has been paused and goes on.
@@ -33,7 +35,8 @@ pub(super) struct Held {
 impl BlockHandler {
     pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits) -> Self {
         let held = std::mem::take(&mut *lock(&disk.held));
-        Self { queues, disk, limits, held }
+        let poll = Poll::new(disk.poll);
+        Self { queues, disk, limits, held, poll }
     }
 
     /// Tries the held requests again. False when one has failed again.
@@ -56,7 +59,29 @@ impl BlockHandler {
         self.held.is_empty()
     }
 
+    /// Serves a queue until it is empty and stays so for a while.
     fn serve(&mut self, place: usize) -> Result<(), RingError> {
+        self.poll.begin_turn();
+        loop {
+            self.drain(place)?;
+            let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
+            queue.announce();
+            if !self.held.is_empty() {
+                return Ok(());
+            }
+            if self.poll.is_turn_over() {
+                // Goes on after everybody else's turn.
+                queue.ring();
+                return Ok(());
+            }
+            if !self.poll.look(|| queue.is_offered()) {
+                return queue.finish();
+            }
+        }
+    }
+
+    /// Serves what a queue has, up to its size.
+    fn drain(&mut self, place: usize) -> Result<(), RingError> {
         let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
         queue.begin();
         let mut unpublished = 0_u8;
@@ -67,7 +92,6 @@ impl BlockHandler {
                     Served::Done { written } => written,
                     Served::Held => {
                         self.held.push(Held { queue: place, chain, status, task });
-                        queue.announce();
                         return Ok(());
                     }
                 },
@@ -82,7 +106,7 @@ impl BlockHandler {
                 queue.publish();
             }
         }
-        queue.finish()
+        Ok(())
     }
 }
 

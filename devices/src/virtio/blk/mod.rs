@@ -11,6 +11,7 @@ mod uring;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::backend::disk::{DiskBackend, SECTOR};
 use crate::lock;
@@ -39,6 +40,8 @@ pub struct BlockSettings {
     pub queues: u16,
     /// What carries the requests out.
     pub engine: Engine,
+    /// How long its thread looks for more requests before it sleeps; [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
+    pub poll: Duration,
     /// Where the blocks are.
     pub backend: Box<dyn DiskBackend>,
     /// Told of requests that the host could not serve.
@@ -64,6 +67,7 @@ pub(super) struct Disk {
     flush_failed: AtomicBool,
     /// Requests that wait for the host to have room again.
     held: Mutex<Vec<Held>>,
+    poll: Duration,
 }
 
 /// Hears of the host's faults. Called on the disk's thread; it does not wait.
@@ -102,12 +106,12 @@ pub const MAX_QUEUES: u16 = 16;
 impl Block {
     /// Makes a block device.
     pub fn new(settings: BlockSettings) -> Self {
-        let BlockSettings { name, id, queues, engine, backend, faults } = settings;
+        let BlockSettings { name, id, queues, engine, poll, backend, faults } = settings;
         let mut bytes = [0; ID_LEN];
         bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
         let engine = usable(engine, backend.as_ref(), &name);
         let (flush_failed, held) = (AtomicBool::new(false), Mutex::default());
-        let disk = Disk { name, backend, id: bytes, faults, flush_failed, held };
+        let disk = Disk { name, backend, id: bytes, faults, flush_failed, held, poll };
         Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES), engine }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use super::*;
 use crate::backend::disk::{FileLock, Overlay, OverlaySize, RawDisk};
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::Span;
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM, LOW_RAM_LEN, Machine, Ring, Usual, conform};
 use vmm_sys_util::tempdir::TempDir;
@@ -37,7 +38,16 @@ struct Bench {
 }
 
 fn settings(engine: Engine, backend: Box<dyn DiskBackend>, faults: Arc<Faults>) -> BlockSettings {
-    BlockSettings { name: "disk test".into(), id: "serial-1".into(), queues: 2, engine, backend, faults }
+    let poll = Poll::DEFAULT;
+    BlockSettings {
+        name: "disk test".into(),
+        id: "serial-1".into(),
+        queues: 2,
+        engine,
+        poll,
+        backend,
+        faults,
+    }
 }
 
 fn content() -> Vec<u8> {

@@ -15,6 +15,7 @@ use super::handler::{Held, Served, answer};
 use super::request::{Limits, Request, Status, Task};
 use crate::event_loop::watch;
 use crate::lock;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
 
@@ -32,6 +33,7 @@ pub(super) struct UringHandler {
     is_quiet: bool,
     /// A queue has chains that found no place in the ring.
     is_full: bool,
+    poll: Poll,
 }
 
 /// Requests that the kernel has, by the number that it gives back.
@@ -73,7 +75,8 @@ impl UringHandler {
         let held = std::mem::take(&mut *lock(&disk.held));
         let in_work =
             InWork { slots: (0..ENTRIES).map(|_| None).collect(), free: (0..ENTRIES).rev().collect() };
-        Ok(Self { queues, disk, limits, file, ring, in_work, held, is_quiet: false, is_full: false })
+        let poll = Poll::new(disk.poll);
+        Ok(Self { queues, disk, limits, file, ring, in_work, held, is_quiet: false, is_full: false, poll })
     }
 
     /// Tries the held requests again. False when one has failed again.
@@ -92,10 +95,36 @@ impl UringHandler {
         self.held.is_empty()
     }
 
+    /// Serves a queue until it is empty and stays so for a while.
     fn serve(&mut self, place: usize) -> Result<(), RingError> {
         if self.is_quiet {
             return Ok(());
         }
+        self.poll.begin_turn();
+        loop {
+            self.drain(place)?;
+            self.is_full |= self.in_work.is_full();
+            let is_stopped = self.in_work.is_full() || !self.held.is_empty();
+            let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
+            queue.announce();
+            if is_stopped {
+                // A completion goes on from here.
+                return Ok(());
+            }
+            if self.poll.is_turn_over() {
+                // Goes on after everybody else's turn.
+                queue.ring();
+                return Ok(());
+            }
+            let completions = &mut self.ring;
+            if !self.poll.look(|| queue.is_offered() || !completions.completion().is_empty()) {
+                return queue.finish();
+            }
+        }
+    }
+
+    /// Hands what a queue has to the kernel, up to its size, and answers what is done.
+    fn drain(&mut self, place: usize) -> Result<(), RingError> {
         if let Some(queue) = self.queues.get_mut(place) {
             queue.begin();
         }
@@ -111,18 +140,9 @@ impl UringHandler {
             self.submit();
             self.reap();
             if !popped || !self.held.is_empty() {
-                break;
+                return Ok(());
             }
         }
-        let is_stopped = self.in_work.is_full() || !self.held.is_empty();
-        self.is_full |= self.in_work.is_full();
-        let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
-        if is_stopped {
-            // A completion goes on from here.
-            queue.announce();
-            return Ok(());
-        }
-        queue.finish()
     }
 
     /// Gives a request to the kernel, or answers it at once.

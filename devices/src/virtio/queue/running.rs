@@ -227,6 +227,11 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// True when the driver has offered a chain that was not popped. A damaged ring counts: who pops is told.
+    pub fn is_offered(&mut self) -> bool {
+        self.has_available().unwrap_or(true)
+    }
+
     /// Rings the doorbell from this side.
     pub fn ring(&self) {
         // The only failure is a counter at its maximum: the doorbell is rung all the same.

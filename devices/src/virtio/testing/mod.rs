@@ -6,6 +6,7 @@ mod ring;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -17,7 +18,7 @@ use super::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use super::transport::{MmioTransport, TransportParts};
 use super::{VirtQueue, VirtioDevice, VirtioIrq, feature};
 use crate::bus::BusDevice;
-use crate::event_loop::EventLoop;
+use crate::event_loop::{EventLoop, HAND_BACK_LIMIT};
 use crate::irq::IrqLine;
 use crate::lock;
 use crate::memory::GuestMemory;
@@ -238,12 +239,10 @@ impl HandlerHost for InlineHost {
     fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck> {
         let reply = self.handle.request(group, if_late);
         let mut event_loop = lock(&self.event_loop);
-        // Requests that the host works on come back within some rounds.
-        for timeout in [0, 0, 1, 10, 100, 1000] {
-            event_loop.run_once(timeout);
-            if reply.is_answered() {
-                break;
-            }
+        // Requests that the host works on come back in their time.
+        let start = Instant::now();
+        while !reply.is_answered() && start.elapsed() < HAND_BACK_LIMIT {
+            event_loop.run_once(10);
         }
         drop(event_loop);
         reply.wait(std::time::Duration::ZERO)
