@@ -5,4 +5,5 @@ pub mod console_buffer;
 pub mod console_tail;
 pub mod disk;
 mod matcher;
+pub mod net;
 mod panic_watch;

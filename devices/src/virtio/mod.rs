@@ -16,6 +16,7 @@ pub mod blk;
 pub mod handler;
 pub mod irq;
 pub mod poll;
+pub mod net;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

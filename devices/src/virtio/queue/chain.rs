@@ -11,6 +11,8 @@ use crate::memory::GuestMemory;
 #[derive(Debug)]
 pub struct Chain {
     pub(super) head: u16,
+    /// Where in the available ring it was, counted without end.
+    pub(super) position: u16,
     /// What the driver says, in its order.
     pub readable: Buffers,
     /// Where the device answers, in the order in which it has to be filled.
@@ -205,7 +207,13 @@ pub(super) struct Walk<'a> {
 
 impl Chain {
     pub(super) fn new(memory: GuestMemory) -> Self {
-        Self { head: 0, readable: Buffers::default(), writable: Buffers::default(), _memory: memory }
+        Self {
+            head: 0,
+            position: 0,
+            readable: Buffers::default(),
+            writable: Buffers::default(),
+            _memory: memory,
+        }
     }
 
     /// Fills this chain from the descriptors that start at `head`.

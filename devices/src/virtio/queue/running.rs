@@ -155,6 +155,7 @@ impl VirtQueue {
             self.budget = self.budget.saturating_sub(1);
             let slot = slot(self.next_available, size);
             let head = self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4));
+            let position = self.next_available;
             self.next_available = self.next_available.wrapping_add(1);
             if head >= size {
                 return Err(RingError::Head { queue, head, size });
@@ -165,6 +166,7 @@ impl VirtQueue {
                 continue;
             }
             let mut chain = self.pool.pop().unwrap_or_else(|| Chain::new(self.parts.memory.clone()));
+            chain.position = position;
             match self.fill(&mut chain, head) {
                 Ok(()) => return Ok(Some(chain)),
                 Err(error) => {
@@ -182,6 +184,19 @@ impl VirtQueue {
         let head = chain.head;
         self.clear_in_flight(head);
         self.put_used(head, written);
+        self.pool.push(chain);
+    }
+
+    /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the next pop
+    /// gives it again. The chain that was popped last has to come first. One that bad chains have followed cannot be
+    /// given again, and is completed with a length of 0.
+    pub fn put_back(&mut self, chain: Chain) {
+        if chain.position.wrapping_add(1) != self.next_available {
+            return self.complete(chain, 0);
+        }
+        self.next_available = chain.position;
+        self.budget = self.budget.saturating_add(1);
+        self.clear_in_flight(chain.head);
         self.pool.push(chain);
     }
 

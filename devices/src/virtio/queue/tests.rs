@@ -346,6 +346,51 @@ fn head_that_is_in_flight_is_dropped() {
 }
 
 #[test]
+fn chains_that_are_put_back_are_popped_again_in_their_order() {
+    let Setup { mut queue, mut ring, .. } = setup(8);
+    let heads: Vec<u16> = (0..3).map(|_| ring.offer(&[Buffer::writable(BUFFERS, 10)])).collect();
+    queue.begin();
+    let mut held: Vec<Chain> = std::iter::from_fn(|| queue.pop().unwrap()).collect();
+    assert_eq!((held.len(), queue.in_flight()), (3, 3));
+    held[2].writable.skip(4);
+    queue.put_back(held.pop().unwrap());
+    queue.put_back(held.pop().unwrap());
+    assert_eq!(queue.in_flight(), 1);
+    queue.complete(held.pop().unwrap(), 10);
+    queue.finish().unwrap();
+    assert_eq!(ring.completed(), Some((heads[0].into(), 10)));
+    queue.begin();
+    for head in &heads[1..] {
+        let chain = queue.pop().unwrap().unwrap();
+        assert_eq!((chain.writable.len(), chain.writable.spans().len()), (10, 1));
+        queue.complete(chain, 1);
+        queue.announce();
+        assert_eq!(ring.completed(), Some(((*head).into(), 1)));
+    }
+    assert_eq!(queue.in_flight(), 0);
+}
+
+#[test]
+fn chain_before_a_bad_one_cannot_be_put_back_and_comes_back_empty() {
+    let Setup { mut queue, mut ring, .. } = setup(8);
+    let good = ring.offer(&[Buffer::writable(BUFFERS, 10)]);
+    let bad = ring.offer(&[Buffer::writable(u64::MAX, 10)]);
+    let last = ring.offer(&[Buffer::writable(BUFFERS, 10)]);
+    queue.begin();
+    let held: Vec<Chain> = std::iter::from_fn(|| queue.pop().unwrap()).collect();
+    held.into_iter().rev().for_each(|chain| queue.put_back(chain));
+    queue.announce();
+    assert_eq!(ring.completed(), Some((bad.into(), 0)));
+    assert_eq!(ring.completed(), Some((good.into(), 0)));
+    assert_eq!(ring.completed(), None);
+    queue.begin();
+    let chain = queue.pop().unwrap().unwrap();
+    queue.complete(chain, 3);
+    queue.announce();
+    assert_eq!(ring.completed(), Some((last.into(), 3)));
+}
+
+#[test]
 fn damage_to_the_ring_is_an_error_and_not_a_loop() {
     let mut it = setup(16);
     it.ring.set_available_index(17);

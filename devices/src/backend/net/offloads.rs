@@ -1,0 +1,59 @@
+//! The work on a frame that its sender may leave to its receiver.
+
+/// What a receiver of frames can do by itself. The rest has to be done before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    /// Check, or finish, TCP and UDP checksums. The others need it.
+    pub checksum: bool,
+    /// Take TCP over IPv4 in pieces of up to 64 KiB.
+    pub tso4: bool,
+    /// The same over IPv6.
+    pub tso6: bool,
+    /// The same with the congestion bit of TCP set.
+    pub ecn: bool,
+}
+
+impl Offloads {
+    /// Everything that is known here.
+    pub const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
+
+    /// True when a frame may be longer than the MTU.
+    pub fn has_long_frames(self) -> bool {
+        self.tso4 || self.tso6
+    }
+
+    /// True when everything in `other` is in this, too.
+    pub fn contains(self, other: Offloads) -> bool {
+        let Offloads { checksum, tso4, tso6, ecn } = other;
+        (self.checksum || !checksum) && (self.tso4 || !tso4) && (self.tso6 || !tso6) && (self.ecn || !ecn)
+    }
+
+    /// Without those that do not work alone.
+    #[must_use]
+    pub fn possible(self) -> Offloads {
+        let Offloads { checksum, tso4, tso6, ecn } = self;
+        let (tso4, tso6) = (checksum && tso4, checksum && tso6);
+        Offloads { checksum, tso4, tso6, ecn: ecn && (tso4 || tso6) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_need_checksums_and_ecn_needs_segments() {
+        let none = Offloads::default();
+        assert_eq!(Offloads { checksum: false, ..Offloads::ALL }.possible(), none);
+        let checksum = Offloads { checksum: true, ..none };
+        assert_eq!(Offloads { ecn: true, ..checksum }.possible(), checksum);
+        assert_eq!(Offloads::ALL.possible(), Offloads::ALL);
+    }
+
+    #[test]
+    fn all_contains_each_and_none_contains_none_only() {
+        let tso = Offloads { checksum: true, tso4: true, ..Offloads::default() };
+        assert!(Offloads::ALL.contains(tso) && tso.contains(Offloads::default()) && tso.contains(tso));
+        assert!(!tso.contains(Offloads::ALL) && !Offloads::default().contains(tso));
+    }
+}

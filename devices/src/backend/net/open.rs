@@ -1,0 +1,119 @@
+//! Descriptors that somebody else has opened, and why a network card's end on the host cannot be had.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+
+use super::{NetBackend, Stream, Tap};
+
+/// Why the host's end of a network card cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NetOpenError {
+    /// No interface has this name.
+    #[error("there is no such interface; `ip tuntap add NAME mode tap user USER` makes one")]
+    NoInterface,
+    /// The kernel has no taps, or does not give them.
+    #[error("/dev/net/tun cannot be opened")]
+    Tun {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The tap is somebody else's.
+    #[error("it is for another user; `ip tuntap add NAME mode tap user USER` makes one for a user")]
+    Permission,
+    /// The tap is in use.
+    #[error("another program uses it")]
+    Busy,
+    /// The interface is no tap, or one of another mode.
+    #[error("it is not a tap with one queue, as `ip tuntap add NAME mode tap` makes them")]
+    NotATap,
+    /// The descriptor is not open.
+    #[error("no descriptor of this number is open here: the program that starts this one has to pass it on")]
+    NotOpen,
+    /// The descriptor is something else.
+    #[error("it is neither a tap nor a unix stream socket")]
+    NotANetwork,
+    /// A tun device.
+    #[error("it is a tun device, which has no Ethernet frames; a tap is needed (IFF_TAP)")]
+    NotEthernet,
+    /// A tap without headers.
+    #[error("the tap has to be opened with IFF_VNET_HDR and IFF_NO_PI")]
+    TapFlags,
+    /// Nobody listens at the socket.
+    #[error("it cannot be connected to")]
+    Connect {
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A call failed that usually does not.
+    #[error("{step} cannot be prepared")]
+    Prepare {
+        /// What was to be prepared.
+        step: OpenStep,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What a descriptor is prepared as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenStep {
+    /// A tap.
+    Tap,
+    /// A socket.
+    Socket,
+}
+
+impl std::fmt::Display for OpenStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            OpenStep::Tap => "the tap",
+            OpenStep::Socket => "the socket",
+        })
+    }
+}
+
+/// Takes a copy of a descriptor that this process has inherited: a tap, or a connected unix stream socket. It becomes
+/// non-blocking, for all who share it.
+///
+/// # Errors
+/// It is not open, or is something else.
+pub fn adopt(descriptor: RawFd) -> Result<Box<dyn NetBackend>, NetOpenError> {
+    // SAFETY: the call takes numbers, and makes a new descriptor.
+    let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(NetOpenError::NotOpen);
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let file = unsafe { File::from_raw_fd(copy) };
+    if let Some(flags) = Tap::flags(&file) {
+        set_nonblocking(copy, OpenStep::Tap)?;
+        return Ok(Box::new(Tap::adopt(file, flags)?));
+    }
+    let option = |option| socket_option(copy, option);
+    if option(libc::SO_DOMAIN) != Some(libc::AF_UNIX) || option(libc::SO_TYPE) != Some(libc::SOCK_STREAM) {
+        return Err(NetOpenError::NotANetwork);
+    }
+    set_nonblocking(copy, OpenStep::Socket)?;
+    Ok(Box::new(Stream::new(UnixStream::from(std::os::fd::OwnedFd::from(file)))))
+}
+
+fn set_nonblocking(descriptor: RawFd, step: OpenStep) -> Result<(), NetOpenError> {
+    // SAFETY: the call takes numbers.
+    let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
+    // SAFETY: as above.
+    match unsafe { libc::fcntl(descriptor, libc::F_SETFL, flags | libc::O_NONBLOCK) } {
+        0 if flags >= 0 => Ok(()),
+        _ => Err(NetOpenError::Prepare { step, source: io::Error::last_os_error() }),
+    }
+}
+
+fn socket_option(descriptor: RawFd, option: libc::c_int) -> Option<libc::c_int> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    let place = (&raw mut value).cast();
+    // SAFETY: the call writes at most `len` bytes to `value`.
+    let result = unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, option, place, &raw mut len) };
+    (result == 0).then_some(value)
+}

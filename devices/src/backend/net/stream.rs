@@ -1,0 +1,276 @@
+//! A unix stream socket to a program that speaks for a network: each frame follows its length in 4 bytes, big-endian, as
+//! passt, gvproxy and QEMU's `-netdev stream` have it.
+//!
+//! ```text
+//! socket -> buffer (whole frames and the start of the next) -> the guest's RAM
+//! the guest's RAM -> socket; what the socket does not take of one frame -> tail, and no further frame until it is gone
+//! ```
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use super::{
+    HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
+};
+use crate::virtio::queue::{Buffers, Span};
+
+/// A connected socket, and the frames on their way through it.
+#[derive(Debug)]
+pub struct Stream {
+    socket: UnixStream,
+    /// What was received and not taken yet: from `start` to `end`.
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    /// Where in `buffer` the end of the last frame is.
+    overflow: std::ops::Range<usize>,
+    /// What is left to send of a frame that was begun.
+    tail: Vec<u8>,
+    /// How much of the tail has been sent.
+    tail_sent: usize,
+    /// What the next frame is sent from; kept for its memory.
+    pieces: Vec<Span>,
+}
+
+impl Stream {
+    /// Speaks through a socket that does not block.
+    pub fn new(socket: UnixStream) -> Stream {
+        Stream {
+            socket,
+            buffer: vec![0; BUFFER_LEN].into(),
+            start: 0,
+            end: 0,
+            overflow: 0..0,
+            tail: Vec::new(),
+            tail_sent: 0,
+            pieces: Vec::new(),
+        }
+    }
+
+    /// Connects to a socket that a program listens at. It does not wait for a program that takes no connections.
+    ///
+    /// # Errors
+    /// There is no such socket, or nobody listens.
+    pub fn connect(path: &Path) -> Result<Stream, NetOpenError> {
+        connect(path).map(Stream::new).map_err(|source| NetOpenError::Connect { source })
+    }
+
+    /// The length of the frame at the front of the buffer, if the length is there.
+    fn announced(&self) -> Option<u32> {
+        let bytes = self.buffer.get(self.start..self.end)?.first_chunk::<PREFIX_LEN>()?;
+        Some(u32::from_be_bytes(*bytes))
+    }
+
+    /// Receives into the free part of the buffer; false when there is nothing.
+    fn fill(&mut self) -> Result<bool, LinkLost> {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end.saturating_sub(self.start));
+        }
+        let free = self.buffer.get_mut(self.end..).unwrap_or_default();
+        // SAFETY: the pointer and the length are those of a slice.
+        let result = unsafe {
+            libc::recv(self.socket.as_raw_fd(), free.as_mut_ptr().cast(), free.len(), libc::MSG_DONTWAIT)
+        };
+        match usize::try_from(result) {
+            Ok(0) => Err(LinkLost::Closed),
+            Ok(len) => {
+                self.end = self.end.saturating_add(len);
+                Ok(true)
+            }
+            Err(_) => would_block(io::Error::last_os_error()).map(|()| false),
+        }
+    }
+
+    /// Hands the frame of `len` bytes at the front of the buffer to the guest.
+    fn take(&mut self, len: usize, room: &[Span]) -> Received {
+        let start = self.start.saturating_add(PREFIX_LEN);
+        let end = start.saturating_add(len);
+        self.start = end;
+        let mut room = Filler { room, at: 0 };
+        room.write(&NO_OFFLOADS);
+        let done = room.write(self.buffer.get(start..end).unwrap_or_default());
+        self.overflow = start.saturating_add(done)..end;
+        Received::Frame(HEADER_LEN.saturating_add(len as u32))
+    }
+
+    /// Sends as much of `pieces` as the socket takes; returns how many bytes.
+    fn send_pieces(&self) -> Result<usize, LinkLost> {
+        let iovecs = Span::iovecs(&self.pieces);
+        // SAFETY: all fields are numbers or pointers, for which zero is a value.
+        let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+        message.msg_iov = iovecs.as_ptr().cast_mut();
+        message.msg_iovlen = iovecs.len() as _;
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or lives in the caller;
+        // the call only reads them.
+        let result = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, FLAGS) };
+        match usize::try_from(result) {
+            Ok(len) => Ok(len),
+            Err(_) => would_block(io::Error::last_os_error()).map(|()| 0),
+        }
+    }
+
+    /// Keeps what is left of a frame after its first `sent` bytes, its length included.
+    fn keep_tail(&mut self, prefix: [u8; PREFIX_LEN], frame: &mut Buffers, sent: usize) {
+        self.tail.clear();
+        self.tail_sent = 0;
+        self.tail.extend(prefix.iter().skip(sent));
+        frame.skip(sent.saturating_sub(PREFIX_LEN) as u64);
+        let begun = self.tail.len();
+        self.tail.resize(begun.saturating_add(frame.len() as usize), 0);
+        frame.read(self.tail.get_mut(begun..).unwrap_or_default());
+    }
+}
+
+impl AsRawFd for Stream {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl NetBackend for Stream {
+    fn possible_offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    fn set_offloads(&mut self, _: Offloads) {}
+
+    fn receive(&mut self, room: &[Span]) -> Result<Received, LinkLost> {
+        self.overflow = 0..0;
+        loop {
+            let there = self.end.saturating_sub(self.start);
+            if let Some(len) = self.announced() {
+                if len > MOST_FRAME_LEN {
+                    return Err(LinkLost::Protocol { len });
+                }
+                let whole = PREFIX_LEN.saturating_add(len as usize);
+                if there >= whole {
+                    if len >= LEAST_FRAME_LEN {
+                        return Ok(self.take(len as usize, room));
+                    }
+                    self.start = self.start.saturating_add(whole);
+                    return Ok(Received::Dropped);
+                }
+            }
+            if !self.fill()? {
+                return Ok(Received::Nothing);
+            }
+        }
+    }
+
+    fn overflow(&self) -> &[u8] {
+        self.buffer.get(self.overflow.clone()).unwrap_or_default()
+    }
+
+    fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost> {
+        let len = frame.len().saturating_sub(HEADER_LEN.into());
+        if !(LEAST_FRAME_LEN.into()..=MOST_FRAME_LEN.into()).contains(&len) || self.is_blocked() {
+            return Ok(Sent::Dropped);
+        }
+        frame.skip(HEADER_LEN.into());
+        let mut prefix = (len as u32).to_be_bytes();
+        if frame.spans().len() >= MOST_IOVECS {
+            self.keep_tail(prefix, frame, 0);
+            return self.flush().map(|()| Sent::Done);
+        }
+        self.pieces.clear();
+        // SAFETY: `prefix` lives until the end of this function, and `pieces` is used in it only.
+        self.pieces.push(unsafe { Span::new(prefix.as_mut_ptr(), PREFIX_LEN as u32) });
+        self.pieces.extend(frame.spans());
+        let sent = self.send_pieces()?;
+        if (sent as u64) < len.saturating_add(PREFIX_LEN as u64) {
+            self.keep_tail(prefix, frame, sent);
+        }
+        Ok(Sent::Done)
+    }
+
+    fn is_blocked(&self) -> bool {
+        !self.tail.is_empty()
+    }
+
+    fn flush(&mut self) -> Result<(), LinkLost> {
+        while let Some(rest @ [_, ..]) = self.tail.get(self.tail_sent..) {
+            // SAFETY: the pointer and the length are those of a slice.
+            let result =
+                unsafe { libc::send(self.socket.as_raw_fd(), rest.as_ptr().cast(), rest.len(), FLAGS) };
+            match usize::try_from(result) {
+                Ok(len) => self.tail_sent = self.tail_sent.saturating_add(len),
+                Err(_) => return would_block(io::Error::last_os_error()),
+            }
+        }
+        self.tail.clear();
+        self.tail_sent = 0;
+        Ok(())
+    }
+}
+
+/// Fills spans from the front.
+struct Filler<'a> {
+    room: &'a [Span],
+    /// Bytes of the first span that are filled.
+    at: u32,
+}
+
+impl Filler<'_> {
+    /// Writes as much of `data` as there is room for; returns how many bytes.
+    fn write(&mut self, data: &[u8]) -> usize {
+        let mut done = 0;
+        while let (Some(span), Some(rest @ [_, ..])) = (self.room.first(), data.get(done..)) {
+            let count = span.write(self.at, rest);
+            done = done.saturating_add(count);
+            self.at = self.at.saturating_add(count as u32);
+            if self.at >= span.len() {
+                (self.room, self.at) = (self.room.get(1..).unwrap_or_default(), 0);
+            }
+        }
+        done
+    }
+}
+
+/// Nothing, if this error only says that the socket is full, or empty.
+fn would_block(error: io::Error) -> Result<(), LinkLost> {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Ok(()),
+        Some(libc::EPIPE | libc::ECONNRESET) => Err(LinkLost::Closed),
+        _ => Err(LinkLost::Failed(error)),
+    }
+}
+
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: the call takes numbers, and makes a new descriptor.
+    let socket = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long for a socket"));
+    }
+    address.sun_path.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte as libc::c_char);
+    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the address is valid for `len` bytes.
+    match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } {
+        0 => Ok(UnixStream::from(socket)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+/// Bytes of a frame's length.
+const PREFIX_LEN: usize = 4;
+/// The header of a frame that needs nothing.
+const NO_OFFLOADS: [u8; HEADER_LEN as usize] = [0; HEADER_LEN as usize];
+/// Two of the longest frames: one call then takes many of the usual ones.
+const BUFFER_LEN: usize = 2 * (PREFIX_LEN + MOST_FRAME_LEN as usize);
+/// IOV_MAX of Linux.
+const MOST_IOVECS: usize = 1024;

@@ -1,0 +1,203 @@
+//! A tap device: an Ethernet interface of the host whose other end is a file. Frames go between the guest's RAM and the
+//! kernel without a copy in between.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use super::open::{NetOpenError, OpenStep};
+use super::{HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent};
+use crate::virtio::queue::{Buffers, Span};
+
+/// A tap device that is ready for frames with virtio headers.
+#[derive(Debug)]
+pub struct Tap {
+    file: File,
+    offloads: Offloads,
+    /// Takes the end of frames that are longer than their room.
+    overflow: Box<[u8]>,
+    overflow_len: usize,
+    /// Where the next frame goes; kept for its memory.
+    places: Vec<Span>,
+}
+
+impl Tap {
+    /// Opens the tap that is called `name`. It has to be there: one that was made here would have no address and no way
+    /// to anywhere.
+    ///
+    /// # Errors
+    /// There is none, it is something else, it is somebody else's, or it is in use.
+    pub fn open(name: &str) -> Result<Tap, NetOpenError> {
+        let mut request = interface_request(name).ok_or(NetOpenError::NoInterface)?;
+        // SAFETY: the name in the request ends with a zero.
+        if unsafe { libc::if_nametoindex(request.ifr_name.as_ptr()) } == 0 {
+            return Err(NetOpenError::NoInterface);
+        }
+        let options = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).clone();
+        let file = options.open(TUN).map_err(|source| NetOpenError::Tun { source })?;
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        // SAFETY: TUNSETIFF reads and writes one `ifreq`.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } < 0 {
+            return Err(attach_error(io::Error::last_os_error()));
+        }
+        Tap::prepare(file)
+    }
+
+    /// Takes a tap that somebody else has opened. Its descriptor becomes non-blocking, for all who share it.
+    ///
+    /// # Errors
+    /// It is a tap of another kind.
+    pub(super) fn adopt(file: File, flags: i32) -> Result<Tap, NetOpenError> {
+        if flags & libc::IFF_TAP == 0 {
+            return Err(NetOpenError::NotEthernet);
+        }
+        if flags & libc::IFF_VNET_HDR == 0 || flags & libc::IFF_NO_PI == 0 {
+            return Err(NetOpenError::TapFlags);
+        }
+        Tap::prepare(file)
+    }
+
+    /// The flags of the tap behind a descriptor; none when it is no tap.
+    pub(super) fn flags(file: &File) -> Option<i32> {
+        let mut request = interface_request("")?;
+        // SAFETY: TUNGETIFF writes one `ifreq`.
+        let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNGETIFF, &raw mut request) };
+        // SAFETY: the flags were zero, or are what the call has written.
+        (result == 0).then(|| i32::from(unsafe { request.ifr_ifru.ifru_flags }))
+    }
+
+    fn prepare(file: File) -> Result<Tap, NetOpenError> {
+        let failed = |source| NetOpenError::Prepare { step: OpenStep::Tap, source };
+        let len = HEADER_LEN as libc::c_int;
+        // SAFETY: TUNSETVNETHDRSZ reads one int.
+        if unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) } < 0 {
+            return Err(failed(io::Error::last_os_error()));
+        }
+        set_offloads(&file, Offloads::default()).map_err(failed)?;
+        let overflow = vec![0; (HEADER_LEN.saturating_add(MOST_FRAME_LEN)) as usize].into();
+        Ok(Tap { file, offloads: Offloads::default(), overflow, overflow_len: 0, places: Vec::new() })
+    }
+
+    /// Drops the frames that wait, as far as that is quickly done.
+    fn discard(&mut self) {
+        for _ in 0..MOST_DISCARDED {
+            match self.receive(&[]) {
+                Ok(Received::Frame(_) | Received::Dropped) => {}
+                Ok(Received::Nothing) | Err(_) => return,
+            }
+        }
+    }
+}
+
+impl AsRawFd for Tap {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+impl NetBackend for Tap {
+    fn possible_offloads(&self) -> Offloads {
+        Offloads::ALL
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) {
+        if let Err(error) = set_offloads(&self.file, offloads) {
+            log::warn!("a tap takes no new offloads: {error}");
+        }
+        let before = std::mem::replace(&mut self.offloads, offloads);
+        // The frames that wait may have been left unfinished for a receiver who could do more.
+        if !offloads.contains(before) {
+            self.discard();
+        }
+    }
+
+    fn receive(&mut self, room: &[Span]) -> Result<Received, LinkLost> {
+        self.places.clear();
+        self.places.extend(room.iter().take(MOST_IOVECS.saturating_sub(1)));
+        let room_len: usize = self.places.iter().map(|span| span.len() as usize).sum();
+        // SAFETY: the bytes live as long as this tap, and `places` is used in this call only.
+        let overflow = unsafe { Span::new(self.overflow.as_mut_ptr(), self.overflow.len() as u32) };
+        self.places.push(overflow);
+        let iovecs = Span::iovecs(&self.places);
+        let count = iovecs.len() as libc::c_int;
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or the overflow.
+        let result = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
+        let Ok(len) = usize::try_from(result) else {
+            self.overflow_len = 0;
+            return unless_gone(&io::Error::last_os_error()).map(|()| Received::Nothing);
+        };
+        self.overflow_len = len.saturating_sub(room_len);
+        Ok(if len < HEADER_LEN as usize { Received::Dropped } else { Received::Frame(len as u32) })
+    }
+
+    fn overflow(&self) -> &[u8] {
+        self.overflow.get(..self.overflow_len).unwrap_or_default()
+    }
+
+    fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost> {
+        let range = u64::from(HEADER_LEN.saturating_add(LEAST_FRAME_LEN))..=u64::from(MOST_LEN);
+        let iovecs = Span::iovecs(frame.spans());
+        if !range.contains(&frame.len()) || iovecs.len() > MOST_IOVECS {
+            return Ok(Sent::Dropped);
+        }
+        let count = iovecs.len() as libc::c_int;
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`).
+        let result = unsafe { libc::writev(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
+        if result >= 0 {
+            return Ok(Sent::Done);
+        }
+        // The header makes no sense, the interface is down, or its queue is full.
+        unless_gone(&io::Error::last_os_error()).map(|()| Sent::Dropped)
+    }
+}
+
+/// An error if this one says that the interface does not exist any more.
+fn unless_gone(error: &io::Error) -> Result<(), LinkLost> {
+    match error.raw_os_error() {
+        Some(libc::EBADFD | libc::ENODEV | libc::ENOLINK) => Err(LinkLost::TapRemoved),
+        _ => Ok(()),
+    }
+}
+
+fn attach_error(source: io::Error) -> NetOpenError {
+    match source.raw_os_error() {
+        Some(libc::EPERM) => NetOpenError::Permission,
+        Some(libc::EBUSY) => NetOpenError::Busy,
+        Some(libc::EINVAL) => NetOpenError::NotATap,
+        _ => NetOpenError::Prepare { step: OpenStep::Tap, source },
+    }
+}
+
+fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
+    let Offloads { checksum, tso4, tso6, ecn } = offloads.possible();
+    let bits = [
+        (checksum, libc::TUN_F_CSUM),
+        (tso4, libc::TUN_F_TSO4),
+        (tso6, libc::TUN_F_TSO6),
+        (ecn, libc::TUN_F_TSO_ECN),
+    ];
+    let bits = bits.iter().filter(|(wanted, _)| *wanted).fold(0, |bits, (_, bit)| bits | bit);
+    // SAFETY: TUNSETOFFLOAD takes its argument by value.
+    match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(bits)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A request about the interface `name`; none for a name that no interface has.
+fn interface_request(name: &str) -> Option<libc::ifreq> {
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // One byte of the name stays zero.
+    let place = request.ifr_name.get_mut(..libc::IFNAMSIZ.saturating_sub(1))?.get_mut(..name.len())?;
+    place.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as libc::c_char);
+    Some(request)
+}
+
+const TUN: &str = "/dev/net/tun";
+const MOST_LEN: u32 = HEADER_LEN + MOST_FRAME_LEN;
+/// IOV_MAX of Linux.
+const MOST_IOVECS: usize = 1024;
+/// More than the queue of a tap holds unless somebody has made it longer.
+const MOST_DISCARDED: u32 = 2000;

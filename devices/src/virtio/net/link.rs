@@ -1,0 +1,70 @@
+//! The host's end of a card while one event is served.
+
+use std::sync::atomic::Ordering;
+
+use super::Card;
+use crate::backend::net::{LinkLost, NetBackend, Received, Sent};
+use crate::virtio::queue::{Buffers, Span};
+
+/// The host's end, as long as it is there, and what has become of it during one event.
+pub(super) struct Link<'a> {
+    /// The card that it belongs to.
+    pub(super) card: &'a Card,
+    /// The end itself.
+    pub(super) backend: &'a mut dyn NetBackend,
+    /// Set when it turns out to be gone.
+    pub(super) lost: Option<LinkLost>,
+    /// Set when all of the host's frames have been received.
+    pub(super) is_drained: bool,
+    /// Set when the host has taken a frame.
+    pub(super) has_sent: bool,
+    /// Set when the guest has got a frame.
+    pub(super) has_delivered: bool,
+}
+
+impl<'a> Link<'a> {
+    pub(super) fn new(card: &'a Card, backend: &'a mut dyn NetBackend) -> Self {
+        Self { card, backend, lost: None, is_drained: false, has_sent: false, has_delivered: false }
+    }
+
+    /// True while the host's end is there.
+    pub(super) fn is_up(&self) -> bool {
+        self.lost.is_none() && self.card.is_up.load(Ordering::Acquire)
+    }
+
+    /// True while frames cannot be sent, but may be later.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_up() && self.backend.is_blocked()
+    }
+
+    /// As [`NetBackend::receive`]; nothing when the end is gone.
+    pub(super) fn receive(&mut self, room: &[Span]) -> Received {
+        let received = if self.is_up() { self.backend.receive(room) } else { Ok(Received::Nothing) };
+        let received = received.unwrap_or_else(|lost| {
+            self.lost = Some(lost);
+            Received::Nothing
+        });
+        self.is_drained |= received == Received::Nothing;
+        received
+    }
+
+    /// As [`NetBackend::send`]; the frame is dropped when the end is gone.
+    pub(super) fn send(&mut self, frame: &mut Buffers) -> Sent {
+        let sent = if self.is_up() { self.backend.send(frame) } else { Ok(Sent::Dropped) };
+        let sent = sent.unwrap_or_else(|lost| {
+            self.lost = Some(lost);
+            Sent::Dropped
+        });
+        self.has_sent |= sent == Sent::Done;
+        sent
+    }
+
+    /// As [`NetBackend::flush`].
+    pub(super) fn flush(&mut self) {
+        if self.is_up()
+            && let Err(lost) = self.backend.flush()
+        {
+            self.lost = Some(lost);
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Frames from the guest to the host.
+
+use super::count;
+use super::link::Link;
+use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Sent};
+use crate::virtio::queue::{Chain, RingError, VirtQueue};
+
+/// Serves the queue that the guest sends by.
+pub(super) struct Transmitter {
+    queue: VirtQueue,
+    state: State,
+}
+
+/// What becomes of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// They are sent.
+    Open,
+    /// They stay in the guest's queue, since the host takes none.
+    Waiting,
+    /// They are dropped, since the host has taken none for a long time.
+    Dropping,
+}
+
+impl Transmitter {
+    pub(super) fn new(mut queue: VirtQueue) -> Self {
+        queue.limit_bytes(u64::from(HEADER_LEN).saturating_add(MOST_FRAME_LEN.into()));
+        Self { queue, state: State::Open }
+    }
+
+    pub(super) fn queue(&self) -> &VirtQueue {
+        &self.queue
+    }
+
+    pub(super) fn into_queue(self) -> VirtQueue {
+        self.queue
+    }
+
+    /// True while the host has to take something before frames can be sent.
+    pub(super) fn waits_for_host(&self) -> bool {
+        self.state != State::Open
+    }
+
+    /// True while the guest's frames wait for that.
+    pub(super) fn holds_frames(&self) -> bool {
+        self.state == State::Waiting
+    }
+
+    /// The host does not take frames for too long.
+    pub(super) fn give_up(&mut self) {
+        if self.state == State::Waiting {
+            self.state = State::Dropping;
+        }
+    }
+
+    /// Sends what there is.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub(super) fn serve(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
+        self.queue.begin();
+        loop {
+            self.state = match (link.is_blocked(), self.state) {
+                (false, _) => State::Open,
+                (true, State::Dropping) => State::Dropping,
+                (true, State::Open | State::Waiting) => State::Waiting,
+            };
+            if self.state == State::Waiting {
+                // The doorbell stays quiet: the host, or the end of the patience, goes on.
+                self.queue.announce();
+                return Ok(());
+            }
+            let Some(chain) = self.queue.pop()? else { return self.queue.finish() };
+            self.send(chain, link);
+        }
+    }
+
+    fn send(&mut self, mut chain: Chain, link: &mut Link<'_>) {
+        let counters = &link.card.counters;
+        match link.send(&mut chain.readable) {
+            Sent::Done => count(&counters.sent),
+            Sent::Dropped => count(&counters.send_dropped),
+        }
+        self.queue.complete(chain, 0);
+    }
+}
