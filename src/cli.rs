@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, MemorySize, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
+    MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -79,6 +79,10 @@ pub(crate) struct RunArgs {
     /// go to a private overlay) with cow-size=SIZE, engine=sync or io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskConfig>,
+    /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
+    /// gvproxy, QEMU's stream), with mac=ADDRESS and mtu=BYTES behind commas; none for no card
+    #[arg(long = "net", value_name = "END")]
+    pub nets: Vec<NetChoice>,
     /// Give the guest random numbers of this host's (virtio-rng)
     #[arg(long)]
     pub rng: bool,
@@ -185,6 +189,8 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
          coracle run bzImage --disk root.img -a root=/dev/vda\n  \
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
+         coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
+         coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
     )
 });

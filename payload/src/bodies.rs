@@ -41,7 +41,12 @@ global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
-global_asm!(concat!(include_str!("asm/virtio.s"), include_str!("asm/block.s"), include_str!("asm/disk.s")));
+global_asm!(concat!(
+    include_str!("asm/virtio.s"),
+    include_str!("asm/block.s"),
+    include_str!("asm/disk.s"),
+    include_str!("asm/net.s")
+));
 
 unsafe extern "C" {
     static payload_start_ring0: u8;
@@ -105,5 +110,7 @@ payloads! {
     "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
     "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
     "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
+    "virtio-net" Zero payload_virtio_net..payload_virtio_net_end "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
+    "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end "starts a network card, prints a byte when its link goes down, and halts for ever";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

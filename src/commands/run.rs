@@ -5,7 +5,9 @@ use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use coracle::config::{Accel, CpuModel, RawConfig, SerialConfig, VmConfig, default_cmdline_with};
+use coracle::config::{
+    Accel, CpuModel, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with,
+};
 use coracle::emulated_host::{self, EmulatedHostArgs};
 use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
@@ -51,6 +53,7 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         cpu_affinity: args.cpu_affinity.clone(),
         memory: args.memory,
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
+        nets: (!args.nets.is_empty()).then(|| args.nets.clone()),
         rng: args.rng.then_some(true),
         timeout: args.timeout,
         serial: args.serial.clone(),
@@ -130,6 +133,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         memory: raw.memory.unwrap_or_default(),
         serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
         disks: raw.disks.clone().unwrap_or_default(),
+        nets: nets(raw.nets.as_deref().unwrap_or_default())?,
         rng: raw.rng.unwrap_or_default(),
         timeout: raw.timeout,
         acpi: raw.acpi.unwrap_or_default(),
@@ -137,6 +141,19 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         on_halt: raw.on_halt.unwrap_or_default(),
         ..VmConfig::new(kernel)
     })
+}
+
+/// The network cards; `none` stands alone.
+fn nets(choices: &[NetChoice]) -> Result<Vec<NetConfig>, Failure> {
+    let cards = choices.iter().filter_map(|choice| match choice {
+        NetChoice::None => None,
+        NetChoice::Card(card) => Some(card.clone()),
+    });
+    let cards: Vec<NetConfig> = cards.collect();
+    if !cards.is_empty() && choices.contains(&NetChoice::None) {
+        return Err(Failure::usage("--net none: it goes with no other --net"));
+    }
+    Ok(cards)
 }
 
 enum Place {
@@ -220,6 +237,12 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8
 
 /// Runs this command again inside an emulated host.
 fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
+    if let Some(NetConfig { end, .. }) = config.nets.first() {
+        return Err(Failure::usage(format!(
+            "--net {end}: it does not cross from the emulated host to here; `coracle host-emulate` runs a command that \
+             makes its network there"
+        )));
+    }
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut command = vec![program.into_os_string()];
     command.extend(std::env::args_os().skip(1));

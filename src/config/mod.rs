@@ -10,6 +10,7 @@ mod duration;
 mod file;
 mod memory;
 mod memory_size;
+mod net;
 mod policy;
 mod protocol;
 mod raw;
@@ -21,6 +22,8 @@ mod written;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_devices::virtio::net::MacSyntax;
+
 pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
@@ -30,6 +33,7 @@ pub use duration::parse_duration;
 pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
+pub use net::{LEAST_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
 pub use raw::RawConfig;
@@ -65,6 +69,8 @@ pub struct VmConfig {
     pub serial: SerialConfig,
     /// The disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// The network cards, in the order in which the guest finds them.
+    pub nets: Vec<NetConfig>,
     /// Whether the guest has an entropy device.
     pub rng: bool,
     /// The longest that the guest may run, from its first instruction on.
@@ -93,6 +99,7 @@ impl VmConfig {
             memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
             disks: Vec::new(),
+            nets: Vec::new(),
             rng: false,
             timeout: None,
             acpi: AcpiMode::default(),
@@ -167,6 +174,32 @@ pub enum ConfigError {
     DiskId {
         /// As given.
         text: String,
+    },
+    /// Not the end of a network card.
+    #[error(
+        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, with mac= and mtu= \
+         behind commas, or none"
+    )]
+    NetEnd {
+        /// As given.
+        text: String,
+    },
+    /// A word that no network card knows.
+    #[error(
+        "`{word}` does not go with a network card: there are mac=ADDRESS and mtu=BYTES (from {} to 65535), each once",
+        LEAST_MTU
+    )]
+    NetWord {
+        /// As given.
+        word: String,
+    },
+    /// Not the address of a network card.
+    #[error("`{text}` is no address of a network card: {reason}")]
+    Mac {
+        /// As given.
+        text: String,
+        /// Why.
+        reason: MacSyntax,
     },
     /// Neither a list of CPUs nor pairs.
     #[error(

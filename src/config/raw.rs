@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    ResetPolicy, SerialConfig, VcpuCount, written,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
+    NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -43,6 +43,8 @@ pub struct RawConfig {
     pub memory: Option<MemoryConfig>,
     /// The disks.
     pub disks: Option<Vec<DiskConfig>>,
+    /// The network cards.
+    pub nets: Option<Vec<NetChoice>>,
     /// Whether the guest has an entropy device.
     pub rng: Option<bool>,
     /// The longest that the guest may run.
@@ -80,6 +82,7 @@ impl RawConfig {
             cpu_affinity: self.cpu_affinity.or(below.cpu_affinity),
             memory: self.memory.or(below.memory),
             disks: self.disks.or(below.disks),
+            nets: self.nets.or(below.nets),
             rng: self.rng.or(below.rng),
             timeout: self.timeout.or(below.timeout),
             serial: self.serial.or(below.serial),
@@ -100,6 +103,11 @@ impl RawConfig {
         self.modules.iter_mut().for_each(from_folder);
         self.outcome.iter_mut().for_each(from_folder);
         self.disks.iter_mut().flatten().for_each(|disk| from_folder(&mut disk.path));
+        for net in self.nets.iter_mut().flatten() {
+            if let NetChoice::Card(NetConfig { end: NetEnd::Socket(path), .. }) = net {
+                from_folder(path);
+            }
+        }
         if let Some(CpuModel::Template(path)) = &mut self.cpu {
             from_folder(path);
         }

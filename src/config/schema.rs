@@ -51,6 +51,13 @@ fn properties() -> Vec<(&'static str, Value)> {
             ),
         ),
         (
+            "nets",
+            texts(
+                "Network cards: tap=NAME, fd=NUMBER or socket=PATH, with mac=ADDRESS and mtu=BYTES behind commas; or none",
+                "tap=tap0,mac=02:00:00:00:00:01",
+            ),
+        ),
+        (
             "rng",
             json!({ "description": "Whether the guest has an entropy device", "type": "boolean", "examples": [true] }),
         ),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
-    Accel, AcpiMode, ConfigError, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, ResetPolicy,
-    SerialConfig, VcpuCount, parse_duration,
+    Accel, AcpiMode, ConfigError, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
+    ResetPolicy, SerialConfig, VcpuCount, parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -37,6 +37,7 @@ written!(AcpiMode, Form::Text);
 written!(HaltPolicy, Form::Text);
 written!(KernelProtocol, Form::Text);
 written!(MemoryConfig, Form::TextOrNumber);
+written!(NetChoice, Form::Text);
 written!(ResetPolicy, Form::Text);
 written!(SerialConfig, Form::Text);
 written!(Time, Form::TextOrNumber);

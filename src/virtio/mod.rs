@@ -4,6 +4,7 @@
 //! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
 
 mod disk;
+mod net;
 mod spec;
 
 use std::collections::HashSet;
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
+use coracle_devices::backend::net::NetOpenError;
 use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
@@ -23,7 +25,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use spec::SpecContext;
 pub(crate) use spec::specs;
 
-use crate::config::{DiskId, VmConfig};
+use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::control::Control;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
@@ -75,6 +77,26 @@ pub enum VirtioError {
         /// The number.
         id: DiskId,
     },
+    /// A network card's end on the host cannot be had.
+    #[error("--net {end}")]
+    Net {
+        /// The end.
+        end: NetEnd,
+        /// Why.
+        source: NetOpenError,
+    },
+    /// Two network cards with one address.
+    #[error("two network cards have the address {mac}: give each its own")]
+    MacTwice {
+        /// The address.
+        mac: MacAddress,
+    },
+    /// Two network cards with one end.
+    #[error("two network cards have the end {end}: give each its own")]
+    NetTwice {
+        /// The end.
+        end: NetEnd,
+    },
     /// The host has too little of something.
     #[error("{device}: the host cannot make it")]
     Host {
@@ -100,6 +122,7 @@ impl VirtioDevices {
             return Err(VirtioError::TooMany { wanted, most });
         }
         check_ids(config)?;
+        net::check_each_is_its_own(&config.nets)?;
         let opening = SpecContext { control: context.control.clone() };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);

@@ -32,6 +32,7 @@ pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
     // Disks come first, so that their letters in a Linux guest follow the command line.
     let mut specs: Vec<&dyn DeviceSpec> = Vec::new();
     specs.extend(config.disks.iter().map(|disk| disk as &dyn DeviceSpec));
+    specs.extend(config.nets.iter().map(|net| net as &dyn DeviceSpec));
     if config.rng {
         specs.push(&Entropy);
     }

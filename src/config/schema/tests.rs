@@ -115,6 +115,8 @@ fn flags_win_and_relative_paths_move_for_every_field() {
         assert_eq!(RawConfig::default().over(told.clone()), told, "{name} is lost from the file");
         assert_eq!(told.clone().relative_to(folder) != told, PATHS.contains(&name), "{name}");
     }
+    let nets = read("nets", &json!(["socket=net", "tap=tap0"])).unwrap().relative_to(folder);
+    assert_eq!(nets, read("nets", &json!(["socket=/folder/of/the/file/net", "tap=tap0"])).unwrap());
     let serial = read("serial", &json!("socket=console")).unwrap().relative_to(folder);
     assert_eq!(serial, read("serial", &json!("socket=/folder/of/the/file/console")).unwrap());
 }

@@ -1,0 +1,176 @@
+//! A network card of the guest: what is at its other end.
+
+use std::fmt;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+pub use coracle_devices::virtio::net::MacAddress;
+
+use super::ConfigError;
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetConfig {
+    /// Its end on the host.
+    pub end: NetEnd,
+    /// Its address; none: a random one.
+    pub mac: Option<MacAddress>,
+    /// The longest packet that the guest is to send, in bytes without the Ethernet header, from [`LEAST_MTU`] on; none:
+    /// the guest's default, which is 1500.
+    pub mtu: Option<u16>,
+}
+
+/// The end of a network card on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetEnd {
+    /// The tap device of this name, which is there.
+    Tap(String),
+    /// A descriptor that the process has inherited: a tap, or a unix stream socket.
+    Fd(RawFd),
+    /// The unix stream socket at this path, of a program that takes frames behind their length.
+    Socket(PathBuf),
+}
+
+/// What one `--net` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NetChoice {
+    /// No network card, whatever a config file says.
+    None,
+    /// This one.
+    Card(NetConfig),
+}
+
+/// The smallest MTU (virtio 1.2, 5.1.4.1).
+pub const LEAST_MTU: u16 = 68;
+
+impl NetConfig {
+    /// A card with a random address.
+    pub fn new(end: NetEnd) -> NetConfig {
+        NetConfig { end, mac: None, mtu: None }
+    }
+}
+
+impl fmt::Display for NetEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetEnd::Tap(name) => write!(f, "tap={name}"),
+            NetEnd::Fd(number) => write!(f, "fd={number}"),
+            NetEnd::Socket(path) => write!(f, "socket={}", path.display()),
+        }
+    }
+}
+
+impl FromStr for NetChoice {
+    type Err = ConfigError;
+
+    /// Reads `none`, or a card.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        if text == "none" { Ok(NetChoice::None) } else { text.parse().map(NetChoice::Card) }
+    }
+}
+
+impl FromStr for NetConfig {
+    type Err = ConfigError;
+
+    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, with `mac=` and `mtu=` behind commas.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut words = text.split(',');
+        let end = words.next().and_then(end).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;
+        let mut net = NetConfig::new(end);
+        for word in words {
+            let unknown = || ConfigError::NetWord { word: word.into() };
+            match word.split_once('=') {
+                Some(("mac", mac)) if net.mac.is_none() => {
+                    let mac = mac.parse().map_err(|reason| ConfigError::Mac { text: mac.into(), reason });
+                    net.mac = Some(mac?);
+                }
+                Some(("mtu", mtu)) if net.mtu.is_none() => {
+                    let mtu = mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU);
+                    net.mtu = Some(mtu.ok_or_else(unknown)?);
+                }
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(net)
+    }
+}
+
+fn end(word: &str) -> Option<NetEnd> {
+    match word.split_once('=')? {
+        ("tap", name) if is_interface(name) => Some(NetEnd::Tap(name.into())),
+        ("fd", number) => number.parse().ok().filter(|number| *number >= LEAST_FD).map(NetEnd::Fd),
+        ("socket", path) if !path.is_empty() => Some(NetEnd::Socket(path.into())),
+        _ => None,
+    }
+}
+
+/// Whether an interface of Linux can have this name.
+fn is_interface(name: &str) -> bool {
+    (1..=MOST_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+}
+
+/// IFNAMSIZ without the zero at the end.
+const MOST_NAME: usize = 15;
+/// The first descriptor after the standard streams.
+const LEAST_FD: RawFd = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_is_read() {
+        let ends = [
+            ("tap=tap0", NetEnd::Tap("tap0".into())),
+            ("fd=3", NetEnd::Fd(3)),
+            ("socket=/run/a=b", NetEnd::Socket("/run/a=b".into())),
+        ];
+        for (text, end) in ends {
+            assert_eq!(text.parse(), Ok(NetChoice::Card(NetConfig::new(end.clone()))));
+            assert_eq!(end.to_string(), text);
+        }
+        assert_eq!("none".parse(), Ok(NetChoice::None));
+    }
+
+    #[test]
+    fn address_and_mtu_are_read_in_any_order() {
+        let net: NetConfig = "tap=tap0,mtu=9000,mac=02:00:00:00:00:07".parse().unwrap();
+        assert_eq!((net.mac.unwrap().to_string().as_str(), net.mtu), ("02:00:00:00:00:07", Some(9000)));
+        assert_eq!("tap=tap0,mac=02:00:00:00:00:07,mtu=9000".parse(), Ok(net));
+    }
+
+    #[test]
+    fn what_is_no_end_is_refused() {
+        for text in [
+            "",
+            "tap0",
+            "tap=",
+            "tap=a/b",
+            "tap=a b",
+            "tap=sixteen-and-more",
+            "fd=",
+            "fd=2",
+            "fd=-1",
+            "fd=x",
+            "socket=",
+            "none,mtu=9000",
+            "mac=02:00:00:00:00:07",
+        ] {
+            assert!(matches!(text.parse::<NetChoice>(), Err(ConfigError::NetEnd { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_words_are_refused_and_named() {
+        for word in ["", "mtu", "mtu=67", "mtu=65536", "mtu=x", "vlan=3", "fd=4", "mtu=9000,mtu=9000"] {
+            let last = word.rsplit(',').next().unwrap();
+            let refused = format!("tap=tap0,{word}").parse::<NetConfig>();
+            assert_eq!(refused, Err(ConfigError::NetWord { word: last.into() }), "{word}");
+        }
+        for mac in ["", "02", "01:00:00:00:00:07", "00:00:00:00:00:00"] {
+            let refused = format!("tap=tap0,mac={mac}").parse::<NetConfig>();
+            assert!(matches!(refused, Err(ConfigError::Mac { .. })), "{mac}");
+        }
+    }
+}

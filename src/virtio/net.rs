@@ -1,0 +1,53 @@
+//! From the configuration of a network card to the device.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
+use coracle_devices::virtio::VirtioDevice;
+use coracle_devices::virtio::net::{MacAddress, Net, NetSettings};
+
+use super::VirtioError;
+use super::spec::{DeviceSpec, SpecContext};
+use crate::config::{NetConfig, NetEnd};
+
+impl DeviceSpec for NetConfig {
+    fn open(&self, _: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        let backend = backend(&self.end);
+        let backend = backend.map_err(|source| VirtioError::Net { end: self.end.clone(), source })?;
+        let settings = NetSettings {
+            name: format!("net {}", self.end),
+            mac: self.mac.unwrap_or_else(MacAddress::random),
+            mtu: self.mtu,
+        };
+        Ok(Arc::new(Net::new(settings, backend)))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_net"
+    }
+}
+
+fn backend(end: &NetEnd) -> Result<Box<dyn NetBackend>, NetOpenError> {
+    Ok(match end {
+        NetEnd::Tap(name) => Box::new(Tap::open(name)?),
+        NetEnd::Fd(number) => adopt(*number)?,
+        NetEnd::Socket(path) => Box::new(Stream::connect(path)?),
+    })
+}
+
+/// Refuses two cards with one address, or with one end that is for one card only.
+pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioError> {
+    let mut addresses = HashSet::new();
+    if let Some(mac) = nets.iter().filter_map(|net| net.mac).find(|mac| !addresses.insert(*mac)) {
+        return Err(VirtioError::MacTwice { mac });
+    }
+    for (place, net) in nets.iter().enumerate() {
+        // A program may take several connections.
+        let is_shared = matches!(net.end, NetEnd::Socket(_));
+        if !is_shared && nets.iter().take(place).any(|other| other.end == net.end) {
+            return Err(VirtioError::NetTwice { end: net.end.clone() });
+        }
+    }
+    Ok(())
+}
