@@ -27,6 +27,8 @@ mod clock;
 
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/net.rs"]
+mod net;
 #[path = "linux/virtio.rs"]
 mod virtio;
 

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::network::{in_own_network, ip, tap};
+use common::network::{in_own_network, ip, passt, socket_for_everyone, tap};
 use common::{collect, eventually, finish, kvm_or_skip, run_payload, scratch, signal};
 
 macro_rules! needs_kvm {
@@ -39,7 +40,8 @@ fn refused(args: &[&str], words: &str) {
 fn kernel_answers_a_card_on_its_tap_in_every_life() {
     needs_kvm!();
     in_own_network(|| {
-        tap("tap0", "10.9.0.1");
+        tap("tap0");
+        ip("addr add 10.9.0.1/24 dev tap0");
         finish(&mut with_net("tap=tap0")).expect(0, "code 0");
         // The tap is free again.
         finish(&mut with_net("tap=tap0,mtu=9000")).expect(0, "code 0");
@@ -77,6 +79,17 @@ fn program_at_a_socket_answers_a_card() {
     let program = thread::spawn(move || answer(listener.accept().unwrap().0));
     finish(&mut with_net(&format!("socket={}", path.display()))).expect(0, "code 0");
     assert_eq!(program.join().unwrap(), 150);
+}
+
+#[test]
+fn passt_answers_a_card_without_privilege() {
+    needs_kvm!();
+    in_own_network(|| {
+        let socket = socket_for_everyone("passt");
+        let Some(_passt) = passt(&socket) else { return };
+        finish(&mut with_net(&format!("socket={}", socket.display()))).expect(0, "code 0");
+        let _ = fs::remove_dir_all(socket.parent().unwrap());
+    });
 }
 
 /// Gives `descriptor` to the command as number 9.
@@ -151,7 +164,8 @@ const CAP_NET_ADMIN: libc::c_ulong = 12;
 fn removed_tap_takes_the_link_down_and_costs_no_time() {
     needs_kvm!();
     in_own_network(|| {
-        tap("tap0", "10.9.0.1");
+        tap("tap0");
+        ip("addr add 10.9.0.1/24 dev tap0");
         let mut command = run_payload("virtio-net-down");
         command.args(["--timeout", "50s", "--net", "tap=tap0"]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -176,7 +190,7 @@ fn removed_tap_takes_the_link_down_and_costs_no_time() {
 
 /// Hundredths of a second that a process has run.
 fn cpu_ticks(process: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }

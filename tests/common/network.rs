@@ -1,10 +1,13 @@
 //! Networks of a test's own.
 
+use std::fs;
 use std::io;
-use std::process::{Child, Command};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use super::skip;
+use super::{eventually, skip};
 
 /// Runs `test` on a thread that is alone in a new network, and so are the commands that it starts; says why where that is
 /// not allowed.
@@ -31,12 +34,46 @@ pub fn ip(words: &str) {
     assert!(output.status.success(), "ip {words}: {output:?}");
 }
 
-/// Makes a tap that is up, with an address of the host's.
+/// Makes a tap that is up.
 #[track_caller]
-pub fn tap(name: &str, address: &str) {
+pub fn tap(name: &str) {
     ip(&format!("tuntap add {name} mode tap"));
-    ip(&format!("addr add {address}/24 dev {name}"));
     ip(&format!("link set {name} up"));
+}
+
+/// Starts passt at `socket` as a user without rights, in the network of this thread: the guest is 10.9.0.2, and 10.9.0.1
+/// is the host's loopback interface. None, with a line that says why, where there is no passt.
+#[track_caller]
+pub fn passt(socket: &Path) -> Option<Running> {
+    if !["/usr/bin/passt", "/usr/local/bin/passt"].iter().any(|program| Path::new(program).exists()) {
+        skip("there is no passt: apt-get install passt");
+        return None;
+    }
+    // It takes its addresses from an interface with a route to everywhere.
+    ip("tuntap add up0 mode tap");
+    ip("addr add 10.9.0.2/24 dev up0");
+    ip("link set up0 up");
+    ip("link set lo up");
+    ip("route add default via 10.9.0.1 dev up0");
+    let mut command = Command::new("passt");
+    command.args(["--foreground", "--runas", "65534", "--socket"]).arg(socket);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut passt = Running(child);
+    eventually("passt listens", || {
+        let ended = passt.0.try_wait().unwrap();
+        let mut said = || io::read_to_string(passt.0.stderr.as_mut().unwrap()).unwrap_or_default();
+        assert!(ended.is_none(), "passt ended: {ended:?} {}", said());
+        socket.exists()
+    });
+    Some(passt)
+}
+
+/// A path where also a user without rights can make a socket.
+pub fn socket_for_everyone(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("coracle-{name}-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
+    folder.join("socket")
 }
 
 /// Ends with its test.

@@ -87,10 +87,13 @@ enum Sign {
     File(&'static str),
 }
 
-const NEEDS: [Need; 1] = [
+const NEEDS: [Need; 3] = [
     // The emulated host, for machines whose KVM cannot run Linux, and for the tests that compare with such a
     // machine.
     Need { sign: Sign::Program("qemu-system-x86_64"), package: "qemu-system-x86" },
+    // Networks of the tests, and a network without privilege for their guests.
+    Need { sign: Sign::Program("ip"), package: "iproute2" },
+    Need { sign: Sign::Program("passt"), package: "passt" },
 ];
 
 /// libFuzzer is C++.

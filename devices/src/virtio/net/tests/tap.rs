@@ -1,7 +1,6 @@
 //! The card on a tap: frames of a real interface, with its offloads.
 
 use std::net::UdpSocket;
-use std::os::fd::AsRawFd;
 
 use super::*;
 use crate::backend::net::testing::{Interface, frame, in_own_network, ip};
