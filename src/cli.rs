@@ -86,6 +86,9 @@ pub(crate) struct RunArgs {
     /// Give the guest random numbers of this host's (virtio-rng)
     #[arg(long)]
     pub rng: bool,
+    /// Take memory back that the guest does not need (virtio-balloon, free page reporting)
+    #[arg(long)]
+    pub balloon: bool,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,

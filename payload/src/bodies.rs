@@ -45,7 +45,8 @@ global_asm!(concat!(
     include_str!("asm/virtio.s"),
     include_str!("asm/block.s"),
     include_str!("asm/disk.s"),
-    include_str!("asm/net.s")
+    include_str!("asm/net.s"),
+    include_str!("asm/balloon.s")
 ));
 
 unsafe extern "C" {
@@ -112,5 +113,6 @@ payloads! {
     "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
     "virtio-net" Zero payload_virtio_net..payload_virtio_net_end "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
     "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end "starts a network card, prints a byte when its link goes down, and halts for ever";
+    "virtio-balloon" Zero payload_virtio_balloon..payload_virtio_balloon_end "gives 64 MiB back by a balloon in two ways, a letter and a byte of input between the steps; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

@@ -73,6 +73,8 @@ pub struct VmConfig {
     pub nets: Vec<NetConfig>,
     /// Whether the guest has an entropy device.
     pub rng: bool,
+    /// Whether the guest gives memory that it does not need back to the host.
+    pub balloon: bool,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
     /// Whether the guest finds ACPI tables.
@@ -101,6 +103,7 @@ impl VmConfig {
             disks: Vec::new(),
             nets: Vec::new(),
             rng: false,
+            balloon: false,
             timeout: None,
             acpi: AcpiMode::default(),
             on_reset: ResetPolicy::default(),

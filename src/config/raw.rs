@@ -47,6 +47,8 @@ pub struct RawConfig {
     pub nets: Option<Vec<NetChoice>>,
     /// Whether the guest has an entropy device.
     pub rng: Option<bool>,
+    /// Whether the guest gives memory that it does not need back to the host.
+    pub balloon: Option<bool>,
     /// The longest that the guest may run.
     #[serde(deserialize_with = "written::duration")]
     pub timeout: Option<Duration>,
@@ -84,6 +86,7 @@ impl RawConfig {
             disks: self.disks.or(below.disks),
             nets: self.nets.or(below.nets),
             rng: self.rng.or(below.rng),
+            balloon: self.balloon.or(below.balloon),
             timeout: self.timeout.or(below.timeout),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),

@@ -62,6 +62,14 @@ fn properties() -> Vec<(&'static str, Value)> {
             json!({ "description": "Whether the guest has an entropy device", "type": "boolean", "examples": [true] }),
         ),
         (
+            "balloon",
+            json!({
+                "description": "Whether the guest gives memory that it does not need back to the host",
+                "type": "boolean",
+                "examples": [true],
+            }),
+        ),
+        (
             "timeout",
             quantity(
                 "Longest time that the guest may run; a number is seconds",

@@ -9,7 +9,7 @@ mod spec;
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
@@ -17,6 +17,7 @@ use coracle_devices::backend::net::NetOpenError;
 use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
+use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::handler::HandlerHost;
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
@@ -36,6 +37,8 @@ pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
     /// Those of the devices that block, until the end.
     threads: Mutex<Vec<IoLoop>>,
+    /// In a machine that has one.
+    balloon: Option<Arc<Balloon>>,
 }
 
 /// A device with its place in the machine.
@@ -123,7 +126,7 @@ impl VirtioDevices {
         }
         check_ids(config)?;
         net::check_each_is_its_own(&config.nets)?;
-        let opening = SpecContext { control: context.control.clone() };
+        let opening = SpecContext { control: context.control.clone(), balloon: OnceLock::new() };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
@@ -132,7 +135,12 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, &mut threads);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        Ok(VirtioDevices { attached, threads: Mutex::new(threads) })
+        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon: opening.balloon.into_inner() })
+    }
+
+    /// The balloon, in a machine that has one.
+    pub(crate) fn balloon(&self) -> Option<&Arc<Balloon>> {
+        self.balloon.as_ref()
     }
 
     /// Where they are, for tables and command lines.

@@ -1,12 +1,13 @@
 //! From the configuration of a device to the device.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use coracle_devices::virtio::VirtioDevice;
+use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::rng::Rng;
 
 use super::VirtioError;
-use crate::config::VmConfig;
+use crate::config::{MemoryConfig, VmConfig};
 use crate::control::Control;
 
 /// A configured device, before anything of it is open.
@@ -25,6 +26,8 @@ pub(crate) trait DeviceSpec {
 pub(crate) struct SpecContext {
     /// Told of what happens on the host.
     pub control: Arc<Control>,
+    /// Where the balloon is left for those who ask for memory.
+    pub balloon: OnceLock<Arc<Balloon>>,
 }
 
 /// Every device of a machine, in the order in which its guest finds them.
@@ -35,6 +38,9 @@ pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
     specs.extend(config.nets.iter().map(|net| net as &dyn DeviceSpec));
     if config.rng {
         specs.push(&Entropy);
+    }
+    if config.balloon {
+        specs.push(&config.memory);
     }
     specs
 }
@@ -49,5 +55,17 @@ impl DeviceSpec for Entropy {
 
     fn module(&self) -> &'static str {
         "virtio_rng"
+    }
+}
+
+/// `balloon`: memory is all that it is about.
+impl DeviceSpec for MemoryConfig {
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        let balloon = Arc::new(Balloon::new(self.bytes()));
+        Ok(context.balloon.get_or_init(|| balloon).clone())
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_balloon"
     }
 }

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use coracle_devices::legacy::event::{Event, EventRegister};
+use coracle_devices::virtio::balloon::Balloon;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -136,6 +137,10 @@ impl Shared {
         let _no_reset = self.vcpus();
         self.virtio.resume();
         self.control.open_gate();
+    }
+
+    pub(super) fn balloon(&self) -> Option<&Arc<Balloon>> {
+        self.virtio.balloon()
     }
 
     pub(super) fn press_power_button(&self) -> bool {

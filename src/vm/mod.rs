@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 pub use builder::{BuildError, VmBuilder};
+use coracle_devices::virtio::balloon::BalloonStatus;
 use lifecycle::Shared;
 use outcome::Outcome;
 
@@ -93,6 +94,18 @@ impl VmHandle {
             self.shared.set_signal(signal);
         }
         pressed
+    }
+
+    /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It does so in its
+    /// own time, as far as it can do without. False when the machine has no balloon
+    /// ([`VmConfig::balloon`](crate::config::VmConfig::balloon)).
+    pub fn set_balloon(&self, bytes: u64) -> bool {
+        self.shared.balloon().map(|balloon| balloon.set_target(bytes)).is_some()
+    }
+
+    /// What the guest was asked to give, and what it has given; none when the machine has no balloon.
+    pub fn balloon(&self) -> Option<BalloonStatus> {
+        self.shared.balloon().map(|balloon| balloon.status())
     }
 
     /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.

@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 
+pub mod balloon;
 pub mod blk;
 pub mod handler;
 pub mod irq;
