@@ -1,4 +1,5 @@
-//! Stock kernels with network cards: taps on a bridge, and passt, in a network of the test's own.
+//! Stock kernels that are used by a shell: with network cards (taps on a bridge, and passt, in a network of the test's
+//! own), and with a balloon.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -22,8 +23,14 @@ struct Shell {
 impl Shell {
     /// Boots it with a card, which gets this address and is up.
     fn boot(net: &str, address: &str) -> Shell {
+        let mut shell = Shell::start(&["--net", net]);
+        shell.run(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
+        shell
+    }
+
+    fn start(args: &[&str]) -> Shell {
         let mut command = linux(GuestData::GuestVmlinux, "shell");
-        command.args(["--timeout", "150s", "--net", net]);
+        command.args(["--timeout", "150s"]).args(args);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let keyboard = child.stdin.take().unwrap();
@@ -38,10 +45,16 @@ impl Shell {
                 }
             }
         });
-        let mut shell = Shell { guest: Running(child), keyboard, said };
+        let shell = Shell { guest: Running(child), keyboard, said };
         shell.until("# ");
-        shell.run(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
         shell
+    }
+
+    /// KiB of RAM that it has of the host's.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.guest.0.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     #[track_caller]
@@ -153,4 +166,15 @@ fn guest_downloads_through_passt_without_privilege() {
         guest.end();
         let _ = std::fs::remove_dir_all(socket.parent().unwrap());
     });
+}
+
+#[test]
+fn memory_that_the_guest_frees_returns_to_the_host() {
+    needs_linux!();
+    let mut guest = Shell::start(&["--balloon", "--memory", "384M"]);
+    guest.run("dd if=/dev/zero of=/tmp/full bs=1M count=160 2> /dev/null");
+    let full = guest.resident();
+    guest.run("rm /tmp/full");
+    eventually("memory returns", || guest.resident() + (100 << 10) <= full);
+    guest.end();
 }
