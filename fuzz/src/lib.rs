@@ -6,29 +6,35 @@ mod config_file;
 mod control_protocol;
 mod kernel_image;
 mod legacy_bus;
+mod virtio_balloon;
 mod virtio_block;
 mod virtio_echo;
 mod virtio_mmio;
+mod virtio_net;
 mod virtio_ring;
 
 pub use config_file::config_file;
 pub use control_protocol::control_protocol;
 pub use kernel_image::kernel_image;
 pub use legacy_bus::legacy_bus;
+pub use virtio_balloon::virtio_balloon;
 pub use virtio_block::virtio_block;
 pub use virtio_mmio::virtio_mmio;
+pub use virtio_net::virtio_net;
 pub use virtio_ring::virtio_ring;
 
 /// A target's name, which is that of its corpus, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     ("config_file", config_file),
     ("control_protocol", control_protocol),
     ("kernel_image", kernel_image),
     ("legacy_bus", legacy_bus),
+    ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),
     ("virtio_mmio", virtio_mmio),
+    ("virtio_net", virtio_net),
     ("virtio_ring", virtio_ring),
 ];
