@@ -46,6 +46,7 @@ global_asm!(concat!(
     include_str!("asm/block.s"),
     include_str!("asm/disk.s"),
     include_str!("asm/net.s"),
+    include_str!("asm/net_bench.s"),
     include_str!("asm/balloon.s")
 ));
 
@@ -114,5 +115,11 @@ payloads! {
     "virtio-net" Zero payload_virtio_net..payload_virtio_net_end "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
     "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end "starts a network card, prints a byte when its link goes down, and halts for ever";
     "virtio-balloon" Zero payload_virtio_balloon..payload_virtio_balloon_end "gives 64 MiB back by a balloon in two ways, a letter and a byte of input between the steps; exits with 0";
+    "net-send-60" Three payload_net_send_60..payload_net_send_60_end "sends 1,000,000 frames of 60 bytes by a network card; exits with 0";
+    "net-send-1514" Three payload_net_send_1514..payload_net_send_1514_end "sends 1,000,000 frames of 1,514 bytes by a network card; exits with 0";
+    "net-send-64k" Three payload_net_send_64k..payload_net_send_64k_end "sends 100,000 frames of 65,000 bytes by a network card; exits with 0";
+    "net-receive-60" Three payload_net_receive_60..payload_net_receive_60_end "receives 500,000 frames of 60 bytes by a network card; exits with 0";
+    "net-receive-1514" Three payload_net_receive_1514..payload_net_receive_1514_end "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
+    "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

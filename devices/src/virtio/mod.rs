@@ -16,8 +16,8 @@ pub mod balloon;
 pub mod blk;
 pub mod handler;
 pub mod irq;
-pub mod poll;
 pub mod net;
+pub mod poll;
 pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "testing"))]

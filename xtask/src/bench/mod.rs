@@ -5,6 +5,7 @@ mod block;
 mod boot;
 mod host_disk;
 mod irqchip;
+mod net;
 mod process_time;
 mod stage;
 mod start;
@@ -48,6 +49,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
+    /// Frames a second between a bare guest and a tap, beside QEMU's microvm and the tap's own limit; takes root
+    Net {
+        /// Runs of each
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
     /// The life of an empty virtual machine with each kind of interrupt controller
     Irqchip {
         /// Runs of each
@@ -66,6 +73,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
         Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
         Bench::BootHere { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
         Bench::Block { runs } => block::run(workspace, (*runs).max(1)),
+        Bench::Net { runs } => net::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
     }
 }

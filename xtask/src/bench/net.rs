@@ -1,0 +1,254 @@
+//! Frames a second between a bare guest and a tap, each way, beside QEMU's microvm with the same ELF file in turn, and
+//! beside what this process does with the same tap itself: the limit.
+//!
+//! The taps are in a network namespace of the bench's own, which takes root.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use coracle_payload::Payload;
+
+use super::process_time::wait_cpu_time;
+use super::statistics::Samples;
+use crate::workspace::Workspace;
+use crate::{process, setup, static_build};
+
+/// One kind of load.
+struct Load {
+    name: &'static str,
+    payload: &'static str,
+    /// Bytes of a frame.
+    len: usize,
+    /// As the payload counts them.
+    frames: u32,
+    way: Way,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    FromGuest,
+    ToGuest,
+}
+
+const LOADS: [Load; 6] = [
+    Load { name: "tx   60 B", payload: "net-send-60", len: 60, frames: 1_000_000, way: Way::FromGuest },
+    Load { name: "tx 1514 B", payload: "net-send-1514", len: 1514, frames: 1_000_000, way: Way::FromGuest },
+    Load { name: "tx  65 kB", payload: "net-send-64k", len: 65_000, frames: 100_000, way: Way::FromGuest },
+    Load { name: "rx   60 B", payload: "net-receive-60", len: 60, frames: 500_000, way: Way::ToGuest },
+    Load { name: "rx 1514 B", payload: "net-receive-1514", len: 1514, frames: 500_000, way: Way::ToGuest },
+    Load { name: "rx  65 kB", payload: "net-receive-64k", len: 65_000, frames: 50_000, way: Way::ToGuest },
+];
+
+/// What the runs of one side gave.
+#[derive(Debug, Default)]
+struct Results {
+    times: Samples,
+    cpu: Samples,
+}
+
+/// Measures and prints the table.
+///
+/// # Errors
+/// The network or a guest cannot be had.
+pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
+    setup::make_ready()?;
+    let coracle = static_build::coracle(workspace)?;
+    let folder = workspace.target.join("payloads");
+    fs::create_dir_all(&folder)?;
+    // SAFETY: the call changes what this thread and its children see, and nothing else.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        bail!("a network of the bench's own needs root: {}", io::Error::last_os_error());
+    }
+    ip("tuntap add tap0 mode tap")?;
+    ip("link set tap0 addrgenmode none mtu 65521 up")?;
+    println!(
+        "Median of {runs} runs; limit: this process on the same tap; exits of the vCPU for each 1,000 frames\n"
+    );
+    println!(
+        "{:10} {:>12} {:>9} {:>12} {:>8} {:>12} {:>8} {:>7} {:>9}",
+        "", "limit", "", "coracle", "exits", "QEMU", "", "ratio", "CPU/frame"
+    );
+    for load in &LOADS {
+        measure_load(load, &coracle, &folder, runs)?;
+    }
+    Ok(())
+}
+
+fn measure_load(load: &Load, coracle: &Path, folder: &Path, runs: u32) -> Result<()> {
+    let payload = Payload::named(load.payload).with_context(|| format!("no payload {}", load.payload))?;
+    let path = folder.join(format!("{}.elf", load.payload));
+    fs::write(&path, payload.elf())?;
+    let outcome = folder.join("net.json");
+    let has_qemu = process::exists(QEMU);
+    let (mut ours, mut theirs, mut limit) = (Results::default(), Results::default(), Results::default());
+    for _ in 0..runs {
+        limit.times.push(on_the_tap(load)?);
+        measure(load, &mut coracle_command(coracle, &path, &outcome), &mut ours)?;
+        if has_qemu {
+            measure(load, &mut qemu_command(&path), &mut theirs)?;
+        }
+    }
+    let rate = |results: &Results| f64::from(load.frames) / results.times.median_ms() / 1e3;
+    let bytes = |results: &Results| rate(results) * load.len as f64 / 1e3;
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(&outcome)?)?;
+    let exits: u64 =
+        report["exits"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    println!(
+        "{:10} {:8.3} M/s {:4.1} GB/s {:8.3} M/s {:8.2} {:8.3} M/s {:4.1} GB/s {:6.2} {:6.2} us",
+        load.name,
+        rate(&limit),
+        bytes(&limit),
+        rate(&ours),
+        exits as f64 * 1e3 / f64::from(load.frames),
+        if has_qemu { rate(&theirs) } else { 0.0 },
+        if has_qemu { bytes(&theirs) } else { 0.0 },
+        if has_qemu { rate(&ours) / rate(&theirs) } else { 0.0 },
+        ours.cpu.median_ms() * 1e3 / f64::from(load.frames),
+    );
+    Ok(())
+}
+
+/// One run of a guest, from the byte that it prints to its end.
+fn measure(load: &Load, command: &mut Command, results: &mut Results) -> Result<()> {
+    let _flood = (load.way == Way::ToGuest).then(|| Flood::start(load.len)).transpose()?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", process::line(command)))?;
+    let mut stdout = child.stdout.take().context("the child's stdout")?;
+    let mut byte = [0];
+    ensure!(stdout.read(&mut byte)? == 1, "`{}` ended without a word", process::line(command));
+    let start = Instant::now();
+    // The pipe ends with the child.
+    stdout.read_to_end(&mut Vec::new())?;
+    results.times.push(start.elapsed());
+    results.cpu.push(wait_cpu_time(&child)?);
+    Ok(())
+}
+
+/// What one thread can do with the tap: the load without a guest.
+fn on_the_tap(load: &Load) -> Result<Duration> {
+    let mut tap = open_tap()?;
+    let flood = (load.way == Way::ToGuest).then(|| Flood::start(load.len)).transpose()?;
+    let mut frame = [&[0; HEADER][..], &frame(load.len)].concat();
+    let start = Instant::now();
+    for _ in 0..load.frames {
+        match load.way {
+            Way::FromGuest => drop(io::Write::write(&mut tap, &frame)?),
+            Way::ToGuest => drop(tap.read(&mut frame)?),
+        }
+    }
+    let elapsed = start.elapsed();
+    drop(flood);
+    Ok(elapsed)
+}
+
+/// A thread that sends frames to the tap for as long as it lives.
+struct Flood {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Flood {
+    fn start(len: usize) -> Result<Flood> {
+        let socket = packet_socket()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let flood = {
+            let (stop, frame) = (stop.clone(), frame(len));
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // A full queue costs the frame, and nobody misses it.
+                    // SAFETY: the pointer and the length are those of a slice.
+                    unsafe { libc::send(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+                }
+            }
+        };
+        Ok(Flood { stop, thread: Some(thread::spawn(flood)) })
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+fn coracle_command(coracle: &Path, payload: &Path, outcome: &Path) -> Command {
+    let mut command = Command::new(coracle);
+    command.args(["run", "--accel", "kvm", "--memory", "64M", "--net", "tap=tap0", "--outcome"]);
+    command.arg(outcome).arg(payload);
+    command
+}
+
+fn qemu_command(payload: &Path) -> Command {
+    let mut command = Command::new(QEMU);
+    let machine = "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off";
+    command.args(["-M", machine, "-cpu", "host,arch-capabilities=off", "-m", "64M", "-nodefaults"]);
+    command.args(["-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    command.args(["-global", "virtio-mmio.force-legacy=false"]);
+    command.args(["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no"]);
+    command.args(["-device", "virtio-net-device,netdev=net"]);
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(payload);
+    command
+}
+
+/// The tap as a virtual machine monitor opens it.
+fn open_tap() -> Result<File> {
+    let tap =
+        File::options().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(PathBuf::from(TUN))?;
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name.iter_mut().zip(TAP.to_bytes()).for_each(|(place, byte)| *place = *byte as libc::c_char);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    let len = HEADER as libc::c_int;
+    // SAFETY: TUNSETIFF reads and writes one `ifreq`.
+    let attached = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    // SAFETY: TUNSETVNETHDRSZ reads one int.
+    let sized = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETVNETHDRSZ, &raw const len) };
+    ensure!(attached == 0 && sized == 0, "the tap cannot be opened: {}", io::Error::last_os_error());
+    Ok(tap)
+}
+
+/// A socket whose frames go out by the tap.
+fn packet_socket() -> Result<OwnedFd> {
+    // SAFETY: the call takes numbers, and makes a new descriptor.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    ensure!(socket >= 0, "no packet socket: {}", io::Error::last_os_error());
+    // SAFETY: the descriptor is new and nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: all fields are numbers, for which zero is a value.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    // SAFETY: the name ends with a zero.
+    address.sll_ifindex = unsafe { libc::if_nametoindex(TAP.as_ptr()) } as i32;
+    let len = size_of::<libc::sockaddr_ll>() as u32;
+    // SAFETY: the address is valid for `len` bytes.
+    let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    ensure!(bound == 0, "the packet socket cannot be bound: {}", io::Error::last_os_error());
+    Ok(socket)
+}
+
+/// A frame of a protocol that the kernel has no use for.
+fn frame(len: usize) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
+    frame.resize(len, 0);
+    frame
+}
+
+fn ip(words: &str) -> Result<()> {
+    process::capture(Command::new("ip").args(words.split_whitespace())).map(drop)
+}
+
+const QEMU: &str = "qemu-system-x86_64";
+const TUN: &str = "/dev/net/tun";
+const TAP: &std::ffi::CStr = c"tap0";
+/// Bytes of a frame's virtio header.
+const HEADER: usize = 12;
