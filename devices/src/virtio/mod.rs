@@ -23,6 +23,7 @@ pub mod rng;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
+pub mod vsock;
 
 pub use handler::{QueueHandler, watch_doorbell};
 pub use irq::VirtioIrq;

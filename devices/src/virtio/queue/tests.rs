@@ -89,6 +89,26 @@ impl Setup {
 }
 
 #[test]
+fn chain_that_was_put_back_is_the_next_one_again() {
+    let mut setup = setup(4);
+    let first = setup.ring.offer(&[Buffer::writable(BUFFERS, 8)]);
+    let second = setup.ring.offer(&[Buffer::writable(BUFFERS, 16)]);
+    for _ in 0..10 {
+        let chain = setup.pop();
+        assert_eq!(chain.writable.len(), 8);
+        setup.queue.put_back(chain);
+        assert_eq!(setup.queue.in_flight(), 0);
+    }
+    for head in [first, second] {
+        let chain = setup.pop();
+        setup.queue.complete(chain, 1);
+        setup.queue.announce();
+        assert_eq!(setup.ring.completed(), Some((head.into(), 1)));
+    }
+    assert!(setup.queue.pop().unwrap().is_none());
+}
+
+#[test]
 fn chain_lists_its_buffers_and_comes_back_with_a_length() {
     let mut it = setup(16);
     let buffers =

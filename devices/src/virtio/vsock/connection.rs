@@ -1,0 +1,452 @@
+//! One connection between a port of the guest and a stream socket of the host.
+//!
+//! The multiplexer owns it, gives it the guest's packets and the events of its socket, and asks it for packets to the
+//! guest. It never waits: what the socket does not take is kept, and the guest may not send more than there is room for;
+//! what the guest has no room for stays in the socket.
+//!
+//! ```text
+//! requested --response--> open --reset, or shut down both ways--> detached --all is sent--> (removed)
+//! ```
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::packet::{BOTH_WAYS, Header, NO_MORE_RECEIVED, NO_MORE_SENT, Op, Ports};
+use super::socket;
+use super::switchboard::Caller;
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    ports: Ports,
+    stream: UnixStream,
+    stage: Stage,
+    to_host: ToHost,
+    to_guest: ToGuest,
+    owed: Owed,
+    /// Rounds of the clock until it is given up, while it waits for an answer of the guest.
+    pub(super) patience: Option<u32>,
+    /// It is in the multiplexer's queue of those that have something for the guest.
+    pub(super) queued: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The guest has been asked, or will be.
+    Requested(Opener),
+    Open,
+    /// The guest has forgotten it; the host gets the rest.
+    Detached,
+}
+
+/// Who opens a connection from the host, and hears of its success.
+#[derive(Debug)]
+pub(super) enum Opener {
+    /// A client of the socket: `OK PORT` goes down the stream (see [`super::client`]).
+    Client,
+    /// This program.
+    Caller(Caller),
+}
+
+/// Guest to host.
+#[derive(Debug)]
+struct ToHost {
+    /// Bytes that the guest may have under way.
+    window: u32,
+    /// Taken from the guest, and not yet by the socket: never more than `window`.
+    backlog: VecDeque<u8>,
+    /// Bytes from the guest, and how many of them the socket has taken; both count without end.
+    received: u32,
+    forwarded: u32,
+    /// `forwarded` as the guest knows it.
+    told: u32,
+    /// The guest sends no more.
+    ended: bool,
+    /// The host has been told so.
+    end_is_told: bool,
+    /// The host takes no more: what still comes is dropped.
+    refused: bool,
+}
+
+/// Host to guest.
+#[derive(Debug, Default)]
+struct ToGuest {
+    /// Bytes that the guest has had, counted without end; its room, and how many it has taken out of that.
+    sent: u32,
+    room: u32,
+    taken: u32,
+    /// The socket may have bytes, or its end.
+    readable: bool,
+    /// The host sends no more.
+    ended: bool,
+    /// The guest takes no more.
+    refused: bool,
+    /// The guest has been asked for room since it last had some.
+    room_is_asked_for: bool,
+}
+
+/// Packets without bytes that the guest is to get.
+#[derive(Debug, Default)]
+struct Owed {
+    request: bool,
+    response: bool,
+    credit: bool,
+    /// Flags of a shutdown.
+    shutdown: u32,
+    /// Those that it has had.
+    shutdown_told: u32,
+}
+
+/// A packet for the guest, but for what all packets of the connection have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packet {
+    pub op: Op,
+    pub flags: u32,
+    /// Bytes that are in the buffer.
+    pub len: u32,
+}
+
+/// The guest breaks the rules of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Violation;
+
+impl Connection {
+    /// One that the host opens.
+    pub(super) fn requested(ports: Ports, stream: UnixStream, window: u32, opener: Opener) -> Self {
+        let owed = Owed { request: true, ..Owed::default() };
+        Self { patience: Some(PATIENCE), ..Self::new(ports, stream, window, Stage::Requested(opener), owed) }
+    }
+
+    /// One that the guest has opened with `request`, and that the host has accepted.
+    pub(super) fn accepted(ports: Ports, stream: UnixStream, window: u32, request: &Header) -> Self {
+        let owed = Owed { response: true, ..Owed::default() };
+        let mut connection = Self::new(ports, stream, window, Stage::Open, owed);
+        connection.update_room(request);
+        connection
+    }
+
+    fn new(ports: Ports, stream: UnixStream, window: u32, stage: Stage, owed: Owed) -> Self {
+        let to_host = ToHost {
+            window,
+            backlog: VecDeque::new(),
+            received: 0,
+            forwarded: 0,
+            told: 0,
+            ended: false,
+            end_is_told: false,
+            refused: false,
+        };
+        let to_guest = ToGuest { readable: true, ..ToGuest::default() };
+        Self { ports, stream, stage, to_host, to_guest, owed, patience: None, queued: false }
+    }
+
+    pub(super) fn ports(&self) -> Ports {
+        self.ports
+    }
+
+    pub(super) fn stream(&self) -> &UnixStream {
+        &self.stream
+    }
+
+    pub(super) fn window(&self) -> u32 {
+        self.to_host.window
+    }
+
+    /// Bytes that wait for the host.
+    #[cfg(test)]
+    pub(super) fn backlog(&self) -> usize {
+        self.to_host.backlog.len()
+    }
+
+    /// True until the guest has accepted what the host wants.
+    pub(super) fn is_requested(&self) -> bool {
+        matches!(self.stage, Stage::Requested(_))
+    }
+
+    /// Who in this program waits for it.
+    pub(super) fn into_caller(self) -> Option<Caller> {
+        match self.stage {
+            Stage::Requested(Opener::Caller(caller)) => Some(caller),
+            Stage::Requested(Opener::Client) | Stage::Open | Stage::Detached => None,
+        }
+    }
+
+    /// True when it can be removed.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self.stage, Stage::Detached) && self.to_host.backlog.is_empty()
+    }
+
+    /// The guest tells of its room, as in every packet. Whatever it says can only hurt this connection.
+    pub(super) fn update_room(&mut self, header: &Header) {
+        self.to_guest.room = header.buf_alloc;
+        self.to_guest.taken = header.fwd_cnt;
+        if self.credit() > 0 {
+            self.to_guest.room_is_asked_for = false;
+        }
+    }
+
+    /// The guest has accepted it.
+    pub(super) fn respond(&mut self) -> Result<(), Violation> {
+        let Stage::Requested(opener) = std::mem::replace(&mut self.stage, Stage::Open) else {
+            return Err(Violation);
+        };
+        self.patience = None;
+        match opener {
+            Opener::Caller(caller) => caller.connected(),
+            Opener::Client => {
+                // It is the first that the client gets, so that there is room for it; else the client is not to be helped.
+                let answer = format!("OK {}\n", self.ports.host);
+                if !socket::send(&self.stream, answer.as_bytes()).is_ok_and(|sent| sent == answer.len()) {
+                    self.refuse_host();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the guest may send `len` bytes now.
+    pub(super) fn check_data(&self, len: u32) -> Result<(), Violation> {
+        let ToHost { window, received, forwarded, ended, .. } = self.to_host;
+        let under_way = received.wrapping_sub(forwarded);
+        let fits = len <= window.saturating_sub(under_way);
+        if matches!(self.stage, Stage::Open) && !ended && fits { Ok(()) } else { Err(Violation) }
+    }
+
+    /// Takes bytes from the guest that [`check_data`](Self::check_data) has let pass.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) {
+        self.to_host.received = self.to_host.received.wrapping_add(bytes.len() as u32);
+        if self.to_host.backlog.is_empty() {
+            let sent = self.send(bytes);
+            bytes = bytes.get(sent..).unwrap_or_default();
+        }
+        if self.to_host.refused {
+            self.to_host.forwarded = self.to_host.received;
+        } else {
+            self.to_host.backlog.extend(bytes);
+        }
+    }
+
+    /// The guest ends directions by the flags of its packet. True when nothing goes either way any more.
+    pub(super) fn shut_down(&mut self, flags: u32) -> bool {
+        if flags & NO_MORE_RECEIVED != 0 {
+            self.refuse_guest();
+        }
+        if flags & NO_MORE_SENT != 0 {
+            self.to_host.ended = true;
+            self.end_host();
+        }
+        self.to_guest.refused && self.to_host.ended
+    }
+
+    /// The guest has forgotten it. The host still gets what is on its way.
+    pub(super) fn detach(&mut self) {
+        self.stage = Stage::Detached;
+        self.owed = Owed::default();
+        self.patience = None;
+        self.to_host.ended = true;
+        self.refuse_guest();
+        self.end_host();
+    }
+
+    /// The socket has become ready. True when the host has given up a connection that the guest has not accepted.
+    pub(super) fn socket_is_ready(&mut self, events: EventSet) -> bool {
+        if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
+            if self.is_requested() {
+                return true;
+            }
+            self.refuse_host();
+        }
+        if events.intersects(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR) {
+            self.to_guest.readable = true;
+        }
+        if events.contains(EventSet::OUT) {
+            self.flush();
+        }
+        false
+    }
+
+    /// Sends as much of the backlog as the socket takes.
+    pub(super) fn flush(&mut self) {
+        while !self.to_host.backlog.is_empty() {
+            let backlog = std::mem::take(&mut self.to_host.backlog);
+            let sent = self.send(backlog.as_slices().0);
+            if !self.to_host.refused {
+                self.to_host.backlog = backlog;
+                self.to_host.backlog.drain(..sent);
+            }
+            if sent == 0 {
+                break;
+            }
+        }
+        if self.to_host.backlog.is_empty() {
+            // An idle connection holds no memory.
+            self.to_host.backlog = VecDeque::new();
+        }
+        self.end_host();
+    }
+
+    /// True when [`next_packet`](Self::next_packet) is worth a call.
+    pub(super) fn has_packets(&self) -> bool {
+        let Owed { request, response, credit, shutdown, .. } = self.owed;
+        match self.stage {
+            Stage::Requested(_) => request,
+            Stage::Open => {
+                response
+                    || credit
+                    || shutdown != 0
+                    || self.can_read()
+                    || self.asks_for_room()
+                    || self.owes_credit()
+            }
+            Stage::Detached => false,
+        }
+    }
+
+    /// The next packet for the guest; its bytes, if any, are put into `data`, which is not empty.
+    pub(super) fn next_packet(&mut self, data: &mut [u8]) -> Option<Packet> {
+        let bare = |op| Some(Packet { op, flags: 0, len: 0 });
+        match self.stage {
+            Stage::Requested(_) if std::mem::take(&mut self.owed.request) => return bare(Op::Request),
+            Stage::Requested(_) | Stage::Detached => return None,
+            Stage::Open if std::mem::take(&mut self.owed.response) => return bare(Op::Response),
+            Stage::Open => {}
+        }
+        if let Some(len) = self.read(data) {
+            return Some(Packet { op: Op::Data, flags: 0, len });
+        }
+        if let flags @ 1.. = std::mem::take(&mut self.owed.shutdown) {
+            self.owed.shutdown_told |= flags;
+            if self.owed.shutdown_told == BOTH_WAYS {
+                self.patience = Some(PATIENCE);
+            }
+            return Some(Packet { op: Op::Shutdown, flags, len: 0 });
+        }
+        if self.asks_for_room() {
+            self.to_guest.room_is_asked_for = true;
+            return bare(Op::CreditRequest);
+        }
+        if self.owed.credit || self.owes_credit() { bare(Op::CreditUpdate) } else { None }
+    }
+
+    /// The room for the guest's bytes, as every packet tells it: all of it, and how much has gone out of it.
+    pub(super) fn tell_room(&mut self) -> (u32, u32) {
+        self.owed.credit = false;
+        self.to_host.told = self.to_host.forwarded;
+        (self.to_host.window, self.to_host.forwarded)
+    }
+
+    /// The guest wants to know its room.
+    pub(super) fn owe_credit(&mut self) {
+        self.owed.credit = true;
+    }
+
+    /// Sends bytes to the host; returns how many it took.
+    fn send(&mut self, bytes: &[u8]) -> usize {
+        if self.to_host.refused {
+            return 0;
+        }
+        match socket::send(&self.stream, bytes) {
+            Ok(sent) => {
+                self.to_host.forwarded = self.to_host.forwarded.wrapping_add(sent as u32);
+                sent
+            }
+            Err(error) if waits(&error) => 0,
+            Err(_) => {
+                self.refuse_host();
+                0
+            }
+        }
+    }
+
+    /// The host takes no more bytes.
+    fn refuse_host(&mut self) {
+        if !std::mem::replace(&mut self.to_host.refused, true) {
+            self.to_host.backlog = VecDeque::new();
+            self.to_host.forwarded = self.to_host.received;
+            self.owe_shutdown(NO_MORE_RECEIVED);
+        }
+    }
+
+    /// The guest takes no more bytes: the host is to learn that when it sends some.
+    fn refuse_guest(&mut self) {
+        if !std::mem::replace(&mut self.to_guest.refused, true) {
+            // It fails for a socket that is not connected any more.
+            let _ = self.stream.shutdown(Shutdown::Read);
+        }
+    }
+
+    /// Tells the host that no more comes, once all has gone out.
+    fn end_host(&mut self) {
+        let to_host = &mut self.to_host;
+        if to_host.ended && to_host.backlog.is_empty() && !std::mem::replace(&mut to_host.end_is_told, true) {
+            // It fails for a socket that is not connected any more.
+            let _ = self.stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    fn owe_shutdown(&mut self, flag: u32) {
+        self.owed.shutdown |= flag & !self.owed.shutdown_told;
+    }
+
+    /// Bytes that the guest has room for.
+    fn credit(&self) -> u32 {
+        let ToGuest { sent, room, taken, .. } = self.to_guest;
+        room.saturating_sub(sent.wrapping_sub(taken))
+    }
+
+    fn wants_to_read(&self) -> bool {
+        let ToGuest { readable, ended, refused, .. } = self.to_guest;
+        readable && !ended && !refused
+    }
+
+    fn can_read(&self) -> bool {
+        self.wants_to_read() && self.credit() > 0
+    }
+
+    fn asks_for_room(&self) -> bool {
+        self.wants_to_read() && self.credit() == 0 && !self.to_guest.room_is_asked_for
+    }
+
+    /// The guest is told of room once a good part of it is free again: each time costs a packet.
+    fn owes_credit(&self) -> bool {
+        let ToHost { window, forwarded, told, ended, .. } = self.to_host;
+        !ended && forwarded.wrapping_sub(told) >= window >> 2
+    }
+
+    /// Bytes from the host, as many as the guest and `data` have room for.
+    fn read(&mut self, data: &mut [u8]) -> Option<u32> {
+        if !self.can_read() {
+            return None;
+        }
+        let most = data.len().min(self.credit() as usize);
+        match socket::receive(&self.stream, data.get_mut(..most)?) {
+            Ok(count @ 1..) => {
+                let count = count as u32;
+                self.to_guest.sent = self.to_guest.sent.wrapping_add(count);
+                Some(count)
+            }
+            Err(error) if waits(&error) => {
+                self.to_guest.readable = false;
+                None
+            }
+            // Its end, or a peer that has gone without reading all.
+            Ok(_) | Err(_) => {
+                self.to_guest.ended = true;
+                self.owe_shutdown(NO_MORE_SENT);
+                None
+            }
+        }
+    }
+}
+
+fn waits(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock
+}
+
+/// Rounds of the clock that a guest has to answer a request, or to end a connection that the host has closed. Linux gives
+/// 2 s and 8 s; a guest on an emulated host is slow.
+pub(super) const PATIENCE: u32 = 10;

@@ -1,0 +1,132 @@
+//! Serves the queues of a socket device: packets from the guest, packets to the guest, and what happens on the host.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use event_manager::{EventOps, EventSet, Events};
+
+use super::mux::Mux;
+use super::packet::Header;
+use crate::event_loop::watch;
+use crate::lock;
+use crate::virtio::queue::{RingError, VirtQueue};
+use crate::virtio::{QueueHandler, watch_doorbell};
+
+/// The handler of all queues.
+pub(super) struct VsockHandler {
+    queues: VsockQueues,
+    mux: Arc<Mutex<Mux>>,
+    /// Packets pass through here, one at a time.
+    scratch: Box<[u8]>,
+    /// The guest's packets wait until it has taken some of ours.
+    is_clogged: bool,
+}
+
+/// The queues (virtio 1.2, 5.10.2).
+pub(super) struct VsockQueues {
+    /// Buffers for packets to the guest.
+    pub receive: VirtQueue,
+    /// Packets from the guest.
+    pub transmit: VirtQueue,
+    /// For events that this device has none of.
+    pub events: Option<VirtQueue>,
+}
+
+impl VsockHandler {
+    pub(super) fn new(mut queues: VsockQueues, mux: Arc<Mutex<Mux>>) -> Self {
+        queues.transmit.limit_bytes(MOST_PACKET_BYTES);
+        Self { queues, mux, scratch: vec![0; SCRATCH].into(), is_clogged: false }
+    }
+
+    /// Takes packets from the guest, unless it does not take the answers.
+    fn serve_transmit(&mut self) -> Result<(), RingError> {
+        let queue = &mut self.queues.transmit;
+        let mut mux = lock(&self.mux);
+        queue.begin();
+        while !mux.is_clogged() {
+            let Some(mut chain) = queue.pop()? else { return queue.finish() };
+            mux.take_packet(&mut chain.readable, &mut self.scratch);
+            queue.complete(chain, 0);
+        }
+        // The doorbell stays quiet: it is rung from this side when the answers have gone.
+        queue.announce();
+        self.is_clogged = true;
+        Ok(())
+    }
+
+    /// Gives packets to the guest, as far as there are buffers.
+    fn serve_receive(&mut self) -> Result<(), RingError> {
+        let mut mux = lock(&self.mux);
+        fill_buffers(&mut self.queues.receive, &mut mux, &mut self.scratch)?;
+        if self.is_clogged && !mux.is_clogged() {
+            self.is_clogged = false;
+            self.queues.transmit.ring();
+        }
+        Ok(())
+    }
+}
+
+fn fill_buffers(
+    queue: &mut VirtQueue,
+    mux: &mut MutexGuard<'_, Mux>,
+    scratch: &mut [u8],
+) -> Result<(), RingError> {
+    queue.begin();
+    while mux.has_packets() {
+        // Without a buffer, the doorbell tells when there is one.
+        let Some(mut chain) = queue.pop()? else { return queue.finish() };
+        let room = chain.writable.len().saturating_sub(Header::LEN as u64);
+        let room = usize::try_from(room).unwrap_or(usize::MAX).min(scratch.len());
+        let data = scratch.get_mut(..room).unwrap_or_default();
+        if data.is_empty() {
+            // No packet with bytes fits in there.
+            queue.complete(chain, 0);
+            continue;
+        }
+        let Some(header) = mux.next_packet(data) else {
+            queue.put_back(chain);
+            break;
+        };
+        let mut written = chain.writable.write(&header.to_bytes());
+        let bytes = data.get(..header.len as usize).unwrap_or_default();
+        written = written.saturating_add(chain.writable.write(bytes));
+        queue.complete(chain, written as u32);
+    }
+    // The doorbell stays quiet while there is nothing to give.
+    queue.announce();
+    Ok(())
+}
+
+impl QueueHandler for VsockHandler {
+    fn start(&mut self, sources: &mut EventOps<'_>) {
+        watch_doorbell(sources, &self.queues.receive, RECEIVE);
+        watch_doorbell(sources, &self.queues.transmit, TRANSMIT);
+        watch(sources, lock(&self.mux).events(), HOST, EventSet::IN);
+    }
+
+    fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+        match event.data() {
+            TRANSMIT => {
+                self.serve_transmit()?;
+                lock(&self.mux).accept_waiting();
+            }
+            HOST => lock(&self.mux).serve_host(),
+            _ => {}
+        }
+        self.serve_receive()
+    }
+
+    fn stop(self: Box<Self>) -> Vec<VirtQueue> {
+        let VsockQueues { receive, transmit, events } = self.queues;
+        [Some(receive), Some(transmit), events].into_iter().flatten().collect()
+    }
+}
+
+/// What an event is about.
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const HOST: u32 = 2;
+
+/// The largest packet that Linux makes, so that one passes in one piece.
+const SCRATCH: usize = 64 << 10;
+/// More than a guest has room for in any connection.
+const MOST_PACKET_BYTES: u64 = 1 << 20;

@@ -1,0 +1,140 @@
+//! Socket device (virtio 1.2, section 5.10): stream connections between ports of the guest and programs of the host.
+//!
+//! The host's side is a unix socket and a naming rule, as clients of Firecracker and Cloud Hypervisor know it:
+//! - A program connects to the socket, writes `CONNECT PORT\n` and reads `OK HOSTPORT\n`; from there on the stream is that
+//!   of the guest's port. When the guest refuses, the stream ends instead.
+//! - When the guest connects to port P of the host (address 2), the device connects to the socket `PATH_P`.
+//!
+//! Programs that embed the machine do without paths, by the [`Switchboard`].
+//!
+//! ```text
+//! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive, transmit queue
+//! ```
+//!
+//! There are at most [`MOST_CONNECTIONS`]. Bytes towards the guest stay in the host's sockets until the guest has room;
+//! bytes towards the host are kept up to the window that the guest was told of. A peer that is slow, stuck or gone holds
+//! up its own connection only.
+
+mod client;
+mod connection;
+mod handler;
+mod host_socket;
+mod mux;
+mod packet;
+mod socket;
+mod switchboard;
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use crate::lock;
+use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
+use handler::{VsockHandler, VsockQueues};
+use host_socket::HostSocket;
+pub use host_socket::HostSocketError;
+use mux::Mux;
+pub use switchboard::{ConnectError, ListenError, PortListener, Switchboard};
+
+/// A socket device with its connections.
+#[derive(Debug)]
+pub struct Vsock {
+    guest_cid: u32,
+    mux: Arc<Mutex<Mux>>,
+    switchboard: Arc<Switchboard>,
+}
+
+/// Why a socket device cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// Its socket cannot be made.
+    #[error(transparent)]
+    Socket(#[from] HostSocketError),
+    /// The host has too little of something.
+    #[error("the host gives no event descriptor for the vsock device")]
+    Host(#[from] io::Error),
+}
+
+impl Vsock {
+    /// A device whose guest has the address `guest_cid` (3 or more), with a socket at `path`, which must be free.
+    ///
+    /// # Errors
+    /// The socket cannot be made, or the host has no more descriptors.
+    pub fn new(guest_cid: u32, path: Option<&Path>) -> Result<Self, VsockError> {
+        let socket = path.map(HostSocket::bind).transpose()?;
+        let switchboard = Arc::new(Switchboard::new()?);
+        let mux = Mux::new(guest_cid.into(), socket, switchboard.clone())?;
+        Ok(Self { guest_cid, mux: Arc::new(Mutex::new(mux)), switchboard })
+    }
+
+    /// The longest path of a socket, in bytes.
+    pub const LONGEST_PATH: usize = host_socket::LONGEST_PATH;
+
+    /// The way to the guest for this program.
+    pub fn switchboard(&self) -> &Arc<Switchboard> {
+        &self.switchboard
+    }
+
+    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the socket's file
+    /// removed.
+    pub fn close(&self) {
+        lock(&self.mux).close();
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Vsock
+    }
+
+    fn name(&self) -> String {
+        "vsock".into()
+    }
+
+    fn features(&self) -> u64 {
+        1 << FEATURE_STREAM
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE]
+    }
+
+    /// The guest's address (virtio 1.2, 5.10.4).
+    fn config(&self) -> Vec<u8> {
+        u64::from(self.guest_cid).to_le_bytes().into()
+    }
+
+    fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
+        let queues = VsockQueues {
+            receive: context.queues.take(RECEIVE)?,
+            transmit: context.queues.take(TRANSMIT)?,
+            events: context.queues.take(EVENTS).ok(),
+        };
+        Ok(vec![Box::new(VsockHandler::new(queues, self.mux.clone()))])
+    }
+
+    fn reset(&self) {
+        lock(&self.mux).reset();
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Connections of a device at most, clients that have not said where to included.
+pub const MOST_CONNECTIONS: usize = 512;
+
+const RECEIVE: u16 = 0;
+const TRANSMIT: u16 = 1;
+const EVENTS: u16 = 2;
+/// Linux fills the receive queue with buffers of 4 KiB: this many are 1 MiB under way.
+const QUEUE_SIZE: u16 = 256;
+const EVENT_QUEUE_SIZE: u16 = 16;
+/// VIRTIO_VSOCK_F_STREAM (virtio 1.2, 5.10.3).
+const FEATURE_STREAM: u32 = 0;
+
+#[cfg(test)]
+mod tests;
