@@ -8,7 +8,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, parse_duration,
+    MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -89,6 +89,10 @@ pub(crate) struct RunArgs {
     /// Take memory back that the guest does not need (virtio-balloon, free page reporting)
     #[arg(long)]
     pub balloon: bool,
+    /// Connect ports of the guest with sockets of the host: uds=PATH, where programs say `CONNECT PORT`, and PATH_PORT
+    /// where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock) [default cid: 3]
+    #[arg(long, value_name = "VSOCK")]
+    pub vsock: Option<VsockConfig>,
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
@@ -194,6 +198,7 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
+         coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
     )
 });

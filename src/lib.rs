@@ -36,6 +36,13 @@ mod vcpu;
 mod virtio;
 mod vm;
 
+/// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
+pub mod vsock {
+    pub use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener};
+
+    pub use crate::virtio::VsockPortError;
+}
+
 pub use console::{ConsoleError, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;

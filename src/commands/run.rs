@@ -56,6 +56,7 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         nets: (!args.nets.is_empty()).then(|| args.nets.clone()),
         rng: args.rng.then_some(true),
         balloon: args.balloon.then_some(true),
+        vsock: args.vsock.clone(),
         timeout: args.timeout,
         serial: args.serial.clone(),
         acpi: args.acpi,
@@ -137,6 +138,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         nets: nets(raw.nets.as_deref().unwrap_or_default())?,
         rng: raw.rng.unwrap_or_default(),
         balloon: raw.balloon.unwrap_or_default(),
+        vsock: raw.vsock.clone(),
         timeout: raw.timeout,
         acpi: raw.acpi.unwrap_or_default(),
         on_reset: raw.on_reset.unwrap_or_default(),
@@ -244,6 +246,10 @@ fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8
             "--net {end}: it does not cross from the emulated host to here; `coracle host-emulate` runs a command that \
              makes its network there"
         )));
+    }
+    if let Some(uds) = config.vsock.as_ref().and_then(|vsock| vsock.uds.as_ref()) {
+        let what = format!("--vsock uds={}", uds.display());
+        return Err(Failure::usage(format!("{what}: it does not cross from the emulated host to here")));
     }
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut command = vec![program.into_os_string()];

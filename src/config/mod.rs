@@ -17,6 +17,7 @@ mod raw;
 mod schema;
 mod serial;
 mod vcpu_count;
+mod vsock;
 mod written;
 
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ pub use raw::RawConfig;
 pub use schema::schema;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
+pub use vsock::VsockConfig;
 
 /// A virtual machine to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +77,8 @@ pub struct VmConfig {
     pub rng: bool,
     /// Whether the guest gives memory that it does not need back to the host.
     pub balloon: bool,
+    /// The socket device.
+    pub vsock: Option<VsockConfig>,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
     /// Whether the guest finds ACPI tables.
@@ -104,6 +108,7 @@ impl VmConfig {
             nets: Vec::new(),
             rng: false,
             balloon: false,
+            vsock: None,
             timeout: None,
             acpi: AcpiMode::default(),
             on_reset: ResetPolicy::default(),
@@ -203,6 +208,32 @@ pub enum ConfigError {
         text: String,
         /// Why.
         reason: MacSyntax,
+    },
+    /// A word that no socket device knows.
+    #[error(
+        "`{word}` does not go with a vsock device: write uds=PATH, cid=NUMBER, or both with a comma, each once"
+    )]
+    VsockWord {
+        /// As given.
+        word: String,
+    },
+    /// An address that no guest can have.
+    #[error("`{text}` is no address (CID) of a guest: from 3 to 4294967294 can be had")]
+    VsockCid {
+        /// As given.
+        text: String,
+    },
+    /// A path that no socket can have.
+    #[error(
+        "`{text}` has {len} bytes; {most} are the most for a vsock device, whose socket's name gets `_PORT` behind it"
+    )]
+    VsockPath {
+        /// As given.
+        text: String,
+        /// Its bytes.
+        len: usize,
+        /// The most that can be.
+        most: usize,
     },
     /// Neither a list of CPUs nor pairs.
     #[error(

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
-    NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, written,
+    NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -49,6 +49,8 @@ pub struct RawConfig {
     pub rng: Option<bool>,
     /// Whether the guest gives memory that it does not need back to the host.
     pub balloon: Option<bool>,
+    /// The socket device.
+    pub vsock: Option<VsockConfig>,
     /// The longest that the guest may run.
     #[serde(deserialize_with = "written::duration")]
     pub timeout: Option<Duration>,
@@ -87,6 +89,7 @@ impl RawConfig {
             nets: self.nets.or(below.nets),
             rng: self.rng.or(below.rng),
             balloon: self.balloon.or(below.balloon),
+            vsock: self.vsock.or(below.vsock),
             timeout: self.timeout.or(below.timeout),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),
@@ -104,6 +107,7 @@ impl RawConfig {
         self.kernel.iter_mut().for_each(from_folder);
         self.initrds.iter_mut().flatten().for_each(from_folder);
         self.modules.iter_mut().for_each(from_folder);
+        self.vsock.iter_mut().filter_map(|vsock| vsock.uds.as_mut()).for_each(from_folder);
         self.outcome.iter_mut().for_each(from_folder);
         self.disks.iter_mut().flatten().for_each(|disk| from_folder(&mut disk.path));
         for net in self.nets.iter_mut().flatten() {

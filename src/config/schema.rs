@@ -70,6 +70,14 @@ fn properties() -> Vec<(&'static str, Value)> {
             }),
         ),
         (
+            "vsock",
+            pattern(
+                "Socket device: uds=PATH for the host's socket and cid=NUMBER for the guest's address",
+                r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$",
+                "uds=v.sock,cid=3",
+            ),
+        ),
+        (
             "timeout",
             quantity(
                 "Longest time that the guest may run; a number is seconds",

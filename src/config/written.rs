@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
     Accel, AcpiMode, ConfigError, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
-    ResetPolicy, SerialConfig, VcpuCount, parse_duration,
+    ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -42,6 +42,7 @@ written!(ResetPolicy, Form::Text);
 written!(SerialConfig, Form::Text);
 written!(Time, Form::TextOrNumber);
 written!(VcpuCount, Form::Number);
+written!(VsockConfig, Form::Text);
 
 /// Reads a time, for a field of type [`Duration`], whose own form in serde is another.
 pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {

@@ -6,6 +6,7 @@
 mod disk;
 mod net;
 mod spec;
+mod vsock;
 
 use std::collections::HashSet;
 use std::io;
@@ -20,11 +21,13 @@ use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::handler::HandlerHost;
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
+use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use spec::SpecContext;
 pub(crate) use spec::specs;
+pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::control::Control;
@@ -35,6 +38,8 @@ use crate::vm::outcome::HostFailure;
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
+    /// The one by which this program reaches the guest.
+    vsock: Option<Arc<Vsock>>,
     /// Those of the devices that block, until the end.
     threads: Mutex<Vec<IoLoop>>,
     /// In a machine that has one.
@@ -100,6 +105,14 @@ pub enum VirtioError {
         /// The end.
         end: NetEnd,
     },
+    /// The socket device cannot be had.
+    #[error("--vsock {option}")]
+    Vsock {
+        /// As configured.
+        option: String,
+        /// Why.
+        source: VsockError,
+    },
     /// The host has too little of something.
     #[error("{device}: the host cannot make it")]
     Host {
@@ -126,7 +139,11 @@ impl VirtioDevices {
         }
         check_ids(config)?;
         net::check_each_is_its_own(&config.nets)?;
-        let opening = SpecContext { control: context.control.clone(), balloon: OnceLock::new() };
+        let opening = SpecContext {
+            control: context.control.clone(),
+            balloon: OnceLock::new(),
+            vsock: OnceLock::new(),
+        };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
@@ -135,7 +152,12 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, &mut threads);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon: opening.balloon.into_inner() })
+        Ok(VirtioDevices {
+            attached,
+            threads: Mutex::new(threads),
+            balloon: opening.balloon.into_inner(),
+            vsock: opening.vsock.into_inner(),
+        })
     }
 
     /// The balloon, in a machine that has one.
@@ -191,6 +213,13 @@ impl VirtioDevices {
     /// Goes on after [`VirtioDevices::pause`], before a vCPU runs.
     pub(crate) fn resume(&self) {
         self.attached.iter().for_each(|device| device.transport.resume());
+    }
+
+    /// Closes what programs of the host are connected to, after [`VirtioDevices::disconnect`].
+    pub(crate) fn close(&self) {
+        if let Some(vsock) = &self.vsock {
+            vsock.close();
+        }
     }
 
     /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. One that hangs is left behind.

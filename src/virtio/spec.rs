@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::rng::Rng;
+use coracle_devices::virtio::vsock::Vsock;
 
 use super::VirtioError;
 use crate::config::{MemoryConfig, VmConfig};
@@ -22,12 +23,14 @@ pub(crate) trait DeviceSpec {
     fn module(&self) -> &'static str;
 }
 
-/// What devices may hold on to.
+/// What devices may hold on to, and where those go that somebody else holds on to.
 pub(crate) struct SpecContext {
     /// Told of what happens on the host.
     pub control: Arc<Control>,
     /// Where the balloon is left for those who ask for memory.
     pub balloon: OnceLock<Arc<Balloon>>,
+    /// Takes the socket device.
+    pub vsock: OnceLock<Arc<Vsock>>,
 }
 
 /// Every device of a machine, in the order in which its guest finds them.
@@ -42,6 +45,7 @@ pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
     if config.balloon {
         specs.push(&config.memory);
     }
+    specs.extend(config.vsock.iter().map(|vsock| vsock as &dyn DeviceSpec));
     specs
 }
 

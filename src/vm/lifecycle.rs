@@ -40,7 +40,7 @@ pub(super) struct Shared {
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
-    virtio: Arc<VirtioDevices>,
+    pub(super) virtio: Arc<VirtioDevices>,
     /// Where the power button is wired to, in a machine that has one.
     button: Option<Arc<EventRegister>>,
     /// The signal for whose sake the guest was asked to end.
@@ -281,6 +281,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
     let device_stuck = virtio.disconnect().err();
+    virtio.close();
     virtio.end_threads(device_stuck.is_some());
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });

@@ -6,6 +6,7 @@ pub mod outcome;
 mod platform;
 mod watch;
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -13,11 +14,13 @@ use std::time::Duration;
 
 pub use builder::{BuildError, VmBuilder};
 use coracle_devices::virtio::balloon::BalloonStatus;
+use coracle_devices::virtio::vsock::PortListener;
 use lifecycle::Shared;
 use outcome::Outcome;
 
 use crate::config::VmConfig;
 use crate::control::VmEvent;
+use crate::virtio::VsockPortError;
 
 /// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.
 pub struct Vm {
@@ -122,6 +125,23 @@ impl VmHandle {
     /// The outcome, if it has ended within `limit`.
     pub fn wait_for(&self, limit: Duration) -> Option<Outcome> {
         self.shared.wait_outcome_for(limit)
+    }
+
+    /// Connects to a port of the guest by its socket device, and waits for the guest to accept: for 10 s at most. A guest
+    /// that has no listener there yet refuses.
+    ///
+    /// # Errors
+    /// There is no such device, or the guest does not accept.
+    pub fn connect(&self, port: u32) -> Result<UnixStream, VsockPortError> {
+        self.shared.virtio.connect_port(port)
+    }
+
+    /// Takes the guest's connections to `port` of the host (address 2) from here on.
+    ///
+    /// # Errors
+    /// There is no such device, the port has a listener, or the machine has ended.
+    pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
+        self.shared.virtio.listen_port(port)
     }
 
     /// Becomes readable when the outcome is there: for programs that wait for several things at once.

@@ -2,9 +2,10 @@
 //! programs of the host.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -49,6 +50,8 @@ impl HostSocket {
         })?;
         let socket = Self { listener, path: path.to_owned() };
         socket.listener.set_nonblocking(true).map_err(HostSocketError::Bind)?;
+        // The ports of a guest are for its owner.
+        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(HostSocketError::Bind)?;
         Ok(socket)
     }
 

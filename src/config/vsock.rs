@@ -1,0 +1,106 @@
+//! The socket device of a guest: its address, and where programs of the host find it.
+
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use coracle_devices::virtio::vsock::Vsock;
+
+use super::ConfigError;
+
+/// A socket device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's address (CID), from 3 to 4294967294. It counts inside this guest only.
+    pub cid: u32,
+    /// The unix socket at which programs of the host reach the guest; its name with `_PORT` behind it is where the guest
+    /// reaches them. Without it only this program does, by [`VmHandle::connect`](crate::VmHandle::connect) and
+    /// [`VmHandle::listen`](crate::VmHandle::listen).
+    pub uds: Option<PathBuf>,
+}
+
+impl Default for VsockConfig {
+    fn default() -> Self {
+        VsockConfig { cid: LEAST_CID, uds: None }
+    }
+}
+
+impl fmt::Display for VsockConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cid={}", self.cid)?;
+        self.uds.as_ref().map_or(Ok(()), |path| write!(f, ",uds={}", path.display()))
+    }
+}
+
+impl FromStr for VsockConfig {
+    type Err = ConfigError;
+
+    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut config = VsockConfig::default();
+        let mut seen = Vec::new();
+        for word in text.split(',') {
+            let wrong = || ConfigError::VsockWord { word: word.into() };
+            let (key, value) = word.split_once('=').ok_or_else(wrong)?;
+            if seen.contains(&key) {
+                return Err(wrong());
+            }
+            seen.push(key);
+            match key {
+                "cid" => config.cid = cid(value)?,
+                "uds" if !value.is_empty() => config.uds = Some(path(value)?),
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn cid(text: &str) -> Result<u32, ConfigError> {
+    let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+    let number = number.filter(|number| (LEAST_CID..u32::MAX).contains(number));
+    number.ok_or_else(|| ConfigError::VsockCid { text: text.into() })
+}
+
+fn path(text: &str) -> Result<PathBuf, ConfigError> {
+    let path = PathBuf::from(text);
+    let (len, most) = (path.as_os_str().as_bytes().len(), Vsock::LONGEST_PATH);
+    if len > most { Err(ConfigError::VsockPath { text: text.into(), len, most }) } else { Ok(path) }
+}
+
+/// Those below are the hypervisor, loopback and the host (`vsock(7)`); the last one means any.
+const LEAST_CID: u32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vsock(text: &str) -> Result<VsockConfig, ConfigError> {
+        text.parse()
+    }
+
+    #[test]
+    fn words_are_read_in_any_order() {
+        let expected = VsockConfig { cid: 9, uds: Some("/run/v.sock".into()) };
+        assert_eq!(vsock("cid=9,uds=/run/v.sock"), Ok(expected.clone()));
+        assert_eq!(vsock("uds=/run/v.sock,cid=9"), Ok(expected));
+        assert_eq!(vsock("uds=a=b"), Ok(VsockConfig { cid: 3, uds: Some("a=b".into()) }));
+        assert_eq!(vsock("cid=4294967294").unwrap().cid, u32::MAX - 1);
+    }
+
+    #[test]
+    fn other_words_are_refused_and_named() {
+        for word in ["", "uds", "uds=", "port=5", "cid", "CID=3"] {
+            assert_eq!(vsock(word), Err(ConfigError::VsockWord { word: word.into() }));
+        }
+        assert!(matches!(vsock("cid=3,cid=4"), Err(ConfigError::VsockWord { word }) if word == "cid=4"));
+        assert!(matches!(vsock("uds=a,uds=a"), Err(ConfigError::VsockWord { .. })));
+        for text in ["", "0", "1", "2", "-3", "+3", "x", "4294967295", "99999999999"] {
+            assert_eq!(vsock(&format!("cid={text}")), Err(ConfigError::VsockCid { text: text.into() }));
+        }
+        assert!(vsock(&format!("uds={}", "x".repeat(96))).is_ok());
+        let long = vsock(&format!("uds={}", "x".repeat(97)));
+        assert!(matches!(long, Err(ConfigError::VsockPath { len: 97, most: 96, .. })));
+    }
+}

@@ -1,0 +1,64 @@
+//! From the configuration of a socket device to the device, and the way of this program to the guest's ports.
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_devices::virtio::VirtioDevice;
+use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener, Vsock};
+
+use super::spec::{DeviceSpec, SpecContext};
+use super::{VirtioDevices, VirtioError};
+use crate::config::VsockConfig;
+
+/// Why there is no connection between this program and a port of the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockPortError {
+    /// The machine was built without one.
+    #[error("this machine has no vsock device; set `vsock` in its configuration")]
+    NoDevice,
+    /// No connection to the guest.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No listener for the guest.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+}
+
+impl DeviceSpec for VsockConfig {
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        let device = Vsock::new(self.cid, self.uds.as_deref());
+        let device = device.map_err(|source| VirtioError::Vsock { option: self.to_string(), source })?;
+        let device = Arc::new(device);
+        // A machine has one at most.
+        let _ = context.vsock.set(device.clone());
+        Ok(device)
+    }
+
+    fn module(&self) -> &'static str {
+        "vmw_vsock_virtio_transport"
+    }
+}
+
+impl VirtioDevices {
+    /// A stream to `port` of the guest.
+    ///
+    /// # Errors
+    /// See [`VsockPortError`].
+    pub(crate) fn connect_port(&self, port: u32) -> Result<UnixStream, VsockPortError> {
+        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        Ok(vsock.switchboard().connect(port, CONNECT_LIMIT)?)
+    }
+
+    /// Takes the guest's connections to `port` of the host.
+    ///
+    /// # Errors
+    /// See [`VsockPortError`].
+    pub(crate) fn listen_port(&self, port: u32) -> Result<PortListener, VsockPortError> {
+        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        Ok(vsock.switchboard().listen(port)?)
+    }
+}
+
+/// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an emulated host.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
