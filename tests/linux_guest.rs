@@ -32,6 +32,9 @@ mod net;
 #[path = "linux/virtio.rs"]
 mod virtio;
 
+#[path = "linux/vsock.rs"]
+mod vsock;
+
 #[path = "linux/tuned.rs"]
 mod tuned;
 

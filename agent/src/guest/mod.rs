@@ -3,6 +3,7 @@
 //! The word is `coracle.init=ACTION`; the last one counts. Everything goes to `/dev/console`.
 
 mod button;
+mod echo;
 mod mark;
 mod report;
 mod shell;
@@ -47,6 +48,8 @@ enum Action {
     Exit,
     /// Do nothing until the power button is pressed.
     Wait,
+    /// Send back what comes on vsock port 7, until the power button is pressed.
+    Echo,
     /// Do nothing for ever, whatever is pressed.
     Hang,
     /// Something that this agent does not know.
@@ -67,6 +70,7 @@ impl Action {
             Some("panic") => Self::Panic,
             Some("exit") => Self::Exit,
             Some("wait") => Self::Wait,
+            Some("echo") => Self::Echo,
             Some("hang") => Self::Hang,
             Some(other) => Self::Unknown(other.to_owned()),
         }
@@ -102,10 +106,14 @@ pub(crate) fn run() -> ExitCode {
             println!("coracle-agent: waiting for the power button");
             wait::wait_until_ended(None, &mut button);
         }
+        Action::Echo => {
+            echo::start();
+            wait::wait_until_ended(None, &mut button);
+        }
         Action::Hang => power::wait_for_ever(),
         Action::Unknown(name) => println!(
             "coracle-agent: coracle.init={name} is not known; there are report, shell, poweroff, reboot, halt, \
-             panic, exit, wait and hang"
+             panic, exit, wait, echo and hang"
         ),
     }
     power::power_off()

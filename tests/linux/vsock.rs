@@ -1,0 +1,79 @@
+//! A stock kernel with a socket device, and connections both ways.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use coracle::Vm;
+use coracle::config::{VmConfig, VsockConfig, default_cmdline_with};
+use coracle::guest_data::GuestData;
+use coracle::outcome::Ending;
+use coracle::vsock::{ConnectError, VsockPortError};
+
+use super::{common, data, no_linux};
+
+/// The port that the guest sends back on, and that it connects to on the host.
+const ECHO: u32 = 7;
+
+/// Sends this much and expects it back, both at once.
+fn echo(mut stream: UnixStream, len: usize) {
+    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are alike.
+    let piece: Vec<u8> = (0..25_000_u32).flat_map(u32::to_le_bytes).skip(1).collect();
+    let mut data = piece.repeat(len.div_ceil(piece.len()));
+    data.truncate(len);
+    let sent = data.clone();
+    let mut to_guest = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        to_guest.write_all(&sent).unwrap();
+        to_guest.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    writer.join().unwrap();
+    assert_eq!(back.len(), data.len());
+    assert!(back == data, "the bytes have changed on their way");
+}
+
+#[test]
+fn stock_linux_talks_both_ways_and_100_mb_come_back() {
+    needs_linux!();
+    // A folder of the machine's own: sockets do not work on every shared one.
+    let path = PathBuf::from(format!("/dev/shm/coracle-vsock-{}", std::process::id()));
+    let config = VmConfig {
+        initrds: vec![data(GuestData::GuestInitramfs)],
+        cmdline: default_cmdline_with(["quiet", "coracle.init=echo"]),
+        vsock: Some(VsockConfig { cid: 42, uds: Some(path.clone()) }),
+        timeout: Some(Duration::from_secs(100)),
+        ..VmConfig::new(data(GuestData::GuestVmlinux))
+    };
+    let vm = Vm::builder(config).build().unwrap();
+    let handle = vm.handle();
+    let listener = handle.listen(ECHO).unwrap();
+    handle.resume();
+    let stream = listener.accept().expect("the guest connects");
+    echo(stream, 1000);
+
+    // By the host's socket.
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.write_all(b"CONNECT 7\n").unwrap();
+    let mut answer = [0; 3];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK ");
+    let mut byte = [0];
+    while byte != *b"\n" {
+        stream.read_exact(&mut byte).unwrap();
+    }
+    echo(stream, 100_000);
+
+    let refused = handle.connect(ECHO + 1).unwrap_err();
+    assert!(matches!(refused, VsockPortError::Connect(ConnectError::Refused { port: 8 })), "{refused}");
+    let idle = handle.connect(ECHO).unwrap();
+    echo(handle.connect(ECHO).unwrap(), 100_000_000);
+    handle.press_power_button();
+    assert_eq!(vm.wait().ending, Ending::PoweredOff);
+    assert_eq!((&idle).read(&mut [0; 1]).unwrap(), 0, "the end of the machine ends its connections");
+    assert!(!path.exists());
+}
