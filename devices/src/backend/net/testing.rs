@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// Runs `test` on a thread that is alone in a new network namespace; says why where that is not allowed.
 pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
@@ -32,6 +33,20 @@ fn skip(why: &str) {
 pub(crate) fn ip(words: &str) {
     let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {words}: {output:?}");
+}
+
+/// Waits until an interface takes frames: the kernel drops them until it has noticed, in its time, that somebody has opened
+/// the tap.
+pub(crate) fn wait_until_up(name: &str) {
+    let is_up = || {
+        let output = Command::new("ip").args(["-o", "link", "show", name]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("state UP")
+    };
+    let start = Instant::now();
+    while !is_up() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{name} does not come up");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The kernel's side of an interface: every frame that goes in or out.

@@ -8,7 +8,7 @@
 //!
 //! One handler on the I/O thread serves all three. Neither side can make it wait: a guest that offers no room leaves the
 //! frames to the host, which drops them when its own queue is full; a host that takes nothing makes the guest wait for
-//! [`handler::PATIENCE`], and then its frames are dropped and counted. When the host's end goes away, the link goes
+//! `handler::PATIENCE`, and then its frames are dropped and counted. When the host's end goes away, the link goes
 //! down.
 
 mod address;

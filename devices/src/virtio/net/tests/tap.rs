@@ -3,7 +3,7 @@
 use std::net::UdpSocket;
 
 use super::*;
-use crate::backend::net::testing::{Interface, frame, in_own_network, ip};
+use crate::backend::net::testing::{Interface, frame, in_own_network, ip, wait_until_up};
 use crate::backend::net::{Offloads, Tap};
 
 struct TapSetup {
@@ -16,6 +16,7 @@ struct TapSetup {
 fn setup(without: u64) -> TapSetup {
     let interface = Interface::new("tap0");
     let net = Arc::new(Net::new(settings("net tap=tap0"), Box::new(Tap::open("tap0").unwrap())));
+    wait_until_up("tap0");
     let machine = Machine::new(net.clone());
     let rings = machine.start(without);
     TapSetup { machine, rings, net, interface }
