@@ -46,6 +46,7 @@ pub mod vsock {
 pub use console::{ConsoleError, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
+pub use coracle_devices::virtio::net::NetCounts;
 pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};

@@ -106,6 +106,7 @@ mod tests {
             console_bytes: 28,
             console_bytes_dropped: 0,
             disk_errors: 0,
+            frames_dropped: 0,
             later_events: 0,
             resets: 0,
             signal: None,

@@ -20,6 +20,7 @@ use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::handler::HandlerHost;
+use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
@@ -44,6 +45,8 @@ pub(crate) struct VirtioDevices {
     threads: Mutex<Vec<IoLoop>>,
     /// In a machine that has one.
     balloon: Option<Arc<Balloon>>,
+    /// The network cards, in their order.
+    nets: Vec<Arc<Net>>,
 }
 
 /// A device with its place in the machine.
@@ -139,11 +142,9 @@ impl VirtioDevices {
         }
         check_ids(config)?;
         net::check_each_is_its_own(&config.nets)?;
-        let opening = SpecContext {
-            control: context.control.clone(),
-            balloon: OnceLock::new(),
-            vsock: OnceLock::new(),
-        };
+        let control = context.control.clone();
+        let opening =
+            SpecContext { control, nets: Mutex::default(), balloon: OnceLock::new(), vsock: OnceLock::new() };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
@@ -152,17 +153,20 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, &mut threads);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        Ok(VirtioDevices {
-            attached,
-            threads: Mutex::new(threads),
-            balloon: opening.balloon.into_inner(),
-            vsock: opening.vsock.into_inner(),
-        })
+        let SpecContext { control: _, nets, balloon, vsock } = opening;
+        let nets = nets.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (balloon, vsock) = (balloon.into_inner(), vsock.into_inner());
+        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon, nets, vsock })
     }
 
     /// The balloon, in a machine that has one.
     pub(crate) fn balloon(&self) -> Option<&Arc<Balloon>> {
         self.balloon.as_ref()
+    }
+
+    /// What has gone through each network card.
+    pub(crate) fn net_counts(&self) -> Vec<NetCounts> {
+        self.nets.iter().map(|net| net.counts()).collect()
     }
 
     /// Where they are, for tables and command lines.

@@ -1,7 +1,7 @@
 //! From the configuration of a network card to the device.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::VirtioDevice;
@@ -12,7 +12,7 @@ use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{NetConfig, NetEnd};
 
 impl DeviceSpec for NetConfig {
-    fn open(&self, _: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
         let backend = backend(&self.end);
         let backend = backend.map_err(|source| VirtioError::Net { end: self.end.clone(), source })?;
         let settings = NetSettings {
@@ -20,7 +20,9 @@ impl DeviceSpec for NetConfig {
             mac: self.mac.unwrap_or_else(MacAddress::random),
             mtu: self.mtu,
         };
-        Ok(Arc::new(Net::new(settings, backend)))
+        let net = Arc::new(Net::new(settings, backend));
+        context.nets.lock().unwrap_or_else(PoisonError::into_inner).push(net.clone());
+        Ok(net)
     }
 
     fn module(&self) -> &'static str {

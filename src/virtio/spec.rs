@@ -1,9 +1,10 @@
 //! From the configuration of a device to the device.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::vsock::Vsock;
 
@@ -27,6 +28,8 @@ pub(crate) trait DeviceSpec {
 pub(crate) struct SpecContext {
     /// Told of what happens on the host.
     pub control: Arc<Control>,
+    /// Where network cards are left for those who ask for their counts.
+    pub nets: Mutex<Vec<Arc<Net>>>,
     /// Where the balloon is left for those who ask for memory.
     pub balloon: OnceLock<Arc<Balloon>>,
     /// Takes the socket device.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::legacy::event::{Event, EventRegister};
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::net::NetCounts;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -137,6 +138,10 @@ impl Shared {
         let _no_reset = self.vcpus();
         self.virtio.resume();
         self.control.open_gate();
+    }
+
+    pub(super) fn net_counts(&self) -> Vec<NetCounts> {
+        self.virtio.net_counts()
     }
 
     pub(super) fn balloon(&self) -> Option<&Arc<Balloon>> {
@@ -291,6 +296,8 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         console.discard();
     }
 
+    let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
+    let frames_dropped = virtio.net_counts().into_iter().map(dropped).sum();
     let (failure, later_events) = shared.control.afterwards();
     let ending = match stopped.stuck.or(device_stuck).or(io_stuck).or(failure) {
         Some(reason) => Ending::HostFailed { reason },
@@ -315,6 +322,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         console_bytes: console.pushed_bytes(),
         console_bytes_dropped: console.dropped_bytes(),
         disk_errors: shared.control.disk_errors(),
+        frames_dropped,
         later_events,
         resets,
         signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),

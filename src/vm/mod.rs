@@ -14,6 +14,7 @@ use std::time::Duration;
 
 pub use builder::{BuildError, VmBuilder};
 use coracle_devices::virtio::balloon::BalloonStatus;
+use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
 use lifecycle::Shared;
 use outcome::Outcome;
@@ -97,6 +98,11 @@ impl VmHandle {
             self.shared.set_signal(signal);
         }
         pressed
+    }
+
+    /// What has gone through each network card, in their order.
+    pub fn net_counts(&self) -> Vec<NetCounts> {
+        self.shared.net_counts()
     }
 
     /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It does so in its

@@ -32,6 +32,8 @@ pub struct Outcome {
     pub console_bytes_dropped: u64,
     /// Requests to disks that the host could not carry out.
     pub disk_errors: u64,
+    /// Frames of network cards that one of their sides could not take.
+    pub frames_dropped: u64,
     /// Endings that the guest asked for after the first, which counts.
     pub later_events: u64,
     /// How often the guest reset its machine and was started anew.
@@ -335,6 +337,7 @@ pub struct OutcomeReport<'a> {
     console_bytes: u64,
     console_bytes_dropped: u64,
     disk_errors: u64,
+    frames_dropped: u64,
     later_events: u64,
     resets: u64,
     emulated_host: bool,
@@ -370,6 +373,7 @@ impl<'a> OutcomeReport<'a> {
             console_bytes: outcome.console_bytes,
             console_bytes_dropped: outcome.console_bytes_dropped,
             disk_errors: outcome.disk_errors,
+            frames_dropped: outcome.frames_dropped,
             later_events: outcome.later_events,
             resets: outcome.resets,
             emulated_host,
@@ -396,6 +400,7 @@ impl<'a> OutcomeReport<'a> {
             console_bytes: 0,
             console_bytes_dropped: 0,
             disk_errors: 0,
+            frames_dropped: 0,
             later_events: 0,
             resets: 0,
             emulated_host,
@@ -450,6 +455,7 @@ mod tests {
             console_bytes: 0,
             console_bytes_dropped: 0,
             disk_errors: 0,
+            frames_dropped: 0,
             later_events: 0,
             resets: 0,
             signal: None,

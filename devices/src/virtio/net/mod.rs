@@ -195,16 +195,6 @@ impl VirtioDevice for Net {
     }
 }
 
-impl Drop for Net {
-    fn drop(&mut self) {
-        let NetCounts { received, receive_dropped, sent, send_dropped } = self.counts();
-        log::info!(
-            "{}: the guest received {received} frames ({receive_dropped} dropped) and sent {sent} ({send_dropped} dropped)",
-            self.settings.name
-        );
-    }
-}
-
 /// What a driver with these features can do with the frames that it receives.
 fn accepted_offloads(features: u64) -> Offloads {
     let has = |bit: u32| features >> bit & 1 == 1;
