@@ -51,8 +51,9 @@ impl<'a> Watch<'a> {
                 Wake::Ended(event) => return event,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
                 Wake::Pause(reason) => {
-                    log::warn!("{reason}; the virtual machine is paused");
+                    // Who reads of it may resume at once.
                     self.shared.pause();
+                    log::warn!("{reason}; the virtual machine is paused");
                 }
                 Wake::Look => self.look(),
             }

@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use crate::backend::disk::{DiskBackend, SECTOR};
 use crate::lock;
-use crate::log_limit::warn_limited;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtQueue, VirtioDevice,
 };
@@ -119,16 +118,7 @@ impl Block {
         let (Engine::IoUring, Some(file)) = (self.engine, self.disk.backend.descriptor()) else {
             return Box::new(BlockHandler::new(queues, self.disk.clone(), limits));
         };
-        match UringHandler::new(queues, self.disk.clone(), limits, file) {
-            Ok(handler) => Box::new(handler),
-            Err((queues, error)) => {
-                warn_limited!(
-                    "{}: io_uring is not to be had now, so it does without: {error}",
-                    self.disk.name
-                );
-                Box::new(BlockHandler::new(queues, self.disk.clone(), limits))
-            }
-        }
+        Box::new(UringHandler::new(queues, self.disk.clone(), limits, file))
     }
 }
 

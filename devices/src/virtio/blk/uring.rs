@@ -15,6 +15,7 @@ use super::handler::{Held, Served, answer};
 use super::request::{Limits, Request, Status, Task};
 use crate::event_loop::watch;
 use crate::lock;
+use crate::log_limit::warn_limited;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
@@ -26,7 +27,9 @@ pub(super) struct UringHandler {
     limits: Limits,
     /// The disk's file.
     file: RawFd,
-    ring: IoUring,
+    /// Made on the handler's own thread: the kernel does not let a thread end that has made a ring while another hangs in
+    /// it. Without one, every request is carried out by the way of [`Disk::perform`].
+    ring: Option<IoUring>,
     in_work: InWork,
     /// Failed requests that are to be tried again when the device has been paused and goes on.
     held: Vec<Held>,
@@ -59,24 +62,12 @@ pub(super) fn is_allowed() -> io::Result<()> {
 
 impl UringHandler {
     /// A handler for `file`, the descriptor of the disk's back end.
-    ///
-    /// # Errors
-    /// The host gives no ring; the queues come back.
-    pub(super) fn new(
-        queues: Vec<VirtQueue>,
-        disk: Arc<Disk>,
-        limits: Limits,
-        file: RawFd,
-    ) -> Result<Self, (Vec<VirtQueue>, io::Error)> {
-        let ring = match IoUring::new(ENTRIES.into()) {
-            Ok(ring) => ring,
-            Err(error) => return Err((queues, error)),
-        };
+    pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits, file: RawFd) -> Self {
         let held = std::mem::take(&mut *lock(&disk.held));
         let in_work =
             InWork { slots: (0..ENTRIES).map(|_| None).collect(), free: (0..ENTRIES).rev().collect() };
         let poll = Poll::new(disk.poll);
-        Ok(Self { queues, disk, limits, file, ring, in_work, held, is_quiet: false, is_full: false, poll })
+        Self { queues, disk, limits, file, ring: None, in_work, held, is_quiet: false, is_full: false, poll }
     }
 
     /// Tries the held requests again. False when one has failed again.
@@ -116,8 +107,9 @@ impl UringHandler {
                 queue.ring();
                 return Ok(());
             }
-            let completions = &mut self.ring;
-            if !self.poll.look(|| queue.is_offered() || !completions.completion().is_empty()) {
+            let ring = &mut self.ring;
+            let mut is_done = || ring.as_mut().is_some_and(|ring| !ring.completion().is_empty());
+            if !self.poll.look(|| queue.is_offered() || is_done()) {
                 return queue.finish();
             }
         }
@@ -158,16 +150,17 @@ impl UringHandler {
                 return self.complete(queue, chain, written);
             }
         };
-        match self.entry(task, &chain) {
+        let ring_entry = self.ring.is_some().then(|| self.entry(task, &chain)).flatten();
+        match ring_entry {
             Some((entry, len)) => {
                 let number = self.in_work.insert(Pending { queue, chain, status, task, len });
                 let Some(number) = number else { return };
                 // SAFETY: the buffers are guest RAM, and their list belongs to the chain. The pending request keeps
                 // both where they are until the kernel has given its number back.
-                let pushed = unsafe { self.ring.submission().push(&entry.user_data(number.into())) };
-                if pushed.is_err()
-                    && let Some(pending) = self.in_work.take(number)
-                {
+                let push =
+                    |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
+                let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
+                if !is_pushed && let Some(pending) = self.in_work.take(number) {
                     // No room in the ring, which has as many places as there are numbers.
                     self.perform(pending);
                 }
@@ -201,8 +194,9 @@ impl UringHandler {
 
     /// Hands new requests to the kernel.
     fn submit(&mut self) {
-        while !self.ring.submission().is_empty() {
-            match self.ring.submit() {
+        let Some(ring) = &mut self.ring else { return };
+        while !ring.submission().is_empty() {
+            match ring.submit() {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Short of memory, or of room for completions: they go with the next turn, which is asked for here.
@@ -217,7 +211,7 @@ impl UringHandler {
     /// Answers what the kernel has finished.
     fn reap(&mut self) {
         loop {
-            let entry = self.ring.completion().next();
+            let entry = self.ring.as_mut().and_then(|ring| ring.completion().next());
             let Some(entry) = entry else { return };
             let number = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             if let Some(pending) = self.in_work.take(number) {
@@ -276,7 +270,18 @@ impl QueueHandler for UringHandler {
         for (place, queue) in (0..).zip(&self.queues) {
             watch_doorbell(sources, queue, place);
         }
-        watch(sources, &self.ring, COMPLETIONS, EventSet::IN);
+        match IoUring::new(ENTRIES.into()) {
+            Ok(ring) => {
+                watch(sources, &ring, COMPLETIONS, EventSet::IN);
+                self.ring = Some(ring);
+            }
+            Err(error) => {
+                warn_limited!(
+                    "{}: io_uring is not to be had now, so it does without: {error}",
+                    self.disk.name
+                );
+            }
+        }
     }
 
     fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
