@@ -282,6 +282,18 @@ mod tests {
     }
 
     #[test]
+    fn virtio_devices_have_windows_in_the_hole_and_interrupts_of_their_own() {
+        let places: Vec<_> = (0..).map_while(VirtioMmio::nth).collect();
+        assert_eq!(places.len(), VIRTIO_IRQS.len());
+        let last = places.last().unwrap();
+        assert!(last.base + u64::from(VIRTIO_MMIO_LEN) <= u64::from(IOAPIC));
+        for gsi in [COM1_IRQ, RTC_IRQ, EVENT_IRQ] {
+            assert!(places.iter().all(|place| place.gsi != gsi));
+        }
+        assert_eq!(places[1].cmdline_word(), "virtio_mmio.device=0x1000@0xd0001000:6");
+    }
+
+    #[test]
     fn boot_areas_do_not_overlap() {
         let areas = [
             (GDT, PVH_START_INFO),

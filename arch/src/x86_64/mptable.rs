@@ -206,6 +206,15 @@ mod tests {
     }
 
     #[test]
+    fn interrupts_of_other_devices_follow_the_fixed_ones() {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        write_table(&memory, 1, &[5, 23]).unwrap();
+        let mut entries = [0; 16];
+        memory.read_slice(&mut entries, GuestAddress(MP_TABLE + 16 + 44 + 20 + 8 + 8 + 2 * 8)).unwrap();
+        assert_eq!(entries, [3, 0, 0, 0, 0, 5, 0, 5, 3, 0, 0, 0, 0, 23, 0, 23]);
+    }
+
+    #[test]
     fn memory_without_the_area_is_an_error() {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
         assert!(matches!(write_table(&memory, 1, &[]), Err(MpTableError::Write(_))));

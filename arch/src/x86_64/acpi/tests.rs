@@ -122,6 +122,20 @@ fn dsdt_holds_pvpanic() {
 }
 
 #[test]
+fn dsdt_holds_each_virtio_device_with_its_window_and_interrupt() {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+    let virtio: Vec<_> = (0..).map_while(VirtioMmio::nth).collect();
+    assert_eq!(virtio.len(), 17);
+    write_tables(&memory, &AcpiConfig { cpus: 255, virtio: &virtio }).unwrap();
+    let (fadt, _) = fadt_and_madt(&memory);
+    let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
+    let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    assert!(contains(b"\x0dLNRO0005\0") && contains(b"VR00") && contains(b"VR10") && !contains(b"VR11"));
+    // Memory32Fixed (ReadWrite, 0xD0001000, 0x1000), then interrupt 6, edge, active high.
+    assert!(contains(&[0x86, 9, 0, 1, 0, 0x10, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 3, 1, 6, 0, 0, 0]));
+}
+
+#[test]
 fn tables_of_255_cpus_fit_their_area() {
     let (_, madt) = fadt_and_madt(&written(255));
     assert_eq!(madt.len(), 44 + 255 * 8 + 12 + 6);

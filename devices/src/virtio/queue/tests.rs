@@ -499,6 +499,68 @@ fn memory_of_a_long_chain_is_given_back() {
     it.queue.complete(chain, 0);
 }
 
+/// As a second CPU of the guest can do it.
+#[test]
+fn ring_that_is_rewritten_while_it_is_served_is_survived() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let mut it = setup(16);
+    let (memory, stop) = (it.queue.memory().clone(), Arc::new(AtomicBool::new(false)));
+    let rewriting = std::thread::spawn({
+        let stop = stop.clone();
+        move || {
+            let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+            while !stop.load(Ordering::Relaxed) {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                // Descriptors, and the entries of the available ring, but not its index.
+                let place = if random & 1 == 0 { random >> 8 & 0xf8 } else { 0x2004 + (random >> 8 & 0x1e) };
+                let value = [random, random & 0xffff, BUFFERS, u64::MAX][(random >> 2 & 3) as usize];
+                memory.mmap().write_slice(&value.to_le_bytes()[..2], GuestAddress(BASE + place)).unwrap();
+                memory
+                    .mmap()
+                    .write_obj(random as u16 & 15, GuestAddress(BASE + 0x2004 + (random >> 20 & 0x1e)))
+                    .unwrap();
+            }
+        }
+    });
+    let mut rounds = 0_u32;
+    let mut offered = 0_u16;
+    while rounds < 20_000 {
+        rounds += 1;
+        offered = offered.wrapping_add(1);
+        it.ring.set_available_index(offered);
+        it.queue.begin();
+        loop {
+            match it.queue.pop() {
+                Ok(Some(mut chain)) => {
+                    let len = chain.readable.len();
+                    assert_eq!(
+                        chain.readable.spans().iter().map(|span| u64::from(span.len())).sum::<u64>(),
+                        len
+                    );
+                    chain.writable.write(&[1; 64]);
+                    it.queue.complete(chain, 1);
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    it = Setup {
+                        queue: config(&it.ring)
+                            .start(parts(it.queue.memory().clone(), it.line.clone()))
+                            .unwrap(),
+                        ..it
+                    };
+                    offered = 0;
+                    break;
+                }
+            }
+        }
+        assert_eq!(it.queue.in_flight(), 0);
+    }
+    stop.store(true, Ordering::Relaxed);
+    rewriting.join().unwrap();
+}
+
 #[test]
 fn impossible_places_and_sizes_are_refused() {
     let good = {
