@@ -1,0 +1,231 @@
+//! Serves the two queues of a console.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet, Events};
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::port::ConsolePort;
+use crate::event_loop::watch;
+use crate::virtio::queue::{Chain, RingError, VirtQueue};
+use crate::virtio::{QueueHandler, VirtioIrq, watch_doorbell};
+
+/// The handler of both queues.
+///
+/// A Linux driver spins until its output has been taken, so that a reader who is behind may hold it up for a short time
+/// only: from then on output is dropped and counted, until the reader takes some again.
+pub(super) struct ConsoleHandler {
+    receive: VirtQueue,
+    transmit: VirtQueue,
+    port: Arc<ConsolePort>,
+    /// Output that waits for room.
+    held: Option<Chain>,
+    /// Rings when it has waited long enough. A host without timers drops at once.
+    patience: Option<TimerFd>,
+    /// The reader has not taken anything for that long.
+    is_dropping: bool,
+    is_quiet: bool,
+    reminder: Reminder,
+}
+
+/// Interrupts again after the first input. Linux starts its queue before it knows the port by it, and loses an interrupt
+/// that comes in between for good; the input then waits for the next key.
+struct Reminder {
+    irq: VirtioIrq,
+    timer: Option<TimerFd>,
+    left: u32,
+}
+
+impl ConsoleHandler {
+    pub(super) fn new(
+        receive: VirtQueue,
+        mut transmit: VirtQueue,
+        port: Arc<ConsolePort>,
+        irq: VirtioIrq,
+    ) -> Self {
+        transmit.limit_bytes(MOST_BYTES);
+        let patience = TimerFd::new().ok();
+        let is_dropping = patience.is_none();
+        Self {
+            receive,
+            transmit,
+            port,
+            held: None,
+            patience,
+            is_dropping,
+            is_quiet: false,
+            reminder: Reminder::new(irq),
+        }
+    }
+
+    /// Takes output until there is no more, or no room for it.
+    fn serve_transmit(&mut self) -> Result<(), RingError> {
+        self.transmit.begin();
+        loop {
+            let chain = match self.held.take() {
+                Some(chain) => Some(chain),
+                None if self.is_quiet => None,
+                None => self.transmit.pop()?,
+            };
+            let Some(mut chain) = chain else { return self.transmit.finish() };
+            self.print(&mut chain);
+            if !chain.readable.is_empty() {
+                self.held = Some(chain);
+                // The doorbell stays quiet: room or the end of patience come first.
+                self.transmit.announce();
+                return Ok(());
+            }
+            self.transmit.complete(chain, 0);
+        }
+    }
+
+    /// Moves output to the host, as far as there is room. Without patience all of it goes, room or not.
+    fn print(&mut self, chain: &mut Chain) {
+        let output = self.port.output();
+        let mut piece = [0; PIECE];
+        while !chain.readable.is_empty() {
+            let room = output.room();
+            if room == 0 && !self.is_dropping && !self.is_quiet {
+                if self.patience.as_mut().is_some_and(|timer| timer.reset(PATIENCE, None).is_ok()) {
+                    return;
+                }
+                self.is_dropping = true;
+            }
+            let most = if room == 0 { PIECE } else { room.min(PIECE) };
+            let count = chain.readable.read(piece.get_mut(..most).unwrap_or_default());
+            output.push(piece.get(..count).unwrap_or_default());
+        }
+    }
+
+    /// Gives the guest its input, as far as it has buffers.
+    fn serve_receive(&mut self) -> Result<(), RingError> {
+        self.receive.begin();
+        let mut piece = [0; PIECE];
+        while self.port.has_input() && !self.is_quiet {
+            // Without a buffer, the doorbell tells when there is one.
+            let Some(mut chain) = self.receive.pop()? else { return self.receive.finish() };
+            let room = usize::try_from(chain.writable.len()).unwrap_or(PIECE).min(PIECE);
+            let count = self.port.take_input(piece.get_mut(..room).unwrap_or_default());
+            let written = chain.writable.write(piece.get(..count).unwrap_or_default());
+            self.receive.complete(chain, written as u32);
+            self.reminder.start();
+        }
+        // The doorbell stays quiet while there is nothing to give.
+        self.receive.announce();
+        Ok(())
+    }
+
+    /// The reader has taken something.
+    fn has_room(&mut self) {
+        let _ = self.port.output().room_event().read();
+        if let Some(patience) = &mut self.patience {
+            self.is_dropping = patience.clear().is_err();
+        }
+    }
+}
+
+impl Reminder {
+    fn new(irq: VirtioIrq) -> Self {
+        Self { irq, timer: TimerFd::new().ok(), left: 0 }
+    }
+
+    /// There is input: the first of this handler has reminders.
+    fn start(&mut self) {
+        if self.left == 0
+            && let Some(timer) = &mut self.timer
+        {
+            // Without a timer, the input waits for the next key at worst.
+            let _ = timer.reset(REMINDER, Some(REMINDER));
+            self.left = REMINDERS;
+        }
+    }
+
+    fn remind(&mut self) {
+        self.irq.queue();
+        self.left = self.left.saturating_sub(1);
+        if self.left <= 1
+            && let Some(timer) = &mut self.timer
+        {
+            // One is left for ever, so that it is not started again.
+            let _ = timer.clear();
+        }
+    }
+}
+
+impl QueueHandler for ConsoleHandler {
+    fn start(&mut self, sources: &mut EventOps<'_>) {
+        watch_doorbell(sources, &self.receive, RECEIVE);
+        watch_doorbell(sources, &self.transmit, TRANSMIT);
+        watch(sources, self.port.arrived(), ARRIVED, EventSet::IN);
+        watch(sources, self.port.output().room_event(), ROOM, EventSet::IN);
+        if let Some(patience) = &self.patience {
+            // Told of once each time, without the need to read it.
+            watch(sources, patience, PATIENCE_OVER, EventSet::IN | EventSet::EDGE_TRIGGERED);
+        }
+        if let Some(timer) = &self.reminder.timer {
+            watch(sources, timer, REMIND, EventSet::IN | EventSet::EDGE_TRIGGERED);
+        }
+    }
+
+    fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+        match event.data() {
+            ARRIVED => {
+                let _ = self.port.arrived().read();
+                self.serve_receive()
+            }
+            RECEIVE => self.serve_receive(),
+            ROOM => {
+                self.has_room();
+                self.serve_transmit()
+            }
+            PATIENCE_OVER => {
+                // One that came with room at once is of no account.
+                self.is_dropping |= self.held.is_some();
+                self.serve_transmit()
+            }
+            REMIND => {
+                self.reminder.remind();
+                Ok(())
+            }
+            // What is held goes first.
+            _ if self.held.is_some() => Ok(()),
+            _ => self.serve_transmit(),
+        }
+    }
+
+    fn quiesce(&mut self, quiet: bool) {
+        self.is_quiet = quiet;
+        if let Some(mut chain) = self.held.take().filter(|_| quiet) {
+            self.print(&mut chain);
+            self.transmit.complete(chain, 0);
+            self.transmit.announce();
+        }
+        if !quiet {
+            self.transmit.ring();
+            self.receive.ring();
+        }
+    }
+
+    fn stop(self: Box<Self>) -> Vec<VirtQueue> {
+        vec![self.receive, self.transmit]
+    }
+}
+
+/// What an event is about.
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const ARRIVED: u32 = 2;
+const ROOM: u32 = 3;
+const PATIENCE_OVER: u32 = 4;
+const REMIND: u32 = 5;
+
+/// Twice what Linux sends at once. A longer piece would be long work when it is dropped.
+const MOST_BYTES: u64 = 64 << 10;
+/// Bytes are moved on the stack in pieces of this size.
+const PIECE: usize = 4096;
+/// How long a reader may be behind before the guest goes on without it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A driver finishes its start within milliseconds, on an emulated host within a second.
+const REMINDER: Duration = Duration::from_millis(250);
+const REMINDERS: u32 = 20;
