@@ -12,6 +12,7 @@ mod virtio_echo;
 mod virtio_mmio;
 mod virtio_net;
 mod virtio_ring;
+mod virtio_vsock;
 
 pub use config_file::config_file;
 pub use control_protocol::control_protocol;
@@ -22,12 +23,13 @@ pub use virtio_block::virtio_block;
 pub use virtio_mmio::virtio_mmio;
 pub use virtio_net::virtio_net;
 pub use virtio_ring::virtio_ring;
+pub use virtio_vsock::virtio_vsock;
 
 /// A target's name, which is that of its corpus, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("config_file", config_file),
     ("control_protocol", control_protocol),
     ("kernel_image", kernel_image),
@@ -37,4 +39,5 @@ pub const TARGETS: [Target; 9] = [
     ("virtio_mmio", virtio_mmio),
     ("virtio_net", virtio_net),
     ("virtio_ring", virtio_ring),
+    ("virtio_vsock", virtio_vsock),
 ];
