@@ -32,14 +32,14 @@ fn shell_on_hvc0_reads_what_is_typed_and_a_flood_arrives_whole() {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
-    let typed = "stty -echo -opost; echo st''art; head -c 300000 /dev/zero | tr '\\0' x; echo e''nd; exit\n";
+    let typed = "stty -echo -opost; echo st''art; head -c 1000000 /dev/zero | tr '\\0' x; echo e''nd; exit\n";
     stdin.write_all(typed.as_bytes()).unwrap();
     let run = collect(child);
     run.expect(0, "the guest powered off");
     let text = run.text();
     let flood = text.rsplit_once("start").and_then(|(_, rest)| rest.split_once("end"));
     let (flood, _) = flood.unwrap_or_else(|| panic!("{} bytes", text.len()));
-    assert_eq!(flood.bytes().filter(|byte| *byte == b'x').count(), 300_000, "{}", run.stderr);
+    assert_eq!(flood.bytes().filter(|byte| *byte == b'x').count(), 1_000_000, "{}", run.stderr);
     assert!(!run.stderr.contains("were lost"), "{}", run.stderr);
 }
 
