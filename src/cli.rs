@@ -7,9 +7,8 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{
-    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy,
-    KernelProtocol, MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig,
-    parse_duration,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy, KernelProtocol,
+    MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -97,11 +96,7 @@ pub(crate) struct RunArgs {
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
-    /// Which device the console on stdin and stdout is: serial (ttyS0), or virtio (hvc0, faster) [default: serial]
-    #[arg(long, value_name = "DEVICE")]
-    pub console: Option<ConsoleDevice>,
-    /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null with
-    /// --console virtio]
+    /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
     /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off; needs CONFIG_X86_MPPARSE) [default: on]
@@ -199,7 +194,6 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
          coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
-         coracle run --console virtio --serial file=kernel.log\n  \
          coracle run bzImage --disk root.img -a root=/dev/vda\n  \
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \

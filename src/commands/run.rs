@@ -6,8 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use coracle::config::{
-    Accel, ConsoleDevice, CpuModel, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig,
-    default_cmdline_with,
+    Accel, CpuModel, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with,
 };
 use coracle::emulated_host::{self, EmulatedHostArgs};
 use coracle::guest_data::{self, GuestData};
@@ -59,7 +58,6 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         balloon: args.balloon.then_some(true),
         vsock: args.vsock.clone(),
         timeout: args.timeout,
-        console: args.console,
         serial: args.serial.clone(),
         acpi: args.acpi,
         on_reset: args.on_reset,
@@ -121,11 +119,6 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
             guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
         }
     };
-    let console = raw.console.unwrap_or_default();
-    if console == ConsoleDevice::Virtio {
-        // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings are explained.
-        defaults.insert(0, "console=hvc0");
-    }
     let cmdline = match &raw.cmdline {
         None => default_cmdline_with(defaults.into_iter().chain(words)),
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
@@ -140,11 +133,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         cpu: raw.cpu.clone().unwrap_or_default(),
         cpu_affinity: raw.cpu_affinity.clone(),
         memory: raw.memory.unwrap_or_default(),
-        console,
-        serial: raw.serial.clone().unwrap_or(match console {
-            ConsoleDevice::Serial => SerialConfig::Stdio,
-            ConsoleDevice::Virtio => SerialConfig::Null,
-        }),
+        serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
         disks: raw.disks.clone().unwrap_or_default(),
         nets: nets(raw.nets.as_deref().unwrap_or_default())?,
         rng: raw.rng.unwrap_or_default(),
@@ -201,8 +190,7 @@ fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
 
 fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
-    let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
-    let interactive = is_on_stdio && io::stdin().is_terminal();
+    let interactive = config.serial == SerialConfig::Stdio && io::stdin().is_terminal();
     let builder = Vm::builder(config.clone()).console_escape(interactive);
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
@@ -225,8 +213,7 @@ fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
 fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
-    let unseen = raw.console != Some(ConsoleDevice::Virtio)
-        && raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
+    let unseen = raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
     outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.disk_errors > 0 {
         say(&format!("{} requests to disks failed on the host", outcome.disk_errors));

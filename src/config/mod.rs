@@ -3,7 +3,6 @@
 
 mod accel;
 mod cmdline;
-mod console;
 mod cpu;
 mod cpu_affinity;
 mod disk;
@@ -28,7 +27,6 @@ use coracle_devices::virtio::net::MacSyntax;
 
 pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
-pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
@@ -69,8 +67,6 @@ pub struct VmConfig {
     pub cpu_affinity: Option<CpuAffinity>,
     /// How much RAM, and what backs it.
     pub memory: MemoryConfig,
-    /// Which device the console is.
-    pub console: ConsoleDevice,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
     /// The disks, in the order in which the guest finds them.
@@ -107,7 +103,6 @@ impl VmConfig {
             cpu: CpuModel::default(),
             cpu_affinity: None,
             memory: MemoryConfig::default(),
-            console: ConsoleDevice::default(),
             serial: SerialConfig::Null,
             disks: Vec::new(),
             nets: Vec::new(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
+    Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
+    NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -54,8 +54,6 @@ pub struct RawConfig {
     /// The longest that the guest may run.
     #[serde(deserialize_with = "written::duration")]
     pub timeout: Option<Duration>,
-    /// Which device the console is.
-    pub console: Option<ConsoleDevice>,
     /// What the serial console is connected to.
     pub serial: Option<SerialConfig>,
     /// What describes the machine to the guest.
@@ -93,7 +91,6 @@ impl RawConfig {
             balloon: self.balloon.or(below.balloon),
             vsock: self.vsock.or(below.vsock),
             timeout: self.timeout.or(below.timeout),
-            console: self.console.or(below.console),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),
             on_reset: self.on_reset.or(below.on_reset),

@@ -86,10 +86,6 @@ fn properties() -> Vec<(&'static str, Value)> {
             ),
         ),
         (
-            "console",
-            choice("Which device the console on standard input and output is", &["serial", "virtio"]),
-        ),
-        (
             "serial",
             pattern("What the serial console is connected to", r"^(stdio|pty|null|(file|socket)=.+)$", "pty"),
         ),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
-    Accel, AcpiMode, ConfigError, ConsoleDevice, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
+    Accel, AcpiMode, ConfigError, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
+    ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -32,7 +32,6 @@ macro_rules! written {
 }
 
 written!(Accel, Form::Text);
-written!(ConsoleDevice, Form::Text);
 written!(DiskConfig, Form::Text);
 written!(AcpiMode, Form::Text);
 written!(HaltPolicy, Form::Text);

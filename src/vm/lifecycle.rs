@@ -291,12 +291,9 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
-    let virtio_output = virtio.console().map(|port| port.output().clone());
-    let virtio_output = virtio_output.as_ref();
     if drained {
         // A thread that is stuck holds the buffer.
         console.discard();
-        virtio_output.inspect(|output| output.discard());
     }
 
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
@@ -322,9 +319,8 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         diagnosis,
         duration,
         exits,
-        console_bytes: console.pushed_bytes() + virtio_output.map_or(0, |output| output.pushed_bytes()),
-        console_bytes_dropped: console.dropped_bytes()
-            + virtio_output.map_or(0, |output| output.dropped_bytes()),
+        console_bytes: console.pushed_bytes(),
+        console_bytes_dropped: console.dropped_bytes(),
         disk_errors: shared.control.disk_errors(),
         frames_dropped,
         later_events,

@@ -2,7 +2,6 @@
 
 pub mod chardev;
 pub mod console_buffer;
-pub mod console_input;
 pub mod console_tail;
 pub mod disk;
 mod matcher;

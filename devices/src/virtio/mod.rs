@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 
 pub mod balloon;
 pub mod blk;
-pub mod console;
 pub mod handler;
 pub mod irq;
 pub mod net;
