@@ -7,8 +7,9 @@ use std::time::Duration;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, DEFAULT_CMDLINE, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
+    Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DEFAULT_CMDLINE, DiskConfig, HaltPolicy,
+    KernelProtocol, MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig,
+    parse_duration,
 };
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -72,6 +73,9 @@ pub(crate) struct RunArgs {
     /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
     #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
     pub cpu_affinity: Option<CpuAffinity>,
+    /// Most CPU time that the vCPUs take together, in percent of one CPU, as in 50% or 200% [default: no limit]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
+    pub cpu_quota: Option<CpuQuota>,
     /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<MemoryConfig>,
@@ -96,6 +100,12 @@ pub(crate) struct RunArgs {
     /// Longest time that the guest may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
+    /// Longest time that the guest may take to its init
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
+    pub boot_timeout: Option<Duration>,
+    /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
+    pub idle_timeout: Option<Duration>,
     /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,

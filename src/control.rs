@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 
 use crate::kvm::{VcpuFault, VcpuRegisters};
-use crate::vm::outcome::{HostFailure, PanicEvidence};
+use crate::vm::outcome::{HostFailure, PanicEvidence, TimeLimit};
 
 /// Something that ends a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +42,8 @@ pub(crate) enum VmEvent {
     Stop,
     /// The owner was sent a signal.
     Signal(i32),
-    /// Its time is over.
-    Timeout(Duration),
+    /// A time that it was given is over.
+    Timeout { of: TimeLimit, limit: Duration },
 }
 
 /// What the control thread wakes up for.
@@ -55,8 +55,19 @@ pub(crate) enum Wake {
     PanicText,
     /// A disk has a fault that the machine is to be paused for: which, in words.
     Pause(String),
+    /// The guest should have come to its init by now.
+    BootLimit(Duration),
     /// The time to look at the guest has come.
     Look,
+}
+
+/// Times that count from when the vCPUs are first let run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StartLimits {
+    /// When it ends.
+    pub wall: Option<Duration>,
+    /// When to wake up with [`Wake::BootLimit`].
+    pub boot: Option<Duration>,
 }
 
 /// Shared by everything that can end the virtual machine, pause it, or wait for its end.
@@ -219,9 +230,8 @@ impl Control {
         self.wait_until(limit, |state| state.ended >= vcpus)
     }
 
-    /// Waits for the first event, which is a time-out when `limit` has passed since the vCPUs were first let run; at the
-    /// latest until `look_at`.
-    pub(crate) fn wait_event(&self, limit: Option<Duration>, look_at: Option<Instant>) -> Wake {
+    /// Waits for the first event, which is a time-out when the wall limit is over; at the latest until `look_at`.
+    pub(crate) fn wait_event(&self, limits: StartLimits, look_at: Option<Instant>) -> Wake {
         let mut state = self.lock();
         loop {
             if let Some(event) = &state.first {
@@ -234,18 +244,22 @@ impl Control {
                 return Wake::Pause(reason);
             }
             let now = Instant::now();
-            let end = state.started.zip(limit).map(|(start, limit)| (start + limit, limit));
-            if let Some((deadline, limit)) = end
-                && now >= deadline
-            {
-                state.first = Some(VmEvent::Timeout(limit));
+            let since_start =
+                |limit: Option<Duration>| state.started.zip(limit).map(|(start, limit)| start + limit);
+            let (end, booted) = (since_start(limits.wall), since_start(limits.boot));
+            let is_due = |at: Instant| now >= at;
+            if let Some(limit) = limits.wall.filter(|_| end.is_some_and(is_due)) {
+                state.first = Some(VmEvent::Timeout { of: TimeLimit::Wall, limit });
                 self.move_gate(&state);
                 continue;
+            }
+            if let Some(limit) = limits.boot.filter(|_| booted.is_some_and(is_due)) {
+                return Wake::BootLimit(limit);
             }
             if look_at.is_some_and(|at| now >= at) {
                 return Wake::Look;
             }
-            let deadline = end.map(|(deadline, _)| deadline).into_iter().chain(look_at).min();
+            let deadline = [end, booted, look_at].into_iter().flatten().min();
             state = match deadline {
                 None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(at) => {
@@ -354,7 +368,7 @@ mod tests {
         let control = Control::new();
         control.post(VmEvent::GuestShutdown);
         control.post(VmEvent::GuestReset(ResetSource::I8042));
-        assert_eq!(control.wait_event(None, None), Wake::Ended(VmEvent::GuestShutdown));
+        assert_eq!(control.wait_event(StartLimits::default(), None), Wake::Ended(VmEvent::GuestShutdown));
         assert_eq!(control.afterwards(), (None, 1));
     }
 
@@ -397,18 +411,28 @@ mod tests {
         let limit = Duration::from_millis(5);
         assert!(!control.wait_parked(1, limit));
         control.open_gate();
-        assert_eq!(control.wait_event(Some(limit), None), Wake::Ended(VmEvent::Timeout(limit)));
+        assert_eq!(
+            control.wait_event(StartLimits { wall: Some(limit), boot: None }, None),
+            Wake::Ended(VmEvent::Timeout { of: TimeLimit::Wall, limit })
+        );
         assert_eq!(control.gate(), Gate::Closed);
     }
 
     #[test]
     fn waiting_ends_for_a_look_and_for_the_text_of_a_panic() {
         let control = Control::new();
-        assert_eq!(control.wait_event(None, Some(Instant::now() + Duration::from_millis(5))), Wake::Look);
+        assert_eq!(
+            control.wait_event(StartLimits::default(), Some(Instant::now() + Duration::from_millis(5))),
+            Wake::Look
+        );
         GuestRequestSink::post(&control, GuestRequest::PanicText);
         assert_eq!(control.gate(), Gate::Paused, "the text ends nothing");
-        assert_eq!(control.wait_event(None, None), Wake::PanicText);
-        assert_eq!(control.wait_event(None, Some(Instant::now())), Wake::Look, "it is told once");
+        assert_eq!(control.wait_event(StartLimits::default(), None), Wake::PanicText);
+        assert_eq!(
+            control.wait_event(StartLimits::default(), Some(Instant::now())),
+            Wake::Look,
+            "it is told once"
+        );
     }
 
     #[test]
@@ -449,7 +473,7 @@ mod tests {
         control.post(VmEvent::Stop);
         assert_eq!(control.begin_again(), Err(VmEvent::Stop));
         assert_eq!(control.gate(), Gate::Closed);
-        assert_eq!(control.wait_event(None, None), Wake::Ended(VmEvent::Stop));
+        assert_eq!(control.wait_event(StartLimits::default(), None), Wake::Ended(VmEvent::Stop));
     }
 
     #[test]

@@ -134,6 +134,11 @@ pub(crate) fn module_folders() -> Vec<PathBuf> {
     folders(|name| env::var_os(name)).into_iter().map(|folder| folder.join("guest/modules")).collect()
 }
 
+/// The data folders that are there.
+pub(crate) fn existing_folders() -> impl Iterator<Item = PathBuf> {
+    folders(|name| env::var_os(name)).into_iter().filter(|folder| folder.is_dir())
+}
+
 /// The kernel that boots when the user names none: the tuned one where it has been built, because it is ready in a
 /// fraction of the stock one's time, else the stock one. Both boot the default guest's initramfs. For `kaslr` it is the
 /// bzImage, whose own decompressor chooses the address.

@@ -4,15 +4,34 @@
 //! [`Outcome`](outcome::Outcome). The library has no global state, installs no signal handler, never ends the
 //! process and prints nothing: many virtual machines can live in one program.
 //!
-//! ```no_run
-//! use coracle::{Vm, config::VmConfig};
+//! ```
+//! use std::time::Duration;
 //!
-//! let mut config = VmConfig::new("vmlinux");
-//! config.memory = "512M".parse()?;
-//! let outcome = Vm::builder(config).run()?;
-//! println!("{}", outcome.ending);
+//! use coracle::{Grace, Vm};
+//! use coracle::outcome::Ending;
+//!
+//! # if coracle::host::check_kvm().is_err() { return Ok(()) }
+//! # let kernel = std::env::temp_dir().join(format!("coracle-doc-{}.elf", std::process::id()));
+//! # std::fs::write(&kernel, coracle_payload::Payload::named("hello-halt").unwrap().elf())?;
+//! let vm = Vm::builder()
+//!     .kernel(&kernel)                       // without it: the default guest
+//!     .memory_mib(64)
+//!     .cpus(2)
+//!     .timeout(Duration::from_secs(20))
+//!     .console_callback(|bytes| print!("{}", String::from_utf8_lossy(bytes)))
+//!     .start()?;
+//! let handle = vm.handle();                  // for other threads: pause, resume, stop, wait, events
+//! assert!(handle.pause());
+//! handle.resume();
+//! let outcome = vm.stop(Grace::NONE);        // dropping the Vm stops it too
+//! assert_eq!(outcome.ending, Ending::Stopped);
+//! # std::fs::remove_file(&kernel)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! [`VmBuilder`] has words for what programs set most; [`config::VmConfig`] has everything. A program whose users may
+//! lack hardware virtualization calls [`host::ensure_kvm`] first. Without the feature `cli` (`default-features = false`)
+//! the crate is the library alone.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("Coracle runs on x86-64 Linux");
@@ -43,7 +62,8 @@ pub mod vsock {
     pub use crate::virtio::VsockPortError;
 }
 
-pub use console::{ConsoleError, ConsoleStreams};
+pub use config::{DiskConfig as Disk, NetConfig as Net};
+pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
 pub use coracle_devices::virtio::net::NetCounts;
@@ -51,4 +71,4 @@ pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
-pub use vm::{BuildError, Vm, VmBuilder, VmHandle, outcome};
+pub use vm::{BuildError, Event, Grace, Subscription, Vm, VmBuilder, VmHandle, outcome};

@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 
 use common::{collect, finish, kvm_or_skip, payload, run_payload};
-use coracle::Vm;
 use coracle::config::VmConfig;
+use coracle::{Grace, VmBuilder};
 
 /// KiB of RAM that a process has in use.
 fn resident(process: u32) -> u64 {
@@ -52,10 +52,10 @@ fn target_is_for_machines_with_a_balloon() {
     for has_balloon in [true, false] {
         let mut config = VmConfig::new(payload("idle"));
         config.balloon = has_balloon;
-        let vm = Vm::builder(config).start().unwrap();
+        let vm = VmBuilder::new(config).start().unwrap();
         assert_eq!(vm.handle().set_balloon(64 << 20), has_balloon);
         assert_eq!(vm.handle().balloon().map(|status| status.target_bytes), has_balloon.then_some(64 << 20));
-        vm.stop();
+        vm.stop(Grace::NONE);
     }
 }
 

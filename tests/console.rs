@@ -15,7 +15,7 @@ use common::{collect, eventually, finish, kvm_or_skip, pseudo_terminal, run_payl
 use coracle::config::{MemorySize, VmConfig};
 use coracle::outcome::Ending;
 use coracle::terminal::terminal_mode;
-use coracle::{ConsoleStreams, Vm};
+use coracle::{ConsoleStreams, Grace, VmBuilder};
 
 macro_rules! needs_kvm {
     () => {
@@ -72,12 +72,12 @@ fn client_that_comes_late_finds_the_first_output() {
     let path = scratch().join("late.sock");
     let mut config = config("hello-halt");
     config.serial = coracle::config::SerialConfig::Socket(path.clone());
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let mut byte = [0];
     UnixStream::connect(&path).unwrap().read_exact(&mut byte).unwrap();
     assert_eq!(&byte, b"!");
-    assert_eq!(vm.stop().ending, Ending::Stopped);
+    assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn pseudo_terminal_carries_both_directions() {
     needs_kvm!();
     let mut config = config("echo");
     config.serial = coracle::config::SerialConfig::Pty;
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     let path = vm.console_path().unwrap().to_owned();
     // Programs come and go.
     for _ in 0..2 {
@@ -95,7 +95,7 @@ fn pseudo_terminal_carries_both_directions() {
         terminal.read_exact(&mut answer).unwrap();
         assert_eq!(&answer, b"abc\r\x03");
     }
-    assert_eq!(vm.stop().ending, Ending::Stopped);
+    assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn writer_of_the_program_has_everything_when_the_outcome_is_there() {
         }
     }
     let (sender, receiver) = mpsc::channel();
-    let builder = Vm::builder(config("rep-io")).console_writer(Sender(sender));
+    let builder = VmBuilder::new(config("rep-io")).console_writer(Sender(sender));
     let outcome = builder.run().unwrap();
     assert_eq!(outcome.ending, Ending::Exited { code: 0 });
     assert_eq!(receiver.iter().collect::<Vec<u8>>(), b"repeated output keeps every byte\r\n");
@@ -129,7 +129,7 @@ fn streams_of_the_program_are_used_and_left_as_they_were() {
         input: Some(theirs.try_clone().unwrap().into()),
         output: Some(theirs.try_clone().unwrap().into()),
     };
-    let vm = Vm::builder(config("echo")).console_streams(streams).start().unwrap();
+    let vm = VmBuilder::new(config("echo")).console_streams(streams).start().unwrap();
     ours.write_all(b"hi q").unwrap();
     assert_eq!(vm.wait().ending, Ending::PoweredOff);
     drop(vm);

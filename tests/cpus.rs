@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use common::{coracle, file, finish, kvm_or_skip, run_payload, scratch};
-use coracle::Vm;
+use coracle::VmBuilder;
 use coracle::config::{MemorySize, SerialConfig, VmConfig};
 use coracle::outcome::Ending;
 
@@ -137,7 +137,7 @@ fn clocks_run_on_in_a_pause_and_kvm_clock_tells_of_it() {
     let mut config = VmConfig::new(common::payload("clock"));
     config.memory = MemorySize::from_mib(16).unwrap().into();
     config.serial = SerialConfig::File(path.clone());
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     common::eventually("the guest watches its clock", || {
         fs::metadata(&path).is_ok_and(|file| file.len() == 1)
     });

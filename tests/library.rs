@@ -3,11 +3,12 @@
 mod common;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use coracle::Vm;
 use coracle::config::{AcpiMode, MemorySize, ResetPolicy, VcpuCount, VmConfig};
-use coracle::outcome::{Ending, Outcome, Phase};
+use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
+use coracle::{Event, Grace, Vm, VmBuilder};
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -30,7 +31,7 @@ fn run_returns_the_outcome() {
     if !common::kvm_or_skip() {
         return;
     }
-    let outcome = Vm::builder(config("exit-7")).run().unwrap();
+    let outcome = VmBuilder::new(config("exit-7")).run().unwrap();
     assert_eq!(outcome.ending, Ending::Exited { code: 7 });
     assert_eq!(outcome.exits.port_out, 1);
     assert_eq!(outcome.phase, Phase::Entered);
@@ -41,7 +42,7 @@ fn built_machine_does_not_run_before_it_is_resumed() {
     if !common::kvm_or_skip() {
         return;
     }
-    let vm = Vm::builder(config("exit-7")).build().unwrap();
+    let vm = VmBuilder::new(config("exit-7")).build().unwrap();
     assert_eq!(vm.handle().wait_for(Duration::from_millis(50)), None);
     vm.handle().resume();
     assert_eq!(end(&vm).ending, Ending::Exited { code: 7 });
@@ -55,14 +56,14 @@ fn pause_and_stop_reach_a_guest_that_spins_on_all_vcpus() {
     for payload in ["spin", "spin-ring3", "halt"] {
         let mut config = config(payload);
         config.vcpus = VcpuCount::new(4).unwrap();
-        let vm = Vm::builder(config).start().unwrap();
+        let vm = VmBuilder::new(config).start().unwrap();
         let handle = vm.handle();
         for _ in 0..20 {
             assert!(handle.pause(), "{payload}");
             handle.resume();
         }
         let start = Instant::now();
-        let outcome = vm.stop();
+        let outcome = vm.stop(Grace::NONE);
         assert_eq!(outcome.ending, Ending::Stopped, "{payload}");
         assert!(start.elapsed() < LIMIT);
     }
@@ -76,7 +77,7 @@ fn paused_guest_stands_still() {
     let path = common::scratch().join("paused.log");
     let mut config = config("flood");
     config.serial = coracle::config::SerialConfig::File(path.clone());
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     let size = || fs::metadata(&path).map_or(0, |file| file.len());
     common::eventually("the guest prints", || size() > 100);
     assert!(vm.handle().pause());
@@ -100,9 +101,9 @@ fn time_limit_counts_from_the_start_and_covers_a_pause() {
     }
     let mut config = config("spin");
     config.timeout = Some(Duration::from_millis(100));
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     vm.handle().pause();
-    assert_eq!(end(&vm).ending, Ending::TimedOut { limit: Duration::from_millis(100) });
+    assert_eq!(end(&vm).ending, Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_millis(100) });
 }
 
 #[test]
@@ -110,7 +111,7 @@ fn calls_on_an_ended_machine_do_nothing() {
     if !common::kvm_or_skip() {
         return;
     }
-    let vm = Vm::builder(config("poweroff")).start().unwrap();
+    let vm = VmBuilder::new(config("poweroff")).start().unwrap();
     assert_eq!(end(&vm).ending, Ending::PoweredOff);
     let handle = vm.handle();
     handle.resume();
@@ -130,14 +131,14 @@ fn pause_resume_stop_and_drop_reach_a_guest_that_resets_all_the_time() {
         let mut config = config("hello-reset");
         config.on_reset = ResetPolicy::Reboot;
         config.vcpus = VcpuCount::new(2).unwrap();
-        let vm = Vm::builder(config).start().unwrap();
+        let vm = VmBuilder::new(config).start().unwrap();
         let handle = vm.handle();
         for _ in 0..5 {
             assert!(handle.pause());
             handle.resume();
         }
         if round % 2 == 0 {
-            let outcome = vm.stop();
+            let outcome = vm.stop(Grace::NONE);
             assert_eq!(outcome.ending, Ending::Stopped);
         }
     }
@@ -148,17 +149,17 @@ fn power_button_is_there_with_acpi_only() {
     if !common::kvm_or_skip() {
         return;
     }
-    let vm = Vm::builder(config("button")).start().unwrap();
+    let vm = VmBuilder::new(config("button")).start().unwrap();
     assert!(vm.handle().press_power_button());
     let outcome = end(&vm);
     assert_eq!((&outcome.ending, outcome.signal, outcome.exit_code()), (&Ending::PoweredOff, None, 0));
 
     let mut config = config("button");
     config.acpi = AcpiMode::Off;
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     assert!(!vm.handle().press_power_button());
     assert!(!vm.handle().power_off_by_signal(15));
-    assert_eq!(vm.stop().signal, None);
+    assert_eq!(vm.stop(Grace::NONE).signal, None);
 }
 
 #[test]
@@ -166,16 +167,16 @@ fn hundred_machines_leave_no_thread_and_no_descriptor() {
     if !common::kvm_or_skip() || !is_alone("hundred_machines_leave_no_thread_and_no_descriptor") {
         return;
     }
-    let machine = |payload: &str| drop(Vm::builder(config(payload)).run().unwrap());
+    let machine = |payload: &str| drop(VmBuilder::new(config(payload)).run().unwrap());
     machine("hello");
     let before = (count("/proc/self/fd"), count("/proc/self/task"));
     for _ in 0..25 {
         machine("hello");
         machine("triple-fault");
-        drop(Vm::builder(config("spin")).start().unwrap());
-        drop(Vm::builder(config("spin")).build().unwrap());
+        drop(VmBuilder::new(config("spin")).start().unwrap());
+        drop(VmBuilder::new(config("spin")).build().unwrap());
     }
-    assert!(Vm::builder(VmConfig::new("/no/such/kernel")).build().is_err());
+    assert!(VmBuilder::new(VmConfig::new("/no/such/kernel")).build().is_err());
     assert_eq!((count("/proc/self/fd"), count("/proc/self/task")), before);
 }
 
@@ -190,7 +191,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
     config.on_reset = ResetPolicy::Reboot;
     config.serial = coracle::config::SerialConfig::File(path.clone());
     let lives = || fs::metadata(&path).map_or(0, |file| file.len());
-    let vm = Vm::builder(config).start().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
     let held = |after: u64| {
         common::eventually("the guest resets", || lives() >= after);
         assert!(vm.handle().pause());
@@ -205,7 +206,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
         assert!(memory_after < memory + 4096, "{memory} KiB, then {memory_after} KiB");
         (descriptors_after, threads_after) == (descriptors, threads)
     });
-    assert!(vm.stop().resets >= 104);
+    assert!(vm.stop(Grace::NONE).resets >= 104);
 }
 
 /// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process of its own.
@@ -231,10 +232,176 @@ fn machines_run_side_by_side() {
     if !common::kvm_or_skip() {
         return;
     }
-    let vms: Vec<Vm> = (0..8).map(|_| Vm::builder(config("exit-7")).start().unwrap()).collect();
+    let vms: Vec<Vm> = (0..8).map(|_| VmBuilder::new(config("exit-7")).start().unwrap()).collect();
     for vm in &vms {
         assert_eq!(end(vm).ending, Ending::Exited { code: 7 });
     }
 }
 
 const CHILD: &str = "CORACLE_TEST_ALONE";
+
+#[test]
+fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let builder = || Vm::builder().kernel(common::payload("exit-7")).memory_mib(16).cpus(2).append("a b");
+    assert_eq!(builder().run().unwrap().ending, Ending::Exited { code: 7 });
+    for (builder, words) in [
+        (builder().cpus(0), "0 vCPUs are not possible"),
+        (builder().memory_mib(1).cpus(200), "1M is not possible"),
+        (builder().cpu_quota_percent(0), "`0%` is no share"),
+    ] {
+        let error = builder.build().err().unwrap();
+        assert_eq!(error.exit_code(), 125);
+        assert!(error.to_string().starts_with(words), "{error}");
+    }
+}
+
+#[test]
+fn guest_that_heeds_the_button_powers_off_within_the_grace_and_another_is_stopped_after_it() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let start =
+        |payload: &str| Vm::builder().kernel(common::payload(payload)).memory_mib(16).start().unwrap();
+    assert_eq!(start("button").stop(Grace(LIMIT)).ending, Ending::PoweredOff);
+    let deaf = start("spin");
+    let before = Instant::now();
+    assert_eq!(deaf.stop(Grace(Duration::from_millis(100))).ending, Ending::Stopped);
+    assert!(before.elapsed() >= Duration::from_millis(100));
+}
+
+#[test]
+fn boot_limit_ends_a_guest_without_an_init_and_leaves_one_with_an_init_alone() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let limit = Duration::from_millis(50);
+    let start = |payload: &str| {
+        let builder = Vm::builder().kernel(common::payload(payload)).memory_mib(16);
+        builder.boot_timeout(limit).start().unwrap()
+    };
+    let outcome = end(&start("spin"));
+    assert_eq!(outcome.ending, Ending::TimedOut { of: TimeLimit::Boot, limit });
+    assert_eq!(outcome.exit_code(), 124);
+    assert_eq!(start("boot-mark-spin").handle().wait_for(6 * limit), None);
+}
+
+#[test]
+fn idle_limit_ends_a_guest_that_waits_and_not_one_that_works() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let limit = Duration::from_millis(300);
+    let start = |payload: &str| {
+        let builder = Vm::builder().kernel(common::payload(payload)).memory_mib(16);
+        builder.idle_timeout(limit).start().unwrap()
+    };
+    let working = start("spin-ring3");
+    assert_eq!(end(&start("halt")).ending, Ending::TimedOut { of: TimeLimit::Idle, limit });
+    assert_eq!(working.handle().wait_for(2 * limit), None);
+    assert!(working.handle().pause());
+    assert_eq!(working.handle().wait_for(2 * limit), None, "who may not run is not idle");
+}
+
+#[test]
+fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
+    if !common::kvm_or_skip() || !is_alone("quota_keeps_a_busy_guest_to_its_share_of_a_cpu") {
+        return;
+    }
+    let spent = |builder: VmBuilder| {
+        let vm = builder.kernel(common::payload("spin-ring3")).memory_mib(16).start().unwrap();
+        // The burst at the start is not the share.
+        std::thread::sleep(Duration::from_millis(300));
+        let (before, start) = (cpu_time(), Instant::now());
+        std::thread::sleep(Duration::from_secs(1));
+        let share = (cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
+        assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
+        share
+    };
+    let limited = spent(Vm::builder().cpus(2).cpu_quota_percent(20));
+    assert!((0.05..0.35).contains(&limited), "{limited}");
+    let free = spent(Vm::builder());
+    assert!(free > 1.5 * limited, "{free} without, {limited} with a quota");
+}
+
+/// CPU time of this process and its threads.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the answer has room.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
+fn subscriber_hears_of_the_machine_s_life_in_order() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let vm = Vm::builder().kernel(common::payload("spin")).memory_mib(16).build().unwrap();
+    let handle = vm.handle();
+    let events = handle.subscribe().unwrap();
+    handle.resume();
+    assert!(handle.pause());
+    handle.resume();
+    let outcome = vm.stop(Grace::NONE);
+    let next = || events.recv_timeout(LIMIT).expect("an event");
+    let ended = Event::Ended(Box::new(outcome));
+    for expected in [Event::Resumed, Event::Paused, Event::Resumed, ended.clone()] {
+        assert_eq!(next(), expected);
+    }
+    assert_eq!(events.recv_timeout(Duration::from_millis(10)), None);
+    assert_eq!(handle.subscribe().unwrap().try_recv(), Some(ended), "who comes late hears of the end");
+}
+
+#[test]
+fn subscriber_hears_of_restarts() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let builder = Vm::builder().kernel(common::payload("hello-reset")).memory_mib(16);
+    let vm = builder.on_reset(ResetPolicy::Reboot).build().unwrap();
+    let events = vm.handle().subscribe().unwrap();
+    vm.handle().resume();
+    let mut restarts = 0;
+    while restarts < 3 {
+        restarts += u32::from(events.recv_timeout(LIMIT).expect("an event") == Event::Restarted);
+    }
+}
+
+#[test]
+fn handles_can_be_shared_between_threads() {
+    fn can_be_shared<T: Send + Sync + Clone>() {}
+    can_be_shared::<coracle::VmHandle>();
+}
+
+#[test]
+fn piped_console_carries_both_directions_and_ends_with_the_machine() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let builder = Vm::builder().kernel(common::payload("echo")).memory_mib(16).console_piped();
+    let mut vm = builder.start().unwrap();
+    let mut console = vm.take_console().unwrap();
+    assert!(vm.take_console().is_none());
+    console.input.write_all(b"ping").unwrap();
+    let mut back = [0; 4];
+    console.output.read_exact(&mut back).unwrap();
+    assert_eq!(&back, b"ping");
+    vm.stop(Grace::NONE);
+    let mut rest = Vec::new();
+    console.output.read_to_end(&mut rest).unwrap();
+}
+
+#[test]
+fn callback_has_all_output_when_the_outcome_is_there() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let builder = Vm::builder().kernel(common::payload("hello-exit")).memory_mib(16);
+    builder.console_callback(move |bytes| drop(sender.send(bytes.to_vec()))).run().unwrap();
+    let output: Vec<u8> = receiver.try_iter().flatten().collect();
+    assert!(!output.is_empty(), "nothing was printed");
+}

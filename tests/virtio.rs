@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use common::{Finished, finish, kvm_or_skip, payload, run_payload, scratch, signal};
-use coracle::Vm;
+use coracle::VmBuilder;
 use coracle::config::{DiskConfig, VmConfig};
 
 macro_rules! needs_kvm {
@@ -130,7 +130,7 @@ fn request_that_the_host_refuses_pauses_the_machine_until_it_is_resumed() {
     });
     config.timeout = Some(std::time::Duration::from_secs(30));
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
-    let vm = Vm::builder(config).build().unwrap();
+    let vm = VmBuilder::new(config).build().unwrap();
     // The file is cut before the guest comes to it, and mended while it waits.
     file.set_len(512).unwrap();
     vm.handle().resume();

@@ -12,10 +12,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::{coracle, eventually, finish, kvm_or_skip, run_payload, scratch};
-use coracle::Vm;
 use coracle::config::{ResetPolicy, VmConfig};
 use coracle::outcome::Ending;
 use coracle::vsock::{ConnectError, ListenError, VsockPortError};
+use coracle::{Grace, VmBuilder};
 
 macro_rules! needs_kvm {
     () => {
@@ -51,7 +51,7 @@ fn echo(mut stream: UnixStream, len: usize) {
 #[test]
 fn guest_reaches_a_listener_of_this_program_and_all_comes_back() {
     needs_kvm!();
-    let vm = Vm::builder(machine("virtio-vsock")).build().unwrap();
+    let vm = VmBuilder::new(machine("virtio-vsock")).build().unwrap();
     let listener = vm.handle().listen(52).unwrap();
     let taken = vm.handle().listen(52).unwrap_err();
     assert!(matches!(taken, VsockPortError::Listen(ListenError::Taken { port: 52 })), "{taken}");
@@ -79,7 +79,7 @@ fn guest_reaches_the_socket_on_disk_and_its_file_is_gone_afterwards() {
 #[test]
 fn pause_keeps_a_connection_and_a_slow_host_loses_nothing() {
     needs_kvm!();
-    let vm = Vm::builder(machine("virtio-vsock")).build().unwrap();
+    let vm = VmBuilder::new(machine("virtio-vsock")).build().unwrap();
     let handle = vm.handle();
     let listener = handle.listen(52).unwrap();
     handle.resume();
@@ -100,7 +100,7 @@ fn pause_keeps_a_connection_and_a_slow_host_loses_nothing() {
 #[test]
 fn guest_without_a_listener_is_refused_at_once() {
     needs_kvm!();
-    let outcome = Vm::builder(machine("virtio-vsock")).run().unwrap();
+    let outcome = VmBuilder::new(machine("virtio-vsock")).run().unwrap();
     assert_eq!(outcome.ending, Ending::Exited { code: 6 });
 }
 
@@ -109,20 +109,20 @@ fn every_life_of_a_guest_connects_anew() {
     needs_kvm!();
     let mut config = machine("hundred-lives");
     config.on_reset = ResetPolicy::Reboot;
-    assert_eq!(Vm::builder(config).run().unwrap().ending, Ending::Exited { code: 0 });
+    assert_eq!(VmBuilder::new(config).run().unwrap().ending, Ending::Exited { code: 0 });
 }
 
 #[test]
 fn guest_whose_driver_never_starts_leaves_callers_with_an_error_at_the_end() {
     needs_kvm!();
-    let vm = Vm::builder(machine("spin")).start().unwrap();
+    let vm = VmBuilder::new(machine("spin")).start().unwrap();
     let handle = vm.handle();
     let caller = thread::spawn(move || handle.connect(5).unwrap_err());
     thread::sleep(Duration::from_millis(50));
-    vm.stop();
+    vm.stop(Grace::NONE);
     let error = caller.join().unwrap();
     assert!(matches!(error, VsockPortError::Connect(ConnectError::Ended { port: 5 })), "{error}");
-    let vm = Vm::builder(VmConfig::new(common::payload("spin"))).build().unwrap();
+    let vm = VmBuilder::new(VmConfig::new(common::payload("spin"))).build().unwrap();
     assert!(matches!(vm.handle().connect(5), Err(VsockPortError::NoDevice)));
     assert!(matches!(vm.handle().listen(5), Err(VsockPortError::NoDevice)));
 }

@@ -75,6 +75,7 @@ payloads! {
     "poweroff-ring3" Three payload_poweroff_ring3..payload_poweroff_ring3_end "the same from ring 3: 0";
     "exit-7" Zero payload_exit_7..payload_exit_7_end "writes 7 to the debug-exit port: 7";
     "boot-mark" Zero payload_boot_mark..payload_boot_mark_end "writes the boot mark of an init, then exits with 0";
+    "boot-mark-spin" Zero payload_boot_mark_spin..payload_boot_mark_spin_end "the same, then jumps to itself for ever";
     "exit-200" Zero payload_exit_200..payload_exit_200_end "writes 200 to the debug-exit port: 100, the value in words";
     "reset-acpi" Zero payload_reset_acpi..payload_reset_acpi_end "resets by the ACPI reset register: 112";
     "reset-i8042" Zero payload_reset_i8042..payload_reset_i8042_end "resets by the keyboard controller: 112";

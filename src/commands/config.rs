@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use coracle::Vm;
+use coracle::VmBuilder;
 use coracle::config::{RawConfig, schema};
 
 use super::{BAD_USAGE, chain, run as run_command, say};
@@ -34,5 +34,5 @@ fn check(file: &Path) -> Result<(), String> {
         return Ok(());
     }
     let config = run_command::config(&raw).map_err(|failure| failure.reason)?;
-    Vm::builder(config).check_files().map_err(|error| format!("{}: {}", file.display(), chain(&error)))
+    VmBuilder::new(config).check_files().map_err(|error| format!("{}: {}", file.display(), chain(&error)))
 }

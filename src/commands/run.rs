@@ -13,7 +13,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
-use coracle::{KernelImage, Vm};
+use coracle::{KernelImage, VmBuilder};
 
 use super::{BAD_USAGE, chain, emulated_exit_code, say};
 use crate::cli::RunArgs;
@@ -51,6 +51,7 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         cpus: args.cpus,
         cpu: args.cpu.clone(),
         cpu_affinity: args.cpu_affinity.clone(),
+        cpu_quota: args.cpu_quota,
         memory: args.memory,
         disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
         nets: (!args.nets.is_empty()).then(|| args.nets.clone()),
@@ -58,6 +59,8 @@ fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
         balloon: args.balloon.then_some(true),
         vsock: args.vsock.clone(),
         timeout: args.timeout,
+        boot_timeout: args.boot_timeout,
+        idle_timeout: args.idle_timeout,
         serial: args.serial.clone(),
         acpi: args.acpi,
         on_reset: args.on_reset,
@@ -93,8 +96,8 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     }
     let config = config(raw)?;
     // Whatever is wrong with them is said before anything is started.
-    Vm::builder(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
-    match place(raw.accel.unwrap_or_default(), &config.kernel)? {
+    VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
+    match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
         Place::Here => run_here(raw, &config),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
@@ -132,6 +135,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         vcpus: raw.cpus.unwrap_or_default(),
         cpu: raw.cpu.clone().unwrap_or_default(),
         cpu_affinity: raw.cpu_affinity.clone(),
+        cpu_quota: raw.cpu_quota,
         memory: raw.memory.unwrap_or_default(),
         serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
         disks: raw.disks.clone().unwrap_or_default(),
@@ -140,6 +144,8 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         balloon: raw.balloon.unwrap_or_default(),
         vsock: raw.vsock.clone(),
         timeout: raw.timeout,
+        boot_timeout: raw.boot_timeout,
+        idle_timeout: raw.idle_timeout,
         acpi: raw.acpi.unwrap_or_default(),
         on_reset: raw.on_reset.unwrap_or_default(),
         on_halt: raw.on_halt.unwrap_or_default(),
@@ -166,7 +172,7 @@ enum Place {
 }
 
 /// Where the guest runs. An image that is not Linux runs on whatever KVM there is.
-fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
+fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failure> {
     match accel {
         Accel::Kvm => return Ok(Place::Here),
         // This is the command that the emulated host was started for.
@@ -174,8 +180,8 @@ fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
         Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
         Accel::Auto => {}
     }
-    let image = KernelImage::open(kernel).map_err(|error| Failure::of(&error))?;
-    if !image.is_linux() && host::check_kvm().is_ok() {
+    let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
+    if image.is_some_and(|image| !image.is_linux()) && host::check_kvm().is_ok() {
         return Ok(Place::Here);
     }
     let because = match KvmKind::probe() {
@@ -191,7 +197,7 @@ fn place(accel: Accel, kernel: &Path) -> Result<Place, Failure> {
 fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
     let interactive = config.serial == SerialConfig::Stdio && io::stdin().is_terminal();
-    let builder = Vm::builder(config.clone()).console_escape(interactive);
+    let builder = VmBuilder::new(config.clone()).console_escape(interactive);
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
     let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
@@ -254,7 +260,7 @@ fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8
     let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
     let mut command = vec![program.into_os_string()];
     command.extend(std::env::args_os().skip(1));
-    let mut shares: Vec<PathBuf> = vec![config.kernel.clone()];
+    let mut shares: Vec<PathBuf> = config.kernel.iter().cloned().collect();
     shares.extend(config.initrds.iter().chain(&args.config).cloned());
     shares.extend(config.modules.clone());
     shares.extend(guest_data::find(GuestData::Agent));

@@ -5,6 +5,7 @@ mod accel;
 mod cmdline;
 mod cpu;
 mod cpu_affinity;
+mod cpu_quota;
 mod disk;
 mod duration;
 mod file;
@@ -29,6 +30,7 @@ pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
+pub use cpu_quota::CpuQuota;
 pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
 pub use duration::parse_duration;
 pub use file::{ConfigFault, ConfigFileError};
@@ -46,8 +48,8 @@ pub use vsock::VsockConfig;
 /// A virtual machine to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
-    /// The kernel image.
-    pub kernel: PathBuf,
+    /// The kernel image; none: the default guest's, and its initramfs too where `initrds` is empty.
+    pub kernel: Option<PathBuf>,
     /// How the kernel is entered.
     pub protocol: KernelProtocol,
     /// Whether the kernel must be a bzImage, which alone can choose a random address when it unpacks itself.
@@ -65,6 +67,8 @@ pub struct VmConfig {
     pub cpu: CpuModel,
     /// Which CPUs of the host the vCPUs run on; none: as the scheduler likes.
     pub cpu_affinity: Option<CpuAffinity>,
+    /// How much of the host's CPUs the vCPUs may take together; none: all that they can get.
+    pub cpu_quota: Option<CpuQuota>,
     /// How much RAM, and what backs it.
     pub memory: MemoryConfig,
     /// What the serial port COM1 is connected to.
@@ -81,6 +85,10 @@ pub struct VmConfig {
     pub vsock: Option<VsockConfig>,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
+    /// The longest that the guest may take from its first instruction to its init.
+    pub boot_timeout: Option<Duration>,
+    /// The longest that the guest may have nothing to do: its vCPUs together take less than 2 % of one CPU.
+    pub idle_timeout: Option<Duration>,
     /// Whether the guest finds ACPI tables.
     pub acpi: AcpiMode,
     /// What follows when the guest resets its machine.
@@ -90,10 +98,17 @@ pub struct VmConfig {
 }
 
 impl VmConfig {
-    /// One vCPU, 256 MiB, the default command line, no console, no time limit.
+    /// A machine for this kernel, with the defaults for everything else.
     pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
+        VmConfig { kernel: Some(kernel.into()), ..VmConfig::default() }
+    }
+}
+
+impl Default for VmConfig {
+    /// The default guest, one vCPU, 256 MiB, the default command line, no console, no time limit.
+    fn default() -> VmConfig {
         VmConfig {
-            kernel: kernel.into(),
+            kernel: None,
             protocol: KernelProtocol::default(),
             kaslr: false,
             initrds: Vec::new(),
@@ -102,6 +117,7 @@ impl VmConfig {
             vcpus: VcpuCount::default(),
             cpu: CpuModel::default(),
             cpu_affinity: None,
+            cpu_quota: None,
             memory: MemoryConfig::default(),
             serial: SerialConfig::Null,
             disks: Vec::new(),
@@ -110,6 +126,8 @@ impl VmConfig {
             balloon: false,
             vsock: None,
             timeout: None,
+            boot_timeout: None,
+            idle_timeout: None,
             acpi: AcpiMode::default(),
             on_reset: ResetPolicy::default(),
             on_halt: HaltPolicy::default(),
@@ -251,6 +269,15 @@ pub enum ConfigError {
         text: String,
         /// The vCPU.
         vcpu: u8,
+    },
+    /// Not a share of CPU time.
+    #[error(
+        "`{text}` is no share of CPU time: write percent of one CPU, as in 50%, from 1% to {}%",
+        CpuQuota::MOST_PERCENT
+    )]
+    CpuQuota {
+        /// As given.
+        text: String,
     },
     /// Not a length of time.
     #[error("`{text}` is not a time: write a number and ms, s, m or h, as in 20s (a bare number is seconds)")]

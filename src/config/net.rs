@@ -45,6 +45,17 @@ pub enum NetChoice {
 pub const LEAST_MTU: u16 = 68;
 
 impl NetConfig {
+    /// A card at the tap device of this name, with a random address.
+    pub fn tap(name: impl Into<String>) -> NetConfig {
+        NetConfig::new(NetEnd::Tap(name.into()))
+    }
+
+    /// A card at a unix stream socket of a program that takes frames behind their length (passt, gvproxy), with a random
+    /// address.
+    pub fn stream(path: impl Into<PathBuf>) -> NetConfig {
+        NetConfig::new(NetEnd::Socket(path.into()))
+    }
+
     /// A card with a random address.
     pub fn new(end: NetEnd) -> NetConfig {
         NetConfig { end, mac: None, mtu: None }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
-    NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
+    Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
+    NetChoice, NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -39,6 +39,8 @@ pub struct RawConfig {
     pub cpu: Option<CpuModel>,
     /// CPUs of the host for the vCPUs.
     pub cpu_affinity: Option<CpuAffinity>,
+    /// How much of the host's CPUs the vCPUs may take.
+    pub cpu_quota: Option<CpuQuota>,
     /// How much RAM, and what backs it.
     pub memory: Option<MemoryConfig>,
     /// The disks.
@@ -54,6 +56,12 @@ pub struct RawConfig {
     /// The longest that the guest may run.
     #[serde(deserialize_with = "written::duration")]
     pub timeout: Option<Duration>,
+    /// The longest that the guest may take to its init.
+    #[serde(deserialize_with = "written::duration")]
+    pub boot_timeout: Option<Duration>,
+    /// The longest that the guest may have nothing to do.
+    #[serde(deserialize_with = "written::duration")]
+    pub idle_timeout: Option<Duration>,
     /// What the serial console is connected to.
     pub serial: Option<SerialConfig>,
     /// What describes the machine to the guest.
@@ -84,6 +92,7 @@ impl RawConfig {
             cpus: self.cpus.or(below.cpus),
             cpu: self.cpu.or(below.cpu),
             cpu_affinity: self.cpu_affinity.or(below.cpu_affinity),
+            cpu_quota: self.cpu_quota.or(below.cpu_quota),
             memory: self.memory.or(below.memory),
             disks: self.disks.or(below.disks),
             nets: self.nets.or(below.nets),
@@ -91,6 +100,8 @@ impl RawConfig {
             balloon: self.balloon.or(below.balloon),
             vsock: self.vsock.or(below.vsock),
             timeout: self.timeout.or(below.timeout),
+            boot_timeout: self.boot_timeout.or(below.boot_timeout),
+            idle_timeout: self.idle_timeout.or(below.idle_timeout),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),
             on_reset: self.on_reset.or(below.on_reset),

@@ -39,6 +39,14 @@ fn properties() -> Vec<(&'static str, Value)> {
         ("cpu", text("What the vCPUs can do: host, baseline, or the path of a template", "baseline")),
         ("cpu_affinity", pattern("CPUs of the host for the vCPUs", r"^[0-9][0-9,=-]*$", "0-1")),
         (
+            "cpu_quota",
+            quantity(
+                "Most CPU time that the vCPUs take together, in percent of one CPU",
+                r"^[0-9]+%?$",
+                &[json!("50%"), json!(200)],
+            ),
+        ),
+        (
             "memory",
             quantity(&memory, r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$", &[json!("512M"), json!(512)]),
         ),
@@ -77,14 +85,9 @@ fn properties() -> Vec<(&'static str, Value)> {
                 "uds=v.sock,cid=3",
             ),
         ),
-        (
-            "timeout",
-            quantity(
-                "Longest time that the guest may run; a number is seconds",
-                r"^[0-9]*\.?[0-9]*([Ee][+-]?[0-9]+)?(ms|s|m|min|h)?$",
-                &[json!("20s"), json!(1.5)],
-            ),
-        ),
+        ("timeout", time("Longest time that the guest may run", "20s")),
+        ("boot_timeout", time("Longest time that the guest may take to its init", "5s")),
+        ("idle_timeout", time("Longest time that the guest may have nothing to do", "10m")),
         (
             "serial",
             pattern("What the serial console is connected to", r"^(stdio|pty|null|(file|socket)=.+)$", "pty"),
@@ -95,6 +98,11 @@ fn properties() -> Vec<(&'static str, Value)> {
         ("accel", choice("Where the guest may run", &["auto", "kvm", "emulate"])),
         ("outcome", text("File to write the outcome to, as JSON", "outcome.json")),
     ]
+}
+
+fn time(about: &str, example: &str) -> Value {
+    let about = format!("{about}; a number is seconds");
+    quantity(&about, r"^[0-9]*\.?[0-9]*([Ee][+-]?[0-9]+)?(ms|s|m|min|h)?$", &[json!(example), json!(1.5)])
 }
 
 fn text(about: &str, example: &str) -> Value {

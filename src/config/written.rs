@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
-    Accel, AcpiMode, ConfigError, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
+    Accel, AcpiMode, ConfigError, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
     ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
@@ -32,6 +32,7 @@ macro_rules! written {
 }
 
 written!(Accel, Form::Text);
+written!(CpuQuota, Form::TextOrNumber);
 written!(DiskConfig, Form::Text);
 written!(AcpiMode, Form::Text);
 written!(HaltPolicy, Form::Text);

@@ -1,7 +1,7 @@
 //! Opening what the serial port is connected to.
 
 use std::fs::{File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, PipeReader, PipeWriter, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -24,6 +24,16 @@ pub struct ConsoleStreams {
     pub output: Option<OwnedFd>,
 }
 
+/// The program's side of a console that was asked for with
+/// [`VmBuilder::console_piped`](crate::VmBuilder::console_piped).
+#[derive(Debug)]
+pub struct ConsolePipe {
+    /// What the guest prints; it ends with the machine. What is not read for long is dropped and counted.
+    pub output: PipeReader,
+    /// What the guest reads.
+    pub input: PipeWriter,
+}
+
 /// Whether a program connects the console itself.
 #[derive(Clone, Default)]
 pub(crate) enum ConsoleChoice {
@@ -32,6 +42,8 @@ pub(crate) enum ConsoleChoice {
     Configured,
     /// To descriptors of its own.
     Streams(Arc<ConsoleStreams>),
+    /// To pipes that are made with each machine.
+    Piped,
     /// To a writer of its own, which the first machine takes.
     Writer(Arc<Mutex<Option<Box<dyn Write + Send>>>>),
 }
@@ -41,6 +53,7 @@ impl fmt::Debug for ConsoleChoice {
         f.write_str(match self {
             ConsoleChoice::Configured => "Configured",
             ConsoleChoice::Streams(_) => "Streams",
+            ConsoleChoice::Piped => "Piped",
             ConsoleChoice::Writer(_) => "Writer",
         })
     }
@@ -52,6 +65,7 @@ impl ConsoleChoice {
         match self {
             ConsoleChoice::Configured => ConsoleEnds::open(config),
             ConsoleChoice::Streams(streams) => ConsoleEnds::of_streams(streams),
+            ConsoleChoice::Piped => ConsoleEnds::piped(),
             ConsoleChoice::Writer(writer) => {
                 let writer = writer.lock().unwrap_or_else(PoisonError::into_inner).take();
                 ConsoleEnds::of_writer(writer.ok_or(ConsoleError::WriterTaken)?)
@@ -68,6 +82,8 @@ pub(crate) struct ConsoleEnds {
     pub(super) listener: Option<ConsoleListener>,
     /// The other side of a pseudo-terminal, which stays open so that programs can come and go.
     pub(super) kept_open: Option<OwnedFd>,
+    /// The other ends of the pipes, until the program takes them.
+    pub(crate) pipe: Option<ConsolePipe>,
     /// The thread behind a writer of the program's own.
     pub(crate) pump: Option<Pump>,
     /// Where others find the console, when that is not what the user named.
@@ -107,6 +123,9 @@ pub enum ConsoleError {
         "the console's writer serves the first machine that this builder has built; give the next one its own"
     )]
     WriterTaken,
+    /// There is no pipe.
+    #[error("the host gives no pipe for the console")]
+    Pipe(#[source] io::Error),
     /// There is no pipe or thread for a writer.
     #[error("the host gives no pipe or thread for the console's writer")]
     Writer(#[source] io::Error),
@@ -166,6 +185,15 @@ impl ConsoleEnds {
         let input = input.map_err(|source| ConsoleError::Descriptor { serial: "of the program", source })?;
         let output = streams.output.as_ref().map(|fd| sink("of the program", fd)).transpose()?;
         Ok(ConsoleEnds { output, input, ..ConsoleEnds::default() })
+    }
+
+    /// Pipes whose other ends are the program's.
+    fn piped() -> Result<ConsoleEnds, ConsoleError> {
+        let (input, typed) = io::pipe().map_err(ConsoleError::Pipe)?;
+        let (printed, output) = io::pipe().map_err(ConsoleError::Pipe)?;
+        let streams = ConsoleStreams { input: Some(input.into()), output: Some(output.into()) };
+        let pipe = Some(ConsolePipe { output: printed, input: typed });
+        Ok(ConsoleEnds { pipe, ..ConsoleEnds::of_streams(&streams)? })
     }
 
     /// The program's own writer.

@@ -46,7 +46,7 @@ pub(super) const HELP: &[u8] =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::Wake;
+    use crate::control::{StartLimits, Wake};
 
     fn filtered(input: &[&[u8]]) -> (Vec<u8>, Arc<Control>) {
         let control = Arc::new(Control::new());
@@ -81,6 +81,6 @@ mod tests {
     fn prefix_and_x_stops_also_when_split() {
         let (guest, control) = filtered(&[b"\x01", b"x"]);
         assert!(guest.is_empty());
-        assert_eq!(control.wait_event(None, None), Wake::Ended(VmEvent::Stop));
+        assert_eq!(control.wait_event(StartLimits::default(), None), Wake::Ended(VmEvent::Stop));
     }
 }

@@ -19,7 +19,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use ends::ConsoleListener;
 pub(crate) use ends::{ConsoleChoice, ConsoleEnds};
-pub use ends::{ConsoleError, ConsoleStreams};
+pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub(crate) use escape::Escape;
 use escape::HELP;
 pub(crate) use pump::Pump;

@@ -105,6 +105,14 @@ impl Signs {
         }
     }
 
+    /// Whether the guest's init is known to have been started. A kernel that does without a serial console starts its init
+    /// without a sign, unless the init writes the boot mark.
+    pub(crate) fn init_was_seen(&self) -> bool {
+        let seen =
+            |sign| LIVE.iter().zip(&self.first_seen).any(|(live, at)| *live == sign && at.get().is_some());
+        seen(Sign::InitMark) || seen(Sign::ConsoleOpened)
+    }
+
     /// What was seen, with the time since `start`.
     pub(crate) fn milestones(&self, start: Option<Instant>) -> impl Iterator<Item = Milestone> {
         LIVE.iter()

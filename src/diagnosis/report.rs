@@ -84,6 +84,7 @@ mod tests {
     use super::*;
     use crate::diagnosis::{Diagnosis, Function, Hint, Milestone, Sign};
     use crate::vcpu::ExitCounts;
+    use crate::vm::outcome::TimeLimit;
 
     fn outcome(phase: Phase, progress: Vec<Milestone>) -> Outcome {
         let place = VcpuPlace {
@@ -97,7 +98,7 @@ mod tests {
         };
         let console = vec!["VFS: Cannot open root device".to_owned()];
         Outcome {
-            ending: Ending::TimedOut { limit: Duration::from_secs(1) },
+            ending: Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) },
             phase,
             progress,
             diagnosis: Some(Diagnosis { vcpus: vec![place], hints: vec![Hint::NoRoot], console }),

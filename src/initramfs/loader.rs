@@ -8,24 +8,24 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
-use crate::config::VmConfig;
 use crate::guest_data::{self, GuestData, GuestDataMissing};
 
 /// What the archive is to be made of.
 #[derive(Debug, Clone, Copy)]
-struct LoaderRequest<'a> {
-    kernel: &'a Path,
-    release: Option<&'a str>,
+pub(crate) struct LoaderRequest<'a> {
+    /// The kernel image.
+    pub(crate) kernel: &'a Path,
+    /// Its release, if it says so.
+    pub(crate) release: Option<&'a str>,
     /// Where its modules are, if the user has said so.
-    folder: Option<&'a Path>,
+    pub(crate) folder: Option<&'a Path>,
     /// The modules that the devices need.
-    modules: &'a [&'a str],
+    pub(crate) modules: &'a [&'a str],
     /// Whether the user has an initrd.
-    has_initrd: bool,
+    pub(crate) has_initrd: bool,
 }
 
 /// Why there is no such archive.
@@ -103,25 +103,14 @@ pub enum LoaderError {
 /// # Errors
 /// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
 /// warning in the log.
-pub(crate) fn initrd(
-    config: &VmConfig,
-    kernel: &KernelImage,
-    modules: &[&str],
-) -> Result<Option<InitrdFile>, LoaderError> {
-    if modules.is_empty() {
+pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, LoaderError> {
+    if request.modules.is_empty() {
         return Ok(None);
     }
-    let request = LoaderRequest {
-        kernel: &config.kernel,
-        release: kernel.release(),
-        folder: config.modules.as_deref(),
-        modules,
-        has_initrd: !config.initrds.is_empty(),
-    };
-    match archive(&request) {
+    match archive(request) {
         Ok(Some(bytes)) => Ok(InitrdFile::from_bytes("module loader".as_ref(), bytes).ok()),
         Ok(None) => Ok(None),
-        Err(error) if config.modules.is_none() => {
+        Err(error) if request.folder.is_none() => {
             log::warn!("{error}");
             Ok(None)
         }

@@ -2,6 +2,7 @@
 
 pub(crate) mod affinity;
 mod counts;
+mod cpu_clock;
 mod dispatch;
 mod thread;
 

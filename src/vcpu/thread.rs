@@ -8,10 +8,11 @@ use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use super::affinity;
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
+use super::{affinity, cpu_clock};
 use crate::control::{Control, Gate, VmEvent};
 use crate::kvm::{Kicker, Vcpu, spawn_with_signals_blocked};
 use crate::vm::outcome::HostFailure;
@@ -90,6 +91,11 @@ impl VcpuHandle {
     /// Keeps its thread on these CPUs of the host.
     pub(crate) fn pin(&self, cpus: &[u16]) -> io::Result<()> {
         affinity::pin(self.thread.as_pthread_t(), cpus)
+    }
+
+    /// The CPU time that its thread has used, in the guest and outside.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        cpu_clock::read(self.thread.as_pthread_t())
     }
 
     /// Its index.

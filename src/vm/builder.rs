@@ -2,7 +2,7 @@
 //! vCPUs and devices are made, the kernel is loaded, the tables are written, and the threads wait at the gate.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
@@ -20,13 +20,15 @@ use super::Vm;
 use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
-use crate::config::{AcpiMode, CpuAffinity, ResetPolicy, VmConfig};
+use super::watch::Limits;
+use crate::config::{AcpiMode, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
 use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuError, CpuFeatures};
 use crate::diagnosis::Subject;
+use crate::guest_data::{self, GuestData, GuestDataMissing};
 use crate::initramfs::LoaderError;
-use crate::initramfs::loader;
+use crate::initramfs::loader::{self, LoaderRequest};
 use crate::io_loop::IoLoop;
 use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
@@ -35,9 +37,11 @@ use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 use crate::virtio::{AttachContext, VirtioDevices, VirtioError, specs};
 
 /// Builds one virtual machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct VmBuilder {
-    config: VmConfig,
+    pub(super) config: VmConfig,
+    /// The first value that cannot be.
+    pub(super) invalid: Option<ConfigError>,
     console: ConsoleChoice,
     console_escape: bool,
 }
@@ -45,6 +49,12 @@ pub struct VmBuilder {
 /// Why a virtual machine was not built. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
+    /// A value cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The default guest was asked for, and is not there.
+    #[error(transparent)]
+    DefaultGuest(#[from] GuestDataMissing),
     /// The kernel cannot be used.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -120,8 +130,9 @@ impl BuildError {
 }
 
 impl VmBuilder {
-    pub(super) fn new(config: VmConfig) -> VmBuilder {
-        VmBuilder { config, console: ConsoleChoice::Configured, console_escape: false }
+    /// For a machine of this configuration.
+    pub fn new(config: VmConfig) -> VmBuilder {
+        VmBuilder { config, invalid: None, console: ConsoleChoice::Configured, console_escape: false }
     }
 
     /// Obeys Ctrl-A commands in the console's input: for a person at a terminal.
@@ -137,6 +148,18 @@ impl VmBuilder {
         self
     }
 
+    /// Connects the console to pipes, whatever the configuration says: [`Vm::take_console`] gives their other ends.
+    pub fn console_piped(mut self) -> VmBuilder {
+        self.console = ConsoleChoice::Piped;
+        self
+    }
+
+    /// Calls `take` with what the console prints, whatever the configuration says: as
+    /// [`VmBuilder::console_writer`] does, for whom a closure is handier.
+    pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> VmBuilder {
+        self.console_writer(Callback(take))
+    }
+
     /// Gives the console's output to `writer`, whatever the configuration says; there is no input. The writer is called
     /// on a thread of its own, and has everything when the outcome is there. What it is too slow for is dropped and
     /// counted. It serves the first machine that is built.
@@ -150,6 +173,7 @@ impl VmBuilder {
     /// # Errors
     /// One of them cannot.
     pub fn check_files(&self) -> Result<(), BuildError> {
+        self.check_values()?;
         Inputs::open(&self.config).map(drop)
     }
 
@@ -158,6 +182,7 @@ impl VmBuilder {
     /// # Errors
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
+        self.check_values()?;
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
@@ -197,6 +222,10 @@ impl VmBuilder {
         Ok(self.start()?.wait())
     }
 
+    fn check_values(&self) -> Result<(), ConfigError> {
+        self.invalid.clone().map_or(Ok(()), Err)
+    }
+
     fn load(&self, inputs: &Inputs, virtio: &[VirtioMmio], ram: &GuestRam) -> Result<BootState, BuildError> {
         let cpus = self.config.vcpus.value();
         let acpi_rsdp = match self.config.acpi {
@@ -210,7 +239,7 @@ impl VmBuilder {
         let request = LoadRequest {
             image: &inputs.kernel,
             initrds: &inputs.initrds,
-            cmdline: &self.cmdline(&inputs.kernel, virtio),
+            cmdline: &self.whole_cmdline(&inputs.kernel, virtio),
             ram_bytes: self.config.memory.bytes(),
             acpi_rsdp,
         };
@@ -219,7 +248,7 @@ impl VmBuilder {
 
     /// The configured command line, and what the machine itself has to tell the kernel: a Linux kernel that is to do
     /// without ACPI would look for its tables otherwise.
-    fn cmdline(&self, kernel: &KernelImage, virtio: &[VirtioMmio]) -> String {
+    fn whole_cmdline(&self, kernel: &KernelImage, virtio: &[VirtioMmio]) -> String {
         let line = &self.config.cmdline;
         match self.config.acpi {
             AcpiMode::Off if kernel.is_linux() => {
@@ -265,6 +294,7 @@ impl VmBuilder {
         let Inputs { kernel, initrds, cpu: _ } = &recipe.inputs;
         let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
         let pump = console.pump.take();
+        let pipe = console.pipe.take();
         let console_path = console.path().map(Path::to_owned);
         let escape = self.console_escape.then(|| Escape::new(control.clone()));
         let handler = Console::new(platform.serial.clone(), platform.console.clone(), console, escape);
@@ -286,13 +316,13 @@ impl VmBuilder {
             virtio,
             guest: Some(guest),
             recipe: (self.config.on_reset == ResetPolicy::Reboot).then_some(recipe),
-            timeout: self.config.timeout,
+            limits: Limits::of(&self.config),
             on_halt: self.config.on_halt,
             subject,
         };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
-        Ok(Vm { shared, control: Some(control) })
+        Ok(Vm { shared, control: Some(control), console: pipe })
     }
 }
 
@@ -338,14 +368,33 @@ impl Inputs {
 }
 
 fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), BuildError> {
-    let VmConfig { kernel: path, protocol, kaslr, .. } = config;
-    let kernel = kernel_image::open(KernelRequest { path, protocol: *protocol, kaslr: *kaslr })?;
-    let mut initrds =
-        config.initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let VmConfig { protocol, kaslr, .. } = *config;
+    let (path, initrds) = kernel_and_initrds(config)?;
+    let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+    let has_initrd = !initrds.is_empty();
+    let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     if kernel.is_linux() {
-        initrds.extend(loader::initrd(config, &kernel, &device_modules(config))?);
+        initrds.extend(loader::initrd(&LoaderRequest {
+            kernel: &path,
+            release: kernel.release(),
+            folder: config.modules.as_deref(),
+            modules: &device_modules(config),
+            has_initrd,
+        })?);
     }
     Ok((kernel, initrds))
+}
+
+/// The files that `config` names, or those of the default guest.
+fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
+    if let Some(kernel) = &config.kernel {
+        return Ok((kernel.clone(), config.initrds.clone()));
+    }
+    let kernel = guest_data::default_kernel(config.kaslr)?;
+    if config.initrds.is_empty() {
+        return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
+    }
+    Ok((kernel, config.initrds.clone()))
 }
 
 /// The modules that the devices of a machine need. Who names a folder of modules wants the bus at least.
@@ -355,6 +404,20 @@ fn device_modules(config: &VmConfig) -> Vec<&'static str> {
         modules.insert(0, "virtio_mmio");
     }
     modules
+}
+
+/// A closure as the console's writer.
+struct Callback<F>(F);
+
+impl<F: FnMut(&[u8])> Write for Callback<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        (self.0)(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What is made before the first thread.

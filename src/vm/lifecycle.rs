@@ -19,9 +19,10 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, Recipe, start_vcpus};
+use super::events::{Event as LifeEvent, Subscribers};
 use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
 use super::platform::Platform;
-use super::watch::Watch;
+use super::watch::{Limits, Watch};
 use crate::config::HaltPolicy;
 use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
@@ -36,6 +37,7 @@ use crate::virtio::VirtioDevices;
 pub(super) struct Shared {
     pub(super) control: Arc<Control>,
     pub(super) outcome_event: EventFd,
+    pub(super) events: Subscribers,
     pub(super) console_path: Option<PathBuf>,
     outcome: Mutex<Option<Outcome>>,
     told: Condvar,
@@ -59,7 +61,7 @@ pub(super) struct Machine {
     pub(super) guest: Option<Guest>,
     /// What the guest is made from, in a machine that outlives a reset.
     pub(super) recipe: Option<Recipe>,
-    pub(super) timeout: Option<Duration>,
+    pub(super) limits: Limits,
     pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,
 }
@@ -92,6 +94,7 @@ impl Shared {
             virtio,
             signal: Mutex::new(None),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            events: Subscribers::default(),
             console_path,
             outcome: Mutex::new(None),
             told: Condvar::new(),
@@ -175,10 +178,12 @@ impl Shared {
     }
 
     fn tell(&self, outcome: Outcome) {
+        let end = LifeEvent::Ended(Box::new(outcome.clone()));
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.told.notify_all();
         // The only failure is a counter at its maximum: the event is readable all the same.
         let _ = self.outcome_event.write(1);
+        self.events.send(end);
     }
 }
 
@@ -191,8 +196,7 @@ pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result
 fn live(shared: &Shared, mut machine: Machine) {
     let mut past = Past::default();
     loop {
-        let watch = Watch::new(shared, &machine.platform.console, machine.on_halt);
-        let event = watch.wait_end(machine.timeout);
+        let event = Watch::new(shared, &machine).wait_end();
         let mut ending = ending(event, machine.explains_reset_by_panic(&shared.control));
         if let (Ending::Reset { .. }, Some(_)) = (&ending, &machine.recipe) {
             match start_anew(shared, &mut machine, &mut past) {
@@ -249,6 +253,7 @@ fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result
     *vcpus = started.map_err(|error| cannot_restart(&error))?;
     past.resets = past.resets.saturating_add(1);
     shared.control.hold(false);
+    shared.events.send(LifeEvent::Restarted);
     Ok(())
 }
 
@@ -274,7 +279,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         virtio,
         guest,
         recipe,
-        timeout: _,
+        limits: _,
         on_halt: _,
         subject,
     } = machine;
@@ -384,7 +389,7 @@ fn ending(event: VmEvent, reset_is_panic: bool) -> Ending {
         VmEvent::HostFailure(reason) => Ending::HostFailed { reason },
         VmEvent::Stop => Ending::Stopped,
         VmEvent::Signal(signal) => Ending::Signalled { signal },
-        VmEvent::Timeout(limit) => Ending::TimedOut { limit },
+        VmEvent::Timeout { of, limit } => Ending::TimedOut { of, limit },
     }
 }
 

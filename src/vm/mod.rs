@@ -1,11 +1,15 @@
 //! A virtual machine: building it, running it, the handle on it, and its end.
 
 pub(crate) mod builder;
+mod events;
 mod lifecycle;
+mod options;
 pub mod outcome;
 mod platform;
 mod watch;
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,10 +20,11 @@ pub use builder::{BuildError, VmBuilder};
 use coracle_devices::virtio::balloon::BalloonStatus;
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
+pub use events::{Event, Subscription};
 use lifecycle::Shared;
 use outcome::Outcome;
 
-use crate::config::VmConfig;
+use crate::console::ConsolePipe;
 use crate::control::VmEvent;
 use crate::virtio::VsockPortError;
 
@@ -27,12 +32,13 @@ use crate::virtio::VsockPortError;
 pub struct Vm {
     shared: Arc<Shared>,
     control: Option<JoinHandle<()>>,
+    console: Option<ConsolePipe>,
 }
 
 impl Vm {
-    /// Prepares to build what `config` describes.
-    pub fn builder(config: VmConfig) -> VmBuilder {
-        VmBuilder::new(config)
+    /// Prepares to build a machine; without further words, the default guest.
+    pub fn builder() -> VmBuilder {
+        VmBuilder::default()
     }
 
     /// A remote control that other threads can hold.
@@ -45,16 +51,42 @@ impl Vm {
         self.shared.console_path.as_deref()
     }
 
+    /// The program's side of the console, with [`VmBuilder::console_piped`]; once.
+    pub fn take_console(&mut self) -> Option<ConsolePipe> {
+        self.console.take()
+    }
+
     /// Waits for the end. What the virtual machine held may still be on its way back to the host when this returns;
     /// dropping the `Vm` waits for that too.
     pub fn wait(&self) -> Outcome {
         self.shared.wait_outcome()
     }
 
-    /// Stops it where it stands and tells how it ended: by itself, if it was faster.
-    pub fn stop(&self) -> Outcome {
-        self.handle().stop();
+    /// Asks the guest to power off, stops it where it stands after the grace, and tells how it ended: by itself, if it was
+    /// faster.
+    pub fn stop(&self, grace: Grace) -> Outcome {
+        let handle = self.handle();
+        if !grace.0.is_zero() && handle.press_power_button() {
+            handle.wait_for(grace.0);
+        }
+        handle.stop();
         self.wait()
+    }
+}
+
+/// The time that a guest has to power off before it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grace(pub Duration);
+
+impl Grace {
+    /// The guest is stopped at once.
+    pub const NONE: Grace = Grace(Duration::ZERO);
+}
+
+impl Default for Grace {
+    /// 5 s: enough for a guest that syncs its disks, short enough for a supervisor that kills after ten seconds.
+    fn default() -> Grace {
+        Grace(Duration::from_secs(5))
     }
 }
 
@@ -78,11 +110,16 @@ impl VmHandle {
     /// Lets the vCPUs run: for the first time, or again after [`VmHandle::pause`].
     pub fn resume(&self) {
         self.shared.resume();
+        self.shared.events.send(Event::Resumed);
     }
 
     /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has ended.
     pub fn pause(&self) -> bool {
-        self.shared.pause()
+        let paused = self.shared.pause();
+        if paused {
+            self.shared.events.send(Event::Paused);
+        }
+        paused
     }
 
     /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the machine has no
@@ -150,8 +187,16 @@ impl VmHandle {
         self.shared.virtio.listen_port(port)
     }
 
-    /// Becomes readable when the outcome is there: for programs that wait for several things at once.
-    pub fn outcome_event(&self) -> &vmm_sys_util::eventfd::EventFd {
-        &self.shared.outcome_event
+    /// Everything that happens to the machine from here on; of one that has ended, its end.
+    ///
+    /// # Errors
+    /// The process has no more file descriptors.
+    pub fn subscribe(&self) -> io::Result<Subscription> {
+        self.shared.events.subscribe()
+    }
+
+    /// Becomes readable when the outcome is there, and stays so: for programs that wait for several things at once.
+    pub fn outcome_fd(&self) -> BorrowedFd<'_> {
+        events::borrowed(&self.shared.outcome_event)
     }
 }

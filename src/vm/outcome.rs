@@ -87,8 +87,10 @@ pub enum Ending {
     },
     /// Stopped by request of the program or the person that runs it.
     Stopped,
-    /// Stopped because its time was over.
+    /// Stopped because a time that it was given was over.
     TimedOut {
+        /// Which.
+        of: TimeLimit,
         /// The limit.
         limit: Duration,
     },
@@ -97,6 +99,18 @@ pub enum Ending {
         /// Its number.
         signal: i32,
     },
+}
+
+/// A time that a guest is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeLimit {
+    /// To its end.
+    Wall,
+    /// To its init.
+    Boot,
+    /// Without anything to do.
+    Idle,
 }
 
 /// How a kernel panic is known.
@@ -281,7 +295,15 @@ impl std::fmt::Display for Ending {
             }
             Ending::HostFailed { reason } => write!(f, "Coracle or its host failed: {reason}"),
             Ending::Stopped => write!(f, "stopped on request"),
-            Ending::TimedOut { limit } => write!(f, "timed out after {}", Seconds(*limit)),
+            Ending::TimedOut { of: TimeLimit::Wall, limit } => {
+                write!(f, "timed out after {}", Seconds(*limit))
+            }
+            Ending::TimedOut { of: TimeLimit::Boot, limit } => {
+                write!(f, "timed out: the guest did not come to its init within {}", Seconds(*limit))
+            }
+            Ending::TimedOut { of: TimeLimit::Idle, limit } => {
+                write!(f, "timed out: the guest had nothing to do for {}", Seconds(*limit))
+            }
             Ending::Signalled { signal } => write!(f, "stopped by signal {}", signal_name(*signal)),
         }
     }
@@ -326,6 +348,8 @@ pub struct OutcomeReport<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     panic_evidence: Option<PanicEvidence>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    time_limit: Option<TimeLimit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     vcpu: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<&'a VcpuFault>,
@@ -365,6 +389,7 @@ impl<'a> OutcomeReport<'a> {
             } else {
                 None
             },
+            time_limit: if let Ending::TimedOut { of, .. } = outcome.ending { Some(of) } else { None },
             vcpu,
             fault,
             registers,
@@ -392,6 +417,7 @@ impl<'a> OutcomeReport<'a> {
             workload_code: None,
             signal: None,
             panic_evidence: None,
+            time_limit: None,
             vcpu: None,
             fault: None,
             registers: None,

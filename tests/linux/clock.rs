@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use coracle::config::{MemorySize, VmConfig, default_cmdline_with};
 use coracle::guest_data::GuestData;
 use coracle::outcome::Ending;
-use coracle::{ConsoleStreams, Vm};
+use coracle::{ConsoleStreams, VmBuilder};
 
 use super::common;
 use super::{Transcript, data, no_linux};
@@ -49,7 +49,7 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
         input: Some(theirs.try_clone().unwrap().into()),
         output: Some(theirs.try_clone().unwrap().into()),
     };
-    let vm = Vm::builder(config).console_streams(streams).start().unwrap();
+    let vm = VmBuilder::new(config).console_streams(streams).start().unwrap();
     let mut seen = Transcript::default();
     seen.until(&mut shell, "# ");
     // The watchdog forgives a CPU that was idle.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use coracle::Vm;
+use coracle::VmBuilder;
 use coracle::config::{VmConfig, VsockConfig, default_cmdline_with};
 use coracle::guest_data::GuestData;
 use coracle::outcome::Ending;
@@ -49,7 +49,7 @@ fn stock_linux_talks_both_ways_and_100_mb_come_back() {
         timeout: Some(Duration::from_secs(100)),
         ..VmConfig::new(data(GuestData::GuestVmlinux))
     };
-    let vm = Vm::builder(config).build().unwrap();
+    let vm = VmBuilder::new(config).build().unwrap();
     let handle = vm.handle();
     let listener = handle.listen(ECHO).unwrap();
     handle.resume();

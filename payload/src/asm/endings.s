@@ -32,6 +32,13 @@ payload_boot_mark:
 1:  jmp 1b
 payload_boot_mark_end:
 
+.globl payload_boot_mark_spin, payload_boot_mark_spin_end
+payload_boot_mark_spin:
+    mov al, 1
+    out 0xf8, al                    # the boot mark: init runs
+1:  jmp 1b
+payload_boot_mark_spin_end:
+
 .globl payload_exit_200, payload_exit_200_end
 payload_exit_200:
     mov eax, 200

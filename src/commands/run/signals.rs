@@ -62,7 +62,7 @@ impl Blocked {
     /// Waits for the outcome (true), or for a signal or the end of the grace.
     fn poll(&self, vm: &VmHandle, grace: Option<&Grace>) -> io::Result<bool> {
         let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polled = [entry(vm.outcome_event().as_raw_fd()), entry(self.fd.as_raw_fd())];
+        let mut polled = [entry(vm.outcome_fd().as_raw_fd()), entry(self.fd.as_raw_fd())];
         let millis = grace.map_or(-1, |grace| {
             i32::try_from(grace.left().as_millis()).unwrap_or(i32::MAX).saturating_add(1)
         });

@@ -3,10 +3,10 @@ use std::time::Duration;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
-use crate::vm::outcome::PanicEvidence;
+use crate::vm::outcome::{PanicEvidence, TimeLimit};
 
 const PANICKED: Ending = Ending::Panicked { evidence: PanicEvidence::Reset };
-const TIMED_OUT: Ending = Ending::TimedOut { limit: Duration::from_secs(1) };
+const TIMED_OUT: Ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };
 const CRASHED: Ending = Ending::Crashed { vcpu: 0, registers: None };
 
 /// A Linux kernel with a console and without an initrd that died before its init.

@@ -6,24 +6,50 @@
 //! sign is that no vCPU has left the guest for a while. Both are looked at from here, by counters that are kept anyway:
 //! a running guest pays nothing.
 
+mod idle;
+mod throttle;
+
 use std::time::{Duration, Instant};
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 
-use super::lifecycle::{STOP_LIMIT, Shared};
-use super::outcome::PanicEvidence;
-use crate::config::HaltPolicy;
-use crate::control::{Gate, VmEvent, Wake};
+use self::idle::Idleness;
+use self::throttle::Throttle;
+use super::events::Event;
+use super::lifecycle::{Machine, STOP_LIMIT, Shared};
+use super::outcome::{PanicEvidence, TimeLimit};
+use crate::config::{CpuQuota, HaltPolicy, VmConfig};
+use crate::control::{Gate, StartLimits, VmEvent, Wake};
+use crate::diagnosis::Signs;
 use crate::vcpu::VcpuHandle;
+
+/// What a guest may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    start: StartLimits,
+    idle: Option<Duration>,
+    cpu: Option<CpuQuota>,
+}
+
+impl Limits {
+    pub(super) fn of(config: &VmConfig) -> Limits {
+        let &VmConfig { timeout: wall, boot_timeout: boot, idle_timeout: idle, cpu_quota: cpu, .. } = config;
+        Limits { start: StartLimits { wall, boot }, idle, cpu }
+    }
+}
 
 /// The watch over one life of a guest.
 pub(super) struct Watch<'a> {
     shared: &'a Shared,
     console: &'a ConsoleBuffer,
+    signs: &'a Signs,
+    limits: StartLimits,
     /// Since the text of a panic came.
     panic: Option<Stillness>,
     /// With the policy that a halt ends the machine.
     halt: Option<Stillness>,
+    idleness: Option<Idleness>,
+    throttle: Option<Throttle>,
 }
 
 /// A number that is to stand still for some time.
@@ -34,29 +60,54 @@ struct Stillness {
 }
 
 impl<'a> Watch<'a> {
-    pub(super) fn new(shared: &'a Shared, console: &'a ConsoleBuffer, on_halt: HaltPolicy) -> Watch<'a> {
-        let halt = match on_halt {
+    pub(super) fn new(shared: &'a Shared, machine: &'a Machine) -> Watch<'a> {
+        let Limits { start, idle, cpu } = machine.limits;
+        let halt = match machine.on_halt {
             HaltPolicy::Wait => None,
             HaltPolicy::Exit => Some(Stillness::of(0, HALT_TIME)),
         };
-        Watch { shared, console, panic: None, halt }
+        let now = Instant::now();
+        Watch {
+            shared,
+            console: &machine.platform.console,
+            signs: &machine.platform.signs,
+            limits: start,
+            panic: None,
+            halt,
+            idleness: idle.map(|limit| Idleness::new(limit, now)),
+            throttle: cpu.map(|quota| Throttle::new(quota, now)),
+        }
     }
 
-    /// Waits for the event that ends this life; a time-out when `limit` has passed since the first start.
-    pub(super) fn wait_end(mut self, limit: Option<Duration>) -> VmEvent {
+    /// Waits for the event that ends this life.
+    pub(super) fn wait_end(mut self) -> VmEvent {
         loop {
-            let looks = self.panic.iter().chain(&self.halt);
-            let look_at = looks.map(|stillness| stillness.look_at).min();
-            match self.shared.control.wait_event(limit, look_at) {
+            match self.shared.control.wait_event(self.limits, self.look_at()) {
                 Wake::Ended(event) => return event,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
                 Wake::Pause(reason) => {
                     // Who reads of it may resume at once.
                     self.shared.pause();
                     log::warn!("{reason}; the virtual machine is paused");
+                    self.shared.events.send(Event::PausedByFault { reason });
                 }
+                Wake::BootLimit(limit) => self.look_at_boot(limit),
                 Wake::Look => self.look(),
             }
+        }
+    }
+
+    fn look_at(&self) -> Option<Instant> {
+        let still = self.panic.iter().chain(&self.halt).map(|stillness| stillness.look_at);
+        let idle = self.idleness.iter().map(Idleness::look_at);
+        still.chain(idle).chain(self.throttle.iter().map(Throttle::look_at)).min()
+    }
+
+    /// A guest that has come to its init has all the time of the other limits.
+    fn look_at_boot(&mut self, limit: Duration) {
+        self.limits.boot = None;
+        if !self.signs.init_was_seen() {
+            self.shared.control.post(VmEvent::Timeout { of: TimeLimit::Boot, limit });
         }
     }
 
@@ -67,6 +118,40 @@ impl<'a> Watch<'a> {
         if let Some(halt) = self.halt.take_if(|halt| halt.is_due()) {
             self.halt = Some(self.look_at_vcpus(halt));
         }
+        let now = Instant::now();
+        if let Some(mut idleness) = self.idleness.take_if(|idleness| now >= idleness.look_at()) {
+            self.look_for_work(&mut idleness, now);
+            self.idleness = Some(idleness);
+        }
+        if let Some(mut throttle) = self.throttle.take_if(|throttle| now >= throttle.look_at()) {
+            self.keep_to_share(&mut throttle, now);
+            self.throttle = Some(throttle);
+        }
+    }
+
+    /// Ends a guest that has had nothing to do for as long as it may.
+    fn look_for_work(&self, idleness: &mut Idleness, now: Instant) {
+        let runs = self.shared.control.gate() == Gate::Open;
+        if idleness.look(now, self.cpu_time(), runs) {
+            self.shared.control.post(VmEvent::Timeout { of: TimeLimit::Idle, limit: idleness.limit() });
+        }
+    }
+
+    /// Takes the vCPUs out of the guest while they owe time, and lets them in again.
+    fn keep_to_share(&self, throttle: &mut Throttle, now: Instant) {
+        let waited = throttle.is_in_debt();
+        throttle.look(now, self.cpu_time());
+        if waited == throttle.is_in_debt() {
+            return;
+        }
+        self.shared.control.hold(throttle.is_in_debt());
+        if throttle.is_in_debt() {
+            self.shared.vcpus().iter().for_each(VcpuHandle::kick);
+        }
+    }
+
+    fn cpu_time(&self) -> Duration {
+        self.shared.vcpus().iter().map(VcpuHandle::cpu_time).sum()
     }
 
     /// Reports a panic when nothing came after its text. None when the guest has printed something else.

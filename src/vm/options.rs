@@ -1,0 +1,110 @@
+//! The builder's words for what a program sets most; [`VmBuilder::configure`] reaches everything else.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::VmBuilder;
+use crate::config::{
+    ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig, ResetPolicy, VcpuCount, VmConfig,
+    VsockConfig,
+};
+
+impl VmBuilder {
+    /// The kernel image; without one it is the default guest's, and its initramfs too where there is no other.
+    pub fn kernel(self, path: impl Into<PathBuf>) -> VmBuilder {
+        let path = path.into();
+        self.configure(|config| config.kernel = Some(path))
+    }
+
+    /// One more initial RAM file system.
+    pub fn initrd(self, path: impl Into<PathBuf>) -> VmBuilder {
+        let path = path.into();
+        self.configure(|config| config.initrds.push(path))
+    }
+
+    /// Words behind the kernel command line.
+    pub fn append(self, words: &str) -> VmBuilder {
+        self.configure(|config| {
+            if !config.cmdline.is_empty() && !words.is_empty() {
+                config.cmdline.push(' ');
+            }
+            config.cmdline.push_str(words);
+        })
+    }
+
+    /// The whole kernel command line.
+    pub fn cmdline(self, line: &str) -> VmBuilder {
+        self.configure(|config| line.clone_into(&mut config.cmdline))
+    }
+
+    /// How many vCPUs. A number that is not possible is an error of [`VmBuilder::build`].
+    pub fn cpus(self, count: u8) -> VmBuilder {
+        self.checked(VcpuCount::new(count), |config, count| config.vcpus = count)
+    }
+
+    /// How much RAM, in MiB. A size that is not possible is an error of [`VmBuilder::build`].
+    pub fn memory_mib(self, mib: u64) -> VmBuilder {
+        self.checked(MemorySize::from_mib(mib), |config, size| config.memory = size.into())
+    }
+
+    /// One more disk.
+    pub fn disk(self, disk: DiskConfig) -> VmBuilder {
+        self.configure(|config| config.disks.push(disk))
+    }
+
+    /// One more network card.
+    pub fn net(self, net: NetConfig) -> VmBuilder {
+        self.configure(|config| config.nets.push(net))
+    }
+
+    /// The socket device.
+    pub fn vsock(self, vsock: VsockConfig) -> VmBuilder {
+        self.configure(|config| config.vsock = Some(vsock))
+    }
+
+    /// The longest that the guest may run.
+    pub fn timeout(self, limit: Duration) -> VmBuilder {
+        self.configure(|config| config.timeout = Some(limit))
+    }
+
+    /// The longest that the guest may take to its init.
+    pub fn boot_timeout(self, limit: Duration) -> VmBuilder {
+        self.configure(|config| config.boot_timeout = Some(limit))
+    }
+
+    /// The longest that the guest may have nothing to do.
+    pub fn idle_timeout(self, limit: Duration) -> VmBuilder {
+        self.configure(|config| config.idle_timeout = Some(limit))
+    }
+
+    /// How much of the host's CPUs the vCPUs may take together, in percent of one CPU. A share that is not possible is an
+    /// error of [`VmBuilder::build`].
+    pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
+        self.checked(CpuQuota::from_percent(percent), |config, quota| config.cpu_quota = Some(quota))
+    }
+
+    /// What follows when the guest resets its machine.
+    pub fn on_reset(self, policy: ResetPolicy) -> VmBuilder {
+        self.configure(|config| config.on_reset = policy)
+    }
+
+    /// What follows when the guest halts for good.
+    pub fn on_halt(self, policy: HaltPolicy) -> VmBuilder {
+        self.configure(|config| config.on_halt = policy)
+    }
+
+    /// Changes anything of the configuration.
+    pub fn configure(mut self, change: impl FnOnce(&mut VmConfig)) -> VmBuilder {
+        change(&mut self.config);
+        self
+    }
+
+    /// Sets a value that can be wrong; the first that is wrong is what `build` says.
+    fn checked<T>(mut self, value: Result<T, ConfigError>, set: impl FnOnce(&mut VmConfig, T)) -> VmBuilder {
+        match value {
+            Ok(value) => set(&mut self.config, value),
+            Err(error) => drop(self.invalid.get_or_insert(error)),
+        }
+        self
+    }
+}
