@@ -17,6 +17,9 @@ pub enum VsockPortError {
     /// The machine was built without one.
     #[error("this machine has no vsock device; set `vsock` in its configuration")]
     NoDevice,
+    /// The machine has ended.
+    #[error("the virtual machine has ended")]
+    Ended,
     /// No connection to the guest.
     #[error(transparent)]
     Connect(#[from] ConnectError),

@@ -303,7 +303,7 @@ impl VmBuilder {
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
-        let shared = Shared::new(control.clone(), console_path, button, virtio.clone());
+        let shared = Shared::new(control.clone(), console_path, button, &virtio);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };

@@ -1,14 +1,14 @@
 //! From the first event that ends a virtual machine to its outcome: the control thread and the ordered stop.
 //!
 //! The order is: vCPUs out of the guest and their threads joined; the virtio devices drained; the I/O threads drained and
-//! joined; the outcome told; devices, KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
+//! joined; the devices and what they have open given back; the outcome told; KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
 //!
 //! A reset that the machine outlives takes the first step, makes the guest anew ([`Recipe`]) and waits again.
 
 use std::error::Error;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,8 @@ pub(super) struct Shared {
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
-    pub(super) virtio: Arc<VirtioDevices>,
+    /// Gone with the machine, whoever holds a handle: what the devices have open on the host is free with the outcome.
+    virtio: Weak<VirtioDevices>,
     /// Where the power button is wired to, in a machine that has one.
     button: Option<Arc<EventRegister>>,
     /// The signal for whose sake the guest was asked to end.
@@ -86,12 +87,12 @@ impl Shared {
         control: Arc<Control>,
         console_path: Option<PathBuf>,
         button: Option<Arc<EventRegister>>,
-        virtio: Arc<VirtioDevices>,
+        virtio: &Arc<VirtioDevices>,
     ) -> io::Result<Shared> {
         Ok(Shared {
             control,
             button,
-            virtio,
+            virtio: Arc::downgrade(virtio),
             signal: Mutex::new(None),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             events: Subscribers::default(),
@@ -134,21 +135,24 @@ impl Shared {
     fn pause_devices(&self) -> bool {
         // A guest that is made anew has devices that do nothing yet.
         let _no_reset = self.vcpus();
-        self.control.gate() == Gate::Paused && self.virtio.pause()
+        self.control.gate() == Gate::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
     }
 
     pub(super) fn resume(&self) {
         let _no_reset = self.vcpus();
-        self.virtio.resume();
+        if let Some(virtio) = self.virtio() {
+            virtio.resume();
+        }
         self.control.open_gate();
     }
 
-    pub(super) fn net_counts(&self) -> Vec<NetCounts> {
-        self.virtio.net_counts()
+    /// The devices of a machine that has not ended.
+    pub(super) fn virtio(&self) -> Option<Arc<VirtioDevices>> {
+        self.virtio.upgrade()
     }
 
-    pub(super) fn balloon(&self) -> Option<&Arc<Balloon>> {
-        self.virtio.balloon()
+    pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
+        self.virtio()?.balloon().cloned()
     }
 
     pub(super) fn press_power_button(&self) -> bool {
@@ -317,7 +321,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         console,
         started,
     });
-    shared.tell(Outcome {
+    let outcome = Outcome {
         ending,
         phase,
         progress,
@@ -331,10 +335,11 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         later_events,
         resets,
         signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),
-    });
-
-    drop(vcpus);
-    drop((platform, interrupts, virtio, recipe));
+    };
+    // Files, sockets and taps are free for the next machine with the outcome; KVM's part takes its time.
+    drop((platform, virtio, recipe));
+    shared.tell(outcome);
+    drop((vcpus, interrupts));
     if leaked {
         // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we do.
         std::mem::forget(guest);

@@ -56,8 +56,8 @@ impl Vm {
         self.console.take()
     }
 
-    /// Waits for the end. What the virtual machine held may still be on its way back to the host when this returns;
-    /// dropping the `Vm` waits for that too.
+    /// Waits for the end. Files, sockets and taps are free when this returns; the guest's memory may still be on its way
+    /// back to the host. Dropping the `Vm` waits for that too.
     pub fn wait(&self) -> Outcome {
         self.shared.wait_outcome()
     }
@@ -137,9 +137,9 @@ impl VmHandle {
         pressed
     }
 
-    /// What has gone through each network card, in their order.
+    /// What has gone through each network card, in their order; nothing of a machine that has ended.
     pub fn net_counts(&self) -> Vec<NetCounts> {
-        self.shared.net_counts()
+        self.shared.virtio().map(|virtio| virtio.net_counts()).unwrap_or_default()
     }
 
     /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It does so in its
@@ -149,7 +149,7 @@ impl VmHandle {
         self.shared.balloon().map(|balloon| balloon.set_target(bytes)).is_some()
     }
 
-    /// What the guest was asked to give, and what it has given; none when the machine has no balloon.
+    /// What the guest was asked to give, and what it has given; none when the machine has no balloon, or has ended.
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.shared.balloon().map(|balloon| balloon.status())
     }
@@ -176,7 +176,7 @@ impl VmHandle {
     /// # Errors
     /// There is no such device, or the guest does not accept.
     pub fn connect(&self, port: u32) -> Result<UnixStream, VsockPortError> {
-        self.shared.virtio.connect_port(port)
+        self.shared.virtio().ok_or(VsockPortError::Ended)?.connect_port(port)
     }
 
     /// Takes the guest's connections to `port` of the host (address 2) from here on.
@@ -184,7 +184,7 @@ impl VmHandle {
     /// # Errors
     /// There is no such device, the port has a listener, or the machine has ended.
     pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
-        self.shared.virtio.listen_port(port)
+        self.shared.virtio().ok_or(VsockPortError::Ended)?.listen_port(port)
     }
 
     /// Everything that happens to the machine from here on; of one that has ended, its end.

@@ -57,6 +57,16 @@ impl VmBuilder {
         self.configure(|config| config.nets.push(net))
     }
 
+    /// Whether the guest has an entropy device.
+    pub fn rng(self, yes: bool) -> VmBuilder {
+        self.configure(|config| config.rng = yes)
+    }
+
+    /// Whether the guest gives memory that it does not need back to the host.
+    pub fn balloon(self, yes: bool) -> VmBuilder {
+        self.configure(|config| config.balloon = yes)
+    }
+
     /// The socket device.
     pub fn vsock(self, vsock: VsockConfig) -> VmBuilder {
         self.configure(|config| config.vsock = Some(vsock))
