@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use coracle_payload::Payload;
 
 /// Far more than any run here takes: a hang fails its test, and not the whole suite.
-pub const LIMIT: Duration = Duration::from_secs(60);
+pub const LIMIT: Duration = Duration::from_secs(180);
 
 /// The command under test: `$CORACLE_BIN`, else the one that cargo has built with the tests.
 pub fn coracle() -> Command {
