@@ -1,16 +1,14 @@
 //! The command line as clap sees it: names, types and help, no logic.
 
+mod vm_args;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use coracle::config::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DEFAULT_CMDLINE, DiskConfig, HaltPolicy,
-    KernelProtocol, MemoryConfig, MemorySize, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig,
-    parse_duration,
-};
+use coracle::config::{CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
+
+pub(crate) use vm_args::VmArgs;
 
 /// A lightweight virtual machine monitor for Linux KVM.
 #[derive(Debug, Parser)]
@@ -41,92 +39,14 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots
-    pub kernel: Option<PathBuf>,
-    /// JSON file with any of these options; flags override it, and its paths are relative to its folder
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Initial RAM file system; several are given to the guest one after the other
-    #[arg(short, long = "initrd", value_name = "FILE")]
-    pub initrds: Vec<PathBuf>,
-    /// Folder of the kernel's modules (lib/modules, or of its release): load those that its devices need
-    #[arg(long, value_name = "DIR")]
-    pub modules: Option<PathBuf>,
-    /// Words to add to the kernel command line
-    #[arg(short, long = "append", value_name = "WORDS", allow_hyphen_values = true)]
-    pub append: Vec<String>,
-    /// Kernel command line in place of the default one
-    #[arg(long, value_name = "LINE", allow_hyphen_values = true)]
-    pub cmdline: Option<String>,
-    /// How the kernel is entered: auto, linux (its 64-bit entry) or pvh [default: auto]
-    #[arg(long, value_name = "NAME")]
-    pub protocol: Option<KernelProtocol>,
-    /// Insist on a kernel that chooses a random address: a bzImage that unpacks itself
-    #[arg(long)]
-    pub kaslr: bool,
-    /// Number of vCPUs [default: 1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub cpus: Option<VcpuCount>,
-    /// What the vCPUs can do: host, baseline (x86-64-v2) or the path of a template [default: host]
-    #[arg(long, value_name = "MODEL")]
-    pub cpu: Option<CpuModel>,
-    /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
-    #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
-    pub cpu_affinity: Option<CpuAffinity>,
-    /// Most CPU time that the vCPUs take together, in percent of one CPU, as in 50% or 200% [default: no limit]
-    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
-    pub cpu_quota: Option<CpuQuota>,
-    /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
-    pub memory: Option<MemoryConfig>,
-    /// Disk: the path of a raw image or block device, or path=PATH with words behind commas: ro (read only), cow (writes
-    /// go to a private overlay) with cow-size=SIZE, engine=sync or io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
-    #[arg(long = "disk", value_name = "DISK")]
-    pub disks: Vec<DiskConfig>,
-    /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
-    /// gvproxy, QEMU's stream), with mac=ADDRESS and mtu=BYTES behind commas; none for no card
-    #[arg(long = "net", value_name = "END")]
-    pub nets: Vec<NetChoice>,
-    /// Give the guest random numbers of this host's (virtio-rng)
-    #[arg(long)]
-    pub rng: bool,
-    /// Take memory back that the guest does not need (virtio-balloon, free page reporting)
-    #[arg(long)]
-    pub balloon: bool,
-    /// Connect ports of the guest with sockets of the host: uds=PATH, where programs say `CONNECT PORT`, and PATH_PORT
-    /// where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock) [default cid: 3]
-    #[arg(long, value_name = "VSOCK")]
-    pub vsock: Option<VsockConfig>,
-    /// Longest time that the guest may run, as in 20s or 5m
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
-    pub timeout: Option<Duration>,
-    /// Longest time that the guest may take to its init
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
-    pub boot_timeout: Option<Duration>,
-    /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
-    pub idle_timeout: Option<Duration>,
+    #[command(flatten)]
+    pub vm: VmArgs,
     /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
-    /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off; needs CONFIG_X86_MPPARSE) [default: on]
-    #[arg(long, value_name = "on|off")]
-    pub acpi: Option<AcpiMode>,
-    /// What to do when the guest resets its machine: end with code 112, or start it anew [default: exit]
-    #[arg(long, value_name = "exit|reboot")]
-    pub on_reset: Option<ResetPolicy>,
-    /// What to do when every vCPU has halted for good: wait, or end with code 116 [default: wait]
-    #[arg(long, value_name = "wait|exit")]
-    pub on_halt: Option<HaltPolicy>,
-    /// Where the guest may run [default: auto]
-    #[arg(long, value_parser = accel_values())]
-    pub accel: Option<Accel>,
     /// File to write the outcome to, as JSON
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
-    /// Say more on stderr; twice for debugging
-    #[arg(short, long, action = clap::ArgAction::Count)]
-    pub verbose: u8,
     /// A command for the guest (not possible yet)
     #[arg(last = true, hide = true)]
     pub command: Vec<OsString>,
@@ -181,16 +101,6 @@ pub(crate) struct HostEmulateArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
-}
-
-fn accel_values() -> impl TypedValueParser<Value = Accel> {
-    let values = [
-        PossibleValue::new("auto")
-            .help("Hardware KVM; else, for a Linux image, an emulated host, and say so"),
-        PossibleValue::new("kvm").help("The KVM of this host, whatever kind it is"),
-        PossibleValue::new("emulate").help("An emulated host, also where there is KVM"),
-    ];
-    PossibleValuesParser::new(values).try_map(|word| word.parse())
 }
 
 /// The examples, with the default command line in its own words.

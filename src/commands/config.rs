@@ -6,7 +6,8 @@ use std::path::Path;
 use coracle::VmBuilder;
 use coracle::config::{RawConfig, schema};
 
-use super::{BAD_USAGE, chain, run as run_command, say};
+use super::run::default_words;
+use super::{BAD_USAGE, chain, say, settings};
 use crate::cli::{ConfigArgs, ConfigCommand};
 
 /// Prints what was asked for and returns 0, or says the first error and returns 125.
@@ -33,6 +34,6 @@ fn check(file: &Path) -> Result<(), String> {
     if raw.kernel.is_none() {
         return Ok(());
     }
-    let config = run_command::config(&raw).map_err(|failure| failure.reason)?;
+    let config = settings::config(&raw, default_words()).map_err(|failure| failure.reason)?;
     VmBuilder::new(config).check_files().map_err(|error| format!("{}: {}", file.display(), chain(&error)))
 }

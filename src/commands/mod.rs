@@ -4,7 +4,9 @@ pub(crate) mod config;
 pub(crate) mod cpu;
 pub(crate) mod doctor;
 pub(crate) mod host_emulate;
+mod place;
 pub(crate) mod run;
+mod settings;
 
 use std::error::Error;
 use std::io::Write;

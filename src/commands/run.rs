@@ -3,19 +3,16 @@
 use std::fs;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use coracle::config::{
-    Accel, CpuModel, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with,
-};
-use coracle::emulated_host::{self, EmulatedHostArgs};
-use coracle::guest_data::{self, GuestData};
-use coracle::host::{self, KvmKind};
+use coracle::VmBuilder;
+use coracle::config::{RawConfig, SerialConfig, VmConfig};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
-use coracle::{KernelImage, VmBuilder};
 
-use super::{BAD_USAGE, chain, emulated_exit_code, say};
+use super::place::{Crossing, Place, on_emulated_host, place};
+use super::settings::{self, Failure};
+use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
 use crate::logger;
 
@@ -23,12 +20,24 @@ mod signals;
 
 /// Runs the guest and returns the exit code of its outcome.
 pub(crate) fn run(args: &RunArgs) -> u8 {
-    logger::start(args.verbose);
-    let raw = match settings(args) {
+    logger::start(args.vm.verbose);
+    let raw = match raw(args) {
         Ok(raw) => raw,
         Err(failure) => return tell_failure(args.outcome.as_deref(), failure),
     };
     try_run(args, &raw).unwrap_or_else(|failure| tell_failure(raw.outcome.as_deref(), failure))
+}
+
+/// What was told, of which this command has more than the others.
+fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
+    let own =
+        RawConfig { serial: args.serial.clone(), outcome: args.outcome.clone(), ..RawConfig::default() };
+    settings::raw(&args.vm).map(|below| own.over(below))
+}
+
+/// What the default guest is to do: a shell for a person, a report for a program.
+pub(super) fn default_words() -> &'static str {
+    if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
 }
 
 fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
@@ -37,64 +46,11 @@ fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     write_report(outcome, &report, failure.code)
 }
 
-/// What the flags say, over what the config file says.
-fn settings(args: &RunArgs) -> Result<RawConfig, Failure> {
-    let flags = RawConfig {
-        schema: None,
-        kernel: args.kernel.clone(),
-        initrds: (!args.initrds.is_empty()).then(|| args.initrds.clone()),
-        append: (!args.append.is_empty()).then(|| args.append.clone()),
-        cmdline: args.cmdline.clone(),
-        protocol: args.protocol,
-        kaslr: args.kaslr.then_some(true),
-        modules: args.modules.clone(),
-        cpus: args.cpus,
-        cpu: args.cpu.clone(),
-        cpu_affinity: args.cpu_affinity.clone(),
-        cpu_quota: args.cpu_quota,
-        memory: args.memory,
-        disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
-        nets: (!args.nets.is_empty()).then(|| args.nets.clone()),
-        rng: args.rng.then_some(true),
-        balloon: args.balloon.then_some(true),
-        vsock: args.vsock.clone(),
-        timeout: args.timeout,
-        boot_timeout: args.boot_timeout,
-        idle_timeout: args.idle_timeout,
-        serial: args.serial.clone(),
-        acpi: args.acpi,
-        on_reset: args.on_reset,
-        on_halt: args.on_halt,
-        accel: args.accel,
-        outcome: args.outcome.clone(),
-    };
-    match &args.config {
-        None => Ok(flags),
-        Some(path) => RawConfig::open(path).map(|file| flags.over(file)).map_err(|error| Failure::of(&error)),
-    }
-}
-
-/// Why there is no outcome: one line and its exit code.
-pub(super) struct Failure {
-    code: u8,
-    pub(super) reason: String,
-}
-
-impl Failure {
-    fn usage(reason: impl Into<String>) -> Failure {
-        Failure { code: BAD_USAGE, reason: reason.into() }
-    }
-
-    fn of(error: &dyn std::error::Error) -> Failure {
-        Failure::usage(chain(error))
-    }
-}
-
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     if !args.command.is_empty() {
         return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
     }
-    let config = config(raw)?;
+    let config = settings::config(raw, default_words())?;
     // Whatever is wrong with them is said before anything is started.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
@@ -103,95 +59,13 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             if let Some(because) = because {
                 say(&format!("running on an emulated host, slowly: {because}"));
             }
-            run_emulated(args, raw, &config)
+            let mut crossing = Crossing::default();
+            crossing.add(&config)?;
+            crossing.shares.extend(args.vm.config.clone());
+            crossing.written.extend(raw.outcome.clone());
+            crossing.run()
         }
     }
-}
-
-/// The checked configuration, with the defaults of the command for what was not told.
-pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
-    let words = raw.append.iter().flatten().map(String::as_str);
-    let mut defaults = Vec::new();
-    let mut initrds = raw.initrds.clone().unwrap_or_default();
-    let kernel = match &raw.kernel {
-        Some(kernel) => kernel.clone(),
-        None => {
-            let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
-            initrds.insert(0, find(GuestData::GuestInitramfs)?);
-            defaults.push(if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" });
-            guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
-        }
-    };
-    let cmdline = match &raw.cmdline {
-        None => default_cmdline_with(defaults.into_iter().chain(words)),
-        Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
-    };
-    Ok(VmConfig {
-        protocol: raw.protocol.unwrap_or_default(),
-        kaslr: raw.kaslr.unwrap_or_default(),
-        initrds,
-        modules: raw.modules.clone(),
-        cmdline,
-        vcpus: raw.cpus.unwrap_or_default(),
-        cpu: raw.cpu.clone().unwrap_or_default(),
-        cpu_affinity: raw.cpu_affinity.clone(),
-        cpu_quota: raw.cpu_quota,
-        memory: raw.memory.unwrap_or_default(),
-        serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
-        disks: raw.disks.clone().unwrap_or_default(),
-        nets: nets(raw.nets.as_deref().unwrap_or_default())?,
-        rng: raw.rng.unwrap_or_default(),
-        balloon: raw.balloon.unwrap_or_default(),
-        vsock: raw.vsock.clone(),
-        timeout: raw.timeout,
-        boot_timeout: raw.boot_timeout,
-        idle_timeout: raw.idle_timeout,
-        acpi: raw.acpi.unwrap_or_default(),
-        on_reset: raw.on_reset.unwrap_or_default(),
-        on_halt: raw.on_halt.unwrap_or_default(),
-        ..VmConfig::new(kernel)
-    })
-}
-
-/// The network cards; `none` stands alone.
-fn nets(choices: &[NetChoice]) -> Result<Vec<NetConfig>, Failure> {
-    let cards = choices.iter().filter_map(|choice| match choice {
-        NetChoice::None => None,
-        NetChoice::Card(card) => Some(card.clone()),
-    });
-    let cards: Vec<NetConfig> = cards.collect();
-    if !cards.is_empty() && choices.contains(&NetChoice::None) {
-        return Err(Failure::usage("--net none: it goes with no other --net"));
-    }
-    Ok(cards)
-}
-
-enum Place {
-    Here,
-    EmulatedHost { because: Option<String> },
-}
-
-/// Where the guest runs. An image that is not Linux runs on whatever KVM there is.
-fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failure> {
-    match accel {
-        Accel::Kvm => return Ok(Place::Here),
-        // This is the command that the emulated host was started for.
-        Accel::Emulate if on_emulated_host() => return Ok(Place::Here),
-        Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
-        Accel::Auto => {}
-    }
-    let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
-    if image.is_some_and(|image| !image.is_linux()) && host::check_kvm().is_ok() {
-        return Ok(Place::Here);
-    }
-    let because = match KvmKind::probe() {
-        KvmKind::Hardware { .. } => return Ok(Place::Here),
-        KvmKind::Software { .. } => {
-            "this KVM interprets kernel code and does not run a stock Linux".to_owned()
-        }
-        KvmKind::Unusable(error) => chain(&error),
-    };
-    Ok(Place::EmulatedHost { because: Some(because) })
 }
 
 fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
@@ -243,55 +117,4 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8
             if code == 0 { BAD_USAGE } else { code }
         }
     }
-}
-
-/// Runs this command again inside an emulated host.
-fn run_emulated(args: &RunArgs, raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
-    if let Some(NetConfig { end, .. }) = config.nets.first() {
-        return Err(Failure::usage(format!(
-            "--net {end}: it does not cross from the emulated host to here; `coracle host-emulate` runs a command that \
-             makes its network there"
-        )));
-    }
-    if let Some(uds) = config.vsock.as_ref().and_then(|vsock| vsock.uds.as_ref()) {
-        let what = format!("--vsock uds={}", uds.display());
-        return Err(Failure::usage(format!("{what}: it does not cross from the emulated host to here")));
-    }
-    let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
-    let mut command = vec![program.into_os_string()];
-    command.extend(std::env::args_os().skip(1));
-    let mut shares: Vec<PathBuf> = config.kernel.iter().cloned().collect();
-    shares.extend(config.initrds.iter().chain(&args.config).cloned());
-    shares.extend(config.modules.clone());
-    shares.extend(guest_data::find(GuestData::Agent));
-    shares.extend(config.disks.iter().map(|disk| disk.path.clone()));
-    if let CpuModel::Template(path) = &config.cpu {
-        shares.push(path.clone());
-    }
-    let written = [raw.outcome.clone(), serial_file(config)?];
-    for path in written.into_iter().flatten() {
-        // The file has to be there to be seen from inside.
-        let file = fs::OpenOptions::new().append(true).create(true).open(&path);
-        file.map_err(|error| Failure::usage(format!("{}: it cannot be written: {error}", path.display())))?;
-        shares.push(path);
-    }
-    let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
-    emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
-}
-
-/// The file that the console writes, which has to be seen from inside.
-fn serial_file(config: &VmConfig) -> Result<Option<PathBuf>, Failure> {
-    let refused =
-        |what| Failure::usage(format!("--serial {what}: it does not cross from the emulated host to here"));
-    match &config.serial {
-        SerialConfig::File(path) => Ok(Some(path.clone())),
-        SerialConfig::Stdio | SerialConfig::Null => Ok(None),
-        SerialConfig::Pty => Err(refused("pty")),
-        SerialConfig::Socket(_) => Err(refused("socket")),
-    }
-}
-
-/// True inside an emulated host of Coracle's, which sets this variable.
-fn on_emulated_host() -> bool {
-    std::env::var_os(emulated_host::MARK).is_some()
 }
