@@ -1,5 +1,6 @@
 //! The command line as clap sees it: names, types and help, no logic.
 
+mod test_args;
 mod vm_args;
 
 use std::ffi::OsString;
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
 
+pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
 
 /// A lightweight virtual machine monitor for Linux KVM.
@@ -24,6 +26,9 @@ pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
     Run(Box<RunArgs>),
+    /// Boot a guest, or many, and judge by what its console shows and how it ends
+    #[command(args_override_self = true, after_help = TEST_EXAMPLES)]
+    Test(Box<TestArgs>),
     /// Check a config file of `coracle run --config`, or print its JSON Schema
     Config(ConfigArgs),
     /// Show the CPU that guests get
@@ -61,7 +66,11 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print the JSON Schema of the config file
-    Schema,
+    Schema {
+        /// That of the file of `coracle test --suite` instead
+        #[arg(long)]
+        suite: bool,
+    },
     /// Say `ok`, or the first thing that is wrong (exit code 125), without running anything
     Check {
         /// The config file; its values are checked, and its kernel and initrds are opened
@@ -122,6 +131,17 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
     )
 });
+
+const TEST_EXAMPLES: &str = "\
+A test passes when every --expect has matched a line of the console (at once), or, without one, when the guest powers
+off. Exit codes: 0 passed, 120 failed, 77 skipped, 110 kernel panic, 111 crash, 113 KVM cannot run it, 115 no usable
+KVM, 124 out of time (60 s unless --timeout says otherwise), 125 wrong usage. docs/testing.md has suites and all rules.
+
+Examples:
+  coracle test bzImage -i initrd.cpio --expect 'login: $' --reject 'BUG:|WARNING:' --timeout 20s --junit out.xml
+  coracle test --assert-boot 150ms                  the default guest, which has to be at its init by then
+  coracle test vmlinux -i kunit.cpio --tap require  results in TAP or KTAP have to come, and to be good
+  coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";
 
 const CPU_DUMP_EXAMPLES: &str = "\
 The template gives exactly this CPU on every host that can have it, and refuses the others.

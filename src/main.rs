@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     };
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),
+        Command::Test(args) => commands::test::run(args),
         Command::Cpu(command) => commands::cpu::run(command),
         Command::Config(args) => commands::config::run(args),
         Command::Doctor(args) => commands::doctor::run(args),

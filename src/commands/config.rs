@@ -7,13 +7,15 @@ use coracle::VmBuilder;
 use coracle::config::{RawConfig, schema};
 
 use super::run::default_words;
+use super::test::suite;
 use super::{BAD_USAGE, chain, say, settings};
 use crate::cli::{ConfigArgs, ConfigCommand};
 
 /// Prints what was asked for and returns 0, or says the first error and returns 125.
 pub(crate) fn run(args: &ConfigArgs) -> u8 {
     let answer = match &args.command {
-        ConfigCommand::Schema => format!("{:#}", schema()),
+        ConfigCommand::Schema { suite: false } => format!("{:#}", schema()),
+        ConfigCommand::Schema { suite: true } => format!("{:#}", suite::schema()),
         ConfigCommand::Check { file } => match check(file) {
             Ok(()) => "ok".to_owned(),
             Err(reason) => {

@@ -7,6 +7,7 @@ pub(crate) mod host_emulate;
 mod place;
 pub(crate) mod run;
 mod settings;
+pub(crate) mod test;
 
 use std::error::Error;
 use std::io::Write;

@@ -1,0 +1,138 @@
+//! One case: its machine, what is looked for, and its run.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use coracle::config::VmConfig;
+use coracle::outcome::Outcome;
+use coracle::{VmBuilder, VmHandle};
+
+use super::scanner::{Patterns, Scanner};
+use super::verdict::{Verdict, judge};
+use crate::commands::chain;
+use crate::commands::settings::Failure;
+
+/// A test to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) config: VmConfig,
+    pub(crate) patterns: Patterns,
+    /// The longest way to the guest's init.
+    pub(crate) boot: Option<Duration>,
+}
+
+/// A test that has run.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) name: String,
+    pub(crate) verdict: Verdict,
+    /// None when it never ran.
+    pub(crate) outcome: Option<Outcome>,
+    pub(crate) scanner: Scanner,
+    /// From the build of its machine to its end.
+    pub(crate) time: Duration,
+}
+
+impl Case {
+    /// Runs it to its verdict. The console goes to a file in `artifacts`, and to `show` as it comes.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub(crate) fn run(&self, artifacts: Option<&Path>, show: Option<fn(&[u8])>) -> Result<Done, Failure> {
+        let log = artifacts.map(|folder| self.create_log(folder)).transpose()?;
+        let start = Instant::now();
+        let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
+        let outcome = self.run_machine(&scanner, show);
+        // The console's thread has ended with the machine.
+        let mut scanner = Arc::try_unwrap(scanner).map_or_else(
+            |shared| std::mem::replace(&mut *lock(&shared), Scanner::new(Patterns::default(), None)),
+            |scanner| scanner.into_inner().unwrap_or_else(PoisonError::into_inner),
+        );
+        scanner.end();
+        let (verdict, outcome) = match outcome {
+            Ok(outcome) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
+            Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
+        };
+        Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
+    }
+
+    /// A case that does not run.
+    pub(crate) fn skipped(&self, why: &str) -> Done {
+        Done {
+            name: self.name.clone(),
+            verdict: Verdict::Skipped(why.to_owned()),
+            outcome: None,
+            scanner: Scanner::new(Patterns::default(), None),
+            time: Duration::ZERO,
+        }
+    }
+
+    fn run_machine(
+        &self,
+        scanner: &Arc<Mutex<Scanner>>,
+        show: Option<fn(&[u8])>,
+    ) -> Result<Outcome, Failure> {
+        let handle: Arc<OnceLock<VmHandle>> = Arc::default();
+        let take = {
+            let (scanner, handle) = (scanner.clone(), handle.clone());
+            move |bytes: &[u8]| {
+                if let Some(show) = show {
+                    show(bytes);
+                }
+                let is_decided = lock(&scanner).feed(bytes);
+                if let Some(handle) = handle.get().filter(|_| is_decided) {
+                    handle.stop();
+                }
+            }
+        };
+        let vm = VmBuilder::new(self.config.clone()).console_callback(take).build();
+        let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+        let handle = handle.get_or_init(|| vm.handle());
+        handle.resume();
+        Ok(vm.wait())
+    }
+
+    fn create_log(&self, folder: &Path) -> Result<File, Failure> {
+        let path = folder.join(format!("{}.log", file_name(&self.name)));
+        let made = fs::create_dir_all(folder).and_then(|()| File::create(&path));
+        made.map_err(|error| {
+            Failure::usage(format!("--artifacts: {} cannot be made: {error}", path.display()))
+        })
+    }
+}
+
+/// The name of a case for a file: nothing in it leads out of a folder.
+fn file_name(name: &str) -> String {
+    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=') { c } else { '_' };
+    let name: String = name.chars().map(plain).take(NAME_CHARS).collect();
+    if name.starts_with('.') { format!("_{name}") } else { name }
+}
+
+/// The name of the only case: that of its kernel.
+pub(crate) fn default_name(kernel: Option<&Path>) -> String {
+    let name = kernel.and_then(Path::file_name).map(OsStr::to_string_lossy);
+    name.map_or_else(|| "default guest".to_owned(), std::borrow::Cow::into_owned)
+}
+
+fn lock(scanner: &Mutex<Scanner>) -> std::sync::MutexGuard<'_, Scanner> {
+    scanner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// File systems take 255 bytes.
+const NAME_CHARS: usize = 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_cases_make_names_of_files() {
+        assert_eq!(file_name("boots [cpus=4]"), "boots__cpus=4_");
+        assert_eq!(file_name("../../etc/passwd"), "_.._.._etc_passwd");
+        assert!(file_name(&"ä".repeat(1000)).len() < 255);
+    }
+}

@@ -1,0 +1,264 @@
+//! `coracle test`: boots guests and judges them by what their consoles show and how they end.
+
+mod case;
+mod progress;
+mod report;
+mod scanner;
+pub(crate) mod suite;
+mod tap;
+mod verdict;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, VmConfig};
+use coracle::emulated_host;
+use coracle::host::KvmKind;
+use coracle::{KernelImage, VmBuilder};
+
+use self::case::{Case, Done, default_name};
+use self::progress::Progress;
+use self::scanner::Patterns;
+use self::suite::SuiteCase;
+use self::verdict::worst;
+use super::place::{Crossing, Place, on_emulated_host, place};
+use super::settings::{self, Failure};
+use super::{BAD_USAGE, NO_KVM, chain, say};
+use crate::cli::{NoKvm, TestArgs};
+use crate::logger;
+
+/// Runs the tests and returns the exit code.
+pub(crate) fn run(args: &TestArgs) -> u8 {
+    logger::start(args.vm.verbose);
+    try_run(args).unwrap_or_else(|failure| {
+        say(&failure.reason);
+        failure.code
+    })
+}
+
+fn try_run(args: &TestArgs) -> Result<u8, Failure> {
+    if !args.command.is_empty() {
+        return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
+    }
+    let cases = cases(args)?;
+    // Whatever is wrong with any of them is said before the first is started.
+    for case in &cases {
+        let checked = VmBuilder::new(case.config.clone()).check_files();
+        checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
+    }
+    match place_of(args, &cases)? {
+        Ground::Here => {}
+        Ground::EmulatedHost { because } => {
+            if let Some(because) = because {
+                say(&format!("running on an emulated host, slowly: {because}"));
+            }
+            return crossing(args, &cases)?.run();
+        }
+        Ground::Nowhere { reason } if args.no_kvm == NoKvm::Skip => {
+            let done: Vec<Done> = cases.iter().map(|case| case.skipped(&reason)).collect();
+            say(&format!("skipped: {reason}"));
+            return write_reports(args, &done);
+        }
+        Ground::Nowhere { reason } => return Err(Failure { code: NO_KVM, reason }),
+    }
+    let done = if args.suite.is_some() { run_suite(args, &cases)? } else { run_one(args, &cases)? };
+    write_reports(args, &done)
+}
+
+/// The cases of the suite, or the one that the flags make.
+fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
+    let flags = settings::raw(&args.vm)?;
+    let Some(path) = &args.suite else {
+        let regexes = |what, patterns: &[String]| suite::regexes(what, patterns).map_err(Failure::usage);
+        let patterns = Patterns {
+            expect: regexes("--expect", &args.expect)?,
+            reject: regexes("--reject", &args.reject)?,
+            tap: args.tap,
+        };
+        let name = default_name(flags.kernel.as_deref());
+        return Ok(vec![Case { name, config: config(&flags)?, patterns, boot: args.assert_boot }]);
+    };
+    if !args.expect.is_empty() || !args.reject.is_empty() || args.assert_boot.is_some() {
+        return Err(Failure::usage(
+            "--suite: what is looked for is in the file; leave --expect and its like out",
+        ));
+    }
+    let in_suite = suite::read(path).map_err(|error| Failure::of(&error))?;
+    let is_wanted =
+        |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
+    let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
+        let SuiteCase { name, machine, patterns, boot } = case;
+        // Flags are for every case.
+        let config = config(&flags.clone().over(machine));
+        let config =
+            config.map_err(|failure| Failure { reason: format!("{name}: {}", failure.reason), ..failure })?;
+        Ok(Case { name, config, patterns, boot })
+    });
+    let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
+    if cases.is_empty() {
+        return Err(Failure::usage(format!("--only {}: no case has this in its name", args.only.join(", "))));
+    }
+    Ok(cases)
+}
+
+/// The machine of a case: its console is the test's, a guest that has halted has ended, and none runs for ever.
+fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
+    let mut config = settings::config(raw, "quiet")?;
+    config.serial = SerialConfig::Null;
+    config.timeout = config.timeout.or(Some(DEFAULT_TIMEOUT));
+    if raw.on_halt.is_none() {
+        config.on_halt = HaltPolicy::Exit;
+    }
+    Ok(config)
+}
+
+/// Where the tests run.
+enum Ground {
+    Here,
+    EmulatedHost { because: Option<String> },
+    Nowhere { reason: String },
+}
+
+/// One place for all: where the most demanding case can run.
+fn place_of(args: &TestArgs, cases: &[Case]) -> Result<Ground, Failure> {
+    let accel = args.vm.accel.unwrap_or_default();
+    let mut ground = Ground::Here;
+    for case in cases {
+        let kernel = case.config.kernel.as_deref();
+        if let Place::EmulatedHost { because } = place(accel, kernel)? {
+            ground = Ground::EmulatedHost { because };
+            break;
+        }
+        if accel == Accel::Kvm
+            && let Some(reason) = unusable_here(kernel)?
+        {
+            return Ok(Ground::Nowhere { reason });
+        }
+    }
+    match ground {
+        Ground::EmulatedHost { because } => Ok(match emulated_host::check() {
+            Ok(_) => Ground::EmulatedHost { because },
+            Err(error) => {
+                let emulated = format!("there is no emulated host: {}", chain(&error));
+                Ground::Nowhere {
+                    reason: because.map_or_else(|| emulated.clone(), |why| format!("{why}; {emulated}")),
+                }
+            }
+        }),
+        other => Ok(other),
+    }
+}
+
+/// Why the KVM of this host cannot run the guest of `kernel`.
+fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
+    let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
+    Ok(match KvmKind::probe() {
+        KvmKind::Hardware { .. } => None,
+        KvmKind::Unusable(error) => Some(chain(&error)),
+        KvmKind::Software { .. } if image.is_some_and(|image| !image.is_linux()) => None,
+        KvmKind::Software { .. } => Some(
+            "this KVM interprets kernel code and does not run a stock Linux; --accel auto emulates"
+                .to_owned(),
+        ),
+    })
+}
+
+fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
+    let mut crossing = Crossing::default();
+    for case in cases {
+        crossing.add(&case.config)?;
+    }
+    crossing.shares.extend(args.vm.config.iter().chain(&args.suite).cloned());
+    if let Some(folder) = &args.artifacts {
+        let made = fs::create_dir_all(folder);
+        made.map_err(|error| Failure::usage(format!("--artifacts {}: {error}", folder.display())))?;
+        crossing.shares.push(folder.clone());
+    }
+    crossing.written.extend(args.junit.iter().chain(&args.json).cloned());
+    crossing.shares.sort();
+    crossing.shares.dedup();
+    Ok(crossing)
+}
+
+/// One case, with its console on stdout as it comes.
+fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
+    let show: Option<fn(&[u8])> = (!args.quiet).then_some(|bytes| drop(std::io::stdout().write_all(bytes)));
+    let done = cases.iter().map(|case| case.run(args.artifacts.as_deref(), show));
+    let done = done.collect::<Result<Vec<Done>, Failure>>()?;
+    for case in &done {
+        if case.verdict.is_bad() {
+            report::explanation(case, show.is_some()).iter().for_each(|line| say(line));
+        } else {
+            say(&format!("{}: passed", case.name));
+        }
+    }
+    Ok(done)
+}
+
+/// Many cases, some at once; then the table, and why the first of them failed.
+fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
+    let jobs = args.jobs.map_or_else(|| default_jobs(cases), usize::from).min(cases.len());
+    let progress = Progress::new(cases.len());
+    let next = AtomicUsize::new(0);
+    let ended: Mutex<Vec<(usize, Result<Done, Failure>)>> = Mutex::default();
+    let work = || {
+        while let Some((index, case)) = take(&next, cases) {
+            progress.begins(&case.name);
+            let done = case.run(args.artifacts.as_deref(), None);
+            if let Ok(done) = &done {
+                progress.ends(done);
+            }
+            ended.lock().unwrap_or_else(PoisonError::into_inner).push((index, done));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(work);
+        }
+    });
+    progress.clear();
+    let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ended.sort_by_key(|(index, _)| *index);
+    let done = ended.into_iter().map(|(_, done)| done).collect::<Result<Vec<Done>, Failure>>()?;
+    let _ = std::io::stdout().write_all(report::summary(&done).as_bytes());
+    if let Some(first) = done.iter().find(|case| case.verdict.is_bad()) {
+        report::explanation(first, false).iter().for_each(|line| say(line));
+    }
+    Ok(done)
+}
+
+fn take<'a>(next: &AtomicUsize, cases: &'a [Case]) -> Option<(usize, &'a Case)> {
+    let index = next.fetch_add(1, Ordering::Relaxed);
+    cases.get(index).map(|case| (index, case))
+}
+
+/// As many as this machine's CPUs take of the largest.
+fn default_jobs(cases: &[Case]) -> usize {
+    let largest = cases.iter().map(|case| usize::from(case.config.vcpus.value())).max().unwrap_or(1);
+    let cpus = thread::available_parallelism().map_or(1, usize::from);
+    (cpus / largest.max(1)).max(1)
+}
+
+/// Writes the files that were asked for, and returns the exit code.
+fn write_reports(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
+    let write = |option: &str, path: &Option<PathBuf>, content: Vec<u8>| match path {
+        None => Ok(()),
+        Some(path) => fs::write(path, content).map_err(|error| Failure {
+            code: BAD_USAGE,
+            reason: format!("{option} {}: it cannot be written: {error}", path.display()),
+        }),
+    };
+    let junit = report::junit(done).map_err(|error| Failure::of(&error))?;
+    write("--junit", &args.junit, junit)?;
+    write("--json", &args.json, report::json(done, on_emulated_host()).into_bytes())?;
+    Ok(worst(&done.iter().map(|case| &case.verdict).collect::<Vec<_>>()))
+}
+
+/// Far more than a boot takes on an emulated host; a guest that hangs does not hold a job up for longer.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

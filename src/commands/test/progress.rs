@@ -1,0 +1,69 @@
+//! The line on a terminal that tells what runs. Without a terminal, a line for each case that has ended.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+
+use super::case::Done;
+use crate::commands::say;
+
+/// What runs and what has ended.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    is_terminal: bool,
+    total: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Vec<String>,
+    ended: usize,
+    bad: usize,
+}
+
+impl Progress {
+    pub(crate) fn new(total: usize) -> Progress {
+        Progress { is_terminal: io::stderr().is_terminal(), total, state: Mutex::default() }
+    }
+
+    pub(crate) fn begins(&self, name: &str) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.running.push(name.to_owned());
+        self.show(&state);
+    }
+
+    pub(crate) fn ends(&self, done: &Done) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = state.running.iter().position(|name| *name == done.name) {
+            state.running.swap_remove(place);
+        }
+        state.ended += 1;
+        state.bad += usize::from(done.verdict.is_bad());
+        if self.is_terminal {
+            self.show(&state);
+        } else {
+            say(&format!("{}: {}", done.name, done.verdict.word()));
+        }
+    }
+
+    /// Makes room for what is printed next.
+    pub(crate) fn clear(&self) {
+        if self.is_terminal {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+
+    fn show(&self, state: &State) {
+        if !self.is_terminal {
+            return;
+        }
+        let State { running, ended, bad } = state;
+        let line = format!("[{ended}/{}] {bad} failed; running: {}", self.total, running.join(", "));
+        let line: String = line.chars().take(WIDTH).collect();
+        // A terminal that is gone is nobody's loss.
+        let _ = io::stderr().write_all(format!("\r\x1b[K{line}").as_bytes());
+    }
+}
+
+/// Every terminal has as much: a line that wraps could not be taken back.
+const WIDTH: usize = 79;

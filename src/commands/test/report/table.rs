@@ -1,0 +1,52 @@
+//! The summary of a suite, and why a case failed.
+
+use coracle::outcome::Seconds;
+
+use super::super::case::Done;
+use super::super::verdict::Verdict;
+
+/// A line for each case and one for all.
+pub(crate) fn summary(cases: &[Done]) -> String {
+    let width = cases.iter().map(|case| case.name.chars().count()).max().unwrap_or(0).min(NAME_WIDTH);
+    let mut text = String::new();
+    for Done { name, verdict, time, .. } in cases {
+        let reason = verdict.reason().map(|reason| format!("  {reason}")).unwrap_or_default();
+        let line = format!("{:7} {name:width$} {:>9}{reason}", verdict.word(), Seconds(*time).to_string());
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    let count = |is: fn(&Verdict) -> bool| cases.iter().filter(|case| is(&case.verdict)).count();
+    let passed = count(|verdict| *verdict == Verdict::Passed);
+    let skipped = count(|verdict| matches!(verdict, Verdict::Skipped(_)));
+    let bad = count(Verdict::is_bad);
+    text.push_str(&format!("{} cases: {passed} passed, {bad} failed, {skipped} skipped\n", cases.len()));
+    text
+}
+
+/// Why a case failed: its reason, the diagnosis, and the last lines of its console unless they have been shown.
+pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
+    let mut lines = vec![format!("{}: {}", case.name, case.verdict.reason().unwrap_or("passed"))];
+    if let Some(outcome) = &case.outcome {
+        lines.extend(outcome.explanation(false));
+    }
+    if !console_was_shown {
+        let tail: Vec<&str> = case.scanner.tail().collect();
+        let shown = tail.len().saturating_sub(TAIL_LINES);
+        lines.extend(tail.into_iter().skip(shown).map(|line| format!("| {}", printable(line))));
+    }
+    lines
+}
+
+/// A guest's line for a terminal: without what would steer it, and no longer than a person reads.
+fn printable(line: &str) -> String {
+    let plain = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
+    let mut text: String = line.chars().take(LINE_CHARS).map(plain).collect();
+    if line.chars().nth(LINE_CHARS).is_some() {
+        text.push_str(" ...");
+    }
+    text
+}
+
+const NAME_WIDTH: usize = 60;
+const TAIL_LINES: usize = 12;
+const LINE_CHARS: usize = 200;

@@ -1,0 +1,85 @@
+//! The JSON Schema of a suite: what a config file may say of a machine, and what is looked for. TOML editors read it too.
+
+use coracle::config;
+use serde_json::{Map, Value, json};
+
+use super::OF_THE_COMMAND;
+
+/// The schema, in JSON Schema 2020-12.
+pub(crate) fn schema() -> Value {
+    let mut case = machine();
+    case.extend(looks());
+    let mut matrix = machine();
+    for value in matrix.values_mut() {
+        *value = json!({ "type": "array", "minItems": 1, "items": value });
+    }
+    let defaults = case.clone();
+    case.insert("name".to_owned(), json!({ "description": "What the case is called", "type": "string" }));
+    let table =
+        |properties| json!({ "type": "object", "additionalProperties": false, "properties": properties });
+    let mut named = table(case);
+    named["required"] = json!(["name"]);
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A suite of boot tests of Coracle",
+        "description": "The file of `coracle test --suite FILE`. Relative paths are taken from the folder that it is in.",
+        "type": "object",
+        "additionalProperties": false,
+        "required": ["case"],
+        "properties": {
+            "$schema": { "description": "Where this schema is, for editors; without effect", "type": "string" },
+            "defaults": table(defaults),
+            "matrix": table(matrix),
+            "case": { "type": "array", "minItems": 1, "items": named },
+        },
+    })
+}
+
+/// What a case says of its machine.
+fn machine() -> Map<String, Value> {
+    let mut schema = config::schema();
+    let mut properties = match schema["properties"].take() {
+        Value::Object(properties) => properties,
+        _ => Map::new(),
+    };
+    properties.retain(|name, _| name != "$schema" && !OF_THE_COMMAND.contains(&name.as_str()));
+    properties
+}
+
+fn looks() -> [(String, Value); 4] {
+    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex" } });
+    [
+        ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
+        ("reject".to_owned(), regexes("Regular expressions that no line of the console may match")),
+        (
+            "tap".to_owned(),
+            json!({
+                "description": "Whether results in TAP or KTAP count where they come, have to come, or are ignored",
+                "enum": ["auto", "require", "ignore"],
+            }),
+        ),
+        (
+            "assert_boot".to_owned(),
+            json!({ "description": "Longest time that the guest may take to its init", "type": "string", "examples": ["150ms"] }),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::LOOKS;
+    use super::*;
+
+    #[test]
+    fn every_key_of_a_case_is_in_the_schema_and_those_of_the_command_are_not() {
+        let schema = schema();
+        let case = schema["properties"]["case"]["items"]["properties"].as_object().unwrap();
+        for key in LOOKS.iter().chain(&["name", "kernel", "cpus", "timeout"]) {
+            assert!(case.contains_key(*key), "{key}");
+        }
+        for key in OF_THE_COMMAND {
+            assert!(!case.contains_key(key), "{key}");
+        }
+        assert_eq!(schema["properties"]["matrix"]["properties"]["cpus"]["type"], "array");
+    }
+}

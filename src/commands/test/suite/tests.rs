@@ -1,0 +1,86 @@
+use vmm_sys_util::tempdir::TempDir;
+
+use super::*;
+
+fn read_text(text: &str) -> Result<Vec<SuiteCase>, String> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.as_path().join("suite.toml");
+    fs::write(&path, text).unwrap();
+    read(&path).map_err(|error| error.to_string().split_once(".toml: ").unwrap().1.to_owned())
+}
+
+fn names(text: &str) -> Vec<String> {
+    read_text(text).unwrap().into_iter().map(|case| case.name).collect()
+}
+
+#[test]
+fn case_has_the_defaults_unless_it_says_otherwise() {
+    let cases = read_text(
+        "[defaults]\nmemory = \"64M\"\nexpect = [\"a\"]\ntimeout = \"5s\"\n\
+         [[case]]\nname = \"one\"\n[[case]]\nname = \"two\"\nmemory = \"1G\"\nexpect = [\"b\", \"c\"]\n\
+         assert_boot = \"150ms\"\ntap = \"require\"\n",
+    )
+    .unwrap();
+    let [one, two] = cases.as_slice() else { panic!("{cases:?}") };
+    assert_eq!(one.machine.memory.unwrap().to_string(), "64M");
+    assert_eq!(two.machine.memory.unwrap().to_string(), "1G");
+    assert_eq!((one.patterns.expect.len(), two.patterns.expect.len()), (1, 2));
+    assert_eq!((one.patterns.tap, two.patterns.tap), (TapMode::Auto, TapMode::Require));
+    assert_eq!((one.boot, two.boot), (None, Some(Duration::from_millis(150))));
+    assert_eq!(two.machine.timeout, Some(Duration::from_secs(5)));
+}
+
+#[test]
+fn matrix_makes_a_case_of_each_combination() {
+    let text = "[matrix]\nkernel = [\"a/vmlinux\", \"b/bzImage\"]\ncpus = [1, 4]\n[[case]]\nname = \"boots\"\n\
+                [[case]]\nname = \"alone\"\nkernel = \"c\"\n";
+    assert_eq!(
+        names(text),
+        [
+            "boots [cpus=1 kernel=vmlinux]",
+            "boots [cpus=1 kernel=bzImage]",
+            "boots [cpus=4 kernel=vmlinux]",
+            "boots [cpus=4 kernel=bzImage]",
+        ]
+        .into_iter()
+        .chain(["alone [cpus=1]", "alone [cpus=4]"])
+        .collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn paths_are_taken_from_the_folder_of_the_suite() {
+    let cases = read_text("[[case]]\nname = \"x\"\nkernel = \"k\"\ninitrds = [\"i\"]\n").unwrap();
+    let machine = &cases.first().unwrap().machine;
+    assert!(machine.kernel.as_ref().unwrap().is_absolute());
+    assert!(machine.initrds.as_ref().unwrap().first().unwrap().is_absolute());
+}
+
+#[test]
+fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
+    for (text, words) in [
+        ("", "it has no [[case]]"),
+        ("[[case]\n", "line 1: "),
+        ("surprise = 1\n[[case]]\nname = \"x\"\n", "line 1: unknown field `surprise`"),
+        ("[[case]]\nmemory = \"64M\"\n", "case '?': it has no name"),
+        ("[[case]]\nname = \"x\"\nsurprise = 1\n", "case 'x': unknown field `surprise`"),
+        ("[[case]]\nname = \"x\"\nmemory = \"1M\"\n", "case 'x': 1M is not possible"),
+        ("[[case]]\nname = \"x\"\nexpect = [\"(\"]\n", "case 'x': expect `(`: it is no regular expression"),
+        ("[[case]]\nname = \"x\"\nassert_boot = \"soon\"\n", "case 'x': `soon` is not a time"),
+        ("[[case]]\nname = \"x\"\naccel = \"kvm\"\n", "case 'x': `accel` is not for a case"),
+        ("[[case]]\nname = \"x\"\n[[case]]\nname = \"x\"\n", "case 'x': another case has this name"),
+        ("[matrix]\ncpus = 4\n[[case]]\nname = \"x\"\n", "matrix.cpus: write an array"),
+        ("[matrix]\ncpus = []\n[[case]]\nname = \"x\"\n", "matrix.cpus: write an array"),
+    ] {
+        let error = read_text(text).map(|cases| cases.len()).unwrap_err();
+        assert!(error.starts_with(words), "{text:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn matrix_that_explodes_is_refused() {
+    let values = (0..200).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let text = format!("[matrix]\ncpus = [{values}]\nmemory = [{values}]\n[[case]]\nname = \"x\"\n");
+    assert!(read_text(&text).unwrap_err().contains("more than 10000 cases"));
+}

@@ -1,0 +1,183 @@
+//! What a test came to, of what the console showed and how the guest ended. `docs/testing.md` is this file in words.
+
+use std::time::Duration;
+
+use coracle::diagnosis::Sign;
+use coracle::outcome::{Ending, Outcome, Seconds};
+
+use super::scanner::Scanner;
+
+/// What a test came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Everything was as it should be.
+    Passed,
+    /// The guest did not do what was expected: 120.
+    Failed(String),
+    /// The guest, Coracle or the host ended the run in another way: the code of that ending.
+    Broken { code: u8, reason: String },
+    /// It could not run here, which is allowed: 77.
+    Skipped(String),
+}
+
+impl Verdict {
+    /// The exit code of a test.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Verdict::Passed => 0,
+            Verdict::Failed(_) => UNMET,
+            Verdict::Broken { code, .. } => *code,
+            Verdict::Skipped(_) => SKIPPED,
+        }
+    }
+
+    /// One word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Verdict::Passed => "passed",
+            Verdict::Failed(_) => "failed",
+            Verdict::Broken { .. } => "broken",
+            Verdict::Skipped(_) => "skipped",
+        }
+    }
+
+    /// Why, unless it passed.
+    pub(crate) fn reason(&self) -> Option<&str> {
+        match self {
+            Verdict::Passed => None,
+            Verdict::Failed(reason) | Verdict::Skipped(reason) | Verdict::Broken { reason, .. } => {
+                Some(reason)
+            }
+        }
+    }
+
+    /// Whether the test counts against the run.
+    pub(crate) fn is_bad(&self) -> bool {
+        matches!(self, Verdict::Failed(_) | Verdict::Broken { .. })
+    }
+}
+
+/// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest that ended by
+/// itself and said all that was wanted passes.
+pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
+    let broken = || Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() };
+    if let Ending::HostFailed { .. }
+    | Ending::CannotRun { .. }
+    | Ending::Crashed { .. }
+    | Ending::Panicked { .. } = outcome.ending
+    {
+        return broken();
+    }
+    if let Some(rejected) = scanner.rejected() {
+        return Verdict::Failed(format!(
+            "--reject {}: the console has `{}`",
+            rejected.pattern,
+            excerpt(&rejected.line)
+        ));
+    }
+    if scanner.wants_something() && scanner.is_decided() {
+        return scanner.tap_complaint().map_or_else(|| judge_boot(outcome, boot), Verdict::Failed);
+    }
+    match &outcome.ending {
+        Ending::PoweredOff | Ending::Exited { code: 0 } if !scanner.wants_something() => {
+            judge_boot(outcome, boot)
+        }
+        Ending::PoweredOff | Ending::Exited { .. } => Verdict::Failed(unmet(outcome, scanner)),
+        Ending::Reset { .. } | Ending::Halted if scanner.wants_something() => {
+            Verdict::Failed(unmet(outcome, scanner))
+        }
+        _ => Verdict::Broken { code: outcome.exit_code(), reason: with_unmet(outcome, scanner) },
+    }
+}
+
+/// Holds the way to the guest's init against its limit.
+fn judge_boot(outcome: &Outcome, limit: Option<Duration>) -> Verdict {
+    let Some(limit) = limit else { return Verdict::Passed };
+    let is_init = |sign| matches!(sign, Sign::InitMark | Sign::ConsoleOpened);
+    let init =
+        outcome.progress.iter().filter(|milestone| is_init(milestone.sign)).filter_map(|it| it.at).min();
+    match init {
+        Some(time) if time <= limit => Verdict::Passed,
+        Some(time) => Verdict::Failed(format!(
+            "--assert-boot {}: the guest came to its init after {}",
+            Seconds(limit),
+            Seconds(time)
+        )),
+        None => Verdict::Failed(format!(
+            "--assert-boot {}: when the guest came to its init is not known: it neither wrote the boot mark nor opened \
+             its serial console",
+            Seconds(limit)
+        )),
+    }
+}
+
+/// Why a guest that ended by itself has failed.
+fn unmet(outcome: &Outcome, scanner: &Scanner) -> String {
+    match wanted(scanner) {
+        Some(wanted) => format!("{}, and {wanted}", outcome.reason()),
+        None => outcome.reason(),
+    }
+}
+
+fn with_unmet(outcome: &Outcome, scanner: &Scanner) -> String {
+    wanted(scanner).map_or_else(|| outcome.reason(), |wanted| format!("{}; {wanted}", outcome.reason()))
+}
+
+/// As much of a guest's line as goes into a sentence.
+fn excerpt(line: &str) -> String {
+    line.trim().chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
+}
+
+/// What is missing.
+fn wanted(scanner: &Scanner) -> Option<String> {
+    let unmet: Vec<&str> = scanner.unmet().collect();
+    if !unmet.is_empty() {
+        return Some(format!("no line of its console matched {}", unmet.join(", nor ")));
+    }
+    scanner.tap_complaint()
+}
+
+/// The code of a run of several tests: that of the worst.
+pub(crate) fn worst(verdicts: &[&Verdict]) -> u8 {
+    let codes = verdicts.iter().filter(|verdict| verdict.is_bad()).map(|verdict| verdict.code());
+    let rank = |code: &u8| SEVERITY.iter().position(|known| known == code).unwrap_or(SEVERITY.len());
+    match codes.min_by_key(rank) {
+        Some(code) => code,
+        // Nothing was tested at all.
+        None if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Skipped(_))) => SKIPPED,
+        None => 0,
+    }
+}
+
+/// A test's expectation was not met.
+const UNMET: u8 = 120;
+/// A test could not run, which is allowed.
+const SKIPPED: u8 = 77;
+const EXCERPT_CHARS: usize = 200;
+/// Codes from the worst on; all others are less.
+const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(code: u8) -> Verdict {
+        Verdict::Broken { code, reason: String::new() }
+    }
+
+    #[test]
+    fn worst_verdict_is_the_code_of_all() {
+        let failed = || Verdict::Failed(String::new());
+        let skipped = || Verdict::Skipped(String::new());
+        for (verdicts, code) in [
+            (vec![Verdict::Passed, skipped()], 0),
+            (vec![skipped(), skipped()], 77),
+            (vec![Verdict::Passed, failed(), broken(124)], 120),
+            (vec![failed(), broken(110), broken(113)], 113),
+            (vec![broken(112), broken(124)], 124),
+            (vec![broken(116)], 116),
+        ] {
+            assert_eq!(worst(&verdicts.iter().collect::<Vec<_>>()), code, "{verdicts:?}");
+        }
+    }
+}

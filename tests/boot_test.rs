@@ -1,0 +1,197 @@
+//! `coracle test` with bare payloads: every kind of guest, every verdict, suites, and the files it writes.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Finished, coracle, file, finish, kvm_or_skip, payload, scratch};
+use serde_json::Value;
+
+fn test(name: &str) -> Command {
+    let mut command = coracle();
+    command.args(["test", "--accel", "kvm", "--memory", "16M", "--timeout", "20s"]).arg(payload(name));
+    command
+}
+
+fn suite(name: &str, text: &str) -> PathBuf {
+    let folder = scratch().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    for payload in ["hello", "panic", "spin", "flood"] {
+        fs::copy(common::payload(payload), folder.join(format!("{payload}.elf"))).unwrap();
+    }
+    let path = folder.join("suite.toml");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+fn run_suite(path: &Path) -> Command {
+    let mut command = coracle();
+    command.args(["test", "--accel", "kvm", "--suite"]).arg(path);
+    command
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn each_ending_without_expectations_has_its_code() {
+    if !kvm_or_skip() {
+        return;
+    }
+    for (guest, code, words) in [
+        ("hello", 0, "hello.elf: passed"),
+        ("exit-7", 120, "the guest's workload ended with code 7"),
+        ("panic", 110, "the guest's kernel panicked"),
+        ("triple-fault", 111, "triple fault"),
+        ("reset-acpi", 112, "asked for a reset"),
+        ("halt", 116, "the guest halted"),
+    ] {
+        finish(&mut test(guest)).expect(code, words);
+    }
+    finish(test("spin").args(["--timeout", "300ms"])).expect(124, "timed out after 0.3 s");
+}
+
+#[test]
+fn expectation_that_is_met_passes_at_once_whatever_the_guest_does_next() {
+    if !kvm_or_skip() {
+        return;
+    }
+    // It prints for ever.
+    let run = finish(test("flood").args(["--expect", "[.]", "--quiet"]));
+    run.expect(0, "passed");
+    assert!(run.elapsed < Duration::from_secs(15), "{:?}", run.elapsed);
+    assert_eq!(run.text(), "", "--quiet");
+}
+
+#[test]
+fn unmet_expectation_fails_a_guest_that_ends_and_one_that_does_not() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let words = "the guest powered off, and no line of its console matched never";
+    let run = finish(test("hello").args(["--expect", "hello", "--expect", "never"]));
+    run.expect(120, words);
+    assert_eq!(run.text().trim(), "hello", "the console is shown");
+    finish(test("spin").args(["--expect", "never", "--timeout", "300ms"])).expect(124, "matched never");
+    // A crash is more than an expectation that was not met.
+    finish(test("panic").args(["--expect", "never"])).expect(110, "panicked");
+    finish(test("triple-fault").args(["--expect", "never"])).expect(111, "ud2");
+}
+
+#[test]
+fn line_that_is_not_allowed_fails_the_test_though_all_else_is_well() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let run = finish(test("hello").args(["--expect", "hello", "--reject", "h.l"]));
+    run.expect(120, "--reject h.l: the console has `hello`");
+}
+
+#[test]
+fn way_to_init_is_held_against_its_limit() {
+    if !kvm_or_skip() {
+        return;
+    }
+    finish(test("boot-mark").args(["--assert-boot", "10s"])).expect(0, "passed");
+    finish(test("boot-mark").args(["--assert-boot", "1us"])).expect(125, "`1us` is not a time");
+    finish(test("hello").args(["--assert-boot", "10s"])).expect(120, "is not known");
+}
+
+#[test]
+fn reports_say_what_the_exit_code_says() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (junit, report) = (scratch().join("one.xml"), scratch().join("one.json"));
+    let logs = scratch().join("logs");
+    let mut command = test("hello");
+    command.args(["--expect", "never", "--junit"]).arg(&junit).arg("--json").arg(&report);
+    finish(command.arg("--artifacts").arg(&logs)).expect(120, "");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert!(xml.contains(r#"tests="1" failures="1" errors="0" skipped="0""#), "{xml}");
+    let case = &json(&report)["cases"][0];
+    assert_eq!((&case["verdict"], &case["code"]), (&"failed".into(), &120.into()), "{case}");
+    assert_eq!(case["outcome"]["ending"], "powered-off", "{case}");
+    let log = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(fs::read_to_string(log).unwrap().trim(), "hello");
+}
+
+#[test]
+fn suite_runs_every_case_and_ends_with_the_worst_code() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let path = suite(
+        "worst",
+        "[defaults]\nmemory = \"16M\"\ntimeout = \"20s\"\n[matrix]\ncpus = [1, 2]\n\
+         [[case]]\nname = \"greets\"\nkernel = \"hello.elf\"\nexpect = [\"^hello$\"]\n\
+         [[case]]\nname = \"panics\"\nkernel = \"panic.elf\"\n\
+         [[case]]\nname = \"floods\"\nkernel = \"flood.elf\"\nexpect = [\"never\"]\ntimeout = \"500ms\"\ncpus = 1\n",
+    );
+    let report = path.with_extension("json");
+    let run = finish(run_suite(&path).args(["--jobs", "3", "--json"]).arg(&report));
+    run.expect(110, "| [    0.000000] Kernel panic - not syncing");
+    assert!(run.text().ends_with("5 cases: 2 passed, 3 failed, 0 skipped\n"), "{}", run.text());
+    let report = json(&report);
+    let case =
+        |index: usize| (report["cases"][index]["name"].clone(), report["cases"][index]["code"].clone());
+    assert_eq!(case(0), ("greets [cpus=1]".into(), 0.into()));
+    assert_eq!(case(3), ("panics [cpus=2]".into(), 110.into()));
+    assert_eq!(case(4), ("floods".into(), 124.into()));
+    // Part of it.
+    finish(run_suite(&path).args(["--only", "greets"])).expect(0, "");
+    finish(run_suite(&path).args(["--only", "nobody"])).expect(125, "no case has this in its name");
+    // A flag is for every case.
+    finish(run_suite(&path).args(["--only", "floods", "--timeout", "100ms"])).expect(124, "after 0.1 s");
+}
+
+#[test]
+fn bad_input_is_told_in_one_line_before_anything_runs() {
+    let hello = payload("hello");
+    let broken = suite("broken", "[[case]]\nname = \"x\"\nkernel = \"hello.elf\"\nsurprise = 1\n");
+    let missing = suite("missing", "[[case]]\nname = \"x\"\nkernel = \"nothing.elf\"\n");
+    let junk = file("junk.toml", b"\xff\xfe");
+    let refused = |run: &Finished, words: &str| {
+        run.expect(125, words);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert_eq!(run.text(), "");
+    };
+    let run = |args: &[&str]| finish(coracle().arg("test").args(args));
+    let hello = hello.to_str().unwrap();
+    refused(&run(&[hello, "--expect", "("]), "--expect `(`: it is no regular expression");
+    refused(&run(&["--suite", "/no/such.toml"]), "--suite /no/such.toml: it cannot be read");
+    refused(&run(&["--suite", junk.to_str().unwrap()]), "it cannot be read");
+    refused(&run(&["--suite", broken.to_str().unwrap()]), "case 'x': unknown field `surprise`");
+    refused(&run(&["--suite", missing.to_str().unwrap()]), "nothing.elf");
+    refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave --expect");
+    refused(&run(&["/no/such/kernel"]), "/no/such/kernel");
+}
+
+#[test]
+fn without_a_usable_kvm_a_test_fails_or_is_skipped_as_asked() {
+    // No KVM can be opened in an empty /dev; where that cannot be made, the case cannot be shown.
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$@\"", "sh"]);
+    let probe = finish(Command::new("unshare").args(["-m", "true"]));
+    if probe.status.code() != Some(0) {
+        return common::skip("no mount namespace can be made");
+    }
+    let junit = scratch().join("skipped.xml");
+    command.arg(coracle().get_program()).args(["test", "--accel", "kvm"]).arg(payload("hello"));
+    command.arg("--junit").arg(&junit);
+    finish(&mut command).expect(115, "/dev/kvm");
+    finish(command.args(["--no-kvm", "skip"])).expect(77, "skipped: ");
+    assert!(fs::read_to_string(&junit).unwrap().contains(r#"skipped="1""#));
+}
+
+#[test]
+fn schema_of_suites_is_printed() {
+    let run = finish(coracle().args(["config", "schema", "--suite"]));
+    run.expect(0, "");
+    let schema: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(schema["properties"]["case"]["items"]["required"][0], "name");
+}
