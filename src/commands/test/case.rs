@@ -107,9 +107,10 @@ impl Case {
 
 /// The name of a case for a file: nothing in it leads out of a folder.
 fn file_name(name: &str) -> String {
-    let plain = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=') { c } else { '_' };
-    let name: String = name.chars().map(plain).take(NAME_CHARS).collect();
-    if name.starts_with('.') { format!("_{name}") } else { name }
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=');
+    let words = name.split(|c| !is_plain(c)).filter(|word| !word.is_empty());
+    let name: String = words.collect::<Vec<_>>().join("_").chars().take(NAME_CHARS).collect();
+    if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
 }
 
 /// The name of the only case: that of its kernel.
@@ -131,7 +132,7 @@ mod tests {
 
     #[test]
     fn names_of_cases_make_names_of_files() {
-        assert_eq!(file_name("boots [cpus=4]"), "boots__cpus=4_");
+        assert_eq!(file_name("boots [cpus=4]"), "boots_cpus=4");
         assert_eq!(file_name("../../etc/passwd"), "_.._.._etc_passwd");
         assert!(file_name(&"ä".repeat(1000)).len() < 255);
     }

@@ -183,7 +183,8 @@ fn text(line: &[u8]) -> String {
 
 /// Longer lines are cut: no message is as long, and a regular expression takes its time.
 const LINE_BYTES: usize = 16 << 10;
-const TAIL_LINES: usize = 40;
+/// A kernel's panic with registers and stack is not as long.
+const TAIL_LINES: usize = 100;
 const LOG_BYTES: usize = 64 << 20;
 
 #[cfg(test)]

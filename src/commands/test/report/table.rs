@@ -30,11 +30,18 @@ pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
         lines.extend(outcome.explanation(false));
     }
     if !console_was_shown {
-        let tail: Vec<&str> = case.scanner.tail().collect();
-        let shown = tail.len().saturating_sub(TAIL_LINES);
-        lines.extend(tail.into_iter().skip(shown).map(|line| format!("| {}", printable(line))));
+        lines.extend(last_words(case).map(|line| format!("| {}", printable(line))));
     }
     lines
+}
+
+/// The lines that tell most: those from the message of a kernel's panic on, which registers and stacks follow, else the
+/// last ones.
+fn last_words(case: &Done) -> impl Iterator<Item = &str> {
+    let count = case.scanner.tail().count();
+    let panic = case.scanner.tail().position(|line| line.contains(PANIC));
+    let first = panic.map_or(count.saturating_sub(TAIL_LINES), |line| line.saturating_sub(BEFORE_PANIC));
+    case.scanner.tail().skip(first).take(TAIL_LINES)
 }
 
 /// A guest's line for a terminal: without what would steer it, and no longer than a person reads.
@@ -49,4 +56,7 @@ fn printable(line: &str) -> String {
 
 const NAME_WIDTH: usize = 60;
 const TAIL_LINES: usize = 12;
+/// What Linux prints in front of the reason (`panic` in kernel/panic.c).
+const PANIC: &str = "Kernel panic - not syncing";
+const BEFORE_PANIC: usize = 2;
 const LINE_CHARS: usize = 200;
