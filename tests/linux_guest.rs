@@ -22,6 +22,9 @@ macro_rules! needs_linux {
     };
 }
 
+#[path = "linux/boot_test.rs"]
+mod boot_test;
+
 #[path = "linux/clock.rs"]
 mod clock;
 

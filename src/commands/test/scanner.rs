@@ -73,10 +73,10 @@ impl Scanner {
                 self.end_line();
             }
         }
-        // A prompt has no end of line.
+        // A prompt has no end of line. What is not allowed is told when the line is whole.
         if is_new {
             let line = text(&self.line);
-            self.look_at(&line);
+            self.look_for_expected(&line);
         }
         self.is_decided()
     }
@@ -135,7 +135,8 @@ impl Scanner {
     fn end_line(&mut self) {
         let line = text(&self.line);
         self.line.clear();
-        self.look_at(&line);
+        self.look_for_expected(&line);
+        self.look_for_rejected(&line);
         if self.patterns.tap != TapMode::Ignore {
             self.tap.feed(&line);
         }
@@ -145,10 +146,13 @@ impl Scanner {
         self.tail.push_back(line);
     }
 
-    fn look_at(&mut self, line: &str) {
+    fn look_for_expected(&mut self, line: &str) {
         for (regex, met) in self.patterns.expect.iter().zip(&mut self.met) {
             *met = *met || regex.is_match(line);
         }
+    }
+
+    fn look_for_rejected(&mut self, line: &str) {
         if self.rejected.is_none() {
             let broken = self.patterns.reject.iter().find(|regex| regex.is_match(line));
             self.rejected =
@@ -226,7 +230,8 @@ mod tests {
     #[test]
     fn first_line_that_is_not_allowed_decides() {
         let mut scanner = scanner(&["never"], &["BUG:", "WARNING"]);
-        assert!(scanner.feed(b"fine\n[ 1.0] BUG: bad thing\nWARNING: late\n"));
+        assert!(!scanner.feed(b"fine\n[ 1.0] BUG: bad"), "not before the line is whole");
+        assert!(scanner.feed(b" thing\nWARNING: late\n"));
         let rejected = scanner.rejected().unwrap();
         assert_eq!((rejected.pattern.as_str(), rejected.line.as_str()), ("BUG:", "[ 1.0] BUG: bad thing"));
         assert_eq!(scanner.unmet().collect::<Vec<_>>(), ["never"]);
