@@ -111,6 +111,7 @@ payloads! {
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
     "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
     "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
+    "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";
     "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
     "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
     "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";

@@ -47,12 +47,12 @@ pub enum DiskAccess {
 /// What carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// The faster one that the host allows.
+    /// One system call after the other, on a thread of the disk's own: the fastest where the host has the blocks in
+    /// its page cache.
     #[default]
-    Auto,
-    /// One system call after the other, on a thread of the disk's own.
     Sync,
-    /// Many at once, by io_uring.
+    /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for many of
+    /// them at a time. A host that does not allow it gets the other, and the log says so.
     IoUring,
 }
 
@@ -230,6 +230,7 @@ mod tests {
             assert_eq!(disk(text).unwrap().access, DiskAccess::Overlay { most: Some(64 << 20) }, "{text}");
         }
         assert_eq!(disk("a,engine=io_uring,on-error=report").unwrap().engine, DiskEngine::IoUring);
+        assert_eq!(disk("a").unwrap().engine, DiskEngine::Sync);
         for (text, micros) in [("off", 0), ("50us", 50), ("1000", 1000)] {
             assert_eq!(
                 disk(&format!("a,poll={text}")).unwrap().poll,

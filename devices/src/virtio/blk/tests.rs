@@ -549,6 +549,25 @@ fn engines_agree() {
     assert!(sync.1 == ring.1);
 }
 
+/// So that a driver which keeps one queue busy for long does not hold up another.
+#[test]
+fn queues_are_served_in_the_turn_of_any() {
+    for engine in [Engine::Sync, Engine::IoUring] {
+        let folder = folder();
+        let backend = raw(&folder, FileLock::Shared);
+        let mut bench = Bench::of(engine, folder, backend, Faults::default());
+        bench.header(READ, 1);
+        let frame =
+            [Buffer::readable(BUFFERS, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS_AT, 1)];
+        for ring in &mut bench.rings {
+            ring.offer(&frame);
+        }
+        bench.machine.kick(0);
+        assert_eq!(bench.completion(0).1, 513);
+        assert_eq!(bench.completion(1).1, 513, "{engine:?}");
+    }
+}
+
 #[test]
 fn ring_takes_more_requests_than_it_has_room_for() {
     let folder = folder();
