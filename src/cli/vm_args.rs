@@ -56,7 +56,7 @@ pub(crate) struct VmArgs {
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskConfig>,
     /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
-    /// gvproxy, QEMU's stream), with mac=ADDRESS and mtu=BYTES behind commas; none for no card
+    /// gvproxy, QEMU's stream), with mac=ADDRESS, mtu=BYTES and poll=off or 32us behind commas; none for no card
     #[arg(long = "net", value_name = "END")]
     pub nets: Vec<NetChoice>,
     /// Give the guest random numbers of this host's (virtio-rng)
