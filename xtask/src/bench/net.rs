@@ -11,8 +11,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +19,7 @@ use coracle_payload::Payload;
 
 use super::process_time::wait_cpu_time;
 use super::statistics::Samples;
+use super::worker::Worker;
 use crate::workspace::Workspace;
 use crate::{process, setup, static_build};
 
@@ -152,32 +151,6 @@ fn on_the_tap(load: &Load) -> Result<Duration> {
     let elapsed = start.elapsed();
     drop(flood);
     Ok(elapsed)
-}
-
-/// A thread that does one thing again and again, for as long as it lives.
-struct Worker {
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<()>>,
-}
-
-impl Worker {
-    fn start(mut work: impl FnMut() + Send + 'static) -> Worker {
-        let stop = Arc::new(AtomicBool::new(false));
-        let is_over = stop.clone();
-        let thread = thread::spawn(move || {
-            while !is_over.load(Ordering::Relaxed) {
-                work();
-            }
-        });
-        Worker { stop, thread: Some(thread) }
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        let _ = self.thread.take().map(thread::JoinHandle::join);
-    }
 }
 
 /// Sends frames to the tap, and leaves the CPU to others while its queue is full.
