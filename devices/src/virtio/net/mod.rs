@@ -123,8 +123,8 @@ impl Card {
     /// The host's end is gone: tells the driver, once.
     fn take_down(&self, irq: &VirtioIrq, reason: &dyn std::fmt::Display) {
         if self.is_up.swap(false, Ordering::AcqRel) {
-            log::warn!("{}: {reason}; the guest's link is down", self.name);
             irq.config();
+            log::warn!("{}: {reason}; the guest's link is down", self.name);
         }
     }
 }
