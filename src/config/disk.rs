@@ -47,8 +47,8 @@ pub enum DiskAccess {
 /// What carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// One system call after the other, on a thread of the disk's own: the fastest where the host has the blocks in
-    /// its page cache.
+    /// One system call after the other, on a thread of the disk's own: for blocks that the host has in its page
+    /// cache.
     #[default]
     Sync,
     /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for many of
