@@ -78,7 +78,7 @@ fn disk_without_room_gives_the_guest_an_error() {
     needs_kvm_and_root!();
     with_own_mounts(|| {
         let (disk, _) = full_tmpfs("full");
-        for engine in ["", ",engine=sync"] {
+        for engine in ["", ",engine=io_uring"] {
             expect_write_error(&finish(&mut write_a_sector(&disk, engine)), "No space left on device");
         }
         assert_eq!(fs::metadata(&disk).unwrap().len(), 64 * 512);
@@ -126,7 +126,7 @@ fn limit_on_the_size_of_files_is_an_error_and_no_signal() {
     needs_kvm_and_root!();
     let disk = scratch().join("limited.img");
     File::create(&disk).unwrap().set_len(64 * 512).unwrap();
-    for engine in ["", ",engine=sync"] {
+    for engine in ["", ",engine=io_uring"] {
         let mut command = write_a_sector(&disk, engine);
         let limit = libc::rlimit { rlim_cur: 2048, rlim_max: 2048 };
         let set = move || {

@@ -95,9 +95,15 @@ fn passt_answers_a_card_without_privilege() {
 /// Gives `descriptor` to the command as number 9.
 fn pass_on(command: &mut Command, descriptor: OwnedFd) {
     let pass = move || {
-        // SAFETY: makes a copy of an open descriptor in the new process.
-        match unsafe { libc::dup2(descriptor.as_raw_fd(), 9) } {
-            9 => Ok(()),
+        let own = descriptor.as_raw_fd();
+        let result = match own {
+            // SAFETY: keeps a descriptor open in the new process that has the number already.
+            9 => unsafe { libc::fcntl(own, libc::F_SETFD, 0) },
+            // SAFETY: makes a copy of an open descriptor in the new process.
+            _ => unsafe { libc::dup2(own, 9) },
+        };
+        match result {
+            0.. => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         }
     };

@@ -55,7 +55,7 @@ fn machine_without_devices_has_no_register_window() {
 fn disk_outlives_damaged_rings_and_resets_of_the_machine() {
     needs_kvm!();
     let path = disk("lives.img", 64);
-    for words in ["", ",engine=sync,queues=3,id=lives"] {
+    for words in ["", ",engine=io_uring,queues=3,id=lives"] {
         fs::write(&path, [0; 64 * 512]).unwrap();
         let mut command = with_disk("virtio-block", &format!("path={}{words}", path.display()));
         finish(command.args(["--on-reset", "reboot"])).expect(0, "code 0");

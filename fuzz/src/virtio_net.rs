@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use coracle_devices::backend::net::Stream;
 use coracle_devices::virtio::net::{MacAddress, Net, NetSettings};
+use coracle_devices::virtio::poll::Poll;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 
 /// The first byte chooses the features; the rest is a list of steps of 8 bytes: kind, cut, length (16 bits), value (32
@@ -16,7 +17,8 @@ pub fn virtio_net(data: &[u8]) {
     ours.set_nonblocking(true).unwrap();
     peer.set_nonblocking(true).unwrap();
     let mac = MacAddress::new([2, 0, 0, 0, 0, 1]).unwrap();
-    let settings = NetSettings { name: "net".into(), mac, mtu: (choice & 1 == 1).then_some(1500) };
+    let settings =
+        NetSettings { name: "net".into(), mac, mtu: (choice & 1 == 1).then_some(1500), poll: Poll::DEFAULT };
     let net = Arc::new(Net::new(settings, Box::new(Stream::new(ours))));
     let machine = Machine::new(net.clone());
     let without = if choice & 2 == 2 { 1 << MRG_RXBUF } else { 0 };

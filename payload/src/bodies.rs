@@ -48,7 +48,8 @@ global_asm!(concat!(
     include_str!("asm/net.s"),
     include_str!("asm/net_bench.s"),
     include_str!("asm/balloon.s"),
-    include_str!("asm/vsock.s")
+    include_str!("asm/vsock.s"),
+    include_str!("asm/vsock_bench.s")
 ));
 
 unsafe extern "C" {
@@ -111,6 +112,7 @@ payloads! {
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
     "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
     "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
+    "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";
     "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
     "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
     "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
@@ -123,6 +125,8 @@ payloads! {
     "net-receive-60" Three payload_net_receive_60..payload_net_receive_60_end "receives 500,000 frames of 60 bytes by a network card; exits with 0";
     "net-receive-1514" Three payload_net_receive_1514..payload_net_receive_1514_end "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
     "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
+    "vsock-send" Three payload_vsock_send..payload_vsock_send_end "sends 256 MiB to who connects to a port of its socket device; exits with 0";
+    "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end "receives 256 MiB from who connects to a port of its socket device; exits with 0";
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

@@ -52,11 +52,11 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub memory: Option<MemoryConfig>,
     /// Disk: the path of a raw image or block device, or path=PATH with words behind commas: ro (read only), cow (writes
-    /// go to a private overlay) with cow-size=SIZE, engine=sync or io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
+    /// go to a private overlay) with cow-size=SIZE, engine=sync [default] or io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskConfig>,
     /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
-    /// gvproxy, QEMU's stream), with mac=ADDRESS and mtu=BYTES behind commas; none for no card
+    /// gvproxy, QEMU's stream), with mac=ADDRESS, mtu=BYTES and poll=off or 32us behind commas; none for no card
     #[arg(long = "net", value_name = "END")]
     pub nets: Vec<NetChoice>,
     /// Give the guest random numbers of this host's (virtio-rng)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
 
-use super::ConfigError;
+use super::{ConfigError, duration};
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,12 +47,12 @@ pub enum DiskAccess {
 /// What carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// The faster one that the host allows.
+    /// One system call after the other, on a thread of the disk's own: for blocks that the host has in its page
+    /// cache.
     #[default]
-    Auto,
-    /// One system call after the other, on a thread of the disk's own.
     Sync,
-    /// Many at once, by io_uring.
+    /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for many of
+    /// them at a time. A host that does not allow it gets the other, and the log says so.
     IoUring,
 }
 
@@ -149,7 +149,7 @@ impl DiskConfig {
             },
             ("engine", Some("sync")) => self.engine = DiskEngine::Sync,
             ("engine", Some("io_uring")) => self.engine = DiskEngine::IoUring,
-            ("poll", Some(time)) => self.poll = poll(time)?,
+            ("poll", Some(time)) => self.poll = duration::poll(time)?,
             ("queues", Some(count)) => {
                 self.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
             }
@@ -163,16 +163,6 @@ impl DiskConfig {
         }
         Some(Ok(()))
     }
-}
-
-/// Reads `off`, `32us` or a bare number of microseconds.
-fn poll(text: &str) -> Option<Duration> {
-    if text == "off" {
-        return Some(Duration::ZERO);
-    }
-    let digits = text.strip_suffix("us").unwrap_or(text);
-    let time = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-    time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MOST).contains(time))
 }
 
 /// Reads `64M`, `2G` or a bare number of MiB.
@@ -195,7 +185,6 @@ fn bytes(text: &str) -> Result<u64, ConfigError> {
 /// As the device has it (virtio 1.2, 5.2.6).
 const MOST_ID: usize = 20;
 const MOST_QUEUES: u16 = 16;
-const FIRST_POLL: Duration = Duration::from_micros(1);
 
 #[cfg(test)]
 mod tests {
@@ -230,6 +219,7 @@ mod tests {
             assert_eq!(disk(text).unwrap().access, DiskAccess::Overlay { most: Some(64 << 20) }, "{text}");
         }
         assert_eq!(disk("a,engine=io_uring,on-error=report").unwrap().engine, DiskEngine::IoUring);
+        assert_eq!(disk("a").unwrap().engine, DiskEngine::Sync);
         for (text, micros) in [("off", 0), ("50us", 50), ("1000", 1000)] {
             assert_eq!(
                 disk(&format!("a,poll={text}")).unwrap().poll,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use coracle_devices::virtio::poll::Poll;
+
 use super::ConfigError;
 
 /// Reads `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than nothing, at most about 30 years.
@@ -23,7 +25,18 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
     Ok(duration)
 }
 
+/// Reads how long a device's thread looks for work: `off`, `32us` or a bare number of microseconds.
+pub(super) fn poll(text: &str) -> Option<Duration> {
+    if text == "off" {
+        return Some(Duration::ZERO);
+    }
+    let digits = text.strip_suffix("us").unwrap_or(text);
+    let time = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MOST).contains(time))
+}
+
 const LONGEST_SECONDS: f64 = 1e9;
+const FIRST_POLL: Duration = Duration::from_micros(1);
 
 #[cfg(test)]
 mod tests {

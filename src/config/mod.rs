@@ -203,8 +203,8 @@ pub enum ConfigError {
     },
     /// Not the end of a network card.
     #[error(
-        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, with mac= and mtu= \
-         behind commas, or none"
+        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, with any of mac=, mtu= and \
+         poll= behind commas, or none"
     )]
     NetEnd {
         /// As given.
@@ -212,7 +212,8 @@ pub enum ConfigError {
     },
     /// A word that no network card knows.
     #[error(
-        "`{word}` does not go with a network card: there are mac=ADDRESS and mtu=BYTES (from {} to 65535), each once",
+        "`{word}` does not go with a network card: there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
+         poll=off or TIME up to 1000us, each once",
         LEAST_MTU
     )]
     NetWord {

@@ -4,10 +4,12 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 pub use coracle_devices::virtio::net::MacAddress;
+use coracle_devices::virtio::poll::Poll;
 
-use super::ConfigError;
+use super::{ConfigError, duration};
 
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,9 @@ pub struct NetConfig {
     /// The longest packet that the guest is to send, in bytes without the Ethernet header, from [`LEAST_MTU`] on; none:
     /// the guest's default, which is 1500.
     pub mtu: Option<u16>,
+    /// How long the I/O thread looks for the next frame before it sleeps; zero for never, 1 ms at most. It looks less where
+    /// that finds nothing, and not while the CPUs are busy.
+    pub poll: Duration,
 }
 
 /// The end of a network card on the host.
@@ -58,7 +63,7 @@ impl NetConfig {
 
     /// A card with a random address.
     pub fn new(end: NetEnd) -> NetConfig {
-        NetConfig { end, mac: None, mtu: None }
+        NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT }
     }
 }
 
@@ -84,11 +89,12 @@ impl FromStr for NetChoice {
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, with `mac=` and `mtu=` behind commas.
+    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, with any of `mac=`, `mtu=` and `poll=` behind commas.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = text.split(',');
         let end = words.next().and_then(end).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;
         let mut net = NetConfig::new(end);
+        let mut polls = None;
         for word in words {
             let unknown = || ConfigError::NetWord { word: word.into() };
             match word.split_once('=') {
@@ -100,9 +106,13 @@ impl FromStr for NetConfig {
                     let mtu = mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU);
                     net.mtu = Some(mtu.ok_or_else(unknown)?);
                 }
+                Some(("poll", time)) if polls.is_none() => {
+                    polls = Some(duration::poll(time).ok_or_else(unknown)?);
+                }
                 _ => return Err(unknown()),
             }
         }
+        net.poll = polls.unwrap_or(net.poll);
         Ok(net)
     }
 }
@@ -149,6 +159,12 @@ mod tests {
         let net: NetConfig = "tap=tap0,mtu=9000,mac=02:00:00:00:00:07".parse().unwrap();
         assert_eq!((net.mac.unwrap().to_string().as_str(), net.mtu), ("02:00:00:00:00:07", Some(9000)));
         assert_eq!("tap=tap0,mac=02:00:00:00:00:07,mtu=9000".parse(), Ok(net));
+        for (text, micros) in
+            [("tap=tap0", 32), ("tap=tap0,poll=off", 0), ("tap=tap0,poll=100us,mtu=9000", 100)]
+        {
+            let net: NetConfig = text.parse().unwrap();
+            assert_eq!(net.poll, Duration::from_micros(micros), "{text}");
+        }
     }
 
     #[test]
@@ -174,7 +190,18 @@ mod tests {
 
     #[test]
     fn other_words_are_refused_and_named() {
-        for word in ["", "mtu", "mtu=67", "mtu=65536", "mtu=x", "vlan=3", "fd=4", "mtu=9000,mtu=9000"] {
+        for word in [
+            "",
+            "mtu",
+            "mtu=67",
+            "mtu=65536",
+            "mtu=x",
+            "vlan=3",
+            "fd=4",
+            "mtu=9000,mtu=9000",
+            "poll=1001us",
+            "poll=off,poll=off",
+        ] {
             let last = word.rsplit(',').next().unwrap();
             let refused = format!("tap=tap0,{word}").parse::<NetConfig>();
             assert_eq!(refused, Err(ConfigError::NetWord { word: last.into() }), "{word}");

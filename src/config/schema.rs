@@ -61,7 +61,7 @@ fn properties() -> Vec<(&'static str, Value)> {
         (
             "nets",
             texts(
-                "Network cards: tap=NAME, fd=NUMBER or socket=PATH, with mac=ADDRESS and mtu=BYTES behind commas; or none",
+                "Network cards: tap=NAME, fd=NUMBER or socket=PATH, with any of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME behind commas; or none",
                 "tap=tap0,mac=02:00:00:00:00:01",
             ),
         ),

@@ -24,7 +24,7 @@ impl DeviceSpec for DiskConfig {
             queues: self.queues,
             engine: match self.engine {
                 DiskEngine::Sync => Engine::Sync,
-                DiskEngine::Auto | DiskEngine::IoUring => Engine::IoUring,
+                DiskEngine::IoUring => Engine::IoUring,
             },
             poll: self.poll,
             backend,

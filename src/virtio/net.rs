@@ -19,6 +19,7 @@ impl DeviceSpec for NetConfig {
             name: format!("net {}", self.end),
             mac: self.mac.unwrap_or_else(MacAddress::random),
             mtu: self.mtu,
+            poll: self.poll,
         };
         let net = Arc::new(Net::new(settings, backend));
         context.nets.lock().unwrap_or_else(PoisonError::into_inner).push(net.clone());

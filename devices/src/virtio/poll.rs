@@ -1,7 +1,8 @@
 //! A short look for more work before an I/O thread goes to sleep: waking it up costs a guest far more than a request does.
 //!
 //! The look lasts at most as long as the user allows, and adapts: it becomes longer where work comes soon after the thread
-//! has gone to sleep, shorter where it does not, and pauses where other threads want the CPU.
+//! has gone to sleep, shorter where it does not, and pauses where other threads want the CPU, and where it finds nothing
+//! again and again: whoever makes the work may be waiting for this very CPU.
 
 use std::hint;
 use std::time::{Duration, Instant};
@@ -17,10 +18,12 @@ pub struct Poll {
     /// The start of the turn that is being served.
     turn: Instant,
     looks: u32,
+    /// Looks in a row that found nothing.
+    misses: u32,
     /// Times that the thread had to leave its CPU to others, when last asked.
     preempted: i64,
-    /// Until when the CPUs are taken to be busy.
-    busy_until: Option<Instant>,
+    /// Until when there are no looks.
+    pause_until: Option<Instant>,
 }
 
 impl Poll {
@@ -37,17 +40,18 @@ impl Poll {
             idle_since: None,
             turn: Instant::now(),
             looks: 0,
+            misses: 0,
             preempted: 0,
-            busy_until: None,
+            pause_until: None,
         }
     }
 
     /// An event has come: a turn begins.
     pub fn begin_turn(&mut self) {
+        self.turn = Instant::now();
         if self.most.is_zero() {
             return;
         }
-        self.turn = Instant::now();
         let Some(since) = self.idle_since.take() else { return };
         if self.turn.saturating_duration_since(since) <= self.most {
             self.window = self.window.saturating_mul(2).clamp(FIRST, self.most.max(FIRST)).min(self.most);
@@ -58,7 +62,7 @@ impl Poll {
 
     /// True when this turn has lasted so long that other devices and requests to stop want to be heard.
     pub fn is_turn_over(&self) -> bool {
-        !self.most.is_zero() && self.turn.elapsed() > TURN
+        self.turn.elapsed() > TURN
     }
 
     /// Looks for work until `found` has some. False when the time is over.
@@ -68,36 +72,46 @@ impl Poll {
         }
         let start = Instant::now();
         self.idle_since = Some(start);
-        if self.window.is_zero() || self.is_busy(start) {
+        if self.window.is_zero() || self.is_paused(start) {
             return false;
         }
         loop {
             for _ in 0..SPINS {
                 if found() {
+                    self.misses = 0;
                     return true;
                 }
                 hint::spin_loop();
             }
             if start.elapsed() >= self.window {
+                self.missed(start);
                 return false;
             }
         }
     }
 
-    /// Whether other threads want this CPU. The kernel is asked now and then only.
-    fn is_busy(&mut self, now: Instant) -> bool {
+    fn missed(&mut self, now: Instant) {
+        self.misses = self.misses.wrapping_add(1);
+        if self.misses >= MISSES {
+            self.misses = 0;
+            self.pause_until = now.checked_add(PAUSE);
+        }
+    }
+
+    /// Whether looks do not pay now, or other threads want this CPU. The kernel is asked now and then only.
+    fn is_paused(&mut self, now: Instant) -> bool {
         self.looks = self.looks.wrapping_add(1);
         if self.looks.is_multiple_of(LOOKS_PER_QUESTION) {
             let preempted = preemptions();
             if preempted.wrapping_sub(self.preempted) > FORGIVEN {
-                self.busy_until = now.checked_add(BUSY);
+                self.pause_until = now.checked_add(PAUSE);
             }
             self.preempted = preempted;
         }
-        match self.busy_until {
+        match self.pause_until {
             Some(until) if now < until => true,
             Some(_) => {
-                self.busy_until = None;
+                self.pause_until = None;
                 false
             }
             None => false,
@@ -129,8 +143,10 @@ const TURN: Duration = Duration::from_millis(1);
 const LOOKS_PER_QUESTION: u32 = 128;
 /// Preemptions between two questions that other work does not explain: the kernel's own threads come and go.
 const FORGIVEN: i64 = 1;
+/// Looks in a row that may find nothing.
+const MISSES: u32 = 8;
 /// How long the CPUs are left to others.
-const BUSY: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {
@@ -161,7 +177,23 @@ mod tests {
             woken_soon(&mut poll);
             assert!(!poll.look(|| panic!("tried")));
         }
-        assert!(!poll.is_turn_over());
+    }
+
+    #[test]
+    fn looks_that_find_nothing_again_and_again_pause() {
+        let mut poll = Poll::new(Poll::MOST);
+        poll.window = FIRST;
+        for _ in 0..MISSES {
+            assert!(poll.pause_until.is_none());
+            poll.look(|| false);
+        }
+        assert!(poll.pause_until.is_some());
+        poll.pause_until = None;
+        for _ in 0..MISSES {
+            poll.look(|| false);
+            poll.look(|| true);
+        }
+        assert!(poll.pause_until.is_none());
     }
 
     #[test]
@@ -184,10 +216,12 @@ mod tests {
 
     #[test]
     fn turn_ends() {
-        let mut poll = Poll::new(Poll::DEFAULT);
-        poll.begin_turn();
-        std::thread::sleep(TURN * 2);
-        assert!(poll.is_turn_over());
+        for most in [Duration::ZERO, Poll::DEFAULT] {
+            let mut poll = Poll::new(most);
+            poll.begin_turn();
+            std::thread::sleep(TURN * 2);
+            assert!(poll.is_turn_over());
+        }
     }
 
     #[test]
@@ -197,7 +231,7 @@ mod tests {
         poll.preempted = -10;
         poll.looks = LOOKS_PER_QUESTION - 1;
         assert!(!poll.look(|| true));
-        poll.busy_until = Instant::now().checked_sub(Duration::from_millis(1));
+        poll.pause_until = Instant::now().checked_sub(Duration::from_millis(1));
         assert!(poll.look(|| true));
     }
 }

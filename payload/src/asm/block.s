@@ -190,6 +190,7 @@ payload_\name\()_end:
 # Sectors of a disk of 64 MiB, at multiples of 4 KiB or 1 MiB.
 virtio_block_bench block_read_1, 0, 1, 20000, 4096, 0x1fff8
 virtio_block_bench block_read_32, 0, 32, 500000, 4096, 0x1fff8
+virtio_block_bench block_read_cold, 0, 32, 8000, 4096, 0x1fff8
 virtio_block_bench block_write_32, 1, 32, 100000, 4096, 0x1fff8
 virtio_block_bench block_stream_read, 0, 8, 8000, 1048576, 0x1f800
 virtio_block_bench block_stream_write, 1, 8, 2000, 1048576, 0x1f800

@@ -142,11 +142,11 @@ payload_virtio_net_down:
     mov dx, 0x3f8
     mov al, 'u'
     out dx, al
-1:  cmp word ptr [rbx + 0x106], 0
-    jne 1b
+1:  test dword ptr [rbx + 0x60], 2              # the configuration has changed
+    jz 1b
     mov r15d, 4
-    test dword ptr [rbx + 0x60], 2              # the configuration has changed
-    jz 90f
+    cmp word ptr [rbx + 0x106], 0
+    jne 90f
     mov al, 'd'
     out dx, al
 2:  hlt

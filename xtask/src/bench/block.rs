@@ -3,7 +3,8 @@
 //! calls do with that file.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,11 +37,16 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
         let mut rows: Vec<Row> = vmms.iter().map(|vmm| Row { vmm: *vmm, runs: Vec::new() }).collect();
         for _ in 0..runs {
             for row in &mut rows {
+                if load.is_cold {
+                    disk.leave_the_page_cache()?;
+                }
                 let mut command = row.vmm.command(&coracle, &payload, &disk.path);
                 row.runs.push(measure(&mut command, load, cycles_per_second)?);
             }
         }
-        let host = host_disk::operations_per_second(&disk.path, load.host, load.bytes)?;
+        let host = (!load.is_cold)
+            .then(|| host_disk::operations_per_second(&disk.path, load.host, load.bytes))
+            .transpose()?;
         print(load, host, &rows);
     }
     Ok(())
@@ -55,6 +61,8 @@ struct Load {
     /// Of each request.
     bytes: usize,
     host: HostWay,
+    /// The page cache has nothing of the file when the guest starts.
+    is_cold: bool,
 }
 
 /// One run of a payload.
@@ -135,11 +143,11 @@ fn qemu_command(payload: &Path, disk: &Path, engine: &str) -> Command {
 
 /// One run to its end.
 fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result<Run> {
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
-    let mut printed = String::new();
-    let stdout = child.stdout.take().context("the child's stdout")?;
-    std::io::Read::read_to_string(&mut std::io::BufReader::new(stdout), &mut printed)?;
+    let (mut printed, mut said) = (String::new(), String::new());
+    child.stdout.take().context("the child's stdout")?.read_to_string(&mut printed)?;
+    child.stderr.take().context("the child's stderr")?.read_to_string(&mut said)?;
     let cpu = wait_cpu_time(&child)?;
     let numbers: Vec<f64> = printed
         .split_whitespace()
@@ -147,7 +155,7 @@ fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result
         .map(|number| number as f64)
         .collect();
     let [cycles, rings, median, p99] = numbers.as_slice() else {
-        bail!("`{}` printed {printed:?} and no results", line(command));
+        bail!("`{}` printed {printed:?} and no results: {said}", line(command));
     };
     let count = f64::from(load.count);
     Ok(Run {
@@ -159,7 +167,7 @@ fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result
     })
 }
 
-fn print(load: &Load, host: f64, rows: &[Row]) {
+fn print(load: &Load, host: Option<f64>, rows: &[Row]) {
     let speed = |per_second: f64| match load.bytes {
         0..MIB => format!("{:.1} k/s", per_second / 1e3),
         bytes => format!("{:.2} GB/s", per_second * bytes as f64 / 1e9),
@@ -168,7 +176,9 @@ fn print(load: &Load, host: f64, rows: &[Row]) {
         "\n{:34} {:>11} {:>6} {:>9} {:>9} {:>6} {:>8}",
         load.title, "", "ratio", "p50", "p99", "rings", "CPU"
     );
-    println!("{:34} {:>11}", format!("  host, {}", load.host.name()), speed(host));
+    if let Some(host) = host {
+        println!("{:34} {:>11}", format!("  host, {}", load.host.name()), speed(host));
+    }
     let qemu = rows.iter().filter(|row| row.vmm.is_qemu()).map(|row| row.median(|run| run.per_second));
     let best = qemu.fold(f64::NAN, f64::max);
     for row in rows {
@@ -203,6 +213,15 @@ impl Disk {
         file.sync_all()?;
         Ok(disk)
     }
+
+    fn leave_the_page_cache(&self) -> Result<()> {
+        let file = File::open(&self.path)?;
+        // SAFETY: the call takes a descriptor that is open, and numbers.
+        match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+            0 => Ok(()),
+            error => bail!("posix_fadvise: {}", std::io::Error::from_raw_os_error(error)),
+        }
+    }
 }
 
 impl Drop for Disk {
@@ -234,13 +253,14 @@ const MIB: usize = 1 << 20;
 /// What the payloads read and write.
 const DISK_MIB: usize = 64;
 
-const LOADS: [Load; 5] = [
+const LOADS: [Load; 6] = [
     Load {
         title: "4 KiB random reads, one at a time",
         payload: "block-read-1",
         count: 20_000,
         bytes: 4096,
         host: HostWay::Read,
+        is_cold: false,
     },
     Load {
         title: "4 KiB random reads, 32 at a time",
@@ -248,6 +268,7 @@ const LOADS: [Load; 5] = [
         count: 500_000,
         bytes: 4096,
         host: HostWay::UringRead,
+        is_cold: false,
     },
     Load {
         title: "4 KiB random writes, 32 at a time",
@@ -255,6 +276,7 @@ const LOADS: [Load; 5] = [
         count: 100_000,
         bytes: 4096,
         host: HostWay::Write,
+        is_cold: false,
     },
     Load {
         title: "1 MiB reads, 8 at a time",
@@ -262,6 +284,7 @@ const LOADS: [Load; 5] = [
         count: 8000,
         bytes: MIB,
         host: HostWay::Read,
+        is_cold: false,
     },
     Load {
         title: "1 MiB writes, 8 at a time",
@@ -269,5 +292,14 @@ const LOADS: [Load; 5] = [
         count: 2000,
         bytes: MIB,
         host: HostWay::Write,
+        is_cold: false,
+    },
+    Load {
+        title: "4 KiB random reads, not in the cache",
+        payload: "block-read-cold",
+        count: 8000,
+        bytes: 4096,
+        host: HostWay::UringRead,
+        is_cold: true,
     },
 ];

@@ -10,6 +10,8 @@ mod process_time;
 mod stage;
 mod start;
 mod statistics;
+mod vsock;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -55,6 +57,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
+    /// Bytes a second between a bare guest's socket device and a program, beside a pair of the host's sockets
+    Vsock {
+        /// Runs of each
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
+    },
     /// The life of an empty virtual machine with each kind of interrupt controller
     Irqchip {
         /// Runs of each
@@ -74,6 +82,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
         Bench::BootHere { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
         Bench::Block { runs } => block::run(workspace, (*runs).max(1)),
         Bench::Net { runs } => net::run(workspace, (*runs).max(1)),
+        Bench::Vsock { runs } => vsock::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
     }
 }

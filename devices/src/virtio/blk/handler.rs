@@ -59,28 +59,29 @@ impl BlockHandler {
         self.held.is_empty()
     }
 
-    /// Serves a queue until it is empty and stays so for a while.
-    fn serve(&mut self, place: usize) -> Result<(), RingError> {
+    /// Serves all queues until they are empty and stay so for a while: one that is never empty does not hold up the
+    /// others.
+    fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
         loop {
-            self.drain(place)?;
-            let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
-            queue.announce();
-            if !self.held.is_empty() {
-                return Ok(());
+            for place in 0..self.queues.len() {
+                self.drain(place)?;
+                if !self.held.is_empty() {
+                    return Ok(());
+                }
             }
             if self.poll.is_turn_over() {
-                // Goes on after everybody else's turn.
-                queue.ring();
+                // Goes on when the loop has looked after itself.
+                self.queues.first().into_iter().for_each(VirtQueue::ring);
                 return Ok(());
             }
-            if !self.poll.look(|| queue.is_offered()) {
-                return queue.finish();
+            if !self.poll.look(|| self.queues.iter_mut().any(VirtQueue::is_offered)) {
+                return self.queues.iter_mut().try_for_each(VirtQueue::finish);
             }
         }
     }
 
-    /// Serves what a queue has, up to its size.
+    /// Serves what a queue has, up to its size, and tells the driver.
     fn drain(&mut self, place: usize) -> Result<(), RingError> {
         let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
         queue.begin();
@@ -91,6 +92,7 @@ impl BlockHandler {
                 {
                     Served::Done { written } => written,
                     Served::Held => {
+                        queue.announce();
                         self.held.push(Held { queue: place, chain, status, task });
                         return Ok(());
                     }
@@ -106,6 +108,7 @@ impl BlockHandler {
                 queue.publish();
             }
         }
+        queue.announce();
         Ok(())
     }
 }
@@ -117,11 +120,11 @@ impl QueueHandler for BlockHandler {
         }
     }
 
-    fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
         if !self.held.is_empty() && !self.retry() {
             return Ok(());
         }
-        self.serve(event.data() as usize)
+        self.serve()
     }
 
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {

@@ -50,9 +50,9 @@ pub struct BlockSettings {
 /// What carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// One system call after the other.
+    /// One system call after the other: for what the host's page cache has.
     Sync,
-    /// io_uring, many at a time. A host that does not allow it, and a back end without a single descriptor, get `Sync`.
+    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a back end without a single descriptor, get `Sync`.
     IoUring,
 }
 

@@ -86,31 +86,31 @@ impl UringHandler {
         self.held.is_empty()
     }
 
-    /// Serves a queue until it is empty and stays so for a while.
-    fn serve(&mut self, place: usize) -> Result<(), RingError> {
+    /// Serves all queues until they are empty and stay so for a while.
+    fn serve(&mut self) -> Result<(), RingError> {
         if self.is_quiet {
             return Ok(());
         }
         self.poll.begin_turn();
         loop {
-            self.drain(place)?;
+            for place in 0..self.queues.len() {
+                self.drain(place)?;
+            }
+            self.announce();
             self.is_full |= self.in_work.is_full();
-            let is_stopped = self.in_work.is_full() || !self.held.is_empty();
-            let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
-            queue.announce();
-            if is_stopped {
+            if self.in_work.is_full() || !self.held.is_empty() {
                 // A completion goes on from here.
                 return Ok(());
             }
             if self.poll.is_turn_over() {
-                // Goes on after everybody else's turn.
-                queue.ring();
+                // Goes on when the loop has looked after itself.
+                self.queues.first().into_iter().for_each(VirtQueue::ring);
                 return Ok(());
             }
-            let ring = &mut self.ring;
+            let Self { poll, queues, ring, .. } = self;
             let mut is_done = || ring.as_mut().is_some_and(|ring| !ring.completion().is_empty());
-            if !self.poll.look(|| queue.is_offered() || is_done()) {
-                return queue.finish();
+            if !poll.look(|| queues.iter_mut().any(VirtQueue::is_offered) || is_done()) {
+                return queues.iter_mut().try_for_each(VirtQueue::finish);
             }
         }
     }
@@ -292,7 +292,7 @@ impl QueueHandler for UringHandler {
         if !self.held.is_empty() && (self.is_quiet || !self.retry()) {
             return Ok(());
         }
-        self.serve(event.data() as usize)
+        self.serve()
     }
 
     fn quiesce(&mut self, quiet: bool) {

@@ -8,12 +8,13 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::control::Control;
 use super::link::Link;
-use super::receive::Receiver;
+use super::receive::{FRAMES_AT_ONCE, Receiver};
 use super::transmit::Transmitter;
 use super::{Card, count};
 use crate::backend::net::{LinkLost, NetBackend, Received};
 use crate::event_loop::watch;
 use crate::lock;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, VirtioIrq, watch_doorbell};
 
@@ -30,6 +31,7 @@ pub(super) struct NetHandler {
     /// Rings when something has waited for too long. A host without timers drops at once.
     timer: Option<TimerFd>,
     timer_runs: bool,
+    poll: Poll,
 }
 
 /// The queues of a card.
@@ -48,6 +50,7 @@ impl NetHandler {
         irq: VirtioIrq,
         features: u64,
     ) -> Self {
+        let poll = Poll::new(card.poll);
         let NetQueues { receive, send, control } = queues;
         Self {
             receiver: Receiver::new(receive, features),
@@ -59,23 +62,48 @@ impl NetHandler {
             watched: None,
             timer: TimerFd::new().ok(),
             timer_runs: false,
+            poll,
         }
     }
 
     fn serve(&mut self, event: Events, link: &mut Link<'_>) -> Result<(), RingError> {
-        let Self { receiver, transmitter, control, timer_runs, .. } = self;
+        let set = event.event_set();
         match event.data() {
-            RECEIVE_DOORBELL => receiver.serve(link),
-            SEND_DOORBELL => transmitter.serve(link),
             CONTROL_DOORBELL => {
-                let Some(control) = control else { return Ok(()) };
-                control.serve(link.card, |offloads| link.backend.set_offloads(offloads))
+                if let Some(control) = &mut self.control {
+                    control.serve(link.card, |offloads| link.backend.set_offloads(offloads))?;
+                }
             }
             TIMER => {
-                *timer_runs = false;
-                give_up(receiver, transmitter, link)
+                self.timer_runs = false;
+                give_up(&mut self.receiver, &mut self.transmitter, link);
             }
-            _ => serve_backend(receiver, transmitter, event.event_set(), link),
+            BACKEND if set.contains(EventSet::OUT) => link.flush(),
+            _ => {}
+        }
+        self.serve_frames(link)?;
+        if event.data() == BACKEND && set.intersects(EventSet::ERROR | EventSet::HANG_UP) {
+            end_is_gone(&mut self.receiver, link);
+        }
+        Ok(())
+    }
+
+    /// Serves frames both ways, until there are none for a while or the turn is over.
+    fn serve_frames(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
+        let Self { receiver, transmitter, poll, .. } = self;
+        loop {
+            let received = receiver.serve(link)?;
+            transmitter.serve(link)?;
+            let is_more = received == FRAMES_AT_ONCE || transmitter.has_work();
+            if !is_more && !look(poll, receiver, transmitter, link)? {
+                receiver.rest()?;
+                return transmitter.rest();
+            }
+            if poll.is_turn_over() {
+                // Goes on after everybody else's turn. The back end tells of what is new, and not of what is left.
+                receiver.queue().ring();
+                return Ok(());
+            }
         }
     }
 
@@ -94,7 +122,7 @@ impl NetHandler {
                 let _ = sources.remove(Events::empty_raw(descriptor));
             }
             // Frames that waited for the host are dropped, and all that follow.
-            return if self.transmitter.waits_for_host() { self.transmitter.serve(link) } else { Ok(()) };
+            return if self.transmitter.waits_for_host() { self.serve_frames(link) } else { Ok(()) };
         }
         let wanted = wanted_events(self.transmitter.waits_for_host());
         if self.watched.is_some_and(|watched| watched != wanted) {
@@ -119,7 +147,11 @@ impl NetHandler {
             return Ok(());
         }
         self.timer_runs = self.timer.as_mut().is_some_and(|timer| timer.reset(PATIENCE, None).is_ok());
-        if self.timer_runs { Ok(()) } else { give_up(&mut self.receiver, &mut self.transmitter, link) }
+        if self.timer_runs {
+            return Ok(());
+        }
+        give_up(&mut self.receiver, &mut self.transmitter, link);
+        self.serve_frames(link)
     }
 }
 
@@ -148,6 +180,7 @@ impl QueueHandler for NetHandler {
         let (backend, card) = (self.backend.clone(), self.card.clone());
         let mut backend = lock(&backend);
         let mut link = Link::new(&card, &mut **backend);
+        self.poll.begin_turn();
         self.serve(event, &mut link)?;
         self.wait_for_what_is_missing(&mut link, sources)
     }
@@ -159,32 +192,38 @@ impl QueueHandler for NetHandler {
     }
 }
 
-/// The host's end can be read, can be written, or is gone.
-fn serve_backend(
+/// Looks for frames of either side for a short time; the host's are received at once.
+fn look(
+    poll: &mut Poll,
     receiver: &mut Receiver,
     transmitter: &mut Transmitter,
-    events: EventSet,
     link: &mut Link<'_>,
-) -> Result<(), RingError> {
-    if events.contains(EventSet::OUT) {
-        link.flush();
-        transmitter.serve(link)?;
-    }
-    receiver.serve(link)?;
-    if events.intersects(EventSet::ERROR | EventSet::HANG_UP) {
-        if !receiver.wants_frames() {
-            // Without room for what is left nobody gets it, and nobody will tell of the end again.
-            receiver.give_up(link);
-            let mut left = 0..MOST_LEFT;
-            while left.next().is_some() && link.receive(&[]) != Received::Nothing {
-                count(&link.card.counters.receive_dropped);
-            }
+) -> Result<bool, RingError> {
+    let mut received = Ok(0);
+    let mut tries = 0_u32;
+    let found = poll.look(|| {
+        tries = tries.wrapping_add(1);
+        if tries.is_multiple_of(TRIES_PER_CALL) {
+            received = receiver.serve(link);
         }
-        if link.is_drained {
-            link.lost.get_or_insert(LinkLost::HungUp);
+        received != Ok(0) || transmitter.has_work()
+    });
+    received.map(|_| found)
+}
+
+/// The host's end says that it is gone: so it is when all that it has left has been received.
+fn end_is_gone(receiver: &mut Receiver, link: &mut Link<'_>) {
+    if !receiver.wants_frames() {
+        // Without room for what is left nobody gets it, and nobody will tell of the end again.
+        receiver.give_up(link);
+        let mut left = 0..MOST_LEFT;
+        while left.next().is_some() && link.receive(&[]) != Received::Nothing {
+            count(&link.card.counters.receive_dropped);
         }
     }
-    Ok(())
+    if link.is_drained {
+        link.lost.get_or_insert(LinkLost::HungUp);
+    }
 }
 
 /// The back end tells once of each change. One that is asked about frames only while there is room for them would keep
@@ -195,15 +234,9 @@ fn wanted_events(waits_for_host: bool) -> EventSet {
 }
 
 /// Drops what has waited for too long.
-fn give_up(
-    receiver: &mut Receiver,
-    transmitter: &mut Transmitter,
-    link: &mut Link<'_>,
-) -> Result<(), RingError> {
+fn give_up(receiver: &mut Receiver, transmitter: &mut Transmitter, link: &Link<'_>) {
     receiver.give_up(link);
-    receiver.serve(link)?;
     transmitter.give_up();
-    transmitter.serve(link)
 }
 
 /// How long a frame waits for the other side. Long enough for a program on a busy host, and short enough for a guest whose
@@ -212,6 +245,9 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Frames that are looked at when the host's end is gone: more than a socket of the usual size holds.
 const MOST_LEFT: u32 = 100_000;
+
+/// Looks at the guest's queue for one at the host's end, which is a system call.
+const TRIES_PER_CALL: u32 = 4;
 
 /// What an event is about.
 const RECEIVE_DOORBELL: u32 = 0;

@@ -6,7 +6,8 @@
 //! queue 2: the guest asks          -> control.rs
 //! ```
 //!
-//! One handler on the I/O thread serves all three. Neither side can make it wait: a guest that offers no room leaves the
+//! One handler on the I/O thread serves all three. While frames go one way or the other it looks for more before the
+//! thread sleeps, for a millisecond at a time at most, so that other devices have their turn. Neither side can make it wait: a guest that offers no room leaves the
 //! frames to the host, which drops them when its own queue is full; a host that takes nothing makes the guest wait for
 //! `handler::PATIENCE`, and then its frames are dropped and counted. When the host's end goes away, the link goes
 //! down.
@@ -20,6 +21,7 @@ mod transmit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub use address::{MacAddress, MacSyntax};
 
@@ -49,6 +51,9 @@ pub struct NetSettings {
     pub mac: MacAddress,
     /// The longest packet that the driver is to send, in bytes without the Ethernet header; none: the driver's default.
     pub mtu: Option<u16>,
+    /// How long its handler looks for more frames before the thread sleeps;
+    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
+    pub poll: Duration,
 }
 
 /// The state that handlers and registers share.
@@ -58,6 +63,7 @@ struct Card {
     mac: Mutex<MacAddress>,
     is_up: AtomicBool,
     counters: Counters,
+    poll: Duration,
 }
 
 /// How many frames went which way since the card was made.
@@ -89,6 +95,7 @@ impl Net {
             mac: Mutex::new(settings.mac),
             is_up: AtomicBool::new(true),
             counters: Counters::default(),
+            poll: settings.poll,
         };
         let possible = backend.possible_offloads();
         Self { settings, possible, backend: Arc::new(Mutex::new(backend)), card: Arc::new(card) }
@@ -116,8 +123,8 @@ impl Card {
     /// The host's end is gone: tells the driver, once.
     fn take_down(&self, irq: &VirtioIrq, reason: &dyn std::fmt::Display) {
         if self.is_up.swap(false, Ordering::AcqRel) {
-            log::warn!("{}: {reason}; the guest's link is down", self.name);
             irq.config();
+            log::warn!("{}: {reason}; the guest's link is down", self.name);
         }
     }
 }

@@ -79,33 +79,43 @@ impl Receiver {
         }
     }
 
-    /// Receives what there is.
+    /// Receives what there is, some frames at most; returns how many. The doorbell is quiet until [`rest`](Self::rest).
     ///
     /// # Errors
     /// The ring is damaged.
-    pub(super) fn serve(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
+    pub(super) fn serve(&mut self, link: &mut Link<'_>) -> Result<u32, RingError> {
         self.queue.begin();
-        for frame in 1..=FRAMES_AT_ONCE {
-            if !self.take_next(link)? {
-                return Ok(());
-            }
-            if frame % FRAMES_BETWEEN_INTERRUPTS == 0 {
+        let mut frames = 0_u32;
+        while frames < FRAMES_AT_ONCE && self.take_next(link)? {
+            frames = frames.saturating_add(1);
+            // The driver works on these while more are coming: one that polls sooner than one that is interrupted.
+            if frames.is_multiple_of(FRAMES_BETWEEN_INTERRUPTS) {
                 self.queue.announce();
+            } else if frames.is_multiple_of(PUBLISH_EVERY) {
+                self.queue.publish();
             }
         }
         self.queue.announce();
-        // The back end tells of what is new, and not of what is left.
-        self.queue.ring();
-        Ok(())
+        Ok(frames)
     }
 
-    /// Receives one frame; false when there is none, or no room for it. The driver then knows of all before.
+    /// Asks to be rung for more room where it is missing.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub(super) fn rest(&mut self) -> Result<(), RingError> {
+        match self.state {
+            State::Open => Ok(()),
+            State::NoRoom | State::LittleRoom { .. } => self.queue.finish(),
+        }
+    }
+
+    /// Receives one frame; false when there is none, or no room for it.
     fn take_next(&mut self, link: &mut Link<'_>) -> Result<bool, RingError> {
         if let State::LittleRoom { len, filled } = self.state {
             return self.deliver(len, filled, link);
         }
         if !link.is_up() || !self.has_room()? {
-            self.queue.announce();
             return Ok(false);
         }
         let filled = len_of(&self.room);
@@ -115,10 +125,7 @@ impl Receiver {
                 count(&link.card.counters.receive_dropped);
                 Ok(true)
             }
-            Received::Nothing => {
-                self.queue.announce();
-                Ok(false)
-            }
+            Received::Nothing => Ok(false),
         }
     }
 
@@ -127,7 +134,6 @@ impl Receiver {
         self.pop_up_to(self.wanted)?;
         if self.held.is_empty() {
             self.state = State::NoRoom;
-            self.queue.finish()?;
             return Ok(false);
         }
         self.state = State::Open;
@@ -169,7 +175,6 @@ impl Receiver {
                 return Ok(self.drop_frame(link));
             }
             self.state = State::LittleRoom { len, filled };
-            self.queue.finish()?;
             return Ok(false);
         }
         put(&self.room, filled, link.backend.overflow());
@@ -234,9 +239,9 @@ fn put(room: &[Span], at: u64, data: &[u8]) {
 const USUAL_FRAME_LEN: u32 = 1518;
 /// Pieces of a frame's room: what one system call takes, less one for the part that does not fit.
 const MOST_SPANS: usize = 1023;
-/// Frames of one event: other devices have their turn then.
-const FRAMES_AT_ONCE: u32 = 256;
-/// The guest hears of frames before all have come, and works on them meanwhile.
+/// Frames between two looks at the clock, and at what the guest sends.
+pub(super) const FRAMES_AT_ONCE: u32 = 64;
 const FRAMES_BETWEEN_INTERRUPTS: u32 = 64;
+const PUBLISH_EVERY: u32 = 16;
 /// Where in the header the number of chains is that a frame fills.
 const NUM_BUFFERS: u64 = 10;

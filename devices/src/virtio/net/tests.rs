@@ -13,6 +13,7 @@ use super::handler::PATIENCE;
 use super::*;
 use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Stream};
 use crate::virtio::feature;
+use crate::virtio::poll::Poll;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
 
 const HEADER: u32 = HEADER_LEN;
@@ -20,7 +21,12 @@ const HEADER: u32 = HEADER_LEN;
 const FRAMES: u64 = BUFFERS + (2 << 20);
 
 fn settings(name: &str) -> NetSettings {
-    NetSettings { name: name.into(), mac: "02:00:00:00:00:01".parse().unwrap(), mtu: None }
+    NetSettings {
+        name: name.into(),
+        mac: "02:00:00:00:00:01".parse().unwrap(),
+        mtu: None,
+        poll: Poll::DEFAULT,
+    }
 }
 
 /// A card, and the program at its other end.

@@ -53,12 +53,18 @@ impl Transmitter {
         }
     }
 
-    /// Sends what there is.
+    /// True when the driver has offered frames that can be sent.
+    pub(super) fn has_work(&mut self) -> bool {
+        self.state != State::Waiting && self.queue.is_offered()
+    }
+
+    /// Sends what there is, as many frames as the queue holds at most. The doorbell is quiet until [`rest`](Self::rest).
     ///
     /// # Errors
     /// The ring is damaged.
     pub(super) fn serve(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
         self.queue.begin();
+        let mut unpublished = 0_u8;
         loop {
             self.state = match (link.is_blocked(), self.state) {
                 (false, _) => State::Open,
@@ -66,13 +72,27 @@ impl Transmitter {
                 (true, State::Open | State::Waiting) => State::Waiting,
             };
             if self.state == State::Waiting {
-                // The doorbell stays quiet: the host, or the end of the patience, goes on.
-                self.queue.announce();
-                return Ok(());
+                break;
             }
-            let Some(chain) = self.queue.pop()? else { return self.queue.finish() };
+            let Some(chain) = self.queue.pop()? else { break };
             self.send(chain, link);
+            // A driver that polls goes on while the rest is being sent.
+            unpublished = unpublished.wrapping_add(1);
+            if unpublished.is_multiple_of(PUBLISH_EVERY) {
+                self.queue.publish();
+            }
         }
+        self.queue.announce();
+        Ok(())
+    }
+
+    /// Asks to be rung for what the driver adds. While frames wait for the host nothing is asked: the host, or the end of
+    /// the patience, goes on.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub(super) fn rest(&mut self) -> Result<(), RingError> {
+        if self.state == State::Waiting { Ok(()) } else { self.queue.finish() }
     }
 
     fn send(&mut self, mut chain: Chain, link: &mut Link<'_>) {
@@ -84,3 +104,6 @@ impl Transmitter {
         self.queue.complete(chain, 0);
     }
 }
+
+/// Frames between two looks that a driver can take at what is done.
+const PUBLISH_EVERY: u8 = 16;

@@ -1,8 +1,14 @@
 //! A guest, and a peer, that do everything wrong.
 
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use proptest::prelude::*;
 
 use super::*;
+use crate::backend::net::{LinkLost, NetBackend, Offloads, Received, Sent};
+use crate::virtio::queue::{Buffers, Span};
 use crate::virtio::testing::{HIGH_RAM, LOW_RAM_LEN};
 
 #[test]
@@ -107,6 +113,75 @@ fn empty_receive_ring_and_a_flood_recover() {
     assert_eq!(setup.net.counts(), NetCounts { received, ..NetCounts::default() });
     assert!(flood.join().unwrap());
     assert!(!setup.machine.needs_reset());
+}
+
+/// The end of a card whose guest offers a frame for each that it has got rid of, for a long time.
+struct Endless {
+    socket: UnixStream,
+    ring: Arc<Mutex<Option<Ring>>>,
+    since: Instant,
+    sent: u32,
+    is_over: Arc<AtomicBool>,
+}
+
+impl AsRawFd for Endless {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl NetBackend for Endless {
+    fn possible_offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    fn set_offloads(&mut self, _: Offloads) {}
+
+    fn receive(&mut self, _: &[Span]) -> Result<Received, LinkLost> {
+        Ok(Received::Nothing)
+    }
+
+    fn overflow(&self) -> &[u8] {
+        &[]
+    }
+
+    fn send(&mut self, _: &mut Buffers) -> Result<Sent, LinkLost> {
+        // Of 16 chains 8 are on their way.
+        self.sent += 1;
+        let head = (self.sent + 7) % 16;
+        if self.since.elapsed() > Duration::from_secs(10) {
+            self.is_over.store(true, Ordering::Release);
+        } else if let Some(ring) = &mut *self.ring.lock().unwrap() {
+            ring.offer_head(head as u16);
+        }
+        Ok(Sent::Done)
+    }
+}
+
+/// A guest that always has frames gets its turn, and no more: other devices are on the same thread.
+#[test]
+fn flood_of_the_guest_leaves_the_thread_to_others() {
+    for poll in [Duration::ZERO, Poll::DEFAULT, Poll::MOST] {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let (ring, is_over) = (Arc::default(), Arc::new(AtomicBool::new(false)));
+        let end = Endless {
+            socket,
+            ring: Arc::clone(&ring),
+            since: Instant::now(),
+            sent: 0,
+            is_over: is_over.clone(),
+        };
+        let settings = NetSettings { poll, ..settings("net 0") };
+        let machine = Machine::new(Arc::new(Net::new(settings, Box::new(end))));
+        let mut sending = machine.start(0).remove(1);
+        let heads: Vec<u16> =
+            (0..16).map(|_| sending.place(&[Buffer::readable(FRAMES, HEADER + 60)])).collect();
+        heads.iter().take(8).for_each(|head| sending.offer_head(*head));
+        *ring.lock().unwrap() = Some(sending);
+        machine.kick(1);
+        assert!(!is_over.load(Ordering::Acquire), "the handler has kept the thread");
+        ring.lock().unwrap().take();
+    }
 }
 
 #[test]
