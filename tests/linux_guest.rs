@@ -25,6 +25,9 @@ macro_rules! needs_linux {
 #[path = "linux/clock.rs"]
 mod clock;
 
+#[path = "linux/console.rs"]
+mod console;
+
 #[path = "linux/formats.rs"]
 mod formats;
 #[path = "linux/net.rs"]

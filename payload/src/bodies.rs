@@ -48,7 +48,8 @@ global_asm!(concat!(
     include_str!("asm/net.s"),
     include_str!("asm/net_bench.s"),
     include_str!("asm/balloon.s"),
-    include_str!("asm/vsock.s")
+    include_str!("asm/vsock.s"),
+    include_str!("asm/virtio_console.s")
 ));
 
 unsafe extern "C" {
@@ -124,5 +125,6 @@ payloads! {
     "net-receive-1514" Three payload_net_receive_1514..payload_net_receive_1514_end "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
     "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
+    "virtio-console" Three payload_virtio_console..payload_virtio_console_end "opens a console's port after a while, then sends back what is typed; exits with 0 after a `q`";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }
