@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use coracle::config::{CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
+use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
 
 pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
@@ -46,7 +46,11 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub vm: VmArgs,
-    /// What the serial console is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio]
+    /// Which device the console on stdin and stdout is: serial (ttyS0), or virtio (hvc0, faster) [default: serial]
+    #[arg(long, value_name = "DEVICE")]
+    pub console: Option<ConsoleDevice>,
+    /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null with
+    /// --console virtio]
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
     /// File to write the outcome to, as JSON
@@ -123,6 +127,7 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
          coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
+         coracle run --console virtio --serial file=kernel.log\n  \
          coracle run bzImage --disk root.img -a root=/dev/vda\n  \
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \

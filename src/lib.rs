@@ -66,6 +66,7 @@ pub use config::{DiskConfig as Disk, NetConfig as Net};
 pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
+pub use coracle_devices::virtio::console::TerminalSize;
 pub use coracle_devices::virtio::net::NetCounts;
 pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;

@@ -7,6 +7,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::TerminalSize;
+
 /// A terminal in raw mode. It gets its old mode back when this is dropped, and by [`RawTerminal::restore`].
 #[derive(Debug)]
 pub struct RawTerminal {
@@ -91,6 +93,16 @@ pub fn terminal_mode(fd: BorrowedFd<'_>) -> Option<libc::termios> {
     let result = unsafe { libc::tcgetattr(fd.as_raw_fd(), mode.as_mut_ptr()) };
     // SAFETY: the call succeeded and has filled it.
     (result == 0).then(|| unsafe { mode.assume_init() })
+}
+
+/// The size of the terminal behind `fd`: none when it is not a terminal, or does not know.
+pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
+    let mut size = MaybeUninit::<libc::winsize>::uninit();
+    // SAFETY: the descriptor is open, and `size` has room for the answer.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, size.as_mut_ptr()) };
+    // SAFETY: the call succeeded and has filled it.
+    let size = (result == 0).then(|| unsafe { size.assume_init() })?;
+    (size.ws_col > 0 && size.ws_row > 0).then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The serial console's other ends: pseudo-terminals, sockets, a program's own streams, and a person's terminal.
+//! The other ends of a console, serial or virtio: pseudo-terminals, sockets, a program's own streams, and a person's terminal.
 
 mod common;
 
@@ -12,10 +12,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{collect, eventually, finish, kvm_or_skip, pseudo_terminal, run_payload, scratch, signal, wait};
-use coracle::config::{MemorySize, VmConfig};
+use coracle::config::{ConsoleDevice, MemorySize, SerialConfig, VmConfig};
 use coracle::outcome::Ending;
 use coracle::terminal::terminal_mode;
-use coracle::{ConsoleStreams, Grace, VmBuilder};
+use coracle::{ConsoleStreams, Grace, TerminalSize, VmBuilder};
 
 macro_rules! needs_kvm {
     () => {
@@ -71,7 +71,7 @@ fn client_that_comes_late_finds_the_first_output() {
     needs_kvm!();
     let path = scratch().join("late.sock");
     let mut config = config("hello-halt");
-    config.serial = coracle::config::SerialConfig::Socket(path.clone());
+    config.serial = SerialConfig::Socket(path.clone());
     let vm = VmBuilder::new(config).start().unwrap();
     std::thread::sleep(Duration::from_millis(100));
     let mut byte = [0];
@@ -84,7 +84,7 @@ fn client_that_comes_late_finds_the_first_output() {
 fn pseudo_terminal_carries_both_directions() {
     needs_kvm!();
     let mut config = config("echo");
-    config.serial = coracle::config::SerialConfig::Pty;
+    config.serial = SerialConfig::Pty;
     let vm = VmBuilder::new(config).start().unwrap();
     let path = vm.console_path().unwrap().to_owned();
     // Programs come and go.
@@ -140,11 +140,49 @@ fn streams_of_the_program_are_used_and_left_as_they_were() {
     assert_eq!(answer, b"hi q");
 }
 
+/// A driver loses what comes before it has opened its port, which this one does late.
+#[test]
+fn virtio_console_gives_early_and_late_input_once_the_port_is_open() {
+    needs_kvm!();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let streams =
+        ConsoleStreams { input: Some(theirs.try_clone().unwrap().into()), output: Some(theirs.into()) };
+    ours.write_all(b"early").unwrap();
+    let mut config = config("virtio-console");
+    (config.console, config.serial) = (ConsoleDevice::Virtio, SerialConfig::Null);
+    let vm = VmBuilder::new(config).console_streams(streams).start().unwrap();
+    let mut answer = [0; 5];
+    ours.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"early");
+    for pause in [0, 1, 20, 200] {
+        std::thread::sleep(Duration::from_millis(pause));
+        ours.write_all(b"later").unwrap();
+        ours.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"later", "after {pause} ms");
+    }
+    assert!(vm.handle().resize_console(TerminalSize { columns: 100, rows: 50 }));
+    ours.write_all(b"q").unwrap();
+    assert_eq!(vm.wait().ending, Ending::Exited { code: 0 });
+}
+
+/// A virtio console has its words only once its driver runs.
+#[test]
+fn kernel_that_dies_before_it_has_a_virtio_console_is_heard_by_its_serial_port() {
+    needs_kvm!();
+    let run = finish(run_payload("panic").args(["--console", "virtio"]));
+    run.expect(110, "| [    0.000000] Kernel panic - not syncing: a payload that panics");
+}
+
 #[test]
 fn pasting_100_kb_at_a_terminal_loses_nothing() {
     needs_kvm!();
+    paste_100_kb("echo", &[]);
+    paste_100_kb("virtio-console", &["--console", "virtio"]);
+}
+
+fn paste_100_kb(payload: &str, args: &[&str]) {
     let (mut person, program) = pseudo_terminal();
-    let mut child = at_terminal("echo", &program);
+    let mut child = at_terminal(payload, args, &program);
     eventually("the terminal is raw", || !is_cooked(&program));
     let text: Vec<u8> = (0..100_000u32).map(|n| b'A' + (n % 26) as u8).collect();
     let mut sent = 0;
@@ -173,20 +211,22 @@ fn terminal_is_restored_after_every_ending() {
     needs_kvm!();
     // Exit, request, and signals that no handler of the command's own expects.
     let (mut person, program) = pseudo_terminal();
-    let mut child = at_terminal("echo", &program);
+    let mut child = at_terminal("echo", &[], &program);
     eventually("the terminal is raw", || !is_cooked(&program));
     person.write_all(b"q").unwrap();
     assert_eq!(wait(&mut child).code(), Some(0));
     assert!(is_cooked(&program), "after a power-off");
 
-    let mut child = at_terminal("spin", &program);
-    eventually("the terminal is raw", || !is_cooked(&program));
-    person.write_all(b"\x01x").unwrap();
-    assert_eq!(wait(&mut child).code(), Some(118));
-    assert!(is_cooked(&program), "after Ctrl-A x");
+    for args in [&[][..], &["--console", "virtio"]] {
+        let mut child = at_terminal("spin", args, &program);
+        eventually("the terminal is raw", || !is_cooked(&program));
+        person.write_all(b"\x01x").unwrap();
+        assert_eq!(wait(&mut child).code(), Some(118));
+        assert!(is_cooked(&program), "after Ctrl-A x");
+    }
 
     for fatal in [libc::SIGSEGV, libc::SIGABRT, libc::SIGBUS, libc::SIGUSR1] {
-        let mut child = at_terminal("spin", &program);
+        let mut child = at_terminal("spin", &[], &program);
         eventually("the terminal is raw", || !is_cooked(&program));
         signal(&child, fatal);
         assert_eq!(wait(&mut child).signal(), Some(fatal));
@@ -195,9 +235,9 @@ fn terminal_is_restored_after_every_ending() {
 }
 
 /// A payload with a terminal on all three streams.
-fn at_terminal(payload: &str, terminal: &OwnedFd) -> Child {
+fn at_terminal(payload: &str, args: &[&str], terminal: &OwnedFd) -> Child {
     let stream = || Stdio::from(terminal.try_clone().unwrap());
-    run_payload(payload).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap()
+    run_payload(payload).args(args).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap()
 }
 
 fn is_cooked(terminal: &OwnedFd) -> bool {

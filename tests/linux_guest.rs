@@ -28,6 +28,9 @@ mod boot_test;
 #[path = "linux/clock.rs"]
 mod clock;
 
+#[path = "linux/console.rs"]
+mod console;
+
 #[path = "linux/formats.rs"]
 mod formats;
 #[path = "linux/net.rs"]

@@ -1,8 +1,13 @@
-//! Messages of the agent itself. They go into the kernel's log, and so to the machine's console, where they
-//! stand in order with the kernel's own.
+//! The console of the guest, and messages of the agent itself. These go into the kernel's log, and so to the machine's
+//! console, where they stand in order with the kernel's own.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::modules;
 
 /// Says one line: an error of the agent, or a warning that explains what is missing later.
 ///
@@ -17,7 +22,77 @@ pub(crate) fn report(line: &str) {
     }
 }
 
+/// Makes `/dev/console` this process's standard streams, which it need not have been when the kernel started
+/// it: the initramfs may lack the device node.
+pub(crate) fn attach() -> io::Result<()> {
+    let console = open()?;
+    for stream in 0..3 {
+        // SAFETY: replaces a standard stream of this process by an open descriptor; no memory is involved.
+        if unsafe { libc::dup2(console.as_raw_fd(), stream) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Opens `/dev/console`. A virtio console that is to be the one behind it appears some time after its driver, which first
+/// talks with the device; until then another one is.
+fn open() -> io::Result<File> {
+    let start = Instant::now();
+    loop {
+        // While its driver puts it in place, Linux says EINVAL.
+        let console = OpenOptions::new().read(true).write(true).open("/dev/console");
+        let is_there = console.as_ref().is_ok_and(is_virtio);
+        if is_there || !is_virtio_expected() || start.elapsed() > CONSOLE_LIMIT {
+            return console;
+        }
+        thread::sleep(CONSOLE_PERIOD);
+    }
+}
+
+/// Whether the device behind `console` is a virtio console, or another one of the kernel's hypervisor consoles.
+fn is_virtio(console: &File) -> bool {
+    let mut device: libc::c_uint = 0;
+    // SAFETY: TIOCGDEV fills one number at the given address (`ioctl_tty(2)`).
+    let result = unsafe { libc::ioctl(console.as_raw_fd(), libc::TIOCGDEV, &raw mut device) };
+    result == 0 && libc::major(device.into()) == HVC_MAJOR
+}
+
+/// Whether the command line names one last; where it cannot be read yet, whether the machine has one.
+fn is_virtio_expected() -> bool {
+    match fs::read_to_string("/proc/cmdline") {
+        Ok(line) => names_virtio(&line),
+        Err(_) => {
+            fs::read_to_string(modules::OF_DEVICES).is_ok_and(|list| list.contains("/virtio_console.ko"))
+        }
+    }
+}
+
+fn names_virtio(line: &str) -> bool {
+    let mut consoles = line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("console="));
+    consoles.next_back().is_some_and(|name| name.starts_with("hvc"))
+}
+
+/// How long a virtio console may take: its driver and the device exchange four messages.
+const CONSOLE_LIMIT: Duration = Duration::from_secs(2);
+const CONSOLE_PERIOD: Duration = Duration::from_millis(10);
+
+/// The major device number of `hvc0` (the kernel's `Documentation/admin-guide/devices.txt`).
+const HVC_MAJOR: libc::c_uint = 229;
+
 /// The kernel takes each line of a write as a message of its own, without the prefix.
 fn one_line(text: &str) -> String {
     text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_console_of_the_command_line_counts() {
+        assert!(names_virtio("console=ttyS0 quiet console=hvc0\n"));
+        assert!(!names_virtio("console=hvc0 console=ttyS0,115200"));
+        assert!(!names_virtio("quiet hvc0"));
+    }
 }

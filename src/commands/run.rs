@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use coracle::VmBuilder;
-use coracle::config::{RawConfig, SerialConfig, VmConfig};
+use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, VmConfig};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
@@ -30,8 +30,8 @@ pub(crate) fn run(args: &RunArgs) -> u8 {
 
 /// What was told, of which this command has more than the others.
 fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
-    let own =
-        RawConfig { serial: args.serial.clone(), outcome: args.outcome.clone(), ..RawConfig::default() };
+    let (console, serial, outcome) = (args.console, args.serial.clone(), args.outcome.clone());
+    let own = RawConfig { console, serial, outcome, ..RawConfig::default() };
     settings::raw(&args.vm).map(|below| own.over(below))
 }
 
@@ -70,7 +70,8 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
 
 fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
-    let interactive = config.serial == SerialConfig::Stdio && io::stdin().is_terminal();
+    let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
+    let interactive = is_on_stdio && io::stdin().is_terminal();
     let builder = VmBuilder::new(config.clone()).console_escape(interactive);
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
@@ -79,6 +80,7 @@ fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
         say(&format!("the serial console is {}", path.display()));
     }
     let handle = vm.handle();
+    signals::tell_size(&handle);
     handle.resume();
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
@@ -93,7 +95,9 @@ fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
 fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
-    let unseen = raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
+    // What the kernel says goes to the serial port; a virtio console has it only once its driver runs.
+    let unseen = raw.console == Some(ConsoleDevice::Virtio)
+        || raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
     outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.disk_errors > 0 {
         say(&format!("{} requests to disks failed on the host", outcome.disk_errors));

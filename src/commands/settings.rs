@@ -1,6 +1,8 @@
 //! From flags and config file to the configuration of a machine: for every command that makes one.
 
-use coracle::config::{NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with};
+use coracle::config::{
+    ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with,
+};
 use coracle::guest_data::{self, GuestData};
 
 use super::{BAD_USAGE, chain};
@@ -33,6 +35,7 @@ pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
         timeout: args.timeout,
         boot_timeout: args.boot_timeout,
         idle_timeout: args.idle_timeout,
+        console: None,
         serial: None,
         acpi: args.acpi,
         on_reset: args.on_reset,
@@ -83,6 +86,11 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
             guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
         }
     };
+    let console = raw.console.unwrap_or_default();
+    if console == ConsoleDevice::Virtio {
+        // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings are explained.
+        defaults.insert(0, "console=hvc0");
+    }
     let cmdline = match &raw.cmdline {
         None => default_cmdline_with(defaults.into_iter().chain(words)),
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
@@ -98,7 +106,11 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         cpu_affinity: raw.cpu_affinity.clone(),
         cpu_quota: raw.cpu_quota,
         memory: raw.memory.unwrap_or_default(),
-        serial: raw.serial.clone().unwrap_or(SerialConfig::Stdio),
+        console,
+        serial: raw.serial.clone().unwrap_or(match console {
+            ConsoleDevice::Serial => SerialConfig::Stdio,
+            ConsoleDevice::Virtio => SerialConfig::Null,
+        }),
         disks: raw.disks.clone().unwrap_or_default(),
         nets: nets(raw.nets.as_deref().unwrap_or_default())?,
         rng: raw.rng.unwrap_or_default(),

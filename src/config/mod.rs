@@ -3,6 +3,7 @@
 
 mod accel;
 mod cmdline;
+mod console;
 mod cpu;
 mod cpu_affinity;
 mod cpu_quota;
@@ -28,6 +29,7 @@ use coracle_devices::virtio::net::MacSyntax;
 
 pub use accel::Accel;
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
+pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use cpu_quota::CpuQuota;
@@ -71,6 +73,8 @@ pub struct VmConfig {
     pub cpu_quota: Option<CpuQuota>,
     /// How much RAM, and what backs it.
     pub memory: MemoryConfig,
+    /// Which device the console is.
+    pub console: ConsoleDevice,
     /// What the serial port COM1 is connected to.
     pub serial: SerialConfig,
     /// The disks, in the order in which the guest finds them.
@@ -119,6 +123,7 @@ impl Default for VmConfig {
             cpu_affinity: None,
             cpu_quota: None,
             memory: MemoryConfig::default(),
+            console: ConsoleDevice::default(),
             serial: SerialConfig::Null,
             disks: Vec::new(),
             nets: Vec::new(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    NetChoice, NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
+    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
+    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -62,6 +62,8 @@ pub struct RawConfig {
     /// The longest that the guest may have nothing to do.
     #[serde(deserialize_with = "written::duration")]
     pub idle_timeout: Option<Duration>,
+    /// Which device the console is.
+    pub console: Option<ConsoleDevice>,
     /// What the serial console is connected to.
     pub serial: Option<SerialConfig>,
     /// What describes the machine to the guest.
@@ -102,6 +104,7 @@ impl RawConfig {
             timeout: self.timeout.or(below.timeout),
             boot_timeout: self.boot_timeout.or(below.boot_timeout),
             idle_timeout: self.idle_timeout.or(below.idle_timeout),
+            console: self.console.or(below.console),
             serial: self.serial.or(below.serial),
             acpi: self.acpi.or(below.acpi),
             on_reset: self.on_reset.or(below.on_reset),

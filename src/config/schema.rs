@@ -89,6 +89,10 @@ fn properties() -> Vec<(&'static str, Value)> {
         ("boot_timeout", time("Longest time that the guest may take to its init", "5s")),
         ("idle_timeout", time("Longest time that the guest may have nothing to do", "10m")),
         (
+            "console",
+            choice("Which device the console on standard input and output is", &["serial", "virtio"]),
+        ),
+        (
             "serial",
             pattern("What the serial console is connected to", r"^(stdio|pty|null|(file|socket)=.+)$", "pty"),
         ),

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
-    Accel, AcpiMode, ConfigError, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice,
-    ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
+    Accel, AcpiMode, ConfigError, ConsoleDevice, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
+    MemoryConfig, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -33,6 +33,7 @@ macro_rules! written {
 
 written!(Accel, Form::Text);
 written!(CpuQuota, Form::TextOrNumber);
+written!(ConsoleDevice, Form::Text);
 written!(DiskConfig, Form::Text);
 written!(AcpiMode, Form::Text);
 written!(HaltPolicy, Form::Text);

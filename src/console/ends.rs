@@ -1,4 +1,4 @@
-//! Opening what the serial port is connected to.
+//! Opening what the consoles are connected to.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, PipeReader, PipeWriter, Write};
@@ -13,7 +13,7 @@ use std::{fmt, fs, ptr};
 use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
 
 use super::Pump;
-use crate::config::SerialConfig;
+use crate::config::{ConsoleDevice, SerialConfig, VmConfig};
 
 /// What a program connects the console to, in place of what the configuration says.
 #[derive(Debug, Default)]
@@ -60,8 +60,20 @@ impl fmt::Debug for ConsoleChoice {
 }
 
 impl ConsoleChoice {
+    /// Opens the ends of all consoles of a machine.
+    pub(crate) fn open_all(&self, config: &VmConfig) -> Result<MachineConsoles, ConsoleError> {
+        if config.console == ConsoleDevice::Serial {
+            return Ok(MachineConsoles { serial: self.open(&config.serial)?, virtio: None });
+        }
+        if config.serial == SerialConfig::Stdio && matches!(self, ConsoleChoice::Configured) {
+            return Err(ConsoleError::StdioTwice);
+        }
+        let serial = ConsoleEnds::open(&config.serial)?;
+        Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
+    }
+
     /// Opens what was chosen, or what `config` names.
-    pub(crate) fn open(&self, config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
+    fn open(&self, config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
         match self {
             ConsoleChoice::Configured => ConsoleEnds::open(config),
             ConsoleChoice::Streams(streams) => ConsoleEnds::of_streams(streams),
@@ -74,7 +86,23 @@ impl ConsoleChoice {
     }
 }
 
-/// What the serial port is connected to, opened.
+/// What the consoles of a machine are connected to, opened.
+pub(crate) struct MachineConsoles {
+    /// The serial port.
+    pub serial: ConsoleEnds,
+    /// The virtio console, in a machine that has one.
+    pub virtio: Option<ConsoleEnds>,
+}
+
+impl MachineConsoles {
+    /// The thread behind a writer of the program's own, or the other ends of its pipes. A program has one console only.
+    pub(crate) fn take_program_ends(&mut self) -> (Option<Pump>, Option<ConsolePipe>) {
+        let ends = self.virtio.as_mut().unwrap_or(&mut self.serial);
+        (ends.pump.take(), ends.pipe.take())
+    }
+}
+
+/// What a console is connected to, opened.
 #[derive(Default)]
 pub(crate) struct ConsoleEnds {
     pub(super) output: Option<CharSink>,
@@ -85,7 +113,7 @@ pub(crate) struct ConsoleEnds {
     /// The other ends of the pipes, until the program takes them.
     pub(crate) pipe: Option<ConsolePipe>,
     /// The thread behind a writer of the program's own.
-    pub(crate) pump: Option<Pump>,
+    pump: Option<Pump>,
     /// Where others find the console, when that is not what the user named.
     path: Option<PathBuf>,
 }
@@ -118,6 +146,12 @@ pub enum ConsoleError {
     /// There is no pseudo-terminal to be had.
     #[error("--serial pty: the host gives no pseudo-terminal")]
     Pty(#[source] io::Error),
+    /// Two devices cannot both have standard input and output.
+    #[error(
+        "--serial stdio: the virtio console has standard input and output; connect the serial port to pty, file=PATH, \
+         socket=PATH or null, or leave out --console virtio"
+    )]
+    StdioTwice,
     /// One writer cannot serve two machines.
     #[error(
         "the console's writer serves the first machine that this builder has built; give the next one its own"

@@ -1,7 +1,8 @@
-//! The host's end of the serial port: what the guest prints goes out, what is typed goes in. Runs on the I/O thread.
+//! The host's end of a console, serial port or virtio: what the guest prints goes out, what is typed goes in. Runs on the
+//! I/O thread.
 //!
 //! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`]; input
-//! waits in the host until the UART's FIFO has room.
+//! waits in the host until the device has room.
 
 mod ends;
 mod escape;
@@ -13,12 +14,12 @@ use std::sync::Arc;
 
 use coracle_devices::backend::chardev::{CharSink, CharSource, ReadOutcome, Written};
 use coracle_devices::backend::console_buffer::{ConsoleBuffer, Drained};
+use coracle_devices::backend::console_input::ConsoleInput;
 use coracle_devices::event_loop::{Resident, watch};
-use coracle_devices::legacy::serial::SerialPort;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-use ends::ConsoleListener;
-pub(crate) use ends::{ConsoleChoice, ConsoleEnds};
+pub(crate) use ends::{ConsoleChoice, MachineConsoles};
+use ends::{ConsoleEnds, ConsoleListener};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub(crate) use escape::Escape;
 use escape::HELP;
@@ -27,7 +28,7 @@ pub(crate) use pump::Pump;
 /// The event handler of the console.
 pub(crate) struct Console {
     buffer: Arc<ConsoleBuffer>,
-    serial: Arc<SerialPort>,
+    device: Arc<dyn ConsoleInput>,
     output: Option<CharSink>,
     /// The sink is behind: the loop waits until it takes more.
     output_blocked: bool,
@@ -41,16 +42,16 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// Connects `serial` and its output `buffer` to `ends`. With `escape`, Ctrl-A commands in the input are obeyed.
+    /// Connects `device` and its output `buffer` to `ends`. With `escape`, Ctrl-A commands in the input are obeyed.
     pub(crate) fn new(
-        serial: Arc<SerialPort>,
+        device: Arc<dyn ConsoleInput>,
         buffer: Arc<ConsoleBuffer>,
         ends: ConsoleEnds,
         escape: Option<Escape>,
     ) -> Console {
         Console {
             buffer,
-            serial,
+            device,
             output: ends.output,
             output_blocked: false,
             input: ends.input,
@@ -183,9 +184,9 @@ impl Console {
 
     /// True when nothing is left and the UART has room for more.
     fn push_pending(&mut self) -> bool {
-        let taken = if self.pending.is_empty() { 0 } else { self.serial.enqueue_input(&self.pending) };
+        let taken = if self.pending.is_empty() { 0 } else { self.device.enqueue_input(&self.pending) };
         self.pending.drain(..taken);
-        self.pending.is_empty() && self.serial.has_input_room()
+        self.pending.is_empty() && self.device.has_input_room()
     }
 
     fn watch_input(&mut self, ops: &mut EventOps) {
@@ -208,7 +209,7 @@ impl Console {
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, self.buffer.wake_event(), WAKE, EventSet::IN);
-        watch(ops, self.serial.room_event(), ROOM, EventSet::IN);
+        watch(ops, self.device.room_event(), ROOM, EventSet::IN);
         if let Some(listener) = &self.listener {
             watch(ops, &listener.socket, CLIENT, EventSet::IN);
         }
@@ -223,7 +224,7 @@ impl MutEventSubscriber for Console {
             }
             OUTPUT => self.write_output(ops),
             ROOM => {
-                let _ = self.serial.room_event().read();
+                let _ = self.device.room_event().read();
                 self.read_input(ops);
             }
             CLIENT => self.accept_client(ops),

@@ -3,6 +3,7 @@
 //!
 //! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
 
+mod console;
 mod disk;
 mod net;
 mod spec;
@@ -19,6 +20,7 @@ use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::console::ConsolePort;
 use coracle_devices::virtio::handler::HandlerHost;
 use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
@@ -41,6 +43,8 @@ pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
     /// The one by which this program reaches the guest.
     vsock: Option<Arc<Vsock>>,
+    /// The one that is the machine's console.
+    console: Option<Arc<ConsolePort>>,
     /// Those of the devices that block, until the end.
     threads: Mutex<Vec<IoLoop>>,
     /// In a machine that has one.
@@ -143,8 +147,13 @@ impl VirtioDevices {
         check_ids(config)?;
         net::check_each_is_its_own(&config.nets)?;
         let control = context.control.clone();
-        let opening =
-            SpecContext { control, nets: Mutex::default(), balloon: OnceLock::new(), vsock: OnceLock::new() };
+        let opening = SpecContext {
+            control,
+            nets: Mutex::default(),
+            balloon: OnceLock::new(),
+            vsock: OnceLock::new(),
+            console: OnceLock::new(),
+        };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
@@ -153,10 +162,11 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, &mut threads);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        let SpecContext { control: _, nets, balloon, vsock } = opening;
+        let SpecContext { control: _, nets, balloon, vsock, console } = opening;
         let nets = nets.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (balloon, vsock) = (balloon.into_inner(), vsock.into_inner());
-        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon, nets, vsock })
+        let console = console.into_inner();
+        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon, nets, vsock, console })
     }
 
     /// The balloon, in a machine that has one.

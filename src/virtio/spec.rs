@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::console::ConsolePort;
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::vsock::Vsock;
 
 use super::VirtioError;
-use crate::config::{MemoryConfig, VmConfig};
+use super::console::VirtioConsole;
+use crate::config::{ConsoleDevice, MemoryConfig, VmConfig};
 use crate::control::Control;
 
 /// A configured device, before anything of it is open.
@@ -34,6 +36,8 @@ pub(crate) struct SpecContext {
     pub balloon: OnceLock<Arc<Balloon>>,
     /// Takes the socket device.
     pub vsock: OnceLock<Arc<Vsock>>,
+    /// Takes the console.
+    pub console: OnceLock<Arc<ConsolePort>>,
 }
 
 /// Every device of a machine, in the order in which its guest finds them.
@@ -47,6 +51,9 @@ pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
     }
     if config.balloon {
         specs.push(&config.memory);
+    }
+    if config.console == ConsoleDevice::Virtio {
+        specs.push(&VirtioConsole);
     }
     specs.extend(config.vsock.iter().map(|vsock| vsock as &dyn DeviceSpec));
     specs

@@ -22,7 +22,7 @@ use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
 use super::watch::Limits;
 use crate::config::{AcpiMode, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
-use crate::console::{Console, ConsoleChoice, ConsoleEnds, ConsoleError, ConsoleStreams, Escape};
+use crate::console::{Console, ConsoleChoice, ConsoleError, ConsoleStreams, Escape, MachineConsoles};
 use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuError, CpuFeatures};
 use crate::diagnosis::Subject;
@@ -187,7 +187,7 @@ impl VmBuilder {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
         let inputs = Inputs::open(&self.config)?;
-        let console = self.console.open(&self.config.serial)?;
+        let console = self.console.open_all(&self.config)?;
         let control = Arc::new(Control::new());
         let interrupts = Arc::new(Interrupts::default());
         let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
@@ -289,16 +289,20 @@ impl VmBuilder {
         (0..count).map(make).collect()
     }
 
-    fn assemble(&self, mut console: ConsoleEnds, parts: Parts) -> Result<Vm, BuildError> {
+    fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
         let Inputs { kernel, initrds, cpu: _ } = &recipe.inputs;
         let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
-        let pump = console.pump.take();
-        let pipe = console.pipe.take();
-        let console_path = console.path().map(Path::to_owned);
-        let escape = self.console_escape.then(|| Escape::new(control.clone()));
-        let handler = Console::new(platform.serial.clone(), platform.console.clone(), console, escape);
-        event_loop.add_resident(Box::new(handler));
+        let (pump, pipe) = consoles.take_program_ends();
+        let console_path = consoles.serial.path().map(Path::to_owned);
+        let mut escape = self.console_escape.then(|| Escape::new(control.clone()));
+        if let (Some(ends), Some(port)) = (consoles.virtio, virtio.console()) {
+            // A person at a terminal has this one.
+            let console = Console::new(port.clone(), port.output().clone(), ends, escape.take());
+            event_loop.add_resident(Box::new(console));
+        }
+        let (serial, output) = (platform.serial.clone(), platform.console.clone());
+        event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, escape)));
         let io_loop = IoLoop::start("io-0".into(), event_loop, control.clone());
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 

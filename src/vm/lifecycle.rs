@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::legacy::event::{Event, EventRegister};
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::console::TerminalSize;
 use coracle_devices::virtio::net::NetCounts;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -153,6 +154,12 @@ impl Shared {
 
     pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
         self.virtio()?.balloon().cloned()
+    }
+
+    pub(super) fn resize_console(&self, size: TerminalSize) -> bool {
+        let virtio = self.virtio();
+        let console = virtio.as_ref().and_then(|virtio| virtio.console());
+        console.map(|console| console.resize(size)).is_some()
     }
 
     pub(super) fn press_power_button(&self) -> bool {
@@ -300,9 +307,12 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
+    let virtio_output = virtio.console().map(|port| port.output().clone());
+    let virtio_output = virtio_output.as_ref();
     if drained {
         // A thread that is stuck holds the buffer.
         console.discard();
+        virtio_output.inspect(|output| output.discard());
     }
 
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
@@ -328,8 +338,9 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         diagnosis,
         duration,
         exits,
-        console_bytes: console.pushed_bytes(),
-        console_bytes_dropped: console.dropped_bytes(),
+        console_bytes: console.pushed_bytes() + virtio_output.map_or(0, |output| output.pushed_bytes()),
+        console_bytes_dropped: console.dropped_bytes()
+            + virtio_output.map_or(0, |output| output.dropped_bytes()),
         disk_errors: shared.control.disk_errors(),
         frames_dropped,
         later_events,

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 pub use builder::{BuildError, VmBuilder};
 use coracle_devices::virtio::balloon::BalloonStatus;
+use coracle_devices::virtio::console::TerminalSize;
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
@@ -152,6 +153,12 @@ impl VmHandle {
     /// What the guest was asked to give, and what it has given; none when the machine has no balloon, or has ended.
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.shared.balloon().map(|balloon| balloon.status())
+    }
+
+    /// Tells the guest the size of the terminal that shows its virtio console. False when the machine has none
+    /// ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)); a serial line has no way to tell it.
+    pub fn resize_console(&self, size: TerminalSize) -> bool {
+        self.shared.resize_console(size)
     }
 
     /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.

@@ -9,9 +9,7 @@ mod report;
 mod shell;
 mod wait;
 
-use std::fs::{self, OpenOptions};
-use std::io;
-use std::os::fd::AsRawFd;
+use std::fs;
 use std::process::ExitCode;
 
 use self::button::PowerButton;
@@ -84,13 +82,14 @@ pub(crate) fn run() -> ExitCode {
     if !marked {
         mark::init_runs_by_file();
     }
-    if let Err(error) = attach_console() {
-        console::report(&format!("cannot use /dev/console: {error}"));
-    }
     MOUNTS.iter().for_each(Mount::make_or_report);
     modules::load_all(modules::LIST);
     // Those that the devices of this machine need besides.
     modules::load_all(modules::OF_DEVICES);
+    // The console may be one of them.
+    if let Err(error) = console::attach() {
+        console::report(&format!("cannot use /dev/console: {error}"));
+    }
     let mut button = PowerButton::open();
     network::bring_up_loopback();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -117,19 +116,6 @@ pub(crate) fn run() -> ExitCode {
         ),
     }
     power::power_off()
-}
-
-/// Makes `/dev/console` this process's standard streams, which it need not have been when the kernel started
-/// it: the initramfs may lack the device node.
-fn attach_console() -> io::Result<()> {
-    let console = OpenOptions::new().read(true).write(true).open("/dev/console")?;
-    for stream in 0..3 {
-        // SAFETY: replaces a standard stream of this process by an open descriptor; no memory is involved.
-        if unsafe { libc::dup2(console.as_raw_fd(), stream) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
 }
 
 /// Has the kernel panic on purpose (`sysrq`, key c).

@@ -47,6 +47,8 @@ pub(crate) fn is_all_there_is() -> bool {
 /// then panics the kernel, after the reason on the console.
 pub(crate) fn run() -> ExitCode {
     modules::load_all(modules::OF_DEVICES);
+    // The console may be one of them. Where there is none yet, the user's system finds its own.
+    let _ = console::attach();
     let result = if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
         start(&[USER_INIT])
     } else {

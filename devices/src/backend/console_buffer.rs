@@ -22,6 +22,7 @@ pub struct ConsoleBuffer {
     ring: Mutex<Ring>,
     capacity: usize,
     wake: EventFd,
+    room: EventFd,
     /// Held for a whole drain, so that two drainers never write the same bytes.
     draining: Mutex<()>,
     requests: Option<Arc<dyn GuestRequestSink>>,
@@ -43,6 +44,7 @@ impl ConsoleBuffer {
             ring: Mutex::default(),
             capacity,
             wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            room: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             draining: Mutex::default(),
             requests: None,
             banner_at: OnceLock::new(),
@@ -87,6 +89,7 @@ impl ConsoleBuffer {
             }
             let done = write(piece).min(piece.len());
             lock(&self.ring).bytes.drain(..done);
+            self.tell_room();
             if done < piece.len() {
                 return Drained::Blocked;
             }
@@ -105,6 +108,22 @@ impl ConsoleBuffer {
         let lost = ring.bytes.len();
         ring.bytes.clear();
         ring.count_dropped(lost);
+        drop(ring);
+        self.tell_room();
+    }
+
+    /// Bytes that a push would not drop. After the answer 0, [`room_event`](Self::room_event) fires once half of the
+    /// buffer is free: for a device that can wait.
+    pub fn room(&self) -> usize {
+        let mut ring = lock(&self.ring);
+        let room = self.capacity.saturating_sub(ring.bytes.len());
+        ring.wants_room |= room == 0;
+        room
+    }
+
+    /// Readable when there is room again for a device that has found none. The device reads it first.
+    pub fn room_event(&self) -> &EventFd {
+        &self.room
     }
 
     /// Readable after the buffer went from empty to non-empty. The drainer reads it first, then drains.
@@ -174,6 +193,16 @@ impl ConsoleBuffer {
         Appended { first: was_empty && !kept.is_empty(), panic_text }
     }
 
+    fn tell_room(&self) {
+        let mut ring = lock(&self.ring);
+        if ring.wants_room && ring.bytes.len() <= self.capacity / 2 {
+            ring.wants_room = false;
+            drop(ring);
+            // The only failure is a counter at its maximum: the event is readable all the same.
+            let _ = self.room.write(1);
+        }
+    }
+
     fn wake_drainer(&self) {
         // The only failure is a counter at its maximum: the event is readable all the same.
         let _ = self.wake.write(1);
@@ -205,6 +234,8 @@ struct Ring {
     bytes: VecDeque<u8>,
     pushed: u64,
     dropped: u64,
+    /// A device has found no room.
+    wants_room: bool,
     watch: PanicWatch,
     banner: Matcher<Banner>,
     tail: ConsoleTail,

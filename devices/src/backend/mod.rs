@@ -2,6 +2,7 @@
 
 pub mod chardev;
 pub mod console_buffer;
+pub mod console_input;
 pub mod console_tail;
 pub mod disk;
 mod matcher;

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 
 pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod handler;
 pub mod irq;
 pub mod net;

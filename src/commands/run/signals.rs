@@ -2,12 +2,13 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
+use coracle::terminal::terminal_size;
 
-/// TERM, INT, HUP, QUIT and CONT, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
+/// TERM, INT, HUP, QUIT, CONT and WINCH, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
 /// first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
@@ -18,7 +19,8 @@ impl Blocked {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set that it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        let wanted = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT];
+        let wanted =
+            [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT, libc::SIGWINCH];
         for signal in wanted.into_iter().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
@@ -36,7 +38,7 @@ impl Blocked {
 
     /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
     /// [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a machine go on that a
-    /// disk's fault has paused.
+    /// disk's fault has paused. SIGWINCH tells the guest the terminal's size.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
         let mut grace: Option<Grace> = None;
         while !self.poll(vm, grace.as_ref())? {
@@ -44,9 +46,16 @@ impl Blocked {
                 vm.stop_by_signal(grace.signal);
             }
             let Some(signal) = self.next() else { continue };
-            if signal == libc::SIGCONT {
-                vm.resume();
-                continue;
+            match signal {
+                libc::SIGCONT => {
+                    vm.resume();
+                    continue;
+                }
+                libc::SIGWINCH => {
+                    tell_size(vm);
+                    continue;
+                }
+                _ => {}
             }
             let asks = signal != libc::SIGQUIT && grace.is_none();
             if asks && vm.power_off_by_signal(signal) {
@@ -83,6 +92,13 @@ impl Blocked {
         let read = unsafe { libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), size) };
         // SAFETY: a whole record was read into it.
         (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
+    }
+}
+
+/// Tells the guest the size of the terminal that it has.
+pub(crate) fn tell_size(vm: &VmHandle) {
+    if let Some(size) = terminal_size(io::stdout().as_fd()) {
+        vm.resize_console(size);
     }
 }
 

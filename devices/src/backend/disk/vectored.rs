@@ -34,16 +34,19 @@ pub(super) fn write_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io
 /// # Errors
 /// Those of pwrite(2).
 pub(super) fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+    let zeroes = vec![0; len.min(PIECE) as usize];
     let (mut at, mut left) = (offset, len);
     while left > 0 {
-        let count = left.min(ZEROES.len() as u64);
-        file.write_all_at(ZEROES.get(..count as usize).unwrap_or_default(), at)?;
+        let count = left.min(PIECE);
+        file.write_all_at(zeroes.get(..count as usize).unwrap_or_default(), at)?;
         at = at.saturating_add(count);
         left = left.saturating_sub(count);
     }
     Ok(())
 }
+
+/// Bytes of zeroes at a time.
+const PIECE: u64 = 64 << 10;
 
 /// Calls `call` until everything is transferred. One call does in the usual case, and nothing is copied then.
 fn transfer(

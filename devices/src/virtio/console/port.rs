@@ -1,0 +1,147 @@
+//! What the device and the host's end of the console share.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::backend::console_buffer::ConsoleBuffer;
+use crate::backend::console_input::ConsoleInput;
+use crate::lock;
+
+/// Output on its way to the host, input on its way to the guest. Both are bounded, and outlive resets of the device.
+pub struct ConsolePort {
+    output: Arc<ConsoleBuffer>,
+    input: Mutex<Input>,
+    size: Mutex<Size>,
+    /// Rings for the device when there is input, or another size.
+    arrived: EventFd,
+    /// Rings for the host when input is wanted again.
+    room: EventFd,
+}
+
+/// The size of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+#[derive(Debug, Default)]
+struct Size {
+    now: Option<TerminalSize>,
+    is_new: bool,
+}
+
+#[derive(Debug, Default)]
+struct Input {
+    bytes: VecDeque<u8>,
+    /// Some was refused.
+    wants_room: bool,
+}
+
+impl ConsolePort {
+    /// A port without input and output.
+    ///
+    /// # Errors
+    /// The host has no more event descriptors.
+    pub fn new() -> io::Result<Self> {
+        let event = || EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK);
+        let output = Arc::new(ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY)?);
+        Ok(Self {
+            output,
+            input: Mutex::default(),
+            size: Mutex::default(),
+            arrived: event()?,
+            room: event()?,
+        })
+    }
+
+    /// What the guest has printed.
+    pub fn output(&self) -> &Arc<ConsoleBuffer> {
+        &self.output
+    }
+
+    /// Tells the guest the size of the terminal that shows its output. Before the first call it has none.
+    pub fn resize(&self, size: TerminalSize) {
+        let mut known = lock(&self.size);
+        if known.now != Some(size) {
+            *known = Size { now: Some(size), is_new: true };
+            // The only failure is a counter at its maximum: the event is readable all the same.
+            let _ = self.arrived.write(1);
+        }
+    }
+
+    /// The terminal's size.
+    pub(super) fn size(&self) -> Option<TerminalSize> {
+        lock(&self.size).now
+    }
+
+    /// True once after the size has changed.
+    pub(super) fn take_resized(&self) -> bool {
+        std::mem::take(&mut lock(&self.size).is_new)
+    }
+
+    /// The event that tells of input and of another size.
+    pub(super) fn arrived(&self) -> &EventFd {
+        &self.arrived
+    }
+
+    /// True when there is something for the guest.
+    pub(super) fn has_input(&self) -> bool {
+        !lock(&self.input).bytes.is_empty()
+    }
+
+    /// Takes input for the guest, as much as `buffer` holds; returns how many bytes.
+    pub(super) fn take_input(&self, buffer: &mut [u8]) -> usize {
+        let mut input = lock(&self.input);
+        let count = buffer.len().min(input.bytes.len());
+        buffer.iter_mut().zip(input.bytes.drain(..count)).for_each(|(place, byte)| *place = byte);
+        let has_room = input.bytes.len() <= MOST_INPUT / 2;
+        if has_room && std::mem::take(&mut input.wants_room) {
+            // The only failure is a counter at its maximum: the event is readable all the same.
+            let _ = self.room.write(1);
+        }
+        count
+    }
+}
+
+impl TerminalSize {
+    /// As the driver reads it (virtio 1.2, 5.3.4 and 5.3.6.2).
+    pub(super) fn bytes(self) -> [u8; 4] {
+        let ([columns, columns1], [rows, rows1]) = (self.columns.to_le_bytes(), self.rows.to_le_bytes());
+        [columns, columns1, rows, rows1]
+    }
+}
+
+impl ConsoleInput for ConsolePort {
+    fn enqueue_input(&self, bytes: &[u8]) -> usize {
+        let mut input = lock(&self.input);
+        let room = MOST_INPUT.saturating_sub(input.bytes.len());
+        let count = bytes.len().min(room);
+        let was_empty = input.bytes.is_empty();
+        input.bytes.extend(bytes.iter().take(count));
+        input.wants_room |= count < bytes.len();
+        if was_empty && count > 0 {
+            let _ = self.arrived.write(1);
+        }
+        count
+    }
+
+    fn has_input_room(&self) -> bool {
+        let mut input = lock(&self.input);
+        let has_room = input.bytes.len() < MOST_INPUT;
+        input.wants_room |= !has_room;
+        has_room
+    }
+
+    fn room_event(&self) -> &EventFd {
+        &self.room
+    }
+}
+
+/// Bytes that wait for a guest which does not read: what a terminal's line discipline holds (`N_TTY_BUF_SIZE`).
+const MOST_INPUT: usize = 4096;

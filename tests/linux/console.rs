@@ -1,0 +1,96 @@
+//! Kernels whose console is a virtio one, `hvc0`.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+
+use coracle::guest_data::{self, GuestData};
+
+use super::common::{collect, coracle, finish, pseudo_terminal, scratch, signal};
+use super::{Transcript, common, linux, no_linux, run};
+
+#[test]
+fn hvc0_is_the_console_and_the_serial_port_keeps_the_kernels_words() {
+    needs_linux!();
+    let log = scratch().join("kernel.log");
+    let serial = format!("file={}", log.display());
+    let run = run("report", &["--console", "virtio", "--serial", &serial, "-a", "loglevel=5"]);
+    run.expect(0, "the guest powered off");
+    let text = run.text();
+    assert!(text.contains("console  ttyS0 hvc0") || text.contains("console  hvc0 ttyS0"), "{text}");
+    assert!(text.contains("virtio0 (virtio_console)"), "{text}");
+    let serial = fs::read_to_string(log).unwrap();
+    assert!(!serial.contains("coracle guest"), "the report is on hvc0 alone: {serial}");
+}
+
+#[test]
+fn shell_on_hvc0_reads_what_was_typed_before_the_boot_and_a_flood_arrives_whole() {
+    needs_linux!();
+    type_early(GuestData::GuestVmlinux);
+}
+
+#[test]
+fn tuned_kernel_reads_what_was_typed_before_the_boot_too() {
+    needs_linux!();
+    match guest_data::find(GuestData::TunedVmlinux) {
+        Ok(_) => type_early(GuestData::TunedVmlinux),
+        Err(error) => common::skip(&error.to_string()),
+    }
+}
+
+fn type_early(kernel: GuestData) {
+    let mut command = linux(kernel, "shell");
+    command.args(["--console", "virtio", "--cpus", "2"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let typed = "stty -echo -opost; echo st''art; head -c 300000 /dev/zero | tr '\\0' x; echo e''nd; exit\n";
+    stdin.write_all(typed.as_bytes()).unwrap();
+    let run = collect(child);
+    run.expect(0, "the guest powered off");
+    let text = run.text();
+    let flood = text.rsplit_once("start").and_then(|(_, rest)| rest.split_once("end"));
+    let (flood, _) = flood.unwrap_or_else(|| panic!("{} bytes", text.len()));
+    assert_eq!(flood.bytes().filter(|byte| *byte == b'x').count(), 300_000, "{}", run.stderr);
+    assert!(!run.stderr.contains("were lost"), "{}", run.stderr);
+}
+
+#[test]
+fn terminal_of_hvc0_has_the_size_of_the_callers_and_its_ctrl_c() {
+    needs_linux!();
+    let (mut terminal, inside) = pseudo_terminal();
+    resize(&terminal, 132, 43);
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "50s", "--console", "virtio"]);
+    let stream = || Stdio::from(inside.try_clone().unwrap());
+    let mut child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+    let mut seen = Transcript::default();
+    seen.until(&mut terminal, "# ");
+    terminal.write_all(b"stty size\r").unwrap();
+    seen.until(&mut terminal, "43 132");
+    resize(&terminal, 77, 20);
+    signal(&child, libc::SIGWINCH);
+    terminal.write_all(b"until stty size | grep '20 77'; do sleep 0.1; done\r").unwrap();
+    seen.until(&mut terminal, "\n20 77");
+    terminal.write_all(b"echo sl''eeps; sleep 1000\r").unwrap();
+    seen.until(&mut terminal, "sleeps");
+    terminal.write_all(b"\x03").unwrap();
+    seen.until(&mut terminal, "# ");
+    terminal.write_all(b"exit\r").unwrap();
+    seen.until(&mut terminal, "the guest powered off");
+    assert_eq!(common::wait(&mut child).code(), Some(0));
+}
+
+fn resize(terminal: &File, columns: u16, rows: u16) {
+    let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: TIOCSWINSZ reads one winsize at the given address.
+    assert_eq!(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
+}
+
+#[test]
+fn two_devices_cannot_have_one_terminal() {
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--console", "virtio", "--serial", "stdio"]);
+    finish(command.arg(common::payload("poweroff"))).expect(125, "--serial stdio: the virtio console has");
+}
