@@ -41,14 +41,10 @@ fn build(workspace: &Workspace, package: &str) -> Result<PathBuf> {
     Ok(folder.join(TARGET).join("release").join(package))
 }
 
-/// Static, and small: one copy of functions that are the same, the short form of relocations, and no tables for unwinding,
-/// which a program that aborts when it panics never does. The linker is the one that Rust brings.
-const FLAGS: [&str; 4] = [
-    "-Ctarget-feature=+crt-static",
-    "-Cforce-unwind-tables=no",
-    "-Clink-arg=-Wl,--icf=all",
-    "-Clink-arg=-Wl,-z,pack-relative-relocs",
-];
+/// Static, and small: one copy of functions that are the same, and the short form of relocations. The linker is the one that
+/// Rust brings.
+const FLAGS: [&str; 3] =
+    ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,--icf=all", "-Clink-arg=-Wl,-z,pack-relative-relocs"];
 
 /// The only target there is a standard library with a static C library for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
