@@ -359,10 +359,16 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
         assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
         share
     };
-    let limited = spent(Vm::builder().cpus(2).cpu_quota_percent(20));
-    assert!((0.05..0.35).contains(&limited), "{limited}");
-    let free = spent(Vm::builder());
-    assert!(free > 1.5 * limited, "{free} without, {limited} with a quota");
+    // A host with much else to do gives a guest without a quota little more.
+    for attempt in 1.. {
+        let limited = spent(Vm::builder().cpus(2).cpu_quota_percent(20));
+        assert!(limited < 0.35, "{limited}");
+        let free = spent(Vm::builder());
+        if free > 1.5 * limited && limited > 0.05 {
+            return;
+        }
+        assert!(attempt < 10, "{free} without, {limited} with a quota");
+    }
 }
 
 /// CPU time of this process and its threads.

@@ -55,9 +55,15 @@ impl Interrupts {
         Ok(())
     }
 
-    /// Lets go of the virtual machine, so that it can be closed.
+    /// Lets go of the virtual machine, so that it can be closed and another connected: a descriptor serves one at a time.
     pub(crate) fn disconnect(&self) {
-        *self.vm.write().unwrap_or_else(PoisonError::into_inner) = None;
+        let vm = self.vm.write().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(vm) = vm else { return };
+        for (pin, event) in &self.lines().events {
+            if let Err(error) = vm.disconnect_interrupt(event, u32::from(*pin)) {
+                log::warn!("{error}");
+            }
+        }
     }
 
     /// A map that a thread left when it panicked is whole at any time.

@@ -69,6 +69,11 @@ impl KvmVm {
         call("KVM_IRQFD", self.fd.register_irqfd(event, gsi))
     }
 
+    /// Undoes [`KvmVm::connect_interrupt`]: `event` can be connected to another virtual machine.
+    pub(crate) fn disconnect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
+        call("KVM_IRQFD", self.fd.unregister_irqfd(event, gsi))
+    }
+
     /// Has KVM ring `doorbell` in place of an exit when the guest writes the 32 bits `value` to `address`.
     pub(crate) fn connect_doorbell(
         &self,
