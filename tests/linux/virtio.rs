@@ -91,7 +91,7 @@ fn busybox() -> Option<PathBuf> {
 
 /// Runs a program of the host's that has to succeed; returns what it prints.
 #[track_caller]
-fn host(program: &str, args: &[&str]) -> String {
+pub(super) fn host(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
