@@ -1,9 +1,11 @@
-//! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads.
+//! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads, and iperf3.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
-use super::common;
+use super::common::network::{in_own_network, ip, tap};
+use super::common::{self, collect, eventually};
 use super::no_linux;
 use super::shell::{Shell, tools};
 use super::virtio::host;
@@ -48,6 +50,42 @@ fn fio_reads_back_what_it_has_written_at_random_to_devices_and_to_files_by_both_
     for disk in &file_systems {
         host("fsck.ext4", &["-fn", disk.to_str().unwrap()]);
     }
+}
+
+#[test]
+fn iperf3_moves_bytes_both_ways_over_a_tap() {
+    needs_linux!();
+    let Some(tools) = tools() else { return };
+    in_own_network(move || {
+        tap("tap0");
+        ip("addr add 10.9.0.254/24 dev tap0");
+        let mut guest = Shell::with_tools(&tools, &["--net", "tap=tap0"]);
+        guest.run("ip addr add 10.9.0.1/24 dev eth0 && ip link set eth0 up");
+        for (direction, end) in [("", "sum_received"), ("--reverse", "sum_sent")] {
+            let server = iperf3_server();
+            guest.run(&format!("iperf3 -c 10.9.0.254 -n {IPERF3_BYTES} {direction} > /tmp/said"));
+            let said = collect(server).text();
+            let report: serde_json::Value = serde_json::from_str(&said).unwrap();
+            assert_eq!(report.get("error"), None, "{said}");
+            assert!(report["end"][end]["bytes"].as_u64().unwrap() >= IPERF3_BYTES / 2, "{said}");
+        }
+        guest.run("cd /sys/class/net/eth0/statistics; test $(cat rx_errors)$(cat tx_errors) = 00");
+        guest.end();
+    });
+}
+
+const IPERF3_BYTES: u64 = 8 << 20;
+
+/// Serves one client on the host, in the network of this thread.
+fn iperf3_server() -> Child {
+    let mut command = Command::new("iperf3");
+    command.args(["--server", "--one-off", "--json"]).stdin(Stdio::null()).stdout(Stdio::piped());
+    let child = command.spawn().unwrap();
+    // 1451 is the port 5201, and 0A LISTEN (Linux, include/net/tcp_states.h).
+    let is_ours = |line: &str| line.contains(":1451 ") && line.contains(" 0A ");
+    let sockets = || fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
+    eventually("iperf3 listens", || sockets().lines().any(is_ours));
+    child
 }
 
 /// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at the end.
