@@ -83,8 +83,9 @@ impl Shell {
             if let Some(at) = said.find(words) {
                 return said.drain(..at + words.len()).collect();
             }
-            assert!(Instant::now() < deadline, "{words:?} is not in {said}");
+            let so_far = said.clone();
             drop(said);
+            assert!(Instant::now() < deadline, "{words:?} is not in {so_far}");
             thread::sleep(Duration::from_millis(5));
         }
     }

@@ -1,14 +1,13 @@
 //! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads, and iperf3.
 
-use std::fs::{self, File};
-use std::path::PathBuf;
+use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use super::common::network::{in_own_network, ip, tap};
 use super::common::{self, collect, eventually};
 use super::no_linux;
 use super::shell::{Shell, tools};
-use super::virtio::host;
+use super::virtio::{Scratch, host};
 
 /// fio's jobs, done one after the other: the name of each and its target in the guest.
 const JOBS: [(&str, &str); 4] = [
@@ -86,28 +85,4 @@ fn iperf3_server() -> Child {
     let sockets = || fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
     eventually("iperf3 listens", || sockets().lines().any(is_ours));
     child
-}
-
-/// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Scratch {
-        let path = PathBuf::from(format!("/dev/shm/coracle-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-
-    /// An empty disk.
-    fn disk(&self, name: &str) -> PathBuf {
-        let path = self.0.join(name);
-        File::create(&path).unwrap().set_len(16 << 20).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -20,6 +20,11 @@ pub enum DiskOpenError {
     /// Neither a file nor a block device.
     #[error("a disk has to be a regular file or a block device")]
     Kind,
+    /// A block device that its host lets nobody write to.
+    #[error(
+        "the device is read-only: `ro` gives it to the guest as it is, `cow` keeps elsewhere what the guest writes"
+    )]
+    ReadOnlyDevice,
     /// A length that no disk has.
     #[error(
         "a disk has at least one sector of {SECTOR} bytes and whole ones only, and this is {len} bytes \
@@ -70,6 +75,9 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
     } else {
         return Err(DiskOpenError::Kind);
     };
+    if writes && kind.is_block_device() && is_read_only(&file).map_err(failed)? {
+        return Err(DiskOpenError::ReadOnlyDevice);
+    }
     if len == 0 || !len.is_multiple_of(SECTOR) {
         return Err(DiskOpenError::Length { len });
     }
@@ -91,6 +99,17 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
         Err(error) => Err(failed(error)),
     }
 }
+
+/// Whether a block device refuses writes: most can be opened for them all the same.
+fn is_read_only(device: &File) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: the call writes one int to the place that it is given.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut answer) };
+    if result == 0 { Ok(answer != 0) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `_IO(0x12, 94)` of `linux/fs.h`.
+const BLKROGET: libc::c_ulong = 0x125e;
 
 /// Locks the whole file for as long as it is open (an OFD lock of fcntl(2): closing another descriptor of the same file
 /// does not end it).
