@@ -111,6 +111,47 @@ fn serial_fifo_without_a_reader_is_refused() {
     refused(&run(&payload("poweroff"), &["--serial", &format!("file={}", fifo.display())]), &["serial-fifo"]);
 }
 
+/// Without QEMU in the path a start of the emulated host would be another error.
+#[test]
+fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_started() {
+    let kernel = payload("poweroff");
+    let disk = file("odd-disk", &[0; 700]);
+    let one_disk = file("disk", &[0; 512]);
+    let pipe = fifo("emulated-fifo");
+    let (disk, pipe) = (disk.to_str().unwrap(), pipe.to_str().unwrap());
+    let twice = one_disk.to_str().unwrap();
+    let missing = "No such file or directory";
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--disk", "/no/such/disk"], &["--disk /no/such/disk: it cannot be opened", missing]),
+        (&["--disk", "path=/no/such/disk,cow"], &["--disk /no/such/disk: it cannot be opened", missing]),
+        (&["--disk", "/tmp"], &["--disk /tmp: a disk has to be"]),
+        (&["--disk", disk], &["odd-disk: a disk has at least one sector", "700 bytes"]),
+        (&["--disk", pipe], &["emulated-fifo: a disk has to be"]),
+        (&["--disk", twice, "--disk", twice], &["--disk ", "another disk of this one, has it open"]),
+        (&["-i", "/no/such/initrd"], &["the initrd \"/no/such/initrd\"", missing]),
+        (&["-i", "/dev/null"], &["the initrd \"/dev/null\" is a character device"]),
+        (&["--cpu", "/no/such/cpu.json"], &["the CPU template /no/such/cpu.json", missing]),
+        (&["--modules", "/no/such/modules"], &["--modules /no/such/modules: ", missing]),
+        (&["--config", "/no/such/config"], &["/no/such/config: the config file", missing]),
+        (&["--net", "tap=tap0"], &["--net tap=tap0: it does not cross"]),
+        (&["--net", "socket=/no/such/socket"], &["--net socket=/no/such/socket: it does not cross"]),
+        (&["--vsock", "uds=/no/such/folder/s"], &["--vsock uds=/no/such/folder/s: it does not cross"]),
+        (&["--serial", "socket=/no/such/s"], &["--serial socket=/no/such/s: it does not cross"]),
+        (&["--serial", "file=/no/such/s"], &["--serial file=/no/such/s: it cannot be written", missing]),
+    ];
+    let emulated = |kernel: &Path, args: &[&str]| {
+        let mut command = coracle();
+        command.args(["run", "--accel", "emulate"]).arg(kernel).args(args);
+        finish(command.env("PATH", "/nonexistent").env_remove(coracle::emulated_host::MARK))
+    };
+    for (args, words) in cases {
+        refused(&emulated(&kernel, args), words);
+    }
+    refused(&emulated(Path::new("/no/such/kernel"), &[]), &["the kernel \"/no/such/kernel\"", missing]);
+    let good = emulated(&kernel, &["--disk", twice]);
+    assert_eq!(good.code(), 115, "what is left to miss is QEMU: {good:?}");
+}
+
 #[test]
 fn help_and_version_are_answers() {
     let help = finish(coracle().args(["run", "--help"]));

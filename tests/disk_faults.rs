@@ -117,7 +117,7 @@ fn overlay_that_is_full_gives_the_guest_an_error() {
         );
         let mut command = write_a_sector(&disk, ",cow");
         let run = finish(command.env("TMPDIR", other.parent().unwrap()));
-        run.expect(125, "this folder is in memory, so the overlay of the disk needs a limit");
+        run.expect(125, "which is in memory, and needs a limit there");
     });
 }
 

@@ -35,6 +35,10 @@ mod console;
 mod formats;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/shell.rs"]
+mod shell;
+#[path = "linux/tools.rs"]
+mod tools;
 #[path = "linux/virtio.rs"]
 mod virtio;
 

@@ -78,8 +78,8 @@ fn overlay_lives_as_long_as_the_machine() {
 #[test]
 fn what_is_no_disk_is_refused_before_the_guest_runs() {
     needs_kvm!();
-    refused("/no/such/disk", "/no/such/disk: the disk cannot be opened: No such file");
-    refused("/tmp", "/tmp: a disk has to be a regular file or a block device");
+    refused("/no/such/disk", "--disk /no/such/disk: it cannot be opened: No such file");
+    refused("/tmp", "--disk /tmp: a disk has to be a regular file or a block device");
     refused(disk("empty.img", 0).to_str().unwrap(), "and this is 0 bytes");
     let odd = scratch().join("odd.img");
     fs::write(&odd, [0; 700]).unwrap();

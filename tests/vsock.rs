@@ -4,14 +4,13 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use common::{coracle, eventually, finish, kvm_or_skip, run_payload, scratch};
+use common::{coracle, echo, eventually, finish, kvm_or_skip, run_payload, scratch};
 use coracle::config::{ResetPolicy, VmConfig};
 use coracle::outcome::Ending;
 use coracle::vsock::{ConnectError, ListenError, VsockPortError};
@@ -30,22 +29,6 @@ fn machine(payload: &str) -> VmConfig {
     config.vsock = Some("cid=3".parse().unwrap());
     config.timeout = Some(Duration::from_secs(30));
     config
-}
-
-/// Sends `len` bytes, expects them back, and ends.
-fn echo(mut stream: UnixStream, len: usize) {
-    let data: Vec<u8> = (0..len.div_ceil(4) as u32).flat_map(u32::to_le_bytes).take(len).collect();
-    let sent = data.clone();
-    let mut to_guest = stream.try_clone().unwrap();
-    let writer = thread::spawn(move || {
-        to_guest.write_all(&sent).unwrap();
-        to_guest.shutdown(Shutdown::Write).unwrap();
-    });
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back).unwrap();
-    writer.join().unwrap();
-    assert_eq!(back.len(), data.len());
-    assert!(back == data, "the bytes have changed on their way");
 }
 
 #[test]

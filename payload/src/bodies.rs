@@ -43,6 +43,7 @@ global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
 global_asm!(concat!(
     include_str!("asm/virtio.s"),
+    include_str!("asm/bench.s"),
     include_str!("asm/block.s"),
     include_str!("asm/disk.s"),
     include_str!("asm/net.s"),

@@ -2,6 +2,7 @@
 
 pub(crate) mod config;
 pub(crate) mod cpu;
+mod crossing;
 pub(crate) mod doctor;
 pub(crate) mod host_emulate;
 mod place;

@@ -10,7 +10,8 @@ use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, VmConfig};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
-use super::place::{Crossing, Place, on_emulated_host, place};
+use super::crossing::Crossing;
+use super::place::{Place, on_emulated_host, place};
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
@@ -61,8 +62,8 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             }
             let mut crossing = Crossing::default();
             crossing.add(&config)?;
-            crossing.shares.extend(args.vm.config.clone());
-            crossing.written.extend(raw.outcome.clone());
+            crossing.add_read("--config ", &args.vm.config);
+            crossing.add_written("--outcome ", &raw.outcome);
             crossing.run()
         }
     }

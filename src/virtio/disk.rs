@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlaySize, RawDisk};
+use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlayError, OverlaySize, RawDisk};
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 
@@ -38,15 +38,27 @@ impl DeviceSpec for DiskConfig {
 }
 
 fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
-    let raw = |lock| RawDisk::open(&config.path, lock).map(|disk| Box::new(disk) as Box<dyn DiskBackend>);
-    Ok(match config.access {
-        DiskAccess::ReadWrite => raw(FileLock::Exclusive)?,
-        DiskAccess::ReadOnly => raw(FileLock::Shared)?,
-        DiskAccess::Overlay { most } => {
-            let size = most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes);
-            Box::new(Overlay::open(&config.path, &overlay_folder(), size)?)
-        }
-    })
+    let size = match config.access {
+        DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(config)?)),
+        DiskAccess::Overlay { most } => most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
+    };
+    let path = config.path.clone();
+    let overlay = Overlay::open(&path, &overlay_folder(), size);
+    let overlay = overlay.map_err(|error| match error {
+        OverlayError::Base(source) => VirtioError::Disk { path, source },
+        source => VirtioError::Overlay { path, source },
+    })?;
+    Ok(Box::new(overlay))
+}
+
+/// Opens a disk's file as the disk does; below an overlay it is only read.
+pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
+    let lock = match config.access {
+        DiskAccess::ReadWrite => FileLock::Exclusive,
+        DiskAccess::ReadOnly | DiskAccess::Overlay { .. } => FileLock::Shared,
+    };
+    let path = || config.path.clone();
+    RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { path: path(), source })
 }
 
 /// Not /tmp by default, which is in memory on many systems.

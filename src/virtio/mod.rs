@@ -11,6 +11,7 @@ mod vsock;
 
 use std::collections::HashSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
@@ -81,11 +82,21 @@ pub enum VirtioError {
         most: usize,
     },
     /// A disk's file cannot be one.
-    #[error(transparent)]
-    Disk(#[from] DiskOpenError),
+    #[error("--disk {}", path.display())]
+    Disk {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        source: DiskOpenError,
+    },
     /// A disk cannot have its overlay.
-    #[error(transparent)]
-    Overlay(#[from] OverlayError),
+    #[error("--disk {}", path.display())]
+    Overlay {
+        /// As configured.
+        path: PathBuf,
+        /// Why.
+        source: OverlayError,
+    },
     /// Two disks with one serial number.
     #[error("two disks have the id {id}: give each its own")]
     DiskIdTwice {
@@ -140,12 +151,7 @@ impl VirtioDevices {
         context: &AttachContext<'_>,
     ) -> Result<VirtioDevices, VirtioError> {
         let specs = specs(config);
-        let (wanted, most) = (specs.len(), VIRTIO_IRQS.len());
-        if wanted > most {
-            return Err(VirtioError::TooMany { wanted, most });
-        }
-        check_ids(config)?;
-        net::check_each_is_its_own(&config.nets)?;
+        check_together(config, specs.len())?;
         let control = context.control.clone();
         let opening = SpecContext {
             control,
@@ -276,6 +282,26 @@ impl Attached {
 }
 
 /// Two disks with one number would be one to a guest that looks for it.
+/// Looks whether the devices of `config` go together and its disks can be had. It opens these, and closes them again.
+///
+/// # Errors
+/// A device cannot be had.
+pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
+    check_together(config, specs(config).len())?;
+    // All at once: two of them may be the same.
+    config.disks.iter().map(disk::check).collect::<Result<Vec<_>, _>>().map(drop)
+}
+
+/// Refuses more devices than there is room for, and two with one name.
+fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
+    let most = VIRTIO_IRQS.len();
+    if wanted > most {
+        return Err(VirtioError::TooMany { wanted, most });
+    }
+    check_ids(config)?;
+    net::check_each_is_its_own(&config.nets)
+}
+
 fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
     let mut seen = HashSet::new();
     for id in config.disks.iter().filter_map(|disk| disk.id.as_ref()) {

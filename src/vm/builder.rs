@@ -34,7 +34,7 @@ use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
-use crate::virtio::{AttachContext, VirtioDevices, VirtioError, specs};
+use crate::virtio::{self, AttachContext, VirtioDevices, VirtioError, specs};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone, Default)]
@@ -175,6 +175,15 @@ impl VmBuilder {
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         Inputs::open(&self.config).map(drop)
+    }
+
+    /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
+    /// use a disk that is to be written, not even for this moment.
+    ///
+    /// # Errors
+    /// They do not, or one cannot.
+    pub fn check_devices(&self) -> Result<(), BuildError> {
+        Ok(virtio::check(&self.config)?)
     }
 
     /// Builds it, with its vCPUs waiting for [`VmHandle::resume`](super::VmHandle::resume).

@@ -7,7 +7,9 @@ pub mod network;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -182,6 +184,25 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it did not come to this: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Sends `len` bytes on a stream and expects them back, both at once, and the end after them.
+pub fn echo(mut stream: UnixStream, len: usize) {
+    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are alike.
+    let piece: Vec<u8> = (0..25_000_u32).flat_map(u32::to_le_bytes).skip(1).collect();
+    let mut data = piece.repeat(len.div_ceil(piece.len()));
+    data.truncate(len);
+    let sent = data.clone();
+    let mut to_guest = stream.try_clone().unwrap();
+    let writer = thread::spawn(move || {
+        to_guest.write_all(&sent).unwrap();
+        to_guest.shutdown(Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    writer.join().unwrap();
+    assert_eq!(back.len(), data.len());
+    assert!(back == data, "the bytes have changed on their way");
 }
 
 /// A new terminal: the side of the person, which does not block, and that of the program.

@@ -3,87 +3,12 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::{ChildStdin, Stdio};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
-use coracle::guest_data::GuestData;
-
-use super::common::network::{Running, in_own_network, ip, passt, socket_for_everyone, tap};
-use super::common::{self, eventually, wait};
-use super::{linux, no_linux};
-
-/// A guest with a shell on its console.
-struct Shell {
-    guest: Running,
-    keyboard: ChildStdin,
-    said: Arc<Mutex<String>>,
-}
-
-impl Shell {
-    /// Boots it with a card, which gets this address and is up.
-    fn boot(net: &str, address: &str) -> Shell {
-        let mut shell = Shell::start(&["--net", net]);
-        shell.run(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
-        shell
-    }
-
-    fn start(args: &[&str]) -> Shell {
-        let mut command = linux(GuestData::GuestVmlinux, "shell");
-        command.args(["--timeout", "150s"]).args(args);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let keyboard = child.stdin.take().unwrap();
-        let mut screen = child.stdout.take().unwrap();
-        let said = Arc::new(Mutex::new(String::new()));
-        thread::spawn({
-            let said = said.clone();
-            move || {
-                let mut bytes = [0; 4096];
-                while let Ok(count @ 1..) = screen.read(&mut bytes) {
-                    said.lock().unwrap().push_str(&String::from_utf8_lossy(&bytes[..count]));
-                }
-            }
-        });
-        let shell = Shell { guest: Running(child), keyboard, said };
-        shell.until("# ");
-        shell
-    }
-
-    /// KiB of RAM that it has of the host's.
-    fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.guest.0.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    #[track_caller]
-    fn until(&self, words: &str) -> String {
-        let mut before = String::new();
-        eventually(words, || {
-            let mut said = self.said.lock().unwrap();
-            let Some(at) = said.find(words) else { return false };
-            before = said.drain(..at + words.len()).collect();
-            true
-        });
-        before
-    }
-
-    /// Runs a command, which has to succeed, and gives what it said.
-    #[track_caller]
-    fn run(&mut self, command: &str) -> String {
-        // What is typed shows, too, but never as what is waited for.
-        writeln!(self.keyboard, "{command}; echo over-$?").unwrap();
-        let said = self.until("over-0");
-        assert!(!said.contains("over-1"), "{command}: {said}");
-        said
-    }
-
-    fn end(mut self) {
-        writeln!(self.keyboard, "exit").unwrap();
-        assert_eq!(wait(&mut self.guest.0).code(), Some(0));
-    }
-}
+use super::common::network::{in_own_network, ip, passt, socket_for_everyone, tap};
+use super::common::{self, eventually};
+use super::no_linux;
+use super::shell::Shell;
 
 /// Bytes whose sum tells whether all came through.
 const LEN: usize = 1_000_000;

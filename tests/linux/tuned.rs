@@ -5,6 +5,7 @@ use std::fs;
 
 use coracle::guest_data::{self, GuestData};
 
+use super::common::network::{in_own_network, tap};
 use super::common::{self, Finished, collect, finish, scratch, signal};
 use super::{linux, no_linux, outcome, started};
 
@@ -65,6 +66,24 @@ fn kernels_cpus_memory_and_tables_work_pairwise() {
         // The rest is the kernel's, most of all its page structures.
         assert!(seen <= mib && seen >= (mib * 31 / 32).saturating_sub(70), "{seen} MiB of {mib}");
     }
+}
+
+/// By the tables, and without them by words of the command line, which the stock kernels do not read.
+#[test]
+fn tuned_kernel_finds_each_device_once_with_and_without_acpi() {
+    needs_tuned!();
+    in_own_network(|| {
+        let disk = scratch().join("once.img");
+        fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+        let disk = format!("path={},ro", disk.display());
+        tap("tap0");
+        for acpi in ["on", "off"] {
+            let args = ["--acpi", acpi, "--disk", &disk, "--net", "tap=tap0", "--rng"];
+            let run = run("report", &args);
+            let devices = "virtio   virtio0 (virtio_blk) virtio1 (virtio_net) virtio2 (virtio_rng)\r\n";
+            expect_report(&run, &[devices, "block    vda\r\n", "network  eth0 lo\r\n"]);
+        }
+    });
 }
 
 #[test]

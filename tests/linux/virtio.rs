@@ -7,6 +7,7 @@ use std::process::Command;
 use coracle::guest_data::GuestData;
 
 use super::common::{self, coracle, finish, scratch};
+use super::shell::Shell;
 use super::{data, no_linux, run};
 
 #[test]
@@ -47,6 +48,55 @@ fn overlay_leaves_the_disk_below_as_it_was() {
     run.expect(0, "the guest powered off");
     assert!(run.text().contains("sum "), "{}", run.text());
     assert!(fs::read(&disk).unwrap() == before);
+}
+
+/// Their blocks are in files of the host, where what the guest has flushed can be seen from outside.
+#[test]
+fn loop_device_has_what_the_guest_has_flushed_and_a_read_only_one_stays_as_it_was() {
+    needs_linux!();
+    let folder = Scratch::new("loop");
+    let (written, read) = (folder.disk("written"), folder.disk("read"));
+    let content: Vec<u8> = (0..1_u32 << 18).flat_map(u32::to_le_bytes).collect();
+    fs::write(&read, &content).unwrap();
+    let Some(device) = LoopDevice::over(&written, &[]) else { return };
+    let Some(read_only) = LoopDevice::over(&read, &["--read-only"]) else { return };
+    let refused = run("report", &["--disk", &format!("path={}", read_only.0)]);
+    refused.expect(125, &format!("--disk {}: the device is read-only", read_only.0));
+
+    let disks = [format!("path={}", device.0), format!("path={},ro", read_only.0)];
+    let mut guest = Shell::start(&["--disk", &disks[0], "--disk", &disks[1]]);
+    guest.run("dd if=/dev/urandom of=/dev/vda bs=64k seek=3 count=32 conv=fsync");
+    let said = guest.run("sha256sum < /dev/vda");
+    let sum = host("sha256sum", &[written.to_str().unwrap()]);
+    assert!(said.contains(sum.split(' ').next().unwrap()), "{said} is not {sum}");
+    let said = guest.run("sha256sum < /dev/vdb && grep 1 /sys/block/vdb/ro");
+    let sum = host("sha256sum", &[read.to_str().unwrap()]);
+    assert!(said.contains(sum.split(' ').next().unwrap()), "{said} is not {sum}");
+    guest.run("! dd if=/dev/urandom of=/dev/vdb bs=64k count=1 conv=fsync");
+    guest.end();
+    assert!(fs::read(&read).unwrap() == content);
+}
+
+/// A block device whose blocks are in a file. It lets go of that at the end.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    /// None, with a line that says why, where there are none.
+    fn over(file: &Path, words: &[&str]) -> Option<LoopDevice> {
+        let mut command = Command::new("/usr/sbin/losetup");
+        let output = command.args(words).args(["--find", "--show"]).arg(file).output();
+        let Some(output) = output.ok().filter(|output| output.status.success()) else {
+            common::skip("this machine has no loop devices, or this user may not make them");
+            return None;
+        };
+        Some(LoopDevice(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("/usr/sbin/losetup").args(["--detach", &self.0]).status();
+    }
 }
 
 /// The stock kernel without an initrd, with its root on the disk.
@@ -91,9 +141,33 @@ fn busybox() -> Option<PathBuf> {
 
 /// Runs a program of the host's that has to succeed; returns what it prints.
 #[track_caller]
-fn host(program: &str, args: &[&str]) -> String {
+pub(super) fn host(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output();
     let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
     assert!(output.status.success(), "{program} {args:?}: {output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at the end.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new(name: &str) -> Scratch {
+        let path = PathBuf::from(format!("/dev/shm/coracle-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Scratch(path)
+    }
+
+    /// An empty disk.
+    pub(super) fn disk(&self, name: &str) -> PathBuf {
+        let path = self.0.join(name);
+        fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }

@@ -1,10 +1,8 @@
 //! A stock kernel with a socket device, and connections both ways.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
 use coracle::VmBuilder;
@@ -13,29 +11,11 @@ use coracle::guest_data::GuestData;
 use coracle::outcome::Ending;
 use coracle::vsock::{ConnectError, VsockPortError};
 
-use super::{common, data, no_linux};
+use super::common::{self, echo};
+use super::{data, no_linux};
 
 /// The port that the guest sends back on, and that it connects to on the host.
 const ECHO: u32 = 7;
-
-/// Sends this much and expects it back, both at once.
-fn echo(mut stream: UnixStream, len: usize) {
-    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are alike.
-    let piece: Vec<u8> = (0..25_000_u32).flat_map(u32::to_le_bytes).skip(1).collect();
-    let mut data = piece.repeat(len.div_ceil(piece.len()));
-    data.truncate(len);
-    let sent = data.clone();
-    let mut to_guest = stream.try_clone().unwrap();
-    let writer = thread::spawn(move || {
-        to_guest.write_all(&sent).unwrap();
-        to_guest.shutdown(Shutdown::Write).unwrap();
-    });
-    let mut back = Vec::new();
-    stream.read_to_end(&mut back).unwrap();
-    writer.join().unwrap();
-    assert_eq!(back.len(), data.len());
-    assert!(back == data, "the bytes have changed on their way");
-}
 
 #[test]
 fn stock_linux_talks_both_ways_and_100_mb_come_back() {

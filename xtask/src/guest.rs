@@ -214,7 +214,11 @@ impl Kernel {
     }
 }
 
-fn find_busybox(tree: &Path) -> Result<Vec<u8>> {
+/// The program in its unpacked package.
+///
+/// # Errors
+/// It is not there.
+pub(crate) fn find_busybox(tree: &Path) -> Result<Vec<u8>> {
     let places = ["bin/busybox", "usr/bin/busybox"].map(|place| tree.join(place));
     let place = places.iter().find(|place| place.is_file()).context("the package has no busybox")?;
     read(place)

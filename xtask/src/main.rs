@@ -15,6 +15,7 @@ mod setup;
 mod static_build;
 mod tally;
 mod test;
+mod tools;
 mod tuned;
 mod workspace;
 
@@ -51,6 +52,9 @@ enum Task {
         /// Also build the tuned kernel from Debian's kernel source, where it is not there yet (some ten minutes)
         #[arg(long)]
         tuned: bool,
+        /// Also make the disk of tools (fio, iperf3) that guests of the tests use
+        #[arg(long)]
+        tools: bool,
     },
     /// Write the bare guests of the tests to files and list them
     Payloads,
@@ -82,10 +86,13 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
         Task::Setup => setup::make_ready()?,
-        Task::Guest { update, tuned } => {
+        Task::Guest { update, tuned, tools } => {
             guest::make(&workspace, *update)?;
             if *tuned {
                 tuned::make(&workspace, *update)?;
+            }
+            if *tools {
+                tools::make(&workspace)?;
             }
         }
         Task::Payloads => payloads::write(&workspace)?,

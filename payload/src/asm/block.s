@@ -16,21 +16,7 @@
 .macro virtio_block_bench name, kind, depth, count, bytes, mask
 .globl payload_\name, payload_\name\()_end
 payload_\name:
-    mov ebx, 0xd0000000
-    cmp dword ptr [rbx], 0x74726976
-    je 1f
-    mov ebx, 0xfeb00e00
-1:  mov eax, 1
-    cmp dword ptr [rbx + 8], 2
-    jne 90f
-    mov eax, 2
-    mov dword ptr [rbx + 0x70], 0
-    mov dword ptr [rbx + 0x70], 3
-    mov dword ptr [rbx + 0x24], 1
-    mov dword ptr [rbx + 0x20], 1   # VERSION_1, nothing else
-    mov dword ptr [rbx + 0x70], 11
-    cmp dword ptr [rbx + 0x70], 11
-    jne 90f
+    virtio_bench_device 2, 90f
     mov r8d, 0x200000
     mov r9d, 0x202000
     mov r10d, 0x204000

@@ -7,24 +7,7 @@
 .macro virtio_net_bench name, queue, len, count
 .globl payload_\name, payload_\name\()_end
 payload_\name:
-    mov ebx, 0xd0000000
-    cmp dword ptr [rbx], 0x74726976
-    je 1f
-    mov ebx, 0xfeb00e00
-1:  mov eax, 1
-    cmp dword ptr [rbx + 8], 1
-    jne 90f
-    mov eax, 2
-    mov dword ptr [rbx + 0x70], 0
-    mov dword ptr [rbx + 0x70], 1
-    mov dword ptr [rbx + 0x70], 3
-    mov dword ptr [rbx + 0x24], 0
-    mov dword ptr [rbx + 0x20], 0
-    mov dword ptr [rbx + 0x24], 1
-    mov dword ptr [rbx + 0x20], 1   # VERSION_1, nothing else
-    mov dword ptr [rbx + 0x70], 11
-    cmp dword ptr [rbx + 0x70], 11
-    jne 90f
+    virtio_bench_device 1, 90f
     virtio_queue 0, 256, 0x200000
     virtio_queue 1, 256, 0x210000
     mov r8d, 0x200000 + 0x10000 * \queue

@@ -27,7 +27,8 @@ use self::progress::Progress;
 use self::scanner::Patterns;
 use self::suite::SuiteCase;
 use self::verdict::worst;
-use super::place::{Crossing, Place, on_emulated_host, place};
+use super::crossing::Crossing;
+use super::place::{Place, on_emulated_host, place};
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TestArgs};
@@ -174,15 +175,15 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     for case in cases {
         crossing.add(&case.config)?;
     }
-    crossing.shares.extend(args.vm.config.iter().chain(&args.suite).cloned());
+    crossing.add_read("--config ", &args.vm.config);
+    crossing.add_read("--suite ", &args.suite);
     if let Some(folder) = &args.artifacts {
         let made = fs::create_dir_all(folder);
         made.map_err(|error| Failure::usage(format!("--artifacts {}: {error}", folder.display())))?;
-        crossing.shares.push(folder.clone());
+        crossing.add_read("--artifacts ", [folder]);
     }
-    crossing.written.extend(args.junit.iter().chain(&args.json).cloned());
-    crossing.shares.sort();
-    crossing.shares.dedup();
+    crossing.add_written("--junit ", &args.junit);
+    crossing.add_written("--json ", &args.json);
     Ok(crossing)
 }
 

@@ -4,48 +4,42 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::SECTOR;
 
-/// Why a file cannot be a disk.
+/// Why a file cannot be a disk. Who names the disk to its user puts the path before it.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskOpenError {
     /// It cannot be opened.
-    #[error("{}: the disk cannot be opened", path.display())]
+    #[error("it cannot be opened")]
     Open {
-        /// As given.
-        path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
     /// Neither a file nor a block device.
-    #[error("{}: a disk has to be a regular file or a block device", path.display())]
-    Kind {
-        /// As given.
-        path: PathBuf,
-    },
+    #[error("a disk has to be a regular file or a block device")]
+    Kind,
+    /// A block device that its host lets nobody write to.
+    #[error(
+        "the device is read-only: `ro` gives it to the guest as it is, `cow` keeps elsewhere what the guest writes"
+    )]
+    ReadOnlyDevice,
     /// A length that no disk has.
     #[error(
-        "{}: a disk has at least one sector of {SECTOR} bytes and whole ones only, and this is {len} bytes \
-         (`truncate -s %{SECTOR}` rounds a file up)",
-        path.display()
+        "a disk has at least one sector of {SECTOR} bytes and whole ones only, and this is {len} bytes \
+         (`truncate -s %{SECTOR}` rounds a file up)"
     )]
     Length {
-        /// As given.
-        path: PathBuf,
         /// Bytes.
         len: u64,
     },
     /// Somebody else has it open in a way that excludes this one.
     #[error(
-        "{}: another program, or another disk of this one, has it open{}; `ro` lets several read it, `cow` too",
-        path.display(),
+        "another program, or another disk of this one, has it open{}; `ro` lets several read it, `cow` too",
         if *writes { "" } else { " for writing" }
     )]
     Busy {
-        /// As given.
-        path: PathBuf,
         /// Whether this one wants to write.
         writes: bool,
     },
@@ -62,14 +56,13 @@ pub enum FileLock {
 
 /// An open file or block device that is a possible disk, and its bytes.
 pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenError> {
-    let path_buf = || path.to_path_buf();
-    let failed = |source| DiskOpenError::Open { path: path_buf(), source };
+    let failed = |source| DiskOpenError::Open { source };
     let writes = lock == FileLock::Exclusive;
     // Non-blocking: opening a FIFO would wait for its other end. Files and block devices do not care.
     let options = OpenOptions::new().read(true).write(writes).custom_flags(libc::O_NONBLOCK).clone();
     let file = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
-            return Err(DiskOpenError::Kind { path: path_buf() });
+            return Err(DiskOpenError::Kind);
         }
         result => result.map_err(failed)?,
     };
@@ -80,15 +73,18 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
     } else if kind.is_block_device() {
         (&file).seek(SeekFrom::End(0)).map_err(failed)?
     } else {
-        return Err(DiskOpenError::Kind { path: path_buf() });
+        return Err(DiskOpenError::Kind);
     };
+    if writes && kind.is_block_device() && is_read_only(&file).map_err(failed)? {
+        return Err(DiskOpenError::ReadOnlyDevice);
+    }
     if len == 0 || !len.is_multiple_of(SECTOR) {
-        return Err(DiskOpenError::Length { path: path_buf(), len });
+        return Err(DiskOpenError::Length { len });
     }
     match lock_file(&file, lock) {
         Ok(()) => Ok((file, len)),
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-            Err(DiskOpenError::Busy { path: path_buf(), writes })
+            Err(DiskOpenError::Busy { writes })
         }
         // A file system without locks has nobody to tell of.
         Err(error)
@@ -103,6 +99,17 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
         Err(error) => Err(failed(error)),
     }
 }
+
+/// Whether a block device refuses writes: most can be opened for them all the same.
+fn is_read_only(device: &File) -> io::Result<bool> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: the call writes one int to the place that it is given.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut answer) };
+    if result == 0 { Ok(answer != 0) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `_IO(0x12, 94)` of `linux/fs.h`.
+const BLKROGET: libc::c_ulong = 0x125e;
 
 /// Locks the whole file for as long as it is open (an OFD lock of fcntl(2): closing another descriptor of the same file
 /// does not end it).

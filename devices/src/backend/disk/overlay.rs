@@ -48,7 +48,7 @@ pub enum OverlayError {
     #[error(transparent)]
     Base(#[from] DiskOpenError),
     /// The overlay's file cannot be made.
-    #[error("{}: the overlay of the disk cannot be made there (TMPDIR chooses another folder)", folder.display())]
+    #[error("its overlay cannot be made in {} (TMPDIR chooses another folder)", folder.display())]
     Layer {
         /// Where it was to be.
         folder: PathBuf,
@@ -57,8 +57,8 @@ pub enum OverlayError {
     },
     /// The folder is in memory, and nobody has said how much of it the overlay may take.
     #[error(
-        "{}: this folder is in memory, so the overlay of the disk needs a limit: give cow-size=, or choose another \
-         folder by TMPDIR",
+        "its overlay would be in {}, which is in memory, and needs a limit there: give cow-size=, or choose another folder \
+         by TMPDIR",
         folder.display()
     )]
     InMemory {

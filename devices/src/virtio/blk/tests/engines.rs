@@ -1,0 +1,142 @@
+//! The engine with io_uring beside the one without, and with more requests than it has room for.
+
+use super::*;
+
+/// Both engines see the same requests, good and bad, and have to give the same answers and the same file.
+#[test]
+fn engines_agree() {
+    let run = |engine| {
+        let folder = folder();
+        let backend = raw(&folder, FileLock::Exclusive);
+        let mut bench = Bench::of(engine, folder, backend, Faults::default());
+        let mut answers = Vec::new();
+        let mut random = 0x2545_f491_u32;
+        for _ in 0..400 {
+            random ^= random << 13;
+            random ^= random >> 17;
+            random ^= random << 5;
+            let kind = [READ, WRITE, FLUSHING, ID, DISCARDING, ZEROING, READ, WRITE][random as usize % 8];
+            let sector = u64::from(random >> 3) % (SECTORS + 4);
+            let len = [512, 1024, 4096, 100, 0][random as usize / 8 % 5];
+            bench.machine.put(DATA, &vec![random as u8; 4096]);
+            if [DISCARDING, ZEROING].contains(&kind) {
+                bench.machine.put(DATA, &range(sector, len / 512, 0));
+            }
+            let data = match kind {
+                READ | ID => {
+                    vec![Buffer::writable(DATA, len / 2), Buffer::writable(DATA + 8192, len - len / 2)]
+                }
+                FLUSHING => vec![],
+                WRITE => vec![Buffer::readable(DATA, len)],
+                _ => vec![Buffer::readable(DATA, 16)],
+            };
+            bench.header(kind, sector);
+            let frame =
+                [&[Buffer::readable(BUFFERS, 16)], &data[..], &[Buffer::writable(STATUS_AT, 1)]].concat();
+            let head = bench.rings[0].offer(&frame);
+            bench.machine.kick(0);
+            let completed = bench.completion(0);
+            assert_eq!(completed.0, u32::from(head));
+            // What a discarded range reads as is nobody's promise.
+            let seen = if kind == DISCARDING { vec![] } else { bench.machine.bytes(DATA, 4096) };
+            answers.push((kind, completed.1, bench.machine.bytes(STATUS_AT, 1), seen));
+        }
+        (answers, bench.file())
+    };
+    let (sync, ring) = (run(Engine::Sync), run(Engine::IoUring));
+    for (one, other) in sync.0.iter().zip(&ring.0) {
+        assert_eq!((one.0, one.1, &one.2), (other.0, other.1, &other.2));
+        assert!(one.3 == other.3);
+    }
+    assert!(sync.1 == ring.1);
+}
+
+/// So that a driver which keeps one queue busy for long does not hold up another.
+#[test]
+fn queues_are_served_in_the_turn_of_any() {
+    for engine in [Engine::Sync, Engine::IoUring] {
+        let folder = folder();
+        let backend = raw(&folder, FileLock::Shared);
+        let mut bench = Bench::of(engine, folder, backend, Faults::default());
+        bench.header(READ, 1);
+        let frame =
+            [Buffer::readable(BUFFERS, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS_AT, 1)];
+        for ring in &mut bench.rings {
+            ring.offer(&frame);
+        }
+        bench.machine.kick(0);
+        assert_eq!(bench.completion(0).1, 513);
+        assert_eq!(bench.completion(1).1, 513, "{engine:?}");
+    }
+}
+
+#[test]
+fn ring_takes_more_requests_than_it_has_room_for() {
+    let folder = folder();
+    let backend = raw(&folder, FileLock::Shared);
+    let bench = Bench::of(Engine::IoUring, folder, backend, Faults::default());
+    bench.machine.negotiate(bench.machine.offered());
+    let mut rings: Vec<Ring> =
+        (0..2).map(|index| Ring::new(bench.machine.memory.clone(), 0x1_0000 * (index + 1), 256)).collect();
+    rings.iter().zip(0..).for_each(|(ring, index)| bench.machine.set_up_queue(index, ring));
+    bench.machine.write(0x70, 15);
+    bench.header(READ, 1);
+    let table: Vec<u8> = [
+        crate::virtio::testing::descriptor_bytes(BUFFERS, 16, 1, 1),
+        crate::virtio::testing::descriptor_bytes(DATA, 512, 3, 2),
+        crate::virtio::testing::descriptor_bytes(STATUS_AT, 1, 2, 0),
+    ]
+    .concat();
+    bench.machine.put(BUFFERS + 0x100, &table);
+    for ring in &mut rings {
+        for head in 0..256 {
+            ring.descriptor(head, BUFFERS + 0x100, 48, 4, 0);
+            ring.offer_head(head);
+        }
+    }
+    bench.machine.kick(0);
+    bench.machine.kick(1);
+    for ring in &mut rings {
+        for _ in 0..256 {
+            let completed = (0..1000).find_map(|_| {
+                bench.machine.settle();
+                ring.completed()
+            });
+            assert_eq!(completed.map(|(_, len)| len), Some(513));
+        }
+    }
+}
+
+#[test]
+fn reset_with_256_requests_in_work_waits_for_them() {
+    for engine in [Engine::Sync, Engine::IoUring] {
+        let folder = folder();
+        let backend = raw(&folder, FileLock::Exclusive);
+        let mut bench = Bench::of(engine, folder, backend, Faults::default());
+        bench.machine.negotiate(bench.machine.offered());
+        let mut ring = Ring::new(bench.machine.memory.clone(), 0x1_0000, 256);
+        bench.machine.set_up_queue(0, &ring);
+        bench.machine.write(0x70, 15);
+        bench.header(WRITE, 1);
+        for _ in 0..85 {
+            ring.offer(&[
+                Buffer::readable(BUFFERS, 16),
+                Buffer::readable(DATA, 512),
+                Buffer::writable(STATUS_AT, 1),
+            ]);
+        }
+        bench.machine.write(0x50, 0);
+        bench.machine.write(0x70, 0);
+        assert_eq!(bench.machine.status(), 0);
+        let seen = bench.machine.bytes(0x1_0000, 0x6000);
+        bench.machine.settle();
+        assert!(bench.machine.bytes(0x1_0000, 0x6000) == seen, "nothing is written after the reset");
+        bench.rings = bench.machine.start(0);
+        bench.header(READ, 0);
+        let frame =
+            [Buffer::readable(BUFFERS, 16), Buffer::writable(DATA, 512), Buffer::writable(STATUS_AT, 1)];
+        bench.rings[0].offer(&frame);
+        bench.machine.kick(0);
+        assert_eq!(bench.completion(0).1, 513);
+    }
+}

@@ -1,0 +1,119 @@
+//! What a command needs on an emulated host, where it runs again: called by those that run guests. What is wrong with a
+//! file is said here, by the option that names it, before that host is started.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::{fs, iter};
+
+use coracle::VmBuilder;
+use coracle::config::{CpuModel, NetConfig, SerialConfig, VmConfig};
+use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
+use coracle::guest_data::{self, GuestData};
+
+use super::emulated_exit_code;
+use super::settings::Failure;
+
+/// What this command needs on an emulated host.
+#[derive(Debug, Default)]
+pub(super) struct Crossing {
+    read: Vec<NamedFile>,
+    written: Vec<NamedFile>,
+}
+
+impl Crossing {
+    /// Adds all that the machine of `config` uses.
+    ///
+    /// # Errors
+    /// It uses something that does not cross, or that cannot be had.
+    pub(super) fn add(&mut self, config: &VmConfig) -> Result<(), Failure> {
+        refuse_what_does_not_cross(config)?;
+        VmBuilder::new(config.clone()).check_devices().map_err(|error| Failure::of(&error))?;
+        self.add_read("the kernel ", &config.kernel);
+        self.add_read("-i ", &config.initrds);
+        self.add_read("--modules ", &config.modules);
+        self.add_read("the module loader ", guest_data::find(GuestData::Agent).ok());
+        self.add_read("--disk ", config.disks.iter().map(|disk| &disk.path));
+        if let CpuModel::Template(path) = &config.cpu {
+            self.add_read("--cpu ", [path]);
+        }
+        if let SerialConfig::File(path) = &config.serial {
+            self.add_written("--serial file=", [path]);
+        }
+        Ok(())
+    }
+
+    /// Adds files that it reads, and folders that it reads or writes. `option` is what stands before each in messages.
+    pub(super) fn add_read<P: AsRef<Path>>(
+        &mut self,
+        option: &'static str,
+        paths: impl IntoIterator<Item = P>,
+    ) {
+        self.read.extend(paths.into_iter().map(|path| NamedFile { option, path: path.as_ref().to_owned() }));
+    }
+
+    /// Adds files that it writes, which are made when they are not there.
+    pub(super) fn add_written<P: AsRef<Path>>(
+        &mut self,
+        option: &'static str,
+        paths: impl IntoIterator<Item = P>,
+    ) {
+        let files = paths.into_iter().map(|path| NamedFile { option, path: path.as_ref().to_owned() });
+        self.written.extend(files);
+    }
+
+    /// Runs this command again on an emulated host, and returns its exit code.
+    ///
+    /// # Errors
+    /// There is none, or a file cannot cross.
+    pub(super) fn run(self) -> Result<u8, Failure> {
+        let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
+        let command = iter::once(program.into_os_string()).chain(std::env::args_os().skip(1)).collect();
+        for file in &self.written {
+            // It has to be there to be seen from inside.
+            let made = fs::OpenOptions::new().append(true).create(true).open(&file.path);
+            made.map_err(|error| file.refused(format!("it cannot be written: {error}")))?;
+        }
+        let files = || self.read.iter().chain(&self.written);
+        let mut shares: Vec<PathBuf> = files().map(|file| file.path.clone()).collect();
+        shares.sort();
+        shares.dedup();
+        let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
+        if let Err(EmulatedHostError::Share { path, problem }) = &exit
+            && let Some(file) = files().find(|file| file.path == *path)
+        {
+            return Err(file.refused(problem));
+        }
+        emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
+    }
+}
+
+/// A file that has to be seen from inside.
+#[derive(Debug)]
+struct NamedFile {
+    option: &'static str,
+    path: PathBuf,
+}
+
+impl NamedFile {
+    fn refused(&self, why: impl Display) -> Failure {
+        Failure::usage(format!("{}{}: {why}", self.option, self.path.display()))
+    }
+}
+
+/// Refuses ends on this host that a guest on another one cannot have.
+fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
+    const WHY: &str = "it does not cross from the emulated host to here";
+    if let Some(NetConfig { end, .. }) = config.nets.first() {
+        return Err(Failure::usage(format!(
+            "--net {end}: {WHY}; `coracle host-emulate` runs a command that makes its network there"
+        )));
+    }
+    let uds = config.vsock.as_ref().and_then(|vsock| vsock.uds.as_ref());
+    let uds = uds.map(|path| format!("--vsock uds={}", path.display()));
+    let serial = match &config.serial {
+        SerialConfig::Pty => Some("--serial pty".to_owned()),
+        SerialConfig::Socket(path) => Some(format!("--serial socket={}", path.display())),
+        SerialConfig::File(_) | SerialConfig::Stdio | SerialConfig::Null => None,
+    };
+    uds.or(serial).map_or(Ok(()), |what| Err(Failure::usage(format!("{what}: {WHY}"))))
+}
