@@ -139,6 +139,7 @@ pub(super) fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
         rng: raw.rng.unwrap_or_default(),
         balloon: raw.balloon.unwrap_or_default(),
         vsock: raw.vsock.clone(),
+        agent: None,
         timeout: raw.timeout,
         acpi: raw.acpi.unwrap_or_default(),
         on_reset: raw.on_reset.unwrap_or_default(),

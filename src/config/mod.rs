@@ -2,6 +2,7 @@
 //! Coracle, used by the builder.
 
 mod accel;
+mod agent;
 mod cmdline;
 mod cpu;
 mod cpu_affinity;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use coracle_devices::virtio::net::MacSyntax;
 
 pub use accel::Accel;
+pub use agent::{AgentConfig, AgentPlace, AgentTransport};
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
@@ -79,6 +81,8 @@ pub struct VmConfig {
     pub balloon: bool,
     /// The socket device.
     pub vsock: Option<VsockConfig>,
+    /// The agent by which commands are run in the guest.
+    pub agent: Option<AgentConfig>,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
     /// Whether the guest finds ACPI tables.
@@ -109,6 +113,7 @@ impl VmConfig {
             rng: false,
             balloon: false,
             vsock: None,
+            agent: None,
             timeout: None,
             acpi: AcpiMode::default(),
             on_reset: ResetPolicy::default(),

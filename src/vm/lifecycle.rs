@@ -22,6 +22,7 @@ use super::builder::{BuildError, Recipe, start_vcpus};
 use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
 use super::platform::Platform;
 use super::watch::Watch;
+use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
 use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     /// Empty before the threads are started and once they are being joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
     pub(super) virtio: Arc<VirtioDevices>,
+    /// The agent, in a machine that has one.
+    pub(super) agent: Option<AgentAttachment>,
     /// Where the power button is wired to, in a machine that has one.
     button: Option<Arc<EventRegister>>,
     /// The signal for whose sake the guest was asked to end.
@@ -85,9 +88,11 @@ impl Shared {
         console_path: Option<PathBuf>,
         button: Option<Arc<EventRegister>>,
         virtio: Arc<VirtioDevices>,
+        agent: Option<AgentAttachment>,
     ) -> io::Result<Shared> {
         Ok(Shared {
             control,
+            agent,
             button,
             virtio,
             signal: Mutex::new(None),
@@ -286,9 +291,11 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
     let device_stuck = virtio.disconnect().err();
+    shared.agent.iter().for_each(|agent| agent.machine_ends(&ending));
     virtio.close();
     virtio.end_threads(device_stuck.is_some());
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
+    shared.agent.iter().for_each(AgentAttachment::join);
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
     if drained {

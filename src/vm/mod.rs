@@ -19,6 +19,7 @@ use coracle_devices::virtio::vsock::PortListener;
 use lifecycle::Shared;
 use outcome::Outcome;
 
+use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::config::VmConfig;
 use crate::control::VmEvent;
 use crate::virtio::VsockPortError;
@@ -148,6 +149,14 @@ impl VmHandle {
     /// There is no such device, the port has a listener, or the machine has ended.
     pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
         self.shared.virtio.listen_port(port)
+    }
+
+    /// The agent in the guest.
+    ///
+    /// # Errors
+    /// The machine was built without one.
+    pub fn agent(&self) -> Result<AgentClient, AgentError> {
+        self.shared.agent.as_ref().map(AgentAttachment::client).ok_or(AgentError::NoAgent)
     }
 
     /// Becomes readable when the outcome is there: for programs that wait for several things at once.
