@@ -22,6 +22,8 @@ macro_rules! needs_linux {
     };
 }
 
+#[path = "linux/agent.rs"]
+mod agent;
 #[path = "linux/boot_test.rs"]
 mod boot_test;
 
