@@ -1,5 +1,6 @@
 //! The command line as clap sees it: names, types and help, no logic.
 
+mod command_args;
 mod test_args;
 mod vm_args;
 
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
 
+pub(crate) use command_args::CommandArgs;
 pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
 
@@ -56,9 +58,8 @@ pub(crate) struct RunArgs {
     /// File to write the outcome to, as JSON
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
-    /// A command for the guest (not possible yet)
-    #[arg(last = true, hide = true)]
-    pub command: Vec<OsString>,
+    #[command(flatten)]
+    pub command: CommandArgs,
 }
 
 #[derive(Debug, Args)]

@@ -113,7 +113,16 @@ pub(super) struct Channel {
 impl Channel {
     /// Asks the agent for something, and waits for a guest whose agent is not ready yet.
     pub(super) fn open(link: &Arc<Link>, request: Request) -> Result<Channel, AgentError> {
-        let mut state = link.wait_ready(link.ready_limit)?;
+        Self::open_within(link, request, link.ready_limit)
+    }
+
+    /// The same with another limit for that.
+    pub(super) fn open_within(
+        link: &Arc<Link>,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Channel, AgentError> {
+        let mut state = link.wait_ready(limit)?;
         let number = state.session.open(request)?;
         let channel = ChannelState::default();
         let changed = channel.changed.clone();

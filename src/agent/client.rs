@@ -95,17 +95,22 @@ impl AgentClient {
     /// Asks the guest to power off in good order, and does not wait for it.
     ///
     /// # Errors
-    /// The agent or the machine has ended.
+    /// The agent is not ready within its limit, or has gone.
     pub fn power_off(&self) -> Result<(), AgentError> {
-        self.ask(Request::Shutdown(Power::Off)).map(drop)
+        self.power_off_within(self.link.ready_limit)
+    }
+
+    /// The same of an agent that is ready within `limit`.
+    pub(super) fn power_off_within(&self, limit: Duration) -> Result<(), AgentError> {
+        Channel::open_within(&self.link, Request::Shutdown(Power::Off), limit).map(drop)
     }
 
     /// Asks the guest to restart in good order, and does not wait for it.
     ///
     /// # Errors
-    /// The agent or the machine has ended.
+    /// The agent is not ready within its limit, or has gone.
     pub fn restart(&self) -> Result<(), AgentError> {
-        self.ask(Request::Shutdown(Power::Restart)).map(drop)
+        Channel::open(&self.link, Request::Shutdown(Power::Restart)).map(drop)
     }
 
     /// The answer to a request without streams.

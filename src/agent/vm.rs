@@ -67,11 +67,13 @@ impl VmHandle {
         self.agent()?.wait_ready(limit)
     }
 
-    /// Asks the guest's agent to power off in good order, and waits for that. None when the guest has not ended within
-    /// `grace`, or has no agent that could be asked: it runs on then.
+    /// Asks the guest to power off, by its agent if that is ready, else by the power button, and waits for that: none when
+    /// the guest has not ended within `grace`, or cannot be asked. It runs on then.
     pub fn shut_down(&self, grace: Duration) -> Option<Outcome> {
-        // One that cannot answer any more may have obeyed all the same.
-        let _ = self.agent().and_then(|agent| agent.power_off());
+        let by_agent = self.agent().and_then(|agent| agent.power_off_within(Duration::ZERO));
+        if by_agent.is_err() && !self.press_power_button() {
+            return self.wait_for(Duration::ZERO);
+        }
         self.wait_for(grace)
     }
 }

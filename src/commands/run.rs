@@ -17,6 +17,7 @@ use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
 use crate::logger;
 
+mod command;
 mod signals;
 
 /// Runs the guest and returns the exit code of its outcome.
@@ -48,13 +49,17 @@ fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
 }
 
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
-    if !args.command.is_empty() {
-        return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
+    let has_command = !args.command.command.is_empty();
+    let mut config = settings::config(raw, if has_command { "quiet" } else { default_words() })?;
+    if has_command {
+        // Standard output is the command's.
+        config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
+        command::prepare(&mut config, &args.command, raw.kernel.is_none() && raw.initrds.is_none());
     }
-    let config = settings::config(raw, default_words())?;
     // Whatever is wrong with them is said before anything is started.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
+        Place::Here if has_command => command::run(raw, &config, &args.command),
         Place::Here => run_here(raw, &config),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
@@ -86,19 +91,19 @@ fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
     drop(raw_mode);
-    let code = tell(raw, &outcome);
+    // What the kernel says goes to the serial port; a virtio console has it only once its driver runs.
+    let unseen = raw.console == Some(ConsoleDevice::Virtio)
+        || raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
+    let code = tell(raw, &outcome, unseen);
     // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);
     Ok(code)
 }
 
-/// One line on stderr, and the report where it is wanted.
-fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
+/// One line on stderr, the explanation, with the end of the console if it is `unseen`, and the report where it is wanted.
+fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
-    // What the kernel says goes to the serial port; a virtio console has it only once its driver runs.
-    let unseen = raw.console == Some(ConsoleDevice::Virtio)
-        || raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
     outcome.explanation(unseen).iter().for_each(|line| say(line));
     if outcome.disk_errors > 0 {
         say(&format!("{} requests to disks failed on the host", outcome.disk_errors));
@@ -106,6 +111,11 @@ fn tell(raw: &RawConfig, outcome: &Outcome) -> u8 {
     if outcome.console_bytes_dropped > 0 {
         say(&format!("{} bytes of console output were lost", outcome.console_bytes_dropped));
     }
+    report(raw, outcome)
+}
+
+/// The report, where it is wanted.
+fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     log::info!("exits: {:?}", outcome.exits);
     let report = OutcomeReport::of(outcome, on_emulated_host());
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code())

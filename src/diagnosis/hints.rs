@@ -253,6 +253,8 @@ impl Facts<'_> {
             | Ending::Exited { .. }
             | Ending::HostFailed { .. }
             | Ending::Stopped
+            | Ending::CommandKilled { .. }
+            | Ending::CommandFailed { .. }
             | Ending::Signalled { .. } => false,
         }
     }

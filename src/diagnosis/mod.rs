@@ -295,6 +295,8 @@ fn is_abnormal(ending: &Ending) -> bool {
         | Ending::Exited { .. }
         | Ending::HostFailed { .. }
         | Ending::Stopped
+        | Ending::CommandKilled { .. }
+        | Ending::CommandFailed { .. }
         | Ending::Signalled { .. } => false,
     }
 }

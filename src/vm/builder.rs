@@ -399,9 +399,9 @@ fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), Build
     let (path, initrds) = kernel_and_initrds(config)?;
     let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
     let has_initrd = !initrds.is_empty();
-    let agent = config.agent.as_ref().filter(|agent| agent.place != AgentPlace::DefaultGuest);
     let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     if kernel.is_linux() {
+        let agent = config.agent.as_ref().filter(|agent| agent.place != AgentPlace::DefaultGuest);
         initrds.extend(loader::initrd(&LoaderRequest {
             kernel: &path,
             release: kernel.release(),

@@ -64,14 +64,12 @@ impl Vm {
         self.shared.wait_outcome()
     }
 
-    /// Asks the guest to power off, by its agent or its power button; stops it where it stands after the grace, and tells how it ended: by itself, if it was
+    /// Asks the guest to power off, stops it where it stands after the grace, and tells how it ended: by itself, if it was
     /// faster.
     pub fn stop(&self, grace: Grace) -> Outcome {
         let handle = self.handle();
-        if !grace.0.is_zero()
-            && (handle.agent().is_ok_and(|agent| agent.power_off().is_ok()) || handle.press_power_button())
-        {
-            handle.wait_for(grace.0);
+        if !grace.0.is_zero() {
+            handle.shut_down(grace.0);
         }
         handle.stop();
         self.wait()

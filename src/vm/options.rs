@@ -72,7 +72,7 @@ impl VmBuilder {
         self.configure(|config| config.vsock = Some(vsock))
     }
 
-    /// An agent by which commands are run in the guest.
+    /// The agent by which commands are run in the guest.
     pub fn agent(self, agent: AgentConfig) -> VmBuilder {
         self.configure(|config| config.agent = Some(agent))
     }

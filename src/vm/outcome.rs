@@ -94,6 +94,18 @@ pub enum Ending {
         /// The limit.
         limit: Duration,
     },
+    /// The command that the machine was for was killed by this signal.
+    CommandKilled {
+        /// Its number.
+        signal: u8,
+    },
+    /// The command that the machine was for could not be started, or its end is not known.
+    CommandFailed {
+        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 117 for an agent that was lost.
+        code: u8,
+        /// Why.
+        reason: String,
+    },
     /// Stopped because Coracle was sent this signal.
     Signalled {
         /// Its number.
@@ -111,6 +123,8 @@ pub enum TimeLimit {
     Boot,
     /// Without anything to do.
     Idle,
+    /// To the end of the command that the machine is for.
+    Command,
 }
 
 /// How a kernel panic is known.
@@ -193,6 +207,8 @@ pub enum Phase {
     Devices,
     /// A process runs: the guest's init, which has said so by the boot mark or was seen.
     Init,
+    /// The command that the machine is for was started.
+    Command,
 }
 
 impl std::fmt::Display for Phase {
@@ -206,6 +222,7 @@ impl std::fmt::Display for Phase {
             Phase::Processors => "the start of its processors",
             Phase::Devices => "its drivers",
             Phase::Init => "its init",
+            Phase::Command => "its command",
         })
     }
 }
@@ -250,6 +267,8 @@ impl Ending {
             Ending::HostFailed { .. } => 117,
             Ending::Stopped => 118,
             Ending::TimedOut { .. } => 124,
+            Ending::CommandKilled { signal } => 128 + (*signal).min(127),
+            Ending::CommandFailed { code, .. } => *code,
             Ending::Signalled { signal } => 128 + u8::try_from(*signal).unwrap_or(0).min(127),
         }
     }
@@ -267,6 +286,8 @@ impl Ending {
             Ending::HostFailed { .. } => "host-failed",
             Ending::Stopped => "stopped",
             Ending::TimedOut { .. } => "timed-out",
+            Ending::CommandKilled { .. } => "command-killed",
+            Ending::CommandFailed { .. } => "command-failed",
             Ending::Signalled { .. } => "signalled",
         }
     }
@@ -304,6 +325,13 @@ impl std::fmt::Display for Ending {
             Ending::TimedOut { of: TimeLimit::Idle, limit } => {
                 write!(f, "timed out: the guest had nothing to do for {}", Seconds(*limit))
             }
+            Ending::TimedOut { of: TimeLimit::Command, limit } => {
+                write!(f, "timed out: the command was killed after {}", Seconds(*limit))
+            }
+            Ending::CommandKilled { signal } => {
+                write!(f, "the command was killed by signal {}", signal_name((*signal).into()))
+            }
+            Ending::CommandFailed { reason, .. } => f.write_str(reason),
             Ending::Signalled { signal } => write!(f, "stopped by signal {}", signal_name(*signal)),
         }
     }
@@ -440,6 +468,10 @@ fn signal_name(signal: i32) -> String {
         libc::SIGINT => "INT",
         libc::SIGQUIT => "QUIT",
         libc::SIGTERM => "TERM",
+        libc::SIGKILL => "KILL",
+        libc::SIGSEGV => "SEGV",
+        libc::SIGABRT => "ABRT",
+        libc::SIGPIPE => "PIPE",
         other => return other.to_string(),
     };
     format!("{signal} (SIG{name})")

@@ -125,7 +125,7 @@ pub(crate) fn run() -> ExitCode {
     power::power_off()
 }
 
-/// Gives a root that has its devices a console and what programs expect to be mounted.
+/// Mounts what programs expect to find.
 pub(crate) fn furnish() {
     MOUNTS.iter().for_each(Mount::make_or_report);
 }

@@ -78,6 +78,9 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
         return ExitCode::FAILURE;
     }
     guest::furnish();
+    if let Err(error) = console::attach() {
+        console::report(&format!("cannot use /dev/console: {error}"));
+    }
     network::bring_up_loopback();
     match Surroundings::of_first_process(PowerButton::open()) {
         Ok(surroundings) => service::run(transport, surroundings),

@@ -16,12 +16,21 @@ pub(crate) struct Blocked {
 
 impl Blocked {
     pub(crate) fn new() -> io::Result<Blocked> {
+        Blocked::of(&[])
+    }
+
+    /// With those that a command in the guest may have a use for.
+    pub(crate) fn for_command() -> io::Result<Blocked> {
+        Blocked::of(&[libc::SIGUSR1, libc::SIGUSR2])
+    }
+
+    fn of(more: &[i32]) -> io::Result<Blocked> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set that it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         let wanted =
             [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT, libc::SIGWINCH];
-        for signal in wanted.into_iter().filter(|signal| !is_ignored(*signal)) {
+        for signal in wanted.iter().chain(more).copied().filter(|signal| !is_ignored(*signal)) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
@@ -85,7 +94,8 @@ impl Blocked {
         Ok(outcome.revents != 0)
     }
 
-    fn next(&self) -> Option<i32> {
+    /// The next signal, if one has come.
+    pub(crate) fn next(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the descriptor is open, and `info` has room for one record.

@@ -1,0 +1,26 @@
+//! The options of a command that is run in a guest.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// The command and its surroundings.
+#[derive(Debug, Args)]
+pub(crate) struct CommandArgs {
+    /// Variable for the command, NAME=VALUE, or NAME for its value here; again for more
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", requires = "command")]
+    pub env: Vec<OsString>,
+    /// User for the command in the guest, a name or number, and a group behind a colon [default: root]
+    #[arg(short, long, value_name = "USER", requires = "command")]
+    pub user: Option<OsString>,
+    /// Folder of the guest for the command [default: /]
+    #[arg(short, long, value_name = "DIR", requires = "command")]
+    pub workdir: Option<PathBuf>,
+    /// Let the guest's own init run too, with the command beside it
+    #[arg(long, requires = "command")]
+    pub init: bool,
+    /// Command for the guest: its streams are those of this one, and the machine is gone with it
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}

@@ -1,0 +1,346 @@
+//! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals and exit code.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, ProcessInput, WindowSize};
+use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, VmConfig};
+use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
+use coracle::terminal::{RawTerminal, terminal_size};
+use coracle::{Grace, Vm, VmBuilder};
+
+use super::signals::Blocked;
+use super::tell;
+use crate::cli::CommandArgs;
+use crate::commands::chain;
+use crate::commands::settings::Failure;
+
+/// What the machine needs to run a command: its agent, and its own limits in place of those of the command.
+pub(crate) fn prepare(config: &mut VmConfig, args: &CommandArgs, uses_default_guest: bool) {
+    let place = match (uses_default_guest, args.init) {
+        (true, _) => AgentPlace::DefaultGuest,
+        (false, true) => AgentPlace::BesideInit,
+        (false, false) => AgentPlace::FirstProcess,
+    };
+    let boot_limit = config.boot_timeout.unwrap_or(BOOT_LIMIT);
+    config.boot_timeout = Some(boot_limit);
+    config.timeout = None;
+    // The machine's own limit, which can explain itself, is the first.
+    config.agent = Some(AgentConfig { ready_limit: boot_limit + READY_EXTRA, ..AgentConfig::new(place) });
+}
+
+/// Boots the machine, runs the command, and tells how it ended.
+pub(super) fn run(raw: &RawConfig, config: &VmConfig, args: &CommandArgs) -> Result<u8, Failure> {
+    let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
+    let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let vm = VmBuilder::new(config.clone()).start();
+    let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    let limit = raw.timeout;
+    let ending = match wait_ready(&vm, &signals, config) {
+        Ok(()) => {
+            let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
+            let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
+            attend(&vm, &signals, exec(&vm, args, limit, has_terminal))
+        }
+        Err(ending) => ending,
+    };
+    let grace = if keeps_disks(config) { Grace::default() } else { Grace::NONE };
+    let outcome = match ending {
+        None => vm.wait(),
+        Some(Ending::Signalled { signal }) => {
+            vm.handle().stop_by_signal(signal);
+            vm.wait()
+        }
+        Some(ending) => with_ending(vm.stop(grace), ending),
+    };
+    let is_the_command_s = matches!(outcome.ending, Ending::Exited { code } if code < 100);
+    let code = if is_the_command_s { super::report(raw, &outcome) } else { tell(raw, &outcome, true) };
+    // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
+    std::mem::forget(vm);
+    Ok(code)
+}
+
+/// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
+fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Option<Ending>> {
+    let limit = config.agent.as_ref().map_or(BOOT_LIMIT, |agent| agent.ready_limit);
+    let deadline = Instant::now() + limit;
+    loop {
+        match vm.wait_ready(TURN) {
+            Ok(_) => return Ok(()),
+            Err(AgentError::NotReady { .. }) if Instant::now() < deadline => {}
+            Err(AgentError::NotReady { .. }) => {
+                return Err(Some(Ending::TimedOut { of: TimeLimit::Boot, limit }));
+            }
+            Err(AgentError::MachineEnded { .. }) => return Err(None),
+            Err(error) => return Err(Some(failed(AGENT_LOST, &error))),
+        }
+        if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
+            return Err(Some(Ending::Signalled { signal }));
+        }
+    }
+}
+
+fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool) -> Exec {
+    let mut exec = vm.exec(args.command.iter().cloned()).stdin(ExecInput::Piped);
+    for variable in &args.env {
+        if let Some((name, value)) = variable_of(variable) {
+            exec = exec.env(name, value);
+        }
+    }
+    if let Some(user) = &args.user {
+        exec = exec.user(user.clone());
+    }
+    if let Some(folder) = &args.workdir {
+        exec = exec.cwd(folder.clone());
+    }
+    if let Some(limit) = limit {
+        exec = exec.timeout(limit);
+    }
+    if has_terminal {
+        exec = exec.tty(window_size());
+        if let Some(terminal) = std::env::var_os("TERM") {
+            exec = exec.env("TERM", terminal);
+        }
+    }
+    exec
+}
+
+/// Runs the command to its end: none when the machine has ended by itself.
+fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
+    let mut process = match exec.spawn() {
+        Ok(process) => process,
+        Err(error) => return of_error(&error),
+    };
+    let leaves = Arc::new(AtomicBool::new(false));
+    if let Some(input) = process.stdin.take() {
+        let leaves = leaves.clone();
+        // It ends with this process, wherever it waits.
+        thread::spawn(move || copy_input(input, &leaves));
+    }
+    let outputs = [
+        process.stdout.take().map(|output| Copying::start(output, io::stdout())),
+        process.stderr.take().map(|output| Copying::start(output, io::stderr())),
+    ];
+    let ending = supervise(&mut process, signals, &leaves, &outputs);
+    if matches!(ending, Some(Ending::Exited { .. } | Ending::CommandKilled { .. })) {
+        let mut last = Instant::now();
+        while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
+            if vm.handle().wait_for(TURN).is_some() {
+                break;
+            }
+        }
+    }
+    ending
+}
+
+/// Passes signals on until the command has ended, or something else ends the run.
+fn supervise(
+    process: &mut Process,
+    signals: &Blocked,
+    leaves: &AtomicBool,
+    outputs: &[Option<Copying>],
+) -> Option<Ending> {
+    let mut asked = false;
+    let mut told_of_pipe = false;
+    loop {
+        match process.wait_timeout(TURN) {
+            Ok(Some(ExecStatus::Code(code))) => return Some(Ending::Exited { code: code.into() }),
+            Ok(Some(ExecStatus::Signal(signal))) => return Some(Ending::CommandKilled { signal }),
+            Ok(None) => {}
+            Err(error) => return of_error(&error),
+        }
+        if leaves.load(Ordering::Relaxed) {
+            return Some(Ending::Stopped);
+        }
+        if !told_of_pipe && outputs.iter().flatten().any(|output| output.broken.load(Ordering::Relaxed)) {
+            // As the kernel does to a program whose reader has gone.
+            process.signal(SIGPIPE);
+            told_of_pipe = true;
+        }
+        while let Some(signal) = signals.next() {
+            match signal {
+                libc::SIGWINCH => process.resize(window_size()),
+                signal if ends(signal) && asked => return Some(Ending::Signalled { signal }),
+                signal => {
+                    asked |= ends(signal);
+                    process.signal(u8::try_from(signal).unwrap_or(SIGTERM));
+                }
+            }
+        }
+    }
+}
+
+/// How a run ends whose command has no status: none when the machine has ended by itself.
+fn of_error(error: &ExecError) -> Option<Ending> {
+    Some(match error {
+        ExecError::Agent(AgentError::MachineEnded { .. }) => return None,
+        ExecError::TimedOut { limit } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
+        ExecError::NotFound { .. } => failed(NOT_FOUND, error),
+        ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
+        ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
+            failed(crate::commands::BAD_USAGE, error)
+        }
+        ExecError::OutputLimit { .. } | ExecError::Agent(_) => failed(AGENT_LOST, error),
+    })
+}
+
+fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
+    Ending::CommandFailed { code, reason: chain(error) }
+}
+
+/// The machine's outcome with the command's end, unless the host has failed.
+fn with_ending(outcome: Outcome, ending: Ending) -> Outcome {
+    match outcome.ending {
+        Ending::HostFailed { .. } => outcome,
+        _ => {
+            let was_started = !matches!(
+                ending,
+                Ending::CommandFailed { .. } | Ending::TimedOut { of: TimeLimit::Boot, .. } | Ending::Stopped
+            );
+            let phase = if was_started { Phase::Command } else { outcome.phase };
+            Outcome { ending, phase, ..outcome }
+        }
+    }
+}
+
+/// Whether the guest may have written to something that outlives it.
+fn keeps_disks(config: &VmConfig) -> bool {
+    config.disks.iter().any(|disk| disk.access == DiskAccess::ReadWrite)
+}
+
+/// Whether a signal asks for the end.
+fn ends(signal: i32) -> bool {
+    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
+}
+
+/// `NAME=VALUE`, or the value of `NAME` here.
+fn variable_of(text: &OsStr) -> Option<(OsString, OsString)> {
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|byte| *byte == b'=') {
+        Some(place) => {
+            let (name, value) = bytes.split_at(place);
+            let value = value.get(1..).unwrap_or_default();
+            Some((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())))
+        }
+        None => std::env::var_os(text).map(|value| (text.to_owned(), value)),
+    }
+}
+
+fn window_size() -> WindowSize {
+    let size = terminal_size(io::stdout().as_fd());
+    size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize {
+        rows: size.rows,
+        columns: size.columns,
+    })
+}
+
+/// Gives the command what is typed or piped. At a terminal, Ctrl-A x ends the machine, and Ctrl-A twice is one.
+fn copy_input(mut input: ProcessInput, leaves: &AtomicBool) {
+    let has_escape = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let mut stdin = io::stdin().lock();
+    let mut bytes = [0; 4096];
+    let mut is_escaped = false;
+    while let Ok(count @ 1..) = stdin.read(&mut bytes) {
+        let mut typed = Vec::with_capacity(count);
+        for &byte in bytes.get(..count).unwrap_or_default() {
+            match (has_escape, is_escaped, byte) {
+                (true, false, CTRL_A) => is_escaped = true,
+                (true, true, b'x') => return leaves.store(true, Ordering::Relaxed),
+                (_, true, CTRL_A) => {
+                    is_escaped = false;
+                    typed.push(CTRL_A);
+                }
+                (_, true, byte) => {
+                    is_escaped = false;
+                    typed.extend([CTRL_A, byte]);
+                }
+                (_, false, byte) => typed.push(byte),
+            }
+        }
+        // A command that reads no more is no failure.
+        if input.write_all(&typed).is_err() {
+            return;
+        }
+    }
+}
+
+/// One of the command's outputs on its way to ours.
+struct Copying {
+    thread: thread::JoinHandle<()>,
+    state: Arc<State>,
+    broken: Arc<AtomicBool>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The thread waits for the guest, and not for our reader.
+    waits_for_guest: AtomicBool,
+}
+
+impl Copying {
+    fn start(mut output: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Copying {
+        let (state, broken) = (Arc::new(State::default()), Arc::new(AtomicBool::new(false)));
+        let shared = (state.clone(), broken.clone());
+        let thread = thread::spawn(move || {
+            let (state, broken) = shared;
+            let mut bytes = vec![0; PIECE];
+            loop {
+                state.waits_for_guest.store(true, Ordering::Relaxed);
+                let Ok(count @ 1..) = output.read(&mut bytes) else { return };
+                state.waits_for_guest.store(false, Ordering::Relaxed);
+                let written = to.write_all(bytes.get(..count).unwrap_or_default());
+                if written.and_then(|()| to.flush()).is_err() {
+                    return broken.store(true, Ordering::Relaxed);
+                }
+            }
+        });
+        Copying { thread, state, broken }
+    }
+
+    /// Whether all is written, or a process that the command has left behind holds its end: then nothing came for a while
+    /// since `last`, when something did.
+    fn is_over(&self, last: &mut Instant) -> bool {
+        if !self.state.waits_for_guest.load(Ordering::Relaxed) {
+            *last = Instant::now();
+        }
+        self.thread.is_finished() || last.elapsed() > LEFT_BEHIND
+    }
+}
+
+/// How long a guest may take to its agent.
+const BOOT_LIMIT: Duration = Duration::from_secs(60);
+/// From the guest's init to its agent: modules may have to be loaded.
+const READY_EXTRA: Duration = Duration::from_secs(10);
+/// How late a signal may be passed on.
+const TURN: Duration = Duration::from_millis(20);
+const LEFT_BEHIND: Duration = Duration::from_secs(1);
+const PIECE: usize = 64 << 10;
+
+const CTRL_A: u8 = 1;
+const SIGPIPE: u8 = libc::SIGPIPE as u8;
+const SIGTERM: u8 = libc::SIGTERM as u8;
+
+// Exit codes of docs/outcomes.md.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+const AGENT_LOST: u8 = 111;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_given_or_taken_from_here() {
+        let of = |text: &str| variable_of(OsStr::new(text));
+        assert_eq!(of("A=b=c"), Some(("A".into(), "b=c".into())));
+        assert_eq!(of("A="), Some(("A".into(), "".into())));
+        assert_eq!(of("PATH").map(|(name, _)| name), Some("PATH".into()));
+        assert_eq!(of("NO_SUCH_VARIABLE_HERE"), None);
+    }
+}
