@@ -36,6 +36,7 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("Coracle runs on x86-64 Linux");
 
+pub mod agent;
 pub mod compression;
 pub mod config;
 mod console;

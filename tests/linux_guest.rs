@@ -25,6 +25,8 @@ macro_rules! needs_linux {
 #[path = "linux/boot_test.rs"]
 mod boot_test;
 
+#[path = "linux/agent.rs"]
+mod agent;
 #[path = "linux/clock.rs"]
 mod clock;
 

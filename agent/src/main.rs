@@ -16,9 +16,14 @@ mod mounts;
 mod network;
 mod new_root;
 mod power;
+mod pty;
+mod service;
+mod signals;
 
 use std::fs;
 use std::process::ExitCode;
+
+use service::{Surroundings, Transport};
 
 const ROLE_FILE: &str = "/etc/coracle/role";
 
@@ -38,8 +43,7 @@ enum Role {
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!("coracle-agent: this program is the first process of a machine and cannot be run by hand");
-        return ExitCode::from(125);
+        return serve_by_hand();
     }
     if std::env::var_os(MARK_VARIABLE).is_some() {
         println!("{MARK}");
@@ -70,5 +74,27 @@ fn main() -> ExitCode {
         Role::Guest => guest::run(),
         Role::Host => host::run(),
         Role::Loader => loader::run(),
+    }
+}
+
+/// Started by an init or a person: the agent beside it, by the way to the host that the argument names.
+fn serve_by_hand() -> ExitCode {
+    let transport = std::env::args().nth(1).as_deref().and_then(Transport::parse);
+    let Some(transport) = transport else {
+        eprintln!(
+            "coracle-agent: this is the first process of a machine, or serves its host by vsock:PORT, console or a \
+             serial device: give one of them, as in vsock:1024"
+        );
+        return ExitCode::from(125);
+    };
+    match Surroundings::of_process() {
+        Ok(surroundings) => {
+            service::run(&transport, surroundings);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("coracle-agent: cannot wait for processes: {error}");
+            ExitCode::FAILURE
+        }
     }
 }

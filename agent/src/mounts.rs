@@ -64,6 +64,17 @@ pub(crate) fn unmount(target: &Path) {
     }
 }
 
+/// Makes every file system on a device read-only, so that it is whole when the power goes. One that is busy stays as it is.
+pub(crate) fn make_read_only() {
+    let mounted = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let on_devices = mounted.lines().filter(|line| line.starts_with("/dev/"));
+    // The last one mounted is the first to go.
+    for target in on_devices.filter_map(|line| line.split(' ').nth(1)).rev() {
+        let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
+        let _ = mount("none".as_ref(), target.as_ref(), "", flags, "");
+    }
+}
+
 /// Mounts a file system with flags of `mount(2)`.
 pub(crate) fn mount_with(
     source: &Path,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::console;
+use crate::{console, mounts};
 
 /// Ends every other process, then the machine by `ending`.
 pub(crate) fn shut_down(ending: fn() -> !) -> ! {
@@ -60,6 +60,7 @@ fn end(how: libc::c_int, name: &str) -> ! {
 fn write_back() {
     // SAFETY: flushes file systems; no memory is involved.
     unsafe { libc::sync() };
+    mounts::make_read_only();
     // SAFETY: waits for the terminal on stdout; no memory is involved. It fails where there is none.
     unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
 }

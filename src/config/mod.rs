@@ -2,6 +2,7 @@
 //! Coracle, used by the builder.
 
 mod accel;
+mod agent;
 mod cmdline;
 mod console;
 mod cpu;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use coracle_devices::virtio::net::MacSyntax;
 
 pub use accel::Accel;
+pub use agent::{AgentConfig, AgentPlace, AgentTransport};
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
 pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
@@ -87,6 +89,8 @@ pub struct VmConfig {
     pub balloon: bool,
     /// The socket device.
     pub vsock: Option<VsockConfig>,
+    /// The agent by which commands are run in the guest.
+    pub agent: Option<AgentConfig>,
     /// The longest that the guest may run, from its first instruction on.
     pub timeout: Option<Duration>,
     /// The longest that the guest may take from its first instruction to its init.
@@ -130,6 +134,7 @@ impl Default for VmConfig {
             rng: false,
             balloon: false,
             vsock: None,
+            agent: None,
             timeout: None,
             boot_timeout: None,
             idle_timeout: None,

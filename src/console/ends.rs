@@ -214,7 +214,7 @@ impl ConsoleEnds {
     }
 
     /// The program's own descriptors.
-    fn of_streams(streams: &ConsoleStreams) -> Result<ConsoleEnds, ConsoleError> {
+    pub(crate) fn of_streams(streams: &ConsoleStreams) -> Result<ConsoleEnds, ConsoleError> {
         let input = streams.input.as_ref().map(|fd| CharSource::new(fd.as_fd())).transpose();
         let input = input.map_err(|source| ConsoleError::Descriptor { serial: "of the program", source })?;
         let output = streams.output.as_ref().map(|fd| sink("of the program", fd)).transpose()?;

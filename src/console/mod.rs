@@ -18,8 +18,8 @@ use coracle_devices::backend::console_input::ConsoleInput;
 use coracle_devices::event_loop::{Resident, watch};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
-pub(crate) use ends::{ConsoleChoice, MachineConsoles};
-use ends::{ConsoleEnds, ConsoleListener};
+use ends::ConsoleListener;
+pub(crate) use ends::{ConsoleChoice, ConsoleEnds, MachineConsoles};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub(crate) use escape::Escape;
 use escape::HELP;

@@ -26,6 +26,10 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) modules: &'a [&'a str],
     /// Whether the user has an initrd.
     pub(crate) has_initrd: bool,
+    /// The program, if the user has said so.
+    pub(crate) program: Option<&'a Path>,
+    /// Whether the program is wanted without modules, too: it is the guest's agent.
+    pub(crate) is_agent: bool,
 }
 
 /// Why there is no such archive.
@@ -104,30 +108,47 @@ pub enum LoaderError {
 /// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
 /// warning in the log.
 pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, LoaderError> {
-    if request.modules.is_empty() {
+    if request.modules.is_empty() && !request.is_agent {
         return Ok(None);
     }
-    match archive(request) {
-        Ok(Some(bytes)) => Ok(InitrdFile::from_bytes("module loader".as_ref(), bytes).ok()),
-        Ok(None) => Ok(None),
-        Err(error) if request.folder.is_none() => {
+    let made = match archive(request, modules_of(request)) {
+        Err(error) if request.folder.is_none() && (!request.is_agent || error.is_about_modules()) => {
             log::warn!("{error}");
-            Ok(None)
+            archive(request, Ok(Vec::new()))
         }
-        Err(error) => Err(error),
+        made => made,
+    };
+    Ok(made?.and_then(|bytes| InitrdFile::from_bytes("module loader".as_ref(), bytes).ok()))
+}
+
+impl LoaderError {
+    /// Whether a kernel that has everything built in would do without what is missing.
+    fn is_about_modules(&self) -> bool {
+        match self {
+            LoaderError::NoTree { .. }
+            | LoaderError::NotInFolder { .. }
+            | LoaderError::NoRelease { .. }
+            | LoaderError::OtherRelease { .. }
+            | LoaderError::Modules(_) => true,
+            LoaderError::NoProgram(_) | LoaderError::Program { .. } | LoaderError::Archive(_) => false,
+        }
     }
 }
 
-/// Makes the archive; `None` when the kernel has everything built in.
+/// Makes the archive; `None` when the kernel has everything built in and no agent is wanted.
 ///
 /// # Errors
 /// A module or the program that loads it cannot be found or read.
-fn archive(request: &LoaderRequest<'_>) -> Result<Option<Vec<u8>>, LoaderError> {
-    let modules = modules(request)?;
-    if modules.is_empty() {
+fn archive(
+    request: &LoaderRequest<'_>,
+    modules: Result<Vec<Module>, LoaderError>,
+) -> Result<Option<Vec<u8>>, LoaderError> {
+    let modules = modules?;
+    if modules.is_empty() && !request.is_agent {
         return Ok(None);
     }
-    let path = guest_data::find(GuestData::Agent)?;
+    let path =
+        request.program.map_or_else(|| guest_data::find(GuestData::Agent), |path| Ok(path.to_owned()))?;
     let program = fs::read(&path).map_err(|source| LoaderError::Program { path, source })?;
     Ok(Some(packed(program, modules, request.has_initrd)?))
 }
@@ -150,8 +171,11 @@ fn packed(program: Vec<u8>, modules: Vec<Module>, has_initrd: bool) -> Result<Ve
     archive.finish()
 }
 
-fn modules(request: &LoaderRequest<'_>) -> Result<Vec<Module>, LoaderError> {
+fn modules_of(request: &LoaderRequest<'_>) -> Result<Vec<Module>, LoaderError> {
     let &LoaderRequest { kernel, release, modules, .. } = request;
+    if modules.is_empty() {
+        return Ok(Vec::new());
+    }
     let folder = tree_folder(request)?;
     let modules = ModuleTree::open(&folder)?.closure(modules)?;
     let found = modules.iter().find_map(Module::release);
@@ -225,7 +249,15 @@ mod tests {
     }
 
     fn request<'a>(kernel: &'a Path, folder: Option<&'a Path>) -> LoaderRequest<'a> {
-        LoaderRequest { kernel, release: Some(RELEASE), folder, modules: &["virtio_mmio"], has_initrd: true }
+        LoaderRequest {
+            kernel,
+            release: Some(RELEASE),
+            folder,
+            modules: &["virtio_mmio"],
+            has_initrd: true,
+            program: None,
+            is_agent: false,
+        }
     }
 
     #[test]
@@ -234,7 +266,7 @@ mod tests {
         for folder in [tree.release_folder(), tree.root.join("lib/modules"), tree.root.clone()] {
             let request = request(Path::new("/vmlinuz"), Some(&folder));
             assert_eq!(tree_folder(&request).unwrap(), tree.release_folder());
-            let names: Vec<_> = modules(&request).unwrap().into_iter().map(|module| module.path).collect();
+            let names: Vec<_> = modules_of(&request).unwrap().into_iter().map(|module| module.path).collect();
             assert_eq!(names, ["kernel/virtio_ring.ko", "kernel/virtio_mmio.ko"]);
         }
     }
@@ -258,7 +290,7 @@ mod tests {
             "{error}"
         );
         let folder = tree.release_folder();
-        let error = modules(&LoaderRequest { folder: Some(&folder), ..request }).unwrap_err().to_string();
+        let error = modules_of(&LoaderRequest { folder: Some(&folder), ..request }).unwrap_err().to_string();
         assert!(
             error.contains("are of the release 6.1.0-test, but the kernel \"/vmlinuz\" is 6.2.0"),
             "{error}"
@@ -269,7 +301,7 @@ mod tests {
     fn kernel_without_modules_anywhere_names_the_module_and_the_folders() {
         let request =
             LoaderRequest { release: Some("0.0.0-nowhere"), ..request(Path::new("/a/boot/vmlinuz"), None) };
-        let error = modules(&request).unwrap_err().to_string();
+        let error = modules_of(&request).unwrap_err().to_string();
         for words in
             ["needs the module virtio_mmio", "/a/boot/lib/modules, ", "/a/usr/lib/modules, ", "/lib/modules;"]
         {
@@ -283,7 +315,7 @@ mod tests {
         let tree = tree("unsaid");
         let folder = tree.release_folder();
         let request = LoaderRequest { release: None, ..request(Path::new("/vmlinuz"), Some(&folder)) };
-        assert_eq!(modules(&request).unwrap().len(), 2);
+        assert_eq!(modules_of(&request).unwrap().len(), 2);
         let error = tree_folder(&LoaderRequest { folder: Some(&tree.root), ..request }).unwrap_err();
         assert!(matches!(error, LoaderError::NoRelease { .. }), "{error}");
     }
@@ -293,7 +325,7 @@ mod tests {
         let tree = tree("builtin");
         let request =
             LoaderRequest { modules: &["virtio"], ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
-        assert_eq!(archive(&request).unwrap(), None);
+        assert_eq!(archive(&request, modules_of(&request)).unwrap(), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFileError;
-use coracle_arch::x86_64::layout::VirtioMmio;
+use coracle_arch::x86_64::layout::{self, VirtioMmio};
 use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
 use coracle_arch::x86_64::mptable::{self, MpTableError};
 use coracle_arch::x86_64::registers::BootState;
@@ -21,7 +21,8 @@ use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
 use super::watch::Limits;
-use crate::config::{AcpiMode, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
+use crate::agent::{self, AgentAttachment, AttachError};
+use crate::config::{AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleError, ConsoleStreams, Escape, MachineConsoles};
 use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuError, CpuFeatures};
@@ -87,6 +88,9 @@ pub enum BuildError {
     /// A virtio device cannot be had.
     #[error(transparent)]
     Virtio(#[from] VirtioError),
+    /// The agent cannot be had.
+    #[error(transparent)]
+    Agent(#[from] AttachError),
     /// There is no memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -192,6 +196,10 @@ impl VmBuilder {
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
         self.check_values()?;
+        VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared()
+    }
+
+    fn build_prepared(&self) -> Result<Vm, BuildError> {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
@@ -204,7 +212,8 @@ impl VmBuilder {
             AttachContext { interrupts: &interrupts, io: event_loop.handle(), control: control.clone() };
         let virtio = Arc::new(VirtioDevices::attach(&self.config, &attach)?);
         let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
-        let platform = Platform::new(interrupts.clone(), control.clone(), &virtio)?;
+        let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
+        let platform = Platform::new(interrupts.clone(), control.clone(), &virtio, com2.as_ref())?;
         let (guest, vcpus) = recipe.make()?;
         guest.connect(&interrupts, &virtio)?;
         self.assemble(
@@ -237,10 +246,12 @@ impl VmBuilder {
 
     fn load(&self, inputs: &Inputs, virtio: &[VirtioMmio], ram: &GuestRam) -> Result<BootState, BuildError> {
         let cpus = self.config.vcpus.value();
+        let has_com2 = self.config.agent.as_ref().is_some_and(AgentConfig::needs_serial);
         let acpi_rsdp = match self.config.acpi {
-            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio })?),
+            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio, has_com2 })?),
             AcpiMode::Off => {
-                let interrupts: Vec<u32> = virtio.iter().map(|place| place.gsi).collect();
+                let com2 = has_com2.then_some(layout::COM2_IRQ);
+                let interrupts: Vec<u32> = virtio.iter().map(|place| place.gsi).chain(com2).collect();
                 mptable::write_table(ram.mmap(), cpus, &interrupts)?;
                 None
             }
@@ -312,11 +323,14 @@ impl VmBuilder {
         }
         let (serial, output) = (platform.serial.clone(), platform.console.clone());
         event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, escape)));
+        let line = platform.com2.as_ref().map(|port| agent::connect_serial(port, &mut event_loop));
+        let line = line.transpose().map_err(thread_error("the agent's serial line"))?;
         let io_loop = IoLoop::start("io-0".into(), event_loop, control.clone());
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
-        let shared = Shared::new(control.clone(), console_path, button, &virtio);
+        let agent = AgentAttachment::new(&self.config, &virtio, line)?;
+        let shared = Shared::new(control.clone(), console_path, button, &virtio, agent);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
         let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
@@ -387,12 +401,15 @@ fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), Build
     let has_initrd = !initrds.is_empty();
     let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     if kernel.is_linux() {
+        let agent = config.agent.as_ref().filter(|agent| agent.place != AgentPlace::DefaultGuest);
         initrds.extend(loader::initrd(&LoaderRequest {
             kernel: &path,
             release: kernel.release(),
             folder: config.modules.as_deref(),
             modules: &device_modules(config),
             has_initrd,
+            program: agent.and_then(|agent| agent.program.as_deref()),
+            is_agent: agent.is_some(),
         })?);
     }
     Ok((kernel, initrds))

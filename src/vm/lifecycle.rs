@@ -24,6 +24,7 @@ use super::events::{Event as LifeEvent, Subscribers};
 use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
 use super::platform::Platform;
 use super::watch::{Limits, Watch};
+use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
 use crate::console::Pump;
 use crate::control::{Control, Gate, VmEvent};
@@ -46,6 +47,8 @@ pub(super) struct Shared {
     vcpus: Mutex<Vec<VcpuHandle>>,
     /// Gone with the machine, whoever holds a handle: what the devices have open on the host is free with the outcome.
     virtio: Weak<VirtioDevices>,
+    /// The agent, in a machine that has one.
+    pub(super) agent: Option<AgentAttachment>,
     /// Where the power button is wired to, in a machine that has one.
     button: Option<Arc<EventRegister>>,
     /// The signal for whose sake the guest was asked to end.
@@ -89,9 +92,11 @@ impl Shared {
         console_path: Option<PathBuf>,
         button: Option<Arc<EventRegister>>,
         virtio: &Arc<VirtioDevices>,
+        agent: Option<AgentAttachment>,
     ) -> io::Result<Shared> {
         Ok(Shared {
             control,
+            agent,
             button,
             virtio: Arc::downgrade(virtio),
             signal: Mutex::new(None),
@@ -302,9 +307,11 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
     let device_stuck = virtio.disconnect().err();
+    shared.agent.iter().for_each(|agent| agent.machine_ends(&ending));
     virtio.close();
     virtio.end_threads(device_stuck.is_some());
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
+    shared.agent.iter().for_each(AgentAttachment::join);
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
     let virtio_output = virtio.console().map(|port| port.output().clone());

@@ -25,6 +25,7 @@ pub use events::{Event, Subscription};
 use lifecycle::Shared;
 use outcome::Outcome;
 
+use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
 use crate::control::VmEvent;
 use crate::virtio::VsockPortError;
@@ -67,8 +68,8 @@ impl Vm {
     /// faster.
     pub fn stop(&self, grace: Grace) -> Outcome {
         let handle = self.handle();
-        if !grace.0.is_zero() && handle.press_power_button() {
-            handle.wait_for(grace.0);
+        if !grace.0.is_zero() {
+            handle.shut_down(grace.0);
         }
         handle.stop();
         self.wait()
@@ -192,6 +193,14 @@ impl VmHandle {
     /// There is no such device, the port has a listener, or the machine has ended.
     pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
         self.shared.virtio().ok_or(VsockPortError::Ended)?.listen_port(port)
+    }
+
+    /// The agent in the guest.
+    ///
+    /// # Errors
+    /// The machine was built without one.
+    pub fn agent(&self) -> Result<AgentClient, AgentError> {
+        self.shared.agent.as_ref().map(AgentAttachment::client).ok_or(AgentError::NoAgent)
     }
 
     /// Everything that happens to the machine from here on; of one that has ended, its end.

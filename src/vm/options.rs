@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::VmBuilder;
 use crate::config::{
-    ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig, ResetPolicy, VcpuCount, VmConfig,
-    VsockConfig,
+    AgentConfig, ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig, ResetPolicy,
+    VcpuCount, VmConfig, VsockConfig,
 };
 
 impl VmBuilder {
@@ -70,6 +70,11 @@ impl VmBuilder {
     /// The socket device.
     pub fn vsock(self, vsock: VsockConfig) -> VmBuilder {
         self.configure(|config| config.vsock = Some(vsock))
+    }
+
+    /// The agent by which commands are run in the guest.
+    pub fn agent(self, agent: AgentConfig) -> VmBuilder {
+        self.configure(|config| config.agent = Some(agent))
     }
 
     /// The longest that the guest may run.

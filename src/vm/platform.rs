@@ -18,6 +18,7 @@ use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
+use crate::agent::AgentSerial;
 use crate::diagnosis::{BootMark, Signs, Watch, Watched};
 use crate::vcpu::Buses;
 use crate::virtio::VirtioDevices;
@@ -29,6 +30,8 @@ pub(super) struct Platform {
     pub(super) console: Arc<ConsoleBuffer>,
     pub(super) signs: Arc<Signs>,
     pub(super) events: Arc<EventRegister>,
+    /// The agent's serial port, where it has one.
+    pub(super) com2: Option<AgentSerial>,
     ioapic: Arc<IoApic>,
 }
 
@@ -56,6 +59,7 @@ impl Platform {
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
         virtio: &VirtioDevices,
+        com2: Option<&Arc<ConsoleBuffer>>,
     ) -> Result<Platform, PlatformError> {
         let ioapic = Arc::new(IoApic::new(interrupts));
         let line = |gsi| {
@@ -66,6 +70,12 @@ impl Platform {
         let console = Arc::new(console.telling(requests.clone()));
         let serial = SerialPort::new(console.clone(), line(layout::COM1_IRQ)?);
         let serial = Arc::new(serial.map_err(PlatformError::Device)?);
+        let second = |output: &Arc<ConsoleBuffer>| {
+            let port = SerialPort::new(output.clone(), line(layout::COM2_IRQ)?);
+            let port = Arc::new(port.map_err(PlatformError::Device)?);
+            Ok::<_, PlatformError>(AgentSerial { port, output: output.clone() })
+        };
+        let com2 = com2.map(second).transpose()?;
         let events = Arc::new(EventRegister::new(line(layout::EVENT_IRQ)?));
 
         let i8042 = Arc::new(I8042::new(requests.clone()));
@@ -76,6 +86,9 @@ impl Platform {
             ports.insert(BusRange::new(u64::from(port), len), device)
         };
         at(layout::COM1_PORT, SerialPort::WINDOW_LEN, watched(serial.clone(), Watch::Serial))?;
+        if let Some(com2) = &com2 {
+            at(layout::COM2_PORT, SerialPort::WINDOW_LEN, com2.port.clone())?;
+        }
         at(layout::I8042_DATA_PORT, I8042::WINDOW_LEN, i8042)?;
         at(layout::RTC_PORT, CmosRtc::WINDOW_LEN, watched(Arc::new(CmosRtc::new()), Watch::Clock))?;
         at(
@@ -95,14 +108,15 @@ impl Platform {
             mmio.insert(range, device)?;
         }
         let buses = Arc::new(Buses { ports: ports.build(), mmio: mmio.build() });
-        Ok(Platform { buses, serial, console, signs, events, ioapic })
+        Ok(Platform { buses, serial, console, signs, events, com2, ioapic })
     }
 
     /// Puts the devices into the state in which a guest finds a new machine. What is left out has no such state: the
     /// console is the host's side, the signs are of the whole run, and the clock runs on a battery. No vCPU may run.
     pub(super) fn reset(&self) {
-        let Platform { buses: _, serial, console: _, signs: _, events, ioapic } = self;
+        let Platform { buses: _, serial, console: _, signs: _, events, com2, ioapic } = self;
         serial.reset();
+        com2.iter().for_each(|com2| com2.port.reset());
         events.reset();
         ioapic.reset();
     }

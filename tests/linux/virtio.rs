@@ -110,6 +110,14 @@ fn boot_from(disk: &Path, words: &str) -> Command {
 
 /// An ext4 image made from a folder, whose init writes 4 MiB, says their hash and powers off.
 fn root_image(name: &str, folder: &str) -> Option<PathBuf> {
+    let init = "#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n\
+                dd if=/dev/urandom of=/data bs=64k count=64 conv=fsync 2>/dev/null\n\
+                echo sum $(sha256sum /data)\nsync\nmount -o remount,ro /\npoweroff -f\n";
+    image_with_init(name, folder, init)
+}
+
+/// An ext4 image of a system with busybox and this init.
+pub(super) fn image_with_init(name: &str, folder: &str, init: &str) -> Option<PathBuf> {
     let tree = scratch().join(folder);
     for part in ["bin", "sbin", "proc", "dev", "sys"] {
         fs::create_dir_all(tree.join(part)).unwrap();
@@ -119,9 +127,6 @@ fn root_image(name: &str, folder: &str) -> Option<PathBuf> {
         return None;
     };
     fs::copy(busybox, tree.join("bin/busybox")).unwrap();
-    let init = "#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n\
-                dd if=/dev/urandom of=/data bs=64k count=64 conv=fsync 2>/dev/null\n\
-                echo sum $(sha256sum /data)\nsync\nmount -o remount,ro /\npoweroff -f\n";
     fs::write(tree.join("sbin/init"), init).unwrap();
     host("chmod", &["755", tree.join("sbin/init").to_str().unwrap()]);
     let image = scratch().join(name);

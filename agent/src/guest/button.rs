@@ -17,14 +17,14 @@ const EVENT_BYTES: usize = size_of::<libc::input_event>();
 
 /// Every input device that there is: only a power button sends its key.
 #[derive(Debug)]
-pub(super) struct PowerButton {
+pub(crate) struct PowerButton {
     devices: Vec<File>,
 }
 
 impl PowerButton {
     /// Opens the input devices. Presses from here on are seen; a machine without a device has a button that is never
     /// pressed.
-    pub(super) fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let entries = fs::read_dir(INPUT_DEVICES).into_iter().flatten().flatten();
         let open = |path| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok();
         let is_event = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with("event");
@@ -34,7 +34,7 @@ impl PowerButton {
     }
 
     /// What to poll.
-    pub(super) fn poll_entries(&self) -> impl Iterator<Item = libc::pollfd> {
+    pub(crate) fn poll_entries(&self) -> impl Iterator<Item = libc::pollfd> {
         self.devices.iter().map(|device| libc::pollfd {
             fd: device.as_raw_fd(),
             events: libc::POLLIN,
@@ -43,7 +43,7 @@ impl PowerButton {
     }
 
     /// Reads what the devices have and tells whether the button was pressed. A device that is gone is let go.
-    pub(super) fn is_pressed(&mut self) -> bool {
+    pub(crate) fn is_pressed(&mut self) -> bool {
         let mut pressed = false;
         self.devices.retain_mut(|device| {
             let mut events = [0; 16 * EVENT_BYTES];

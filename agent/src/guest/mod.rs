@@ -12,8 +12,10 @@ mod wait;
 use std::fs;
 use std::process::ExitCode;
 
-use self::button::PowerButton;
+pub(crate) use self::button::PowerButton;
+pub(crate) use self::wait::{requested, signal_events};
 use crate::mounts::Mount;
+use crate::service::{self, Surroundings, Transport};
 use crate::{console, modules, network, power};
 
 const MOUNTS: [Mount<'static>; 6] = [
@@ -48,6 +50,8 @@ enum Action {
     Wait,
     /// Send back what comes on vsock port 7, until the power button is pressed.
     Echo,
+    /// Serve the host, until the power button is pressed. Also without the word, when another names a way to the host.
+    Agent,
     /// Do nothing for ever, whatever is pressed.
     Hang,
     /// Something that this agent does not know.
@@ -60,6 +64,8 @@ impl Action {
         let word =
             line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("coracle.init=")).next_back();
         match word {
+            None if Transport::from_command_line(line).is_some() => Self::Agent,
+            Some("agent") => Self::Agent,
             None | Some("report") => Self::Report,
             Some("shell") => Self::Shell,
             Some("poweroff") => Self::PowerOff,
@@ -82,7 +88,7 @@ pub(crate) fn run() -> ExitCode {
     if !marked {
         mark::init_runs_by_file();
     }
-    MOUNTS.iter().for_each(Mount::make_or_report);
+    furnish();
     modules::load_all(modules::LIST);
     // Those that the devices of this machine need besides.
     modules::load_all(modules::OF_DEVICES);
@@ -109,13 +115,29 @@ pub(crate) fn run() -> ExitCode {
             echo::start();
             wait::wait_until_ended(None, &mut button);
         }
+        Action::Agent => serve(&line, button),
         Action::Hang => power::wait_for_ever(),
         Action::Unknown(name) => println!(
             "coracle-agent: coracle.init={name} is not known; there are report, shell, poweroff, reboot, halt, \
-             panic, exit, wait, echo and hang"
+             panic, exit, wait, echo, agent and hang"
         ),
     }
     power::power_off()
+}
+
+/// Mounts what programs expect to find.
+pub(crate) fn furnish() {
+    MOUNTS.iter().for_each(Mount::make_or_report);
+}
+
+/// Serves the host, by the way that the command line names.
+fn serve(line: &str, button: PowerButton) {
+    shell::install();
+    let transport = Transport::from_command_line(line).unwrap_or(Transport::DEFAULT);
+    match Surroundings::of_first_process(button) {
+        Ok(surroundings) => service::run(&transport, surroundings),
+        Err(error) => console::report(&format!("cannot wait for processes: {error}")),
+    }
 }
 
 /// Has the kernel panic on purpose (`sysrq`, key c).
@@ -140,6 +162,12 @@ mod tests {
     fn the_last_word_counts() {
         let line = "coracle.init=shell x=coracle.init=hang coracle.init=poweroff panic=-1\n";
         assert_eq!(Action::from_command_line(line), Action::PowerOff);
+    }
+
+    #[test]
+    fn way_to_the_host_is_enough_for_the_agent() {
+        assert_eq!(Action::from_command_line("quiet coracle.agent=vsock:1024"), Action::Agent);
+        assert_eq!(Action::from_command_line("coracle.agent=ttyS1 coracle.init=report"), Action::Report);
     }
 
     #[test]

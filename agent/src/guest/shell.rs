@@ -20,12 +20,17 @@ const HOME: &str = "/root";
 
 /// Runs the shell and waits until it ends; reaps every other process and heeds the power button meanwhile.
 pub(super) fn run(button: &mut PowerButton) {
-    if let Err(error) = install_commands() {
-        console::report(&format!("cannot link busybox's commands: {error}"));
-    }
+    install();
     match start() {
         Ok(shell) => wait_until_ended(Some(shell), button),
         Err(error) => console::report(&format!("cannot start a shell: {error}")),
+    }
+}
+
+/// Makes busybox's commands programs of the guest.
+pub(super) fn install() {
+    if let Err(error) = install_commands() {
+        console::report(&format!("cannot link busybox's commands: {error}"));
     }
 }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use coracle_agent::protocol::{Limit, Request, StartFailure, StartStep, Stream};
 use coracle_agent::relay;
 
-use super::pty::Pty;
+use crate::pty::Pty;
 
 /// A command that was started, and the agent's ends of its streams.
 #[derive(Debug)]
@@ -74,7 +74,11 @@ struct StreamsOf {
 impl StreamsOf {
     fn make(request: &Request) -> io::Result<Self> {
         let pty = match &request.terminal {
-            Some((modes, size)) => Some(Pty::open(modes, *size)?),
+            Some((modes, size)) => {
+                let pty = Pty::open(*size)?;
+                pty.set_modes(modes)?;
+                Some(pty)
+            }
             None => None,
         };
         let mut outputs = [None, None, None];

@@ -7,7 +7,6 @@
 mod command;
 mod control;
 mod ports;
-mod pty;
 mod root;
 mod session;
 

@@ -12,7 +12,7 @@ use coracle_agent::relay::{self, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
 use super::command::RunningCommand;
 use super::control::{Control, ControlError};
-use super::pty;
+use crate::pty;
 
 /// How long processes that the command left behind may hold its stdout or stderr open after it ended. What
 /// they wrote by then is still delivered.

@@ -4,6 +4,7 @@
 //!
 //! Its files are all under `/coracle`; `src/initramfs/loader.rs` makes them.
 
+mod agent;
 mod options;
 mod root;
 
@@ -14,6 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
+use self::agent::Wanted;
 use self::options::Options;
 use self::root::RootError;
 use crate::mounts::Mount;
@@ -49,11 +51,16 @@ pub(crate) fn run() -> ExitCode {
     modules::load_all(modules::OF_DEVICES);
     // The console may be one of them. Where there is none yet, the user's system finds its own.
     let _ = console::attach();
+    let line = agent::command_line();
+    match Wanted::from_command_line(&line) {
+        Wanted::No => {}
+        Wanted::BesideInit(transport) => agent::start_beside(&transport),
+        Wanted::FirstProcess(transport) => return agent::run_first(&transport, &line),
+    }
     let result = if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
         start(&[USER_INIT])
     } else {
         MOUNTS.iter().for_each(Mount::make_or_report);
-        let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
         start_root(&Options::from_command_line(&line))
     };
     let Err(error) = result;

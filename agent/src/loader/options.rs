@@ -19,6 +19,11 @@ pub(super) struct Options {
 }
 
 impl Options {
+    /// Whether there is a root to be mounted.
+    pub(super) fn has_root(&self) -> bool {
+        self.root.is_some()
+    }
+
     /// Reads `/proc/cmdline`. The last of several words counts; what follows `--` is for the first program.
     pub(super) fn from_command_line(line: &str) -> Self {
         let mut options = Self::default();

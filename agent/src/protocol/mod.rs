@@ -10,7 +10,7 @@
 
 mod frame;
 mod terminal;
-mod wire;
+pub(crate) mod wire;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -72,7 +72,7 @@ impl Stream {
         }
     }
 
-    fn from_wire(value: u8) -> Result<Self, ProtocolError> {
+    pub(crate) fn from_wire(value: u8) -> Result<Self, ProtocolError> {
         Self::ALL
             .into_iter()
             .find(|stream| stream.index() == usize::from(value))
@@ -201,10 +201,10 @@ pub enum Ending {
 }
 
 /// A message that breaks the protocol.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum ProtocolError {
     /// The length of a frame is zero or over the limit of its direction.
-    #[error("a control message of {length} bytes: the limit is {limit}, the least is 1")]
+    #[error("a message of {length} bytes: the limit is {limit}, the least is 1")]
     FrameLength {
         /// Length in the frame's header.
         length: usize,
@@ -212,19 +212,19 @@ pub enum ProtocolError {
         limit: usize,
     },
     /// A message ends before its last field.
-    #[error("a control message ends inside the field '{field}'")]
+    #[error("a message ends inside the field '{field}'")]
     Truncated {
         /// Name of the field.
         field: &'static str,
     },
     /// A message goes on after its last field.
-    #[error("a control message has {count} bytes after its last field")]
+    #[error("a message has {count} bytes after its last field")]
     TrailingBytes {
         /// How many.
         count: usize,
     },
     /// A field has a value that this version does not know.
-    #[error("a control message has the unknown {what} {value}")]
+    #[error("a message has the unknown {what} {value}")]
     UnknownValue {
         /// The field.
         what: &'static str,
@@ -232,7 +232,7 @@ pub enum ProtocolError {
         value: u8,
     },
     /// The first message is not a greeting.
-    #[error("the first control message is not an agent's greeting")]
+    #[error("the first message is not an agent's greeting")]
     NotHello,
 }
 

@@ -42,12 +42,12 @@ impl TerminalModes {
         termios.c_cc = characters;
     }
 
-    pub(super) fn encode(&self, message: Encoder) -> Encoder {
+    pub(crate) fn encode(&self, message: Encoder) -> Encoder {
         let Self { input, output, control, local, characters } = *self;
         message.u32(input).u32(output).u32(control).u32(local).raw(&characters)
     }
 
-    pub(super) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
+    pub(crate) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
         Ok(Self {
             input: fields.u32("input modes")?,
             output: fields.u32("output modes")?,
@@ -68,12 +68,12 @@ pub struct WindowSize {
 }
 
 impl WindowSize {
-    pub(super) fn encode(&self, message: Encoder) -> Encoder {
+    pub(crate) fn encode(&self, message: Encoder) -> Encoder {
         let Self { rows, columns } = *self;
         message.u16(rows).u16(columns)
     }
 
-    pub(super) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
+    pub(crate) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
         Ok(Self { rows: fields.u16("rows")?, columns: fields.u16("columns")? })
     }
 }

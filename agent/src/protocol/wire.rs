@@ -1,4 +1,4 @@
-//! Fields of a control message: fixed little-endian numbers, length-prefixed byte strings, counted lists.
+//! Fields of a message: fixed little-endian numbers, length-prefixed byte strings, counted lists.
 //! Decoding takes bytes that a hostile program may have written: every length is checked against what is left.
 
 use std::ffi::{OsStr, OsString};
@@ -7,17 +7,17 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use super::{ProtocolError, Stream};
 
 /// Builds one frame.
-pub(super) struct Encoder {
+pub(crate) struct Encoder {
     frame: Vec<u8>,
 }
 
 impl Encoder {
-    pub(super) fn new(kind: u8) -> Self {
+    pub(crate) fn new(kind: u8) -> Self {
         Self { frame: vec![0, 0, 0, 0, kind] }
     }
 
     /// The frame, with its length filled in.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         let length = wire_length(self.frame.len().saturating_sub(4));
         if let Some(header) = self.frame.first_chunk_mut::<4>() {
             *header = length.to_le_bytes();
@@ -25,32 +25,36 @@ impl Encoder {
         self.frame
     }
 
-    pub(super) fn raw(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn raw(mut self, bytes: &[u8]) -> Self {
         self.frame.extend_from_slice(bytes);
         self
     }
 
-    pub(super) fn u8(self, value: u8) -> Self {
+    pub(crate) fn u8(self, value: u8) -> Self {
         self.raw(&[value])
     }
 
-    pub(super) fn u16(self, value: u16) -> Self {
+    pub(crate) fn u16(self, value: u16) -> Self {
         self.raw(&value.to_le_bytes())
     }
 
-    pub(super) fn u32(self, value: u32) -> Self {
+    pub(crate) fn u32(self, value: u32) -> Self {
         self.raw(&value.to_le_bytes())
     }
 
-    pub(super) fn u64(self, value: u64) -> Self {
+    pub(crate) fn u64(self, value: u64) -> Self {
         self.raw(&value.to_le_bytes())
     }
 
-    pub(super) fn text(self, value: &OsStr) -> Self {
+    pub(crate) fn i64(self, value: i64) -> Self {
+        self.raw(&value.to_le_bytes())
+    }
+
+    pub(crate) fn text(self, value: &OsStr) -> Self {
         self.u32(wire_length(value.len())).raw(value.as_bytes())
     }
 
-    pub(super) fn stream(self, stream: Stream) -> Self {
+    pub(crate) fn stream(self, stream: Stream) -> Self {
         self.u8(match stream {
             Stream::Stdin => 0,
             Stream::Stdout => 1,
@@ -58,50 +62,67 @@ impl Encoder {
         })
     }
 
-    pub(super) fn list<T>(self, items: &[T], item: impl Fn(Self, &T) -> Self) -> Self {
+    /// One byte that says whether there is a value, and then the value.
+    pub(crate) fn option<T>(self, value: Option<T>, item: impl FnOnce(Self, T) -> Self) -> Self {
+        match value {
+            Some(value) => item(self.u8(1), value),
+            None => self.u8(0),
+        }
+    }
+
+    pub(crate) fn list<T>(self, items: &[T], item: impl Fn(Self, &T) -> Self) -> Self {
         items.iter().fold(self.u32(wire_length(items.len())), item)
     }
 }
 
 /// Takes one frame's content apart.
-pub(super) struct Decoder<'a> {
+pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Decoder<'a> {
-    pub(super) fn new(content: &'a [u8]) -> Self {
+    pub(crate) fn new(content: &'a [u8]) -> Self {
         Self { rest: content }
     }
 
-    pub(super) fn raw(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], ProtocolError> {
+    pub(crate) fn raw(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], ProtocolError> {
         let (taken, rest) = self.rest.split_at_checked(length).ok_or(ProtocolError::Truncated { field })?;
         self.rest = rest;
         Ok(taken)
     }
 
-    pub(super) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ProtocolError> {
+    pub(crate) fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], ProtocolError> {
         let (taken, rest) = self.rest.split_first_chunk().ok_or(ProtocolError::Truncated { field })?;
         self.rest = rest;
         Ok(*taken)
     }
 
-    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, ProtocolError> {
+    pub(crate) fn u8(&mut self, field: &'static str) -> Result<u8, ProtocolError> {
         self.array(field).map(u8::from_le_bytes)
     }
 
-    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, ProtocolError> {
+    pub(crate) fn u16(&mut self, field: &'static str) -> Result<u16, ProtocolError> {
         self.array(field).map(u16::from_le_bytes)
     }
 
-    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, ProtocolError> {
+    pub(crate) fn u32(&mut self, field: &'static str) -> Result<u32, ProtocolError> {
         self.array(field).map(u32::from_le_bytes)
     }
 
-    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, ProtocolError> {
+    pub(crate) fn u64(&mut self, field: &'static str) -> Result<u64, ProtocolError> {
         self.array(field).map(u64::from_le_bytes)
     }
 
-    pub(super) fn flag(&mut self, field: &'static str) -> Result<bool, ProtocolError> {
+    pub(crate) fn i64(&mut self, field: &'static str) -> Result<i64, ProtocolError> {
+        self.array(field).map(i64::from_le_bytes)
+    }
+
+    /// Everything that is left.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    pub(crate) fn flag(&mut self, field: &'static str) -> Result<bool, ProtocolError> {
         match self.u8(field)? {
             0 => Ok(false),
             1 => Ok(true),
@@ -109,14 +130,23 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    pub(super) fn text(&mut self, field: &'static str) -> Result<OsString, ProtocolError> {
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<OsString, ProtocolError> {
         let length = self.u32(field)? as usize;
         Ok(OsString::from_vec(self.raw(length, field)?.to_vec()))
     }
 
+    /// A value that need not be there.
+    pub(crate) fn option<T>(
+        &mut self,
+        field: &'static str,
+        item: impl FnOnce(&mut Self) -> Result<T, ProtocolError>,
+    ) -> Result<Option<T>, ProtocolError> {
+        if self.flag(field)? { item(self).map(Some) } else { Ok(None) }
+    }
+
     /// A counted list. Memory stays bounded by the frame: an item takes at least one byte of it, and nothing
     /// is set aside for items that have not been read.
-    pub(super) fn list<T>(
+    pub(crate) fn list<T>(
         &mut self,
         field: &'static str,
         mut item: impl FnMut(&mut Self) -> Result<T, ProtocolError>,
@@ -130,7 +160,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Checks that nothing is left.
-    pub(super) fn end(self) -> Result<(), ProtocolError> {
+    pub(crate) fn end(self) -> Result<(), ProtocolError> {
         match self.rest.len() {
             0 => Ok(()),
             count => Err(ProtocolError::TrailingBytes { count }),

@@ -51,6 +51,8 @@ pub struct AcpiConfig<'a> {
     pub cpus: u8,
     /// The virtio devices, in the order in which kernels are to find them.
     pub virtio: &'a [VirtioMmio],
+    /// Whether there is a second serial port.
+    pub has_com2: bool,
 }
 
 /// Why the tables were not written.
@@ -77,7 +79,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result
     let mut area = Area { bytes: Vec::new() };
     // The RSDP comes first and points at what is placed last.
     area.place(&Rsdp::new(OEM_ID, 0));
-    let dsdt = area.place(&dsdt::dsdt(config.virtio));
+    let dsdt = area.place(&dsdt::dsdt(config));
     let fadt = area.place(&fadt(dsdt));
     let madt = area.place(&madt(config.cpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);

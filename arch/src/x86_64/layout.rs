@@ -97,6 +97,11 @@ pub const COM1_PORTS: u16 = 8;
 /// Interrupt (GSI) of the first serial device, edge-triggered.
 pub const COM1_IRQ: u32 = 4;
 
+/// Port of the second serial device, which is the same and is there for an agent that is reached by it.
+pub const COM2_PORT: u16 = 0x2f8;
+/// Interrupt (GSI) of the second serial device, edge-triggered.
+pub const COM2_IRQ: u32 = 3;
+
 /// Index port of the CMOS clock; the data port follows it.
 pub const RTC_PORT: u16 = 0x70;
 /// Ports of the CMOS clock.
@@ -287,7 +292,7 @@ mod tests {
         assert_eq!(places.len(), VIRTIO_IRQS.len());
         let last = places.last().unwrap();
         assert!(last.base + u64::from(VIRTIO_MMIO_LEN) <= u64::from(IOAPIC));
-        for gsi in [COM1_IRQ, RTC_IRQ, EVENT_IRQ] {
+        for gsi in [COM1_IRQ, COM2_IRQ, RTC_IRQ, EVENT_IRQ] {
             assert!(places.iter().all(|place| place.gsi != gsi));
         }
         assert_eq!(places[1].cmdline_word(), "virtio_mmio.device=0x1000@0xd0001000:6");

@@ -12,21 +12,24 @@ use acpi_tables::aml::{
 };
 use acpi_tables::sdt::Sdt;
 
-use super::{bytes_of, table};
+use super::{AcpiConfig, bytes_of, table};
 use crate::x86_64::layout::{
-    COM1_IRQ, COM1_PORT, COM1_PORTS, EVENT_IRQ, EVENT_PORT, EVENT_POWER_BUTTON, PVPANIC_PORT, RTC_IRQ,
-    RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5, VIRTIO_MMIO_LEN, VirtioMmio,
+    COM1_IRQ, COM1_PORT, COM1_PORTS, COM2_IRQ, COM2_PORT, EVENT_IRQ, EVENT_PORT, EVENT_POWER_BUTTON,
+    PVPANIC_PORT, RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5, VIRTIO_MMIO_LEN, VirtioMmio,
 };
 
 /// The whole table.
-pub(super) fn dsdt(virtio: &[VirtioMmio]) -> Sdt {
+pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
+    let AcpiConfig { cpus: _, virtio, has_com2 } = *config;
     let s5: Vec<u8> = bytes_of(&Name::new(
         "_S5_".into(),
         &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
     ));
     let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
+    let second = || legacy_device("_SB_.COM2", "PNP0501", (COM2_PORT, COM1_PORTS), COM2_IRQ);
+    let second = if has_com2 { second() } else { Vec::new() };
     let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
-    let fixed = [s5, serial, clock, power_button(), event_device(), pvpanic()].concat();
+    let fixed = [s5, serial, second, clock, power_button(), event_device(), pvpanic()].concat();
     let virtio = (0..).zip(virtio).flat_map(|(number, place)| virtio_device(number, *place));
     table(*b"DSDT", DSDT_REVISION, &[fixed, virtio.collect()].concat())
 }

@@ -1,4 +1,4 @@
-//! A pseudo-terminal that stands for the caller's terminal (`pty(7)`).
+//! A pseudo-terminal that stands for a terminal of the host (`pty(7)`).
 
 use std::fs::File;
 use std::io;
@@ -8,16 +8,16 @@ use coracle_agent::protocol::{TerminalModes, WindowSize};
 
 /// Both ends of a pseudo-terminal.
 #[derive(Debug)]
-pub(super) struct Pty {
+pub(crate) struct Pty {
     /// The agent's end.
-    pub(super) master: File,
+    pub(crate) master: File,
     /// The command's end.
-    pub(super) slave: File,
+    pub(crate) slave: File,
 }
 
 impl Pty {
-    /// Makes one with the modes and size of the caller's terminal.
-    pub(super) fn open(modes: &TerminalModes, size: WindowSize) -> io::Result<Self> {
+    /// Makes one of this size.
+    pub(crate) fn open(size: WindowSize) -> io::Result<Self> {
         let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
         // SAFETY: opens a descriptor; no memory is involved.
         let master = owned(unsafe { libc::posix_openpt(flags) })?;
@@ -26,12 +26,12 @@ impl Pty {
         // SAFETY: opens the other end; the argument is a number (`ioctl_tty(2)`).
         let slave = owned(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTPEER, flags) })?;
         let pty = Self { master: master.into(), slave: slave.into() };
-        pty.set_modes(modes)?;
         resize(&pty.master, size)?;
         Ok(pty)
     }
 
-    fn set_modes(&self, modes: &TerminalModes) -> io::Result<()> {
+    /// Gives it the modes of another terminal.
+    pub(crate) fn set_modes(&self, modes: &TerminalModes) -> io::Result<()> {
         // SAFETY: an all-zero termios is valid: it is plain data.
         let mut termios: libc::termios = unsafe { std::mem::zeroed() };
         // SAFETY: fills the structure it is given.
@@ -43,14 +43,14 @@ impl Pty {
 }
 
 /// Gives the terminal a new size; its foreground process group gets SIGWINCH if it differs.
-pub(super) fn resize(master: &File, size: WindowSize) -> io::Result<()> {
+pub(crate) fn resize(master: &File, size: WindowSize) -> io::Result<()> {
     let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize at the given address.
     checked(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
 }
 
 /// The process group in the terminal's foreground.
-pub(super) fn foreground(master: &File) -> io::Result<libc::pid_t> {
+pub(crate) fn foreground(master: &File) -> io::Result<libc::pid_t> {
     let mut group: libc::pid_t = 0;
     // SAFETY: TIOCGPGRP stores one pid_t at the given address.
     checked(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPGRP, &raw mut group) })?;

@@ -1,0 +1,90 @@
+//! Windows: how much of a stream may be under way. The receiver grants room as its reader takes bytes, so that a reader
+//! that stops holds up its own stream and nothing else.
+
+use super::{INITIAL_WINDOW, MAX_WINDOW};
+
+/// The sending end of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sender {
+    credit: u32,
+    ended: bool,
+}
+
+/// The receiving end of a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Receiver {
+    /// Bytes that may still come.
+    allowed: u32,
+    /// Bytes that the reader has taken and the sender has not been told of.
+    taken: u32,
+    ended: bool,
+}
+
+impl Sender {
+    pub(super) fn new(is_there: bool) -> Self {
+        Self { credit: INITIAL_WINDOW, ended: !is_there }
+    }
+
+    /// Bytes that may be sent now.
+    pub(super) fn credit(&self) -> usize {
+        if self.ended { 0 } else { self.credit as usize }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Counts bytes that are sent.
+    pub(super) fn spend(&mut self, count: usize) {
+        self.credit = self.credit.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
+    /// True for the first time.
+    pub(super) fn end(&mut self) -> bool {
+        !std::mem::replace(&mut self.ended, true)
+    }
+
+    /// The receiver allows more. False for what no receiver may grant.
+    pub(super) fn grant(&mut self, bytes: u32) -> bool {
+        self.credit = self.credit.saturating_add(bytes);
+        self.credit <= MAX_WINDOW
+    }
+}
+
+impl Receiver {
+    pub(super) fn new(is_there: bool) -> Self {
+        Self { allowed: INITIAL_WINDOW, taken: 0, ended: !is_there }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Bytes that may come.
+    pub(super) fn allowed(&self) -> u32 {
+        self.allowed
+    }
+
+    /// Counts bytes that came. False when they are too many.
+    pub(super) fn accept(&mut self, count: usize) -> bool {
+        let rest = u32::try_from(count).ok().and_then(|count| self.allowed.checked_sub(count));
+        self.allowed = rest.unwrap_or(self.allowed);
+        rest.is_some()
+    }
+
+    /// True for the first time.
+    pub(super) fn end(&mut self) -> bool {
+        !std::mem::replace(&mut self.ended, true)
+    }
+
+    /// The reader has taken bytes. What to grant now, if anything: not every byte is worth a message.
+    pub(super) fn take(&mut self, count: usize) -> Option<u32> {
+        self.taken = self.taken.saturating_add(u32::try_from(count).unwrap_or(u32::MAX)).min(INITIAL_WINDOW);
+        let due = !self.ended && self.taken >= INITIAL_WINDOW / 4;
+        due.then(|| {
+            let grant = std::mem::take(&mut self.taken);
+            self.allowed = self.allowed.saturating_add(grant).min(INITIAL_WINDOW);
+            grant
+        })
+    }
+}

@@ -1,0 +1,71 @@
+//! The greeting, which finds the start of a session in whatever a line holds: what a kernel printed there, or the rest
+//! of an earlier session.
+
+use super::{ProtocolError, VERSION};
+use crate::protocol::wire::Decoder;
+
+/// The first bytes of a greeting. As the length of a frame they would be far too large; a line that changes ends of lines
+/// or drops control characters damages them.
+pub const MAGIC: [u8; 12] = *b"\xf3coracle\r\n\x1a\xf4";
+
+/// What each end says first. Its form is the same in all versions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The highest version that this end speaks.
+    pub version: u32,
+    /// A number of the agent's for this session, which the host repeats: answers to an earlier greeting are told by it.
+    pub token: u64,
+}
+
+impl Hello {
+    /// Bytes of a greeting.
+    pub const LEN: usize = MAGIC.len() + 12;
+
+    /// This version's greeting.
+    pub fn new(token: u64) -> Self {
+        Self { version: VERSION, token }
+    }
+
+    /// As it is sent.
+    pub fn to_bytes(self) -> Vec<u8> {
+        [MAGIC.as_slice(), &self.version.to_le_bytes(), &self.token.to_le_bytes()].concat()
+    }
+
+    fn parse(fields: &[u8]) -> Result<Self, ProtocolError> {
+        let mut fields = Decoder::new(fields);
+        Ok(Self { version: fields.u32("version")?, token: fields.u64("token")? })
+    }
+}
+
+/// Looks for a greeting in a stream of bytes.
+#[derive(Debug, Default)]
+pub(super) struct HelloScanner {
+    /// The end of what has come, which may be the start of a greeting.
+    seen: Vec<u8>,
+}
+
+/// A greeting and what came behind it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) hello: Hello,
+    pub(super) rest: Vec<u8>,
+}
+
+impl HelloScanner {
+    /// Takes the next bytes. Those before a greeting are dropped.
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Found> {
+        self.seen.extend_from_slice(bytes);
+        let start = self.seen.windows(MAGIC.len()).position(|window| window == MAGIC);
+        let Some(start) = start else {
+            let keep = self.seen.len().min(MAGIC.len() - 1);
+            self.seen.drain(..self.seen.len() - keep);
+            return None;
+        };
+        self.seen.drain(..start);
+        let (greeting, rest) = self.seen.split_at_checked(Hello::LEN)?;
+        let hello = Hello::parse(greeting.get(MAGIC.len()..)?).ok()?;
+        let rest = rest.to_vec();
+        self.seen.clear();
+        Some(Found { hello, rest })
+    }
+}

@@ -1,0 +1,337 @@
+//! The host's end of a session. It is fed by whoever controls the guest: anything that breaks a rule is an error, which
+//! ends the session and nothing else.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::flow::{Receiver, Sender};
+use super::link::{Input, Link, check_version};
+use super::message::data_frame;
+use super::{
+    AgentInfo, AgentMessage, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME,
+    Request, SessionError, Stream, WindowSize,
+};
+
+/// The host's end.
+#[derive(Debug)]
+pub struct HostSession {
+    link: Link,
+    is_ready: bool,
+    channels: BTreeMap<u32, Channel>,
+    next_channel: u32,
+    events: VecDeque<HostEvent>,
+}
+
+/// What has happened.
+#[derive(Debug, PartialEq, Eq)]
+pub enum HostEvent {
+    /// Requests can be made.
+    Ready(AgentInfo),
+    /// A message on an open channel. Bytes of streams are to be answered by [`HostSession::taken`] when they have been
+    /// taken; a window means that more can be sent.
+    Message(u32, AgentMessage),
+}
+
+/// Why a channel cannot be opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// There are as many as there can be.
+    #[error("{MAX_CHANNELS} commands and transfers are under way in this guest, as many as there can be")]
+    TooMany,
+    /// It does not fit into a frame.
+    #[error("arguments and variables have {length} bytes in all, and {MAX_HOST_FRAME} are the most")]
+    TooLong {
+        /// Bytes.
+        length: usize,
+    },
+}
+
+/// ```text
+/// Opened --started, file--> Started --exited, done--> Answered --closed--> (removed)
+///    \--done, network, failed--> Answered
+/// ```
+#[derive(Debug)]
+struct Channel {
+    kind: Kind,
+    stage: Stage,
+    /// The host has closed it, and hears of its end only.
+    is_closing: bool,
+    input: Sender,
+    outputs: [Receiver; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Exec,
+    Get,
+    Network,
+    /// What is answered by "done".
+    Plain,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Opened,
+    Started,
+    Answered,
+}
+
+impl Default for HostSession {
+    fn default() -> Self {
+        Self {
+            link: Link::new(MAX_AGENT_FRAME),
+            is_ready: false,
+            channels: BTreeMap::new(),
+            next_channel: 1,
+            events: VecDeque::new(),
+        }
+    }
+}
+
+impl HostSession {
+    /// The session after `last` has ended. Its channels have other numbers, so that nobody takes them for the old ones.
+    pub fn after(last: &Self) -> Self {
+        Self { next_channel: last.next_channel, ..Self::default() }
+    }
+
+    /// Takes bytes that arrived. Take all events before adding more, so that what is kept stays bounded.
+    ///
+    /// # Errors
+    /// The agent has broken a rule.
+    pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        if let Some(hello) = self.link.push(bytes) {
+            self.greet(hello)?;
+        }
+        while let Some(input) = self.link.next()? {
+            match input {
+                Input::Hello(hello) => self.greet(hello)?,
+                Input::Frame(frame) => self.take(&frame)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What has happened next.
+    pub fn next_event(&mut self) -> Option<HostEvent> {
+        self.events.pop_front()
+    }
+
+    /// Whether the agent has said that it is ready.
+    pub fn is_ready(&self) -> bool {
+        self.is_ready
+    }
+
+    /// Bytes for the agent.
+    pub fn output(&self) -> &[u8] {
+        self.link.output()
+    }
+
+    /// The first `count` bytes of the output are on their way.
+    pub fn sent(&mut self, count: usize) {
+        self.link.sent(count);
+    }
+
+    /// Asks for something; its answers come on the channel.
+    ///
+    /// # Errors
+    /// It cannot be asked for now, or at all.
+    pub fn open(&mut self, request: Request) -> Result<u32, OpenError> {
+        if self.channels.len() >= MAX_CHANNELS {
+            return Err(OpenError::TooMany);
+        }
+        let number = self.free_number();
+        let channel = Channel::of(&request);
+        let frame = HostMessage::Open(request).to_frame(number);
+        let length = frame.len();
+        if length > MAX_HOST_FRAME {
+            return Err(OpenError::TooLong { length });
+        }
+        self.link.send(&frame);
+        self.channels.insert(number, channel);
+        Ok(number)
+    }
+
+    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for; returns how many.
+    pub fn send(&mut self, number: u32, bytes: &[u8]) -> usize {
+        let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
+            return 0;
+        };
+        let count = bytes.len().min(channel.input.credit());
+        let bytes = bytes.get(..count).unwrap_or_default();
+        for piece in bytes.chunks(MAX_DATA) {
+            self.link.send(&data_frame(number, Stream::Stdin, piece));
+        }
+        channel.input.spend(count);
+        count
+    }
+
+    /// Bytes that can be sent on the channel's stdin.
+    pub fn credit(&self, number: u32) -> usize {
+        self.channels.get(&number).map_or(0, |channel| channel.input.credit())
+    }
+
+    /// Ends the channel's stdin.
+    pub fn end_input(&mut self, number: u32) {
+        if self.channels.get_mut(&number).is_some_and(|channel| !channel.is_closing && channel.input.end()) {
+            self.say(number, &HostMessage::End(Stream::Stdin));
+        }
+    }
+
+    /// Bytes of an output have been taken: the agent may send as many again.
+    pub fn taken(&mut self, number: u32, stream: Stream, count: usize) {
+        let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
+            return;
+        };
+        if let Some(grant) = channel.output(stream).and_then(|output| output.take(count)) {
+            self.say(number, &HostMessage::Window(stream, grant));
+        }
+    }
+
+    /// Sends a signal to the channel's command.
+    pub fn signal(&mut self, number: u32, signal: u8) {
+        self.say_if_open(number, &HostMessage::Signal(signal));
+    }
+
+    /// Gives the terminal of the channel's command a new size.
+    pub fn resize(&mut self, number: u32, size: WindowSize) {
+        self.say_if_open(number, &HostMessage::Resize(size));
+    }
+
+    /// Wants no more of a channel: what runs there is ended. [`AgentMessage::Closed`] still comes.
+    pub fn close(&mut self, number: u32) {
+        self.say_if_open(number, &HostMessage::Close);
+        if let Some(channel) = self.channels.get_mut(&number) {
+            channel.is_closing = true;
+        }
+    }
+
+    fn greet(&mut self, hello: Hello) -> Result<(), SessionError> {
+        check_version(hello)?;
+        self.link.send(&Hello::new(hello.token).to_bytes());
+        Ok(())
+    }
+
+    fn take(&mut self, frame: &[u8]) -> Result<(), SessionError> {
+        let (number, message) = AgentMessage::parse(frame)?;
+        if !self.is_ready {
+            let AgentMessage::Ready(info) = message else { return Err(SessionError::NotReady) };
+            self.is_ready = true;
+            self.events.push_back(HostEvent::Ready(info));
+            return Ok(());
+        }
+        let Some(channel) = self.channels.get_mut(&number) else {
+            return Err(SessionError::Channel { channel: number });
+        };
+        channel.check(number, &message)?;
+        let is_wanted = !channel.is_closing;
+        let is_closed = message == AgentMessage::Closed;
+        if is_closed {
+            self.channels.remove(&number);
+        }
+        if is_wanted || is_closed {
+            self.events.push_back(HostEvent::Message(number, message));
+        }
+        Ok(())
+    }
+
+    fn say_if_open(&mut self, number: u32, message: &HostMessage) {
+        if self.channels.get(&number).is_some_and(|channel| !channel.is_closing) {
+            self.say(number, message);
+        }
+    }
+
+    fn say(&mut self, number: u32, message: &HostMessage) {
+        self.link.send(&message.to_frame(number));
+    }
+
+    /// A number that was not used for as long as possible: what the agent still has to say on the last channel of that
+    /// number has been heard.
+    fn free_number(&mut self) -> u32 {
+        loop {
+            let number = self.next_channel;
+            self.next_channel = number.checked_add(1).unwrap_or(1);
+            if !self.channels.contains_key(&number) {
+                return number;
+            }
+        }
+    }
+}
+
+impl Channel {
+    fn of(request: &Request) -> Self {
+        let (kind, input, outputs) = match request {
+            Request::Exec(exec) => (Kind::Exec, exec.stdin, [true, exec.terminal.is_none()]),
+            Request::Put(_) => (Kind::Plain, true, [false; 2]),
+            Request::Get(_) => (Kind::Get, false, [true, false]),
+            Request::List(_) => (Kind::Plain, false, [true, false]),
+            Request::Network(_) => (Kind::Network, false, [false; 2]),
+            Request::SetClock(_) | Request::Shutdown(_) => (Kind::Plain, false, [false; 2]),
+        };
+        Self {
+            kind,
+            stage: Stage::Opened,
+            is_closing: false,
+            input: Sender::new(input),
+            outputs: outputs.map(Receiver::new),
+        }
+    }
+
+    fn output(&mut self, stream: Stream) -> Option<&mut Receiver> {
+        let [stdout, stderr] = &mut self.outputs;
+        match stream {
+            Stream::Stdin => None,
+            Stream::Stdout => Some(stdout),
+            Stream::Stderr => Some(stderr),
+        }
+    }
+
+    /// Whether the agent may say this now, and what follows from it.
+    fn check(&mut self, channel: u32, message: &AgentMessage) -> Result<(), SessionError> {
+        let unexpected = SessionError::Unexpected { channel, what: message.name() };
+        let (kind, stage) = (self.kind, self.stage);
+        let next = match message {
+            AgentMessage::Started { .. } if kind == Kind::Exec && stage == Stage::Opened => Stage::Started,
+            AgentMessage::File(_) if kind == Kind::Get && stage == Stage::Opened => Stage::Started,
+            AgentMessage::Exited(_) if kind == Kind::Exec && stage == Stage::Started => Stage::Answered,
+            AgentMessage::Done if kind == Kind::Get && stage == Stage::Started => Stage::Answered,
+            AgentMessage::Done if kind == Kind::Plain && stage == Stage::Opened => Stage::Answered,
+            AgentMessage::Network(_) if kind == Kind::Network && stage == Stage::Opened => Stage::Answered,
+            AgentMessage::Failed(_) if stage != Stage::Answered => Stage::Answered,
+            AgentMessage::Closed if stage == Stage::Answered || self.is_closing => Stage::Answered,
+            AgentMessage::Data(stream, bytes) => {
+                let count = bytes.len();
+                let output = self.open_output(channel, *stream)?;
+                let allowed = output.allowed();
+                if !output.accept(count) {
+                    return Err(SessionError::Overrun { channel, stream: *stream, count, allowed });
+                }
+                stage
+            }
+            // Nobody reads it any more.
+            AgentMessage::End(Stream::Stdin) => {
+                self.input.end();
+                stage
+            }
+            AgentMessage::End(stream) => {
+                self.open_output(channel, *stream)?.end();
+                stage
+            }
+            AgentMessage::Window(stream, bytes) => {
+                if *stream != Stream::Stdin {
+                    return Err(SessionError::NoStream { channel, stream: *stream });
+                }
+                if !self.input.grant(*bytes) {
+                    return Err(SessionError::Grant { channel, stream: *stream });
+                }
+                stage
+            }
+            _ => return Err(unexpected),
+        };
+        self.stage = next;
+        Ok(())
+    }
+
+    fn open_output(&mut self, channel: u32, stream: Stream) -> Result<&mut Receiver, SessionError> {
+        let output = self.output(stream).filter(|output| !output.has_ended());
+        output.ok_or(SessionError::NoStream { channel, stream })
+    }
+}

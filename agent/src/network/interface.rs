@@ -1,0 +1,124 @@
+//! One network interface, by the calls of `netdevice(7)` and `rtentry` of `linux/route.h`.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+
+/// An interface, and a socket to speak with the kernel.
+#[derive(Debug)]
+pub(super) struct Interface {
+    name: OsString,
+    socket: UdpSocket,
+}
+
+impl Interface {
+    pub(super) fn open(name: &OsStr) -> io::Result<Self> {
+        // The last byte is the end of the name.
+        if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+            return Err(io::Error::from_raw_os_error(libc::ENODEV));
+        }
+        Ok(Self { name: name.to_owned(), socket: UdpSocket::bind(("0.0.0.0", 0))? })
+    }
+
+    /// Lets frames through.
+    pub(super) fn bring_up(&self) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        self.call(libc::SIOCSIFFLAGS, &mut request)
+    }
+
+    pub(super) fn set_address(&self, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_addr = socket_address(address);
+        self.call(libc::SIOCSIFADDR, &mut request)?;
+        let mut request = self.request();
+        request.ifr_ifru.ifru_netmask = socket_address(mask(prefix));
+        self.call(libc::SIOCSIFNETMASK, &mut request)
+    }
+
+    /// Sends to this gateway what is for no other network.
+    pub(super) fn route_by(&self, gateway: Ipv4Addr) -> io::Result<()> {
+        // SAFETY: an all-zero structure is valid: it is plain data.
+        let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = socket_address(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        // SAFETY: SIOCADDRT reads one rtentry at the given address.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCADDRT, &raw const route) };
+        let error = io::Error::last_os_error();
+        if result == 0 || error.raw_os_error() == Some(libc::EEXIST) { Ok(()) } else { Err(error) }
+    }
+
+    pub(super) fn index(&self) -> io::Result<i32> {
+        let mut request = self.request();
+        self.call(libc::SIOCGIFINDEX, &mut request)?;
+        // SAFETY: the call has filled this field.
+        Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+    }
+
+    /// Its Ethernet address.
+    pub(super) fn hardware_address(&self) -> io::Result<[u8; 6]> {
+        let mut request = self.request();
+        self.call(libc::SIOCGIFHWADDR, &mut request)?;
+        // SAFETY: the call has filled this field.
+        let bytes = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+        let [a, b, c, d, e, f, ..] = bytes.map(i8::cast_unsigned);
+        Ok([a, b, c, d, e, f])
+    }
+
+    fn request(&self) -> libc::ifreq {
+        // SAFETY: an all-zero structure is valid: it is plain data.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (place, byte) in request.ifr_name.iter_mut().zip(self.name.as_bytes()) {
+            *place = byte.cast_signed();
+        }
+        request
+    }
+
+    fn call(&self, number: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: these calls read and write one ifreq at the given address (netdevice(7)).
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), number, &raw mut *request) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+}
+
+/// The mask of a prefix of this length; of 32 for longer ones.
+fn mask(prefix: u8) -> Ipv4Addr {
+    let host_bits = 32_u32.saturating_sub(u32::from(prefix));
+    Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: an all-zero structure is valid: it is plain data.
+    let mut generic: libc::sockaddr = unsafe { std::mem::zeroed() };
+    generic.sa_family = libc::AF_INET as libc::sa_family_t;
+    // The port comes first, and then the address (`ip(7)`).
+    for (place, byte) in generic.sa_data.iter_mut().skip(2).zip(address.octets()) {
+        *place = byte.cast_signed();
+    }
+    generic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_are_those_of_their_prefixes() {
+        let masks = [0, 1, 24, 31, 32, 99].map(|prefix| mask(prefix).to_string());
+        assert_eq!(
+            masks,
+            [
+                "0.0.0.0",
+                "128.0.0.0",
+                "255.255.255.0",
+                "255.255.255.254",
+                "255.255.255.255",
+                "255.255.255.255"
+            ]
+        );
+    }
+}

@@ -1,0 +1,118 @@
+//! A control group for each command, so that processes which have left its process group end with it, too. The hierarchy
+//! is mounted nowhere: descriptors lead to it, whatever the system does with `/sys`.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+/// The hierarchy (version 2).
+#[derive(Debug)]
+pub(super) struct Cgroups {
+    root: OwnedFd,
+    made: u64,
+    /// Those that still hold processes of commands that have ended.
+    left: Vec<Cgroup>,
+}
+
+/// The control group of a command.
+#[derive(Debug)]
+pub(super) struct Cgroup {
+    name: CString,
+    directory: OwnedFd,
+}
+
+impl Cgroups {
+    /// Finds the hierarchy.
+    ///
+    /// # Errors
+    /// The kernel has none, or none that can kill a group (Linux before 5.14).
+    pub(super) fn open() -> io::Result<Self> {
+        let mut groups = Self { root: detached_mount()?, made: 0, left: Vec::new() };
+        let group = groups.make()?;
+        let can_kill = open_at(group.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY).map(drop);
+        groups.release(group);
+        can_kill.map(|()| groups)
+    }
+
+    /// Makes a group for one command.
+    pub(super) fn make(&mut self) -> io::Result<Cgroup> {
+        self.made = self.made.wrapping_add(1);
+        let name = CString::new(format!("coracle-{}-{}", std::process::id(), self.made))?;
+        let root = self.root.as_raw_fd();
+        // SAFETY: the name ends with a zero byte and outlives the call.
+        if unsafe { libc::mkdirat(root, name.as_ptr(), 0o755) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let directory = open_at(root, &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        Ok(Cgroup { name, directory })
+    }
+
+    /// Removes the group of a command that has ended: once the processes that it left behind have, too.
+    pub(super) fn release(&mut self, group: Cgroup) {
+        if !self.remove(&group) {
+            self.left.push(group);
+        }
+    }
+
+    /// Removes groups that have become empty.
+    pub(super) fn tidy(&mut self) {
+        for group in std::mem::take(&mut self.left) {
+            self.release(group);
+        }
+    }
+
+    fn remove(&self, group: &Cgroup) -> bool {
+        // SAFETY: the name ends with a zero byte and outlives the call.
+        unsafe { libc::unlinkat(self.root.as_raw_fd(), group.name.as_ptr(), libc::AT_REMOVEDIR) == 0 }
+    }
+}
+
+impl Cgroup {
+    /// Kills every process in it (`cgroup.kill` of the kernel's `cgroup-v2.rst`).
+    pub(super) fn kill(&self) {
+        let file = open_at(self.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY);
+        // Nothing is left to be done where it fails: the process group is killed as well.
+        let _ = file.map(|file| File::from(file).write_all(b"1"));
+    }
+}
+
+impl AsRawFd for Cgroup {
+    fn as_raw_fd(&self) -> RawFd {
+        self.directory.as_raw_fd()
+    }
+}
+
+/// Mounts the hierarchy at no place (`fsmount(2)`).
+fn detached_mount() -> io::Result<OwnedFd> {
+    // SAFETY: the name ends with a zero byte and outlives the call.
+    let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), FSOPEN_CLOEXEC) })?;
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: this command takes no key and no value.
+    let made =
+        unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, none, none, 0) };
+    if made < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call takes numbers only.
+    owned(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })
+}
+
+fn open_at(directory: RawFd, name: &std::ffi::CStr, flags: libc::c_int) -> io::Result<OwnedFd> {
+    // SAFETY: the name ends with a zero byte and outlives the call.
+    owned(libc::c_long::from(unsafe { libc::openat(directory, name.as_ptr(), flags | libc::O_CLOEXEC) }))
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// From `linux/mount.h`.
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;

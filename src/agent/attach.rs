@@ -1,0 +1,122 @@
+//! The agent of a machine: what the machine needs for it, and its life with the machine.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, PoisonError};
+
+use super::client::AgentClient;
+use super::error::AgentError;
+use super::link::{LinkThread, Peer};
+use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig};
+use crate::outcome::Ending;
+use crate::virtio::{VirtioDevices, VsockPortError};
+
+/// Why a machine cannot have its agent.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// Its port cannot be listened on.
+    #[error("the agent's vsock port cannot be had")]
+    Vsock(#[from] VsockPortError),
+    /// There is no thread for it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// The agent of a machine, from its build to its end.
+pub(crate) struct AgentAttachment {
+    client: AgentClient,
+    thread: Mutex<LinkThread>,
+}
+
+impl AgentAttachment {
+    /// Makes it, if the machine is to have one.
+    pub(crate) fn new(
+        config: &VmConfig,
+        virtio: &VirtioDevices,
+        line: Option<OwnedFd>,
+    ) -> Result<Option<AgentAttachment>, AttachError> {
+        let Some(agent) = &config.agent else { return Ok(None) };
+        let peer = match (agent.transport, line) {
+            (AgentTransport::Vsock(port), _) => Peer::Listener(virtio.listen_port(port)?),
+            (AgentTransport::Serial, Some(line)) => Peer::Line(line),
+            (AgentTransport::Serial, None) => return Ok(None),
+        };
+        let thread = LinkThread::start(peer, agent.ready_limit).map_err(AgentError::host("a thread"))?;
+        let client = AgentClient::of_machine(thread.link().clone());
+        Ok(Some(AgentAttachment { client, thread: Mutex::new(thread) }))
+    }
+
+    pub(crate) fn client(&self) -> AgentClient {
+        self.client.clone()
+    }
+
+    /// The machine ends, and its vCPUs have stopped: what the agent has sent still comes, and then everything fails.
+    pub(crate) fn machine_ends(&self, ending: &Ending) {
+        self.lock().machine_ends(ending);
+    }
+
+    /// Nothing comes any more.
+    pub(crate) fn join(&self) {
+        self.lock().join();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, LinkThread> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The configuration with what the agent needs: its device, and its words on the kernel's command line.
+pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
+    let mut config = config.clone();
+    let Some(agent) = &config.agent else { return config };
+    let mut words = Vec::new();
+    match agent.transport {
+        AgentTransport::Vsock(port) => {
+            words.push(format!("coracle.agent=vsock:{port}"));
+            config.vsock.get_or_insert_with(VsockConfig::default);
+        }
+        // The default is one port.
+        AgentTransport::Serial => words.push("8250.nr_uarts=2 coracle.agent=ttyS1".to_owned()),
+    }
+    if agent.place != AgentPlace::BesideInit {
+        words.push("coracle.init=agent".to_owned());
+    }
+    // Without an initrd, the loader is the first program anyway.
+    if agent.place != AgentPlace::DefaultGuest && !config.initrds.is_empty() {
+        words.push("rdinit=/coracle/init".to_owned());
+    }
+    config.cmdline = with_words(&config.cmdline, &words.join(" "));
+    config
+}
+
+/// What follows `--` is for the first program.
+fn with_words(line: &str, words: &str) -> String {
+    match line.split_once(" -- ") {
+        Some((kernel, init)) => format!("{kernel} {words} -- {init}"),
+        None => format!("{line} {words}").trim_start().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::AgentConfig;
+
+    #[test]
+    fn machine_gets_what_its_agent_needs() {
+        let mut config = VmConfig { cmdline: "quiet".into(), ..VmConfig::new("vmlinux") };
+        assert_eq!(prepared(&config), config);
+        config.agent = Some(AgentConfig::default());
+        let with_agent = prepared(&config);
+        assert_eq!(with_agent.cmdline, "quiet coracle.agent=vsock:1024 coracle.init=agent");
+        assert_eq!(with_agent.vsock, Some(VsockConfig::default()));
+        let own = VsockConfig { cid: 9, uds: None };
+        config.vsock = Some(own.clone());
+        assert_eq!(prepared(&config).vsock, Some(own));
+    }
+
+    #[test]
+    fn words_for_the_first_program_stay_at_the_end() {
+        assert_eq!(with_words("quiet -- a b", "x=1"), "quiet x=1 -- a b");
+        assert_eq!(with_words("", "x=1"), "x=1");
+    }
+}

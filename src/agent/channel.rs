@@ -1,0 +1,260 @@
+//! One request that is under way: what has come for it, and the caller's handle on it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use coracle_agent::guest_protocol::{
+    AgentMessage, Ending, Failure, FileInfo, NetworkInfo, Request, Stream, WindowSize,
+};
+
+use super::error::AgentError;
+use super::link::{Link, State};
+
+/// What has come on a channel.
+#[derive(Debug, Default)]
+pub(super) struct ChannelState {
+    changed: Arc<Condvar>,
+    pub(super) pid: Option<u32>,
+    pub(super) file: Option<FileInfo>,
+    pub(super) answer: Option<Answer>,
+    /// Nobody in the guest reads the input any more.
+    pub(super) input_refused: bool,
+    outputs: [Output; 2],
+    lost: Option<AgentError>,
+    /// The caller wants no more of it.
+    pub(super) abandoned: bool,
+}
+
+/// The end of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    Exited(Ending),
+    Network(NetworkInfo),
+    Done,
+    Failed(Failure),
+}
+
+#[derive(Debug, Default)]
+struct Output {
+    /// Never more than the stream's window.
+    bytes: VecDeque<u8>,
+    ended: bool,
+}
+
+impl ChannelState {
+    /// Takes a message that fits what came before.
+    pub(super) fn take(&mut self, message: AgentMessage) {
+        match message {
+            AgentMessage::Started { pid } => self.pid = Some(pid),
+            AgentMessage::File(info) => self.file = Some(info),
+            AgentMessage::Exited(ending) => self.answer = Some(Answer::Exited(ending)),
+            AgentMessage::Network(info) => self.answer = Some(Answer::Network(info)),
+            AgentMessage::Done => self.answer = Some(Answer::Done),
+            AgentMessage::Failed(failure) => self.answer = Some(Answer::Failed(failure)),
+            AgentMessage::Data(stream, bytes) => {
+                if let Some(output) = self.output_mut(stream) {
+                    output.bytes.extend(bytes);
+                }
+            }
+            AgentMessage::End(Stream::Stdin) => self.input_refused = true,
+            AgentMessage::End(stream) => {
+                if let Some(output) = self.output_mut(stream) {
+                    output.ended = true;
+                }
+            }
+            AgentMessage::Closed => self.outputs.iter_mut().for_each(|output| output.ended = true),
+            AgentMessage::Window(..) | AgentMessage::Ready(_) => {}
+        }
+        self.changed.notify_all();
+    }
+
+    /// The connection has ended.
+    pub(super) fn lose(&mut self, error: &AgentError) {
+        self.lost.get_or_insert_with(|| error.clone());
+        self.changed.notify_all();
+    }
+
+    /// Whether all bytes of an output have been taken.
+    pub(super) fn is_at_end(&self, stream: Stream) -> bool {
+        self.output(stream).is_none_or(|output| output.ended && output.bytes.is_empty())
+    }
+
+    pub(super) fn lost(&self) -> Option<&AgentError> {
+        self.lost.as_ref()
+    }
+
+    fn output(&self, stream: Stream) -> Option<&Output> {
+        let [stdout, stderr] = &self.outputs;
+        match stream {
+            Stream::Stdin => None,
+            Stream::Stdout => Some(stdout),
+            Stream::Stderr => Some(stderr),
+        }
+    }
+
+    fn output_mut(&mut self, stream: Stream) -> Option<&mut Output> {
+        let [stdout, stderr] = &mut self.outputs;
+        match stream {
+            Stream::Stdin => None,
+            Stream::Stdout => Some(stdout),
+            Stream::Stderr => Some(stderr),
+        }
+    }
+}
+
+/// A caller's handle on a channel. When the last one is dropped, what still runs there is ended.
+pub(super) struct Channel {
+    link: Arc<Link>,
+    number: u32,
+    changed: Arc<Condvar>,
+}
+
+impl Channel {
+    /// Asks the agent for something, and waits for a guest whose agent is not ready yet.
+    pub(super) fn open(link: &Arc<Link>, request: Request) -> Result<Channel, AgentError> {
+        Self::open_within(link, request, link.ready_limit)
+    }
+
+    /// The same with another limit for that.
+    pub(super) fn open_within(
+        link: &Arc<Link>,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Channel, AgentError> {
+        let mut state = link.wait_ready(limit)?;
+        let number = state.session.open(request)?;
+        let channel = ChannelState::default();
+        let changed = channel.changed.clone();
+        state.channels.insert(number, channel);
+        drop(state);
+        link.wake();
+        Ok(Channel { link: link.clone(), number, changed })
+    }
+
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked { channel: self, state: self.link.lock() }
+    }
+
+    /// Sends a signal to the command.
+    pub(super) fn signal(&self, signal: u8) {
+        self.link.lock().session.signal(self.number, signal);
+        self.link.wake();
+    }
+
+    /// Gives its terminal a new size.
+    pub(super) fn resize(&self, size: WindowSize) {
+        self.link.lock().session.resize(self.number, size);
+        self.link.wake();
+    }
+
+    /// Ends what runs there. Readers of its outputs get the rest, and then the end.
+    pub(super) fn abandon(&self) {
+        let mut state = self.link.lock();
+        state.session.close(self.number);
+        if let Some(channel) = state.channels.get_mut(&self.number) {
+            channel.abandoned = true;
+            channel.outputs.iter_mut().for_each(|output| output.ended = true);
+            channel.changed.notify_all();
+        }
+        drop(state);
+        self.link.wake();
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        let mut state = self.link.lock();
+        let state = &mut *state;
+        // Where it has ended already, this says nothing.
+        state.session.close(self.number);
+        state.channels.remove(&self.number);
+        self.link.wake();
+    }
+}
+
+/// A look at a channel that nobody else has meanwhile.
+pub(super) struct Locked<'a> {
+    channel: &'a Channel,
+    state: MutexGuard<'a, State>,
+}
+
+impl<'a> Locked<'a> {
+    /// What has come.
+    pub(super) fn seen(&mut self) -> &mut ChannelState {
+        self.state.channels.entry(self.channel.number).or_default()
+    }
+
+    /// Takes the first bytes of an output into `buffer`; returns how many.
+    pub(super) fn take(&mut self, stream: Stream, buffer: &mut [u8]) -> usize {
+        let Some(output) = self.seen().output_mut(stream) else { return 0 };
+        let (first, _) = output.bytes.as_slices();
+        let count = first.len().min(buffer.len());
+        if let (Some(space), Some(bytes)) = (buffer.get_mut(..count), first.get(..count)) {
+            space.copy_from_slice(bytes);
+        }
+        output.bytes.drain(..count);
+        self.taken(stream, count);
+        count
+    }
+
+    /// Takes all bytes of an output behind those of `all`; returns how many.
+    pub(super) fn take_all(&mut self, stream: Stream, all: &mut Vec<u8>) -> usize {
+        let Some(output) = self.seen().output_mut(stream) else { return 0 };
+        let (first, second) = output.bytes.as_slices();
+        all.extend_from_slice(first);
+        all.extend_from_slice(second);
+        let count = output.bytes.len();
+        output.bytes.clear();
+        self.taken(stream, count);
+        count
+    }
+
+    /// Sends the first of `bytes`, as many as the agent has room for; returns how many.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
+        let number = self.channel.number;
+        self.say(|state| state.session.send(number, bytes))
+    }
+
+    /// Ends the input.
+    pub(super) fn end_input(&mut self) {
+        let number = self.channel.number;
+        self.say(|state| state.session.end_input(number));
+    }
+
+    /// Waits until something has come, or `deadline`: false then.
+    pub(super) fn wait(self, deadline: Option<Instant>) -> (Locked<'a>, bool) {
+        let channel = self.channel;
+        let (state, in_time) = match deadline {
+            None => (channel.changed.wait(self.state).unwrap_or_else(PoisonError::into_inner), true),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return (self, false);
+                }
+                let left = left.min(LONG_TIME);
+                let waited = channel.changed.wait_timeout(self.state, left);
+                (waited.unwrap_or_else(PoisonError::into_inner).0, true)
+            }
+        };
+        (Locked { channel, state }, in_time)
+    }
+
+    fn taken(&mut self, stream: Stream, count: usize) {
+        let number = self.channel.number;
+        self.say(|state| state.session.taken(number, stream, count));
+    }
+
+    /// Has the thread send what the session then has; where it had something before, the thread knows.
+    fn say<T>(&mut self, step: impl FnOnce(&mut State) -> T) -> T {
+        let was_empty = self.state.session.output().is_empty();
+        let result = step(&mut self.state);
+        if was_empty && !self.state.session.output().is_empty() {
+            self.channel.link.wake();
+        }
+        result
+    }
+}
+
+/// Longer waits are made of several: some systems refuse very long ones.
+const LONG_TIME: Duration = Duration::from_secs(3600);

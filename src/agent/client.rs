@@ -1,0 +1,134 @@
+//! What can be asked of a guest's agent.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use coracle_agent::guest_protocol::{AgentInfo, NetworkInfo, NetworkRequest, Power, Request};
+
+use super::channel::{Answer, Channel};
+use super::error::AgentError;
+use super::exec::Exec;
+use super::link::{Link, LinkThread, Peer};
+use crate::config::AgentConfig;
+
+/// The agent of one guest. Any number of threads can use it at once.
+#[derive(Clone)]
+pub struct AgentClient {
+    link: Arc<Link>,
+    /// Of a client that is no machine's: with the last one, the connection ends.
+    _thread: Option<Arc<LinkThread>>,
+}
+
+/// How a guest's network is to come up.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkSettings {
+    /// The interface; none for the first Ethernet one.
+    pub interface: Option<OsString>,
+    /// Address, length of the network's prefix, and gateway; none to ask a DHCP server.
+    pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
+    /// Name servers; with none, those that the DHCP server tells.
+    pub dns: Vec<Ipv4Addr>,
+}
+
+impl AgentClient {
+    /// Speaks with an agent at the other end of `stream`, which is not of this program's machines: a unix socket of a
+    /// vsock device, for example. The connection ends with the last clone.
+    ///
+    /// # Errors
+    /// The host gives no thread.
+    pub fn over(stream: impl Into<OwnedFd>) -> io::Result<AgentClient> {
+        let thread = LinkThread::start(Peer::Stream(stream.into()), AgentConfig::DEFAULT_READY_LIMIT)?;
+        Ok(AgentClient { link: thread.link().clone(), _thread: Some(Arc::new(thread)) })
+    }
+
+    pub(super) fn of_machine(link: Arc<Link>) -> AgentClient {
+        AgentClient { link, _thread: None }
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// Waits until the agent is ready, and tells what it is.
+    ///
+    /// # Errors
+    /// It is not within `limit`, or never will be.
+    pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
+        let state = self.link.wait_ready(limit)?;
+        // It is ready, so that it has said what it is.
+        state.info().cloned().ok_or(AgentError::Lost)
+    }
+
+    /// A command to run: program and arguments. A program without a slash is looked up in the `PATH` of its variables.
+    pub fn exec<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Exec {
+        Exec::new(Ok(self.clone()), argv)
+    }
+
+    /// Sets the guest's clock.
+    ///
+    /// # Errors
+    /// The guest refuses, or the agent or the machine has ended.
+    pub fn set_clock(&self, time: SystemTime) -> Result<(), AgentError> {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.ask(Request::SetClock(since)).map(drop)
+    }
+
+    /// Brings the guest's network up: loopback, one interface with its address and route, and name servers in
+    /// `/etc/resolv.conf`.
+    ///
+    /// # Errors
+    /// The guest refuses, no DHCP server answers, or the agent or the machine has ended.
+    pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
+        let NetworkSettings { interface, address, dns } = settings;
+        let request = NetworkRequest { interface, address, dns, limit: DHCP_LIMIT };
+        match self.ask(Request::Network(request))? {
+            Answer::Network(info) => Ok(info),
+            // The session lets no other answer pass.
+            Answer::Exited(_) | Answer::Done | Answer::Failed(_) => Err(AgentError::Lost),
+        }
+    }
+
+    /// Asks the guest to power off in good order, and does not wait for it.
+    ///
+    /// # Errors
+    /// The agent is not ready within its limit, or has gone.
+    pub fn power_off(&self) -> Result<(), AgentError> {
+        self.power_off_within(self.link.ready_limit)
+    }
+
+    /// The same of an agent that is ready within `limit`.
+    pub(super) fn power_off_within(&self, limit: Duration) -> Result<(), AgentError> {
+        Channel::open_within(&self.link, Request::Shutdown(Power::Off), limit).map(drop)
+    }
+
+    /// Asks the guest to restart in good order, and does not wait for it.
+    ///
+    /// # Errors
+    /// The agent is not ready within its limit, or has gone.
+    pub fn restart(&self) -> Result<(), AgentError> {
+        Channel::open(&self.link, Request::Shutdown(Power::Restart)).map(drop)
+    }
+
+    /// The answer to a request without streams.
+    fn ask(&self, request: Request) -> Result<Answer, AgentError> {
+        let channel = Channel::open(&self.link, request)?;
+        let mut locked = channel.lock();
+        loop {
+            let seen = locked.seen();
+            match (&seen.answer, seen.lost()) {
+                (Some(Answer::Failed(failure)), _) => return Err(AgentError::of(failure.clone())),
+                (Some(answer), _) => return Ok(answer.clone()),
+                (None, Some(error)) => return Err(error.clone()),
+                (None, None) => {}
+            }
+            (locked, _) = locked.wait(None);
+        }
+    }
+}
+
+/// A server answers within milliseconds; a network that has just come up may lose the first question.
+const DHCP_LIMIT: Duration = Duration::from_secs(10);

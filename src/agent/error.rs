@@ -1,0 +1,226 @@
+//! Why something could not be done in a guest.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_agent::guest_protocol::{Failure, OpenError, SessionError, Step};
+
+use crate::outcome::Ending;
+
+/// The agent cannot be asked, or has gone.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AgentError {
+    /// The machine was built without one.
+    #[error("this machine has no agent; set `agent` in its configuration")]
+    NoAgent,
+    /// It has not said that it is ready.
+    #[error(
+        "the guest's agent was not ready within {limit:?}; look at its console for why, or give it a longer limit"
+    )]
+    NotReady {
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// Its connection has ended.
+    #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
+    Lost,
+    /// The machine has.
+    #[error("the machine has ended: {ending}")]
+    MachineEnded {
+        /// How, as far as it was known then; the outcome has the last word.
+        ending: Box<Ending>,
+    },
+    /// It broke a rule, and was cut off.
+    #[error("the guest's agent broke a rule and was cut off")]
+    Protocol(#[from] SessionError),
+    /// It cannot be asked for more, or for this.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It could not do it.
+    #[error("the guest's agent cannot {}{}", words(.step), named(.subject))]
+    Refused {
+        /// What it tried.
+        step: Step,
+        /// With what.
+        subject: OsString,
+        /// Why.
+        source: Arc<io::Error>,
+    },
+    /// The host has too little of something.
+    #[error("the host cannot make {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+}
+
+/// Why a command has no status.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// There is no command without a name.
+    #[error("there is no command: give at least its name")]
+    NoCommand,
+    /// The guest has no such program: 127 in a shell.
+    #[error("the guest has no program {program:?}")]
+    NotFound {
+        /// As given.
+        program: OsString,
+    },
+    /// The program cannot be executed: 126 in a shell.
+    #[error("the guest cannot execute {program:?}")]
+    NotExecutable {
+        /// As given.
+        program: OsString,
+        /// What its system said.
+        source: Arc<io::Error>,
+    },
+    /// The working directory cannot be entered.
+    #[error("the guest cannot enter the working directory {path:?}")]
+    Directory {
+        /// As given.
+        path: PathBuf,
+        /// What its system said.
+        source: Arc<io::Error>,
+    },
+    /// There is no such user or group.
+    #[error("the guest has no user or group {user:?}")]
+    UnknownUser {
+        /// As given.
+        user: OsString,
+    },
+    /// Its time was over. The command was killed, with all processes that it had started.
+    #[error("the command was killed after {limit:?}")]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
+    /// It wrote more than it was allowed, and was killed.
+    #[error("the command was killed: it wrote more than the {limit} bytes that `output_limit` allows")]
+    OutputLimit {
+        /// The limit.
+        limit: usize,
+    },
+    /// The agent cannot be asked, has gone, or could not do it.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+/// Why a file or folder of a guest could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// The guest's system refuses.
+    #[error("the guest cannot {action} {path:?}")]
+    Guest {
+        /// What was tried.
+        action: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What its system said.
+        source: Arc<io::Error>,
+    },
+    /// The file is larger than the caller wants it.
+    #[error(
+        "the guest's file {path:?} has more than the {limit} bytes that are allowed; read it with `read_file_to`"
+    )]
+    TooLarge {
+        /// Its path.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
+    },
+    /// The caller's reader or writer failed.
+    #[error("the host's end of the transfer of {path:?} failed")]
+    Local {
+        /// The guest's path.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The agent cannot be asked, or has gone.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+}
+
+impl AgentError {
+    pub(super) fn of(failure: Failure) -> AgentError {
+        let source = Arc::new(io::Error::from_raw_os_error(failure.errno));
+        AgentError::Refused { step: failure.step, subject: failure.subject, source }
+    }
+
+    pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> AgentError {
+        move |source| AgentError::Host { what, source: Arc::new(source) }
+    }
+}
+
+impl ExecError {
+    pub(super) fn of(failure: Failure) -> ExecError {
+        let Failure { step, subject, errno } = failure;
+        let source = Arc::new(io::Error::from_raw_os_error(errno));
+        match step {
+            Step::User => ExecError::UnknownUser { user: subject },
+            Step::Directory => ExecError::Directory { path: subject.into(), source },
+            Step::Execute if errno == libc::ENOENT => ExecError::NotFound { program: subject },
+            Step::Execute => ExecError::NotExecutable { program: subject, source },
+            _ => AgentError::Refused { step, subject, source }.into(),
+        }
+    }
+
+    /// What a shell's status would be: 127 where there is no such program, 126 where it cannot be executed.
+    pub fn shell_code(&self) -> Option<u8> {
+        match self {
+            ExecError::NotFound { .. } => Some(127),
+            ExecError::NotExecutable { .. } => Some(126),
+            _ => None,
+        }
+    }
+}
+
+impl FileError {
+    pub(super) fn of(failure: Failure) -> FileError {
+        let Failure { step, subject, errno } = failure;
+        let source = Arc::new(io::Error::from_raw_os_error(errno));
+        match step {
+            Step::Open | Step::Read | Step::Write | Step::Rename => {
+                FileError::Guest { action: words(&step), path: subject.into(), source }
+            }
+            _ => AgentError::Refused { step, subject, source }.into(),
+        }
+    }
+
+    /// What the guest's system said, if it was the one that refused.
+    pub fn guest_error(&self) -> Option<io::ErrorKind> {
+        match self {
+            FileError::Guest { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+}
+
+fn words(step: &Step) -> &'static str {
+    match step {
+        Step::Channel => "take another request",
+        Step::User => "find the user",
+        Step::Identity => "become the user that is to run",
+        Step::Streams => "make the streams of",
+        Step::Directory => "enter",
+        Step::Execute => "execute",
+        Step::Open => "open",
+        Step::Read => "read",
+        Step::Write | Step::Resolver => "write",
+        Step::Rename => "put into place",
+        Step::Clock => "set the clock",
+        Step::Interface => "set up the network interface",
+        Step::Lease => "get an address by DHCP on",
+        Step::Route => "set the route by",
+        Step::Power => "end the machine",
+    }
+}
+
+fn named(subject: &OsString) -> String {
+    if subject.is_empty() { String::new() } else { format!(" {subject:?}") }
+}

@@ -1,0 +1,317 @@
+//! The thread of one agent, and what it shares with the callers: the session, and what has come on each channel.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use coracle_agent::guest_protocol::{AgentInfo, HostEvent, HostSession};
+use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
+use coracle_devices::virtio::vsock::PortListener;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::channel::ChannelState;
+use super::error::AgentError;
+use crate::kvm::spawn_with_signals_blocked;
+use crate::outcome::Ending;
+
+/// What the thread and the callers share.
+pub(super) struct Link {
+    state: Mutex<State>,
+    /// The agent has become ready, or never will.
+    ready: Condvar,
+    wake: EventFd,
+    pub(super) ready_limit: Duration,
+}
+
+/// Where connections come from.
+pub(super) enum Peer {
+    /// The guest's connections to a port: one at a time.
+    Listener(PortListener),
+    /// One connection, for ever: a line that outlives every agent behind it.
+    Line(OwnedFd),
+    /// One connection, to its end.
+    Stream(OwnedFd),
+}
+
+pub(super) struct State {
+    pub(super) session: HostSession,
+    info: Option<AgentInfo>,
+    pub(super) channels: HashMap<u32, ChannelState>,
+    /// There will be no other connection.
+    over: Option<AgentError>,
+    /// The machine is about to end, in this way.
+    ending: Option<Ending>,
+    /// Nobody wants the agent any more.
+    stopped: bool,
+}
+
+/// The thread.
+pub(super) struct LinkThread {
+    link: Arc<Link>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl LinkThread {
+    pub(super) fn start(peer: Peer, ready_limit: Duration) -> io::Result<LinkThread> {
+        let state = State {
+            session: HostSession::default(),
+            info: None,
+            channels: HashMap::new(),
+            over: None,
+            ending: None,
+            stopped: false,
+        };
+        let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let link = Arc::new(Link { state: Mutex::new(state), ready: Condvar::new(), wake, ready_limit });
+        let thread = spawn_with_signals_blocked("agent".into(), {
+            let link = link.clone();
+            move || run(&link, peer)
+        })?;
+        Ok(LinkThread { link, thread: Some(thread) })
+    }
+
+    pub(super) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    /// The machine ends: what the agent has sent still comes, and then everything fails with this.
+    pub(super) fn machine_ends(&self, ending: &Ending) {
+        self.link.lock().ending = Some(ending.clone());
+        self.link.wake();
+    }
+
+    /// Ends the thread.
+    pub(super) fn join(&mut self) {
+        let mut state = self.link.lock();
+        // The end of a machine has its own limit.
+        state.stopped = state.ending.is_none();
+        drop(state);
+        self.link.wake();
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has failed every call by itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for LinkThread {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+impl Link {
+    /// The state, when the agent is ready: waits for that until `deadline`.
+    pub(super) fn wait_ready(&self, limit: Duration) -> Result<MutexGuard<'_, State>, AgentError> {
+        let deadline = Instant::now() + limit;
+        let mut state = self.lock();
+        loop {
+            if let Some(error) = &state.over {
+                return Err(error.clone());
+            }
+            if state.info.is_some() {
+                return Ok(state);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(AgentError::NotReady { limit });
+            }
+            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A thread that panicked while it held the lock left a session that is cut off.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the thread send what the session has.
+    pub(super) fn wake(&self) {
+        // The only failure is a counter at its maximum: the event is readable all the same.
+        let _ = self.wake.write(1);
+    }
+
+    fn end(&self, error: AgentError) {
+        let mut state = self.lock();
+        state.lose(&error);
+        state.over = Some(error);
+        self.ready.notify_all();
+    }
+}
+
+impl State {
+    /// What the agent is, once it is ready.
+    pub(super) fn info(&self) -> Option<&AgentInfo> {
+        self.info.as_ref()
+    }
+
+    fn has_to_end(&self) -> bool {
+        self.stopped || self.ending.is_some()
+    }
+
+    /// Fails everything that is under way, and begins anew.
+    fn lose(&mut self, error: &AgentError) {
+        self.info = None;
+        self.session = HostSession::after(&self.session);
+        self.channels.values_mut().for_each(|channel| channel.lose(error));
+    }
+
+    fn final_error(&self, otherwise: AgentError) -> AgentError {
+        match &self.ending {
+            Some(ending) => AgentError::MachineEnded { ending: Box::new(ending.clone()) },
+            None => otherwise,
+        }
+    }
+
+    /// Tells callers of what has come.
+    fn dispatch(&mut self, ready: &Condvar) {
+        while let Some(event) = self.session.next_event() {
+            match event {
+                HostEvent::Ready(info) => {
+                    self.info = Some(info);
+                    ready.notify_all();
+                }
+                HostEvent::Message(number, message) => {
+                    if let Some(channel) = self.channels.get_mut(&number) {
+                        channel.take(message);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn run(link: &Arc<Link>, peer: Peer) {
+    let _ended = FailOnPanic(link);
+    let mut buffer = vec![0; READ_BYTES];
+    let error = match peer {
+        Peer::Listener(listener) => loop {
+            let Some(stream) = accept(link, &listener) else { break AgentError::Lost };
+            let error = serve(link, OwnedFd::from(stream), &mut buffer);
+            let mut state = link.lock();
+            if state.has_to_end() {
+                break error;
+            }
+            state.lose(&error);
+        },
+        Peer::Line(line) => loop {
+            let Ok(copy) = line.try_clone() else { break AgentError::Lost };
+            let error = serve(link, copy, &mut buffer);
+            let mut state = link.lock();
+            // A line tells of its end by an end of file, which is that of the machine.
+            if state.has_to_end() || matches!(error, AgentError::Lost) {
+                break error;
+            }
+            state.lose(&error);
+        },
+        Peer::Stream(stream) => serve(link, stream, &mut buffer),
+    };
+    let error = link.lock().final_error(error);
+    link.end(error);
+}
+
+/// The next connection; none when there will be none.
+fn accept(link: &Link, listener: &PortListener) -> Option<std::os::unix::net::UnixStream> {
+    loop {
+        if link.lock().has_to_end() {
+            return None;
+        }
+        let listening = poll_entry(listener.as_fd().as_raw_fd(), libc::POLLIN);
+        let mut entries = [poll_entry(link.wake.as_raw_fd(), libc::POLLIN), listening];
+        poll(&mut entries, -1).ok()?;
+        let _ = link.wake.read();
+        match listener.accept_within(Duration::ZERO) {
+            Ok(Some(stream)) => return Some(stream),
+            Ok(None) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Moves bytes until the connection ends, and says why.
+fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentError {
+    if let Err(error) = set_non_blocking(&stream) {
+        return AgentError::host("the agent's connection non-blocking")(error);
+    }
+    let mut stream = File::from(stream);
+    let mut deadline = None;
+    loop {
+        let (has_output, ends) = {
+            let state = link.lock();
+            if state.stopped {
+                return AgentError::Lost;
+            }
+            (!state.session.output().is_empty(), state.ending.is_some())
+        };
+        if ends {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + LAST_WORDS);
+            if Instant::now() >= deadline {
+                return AgentError::Lost;
+            }
+        }
+        let wants = libc::POLLIN | if has_output { libc::POLLOUT } else { 0 };
+        let mut entries =
+            [poll_entry(link.wake.as_raw_fd(), libc::POLLIN), poll_entry(stream.as_raw_fd(), wants)];
+        if let Err(error) = poll(&mut entries, if ends { LAST_WORDS_POLL_MS } else { -1 }) {
+            return AgentError::host("a wait for the agent's connection")(error);
+        }
+        let _ = link.wake.read();
+        if let Err(error) = exchange(link, &mut stream, buffer) {
+            return error;
+        }
+    }
+}
+
+/// Takes what has come and sends what there is, without waiting.
+fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), AgentError> {
+    match stream.read(buffer) {
+        Ok(0) => return Err(AgentError::Lost),
+        Ok(count) => {
+            let mut state = link.lock();
+            let received = state.session.receive(buffer.get(..count).unwrap_or_default());
+            state.dispatch(&link.ready);
+            received?;
+        }
+        Err(error) if is_temporary(&error) => {}
+        Err(_) => return Err(AgentError::Lost),
+    }
+    let mut state = link.lock();
+    while !state.session.output().is_empty() {
+        match stream.write(state.session.output()) {
+            Ok(count) => state.session.sent(count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+            // What has come before the end is read first.
+            Err(_) => {
+                let unsent = state.session.output().len();
+                state.session.sent(unsent);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// A defect in the thread must not leave callers waiting.
+struct FailOnPanic<'a>(&'a Link);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(AgentError::Lost);
+        }
+    }
+}
+
+/// A frame of a stream.
+const READ_BYTES: usize = 64 << 10;
+/// How long the last bytes of an agent may take to arrive when its machine has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_WORDS_POLL_MS: i32 = 20;

@@ -1,0 +1,29 @@
+//! The host's end of the guest agent: run commands in a guest, move files, set it up (`docs/agent.md`).
+//!
+//! One thread per machine moves the bytes and never waits for anything but them; callers wait on their own threads, with
+//! limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the rules
+//! is cut off, and every call that is under way says so.
+
+mod attach;
+mod channel;
+mod client;
+mod error;
+mod exec;
+mod files;
+mod link;
+mod process;
+mod serial;
+mod streams;
+mod vm;
+
+pub use attach::AttachError;
+pub(crate) use attach::{AgentAttachment, prepared};
+pub use client::{AgentClient, NetworkSettings};
+pub use coracle_agent::guest_protocol::{
+    AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
+};
+pub use error::{AgentError, ExecError, FileError};
+pub use exec::{Exec, ExecInput, ExecStatus, Output};
+pub use process::Process;
+pub(crate) use serial::{AgentSerial, connect_serial, serial_console};
+pub use streams::{ProcessInput, ProcessOutput};

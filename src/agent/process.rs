@@ -1,0 +1,186 @@
+//! A command that runs in a guest.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_agent::guest_protocol::{Stream, WindowSize};
+
+use super::channel::{Answer, Channel, ChannelState};
+use super::error::{AgentError, ExecError};
+use super::exec::{ExecStatus, Output};
+use super::streams::{ProcessInput, ProcessOutput, feed};
+
+/// A command that was started. Dropping it kills what still runs, with all processes that the command has started.
+pub struct Process {
+    /// Its input, if it was started with [`ExecInput::Piped`](super::ExecInput::Piped).
+    pub stdin: Option<ProcessInput>,
+    /// What it writes to its standard output; with a terminal, everything.
+    pub stdout: Option<ProcessOutput>,
+    /// What it writes to its standard error; none with a terminal.
+    pub stderr: Option<ProcessOutput>,
+    channel: Arc<Channel>,
+    /// With its time limit, from the start on.
+    limit: Option<(Duration, Instant)>,
+}
+
+impl Process {
+    pub(super) fn new(
+        channel: Channel,
+        has_terminal: bool,
+        piped: bool,
+        timeout: Option<Duration>,
+    ) -> Process {
+        let channel = Arc::new(channel);
+        let output = |stream| ProcessOutput::new(channel.clone(), stream);
+        Process {
+            stdin: piped.then(|| ProcessInput::new(channel.clone())),
+            stdout: Some(output(Stream::Stdout)),
+            stderr: (!has_terminal).then(|| output(Stream::Stderr)),
+            limit: timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
+            channel,
+        }
+    }
+
+    /// Its process in the guest.
+    pub fn pid(&self) -> u32 {
+        self.channel.lock().seen().pid.unwrap_or_default()
+    }
+
+    /// Sends a signal to its process group, or to the foreground of its terminal. One that has ended gets none.
+    pub fn signal(&self, signal: u8) {
+        self.channel.signal(signal);
+    }
+
+    /// Kills it, with all processes that it has started.
+    pub fn kill(&self) {
+        self.channel.abandon();
+    }
+
+    /// Gives its terminal a new size.
+    pub fn resize(&self, size: WindowSize) {
+        self.channel.resize(size);
+    }
+
+    /// Waits for its end. Its input ends first, so that it does not wait for more. What it wrote and nobody has read can
+    /// still be read afterwards; a command that writes more than its streams hold waits for its reader.
+    ///
+    /// # Errors
+    /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has ended.
+    pub fn wait(&mut self) -> Result<ExecStatus, ExecError> {
+        self.stdin = None;
+        loop {
+            if let Some(status) = self.wait_until(None)? {
+                return Ok(status);
+            }
+        }
+    }
+
+    /// Its status, if it ends within `limit`. Its input stays open.
+    ///
+    /// # Errors
+    /// As [`Process::wait`].
+    pub fn wait_timeout(&mut self, limit: Duration) -> Result<Option<ExecStatus>, ExecError> {
+        self.wait_until(Instant::now().checked_add(limit))
+    }
+
+    /// Waits for its end and collects what it writes meanwhile, without a limit.
+    ///
+    /// # Errors
+    /// As [`Process::wait`].
+    pub fn wait_with_output(mut self) -> Result<Output, ExecError> {
+        self.stdin = None;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut locked = self.channel.lock();
+        loop {
+            locked.take_all(Stream::Stdout, &mut stdout);
+            locked.take_all(Stream::Stderr, &mut stderr);
+            let seen = locked.seen();
+            let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
+            if let Some(status) = status(seen, is_read)? {
+                return Ok(Output { status, stdout, stderr });
+            }
+            let (next, in_time) = locked.wait(self.limit.map(|(_, deadline)| deadline));
+            locked = next;
+            if let (false, Some((limit, _))) = (in_time, self.limit) {
+                return Err(ExecError::TimedOut { limit });
+            }
+        }
+    }
+
+    pub(super) fn feed(&self, reader: impl Read + Send + 'static) -> Result<(), AgentError> {
+        let fed: io::Result<()> = feed(self.channel.clone(), reader);
+        fed.map_err(AgentError::host("a thread for the command's input"))
+    }
+
+    pub(super) fn wait_started(&self) -> Result<(), ExecError> {
+        let mut locked = self.channel.lock();
+        loop {
+            let seen = locked.seen();
+            if seen.pid.is_some() || status(seen, true)?.is_some() {
+                return Ok(());
+            }
+            let (next, in_time) = locked.wait(self.limit.map(|(_, deadline)| deadline));
+            locked = next;
+            if let (false, Some((limit, _))) = (in_time, self.limit) {
+                return Err(ExecError::TimedOut { limit });
+            }
+        }
+    }
+
+    fn wait_until(&self, deadline: Option<Instant>) -> Result<Option<ExecStatus>, ExecError> {
+        let own = self.limit.map(|(_, deadline)| deadline);
+        let first = deadline.into_iter().chain(own).min();
+        let mut locked = self.channel.lock();
+        loop {
+            if let Some(status) = status(locked.seen(), true)? {
+                return Ok(Some(status));
+            }
+            let (next, in_time) = locked.wait(first);
+            locked = next;
+            if !in_time {
+                break;
+            }
+        }
+        drop(locked);
+        if let Some((limit, at)) = self.limit
+            && Instant::now() >= at
+        {
+            self.kill();
+            return Err(ExecError::TimedOut { limit });
+        }
+        Ok(None)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill_if_running();
+    }
+}
+
+impl Process {
+    /// Streams that somebody keeps give the rest of what was written by a command that has ended.
+    fn kill_if_running(&self) {
+        let is_running = self.channel.lock().seen().answer.is_none();
+        if is_running {
+            self.channel.abandon();
+        }
+    }
+}
+
+/// How it ended, where that is known and `may_tell`.
+fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecStatus>, ExecError> {
+    match &seen.answer {
+        Some(Answer::Exited(ending)) if may_tell => Ok(Some(ExecStatus::of(*ending))),
+        Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
+        // Killed by its owner: the agent's word on it is not waited for.
+        None if seen.abandoned => Ok(Some(ExecStatus::Signal(KILL))),
+        _ => match seen.lost() {
+            Some(error) => Err(error.clone().into()),
+            None => Ok(None),
+        },
+    }
+}
+
+const KILL: u8 = libc::SIGKILL as u8;

@@ -1,0 +1,107 @@
+//! The ends of a command's streams: with back-pressure both ways, since neither holds more than a window.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::sync::Arc;
+
+use coracle_agent::guest_protocol::Stream;
+
+use super::channel::Channel;
+use crate::kvm::spawn_with_signals_blocked;
+
+/// What is written here, the command reads. Dropping it ends the command's input.
+pub struct ProcessInput {
+    channel: Arc<Channel>,
+}
+
+/// What the command writes is read here. Reading waits for it, and a command that is read slowly waits, too.
+pub struct ProcessOutput {
+    channel: Arc<Channel>,
+    stream: Stream,
+}
+
+impl ProcessInput {
+    pub(super) fn new(channel: Arc<Channel>) -> ProcessInput {
+        ProcessInput { channel }
+    }
+}
+
+impl ProcessOutput {
+    pub(super) fn new(channel: Arc<Channel>, stream: Stream) -> ProcessOutput {
+        ProcessOutput { channel, stream }
+    }
+}
+
+impl Write for ProcessInput {
+    /// Waits until the command's side has room.
+    ///
+    /// # Errors
+    /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]: the
+    /// agent or the machine has.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let mut locked = self.channel.lock();
+        loop {
+            let seen = locked.seen();
+            if let Some(error) = seen.lost() {
+                return Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone()));
+            }
+            if seen.input_refused || seen.abandoned || seen.answer.is_some() {
+                return Err(ErrorKind::BrokenPipe.into());
+            }
+            let sent = locked.send(bytes);
+            if sent > 0 {
+                return Ok(sent);
+            }
+            (locked, _) = locked.wait(None);
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for ProcessInput {
+    fn drop(&mut self) {
+        self.channel.lock().end_input();
+    }
+}
+
+impl Read for ProcessOutput {
+    /// Waits until there is something, or the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let mut locked = self.channel.lock();
+        loop {
+            let count = locked.take(self.stream, buffer);
+            if count > 0 {
+                return Ok(count);
+            }
+            let seen = locked.seen();
+            if seen.is_at_end(self.stream) {
+                return Ok(0);
+            }
+            if let Some(error) = seen.lost() {
+                return Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone()));
+            }
+            (locked, _) = locked.wait(None);
+        }
+    }
+}
+
+/// Gives the command what `reader` has, to its end, on a thread of its own.
+pub(super) fn feed(channel: Arc<Channel>, mut reader: impl Read + Send + 'static) -> io::Result<()> {
+    let mut input = ProcessInput::new(channel);
+    spawn_with_signals_blocked("agent-stdin".into(), move || {
+        // A reader that fails ends the input. A command that reads no more is no failure.
+        let _ = io::copy(&mut reader, &mut input);
+    })
+    .map(drop)
+}

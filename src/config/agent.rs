@@ -1,0 +1,73 @@
+//! The agent in a guest: whether there is one, and how it is reached.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use coracle_agent::guest_protocol::VSOCK_PORT;
+
+/// An agent by which commands are run in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// The way to it.
+    pub transport: AgentTransport,
+    /// Where it stands in the guest.
+    pub place: AgentPlace,
+    /// The program, static for Linux; none for that of the default guest. The default guest has its own.
+    pub program: Option<PathBuf>,
+    /// How long a call waits for a guest whose agent is not ready yet.
+    pub ready_limit: Duration,
+}
+
+/// The way to the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentTransport {
+    /// This vsock port of the host. The machine gets a socket device if it has none.
+    Vsock(u32),
+    /// The second serial port, COM2: slow, and for kernels without sockets.
+    Serial,
+}
+
+/// Where the agent stands in its guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AgentPlace {
+    /// The guest's initramfs is the default guest's, whose PID 1 it is.
+    #[default]
+    DefaultGuest,
+    /// Beside the init of the initrds, or of the root that `root=` names.
+    BesideInit,
+    /// In place of that init, as PID 1.
+    FirstProcess,
+}
+
+impl AgentConfig {
+    /// Enough for a stock kernel on an emulated host.
+    pub const DEFAULT_READY_LIMIT: Duration = Duration::from_secs(60);
+
+    /// Whether it is reached by the second serial port.
+    pub(crate) fn needs_serial(&self) -> bool {
+        self.transport == AgentTransport::Serial
+    }
+
+    /// Reached by sockets, at this place.
+    pub fn new(place: AgentPlace) -> AgentConfig {
+        AgentConfig {
+            transport: AgentTransport::default(),
+            place,
+            program: None,
+            ready_limit: AgentConfig::DEFAULT_READY_LIMIT,
+        }
+    }
+}
+
+impl Default for AgentConfig {
+    /// That of the default guest.
+    fn default() -> Self {
+        AgentConfig::new(AgentPlace::default())
+    }
+}
+
+impl Default for AgentTransport {
+    fn default() -> Self {
+        AgentTransport::Vsock(VSOCK_PORT)
+    }
+}

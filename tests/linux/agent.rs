@@ -1,0 +1,217 @@
+//! Commands and files in Linux guests, by the agent.
+
+use std::io::Read;
+use std::thread;
+use std::time::Duration;
+
+use coracle::agent::{AgentError, AgentPlaceInGuest, ExecError, ExecInput, ExecStatus, FileKind, WindowSize};
+use coracle::config::{AgentConfig, AgentPlace, AgentTransport, DiskConfig, VmConfig, default_cmdline_with};
+use coracle::guest_data::{self, GuestData};
+use coracle::outcome::Ending;
+use coracle::{Grace, Vm, VmBuilder};
+
+use super::{common, data, no_linux, virtio};
+
+/// Far more than anything takes on an emulated host.
+const LIMIT: Duration = Duration::from_secs(100);
+const GRACE: Grace = Grace(Duration::from_secs(20));
+
+fn guest(kernel: GuestData) -> VmConfig {
+    VmConfig {
+        initrds: vec![data(GuestData::GuestInitramfs)],
+        cmdline: default_cmdline_with(["quiet"]),
+        agent: Some(AgentConfig::default()),
+        timeout: Some(LIMIT),
+        ..VmConfig::new(data(kernel))
+    }
+}
+
+/// The kernel that is ready soonest.
+fn quick_guest() -> VmConfig {
+    let tuned = guest_data::find(GuestData::TunedVmlinux).is_ok();
+    guest(if tuned { GuestData::TunedVmlinux } else { GuestData::GuestVmlinux })
+}
+
+fn sh(vm: &Vm, script: &str) -> coracle::agent::Exec {
+    vm.exec(["sh", "-c", script]).timeout(LIMIT)
+}
+
+fn run_a_command_and_power_off(config: VmConfig) {
+    let vm = VmBuilder::new(config).start().unwrap();
+    let output = sh(&vm, "cat; echo err >&2; exit 7").stdin("in").output().unwrap();
+    assert_eq!(output.status, ExecStatus::Code(7));
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"in"[..], &b"err\n"[..]));
+    vm.write_file("/tmp/file", "content").unwrap();
+    assert_eq!(vm.read_file("/tmp/file").unwrap(), b"content");
+    assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+    let gone = vm.exec(["true"]).output();
+    assert!(matches!(gone, Err(ExecError::Agent(AgentError::MachineEnded { .. }))), "{gone:?}");
+}
+
+#[test]
+fn stock_guest_runs_a_command_by_vsock_and_powers_off() {
+    needs_linux!();
+    run_a_command_and_power_off(guest(GuestData::GuestVmlinux));
+}
+
+#[test]
+fn stock_guest_runs_a_command_by_serial_line_and_powers_off() {
+    needs_linux!();
+    let mut config = guest(GuestData::GuestVmlinux);
+    config.agent = Some(AgentConfig { transport: AgentTransport::Serial, ..AgentConfig::default() });
+    run_a_command_and_power_off(config);
+}
+
+#[test]
+fn guest_runs_what_a_shell_runs() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let info = vm.wait_ready(LIMIT).unwrap();
+    assert_eq!(info.place, AgentPlaceInGuest::FirstProcess);
+    for code in [0, 1, 99, 255] {
+        assert_eq!(sh(&vm, &format!("exit {code}")).status().unwrap(), ExecStatus::Code(code));
+    }
+    assert_eq!(sh(&vm, "kill -9 $$").status().unwrap(), ExecStatus::Signal(9));
+    assert!(matches!(vm.exec(["/no/such"]).output(), Err(ExecError::NotFound { .. })));
+    assert_eq!(sh(&vm, "id -u; id -g").user("7:8").output().unwrap().stdout, b"7\n8\n");
+
+    // A reader that is slow, and streams that are not.
+    let mut flood = sh(&vm, "head -c 10000000 /dev/zero").spawn().unwrap();
+    assert_eq!(sh(&vm, "echo quick").output().unwrap().stdout, b"quick\n");
+    let mut count = 0;
+    let mut stdout = flood.stdout.take().unwrap();
+    let mut buffer = vec![0; 1 << 20];
+    while let Ok(read @ 1..) = stdout.read(&mut buffer) {
+        count += read;
+    }
+    assert_eq!((count, flood.wait().unwrap()), (10_000_000, ExecStatus::Code(0)));
+
+    // One that wants no input, and one at a terminal that gets another size.
+    let output = sh(&vm, "head -c 1; exit 5").stdin(vec![b'x'; 1_000_000]).output().unwrap();
+    assert_eq!((output.status, output.stdout.as_slice()), (ExecStatus::Code(5), &b"x"[..]));
+    let size = WindowSize { rows: 30, columns: 100 };
+    let mut terminal =
+        sh(&vm, "stty size; read x; stty size").tty(size).stdin(ExecInput::Piped).spawn().unwrap();
+    let mut first = [0; 8];
+    terminal.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"30 100\r\n");
+    terminal.resize(WindowSize { rows: 40, columns: 120 });
+    std::io::Write::write_all(terminal.stdin.as_mut().unwrap(), b"\n").unwrap();
+    let output = terminal.wait_with_output().unwrap();
+    assert!(output.stdout.ends_with(b"40 120\r\n"), "{output:?}");
+
+    // A time-out takes children along, also those in sessions of their own.
+    let script = "setsid sleep 600 & echo $! > /tmp/pid; sleep 600; true";
+    let error = vm.exec(["sh", "-c", script]).timeout(Duration::from_secs(1)).output().unwrap_err();
+    assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+    if info.kills_groups {
+        common::eventually("the child is dead", || {
+            !sh(&vm, "kill -0 $(cat /tmp/pid) 2>/dev/null").status().unwrap().success()
+        });
+    }
+
+    let listed = vm.list_dir("/dev").unwrap();
+    let null = listed.iter().find(|entry| entry.name == "null").unwrap();
+    assert_eq!((null.kind, null.mode), (FileKind::CharacterDevice, 0o666));
+    let time = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    vm.handle().set_clock(time).unwrap();
+    assert!(sh(&vm, "date -u +%Y-%m").output().unwrap().stdout.starts_with(b"2001-09"));
+    assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+}
+
+#[test]
+fn two_hundred_commands_run_in_a_guest_at_once() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    vm.wait_ready(LIMIT).unwrap();
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..200_u8)
+            .map(|number| {
+                let exec = sh(&vm, &format!("read x; echo $x {number}; exit {number}"));
+                scope.spawn(move || exec.stdin("in\n").output().unwrap())
+            })
+            .collect();
+        for (number, run) in (0..200_u8).zip(runs) {
+            let output = run.join().unwrap();
+            assert_eq!(output.status, ExecStatus::Code(number));
+            assert_eq!(output.stdout, format!("in {number}\n").into_bytes());
+        }
+    });
+}
+
+#[test]
+fn files_cross_with_equal_hashes() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let block: Vec<u8> = (0..100_003_u32).map(|number| (number ^ (number >> 9)) as u8).collect();
+    for len in [0, 1, 64 << 20] {
+        let mut content = block.repeat(len / block.len() + 1);
+        content.truncate(len);
+        vm.write_file("/tmp/file", &content).unwrap();
+        let size = sh(&vm, "wc -c < /tmp/file").output().unwrap().stdout;
+        assert_eq!(String::from_utf8(size).unwrap().trim(), len.to_string());
+        let mut back = Vec::new();
+        vm.handle().agent().unwrap().read_file_to("/tmp/file", &mut back).unwrap();
+        assert!(back == content, "{len} bytes have changed on their way");
+    }
+}
+
+#[test]
+fn guest_that_panics_ends_what_runs() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let mut running =
+        sh(&vm, "echo 1 > /proc/sys/kernel/sysrq; echo up; read x; echo c > /proc/sysrq-trigger")
+            .stdin(ExecInput::Piped)
+            .spawn()
+            .unwrap();
+    let mut up = [0; 3];
+    running.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
+    let error = running.wait().unwrap_err();
+    assert!(matches!(error, ExecError::Agent(AgentError::MachineEnded { .. })), "{error}");
+    assert!(matches!(vm.wait().ending, Ending::Panicked { .. }));
+}
+
+/// A system on a disk, whose init does nothing but stay.
+fn system(name: &str, place: AgentPlace) -> Option<VmConfig> {
+    let init =
+        "#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\nwhile :; do /bin/busybox sleep 1; done\n";
+    let disk = virtio::image_with_init(&format!("{name}.img"), name, init)?;
+    let disk: DiskConfig = format!("path={}", disk.display()).parse().unwrap();
+    Some(VmConfig {
+        cmdline: default_cmdline_with(["quiet root=/dev/vda rw"]),
+        agent: Some(AgentConfig::new(place)),
+        disks: vec![disk],
+        timeout: Some(LIMIT),
+        ..VmConfig::new(data(GuestData::GuestVmlinuz))
+    })
+}
+
+#[test]
+fn agent_beside_the_init_of_a_disk_sees_its_system() {
+    needs_linux!();
+    let Some(config) = system("beside", AgentPlace::BesideInit) else { return };
+    let vm = VmBuilder::new(config).start().unwrap();
+    assert_eq!(vm.wait_ready(LIMIT).unwrap().place, AgentPlaceInGuest::BesideInit);
+    common::eventually("the agent has followed the init", || {
+        vm.list_dir("/sbin").is_ok_and(|entries| entries.iter().any(|entry| entry.name == "init"))
+    });
+    common::eventually("the system's init is process 1", || {
+        let cat = vm.exec(["/bin/busybox", "cat", "/proc/1/cmdline"]).timeout(LIMIT).output().unwrap();
+        String::from_utf8_lossy(&cat.stdout).contains("/sbin/init")
+    });
+    vm.write_file("/kept", "by the agent").unwrap();
+    assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+}
+
+#[test]
+fn agent_is_the_first_process_of_a_disk() {
+    needs_linux!();
+    let Some(config) = system("first", AgentPlace::FirstProcess) else { return };
+    let vm = VmBuilder::new(config).start().unwrap();
+    assert_eq!(vm.wait_ready(LIMIT).unwrap().place, AgentPlaceInGuest::FirstProcess);
+    let output = vm.exec(["/bin/busybox", "cat", "/proc/1/cmdline"]).timeout(LIMIT).output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("busybox"), "{output:?}");
+    assert!(vm.list_dir("/sbin").unwrap().iter().any(|entry| entry.name == "init"));
+    assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+}
