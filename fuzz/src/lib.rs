@@ -2,6 +2,7 @@
 //! `tests/fuzz_corpus.rs` with those of `corpus/`. A function returns when the input was handled, also when it was
 //! refused; a panic, a sanitizer's report, too much memory or too much time is a finding.
 
+mod agent;
 mod config_file;
 mod control_protocol;
 mod kernel_image;
@@ -14,6 +15,7 @@ mod virtio_net;
 mod virtio_ring;
 mod virtio_vsock;
 
+pub use agent::{agent_guest, agent_host};
 pub use config_file::config_file;
 pub use control_protocol::control_protocol;
 pub use kernel_image::kernel_image;
@@ -29,7 +31,9 @@ pub use virtio_vsock::virtio_vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 12] = [
+    ("agent_guest", agent_guest),
+    ("agent_host", agent_host),
     ("config_file", config_file),
     ("control_protocol", control_protocol),
     ("kernel_image", kernel_image),

@@ -206,6 +206,10 @@ impl HostSession {
 
     fn greet(&mut self, hello: Hello) -> Result<(), SessionError> {
         check_version(hello)?;
+        // Who greets again and again reads the answers.
+        if self.link.output().len() >= MOST_GREETINGS * Hello::LEN {
+            return Err(SessionError::NotReady);
+        }
         self.link.send(&Hello::new(hello.token).to_bytes());
         Ok(())
     }
@@ -335,3 +339,6 @@ impl Channel {
         output.ok_or(SessionError::NoStream { channel, stream })
     }
 }
+
+/// Answers that wait for an agent to read them.
+const MOST_GREETINGS: usize = 100;

@@ -367,6 +367,13 @@ fn session_that_does_not_begin_with_ready_is_an_error() {
     assert_eq!(host.receive(&AgentMessage::Done.to_frame(1)), Err(SessionError::NotReady));
 }
 
+#[test]
+fn agent_that_greets_without_end_and_never_reads_is_an_error() {
+    let mut host = HostSession::default();
+    let ends = (0..1000_u64).any(|token| host.receive(&Hello::new(token).to_bytes()).is_err());
+    assert!(ends && host.output().len() <= 100 * Hello::LEN);
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_refused_or_understood(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {

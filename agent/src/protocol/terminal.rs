@@ -59,7 +59,7 @@ impl TerminalModes {
 }
 
 /// The size of a terminal, in character cells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowSize {
     /// Rows.
     pub rows: u16,

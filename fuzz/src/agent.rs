@@ -1,0 +1,102 @@
+//! Both ends of the guest agent's protocol, each fed by the other end's bytes as a hostile program would make them.
+
+use coracle_agent::guest_protocol::{
+    AgentEvent, AgentInfo, AgentMessage, AgentSession, EntryReader, ExecRequest, Hello, HostEvent,
+    HostSession, Place, PutRequest, Request, Stream,
+};
+
+/// The host's end. The first byte is the size of the pieces in which the rest arrives, after a greeting and the word that
+/// the agent is ready, or, where the byte is 0, without them. The host has a command, a file each way and a list under way.
+pub fn agent_host(data: &[u8]) {
+    let Some((&piece, stream)) = data.split_first() else { return };
+    let mut host = HostSession::default();
+    if piece != 0 {
+        let ready = AgentMessage::Ready(info()).to_frame(0);
+        host.receive(&[Hello::new(TOKEN).to_bytes(), ready].concat()).unwrap();
+        assert_eq!(host.next_event(), Some(HostEvent::Ready(info())));
+        open_all(&mut host);
+    }
+    let mut entries = EntryReader::default();
+    let mut kept = 0_usize;
+    for piece in stream.chunks(usize::from(piece).max(1)) {
+        if host.receive(piece).is_err() {
+            return;
+        }
+        while let Some(event) = host.next_event() {
+            let HostEvent::Message(channel, message) = event else { continue };
+            match message {
+                AgentMessage::Data(stream, bytes) => {
+                    kept += bytes.len();
+                    // Every other piece is taken by a reader.
+                    if bytes.len() % 2 == 0 {
+                        host.taken(channel, stream, bytes.len());
+                    }
+                    let _ = entries.push(&bytes);
+                }
+                AgentMessage::Window(..) => drop(host.send(channel, b"input")),
+                AgentMessage::Exited(_) => host.close(channel),
+                _ => {}
+            }
+        }
+        host.sent(host.output().len() / 2);
+        assert!(kept <= stream.len(), "no more comes out than went in");
+    }
+}
+
+/// The agent's end, in the same way. It answers what a sound agent would, and runs nothing.
+pub fn agent_guest(data: &[u8]) {
+    let Some((&piece, stream)) = data.split_first() else { return };
+    let mut agent = AgentSession::new(TOKEN, info());
+    if piece != 0 {
+        agent.receive(&Hello::new(TOKEN).to_bytes()).unwrap();
+        assert!(agent.is_open());
+    }
+    for piece in stream.chunks(usize::from(piece).max(1)) {
+        if agent.receive(piece).is_err() {
+            return;
+        }
+        while let Some(event) = agent.next_event() {
+            match event {
+                AgentEvent::Open(channel, Request::Exec(_)) => {
+                    agent.answer(channel, &AgentMessage::Started { pid: 2 });
+                    let room = agent.credit(channel, Stream::Stdout);
+                    agent.send(channel, Stream::Stdout, &vec![7; room.min(1000)]);
+                }
+                AgentEvent::Open(channel, _) => {
+                    agent.answer(channel, &AgentMessage::Done);
+                    agent.closed(channel);
+                }
+                AgentEvent::Data(channel, bytes) => agent.taken(channel, bytes.len()),
+                AgentEvent::End(channel) => agent.end(channel, Stream::Stdout),
+                AgentEvent::Close(channel) => agent.closed(channel),
+                AgentEvent::Signal(channel, _) => agent.refuse_input(channel),
+                AgentEvent::Resize(..) => {}
+            }
+        }
+        agent.sent(agent.output().len());
+    }
+}
+
+fn open_all(host: &mut HostSession) {
+    let exec = |terminal: bool| {
+        let terminal = terminal.then(Default::default);
+        Request::Exec(Box::new(ExecRequest { stdin: true, terminal, ..ExecRequest::default() }))
+    };
+    let requests = [
+        exec(false),
+        exec(true),
+        Request::Put(PutRequest::default()),
+        Request::Get("/".into()),
+        Request::List("/".into()),
+        Request::SetClock(Default::default()),
+    ];
+    for request in requests {
+        host.open(request).unwrap();
+    }
+}
+
+fn info() -> AgentInfo {
+    AgentInfo { kernel: "6.1.0".into(), place: Place::FirstProcess, kills_groups: false }
+}
+
+const TOKEN: u64 = 1;
