@@ -1,0 +1,100 @@
+//! `coracle run -- COMMAND`: streams, exit codes, signals, time limits and terminals of a command in a guest.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::common::{self, coracle, eventually, finish, finish_with_input, scratch, signal};
+use super::{no_linux, outcome};
+
+fn run(options: &[&str], command: &[&str]) -> Command {
+    let mut run = coracle();
+    run.args(["run", "--accel", "kvm"]).args(options).arg("--").args(command);
+    run
+}
+
+#[test]
+fn command_has_our_streams_and_its_exit_code_is_ours() {
+    needs_linux!();
+    let script = "cat; echo to stderr >&2; exit 7";
+    let run = finish_with_input(&mut run(&[], &["sh", "-c", script]), b"typed\n");
+    run.expect(7, "to stderr");
+    assert_eq!(run.text(), "typed\n");
+    assert_eq!(run.stderr, "to stderr\n", "there is nothing to say of a code below 100");
+}
+
+#[test]
+fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() {
+    needs_linux!();
+    let sh = |script| finish(&mut run(&[], &["sh", "-c", script]));
+    sh("exit 200").expect(100, "workload ended with code 200");
+    sh("kill -9 $$").expect(137, "killed by signal 9 (SIGKILL)");
+    finish(&mut run(&[], &["/no/such"])).expect(127, "the guest has no program");
+    finish(&mut run(&[], &["/etc"])).expect(126, "cannot execute");
+    finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
+    sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
+}
+
+#[test]
+fn time_limit_counts_from_the_command_s_start_and_names_it() {
+    needs_linux!();
+    let path = scratch().join("command.json");
+    let run = finish(run(&["--timeout", "1s", "--outcome"], &[]).arg(&path).args(["--", "sleep", "600"]));
+    drop(run);
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "1s", "--outcome"]).arg(&path);
+    finish(command.args(["--", "sleep", "600"])).expect(124, "the command was killed after 1 s");
+    let outcome = outcome(&path);
+    assert_eq!((&outcome["phase"], &outcome["time_limit"]), (&"command".into(), &"command".into()));
+}
+
+#[test]
+fn first_signal_is_the_command_s_and_the_second_ends_the_machine() {
+    needs_linux!();
+    let path = scratch().join("trapped.log");
+    let script = "trap 'echo trapped' TERM; echo ready; while :; do sleep 0.1; done";
+    let mut command = run(&[], &["sh", "-c", script]);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(&path).unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let says = |words: &str| fs::read_to_string(&path).unwrap().contains(words);
+    eventually("the command runs", || says("ready"));
+    signal(&child, libc::SIGTERM);
+    eventually("the command has the signal", || says("trapped"));
+    signal(&child, libc::SIGTERM);
+    assert_eq!(common::wait(&mut child).code(), Some(143));
+}
+
+#[test]
+fn variables_user_and_folder_are_the_command_s() {
+    needs_linux!();
+    let options = ["-e", "A=b c", "--workdir", "/tmp", "--user", "1000:100"];
+    let run = finish(&mut run(&options, &["sh", "-c", "echo $A; pwd; id -u; id -g"]));
+    run.expect(0, "");
+    assert_eq!(run.text(), "b c\n/tmp\n1000\n100\n");
+}
+
+#[test]
+fn command_at_a_terminal_has_one_with_its_size() {
+    needs_linux!();
+    let (mut ours, theirs) = common::pseudo_terminal();
+    let size = libc::winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is a terminal's, and the size is valid.
+    unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&theirs), libc::TIOCSWINSZ, &raw const size) };
+    let mut command = run(&[], &["sh", "-c", "tty; stty size; read line; echo got $line"]);
+    let mut child = command
+        .stdin(theirs.try_clone().unwrap())
+        .stdout(theirs.try_clone().unwrap())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    drop(theirs);
+    let shown = common::read_until(&mut ours, "33 111");
+    assert!(shown.contains("/dev/pts/"), "{shown}");
+    ours.write_all(b"words\r").unwrap();
+    common::read_until(&mut ours, "got words");
+    assert_eq!(common::wait(&mut child).code(), Some(0));
+}
