@@ -134,7 +134,8 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
          coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
-         coracle run --config vm.json --memory 1G          what vm.json says, with more memory"
+         coracle run --config vm.json --memory 1G          what vm.json says, with more memory\n  \
+         coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code"
     )
 });
 

@@ -27,6 +27,9 @@ mod boot_test;
 
 #[path = "linux/agent.rs"]
 mod agent;
+#[path = "linux/command.rs"]
+mod command;
+
 #[path = "linux/clock.rs"]
 mod clock;
 

@@ -220,6 +220,18 @@ pub fn pseudo_terminal() -> (File, OwnedFd) {
     (person, unsafe { OwnedFd::from_raw_fd(program) })
 }
 
+/// Reads what a person at a terminal sees until `words` are among it, and gives all of it.
+pub fn read_until(person: &mut File, words: &str) -> String {
+    let mut shown = Vec::new();
+    eventually(&format!("the terminal shows {words:?}"), || {
+        let mut bytes = [0; 4096];
+        let count = person.read(&mut bytes).unwrap_or(0);
+        shown.extend_from_slice(&bytes[..count]);
+        String::from_utf8_lossy(&shown).contains(words)
+    });
+    String::from_utf8_lossy(&shown).into_owned()
+}
+
 fn read_all(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();

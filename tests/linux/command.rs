@@ -39,8 +39,6 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
 fn time_limit_counts_from_the_command_s_start_and_names_it() {
     needs_linux!();
     let path = scratch().join("command.json");
-    let run = finish(run(&["--timeout", "1s", "--outcome"], &[]).arg(&path).args(["--", "sleep", "600"]));
-    drop(run);
     let mut command = coracle();
     command.args(["run", "--accel", "kvm", "--timeout", "1s", "--outcome"]).arg(&path);
     finish(command.args(["--", "sleep", "600"])).expect(124, "the command was killed after 1 s");
