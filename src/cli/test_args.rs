@@ -52,8 +52,8 @@ pub(crate) struct TestArgs {
     /// Do not show the console of a single case
     #[arg(short, long)]
     pub quiet: bool,
-    /// A command for the guest (not possible yet)
-    #[arg(last = true, hide = true)]
+    /// Command for the guest, which has to end with 0; its output is looked at with the console
+    #[arg(last = true, value_name = "COMMAND", conflicts_with = "suite")]
     pub command: Vec<OsString>,
 }
 

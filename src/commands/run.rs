@@ -17,7 +17,7 @@ use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
 use crate::logger;
 
-mod command;
+pub(super) mod command;
 mod signals;
 
 /// Runs the guest and returns the exit code of its outcome.
@@ -54,7 +54,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     if has_command {
         // Standard output is the command's.
         config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
-        command::prepare(&mut config, &args.command, raw.kernel.is_none() && raw.initrds.is_none());
+        command::prepare(&mut config, args.command.init, raw.kernel.is_none() && raw.initrds.is_none());
     }
     // Whatever is wrong with them is said before anything is started.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;

@@ -96,3 +96,19 @@ fn command_at_a_terminal_has_one_with_its_size() {
     common::read_until(&mut ours, "got words");
     assert_eq!(common::wait(&mut child).code(), Some(0));
 }
+
+#[test]
+fn test_with_a_command_has_its_verdict() {
+    needs_linux!();
+    let test = |options: &[&str], script: &str| {
+        let mut command = coracle();
+        command.args(["test", "--accel", "kvm"]).args(options).args(["--", "sh", "-c", script]);
+        finish(&mut command)
+    };
+    let passed = test(&["--expect", "^done$"], "echo done");
+    passed.expect(0, "passed");
+    assert!(passed.text().contains("done"), "{}", passed.text());
+    test(&[], "exit 3").expect(120, "ended with code 3");
+    test(&["--expect", "never"], "true").expect(120, "matched never");
+    test(&["--timeout", "1s"], "sleep 600").expect(124, "was killed after 1 s");
+}

@@ -22,8 +22,8 @@ use crate::commands::chain;
 use crate::commands::settings::Failure;
 
 /// What the machine needs to run a command: its agent, and its own limits in place of those of the command.
-pub(crate) fn prepare(config: &mut VmConfig, args: &CommandArgs, uses_default_guest: bool) {
-    let place = match (uses_default_guest, args.init) {
+pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest: bool) {
+    let place = match (uses_default_guest, with_init) {
         (true, _) => AgentPlace::DefaultGuest,
         (false, true) => AgentPlace::BesideInit,
         (false, false) => AgentPlace::FirstProcess,
@@ -177,7 +177,7 @@ fn supervise(
 }
 
 /// How a run ends whose command has no status: none when the machine has ended by itself.
-fn of_error(error: &ExecError) -> Option<Ending> {
+pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent(AgentError::MachineEnded { .. }) => return None,
         ExecError::TimedOut { limit } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },

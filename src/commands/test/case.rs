@@ -1,18 +1,20 @@
 //! One case: its machine, what is looked for, and its run.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle::agent::ExecStatus;
 use coracle::config::VmConfig;
-use coracle::outcome::Outcome;
-use coracle::{VmBuilder, VmHandle};
+use coracle::outcome::{Ending, Outcome};
+use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::scanner::{Patterns, Scanner};
-use super::verdict::{Verdict, judge};
+use super::verdict::{Verdict, judge, judge_command};
 use crate::commands::chain;
+use crate::commands::run::command::of_error;
 use crate::commands::settings::Failure;
 
 /// A test to run.
@@ -23,6 +25,10 @@ pub(crate) struct Case {
     pub(crate) patterns: Patterns,
     /// The longest way to the guest's init.
     pub(crate) boot: Option<Duration>,
+    /// What is run in the guest; empty for nothing.
+    pub(crate) command: Vec<OsString>,
+    /// How long it may take.
+    pub(crate) time: Duration,
 }
 
 /// A test that has run.
@@ -54,7 +60,8 @@ impl Case {
         );
         scanner.end();
         let (verdict, outcome) = match outcome {
-            Ok(outcome) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
+            Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
+            Ok((outcome, Some(command))) => (judge_command(&command, &outcome, &scanner), Some(outcome)),
             Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
         };
         Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
@@ -75,8 +82,9 @@ impl Case {
         &self,
         scanner: &Arc<Mutex<Scanner>>,
         show: Option<fn(&[u8])>,
-    ) -> Result<Outcome, Failure> {
+    ) -> Result<(Outcome, Option<Ending>), Failure> {
         let handle: Arc<OnceLock<VmHandle>> = Arc::default();
+        let has_command = !self.command.is_empty();
         let take = {
             let (scanner, handle) = (scanner.clone(), handle.clone());
             move |bytes: &[u8]| {
@@ -84,7 +92,8 @@ impl Case {
                     show(bytes);
                 }
                 let is_decided = lock(&scanner).feed(bytes);
-                if let Some(handle) = handle.get().filter(|_| is_decided) {
+                // A command decides itself.
+                if let Some(handle) = handle.get().filter(|_| is_decided && !has_command) {
                     handle.stop();
                 }
             }
@@ -93,7 +102,34 @@ impl Case {
         let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
         let handle = handle.get_or_init(|| vm.handle());
         handle.resume();
-        Ok(vm.wait())
+        if !has_command {
+            return Ok((vm.wait(), None));
+        }
+        let ending = self.run_command(&vm, scanner, show);
+        Ok(match ending {
+            None => (vm.wait(), None),
+            Some(ending) => (vm.stop(Grace::NONE), Some(ending)),
+        })
+    }
+
+    /// Runs the command to its end: none when the machine has ended by itself.
+    fn run_command(&self, vm: &Vm, scanner: &Mutex<Scanner>, show: Option<fn(&[u8])>) -> Option<Ending> {
+        let output = match vm.exec(self.command.iter().cloned()).timeout(self.time).output() {
+            Ok(output) => output,
+            Err(error) => return of_error(&error),
+        };
+        for bytes in [&output.stdout, &output.stderr] {
+            let mut scanner = lock(scanner);
+            scanner.end();
+            scanner.feed(bytes);
+            if let Some(show) = show {
+                show(bytes);
+            }
+        }
+        Some(match output.status {
+            ExecStatus::Code(code) => Ending::Exited { code: code.into() },
+            ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
+        })
     }
 
     fn create_log(&self, folder: &Path) -> Result<File, Failure> {

@@ -29,6 +29,7 @@ use self::suite::SuiteCase;
 use self::verdict::worst;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, place};
+use super::run::command::prepare;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TestArgs};
@@ -44,9 +45,6 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
 }
 
 fn try_run(args: &TestArgs) -> Result<u8, Failure> {
-    if !args.command.is_empty() {
-        return Err(Failure::usage("a command for the guest after `--` is not possible yet; leave it out"));
-    }
     let cases = cases(args)?;
     // Whatever is wrong with any of them is said before the first is started.
     for case in &cases {
@@ -83,7 +81,16 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
             tap: args.tap,
         };
         let name = default_name(flags.kernel.as_deref());
-        return Ok(vec![Case { name, config: config(&flags)?, patterns, boot: args.assert_boot }]);
+        let command = args.command.clone();
+        let config = config(&flags, !command.is_empty())?;
+        return Ok(vec![Case {
+            name,
+            config,
+            patterns,
+            boot: args.assert_boot,
+            command,
+            time: time(&flags),
+        }]);
     };
     if !args.expect.is_empty() || !args.reject.is_empty() || args.assert_boot.is_some() {
         return Err(Failure::usage(
@@ -94,12 +101,13 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let is_wanted =
         |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
-        let SuiteCase { name, machine, patterns, boot } = case;
+        let SuiteCase { name, machine, patterns, boot, command } = case;
         // Flags are for every case.
-        let config = config(&flags.clone().over(machine));
+        let raw = flags.clone().over(machine);
+        let config = config(&raw, !command.is_empty());
         let config =
             config.map_err(|failure| Failure { reason: format!("{name}: {}", failure.reason), ..failure })?;
-        Ok(Case { name, config, patterns, boot })
+        Ok(Case { name, config, patterns, boot, command, time: time(&raw) })
     });
     let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
     if cases.is_empty() {
@@ -109,14 +117,22 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
 }
 
 /// The machine of a case: its console is the test's, a guest that has halted has ended, and none runs for ever.
-fn config(raw: &RawConfig) -> Result<VmConfig, Failure> {
+fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     let mut config = settings::config(raw, "quiet")?;
     config.serial = SerialConfig::Null;
-    config.timeout = config.timeout.or(Some(DEFAULT_TIMEOUT));
+    config.timeout = Some(time(raw));
+    if has_command {
+        prepare(&mut config, false, raw.kernel.is_none() && raw.initrds.is_none());
+    }
     if raw.on_halt.is_none() {
         config.on_halt = HaltPolicy::Exit;
     }
     Ok(config)
+}
+
+/// How long a case may take, or the command that it has.
+fn time(raw: &RawConfig) -> Duration {
+    raw.timeout.unwrap_or(DEFAULT_TIMEOUT)
 }
 
 /// Where the tests run.

@@ -3,6 +3,7 @@
 mod schema;
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
@@ -26,6 +27,8 @@ pub(crate) struct SuiteCase {
     pub(crate) machine: RawConfig,
     pub(crate) patterns: Patterns,
     pub(crate) boot: Option<Duration>,
+    /// What is run in the guest; empty for nothing.
+    pub(crate) command: Vec<OsString>,
 }
 
 /// Why a suite cannot be used.
@@ -66,6 +69,7 @@ struct Looks {
     expect: Vec<String>,
     reject: Vec<String>,
     tap: TapMode,
+    command: Vec<String>,
     #[serde(deserialize_with = "time")]
     assert_boot: Option<Duration>,
 }
@@ -125,7 +129,8 @@ fn case(name: &str, table: &Table, defaults: &Table, cell: &Table) -> Result<Sui
         reject: regexes("reject", &looks.reject)?,
         tap: looks.tap,
     };
-    Ok(SuiteCase { name: name.to_owned(), machine, patterns, boot: looks.assert_boot })
+    let command = looks.command.into_iter().map(OsString::from).collect();
+    Ok(SuiteCase { name: name.to_owned(), machine, patterns, boot: looks.assert_boot, command })
 }
 
 /// Compiles the patterns of the option or key `what`.
@@ -200,7 +205,7 @@ fn one_line(error: &toml::de::Error, text: &str) -> String {
     }
 }
 
-const LOOKS: [&str; 4] = ["expect", "reject", "tap", "assert_boot"];
+const LOOKS: [&str; 5] = ["expect", "reject", "tap", "assert_boot", "command"];
 const OF_THE_COMMAND: [&str; 3] = ["accel", "serial", "outcome"];
 /// More than anybody means.
 const MOST_CASES: usize = 10_000;

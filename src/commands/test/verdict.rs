@@ -90,6 +90,25 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     }
 }
 
+/// Judges a command that ran in the guest: it has to end with 0, and the console and what it wrote have to be as expected.
+pub(crate) fn judge_command(command: &Ending, outcome: &Outcome, scanner: &Scanner) -> Verdict {
+    let wanted = scanner.wants_something().then(|| wanted(scanner)).flatten();
+    match (command, scanner.rejected(), wanted) {
+        _ if matches!(outcome.ending, Ending::HostFailed { .. }) => {
+            Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() }
+        }
+        (Ending::Exited { .. } | Ending::CommandKilled { .. }, Some(rejected), _) => Verdict::Failed(
+            format!("--reject {}: the console has `{}`", rejected.pattern, excerpt(&rejected.line)),
+        ),
+        (Ending::Exited { code: 0 }, None, None) => Verdict::Passed,
+        (Ending::Exited { code: 0 }, None, Some(wanted)) => Verdict::Failed(wanted),
+        (Ending::Exited { .. } | Ending::CommandKilled { .. }, None, _) => {
+            Verdict::Failed(command.to_string())
+        }
+        _ => Verdict::Broken { code: command.exit_code(), reason: command.to_string() },
+    }
+}
+
 /// Holds the way to the guest's init against its limit.
 fn judge_boot(outcome: &Outcome, limit: Option<Duration>) -> Verdict {
     let Some(limit) = limit else { return Verdict::Passed };

@@ -46,7 +46,7 @@ fn machine() -> Map<String, Value> {
     properties
 }
 
-fn looks() -> [(String, Value); 4] {
+fn looks() -> [(String, Value); 5] {
     let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex" } });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
@@ -56,6 +56,15 @@ fn looks() -> [(String, Value); 4] {
             json!({
                 "description": "Whether results in TAP or KTAP count where they come, have to come, or are ignored",
                 "enum": ["auto", "require", "ignore"],
+            }),
+        ),
+        (
+            "command".to_owned(),
+            json!({
+                "description": "Command that is run in the guest, and has to end with 0",
+                "type": "array",
+                "items": { "type": "string" },
+                "examples": [["sh", "-c", "test -e /dev/vda"]],
             }),
         ),
         (
