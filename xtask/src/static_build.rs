@@ -36,15 +36,22 @@ fn build(workspace: &Workspace, package: &str) -> Result<PathBuf> {
             "--target-dir",
         ])
         .arg(&folder)
-        .env("RUSTFLAGS", FLAGS.join(" "))
-        .env_remove("CARGO_ENCODED_RUSTFLAGS"))?;
+        .env("CARGO_ENCODED_RUSTFLAGS", flags(workspace).join("\u{1f}")))?;
     Ok(folder.join(TARGET).join("release").join(package))
 }
 
-/// Static, and small: one copy of functions that are the same, and the short form of relocations. The linker is the one that
-/// Rust brings.
-const FLAGS: [&str; 3] =
-    ["-Ctarget-feature=+crt-static", "-Clink-arg=-Wl,--icf=all", "-Clink-arg=-Wl,-z,pack-relative-relocs"];
+/// Static, and small: one copy of functions that are the same, the short form of relocations, and no tables for unwinding. The
+/// linker is the one that Rust brings.
+fn flags(workspace: &Workspace) -> [String; 5] {
+    let script = workspace.root.join("xtask/src/static.ld");
+    [
+        "-Ctarget-feature=+crt-static".to_owned(),
+        "-Clink-arg=-Wl,--icf=all".to_owned(),
+        "-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned(),
+        "-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned(),
+        format!("-Clink-arg=-Wl,-T,{}", script.display()),
+    ]
+}
 
 /// The only target there is a standard library with a static C library for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
