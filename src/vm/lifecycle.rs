@@ -306,8 +306,9 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let vcpus = std::mem::take(&mut *shared.vcpus());
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
-    let device_stuck = virtio.disconnect().err();
+    // Before the devices close its connection, so that it knows why.
     shared.agent.iter().for_each(|agent| agent.machine_ends(&ending));
+    let device_stuck = virtio.disconnect().err();
     virtio.close();
     virtio.end_threads(device_stuck.is_some());
     let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));

@@ -1,15 +1,19 @@
 //! Commands and files in Linux guests, by the agent.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
 
-use coracle::agent::{AgentError, AgentPlaceInGuest, ExecError, ExecInput, ExecStatus, FileKind, WindowSize};
+use coracle::agent::{
+    AgentError, AgentPlaceInGuest, ExecError, ExecInput, ExecStatus, FileKind, NetworkSettings, WindowSize,
+};
 use coracle::config::{AgentConfig, AgentPlace, AgentTransport, DiskConfig, VmConfig, default_cmdline_with};
 use coracle::guest_data::{self, GuestData};
 use coracle::outcome::Ending;
 use coracle::{Grace, Vm, VmBuilder};
 
+use super::common::network::{in_own_network, passt, socket_for_everyone};
 use super::{common, data, no_linux, virtio};
 
 /// Far more than anything takes on an emulated host.
@@ -96,7 +100,7 @@ fn guest_runs_what_a_shell_runs() {
     terminal.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     assert_eq!(&first, b"30 100\r\n");
     terminal.resize(WindowSize { rows: 40, columns: 120 });
-    std::io::Write::write_all(terminal.stdin.as_mut().unwrap(), b"\n").unwrap();
+    terminal.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     let output = terminal.wait_with_output().unwrap();
     assert!(output.stdout.ends_with(b"40 120\r\n"), "{output:?}");
 
@@ -214,4 +218,38 @@ fn agent_is_the_first_process_of_a_disk() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("busybox"), "{output:?}");
     assert!(vm.list_dir("/sbin").unwrap().iter().any(|entry| entry.name == "init"));
     assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+}
+
+#[test]
+fn network_comes_up_by_dhcp_and_a_command_gets_a_page() {
+    needs_linux!();
+    in_own_network(|| {
+        let socket = socket_for_everyone("passt-agent");
+        let Some(_passt) = passt(&socket) else { return };
+        let listener = TcpListener::bind("127.0.0.1:8000").unwrap();
+        let server = thread::spawn(move || {
+            let (mut client, _) = listener.accept().unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                client.read_exact(&mut byte).unwrap();
+                request.push(byte[0]);
+            }
+            client.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\npage\n").unwrap();
+        });
+        let mut config = quick_guest();
+        config.nets.push(format!("socket={}", socket.display()).parse().unwrap());
+        let vm = VmBuilder::new(config).start().unwrap();
+        vm.wait_ready(LIMIT).unwrap();
+        let info = vm.network_up(NetworkSettings::default()).unwrap();
+        assert_eq!((info.interface.to_str(), info.address), (Some("eth0"), [10, 9, 0, 2].into()));
+        assert_eq!((info.prefix, info.gateway), (24, Some([10, 9, 0, 1].into())));
+        let page =
+            vm.exec(["wget", "-q", "-O", "-", "http://10.9.0.1:8000/"]).timeout(LIMIT).output().unwrap();
+        assert_eq!(page.stdout, b"page\n", "{page:?}");
+        server.join().unwrap();
+        let none = NetworkSettings { interface: Some("eth7".into()), ..NetworkSettings::default() };
+        assert!(matches!(vm.network_up(none), Err(AgentError::Refused { .. })));
+        let _ = std::fs::remove_dir_all(socket.parent().unwrap());
+    });
 }
