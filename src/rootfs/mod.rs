@@ -36,6 +36,7 @@ pub use self::tree::EntryError;
 use self::tree::Tree;
 pub use self::unpack::UnpackError;
 use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
+use crate::emulated_host;
 use crate::initramfs::loader::RootStart;
 use crate::virtio::overlay_folder;
 
@@ -294,7 +295,9 @@ fn write_erofs(
 fn image_disk(root: &RootConfig, file_system: FileSystem) -> DiskConfig {
     let access = match root.access {
         _ if file_system.is_read_only() => DiskAccess::ReadOnly,
-        RootAccess::Private => DiskAccess::Overlay { most: None },
+        RootAccess::Private => {
+            DiskAccess::Overlay { most: emulated_host::caller().map(|_| MOST_ON_EMULATED_HOST) }
+        }
         RootAccess::PrivateUpTo(most) => DiskAccess::Overlay { most: Some(most) },
         RootAccess::Image => DiskAccess::ReadWrite,
     };
@@ -315,6 +318,10 @@ const LOADER: &str = "/coracle/init";
 
 /// Words of the kernel command line that would contradict a root's own.
 const OUR_WORDS: [&str; 3] = ["root=", "rootfstype=", "rdinit="];
+
+/// The most that a guest may write to an image's overlay on an emulated host, whose memory it is in, and which has 3 GiB at
+/// the most.
+const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
 
 /// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once from then
 /// on; a disk costs a device, two file systems and reads as they come.

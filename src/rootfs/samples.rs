@@ -87,7 +87,9 @@ pub(super) fn plain(kind: Kind) -> Inode {
 /// A tree with a file of every kind and every way in which an image can hold a content.
 pub(super) fn sample_tree() -> Tree {
     let mut tree = Tree::new(attributes(0o1755, 0, 0));
-    let mut put = |path: &str, inode| drop(tree.put(path.as_bytes(), inode).unwrap());
+    let mut put = |path: &str, inode| {
+        tree.put(path.as_bytes(), inode).unwrap();
+    };
     let bytes = |len: usize| (0..len).map(|at| (at % 251) as u8).collect::<Vec<u8>>();
     for len in [0, 1, 31, 4000, 4032, 4033, 4095, 4096, 4097, 8191, 8192, 70_000] {
         put(&format!("sizes/{len}"), plain(Kind::File(content(&bytes(len)))));

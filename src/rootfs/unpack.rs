@@ -64,10 +64,13 @@ pub enum UnpackError {
 
 /// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
 pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
-    let source = BufReader::with_capacity(BUFFER, packed);
+    let mut source = BufReader::with_capacity(BUFFER, packed);
     let mut stream: Box<dyn Read + '_> = match packing {
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
-        Packing::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB)),
+        Packing::Xz => {
+            let source: &mut dyn Read = &mut source;
+            Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB))
+        }
         Packing::Zstd => Box::new(ZstdFrames::new(source)),
         Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
     };
@@ -108,7 +111,8 @@ impl<R: BufRead> ZstdFrames<R> {
     /// Goes to the next frame; false when there is none.
     fn next_frame(&mut self) -> io::Result<bool> {
         while !self.source.fill_buf()?.is_empty() {
-            match self.frame.init(&mut self.source) {
+            let source: &mut dyn Read = &mut self.source;
+            match self.frame.init(source) {
                 Ok(()) => return Ok(true),
                 Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
                     length,
@@ -137,7 +141,8 @@ impl<R: BufRead> Read for ZstdFrames<R> {
                 }
             } else {
                 let step = BlockDecodingStrategy::UptoBlocks(1);
-                self.frame.decode_blocks(&mut self.source, step).map_err(io::Error::other)?;
+                let source: &mut dyn Read = &mut self.source;
+                self.frame.decode_blocks(source, step).map_err(io::Error::other)?;
             }
         }
         self.frame.read(buffer)

@@ -13,6 +13,7 @@ use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::control::Control;
+use crate::emulated_host;
 use crate::rootfs::{RootBacking, RootDisk};
 
 impl DeviceSpec for DiskConfig {
@@ -91,10 +92,12 @@ pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
     RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { path: path(), source })
 }
 
-/// Where files without a name go. Not /tmp by default, which is in memory on many systems.
+/// Where files without a name go. Not /tmp by default, which is in memory on many systems; but on an emulated host what is
+/// not in memory is shared with the outer one, and a file there needs its name.
 pub(crate) fn overlay_folder() -> PathBuf {
     let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
-    folder.map_or_else(|| Path::new("/var/tmp").to_owned(), PathBuf::from)
+    let default = if emulated_host::caller().is_some() { "/tmp" } else { "/var/tmp" };
+    folder.map_or_else(|| Path::new(default).to_owned(), PathBuf::from)
 }
 
 /// Counts the faults of one disk, and has the machine paused where that is wanted.
