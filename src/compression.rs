@@ -58,11 +58,14 @@ impl Compression {
     /// The stream is damaged or gives more.
     pub fn decompress(self, data: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
         let out = Output::new(self, data, limit)?;
+        // The decoders are large: those that others use with files are the same ones.
+        let mut rest = data;
+        let stream: &mut dyn Read = &mut rest;
         match self {
             Self::Gzip => out.read_all(flate2::read::GzDecoder::new(data)),
-            Self::Xz => out.read_all(lzma_rust2::XzReader::new_mem_limit(data, false, XZ_MEMORY_KIB)),
+            Self::Xz => out.read_all(lzma_rust2::XzReader::new_mem_limit(stream, false, XZ_MEMORY_KIB)),
             Self::Zstd => {
-                let stream = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(data, MAX_WINDOW);
+                let stream = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(stream, MAX_WINDOW);
                 let stream = stream.map_err(|error| self.damaged(error))?;
                 out.read_all(stream)
             }
@@ -155,7 +158,7 @@ impl Output {
 pub const MAX_WINDOW: u64 = 128 << 20;
 
 /// [`MAX_WINDOW`] and what the xz decoder has beside it.
-const XZ_MEMORY_KIB: u32 = (MAX_WINDOW >> 10) as u32 + 1024;
+pub(crate) const XZ_MEMORY_KIB: u32 = (MAX_WINDOW >> 10) as u32 + 1024;
 
 /// A kernel packed by xz, the densest, unpacks to about this many times its size.
 const USUAL_RATIO: usize = 8;

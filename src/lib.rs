@@ -51,6 +51,7 @@ mod io_loop;
 pub mod kernel_image;
 mod kvm;
 mod memory;
+pub mod rootfs;
 pub mod terminal;
 mod vcpu;
 mod virtio;
@@ -63,7 +64,7 @@ pub mod vsock {
     pub use crate::virtio::VsockPortError;
 }
 
-pub use config::{DiskConfig as Disk, NetConfig as Net};
+pub use config::{DiskConfig as Disk, NetConfig as Net, RootConfig as Root};
 pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;

@@ -40,6 +40,8 @@ mod console;
 mod formats;
 #[path = "linux/net.rs"]
 mod net;
+#[path = "linux/root.rs"]
+mod root;
 #[path = "linux/shell.rs"]
 mod shell;
 #[path = "linux/tools.rs"]

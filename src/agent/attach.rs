@@ -89,7 +89,7 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
 }
 
 /// What follows `--` is for the first program.
-fn with_words(line: &str, words: &str) -> String {
+pub(crate) fn with_words(line: &str, words: &str) -> String {
     match line.split_once(" -- ") {
         Some((kernel, init)) => format!("{kernel} {words} -- {init}"),
         None => format!("{line} {words}").trim_start().to_owned(),

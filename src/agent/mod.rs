@@ -17,7 +17,7 @@ mod streams;
 mod vm;
 
 pub use attach::AttachError;
-pub(crate) use attach::{AgentAttachment, prepared};
+pub(crate) use attach::{AgentAttachment, prepared, with_words};
 pub use client::{AgentClient, NetworkSettings};
 pub use coracle_agent::guest_protocol::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,

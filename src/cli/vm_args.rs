@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    NetChoice, ResetPolicy, VcpuCount, VsockConfig, parse_duration,
+    NetChoice, ResetPolicy, RootConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// The machine, its guest, and where it runs.
@@ -21,6 +21,13 @@ pub(crate) struct VmArgs {
     /// Initial RAM file system; several are given to the guest one after the other
     #[arg(short, long = "initrd", value_name = "FILE")]
     pub initrds: Vec<PathBuf>,
+    /// Root file system: a folder, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or squashfs, which all stay
+    /// as they are; or path=PATH with words behind commas: rw (writes go to the image), cow-size=SIZE, as=initramfs or disk
+    #[arg(long, value_name = "ROOT")]
+    pub root: Option<RootConfig>,
+    /// Refuse a --root folder whose files' owners cannot be known, where a caller's own files would become root's
+    #[arg(long, requires = "root")]
+    pub keep_ids: bool,
     /// Folder of the kernel's modules (lib/modules, or of its release): load those that its devices need
     #[arg(long, value_name = "DIR")]
     pub modules: Option<PathBuf>,

@@ -32,6 +32,7 @@ impl Crossing {
         self.add_read("-i ", &config.initrds);
         self.add_read("--modules ", &config.modules);
         self.add_read("the module loader ", guest_data::find(GuestData::Agent).ok());
+        self.add_read("--root ", config.root.iter().map(|root| &root.path));
         self.add_read("--disk ", config.disks.iter().map(|disk| &disk.path));
         if let CpuModel::Template(path) = &config.cpu {
             self.add_read("--cpu ", [path]);

@@ -37,6 +37,11 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
     settings::raw(&args.vm).map(|below| own.over(below))
 }
 
+/// Whether nothing of the user's is to be booted.
+pub(super) fn is_default_guest(raw: &RawConfig) -> bool {
+    raw.kernel.is_none() && raw.initrds.is_none() && raw.root.is_none()
+}
+
 /// What the default guest is to do: a shell for a person, a report for a program.
 pub(super) fn default_words() -> &'static str {
     if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
@@ -54,7 +59,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     if has_command {
         // Standard output is the command's.
         config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
-        command::prepare(&mut config, args.command.init, raw.kernel.is_none() && raw.initrds.is_none());
+        command::prepare(&mut config, args.command.init, is_default_guest(raw));
     }
     // Whatever is wrong with them is said before anything is started.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;

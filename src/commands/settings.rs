@@ -1,7 +1,7 @@
 //! From flags and config file to the configuration of a machine: for every command that makes one.
 
 use coracle::config::{
-    ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with,
+    ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, VmConfig, default_cmdline_with,
 };
 use coracle::guest_data::{self, GuestData};
 
@@ -17,6 +17,7 @@ pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
         schema: None,
         kernel: args.kernel.clone(),
         initrds: (!args.initrds.is_empty()).then(|| args.initrds.clone()),
+        root: args.root.clone().map(|root| RootConfig { keep_ids: root.keep_ids || args.keep_ids, ..root }),
         append: (!args.append.is_empty()).then(|| args.append.clone()),
         cmdline: args.cmdline.clone(),
         protocol: args.protocol,
@@ -81,8 +82,12 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         Some(kernel) => kernel.clone(),
         None => {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
-            initrds.insert(0, find(GuestData::GuestInitramfs)?);
-            defaults.push(default_words);
+            if raw.root.is_some() {
+                defaults.push("quiet");
+            } else {
+                initrds.insert(0, find(GuestData::GuestInitramfs)?);
+                defaults.push(default_words);
+            }
             guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
         }
     };
@@ -99,6 +104,7 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         protocol: raw.protocol.unwrap_or_default(),
         kaslr: raw.kaslr.unwrap_or_default(),
         initrds,
+        root: raw.root.clone(),
         modules: raw.modules.clone(),
         cmdline,
         vcpus: raw.cpus.unwrap_or_default(),

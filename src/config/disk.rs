@@ -166,7 +166,7 @@ impl DiskConfig {
 }
 
 /// Reads `64M`, `2G` or a bare number of MiB.
-fn bytes(text: &str) -> Result<u64, ConfigError> {
+pub(super) fn bytes(text: &str) -> Result<u64, ConfigError> {
     let syntax = || ConfigError::SizeSyntax { text: text.into() };
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {

@@ -17,6 +17,7 @@ mod net;
 mod policy;
 mod protocol;
 mod raw;
+mod root;
 mod schema;
 mod serial;
 mod vcpu_count;
@@ -44,6 +45,7 @@ pub use net::{LEAST_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
 pub use raw::RawConfig;
+pub use root::{RootAccess, RootConfig, RootForm, RootKind};
 pub use schema::schema;
 pub use serial::SerialConfig;
 pub use vcpu_count::VcpuCount;
@@ -52,7 +54,7 @@ pub use vsock::VsockConfig;
 /// A virtual machine to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
-    /// The kernel image; none: the default guest's, and its initramfs too where `initrds` is empty.
+    /// The kernel image; none: the default guest's, and its initramfs too where there is neither an initrd nor a root.
     pub kernel: Option<PathBuf>,
     /// How the kernel is entered.
     pub protocol: KernelProtocol,
@@ -60,6 +62,8 @@ pub struct VmConfig {
     pub kaslr: bool,
     /// The initial RAM file systems, which the guest sees as one.
     pub initrds: Vec<PathBuf>,
+    /// The root file system. It goes without `initrds`.
+    pub root: Option<RootConfig>,
     /// Where the kernel's modules are, when those that its devices need are to be loaded: the folder of its release,
     /// one that holds that folder, or the root of a system.
     pub modules: Option<PathBuf>,
@@ -120,6 +124,7 @@ impl Default for VmConfig {
             protocol: KernelProtocol::default(),
             kaslr: false,
             initrds: Vec::new(),
+            root: None,
             modules: None,
             cmdline: DEFAULT_CMDLINE.to_owned(),
             vcpus: VcpuCount::default(),
@@ -210,6 +215,24 @@ pub enum ConfigError {
     DiskId {
         /// As given.
         text: String,
+    },
+    /// A root without a path.
+    #[error(
+        "`{text}` names no root: write the path of a folder, tar or image, or path=PATH with words behind commas, as in \
+         path=root.img,rw"
+    )]
+    RootPath {
+        /// As given.
+        text: String,
+    },
+    /// A word that no root knows.
+    #[error(
+        "`{word}` does not go with a root, or not with the words before it: there are rw, cow, cow-size=SIZE, \
+         as=initramfs, as=disk and keep-ids, each once"
+    )]
+    RootWord {
+        /// As given.
+        word: String,
     },
     /// Not the end of a network card.
     #[error(

@@ -8,7 +8,8 @@ use serde::Deserialize;
 
 use super::{
     Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, written,
+    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, VcpuCount,
+    VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -23,6 +24,8 @@ pub struct RawConfig {
     pub kernel: Option<PathBuf>,
     /// Initial RAM file systems, which the guest sees as one.
     pub initrds: Option<Vec<PathBuf>>,
+    /// The root file system.
+    pub root: Option<RootConfig>,
     /// Words to add to the kernel command line.
     pub append: Option<Vec<String>>,
     /// The kernel command line in place of the default one.
@@ -86,6 +89,7 @@ impl RawConfig {
             schema: self.schema.or(below.schema),
             kernel: self.kernel.or(below.kernel),
             initrds: self.initrds.or(below.initrds),
+            root: self.root.or(below.root),
             append: self.append.or(below.append),
             cmdline: self.cmdline.or(below.cmdline),
             protocol: self.protocol.or(below.protocol),
@@ -120,6 +124,7 @@ impl RawConfig {
         let from_folder = |path: &mut PathBuf| *path = folder.join(&path);
         self.kernel.iter_mut().for_each(from_folder);
         self.initrds.iter_mut().flatten().for_each(from_folder);
+        self.root.iter_mut().for_each(|root| from_folder(&mut root.path));
         self.modules.iter_mut().for_each(from_folder);
         self.vsock.iter_mut().filter_map(|vsock| vsock.uds.as_mut()).for_each(from_folder);
         self.outcome.iter_mut().for_each(from_folder);

@@ -27,6 +27,14 @@ fn properties() -> Vec<(&'static str, Value)> {
         ("$schema", text("Where this schema is, for editors; without effect", "vm.schema.json")),
         ("kernel", text("Kernel image (ELF or bzImage); none boots the default guest", "vmlinux")),
         ("initrds", texts("Initial RAM file systems, given to the guest one after the other", "initrd.cpio")),
+        (
+            "root",
+            text(
+                "Root file system: the path of a folder, a tar or an image, or path=PATH with any of rw, cow, \
+                 cow-size=SIZE, as=initramfs, as=disk, keep-ids behind commas",
+                "rootfs",
+            ),
+        ),
         ("append", texts("Words to add to the kernel command line", "quiet")),
         ("cmdline", text("Kernel command line in place of the default one", "console=ttyS0")),
         ("protocol", choice("How the kernel is entered", &["auto", "linux", "pvh"])),

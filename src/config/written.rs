@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
     Accel, AcpiMode, ConfigError, ConsoleDevice, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, ResetPolicy, SerialConfig, VcpuCount, VsockConfig, parse_duration,
+    MemoryConfig, NetChoice, ResetPolicy, RootConfig, SerialConfig, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -41,6 +41,7 @@ written!(KernelProtocol, Form::Text);
 written!(MemoryConfig, Form::TextOrNumber);
 written!(NetChoice, Form::Text);
 written!(ResetPolicy, Form::Text);
+written!(RootConfig, Form::Text);
 written!(SerialConfig, Form::Text);
 written!(Time, Form::TextOrNumber);
 written!(VcpuCount, Form::Number);

@@ -55,6 +55,14 @@ pub enum EmulatedExit {
 /// The environment variable that a command finds set when it runs on an emulated host.
 pub const MARK: &str = "CORACLE_EMULATED_HOST";
 
+/// The variable with the id of the user who started it, for whom a command there works as root.
+const CALLER: &str = "CORACLE_EMULATED_HOST_CALLER";
+
+/// On an emulated host, the id of the user who started it.
+pub(crate) fn caller() -> Option<u32> {
+    std::env::var(CALLER).ok()?.parse().ok()
+}
+
 /// Looks whether an emulated host could be started, and says with what.
 ///
 /// # Errors

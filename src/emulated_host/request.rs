@@ -1,6 +1,8 @@
 //! The caller's surroundings, as the command on the emulated machine inherits them.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{env, fs};
 
@@ -25,7 +27,7 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
     let terminals = CallerTerminal::all().map_err(local("look at the standard streams"))?;
     Ok(Request {
         argv: args.command.clone(),
-        env: env::vars_os().chain([(super::MARK.into(), "1".into())]).collect(),
+        env: env::vars_os().chain(marks()?).collect(),
         umask: umask().map_err(local("read the file mode creation mask"))?,
         terminal: terminal(&terminals).map_err(local("read the terminal's modes"))?,
         terminals: terminals.each_ref().map(Option::is_some),
@@ -34,6 +36,12 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
         shares: shares::of_command(&args.shares, &cwd, program, search_path.as_deref())?,
         cwd,
     })
+}
+
+/// What tells the command where it is, and for whom.
+fn marks() -> Result<[(OsString, OsString); 2], EmulatedHostError> {
+    let process = fs::metadata("/proc/self").map_err(local("tell this process's user"))?;
+    Ok([(super::MARK.into(), "1".into()), (super::CALLER.into(), process.uid().to_string().into())])
 }
 
 fn terminal(terminals: &[Option<CallerTerminal>; 3]) -> io::Result<Option<(TerminalModes, WindowSize)>> {

@@ -1,5 +1,5 @@
 //! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts the
-//! system on the device that `root=` names. It goes after the user's own archives and replaces nothing in them: all of
+//! system on the device that `root=` names, or the one that is around it. It goes after the user's own archives and replaces nothing in them: all of
 //! it is under `/coracle`, but for an `/init` where the user has brought no initrd at all.
 //!
 //! The program in it is Coracle's agent (`agent/src/loader`), from the default guest's files.
@@ -30,6 +30,24 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) program: Option<&'a Path>,
     /// Whether the program is wanted without modules, too: it is the guest's agent.
     pub(crate) is_agent: bool,
+    /// Where the root is that it starts in any case, modules or not.
+    pub(crate) root: Option<RootStart>,
+}
+
+/// Where the loader finds a root that was made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RootStart {
+    /// Around itself: the initramfs is the root.
+    Here,
+    /// On the device that the command line names.
+    OnDevice,
+}
+
+impl LoaderRequest<'_> {
+    /// Whether the program is wanted without modules, too.
+    fn needs_program(&self) -> bool {
+        self.is_agent || self.root.is_some()
+    }
 }
 
 /// Why there is no such archive.
@@ -101,18 +119,18 @@ pub enum LoaderError {
     Archive(#[from] ArchiveError),
 }
 
-/// The initrd with the modules that a machine's devices need; `None` when they need none, or the kernel has all of them
-/// built in.
+/// The initrd with the modules that a machine's devices need, and the program that loads them; `None` when they need none,
+/// or the kernel has all of them built in, and the program has nothing else to do.
 ///
 /// # Errors
 /// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
 /// warning in the log.
 pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, LoaderError> {
-    if request.modules.is_empty() && !request.is_agent {
+    if request.modules.is_empty() && !request.needs_program() {
         return Ok(None);
     }
     let made = match archive(request, modules_of(request)) {
-        Err(error) if request.folder.is_none() && (!request.is_agent || error.is_about_modules()) => {
+        Err(error) if request.folder.is_none() && (!request.needs_program() || error.is_about_modules()) => {
             log::warn!("{error}");
             archive(request, Ok(Vec::new()))
         }
@@ -135,7 +153,7 @@ impl LoaderError {
     }
 }
 
-/// Makes the archive; `None` when the kernel has everything built in and no agent is wanted.
+/// Makes the archive; `None` when the kernel has everything built in, no agent is wanted, and there is no root to start.
 ///
 /// # Errors
 /// A module or the program that loads it cannot be found or read.
@@ -144,21 +162,29 @@ fn archive(
     modules: Result<Vec<Module>, LoaderError>,
 ) -> Result<Option<Vec<u8>>, LoaderError> {
     let modules = modules?;
-    if modules.is_empty() && !request.is_agent {
+    if modules.is_empty() && !request.needs_program() {
         return Ok(None);
     }
     let path =
         request.program.map_or_else(|| guest_data::find(GuestData::Agent), |path| Ok(path.to_owned()))?;
     let program = fs::read(&path).map_err(|source| LoaderError::Program { path, source })?;
-    Ok(Some(packed(program, modules, request.has_initrd)?))
+    Ok(Some(packed(program, modules, request)?))
 }
 
-fn packed(program: Vec<u8>, modules: Vec<Module>, has_initrd: bool) -> Result<Vec<u8>, ArchiveError> {
+fn packed(
+    program: Vec<u8>,
+    modules: Vec<Module>,
+    request: &LoaderRequest<'_>,
+) -> Result<Vec<u8>, ArchiveError> {
     let mut archive = Archive::default();
     archive.file("coracle/init", 0o755, program);
-    if !has_initrd {
-        archive.symlink("init", "coracle/init");
+    if !request.has_initrd {
         archive.character_device("dev/console", 0o600, 5, 1);
+    }
+    match request.root {
+        None if request.has_initrd => {}
+        None | Some(RootStart::OnDevice) => archive.symlink("init", "coracle/init"),
+        Some(RootStart::Here) => archive.file(ROOT_IS_HERE, 0o644, Vec::new()),
     }
     let mut load_order = String::new();
     for module in modules {
@@ -236,6 +262,9 @@ fn listed(places: &[PathBuf]) -> String {
 
 const HOST_MODULES: &str = "/lib/modules";
 
+/// Tells the loader that the initramfs which it is in is the root (`agent/src/loader`).
+const ROOT_IS_HERE: &str = "coracle/root-is-here";
+
 #[cfg(test)]
 mod tests {
     use super::super::samples::{RELEASE, Tree, object};
@@ -257,6 +286,7 @@ mod tests {
             has_initrd: true,
             program: None,
             is_agent: false,
+            root: None,
         }
     }
 
@@ -331,10 +361,12 @@ mod tests {
     #[test]
     fn archive_is_under_its_own_folder_unless_there_is_no_initrd() {
         let module = || Module { path: "kernel/drivers/x.ko".into(), object: b"object".to_vec() };
-        let text = |has_initrd| {
-            let archive = packed(b"program".to_vec(), vec![module()], has_initrd).unwrap();
+        let text_for = |has_initrd, root| {
+            let request = LoaderRequest { has_initrd, root, ..request(Path::new("/vmlinuz"), None) };
+            let archive = packed(b"program".to_vec(), vec![module()], &request).unwrap();
             String::from_utf8(archive).unwrap()
         };
+        let text = |has_initrd| text_for(has_initrd, None);
         let names = |archive: &str| archive.matches("070701").count();
         // Three folders, the program, the module, the list, the end.
         assert_eq!(names(&text(true)), 7);
@@ -342,5 +374,10 @@ mod tests {
         // Also /init, /dev and the console.
         assert_eq!(names(&text(false)), 10);
         assert!(text(false).contains("coracle/init"));
+        // A root on a device is as without an initrd; one that is the initramfs itself keeps its own /init.
+        assert_eq!(names(&text_for(false, Some(RootStart::OnDevice))), 10);
+        let here = text_for(false, Some(RootStart::Here));
+        assert_eq!(names(&here), 10);
+        assert!(here.contains("coracle/root-is-here\0") && !here.contains("init\0\0coracle/init"));
     }
 }

@@ -7,11 +7,14 @@ use std::sync::Arc;
 use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlayError, OverlaySize, RawDisk};
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
+use coracle_devices::virtio::poll::Poll;
 
 use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::control::Control;
+use crate::emulated_host;
+use crate::rootfs::{RootBacking, RootDisk};
 
 impl DeviceSpec for DiskConfig {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
@@ -28,6 +31,34 @@ impl DeviceSpec for DiskConfig {
             },
             poll: self.poll,
             backend,
+            faults: Arc::new(faults),
+        })))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_blk"
+    }
+}
+
+/// The disk with the guest's root.
+impl DeviceSpec for RootDisk {
+    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+        let file = match &self.backing {
+            RootBacking::Image(config) => return config.open(context),
+            RootBacking::Made(file) => file,
+        };
+        let name = "disk of the root".to_owned();
+        let failed = |source| VirtioError::Host { device: name.clone(), source };
+        let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
+        let control = context.control.clone();
+        let faults = Faults { name: name.clone(), policy: DiskErrorPolicy::Report, control };
+        Ok(Arc::new(Block::new(BlockSettings {
+            name,
+            id: String::new(),
+            queues: 1,
+            engine: Engine::IoUring,
+            poll: Poll::DEFAULT,
+            backend: Box::new(disk),
             faults: Arc::new(faults),
         })))
     }
@@ -61,10 +92,12 @@ pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
     RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { path: path(), source })
 }
 
-/// Not /tmp by default, which is in memory on many systems.
-fn overlay_folder() -> PathBuf {
+/// Where files without a name go. Not /tmp by default, which is in memory on many systems; but on an emulated host what is
+/// not in memory is shared with the outer one, and a file there needs its name.
+pub(crate) fn overlay_folder() -> PathBuf {
     let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
-    folder.map_or_else(|| Path::new("/var/tmp").to_owned(), PathBuf::from)
+    let default = if emulated_host::caller().is_some() { "/tmp" } else { "/var/tmp" };
+    folder.map_or_else(|| Path::new(default).to_owned(), PathBuf::from)
 }
 
 /// Counts the faults of one disk, and has the machine paused where that is wanted.

@@ -29,6 +29,7 @@ use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub(crate) use disk::overlay_folder;
 use spec::SpecContext;
 pub(crate) use spec::specs;
 pub use vsock::VsockPortError;
@@ -37,6 +38,7 @@ use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::control::Control;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
+use crate::rootfs::Root;
 use crate::vm::outcome::HostFailure;
 
 /// Every virtio device of a machine, in the order in which its guest finds them.
@@ -142,15 +144,16 @@ pub enum VirtioError {
 }
 
 impl VirtioDevices {
-    /// Opens what the devices of `config` need on the host, and attaches them.
+    /// Opens what the devices of `config` and the disk of its root need on the host, and attaches them.
     ///
     /// # Errors
     /// A device cannot be had.
     pub(crate) fn attach(
         config: &VmConfig,
+        root: Option<&Root>,
         context: &AttachContext<'_>,
     ) -> Result<VirtioDevices, VirtioError> {
-        let specs = specs(config);
+        let specs = specs(config, root);
         check_together(config, specs.len())?;
         let control = context.control.clone();
         let opening = SpecContext {
@@ -287,7 +290,7 @@ impl Attached {
 /// # Errors
 /// A device cannot be had.
 pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
-    check_together(config, specs(config).len())?;
+    check_together(config, specs(config, None).len())?;
     // All at once: two of them may be the same.
     config.disks.iter().map(disk::check).collect::<Result<Vec<_>, _>>().map(drop)
 }

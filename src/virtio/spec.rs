@@ -13,6 +13,7 @@ use super::VirtioError;
 use super::console::VirtioConsole;
 use crate::config::{ConsoleDevice, MemoryConfig, VmConfig};
 use crate::control::Control;
+use crate::rootfs::Root;
 
 /// A configured device, before anything of it is open.
 pub(crate) trait DeviceSpec {
@@ -41,10 +42,11 @@ pub(crate) struct SpecContext {
 }
 
 /// Every device of a machine, in the order in which its guest finds them.
-pub(crate) fn specs(config: &VmConfig) -> Vec<&dyn DeviceSpec> {
+pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<&'a dyn DeviceSpec> {
     // Disks come first, so that their letters in a Linux guest follow the command line.
     let mut specs: Vec<&dyn DeviceSpec> = Vec::new();
     specs.extend(config.disks.iter().map(|disk| disk as &dyn DeviceSpec));
+    specs.extend(root.and_then(Root::disk).map(|disk| disk as &dyn DeviceSpec));
     specs.extend(config.nets.iter().map(|net| net as &dyn DeviceSpec));
     if config.rng {
         specs.push(&Entropy);

@@ -21,7 +21,7 @@ use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::{Platform, PlatformError};
 use super::watch::Limits;
-use crate::agent::{self, AgentAttachment, AttachError};
+use crate::agent::{self, AgentAttachment, AttachError, with_words};
 use crate::config::{AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleError, ConsoleStreams, Escape, MachineConsoles};
 use crate::control::{Control, VmEvent};
@@ -34,6 +34,7 @@ use crate::io_loop::IoLoop;
 use crate::kernel_image::{self, KernelError, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
 use crate::memory::{GuestRam, MemoryError};
+use crate::rootfs::{self, Root, RootError};
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 use crate::virtio::{self, AttachContext, VirtioDevices, VirtioError, specs};
 
@@ -62,6 +63,9 @@ pub enum BuildError {
     /// An initrd cannot be used.
     #[error(transparent)]
     Initrd(#[from] InputFileError),
+    /// The root file system cannot be had.
+    #[error(transparent)]
+    Root(#[from] RootError),
     /// The modules that the devices need cannot be had.
     #[error(transparent)]
     Modules(#[from] LoaderError),
@@ -178,7 +182,8 @@ impl VmBuilder {
     /// One of them cannot.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
-        Inputs::open(&self.config).map(drop)
+        rootfs::check(&self.config)?;
+        Inputs::open(&self.config, None).map(drop)
     }
 
     /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
@@ -203,14 +208,14 @@ impl VmBuilder {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
-        let inputs = Inputs::open(&self.config)?;
+        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?)?;
         let console = self.console.open_all(&self.config)?;
         let control = Arc::new(Control::new());
         let interrupts = Arc::new(Interrupts::default());
         let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
         let attach =
             AttachContext { interrupts: &interrupts, io: event_loop.handle(), control: control.clone() };
-        let virtio = Arc::new(VirtioDevices::attach(&self.config, &attach)?);
+        let virtio = Arc::new(VirtioDevices::attach(&self.config, inputs.root.as_ref(), &attach)?);
         let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
         let platform = Platform::new(interrupts.clone(), control.clone(), &virtio, com2.as_ref())?;
@@ -259,24 +264,26 @@ impl VmBuilder {
         let request = LoadRequest {
             image: &inputs.kernel,
             initrds: &inputs.initrds,
-            cmdline: &self.whole_cmdline(&inputs.kernel, virtio),
+            cmdline: &self.whole_cmdline(inputs, virtio),
             ram_bytes: self.config.memory.bytes(),
             acpi_rsdp,
         };
         Ok(load::load(ram.mmap(), &request)?)
     }
 
-    /// The configured command line, and what the machine itself has to tell the kernel: a Linux kernel that is to do
-    /// without ACPI would look for its tables otherwise.
-    fn whole_cmdline(&self, kernel: &KernelImage, virtio: &[VirtioMmio]) -> String {
-        let line = &self.config.cmdline;
-        match self.config.acpi {
-            AcpiMode::Off if kernel.is_linux() => {
-                let devices = virtio.iter().map(|place| place.cmdline_word());
-                let words = [line.clone(), "acpi=off".to_owned()].into_iter().chain(devices);
-                words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ")
-            }
-            AcpiMode::On | AcpiMode::Off => line.clone(),
+    /// The configured command line, and what the machine itself has to tell the kernel: where its root is, and to a Linux
+    /// kernel that is to do without ACPI that it need not look for its tables.
+    fn whole_cmdline(&self, inputs: &Inputs, virtio: &[VirtioMmio]) -> String {
+        let mut words = Vec::new();
+        words.extend(inputs.root.as_ref().map(|root| root.cmdline_words(self.config.disks.len())));
+        if self.config.acpi == AcpiMode::Off && inputs.kernel.is_linux() {
+            words.push("acpi=off".to_owned());
+            words.extend(virtio.iter().map(|place| place.cmdline_word()));
+        }
+        if words.is_empty() {
+            self.config.cmdline.clone()
+        } else {
+            with_words(&self.config.cmdline, &words.join(" "))
         }
     }
 
@@ -311,7 +318,7 @@ impl VmBuilder {
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
-        let Inputs { kernel, initrds, cpu: _ } = &recipe.inputs;
+        let Inputs { kernel, initrds, cpu: _, root: _ } = &recipe.inputs;
         let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
@@ -385,34 +392,37 @@ struct Inputs {
     kernel: KernelImage,
     initrds: Vec<InitrdFile>,
     cpu: CpuTemplate,
+    root: Option<Root>,
 }
 
 impl Inputs {
-    fn open(config: &VmConfig) -> Result<Inputs, BuildError> {
-        let (kernel, initrds) = open_files(config)?;
-        Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)? })
+    fn open(config: &VmConfig, root: Option<Root>) -> Result<Inputs, BuildError> {
+        let VmConfig { protocol, kaslr, .. } = *config;
+        let (path, initrds) = kernel_and_initrds(config)?;
+        let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+        let has_initrd = !initrds.is_empty();
+        let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+        if config.root.is_some() && !kernel.is_linux() {
+            return Err(RootError::NotLinux { kernel: path }.into());
+        }
+        let root = root.map(|root| root.placed(&mut initrds));
+        let is_loaders =
+            |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || config.root.is_some();
+        let agent = config.agent.as_ref().filter(is_loaders);
+        if kernel.is_linux() {
+            initrds.extend(loader::initrd(&LoaderRequest {
+                kernel: &path,
+                release: kernel.release(),
+                folder: config.modules.as_deref(),
+                modules: &device_modules(config, root.as_ref()),
+                has_initrd,
+                program: agent.and_then(|agent| agent.program.as_deref()),
+                is_agent: agent.is_some(),
+                root: root.as_ref().map(Root::start),
+            })?);
+        }
+        Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })
     }
-}
-
-fn open_files(config: &VmConfig) -> Result<(KernelImage, Vec<InitrdFile>), BuildError> {
-    let VmConfig { protocol, kaslr, .. } = *config;
-    let (path, initrds) = kernel_and_initrds(config)?;
-    let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
-    let has_initrd = !initrds.is_empty();
-    let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-    if kernel.is_linux() {
-        let agent = config.agent.as_ref().filter(|agent| agent.place != AgentPlace::DefaultGuest);
-        initrds.extend(loader::initrd(&LoaderRequest {
-            kernel: &path,
-            release: kernel.release(),
-            folder: config.modules.as_deref(),
-            modules: &device_modules(config),
-            has_initrd,
-            program: agent.and_then(|agent| agent.program.as_deref()),
-            is_agent: agent.is_some(),
-        })?);
-    }
-    Ok((kernel, initrds))
 }
 
 /// The files that `config` names, or those of the default guest.
@@ -421,18 +431,19 @@ fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), Gues
         return Ok((kernel.clone(), config.initrds.clone()));
     }
     let kernel = guest_data::default_kernel(config.kaslr)?;
-    if config.initrds.is_empty() {
+    if config.initrds.is_empty() && config.root.is_none() {
         return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
     }
     Ok((kernel, config.initrds.clone()))
 }
 
-/// The modules that the devices of a machine need. Who names a folder of modules wants the bus at least.
-fn device_modules(config: &VmConfig) -> Vec<&'static str> {
-    let mut modules: Vec<&str> = specs(config).iter().map(|spec| spec.module()).collect();
+/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus at least.
+fn device_modules(config: &VmConfig, root: Option<&Root>) -> Vec<&'static str> {
+    let mut modules: Vec<&str> = specs(config, root).iter().map(|spec| spec.module()).collect();
     if !modules.is_empty() || config.modules.is_some() {
         modules.insert(0, "virtio_mmio");
     }
+    modules.extend(root.map(Root::modules).unwrap_or_default());
     modules
 }
 

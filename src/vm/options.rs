@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::VmBuilder;
 use crate::config::{
     AgentConfig, ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig, ResetPolicy,
-    VcpuCount, VmConfig, VsockConfig,
+    RootConfig, RootKind, VcpuCount, VmConfig, VsockConfig,
 };
 
 impl VmBuilder {
@@ -20,6 +20,26 @@ impl VmBuilder {
     pub fn initrd(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.initrds.push(path))
+    }
+
+    /// The root file system, in place of an initrd.
+    pub fn root(self, root: RootConfig) -> VmBuilder {
+        self.configure(|config| config.root = Some(root))
+    }
+
+    /// A folder as the root file system; it stays as it is.
+    pub fn root_dir(self, path: impl Into<PathBuf>) -> VmBuilder {
+        self.root(RootConfig { kind: Some(RootKind::Directory), ..RootConfig::new(path) })
+    }
+
+    /// A tar, packed or not, as the root file system.
+    pub fn root_tar(self, path: impl Into<PathBuf>) -> VmBuilder {
+        self.root(RootConfig { kind: Some(RootKind::Tar), ..RootConfig::new(path) })
+    }
+
+    /// An image of ext4, EROFS or squashfs as the root file system; it stays as it is.
+    pub fn root_image(self, path: impl Into<PathBuf>) -> VmBuilder {
+        self.root(RootConfig { kind: Some(RootKind::Image), ..RootConfig::new(path) })
     }
 
     /// Words behind the kernel command line.

@@ -136,7 +136,7 @@ pub(super) fn image_with_init(name: &str, folder: &str, init: &str) -> Option<Pa
 }
 
 /// The default guest's busybox, from the package that it was taken from.
-fn busybox() -> Option<PathBuf> {
+pub(super) fn busybox() -> Option<PathBuf> {
     let guest = data(GuestData::GuestVmlinuz);
     let packages = fs::canonicalize(guest).ok()?.parent()?.parent()?.join("packages");
     let entries = fs::read_dir(packages).ok()?.flatten();

@@ -87,13 +87,17 @@ enum Sign {
     File(&'static str),
 }
 
-const NEEDS: [Need; 6] = [
+const NEEDS: [Need; 9] = [
     // The emulated host, for machines whose KVM cannot run Linux, and for the tests that compare with such a
     // machine.
     Need { sign: Sign::Program("qemu-system-x86_64"), package: "qemu-system-x86" },
     // Networks of the tests, and a network without privilege for their guests.
     Need { sign: Sign::Program("ip"), package: "iproute2" },
     Need { sign: Sign::Program("passt"), package: "passt" },
+    // Images to boot from and to hold Coracle's own against, and what shows extended attributes in a guest.
+    Need { sign: Sign::Program("fsck.erofs"), package: "erofs-utils" },
+    Need { sign: Sign::Program("mksquashfs"), package: "squashfs-tools" },
+    Need { sign: Sign::Program("getfattr"), package: "attr" },
     // What guests of the tests use their disks and network cards with, and the disk that it comes on.
     Need { sign: Sign::Program("fio"), package: "fio" },
     Need { sign: Sign::Program("iperf3"), package: "iperf3" },

@@ -1,11 +1,12 @@
 //! The module loader: loads the modules that a machine's devices need, then gives PID 1 to the user's system. That is
 //! the `/init` of the user's initramfs, which it leaves as it found it, or else what is on the device that `root=`
-//! names.
+//! names, or in the initramfs itself when that was made of a root.
 //!
 //! Its files are all under `/coracle`; `src/initramfs/loader.rs` makes them.
 
 mod agent;
 mod options;
+mod overlay;
 mod root;
 
 use std::convert::Infallible;
@@ -28,6 +29,11 @@ const USER_INIT: &str = "/init";
 
 /// What the kernel tries as the first program of a root, in this order.
 const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
+
+/// Says that the initramfs is the root, with this program's files added to it (`src/initramfs/loader.rs` of the VMM).
+const ROOT_IS_HERE: &str = "/coracle/root-is-here";
+/// All that was added.
+const OWN_FILES: &str = "/coracle";
 
 const MOUNTS: [Mount<'static>; 3] = [
     Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" },
@@ -57,7 +63,9 @@ pub(crate) fn run() -> ExitCode {
         Wanted::BesideInit(transport) => agent::start_beside(&transport),
         Wanted::FirstProcess(transport) => return agent::run_first(&transport, &line),
     }
-    let result = if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
+    let result = if fs::metadata(ROOT_IS_HERE).is_ok() {
+        start_here(&Options::from_command_line(&line))
+    } else if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
         start(&[USER_INIT])
     } else {
         MOUNTS.iter().for_each(Mount::make_or_report);
@@ -68,8 +76,34 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Starts the system of a root that is the initramfs itself. It finds what a kernel that mounts a root leaves it: its own
+/// files, and devices.
+fn start_here(options: &Options) -> Result<Infallible, RootError> {
+    let [devices, ..] = &MOUNTS;
+    devices.make_or_report();
+    remove_own_files();
+    start_system(options)
+}
+
+/// Leaves out where an agent beside the init looks at processes. What stays costs memory and nothing else.
+fn remove_own_files() {
+    for entry in fs::read_dir(OWN_FILES).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() && !path.ends_with("proc") {
+            let _ = fs::remove_dir_all(&path);
+        } else {
+            let _ = fs::remove_file(&path);
+        }
+    }
+    let _ = fs::remove_dir(OWN_FILES);
+}
+
 fn start_root(options: &Options) -> Result<Infallible, RootError> {
     root::switch(options)?;
+    start_system(options)
+}
+
+fn start_system(options: &Options) -> Result<Infallible, RootError> {
     match &options.init {
         Some(init) => start(&[init]),
         None => start(&INITS),

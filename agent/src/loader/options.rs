@@ -14,6 +14,8 @@ pub(super) struct Options {
     pub(super) is_writable: bool,
     /// `rootwait`: whether to wait for the device for ever.
     pub(super) waits: bool,
+    /// `coracle.overlay`: what is written goes to memory, and the device is only read.
+    pub(super) has_overlay: bool,
     /// `init=`: the first program.
     pub(super) init: Option<String>,
 }
@@ -37,6 +39,7 @@ impl Options {
                 "init" => options.init = given,
                 "rw" => options.is_writable = true,
                 "ro" => options.is_writable = false,
+                "coracle.overlay" => options.has_overlay = true,
                 "rootwait" => options.waits = true,
                 _ => {}
             }
@@ -61,7 +64,7 @@ mod tests {
 
     #[test]
     fn every_word_is_read_and_the_last_one_counts() {
-        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait \
+        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait coracle.overlay \
                     rootflags=\"noatime,a b\" init=/bin/app panic=-1\n";
         let expected = Options {
             root: Some("/dev/vdb1".into()),
@@ -69,6 +72,7 @@ mod tests {
             flags: "noatime,a b".into(),
             is_writable: true,
             waits: true,
+            has_overlay: true,
             init: Some("/bin/app".into()),
         };
         assert_eq!(Options::from_command_line(line), expected);

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::options::Options;
+use super::overlay;
 use crate::{mounts, new_root};
 
-const NEW_ROOT: &str = "/coracle/root";
+pub(super) const NEW_ROOT: &str = "/coracle/root";
 
 /// How long a device may take to appear, unless the user waits for ever: its driver has been loaded just before.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
@@ -43,7 +44,11 @@ pub(super) fn switch(options: &Options) -> Result<(), RootError> {
     fs::create_dir_all(NEW_ROOT).map_err(step("make a folder for the root"))?;
     let kinds = Kinds::of(options, &fs::read_to_string("/proc/filesystems").unwrap_or_default());
     let source = if kinds.need_no_device { root.into() } else { wait_for(root, options.waits)? };
-    mount(root, &source, &kinds.names, options)?;
+    if options.has_overlay {
+        overlay::mount(|lower| mount(root, &source, &kinds.names, options, lower))?;
+    } else {
+        mount(root, &source, &kinds.names, options, NEW_ROOT)?;
+    }
 
     let devices = Path::new(NEW_ROOT).join("dev");
     if !devices.is_dir() || mounts::move_mount("/dev".as_ref(), &devices).is_err() {
@@ -81,12 +86,18 @@ impl Kinds {
 }
 
 /// Mounts the first kind that fits.
-fn mount(root: &str, source: &Path, kinds: &[String], options: &Options) -> Result<(), RootError> {
+fn mount(
+    root: &str,
+    source: &Path,
+    kinds: &[String],
+    options: &Options,
+    target: &str,
+) -> Result<(), RootError> {
     // Silent: a kind that does not fit is no news.
     let (generic, own) = split_flags(&options.flags);
     let flags = generic | libc::MS_SILENT | if options.is_writable { 0 } else { libc::MS_RDONLY };
     for kind in kinds {
-        match mounts::mount_with(source, NEW_ROOT.as_ref(), kind, flags, &own) {
+        match mounts::mount_with(source, target.as_ref(), kind, flags, &own) {
             Ok(()) => return Ok(()),
             // It holds another kind, or this kernel does not have this one.
             Err(error)

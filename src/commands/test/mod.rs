@@ -30,6 +30,7 @@ use self::verdict::worst;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, place};
 use super::run::command::prepare;
+use super::run::is_default_guest;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TestArgs};
@@ -122,7 +123,7 @@ fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     config.serial = SerialConfig::Null;
     config.timeout = Some(time(raw));
     if has_command {
-        prepare(&mut config, false, raw.kernel.is_none() && raw.initrds.is_none());
+        prepare(&mut config, false, is_default_guest(raw));
     }
     if raw.on_halt.is_none() {
         config.on_halt = HaltPolicy::Exit;

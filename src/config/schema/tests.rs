@@ -122,4 +122,4 @@ fn flags_win_and_relative_paths_move_for_every_field() {
 }
 
 /// The fields that are paths, or lists of paths.
-const PATHS: [&str; 6] = ["kernel", "initrds", "modules", "disks", "vsock", "outcome"];
+const PATHS: [&str; 7] = ["kernel", "initrds", "root", "modules", "disks", "vsock", "outcome"];

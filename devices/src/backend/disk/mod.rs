@@ -6,7 +6,7 @@ mod raw;
 mod vectored;
 
 pub use open::{DiskOpenError, FileLock};
-pub use overlay::{Overlay, OverlayError, OverlaySize};
+pub use overlay::{Overlay, OverlayError, OverlaySize, nameless_file};
 pub use raw::RawDisk;
 
 use std::io;

@@ -248,8 +248,11 @@ impl DiskBackend for Overlay {
     }
 }
 
-/// A file that is gone when it is closed.
-fn nameless_file(folder: &Path) -> io::Result<File> {
+/// A file in a folder that has no name there and is gone when it is closed.
+///
+/// # Errors
+/// The folder takes no files.
+pub fn nameless_file(folder: &Path) -> io::Result<File> {
     let options = OpenOptions::new().read(true).write(true).mode(0o600).clone();
     match options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
         Err(error)

@@ -33,6 +33,15 @@ impl RawDisk {
         Ok(Self { file, capacity, lock, is_file })
     }
 
+    /// A disk of an open file that nobody else knows, for reading only.
+    ///
+    /// # Errors
+    /// Its length cannot be told.
+    pub fn of_file(file: File) -> io::Result<Self> {
+        let capacity = length_now(file.as_fd())?;
+        Ok(Self { file, capacity, lock: FileLock::Shared, is_file: true })
+    }
+
     fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
         end_inside(offset, len, self.capacity).ok_or_else(out_of_range)
     }

@@ -1,0 +1,149 @@
+//! The root file system of a guest: where it comes from, and how it gets there.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use super::ConfigError;
+use super::disk::bytes;
+
+/// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
+/// LZ4), or an image of ext4, EROFS or squashfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootConfig {
+    /// The folder, tar or image.
+    pub path: PathBuf,
+    /// What it has to be; none: whatever it is.
+    pub kind: Option<RootKind>,
+    /// What becomes of what the guest writes.
+    pub access: RootAccess,
+    /// How a folder or tar gets into the guest.
+    pub form: RootForm,
+    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs to an
+    /// unprivileged caller is root's in the guest.
+    pub keep_ids: bool,
+}
+
+/// What a root is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RootKind {
+    /// A folder of the host.
+    Directory,
+    /// A tar, packed or not.
+    Tar,
+    /// An image of a file system.
+    Image,
+}
+
+/// What becomes of what a guest writes to its root.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RootAccess {
+    /// It is gone with the machine, and the source stays as it is.
+    #[default]
+    Private,
+    /// The same, and at most so many bytes of it. For images of ext4.
+    PrivateUpTo(u64),
+    /// It goes to the image, which nobody else may use meanwhile. For images of ext4.
+    Image,
+}
+
+/// How a folder or tar gets into the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RootForm {
+    /// As an initramfs where it is small and has no extended attributes, else on a disk.
+    #[default]
+    Auto,
+    /// As an initramfs, which any kernel can have, and which takes memory.
+    Initramfs,
+    /// On a read-only disk (EROFS) with what is written in the guest's memory (overlayfs).
+    Disk,
+}
+
+impl RootConfig {
+    /// A root whose source stays as it is.
+    pub fn new(path: impl Into<PathBuf>) -> RootConfig {
+        RootConfig {
+            path: path.into(),
+            kind: None,
+            access: RootAccess::default(),
+            form: RootForm::default(),
+            keep_ids: false,
+        }
+    }
+}
+
+impl FromStr for RootConfig {
+    type Err = ConfigError;
+
+    /// Reads `PATH`, or `path=PATH` with any of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`, `as=disk` and `keep-ids` behind
+    /// commas.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let mut words = text.split(',');
+        let first = words.next().unwrap_or_default();
+        let path = first.strip_prefix("path=").unwrap_or(first);
+        if path.is_empty() {
+            return Err(ConfigError::RootPath { text: text.into() });
+        }
+        let mut root = RootConfig::new(path);
+        let mut seen = Vec::new();
+        for word in words {
+            let unknown = || ConfigError::RootWord { word: word.into() };
+            let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+            if seen.contains(&key) {
+                return Err(unknown());
+            }
+            seen.push(key);
+            match (key, value, root.access) {
+                ("rw", None, RootAccess::Private) if !seen.contains(&"cow") => {
+                    root.access = RootAccess::Image;
+                }
+                ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => {}
+                ("cow-size", Some(size), RootAccess::Private) => {
+                    root.access = RootAccess::PrivateUpTo(bytes(size)?);
+                }
+                ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
+                ("as", Some("disk"), _) => root.form = RootForm::Disk,
+                ("keep-ids", None, _) => root.keep_ids = true,
+                _ => return Err(unknown()),
+            }
+        }
+        Ok(root)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(text: &str) -> Result<RootConfig, ConfigError> {
+        text.parse()
+    }
+
+    #[test]
+    fn path_may_be_all_there_is() {
+        for text in ["rootfs", "path=rootfs", "rootfs,cow"] {
+            assert_eq!(root(text), Ok(RootConfig::new("rootfs")), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_word_is_read() {
+        assert_eq!(root("a.img,rw").unwrap().access, RootAccess::Image);
+        assert_eq!(root("a.img,cow,cow-size=1M").unwrap().access, RootAccess::PrivateUpTo(1 << 20));
+        let config = root("path=dir,keep-ids,as=disk").unwrap();
+        assert_eq!((config.form, config.keep_ids), (RootForm::Disk, true));
+        assert_eq!(root("dir,as=initramfs").unwrap().form, RootForm::Initramfs);
+    }
+
+    #[test]
+    fn other_words_are_refused_and_named() {
+        for word in ["ro", "rw=1", "as=ram", "as", "keep-ids=1", "size=1", ""] {
+            assert_eq!(root(&format!("a,{word}")), Err(ConfigError::RootWord { word: word.into() }));
+        }
+        for text in ["a,rw,cow", "a,cow,rw", "a,rw,cow-size=1M", "a,as=disk,as=disk", "a,cow-size=0"] {
+            assert!(root(text).is_err(), "{text}");
+        }
+        for text in ["", "path=", ",rw"] {
+            assert!(matches!(root(text), Err(ConfigError::RootPath { .. })), "{text}");
+        }
+    }
+}

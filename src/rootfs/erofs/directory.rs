@@ -1,0 +1,118 @@
+//! Directories: blocks of entries in the order of their names, and behind the entries of each block their names
+//! (`struct erofs_dirent`).
+
+use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
+
+use super::layout::{BLOCK, Layout, Placed};
+use crate::rootfs::tree::{InodeId, Kind, Tree};
+
+type Names = BTreeMap<Vec<u8>, InodeId>;
+
+/// Bytes of a directory with these names.
+pub(super) fn len(names: &Names) -> u64 {
+    let blocks = blocks(sorted(names).map(<[u8]>::len));
+    let last = blocks.last().map_or(0, |block| block.len);
+    (blocks.len() as u64 - 1) * BLOCK + last
+}
+
+/// The content of a directory.
+pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names) -> Vec<u8> {
+    let mut out = Vec::new();
+    let mut names_left = sorted(names);
+    for block in blocks(sorted(names).map(<[u8]>::len)) {
+        // All but the last are whole.
+        out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
+        let here: Vec<&[u8]> = names_left.by_ref().take(block.entries).collect();
+        let mut name_at = block.entries * ENTRY as usize;
+        for name in &here {
+            let id = match *name {
+                b"." => placed.id,
+                b".." => placed.parent,
+                name => names.get(name).copied().unwrap_or(placed.id),
+            };
+            out.extend_from_slice(&layout.nid(id).to_le_bytes());
+            out.extend_from_slice(&(name_at as u16).to_le_bytes());
+            out.push(type_of(&tree.inode(id).kind));
+            out.push(0);
+            name_at += name.len();
+        }
+        here.iter().for_each(|name| out.extend_from_slice(name));
+    }
+    out
+}
+
+/// One block of a directory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Block {
+    entries: usize,
+    /// Bytes of the entries and their names.
+    len: u64,
+}
+
+/// Spreads names of these lengths over blocks; there is one at least.
+fn blocks(lengths: impl Iterator<Item = usize>) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    let mut block = Block::default();
+    for length in lengths {
+        let more = ENTRY + length as u64;
+        if block.len + more > BLOCK {
+            blocks.push(std::mem::take(&mut block));
+        }
+        block.entries += 1;
+        block.len += more;
+    }
+    blocks.push(block);
+    blocks
+}
+
+/// The names with `.` and `..`, in the order of their bytes, by which Linux searches.
+fn sorted(names: &Names) -> impl Iterator<Item = &[u8]> {
+    let range = |from, to| names.range::<[u8], _>((from, to)).map(|(name, _)| name.as_slice());
+    let before = range(Unbounded, Excluded(DOT));
+    let between = range(Excluded(DOT), Excluded(DOTS));
+    let after = range(Excluded(DOTS), Unbounded);
+    before.chain([DOT]).chain(between).chain([DOTS]).chain(after)
+}
+
+const DOT: &[u8] = b".";
+const DOTS: &[u8] = b"..";
+
+/// The kinds of files as directories have them.
+fn type_of(kind: &Kind) -> u8 {
+    match kind {
+        Kind::File(_) => 1,
+        Kind::Directory(_) => 2,
+        Kind::CharacterDevice(_) => 3,
+        Kind::BlockDevice(_) => 4,
+        Kind::Fifo => 5,
+        Kind::Symlink(_) => 7,
+    }
+}
+
+/// Bytes of an entry without its name.
+const ENTRY: u64 = 12;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fill_blocks_up_to_their_end() {
+        // 12 and 244 bytes: 16 of them are a block.
+        let names = |count| blocks(std::iter::repeat_n(244, count));
+        assert_eq!(names(16), [Block { entries: 16, len: 4096 }]);
+        assert_eq!(names(17), [Block { entries: 16, len: 4096 }, Block { entries: 1, len: 256 }]);
+        assert_eq!(names(0), [Block::default()]);
+    }
+
+    #[test]
+    fn dots_stand_among_the_names_by_their_bytes() {
+        let names: Names = [&b"!"[..], b".-", b".a", b"...", b"a"]
+            .into_iter()
+            .map(|name| (name.to_vec(), Tree::ROOT))
+            .collect();
+        let sorted: Vec<&[u8]> = sorted(&names).collect();
+        assert_eq!(sorted, [&b"!"[..], b".", b".-", b"..", b"...", b".a", b"a"]);
+    }
+}

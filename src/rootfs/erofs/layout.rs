@@ -1,0 +1,161 @@
+//! Where everything of an image goes, before a byte of it is written.
+
+use std::collections::HashMap;
+
+use super::directory;
+use crate::rootfs::tree::{Inode, InodeId, Kind, Reached, Tree};
+use crate::rootfs::xattrs;
+
+/// The places of all inodes.
+pub(super) struct Layout {
+    /// In the order of their offsets, the root first.
+    pub(super) placed: Vec<Placed>,
+    /// Blocks of the image.
+    pub(super) blocks: u64,
+    /// Extended attributes that do not fit.
+    pub(super) lost_xattrs: u64,
+    places: HashMap<InodeId, usize>,
+}
+
+/// The place of one inode and its content.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Placed {
+    pub(super) id: InodeId,
+    pub(super) parent: InodeId,
+    pub(super) links: u32,
+    /// In the image, a multiple of [`SLOT`].
+    pub(super) offset: u64,
+    /// Bytes of the extended attributes behind it, their header included.
+    pub(super) xattrs: u64,
+    /// Bytes of its content.
+    pub(super) size: u64,
+    /// Whether what is no whole block of the content is behind the inode.
+    pub(super) is_inline: bool,
+    /// Blocks elsewhere, and the first of them.
+    pub(super) blocks: u64,
+    pub(super) block: u64,
+}
+
+pub(super) const BLOCK: u64 = 4096;
+/// Inodes are counted in these.
+pub(super) const SLOT: u64 = 32;
+/// Bytes of an inode in its extended form.
+pub(super) const INODE: u64 = 64;
+/// Where the superblock is.
+pub(super) const SUPER_OFFSET: usize = 1024;
+/// Bytes in front of an inode's extended attributes.
+pub(super) const XATTR_HEADER: u64 = 12;
+
+impl Layout {
+    /// Places everything of a tree; `None` when there are more blocks than numbers for them.
+    pub(super) fn of(tree: &Tree) -> Option<Layout> {
+        let mut cursor = SUPER_OFFSET as u64 + SUPERBLOCK;
+        let mut layout = Layout { placed: Vec::new(), blocks: 0, lost_xattrs: 0, places: HashMap::new() };
+        for reached in tree.reachable() {
+            let placed = layout.place(tree, reached, &mut cursor);
+            layout.places.insert(placed.id, layout.placed.len());
+            layout.placed.push(placed);
+        }
+        let mut next = cursor.div_ceil(BLOCK);
+        for placed in &mut layout.placed {
+            if placed.blocks > 0 {
+                placed.block = next;
+                next = next.checked_add(placed.blocks).filter(|next| *next < u64::from(u32::MAX))?;
+            }
+        }
+        layout.blocks = next;
+        Some(layout)
+    }
+
+    /// The number of the root's inode, which the superblock has 16 bits for: it is the first.
+    pub(super) fn root_nid(&self) -> u16 {
+        self.placed.first().and_then(|root| u16::try_from(root.offset / SLOT).ok()).unwrap_or_default()
+    }
+
+    /// The number by which directories know an inode.
+    pub(super) fn nid(&self, id: InodeId) -> u64 {
+        let placed = self.places.get(&id).and_then(|place| self.placed.get(*place));
+        placed.map_or(0, |placed| placed.offset / SLOT)
+    }
+
+    fn place(&mut self, tree: &Tree, reached: Reached, cursor: &mut u64) -> Placed {
+        let Reached { id, parent, links } = reached;
+        let inode = tree.inode(id);
+        let xattrs = self.xattrs_len(inode);
+        let size = match &inode.kind {
+            Kind::Directory(names) => directory::len(names),
+            Kind::File(content) => content.len,
+            Kind::Symlink(target) => target.len() as u64,
+            Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
+        };
+        let tail = size % BLOCK;
+        // The end of a content must not cross from one block to the next.
+        let is_inline = tail > 0 && INODE + xattrs + tail <= BLOCK;
+        let together = INODE + if is_inline { xattrs + tail } else { 0 };
+        let mut offset = cursor.next_multiple_of(SLOT);
+        if offset % BLOCK + together > BLOCK {
+            offset = offset.next_multiple_of(BLOCK);
+        }
+        *cursor = offset + INODE + xattrs + if is_inline { tail } else { 0 };
+        let blocks = if is_inline { size / BLOCK } else { size.div_ceil(BLOCK) };
+        Placed { id, parent, links, offset, xattrs, size, is_inline, blocks, block: 0 }
+    }
+
+    fn xattrs_len(&mut self, inode: &Inode) -> u64 {
+        let (mut count, mut len) = (0, 0);
+        for xattr in kept_xattrs(inode) {
+            count += 1;
+            len += xattr.len();
+        }
+        self.lost_xattrs += inode.attributes.xattrs.len() as u64 - count;
+        if len == 0 { 0 } else { XATTR_HEADER + len }
+    }
+}
+
+impl Placed {
+    /// The count by which an inode says how long its extended attributes are.
+    pub(super) fn xattr_count(&self) -> u16 {
+        match self.xattrs {
+            0 => 0,
+            len => u16::try_from((len - XATTR_HEADER) / 4 + 1).unwrap_or(u16::MAX),
+        }
+    }
+}
+
+/// An extended attribute that has a place behind its inode.
+pub(super) struct Xattr<'a> {
+    pub(super) index: u8,
+    /// Its name without what the index says.
+    pub(super) name: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+impl Xattr<'_> {
+    /// Bytes of its entry.
+    fn len(&self) -> u64 {
+        (XATTR_ENTRY + self.name.len() as u64 + self.value.len() as u64).next_multiple_of(4)
+    }
+}
+
+/// Those extended attributes of a file that fit.
+pub(super) fn kept_xattrs(inode: &Inode) -> impl Iterator<Item = Xattr<'_>> {
+    let mut room = MAX_XATTRS;
+    inode.attributes.xattrs.iter().filter_map(move |(name, value)| {
+        let (index, name) = xattrs::split(name)?;
+        let xattr = Xattr { index, name, value };
+        if value.len() > MAX_VALUE || xattr.len() > room {
+            return None;
+        }
+        room -= xattr.len();
+        Some(xattr)
+    })
+}
+
+/// Bytes of the superblock.
+const SUPERBLOCK: u64 = 128;
+/// Bytes in front of the name of an extended attribute.
+const XATTR_ENTRY: u64 = 4;
+/// The field for a value's length has 16 bits.
+const MAX_VALUE: usize = 65535;
+/// The field for the length of all has 16 bits, and counts fours; this is half of it.
+const MAX_XATTRS: u64 = 128 << 10;

@@ -1,0 +1,125 @@
+//! Why there is no root, in sentences that name it.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::directory::DirectoryError;
+use super::erofs::ImageError;
+use super::tar::TarError;
+use super::unpack::UnpackError;
+
+/// Why there is no root.
+#[derive(Debug, thiserror::Error)]
+pub enum RootError {
+    /// The source cannot be opened.
+    #[error("--root {}: it cannot be opened", path.display())]
+    Open {
+        /// As given.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The source is nothing of what a root can be.
+    #[error(
+        "--root {}: it is {found}, but a folder, a tar (plain, gzip, xz, zstd, LZ4) or an image of ext4, EROFS or \
+         squashfs is needed",
+        path.display()
+    )]
+    Kind {
+        /// As given.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+    },
+    /// The source is not what the program said that it is.
+    #[error("the root {} is {found}, but {wanted} is needed", path.display())]
+    OtherKind {
+        /// As given.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What was asked for.
+        wanted: &'static str,
+    },
+    /// The source has nothing in it.
+    #[error("--root {}: there is nothing in it", path.display())]
+    Empty {
+        /// As given.
+        path: PathBuf,
+    },
+    /// A folder cannot be read.
+    #[error("--root {}", path.display())]
+    Directory {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        source: DirectoryError,
+    },
+    /// A tar cannot be used.
+    #[error("--root {}", path.display())]
+    Tar {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        source: TarError,
+    },
+    /// A tar cannot be unpacked.
+    #[error("--root {}", path.display())]
+    Unpack {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        source: UnpackError,
+    },
+    /// An option that goes with images of ext4 alone.
+    #[error("--root {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
+    Word {
+        /// As given.
+        path: PathBuf,
+        /// The option.
+        word: &'static str,
+        /// What the source is.
+        found: &'static str,
+    },
+    /// An initramfs was asked for, and cannot be.
+    #[error(
+        "--root {}: it cannot be an initramfs, which has no extended attributes, no names beyond 4 KiB and no files \
+         beyond 4 GiB; leave out as=initramfs",
+        path.display()
+    )]
+    NoInitramfs {
+        /// As given.
+        path: PathBuf,
+    },
+    /// The image cannot be made.
+    #[error("--root {}", path.display())]
+    Image {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        source: ImageError,
+    },
+    /// There is no place for files without a name.
+    #[error("{}: a file for the root cannot be made there (TMPDIR chooses another folder)", folder.display())]
+    Spool {
+        /// Where it was to be.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Two roots.
+    #[error("--root goes without -i: the root is what an initrd would bring")]
+    WithInitrd,
+    /// Another root, or another program to start it.
+    #[error("--root goes without {word} on the kernel command line; init= chooses the first program")]
+    WithWord {
+        /// The word.
+        word: String,
+    },
+    /// An image that Linux has no use for.
+    #[error("--root goes with a Linux kernel, and {} is none", kernel.display())]
+    NotLinux {
+        /// The kernel.
+        kernel: PathBuf,
+    },
+}

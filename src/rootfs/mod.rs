@@ -1,0 +1,335 @@
+//! The root file system of a guest, made of a folder, a tar or an image of the host.
+//!
+//! A folder or tar is read into a tree of names and attributes, with contents by reference; out of it comes an initramfs
+//! or an EROFS image in a file without a name. Nothing is ever unpacked onto the host. The builder calls it; a program
+//! that starts many machines from one root makes the image once, by [`write_image`].
+
+mod caller;
+mod content;
+mod directory;
+mod erofs;
+mod error;
+mod left_out;
+mod newc;
+mod source;
+mod tar;
+mod tree;
+mod unpack;
+mod xattrs;
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use coracle_arch::x86_64::initrd::InitrdFile;
+use coracle_devices::backend::disk::nameless_file as nameless_file_in;
+
+use self::caller::Caller;
+pub use self::directory::DirectoryError;
+pub use self::erofs::ImageError;
+use self::erofs::Written;
+pub use self::error::RootError;
+pub use self::left_out::LeftOut;
+use self::source::{FileSystem, Source};
+pub use self::tar::TarError;
+pub use self::tree::EntryError;
+use self::tree::Tree;
+pub use self::unpack::UnpackError;
+use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
+use crate::emulated_host;
+use crate::initramfs::loader::RootStart;
+use crate::virtio::overlay_folder;
+
+/// What an image was made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageReport {
+    /// Bytes of the image.
+    pub bytes: u64,
+    /// Files of all kinds.
+    pub files: u64,
+    /// What of the source is not in it.
+    pub left_out: LeftOut,
+}
+
+/// A root that is ready to be given to a guest.
+#[derive(Debug)]
+pub(crate) enum Root {
+    /// All of it is in memory; none when it has been given to the initrds.
+    Initramfs(Option<InitrdFile>),
+    /// It is on a disk of its own.
+    Disk(RootDisk),
+}
+
+/// The disk with a root.
+#[derive(Debug)]
+pub(crate) struct RootDisk {
+    /// What holds it.
+    pub(crate) backing: RootBacking,
+    file_system: FileSystem,
+}
+
+/// What holds the disk with a root.
+#[derive(Debug)]
+pub(crate) enum RootBacking {
+    /// An image that was made here, to be read.
+    Made(File),
+    /// An image of the user's.
+    Image(DiskConfig),
+}
+
+/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as
+/// [`VmBuilder::root_image`](crate::VmBuilder::root_image) takes it.
+///
+/// # Errors
+/// The source is no folder and no tar, or cannot be read, or the image cannot be written.
+pub fn write_image(root: &RootConfig, image: &File) -> Result<ImageReport, RootError> {
+    let mut left_out = LeftOut::default();
+    let source = Source::open(&root.path)?;
+    let wanted = if source.kind() == RootKind::Image { Some(RootKind::Directory) } else { root.kind };
+    check_kind(root, &source, wanted)?;
+    let tree = tree_of(root, source, &mut left_out)?;
+    let written = write_erofs(root, &tree, image, &mut left_out)?;
+    Ok(ImageReport { bytes: written.bytes, files: written.inodes, left_out })
+}
+
+/// Looks whether the root of a configuration can be had, without making anything.
+///
+/// # Errors
+/// It cannot, as far as that can be told at a glance.
+pub(crate) fn check(config: &VmConfig) -> Result<(), RootError> {
+    let Some((root, source)) = opened(config)? else { return Ok(()) };
+    match source {
+        Source::Directory => {
+            let failed = |source| RootError::Open { path: root.path.clone(), source };
+            if fs::read_dir(&root.path).map_err(failed)?.next().is_none() {
+                return Err(RootError::Empty { path: root.path.clone() });
+            }
+        }
+        source @ Source::Tar(..) => drop(tree_of(root, source, &mut LeftOut::default())?),
+        // Unpacking it twice would cost more than a late refusal.
+        Source::PackedTar(..) | Source::Image(_) => {}
+    }
+    Ok(())
+}
+
+/// Makes the root of a configuration; what of it is not kept is a warning in the log.
+///
+/// # Errors
+/// The source cannot be read, or there is no room for the image.
+pub(crate) fn prepare(config: &VmConfig) -> Result<Option<Root>, RootError> {
+    let Some((root, source)) = opened(config)? else { return Ok(None) };
+    if let Source::Image(file_system) = source {
+        let backing = RootBacking::Image(image_disk(root, file_system));
+        return Ok(Some(Root::Disk(RootDisk { backing, file_system })));
+    }
+    let mut left_out = LeftOut::default();
+    let tree = tree_of(root, source, &mut left_out)?;
+    let made = if is_initramfs(root, &tree, config.memory.bytes())? {
+        Root::Initramfs(Some(initramfs(root, &tree, &mut left_out)?))
+    } else {
+        let (_, image) = nameless_file()?;
+        write_erofs(root, &tree, &image, &mut left_out)?;
+        Root::Disk(RootDisk { backing: RootBacking::Made(image), file_system: FileSystem::Erofs })
+    };
+    if !left_out.is_nothing() {
+        log::warn!("--root {}: {left_out}", root.path.display());
+    }
+    Ok(Some(made))
+}
+
+impl Root {
+    /// The words by which the kernel, and the program that it starts first (`agent/src/loader`), find the root; on a disk it
+    /// is behind `disks` others.
+    pub(crate) fn cmdline_words(&self, disks: usize) -> String {
+        let first = format!("rdinit={LOADER}");
+        let Root::Disk(disk) = self else { return first };
+        let access = if disk.has_overlay() { "ro coracle.overlay" } else { "rw" };
+        let device = u8::try_from(disks).map_or('z', |disk| char::from(b'a'.saturating_add(disk)));
+        format!("root=/dev/vd{device} rootfstype={} {access} {first}", disk.file_system.name())
+    }
+
+    /// Gives what of it is an initramfs to the machine's.
+    pub(crate) fn placed(self, initrds: &mut Vec<InitrdFile>) -> Root {
+        match self {
+            Root::Initramfs(archive) => {
+                initrds.extend(archive);
+                Root::Initramfs(None)
+            }
+            Root::Disk(disk) => Root::Disk(disk),
+        }
+    }
+
+    /// How the loader finds it.
+    pub(crate) fn start(&self) -> RootStart {
+        match self {
+            Root::Initramfs(_) => RootStart::Here,
+            Root::Disk(_) => RootStart::OnDevice,
+        }
+    }
+
+    /// The modules of file systems that it takes.
+    pub(crate) fn modules(&self) -> Vec<&'static str> {
+        let Root::Disk(disk) = self else { return Vec::new() };
+        let overlay = disk.has_overlay().then_some("overlay");
+        std::iter::once(disk.file_system.name()).chain(overlay).collect()
+    }
+
+    /// The disk that it is on.
+    pub(crate) fn disk(&self) -> Option<&RootDisk> {
+        match self {
+            Root::Initramfs(_) => None,
+            Root::Disk(disk) => Some(disk),
+        }
+    }
+}
+
+impl RootDisk {
+    /// Whether what the guest writes goes to its memory, because the file system takes none of it.
+    fn has_overlay(&self) -> bool {
+        self.file_system.is_read_only()
+    }
+}
+
+/// The root and its source, when the options go with it and with the rest of the configuration.
+fn opened(config: &VmConfig) -> Result<Option<(&RootConfig, Source)>, RootError> {
+    let Some(root) = &config.root else { return Ok(None) };
+    if !config.initrds.is_empty() {
+        return Err(RootError::WithInitrd);
+    }
+    let mut words = config.cmdline.split_ascii_whitespace().take_while(|word| *word != "--");
+    if let Some(word) = words.find(|word| OUR_WORDS.iter().any(|ours| word.starts_with(ours))) {
+        return Err(RootError::WithWord { word: word.to_owned() });
+    }
+    let source = Source::open(&root.path)?;
+    check_kind(root, &source, root.kind)?;
+    check_access(root, &source)?;
+    Ok(Some((root, source)))
+}
+
+fn check_kind(root: &RootConfig, source: &Source, wanted: Option<RootKind>) -> Result<(), RootError> {
+    match wanted {
+        Some(wanted) if wanted != source.kind() => {
+            let (found, wanted) = (kind_name(source.kind()), kind_name(wanted));
+            Err(RootError::OtherKind { path: root.path.clone(), found, wanted })
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+fn check_access(root: &RootConfig, source: &Source) -> Result<(), RootError> {
+    let word = match root.access {
+        RootAccess::Private => return Ok(()),
+        RootAccess::PrivateUpTo(_) => "cow-size",
+        RootAccess::Image => "rw",
+    };
+    let found = match source {
+        Source::Image(FileSystem::Ext4) => return Ok(()),
+        Source::Image(file_system) => file_system.name(),
+        other => kind_name(other.kind()),
+    };
+    Err(RootError::Word { path: root.path.clone(), word, found })
+}
+
+fn kind_name(kind: RootKind) -> &'static str {
+    match kind {
+        RootKind::Directory => "a folder",
+        RootKind::Tar => "a tar",
+        RootKind::Image => "an image",
+    }
+}
+
+/// Reads a folder or tar; an image has no tree.
+fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<Tree, RootError> {
+    let path = || root.path.clone();
+    let (file, len) = match source {
+        Source::Directory => {
+            return directory::read(&root.path, &Caller::here(), root.keep_ids, left_out)
+                .map_err(|source| RootError::Directory { path: path(), source })
+                .and_then(|tree| not_empty(root, tree));
+        }
+        Source::Tar(file, len) => (file, len),
+        Source::PackedTar(packing, packed) => source::unpacked(&root.path, packing, &packed)?,
+        Source::Image(_) => return Err(RootError::Empty { path: path() }),
+    };
+    tar::read(&Arc::new(file), len, left_out)
+        .map_err(|source| RootError::Tar { path: path(), source })
+        .and_then(|tree| not_empty(root, tree))
+}
+
+fn not_empty(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
+    if tree.is_empty() { Err(RootError::Empty { path: root.path.clone() }) } else { Ok(tree) }
+}
+
+/// Whether a tree goes to the guest as an initramfs.
+fn is_initramfs(root: &RootConfig, tree: &Tree, memory: u64) -> Result<bool, RootError> {
+    let len = newc::likely_len(tree);
+    match root.form {
+        RootForm::Disk => Ok(false),
+        RootForm::Auto => Ok(len.is_some_and(|len| len <= SMALL.min(memory / SHARE_OF_MEMORY))),
+        RootForm::Initramfs if len.is_some() => Ok(true),
+        RootForm::Initramfs => Err(RootError::NoInitramfs { path: root.path.clone() }),
+    }
+}
+
+fn initramfs(root: &RootConfig, tree: &Tree, left_out: &mut LeftOut) -> Result<InitrdFile, RootError> {
+    let bytes = newc::write(tree, &mut left_out.shortened)
+        .map_err(|source| RootError::Image { path: root.path.clone(), source })?;
+    let file = InitrdFile::from_bytes(&root.path, bytes);
+    file.map_err(|_| RootError::Empty { path: root.path.clone() })
+}
+
+fn write_erofs(
+    root: &RootConfig,
+    tree: &Tree,
+    image: &File,
+    left_out: &mut LeftOut,
+) -> Result<Written, RootError> {
+    let written = erofs::write(tree, image);
+    let written = written.map_err(|source| RootError::Image { path: root.path.clone(), source })?;
+    left_out.shortened += written.shortened;
+    left_out.xattrs += written.lost_xattrs;
+    Ok(written)
+}
+
+/// The disk of a user's image. One that the guest only reads can be used by many machines at once.
+fn image_disk(root: &RootConfig, file_system: FileSystem) -> DiskConfig {
+    let access = match root.access {
+        _ if file_system.is_read_only() => DiskAccess::ReadOnly,
+        RootAccess::Private => {
+            DiskAccess::Overlay { most: emulated_host::caller().map(|_| MOST_ON_EMULATED_HOST) }
+        }
+        RootAccess::PrivateUpTo(most) => DiskAccess::Overlay { most: Some(most) },
+        RootAccess::Image => DiskAccess::ReadWrite,
+    };
+    DiskConfig { access, ..DiskConfig::new(&root.path) }
+}
+
+/// A file that is gone when it is closed, and the folder that it is in.
+fn nameless_file() -> Result<(PathBuf, File), RootError> {
+    let folder = overlay_folder();
+    match nameless_file_in(&folder) {
+        Ok(file) => Ok((folder, file)),
+        Err(source) => Err(RootError::Spool { folder, source }),
+    }
+}
+
+/// The program that starts a root, where the loader's archive has it.
+const LOADER: &str = "/coracle/init";
+
+/// Words of the kernel command line that would contradict a root's own.
+const OUR_WORDS: [&str; 3] = ["root=", "rootfstype=", "rdinit="];
+
+/// The most that a guest may write to an image's overlay on an emulated host, whose memory it is in, and which has 3 GiB at
+/// the most.
+const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
+
+/// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once from then
+/// on; a disk costs a device, two file systems and reads as they come.
+const SMALL: u64 = 32 << 20;
+/// The same as a share of the guest's memory: an eighth of it, so that unpacking takes a quarter.
+const SHARE_OF_MEMORY: u64 = 8;
+
+#[cfg(test)]
+mod samples;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Writes a root as an initramfs: a cpio archive in the "newc" form (Linux,
+//! Documentation/driver-api/early-userspace/buffer-format.rst), with owners, times and hard links.
+
+use std::collections::{HashMap, HashSet};
+
+use super::erofs::ImageError;
+use super::tree::{Inode, InodeId, Kind, Reached, Tree};
+
+/// Bytes of the archive, about: what decides whether it is small. `None` when the form cannot hold the tree: it has
+/// extended attributes, a path that the kernel would skip, or an id that has no room.
+pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
+    let mut len = 0_u64;
+    let mut can_hold = true;
+    each_name(tree, |name, _, inode, _| {
+        let content = match &inode.kind {
+            Kind::File(content) => content.len,
+            Kind::Symlink(target) => target.len() as u64,
+            _ => 0,
+        };
+        len = len.saturating_add(HEADER + name.len() as u64 + PADDING).saturating_add(content);
+        can_hold &= inode.attributes.xattrs.is_empty() && name.len() < MAX_PATH;
+        can_hold &= content <= u64::from(u32::MAX);
+        Ok(())
+    })
+    .ok()?;
+    can_hold.then_some(len)
+}
+
+/// The archive.
+///
+/// # Errors
+/// A file of the source cannot be read.
+pub(super) fn write(tree: &Tree, shortened: &mut u64) -> Result<Vec<u8>, ImageError> {
+    let mut out = Vec::new();
+    let mut written = HashSet::new();
+    each_name(tree, |name, number, inode, links| {
+        // The kernel links later names of a file to the first one; only that has the content.
+        let is_first = written.insert(number);
+        let data = match &inode.kind {
+            Kind::File(content) if is_first => {
+                let failed = |source| ImageError::Source { name: content.name(), source };
+                let open = content.open().map_err(failed)?;
+                let len = usize::try_from(content.len).map_err(|_| ImageError::TooLarge)?;
+                *shortened += u64::from(open.is_shorter().map_err(failed)?);
+                open.bytes(0, len).map_err(failed)?
+            }
+            Kind::Symlink(target) => target.clone(),
+            _ => Vec::new(),
+        };
+        let (major, minor) = match &inode.kind {
+            Kind::CharacterDevice(device) | Kind::BlockDevice(device) => (device.major, device.minor),
+            _ => (0, 0),
+        };
+        let attributes = &inode.attributes;
+        // Before 1970 and after 2106 there is no time in this form.
+        let time = u32::try_from(attributes.mtime.0.max(0)).unwrap_or(u32::MAX);
+        let name = if name.is_empty() { b"." } else { name };
+        let (size, name_size) = (data.len() as u32, name.len() as u32 + 1);
+        let mode = u32::from(inode.mode());
+        let fields = [
+            number,
+            mode,
+            attributes.uid,
+            attributes.gid,
+            links,
+            time,
+            size,
+            0,
+            0,
+            major,
+            minor,
+            name_size,
+            0,
+        ];
+        append(&mut out, fields, name, &data);
+        Ok(())
+    })?;
+    append(&mut out, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, TRAILER.len() as u32 + 1, 0], TRAILER, &[]);
+    Ok(out)
+}
+
+/// Calls `each` for every name: a path from the root, empty for the root itself, the inode's number and links.
+fn each_name(
+    tree: &Tree,
+    mut each: impl FnMut(&[u8], u32, &Inode, u32) -> Result<(), ImageError>,
+) -> Result<(), ImageError> {
+    let reached = tree.reachable();
+    let numbers: HashMap<InodeId, (u32, u32)> =
+        (1..).zip(&reached).map(|(number, &Reached { id, links, .. })| (id, (number, links))).collect();
+    let mut stack = vec![(Vec::new(), Tree::ROOT)];
+    while let Some((path, id)) = stack.pop() {
+        let inode = tree.inode(id);
+        let (number, links) = numbers.get(&id).copied().unwrap_or_default();
+        each(&path, number, inode, links)?;
+        if let Kind::Directory(names) = &inode.kind {
+            for (name, child) in names.iter().rev() {
+                let separator = if path.is_empty() { &b""[..] } else { b"/" };
+                stack.push(([&path, separator, name].concat(), *child));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn append(out: &mut Vec<u8>, fields: [u32; 13], name: &[u8], data: &[u8]) {
+    out.extend_from_slice(b"070701");
+    for field in fields {
+        out.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    out.extend_from_slice(name);
+    out.push(0);
+    out.resize(out.len().next_multiple_of(4), 0);
+    out.extend_from_slice(data);
+    out.resize(out.len().next_multiple_of(4), 0);
+}
+
+const TRAILER: &[u8] = b"TRAILER!!!";
+/// Bytes in front of a name.
+const HEADER: u64 = 110;
+/// Behind a name and a content, at the most.
+const PADDING: u64 = 7;
+/// The kernel skips names that are not shorter than PATH_MAX.
+const MAX_PATH: usize = 4090;
+
+#[cfg(test)]
+mod tests;

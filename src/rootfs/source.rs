@@ -1,0 +1,175 @@
+//! Tells what a root is made of: by a look at the file, which the user has named as a root. (What a guest's disk holds is
+//! never looked at.)
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::content::read_up_to;
+use super::tar;
+use super::unpack::Packing;
+use super::{RootError, nameless_file};
+use crate::config::RootKind;
+
+/// An open source.
+#[derive(Debug)]
+pub(super) enum Source {
+    Directory,
+    /// A tar and its length.
+    Tar(File, u64),
+    PackedTar(Packing, File),
+    Image(FileSystem),
+}
+
+/// The file system of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileSystem {
+    Ext4,
+    Erofs,
+    Squashfs,
+}
+
+impl Source {
+    /// Opens what is at `path`.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is nothing of what a root can be.
+    pub(super) fn open(path: &Path) -> Result<Source, RootError> {
+        let failed = |source| RootError::Open { path: path.to_owned(), source };
+        // A FIFO would wait for its other end.
+        let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
+        let file = options.open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let kind = metadata.file_type();
+        if kind.is_dir() {
+            return Ok(Source::Directory);
+        }
+        let other = |found: &str| RootError::Kind { path: path.to_owned(), found: found.to_owned() };
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(other("neither a file nor a folder"));
+        }
+        let mut start = vec![0; START];
+        let read = read_up_to(&file, &mut start, 0).map_err(failed)?;
+        start.truncate(read);
+        if let Some(file_system) = FileSystem::of(&start) {
+            return Ok(Source::Image(file_system));
+        }
+        if let Some(packing) = Packing::of(&start) {
+            return Ok(Source::PackedTar(packing, file));
+        }
+        if tar::is_header(&start) {
+            return Ok(Source::Tar(file, metadata.len()));
+        }
+        Err(other(content_name(&start)))
+    }
+
+    pub(super) fn kind(&self) -> RootKind {
+        match self {
+            Source::Directory => RootKind::Directory,
+            Source::Tar(..) | Source::PackedTar(..) => RootKind::Tar,
+            Source::Image(_) => RootKind::Image,
+        }
+    }
+}
+
+impl FileSystem {
+    fn of(start: &[u8]) -> Option<FileSystem> {
+        let has = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
+        if has(0, b"hsqs") {
+            Some(FileSystem::Squashfs)
+        } else if has(1024, &[0xe2, 0xe1, 0xf5, 0xe0]) {
+            Some(FileSystem::Erofs)
+        } else if has(1024 + 0x38, &[0x53, 0xef]) {
+            Some(FileSystem::Ext4)
+        } else {
+            None
+        }
+    }
+
+    /// Its name for mount(8), which is the name of its module, too.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Erofs => "erofs",
+            FileSystem::Squashfs => "squashfs",
+        }
+    }
+
+    /// Whether it can only be read.
+    pub(super) fn is_read_only(self) -> bool {
+        self != FileSystem::Ext4
+    }
+}
+
+/// Makes a packed tar a plain one.
+///
+/// # Errors
+/// It is damaged, or no tar is in it, or there is no room for it.
+pub(super) fn unpacked(path: &Path, packing: Packing, packed: &File) -> Result<(File, u64), RootError> {
+    let (folder, file) = nameless_file()?;
+    let len = super::unpack::unpack(packing, packed, &file, &folder.display().to_string())
+        .map_err(|source| RootError::Unpack { path: path.to_owned(), source })?;
+    let mut start = [0; 512];
+    let read = read_up_to(&file, &mut start, 0)
+        .map_err(|source: io::Error| RootError::Open { path: path.to_owned(), source })?;
+    if !tar::is_header(start.get(..read).unwrap_or_default()) {
+        let found = format!("{} data with {} in it", packing.name(), content_name(&start));
+        return Err(RootError::Kind { path: path.to_owned(), found });
+    }
+    Ok((file, len))
+}
+
+/// What a file is that is no source of a root.
+fn content_name(start: &[u8]) -> &'static str {
+    let has = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
+    if start.is_empty() {
+        "an empty file"
+    } else if start.iter().all(|byte| *byte == 0) {
+        "nothing but zeroes where a tar or an image begins"
+    } else if has(0, b"\x7fELF") {
+        "an ELF program or kernel"
+    } else if has(0, b"#!") {
+        "a script"
+    } else if has(0, b"07070") {
+        "a cpio archive, which -i takes"
+    } else if has(0, b"PK\x03\x04") {
+        "a zip archive"
+    } else if has(0, b"BZh") {
+        "bzip2 data, which is not unpacked here"
+    } else if has(0, b"QFI\xfb") {
+        "a qcow2 image (`qemu-img convert -O raw` makes a raw one)"
+    } else if has(0x8001, b"CD001") {
+        "an ISO 9660 image"
+    } else if has(0, b"XFSB") {
+        "an XFS image"
+    } else if has(0x10040, b"_BHRfS_M") {
+        "a btrfs image"
+    } else if has(510, &[0x55, 0xaa]) {
+        "an image with partitions; give the image of the one with the root"
+    } else {
+        "something else"
+    }
+}
+
+/// As far as the signs of images reach.
+const START: usize = 0x1_0100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_systems_are_told_by_their_magic() {
+        let image = |at: usize, magic: &[u8]| {
+            let mut start = vec![0; 4096];
+            start[at..at + magic.len()].copy_from_slice(magic);
+            FileSystem::of(&start)
+        };
+        assert_eq!(image(0, b"hsqs"), Some(FileSystem::Squashfs));
+        assert_eq!(image(1024, &0xe0f5_e1e2_u32.to_le_bytes()), Some(FileSystem::Erofs));
+        assert_eq!(image(1080, &0xef53_u16.to_le_bytes()), Some(FileSystem::Ext4));
+        assert_eq!(image(1080, b"xx"), None);
+        assert_eq!(FileSystem::of(b"hs"), None);
+    }
+}

@@ -1,0 +1,164 @@
+//! The block of 512 bytes in front of each member of a tar.
+
+use super::SparseMap;
+use crate::rootfs::tree::Device;
+
+/// What a header says, in the forms of POSIX, GNU and before both.
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) name: Vec<u8>,
+    pub(super) link: Vec<u8>,
+    /// The letter of the member's kind.
+    pub(super) kind: u8,
+    pub(super) permissions: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) mtime: i64,
+    /// Bytes that follow, without padding.
+    pub(super) size: u64,
+    pub(super) device: Device,
+    pub(super) sparse: Option<Sparse>,
+}
+
+/// What GNU's header says of a sparse file.
+#[derive(Debug)]
+pub(super) struct Sparse {
+    pub(super) map: SparseMap,
+    /// Whether another block with more of the map follows.
+    pub(super) goes_on: bool,
+    pub(super) real_size: u64,
+}
+
+/// Bytes of everything in a tar are multiples of this.
+pub(super) const BLOCK: u64 = 512;
+
+/// Whether the first bytes of a file are a header.
+pub(in crate::rootfs) fn is_header(start: &[u8]) -> bool {
+    start.first_chunk().is_some_and(|block| matches!(Header::parse(block), Ok(Some(_))))
+}
+
+impl Header {
+    /// Reads a block; `None` is the end mark.
+    pub(super) fn parse(block: &[u8; BLOCK as usize]) -> Result<Option<Header>, &'static str> {
+        if block.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let sum = number(&block[148..156]).ok_or("its checksum is no number")?;
+        // Some old programs have added signed bytes.
+        let in_sum = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
+        let bytes = || block.iter().enumerate().map(|(at, byte)| in_sum(at, *byte));
+        let unsigned: i64 = bytes().map(i64::from).sum();
+        let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
+        if sum != unsigned && sum != signed {
+            return Err("its checksum is wrong");
+        }
+        let kind = block[156];
+        let is_gnu = block[257..265] == *b"ustar  \0";
+        let is_posix = block[257..262] == *b"ustar" && !is_gnu;
+        let mut name = text(&block[..100]).to_vec();
+        let prefix = text(&block[345..500]);
+        if is_posix && !prefix.is_empty() {
+            name = [prefix, b"/", &name].concat();
+        }
+        let positive =
+            |field: &[u8], what| number(field).and_then(|number| u64::try_from(number).ok()).ok_or(what);
+        let id = |field: &[u8], what| positive(field, what).and_then(|id| id.try_into().map_err(|_| what));
+        let mode = positive(&block[100..108], "its mode is no number")?;
+        let has_device = matches!(kind, b'3' | b'4');
+        let device = |field: &[u8]| if has_device { id(field, "its device is no number") } else { Ok(0) };
+        Ok(Some(Header {
+            name,
+            link: text(&block[157..257]).to_vec(),
+            kind,
+            permissions: (mode & 0o7777) as u16,
+            uid: id(&block[108..116], "its user is no number of 32 bits")?,
+            gid: id(&block[116..124], "its group is no number of 32 bits")?,
+            mtime: number(&block[136..148]).ok_or("its time is no number")?,
+            size: positive(&block[124..136], "its size is no number")?,
+            device: Device { major: device(&block[329..337])?, minor: device(&block[337..345])? },
+            sparse: (kind == b'S').then(|| sparse(block)).transpose()?,
+        }))
+    }
+}
+
+/// Reads a block that goes on with the map of a sparse file; true when one more follows.
+pub(super) fn more_of_map(block: &[u8; BLOCK as usize], map: &mut SparseMap) -> Result<bool, &'static str> {
+    pieces(&block[..504], map)?;
+    if map.len() > MAX_PIECES {
+        return Err("a sparse file has too many pieces");
+    }
+    Ok(block[504] != 0)
+}
+
+fn sparse(block: &[u8; BLOCK as usize]) -> Result<Sparse, &'static str> {
+    let mut map = Vec::new();
+    pieces(&block[386..482], &mut map)?;
+    let real_size = number(&block[483..495]).and_then(|size| u64::try_from(size).ok());
+    let real_size = real_size.ok_or("the size of a sparse file is no number")?;
+    Ok(Sparse { map, goes_on: block[482] != 0, real_size })
+}
+
+/// Pairs of offset and length, up to the first that is empty.
+fn pieces(fields: &[u8], map: &mut SparseMap) -> Result<(), &'static str> {
+    for piece in fields.chunks_exact(24) {
+        let (offset, len) = piece.split_at(12);
+        if offset[0] == 0 {
+            break;
+        }
+        let field = |field| number(field).and_then(|number| u64::try_from(number).ok());
+        map.push(field(offset).zip(field(len)).ok_or("the map of a sparse file is damaged")?);
+    }
+    Ok(())
+}
+
+fn text(field: &[u8]) -> &[u8] {
+    super::until_zero(field)
+}
+
+/// An octal number between blanks and zero bytes, nothing for 0; or a number in two's complement behind a set bit.
+fn number(field: &[u8]) -> Option<i64> {
+    let first = *field.first()?;
+    if first & 0x80 != 0 {
+        // The bit itself is no part of the number; the one after it is its sign.
+        let sign = if first & 0x40 != 0 { -1 } else { 0 };
+        let start = if sign < 0 { i128::from(first as i8) } else { i128::from(first & 0x3f) };
+        let value = field
+            .iter()
+            .skip(1)
+            .try_fold(start, |sum, byte| sum.checked_mul(256)?.checked_add(i128::from(*byte)))?;
+        return value.try_into().ok();
+    }
+    let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| !matches!(byte, b' ' | 0));
+    digits.copied().try_fold(0_i64, |value, digit| {
+        let digit = Some(digit).filter(|digit| (b'0'..=b'7').contains(digit))?;
+        value.checked_mul(8)?.checked_add(i64::from(digit - b'0'))
+    })
+}
+
+/// Most pieces of a sparse file; GNU tar makes one for each run of data.
+const MAX_PIECES: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_octal_or_binary() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"  644 \0\0"), Some(0o644));
+        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(b"\x80\0\0\0\0\0\x01\x02"), Some(258));
+        assert_eq!(number(b"\xff\xff\xff\xff\xff\xff\xff\xfe"), Some(-2));
+        assert_eq!(number(b"\x80\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff"), None);
+        for wrong in [&b"0000648\0"[..], b"abc", b"-1\0", b""] {
+            assert_eq!(number(wrong), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn block_with_a_wrong_sum_is_no_header() {
+        assert!(!is_header(&[b'a'; 512]));
+        assert!(!is_header(b"short"));
+        assert!(!is_header(&[0; 512]));
+    }
+}

@@ -1,0 +1,332 @@
+//! Reads a root from a tar: the forms of POSIX (ustar and pax), GNU and the old one, without any unpacking.
+//!
+//! The archive is a file that stays open; contents are parts of it. What it says is not trusted: sizes are held against
+//! the file's, names that go up are refused, and the memory that it takes is bounded.
+//!
+//! Sources: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Header Block"; GNU tar 1.35, "Basic Tar Format"
+//! and "Storing Sparse Files"; star(5) for `SCHILY.xattr`.
+
+mod header;
+mod pax;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use self::header::{BLOCK, Header};
+use self::pax::Extensions;
+use super::content::{Content, Part, read_up_to};
+use super::left_out::LeftOut;
+use super::tree::{Attributes, Device, EntryError, Inode, Kind, Tree};
+use super::xattrs;
+
+pub(super) use self::header::is_header;
+
+/// Why an archive cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TarError {
+    /// The host cannot read it.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// It ends in the middle.
+    #[error("it is cut short: it ends at byte {at}, before its end mark; make or fetch it anew")]
+    CutShort {
+        /// Where it ends.
+        at: u64,
+    },
+    /// A header that is none.
+    #[error("at byte {at} there is no header of a tar ({what})")]
+    Header {
+        /// Where.
+        at: u64,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A member that has no place in a root.
+    #[error("its member {name:?} (at byte {at}) cannot be kept: {problem}")]
+    Entry {
+        /// The member.
+        name: String,
+        /// Where its header is.
+        at: u64,
+        /// Why.
+        problem: EntryError,
+    },
+}
+
+/// Reads an archive of `len` bytes.
+pub(super) fn read(archive: &Arc<File>, len: u64, left_out: &mut LeftOut) -> Result<Tree, TarError> {
+    let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
+    let mut tree = Tree::new(attributes);
+    let mut reader = Reader { archive, len, at: 0, global: Extensions::default() };
+    while let Some(member) = reader.next()? {
+        let (at, name) = (member.at, member.name.clone());
+        member.put(&mut tree, left_out).map_err(|problem| TarError::Entry {
+            name: String::from_utf8_lossy(&name).into_owned(),
+            at,
+            problem,
+        })?;
+    }
+    Ok(tree)
+}
+
+/// A file in the archive, with all that the headers before it say.
+struct Member {
+    /// Where its header is.
+    at: u64,
+    name: Vec<u8>,
+    link: Vec<u8>,
+    kind: u8,
+    attributes: Attributes,
+    device: Device,
+    content: Content,
+    /// Attributes in a form that is not read.
+    lost_xattrs: u64,
+}
+
+struct Reader<'a> {
+    archive: &'a Arc<File>,
+    len: u64,
+    /// The next header.
+    at: u64,
+    /// What pax headers say of all files that follow.
+    global: Extensions,
+}
+
+impl Reader<'_> {
+    /// The next file; `None` at the end mark.
+    fn next(&mut self) -> Result<Option<Member>, TarError> {
+        let mut extensions = self.global.clone();
+        let (mut long_name, mut long_link) = (None, None);
+        loop {
+            let at = self.at;
+            let block = self.block(at)?;
+            let Some(header) = Header::parse(&block).map_err(|what| TarError::Header { at, what })? else {
+                return Ok(None);
+            };
+            self.at = self.after(at, BLOCK)?;
+            match header.kind {
+                b'x' => extensions.read(&self.record(header.size)?, at)?,
+                b'g' => {
+                    let record = self.record(header.size)?;
+                    self.global.read(&record, at)?;
+                    extensions.read(&record, at)?;
+                }
+                b'L' => long_name = Some(until_zero(&self.record(header.size)?).to_vec()),
+                b'K' => long_link = Some(until_zero(&self.record(header.size)?).to_vec()),
+                _ => return self.member(at, header, extensions, long_name, long_link).map(Some),
+            }
+        }
+    }
+
+    fn member(
+        &mut self,
+        at: u64,
+        header: Header,
+        extensions: Extensions,
+        long_name: Option<Vec<u8>>,
+        long_link: Option<Vec<u8>>,
+    ) -> Result<Member, TarError> {
+        let sparse = self.sparse_map(at, &header)?;
+        let size = extensions.size.unwrap_or(header.size);
+        // Of what has no content, some archives give a size all the same.
+        let stored = if has_content(header.kind) { size } else { 0 };
+        let start = self.at;
+        self.at = self.after(start, padded(stored).ok_or(TarError::CutShort { at: self.len })?)?;
+        let content = match (sparse, &extensions.sparse) {
+            (Some((map, real_size)), _) => self.sparse(at, start, stored, real_size, &map)?,
+            (None, Some(sparse)) => {
+                let (map, used) = self.pax_map(at, start, stored, sparse)?;
+                self.sparse(at, start + used, stored - used, sparse.real_size.unwrap_or(size), &map)?
+            }
+            (None, None) => {
+                let part = Part { at: 0, offset: start, len: stored };
+                Content::in_archive(self.archive, stored, vec![part])
+            }
+        };
+        let sparse_name = extensions.sparse.and_then(|sparse| sparse.name);
+        let name = sparse_name.or(extensions.path).or(long_name).unwrap_or(header.name);
+        // The old form has no kind for folders, but a slash behind their names.
+        let is_folder = is_file(header.kind) && name.ends_with(b"/");
+        Ok(Member {
+            at,
+            kind: if is_folder { b'5' } else { header.kind },
+            link: extensions.link.or(long_link).unwrap_or(header.link),
+            attributes: Attributes {
+                permissions: header.permissions,
+                uid: extensions.uid.unwrap_or(header.uid),
+                gid: extensions.gid.unwrap_or(header.gid),
+                mtime: extensions.mtime.unwrap_or((header.mtime, 0)),
+                xattrs: extensions.xattrs,
+            },
+            device: header.device,
+            content,
+            lost_xattrs: extensions.lost_xattrs,
+            name,
+        })
+    }
+
+    /// The map of a sparse file in GNU's own form, and the file's real size; it goes on behind the header.
+    fn sparse_map(&mut self, at: u64, header: &Header) -> Result<Option<(SparseMap, u64)>, TarError> {
+        let Some(sparse) = &header.sparse else { return Ok(None) };
+        let mut map = sparse.map.clone();
+        let mut goes_on = sparse.goes_on;
+        while goes_on {
+            let block = self.block(self.at)?;
+            let wrong = |what| TarError::Header { at, what };
+            goes_on = header::more_of_map(&block, &mut map).map_err(wrong)?;
+            self.at = self.after(self.at, BLOCK)?;
+        }
+        Ok(Some((map, sparse.real_size)))
+    }
+
+    /// The map of a sparse file in one of the pax forms, and the bytes that it takes before the content.
+    fn pax_map(
+        &self,
+        at: u64,
+        start: u64,
+        stored: u64,
+        sparse: &pax::Sparse,
+    ) -> Result<(SparseMap, u64), TarError> {
+        if !sparse.map_is_in_front {
+            return Ok((sparse.map.clone(), 0));
+        }
+        let wrong = || TarError::Header { at, what: "the map of a sparse file is damaged" };
+        // The number of pieces, then offset and length of each, a line each, padded to whole blocks.
+        let mut text = self.block(start)?.to_vec();
+        let lines = pax::lines_in_front(&text).ok_or_else(wrong)?;
+        let count = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let mut seen = count(&text);
+        while seen < lines {
+            if text.len() > MAX_RECORD {
+                return Err(wrong());
+            }
+            let block = self.block(start + text.len() as u64)?;
+            seen += count(&block);
+            text.extend_from_slice(&block);
+        }
+        let used = Some(text.len() as u64).filter(|used| *used <= stored);
+        Ok((pax::map_in_front(&text).ok_or_else(wrong)?, used.ok_or_else(wrong)?))
+    }
+
+    /// A sparse file: the pieces of `map` follow each other in the archive.
+    fn sparse(
+        &self,
+        at: u64,
+        start: u64,
+        stored: u64,
+        real_size: u64,
+        map: &SparseMap,
+    ) -> Result<Content, TarError> {
+        let wrong = || TarError::Header { at, what: "the map of a sparse file does not fit it" };
+        let mut parts: Vec<Part> = Vec::with_capacity(map.len());
+        let (mut used, mut end) = (0_u64, 0_u64);
+        for &(place, len) in map {
+            if place < end {
+                return Err(wrong());
+            }
+            parts.push(Part { at: place, offset: start.saturating_add(used), len });
+            used = used.checked_add(len).ok_or_else(wrong)?;
+            end = place.checked_add(len).ok_or_else(wrong)?;
+        }
+        if used > stored || end > real_size {
+            return Err(wrong());
+        }
+        parts.retain(|part| part.len > 0);
+        Ok(Content::in_archive(self.archive, real_size, parts))
+    }
+
+    /// The content of a header that is about the next one.
+    fn record(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
+        let at = self.at;
+        let len = usize::try_from(size).ok().filter(|len| *len <= MAX_RECORD);
+        let len = len.ok_or(TarError::Header { at, what: "an extension is longer than 1 MiB" })?;
+        self.at = self.after(at, padded(size).unwrap_or(u64::MAX))?;
+        let mut bytes = vec![0; len];
+        self.fill(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    fn block(&self, at: u64) -> Result<[u8; BLOCK as usize], TarError> {
+        let mut block = [0; BLOCK as usize];
+        self.fill(&mut block, at)?;
+        Ok(block)
+    }
+
+    fn fill(&self, bytes: &mut [u8], at: u64) -> Result<(), TarError> {
+        match read_up_to(self.archive, bytes, at).map_err(TarError::Read)? {
+            read if read == bytes.len() => Ok(()),
+            read => Err(TarError::CutShort { at: at.saturating_add(read as u64) }),
+        }
+    }
+
+    /// What is `count` bytes further, if the archive has so many.
+    fn after(&self, at: u64, count: u64) -> Result<u64, TarError> {
+        let end = at.checked_add(count).filter(|end| *end <= self.len);
+        end.ok_or(TarError::CutShort { at: self.len })
+    }
+}
+
+impl Member {
+    fn put(self, tree: &mut Tree, left_out: &mut LeftOut) -> Result<(), EntryError> {
+        let Member { name, link, kind, mut attributes, device, content, lost_xattrs, at: _ } = self;
+        left_out.xattrs += lost_xattrs;
+        attributes.xattrs.retain(|name, _| {
+            let is_kept = xattrs::is_kept(name);
+            left_out.xattrs += u64::from(!is_kept);
+            is_kept
+        });
+        let kind = match kind {
+            _ if is_file(kind) => Kind::File(content),
+            b'1' => return tree.link(&name, &link),
+            b'2' => Kind::Symlink(link),
+            b'3' => Kind::CharacterDevice(device),
+            b'4' => Kind::BlockDevice(device),
+            b'5' => Kind::Directory(BTreeMap::new()),
+            b'6' => Kind::Fifo,
+            _ => {
+                left_out.members += 1;
+                return Ok(());
+            }
+        };
+        if matches!(&kind, Kind::Symlink(target) if !is_target(target)) {
+            return Err(EntryError::Target);
+        }
+        tree.put(&name, Inode { kind, attributes }).map(drop)
+    }
+}
+
+/// Offsets in a sparse file and the bytes that are there.
+type SparseMap = Vec<(u64, u64)>;
+
+/// What a symbolic link can say (path_resolution(7)).
+fn is_target(target: &[u8]) -> bool {
+    (1..MAX_TARGET).contains(&target.len()) && !target.contains(&0)
+}
+
+/// Regular, the same in the old form, contiguous, sparse.
+fn is_file(kind: u8) -> bool {
+    matches!(kind, b'0' | 0 | b'7' | b'S')
+}
+
+/// Links, devices, folders and FIFOs have none; of an unknown kind it is skipped.
+fn has_content(kind: u8) -> bool {
+    !(b'1'..=b'6').contains(&kind)
+}
+
+fn padded(len: u64) -> Option<u64> {
+    len.checked_next_multiple_of(BLOCK)
+}
+
+fn until_zero(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Most bytes of what is said about one file: all extended attributes that Linux lets a file have are less.
+const MAX_RECORD: usize = 1 << 20;
+/// PATH_MAX of Linux.
+const MAX_TARGET: usize = 4096;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,203 @@
+//! Folders, tars and refusals, from source to image.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+
+use super::samples::{Scratch, file, listing};
+use super::*;
+
+/// Says that a test has not run, where the test harness does not hide it.
+pub(super) fn skip(why: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {why}");
+}
+
+fn config(root: RootConfig) -> VmConfig {
+    VmConfig { root: Some(root), ..VmConfig::default() }
+}
+
+fn refusal(config: &VmConfig) -> String {
+    let error = check(config).unwrap_err();
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(&error);
+    while let Some(cause) = source {
+        text += &format!(": {cause}");
+        source = cause.source();
+    }
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+fn sample_folder() -> Scratch {
+    let scratch = Scratch::new();
+    for folder in ["etc", "empty", "deep/er"] {
+        fs::create_dir_all(scratch.join(folder)).unwrap();
+    }
+    fs::write(scratch.join("etc/a"), b"content").unwrap();
+    fs::set_permissions(scratch.join("etc/a"), fs::Permissions::from_mode(0o4711)).unwrap();
+    fs::hard_link(scratch.join("etc/a"), scratch.join("deep/er/b")).unwrap();
+    symlink("/etc/passwd", scratch.join("out")).unwrap();
+    symlink("../../..", scratch.join("deep/up")).unwrap();
+    fs::write(scratch.join("big"), vec![b'z'; 200_000]).unwrap();
+    scratch
+}
+
+#[test]
+fn folder_is_read_with_all_that_is_in_it_and_nothing_else() {
+    let scratch = sample_folder();
+    drop(UnixListener::bind(scratch.join("socket")).unwrap());
+    let mut left_out = LeftOut::default();
+    let tree = directory::read(&scratch.0, &Caller::here(), false, &mut left_out).unwrap();
+    let listing = listing(&tree);
+    let names: Vec<_> = listing.keys().map(|name| str::from_utf8(name).unwrap()).collect();
+    assert_eq!(names, ["", "big", "deep", "deep/er", "deep/er/b", "deep/up", "empty", "etc", "etc/a", "out"]);
+    assert_eq!(listing[&b"out"[..]].content, b"/etc/passwd");
+    assert_eq!(listing[&b"deep/up"[..]].content, b"../../..");
+    let file = &listing[&b"etc/a"[..]];
+    assert_eq!((file.mode, file.links, file.content.as_slice()), (0o104_711, 2, &b"content"[..]));
+    assert_eq!(file.mtime.0, fs::metadata(scratch.join("etc/a")).unwrap().mtime());
+    assert_eq!(left_out, LeftOut { sockets: 1, ..LeftOut::default() });
+}
+
+#[test]
+fn unprivileged_callers_files_are_roots_unless_ids_are_to_be_kept() {
+    let scratch = sample_folder();
+    let owner = fs::metadata(scratch.join("big")).unwrap().uid();
+    // A root's own files have known ids: the test is about somebody who is not root.
+    let caller = Caller::of(if owner == 0 { 4711 } else { owner });
+    if owner == 0 && std::os::unix::fs::chown(scratch.join("big"), Some(4711), Some(4712)).is_err() {
+        skip("this root cannot change owners");
+        return;
+    }
+    let read = |keep_ids| directory::read(&scratch.0, &caller, keep_ids, &mut LeftOut::default());
+    let file = listing(&read(false).unwrap())[&b"big"[..]].clone();
+    assert_eq!((file.uid, file.gid), (0, 0));
+    let error = read(true).unwrap_err().to_string();
+    assert!(error.contains("keep-ids: the owner of ") && error.contains("you, who are not root"), "{error}");
+}
+
+#[test]
+fn file_that_is_exchanged_is_not_read() {
+    let scratch = sample_folder();
+    let tree = directory::read(&scratch.0, &Caller::here(), false, &mut LeftOut::default()).unwrap();
+    // It stays: the number of its inode is not free for another.
+    fs::rename(scratch.join("big"), scratch.join("elsewhere")).unwrap();
+    symlink("/etc/passwd", scratch.join("big")).unwrap();
+    assert!(matches!(erofs::write(&tree, &file(b"")), Err(ImageError::Source { .. })));
+    fs::remove_file(scratch.join("big")).unwrap();
+    fs::write(scratch.join("big"), b"another").unwrap();
+    let error = erofs::write(&tree, &file(b"")).unwrap_err().to_string();
+    assert!(error.contains("(big)"), "{error}");
+}
+
+#[test]
+fn file_that_became_shorter_ends_in_zeroes_and_is_counted() {
+    let scratch = sample_folder();
+    let tree = directory::read(&scratch.0, &Caller::here(), false, &mut LeftOut::default()).unwrap();
+    fs::OpenOptions::new().write(true).open(scratch.join("big")).unwrap().set_len(10).unwrap();
+    let image = file(b"");
+    assert_eq!(erofs::write(&tree, &image).unwrap().shortened, 1);
+    let content = &erofs::reader::listing(&image)[&b"big"[..]].content;
+    assert_eq!((content.len(), &content[8..12]), (200_000, &b"zz\0\0"[..]));
+}
+
+#[test]
+fn small_root_is_an_initramfs_and_a_large_or_chosen_one_a_disk() {
+    let scratch = sample_folder();
+    let made = |form, mib| {
+        let root = RootConfig { form, ..RootConfig::new(&scratch.0) };
+        let memory = crate::config::MemorySize::from_mib(mib).unwrap().into();
+        prepare(&VmConfig { memory, ..config(root) }).unwrap().unwrap()
+    };
+    assert!(matches!(made(RootForm::Auto, 256), Root::Initramfs(_)));
+    assert!(matches!(made(RootForm::Initramfs, 256), Root::Initramfs(_)));
+    let disk = made(RootForm::Disk, 256);
+    assert_eq!(
+        disk.cmdline_words(2),
+        "root=/dev/vdc rootfstype=erofs ro coracle.overlay rdinit=/coracle/init"
+    );
+    assert_eq!(disk.modules(), ["erofs", "overlay"]);
+    fs::write(scratch.join("bigger"), vec![1; 5 << 20]).unwrap();
+    assert!(matches!(made(RootForm::Auto, 32), Root::Disk(_)));
+    assert!(matches!(made(RootForm::Auto, 64), Root::Initramfs(_)));
+}
+
+#[test]
+fn image_is_used_as_it_is() {
+    let scratch = Scratch::new();
+    let image = |name: &str, at: usize, magic: &[u8]| {
+        let mut bytes = vec![0; 8192];
+        bytes[at..at + magic.len()].copy_from_slice(magic);
+        fs::write(scratch.join(name), bytes).unwrap();
+        RootConfig::new(scratch.join(name))
+    };
+    let ext4 = image("ext4", 1080, b"\x53\xef");
+    let words = |root: &RootConfig| prepare(&config(root.clone())).unwrap().unwrap().cmdline_words(0);
+    assert_eq!(words(&ext4), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");
+    assert_eq!(image_disk(&ext4, FileSystem::Ext4).access, DiskAccess::Overlay { most: None });
+    let rw = RootConfig { access: RootAccess::Image, ..ext4 };
+    assert_eq!(image_disk(&rw, FileSystem::Ext4).access, DiskAccess::ReadWrite);
+    let squashfs = image("squashfs", 0, b"hsqs");
+    assert_eq!(words(&squashfs), "root=/dev/vda rootfstype=squashfs ro coracle.overlay rdinit=/coracle/init");
+    let rw = RootConfig { access: RootAccess::Image, ..squashfs };
+    assert!(refusal(&config(rw)).contains("rw goes with an image of ext4 only, and this is squashfs"));
+}
+
+#[test]
+fn what_is_no_root_is_named() {
+    let scratch = Scratch::new();
+    let named = |name: &str, content: &[u8]| {
+        fs::write(scratch.join(name), content).unwrap();
+        refusal(&config(RootConfig::new(scratch.join(name))))
+    };
+    for (content, words) in [
+        (&b""[..], "an empty file"),
+        (&b"\x7fELF"[..], "an ELF program"),
+        (b"#!/bin/sh\n", "a script"),
+        (b"070701000", "a cpio archive, which -i takes"),
+        (b"QFI\xfb\0\0\0\x03", "a qcow2 image"),
+        (b"BZh91AY", "bzip2 data"),
+        (b"hello", "something else"),
+        (&[0; 4096], "nothing but zeroes"),
+    ] {
+        let said = named("file", content);
+        assert!(said.contains(words) && said.contains("--root "), "{said}");
+    }
+    let root = |path: &Path| config(RootConfig::new(path));
+    assert!(refusal(&root(Path::new("/no/such"))).contains("--root /no/such: it cannot be opened: No such"));
+    fs::create_dir(scratch.join("empty")).unwrap();
+    assert!(refusal(&root(&scratch.join("empty"))).ends_with("there is nothing in it"));
+    assert!(refusal(&root(Path::new("/dev/null"))).contains("neither a file nor a folder"));
+}
+
+#[test]
+fn options_that_contradict_a_root_are_refused() {
+    let scratch = sample_folder();
+    let root = RootConfig::new(&scratch.0);
+    let with_initrd = VmConfig { initrds: vec!["a.cpio".into()], ..config(root.clone()) };
+    assert!(refusal(&with_initrd).contains("--root goes without -i"));
+    for word in ["root=/dev/vdb", "rdinit=/x"] {
+        let line = VmConfig { cmdline: format!("quiet {word}"), ..config(root.clone()) };
+        assert!(refusal(&line).contains(&format!("--root goes without {word}")));
+    }
+    let behind = VmConfig { cmdline: "quiet init=/bin/sh -- root=x".into(), ..config(root.clone()) };
+    check(&behind).unwrap();
+    let rw = RootConfig { access: RootAccess::Image, ..root.clone() };
+    assert!(refusal(&config(rw)).contains("rw goes with an image of ext4 only, and this is a folder"));
+    let tar = RootConfig { kind: Some(RootKind::Tar), ..root };
+    assert!(refusal(&config(tar)).contains("is a folder, but a tar is needed"));
+}
+
+#[test]
+fn image_for_many_machines_can_be_made_of_a_folder_and_not_of_an_image() {
+    let scratch = sample_folder();
+    let path = scratch.join("out.erofs");
+    let folder = RootConfig::new(scratch.join("etc"));
+    let report = write_image(&folder, &File::create_new(&path).unwrap()).unwrap();
+    assert_eq!((report.bytes, report.files), (fs::metadata(&path).unwrap().len(), 2));
+    assert!(report.left_out.is_nothing());
+    let image = RootConfig::new(&path);
+    assert!(matches!(write_image(&image, &file(b"")), Err(RootError::OtherKind { .. })));
+}

@@ -1,0 +1,336 @@
+//! A file system as Coracle holds it between its source and what the guest gets: names and attributes in memory, file
+//! contents by reference. The readers (`directory`, `tar`) fill it, the writers (`newc`, `erofs`) walk it. Nothing of it
+//! is ever made on the host, so no name in it can reach a file there.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::content::Content;
+
+/// A file system: inodes, of which the first is the root directory.
+#[derive(Debug)]
+pub(super) struct Tree {
+    inodes: Vec<Inode>,
+}
+
+/// The place of an inode in its tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct InodeId(u32);
+
+/// A file of any kind, under one or more names.
+#[derive(Debug, Clone)]
+pub(super) struct Inode {
+    pub(super) kind: Kind,
+    pub(super) attributes: Attributes,
+}
+
+/// What every kind of file has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Attributes {
+    /// The lowest twelve bits of `st_mode`.
+    pub(super) permissions: u16,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    /// Seconds since 1970, which may be before it, and nanoseconds after them.
+    pub(super) mtime: (i64, u32),
+    /// Whole names (`user.x`) and values.
+    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+/// What a file is.
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
+    /// Its names, without `.` and `..`.
+    Directory(BTreeMap<Vec<u8>, InodeId>),
+    File(Content),
+    Symlink(Vec<u8>),
+    CharacterDevice(Device),
+    BlockDevice(Device),
+    Fifo,
+}
+
+/// The number of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) major: u32,
+    pub(super) minor: u32,
+}
+
+/// What [`Tree::reachable`] tells of one inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reached {
+    pub(super) id: InodeId,
+    /// The directory that it was found in first; the root's is itself.
+    pub(super) parent: InodeId,
+    /// As `st_nlink`: names, and for a directory two and its subdirectories.
+    pub(super) links: u32,
+}
+
+/// Why an entry has no place in a tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EntryError {
+    /// The name goes up.
+    #[error("its name has `..`")]
+    Up,
+    /// No Linux file system has such a name.
+    #[error("a part of its name is longer than 255 bytes or has a NUL")]
+    Name,
+    /// More parts than any path has.
+    #[error("its name has more than {MAX_DEPTH} parts")]
+    Depth,
+    /// Its folder is a link that ends nowhere, or in itself.
+    #[error("a folder in its name is a symbolic link that leads nowhere or in a circle")]
+    Circle,
+    /// A hard link to nothing.
+    #[error("it is a hard link to a file that does not come before it")]
+    NoTarget,
+    /// A hard link to a directory.
+    #[error("it is a hard link to a directory")]
+    DirectoryLink,
+    /// The root itself cannot be anything else.
+    #[error("it would replace the root directory by something else")]
+    Root,
+    /// No link can say this.
+    #[error("it is a symbolic link to nothing, or to a name that cannot be")]
+    Target,
+    /// More files than any root has.
+    #[error("there are more than {MAX_INODES} files")]
+    TooMany,
+}
+
+impl Tree {
+    /// A tree of nothing but its root directory.
+    pub(super) fn new(attributes: Attributes) -> Tree {
+        Tree { inodes: vec![Inode { kind: Kind::Directory(BTreeMap::new()), attributes }] }
+    }
+
+    /// The root directory.
+    pub(super) const ROOT: InodeId = InodeId(0);
+
+    pub(super) fn inode(&self, id: InodeId) -> &Inode {
+        // Ids are made by this tree, and it never loses an inode.
+        &self.inodes[id.0 as usize]
+    }
+
+    fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
+        &mut self.inodes[id.0 as usize]
+    }
+
+    /// Whether the root directory has nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(&self.inode(Self::ROOT).kind, Kind::Directory(names) if names.is_empty())
+    }
+
+    /// The inode at a path from the root; its symbolic links are followed, but not the last part.
+    pub(super) fn find(&self, path: &[u8]) -> Option<InodeId> {
+        let mut parts = parts(path).ok()?;
+        let Some(name) = parts.pop() else { return Some(Self::ROOT) };
+        match self.walk(&parts).ok()? {
+            (directory, rest) if rest.is_empty() => self.child(directory, &name),
+            _ => None,
+        }
+    }
+
+    /// Puts an inode at a path. Missing folders are made; what is there is replaced, but a directory that meets a
+    /// directory only gets its attributes.
+    ///
+    /// # Errors
+    /// The path is not one inside a root.
+    pub(super) fn put(&mut self, path: &[u8], inode: Inode) -> Result<InodeId, EntryError> {
+        let Some((directory, name)) = self.place(path)? else {
+            let Kind::Directory(_) = inode.kind else { return Err(EntryError::Root) };
+            self.inode_mut(Self::ROOT).attributes = inode.attributes;
+            return Ok(Self::ROOT);
+        };
+        if let (Kind::Directory(_), Some(there)) = (&inode.kind, self.child(directory, &name))
+            && let Kind::Directory(_) = self.inode(there).kind
+        {
+            self.inode_mut(there).attributes = inode.attributes;
+            return Ok(there);
+        }
+        self.add(directory, name, inode)
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    /// There is no such file, or one of the paths is not inside a root.
+    pub(super) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), EntryError> {
+        let target = self.find(target).ok_or(EntryError::NoTarget)?;
+        if let Kind::Directory(_) = self.inode(target).kind {
+            return Err(EntryError::DirectoryLink);
+        }
+        let (directory, name) = self.place(path)?.ok_or(EntryError::Root)?;
+        self.name(directory, name, target);
+        Ok(())
+    }
+
+    /// Makes a new inode under a name of a directory.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub(super) fn add(
+        &mut self,
+        directory: InodeId,
+        name: Vec<u8>,
+        inode: Inode,
+    ) -> Result<InodeId, EntryError> {
+        if self.inodes.len() >= MAX_INODES {
+            return Err(EntryError::TooMany);
+        }
+        let id = InodeId(self.inodes.len() as u32);
+        self.inodes.push(inode);
+        self.name(directory, name, id);
+        Ok(id)
+    }
+
+    /// Names an inode; `directory` is one.
+    pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) {
+        if let Kind::Directory(names) = &mut self.inode_mut(directory).kind {
+            names.insert(name, id);
+        }
+    }
+
+    /// Every inode that has a name, each once, the root first and each directory before what is in it.
+    pub(super) fn reachable(&self) -> Vec<Reached> {
+        let mut reached = vec![Reached { id: Self::ROOT, parent: Self::ROOT, links: 2 }];
+        let mut places = HashMap::from([(Self::ROOT, 0)]);
+        let mut directories = VecDeque::from([Self::ROOT]);
+        while let Some(parent) = directories.pop_front() {
+            let Kind::Directory(names) = &self.inode(parent).kind else { continue };
+            let mut subdirectories = 0;
+            for &id in names.values() {
+                let is_directory = matches!(self.inode(id).kind, Kind::Directory(_));
+                let place = *places.entry(id).or_insert(reached.len());
+                if let Some(known) = reached.get_mut(place) {
+                    known.links += 1;
+                    continue;
+                }
+                reached.push(Reached { id, parent, links: if is_directory { 2 } else { 1 } });
+                if is_directory {
+                    subdirectories += 1;
+                    directories.push_back(id);
+                }
+            }
+            if let Some(directory) = places.get(&parent).and_then(|place| reached.get_mut(*place)) {
+                directory.links += subdirectories;
+            }
+        }
+        reached
+    }
+
+    /// The directory and the name of a path, whose folders are made where they are missing; `None` is the root itself.
+    fn place(&mut self, path: &[u8]) -> Result<Option<(InodeId, Vec<u8>)>, EntryError> {
+        let mut parts = parts(path)?;
+        let Some(name) = parts.pop() else { return Ok(None) };
+        let (mut directory, missing) = self.walk(&parts)?;
+        for part in missing {
+            let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
+            let inode = Inode { kind: Kind::Directory(BTreeMap::new()), attributes };
+            directory = self.add(directory, part, inode)?;
+        }
+        Ok(Some((directory, name)))
+    }
+
+    /// Goes along a path as far as there are directories, through symbolic links, none of which leads out of the root.
+    /// Returns where it ended and the parts that are left; a file of another kind in the way is not one.
+    fn walk(&self, path: &[Vec<u8>]) -> Result<(InodeId, Vec<Vec<u8>>), EntryError> {
+        let mut above = Vec::new();
+        let mut here = Self::ROOT;
+        let mut ahead: VecDeque<Vec<u8>> = path.iter().cloned().collect();
+        let mut links = 0;
+        while let Some(part) = ahead.pop_front() {
+            if part == b".." {
+                here = above.pop().unwrap_or(Self::ROOT);
+                continue;
+            }
+            match self.child(here, &part).map(|id| (id, &self.inode(id).kind)) {
+                Some((id, Kind::Directory(_))) => {
+                    above.push(here);
+                    here = id;
+                }
+                Some((_, Kind::Symlink(target))) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(EntryError::Circle);
+                    }
+                    if target.starts_with(b"/") {
+                        above.clear();
+                        here = Self::ROOT;
+                    }
+                    let parts = target.split(|byte| *byte == b'/');
+                    for part in parts.filter(|part| !part.is_empty() && *part != b".").rev() {
+                        ahead.push_front(part.to_vec());
+                    }
+                }
+                _ => {
+                    ahead.push_front(part);
+                    // What a link left behind is a name to make, if it is one.
+                    let is_name = |part: &Vec<u8>| part != b".." && part.len() <= MAX_NAME;
+                    return match ahead.iter().all(is_name) {
+                        true => Ok((here, ahead.into())),
+                        false => Err(EntryError::Circle),
+                    };
+                }
+            }
+        }
+        Ok((here, Vec::new()))
+    }
+
+    fn child(&self, directory: InodeId, name: &[u8]) -> Option<InodeId> {
+        match &self.inode(directory).kind {
+            Kind::Directory(names) => names.get(name).copied(),
+            _ => None,
+        }
+    }
+}
+
+impl Kind {
+    /// The type bits of `st_mode` (inode(7)).
+    pub(super) fn type_bits(&self) -> u16 {
+        match self {
+            Kind::Directory(_) => 0o040_000,
+            Kind::File(_) => 0o100_000,
+            Kind::Symlink(_) => 0o120_000,
+            Kind::CharacterDevice(_) => 0o020_000,
+            Kind::BlockDevice(_) => 0o060_000,
+            Kind::Fifo => 0o010_000,
+        }
+    }
+}
+
+impl Inode {
+    /// As `st_mode`.
+    pub(super) fn mode(&self) -> u16 {
+        self.kind.type_bits() | (self.attributes.permissions & 0o7777)
+    }
+}
+
+/// The parts of a path, which may begin with `/` or `./`.
+fn parts(path: &[u8]) -> Result<Vec<Vec<u8>>, EntryError> {
+    let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+    let parts: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
+    if parts.len() > MAX_DEPTH {
+        return Err(EntryError::Depth);
+    }
+    for part in &parts {
+        if part == b".." {
+            return Err(EntryError::Up);
+        }
+        if part.len() > MAX_NAME || part.contains(&0) {
+            return Err(EntryError::Name);
+        }
+    }
+    Ok(parts)
+}
+
+/// NAME_MAX of Linux.
+const MAX_NAME: usize = 255;
+/// Most parts of a path. The deepest trees that people make have some dozens.
+const MAX_DEPTH: usize = 1024;
+/// As the kernel has it (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+/// Most inodes: four times a large distribution with all its source code, and less than a GiB of memory.
+const MAX_INODES: usize = 1 << 21;
+
+#[cfg(test)]
+mod tests;

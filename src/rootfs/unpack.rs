@@ -1,0 +1,164 @@
+//! Unpacks a compressed tar into a file without a name, so that its members can be read in place.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+
+use super::content::write_unless_zero;
+use crate::compression::{MAX_WINDOW, XZ_MEMORY_KIB};
+
+/// What a tar is packed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Gzip,
+    Xz,
+    Zstd,
+    Lz4,
+}
+
+impl Packing {
+    /// Looks at the magic number of a file.
+    pub(super) fn of(start: &[u8]) -> Option<Packing> {
+        MAGIC.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, packing)| *packing)
+    }
+
+    /// What people call it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Packing::Gzip => "gzip",
+            Packing::Xz => "xz",
+            Packing::Zstd => "zstd",
+            Packing::Lz4 => "LZ4",
+        }
+    }
+}
+
+/// Why a tar was not unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// The stream is damaged, cut short, or the host cannot read it.
+    #[error("its {packing} data cannot be unpacked")]
+    Damaged {
+        /// What it is packed by.
+        packing: &'static str,
+        /// What the decoder says.
+        source: io::Error,
+    },
+    /// More comes out than any root has.
+    #[error("its {packing} data gives more than {} GiB", MAX_UNPACKED >> 30)]
+    TooLong {
+        /// What it is packed by.
+        packing: &'static str,
+    },
+    /// The host has no room.
+    #[error("it cannot be unpacked to {folder} (TMPDIR chooses another folder)")]
+    Write {
+        /// Where it was to go.
+        folder: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
+pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
+    let mut source = BufReader::with_capacity(BUFFER, packed);
+    let mut stream: Box<dyn Read + '_> = match packing {
+        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Packing::Xz => {
+            let source: &mut dyn Read = &mut source;
+            Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB))
+        }
+        Packing::Zstd => Box::new(ZstdFrames::new(source)),
+        Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
+    };
+    let name = packing.name();
+    let mut buffer = vec![0; BUFFER];
+    let mut len = 0_u64;
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(source) => return Err(UnpackError::Damaged { packing: name, source }),
+        };
+        let write = write_unless_zero(into, buffer.get(..count).unwrap_or_default(), len);
+        write.map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
+        len += count as u64;
+        if len > MAX_UNPACKED {
+            return Err(UnpackError::TooLong { packing: name });
+        }
+    }
+    into.set_len(len).map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
+    Ok(len)
+}
+
+/// One Zstandard frame after the other (RFC 8878, 3.1).
+struct ZstdFrames<R: BufRead> {
+    source: R,
+    frame: FrameDecoder,
+}
+
+impl<R: BufRead> ZstdFrames<R> {
+    fn new(source: R) -> ZstdFrames<R> {
+        let mut frame = FrameDecoder::new();
+        frame.set_max_window_size(MAX_WINDOW);
+        ZstdFrames { source, frame }
+    }
+
+    /// Goes to the next frame; false when there is none.
+    fn next_frame(&mut self) -> io::Result<bool> {
+        while !self.source.fill_buf()?.is_empty() {
+            let source: &mut dyn Read = &mut self.source;
+            match self.frame.init(source) {
+                Ok(()) => return Ok(true),
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
+                    io::copy(&mut self.source.by_ref().take(length.into()), &mut io::sink())?;
+                }
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl<R: BufRead> Read for ZstdFrames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.frame.can_collect() == 0 {
+            if self.frame.is_finished() {
+                let (read, made) =
+                    (self.frame.get_checksum_from_data(), self.frame.get_calculated_checksum());
+                if read.is_some() && read != made {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a checksum is wrong"));
+                }
+                if !self.next_frame()? {
+                    return Ok(0);
+                }
+            } else {
+                let step = BlockDecodingStrategy::UptoBlocks(1);
+                let source: &mut dyn Read = &mut self.source;
+                self.frame.decode_blocks(source, step).map_err(io::Error::other)?;
+            }
+        }
+        self.frame.read(buffer)
+    }
+}
+
+const MAGIC: [(&[u8], Packing); 4] = [
+    (&[0x1f, 0x8b], Packing::Gzip),
+    (&[0xfd, b'7', b'z', b'X', b'Z', 0], Packing::Xz),
+    (&[0x28, 0xb5, 0x2f, 0xfd], Packing::Zstd),
+    (&[0x04, 0x22, 0x4d, 0x18], Packing::Lz4),
+];
+
+/// Most bytes of an unpacked tar: what a bomb may write to the disk before it is found out.
+const MAX_UNPACKED: u64 = 64 << 30;
+const BUFFER: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests;

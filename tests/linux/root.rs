@@ -1,0 +1,240 @@
+//! Roots made of folders, tars and images: what a guest finds there, and that its source stays as it is.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coracle::agent::ExecStatus;
+use coracle::config::{AgentConfig, AgentPlace, RootConfig, RootForm};
+use coracle::guest_data::{self, GuestData};
+use coracle::{Grace, Vm};
+
+use super::common::{self, Finished, coracle, finish, scratch};
+use super::virtio::{busybox, host};
+use super::{data, no_linux};
+
+/// What the first program of every root here does: it says what it finds, writes, and powers off.
+const INIT: &str = "#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+echo \"root $(stat -c '%a:%u:%g' /) $(grep ' / ' /proc/mounts | tail -n 1)\"
+echo \"note $(stat -c '%a:%u:%g:%h:%Y' /etc/note) $(cat /etc/note)\"
+echo \"link $(readlink /link)\"
+echo \"device $(stat -c '%F:%t:%T:%a' /devices/zero 2>&1) $(head -c 3 /devices/zero 2>/dev/null | od -An -tx1)\"
+echo \"big $(sha256sum /big)\"
+if [ -e /bin/getfattr ]; then getfattr -d -m - --absolute-names /etc/note; fi
+echo written > /etc/new && rm /etc/note && echo now $(cat /etc/new) $(ls /etc)
+echo \"own $(ls -a / | grep coracle)\"
+sync
+mount -o remount,ro /
+poweroff -f
+";
+
+/// A folder with a root; its owner is whoever runs the tests.
+fn folder(name: &str) -> Option<PathBuf> {
+    let Some(busybox) = busybox() else {
+        common::skip("the packages of the default guest are not there");
+        return None;
+    };
+    let tree = scratch().join(name);
+    // Machines start to count their processes anew, and the scratch folder has the number of one.
+    let _ = fs::remove_dir_all(&tree);
+    for part in ["bin", "sbin", "etc", "proc", "dev", "sys"] {
+        fs::create_dir_all(tree.join(part)).unwrap();
+    }
+    fs::copy(busybox, tree.join("bin/busybox")).unwrap();
+    fs::write(tree.join("sbin/init"), INIT).unwrap();
+    fs::write(tree.join("etc/note"), "a note").unwrap();
+    fs::hard_link(tree.join("etc/note"), tree.join("etc/other")).unwrap();
+    symlink("../outside", tree.join("link")).unwrap();
+    fs::write(tree.join("big"), big()).unwrap();
+    for (file, mode) in [("sbin/init", 0o755), ("etc/note", 0o640), ("", 0o711)] {
+        fs::set_permissions(tree.join(file), fs::Permissions::from_mode(mode)).unwrap();
+    }
+    Some(tree)
+}
+
+fn big() -> Vec<u8> {
+    (0..5_000_001_u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect()
+}
+
+fn boot(kernel: GuestData, root: &str) -> Finished {
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(kernel));
+    let run = finish(command.args(["-a", "quiet", "--root", root]));
+    run.expect(0, "the guest powered off");
+    run
+}
+
+/// What the guest said after `word`.
+#[track_caller]
+fn said(run: &Finished, word: &str) -> String {
+    let text = run.text();
+    let mut lines = text.lines().map(str::trim);
+    lines
+        .find_map(|line| line.strip_prefix(word))
+        .unwrap_or_else(|| panic!("{word:?}: {run:?}"))
+        .trim()
+        .to_owned()
+}
+
+/// Whether the guest found what is in [`folder`], and could write.
+#[track_caller]
+fn expect_root(run: &Finished, tree: &Path, owner: &str) {
+    let sum = host("sha256sum", &[tree.join("big").to_str().unwrap()]);
+    assert_eq!(said(run, "big "), sum.replace(tree.join("big").to_str().unwrap(), "/big").trim());
+    let note = said(run, "note ");
+    assert!(note.starts_with(&format!("640:{owner}:2:")) && note.ends_with(" a note"), "{note}");
+    assert_eq!(said(run, "link "), "../outside");
+    assert_eq!(said(run, "now "), "written new other");
+    assert!(said(run, "root ").starts_with(&format!("711:{owner} ")), "{run:?}");
+    // The source is as it was.
+    assert_eq!(fs::read(tree.join("etc/note")).unwrap(), b"a note");
+    assert!(!tree.join("etc/new").exists());
+}
+
+fn words(path: &Path, words: &str) -> String {
+    format!("path={}{words}", path.display())
+}
+
+/// As root the ids are the caller's own, 0, and otherwise they become 0.
+#[test]
+fn small_folder_is_the_initramfs() {
+    needs_linux!();
+    let Some(tree) = folder("small") else { return };
+    let run = boot(GuestData::GuestVmlinuz, tree.to_str().unwrap());
+    expect_root(&run, &tree, "0:0");
+    assert!(said(&run, "root ").contains("rootfs / rootfs"), "{run:?}");
+    assert_eq!(said(&run, "own"), "", "nothing of the loader's is left");
+}
+
+#[test]
+fn folder_on_a_disk_is_written_to_in_memory_by_the_stock_and_the_tuned_kernel() {
+    needs_linux!();
+    let Some(tree) = folder("on-disk") else { return };
+    let tuned = guest_data::find(GuestData::TunedVmlinux).is_ok().then_some(GuestData::TunedVmlinux);
+    for kernel in [GuestData::GuestVmlinuz].into_iter().chain(tuned) {
+        let run = boot(kernel, &words(&tree, ",as=disk"));
+        expect_root(&run, &tree, "0:0");
+        assert!(said(&run, "root ").contains("overlay / overlay"), "{run:?}");
+    }
+}
+
+#[test]
+fn tar_keeps_owners_devices_and_attributes_without_privilege() {
+    needs_linux!();
+    let Some(tree) = folder("tarred") else { return };
+    add_getfattr(&tree);
+    let plain = scratch().join("root.tar");
+    let mut bytes = device("devices/zero", 1, 5);
+    let args = [
+        "-C",
+        tree.to_str().unwrap(),
+        "-cf",
+        plain.to_str().unwrap(),
+        "--owner=7",
+        "--group=70000",
+        "--format=posix",
+        "--pax-option=SCHILY.xattr.user.note:=a value",
+        ".",
+    ];
+    host("tar", &args);
+    bytes.extend(fs::read(&plain).unwrap());
+    fs::write(&plain, &bytes).unwrap();
+    host("gzip", &["-k", plain.to_str().unwrap()]);
+    for tar in [plain.clone(), plain.with_extension("tar.gz")] {
+        let run = boot(GuestData::GuestVmlinuz, tar.to_str().unwrap());
+        expect_root(&run, &tree, "7:70000");
+        assert!(said(&run, "root ").contains("overlay / overlay"), "{run:?}");
+        assert_eq!(said(&run, "device "), "character special file:1:5:666  00 00 00");
+        assert!(run.text().contains("user.note=\"a value\""), "{run:?}");
+    }
+    assert!(fs::read(&plain).unwrap() == bytes);
+}
+
+#[test]
+fn images_are_used_as_they_are_and_written_to_where_that_is_wanted() {
+    needs_linux!();
+    let Some(tree) = folder("imaged") else { return };
+    let (from, image) = (tree.to_str().unwrap(), |name: &str| scratch().join(name));
+    let ext4 = image("root.ext4");
+    let erofs = image("root.erofs");
+    let squashfs = image("root.squashfs");
+    host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", from, ext4.to_str().unwrap(), "24M"]);
+    host("mkfs.erofs", &["--all-root", erofs.to_str().unwrap(), from]);
+    host("mksquashfs", &[from, squashfs.to_str().unwrap(), "-all-root", "-quiet", "-no-progress"]);
+    let before = fs::read(&ext4).unwrap();
+    for (image, kind) in [(&ext4, "ext4"), (&erofs, "overlay"), (&squashfs, "overlay")] {
+        let limit = if kind == "ext4" { ",cow-size=64M" } else { "" };
+        let run = boot(GuestData::GuestVmlinuz, &words(image, limit));
+        assert!(said(&run, "root ").contains(&format!(" / {kind} ")), "{run:?}");
+        assert_eq!(said(&run, "now "), "written new other");
+    }
+    assert!(fs::read(&ext4).unwrap() == before);
+    boot(GuestData::GuestVmlinuz, &words(&ext4, ",rw"));
+    host("fsck.ext4", &["-fn", ext4.to_str().unwrap()]);
+    assert_eq!(host("debugfs", &["-R", "cat /etc/new", ext4.to_str().unwrap()]), "written\n");
+}
+
+#[test]
+fn agent_runs_commands_in_a_root_in_place_of_its_init() {
+    needs_linux!();
+    let Some(tree) = folder("agent") else { return };
+    for form in [RootForm::Initramfs, RootForm::Disk] {
+        let root = RootConfig { form, ..RootConfig::new(&tree) };
+        let mut agent = AgentConfig::new(AgentPlace::FirstProcess);
+        agent.ready_limit = Duration::from_secs(100);
+        let vm = Vm::builder().kernel(data(GuestData::GuestVmlinux)).append("quiet").root(root).agent(agent);
+        let vm = vm.start().unwrap();
+        let output = vm.exec(["/bin/busybox", "cat", "/etc/note"]).timeout(Duration::from_secs(100)).output();
+        let output = output.unwrap();
+        assert_eq!((output.status, output.stdout.as_slice()), (ExecStatus::Code(0), &b"a note"[..]));
+        vm.stop(Grace(Duration::from_secs(20)));
+    }
+}
+
+#[test]
+fn root_without_an_init_says_so() {
+    needs_linux!();
+    let tree = scratch().join("no-init");
+    fs::create_dir_all(tree.join("etc")).unwrap();
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(GuestData::GuestVmlinuz));
+    let run = finish(command.args(["-a", "quiet", "--root"]).arg(&tree));
+    run.expect(110, "kernel panicked");
+    assert!(run.text().contains("there is no init program on the root; init= names one"), "{run:?}");
+}
+
+/// The host's getfattr with its libraries: busybox has none.
+fn add_getfattr(tree: &Path) {
+    let libraries = host("ldd", &["/usr/bin/getfattr"]);
+    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
+    for library in libraries {
+        let inside = tree.join(library.trim_start_matches('/'));
+        fs::create_dir_all(inside.parent().unwrap()).unwrap();
+        fs::copy(library, inside).unwrap();
+    }
+    fs::copy("/usr/bin/getfattr", tree.join("bin/getfattr")).unwrap();
+}
+
+/// A member of a tar that is a character device, which only root could put into one by a program.
+fn device(name: &str, major: u32, minor: u32) -> Vec<u8> {
+    let mut header = vec![0; 512];
+    let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000666");
+    put(108, "0000000");
+    put(116, "0000000");
+    put(124, "00000000000");
+    put(136, "00000000000");
+    put(148, "        ");
+    put(156, "3");
+    put(257, "ustar\x0000");
+    put(329, &format!("{major:07o}"));
+    put(337, &format!("{minor:07o}"));
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    header
+}
