@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::VmBuilder;
 use crate::config::{
-    AgentConfig, ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig, ResetPolicy,
-    RootConfig, RootKind, VcpuCount, VmConfig, VsockConfig,
+    AgentConfig, AgentPlace, ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig,
+    ResetPolicy, RootConfig, RootKind, VcpuCount, VmConfig, VsockConfig,
 };
 
 impl VmBuilder {
@@ -22,9 +22,13 @@ impl VmBuilder {
         self.configure(|config| config.initrds.push(path))
     }
 
-    /// The root file system, in place of an initrd.
+    /// The root file system, in place of an initrd. Unless [`VmBuilder::agent`] says otherwise, no init of its own runs: the
+    /// guest waits for commands ([`Vm::exec`](super::Vm::exec)).
     pub fn root(self, root: RootConfig) -> VmBuilder {
-        self.configure(|config| config.root = Some(root))
+        self.configure(|config| {
+            config.root = Some(root);
+            config.agent.get_or_insert_with(|| AgentConfig::new(AgentPlace::FirstProcess));
+        })
     }
 
     /// A folder as the root file system; it stays as it is.
