@@ -85,15 +85,15 @@ fn start_here(options: &Options) -> Result<Infallible, RootError> {
     start_system(options)
 }
 
-/// Leaves out where an agent beside the init looks at processes. What stays costs memory and nothing else.
+/// Leaves alone what is mounted there: an agent beside the init looks at processes. What stays costs memory and nothing
+/// else.
 fn remove_own_files() {
-    for entry in fs::read_dir(OWN_FILES).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() && !path.ends_with("proc") {
-            let _ = fs::remove_dir_all(&path);
-        } else {
-            let _ = fs::remove_file(&path);
-        }
+    for path in fs::read_dir(OWN_FILES).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        let _ = match path {
+            _ if !path.is_dir() => fs::remove_file(&path),
+            _ if path.ends_with("proc") => fs::remove_dir(&path),
+            _ => fs::remove_dir_all(&path),
+        };
     }
     let _ = fs::remove_dir(OWN_FILES);
 }
