@@ -67,6 +67,35 @@ fn initrds_that_cannot_be_read_are_refused() {
 }
 
 #[test]
+fn roots_that_are_none_are_refused_and_named() {
+    let root = |root: &str, more: &[&str]| run(&payload("poweroff"), &[&["--root", root], more].concat());
+    refused(&root("/no/such/root", &[]), &["--root /no/such/root: it cannot be opened", "No such file"]);
+    let empty = scratch().join("empty-root");
+    std::fs::create_dir_all(&empty).unwrap();
+    refused(&root(empty.to_str().unwrap(), &[]), &["empty-root: there is nothing in it"]);
+    let script = file("root-script", b"#!/bin/sh\n");
+    refused(&root(script.to_str().unwrap(), &[]), &["root-script: it is a script, but a folder, a tar"]);
+    let mut tar = vec![0; 512];
+    tar[..1].copy_from_slice(b"a");
+    for at in [100, 108, 116, 124, 136] {
+        tar[at..at + 7].copy_from_slice(b"0000007");
+    }
+    tar[148..156].fill(b' ');
+    let sum: u32 = tar.iter().map(|byte| u32::from(*byte)).sum();
+    tar[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    let cut = file("cut.tar", &tar);
+    refused(&root(cut.to_str().unwrap(), &[]), &["cut.tar: it is cut short: it ends at byte 512"]);
+    let packed = file("root.tar.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03not really");
+    refused(&root(packed.to_str().unwrap(), &[]), &["root.tar.gz: its gzip data cannot be unpacked"]);
+    refused(&root("/etc,rw", &[]), &["rw goes with an image of ext4 only, and this is a folder"]);
+    refused(&root("/etc", &["-i", script.to_str().unwrap()]), &["--root goes without -i"]);
+    refused(&root("/etc", &["-a", "root=/dev/vda"]), &["--root goes without root=/dev/vda"]);
+    refused(&root("/etc", &[]), &["--root goes with a Linux kernel"]);
+    let words = run(&payload("poweroff"), &["--root", "/etc,fast"]);
+    assert!(words.code() == 125 && words.stderr.contains("`fast` does not go with a root"), "{words:?}");
+}
+
+#[test]
 fn command_line_that_is_too_long_names_both_lengths() {
     let run = run(&payload("poweroff"), &["-a", &"x".repeat(70_000)]);
     refused(&run, &["command line", "70"]);

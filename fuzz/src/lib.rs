@@ -7,6 +7,7 @@ mod config_file;
 mod control_protocol;
 mod kernel_image;
 mod legacy_bus;
+mod root_tar;
 mod virtio_balloon;
 mod virtio_block;
 mod virtio_echo;
@@ -20,6 +21,7 @@ pub use config_file::config_file;
 pub use control_protocol::control_protocol;
 pub use kernel_image::kernel_image;
 pub use legacy_bus::legacy_bus;
+pub use root_tar::root_tar;
 pub use virtio_balloon::virtio_balloon;
 pub use virtio_block::virtio_block;
 pub use virtio_mmio::virtio_mmio;
@@ -31,13 +33,14 @@ pub use virtio_vsock::virtio_vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     ("agent_guest", agent_guest),
     ("agent_host", agent_host),
     ("config_file", config_file),
     ("control_protocol", control_protocol),
     ("kernel_image", kernel_image),
     ("legacy_bus", legacy_bus),
+    ("root_tar", root_tar),
     ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),
     ("virtio_mmio", virtio_mmio),

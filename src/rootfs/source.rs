@@ -2,13 +2,12 @@
 //! never looked at.)
 
 use std::fs::{File, OpenOptions};
-use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::content::read_up_to;
 use super::tar;
-use super::unpack::Packing;
+use super::unpack::{self, Packing};
 use super::{RootError, nameless_file};
 use crate::config::RootKind;
 
@@ -56,6 +55,11 @@ impl Source {
             return Ok(Source::Image(file_system));
         }
         if let Some(packing) = Packing::of(&start) {
+            let inside = unpack::first_bytes(packing, &file, HEADER)
+                .map_err(|source| RootError::Unpack { path: path.to_owned(), source })?;
+            if !tar::is_header(&inside) {
+                return Err(other(&format!("{} data with {} in it", packing.name(), content_name(&inside))));
+            }
             return Ok(Source::PackedTar(packing, file));
         }
         if tar::is_header(&start) {
@@ -102,22 +106,14 @@ impl FileSystem {
     }
 }
 
-/// Makes a packed tar a plain one.
+/// Makes a packed tar a plain one, and returns its length, too.
 ///
 /// # Errors
-/// It is damaged, or no tar is in it, or there is no room for it.
+/// It is damaged, or there is no room for it.
 pub(super) fn unpacked(path: &Path, packing: Packing, packed: &File) -> Result<(File, u64), RootError> {
     let (folder, file) = nameless_file()?;
-    let len = super::unpack::unpack(packing, packed, &file, &folder.display().to_string())
-        .map_err(|source| RootError::Unpack { path: path.to_owned(), source })?;
-    let mut start = [0; 512];
-    let read = read_up_to(&file, &mut start, 0)
-        .map_err(|source: io::Error| RootError::Open { path: path.to_owned(), source })?;
-    if !tar::is_header(start.get(..read).unwrap_or_default()) {
-        let found = format!("{} data with {} in it", packing.name(), content_name(&start));
-        return Err(RootError::Kind { path: path.to_owned(), found });
-    }
-    Ok((file, len))
+    let len = unpack::unpack(packing, packed, &file, &folder.display().to_string());
+    Ok((file, len.map_err(|source| RootError::Unpack { path: path.to_owned(), source })?))
 }
 
 /// What a file is that is no source of a root.
@@ -152,6 +148,8 @@ fn content_name(start: &[u8]) -> &'static str {
     }
 }
 
+/// Bytes of a tar's first header.
+const HEADER: u64 = 512;
 /// As far as the signs of images reach.
 const START: usize = 0x1_0100;
 

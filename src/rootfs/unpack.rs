@@ -1,7 +1,7 @@
 //! Unpacks a compressed tar into a file without a name, so that its members can be read in place.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek};
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
@@ -62,18 +62,39 @@ pub enum UnpackError {
     },
 }
 
-/// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
-pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
-    let mut source = BufReader::with_capacity(BUFFER, packed);
-    let mut stream: Box<dyn Read + '_> = match packing {
+/// Up to `len` bytes of what comes out of `packed` first.
+///
+/// # Errors
+/// The stream is damaged that early, or the host cannot read it.
+pub(super) fn first_bytes(packing: Packing, packed: &File, len: u64) -> Result<Vec<u8>, UnpackError> {
+    let mut source = BufReader::new(packed);
+    let mut bytes = Vec::new();
+    let read = decoder(packing, &mut source).and_then(|stream| stream.take(len).read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(source) => Err(UnpackError::Damaged { packing: packing.name(), source }),
+    }
+}
+
+/// The stream that comes out of `source`.
+fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result<Box<dyn Read + 'a>> {
+    source.get_mut().rewind()?;
+    Ok(match packing {
         Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
         Packing::Xz => {
-            let source: &mut dyn Read = &mut source;
+            let source: &mut dyn Read = source;
             Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB))
         }
         Packing::Zstd => Box::new(ZstdFrames::new(source)),
         Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
-    };
+    })
+}
+
+/// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
+pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
+    let mut source = BufReader::with_capacity(BUFFER, packed);
+    let damaged = |source| UnpackError::Damaged { packing: packing.name(), source };
+    let mut stream = decoder(packing, &mut source).map_err(damaged)?;
     let name = packing.name();
     let mut buffer = vec![0; BUFFER];
     let mut len = 0_u64;
@@ -82,7 +103,7 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
             Ok(0) => break,
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(source) => return Err(UnpackError::Damaged { packing: name, source }),
+            Err(source) => return Err(damaged(source)),
         };
         let write = write_unless_zero(into, buffer.get(..count).unwrap_or_default(), len);
         write.map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
