@@ -130,6 +130,7 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
          coracle run --console virtio --serial file=kernel.log\n  \
          coracle run bzImage --disk root.img -a root=/dev/vda\n  \
+         coracle run --root rootfs/ -a init=/bin/sh        a folder, a tar or an image as the root file system\n  \
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \

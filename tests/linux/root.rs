@@ -68,6 +68,11 @@ fn boot(kernel: GuestData, root: &str) -> Finished {
     run
 }
 
+/// The tuned kernel, where it has been built.
+fn tuned() -> Option<GuestData> {
+    guest_data::find(GuestData::TunedVmlinux).ok().map(|_| GuestData::TunedVmlinux)
+}
+
 /// What the guest said after `word`.
 #[track_caller]
 fn said(run: &Finished, word: &str) -> String {
@@ -114,8 +119,7 @@ fn small_folder_is_the_initramfs() {
 fn folder_on_a_disk_is_written_to_in_memory_by_the_stock_and_the_tuned_kernel() {
     needs_linux!();
     let Some(tree) = folder("on-disk") else { return };
-    let tuned = guest_data::find(GuestData::TunedVmlinux).is_ok().then_some(GuestData::TunedVmlinux);
-    for kernel in [GuestData::GuestVmlinuz].into_iter().chain(tuned) {
+    for kernel in [GuestData::GuestVmlinuz].into_iter().chain(tuned()) {
         let run = boot(kernel, &words(&tree, ",as=disk"));
         expect_root(&run, &tree, "0:0");
         assert!(said(&run, "root ").contains("overlay / overlay"), "{run:?}");
@@ -137,19 +141,23 @@ fn tar_keeps_owners_devices_and_attributes_without_privilege() {
         "--owner=7",
         "--group=70000",
         "--format=posix",
-        "--pax-option=SCHILY.xattr.user.note:=a value",
+        "--pax-option=SCHILY.xattr.user.note:=a value,SCHILY.xattr.security.note:=kept",
         ".",
     ];
     host("tar", &args);
     bytes.extend(fs::read(&plain).unwrap());
     fs::write(&plain, &bytes).unwrap();
     host("gzip", &["-k", plain.to_str().unwrap()]);
-    for tar in [plain.clone(), plain.with_extension("tar.gz")] {
-        let run = boot(GuestData::GuestVmlinuz, tar.to_str().unwrap());
+    let packed = plain.with_extension("tar.gz");
+    let tuned = tuned().map(|kernel| (kernel, &packed));
+    for (kernel, tar) in [(GuestData::GuestVmlinuz, &plain)].into_iter().chain(tuned) {
+        let run = boot(kernel, tar.to_str().unwrap());
         expect_root(&run, &tree, "7:70000");
         assert!(said(&run, "root ").contains("overlay / overlay"), "{run:?}");
         assert_eq!(said(&run, "device "), "character special file:1:5:666  00 00 00");
-        assert!(run.text().contains("user.note=\"a value\""), "{run:?}");
+        for attribute in ["user.note=\"a value\"", "security.note=\"kept\""] {
+            assert!(run.text().contains(attribute), "{attribute}: {run:?}");
+        }
     }
     assert!(fs::read(&plain).unwrap() == bytes);
 }
