@@ -147,10 +147,7 @@ fn second_writer_is_refused_and_readers_share() {
     let writer = RawDisk::open(&path, FileLock::Exclusive).unwrap();
     for lock in [FileLock::Exclusive, FileLock::Shared] {
         let error = RawDisk::open(&path, lock).unwrap_err();
-        assert!(
-            matches!(error, DiskOpenError::Busy { .. }) && error.to_string().contains("disk.img"),
-            "{error}"
-        );
+        assert!(matches!(error, DiskOpenError::Busy { .. }), "{error}");
     }
     drop(writer);
     let _reader = RawDisk::open(&path, FileLock::Shared).unwrap();
