@@ -195,10 +195,12 @@ fn fork_into(group: Option<&Cgroup>) -> io::Result<libc::pid_t> {
     if process < 0 { Err(io::Error::last_os_error()) } else { Ok(process) }
 }
 
-/// The agent blocks and ignores signals, and a new process would inherit that.
+/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that.
 fn reset_signals() {
-    // SAFETY: sets a disposition that is no function.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    for signal in 1..libc::SIGRTMIN() {
+        // SAFETY: sets a disposition that is no function; for KILL and STOP the call only fails.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
     // SAFETY: an all-zero set is valid: it is plain data.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: initialises the set it is given.
