@@ -9,17 +9,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 /// Bytes of a file, which stay where they are until an image is written.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Content {
     /// Bytes.
     pub(super) len: u64,
     source: Source,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 enum Source {
-    #[default]
-    Zeroes,
     /// Parts of an archive; what is in none of them reads as zeroes.
     Parts { archive: Arc<File>, parts: Vec<Part> },
     /// A file below a folder, which is opened when it is read.
@@ -63,10 +61,17 @@ impl Content {
         Content { len, source: Source::Named { folder: folder.clone(), path, identity } }
     }
 
+    /// Bytes of memory that say where it is, about.
+    pub(super) fn memory(&self) -> usize {
+        match &self.source {
+            Source::Parts { parts, .. } => parts.len() * size_of::<Part>(),
+            Source::Named { path, .. } => path.as_os_str().len(),
+        }
+    }
+
     /// What to call it in messages.
     pub(super) fn name(&self) -> String {
         match &self.source {
-            Source::Zeroes => "zeroes".to_owned(),
             Source::Parts { parts, .. } => {
                 format!("at byte {} of the tar", parts.first().map_or(0, |part| part.offset))
             }
@@ -80,8 +85,7 @@ impl Content {
     /// It is not there any more, or is another file.
     pub(super) fn open(&self) -> io::Result<OpenContent<'_>> {
         let place = match &self.source {
-            Source::Zeroes => Place::Parts(None),
-            Source::Parts { archive, parts } => Place::Parts(Some((archive, parts))),
+            Source::Parts { archive, parts } => Place::Parts(archive, parts),
             Source::Named { folder, path, identity } => Place::File(open_below(folder, path, *identity)?),
         };
         Ok(OpenContent { len: self.len, place })
@@ -95,7 +99,7 @@ pub(super) struct OpenContent<'a> {
 }
 
 enum Place<'a> {
-    Parts(Option<(&'a File, &'a [Part])>),
+    Parts(&'a File, &'a [Part]),
     File(File),
 }
 
@@ -109,8 +113,7 @@ impl OpenContent<'_> {
         let mut bytes = vec![0; len];
         let end = at.saturating_add(len as u64);
         match &self.place {
-            Place::Parts(None) => {}
-            Place::Parts(Some((archive, parts))) => {
+            Place::Parts(archive, parts) => {
                 for part in *parts {
                     let (from, to) = (part.at.max(at), part.at.saturating_add(part.len).min(end));
                     let target = (from.saturating_sub(at) as usize)..(to.saturating_sub(at) as usize);
@@ -132,7 +135,7 @@ impl OpenContent<'_> {
     /// Those of the host.
     pub(super) fn is_shorter(&self) -> io::Result<bool> {
         match &self.place {
-            Place::Parts(_) => Ok(false),
+            Place::Parts(..) => Ok(false),
             Place::File(file) => Ok(file.metadata()?.len() < self.len),
         }
     }
@@ -145,8 +148,7 @@ impl OpenContent<'_> {
     pub(super) fn copy_to(&self, image: &File, offset: u64, len: u64) -> io::Result<bool> {
         let len = len.min(self.len);
         match &self.place {
-            Place::Parts(None) => Ok(true),
-            Place::Parts(Some((archive, parts))) => {
+            Place::Parts(archive, parts) => {
                 for part in *parts {
                     let piece = part.len.min(len.saturating_sub(part.at));
                     let range = Range { from: part.offset, to: offset.saturating_add(part.at), len: piece };

@@ -66,7 +66,7 @@ pub(super) fn read(
     while let Some((id, folder)) = folders.pop() {
         walk.read_folder(&folder, &mut |name, found| match found {
             Found::Known(known) => {
-                tree.name(id, name, known);
+                tree.name(id, name, known)?;
                 Ok(known)
             }
             Found::New { inode, identity } => {

@@ -10,6 +10,8 @@ use super::content::Content;
 #[derive(Debug)]
 pub(super) struct Tree {
     inodes: Vec<Inode>,
+    /// Bytes of memory that are left for more.
+    room: usize,
 }
 
 /// The place of an inode in its tree.
@@ -92,15 +94,16 @@ pub enum EntryError {
     /// No link can say this.
     #[error("it is a symbolic link to nothing, or to a name that cannot be")]
     Target,
-    /// More files than any root has.
-    #[error("there are more than {MAX_INODES} files")]
+    /// More than any root has.
+    #[error("there are more files, names and attributes than {} GiB of memory hold", MAX_MEMORY >> 30)]
     TooMany,
 }
 
 impl Tree {
     /// A tree of nothing but its root directory.
     pub(super) fn new(attributes: Attributes) -> Tree {
-        Tree { inodes: vec![Inode { kind: Kind::Directory(BTreeMap::new()), attributes }] }
+        let root = Inode { kind: Kind::Directory(BTreeMap::new()), attributes };
+        Tree { inodes: vec![root], room: MAX_MEMORY }
     }
 
     /// The root directory.
@@ -134,60 +137,71 @@ impl Tree {
     /// directory only gets its attributes.
     ///
     /// # Errors
-    /// The path is not one inside a root.
+    /// The path is not one inside a root, or there is too much in the tree.
     pub(super) fn put(&mut self, path: &[u8], inode: Inode) -> Result<InodeId, EntryError> {
-        let Some((directory, name)) = self.place(path)? else {
-            let Kind::Directory(_) = inode.kind else { return Err(EntryError::Root) };
-            self.inode_mut(Self::ROOT).attributes = inode.attributes;
-            return Ok(Self::ROOT);
+        let place = self.place(path)?;
+        let there = match &place {
+            None => Some(Self::ROOT),
+            Some((directory, name)) => self.child(*directory, name),
         };
-        if let (Kind::Directory(_), Some(there)) = (&inode.kind, self.child(directory, &name))
-            && let Kind::Directory(_) = self.inode(there).kind
+        let is_directory = |kind: &Kind| matches!(kind, Kind::Directory(_));
+        if let Some(there) = there.filter(|there| is_directory(&self.inode(*there).kind))
+            && is_directory(&inode.kind)
         {
+            self.take_room(inode.attributes.memory())?;
             self.inode_mut(there).attributes = inode.attributes;
             return Ok(there);
         }
+        let (directory, name) = place.ok_or(EntryError::Root)?;
         self.add(directory, name, inode)
     }
 
     /// Gives a file one more name.
     ///
     /// # Errors
-    /// There is no such file, or one of the paths is not inside a root.
+    /// There is no such file, one of the paths is not inside a root, or there is too much in the tree.
     pub(super) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), EntryError> {
         let target = self.find(target).ok_or(EntryError::NoTarget)?;
         if let Kind::Directory(_) = self.inode(target).kind {
             return Err(EntryError::DirectoryLink);
         }
         let (directory, name) = self.place(path)?.ok_or(EntryError::Root)?;
-        self.name(directory, name, target);
-        Ok(())
+        self.name(directory, name, target)
     }
 
     /// Makes a new inode under a name of a directory.
     ///
     /// # Errors
-    /// There are too many.
+    /// There is too much in the tree.
     pub(super) fn add(
         &mut self,
         directory: InodeId,
         name: Vec<u8>,
         inode: Inode,
     ) -> Result<InodeId, EntryError> {
-        if self.inodes.len() >= MAX_INODES {
-            return Err(EntryError::TooMany);
-        }
-        let id = InodeId(self.inodes.len() as u32);
+        self.take_room(inode.memory())?;
+        let id = InodeId(u32::try_from(self.inodes.len()).map_err(|_| EntryError::TooMany)?);
         self.inodes.push(inode);
-        self.name(directory, name, id);
+        self.name(directory, name, id)?;
         Ok(id)
     }
 
     /// Names an inode; `directory` is one.
-    pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) {
+    ///
+    /// # Errors
+    /// There is too much in the tree.
+    pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) -> Result<(), EntryError> {
+        self.take_room(NAME + name.len())?;
         if let Kind::Directory(names) = &mut self.inode_mut(directory).kind {
             names.insert(name, id);
         }
+        Ok(())
+    }
+
+    /// What is replaced counts on: a source may replace one name without end.
+    fn take_room(&mut self, bytes: usize) -> Result<(), EntryError> {
+        self.room = self.room.checked_sub(bytes).ok_or(EntryError::TooMany)?;
+        Ok(())
     }
 
     /// Every inode that has a name, each once, the root first and each directory before what is in it.
@@ -298,7 +312,24 @@ impl Kind {
     }
 }
 
+impl Attributes {
+    /// Bytes of memory that it takes, about.
+    fn memory(&self) -> usize {
+        self.xattrs.iter().map(|(name, value)| NAME + name.len() + value.len()).sum()
+    }
+}
+
 impl Inode {
+    /// Bytes of memory that it takes, about.
+    fn memory(&self) -> usize {
+        let kind = match &self.kind {
+            Kind::File(content) => content.memory(),
+            Kind::Symlink(target) => target.len(),
+            Kind::Directory(_) | Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
+        };
+        size_of::<Inode>() + self.attributes.memory() + kind
+    }
+
     /// As `st_mode`.
     pub(super) fn mode(&self) -> u16 {
         self.kind.type_bits() | (self.attributes.permissions & 0o7777)
@@ -329,8 +360,10 @@ const MAX_NAME: usize = 255;
 const MAX_DEPTH: usize = 1024;
 /// As the kernel has it (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// Most inodes: four times a large distribution with all its source code, and less than a GiB of memory.
-const MAX_INODES: usize = 1 << 21;
+/// Most bytes of memory: enough for some three million files, several times a large distribution.
+const MAX_MEMORY: usize = 1 << 30;
+/// Of a name beside its own bytes: what a map has for each.
+const NAME: usize = 64;
 
 #[cfg(test)]
 mod tests;

@@ -108,3 +108,17 @@ fn impossible_names_are_refused() {
     assert_eq!(tree.put(b"./", file()), Err(EntryError::Root));
     assert_eq!(tree.link(b"/", b"x"), Err(EntryError::NoTarget));
 }
+
+#[test]
+fn tree_takes_no_more_memory_than_it_may() {
+    let mut tree = tree();
+    let mut labelled = file();
+    labelled.attributes.xattrs.insert(b"user.a".to_vec(), vec![0; 60 << 20]);
+    let fit = (0..30).take_while(|_| tree.put(b"same", labelled.clone()).is_ok()).count();
+    assert_eq!(fit, 17);
+    // A name costs less than what did not fit.
+    tree.put(b"small", file()).unwrap();
+    tree.room = 100;
+    assert_eq!(tree.link(&[b'n'; 100], b"small"), Err(EntryError::TooMany));
+    assert_eq!(tree.put(b"another", file()), Err(EntryError::TooMany));
+}
