@@ -196,9 +196,9 @@ fn thousand_machines_leave_no_thread_no_descriptor_and_no_memory() {
     assert_eq!(signal_state(), signals);
 }
 
-/// Signals that the process blocks, ignores and catches.
+/// Signals that the process ignores and catches, and that this thread blocks.
 fn signal_state() -> Vec<String> {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let lines = status.lines().filter(|line| line.starts_with("Sig") && !line.starts_with("SigQ"));
     lines.map(str::to_owned).collect()
 }
