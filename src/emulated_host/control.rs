@@ -35,6 +35,11 @@ impl Control {
         self.outgoing.extend(message.to_frame());
     }
 
+    /// Whether QEMU has taken all that was sent.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outgoing.is_empty()
+    }
+
     /// What to poll for.
     pub(super) fn poll_entry(&self) -> libc::pollfd {
         let events = if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };

@@ -144,6 +144,7 @@ impl<'a> Session<'a> {
                     self.signal(libc::c_int::from(signal));
                     self.control.send(&FromAgent::Delivered { signal })?;
                 }
+                ToAgent::Tick => {}
             }
         }
         Ok(())

@@ -21,7 +21,7 @@ use wire::{Decoder, Encoder};
 
 /// Version of this protocol. The two ends must have the same one: they are built together, and an older
 /// initramfs is told from a damaged one by it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// First bytes of a [`FromAgent::Hello`]: fixed for all versions, so that versions can be compared at all.
 const MAGIC: &[u8] = b"coracle\0";
@@ -139,6 +139,9 @@ pub enum ToAgent {
     Resize(WindowSize),
     /// Send this signal to the command's foreground process group. Answered by [`FromAgent::Delivered`].
     Signal(u8),
+    /// Nothing. Its arrival is an interrupt, which has the machine look for others that were lost: see the outer side's
+    /// session.
+    Tick,
 }
 
 /// What the agent tells the outer side.
@@ -245,6 +248,7 @@ impl ToAgent {
             Self::OutputClosed(stream) => Encoder::new(2).stream(*stream).finish(),
             Self::Resize(size) => size.encode(Encoder::new(3)).finish(),
             Self::Signal(number) => Encoder::new(4).u8(*number).finish(),
+            Self::Tick => Encoder::new(5).finish(),
         }
     }
 
@@ -260,6 +264,7 @@ impl ToAgent {
             2 => Self::OutputClosed(Stream::from_wire(fields.u8("stream")?)?),
             3 => Self::Resize(WindowSize::decode(&mut fields)?),
             4 => Self::Signal(fields.u8("signal")?),
+            5 => Self::Tick,
             value => return Err(ProtocolError::UnknownValue { what: "kind", value }),
         };
         fields.end()?;

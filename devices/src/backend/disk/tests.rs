@@ -152,14 +152,11 @@ fn second_writer_is_refused_and_readers_share() {
     drop(writer);
     let _reader = RawDisk::open(&path, FileLock::Shared).unwrap();
     let _another = Overlay::open(&path, scratch.folder.as_path(), OverlaySize::Unlimited).unwrap();
-    assert!(matches!(
-        RawDisk::open(&path, FileLock::Exclusive),
-        Err(DiskOpenError::Busy { writes: true, .. })
-    ));
+    assert!(matches!(RawDisk::open(&path, FileLock::Exclusive), Err(DiskOpenError::Busy { writes: true })));
 }
 
 #[test]
-fn what_is_no_disk_is_refused_and_named() {
+fn what_is_no_disk_is_refused() {
     let scratch = Scratch::new();
     let file = |name: &str, len: u64| {
         let path = scratch.folder.as_path().join(name);
@@ -168,7 +165,7 @@ fn what_is_no_disk_is_refused_and_named() {
     };
     let open = |path: PathBuf| RawDisk::open(&path, FileLock::Shared).unwrap_err();
     for (path, len) in [(file("empty", 0), 0), (file("odd", 513), 513)] {
-        assert!(matches!(open(path), DiskOpenError::Length { len: said, .. } if said == len));
+        assert!(matches!(open(path), DiskOpenError::Length { len: said } if said == len));
     }
     assert!(matches!(open("/no/such/disk".into()), DiskOpenError::Open { .. }));
     assert!(matches!(open("/tmp".into()), DiskOpenError::Kind));
