@@ -147,7 +147,7 @@ fn tar_keeps_owners_devices_and_attributes_without_privilege() {
     host("tar", &args);
     bytes.extend(fs::read(&plain).unwrap());
     fs::write(&plain, &bytes).unwrap();
-    host("gzip", &["-k", plain.to_str().unwrap()]);
+    host("gzip", &["-kf", plain.to_str().unwrap()]);
     let packed = plain.with_extension("tar.gz");
     let tuned = tuned().map(|kernel| (kernel, &packed));
     for (kernel, tar) in [(GuestData::GuestVmlinuz, &plain)].into_iter().chain(tuned) {
