@@ -147,7 +147,7 @@ fn tar_keeps_owners_devices_and_attributes_without_privilege() {
     host("tar", &args);
     bytes.extend(fs::read(&plain).unwrap());
     fs::write(&plain, &bytes).unwrap();
-    host("gzip", &["-k", plain.to_str().unwrap()]);
+    host("gzip", &["-kf", plain.to_str().unwrap()]);
     let packed = plain.with_extension("tar.gz");
     let tuned = tuned().map(|kernel| (kernel, &packed));
     for (kernel, tar) in [(GuestData::GuestVmlinuz, &plain)].into_iter().chain(tuned) {
@@ -173,7 +173,10 @@ fn images_are_used_as_they_are_and_written_to_where_that_is_wanted() {
     let squashfs = image("root.squashfs");
     host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", from, ext4.to_str().unwrap(), "24M"]);
     host("mkfs.erofs", &["--all-root", erofs.to_str().unwrap(), from]);
-    host("mksquashfs", &[from, squashfs.to_str().unwrap(), "-all-root", "-quiet", "-no-progress"]);
+    host(
+        "mksquashfs",
+        &[from, squashfs.to_str().unwrap(), "-noappend", "-all-root", "-quiet", "-no-progress"],
+    );
     let before = fs::read(&ext4).unwrap();
     for (image, kind) in [(&ext4, "ext4"), (&erofs, "overlay"), (&squashfs, "overlay")] {
         let limit = if kind == "ext4" { ",cow-size=64M" } else { "" };
