@@ -218,18 +218,8 @@ fn large_input_is_read_and_input_that_nobody_wants_is_refused() {
 #[test]
 fn two_hundred_commands_run_at_once() {
     let agent = agent!();
-    thread::scope(|scope| {
-        let runs: Vec<_> = (0..200_u8)
-            .map(|number| {
-                let exec = agent.sh(&format!("cat; sleep 0.2; echo {number}; exit {number}"));
-                scope.spawn(move || exec.stdin("in ").output().unwrap())
-            })
-            .collect();
-        for (number, run) in (0..200_u8).zip(runs) {
-            let output = run.join().unwrap();
-            assert_eq!(output.status, ExecStatus::Code(number));
-            assert_eq!(output.stdout, format!("in {number}\n").into_bytes());
-        }
+    common::run_200_at_once(|number| {
+        agent.sh(&format!("cat; sleep 0.2; echo {number}; exit {number}")).stdin("in ")
     });
 }
 

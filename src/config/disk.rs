@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
 
+use super::words::{Word, path_and_words};
 use super::{ConfigError, duration};
 
 /// A disk.
@@ -113,21 +114,13 @@ impl FromStr for DiskConfig {
     /// Reads `PATH`, or `path=PATH` with any of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`, `queues=`, `id=` and `on-error=`
     /// behind commas.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut words = text.split(',');
-        let first = words.next().unwrap_or_default();
-        let path = first.strip_prefix("path=").unwrap_or(first);
-        if path.is_empty() {
-            return Err(ConfigError::DiskPath { text: text.into() });
-        }
+        let split = path_and_words(text).ok_or_else(|| ConfigError::DiskPath { text: text.into() });
+        let (path, words) = split?;
         let mut disk = DiskConfig::new(path);
-        let mut seen = Vec::new();
+        let unknown = |word: &str| ConfigError::DiskWord { word: word.into() };
         for word in words {
-            let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
-            if seen.contains(&key) {
-                return Err(ConfigError::DiskWord { word: word.into() });
-            }
-            seen.push(key);
-            disk.set(key, value).unwrap_or_else(|| Err(ConfigError::DiskWord { word: word.into() }))?;
+            let word = word.map_err(unknown)?;
+            disk.set(word).unwrap_or_else(|| Err(unknown(word.text)))?;
         }
         Ok(disk)
     }
@@ -135,8 +128,8 @@ impl FromStr for DiskConfig {
 
 impl DiskConfig {
     /// Takes one word; `None` when it is not known, or does not go with the others.
-    fn set(&mut self, key: &str, value: Option<&str>) -> Option<Result<(), ConfigError>> {
-        match (key, value) {
+    fn set(&mut self, word: Word) -> Option<Result<(), ConfigError>> {
+        match (word.key, word.value) {
             ("ro", None) if self.access == DiskAccess::ReadWrite => self.access = DiskAccess::ReadOnly,
             ("cow", None) => match self.access {
                 DiskAccess::ReadWrite => self.access = DiskAccess::Overlay { most: None },

@@ -22,6 +22,7 @@ mod schema;
 mod serial;
 mod vcpu_count;
 mod vsock;
+mod words;
 mod written;
 
 use std::path::PathBuf;

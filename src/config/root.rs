@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use super::ConfigError;
 use super::disk::bytes;
+use super::words::path_and_words;
 
 /// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
 /// LZ4), or an image of ext4, EROFS or squashfs.
@@ -77,33 +78,23 @@ impl FromStr for RootConfig {
     /// Reads `PATH`, or `path=PATH` with any of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`, `as=disk` and `keep-ids` behind
     /// commas.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut words = text.split(',');
-        let first = words.next().unwrap_or_default();
-        let path = first.strip_prefix("path=").unwrap_or(first);
-        if path.is_empty() {
-            return Err(ConfigError::RootPath { text: text.into() });
-        }
+        let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
+        let (path, words) = split?;
         let mut root = RootConfig::new(path);
-        let mut seen = Vec::new();
+        let mut says_cow = false;
+        let unknown = |word: &str| ConfigError::RootWord { word: word.into() };
         for word in words {
-            let unknown = || ConfigError::RootWord { word: word.into() };
-            let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
-            if seen.contains(&key) {
-                return Err(unknown());
-            }
-            seen.push(key);
-            match (key, value, root.access) {
-                ("rw", None, RootAccess::Private) if !seen.contains(&"cow") => {
-                    root.access = RootAccess::Image;
-                }
-                ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => {}
+            let word = word.map_err(unknown)?;
+            match (word.key, word.value, root.access) {
+                ("rw", None, RootAccess::Private) if !says_cow => root.access = RootAccess::Image,
+                ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => says_cow = true,
                 ("cow-size", Some(size), RootAccess::Private) => {
                     root.access = RootAccess::PrivateUpTo(bytes(size)?);
                 }
                 ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
                 ("as", Some("disk"), _) => root.form = RootForm::Disk,
                 ("keep-ids", None, _) => root.keep_ids = true,
-                _ => return Err(unknown()),
+                _ => return Err(unknown(word.text)),
             }
         }
         Ok(root)

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use coracle_devices::virtio::vsock::Vsock;
 
 use super::ConfigError;
+use super::words::words;
 
 /// A socket device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,18 +40,14 @@ impl FromStr for VsockConfig {
     /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut config = VsockConfig::default();
-        let mut seen = Vec::new();
-        for word in text.split(',') {
-            let wrong = || ConfigError::VsockWord { word: word.into() };
-            let (key, value) = word.split_once('=').ok_or_else(wrong)?;
-            if seen.contains(&key) {
-                return Err(wrong());
-            }
-            seen.push(key);
-            match key {
+        let wrong = |word: &str| ConfigError::VsockWord { word: word.into() };
+        for word in words(text.split(',')) {
+            let word = word.map_err(wrong)?;
+            let value = word.value.ok_or_else(|| wrong(word.text))?;
+            match word.key {
                 "cid" => config.cid = cid(value)?,
                 "uds" if !value.is_empty() => config.uds = Some(path(value)?),
-                _ => return Err(wrong()),
+                _ => return Err(wrong(word.text)),
             }
         }
         Ok(config)

@@ -123,31 +123,25 @@ fn content_name(start: &[u8]) -> &'static str {
         "an empty file"
     } else if start.iter().all(|byte| *byte == 0) {
         "nothing but zeroes where a tar or an image begins"
-    } else if has(0, b"\x7fELF") {
-        "an ELF program or kernel"
-    } else if has(0, b"#!") {
-        "a script"
-    } else if has(0, b"07070") {
-        "a cpio archive, which -i takes"
-    } else if has(0, b"PK\x03\x04") {
-        "a zip archive"
-    } else if has(0, b"BZh") {
-        "bzip2 data, which is not unpacked here"
-    } else if has(0, b"QFI\xfb") {
-        "a qcow2 image (`qemu-img convert -O raw` makes a raw one)"
-    } else if has(0x8001, b"CD001") {
-        "an ISO 9660 image"
-    } else if has(0, b"XFSB") {
-        "an XFS image"
-    } else if has(0x10040, b"_BHRfS_M") {
-        "a btrfs image"
-    } else if has(510, &[0x55, 0xaa]) {
-        "an image with partitions; give the image of the one with the root"
     } else {
-        "something else"
+        let sign = SIGNS.iter().find(|(at, magic, _)| has(*at, magic));
+        sign.map_or("something else", |(_, _, name)| name)
     }
 }
 
+/// By what other files are known: where, the bytes there, and what it is then.
+const SIGNS: [(usize, &[u8], &str); 10] = [
+    (0, b"\x7fELF", "an ELF program or kernel"),
+    (0, b"#!", "a script"),
+    (0, b"07070", "a cpio archive, which -i takes"),
+    (0, b"PK\x03\x04", "a zip archive"),
+    (0, b"BZh", "bzip2 data, which is not unpacked here"),
+    (0, b"QFI\xfb", "a qcow2 image (`qemu-img convert -O raw` makes a raw one)"),
+    (0x8001, b"CD001", "an ISO 9660 image"),
+    (0, b"XFSB", "an XFS image"),
+    (0x1_0040, b"_BHRfS_M", "a btrfs image"),
+    (510, &[0x55, 0xaa], "an image with partitions; give the image of the one with the root"),
+];
 /// Bytes of a tar's first header.
 const HEADER: u64 = 512;
 /// As far as the signs of images reach.

@@ -16,6 +16,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle::agent::{Exec, ExecStatus};
 use coracle_payload::Payload;
 
 /// Far more than any run here takes: a hang fails its test, and not the whole suite.
@@ -184,6 +185,22 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it did not come to this: {what}");
         thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Runs 200 commands of an agent at once; each has to say `in`, its number, and to end with that number.
+#[track_caller]
+pub fn run_200_at_once(command: impl Fn(u8) -> Exec) {
+    thread::scope(|scope| {
+        let start = |number| {
+            let exec = command(number);
+            (number, scope.spawn(move || exec.output().unwrap()))
+        };
+        for (number, run) in (0..200).map(start).collect::<Vec<_>>() {
+            let output = run.join().unwrap();
+            assert_eq!(output.status, ExecStatus::Code(number));
+            assert_eq!(output.stdout, format!("in {number}\n").into_bytes());
+        }
+    });
 }
 
 /// Sends `len` bytes on a stream and expects them back, both at once, and the end after them.

@@ -128,18 +128,8 @@ fn two_hundred_commands_run_in_a_guest_at_once() {
     needs_linux!();
     let vm = VmBuilder::new(quick_guest()).start().unwrap();
     vm.wait_ready(LIMIT).unwrap();
-    thread::scope(|scope| {
-        let runs: Vec<_> = (0..200_u8)
-            .map(|number| {
-                let exec = sh(&vm, &format!("read x; echo $x {number}; exit {number}"));
-                scope.spawn(move || exec.stdin("in\n").output().unwrap())
-            })
-            .collect();
-        for (number, run) in (0..200_u8).zip(runs) {
-            let output = run.join().unwrap();
-            assert_eq!(output.status, ExecStatus::Code(number));
-            assert_eq!(output.stdout, format!("in {number}\n").into_bytes());
-        }
+    common::run_200_at_once(|number| {
+        sh(&vm, &format!("read x; echo $x {number}; exit {number}")).stdin("in\n")
     });
 }
 
