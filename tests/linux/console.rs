@@ -73,7 +73,8 @@ fn terminal_of_hvc0_has_the_size_of_the_callers_and_its_ctrl_c() {
     signal(&child, libc::SIGWINCH);
     terminal.write_all(b"until stty size | grep '20 77'; do sleep 0.1; done\r").unwrap();
     seen.until(&mut terminal, "\n20 77");
-    terminal.write_all(b"echo sl''eeps; sleep 1000\r").unwrap();
+    // One process group says it and sleeps: a shell that has still to start `sleep` would take the ^C for itself.
+    terminal.write_all(b"sh -c \"echo sl''eeps; exec sleep 1000\"\r").unwrap();
     seen.until(&mut terminal, "sleeps");
     terminal.write_all(b"\x03").unwrap();
     seen.until(&mut terminal, "# ");
