@@ -1,20 +1,21 @@
 //! One request that is under way: what has come for it, and the caller's handle on it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
 use coracle_agent::guest_protocol::{
     AgentMessage, Ending, Failure, FileInfo, NetworkInfo, Request, Stream, WindowSize,
 };
 
+use super::changed::Changed;
 use super::error::AgentError;
 use super::link::{Link, State};
 
 /// What has come on a channel.
 #[derive(Debug, Default)]
 pub(super) struct ChannelState {
-    changed: Arc<Condvar>,
+    changed: Arc<Changed>,
     pub(super) pid: Option<u32>,
     pub(super) file: Option<FileInfo>,
     pub(super) answer: Option<Answer>,
@@ -33,6 +34,16 @@ pub(super) enum Answer {
     Network(NetworkInfo),
     Done,
     Failed(Failure),
+}
+
+impl Answer {
+    /// What a request for the network is answered with: the session lets nothing else pass.
+    pub(super) fn into_network(self) -> Result<NetworkInfo, AgentError> {
+        match self {
+            Answer::Network(info) => Ok(info),
+            Answer::Exited(_) | Answer::Done | Answer::Failed(_) => Err(AgentError::Lost),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -66,13 +77,23 @@ impl ChannelState {
             AgentMessage::Closed => self.outputs.iter_mut().for_each(|output| output.ended = true),
             AgentMessage::Window(..) | AgentMessage::Ready(_) => {}
         }
-        self.changed.notify_all();
+        self.changed.tell();
+    }
+
+    /// The answer to a request without streams, once it is there.
+    pub(super) fn answer(&mut self) -> Result<Option<Answer>, AgentError> {
+        match (&self.answer, &self.lost) {
+            (Some(Answer::Failed(failure)), _) => Err(AgentError::of(failure.clone())),
+            (Some(answer), _) => Ok(Some(answer.clone())),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Ok(None),
+        }
     }
 
     /// The connection has ended.
     pub(super) fn lose(&mut self, error: &AgentError) {
         self.lost.get_or_insert_with(|| error.clone());
-        self.changed.notify_all();
+        self.changed.tell();
     }
 
     /// Whether all bytes of an output have been taken.
@@ -107,7 +128,7 @@ impl ChannelState {
 pub(super) struct Channel {
     link: Arc<Link>,
     number: u32,
-    changed: Arc<Condvar>,
+    changed: Arc<Changed>,
 }
 
 impl Channel {
@@ -155,7 +176,7 @@ impl Channel {
         if let Some(channel) = state.channels.get_mut(&self.number) {
             channel.abandoned = true;
             channel.outputs.iter_mut().for_each(|output| output.ended = true);
-            channel.changed.notify_all();
+            channel.changed.tell();
         }
         drop(state);
         self.link.wake();
@@ -225,19 +246,18 @@ impl<'a> Locked<'a> {
     /// Waits until something has come, or `deadline`: false then.
     pub(super) fn wait(self, deadline: Option<Instant>) -> (Locked<'a>, bool) {
         let channel = self.channel;
-        let (state, in_time) = match deadline {
-            None => (channel.changed.wait(self.state).unwrap_or_else(PoisonError::into_inner), true),
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return (self, false);
-                }
-                let left = left.min(LONG_TIME);
-                let waited = channel.changed.wait_timeout(self.state, left);
-                (waited.unwrap_or_else(PoisonError::into_inner).0, true)
-            }
-        };
-        (Locked { channel, state }, in_time)
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return (self, false);
+        }
+        let state = channel.changed.wait(self.state, left.map(|left| left.min(LONG_TIME)));
+        (Locked { channel, state }, true)
+    }
+
+    /// Has a task woken when something has come.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_next(&self, task: &std::task::Waker) {
+        self.channel.changed.wake_next(task);
     }
 
     fn taken(&mut self, stream: Stream, count: usize) {

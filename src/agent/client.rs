@@ -34,6 +34,13 @@ pub struct NetworkSettings {
     pub dns: Vec<Ipv4Addr>,
 }
 
+impl NetworkSettings {
+    pub(super) fn into_request(self) -> Request {
+        let NetworkSettings { interface, address, dns } = self;
+        Request::Network(NetworkRequest { interface, address, dns, limit: DHCP_LIMIT })
+    }
+}
+
 impl AgentClient {
     /// Speaks with an agent at the other end of `stream`, which is not of this program's machines: a unix socket of a
     /// vsock device, for example. The connection ends with the last clone.
@@ -73,8 +80,7 @@ impl AgentClient {
     /// # Errors
     /// The guest refuses, or the agent or the machine has ended.
     pub fn set_clock(&self, time: SystemTime) -> Result<(), AgentError> {
-        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.ask(Request::SetClock(since)).map(drop)
+        self.ask(Self::clock_request(time)).map(drop)
     }
 
     /// Brings the guest's network up: loopback, one interface with its address and route, and name servers in
@@ -83,13 +89,7 @@ impl AgentClient {
     /// # Errors
     /// The guest refuses, no DHCP server answers, or the agent or the machine has ended.
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
-        let NetworkSettings { interface, address, dns } = settings;
-        let request = NetworkRequest { interface, address, dns, limit: DHCP_LIMIT };
-        match self.ask(Request::Network(request))? {
-            Answer::Network(info) => Ok(info),
-            // The session lets no other answer pass.
-            Answer::Exited(_) | Answer::Done | Answer::Failed(_) => Err(AgentError::Lost),
-        }
+        self.ask(settings.into_request())?.into_network()
     }
 
     /// Asks the guest to power off in good order, and does not wait for it.
@@ -113,17 +113,17 @@ impl AgentClient {
         Channel::open(&self.link, Request::Shutdown(Power::Restart)).map(drop)
     }
 
+    pub(super) fn clock_request(time: SystemTime) -> Request {
+        Request::SetClock(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+    }
+
     /// The answer to a request without streams.
     fn ask(&self, request: Request) -> Result<Answer, AgentError> {
         let channel = Channel::open(&self.link, request)?;
         let mut locked = channel.lock();
         loop {
-            let seen = locked.seen();
-            match (&seen.answer, seen.lost()) {
-                (Some(Answer::Failed(failure)), _) => return Err(AgentError::of(failure.clone())),
-                (Some(answer), _) => return Ok(answer.clone()),
-                (None, Some(error)) => return Err(error.clone()),
-                (None, None) => {}
+            if let Some(answer) = locked.seen().answer()? {
+                return Ok(answer);
             }
             (locked, _) = locked.wait(None);
         }

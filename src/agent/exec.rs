@@ -5,13 +5,13 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::{Ending, ExecRequest, Request, Stream, WindowSize};
+use coracle_agent::guest_protocol::{Ending, ExecRequest, Request, WindowSize};
 
-use super::channel::{Answer, Channel, Locked};
+use super::channel::Channel;
 use super::client::AgentClient;
+use super::collect::Collector;
 use super::error::{AgentError, ExecError};
 use super::process::Process;
-use super::streams::feed;
 
 /// A command, to be run by [`Exec::output`], [`Exec::status`] or [`Exec::spawn`].
 ///
@@ -19,11 +19,13 @@ use super::streams::feed;
 /// unless it is told otherwise. A guest that is still booting is waited for.
 #[must_use = "nothing runs before one of `output`, `status` and `spawn`"]
 pub struct Exec {
-    agent: Result<AgentClient, AgentError>,
+    pub(super) agent: Result<AgentClient, AgentError>,
     request: ExecRequest,
-    input: ExecInput,
-    timeout: Option<Duration>,
-    output_limit: usize,
+    pub(super) input: ExecInput,
+    pub(super) timeout: Option<Duration>,
+    /// How long an agent that is not ready is waited for; none for the machine's own limit.
+    pub(super) ready_limit: Option<Duration>,
+    pub(super) output_limit: usize,
 }
 
 /// What a command reads.
@@ -71,6 +73,7 @@ impl Exec {
             request: ExecRequest { argv, ..ExecRequest::default() },
             input: ExecInput::None,
             timeout: None,
+            ready_limit: None,
             output_limit: DEFAULT_OUTPUT_LIMIT,
         }
     }
@@ -139,7 +142,7 @@ impl Exec {
     /// It could not be run, was killed for its limits, or the agent or the machine has ended.
     pub fn output(self) -> Result<Output, ExecError> {
         let limit = self.output_limit;
-        self.run(|_, count| count <= limit, limit)
+        self.collect(Some(limit))
     }
 
     /// Runs it to its end and drops what it writes.
@@ -147,12 +150,7 @@ impl Exec {
     /// # Errors
     /// As [`Exec::output`], without its limit.
     pub fn status(self) -> Result<ExecStatus, ExecError> {
-        let drop_it = |output: &mut Output, _| {
-            output.stdout.clear();
-            output.stderr.clear();
-            true
-        };
-        self.run(drop_it, usize::MAX).map(|output| output.status)
+        self.collect(None).map(|output| output.status)
     }
 
     /// Starts it.
@@ -161,17 +159,17 @@ impl Exec {
     /// It could not be started, or the agent or the machine has ended.
     pub fn spawn(mut self) -> Result<Process, ExecError> {
         let input = std::mem::take(&mut self.input);
-        let piped = matches!(input, ExecInput::Piped);
-        let (size, timeout) = (self.request.terminal, self.timeout);
-        let channel = self.open(!matches!(input, ExecInput::None))?;
-        let process = Process::new(channel, size.is_some(), piped, timeout);
+        let process = self.start(&input)?;
         process.wait_started()?;
-        match input {
-            ExecInput::None | ExecInput::Piped => {}
-            ExecInput::Bytes(bytes) => process.feed(std::io::Cursor::new(bytes))?,
-            ExecInput::Reader(reader) => process.feed(reader)?,
-        }
+        process.feed(input)?;
         Ok(process)
+    }
+
+    /// Asks for a process that may not have been started yet.
+    pub(super) fn start(self, input: &ExecInput) -> Result<Process, ExecError> {
+        let (has_terminal, timeout) = (self.request.terminal.is_some(), self.timeout);
+        let channel = self.open(!matches!(input, ExecInput::None))?;
+        Ok(Process::new(channel, has_terminal, matches!(input, ExecInput::Piped), timeout))
     }
 
     fn open(self, has_input: bool) -> Result<Channel, ExecError> {
@@ -179,42 +177,27 @@ impl Exec {
             return Err(ExecError::NoCommand);
         }
         let request = ExecRequest { stdin: has_input, ..self.request };
-        Ok(Channel::open(self.agent?.link(), Request::Exec(Box::new(request)))?)
+        let agent = self.agent?;
+        let limit = self.ready_limit.unwrap_or(agent.link().ready_limit);
+        Ok(Channel::open_within(agent.link(), Request::Exec(Box::new(request)), limit)?)
     }
 
-    /// Runs it; `keep` sees what has been collected, and how much came in all, and says whether that is still allowed.
-    fn run(
-        mut self,
-        keep: impl Fn(&mut Output, usize) -> bool,
-        output_limit: usize,
-    ) -> Result<Output, ExecError> {
-        let timeout = self.timeout;
+    /// Begins to run it to its end; without a limit, what it writes is dropped.
+    pub(super) fn start_collecting(mut self, output_limit: Option<usize>) -> Result<Collector, ExecError> {
         let input = std::mem::take(&mut self.input);
         let has_input = matches!(input, ExecInput::Bytes(_) | ExecInput::Reader(_));
-        let channel = std::sync::Arc::new(self.open(has_input)?);
-        let mut bytes = None;
-        match input {
-            ExecInput::Bytes(given) => bytes = Some(given),
-            ExecInput::Reader(reader) => {
-                feed(channel.clone(), reader).map_err(AgentError::host("a thread"))?;
-            }
-            ExecInput::None | ExecInput::Piped => {}
-        }
-        let mut left = bytes.as_deref();
+        Collector::new(self.open(has_input)?, input, output_limit)
+    }
+
+    fn collect(self, output_limit: Option<usize>) -> Result<Output, ExecError> {
+        let timeout = self.timeout;
+        let mut collector = self.start_collecting(output_limit)?;
         let deadline = timeout.and_then(|limit| Instant::now().checked_add(limit));
-        let mut output = Output { status: ExecStatus::Code(0), stdout: Vec::new(), stderr: Vec::new() };
-        let mut count: usize = 0;
+        let channel = collector.channel();
         let mut locked = channel.lock();
         loop {
-            left = left.and_then(|bytes| send_some(&mut locked, bytes));
-            let stdout = locked.take_all(Stream::Stdout, &mut output.stdout);
-            let stderr = locked.take_all(Stream::Stderr, &mut output.stderr);
-            count = count.saturating_add(stdout).saturating_add(stderr);
-            if !keep(&mut output, count) {
-                return Err(ExecError::OutputLimit { limit: output_limit });
-            }
-            if let Some(status) = ended(&mut locked)? {
-                return Ok(Output { status, ..output });
+            if let Some(output) = collector.step(&mut locked)? {
+                return Ok(output);
             }
             let (next, in_time) = locked.wait(deadline);
             locked = next;
@@ -285,30 +268,6 @@ impl<const N: usize> From<&[u8; N]> for ExecInput {
 impl From<&str> for ExecInput {
     fn from(text: &str) -> Self {
         ExecInput::Bytes(text.as_bytes().to_vec())
-    }
-}
-
-/// Sends what there is room for: what is left then; none when that was all, and the end has been said.
-fn send_some<'a>(locked: &mut Locked<'_>, bytes: &'a [u8]) -> Option<&'a [u8]> {
-    let sent = locked.send(bytes);
-    let left = bytes.get(sent..).unwrap_or_default();
-    if left.is_empty() {
-        locked.end_input();
-    }
-    Some(left).filter(|left| !left.is_empty())
-}
-
-/// How the command ended, once all that it wrote has been taken.
-fn ended(locked: &mut Locked<'_>) -> Result<Option<ExecStatus>, ExecError> {
-    let seen = locked.seen();
-    let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
-    match &seen.answer {
-        Some(Answer::Exited(ending)) if is_read => Ok(Some(ExecStatus::of(*ending))),
-        Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
-        _ => match seen.lost() {
-            Some(error) => Err(error.clone().into()),
-            None => Ok(None),
-        },
     }
 }
 

@@ -161,7 +161,7 @@ impl AgentClient {
 }
 
 /// Whether the agent has said that it is done.
-fn check(seen: &ChannelState) -> Result<bool, FileError> {
+pub(super) fn check(seen: &ChannelState) -> Result<bool, FileError> {
     match (&seen.answer, seen.lost()) {
         (Some(Answer::Failed(failure)), _) => Err(FileError::of(failure.clone())),
         (Some(_), _) => Ok(true),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
 use coracle_devices::virtio::vsock::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::changed::Changed;
 use super::channel::ChannelState;
 use super::error::AgentError;
 use crate::kvm::spawn_with_signals_blocked;
@@ -22,7 +23,7 @@ use crate::outcome::Ending;
 pub(super) struct Link {
     state: Mutex<State>,
     /// The agent has become ready, or never will.
-    ready: Condvar,
+    ready: Changed,
     wake: EventFd,
     pub(super) ready_limit: Duration,
 }
@@ -66,7 +67,7 @@ impl LinkThread {
             stopped: false,
         };
         let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let link = Arc::new(Link { state: Mutex::new(state), ready: Condvar::new(), wake, ready_limit });
+        let link = Arc::new(Link { state: Mutex::new(state), ready: Changed::default(), wake, ready_limit });
         let thread = spawn_with_signals_blocked("agent".into(), {
             let link = link.clone();
             move || run(&link, peer)
@@ -110,18 +111,26 @@ impl Link {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
         loop {
-            if let Some(error) = &state.over {
-                return Err(error.clone());
-            }
-            if state.info.is_some() {
+            if state.is_ready()? {
                 return Ok(state);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(AgentError::NotReady { limit });
             }
-            state = self.ready.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.ready.wait(state, Some(left));
         }
+    }
+
+    /// Whether the agent is ready; if not, the task is woken when that changes.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll_ready(&self, task: &std::task::Waker) -> Result<bool, AgentError> {
+        let state = self.lock();
+        let is_ready = state.is_ready()?;
+        if !is_ready {
+            self.ready.wake_next(task);
+        }
+        Ok(is_ready)
     }
 
     /// A thread that panicked while it held the lock left a session that is cut off.
@@ -139,7 +148,7 @@ impl Link {
         let mut state = self.lock();
         state.lose(&error);
         state.over = Some(error);
-        self.ready.notify_all();
+        self.ready.tell();
     }
 }
 
@@ -147,6 +156,14 @@ impl State {
     /// What the agent is, once it is ready.
     pub(super) fn info(&self) -> Option<&AgentInfo> {
         self.info.as_ref()
+    }
+
+    /// Whether the agent is ready; an error when it never will be.
+    fn is_ready(&self) -> Result<bool, AgentError> {
+        match &self.over {
+            Some(error) => Err(error.clone()),
+            None => Ok(self.info.is_some()),
+        }
     }
 
     fn has_to_end(&self) -> bool {
@@ -168,12 +185,12 @@ impl State {
     }
 
     /// Tells callers of what has come.
-    fn dispatch(&mut self, ready: &Condvar) {
+    fn dispatch(&mut self, ready: &Changed) {
         while let Some(event) = self.session.next_event() {
             match event {
                 HostEvent::Ready(info) => {
                     self.info = Some(info);
-                    ready.notify_all();
+                    ready.tell();
                 }
                 HostEvent::Message(number, message) => {
                     if let Some(channel) = self.channels.get_mut(&number) {

@@ -4,9 +4,13 @@
 //! limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the rules
 //! is cut off, and every call that is under way says so.
 
+#[cfg(feature = "tokio")]
+mod async_calls;
 mod attach;
+mod changed;
 mod channel;
 mod client;
+mod collect;
 mod error;
 mod exec;
 mod files;

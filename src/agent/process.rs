@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::guest_protocol::{Stream, WindowSize};
 
-use super::channel::{Answer, Channel, ChannelState};
+use super::channel::{Answer, Channel, ChannelState, Locked};
 use super::error::{AgentError, ExecError};
-use super::exec::{ExecStatus, Output};
+use super::exec::{ExecInput, ExecStatus, Output};
 use super::streams::{ProcessInput, ProcessOutput, feed};
 
 /// A command that was started. Dropping it kills what still runs, with all processes that the command has started.
@@ -108,16 +108,42 @@ impl Process {
         }
     }
 
-    pub(super) fn feed(&self, reader: impl Read + Send + 'static) -> Result<(), AgentError> {
-        let fed: io::Result<()> = feed(self.channel.clone(), reader);
-        fed.map_err(AgentError::host("a thread for the command's input"))
+    /// Gives it what it is to read, on a thread.
+    pub(super) fn feed(&self, input: ExecInput) -> Result<(), AgentError> {
+        let reader: Box<dyn Read + Send> = match input {
+            ExecInput::None | ExecInput::Piped => return Ok(()),
+            ExecInput::Bytes(bytes) => Box::new(io::Cursor::new(bytes)),
+            ExecInput::Reader(reader) => reader,
+        };
+        feed(self.channel.clone(), reader).map_err(AgentError::host("a thread for the command's input"))
+    }
+
+    /// Whether it has been started.
+    pub(super) fn started(locked: &mut Locked<'_>) -> Result<Option<()>, ExecError> {
+        let seen = locked.seen();
+        Ok((seen.pid.is_some() || status(seen, true)?.is_some()).then_some(()))
+    }
+
+    /// How it ended.
+    #[cfg(feature = "tokio")]
+    pub(super) fn ended(locked: &mut Locked<'_>) -> Result<Option<ExecStatus>, ExecError> {
+        status(locked.seen(), true)
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn limit(&self) -> Option<(Duration, Instant)> {
+        self.limit
     }
 
     pub(super) fn wait_started(&self) -> Result<(), ExecError> {
         let mut locked = self.channel.lock();
         loop {
-            let seen = locked.seen();
-            if seen.pid.is_some() || status(seen, true)?.is_some() {
+            if Self::started(&mut locked)?.is_some() {
                 return Ok(());
             }
             let (next, in_time) = locked.wait(self.limit.map(|(_, deadline)| deadline));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_agent::guest_protocol::Stream;
 
-use super::channel::Channel;
+use super::channel::{Channel, Locked};
 use crate::kvm::spawn_with_signals_blocked;
 
 /// What is written here, the command reads. Dropping it ends the command's input.
@@ -23,11 +23,47 @@ impl ProcessInput {
     pub(super) fn new(channel: Arc<Channel>) -> ProcessInput {
         ProcessInput { channel }
     }
+
+    /// Sends what there is room for; none when that is nothing.
+    pub(super) fn write_now(locked: &mut Locked<'_>, bytes: &[u8]) -> io::Result<Option<usize>> {
+        let seen = locked.seen();
+        if let Some(error) = seen.lost() {
+            return Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone()));
+        }
+        if seen.input_refused || seen.abandoned || seen.answer.is_some() {
+            return Err(ErrorKind::BrokenPipe.into());
+        }
+        let sent = if bytes.is_empty() { 0 } else { locked.send(bytes) };
+        Ok((sent > 0 || bytes.is_empty()).then_some(sent))
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
+    }
 }
 
 impl ProcessOutput {
     pub(super) fn new(channel: Arc<Channel>, stream: Stream) -> ProcessOutput {
         ProcessOutput { channel, stream }
+    }
+
+    /// Takes what is there; none when there is nothing yet, and 0 at the end.
+    pub(super) fn read_now(&self, locked: &mut Locked<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let count = locked.take(self.stream, buffer);
+        let seen = locked.seen();
+        if count > 0 || buffer.is_empty() || seen.is_at_end(self.stream) {
+            return Ok(Some(count));
+        }
+        match seen.lost() {
+            Some(error) => Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone())),
+            None => Ok(None),
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(super) fn channel(&self) -> &Channel {
+        &self.channel
     }
 }
 
@@ -38,20 +74,9 @@ impl Write for ProcessInput {
     /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]: the
     /// agent or the machine has.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if bytes.is_empty() {
-            return Ok(0);
-        }
         let mut locked = self.channel.lock();
         loop {
-            let seen = locked.seen();
-            if let Some(error) = seen.lost() {
-                return Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone()));
-            }
-            if seen.input_refused || seen.abandoned || seen.answer.is_some() {
-                return Err(ErrorKind::BrokenPipe.into());
-            }
-            let sent = locked.send(bytes);
-            if sent > 0 {
+            if let Some(sent) = Self::write_now(&mut locked, bytes)? {
                 return Ok(sent);
             }
             (locked, _) = locked.wait(None);
@@ -75,21 +100,10 @@ impl Read for ProcessOutput {
     /// # Errors
     /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if buffer.is_empty() {
-            return Ok(0);
-        }
         let mut locked = self.channel.lock();
         loop {
-            let count = locked.take(self.stream, buffer);
-            if count > 0 {
+            if let Some(count) = self.read_now(&mut locked, buffer)? {
                 return Ok(count);
-            }
-            let seen = locked.seen();
-            if seen.is_at_end(self.stream) {
-                return Ok(0);
-            }
-            if let Some(error) = seen.lost() {
-                return Err(io::Error::new(ErrorKind::ConnectionAborted, error.clone()));
             }
             (locked, _) = locked.wait(None);
         }

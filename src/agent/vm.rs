@@ -70,11 +70,14 @@ impl VmHandle {
     /// Asks the guest to power off, by its agent if that is ready, else by the power button, and waits for that: none when
     /// the guest has not ended within `grace`, or cannot be asked. It runs on then.
     pub fn shut_down(&self, grace: Duration) -> Option<Outcome> {
-        let by_agent = self.agent().and_then(|agent| agent.power_off_within(Duration::ZERO));
-        if by_agent.is_err() && !self.press_power_button() {
-            return self.wait_for(Duration::ZERO);
-        }
+        let grace = if self.ask_to_power_off() { grace } else { Duration::ZERO };
         self.wait_for(grace)
+    }
+
+    /// False when the guest cannot be asked.
+    pub(crate) fn ask_to_power_off(&self) -> bool {
+        let by_agent = self.agent().and_then(|agent| agent.power_off_within(Duration::ZERO));
+        by_agent.is_ok() || self.press_power_button()
     }
 }
 

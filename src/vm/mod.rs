@@ -1,5 +1,7 @@
 //! A virtual machine: building it, running it, the handle on it, and its end.
 
+#[cfg(feature = "tokio")]
+mod async_calls;
 pub(crate) mod builder;
 mod events;
 mod lifecycle;

@@ -1,0 +1,43 @@
+//! How the agent's thread tells the callers that something has come: threads that wait, and tasks that are woken.
+
+use std::sync::{Condvar, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Goes with the state that a mutex guards: waiting and telling are done while that is locked, so that nothing is missed.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    threads: Condvar,
+    #[cfg(feature = "tokio")]
+    tasks: std::sync::Mutex<Vec<std::task::Waker>>,
+}
+
+impl Changed {
+    /// Something has come.
+    pub(super) fn tell(&self) {
+        self.threads.notify_all();
+        #[cfg(feature = "tokio")]
+        self.tasks().drain(..).for_each(std::task::Waker::wake);
+    }
+
+    /// Lets this thread wait for that, or for `limit`.
+    pub(super) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, limit: Option<Duration>) -> MutexGuard<'a, T> {
+        match limit {
+            None => self.threads.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => self.threads.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0,
+        }
+    }
+
+    /// Has a task woken when something comes next.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake_next(&self, task: &std::task::Waker) {
+        let mut tasks = self.tasks();
+        if !tasks.iter().any(|other| other.will_wake(task)) {
+            tasks.push(task.clone());
+        }
+    }
+
+    #[cfg(feature = "tokio")]
+    fn tasks(&self) -> MutexGuard<'_, Vec<std::task::Waker>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

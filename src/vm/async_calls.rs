@@ -1,0 +1,140 @@
+//! The calls on a machine for tasks. What only waits is woken by a descriptor; what works for some milliseconds, as
+//! building a machine does, takes a thread of the runtime's that is meant for that.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::spawn_blocking;
+
+use super::outcome::Outcome;
+use super::{BuildError, Event, Grace, Subscription, Vm, VmBuilder, VmHandle};
+use crate::agent::{AgentError, AgentInfo, FileError};
+
+/// Needs the feature `tokio`.
+impl VmBuilder {
+    /// As [`VmBuilder::start`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn start_async(self) -> Result<Vm, BuildError> {
+        on_a_thread(move || self.start()).await
+    }
+}
+
+/// Needs the feature `tokio`, and a runtime with its timer and its I/O.
+impl Vm {
+    /// As [`VmHandle::wait_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn wait_async(&self) -> io::Result<Outcome> {
+        self.handle().wait_async().await
+    }
+
+    /// As [`Vm::stop`], for a task; the machine has given everything back when this is done. A task that is dropped
+    /// meanwhile stops the machine at once.
+    ///
+    /// # Errors
+    /// As [`VmHandle::wait_async`]; the machine is stopped all the same.
+    pub async fn stop_async(self, grace: Grace) -> io::Result<Outcome> {
+        let handle = self.handle();
+        if !grace.0.is_zero() && handle.ask_to_power_off() {
+            // Over time is no error: it is stopped then.
+            let _ = tokio::time::timeout(grace.0, handle.wait_async()).await;
+        }
+        handle.stop();
+        on_a_thread(move || drop(self)).await;
+        handle.wait_async().await
+    }
+}
+
+/// Needs the feature `tokio`, and a runtime with its timer and its I/O.
+impl VmHandle {
+    /// As [`Vm::wait`], for a task.
+    ///
+    /// # Errors
+    /// The process has no more file descriptors.
+    pub async fn wait_async(&self) -> io::Result<Outcome> {
+        let mut fd = None;
+        loop {
+            if let Some(outcome) = self.wait_for(Duration::ZERO) {
+                return Ok(outcome);
+            }
+            readable(&mut fd, self.outcome_fd()).await?;
+        }
+    }
+
+    /// See [`AgentClient::wait_ready_async`](crate::agent::AgentClient::wait_ready_async).
+    ///
+    /// # Errors
+    /// As there, or there is no agent.
+    pub async fn wait_ready_async(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
+        self.agent()?.wait_ready_async(limit).await
+    }
+
+    /// See [`AgentClient::read_file_async`](crate::agent::AgentClient::read_file_async).
+    ///
+    /// # Errors
+    /// As there, or there is no agent.
+    pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
+        self.agent()?.read_file_async(path).await
+    }
+
+    /// See [`AgentClient::write_file_async`](crate::agent::AgentClient::write_file_async).
+    ///
+    /// # Errors
+    /// As there, or there is no agent.
+    pub async fn write_file_async(
+        &self,
+        path: impl AsRef<Path>,
+        content: impl AsRef<[u8]>,
+    ) -> Result<(), FileError> {
+        self.agent()?.write_file_async(path, content).await
+    }
+}
+
+/// Needs the feature `tokio`, and a runtime with its I/O.
+impl Subscription {
+    /// The next event. There is none after [`Event::Ended`]: this waits for ever then.
+    ///
+    /// # Errors
+    /// The process has no more file descriptors.
+    pub async fn recv_async(&self) -> io::Result<Event> {
+        let mut fd = None;
+        loop {
+            if let Some(event) = self.try_recv() {
+                return Ok(event);
+            }
+            readable(&mut fd, self.as_fd()).await?;
+        }
+    }
+}
+
+/// Waits until `source` is readable, by a descriptor of this wait's own: a runtime watches each but once.
+async fn readable(fd: &mut Option<AsyncFd<OwnedFd>>, source: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = match fd {
+        Some(fd) => fd,
+        None => {
+            let own = source.try_clone_to_owned()?;
+            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken from the runtime.
+            fd.insert(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
+        }
+    };
+    // What is known of it is old once it has been looked at.
+    fd.readable().await?.clear_ready();
+    Ok(())
+}
+
+/// # Panics
+/// Where `work` does.
+async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(result) => result,
+        // Nobody cancels it but a runtime that ends, which asks no task any more.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

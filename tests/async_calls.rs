@@ -1,0 +1,197 @@
+//! The calls for tasks (feature `tokio`): machines in this process, and the agent's real program on this machine.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::LIMIT;
+use common::agent::Agent;
+use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError};
+use coracle::config::{MemorySize, VmConfig};
+use coracle::outcome::Ending;
+use coracle::{Event, Grace, VmBuilder};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+macro_rules! agent {
+    () => {
+        match Agent::start() {
+            Some(agent) => agent,
+            None => return,
+        }
+    };
+}
+
+fn config(payload: &str) -> VmConfig {
+    let mut config = VmConfig::new(common::payload(payload));
+    config.memory = MemorySize::from_mib(16).unwrap().into();
+    config
+}
+
+fn machine(payload: &str) -> VmBuilder {
+    VmBuilder::new(config(payload))
+}
+
+#[tokio::test]
+async fn tasks_on_one_thread_wait_for_many_machines() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let config = config("exit-7");
+    let ends = (0..8).map(|_| {
+        let builder = VmBuilder::new(config.clone());
+        tokio::spawn(async {
+            let vm = builder.start_async().await.unwrap();
+            let handle = vm.handle();
+            // Two that wait for one machine.
+            let (one, other) = tokio::join!(vm.wait_async(), handle.wait_async());
+            assert_eq!(one.unwrap(), other.unwrap());
+            vm.stop_async(Grace::NONE).await.unwrap().ending
+        })
+    });
+    for end in ends.collect::<Vec<_>>() {
+        assert_eq!(end.await.unwrap(), Ending::Exited { code: 7 });
+    }
+}
+
+#[tokio::test]
+async fn stop_reaches_a_guest_that_does_not_heed_its_button_after_the_grace() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let grace = Duration::from_millis(100);
+    let vm = machine("spin").start_async().await.unwrap();
+    let events = vm.handle().subscribe().unwrap();
+    let start = Instant::now();
+    let outcome = vm.stop_async(Grace(grace)).await.unwrap();
+    assert!(start.elapsed() >= grace);
+    assert_eq!(outcome.ending, Ending::Stopped);
+    assert_eq!(events.recv_async().await.unwrap(), Event::Ended(Box::new(outcome)));
+}
+
+#[tokio::test]
+async fn events_come_in_order_while_others_run() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let vm = machine("spin").build().unwrap();
+    let (events, handle) = (vm.handle().subscribe().unwrap(), vm.handle());
+    let acts = async {
+        for act in [VmAct::Resume, VmAct::Pause, VmAct::Resume, VmAct::Stop] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            match act {
+                VmAct::Resume => handle.resume(),
+                VmAct::Pause => assert!(handle.pause()),
+                VmAct::Stop => handle.stop(),
+            }
+        }
+    };
+    let hears = async {
+        let mut heard = Vec::new();
+        loop {
+            match events.recv_async().await.unwrap() {
+                Event::Ended(outcome) => return (heard, outcome.ending),
+                event => heard.push(event),
+            }
+        }
+    };
+    let ((), (heard, ending)) = tokio::join!(acts, hears);
+    assert_eq!(heard, [Event::Resumed, Event::Paused, Event::Resumed]);
+    assert_eq!(ending, Ending::Stopped);
+}
+
+enum VmAct {
+    Resume,
+    Pause,
+    Stop,
+}
+
+#[tokio::test]
+async fn hundred_commands_of_one_thread_run_at_once() {
+    let agent = agent!();
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..100_u8)
+        .map(|number| {
+            let exec = agent.sh(&format!("cat; sleep 1; echo {number} >&2; exit {number}")).stdin("in");
+            tokio::spawn(exec.output_async())
+        })
+        .collect();
+    for (number, task) in (0..100_u8).zip(tasks) {
+        let output = task.await.unwrap().unwrap();
+        assert_eq!(output.status, ExecStatus::Code(number));
+        assert_eq!(output.stdout, b"in");
+        assert_eq!(output.stderr, format!("{number}\n").into_bytes());
+    }
+    assert!(start.elapsed() < Duration::from_secs(100), "one after the other");
+}
+
+#[tokio::test]
+async fn limits_of_time_and_output_end_the_command() {
+    let agent = agent!();
+    let limit = Duration::from_millis(200);
+    let error = agent.sh("sleep 1000").timeout(limit).output_async().await.unwrap_err();
+    assert!(matches!(error, ExecError::TimedOut { limit: named } if named == limit), "{error}");
+    let error = agent.sh("yes").output_limit(100_000).output_async().await.unwrap_err();
+    assert!(matches!(error, ExecError::OutputLimit { limit: 100_000 }), "{error}");
+    let mut process = agent.sh("sleep 1000").timeout(limit).spawn_async().await.unwrap();
+    let error = process.wait_async().await.unwrap_err();
+    assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+    assert_eq!(agent.sh("yes | head -c 1000000").status_async().await.unwrap(), ExecStatus::Code(0));
+}
+
+#[tokio::test]
+async fn dropped_task_kills_its_command() {
+    let agent = agent!();
+    let mark = common::scratch().join("dropped-task");
+    let exec = agent.sh(&format!("sleep 2; touch {}", mark.display()));
+    let task = tokio::time::timeout(Duration::from_millis(300), exec.output_async());
+    assert!(task.await.is_err());
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(!mark.exists(), "the command ran on");
+}
+
+#[tokio::test]
+async fn streams_are_read_and_written_by_tasks() {
+    let agent = agent!();
+    let mut process = agent.sh("cat").stdin(ExecInput::Piped).spawn_async().await.unwrap();
+    let (mut stdin, mut stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+    let sent: Vec<u8> = (0..1_000_000_u32).map(|number| (number ^ (number >> 8)) as u8).collect();
+    let write = async {
+        stdin.write_all(&sent).await.unwrap();
+        stdin.shutdown().await.unwrap();
+    };
+    let mut came = Vec::new();
+    let ((), read) = tokio::join!(write, stdout.read_to_end(&mut came));
+    assert_eq!(read.unwrap(), sent.len());
+    assert!(came == sent);
+    assert_eq!(process.wait_async().await.unwrap(), ExecStatus::Code(0));
+}
+
+#[tokio::test]
+async fn files_cross_and_refusals_are_told() {
+    let agent = agent!();
+    let path = common::scratch().join("async-file");
+    for len in [0, 1, 3 << 20] {
+        let content = vec![len as u8 ^ 0x5a; len];
+        agent.client.write_file_async(&path, &content).await.unwrap();
+        assert!(agent.client.read_file_async(&path).await.unwrap() == content, "{len}");
+    }
+    let error = agent.client.read_file_async("/no/such").await.unwrap_err();
+    assert!(matches!(error, FileError::Guest { .. }), "{error}");
+    let huge = common::scratch().join("async-huge");
+    std::fs::File::create(&huge).unwrap().set_len(17 << 20).unwrap();
+    let error = agent.client.read_file_async(&huge).await.unwrap_err();
+    assert!(matches!(error, FileError::TooLarge { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn agent_that_dies_fails_what_is_under_way() {
+    let mut agent = agent!();
+    assert!(agent.client.wait_ready_async(LIMIT).await.is_ok());
+    let waits = tokio::spawn(agent.sh("sleep 1000").output_async());
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    agent.process.kill().unwrap();
+    let error = waits.await.unwrap().unwrap_err();
+    assert!(matches!(error, ExecError::Agent(AgentError::Lost)), "{error}");
+    let error = agent.client.wait_ready_async(LIMIT).await.unwrap_err();
+    assert!(matches!(error, AgentError::Lost), "{error}");
+}
