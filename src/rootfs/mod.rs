@@ -18,7 +18,7 @@ mod unpack;
 mod xattrs;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_arch::x86_64::initrd::InitrdFile;
@@ -90,6 +90,14 @@ pub fn write_image(root: &RootConfig, image: &File) -> Result<ImageReport, RootE
     let tree = tree_of(root, source, &mut left_out)?;
     let written = write_erofs(root, &tree, image, &mut left_out)?;
     Ok(ImageReport { bytes: written.bytes, files: written.inodes, left_out })
+}
+
+/// What the source of a root is.
+///
+/// # Errors
+/// It cannot be read, or is none of them.
+pub fn kind_of(path: &Path) -> Result<RootKind, RootError> {
+    Source::open(path).map(|source| source.kind())
 }
 
 /// Looks whether the root of a configuration can be had, without making anything.

@@ -26,8 +26,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     let tests = Tests { workspace, coracle };
 
     println!("tests without a guest");
-    let mut tally = tests.run(&["--workspace", "--lib", "--bins"], Place::Here)?;
-    tally += tests.run(&["--workspace", "--doc"], Place::Here)?;
+    let mut tally = tests.run(&["--lib", "--bins"], Place::Here)?;
+    tally += tests.run(&["--doc"], Place::Here)?;
 
     println!("the emulated host");
     tally += tests.run(&["--test", EMULATED_HOST_TEST], Place::Here)?;
@@ -43,7 +43,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
 
     let (linux_runs, why) = kvm.place_of_linux();
     println!("Linux guests: {why}");
-    tally += tests.run(&["--test", LINUX_TEST], linux_runs)?;
+    tally += tests.run(&["--test", LINUX_TEST, "--test", SERVICE_TEST], linux_runs)?;
     Ok(tally)
 }
 
@@ -113,10 +113,14 @@ struct Tests<'a> {
 }
 
 impl Tests<'_> {
-    /// Runs `cargo test` with these arguments, passes its output on and counts.
+    /// Runs `cargo test` with these arguments, passes its output on and counts. It is always the whole workspace, so that
+    /// features stay the same and nothing is built twice.
     fn run(&self, arguments: &[&str], place: Place) -> Result<Tally> {
         let mut command = cargo();
-        command.current_dir(&self.workspace.root).args(["test", "--no-fail-fast"]).args(arguments);
+        command
+            .current_dir(&self.workspace.root)
+            .args(["test", "--no-fail-fast", "--workspace"])
+            .args(arguments);
         command.env("CORACLE_BIN", &self.coracle).env("CORACLE_DATA", &self.workspace.data);
         if place == Place::EmulatedHost {
             command.env(RUNNER_VARIABLE, self.emulated_host_runner()?);
@@ -181,6 +185,8 @@ fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
 
 /// The test program whose guests are stock Linux kernels.
 const LINUX_TEST: &str = "linux_guest";
+/// The same of the example `sandbox-service`.
+const SERVICE_TEST: &str = "service";
 /// The tests of the emulated host itself, which start theirs.
 const EMULATED_HOST_TEST: &str = "emulated_host";
 

@@ -1,0 +1,135 @@
+//! A client that loads the service and measures it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use axum::body::Body;
+use axum::http::{Method, Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::service::{Language, Report, Snippet};
+
+/// Speaks with one service.
+#[derive(Clone)]
+pub struct ServiceClient {
+    client: Client<HttpConnector, Body>,
+    address: SocketAddr,
+}
+
+impl ServiceClient {
+    /// A client of the service at this address.
+    pub fn new(address: SocketAddr) -> ServiceClient {
+        ServiceClient { client: Client::builder(TokioExecutor::new()).build_http(), address }
+    }
+
+    /// Runs a snippet: status and report of the service.
+    ///
+    /// # Errors
+    /// The service does not answer, or not in its own words.
+    pub async fn run<T: DeserializeOwned>(&self, snippet: &impl Serialize) -> Result<(StatusCode, T)> {
+        let body = serde_json::to_vec(snippet)?;
+        self.ask(Method::POST, "/run", body.into()).await
+    }
+
+    /// Asks for a page with an answer in JSON.
+    ///
+    /// # Errors
+    /// As [`ServiceClient::run`].
+    pub async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<(StatusCode, T)> {
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", self.address));
+        let request = request.header("content-type", "application/json").body(body)?;
+        let answer = self.client.request(request).await?;
+        let status = answer.status();
+        let bytes = answer.into_body().collect().await?.to_bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        Ok((status, serde_json::from_slice(&bytes).with_context(|| format!("{status}: {text}"))?))
+    }
+}
+
+/// Has `clients` of them run `count` snippets in all; each must give its own answer.
+///
+/// # Errors
+/// One does not.
+pub async fn run(address: SocketAddr, count: usize, clients: usize) -> Result<LoadReport> {
+    let client = ServiceClient::new(address);
+    let next = Arc::new(AtomicUsize::new(0));
+    let start = Instant::now();
+    let tasks: Vec<_> = (0..clients)
+        .map(|_| {
+            let (client, next) = (client.clone(), next.clone());
+            tokio::spawn(async move {
+                let mut times = Vec::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return Ok::<_, anyhow::Error>(times);
+                    }
+                    let start = Instant::now();
+                    one(&client, number).await?;
+                    times.push(start.elapsed());
+                }
+            })
+        })
+        .collect();
+    let mut times = Vec::new();
+    for task in tasks {
+        times.extend(task.await??);
+    }
+    times.sort_unstable();
+    Ok(LoadReport { times, whole: start.elapsed() })
+}
+
+async fn one(client: &ServiceClient, number: usize) -> Result<()> {
+    let snippet = Snippet {
+        language: Language::Shell,
+        // A machine in which another snippet has been would show its file.
+        code: "test -e /tmp/mark && exit 99; touch /tmp/mark; read x; echo $((x * 2))".into(),
+        stdin: format!("{number}\n"),
+        timeout_ms: None,
+    };
+    let (status, report): (_, Report) = client.run(&snippet).await?;
+    ensure!(status == StatusCode::OK && report.code == Some(0), "snippet {number}: {status}, {report:?}");
+    ensure!(report.stdout == format!("{}\n", number * 2), "snippet {number}: {report:?}");
+    Ok(())
+}
+
+/// How a load went.
+#[derive(Debug)]
+pub struct LoadReport {
+    /// From each request to its answer, the shortest first.
+    times: Vec<Duration>,
+    whole: Duration,
+}
+
+impl LoadReport {
+    /// Snippets that were run.
+    pub fn count(&self) -> usize {
+        self.times.len()
+    }
+
+    fn quantile(&self, per_cent: usize) -> Duration {
+        let at = (self.times.len() * per_cent / 100).min(self.times.len().saturating_sub(1));
+        self.times.get(at).copied().unwrap_or_default()
+    }
+}
+
+impl std::fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let rate = self.count() as f64 / self.whole.as_secs_f64();
+        let [median, p99] = [50, 99].map(|per_cent| self.quantile(per_cent).as_secs_f64() * 1e3);
+        write!(f, "{} snippets, {rate:.1} a second, median {median:.0} ms, p99 {p99:.0} ms", self.count())
+    }
+}

@@ -1,0 +1,104 @@
+//! The service's command: serves, or loads a service of its own.
+//!
+//! `cargo run -p sandbox-service -- --load 20` shows it, also on a machine whose KVM runs no Linux: everything then
+//! happens on an emulated host.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use coracle::host::{self, KvmPolicy};
+use sandbox_service::load;
+use sandbox_service::pool::{MachinePlan, Pool};
+use sandbox_service::service::{self, Limits};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Runs untrusted snippets, each in a virtual machine of its own.
+///
+/// POST /run {"language": "shell" or "python", "code": TEXT, "stdin": TEXT, "timeout_ms": NUMBER}; GET /health.
+#[derive(Parser)]
+struct Args {
+    /// Where to serve; port 0 for any that is free
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Machines that are kept ready
+    #[arg(long, default_value_t = 4)]
+    warm: usize,
+    /// Snippets that run at once
+    #[arg(long, default_value_t = 8)]
+    at_once: usize,
+    /// Seconds for a snippet
+    #[arg(long, default_value_t = 5)]
+    limit: u64,
+    /// Seconds that a request waits for a machine
+    #[arg(long, default_value_t = 30)]
+    queue: u64,
+    /// MiB of memory of a machine
+    #[arg(long, default_value_t = 128)]
+    memory: u64,
+    /// Per cent of one CPU that a machine may take
+    #[arg(long)]
+    cpu: Option<u32>,
+    /// Folder, tar or image of a root file system, with python3 for snippets in Python
+    #[arg(long)]
+    root: Option<PathBuf>,
+    /// Run so many snippets against a service of its own, print what that took, and end
+    #[arg(long, value_name = "COUNT")]
+    load: Option<usize>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    // An emulated host has a network of its own: who is outside of it would not reach a service inside.
+    let policy = if args.load.is_some() { KvmPolicy::Auto } else { KvmPolicy::Hardware };
+    let shares: Vec<_> = args.root.iter().cloned().collect();
+    host::ensure_kvm(policy, &shares)
+        .context("no KVM to serve with (`--load COUNT` shows the service without)")?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(args))
+}
+
+async fn run(args: Args) -> Result<()> {
+    let plan = MachinePlan::new(args.root.as_deref(), args.memory, args.cpu)?;
+    let limits = Limits {
+        run: Duration::from_secs(args.limit),
+        at_once: args.at_once.max(1),
+        // A load is measured to its end, however slow the host.
+        queue: if args.load.is_some() { LOAD_LIMIT } else { Duration::from_secs(args.queue) },
+    };
+    let app = service::router(Pool::start(plan, args.warm), limits);
+    let listen = if args.load.is_some() { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.local_addr()?;
+    println!("serving on http://{address}");
+    let server = axum::serve(listener, app).with_graceful_shutdown(told_to_end());
+    match args.load {
+        None => server.await.context("the server has failed"),
+        Some(count) => {
+            tokio::select! {
+                ended = async { server.await } => ended.context("the server has failed"),
+                report = load::run(address, count, args.at_once) => {
+                    println!("{}", report?);
+                    Ok(())
+                }
+            }
+        }
+    }
+}
+
+const LOAD_LIMIT: Duration = Duration::from_secs(3600);
+
+/// Completes with the first SIGINT or SIGTERM: requests that are under way are still answered.
+async fn told_to_end() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}

@@ -1,0 +1,213 @@
+//! Machines that have booted before anybody asks for them.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use coracle::agent::AgentError;
+use coracle::config::{AgentConfig, RootConfig, RootKind};
+use coracle::rootfs::{self, RootError};
+use coracle::{BuildError, Grace, Vm};
+use tempfile::NamedTempFile;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::sleep;
+
+/// What every machine of a pool is.
+pub struct MachinePlan {
+    memory_mib: u64,
+    cpu_percent: Option<u32>,
+    root: Option<Root>,
+}
+
+/// The root file system that all machines read, each with a writable layer of its own.
+enum Root {
+    /// The operator's image.
+    Image(PathBuf),
+    /// Made of a folder or a tar, once; gone with the pool.
+    Made(NamedTempFile),
+}
+
+/// Why there is no machine.
+#[derive(Debug)]
+pub enum NoMachine {
+    /// It could not be built.
+    Build(BuildError),
+    /// It was built, but its agent did not become ready.
+    Boot(AgentError),
+}
+
+impl MachinePlan {
+    /// With a root (else, the default guest's), so much memory, and at most so much of one CPU's time.
+    ///
+    /// # Errors
+    /// The root cannot be read, or its image cannot be made.
+    pub fn new(
+        root: Option<&Path>,
+        memory_mib: u64,
+        cpu_percent: Option<u32>,
+    ) -> Result<MachinePlan, PlanError> {
+        let root = root.map(Root::new).transpose()?;
+        Ok(MachinePlan { memory_mib, cpu_percent, root })
+    }
+
+    /// Boots one and waits for its agent.
+    async fn boot(&self) -> Result<Vm, NoMachine> {
+        let mut builder = Vm::builder().append("quiet").memory_mib(self.memory_mib);
+        builder = match &self.root {
+            None => builder.agent(AgentConfig::default()),
+            Some(root) => builder.root_image(root.path()),
+        };
+        if let Some(percent) = self.cpu_percent {
+            builder = builder.cpu_quota_percent(percent);
+        }
+        let vm = builder.boot_timeout(BOOT_LIMIT).start_async().await.map_err(NoMachine::Build)?;
+        match vm.handle().wait_ready_async(BOOT_LIMIT).await {
+            Ok(_) => Ok(vm),
+            Err(error) => {
+                // The error says why it ended, where it has.
+                let _ = vm.stop_async(Grace::NONE).await;
+                Err(NoMachine::Boot(error))
+            }
+        }
+    }
+}
+
+/// What is wrong with a plan.
+#[derive(Debug)]
+pub enum PlanError {
+    /// The root file system cannot be used.
+    Root(RootError),
+    /// There is no place for its image.
+    Image(io::Error),
+}
+
+impl Root {
+    fn new(path: &Path) -> Result<Root, PlanError> {
+        if rootfs::kind_of(path).map_err(PlanError::Root)? == RootKind::Image {
+            return Ok(Root::Image(path.to_owned()));
+        }
+        let image = NamedTempFile::new().map_err(PlanError::Image)?;
+        rootfs::write_image(&RootConfig::new(path), image.as_file()).map_err(PlanError::Root)?;
+        Ok(Root::Made(image))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Root::Image(path) => path,
+            Root::Made(file) => file.path(),
+        }
+    }
+}
+
+/// Machines that are ready; as one is taken, another boots.
+pub struct Pool {
+    ready: Mutex<mpsc::Receiver<Vm>>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// A machine for one snippet. Dropping it stops the machine, and waits for nothing.
+pub struct Lease(Option<Vm>);
+
+impl Pool {
+    /// Keeps up to `warm` machines ready, at least one.
+    pub fn start(plan: MachinePlan, warm: usize) -> Pool {
+        let (sender, ready) = mpsc::channel(warm.max(1));
+        let (plan, waiting) = (Arc::new(plan), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..AT_ONCE {
+            tokio::spawn(fill(plan.clone(), sender.clone(), waiting.clone()));
+        }
+        Pool { ready: Mutex::new(ready), waiting }
+    }
+
+    /// A machine, as soon as one is ready.
+    pub async fn take(&self) -> Option<Lease> {
+        loop {
+            let vm = self.ready.lock().await.recv().await?;
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            // One that ended while it waited helps nobody.
+            let is_running = vm.handle().wait_for(Duration::ZERO).is_none();
+            let lease = Lease(Some(vm));
+            if is_running {
+                return Some(lease);
+            }
+        }
+    }
+
+    /// How many machines wait for a snippet.
+    pub fn warm(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+/// Boots machines for as long as there is a pool.
+async fn fill(plan: Arc<MachinePlan>, pool: mpsc::Sender<Vm>, waiting: Arc<AtomicUsize>) {
+    // Room first: a machine that waits outside of the pool would be one more than was asked for.
+    while let Ok(place) = pool.reserve().await {
+        match plan.boot().await {
+            Ok(vm) => {
+                waiting.fetch_add(1, Ordering::Relaxed);
+                place.send(vm);
+            }
+            Err(error) => {
+                eprintln!("sandbox-service: no machine: {error}");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// The machine.
+    pub fn vm(&self) -> Option<&Vm> {
+        self.0.as_ref()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(vm) = self.0.take() {
+            // How it ends is of no interest: all that a snippet leaves is gone with it.
+            tokio::spawn(vm.stop_async(Grace::NONE));
+        }
+    }
+}
+
+impl std::fmt::Display for NoMachine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NoMachine::Build(error) => chain(f, error),
+            NoMachine::Boot(error) => chain(f, error),
+        }
+    }
+}
+
+impl std::fmt::Display for PlanError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            PlanError::Root(error) => chain(f, error),
+            PlanError::Image(error) => write!(f, "no place for the image of the root: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+/// An error and what caused it, in one line.
+fn chain(f: &mut std::fmt::Formatter<'_>, error: &dyn std::error::Error) -> std::fmt::Result {
+    write!(f, "{error}")?;
+    let mut next = error.source();
+    while let Some(error) = next {
+        write!(f, ": {error}")?;
+        next = error.source();
+    }
+    Ok(())
+}
+
+/// A stock kernel on an emulated host takes half of it.
+const BOOT_LIMIT: Duration = Duration::from_secs(30);
+/// What does not boot now will not at once.
+const PAUSE: Duration = Duration::from_secs(1);
+/// Machines that boot side by side.
+const AT_ONCE: usize = 2;

@@ -1,0 +1,177 @@
+//! The service: `POST /run` runs a snippet, `GET /health` tells how the pool stands.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use coracle::agent::{ExecError, ExecStatus};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+
+use crate::pool::{Lease, Pool};
+
+/// A snippet.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Snippet {
+    /// What it is written in.
+    pub language: Language,
+    /// Its text.
+    pub code: String,
+    /// What it reads.
+    #[serde(default)]
+    pub stdin: String,
+    /// When it is killed, if that is before the service's own limit.
+    pub timeout_ms: Option<u64>,
+}
+
+/// The interpreter of a snippet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Language {
+    /// `sh`.
+    Shell,
+    /// `python3`, where the root file system has it.
+    Python,
+}
+
+/// What became of a snippet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its exit code, if it exited.
+    pub code: Option<u8>,
+    /// The signal that killed it, if one did.
+    pub signal: Option<u8>,
+    /// It ran longer than it may and was killed.
+    pub timed_out: bool,
+    /// What it wrote to its standard output, with bytes that are not UTF-8 replaced.
+    pub stdout: String,
+    /// What it wrote to its standard error, likewise.
+    pub stderr: String,
+    /// From the start of the command to its end.
+    pub run_ms: f64,
+    /// From the request to the answer: what came before is waiting for a machine.
+    pub total_ms: f64,
+}
+
+/// What is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Why.
+    pub error: String,
+}
+
+/// How the pool stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Machines that wait for a snippet.
+    pub warm: usize,
+    /// Snippets that run now.
+    pub running: usize,
+}
+
+/// What a snippet may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Time for a snippet.
+    pub run: Duration,
+    /// Snippets that run at once; others wait.
+    pub at_once: usize,
+    /// Time that a request waits for a machine.
+    pub queue: Duration,
+}
+
+struct Service {
+    pool: Pool,
+    limits: Limits,
+    places: Semaphore,
+}
+
+/// The routes of the service.
+pub fn router(pool: Pool, limits: Limits) -> Router {
+    let service = Service { pool, limits, places: Semaphore::new(limits.at_once) };
+    Router::new()
+        .route("/run", post(run))
+        .route("/health", get(health))
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .with_state(Arc::new(service))
+}
+
+type Answer = Result<Json<Report>, (StatusCode, Json<Refusal>)>;
+
+async fn run(State(service): State<Arc<Service>>, Json(snippet): Json<Snippet>) -> Answer {
+    let start = Instant::now();
+    let place = async { (service.places.acquire().await.ok(), service.pool.take().await) };
+    let Ok((Some(_place), Some(lease))) = tokio::time::timeout(service.limits.queue, place).await else {
+        return Err(refusal(StatusCode::SERVICE_UNAVAILABLE, "no machine is free; try again later"));
+    };
+    let mut report = run_in(&lease, snippet, service.limits.run).await?;
+    report.total_ms = milliseconds(start);
+    Ok(Json(report))
+}
+
+/// A snippet that is dropped here, because its client has gone, ends with its machine.
+async fn run_in(
+    lease: &Lease,
+    snippet: Snippet,
+    limit: Duration,
+) -> Result<Report, (StatusCode, Json<Refusal>)> {
+    let Some(vm) = lease.vm() else {
+        return Err(refusal(StatusCode::INTERNAL_SERVER_ERROR, "the machine has gone"));
+    };
+    let limit = snippet.timeout_ms.map_or(limit, |own| limit.min(Duration::from_millis(own)));
+    let interpreter = match snippet.language {
+        Language::Shell => "sh",
+        Language::Python => "python3",
+    };
+    let exec = vm.exec([interpreter, "-c", &snippet.code]);
+    let exec = exec.user(NOBODY).cwd("/tmp").stdin(snippet.stdin.as_str());
+    let start = Instant::now();
+    let end = exec.timeout(limit).output_limit(MOST_OUTPUT).output_async().await;
+    let mut report = Report {
+        code: None,
+        signal: None,
+        timed_out: false,
+        stdout: String::new(),
+        stderr: String::new(),
+        run_ms: milliseconds(start),
+        total_ms: 0.0,
+    };
+    match end {
+        Ok(output) => {
+            match output.status {
+                ExecStatus::Code(code) => report.code = Some(code),
+                ExecStatus::Signal(signal) => report.signal = Some(signal),
+            }
+            report.stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+            report.stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        }
+        Err(ExecError::TimedOut { .. }) => report.timed_out = true,
+        // What a snippet does to its machine, or asks of a root that has no such interpreter, is not the service's fault.
+        Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),
+    }
+    Ok(report)
+}
+
+async fn health(State(service): State<Arc<Service>>) -> Json<Health> {
+    let running = service.limits.at_once - service.places.available_permits();
+    Json(Health { warm: service.pool.warm(), running })
+}
+
+fn refusal(status: StatusCode, error: &str) -> (StatusCode, Json<Refusal>) {
+    (status, Json(Refusal { error: error.into() }))
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// A snippet needs none of root's rights, though they would end at its machine.
+const NOBODY: &str = "65534:65534";
+/// A snippet and what it reads.
+const LARGEST_REQUEST: usize = 1 << 20;
+/// Both outputs of a snippet together: a request of many at once must not fill the service's memory.
+const MOST_OUTPUT: usize = 1 << 20;

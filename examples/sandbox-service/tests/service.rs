@@ -1,0 +1,136 @@
+//! The command itself, over HTTP. `cargo xtask test` runs this where there is a KVM that runs Linux: on hardware, else on
+//! the emulated host.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use coracle::host::KvmKind;
+use sandbox_service::load::{self, ServiceClient};
+use sandbox_service::service::{Health, Language, Refusal, Report, Snippet};
+
+/// The command, serving.
+struct Service {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Service {
+    /// None, with a line that says why, where no Linux guest can run.
+    fn start(options: &[&str]) -> Option<Service> {
+        if !matches!(KvmKind::probe(), KvmKind::Hardware { .. }) {
+            println!("SKIPPED: no KVM here that runs Linux guests");
+            return None;
+        }
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-service"));
+        command.args(["--listen", "127.0.0.1:0", "--memory", "96", "--queue", "100", "--limit", "60"]);
+        let mut process = command.args(options).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("serving on http://").unwrap().parse().unwrap();
+        Some(Service { process, address })
+    }
+
+    fn client(&self) -> ServiceClient {
+        ServiceClient::new(self.address)
+    }
+
+    /// Sends the signal by which a supervisor ends it.
+    fn end(mut self) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").arg(pid).status().unwrap().success());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while self.process.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "the service runs on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(self.process.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+macro_rules! service {
+    ($($option:expr),*) => {
+        match Service::start(&[$($option),*]) {
+            Some(service) => service,
+            None => return,
+        }
+    };
+}
+
+fn shell(code: &str) -> Snippet {
+    Snippet { language: Language::Shell, code: code.into(), stdin: String::new(), timeout_ms: None }
+}
+
+async fn report(client: &ServiceClient, snippet: &Snippet) -> Report {
+    let (status, report) = client.run(snippet).await.unwrap();
+    assert_eq!(status, StatusCode::OK);
+    report
+}
+
+#[tokio::test]
+async fn snippets_have_machines_limits_and_reports_of_their_own() {
+    let service = service!("--warm", "1");
+    let client = service.client();
+
+    let snippet = Snippet { stdin: "words".into(), ..shell("cat; id -u >&2; exit 3") };
+    let ended = report(&client, &snippet).await;
+    assert_eq!((ended.code, ended.signal, ended.timed_out), (Some(3), None, false));
+    assert_eq!((ended.stdout.as_str(), ended.stderr.as_str()), ("words", "65534\n"));
+
+    let left = report(&client, &shell("echo left > /tmp/mark")).await;
+    assert_eq!(left.code, Some(0));
+    let found = report(&client, &shell("cat /tmp/mark")).await;
+    assert_eq!(found.code, Some(1), "the machine of another snippet: {found:?}");
+
+    let long = Snippet { timeout_ms: Some(300), ..shell("sleep 1000") };
+    assert!(report(&client, &long).await.timed_out);
+    assert_eq!(report(&client, &shell("kill -9 $$")).await.signal, Some(9));
+
+    let (status, refusal): (_, Refusal) = client.run(&shell("yes")).await.unwrap();
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(refusal.error.contains("1048576"), "{refusal:?}");
+
+    let python = Snippet { language: Language::Python, ..shell("print(1)") };
+    let (status, refusal): (_, Refusal) = client.run(&python).await.unwrap();
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(refusal.error.contains("python3"), "the default guest has none: {refusal:?}");
+    service.end();
+}
+
+#[tokio::test]
+async fn many_clients_get_each_its_own_answer_and_the_pool_is_filled_again() {
+    let service = service!("--warm", "1", "--at-once", "3");
+    let client = service.client();
+    let loaded = load::run(service.address, 6, 3).await.unwrap();
+    assert_eq!(loaded.count(), 6);
+    println!("{loaded}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let (_, health): (_, Health) = client.ask(Method::GET, "/health", Body::empty()).await.unwrap();
+        if health == (Health { warm: 1, running: 0 }) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{health:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    service.end();
+}
+
+#[test]
+fn what_cannot_be_served_is_refused_in_one_line() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-service"));
+    let output = command.args(["--root", "/no/such", "--load", "1"]).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("/no/such") && !said.contains("stack backtrace"), "{said}");
+}
