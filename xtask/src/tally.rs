@@ -37,13 +37,19 @@ pub(crate) struct TestOutput {
 }
 
 impl TestOutput {
-    /// Counts the lines that end in this piece.
-    pub(crate) fn push(&mut self, piece: &[u8]) {
+    /// Counts the lines that end in this piece, and hands each to `print`: whole lines, because several runs may print.
+    pub(crate) fn push(&mut self, piece: &[u8], mut print: impl FnMut(&[u8])) {
         self.unfinished.extend_from_slice(piece);
         while let Some(end) = self.unfinished.iter().position(|&byte| byte == b'\n') {
             let line: Vec<u8> = self.unfinished.drain(..=end).collect();
             self.count(&String::from_utf8_lossy(&line));
+            print(&line);
         }
+    }
+
+    /// What came behind the last line.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.unfinished
     }
 
     /// What both outputs of a run say together; `ended_well` is whether it ended with 0. A run that did not
@@ -107,7 +113,7 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     fn tally(stdout: &str, stderr: &str, ended_well: bool) -> Tally {
         let outputs = [stdout, stderr].map(|text| {
             let mut output = TestOutput::default();
-            output.push(text.as_bytes());
+            output.push(text.as_bytes(), |_| {});
             output
         });
         TestOutput::tally(outputs, ended_well)
@@ -127,9 +133,14 @@ test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; 
     #[test]
     fn pieces_of_one_byte_count_the_same() {
         let mut output = TestOutput::default();
+        let mut printed = Vec::new();
         for byte in TWO_PROGRAMS.as_bytes() {
-            output.push(&[*byte]);
+            output.push(&[*byte], |line| {
+                assert!(line.ends_with(b"\n"));
+                printed.extend_from_slice(line);
+            });
         }
+        assert_eq!(printed, TWO_PROGRAMS.as_bytes());
         let whole = tally(TWO_PROGRAMS, "", false);
         assert_eq!(TestOutput::tally([output, TestOutput::default()], false), whole);
     }
