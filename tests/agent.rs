@@ -18,6 +18,7 @@ use common::{LIMIT, eventually, scratch};
 use coracle::agent::{
     AgentClient, AgentError, ExecError, ExecInput, ExecStatus, FileError, FileKind, WindowSize,
 };
+use coracle::config::AgentConfig;
 
 macro_rules! agent {
     () => {
@@ -385,4 +386,40 @@ fn folders_are_listed_with_what_is_in_them() {
     assert_eq!((file.kind, file.mode, file.size), (FileKind::File, 0o600, 5));
     assert_eq!((find("folder").kind, find("link").kind), (FileKind::Folder, FileKind::Link));
     fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn agent_that_says_nothing_fails_calls_that_wait_for_its_answer() {
+    let limit = Duration::from_millis(500);
+    let config = AgentConfig { answer_limit: limit, ..AgentConfig::default() };
+    let Some(agent) = Agent::start_with(&config) else { return };
+    let path = path("unanswered");
+    agent.client.write_file(&path, "content").unwrap();
+    let silent = |error: AgentError| matches!(error, AgentError::NoAnswer { limit: named } if named == limit);
+    common::signal(&agent.process, libc::SIGSTOP);
+    let Err(FileError::Agent(error)) = agent.client.read_file(&path) else { panic!("it has answered") };
+    assert!(silent(error));
+    let Err(FileError::Agent(error)) = agent.client.write_file(&path, vec![0; 10 << 20]) else { panic!() };
+    assert!(silent(error));
+    let Err(ExecError::Agent(error)) = agent.client.exec(["true"]).spawn() else { panic!() };
+    assert!(silent(error));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let start = Instant::now();
+    let read = agent.client.read_file_async(&path);
+    // What else wakes the task is no word of the agent's.
+    let ticks = async {
+        for _ in 0..100 {
+            tokio::time::sleep(limit / 10).await;
+        }
+    };
+    let first = runtime.block_on(async {
+        tokio::select! {
+            read = read => Some(read),
+            () = ticks => None,
+        }
+    });
+    let Some(Err(FileError::Agent(error))) = first else { panic!("it waits on") };
+    assert!(silent(error) && start.elapsed() >= limit);
+    common::signal(&agent.process, libc::SIGCONT);
+    assert_eq!(agent.client.read_file(&path).unwrap(), b"content");
 }

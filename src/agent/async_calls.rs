@@ -46,7 +46,10 @@ impl Exec {
         self.ready().await?;
         let input = std::mem::take(&mut self.input);
         let process = self.start(&input)?;
-        process.within_limit(Process::started).await?;
+        match process.limit() {
+            None => answer(process.channel(), Process::started).await?,
+            Some(_) => process.within_limit(Process::started).await?,
+        }
         process.feed(input)?;
         Ok(process)
     }
@@ -157,7 +160,7 @@ impl AgentClient {
         let (path, limit) = (path.as_ref(), Self::FILE_LIMIT);
         let channel = self.open(Request::Get(path.to_owned())).await?;
         let mut content = Vec::new();
-        come(&channel, |locked| {
+        answer(&channel, |locked| {
             locked.take_all(Stream::Stdout, &mut content);
             if content.len() > limit {
                 return Err(FileError::TooLarge { path: path.to_owned(), limit });
@@ -181,7 +184,7 @@ impl AgentClient {
         let request = PutRequest { path: path.as_ref().to_owned(), mode: None };
         let channel = self.open(Request::Put(request)).await?;
         let mut rest = content.as_ref();
-        come(&channel, |locked| {
+        answer(&channel, |locked| {
             if !rest.is_empty() {
                 rest = rest.get(locked.send(rest)..).unwrap_or_default();
             }
@@ -189,7 +192,7 @@ impl AgentClient {
         })
         .await?;
         channel.lock().end_input();
-        come(&channel, |locked| files::check(locked.seen()).map(|is_done| is_done.then_some(()))).await
+        answer(&channel, |locked| files::check(locked.seen()).map(|is_done| is_done.then_some(()))).await
     }
 
     /// As [`AgentClient::set_clock`], for a task.
@@ -198,7 +201,7 @@ impl AgentClient {
     /// As there.
     pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
         let channel = self.open(Self::clock_request(time)).await?;
-        come(&channel, |locked| ChannelState::answer(locked.seen())).await.map(drop)
+        answer(&channel, |locked| ChannelState::answer(locked.seen())).await.map(drop)
     }
 
     /// As [`AgentClient::network_up`], for a task.
@@ -207,7 +210,7 @@ impl AgentClient {
     /// As there.
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         let channel = self.open(settings.into_request()).await?;
-        let answer = come(&channel, |locked| ChannelState::answer(locked.seen())).await?;
+        let answer = answer(&channel, |locked| ChannelState::answer(locked.seen())).await?;
         answer.into_network()
     }
 
@@ -217,7 +220,31 @@ impl AgentClient {
     }
 
     async fn ready(&self) -> Result<(), AgentError> {
-        self.wait_ready_async(self.link().ready_limit).await.map(drop)
+        self.wait_ready_async(self.link().limits.ready).await.map(drop)
+    }
+}
+
+/// As [`come`], with the limit for an agent that says nothing.
+async fn answer<T, E: From<AgentError>>(
+    channel: &Channel,
+    mut step: impl FnMut(&mut Locked<'_>) -> Result<Option<T>, E>,
+) -> Result<T, E> {
+    let limit = channel.lock().answer_limit();
+    let mut arrivals = 0;
+    loop {
+        let next = poll_fn(|task| match poll(channel, task, &mut step) {
+            // Something has come, though not all: the time begins anew. A task is also woken for what else it waits for.
+            Poll::Pending => {
+                let before = std::mem::replace(&mut arrivals, channel.lock().seen().arrivals);
+                if before == arrivals { Poll::Pending } else { Poll::Ready(None) }
+            }
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+        });
+        match tokio::time::timeout(limit, next).await {
+            Ok(Some(result)) => return result,
+            Ok(None) => {}
+            Err(_) => return Err(AgentError::NoAnswer { limit }.into()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::client::AgentClient;
 use super::error::AgentError;
-use super::link::{LinkThread, Peer};
+use super::link::{Limits, LinkThread, Peer};
 use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig};
 use crate::outcome::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
@@ -40,7 +40,7 @@ impl AgentAttachment {
             (AgentTransport::Serial, Some(line)) => Peer::Line(line),
             (AgentTransport::Serial, None) => return Ok(None),
         };
-        let thread = LinkThread::start(peer, agent.ready_limit).map_err(AgentError::host("a thread"))?;
+        let thread = LinkThread::start(peer, Limits::of(agent)).map_err(AgentError::host("a thread"))?;
         let client = AgentClient::of_machine(thread.link().clone());
         Ok(Some(AgentAttachment { client, thread: Mutex::new(thread) }))
     }

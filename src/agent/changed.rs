@@ -19,11 +19,19 @@ impl Changed {
         self.tasks().drain(..).for_each(std::task::Waker::wake);
     }
 
-    /// Lets this thread wait for that, or for `limit`.
-    pub(super) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, limit: Option<Duration>) -> MutexGuard<'a, T> {
+    /// Lets this thread wait for that, or for `limit`; whether it came before.
+    pub(super) fn wait<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        limit: Option<Duration>,
+    ) -> (MutexGuard<'a, T>, bool) {
         match limit {
-            None => self.threads.wait(guard).unwrap_or_else(PoisonError::into_inner),
-            Some(limit) => self.threads.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0,
+            None => (self.threads.wait(guard).unwrap_or_else(PoisonError::into_inner), true),
+            Some(limit) => {
+                let waited = self.threads.wait_timeout(guard, limit);
+                let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                (guard, !timeout.timed_out())
+            }
         }
     }
 

@@ -25,6 +25,9 @@ pub(super) struct ChannelState {
     lost: Option<AgentError>,
     /// The caller wants no more of it.
     pub(super) abandoned: bool,
+    /// Messages that have come.
+    #[cfg(feature = "tokio")]
+    pub(super) arrivals: u64,
 }
 
 /// The end of a request.
@@ -56,6 +59,10 @@ struct Output {
 impl ChannelState {
     /// Takes a message that fits what came before.
     pub(super) fn take(&mut self, message: AgentMessage) {
+        #[cfg(feature = "tokio")]
+        {
+            self.arrivals = self.arrivals.wrapping_add(1);
+        }
         match message {
             AgentMessage::Started { pid } => self.pid = Some(pid),
             AgentMessage::File(info) => self.file = Some(info),
@@ -134,7 +141,7 @@ pub(super) struct Channel {
 impl Channel {
     /// Asks the agent for something, and waits for a guest whose agent is not ready yet.
     pub(super) fn open(link: &Arc<Link>, request: Request) -> Result<Channel, AgentError> {
-        Self::open_within(link, request, link.ready_limit)
+        Self::open_within(link, request, link.limits.ready)
     }
 
     /// The same with another limit for that.
@@ -250,8 +257,24 @@ impl<'a> Locked<'a> {
         if left.is_some_and(|left| left.is_zero()) {
             return (self, false);
         }
-        let state = channel.changed.wait(self.state, left.map(|left| left.min(LONG_TIME)));
+        let (state, _) = channel.changed.wait(self.state, left.map(|left| left.min(LONG_TIME)));
         (Locked { channel, state }, true)
+    }
+
+    /// Waits until something has come, for as long as an agent may say nothing.
+    pub(super) fn wait_answer(self) -> Result<Locked<'a>, AgentError> {
+        let channel = self.channel;
+        let limit = channel.link.limits.answer;
+        match channel.changed.wait(self.state, Some(limit)) {
+            (state, true) => Ok(Locked { channel, state }),
+            (_, false) => Err(AgentError::NoAnswer { limit }),
+        }
+    }
+
+    /// How long an agent may say nothing.
+    #[cfg(feature = "tokio")]
+    pub(super) fn answer_limit(&self) -> Duration {
+        self.channel.link.limits.answer
     }
 
     /// Has a task woken when something has come.

@@ -12,7 +12,7 @@ use coracle_agent::guest_protocol::{AgentInfo, NetworkInfo, NetworkRequest, Powe
 use super::channel::{Answer, Channel};
 use super::error::AgentError;
 use super::exec::Exec;
-use super::link::{Link, LinkThread, Peer};
+use super::link::{Limits, Link, LinkThread, Peer};
 use crate::config::AgentConfig;
 
 /// The agent of one guest. Any number of threads can use it at once.
@@ -48,7 +48,15 @@ impl AgentClient {
     /// # Errors
     /// The host gives no thread.
     pub fn over(stream: impl Into<OwnedFd>) -> io::Result<AgentClient> {
-        let thread = LinkThread::start(Peer::Stream(stream.into()), AgentConfig::DEFAULT_READY_LIMIT)?;
+        Self::over_within(stream, &AgentConfig::default())
+    }
+
+    /// The same with other limits than those of the default configuration; its place and transport do not matter here.
+    ///
+    /// # Errors
+    /// The host gives no thread.
+    pub fn over_within(stream: impl Into<OwnedFd>, config: &AgentConfig) -> io::Result<AgentClient> {
+        let thread = LinkThread::start(Peer::Stream(stream.into()), Limits::of(config))?;
         Ok(AgentClient { link: thread.link().clone(), _thread: Some(Arc::new(thread)) })
     }
 
@@ -97,7 +105,7 @@ impl AgentClient {
     /// # Errors
     /// The agent is not ready within its limit, or has gone.
     pub fn power_off(&self) -> Result<(), AgentError> {
-        self.power_off_within(self.link.ready_limit)
+        self.power_off_within(self.link.limits.ready)
     }
 
     /// The same of an agent that is ready within `limit`.
@@ -125,7 +133,7 @@ impl AgentClient {
             if let Some(answer) = locked.seen().answer()? {
                 return Ok(answer);
             }
-            (locked, _) = locked.wait(None);
+            locked = locked.wait_answer()?;
         }
     }
 }

@@ -24,6 +24,14 @@ pub enum AgentError {
         /// How long was waited.
         limit: Duration,
     },
+    /// It was asked, and has said nothing since.
+    #[error(
+        "the guest's agent has said nothing for {limit:?}: the guest hangs, is paused, or is busier than that limit allows"
+    )]
+    NoAnswer {
+        /// How long was waited.
+        limit: Duration,
+    },
     /// Its connection has ended.
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,

@@ -178,7 +178,7 @@ impl Exec {
         }
         let request = ExecRequest { stdin: has_input, ..self.request };
         let agent = self.agent?;
-        let limit = self.ready_limit.unwrap_or(agent.link().ready_limit);
+        let limit = self.ready_limit.unwrap_or(agent.link().limits.ready);
         Ok(Channel::open_within(agent.link(), Request::Exec(Box::new(request)), limit)?)
     }
 

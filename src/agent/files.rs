@@ -86,14 +86,14 @@ impl AgentClient {
                 piece = piece.get(sent..).unwrap_or_default();
                 check(locked.seen())?;
                 if sent == 0 {
-                    (locked, _) = locked.wait(None);
+                    locked = locked.wait_answer()?;
                 }
             }
         }
         let mut locked = channel.lock();
         locked.end_input();
         while !check(locked.seen())? {
-            (locked, _) = locked.wait(None);
+            locked = locked.wait_answer()?;
         }
         Ok(())
     }
@@ -149,7 +149,7 @@ impl AgentClient {
                 if check(seen)? && seen.is_at_end(Stream::Stdout) {
                     return Ok((seen.file, true));
                 }
-                (locked, _) = locked.wait(None);
+                locked = locked.wait_answer()?;
             };
             let info = locked.seen().file;
             drop(locked);

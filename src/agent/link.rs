@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::changed::Changed;
 use super::channel::ChannelState;
 use super::error::AgentError;
+use crate::config::AgentConfig;
 use crate::kvm::spawn_with_signals_blocked;
 use crate::outcome::Ending;
 
@@ -25,7 +26,22 @@ pub(super) struct Link {
     /// The agent has become ready, or never will.
     ready: Changed,
     wake: EventFd,
-    pub(super) ready_limit: Duration,
+    pub(super) limits: Limits,
+}
+
+/// How long callers wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// For an agent that is not ready yet.
+    pub(super) ready: Duration,
+    /// For one that is and says nothing.
+    pub(super) answer: Duration,
+}
+
+impl Limits {
+    pub(super) fn of(config: &AgentConfig) -> Limits {
+        Limits { ready: config.ready_limit, answer: config.answer_limit }
+    }
 }
 
 /// Where connections come from.
@@ -57,7 +73,7 @@ pub(super) struct LinkThread {
 }
 
 impl LinkThread {
-    pub(super) fn start(peer: Peer, ready_limit: Duration) -> io::Result<LinkThread> {
+    pub(super) fn start(peer: Peer, limits: Limits) -> io::Result<LinkThread> {
         let state = State {
             session: HostSession::default(),
             info: None,
@@ -67,7 +83,7 @@ impl LinkThread {
             stopped: false,
         };
         let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let link = Arc::new(Link { state: Mutex::new(state), ready: Changed::default(), wake, ready_limit });
+        let link = Arc::new(Link { state: Mutex::new(state), ready: Changed::default(), wake, limits });
         let thread = spawn_with_signals_blocked("agent".into(), {
             let link = link.clone();
             move || run(&link, peer)
@@ -118,7 +134,7 @@ impl Link {
             if left.is_zero() {
                 return Err(AgentError::NotReady { limit });
             }
-            state = self.ready.wait(state, Some(left));
+            state = self.ready.wait(state, Some(left)).0;
         }
     }
 

@@ -146,9 +146,13 @@ impl Process {
             if Self::started(&mut locked)?.is_some() {
                 return Ok(());
             }
-            let (next, in_time) = locked.wait(self.limit.map(|(_, deadline)| deadline));
+            let Some((limit, deadline)) = self.limit else {
+                locked = locked.wait_answer()?;
+                continue;
+            };
+            let (next, in_time) = locked.wait(Some(deadline));
             locked = next;
-            if let (false, Some((limit, _))) = (in_time, self.limit) {
+            if !in_time {
                 return Err(ExecError::TimedOut { limit });
             }
         }

@@ -16,6 +16,9 @@ pub struct AgentConfig {
     pub program: Option<PathBuf>,
     /// How long a call waits for a guest whose agent is not ready yet.
     pub ready_limit: Duration,
+    /// How long a call about a file, the clock or the network, or the start of a command, waits while nothing comes from the
+    /// agent. A command that runs has limits of its own.
+    pub answer_limit: Duration,
 }
 
 /// The way to the agent.
@@ -43,6 +46,9 @@ impl AgentConfig {
     /// Enough for a stock kernel on an emulated host.
     pub const DEFAULT_READY_LIMIT: Duration = Duration::from_secs(60);
 
+    /// Enough for a busy guest to write back what a file of a gigabyte has left in its memory.
+    pub const DEFAULT_ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
     /// Whether it is reached by the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
         self.transport == AgentTransport::Serial
@@ -55,6 +61,7 @@ impl AgentConfig {
             place,
             program: None,
             ready_limit: AgentConfig::DEFAULT_READY_LIMIT,
+            answer_limit: AgentConfig::DEFAULT_ANSWER_LIMIT,
         }
     }
 }

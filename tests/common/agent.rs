@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use coracle::agent::{AgentClient, Exec};
+use coracle::config::AgentConfig;
 use coracle::guest_data::{self, GuestData};
 
 use super::{LIMIT, scratch, skip};
@@ -23,6 +24,11 @@ pub struct Agent {
 impl Agent {
     /// None, with a line that says why, where there is no agent.
     pub fn start() -> Option<Agent> {
+        Self::start_with(&AgentConfig::default())
+    }
+
+    /// The same with limits of its own.
+    pub fn start_with(config: &AgentConfig) -> Option<Agent> {
         let program = match guest_data::find(GuestData::Agent) {
             Ok(program) => program,
             Err(error) => {
@@ -40,7 +46,7 @@ impl Agent {
         // SAFETY: the closure makes one system call.
         unsafe { command.pre_exec(give) };
         let process = command.spawn().unwrap();
-        Some(Agent { client: AgentClient::over(ours).unwrap(), process })
+        Some(Agent { client: AgentClient::over_within(ours, config).unwrap(), process })
     }
 
     /// A shell's command.
