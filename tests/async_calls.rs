@@ -39,7 +39,7 @@ async fn tasks_on_one_thread_wait_for_many_machines() {
     let config = config("exit-7");
     let ends = (0..8).map(|_| {
         let builder = VmBuilder::new(config.clone());
-        tokio::spawn(async {
+        tokio::spawn(async move {
             let vm = builder.start_async().await.unwrap();
             let handle = vm.handle();
             // Two that wait for one machine.

@@ -20,8 +20,9 @@ impl VmBuilder {
     ///
     /// # Errors
     /// As there.
-    pub async fn start_async(self) -> Result<Vm, BuildError> {
-        on_a_thread(move || self.start()).await
+    pub async fn start_async(&self) -> Result<Vm, BuildError> {
+        let builder = self.clone();
+        on_a_thread(move || builder.start()).await
     }
 }
 

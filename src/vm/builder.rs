@@ -5,38 +5,36 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use coracle_arch::x86_64::acpi::{self, AcpiConfig, AcpiError};
+use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
-use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::layout::{self, VirtioMmio};
-use coracle_arch::x86_64::load::{self, LoadError, LoadRequest};
-use coracle_arch::x86_64::mptable::{self, MpTableError};
+use coracle_arch::x86_64::load::{self, LoadRequest};
+use coracle_arch::x86_64::mptable::{self};
 use coracle_arch::x86_64::registers::BootState;
 use coracle_devices::event_loop::EventLoop;
 
-use super::Vm;
 use super::lifecycle::{Guest, Machine, Shared, start_control};
 use super::outcome::Outcome;
-use super::platform::{Platform, PlatformError};
+use super::platform::Platform;
 use super::watch::Limits;
-use crate::agent::{self, AgentAttachment, AttachError, with_words};
+use super::{BuildError, Vm};
+use crate::agent::{self, AgentAttachment, with_words};
 use crate::config::{AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
-use crate::console::{Console, ConsoleChoice, ConsoleError, ConsoleStreams, Escape, MachineConsoles};
+use crate::console::{Console, ConsoleChoice, ConsoleStreams, Escape, MachineConsoles};
 use crate::control::{Control, VmEvent};
-use crate::cpu::{self, CpuError, CpuFeatures};
+use crate::cpu::{self, CpuFeatures};
 use crate::diagnosis::Subject;
 use crate::guest_data::{self, GuestData, GuestDataMissing};
-use crate::initramfs::LoaderError;
 use crate::initramfs::loader::{self, LoaderRequest};
 use crate::io_loop::IoLoop;
-use crate::kernel_image::{self, KernelError, KernelRequest};
-use crate::kvm::{Interrupts, Kvm, KvmError, KvmVm, Vcpu};
-use crate::memory::{GuestRam, MemoryError};
+use crate::kernel_image::{self, KernelRequest};
+use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
+use crate::memory::GuestRam;
 use crate::rootfs::{self, Root, RootError};
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
-use crate::virtio::{self, AttachContext, VirtioDevices, VirtioError, specs};
+use crate::virtio::{self, AttachContext, VirtioDevices, specs};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone, Default)]
@@ -46,95 +44,6 @@ pub struct VmBuilder {
     pub(super) invalid: Option<ConfigError>,
     console: ConsoleChoice,
     console_escape: bool,
-}
-
-/// Why a virtual machine was not built. Nothing of it is left.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A value cannot be.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The default guest was asked for, and is not there.
-    #[error(transparent)]
-    DefaultGuest(#[from] GuestDataMissing),
-    /// The kernel cannot be used.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// An initrd cannot be used.
-    #[error(transparent)]
-    Initrd(#[from] InputFileError),
-    /// The root file system cannot be had.
-    #[error(transparent)]
-    Root(#[from] RootError),
-    /// The modules that the devices need cannot be had.
-    #[error(transparent)]
-    Modules(#[from] LoaderError),
-    /// The console cannot be connected.
-    #[error(transparent)]
-    Console(#[from] ConsoleError),
-    /// KVM cannot be used.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// The guest cannot have this CPU.
-    #[error(transparent)]
-    Cpu(#[from] CpuError),
-    /// More vCPUs than this KVM can run.
-    #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
-    TooManyVcpus {
-        /// As configured.
-        wanted: u32,
-        /// KVM_CAP_MAX_VCPUS.
-        most: usize,
-    },
-    /// The vCPUs cannot run on these CPUs of the host.
-    #[error(transparent)]
-    Affinity(#[from] AffinityError),
-    /// A virtio device cannot be had.
-    #[error(transparent)]
-    Virtio(#[from] VirtioError),
-    /// The agent cannot be had.
-    #[error(transparent)]
-    Agent(#[from] AttachError),
-    /// There is no memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The devices cannot be made.
-    #[error(transparent)]
-    Platform(#[from] PlatformError),
-    /// The ACPI tables cannot be written.
-    #[error("the ACPI tables cannot be written")]
-    Acpi(#[from] AcpiError),
-    /// The MP table cannot be written.
-    #[error("the MP table cannot be written")]
-    MpTable(#[from] MpTableError),
-    /// The kernel does not fit, or cannot be read.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// The host gives no more threads or event descriptors.
-    #[error("the host cannot start {what}")]
-    Thread {
-        /// What was to be started.
-        what: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
-impl BuildError {
-    /// The process exit code for it: 115 when there is no usable KVM, else 125.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {
-                KvmError::Missing { .. }
-                | KvmError::Denied { .. }
-                | KvmError::Open { .. }
-                | KvmError::ApiVersion { .. }
-                | KvmError::Capability { .. } => 115,
-                KvmError::Call { .. } | KvmError::Msr { .. } => 125,
-            },
-            _ => 125,
-        }
-    }
 }
 
 impl VmBuilder {

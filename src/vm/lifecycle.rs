@@ -19,7 +19,8 @@ use coracle_devices::virtio::net::NetCounts;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::builder::{BuildError, Recipe, start_vcpus};
+use super::BuildError;
+use super::builder::{Recipe, start_vcpus};
 use super::events::{Event as LifeEvent, Subscribers};
 use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
 use super::platform::Platform;

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "tokio")]
 mod async_calls;
+mod build_error;
 pub(crate) mod builder;
 mod events;
 mod lifecycle;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-pub use builder::{BuildError, VmBuilder};
+pub use build_error::BuildError;
+pub use builder::VmBuilder;
 use coracle_devices::virtio::balloon::BalloonStatus;
 use coracle_devices::virtio::console::TerminalSize;
 use coracle_devices::virtio::net::NetCounts;

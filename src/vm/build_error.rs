@@ -1,0 +1,111 @@
+//! What can go wrong when a virtual machine is built.
+
+use std::io;
+
+use coracle_arch::x86_64::acpi::AcpiError;
+use coracle_arch::x86_64::input_file::InputFileError;
+use coracle_arch::x86_64::load::LoadError;
+use coracle_arch::x86_64::mptable::MpTableError;
+
+use super::platform::PlatformError;
+use crate::agent::AttachError;
+use crate::config::ConfigError;
+use crate::console::ConsoleError;
+use crate::cpu::CpuError;
+use crate::guest_data::GuestDataMissing;
+use crate::initramfs::LoaderError;
+use crate::kernel_image::KernelError;
+use crate::kvm::KvmError;
+use crate::memory::MemoryError;
+use crate::rootfs::RootError;
+use crate::vcpu::AffinityError;
+use crate::virtio::VirtioError;
+
+/// Why a virtual machine was not built. Nothing of it is left.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A value cannot be.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The default guest was asked for, and is not there.
+    #[error(transparent)]
+    DefaultGuest(#[from] GuestDataMissing),
+    /// The kernel cannot be used.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// An initrd cannot be used.
+    #[error(transparent)]
+    Initrd(#[from] InputFileError),
+    /// The root file system cannot be had.
+    #[error(transparent)]
+    Root(#[from] RootError),
+    /// The modules that the devices need cannot be had.
+    #[error(transparent)]
+    Modules(#[from] LoaderError),
+    /// The console cannot be connected.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
+    /// KVM cannot be used.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The guest cannot have this CPU.
+    #[error(transparent)]
+    Cpu(#[from] CpuError),
+    /// More vCPUs than this KVM can run.
+    #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
+    TooManyVcpus {
+        /// As configured.
+        wanted: u32,
+        /// KVM_CAP_MAX_VCPUS.
+        most: usize,
+    },
+    /// The vCPUs cannot run on these CPUs of the host.
+    #[error(transparent)]
+    Affinity(#[from] AffinityError),
+    /// A virtio device cannot be had.
+    #[error(transparent)]
+    Virtio(#[from] VirtioError),
+    /// The agent cannot be had.
+    #[error(transparent)]
+    Agent(#[from] AttachError),
+    /// There is no memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The devices cannot be made.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// The ACPI tables cannot be written.
+    #[error("the ACPI tables cannot be written")]
+    Acpi(#[from] AcpiError),
+    /// The MP table cannot be written.
+    #[error("the MP table cannot be written")]
+    MpTable(#[from] MpTableError),
+    /// The kernel does not fit, or cannot be read.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The host gives no more threads or event descriptors.
+    #[error("the host cannot start {what}")]
+    Thread {
+        /// What was to be started.
+        what: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl BuildError {
+    /// The process exit code for it: 115 when there is no usable KVM, else 125.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {
+                KvmError::Missing { .. }
+                | KvmError::Denied { .. }
+                | KvmError::Open { .. }
+                | KvmError::ApiVersion { .. }
+                | KvmError::Capability { .. } => 115,
+                KvmError::Call { .. } | KvmError::Msr { .. } => 125,
+            },
+            _ => 125,
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The outcome as the JSON object for programs: `docs/outcomes.md` describes its fields.
+
+use serde::Serialize;
+
+use super::{Ending, Outcome, PanicEvidence, Phase, TimeLimit};
+use crate::diagnosis::{Diagnosis, Milestone};
+use crate::kvm::{VcpuFault, VcpuRegisters};
+use crate::vcpu::ExitCounts;
+
+/// The JSON object that `--outcome` writes. Fields are only ever added.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutcomeReport<'a> {
+    ending: &'a str,
+    code: u8,
+    reason: String,
+    phase: Option<Phase>,
+    progress: &'a [Milestone],
+    duration_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    workload_code: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    panic_evidence: Option<PanicEvidence>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_limit: Option<TimeLimit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vcpu: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<&'a VcpuFault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registers: Option<&'a VcpuRegisters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    diagnosis: Option<&'a Diagnosis>,
+    exits: ExitCounts,
+    console_bytes: u64,
+    console_bytes_dropped: u64,
+    disk_errors: u64,
+    frames_dropped: u64,
+    later_events: u64,
+    resets: u64,
+    emulated_host: bool,
+}
+
+impl<'a> OutcomeReport<'a> {
+    /// Of a virtual machine that ran.
+    pub fn of(outcome: &'a Outcome, emulated_host: bool) -> OutcomeReport<'a> {
+        let (vcpu, fault, registers) = match &outcome.ending {
+            Ending::Crashed { vcpu, registers } => (Some(*vcpu), None, registers.as_deref()),
+            Ending::CannotRun { vcpu, fault, registers } => (Some(*vcpu), Some(fault), registers.as_deref()),
+            _ => (None, None, None),
+        };
+        OutcomeReport {
+            ending: outcome.ending.name(),
+            code: outcome.exit_code(),
+            reason: outcome.reason(),
+            phase: Some(outcome.phase),
+            progress: &outcome.progress,
+            duration_ms: outcome.duration.as_secs_f64() * 1e3,
+            workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
+            signal: outcome.signal,
+            panic_evidence: if let Ending::Panicked { evidence } = outcome.ending {
+                Some(evidence)
+            } else {
+                None
+            },
+            time_limit: if let Ending::TimedOut { of, .. } = outcome.ending { Some(of) } else { None },
+            vcpu,
+            fault,
+            registers,
+            diagnosis: outcome.diagnosis.as_ref(),
+            exits: outcome.exits,
+            console_bytes: outcome.console_bytes,
+            console_bytes_dropped: outcome.console_bytes_dropped,
+            disk_errors: outcome.disk_errors,
+            frames_dropped: outcome.frames_dropped,
+            later_events: outcome.later_events,
+            resets: outcome.resets,
+            emulated_host,
+        }
+    }
+
+    /// Of one that never ran: `code` and the reason why.
+    pub fn not_run(code: u8, reason: String, emulated_host: bool) -> OutcomeReport<'static> {
+        OutcomeReport {
+            ending: "not-run",
+            code,
+            reason,
+            phase: None,
+            progress: &[],
+            duration_ms: 0.0,
+            workload_code: None,
+            signal: None,
+            panic_evidence: None,
+            time_limit: None,
+            vcpu: None,
+            fault: None,
+            registers: None,
+            diagnosis: None,
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            disk_errors: 0,
+            frames_dropped: 0,
+            later_events: 0,
+            resets: 0,
+            emulated_host,
+        }
+    }
+}
