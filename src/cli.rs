@@ -1,5 +1,6 @@
 //! The command line as clap sees it: names, types and help, no logic.
 
+mod cargo_runner_args;
 mod command_args;
 mod test_args;
 mod vm_args;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
 
+pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
 pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
@@ -31,6 +33,14 @@ pub(crate) enum Command {
     /// Boot a guest, or many, and judge by what its console shows and how it ends
     #[command(args_override_self = true, after_help = TEST_EXAMPLES)]
     Test(Box<TestArgs>),
+    /// Run a program that cargo has built, such as its tests, in a guest: for `runner` in .cargo/config.toml
+    #[command(
+        name = "cargo-runner",
+        args_override_self = true,
+        after_help = CARGO_RUNNER_EXAMPLES,
+        mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE"))
+    )]
+    CargoRunner(Box<CargoRunnerArgs>),
     /// Check a config file of `coracle run --config`, or print its JSON Schema
     Config(ConfigArgs),
     /// Show the CPU that guests get
@@ -150,6 +160,18 @@ Examples:
   coracle test --assert-boot 150ms                  the default guest, which has to be at its init by then
   coracle test vmlinux -i kunit.cpio --tap require  results in TAP or KTAP have to come, and to be good
   coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";
+
+const CARGO_RUNNER_EXAMPLES: &str = "\
+The program runs as root in the package's folder, with its shared libraries, cargo's variables, and the files that
+--copy names; all are at the same paths as here, and gone with the guest. Its exit code is this command's: 101 when
+tests have failed, 100 in place of other codes from 100 on. docs/testing.md has an example.
+
+In .cargo/config.toml:
+  [target.x86_64-unknown-linux-gnu]
+  runner = [\"coracle\", \"cargo-runner\", \"--cpus\", \"2\", \"--copy\", \"tests/data\"]
+
+Then:
+  cargo test mounts -- --nocapture";
 
 const CPU_DUMP_EXAMPLES: &str = "\
 The template gives exactly this CPU on every host that can have it, and refuses the others.
