@@ -188,3 +188,40 @@ block devices and inherited file descriptors do not cross.
 Examples:
   coracle host-emulate -- ls -l /dev/kvm
   coracle host-emulate --share /tmp/images -- coracle run /tmp/images/vmlinux";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows the program is the program's, also where it looks like an option of ours.
+    #[test]
+    fn arguments_behind_the_program_are_the_program_s() {
+        let line = "coracle cargo-runner --cpus 2 --kernel bzImage /bin/x-1 name --nocapture --cpus 7 -q";
+        let Command::CargoRunner(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!(args.command, ["/bin/x-1", "name", "--nocapture", "--cpus", "7", "-q"]);
+        assert_eq!(args.vm.kernel, Some("bzImage".into()));
+        assert_eq!(args.vm.cpus.map(VcpuCount::value), Some(2));
+        assert!(Cli::try_parse_from(["coracle", "cargo-runner", "--no-such-option", "/bin/x"]).is_err());
+        assert!(Cli::try_parse_from(["coracle", "cargo-runner"]).is_err());
+    }
+
+    #[test]
+    fn commands_of_the_examples_are_well_formed() {
+        let workflow = include_str!("../examples/boot-test/.github/workflows/boot-test.yml");
+        let commands = workflow.lines().filter_map(|line| line.trim().strip_prefix("run: coracle "));
+        let parsed: Vec<Cli> = commands
+            .map(|words| Cli::try_parse_from(["coracle"].into_iter().chain(words.split(' '))).unwrap())
+            .collect();
+        assert!(parsed.iter().any(|cli| matches!(&cli.command, Command::Test(test) if test.suite.is_some())));
+
+        let config: toml::Table =
+            include_str!("../examples/cargo-runner/.cargo/config.toml").parse().unwrap();
+        let runner = config["target"]["x86_64-unknown-linux-gnu"]["runner"].clone();
+        let mut words: Vec<String> = runner.try_into().unwrap();
+        words.extend(["/program".into(), "--exact".into()]);
+        let cli = Cli::try_parse_from(&words).unwrap();
+        assert!(matches!(cli.command, Command::CargoRunner(args) if args.copies.len() == 1));
+    }
+}

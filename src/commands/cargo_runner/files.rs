@@ -37,8 +37,7 @@ pub(super) enum FilesError {
 impl GuestFiles {
     /// Adds a file, or a folder with all that is in it. A link that is named is followed; one in a folder stays a link.
     pub(super) fn add(&mut self, path: &Path) -> Result<(), FilesError> {
-        self.add_above(path)?;
-        let found = fs::metadata(path).map_err(unread(path))?;
+        let found = self.add_above(path)?;
         let mut folders = Vec::new();
         self.add_found(path, &found, &mut folders)?;
         while let Some(folder) = folders.pop() {
@@ -53,8 +52,7 @@ impl GuestFiles {
 
     /// Adds a folder with nothing in it.
     pub(super) fn add_folder(&mut self, path: &Path) -> Result<(), FilesError> {
-        self.add_above(path)?;
-        let found = fs::metadata(path).map_err(unread(path))?;
+        let found = self.add_above(path)?;
         self.add_found(path, &found, &mut Vec::new())
     }
 
@@ -73,18 +71,19 @@ impl GuestFiles {
         self.archive
     }
 
-    /// Adds the folders above a path, with the permissions that they have here.
-    fn add_above(&mut self, path: &Path) -> Result<(), FilesError> {
+    /// Adds the folders above a path, with the permissions that they have here; returns what is at the path.
+    fn add_above(&mut self, path: &Path) -> Result<Metadata, FilesError> {
         if let Some(folder) = OF_THE_KERNEL.into_iter().find(|folder| path.starts_with(folder)) {
             return Err(FilesError::OfTheKernel { path: path.to_owned(), folder });
         }
+        let there = fs::metadata(path).map_err(unread(path))?;
         for folder in path.ancestors().skip(1).filter(|folder| folder.parent().is_some()) {
             if !self.seen.contains(folder) {
                 let found = fs::metadata(folder).map_err(unread(folder))?;
                 self.add_found(folder, &found, &mut Vec::new())?;
             }
         }
-        Ok(())
+        Ok(there)
     }
 
     fn add_found(
@@ -163,6 +162,6 @@ mod tests {
         let refused = files.add(Path::new("/dev/shm/target/x")).unwrap_err().to_string();
         assert!(refused.contains("/dev is its kernel's own"), "{refused}");
         let refused = files.add(Path::new("/no/such")).unwrap_err();
-        assert!(matches!(refused, FilesError::Read { path, .. } if path == Path::new("/no")));
+        assert!(matches!(refused, FilesError::Read { path, .. } if path == Path::new("/no/such")));
     }
 }
