@@ -157,6 +157,7 @@ KVM, 124 out of time (60 s unless --timeout says otherwise), 125 wrong usage. do
 
 Examples:
   coracle test bzImage -i initrd.cpio --expect 'login: $' --reject 'BUG:|WARNING:' --timeout 20s --junit out.xml
+  coracle test --expect ready -- ./service          a command in the guest, until it has written this
   coracle test --assert-boot 150ms                  the default guest, which has to be at its init by then
   coracle test vmlinux -i kunit.cpio --tap require  results in TAP or KTAP have to come, and to be good
   coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";

@@ -8,7 +8,7 @@ mod files;
 mod program;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -125,8 +125,7 @@ impl Luggage {
         let path = std::path::absolute(given).map_err(|error| failed(&error))?;
         let folder = env::current_dir().map_err(|error| failed(&error))?;
         // The package's own programs, which tests of a package start.
-        let others =
-            env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"CARGO_BIN_EXE_"));
+        let others = env::vars_os().filter(|(name, _)| begins_with(name, &PROGRAMS));
         let others = others.map(|(_, value)| PathBuf::from(value)).filter(|other| other.is_file());
         let programs = std::iter::once(path.clone()).chain(others).map(|path| Program::find(&path));
         let programs = programs.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
@@ -161,11 +160,12 @@ impl Luggage {
         copies.iter().try_for_each(|path| files.add(&self.folder.join(path)))
     }
 
-    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the profile.
+    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the profile, or of the
+    /// target where one was named.
     fn scratch_folder(&self) -> Option<PathBuf> {
         let is_test = self.path.parent().is_some_and(|folder| folder.ends_with("deps"));
-        let scratch = self.path.ancestors().nth(3)?.join("tmp");
-        (is_test && scratch.is_dir()).then_some(scratch)
+        let above = self.path.ancestors().skip(3).take(2).filter(|_| is_test);
+        above.map(|folder| folder.join("tmp")).find(|scratch| scratch.is_dir())
     }
 
     /// The program where the guest has it, and its arguments.
@@ -176,13 +176,15 @@ impl Luggage {
 
 /// Variables that cargo and its like set for a program, without their passwords; then those of the command line.
 fn variables(args: &CargoRunnerArgs) -> Vec<OsString> {
-    let is_cargos = |name: &OsString| {
-        let name = name.as_encoded_bytes();
-        FORWARDED.iter().any(|start| name.starts_with(start.as_bytes()))
-            && !SECRETS.iter().any(|end| name.ends_with(end.as_bytes()))
-    };
+    let is_secret =
+        |name: &OsStr| SECRETS.iter().any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()));
+    let is_cargos = |name: &OsString| begins_with(name, &FORWARDED) && !is_secret(name);
     let names = env::vars_os().map(|(name, _)| name).filter(is_cargos);
     names.chain(args.env.iter().cloned()).collect()
+}
+
+fn begins_with(name: &OsStr, starts: &[&str]) -> bool {
+    starts.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
 }
 
 /// RAM that holds the files twice, as they come and unpacked, and leaves room to work. It is taken as it is touched.
@@ -203,6 +205,9 @@ fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Fail
     }
     Ok(wanted)
 }
+
+/// The package's own programs, as cargo and cargo-nextest name them.
+const PROGRAMS: [&str; 2] = ["CARGO_BIN_EXE_", "NEXTEST_BIN_EXE_"];
 
 /// By which the loader finds libraries in folders that it does not know by itself.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
