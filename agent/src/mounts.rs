@@ -110,3 +110,21 @@ fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, optio
 
 /// The root of an initramfs on kernels without tmpfs (Linux, include/uapi/linux/magic.h).
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_in_memory_with_something_in_it_holds_files_there() {
+        assert!(!holds_files_in_memory("/proc"), "it is filled, but not with files of an initramfs");
+        assert!(!holds_files_in_memory("/no/such/folder"));
+        let folder = format!("/dev/shm/coracle-mounts-{}", std::process::id());
+        fs::create_dir(&folder).unwrap();
+        let empty = holds_files_in_memory(&folder);
+        fs::write(format!("{folder}/file"), "").unwrap();
+        let filled = holds_files_in_memory(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((empty, filled), (false, true));
+    }
+}
