@@ -1,5 +1,6 @@
 //! The command line as clap sees it: names, types and help, no logic.
 
+mod cargo_runner_args;
 mod command_args;
 mod test_args;
 mod vm_args;
@@ -10,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
 
+pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
 pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
@@ -31,6 +33,14 @@ pub(crate) enum Command {
     /// Boot a guest, or many, and judge by what its console shows and how it ends
     #[command(args_override_self = true, after_help = TEST_EXAMPLES)]
     Test(Box<TestArgs>),
+    /// Run a program that cargo has built, such as its tests, in a guest: for `runner` in .cargo/config.toml
+    #[command(
+        name = "cargo-runner",
+        args_override_self = true,
+        after_help = CARGO_RUNNER_EXAMPLES,
+        mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE"))
+    )]
+    CargoRunner(Box<CargoRunnerArgs>),
     /// Check a config file of `coracle run --config`, or print its JSON Schema
     Config(ConfigArgs),
     /// Show the CPU that guests get
@@ -147,9 +157,22 @@ KVM, 124 out of time (60 s unless --timeout says otherwise), 125 wrong usage. do
 
 Examples:
   coracle test bzImage -i initrd.cpio --expect 'login: $' --reject 'BUG:|WARNING:' --timeout 20s --junit out.xml
+  coracle test --expect ready -- ./service          a command in the guest, until it has written this
   coracle test --assert-boot 150ms                  the default guest, which has to be at its init by then
   coracle test vmlinux -i kunit.cpio --tap require  results in TAP or KTAP have to come, and to be good
   coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";
+
+const CARGO_RUNNER_EXAMPLES: &str = "\
+The program runs as root in the package's folder, with its shared libraries, cargo's variables, and the files that
+--copy names; all are at the same paths as here, and gone with the guest. Its exit code is this command's: 101 when
+tests have failed, 100 in place of other codes from 100 on. docs/testing.md has an example.
+
+In .cargo/config.toml:
+  [target.x86_64-unknown-linux-gnu]
+  runner = [\"coracle\", \"cargo-runner\", \"--cpus\", \"2\", \"--copy\", \"tests/data\"]
+
+Then:
+  cargo test mounts -- --nocapture";
 
 const CPU_DUMP_EXAMPLES: &str = "\
 The template gives exactly this CPU on every host that can have it, and refuses the others.
@@ -166,3 +189,40 @@ block devices and inherited file descriptors do not cross.
 Examples:
   coracle host-emulate -- ls -l /dev/kvm
   coracle host-emulate --share /tmp/images -- coracle run /tmp/images/vmlinux";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows the program is the program's, also where it looks like an option of ours.
+    #[test]
+    fn arguments_behind_the_program_are_the_program_s() {
+        let line = "coracle cargo-runner --cpus 2 --kernel bzImage /bin/x-1 name --nocapture --cpus 7 -q";
+        let Command::CargoRunner(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("another command");
+        };
+        assert_eq!(args.command, ["/bin/x-1", "name", "--nocapture", "--cpus", "7", "-q"]);
+        assert_eq!(args.vm.kernel, Some("bzImage".into()));
+        assert_eq!(args.vm.cpus.map(VcpuCount::value), Some(2));
+        assert!(Cli::try_parse_from(["coracle", "cargo-runner", "--no-such-option", "/bin/x"]).is_err());
+        assert!(Cli::try_parse_from(["coracle", "cargo-runner"]).is_err());
+    }
+
+    #[test]
+    fn commands_of_the_examples_are_well_formed() {
+        let workflow = include_str!("../examples/boot-test/.github/workflows/boot-test.yml");
+        let commands = workflow.lines().filter_map(|line| line.trim().strip_prefix("run: coracle "));
+        let parsed: Vec<Cli> = commands
+            .map(|words| Cli::try_parse_from(["coracle"].into_iter().chain(words.split(' '))).unwrap())
+            .collect();
+        assert!(parsed.iter().any(|cli| matches!(&cli.command, Command::Test(test) if test.suite.is_some())));
+
+        let config: toml::Table =
+            include_str!("../examples/cargo-runner/.cargo/config.toml").parse().unwrap();
+        let runner = config["target"]["x86_64-unknown-linux-gnu"]["runner"].clone();
+        let mut words: Vec<String> = runner.try_into().unwrap();
+        words.extend(["/program".into(), "--exact".into()]);
+        let cli = Cli::try_parse_from(&words).unwrap();
+        assert!(matches!(cli.command, Command::CargoRunner(args) if args.copies.len() == 1));
+    }
+}

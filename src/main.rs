@@ -24,6 +24,7 @@ fn main() -> ExitCode {
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Test(args) => commands::test::run(args),
+        Command::CargoRunner(args) => commands::cargo_runner::run(args),
         Command::Cpu(command) => commands::cpu::run(command),
         Command::Config(args) => commands::config::run(args),
         Command::Doctor(args) => commands::doctor::run(args),

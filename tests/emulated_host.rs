@@ -190,6 +190,25 @@ fn tmp_is_private_and_what_is_shared_is_the_callers() {
     assert!(!Path::new("/tmp/scratch").exists());
 }
 
+/// This machine's shell is a program with libraries, as those that cargo builds are; the package is in a private folder.
+#[test]
+fn a_program_its_folder_and_its_files_cross_into_a_guest_there() {
+    needs_qemu!();
+    let scratch = Scratch::new("runner");
+    fs::create_dir(scratch.0.join("data")).unwrap();
+    fs::write(scratch.0.join("data/words"), "some words\n").unwrap();
+    let program = scratch.0.join("program");
+    fs::copy("/bin/sh", &program).unwrap();
+    let mut command = Command::new(coracle());
+    command.args(["cargo-runner", "--accel", "emulate", "--copy", "data"]).arg(&program);
+    command.args(["-c", "pwd; read line < data/words; echo $line $CARGO_X; exit 101"]);
+    command.current_dir(&scratch.0).env("CARGO_X", "x").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let output = Run::start(command).finish();
+    assert_eq!(output.status.code(), Some(101), "{}", shown(&output));
+    let expected = format!("{}\nsome words x\n", scratch.0.display());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+}
+
 #[test]
 fn paths_that_cannot_cross_are_refused_before_the_boot() {
     needs_qemu!();

@@ -27,6 +27,8 @@ mod boot_test;
 
 #[path = "linux/agent.rs"]
 mod agent;
+#[path = "linux/cargo_runner.rs"]
+mod cargo_runner;
 #[path = "linux/command.rs"]
 mod command;
 

@@ -75,6 +75,17 @@ pub(crate) fn make_read_only() {
     }
 }
 
+/// Whether a folder has something in it, and is in memory.
+pub(crate) fn holds_files_in_memory(folder: &str) -> bool {
+    let is_filled = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    let Ok(path) = CString::new(folder) else { return false };
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path ends with a zero byte, and the structure has room for the answer.
+    let is_known = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } == 0;
+    is_filled && is_known && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
+}
+
 /// Mounts a file system with flags of `mount(2)`.
 pub(crate) fn mount_with(
     source: &Path,
@@ -95,4 +106,25 @@ fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, optio
     // SAFETY: all pointers are to strings that end with a zero byte and outlive the call, or null for no data.
     let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The root of an initramfs on kernels without tmpfs (Linux, include/uapi/linux/magic.h).
+const RAMFS_MAGIC: i64 = 0x8584_58f6;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_folder_in_memory_with_something_in_it_holds_files_there() {
+        assert!(!holds_files_in_memory("/proc"), "it is filled, but not with files of an initramfs");
+        assert!(!holds_files_in_memory("/no/such/folder"));
+        let folder = format!("/dev/shm/coracle-mounts-{}", std::process::id());
+        fs::create_dir(&folder).unwrap();
+        let empty = holds_files_in_memory(&folder);
+        fs::write(format!("{folder}/file"), "").unwrap();
+        let filled = holds_files_in_memory(&folder);
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((empty, filled), (false, true));
+    }
 }

@@ -25,10 +25,10 @@ pub(crate) struct TestArgs {
     /// Cases that run at once [default: as many as the vCPUs of the largest fit this machine's CPUs]
     #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
-    /// Regular expression that a line of the console has to match; the test passes as soon as all have
+    /// Regular expression that a line of the console, or of what the command writes, has to match; the test passes as soon as all have
     #[arg(long = "expect", value_name = "RE", allow_hyphen_values = true)]
     pub expect: Vec<String>,
-    /// Regular expression that no line of the console may match
+    /// Regular expression that no line of the console, or of what the command writes, may match
     #[arg(long = "reject", value_name = "RE", allow_hyphen_values = true)]
     pub reject: Vec<String>,
     /// Results in TAP or KTAP on the console: count them where they come, require them, or ignore them
@@ -52,7 +52,7 @@ pub(crate) struct TestArgs {
     /// Do not show the console of a single case
     #[arg(short, long)]
     pub quiet: bool,
-    /// Command for the guest, which has to end with 0; its output is looked at with the console
+    /// Command for the guest, which has to end with 0, or to write what is expected
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "suite")]
     pub command: Vec<OsString>,
 }

@@ -1,5 +1,6 @@
 //! What each subcommand does. Every function here returns an exit code of `docs/outcomes.md`.
 
+pub(crate) mod cargo_runner;
 pub(crate) mod config;
 pub(crate) mod cpu;
 mod crossing;

@@ -18,6 +18,7 @@ use crate::cli::RunArgs;
 use crate::logger;
 
 pub(super) mod command;
+pub(super) mod copying;
 mod signals;
 
 /// Runs the guest and returns the exit code of its outcome.
@@ -106,7 +107,7 @@ fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
 }
 
 /// One line on stderr, the explanation, with the end of the console if it is `unseen`, and the report where it is wanted.
-fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
+pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
     outcome.explanation(unseen).iter().for_each(|line| say(line));
@@ -120,7 +121,7 @@ fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
 }
 
 /// The report, where it is wanted.
-fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
+pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     log::info!("exits: {:?}", outcome.exits);
     let report = OutcomeReport::of(outcome, on_emulated_host());
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code())

@@ -3,6 +3,13 @@
 //! names, counted inodes, owner 0, time 0.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use coracle_devices::backend::disk::nameless_file;
+
+use crate::virtio::overlay_folder;
 
 /// An archive in the making.
 #[derive(Debug, Default)]
@@ -11,7 +18,7 @@ pub struct Archive {
 }
 
 /// Why there is no archive.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
     /// A name is empty or would end early.
     #[error("{name:?} cannot be the name of an entry in a cpio archive: it is empty or has a NUL")]
@@ -25,24 +32,53 @@ pub enum ArchiveError {
         /// The entry's name.
         name: String,
     },
+    /// A file of the host's cannot be read to its end.
+    #[error("{} cannot be put into an initramfs", path.display())]
+    Source {
+        /// Its path.
+        path: PathBuf,
+        /// What the system said, or that the file has become shorter.
+        source: io::Error,
+    },
+    /// The archive cannot be written.
+    #[error("an initramfs cannot be written to a file in {}; TMPDIR names another folder", folder.display())]
+    Spool {
+        /// Where the file was to be.
+        folder: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 #[derive(Debug)]
 struct Entry {
     /// File type and permissions, as in `st_mode`.
     mode: u32,
-    /// The content of a file, the target of a symbolic link.
-    data: Vec<u8>,
+    data: Data,
     /// Major and minor number of a device.
     device: (u32, u32),
+}
+
+/// What an entry has besides its attributes.
+#[derive(Debug)]
+enum Data {
+    /// The content of a file, the target of a symbolic link.
+    Bytes(Vec<u8>),
+    /// The content of this file of the host's, which is read when the archive is written.
+    HostFile(PathBuf),
 }
 
 impl Archive {
     /// Adds a folder and those above it, all with mode 0755.
     pub fn folder(&mut self, path: &str) {
+        self.folder_with(path, 0o755);
+    }
+
+    /// Adds a folder with these permissions and those above it, which have mode 0755 unless they are there.
+    pub fn folder_with(&mut self, path: &str, permissions: u32) {
         let path = path.trim_matches('/');
         self.parents(path);
-        self.insert(path, S_IFDIR | 0o755, Vec::new(), (0, 0));
+        self.insert(path, S_IFDIR | permissions, Vec::new(), (0, 0));
     }
 
     /// Adds a regular file and the folders above it.
@@ -50,6 +86,16 @@ impl Archive {
         let path = path.trim_matches('/');
         self.parents(path);
         self.insert(path, S_IFREG | permissions, data, (0, 0));
+    }
+
+    /// Adds a regular file with the content of one of the host's, which is opened when the archive is written, and the
+    /// folders above it.
+    pub fn host_file(&mut self, path: &str, permissions: u32, source: impl Into<PathBuf>) {
+        let path = path.trim_matches('/');
+        self.parents(path);
+        let entry =
+            Entry { mode: S_IFREG | permissions, data: Data::HostFile(source.into()), device: (0, 0) };
+        self.entries.insert(path.to_owned(), entry);
     }
 
     /// Adds a symbolic link and the folders above it.
@@ -69,57 +115,124 @@ impl Archive {
     /// The archive's bytes.
     ///
     /// # Errors
-    /// An entry is larger than the format's 4 GiB, or has a name without content or with a NUL.
+    /// An entry is larger than the format's 4 GiB, has a name without content or with a NUL, or cannot be read.
     pub fn finish(self) -> Result<Vec<u8>, ArchiveError> {
         let mut out = Vec::new();
+        // Memory takes everything.
+        self.write(&mut out).map_err(|failure| failure.of(Path::new("memory")))?;
+        Ok(out)
+    }
+
+    /// The archive in a file that has no name and is gone when it is closed, in `$TMPDIR`, else `/var/tmp`.
+    ///
+    /// # Errors
+    /// As [`Archive::finish`], or the folder takes no file of this size.
+    pub fn spool(self) -> Result<File, ArchiveError> {
+        let folder = overlay_folder();
+        let file = nameless_file(&folder).map_err(Failure::Write).and_then(|file| {
+            let mut out = io::BufWriter::new(&file);
+            self.write(&mut out)?;
+            out.flush().map_err(Failure::Write)?;
+            drop(out);
+            Ok(file)
+        });
+        file.map_err(|failure| failure.of(&folder))
+    }
+
+    fn write(self, out: &mut impl Write) -> Result<(), Failure> {
         for (inode, (name, entry)) in (1..).zip(&self.entries) {
             if name.is_empty() || name.contains('\0') {
-                return Err(ArchiveError::Name { name: name.clone() });
+                return Err(ArchiveError::Name { name: name.clone() }.into());
             }
-            append(&mut out, inode, name, entry)?;
+            append(out, inode, name, entry)?;
         }
-        append(&mut out, 0, "TRAILER!!!", &Entry { mode: 0, data: Vec::new(), device: (0, 0) })?;
-        Ok(out)
+        append(out, 0, "TRAILER!!!", &Entry { mode: 0, data: Data::Bytes(Vec::new()), device: (0, 0) })
     }
 
     /// The kernel makes no folder by itself, so those above an entry are entries too. A folder's name sorts
     /// before all in it.
     fn parents(&mut self, path: &str) {
         for (end, _) in path.match_indices('/') {
-            self.insert(&path[..end], S_IFDIR | 0o755, Vec::new(), (0, 0));
+            let above = &path[..end];
+            if self.entries.get(above).is_none_or(|entry| entry.mode & S_IFMT != S_IFDIR) {
+                self.insert(above, S_IFDIR | 0o755, Vec::new(), (0, 0));
+            }
         }
     }
 
     fn insert(&mut self, path: &str, mode: u32, data: Vec<u8>, device: (u32, u32)) {
-        self.entries.insert(path.to_owned(), Entry { mode, data, device });
+        self.entries.insert(path.to_owned(), Entry { mode, data: Data::Bytes(data), device });
     }
 }
 
-fn append(out: &mut Vec<u8>, inode: u32, name: &str, entry: &Entry) -> Result<(), ArchiveError> {
+/// Why an archive is not written.
+enum Failure {
+    Archive(ArchiveError),
+    Write(io::Error),
+}
+
+impl Failure {
+    fn of(self, folder: &Path) -> ArchiveError {
+        match self {
+            Failure::Archive(error) => error,
+            Failure::Write(source) => ArchiveError::Spool { folder: folder.to_owned(), source },
+        }
+    }
+}
+
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Failure {
+        Failure::Archive(error)
+    }
+}
+
+/// Writes one entry: its header and name, then its content, each up to a multiple of four from the start of the archive.
+fn append(out: &mut impl Write, inode: u32, name: &str, entry: &Entry) -> Result<(), Failure> {
     let in_32_bits = |len| u32::try_from(len).map_err(|_| ArchiveError::TooLarge { name: name.to_owned() });
-    let size = in_32_bits(entry.data.len())?;
-    let name_size = in_32_bits(name.len().saturating_add(1))?;
+    let unread = |path: &Path, source| ArchiveError::Source { path: path.to_owned(), source };
+    let (len, mut content): (u64, Box<dyn Read + '_>) = match &entry.data {
+        Data::Bytes(bytes) => (bytes.len() as u64, Box::new(bytes.as_slice())),
+        Data::HostFile(path) => {
+            let file = File::open(path).map_err(|source| unread(path, source))?;
+            let len = file.metadata().map_err(|source| unread(path, source))?.len();
+            (len, Box::new(file))
+        }
+    };
+    let size = in_32_bits(len)?;
+    let name_size = in_32_bits(name.len() as u64 + 1)?;
     let links = if entry.mode & S_IFMT == S_IFDIR { 2 } else { 1 };
     let (major, minor) = entry.device;
     // Inode, mode, owner, group, links, time, size, device of the file system (2), device (2), size of the
     // name, checksum.
     let fields = [inode, entry.mode, 0, 0, links, 0, size, 0, 0, major, minor, name_size, 0];
-    out.extend_from_slice(b"070701");
+    let mut header = b"070701".to_vec();
     for field in fields {
-        out.extend_from_slice(format!("{field:08x}").as_bytes());
+        header.extend_from_slice(format!("{field:08x}").as_bytes());
     }
-    out.extend_from_slice(name.as_bytes());
-    out.push(0);
-    pad(out);
-    out.extend_from_slice(&entry.data);
-    pad(out);
-    Ok(())
+    header.extend_from_slice(name.as_bytes());
+    header.push(0);
+    header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
+    out.write_all(&header).map_err(Failure::Write)?;
+    let mut left = len;
+    let mut piece = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
+    while left > 0 {
+        let room = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+        let part = piece.get_mut(..room).unwrap_or_default();
+        let read = content.read_exact(part);
+        if let (Err(source), Data::HostFile(path)) = (read, &entry.data) {
+            return Err(unread(path, source).into());
+        }
+        out.write_all(part).map_err(Failure::Write)?;
+        left -= room as u64;
+    }
+    let padding = len.next_multiple_of(ALIGNMENT as u64) - len;
+    out.write_all(&[0; ALIGNMENT][..padding as usize]).map_err(Failure::Write)
 }
 
-/// Every name and every content starts at a multiple of four.
-fn pad(out: &mut Vec<u8>) {
-    out.resize(out.len().next_multiple_of(4), 0);
-}
+/// Every name and every content starts at a multiple of four; every entry is one long.
+const ALIGNMENT: usize = 4;
+/// What of a host's file is in memory at once.
+const PIECE: usize = 256 << 10;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFLNK: u32 = 0o120_000;
@@ -195,6 +308,25 @@ mod tests {
         other.file("lib/modules/a.ko", 0o644, b"module".to_vec());
         other.file("init", 0o755, b"#!/bin/sh\n".to_vec());
         assert_eq!(other.finish().unwrap(), sample().finish().unwrap());
+    }
+
+    #[test]
+    fn files_of_the_host_are_read_when_the_archive_is_written() {
+        let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+        let mut archive = Archive::default();
+        archive.folder_with("/tmp", 0o1777);
+        archive.host_file("/tmp/a", 0o755, file.as_path());
+        std::fs::write(file.as_path(), "12345").unwrap();
+        let mut spooled = Vec::new();
+        let mut in_file = archive.spool().unwrap();
+        std::io::Seek::rewind(&mut in_file).unwrap();
+        in_file.read_to_end(&mut spooled).unwrap();
+        assert_eq!(listing(&spooled), "1 41777 0:0 tmp \n2 100755 0:0 tmp/a 12345\n");
+
+        let mut gone = Archive::default();
+        gone.host_file("a", 0o644, "/no/such/file");
+        let error = gone.finish().unwrap_err().to_string();
+        assert_eq!(error, "/no/such/file cannot be put into an initramfs");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `coracle test` with guests that are well, fail, panic, halt, hang and say nothing: each verdict with its explanation.
 
 use std::fs;
+use std::path::Path;
 
 use coracle::guest_data::GuestData;
 use serde_json::Value;
@@ -41,4 +42,23 @@ fn suite_of_guests_in_every_state_is_judged_and_ends() {
     let xml = fs::read_to_string(&junit).unwrap();
     assert!(xml.contains(r#"tests="6" failures="3" errors="2" skipped="0""#), "{xml}");
     assert!(xml.contains("Kernel panic - not syncing"), "{xml}");
+}
+
+#[test]
+fn suite_of_the_example_passes() {
+    needs_linux!();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/boot-test");
+    let report = scratch().join("example.json");
+    let mut command = coracle();
+    command
+        .args(["test", "--accel", "kvm", "--jobs", "1", "--suite", "boot-tests.toml", "--json"])
+        .arg(&report);
+    let run = finish(command.current_dir(folder));
+    run.expect(0, "");
+    let report: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    let names: Vec<_> = cases.iter().map(|case| case["name"].as_str().unwrap()).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("boots [")).count(), 4, "{names:?}");
+    assert_eq!(names.len(), 6, "{names:?}");
+    assert!(cases.iter().all(|case| case["verdict"] == "passed"), "{report:#}");
 }

@@ -48,7 +48,8 @@ const STEPS: [(&str, Step); 8] = [
 
 fn format(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     run(cargo().current_dir(&workspace.root).args(["fmt", "--all", "--check"]))?;
-    run(cargo().current_dir(workspace.root.join("fuzz")).args(["fmt", "--check"]))
+    let others = ["fuzz", "examples/cargo-runner"].map(|folder| workspace.root.join(folder));
+    others.iter().try_for_each(|folder| run(cargo().current_dir(folder).args(["fmt", "--check"])))
 }
 
 fn clippy(workspace: &Workspace, _: &mut Tally) -> Result<()> {

@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod demo;
 mod dist;
+mod examples;
 mod fuzz;
 mod guest;
 mod initramfs;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::{capture, cargo, line};
 use crate::tally::{Tally, TestOutput};
 use crate::workspace::Workspace;
-use crate::{guest, setup, static_build, tools};
+use crate::{examples, guest, setup, static_build, tools};
 
 /// Sets up what is missing, builds what the tests use and runs them all, also after a failure.
 ///
@@ -20,6 +20,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     setup::make_ready()?;
     guest::make(workspace, false)?;
     tools::make(workspace)?;
+    examples::make(workspace)?;
     println!("building coracle");
     let coracle = static_build::coracle(workspace)?;
     let kvm = linux_capable_kvm(&coracle)?;

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 pub(crate) use self::button::PowerButton;
 pub(crate) use self::wait::{requested, signal_events};
-use crate::mounts::Mount;
+use crate::mounts::{Mount, holds_files_in_memory};
 use crate::service::{self, Surroundings, Transport};
 use crate::{console, modules, network, power};
 
@@ -125,9 +125,11 @@ pub(crate) fn run() -> ExitCode {
     power::power_off()
 }
 
-/// Mounts what programs expect to find.
+/// Mounts what programs expect to find. What an initramfs has brought to a folder for such a mount stays to be seen: it is
+/// in memory as it is.
 pub(crate) fn furnish() {
-    MOUNTS.iter().for_each(Mount::make_or_report);
+    let is_served = |mount: &&Mount<'_>| mount.kind == "tmpfs" && holds_files_in_memory(mount.target);
+    MOUNTS.iter().filter(|mount| !is_served(mount)).for_each(Mount::make_or_report);
 }
 
 /// Serves the host, by the way that the command line names.

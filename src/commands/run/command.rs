@@ -15,6 +15,7 @@ use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
+use super::copying::Copying;
 use super::signals::Blocked;
 use super::tell;
 use crate::cli::CommandArgs;
@@ -37,11 +38,24 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
 
 /// Boots the machine, runs the command, and tells how it ended.
 pub(super) fn run(raw: &RawConfig, config: &VmConfig, args: &CommandArgs) -> Result<u8, Failure> {
+    let outcome = outcome(config, args, raw.timeout)?;
+    let is_the_command_s = matches!(outcome.ending, Ending::Exited { code } if code < 100);
+    Ok(if is_the_command_s { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
+}
+
+/// Boots the machine and runs the command, for at most `limit`, with our streams, terminal and signals.
+///
+/// # Errors
+/// The machine cannot be made.
+pub(crate) fn outcome(
+    config: &VmConfig,
+    args: &CommandArgs,
+    limit: Option<Duration>,
+) -> Result<Outcome, Failure> {
     let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
     let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let vm = VmBuilder::new(config.clone()).start();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
-    let limit = raw.timeout;
     let ending = match wait_ready(&vm, &signals, config) {
         Ok(()) => {
             let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
@@ -59,11 +73,9 @@ pub(super) fn run(raw: &RawConfig, config: &VmConfig, args: &CommandArgs) -> Res
         }
         Some(ending) => with_ending(vm.stop(grace), ending),
     };
-    let is_the_command_s = matches!(outcome.ending, Ending::Exited { code } if code < 100);
-    let code = if is_the_command_s { super::report(raw, &outcome) } else { tell(raw, &outcome, true) };
-    // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
+    // Giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);
-    Ok(code)
+    Ok(outcome)
 }
 
 /// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
@@ -158,7 +170,7 @@ fn supervise(
         if leaves.load(Ordering::Relaxed) {
             return Some(Ending::Stopped);
         }
-        if !told_of_pipe && outputs.iter().flatten().any(|output| output.broken.load(Ordering::Relaxed)) {
+        if !told_of_pipe && outputs.iter().flatten().any(Copying::is_broken) {
             // As the kernel does to a program whose reader has gone.
             process.signal(SIGPIPE);
             told_of_pipe = true;
@@ -270,57 +282,12 @@ fn copy_input(mut input: ProcessInput, leaves: &AtomicBool) {
     }
 }
 
-/// One of the command's outputs on its way to ours.
-struct Copying {
-    thread: thread::JoinHandle<()>,
-    state: Arc<State>,
-    broken: Arc<AtomicBool>,
-}
-
-#[derive(Default)]
-struct State {
-    /// The thread waits for the guest, and not for our reader.
-    waits_for_guest: AtomicBool,
-}
-
-impl Copying {
-    fn start(mut output: impl Read + Send + 'static, mut to: impl Write + Send + 'static) -> Copying {
-        let (state, broken) = (Arc::new(State::default()), Arc::new(AtomicBool::new(false)));
-        let shared = (state.clone(), broken.clone());
-        let thread = thread::spawn(move || {
-            let (state, broken) = shared;
-            let mut bytes = vec![0; PIECE];
-            loop {
-                state.waits_for_guest.store(true, Ordering::Relaxed);
-                let Ok(count @ 1..) = output.read(&mut bytes) else { return };
-                state.waits_for_guest.store(false, Ordering::Relaxed);
-                let written = to.write_all(bytes.get(..count).unwrap_or_default());
-                if written.and_then(|()| to.flush()).is_err() {
-                    return broken.store(true, Ordering::Relaxed);
-                }
-            }
-        });
-        Copying { thread, state, broken }
-    }
-
-    /// Whether all is written, or a process that the command has left behind holds its end: then nothing came for a while
-    /// since `last`, when something did.
-    fn is_over(&self, last: &mut Instant) -> bool {
-        if !self.state.waits_for_guest.load(Ordering::Relaxed) {
-            *last = Instant::now();
-        }
-        self.thread.is_finished() || last.elapsed() > LEFT_BEHIND
-    }
-}
-
 /// How long a guest may take to its agent.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// From the guest's init to its agent: modules may have to be loaded.
 const READY_EXTRA: Duration = Duration::from_secs(10);
 /// How late a signal may be passed on.
-const TURN: Duration = Duration::from_millis(20);
-const LEFT_BEHIND: Duration = Duration::from_secs(1);
-const PIECE: usize = 64 << 10;
+pub(crate) const TURN: Duration = Duration::from_millis(20);
 
 const CTRL_A: u8 = 1;
 const SIGPIPE: u8 = libc::SIGPIPE as u8;

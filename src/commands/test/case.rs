@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,10 +12,11 @@ use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
-use super::scanner::{Patterns, Scanner};
+use super::scanner::{Patterns, Scanner, Writer};
 use super::verdict::{Verdict, judge, judge_command};
 use crate::commands::chain;
-use crate::commands::run::command::of_error;
+use crate::commands::run::command::{TURN, of_error};
+use crate::commands::run::copying::Copying;
 use crate::commands::settings::Failure;
 
 /// A test to run.
@@ -53,7 +55,7 @@ impl Case {
         let start = Instant::now();
         let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
         let outcome = self.run_machine(&scanner, show);
-        // The console's thread has ended with the machine.
+        // The console's thread has ended with the machine; one for an output of the command may be about to.
         let mut scanner = Arc::try_unwrap(scanner).map_or_else(
             |shared| std::mem::replace(&mut *lock(&shared), Scanner::new(Patterns::default(), None)),
             |scanner| scanner.into_inner().unwrap_or_else(PoisonError::into_inner),
@@ -61,7 +63,9 @@ impl Case {
         scanner.end();
         let (verdict, outcome) = match outcome {
             Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
-            Ok((outcome, Some(command))) => (judge_command(&command, &outcome, &scanner), Some(outcome)),
+            Ok((outcome, Some(command))) => {
+                (judge_command(&command, &outcome, &scanner, self.boot), Some(outcome))
+            }
             Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
         };
         Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
@@ -83,50 +87,46 @@ impl Case {
         scanner: &Arc<Mutex<Scanner>>,
         show: Option<fn(&[u8])>,
     ) -> Result<(Outcome, Option<Ending>), Failure> {
-        let handle: Arc<OnceLock<VmHandle>> = Arc::default();
         let has_command = !self.command.is_empty();
-        let take = {
-            let (scanner, handle) = (scanner.clone(), handle.clone());
-            move |bytes: &[u8]| {
-                if let Some(show) = show {
-                    show(bytes);
-                }
-                let is_decided = lock(&scanner).feed(bytes);
-                // A command decides itself.
-                if let Some(handle) = handle.get().filter(|_| is_decided && !has_command) {
-                    handle.stop();
-                }
-            }
+        let reader = Reader { scanner: scanner.clone(), handle: Arc::default(), show, has_command };
+        let vm = {
+            let reader = reader.clone();
+            let console = move |bytes: &[u8]| reader.take(Writer::Console, bytes);
+            VmBuilder::new(self.config.clone()).console_callback(console).build()
         };
-        let vm = VmBuilder::new(self.config.clone()).console_callback(take).build();
         let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
-        let handle = handle.get_or_init(|| vm.handle());
-        handle.resume();
+        reader.handle.get_or_init(|| vm.handle()).resume();
         if !has_command {
             return Ok((vm.wait(), None));
         }
-        let ending = self.run_command(&vm, scanner, show);
-        Ok(match ending {
+        Ok(match self.run_command(&vm, &reader) {
             None => (vm.wait(), None),
             Some(ending) => (vm.stop(Grace::NONE), Some(ending)),
         })
     }
 
-    /// Runs the command to its end: none when the machine has ended by itself.
-    fn run_command(&self, vm: &Vm, scanner: &Mutex<Scanner>, show: Option<fn(&[u8])>) -> Option<Ending> {
-        let output = match vm.exec(self.command.iter().cloned()).timeout(self.time).output() {
-            Ok(output) => output,
+    /// Runs the command to its end: none when the machine has ended before it, by itself or because all is decided.
+    fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
+        let mut process = match vm.exec(self.command.iter().cloned()).timeout(self.time).spawn() {
+            Ok(process) => process,
             Err(error) => return of_error(&error),
         };
-        for bytes in [&output.stdout, &output.stderr] {
-            let mut scanner = lock(scanner);
-            scanner.end();
-            scanner.feed(bytes);
-            if let Some(show) = show {
-                show(bytes);
+        let to = |writer| OutputReader { writer, reader: reader.clone() };
+        let outputs = [
+            process.stdout.take().map(|output| Copying::start(output, to(Writer::Stdout))),
+            process.stderr.take().map(|output| Copying::start(output, to(Writer::Stderr))),
+        ];
+        let status = match process.wait() {
+            Ok(status) => status,
+            Err(error) => return of_error(&error),
+        };
+        let mut last = Instant::now();
+        while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
+            if vm.handle().wait_for(TURN).is_some() {
+                break;
             }
         }
-        Some(match output.status {
+        Some(match status {
             ExecStatus::Code(code) => Ending::Exited { code: code.into() },
             ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
         })
@@ -138,6 +138,49 @@ impl Case {
         made.map_err(|error| {
             Failure::usage(format!("--artifacts: {} cannot be made: {error}", path.display()))
         })
+    }
+}
+
+/// Shows what comes, has the scanner look at it, and ends the machine when that decides.
+#[derive(Clone)]
+struct Reader {
+    scanner: Arc<Mutex<Scanner>>,
+    /// None before the machine is there.
+    handle: Arc<OnceLock<VmHandle>>,
+    show: Option<fn(&[u8])>,
+    has_command: bool,
+}
+
+impl Reader {
+    fn take(&self, writer: Writer, bytes: &[u8]) {
+        if let Some(show) = self.show {
+            show(bytes);
+        }
+        let mut scanner = lock(&self.scanner);
+        scanner.feed(writer, bytes);
+        let is_decided =
+            if self.has_command { scanner.is_decided_by_command() } else { scanner.is_decided() };
+        drop(scanner);
+        if let Some(handle) = self.handle.get().filter(|_| is_decided) {
+            handle.stop();
+        }
+    }
+}
+
+/// One output of the command.
+struct OutputReader {
+    writer: Writer,
+    reader: Reader,
+}
+
+impl Write for OutputReader {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.reader.take(self.writer, bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

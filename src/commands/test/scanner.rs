@@ -1,5 +1,5 @@
-//! The console of a guest under test, line by line as it comes: what is expected, what is not allowed, TAP results, and
-//! the last lines. The guest may print what it likes, for as long as it likes: all that is kept is bounded.
+//! The console of a guest under test, and what its command writes, line by line as it comes: what is expected, what is not
+//! allowed, TAP results, and the last lines. The guest may print what it likes, for as long as it likes: all that is kept is bounded.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -18,16 +18,29 @@ pub(crate) struct Patterns {
     pub(crate) tap: TapMode,
 }
 
-/// Reads the console.
+/// Who writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// The guest, on its console.
+    Console,
+    /// The command in it, to its standard output.
+    Stdout,
+    /// The same, to its standard error.
+    Stderr,
+}
+
+/// Reads the console and what the command writes.
 #[derive(Debug)]
 pub(crate) struct Scanner {
     patterns: Patterns,
     /// By the place of each expectation.
     met: Vec<bool>,
+    /// The command has written something that is expected.
+    met_by_command: bool,
     rejected: Option<Rejection>,
     tap: Tap,
-    /// The line that has no end yet.
-    line: Vec<u8>,
+    /// The line of each writer that has no end yet.
+    lines: [Vec<u8>; Writer::ALL.len()],
     tail: VecDeque<String>,
     log: Option<Log>,
 }
@@ -37,6 +50,7 @@ pub(crate) struct Scanner {
 pub(crate) struct Rejection {
     pub(crate) pattern: String,
     pub(crate) line: String,
+    pub(crate) writer: Writer,
 }
 
 /// The file of the console.
@@ -50,41 +64,44 @@ impl Scanner {
     pub(crate) fn new(patterns: Patterns, log: Option<File>) -> Scanner {
         Scanner {
             met: vec![false; patterns.expect.len()],
+            met_by_command: false,
             patterns,
             rejected: None,
             tap: Tap::default(),
-            line: Vec::new(),
+            lines: Default::default(),
             tail: VecDeque::new(),
             log: log.map(|file| Log { file, left: LOG_BYTES }),
         }
     }
 
-    /// Takes what the guest printed. True when the verdict is there.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> bool {
+    /// Takes what was written.
+    pub(crate) fn feed(&mut self, writer: Writer, bytes: &[u8]) {
         if let Some(log) = &mut self.log {
             log.write(bytes);
         }
         let mut is_new = false;
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let room = LINE_BYTES.saturating_sub(self.line.len());
-            self.line.extend_from_slice(piece.get(..room).unwrap_or(piece));
+            let line = self.line(writer);
+            let room = LINE_BYTES.saturating_sub(line.len());
+            line.extend_from_slice(piece.get(..room).unwrap_or(piece));
             is_new = room > 0 && !piece.ends_with(b"\n");
             if piece.ends_with(b"\n") {
-                self.end_line();
+                self.end_line(writer);
             }
         }
         // A prompt has no end of line. What is not allowed is told when the line is whole.
         if is_new {
-            let line = text(&self.line);
-            self.look_for_expected(&line);
+            let line = text(self.line(writer));
+            self.look_for_expected(writer, &line);
         }
-        self.is_decided()
     }
 
-    /// The console has ended.
+    /// Nothing more comes.
     pub(crate) fn end(&mut self) {
-        if !self.line.is_empty() {
-            self.end_line();
+        for writer in Writer::ALL {
+            if !self.line(writer).is_empty() {
+                self.end_line(writer);
+            }
         }
     }
 
@@ -92,6 +109,11 @@ impl Scanner {
     pub(crate) fn is_decided(&self) -> bool {
         let tap_done = self.tap_complaint().is_none() || self.tap.is_complete();
         self.rejected.is_some() || (self.wants_something() && self.unmet().next().is_none() && tap_done)
+    }
+
+    /// The same for a guest that runs a command: what the console alone shows is no reason not to wait for its code.
+    pub(crate) fn is_decided_by_command(&self) -> bool {
+        self.rejected.is_some() || (self.met_by_command && self.is_decided())
     }
 
     /// Whether the console decides at all, and not the guest's end alone.
@@ -132,33 +154,54 @@ impl Scanner {
         self.patterns.tap == TapMode::Require || self.tap().is_some()
     }
 
-    fn end_line(&mut self) {
-        let line = text(&self.line);
-        self.line.clear();
-        self.look_for_expected(&line);
-        self.look_for_rejected(&line);
+    fn line(&mut self, writer: Writer) -> &mut Vec<u8> {
+        let [console, stdout, stderr] = &mut self.lines;
+        match writer {
+            Writer::Console => console,
+            Writer::Stdout => stdout,
+            Writer::Stderr => stderr,
+        }
+    }
+
+    fn end_line(&mut self, writer: Writer) {
+        let line = self.line(writer);
+        let text = text(line);
+        line.clear();
+        self.look_for_expected(writer, &text);
+        self.look_for_rejected(writer, &text);
         if self.patterns.tap != TapMode::Ignore {
-            self.tap.feed(&line);
+            self.tap.feed(&text);
         }
         if self.tail.len() >= TAIL_LINES {
             self.tail.pop_front();
         }
-        self.tail.push_back(line);
+        self.tail.push_back(text);
     }
 
-    fn look_for_expected(&mut self, line: &str) {
+    fn look_for_expected(&mut self, writer: Writer, line: &str) {
         for (regex, met) in self.patterns.expect.iter().zip(&mut self.met) {
-            *met = *met || regex.is_match(line);
+            let is_news = !*met || (writer != Writer::Console && !self.met_by_command);
+            if is_news && regex.is_match(line) {
+                *met = true;
+                self.met_by_command |= writer != Writer::Console;
+            }
         }
     }
 
-    fn look_for_rejected(&mut self, line: &str) {
+    fn look_for_rejected(&mut self, writer: Writer, line: &str) {
         if self.rejected.is_none() {
             let broken = self.patterns.reject.iter().find(|regex| regex.is_match(line));
-            self.rejected =
-                broken.map(|regex| Rejection { pattern: regex.as_str().to_owned(), line: line.to_owned() });
+            self.rejected = broken.map(|regex| Rejection {
+                pattern: regex.as_str().to_owned(),
+                line: line.to_owned(),
+                writer,
+            });
         }
     }
+}
+
+impl Writer {
+    const ALL: [Writer; 3] = [Writer::Console, Writer::Stdout, Writer::Stderr];
 }
 
 impl Log {
@@ -208,30 +251,36 @@ mod tests {
         Scanner::new(patterns, None)
     }
 
+    /// Feeds a console; whether that decides.
+    fn decides(scanner: &mut Scanner, bytes: &[u8]) -> bool {
+        scanner.feed(Writer::Console, bytes);
+        scanner.is_decided()
+    }
+
     #[test]
     fn expectations_are_met_in_any_order_and_across_pieces() {
         let mut scanner = scanner(&["^ready$", r"up in \d+ s"], &[]);
-        assert!(!scanner.feed(b"up in 12"));
-        assert!(!scanner.feed(b" s\r\nrea"));
-        assert!(scanner.feed(b"dy\r\n"));
+        assert!(!decides(&mut scanner, b"up in 12"));
+        assert!(!decides(&mut scanner, b" s\r\nrea"));
+        assert!(decides(&mut scanner, b"dy\r\n"));
         assert_eq!(scanner.unmet().count(), 0);
     }
 
     #[test]
     fn prompt_without_an_end_of_line_is_seen() {
         let mut scanner = scanner(&["login: $"], &[]);
-        assert!(!scanner.feed(b"host lo"));
-        assert!(scanner.feed(b"gin: "));
+        assert!(!decides(&mut scanner, b"host lo"));
+        assert!(decides(&mut scanner, b"gin: "));
         let mut scanner = self::scanner(&["xyz"], &[]);
-        scanner.feed(b"abc");
-        assert!(scanner.feed(b"\nxyz"), "as long as the last one");
+        scanner.feed(Writer::Console, b"abc");
+        assert!(decides(&mut scanner, b"\nxyz"), "as long as the last one");
     }
 
     #[test]
     fn first_line_that_is_not_allowed_decides() {
         let mut scanner = scanner(&["never"], &["BUG:", "WARNING"]);
-        assert!(!scanner.feed(b"fine\n[ 1.0] BUG: bad"), "not before the line is whole");
-        assert!(scanner.feed(b" thing\nWARNING: late\n"));
+        assert!(!decides(&mut scanner, b"fine\n[ 1.0] BUG: bad"), "not before the line is whole");
+        assert!(decides(&mut scanner, b" thing\nWARNING: late\n"));
         let rejected = scanner.rejected().unwrap();
         assert_eq!((rejected.pattern.as_str(), rejected.line.as_str()), ("BUG:", "[ 1.0] BUG: bad thing"));
         assert_eq!(scanner.unmet().collect::<Vec<_>>(), ["never"]);
@@ -240,14 +289,37 @@ mod tests {
     #[test]
     fn results_that_have_begun_have_to_end_before_the_verdict() {
         let mut scanner = scanner(&["begin"], &[]);
-        assert!(!scanner.feed(b"TAP version 13\nbegin\n1..1\n"));
-        assert!(scanner.feed(b"ok 1\n"));
+        assert!(!decides(&mut scanner, b"TAP version 13\nbegin\n1..1\n"));
+        assert!(decides(&mut scanner, b"ok 1\n"));
+    }
+
+    #[test]
+    fn lines_of_two_writers_do_not_mix() {
+        let mut scanner = scanner(&["^one line$"], &[]);
+        scanner.feed(Writer::Stdout, b"one ");
+        scanner.feed(Writer::Stderr, b"another\n");
+        scanner.feed(Writer::Console, b"[ 1.0] eth0\n");
+        assert!(!scanner.is_decided());
+        scanner.feed(Writer::Stdout, b"line\n");
+        assert!(scanner.is_decided_by_command());
+    }
+
+    #[test]
+    fn console_alone_does_not_decide_for_a_command() {
+        let mut scanner = scanner(&["ready"], &["BUG"]);
+        scanner.feed(Writer::Console, b"ready\n");
+        assert!(scanner.is_decided() && !scanner.is_decided_by_command());
+        scanner.feed(Writer::Stdout, b"ready");
+        assert!(scanner.is_decided_by_command(), "it was met before, but not by the command");
+        let mut scanner = self::scanner(&["ready"], &["BUG"]);
+        scanner.feed(Writer::Console, b"BUG: bad\n");
+        assert!(scanner.is_decided_by_command(), "what is not allowed is not allowed there either");
     }
 
     #[test]
     fn nothing_wanted_leaves_the_verdict_to_the_end() {
         let mut scanner = scanner(&[], &["BUG"]);
-        assert!(!scanner.feed(b"hello\n"));
+        assert!(!decides(&mut scanner, b"hello\n"));
         assert!(!scanner.wants_something());
     }
 
@@ -255,11 +327,11 @@ mod tests {
     fn endless_line_and_endless_lines_take_bounded_memory() {
         let mut scanner = scanner(&["x{3}y"], &[]);
         for _ in 0..100 {
-            scanner.feed(&[b'x'; 4096]);
+            scanner.feed(Writer::Console, &[b'x'; 4096]);
         }
-        assert!(scanner.line.len() <= LINE_BYTES);
+        assert!(scanner.line(Writer::Console).len() <= LINE_BYTES);
         for _ in 0..1000 {
-            scanner.feed(b"\n\xff\xfe\n");
+            scanner.feed(Writer::Console, b"\n\xff\xfe\n");
         }
         assert_eq!(scanner.tail().count(), TAIL_LINES);
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use coracle::diagnosis::Sign;
 use coracle::outcome::{Ending, Outcome, Seconds};
 
-use super::scanner::Scanner;
+use super::scanner::{Rejection, Scanner, Writer};
 
 /// What a test came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +69,7 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
         return broken();
     }
     if let Some(rejected) = scanner.rejected() {
-        return Verdict::Failed(format!(
-            "--reject {}: the console has `{}`",
-            rejected.pattern,
-            excerpt(&rejected.line)
-        ));
+        return rejection(rejected);
     }
     if scanner.wants_something() && scanner.is_decided() {
         return scanner.tap_complaint().map_or_else(|| judge_boot(outcome, boot), Verdict::Failed);
@@ -90,23 +86,37 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     }
 }
 
-/// Judges a command that ran in the guest: it has to end with 0, and the console and what it wrote have to be as expected.
-pub(crate) fn judge_command(command: &Ending, outcome: &Outcome, scanner: &Scanner) -> Verdict {
+/// Judges a guest whose command has ended in this way: with 0, unless it has written all that was expected.
+pub(crate) fn judge_command(
+    command: &Ending,
+    outcome: &Outcome,
+    scanner: &Scanner,
+    boot: Option<Duration>,
+) -> Verdict {
+    if matches!(outcome.ending, Ending::HostFailed { .. }) {
+        return Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() };
+    }
+    if let Some(rejected) = scanner.rejected() {
+        return rejection(rejected);
+    }
+    if scanner.is_decided_by_command() {
+        return scanner.tap_complaint().map_or_else(|| judge_boot(outcome, boot), Verdict::Failed);
+    }
     let wanted = scanner.wants_something().then(|| wanted(scanner)).flatten();
-    match (command, scanner.rejected(), wanted) {
-        _ if matches!(outcome.ending, Ending::HostFailed { .. }) => {
-            Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() }
-        }
-        (Ending::Exited { .. } | Ending::CommandKilled { .. }, Some(rejected), _) => Verdict::Failed(
-            format!("--reject {}: the console has `{}`", rejected.pattern, excerpt(&rejected.line)),
-        ),
-        (Ending::Exited { code: 0 }, None, None) => Verdict::Passed,
-        (Ending::Exited { code: 0 }, None, Some(wanted)) => Verdict::Failed(wanted),
-        (Ending::Exited { .. } | Ending::CommandKilled { .. }, None, _) => {
-            Verdict::Failed(command.to_string())
-        }
+    match (command, wanted) {
+        (Ending::Exited { code: 0 }, None) => judge_boot(outcome, boot),
+        (Ending::Exited { code: 0 }, Some(wanted)) => Verdict::Failed(wanted),
+        (Ending::Exited { .. } | Ending::CommandKilled { .. }, _) => Verdict::Failed(command.to_string()),
         _ => Verdict::Broken { code: command.exit_code(), reason: command.to_string() },
     }
+}
+
+fn rejection(rejected: &Rejection) -> Verdict {
+    let place = match rejected.writer {
+        Writer::Console => "the console",
+        Writer::Stdout | Writer::Stderr => "the command's output",
+    };
+    Verdict::Failed(format!("--reject {}: {place} has `{}`", rejected.pattern, excerpt(&rejected.line)))
 }
 
 /// Holds the way to the guest's init against its limit.

@@ -76,11 +76,11 @@ mod tests {
     use quick_xml::Reader;
 
     use super::*;
-    use crate::commands::test::scanner::{Patterns, Scanner};
+    use crate::commands::test::scanner::{Patterns, Scanner, Writer};
 
     fn done(name: &str, verdict: Verdict, console: &[u8]) -> Done {
         let mut scanner = Scanner::new(Patterns::default(), None);
-        scanner.feed(console);
+        scanner.feed(Writer::Console, console);
         scanner.end();
         Done { name: name.into(), verdict, outcome: None, scanner, time: Duration::from_millis(1500) }
     }

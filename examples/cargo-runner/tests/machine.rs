@@ -1,0 +1,45 @@
+//! Tests that take the whole machine, each of which would need care on a developer's own.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use cargo_runner_example::{hostname, mount_tmpfs, set_hostname};
+
+#[test]
+fn machine_can_be_renamed() {
+    set_hostname("renamed-by-a-test").unwrap();
+    assert_eq!(hostname().unwrap(), "renamed-by-a-test");
+    println!("the machine is now {}", hostname().unwrap());
+}
+
+#[test]
+fn file_systems_can_be_mounted() {
+    fs::create_dir_all("/mnt/memory").unwrap();
+    mount_tmpfs("/mnt/memory").unwrap();
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    assert!(mounts.contains("tmpfs /mnt/memory tmpfs"), "{mounts}");
+}
+
+/// In a process namespace of its own, a process is the first.
+#[test]
+fn process_can_be_the_first_of_a_namespace() {
+    let mut command = Command::new("unshare");
+    let output = command.args(["-p", "-f", "sh", "-c", "echo $$"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "{output:?}");
+}
+
+/// `--copy tests/data` brings it; the package's folder is the working directory, here as without a guest.
+#[test]
+fn data_of_the_package_is_there() {
+    assert_eq!(fs::read_to_string("tests/data/greeting.txt").unwrap(), "hello\n");
+    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/greeting.txt").is_file());
+    assert_eq!(std::env::var("CARGO_PKG_NAME").as_deref(), Ok("cargo-runner-example"));
+}
+
+/// What a failure looks like: `cargo test -- --ignored` ends with 101.
+#[test]
+#[ignore = "fails, to show what that looks like"]
+fn failure_is_told_by_the_exit_code() {
+    assert_eq!(hostname().unwrap(), "no machine has this name");
+}

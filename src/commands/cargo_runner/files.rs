@@ -1,0 +1,167 @@
+//! Files of the host for a guest, each at the path that it has here, as an initramfs.
+
+use std::collections::HashSet;
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use coracle::initramfs::Archive;
+
+/// The files, as they are collected.
+#[derive(Debug, Default)]
+pub(super) struct GuestFiles {
+    archive: Archive,
+    seen: HashSet<PathBuf>,
+    bytes: u64,
+    left_out: u64,
+}
+
+/// Why a file cannot be had in the guest.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FilesError {
+    /// The names of an initramfs that is made here are text.
+    #[error("{} cannot be put into the guest: its path is not UTF-8; rename it", path.display())]
+    Name { path: PathBuf },
+    /// The guest has its own there.
+    #[error(
+        "{} cannot be put into the guest: {folder} is its kernel's own; move it (CARGO_TARGET_DIR says where cargo builds)",
+        path.display()
+    )]
+    OfTheKernel { path: PathBuf, folder: &'static str },
+    /// It cannot be read.
+    #[error("{} cannot be read", path.display())]
+    Read { path: PathBuf, source: io::Error },
+}
+
+impl GuestFiles {
+    /// Adds a file, or a folder with all that is in it. A link that is named is followed; one in a folder stays a link.
+    pub(super) fn add(&mut self, path: &Path) -> Result<(), FilesError> {
+        let found = self.add_above(path)?;
+        let mut folders = Vec::new();
+        self.add_found(path, &found, &mut folders)?;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).map_err(unread(&folder))? {
+                let path = entry.map_err(unread(&folder))?.path();
+                let found = fs::symlink_metadata(&path).map_err(unread(&path))?;
+                self.add_found(&path, &found, &mut folders)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a folder with nothing in it.
+    pub(super) fn add_folder(&mut self, path: &Path) -> Result<(), FilesError> {
+        let found = self.add_above(path)?;
+        self.add_found(path, &found, &mut Vec::new())
+    }
+
+    /// Bytes of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many files were of a kind that does not cross.
+    pub(super) fn left_out(&self) -> u64 {
+        self.left_out
+    }
+
+    /// The initramfs; the files are read when it is written.
+    pub(super) fn into_archive(self) -> Archive {
+        self.archive
+    }
+
+    /// Adds the folders above a path, with the permissions that they have here; returns what is at the path.
+    fn add_above(&mut self, path: &Path) -> Result<Metadata, FilesError> {
+        if let Some(folder) = OF_THE_KERNEL.into_iter().find(|folder| path.starts_with(folder)) {
+            return Err(FilesError::OfTheKernel { path: path.to_owned(), folder });
+        }
+        let there = fs::metadata(path).map_err(unread(path))?;
+        for folder in path.ancestors().skip(1).filter(|folder| folder.parent().is_some()) {
+            if !self.seen.contains(folder) {
+                let found = fs::metadata(folder).map_err(unread(folder))?;
+                self.add_found(folder, &found, &mut Vec::new())?;
+            }
+        }
+        Ok(there)
+    }
+
+    fn add_found(
+        &mut self,
+        path: &Path,
+        found: &Metadata,
+        folders: &mut Vec<PathBuf>,
+    ) -> Result<(), FilesError> {
+        let name = path.to_str().ok_or_else(|| FilesError::Name { path: path.to_owned() })?;
+        let permissions = found.permissions().mode() & 0o7777;
+        if found.is_dir() {
+            folders.push(path.to_owned());
+        }
+        if !self.seen.insert(path.to_owned()) {
+            return Ok(());
+        }
+        if found.is_dir() {
+            self.archive.folder_with(name, permissions);
+        } else if found.is_file() {
+            self.bytes = self.bytes.saturating_add(found.len());
+            self.archive.host_file(name, permissions, path);
+        } else if found.is_symlink() {
+            let target = fs::read_link(path).map_err(unread(path))?;
+            let target = target.to_str().ok_or_else(|| FilesError::Name { path: path.to_owned() })?;
+            self.archive.symlink(name, target);
+        } else {
+            self.left_out += 1;
+        }
+        Ok(())
+    }
+}
+
+fn unread(path: &Path) -> impl FnOnce(io::Error) -> FilesError {
+    move |source| FilesError::Read { path: path.to_owned(), source }
+}
+
+/// Where the guest's kernel, or its init, mounts a file system of its own over what an initramfs has brought.
+const OF_THE_KERNEL: [&str; 3] = ["/dev", "/proc", "/sys"];
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    /// The names in the archive below `folder`.
+    fn names(files: GuestFiles, folder: &Path) -> Vec<String> {
+        let bytes = files.into_archive().finish().unwrap();
+        let folder = format!("{}/", folder.to_str().unwrap().trim_start_matches('/'));
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let names = text.split('\0').filter_map(|piece| piece.split_once(&folder));
+        names.map(|(_, name)| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn folder_comes_with_all_that_is_in_it_and_links_stay_links() {
+        let folder = TempDir::new().unwrap();
+        let root = folder.as_path();
+        fs::create_dir_all(root.join("data/deep")).unwrap();
+        fs::write(root.join("data/deep/x"), "123").unwrap();
+        symlink("..", root.join("data/deep/up")).unwrap();
+        symlink("data", root.join("link")).unwrap();
+        let mut files = GuestFiles::default();
+        files.add(&root.join("data")).unwrap();
+        files.add(&root.join("data/deep/x")).unwrap();
+        files.add_folder(&root.join("link")).unwrap();
+        assert_eq!((files.bytes(), files.left_out()), (3, 0), "once, though named twice");
+        assert_eq!(names(files, root), ["data", "data/deep", "data/deep/up", "data/deep/x", "link"]);
+    }
+
+    #[test]
+    fn what_the_guest_cannot_have_is_refused() {
+        let mut files = GuestFiles::default();
+        let refused = files.add(Path::new("/dev/shm/target/x")).unwrap_err().to_string();
+        assert!(refused.contains("/dev is its kernel's own"), "{refused}");
+        let refused = files.add(Path::new("/no/such")).unwrap_err();
+        assert!(matches!(refused, FilesError::Read { path, .. } if path == Path::new("/no/such")));
+    }
+}

@@ -1,0 +1,246 @@
+//! `coracle cargo-runner`: what cargo starts in place of a program that it has built. The program runs in a guest, with
+//! this command's streams, and its exit code is this command's.
+//!
+//! Its files come in an initramfs behind the guest's own: the kernel unpacks them faster than an agent receives them, and
+//! any kernel and guest takes them.
+
+mod files;
+mod program;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use coracle::VmBuilder;
+use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, VmConfig};
+use coracle::guest_data::{self, GuestData};
+use coracle::outcome::Ending;
+
+use self::files::GuestFiles;
+use self::program::Program;
+use super::crossing::Crossing;
+use super::place::{Place, place};
+use super::run::{self, command, is_default_guest};
+use super::say;
+use super::settings::{self, Failure};
+use crate::cli::{CargoRunnerArgs, CommandArgs};
+use crate::logger;
+
+/// Runs the program in a guest and returns its exit code, or that of the way in which the run ended.
+pub(crate) fn run(args: &CargoRunnerArgs) -> u8 {
+    logger::start(args.vm.verbose);
+    try_run(args).unwrap_or_else(|failure| {
+        say(&failure.reason);
+        failure.code
+    })
+}
+
+fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
+    let raw = raw(args)?;
+    let mut config = settings::config(&raw, "quiet")?;
+    // Standard output is the program's.
+    config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
+    command::prepare(&mut config, false, is_default_guest(&raw));
+    let luggage = Luggage::of(args)?;
+    // Whatever is wrong with them is said before anything is started.
+    VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
+    match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
+        Place::Here => run_here(&raw, config, args, &luggage),
+        Place::EmulatedHost { because } => {
+            if let Some(because) = because {
+                say(&format!("running on an emulated host, slowly: {because}"));
+            }
+            let mut crossing = Crossing::default();
+            crossing.add(&config)?;
+            crossing.add_read("--config ", &args.vm.config);
+            crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));
+            crossing.add_read("the library ", luggage.programs.iter().flat_map(|program| &program.libraries));
+            crossing.add_read("--copy ", &args.copies);
+            crossing.run()
+        }
+    }
+}
+
+/// What was told, with the default guest's files where only the kernel is another.
+fn raw(args: &CargoRunnerArgs) -> Result<RawConfig, Failure> {
+    let mut raw = settings::raw(&args.vm)?;
+    if let Some(root) = &raw.root {
+        return Err(Failure::usage(format!(
+            "--root {}: the program and its libraries come as an initramfs, which goes with no root; leave it out, and \
+             --copy what the program needs",
+            root.path.display()
+        )));
+    }
+    if raw.kernel.is_some() && raw.initrds.is_none() {
+        let initramfs = guest_data::find(GuestData::GuestInitramfs).map_err(|error| Failure::of(&error))?;
+        raw.initrds = Some(vec![initramfs]);
+    }
+    Ok(raw)
+}
+
+fn run_here(
+    raw: &RawConfig,
+    mut config: VmConfig,
+    args: &CargoRunnerArgs,
+    luggage: &Luggage,
+) -> Result<u8, Failure> {
+    let files = luggage.files(&args.copies)?;
+    config.memory = memory(raw.memory, files.bytes())?;
+    let file = files.into_archive().spool().map_err(|error| Failure::of(&error))?;
+    // It has no other name, and is open for as long as it takes.
+    config.initrds.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+    let command = CommandArgs {
+        env: variables(args),
+        user: None,
+        workdir: Some(luggage.folder.clone()),
+        init: false,
+        command: luggage.command(&args.command),
+    };
+    let outcome = command::outcome(&config, &command, raw.timeout)?;
+    Ok(match outcome.ending {
+        Ending::Exited { code: TESTS_FAILED } => {
+            run::report(raw, &outcome);
+            TESTS_FAILED_CODE
+        }
+        Ending::Exited { code } if code < 100 => run::report(raw, &outcome),
+        _ => run::tell(raw, &outcome, true),
+    })
+}
+
+/// What goes into the guest.
+struct Luggage {
+    /// The program that is run, and those of the same package that it may start.
+    programs: Vec<Program>,
+    /// The program that is run.
+    path: PathBuf,
+    /// Where it is run: cargo chooses the package's folder.
+    folder: PathBuf,
+}
+
+impl Luggage {
+    fn of(args: &CargoRunnerArgs) -> Result<Luggage, Failure> {
+        let failed = |error: &dyn std::error::Error| Failure::of(error);
+        let given = args.command.first().map_or(Path::new(""), Path::new);
+        let path = std::path::absolute(given).map_err(|error| failed(&error))?;
+        let folder = env::current_dir().map_err(|error| failed(&error))?;
+        // The package's own programs, which tests of a package start.
+        let others = env::vars_os().filter(|(name, _)| begins_with(name, &PROGRAMS));
+        let others = others.map(|(_, value)| PathBuf::from(value)).filter(|other| other.is_file());
+        let programs = std::iter::once(path.clone()).chain(others).map(|path| Program::find(&path));
+        let programs = programs.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
+        Ok(Luggage { programs, path, folder })
+    }
+
+    /// All that the guest is to have, each at the path that it has here.
+    fn files(&self, copies: &[PathBuf]) -> Result<GuestFiles, Failure> {
+        let mut files = GuestFiles::default();
+        self.add_to(&mut files, copies).map_err(|error| Failure::of(&error))?;
+        if files.left_out() > 0 {
+            say(&format!("--copy: {} sockets, FIFOs and devices were left out", files.left_out()));
+        }
+        Ok(files)
+    }
+
+    fn add_to(&self, files: &mut GuestFiles, copies: &[PathBuf]) -> Result<(), files::FilesError> {
+        files.add_folder(&self.folder)?;
+        if let Some(scratch) = self.scratch_folder() {
+            files.add_folder(&scratch)?;
+        }
+        for program in &self.programs {
+            files.add(&program.path)?;
+            for library in &program.libraries {
+                files.add(library)?;
+            }
+        }
+        let loader_cache = Path::new(LOADER_CACHE);
+        if self.programs.iter().any(|program| !program.libraries.is_empty()) && loader_cache.is_file() {
+            files.add(loader_cache)?;
+        }
+        copies.iter().try_for_each(|path| files.add(&self.folder.join(path)))
+    }
+
+    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the profile, or of the
+    /// target where one was named.
+    fn scratch_folder(&self) -> Option<PathBuf> {
+        let is_test = self.path.parent().is_some_and(|folder| folder.ends_with("deps"));
+        let above = self.path.ancestors().skip(3).take(2).filter(|_| is_test);
+        above.map(|folder| folder.join("tmp")).find(|scratch| scratch.is_dir())
+    }
+
+    /// The program where the guest has it, and its arguments.
+    fn command(&self, given: &[OsString]) -> Vec<OsString> {
+        std::iter::once(self.path.clone().into_os_string()).chain(given.iter().skip(1).cloned()).collect()
+    }
+}
+
+/// Variables that cargo and its like set for a program, without their passwords; then those of the command line.
+fn variables(args: &CargoRunnerArgs) -> Vec<OsString> {
+    let is_secret =
+        |name: &OsStr| SECRETS.iter().any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()));
+    let is_cargos = |name: &OsString| begins_with(name, &FORWARDED) && !is_secret(name);
+    let names = env::vars_os().map(|(name, _)| name).filter(is_cargos);
+    names.chain(args.env.iter().cloned()).collect()
+}
+
+fn begins_with(name: &OsStr, starts: &[&str]) -> bool {
+    starts.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
+}
+
+/// RAM that holds the files twice, as they come and unpacked, and leaves room to work. It is taken as it is touched.
+fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Failure> {
+    let files = bytes.div_ceil(1 << 20);
+    let Some(wanted) = wanted else {
+        let mib = (files.saturating_mul(3).saturating_add(ROOM_MIB)).max(LEAST_MIB);
+        let size = MemorySize::from_mib(mib).map_err(|error| Failure::of(&error))?;
+        return MemoryConfig::new(size, MemoryBacking::default()).map_err(|error| Failure::of(&error));
+    };
+    let least = files.saturating_mul(2).saturating_add(KERNEL_MIB);
+    if wanted.size().mib() < least {
+        return Err(Failure::usage(format!(
+            "--memory {}M: the program, its libraries and what --copy names have {files} MiB, which the guest has in memory \
+             twice while it unpacks them; it needs at least {least}M",
+            wanted.size().mib()
+        )));
+    }
+    Ok(wanted)
+}
+
+/// The package's own programs, as cargo and cargo-nextest name them.
+const PROGRAMS: [&str; 2] = ["CARGO_BIN_EXE_", "NEXTEST_BIN_EXE_"];
+
+/// By which the loader finds libraries in folders that it does not know by itself.
+const LOADER_CACHE: &str = "/etc/ld.so.cache";
+
+/// Of cargo, of Rust's runtime and test harness, of cargo-nextest, and of the loader.
+const FORWARDED: [&str; 5] = ["CARGO", "RUST", "NEXTEST", "LD_LIBRARY_PATH", "OUT_DIR"];
+const SECRETS: [&str; 2] = ["_TOKEN", "_SECRET_KEY"];
+
+/// By which a test program says that tests have failed; cargo knows it, and explains any other code at length.
+const TESTS_FAILED: u32 = 101;
+const TESTS_FAILED_CODE: u8 = 101;
+
+/// Besides the files: a kernel, and what tests take.
+const ROOM_MIB: u64 = 256;
+/// What nobody misses on a host whose memory is taken as it is touched.
+const LEAST_MIB: u64 = 512;
+/// What a stock kernel takes for itself and the default guest, with something to spare.
+const KERNEL_MIB: u64 = 128;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_grows_with_the_files_and_is_refused_where_they_do_not_fit() {
+        let mib = |wanted: Option<&str>, files: u64| {
+            let wanted = wanted.map(|text| text.parse().unwrap());
+            memory(wanted, files << 20).map(|memory| memory.size().mib()).map_err(|failure| failure.reason)
+        };
+        assert_eq!(mib(None, 1), Ok(512));
+        assert_eq!(mib(None, 200), Ok(856));
+        assert_eq!(mib(Some("1G"), 200), Ok(1024));
+        let refused = mib(Some("256M"), 100).unwrap_err();
+        assert!(refused.starts_with("--memory 256M: ") && refused.ends_with("at least 328M"), "{refused}");
+    }
+}

@@ -1,0 +1,50 @@
+//! The programs of `examples/cargo-runner`, built here because their tests may run on an emulated host without cargo.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::process::{capture, cargo, run};
+use crate::workspace::Workspace;
+
+/// Builds the tests of the example and puts them at a place that the Linux tests know: `examples` in the target folder.
+///
+/// # Errors
+/// The example does not build or is not as clippy wants it, or its tests cannot be put there.
+pub(crate) fn make(workspace: &Workspace) -> Result<()> {
+    let example = workspace.root.join("examples/cargo-runner");
+    let folder = workspace.target.join("examples");
+    // A target folder and options of its own: those of these tasks are for the workspace.
+    let in_example = |arguments: &[&str]| {
+        let mut command = cargo();
+        command.current_dir(&example).env("CARGO_TARGET_DIR", folder.join("target")).args(arguments);
+        command
+    };
+    run(&mut in_example(&["clippy", "--quiet", "--offline", "--all-targets", "--", "-D", "warnings"]))?;
+    let messages =
+        capture(&mut in_example(&["test", "--no-run", "--quiet", "--offline", "--message-format=json"]))?;
+    let programs = messages.lines().filter_map(|line| serde_json::from_str(line).ok());
+    let find = |program: Message| (program.target?.name == TESTS).then_some(program.executable).flatten();
+    let program = programs.filter_map(find).next().context("cargo has built no tests of the example")?;
+    let place = folder.join(TESTS);
+    fs::copy(&program, &place).with_context(|| format!("cannot make {}", place.display()))?;
+    println!("tests of the example: {}", place.display());
+    Ok(())
+}
+
+/// What of cargo's messages is of interest.
+#[derive(Deserialize)]
+struct Message {
+    target: Option<Target>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// The example's integration tests.
+const TESTS: &str = "machine";
