@@ -12,7 +12,7 @@ use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::scanner::{Patterns, Scanner};
-use super::verdict::{Verdict, judge, judge_command};
+use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
 use crate::commands::run::command::of_error;
 use crate::commands::settings::Failure;
@@ -60,8 +60,13 @@ impl Case {
         );
         scanner.end();
         let (verdict, outcome) = match outcome {
+            Ok((outcome, Some(command))) => {
+                (judge_command(&command, &outcome, &scanner, self.boot), Some(outcome))
+            }
+            Ok((outcome, None)) if !self.command.is_empty() => {
+                (judge_without_command(&outcome, &scanner), Some(outcome))
+            }
             Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
-            Ok((outcome, Some(command))) => (judge_command(&command, &outcome, &scanner), Some(outcome)),
             Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
         };
         Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })

@@ -90,8 +90,23 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     }
 }
 
+/// Judges a guest that ended by itself while its command ran, which has to come to its end.
+pub(crate) fn judge_without_command(outcome: &Outcome, scanner: &Scanner) -> Verdict {
+    match judge(outcome, scanner, None) {
+        Verdict::Passed => {
+            Verdict::Failed(format!("{}, and the command had not come to its end", outcome.reason()))
+        }
+        other => other,
+    }
+}
+
 /// Judges a command that ran in the guest: it has to end with 0, and the console and what it wrote have to be as expected.
-pub(crate) fn judge_command(command: &Ending, outcome: &Outcome, scanner: &Scanner) -> Verdict {
+pub(crate) fn judge_command(
+    command: &Ending,
+    outcome: &Outcome,
+    scanner: &Scanner,
+    boot: Option<Duration>,
+) -> Verdict {
     let wanted = scanner.wants_something().then(|| wanted(scanner)).flatten();
     match (command, scanner.rejected(), wanted) {
         _ if matches!(outcome.ending, Ending::HostFailed { .. }) => {
@@ -100,7 +115,7 @@ pub(crate) fn judge_command(command: &Ending, outcome: &Outcome, scanner: &Scann
         (Ending::Exited { .. } | Ending::CommandKilled { .. }, Some(rejected), _) => Verdict::Failed(
             format!("--reject {}: the console has `{}`", rejected.pattern, excerpt(&rejected.line)),
         ),
-        (Ending::Exited { code: 0 }, None, None) => Verdict::Passed,
+        (Ending::Exited { code: 0 }, None, None) => judge_boot(outcome, boot),
         (Ending::Exited { code: 0 }, None, Some(wanted)) => Verdict::Failed(wanted),
         (Ending::Exited { .. } | Ending::CommandKilled { .. }, None, _) => {
             Verdict::Failed(command.to_string())
@@ -178,7 +193,50 @@ const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
 
 #[cfg(test)]
 mod tests {
+    use coracle::ExitCounts;
+    use coracle::outcome::Phase;
+
     use super::*;
+    use crate::commands::test::scanner::Patterns;
+
+    fn powered_off() -> Outcome {
+        Outcome {
+            ending: Ending::PoweredOff,
+            phase: Phase::Init,
+            progress: Vec::new(),
+            diagnosis: None,
+            duration: Duration::from_secs(1),
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            disk_errors: 0,
+            frames_dropped: 0,
+            later_events: 0,
+            resets: 0,
+            signal: None,
+        }
+    }
+
+    #[test]
+    fn guest_that_ends_before_its_command_has_failed() {
+        let expected =
+            Patterns { expect: vec![regex_lite::Regex::new("ready").unwrap()], ..Patterns::default() };
+        for patterns in [Patterns::default(), expected] {
+            let mut scanner = Scanner::new(patterns, None);
+            scanner.feed(b"ready\n");
+            let verdict = judge_without_command(&powered_off(), &scanner);
+            let reason = "the guest powered off, and the command had not come to its end";
+            assert_eq!(verdict, Verdict::Failed(reason.into()));
+        }
+    }
+
+    #[test]
+    fn limit_of_the_boot_counts_with_a_command_too() {
+        let scanner = Scanner::new(Patterns::default(), None);
+        let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
+        assert_eq!(judged(None), Verdict::Passed);
+        assert!(judged(Some(Duration::from_secs(9))).reason().unwrap().starts_with("--assert-boot 9 s"));
+    }
 
     fn broken(code: u8) -> Verdict {
         Verdict::Broken { code, reason: String::new() }
