@@ -33,6 +33,7 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
     finish(&mut run(&[], &["/etc"])).expect(126, "cannot execute");
     finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
     sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
+    sh("poweroff; sleep 60").expect(0, "the guest powered off");
 }
 
 #[test]
@@ -62,8 +63,8 @@ fn first_signal_is_the_command_s_and_the_second_ends_the_machine() {
     eventually("the command runs", || says("ready"));
     signal(&child, libc::SIGTERM);
     eventually("the command has the signal", || says("trapped"));
-    signal(&child, libc::SIGTERM);
-    assert_eq!(common::wait(&mut child).code(), Some(143));
+    signal(&child, libc::SIGINT);
+    assert_eq!(common::wait(&mut child).code(), Some(130));
 }
 
 #[test]
@@ -110,5 +111,8 @@ fn test_with_a_command_has_its_verdict() {
     assert!(passed.text().contains("done"), "{}", passed.text());
     test(&[], "exit 3").expect(120, "ended with code 3");
     test(&["--expect", "never"], "true").expect(120, "matched never");
+    test(&["--expect", "^done$"], "echo done > /dev/console; poweroff; sleep 60")
+        .expect(120, "not come to its end");
+    test(&["--assert-boot", "1ms"], "true").expect(120, "--assert-boot 0.001 s");
     test(&["--timeout", "1s"], "sleep 600").expect(124, "was killed after 1 s");
 }

@@ -121,7 +121,7 @@ impl Case {
     fn run_command(&self, vm: &Vm, scanner: &Mutex<Scanner>, show: Option<fn(&[u8])>) -> Option<Ending> {
         let output = match vm.exec(self.command.iter().cloned()).timeout(self.time).output() {
             Ok(output) => output,
-            Err(error) => return of_error(&error),
+            Err(error) => return of_error(vm, &error),
         };
         for bytes in [&output.stdout, &output.stderr] {
             let mut scanner = lock(scanner);
