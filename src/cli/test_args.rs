@@ -16,7 +16,7 @@ use super::VmArgs;
 pub(crate) struct TestArgs {
     #[command(flatten)]
     pub vm: VmArgs,
-    /// File of many cases (TOML), which the other options of a machine do not go with
+    /// File of many cases (TOML); the options of a machine then are for every case, over what the file says
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
     /// Cases of the suite whose name has this in it; again for more
@@ -32,7 +32,7 @@ pub(crate) struct TestArgs {
     #[arg(long = "reject", value_name = "RE", allow_hyphen_values = true)]
     pub reject: Vec<String>,
     /// Results in TAP or KTAP on the console: count them where they come, require them, or ignore them
-    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t, conflicts_with = "suite")]
     pub tap: TapMode,
     /// Longest time that the guest may take from its first instruction to its init
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
