@@ -32,7 +32,7 @@ pub(crate) struct TestArgs {
     #[arg(long = "reject", value_name = "RE", allow_hyphen_values = true)]
     pub reject: Vec<String>,
     /// Results in TAP or KTAP on the console: count them where they come, require them, or ignore them
-    #[arg(long, value_name = "MODE", value_enum, default_value_t, conflicts_with = "suite")]
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub tap: TapMode,
     /// Longest time that the guest may take from its first instruction to its init
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
