@@ -88,7 +88,7 @@ pub(crate) enum ConfigCommand {
     },
     /// Say `ok`, or the first thing that is wrong (exit code 125), without running anything
     Check {
-        /// The config file; its values are checked, and its kernel and initrds are opened
+        /// The config file; its values are checked and, if it names a kernel, what can be told without KVM
         file: PathBuf,
     },
 }
@@ -132,7 +132,7 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "Default kernel command line (-a appends to it, --cmdline replaces it):\n  {DEFAULT_CMDLINE}\n\n\
          At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys. SIGTERM, SIGINT and SIGHUP press\n\
-         the guest's power button; after 5 s, or with a second signal, the guest is stopped.\n\n\
+         the guest's power button; after 5 s, or with a second signal, the guest is stopped. A command gets them itself.\n\n\
          Examples:\n  \
          coracle run                                       the default guest: a shell, or a report without a terminal\n  \
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
@@ -146,7 +146,8 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
          coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory\n  \
-         coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code"
+         coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code\n  \
+         coracle run --root rootfs/ --timeout 9s -- id     the same in a root of your own"
     )
 });
 

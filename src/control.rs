@@ -244,8 +244,8 @@ impl Control {
                 return Wake::Pause(reason);
             }
             let now = Instant::now();
-            let since_start =
-                |limit: Option<Duration>| state.started.zip(limit).map(|(start, limit)| start + limit);
+            // What is beyond all time never comes.
+            let since_start = |limit: Option<Duration>| state.started?.checked_add(limit?);
             let (end, booted) = (since_start(limits.wall), since_start(limits.boot));
             let is_due = |at: Instant| now >= at;
             if let Some(limit) = limits.wall.filter(|_| end.is_some_and(is_due)) {
@@ -311,10 +311,7 @@ impl Control {
     }
 
     fn wait_until(&self, limit: Duration, done: impl Fn(&State) -> bool) -> bool {
-        let deadline = Instant::now() + limit;
-        let state = self.lock();
-        let left = deadline.saturating_duration_since(Instant::now());
-        let wait = self.changed.wait_timeout_while(state, left, |state| !done(state));
+        let wait = self.changed.wait_timeout_while(self.lock(), limit, |state| !done(state));
         let (state, _) = wait.unwrap_or_else(PoisonError::into_inner);
         done(&state)
     }
@@ -416,6 +413,14 @@ mod tests {
             Wake::Ended(VmEvent::Timeout { of: TimeLimit::Wall, limit })
         );
         assert_eq!(control.gate(), Gate::Closed);
+    }
+
+    #[test]
+    fn limit_beyond_all_time_never_comes() {
+        let control = Control::new();
+        control.open_gate();
+        let limits = StartLimits { wall: Some(Duration::MAX), boot: Some(Duration::MAX) };
+        assert_eq!(control.wait_event(limits, Some(Instant::now())), Wake::Look);
     }
 
     #[test]

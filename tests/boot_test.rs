@@ -168,6 +168,7 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     refused(&run(&["--suite", broken.to_str().unwrap()]), "case 'x': unknown field `surprise`");
     refused(&run(&["--suite", missing.to_str().unwrap()]), "nothing.elf");
     refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave --expect");
+    refused(&run(&["--suite", broken.to_str().unwrap(), "--tap", "ignore"]), "leave --expect");
     refused(&run(&["/no/such/kernel"]), "/no/such/kernel");
 }
 

@@ -124,13 +124,13 @@ impl Drop for LinkThread {
 impl Link {
     /// The state, when the agent is ready: waits for that until `deadline`.
     pub(super) fn wait_ready(&self, limit: Duration) -> Result<MutexGuard<'_, State>, AgentError> {
-        let deadline = Instant::now() + limit;
+        let start = Instant::now();
         let mut state = self.lock();
         loop {
             if state.is_ready()? {
                 return Ok(state);
             }
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = limit.saturating_sub(start.elapsed());
             if left.is_zero() {
                 return Err(AgentError::NotReady { limit });
             }

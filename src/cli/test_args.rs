@@ -16,7 +16,7 @@ use super::VmArgs;
 pub(crate) struct TestArgs {
     #[command(flatten)]
     pub vm: VmArgs,
-    /// File of many cases (TOML), which the other options of a machine do not go with
+    /// File of many cases (TOML); the options of a machine then are for every case, over what the file says
     #[arg(long, value_name = "FILE")]
     pub suite: Option<PathBuf>,
     /// Cases of the suite whose name has this in it; again for more

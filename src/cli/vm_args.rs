@@ -22,7 +22,8 @@ pub(crate) struct VmArgs {
     #[arg(short, long = "initrd", value_name = "FILE")]
     pub initrds: Vec<PathBuf>,
     /// Root file system: a folder, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or squashfs, which all stay
-    /// as they are; or path=PATH with words behind commas: rw (writes go to the image), cow-size=SIZE, as=initramfs or disk
+    /// as they are; or path=PATH with words behind commas: rw (writes go to the image), cow-size=SIZE, as=initramfs or
+    /// disk, keep-ids
     #[arg(long, value_name = "ROOT")]
     pub root: Option<RootConfig>,
     /// Refuse a --root folder whose files' owners cannot be known, where a caller's own files would become root's
@@ -76,10 +77,10 @@ pub(crate) struct VmArgs {
     /// where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock) [default cid: 3]
     #[arg(long, value_name = "VSOCK")]
     pub vsock: Option<VsockConfig>,
-    /// Longest time that the guest may run, as in 20s or 5m
+    /// Longest time that the guest, or a command in it, may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub timeout: Option<Duration>,
-    /// Longest time that the guest may take to its init
+    /// Longest time that the guest may take to its init [default: no limit; 60s with a command]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
     pub boot_timeout: Option<Duration>,
     /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU

@@ -172,7 +172,8 @@ impl std::fmt::Display for Hint {
             }
             Hint::NoRoot => write!(
                 f,
-                "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE"
+                "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE or \
+                 --root"
             ),
             Hint::RootDevice { root, disks: 0 } => write!(
                 f,

@@ -91,6 +91,22 @@ pub enum RootError {
         /// As given.
         path: PathBuf,
     },
+    /// An initramfs was asked for that the guest has no room for.
+    #[error(
+        "--root {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, or give \
+         it more",
+        path.display(),
+        len.div_ceil(1 << 20),
+        memory >> 20
+    )]
+    TooLarge {
+        /// As given.
+        path: PathBuf,
+        /// Bytes of the initramfs, about.
+        len: u64,
+        /// Bytes of the guest's memory.
+        memory: u64,
+    },
     /// The image cannot be made.
     #[error("--root {}", path.display())]
     Image {

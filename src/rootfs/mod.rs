@@ -274,8 +274,12 @@ fn is_initramfs(root: &RootConfig, tree: &Tree, memory: u64) -> Result<bool, Roo
     match root.form {
         RootForm::Disk => Ok(false),
         RootForm::Auto => Ok(len.is_some_and(|len| len <= SMALL.min(memory / SHARE_OF_MEMORY))),
-        RootForm::Initramfs if len.is_some() => Ok(true),
-        RootForm::Initramfs => Err(RootError::NoInitramfs { path: root.path.clone() }),
+        RootForm::Initramfs => match len {
+            None => Err(RootError::NoInitramfs { path: root.path.clone() }),
+            // It is made in memory here, too: holes of a tar may make it as large as they like.
+            Some(len) if len > memory => Err(RootError::TooLarge { path: root.path.clone(), len, memory }),
+            Some(_) => Ok(true),
+        },
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes a root as an initramfs: a cpio archive in the "newc" form (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst), with owners, times and hard links.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, btree_map};
 
 use super::erofs::ImageError;
 use super::tree::{Inode, InodeId, Kind, Reached, Tree};
@@ -11,9 +11,11 @@ use super::tree::{Inode, InodeId, Kind, Reached, Tree};
 pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
     let mut len = 0_u64;
     let mut can_hold = true;
-    each_name(tree, |name, _, inode, _| {
+    let mut counted = HashSet::new();
+    each_name(tree, |name, number, inode, links| {
+        let is_first = links < 2 || counted.insert(number);
         let content = match &inode.kind {
-            Kind::File(content) => content.len,
+            Kind::File(content) if is_first => content.len,
             Kind::Symlink(target) => target.len() as u64,
             _ => 0,
         };
@@ -87,19 +89,35 @@ fn each_name(
     let reached = tree.reachable();
     let numbers: HashMap<InodeId, (u32, u32)> =
         (1..).zip(&reached).map(|(number, &Reached { id, links, .. })| (id, (number, links))).collect();
-    let mut stack = vec![(Vec::new(), Tree::ROOT)];
-    while let Some((path, id)) = stack.pop() {
-        let inode = tree.inode(id);
-        let (number, links) = numbers.get(&id).copied().unwrap_or_default();
-        each(&path, number, inode, links)?;
-        if let Kind::Directory(names) = &inode.kind {
-            for (name, child) in names.iter().rev() {
-                let separator = if path.is_empty() { &b""[..] } else { b"/" };
-                stack.push(([&path, separator, name].concat(), *child));
-            }
+    let known = |id: &InodeId| numbers.get(id).copied().unwrap_or_default();
+    let (number, links) = known(&Tree::ROOT);
+    each(b"", number, tree.inode(Tree::ROOT), links)?;
+    // One path for all: deep folders with many names would fill the memory with theirs.
+    let mut path = Vec::new();
+    let mut open = Vec::from_iter(names(tree, Tree::ROOT).map(|names| (names, 0)));
+    while let Some((names, len)) = open.last_mut() {
+        path.truncate(*len);
+        let Some((name, id)) = names.next() else {
+            open.pop();
+            continue;
+        };
+        if !path.is_empty() {
+            path.push(b'/');
         }
+        path.extend_from_slice(name);
+        let (number, links) = known(id);
+        each(&path, number, tree.inode(*id), links)?;
+        open.extend(self::names(tree, *id).map(|names| (names, path.len())));
     }
     Ok(())
+}
+
+/// What is in a directory; none for other files.
+fn names(tree: &Tree, id: InodeId) -> Option<btree_map::Iter<'_, Vec<u8>, InodeId>> {
+    match &tree.inode(id).kind {
+        Kind::Directory(names) => Some(names.iter()),
+        _ => None,
+    }
 }
 
 fn append(out: &mut Vec<u8>, fields: [u32; 13], name: &[u8], data: &[u8]) {

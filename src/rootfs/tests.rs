@@ -122,6 +122,11 @@ fn small_root_is_an_initramfs_and_a_large_or_chosen_one_a_disk() {
     fs::write(scratch.join("bigger"), vec![1; 5 << 20]).unwrap();
     assert!(matches!(made(RootForm::Auto, 32), Root::Disk(_)));
     assert!(matches!(made(RootForm::Auto, 64), Root::Initramfs(_)));
+    assert!(matches!(made(RootForm::Initramfs, 6), Root::Initramfs(_)));
+    let root = RootConfig { form: RootForm::Initramfs, ..RootConfig::new(&scratch.0) };
+    let memory = crate::config::MemorySize::from_mib(4).unwrap().into();
+    let error = prepare(&VmConfig { memory, ..config(root) }).unwrap_err().to_string();
+    assert!(error.contains("takes 6 MiB, and the guest has 4 MiB of memory"), "{error}");
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub enum Ending {
     },
     /// The command that the machine was for could not be started, or its end is not known.
     CommandFailed {
-        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 117 for an agent that was lost.
+        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 111 for an agent that was lost.
         code: u8,
         /// Why.
         reason: String,

@@ -33,6 +33,7 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
     finish(&mut run(&[], &["/etc"])).expect(126, "cannot execute");
     finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
     sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
+    sh("poweroff; sleep 60").expect(0, "the guest powered off");
 }
 
 #[test]
@@ -62,8 +63,8 @@ fn first_signal_is_the_command_s_and_the_second_ends_the_machine() {
     eventually("the command runs", || says("ready"));
     signal(&child, libc::SIGTERM);
     eventually("the command has the signal", || says("trapped"));
-    signal(&child, libc::SIGTERM);
-    assert_eq!(common::wait(&mut child).code(), Some(143));
+    signal(&child, libc::SIGINT);
+    assert_eq!(common::wait(&mut child).code(), Some(130));
 }
 
 #[test]
@@ -114,5 +115,8 @@ fn test_with_a_command_has_its_verdict() {
     test(&["--expect", "^ready$"], "echo ready; sleep 3600; exit 3").expect(0, "passed");
     test(&["--reject", "BUG"], "echo BUG: bad >&2; sleep 3600")
         .expect(120, "the command's output has `BUG: bad`");
+    test(&["--expect", "^done$"], "echo done > /dev/console; poweroff; sleep 60")
+        .expect(120, "not come to its end");
+    test(&["--assert-boot", "1ms"], "true").expect(120, "--assert-boot 0.001 s");
     test(&["--timeout", "1s"], "sleep 600").expect(124, "was killed after 1 s");
 }

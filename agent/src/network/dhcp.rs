@@ -20,7 +20,7 @@ pub(super) fn ask(interface: &Interface, limit: Duration) -> io::Result<Lease> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let transaction =
         now.subsec_nanos() ^ u32::from_be_bytes([hardware[2], hardware[3], hardware[4], hardware[5]]);
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + limit.min(LONGEST);
     let mut taken: Option<Answer> = None;
     let mut wait = FIRST_WAIT;
     while Instant::now() < deadline {
@@ -120,3 +120,5 @@ impl Line {
 const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
 /// A server next door answers at once; the wait doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longer limits are as good as none, and clocks have an end.
+const LONGEST: Duration = Duration::from_secs(1 << 30);

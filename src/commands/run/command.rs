@@ -127,7 +127,7 @@ fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool
 fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
     let mut process = match exec.spawn() {
         Ok(process) => process,
-        Err(error) => return of_error(&error),
+        Err(error) => return of_error(vm, &error),
     };
     let leaves = Arc::new(AtomicBool::new(false));
     if let Some(input) = process.stdin.take() {
@@ -139,7 +139,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
         process.stdout.take().map(|output| Copying::start(output, io::stdout())),
         process.stderr.take().map(|output| Copying::start(output, io::stderr())),
     ];
-    let ending = supervise(&mut process, signals, &leaves, &outputs);
+    let ending = supervise(vm, &mut process, signals, &leaves, &outputs);
     if matches!(ending, Some(Ending::Exited { .. } | Ending::CommandKilled { .. })) {
         let mut last = Instant::now();
         while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
@@ -153,6 +153,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
 
 /// Passes signals on until the command has ended, or something else ends the run.
 fn supervise(
+    vm: &Vm,
     process: &mut Process,
     signals: &Blocked,
     leaves: &AtomicBool,
@@ -165,7 +166,7 @@ fn supervise(
             Ok(Some(ExecStatus::Code(code))) => return Some(Ending::Exited { code: code.into() }),
             Ok(Some(ExecStatus::Signal(signal))) => return Some(Ending::CommandKilled { signal }),
             Ok(None) => {}
-            Err(error) => return of_error(&error),
+            Err(error) => return of_error(vm, &error),
         }
         if leaves.load(Ordering::Relaxed) {
             return Some(Ending::Stopped);
@@ -188,10 +189,12 @@ fn supervise(
     }
 }
 
-/// How a run ends whose command has no status: none when the machine has ended by itself.
-pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
+/// How a run ends whose command has no status: none when the machine has ended by itself. A guest that ends loses its agent
+/// on the way.
+pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent(AgentError::MachineEnded { .. }) => return None,
+        ExecError::Agent(AgentError::Lost) if vm.handle().wait_for(LAST_MOMENTS).is_some() => return None,
         ExecError::TimedOut { limit } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
         ExecError::NotFound { .. } => failed(NOT_FOUND, error),
         ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
@@ -288,6 +291,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 const READY_EXTRA: Duration = Duration::from_secs(10);
 /// How late a signal may be passed on.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
+/// What a guest takes from the end of its processes to its own, on a slow host.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 const CTRL_A: u8 = 1;
 const SIGPIPE: u8 = libc::SIGPIPE as u8;

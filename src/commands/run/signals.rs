@@ -1,5 +1,6 @@
 //! The command's signals: blocked in every thread, read by the main thread while it waits for the outcome.
 
+use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -12,6 +13,7 @@ use coracle::terminal::terminal_size;
 /// first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
+    last: Cell<Option<(i32, Instant)>>,
 }
 
 impl Blocked {
@@ -42,7 +44,7 @@ impl Blocked {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor is new and nobody else's.
-        Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) } })
+        Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) }, last: Cell::new(None) })
     }
 
     /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
@@ -94,8 +96,19 @@ impl Blocked {
         Ok(outcome.revents != 0)
     }
 
-    /// The next signal, if one has come.
+    /// The next signal, if one has come. One that comes twice at once is one: timeout(1) sends it to the program and then
+    /// to the process group, which has the program in it.
     pub(crate) fn next(&self) -> Option<i32> {
+        loop {
+            let came = (self.read()?, Instant::now());
+            if !is_echo(self.last.get(), came) {
+                self.last.set(Some(came));
+                return Some(came.0);
+            }
+        }
+    }
+
+    fn read(&self) -> Option<i32> {
         let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
         let size = size_of::<libc::signalfd_siginfo>();
         // SAFETY: the descriptor is open, and `info` has room for one record.
@@ -121,6 +134,12 @@ fn is_ignored(signal: i32) -> bool {
     result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
 }
 
+/// Whether a signal that asks for the end repeats the one before it.
+fn is_echo(last: Option<(i32, Instant)>, (signal, now): (i32, Instant)) -> bool {
+    let asks_for_end = matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP);
+    asks_for_end && last.is_some_and(|(last, at)| last == signal && now.saturating_duration_since(at) < ECHO)
+}
+
 /// The time that a guest has to power off.
 struct Grace {
     signal: i32,
@@ -135,3 +154,25 @@ impl Grace {
 
 /// Enough for a guest that syncs its disks; short enough for a supervisor that kills after ten seconds.
 const GRACE: Duration = Duration::from_secs(5);
+/// Far more than a program takes between two calls, and less than a person between two keys.
+const ECHO: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signal_that_comes_twice_at_once_is_one() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        let last = Some((libc::SIGTERM, start));
+        assert!(is_echo(last, (libc::SIGTERM, after(1))));
+        assert!(!is_echo(last, (libc::SIGTERM, after(100))));
+        assert!(!is_echo(last, (libc::SIGINT, after(1))));
+        assert!(
+            !is_echo(Some((libc::SIGUSR1, start)), (libc::SIGUSR1, after(1))),
+            "a command may count them"
+        );
+        assert!(!is_echo(None, (libc::SIGTERM, start)));
+    }
+}

@@ -13,7 +13,7 @@ use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::scanner::{Patterns, Scanner, Writer};
-use super::verdict::{Verdict, judge, judge_command};
+use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
 use crate::commands::run::command::{TURN, of_error};
 use crate::commands::run::copying::Copying;
@@ -62,10 +62,13 @@ impl Case {
         );
         scanner.end();
         let (verdict, outcome) = match outcome {
-            Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
             Ok((outcome, Some(command))) => {
                 (judge_command(&command, &outcome, &scanner, self.boot), Some(outcome))
             }
+            Ok((outcome, None)) if !self.command.is_empty() => {
+                (judge_without_command(&outcome, &scanner, self.boot), Some(outcome))
+            }
+            Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
             Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
         };
         Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
@@ -109,7 +112,7 @@ impl Case {
     fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
         let mut process = match vm.exec(self.command.iter().cloned()).timeout(self.time).spawn() {
             Ok(process) => process,
-            Err(error) => return of_error(&error),
+            Err(error) => return of_error(vm, &error),
         };
         let to = |writer| OutputReader { writer, reader: reader.clone() };
         let outputs = [
@@ -118,7 +121,7 @@ impl Case {
         ];
         let status = match process.wait() {
             Ok(status) => status,
-            Err(error) => return of_error(&error),
+            Err(error) => return of_error(vm, &error),
         };
         let mut last = Instant::now();
         while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {

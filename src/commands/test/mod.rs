@@ -33,7 +33,7 @@ use super::run::command::prepare;
 use super::run::is_default_guest;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
-use crate::cli::{NoKvm, TestArgs};
+use crate::cli::{NoKvm, TapMode, TestArgs};
 use crate::logger;
 
 /// Runs the tests and returns the exit code.
@@ -93,7 +93,8 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
             time: time(&flags),
         }]);
     };
-    if !args.expect.is_empty() || !args.reject.is_empty() || args.assert_boot.is_some() {
+    let looks = !args.expect.is_empty() || !args.reject.is_empty() || args.tap != TapMode::default();
+    if looks || args.assert_boot.is_some() {
         return Err(Failure::usage(
             "--suite: what is looked for is in the file; leave --expect and its like out",
         ));

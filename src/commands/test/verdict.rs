@@ -86,6 +86,17 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     }
 }
 
+/// Judges a guest that ended, by itself or because all was decided, while its command ran. A command that has not written
+/// what was expected has to come to its end.
+pub(crate) fn judge_without_command(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
+    match judge(outcome, scanner, boot) {
+        Verdict::Passed if !scanner.is_decided_by_command() => {
+            Verdict::Failed(format!("{}, and the command had not come to its end", outcome.reason()))
+        }
+        other => other,
+    }
+}
+
 /// Judges a guest whose command has ended in this way: with 0, unless it has written all that was expected.
 pub(crate) fn judge_command(
     command: &Ending,
@@ -188,7 +199,54 @@ const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
 
 #[cfg(test)]
 mod tests {
+    use coracle::ExitCounts;
+    use coracle::outcome::Phase;
+
     use super::*;
+    use crate::commands::test::scanner::Patterns;
+
+    fn powered_off() -> Outcome {
+        Outcome {
+            ending: Ending::PoweredOff,
+            phase: Phase::Init,
+            progress: Vec::new(),
+            diagnosis: None,
+            duration: Duration::from_secs(1),
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            disk_errors: 0,
+            frames_dropped: 0,
+            later_events: 0,
+            resets: 0,
+            signal: None,
+        }
+    }
+
+    #[test]
+    fn guest_that_ends_before_its_command_has_failed() {
+        let expected =
+            Patterns { expect: vec![regex_lite::Regex::new("ready").unwrap()], ..Patterns::default() };
+        for patterns in [Patterns::default(), expected] {
+            let mut scanner = Scanner::new(patterns, None);
+            scanner.feed(Writer::Console, b"ready\n");
+            let verdict = judge_without_command(&powered_off(), &scanner, None);
+            let reason = "the guest powered off, and the command had not come to its end";
+            assert_eq!(verdict, Verdict::Failed(reason.into()));
+            let expects = scanner.wants_something();
+            scanner.feed(Writer::Stdout, b"ready\n");
+            let verdict = judge_without_command(&powered_off(), &scanner, None);
+            assert_eq!(verdict == Verdict::Passed, expects, "what it has written counts: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn limit_of_the_boot_counts_with_a_command_too() {
+        let scanner = Scanner::new(Patterns::default(), None);
+        let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
+        assert_eq!(judged(None), Verdict::Passed);
+        assert!(judged(Some(Duration::from_secs(9))).reason().unwrap().starts_with("--assert-boot 9 s"));
+    }
 
     fn broken(code: u8) -> Verdict {
         Verdict::Broken { code, reason: String::new() }

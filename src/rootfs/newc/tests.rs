@@ -56,6 +56,29 @@ fn extended_attributes_and_long_names_have_no_place() {
 }
 
 #[test]
+fn content_with_several_names_counts_once() {
+    let mut tree = Tree::new(attributes(0o755, 0, 0));
+    tree.put(b"a", plain(Kind::File(content(&[1; 10_000])))).unwrap();
+    (0..9).for_each(|number| tree.link(format!("a{number}").as_bytes(), b"a").unwrap());
+    assert!((10_000..12_000).contains(&likely_len(&tree).unwrap()));
+}
+
+#[test]
+fn many_names_in_a_deep_folder_take_no_memory_for_their_paths() {
+    let mut tree = Tree::new(attributes(0o755, 0, 0));
+    let folder = || plain(Kind::Directory(Default::default()));
+    let mut deepest = Tree::ROOT;
+    for _ in 0..1000 {
+        deepest = tree.add(deepest, vec![b'd'; 255], folder()).unwrap();
+    }
+    for number in 0..200_000 {
+        tree.add(deepest, format!("{number}").into_bytes(), plain(Kind::Fifo)).unwrap();
+    }
+    // As whole paths they would have 50 GB.
+    assert_eq!(likely_len(&tree), None);
+}
+
+#[test]
 fn cpio_program_unpacks_it_when_there_is_one() {
     let scratch = Scratch::new();
     let mut cpio = Command::new("cpio");

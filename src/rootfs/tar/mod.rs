@@ -59,7 +59,7 @@ pub enum TarError {
 pub(super) fn read(archive: &Arc<File>, len: u64, left_out: &mut LeftOut) -> Result<Tree, TarError> {
     let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
     let mut tree = Tree::new(attributes);
-    let mut reader = Reader { archive, len, at: 0, global: Extensions::default() };
+    let mut reader = Reader { archive, len, at: 0, global: Extensions::default(), global_len: 0 };
     while let Some(member) = reader.next()? {
         let (at, name) = (member.at, member.name.clone());
         member.put(&mut tree, left_out).map_err(|problem| TarError::Entry {
@@ -92,6 +92,8 @@ struct Reader<'a> {
     at: u64,
     /// What pax headers say of all files that follow.
     global: Extensions,
+    /// Bytes of these headers.
+    global_len: usize,
 }
 
 impl Reader<'_> {
@@ -99,6 +101,8 @@ impl Reader<'_> {
     fn next(&mut self) -> Result<Option<Member>, TarError> {
         let mut extensions = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
+        // Several headers may say something about one file.
+        let mut len = 0;
         loop {
             let at = self.at;
             let block = self.block(at)?;
@@ -107,14 +111,16 @@ impl Reader<'_> {
             };
             self.at = self.after(at, BLOCK)?;
             match header.kind {
-                b'x' => extensions.read(&self.record(header.size)?, at)?,
+                b'x' => extensions.read(&self.record(header.size, &mut len)?, at)?,
                 b'g' => {
-                    let record = self.record(header.size)?;
+                    let mut global_len = self.global_len;
+                    let record = self.record(header.size, &mut global_len)?;
+                    self.global_len = global_len;
                     self.global.read(&record, at)?;
                     extensions.read(&record, at)?;
                 }
-                b'L' => long_name = Some(until_zero(&self.record(header.size)?).to_vec()),
-                b'K' => long_link = Some(until_zero(&self.record(header.size)?).to_vec()),
+                b'L' => long_name = Some(until_zero(&self.record(header.size, &mut len)?).to_vec()),
+                b'K' => long_link = Some(until_zero(&self.record(header.size, &mut len)?).to_vec()),
                 _ => return self.member(at, header, extensions, long_name, long_link).map(Some),
             }
         }
@@ -237,11 +243,12 @@ impl Reader<'_> {
         Ok(Content::in_archive(self.archive, real_size, parts))
     }
 
-    /// The content of a header that is about the next one.
-    fn record(&mut self, size: u64) -> Result<Vec<u8>, TarError> {
+    /// The content of a header that is about the next one; `before` counts those of its kind.
+    fn record(&mut self, size: u64, before: &mut usize) -> Result<Vec<u8>, TarError> {
         let at = self.at;
-        let len = usize::try_from(size).ok().filter(|len| *len <= MAX_RECORD);
-        let len = len.ok_or(TarError::Header { at, what: "an extension is longer than 1 MiB" })?;
+        let len = usize::try_from(size).ok().filter(|len| *len <= MAX_RECORD.saturating_sub(*before));
+        let len = len.ok_or(TarError::Header { at, what: "extensions are longer than 1 MiB" })?;
+        *before += len;
         self.at = self.after(at, padded(size).unwrap_or(u64::MAX))?;
         let mut bytes = vec![0; len];
         self.fill(&mut bytes, at)?;

@@ -249,6 +249,33 @@ fn sparse_file_in_gnus_form_has_its_holes() {
 }
 
 #[test]
+fn headers_that_say_more_and_more_of_one_file_are_refused() {
+    let value = vec![b'v'; 600 << 10];
+    let tar = |kinds: &[u8]| {
+        let mut tar = Tar::default();
+        for (number, kind) in (0..).zip(kinds) {
+            let start = tar.0.len();
+            tar.pax(&[(&format!("SCHILY.xattr.user.{number}"), &value)]);
+            let header = &mut tar.0[start..start + 512];
+            header[156] = *kind;
+            sign(header);
+            if *kind == b'f' {
+                tar.0.truncate(start);
+                tar.file(&format!("file{number}"), b"");
+            }
+        }
+        tar.file("last", b"");
+        read_bytes(&tar.end())
+    };
+    for kinds in [&b"xx"[..], b"gg", b"gfg", b"xL"] {
+        assert!(tar(kinds).err().unwrap().to_string().contains("longer than 1 MiB"), "{kinds:?}");
+    }
+    for kinds in [&b"x"[..], b"xfx", b"gx"] {
+        assert!(tar(kinds).is_ok(), "{kinds:?}");
+    }
+}
+
+#[test]
 fn sparse_maps_that_do_not_fit_are_refused() {
     for map in ["0,9", "0,3,1,3", "0,1,5", "0,1,99,2"] {
         let mut tar = Tar::default();
