@@ -2,6 +2,7 @@
 
 mod cargo_runner_args;
 mod command_args;
+mod guest_ip;
 mod test_args;
 mod vm_args;
 
@@ -13,6 +14,7 @@ use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, Seri
 
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
+pub(crate) use guest_ip::GuestIp;
 pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
 
@@ -144,6 +146,7 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
+         coracle run --net socket=/run/passt.sock --ip dhcp -- wget -qO- example.org    its network up for a command\n  \
          coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
          coracle run --config vm.json --memory 1G          what vm.json says, with more memory\n  \
          coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code\n  \

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::guest_ip::GuestIp;
+
 /// The command and its surroundings.
 #[derive(Debug, Args)]
 pub(crate) struct CommandArgs {
@@ -17,6 +19,10 @@ pub(crate) struct CommandArgs {
     /// Folder of the guest for the command [default: /]
     #[arg(short, long, value_name = "DIR", requires = "command")]
     pub workdir: Option<PathBuf>,
+    /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, with gateway=ADDRESS and dns=ADDRESS behind
+    /// commas; the first card of --net
+    #[arg(long, value_name = "ADDRESS", requires = "command")]
+    pub ip: Option<GuestIp>,
     /// Let the guest's own init run too, with the command beside it
     #[arg(long, requires = "command")]
     pub init: bool,

@@ -1,7 +1,8 @@
 //! Networks of a test's own.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,6 +67,21 @@ pub fn passt(socket: &Path) -> Option<Running> {
         socket.exists()
     });
     Some(passt)
+}
+
+/// Gives a page of five bytes to the first who asks by HTTP at this port of the loopback interface.
+pub fn serve_page(port: u16) -> thread::JoinHandle<()> {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            request.push(byte[0]);
+        }
+        client.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\npage\n").unwrap();
+    })
 }
 
 /// A path where also a user without rights can make a socket.

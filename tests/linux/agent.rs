@@ -1,8 +1,6 @@
 //! Commands and files in Linux guests, by the agent.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::thread;
 use std::time::Duration;
 
 use coracle::agent::{
@@ -13,7 +11,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::outcome::Ending;
 use coracle::{Grace, Vm, VmBuilder};
 
-use super::common::network::{in_own_network, passt, socket_for_everyone};
+use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone};
 use super::{common, data, no_linux, virtio};
 
 /// Far more than anything takes on an emulated host.
@@ -216,17 +214,7 @@ fn network_comes_up_by_dhcp_and_a_command_gets_a_page() {
     in_own_network(|| {
         let socket = socket_for_everyone("passt-agent");
         let Some(_passt) = passt(&socket) else { return };
-        let listener = TcpListener::bind("127.0.0.1:8000").unwrap();
-        let server = thread::spawn(move || {
-            let (mut client, _) = listener.accept().unwrap();
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") {
-                let mut byte = [0];
-                client.read_exact(&mut byte).unwrap();
-                request.push(byte[0]);
-            }
-            client.write_all(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\npage\n").unwrap();
-        });
+        let server = serve_page(8000);
         let mut config = quick_guest();
         config.nets.push(format!("socket={}", socket.display()).parse().unwrap());
         let vm = VmBuilder::new(config).start().unwrap();

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
 use super::common::{self, coracle, eventually, finish, finish_with_input, scratch, signal};
 use super::{no_linux, outcome};
 
@@ -34,6 +35,32 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
     finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
     sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
     sh("poweroff; sleep 60").expect(0, "the guest powered off");
+}
+
+#[test]
+fn network_is_up_before_the_command_where_that_is_wanted() {
+    needs_linux!();
+    in_own_network(|| {
+        let socket = socket_for_everyone("passt-command");
+        let Some(_passt) = passt(&socket) else { return };
+        let net = format!("socket={}", socket.display());
+        let server = serve_page(8001);
+        let wget = ["wget", "-q", "-O", "-", "http://10.9.0.1:8001/"];
+        let page = finish(&mut run(&["--net", &net, "--ip", "dhcp"], &wget));
+        page.expect(0, "");
+        assert_eq!(page.text(), "page\n");
+        server.join().unwrap();
+        tap("tap0");
+        let ip = "10.7.0.2/24,gateway=10.7.0.1,dns=10.7.0.3";
+        let show = ["sh", "-c", "ip addr; ip route; cat /etc/resolv.conf"];
+        let shown = finish(&mut run(&["--net", "tap=tap0", "--ip", ip], &show));
+        shown.expect(0, "");
+        for words in ["10.7.0.2/24", "default via 10.7.0.1", "nameserver 10.7.0.3"] {
+            assert!(shown.text().contains(words), "{}", shown.text());
+        }
+        let _ = fs::remove_dir_all(socket.parent().unwrap());
+    });
+    finish(&mut run(&["--ip", "dhcp"], &["true"])).expect(125, "--ip: this machine has no network card");
 }
 
 #[test]

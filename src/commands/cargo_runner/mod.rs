@@ -94,6 +94,7 @@ fn run_here(
         env: variables(args),
         user: None,
         workdir: Some(luggage.folder.clone()),
+        ip: None,
         init: false,
         command: luggage.command(&args.command),
     };

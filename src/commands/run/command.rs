@@ -18,7 +18,7 @@ use coracle::{Grace, Vm, VmBuilder};
 use super::copying::Copying;
 use super::signals::Blocked;
 use super::tell;
-use crate::cli::CommandArgs;
+use crate::cli::{CommandArgs, GuestIp};
 use crate::commands::chain;
 use crate::commands::settings::Failure;
 
@@ -52,11 +52,18 @@ pub(crate) fn outcome(
     args: &CommandArgs,
     limit: Option<Duration>,
 ) -> Result<Outcome, Failure> {
+    if args.ip.is_some() && config.nets.is_empty() {
+        return Err(Failure {
+            code: USAGE,
+            reason: "--ip: this machine has no network card; add --net".into(),
+        });
+    }
     let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
     let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let vm = VmBuilder::new(config.clone()).start();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
-    let ending = match wait_ready(&vm, &signals, config) {
+    let ready = wait_ready(&vm, &signals, config).and_then(|()| network_up(&vm, &signals, args));
+    let ending = match ready {
         Ok(()) => {
             let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
             let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
@@ -95,6 +102,28 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
         if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
             return Err(Some(Ending::Signalled { signal }));
         }
+    }
+}
+
+/// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard meanwhile.
+fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Option<Ending>> {
+    let Some(GuestIp(settings)) = &args.ip else { return Ok(()) };
+    let result = thread::scope(|scope| {
+        let call = scope.spawn(|| vm.network_up(settings.clone()));
+        while !call.is_finished() {
+            if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
+                // The call ends with the machine.
+                vm.handle().stop_by_signal(signal);
+                return Err(Some(Ending::Signalled { signal }));
+            }
+            thread::sleep(TURN);
+        }
+        call.join().map_err(|_| None)
+    });
+    match result? {
+        Ok(_) => Ok(()),
+        Err(AgentError::MachineEnded { .. }) => Err(None),
+        Err(error) => Err(Some(failed(USAGE, &error))),
     }
 }
 
@@ -302,6 +331,8 @@ const SIGTERM: u8 = libc::SIGTERM as u8;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 const AGENT_LOST: u8 = 111;
+/// Its surroundings cannot be had.
+const USAGE: u8 = 125;
 
 #[cfg(test)]
 mod tests {
