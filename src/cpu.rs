@@ -87,7 +87,7 @@ impl CpuFeatures {
     /// What `template`, that of `model`, makes of this host's CPU.
     pub(crate) fn new(model: &CpuModel, template: CpuTemplate, kvm: &Kvm) -> Result<CpuFeatures, CpuError> {
         let cpuid = template
-            .apply(&kvm.supported_cpuid()?)
+            .apply(kvm.supported_cpuid()?)
             .map_err(|source| CpuError::Host { model: model.clone(), source })?;
         Ok(CpuFeatures { template, cpuid, tsc_deadline: kvm.has_tsc_deadline_timer() })
     }

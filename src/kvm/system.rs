@@ -1,6 +1,7 @@
 //! `/dev/kvm` itself: what it can do, and the virtual machines it makes.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use coracle_arch::x86_64::cpuid::CpuidEntry;
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES};
@@ -42,8 +43,17 @@ impl Kvm {
         }
     }
 
-    /// The CPUID leaves that this KVM can show to a guest.
-    pub(crate) fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
+    /// The CPUID leaves that this KVM can show to a guest. KVM is asked once for the whole process: it executes CPUID for
+    /// each leaf, which on a virtual host makes a quarter of the CPU time of a short life.
+    pub(crate) fn supported_cpuid(&self) -> Result<&'static [CpuidEntry], KvmError> {
+        if let Some(entries) = SUPPORTED_CPUID.get() {
+            return Ok(entries);
+        }
+        let entries = self.ask_supported_cpuid()?;
+        Ok(SUPPORTED_CPUID.get_or_init(|| entries))
+    }
+
+    fn ask_supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
         let cpuid = call("KVM_GET_SUPPORTED_CPUID", self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         let entries = cpuid.as_slice().iter().map(|entry| CpuidEntry {
             function: entry.function,
@@ -85,6 +95,9 @@ fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
         _ => KvmError::Open { path, source },
     }
 }
+
+/// A fact of the host, which no virtual machine changes.
+static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
 
 /// The device node.
 const DEVICE: &str = "/dev/kvm";

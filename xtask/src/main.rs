@@ -81,6 +81,10 @@ fn main() -> ExitCode {
 }
 
 fn perform(task: &Task) -> Result<ExitCode> {
+    if let Task::Bench { bench: bench::Bench::Part { part } } = task {
+        bench::run_part(part)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let workspace = Workspace::find()?;
     match task {
         Task::Demo => return demo::run(&workspace),

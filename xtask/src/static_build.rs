@@ -1,4 +1,5 @@
-//! Static release builds: the agent that becomes PID 1, and the `coracle` binary that is given to users.
+//! Static release builds: the agent that becomes PID 1, the `coracle` binary that is given to users, and these tasks where
+//! they run in a guest.
 
 use std::path::PathBuf;
 
@@ -15,6 +16,11 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
 /// Builds `coracle` and returns the path of its binary.
 pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "coracle")
+}
+
+/// Builds these tasks, for the measurements that run elsewhere, and returns the path of their binary.
+pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
+    build(workspace, "xtask")
 }
 
 /// Builds one package's binary of the same name. The target is named even though it is the build machine's

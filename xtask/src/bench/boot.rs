@@ -15,34 +15,26 @@ use anyhow::{Context, Result, bail, ensure};
 use coracle::config::default_cmdline_with;
 use serde::Deserialize;
 
+use super::place;
 use super::stage::Stage;
 use super::statistics::Samples;
-use crate::process::{capture, line, run as run_command};
+use crate::process::line;
 use crate::static_build;
 use crate::workspace::Workspace;
 
 /// Measures and prints the table, on hardware here, else inside an emulated host.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
-    let kind = capture(Command::new(&coracle).args(["doctor", "--kind"]))?;
-    if kind.trim() == "hardware" {
-        return measure_here(&workspace.data, &coracle, runs);
-    }
-    println!("inside an emulated host, because this machine's KVM is no hardware (`coracle doctor`)");
     let program = std::env::current_exe().context("this program's own path")?;
-    let mut command = Command::new(&coracle);
-    command.arg("host-emulate");
-    for folder in [&workspace.root, &workspace.data, &workspace.target] {
-        command.arg("--share").arg(folder);
-    }
-    command.arg("--").arg(program).args(["bench", "boot-here", "--runs", &runs.to_string(), "--data"]);
-    command.arg(&workspace.data).arg("--coracle").arg(&coracle);
-    run_command(&mut command)
+    let mut part = Command::new(program);
+    part.args(["bench", "part", "boot", "--runs", &runs.to_string(), "--data"]).arg(&workspace.data);
+    part.arg("--coracle").arg(&coracle);
+    place::run_where_linux_boots(workspace, &coracle, part)
 }
 
 /// Measures on this host's KVM.
 pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()> {
-    let stage = Stage::new(coracle)?;
+    let stage = Stage::new(coracle)?.with_qemu()?;
     let initramfs = stage.take(&data.join("guest/initramfs.cpio"), "initramfs")?;
     let mut measured: Vec<Measured<'_>> = Vec::new();
     for kernel in &KERNELS {

@@ -3,9 +3,14 @@
 
 mod block;
 mod boot;
+mod churn;
+mod exec;
+mod exec_guest;
+mod forks;
 mod host_disk;
 mod irqchip;
 mod net;
+mod place;
 mod process_time;
 mod stage;
 mod start;
@@ -35,15 +40,11 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 9)]
         runs: u32,
     },
-    /// What `boot` runs inside an emulated host
-    #[command(hide = true)]
-    BootHere {
-        #[arg(long)]
+    /// Commands in a guest beside processes of its own, whole runs, the socket device, and machines a second
+    Exec {
+        /// Commands of each kind; a twentieth of it of whole machines
+        #[arg(long, default_value_t = 200)]
         runs: u32,
-        #[arg(long)]
-        data: PathBuf,
-        #[arg(long)]
-        coracle: PathBuf,
     },
     /// What a virtio disk does for a bare guest that polls, beside QEMU's microvm and the host's own limit
     Block {
@@ -69,6 +70,44 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 100)]
         runs: u32,
     },
+    /// What others of these run as a program of its own
+    #[command(hide = true)]
+    Part {
+        #[command(subcommand)]
+        part: Part,
+    },
+}
+
+/// A measurement that runs elsewhere than its task: inside an emulated host, in a guest, or built for release. It needs
+/// neither cargo nor the sources.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum Part {
+    Boot {
+        #[arg(long)]
+        runs: u32,
+        #[arg(long)]
+        data: PathBuf,
+        #[arg(long)]
+        coracle: PathBuf,
+    },
+    ExecGuest {
+        #[arg(long)]
+        runs: u32,
+        #[arg(long)]
+        data: PathBuf,
+        #[arg(long)]
+        coracle: PathBuf,
+    },
+    Forks {
+        #[arg(long)]
+        runs: u32,
+        program: PathBuf,
+    },
+    Churn {
+        #[arg(long)]
+        rounds: u32,
+        payload: PathBuf,
+    },
 }
 
 /// Measures and prints a table.
@@ -79,10 +118,24 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
         Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
-        Bench::BootHere { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
+        Bench::Exec { runs } => exec::run(workspace, (*runs).max(20)),
         Bench::Block { runs } => block::run(workspace, (*runs).max(1)),
         Bench::Net { runs } => net::run(workspace, (*runs).max(1)),
         Bench::Vsock { runs } => vsock::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
+        Bench::Part { part } => run_part(part),
+    }
+}
+
+/// Measures and prints that part.
+///
+/// # Errors
+/// What is to be measured cannot be run.
+pub(crate) fn run_part(part: &Part) -> Result<()> {
+    match part {
+        Part::Boot { runs, data, coracle } => boot::measure_here(data, coracle, *runs),
+        Part::ExecGuest { runs, data, coracle } => exec_guest::measure(data, coracle, *runs),
+        Part::Forks { runs, program } => forks::measure(program, *runs),
+        Part::Churn { rounds, payload } => churn::measure(payload, *rounds),
     }
 }

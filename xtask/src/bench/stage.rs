@@ -17,7 +17,7 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Copies `coracle`, and QEMU where it is installed.
+    /// Copies `coracle`.
     ///
     /// # Errors
     /// Something cannot be copied.
@@ -25,13 +25,21 @@ impl Stage {
         let folder = std::env::temp_dir().join(format!("coracle-bench-{}", std::process::id()));
         fs::create_dir_all(folder.join("lib"))
             .with_context(|| format!("cannot make {}", folder.display()))?;
-        let mut stage = Self { folder, has_qemu: false };
+        let stage = Self { folder, has_qemu: false };
         stage.take(coracle, "coracle")?;
+        Ok(stage)
+    }
+
+    /// Copies QEMU too, where it is installed.
+    ///
+    /// # Errors
+    /// Something cannot be copied.
+    pub(super) fn with_qemu(mut self) -> Result<Self> {
         match exists(QEMU) {
-            true => stage.take_qemu()?,
+            true => self.take_qemu()?,
             false => println!("{QEMU} is not installed: Coracle is measured alone"),
         }
-        Ok(stage)
+        Ok(self)
     }
 
     /// Copies a file and returns the copy's path.

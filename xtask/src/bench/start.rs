@@ -125,7 +125,7 @@ impl Vmm {
     }
 }
 
-fn write_payload(folder: &Path, name: &str) -> Result<std::path::PathBuf> {
+pub(super) fn write_payload(folder: &Path, name: &str) -> Result<std::path::PathBuf> {
     let payload = Payload::named(name).with_context(|| format!("there is no payload {name}"))?;
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("{name}.elf"));

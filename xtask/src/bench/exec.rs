@@ -1,0 +1,40 @@
+//! What a sandbox service does all day: commands in a guest that runs, whole runs of one command, streams to a port of the
+//! guest, and machines a second.
+//!
+//! Each is compared with a limit of the same run. Linux guests run on hardware here, else inside an emulated host; bare
+//! guests on this machine's KVM.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{place, start, vsock};
+use crate::process::run as run_command;
+use crate::workspace::Workspace;
+use crate::{guest, static_build};
+
+/// Measures and prints the tables.
+///
+/// # Errors
+/// A guest cannot be had, or does not do as it should.
+pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
+    guest::make(workspace, false)?;
+    let coracle = static_build::coracle(workspace)?;
+    // The measurements are made by a program that is built for release as the library is.
+    let tasks = static_build::tasks(workspace)?;
+    let mut part = Command::new(&tasks);
+    part.args(["bench", "part", "exec-guest", "--runs", &runs.to_string(), "--data"]).arg(&workspace.data);
+    part.arg("--coracle").arg(&coracle);
+    place::run_where_linux_boots(workspace, &coracle, part)?;
+
+    println!("\nBare guests on this machine's KVM\n");
+    let rounds = (runs / RUNS_PER_ROUND).max(1);
+    vsock::run(workspace, rounds)?;
+    let payload = start::write_payload(&workspace.target.join("payloads"), "halt")?;
+    let mut part = Command::new(tasks);
+    part.args(["bench", "part", "churn", "--rounds", &rounds.to_string()]).arg(payload);
+    run_command(&mut part)
+}
+
+/// A round transfers a file's worth of bytes, or makes some hundred machines.
+const RUNS_PER_ROUND: u32 = 40;

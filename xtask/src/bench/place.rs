@@ -1,0 +1,31 @@
+//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, else inside an emulated host.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::process::{capture, run};
+use crate::workspace::Workspace;
+
+/// Runs `part` where Linux boots, and says so where that is an emulated host.
+///
+/// # Errors
+/// There is no such place, or `part` fails.
+pub(super) fn run_where_linux_boots(
+    workspace: &Workspace,
+    coracle: &std::path::Path,
+    mut part: Command,
+) -> Result<()> {
+    let kind = capture(Command::new(coracle).args(["doctor", "--kind"]))?;
+    if kind.trim() == "hardware" {
+        return run(&mut part);
+    }
+    println!("inside an emulated host, because this machine's KVM is no hardware (`coracle doctor`)");
+    let mut command = Command::new(coracle);
+    command.arg("host-emulate");
+    for folder in [&workspace.root, &workspace.data, &workspace.target] {
+        command.arg("--share").arg(folder);
+    }
+    command.arg("--").arg(part.get_program()).args(part.get_args());
+    run(&mut command)
+}
