@@ -14,6 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::Kvm;
 
+use super::process_time::own_cpu_time;
 use super::statistics::Samples;
 
 /// Measures and prints the table: the median of `rounds`.
@@ -21,36 +22,64 @@ pub(super) fn measure(payload: &Path, rounds: u32) -> Result<()> {
     let cpuid = Kvm::new()
         .and_then(|kvm| kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))
         .context("the host's CPUID")?;
-    let (mut bare, mut ours) = (Samples::default(), Samples::default());
-    // One round more, whose times are not taken, fills caches.
+    let (mut bare, mut ours) = (Measured::default(), Measured::default());
+    // One round more, which is not counted, fills caches.
     for round in 0..=rounds {
-        let times = [at_once(|| bare_machine(&cpuid))?, at_once(|| machine(payload))?];
-        if round > 0 {
-            bare.push(times[0]);
-            ours.push(times[1]);
+        let costs = [at_once(|| bare_machine(&cpuid))?, at_once(|| machine(payload))?];
+        for (measured, cost) in [&mut bare, &mut ours].into_iter().zip(costs).filter(|_| round > 0) {
+            measured.time.push(cost.time);
+            measured.cpu.push(cost.cpu);
         }
     }
     println!(
-        "\nMachines a second from one process, {AT_ONCE} at once on {} CPUs, {GUEST_MIB} MiB each; median of {rounds} \
-         rounds of {MACHINES}\n",
-        thread::available_parallelism()?
+        "\nMachines from one process, {AT_ONCE} at once on {} CPUs, {GUEST_MIB} MiB each; median of {rounds} rounds of \
+         {MACHINES}\n\n{:36} {:>9} {:>7} {:>14}",
+        thread::available_parallelism()?,
+        "",
+        "a second",
+        "ratio",
+        "CPU time each"
     );
-    for (name, samples) in [("a loop of KVM's calls", &bare), ("built, run, stopped and closed", &ours)] {
-        let speed = |samples: &Samples| f64::from(MACHINES) * 1e3 / samples.median_ms();
-        println!("{name:44} {:7.0} /s {:7.2}", speed(samples), speed(samples) / speed(&bare));
+    for (name, measured) in [("a loop of KVM's calls", &bare), ("built, run, stopped and closed", &ours)] {
+        let cpu_ms = measured.cpu.median_ms() / f64::from(MACHINES);
+        println!(
+            "{name:36} {:9.0} {:7.2} {cpu_ms:11.2} ms",
+            measured.speed(),
+            measured.speed() / bare.speed()
+        );
     }
     Ok(())
 }
 
-/// The time that [`MACHINES`] take, [`AT_ONCE`] at once.
-fn at_once(one: impl Fn() -> Result<()> + Sync) -> Result<Duration> {
-    let start = Instant::now();
+/// The rounds of one kind.
+#[derive(Default)]
+struct Measured {
+    time: Samples,
+    cpu: Samples,
+}
+
+impl Measured {
+    fn speed(&self) -> f64 {
+        f64::from(MACHINES) * 1e3 / self.time.median_ms()
+    }
+}
+
+/// What a round took.
+struct Cost {
+    time: Duration,
+    /// Of all threads of the process.
+    cpu: Duration,
+}
+
+/// What [`MACHINES`] cost, [`AT_ONCE`] at once.
+fn at_once(one: impl Fn() -> Result<()> + Sync) -> Result<Cost> {
+    let (start, cpu) = (Instant::now(), own_cpu_time());
     thread::scope(|scope| {
         let share = || (0..MACHINES / AT_ONCE).try_for_each(|_| one());
         let threads: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(share)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| anyhow!("a thread panicked"))?)
     })?;
-    Ok(start.elapsed())
+    Ok(Cost { time: start.elapsed(), cpu: own_cpu_time().saturating_sub(cpu) })
 }
 
 fn machine(payload: &Path) -> Result<()> {

@@ -23,10 +23,15 @@ pub(super) fn measure(data: &Path, coracle: &Path, runs: u32) -> Result<()> {
     let stage = Stage::new(coracle)?;
     let kernel = data.join(TUNED);
     ensure!(kernel.is_file(), "{} is not there: `cargo xtask guest --tuned` makes it", kernel.display());
+    // Where `coracle` finds them by itself.
+    for folder in ["tuned", "guest"] {
+        fs::create_dir(stage.path(folder))?;
+    }
     let guest = Guest {
-        kernel: stage.take(&kernel, "vmlinux")?,
-        initramfs: stage.take(&data.join("guest/initramfs.cpio"), "initramfs")?,
+        kernel: stage.take(&kernel, TUNED)?,
+        initramfs: stage.take(&data.join(INITRAMFS), INITRAMFS)?,
         coracle: stage.coracle(),
+        data: stage.path(""),
     };
     commands(&guest, runs)?;
     whole_runs(&guest, runs / RUNS_PER_MACHINE)
@@ -36,6 +41,7 @@ struct Guest {
     kernel: PathBuf,
     initramfs: PathBuf,
     coracle: PathBuf,
+    data: PathBuf,
 }
 
 /// A command by the agent and a process by `fork`, in blocks that take turns.
@@ -76,12 +82,10 @@ fn commands(guest: &Guest, runs: u32) -> Result<()> {
 
 /// From the exec of `coracle` to its end.
 fn whole_runs(guest: &Guest, runs: u32) -> Result<()> {
-    let mut power_off = guest.run(&["-i"]);
-    power_off
-        .arg(&guest.initramfs)
-        .args(["--cmdline", &default_cmdline_with(["quiet", "coracle.init=poweroff"])]);
-    let mut command = guest.run(&["-i"]);
-    command.arg(&guest.initramfs).args(["--", "true"]);
+    let mut power_off = guest.run();
+    power_off.args(["--cmdline", &default_cmdline_with(["quiet", "coracle.init=poweroff"])]);
+    let mut command = guest.run();
+    command.args(["--", "true"]);
     let (mut without, mut with) = (Samples::default(), Samples::default());
     for round in 0..=runs {
         for (command, samples) in [(&mut power_off, &mut without), (&mut command, &mut with)] {
@@ -110,12 +114,11 @@ impl Guest {
         Ok(VmBuilder::new(config).console_callback(|_| ()).start()?)
     }
 
-    fn run(&self, args: &[&str]) -> Command {
+    /// The default guest with the tuned kernel, before further arguments.
+    fn run(&self) -> Command {
         let mut command = Command::new(&self.coracle);
-        command
-            .args(["run", "--accel", "kvm", "--memory", &format!("{GUEST_MIB}M")])
-            .arg(&self.kernel)
-            .args(args);
+        command.env("CORACLE_DATA", &self.data);
+        command.args(["run", "--accel", "kvm", "--memory", &format!("{GUEST_MIB}M")]);
         command
     }
 }
@@ -135,7 +138,9 @@ fn row(name: &str, samples: &Samples, limit: &Samples) {
     println!("{name:44} {median:7.2} ms {p99:7.2} ms {:7.2}", median / limit.median_ms());
 }
 
+/// In the data folder.
 const TUNED: &str = "tuned/vmlinux";
+const INITRAMFS: &str = "guest/initramfs.cpio";
 /// What is run: as little as a process can do.
 const PROGRAM: &str = "/bin/true";
 /// Where this program lies in the guest.

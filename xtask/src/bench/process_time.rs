@@ -1,4 +1,4 @@
-//! What a child process has cost.
+//! What a process has cost.
 
 use std::process::Child;
 use std::time::Duration;
@@ -19,4 +19,12 @@ pub(super) fn wait_cpu_time(child: &Child) -> Result<Duration> {
     let usage = unsafe { usage.assume_init() };
     let time = |time: libc::timeval| Duration::from_micros((time.tv_sec * 1_000_000 + time.tv_usec) as u64);
     Ok(time(usage.ru_utime) + time(usage.ru_stime))
+}
+
+/// The CPU time of this process so far, user and system, of all its threads.
+pub(super) fn own_cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the answer has room.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
