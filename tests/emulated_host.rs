@@ -257,6 +257,36 @@ fn missing_data_gives_115_and_names_the_command_that_makes_it() {
 }
 
 #[test]
+fn host_that_is_lost_while_it_runs_a_guest_gives_117() {
+    needs_qemu!();
+    let outcome = common::scratch().join("lost.json");
+    let mut command = common::coracle();
+    command.args(["run", "--accel", "emulate", "--outcome"]).arg(&outcome).arg(common::payload("hello-halt"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.env_remove(coracle::emulated_host::MARK).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let machine = child_of(child.id());
+    // SAFETY: sends a signal; the process is the child of a child of ours, which has not waited for it.
+    assert_eq!(unsafe { libc::kill(machine, libc::SIGKILL) }, 0);
+    let run = common::collect(child);
+    run.expect(117, "the emulated host ended before the command did");
+    common::exit_codes::expect_outcome(&outcome, common::exit_codes::OF_EMULATED_HOST, 117);
+}
+
+/// The first process that this one has started.
+fn child_of(parent: u32) -> libc::pid_t {
+    let processes =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let is_child = |process: &libc::pid_t| {
+        let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        // Behind the name, which may have anything in it: state, parent.
+        let rest = stat.rsplit(')').next().unwrap_or_default();
+        rest.split_whitespace().nth(1) == Some(parent.to_string().as_str())
+    };
+    processes.into_iter().find(is_child).expect("it has no child")
+}
+
+#[test]
 fn a_missing_qemu_gives_115_and_names_the_package() {
     needs_qemu!();
     let mut command = emulate_command([OsStr::new("/bin/true")]);

@@ -23,10 +23,6 @@ fn end(vm: &Vm) -> Outcome {
     vm.handle().wait_for(LIMIT).expect("the virtual machine did not end")
 }
 
-fn count(folder: &str) -> usize {
-    fs::read_dir(folder).unwrap().count()
-}
-
 #[test]
 fn run_returns_the_outcome() {
     if !common::kvm_or_skip() {
@@ -165,7 +161,9 @@ fn power_button_is_there_with_acpi_only() {
 
 #[test]
 fn thousand_machines_leave_no_thread_no_descriptor_and_no_memory() {
-    if !common::kvm_or_skip() || !is_alone("thousand_machines_leave_no_thread_no_descriptor_and_no_memory") {
+    if !common::kvm_or_skip()
+        || !common::is_alone("thousand_machines_leave_no_thread_no_descriptor_and_no_memory")
+    {
         return;
     }
     let disk = common::file("lives.img", &[0; 4096]);
@@ -181,7 +179,7 @@ fn thousand_machines_leave_no_thread_no_descriptor_and_no_memory() {
         assert_eq!(VmBuilder::new(config("hello-exit")).run().unwrap().exit_code(), 0);
         assert!(VmBuilder::new(VmConfig::new("/no/such/kernel")).build().is_err());
     };
-    let held = || (count("/proc/self/fd"), count("/proc/self/task"));
+    let held = || (common::count("/proc/self/fd"), common::count("/proc/self/task"));
     let signals = signal_state();
     (0..10).for_each(|_| four_lives());
     let (before, memory, mapped) = (held(), status_kib("VmRSS"), status_kib("VmSize"));
@@ -220,7 +218,9 @@ fn files_of_a_machine_are_free_with_its_outcome_whoever_holds_a_handle() {
 
 #[test]
 fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
-    if !common::kvm_or_skip() || !is_alone("hundred_resets_take_no_thread_no_descriptor_and_no_memory") {
+    if !common::kvm_or_skip()
+        || !common::is_alone("hundred_resets_take_no_thread_no_descriptor_and_no_memory")
+    {
         return;
     }
     let path = common::scratch().join("lives.log");
@@ -233,7 +233,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
     let held = |after: u64| {
         common::eventually("the guest resets", || lives() >= after);
         assert!(vm.handle().pause());
-        let held = (count("/proc/self/fd"), count("/proc/self/task"), status_kib("VmRSS"));
+        let held = (common::count("/proc/self/fd"), common::count("/proc/self/task"), status_kib("VmRSS"));
         vm.handle().resume();
         held
     };
@@ -245,18 +245,6 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
         (descriptors_after, threads_after) == (descriptors, threads)
     });
     assert!(vm.stop(Grace::NONE).resets >= 104);
-}
-
-/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process of its own.
-/// False where it has been run there.
-fn is_alone(test: &str) -> bool {
-    if std::env::var_os(CHILD).is_some() {
-        return true;
-    }
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
-    common::finish(&mut command).expect(0, "");
-    false
 }
 
 /// A size of the process, by its name in the kernel's account.
@@ -276,8 +264,6 @@ fn machines_run_side_by_side() {
         assert_eq!(end(vm).ending, Ending::Exited { code: 7 });
     }
 }
-
-const CHILD: &str = "CORACLE_TEST_ALONE";
 
 #[test]
 fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
@@ -346,7 +332,7 @@ fn idle_limit_ends_a_guest_that_waits_and_not_one_that_works() {
 
 #[test]
 fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
-    if !common::kvm_or_skip() || !is_alone("quota_keeps_a_busy_guest_to_its_share_of_a_cpu") {
+    if !common::kvm_or_skip() || !common::is_alone("quota_keeps_a_busy_guest_to_its_share_of_a_cpu") {
         return;
     }
     let spent = |builder: VmBuilder| {

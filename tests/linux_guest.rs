@@ -38,8 +38,12 @@ mod clock;
 #[path = "linux/console.rs"]
 mod console;
 
+#[path = "linux/exit_codes.rs"]
+mod exit_codes;
 #[path = "linux/formats.rs"]
 mod formats;
+#[path = "linux/many.rs"]
+mod many;
 #[path = "linux/net.rs"]
 mod net;
 #[path = "linux/root.rs"]

@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod agent;
+pub mod exit_codes;
 pub mod network;
 
 use std::fs::{self, File};
@@ -81,6 +82,23 @@ pub fn kvm_or_skip() -> bool {
             false
         }
     }
+}
+
+/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process of its own.
+/// False where it has been run there.
+pub fn is_alone(test: &str) -> bool {
+    if std::env::var_os(CHILD).is_some() {
+        return true;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
+    finish(&mut command).expect(0, "");
+    false
+}
+
+/// How many entries a folder has.
+pub fn count(folder: &str) -> usize {
+    fs::read_dir(folder).unwrap().count()
 }
 
 /// Says that a test has not run. The test harness would hide `println!` of a test that passes.
@@ -249,6 +267,8 @@ pub fn read_until(person: &mut File, words: &str) -> String {
     });
     String::from_utf8_lossy(&shown).into_owned()
 }
+
+const CHILD: &str = "CORACLE_TEST_ALONE";
 
 fn read_all(mut stream: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {

@@ -22,7 +22,8 @@ pub(super) fn run_where_linux_boots(
     }
     println!("inside an emulated host, because this machine's KVM is no hardware (`coracle doctor`)");
     let mut command = Command::new(coracle);
-    command.arg("host-emulate");
+    // One CPU: QEMU's emulation of nested paging loses its way now and then with more.
+    command.args(["host-emulate", "--cpus", "1"]);
     for folder in [&workspace.root, &workspace.data, &workspace.target] {
         command.arg("--share").arg(folder);
     }

@@ -1,0 +1,105 @@
+//! Every exit code of the table in `docs/outcomes.md`, once.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use common::exit_codes::{Case, OF_EMULATED_HOST, OF_LINUX, check, documented};
+use common::{Finished, collect, coracle, finish, payload, pseudo_terminal, run_payload, signal};
+use coracle::terminal::terminal_mode;
+
+#[test]
+fn each_row_of_the_table_is_provoked_and_there_are_no_others() {
+    let here = CASES.iter().map(|case| case.row).chain(OF_LINUX.iter().copied()).chain([OF_EMULATED_HOST]);
+    let provoked: BTreeSet<_> = here.map(|(code, ending)| (code.to_owned(), ending.to_owned())).collect();
+    assert_eq!(provoked, documented());
+}
+
+#[test]
+fn endings_that_take_no_linux_have_their_codes_and_outcomes() {
+    if common::kvm_or_skip() {
+        check(CASES);
+    }
+}
+
+const CASES: &[Case] = &[
+    Case { row: ("0", "powered-off"), code: 0, run: |outcome| run("poweroff", outcome, &[]) },
+    Case { row: ("0 to 99", "exited"), code: 7, run: |outcome| run("exit-7", outcome, &[]) },
+    Case { row: ("100", "exited"), code: 100, run: |outcome| run("exit-200", outcome, &[]) },
+    Case { row: ("110", "panicked"), code: 110, run: |outcome| run("panic", outcome, &[]) },
+    Case { row: ("111", "crashed"), code: 111, run: |outcome| run("triple-fault", outcome, &[]) },
+    Case { row: ("112", "reset"), code: 112, run: |outcome| run("reset-acpi", outcome, &[]) },
+    Case { row: ("113", "cannot-run"), code: 113, run: |outcome| run("jump-to-mmio", outcome, &[]) },
+    Case { row: ("115", "not-run"), code: 115, run: without_qemu },
+    Case { row: ("116", "halted"), code: 116, run: |outcome| run("halt", outcome, &["--on-halt", "exit"]) },
+    Case { row: ("117", "host-failed"), code: 117, run: kernel_is_gone_at_the_reset },
+    Case { row: ("118", "stopped"), code: 118, run: stopped_at_the_terminal },
+    Case {
+        row: ("124", "timed-out"),
+        code: 124,
+        run: |outcome| run("spin", outcome, &["--timeout", "100ms"]),
+    },
+    Case { row: ("125", "not-run"), code: 125, run: |outcome| run("poweroff", outcome, &["-i", "/no/such"]) },
+    Case {
+        row: ("128 + n", "powered-off"),
+        code: 128 + libc::SIGTERM,
+        run: |outcome| signalled("button", libc::SIGTERM, outcome),
+    },
+    Case {
+        row: ("128 + n", "signalled"),
+        code: 128 + libc::SIGQUIT,
+        run: |outcome| signalled("hello-halt", libc::SIGQUIT, outcome),
+    },
+];
+
+fn run(payload: &str, outcome: &Path, args: &[&str]) -> Finished {
+    finish(run_payload(payload).args(args).arg("--outcome").arg(outcome))
+}
+
+fn without_qemu(outcome: &Path) -> Finished {
+    let mut command = coracle();
+    command.args(["run", "--accel", "emulate"]).arg(payload("poweroff")).arg("--outcome").arg(outcome);
+    finish(command.env("PATH", "/nonexistent").env_remove(coracle::emulated_host::MARK))
+}
+
+/// What the guest is made of at first cannot be had again.
+fn kernel_is_gone_at_the_reset(outcome: &Path) -> Finished {
+    let kernel = payload("hello-reset");
+    let mut command = coracle();
+    command.args(["run", "--accel", "kvm", "--on-reset", "reboot", "--timeout", "60s", "--outcome"]);
+    let child = printed_one_byte(command.arg(outcome).arg(&kernel));
+    fs::File::options().write(true).open(&kernel).unwrap().set_len(64).unwrap();
+    collect(child)
+}
+
+fn stopped_at_the_terminal(outcome: &Path) -> Finished {
+    let (mut person, program) = pseudo_terminal();
+    let mut command = run_payload("echo");
+    command.arg("--outcome").arg(outcome);
+    let stream = |terminal: &OwnedFd| Stdio::from(terminal.try_clone().unwrap());
+    command.stdin(stream(&program)).stdout(stream(&program)).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let is_raw = || terminal_mode(program.as_fd()).unwrap().c_lflag & libc::ICANON == 0;
+    common::eventually("the terminal is raw", is_raw);
+    person.write_all(b"\x01x").unwrap();
+    collect(child)
+}
+
+fn signalled(payload: &str, number: i32, outcome: &Path) -> Finished {
+    let child = printed_one_byte(run_payload(payload).arg("--outcome").arg(outcome));
+    signal(&child, number);
+    collect(child)
+}
+
+/// Starts it and waits until its guest has printed a byte.
+fn printed_one_byte(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    child
+}
