@@ -5,6 +5,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
 
 /// The hierarchy (version 2).
 #[derive(Debug)]
@@ -13,6 +14,8 @@ pub(super) struct Cgroups {
     made: u64,
     /// Those that still hold processes of commands that have ended.
     left: Vec<Cgroup>,
+    /// Those without a process, for the next commands: to make and to remove one takes longer than many a command.
+    empty: Vec<Cgroup>,
 }
 
 /// The control group of a command.
@@ -20,6 +23,8 @@ pub(super) struct Cgroups {
 pub(super) struct Cgroup {
     name: CString,
     directory: OwnedFd,
+    /// Tells whether it holds processes.
+    events: File,
 }
 
 impl Cgroups {
@@ -28,15 +33,18 @@ impl Cgroups {
     /// # Errors
     /// The kernel has none, or none that can kill a group (Linux before 5.14).
     pub(super) fn open() -> io::Result<Self> {
-        let mut groups = Self { root: detached_mount()?, made: 0, left: Vec::new() };
+        let mut groups = Self { root: detached_mount()?, made: 0, left: Vec::new(), empty: Vec::new() };
         let group = groups.make()?;
         let can_kill = open_at(group.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY).map(drop);
         groups.release(group);
         can_kill.map(|()| groups)
     }
 
-    /// Makes a group for one command.
+    /// A group for one command, without a process.
     pub(super) fn make(&mut self) -> io::Result<Cgroup> {
+        if let Some(group) = self.empty.pop() {
+            return Ok(group);
+        }
         self.made = self.made.wrapping_add(1);
         let name = CString::new(format!("coracle-{}-{}", std::process::id(), self.made))?;
         let root = self.root.as_raw_fd();
@@ -45,26 +53,32 @@ impl Cgroups {
             return Err(io::Error::last_os_error());
         }
         let directory = open_at(root, &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        Ok(Cgroup { name, directory })
+        let events = open_at(directory.as_raw_fd(), c"cgroup.events", libc::O_RDONLY)?.into();
+        Ok(Cgroup { name, directory, events })
     }
 
-    /// Removes the group of a command that has ended: once the processes that it left behind have, too.
+    /// Takes back the group of a command that has ended: it is free once the processes that were left behind have, too.
     pub(super) fn release(&mut self, group: Cgroup) {
-        if !self.remove(&group) {
+        if group.holds_processes() {
             self.left.push(group);
+        } else if self.empty.len() < MOST_EMPTY {
+            self.empty.push(group);
+        } else {
+            self.remove(&group);
         }
     }
 
-    /// Removes groups that have become empty.
+    /// Takes back groups that have become empty.
     pub(super) fn tidy(&mut self) {
         for group in std::mem::take(&mut self.left) {
             self.release(group);
         }
     }
 
-    fn remove(&self, group: &Cgroup) -> bool {
+    fn remove(&self, group: &Cgroup) {
+        // It is empty. Where the kernel refuses all the same, one name more is there.
         // SAFETY: the name ends with a zero byte and outlives the call.
-        unsafe { libc::unlinkat(self.root.as_raw_fd(), group.name.as_ptr(), libc::AT_REMOVEDIR) == 0 }
+        unsafe { libc::unlinkat(self.root.as_raw_fd(), group.name.as_ptr(), libc::AT_REMOVEDIR) };
     }
 }
 
@@ -74,6 +88,13 @@ impl Cgroup {
         let file = open_at(self.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY);
         // Nothing is left to be done where it fails: the process group is killed as well.
         let _ = file.map(|file| File::from(file).write_all(b"1"));
+    }
+
+    /// By its `cgroup.events` (`cgroup-v2.rst`). What cannot be read is taken for a yes.
+    fn holds_processes(&self) -> bool {
+        let mut text = [0; 64];
+        let count = self.events.read_at(&mut text, 0).unwrap_or(0);
+        !text.get(..count).unwrap_or_default().windows(EMPTY.len()).any(|words| words == EMPTY)
     }
 }
 
@@ -112,6 +133,9 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+const EMPTY: &[u8] = b"populated 0";
+/// As many as commands that run side by side, usually.
+const MOST_EMPTY: usize = 16;
 /// From `linux/mount.h`.
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;

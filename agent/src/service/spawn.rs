@@ -7,6 +7,7 @@ use std::io::{self, PipeReader, Read, pipe};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use coracle_agent::guest_protocol::{ExecRequest, Failure, Step};
 
@@ -75,10 +76,10 @@ impl Plan {
             list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
         };
         let (argv, env) = (pointers(&self.argv), pointers(&self.env));
-        let limit = initial_descriptor_limit();
+        let (limit, ignored) = (initial_descriptor_limit(), IGNORED.get_or_init(ignored_signals));
         let process = fork_into(group).map_err(|error| streams_failed(&error))?;
         if process == 0 {
-            let child = Child { plan: &self, streams: &streams, argv: &argv, env: &env, limit };
+            let child = Child { plan: &self, streams: &streams, argv: &argv, env: &env, limit, ignored };
             let (step, errno) = child.become_it();
             tell(reporter.as_raw_fd(), step, errno);
         }
@@ -120,6 +121,7 @@ struct Child<'a> {
     argv: &'a [*const libc::c_char],
     env: &'a [*const libc::c_char],
     limit: Option<libc::rlimit>,
+    ignored: &'a [libc::c_int],
 }
 
 impl Child<'_> {
@@ -146,7 +148,7 @@ impl Child<'_> {
             // SAFETY: reads the structure it is given. A limit that cannot be had is left as it is.
             unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
         }
-        reset_signals();
+        reset_signals(self.ignored);
         if let Some(Identity { uid, gid, groups, .. }) = &self.plan.identity {
             // SAFETY: pointer and length are those of a list that lives through the call.
             checked(unsafe { libc::setgroups(groups.len(), groups.as_ptr()) }, Step::Identity)?;
@@ -195,11 +197,12 @@ fn fork_into(group: Option<&Cgroup>) -> io::Result<libc::pid_t> {
     if process < 0 { Err(io::Error::last_os_error()) } else { Ok(process) }
 }
 
-/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that.
-fn reset_signals() {
-    for signal in 1..libc::SIGRTMIN() {
-        // SAFETY: sets a disposition that is no function; for KILL and STOP the call only fails.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that. Handlers it does not:
+/// the program's start removes them.
+fn reset_signals(ignored: &[libc::c_int]) {
+    for signal in ignored {
+        // SAFETY: sets a disposition that is no function.
+        unsafe { libc::signal(*signal, libc::SIG_DFL) };
     }
     // SAFETY: an all-zero set is valid: it is plain data.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -207,6 +210,18 @@ fn reset_signals() {
     unsafe { libc::sigemptyset(&raw mut none) };
     // SAFETY: reads the set it is given; the old mask is not asked for.
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+}
+
+/// The signals that this process ignores.
+fn ignored_signals() -> Vec<libc::c_int> {
+    let is_ignored = |signal: &libc::c_int| {
+        // SAFETY: an all-zero structure is valid: it is plain data.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        // SAFETY: fills the structure it is given, and changes nothing.
+        let result = unsafe { libc::sigaction(*signal, std::ptr::null(), &raw mut action) };
+        result == 0 && action.sa_sigaction == libc::SIG_IGN
+    };
+    (1..libc::SIGRTMIN()).filter(is_ignored).collect()
 }
 
 fn tell(reporter: RawFd, step: Step, errno: i32) -> ! {
@@ -277,6 +292,8 @@ pub(super) fn no_input() -> io::Result<OwnedFd> {
     }
 }
 
+/// Asked once: the agent changes none after its start.
+static IGNORED: OnceLock<Vec<libc::c_int>> = OnceLock::new();
 /// From `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 /// That of Debian's root.
