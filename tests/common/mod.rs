@@ -22,7 +22,7 @@ use coracle::agent::{Exec, ExecStatus};
 use coracle_payload::Payload;
 
 /// Far more than any run here takes: a hang fails its test, and not the whole suite.
-pub const LIMIT: Duration = Duration::from_secs(180);
+pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The command under test: `$CORACLE_BIN`, else the one that cargo has built with the tests.
 pub fn coracle() -> Command {
