@@ -197,22 +197,20 @@ impl Connection {
 
     /// Gives the host what it takes; true when that is all.
     fn flush(&mut self) -> bool {
-        let mut sent = 0;
-        let result = loop {
-            let rest = self.output.get(sent..).unwrap_or_default();
-            if rest.is_empty() {
-                break true;
-            }
+        let mut rest = self.output.as_slice();
+        let mut has_room = true;
+        while has_room && !rest.is_empty() {
             match socket::send(&self.stream, rest) {
-                Ok(count) => sent += count,
+                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break false,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => has_room = false,
                 // Nobody reads it any more; what has come from there is still given to the guest.
-                Err(_) => sent = self.output.len(),
+                Err(_) => rest = &[],
             }
-        };
+        }
+        let sent = self.output.len().saturating_sub(rest.len());
         self.output.drain(..sent);
-        result
+        has_room
     }
 }
 
