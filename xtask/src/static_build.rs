@@ -1,13 +1,10 @@
 //! Static release builds: the agent that becomes PID 1, and the `coracle` binary that is given to users.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use lzma_rust2::filter::FilterType;
-use lzma_rust2::{XzOptions, XzWriter};
 
 use crate::process::{cargo, run};
 use crate::workspace::Workspace;
@@ -21,8 +18,9 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
 pub(crate) fn packed_agent(workspace: &Workspace) -> Result<PathBuf> {
     let path = agent(workspace)?;
     let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let packed = pack(&program).context("cannot compress the agent")?;
-    let path = path.with_extension("xz");
+    // Zstandard: xz takes a tenth less, and four times as long to unpack, which each machine waits for.
+    let packed = zstd::bulk::compress(&program, LEVEL).context("cannot compress the agent")?;
+    let path = path.with_extension("zst");
     // What includes it is not built anew for the same.
     if fs::read(&path).ok().as_ref() != Some(&packed) {
         fs::write(&path, packed).with_context(|| format!("cannot write {}", path.display()))?;
@@ -75,20 +73,7 @@ fn flags(root: &Path) -> [String; 6] {
     ]
 }
 
-fn pack(program: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut options = XzOptions::with_preset(9);
-    options.prepend_pre_filter(FilterType::BcjX86, 0);
-    // Instructions have no alignment that would help.
-    options.lzma_options.pb = 0;
-    options.lzma_options.lc = 4;
-    // It is memory that who unpacks it has to take: as much as the program is enough.
-    options.lzma_options.dict_size = DICTIONARY;
-    options.lzma_options.nice_len = 273;
-    let mut writer = XzWriter::new(Vec::new(), options)?;
-    writer.write_all(program)?;
-    writer.finish()
-}
-
 /// The only target there is a standard library with a static C library for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
-const DICTIONARY: u32 = 1 << 20;
+/// The best that readers of the format have to understand.
+const LEVEL: i32 = 19;
