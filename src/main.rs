@@ -12,6 +12,9 @@ use coracle::terminal::RawTerminal;
 
 use crate::cli::{Cli, Command};
 
+#[cfg(coracle_small_libc)]
+std::arch::global_asm!(include_str!("../resources/small_libc.s"));
+
 fn main() -> ExitCode {
     end_with_117_on_panic();
     if std::io::stdin().is_terminal() {

@@ -25,6 +25,9 @@ use std::process::ExitCode;
 
 use service::{Surroundings, Transport};
 
+#[cfg(coracle_small_libc)]
+std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
+
 const ROLE_FILE: &str = "/etc/coracle/role";
 
 /// Set by a word of the kernel command line, which the kernel hands on to its first process: has it say

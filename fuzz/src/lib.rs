@@ -10,6 +10,7 @@ mod legacy_bus;
 mod root_tar;
 mod virtio_balloon;
 mod virtio_block;
+mod virtio_console;
 mod virtio_echo;
 mod virtio_mmio;
 mod virtio_net;
@@ -24,6 +25,7 @@ pub use legacy_bus::legacy_bus;
 pub use root_tar::root_tar;
 pub use virtio_balloon::virtio_balloon;
 pub use virtio_block::virtio_block;
+pub use virtio_console::virtio_console;
 pub use virtio_mmio::virtio_mmio;
 pub use virtio_net::virtio_net;
 pub use virtio_ring::virtio_ring;
@@ -33,7 +35,7 @@ pub use virtio_vsock::virtio_vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("agent_guest", agent_guest),
     ("agent_host", agent_host),
     ("config_file", config_file),
@@ -43,6 +45,7 @@ pub const TARGETS: [Target; 13] = [
     ("root_tar", root_tar),
     ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),
+    ("virtio_console", virtio_console),
     ("virtio_mmio", virtio_mmio),
     ("virtio_net", virtio_net),
     ("virtio_ring", virtio_ring),

@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
+use coracle_devices::virtio::vsock::ListenError;
+
 use super::client::AgentClient;
 use super::error::AgentError;
 use super::link::{Limits, LinkThread, Peer};
@@ -16,6 +18,9 @@ pub enum AttachError {
     /// Its port cannot be listened on.
     #[error("the agent's vsock port cannot be had")]
     Vsock(#[from] VsockPortError),
+    /// Its port of the console device cannot be listened on.
+    #[error("the agent's port of the console device cannot be had")]
+    Console(#[from] ListenError),
     /// There is no thread for it.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -37,6 +42,10 @@ impl AgentAttachment {
         let Some(agent) = &config.agent else { return Ok(None) };
         let peer = match (agent.transport, line) {
             (AgentTransport::Vsock(port), _) => Peer::Listener(virtio.listen_port(port)?),
+            (AgentTransport::Console, _) => match virtio.agent_port() {
+                Some(port) => Peer::Listener(port.listen()?),
+                None => return Ok(None),
+            },
             (AgentTransport::Serial, Some(line)) => Peer::Line(line),
             (AgentTransport::Serial, None) => return Ok(None),
         };
@@ -74,6 +83,7 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
             words.push(format!("coracle.agent=vsock:{port}"));
             config.vsock.get_or_insert_with(VsockConfig::default);
         }
+        AgentTransport::Console => words.push("coracle.agent=console".to_owned()),
         // The default is one port.
         AgentTransport::Serial => words.push("8250.nr_uarts=2 coracle.agent=ttyS1".to_owned()),
     }
@@ -112,6 +122,15 @@ mod tests {
         let own = VsockConfig { cid: 9, uds: None };
         config.vsock = Some(own.clone());
         assert_eq!(prepared(&config).vsock, Some(own));
+    }
+
+    #[test]
+    fn agent_of_a_console_port_needs_no_sockets() {
+        let agent = AgentConfig { transport: AgentTransport::Console, ..AgentConfig::default() };
+        let config = VmConfig { agent: Some(agent), ..VmConfig::new("vmlinux") };
+        let with_agent = prepared(&config);
+        assert!(with_agent.cmdline.ends_with("coracle.agent=console coracle.init=agent"));
+        assert_eq!(with_agent.vsock, None);
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod exec;
 mod files;
 mod link;
 mod process;
+mod program;
 mod serial;
 mod streams;
 mod vm;
@@ -29,5 +30,7 @@ pub use coracle_agent::guest_protocol::{
 pub use error::{AgentError, ExecError, FileError};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
 pub use process::Process;
+pub(crate) use program::agent_program;
+pub use program::{AgentProgramError, IS_AGENT_BUNDLED};
 pub(crate) use serial::{AgentSerial, connect_serial, serial_console};
 pub use streams::{ProcessInput, ProcessOutput};

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{fs, iter};
 
 use coracle::VmBuilder;
+use coracle::agent::IS_AGENT_BUNDLED;
 use coracle::config::{CpuModel, NetConfig, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
 use coracle::guest_data::{self, GuestData};
@@ -31,7 +32,9 @@ impl Crossing {
         self.add_read("the kernel ", &config.kernel);
         self.add_read("-i ", &config.initrds);
         self.add_read("--modules ", &config.modules);
-        self.add_read("the module loader ", guest_data::find(GuestData::Agent).ok());
+        if !IS_AGENT_BUNDLED {
+            self.add_read("the module loader ", guest_data::find(GuestData::Agent).ok());
+        }
         self.add_read("--root ", config.root.iter().map(|root| &root.path));
         self.add_read("--disk ", config.disks.iter().map(|disk| &disk.path));
         if let CpuModel::Template(path) = &config.cpu {

@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use coracle::KvmError;
+use coracle::agent::IS_AGENT_BUNDLED;
 use coracle::emulated_host;
 use coracle::guest_data::{self, GuestData};
 use coracle::host::KvmKind;
@@ -22,6 +23,7 @@ pub(crate) fn run(args: &DoctorArgs) -> u8 {
     let native = report_kvm(&kvm);
     let emulated = report_emulated_host(native);
     report_guest();
+    report_agent();
     report_huge_pages();
     match (native, emulated) {
         (true, _) => println!("\nLinux guests run here at full speed."),
@@ -92,6 +94,16 @@ fn report_guest() {
             line(State::Ok, "default guest", files.join(" and "));
         }
         Err(error) => line(State::Warning, "default guest", chain(&error)),
+    }
+}
+
+fn report_agent() {
+    if IS_AGENT_BUNDLED {
+        return line(State::Ok, "guest agent", "in this program");
+    }
+    match guest_data::find(GuestData::Agent) {
+        Ok(file) => line(State::Ok, "guest agent", file.display()),
+        Err(error) => line(State::Warning, "guest agent", chain(&error)),
     }
 }
 

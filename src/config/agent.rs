@@ -26,7 +26,9 @@ pub struct AgentConfig {
 pub enum AgentTransport {
     /// This vsock port of the host. The machine gets a socket device if it has none.
     Vsock(u32),
-    /// The second serial port, COM2: slow, and for kernels without sockets.
+    /// A port of the virtio console device, which the machine gets for it: for kernels without sockets.
+    Console,
+    /// The second serial port, COM2: slow, and for kernels without either.
     Serial,
 }
 
@@ -52,6 +54,11 @@ impl AgentConfig {
     /// Whether it is reached by the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
         self.transport == AgentTransport::Serial
+    }
+
+    /// Whether it is reached by a port of the console device.
+    pub(crate) fn needs_console(&self) -> bool {
+        self.transport == AgentTransport::Console
     }
 
     /// Reached by sockets, at this place.

@@ -2,16 +2,15 @@
 //! system on the device that `root=` names, or the one that is around it. It goes after the user's own archives and replaces nothing in them: all of
 //! it is under `/coracle`, but for an `/init` where the user has brought no initrd at all.
 //!
-//! The program in it is Coracle's agent (`agent/src/loader`), from the default guest's files.
+//! The program in it is Coracle's agent (`agent/src/loader`).
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
-use crate::guest_data::{self, GuestData, GuestDataMissing};
+use crate::agent::{AgentProgramError, agent_program};
+use crate::guest_data;
 
 /// What the archive is to be made of.
 #[derive(Debug, Clone, Copy)]
@@ -103,17 +102,9 @@ pub enum LoaderError {
     /// A module cannot be had.
     #[error(transparent)]
     Modules(#[from] ModulesError),
-    /// The program that loads them is missing.
+    /// The program that loads them cannot be had.
     #[error(transparent)]
-    NoProgram(#[from] GuestDataMissing),
-    /// The program that loads them cannot be read.
-    #[error("cannot read the module loader {path:?}")]
-    Program {
-        /// Its path.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Program(#[from] AgentProgramError),
     /// The archive cannot be written.
     #[error(transparent)]
     Archive(#[from] ArchiveError),
@@ -148,7 +139,7 @@ impl LoaderError {
             | LoaderError::NoRelease { .. }
             | LoaderError::OtherRelease { .. }
             | LoaderError::Modules(_) => true,
-            LoaderError::NoProgram(_) | LoaderError::Program { .. } | LoaderError::Archive(_) => false,
+            LoaderError::Program(_) | LoaderError::Archive(_) => false,
         }
     }
 }
@@ -165,10 +156,7 @@ fn archive(
     if modules.is_empty() && !request.needs_program() {
         return Ok(None);
     }
-    let path =
-        request.program.map_or_else(|| guest_data::find(GuestData::Agent), |path| Ok(path.to_owned()))?;
-    let program = fs::read(&path).map_err(|source| LoaderError::Program { path, source })?;
-    Ok(Some(packed(program, modules, request)?))
+    Ok(Some(packed(agent_program(request.program)?, modules, request)?))
 }
 
 fn packed(

@@ -1,24 +1,31 @@
 //! The virtio console of a machine, as its host's end sees it.
 
+use std::io;
 use std::sync::Arc;
 
+use coracle_agent::guest_protocol::PORT_NAME;
 use coracle_devices::virtio::VirtioDevice;
-use coracle_devices::virtio::console::{Console, ConsolePort};
+use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
 use super::spec::{DeviceSpec, SpecContext};
 use super::{VirtioDevices, VirtioError};
 
-/// `--console virtio`: there is nothing to choose.
-pub(super) struct VirtioConsole;
+/// What the console device of a machine is for.
+pub(super) enum VirtioConsole {
+    /// `--console virtio`.
+    Console,
+    /// The agent, which is reached by a port of it.
+    AgentPort,
+    /// Both.
+    Both,
+}
 
 impl DeviceSpec for VirtioConsole {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
-        let port =
-            ConsolePort::new().map_err(|source| VirtioError::Host { device: "console".into(), source })?;
-        let port = Arc::new(port);
-        // A machine has one at most.
-        let _ = context.console.set(port.clone());
-        Ok(Arc::new(Console::new(port)))
+        let device = self.make(context);
+        device
+            .map(|device| Arc::new(device) as Arc<dyn VirtioDevice>)
+            .map_err(|source| VirtioError::Host { device: "console".into(), source })
     }
 
     fn module(&self) -> &'static str {
@@ -26,9 +33,33 @@ impl DeviceSpec for VirtioConsole {
     }
 }
 
+impl VirtioConsole {
+    /// A machine has one at most, so that each place is free.
+    fn make(&self, context: &SpecContext) -> io::Result<Console> {
+        let console = || {
+            let port = Arc::new(ConsolePort::new()?);
+            Ok::<_, io::Error>(context.console.get_or_init(|| port).clone())
+        };
+        let stream = || {
+            let port = Arc::new(StreamPort::new(PORT_NAME)?);
+            Ok::<_, io::Error>(context.agent_port.get_or_init(|| port).clone())
+        };
+        match self {
+            Self::Console => Ok(Console::new(console()?)),
+            Self::AgentPort => Console::stream_only(stream()?),
+            Self::Both => Ok(Console::with_stream(console()?, stream()?)),
+        }
+    }
+}
+
 impl VirtioDevices {
     /// The virtio console, in a machine that has one.
     pub(crate) fn console(&self) -> Option<&Arc<ConsolePort>> {
         self.console.as_ref()
+    }
+
+    /// The agent's port, in a machine that has one.
+    pub(crate) fn agent_port(&self) -> Option<&Arc<StreamPort>> {
+        self.agent_port.as_ref()
     }
 }

@@ -21,7 +21,7 @@ use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::balloon::Balloon;
-use coracle_devices::virtio::console::ConsolePort;
+use coracle_devices::virtio::console::{ConsolePort, StreamPort};
 use coracle_devices::virtio::handler::HandlerHost;
 use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
@@ -48,6 +48,8 @@ pub(crate) struct VirtioDevices {
     vsock: Option<Arc<Vsock>>,
     /// The one that is the machine's console.
     console: Option<Arc<ConsolePort>>,
+    /// The agent's port of the same device.
+    agent_port: Option<Arc<StreamPort>>,
     /// Those of the devices that block, until the end.
     threads: Mutex<Vec<IoLoop>>,
     /// In a machine that has one.
@@ -162,6 +164,7 @@ impl VirtioDevices {
             balloon: OnceLock::new(),
             vsock: OnceLock::new(),
             console: OnceLock::new(),
+            agent_port: OnceLock::new(),
         };
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
@@ -171,11 +174,12 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, &mut threads);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        let SpecContext { control: _, nets, balloon, vsock, console } = opening;
+        let SpecContext { control: _, nets, balloon, vsock, console, agent_port } = opening;
         let nets = nets.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (balloon, vsock) = (balloon.into_inner(), vsock.into_inner());
-        let console = console.into_inner();
-        Ok(VirtioDevices { attached, threads: Mutex::new(threads), balloon, nets, vsock, console })
+        let (console, agent_port) = (console.into_inner(), agent_port.into_inner());
+        let threads = Mutex::new(threads);
+        Ok(VirtioDevices { attached, vsock, console, agent_port, threads, balloon, nets })
     }
 
     /// The balloon, in a machine that has one.

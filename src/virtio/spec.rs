@@ -4,14 +4,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
-use coracle_devices::virtio::console::ConsolePort;
+use coracle_devices::virtio::console::{ConsolePort, StreamPort};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::vsock::Vsock;
 
 use super::VirtioError;
 use super::console::VirtioConsole;
-use crate::config::{ConsoleDevice, MemoryConfig, VmConfig};
+use crate::config::{AgentConfig, ConsoleDevice, MemoryConfig, VmConfig};
 use crate::control::Control;
 use crate::rootfs::Root;
 
@@ -39,6 +39,8 @@ pub(crate) struct SpecContext {
     pub vsock: OnceLock<Arc<Vsock>>,
     /// Takes the console.
     pub console: OnceLock<Arc<ConsolePort>>,
+    /// Takes the agent's port of the same device.
+    pub agent_port: OnceLock<Arc<StreamPort>>,
 }
 
 /// Every device of a machine, in the order in which its guest finds them.
@@ -54,8 +56,12 @@ pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<&'a
     if config.balloon {
         specs.push(&config.memory);
     }
-    if config.console == ConsoleDevice::Virtio {
-        specs.push(&VirtioConsole);
+    let has_agent_port = config.agent.as_ref().is_some_and(AgentConfig::needs_console);
+    match (config.console == ConsoleDevice::Virtio, has_agent_port) {
+        (false, false) => {}
+        (true, false) => specs.push(&VirtioConsole::Console),
+        (false, true) => specs.push(&VirtioConsole::AgentPort),
+        (true, true) => specs.push(&VirtioConsole::Both),
     }
     specs.extend(config.vsock.iter().map(|vsock| vsock as &dyn DeviceSpec));
     specs

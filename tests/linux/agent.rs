@@ -6,7 +6,10 @@ use std::time::Duration;
 use coracle::agent::{
     AgentError, AgentPlaceInGuest, ExecError, ExecInput, ExecStatus, FileKind, NetworkSettings, WindowSize,
 };
-use coracle::config::{AgentConfig, AgentPlace, AgentTransport, DiskConfig, VmConfig, default_cmdline_with};
+use coracle::config::{
+    AgentConfig, AgentPlace, AgentTransport, ConsoleDevice, DiskConfig, ResetPolicy, VmConfig,
+    default_cmdline_with,
+};
 use coracle::guest_data::{self, GuestData};
 use coracle::outcome::Ending;
 use coracle::{Grace, Vm, VmBuilder};
@@ -30,8 +33,12 @@ fn guest(kernel: GuestData) -> VmConfig {
 
 /// The kernel that is ready soonest.
 fn quick_guest() -> VmConfig {
+    guest(quick_kernel())
+}
+
+fn quick_kernel() -> GuestData {
     let tuned = guest_data::find(GuestData::TunedVmlinux).is_ok();
-    guest(if tuned { GuestData::TunedVmlinux } else { GuestData::GuestVmlinux })
+    if tuned { GuestData::TunedVmlinux } else { GuestData::GuestVmlinux }
 }
 
 fn sh(vm: &Vm, script: &str) -> coracle::agent::Exec {
@@ -62,6 +69,42 @@ fn stock_guest_runs_a_command_by_serial_line_and_powers_off() {
     let mut config = guest(GuestData::GuestVmlinux);
     config.agent = Some(AgentConfig { transport: AgentTransport::Serial, ..AgentConfig::default() });
     run_a_command_and_power_off(config);
+}
+
+fn by_console_port(kernel: GuestData) -> VmConfig {
+    let agent = AgentConfig { transport: AgentTransport::Console, ..AgentConfig::default() };
+    VmConfig { agent: Some(agent), ..guest(kernel) }
+}
+
+#[test]
+fn stock_guest_runs_a_command_by_console_port_and_powers_off() {
+    needs_linux!();
+    run_a_command_and_power_off(by_console_port(GuestData::GuestVmlinux));
+}
+
+/// Beside the console, on a kernel that has the driver built in if there is one.
+#[test]
+fn console_port_carries_more_than_it_holds_and_a_new_session_after_a_reset() {
+    needs_linux!();
+    let config = VmConfig {
+        console: ConsoleDevice::Virtio,
+        on_reset: ResetPolicy::Reboot,
+        ..by_console_port(quick_kernel())
+    };
+    let vm = VmBuilder::new(config).start().unwrap();
+    vm.wait_ready(LIMIT).unwrap();
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    vm.write_file("/tmp/bytes", &bytes).unwrap();
+    assert!(vm.read_file("/tmp/bytes").unwrap() == bytes);
+
+    // One that nobody reads does not hold up another.
+    let flood = sh(&vm, "exec cat /dev/zero").spawn().unwrap();
+    assert_eq!(sh(&vm, "echo quick").output().unwrap().stdout, b"quick\n");
+    let reset = sh(&vm, "echo b > /proc/sysrq-trigger; sleep 100").output();
+    assert!(matches!(reset, Err(ExecError::Agent(AgentError::Lost))), "{reset:?}");
+    drop(flood);
+    assert_eq!(sh(&vm, "echo again; ls /tmp").output().unwrap().stdout, b"again\n");
+    assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
 }
 
 #[test]

@@ -115,6 +115,27 @@ fn small_folder_is_the_initramfs() {
     assert_eq!(said(&run, "own"), "", "nothing of the loader's is left");
 }
 
+/// The program alone, for someone who has nothing else of Coracle's but a kernel.
+#[test]
+fn command_runs_in_a_root_without_any_file_of_the_default_guest() {
+    needs_linux!();
+    let doctor = finish(coracle().arg("doctor"));
+    if !doctor.text().lines().any(|line| line.contains("guest agent") && line.contains("in this program")) {
+        return common::skip("this coracle has no agent in it");
+    }
+    let Some(kernel) = tuned() else { return common::skip("the tuned kernel has not been built") };
+    let Some(tree) = folder("alone") else { return };
+    let empty = scratch().join("empty");
+    fs::create_dir_all(&empty).unwrap();
+    let mut command = coracle();
+    for folder in ["CORACLE_DATA", "XDG_CACHE_HOME", "HOME"] {
+        command.env(folder, &empty);
+    }
+    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(kernel)).arg("--root").arg(&tree);
+    let run = finish(command.args(["--", "/bin/busybox", "sh", "-c", "echo alone; exit 7"]));
+    assert_eq!((run.code(), run.text().trim()), (7, "alone"), "{run:?}");
+}
+
 #[test]
 fn folder_on_a_disk_is_written_to_in_memory_by_the_stock_and_the_tuned_kernel() {
     needs_linux!();

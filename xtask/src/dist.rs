@@ -36,7 +36,7 @@ fn has_interpreter(image: &[u8]) -> Option<bool> {
     Some(headers.chunks_exact(PROGRAM_HEADER).any(|header| header.starts_with(&PT_INTERP.to_le_bytes())))
 }
 
-/// What CONTRIBUTING.md promises: 3 MB, half of one for the virtio devices, and half for boot tests and commands in guests.
+/// What CONTRIBUTING.md promises, the agent included.
 const MAX_SIZE: usize = 4_000_000;
 
 const E_PHOFF: usize = 0x20;

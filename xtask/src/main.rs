@@ -59,6 +59,8 @@ enum Task {
     },
     /// Write the bare guests of the tests to files and list them
     Payloads,
+    /// Build the guest agent for the feature `bundled-agent`, and print the path of the file
+    Agent,
     /// Build the static binary for users and check its size
     Dist,
     /// Fuzz what a guest or a file can reach, with AddressSanitizer
@@ -102,6 +104,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         }
         Task::Payloads => payloads::write(&workspace)?,
         Task::Fuzz(arguments) => fuzz::start(&workspace, arguments)?,
+        Task::Agent => println!("{}", static_build::packed_agent(&workspace)?.display()),
         Task::Dist => dist::make(&workspace)?,
         Task::Bench { bench } => bench::run(&workspace, bench)?,
     }

@@ -1,62 +1,83 @@
 //! Static release builds: the agent that becomes PID 1, the `coracle` binary that is given to users, and these tasks where
 //! they run in a guest.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::process::{cargo, run};
 use crate::workspace::Workspace;
 
 /// Builds the agent and returns the path of its binary.
 pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
-    build(workspace, "coracle-agent", &flags(workspace))
+    build(workspace, "coracle-agent", "agent", &flags(&workspace.root), |_| {})
 }
 
-/// Builds `coracle` and returns the path of its binary.
+/// Builds the agent and returns the path of a file that holds it compressed, as the feature `bundled-agent` takes it.
+pub(crate) fn packed_agent(workspace: &Workspace) -> Result<PathBuf> {
+    let path = agent(workspace)?;
+    let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    // Zstandard: xz takes a tenth less, and four times as long to unpack, which each machine waits for.
+    let packed = zstd::bulk::compress(&program, LEVEL).context("cannot compress the agent")?;
+    let path = path.with_extension("zst");
+    // What includes it is not built anew for the same.
+    if fs::read(&path).ok().as_ref() != Some(&packed) {
+        fs::write(&path, packed).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(path)
+}
+
+/// Builds `coracle`, with the agent in it, and returns the path of its binary.
 pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
-    build(workspace, "coracle", &flags(workspace))
+    let agent = packed_agent(workspace)?;
+    build(workspace, "coracle", "release", &flags(&workspace.root), |cargo| {
+        cargo.args(["--features", "bundled-agent"]).env("CORACLE_BUNDLED_AGENT", agent);
+    })
 }
 
 /// Builds these tasks, for the measurements that run elsewhere, and returns the path of their binary. Its errors can have
 /// backtraces.
 pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
-    build(workspace, "xtask", &[STATIC.to_owned()])
+    build(workspace, "xtask", "release", &[STATIC.to_owned()], |_| {})
 }
 
 /// Builds one package's binary of the same name. The target is named even though it is the build machine's
 /// own: only then do the flags below leave out procedural macros, which cannot be static. A target folder of
 /// their own keeps these builds and the usual ones from undoing each other.
-fn build(workspace: &Workspace, package: &str, flags: &[String]) -> Result<PathBuf> {
+fn build(
+    workspace: &Workspace,
+    package: &str,
+    profile: &str,
+    flags: &[String],
+    more: impl FnOnce(&mut Command),
+) -> Result<PathBuf> {
     let folder = workspace.target.join("static");
-    run(cargo()
+    let mut cargo = cargo();
+    cargo
         .current_dir(&workspace.root)
-        .args([
-            "build",
-            "--quiet",
-            "--release",
-            "--bins",
-            "--package",
-            package,
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
+        .args(["build", "--quiet", "--bins", "--package", package, "--profile", profile])
+        .args(["--target", TARGET, "--target-dir"])
         .arg(&folder)
-        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")))?;
-    Ok(folder.join(TARGET).join("release").join(package))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
+    more(&mut cargo);
+    run(&mut cargo)?;
+    Ok(folder.join(TARGET).join(profile).join(package))
 }
 
-/// Static, and small: one copy of functions that are the same, the short form of relocations, and no tables for unwinding. The
-/// linker is the one that Rust brings.
-fn flags(workspace: &Workspace) -> [String; 5] {
-    let script = workspace.root.join("xtask/src/static.ld");
+/// Static, and small: one copy of functions that are the same, the short form of relocations, no tables for unwinding, and less of
+/// the C library. The linker is the one that Rust brings.
+fn flags(root: &Path) -> [String; 6] {
+    let script = root.join("xtask/src/static.ld");
     [
         STATIC.to_owned(),
         "-Clink-arg=-Wl,--icf=all".to_owned(),
         "-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned(),
         "-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned(),
         format!("-Clink-arg=-Wl,-T,{}", script.display()),
+        // resources/small_libc.s
+        "--cfg=coracle_small_libc".to_owned(),
     ]
 }
 
@@ -64,3 +85,5 @@ const STATIC: &str = "-Ctarget-feature=+crt-static";
 
 /// The only target there is a standard library with a static C library for.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// The best that readers of the format have to understand.
+const LEVEL: i32 = 19;

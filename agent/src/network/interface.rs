@@ -19,7 +19,7 @@ impl Interface {
         if name.is_empty() || name.len() >= libc::IFNAMSIZ {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
-        Ok(Self { name: name.to_owned(), socket: UdpSocket::bind(("0.0.0.0", 0))? })
+        Ok(Self { name: name.to_owned(), socket: UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))? })
     }
 
     /// Lets frames through.

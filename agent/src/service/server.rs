@@ -242,8 +242,8 @@ impl Server {
 
     fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
         match connection.line.file.read(&mut self.buffer) {
-            // A console port says so while nobody is at its other end.
-            Ok(0) if connection.line.is_silent => std::thread::sleep(NOBODY),
+            // A console port says so while nobody is at its other end; who was there before has gone.
+            Ok(0) if connection.line.is_silent && !connection.session.is_open() => std::thread::sleep(NOBODY),
             Ok(0) => return Err(End::HungUp),
             Ok(count) => {
                 connection.session.receive(&self.buffer[..count]).map_err(End::Broken)?;

@@ -8,6 +8,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::control::{Control, Dialogue};
 use super::port::ConsolePort;
+use super::stream::StreamQueues;
 use crate::event_loop::watch;
 use crate::lock;
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
@@ -29,6 +30,7 @@ pub(super) struct ConsoleHandler {
     is_dropping: bool,
     is_quiet: bool,
     telling: Telling,
+    stream: Option<StreamQueues>,
 }
 
 /// How the driver is told of the terminal's size, and, with control queues, when it takes input.
@@ -56,12 +58,18 @@ impl ConsoleHandler {
             is_dropping,
             is_quiet: false,
             telling: Telling::Nothing,
+            stream: None,
         }
     }
 
     /// The driver has control queues.
     pub(super) fn converse(&mut self, control: Control, dialogue: Arc<Mutex<Dialogue>>) {
         self.telling = Telling::Control(Box::new(control), dialogue);
+    }
+
+    /// There is a stream port, too.
+    pub(super) fn carry(&mut self, stream: StreamQueues) {
+        self.stream = Some(stream);
     }
 
     /// The driver reads the size in the configuration space when it is interrupted.
@@ -139,8 +147,22 @@ impl ConsoleHandler {
         if self.is_quiet {
             return Ok(());
         }
-        control.serve(&mut lock(dialogue), self.port.size())?;
+        control.serve(&mut lock(dialogue), self.port.size(), self.stream.as_mut())?;
         self.serve_receive()
+    }
+
+    /// Moves the bytes of the stream port.
+    fn serve_stream(&mut self) -> Result<(), RingError> {
+        let (Some(stream), Telling::Control(control, dialogue)) = (&mut self.stream, &mut self.telling)
+        else {
+            return Ok(());
+        };
+        if self.is_quiet {
+            return Ok(());
+        }
+        let mut dialogue = lock(dialogue);
+        dialogue.stream_host(stream.serve()?);
+        control.tell(&mut dialogue, self.port.size())
     }
 
     /// There is input, or the terminal has another size.
@@ -181,12 +203,23 @@ impl QueueHandler for ConsoleHandler {
             watch_doorbell(sources, &control.receive, CONTROL);
             watch_doorbell(sources, &control.transmit, CONTROL);
         }
+        if let Some(stream) = &self.stream {
+            watch_doorbell(sources, &stream.receive, STREAM);
+            watch_doorbell(sources, &stream.transmit, STREAM);
+            watch(sources, stream.events(), STREAM, EventSet::IN | EventSet::EDGE_TRIGGERED);
+            // What came while nobody watched is not told of again.
+            stream.transmit.ring();
+        }
     }
 
     fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
         match event.data() {
             ARRIVED => self.heed_host(),
-            CONTROL => self.serve_control(),
+            CONTROL => {
+                self.serve_control()?;
+                self.serve_stream()
+            }
+            STREAM => self.serve_stream(),
             RECEIVE => self.serve_receive(),
             ROOM => {
                 self.has_room();
@@ -216,6 +249,9 @@ impl QueueHandler for ConsoleHandler {
             if let Telling::Control(control, _) = &self.telling {
                 control.transmit.ring();
             }
+            if let Some(stream) = &self.stream {
+                stream.transmit.ring();
+            }
         }
     }
 
@@ -223,6 +259,9 @@ impl QueueHandler for ConsoleHandler {
         let mut queues = vec![self.receive, self.transmit];
         if let Telling::Control(control, _) = self.telling {
             queues.extend([control.receive, control.transmit]);
+        }
+        if let Some(stream) = self.stream {
+            queues.extend([stream.receive, stream.transmit]);
         }
         queues
     }
@@ -235,6 +274,7 @@ const ARRIVED: u32 = 2;
 const ROOM: u32 = 3;
 const PATIENCE_OVER: u32 = 4;
 const CONTROL: u32 = 5;
+const STREAM: u32 = 6;
 
 /// Twice what Linux sends at once. A longer piece would be long work when it is dropped.
 const MOST_BYTES: u64 = 64 << 10;

@@ -1,32 +1,57 @@
-//! Console (virtio 1.2, section 5.3): one port, `hvc0` to a Linux guest. It moves bytes in pieces where a serial port
-//! takes an exit for each.
+//! Console (virtio 1.2, section 5.3): a port that is `hvc0` to a Linux guest, and a named one that carries a stream for a
+//! program in the guest; or one of them. It moves bytes in pieces where a serial port takes an exit for each.
 //!
-//! The host's end is the same as the serial port's: output goes into a bounded
+//! The console's end on the host is the same as the serial port's: output goes into a bounded
 //! [`ConsoleBuffer`](crate::backend::console_buffer::ConsoleBuffer), input waits in the host until the guest takes it.
 //! A driver that has control queues says when it does; one without gets input as soon as it offers buffers.
 
 mod control;
 mod handler;
 mod port;
+mod stream;
 
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::lock;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
-use control::{Control, Dialogue};
+use control::{Control, Dialogue, Ports};
 use handler::ConsoleHandler;
 pub use port::{ConsolePort, TerminalSize};
+pub use stream::StreamPort;
+use stream::StreamQueues;
 
-/// A console.
+/// A console, with a stream port beside it or in its place.
 pub struct Console {
     port: Arc<ConsolePort>,
+    stream: Option<Arc<StreamPort>>,
     dialogue: Arc<Mutex<Dialogue>>,
 }
 
 impl Console {
     /// A console whose bytes go through `port`.
     pub fn new(port: Arc<ConsolePort>) -> Self {
-        Self { port, dialogue: Arc::default() }
+        Self::with_ports(port, true, None)
+    }
+
+    /// The same, with a stream port as port 1.
+    pub fn with_stream(port: Arc<ConsolePort>, stream: Arc<StreamPort>) -> Self {
+        Self::with_ports(port, true, Some(stream))
+    }
+
+    /// A device that tells its driver of a stream port only, which is port 1. A driver without control queues, which
+    /// can have port 0 only, finds a console that nobody reads.
+    ///
+    /// # Errors
+    /// The host has no more event descriptors.
+    pub fn stream_only(stream: Arc<StreamPort>) -> io::Result<Self> {
+        Ok(Self::with_ports(Arc::new(ConsolePort::new()?), false, Some(stream)))
+    }
+
+    fn with_ports(port: Arc<ConsolePort>, has_console: bool, stream: Option<Arc<StreamPort>>) -> Self {
+        let name = stream.as_ref().map(|stream| stream.name().to_owned());
+        let dialogue = Dialogue::about(Ports { has_console, stream: name });
+        Self { port, stream, dialogue: Arc::new(Mutex::new(dialogue)) }
     }
 }
 
@@ -44,13 +69,18 @@ impl VirtioDevice for Console {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE, CONTROL_SIZE]
+        let mut sizes = vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_SIZE, CONTROL_SIZE];
+        if self.stream.is_some() {
+            sizes.extend([QUEUE_SIZE, QUEUE_SIZE]);
+        }
+        sizes
     }
 
     /// Columns, rows, and the number of ports (virtio 1.2, 5.3.4). The size of no terminal is 0.
     fn config(&self) -> Vec<u8> {
         let size = self.port.size().map(TerminalSize::bytes).unwrap_or_default();
-        size.into_iter().chain(PORTS.to_le_bytes()).collect()
+        let ports: u32 = if self.stream.is_some() { 2 } else { 1 };
+        size.into_iter().chain(ports.to_le_bytes()).collect()
     }
 
     fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
@@ -64,7 +94,14 @@ impl VirtioDevice for Console {
         let has_size = context.has(F_SIZE);
         let mut handler = ConsoleHandler::new(receive, transmit, self.port.clone());
         match control {
-            Some(control) => handler.converse(control, self.dialogue.clone()),
+            Some(control) => {
+                if let Some(port) = &self.stream {
+                    let queues = &mut context.queues;
+                    let (receive, transmit) = (queues.take(STREAM_RECEIVE)?, queues.take(STREAM_TRANSMIT)?);
+                    handler.carry(StreamQueues::new(receive, transmit, port.clone()));
+                }
+                handler.converse(control, self.dialogue.clone());
+            }
             None if has_size => handler.tell_size_by(context.irq),
             None => {}
         }
@@ -72,7 +109,10 @@ impl VirtioDevice for Console {
     }
 
     fn reset(&self) {
-        *lock(&self.dialogue) = Dialogue::default();
+        lock(&self.dialogue).reset();
+        if let Some(stream) = &self.stream {
+            stream.disconnect();
+        }
     }
 }
 
@@ -85,11 +125,15 @@ const TRANSMIT: u16 = 1;
 const CONTROL_RECEIVE: u16 = 2;
 const CONTROL_TRANSMIT: u16 = 3;
 
-const PORTS: u32 = 1;
+const STREAM_RECEIVE: u16 = 4;
+const STREAM_TRANSMIT: u16 = 5;
+
 /// Linux fills the receive queue with pages: this many are 256 KiB.
 const QUEUE_SIZE: u16 = 64;
-/// One port has four messages at most under way.
+/// Two ports have eight messages at most under way.
 const CONTROL_SIZE: u16 = 16;
 
+#[cfg(test)]
+mod stream_tests;
 #[cfg(test)]
 mod tests;

@@ -21,7 +21,7 @@ mod handler;
 mod host_socket;
 mod mux;
 mod packet;
-mod socket;
+pub(super) mod socket;
 mod switchboard;
 
 use std::io;

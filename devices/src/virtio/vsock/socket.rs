@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Sends the first of `bytes`, as many as the socket takes now; returns how many.
-pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+pub(in crate::virtio) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length are those of a live slice, which the call only reads.
     let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
@@ -16,7 +16,7 @@ pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
 }
 
 /// Takes what has arrived, as far as `buffer` has room; 0 at the end of the stream.
-pub(super) fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+pub(in crate::virtio) fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, buffer, libc::MSG_DONTWAIT)
 }
 

@@ -127,7 +127,7 @@ pub enum ListenError {
 }
 
 impl Switchboard {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(in crate::virtio) fn new() -> io::Result<Self> {
         Ok(Self { state: Mutex::default(), wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? })
     }
 
@@ -185,7 +185,7 @@ impl Switchboard {
     ///
     /// # Errors
     /// The listener is behind, or the host has too little.
-    pub(super) fn dial(&self, port: u32) -> Option<io::Result<UnixStream>> {
+    pub(in crate::virtio) fn dial(&self, port: u32) -> Option<io::Result<UnixStream>> {
         let queue = lock(&self.state).listeners.get(&port)?.clone();
         Some(queue.push())
     }
