@@ -1,6 +1,7 @@
 //! A control group for each command, so that processes which have left its process group end with it, too. The hierarchy
 //! is mounted nowhere: descriptors lead to it, whatever the system does with `/sys`.
 
+use std::cell::Cell;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Write};
@@ -25,6 +26,8 @@ pub(super) struct Cgroup {
     directory: OwnedFd,
     /// Tells whether it holds processes.
     events: File,
+    /// Some kernels kill what is started in it later, too (6.18 compares its count of kills with that of the parent's).
+    was_killed: Cell<bool>,
 }
 
 impl Cgroups {
@@ -54,14 +57,14 @@ impl Cgroups {
         }
         let directory = open_at(root, &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let events = open_at(directory.as_raw_fd(), c"cgroup.events", libc::O_RDONLY)?.into();
-        Ok(Cgroup { name, directory, events })
+        Ok(Cgroup { name, directory, events, was_killed: Cell::new(false) })
     }
 
     /// Takes back the group of a command that has ended: it is free once the processes that were left behind have, too.
     pub(super) fn release(&mut self, group: Cgroup) {
         if group.holds_processes() {
             self.left.push(group);
-        } else if self.empty.len() < MOST_EMPTY {
+        } else if self.empty.len() < MOST_EMPTY && !group.was_killed.get() {
             self.empty.push(group);
         } else {
             self.remove(&group);
@@ -85,6 +88,7 @@ impl Cgroups {
 impl Cgroup {
     /// Kills every process in it (`cgroup.kill` of the kernel's `cgroup-v2.rst`).
     pub(super) fn kill(&self) {
+        self.was_killed.set(true);
         let file = open_at(self.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY);
         // Nothing is left to be done where it fails: the process group is killed as well.
         let _ = file.map(|file| File::from(file).write_all(b"1"));
