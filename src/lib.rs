@@ -1,8 +1,9 @@
 //! Coracle: a lightweight virtual machine monitor for Linux KVM.
 //!
 //! A [`Vm`] is built from a [`VmConfig`](config::VmConfig), runs on threads of its own, and ends with an
-//! [`Outcome`](outcome::Outcome). The library has no global state, installs no signal handler, never ends the
-//! process and prints nothing: many virtual machines can live in one program.
+//! [`Outcome`](outcome::Outcome). The library keeps no state but that of its machines (and what KVM says of the host's CPU,
+//! asked once), installs no signal handler, never ends the process and prints nothing: many virtual machines can live in
+//! one program.
 //!
 //! ```
 //! use std::time::Duration;

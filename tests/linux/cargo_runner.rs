@@ -91,5 +91,6 @@ fn what_cannot_run_in_a_guest_is_refused_in_one_line() {
     );
     refused(&["--copy", "/no/such", "/bin/sh"], "/no/such cannot be read");
     refused(&["--copy", "/proc/cpuinfo", "/bin/sh"], "/proc is its kernel's own");
-    refused(&["--memory", "100M", "/bin/sh"], "it needs at least 1");
+    // How much depends on what cargo names, and this test is one of cargo's.
+    refused(&["--memory", "100M", "/bin/sh"], "while it unpacks them; it needs at least ");
 }
