@@ -118,6 +118,13 @@ fn reports_say_what_the_exit_code_says() {
     assert_eq!(case["outcome"]["ending"], "powered-off", "{case}");
     let log = fs::read_dir(&logs).unwrap().next().unwrap().unwrap().path();
     assert_eq!(fs::read_to_string(log).unwrap().trim(), "hello");
+
+    let mut command = test("spin");
+    command.args(["--timeout", "200ms", "--junit"]).arg(&junit);
+    finish(&mut command).expect(124, "timed out");
+    let xml = fs::read_to_string(&junit).unwrap();
+    let (_, error) = xml.split_once("<error message=\"timed out after 0.2 s\">").unwrap();
+    assert!(error.contains("it came at least to its entry") && error.contains("vCPU 0 was at"), "{xml}");
 }
 
 #[test]

@@ -52,7 +52,12 @@ fn write_case(writer: &mut Writer<Vec<u8>>, case: &Done) -> io::Result<()> {
                 Verdict::Broken { .. } => "error",
                 Verdict::Skipped(_) => "skipped",
             };
-            writer.create_element(kind).with_attribute(("message", reason.as_str())).write_empty()?;
+            let element = writer.create_element(kind).with_attribute(("message", reason.as_str()));
+            let explanation = case.outcome.as_ref().map(|outcome| outcome.explanation(false));
+            match explanation.filter(|lines| !lines.is_empty()) {
+                None => element.write_empty()?,
+                Some(lines) => element.write_text_content(BytesText::new(&xml_text(&lines.join("\n"))))?,
+            };
         }
         let tail: Vec<String> = case.scanner.tail().map(xml_text).collect();
         if !tail.is_empty() {
