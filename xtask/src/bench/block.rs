@@ -225,6 +225,8 @@ impl Disk {
 
     fn leave_the_page_cache(&self) -> Result<()> {
         let file = File::open(&self.path)?;
+        // What has yet to be written would stay: the loads before may have left some.
+        file.sync_all()?;
         // SAFETY: the call takes a descriptor that is open, and numbers.
         match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
             0 => Ok(()),
