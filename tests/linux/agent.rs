@@ -1,6 +1,8 @@
 //! Commands and files in Linux guests, by the agent.
 
 use std::io::{Read, Write};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use coracle::agent::{
@@ -249,6 +251,19 @@ fn agent_is_the_first_process_of_a_disk() {
     assert!(!String::from_utf8_lossy(&output.stdout).contains("busybox"), "{output:?}");
     assert!(vm.list_dir("/sbin").unwrap().iter().any(|entry| entry.name == "init"));
     assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
+}
+
+#[test]
+fn smallest_program_that_embeds_prints_what_its_command_has_written() {
+    needs_linux!();
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("debug/examples/embed-minimal");
+    if !program.is_file() {
+        return common::skip(&format!("{} is missing: `cargo xtask test` makes it", program.display()));
+    }
+    let run = common::finish(&mut Command::new(program));
+    run.expect(0, "");
+    let text = run.text();
+    assert!(text.starts_with("hello from Linux 6.") && text.ends_with("\nthe guest powered off\n"), "{text}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The programs of `examples/cargo-runner`, built here because their tests may run on an emulated host without cargo.
+//! The examples that tests run, built here because those may run on an emulated host without cargo.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,11 +9,15 @@ use serde::Deserialize;
 use crate::process::{capture, cargo, run};
 use crate::workspace::Workspace;
 
-/// Builds the tests of the example and puts them at a place that the Linux tests know: `examples` in the target folder.
+/// Builds the smallest program that embeds Coracle, and the tests of `examples/cargo-runner`, which are put at a place that
+/// the Linux tests know: `examples` in the target folder.
 ///
 /// # Errors
-/// The example does not build or is not as clippy wants it, or its tests cannot be put there.
+/// An example does not build or is not as clippy wants it, or its tests cannot be put there.
 pub(crate) fn make(workspace: &Workspace) -> Result<()> {
+    // As the tests are built, so that nothing is built twice.
+    let embed = ["build", "--quiet", "--workspace", "--example", EMBED];
+    run(cargo().current_dir(&workspace.root).args(embed))?;
     let example = workspace.root.join("examples/cargo-runner");
     let folder = workspace.target.join("examples");
     // A target folder and options of its own: those of these tasks are for the workspace.
@@ -46,5 +50,6 @@ struct Target {
     name: String,
 }
 
-/// The example's integration tests.
+const EMBED: &str = "embed-minimal";
+/// The integration tests of `examples/cargo-runner`.
 const TESTS: &str = "machine";
