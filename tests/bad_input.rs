@@ -191,3 +191,12 @@ fn help_and_version_are_answers() {
     assert_eq!(finish(coracle().arg("--version")).code(), 0);
     assert_eq!(finish(&mut coracle()).code(), 125);
 }
+
+#[test]
+fn address_without_a_card_is_refused_before_an_emulated_host_starts() {
+    let run = finish(coracle().args(["run", "--accel", "emulate", "--ip", "dhcp", "--", "true"]));
+    refused(&run, &["--ip: this machine has no network card; add --net"]);
+    let run = finish(coracle().args(["run", "--net", "tap=t0", "--ip", "10.0.0.2", "--", "true"]));
+    assert_eq!(run.code(), 125, "{run:?}");
+    assert!(run.stderr.contains("neither dhcp nor an IPv4 address such as 10.0.0.2/24"), "{run:?}");
+}

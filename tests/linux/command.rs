@@ -60,7 +60,6 @@ fn network_is_up_before_the_command_where_that_is_wanted() {
         }
         let _ = fs::remove_dir_all(socket.parent().unwrap());
     });
-    finish(&mut run(&["--ip", "dhcp"], &["true"])).expect(125, "--ip: this machine has no network card");
 }
 
 #[test]

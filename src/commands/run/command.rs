@@ -52,12 +52,6 @@ pub(crate) fn outcome(
     args: &CommandArgs,
     limit: Option<Duration>,
 ) -> Result<Outcome, Failure> {
-    if args.ip.is_some() && config.nets.is_empty() {
-        return Err(Failure {
-            code: USAGE,
-            reason: "--ip: this machine has no network card; add --net".into(),
-        });
-    }
     let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
     let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
     let vm = VmBuilder::new(config.clone()).start();

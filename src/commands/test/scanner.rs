@@ -1,5 +1,6 @@
 //! The console of a guest under test, and what its command writes, line by line as it comes: what is expected, what is not
-//! allowed, TAP results, and the last lines. The guest may print what it likes, for as long as it likes: all that is kept is bounded.
+//! allowed, TAP results, and the last lines. The guest may print what it likes, for as long as it likes: all that is kept
+//! is bounded.
 
 use std::collections::VecDeque;
 use std::fs::File;
