@@ -25,11 +25,11 @@ struct Args {
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
     /// Machines that are kept ready
-    #[arg(long, default_value_t = 4)]
-    warm: usize,
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
+    warm: u16,
     /// Snippets that run at once
-    #[arg(long, default_value_t = 8)]
-    at_once: usize,
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
+    at_once: u16,
     /// Seconds for a snippet
     #[arg(long, default_value_t = 5)]
     limit: u64,
@@ -64,11 +64,11 @@ async fn run(args: Args) -> Result<()> {
     let plan = MachinePlan::new(args.root.as_deref(), args.memory, args.cpu)?;
     let limits = Limits {
         run: Duration::from_secs(args.limit),
-        at_once: args.at_once.max(1),
+        at_once: args.at_once.into(),
         // A load is measured to its end, however slow the host.
         queue: if args.load.is_some() { LOAD_LIMIT } else { Duration::from_secs(args.queue) },
     };
-    let app = service::router(Pool::start(plan, args.warm), limits);
+    let app = service::router(Pool::start(plan, args.warm.into()), limits);
     let listen = if args.load.is_some() { SocketAddr::from(([127, 0, 0, 1], 0)) } else { args.listen };
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
@@ -79,7 +79,7 @@ async fn run(args: Args) -> Result<()> {
         Some(count) => {
             tokio::select! {
                 ended = async { server.await } => ended.context("the server has failed"),
-                report = load::run(address, count, args.at_once) => {
+                report = load::run(address, count, args.at_once.into()) => {
                     println!("{}", report?);
                     Ok(())
                 }

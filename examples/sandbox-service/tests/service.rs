@@ -134,4 +134,11 @@ fn what_cannot_be_served_is_refused_in_one_line() {
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("/no/such") && !said.contains("stack backtrace"), "{said}");
+    for option in ["--warm", "--at-once"] {
+        for value in ["0", "18446744073709551615"] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-service"));
+            let output = command.args([option, value]).output().unwrap();
+            assert_eq!(output.status.code(), Some(2), "{option} {value}: {output:?}");
+        }
+    }
 }
