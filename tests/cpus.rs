@@ -64,6 +64,29 @@ fn baseline_has_no_more_than_its_level_or_says_what_the_host_lacks() {
     finish(run_payload("smp").args(["--cpus", "2", "--cpu", "baseline"])).expect(2, "code 2");
 }
 
+/// A guest that believes a wrong size of its states loses registers; Linux 6 warns of it, and Linux 7 panics.
+#[test]
+fn sizes_of_xsave_follow_its_states_or_there_is_no_xsave() {
+    needs_kvm!();
+    let run = finish(run_payload("xsave").args(["--timeout", "30s"]));
+    let expected = if coracle::host::hides_xsave() { 50 } else { 0 };
+    assert!(run.code() == expected || run.code() == 50 && !has_avx(), "{run:?}");
+}
+
+#[test]
+fn avx_registers_of_ring_3_outlive_exits() {
+    needs_kvm!();
+    if !has_avx() {
+        return common::skip("guests of this host have no AVX");
+    }
+    finish(run_payload("avx").args(["--timeout", "30s"])).expect(0, "code 0");
+}
+
+/// Software KVM runs ring 3 on the CPU itself, whatever its list of features says.
+fn has_avx() -> bool {
+    is_x86_feature_detected!("avx") && !coracle::host::hides_xsave()
+}
+
 #[test]
 fn cpu_that_the_host_lacks_is_refused_with_the_bits() {
     needs_kvm!();

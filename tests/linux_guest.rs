@@ -131,6 +131,19 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
     assert_eq!(outcome.get("diagnosis"), None);
 }
 
+/// `ignore_loglevel` has all that the kernel says on the console.
+#[test]
+fn stock_kernel_boots_without_a_warning() {
+    needs_linux!();
+    let mut command = coracle();
+    command
+        .args(["test", "--accel", "kvm", "--cpus", "2", "--timeout", "100s"])
+        .arg(data(GuestData::GuestVmlinux));
+    command.arg("-i").arg(data(GuestData::GuestInitramfs));
+    command.args(["-a", "ignore_loglevel coracle.init=report", "--expect", "cpus     2 online"]);
+    finish(command.args(["--reject", "BUG:|WARNING:|consistency problem"])).expect(0, "");
+}
+
 #[test]
 fn linux_brings_up_four_vcpus_of_the_baseline_cpu() {
     needs_linux!();

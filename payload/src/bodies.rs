@@ -41,6 +41,7 @@ global_asm!(include_str!("asm/bus.s"));
 global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
+global_asm!(include_str!("asm/xsave.s"));
 global_asm!(concat!(
     include_str!("asm/virtio.s"),
     include_str!("asm/bench.s"),
@@ -110,6 +111,8 @@ payloads! {
     "ram-hole" Zero payload_ram_hole..payload_ram_hole_end "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
     "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
     "clock" Zero payload_clock..payload_clock_end "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
+    "xsave" Zero payload_xsave..payload_xsave_end "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
+    "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
     "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";

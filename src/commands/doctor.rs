@@ -8,7 +8,7 @@ use coracle::KvmError;
 use coracle::agent::IS_AGENT_BUNDLED;
 use coracle::emulated_host;
 use coracle::guest_data::{self, GuestData};
-use coracle::host::KvmKind;
+use coracle::host::{self, KvmKind};
 
 use super::{NO_KVM, chain};
 use crate::cli::DoctorArgs;
@@ -47,7 +47,9 @@ fn report_kvm(kvm: &KvmKind) -> bool {
     match kvm {
         KvmKind::Hardware { per_instruction } => {
             let speed = speed(*per_instruction);
-            line(State::Ok, "KVM", format!("/dev/kvm runs guests in hardware ({speed} of kernel code)"));
+            let hidden = if host::hides_xsave() { HIDDEN } else { "" };
+            let text = format!("/dev/kvm runs guests in hardware ({speed} of kernel code){hidden}");
+            line(State::Ok, "KVM", text);
             true
         }
         KvmKind::Software { per_instruction } => {
@@ -75,7 +77,7 @@ fn report_kvm(kvm: &KvmKind) -> bool {
 fn report_emulated_host(native: bool) -> bool {
     match emulated_host::check() {
         Ok(found) => {
-            line(State::Ok, "emulated host", found);
+            line(State::Ok, "emulated host", format!("{found}{HIDDEN}"));
             true
         }
         Err(error) => {
@@ -128,6 +130,9 @@ fn software_module() -> Option<&'static str> {
         .into_iter()
         .find(|name| loaded(name) || fs::exists(format!("/sys/module/{name}")).unwrap_or(false))
 }
+
+/// What guests on an emulated host have not.
+const HIDDEN: &str = "; guests there see no XSAVE, AVX and protection keys, which QEMU does not keep";
 
 #[derive(Clone, Copy)]
 enum State {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::kvm::{Kvm, KvmError, ProbeMachine};
+use crate::kvm::{self, Kvm, KvmError, ProbeMachine};
 
 /// Looks whether there is a KVM that this user can use, of whatever kind.
 ///
@@ -10,6 +10,12 @@ use crate::kvm::{Kvm, KvmError, ProbeMachine};
 /// Why not, with the fix.
 pub fn check_kvm() -> Result<(), KvmError> {
     Kvm::open().map(drop)
+}
+
+/// Whether guests here see a CPU without XSAVE, AVX and protection keys, although this KVM offers them: the CPU of this
+/// host is emulated by QEMU, where they do not hold their state in guests. `docs/hosts.md` has the reason.
+pub fn hides_xsave() -> bool {
+    kvm::hides_xsave()
 }
 
 /// What KVM this host has.

@@ -4,4 +4,4 @@ mod ensure;
 mod kvm_kind;
 
 pub use ensure::{EnsureKvmError, KvmPolicy, ensure_kvm};
-pub use kvm_kind::{KvmKind, check_kvm};
+pub use kvm_kind::{KvmKind, check_kvm, hides_xsave};

@@ -16,7 +16,7 @@ pub(crate) use inspect::{Activity, CodePlace};
 pub(crate) use interrupts::Interrupts;
 pub(crate) use kick::{Kicker, spawn_with_signals_blocked};
 pub(crate) use probe::ProbeMachine;
-pub(crate) use system::Kvm;
+pub(crate) use system::{Kvm, hides_xsave};
 pub(crate) use vcpu::{Vcpu, VcpuExit};
 pub use vcpu::{VcpuFault, VcpuRegisters};
 pub(crate) use vm::KvmVm;

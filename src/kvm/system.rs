@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
-use coracle_arch::x86_64::cpuid::CpuidEntry;
+use coracle_arch::x86_64::cpuid::{self, CpuidEntry};
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Cap;
 
@@ -50,6 +50,11 @@ impl Kvm {
             return Ok(entries);
         }
         let entries = self.ask_supported_cpuid()?;
+        let entries = if hides_xsave() || !cpuid::has_xsave(&entries) {
+            cpuid::without_xsave(&entries)
+        } else {
+            entries
+        };
         Ok(SUPPORTED_CPUID.get_or_init(|| entries))
     }
 
@@ -95,6 +100,20 @@ fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
         _ => KvmError::Open { path, source },
     }
 }
+
+/// Whether guests of this host are shown a CPU without XSAVE, although KVM offers it: the host's CPU is emulated by QEMU.
+/// There KVM is not told when a guest sets XCR0: its CPUID leaf 0xd does not follow, which stock kernels take for a defect
+/// (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
+pub(crate) fn hides_xsave() -> bool {
+    // A CPU that runs without a hypervisor answers with something else.
+    let leaf = std::arch::x86_64::__cpuid(HYPERVISOR_SIGNATURE);
+    [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == QEMU_EMULATION
+}
+
+/// The leaf with the name of the hypervisor under this host, if there is one.
+const HYPERVISOR_SIGNATURE: u32 = 0x4000_0000;
+/// The signature of QEMU's TCG.
+const QEMU_EMULATION: &[u8] = b"TCGTCGTCGTCG";
 
 /// A fact of the host, which no virtual machine changes.
 static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();

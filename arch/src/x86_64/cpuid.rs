@@ -3,6 +3,10 @@
 //! KVM answers KVM_GET_SUPPORTED_CPUID with the host CPU's own topology, which is not the guest's. Every vCPU is one
 //! core of one package here, without hyper-threads. Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
 
+pub use xsave::{has_xsave, without_xsave};
+
+mod xsave;
+
 const LEAF_VENDOR: u32 = 0x0;
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_INTEL_CACHES: u32 = 0x4;
