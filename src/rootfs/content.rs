@@ -19,7 +19,7 @@ pub(super) struct Content {
 #[derive(Debug, Clone)]
 enum Source {
     /// Parts of an archive; what is in none of them reads as zeroes.
-    Parts { archive: Arc<File>, parts: Vec<Part> },
+    Parts { archive: Arc<File>, parts: Box<[Part]> },
     /// A file below a folder, which is opened when it is read.
     Named { folder: Arc<File>, path: PathBuf, identity: Identity },
 }
@@ -52,7 +52,7 @@ impl Identity {
 
 impl Content {
     /// A file of `len` bytes that is in parts of an archive, which are in order and inside it.
-    pub(super) fn in_archive(archive: &Arc<File>, len: u64, parts: Vec<Part>) -> Content {
+    pub(super) fn in_archive(archive: &Arc<File>, len: u64, parts: Box<[Part]>) -> Content {
         Content { len, source: Source::Parts { archive: archive.clone(), parts } }
     }
 
@@ -64,7 +64,7 @@ impl Content {
     /// Bytes of memory that say where it is, about.
     pub(super) fn memory(&self) -> usize {
         match &self.source {
-            Source::Parts { parts, .. } => parts.len() * size_of::<Part>(),
+            Source::Parts { parts, .. } => size_of_val::<[Part]>(parts),
             Source::Named { path, .. } => path.as_os_str().len(),
         }
     }
@@ -104,14 +104,23 @@ enum Place<'a> {
 }
 
 impl OpenContent<'_> {
-    /// The bytes from `at` on, to the end at most. A file that has become shorter ends in zeroes.
+    /// The bytes from `at` on, to the end at most.
     ///
     /// # Errors
     /// Those of the host.
     pub(super) fn bytes(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
         let len = len.min(usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX));
         let mut bytes = vec![0; len];
-        let end = at.saturating_add(len as u64);
+        self.fill(&mut bytes, at)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes`, which are zeroes, with those from `at` on. A file that has become shorter ends in zeroes.
+    ///
+    /// # Errors
+    /// Those of the host.
+    pub(super) fn fill(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
+        let end = at.saturating_add(bytes.len() as u64);
         match &self.place {
             Place::Parts(archive, parts) => {
                 for part in *parts {
@@ -124,9 +133,9 @@ impl OpenContent<'_> {
                     }
                 }
             }
-            Place::File(file) => drop(read_up_to(file, &mut bytes, at)?),
+            Place::File(file) => drop(read_up_to(file, bytes, at)?),
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// Whether the file has become shorter since it was found.

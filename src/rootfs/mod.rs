@@ -131,13 +131,15 @@ pub(crate) fn prepare(config: &VmConfig) -> Result<Option<Root>, RootError> {
         return Ok(Some(Root::Disk(RootDisk { backing, file_system })));
     }
     let mut left_out = LeftOut::default();
+    let source_len = source.archive_len();
     let tree = tree_of(root, source, &mut left_out)?;
-    let made = if is_initramfs(root, &tree, config.memory.bytes())? {
-        Root::Initramfs(Some(initramfs(root, &tree, &mut left_out)?))
-    } else {
-        let (_, image) = nameless_file()?;
-        write_erofs(root, &tree, &image, &mut left_out)?;
-        Root::Disk(RootDisk { backing: RootBacking::Made(image), file_system: FileSystem::Erofs })
+    let made = match initramfs_len(root, &tree, source_len, config.memory.bytes())? {
+        Some(len) => Root::Initramfs(Some(initramfs(root, &tree, len, &mut left_out)?)),
+        None => {
+            let (_, image) = nameless_file()?;
+            write_erofs(root, &tree, &image, &mut left_out)?;
+            Root::Disk(RootDisk { backing: RootBacking::Made(image), file_system: FileSystem::Erofs })
+        }
     };
     if !left_out.is_nothing() {
         log::warn!("--root {}: {left_out}", root.path.display());
@@ -249,6 +251,7 @@ fn kind_name(kind: RootKind) -> &'static str {
 /// Reads a folder or tar; an image has no tree.
 fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<Tree, RootError> {
     let path = || root.path.clone();
+    let limit = source.archive_len().map_or(0, Tree::limit_for);
     let (file, len) = match source {
         Source::Directory => {
             return directory::read(&root.path, &Caller::here(), root.keep_ids, left_out)
@@ -259,7 +262,7 @@ fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<
         Source::PackedTar(packing, packed) => source::unpacked(&root.path, packing, &packed)?,
         Source::Image(_) => return Err(RootError::Empty { path: path() }),
     };
-    tar::read(&Arc::new(file), len, left_out)
+    tar::read(&Arc::new(file), len, limit, left_out)
         .map_err(|source| RootError::Tar { path: path(), source })
         .and_then(|tree| not_empty(root, tree))
 }
@@ -268,23 +271,36 @@ fn not_empty(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
     if tree.is_empty() { Err(RootError::Empty { path: root.path.clone() }) } else { Ok(tree) }
 }
 
-/// Whether a tree goes to the guest as an initramfs.
-fn is_initramfs(root: &RootConfig, tree: &Tree, memory: u64) -> Result<bool, RootError> {
+/// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is that of the
+/// archive which it is from.
+fn initramfs_len(
+    root: &RootConfig,
+    tree: &Tree,
+    source_len: Option<u64>,
+    memory: u64,
+) -> Result<Option<u64>, RootError> {
     let len = newc::likely_len(tree);
+    let most =
+        source_len.map_or(SMALL, |len| SMALL.min(SMALL_OF_ARCHIVE.saturating_add(len.saturating_mul(2))));
     match root.form {
-        RootForm::Disk => Ok(false),
-        RootForm::Auto => Ok(len.is_some_and(|len| len <= SMALL.min(memory / SHARE_OF_MEMORY))),
+        RootForm::Disk => Ok(None),
+        RootForm::Auto => Ok(len.filter(|len| *len <= most.min(memory / SHARE_OF_MEMORY))),
         RootForm::Initramfs => match len {
             None => Err(RootError::NoInitramfs { path: root.path.clone() }),
             // It is made in memory here, too: holes of a tar may make it as large as they like.
             Some(len) if len > memory => Err(RootError::TooLarge { path: root.path.clone(), len, memory }),
-            Some(_) => Ok(true),
+            Some(len) => Ok(Some(len)),
         },
     }
 }
 
-fn initramfs(root: &RootConfig, tree: &Tree, left_out: &mut LeftOut) -> Result<InitrdFile, RootError> {
-    let bytes = newc::write(tree, &mut left_out.shortened)
+fn initramfs(
+    root: &RootConfig,
+    tree: &Tree,
+    len: u64,
+    left_out: &mut LeftOut,
+) -> Result<InitrdFile, RootError> {
+    let bytes = newc::write(tree, len, &mut left_out.shortened)
         .map_err(|source| RootError::Image { path: root.path.clone(), source })?;
     let file = InitrdFile::from_bytes(&root.path, bytes);
     file.map_err(|_| RootError::Empty { path: root.path.clone() })
@@ -338,6 +354,9 @@ const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
 /// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once from then
 /// on; a disk costs a device, two file systems and reads as they come.
 const SMALL: u64 = 32 << 20;
+/// The same for an archive, to which twice its own length is added: holes and packing make much of little, and it is made
+/// in memory here.
+const SMALL_OF_ARCHIVE: u64 = 12 << 20;
 /// The same as a share of the guest's memory: an eighth of it, so that unpacking takes a quarter.
 const SHARE_OF_MEMORY: u64 = 8;
 

@@ -3,13 +3,14 @@
 
 use std::collections::{HashMap, HashSet, btree_map};
 
+use super::content::Content;
 use super::erofs::ImageError;
 use super::tree::{Inode, InodeId, Kind, Reached, Tree};
 
 /// Bytes of the archive, about: what decides whether it is small. `None` when the form cannot hold the tree: it has
 /// extended attributes, a path that the kernel would skip, or an id that has no room.
 pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
-    let mut len = 0_u64;
+    let mut len = END;
     let mut can_hold = true;
     let mut counted = HashSet::new();
     each_name(tree, |name, number, inode, links| {
@@ -28,26 +29,20 @@ pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
     can_hold.then_some(len)
 }
 
-/// The archive.
+/// The archive, for which there is room for the `len` bytes that are likely.
 ///
 /// # Errors
 /// A file of the source cannot be read.
-pub(super) fn write(tree: &Tree, shortened: &mut u64) -> Result<Vec<u8>, ImageError> {
-    let mut out = Vec::new();
+pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8>, ImageError> {
+    let mut out = Vec::with_capacity(usize::try_from(len).map_err(|_| ImageError::TooLarge)?);
     let mut written = HashSet::new();
     each_name(tree, |name, number, inode, links| {
         // The kernel links later names of a file to the first one; only that has the content.
         let is_first = written.insert(number);
-        let data = match &inode.kind {
-            Kind::File(content) if is_first => {
-                let failed = |source| ImageError::Source { name: content.name(), source };
-                let open = content.open().map_err(failed)?;
-                let len = usize::try_from(content.len).map_err(|_| ImageError::TooLarge)?;
-                *shortened += u64::from(open.is_shorter().map_err(failed)?);
-                open.bytes(0, len).map_err(failed)?
-            }
-            Kind::Symlink(target) => target.clone(),
-            _ => Vec::new(),
+        let size = match &inode.kind {
+            Kind::File(content) if is_first => content.len,
+            Kind::Symlink(target) => target.len() as u64,
+            _ => 0,
         };
         let (major, minor) = match &inode.kind {
             Kind::CharacterDevice(device) | Kind::BlockDevice(device) => (device.major, device.minor),
@@ -57,7 +52,8 @@ pub(super) fn write(tree: &Tree, shortened: &mut u64) -> Result<Vec<u8>, ImageEr
         // Before 1970 and after 2106 there is no time in this form.
         let time = u32::try_from(attributes.mtime.0.max(0)).unwrap_or(u32::MAX);
         let name = if name.is_empty() { b"." } else { name };
-        let (size, name_size) = (data.len() as u32, name.len() as u32 + 1);
+        let (size, name_size) =
+            (u32::try_from(size).map_err(|_| ImageError::TooLarge)?, name.len() as u32 + 1);
         let mode = u32::from(inode.mode());
         let fields = [
             number,
@@ -74,10 +70,16 @@ pub(super) fn write(tree: &Tree, shortened: &mut u64) -> Result<Vec<u8>, ImageEr
             name_size,
             0,
         ];
-        append(&mut out, fields, name, &data);
+        append_header(&mut out, fields, name);
+        match &inode.kind {
+            Kind::File(content) if is_first => *shortened += u64::from(append_content(&mut out, content)?),
+            Kind::Symlink(target) => out.extend_from_slice(target),
+            _ => {}
+        }
+        pad(&mut out);
         Ok(())
     })?;
-    append(&mut out, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, TRAILER.len() as u32 + 1, 0], TRAILER, &[]);
+    append_header(&mut out, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, TRAILER.len() as u32 + 1, 0], TRAILER);
     Ok(out)
 }
 
@@ -120,21 +122,37 @@ fn names(tree: &Tree, id: InodeId) -> Option<btree_map::Iter<'_, Vec<u8>, InodeI
     }
 }
 
-fn append(out: &mut Vec<u8>, fields: [u32; 13], name: &[u8], data: &[u8]) {
+fn append_header(out: &mut Vec<u8>, fields: [u32; 13], name: &[u8]) {
     out.extend_from_slice(b"070701");
     for field in fields {
         out.extend_from_slice(format!("{field:08x}").as_bytes());
     }
     out.extend_from_slice(name);
     out.push(0);
-    out.resize(out.len().next_multiple_of(4), 0);
-    out.extend_from_slice(data);
+    pad(out);
+}
+
+/// Reads a file straight into the archive; true when it has become shorter than it was.
+fn append_content(out: &mut Vec<u8>, content: &Content) -> Result<bool, ImageError> {
+    let failed = |source| ImageError::Source { name: content.name(), source };
+    let open = content.open().map_err(failed)?;
+    let is_shorter = open.is_shorter().map_err(failed)?;
+    let start = out.len();
+    let len = usize::try_from(content.len).map_err(|_| ImageError::TooLarge)?;
+    out.resize(start.saturating_add(len), 0);
+    open.fill(out.get_mut(start..).unwrap_or_default(), 0).map_err(failed)?;
+    Ok(is_shorter)
+}
+
+fn pad(out: &mut Vec<u8>) {
     out.resize(out.len().next_multiple_of(4), 0);
 }
 
 const TRAILER: &[u8] = b"TRAILER!!!";
 /// Bytes in front of a name.
 const HEADER: u64 = 110;
+/// The entry that ends an archive.
+const END: u64 = 124;
 /// Behind a name and a content, at the most.
 const PADDING: u64 = 7;
 /// The kernel skips names that are not shorter than PATH_MAX.

@@ -73,7 +73,7 @@ pub(super) fn file(bytes: &[u8]) -> File {
 /// A regular file's content.
 pub(super) fn content(bytes: &[u8]) -> Content {
     let len = bytes.len() as u64;
-    Content::in_archive(&Arc::new(file(bytes)), len, vec![Part { at: 0, offset: 0, len }])
+    Content::in_archive(&Arc::new(file(bytes)), len, Box::new([Part { at: 0, offset: 0, len }]))
 }
 
 pub(super) fn attributes(permissions: u16, uid: u32, gid: u32) -> Attributes {

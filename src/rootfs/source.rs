@@ -68,6 +68,15 @@ impl Source {
         Err(other(content_name(&start)))
     }
 
+    /// Bytes of the archive, packed as it may be; none for what is no archive.
+    pub(super) fn archive_len(&self) -> Option<u64> {
+        match self {
+            Source::Tar(_, len) => Some(*len),
+            Source::PackedTar(_, file) => Some(file.metadata().map_or(0, |metadata| metadata.len())),
+            Source::Directory | Source::Image(_) => None,
+        }
+    }
+
     pub(super) fn kind(&self) -> RootKind {
         match self {
             Source::Directory => RootKind::Directory,

@@ -2,16 +2,20 @@
 //! contents by reference. The readers (`directory`, `tar`) fill it, the writers (`newc`, `erofs`) walk it. Nothing of it
 //! is ever made on the host, so no name in it can reach a file there.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::content::Content;
 
 /// A file system: inodes, of which the first is the root directory.
 #[derive(Debug)]
 pub(super) struct Tree {
-    inodes: Vec<Inode>,
+    /// In pieces of [`PIECE`]: one vector would take twice its length each time that it grows.
+    inodes: Vec<Vec<Inode>>,
+    count: u32,
     /// Bytes of memory that are left for more.
     room: usize,
+    /// Bytes of memory for everything.
+    limit: usize,
 }
 
 /// The place of an inode in its tree.
@@ -76,8 +80,8 @@ pub enum EntryError {
     /// No Linux file system has such a name.
     #[error("a part of its name is longer than 255 bytes or has a NUL")]
     Name,
-    /// More parts than any path has.
-    #[error("its name has more than {MAX_DEPTH} parts")]
+    /// More parts than any path has, with those of the symbolic links in it.
+    #[error("its name has more than {MAX_DEPTH} parts, with those of the symbolic links in it")]
     Depth,
     /// Its folder is a link that ends nowhere, or in itself.
     #[error("a folder in its name is a symbolic link that leads nowhere or in a circle")]
@@ -94,16 +98,38 @@ pub enum EntryError {
     /// No link can say this.
     #[error("it is a symbolic link to nothing, or to a name that cannot be")]
     Target,
-    /// More than any root has.
-    #[error("there are more files, names and attributes than {} GiB of memory hold", MAX_MEMORY >> 30)]
-    TooMany,
+    /// More than any root has, or than a source of its size should have.
+    #[error(
+        "its files, names and attributes take more than {mib} MiB of memory, the limit for a source of this size; an \
+         unpacked one may have more"
+    )]
+    TooMany {
+        /// The limit.
+        mib: usize,
+    },
 }
 
 impl Tree {
     /// A tree of nothing but its root directory.
     pub(super) fn new(attributes: Attributes) -> Tree {
+        Tree::within(attributes, MAX_MEMORY)
+    }
+
+    /// The same with a limit in bytes for its memory and that of what is written from it.
+    pub(super) fn within(attributes: Attributes, limit: usize) -> Tree {
         let root = Inode { kind: Kind::Directory(BTreeMap::new()), attributes };
-        Tree { inodes: vec![root], room: MAX_MEMORY }
+        Tree { inodes: vec![vec![root]], count: 1, room: limit, limit }
+    }
+
+    /// The limit for a tree from an archive: as much as an honest one takes, and in proportion to its bytes.
+    pub(super) fn limit_for(archive_len: u64) -> usize {
+        let more = usize::try_from(archive_len).unwrap_or(usize::MAX).saturating_mul(MEMORY_PER_BYTE);
+        MIN_MEMORY.saturating_add(more).min(MAX_MEMORY)
+    }
+
+    /// How many inodes there are.
+    pub(super) fn count(&self) -> usize {
+        self.count as usize
     }
 
     /// The root directory.
@@ -111,11 +137,11 @@ impl Tree {
 
     pub(super) fn inode(&self, id: InodeId) -> &Inode {
         // Ids are made by this tree, and it never loses an inode.
-        &self.inodes[id.0 as usize]
+        &self.inodes[id.index() / PIECE][id.index() % PIECE]
     }
 
     fn inode_mut(&mut self, id: InodeId) -> &mut Inode {
-        &mut self.inodes[id.0 as usize]
+        &mut self.inodes[id.index() / PIECE][id.index() % PIECE]
     }
 
     /// Whether the root directory has nothing in it.
@@ -180,8 +206,12 @@ impl Tree {
         inode: Inode,
     ) -> Result<InodeId, EntryError> {
         self.take_room(inode.memory())?;
-        let id = InodeId(u32::try_from(self.inodes.len()).map_err(|_| EntryError::TooMany)?);
-        self.inodes.push(inode);
+        let id = InodeId(self.count);
+        self.count = self.count.checked_add(1).ok_or_else(|| self.too_many())?;
+        match self.inodes.last_mut().filter(|piece| piece.len() < PIECE) {
+            Some(piece) => piece.push(inode),
+            None => self.inodes.push(vec![inode]),
+        }
         self.name(directory, name, id)?;
         Ok(id)
     }
@@ -191,7 +221,7 @@ impl Tree {
     /// # Errors
     /// There is too much in the tree.
     pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) -> Result<(), EntryError> {
-        self.take_room(NAME + name.len())?;
+        self.take_room(NAME + allocated(name.len()))?;
         if let Kind::Directory(names) = &mut self.inode_mut(directory).kind {
             names.insert(name, id);
         }
@@ -200,32 +230,42 @@ impl Tree {
 
     /// What is replaced counts on: a source may replace one name without end.
     fn take_room(&mut self, bytes: usize) -> Result<(), EntryError> {
-        self.room = self.room.checked_sub(bytes).ok_or(EntryError::TooMany)?;
+        self.room = self.room.checked_sub(bytes).ok_or_else(|| self.too_many())?;
         Ok(())
+    }
+
+    fn too_many(&self) -> EntryError {
+        EntryError::TooMany { mib: self.limit >> 20 }
     }
 
     /// Every inode that has a name, each once, the root first and each directory before what is in it.
     pub(super) fn reachable(&self) -> Vec<Reached> {
-        let mut reached = vec![Reached { id: Self::ROOT, parent: Self::ROOT, links: 2 }];
-        let mut places = HashMap::from([(Self::ROOT, 0)]);
+        let mut reached = Vec::with_capacity(self.count());
+        reached.push(Reached { id: Self::ROOT, parent: Self::ROOT, links: 2 });
+        // By the id of an inode; the root is the only one at 0.
+        let mut places = vec![0; self.count()];
         let mut directories = VecDeque::from([Self::ROOT]);
         while let Some(parent) = directories.pop_front() {
             let Kind::Directory(names) = &self.inode(parent).kind else { continue };
             let mut subdirectories = 0;
             for &id in names.values() {
                 let is_directory = matches!(self.inode(id).kind, Kind::Directory(_));
-                let place = *places.entry(id).or_insert(reached.len());
-                if let Some(known) = reached.get_mut(place) {
-                    known.links += 1;
+                let Some(place) = places.get_mut(id.index()) else { continue };
+                if *place > 0 {
+                    if let Some(known) = reached.get_mut(*place as usize) {
+                        known.links += 1;
+                    }
                     continue;
                 }
+                *place = reached.len() as u32;
                 reached.push(Reached { id, parent, links: if is_directory { 2 } else { 1 } });
                 if is_directory {
                     subdirectories += 1;
                     directories.push_back(id);
                 }
             }
-            if let Some(directory) = places.get(&parent).and_then(|place| reached.get_mut(*place)) {
+            let place = places.get(parent.index()).map(|place| *place as usize);
+            if let Some(directory) = place.and_then(|place| reached.get_mut(place)) {
                 directory.links += subdirectories;
             }
         }
@@ -251,8 +291,12 @@ impl Tree {
         let mut above = Vec::new();
         let mut here = Self::ROOT;
         let mut ahead: VecDeque<Vec<u8>> = path.iter().cloned().collect();
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         while let Some(part) = ahead.pop_front() {
+            steps += 1;
+            if steps > MAX_DEPTH {
+                return Err(EntryError::Depth);
+            }
             if part == b".." {
                 here = above.pop().unwrap_or(Self::ROOT);
                 continue;
@@ -274,6 +318,9 @@ impl Tree {
                     let parts = target.split(|byte| *byte == b'/');
                     for part in parts.filter(|part| !part.is_empty() && *part != b".").rev() {
                         ahead.push_front(part.to_vec());
+                    }
+                    if ahead.len() > MAX_DEPTH {
+                        return Err(EntryError::Depth);
                     }
                 }
                 _ => {
@@ -298,6 +345,13 @@ impl Tree {
     }
 }
 
+impl InodeId {
+    /// Its index among the inodes of its tree.
+    pub(super) fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 impl Kind {
     /// The type bits of `st_mode` (inode(7)).
     pub(super) fn type_bits(&self) -> u16 {
@@ -313,21 +367,25 @@ impl Kind {
 }
 
 impl Attributes {
-    /// Bytes of memory that it takes, about.
+    /// Bytes of memory that it takes, at most about.
     fn memory(&self) -> usize {
-        self.xattrs.iter().map(|(name, value)| NAME + name.len() + value.len()).sum()
+        let one =
+            |(name, value): (&Vec<u8>, &Vec<u8>)| XATTR + allocated(name.len()) + allocated(value.len());
+        let all: usize = self.xattrs.iter().map(one).sum();
+        if all == 0 { 0 } else { XATTRS + all }
     }
 }
 
 impl Inode {
-    /// Bytes of memory that it takes, about.
+    /// Bytes of memory that it takes, at most about, here and when an image is written.
     fn memory(&self) -> usize {
         let kind = match &self.kind {
-            Kind::File(content) => content.memory(),
-            Kind::Symlink(target) => target.len(),
-            Kind::Directory(_) | Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
+            Kind::File(content) => allocated(content.memory()),
+            Kind::Symlink(target) => allocated(target.len()),
+            Kind::Directory(_) => NAMES,
+            Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
         };
-        size_of::<Inode>() + self.attributes.memory() + kind
+        size_of::<Inode>() + WRITTEN + self.attributes.memory() + kind
     }
 
     /// As `st_mode`.
@@ -360,10 +418,28 @@ const MAX_NAME: usize = 255;
 const MAX_DEPTH: usize = 1024;
 /// As the kernel has it (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// Most bytes of memory: enough for some three million files, several times a large distribution.
+/// Inodes that are stored in one piece.
+const PIECE: usize = 1024;
+/// Most bytes of memory: enough for some two million files, several times a large distribution.
 const MAX_MEMORY: usize = 1 << 30;
-/// Of a name beside its own bytes: what a map has for each.
-const NAME: usize = 64;
+/// Bytes of memory that a tree from any archive may take: some forty thousand files.
+const MIN_MEMORY: usize = 16 << 20;
+/// The same for each byte of the archive. A member of a plain tar takes 512 bytes there and some 400 here.
+const MEMORY_PER_BYTE: usize = 5;
+/// Of a name beside its own bytes: the nodes of a map are half empty at worst.
+const NAME: usize = 80;
+/// Of a directory: the first node of its map.
+const NAMES: usize = 352;
+/// Of an extended attribute, and of the first of a file, in the same way.
+const XATTR: usize = 112;
+const XATTRS: usize = 560;
+/// Of an inode, for its place in an image.
+const WRITTEN: usize = 128;
+
+/// Bytes that an allocation of `len` takes.
+fn allocated(len: usize) -> usize {
+    len.saturating_add(16).max(32)
+}
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,5 @@
 //! Where everything of an image goes, before a byte of it is written.
 
-use std::collections::HashMap;
-
 use super::directory;
 use crate::rootfs::tree::{Inode, InodeId, Kind, Reached, Tree};
 use crate::rootfs::xattrs;
@@ -14,7 +12,8 @@ pub(super) struct Layout {
     pub(super) blocks: u64,
     /// Extended attributes that do not fit.
     pub(super) lost_xattrs: u64,
-    places: HashMap<InodeId, usize>,
+    /// Indexes into `placed`, by the index of the inode.
+    places: Vec<u32>,
 }
 
 /// The place of one inode and its content.
@@ -50,10 +49,14 @@ impl Layout {
     /// Places everything of a tree; `None` when there are more blocks than numbers for them.
     pub(super) fn of(tree: &Tree) -> Option<Layout> {
         let mut cursor = SUPER_OFFSET as u64 + SUPERBLOCK;
-        let mut layout = Layout { placed: Vec::new(), blocks: 0, lost_xattrs: 0, places: HashMap::new() };
-        for reached in tree.reachable() {
+        let reached = tree.reachable();
+        let placed = Vec::with_capacity(reached.len());
+        let mut layout = Layout { placed, blocks: 0, lost_xattrs: 0, places: vec![0; tree.count()] };
+        for reached in reached {
             let placed = layout.place(tree, reached, &mut cursor);
-            layout.places.insert(placed.id, layout.placed.len());
+            if let Some(place) = layout.places.get_mut(placed.id.index()) {
+                *place = layout.placed.len() as u32;
+            }
             layout.placed.push(placed);
         }
         let mut next = cursor.div_ceil(BLOCK);
@@ -74,7 +77,7 @@ impl Layout {
 
     /// The number by which directories know an inode.
     pub(super) fn nid(&self, id: InodeId) -> u64 {
-        let placed = self.places.get(&id).and_then(|place| self.placed.get(*place));
+        let placed = self.places.get(id.index()).and_then(|place| self.placed.get(*place as usize));
         placed.map_or(0, |placed| placed.offset / SLOT)
     }
 

@@ -59,7 +59,7 @@ fn attributes_without_room_are_counted_and_the_others_kept() {
 #[test]
 fn file_too_large_for_an_image_is_refused() {
     let mut tree = Tree::new(crate::rootfs::samples::attributes(0o755, 0, 0));
-    let huge = Content::in_archive(&std::sync::Arc::new(file(b"")), 1 << 45, Vec::new());
+    let huge = Content::in_archive(&std::sync::Arc::new(file(b"")), 1 << 45, Box::default());
     tree.put(b"huge", plain(Kind::File(huge))).unwrap();
     assert!(matches!(write(&tree, &file(b"")), Err(ImageError::TooLarge)));
 }
@@ -67,7 +67,7 @@ fn file_too_large_for_an_image_is_refused() {
 #[test]
 fn holes_take_no_room() {
     let mut tree = Tree::new(crate::rootfs::samples::attributes(0o755, 0, 0));
-    let hole = Content::in_archive(&std::sync::Arc::new(file(b"")), 1 << 30, Vec::new());
+    let hole = Content::in_archive(&std::sync::Arc::new(file(b"")), 1 << 30, Box::default());
     tree.put(b"hole", plain(Kind::File(hole))).unwrap();
     let (image, written) = written(&tree);
     assert!(written.bytes > 1 << 30 && image.metadata().unwrap().blocks() < 100);

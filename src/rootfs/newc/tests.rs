@@ -21,7 +21,7 @@ fn tree() -> Tree {
 #[test]
 fn attributes_and_links_are_in_the_headers() {
     let mut shortened = 0;
-    let archive = write(&tree(), &mut shortened).unwrap();
+    let archive = write(&tree(), 0, &mut shortened).unwrap();
     let text = String::from_utf8(archive).unwrap();
     // Inode, mode, owner, group, links, time, size, -, -, device, length of the name, checksum.
     let first = "0707010000000600008\
@@ -87,7 +87,7 @@ fn cpio_program_unpacks_it_when_there_is_one() {
         crate::rootfs::tests::skip("no cpio program on this machine");
         return;
     };
-    child.stdin.take().unwrap().write_all(&write(&tree(), &mut 0).unwrap()).unwrap();
+    child.stdin.take().unwrap().write_all(&write(&tree(), 0, &mut 0).unwrap()).unwrap();
     child.wait().unwrap();
     assert_eq!(fs::read(scratch.join("etc/b")).unwrap(), b"first\n");
     let inode = |name| fs::metadata(scratch.join(name)).unwrap().ino();

@@ -32,26 +32,37 @@ pub(super) struct Sparse {
 /// Bytes of everything in a tar are multiples of this.
 pub(super) const BLOCK: u64 = 512;
 
+/// Why a block is not a header that can be used.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// It is not a header at all, or one of its parts is damaged: what.
+    Damaged(&'static str),
+    /// A number of the member is none, or out of range.
+    Field(Wrong),
+}
+
+/// What a header says that cannot be.
+#[derive(Debug, Clone)]
+pub(super) struct Wrong {
+    /// The member, where the header has its name.
+    pub(super) name: Vec<u8>,
+    pub(super) field: String,
+    pub(super) value: String,
+}
+
 /// Whether the first bytes of a file are a header.
 pub(in crate::rootfs) fn is_header(start: &[u8]) -> bool {
-    start.first_chunk().is_some_and(|block| matches!(Header::parse(block), Ok(Some(_))))
+    let is_header = |block| matches!(Header::parse(block), Ok(Some(_)) | Err(Fault::Field(_)));
+    start.first_chunk().is_some_and(is_header)
 }
 
 impl Header {
     /// Reads a block; `None` is the end mark.
-    pub(super) fn parse(block: &[u8; BLOCK as usize]) -> Result<Option<Header>, &'static str> {
+    pub(super) fn parse(block: &[u8; BLOCK as usize]) -> Result<Option<Header>, Fault> {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
-        let sum = number(&block[148..156]).ok_or("its checksum is no number")?;
-        // Some old programs have added signed bytes.
-        let in_sum = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
-        let bytes = || block.iter().enumerate().map(|(at, byte)| in_sum(at, *byte));
-        let unsigned: i64 = bytes().map(i64::from).sum();
-        let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
-        if sum != unsigned && sum != signed {
-            return Err("its checksum is wrong");
-        }
+        check_sum(block).map_err(Fault::Damaged)?;
         let kind = block[156];
         let is_gnu = block[257..265] == *b"ustar  \0";
         let is_posix = block[257..262] == *b"ustar" && !is_gnu;
@@ -60,25 +71,51 @@ impl Header {
         if is_posix && !prefix.is_empty() {
             name = [prefix, b"/", &name].concat();
         }
-        let positive =
-            |field: &[u8], what| number(field).and_then(|number| u64::try_from(number).ok()).ok_or(what);
-        let id = |field: &[u8], what| positive(field, what).and_then(|id| id.try_into().map_err(|_| what));
-        let mode = positive(&block[100..108], "its mode is no number")?;
+        let wrong = |field: &str, bytes: &[u8]| {
+            let value = number(bytes).map_or_else(|| shown(text(bytes)), |number| number.to_string());
+            Fault::Field(Wrong { name: name.clone(), field: field.to_owned(), value })
+        };
+        let positive = |field, bytes: &[u8]| {
+            let positive = number(bytes).and_then(|number| u64::try_from(number).ok());
+            positive.ok_or_else(|| wrong(field, bytes))
+        };
+        let id = |field, bytes: &[u8]| {
+            positive(field, bytes).and_then(|id| id.try_into().map_err(|_| wrong(field, bytes)))
+        };
+        let mode = positive("mode", &block[100..108])?;
         let has_device = matches!(kind, b'3' | b'4');
-        let device = |field: &[u8]| if has_device { id(field, "its device is no number") } else { Ok(0) };
-        Ok(Some(Header {
-            name,
+        let device = |bytes: &[u8]| if has_device { id("device", bytes) } else { Ok(0) };
+        let header = Header {
             link: text(&block[157..257]).to_vec(),
             kind,
             permissions: (mode & 0o7777) as u16,
-            uid: id(&block[108..116], "its user is no number of 32 bits")?,
-            gid: id(&block[116..124], "its group is no number of 32 bits")?,
-            mtime: number(&block[136..148]).ok_or("its time is no number")?,
-            size: positive(&block[124..136], "its size is no number")?,
+            uid: id("uid", &block[108..116])?,
+            gid: id("gid", &block[116..124])?,
+            mtime: number(&block[136..148]).ok_or_else(|| wrong("mtime", &block[136..148]))?,
+            size: positive("size", &block[124..136])?,
             device: Device { major: device(&block[329..337])?, minor: device(&block[337..345])? },
-            sparse: (kind == b'S').then(|| sparse(block)).transpose()?,
-        }))
+            sparse: (kind == b'S').then(|| sparse(block)).transpose().map_err(Fault::Damaged)?,
+            name,
+        };
+        Ok(Some(header))
     }
+}
+
+/// Whether the sum of a block's bytes is the one that it says.
+fn check_sum(block: &[u8; BLOCK as usize]) -> Result<(), &'static str> {
+    let sum = number(&block[148..156]).ok_or("its checksum is no number")?;
+    // Some old programs have added signed bytes.
+    let in_sum = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
+    let bytes = || block.iter().enumerate().map(|(at, byte)| in_sum(at, *byte));
+    let unsigned: i64 = bytes().map(i64::from).sum();
+    let signed: i64 = bytes().map(|byte| i64::from(byte as i8)).sum();
+    if sum == unsigned || sum == signed { Ok(()) } else { Err("its checksum is wrong") }
+}
+
+/// The beginning of a value, for messages.
+pub(super) fn shown(value: &[u8]) -> String {
+    let start = value.get(..MAX_SHOWN).unwrap_or(value);
+    String::from_utf8_lossy(start).escape_debug().to_string()
 }
 
 /// Reads a block that goes on with the map of a sparse file; true when one more follows.
@@ -98,7 +135,7 @@ fn sparse(block: &[u8; BLOCK as usize]) -> Result<Sparse, &'static str> {
     Ok(Sparse { map, goes_on: block[482] != 0, real_size })
 }
 
-/// Pairs of offset and length, up to the first that is empty.
+/// Pairs of offset and length, up to the first field that is empty; pieces without bytes need no place.
 fn pieces(fields: &[u8], map: &mut SparseMap) -> Result<(), &'static str> {
     for piece in fields.chunks_exact(24) {
         let (offset, len) = piece.split_at(12);
@@ -106,7 +143,8 @@ fn pieces(fields: &[u8], map: &mut SparseMap) -> Result<(), &'static str> {
             break;
         }
         let field = |field| number(field).and_then(|number| u64::try_from(number).ok());
-        map.push(field(offset).zip(field(len)).ok_or("the map of a sparse file is damaged")?);
+        let piece = field(offset).zip(field(len)).ok_or("the map of a sparse file is damaged")?;
+        map.extend(Some(piece).filter(|(_, len)| *len > 0));
     }
     Ok(())
 }
@@ -135,6 +173,8 @@ fn number(field: &[u8]) -> Option<i64> {
     })
 }
 
+/// Bytes of a wrong value that a message shows.
+const MAX_SHOWN: usize = 40;
 /// Most pieces of a sparse file; GNU tar makes one for each run of data.
 const MAX_PIECES: usize = 1 << 20;
 

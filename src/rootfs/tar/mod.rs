@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use self::header::{BLOCK, Header};
+use self::header::{BLOCK, Fault, Header, Wrong};
 use self::pax::Extensions;
 use super::content::{Content, Part, read_up_to};
 use super::left_out::LeftOut;
@@ -43,6 +43,29 @@ pub enum TarError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// A number of a member that cannot be.
+    #[error("its member {name:?} (at byte {at}): {field} is {value}, and has to be {}", range_of(field))]
+    Field {
+        /// The member.
+        name: String,
+        /// Where its header is.
+        at: u64,
+        /// What the number is of, as the header or pax calls it.
+        field: String,
+        /// What is there, or the beginning of it.
+        value: String,
+    },
+    /// A global header that says something of one file.
+    #[error(
+        "the global header at byte {at} has {key}, which can be said of a single member only; make the tar again \
+         without it"
+    )]
+    Global {
+        /// Where the header is.
+        at: u64,
+        /// The key.
+        key: &'static str,
+    },
     /// A member that has no place in a root.
     #[error("its member {name:?} (at byte {at}) cannot be kept: {problem}")]
     Entry {
@@ -55,10 +78,15 @@ pub enum TarError {
     },
 }
 
-/// Reads an archive of `len` bytes.
-pub(super) fn read(archive: &Arc<File>, len: u64, left_out: &mut LeftOut) -> Result<Tree, TarError> {
+/// Reads an archive of `len` bytes into a tree that takes no more memory than `limit`.
+pub(super) fn read(
+    archive: &Arc<File>,
+    len: u64,
+    limit: usize,
+    left_out: &mut LeftOut,
+) -> Result<Tree, TarError> {
     let attributes = Attributes { permissions: 0o755, ..Attributes::default() };
-    let mut tree = Tree::new(attributes);
+    let mut tree = Tree::within(attributes, limit);
     let mut reader = Reader { archive, len, at: 0, global: Extensions::default(), global_len: 0 };
     while let Some(member) = reader.next()? {
         let (at, name) = (member.at, member.name.clone());
@@ -106,7 +134,7 @@ impl Reader<'_> {
         loop {
             let at = self.at;
             let block = self.block(at)?;
-            let Some(header) = Header::parse(&block).map_err(|what| TarError::Header { at, what })? else {
+            let Some(header) = Header::parse(&block).map_err(|fault| fault.at(at))? else {
                 return Ok(None);
             };
             self.at = self.after(at, BLOCK)?;
@@ -117,6 +145,9 @@ impl Reader<'_> {
                     let record = self.record(header.size, &mut global_len)?;
                     self.global_len = global_len;
                     self.global.read(&record, at)?;
+                    if let Some(key) = self.global.of_one_file() {
+                        return Err(TarError::Global { at, key });
+                    }
                     extensions.read(&record, at)?;
                 }
                 b'L' => long_name = Some(until_zero(&self.record(header.size, &mut len)?).to_vec()),
@@ -148,11 +179,14 @@ impl Reader<'_> {
             }
             (None, None) => {
                 let part = Part { at: 0, offset: start, len: stored };
-                Content::in_archive(self.archive, stored, vec![part])
+                Content::in_archive(self.archive, stored, Box::new([part]))
             }
         };
         let sparse_name = extensions.sparse.and_then(|sparse| sparse.name);
         let name = sparse_name.or(extensions.path).or(long_name).unwrap_or(header.name);
+        if let Some(wrong) = extensions.wrong {
+            return Err(Fault::Field(Wrong { name, ..wrong }).at(at));
+        }
         // The old form has no kind for folders, but a slash behind their names.
         let is_folder = is_file(header.kind) && name.ends_with(b"/");
         Ok(Member {
@@ -226,9 +260,11 @@ impl Reader<'_> {
         map: &SparseMap,
     ) -> Result<Content, TarError> {
         let wrong = || TarError::Header { at, what: "the map of a sparse file does not fit it" };
-        let mut parts: Vec<Part> = Vec::with_capacity(map.len());
+        // Pieces without bytes are dropped before there is room for them: a map may have nothing else.
+        let pieces = || map.iter().filter(|(_, len)| *len > 0);
+        let mut parts = Vec::with_capacity(pieces().count());
         let (mut used, mut end) = (0_u64, 0_u64);
-        for &(place, len) in map {
+        for &(place, len) in pieces() {
             if place < end {
                 return Err(wrong());
             }
@@ -239,8 +275,7 @@ impl Reader<'_> {
         if used > stored || end > real_size {
             return Err(wrong());
         }
-        parts.retain(|part| part.len > 0);
-        Ok(Content::in_archive(self.archive, real_size, parts))
+        Ok(Content::in_archive(self.archive, real_size, parts.into_boxed_slice()))
     }
 
     /// The content of a header that is about the next one; `before` counts those of its kind.
@@ -272,6 +307,28 @@ impl Reader<'_> {
     fn after(&self, at: u64, count: u64) -> Result<u64, TarError> {
         let end = at.checked_add(count).filter(|end| *end <= self.len);
         end.ok_or(TarError::CutShort { at: self.len })
+    }
+}
+
+impl Fault {
+    /// The error for the header at byte `at`.
+    fn at(self, at: u64) -> TarError {
+        match self {
+            Fault::Damaged(what) => TarError::Header { at, what },
+            Fault::Field(Wrong { name, field, value }) => {
+                TarError::Field { name: String::from_utf8_lossy(&name).into_owned(), at, field, value }
+            }
+        }
+    }
+}
+
+/// What the value of a field may be, for messages.
+fn range_of(field: &str) -> &'static str {
+    match field {
+        "uid" | "gid" => "a number from 0 to 4294967295",
+        "mtime" => "a time in seconds",
+        "GNU.sparse.map" => "pairs of offset and length",
+        _ => "a number, 0 or more",
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::header::{Wrong, shown};
 use super::{SparseMap, TarError};
 
 /// What pax headers say about a file beyond its own header.
@@ -18,6 +19,8 @@ pub(super) struct Extensions {
     /// Access lists and labels in forms of their own, which are not read.
     pub(super) lost_xattrs: u64,
     pub(super) sparse: Option<Sparse>,
+    /// The first value that cannot be: the member that it is about comes later.
+    pub(super) wrong: Option<Wrong>,
 }
 
 /// A sparse file in one of the forms 0.0, 0.1 and 1.0 of GNU tar.
@@ -42,10 +45,26 @@ impl Extensions {
             let (record, rest) = record(records).ok_or_else(|| wrong("an extension is damaged"))?;
             let equals = record.iter().position(|byte| *byte == b'=');
             let (key, value) = record.split_at(equals.ok_or_else(|| wrong("an extension is damaged"))?);
-            self.take(key, &value[1..]).ok_or_else(|| wrong("an extension has a value that cannot be"))?;
+            let value = value.get(1..).unwrap_or_default();
+            if self.take(key, value).is_none() {
+                let wrong = || Wrong { name: Vec::new(), field: shown(key), value: shown(value) };
+                self.wrong.get_or_insert_with(wrong);
+            }
             records = rest;
         }
         Ok(())
+    }
+
+    /// What a global header must not say: each file that follows would cost as much as all of it.
+    pub(super) fn of_one_file(&self) -> Option<&'static str> {
+        let keys = [
+            (self.path.is_some(), "path"),
+            (self.link.is_some(), "linkpath"),
+            (self.size.is_some(), "size"),
+            (self.sparse.is_some(), "GNU.sparse"),
+            (!self.xattrs.is_empty(), "SCHILY.xattr"),
+        ];
+        keys.iter().find(|(is_said, _)| *is_said).map(|(_, key)| *key)
     }
 
     /// Takes one value; `None` when it cannot be. An empty one takes back what was said before.
@@ -170,10 +189,11 @@ mod tests {
 
     #[test]
     fn damaged_records_are_refused() {
-        for records in
-            [&b"9 path=a\nx"[..], b"99 path=a\n", b"path=a\n", b"0 x=y\n", b"9 size=x\n", b"7 pathx\n"]
-        {
+        for records in [&b"9 path=a\nx"[..], b"99 path=a\n", b"path=a\n", b"0 x=y\n", b"7 pathx\n"] {
             assert!(read(records).is_err(), "{records:?}");
+        }
+        for (records, field) in [(&b"9 size=x\n"[..], "size"), (b"18 uid=5000000000\n", "uid")] {
+            assert_eq!(read(records).unwrap().wrong.unwrap().field, field);
         }
     }
 

@@ -76,7 +76,8 @@ fn sign(header: &mut [u8]) {
 
 fn read_bytes(bytes: &[u8]) -> Result<(Tree, LeftOut), TarError> {
     let mut left_out = LeftOut::default();
-    let tree = read(&Arc::new(file(bytes)), bytes.len() as u64, &mut left_out)?;
+    let len = bytes.len() as u64;
+    let tree = read(&Arc::new(file(bytes)), len, Tree::limit_for(len), &mut left_out)?;
     Ok((tree, left_out))
 }
 
@@ -212,7 +213,7 @@ fn damaged_headers_are_refused_with_their_place() {
     assert_eq!(error, "at byte 1024 there is no header of a tar (its checksum is wrong)");
     let mut tar = Tar::default();
     tar.header(b'0', b"a", b"", 0, |header| header[124..136].copy_from_slice(&[0xff; 12]));
-    assert!(read_bytes(&tar.end()).err().unwrap().to_string().contains("its size is no number"));
+    assert!(read_bytes(&tar.end()).err().unwrap().to_string().contains("size is -1, and has to be"));
     let mut tar = Tar::default();
     tar.header(b'0', b"a", b"", 0, |header| {
         header[124..136].copy_from_slice(b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff");
@@ -255,7 +256,7 @@ fn headers_that_say_more_and_more_of_one_file_are_refused() {
         let mut tar = Tar::default();
         for (number, kind) in (0..).zip(kinds) {
             let start = tar.0.len();
-            tar.pax(&[(&format!("SCHILY.xattr.user.{number}"), &value)]);
+            tar.pax(&[(&format!("comment.{number}"), &value)]);
             let header = &mut tar.0[start..start + 512];
             header[156] = *kind;
             sign(header);
@@ -276,12 +277,46 @@ fn headers_that_say_more_and_more_of_one_file_are_refused() {
 }
 
 #[test]
+fn number_out_of_range_is_named_with_its_member() {
+    let mut pax = Tar::default();
+    pax.pax(&[("uid", b"5000000000")]).file("etc/f", b"");
+    let mut binary = Tar::default();
+    binary.header(b'0', b"etc/f", b"", 0, |header| {
+        header[108..116].copy_from_slice(b"\x80\0\0\x01\x2a\x05\xf2\0");
+    });
+    for (bytes, at) in [(pax.end(), 1024), (binary.end(), 0)] {
+        assert_eq!(
+            read_bytes(&bytes).err().unwrap().to_string(),
+            format!(
+                "its member \"etc/f\" (at byte {at}): uid is 5000000000, and has to be a number from 0 to 4294967295"
+            )
+        );
+    }
+    assert!(is_header(&binary.end()), "it is a tar, whatever a number in it is");
+}
+
+#[test]
+fn global_header_that_is_about_one_file_is_refused() {
+    for record in [
+        &b"22 GNU.sparse.map=0,0\n"[..],
+        b"11 path=ab\n",
+        b"15 linkpath=ab\n",
+        b"9 size=1\n",
+        b"25 SCHILY.xattr.user.a=b\n",
+    ] {
+        let error = read_bytes(&Tar::default().member(b'g', b"g", b"", record).file("f", b"").end());
+        assert!(matches!(error, Err(TarError::Global { at: 0, .. })), "{record:?}");
+    }
+}
+
+#[test]
 fn sparse_maps_that_do_not_fit_are_refused() {
     for map in ["0,9", "0,3,1,3", "0,1,5", "0,1,99,2"] {
         let mut tar = Tar::default();
         tar.pax(&[("GNU.sparse.realsize", b"100"), ("GNU.sparse.map", map.as_bytes())])
             .file("f", b"12345678");
-        assert!(matches!(read_bytes(&tar.end()), Err(TarError::Header { .. })), "{map}");
+        let error = read_bytes(&tar.end());
+        assert!(matches!(error, Err(TarError::Header { .. } | TarError::Field { .. })), "{map}");
     }
 }
 

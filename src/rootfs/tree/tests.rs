@@ -105,6 +105,10 @@ fn impossible_names_are_refused() {
     assert_eq!(tree.put(&[b'n'; 256], file()), Err(EntryError::Name));
     assert_eq!(tree.put(b"a\0b", file()), Err(EntryError::Name));
     assert_eq!(tree.put(&b"d/".repeat(2000), file()), Err(EntryError::Depth));
+    // What stands for many parts costs as many.
+    tree.put(b"long", link(&"d/../".repeat(700))).unwrap();
+    tree.put(b"d/x", file()).unwrap();
+    assert_eq!(tree.put(b"long/x", file()), Err(EntryError::Depth));
     assert_eq!(tree.put(b"./", file()), Err(EntryError::Root));
     assert_eq!(tree.link(b"/", b"x"), Err(EntryError::NoTarget));
 }
@@ -119,6 +123,6 @@ fn tree_takes_no_more_memory_than_it_may() {
     // A name costs less than what did not fit.
     tree.put(b"small", file()).unwrap();
     tree.room = 100;
-    assert_eq!(tree.link(&[b'n'; 100], b"small"), Err(EntryError::TooMany));
-    assert_eq!(tree.put(b"another", file()), Err(EntryError::TooMany));
+    assert_eq!(tree.link(&[b'n'; 100], b"small"), Err(EntryError::TooMany { mib: 1024 }));
+    assert_eq!(tree.put(b"another", file()), Err(EntryError::TooMany { mib: 1024 }));
 }
