@@ -2,6 +2,8 @@
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::stderr::{self, Weight};
+
 /// Shows errors and warnings, with `verbose` 1 information, with 2 or more everything.
 pub(crate) fn start(verbose: u8) {
     log::set_max_level(match verbose {
@@ -11,6 +13,13 @@ pub(crate) fn start(verbose: u8) {
     });
     // It is set once, here.
     let _ = log::set_logger(&Stderr);
+}
+
+/// A line with `--verbose`.
+pub(crate) fn info(line: &str) {
+    if log::max_level() >= LevelFilter::Info {
+        stderr::write(Weight::Log, format!("coracle: {line}\n"));
+    }
 }
 
 struct Stderr;
@@ -29,7 +38,7 @@ impl Log for Stderr {
             Level::Warn => "warning: ",
             Level::Info | Level::Debug | Level::Trace => "",
         };
-        crate::commands::say(&format!("{level}{}", record.args()));
+        stderr::write(Weight::Log, format!("coracle: {level}{}\n", record.args()));
     }
 
     fn flush(&self) {}

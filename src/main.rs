@@ -3,7 +3,9 @@
 mod cli;
 mod commands;
 mod logger;
+mod stderr;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -11,6 +13,7 @@ use clap::Parser;
 use coracle::terminal::RawTerminal;
 
 use crate::cli::{Cli, Command};
+use crate::stderr::Weight;
 
 #[cfg(coracle_small_libc)]
 std::arch::global_asm!(include_str!("../resources/small_libc.s"));
@@ -33,23 +36,33 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(args),
         Command::HostEmulate(args) => commands::host_emulate::run(args),
     };
+    stderr::flush();
     ExitCode::from(code)
 }
 
 /// Help and version are answers (0); anything else is bad usage (125).
 fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing is left to tell when the stream for it is closed.
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::from(commands::BAD_USAGE) } else { ExitCode::SUCCESS }
+    if !error.use_stderr() {
+        // Nothing is left to tell when stdout is closed.
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    stderr::write(Weight::Sentence, error.render().to_string());
+    stderr::flush();
+    ExitCode::from(commands::BAD_USAGE)
 }
 
 /// A panic is a defect of ours and has a code of its own. The terminal is restored first.
 fn end_with_117_on_panic() {
-    let report = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
+    std::panic::set_hook(Box::new(|panic| {
         RawTerminal::restore();
-        report(panic);
-        commands::say("this is a defect of Coracle; please report it with the lines above");
+        stderr::say(&panic.to_string());
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            stderr::write(Weight::Sentence, trace.to_string());
+        }
+        stderr::say("this is a defect of Coracle; please report it with the lines above");
+        stderr::flush();
         // SAFETY: ends the process at once: no destructor or exit handler could wait for the thread that panics.
         unsafe { libc::_exit(i32::from(commands::DEFECT)) };
     }));

@@ -16,8 +16,8 @@ use event_manager::{
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::journal;
 use crate::lock;
-use crate::log_limit::warn_limited;
 use crate::virtio::QueueHandler;
 use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
@@ -109,7 +109,7 @@ impl EventLoop {
         let served = match self.manager.run_with_timeout(timeout_millis) {
             Ok(count) => count > 0,
             Err(error) => {
-                log::error!("waiting for I/O events failed: {error}");
+                journal!(Host Error, "waiting for I/O events failed: {error}");
                 false
             }
         };
@@ -163,7 +163,7 @@ impl EventLoop {
                     manager.subscriber_mut(*id), Ok(Subscriber::Virtio(running)) if running.has_failed
                 );
                 if has_failed && let Ok(Subscriber::Virtio(failed)) = manager.remove_subscriber(*id) {
-                    log::debug!("virtio {name}: a handler is retired");
+                    journal!(Guest Debug, "virtio {name}: a handler is retired");
                     retired.push(failed.handler);
                 }
                 !has_failed
@@ -330,7 +330,7 @@ impl Running {
             return;
         }
         if let Err(error) = self.handler.process(events, ops) {
-            warn_limited!("virtio: {error}; the device needs a reset");
+            journal!(Guest Warn, "virtio: {error}; the device needs a reset");
             self.has_failed = true;
             self.failed.store(true, Ordering::Relaxed);
             self.handler.quiesce(true);
@@ -363,7 +363,7 @@ impl MutEventSubscriber for Subscriber {
 /// ruled out.
 pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32, set: EventSet) {
     if let Err(error) = ops.add(Events::with_data(source, data, set)) {
-        log::error!("an I/O source cannot be watched: {error}");
+        journal!(Host Error, "an I/O source cannot be watched: {error}");
     }
 }
 

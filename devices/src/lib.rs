@@ -4,8 +4,8 @@
 //! MMIO exit of a vCPU. This crate knows neither KVM nor the boot protocol: interrupts leave through
 //! [`irq::MsiSink`] and [`irq::IrqLine`], power-off and reset through [`guest_request::GuestRequestSink`].
 //!
-//! Whatever a guest writes is hostile: a device never panics, never waits and never logs because of it, and
-//! every access does a bounded amount of work in a bounded amount of memory.
+//! Whatever a guest writes is hostile: a device never panics and never waits because of it, writes a bounded number of
+//! log lines ([`journal`]), and every access does a bounded amount of work in a bounded amount of memory.
 
 #![cfg_attr(
     not(test),
@@ -25,9 +25,10 @@ pub mod bus;
 pub mod event_loop;
 pub mod guest_request;
 pub mod irq;
+pub mod journal;
 pub mod legacy;
-mod log_limit;
 pub mod memory;
+pub mod thread;
 pub mod virtio;
 
 #[cfg(test)]

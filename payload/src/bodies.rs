@@ -52,7 +52,8 @@ global_asm!(concat!(
     include_str!("asm/balloon.s"),
     include_str!("asm/vsock.s"),
     include_str!("asm/vsock_bench.s"),
-    include_str!("asm/virtio_console.s")
+    include_str!("asm/virtio_console.s"),
+    include_str!("asm/log_flood.s")
 ));
 
 unsafe extern "C" {
@@ -115,6 +116,7 @@ payloads! {
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
+    "log-flood" Zero payload_log_flood..payload_log_flood_end "sets its first virtio device up wrongly for ever, in all ways that are worth a log line";
     "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
     "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
     "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";

@@ -12,9 +12,10 @@ mod settings;
 pub(crate) mod test;
 
 use std::error::Error;
-use std::io::Write;
 
 use coracle::emulated_host::{EmulatedExit, EmulatedHostError};
+
+pub(crate) use crate::stderr::say;
 
 /// Bad usage or configuration, or a host error before the guest ran.
 pub(crate) const BAD_USAGE: u8 = 125;
@@ -23,11 +24,6 @@ pub(crate) const NO_KVM: u8 = 115;
 
 /// Coracle or its host failed.
 pub(crate) const DEFECT: u8 = 117;
-
-/// One line on stderr. A terminal in raw mode needs the carriage return; a closed stderr is nobody's loss.
-pub(crate) fn say(line: &str) {
-    let _ = std::io::stderr().write_all(format!("coracle: {line}\n").as_bytes());
-}
 
 /// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU and the
 /// machine's kernel said last.

@@ -16,6 +16,7 @@ use coracle_devices::backend::chardev::{CharSink, CharSource, ReadOutcome, Writt
 use coracle_devices::backend::console_buffer::{ConsoleBuffer, Drained};
 use coracle_devices::backend::console_input::ConsoleInput;
 use coracle_devices::event_loop::{Resident, watch};
+use coracle_devices::journal;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use ends::ConsoleListener;
@@ -96,7 +97,7 @@ impl Console {
         if self.listener.is_some() {
             self.hang_up(ops);
         } else {
-            log::warn!("console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
+            journal!(Host Warn, "console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
             self.buffer.discard();
         }
     }
@@ -241,7 +242,7 @@ impl Resident for Console {
 
 fn unwatch(ops: &mut EventOps, source: &impl AsRawFd) {
     if let Err(error) = ops.remove(Events::empty(source)) {
-        log::error!("an I/O source cannot be unwatched: {error}");
+        journal!(Host Error, "an I/O source cannot be unwatched: {error}");
     }
 }
 

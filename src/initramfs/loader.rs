@@ -11,6 +11,7 @@ use coracle_arch::x86_64::initrd::InitrdFile;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
 use crate::agent::{AgentProgramError, agent_program};
 use crate::guest_data;
+use coracle_devices::journal;
 
 /// What the archive is to be made of.
 #[derive(Debug, Clone, Copy)]
@@ -122,7 +123,7 @@ pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, 
     }
     let made = match archive(request, modules_of(request)) {
         Err(error) if request.folder.is_none() && (!request.needs_program() || error.is_about_modules()) => {
-            log::warn!("{error}");
+            journal!(Host Warn, "{error}");
             archive(request, Ok(Vec::new()))
         }
         made => made,

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use coracle_devices::irq::{IrqLine, MsiMessage, MsiSink};
+use coracle_devices::journal;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::KvmError;
@@ -61,7 +62,7 @@ impl Interrupts {
         let Some(vm) = vm else { return };
         for (pin, event) in &self.lines().events {
             if let Err(error) = vm.disconnect_interrupt(event, u32::from(*pin)) {
-                log::warn!("{error}");
+                journal!(Host Warn, "{error}");
             }
         }
     }
@@ -93,7 +94,7 @@ impl MsiSink for Interrupts {
             && let Err(error) = vm.set_routes(routes)
         {
             // KVM takes any message; it can only be out of memory.
-            log::error!("interrupt {pin} of the guest is lost: {error}");
+            journal!(Guest Error, "interrupt {pin} of the guest is lost: {error}");
         }
     }
 }

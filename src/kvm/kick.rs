@@ -6,8 +6,9 @@
 
 use std::io;
 use std::os::unix::thread::{JoinHandleExt, RawPthread};
-use std::thread::{self, JoinHandle};
+use std::thread::{Builder, JoinHandle};
 
+use coracle_devices::journal::Journal;
 use kvm_bindings::{KVMIO, kvm_signal_mask};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
@@ -33,23 +34,18 @@ impl Kicker {
     }
 }
 
-/// Starts a thread with every signal blocked from its first instruction on: signals of the process are for the threads
-/// of its owner, a kick that comes early stays pending, and a signal that a write raises (SIGPIPE, SIGXFSZ) becomes
-/// the error of that write. The calling thread's mask is as before when this returns.
+/// Starts a thread of a machine, with every signal blocked: a kick that comes early stays pending. It appends to the
+/// journal of the thread that starts it.
 pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
     name: String,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
-    let mut all = empty_set();
-    let mut before = empty_set();
-    // SAFETY: `all` is an initialized signal set.
-    unsafe { libc::sigfillset(&mut all) };
-    // SAFETY: both sets are valid; the call fails only for an unknown first argument.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before) };
-    let thread = thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(run);
-    // SAFETY: `before` was filled by the call above.
-    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &before, std::ptr::null_mut()) };
-    thread
+    let journal = Journal::current();
+    let builder = Builder::new().name(name).stack_size(STACK_BYTES);
+    coracle_devices::thread::spawn_with_signals_blocked(builder, move || {
+        let _journal = journal.enter();
+        run()
+    })
 }
 
 /// Opens the kick signal inside `KVM_RUN` of this vCPU, and no other signal.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::irq::MsiMessage;
+use coracle_devices::journal;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
     kvm_msi, kvm_userspace_memory_region,
@@ -104,7 +105,7 @@ impl KvmVm {
         };
         // The message is the guest's own choice: one that reaches no local APIC is lost, as on hardware.
         if let Err(error) = self.fd.signal_msi(msi) {
-            log::debug!("interrupt message {message:?} was not delivered: {error}");
+            journal!(Guest Debug, "interrupt message {message:?} was not delivered: {error}");
         }
     }
 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_devices::backend::disk::nameless_file as nameless_file_in;
+use coracle_devices::journal;
 
 use self::caller::Caller;
 pub use self::directory::DirectoryError;
@@ -142,7 +143,7 @@ pub(crate) fn prepare(config: &VmConfig) -> Result<Option<Root>, RootError> {
         }
     };
     if !left_out.is_nothing() {
-        log::warn!("--root {}: {left_out}", root.path.display());
+        journal!(Host Warn, "--root {}: {left_out}", root.path.display());
     }
     Ok(Some(made))
 }

@@ -14,8 +14,10 @@ use coracle_arch::x86_64::load::{self, LoadRequest};
 use coracle_arch::x86_64::mptable::{self};
 use coracle_arch::x86_64::registers::BootState;
 use coracle_devices::event_loop::EventLoop;
+use coracle_devices::journal;
+use coracle_devices::journal::Journal;
 
-use super::lifecycle::{Guest, Machine, Shared, start_control};
+use super::lifecycle::{Guest, LOG_LIMIT, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::Platform;
 use super::watch::Limits;
@@ -110,7 +112,11 @@ impl VmBuilder {
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
         self.check_values()?;
-        VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared()
+        let journal = Arc::new(Journal::default());
+        let _journal = journal.enter();
+        let vm = VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared();
+        journal.flush(LOG_LIMIT);
+        vm
     }
 
     fn build_prepared(&self) -> Result<Vm, BuildError> {
@@ -209,7 +215,7 @@ impl VmBuilder {
             return Err(BuildError::TooManyVcpus { wanted: count, most: limits.max });
         }
         if count as usize > limits.recommended {
-            log::warn!("{count} vCPUs share the {} CPUs of this host", limits.recommended);
+            journal!(Host Warn, "{count} vCPUs share the {} CPUs of this host", limits.recommended);
         }
         let features = CpuFeatures::new(&self.config.cpu, cpu, kvm)?;
         let make = |apic_id| {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use coracle_devices::journal::Journal;
 use coracle_devices::legacy::event::{Event, EventRegister};
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::console::TerminalSize;
@@ -42,6 +43,8 @@ pub(super) struct Shared {
     pub(super) outcome_event: EventFd,
     pub(super) events: Subscribers,
     pub(super) console_path: Option<PathBuf>,
+    /// Where this machine's log lines go.
+    pub(super) journal: Arc<Journal>,
     outcome: Mutex<Option<Outcome>>,
     told: Condvar,
     /// Empty before the threads are started and once they are being joined.
@@ -104,6 +107,7 @@ impl Shared {
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             events: Subscribers::default(),
             console_path,
+            journal: Journal::current(),
             outcome: Mutex::new(None),
             told: Condvar::new(),
             vcpus: Mutex::new(Vec::new()),
@@ -121,6 +125,7 @@ impl Shared {
     }
 
     pub(super) fn pause(&self) -> bool {
+        let _journal = self.journal.enter();
         self.control.pause_gate();
         // A reset may come in between. The guest that is made anew then waits at the gate, and does not reset again.
         for _ in 0..2 {
@@ -146,6 +151,7 @@ impl Shared {
     }
 
     pub(super) fn resume(&self) {
+        let _journal = self.journal.enter();
         let _no_reset = self.vcpus();
         if let Some(virtio) = self.virtio() {
             virtio.resume();
@@ -163,6 +169,7 @@ impl Shared {
     }
 
     pub(super) fn resize_console(&self, size: TerminalSize) -> bool {
+        let _journal = self.journal.enter();
         let virtio = self.virtio();
         let console = virtio.as_ref().and_then(|virtio| virtio.console());
         console.map(|console| console.resize(size)).is_some()
@@ -358,6 +365,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     };
     // Files, sockets and taps are free for the next machine with the outcome; KVM's part takes its time.
     drop((platform, virtio, recipe));
+    shared.journal.flush(LOG_LIMIT);
     shared.tell(outcome);
     drop((vcpus, interrupts));
     if leaked {
@@ -422,3 +430,5 @@ fn ending(event: VmEvent, reset_is_panic: bool) -> Ending {
 /// than it has CPUs takes a second now and then.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 const KICK_INTERVAL: Duration = Duration::from_millis(100);
+/// What the machine logged is there with its outcome, unless the program's back end takes longer than this.
+pub(super) const LOG_LIMIT: Duration = Duration::from_millis(100);

@@ -1,5 +1,6 @@
 //! The part of a device that serves its queues, and where it runs.
 
+use crate::journal;
 use event_manager::{EventOps, EventSet, Events};
 
 use super::irq::VirtioIrq;
@@ -80,6 +81,6 @@ pub struct Stuck;
 pub fn watch_doorbell(sources: &mut EventOps<'_>, queue: &VirtQueue, data: u32) {
     let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
     if let Err(error) = sources.add(Events::with_data(&**queue.doorbell(), data, events)) {
-        log::error!("a virtio doorbell cannot be watched: {error}");
+        journal!(Host Error, "a virtio doorbell cannot be watched: {error}");
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use coracle::VmHandle;
 use coracle::terminal::terminal_size;
 
+use crate::logger;
+
 /// TERM, INT, HUP, QUIT, CONT and WINCH, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
 /// first thread, which then inherits the mask.
 pub(crate) struct Blocked {
@@ -70,7 +72,7 @@ impl Blocked {
             }
             let asks = signal != libc::SIGQUIT && grace.is_none();
             if asks && vm.power_off_by_signal(signal) {
-                log::info!("the guest has {GRACE:?} to power off; a second signal stops it");
+                logger::info(&format!("the guest has {GRACE:?} to power off; a second signal stops it"));
                 grace = Some(Grace { signal, end: Instant::now() + GRACE });
             } else {
                 vm.stop_by_signal(signal);

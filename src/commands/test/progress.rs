@@ -1,10 +1,11 @@
 //! The line on a terminal that tells what runs. Without a terminal, a line for each case that has ended.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 
 use super::case::Done;
 use crate::commands::say;
+use crate::stderr::{self, Weight};
 
 /// What runs and what has ended.
 #[derive(Debug)]
@@ -49,7 +50,8 @@ impl Progress {
     /// Makes room for what is printed next.
     pub(crate) fn clear(&self) {
         if self.is_terminal {
-            let _ = io::stderr().write_all(b"\r\x1b[K");
+            stderr::write(Weight::Log, "\r\x1b[K");
+            stderr::flush();
         }
     }
 
@@ -60,8 +62,7 @@ impl Progress {
         let State { running, ended, bad } = state;
         let line = format!("[{ended}/{}] {bad} failed; running: {}", self.total, running.join(", "));
         let line: String = line.chars().take(WIDTH).collect();
-        // A terminal that is gone is nobody's loss.
-        let _ = io::stderr().write_all(format!("\r\x1b[K{line}").as_bytes());
+        stderr::write(Weight::Log, format!("\r\x1b[K{line}"));
     }
 }
 

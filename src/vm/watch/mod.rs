@@ -12,6 +12,7 @@ mod throttle;
 use std::time::{Duration, Instant};
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::journal;
 
 use self::idle::Idleness;
 use self::throttle::Throttle;
@@ -88,7 +89,7 @@ impl<'a> Watch<'a> {
                 Wake::Pause(reason) => {
                     // Who reads of it may resume at once.
                     self.shared.pause();
-                    log::warn!("{reason}; the virtual machine is paused");
+                    journal!(Host Warn, "{reason}; the virtual machine is paused");
                     self.shared.events.send(Event::PausedByFault { reason });
                 }
                 Wake::BootLimit(limit) => self.look_at_boot(limit),

@@ -1,5 +1,6 @@
 //! Opening the file or block device of a disk, and keeping others from writing to it.
 
+use crate::journal;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -90,7 +91,7 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
         Err(error)
             if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::EINVAL)) =>
         {
-            log::warn!(
+            journal!(Host Warn,
                 "{}: its file system has no locks: nothing keeps a second writer away",
                 path.display()
             );

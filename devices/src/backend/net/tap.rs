@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::open::{NetOpenError, OpenStep};
 use super::{HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent};
+use crate::journal;
 use crate::virtio::queue::{Buffers, Span};
 
 /// A tap device that is ready for frames with virtio headers.
@@ -103,7 +104,7 @@ impl NetBackend for Tap {
 
     fn set_offloads(&mut self, offloads: Offloads) {
         if let Err(error) = set_offloads(&self.file, offloads) {
-            log::warn!("a tap takes no new offloads: {error}");
+            journal!(Guest Warn, "a tap takes no new offloads: {error}");
         }
         let before = std::mem::replace(&mut self.offloads, offloads);
         // The frames that wait may have been left unfinished for a receiver who could do more.

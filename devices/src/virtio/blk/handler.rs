@@ -8,8 +8,8 @@ use event_manager::{EventOps, Events};
 
 use super::request::{Limits, Request, Status, Task};
 use super::{Disk, FaultAction, Operation};
+use crate::journal;
 use crate::lock;
-use crate::log_limit::warn_limited;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
@@ -162,7 +162,7 @@ impl Disk {
             Ok(written) => answer(status, Status::Ok, written, room),
             Err(error) => match self.faults.failed(operation, &error) {
                 FaultAction::Report => {
-                    warn_limited!("{}: a request failed ({operation:?}): {error}", self.name);
+                    journal!(Guest Warn, "{}: a request failed ({operation:?}): {error}", self.name);
                     answer(status, Status::IoError, 0, room)
                 }
                 FaultAction::Hold => return Served::Held,

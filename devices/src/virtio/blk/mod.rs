@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::disk::{DiskBackend, SECTOR};
+use crate::journal;
 use crate::lock;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtQueue, VirtioDevice,
@@ -189,7 +190,7 @@ fn usable(wanted: Engine, backend: &dyn DiskBackend, name: &str) -> Engine {
     match uring::is_allowed() {
         Ok(()) => Engine::IoUring,
         Err(error) => {
-            log::info!("{name}: io_uring is not allowed here, so it does without: {error}");
+            journal!(Guest Info, "{name}: io_uring is not allowed here, so it does without: {error}");
             Engine::Sync
         }
     }

@@ -14,8 +14,8 @@ use super::Disk;
 use super::handler::{Held, Served, answer};
 use super::request::{Limits, Request, Status, Task};
 use crate::event_loop::watch;
+use crate::journal;
 use crate::lock;
-use crate::log_limit::warn_limited;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
@@ -276,7 +276,7 @@ impl QueueHandler for UringHandler {
                 self.ring = Some(ring);
             }
             Err(error) => {
-                warn_limited!(
+                journal!(Guest Warn,
                     "{}: io_uring is not to be had now, so it does without: {error}",
                     self.disk.name
                 );

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use crate::journal;
 use crate::lock;
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 use crate::virtio::vsock::{ListenError, PortListener, Switchboard, socket};
@@ -74,7 +75,9 @@ impl StreamPort {
         let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         match self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(set, 0)) {
             Ok(()) => *connection = Some(Connection { stream, output: Vec::new() }),
-            Err(error) => log::error!("console port {}: a connection cannot be watched: {error}", self.name),
+            Err(error) => {
+                journal!(Host Error, "console port {}: a connection cannot be watched: {error}", self.name);
+            }
         }
     }
 }

@@ -13,6 +13,7 @@ use super::transmit::Transmitter;
 use super::{Card, count};
 use crate::backend::net::{LinkLost, NetBackend, Received};
 use crate::event_loop::watch;
+use crate::journal;
 use crate::lock;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{RingError, VirtQueue};
@@ -128,7 +129,7 @@ impl NetHandler {
         if self.watched.is_some_and(|watched| watched != wanted) {
             let events = Events::with_data_raw(descriptor, BACKEND, wanted);
             if let Err(error) = sources.modify(events) {
-                log::error!("{}: its back end cannot be watched: {error}", self.card.name);
+                journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
             }
             self.watched = Some(wanted);
         }
@@ -171,7 +172,9 @@ impl QueueHandler for NetHandler {
             let events = Events::with_data_raw(backend.as_raw_fd(), BACKEND, wanted_events(false));
             match sources.add(events) {
                 Ok(()) => self.watched = Some(wanted_events(false)),
-                Err(error) => log::error!("{}: its back end cannot be watched: {error}", self.card.name),
+                Err(error) => {
+                    journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
+                }
             }
         }
     }

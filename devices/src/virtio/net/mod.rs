@@ -26,6 +26,7 @@ use std::time::Duration;
 pub use address::{MacAddress, MacSyntax};
 
 use crate::backend::net::{NetBackend, Offloads};
+use crate::journal;
 use crate::lock;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtioDevice, VirtioIrq,
@@ -124,7 +125,7 @@ impl Card {
     fn take_down(&self, irq: &VirtioIrq, reason: &dyn std::fmt::Display) {
         if self.is_up.swap(false, Ordering::AcqRel) {
             irq.config();
-            log::warn!("{}: {reason}; the guest's link is down", self.name);
+            journal!(Host Warn, "{}: {reason}; the guest's link is down", self.name);
         }
     }
 }

@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError, Walk};
 use super::span::Span;
-use crate::log_limit::warn_limited;
+use crate::journal;
 use crate::memory::GuestMemory;
 use crate::virtio::irq::VirtioIrq;
 
@@ -161,7 +161,7 @@ impl VirtQueue {
                 return Err(RingError::Head { queue, head, size });
             }
             if !self.mark_in_flight(head) {
-                warn_limited!("virtio queue {queue}: descriptor {head} is offered again before it was used");
+                journal!(Guest Warn, "virtio queue {queue}: descriptor {head} is offered again before it was used");
                 self.put_used(head, 0);
                 continue;
             }
@@ -170,7 +170,7 @@ impl VirtQueue {
             match self.fill(&mut chain, head) {
                 Ok(()) => return Ok(Some(chain)),
                 Err(error) => {
-                    warn_limited!("virtio queue {queue}: the chain at descriptor {head} is dropped: {error}");
+                    journal!(Guest Warn, "virtio queue {queue}: the chain at descriptor {head} is dropped: {error}");
                     self.complete(chain, 0);
                 }
             }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::log_limit::warn_limited;
+use crate::journal;
 use crate::memory::GuestMemory;
 use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
@@ -223,7 +223,7 @@ impl TransportCore {
         self.activity = match self.host.stop(group, IfLate::Drop) {
             Ok(_) => Activity::Off,
             Err(Stuck) => {
-                log::warn!("virtio {}: requests are still in work; the device is lost", self.device.name());
+                journal!(Host Warn, "virtio {}: requests are still in work; the device is lost", self.device.name());
                 self.irq.needs_reset();
                 Activity::Lost
             }
@@ -255,7 +255,7 @@ impl TransportCore {
                 self.activity = Activity::Running(self.host.start(group));
             }
             Err(error) => {
-                warn_limited!("virtio {}: {error}", self.device.name());
+                journal!(Guest Warn, "virtio {}: {error}", self.device.name());
                 self.irq.needs_reset();
             }
         }
@@ -275,7 +275,7 @@ impl TransportCore {
         match self.queues.get(place)?.start(parts) {
             Ok(queue) => Some(queue),
             Err(error) => {
-                warn_limited!("virtio {}, queue {place}: {error}", self.device.name());
+                journal!(Guest Warn, "virtio {}, queue {place}: {error}", self.device.name());
                 None
             }
         }

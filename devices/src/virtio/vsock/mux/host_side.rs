@@ -10,7 +10,7 @@ use super::super::client::{Client, Greeting};
 use super::super::connection::{Opener, PATIENCE};
 use super::super::switchboard::Call;
 use super::{CALLS, CLOCK, Id, LISTENER, Mux, READY_EVENTS, SOCKET_EVENTS};
-use crate::log_limit::warn_limited;
+use crate::journal;
 
 impl Mux {
     /// Serves what is ready on the host's side: so many sockets at once, and the rest with the next event.
@@ -45,7 +45,7 @@ impl Mux {
                     return;
                 }
                 Err(error) => {
-                    warn_limited!("virtio vsock: a client of the host cannot be served now: {error}");
+                    journal!(Guest Warn, "virtio vsock: a client of the host cannot be served now: {error}");
                     return self.run_clock();
                 }
             }

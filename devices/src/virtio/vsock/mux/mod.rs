@@ -21,7 +21,7 @@ use super::connection::{Connection, Opener, Violation};
 use super::host_socket::HostSocket;
 use super::packet::{HOST_CID, Header, Op, Ports, STREAM};
 use super::switchboard::Switchboard;
-use crate::log_limit::warn_limited;
+use crate::journal;
 use crate::virtio::queue::Buffers;
 
 /// All connections of a device, and where new ones come from.
@@ -101,7 +101,7 @@ impl Mux {
     /// Takes a packet of the guest's. `scratch` is for its bytes, piece by piece.
     pub(super) fn take_packet(&mut self, packet: &mut Buffers, scratch: &mut [u8]) {
         let Some(header) = packet.read_array().map(|bytes| Header::from_bytes(&bytes)) else {
-            return warn_limited!("virtio vsock: a packet without a header is dropped");
+            return journal!(Guest Warn, "virtio vsock: a packet without a header is dropped");
         };
         // Nobody can be told of a sender that is not the guest.
         if header.src_cid != self.guest_cid {
@@ -235,7 +235,7 @@ impl Mux {
             Ok(stream) => stream,
             Err(error) => {
                 if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
-                    warn_limited!(
+                    journal!(Guest Warn,
                         "virtio vsock: the guest cannot have port {} of the host: {error}",
                         ports.host
                     );

@@ -1,0 +1,27 @@
+//! Threads that leave the signals of the process to its owner.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::thread::{Builder, JoinHandle};
+
+/// Starts a thread with every signal blocked from its first instruction on: signals of the process are for the threads
+/// of its owner, and a signal that a write raises (SIGPIPE, SIGXFSZ) becomes the error of that write. The calling
+/// thread's mask is as before when this returns.
+///
+/// # Errors
+/// The host starts no more threads.
+pub fn spawn_with_signals_blocked<T: Send + 'static>(
+    builder: Builder,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let mut all = MaybeUninit::uninit();
+    let mut before = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the set that it is given.
+    unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    // SAFETY: the first set is initialized, and the second is filled; an unknown first argument is the only error.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
+    let thread = builder.spawn(run);
+    // SAFETY: `before` was filled by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    thread
+}

@@ -1,0 +1,206 @@
+//! What the command writes to stderr: its own sentences, log lines, a progress line. All of it goes through one queue
+//! and one thread, so that nobody waits for a reader of stderr: not the control thread of a machine, and not the end of
+//! the command for longer than [`flush`] does.
+//!
+//! The thread starts with the first line. Log lines are dropped and counted while [`MAX_LOG_LINES`] wait; sentences are
+//! few, and never dropped.
+
+use std::collections::VecDeque;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use coracle_devices::thread::spawn_with_signals_blocked;
+
+/// How much a text matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Weight {
+    /// A sentence of the command: why it ends.
+    Sentence,
+    /// What may be dropped.
+    Log,
+}
+
+#[derive(Debug)]
+struct Queue {
+    texts: VecDeque<(Weight, Vec<u8>)>,
+    /// Texts in the queue and with the thread that may be dropped.
+    log_lines: usize,
+    /// Log lines that were dropped and not reported.
+    dropped: u64,
+    /// The thread has taken a text and not written all of it.
+    is_writing: bool,
+    /// Pieces that were written so far.
+    written: u64,
+    is_served: bool,
+}
+
+static QUEUE: Mutex<Queue> = Mutex::new(Queue::new());
+static CHANGED: Condvar = Condvar::new();
+
+/// Writes a sentence of the command as one line.
+pub(crate) fn say(line: &str) {
+    write(Weight::Sentence, format!("coracle: {line}\n"));
+}
+
+/// Writes a text as it is. It does not wait.
+pub(crate) fn write(weight: Weight, text: impl Into<Vec<u8>>) {
+    let mut queue = lock();
+    if !queue.push(weight, text.into()) {
+        return;
+    }
+    if !queue.is_served {
+        // Without a thread there is nobody to wait for either: at the end the text is lost.
+        queue.is_served = spawn_with_signals_blocked(Builder::new().name("stderr".into()), serve).is_ok();
+    }
+    CHANGED.notify_all();
+}
+
+/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands still. A slow
+/// reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
+pub(crate) fn flush() {
+    let start = Instant::now();
+    let mut queue = lock();
+    while queue.is_served && queue.is_busy() {
+        let before = queue.written;
+        let stands_still = |queue: &mut Queue| queue.is_busy() && queue.written == before;
+        let wait = CHANGED.wait_timeout_while(queue, STANDSTILL, stands_still);
+        queue = wait.unwrap_or_else(PoisonError::into_inner).0;
+        let elapsed = start.elapsed();
+        if (queue.is_busy() && queue.written == before) || elapsed >= FLUSH_LIMIT {
+            return;
+        }
+        if elapsed >= STANDSTILL {
+            queue.drop_log_lines();
+        }
+    }
+}
+
+/// The thread that writes. It lives as long as the process.
+fn serve() {
+    let mut queue = lock();
+    loop {
+        if let Some(text) = queue.take() {
+            drop(queue);
+            write_all(&text);
+            queue = lock();
+            queue.is_writing = false;
+            CHANGED.notify_all();
+        } else {
+            queue = CHANGED.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Writes to the descriptor and not to [`std::io::Stderr`]: somebody else may hold its lock over a write that blocks.
+/// An error drops the rest: a closed stderr is nobody's loss.
+fn write_all(text: &[u8]) {
+    let mut rest = text;
+    while !rest.is_empty() {
+        let piece = rest.get(..PIECE).unwrap_or(rest);
+        // SAFETY: the pointer and the length describe `piece`.
+        let count = unsafe { libc::write(libc::STDERR_FILENO, piece.as_ptr().cast(), piece.len()) };
+        match usize::try_from(count) {
+            Ok(count) => {
+                rest = rest.get(count..).unwrap_or_default();
+                lock().written += 1;
+                CHANGED.notify_all();
+            }
+            Err(_) => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN) => wait_writable(),
+                _ => return,
+            },
+        }
+    }
+}
+
+/// For a stderr that somebody else has made non-blocking.
+fn wait_writable() {
+    let mut entry = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid entry.
+    unsafe { libc::poll(&raw mut entry, 1, -1) };
+}
+
+impl Queue {
+    const fn new() -> Queue {
+        let texts = VecDeque::new();
+        Queue { texts, log_lines: 0, dropped: 0, is_writing: false, written: 0, is_served: false }
+    }
+
+    /// False when the text was dropped.
+    fn push(&mut self, weight: Weight, text: Vec<u8>) -> bool {
+        if weight == Weight::Log {
+            if self.log_lines >= MAX_LOG_LINES {
+                self.dropped += 1;
+                return false;
+            }
+            self.log_lines += 1;
+        }
+        self.texts.push_back((weight, text));
+        true
+    }
+
+    /// The next text; first of all how many were dropped before it.
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let (weight, mut text) = self.texts.pop_front()?;
+        if weight == Weight::Log {
+            self.log_lines -= 1;
+        }
+        match std::mem::take(&mut self.dropped) {
+            0 => {}
+            count => {
+                let line = format!("coracle: {count} log lines were dropped, because stderr was not read\n");
+                text.splice(..0, line.into_bytes());
+            }
+        }
+        self.is_writing = true;
+        Some(text)
+    }
+
+    fn drop_log_lines(&mut self) {
+        let before = self.texts.len();
+        self.texts.retain(|(weight, _)| *weight == Weight::Sentence);
+        self.dropped += before.saturating_sub(self.texts.len()) as u64;
+        self.log_lines = 0;
+    }
+
+    fn is_busy(&self) -> bool {
+        self.is_writing || !self.texts.is_empty()
+    }
+}
+
+fn lock() -> MutexGuard<'static, Queue> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Log lines that wait for a reader: more than a screen of them, in at most 3 MiB.
+const MAX_LOG_LINES: usize = 256;
+/// A pipe takes this much whole or not at all: what is written comes from a reader's progress.
+const PIECE: usize = 4096;
+/// A reader that takes nothing for this long is none.
+const STANDSTILL: Duration = Duration::from_secs(1);
+/// The longest that the end of the command waits, for a reader that takes a little now and then.
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_are_dropped_and_counted_and_sentences_never() {
+        let mut queue = Queue::new();
+        for _ in 0..MAX_LOG_LINES {
+            assert!(queue.push(Weight::Log, b"log\n".to_vec()));
+        }
+        assert!(!queue.push(Weight::Log, b"too many\n".to_vec()));
+        assert!(queue.push(Weight::Sentence, b"why\n".to_vec()));
+        let first = String::from_utf8(queue.take().unwrap()).unwrap();
+        assert_eq!(first, "coracle: 1 log lines were dropped, because stderr was not read\nlog\n");
+        assert!(queue.push(Weight::Log, b"log\n".to_vec()), "there is room again");
+        queue.drop_log_lines();
+        let last = String::from_utf8(queue.take().unwrap()).unwrap();
+        assert_eq!(last, "coracle: 256 log lines were dropped, because stderr was not read\nwhy\n");
+        assert_eq!(queue.take(), None);
+    }
+}
