@@ -354,7 +354,7 @@ fn gigabyte_with_holes_crosses_both_ways_unchanged() {
     }
     let mut sum = Command::new("sha256sum").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut writer = sum.stdin.take().unwrap();
-    let info = agent.client.read_file_to(&source, &mut writer).unwrap();
+    let info = agent.client.read_file_to(&source, 1 << 30, &mut writer).unwrap();
     drop(writer);
     assert_eq!(info.size, 1 << 30);
     let hash = |output: Output| String::from_utf8(output.stdout).unwrap()[..64].to_owned();

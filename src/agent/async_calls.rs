@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::io;
 use std::path::Path;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use coracle_agent::guest_protocol::{PutRequest, Request, Stream};
@@ -15,6 +15,7 @@ use super::channel::{Channel, ChannelState, Locked};
 use super::client::{AgentClient, NetworkSettings};
 use super::error::{AgentError, ExecError, FileError};
 use super::exec::{Exec, ExecStatus, Output};
+use super::patience::Patience;
 use super::process::Process;
 use super::streams::{ProcessInput, ProcessOutput};
 use super::{AgentInfo, NetworkInfo, files};
@@ -47,7 +48,7 @@ impl Exec {
         let input = std::mem::take(&mut self.input);
         let process = self.start(&input)?;
         match process.limit() {
-            None => answer(process.channel(), Process::started).await?,
+            None => answer(process.channel(), |locked, _| Process::started(locked)).await?,
             Some(_) => process.within_limit(Process::started).await?,
         }
         process.feed(input)?;
@@ -59,10 +60,17 @@ impl Exec {
         let timeout = self.timeout;
         let mut collector = self.start_collecting(output_limit)?;
         let channel = collector.channel();
-        let end = come(&channel, |locked| collector.step(locked));
         match timeout {
-            None => end.await,
+            None => {
+                answer(&channel, |locked, patience| {
+                    let output = collector.step(locked)?;
+                    patience.has_no_end(locked.seen().is_running());
+                    Ok(output)
+                })
+                .await
+            }
             Some(limit) => {
+                let end = come(&channel, |locked| collector.step(locked));
                 let in_time = tokio::time::timeout(limit, end).await;
                 in_time.unwrap_or(Err(ExecError::TimedOut { limit }))
             }
@@ -113,8 +121,13 @@ impl AsyncRead for ProcessOutput {
         task: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = poll(self.channel(), task, |locked| self.read_now(locked, buffer.initialize_unfilled()));
-        buffer.advance(ready!(read)?);
+        let stream = self.stream();
+        let (channel, deadline) = self.get_mut().parts();
+        let space = buffer.initialize_unfilled();
+        match poll(channel, task, |locked| ProcessOutput::read_now(stream, locked, space)) {
+            Poll::Ready(read) => buffer.advance(read?),
+            Poll::Pending => return deadline.poll(channel, task).map(Err),
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -122,7 +135,11 @@ impl AsyncRead for ProcessOutput {
 /// As its [`std::io::Write`], for a task.
 impl AsyncWrite for ProcessInput {
     fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        poll(self.channel(), task, |locked| ProcessInput::write_now(locked, bytes))
+        let (channel, deadline) = self.get_mut().parts();
+        match poll(channel, task, |locked| ProcessInput::write_now(locked, bytes)) {
+            Poll::Pending => deadline.poll(channel, task).map(Err),
+            written => written,
+        }
     }
 
     fn poll_flush(self: Pin<&mut Self>, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,7 +148,7 @@ impl AsyncWrite for ProcessInput {
 
     /// Ends the command's input.
     fn poll_shutdown(self: Pin<&mut Self>, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.channel().lock().end_input();
+        self.get_mut().parts().0.lock().end_input();
         Poll::Ready(Ok(()))
     }
 }
@@ -158,12 +175,14 @@ impl AgentClient {
     /// As there.
     pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
         let (path, limit) = (path.as_ref(), Self::FILE_LIMIT);
+        let most = u64::try_from(limit).unwrap_or(u64::MAX);
         let channel = self.open(Request::Get(path.to_owned())).await?;
         let mut content = Vec::new();
-        answer(&channel, |locked| {
+        answer(&channel, |locked, patience| {
             locked.take_all(Stream::Stdout, &mut content);
+            patience.has_moved(content.len());
             if content.len() > limit {
-                return Err(FileError::TooLarge { path: path.to_owned(), limit });
+                return Err(FileError::TooLarge { path: path.to_owned(), limit: most });
             }
             let seen = locked.seen();
             Ok((files::check(seen)? && seen.is_at_end(Stream::Stdout)).then_some(()))
@@ -183,16 +202,19 @@ impl AgentClient {
     ) -> Result<(), FileError> {
         let request = PutRequest { path: path.as_ref().to_owned(), mode: None };
         let channel = self.open(Request::Put(request)).await?;
-        let mut rest = content.as_ref();
-        answer(&channel, |locked| {
-            if !rest.is_empty() {
-                rest = rest.get(locked.send(rest)..).unwrap_or_default();
+        let content = content.as_ref();
+        let mut sent = 0_usize;
+        answer(&channel, |locked, patience| {
+            let rest = content.get(sent..).unwrap_or_default();
+            sent = sent.saturating_add(locked.send(rest));
+            patience.has_moved(files::acknowledged(sent));
+            if sent == content.len() {
+                locked.end_input();
+                patience.has_moved(sent);
             }
-            files::check(locked.seen()).map(|_| rest.is_empty().then_some(()))
+            files::check(locked.seen()).map(|is_done| is_done.then_some(()))
         })
-        .await?;
-        channel.lock().end_input();
-        answer(&channel, |locked| files::check(locked.seen()).map(|is_done| is_done.then_some(()))).await
+        .await
     }
 
     /// As [`AgentClient::set_clock`], for a task.
@@ -201,7 +223,7 @@ impl AgentClient {
     /// As there.
     pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
         let channel = self.open(Self::clock_request(time)).await?;
-        answer(&channel, |locked| ChannelState::answer(locked.seen())).await.map(drop)
+        answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await.map(drop)
     }
 
     /// As [`AgentClient::network_up`], for a task.
@@ -210,7 +232,7 @@ impl AgentClient {
     /// As there.
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         let channel = self.open(settings.into_request()).await?;
-        let answer = answer(&channel, |locked| ChannelState::answer(locked.seen())).await?;
+        let answer = answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await?;
         answer.into_network()
     }
 
@@ -224,28 +246,30 @@ impl AgentClient {
     }
 }
 
-/// As [`come`], with the limit for an agent that says nothing.
+/// As [`come`], with the limit of a call's patience, which each step may change.
 async fn answer<T, E: From<AgentError>>(
     channel: &Channel,
-    mut step: impl FnMut(&mut Locked<'_>) -> Result<Option<T>, E>,
+    mut step: impl FnMut(&mut Locked<'_>, &mut Patience) -> Result<Option<T>, E>,
 ) -> Result<T, E> {
-    let limit = channel.lock().answer_limit();
-    let mut arrivals = 0;
-    loop {
-        let next = poll_fn(|task| match poll(channel, task, &mut step) {
-            // Something has come, though not all: the time begins anew. A task is also woken for what else it waits for.
-            Poll::Pending => {
-                let before = std::mem::replace(&mut arrivals, channel.lock().seen().arrivals);
-                if before == arrivals { Poll::Pending } else { Poll::Ready(None) }
-            }
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-        });
-        match tokio::time::timeout(limit, next).await {
-            Ok(Some(result)) => return result,
-            Ok(None) => {}
-            Err(_) => return Err(AgentError::NoAnswer { limit }.into()),
+    let mut patience = channel.patience();
+    let mut timer = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+    poll_fn(|task| {
+        let result = poll(channel, task, |locked| step(locked, &mut patience));
+        if result.is_ready() {
+            return result;
         }
-    }
+        match patience.wait() {
+            Ok(end) if timer.deadline() != end.into() => timer.as_mut().reset(end.into()),
+            Ok(_) => {}
+            Err(error) => return Poll::Ready(Err(error.into())),
+        }
+        // Its end is looked at once more, when there is no patience left.
+        if timer.as_mut().poll(task).is_ready() {
+            task.waker().wake_by_ref();
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 /// What `step` gives, tried whenever something has come on the channel.

@@ -9,8 +9,9 @@ use coracle_agent::guest_protocol::{
 };
 
 use super::changed::Changed;
-use super::error::AgentError;
+use super::error::{AgentError, ExecError};
 use super::link::{Link, State};
+use super::patience::Patience;
 
 /// What has come on a channel.
 #[derive(Debug, Default)]
@@ -25,9 +26,6 @@ pub(super) struct ChannelState {
     lost: Option<AgentError>,
     /// The caller wants no more of it.
     pub(super) abandoned: bool,
-    /// Messages that have come.
-    #[cfg(feature = "tokio")]
-    pub(super) arrivals: u64,
 }
 
 /// The end of a request.
@@ -59,10 +57,6 @@ struct Output {
 impl ChannelState {
     /// Takes a message that fits what came before.
     pub(super) fn take(&mut self, message: AgentMessage) {
-        #[cfg(feature = "tokio")]
-        {
-            self.arrivals = self.arrivals.wrapping_add(1);
-        }
         match message {
             AgentMessage::Started { pid } => self.pid = Some(pid),
             AgentMessage::File(info) => self.file = Some(info),
@@ -95,6 +89,16 @@ impl ChannelState {
             (None, Some(error)) => Err(error.clone()),
             (None, None) => Ok(None),
         }
+    }
+
+    /// Whether a command runs: its agent has said that it has started, and not how it has ended.
+    pub(super) fn is_running(&self) -> bool {
+        self.pid.is_some() && self.answer.is_none()
+    }
+
+    /// The session has room for what callers send.
+    pub(super) fn tell(&self) {
+        self.changed.tell();
     }
 
     /// The connection has ended.
@@ -158,6 +162,11 @@ impl Channel {
         drop(state);
         link.wake();
         Ok(Channel { link: link.clone(), number, changed })
+    }
+
+    /// The patience of a call on it.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.link.limits)
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {
@@ -261,20 +270,29 @@ impl<'a> Locked<'a> {
         (Locked { channel, state }, true)
     }
 
-    /// Waits until something has come, for as long as an agent may say nothing.
-    pub(super) fn wait_answer(self) -> Result<Locked<'a>, AgentError> {
-        let channel = self.channel;
-        let limit = channel.link.limits.answer;
-        match channel.changed.wait(self.state, Some(limit)) {
-            (state, true) => Ok(Locked { channel, state }),
-            (_, false) => Err(AgentError::NoAnswer { limit }),
-        }
+    /// Waits until something has come for a command, within its own limit. Without one, a command that runs may do so for
+    /// ever, and there is `patience` with what the agent has to say before and after that.
+    pub(super) fn wait_for_command(
+        mut self,
+        limit: Option<(Duration, Instant)>,
+        patience: &mut Patience,
+    ) -> Result<Locked<'a>, ExecError> {
+        let Some((limit, deadline)) = limit else {
+            return match self.seen().is_running() {
+                true => Ok(self.wait(None).0),
+                false => Ok(self.wait_answer(patience)?),
+            };
+        };
+        let (locked, in_time) = self.wait(Some(deadline));
+        if in_time { Ok(locked) } else { Err(ExecError::TimedOut { limit }) }
     }
 
-    /// How long an agent may say nothing.
-    #[cfg(feature = "tokio")]
-    pub(super) fn answer_limit(&self) -> Duration {
-        self.channel.link.limits.answer
+    /// Waits until something has come, as long as there is patience.
+    pub(super) fn wait_answer(self, patience: &mut Patience) -> Result<Locked<'a>, AgentError> {
+        let end = patience.wait()?;
+        let (locked, _) = self.wait(Some(end));
+        patience.pause();
+        Ok(locked)
     }
 
     /// Has a task woken when something has come.

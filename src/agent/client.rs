@@ -128,12 +128,12 @@ impl AgentClient {
     /// The answer to a request without streams.
     fn ask(&self, request: Request) -> Result<Answer, AgentError> {
         let channel = Channel::open(&self.link, request)?;
-        let mut locked = channel.lock();
+        let (mut locked, mut patience) = (channel.lock(), channel.patience());
         loop {
             if let Some(answer) = locked.seen().answer()? {
                 return Ok(answer);
             }
-            locked = locked.wait_answer()?;
+            locked = locked.wait_answer(&mut patience)?;
         }
     }
 }

@@ -24,12 +24,13 @@ pub enum AgentError {
         /// How long was waited.
         limit: Duration,
     },
-    /// It was asked, and has said nothing since.
+    /// It was asked, and was not done in time.
     #[error(
-        "the guest's agent has said nothing for {limit:?}: the guest hangs, is paused, or is busier than that limit allows"
+        "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than `answer_limit` and \
+         `least_rate` allow"
     )]
     NoAnswer {
-        /// How long was waited.
+        /// How long was waited in all.
         limit: Duration,
     },
     /// Its connection has ended.
@@ -131,15 +132,13 @@ pub enum FileError {
         /// What its system said.
         source: Arc<io::Error>,
     },
-    /// The file is larger than the caller wants it.
-    #[error(
-        "the guest's file {path:?} has more than the {limit} bytes that are allowed; read it with `read_file_to`"
-    )]
+    /// The file, or the list of a folder, is larger than the caller wants it.
+    #[error("the guest's {path:?} has more than the {limit} bytes that are allowed")]
     TooLarge {
         /// Its path.
         path: PathBuf,
         /// The limit.
-        limit: usize,
+        limit: u64,
     },
     /// The caller's reader or writer failed.
     #[error("the host's end of the transfer of {path:?} failed")]

@@ -11,7 +11,7 @@ use super::channel::Channel;
 use super::client::AgentClient;
 use super::collect::Collector;
 use super::error::{AgentError, ExecError};
-use super::process::Process;
+use super::process::{Process, ProcessLimits};
 
 /// A command, to be run by [`Exec::output`], [`Exec::status`] or [`Exec::spawn`].
 ///
@@ -130,7 +130,8 @@ impl Exec {
         self
     }
 
-    /// The most that it may write for [`Exec::output`], to both outputs together: 16 MiB unless this says otherwise.
+    /// The most that it may write for [`Exec::output`] and [`Process::wait_with_output`], to both outputs together: 16 MiB
+    /// unless this says otherwise.
     pub fn output_limit(mut self, bytes: usize) -> Exec {
         self.output_limit = bytes;
         self
@@ -168,8 +169,10 @@ impl Exec {
     /// Asks for a process that may not have been started yet.
     pub(super) fn start(self, input: &ExecInput) -> Result<Process, ExecError> {
         let (has_terminal, timeout) = (self.request.terminal.is_some(), self.timeout);
+        let output_limit = self.output_limit;
         let channel = self.open(!matches!(input, ExecInput::None))?;
-        Ok(Process::new(channel, has_terminal, matches!(input, ExecInput::Piped), timeout))
+        let limits = ProcessLimits { output: output_limit, time: ProcessLimits::from_now(timeout) };
+        Ok(Process::new(channel, has_terminal, matches!(input, ExecInput::Piped), limits))
     }
 
     fn open(self, has_input: bool) -> Result<Channel, ExecError> {
@@ -192,18 +195,14 @@ impl Exec {
     fn collect(self, output_limit: Option<usize>) -> Result<Output, ExecError> {
         let timeout = self.timeout;
         let mut collector = self.start_collecting(output_limit)?;
-        let deadline = timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let deadline = timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
         let channel = collector.channel();
-        let mut locked = channel.lock();
+        let (mut locked, mut patience) = (channel.lock(), channel.patience());
         loop {
             if let Some(output) = collector.step(&mut locked)? {
                 return Ok(output);
             }
-            let (next, in_time) = locked.wait(deadline);
-            locked = next;
-            if let (false, Some(limit)) = (in_time, timeout) {
-                return Err(ExecError::TimedOut { limit });
-            }
+            locked = locked.wait_for_command(deadline, &mut patience)?;
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Files of a guest.
 
 use std::io::{Cursor, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use coracle_agent::guest_protocol::{
-    DirEntry, EntryReader, FileInfo, PutRequest, Request, SessionError, Stream,
+    DirEntry, EntryReader, FileInfo, INITIAL_WINDOW, PutRequest, Request, SessionError, Stream,
 };
 
 use super::channel::{Answer, Channel, ChannelState};
@@ -25,29 +25,29 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::read_file`].
     pub fn read_file_limited(&self, path: impl AsRef<Path>, limit: usize) -> Result<Vec<u8>, FileError> {
-        let path = path.as_ref();
         let mut content = Vec::new();
-        let (_, is_whole) = self.get(path, |piece| {
-            content.extend_from_slice(piece);
-            Ok(content.len() <= limit)
-        })?;
-        if is_whole { Ok(content) } else { Err(FileError::TooLarge { path: path.to_owned(), limit }) }
+        self.read_file_to(path, u64::try_from(limit).unwrap_or(u64::MAX), &mut content)?;
+        Ok(content)
     }
 
-    /// Reads a file of any size into `writer`; returns what it is. A writer that is slow slows the guest's reading.
+    /// Reads a file of at most `limit` bytes into `writer`, which never gets more; returns what the file is, as the guest
+    /// says. A writer that is slow slows the guest's reading.
     ///
     /// # Errors
-    /// The guest refuses, the writer fails, or the agent or the machine has ended.
+    /// The guest refuses, the file is larger, the writer fails, or the agent or the machine has ended.
     pub fn read_file_to(
         &self,
         path: impl AsRef<Path>,
+        limit: u64,
         writer: &mut impl Write,
     ) -> Result<FileInfo, FileError> {
         let path = path.as_ref();
         let local = |source| FileError::Local { path: path.to_owned(), source };
-        let (info, _) = self.get(path, |piece| writer.write_all(piece).map(|()| true).map_err(local))?;
+        let take = |piece: &[u8]| writer.write_all(piece).map_err(local);
+        let info = self.receive(Request::Get(path.to_owned()), path, limit, take)?;
         writer.flush().map_err(local)?;
-        Ok(info)
+        // The session lets no file end that has not begun.
+        Ok(info.unwrap_or(FileInfo { mode: 0, size: 0 }))
     }
 
     /// Writes a file: at once for those who read it, with the permissions that it had, or 0644. Its folder must be there.
@@ -71,7 +71,8 @@ impl AgentClient {
         let path = path.as_ref();
         let request = PutRequest { path: path.to_owned(), mode };
         let channel = Channel::open(self.link(), Request::Put(request))?;
-        let mut buffer = vec![0; PIECE];
+        let (mut buffer, mut patience) = (vec![0; PIECE], channel.patience());
+        let mut total = 0_usize;
         loop {
             let count = match reader.read(&mut buffer) {
                 Ok(0) => break,
@@ -84,16 +85,19 @@ impl AgentClient {
             while !piece.is_empty() {
                 let sent = locked.send(piece);
                 piece = piece.get(sent..).unwrap_or_default();
+                total = total.saturating_add(sent);
+                patience.has_moved(acknowledged(total));
                 check(locked.seen())?;
                 if sent == 0 {
-                    locked = locked.wait_answer()?;
+                    locked = locked.wait_answer(&mut patience)?;
                 }
             }
         }
         let mut locked = channel.lock();
         locked.end_input();
+        patience.has_moved(total);
         while !check(locked.seen())? {
-            locked = locked.wait_answer()?;
+            locked = locked.wait_answer(&mut patience)?;
         }
         Ok(())
     }
@@ -104,40 +108,29 @@ impl AgentClient {
     /// The guest refuses, the list is longer than 16 MiB, or the agent or the machine has ended.
     pub fn list_dir(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
         let path = path.as_ref();
-        let (mut entries, mut reader, mut bytes) = (Vec::new(), EntryReader::default(), 0_usize);
-        let is_whole = self.receive(Request::List(path.to_owned()), |piece| {
+        let (mut entries, mut reader) = (Vec::new(), EntryReader::default());
+        let limit = u64::try_from(Self::FILE_LIMIT).unwrap_or(u64::MAX);
+        self.receive(Request::List(path.to_owned()), path, limit, |piece| {
             let read = reader.push(piece).map_err(|error| AgentError::from(SessionError::from(error)))?;
             entries.extend(read);
-            bytes = bytes.saturating_add(piece.len());
-            Ok(bytes <= Self::FILE_LIMIT)
+            Ok(())
         })?;
-        match is_whole {
-            (_, true) => Ok(entries),
-            (_, false) => Err(FileError::TooLarge { path: path.to_owned(), limit: Self::FILE_LIMIT }),
-        }
+        Ok(entries)
     }
 
     /// What [`AgentClient::read_file`] reads at most.
     pub const FILE_LIMIT: usize = 16 << 20;
 
-    fn get(
-        &self,
-        path: &Path,
-        take: impl FnMut(&[u8]) -> Result<bool, FileError>,
-    ) -> Result<(FileInfo, bool), FileError> {
-        let (info, is_whole) = self.receive(Request::Get(PathBuf::from(path)), take)?;
-        // The session lets no file end that has not begun.
-        Ok((info.unwrap_or(FileInfo { mode: 0, size: 0 }), is_whole))
-    }
-
-    /// Hands over what comes, piece by piece and without a lock, until `take` wants no more: whether that was all.
+    /// Hands over what comes, piece by piece and without a lock: `limit` bytes at most.
     fn receive(
         &self,
         request: Request,
-        mut take: impl FnMut(&[u8]) -> Result<bool, FileError>,
-    ) -> Result<(Option<FileInfo>, bool), FileError> {
+        path: &Path,
+        limit: u64,
+        mut take: impl FnMut(&[u8]) -> Result<(), FileError>,
+    ) -> Result<Option<FileInfo>, FileError> {
         let channel = Channel::open(self.link(), request)?;
-        let mut buffer = vec![0; PIECE];
+        let (mut buffer, mut patience, mut total) = (vec![0; PIECE], channel.patience(), 0_usize);
         loop {
             let mut locked = channel.lock();
             let count = loop {
@@ -147,17 +140,24 @@ impl AgentClient {
                 }
                 let seen = locked.seen();
                 if check(seen)? && seen.is_at_end(Stream::Stdout) {
-                    return Ok((seen.file, true));
+                    return Ok(seen.file);
                 }
-                locked = locked.wait_answer()?;
+                locked = locked.wait_answer(&mut patience)?;
             };
-            let info = locked.seen().file;
             drop(locked);
-            if !take(buffer.get(..count).unwrap_or_default())? {
-                return Ok((info, false));
+            total = total.saturating_add(count);
+            patience.has_moved(total);
+            if u64::try_from(total).unwrap_or(u64::MAX) > limit {
+                return Err(FileError::TooLarge { path: path.to_owned(), limit });
             }
+            take(buffer.get(..count).unwrap_or_default())?;
         }
     }
+}
+
+/// How many of the bytes that were sent the agent has certainly taken: it has granted a window for what came after them.
+pub(super) fn acknowledged(sent: usize) -> usize {
+    sent.saturating_sub(INITIAL_WINDOW as usize)
 }
 
 /// Whether the agent has said that it is done.

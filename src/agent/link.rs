@@ -34,13 +34,16 @@ pub(super) struct Link {
 pub(super) struct Limits {
     /// For an agent that is not ready yet.
     pub(super) ready: Duration,
-    /// For one that is and says nothing.
+    /// For the whole of one answer, besides the time that its bytes take at the least rate.
     pub(super) answer: Duration,
+    /// Bytes a second.
+    pub(super) least_rate: u32,
 }
 
 impl Limits {
     pub(super) fn of(config: &AgentConfig) -> Limits {
-        Limits { ready: config.ready_limit, answer: config.answer_limit }
+        let &AgentConfig { ready_limit, answer_limit, least_rate, .. } = config;
+        Limits { ready: ready_limit, answer: answer_limit, least_rate }
     }
 }
 
@@ -313,6 +316,7 @@ fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), Age
         Err(_) => return Err(AgentError::Lost),
     }
     let mut state = link.lock();
+    let was_clogged = state.session.is_clogged();
     while !state.session.output().is_empty() {
         match stream.write(state.session.output()) {
             Ok(count) => state.session.sent(count),
@@ -324,6 +328,9 @@ fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), Age
                 state.session.sent(unsent);
             }
         }
+    }
+    if was_clogged && !state.session.is_clogged() {
+        state.channels.values().for_each(ChannelState::tell);
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ mod error;
 mod exec;
 mod files;
 mod link;
+mod patience;
 mod process;
 mod program;
 mod serial;

@@ -20,24 +20,34 @@ pub struct Process {
     /// What it writes to its standard error; none with a terminal.
     pub stderr: Option<ProcessOutput>,
     channel: Arc<Channel>,
-    /// With its time limit, from the start on.
-    limit: Option<(Duration, Instant)>,
+    limits: ProcessLimits,
+}
+
+/// What a process may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ProcessLimits {
+    /// Bytes that [`Process::wait_with_output`] collects.
+    pub(super) output: usize,
+    /// Its time, and when that is over.
+    pub(super) time: Option<(Duration, Instant)>,
+}
+
+impl ProcessLimits {
+    /// The time of a process that starts now.
+    pub(super) fn from_now(timeout: Option<Duration>) -> Option<(Duration, Instant)> {
+        timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)))
+    }
 }
 
 impl Process {
-    pub(super) fn new(
-        channel: Channel,
-        has_terminal: bool,
-        piped: bool,
-        timeout: Option<Duration>,
-    ) -> Process {
+    pub(super) fn new(channel: Channel, has_terminal: bool, piped: bool, limits: ProcessLimits) -> Process {
         let channel = Arc::new(channel);
-        let output = |stream| ProcessOutput::new(channel.clone(), stream);
+        let output = |stream| ProcessOutput::new(channel.clone(), stream, limits.time);
         Process {
-            stdin: piped.then(|| ProcessInput::new(channel.clone())),
+            stdin: piped.then(|| ProcessInput::new(channel.clone(), limits.time)),
             stdout: Some(output(Stream::Stdout)),
             stderr: (!has_terminal).then(|| output(Stream::Stderr)),
-            limit: timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?))),
+            limits,
             channel,
         }
     }
@@ -84,27 +94,27 @@ impl Process {
         self.wait_until(Instant::now().checked_add(limit))
     }
 
-    /// Waits for its end and collects what it writes meanwhile, without a limit.
+    /// Waits for its end and collects what it writes meanwhile, up to its [`output_limit`](super::Exec::output_limit).
     ///
     /// # Errors
-    /// As [`Process::wait`].
+    /// As [`Process::wait`], or it has written more ([`ExecError::OutputLimit`]; it was killed).
     pub fn wait_with_output(mut self) -> Result<Output, ExecError> {
         self.stdin = None;
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let mut locked = self.channel.lock();
+        let limit = self.limits.output;
+        let (mut locked, mut patience) = (self.channel.lock(), self.channel.patience());
         loop {
             locked.take_all(Stream::Stdout, &mut stdout);
             locked.take_all(Stream::Stderr, &mut stderr);
+            if stdout.len().saturating_add(stderr.len()) > limit {
+                return Err(ExecError::OutputLimit { limit });
+            }
             let seen = locked.seen();
             let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
             if let Some(status) = status(seen, is_read)? {
                 return Ok(Output { status, stdout, stderr });
             }
-            let (next, in_time) = locked.wait(self.limit.map(|(_, deadline)| deadline));
-            locked = next;
-            if let (false, Some((limit, _))) = (in_time, self.limit) {
-                return Err(ExecError::TimedOut { limit });
-            }
+            locked = locked.wait_for_command(self.limits.time, &mut patience)?;
         }
     }
 
@@ -137,29 +147,21 @@ impl Process {
 
     #[cfg(feature = "tokio")]
     pub(super) fn limit(&self) -> Option<(Duration, Instant)> {
-        self.limit
+        self.limits.time
     }
 
     pub(super) fn wait_started(&self) -> Result<(), ExecError> {
-        let mut locked = self.channel.lock();
+        let (mut locked, mut patience) = (self.channel.lock(), self.channel.patience());
         loop {
             if Self::started(&mut locked)?.is_some() {
                 return Ok(());
             }
-            let Some((limit, deadline)) = self.limit else {
-                locked = locked.wait_answer()?;
-                continue;
-            };
-            let (next, in_time) = locked.wait(Some(deadline));
-            locked = next;
-            if !in_time {
-                return Err(ExecError::TimedOut { limit });
-            }
+            locked = locked.wait_for_command(self.limits.time, &mut patience)?;
         }
     }
 
     fn wait_until(&self, deadline: Option<Instant>) -> Result<Option<ExecStatus>, ExecError> {
-        let own = self.limit.map(|(_, deadline)| deadline);
+        let own = self.limits.time.map(|(_, deadline)| deadline);
         let first = deadline.into_iter().chain(own).min();
         let mut locked = self.channel.lock();
         loop {
@@ -173,7 +175,7 @@ impl Process {
             }
         }
         drop(locked);
-        if let Some((limit, at)) = self.limit
+        if let Some((limit, at)) = self.limits.time
             && Instant::now() >= at
         {
             self.kill();

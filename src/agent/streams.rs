@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coracle_agent::guest_protocol::Stream;
 
@@ -11,17 +12,65 @@ use crate::kvm::spawn_with_signals_blocked;
 /// What is written here, the command reads. Dropping it ends the command's input.
 pub struct ProcessInput {
     channel: Arc<Channel>,
+    deadline: Deadline,
 }
 
 /// What the command writes is read here. Reading waits for it, and a command that is read slowly waits, too.
 pub struct ProcessOutput {
     channel: Arc<Channel>,
     stream: Stream,
+    deadline: Deadline,
+}
+
+/// The end of a command's time, if it has one: whoever waits for a stream then kills the command.
+pub(super) struct Deadline {
+    at: Option<Instant>,
+    /// Wakes the task that waits.
+    #[cfg(feature = "tokio")]
+    timer: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Deadline {
+    fn new(limit: Option<(Duration, Instant)>) -> Deadline {
+        Deadline {
+            at: limit.map(|(_, at)| at),
+            #[cfg(feature = "tokio")]
+            timer: None,
+        }
+    }
+
+    /// Waits until something has come on the channel.
+    fn wait<'a>(&self, channel: &Channel, locked: Locked<'a>) -> io::Result<Locked<'a>> {
+        let (locked, in_time) = locked.wait(self.at);
+        if in_time {
+            return Ok(locked);
+        }
+        drop(locked);
+        channel.abandon();
+        Err(ErrorKind::TimedOut.into())
+    }
+
+    /// The same for a task, which has looked at the channel already.
+    #[cfg(feature = "tokio")]
+    pub(super) fn poll(
+        &mut self,
+        channel: &Channel,
+        task: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Error> {
+        use std::task::Poll;
+
+        let Some(at) = self.at else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at.into())));
+        timer.as_mut().poll(task).map(|()| {
+            channel.abandon();
+            ErrorKind::TimedOut.into()
+        })
+    }
 }
 
 impl ProcessInput {
-    pub(super) fn new(channel: Arc<Channel>) -> ProcessInput {
-        ProcessInput { channel }
+    pub(super) fn new(channel: Arc<Channel>, limit: Option<(Duration, Instant)>) -> ProcessInput {
+        ProcessInput { channel, deadline: Deadline::new(limit) }
     }
 
     /// Sends what there is room for; none when that is nothing.
@@ -38,21 +87,34 @@ impl ProcessInput {
     }
 
     #[cfg(feature = "tokio")]
-    pub(super) fn channel(&self) -> &Channel {
-        &self.channel
+    pub(super) fn parts(&mut self) -> (&Channel, &mut Deadline) {
+        (&self.channel, &mut self.deadline)
     }
 }
 
 impl ProcessOutput {
-    pub(super) fn new(channel: Arc<Channel>, stream: Stream) -> ProcessOutput {
-        ProcessOutput { channel, stream }
+    #[cfg(feature = "tokio")]
+    pub(super) fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    pub(super) fn new(
+        channel: Arc<Channel>,
+        stream: Stream,
+        limit: Option<(Duration, Instant)>,
+    ) -> ProcessOutput {
+        ProcessOutput { channel, stream, deadline: Deadline::new(limit) }
     }
 
     /// Takes what is there; none when there is nothing yet, and 0 at the end.
-    pub(super) fn read_now(&self, locked: &mut Locked<'_>, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        let count = locked.take(self.stream, buffer);
+    pub(super) fn read_now(
+        stream: Stream,
+        locked: &mut Locked<'_>,
+        buffer: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        let count = locked.take(stream, buffer);
         let seen = locked.seen();
-        if count > 0 || buffer.is_empty() || seen.is_at_end(self.stream) {
+        if count > 0 || buffer.is_empty() || seen.is_at_end(stream) {
             return Ok(Some(count));
         }
         match seen.lost() {
@@ -62,8 +124,8 @@ impl ProcessOutput {
     }
 
     #[cfg(feature = "tokio")]
-    pub(super) fn channel(&self) -> &Channel {
-        &self.channel
+    pub(super) fn parts(&mut self) -> (&Channel, &mut Deadline) {
+        (&self.channel, &mut self.deadline)
     }
 }
 
@@ -72,14 +134,14 @@ impl Write for ProcessInput {
     ///
     /// # Errors
     /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]: the
-    /// agent or the machine has.
+    /// agent or the machine has. [`ErrorKind::TimedOut`]: the time of the command is over; it was killed.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut locked = self.channel.lock();
         loop {
             if let Some(sent) = Self::write_now(&mut locked, bytes)? {
                 return Ok(sent);
             }
-            (locked, _) = locked.wait(None);
+            locked = self.deadline.wait(&self.channel, locked)?;
         }
     }
 
@@ -98,21 +160,22 @@ impl Read for ProcessOutput {
     /// Waits until there is something, or the end.
     ///
     /// # Errors
-    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended.
+    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the time of the command
+    /// is over; it was killed.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut locked = self.channel.lock();
         loop {
-            if let Some(count) = self.read_now(&mut locked, buffer)? {
+            if let Some(count) = Self::read_now(self.stream, &mut locked, buffer)? {
                 return Ok(count);
             }
-            (locked, _) = locked.wait(None);
+            locked = self.deadline.wait(&self.channel, locked)?;
         }
     }
 }
 
 /// Gives the command what `reader` has, to its end, on a thread of its own.
 pub(super) fn feed(channel: Arc<Channel>, mut reader: impl Read + Send + 'static) -> io::Result<()> {
-    let mut input = ProcessInput::new(channel);
+    let mut input = ProcessInput::new(channel, None);
     spawn_with_signals_blocked("agent-stdin".into(), move || {
         // A reader that fails ends the input. A command that reads no more is no failure.
         let _ = io::copy(&mut reader, &mut input);

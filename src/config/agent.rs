@@ -16,9 +16,12 @@ pub struct AgentConfig {
     pub program: Option<PathBuf>,
     /// How long a call waits for a guest whose agent is not ready yet.
     pub ready_limit: Duration,
-    /// How long a call about a file, the clock or the network, or the start of a command, waits while nothing comes from the
-    /// agent. A command that runs has limits of its own.
+    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a command until
+    /// that has started and once it has ended. A command that runs has limits of its own.
     pub answer_limit: Duration,
+    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate` seconds longer
+    /// than `answer_limit`. 0 is taken as 1.
+    pub least_rate: u32,
 }
 
 /// The way to the agent.
@@ -51,6 +54,9 @@ impl AgentConfig {
     /// Enough for a busy guest to write back what a file of a gigabyte has left in its memory.
     pub const DEFAULT_ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
+    /// 4 KiB/s: less than the slowest way, a serial port, gives on a busy emulated host.
+    pub const DEFAULT_LEAST_RATE: u32 = 4 << 10;
+
     /// Whether it is reached by the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
         self.transport == AgentTransport::Serial
@@ -69,6 +75,7 @@ impl AgentConfig {
             program: None,
             ready_limit: AgentConfig::DEFAULT_READY_LIMIT,
             answer_limit: AgentConfig::DEFAULT_ANSWER_LIMIT,
+            least_rate: AgentConfig::DEFAULT_LEAST_RATE,
         }
     }
 }

@@ -142,7 +142,8 @@ impl AgentSession {
     /// Bytes of stdin have been taken: the host may send as many again.
     pub fn taken(&mut self, number: u32, count: usize) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
-        if let Some(grant) = channel.input.take(count) {
+        channel.input.take(count);
+        if let Some(grant) = channel.input.grant() {
             self.link.send(&AgentMessage::Window(Stream::Stdin, grant).to_frame(number));
         }
     }
@@ -186,6 +187,9 @@ impl AgentSession {
             }
             HostMessage::Window(stream, bytes) => {
                 let output = channel.output_mut(stream).ok_or(no_stream(stream))?;
+                if bytes == 0 {
+                    return Err(SessionError::EmptyGrant { channel: number, stream });
+                }
                 if !output.grant(bytes) {
                     return Err(SessionError::Grant { channel: number, stream });
                 }

@@ -1,6 +1,7 @@
 //! The entries of a folder, as they come on the stream of a list: one frame each, without kind and channel.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 
 use super::ProtocolError;
 use crate::protocol::FrameReader;
@@ -9,7 +10,7 @@ use crate::protocol::wire::{Decoder, Encoder};
 /// One entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Its name, without the folder's.
+    /// Its name, without the folder's: never empty, `.` or `..`, and without `/` and zero bytes, whatever the agent says.
     pub name: OsString,
     /// What it is; a symbolic link is not followed.
     pub kind: FileKind,
@@ -95,7 +96,10 @@ impl DirEntry {
             name: fields.text("name")?,
         };
         fields.end()?;
-        Ok(entry)
+        match name_is_one(entry.name.as_bytes()) {
+            true => Ok(entry),
+            false => Err(ProtocolError::EntryName),
+        }
     }
 }
 
@@ -122,6 +126,12 @@ impl EntryReader {
         }
         Ok(entries)
     }
+}
+
+/// Whether it can be the name of an entry of a folder (`path_resolution(7)`): a caller that joins it to a path of its own
+/// stays in the folder.
+fn name_is_one(name: &[u8]) -> bool {
+    !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
 /// Names have 255 bytes at most in Linux, some network file systems' more.

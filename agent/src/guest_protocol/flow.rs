@@ -77,14 +77,22 @@ impl Receiver {
         !std::mem::replace(&mut self.ended, true)
     }
 
-    /// The reader has taken bytes. What to grant now, if anything: not every byte is worth a message.
-    pub(super) fn take(&mut self, count: usize) -> Option<u32> {
+    /// The reader has taken bytes. True when a grant is due: not every byte is worth a message.
+    pub(super) fn take(&mut self, count: usize) -> bool {
         self.taken = self.taken.saturating_add(u32::try_from(count).unwrap_or(u32::MAX)).min(INITIAL_WINDOW);
-        let due = !self.ended && self.taken >= INITIAL_WINDOW / 4;
-        due.then(|| {
+        self.is_due()
+    }
+
+    /// What to grant now, if anything. The sender may send as many bytes from here on.
+    pub(super) fn grant(&mut self) -> Option<u32> {
+        self.is_due().then(|| {
             let grant = std::mem::take(&mut self.taken);
             self.allowed = self.allowed.saturating_add(grant).min(INITIAL_WINDOW);
             grant
         })
+    }
+
+    fn is_due(&self) -> bool {
+        !self.ended && self.taken >= INITIAL_WINDOW / 4
     }
 }

@@ -1,14 +1,14 @@
 //! The host's end of a session. It is fed by whoever controls the guest: anything that breaks a rule is an error, which
 //! ends the session and nothing else.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::flow::{Receiver, Sender};
 use super::link::{Input, Link, check_version};
 use super::message::data_frame;
 use super::{
     AgentInfo, AgentMessage, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME,
-    Request, SessionError, Stream, WindowSize,
+    MAX_WAITING, Request, SessionError, Stream, WindowSize,
 };
 
 /// The host's end.
@@ -18,6 +18,8 @@ pub struct HostSession {
     is_ready: bool,
     channels: BTreeMap<u32, Channel>,
     next_channel: u32,
+    /// Outputs with a grant that is due: channels and descriptor numbers of streams. It is sent once the agent reads.
+    due: BTreeSet<(u32, usize)>,
     events: VecDeque<HostEvent>,
 }
 
@@ -37,6 +39,12 @@ pub enum OpenError {
     /// There are as many as there can be.
     #[error("{MAX_CHANNELS} commands and transfers are under way in this guest, as many as there can be")]
     TooMany,
+    /// The agent does not read what it is sent.
+    #[error("{waiting} bytes wait for the guest's agent, which does not read them")]
+    Clogged {
+        /// Bytes.
+        waiting: usize,
+    },
     /// It does not fit into a frame.
     #[error("arguments and variables have {length} bytes in all, and {MAX_HOST_FRAME} are the most")]
     TooLong {
@@ -82,6 +90,7 @@ impl Default for HostSession {
             is_ready: false,
             channels: BTreeMap::new(),
             next_channel: 1,
+            due: BTreeSet::new(),
             events: VecDeque::new(),
         }
     }
@@ -125,9 +134,20 @@ impl HostSession {
         self.link.output()
     }
 
+    /// Whether so many bytes wait for the agent that nothing is added but what a caller wants once: see [`MAX_WAITING`].
+    pub fn is_clogged(&self) -> bool {
+        self.link.output().len() >= MAX_WAITING
+    }
+
     /// The first `count` bytes of the output are on their way.
     pub fn sent(&mut self, count: usize) {
         self.link.sent(count);
+        while !self.is_clogged()
+            && let Some((number, index)) = self.due.pop_first()
+        {
+            let stream = Stream::ALL.into_iter().find(|stream| stream.index() == index);
+            stream.into_iter().for_each(|stream| self.grant(number, stream));
+        }
     }
 
     /// Asks for something; its answers come on the channel.
@@ -137,6 +157,9 @@ impl HostSession {
     pub fn open(&mut self, request: Request) -> Result<u32, OpenError> {
         if self.channels.len() >= MAX_CHANNELS {
             return Err(OpenError::TooMany);
+        }
+        if self.is_clogged() {
+            return Err(OpenError::Clogged { waiting: self.link.output().len() });
         }
         let number = self.free_number();
         let channel = Channel::of(&request);
@@ -150,12 +173,14 @@ impl HostSession {
         Ok(number)
     }
 
-    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for; returns how many.
+    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for, none while it does not read;
+    /// returns how many.
     pub fn send(&mut self, number: u32, bytes: &[u8]) -> usize {
+        let room = MAX_WAITING.saturating_sub(self.link.output().len());
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
             return 0;
         };
-        let count = bytes.len().min(channel.input.credit());
+        let count = bytes.len().min(channel.input.credit()).min(room);
         let bytes = bytes.get(..count).unwrap_or_default();
         for piece in bytes.chunks(MAX_DATA) {
             self.link.send(&data_frame(number, Stream::Stdin, piece));
@@ -181,7 +206,17 @@ impl HostSession {
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
             return;
         };
-        if let Some(grant) = channel.output(stream).and_then(|output| output.take(count)) {
+        let is_due = channel.output(stream).is_some_and(|output| output.take(count));
+        if is_due && self.is_clogged() {
+            self.due.insert((number, stream.index()));
+        } else if is_due {
+            self.grant(number, stream);
+        }
+    }
+
+    fn grant(&mut self, number: u32, stream: Stream) {
+        let channel = self.channels.get_mut(&number).filter(|channel| !channel.is_closing);
+        if let Some(grant) = channel.and_then(|channel| channel.output(stream)).and_then(Receiver::grant) {
             self.say(number, &HostMessage::Window(stream, grant));
         }
     }
@@ -230,6 +265,7 @@ impl HostSession {
         let is_closed = message == AgentMessage::Closed;
         if is_closed {
             self.channels.remove(&number);
+            self.due.retain(|(channel, _)| *channel != number);
         }
         if is_wanted || is_closed {
             self.events.push_back(HostEvent::Message(number, message));
@@ -322,6 +358,9 @@ impl Channel {
             AgentMessage::Window(stream, bytes) => {
                 if *stream != Stream::Stdin {
                     return Err(SessionError::NoStream { channel, stream: *stream });
+                }
+                if *bytes == 0 {
+                    return Err(SessionError::EmptyGrant { channel, stream: *stream });
                 }
                 if !self.input.grant(*bytes) {
                     return Err(SessionError::Grant { channel, stream: *stream });

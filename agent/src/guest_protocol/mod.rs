@@ -54,6 +54,10 @@ pub const MAX_AGENT_FRAME: usize = MAX_DATA + 64;
 /// Channels that can be open at once.
 pub const MAX_CHANNELS: usize = 512;
 
+/// Bytes that wait for an agent that does not read. Beyond it, the host sends no input, grants no window and opens no
+/// channel: the agent alone decides when it reads, so that nothing that it causes may wait without a bound.
+pub const MAX_WAITING: usize = 4 << 20;
+
 /// A broken rule. The session cannot be followed from there on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
@@ -101,6 +105,14 @@ pub enum SessionError {
     /// A grant beyond all windows.
     #[error("channel {channel}: more than {MAX_WINDOW} bytes are granted on the stream {stream:?}")]
     Grant {
+        /// The channel.
+        channel: u32,
+        /// The stream.
+        stream: Stream,
+    },
+    /// A grant of nothing, which no receiver sends: it would keep a caller waiting with frames that move nothing.
+    #[error("channel {channel}: a grant of 0 bytes on the stream {stream:?}")]
+    EmptyGrant {
         /// The channel.
         channel: u32,
         /// The stream.

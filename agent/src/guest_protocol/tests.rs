@@ -408,3 +408,46 @@ proptest! {
         prop_assert_eq!(received, data);
     }
 }
+
+#[test]
+fn agent_that_does_not_read_is_owed_no_more_than_a_bound() {
+    let mut pair = Pair::ready();
+    let channel = pair.exec(true);
+    pair.host_events();
+    // It grants all that can be granted, and reads nothing of what then comes.
+    pair.host_gets(channel, &AgentMessage::Window(Stream::Stdin, MAX_WINDOW - INITIAL_WINDOW)).unwrap();
+    let input = vec![7; MAX_WINDOW as usize];
+    let sent = pair.host.send(channel, &input);
+    assert!(sent < input.len() && pair.host.is_clogged());
+    assert_eq!(pair.host.send(channel, &input), 0);
+    let waiting = pair.host.output().len();
+    assert!(waiting < MAX_WAITING + MAX_WAITING / 100, "{waiting}");
+    assert!(matches!(pair.host.open(Request::Get("/".into())), Err(OpenError::Clogged { .. })));
+    // A reader takes everything: the grants wait with the rest, and bytes beyond the last one break the session.
+    let piece = AgentMessage::Data(Stream::Stdout, vec![7; MAX_DATA]).to_frame(channel);
+    let mut taken = 0;
+    while taken < INITIAL_WINDOW as usize {
+        pair.host.receive(&piece).unwrap();
+        pair.host.taken(channel, Stream::Stdout, MAX_DATA);
+        taken += MAX_DATA;
+    }
+    assert_eq!(pair.host.output().len(), waiting);
+    assert!(matches!(pair.host.receive(&piece), Err(SessionError::Overrun { .. })));
+    // When it reads, it is told of the window, and all goes on.
+    pair.host.sent(waiting);
+    let window = HostMessage::Window(Stream::Stdout, INITIAL_WINDOW).to_frame(channel);
+    assert_eq!(pair.host.output(), window);
+    pair.host.receive(&piece).unwrap();
+    assert!(pair.host.send(channel, &input) > 0);
+}
+
+#[test]
+fn grants_of_nothing_break_either_session() {
+    let mut pair = Pair::ready();
+    let channel = pair.exec(true);
+    pair.cross();
+    let empty = pair.host_gets(channel, &AgentMessage::Window(Stream::Stdin, 0));
+    assert_eq!(empty, Err(SessionError::EmptyGrant { channel, stream: Stream::Stdin }));
+    let empty = pair.agent.receive(&HostMessage::Window(Stream::Stdout, 0).to_frame(channel));
+    assert_eq!(empty, Err(SessionError::EmptyGrant { channel, stream: Stream::Stdout }));
+}
