@@ -20,6 +20,7 @@ std::arch::global_asm!(include_str!("../resources/small_libc.s"));
 
 fn main() -> ExitCode {
     end_with_117_on_panic();
+    ignore_sigxfsz();
     if std::io::stdin().is_terminal() {
         RawTerminal::restore_on_fatal_signals();
     }
@@ -50,6 +51,12 @@ fn usage(error: &clap::Error) -> ExitCode {
     stderr::write(Weight::Sentence, error.render().to_string());
     stderr::flush();
     ExitCode::from(commands::BAD_USAGE)
+}
+
+/// A file that may not grow (`ulimit -f`) fails the write, with a sentence, and does not end the process.
+fn ignore_sigxfsz() {
+    // SAFETY: sets a disposition of this process; no handler is installed.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// A panic is a defect of ours and has a code of its own. The terminal is restored first.

@@ -103,6 +103,22 @@ fn a_closed_stdout_ends_the_writer_inside() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_a_failure_and_the_command_goes_on() {
+    needs_qemu!();
+    let mut command = emulate("head -c 300000 /dev/zero; echo end >&2; exit 3");
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let output = command.spawn().unwrap().wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("end\n"), "{stderr}");
+    assert!(
+        stderr.contains("command output cannot be written to stdout: No space left on device"),
+        "{stderr}"
+    );
+    assert_eq!(output.status.code(), Some(117));
+}
+
+#[test]
 fn a_background_process_does_not_hold_the_end_and_its_output_is_not_lost() {
     needs_qemu!();
     let output = Run::start(emulate("(echo first; sleep 1000) & sleep 0.2; echo last; exit 4")).finish();

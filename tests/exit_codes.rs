@@ -27,6 +27,37 @@ fn endings_that_take_no_linux_have_their_codes_and_outcomes() {
     }
 }
 
+#[test]
+fn guest_that_ends_before_its_command_never_ends_with_0() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let path = common::scratch().join("before-command.json");
+    for (guest, options, code, ending, words) in [
+        ("poweroff", &[][..], 111, "command-failed", "the guest powered off before the command had started"),
+        ("hello-exit", &[], 111, "command-failed", "ended with code 0 before the command had started"),
+        ("exit-7", &[], 7, "exited", "the guest's workload ended with code 7"),
+        ("exit-200", &[], 100, "exited", "the guest's workload ended with code 200"),
+        ("panic", &[], 110, "panicked", "the guest's kernel panicked"),
+        ("triple-fault", &[], 111, "crashed", "triple fault"),
+        ("reset-acpi", &[], 112, "reset", "asked for a reset"),
+        ("jump-to-mmio", &[], 113, "cannot-run", "KVM cannot run this guest"),
+        ("halt", &["--on-halt", "exit"], 116, "halted", "the guest halted"),
+        ("spin", &["--boot-timeout", "300ms"], 124, "timed-out", "did not come to its init"),
+    ] {
+        let mut command = run_payload(guest);
+        command.args(options).arg("--outcome").arg(&path).args(["--", "true"]);
+        finish(&mut command).expect(code, words);
+        common::exit_codes::expect_outcome(&path, ("", ending), code);
+        // Nothing of the command is known.
+        let report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(report.get("command_code"), None, "{report}");
+    }
+    let mut child = printed_one_byte(run_payload("hello-halt").args(["--serial", "stdio", "--", "true"]));
+    signal(&child, libc::SIGTERM);
+    assert_eq!(common::wait(&mut child).code(), Some(128 + libc::SIGTERM));
+}
+
 const CASES: &[Case] = &[
     Case { row: ("0", "powered-off"), code: 0, run: |outcome| run("poweroff", outcome, &[]) },
     Case { row: ("0 to 99", "exited"), code: 7, run: |outcome| run("exit-7", outcome, &[]) },

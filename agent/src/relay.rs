@@ -47,6 +47,7 @@ pub struct Pump {
     taken: u64,
     total: Option<u64>,
     delivered: u64,
+    failure: Option<i32>,
 }
 
 impl Pump {
@@ -63,6 +64,7 @@ impl Pump {
             taken: 0,
             total: None,
             delivered: 0,
+            failure: None,
         }
     }
 
@@ -76,7 +78,12 @@ impl Pump {
         self.delivered
     }
 
-    /// Whether the sink can take nothing more (its reader is gone).
+    /// Why the sink takes nothing more, where it is not that its reader is gone: the error number of the write.
+    pub fn failure(&self) -> Option<i32> {
+        self.failure
+    }
+
+    /// Whether the sink takes nothing more (its reader is gone, or a write has failed).
     pub fn sink_closed(&self) -> bool {
         self.sink.is_none()
     }
@@ -164,7 +171,10 @@ impl Pump {
                 self.start = self.start.saturating_add(count).min(self.end);
             }
             Err(error) if is_temporary(&error) => {}
-            Err(_) => self.close_sink(),
+            Err(error) => {
+                self.failure = error.raw_os_error().filter(|errno| *errno != libc::EPIPE);
+                self.close_sink();
+            }
         }
     }
 
@@ -304,6 +314,21 @@ mod tests {
         drop(writer);
         run(&mut pump);
         assert!(pump.finished());
+    }
+
+    #[test]
+    fn only_a_write_that_fails_while_somebody_reads_is_a_failure() {
+        let (mut writer, mut pump, reader) = pumped(Undelivered::Discard);
+        writer.write_all(b"lost").unwrap();
+        drop(reader);
+        run(&mut pump);
+        assert_eq!((pump.sink_closed(), pump.failure()), (true, None));
+        let (source, mut writer) = pipe().unwrap();
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut pump = Pump::new(source.into(), full.into(), BLOCKING_CHUNK, Undelivered::Discard);
+        writer.write_all(b"lost").unwrap();
+        run(&mut pump);
+        assert_eq!((pump.sink_closed(), pump.failure()), (true, Some(libc::ENOSPC)));
     }
 
     #[test]

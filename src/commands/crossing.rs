@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use std::{fs, iter};
+use std::{fs, io, iter};
 
 use coracle::VmBuilder;
 use coracle::agent::IS_AGENT_BUNDLED;
@@ -11,14 +11,19 @@ use coracle::config::{CpuModel, NetConfig, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
 use coracle::guest_data::{self, GuestData};
 
-use super::emulated_exit_code;
+use serde_json::{Map, Value};
+
 use super::settings::Failure;
+use super::{chain, emulated_exit_code, say};
 
 /// What this command needs on an emulated host.
 #[derive(Debug, Default)]
 pub(super) struct Crossing {
     read: Vec<NamedFile>,
     written: Vec<NamedFile>,
+    /// The outcome file, of which only a command's run knows on this side that its output was lost.
+    outcome: Option<PathBuf>,
+    runs_command: bool,
 }
 
 impl Crossing {
@@ -65,6 +70,12 @@ impl Crossing {
         self.written.extend(files);
     }
 
+    /// What this command writes is that of a command in the guest, with its own outcome file: none of it may be lost.
+    pub(super) fn for_command(&mut self, outcome: Option<&Path>) {
+        self.runs_command = true;
+        self.outcome = outcome.map(Path::to_owned);
+    }
+
     /// Runs this command again on an emulated host, and returns its exit code.
     ///
     /// # Errors
@@ -87,8 +98,44 @@ impl Crossing {
         {
             return Err(file.refused(problem));
         }
+        let exit = match exit {
+            Err(error @ EmulatedHostError::OutputLost { .. }) if self.runs_command => {
+                return Ok(self.output_lost(&error));
+            }
+            Err(EmulatedHostError::OutputLost { stream, source, exit }) => {
+                say(&format!("warning: console output cannot be written to {stream}: {source}"));
+                Ok(exit)
+            }
+            exit => exit,
+        };
         emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
     }
+
+    /// Tells of a command whose output is lost. The outcome file, where there is one, has been written inside.
+    fn output_lost(&self, error: &EmulatedHostError) -> u8 {
+        let (code, reason) = (error.exit_code(), chain(error));
+        say(&reason);
+        if let Some(path) = &self.outcome
+            && let Err(error) = amend(path, code, &reason)
+        {
+            say(&format!("--outcome {}: it cannot be written: {error}", path.display()));
+        }
+        code
+    }
+}
+
+/// Changes the outcome file of a run whose output was lost after it was written.
+fn amend(path: &Path, code: u8, reason: &str) -> io::Result<()> {
+    let mut report: Map<String, Value> = serde_json::from_slice(&fs::read(path)?)?;
+    let ending = if report.get("ending").is_some_and(|ending| ending == "not-run") {
+        "not-run"
+    } else {
+        "host-failed"
+    };
+    report.insert("ending".into(), ending.into());
+    report.insert("code".into(), code.into());
+    report.insert("reason".into(), reason.into());
+    fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
 }
 
 /// A file that has to be seen from inside.

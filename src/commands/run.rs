@@ -78,6 +78,9 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);
+            if has_command {
+                crossing.for_command(raw.outcome.as_deref());
+            }
             crossing.run()
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coracle_agent::protocol::{self, ProtocolError, StartFailure, StartStep};
 
+use super::EmulatedExit;
 use crate::guest_data::GuestDataMissing;
 
 /// Why there is no ending of a command to tell.
@@ -63,6 +64,16 @@ pub enum EmulatedHostError {
         status: ExitStatus,
         /// The end of the machine's log.
         last_words: LastWords,
+    },
+    /// The command has ended, and a part of what it wrote could not be written here.
+    #[error("command output cannot be written to {stream}")]
+    OutputLost {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// What this host said.
+        source: io::Error,
+        /// How the command ended.
+        exit: EmulatedExit,
     },
     /// The machine's agent is of another version.
     #[error(
@@ -144,7 +155,7 @@ impl EmulatedHostError {
             | Self::BootTimeout { .. }
             | Self::BootFailed { .. }
             | Self::Version { .. } => 115,
-            Self::Lost { .. } | Self::Protocol(_) | Self::OutOfTurn => 117,
+            Self::Lost { .. } | Self::OutputLost { .. } | Self::Protocol(_) | Self::OutOfTurn => 117,
             Self::NotExecutable { .. } => 126,
             Self::CommandNotFound { .. } => 127,
         }
@@ -161,6 +172,7 @@ impl EmulatedHostError {
             | Self::NoQemu
             | Self::NoData(_)
             | Self::Local { .. }
+            | Self::OutputLost { .. }
             | Self::Version { .. }
             | Self::Protocol(_)
             | Self::OutOfTurn

@@ -29,6 +29,10 @@ const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// interrupt, nothing masks it, and the CPU sleeps for ever. Any other interrupt has QEMU look at the APIC again.
 const TICK: Duration = Duration::from_millis(250);
 
+/// The most bytes of an output that are lost before the command is told that nobody reads it: one that writes without end is
+/// to end.
+const MOST_LOST: u64 = 64 << 20;
+
 /// How long a machine that was asked twice to end its command may stay silent.
 const INTERRUPT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -111,7 +115,7 @@ impl Session {
             }
             if let Phase::Draining(ending) = self.phase {
                 if self.streams.outputs.iter().flatten().all(Pump::finished) {
-                    return Ok(exit_of(ending));
+                    return self.streams.undamaged(exit_of(ending));
                 }
             } else if peer == Peer::Gone {
                 return Err(self.ended());
@@ -313,14 +317,29 @@ impl Streams {
         std::iter::once(&mut self.input).chain(self.outputs.iter_mut().flatten())
     }
 
-    /// Tells the agent of the caller's streams that have ended or were closed, once.
+    /// The exit, unless a part of the command's output could not be written.
+    fn undamaged(&self, exit: EmulatedExit) -> Result<EmulatedExit, EmulatedHostError> {
+        for (stream, pump) in ["stdout", "stdout", "stderr"].into_iter().zip(&self.outputs) {
+            if let Some(errno) = pump.as_ref().and_then(Pump::failure) {
+                let source = io::Error::from_raw_os_error(errno);
+                return Err(EmulatedHostError::OutputLost { stream, source, exit });
+            }
+        }
+        Ok(exit)
+    }
+
+    /// Tells the agent of the caller's streams that have ended or were closed, once. What a stream cannot take for another
+    /// reason is lost, up to a limit, and the command goes on.
     fn tell(&mut self, control: &mut Control) {
         if self.input.source_ended() && !self.input_end_told {
             self.input_end_told = true;
             control.send(&ToAgent::StdinEnd { bytes: self.input.taken() });
         }
         for ((stream, pump), told) in Stream::ALL.into_iter().zip(&self.outputs).zip(&mut self.closed_told) {
-            let closed = pump.as_ref().is_some_and(|pump| pump.sink_closed() && !pump.finished());
+            let closed = pump.as_ref().is_some_and(|pump| {
+                let loses_more = pump.taken().saturating_sub(pump.delivered()) > MOST_LOST;
+                pump.sink_closed() && !pump.finished() && (pump.failure().is_none() || loses_more)
+            });
             if closed && !*told {
                 *told = true;
                 control.send(&ToAgent::OutputClosed(stream));

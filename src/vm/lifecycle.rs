@@ -362,6 +362,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         later_events,
         resets,
         signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),
+        command: None,
     };
     // Files, sockets and taps are free for the next machine with the outcome; KVM's part takes its time.
     drop((platform, virtio, recipe));

@@ -9,6 +9,7 @@ use std::time::Duration;
 use coracle_devices::guest_request::ResetSource;
 use serde::Serialize;
 
+use crate::agent::ExecStatus;
 use crate::diagnosis::{self, Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
@@ -44,6 +45,8 @@ pub struct Outcome {
     pub resets: u64,
     /// The signal for whose sake the guest was asked to power off, or was stopped.
     pub signal: Option<i32>,
+    /// How the command that the machine was for ended, where that is known; the machine's own ending may be another.
+    pub command: Option<ExecStatus>,
 }
 
 /// The way in which a virtual machine ended.
@@ -178,6 +181,14 @@ pub enum HostFailure {
     #[error("the guest reset its machine, which could not be started anew: {reason}")]
     Restart {
         /// What the step that failed said.
+        reason: String,
+    },
+    /// What the command wrote could not be delivered.
+    #[error("command output cannot be written to {stream}: {reason}")]
+    CommandOutput {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        /// What the host said.
         reason: String,
     },
     /// A vCPU's thread could not be prepared.
@@ -318,6 +329,7 @@ impl std::fmt::Display for Ending {
                 write!(f, "KVM cannot run this guest: vCPU {vcpu}: {fault}")?;
                 write_registers(f, registers.as_deref())
             }
+            Ending::HostFailed { reason: reason @ HostFailure::CommandOutput { .. } } => reason.fmt(f),
             Ending::HostFailed { reason } => write!(f, "Coracle or its host failed: {reason}"),
             Ending::Stopped => write!(f, "stopped on request"),
             Ending::TimedOut { of: TimeLimit::Wall, limit } => {
@@ -419,6 +431,7 @@ mod tests {
             later_events: 0,
             resets: 0,
             signal: None,
+            command: None,
         }
     }
 

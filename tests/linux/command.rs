@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
-use super::common::{self, coracle, eventually, finish, finish_with_input, scratch, signal};
+use super::common::{self, collect, coracle, eventually, finish, finish_with_input, scratch, signal};
 use super::{no_linux, outcome};
 
 fn run(options: &[&str], command: &[&str]) -> Command {
@@ -34,7 +35,54 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
     finish(&mut run(&[], &["/etc"])).expect(126, "cannot execute");
     finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
     sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
-    sh("poweroff; sleep 60").expect(0, "the guest powered off");
+    sh("poweroff; sleep 60").expect(111, "the guest powered off before the command had ended");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_whatever_the_command_s_code() {
+    needs_linux!();
+    let path = scratch().join("lost.json");
+    let run = |script: &str| {
+        let mut command = coracle();
+        command.args(["run", "--accel", "kvm", "--outcome"]).arg(&path).args(["--", "sh", "-c", script]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    let lost = |finished: &common::Finished, stream: &str, why: &str, code: i32| {
+        finished.expect(117, &format!("command output cannot be written to {stream}: {why}"));
+        let outcome = outcome(&path);
+        assert_eq!((&outcome["ending"], &outcome["code"]), (&"host-failed".into(), &117.into()), "{outcome}");
+        assert_eq!(outcome["command_code"], code, "{outcome}");
+    };
+    let mut command = run("echo important; exit 3");
+    lost(&collect(command.stdout(full()).spawn().unwrap()), "stdout", "No space left on device", 3);
+    // It goes on to its end, far behind what its streams hold.
+    let mut command = run("head -c 3000000 /dev/zero; echo end >&2");
+    let finished = collect(command.stdout(full()).spawn().unwrap());
+    lost(&finished, "stdout", "No space left on device", 0);
+    assert!(finished.stderr.starts_with("end\n"), "{}", finished.stderr);
+    // Nobody is there to be told but for the code.
+    let mut command = run("echo important >&2");
+    assert_eq!(collect(command.stderr(full()).spawn().unwrap()).code(), 117);
+    assert_eq!(outcome(&path)["command_code"], 0);
+    let file = fs::File::create(scratch().join("limited")).unwrap();
+    let mut command = run("head -c 3000000 /dev/zero");
+    let limited = || {
+        let limit = libc::rlimit { rlim_cur: 100_000, rlim_max: 100_000 };
+        // SAFETY: sets a limit of the new process; the value is valid.
+        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+        Ok(())
+    };
+    // SAFETY: the closure makes only a system call.
+    unsafe { command.pre_exec(limited) };
+    lost(&collect(command.stdout(file).spawn().unwrap()), "stdout", "File too large", 0);
+    // A reader that has gone is what it is to any program.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = run("yes");
+    collect(command.stdout(writer).spawn().unwrap()).expect(141, "killed by signal 13 (SIGPIPE)");
+    assert_eq!(outcome(&path)["command_signal"], 13);
 }
 
 #[test]

@@ -20,6 +20,11 @@ const CASES: &[Case] = &[
         code: 111,
         run: |outcome| run(outcome, &["sh", "-c", LOSE_THE_AGENT]),
     },
+    Case {
+        row: ("111", "command-failed"),
+        code: 111,
+        run: |outcome| run(outcome, &["sh", "-c", "poweroff; sleep 60"]),
+    },
     Case { row: ("126, 127", "command-failed"), code: 126, run: |outcome| run(outcome, &["/etc"]) },
     Case { row: ("126, 127", "command-failed"), code: 127, run: |outcome| run(outcome, &["/no/such"]) },
     Case {

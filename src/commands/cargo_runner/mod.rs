@@ -57,6 +57,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
             crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));
             crossing.add_read("the library ", luggage.programs.iter().flat_map(|program| &program.libraries));
             crossing.add_read("--copy ", &args.copies);
+            crossing.for_command(None);
             crossing.run()
         }
     }
@@ -99,12 +100,13 @@ fn run_here(
         command: luggage.command(&args.command),
     };
     let outcome = command::outcome(&config, &command, raw.timeout)?;
-    Ok(match outcome.ending {
-        Ending::Exited { code: TESTS_FAILED } => {
+    let tests_failed = outcome.ending == Ending::Exited { code: TESTS_FAILED };
+    Ok(match outcome.command {
+        Some(_) if tests_failed => {
             run::report(raw, &outcome);
             TESTS_FAILED_CODE
         }
-        Ending::Exited { code } if code < 100 => run::report(raw, &outcome),
+        _ if command::ended_quietly(&outcome) => run::report(raw, &outcome),
         _ => run::tell(raw, &outcome, true),
     })
 }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, ProcessInput, WindowSize};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, VmConfig};
-use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
+use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
-use super::copying::Copying;
+use super::copying::{Copying, OutputFile};
 use super::signals::Blocked;
 use super::tell;
 use crate::cli::{CommandArgs, GuestIp};
@@ -39,8 +39,12 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
 /// Boots the machine, runs the command, and tells how it ended.
 pub(super) fn run(raw: &RawConfig, config: &VmConfig, args: &CommandArgs) -> Result<u8, Failure> {
     let outcome = outcome(config, args, raw.timeout)?;
-    let is_the_command_s = matches!(outcome.ending, Ending::Exited { code } if code < 100);
-    Ok(if is_the_command_s { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
+    Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
+}
+
+/// Whether the command's own code is all that there is to say.
+pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
+    outcome.command.is_some() && matches!(outcome.ending, Ending::Exited { code } if code < 100)
 }
 
 /// Boots the machine and runs the command, for at most `limit`, with our streams, terminal and signals.
@@ -57,26 +61,26 @@ pub(crate) fn outcome(
     let vm = VmBuilder::new(config.clone()).start();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     let ready = wait_ready(&vm, &signals, config).and_then(|()| network_up(&vm, &signals, args));
-    let ending = match ready {
+    let run = match ready {
         Ok(()) => {
             let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
             let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
-            attend(&vm, &signals, exec(&vm, args, limit, has_terminal))
+            attend(&vm, &signals, exec(&vm, args, limit, has_terminal), limit)?
         }
-        Err(ending) => ending,
+        Err(ending) => Run { ending, ..Run::default() },
     };
     let grace = if keeps_disks(config) { Grace::default() } else { Grace::NONE };
-    let outcome = match ending {
+    let machine = match run.ending {
         None => vm.wait(),
         Some(Ending::Signalled { signal }) => {
             vm.handle().stop_by_signal(signal);
             vm.wait()
         }
-        Some(ending) => with_ending(vm.stop(grace), ending),
+        Some(_) => vm.stop(grace),
     };
     // Giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);
-    Ok(outcome)
+    Ok(run.outcome(machine))
 }
 
 /// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
@@ -90,7 +94,7 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
             Err(AgentError::NotReady { .. }) => {
                 return Err(Some(Ending::TimedOut { of: TimeLimit::Boot, limit }));
             }
-            Err(AgentError::MachineEnded { .. }) => return Err(None),
+            Err(error) if has_ended(vm, &error) => return Err(None),
             Err(error) => return Err(Some(failed(AGENT_LOST, &error))),
         }
         if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
@@ -116,7 +120,7 @@ fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Opti
     });
     match result? {
         Ok(_) => Ok(()),
-        Err(AgentError::MachineEnded { .. }) => Err(None),
+        Err(error) if has_ended(vm, &error) => Err(None),
         Err(error) => Err(Some(failed(USAGE, &error))),
     }
 }
@@ -146,11 +150,18 @@ fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool
     exec
 }
 
-/// Runs the command to its end: none when the machine has ended by itself.
-fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
+/// Runs the command to its end, and sees to it that what it has written is delivered.
+///
+/// # Errors
+/// Our standard output or error cannot be used.
+fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Result<Run, Failure> {
+    let deadline = limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
+    let sinks = [OutputFile::stdout(), OutputFile::stderr()];
+    let [stdout, stderr] = sinks.map(|sink| sink.map_err(|error| Failure::of(&error)));
+    let (stdout, stderr) = (stdout?, stderr?);
     let mut process = match exec.spawn() {
         Ok(process) => process,
-        Err(error) => return of_error(vm, &error),
+        Err(error) => return Ok(Run { ending: of_error(vm, &error), ..Run::default() }),
     };
     let leaves = Arc::new(AtomicBool::new(false));
     if let Some(input) = process.stdin.take() {
@@ -159,42 +170,108 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec) -> Option<Ending> {
         thread::spawn(move || copy_input(input, &leaves));
     }
     let outputs = [
-        process.stdout.take().map(|output| Copying::start(output, io::stdout())),
-        process.stderr.take().map(|output| Copying::start(output, io::stderr())),
+        process.stdout.take().map(|output| Copying::start(output, stdout)),
+        process.stderr.take().map(|output| Copying::start(output, stderr)),
     ];
-    let ending = supervise(vm, &mut process, signals, &leaves, &outputs);
-    if matches!(ending, Some(Ending::Exited { .. } | Ending::CommandKilled { .. })) {
-        let mut last = Instant::now();
-        while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
-            if vm.handle().wait_for(TURN).is_some() {
-                break;
-            }
-        }
-    }
-    ending
+    let (ending, status) = match supervise(vm, &mut process, signals, &leaves, &outputs) {
+        Ok(status) => (Some(ending_of(status)), Some(status)),
+        Err(ending) => (ending, None),
+    };
+    // What the command, or a guest that has ended, has written is still on its way.
+    let is_delivered = status.is_some() || ending.is_none();
+    let instead = is_delivered.then(|| deliver(signals, &outputs, deadline)).flatten();
+    let lost = ["stdout", "stderr"].into_iter().zip(&outputs).find_map(|(stream, output)| {
+        let reason = output.as_ref()?.failure()?.to_string();
+        Some(HostFailure::CommandOutput { stream, reason })
+    });
+    Ok(Run { ending: instead.or(ending), was_started: true, status, lost })
 }
 
-/// Passes signals on until the command has ended, or something else ends the run.
+/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the command's time.
+fn deliver(
+    signals: &Blocked,
+    outputs: &[Option<Copying>],
+    deadline: Option<(Duration, Instant)>,
+) -> Option<Ending> {
+    let mut last = Instant::now();
+    let mut turn = FIRST_TURN;
+    while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
+        thread::sleep(turn);
+        turn = turn.saturating_mul(2).min(TURN);
+        if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
+            return Some(Ending::Signalled { signal });
+        }
+        if let Some((limit, _)) = deadline.filter(|(_, deadline)| Instant::now() >= *deadline) {
+            return Some(Ending::TimedOut { of: TimeLimit::Command, limit });
+        }
+    }
+    None
+}
+
+/// What came of the command, as far as that is known.
+#[derive(Default)]
+struct Run {
+    /// What ended the run: none for the machine, by itself.
+    ending: Option<Ending>,
+    was_started: bool,
+    /// How the command ended.
+    status: Option<ExecStatus>,
+    /// A part of its output that could not be delivered.
+    lost: Option<HostFailure>,
+}
+
+impl Run {
+    /// The machine's outcome as that of a machine for a command. A failure of the host comes first.
+    fn outcome(self, machine: Outcome) -> Outcome {
+        let ending = match (machine.ending, self.lost, self.ending) {
+            (failed @ Ending::HostFailed { .. }, _, _) => failed,
+            (_, Some(reason), _) => Ending::HostFailed { reason },
+            (own, None, None) => before_command(own, machine.signal, self.was_started),
+            (_, None, Some(ending)) => ending,
+        };
+        let phase = if self.was_started { Phase::Command } else { machine.phase };
+        Outcome { ending, phase, command: self.status, ..machine }
+    }
+}
+
+/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not true of
+/// the command.
+fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
+    let says_all_is_well = match ending {
+        Ending::PoweredOff => signal.is_none(),
+        Ending::Exited { code } => code == 0,
+        _ => false,
+    };
+    if !says_all_is_well {
+        return ending;
+    }
+    let missing = if was_started { "ended" } else { "started" };
+    Ending::CommandFailed { code: AGENT_LOST, reason: format!("{ending} before the command had {missing}") }
+}
+
+/// Passes signals on until the command has ended.
+///
+/// # Errors
+/// What ends the run instead: none for the machine, by itself.
 fn supervise(
     vm: &Vm,
     process: &mut Process,
     signals: &Blocked,
     leaves: &AtomicBool,
     outputs: &[Option<Copying>],
-) -> Option<Ending> {
+) -> Result<ExecStatus, Option<Ending>> {
     let mut asked = false;
     let mut told_of_pipe = false;
     loop {
         match process.wait_timeout(TURN) {
-            Ok(Some(ExecStatus::Code(code))) => return Some(Ending::Exited { code: code.into() }),
-            Ok(Some(ExecStatus::Signal(signal))) => return Some(Ending::CommandKilled { signal }),
+            Ok(Some(status)) => return Ok(status),
             Ok(None) => {}
-            Err(error) => return of_error(vm, &error),
+            Err(error) => return Err(of_error(vm, &error)),
         }
         if leaves.load(Ordering::Relaxed) {
-            return Some(Ending::Stopped);
+            return Err(Some(Ending::Stopped));
         }
-        if !told_of_pipe && outputs.iter().flatten().any(Copying::is_broken) {
+        if !told_of_pipe && outputs.iter().flatten().any(Copying::has_no_reader) {
             // As the kernel does to a program whose reader has gone.
             process.signal(SIGPIPE);
             told_of_pipe = true;
@@ -202,7 +279,7 @@ fn supervise(
         while let Some(signal) = signals.next() {
             match signal {
                 libc::SIGWINCH => process.resize(window_size()),
-                signal if ends(signal) && asked => return Some(Ending::Signalled { signal }),
+                signal if ends(signal) && asked => return Err(Some(Ending::Signalled { signal })),
                 signal => {
                     asked |= ends(signal);
                     process.signal(u8::try_from(signal).unwrap_or(SIGTERM));
@@ -212,12 +289,18 @@ fn supervise(
     }
 }
 
-/// How a run ends whose command has no status: none when the machine has ended by itself. A guest that ends loses its agent
-/// on the way.
+/// The ending of a command.
+pub(crate) fn ending_of(status: ExecStatus) -> Ending {
+    match status {
+        ExecStatus::Code(code) => Ending::Exited { code: code.into() },
+        ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
+    }
+}
+
+/// How a run ends whose command has no status: none when the machine has ended by itself.
 pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     Some(match error {
-        ExecError::Agent(AgentError::MachineEnded { .. }) => return None,
-        ExecError::Agent(AgentError::Lost) if vm.handle().wait_for(LAST_MOMENTS).is_some() => return None,
+        ExecError::Agent(error) if has_ended(vm, error) => return None,
         ExecError::TimedOut { limit } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
         ExecError::NotFound { .. } => failed(NOT_FOUND, error),
         ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
@@ -228,23 +311,17 @@ pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     })
 }
 
-fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
-    Ending::CommandFailed { code, reason: chain(error) }
+/// Whether the agent has gone with its machine. A guest that ends loses its agent on the way.
+fn has_ended(vm: &Vm, error: &AgentError) -> bool {
+    match error {
+        AgentError::MachineEnded { .. } => true,
+        AgentError::Lost => vm.handle().wait_for(LAST_MOMENTS).is_some(),
+        _ => false,
+    }
 }
 
-/// The machine's outcome with the command's end, unless the host has failed.
-fn with_ending(outcome: Outcome, ending: Ending) -> Outcome {
-    match outcome.ending {
-        Ending::HostFailed { .. } => outcome,
-        _ => {
-            let was_started = !matches!(
-                ending,
-                Ending::CommandFailed { .. } | Ending::TimedOut { of: TimeLimit::Boot, .. } | Ending::Stopped
-            );
-            let phase = if was_started { Phase::Command } else { outcome.phase };
-            Outcome { ending, phase, ..outcome }
-        }
-    }
+fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
+    Ending::CommandFailed { code, reason: chain(error) }
 }
 
 /// Whether the guest may have written to something that outlives it.
@@ -312,6 +389,8 @@ fn copy_input(mut input: ProcessInput, leaves: &AtomicBool) {
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 /// From the guest's init to its agent: modules may have to be loaded.
 const READY_EXTRA: Duration = Duration::from_secs(10);
+/// How long output that is on its way is waited for at first.
+const FIRST_TURN: Duration = Duration::from_millis(1);
 /// How late a signal may be passed on.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 /// What a guest takes from the end of its processes to its own, on a slow host.

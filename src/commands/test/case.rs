@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle::agent::ExecStatus;
 use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
@@ -15,7 +14,7 @@ use coracle::{Grace, Vm, VmBuilder, VmHandle};
 use super::scanner::{Patterns, Scanner, Writer};
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
-use crate::commands::run::command::{TURN, of_error};
+use crate::commands::run::command::{TURN, ending_of, of_error};
 use crate::commands::run::copying::Copying;
 use crate::commands::settings::Failure;
 
@@ -129,10 +128,7 @@ impl Case {
                 break;
             }
         }
-        Some(match status {
-            ExecStatus::Code(code) => Ending::Exited { code: code.into() },
-            ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
-        })
+        Some(ending_of(status))
     }
 
     fn create_log(&self, folder: &Path) -> Result<File, Failure> {

@@ -220,6 +220,7 @@ mod tests {
             later_events: 0,
             resets: 0,
             signal: None,
+            command: None,
         }
     }
 

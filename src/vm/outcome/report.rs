@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Ending, Outcome, PanicEvidence, Phase, TimeLimit};
+use crate::agent::ExecStatus;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
@@ -18,6 +19,10 @@ pub struct OutcomeReport<'a> {
     duration_ms: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_code: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_code: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command_signal: Option<u8>,
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,6 +55,11 @@ impl<'a> OutcomeReport<'a> {
             Ending::CannotRun { vcpu, fault, registers } => (Some(*vcpu), Some(fault), registers.as_deref()),
             _ => (None, None, None),
         };
+        let (command_code, command_signal) = match outcome.command {
+            Some(ExecStatus::Code(code)) => (Some(code), None),
+            Some(ExecStatus::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
         OutcomeReport {
             ending: outcome.ending.name(),
             code: outcome.exit_code(),
@@ -58,6 +68,8 @@ impl<'a> OutcomeReport<'a> {
             progress: &outcome.progress,
             duration_ms: outcome.duration.as_secs_f64() * 1e3,
             workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
+            command_code,
+            command_signal,
             signal: outcome.signal,
             panic_evidence: if let Ending::Panicked { evidence } = outcome.ending {
                 Some(evidence)
@@ -90,6 +102,8 @@ impl<'a> OutcomeReport<'a> {
             progress: &[],
             duration_ms: 0.0,
             workload_code: None,
+            command_code: None,
+            command_signal: None,
             signal: None,
             panic_evidence: None,
             time_limit: None,
