@@ -3,6 +3,7 @@
 mod cargo_runner_args;
 mod command_args;
 mod guest_ip;
+pub(crate) mod suggest;
 mod test_args;
 mod vm_args;
 
@@ -119,10 +120,10 @@ pub(crate) struct HostEmulateArgs {
     #[arg(long = "share", value_name = "PATH")]
     pub shares: Vec<PathBuf>,
     /// CPUs of the emulated machine; by default those of this one, at most 4
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub cpus: Option<VcpuCount>,
     /// RAM of the emulated machine, taken as it is used; by default a third of this one's, at most 3G
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<MemorySize>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]

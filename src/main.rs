@@ -26,7 +26,12 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(mut error) => {
+            let arguments: Vec<String> =
+                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+            cli::suggest::add_to(&mut error, &arguments);
+            return usage(&error);
+        }
     };
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),

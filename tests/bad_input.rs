@@ -36,6 +36,42 @@ fn kernels_that_are_no_files_are_refused() {
     refused(&run(&fifo("kernel-fifo"), &[]), &["FIFO"]);
 }
 
+#[test]
+fn numbers_and_names_that_are_wrong_are_answered_with_what_to_write() {
+    for (args, words) in [
+        (&["run", "--timeout", "-1s"][..], "`-1s` is negative"),
+        (&["run", "--boot-timeout", "5sec"], "write 5s"),
+        (&["run", "--idle-timeout=-5"], "`-5` is negative"),
+        (&["test", "--assert-boot", "-5ms"], "`-5ms` is negative"),
+        (&["run", "--memory", "1.5G"], "write 1536M"),
+        (&["run", "--memory", "-1G"], "`-1G` is negative"),
+        (&["run", "--memory", "1 bytes"], "sizes are not in bytes"),
+        (&["run", "--disk", "a,cow-size=0.5G"], "write 512M"),
+        (&["run", "--cpus", "-1x"], "-1x vCPUs are not possible: write a whole number from 1 to 64"),
+        (&["run", "--cpu-quota", "-5%"], "write percent of one CPU"),
+        (&["host-emulate", "--memory", "-1G", "--", "true"], "`-1G` is negative"),
+        (&["run", "--timout", "5s"], "a similar argument exists: '--timeout'"),
+        (&["rum"], "a similar subcommand exists: 'run'"),
+    ] {
+        let run = finish(coracle().args(args));
+        assert_eq!(run.code(), 125, "{args:?}: {run:?}");
+        assert!(run.stderr.contains(words), "{args:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn commas_of_a_path_are_written_twice() {
+    let path = file("a,b,,c.img", &[0; 1 << 20]);
+    let given = path.to_str().unwrap().replace(',', ",,");
+    let kernel = payload("poweroff");
+    let with = |disk: &str| run(&kernel, &["--disk", disk]);
+    if common::kvm_or_skip() {
+        with(&format!("path={given},ro")).expect(0, "powered off");
+        with(&given).expect(0, "powered off");
+    }
+    with(path.to_str().unwrap()).expect(125, "a comma in the path is written `,,`");
+}
+
 fn fifo(name: &str) -> PathBuf {
     let fifo = scratch().join(name);
     let path = CString::new(fifo.as_os_str().as_bytes()).unwrap();

@@ -19,8 +19,8 @@ pub(crate) struct CommandArgs {
     /// Folder of the guest for the command [default: /]
     #[arg(short, long, value_name = "DIR", requires = "command")]
     pub workdir: Option<PathBuf>,
-    /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, with gateway=ADDRESS and dns=ADDRESS behind
-    /// commas; the first card of --net
+    /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, and a comma-separated list of
+    /// gateway=ADDRESS and dns=ADDRESS; the first card of --net
     #[arg(long, value_name = "ADDRESS", requires = "command")]
     pub ip: Option<GuestIp>,
     /// Let the guest's own init run too, with the command beside it

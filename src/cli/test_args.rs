@@ -35,7 +35,7 @@ pub(crate) struct TestArgs {
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub tap: TapMode,
     /// Longest time that the guest may take from its first instruction to its init
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_negative_numbers = true)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,
     /// What to do where no guest can run: fail with code 115, or skip with 77
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
 
-use super::words::{Word, path_and_words};
+use super::memory_size::size_in_bytes;
+use super::words::{Word, once, path_and_words};
 use super::{ConfigError, duration};
 
 /// A disk.
@@ -111,16 +112,15 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` with any of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`, `queues=`, `id=` and `on-error=`
-    /// behind commas.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`, `queues=`,
+    /// `id=` and `on-error=`. A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::DiskPath { text: text.into() });
         let (path, words) = split?;
         let mut disk = DiskConfig::new(path);
         let unknown = |word: &str| ConfigError::DiskWord { word: word.into() };
-        for word in words {
-            let word = word.map_err(unknown)?;
-            disk.set(word).unwrap_or_else(|| Err(unknown(word.text)))?;
+        for word in once(words).map_err(|word| unknown(&word))? {
+            disk.set(&word).unwrap_or_else(|| Err(unknown(&word.text)))?;
         }
         Ok(disk)
     }
@@ -128,15 +128,15 @@ impl FromStr for DiskConfig {
 
 impl DiskConfig {
     /// Takes one word; `None` when it is not known, or does not go with the others.
-    fn set(&mut self, word: Word) -> Option<Result<(), ConfigError>> {
-        match (word.key, word.value) {
+    fn set(&mut self, word: &Word) -> Option<Result<(), ConfigError>> {
+        match (word.key(), word.value()) {
             ("ro", None) if self.access == DiskAccess::ReadWrite => self.access = DiskAccess::ReadOnly,
             ("cow", None) => match self.access {
                 DiskAccess::ReadWrite => self.access = DiskAccess::Overlay { most: None },
                 DiskAccess::Overlay { .. } => {}
                 DiskAccess::ReadOnly => return None,
             },
-            ("cow-size", Some(size)) if self.access != DiskAccess::ReadOnly => match bytes(size) {
+            ("cow-size", Some(size)) if self.access != DiskAccess::ReadOnly => match size_in_bytes(size) {
                 Ok(most) => self.access = DiskAccess::Overlay { most: Some(most) },
                 Err(error) => return Some(Err(error)),
             },
@@ -158,23 +158,6 @@ impl DiskConfig {
     }
 }
 
-/// Reads `64M`, `2G` or a bare number of MiB.
-pub(super) fn bytes(text: &str) -> Result<u64, ConfigError> {
-    let syntax = || ConfigError::SizeSyntax { text: text.into() };
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let shift = match text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase().as_str() {
-        "K" => 10,
-        "" | "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(syntax()),
-    };
-    let number =
-        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
-    let bytes = number.and_then(|number| number.checked_mul(1 << shift)).filter(|bytes| *bytes > 0);
-    bytes.ok_or_else(syntax)
-}
-
 /// As the device has it (virtio 1.2, 5.2.6).
 const MOST_ID: usize = 20;
 const MOST_QUEUES: u16 = 16;
@@ -193,6 +176,10 @@ mod tests {
             assert_eq!(disk(text), Ok(DiskConfig::new("root.img")));
         }
         assert_eq!(disk("a=b").unwrap().path, PathBuf::from("a=b"));
+        assert_eq!(
+            disk("a,,b,ro").unwrap(),
+            DiskConfig { access: DiskAccess::ReadOnly, ..DiskConfig::new("a,b") }
+        );
     }
 
     #[test]
@@ -255,7 +242,7 @@ mod tests {
         for id in ["", "a b", "123456789012345678901", "\u{e9}"] {
             assert!(matches!(disk(&format!("a,id={id}")), Err(ConfigError::DiskId { .. })), "{id:?}");
         }
-        for size in ["0", "", "M", "-1M", "1X", "99999999999T"] {
+        for size in ["0", "", "M", "-1M", "1X", "1.5G", "99999999999T"] {
             assert!(
                 matches!(disk(&format!("a,cow-size={size}")), Err(ConfigError::SizeSyntax { .. })),
                 "{size:?}"

@@ -16,7 +16,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
         Some("h") => 3600.0,
         _ => return Err(ConfigError::DurationSyntax { text: text.into() }),
     };
-    let number = digits.parse::<f64>().ok().filter(|number| (0.0..=LONGEST_SECONDS).contains(number));
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = digits.parse::<f64>().ok().filter(|number| is_plain && *number <= LONGEST_SECONDS);
     let seconds = number.ok_or_else(|| ConfigError::DurationSyntax { text: text.into() })? * seconds_each;
     let duration = Duration::try_from_secs_f64(seconds.min(LONGEST_SECONDS)).unwrap_or_default();
     if duration.is_zero() {
@@ -24,6 +25,33 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
     }
     Ok(duration)
 }
+
+/// What is wrong with a text that is not a time, and what to write in its place.
+pub(super) fn duration_advice(text: &str) -> String {
+    let form = "write a number and ms, s, m or h, as in 20s (a bare number is seconds)";
+    if text.starts_with('-') {
+        return format!("`{text}` is negative: {form}");
+    }
+    if text.contains(' ') {
+        return format!("`{text}` has a blank: write number and unit together, as in 20s");
+    }
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let known = UNITS.iter().find(|(names, _)| names.contains(&unit.to_ascii_lowercase().as_str()));
+    if let (Some((_, unit_here)), Some(number)) =
+        (known, text.strip_suffix(unit).filter(|number| !number.is_empty()))
+    {
+        return format!("`{text}` is not a time: write {number}{unit_here}");
+    }
+    format!("`{text}` is not a time: {form}")
+}
+
+/// Units as other programs have them, and as they are written here.
+const UNITS: [(&[&str], &str); 4] = [
+    (&["sec", "secs", "second", "seconds", "s"], "s"),
+    (&["mins", "minute", "minutes", "m"], "m"),
+    (&["hr", "hrs", "hour", "hours", "h"], "h"),
+    (&["msec", "msecs", "millisecond", "milliseconds", "ms"], "ms"),
+];
 
 /// Reads how long a device's thread looks for work: `off`, `32us` or a bare number of microseconds.
 pub(super) fn poll(text: &str) -> Option<Duration> {
@@ -52,9 +80,25 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in ["", "s", "ten", "-1s", "1d", "NaN", "inf", "1e99s", "0x1s", "ms"] {
+        for text in ["", "s", "ten", "-1s", "1d", "NaN", "inf", "1e99s", "1e3", "+1s", "1.2.3", "0x1s", "ms"]
+        {
             assert!(matches!(parse_duration(text), Err(ConfigError::DurationSyntax { .. })), "{text}");
         }
         assert!(matches!(parse_duration("0"), Err(ConfigError::DurationZero { .. })));
+    }
+
+    #[test]
+    fn advice_says_what_to_write() {
+        for (text, words) in [
+            ("-1s", "`-1s` is negative: write"),
+            ("1 s", "`1 s` has a blank"),
+            ("5sec", "write 5s"),
+            ("1.5Hours", "write 1.5h"),
+            ("90S", "write 90s"),
+            ("1d", "`1d` is not a time: write a number"),
+        ] {
+            let said = parse_duration(text).unwrap_err().to_string();
+            assert!(said.contains(words), "{text}: {said}");
+        }
     }
 }

@@ -165,7 +165,7 @@ mod tests {
     #[test]
     fn value_that_cannot_be_is_named_by_line_and_field() {
         let said = fault("{\n  \"cpus\": 1,\n  \"memory\": \"1M\"\n}");
-        assert_eq!(said, "3: memory: 1M is not possible: from 2M to 1T can be had, in whole MiB");
+        assert_eq!(said, "3: memory: 1M is not possible: write a size from 2M to 1T, in whole MiB");
         let said = fault("{\n  \"initrds\": [\n    \"a\",\n    5\n  ]\n}");
         assert_eq!(said, "4: initrds[1]: invalid type: integer `5`, expected path string");
         assert!(fault("{\"timeout\":\n\"0\"}").starts_with("2: timeout: 0 leaves no time to run"));

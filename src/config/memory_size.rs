@@ -50,28 +50,75 @@ impl FromStr for MemorySize {
 
     /// Reads `512M`, `2G`, `2GiB`, `65536K` or a bare number of MiB.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        let syntax = || ConfigError::SizeSyntax { text: text.into() };
-        if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(syntax());
-        }
-        let suffix = text.get(digits.len()..).unwrap_or_default().to_ascii_uppercase();
-        let unit = suffix.strip_suffix("IB").or(suffix.strip_suffix('B')).unwrap_or(&suffix);
-        let bytes_each: u64 = match unit {
-            "K" => 1 << 10,
-            "" | "M" => 1 << 20,
-            "G" => 1 << 30,
-            "T" => 1 << 40,
-            _ => return Err(syntax()),
-        };
-        let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(bytes_each));
-        match bytes {
-            Some(bytes) if bytes % (1 << 20) == 0 => {
-                Self::from_mib(bytes >> 20).map_err(|_| size_range(text))
-            }
+        match size_in_bytes(text) {
+            Ok(bytes) if bytes % (1 << 20) == 0 => Self::from_mib(bytes >> 20).map_err(|_| size_range(text)),
+            Err(error) if split(text).is_none() => Err(error),
             _ => Err(size_range(text)),
         }
     }
+}
+
+/// Reads a size of anything, as in `64M`, `2GiB` or a bare number of MiB: more than nothing, in bytes.
+pub(super) fn size_in_bytes(text: &str) -> Result<u64, ConfigError> {
+    let bytes = split(text).and_then(|(number, unit)| number.parse::<u64>().ok()?.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| ConfigError::SizeSyntax { text: text.into() })
+}
+
+/// The digits, and how many bytes each of what they count has.
+fn split(text: &str) -> Option<(&str, u64)> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    Some((digits, unit(text.get(digits.len()..)?)?))
+}
+
+fn unit(suffix: &str) -> Option<u64> {
+    match suffix.to_ascii_uppercase().as_str() {
+        "K" | "KB" | "KIB" => Some(1 << 10),
+        "" | "M" | "MB" | "MIB" => Some(1 << 20),
+        "G" | "GB" | "GIB" => Some(1 << 30),
+        "T" | "TB" | "TIB" => Some(1 << 40),
+        _ => None,
+    }
+}
+
+/// What is wrong with a text that is not a size, and what to write in its place.
+pub(super) fn size_advice(text: &str) -> String {
+    if text.starts_with('-') {
+        return format!("`{text}` is negative: a size is a number and K, M or G, as in 512M");
+    }
+    if let Some(whole) = whole_size(text) {
+        return format!("`{text}` is not a whole number: write {whole}");
+    }
+    let lower = text.to_ascii_lowercase();
+    if ["b", "byte", "bytes"]
+        .iter()
+        .any(|unit| lower.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ') == *unit)
+    {
+        return format!(
+            "`{text}`: sizes are not in bytes; write a number and K, M or G, as in 512M (K is 1024 bytes)"
+        );
+    }
+    if text.contains(' ') {
+        return format!("`{text}` has a blank: write the number and K, M or G together, as in 512M");
+    }
+    format!("`{text}` is not a size: write a number and K, M or G, as in 512M (a bare number is MiB)")
+}
+
+/// A size with a fraction, as in `1.5G`, in the next smaller unit that has none.
+fn whole_size(text: &str) -> Option<String> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let (whole, fraction) = number.split_once('.')?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if !digits(whole) || !digits(fraction) {
+        return None;
+    }
+    let bytes = number.parse::<f64>().ok()? * unit(text.get(number.len()..)?)? as f64;
+    [("G", 1u64 << 30), ("M", 1 << 20), ("K", 1 << 10)].into_iter().find_map(|(name, unit)| {
+        let count = bytes / unit as f64;
+        (count.fract() == 0.0 && (1.0..1e9).contains(&count)).then(|| format!("{count}{name}"))
+    })
 }
 
 impl fmt::Display for MemorySize {
@@ -107,13 +154,39 @@ mod tests {
             assert!(matches!(text.parse::<MemorySize>(), Err(ConfigError::SizeRange { .. })), "{text}");
         }
         let said = "1M".parse::<MemorySize>().unwrap_err().to_string();
-        assert_eq!(said, "1M is not possible: from 2M to 1T can be had, in whole MiB");
+        assert_eq!(said, "1M is not possible: write a size from 2M to 1T, in whole MiB");
     }
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "M", "lots", "-5M", "1.5G", "5 M", "5X", "0x10M", "5MM"] {
+        for text in ["", "M", "lots", "-5M", "1.5G", "5 M", "5X", "5B", "0x10M", "5MM"] {
             assert!(matches!(text.parse::<MemorySize>(), Err(ConfigError::SizeSyntax { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn advice_says_what_to_write() {
+        for (text, words) in [
+            ("-1G", "`-1G` is negative"),
+            ("1.5G", "`1.5G` is not a whole number: write 1536M"),
+            ("0.5", "write 512K"),
+            ("2.0T", "write 2048G"),
+            ("1 bytes", "sizes are not in bytes"),
+            ("512b", "sizes are not in bytes"),
+            ("5 M", "has a blank"),
+            ("1.3G", "`1.3G` is not a size"),
+            ("1.5X", "`1.5X` is not a size"),
+        ] {
+            let said = size_in_bytes(text).unwrap_err().to_string();
+            assert!(said.contains(words), "{text}: {said}");
+        }
+    }
+
+    #[test]
+    fn sizes_of_other_things_are_in_bytes() {
+        for (text, bytes) in [("1K", 1 << 10), ("1", 1 << 20), ("3GiB", 3 << 30), ("1TB", 1 << 40)] {
+            assert_eq!(size_in_bytes(text), Ok(bytes), "{text}");
+        }
+        assert!(size_in_bytes("0").is_err() && size_in_bytes("99999999T").is_err());
     }
 }

@@ -155,13 +155,13 @@ impl Default for VmConfig {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// Not a size.
-    #[error("`{text}` is not a size: write a number and K, M or G, as in 512M (a bare number is MiB)")]
+    #[error("{}", memory_size::size_advice(text))]
     SizeSyntax {
         /// As given.
         text: String,
     },
     /// A size that no virtual machine can have.
-    #[error("{text} is not possible: from {least} to {most} can be had, in whole MiB")]
+    #[error("{text} is not possible: write a size from {least} to {most}, in whole MiB")]
     SizeRange {
         /// As given.
         text: String,
@@ -187,7 +187,7 @@ pub enum ConfigError {
         page: HugePageSize,
     },
     /// A number of vCPUs that no virtual machine can have.
-    #[error("{text} vCPUs are not possible: from 1 to {most} can be had")]
+    #[error("{text} vCPUs are not possible: write a whole number from 1 to {most}")]
     VcpuRange {
         /// As given.
         text: String,
@@ -196,7 +196,8 @@ pub enum ConfigError {
     },
     /// A disk without a path.
     #[error(
-        "`{text}` names no disk: write its path, or path=PATH with words behind commas, as in path=a.img,ro"
+        "`{text}` names no disk: write its path, or path=PATH and a comma-separated list, as in path=a.img,ro (`,,` is a comma \
+         in the path)"
     )]
     DiskPath {
         /// As given.
@@ -204,8 +205,9 @@ pub enum ConfigError {
     },
     /// A word that no disk knows.
     #[error(
-        "`{word}` does not go with a disk, or not with the words before it: there are ro, cow, cow-size=SIZE, \
-         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once"
+        "`{word}` does not go with a disk, or not with what is before it: there are ro, cow, cow-size=SIZE, \
+         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once; \
+         a comma in the path is written `,,`"
     )]
     DiskWord {
         /// As given.
@@ -219,8 +221,8 @@ pub enum ConfigError {
     },
     /// A root without a path.
     #[error(
-        "`{text}` names no root: write the path of a folder, tar or image, or path=PATH with words behind commas, as in \
-         path=root.img,rw"
+        "`{text}` names no root: write the path of a folder, tar or image, or path=PATH and a comma-separated list, as in \
+         path=root.img,rw (`,,` is a comma in the path)"
     )]
     RootPath {
         /// As given.
@@ -228,8 +230,8 @@ pub enum ConfigError {
     },
     /// A word that no root knows.
     #[error(
-        "`{word}` does not go with a root, or not with the words before it: there are rw, cow, cow-size=SIZE, \
-         as=initramfs, as=disk and keep-ids, each once"
+        "`{word}` does not go with a root, or not with what is before it: there are rw, cow, cow-size=SIZE, \
+         as=initramfs, as=disk and keep-ids, each once; a comma in the path is written `,,`"
     )]
     RootWord {
         /// As given.
@@ -237,8 +239,8 @@ pub enum ConfigError {
     },
     /// Not the end of a network card.
     #[error(
-        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, with any of mac=, mtu= and \
-         poll= behind commas, or none"
+        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a comma-separated list of mac=, mtu= and \
+         poll=, or none"
     )]
     NetEnd {
         /// As given.
@@ -247,7 +249,7 @@ pub enum ConfigError {
     /// A word that no network card knows.
     #[error(
         "`{word}` does not go with a network card: there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
-         poll=off or TIME up to 1000us, each once",
+         poll=off or TIME up to 1000us, each once; a comma in the path is written `,,`",
         LEAST_MTU
     )]
     NetWord {
@@ -264,7 +266,8 @@ pub enum ConfigError {
     },
     /// A word that no socket device knows.
     #[error(
-        "`{word}` does not go with a vsock device: write uds=PATH, cid=NUMBER, or both with a comma, each once"
+        "`{word}` does not go with a vsock device: write uds=PATH, cid=NUMBER, or both with a comma, each once; \
+         a comma in the path is written `,,`"
     )]
     VsockWord {
         /// As given.
@@ -315,7 +318,7 @@ pub enum ConfigError {
         text: String,
     },
     /// Not a length of time.
-    #[error("`{text}` is not a time: write a number and ms, s, m or h, as in 20s (a bare number is seconds)")]
+    #[error("{}", duration::duration_advice(text))]
     DurationSyntax {
         /// As given.
         text: String,

@@ -9,6 +9,7 @@ use std::time::Duration;
 pub use coracle_devices::virtio::net::MacAddress;
 use coracle_devices::virtio::poll::Poll;
 
+use super::words::{Word, escaped, once, split};
 use super::{ConfigError, duration};
 
 /// A network card.
@@ -72,7 +73,7 @@ impl fmt::Display for NetEnd {
         match self {
             NetEnd::Tap(name) => write!(f, "tap={name}"),
             NetEnd::Fd(number) => write!(f, "fd={number}"),
-            NetEnd::Socket(path) => write!(f, "socket={}", path.display()),
+            NetEnd::Socket(path) => write!(f, "socket={}", escaped(&path.to_string_lossy())),
         }
     }
 }
@@ -89,36 +90,34 @@ impl FromStr for NetChoice {
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, with any of `mac=`, `mtu=` and `poll=` behind commas.
+    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of `mac=`, `mtu=` and `poll=`. A comma of the
+    /// path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut words = text.split(',');
-        let end = words.next().and_then(end).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;
+        let mut words = split(text);
+        let end = end(&words.remove(0)).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;
         let mut net = NetConfig::new(end);
-        let mut polls = None;
-        for word in words {
-            let unknown = || ConfigError::NetWord { word: word.into() };
-            match word.split_once('=') {
-                Some(("mac", mac)) if net.mac.is_none() => {
+        let unknown = |word: &str| ConfigError::NetWord { word: word.into() };
+        for word in once(words).map_err(|word| unknown(&word))? {
+            let wrong = || unknown(&word.text);
+            match (word.key(), word.value()) {
+                ("mac", Some(mac)) => {
                     let mac = mac.parse().map_err(|reason| ConfigError::Mac { text: mac.into(), reason });
                     net.mac = Some(mac?);
                 }
-                Some(("mtu", mtu)) if net.mtu.is_none() => {
+                ("mtu", Some(mtu)) => {
                     let mtu = mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU);
-                    net.mtu = Some(mtu.ok_or_else(unknown)?);
+                    net.mtu = Some(mtu.ok_or_else(wrong)?);
                 }
-                Some(("poll", time)) if polls.is_none() => {
-                    polls = Some(duration::poll(time).ok_or_else(unknown)?);
-                }
-                _ => return Err(unknown()),
+                ("poll", Some(time)) => net.poll = duration::poll(time).ok_or_else(wrong)?,
+                _ => return Err(wrong()),
             }
         }
-        net.poll = polls.unwrap_or(net.poll);
         Ok(net)
     }
 }
 
-fn end(word: &str) -> Option<NetEnd> {
-    match word.split_once('=')? {
+fn end(word: &Word) -> Option<NetEnd> {
+    match (word.key(), word.value()?) {
         ("tap", name) if is_interface(name) => Some(NetEnd::Tap(name.into())),
         ("fd", number) => number.parse().ok().filter(|number| *number >= LEAST_FD).map(NetEnd::Fd),
         ("socket", path) if !path.is_empty() => Some(NetEnd::Socket(path.into())),
@@ -146,6 +145,7 @@ mod tests {
             ("tap=tap0", NetEnd::Tap("tap0".into())),
             ("fd=3", NetEnd::Fd(3)),
             ("socket=/run/a=b", NetEnd::Socket("/run/a=b".into())),
+            ("socket=/run/a,,b", NetEnd::Socket("/run/a,b".into())),
         ];
         for (text, end) in ends {
             assert_eq!(text.parse(), Ok(NetChoice::Card(NetConfig::new(end.clone()))));

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::ConfigError;
-use super::disk::bytes;
-use super::words::path_and_words;
+use super::memory_size::size_in_bytes;
+use super::words::{once, path_and_words};
 
 /// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
 /// LZ4), or an image of ext4, EROFS or squashfs.
@@ -75,26 +75,25 @@ impl RootConfig {
 impl FromStr for RootConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` with any of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`, `as=disk` and `keep-ids` behind
-    /// commas.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`, `as=disk` and
+    /// `keep-ids`. A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
         let (path, words) = split?;
         let mut root = RootConfig::new(path);
         let mut says_cow = false;
         let unknown = |word: &str| ConfigError::RootWord { word: word.into() };
-        for word in words {
-            let word = word.map_err(unknown)?;
-            match (word.key, word.value, root.access) {
+        for word in once(words).map_err(|word| unknown(&word))? {
+            match (word.key(), word.value(), root.access) {
                 ("rw", None, RootAccess::Private) if !says_cow => root.access = RootAccess::Image,
                 ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => says_cow = true,
                 ("cow-size", Some(size), RootAccess::Private) => {
-                    root.access = RootAccess::PrivateUpTo(bytes(size)?);
+                    root.access = RootAccess::PrivateUpTo(size_in_bytes(size)?);
                 }
                 ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
                 ("as", Some("disk"), _) => root.form = RootForm::Disk,
                 ("keep-ids", None, _) => root.keep_ids = true,
-                _ => return Err(unknown(word.text)),
+                _ => return Err(unknown(&word.text)),
             }
         }
         Ok(root)
@@ -120,6 +119,7 @@ mod tests {
     fn every_word_is_read() {
         assert_eq!(root("a.img,rw").unwrap().access, RootAccess::Image);
         assert_eq!(root("a.img,cow,cow-size=1M").unwrap().access, RootAccess::PrivateUpTo(1 << 20));
+        assert_eq!(root("a,,b,rw").unwrap().path, PathBuf::from("a,b"));
         let config = root("path=dir,keep-ids,as=disk").unwrap();
         assert_eq!((config.form, config.keep_ids), (RootForm::Disk, true));
         assert_eq!(root("dir,as=initramfs").unwrap().form, RootForm::Initramfs);

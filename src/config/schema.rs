@@ -31,7 +31,7 @@ fn properties() -> Vec<(&'static str, Value)> {
             "root",
             text(
                 "Root file system: the path of a folder, a tar or an image, or path=PATH with any of rw, cow, \
-                 cow-size=SIZE, as=initramfs, as=disk, keep-ids behind commas",
+                 cow-size=SIZE, as=initramfs, as=disk, keep-ids, comma-separated; `,,` is a comma in the path",
                 "rootfs",
             ),
         ),
@@ -62,14 +62,14 @@ fn properties() -> Vec<(&'static str, Value)> {
             "disks",
             texts(
                 "Disks: the path of a raw image or block device, or path=PATH with any of ro, cow, cow-size=SIZE, \
-                 engine=sync, engine=io_uring, poll=off, poll=TIME, queues=N, id=TEXT, on-error=report, on-error=pause behind commas",
+                 engine=sync, engine=io_uring, poll=off, poll=TIME, queues=N, id=TEXT, on-error=report, on-error=pause, comma-separated; `,,` is a comma in the path",
                 "path=data.img,ro",
             ),
         ),
         (
             "nets",
             texts(
-                "Network cards: tap=NAME, fd=NUMBER or socket=PATH, with any of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME behind commas; or none",
+                "Network cards: tap=NAME, fd=NUMBER or socket=PATH, with any of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME, comma-separated; or none; `,,` is a comma in the path",
                 "tap=tap0,mac=02:00:00:00:00:01",
             ),
         ),

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use coracle_devices::virtio::vsock::Vsock;
 
 use super::ConfigError;
-use super::words::words;
+use super::words::{escaped, once, split};
 
 /// A socket device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,24 +30,24 @@ impl Default for VsockConfig {
 impl fmt::Display for VsockConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cid={}", self.cid)?;
-        self.uds.as_ref().map_or(Ok(()), |path| write!(f, ",uds={}", path.display()))
+        self.uds.as_ref().map_or(Ok(()), |path| write!(f, ",uds={}", escaped(&path.to_string_lossy())))
     }
 }
 
 impl FromStr for VsockConfig {
     type Err = ConfigError;
 
-    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once.
+    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A comma of the path is
+    /// written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut config = VsockConfig::default();
         let wrong = |word: &str| ConfigError::VsockWord { word: word.into() };
-        for word in words(text.split(',')) {
-            let word = word.map_err(wrong)?;
-            let value = word.value.ok_or_else(|| wrong(word.text))?;
-            match word.key {
+        for word in once(split(text)).map_err(|word| wrong(&word))? {
+            let value = word.value().ok_or_else(|| wrong(&word.text))?;
+            match word.key() {
                 "cid" => config.cid = cid(value)?,
                 "uds" if !value.is_empty() => config.uds = Some(path(value)?),
-                _ => return Err(wrong(word.text)),
+                _ => return Err(wrong(&word.text)),
             }
         }
         Ok(config)

@@ -1,59 +1,113 @@
-//! The words of an option's value, `PATH,key=value,flag`. Read by the options that are such lists.
+//! Comma-separated lists: the values of options such as `PATH,key=value,flag`, in which `,,` is a comma that belongs to
+//! the text. Every option whose list can hold a path is read here, and nowhere else.
 
-/// One word behind the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Word<'a> {
-    /// As it is written.
-    pub text: &'a str,
+/// One entry of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Word {
+    /// As it is meant: with `,` for `,,`.
+    pub text: String,
+    /// The length of the key: what is before the first `=`, or all of it.
+    key: usize,
+}
+
+impl Word {
+    fn new(text: String) -> Word {
+        let key = text.find('=').unwrap_or(text.len());
+        Word { text, key }
+    }
+
     /// What is before the first `=`, or all of it.
-    pub key: &'a str,
-    /// What is behind the first `=`.
-    pub value: Option<&'a str>,
+    pub(super) fn key(&self) -> &str {
+        self.text.get(..self.key).unwrap_or_default()
+    }
+
+    /// What is after the first `=`.
+    pub(super) fn value(&self) -> Option<&str> {
+        self.text.get(self.key + 1..)
+    }
 }
 
-/// The words of a list. A word whose key was there before is an error: the word.
-pub(super) fn words<'a>(
-    list: impl Iterator<Item = &'a str>,
-) -> impl Iterator<Item = Result<Word<'a>, &'a str>> {
-    let mut seen = Vec::new();
-    list.map(move |text| {
-        let (key, value) = text.split_once('=').map_or((text, None), |(key, value)| (key, Some(value)));
-        if seen.contains(&key) {
-            return Err(text);
+/// The entries of a list, from the left: two commas are one of the text, one ends the entry.
+pub(super) fn split(list: &str) -> Vec<Word> {
+    let (mut words, mut text) = (Vec::new(), String::new());
+    let mut letters = list.chars().peekable();
+    while let Some(letter) = letters.next() {
+        if letter == ',' && letters.next_if_eq(&',').is_none() {
+            words.push(Word::new(std::mem::take(&mut text)));
+        } else {
+            text.push(letter);
         }
-        seen.push(key);
-        Ok(Word { text, key, value })
-    })
+    }
+    words.push(Word::new(text));
+    words
 }
 
-/// The path that is the first word, with or without `path=`, and the words behind it; none when it is empty.
-pub(super) fn path_and_words(text: &str) -> Option<(&str, impl Iterator<Item = Result<Word<'_>, &str>>)> {
-    let mut list = text.split(',');
-    let first = list.next()?;
-    let path = first.strip_prefix("path=").unwrap_or(first);
-    (!path.is_empty()).then(|| (path, words(list)))
+/// A text as it is written in a list.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+/// Checks that no key comes twice; the error is the second entry's text.
+pub(super) fn once(words: Vec<Word>) -> Result<Vec<Word>, String> {
+    for (index, word) in words.iter().enumerate() {
+        if words.iter().take(index).any(|before| before.key() == word.key()) {
+            return Err(word.text.clone());
+        }
+    }
+    Ok(words)
+}
+
+/// The path that is the first entry, with or without `path=`, and the entries after it; none when it is empty.
+pub(super) fn path_and_words(list: &str) -> Option<(String, Vec<Word>)> {
+    let mut words = split(list);
+    let first = words.remove(0).text;
+    let path = first.strip_prefix("path=").unwrap_or(&first);
+    (!path.is_empty()).then(|| (path.to_owned(), words))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn texts(list: &str) -> Vec<String> {
+        split(list).into_iter().map(|word| word.text).collect()
+    }
+
+    #[test]
+    fn two_commas_are_one_of_the_text() {
+        for (list, expected) in [
+            ("", &[""][..]),
+            ("a,b", &["a", "b"]),
+            ("a,,b,ro", &["a,b", "ro"]),
+            (",,,ro", &[",", "ro"]),
+            ("a,,,,b,", &["a,,b", ""]),
+        ] {
+            assert_eq!(texts(list), expected, "{list}");
+        }
+        let text = ",a,,b,c,,,";
+        assert_eq!(texts(&escaped(text)), [text]);
+    }
+
+    #[test]
+    fn key_and_value_are_split_at_the_first_equals_sign() {
+        let words = split("ro,id=a=b,=c,d=");
+        let parts: Vec<_> = words.iter().map(|word| (word.key(), word.value())).collect();
+        assert_eq!(parts, [("ro", None), ("id", Some("a=b")), ("", Some("c")), ("d", Some(""))]);
+    }
+
     #[test]
     fn key_comes_once() {
-        let word = |text, key, value| Word { text, key, value };
-        let list: Vec<_> = words("ro,id=a=b,ro,id=c,".split(',')).collect();
-        let expected =
-            [Ok(word("ro", "ro", None)), Ok(word("id=a=b", "id", Some("a=b"))), Err("ro"), Err("id=c")];
-        assert_eq!(list[..4], expected);
-        assert_eq!(list[4], Ok(word("", "", None)));
+        assert_eq!(once(split("ro,id=a,ro=1,id=b")), Err("ro=1".into()));
+        assert_eq!(once(split("ro,id=a")).map(|words| words.len()), Ok(2));
     }
 
     #[test]
     fn path_is_the_first_word() {
         for text in ["disk,ro", "path=disk,ro"] {
-            let (path, mut words) = path_and_words(text).unwrap();
-            assert_eq!((path, words.next().unwrap().unwrap().key), ("disk", "ro"), "{text}");
+            let (path, words) = path_and_words(text).unwrap();
+            assert_eq!((path.as_str(), words[0].key()), ("disk", "ro"), "{text}");
         }
+        assert_eq!(path_and_words("path=a,,b,,c").unwrap(), ("a,b,c".into(), Vec::new()));
         assert!(path_and_words("").is_none() && path_and_words("path=,ro").is_none());
     }
 }

@@ -144,7 +144,7 @@ mod tests {
         assert!(value::<VcpuCount>("65").unwrap_err().starts_with("65 vCPUs are not possible"));
         assert!(value::<VcpuCount>("-1").unwrap_err().starts_with("-1 vCPUs are not possible"));
         assert!(value::<VcpuCount>("1.5").unwrap_err().starts_with("1.5 vCPUs are not possible"));
-        assert!(value::<MemoryConfig>("-1").unwrap_err().contains("is not a size"));
+        assert!(value::<MemoryConfig>("-1").unwrap_err().contains("is negative"));
         assert!(value::<SerialConfig>(r#""tty""#).unwrap_err().contains("`tty` is not known here"));
     }
 

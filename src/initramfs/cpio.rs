@@ -1,10 +1,11 @@
 //! A writer of cpio archives in the "newc" form that the kernel unpacks (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst). The same entries always give the same bytes: sorted
-//! names, counted inodes, owner 0, time 0.
+//! names, counted inodes, owner 0, time 0. A name is bytes, as Linux has it: it need not be UTF-8.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use coracle_devices::backend::disk::nameless_file;
@@ -14,14 +15,16 @@ use crate::virtio::overlay_folder;
 /// An archive in the making.
 #[derive(Debug, Default)]
 pub struct Archive {
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<Vec<u8>, Entry>,
 }
 
 /// Why there is no archive.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// A name is empty or would end early.
-    #[error("{name:?} cannot be the name of an entry in a cpio archive: it is empty or has a NUL")]
+    /// A name is empty, or would end itself or the archive early.
+    #[error(
+        "{name:?} cannot be the name of an entry in a cpio archive: it is empty, has a NUL, or marks the archive's end"
+    )]
     Name {
         /// The name.
         name: String,
@@ -70,28 +73,28 @@ enum Data {
 
 impl Archive {
     /// Adds a folder and those above it, all with mode 0755.
-    pub fn folder(&mut self, path: &str) {
+    pub fn folder(&mut self, path: impl AsRef<Path>) {
         self.folder_with(path, 0o755);
     }
 
     /// Adds a folder with these permissions and those above it, which have mode 0755 unless they are there.
-    pub fn folder_with(&mut self, path: &str, permissions: u32) {
-        let path = path.trim_matches('/');
+    pub fn folder_with(&mut self, path: impl AsRef<Path>, permissions: u32) {
+        let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFDIR | permissions, Vec::new(), (0, 0));
     }
 
     /// Adds a regular file and the folders above it.
-    pub fn file(&mut self, path: &str, permissions: u32, data: Vec<u8>) {
-        let path = path.trim_matches('/');
+    pub fn file(&mut self, path: impl AsRef<Path>, permissions: u32, data: Vec<u8>) {
+        let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFREG | permissions, data, (0, 0));
     }
 
     /// Adds a regular file with the content of one of the host's, which is opened when the archive is written, and the
     /// folders above it.
-    pub fn host_file(&mut self, path: &str, permissions: u32, source: impl Into<PathBuf>) {
-        let path = path.trim_matches('/');
+    pub fn host_file(&mut self, path: impl AsRef<Path>, permissions: u32, source: impl Into<PathBuf>) {
+        let path = name(path.as_ref());
         self.parents(path);
         let entry =
             Entry { mode: S_IFREG | permissions, data: Data::HostFile(source.into()), device: (0, 0) };
@@ -99,15 +102,15 @@ impl Archive {
     }
 
     /// Adds a symbolic link and the folders above it.
-    pub fn symlink(&mut self, path: &str, target: &str) {
-        let path = path.trim_matches('/');
+    pub fn symlink(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) {
+        let path = name(path.as_ref());
         self.parents(path);
-        self.insert(path, S_IFLNK | 0o777, target.as_bytes().to_vec(), (0, 0));
+        self.insert(path, S_IFLNK | 0o777, bytes(target.as_ref()).to_vec(), (0, 0));
     }
 
     /// Adds a character device and the folders above it.
-    pub fn character_device(&mut self, path: &str, permissions: u32, major: u32, minor: u32) {
-        let path = path.trim_matches('/');
+    pub fn character_device(&mut self, path: impl AsRef<Path>, permissions: u32, major: u32, minor: u32) {
+        let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFCHR | permissions, Vec::new(), (major, minor));
     }
@@ -141,18 +144,18 @@ impl Archive {
 
     fn write(self, out: &mut impl Write) -> Result<(), Failure> {
         for (inode, (name, entry)) in (1..).zip(&self.entries) {
-            if name.is_empty() || name.contains('\0') {
-                return Err(ArchiveError::Name { name: name.clone() }.into());
+            if name.is_empty() || name.contains(&0) || name == TRAILER {
+                return Err(ArchiveError::Name { name: lossy(name) }.into());
             }
             append(out, inode, name, entry)?;
         }
-        append(out, 0, "TRAILER!!!", &Entry { mode: 0, data: Data::Bytes(Vec::new()), device: (0, 0) })
+        append(out, 0, TRAILER, &Entry { mode: 0, data: Data::Bytes(Vec::new()), device: (0, 0) })
     }
 
     /// The kernel makes no folder by itself, so those above an entry are entries too. A folder's name sorts
     /// before all in it.
-    fn parents(&mut self, path: &str) {
-        for (end, _) in path.match_indices('/') {
+    fn parents(&mut self, path: &[u8]) {
+        for end in memchr::memchr_iter(b'/', path) {
             let above = &path[..end];
             if self.entries.get(above).is_none_or(|entry| entry.mode & S_IFMT != S_IFDIR) {
                 self.insert(above, S_IFDIR | 0o755, Vec::new(), (0, 0));
@@ -160,7 +163,7 @@ impl Archive {
         }
     }
 
-    fn insert(&mut self, path: &str, mode: u32, data: Vec<u8>, device: (u32, u32)) {
+    fn insert(&mut self, path: &[u8], mode: u32, data: Vec<u8>, device: (u32, u32)) {
         self.entries.insert(path.to_owned(), Entry { mode, data: Data::Bytes(data), device });
     }
 }
@@ -187,8 +190,8 @@ impl From<ArchiveError> for Failure {
 }
 
 /// Writes one entry: its header and name, then its content, each up to a multiple of four from the start of the archive.
-fn append(out: &mut impl Write, inode: u32, name: &str, entry: &Entry) -> Result<(), Failure> {
-    let in_32_bits = |len| u32::try_from(len).map_err(|_| ArchiveError::TooLarge { name: name.to_owned() });
+fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Result<(), Failure> {
+    let in_32_bits = |len| u32::try_from(len).map_err(|_| ArchiveError::TooLarge { name: lossy(name) });
     let unread = |path: &Path, source| ArchiveError::Source { path: path.to_owned(), source };
     let (len, mut content): (u64, Box<dyn Read + '_>) = match &entry.data {
         Data::Bytes(bytes) => (bytes.len() as u64, Box::new(bytes.as_slice())),
@@ -209,7 +212,7 @@ fn append(out: &mut impl Write, inode: u32, name: &str, entry: &Entry) -> Result
     for field in fields {
         header.extend_from_slice(format!("{field:08x}").as_bytes());
     }
-    header.extend_from_slice(name.as_bytes());
+    header.extend_from_slice(name);
     header.push(0);
     header.resize(header.len().next_multiple_of(ALIGNMENT), 0);
     out.write_all(&header).map_err(Failure::Write)?;
@@ -229,6 +232,25 @@ fn append(out: &mut impl Write, inode: u32, name: &str, entry: &Entry) -> Result
     out.write_all(&[0; ALIGNMENT][..padding as usize]).map_err(Failure::Write)
 }
 
+/// A path as the name of an entry.
+fn name(path: &Path) -> &[u8] {
+    let mut name = bytes(path);
+    while let Some(rest) = name.strip_prefix(b"/").or(name.strip_suffix(b"/")) {
+        name = rest;
+    }
+    name
+}
+
+fn bytes(path: &Path) -> &[u8] {
+    path.as_os_str().as_bytes()
+}
+
+fn lossy(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
+}
+
+/// The name that ends an archive.
+const TRAILER: &[u8] = b"TRAILER!!!";
 /// Every name and every content starts at a multiple of four; every entry is one long.
 const ALIGNMENT: usize = 4;
 /// What of a host's file is in memory at once.
@@ -268,7 +290,7 @@ mod tests {
                 u32::from_str_radix(digits, 16).unwrap()
             };
             let name_end = field(11) as usize - 1;
-            let name = str::from_utf8(&rest[..name_end]).unwrap();
+            let name = rest[..name_end].escape_ascii().to_string();
             assert_eq!(rest[name_end], 0);
             let data = (110 + name_end + 1).next_multiple_of(4);
             let end = data + field(6) as usize;
@@ -330,10 +352,19 @@ mod tests {
     }
 
     #[test]
-    fn name_with_a_nul_is_refused() {
+    fn any_name_of_linux_is_kept_and_no_other() {
+        use std::ffi::OsStr;
         let mut archive = Archive::default();
-        archive.file("a\0b", 0o644, Vec::new());
-        assert!(archive.finish().is_err());
+        archive.file(OsStr::from_bytes(b"a, b\n\xff/TRAILER!!!"), 0o644, Vec::new());
+        archive.symlink("l", OsStr::from_bytes(b"\xfe"));
+        let expected =
+            "1 40755 0:0 a, b\\n\\xff \n2 100644 0:0 a, b\\n\\xff/TRAILER!!! \n3 120777 0:0 l \\xfe\n";
+        assert_eq!(listing(&archive.finish().unwrap()), expected);
+        for name in ["a\0b", "TRAILER!!!", "/"] {
+            let mut archive = Archive::default();
+            archive.file(name, 0o644, Vec::new());
+            assert!(archive.finish().is_err(), "{name:?}");
+        }
     }
 
     #[test]

@@ -20,9 +20,6 @@ pub(super) struct GuestFiles {
 /// Why a file cannot be had in the guest.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilesError {
-    /// The names of an initramfs that is made here are text.
-    #[error("{} cannot be put into the guest: its path is not UTF-8; rename it", path.display())]
-    Name { path: PathBuf },
     /// The guest has its own there.
     #[error(
         "{} cannot be put into the guest: {folder} is its kernel's own; move it (CARGO_TARGET_DIR says where cargo builds)",
@@ -92,7 +89,6 @@ impl GuestFiles {
         found: &Metadata,
         folders: &mut Vec<PathBuf>,
     ) -> Result<(), FilesError> {
-        let name = path.to_str().ok_or_else(|| FilesError::Name { path: path.to_owned() })?;
         let permissions = found.permissions().mode() & 0o7777;
         if found.is_dir() {
             folders.push(path.to_owned());
@@ -101,14 +97,13 @@ impl GuestFiles {
             return Ok(());
         }
         if found.is_dir() {
-            self.archive.folder_with(name, permissions);
+            self.archive.folder_with(path, permissions);
         } else if found.is_file() {
             self.bytes = self.bytes.saturating_add(found.len());
-            self.archive.host_file(name, permissions, path);
+            self.archive.host_file(path, permissions, path);
         } else if found.is_symlink() {
             let target = fs::read_link(path).map_err(unread(path))?;
-            let target = target.to_str().ok_or_else(|| FilesError::Name { path: path.to_owned() })?;
-            self.archive.symlink(name, target);
+            self.archive.symlink(path, target);
         } else {
             self.left_out += 1;
         }
@@ -154,6 +149,18 @@ mod tests {
         files.add_folder(&root.join("link")).unwrap();
         assert_eq!((files.bytes(), files.left_out()), (3, 0), "once, though named twice");
         assert_eq!(names(files, root), ["data", "data/deep", "data/deep/up", "data/deep/x", "link"]);
+    }
+
+    #[test]
+    fn any_name_comes_as_it_is() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = TempDir::new().unwrap();
+        let odd = std::ffi::OsStr::from_bytes(b"a,b \n\xff");
+        fs::write(folder.as_path().join(odd), "1").unwrap();
+        let mut files = GuestFiles::default();
+        files.add(folder.as_path()).unwrap();
+        let archive = files.into_archive().finish().unwrap();
+        assert!(archive.windows(odd.len()).any(|bytes| bytes == odd.as_bytes()));
     }
 
     #[test]

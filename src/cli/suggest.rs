@@ -1,0 +1,128 @@
+//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it prints an error of
+//! clap's, whose own feature for it costs twenty times the code.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, CommandFactory, Error};
+
+use super::Cli;
+
+/// Adds the nearest name to an error about an unknown option or command, if one is near.
+pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
+    let root = Cli::command();
+    let (unknown, known, place) = match error.kind() {
+        ErrorKind::UnknownArgument => {
+            (ContextKind::InvalidArg, options(command_of(&root, arguments)), ContextKind::SuggestedArg)
+        }
+        ErrorKind::InvalidSubcommand => {
+            let command = command_of(&root, arguments);
+            let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+            (ContextKind::InvalidSubcommand, names, ContextKind::SuggestedSubcommand)
+        }
+        _ => return,
+    };
+    let Some(ContextValue::String(unknown)) = error.get(unknown) else { return };
+    let Some(near) = nearest(unknown, known) else { return };
+    let value = match place {
+        ContextKind::SuggestedArg => ContextValue::String(near),
+        _ => ContextValue::Strings(vec![near]),
+    };
+    // What clap says else is how to pass it as a value, which was not meant.
+    error.remove(ContextKind::Suggested);
+    error.insert(place, value);
+}
+
+/// The command that the arguments name, as far as they do.
+fn command_of<'a>(root: &'a Command, arguments: &[String]) -> &'a Command {
+    arguments
+        .iter()
+        .skip(1)
+        .try_fold(root, |command, word| command.find_subcommand(word).ok_or(command))
+        .unwrap_or_else(|command| command)
+}
+
+fn options(command: &Command) -> Vec<String> {
+    command.get_arguments().filter_map(|argument| Some(format!("--{}", argument.get_long()?))).collect()
+}
+
+/// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the same first
+/// letter.
+fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
+    let first = |name: &str| name.chars().find(|letter| *letter != '-');
+    let ranks =
+        known.into_iter().map(|name| (distance(unknown, &name), first(&name) != first(unknown), name));
+    let (distance, _, name) = ranks.min()?;
+    (distance <= 2 && distance < name.trim_start_matches('-').len()).then_some(name)
+}
+
+/// How many letters have to be added, removed or replaced (Levenshtein).
+fn distance(from: &str, to: &str) -> usize {
+    let to: Vec<char> = to.chars().collect();
+    // The distances of what is read of `from` to each beginning of `to` but the empty one.
+    let mut row: Vec<usize> = (1..=to.len()).collect();
+    let mut read = 0;
+    for letter in from.chars().take(LONGEST) {
+        let mut diagonal = read;
+        read += 1;
+        let mut left = read;
+        for (cell, other) in row.iter_mut().zip(&to) {
+            let replaced = diagonal + usize::from(letter != *other);
+            diagonal = *cell;
+            *cell = replaced.min(diagonal + 1).min(left + 1);
+            left = *cell;
+        }
+    }
+    row.last().copied().unwrap_or(read)
+}
+
+/// No name is longer; of a longer argument the rest does not matter.
+const LONGEST: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let mut error = Cli::try_parse_from(&arguments).unwrap_err();
+        add_to(&mut error, &arguments);
+        error.to_string()
+    }
+
+    #[test]
+    fn option_or_command_that_is_near_is_named() {
+        for (line, near) in [
+            ("coracle run --timout 5s", "'--timeout'"),
+            ("coracle run --timeuot=5s", "'--timeout'"),
+            ("coracle run k --disks a", "'--disk'"),
+            ("coracle test --junti x", "'--junit'"),
+            ("coracle host-emulate --shar /x -- true", "'--share'"),
+            ("coracle cpu dump --cup x", "'--cpu'"),
+            ("coracle rnu", "'run'"),
+            ("coracle host-emulat", "'host-emulate'"),
+            ("coracle cpu dmup", "'dump'"),
+        ] {
+            let said = said(line);
+            assert!(said.contains(&format!("exists: {near}")), "{line}: {said}");
+            assert!(!said.contains("as a value"), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_named_where_nothing_is_near() {
+        for line in ["coracle run --verbatim", "coracle run --x", "coracle launch", "coracle run --share x"] {
+            assert!(!said(line).contains("exists:"), "{line}: {}", said(line));
+        }
+    }
+
+    #[test]
+    fn distance_counts_changes() {
+        for (from, to, count) in
+            [("", "", 0), ("", "ab", 2), ("ab", "", 2), ("abc", "acb", 2), ("kitten", "sitting", 3)]
+        {
+            assert_eq!(distance(from, to), count, "{from} {to}");
+        }
+        assert_eq!(distance(&"x".repeat(1 << 20), "x"), LONGEST - 1);
+    }
+}
