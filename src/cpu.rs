@@ -1,10 +1,10 @@
 //! From the configured CPU model to what a vCPU is given. Called by the builder and by `coracle cpu dump`; what a
 //! template does is decided in `coracle_arch::x86_64::cpu_template`.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 
+use coracle_arch::regular_file;
 use coracle_arch::x86_64::cpu_template::{CpuTemplate, CpuTemplateError};
 use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
 
@@ -70,7 +70,8 @@ pub(crate) fn template(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
         CpuModel::Host => Ok(CpuTemplate::host()),
         CpuModel::Baseline => Ok(CpuTemplate::baseline()),
         CpuModel::Template(path) => {
-            let text = read(path).map_err(|source| CpuError::Read { path: path.clone(), source })?;
+            let text = regular_file::read_text(path, MOST_BYTES)
+                .map_err(|error| CpuError::Read { path: path.clone(), source: error.into() })?;
             CpuTemplate::from_json(&text).map_err(|source| CpuError::Syntax { path: path.clone(), source })
         }
     }
@@ -116,18 +117,6 @@ impl CpuFeatures {
     }
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
-    }
-    let mut text = String::new();
-    File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MOST_BYTES {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "a template has at most 1 MiB"));
-    }
-    Ok(text)
-}
-
 /// A template with every leaf written out has some 50 KB.
 const MOST_BYTES: u64 = 1 << 20;
 /// Leaf 7 EDX: the register below exists.
@@ -137,6 +126,8 @@ const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]

@@ -68,6 +68,8 @@ pub mod vsock {
 
 pub use config::{DiskConfig as Disk, NetConfig as Net, RootConfig as Root};
 pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
+#[doc(hidden)]
+pub use coracle_arch::regular_file;
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
 pub use coracle_devices::virtio::console::TerminalSize;

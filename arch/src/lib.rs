@@ -16,5 +16,6 @@
     clippy::arithmetic_side_effects
 )]
 
+pub mod regular_file;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use coracle_arch::regular_file;
+
 use crate::compression::{Compression, DecompressError};
 use crate::guest_data::{self, GuestData, GuestDataMissing};
 
@@ -44,7 +46,8 @@ pub(crate) fn agent_program(named: Option<&Path>) -> Result<Vec<u8>, AgentProgra
         Some(path) => Cow::Borrowed(path),
         None => Cow::Owned(guest_data::find(GuestData::Agent)?),
     };
-    std::fs::read(&path).map_err(|source| AgentProgramError::Read { path: path.into_owned(), source })
+    regular_file::read(&path, MOST_BYTES as u64)
+        .map_err(|error| AgentProgramError::Read { path: path.into_owned(), source: error.into() })
 }
 
 fn unpacked(packed: &[u8]) -> Result<Vec<u8>, AgentProgramError> {
@@ -61,8 +64,8 @@ const BUNDLED: Option<&[u8]> = Some(include_bytes!(env!(
 #[cfg(not(feature = "bundled-agent"))]
 const BUNDLED: Option<&[u8]> = None;
 
-/// The program has about one.
-const MOST_BYTES: usize = 16 << 20;
+/// The program has about one, unless it was built without optimisation.
+const MOST_BYTES: usize = 256 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,10 @@
 //! The config file of `coracle run --config`: opened, bounded, read, and what is wrong with it said by line and field.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
+use coracle_arch::regular_file::{self, RegularFileError};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
@@ -129,18 +128,11 @@ impl<'de> Deserialize<'de> for Object {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConfigFileError> {
-    let failed = |source| ConfigFileError::Read { path: path.into(), source };
-    // Non-blocking: opening a FIFO would wait for its writer. It changes nothing for a regular file.
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(ConfigFileError::NotRegular { path: path.into() });
-    }
-    let mut text = Vec::new();
-    file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
-    if text.len() as u64 > MAX_LEN {
-        return Err(ConfigFileError::TooLong { path: path.into() });
-    }
-    Ok(text)
+    regular_file::read(path, MAX_LEN).map_err(|error| match error {
+        RegularFileError::Kind { .. } => ConfigFileError::NotRegular { path: path.into() },
+        RegularFileError::TooLong { .. } => ConfigFileError::TooLong { path: path.into() },
+        RegularFileError::Host(source) => ConfigFileError::Read { path: path.into(), source },
+    })
 }
 
 /// Text of the file with its control characters escaped: a message stays in its line, and a terminal as it is.

@@ -4,12 +4,11 @@
 //! Read only for a kernel that has failed. The copy is looked for in guest RAM, where the kernel lies unpacked however
 //! it was packed; RAM and files are untrusted, so every size has a limit.
 
-use std::fs::OpenOptions;
 use std::io::Read;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use coracle_arch::regular_file;
 use flate2::read::GzDecoder;
 use memchr::memmem;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -161,10 +160,7 @@ fn beside(kernel: &Path, release: Option<&str>) -> Option<KernelConfig> {
 }
 
 fn read_file(path: &Path) -> Option<String> {
-    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+    let (file, _) = regular_file::open(path).ok()?;
     let mut text = Vec::new();
     file.take(TEXT_MAX).read_to_end(&mut text).ok()?;
     as_config(text)

@@ -3,10 +3,11 @@
 //! The file is read only when a guest has died. It is untrusted: whatever it holds costs a bounded number of reads and
 //! a bounded amount of memory, and a damaged table gives no name.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use coracle_arch::regular_file;
 use serde::Serialize;
 
 /// A function and a place in it.
@@ -48,10 +49,8 @@ impl SymbolFile {
     }
 
     fn lookup(&self, addresses: &[u64]) -> Option<Vec<Option<Function>>> {
-        // Non-blocking: what has taken the file's place might be a FIFO.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path).ok()?;
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() || identity(&metadata) != self.identity {
+        let (file, metadata) = regular_file::open(&self.path).ok()?;
+        if identity(&metadata) != self.identity {
             return None;
         }
         let elf = Elf::open(&file)?;

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use coracle_arch::regular_file;
 use coracle_devices::backend::disk::nameless_file;
 
 use crate::virtio::overlay_folder;
@@ -196,9 +197,8 @@ fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Resul
     let (len, mut content): (u64, Box<dyn Read + '_>) = match &entry.data {
         Data::Bytes(bytes) => (bytes.len() as u64, Box::new(bytes.as_slice())),
         Data::HostFile(path) => {
-            let file = File::open(path).map_err(|source| unread(path, source))?;
-            let len = file.metadata().map_err(|source| unread(path, source))?.len();
-            (len, Box::new(file))
+            let (file, metadata) = regular_file::open(path).map_err(|error| unread(path, error.into()))?;
+            (metadata.len(), Box::new(file))
         }
     };
     let size = in_32_bits(len)?;

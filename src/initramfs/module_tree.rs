@@ -6,7 +6,9 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use coracle_arch::regular_file;
 
 use crate::compression::{Compression, DecompressError};
 
@@ -67,6 +69,20 @@ pub enum ModulesError {
         /// What is wrong.
         source: DecompressError,
     },
+    /// `modules.dep` names a file that is not in the tree.
+    #[error("{list:?} has the module {path:?}, which is outside its folder; run depmod again")]
+    Outside {
+        /// The list.
+        list: PathBuf,
+        /// The path in it.
+        path: PathBuf,
+    },
+    /// There are more modules than any kernel has.
+    #[error("{list:?} lists more than {MAX_MODULES} modules; is it the right folder?")]
+    TooMany {
+        /// The list, or the folder.
+        list: PathBuf,
+    },
     /// A file that should be a module is something else.
     #[error("{path:?} is no kernel module: it does not say what it depends on")]
     NoModule {
@@ -81,12 +97,24 @@ impl ModuleTree {
     /// # Errors
     /// The folder or its `modules.builtin` cannot be read.
     pub fn open(root: &Path) -> Result<Self, ModulesError> {
-        let built_in = read_text(&root.join(BUILT_IN_LIST))?;
-        let built_in = built_in.lines().filter_map(|path| module_name(Path::new(path))).collect();
+        let list = root.join(BUILT_IN_LIST);
+        let built_in = read_text(&list)?;
+        let built_in: HashSet<_> = built_in
+            .lines()
+            .filter_map(|path| module_name(Path::new(path)))
+            .take(MAX_MODULES.saturating_add(1))
+            .collect();
+        if built_in.len() > MAX_MODULES {
+            return Err(ModulesError::TooMany { list });
+        }
         let mut tree = Self { root: root.to_owned(), files: HashMap::new(), built_in };
-        match fs::read_to_string(root.join("modules.dep")) {
-            Ok(list) => tree.take_list(&list),
-            Err(_) => tree.list(Path::new("kernel"))?,
+        let list = root.join(DEPENDENCIES);
+        match read_text(&list) {
+            Ok(text) => tree.take_list(&list, &text)?,
+            Err(ModulesError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                tree.list(Path::new("kernel"))?;
+            }
+            Err(error) => return Err(error),
         }
         Ok(tree)
     }
@@ -107,22 +135,32 @@ impl ModuleTree {
     /// # Errors
     /// A module is neither in the tree nor built in, or cannot be read.
     pub fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
-        let mut order = LoadOrder { tree: self, seen: HashSet::new(), modules: Vec::new() };
+        let mut order =
+            LoadOrder { tree: self, seen: HashSet::new(), modules: Vec::new(), room: MIN_UNPACKED };
         for name in wanted {
             order.add(&canonical(name), &mut Vec::new())?;
         }
         Ok(order.modules)
     }
 
-    fn read(&self, path: &Path) -> Result<Module, ModulesError> {
+    /// Reads a module, which may unpack to `room` bytes and [`MAX_RATIO`] times its own; takes them from `room`.
+    fn read(&self, path: &Path, room: &mut usize) -> Result<Module, ModulesError> {
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(ModulesError::Outside { list: self.root.join(DEPENDENCIES), path: path.to_owned() });
+        }
         let full_path = self.root.join(path);
-        let stored =
-            fs::read(&full_path).map_err(|source| ModulesError::Read { path: full_path.clone(), source })?;
+        let stored = regular_file::read(&full_path, MAX_MODULE as u64)
+            .map_err(|error| ModulesError::Read { path: full_path.clone(), source: error.into() })?;
         let object = match Compression::of(&stored) {
             None => stored,
-            Some(compression) => compression
-                .decompress(&stored, MAX_MODULE)
-                .map_err(|source| ModulesError::Damaged { path: full_path, source })?,
+            Some(compression) => {
+                *room = room.saturating_add(stored.len().saturating_mul(MAX_RATIO));
+                let object = compression
+                    .decompress(&stored, (*room).min(MAX_MODULE))
+                    .map_err(|source| ModulesError::Damaged { path: full_path, source })?;
+                *room = room.saturating_sub(object.len());
+                object
+            }
         };
         let path = path.to_string_lossy();
         let plain = ENDINGS.iter().find_map(|ending| path.strip_suffix(ending)).unwrap_or(&path);
@@ -130,12 +168,21 @@ impl ModuleTree {
     }
 
     /// Takes the modules that `modules.dep` lists: `PATH: NEEDED...`.
-    fn take_list(&mut self, list: &str) {
-        for (path, _) in list.lines().filter_map(|line| line.split_once(':')) {
+    fn take_list(&mut self, list: &Path, text: &str) -> Result<(), ModulesError> {
+        for (path, _) in text.lines().filter_map(|line| line.split_once(':')) {
             if let Some(name) = module_name(Path::new(path)) {
-                self.files.insert(name, path.into());
+                self.add(name, path.into(), list)?;
             }
         }
+        Ok(())
+    }
+
+    fn add(&mut self, name: String, path: PathBuf, list: &Path) -> Result<(), ModulesError> {
+        self.files.insert(name, path);
+        if self.files.len() > MAX_MODULES {
+            return Err(ModulesError::TooMany { list: list.to_owned() });
+        }
+        Ok(())
     }
 
     fn list(&mut self, folder: &Path) -> Result<(), ModulesError> {
@@ -147,7 +194,7 @@ impl ModuleTree {
             if entry.file_type().map_err(failed)?.is_dir() {
                 self.list(&path)?;
             } else if let Some(name) = module_name(&path) {
-                self.files.insert(name, path);
+                self.add(name, path, &full_path)?;
             }
         }
         Ok(())
@@ -167,6 +214,8 @@ struct LoadOrder<'a> {
     tree: &'a ModuleTree,
     seen: HashSet<String>,
     modules: Vec<Module>,
+    /// Bytes that modules may still unpack to.
+    room: usize,
 }
 
 impl LoadOrder<'_> {
@@ -183,7 +232,7 @@ impl LoadOrder<'_> {
         if chain.len() >= MAX_DEPTH {
             return Err(ModulesError::TooDeep { name: name.to_owned(), root: root() });
         }
-        let module = self.tree.read(path)?;
+        let module = self.tree.read(path, &mut self.room)?;
         let Some(needs) = needs(&module.object) else {
             return Err(ModulesError::NoModule { path: self.tree.root.join(path) });
         };
@@ -212,7 +261,8 @@ fn canonical(name: &str) -> String {
 /// The names on the `depends=` line of a module.
 fn needs(object: &[u8]) -> Option<Vec<String>> {
     let names = str::from_utf8(info(object, b"depends=")?).ok()?;
-    Some(names.split(',').filter(|name| !name.is_empty()).map(canonical).collect())
+    let names = || names.split(',').filter(|name| !name.is_empty());
+    (names().count() <= MAX_NEEDED).then(|| names().map(canonical).collect())
 }
 
 /// What follows `key` in the module's information.
@@ -221,7 +271,8 @@ fn info<'a>(object: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
 }
 
 fn read_text(path: &Path) -> Result<String, ModulesError> {
-    fs::read_to_string(path).map_err(|source| ModulesError::Read { path: path.to_owned(), source })
+    regular_file::read_text(path, MAX_LIST)
+        .map_err(|error| ModulesError::Read { path: path.to_owned(), source: error.into() })
 }
 
 /// A section of a little-endian ELF64 file by its name (ELF-64 Object File Format 1.5, sections 3 and 5).
@@ -265,8 +316,25 @@ const ENDINGS: [&str; 3] = [".xz", ".zst", ".gz"];
 /// Where `modules_install` lists what is no module but in the kernel itself.
 const BUILT_IN_LIST: &str = "modules.builtin";
 
+/// Where `depmod` writes what each module needs.
+const DEPENDENCIES: &str = "modules.dep";
+
+/// Most bytes of such a list. Debian's have less than one MiB.
+const MAX_LIST: u64 = 8 << 20;
+
+/// Most modules of a kernel. One with every module of Linux has some ten thousand.
+const MAX_MODULES: usize = 1 << 16;
+
+/// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz and zstd
+/// pack modules to a third or a fifth.
+const MIN_UNPACKED: usize = 16 << 20;
+const MAX_RATIO: usize = 7;
+
 /// Most bytes of an unpacked module. The largest, graphics drivers with debugging information, have a few hundred MiB.
 const MAX_MODULE: usize = 512 << 20;
+
+/// Most modules that one needs. The most in a kernel are some thirty.
+const MAX_NEEDED: usize = 1024;
 
 /// Most modules that need one another in a row; a kernel's longest chain has about ten.
 const MAX_DEPTH: usize = 64;
@@ -280,142 +348,4 @@ const SH_OFFSET: usize = 0x18;
 const SH_SIZE: usize = 0x20;
 
 #[cfg(test)]
-mod tests {
-    use crate::compression::samples::pack;
-
-    use super::super::samples::{RELEASE, Tree, object};
-    use super::*;
-
-    impl Tree {
-        fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
-            ModuleTree::open(&self.release_folder()).unwrap().closure(wanted)
-        }
-    }
-
-    fn paths(modules: &[Module]) -> Vec<&str> {
-        modules.iter().map(|module| module.path.as_str()).collect()
-    }
-
-    #[test]
-    fn needed_modules_come_first_and_once() {
-        let tree = Tree::new(
-            "order",
-            &[
-                ("arch/kvm-amd.ko", object("kvm,ccp")),
-                ("arch/kvm.ko", object("irqbypass")),
-                ("crypto/ccp.ko", object("")),
-                ("virt/irqbypass.ko", object("")),
-            ],
-        );
-        let order = tree.closure(&["kvm_amd", "kvm", "irqbypass"]).unwrap();
-        assert_eq!(
-            paths(&order),
-            [
-                "kernel/virt/irqbypass.ko",
-                "kernel/arch/kvm.ko",
-                "kernel/crypto/ccp.ko",
-                "kernel/arch/kvm-amd.ko"
-            ]
-        );
-    }
-
-    #[test]
-    fn hyphen_and_underscore_are_alike() {
-        let tree = Tree::new("hyphen", &[("kvm-amd.ko", object("my_dep")), ("my-dep.ko", object(""))]);
-        assert_eq!(paths(&tree.closure(&["kvm-amd"]).unwrap()), ["kernel/my-dep.ko", "kernel/kvm-amd.ko"]);
-    }
-
-    #[test]
-    fn built_in_module_is_left_out() {
-        let tree = Tree::new(
-            "builtin",
-            &[("virtio_mmio.ko", object("virtio,virtio_ring")), ("virtio_ring.ko", object("virtio"))],
-        );
-        let order = tree.closure(&["virtio", "virtio_mmio"]).unwrap();
-        assert_eq!(paths(&order), ["kernel/virtio_ring.ko", "kernel/virtio_mmio.ko"]);
-    }
-
-    #[test]
-    fn unknown_module_is_named() {
-        let tree = Tree::new("unknown", &[("a.ko", object("b-c"))]);
-        let error = tree.closure(&["a"]).unwrap_err().to_string();
-        assert!(error.contains("there is no kernel module b_c, which a needs, in "), "{error}");
-        let error = tree.closure(&["d"]).unwrap_err().to_string();
-        assert!(error.contains("there is no kernel module d in "), "{error}");
-    }
-
-    #[test]
-    fn circle_of_modules_ends() {
-        let tree = Tree::new("circle", &[("a.ko", object("b")), ("b.ko", object("a"))]);
-        assert_eq!(paths(&tree.closure(&["a"]).unwrap()), ["kernel/b.ko", "kernel/a.ko"]);
-    }
-
-    #[test]
-    fn compressed_module_is_unpacked() {
-        let plain = object("");
-        let packed = |compression| pack(compression, &plain);
-        let tree = Tree::new(
-            "compressed",
-            &[
-                ("a.ko.xz", packed(Compression::Xz)),
-                ("b.ko.zst", packed(Compression::Zstd)),
-                ("c.ko.gz", packed(Compression::Gzip)),
-            ],
-        );
-        let order = tree.closure(&["a", "b", "c"]).unwrap();
-        assert_eq!(paths(&order), ["kernel/a.ko", "kernel/b.ko", "kernel/c.ko"]);
-        assert!(order.iter().all(|module| module.object == plain));
-    }
-
-    #[test]
-    fn damaged_module_is_named() {
-        let mut xz = pack(Compression::Xz, &object(""));
-        xz.truncate(60);
-        let tree = Tree::new("damaged", &[("a.ko.xz", xz), ("b.ko", b"text".to_vec())]);
-        let error = tree.closure(&["a"]).unwrap_err();
-        assert!(matches!(error, ModulesError::Damaged { .. }), "{error}");
-        let error = tree.closure(&["b"]).unwrap_err().to_string();
-        assert!(error.contains("kernel/b.ko\" is no kernel module"), "{error}");
-    }
-
-    #[test]
-    fn list_of_depmod_spares_the_walk_and_finds_other_folders() {
-        let tree = Tree::new("list", &[("a.ko", object(""))]);
-        fs::create_dir_all(tree.release_folder().join("updates")).unwrap();
-        fs::write(tree.release_folder().join("updates/b.ko"), object("a")).unwrap();
-        fs::write(tree.release_folder().join("modules.dep"), "updates/b.ko: kernel/a.ko\nkernel/a.ko:\n")
-            .unwrap();
-        assert_eq!(paths(&tree.closure(&["b"]).unwrap()), ["kernel/a.ko", "updates/b.ko"]);
-    }
-
-    #[test]
-    fn chain_without_end_is_refused() {
-        let names: Vec<String> = (0..=MAX_DEPTH).map(|index| format!("m{index}.ko")).collect();
-        let modules: Vec<_> = (1..)
-            .zip(&names)
-            .map(|(next, name)| {
-                let needed = if next > MAX_DEPTH { String::new() } else { format!("m{next}") };
-                (name.as_str(), object(&needed))
-            })
-            .collect();
-        let tree = Tree::new("chain", &modules);
-        assert_eq!(tree.closure(&["m1"]).unwrap().len(), MAX_DEPTH);
-        assert!(matches!(tree.closure(&["m0"]), Err(ModulesError::TooDeep { .. })));
-    }
-
-    #[test]
-    fn release_is_the_first_word_of_the_magic_line() {
-        let module = |object| Module { path: "kernel/a.ko".into(), object };
-        assert_eq!(module(object("")).release(), Some(RELEASE));
-        assert_eq!(module(b"text".to_vec()).release(), None);
-    }
-
-    #[test]
-    fn object_cut_at_any_length_is_refused() {
-        let whole = object("kvm");
-        assert_eq!(needs(&whole).unwrap(), ["kvm"]);
-        for length in 0..whole.len() {
-            assert!(needs(&whole[..length]).is_none(), "{length}");
-        }
-    }
-}
+mod tests;

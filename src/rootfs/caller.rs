@@ -1,7 +1,7 @@
 //! Who reads a folder, and what that says about the owners of its files in the guest.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use crate::emulated_host;
@@ -48,9 +48,11 @@ impl Caller {
         Ids::Guessed { uid: 0, gid: 0, why: "it belongs to you, who are not root here" }
     }
 
-    /// Whether a file can be read. Root may read everything, and is not asked.
+    /// Whether a regular file can be read. Root may read everything, and is not asked. What has taken its place meanwhile,
+    /// a link or a FIFO, is neither followed nor waited for.
     pub(super) fn may_read(&self, path: &Path) -> bool {
-        self.uid == 0 || File::open(path).is_ok()
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
+        self.uid == 0 || OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok()
     }
 }
 

@@ -5,12 +5,13 @@
 //! is taken once, and a later short read is an error.
 
 use std::fmt;
-use std::fs::{File, FileType, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::regular_file::{self, RegularFileError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
 /// An open, regular file, or bytes; not empty.
@@ -77,14 +78,12 @@ impl InputFile {
     /// The file cannot be opened, is not a regular file, or is empty. A FIFO without a writer is refused at once
     /// instead of waited for.
     pub fn open(role: FileRole, path: &Path) -> Result<Self, InputFileError> {
-        let failed = |source| InputFileError::Open { role, path: path.to_owned(), source };
-        // Non-blocking: opening a FIFO would wait for its writer. It changes nothing for a regular file.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            let kind = kind_of(metadata.file_type());
-            return Err(InputFileError::NotRegular { role, path: path.to_owned(), kind });
-        }
+        let (file, metadata) = regular_file::open(path).map_err(|error| match error {
+            RegularFileError::Kind { kind } => {
+                InputFileError::NotRegular { role, path: path.to_owned(), kind }
+            }
+            other => InputFileError::Open { role, path: path.to_owned(), source: other.into() },
+        })?;
         if metadata.len() == 0 {
             return Err(InputFileError::Empty { role, path: path.to_owned() });
         }
@@ -190,20 +189,6 @@ fn range(bytes: &[u8], offset: u64, count: u64) -> io::Result<&[u8]> {
     rest.zip(count)
         .and_then(|(rest, count)| rest.get(..count))
         .ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))
-}
-
-fn kind_of(file_type: FileType) -> &'static str {
-    if file_type.is_dir() {
-        "a directory"
-    } else if file_type.is_fifo() {
-        "a FIFO"
-    } else if file_type.is_char_device() {
-        "a character device"
-    } else if file_type.is_block_device() {
-        "a block device"
-    } else {
-        "a special file"
-    }
 }
 
 #[cfg(test)]

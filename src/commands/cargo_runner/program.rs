@@ -1,11 +1,12 @@
 //! A program of the host, and the shared libraries that it needs: found as its own loader finds them.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use coracle::regular_file;
 
 /// A program that a guest can run.
 #[derive(Debug)]
@@ -62,7 +63,7 @@ impl Program {
 fn loader(path: &Path) -> Result<Option<PathBuf>, ProgramError> {
     let unread = |source| ProgramError::Read { path: path.to_owned(), source };
     let short = || ProgramError::Short { path: path.to_owned() };
-    let file = File::open(path).map_err(unread)?;
+    let (file, _) = regular_file::open(path).map_err(|error| unread(error.into()))?;
     let mut header = [0; HEADER];
     let not_elf = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => ProgramError::NotElf { path: path.to_owned() },

@@ -75,7 +75,9 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
 fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let flags = settings::raw(&args.vm)?;
     let Some(path) = &args.suite else {
-        let regexes = |what, patterns: &[String]| suite::regexes(what, patterns).map_err(Failure::usage);
+        let mut compiler = suite::Compiler::default();
+        let mut regexes =
+            |what, patterns: &[String]| compiler.compile(what, patterns).map_err(Failure::usage);
         let patterns = Patterns {
             expect: regexes("--expect", &args.expect)?,
             reject: regexes("--reject", &args.reject)?,
@@ -103,7 +105,8 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let is_wanted =
         |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
-        let SuiteCase { name, machine, patterns, boot, command } = case;
+        let SuiteCase { name, machine, expect, reject, tap, boot, command } = case;
+        let patterns = Patterns { expect, reject, tap };
         // Flags are for every case.
         let raw = flags.clone().over(machine);
         let config = config(&raw, !command.is_empty());

@@ -1,9 +1,9 @@
 //! Rules about a kernel that has nothing to run: no root, no initrd, or no way into them.
 
-use std::fs::OpenOptions;
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+
+use coracle_arch::regular_file;
 
 use super::{Facts, Hint, Setting};
 
@@ -84,10 +84,8 @@ fn unpack_option(head: &[u8]) -> Option<&'static str> {
 
 /// The first bytes of an initrd, if it is still there.
 fn head(path: &Path) -> Option<[u8; 6]> {
-    // Non-blocking: what has taken the file's place might be a FIFO.
-    let mut file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
+    let (mut file, _) = regular_file::open(path).ok()?;
     let mut head = [0; 6];
-    file.metadata().ok()?.is_file().then_some(())?;
     file.read_exact(&mut head).ok()?;
     Some(head)
 }

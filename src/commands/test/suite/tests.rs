@@ -1,3 +1,5 @@
+use std::fs;
+
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
@@ -24,8 +26,8 @@ fn case_has_the_defaults_unless_it_says_otherwise() {
     let [one, two] = cases.as_slice() else { panic!("{cases:?}") };
     assert_eq!(one.machine.memory.unwrap().to_string(), "64M");
     assert_eq!(two.machine.memory.unwrap().to_string(), "1G");
-    assert_eq!((one.patterns.expect.len(), two.patterns.expect.len()), (1, 2));
-    assert_eq!((one.patterns.tap, two.patterns.tap), (TapMode::Auto, TapMode::Require));
+    assert_eq!((one.expect.len(), two.expect.len()), (1, 2));
+    assert_eq!((one.tap, two.tap), (TapMode::Auto, TapMode::Require));
     assert_eq!((one.boot, two.boot), (None, Some(Duration::from_millis(150))));
     assert_eq!(two.machine.timeout, Some(Duration::from_secs(5)));
 }
@@ -79,8 +81,46 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
 }
 
 #[test]
-fn matrix_that_explodes_is_refused() {
+fn matrix_that_explodes_is_refused_before_it_is_made() {
     let values = (0..200).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    let text = format!("[matrix]\ncpus = [{values}]\nmemory = [{values}]\n[[case]]\nname = \"x\"\n");
-    assert!(read_text(&text).unwrap_err().contains("more than 10000 cases"));
+    let keys = (0..12).map(|key| format!("k{key} = [{values}]\n")).collect::<String>();
+    for text in [
+        format!("[matrix]\ncpus = [{values}]\nmemory = [{values}]\n[[case]]\nname = \"x\"\n"),
+        format!("[matrix]\n{keys}[[case]]\nname = \"x\"\n"),
+        format!("[matrix]\ncpus = [{values}]\n{}", "[[case]]\nname = \"x\"\n".repeat(60)),
+    ] {
+        assert!(read_text(&text).unwrap_err().contains("more than 10000 cases"));
+    }
+}
+
+#[test]
+fn cases_that_take_too_much_memory_together_are_refused() {
+    let values = (1..1000).map(|n| format!("\"{n}s\"")).collect::<Vec<_>>().join(",");
+    let text = format!(
+        "[defaults]\ncommand = [\"{}\"]\n[matrix]\ntimeout = [{values}]\n[[case]]\nname = \"x\"\n",
+        "a".repeat(100_000)
+    );
+    assert!(read_text(&text).unwrap_err().contains("take more than 32 MiB"));
+}
+
+#[test]
+fn pattern_of_all_cases_is_compiled_once() {
+    let values = (1..=60).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
+    let text = format!(
+        "[defaults]\nexpect = [\"(x{{100}}){{100}}\"]\n[matrix]\ncpus = [{values}]\n[[case]]\nname = \"x\"\n"
+    );
+    assert_eq!(read_text(&text).unwrap().len(), 60);
+}
+
+#[test]
+fn what_is_no_regular_file_of_that_length_is_refused() {
+    let said = |path: &Path| match read(path) {
+        Err(SuiteError::Read { source, .. }) => source.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(said(Path::new("/dev/zero")).contains("a character device"));
+    let folder = TempDir::new().unwrap();
+    let long = folder.as_path().join("long.toml");
+    fs::write(&long, "#".repeat(MAX_LEN as usize + 1)).unwrap();
+    assert!(said(&long).contains("more than 262144 bytes"));
 }

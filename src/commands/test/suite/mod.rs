@@ -1,22 +1,24 @@
 //! A suite: a TOML file of cases, each a machine as in a config file and what is looked for, over a matrix.
 
+mod patterns;
 mod schema;
 
 use std::collections::HashSet;
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{fs, io};
 
 use coracle::config::{RawConfig, parse_duration};
+use coracle::regular_file;
 use regex_lite::Regex;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use toml::{Table, Value};
 
-use super::scanner::Patterns;
-use crate::cli::TapMode;
+use super::TapMode;
 
+pub(crate) use patterns::Compiler;
 pub(crate) use schema::schema;
 
 /// A case as the file has it, of one cell of the matrix.
@@ -25,7 +27,9 @@ pub(crate) struct SuiteCase {
     pub(crate) name: String,
     /// The machine, with paths taken from the folder of the file.
     pub(crate) machine: RawConfig,
-    pub(crate) patterns: Patterns,
+    pub(crate) expect: Vec<Regex>,
+    pub(crate) reject: Vec<Regex>,
+    pub(crate) tap: TapMode,
     pub(crate) boot: Option<Duration>,
     /// What is run in the guest; empty for nothing.
     pub(crate) command: Vec<OsString>,
@@ -79,26 +83,43 @@ struct Looks {
 /// # Errors
 /// The file or a case of it is wrong.
 pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| SuiteError::Read { path: path.to_owned(), source })?;
+    let text = regular_file::read_text(path, MAX_LEN)
+        .map_err(|error| SuiteError::Read { path: path.to_owned(), source: error.into() })?;
+    parse(path, &text)
+}
+
+/// Reads the cases in the text of the suite at `path`.
+///
+/// # Errors
+/// The text or a case of it is wrong.
+pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteError> {
     let form = |reason| SuiteError::Form { path: path.to_owned(), reason };
-    let suite: Suite = toml::from_str(&text).map_err(|error| form(one_line(&error, &text)))?;
+    let suite: Suite = toml::from_str(text).map_err(|error| form(one_line(&error, text)))?;
     if suite.case.is_empty() {
         return Err(form("it has no [[case]]".to_owned()));
+    }
+    let count = suite
+        .case
+        .iter()
+        .try_fold(0_u64, |sum, case| Ok(sum.saturating_add(count_cells(&suite.matrix, case)?)));
+    if count.map_err(form)? > MOST_CASES {
+        return Err(form(format!("its matrix makes more than {MOST_CASES} cases")));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut names = HashSet::new();
     let mut cases = Vec::new();
+    let mut compiler = Compiler::default();
+    let mut room = MAX_MEMORY;
     for table in &suite.case {
-        for cell in &cells(&suite.matrix, table).map_err(form)? {
-            let name = name_of(table, &suite.defaults, cell);
+        for cell in cells(&suite.matrix, table) {
+            let name = name_of(table, &suite.defaults, &cell);
             let wrong = |reason| SuiteError::Case { path: path.to_owned(), name: name.clone(), reason };
-            let case = case(&name, table, &suite.defaults, cell).map_err(wrong)?;
+            let all = merged(table, &suite.defaults, &cell);
+            let size = size_of::<SuiteCase>() + 2 * name.len() + all.values().map(memory).sum::<usize>();
+            room = room.checked_sub(size).ok_or_else(|| form(too_large()))?;
+            let case = case(&name, table, all, &mut compiler).map_err(wrong)?;
             if !names.insert(case.name.clone()) {
                 return Err(wrong("another case has this name: give each its own".to_owned()));
-            }
-            if cases.len() >= MOST_CASES {
-                return Err(form(too_many()));
             }
             cases.push(SuiteCase { machine: case.machine.relative_to(folder), ..case });
         }
@@ -106,11 +127,15 @@ pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
     Ok(cases)
 }
 
-fn case(name: &str, table: &Table, defaults: &Table, cell: &Table) -> Result<SuiteCase, String> {
-    // A case that says a key of the matrix runs with its own value.
+/// What a case says with what it has from elsewhere: one that says a key of the matrix runs with its own value.
+fn merged(table: &Table, defaults: &Table, cell: &Table) -> Table {
     let mut all = defaults.clone();
     all.extend(cell.clone());
     all.extend(table.clone());
+    all
+}
+
+fn case(name: &str, table: &Table, all: Table, compiler: &mut Compiler) -> Result<SuiteCase, String> {
     if !table.get("name").is_some_and(Value::is_str) {
         return Err("it has no name".to_owned());
     }
@@ -124,48 +149,61 @@ fn case(name: &str, table: &Table, defaults: &Table, cell: &Table) -> Result<Sui
     }
     let looks: Looks = looks.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
     let machine = machine.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
-    let patterns = Patterns {
-        expect: regexes("expect", &looks.expect)?,
-        reject: regexes("reject", &looks.reject)?,
+    Ok(SuiteCase {
+        name: name.to_owned(),
+        machine,
+        expect: compiler.compile("expect", &looks.expect)?,
+        reject: compiler.compile("reject", &looks.reject)?,
         tap: looks.tap,
-    };
-    let command = looks.command.into_iter().map(OsString::from).collect();
-    Ok(SuiteCase { name: name.to_owned(), machine, patterns, boot: looks.assert_boot, command })
+        boot: looks.assert_boot,
+        command: looks.command.into_iter().map(OsString::from).collect(),
+    })
 }
 
-/// Compiles the patterns of the option or key `what`.
-///
-/// # Errors
-/// One cannot be compiled: which, and why.
-pub(crate) fn regexes(what: &str, patterns: &[String]) -> Result<Vec<Regex>, String> {
-    let compile = |pattern: &String| {
-        Regex::new(pattern)
-            .map_err(|error| format!("{what} `{pattern}`: it is no regular expression: {error}"))
-    };
-    patterns.iter().map(compile).collect()
+/// The keys of the matrix that a case has no value of its own for, and their values.
+fn keys<'a>(matrix: &'a Table, case: &Table) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    matrix.iter().filter(|(key, _)| !case.contains_key(*key))
 }
 
-/// Every combination of one value of each key, but for those that the case has its own value of.
-fn cells(matrix: &Table, case: &Table) -> Result<Vec<Table>, String> {
-    let mut cells = vec![Table::new()];
-    for (key, values) in matrix.iter().filter(|(key, _)| !case.contains_key(*key)) {
+/// How many combinations there are of one value of each key.
+fn count_cells(matrix: &Table, case: &Table) -> Result<u64, String> {
+    keys(matrix, case).try_fold(1_u64, |count, (key, values)| {
         let values = values.as_array().filter(|values| !values.is_empty());
         let values = values.ok_or_else(|| format!("matrix.{key}: write an array of values, as in [1, 4]"))?;
-        let with = |cell: &Table, value: &Value| {
-            let mut cell = cell.clone();
-            cell.insert(key.clone(), value.clone());
-            cell
-        };
-        cells = cells.iter().flat_map(|cell| values.iter().map(move |value| with(cell, value))).collect();
-        if cells.len() > MOST_CASES {
-            return Err(too_many());
-        }
-    }
-    Ok(cells)
+        Ok(count.saturating_mul(values.len() as u64))
+    })
 }
 
-fn too_many() -> String {
-    format!("its matrix makes more than {MOST_CASES} cases")
+/// Every combination of one value of each key, the last key's values changing first, one after the other.
+fn cells(matrix: &Table, case: &Table) -> impl Iterator<Item = Table> {
+    let keys: Vec<(&String, &[Value])> = keys(matrix, case)
+        .map(|(key, values)| (key, values.as_array().map(Vec::as_slice).unwrap_or_default()))
+        .collect();
+    let count = keys.iter().map(|(_, values)| values.len()).product::<usize>();
+    (0..count).map(move |number| {
+        let mut rest = number;
+        let values = keys.iter().rev().map(|(key, values)| {
+            let value = values.get(rest % values.len()).unwrap_or(&Value::Boolean(false));
+            rest /= values.len();
+            ((*key).clone(), value.clone())
+        });
+        values.collect()
+    })
+}
+
+/// Bytes that a value takes in a case, about.
+fn memory(value: &Value) -> usize {
+    let below = match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(memory).sum(),
+        Value::Table(table) => table.iter().map(|(key, value)| key.len() + 64 + memory(value)).sum(),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) | Value::Datetime(_) => 0,
+    };
+    64 + below
+}
+
+fn too_large() -> String {
+    format!("its cases take more than {} MiB of memory; use fewer or shorter values", MAX_MEMORY >> 20)
 }
 
 /// The name in the file, and the cell of the matrix.
@@ -208,7 +246,11 @@ fn one_line(error: &toml::de::Error, text: &str) -> String {
 const LOOKS: [&str; 5] = ["expect", "reject", "tap", "assert_boot", "command"];
 const OF_THE_COMMAND: [&str; 3] = ["accel", "serial", "outcome"];
 /// More than anybody means.
-const MOST_CASES: usize = 10_000;
+const MOST_CASES: u64 = 10_000;
+/// Most bytes of the file; one of a thousand cases has less.
+const MAX_LEN: u64 = 256 << 10;
+/// Most bytes of memory for the cases: each holds what the defaults say.
+const MAX_MEMORY: usize = 32 << 20;
 
 #[cfg(test)]
 mod tests;

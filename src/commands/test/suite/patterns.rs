@@ -1,0 +1,89 @@
+//! Compiles regular expressions, each once however many cases have it, and all of them within a limit of memory.
+
+use std::collections::HashMap;
+
+use regex_lite::{Regex, RegexBuilder};
+
+/// Compiles patterns and keeps them.
+#[derive(Debug)]
+pub(crate) struct Compiler {
+    known: HashMap<String, Regex>,
+    /// Bytes that are left for more.
+    room: usize,
+}
+
+impl Default for Compiler {
+    fn default() -> Self {
+        Self { known: HashMap::new(), room: MAX_COMPILED }
+    }
+}
+
+impl Compiler {
+    /// Compiles the patterns of the option or key `what`.
+    ///
+    /// # Errors
+    /// One cannot be compiled, or they take too much memory: which, and why.
+    pub(crate) fn compile(&mut self, what: &str, patterns: &[String]) -> Result<Vec<Regex>, String> {
+        patterns.iter().map(|pattern| self.one(what, pattern)).collect()
+    }
+
+    fn one(&mut self, what: &str, pattern: &str) -> Result<Regex, String> {
+        if let Some(known) = self.known.get(pattern) {
+            return Ok(known.clone());
+        }
+        let mut reason = String::new();
+        // A compiled pattern does not tell its size, so the first limit that it keeps stands for it.
+        for size in SIZES {
+            match RegexBuilder::new(pattern).size_limit(size).build() {
+                Ok(regex) => {
+                    self.room = self.room.checked_sub(size).ok_or_else(|| too_large(what, pattern))?;
+                    self.known.insert(pattern.to_owned(), regex.clone());
+                    return Ok(regex);
+                }
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        Err(format!("{what} `{pattern}`: it is no regular expression: {reason}"))
+    }
+}
+
+fn too_large(what: &str, pattern: &str) -> String {
+    format!(
+        "{what} `{pattern}`: with it, the patterns take more than {} MiB when compiled; repeat less, as in `x{{1000}}`",
+        MAX_COMPILED >> 20
+    )
+}
+
+/// Bytes that all patterns of a suite may take when they are compiled: some thousand usual ones.
+const MAX_COMPILED: usize = 16 << 20;
+/// Limits for one, of which it keeps the first that it can. The last is a repetition of many thousand characters.
+const SIZES: [usize; 3] = [16 << 10, 128 << 10, 1 << 20];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pattern_is_compiled_once() {
+        let mut compiler = Compiler::default();
+        let patterns = vec!["a".to_owned(), "a".to_owned()];
+        assert_eq!(compiler.compile("expect", &patterns).unwrap().len(), 2);
+        compiler.compile("reject", &patterns).unwrap();
+        assert_eq!(compiler.room, MAX_COMPILED - SIZES[0]);
+    }
+
+    #[test]
+    fn patterns_have_a_limit_each_and_together() {
+        let mut compiler = Compiler::default();
+        let one = |compiler: &mut Compiler, text: String| compiler.compile("expect", &[text]);
+        let error = one(&mut compiler, "(x{1000}){1000}".to_owned()).unwrap_err();
+        assert!(error.contains("size"), "{error}");
+        let large = |number: usize| format!("{number}(x{{100}}){{100}}");
+        let fit = (0..1000).take_while(|number| one(&mut compiler, large(*number)).is_ok()).count();
+        assert_eq!(fit, MAX_COMPILED / SIZES[2]);
+        let error = one(&mut compiler, large(fit)).unwrap_err();
+        assert!(error.contains("the patterns take more than 16 MiB"), "{error}");
+        // What is known costs nothing.
+        one(&mut compiler, large(0)).unwrap();
+    }
+}
