@@ -101,6 +101,54 @@ fn way_to_init_is_held_against_its_limit() {
     finish(test("hello").args(["--assert-boot", "10s"])).expect(120, "is not known");
 }
 
+/// A guest that prints this. See the payload for the bytes that wait, spin or end.
+fn prints(name: &str, console: &[u8]) -> Command {
+    let mut command = test("print-initrd");
+    command.args(["--quiet", "--initrd"]).arg(file(name, console));
+    command
+}
+
+#[test]
+fn every_document_of_results_counts_before_the_guest_is_stopped() {
+    if !kvm_or_skip() {
+        return;
+    }
+    for (name, console, code, words) in [
+        ("good", &b"TAP version 13\n1..1\nok 1\n"[..], 0, "passed"),
+        (
+            "second",
+            b"TAP version 13\n1..1\nok 1\n\xfeTAP version 13\n1..1\nnot ok 1\n",
+            120,
+            "TAP: 1 of 2 failed: 1",
+        ),
+        (
+            "cut",
+            b"TAP version 13\n1..2\nok 1\n\xfeTAP version 13\n1..1\nok 1\n",
+            120,
+            "document 1: 1 of 2 results",
+        ),
+        ("end", b"TAP version 13\n1..2\nok 1\n", 120, "the guest powered off, and TAP: 1 of 2 results came"),
+        ("plain", b"ok 1 - a\nok 2 - b\n1..2\n", 0, "passed"),
+        ("left-out", b"ok 1 - a\nnot ok 2 - b\n", 0, "`not ok` of b came without a plan: not counted"),
+        ("skipped", b"1..0 # SKIP no disk\n", 77, "TAP: all tests were skipped: no disk"),
+        ("code", b"TAP version 13\n1..1\nok 1\n\xfc", 120, "ended with code 7"),
+        (
+            "steers",
+            b"TAP version 13\n1..1\nnot ok 1 \x1b[31ma\x07b\xc2\x9bc\n",
+            120,
+            "failed: a\u{fffd}b\u{fffd}c",
+        ),
+    ] {
+        finish(&mut prints(name, console)).expect(code, words);
+    }
+    // One that goes on for ever after them: at its time, or where what is expected comes after them.
+    let console = b"TAP version 13\n1..1\nok 1\n\xfedone\n\xfd";
+    finish(prints("on", console).args(["--timeout", "5s"])).expect(0, "passed");
+    let run = finish(prints("mark", console).args(["--expect", "done", "--timeout", "100s"]));
+    run.expect(0, "passed");
+    assert!(run.elapsed < Duration::from_secs(90), "{:?}", run.elapsed);
+}
+
 #[test]
 fn reports_say_what_the_exit_code_says() {
     if !kvm_or_skip() {

@@ -101,6 +101,7 @@ payloads! {
     "button" Zero payload_button..payload_button_end "prints one byte, then powers off when the power button is pressed";
     "idle" Zero payload_idle..payload_idle_end "halts with interrupts on for ever";
     "hello" Zero payload_hello..payload_hello_end "prints `hello`, then powers off: 0";
+    "print-initrd" Zero payload_print_initrd..payload_print_initrd_end "prints its initrd, where some bytes wait, spin or end with 7; then powers off: 0";
     "hello-exit" Zero payload_hello_exit..payload_hello_exit_end "prints one byte, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts for ever";
     "flood" Zero payload_flood..payload_flood_end "prints for ever";

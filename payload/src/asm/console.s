@@ -35,6 +35,46 @@ hello_words:
     .asciz "hello\r\n"
 payload_hello_end:
 
+# Prints its initrd, then powers off. Byte 0xfe waits for 500 million cycles, 0xfd goes on for ever, 0xfc ends with code 7.
+.globl payload_print_initrd, payload_print_initrd_end
+payload_print_initrd:
+    mov ebx, ebx
+    cmp dword ptr [rbx], 0x336ec578 # start information of PVH
+    jne 1f
+    mov rax, [rbx + 16]             # its list of modules
+    mov rsi, [rax]
+    mov rcx, [rax + 8]
+    jmp 2f
+1:  mov ecx, [rsi + 0x21c]          # ramdisk_size of the boot parameters
+    mov esi, [rsi + 0x218]          # ramdisk_image
+2:  test rcx, rcx
+    jz 5f
+    dec rcx
+    lodsb
+    cmp al, 0xfc
+    je 6f
+    cmp al, 0xfd
+    je 7f
+    cmp al, 0xfe
+    je 3f
+    mov edx, 0x3f8
+    out dx, al
+    jmp 2b
+3:  rdtsc
+    mov edi, eax
+4:  rdtsc
+    sub eax, edi
+    cmp eax, 500000000
+    jb 4b
+    jmp 2b
+5:  mov edx, 0x600
+    mov al, 0x34
+    out dx, al
+6:  mov al, 7
+    out 0xf4, al
+7:  jmp 7b
+payload_print_initrd_end:
+
 .globl payload_hello_halt, payload_hello_halt_end
 payload_hello_halt:
     mov dx, 0x3f8

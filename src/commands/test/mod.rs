@@ -1,6 +1,8 @@
 //! `coracle test`: boots guests and judges them by what their consoles show and how they end.
 
 mod case;
+mod guest_text;
+mod lines;
 mod progress;
 mod report;
 mod scanner;
@@ -217,9 +219,11 @@ fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
         if case.verdict.is_bad() {
             report::explanation(case, show.is_some()).iter().for_each(|line| say(line));
         } else {
-            say(&format!("{}: passed", case.name));
+            let reason = case.verdict.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
+            say(&format!("{}: {}{reason}", case.name, case.verdict.word()));
         }
     }
+    remark(&done);
     Ok(done)
 }
 
@@ -252,7 +256,17 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     if let Some(first) = done.iter().find(|case| case.verdict.is_bad()) {
         report::explanation(first, false).iter().for_each(|line| say(line));
     }
+    remark(&done);
     Ok(done)
+}
+
+/// Names what looked like results and was not counted.
+fn remark(done: &[Done]) {
+    for Done { name, scanner, .. } in done {
+        if let Some(left_out) = scanner.tap_left_out() {
+            say(&format!("{name}: TAP: {left_out}: not counted (--tap require fails on it)"));
+        }
+    }
 }
 
 fn take<'a>(next: &AtomicUsize, cases: &'a [Case]) -> Option<(usize, &'a Case)> {

@@ -2,13 +2,16 @@
 //! allowed, TAP results, and the last lines. The guest may print what it likes, for as long as it likes: all that is kept
 //! is bounded.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 
 use regex_lite::Regex;
 
-use super::tap::Tap;
+use super::guest_text::without_escapes;
+use super::lines::{OpenLine, WholeLine, forms, parts};
+use super::tap::{TEXTS, Tap};
 use crate::cli::TapMode;
 
 /// What is looked for.
@@ -40,8 +43,12 @@ pub(crate) struct Scanner {
     met_by_command: bool,
     rejected: Option<Rejection>,
     tap: Tap,
+    /// The last thing that was expected came after the last line of TAP, or in it.
+    is_past_tap: bool,
+    /// Something that is expected has come in a line that has no end yet.
+    met_in_line: bool,
     /// The line of each writer that has no end yet.
-    lines: [Vec<u8>; Writer::ALL.len()],
+    lines: [OpenLine; TEXTS],
     tail: VecDeque<String>,
     log: Option<Log>,
 }
@@ -69,6 +76,8 @@ impl Scanner {
             patterns,
             rejected: None,
             tap: Tap::default(),
+            is_past_tap: false,
+            met_in_line: false,
             lines: Default::default(),
             tail: VecDeque::new(),
             log: log.map(|file| Log { file, left: LOG_BYTES }),
@@ -80,36 +89,53 @@ impl Scanner {
         if let Some(log) = &mut self.log {
             log.write(bytes);
         }
-        let mut is_new = false;
-        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let line = self.line(writer);
-            let room = LINE_BYTES.saturating_sub(line.len());
-            line.extend_from_slice(piece.get(..room).unwrap_or(piece));
-            is_new = room > 0 && !piece.ends_with(b"\n");
-            if piece.ends_with(b"\n") {
-                self.end_line(writer);
+        let (mut rest, mut is_open) = (bytes, false);
+        while !rest.is_empty() {
+            let (left, line) = self.line(writer).take(rest);
+            (rest, is_open) = (left, line.is_none());
+            if let Some(line) = line {
+                self.end_line(writer, line);
             }
         }
         // A prompt has no end of line. What is not allowed is told when the line is whole.
-        if is_new {
-            let line = text(self.line(writer));
-            self.look_for_expected(writer, &line);
+        if is_open {
+            let text = self.line(writer).unseen();
+            let is_news = self.look_for_expected(writer, &forms(&text));
+            self.is_past_tap |= is_news;
+            self.met_in_line |= is_news;
         }
     }
 
     /// Nothing more comes.
     pub(crate) fn end(&mut self) {
         for writer in Writer::ALL {
-            if !self.line(writer).is_empty() {
-                self.end_line(writer);
+            if let Some(line) = self.line(writer).finish() {
+                self.end_line(writer, line);
             }
         }
+        self.tap.end();
     }
 
-    /// Whether nothing that can come changes the verdict.
+    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest only where
+    /// something that is expected came after them.
     pub(crate) fn is_decided(&self) -> bool {
-        let tap_done = self.tap_complaint().is_none() || self.tap.is_complete();
-        self.rejected.is_some() || (self.wants_something() && self.unmet().next().is_none() && tap_done)
+        if self.rejected.is_some() || (self.counts_tap() && self.tap.has_bailed_out()) {
+            return true;
+        }
+        let is_past_tap = self.patterns.tap == TapMode::Ignore
+            || (self.tap.is_complete() && (!self.counts_tap() || self.is_past_tap || self.tap.is_over()));
+        self.has_all() && is_past_tap
+    }
+
+    /// Whether all that is wanted has come, good or bad.
+    pub(crate) fn has_all(&self) -> bool {
+        let has_tap = !self.counts_tap() || (self.tap.has_begun() && self.tap.is_complete());
+        self.wants_something() && self.unmet().next().is_none() && has_tap
+    }
+
+    /// Whether the guest's kernel ran tests of its own, and has nothing else to run.
+    pub(crate) fn is_over(&self) -> bool {
+        self.counts_tap() && self.tap.is_over()
     }
 
     /// The same for a guest that runs a command: what the console alone shows is no reason not to wait for its code.
@@ -134,11 +160,28 @@ impl Scanner {
 
     /// What is wrong with the TAP results, where they count.
     pub(crate) fn tap_complaint(&self) -> Option<String> {
+        let left_out = || self.tap.left_out().map(|left_out| format!("TAP: {left_out}"));
         match (self.patterns.tap, self.tap.has_begun()) {
             (TapMode::Ignore, _) | (TapMode::Auto, false) => None,
-            (TapMode::Require, false) => Some("TAP: no results came".to_owned()),
-            (TapMode::Require | TapMode::Auto, true) => self.tap.complaint(),
+            (TapMode::Auto, true) => self.tap.complaint(),
+            (TapMode::Require, true) => self.tap.complaint().or_else(left_out),
+            (TapMode::Require, false) if self.tap.has_no_plan() => Some("TAP: no plan came".to_owned()),
+            (TapMode::Require, false) => {
+                Some(left_out().unwrap_or_else(|| "TAP: no results came".to_owned()))
+            }
         }
+    }
+
+    /// Why all was skipped, where nothing is expected but TAP results and each of them was.
+    pub(crate) fn tap_all_skipped(&self) -> Option<String> {
+        let reason = self.tap().filter(|_| self.patterns.expect.is_empty())?.all_skipped()?;
+        let by = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        Some(format!("TAP: all tests were skipped{by}"))
+    }
+
+    /// What looked like TAP results and does not count, to be told where it fails nothing.
+    pub(crate) fn tap_left_out(&self) -> Option<&str> {
+        self.tap.left_out().filter(|_| self.patterns.tap == TapMode::Auto)
     }
 
     /// The TAP results, where they count and there are some.
@@ -155,7 +198,7 @@ impl Scanner {
         self.patterns.tap == TapMode::Require || self.tap().is_some()
     }
 
-    fn line(&mut self, writer: Writer) -> &mut Vec<u8> {
+    fn line(&mut self, writer: Writer) -> &mut OpenLine {
         let [console, stdout, stderr] = &mut self.lines;
         match writer {
             Writer::Console => console,
@@ -164,35 +207,40 @@ impl Scanner {
         }
     }
 
-    fn end_line(&mut self, writer: Writer) {
-        let line = self.line(writer);
-        let text = text(line);
-        line.clear();
-        self.look_for_expected(writer, &text);
-        self.look_for_rejected(writer, &text);
-        if self.patterns.tap != TapMode::Ignore {
-            self.tap.feed(&text);
+    fn end_line(&mut self, writer: Writer, line: WholeLine) {
+        let forms = forms(&line.text);
+        if self.patterns.tap != TapMode::Ignore && line.is_first {
+            for part in parts(&line.text) {
+                self.is_past_tap &= !self.tap.feed(writer as usize, &without_escapes(part));
+            }
         }
+        self.is_past_tap |= self.look_for_expected(writer, &forms) | std::mem::take(&mut self.met_in_line);
+        self.look_for_rejected(writer, &line.text, &forms);
+        drop(forms);
         if self.tail.len() >= TAIL_LINES {
             self.tail.pop_front();
         }
-        self.tail.push_back(text);
+        self.tail.push_back(line.news);
     }
 
-    fn look_for_expected(&mut self, writer: Writer, line: &str) {
+    /// Whether something was met that had not been.
+    fn look_for_expected(&mut self, writer: Writer, forms: &[Cow<'_, str>]) -> bool {
+        let mut is_news = false;
         for (regex, met) in self.patterns.expect.iter().zip(&mut self.met) {
-            let is_news = !*met || (writer != Writer::Console && !self.met_by_command);
-            if is_news && regex.is_match(line) {
+            let is_wanted = !*met || (writer != Writer::Console && !self.met_by_command);
+            if is_wanted && forms.iter().any(|form| regex.is_match(form)) {
                 *met = true;
                 self.met_by_command |= writer != Writer::Console;
+                is_news = true;
             }
         }
+        is_news
     }
 
-    fn look_for_rejected(&mut self, writer: Writer, line: &str) {
+    fn look_for_rejected(&mut self, writer: Writer, line: &str, forms: &[Cow<'_, str>]) {
         if self.rejected.is_none() {
-            let broken = self.patterns.reject.iter().find(|regex| regex.is_match(line));
-            self.rejected = broken.map(|regex| Rejection {
+            let is_broken = |regex: &&Regex| forms.iter().any(|form| regex.is_match(form));
+            self.rejected = self.patterns.reject.iter().find(is_broken).map(|regex| Rejection {
                 pattern: regex.as_str().to_owned(),
                 line: line.to_owned(),
                 writer,
@@ -202,7 +250,7 @@ impl Scanner {
 }
 
 impl Writer {
-    const ALL: [Writer; 3] = [Writer::Console, Writer::Stdout, Writer::Stderr];
+    const ALL: [Writer; TEXTS] = [Writer::Console, Writer::Stdout, Writer::Stderr];
 }
 
 impl Log {
@@ -223,14 +271,6 @@ impl Log {
     }
 }
 
-/// The text of a line, without its end.
-fn text(line: &[u8]) -> String {
-    let end = line.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
-    String::from_utf8_lossy(line.get(..end).unwrap_or_default()).into_owned()
-}
-
-/// Longer lines are cut: no message is as long, and a regular expression takes its time.
-const LINE_BYTES: usize = 16 << 10;
 /// A kernel's panic with registers and stack is not as long.
 const TAIL_LINES: usize = 100;
 const LOG_BYTES: usize = 64 << 20;
@@ -288,10 +328,79 @@ mod tests {
     }
 
     #[test]
-    fn results_that_have_begun_have_to_end_before_the_verdict() {
-        let mut scanner = scanner(&["begin"], &[]);
+    fn results_end_a_guest_only_where_something_expected_comes_after_them() {
+        let mut scanner = scanner(&["begin", "done"], &[]);
         assert!(!decides(&mut scanner, b"TAP version 13\nbegin\n1..1\n"));
-        assert!(decides(&mut scanner, b"ok 1\n"));
+        assert!(!decides(&mut scanner, b"ok 1\n"));
+        assert!(decides(&mut scanner, b"do\rdone"), "a prompt will do");
+        let mut scanner = self::scanner(&["begin"], &[]);
+        assert!(
+            !decides(&mut scanner, b"begin\nTAP version 13\n1..1\nok 1\n"),
+            "another document may follow"
+        );
+        assert!(scanner.has_all());
+        assert!(!decides(&mut scanner, b"TAP version 13\n"));
+        assert!(!scanner.has_all());
+        assert!(decides(&mut scanner, b"Bail out!\n"));
+    }
+
+    #[test]
+    fn results_without_a_plan_are_waited_for_and_fail_where_they_are_required() {
+        let mut scanner = scanner(&["ready"], &[]);
+        assert!(!decides(&mut scanner, b"not ok 1 - a\nready\n"), "a plan may come");
+        scanner.end();
+        assert!(scanner.has_all() && scanner.tap_complaint().is_none());
+        assert!(scanner.tap_left_out().is_some());
+        for (console, complaint) in [
+            (&b"not ok 1 - a\n"[..], Some("TAP: `not ok` of a came without a plan")),
+            (b"ok 1 - a\n", Some("TAP: no plan came")),
+            (b"hello\n", Some("TAP: no results came")),
+            (b"TAP version 13\n1..1\nok 1\n1..2\nnone", Some("TAP: more came than was planned")),
+            (b"ok 1\n1..1\n", None),
+        ] {
+            let patterns = Patterns { tap: TapMode::Require, ..Patterns::default() };
+            let mut scanner = Scanner::new(patterns, None);
+            scanner.feed(Writer::Console, console);
+            scanner.end();
+            assert_eq!(scanner.tap_complaint().as_deref(), complaint);
+        }
+    }
+
+    #[test]
+    fn patterns_see_lines_as_printed_without_escapes_and_between_carriage_returns() {
+        let console = b"\x1b[32m 50%\x1b[0m\r\x1b[32m100%\x1b[0m done\n";
+        for pattern in ["^100% done$", "^ 50%$", "\x1b\\[32m100%", "^\x1b.*done$", " 50%\r100%"] {
+            let mut expects = scanner(&[pattern], &[]);
+            assert!(decides(&mut expects, console), "{pattern}");
+            let mut rejects = scanner(&[], &[pattern]);
+            assert!(decides(&mut rejects, console), "{pattern}");
+        }
+        // Before the line has an end, too.
+        let mut scanner = scanner(&["^100%$"], &[]);
+        assert!(!decides(&mut scanner, b" 10%\r"));
+        assert!(decides(&mut scanner, b"100%\r 30%"));
+    }
+
+    #[test]
+    fn nothing_of_a_line_without_an_end_is_lost_to_what_is_not_allowed() {
+        let mut scanner = scanner(&[], &["BUG:"]);
+        for percent in 0..10_000 {
+            scanner.feed(Writer::Console, format!("{percent:5}\r").as_bytes());
+        }
+        scanner.feed(Writer::Console, b"BUG: late");
+        scanner.end();
+        assert!(scanner.rejected().is_some());
+    }
+
+    #[test]
+    fn results_are_found_in_colour_and_after_carriage_returns() {
+        let mut scanner = scanner(&[], &[]);
+        scanner.feed(
+            Writer::Console,
+            b"\x1b[1mTAP version 13\x1b[0m\r\n1..2\r\n 50%\r\x1b[31mnot ok 1 - a\x1b[0m\r\nok 2\r\n",
+        );
+        scanner.end();
+        assert_eq!(scanner.tap_complaint().unwrap(), "TAP: 1 of 2 failed: a");
     }
 
     #[test]
@@ -330,7 +439,7 @@ mod tests {
         for _ in 0..100 {
             scanner.feed(Writer::Console, &[b'x'; 4096]);
         }
-        assert!(scanner.line(Writer::Console).len() <= LINE_BYTES);
+        assert!(scanner.tail().all(|line| line.len() <= 16 << 10));
         for _ in 0..1000 {
             scanner.feed(Writer::Console, b"\n\xff\xfe\n");
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coracle::diagnosis::Sign;
-use coracle::outcome::{Ending, Outcome, Seconds};
+use coracle::outcome::{Ending, Outcome, Seconds, TimeLimit};
 
 use super::scanner::{Rejection, Scanner, Writer};
 
@@ -60,19 +60,28 @@ impl Verdict {
 /// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest that ended by
 /// itself and said all that was wanted passes.
 pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
-    let broken = || Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() };
-    if let Ending::HostFailed { .. }
-    | Ending::CannotRun { .. }
-    | Ending::Crashed { .. }
-    | Ending::Panicked { .. } = outcome.ending
-    {
-        return broken();
+    let is_broken = match outcome.ending {
+        Ending::HostFailed { .. } | Ending::CannotRun { .. } | Ending::Crashed { .. } => true,
+        // A kernel that has run its own tests, and has no root, ends so.
+        Ending::Panicked { .. } => !scanner.is_over(),
+        _ => false,
+    };
+    if is_broken {
+        return Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() };
     }
     if let Some(rejected) = scanner.rejected() {
         return rejection(rejected);
     }
-    if scanner.wants_something() && scanner.is_decided() {
-        return scanner.tap_complaint().map_or_else(|| judge_boot(outcome, boot), Verdict::Failed);
+    // A guest that goes on after its results may still fail. One that is only not over when its time is has not.
+    let has_failed = scanner.tap().is_some()
+        && match outcome.ending {
+            Ending::Exited { code } => code != 0,
+            Ending::TimedOut { of, .. } => !matches!(of, TimeLimit::Wall | TimeLimit::Idle),
+            Ending::Signalled { .. } => true,
+            _ => false,
+        };
+    if (scanner.has_all() && !has_failed) || scanner.is_decided() {
+        return judge_all(outcome, scanner, boot);
     }
     match &outcome.ending {
         Ending::PoweredOff | Ending::Exited { code: 0 } if !scanner.wants_something() => {
@@ -111,14 +120,25 @@ pub(crate) fn judge_command(
         return rejection(rejected);
     }
     if scanner.is_decided_by_command() {
-        return scanner.tap_complaint().map_or_else(|| judge_boot(outcome, boot), Verdict::Failed);
+        return judge_all(outcome, scanner, boot);
     }
     let wanted = scanner.wants_something().then(|| wanted(scanner)).flatten();
     match (command, wanted) {
-        (Ending::Exited { code: 0 }, None) => judge_boot(outcome, boot),
+        (Ending::Exited { code: 0 }, None) => judge_all(outcome, scanner, boot),
         (Ending::Exited { code: 0 }, Some(wanted)) => Verdict::Failed(wanted),
         (Ending::Exited { .. } | Ending::CommandKilled { .. }, _) => Verdict::Failed(command.to_string()),
         _ => Verdict::Broken { code: command.exit_code(), reason: command.to_string() },
+    }
+}
+
+/// Judges a run in which all came that was wanted: its results, and the way to init.
+fn judge_all(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
+    if let Some(complaint) = scanner.tap_complaint() {
+        return Verdict::Failed(complaint);
+    }
+    match (scanner.tap_all_skipped(), judge_boot(outcome, boot)) {
+        (Some(reason), Verdict::Passed) => Verdict::Skipped(reason),
+        (_, verdict) => verdict,
     }
 }
 

@@ -1,0 +1,95 @@
+//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would hide what is
+//! printed, and without characters that would steer a terminal.
+
+use std::borrow::Cow;
+
+/// The line without escape sequences (ECMA-48, section 5.4 and 5.6: control sequences, control strings, and two-character
+/// sequences). A sequence that the line does not end is taken to its end.
+pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
+    if !line.contains(ESC) {
+        return Cow::Borrowed(line);
+    }
+    let mut pieces = line.split(ESC);
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    // The text of a control string goes on over the escape characters in it, up to `ESC \` or BEL.
+    let mut is_in_string = false;
+    for piece in pieces {
+        let rest = match piece.chars().next() {
+            Some('\\') if is_in_string => after(piece, 1),
+            _ if is_in_string => after_bell(piece),
+            Some('[') => Some(after_control_sequence(after(piece, 1).unwrap_or_default())),
+            Some(']' | 'P' | 'X' | '^' | '_') => after_bell(piece),
+            _ => Some(after_short_sequence(piece)),
+        };
+        is_in_string = rest.is_none();
+        plain.push_str(rest.unwrap_or_default());
+    }
+    Cow::Owned(plain)
+}
+
+/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a terminal or turn the
+/// order of what is read are shown as U+FFFD.
+pub(crate) fn harmless(text: &str, limit: usize) -> String {
+    text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
+}
+
+fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+fn after(text: &str, bytes: usize) -> Option<&str> {
+    text.get(bytes..)
+}
+
+/// The text after the BEL that ends a control string; none if it goes on.
+fn after_bell(text: &str) -> Option<&str> {
+    text.split_once('\u{7}').map(|(_, rest)| rest)
+}
+
+/// The text after parameters, intermediate characters and the final one of a control sequence.
+fn after_control_sequence(text: &str) -> &str {
+    let text =
+        text.trim_start_matches(|c| matches!(c, '0'..='?')).trim_start_matches(|c| matches!(c, ' '..='/'));
+    text.strip_prefix(|c| matches!(c, '@'..='~')).unwrap_or(text)
+}
+
+fn after_short_sequence(text: &str) -> &str {
+    let text = text.trim_start_matches(|c| matches!(c, ' '..='/'));
+    text.strip_prefix(|c| matches!(c, '0'..='~')).unwrap_or(text)
+}
+
+const ESC: char = '\u{1b}';
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_of_every_form_are_left_out() {
+        for (line, plain) in [
+            ("plain", "plain"),
+            ("\u{1b}[1;31mred\u{1b}[0m text", "red text"),
+            ("\u{1b}[?25lhidden cursor\u{1b}[2K", "hidden cursor"),
+            ("\u{1b}]0;title\u{7}after", "after"),
+            ("\u{1b}]8;;http://x\u{1b}\\link\u{1b}]8;;\u{1b}\\ end", "link end"),
+            ("\u{1b}Pdevice \u{1b}[1m string\u{1b}\\x", "x"),
+            ("\u{1b}(Bascii \u{1b}7saved", "ascii saved"),
+            ("cut \u{1b}[12", "cut "),
+            ("cut \u{1b}", "cut "),
+            ("not ended \u{1b}]0;title", "not ended "),
+            ("\u{1b}[31\u{e4}x", "\u{e4}x"),
+        ] {
+            assert_eq!(without_escapes(line), plain, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn harmless_text_has_nothing_that_steers_a_terminal() {
+        assert_eq!(
+            harmless("a\u{1b}[2J\u{9b}1m\u{202e}b\tc", 20),
+            "a\u{fffd}[2J\u{fffd}1m\u{fffd}b\u{fffd}c"
+        );
+        assert_eq!(harmless(&"\u{e4}".repeat(50), 7).chars().count(), 7);
+    }
+}
