@@ -1,16 +1,17 @@
 //! Opening what the consoles are connected to.
 
-use std::fs::{File, OpenOptions, Permissions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, fs, ptr};
 
 use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
+use coracle_devices::backend::unix_socket;
 
 use super::Pump;
 use crate::config::{ConsoleDevice, SerialConfig, VmConfig};
@@ -248,12 +249,8 @@ impl ConsoleEnds {
 
 impl ConsoleListener {
     fn bind(path: &Path) -> io::Result<ConsoleListener> {
-        let socket = UnixListener::bind(path)?;
-        let listener = ConsoleListener { socket, path: path.to_owned() };
-        listener.socket.set_nonblocking(true)?;
         // The console of a machine is for its owner.
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        Ok(listener)
+        Ok(ConsoleListener { socket: unix_socket::listen(path)?, path: path.to_owned() })
     }
 
     /// The next client, if one waits: both directions of its connection.

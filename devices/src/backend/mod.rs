@@ -8,3 +8,4 @@ pub mod disk;
 mod matcher;
 pub mod net;
 mod panic_watch;
+pub mod unix_socket;

@@ -8,14 +8,14 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{
     HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
 };
+use crate::backend::unix_socket;
 use crate::virtio::queue::{Buffers, Span};
 
 /// A connected socket, and the frames on their way through it.
@@ -56,7 +56,7 @@ impl Stream {
     /// # Errors
     /// There is no such socket, or nobody listens.
     pub fn connect(path: &Path) -> Result<Stream, NetOpenError> {
-        connect(path).map(Stream::new).map_err(|source| NetOpenError::Connect { source })
+        unix_socket::connect(path).map(Stream::new).map_err(|source| NetOpenError::Connect { source })
     }
 
     /// The length of the frame at the front of the buffer, if the length is there.
@@ -237,31 +237,6 @@ fn would_block(error: io::Error) -> Result<(), LinkLost> {
         Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Ok(()),
         Some(libc::EPIPE | libc::ECONNRESET) => Err(LinkLost::Closed),
         _ => Err(LinkLost::Failed(error)),
-    }
-}
-
-fn connect(path: &Path) -> io::Result<UnixStream> {
-    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: the call takes numbers, and makes a new descriptor.
-    let socket = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: all fields are numbers, for which zero is a value.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path is too long for a socket"));
-    }
-    address.sun_path.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte as libc::c_char);
-    let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the address is valid for `len` bytes.
-    match unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } {
-        0 => Ok(UnixStream::from(socket)),
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -2,14 +2,13 @@
 //! programs of the host.
 
 use std::ffi::OsString;
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use super::socket::{self, PATH_ROOM};
+use crate::backend::unix_socket::{self, PATH_ROOM};
 
 /// A socket at a path that was free. Its file goes with it.
 #[derive(Debug)]
@@ -44,15 +43,12 @@ impl HostSocket {
         if len > LONGEST_PATH {
             return Err(HostSocketError::TooLong { len });
         }
-        let listener = UnixListener::bind(path).map_err(|error| match error.kind() {
+        // The ports of a guest are for its owner.
+        let listener = unix_socket::listen(path).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => HostSocketError::Taken,
             _ => HostSocketError::Bind(error),
         })?;
-        let socket = Self { listener, path: path.to_owned() };
-        socket.listener.set_nonblocking(true).map_err(HostSocketError::Bind)?;
-        // The ports of a guest are for its owner.
-        fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(HostSocketError::Bind)?;
-        Ok(socket)
+        Ok(Self { listener, path: path.to_owned() })
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
@@ -75,7 +71,7 @@ impl HostSocket {
     pub(super) fn dial(&self, port: u32) -> io::Result<UnixStream> {
         let mut path = OsString::from(&self.path);
         path.push(format!("_{port}"));
-        socket::connect(Path::new(&path))
+        unix_socket::connect(Path::new(&path))
     }
 }
 

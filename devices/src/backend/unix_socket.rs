@@ -1,0 +1,127 @@
+//! Stream sockets at paths of the host (`unix(7)`): connecting without waiting, and listening for the owner alone. The
+//! console, vsock and network back ends make their sockets here.
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// Connects to the socket at `path` if it can be done at once: a listener whose queue is full is `WouldBlock`.
+pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
+    let (address, len) = address(path)?;
+    let socket = socket()?;
+    // SAFETY: the address lives through the call, and `len` is within it.
+    let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket.into()) }
+}
+
+/// Listens at `path`, which must be free, without blocking. Nobody but the owner can connect at any moment: the mode is set
+/// before there is a file, and whatever takes its place later keeps its own.
+///
+/// # Errors
+/// The path is too long or taken, or its folder takes no file.
+pub fn listen(path: &Path) -> io::Result<UnixListener> {
+    let (address, len) = address(path)?;
+    let socket = socket()?;
+    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket (`unix_bind` of Linux),
+    // less what the umask takes from it.
+    if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the address lives through the call, and `len` is within it.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call takes a live descriptor and a number.
+    if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(socket.into())
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the call takes numbers only.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
+    let name = path.as_os_str().as_bytes();
+    let mut address =
+        libc::sockaddr_un { sun_family: libc::AF_UNIX as libc::sa_family_t, sun_path: [0; PATH_ROOM] };
+    // An empty name, or one that begins with a zero, is an address without a file.
+    if name.is_empty() || name.len() >= PATH_ROOM || name.contains(&0) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            "the path of a socket has 1 to 107 bytes",
+        ));
+    }
+    address.sun_path.iter_mut().zip(name).for_each(|(place, byte)| *place = byte.cast_signed());
+    let len = offset_of!(libc::sockaddr_un, sun_path).saturating_add(name.len()).saturating_add(1);
+    Ok((address, len as libc::socklen_t))
+}
+
+/// Bytes of a socket's path with the zero at its end (`unix(7)`).
+pub(crate) const PATH_ROOM: usize = 108;
+/// Clients that may wait to be taken; what the standard library uses.
+const BACKLOG: libc::c_int = 128;
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn connecting_never_waits() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("s");
+        assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        let listener = listen(&path).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match connect(&path) {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::WouldBlock);
+        drop(listener);
+        assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+    }
+
+    /// Nobody can look at the file before `bind` is done, so its mode after `bind` is the one that it was made with.
+    #[test]
+    fn listener_is_the_owner_s_alone_from_its_first_moment() {
+        let folder = TempDir::new().unwrap();
+        let path = folder.as_path().join("s");
+        let listener = listen(&path).unwrap();
+        let metadata = fs::symlink_metadata(&path).unwrap();
+        assert!(metadata.file_type().is_socket());
+        assert_eq!(metadata.mode() & 0o7777, 0o600);
+        let client = connect(&path).unwrap();
+        assert!(listener.accept().is_ok());
+        assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock, "it never waits");
+        drop(client);
+        assert_eq!(listen(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn names_that_are_no_path_are_refused() {
+        for name in ["", "a\0b", &"n".repeat(108)] {
+            assert_eq!(listen(Path::new(name)).unwrap_err().kind(), ErrorKind::InvalidFilename);
+            assert_eq!(connect(Path::new(name)).unwrap_err().kind(), ErrorKind::InvalidFilename);
+        }
+    }
+}
