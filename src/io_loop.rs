@@ -46,6 +46,12 @@ impl IoLoop {
         Ok(IoLoop { stop, handle, ended, thread: Some(thread) })
     }
 
+    /// Asks the thread to end, without waiting for it: so that several end at the same time.
+    pub(crate) fn ask_to_end(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.handle.wake();
+    }
+
     /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread. False when it did
     /// not end: something on the host holds it, and it is left behind with what it uses.
     pub(crate) fn stop(mut self) -> bool {
@@ -59,8 +65,7 @@ impl IoLoop {
 
     fn end(&mut self, limit: Duration) -> bool {
         let Some(thread) = self.thread.take() else { return true };
-        self.stop.store(true, Ordering::Release);
-        self.handle.wake();
+        self.ask_to_end();
         if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             return false;
         }

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Finished, collect, finish, kvm_or_skip, run_payload, scratch, signal, skip};
+use common::{Finished, collect, finish, finish_with_input, kvm_or_skip, run_payload, scratch, signal, skip};
 
 macro_rules! needs_kvm_and_root {
     () => {
@@ -164,15 +164,7 @@ fn disk_that_hangs_ends_the_machine_in_time_and_is_named() {
 }
 
 fn hang(engine: &'static str) {
-    with_own_mounts(move || {
-        let folder = scratch().join(format!("hanging-{engine}"));
-        fs::create_dir_all(&folder).unwrap();
-        let Ok(fuse) = OpenOptions::new().read(true).write(true).open("/dev/fuse") else {
-            return skip("this machine has no FUSE");
-        };
-        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
-        mount("hanging", &folder, "fuse", libc::MS_NOSUID | libc::MS_NODEV, &options);
-        thread::spawn(move || serve_but_never_read(fuse));
+    with_fuse(&format!("hanging-{engine}"), Slow::Reads, move |folder| {
         let mut command = run_payload("virtio-block");
         command.args(["--timeout", "500ms", "--disk"]);
         command.arg(format!("path={},ro,engine={engine}", folder.join("disk.img").display()));
@@ -185,6 +177,35 @@ fn hang(engine: &'static str) {
         // SAFETY: the path is a string with an end. It aborts the connection to the file system.
         unsafe { libc::umount2(folder.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
         assert_eq!(collect(child).code(), 117);
+    });
+}
+
+/// The flush that has begun is waited for, and none of the 255 others is begun.
+#[test]
+fn disk_with_slow_flushes_holds_up_the_end_for_one_of_them() {
+    needs_kvm_and_root!();
+    for engine in ["sync", "io_uring"] {
+        with_fuse(&format!("slow-{engine}"), Slow::Flushes, move |folder| {
+            let mut command = run_payload("backlog-flush");
+            command.args(["--timeout", "30s", "--disk"]);
+            command.arg(format!("path={},engine={engine}", folder.join("disk.img").display()));
+            finish_with_input(&mut command, b"p").expect(0, "the guest powered off");
+        });
+    }
+}
+
+/// Calls `test` with a folder that is a file system of this process.
+fn with_fuse(name: &str, slow: Slow, test: impl FnOnce(&Path) + Send + 'static) {
+    let folder = scratch().join(name);
+    with_own_mounts(move || {
+        fs::create_dir_all(&folder).unwrap();
+        let Ok(fuse) = OpenOptions::new().read(true).write(true).open("/dev/fuse") else {
+            return skip("this machine has no FUSE");
+        };
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", fuse.as_raw_fd());
+        mount("slow", &folder, "fuse", libc::MS_NOSUID | libc::MS_NODEV, &options);
+        thread::spawn(move || serve_fuse(fuse, slow));
+        test(&folder);
     });
 }
 
@@ -202,9 +223,17 @@ fn read_until(child: &mut Child, words: &str) -> String {
     said
 }
 
-/// A file system with one file of 32 KiB in it, which answers everything but reads of the file. Numbers are those of
-/// `linux/fuse.h`, version 7.31.
-fn serve_but_never_read(mut fuse: File) {
+/// What a file system takes its time for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Slow {
+    /// Reads of the file never end.
+    Reads,
+    /// Each flush of the file takes 2 s.
+    Flushes,
+}
+
+/// A file system with one file of 32 KiB in it. Numbers are those of `linux/fuse.h`, version 7.31.
+fn serve_fuse(mut fuse: File, slow: Slow) {
     let mut request = vec![0; 1 << 17];
     while let Ok(count) = fuse.read(&mut request) {
         let number = |at: usize| u32::from_le_bytes(request[at..at + 4].try_into().unwrap());
@@ -218,8 +247,15 @@ fn serve_but_never_read(mut fuse: File) {
             3 => Ok([words(&[3600, 0, 0, 0]), attributes(node)].concat()),
             // OPEN, OPENDIR.
             14 | 27 => Ok(words(&[1, 0, 0, 0])),
-            // READ, INTERRUPT, FORGET, BATCH_FORGET: there is no answer.
-            15 | 36 | 2 | 42 => continue,
+            // READ.
+            15 if slow == Slow::Reads => continue,
+            // INTERRUPT, FORGET, BATCH_FORGET: there is no answer.
+            36 | 2 | 42 => continue,
+            // FSYNC.
+            20 => {
+                thread::sleep(Duration::from_secs(2));
+                Ok(Vec::new())
+            }
             // INIT.
             26 => Ok(words(&[7, 31, 0, 0, 0x10_0010, 4096, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
             // RELEASE, FLUSH.

@@ -4,12 +4,13 @@
 //! threads through the [`LoopHandle`]. They do so between two rounds only: a handler that went away amid a round would
 //! leave events behind that belong to nobody. The loop itself waits for nothing but events.
 
+mod reply;
+
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use event_manager::{
     EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
@@ -17,11 +18,12 @@ use event_manager::{
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::journal;
-use crate::lock;
 use crate::virtio::QueueHandler;
 use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::VirtQueue;
+use reply::ReplySender;
+pub use reply::{Asked, HAND_BACK_LIMIT};
 
 /// A handler that stays on its thread for as long as the machine lives.
 pub trait Resident: MutEventSubscriber + Send {
@@ -228,13 +230,6 @@ impl LoopHandle {
         let _ = self.commands.send(command);
         self.wake();
     }
-
-    /// Asks for a group, without waiting for it.
-    pub(crate) fn request(&self, group: GroupId, if_late: IfLate) -> Arc<Reply> {
-        let reply = Arc::new(Reply::default());
-        self.send(Command::Stop(group, if_late, ReplySender(reply.clone())));
-        reply
-    }
 }
 
 impl HandlerHost for LoopHandle {
@@ -244,69 +239,14 @@ impl HandlerHost for LoopHandle {
         id
     }
 
-    fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck> {
-        self.request(group, if_late).wait(HAND_BACK_LIMIT)
-    }
-}
-
-/// Where the queues of a group are told to the one who waits for them.
-#[derive(Debug, Default)]
-pub(crate) struct Reply {
-    state: Mutex<ReplyState>,
-    changed: Condvar,
-}
-
-#[derive(Debug, Default)]
-enum ReplyState {
-    #[default]
-    Waiting,
-    Done(Vec<VirtQueue>),
-    /// Nobody waits any more, or nobody will answer.
-    Over,
-}
-
-impl Reply {
-    /// True when a wait would end at once.
-    #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn is_answered(&self) -> bool {
-        !matches!(*lock(&self.state), ReplyState::Waiting)
+    fn ask(&self, group: GroupId, if_late: IfLate) -> Asked {
+        let (asked, reply) = reply::pair();
+        self.send(Command::Stop(group, if_late, reply));
+        asked
     }
 
-    pub(crate) fn wait(&self, limit: Duration) -> Result<Vec<VirtQueue>, Stuck> {
-        let waits = |state: &mut ReplyState| matches!(state, ReplyState::Waiting);
-        let wait = self.changed.wait_timeout_while(lock(&self.state), limit, waits);
-        let (mut state, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, ReplyState::Over) {
-            ReplyState::Done(queues) => Ok(queues),
-            ReplyState::Waiting | ReplyState::Over => Err(Stuck),
-        }
-    }
-}
-
-/// The loop's end of a [`Reply`]. Dropping it without an answer ends the wait.
-struct ReplySender(Arc<Reply>);
-
-impl ReplySender {
-    fn is_abandoned(&self) -> bool {
-        matches!(*lock(&self.0.state), ReplyState::Over)
-    }
-
-    fn send(self, queues: Vec<VirtQueue>) {
-        self.tell(ReplyState::Done(queues));
-    }
-
-    fn tell(&self, answer: ReplyState) {
-        let mut state = lock(&self.0.state);
-        if matches!(*state, ReplyState::Waiting) {
-            *state = answer;
-            self.0.changed.notify_all();
-        }
-    }
-}
-
-impl Drop for ReplySender {
-    fn drop(&mut self) {
-        self.tell(ReplyState::Over);
+    fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck> {
+        asked.wait()
     }
 }
 
@@ -369,7 +309,3 @@ pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u
 
 /// Events of one round: a round with more takes the rest in the next.
 const READY_EVENTS: usize = 64;
-
-/// How long a reset or a pause waits for the requests of a device. Less than the time after which a vCPU that does not
-/// come out of its device counts as stuck.
-pub const HAND_BACK_LIMIT: Duration = Duration::from_secs(4);

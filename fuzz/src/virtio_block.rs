@@ -114,13 +114,13 @@ impl DiskBackend for Shared {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.write_zeroes(offset, len, true)
+        self.write_zeroes(offset, len, true).map(drop)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, _: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, _: bool) -> io::Result<u64> {
         assert!(!self.is_read_only());
         self.0.blocks.lock().unwrap()[self.range(offset, len)].fill(0);
-        Ok(())
+        Ok(len)
     }
 
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -47,6 +47,7 @@ global_asm!(concat!(
     include_str!("asm/bench.s"),
     include_str!("asm/block.s"),
     include_str!("asm/disk.s"),
+    include_str!("asm/backlog.s"),
     include_str!("asm/net.s"),
     include_str!("asm/net_bench.s"),
     include_str!("asm/balloon.s"),
@@ -118,6 +119,11 @@ payloads! {
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
     "log-flood" Zero payload_log_flood..payload_log_flood_end "sets its first virtio device up wrongly for ever, in all ways that are worth a log line";
+    "backlog-read" Three payload_backlog_read..payload_backlog_read_end "offers each disk 256 reads of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-write" Three payload_backlog_write..payload_backlog_write_end "offers each disk 256 writes of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-flush" Three payload_backlog_flush..payload_backlog_flush_end "offers each disk 256 flushes at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-discard" Three payload_backlog_discard..payload_backlog_discard_end "offers each disk 256 discards of 1 GiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-zeroes" Three payload_backlog_zeroes..payload_backlog_zeroes_end "offers each disk 256 writes of 1 GiB of zeroes at once; powers off after a `p`, checks them all after a `w`";
     "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
     "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
     "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";

@@ -22,7 +22,7 @@ use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::console::{ConsolePort, StreamPort};
-use coracle_devices::virtio::handler::HandlerHost;
+use coracle_devices::virtio::handler::{HandlerHost, IfLate};
 use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::vsock::{Vsock, VsockError};
@@ -220,11 +220,13 @@ impl VirtioDevices {
         Ok(())
     }
 
-    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open.
+    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open. What the
+    /// guest has offered and no device has begun is never done.
     ///
     /// # Errors
-    /// A device has requests in work that do not end. It keeps the memory.
+    /// A device waits for a call of the host that does not end. It keeps the memory.
     pub(crate) fn disconnect(&self) -> Result<(), HostFailure> {
+        self.ask_for_queues(IfLate::Drop);
         // All of them, whatever becomes of one.
         let stuck = self.attached.iter().filter(|device| device.transport.disconnect().is_err());
         stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
@@ -232,9 +234,15 @@ impl VirtioDevices {
 
     /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the others did.
     pub(crate) fn pause(&self) -> bool {
+        self.ask_for_queues(IfLate::Continue);
         // All of them, whatever becomes of one.
         let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
         stuck.count() == 0
+    }
+
+    /// Asks all devices at once, so that they share one limit.
+    fn ask_for_queues(&self, if_late: IfLate) {
+        self.attached.iter().for_each(|device| device.transport.ask_for_queues(if_late));
     }
 
     /// Goes on after [`VirtioDevices::pause`], before a vCPU runs.
@@ -252,6 +260,7 @@ impl VirtioDevices {
     /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. One that hangs is left behind.
     pub(crate) fn end_threads(&self, hangs: bool) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        threads.iter().for_each(IoLoop::ask_to_end);
         for thread in threads {
             if hangs {
                 thread.abandon();
@@ -288,7 +297,6 @@ impl Attached {
     }
 }
 
-/// Two disks with one number would be one to a guest that looks for it.
 /// Looks whether the devices of `config` go together and its disks can be had. It opens these, and closes them again.
 ///
 /// # Errors
@@ -309,6 +317,7 @@ fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
     net::check_each_is_its_own(&config.nets)
 }
 
+/// Refuses two disks with one number, which would be one to a guest that looks for it.
 fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
     let mut seen = HashSet::new();
     for id in config.disks.iter().filter_map(|disk| disk.id.as_ref()) {

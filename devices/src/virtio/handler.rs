@@ -1,10 +1,14 @@
 //! The part of a device that serves its queues, and where it runs.
 
-use crate::journal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use event_manager::{EventOps, EventSet, Events};
 
 use super::irq::VirtioIrq;
 use super::queue::{RingError, VirtQueue};
+use crate::event_loop::Asked;
+use crate::journal;
 
 /// Serves some queues of a device while the driver has it active.
 ///
@@ -18,7 +22,9 @@ pub trait QueueHandler: Send {
     /// doorbell that was rung before is told of at once.
     fn start(&mut self, sources: &mut EventOps<'_>);
 
-    /// Serves one event. It never waits, unless the device says that it [blocks](super::VirtioDevice::blocks).
+    /// Serves one event, for a [turn](super::poll::TURN) at most: what is left then is for the next event. It never
+    /// waits, unless the device says that it [blocks](super::VirtioDevice::blocks). One that does looks for the wish to
+    /// [stop](StopFlag) between any two calls of the host, and none of these transfers more than 1 MiB.
     ///
     /// # Errors
     /// A ring is damaged: the handler gets no more events, and the device needs a reset.
@@ -56,11 +62,37 @@ pub trait HandlerHost: Send + Sync {
     /// Lets the handlers run. It does not wait for them to start.
     fn start(&self, group: HandlerGroup) -> GroupId;
 
-    /// Drains a group and takes its queues back. It waits, within a limit.
+    /// Asks for the queues of a group, without waiting for them: several groups are asked before any is waited for.
+    fn ask(&self, group: GroupId, if_late: IfLate) -> Asked;
+
+    /// Waits for the queues that were asked for, for [`HAND_BACK_LIMIT`](crate::event_loop::HAND_BACK_LIMIT) after the
+    /// question.
     ///
     /// # Errors
     /// The group does not drain in time: something on the host holds it.
-    fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck>;
+    fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck>;
+}
+
+/// The wish to have the queues of a device back. Whoever wants them raises it before asking the thread of its handlers,
+/// so that one in the middle of long work sees it there.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// Begins no more work from here on.
+    pub fn raise(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on.
+    pub fn lower(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// True when no more work is to be begun.
+    pub fn is_raised(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What becomes of handlers that drain after the one who waited has given up.
@@ -74,7 +106,7 @@ pub enum IfLate {
 
 /// The handlers of a device did not drain in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("requests are still in work")]
+#[error("requests are still in flight")]
 pub struct Stuck;
 
 /// Watches the doorbell of `queue`; its events carry `data`. Each ring gives an event, without the need to read it.

@@ -26,7 +26,7 @@ pub mod testing;
 pub mod transport;
 pub mod vsock;
 
-pub use handler::{QueueHandler, watch_doorbell};
+pub use handler::{QueueHandler, StopFlag, watch_doorbell};
 pub use irq::VirtioIrq;
 pub use queue::{Chain, RingError, VirtQueue};
 
@@ -86,6 +86,8 @@ pub struct ActivateContext {
     pub irq: VirtioIrq,
     /// The features that the driver has accepted.
     pub features: u64,
+    /// Raised when the queues are wanted back.
+    pub stop: StopFlag,
 }
 
 impl ActivateContext {

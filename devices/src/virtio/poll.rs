@@ -60,6 +60,11 @@ impl Poll {
         }
     }
 
+    /// More of the same work has come: a turn begins that says nothing about how soon work comes.
+    pub fn extend_turn(&mut self) {
+        self.turn = Instant::now();
+    }
+
     /// True when this turn has lasted so long that other devices and requests to stop want to be heard.
     pub fn is_turn_over(&self) -> bool {
         self.turn.elapsed() > TURN
@@ -137,8 +142,9 @@ fn preemptions() -> i64 {
 const FIRST: Duration = Duration::from_micros(4);
 /// Tries between two looks at the clock.
 const SPINS: u32 = 32;
-/// The longest time that one queue is served without the others.
-const TURN: Duration = Duration::from_millis(1);
+/// The longest time that a device is served without the others of its thread: a call of the host that has begun is the
+/// only thing that lengthens it.
+pub const TURN: Duration = Duration::from_millis(1);
 /// Looks between two questions to the kernel, which cost some 0.3 us.
 const LOOKS_PER_QUESTION: u32 = 128;
 /// Preemptions between two questions that other work does not explain: the kernel's own threads come and go.

@@ -53,11 +53,12 @@ pub trait DiskBackend: Send + Sync {
     /// Those of the host; not that it has no use for it.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Makes a range read as zeroes. With `unmap` the host may free what held it.
+    /// Makes a range read as zeroes, or the first part of it where the host has to write them: returns how many bytes, at
+    /// least one of a range that has any. With `unmap` the host may free what held it.
     ///
     /// # Errors
     /// Those of the host.
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()>;
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<u64>;
 
     /// The descriptor that offsets are the same in, for an engine that reads and writes it by itself; `None` when there
     /// is no single one.

@@ -235,12 +235,14 @@ impl DiskBackend for Overlay {
         if is_ours { self.punch(offset, end).or(Ok(())) } else { Ok(()) }
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<u64> {
         let end = self.check(offset, len)?;
         self.prepare(offset, end)?;
-        self.punch(offset, end).or_else(|_| write_zero_bytes(&self.layer, offset, len))?;
-        self.keep(offset, end);
-        Ok(())
+        let done = self
+            .punch(offset, end)
+            .map_or_else(|_| write_zero_bytes(&self.layer, offset, len), |()| Ok(len))?;
+        self.keep(offset, offset.saturating_add(done));
+        Ok(done)
     }
 
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {

@@ -99,12 +99,12 @@ impl DiskBackend for RawDisk {
         }
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<u64> {
         let ways: &[libc::c_int] = if unmap { &[PUNCH_HOLE, ZERO_RANGE] } else { &[ZERO_RANGE] };
         for mode in ways {
             match self.allocate(*mode, offset, len) {
                 Err(error) if is_unsupported(&error) => {}
-                result => return result,
+                result => return result.map(|()| len),
             }
         }
         self.admit_write(offset, len)?;

@@ -29,24 +29,19 @@ pub(super) fn write_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io
     })
 }
 
-/// Writes `len` zeroes to `offset` of `file` on, for file systems that cannot clear a range in another way.
+/// Writes `len` zeroes to `offset` of `file` on, or as many as one call of the host is to write, for file systems that
+/// cannot clear a range in another way. Returns how many.
 ///
 /// # Errors
 /// Those of pwrite(2).
-pub(super) fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<()> {
-    let zeroes = vec![0; len.min(PIECE) as usize];
-    let (mut at, mut left) = (offset, len);
-    while left > 0 {
-        let count = left.min(PIECE);
-        file.write_all_at(zeroes.get(..count as usize).unwrap_or_default(), at)?;
-        at = at.saturating_add(count);
-        left = left.saturating_sub(count);
-    }
-    Ok(())
+pub(super) fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<u64> {
+    let zeroes = vec![0; len.min(MAX_ZEROES) as usize];
+    file.write_all_at(&zeroes, offset)?;
+    Ok(zeroes.len() as u64)
 }
 
-/// Bytes of zeroes at a time.
-const PIECE: u64 = 64 << 10;
+/// The most bytes of zeroes at a time: whoever wants the disk to stop waits for them.
+const MAX_ZEROES: u64 = 1 << 20;
 
 /// Calls `call` until everything is transferred. One call does in the usual case, and nothing is copied then.
 fn transfer(

@@ -9,7 +9,7 @@ use super::PAGE_SHIFT;
 use super::release::Releaser;
 use crate::memory::GuestMemory;
 use crate::virtio::queue::{Buffers, Chain, RingError, VirtQueue};
-use crate::virtio::{QueueHandler, watch_doorbell};
+use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one balloon.
 pub(super) struct BalloonHandler {
@@ -30,13 +30,13 @@ pub(super) enum Work {
 }
 
 impl BalloonHandler {
-    pub(super) fn new(mut queues: Vec<(Work, VirtQueue)>, released: Arc<AtomicU64>) -> Self {
+    pub(super) fn new(mut queues: Vec<(Work, VirtQueue)>, released: Arc<AtomicU64>, stop: StopFlag) -> Self {
         for (work, queue) in &mut queues {
             if *work != Work::Report {
                 queue.limit_bytes(MOST_LIST_BYTES);
             }
         }
-        Self { queues, releaser: Releaser::new(), released }
+        Self { queues, releaser: Releaser::new(stop), released }
     }
 }
 
@@ -51,23 +51,31 @@ impl QueueHandler for BalloonHandler {
         let Self { queues, releaser, released } = self;
         let Some((work, queue)) = queues.get_mut(event.data() as usize) else { return Ok(()) };
         let memory = queue.memory().clone();
-        let mut cost = 0_u64;
         queue.begin();
-        while cost < COST_AT_ONCE {
+        while !releaser.has_to_stop() {
             let Some(mut chain) = queue.pop()? else { return queue.finish() };
-            let done = match work {
+            let bytes = match work {
                 Work::Inflate => inflate(&mut chain.readable, &memory, releaser),
-                Work::Deflate => Done::default(),
+                Work::Deflate => 0,
                 Work::Report => report(&chain, releaser),
             };
-            released.fetch_add(done.bytes, Ordering::Relaxed);
-            cost = cost.saturating_add(done.ranges).saturating_add(done.bytes >> COST_SHIFT);
-            queue.complete(chain, 0);
+            released.fetch_add(bytes, Ordering::Relaxed);
+            if releaser.has_to_stop() {
+                // Some of it may be left. To give a page back twice does no harm.
+                queue.put_back(chain);
+            } else {
+                queue.complete(chain, 0);
+            }
         }
-        // A reset or a pause may come in between.
         queue.announce();
-        queue.ring();
         Ok(())
+    }
+
+    fn quiesce(&mut self, quiet: bool) {
+        if !quiet {
+            self.releaser.go_on();
+            self.queues.iter().for_each(|(_, queue)| queue.ring());
+        }
     }
 
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {
@@ -75,16 +83,9 @@ impl QueueHandler for BalloonHandler {
     }
 }
 
-/// What a request has cost.
-#[derive(Debug, Clone, Copy, Default)]
-struct Done {
-    ranges: u64,
-    bytes: u64,
-}
-
 /// Gives back the pages of a list of numbers (virtio 1.2, 5.5.6). Numbers that follow one another are one range.
-fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) -> Done {
-    let mut done = Done::default();
+fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
+    let mut done = 0_u64;
     let mut range: Option<(u32, u32)> = None;
     loop {
         let number = list.read_array().map(u32::from_le_bytes);
@@ -96,13 +97,12 @@ fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) ->
             }
             (before, number) => {
                 if let Some((first, count)) = before {
-                    done.ranges = done.ranges.saturating_add(1);
-                    done.bytes = done.bytes.saturating_add(release(first, count, memory, releaser));
+                    done = done.saturating_add(release(first, count, memory, releaser));
                 }
                 number.map(|number| (number, 1))
             }
         };
-        if number.is_none() {
+        if number.is_none() || releaser.has_to_stop() {
             return done;
         }
     }
@@ -120,16 +120,11 @@ fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &mut Releaser
 }
 
 /// Gives back what the guest reports: the buffers that it would let the device write to (virtio 1.2, 5.5.6.7).
-fn report(chain: &Chain, releaser: &mut Releaser) -> Done {
-    let spans = chain.writable.spans();
-    let bytes = spans.iter().map(|span| releaser.release(*span)).fold(0, u64::saturating_add);
-    Done { ranges: spans.len() as u64, bytes }
+fn report(chain: &Chain, releaser: &mut Releaser) -> u64 {
+    chain.writable.spans().iter().map(|span| releaser.release(*span)).fold(0, u64::saturating_add)
 }
 
 /// 4,096 pages: Linux lists 256.
 const MOST_LIST_BYTES: u64 = 16 << 10;
 /// The most pages of one range: 4 MiB.
 const MOST_PAGES: u32 = 1024;
-/// Ranges, and mebibytes, of one event: some milliseconds of the host's time.
-const COST_AT_ONCE: u64 = 4096;
-const COST_SHIFT: u32 = 20;

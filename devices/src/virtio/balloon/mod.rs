@@ -127,7 +127,7 @@ impl VirtioDevice for Balloon {
             report.map(|queue| (Work::Report, queue)),
         ];
         let queues = queues.into_iter().flatten().collect();
-        Ok(vec![Box::new(BalloonHandler::new(queues, self.released.clone()))])
+        Ok(vec![Box::new(BalloonHandler::new(queues, self.released.clone(), context.stop))])
     }
 
     fn reset(&self) {

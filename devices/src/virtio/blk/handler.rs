@@ -6,74 +6,78 @@ use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, Events};
 
-use super::request::{Limits, Request, Status, Task};
+use super::job::{Job, MAX_CLEARED};
+use super::request::{Limits, Status, Task};
 use super::{Disk, FaultAction, Operation};
 use crate::journal;
 use crate::lock;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
-use crate::virtio::{QueueHandler, watch_doorbell};
+use crate::virtio::queue::{RingError, Span, VirtQueue};
+use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one disk.
 pub(super) struct BlockHandler {
     queues: Vec<VirtQueue>,
+    /// Index of the queue whose turn is next.
+    next: usize,
     disk: Arc<Disk>,
     limits: Limits,
     /// While there are any, nothing else is served.
-    held: Vec<Held>,
+    waiting: Vec<Job>,
+    stop: StopFlag,
     poll: Poll,
 }
 
-/// A request that failed, and is to be tried again when the device has been paused and goes on.
-pub(super) struct Held {
-    pub queue: usize,
-    pub chain: Chain,
-    pub status: Span,
-    pub task: Task,
-}
-
 impl BlockHandler {
-    pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits) -> Self {
-        let held = std::mem::take(&mut *lock(&disk.held));
+    pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits, stop: StopFlag) -> Self {
+        let waiting = std::mem::take(&mut *lock(&disk.waiting));
         let poll = Poll::new(disk.poll);
-        Self { queues, disk, limits, held, poll }
+        Self { queues, next: 0, disk, limits, waiting, stop, poll }
     }
 
-    /// Tries the held requests again. False when one has failed again.
+    /// Goes on with the requests that wait. False when some still do.
     fn retry(&mut self) -> bool {
-        for Held { queue, mut chain, status, task } in std::mem::take(&mut self.held) {
-            match self.disk.perform(task, status, &mut chain) {
-                Served::Done { written } => {
-                    if let Some(queue) = self.queues.get_mut(queue) {
-                        queue.complete(chain, written);
-                        queue.announce();
-                    }
-                }
-                Served::Held => self.held.push(Held { queue, chain, status, task }),
-            }
+        for job in std::mem::take(&mut self.waiting) {
+            self.perform(job);
+            self.queues.iter_mut().for_each(VirtQueue::announce);
         }
-        if self.held.is_empty() {
+        if self.waiting.is_empty() {
             // Rings that came meanwhile were not heard.
             self.queues.iter().for_each(VirtQueue::ring);
         }
-        self.held.is_empty()
+        self.waiting.is_empty()
     }
 
-    /// Serves all queues until they are empty and stay so for a while: one that is never empty does not hold up the
-    /// others.
+    fn perform(&mut self, mut job: Job) {
+        match self.disk.perform(&mut job, &self.stop) {
+            Served::Done(status) => {
+                job.answer(status).complete(&mut self.queues);
+            }
+            Served::Waits => self.waiting.push(job),
+        }
+    }
+
+    /// True when no request is to be begun.
+    fn has_to_rest(&self) -> bool {
+        !self.waiting.is_empty() || self.stop.is_raised()
+    }
+
+    /// Serves all queues until they are empty and stay so for a while, or until the turn is over: one that is never empty
+    /// does not hold up the others.
     fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
         loop {
-            for place in 0..self.queues.len() {
-                self.drain(place)?;
-                if !self.held.is_empty() {
+            for _ in 0..self.queues.len() {
+                self.drain(self.next)?;
+                self.next = after(self.next, self.queues.len());
+                if self.has_to_rest() {
                     return Ok(());
                 }
-            }
-            if self.poll.is_turn_over() {
-                // Goes on when the loop has looked after itself.
-                self.queues.first().into_iter().for_each(VirtQueue::ring);
-                return Ok(());
+                if self.poll.is_turn_over() {
+                    // Goes on when the loop has looked after itself.
+                    self.queues.first().into_iter().for_each(VirtQueue::ring);
+                    return Ok(());
+                }
             }
             if !self.poll.look(|| self.queues.iter_mut().any(VirtQueue::is_offered)) {
                 return self.queues.iter_mut().try_for_each(VirtQueue::finish);
@@ -82,100 +86,113 @@ impl BlockHandler {
     }
 
     /// Serves what a queue has, up to its size, and tells the driver.
-    fn drain(&mut self, place: usize) -> Result<(), RingError> {
-        let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
-        queue.begin();
+    fn drain(&mut self, index: usize) -> Result<(), RingError> {
+        self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut unpublished = 0_u8;
-        while let Some(mut chain) = queue.pop()? {
-            let written = match Request::parse(&mut chain, &self.limits) {
-                Some(Request { status, task: Ok(task) }) => match self.disk.perform(task, status, &mut chain)
-                {
-                    Served::Done { written } => written,
-                    Served::Held => {
-                        queue.announce();
-                        self.held.push(Held { queue: place, chain, status, task });
-                        return Ok(());
-                    }
-                },
-                Some(Request { status, task: Err(error) }) => answer(status, error, 0, chain.writable.len()),
-                // Without a place for a status there is no way to answer.
-                None => 0,
-            };
-            queue.complete(chain, written);
+        while !self.has_to_rest() {
+            let Some(chain) = self.queues.get_mut(index).map_or(Ok(None), VirtQueue::pop)? else { break };
+            match Job::new(index, chain, &self.limits) {
+                Ok(job) => self.perform(job),
+                Err(answered) => {
+                    answered.complete(&mut self.queues);
+                }
+            }
             // A driver that polls, or that has been woken up, goes on while the rest is being served.
             unpublished = unpublished.wrapping_add(1);
             if unpublished.is_multiple_of(PUBLISH_EVERY) {
-                queue.publish();
+                self.queues.get_mut(index).into_iter().for_each(VirtQueue::publish);
+            }
+            if self.poll.is_turn_over() {
+                break;
             }
         }
-        queue.announce();
+        self.queues.get_mut(index).into_iter().for_each(VirtQueue::announce);
         Ok(())
     }
 }
 
 impl QueueHandler for BlockHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
-        for (place, queue) in (0..).zip(&self.queues) {
-            watch_doorbell(sources, queue, place);
+        for (index, queue) in (0..).zip(&self.queues) {
+            watch_doorbell(sources, queue, index);
         }
     }
 
     fn process(&mut self, _: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
-        if !self.held.is_empty() && !self.retry() {
+        if self.stop.is_raised() || (!self.waiting.is_empty() && !self.retry()) {
             return Ok(());
         }
         self.serve()
     }
 
+    fn quiesce(&mut self, quiet: bool) {
+        if !quiet {
+            self.stop.lower();
+            self.queues.iter().for_each(VirtQueue::ring);
+        }
+    }
+
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {
-        *lock(&self.disk.held) = self.held;
+        *lock(&self.disk.waiting) = self.waiting;
         self.queues
     }
 }
 
 /// What became of a request.
 pub(super) enum Served {
-    Done { written: u32 },
-    Held,
+    /// It can be answered.
+    Done(Status),
+    /// It goes on, or is tried again, when the device has been paused and goes on.
+    Waits,
 }
 
 impl Disk {
-    /// Does what a request wants, and writes its status.
-    pub(super) fn perform(&self, task: Task, status: Span, chain: &mut Chain) -> Served {
-        let room = chain.writable.len();
-        let (operation, result) = match task {
-            Task::Read { offset } => {
-                let result = self.backend.read(offset, chain.writable.spans());
-                (Operation::Read, result.map(|()| room))
+    /// Does what is left of a request, until somebody wants the disk to stop.
+    pub(super) fn perform(&self, job: &mut Job, stop: &StopFlag) -> Served {
+        loop {
+            if stop.is_raised() {
+                return Served::Waits;
             }
-            Task::Write { offset } => (Operation::Write, self.write(offset, chain).map(|()| 0)),
-            Task::Flush => (Operation::Flush, self.flush().map(|()| 0)),
-            Task::Id => (Operation::Read, Ok(chain.writable.write(&self.id) as u64)),
-            Task::Discard { offset, len } => {
-                (Operation::Write, self.backend.discard(offset, len).map(|()| 0))
-            }
-            Task::WriteZeroes { offset, len, unmap } => {
-                (Operation::Write, self.backend.write_zeroes(offset, len, unmap).map(|()| 0))
-            }
-        };
-        let written = match result {
-            Ok(written) => answer(status, Status::Ok, written, room),
-            Err(error) => match self.faults.failed(operation, &error) {
-                FaultAction::Report => {
-                    journal!(Guest Warn, "{}: a request failed ({operation:?}): {error}", self.name);
-                    answer(status, Status::IoError, 0, room)
+            match self.step(job) {
+                Ok(true) => return Served::Done(Status::Ok),
+                Ok(false) => {}
+                Err((operation, error)) => {
+                    return match self.faults.failed(operation, &error) {
+                        FaultAction::Report => {
+                            journal!(Guest Warn, "{}: a request failed ({operation:?}): {error}", self.name);
+                            Served::Done(Status::IoError)
+                        }
+                        FaultAction::Hold => Served::Waits,
+                    };
                 }
-                FaultAction::Hold => return Served::Held,
-            },
-        };
-        Served::Done { written }
+            }
+        }
     }
 
-    fn write(&self, offset: u64, chain: &Chain) -> io::Result<()> {
+    /// Does the next piece of a request; true when it was the last.
+    fn step(&self, job: &mut Job) -> Result<bool, (Operation, io::Error)> {
+        let len = job.piece();
+        let (operation, result) = match job.task {
+            Task::Read { offset } => (Operation::Read, self.backend.read(offset, &job.spans()).map(|()| len)),
+            Task::Write { offset } => (Operation::Write, self.write(offset, &job.spans()).map(|()| len)),
+            Task::Flush => (Operation::Flush, self.flush().map(|()| 0)),
+            Task::Id => (Operation::Read, Ok(job.chain.writable.write(&self.id) as u64)),
+            Task::Discard { offset, len } => {
+                let len = len.min(MAX_CLEARED);
+                (Operation::Write, self.backend.discard(offset, len).map(|()| len))
+            }
+            Task::WriteZeroes { offset, len, unmap } => {
+                (Operation::Write, self.backend.write_zeroes(offset, len.min(MAX_CLEARED), unmap))
+            }
+        };
+        result.map(|done| job.advance(done)).map_err(|error| (operation, error))
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
         if self.backend.is_read_only() {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
-        self.backend.write(offset, chain.readable.spans())
+        self.backend.write(offset, spans)
     }
 
     /// True when a flush has failed since the last reset.
@@ -200,12 +217,10 @@ impl Disk {
     }
 }
 
-/// Writes the status; returns what the driver may rely on: the bytes from the first writable one that were all written,
-/// which ends with the status only when all of the `room` before it was.
-pub(super) fn answer(status: Span, value: Status, written: u64, room: u64) -> u32 {
-    status.write(0, &[value as u8]);
-    let relied_on = if written == room { written.saturating_add(1) } else { written };
-    u32::try_from(relied_on).unwrap_or(u32::MAX)
+/// The index that follows `index` in a round of `count`.
+pub(super) fn after(index: usize, count: usize) -> usize {
+    let next = index.saturating_add(1);
+    if next < count { next } else { 0 }
 }
 
 /// Requests between two looks that a driver can take at what is done.

@@ -5,6 +5,8 @@
 //! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back end does.
 
 mod handler;
+mod in_flight;
+mod job;
 mod request;
 mod uring;
 
@@ -17,9 +19,11 @@ use crate::backend::disk::{DiskBackend, SECTOR};
 use crate::journal;
 use crate::lock;
 use crate::virtio::{
-    ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, VirtQueue, VirtioDevice,
+    ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, StopFlag, VirtQueue,
+    VirtioDevice,
 };
-use handler::{BlockHandler, Held};
+use handler::BlockHandler;
+use job::Job;
 use request::MAX_RANGE_SECTORS;
 use uring::UringHandler;
 
@@ -65,8 +69,9 @@ pub(super) struct Disk {
     faults: Arc<dyn FaultSink>,
     /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
     flush_failed: AtomicBool,
-    /// Requests that wait for the host to have room again.
-    held: Mutex<Vec<Held>>,
+    /// Requests that were begun and wait while nobody serves the queues: for the end of a pause, or for the host to have
+    /// room again.
+    waiting: Mutex<Vec<Job>>,
     poll: Duration,
 }
 
@@ -110,16 +115,21 @@ impl Block {
         let mut bytes = [0; ID_LEN];
         bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
         let engine = usable(engine, backend.as_ref(), &name);
-        let (flush_failed, held) = (AtomicBool::new(false), Mutex::default());
-        let disk = Disk { name, backend, id: bytes, faults, flush_failed, held, poll };
+        let (flush_failed, waiting) = (AtomicBool::new(false), Mutex::default());
+        let disk = Disk { name, backend, id: bytes, faults, flush_failed, waiting, poll };
         Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES), engine }
     }
 
-    fn handler(&self, queues: Vec<VirtQueue>, limits: request::Limits) -> Box<dyn QueueHandler> {
+    fn handler(
+        &self,
+        queues: Vec<VirtQueue>,
+        limits: request::Limits,
+        stop: StopFlag,
+    ) -> Box<dyn QueueHandler> {
         let (Engine::IoUring, Some(file)) = (self.engine, self.disk.backend.descriptor()) else {
-            return Box::new(BlockHandler::new(queues, self.disk.clone(), limits));
+            return Box::new(BlockHandler::new(queues, self.disk.clone(), limits, stop));
         };
-        Box::new(UringHandler::new(queues, self.disk.clone(), limits, file))
+        Box::new(UringHandler::new(queues, self.disk.clone(), limits, (file, stop)))
     }
 }
 
@@ -173,11 +183,11 @@ impl VirtioDevice for Block {
         let first = context.queues.take(0)?;
         let queues = std::iter::once(first).chain(context.queues.into_rest()).collect();
         let limits = request::Limits { capacity: self.disk.backend.capacity(), discards, zeroes };
-        Ok(vec![self.handler(queues, limits)])
+        Ok(vec![self.handler(queues, limits, context.stop)])
     }
 
     fn reset(&self) {
-        lock(&self.disk.held).clear();
+        lock(&self.disk.waiting).clear();
         self.disk.flush_failed.store(false, Ordering::Release);
     }
 }

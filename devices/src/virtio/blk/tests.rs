@@ -1,8 +1,9 @@
 //! The block device through its ring: what a driver may do, and what it may not. In the modules below: hosts that fail,
-//! and the two engines beside each other.
+//! the wish to stop, and the two engines beside each other.
 
 mod engines;
 mod faults;
+mod stopping;
 
 use std::fs;
 use std::io;

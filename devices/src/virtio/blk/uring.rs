@@ -1,8 +1,10 @@
-//! Serves the queues of a disk by io_uring: reads, writes and flushes run at the same time, as many as the driver offers.
+//! Serves the queues of a disk by io_uring: reads and writes run at the same time, as many as the driver offers and
+//! [`InFlight`] has room for; flushes one after the other, each for all that have been asked for before it began.
 //!
 //! What the ring does not carry out as a whole (a short transfer, an error, an operation that it lacks) is done again by
 //! the way of [`Disk::perform`], which knows about all of that. So there is one place for errors.
 
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -11,18 +13,22 @@ use event_manager::{EventOps, EventSet, Events};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::Disk;
-use super::handler::{Held, Served, answer};
-use super::request::{Limits, Request, Status, Task};
+use super::handler::{Served, after};
+use super::in_flight::{ENTRIES, InFlight, Pending};
+use super::job::{Job, MAX_PIECE};
+use super::request::{Limits, Status, Task};
 use crate::event_loop::watch;
 use crate::journal;
 use crate::lock;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
-use crate::virtio::{QueueHandler, watch_doorbell};
+use crate::virtio::queue::{RingError, Span, VirtQueue};
+use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one disk.
 pub(super) struct UringHandler {
     queues: Vec<VirtQueue>,
+    /// Index of the queue whose turn is next.
+    next: usize,
     disk: Arc<Disk>,
     limits: Limits,
     /// The disk's file.
@@ -30,29 +36,17 @@ pub(super) struct UringHandler {
     /// Made on the handler's own thread: the kernel does not let a thread end that has made a ring while another hangs in
     /// it. Without one, every request is carried out by the way of [`Disk::perform`].
     ring: Option<IoUring>,
-    in_work: InWork,
-    /// Failed requests that are to be tried again when the device has been paused and goes on.
-    held: Vec<Held>,
-    is_quiet: bool,
-    /// A queue has chains that found no place in the ring.
+    in_flight: InFlight,
+    /// Bytes of the pieces that the kernel has not been told of.
+    unsubmitted: u64,
+    /// Flushes that came while one was in flight.
+    flushes: Vec<Job>,
+    /// Requests that go on, or are tried again, when the device has been paused and goes on.
+    waiting: Vec<Job>,
+    stop: StopFlag,
+    /// A queue has chains that found no room in the ring.
     is_full: bool,
     poll: Poll,
-}
-
-/// Requests that the kernel has, by the number that it gives back.
-struct InWork {
-    slots: Vec<Option<Pending>>,
-    free: Vec<u16>,
-}
-
-/// A request that the kernel reads or writes the buffers of.
-struct Pending {
-    queue: usize,
-    chain: Chain,
-    status: Span,
-    task: Task,
-    /// Bytes that it transfers.
-    len: u32,
 }
 
 /// True when this kernel has io_uring and lets this process use it.
@@ -62,43 +56,59 @@ pub(super) fn is_allowed() -> io::Result<()> {
 
 impl UringHandler {
     /// A handler for `file`, the descriptor of the disk's back end.
-    pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits, file: RawFd) -> Self {
-        let held = std::mem::take(&mut *lock(&disk.held));
-        let in_work =
-            InWork { slots: (0..ENTRIES).map(|_| None).collect(), free: (0..ENTRIES).rev().collect() };
+    pub(super) fn new(
+        queues: Vec<VirtQueue>,
+        disk: Arc<Disk>,
+        limits: Limits,
+        (file, stop): (RawFd, StopFlag),
+    ) -> Self {
+        let waiting = std::mem::take(&mut *lock(&disk.waiting));
         let poll = Poll::new(disk.poll);
-        Self { queues, disk, limits, file, ring: None, in_work, held, is_quiet: false, is_full: false, poll }
+        Self {
+            queues,
+            next: 0,
+            disk,
+            limits,
+            file,
+            ring: None,
+            in_flight: InFlight::new(),
+            unsubmitted: 0,
+            flushes: Vec::new(),
+            waiting,
+            stop,
+            is_full: false,
+            poll,
+        }
     }
 
-    /// Tries the held requests again. False when one has failed again.
+    /// Goes on with the requests that wait. False when some still do.
     fn retry(&mut self) -> bool {
-        for Held { queue, mut chain, status, task } in std::mem::take(&mut self.held) {
-            match self.disk.perform(task, status, &mut chain) {
-                Served::Done { written } => self.complete(queue, chain, written),
-                Served::Held => self.held.push(Held { queue, chain, status, task }),
-            }
-        }
+        std::mem::take(&mut self.waiting).into_iter().for_each(|job| self.perform(job));
         self.announce();
-        if self.held.is_empty() {
+        if self.waiting.is_empty() {
             // Rings that came meanwhile were not heard.
             self.queues.iter().for_each(VirtQueue::ring);
         }
-        self.held.is_empty()
+        self.waiting.is_empty()
     }
 
-    /// Serves all queues until they are empty and stay so for a while.
+    /// True when no request is to be begun.
+    fn has_to_rest(&self) -> bool {
+        !self.waiting.is_empty() || self.stop.is_raised()
+    }
+
+    /// Serves all queues until they are empty and stay so for a while, or until the turn is over.
     fn serve(&mut self) -> Result<(), RingError> {
-        if self.is_quiet {
-            return Ok(());
-        }
         self.poll.begin_turn();
         loop {
-            for place in 0..self.queues.len() {
-                self.drain(place)?;
+            let mut has_begun = false;
+            for _ in 0..self.queues.len() {
+                has_begun |= self.drain(self.next)?;
+                self.next = after(self.next, self.queues.len());
             }
             self.announce();
-            self.is_full |= self.in_work.is_full();
-            if self.in_work.is_full() || !self.held.is_empty() {
+            self.is_full |= self.in_flight.is_full();
+            if self.in_flight.is_full() || self.has_to_rest() {
                 // A completion goes on from here.
                 return Ok(());
             }
@@ -109,91 +119,101 @@ impl UringHandler {
             }
             let Self { poll, queues, ring, .. } = self;
             let mut is_done = || ring.as_mut().is_some_and(|ring| !ring.completion().is_empty());
-            if !poll.look(|| queues.iter_mut().any(VirtQueue::is_offered) || is_done()) {
+            if !has_begun && !poll.look(|| queues.iter_mut().any(VirtQueue::is_offered) || is_done()) {
                 return queues.iter_mut().try_for_each(VirtQueue::finish);
             }
         }
     }
 
-    /// Hands what a queue has to the kernel, up to its size, and answers what is done.
-    fn drain(&mut self, place: usize) -> Result<(), RingError> {
-        if let Some(queue) = self.queues.get_mut(place) {
-            queue.begin();
-        }
-        loop {
-            let mut popped = false;
-            while self.held.is_empty() && !self.in_work.is_full() {
-                let Some(queue) = self.queues.get_mut(place) else { return Ok(()) };
-                let Some(chain) = queue.pop()? else { break };
-                popped = true;
-                self.begin(place, chain);
-            }
-            // What the page cache has is done when this returns.
-            self.submit();
-            self.reap();
-            if !popped || !self.held.is_empty() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Gives a request to the kernel, or answers it at once.
-    fn begin(&mut self, queue: usize, mut chain: Chain) {
-        let Some(Request { status, task }) = Request::parse(&mut chain, &self.limits) else {
-            // Without a place for a status there is no way to answer.
-            return self.complete(queue, chain, 0);
-        };
-        let task = match task {
-            Ok(task) => task,
-            Err(error) => {
-                let written = answer(status, error, 0, chain.writable.len());
-                return self.complete(queue, chain, written);
-            }
-        };
-        let ring_entry = self.ring.is_some().then(|| self.entry(task, &chain)).flatten();
-        match ring_entry {
-            Some((entry, len)) => {
-                let number = self.in_work.insert(Pending { queue, chain, status, task, len });
-                let Some(number) = number else { return };
-                // SAFETY: the buffers are guest RAM, and their list belongs to the chain. The pending request keeps
-                // both where they are until the kernel has given its number back.
-                let push =
-                    |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
-                let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
-                if !is_pushed && let Some(pending) = self.in_work.take(number) {
-                    // No room in the ring, which has as many places as there are numbers.
-                    self.perform(pending);
+    /// Hands what a queue has to the kernel, up to its size, and answers what is done. True when there was something.
+    fn drain(&mut self, index: usize) -> Result<bool, RingError> {
+        self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
+        let mut has_begun = false;
+        while !self.has_to_rest() && !self.in_flight.is_full() && !self.poll.is_turn_over() {
+            let Some(chain) = self.queues.get_mut(index).map_or(Ok(None), VirtQueue::pop)? else { break };
+            has_begun = true;
+            match Job::new(index, chain, &self.limits) {
+                Ok(job) => self.begin(job),
+                Err(answered) => {
+                    answered.complete(&mut self.queues).into_iter().for_each(VirtQueue::publish);
                 }
             }
-            None => self.perform(Pending { queue, chain, status, task, len: 0 }),
+            if self.unsubmitted >= MAX_PIECE {
+                self.submit();
+            }
+        }
+        // What the page cache has is done when this returns.
+        self.submit();
+        self.reap();
+        Ok(has_begun)
+    }
+
+    /// Gives what is left of a request to the kernel, or does it at once.
+    fn begin(&mut self, job: Job) {
+        if job.task == Task::Flush && self.in_flight.has_flush() {
+            self.flushes.push(job);
+            return;
+        }
+        self.push(Pending { job, len: 0, piece: Vec::new(), followers: Vec::new() });
+    }
+
+    /// Gives the next piece of a request to the kernel, or does all of it at once.
+    fn push(&mut self, mut pending: Pending) {
+        let entry = self.in_flight.has_number().then(|| self.entry(&mut pending)).flatten();
+        let Some(entry) = entry else { return self.perform_all(pending) };
+        let len = pending.len;
+        let Some(number) = self.in_flight.insert(pending) else { return };
+        // SAFETY: the buffers are guest RAM, and their list belongs to the pending request, which keeps both where they
+        // are until the kernel has given its number back.
+        let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
+        let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
+        if is_pushed {
+            self.unsubmitted = self.unsubmitted.saturating_add(len.into());
+        } else if let Some(pending) = self.in_flight.take(number) {
+            // No room in the ring, which has as many places as there are numbers.
+            self.perform_all(pending);
         }
     }
 
-    /// What the ring is to do for a task, and the bytes that it transfers; `None` for what it does not do.
-    fn entry(&self, task: Task, chain: &Chain) -> Option<(squeue::Entry, u32)> {
+    /// What the ring is to do next for a request, which notes the bytes and their list; `None` for what it does not do.
+    fn entry(&self, pending: &mut Pending) -> Option<squeue::Entry> {
+        self.ring.as_ref()?;
         let file = types::Fd(self.file);
-        let (offset, spans, len) = match task {
-            Task::Read { offset } => (offset, chain.writable.spans(), chain.writable.len()),
-            Task::Write { offset } => (offset, chain.readable.spans(), chain.readable.len()),
+        let Pending { job, len, piece, followers: _ } = pending;
+        *len = u32::try_from(job.piece()).ok()?;
+        let (offset, is_write) = match job.task {
+            Task::Read { offset } => (offset, false),
+            Task::Write { offset } => {
+                self.disk.backend.admit_write(offset, (*len).into()).ok()?;
+                (offset, true)
+            }
             Task::Flush if !self.disk.has_flush_failed() && !self.disk.backend.is_read_only() => {
-                return Some((opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(), 0));
+                return Some(opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build());
             }
             Task::Flush | Task::Id | Task::Discard { .. } | Task::WriteZeroes { .. } => return None,
         };
-        let len = u32::try_from(len).ok().filter(|len| *len > 0)?;
+        if *len == 0 {
+            return None;
+        }
+        let spans: &[Span] = match job.spans() {
+            Cow::Borrowed(spans) => spans,
+            Cow::Owned(spans) => {
+                *piece = spans;
+                piece
+            }
+        };
         let iovecs = Span::iovecs(spans);
         let count = u32::try_from(iovecs.len()).ok()?;
-        let entry = if matches!(task, Task::Write { .. }) {
-            self.disk.backend.admit_write(offset, len.into()).ok()?;
+        Some(if is_write {
             opcode::Writev::new(file, iovecs.as_ptr(), count).offset(offset).build()
         } else {
             opcode::Readv::new(file, iovecs.as_ptr(), count).offset(offset).build()
-        };
-        Some((entry, len))
+        })
     }
 
     /// Hands new requests to the kernel.
     fn submit(&mut self) {
+        self.unsubmitted = 0;
         let Some(ring) = &mut self.ring else { return };
         while !ring.submission().is_empty() {
             match ring.submit() {
@@ -208,46 +228,70 @@ impl UringHandler {
         }
     }
 
-    /// Answers what the kernel has finished.
+    /// Answers what the kernel has finished, until the turn is over, and goes on with what has more pieces.
     fn reap(&mut self) {
-        loop {
-            let entry = self.ring.as_mut().and_then(|ring| ring.completion().next());
-            let Some(entry) = entry else { return };
+        // Those that come meanwhile are told of by another event.
+        let mut left = self.ring.as_mut().map_or(0, |ring| ring.completion().len());
+        while left > 0 && !self.poll.is_turn_over() {
+            left = left.saturating_sub(1);
+            let Some(entry) = self.ring.as_mut().and_then(|ring| ring.completion().next()) else { return };
             let number = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
-            if let Some(pending) = self.in_work.take(number) {
+            if let Some(pending) = self.in_flight.take(number) {
                 self.finish(pending, entry.result());
             }
+            if self.unsubmitted >= MAX_PIECE {
+                self.submit();
+            }
         }
+        self.submit();
     }
 
-    fn finish(&mut self, pending: Pending, result: i32) {
+    /// The kernel has done a piece of a request, or not.
+    fn finish(&mut self, mut pending: Pending, result: i32) {
+        let is_flush = pending.job.task == Task::Flush;
         if u32::try_from(result) != Ok(pending.len) {
-            if pending.task == Task::Flush && !is_passing(result) {
+            if is_flush && !is_passing(result) {
                 // The kernel tells of lost writes once: to ask again would make it forget them.
                 self.disk.flush_has_failed();
             }
-            return self.perform(pending);
+            self.perform_all(pending);
+        } else if pending.job.advance(pending.len.into()) {
+            pending.into_jobs().for_each(|job| self.answer(job, Status::Ok));
+        } else if self.stop.is_raised() {
+            self.waiting.extend(pending.into_jobs());
+        } else {
+            self.push(pending);
         }
-        let room = pending.chain.writable.len();
-        let read = if matches!(pending.task, Task::Read { .. }) { room } else { 0 };
-        let written = answer(pending.status, Status::Ok, read, room);
-        self.complete(pending.queue, pending.chain, written);
-    }
-
-    /// Carries a request out without the ring.
-    fn perform(&mut self, pending: Pending) {
-        let Pending { queue, mut chain, status, task, len: _ } = pending;
-        match self.disk.perform(task, status, &mut chain) {
-            Served::Done { written } => self.complete(queue, chain, written),
-            Served::Held => self.held.push(Held { queue, chain, status, task }),
+        if is_flush {
+            self.flush_next();
         }
     }
 
-    fn complete(&mut self, place: usize, chain: Chain, written: u32) {
-        if let Some(queue) = self.queues.get_mut(place) {
-            queue.complete(chain, written);
-            queue.publish();
+    /// Begins one flush for all that were asked for while the last was in flight.
+    fn flush_next(&mut self) {
+        let mut followers = std::mem::take(&mut self.flushes);
+        if self.stop.is_raised() {
+            self.waiting.append(&mut followers);
         }
+        if let Some(job) = followers.pop() {
+            self.push(Pending { job, len: 0, piece: Vec::new(), followers });
+        }
+    }
+
+    /// Carries requests out without the ring.
+    fn perform_all(&mut self, pending: Pending) {
+        pending.into_jobs().for_each(|job| self.perform(job));
+    }
+
+    fn perform(&mut self, mut job: Job) {
+        match self.disk.perform(&mut job, &self.stop) {
+            Served::Done(status) => self.answer(job, status),
+            Served::Waits => self.waiting.push(job),
+        }
+    }
+
+    fn answer(&mut self, job: Job, status: Status) {
+        job.answer(status).complete(&mut self.queues).into_iter().for_each(VirtQueue::publish);
     }
 
     fn announce(&mut self) {
@@ -255,20 +299,33 @@ impl UringHandler {
     }
 
     fn completions_are_there(&mut self) {
+        self.poll.extend_turn();
         self.reap();
-        self.submit();
         self.announce();
-        if self.is_full && !self.in_work.is_full() && self.held.is_empty() {
+        if self.is_full && !self.in_flight.is_full() && !self.has_to_rest() {
             self.is_full = false;
             self.queues.iter().for_each(VirtQueue::ring);
         }
+    }
+
+    /// Asks the kernel for what it has not really begun: that waits, as what was never given to it does.
+    fn cancel(&mut self) {
+        self.submit();
+        self.waiting.append(&mut self.flushes);
+        let Some(ring) = &mut self.ring else { return };
+        for number in self.in_flight.numbers() {
+            let entry = opcode::AsyncCancel::new(number.into()).build().user_data(CANCELLATION);
+            // SAFETY: the entry names no memory. Without room for it the request is waited for.
+            let _ = unsafe { ring.submission().push(&entry) };
+        }
+        self.submit();
     }
 }
 
 impl QueueHandler for UringHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
-        for (place, queue) in (0..).zip(&self.queues) {
-            watch_doorbell(sources, queue, place);
+        for (index, queue) in (0..).zip(&self.queues) {
+            watch_doorbell(sources, queue, index);
         }
         match IoUring::new(ENTRIES.into()) {
             Ok(ring) => {
@@ -277,7 +334,7 @@ impl QueueHandler for UringHandler {
             }
             Err(error) => {
                 journal!(Guest Warn,
-                    "{}: io_uring is not to be had now, so it does without: {error}",
+                    "{}: io_uring is not available now, so it does without: {error}",
                     self.disk.name
                 );
             }
@@ -289,56 +346,29 @@ impl QueueHandler for UringHandler {
             self.completions_are_there();
             return Ok(());
         }
-        if !self.held.is_empty() && (self.is_quiet || !self.retry()) {
+        if self.stop.is_raised() || (!self.waiting.is_empty() && !self.retry()) {
             return Ok(());
         }
         self.serve()
     }
 
     fn quiesce(&mut self, quiet: bool) {
-        self.is_quiet = quiet;
-        self.submit();
-        if !quiet {
+        if quiet {
+            self.stop.raise();
+            self.cancel();
+        } else {
+            self.stop.lower();
             self.queues.iter().for_each(VirtQueue::ring);
         }
     }
 
     fn is_drained(&self) -> bool {
-        self.in_work.is_empty()
+        self.in_flight.is_empty()
     }
 
     fn stop(mut self: Box<Self>) -> Vec<VirtQueue> {
-        *lock(&self.disk.held) = std::mem::take(&mut self.held);
+        *lock(&self.disk.waiting) = std::mem::take(&mut self.waiting);
         std::mem::take(&mut self.queues)
-    }
-}
-
-impl Drop for UringHandler {
-    fn drop(&mut self) {
-        // Requests that the kernel still has: their buffers stay where they are, and guest RAM with them.
-        std::mem::take(&mut self.in_work.slots).into_iter().flatten().for_each(std::mem::forget);
-    }
-}
-
-impl InWork {
-    fn is_full(&self) -> bool {
-        self.free.is_empty()
-    }
-
-    fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
-    }
-
-    fn insert(&mut self, pending: Pending) -> Option<u16> {
-        let number = self.free.pop()?;
-        *self.slots.get_mut(usize::from(number))? = Some(pending);
-        Some(number)
-    }
-
-    fn take(&mut self, number: u16) -> Option<Pending> {
-        let pending = self.slots.get_mut(usize::from(number))?.take()?;
-        self.free.push(number);
-        Some(pending)
     }
 }
 
@@ -353,5 +383,5 @@ fn is_passing(result: i32) -> bool {
 
 /// What an event is about: the ring, or, below, a queue.
 const COMPLETIONS: u32 = u32::MAX;
-/// Requests that the kernel has at a time: as many as one queue holds.
-const ENTRIES: u16 = 256;
+/// What the kernel calls the end of a cancellation: no request has this number.
+const CANCELLATION: u64 = u64::MAX;

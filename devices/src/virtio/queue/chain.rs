@@ -4,6 +4,8 @@
 //! ([`VirtQueue::complete`](super::VirtQueue::complete)). Each descriptor is read once; what the guest does to it
 //! afterwards changes nothing.
 
+use std::borrow::Cow;
+
 use super::span::Span;
 use crate::memory::GuestMemory;
 
@@ -45,6 +47,20 @@ impl Buffers {
     /// What is left, piece by piece. No piece is empty.
     pub fn spans(&self) -> &[Span] {
         self.spans.get(self.first..).unwrap_or_default()
+    }
+
+    /// The next `most` bytes, piece by piece, or all of them, which costs no copy of the list.
+    pub fn first(&self, most: u64) -> Cow<'_, [Span]> {
+        if self.len <= most {
+            return Cow::Borrowed(self.spans());
+        }
+        let mut left = most;
+        let take = |span: &Span| {
+            let part = span.up_to(u32::try_from(left).unwrap_or(u32::MAX));
+            left = left.saturating_sub(part.len().into());
+            (part.len() > 0).then_some(part)
+        };
+        Cow::Owned(self.spans().iter().map_while(take).collect())
     }
 
     /// Takes the next bytes, as many as fit into `buffer`; returns how many.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -10,6 +11,7 @@ use super::span::Span;
 use crate::journal;
 use crate::memory::GuestMemory;
 use crate::virtio::irq::VirtioIrq;
+use crate::virtio::poll::TURN;
 
 /// A virtqueue that runs.
 ///
@@ -30,8 +32,7 @@ pub struct VirtQueue {
     published: u16,
     /// The completions that the driver has been asked about an interrupt for.
     announced: u16,
-    /// Chains that this drain may still take.
-    budget: u16,
+    share: Share,
     /// One bit per descriptor: it heads a chain that the device has.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
@@ -94,7 +95,7 @@ impl VirtQueue {
             next_used: 0,
             published: 0,
             announced: 0,
-            budget: rings.size,
+            share: Share::new(rings.size),
             in_flight: vec![0; usize::from(rings.size.div_ceil(64))].into(),
             in_flight_count: 0,
             pool: Vec::new(),
@@ -133,10 +134,10 @@ impl VirtQueue {
         self.max_bytes = most;
     }
 
-    /// Starts a drain: no doorbell is wanted until [`finish`](Self::finish), and as many chains can be popped as the
-    /// queue has descriptors.
+    /// Starts a drain: no doorbell is wanted until [`finish`](Self::finish), and chains can be popped for a
+    /// [turn](crate::virtio::poll::TURN), as many as the queue has descriptors.
     pub fn begin(&mut self) {
-        self.budget = self.rings.size;
+        self.share = Share::new(self.rings.size);
         if !self.parts.event_idx {
             self.set_used_flags(NO_NOTIFY);
         }
@@ -148,11 +149,11 @@ impl VirtQueue {
     /// The ring is damaged.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
         let (queue, size) = (self.index(), self.size());
-        while self.budget > 0 {
+        while !self.share.is_used_up() {
             if !self.has_available()? {
                 return Ok(None);
             }
-            self.budget = self.budget.saturating_sub(1);
+            self.share.chains = self.share.chains.saturating_sub(1);
             let slot = slot(self.next_available, size);
             let head = self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4));
             let position = self.next_available;
@@ -168,8 +169,12 @@ impl VirtQueue {
             let mut chain = self.pool.pop().unwrap_or_else(|| Chain::new(self.parts.memory.clone()));
             chain.position = position;
             match self.fill(&mut chain, head) {
-                Ok(()) => return Ok(Some(chain)),
+                Ok(()) => {
+                    self.share.weigh(chain.readable.len().saturating_add(chain.writable.len()));
+                    return Ok(Some(chain));
+                }
                 Err(error) => {
+                    self.share.weigh(BYTES_PER_LOOK);
                     journal!(Guest Warn, "virtio queue {queue}: the chain at descriptor {head} is dropped: {error}");
                     self.complete(chain, 0);
                 }
@@ -195,7 +200,7 @@ impl VirtQueue {
             return self.complete(chain, 0);
         }
         self.next_available = chain.position;
-        self.budget = self.budget.saturating_add(1);
+        self.share.chains = self.share.chains.saturating_add(1);
         self.clear_in_flight(chain.head);
         self.pool.push(chain);
     }
@@ -232,7 +237,7 @@ impl VirtQueue {
     /// The ring is damaged.
     pub fn finish(&mut self) -> Result<(), RingError> {
         self.announce();
-        if self.budget > 0 || !self.has_available()? {
+        if self.share.chains > 0 || !self.has_available()? {
             self.want_doorbell();
             fence(Ordering::SeqCst);
         }
@@ -340,11 +345,45 @@ impl VirtQueue {
     }
 }
 
+/// What one drain may still take.
+#[derive(Debug)]
+struct Share {
+    chains: u16,
+    since: Instant,
+    /// Bytes of chains since the last look at the clock.
+    weight: u64,
+}
+
+impl Share {
+    fn new(chains: u16) -> Self {
+        Self { chains, since: Instant::now(), weight: 0 }
+    }
+
+    /// A chain has so many bytes.
+    fn weigh(&mut self, bytes: u64) {
+        self.weight = self.weight.saturating_add(bytes).saturating_add(BYTES_PER_CHAIN);
+    }
+
+    fn is_used_up(&mut self) -> bool {
+        if self.weight >= BYTES_PER_LOOK {
+            self.weight = 0;
+            if self.since.elapsed() > TURN {
+                self.chains = 0;
+            }
+        }
+        self.chains == 0
+    }
+}
+
 /// The place of a count without end in a ring of `size`, which is a power of two.
 fn slot(count: u16, size: u16) -> u32 {
     u32::from(count & size.wrapping_sub(1))
 }
 
+/// Bytes of chains between two looks at the clock: their copies take some ten microseconds.
+const BYTES_PER_LOOK: u64 = 64 << 10;
+/// What a chain costs besides its bytes, so that small ones cost no look each.
+const BYTES_PER_CHAIN: u64 = 8 << 10;
 /// Flags of the used ring and of the available ring (virtio 1.2, 2.7.6 and 2.7.8).
 const NO_NOTIFY: u16 = 1;
 const NO_INTERRUPT: u16 = 1;

@@ -218,6 +218,24 @@ fn drain_that_used_its_share_up_exactly_asks_for_the_doorbell_again() {
     assert!(!it.ring.refuses_doorbells() && !it.rung());
 }
 
+/// However much a driver offers, the others on the thread have their turn.
+#[test]
+fn drain_ends_with_the_turn_and_rings_for_the_rest() {
+    let mut it = setup(4);
+    for _ in 0..4 {
+        it.ring.offer(&[Buffer::writable(BUFFERS, 64 << 10)]);
+    }
+    it.queue.begin();
+    let chain = it.queue.pop().unwrap().unwrap();
+    it.queue.complete(chain, 0);
+    std::thread::sleep(crate::virtio::poll::TURN * 2);
+    assert!(it.queue.pop().unwrap().is_none());
+    it.queue.finish().unwrap();
+    assert!(it.rung());
+    it.queue.begin();
+    assert!(it.queue.pop().unwrap().is_some());
+}
+
 #[test]
 fn interrupts_are_left_out_on_request() {
     let mut it = setup(4);

@@ -6,7 +6,6 @@ mod ring;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -18,7 +17,7 @@ use super::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use super::transport::{MmioTransport, TransportParts};
 use super::{VirtQueue, VirtioDevice, VirtioIrq, feature};
 use crate::bus::BusDevice;
-use crate::event_loop::{EventLoop, HAND_BACK_LIMIT};
+use crate::event_loop::{Asked, EventLoop, LoopHandle};
 use crate::irq::IrqLine;
 use crate::lock;
 use crate::memory::GuestMemory;
@@ -205,7 +204,7 @@ impl IrqLine for Line {
 /// Runs handlers on the thread of whoever calls it.
 pub struct InlineHost {
     event_loop: Mutex<EventLoop>,
-    handle: crate::event_loop::LoopHandle,
+    handle: LoopHandle,
 }
 
 impl InlineHost {
@@ -236,21 +235,23 @@ impl HandlerHost for InlineHost {
         id
     }
 
-    fn stop(&self, group: GroupId, if_late: IfLate) -> Result<Vec<VirtQueue>, Stuck> {
-        let reply = self.handle.request(group, if_late);
+    fn ask(&self, group: GroupId, if_late: IfLate) -> Asked {
+        self.handle.ask(group, if_late)
+    }
+
+    fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck> {
         let mut event_loop = lock(&self.event_loop);
         // Requests that the host works on come back in their time.
-        let start = Instant::now();
-        while !reply.is_answered() && start.elapsed() < HAND_BACK_LIMIT {
+        while !asked.is_answered() {
             event_loop.run_once(10);
         }
         drop(event_loop);
-        reply.wait(std::time::Duration::ZERO)
+        asked.wait()
     }
 }
 
 /// Rounds in which handlers that ring for themselves come to rest.
-const SETTLE_ROUNDS: u32 = 8;
+const SETTLE_ROUNDS: u32 = 32;
 
 const STATUS: u64 = 0x70;
 

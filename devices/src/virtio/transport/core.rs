@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::event_loop::Asked;
 use crate::journal;
 use crate::memory::GuestMemory;
-use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, StopFlag, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::{QueueConfig, QueueParts, VirtQueue};
 use crate::virtio::{ActivateContext, Queues, VirtioDevice, feature};
@@ -45,6 +46,10 @@ pub struct TransportCore {
     status: u8,
     queues: Vec<QueueConfig>,
     activity: Activity,
+    /// Raised from the question for the queues on, until the device starts again.
+    stop: StopFlag,
+    /// The handlers have been asked for the queues.
+    asked: Option<Asked>,
 }
 
 /// What the queues of the device do.
@@ -78,6 +83,8 @@ impl TransportCore {
             status: 0,
             queues,
             activity: Activity::Off,
+            stop: StopFlag::default(),
+            asked: None,
         }
     }
 
@@ -194,13 +201,22 @@ impl TransportCore {
         }
     }
 
+    /// Asks the handlers for the queues, without waiting for them. A [pause](Self::pause) or a
+    /// [reset](Self::disconnect) has to follow; the limit for it counts from here.
+    pub fn ask_for_queues(&mut self, if_late: IfLate) {
+        if let (Activity::Running(group), None) = (&self.activity, &self.asked) {
+            self.stop.raise();
+            self.asked = Some(self.host.ask(*group, if_late));
+        }
+    }
+
     /// Takes the queues from their handlers until [`TransportCore::resume`]. It waits, within a limit.
     ///
     /// # Errors
     /// The handlers did not drain in time. They go on.
     pub fn pause(&mut self) -> Result<(), Stuck> {
-        if let Activity::Running(group) = self.activity {
-            self.activity = Activity::Paused(self.host.stop(group, IfLate::Continue)?);
+        if let Some(queues) = self.take_queues(IfLate::Continue) {
+            self.activity = Activity::Paused(queues?);
         }
         Ok(())
     }
@@ -218,12 +234,18 @@ impl TransportCore {
         &self.doorbells
     }
 
+    /// Waits for the queues of a device that runs; `None` for one that does not.
+    fn take_queues(&mut self, if_late: IfLate) -> Option<Result<Vec<VirtQueue>, Stuck>> {
+        self.ask_for_queues(if_late);
+        self.asked.take().map(|asked| self.host.wait(asked))
+    }
+
     fn stop_handlers(&mut self) {
-        let Activity::Running(group) = self.activity else { return };
-        self.activity = match self.host.stop(group, IfLate::Drop) {
+        let Some(queues) = self.take_queues(IfLate::Drop) else { return };
+        self.activity = match queues {
             Ok(_) => Activity::Off,
             Err(Stuck) => {
-                journal!(Host Warn, "virtio {}: requests are still in work; the device is lost", self.device.name());
+                journal!(Host Warn, "virtio {}: requests are still in flight; the device is lost", self.device.name());
                 self.irq.needs_reset();
                 Activity::Lost
             }
@@ -246,7 +268,9 @@ impl TransportCore {
 
     fn start(&mut self, queues: Queues) {
         let Some(memory) = self.memory.clone() else { return };
-        let context = ActivateContext { memory, queues, irq: self.irq.clone(), features: self.accepted };
+        let (irq, stop) = (self.irq.clone(), self.stop.clone());
+        stop.lower();
+        let context = ActivateContext { memory, queues, irq, features: self.accepted, stop };
         // What the driver has offered before now is served without another ring.
         context.queues.iter().for_each(VirtQueue::ring);
         match self.device.activate(context) {

@@ -11,7 +11,7 @@ use super::core::{TransportCore, TransportParts};
 use crate::bus::BusDevice;
 use crate::lock;
 use crate::memory::GuestMemory;
-use crate::virtio::handler::Stuck;
+use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::QueueConfig;
 use crate::virtio::{DeviceKind, VirtioDevice};
@@ -75,6 +75,11 @@ impl MmioTransport {
         let Registers { core, device_features_half, driver_features_half, queue } = &mut *registers;
         (*device_features_half, *driver_features_half, *queue) = (0, 0, 0);
         core.disconnect()
+    }
+
+    /// Asks the handlers for the queues, without waiting for them: one of the two calls below has to follow.
+    pub fn ask_for_queues(&self, if_late: IfLate) {
+        lock(&self.registers).core.ask_for_queues(if_late);
     }
 
     /// Takes the queues from their handlers.

@@ -108,7 +108,7 @@ fn ring_takes_more_requests_than_it_has_room_for() {
 }
 
 #[test]
-fn reset_with_256_requests_in_work_waits_for_them() {
+fn nothing_is_written_after_a_reset_amid_many_requests() {
     for engine in [Engine::Sync, Engine::IoUring] {
         let folder = folder();
         let backend = raw(&folder, FileLock::Exclusive);

@@ -55,7 +55,7 @@ impl DiskBackend for Failing {
         self.disk.discard(offset, len)
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<u64> {
         self.disk.write_zeroes(offset, len, unmap)
     }
 

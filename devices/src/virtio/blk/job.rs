@@ -1,0 +1,110 @@
+//! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by piece, so that
+//! they can look for the wish to stop in between; what is left waits in [`Disk::waiting`](super::Disk) then.
+
+use std::borrow::Cow;
+
+use super::request::{Limits, Request, Status, Task};
+use crate::virtio::queue::{Buffers, Chain, Span, VirtQueue};
+
+/// A request that can be carried out.
+#[derive(Debug)]
+pub(super) struct Job {
+    queue: usize,
+    pub chain: Chain,
+    status: Span,
+    pub task: Task,
+    /// Bytes that the driver has given room for, without the status.
+    room: u64,
+}
+
+/// A request that has its status.
+#[derive(Debug)]
+pub(super) struct Answered {
+    queue: usize,
+    chain: Chain,
+    written: u32,
+}
+
+impl Job {
+    /// Takes the request in `chain` of queue `queue`.
+    ///
+    /// # Errors
+    /// The request is refused, and has been answered.
+    pub(super) fn new(queue: usize, mut chain: Chain, limits: &Limits) -> Result<Self, Answered> {
+        let Some(Request { status, task }) = Request::parse(&mut chain, limits) else {
+            // Without a place for a status there is no way to answer.
+            return Err(Answered { queue, chain, written: 0 });
+        };
+        let room = chain.writable.len();
+        match task {
+            Ok(task) => Ok(Self { queue, chain, status, task, room }),
+            Err(error) => Err(Self { queue, chain, status, task: Task::Id, room }.answer(error)),
+        }
+    }
+
+    /// Writes the status. The driver is told of the bytes that it may rely on: those from the first writable one that were
+    /// all written, which ends with the status only when all of the room before it was.
+    pub(super) fn answer(self, value: Status) -> Answered {
+        let Self { queue, chain, status, task: _, room } = self;
+        status.write(0, &[value as u8]);
+        let written = if value == Status::Ok { room.saturating_sub(chain.writable.len()) } else { 0 };
+        let relied_on = if written == room { written.saturating_add(1) } else { written };
+        Answered { queue, chain, written: u32::try_from(relied_on).unwrap_or(u32::MAX) }
+    }
+
+    /// The buffers of the next piece.
+    pub(super) fn spans(&self) -> Cow<'_, [Span]> {
+        self.buffers().map(|buffers| buffers.first(MAX_PIECE)).unwrap_or_default()
+    }
+
+    /// Bytes of the next piece.
+    pub(super) fn piece(&self) -> u64 {
+        self.buffers().map_or(0, |buffers| buffers.len().min(MAX_PIECE))
+    }
+
+    /// What the task reads or writes.
+    fn buffers(&self) -> Option<&Buffers> {
+        match self.task {
+            Task::Read { .. } => Some(&self.chain.writable),
+            Task::Write { .. } => Some(&self.chain.readable),
+            Task::Flush | Task::Id | Task::Discard { .. } | Task::WriteZeroes { .. } => None,
+        }
+    }
+
+    /// The next `count` bytes are done; true when that is all.
+    pub(super) fn advance(&mut self, count: u64) -> bool {
+        match &mut self.task {
+            Task::Read { offset } => {
+                *offset = offset.saturating_add(count);
+                self.chain.writable.skip(count);
+                self.chain.writable.is_empty()
+            }
+            Task::Write { offset } => {
+                *offset = offset.saturating_add(count);
+                self.chain.readable.skip(count);
+                self.chain.readable.is_empty()
+            }
+            Task::Discard { offset, len } | Task::WriteZeroes { offset, len, unmap: _ } => {
+                *offset = offset.saturating_add(count);
+                *len = len.saturating_sub(count);
+                *len == 0
+            }
+            Task::Flush | Task::Id => true,
+        }
+    }
+}
+
+impl Answered {
+    /// Hands the chain back to its queue, and returns that.
+    pub(super) fn complete(self, queues: &mut [VirtQueue]) -> Option<&mut VirtQueue> {
+        let queue = queues.get_mut(self.queue)?;
+        queue.complete(self.chain, self.written);
+        Some(queue)
+    }
+}
+
+/// The most bytes that one call of the host transfers: such a call cannot be interrupted, and a slow medium does as much
+/// within a second.
+pub(super) const MAX_PIECE: u64 = 1 << 20;
+/// The most bytes that one call of the host clears or discards, which takes it no transfer.
+pub(super) const MAX_CLEARED: u64 = 16 << 20;

@@ -1,0 +1,139 @@
+//! The wish to stop while a long request is being carried out.
+
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicUsize;
+
+use super::*;
+use crate::virtio::handler::IfLate;
+use crate::virtio::transport::MmioTransport;
+
+/// A disk of zeroes that notes the calls that it gets, and wants its queues back amid one of them.
+#[derive(Default)]
+struct Notes {
+    calls: Mutex<Vec<(Operation, u64, u64)>>,
+    /// The call, counted from 1, in which the wish comes.
+    wish_in: AtomicUsize,
+    transport: OnceLock<Arc<MmioTransport>>,
+}
+
+struct Noting(Arc<Notes>);
+
+impl Noting {
+    fn note(&self, operation: Operation, offset: u64, len: u64) -> io::Result<u64> {
+        let mut calls = self.0.calls.lock().unwrap();
+        calls.push((operation, offset, len));
+        if calls.len() == self.0.wish_in.load(Ordering::Relaxed) {
+            self.0.transport.get().unwrap().ask_for_queues(IfLate::Continue);
+        }
+        Ok(len)
+    }
+}
+
+fn len(spans: &[Span]) -> u64 {
+    spans.iter().map(|span| u64::from(span.len())).sum()
+}
+
+impl DiskBackend for Noting {
+    fn capacity(&self) -> u64 {
+        64 << 20
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.note(Operation::Read, offset, len(spans)).map(drop)
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.note(Operation::Write, offset, len(spans)).map(drop)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.note(Operation::Flush, 0, 0).map(drop)
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.note(Operation::Write, offset, len).map(drop)
+    }
+
+    /// It does less than it is asked for, as a host that has to write the zeroes.
+    fn write_zeroes(&self, offset: u64, len: u64, _: bool) -> io::Result<u64> {
+        self.note(Operation::Write, offset, len.min(3 << 20))
+    }
+
+    fn admit_write(&self, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A request of `kind` with `data`, and the same again, which is not begun once the wish has come.
+fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32, u32)) {
+    let notes = Arc::new(Notes::default());
+    notes.wish_in.store(wish_in, Ordering::Relaxed);
+    let mut bench = Bench::with(folder(), Box::new(Noting(notes.clone())), Faults::default());
+    assert!(notes.transport.set(bench.machine.transport.clone()).is_ok());
+    bench.header(kind, 8);
+    let frame = [Buffer::readable(BUFFERS, 16), data, Buffer::writable(STATUS_AT, 1)];
+    let frame = if kind == FLUSHING { vec![frame[0], frame[2]] } else { frame.to_vec() };
+    bench.rings[0].offer(&frame);
+    bench.rings[0].offer(&frame);
+    bench.machine.write(0x50, 0);
+    bench.machine.settle();
+    let pieces = || notes.calls.lock().unwrap().iter().map(|(_, _, len)| *len).collect::<Vec<_>>();
+    let before = pieces();
+    bench.machine.transport.pause().unwrap();
+    assert_eq!(pieces(), before, "nothing is begun after the wish");
+    bench.machine.transport.resume();
+    let (first, second) = (bench.completion(0), bench.completion(0));
+    assert_eq!(bench.rings[0].completed(), None);
+    let calls = notes.calls.lock().unwrap();
+    let mut at = 4096;
+    for (_, offset, len) in calls.iter().filter(|_| kind != FLUSHING) {
+        // Nothing is done twice, and nothing left out.
+        assert!(*offset == at || *offset == 4096, "{calls:?}");
+        at = offset + len;
+    }
+    (before, calls.iter().map(|(_, _, len)| *len).collect(), (first.1, second.1))
+}
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn read_or_write_goes_on_where_it_was_stopped() {
+    let half = 5 * MIB / 2;
+    let pieces = [MIB, MIB, MIB / 2];
+    for (kind, data, used) in [
+        (READ, Buffer::writable(DATA, half as u32), half as u32 + 1),
+        (WRITE, Buffer::readable(DATA, half as u32), 1),
+    ] {
+        let (before, all, lens) = stopped(kind, data, 2);
+        assert_eq!(before, pieces[..2]);
+        assert_eq!(all, [pieces, pieces].concat());
+        assert_eq!(lens, (used, used));
+        let (before, all, _) = stopped(kind, data, 3);
+        assert_eq!(before, pieces, "a request that is done is not begun again");
+        assert_eq!(all, [pieces, pieces].concat());
+    }
+}
+
+#[test]
+fn long_ranges_are_cleared_in_steps() {
+    let data = Buffer::readable(DATA, 16);
+    for (kind, step) in [(DISCARDING, 16 * MIB), (ZEROING, 3 * MIB)] {
+        let notes = Arc::new(Notes::default());
+        let mut bench = Bench::with(folder(), Box::new(Noting(notes.clone())), Faults::default());
+        bench.machine.put(DATA, &range(8, 40 << 11, 0));
+        assert_eq!(bench.ask(kind, 0, &[data]), OK);
+        let calls = notes.calls.lock().unwrap();
+        assert_eq!(calls.iter().map(|(_, _, len)| len).sum::<u64>(), 40 * MIB);
+        assert!(calls.iter().all(|(_, _, len)| *len <= step), "{calls:?}");
+    }
+}
+
+#[test]
+fn of_many_flushes_only_the_one_that_has_begun_is_waited_for() {
+    let (before, all, lens) = stopped(FLUSHING, Buffer::readable(DATA, 16), 1);
+    assert_eq!((before.len(), all.len(), lens), (1, 2, (1, 1)));
+}
