@@ -50,6 +50,8 @@ mod net;
 mod root;
 #[path = "linux/shell.rs"]
 mod shell;
+#[path = "linux/surroundings.rs"]
+mod surroundings;
 #[path = "linux/tools.rs"]
 mod tools;
 #[path = "linux/virtio.rs"]

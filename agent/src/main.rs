@@ -8,6 +8,7 @@
 //! clean end.
 
 mod console;
+mod furnish;
 mod guest;
 mod host;
 mod loader;

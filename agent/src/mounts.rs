@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, ptr};
 
@@ -17,14 +18,15 @@ pub(crate) struct Mount<'a> {
     pub(crate) target: &'a str,
     /// Kind of file system.
     pub(crate) kind: &'a str,
-    /// Options of that kind.
+    /// Options: those that every file system has (`nosuid`), and those of that kind.
     pub(crate) options: &'a str,
 }
 
 impl Mount<'_> {
     /// Makes the mount. Its directory must be there.
     pub(crate) fn make(&self) -> io::Result<()> {
-        mount(self.source.as_ref(), self.target.as_ref(), self.kind, 0, self.options)
+        let (flags, options) = split_options(self.options);
+        mount(self.source.as_ref(), self.target.as_ref(), self.kind, flags, &options)
     }
 
     /// Makes the mount, and its directory if that is missing.
@@ -33,9 +35,11 @@ impl Mount<'_> {
         self.make()
     }
 
-    /// As [`Mount::make_with_directory`], for what a machine can do without.
+    /// As [`Mount::make_with_directory`], for what a machine can do without. What is mounted there already is fine.
     pub(crate) fn make_or_report(&self) {
-        self.report(self.make_with_directory());
+        if !is_mount_point(self.target.as_ref()) {
+            self.report(self.make_with_directory());
+        }
     }
 
     /// Reports a mount that could not be made.
@@ -44,6 +48,13 @@ impl Mount<'_> {
             console::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
         }
     }
+}
+
+/// Whether another file system begins here.
+fn is_mount_point(path: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
+    let here = device(path);
+    here.is_some() && here != device(&path.join(".."))
 }
 
 /// Shows `source` at `target` too. Both exist; both are directories or both are not.
@@ -75,15 +86,22 @@ pub(crate) fn make_read_only() {
     }
 }
 
-/// Whether a folder has something in it, and is in memory.
-pub(crate) fn holds_files_in_memory(folder: &str) -> bool {
-    let is_filled = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-    let Ok(path) = CString::new(folder) else { return false };
-    // SAFETY: plain numbers, for which zero is a value.
+/// Whether a path is on a tmpfs, a ramfs (what an initramfs is unpacked to) or a device file system, which is one of them.
+pub(crate) fn is_in_memory(path: &str) -> bool {
+    let Ok(path) = CString::new(path) else { return false };
+    // SAFETY: an all-zero structure is valid: it is plain data.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path ends with a zero byte, and the structure has room for the answer.
     let is_known = unsafe { libc::statfs(path.as_ptr(), &raw mut stat) } == 0;
-    is_filled && is_known && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
+    is_known && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
+}
+
+/// Parts mount options into those that every file system has, which mount(2) takes as bits, and the rest.
+pub(crate) fn split_options(options: &str) -> (libc::c_ulong, String) {
+    let bit = |word| GENERIC_OPTIONS.iter().find(|(name, _)| *name == word).map(|(_, bit)| *bit);
+    let bits = options.split(',').filter_map(bit).fold(0, |bits, bit| bits | bit);
+    let own: Vec<&str> = options.split(',').filter(|word| bit(word).is_none()).collect();
+    (bits, own.join(","))
 }
 
 /// Mounts a file system with flags of `mount(2)`.
@@ -111,20 +129,37 @@ fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, optio
 /// The root of an initramfs on kernels without tmpfs (Linux, include/uapi/linux/magic.h).
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 
+const GENERIC_OPTIONS: [(&str, libc::c_ulong); 7] = [
+    ("noatime", libc::MS_NOATIME),
+    ("nodiratime", libc::MS_NODIRATIME),
+    ("relatime", libc::MS_RELATIME),
+    ("nosuid", libc::MS_NOSUID),
+    ("nodev", libc::MS_NODEV),
+    ("noexec", libc::MS_NOEXEC),
+    ("sync", libc::MS_SYNCHRONOUS),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_a_folder_in_memory_with_something_in_it_holds_files_there() {
-        assert!(!holds_files_in_memory("/proc"), "it is filled, but not with files of an initramfs");
-        assert!(!holds_files_in_memory("/no/such/folder"));
-        let folder = format!("/dev/shm/coracle-mounts-{}", std::process::id());
-        fs::create_dir(&folder).unwrap();
-        let empty = holds_files_in_memory(&folder);
-        fs::write(format!("{folder}/file"), "").unwrap();
-        let filled = holds_files_in_memory(&folder);
-        fs::remove_dir_all(&folder).unwrap();
-        assert_eq!((empty, filled), (false, true));
+    fn file_systems_in_memory_are_told_from_others() {
+        assert!(is_in_memory("/dev/shm"));
+        assert!(!is_in_memory("/proc") && !is_in_memory("/no/such/folder"));
+    }
+
+    #[test]
+    fn mount_point_is_where_another_file_system_begins() {
+        let is_mount_point = |path: &str| super::is_mount_point(path.as_ref());
+        assert!(is_mount_point("/proc") && is_mount_point("/dev/pts"));
+        assert!(!is_mount_point("/proc/self") && !is_mount_point("/no/such/folder"));
+    }
+
+    #[test]
+    fn options_of_every_file_system_become_bits_and_others_pass() {
+        assert_eq!(split_options(""), (0, String::new()));
+        let (bits, own) = split_options("noatime,data=ordered,nodev");
+        assert_eq!((bits, own.as_str()), (libc::MS_NOATIME | libc::MS_NODEV, "data=ordered"));
     }
 }

@@ -1,16 +1,12 @@
 //! From an initramfs to the real root (`switch_root(8)`): for the emulated host, and for a guest whose root is on a
 //! device.
 
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::mounts;
-
-/// `RAMFS_MAGIC` of `linux/magic.h`.
-const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;
 
 /// Moves the root that is mounted at `path` over the initramfs, and gives that one's memory back.
 ///
@@ -28,19 +24,9 @@ pub(crate) fn enter(path: &str) -> Result<(), (&'static str, io::Error)> {
 /// Removes what the initramfs brought, without crossing into a mount: the new root is mounted below.
 fn remove_initramfs() {
     let (Ok(root), Ok(entries)) = (fs::metadata("/"), fs::read_dir("/")) else { return };
-    if is_memory_backed("/") {
+    if mounts::is_in_memory("/") {
         entries.flatten().for_each(|entry| remove(&entry.path(), root.dev()));
     }
-}
-
-/// Whether a directory is on a ramfs or tmpfs, which an initramfs always is (`rootfs`).
-fn is_memory_backed(path: &str) -> bool {
-    let Ok(path) = CString::new(path) else { return false };
-    // SAFETY: an all-zero statfs is valid: it is plain data.
-    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path ends with a zero byte, and the call fills the structure it is given.
-    let result = unsafe { libc::statfs(path.as_ptr(), &raw mut found) };
-    result == 0 && matches!(found.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC)
 }
 
 fn remove(path: &Path, device: u64) {

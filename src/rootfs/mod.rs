@@ -154,7 +154,11 @@ impl Root {
     pub(crate) fn cmdline_words(&self, disks: usize) -> String {
         let first = format!("rdinit={LOADER}");
         let Root::Disk(disk) = self else { return first };
-        let access = if disk.has_overlay() { "ro coracle.overlay" } else { "rw" };
+        let access = match &disk.backing {
+            _ if disk.has_overlay() => "ro coracle.overlay",
+            RootBacking::Image(image) if image.access == DiskAccess::ReadWrite => "rw",
+            RootBacking::Image(_) | RootBacking::Made(_) => "rw coracle.private",
+        };
         let device = u8::try_from(disks).map_or('z', |disk| char::from(b'a'.saturating_add(disk)));
         format!("root=/dev/vd{device} rootfstype={} {access} {first}", disk.file_system.name())
     }

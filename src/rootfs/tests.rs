@@ -140,10 +140,12 @@ fn image_is_used_as_it_is() {
     };
     let ext4 = image("ext4", 1080, b"\x53\xef");
     let words = |root: &RootConfig| prepare(&config(root.clone())).unwrap().unwrap().cmdline_words(0);
-    assert_eq!(words(&ext4), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");
+    let private = "root=/dev/vda rootfstype=ext4 rw coracle.private rdinit=/coracle/init";
+    assert_eq!(words(&ext4), private);
     assert_eq!(image_disk(&ext4, FileSystem::Ext4).access, DiskAccess::Overlay { most: None });
     let rw = RootConfig { access: RootAccess::Image, ..ext4 };
     assert_eq!(image_disk(&rw, FileSystem::Ext4).access, DiskAccess::ReadWrite);
+    assert_eq!(words(&rw), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");
     let squashfs = image("squashfs", 0, b"hsqs");
     assert_eq!(words(&squashfs), "root=/dev/vda rootfstype=squashfs ro coracle.overlay rdinit=/coracle/init");
     let rw = RootConfig { access: RootAccess::Image, ..squashfs };

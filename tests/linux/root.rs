@@ -33,7 +33,7 @@ poweroff -f
 ";
 
 /// A folder with a root; its owner is whoever runs the tests.
-fn folder(name: &str) -> Option<PathBuf> {
+pub(super) fn folder(name: &str) -> Option<PathBuf> {
     let Some(busybox) = busybox() else {
         common::skip("the packages of the default guest are not there");
         return None;
@@ -151,7 +151,7 @@ fn folder_on_a_disk_is_written_to_in_memory_by_the_stock_and_the_tuned_kernel() 
 fn tar_keeps_owners_devices_and_attributes_without_privilege() {
     needs_linux!();
     let Some(tree) = folder("tarred") else { return };
-    add_getfattr(&tree);
+    add_program(&tree, "/usr/bin/getfattr");
     let plain = scratch().join("root.tar");
     let mut bytes = device("devices/zero", 1, 5);
     let args = [
@@ -240,16 +240,17 @@ fn root_without_an_init_says_so() {
     assert!(run.text().contains("there is no init program on the root; init= names one"), "{run:?}");
 }
 
-/// The host's getfattr with its libraries: busybox has none.
-fn add_getfattr(tree: &Path) {
-    let libraries = host("ldd", &["/usr/bin/getfattr"]);
+/// A program of the host's with its libraries: busybox does not have them all.
+pub(super) fn add_program(tree: &Path, program: &str) {
+    let libraries = host("ldd", &[program]);
     let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
     for library in libraries {
         let inside = tree.join(library.trim_start_matches('/'));
         fs::create_dir_all(inside.parent().unwrap()).unwrap();
         fs::copy(library, inside).unwrap();
     }
-    fs::copy("/usr/bin/getfattr", tree.join("bin/getfattr")).unwrap();
+    let name = Path::new(program).file_name().unwrap();
+    fs::copy(program, tree.join("bin").join(name)).unwrap();
 }
 
 /// A member of a tar that is a character device, which only root could put into one by a program.

@@ -14,20 +14,9 @@ use std::process::ExitCode;
 
 pub(crate) use self::button::PowerButton;
 pub(crate) use self::wait::{requested, signal_events};
-use crate::mounts::{Mount, holds_files_in_memory};
+use crate::furnish::{self, RootFiles};
 use crate::service::{self, Surroundings, Transport};
-use crate::{console, modules, network, power};
-
-const MOUNTS: [Mount<'static>; 6] = [
-    Mount { source: "proc", target: "/proc", kind: "proc", options: "" },
-    Mount { source: "sys", target: "/sys", kind: "sysfs", options: "" },
-    Mount { source: "devpts", target: "/dev/pts", kind: "devpts", options: "mode=620,ptmxmode=666" },
-    Mount { source: "tmp", target: "/tmp", kind: "tmpfs", options: "mode=1777" },
-    Mount { source: "run", target: "/run", kind: "tmpfs", options: "mode=755" },
-    Mount { source: "shm", target: "/dev/shm", kind: "tmpfs", options: "mode=1777" },
-];
-
-const DEVICES: Mount<'static> = Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" };
+use crate::{console, modules, power};
 
 /// What the guest was booted for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,11 +73,11 @@ impl Action {
 /// Runs the guest. Returns only where the end of PID 1 is the wish.
 pub(crate) fn run() -> ExitCode {
     let marked = mark::init_runs();
-    DEVICES.make_or_report();
+    furnish::DEVICES.make_or_report();
     if !marked {
         mark::init_runs_by_file();
     }
-    furnish();
+    furnish::furnish(RootFiles::Private);
     modules::load_all(modules::LIST);
     // Those that the devices of this machine need besides.
     modules::load_all(modules::OF_DEVICES);
@@ -97,7 +86,6 @@ pub(crate) fn run() -> ExitCode {
         console::report(&format!("cannot use /dev/console: {error}"));
     }
     let mut button = PowerButton::open();
-    network::bring_up_loopback();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     match Action::from_command_line(&line) {
         Action::Report => report::print(),
@@ -123,13 +111,6 @@ pub(crate) fn run() -> ExitCode {
         ),
     }
     power::power_off()
-}
-
-/// Mounts what programs expect to find. What an initramfs has brought to a folder for such a mount stays to be seen: it is
-/// in memory as it is.
-pub(crate) fn furnish() {
-    let is_served = |mount: &&Mount<'_>| mount.kind == "tmpfs" && holds_files_in_memory(mount.target);
-    MOUNTS.iter().filter(|mount| !is_served(mount)).for_each(Mount::make_or_report);
 }
 
 /// Serves the host, by the way that the command line names.

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, Share};
 
 use crate::console;
+use crate::furnish::{DEVICE_LINKS, KERNEL_MOUNTS};
 use crate::mounts::{self, Mount};
 use crate::new_root;
 
@@ -29,12 +30,6 @@ const SHARE_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=mm
 
 /// Options of the installed system, where `cache=loose` remembers names and contents.
 const SYSTEM_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
-
-const EARLY: [Mount<'static>; 3] = [
-    Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" },
-    Mount { source: "proc", target: "/proc", kind: "proc", options: "" },
-    Mount { source: "sys", target: "/sys", kind: "sysfs", options: "" },
-];
 
 /// Mounts over directories that the caller's root must have: nothing is made there.
 const ON_ROOT: [Mount<'static>; 5] = [
@@ -64,13 +59,6 @@ const OPTIONAL: [Mount<'static>; 2] = [
 
 /// Device nodes that any user of the machine may open.
 const PUBLIC_DEVICES: [&str; 2] = ["/dev/kvm", "/dev/net/tun"];
-
-const DEVICE_LINKS: [(&str, &str); 4] = [
-    ("/proc/self/fd", "/dev/fd"),
-    ("/proc/self/fd/0", "/dev/stdin"),
-    ("/proc/self/fd/1", "/dev/stdout"),
-    ("/proc/self/fd/2", "/dev/stderr"),
-];
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +98,7 @@ impl OuterRoot {
 
 /// Mounts what the initramfs needs before its modules are loaded.
 pub(super) fn mount_early() {
-    EARLY.iter().for_each(Mount::make_or_report);
+    KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
 }
 
 /// Mounts the share and makes it the root of this process and all that follow.

@@ -5,11 +5,12 @@ use std::io;
 use std::process::ExitCode;
 
 use super::options::Options;
-use super::{MOUNTS, root};
-use crate::guest::{self, PowerButton};
+use super::root;
+use crate::furnish::{KERNEL_MOUNTS, RootFiles, furnish};
+use crate::guest::PowerButton;
 use crate::mounts::Mount;
 use crate::service::{self, InitRoot, Surroundings, Transport};
-use crate::{console, mounts, network};
+use crate::{console, mounts};
 
 /// What the command line says about an agent.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,7 +70,7 @@ fn serve_beside(transport: &Transport) {
 
 /// Becomes the first process of the user's root. It returns when that is not possible.
 pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
-    MOUNTS.iter().for_each(Mount::make_or_report);
+    KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
     let options = Options::from_command_line(line);
     if options.has_root()
         && let Err(error) = root::switch(&options)
@@ -77,11 +78,10 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
         console::report(&error.to_string());
         return ExitCode::FAILURE;
     }
-    guest::furnish();
+    furnish(if options.is_private() { RootFiles::Private } else { RootFiles::Kept });
     if let Err(error) = console::attach() {
         console::report(&format!("cannot use /dev/console: {error}"));
     }
-    network::bring_up_loopback();
     match Surroundings::of_first_process(PowerButton::open()) {
         Ok(surroundings) => service::run(transport, surroundings),
         Err(error) => console::report(&format!("cannot wait for processes: {error}")),

@@ -19,6 +19,7 @@ use std::process::{Command, ExitCode};
 use self::agent::Wanted;
 use self::options::Options;
 use self::root::RootError;
+use crate::furnish::{DEVICES, KERNEL_MOUNTS};
 use crate::mounts::Mount;
 use crate::{console, modules};
 
@@ -34,12 +35,6 @@ const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
 const ROOT_IS_HERE: &str = "/coracle/root-is-here";
 /// All that was added.
 const OWN_FILES: &str = "/coracle";
-
-const MOUNTS: [Mount<'static>; 3] = [
-    Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "" },
-    Mount { source: "proc", target: "/proc", kind: "proc", options: "" },
-    Mount { source: "sys", target: "/sys", kind: "sysfs", options: "" },
-];
 
 /// Whether the kernel was told to start the loader (`rdinit=/coracle/init`), in front of another `/init`.
 pub(crate) fn is_asked_for() -> bool {
@@ -68,7 +63,7 @@ pub(crate) fn run() -> ExitCode {
     } else if is_asked_for() && fs::metadata(USER_INIT).is_ok() {
         start(&[USER_INIT])
     } else {
-        MOUNTS.iter().for_each(Mount::make_or_report);
+        KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
         start_root(&Options::from_command_line(&line))
     };
     let Err(error) = result;
@@ -79,8 +74,7 @@ pub(crate) fn run() -> ExitCode {
 /// Starts the system of a root that is the initramfs itself. It finds what a kernel that mounts a root leaves it: its own
 /// files, and devices.
 fn start_here(options: &Options) -> Result<Infallible, RootError> {
-    let [devices, ..] = &MOUNTS;
-    devices.make_or_report();
+    DEVICES.make_or_report();
     remove_own_files();
     start_system(options)
 }

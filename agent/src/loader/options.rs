@@ -16,6 +16,8 @@ pub(super) struct Options {
     pub(super) waits: bool,
     /// `coracle.overlay`: what is written goes to memory, and the device is only read.
     pub(super) has_overlay: bool,
+    /// `coracle.private`: what is written to the device is gone with the machine.
+    pub(super) is_scratch: bool,
     /// `init=`: the first program.
     pub(super) init: Option<String>,
 }
@@ -24,6 +26,11 @@ impl Options {
     /// Whether there is a root to be mounted.
     pub(super) fn has_root(&self) -> bool {
         self.root.is_some()
+    }
+
+    /// Whether nobody sees after this machine what is written to its root: that is in memory, or a copy.
+    pub(super) fn is_private(&self) -> bool {
+        !self.has_root() || self.has_overlay || self.is_scratch
     }
 
     /// Reads `/proc/cmdline`. The last of several words counts; what follows `--` is for the first program.
@@ -40,6 +47,7 @@ impl Options {
                 "rw" => options.is_writable = true,
                 "ro" => options.is_writable = false,
                 "coracle.overlay" => options.has_overlay = true,
+                "coracle.private" => options.is_scratch = true,
                 "rootwait" => options.waits = true,
                 _ => {}
             }
@@ -64,7 +72,7 @@ mod tests {
 
     #[test]
     fn every_word_is_read_and_the_last_one_counts() {
-        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait coracle.overlay \
+        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait coracle.overlay coracle.private \
                     rootflags=\"noatime,a b\" init=/bin/app panic=-1\n";
         let expected = Options {
             root: Some("/dev/vdb1".into()),
@@ -73,6 +81,7 @@ mod tests {
             is_writable: true,
             waits: true,
             has_overlay: true,
+            is_scratch: true,
             init: Some("/bin/app".into()),
         };
         assert_eq!(Options::from_command_line(line), expected);
@@ -81,6 +90,13 @@ mod tests {
     #[test]
     fn nothing_said_is_a_read_only_root_of_any_kind() {
         assert_eq!(Options::from_command_line("quiet rw ro root= xroot=/dev/vda\n"), Options::default());
+    }
+
+    #[test]
+    fn only_a_device_that_keeps_what_is_written_is_not_private() {
+        let is_private = |line| Options::from_command_line(line).is_private();
+        assert!(is_private("quiet") && is_private("root=/dev/vda ro coracle.overlay"));
+        assert!(is_private("root=/dev/vda rw coracle.private") && !is_private("root=/dev/vda rw"));
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn mount(
     target: &str,
 ) -> Result<(), RootError> {
     // Silent: a kind that does not fit is no news.
-    let (generic, own) = split_flags(&options.flags);
+    let (generic, own) = mounts::split_options(&options.flags);
     let flags = generic | libc::MS_SILENT | if options.is_writable { 0 } else { libc::MS_RDONLY };
     for kind in kinds {
         match mounts::mount_with(source, target.as_ref(), kind, flags, &own) {
@@ -109,24 +109,6 @@ fn mount(
     }
     Err(RootError::NoFileSystem { root: root.to_owned(), tried: kinds.join(", ") })
 }
-
-/// Parts the words of `rootflags=` into those that every file system has, which mount(2) takes as bits, and the rest.
-fn split_flags(words: &str) -> (libc::c_ulong, String) {
-    let bit = |word| GENERIC_FLAGS.iter().find(|(name, _)| *name == word).map(|(_, bit)| *bit);
-    let bits = words.split(',').filter_map(bit).fold(0, |bits, bit| bits | bit);
-    let own: Vec<&str> = words.split(',').filter(|word| bit(word).is_none()).collect();
-    (bits, own.join(","))
-}
-
-const GENERIC_FLAGS: [(&str, libc::c_ulong); 7] = [
-    ("noatime", libc::MS_NOATIME),
-    ("nodiratime", libc::MS_NODIRATIME),
-    ("relatime", libc::MS_RELATIME),
-    ("nosuid", libc::MS_NOSUID),
-    ("nodev", libc::MS_NODEV),
-    ("noexec", libc::MS_NOEXEC),
-    ("sync", libc::MS_SYNCHRONOUS),
-];
 
 /// The device node of `root`, once it is there.
 fn wait_for(root: &str, for_ever: bool) -> Result<PathBuf, RootError> {
@@ -194,13 +176,6 @@ fn block_devices() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn flags_of_every_file_system_become_bits_and_others_pass() {
-        assert_eq!(split_flags(""), (0, String::new()));
-        let (bits, own) = split_flags("noatime,data=ordered,nodev");
-        assert_eq!((bits, own.as_str()), (libc::MS_NOATIME | libc::MS_NODEV, "data=ordered"));
-    }
 
     const KNOWN: &str = "nodev\tsysfs\nnodev\ttmpfs\n\text3\n\text4\nnodev\t9p\n";
 

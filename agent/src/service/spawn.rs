@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, PipeReader, Read, pipe};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::fchown;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -71,6 +72,9 @@ impl Plan {
     /// The step that failed.
     pub(super) fn spawn(self, streams: Streams, group: Option<&Cgroup>) -> Result<libc::pid_t, Failure> {
         let streams_failed = |error: &io::Error| Failure::new(Step::Streams, &self.program, error);
+        if let Some(identity) = &self.identity {
+            streams.give_to(identity.uid);
+        }
         let (report, reporter) = pipe().map_err(|error| streams_failed(&error))?;
         let pointers = |list: &[CString]| {
             list.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
@@ -98,6 +102,28 @@ impl Plan {
             }
         }
     }
+}
+
+impl Streams {
+    /// Makes a user the owner, who may then open them by their names, too, such as `/dev/stdout`: runc does the same. What
+    /// is no pipe and no terminal of this command's, the input that is at its end, belongs to everybody.
+    fn give_to(&self, uid: u32) {
+        for stream in &self.inner {
+            let is_pipe = fstat(stream).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFIFO);
+            if is_pipe || self.is_terminal {
+                // One that stays root's can still be used as it is.
+                let _ = fchown(stream, Some(uid), None);
+            }
+        }
+    }
+}
+
+fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {
+    // SAFETY: an all-zero structure is valid: it is plain data.
+    let mut found: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: fills the structure it is given.
+    let result = unsafe { libc::fstat(fd.as_raw_fd(), &raw mut found) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(found) }
 }
 
 /// The descriptors that a process may have, as the system has it.
