@@ -1,5 +1,5 @@
-//! Agents that break their word, played by this test over a socket pair: each call of the library ends in time, with what
-//! it may keep, whatever comes.
+//! Agents that break their word, played by this test over a socket pair: each call of the library ends in time, with
+//! what it may keep, whatever comes.
 
 mod common;
 

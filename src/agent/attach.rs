@@ -41,7 +41,7 @@ impl AgentAttachment {
     ) -> Result<Option<AgentAttachment>, AttachError> {
         let Some(agent) = &config.agent else { return Ok(None) };
         let peer = match (agent.transport, line) {
-            (AgentTransport::Vsock(port), _) => Peer::Listener(virtio.listen_port(port)?),
+            (AgentTransport::Vsock(port), _) => Peer::Listener(virtio.listen_privileged_port(port)?),
             (AgentTransport::Console, _) => match virtio.agent_port() {
                 Some(port) => Peer::Listener(port.listen()?),
                 None => return Ok(None),

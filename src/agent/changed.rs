@@ -3,7 +3,8 @@
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Goes with the state that a mutex guards: waiting and telling are done while that is locked, so that nothing is missed.
+/// Goes with the state that a mutex guards: waiting and telling are done while that is locked, so that nothing is
+/// missed.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     threads: Condvar,

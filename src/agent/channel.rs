@@ -270,8 +270,8 @@ impl<'a> Locked<'a> {
         (Locked { channel, state }, true)
     }
 
-    /// Waits until something has come for a command, within its own limit. Without one, a command that runs may do so for
-    /// ever, and there is `patience` with what the agent has to say before and after that.
+    /// Waits until something has come for a command, within its own limit. Without one, a command that runs may do so
+    /// for ever, and there is `patience` with what the agent has to say before and after that.
     pub(super) fn wait_for_command(
         mut self,
         limit: Option<(Duration, Instant)>,

@@ -105,8 +105,8 @@ impl Exec {
         self
     }
 
-    /// Runs it as this user: a name or a number, and if wanted a group behind a colon. Names are looked up in the guest's
-    /// `/etc/passwd` and `/etc/group`.
+    /// Runs it as this user: a name or a number, and if wanted a group behind a colon. Names are looked up in the
+    /// guest's `/etc/passwd` and `/etc/group`.
     pub fn user(mut self, user: impl Into<OsString>) -> Exec {
         self.request.user = Some(user.into());
         self
@@ -130,8 +130,8 @@ impl Exec {
         self
     }
 
-    /// The most that it may write for [`Exec::output`] and [`Process::wait_with_output`], to both outputs together: 16 MiB
-    /// unless this says otherwise.
+    /// The most that it may write for [`Exec::output`] and [`Process::wait_with_output`], to both outputs together: 16
+    /// MiB unless this says otherwise.
     pub fn output_limit(mut self, bytes: usize) -> Exec {
         self.output_limit = bytes;
         self

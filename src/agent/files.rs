@@ -30,8 +30,8 @@ impl AgentClient {
         Ok(content)
     }
 
-    /// Reads a file of at most `limit` bytes into `writer`, which never gets more; returns what the file is, as the guest
-    /// says. A writer that is slow slows the guest's reading.
+    /// Reads a file of at most `limit` bytes into `writer`, which never gets more; returns what the file is, as the
+    /// guest says. A writer that is slow slows the guest's reading.
     ///
     /// # Errors
     /// The guest refuses, the file is larger, the writer fails, or the agent or the machine has ended.
@@ -50,7 +50,8 @@ impl AgentClient {
         Ok(info.unwrap_or(FileInfo { mode: 0, size: 0 }))
     }
 
-    /// Writes a file: at once for those who read it, with the permissions that it had, or 0644. Its folder must be there.
+    /// Writes a file: at once for those who read it, with the permissions that it had, or 0644. Its folder must be
+    /// there.
     ///
     /// # Errors
     /// The guest refuses, or the agent or the machine has ended.
@@ -155,7 +156,8 @@ impl AgentClient {
     }
 }
 
-/// How many of the bytes that were sent the agent has certainly taken: it has granted a window for what came after them.
+/// How many of the bytes that were sent the agent has certainly taken: it has granted a window for what came after
+/// them.
 pub(super) fn acknowledged(sent: usize) -> usize {
     sent.saturating_sub(INITIAL_WINDOW as usize)
 }

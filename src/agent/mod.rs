@@ -1,8 +1,8 @@
 //! The host's end of the guest agent: run commands in a guest, move files, set it up (`docs/agent.md`).
 //!
-//! One thread per machine moves the bytes and never waits for anything but them; callers wait on their own threads, with
-//! limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the rules
-//! is cut off, and every call that is under way says so.
+//! One thread per machine moves the bytes and never waits for anything but them; callers wait on their own threads,
+//! with limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the
+//! rules is cut off, and every call that is under way says so.
 
 #[cfg(feature = "tokio")]
 mod async_calls;

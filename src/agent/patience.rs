@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::error::AgentError;
 use super::link::Limits;
 
-/// The patience of one call. It counts the time in which the caller waits for the agent, and not that of the caller's own
-/// reader or writer.
+/// The patience of one call. It counts the time in which the caller waits for the agent, and not that of the caller's
+/// own reader or writer.
 #[derive(Debug, Clone)]
 pub(super) struct Patience {
     limits: Limits,
@@ -34,7 +34,8 @@ impl Patience {
         self.is_endless = yes;
     }
 
-    /// The caller waits from here on, until [`Patience::pause`]: the end of its patience, as far as a clock can tell it.
+    /// The caller waits from here on, until [`Patience::pause`]: the end of its patience, as far as a clock can tell
+    /// it.
     ///
     /// # Errors
     /// [`AgentError::NoAnswer`]: it has none left.

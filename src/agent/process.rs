@@ -72,8 +72,8 @@ impl Process {
         self.channel.resize(size);
     }
 
-    /// Waits for its end. Its input ends first, so that it does not wait for more. What it wrote and nobody has read can
-    /// still be read afterwards; a command that writes more than its streams hold waits for its reader.
+    /// Waits for its end. Its input ends first, so that it does not wait for more. What it wrote and nobody has read
+    /// can still be read afterwards; a command that writes more than its streams hold waits for its reader.
     ///
     /// # Errors
     /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has ended.

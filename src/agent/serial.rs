@@ -35,6 +35,6 @@ pub(crate) fn connect_serial(serial: &AgentSerial, event_loop: &mut EventLoop) -
     Ok(ours.into())
 }
 
-/// A guest writes a byte in some microseconds, and the other end always reads: enough for a host that is very busy. What
-/// does not fit is lost, which the agent's protocol notices.
+/// A guest writes a byte in some microseconds, and the other end always reads: enough for a host that is very busy.
+/// What does not fit is lost, which the agent's protocol notices.
 const CAPACITY: usize = 1 << 20;

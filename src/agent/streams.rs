@@ -133,8 +133,8 @@ impl Write for ProcessInput {
     /// Waits until the command's side has room.
     ///
     /// # Errors
-    /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]: the
-    /// agent or the machine has. [`ErrorKind::TimedOut`]: the time of the command is over; it was killed.
+    /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]:
+    /// the agent or the machine has. [`ErrorKind::TimedOut`]: the time of the command is over; it was killed.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut locked = self.channel.lock();
         loop {
@@ -160,8 +160,8 @@ impl Read for ProcessOutput {
     /// Waits until there is something, or the end.
     ///
     /// # Errors
-    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the time of the command
-    /// is over; it was killed.
+    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the time of the
+    /// command is over; it was killed.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut locked = self.channel.lock();
         loop {

@@ -16,11 +16,11 @@ pub struct AgentConfig {
     pub program: Option<PathBuf>,
     /// How long a call waits for a guest whose agent is not ready yet.
     pub ready_limit: Duration,
-    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a command until
-    /// that has started and once it has ended. A command that runs has limits of its own.
+    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a command
+    /// until that has started and once it has ended. A command that runs has limits of its own.
     pub answer_limit: Duration,
-    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate` seconds longer
-    /// than `answer_limit`. 0 is taken as 1.
+    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate` seconds
+    /// longer than `answer_limit`. 0 is taken as 1.
     pub least_rate: u32,
 }
 

@@ -61,6 +61,15 @@ impl VirtioDevices {
         let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
         Ok(vsock.switchboard().listen(port)?)
     }
+
+    /// The same for connections that only a privileged process of the guest can make.
+    ///
+    /// # Errors
+    /// See [`VsockPortError`].
+    pub(crate) fn listen_privileged_port(&self, port: u32) -> Result<PortListener, VsockPortError> {
+        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        Ok(vsock.switchboard().listen_privileged(port)?)
+    }
 }
 
 /// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an emulated host.

@@ -157,6 +157,10 @@ fn guest_runs_what_a_shell_runs() {
         });
     }
 
+    // A process without rights cannot have a port from which the host takes an agent.
+    let other = sh(&vm, "/init vsock:1024 & sleep 1; kill $!").user("7:8").output().unwrap();
+    assert!(String::from_utf8_lossy(&other.stderr).contains("Permission denied"), "{other:?}");
+
     let listed = vm.list_dir("/dev").unwrap();
     let null = listed.iter().find(|entry| entry.name == "null").unwrap();
     assert_eq!((null.kind, null.mode), (FileKind::CharacterDevice, 0o666));

@@ -1,5 +1,5 @@
-//! The agent's end of a session. The host rules the guest anyway; what is checked here keeps a defect of either end from
-//! becoming one of the other.
+//! The agent's end of a session. The host rules the guest anyway; what is checked here keeps a defect of either end
+//! from becoming one of the other.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -10,7 +10,8 @@ use crate::protocol::wire::{Decoder, Encoder};
 /// One entry of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Its name, without the folder's: never empty, `.` or `..`, and without `/` and zero bytes, whatever the agent says.
+    /// Its name, without the folder's: never empty, `.` or `..`, and without `/` and zero bytes, whatever the agent
+    /// says.
     pub name: OsString,
     /// What it is; a symbolic link is not followed.
     pub kind: FileKind,
@@ -128,8 +129,8 @@ impl EntryReader {
     }
 }
 
-/// Whether it can be the name of an entry of a folder (`path_resolution(7)`): a caller that joins it to a path of its own
-/// stays in the folder.
+/// Whether it can be the name of an entry of a folder (`path_resolution(7)`): a caller that joins it to a path of its
+/// own stays in the folder.
 fn name_is_one(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }

@@ -4,8 +4,8 @@
 use super::{ProtocolError, VERSION};
 use crate::protocol::wire::Decoder;
 
-/// The first bytes of a greeting. As the length of a frame they would be far too large; a line that changes ends of lines
-/// or drops control characters damages them.
+/// The first bytes of a greeting. As the length of a frame they would be far too large; a line that changes ends of
+/// lines or drops control characters damages them.
 pub const MAGIC: [u8; 12] = *b"\xf3coracle\r\n\x1a\xf4";
 
 /// What each end says first. Its form is the same in all versions.

@@ -134,7 +134,8 @@ impl HostSession {
         self.link.output()
     }
 
-    /// Whether so many bytes wait for the agent that nothing is added but what a caller wants once: see [`MAX_WAITING`].
+    /// Whether so many bytes wait for the agent that nothing is added but what a caller wants once: see
+    /// [`MAX_WAITING`].
     pub fn is_clogged(&self) -> bool {
         self.link.output().len() >= MAX_WAITING
     }
@@ -173,8 +174,8 @@ impl HostSession {
         Ok(number)
     }
 
-    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for, none while it does not read;
-    /// returns how many.
+    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for, none while it does not
+    /// read; returns how many.
     pub fn send(&mut self, number: u32, bytes: &[u8]) -> usize {
         let room = MAX_WAITING.saturating_sub(self.link.output().len());
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {

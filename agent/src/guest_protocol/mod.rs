@@ -1,9 +1,9 @@
 //! The protocol between Coracle and the agent in a guest: commands, files, clock, network and power, over one byte
 //! stream. `docs/agent.md` describes it.
 //!
-//! Both ends are state machines without descriptors: [`HostSession`] and [`AgentSession`] take the bytes that arrive and
-//! hand out events and the bytes to send. Who owns the stream (a virtio socket, a console port, a serial line) moves the
-//! bytes.
+//! Both ends are state machines without descriptors: [`HostSession`] and [`AgentSession`] take the bytes that arrive
+//! and hand out events and the bytes to send. Who owns the stream (a virtio socket, a console port, a serial line)
+//! moves the bytes.
 //!
 //! Neither end trusts the other. A session keeps no more than one frame of what arrives, and every stream has a window:
 //! an end that sends more than the other has allowed breaks the session.

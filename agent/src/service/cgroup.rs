@@ -1,5 +1,5 @@
-//! A control group for each command, so that processes which have left its process group end with it, too. The hierarchy
-//! is mounted nowhere: descriptors lead to it, whatever the system does with `/sys`.
+//! A control group for each command, so that processes which have left its process group end with it, too. The
+//! hierarchy is mounted nowhere: descriptors lead to it, whatever the system does with `/sys`.
 
 use std::cell::Cell;
 use std::ffi::CString;

@@ -205,7 +205,8 @@ impl Command {
         self.finish_input();
     }
 
-    /// Tells the command of the end of its stdin, once all is written: a pipe is closed, a terminal has a character for it.
+    /// Tells the command of the end of its stdin, once all is written: a pipe is closed, a terminal has a character for
+    /// it.
     fn finish_input(&mut self) {
         if !self.input_ended || !self.pending.is_empty() {
             return;

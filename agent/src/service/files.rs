@@ -1,4 +1,5 @@
-//! Files for the host: written, read, listed. Disks are waited for; nothing else is, because only regular files are read.
+//! Files for the host: written, read, listed. Disks are waited for; nothing else is, because only regular files are
+//! read.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, ReadDir};
@@ -22,8 +23,8 @@ pub(super) struct Put {
 }
 
 impl Put {
-    /// Opens a new file beside the one that it is to replace: readers find the old one or the new one, whole. What is no
-    /// regular file is written to as it is.
+    /// Opens a new file beside the one that it is to replace: readers find the old one or the new one, whole. What is
+    /// no regular file is written to as it is.
     pub(super) fn start(channel: u32, request: &PutRequest) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::new(Step::Open, &request.path, &error);
         let path = Path::new("/").join(&request.path);

@@ -1,8 +1,8 @@
 //! The guest agent: carries out what the host asks for, over one connection at a time (`docs/agent.md`).
 //!
 //! It is PID 1 of the default guest or of a user's root, or runs beside the init of a user's system. One thread polls
-//! everything; only disks are waited for. A connection that ends takes its commands with it, and the agent connects anew:
-//! so it goes on after the host has reset the transport.
+//! everything; only disks are waited for. A connection that ends takes its commands with it, and the agent connects
+//! anew: so it goes on after the host has reset the transport.
 
 mod cgroup;
 mod command;

@@ -1,4 +1,5 @@
-//! The network, brought up by a process of its own: a DHCP server may take its time, and the agent has other things to do.
+//! The network, brought up by a process of its own: a DHCP server may take its time, and the agent has other things to
+//! do.
 
 use std::fs::File;
 use std::io::{self, Read, Write, pipe};

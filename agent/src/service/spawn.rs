@@ -223,8 +223,8 @@ fn fork_into(group: Option<&Cgroup>) -> io::Result<libc::pid_t> {
     if process < 0 { Err(io::Error::last_os_error()) } else { Ok(process) }
 }
 
-/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that. Handlers it does not:
-/// the program's start removes them.
+/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that. Handlers it does
+/// not: the program's start removes them.
 fn reset_signals(ignored: &[libc::c_int]) {
     for signal in ignored {
         // SAFETY: sets a disposition that is no function.

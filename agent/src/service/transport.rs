@@ -102,18 +102,35 @@ impl fmt::Display for Transport {
 fn connect(port: u32) -> io::Result<File> {
     // SAFETY: the call takes numbers only.
     let socket = owned(unsafe { libc::socket(libc::AF_VSOCK, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) })?;
-    // SAFETY: an all-zero address is valid: it is plain data.
-    let zeroes: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
-    let address = libc::sockaddr_vm {
-        svm_family: libc::AF_VSOCK as libc::sa_family_t,
-        svm_port: port,
-        svm_cid: libc::VMADDR_CID_HOST,
-        ..zeroes
-    };
-    let length = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
+    bind_privileged(&socket)?;
+    let (address, length) = address(libc::VMADDR_CID_HOST, port);
     // SAFETY: the address lives through the call and has this size.
     let result = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
+/// Gives the socket a free port that no process without rights can have: the host takes the agent from such a one only.
+fn bind_privileged(socket: &File) -> io::Result<()> {
+    for port in (1..=MOST_PRIVILEGED_PORT).rev() {
+        let (address, length) = address(libc::VMADDR_CID_ANY, port);
+        // SAFETY: the address lives through the call and has this size.
+        if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::AddrInUse {
+            return Err(error);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
+
+fn address(cid: u32, port: u32) -> (libc::sockaddr_vm, libc::socklen_t) {
+    // SAFETY: an all-zero address is valid: it is plain data.
+    let zeroes: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    let family = libc::AF_VSOCK as libc::sa_family_t;
+    let address = libc::sockaddr_vm { svm_family: family, svm_port: port, svm_cid: cid, ..zeroes };
+    (address, size_of::<libc::sockaddr_vm>() as libc::socklen_t)
 }
 
 fn open_device(path: &PathBuf) -> io::Result<File> {
@@ -158,6 +175,9 @@ pub(super) fn owned(fd: libc::c_int) -> io::Result<File> {
     // SAFETY: the descriptor was just opened, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
+
+/// Linux wants CAP_NET_BIND_SERVICE for ports up to here (`LAST_RESERVED_PORT` of its `net/vmw_vsock/af_vsock.c`).
+const MOST_PRIVILEGED_PORT: u32 = 1023;
 
 #[cfg(test)]
 mod tests {

@@ -1,5 +1,5 @@
-//! Users and groups by `/etc/passwd` and `/etc/group` (`passwd(5)`, `group(5)`), read here: a static program has no name
-//! services.
+//! Users and groups by `/etc/passwd` and `/etc/group` (`passwd(5)`, `group(5)`), read here: a static program has no
+//! name services.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -18,8 +18,8 @@ pub(super) struct Identity {
     pub(super) shell: OsString,
 }
 
-/// The identity of `USER` or `USER:GROUP`, names or numbers; `None` when there is no such user or group. A number without
-/// a line in the file is a user of its own, in the group of the same number.
+/// The identity of `USER` or `USER:GROUP`, names or numbers; `None` when there is no such user or group. A number
+/// without a line in the file is a user of its own, in the group of the same number.
 pub(super) fn find(wanted: &OsStr) -> Option<Identity> {
     let read = |path: &str| fs::read(path).unwrap_or_default();
     identity(wanted, &read("/etc/passwd"), &read("/etc/group"))

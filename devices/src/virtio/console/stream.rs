@@ -71,7 +71,7 @@ impl StreamPort {
             return;
         }
         // Without a listener, or when it is behind, the guest is not heard; it may open the port again.
-        let Some(Ok(stream)) = self.switchboard.dial(PORT) else { return };
+        let Some(Ok(stream)) = self.switchboard.dial(PORT, PORT) else { return };
         let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         match self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(set, 0)) {
             Ok(()) => *connection = Some(Connection { stream, output: Vec::new() }),

@@ -11,9 +11,9 @@
 //! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive, transmit queue
 //! ```
 //!
-//! There are at most [`MOST_CONNECTIONS`]. Bytes towards the guest stay in the host's sockets until the guest has room;
-//! bytes towards the host are kept up to the window that the guest was told of. A peer that is slow, stuck or gone holds
-//! up its own connection only.
+//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] for the guest's agent. Bytes towards the guest stay in the
+//! host's sockets until the guest has room; bytes towards the host are kept up to the window that the guest was told
+//! of. A peer that is slow, stuck or gone holds up its own connection only.
 
 mod client;
 mod connection;
@@ -34,7 +34,7 @@ use handler::{VsockHandler, VsockQueues};
 use host_socket::HostSocket;
 pub use host_socket::HostSocketError;
 use mux::Mux;
-pub use switchboard::{ConnectError, ListenError, PortListener, Switchboard};
+pub use switchboard::{ConnectError, ListenError, PRIVILEGED_PORTS, PortListener, Switchboard};
 
 /// A socket device with its connections.
 #[derive(Debug)]
@@ -75,8 +75,8 @@ impl Vsock {
         &self.switchboard
     }
 
-    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the socket's file
-    /// removed.
+    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the socket's
+    /// file removed.
     pub fn close(&self) {
         lock(&self.mux).close();
     }
@@ -126,6 +126,10 @@ impl Drop for Vsock {
 
 /// Connections of a device at most, clients that have not said where to included.
 pub const MOST_CONNECTIONS: usize = 512;
+
+/// Connections in addition, for listeners that take privileged ports only: a process of the guest that opens all others
+/// does not lock out its agent.
+pub const KEPT_BACK: usize = 8;
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;

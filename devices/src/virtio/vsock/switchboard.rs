@@ -1,4 +1,5 @@
-//! Connections between ports of the guest and this program, without a path on disk: for programs that embed the machine.
+//! Connections between ports of the guest and this program, without a path on disk: for programs that embed the
+//! machine.
 //!
 //! The program's threads call [`Switchboard::connect`] and [`Switchboard::listen`]; the device's multiplexer takes the
 //! calls, and asks for listeners when the guest connects. Every stream is one end of a socket pair.
@@ -7,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -58,6 +60,10 @@ pub struct PortListener {
 /// Connections that nobody has accepted yet.
 #[derive(Debug)]
 struct Queue {
+    /// Those from ports that only a privileged process of the guest can have, and no others.
+    is_privileged: bool,
+    /// Others have been refused, which is reported once: an agent of an older version tries ten times a second.
+    has_refused: AtomicBool,
     waiting: Mutex<Waiting>,
     /// Counts them, and the end.
     ready: EventFd,
@@ -126,6 +132,16 @@ pub enum ListenError {
     Host(#[from] io::Error),
 }
 
+/// Any process of the guest can have such a port.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it comes from port {from}, which any process of the guest can have, and not from one below {PRIVILEGED_PORTS}, as the \
+     agent does; where the guest's agent is of an older version, make it again with `cargo xtask guest`"
+)]
+struct Unprivileged {
+    from: u32,
+}
+
 impl Switchboard {
     pub(in crate::virtio) fn new() -> io::Result<Self> {
         Ok(Self { state: Mutex::default(), wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? })
@@ -158,8 +174,22 @@ impl Switchboard {
     /// # Errors
     /// The port is taken, the machine has ended, or the host has too little.
     pub fn listen(self: &Arc<Self>, port: u32) -> Result<PortListener, ListenError> {
+        self.listen_to(port, false)
+    }
+
+    /// The same for connections from ports below [`PRIVILEGED_PORTS`] only. They may take the connections that are
+    /// [kept back](super::KEPT_BACK).
+    ///
+    /// # Errors
+    /// As [`Switchboard::listen`].
+    pub fn listen_privileged(self: &Arc<Self>, port: u32) -> Result<PortListener, ListenError> {
+        self.listen_to(port, true)
+    }
+
+    fn listen_to(self: &Arc<Self>, port: u32, is_privileged: bool) -> Result<PortListener, ListenError> {
         let ready = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK | EFD_SEMAPHORE)?;
-        let queue = Arc::new(Queue { waiting: Mutex::default(), ready });
+        let (waiting, has_refused) = (Mutex::default(), AtomicBool::new(false));
+        let queue = Arc::new(Queue { is_privileged, has_refused, waiting, ready });
         let mut state = lock(&self.state);
         if state.is_closed {
             return Err(ListenError::Ended { port });
@@ -181,12 +211,22 @@ impl Switchboard {
         std::mem::take(&mut lock(&self.state).calls)
     }
 
-    /// The device's end of a connection to whoever listens on `port`; `None` when nobody does.
+    /// Whether whoever listens on `port` takes connections from privileged ports only.
+    pub(super) fn is_privileged(&self, port: u32) -> bool {
+        lock(&self.state).listeners.get(&port).is_some_and(|queue| queue.is_privileged)
+    }
+
+    /// The device's end of a connection from a port of the guest to whoever listens on `port`; `None` when nobody does.
     ///
     /// # Errors
-    /// The listener is behind, or the host has too little.
-    pub(in crate::virtio) fn dial(&self, port: u32) -> Option<io::Result<UnixStream>> {
+    /// The listener is behind or does not take that port, or the host has too little.
+    pub(in crate::virtio) fn dial(&self, port: u32, from: u32) -> Option<io::Result<UnixStream>> {
         let queue = lock(&self.state).listeners.get(&port)?.clone();
+        if queue.is_privileged && from >= PRIVILEGED_PORTS {
+            let is_first = !queue.has_refused.swap(true, Ordering::Relaxed);
+            let refused = io::Error::from(ErrorKind::ConnectionRefused);
+            return Some(Err(if is_first { io::Error::other(Unprivileged { from }) } else { refused }));
+        }
         Some(queue.push())
     }
 
@@ -347,6 +387,10 @@ fn wait_readable(event: &EventFd, limit: Duration) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Linux gives ports below this one to processes with CAP_NET_BIND_SERVICE only (`LAST_RESERVED_PORT` of its
+/// `net/vmw_vsock/af_vsock.c`).
+pub const PRIVILEGED_PORTS: u32 = 1024;
 
 /// Calls that wait for a guest whose driver has not started.
 const MOST_CALLS: usize = 128;

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::MOST_CONNECTIONS;
 use super::client::Client;
 use super::connection::{Connection, Opener, Violation};
 use super::host_socket::HostSocket;
 use super::packet::{HOST_CID, Header, Op, Ports, STREAM};
 use super::switchboard::Switchboard;
+use super::{KEPT_BACK, MOST_CONNECTIONS};
 use crate::journal;
 use crate::virtio::queue::Buffers;
 
@@ -231,7 +231,7 @@ impl Mux {
 
     /// The guest opens a connection to a port of the host.
     fn open_for_guest(&mut self, ports: Ports, request: &Header) {
-        let stream = match self.dial(ports.host) {
+        let stream = match self.dial(ports) {
             Ok(stream) => stream,
             Err(error) => {
                 if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
@@ -250,13 +250,14 @@ impl Mux {
         }
     }
 
-    fn dial(&self, port: u32) -> io::Result<UnixStream> {
-        if self.is_full() {
+    fn dial(&self, ports: Ports) -> io::Result<UnixStream> {
+        let kept_back = if self.switchboard.is_privileged(ports.host) { KEPT_BACK } else { 0 };
+        if self.count() >= MOST_CONNECTIONS.saturating_add(kept_back) {
             return Err(io::Error::other("there are as many connections as there can be"));
         }
-        match (self.switchboard.dial(port), &self.socket) {
+        match (self.switchboard.dial(ports.host, ports.guest), &self.socket) {
             (Some(stream), _) => stream,
-            (None, Some(socket)) => socket.dial(port),
+            (None, Some(socket)) => socket.dial(ports.host),
             (None, None) => Err(ErrorKind::NotFound.into()),
         }
     }
@@ -341,7 +342,11 @@ impl Mux {
     }
 
     fn is_full(&self) -> bool {
-        self.connections.len().saturating_add(self.clients.len()) >= MOST_CONNECTIONS
+        self.count() >= MOST_CONNECTIONS
+    }
+
+    fn count(&self) -> usize {
+        self.connections.len().saturating_add(self.clients.len())
     }
 
     /// A wide window while there is room for one.

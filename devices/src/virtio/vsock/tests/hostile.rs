@@ -1,9 +1,11 @@
 //! Guests that break the rules: what they send is answered with a reset or dropped, and good connections work on.
 
 use std::io::{Read, Write};
+use std::time::Duration;
 
 use super::super::packet::{Header, Op};
-use super::guest::{self, Guest};
+use super::super::{KEPT_BACK, MOST_CONNECTIONS, PRIVILEGED_PORTS};
+use super::guest::{self, Guest, header};
 use super::{device, device_with_socket};
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM};
 
@@ -228,6 +230,42 @@ fn ten_thousand_connections_leave_512_and_a_bounded_backlog() {
     // The wide windows are there again.
     guest.connect(20_000, 52);
     assert_eq!(guest.credit(20_000, 52), 128 << 10);
+}
+
+#[test]
+fn privileged_listener_takes_no_ports_of_just_any_process_and_is_not_locked_out() {
+    let vsock = device();
+    let agent = vsock.switchboard().listen_privileged(1024).unwrap();
+    let other = vsock.switchboard().listen(52).unwrap();
+    let mut guest = Guest::new(vsock);
+    for port in [PRIVILEGED_PORTS, PRIVILEGED_PORTS + 1, u32::MAX] {
+        guest.send(&header(Op::Request, port, 1024), &[]);
+        guest.next_of(Op::Reset);
+    }
+    assert!(agent.accept_within(Duration::ZERO).unwrap().is_none());
+    raise_descriptor_limit();
+    let mut others = Vec::new();
+    for port in 2000..2000 + MOST_CONNECTIONS as u32 {
+        guest.connect(port, 52);
+        others.push(other.accept().unwrap());
+    }
+    guest.send(&header(Op::Request, 1999, 52), &[]);
+    guest.next_of(Op::Reset);
+    let mut agents = Vec::new();
+    for port in (0..KEPT_BACK as u32).map(|number| PRIVILEGED_PORTS - 1 - number) {
+        guest.connect(port, 1024);
+        agents.push(agent.accept().unwrap());
+    }
+    guest.send(&header(Op::Request, 1, 1024), &[]);
+    guest.next_of(Op::Reset);
+    assert_eq!(guest.connections(), MOST_CONNECTIONS + KEPT_BACK);
+    // Bytes flow, and a place that is free again is there for an agent alone.
+    agents[0].write_all(b"x").unwrap();
+    assert_eq!(guest.next_of(Op::Data).1, b"x");
+    guest.send(&header(Op::Reset, PRIVILEGED_PORTS - 1, 1024), &[]);
+    guest.send(&header(Op::Request, 1999, 52), &[]);
+    guest.next_of(Op::Reset);
+    guest.connect(2, 1024);
 }
 
 #[test]
