@@ -2,6 +2,7 @@
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
+use crate::guest_text::for_terminal;
 use crate::stderr::{self, Weight};
 
 /// Shows errors and warnings, with `verbose` 1 information, with 2 or more everything.
@@ -38,7 +39,8 @@ impl Log for Stderr {
             Level::Warn => "warning: ",
             Level::Info | Level::Debug | Level::Trace => "",
         };
-        stderr::write(Weight::Log, format!("coracle: {level}{}\n", record.args()));
+        let line = record.args().to_string();
+        stderr::write(Weight::Log, format!("coracle: {level}{}\n", for_terminal(&line)));
     }
 
     fn flush(&self) {}

@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod guest_text;
 mod logger;
 mod stderr;
 

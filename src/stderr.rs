@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::thread::spawn_with_signals_blocked;
 
+use crate::guest_text::for_terminal;
+
 /// How much a text matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weight {
@@ -38,9 +40,9 @@ struct Queue {
 static QUEUE: Mutex<Queue> = Mutex::new(Queue::new());
 static CHANGED: Condvar = Condvar::new();
 
-/// Writes a sentence of the command as one line.
+/// Writes a sentence of the command as one line. Parts of it may be the guest's: nothing in it steers a terminal.
 pub(crate) fn say(line: &str) {
-    write(Weight::Sentence, format!("coracle: {line}\n"));
+    write(Weight::Sentence, format!("coracle: {}\n", for_terminal(line)));
 }
 
 /// Writes a text as it is. It does not wait.

@@ -218,6 +218,23 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     let run = |args: &[&str]| finish(coracle().arg("test").args(args));
     let hello = hello.to_str().unwrap();
     refused(&run(&[hello, "--expect", "("]), "--expect `(`: it is no regular expression");
+    refused(&run(&[hello, "--expect", ""]), "--expect: the empty pattern matches every line");
+    refused(&run(&[hello, "--reject", ""]), "--reject: the empty pattern matches every line");
+    refused(&run(&["--suite", missing.to_str().unwrap(), "--only", ""]), "--only: the empty text");
+    for option in ["--junit", "--json"] {
+        refused(
+            &run(&[hello, option, "/no/such/file"]),
+            &format!("{option} /no/such/file: it cannot be written"),
+        );
+        refused(&run(&[hello, option, "/"]), "Is a directory");
+    }
+    refused(
+        &finish(coracle().args(["run", hello, "--outcome", "/no/such/file"])),
+        "--outcome /no/such/file: it cannot",
+    );
+    let left = scratch().join("not-run.xml");
+    refused(&run(&["/no/such/kernel", "--junit", left.to_str().unwrap()]), "/no/such/kernel");
+    assert!(!left.exists(), "trying leaves nothing");
     refused(&run(&["--suite", "/no/such.toml"]), "--suite /no/such.toml: it cannot be read");
     refused(&run(&["--suite", junk.to_str().unwrap()]), "it cannot be read");
     refused(&run(&["--suite", broken.to_str().unwrap()]), "case 'x': unknown field `surprise`");

@@ -7,6 +7,7 @@ mod crossing;
 pub(crate) mod doctor;
 pub(crate) mod host_emulate;
 mod place;
+mod report_file;
 pub(crate) mod run;
 mod settings;
 pub(crate) mod test;

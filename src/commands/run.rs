@@ -12,6 +12,7 @@ use coracle::terminal::RawTerminal;
 
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, place};
+use super::report_file;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
@@ -28,6 +29,10 @@ pub(crate) fn run(args: &RunArgs) -> u8 {
         Ok(raw) => raw,
         Err(failure) => return tell_failure(args.outcome.as_deref(), failure),
     };
+    if let Err(failure) = report_file::check("--outcome", raw.outcome.as_deref()) {
+        say(&failure.reason);
+        return failure.code;
+    }
     try_run(args, &raw).unwrap_or_else(|failure| tell_failure(raw.outcome.as_deref(), failure))
 }
 

@@ -1,7 +1,6 @@
 //! `coracle test`: boots guests and judges them by what their consoles show and how they end.
 
 mod case;
-mod guest_text;
 mod lines;
 mod progress;
 mod report;
@@ -31,11 +30,13 @@ use self::suite::SuiteCase;
 use self::verdict::worst;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, place};
+use super::report_file;
 use super::run::command::prepare;
 use super::run::is_default_guest;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TapMode, TestArgs};
+use crate::guest_text;
 use crate::logger;
 
 /// Runs the tests and returns the exit code.
@@ -50,6 +51,8 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
 fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     let cases = cases(args)?;
     // Whatever is wrong with any of them is said before the first is started.
+    report_file::check("--junit", args.junit.as_deref())?;
+    report_file::check("--json", args.json.as_deref())?;
     for case in &cases {
         let checked = VmBuilder::new(case.config.clone()).check_files();
         checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
@@ -104,6 +107,11 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         ));
     }
     let in_suite = suite::read(path).map_err(|error| Failure::of(&error))?;
+    if args.only.iter().any(String::is_empty) {
+        return Err(Failure::usage(
+            "--only: the empty text is in every name; leave it out, or write what names have",
+        ));
+    }
     let is_wanted =
         |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
@@ -252,7 +260,8 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended.sort_by_key(|(index, _)| *index);
     let done = ended.into_iter().map(|(_, done)| done).collect::<Result<Vec<Done>, Failure>>()?;
-    let _ = std::io::stdout().write_all(report::summary(&done).as_bytes());
+    let summary = report::summary(&done);
+    let _ = std::io::stdout().write_all(guest_text::for_terminal(&summary).as_bytes());
     if let Some(first) = done.iter().find(|case| case.verdict.is_bad()) {
         report::explanation(first, false).iter().for_each(|line| say(line));
     }

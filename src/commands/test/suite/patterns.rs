@@ -28,6 +28,10 @@ impl Compiler {
     }
 
     fn one(&mut self, what: &str, pattern: &str) -> Result<Regex, String> {
+        // A variable of a script that is not set; every line would match.
+        if pattern.is_empty() {
+            return Err(format!("{what}: the empty pattern matches every line; write what a line has"));
+        }
         if let Some(known) = self.known.get(pattern) {
             return Ok(known.clone());
         }
@@ -70,6 +74,12 @@ mod tests {
         assert_eq!(compiler.compile("expect", &patterns).unwrap().len(), 2);
         compiler.compile("reject", &patterns).unwrap();
         assert_eq!(compiler.room, MAX_COMPILED - SIZES[0]);
+    }
+
+    #[test]
+    fn empty_pattern_is_refused() {
+        let error = Compiler::default().compile("--expect", &[String::new()]).unwrap_err();
+        assert!(error.starts_with("--expect: the empty pattern matches every line"), "{error}");
     }
 
     #[test]

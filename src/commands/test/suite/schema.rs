@@ -47,7 +47,7 @@ fn machine() -> Map<String, Value> {
 }
 
 fn looks() -> [(String, Value); 5] {
-    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex" } });
+    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 } });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
         ("reject".to_owned(), regexes("Regular expressions that no line of the console may match")),

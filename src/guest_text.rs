@@ -33,6 +33,15 @@ pub(crate) fn harmless(text: &str, limit: usize) -> String {
     text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
+/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and tabs stay.
+pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
+    let is_bad = |c: char| steers(c) && !matches!(c, '\n' | '\t');
+    if !text.contains(is_bad) {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(text.chars().map(|c| if is_bad(c) { '\u{fffd}' } else { c }).collect())
+}
+
 fn steers(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
@@ -90,6 +99,7 @@ mod tests {
             harmless("a\u{1b}[2J\u{9b}1m\u{202e}b\tc", 20),
             "a\u{fffd}[2J\u{fffd}1m\u{fffd}b\u{fffd}c"
         );
+        assert_eq!(for_terminal("one\n\ttwo\r\u{1b}c"), "one\n\ttwo\u{fffd}\u{fffd}c");
         assert_eq!(harmless(&"\u{e4}".repeat(50), 7).chars().count(), 7);
     }
 }
