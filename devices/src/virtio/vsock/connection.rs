@@ -167,6 +167,11 @@ impl Connection {
         matches!(self.stage, Stage::Requested(_))
     }
 
+    /// True when the guest has been told of it, or has opened it.
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        !self.owed.request
+    }
+
     /// Who in this program waits for it.
     pub(super) fn into_caller(self) -> Option<Caller> {
         match self.stage {

@@ -75,6 +75,12 @@ impl Vsock {
         &self.switchboard
     }
 
+    /// Fails when one of its tables grows with what the guest or the host does, and not with the connections.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn assert_bounded(&self) {
+        lock(&self.mux).assert_bounded();
+    }
+
     /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the socket's
     /// file removed.
     pub fn close(&self) {

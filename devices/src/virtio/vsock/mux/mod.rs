@@ -3,6 +3,8 @@
 //! It outlives the handler that serves the queues, so that connections survive a pause. Everything on the host's side is
 //! in one epoll set of its own; the handler watches that set.
 
+#[cfg(any(test, feature = "testing"))]
+mod bounds;
 mod host_side;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -39,9 +41,10 @@ pub(super) struct Mux {
     clients: BTreeMap<Id, Client>,
     connections: BTreeMap<Id, Connection>,
     by_ports: BTreeMap<Ports, Id>,
-    /// Connections that have something for the guest, each once.
+    /// Connections that have something for the guest, each once, and none that is not there any more.
     ready: VecDeque<Id>,
-    /// Resets for packets that belong to no connection: address and ports of the host's side.
+    /// Resets that the guest is owed: address and ports of the host's side. They go before all else, so that besides
+    /// [`MOST_RESETS`] there are only those of connections that it knew of when the first was owed.
     resets: VecDeque<(u64, Ports)>,
     /// Bytes of wide windows that are left.
     wide_room: u32,
@@ -175,16 +178,6 @@ impl Mux {
         }
         self.connections.clear();
         self.switchboard.close();
-    }
-
-    #[cfg(test)]
-    pub(super) fn backlog(&self) -> usize {
-        self.connections.values().map(Connection::backlog).sum()
-    }
-
-    #[cfg(test)]
-    pub(super) fn connections(&self) -> usize {
-        self.connections.len()
     }
 
     /// A packet for a connection that exists.
@@ -324,9 +317,11 @@ impl Mux {
         }
     }
 
-    /// Ends a connection and tells the guest.
+    /// Ends a connection and tells the guest, if it has heard of it.
     fn give_up(&mut self, id: Id) {
-        if let Some(connection) = self.remove(id) {
+        if let Some(connection) = self.remove(id)
+            && connection.is_known_to_guest()
+        {
             self.resets.push_back((HOST_CID, connection.ports()));
         }
     }
@@ -336,6 +331,9 @@ impl Mux {
         let connection = self.connections.remove(&id)?;
         if self.by_ports.get(&connection.ports()) == Some(&id) {
             self.by_ports.remove(&connection.ports());
+        }
+        if connection.queued {
+            self.ready.retain(|ready| *ready != id);
         }
         self.give_window_back(&connection);
         Some(connection)

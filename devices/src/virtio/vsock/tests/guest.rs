@@ -141,11 +141,20 @@ impl Guest {
         lock(&self.vsock.mux).connections()
     }
 
+    pub(super) fn resets(&self) -> usize {
+        lock(&self.vsock.mux).resets()
+    }
+
     pub(super) fn tick(&mut self) {
+        self.tick_uncollected();
+        self.collect();
+    }
+
+    /// The same, and the guest takes nothing of what comes.
+    pub(super) fn tick_uncollected(&mut self) {
         lock(&self.vsock.mux).tick();
         // The device looks at what the clock has done with its next event.
         self.machine.kick(0);
-        self.collect();
     }
 
     /// Takes what is in the buffers and offers them again, until nothing more comes.

@@ -1,6 +1,7 @@
 //! Guests that break the rules: what they send is answered with a reset or dropped, and good connections work on.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::super::packet::{Header, Op};
@@ -353,4 +354,48 @@ fn raise_descriptor_limit() {
     limit.rlim_cur = limit.rlim_cur.max(limit.rlim_max.min(4096));
     // SAFETY: the limit is valid for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+}
+
+/// A connection that goes before the guest has taken its answer leaves nothing behind.
+#[test]
+fn connections_that_come_and_go_without_a_buffer_leave_nothing() {
+    let vsock = device();
+    let listener = vsock.switchboard().listen(52).unwrap();
+    let mut guest = Guest::new(vsock.clone());
+    guest.restart_without_buffers();
+    for _ in 0..2000 {
+        guest.send(&guest::header(Op::Request, 1000, 52), &[]);
+        drop(listener.accept().unwrap());
+        guest.send(&guest::header(Op::Reset, 1000, 52), &[]);
+        vsock.assert_bounded();
+        assert_eq!(guest.connections(), 0);
+    }
+    guest.offer_buffers();
+    guest.connect(1000, 52);
+    let mut good = listener.accept().unwrap();
+    assert_works(&mut guest, &mut good);
+}
+
+/// Clients of the host that try again and again, while the guest takes none of their requests, or a few.
+#[test]
+fn retries_of_the_host_leave_nothing_that_the_guest_has_not_heard_of() {
+    let (vsock, path, _folder) = device_with_socket();
+    let mut guest = Guest::new(vsock.clone());
+    for buffers in [0, 3] {
+        guest.restart_without_buffers();
+        for index in 0..buffers {
+            guest.rings[0].offer(&[Buffer::writable(BUFFERS + index * 4096, 4096)]);
+        }
+        for _ in 0..40 {
+            let clients: Vec<UnixStream> = (0..20).map(|_| UnixStream::connect(&path).unwrap()).collect();
+            clients.iter().for_each(|mut client| client.write_all(b"CONNECT 9\n").unwrap());
+            guest.machine.settle();
+            drop(clients);
+            guest.machine.settle();
+            (0..10).for_each(|_| guest.tick_uncollected());
+            vsock.assert_bounded();
+        }
+        assert_eq!(guest.connections(), 0);
+        assert!(guest.resets() <= buffers as usize, "{} resets", guest.resets());
+    }
 }
