@@ -59,6 +59,55 @@ fn run(kernel: &PathBuf, args: &[&str]) -> Command {
     command
 }
 
+/// An ELF64 file's program headers and what they name, as an ELF32 file.
+fn elf_32(elf: &[u8]) -> Vec<u8> {
+    let number = |at: usize, len: usize| {
+        let bytes = elf[at..at + len].iter().rev();
+        bytes.fold(0_u64, |number, byte| number << 8 | u64::from(*byte)) as u32
+    };
+    let (table, count) = (number(32, 8) as usize, number(56, 2) as usize);
+    let shift = 52 + 32 * count as u32;
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    file.extend([2_u16, 3].map(u16::to_le_bytes).concat());
+    // There is no 64-bit entry, and nothing asks for another.
+    file.extend([1_u32, 0, 52, 0, 0].map(u32::to_le_bytes).concat());
+    file.extend([52_u16, 32, count as u16, 0, 0, 0].map(u16::to_le_bytes).concat());
+    for at in (0..count).map(|index| table + 56 * index) {
+        let fields = [8, 24, 24, 32, 40].map(|offset| number(at + offset, 8));
+        let [offset, virtual_address, address, file_len, memory_len] = fields;
+        let fields = [number(at, 4), offset + shift, virtual_address, address, file_len, memory_len, 7, 4];
+        file.extend(fields.map(u32::to_le_bytes).concat());
+    }
+    file.extend(elf);
+    file
+}
+
+#[test]
+fn elf_file_of_32_bits_is_entered_by_its_pvh_note() {
+    needs_kvm!();
+    let kernel = file("elf32", &elf_32(&Payload::named("hello-exit").unwrap().elf()));
+    for args in [&[][..], &["--protocol", "pvh"]] {
+        let hello = finish(&mut run(&kernel, args));
+        assert!(hello.expect(0, "code 0").stdout == b"!", "{hello:?}");
+    }
+    let refused = finish(&mut run(&kernel, &["--protocol", "linux"]));
+    refused.expect(125, "is a 32-bit ELF file, which has its PVH entry only");
+}
+
+#[test]
+fn bzimage_whose_length_was_rounded_up_runs() {
+    needs_kvm!();
+    let mut image = Payload::named("exit-7").unwrap().bzimage(&packed(Compression::Gzip));
+    let paragraphs = u32::from_le_bytes(image[0x1f4..0x1f8].try_into().unwrap()) + 1;
+    image[0x1f4..0x1f8].copy_from_slice(&paragraphs.to_le_bytes());
+    image.truncate(image.len() / 16 * 16);
+    for (len, code) in [(image.len() + 1, 7), (image.len(), 125)] {
+        image.resize(len, 0);
+        finish(&mut run(&file("rounded", &image), &[])).expect(code, "");
+    }
+}
+
 #[test]
 fn each_packing_unpacks_itself_or_is_unpacked_here_for_its_pvh_entry() {
     needs_kvm!();

@@ -77,6 +77,16 @@ pub enum LoaderError {
         /// The kernel's release.
         release: String,
     },
+    /// The folder of the release has not everything that it needs.
+    #[error(
+        "the modules in {tree:?} cannot be used: its file {} is missing, which `make modules_install` writes beside \
+         them; copy the whole folder",
+        ModuleTree::LIST
+    )]
+    NoList {
+        /// The folder of the release.
+        tree: PathBuf,
+    },
     /// The kernel does not tell its release.
     #[error(
         "the kernel {kernel:?} does not say its release, so its module {module} cannot be found; give \
@@ -137,6 +147,7 @@ impl LoaderError {
         match self {
             LoaderError::NoTree { .. }
             | LoaderError::NotInFolder { .. }
+            | LoaderError::NoList { .. }
             | LoaderError::NoRelease { .. }
             | LoaderError::OtherRelease { .. }
             | LoaderError::Modules(_) => true,
@@ -206,27 +217,34 @@ fn modules_of(request: &LoaderRequest<'_>) -> Result<Vec<Module>, LoaderError> {
 }
 
 /// The folder of the kernel's release: in the user's folder, else in the default guest's, else beside the kernel, else
-/// in the host's.
+/// in the host's, else the one that the kernel is in (`modules/RELEASE/vmlinuz`).
 fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     let &LoaderRequest { kernel, release, folder, modules, .. } = request;
     if let Some(folder) = folder.filter(|folder| ModuleTree::is_at(folder)) {
         return Ok(folder.to_owned());
     }
     let module = modules.first().copied().unwrap_or_default().to_owned();
-    let Some(release) = release else {
-        return Err(LoaderError::NoRelease { kernel: kernel.to_owned(), module });
-    };
     let places = match folder {
         Some(folder) => std::iter::once(folder.to_owned()).chain(module_folders(folder)).collect(),
         None => places_to_look(kernel),
     };
-    if let Some(found) = places.iter().map(|place| place.join(release)).find(|tree| ModuleTree::is_at(tree)) {
+    let Some(release) = release else {
+        // A folder of modules may be the release's own and lack its list.
+        return Err(match folder.filter(|folder| folder.join("kernel").is_dir()) {
+            Some(folder) => LoaderError::NoList { tree: folder.to_owned() },
+            None => LoaderError::NoRelease { kernel: kernel.to_owned(), module },
+        });
+    };
+    let own = folder.map_or_else(|| kernel.parent(), Some).filter(|own| own.ends_with(release));
+    let trees = || places.iter().map(|place| place.join(release)).chain(own.map(Path::to_owned));
+    if let Some(found) = trees().find(|tree| ModuleTree::is_at(tree)) {
         return Ok(found);
     }
     let release = release.to_owned();
-    Err(match folder {
-        Some(folder) => LoaderError::NotInFolder { folder: folder.to_owned(), release },
-        None => LoaderError::NoTree { kernel: kernel.to_owned(), release, module, places },
+    Err(match (trees().find(|tree| tree.is_dir()), folder) {
+        (Some(tree), _) => LoaderError::NoList { tree },
+        (None, Some(folder)) => LoaderError::NotInFolder { folder: folder.to_owned(), release },
+        (None, None) => LoaderError::NoTree { kernel: kernel.to_owned(), release, module, places },
     })
 }
 
@@ -236,26 +254,26 @@ fn places_to_look(kernel: &Path) -> Vec<PathBuf> {
     for beside in kernel.ancestors().skip(1).take(2) {
         places.extend(module_folders(beside));
     }
-    places.push(HOST_MODULES.into());
+    places.extend(module_folders(Path::new("/")));
     places
 }
 
-/// Where a system at `root` has its modules.
-fn module_folders(root: &Path) -> [PathBuf; 2] {
-    ["lib/modules", "usr/lib/modules"].map(|folder| root.join(folder))
+/// Where a system at `root` has its modules; the last is where some build systems put them.
+fn module_folders(root: &Path) -> [PathBuf; 3] {
+    ["lib/modules", "usr/lib/modules", "modules"].map(|folder| root.join(folder))
 }
 
 fn listed(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-const HOST_MODULES: &str = "/lib/modules";
-
 /// Tells the loader that the initramfs which it is in is the root (`agent/src/loader`).
 const ROOT_IS_HERE: &str = "coracle/root-is-here";
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::samples::{RELEASE, Tree, object};
     use super::*;
 
@@ -299,6 +317,42 @@ mod tests {
     }
 
     #[test]
+    fn modules_around_the_kernel_and_in_usr_are_found() {
+        let tree = tree("around");
+        let kernel = tree.release_folder().join("vmlinuz");
+        assert_eq!(tree_folder(&request(&kernel, None)).unwrap(), tree.release_folder());
+        for folder in ["usr/lib", "."] {
+            let place = tree.root.join(folder);
+            fs::create_dir_all(&place).unwrap();
+            fs::rename(tree.root.join("lib/modules"), place.join("modules")).unwrap();
+            let found = tree_folder(&request(&tree.root.join("vmlinuz"), None)).unwrap();
+            assert_eq!(found, place.components().collect::<PathBuf>().join("modules").join(RELEASE));
+            fs::rename(place.join("modules"), tree.root.join("lib/modules")).unwrap();
+        }
+    }
+
+    #[test]
+    fn list_that_is_missing_is_named() {
+        let tree = tree("unlisted");
+        let folder = tree.release_folder();
+        fs::remove_file(folder.join("modules.builtin")).unwrap();
+        let elsewhere = tree.root.join("vmlinuz");
+        for (kernel, named) in [
+            (&elsewhere, None),
+            (&elsewhere, Some(tree.root.as_path())),
+            (&elsewhere, Some(folder.as_path())),
+            (&folder.join("vmlinuz"), None),
+        ] {
+            let error = tree_folder(&request(kernel, named)).unwrap_err();
+            let said = error.to_string();
+            assert!(matches!(&error, LoaderError::NoList { tree } if *tree == folder), "{said}");
+            assert!(said.contains("its file modules.builtin is missing"), "{said}");
+        }
+        let request = LoaderRequest { release: None, ..request(&elsewhere, Some(&folder)) };
+        assert!(matches!(tree_folder(&request), Err(LoaderError::NoList { .. })));
+    }
+
+    #[test]
     fn folder_of_another_release_is_refused() {
         let tree = tree("other");
         let request =
@@ -321,9 +375,12 @@ mod tests {
         let request =
             LoaderRequest { release: Some("0.0.0-nowhere"), ..request(Path::new("/a/boot/vmlinuz"), None) };
         let error = modules_of(&request).unwrap_err().to_string();
-        for words in
-            ["needs the module virtio_mmio", "/a/boot/lib/modules, ", "/a/usr/lib/modules, ", "/lib/modules;"]
-        {
+        for words in [
+            "needs the module virtio_mmio",
+            "/a/boot/lib/modules, ",
+            "/a/usr/lib/modules, ",
+            "/usr/lib/modules, ",
+        ] {
             assert!(error.contains(words), "{words}: {error}");
         }
         assert_eq!(error.lines().count(), 1);

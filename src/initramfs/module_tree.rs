@@ -92,12 +92,15 @@ pub enum ModulesError {
 }
 
 impl ModuleTree {
+    /// Where `modules_install` lists what is not a module but in the kernel itself.
+    pub(crate) const LIST: &str = "modules.builtin";
+
     /// Lists the modules in the folder of a release (`lib/modules/RELEASE`).
     ///
     /// # Errors
     /// The folder or its `modules.builtin` cannot be read.
     pub fn open(root: &Path) -> Result<Self, ModulesError> {
-        let list = root.join(BUILT_IN_LIST);
+        let list = root.join(Self::LIST);
         let built_in = read_text(&list)?;
         let built_in: HashSet<_> = built_in
             .lines()
@@ -121,7 +124,7 @@ impl ModuleTree {
 
     /// Whether `folder` is one of a release, by the list that every kernel's `modules_install` writes.
     pub fn is_at(folder: &Path) -> bool {
-        folder.join(BUILT_IN_LIST).is_file()
+        folder.join(Self::LIST).is_file()
     }
 
     /// Whether the kernel has this module built in.
@@ -312,9 +315,6 @@ fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
 
 /// What the kernel's build may append to `.ko`.
 const ENDINGS: [&str; 3] = [".xz", ".zst", ".gz"];
-
-/// Where `modules_install` lists what is no module but in the kernel itself.
-const BUILT_IN_LIST: &str = "modules.builtin";
 
 /// Where `depmod` writes what each module needs.
 const DEPENDENCIES: &str = "modules.dep";

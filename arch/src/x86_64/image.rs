@@ -36,7 +36,7 @@ pub struct KernelImage {
 /// The two image formats that boot here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
-    /// ELF64 for x86-64: an unpacked `vmlinux`, or another kernel or payload.
+    /// ELF64 for x86-64: an unpacked `vmlinux`, or another kernel or payload. ELF32 with a PVH entry.
     Elf,
     /// A packed Linux kernel, `vmlinuz`, with a 64-bit entry.
     BzImage,
@@ -134,6 +134,14 @@ pub enum ImageError {
         /// What can be done about it.
         fix: &'static str,
     },
+    /// A 32-bit ELF file can be entered as Xen's PVH guests are, and in no other way.
+    #[error(
+        "the kernel {path:?} is a 32-bit ELF file, which has its PVH entry only; leave --protocol linux out"
+    )]
+    No64BitEntry {
+        /// The kernel's path.
+        path: PathBuf,
+    },
     /// The ELF headers are damaged or ask for something that cannot be done.
     #[error("the ELF kernel {path:?} cannot be loaded: {defect}")]
     Elf {
@@ -180,6 +188,9 @@ impl KernelImage {
                 ImageFormat::Elf => "leave --protocol pvh out, or build it with CONFIG_PVH=y",
             };
             return Err(ImageError::NoPvhEntry { path: image.path().to_owned(), fix });
+        }
+        if protocol == BootProtocol::Linux64 && !image.contents.has_64_bit_entry {
+            return Err(ImageError::No64BitEntry { path: image.path().to_owned() });
         }
         let entry = image.entry();
         if image.contents.has_file_bytes_at(entry) {
@@ -279,6 +290,8 @@ struct Contents {
     segments: Vec<ImageSegment>,
     memory_end: u64,
     entry: u64,
+    /// Whether `entry` is one for 64-bit mode.
+    has_64_bit_entry: bool,
     pvh_entry: Option<u32>,
     is_linux: bool,
     release: Option<String>,

@@ -3,10 +3,13 @@
 //! Kernels reset a PC by waiting until the controller's input buffer is empty (status bit 1 clear) and then
 //! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse. A kernel that is told
 //! so by ACPI does not probe the controller. One that probes it anyway first empties the output buffer: this one
-//! is always full, by which Linux knows after 17 reads that there is no controller (`i8042_flush` in
-//! drivers/input/serio/i8042.c). A buffer that is always empty would have it send commands, and wait for answers.
+//! stays full, by which Linux knows after 17 reads that there is no controller (`i8042_flush` in
+//! drivers/input/serio/i8042.c). A buffer that is always empty would have it send commands, and wait for answers. A
+//! program that reads until the buffer is empty, without a limit, as memtest86+ does, comes to its end after
+//! [`BYTES`] reads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
@@ -14,6 +17,8 @@ use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 /// The controller's ports: the window spans 0x60 to 0x64.
 pub struct I8042 {
     requests: Arc<dyn GuestRequestSink>,
+    /// Bytes that the output buffer still gives.
+    left: AtomicU32,
 }
 
 impl I8042 {
@@ -24,15 +29,20 @@ impl I8042 {
 
     /// Creates the controller; a reset pulse goes to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
-        Self { requests }
+        Self { requests, left: AtomicU32::new(BYTES) }
     }
 }
 
 impl ByteRegisters for I8042 {
     fn read_byte(&self, offset: u64) -> u8 {
         match offset {
-            DATA => 0,
-            COMMAND => OUTPUT_FULL,
+            DATA => {
+                let less = |left: u32| left.checked_sub(1);
+                let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+                0
+            }
+            COMMAND if self.left.load(Ordering::Relaxed) > 0 => OUTPUT_FULL,
+            COMMAND => 0,
             _ => 0xff,
         }
     }
@@ -50,6 +60,8 @@ const DATA: u64 = 0;
 const COMMAND: u64 = 4;
 /// Output buffer full (bit 0), input buffer empty (bit 1).
 const OUTPUT_FULL: u8 = 1 << 0;
+/// Bytes in the output buffer: more than two hundred probes of Linux read, and no time to wait for.
+const BYTES: u32 = 4096;
 /// Pulse output line 0, which is wired to the CPU's reset.
 const PULSE_RESET: u8 = 0xfe;
 
@@ -79,6 +91,19 @@ mod tests {
         let mut ports = [0xaa; 5];
         controller.read(0, &mut ports);
         assert_eq!(ports, [0, 0xff, 0xff, 0xff, 1]);
+    }
+
+    #[test]
+    fn reader_without_a_limit_comes_to_the_end() {
+        let controller = I8042::new(Arc::new(RequestLog::default()));
+        let mut reads = 0;
+        while controller.read_byte(COMMAND) & OUTPUT_FULL != 0 {
+            controller.read_byte(DATA);
+            reads += 1;
+            assert!(reads <= BYTES);
+        }
+        assert_eq!(reads, BYTES);
+        assert_eq!((controller.read_byte(DATA), controller.read_byte(COMMAND)), (0, 0));
     }
 
     #[test]

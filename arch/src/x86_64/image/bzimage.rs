@@ -77,6 +77,7 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
         memory_end: kernel_end,
         // The segment is longer than the offset of the entry, so this cannot pass its end.
         entry: header.pref_address.saturating_add(ENTRY_64_OFFSET),
+        has_64_bit_entry: true,
         pvh_entry: None,
         is_linux: true,
         release: release_in(file, head, segment.file_offset),
@@ -157,12 +158,12 @@ fn protected_mode_segment(file: &InputFile, header: &BzImageHeader) -> Result<Im
     if announced <= ENTRY_64_OFFSET {
         return Err(Defect::BzImageField { field: "syssize", value: u64::from(header.raw.syssize) });
     }
-    // A signed image has its signature after the announced bytes: that is loaded too and does no harm, while some
-    // builds round `syssize` down.
+    // A signed image has its signature after the announced bytes: that is loaded too and does no harm. Builds round
+    // `syssize` either way: down, or up past the end of the file by less than one paragraph.
     let file_len = file
         .len()
         .checked_sub(setup_len)
-        .filter(|len| *len >= announced)
+        .filter(|len| len.saturating_add(PARAGRAPH) > announced)
         .ok_or(Defect::Truncated { needed })?;
     Ok(ImageSegment {
         file_offset: setup_len,
@@ -295,15 +296,24 @@ mod tests {
     #[test]
     fn file_shorter_than_announced_is_truncated() {
         let bytes = bzimage();
-        let error = open_bytes(&bytes[..bytes.len() - 1]).unwrap_err();
+        let error = open_bytes(&bytes[..bytes.len() - 16]).unwrap_err();
         let ImageError::Truncated { needed, len, .. } = error else { panic!("{error}") };
-        assert_eq!((needed, len), (5120, 5119));
+        assert_eq!((needed, len), (5120, 5104));
+    }
+
+    #[test]
+    fn length_that_was_rounded_up_to_paragraphs_is_accepted() {
+        let bytes = bzimage();
+        for missing in 1..16 {
+            let image = open_bytes(&bytes[..bytes.len() - missing]).unwrap();
+            assert_eq!(image.segments()[0].file_len, 4096 - missing as u64);
+        }
     }
 
     #[test]
     fn truncation_at_every_header_byte_is_an_error() {
         let bytes = bzimage();
-        for len in 1..bytes.len() {
+        for len in 1..bytes.len() - 15 {
             open_bytes(&bytes[..len]).expect_err(&format!("{len} bytes were accepted"));
         }
     }

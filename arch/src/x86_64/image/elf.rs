@@ -1,4 +1,5 @@
-//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and 5).
+//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and 5). A 32-bit
+//! file, as Xen and GRUB are, is taken by its PVH entry.
 //!
 //! Only the file header, the program headers and the notes are read. Everything a header says is checked against the
 //! file and the machine before anything is loaded.
@@ -14,16 +15,13 @@ use super::foreign::Foreign;
 use super::{Contents, Defect, ImageSegment, release};
 
 const MAGIC: &[u8] = b"\x7fELF";
-const FILE_HEADER_LEN: usize = 64;
-const PROGRAM_HEADER_LEN: usize = 56;
-/// `e_ident`: class and byte order.
-const CLASS_32: u8 = 1;
-const CLASS_64: u8 = 2;
+/// `e_ident`: byte order.
 const BIG_ENDIAN: u8 = 2;
 /// `e_type` of what can be entered: at fixed addresses, or position-independent.
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
-/// `e_machine` of x86-64.
+/// `e_machine` of 32-bit x86 and of x86-64.
+const EM_386: u16 = 3;
 const EM_X86_64: u16 = 62;
 /// Program header types.
 const PT_LOAD: u32 = 1;
@@ -50,7 +48,7 @@ const SEARCH_CHUNK: usize = 256 * 1024;
 /// What is wrong with the headers of an ELF kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElfDefect {
-    /// The size of a program header is not that of ELF64.
+    /// The size of a program header is not that of its class.
     ProgramHeaderSize(u16),
     /// More program headers than any kernel has.
     ProgramHeaderCount(u16),
@@ -74,7 +72,7 @@ impl fmt::Display for ElfDefect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::ProgramHeaderSize(size) => {
-                write!(f, "its program headers are {size} bytes each, ELF64 has {PROGRAM_HEADER_LEN}")
+                write!(f, "its program headers are {size} bytes each; ELF64 has 56, and ELF32 has 32")
             }
             Self::ProgramHeaderCount(count) => {
                 write!(f, "it has {count} program headers, at most {MAX_PROGRAM_HEADERS} are accepted")
@@ -120,9 +118,21 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
     };
     let pvh_entry = find_pvh_entry(file, &program_headers)?;
     let release = find_release(file, &program_headers)?;
-    let entry = header.entry;
-    let is_linux = release.is_some();
-    let contents = Contents { segments, memory_end, entry, pvh_entry, is_linux, release, bzimage: None };
+    let (entry, is_linux) = (header.entry, release.is_some());
+    let has_64_bit_entry = header.class == Class::Elf64;
+    if !has_64_bit_entry && pvh_entry.is_none() {
+        return Err(Defect::Foreign(Foreign::Elf32));
+    }
+    let contents = Contents {
+        segments,
+        memory_end,
+        entry,
+        has_64_bit_entry,
+        pvh_entry,
+        is_linux,
+        release,
+        bzimage: None,
+    };
     let used_entry = pvh_entry.filter(|_| !is_linux).map_or(entry, u64::from);
     if contents.has_file_bytes_at(used_entry) {
         Ok(contents)
@@ -131,7 +141,47 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
     }
 }
 
+/// The width of a file's numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Elf32,
+    Elf64,
+}
+
+impl Class {
+    fn header_len(self) -> usize {
+        match self {
+            Self::Elf32 => 52,
+            Self::Elf64 => 64,
+        }
+    }
+
+    fn program_header_len(self) -> usize {
+        match self {
+            Self::Elf32 => 32,
+            Self::Elf64 => 56,
+        }
+    }
+
+    /// The processor that such a file is for, if it is to run here.
+    fn machine(self) -> u16 {
+        match self {
+            Self::Elf32 => EM_386,
+            Self::Elf64 => EM_X86_64,
+        }
+    }
+
+    /// An address, offset or length at `offset` of `bytes`.
+    fn number(self, bytes: &[u8], offset: usize) -> Option<u64> {
+        match self {
+            Self::Elf32 => u32_at(bytes, offset).map(u64::from),
+            Self::Elf64 => u64_at(bytes, offset),
+        }
+    }
+}
+
 struct FileHeader {
+    class: Class,
     entry: u64,
     program_headers_offset: u64,
     program_headers: u16,
@@ -139,39 +189,47 @@ struct FileHeader {
 
 impl FileHeader {
     fn parse(head: &[u8]) -> Result<Self, Defect> {
-        let truncated = || Defect::Truncated { needed: FILE_HEADER_LEN as u64 };
-        if head.get(4) == Some(&CLASS_32) {
-            return Err(Defect::Foreign(Foreign::Elf32));
-        }
+        let class = match head.get(4) {
+            Some(1) => Class::Elf32,
+            Some(2) => Class::Elf64,
+            Some(_) => return Err(Defect::Foreign(Foreign::Unknown)),
+            None => return Err(Defect::Truncated { needed: Class::Elf64.header_len() as u64 }),
+        };
+        let truncated = || Defect::Truncated { needed: class.header_len() as u64 };
         if head.get(5) == Some(&BIG_ENDIAN) {
             return Err(Defect::Foreign(Foreign::ElfBigEndian));
         }
-        let head = head.get(..FILE_HEADER_LEN).ok_or_else(truncated)?;
-        if head.get(4) != Some(&CLASS_64) {
-            return Err(Defect::Foreign(Foreign::Unknown));
-        }
+        let head = head.get(..class.header_len()).ok_or_else(truncated)?;
         let machine = u16_at(head, 18).ok_or_else(truncated)?;
-        if machine != EM_X86_64 {
+        if (class, machine) == (Class::Elf32, EM_X86_64) {
+            return Err(Defect::Foreign(Foreign::Elf32));
+        }
+        if machine != class.machine() {
             return Err(Defect::Foreign(Foreign::ElfMachine(machine)));
         }
         let kind = u16_at(head, 16).ok_or_else(truncated)?;
         if kind != ET_EXEC && kind != ET_DYN {
             return Err(Defect::Foreign(Foreign::ElfType(kind)));
         }
-        let entry_size = u16_at(head, 54).ok_or_else(truncated)?;
-        let program_headers = u16_at(head, 56).ok_or_else(truncated)?;
+        let (entry, table, entry_size, count) = match class {
+            Class::Elf32 => (24, 28, 42, 44),
+            Class::Elf64 => (24, 32, 54, 56),
+        };
+        let entry_size = u16_at(head, entry_size).ok_or_else(truncated)?;
+        let program_headers = u16_at(head, count).ok_or_else(truncated)?;
         if program_headers == 0 {
             return Err(ElfDefect::NoSegments.into());
         }
-        if usize::from(entry_size) != PROGRAM_HEADER_LEN {
+        if usize::from(entry_size) != class.program_header_len() {
             return Err(ElfDefect::ProgramHeaderSize(entry_size).into());
         }
         if program_headers > MAX_PROGRAM_HEADERS {
             return Err(ElfDefect::ProgramHeaderCount(program_headers).into());
         }
         Ok(Self {
-            entry: u64_at(head, 24).ok_or_else(truncated)?,
-            program_headers_offset: u64_at(head, 32).ok_or_else(truncated)?,
+            class,
+            entry: class.number(head, entry).ok_or_else(truncated)?,
+            program_headers_offset: class.number(head, table).ok_or_else(truncated)?,
             program_headers,
         })
     }
@@ -191,33 +249,31 @@ struct ProgramHeader {
 fn read_program_headers(file: &InputFile, header: &FileHeader) -> Result<Vec<ProgramHeader>, Defect> {
     let mut headers = Vec::with_capacity(usize::from(header.program_headers));
     let mut offset = header.program_headers_offset;
+    let mut buffer = [0; 56];
+    let bytes = buffer.get_mut(..header.class.program_header_len()).unwrap_or_default();
     for index in 0..header.program_headers {
-        let end = offset.saturating_add(PROGRAM_HEADER_LEN as u64);
+        let end = offset.saturating_add(bytes.len() as u64);
         if end > file.len() {
             return Err(Defect::Truncated { needed: end });
         }
-        let mut bytes = [0; PROGRAM_HEADER_LEN];
-        file.read_at(offset, &mut bytes)?;
-        headers.push(ProgramHeader::parse(index, &bytes));
+        file.read_at(offset, bytes)?;
+        headers.push(ProgramHeader::parse(header.class, index, bytes));
         offset = end;
     }
     Ok(headers)
 }
 
 impl ProgramHeader {
-    fn parse(index: u16, bytes: &[u8; PROGRAM_HEADER_LEN]) -> Self {
-        // All offsets lie inside the array, so none of these defaults is ever taken.
-        let number = |offset| u64_at(bytes, offset).unwrap_or_default();
-        Self {
-            index,
-            kind: u32_at(bytes, 0).unwrap_or_default(),
-            offset: number(8),
-            virtual_address: number(16),
-            address: number(24),
-            file_len: number(32),
-            memory_len: number(40),
-            align: number(48),
-        }
+    fn parse(class: Class, index: u16, bytes: &[u8]) -> Self {
+        let fields = match class {
+            Class::Elf32 => [4, 8, 12, 16, 20, 28],
+            Class::Elf64 => [8, 16, 24, 32, 40, 48],
+        };
+        // All offsets lie inside the bytes, so none of these defaults is ever taken.
+        let [offset, virtual_address, address, file_len, memory_len, align] =
+            fields.map(|offset| class.number(bytes, offset).unwrap_or_default());
+        let kind = u32_at(bytes, 0).unwrap_or_default();
+        Self { index, kind, offset, virtual_address, address, file_len, memory_len, align }
     }
 
     /// Checks the segment's bytes against the file's length.

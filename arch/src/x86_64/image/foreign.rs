@@ -9,7 +9,7 @@ use super::super::bytes::{has_at, u16_at, u32_at};
 /// What a file is that cannot be booted. It displays as "what it is; what would work".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foreign {
-    /// A 32-bit ELF file.
+    /// A 32-bit ELF file without a PVH entry.
     Elf32,
     /// A big-endian ELF file.
     ElfBigEndian,
@@ -51,7 +51,9 @@ const WHAT_WORKS: &str = "give an x86-64 vmlinux or bzImage";
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Elf32 => write!(f, "a 32-bit ELF file; {WHAT_WORKS}"),
+            Self::Elf32 => {
+                write!(f, "a 32-bit ELF file without a PVH entry (an ELF note of Xen's); {WHAT_WORKS}")
+            }
             Self::ElfBigEndian => write!(f, "a big-endian ELF file; {WHAT_WORKS}"),
             Self::ElfMachine(machine) => match machine_name(*machine) {
                 Some(name) => write!(f, "an ELF file for {name}; {WHAT_WORKS}"),

@@ -114,6 +114,24 @@ impl Elf {
         self
     }
 
+    /// The same as a 32-bit file.
+    pub(crate) fn bytes_32(&self) -> Vec<u8> {
+        let mut file = vec![0x7f, b'E', b'L', b'F', 1, 1, 1, 0];
+        file.resize(16, 0);
+        file.extend([2u16, 3].map(u16::to_le_bytes).concat());
+        file.extend([1u32, self.entry as u32, 52, 0, 0].map(u32::to_le_bytes).concat());
+        file.extend([52u16, 32, self.headers.len() as u16, 0, 0, 0].map(u16::to_le_bytes).concat());
+        for header in &self.headers {
+            let Header { kind, offset, virtual_address, address, file_len, memory_len, align } = *header;
+            let before = [u64::from(kind), offset, virtual_address, address, file_len, memory_len];
+            file.extend(before.map(|number| (number as u32).to_le_bytes()).concat());
+            file.extend([7u32, align as u32].map(u32::to_le_bytes).concat());
+        }
+        file.resize(Self::BODY as usize, 0);
+        file.extend(&self.body);
+        file
+    }
+
     /// The file.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut file = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0];

@@ -52,6 +52,27 @@ fn payload_with_note_uses_its_pvh_entry() {
 }
 
 #[test]
+fn file_of_32_bits_is_entered_by_its_note_and_in_no_other_way() {
+    let elf = Elf::payload().with_pvh_entry(0x20_0010);
+    let image = open_bytes(&elf.bytes_32()).unwrap();
+    let of_64_bits = open_bytes(&elf.bytes()).unwrap();
+    assert_eq!((image.protocol(), image.entry()), (BootProtocol::Pvh, 0x20_0010));
+    assert_eq!(image.segments(), of_64_bits.segments());
+    let error = image.with_protocol(BootProtocol::Linux64).unwrap_err();
+    assert!(matches!(error, ImageError::No64BitEntry { .. }), "{error}");
+    let error = open_bytes(&Elf::payload().bytes_32()).unwrap_err();
+    assert!(matches!(error, ImageError::Foreign { found: Foreign::Elf32, .. }), "{error}");
+}
+
+#[test]
+fn file_of_32_bits_cut_at_any_header_byte_is_refused() {
+    let bytes = Elf::payload().with_pvh_entry(0x20_0000).bytes_32();
+    for len in 1..52 + 2 * 32 {
+        open_bytes(&bytes[..len]).expect_err(&format!("{len} bytes were accepted"));
+    }
+}
+
+#[test]
 fn linux_with_note_uses_its_64_bit_entry() {
     let image = open_bytes(&Elf::payload().linked_as_linux(100).with_pvh_entry(0x20_0010).bytes()).unwrap();
     assert!(image.is_linux());
