@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Finished, coracle, file, finish, kvm_or_skip, payload, scratch};
@@ -89,6 +89,41 @@ fn line_that_is_not_allowed_fails_the_test_though_all_else_is_well() {
     }
     let run = finish(test("hello").args(["--expect", "hello", "--reject", "h.l"]));
     run.expect(120, "--reject h.l: the console has `hello`");
+}
+
+#[test]
+fn reader_of_stdout_that_stands_still_changes_no_verdict() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let run = |options: &[&str]| {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = test("bug-at-last");
+        command.args(["--timeout", "120s"]).args(options);
+        command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped());
+        let finished = common::collect(command.spawn().unwrap());
+        drop(reader);
+        finished
+    };
+    run(&["--reject", "BUG:"]).expect(120, "the console has `BUG: the last line`");
+    run(&["--expect", "BUG:"]).expect(0, "bytes are not on stdout, which was not read in time");
+    // Nor does one that is full.
+    let mut command = test("bug-at-last");
+    command.args(["--timeout", "120s"]).stdout(fs::File::options().write(true).open("/dev/full").unwrap());
+    command.stderr(Stdio::piped());
+    common::collect(command.spawn().unwrap()).expect(0, "stdout cannot be written: No space left on device");
+}
+
+#[test]
+fn console_that_its_file_cannot_take_does_not_pass() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let mut command = test("bug-at-last");
+    command.args(["--timeout", "120s", "--artifacts"]).arg(scratch().join("limited"));
+    common::limit_files(&mut command, 10_000);
+    finish(&mut command)
+        .expect(117, "--artifacts: the console cannot be written to its file: File too large");
 }
 
 #[test]

@@ -121,6 +121,48 @@ fn writer_of_the_program_has_everything_when_the_outcome_is_there() {
     assert!(builder.build().is_err(), "a second machine has no writer");
 }
 
+/// Takes a number of bytes, and then fails.
+struct Full(usize);
+
+impl Write for Full {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = bytes.len().min(self.0);
+        self.0 -= taken;
+        if taken == 0 { Err(std::io::Error::from_raw_os_error(libc::ENOSPC)) } else { Ok(taken) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn each_byte_that_nobody_has_taken_is_counted_as_lost() {
+    needs_kvm!();
+    // A writer that fails, wherever its bytes were then.
+    let outcome = VmBuilder::new(config("bug-at-last")).console_writer(Full(5000)).run().unwrap();
+    assert_eq!(outcome.console_bytes_dropped, outcome.console_bytes - 5000);
+    assert_eq!(outcome.console_lost_from, Some(5000));
+    // A stream that fails at once.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let streams = ConsoleStreams { input: None, output: Some(full.into()) };
+    let outcome = VmBuilder::new(config("bug-at-last")).console_streams(streams).run().unwrap();
+    assert_eq!((outcome.console_bytes_dropped, outcome.console_lost_from), (outcome.console_bytes, Some(0)));
+    // A reader that stands still.
+    let vm = VmBuilder::new(config("bug-at-last")).console_piped().build();
+    let mut vm = vm.unwrap();
+    let mut pipe = vm.take_console().unwrap();
+    vm.handle().resume();
+    let outcome = vm.wait();
+    let mut read = Vec::new();
+    pipe.output.read_to_end(&mut read).unwrap();
+    assert_eq!(outcome.console_bytes - outcome.console_bytes_dropped, read.len() as u64, "{outcome:?}");
+    assert_eq!(outcome.console_lost_from, Some(read.len() as u64));
+    // Nobody has ever wanted these.
+    let outcome = VmBuilder::new(config("hello")).console_streams(ConsoleStreams::default()).run().unwrap();
+    assert_eq!((outcome.console_bytes_dropped, outcome.console_lost_from), (0, None));
+}
+
 #[test]
 fn streams_of_the_program_are_used_and_left_as_they_were() {
     needs_kvm!();

@@ -106,6 +106,7 @@ payloads! {
     "hello-exit" Zero payload_hello_exit..payload_hello_exit_end "prints one byte, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts for ever";
     "flood" Zero payload_flood..payload_flood_end "prints for ever";
+    "bug-at-last" Zero payload_bug_at_last..payload_bug_at_last_end "prints 212,419 bytes whose last line is a `BUG:`, then powers off: 0";
     "echo" Zero payload_echo..payload_echo_end "sends back what it reads from the serial port; powers off after a `q`";
     "ports" Zero payload_ports..payload_ports_end "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
     "widths" Zero payload_widths..payload_widths_end "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";

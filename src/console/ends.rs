@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, fs, ptr};
 
 use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use coracle_devices::backend::unix_socket;
 
 use super::Pump;
@@ -71,6 +72,15 @@ impl ConsoleChoice {
         }
         let serial = ConsoleEnds::open(&config.serial)?;
         Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
+    }
+
+    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it takes, and may be
+    /// late.
+    pub(crate) fn capacity(&self) -> usize {
+        match self {
+            ConsoleChoice::Writer(_) => WRITER_CAPACITY,
+            _ => ConsoleBuffer::DEFAULT_CAPACITY,
+        }
     }
 
     /// Opens what was chosen, or what `config` names.
@@ -306,3 +316,6 @@ fn create(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
 }
+
+/// Far more than a kernel prints while a thread of a busy host waits for a CPU.
+const WRITER_CAPACITY: usize = 1 << 20;

@@ -4,6 +4,7 @@
 //! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`]; input
 //! waits in the host until the device has room.
 
+mod counts;
 mod ends;
 mod escape;
 mod pump;
@@ -19,6 +20,7 @@ use coracle_devices::event_loop::{Resident, watch};
 use coracle_devices::journal;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
+pub(crate) use counts::ConsoleCounts;
 use ends::ConsoleListener;
 pub(crate) use ends::{ConsoleChoice, ConsoleEnds, MachineConsoles};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
@@ -33,6 +35,8 @@ pub(crate) struct Console {
     output: Option<CharSink>,
     /// The sink is behind: the loop waits until it takes more.
     output_blocked: bool,
+    /// The sink is gone, and no other comes.
+    output_lost: bool,
     input: Option<CharSource>,
     input_watched: bool,
     listener: Option<ConsoleListener>,
@@ -55,6 +59,7 @@ impl Console {
             device,
             output: ends.output,
             output_blocked: false,
+            output_lost: false,
             input: ends.input,
             input_watched: false,
             listener: ends.listener,
@@ -66,8 +71,11 @@ impl Console {
 
     fn write_output(&mut self, ops: &mut EventOps) {
         let Some(sink) = &self.output else {
-            // With a listener, a client that comes late finds the first bytes; else nobody will ever want them.
-            if self.listener.is_none() {
+            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those of a console that
+            // is connected to nothing, but those of one that was.
+            if self.output_lost {
+                self.buffer.discard();
+            } else if self.listener.is_none() {
                 self.buffer.drain(<[u8]>::len);
             }
             return;
@@ -98,6 +106,7 @@ impl Console {
             self.hang_up(ops);
         } else {
             journal!(Host Warn, "console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
+            self.output_lost = true;
             self.buffer.discard();
         }
     }

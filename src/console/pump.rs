@@ -3,6 +3,8 @@
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use crate::kvm::spawn_with_signals_blocked;
 pub(crate) struct Pump {
     /// Disconnected when the thread ends.
     ended: Receiver<()>,
+    /// Bytes that the writer has taken.
+    delivered: Arc<AtomicU64>,
 }
 
 impl Pump {
@@ -20,24 +24,42 @@ impl Pump {
     pub(crate) fn start(writer: Box<dyn Write + Send>) -> io::Result<(Pump, OwnedFd)> {
         let (reader, output) = io::pipe()?;
         let (alive, ended) = mpsc::channel();
+        let delivered = Arc::new(AtomicU64::new(0));
+        let count = delivered.clone();
         spawn_with_signals_blocked("console".into(), move || {
             let _alive: Sender<()> = alive;
-            copy(reader, writer);
+            copy(reader, writer, &count);
         })?;
-        Ok((Pump { ended }, output.into()))
+        Ok((Pump { ended, delivered }, output.into()))
     }
 
     /// Waits until the writer has everything: false when it takes longer than `limit`.
-    pub(crate) fn finish(self, limit: Duration) -> bool {
+    pub(crate) fn finish(&self, limit: Duration) -> bool {
         self.ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
+    }
+
+    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when the thread has
+    /// ended.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::Acquire)
     }
 }
 
-fn copy(mut reader: PipeReader, mut writer: Box<dyn Write + Send>) {
+fn copy(mut reader: PipeReader, mut writer: Box<dyn Write + Send>, delivered: &AtomicU64) {
     let mut bytes = [0; 4096];
     while let Ok(count @ 1..) = reader.read(&mut bytes) {
-        let taken = writer.write_all(bytes.get(..count).unwrap_or_default());
-        if taken.and_then(|()| writer.flush()).is_err() {
+        let mut rest = bytes.get(..count).unwrap_or_default();
+        while !rest.is_empty() {
+            match writer.write(rest) {
+                Ok(taken @ 1..) => {
+                    delivered.fetch_add(taken.min(rest.len()) as u64, Ordering::Release);
+                    rest = rest.get(taken..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+        if writer.flush().is_err() {
             return;
         }
     }

@@ -106,6 +106,7 @@ mod tests {
             exits: ExitCounts::default(),
             console_bytes: 28,
             console_bytes_dropped: 0,
+            console_lost_from: None,
             disk_errors: 0,
             frames_dropped: 0,
             later_events: 0,

@@ -133,7 +133,13 @@ impl VmBuilder {
         let virtio = Arc::new(VirtioDevices::attach(&self.config, inputs.root.as_ref(), &attach)?);
         let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
-        let platform = Platform::new(interrupts.clone(), control.clone(), &virtio, com2.as_ref())?;
+        let platform = Platform::new(
+            interrupts.clone(),
+            control.clone(),
+            &virtio,
+            self.console.capacity(),
+            com2.as_ref(),
+        )?;
         let (guest, vcpus) = recipe.make()?;
         guest.connect(&interrupts, &virtio)?;
         self.assemble(

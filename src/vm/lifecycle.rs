@@ -28,7 +28,7 @@ use super::platform::Platform;
 use super::watch::{Limits, Watch};
 use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
-use crate::console::Pump;
+use crate::console::{ConsoleCounts, Pump};
 use crate::control::{Control, Gate, VmEvent};
 use crate::diagnosis::{Findings, Remains, Subject};
 use crate::io_loop::{self, IoLoop};
@@ -319,7 +319,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let device_stuck = virtio.disconnect().err();
     virtio.close();
     virtio.end_threads(device_stuck.is_some());
-    let drained = io_loop.stop() && pump.is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
+    let drained = io_loop.stop() && pump.as_ref().is_none_or(|pump| pump.finish(io_loop::STOP_LIMIT));
     shared.agent.iter().for_each(AgentAttachment::join);
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
@@ -331,6 +331,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         virtio_output.inspect(|output| output.discard());
     }
 
+    let counts = ConsoleCounts::of(console, virtio_output.map(Arc::as_ref), pump.as_ref());
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
     let frames_dropped = virtio.net_counts().into_iter().map(dropped).sum();
     let (failure, later_events) = shared.control.afterwards();
@@ -354,9 +355,9 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         diagnosis,
         duration,
         exits,
-        console_bytes: console.pushed_bytes() + virtio_output.map_or(0, |output| output.pushed_bytes()),
-        console_bytes_dropped: console.dropped_bytes()
-            + virtio_output.map_or(0, |output| output.dropped_bytes()),
+        console_bytes: counts.sent,
+        console_bytes_dropped: counts.lost,
+        console_lost_from: counts.lost_from,
         disk_errors: shared.control.disk_errors(),
         frames_dropped,
         later_events,

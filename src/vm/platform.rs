@@ -54,11 +54,12 @@ pub enum PlatformError {
 
 impl Platform {
     /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end;
-    /// `virtio` has been made before.
+    /// `virtio` has been made before. The serial console holds at most `console_capacity` bytes that nobody has taken.
     pub(super) fn new(
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
         virtio: &VirtioDevices,
+        console_capacity: usize,
         com2: Option<&Arc<ConsoleBuffer>>,
     ) -> Result<Platform, PlatformError> {
         let ioapic = Arc::new(IoApic::new(interrupts));
@@ -66,7 +67,7 @@ impl Platform {
             let pin = u8::try_from(gsi).ok();
             pin.and_then(|pin| ioapic.line(pin)).ok_or(PlatformError::Interrupt { gsi })
         };
-        let console = ConsoleBuffer::new(ConsoleBuffer::DEFAULT_CAPACITY).map_err(PlatformError::Device)?;
+        let console = ConsoleBuffer::new(console_capacity).map_err(PlatformError::Device)?;
         let console = Arc::new(console.telling(requests.clone()));
         let serial = SerialPort::new(console.clone(), line(layout::COM1_IRQ)?);
         let serial = Arc::new(serial.map_err(PlatformError::Device)?);

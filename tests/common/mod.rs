@@ -46,6 +46,18 @@ pub fn default_signals(command: &mut Command) {
     unsafe { command.pre_exec(reset) };
 }
 
+/// Lets a command write no file beyond this many bytes.
+pub fn limit_files(command: &mut Command, bytes: u64) {
+    let limit = move || {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        // SAFETY: sets a limit of the new process; the value is valid.
+        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
+        Ok(())
+    };
+    // SAFETY: the closure makes only a system call.
+    unsafe { command.pre_exec(limit) };
+}
+
 /// `coracle run --accel kvm` of a payload, before further arguments.
 pub fn run_payload(name: &str) -> Command {
     let mut command = coracle();

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::Write;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
@@ -68,14 +67,7 @@ fn output_that_cannot_be_written_is_a_failure_whatever_the_command_s_code() {
     assert_eq!(outcome(&path)["command_code"], 0);
     let file = fs::File::create(scratch().join("limited")).unwrap();
     let mut command = run("head -c 3000000 /dev/zero");
-    let limited = || {
-        let limit = libc::rlimit { rlim_cur: 100_000, rlim_max: 100_000 };
-        // SAFETY: sets a limit of the new process; the value is valid.
-        unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
-        Ok(())
-    };
-    // SAFETY: the closure makes only a system call.
-    unsafe { command.pre_exec(limited) };
+    common::limit_files(&mut command, 100_000);
     lost(&collect(command.stdout(file).spawn().unwrap()), "stdout", "File too large", 0);
     // A reader that has gone is what it is to any program.
     let (reader, writer) = std::io::pipe().unwrap();

@@ -105,9 +105,9 @@ impl ConsoleBuffer {
     pub fn discard(&self) {
         let _alone = lock(&self.draining);
         let mut ring = lock(&self.ring);
-        let lost = ring.bytes.len();
+        let (lost, from) = (ring.bytes.len(), ring.drained());
         ring.bytes.clear();
-        ring.count_dropped(lost);
+        ring.count_dropped(lost, from);
         drop(ring);
         self.tell_room();
     }
@@ -169,6 +169,14 @@ impl ConsoleBuffer {
         lock(&self.ring).dropped
     }
 
+    /// Number of bytes that were dropped or still wait, and how many were pushed before the first of them.
+    pub fn untaken(&self) -> (u64, Option<u64>) {
+        let ring = lock(&self.ring);
+        let waiting = (!ring.bytes.is_empty()).then(|| ring.drained());
+        let from = ring.dropped_from.into_iter().chain(waiting).min();
+        (ring.dropped.saturating_add(ring.bytes.len() as u64), from)
+    }
+
     /// Whether there is nothing to drain.
     pub fn is_empty(&self) -> bool {
         lock(&self.ring).bytes.is_empty()
@@ -181,11 +189,12 @@ impl ConsoleBuffer {
             self.banner_at.get_or_init(Instant::now);
         }
         ring.tail.push(bytes);
+        let before = ring.pushed;
         ring.pushed = ring.pushed.saturating_add(bytes.len() as u64);
         let was_empty = ring.bytes.is_empty();
         let room = self.capacity.saturating_sub(ring.bytes.len());
         let (kept, lost) = bytes.split_at(room.min(bytes.len()));
-        ring.count_dropped(lost.len());
+        ring.count_dropped(lost.len(), before.saturating_add(kept.len() as u64));
         if ring.bytes.capacity() < self.capacity {
             ring.bytes.reserve_exact(self.capacity);
         }
@@ -234,6 +243,8 @@ struct Ring {
     bytes: VecDeque<u8>,
     pushed: u64,
     dropped: u64,
+    /// What had been pushed before the first byte of these.
+    dropped_from: Option<u64>,
     /// A device has found no room.
     wants_room: bool,
     watch: PanicWatch,
@@ -252,8 +263,17 @@ impl Ring {
         piece
     }
 
-    fn count_dropped(&mut self, bytes: usize) {
+    /// Bytes that were drained, which is how many were pushed before the oldest one here unless some were dropped before it.
+    fn drained(&self) -> u64 {
+        self.pushed.saturating_sub(self.dropped).saturating_sub(self.bytes.len() as u64)
+    }
+
+    /// Counts bytes, before the first of which `from` were pushed.
+    fn count_dropped(&mut self, bytes: usize, from: u64) {
         self.dropped = self.dropped.saturating_add(bytes as u64);
+        if bytes > 0 {
+            self.dropped_from = Some(self.dropped_from.map_or(from, |before| before.min(from)));
+        }
     }
 }
 
@@ -320,7 +340,9 @@ mod tests {
         buffer.push(b"defg");
         buffer.push(b"h");
         assert_eq!((buffer.pushed_bytes(), buffer.dropped_bytes()), (8, 4));
+        assert_eq!(buffer.untaken(), (8, Some(0)));
         assert_eq!(drained(&buffer), b"abcd");
+        assert_eq!(buffer.untaken(), (4, Some(4)));
         assert!(buffer.is_empty());
     }
 
@@ -456,6 +478,7 @@ mod tests {
         buffer.discard();
         assert!(buffer.is_empty());
         assert_eq!((buffer.pushed_bytes(), buffer.dropped_bytes()), (3, 3));
+        assert_eq!(buffer.untaken(), (3, Some(0)));
         buffer.push(b"d");
         assert_eq!(drained(&buffer), b"d");
     }

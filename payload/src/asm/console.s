@@ -93,6 +93,25 @@ payload_flood:
     jmp 1b
 payload_flood_end:
 
+.globl payload_bug_at_last, payload_bug_at_last_end
+payload_bug_at_last:
+    mov ecx, 3600
+3:  lea rsi, [rip + long_line]
+    print_until_zero
+    dec ecx
+    jnz 3b
+    lea rsi, [rip + bug_line]
+    print_until_zero
+    mov dx, 0x600
+    mov al, 0x34
+    out dx, al
+4:  jmp 4b
+long_line:
+    .asciz "one of 3600 lines, which are together longer than any pipe\n"
+bug_line:
+    .asciz "BUG: the last line\n"
+payload_bug_at_last_end:
+
 .globl payload_echo, payload_echo_end
 payload_echo:
     mov dx, 0x3fd                   # line status: bit 0, data ready

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::scanner::{Patterns, Scanner, Writer};
+use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
 use crate::commands::run::command::{TURN, ending_of, of_error};
@@ -45,21 +47,25 @@ pub(crate) struct Done {
 }
 
 impl Case {
-    /// Runs it to its verdict. The console goes to a file in `artifacts`, and to `show` as it comes.
+    /// Runs it to its verdict. The console goes to a file in `artifacts`, and to `shown` as it comes.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub(crate) fn run(&self, artifacts: Option<&Path>, show: Option<fn(&[u8])>) -> Result<Done, Failure> {
+    pub(crate) fn run(&self, artifacts: Option<&Path>, shown: Option<&Arc<Shown>>) -> Result<Done, Failure> {
         let log = artifacts.map(|folder| self.create_log(folder)).transpose()?;
         let start = Instant::now();
         let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
-        let outcome = self.run_machine(&scanner, show);
+        let reader = Reader::new(&scanner, shown, !self.command.is_empty());
+        let outcome = self.run_machine(&reader);
+        let decided_at = reader.decided_at.get().copied();
+        drop(reader);
         // The console's thread has ended with the machine; one for an output of the command may be about to.
         let mut scanner = Arc::try_unwrap(scanner).map_or_else(
             |shared| std::mem::replace(&mut *lock(&shared), Scanner::new(Patterns::default(), None)),
             |scanner| scanner.into_inner().unwrap_or_else(PoisonError::into_inner),
         );
         scanner.end();
+        let log_failure = scanner.log_failure();
         let (verdict, outcome) = match outcome {
             Ok((outcome, Some(command))) => {
                 (judge_command(&command, &outcome, &scanner, self.boot), Some(outcome))
@@ -70,6 +76,8 @@ impl Case {
             Ok((outcome, None)) => (judge(&outcome, &scanner, self.boot), Some(outcome)),
             Err(Failure { code, reason }) => (Verdict::Broken { code, reason }, None),
         };
+        let lost = outcome.as_ref().and_then(|outcome| lost_before(outcome, decided_at));
+        let verdict = verdict.unless_lost(lost.or(log_failure));
         Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
     }
 
@@ -84,13 +92,7 @@ impl Case {
         }
     }
 
-    fn run_machine(
-        &self,
-        scanner: &Arc<Mutex<Scanner>>,
-        show: Option<fn(&[u8])>,
-    ) -> Result<(Outcome, Option<Ending>), Failure> {
-        let has_command = !self.command.is_empty();
-        let reader = Reader { scanner: scanner.clone(), handle: Arc::default(), show, has_command };
+    fn run_machine(&self, reader: &Reader) -> Result<(Outcome, Option<Ending>), Failure> {
         let vm = {
             let reader = reader.clone();
             let console = move |bytes: &[u8]| reader.take(Writer::Console, bytes);
@@ -98,10 +100,10 @@ impl Case {
         };
         let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
         reader.handle.get_or_init(|| vm.handle()).resume();
-        if !has_command {
+        if !reader.has_command {
             return Ok((vm.wait(), None));
         }
-        Ok(match self.run_command(&vm, &reader) {
+        Ok(match self.run_command(&vm, reader) {
             None => (vm.wait(), None),
             Some(ending) => (vm.stop(Grace::NONE), Some(ending)),
         })
@@ -146,24 +148,55 @@ struct Reader {
     scanner: Arc<Mutex<Scanner>>,
     /// None before the machine is there.
     handle: Arc<OnceLock<VmHandle>>,
-    show: Option<fn(&[u8])>,
+    shown: Option<Arc<Shown>>,
     has_command: bool,
+    /// Bytes of the console that were looked at.
+    console_bytes: Arc<AtomicU64>,
+    /// The same, when all was decided.
+    decided_at: Arc<OnceLock<u64>>,
 }
 
 impl Reader {
+    fn new(scanner: &Arc<Mutex<Scanner>>, shown: Option<&Arc<Shown>>, has_command: bool) -> Reader {
+        Reader {
+            scanner: scanner.clone(),
+            handle: Arc::default(),
+            shown: shown.cloned(),
+            has_command,
+            console_bytes: Arc::default(),
+            decided_at: Arc::default(),
+        }
+    }
+
     fn take(&self, writer: Writer, bytes: &[u8]) {
-        if let Some(show) = self.show {
-            show(bytes);
+        if let Some(shown) = &self.shown {
+            shown.output(bytes);
         }
         let mut scanner = lock(&self.scanner);
         scanner.feed(writer, bytes);
         let is_decided =
             if self.has_command { scanner.is_decided_by_command() } else { scanner.is_decided() };
+        if writer == Writer::Console {
+            self.console_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
+        if is_decided {
+            self.decided_at.get_or_init(|| self.console_bytes.load(Ordering::Relaxed));
+        }
         drop(scanner);
         if let Some(handle) = self.handle.get().filter(|_| is_decided) {
             handle.stop();
         }
     }
+}
+
+/// What was lost of the console before all was decided, in words. What comes after that is not looked at anyway.
+fn lost_before(outcome: &Outcome, decided_at: Option<u64>) -> Option<String> {
+    let from = outcome.console_lost_from?;
+    let counts = decided_at.is_none_or(|decided| from < decided);
+    counts.then(|| {
+        let bytes = outcome.console_bytes_dropped;
+        format!("{bytes} bytes of the console were lost, because the guest printed faster than they were looked at")
+    })
 }
 
 /// One output of the command.
@@ -207,6 +240,18 @@ const NAME_CHARS: usize = 60;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::commands::test::verdict::powered_off;
+
+    #[test]
+    fn what_is_lost_after_the_decision_is_not_missed() {
+        let mut outcome = powered_off();
+        assert_eq!(lost_before(&outcome, None), None);
+        outcome.console_bytes_dropped = 7;
+        outcome.console_lost_from = Some(100);
+        assert!(lost_before(&outcome, None).unwrap().starts_with("7 bytes of the console were lost"));
+        assert_eq!(lost_before(&outcome, Some(100)), None);
+        assert!(lost_before(&outcome, Some(101)).is_some());
+    }
 
     #[test]
     fn names_of_cases_make_names_of_files() {

@@ -5,16 +5,15 @@ mod lines;
 mod progress;
 mod report;
 mod scanner;
+mod shown;
 pub(crate) mod suite;
 mod tap;
 mod verdict;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -26,6 +25,7 @@ use coracle::{KernelImage, VmBuilder};
 use self::case::{Case, Done, default_name};
 use self::progress::Progress;
 use self::scanner::Patterns;
+use self::shown::{Lost, Shown};
 use self::suite::SuiteCase;
 use self::verdict::worst;
 use super::crossing::Crossing;
@@ -220,12 +220,15 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
 
 /// One case, with its console on stdout as it comes.
 fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
-    let show: Option<fn(&[u8])> = (!args.quiet).then_some(|bytes| drop(std::io::stdout().write_all(bytes)));
-    let done = cases.iter().map(|case| case.run(args.artifacts.as_deref(), show));
+    let shown = if args.quiet { None } else { Some(shown()?) };
+    let done = cases.iter().map(|case| case.run(args.artifacts.as_deref(), shown.as_ref()));
     let done = done.collect::<Result<Vec<Done>, Failure>>()?;
+    if let Some(shown) = &shown {
+        tell_lost(shown);
+    }
     for case in &done {
         if case.verdict.is_bad() {
-            report::explanation(case, show.is_some()).iter().for_each(|line| say(line));
+            report::explanation(case, shown.is_some()).iter().for_each(|line| say(line));
         } else {
             let reason = case.verdict.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
             say(&format!("{}: {}{reason}", case.name, case.verdict.word()));
@@ -260,8 +263,9 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let mut ended = ended.into_inner().unwrap_or_else(PoisonError::into_inner);
     ended.sort_by_key(|(index, _)| *index);
     let done = ended.into_iter().map(|(_, done)| done).collect::<Result<Vec<Done>, Failure>>()?;
-    let summary = report::summary(&done);
-    let _ = std::io::stdout().write_all(guest_text::for_terminal(&summary).as_bytes());
+    let shown = shown()?;
+    shown.text(&guest_text::for_terminal(&report::summary(&done)));
+    tell_lost(&shown);
     if let Some(first) = done.iter().find(|case| case.verdict.is_bad()) {
         report::explanation(first, false).iter().for_each(|line| say(line));
     }
@@ -275,6 +279,20 @@ fn remark(done: &[Done]) {
         if let Some(left_out) = scanner.tap_left_out() {
             say(&format!("{name}: TAP: {left_out}: not counted (--tap require fails on it)"));
         }
+    }
+}
+
+fn shown() -> Result<Arc<Shown>, Failure> {
+    Shown::start().map_err(|error| Failure::usage(format!("standard output cannot be used: {error}")))
+}
+
+/// Says what stdout has not taken. The verdict has seen it.
+fn tell_lost(shown: &Shown) {
+    let Lost { bytes, failure } = shown.finish();
+    if let Some(error) = failure {
+        say(&format!("warning: stdout cannot be written: {error}"));
+    } else if bytes > 0 {
+        say(&format!("warning: {bytes} bytes are not on stdout, which was not read in time"));
     }
 }
 

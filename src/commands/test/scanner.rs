@@ -5,7 +5,7 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 
 use regex_lite::Regex;
 
@@ -66,6 +66,7 @@ pub(crate) struct Rejection {
 struct Log {
     file: File,
     left: usize,
+    failure: Option<io::Error>,
 }
 
 impl Scanner {
@@ -80,7 +81,7 @@ impl Scanner {
             met_in_line: false,
             lines: Default::default(),
             tail: VecDeque::new(),
-            log: log.map(|file| Log { file, left: LOG_BYTES }),
+            log: log.map(|file| Log { file, left: LOG_BYTES, failure: None }),
         }
     }
 
@@ -189,6 +190,12 @@ impl Scanner {
         (self.patterns.tap != TapMode::Ignore && self.tap.has_begun()).then_some(&self.tap)
     }
 
+    /// Why the file of the console lacks something, in words.
+    pub(crate) fn log_failure(&self) -> Option<String> {
+        let failure = self.log.as_ref()?.failure.as_ref()?;
+        Some(format!("--artifacts: the console cannot be written to its file: {failure}"))
+    }
+
     /// The last lines.
     pub(crate) fn tail(&self) -> impl Iterator<Item = &str> {
         self.tail.iter().map(String::as_str)
@@ -254,7 +261,7 @@ impl Writer {
 }
 
 impl Log {
-    /// A file that cannot take more is told so once, and then left alone.
+    /// A file that cannot take more is left alone then.
     fn write(&mut self, bytes: &[u8]) {
         let taken = bytes.get(..self.left).unwrap_or(bytes);
         let is_cut = taken.len() < bytes.len() && self.left > 0;
@@ -265,8 +272,9 @@ impl Log {
             // The same file has just failed, or takes this too.
             let _ = self.file.write_all(note.as_bytes());
         }
-        if written.is_err() {
+        if let Err(error) = written {
             self.left = 0;
+            self.failure = Some(error);
         }
     }
 }
@@ -449,7 +457,7 @@ mod tests {
     #[test]
     fn log_is_cut_with_a_note() {
         let file = TempFile::new().unwrap();
-        let mut log = Log { file: file.as_file().try_clone().unwrap(), left: 10 };
+        let mut log = Log { file: file.as_file().try_clone().unwrap(), left: 10, failure: None };
         log.write(b"12345678");
         log.write(b"9abcdef");
         log.write(b"more");

@@ -5,6 +5,8 @@ use std::time::Duration;
 use coracle::diagnosis::Sign;
 use coracle::outcome::{Ending, Outcome, Seconds, TimeLimit};
 
+use crate::commands::DEFECT;
+
 use super::scanner::{Rejection, Scanner, Writer};
 
 /// What a test came to.
@@ -48,6 +50,16 @@ impl Verdict {
             Verdict::Failed(reason) | Verdict::Skipped(reason) | Verdict::Broken { reason, .. } => {
                 Some(reason)
             }
+        }
+    }
+
+    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was missing may be
+    /// among it.
+    pub(crate) fn unless_lost(self, lost: Option<String>) -> Verdict {
+        match (self, lost) {
+            (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => Verdict::Broken { code: DEFECT, reason },
+            (Verdict::Failed(reason), Some(lost)) => Verdict::Failed(format!("{reason}; {lost}")),
+            (verdict, _) => verdict,
         }
     }
 
@@ -218,31 +230,30 @@ const EXCERPT_CHARS: usize = 200;
 const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
 
 #[cfg(test)]
-mod tests {
-    use coracle::ExitCounts;
-    use coracle::outcome::Phase;
+pub(crate) fn powered_off() -> Outcome {
+    Outcome {
+        ending: Ending::PoweredOff,
+        phase: coracle::outcome::Phase::Init,
+        progress: Vec::new(),
+        diagnosis: None,
+        duration: Duration::from_secs(1),
+        exits: coracle::ExitCounts::default(),
+        console_bytes: 0,
+        console_bytes_dropped: 0,
+        console_lost_from: None,
+        disk_errors: 0,
+        frames_dropped: 0,
+        later_events: 0,
+        resets: 0,
+        signal: None,
+        command: None,
+    }
+}
 
+#[cfg(test)]
+mod tests {
     use super::*;
     use crate::commands::test::scanner::Patterns;
-
-    fn powered_off() -> Outcome {
-        Outcome {
-            ending: Ending::PoweredOff,
-            phase: Phase::Init,
-            progress: Vec::new(),
-            diagnosis: None,
-            duration: Duration::from_secs(1),
-            exits: ExitCounts::default(),
-            console_bytes: 0,
-            console_bytes_dropped: 0,
-            disk_errors: 0,
-            frames_dropped: 0,
-            later_events: 0,
-            resets: 0,
-            signal: None,
-            command: None,
-        }
-    }
 
     #[test]
     fn guest_that_ends_before_its_command_has_failed() {
@@ -267,6 +278,17 @@ mod tests {
         let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
         assert_eq!(judged(None), Verdict::Passed);
         assert!(judged(Some(Duration::from_secs(9))).reason().unwrap().starts_with("--assert-boot 9 s"));
+    }
+
+    #[test]
+    fn nothing_passes_of_which_a_part_was_lost() {
+        let lost = || Some("9 bytes were lost".to_owned());
+        assert_eq!(Verdict::Passed.unless_lost(None), Verdict::Passed);
+        let verdict = Verdict::Passed.unless_lost(lost());
+        assert_eq!((verdict.code(), verdict.reason()), (117, Some("9 bytes were lost")));
+        let verdict = Verdict::Failed("no line matched".into()).unless_lost(lost());
+        assert_eq!((verdict.code(), verdict.reason()), (120, Some("no line matched; 9 bytes were lost")));
+        assert_eq!(broken(110).unless_lost(lost()), broken(110));
     }
 
     fn broken(code: u8) -> Verdict {
