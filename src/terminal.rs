@@ -58,10 +58,20 @@ impl RawTerminal {
         }
     }
 
-    /// Makes every signal that would end the process restore the terminal first. For the command only: a library has
-    /// no business with the signals of its program. Signals that are blocked or ignored stay so.
+    /// Makes every signal that ends a process by default restore the terminal first. For the command only: a library has
+    /// no business with the signals of its program. Signals that are blocked, ignored or handled stay so.
     pub fn restore_on_fatal_signals() {
-        for signal in FATAL_SIGNALS {
+        for signal in (1..=libc::SIGRTMAX()).filter(|signal| !NOT_FATAL.contains(signal)) {
+            let mut before = MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: asks for the action only; a signal that the C library keeps for itself is an error.
+            if unsafe { libc::sigaction(signal, ptr::null(), before.as_mut_ptr()) } != 0 {
+                continue;
+            }
+            // SAFETY: the call has filled it.
+            let before = unsafe { before.assume_init() };
+            if before.sa_sigaction != libc::SIG_DFL && !HANDLED_BY_RUST.contains(&signal) {
+                continue;
+            }
             // SAFETY: an all-zero action is a valid one.
             let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
             action.sa_sigaction = end_by_signal as *const () as usize;
@@ -111,19 +121,18 @@ fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What ends a process by default and can be caught, but for those that the command reads from a signalfd.
-const FATAL_SIGNALS: [libc::c_int; 13] = [
-    libc::SIGSEGV,
-    libc::SIGBUS,
-    libc::SIGILL,
-    libc::SIGFPE,
-    libc::SIGABRT,
-    libc::SIGTRAP,
-    libc::SIGSYS,
-    libc::SIGUSR1,
-    libc::SIGUSR2,
-    libc::SIGALRM,
-    libc::SIGVTALRM,
-    libc::SIGPROF,
-    libc::SIGXCPU,
+/// What does not end a process by default, or cannot be caught (signal(7)).
+const NOT_FATAL: [libc::c_int; 9] = [
+    libc::SIGKILL,
+    libc::SIGSTOP,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+    libc::SIGCHLD,
+    libc::SIGCONT,
+    libc::SIGURG,
+    libc::SIGWINCH,
 ];
+
+/// Rust's runtime has a handler for them, which tells an overflow of the stack.
+const HANDLED_BY_RUST: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];

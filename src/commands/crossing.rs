@@ -13,6 +13,7 @@ use coracle::guest_data::{self, GuestData};
 
 use serde_json::{Map, Value};
 
+use super::run::watch::Watch;
 use super::settings::Failure;
 use super::{chain, emulated_exit_code, say};
 
@@ -76,11 +77,12 @@ impl Crossing {
         self.outcome = outcome.map(Path::to_owned);
     }
 
-    /// Runs this command again on an emulated host, and returns its exit code.
+    /// Runs this command again on an emulated host, and returns its exit code. `watch` is over when that host can hear
+    /// signals itself.
     ///
     /// # Errors
     /// There is none, or a file cannot cross.
-    pub(super) fn run(self) -> Result<u8, Failure> {
+    pub(super) fn run(self, watch: Option<Watch>) -> Result<u8, Failure> {
         let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
         let command = iter::once(program.into_os_string()).chain(std::env::args_os().skip(1)).collect();
         for file in &self.written {
@@ -92,6 +94,7 @@ impl Crossing {
         let mut shares: Vec<PathBuf> = files().map(|file| file.path.clone()).collect();
         shares.sort();
         shares.dedup();
+        drop(watch);
         let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
         if let Err(EmulatedHostError::Share { path, problem }) = &exit
             && let Some(file) = files().find(|file| file.path == *path)

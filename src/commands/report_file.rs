@@ -3,23 +3,24 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::settings::Failure;
 
-/// Opens the file of an option for writing, if there is one, and leaves everything as it was. It does not wait for the
-/// reader of a FIFO.
+/// Opens the file of an option for writing, if there is one, and leaves everything as it was. A FIFO is not opened: its
+/// reader would take that for the report, and its end.
 ///
 /// # Errors
 /// It cannot be written.
 pub(super) fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
+    if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+        return Ok(());
+    }
     let mut options = OpenOptions::new();
     options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY);
     let tried = match options.open(path) {
-        // No reader yet.
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(()),
         Err(error) if error.kind() == ErrorKind::NotFound => {
             // A link to nothing stays: what it leads to is made now.
             let is_link = path.is_symlink();

@@ -1,8 +1,9 @@
 //! `coracle run`: decide where the guest runs, run it, tell how it ended.
 
-use std::fs;
-use std::io::{self, IsTerminal};
+use std::fs::{self, OpenOptions};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use coracle::VmBuilder;
@@ -10,6 +11,8 @@ use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, VmConfig};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
+use self::signals::Blocked;
+use self::watch::Watch;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, place};
 use super::report_file;
@@ -20,7 +23,8 @@ use crate::logger;
 
 pub(super) mod command;
 pub(super) mod copying;
-mod signals;
+pub(super) mod signals;
+pub(super) mod watch;
 
 /// Runs the guest and returns the exit code of its outcome.
 pub(crate) fn run(args: &RunArgs) -> u8 {
@@ -61,6 +65,9 @@ fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
 
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     let has_command = !args.command.command.is_empty();
+    let signals = if has_command { Blocked::for_command() } else { Blocked::new() };
+    let signals = signals.map_err(|error| Failure::of(&error))?;
+    let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(raw, if has_command { "quiet" } else { default_words() })?;
     if has_command {
         // Standard output is the command's.
@@ -73,8 +80,8 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     }
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
-        Place::Here if has_command => command::run(raw, &config, &args.command),
-        Place::Here => run_here(raw, &config),
+        Place::Here if has_command => command::run(raw, &config, &args.command, (signals, watch)),
+        Place::Here => run_here(raw, &config, (signals, watch)),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
                 say(&format!("running on an emulated host, slowly: {because}"));
@@ -86,17 +93,17 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             if has_command {
                 crossing.for_command(raw.outcome.as_deref());
             }
-            crossing.run()
+            crossing.run(Some(watch))
         }
     }
 }
 
-fn run_here(raw: &RawConfig, config: &VmConfig) -> Result<u8, Failure> {
-    let signals = signals::Blocked::new().map_err(|error| Failure::of(&error))?;
+fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watch)) -> Result<u8, Failure> {
     let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
     let interactive = is_on_stdio && io::stdin().is_terminal();
     let builder = VmBuilder::new(config.clone()).console_escape(interactive);
     let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    drop(watch);
     let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
     let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
     if let Some(path) = vm.console_path() {
@@ -138,9 +145,12 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code())
 }
 
-/// Writes the report and returns `code`, or the code for bad usage when it cannot be written.
+/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its reader,
+/// and a signal ends that.
 fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8 {
     let Some(path) = path else { return code };
+    let is_file = fs::metadata(path).map_or(true, |found| found.is_file());
+    let _watch = if is_file { None } else { Watch::report().ok() };
     let json = serde_json::to_string_pretty(report).map_err(io::Error::other);
     match json.and_then(|json| fs::write(path, json + "\n")) {
         Ok(()) => code,
@@ -149,4 +159,12 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8
             if code == 0 { BAD_USAGE } else { code }
         }
     }
+}
+
+/// The same for a process that ends now: what cannot be written without a wait is lost.
+fn write_report_at_once(path: &Path, report: &OutcomeReport<'_>) {
+    let Ok(json) = serde_json::to_string_pretty(report) else { return };
+    let options = OpenOptions::new().write(true).create(true).truncate(true).clone();
+    let file = { options }.custom_flags(libc::O_NONBLOCK).open(path);
+    let _ = file.and_then(|mut file| file.write_all((json + "\n").as_bytes()));
 }

@@ -21,6 +21,8 @@ use self::files::GuestFiles;
 use self::program::Program;
 use super::crossing::Crossing;
 use super::place::{Place, place};
+use super::run::signals::Blocked;
+use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
 use super::say;
 use super::settings::{self, Failure};
@@ -37,7 +39,9 @@ pub(crate) fn run(args: &CargoRunnerArgs) -> u8 {
 }
 
 fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
+    let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
     let raw = raw(args)?;
+    let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(&raw, "quiet")?;
     // Standard output is the program's.
     config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
@@ -46,7 +50,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
     // Whatever is wrong with them is said before anything is started.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
-        Place::Here => run_here(&raw, config, args, &luggage),
+        Place::Here => run_here(&raw, config, args, &luggage, (signals, watch)),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
                 say(&format!("running on an emulated host, slowly: {because}"));
@@ -58,7 +62,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
             crossing.add_read("the library ", luggage.programs.iter().flat_map(|program| &program.libraries));
             crossing.add_read("--copy ", &args.copies);
             crossing.for_command(None);
-            crossing.run()
+            crossing.run(Some(watch))
         }
     }
 }
@@ -85,6 +89,7 @@ fn run_here(
     mut config: VmConfig,
     args: &CargoRunnerArgs,
     luggage: &Luggage,
+    prepared: (Blocked, Watch),
 ) -> Result<u8, Failure> {
     let files = luggage.files(&args.copies)?;
     config.memory = memory(raw.memory, files.bytes())?;
@@ -99,7 +104,7 @@ fn run_here(
         init: false,
         command: luggage.command(&args.command),
     };
-    let outcome = command::outcome(&config, &command, raw.timeout)?;
+    let outcome = command::outcome(&config, &command, raw.timeout, prepared)?;
     let tests_failed = outcome.ending == Ending::Exited { code: TESTS_FAILED };
     Ok(match outcome.command {
         Some(_) if tests_failed => {

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use coracle::{Grace, Vm, VmBuilder};
 use super::copying::{Copying, OutputFile};
 use super::signals::Blocked;
 use super::tell;
+use super::watch::Watch;
 use crate::cli::{CommandArgs, GuestIp};
 use crate::commands::chain;
 use crate::commands::settings::Failure;
@@ -37,8 +39,13 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
 }
 
 /// Boots the machine, runs the command, and tells how it ended.
-pub(super) fn run(raw: &RawConfig, config: &VmConfig, args: &CommandArgs) -> Result<u8, Failure> {
-    let outcome = outcome(config, args, raw.timeout)?;
+pub(super) fn run(
+    raw: &RawConfig,
+    config: &VmConfig,
+    args: &CommandArgs,
+    prepared: (Blocked, Watch),
+) -> Result<u8, Failure> {
+    let outcome = outcome(config, args, raw.timeout, prepared)?;
     Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
 }
 
@@ -55,11 +62,13 @@ pub(crate) fn outcome(
     config: &VmConfig,
     args: &CommandArgs,
     limit: Option<Duration>,
+    (signals, watch): (Blocked, Watch),
 ) -> Result<Outcome, Failure> {
-    let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
     let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let vm = VmBuilder::new(config.clone()).start();
+    let vm = VmBuilder::new(config.clone()).build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    drop(watch);
+    vm.handle().resume();
     let ready = wait_ready(&vm, &signals, config).and_then(|()| network_up(&vm, &signals, args));
     let run = match ready {
         Ok(()) => {
@@ -106,23 +115,34 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
 /// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard meanwhile.
 fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Option<Ending>> {
     let Some(GuestIp(settings)) = &args.ip else { return Ok(()) };
-    let result = thread::scope(|scope| {
-        let call = scope.spawn(|| vm.network_up(settings.clone()));
-        while !call.is_finished() {
-            if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
-                // The call ends with the machine.
-                vm.handle().stop_by_signal(signal);
-                return Err(Some(Ending::Signalled { signal }));
-            }
-            thread::sleep(TURN);
-        }
-        call.join().map_err(|_| None)
-    });
-    match result? {
+    match hearing_signals(vm, signals, || vm.network_up(settings.clone()))? {
         Ok(_) => Ok(()),
         Err(error) if has_ended(vm, &error) => Err(None),
         Err(error) => Err(Some(failed(USAGE, &error))),
     }
+}
+
+/// What a call of the agent gives, which may take its time: a signal ends the machine, and the call with it.
+fn hearing_signals<T: Send>(
+    vm: &Vm,
+    signals: &Blocked,
+    call: impl FnOnce() -> T + Send,
+) -> Result<T, Option<Ending>> {
+    let (done, result) = mpsc::sync_channel(1);
+    thread::scope(|scope| {
+        scope.spawn(move || done.send(call()).is_ok());
+        loop {
+            match result.recv_timeout(TURN) {
+                Ok(result) => return Ok(result),
+                Err(RecvTimeoutError::Disconnected) => return Err(None),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
+                vm.handle().stop_by_signal(signal);
+                return Err(Some(Ending::Signalled { signal }));
+            }
+        }
+    })
 }
 
 fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool) -> Exec {
@@ -159,9 +179,10 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     let sinks = [OutputFile::stdout(), OutputFile::stderr()];
     let [stdout, stderr] = sinks.map(|sink| sink.map_err(|error| Failure::of(&error)));
     let (stdout, stderr) = (stdout?, stderr?);
-    let mut process = match exec.spawn() {
-        Ok(process) => process,
-        Err(error) => return Ok(Run { ending: of_error(vm, &error), ..Run::default() }),
+    let mut process = match hearing_signals(vm, signals, || exec.spawn()) {
+        Ok(Ok(process)) => process,
+        Ok(Err(error)) => return Ok(Run { ending: of_error(vm, &error), ..Run::default() }),
+        Err(ending) => return Ok(Run { ending, ..Run::default() }),
     };
     let leaves = Arc::new(AtomicBool::new(false));
     if let Some(input) = process.stdin.take() {

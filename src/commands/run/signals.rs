@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
@@ -49,6 +49,11 @@ impl Blocked {
         Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) }, last: Cell::new(None) })
     }
 
+    /// For another thread, which reads them in place of this one.
+    pub(super) fn read_end(&self) -> io::Result<ReadEnd> {
+        Ok(ReadEnd { fd: self.fd.try_clone()? })
+    }
+
     /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
     /// [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a machine go on that a
     /// disk's fault has paused. SIGWINCH tells the guest the terminal's size.
@@ -83,19 +88,11 @@ impl Blocked {
 
     /// Waits for the outcome (true), or for a signal or the end of the grace.
     fn poll(&self, vm: &VmHandle, grace: Option<&Grace>) -> io::Result<bool> {
-        let entry = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polled = [entry(vm.outcome_fd().as_raw_fd()), entry(self.fd.as_raw_fd())];
         let millis = grace.map_or(-1, |grace| {
             i32::try_from(grace.left().as_millis()).unwrap_or(i32::MAX).saturating_add(1)
         });
-        // SAFETY: the array is valid for its length, and both descriptors are open.
-        let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
-        if ready < 0 {
-            let error = io::Error::last_os_error();
-            return if error.kind() == io::ErrorKind::Interrupted { Ok(false) } else { Err(error) };
-        }
-        let [outcome, _] = &polled;
-        Ok(outcome.revents != 0)
+        let [outcome, _] = polled([vm.outcome_fd().as_raw_fd(), self.fd.as_raw_fd()], millis)?;
+        Ok(outcome)
     }
 
     /// The next signal, if one has come. One that comes twice at once is one: timeout(1) sends it to the program and then
@@ -111,13 +108,48 @@ impl Blocked {
     }
 
     fn read(&self) -> Option<i32> {
-        let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
-        let size = size_of::<libc::signalfd_siginfo>();
-        // SAFETY: the descriptor is open, and `info` has room for one record.
-        let read = unsafe { libc::read(self.fd.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-        // SAFETY: a whole record was read into it.
-        (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
+        read(&self.fd)
     }
+}
+
+/// The signals, for another thread than the main one.
+#[derive(Debug)]
+pub(super) struct ReadEnd {
+    fd: OwnedFd,
+}
+
+impl ReadEnd {
+    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of the pipe `end`
+    /// is closed (true).
+    pub(super) fn wait(&self, end: RawFd, millis: i32) -> io::Result<bool> {
+        let [end, _] = polled([end, self.fd.as_raw_fd()], millis)?;
+        Ok(end)
+    }
+
+    pub(super) fn read(&self) -> Option<i32> {
+        read(&self.fd)
+    }
+}
+
+fn read(signals: &OwnedFd) -> Option<i32> {
+    let mut info = MaybeUninit::<libc::signalfd_siginfo>::uninit();
+    let size = size_of::<libc::signalfd_siginfo>();
+    // SAFETY: the descriptor is open, and `info` has room for one record.
+    let read = unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), size) };
+    // SAFETY: a whole record was read into it.
+    (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
+}
+
+/// Waits for one of two descriptors: which of them are readable or closed.
+fn polled(descriptors: [RawFd; 2], millis: i32) -> io::Result<[bool; 2]> {
+    let mut polled = descriptors.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    // SAFETY: the array is valid for its length, and both descriptors are open.
+    let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, millis) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted { Ok([false; 2]) } else { Err(error) };
+    }
+    Ok(polled.map(|entry| entry.revents != 0))
 }
 
 /// Tells the guest the size of the terminal that it has.

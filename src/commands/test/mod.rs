@@ -63,7 +63,7 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
             if let Some(because) = because {
                 say(&format!("running on an emulated host, slowly: {because}"));
             }
-            return crossing(args, &cases)?.run();
+            return crossing(args, &cases)?.run(None);
         }
         Ground::Nowhere { reason } if args.no_kvm == NoKvm::Skip => {
             let done: Vec<Done> = cases.iter().map(|case| case.skipped(&reason)).collect();

@@ -1,0 +1,148 @@
+//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report is written to
+//! a FIFO that nobody reads.
+
+use std::io::{self, IsTerminal, PipeWriter};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use coracle::outcome::{Ending, OutcomeReport};
+use coracle::terminal::RawTerminal;
+use coracle_devices::thread::spawn_with_signals_blocked;
+
+use super::signals::Blocked;
+use super::write_report_at_once;
+use crate::commands::place::on_emulated_host;
+use crate::stderr::{self, Weight, say};
+
+/// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main thread's.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    /// Closed to end the thread.
+    end: Option<PipeWriter>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the end of the process is told of.
+#[derive(Debug)]
+enum Work {
+    /// The machine is prepared: with the file for the outcome.
+    Preparation { outcome: Option<PathBuf> },
+    /// The report is written, and the guest has ended.
+    Report,
+}
+
+impl Watch {
+    /// While a machine is prepared. At a terminal, a preparation that takes long shows that it goes on.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
+    pub(crate) fn preparation(signals: &Blocked, outcome: Option<PathBuf>) -> io::Result<Watch> {
+        Watch::start(signals, Work::Preparation { outcome })
+    }
+
+    /// While the report of a guest that has ended is written.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
+    pub(crate) fn report() -> io::Result<Watch> {
+        Watch::start(&Blocked::new()?, Work::Report)
+    }
+
+    fn start(signals: &Blocked, work: Work) -> io::Result<Watch> {
+        let signals = signals.read_end()?;
+        let (ended, end) = io::pipe()?;
+        let shows_progress = matches!(work, Work::Preparation { .. }) && io::stderr().is_terminal();
+        let run = move || {
+            let mut progress = shows_progress.then(Progress::start);
+            loop {
+                let wait = progress.as_ref().map_or(-1, Progress::millis);
+                match signals.wait(ended.as_raw_fd(), wait) {
+                    Ok(true) => return progress.map_or((), Progress::clear),
+                    Ok(false) => {}
+                    // The main thread reads the signals later.
+                    Err(_) => return,
+                }
+                if let Some(signal) = signals.read().filter(|signal| asks_for_end(*signal)) {
+                    work.end(signal);
+                }
+                if let Some(progress) = &mut progress {
+                    progress.show();
+                }
+            }
+        };
+        let thread = spawn_with_signals_blocked(Builder::new().name("signals".into()), run)?;
+        Ok(Watch { end: Some(end), thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.end = None;
+        if let Some(thread) = self.thread.take() {
+            // One that ends the process does not come back.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Work {
+    fn end(&self, signal: i32) {
+        RawTerminal::restore();
+        let ending = Ending::Signalled { signal };
+        let code = ending.exit_code();
+        if let Work::Preparation { outcome } = self {
+            let reason = format!("{ending} before the guest ran");
+            say(&reason);
+            let report = OutcomeReport::not_run(code, reason, on_emulated_host());
+            if let Some(path) = outcome {
+                write_report_at_once(path, &report);
+            }
+        }
+        stderr::flush();
+        // SAFETY: ends the process at once, with the main thread amid its work; files without names go with it.
+        unsafe { libc::_exit(code.into()) };
+    }
+}
+
+/// Whether a signal ends a program by default that does not take it: all of [`Blocked`] but two.
+fn asks_for_end(signal: i32) -> bool {
+    !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
+}
+
+/// The line at a terminal that says for how long a machine has been prepared.
+#[derive(Debug)]
+struct Progress {
+    start: Instant,
+    is_shown: bool,
+}
+
+impl Progress {
+    fn start() -> Progress {
+        Progress { start: Instant::now(), is_shown: false }
+    }
+
+    /// When to look again.
+    fn millis(&self) -> i32 {
+        let next = Duration::from_secs(self.start.elapsed().as_secs() + 1);
+        i32::try_from(next.saturating_sub(self.start.elapsed()).as_millis()).unwrap_or(1000).saturating_add(1)
+    }
+
+    fn show(&mut self) {
+        let seconds = self.start.elapsed().as_secs();
+        if seconds >= FIRST_SECONDS {
+            self.is_shown = true;
+            stderr::write(Weight::Log, format!("\r\x1b[Kcoracle: preparing the guest: {seconds} s"));
+        }
+    }
+
+    fn clear(self) {
+        if self.is_shown {
+            stderr::write(Weight::Log, "\r\x1b[K");
+        }
+    }
+}
+
+/// What takes less needs no line.
+const FIRST_SECONDS: u64 = 2;
