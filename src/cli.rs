@@ -9,9 +9,12 @@ mod vm_args;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use coracle::config::{ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount};
+use coracle::config::{
+    ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration,
+};
 
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
@@ -119,6 +122,12 @@ pub(crate) struct HostEmulateArgs {
     /// A path under /tmp, /run or /dev/shm that the command must see; the rest of these is private to it
     #[arg(long = "share", value_name = "PATH")]
     pub shares: Vec<PathBuf>,
+    /// Make the files of this machine read-only: `/` is the only path it takes, and means all of them
+    #[arg(long, value_name = "PATH", value_parser = whole_root)]
+    pub read_only: Option<PathBuf>,
+    /// Longest time that the emulated machine may take to come up [default: 180s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    pub host_timeout: Option<Duration>,
     /// CPUs of the emulated machine; by default those of this one, at most 4
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub cpus: Option<VcpuCount>,
@@ -128,6 +137,15 @@ pub(crate) struct HostEmulateArgs {
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Reads `/`: parts of a root that are read-only while others are not would be no boundary.
+fn whole_root(text: &str) -> Result<PathBuf, String> {
+    if text == "/" {
+        Ok(text.into())
+    } else {
+        Err("only `/` can be made read-only, as a whole; write --read-only /".into())
+    }
 }
 
 /// The examples, with the default command line in its own words.
@@ -189,10 +207,12 @@ Examples:
 const HOST_EMULATE_EXAMPLES: &str = "\
 The command runs as root of the emulated machine, with this machine's files, its own /tmp, /run and /dev/shm,
 and its standard streams, arguments, environment, signals and exit code as if it ran here. Locks, sockets, taps,
-block devices and inherited file descriptors do not cross.
+block devices and inherited file descriptors do not cross. It is not a boundary for hostile guests: what takes the
+machine over can change what you can, but for --read-only /.
 
 Examples:
   coracle host-emulate -- ls -l /dev/kvm
+  coracle host-emulate --read-only / -- ./untrusted
   coracle host-emulate --share /tmp/images -- coracle run /tmp/images/vmlinux";
 
 #[cfg(test)]

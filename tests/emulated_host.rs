@@ -32,6 +32,9 @@ macro_rules! needs_qemu {
     };
 }
 
+#[path = "emulated_host/limits.rs"]
+mod limits;
+
 #[test]
 fn streams_cross_byte_exact_in_both_directions_and_apart() {
     needs_qemu!();
@@ -489,12 +492,16 @@ fn emulate_command<'a>(words: impl IntoIterator<Item = &'a OsStr>) -> Command {
 }
 
 fn emulate_with_shares<'a>(shares: &[&Path], words: impl IntoIterator<Item = &'a OsStr>) -> Command {
+    let words: Vec<&OsStr> = words.into_iter().collect();
+    emulate_with_options(shares.iter().flat_map(|share| [OsStr::new("--share"), share.as_os_str()]), words)
+}
+
+fn emulate_with_options<'a, 'b>(
+    options: impl IntoIterator<Item = &'a OsStr>,
+    words: impl IntoIterator<Item = &'b OsStr>,
+) -> Command {
     let mut command = Command::new(coracle());
-    command.arg("host-emulate");
-    for share in shares {
-        command.arg("--share").arg(share);
-    }
-    command.arg("--").args(words).current_dir("/");
+    command.arg("host-emulate").args(options).arg("--").args(words).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

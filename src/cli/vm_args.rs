@@ -80,7 +80,8 @@ pub(crate) struct VmArgs {
     /// Longest time that the guest, or a command in it, may run, as in 20s or 5m
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub timeout: Option<Duration>,
-    /// Longest time that the guest may take to its init [default: no limit; 60s with a command]
+    /// Longest time that the guest may take to its init, or with a command until its agent can run it [default: no limit;
+    /// 180s with a command]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub boot_timeout: Option<Duration>,
     /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU
@@ -98,6 +99,9 @@ pub(crate) struct VmArgs {
     /// Where the guest may run [default: auto]
     #[arg(long, value_parser = accel_values())]
     pub accel: Option<Accel>,
+    /// Longest time that an emulated host may take to come up [default: 180s]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
+    pub host_timeout: Option<Duration>,
     /// Say more on stderr; twice for debugging
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,

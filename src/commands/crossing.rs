@@ -3,11 +3,12 @@
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io, iter};
 
 use coracle::VmBuilder;
 use coracle::agent::IS_AGENT_BUNDLED;
-use coracle::config::{CpuModel, NetConfig, SerialConfig, VmConfig};
+use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
 use coracle::guest_data::{self, GuestData};
 
@@ -22,6 +23,9 @@ use super::{chain, emulated_exit_code, say};
 pub(super) struct Crossing {
     read: Vec<NamedFile>,
     written: Vec<NamedFile>,
+    /// Files and directories among the others that are changed.
+    changed: Vec<PathBuf>,
+    boot_limit: Option<Duration>,
     /// The outcome file, of which only a command's run knows on this side that its output was lost.
     outcome: Option<PathBuf>,
     runs_command: bool,
@@ -43,6 +47,10 @@ impl Crossing {
         }
         self.add_read("--root ", config.root.iter().map(|root| &root.path));
         self.add_read("--disk ", config.disks.iter().map(|disk| &disk.path));
+        let disks = config.disks.iter().filter(|disk| disk.access == DiskAccess::ReadWrite);
+        self.add_changed(disks.map(|disk| &disk.path));
+        let root = config.root.iter().filter(|root| root.access == RootAccess::Image);
+        self.add_changed(root.map(|root| &root.path));
         if let CpuModel::Template(path) = &config.cpu {
             self.add_read("--cpu ", [path]);
         }
@@ -71,6 +79,16 @@ impl Crossing {
         self.written.extend(files);
     }
 
+    /// Has files and directories that are there be changed, which are read-only else.
+    pub(super) fn add_changed<P: AsRef<Path>>(&mut self, paths: impl IntoIterator<Item = P>) {
+        self.changed.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
+    }
+
+    /// How long the emulated host may take to come up; none for the default.
+    pub(super) fn boot_limit(&mut self, limit: Option<Duration>) {
+        self.boot_limit = limit;
+    }
+
     /// What this command writes is that of a command in the guest, with its own outcome file: none of it may be lost.
     pub(super) fn for_command(&mut self, outcome: Option<&Path>) {
         self.runs_command = true;
@@ -95,7 +113,14 @@ impl Crossing {
         shares.sort();
         shares.dedup();
         drop(watch);
-        let exit = emulated_host::run(&EmulatedHostArgs { command, shares, ..EmulatedHostArgs::default() });
+        let written = self.written.iter().map(|file| &file.path);
+        let exit = emulated_host::run(&EmulatedHostArgs {
+            command,
+            shares,
+            writable: Some(written.chain(&self.changed).cloned().collect()),
+            boot_limit: self.boot_limit,
+            ..EmulatedHostArgs::default()
+        });
         if let Err(EmulatedHostError::Share { path, problem }) = &exit
             && let Some(file) = files().find(|file| file.path == *path)
         {

@@ -27,7 +27,9 @@ pub(crate) fn run(args: &DoctorArgs) -> u8 {
     report_huge_pages();
     match (native, emulated) {
         (true, _) => println!("\nLinux guests run here at full speed."),
-        (false, true) => println!("\nLinux guests run here on an emulated host: correct, and slow."),
+        (false, true) => println!(
+            "\nLinux guests run here on an emulated host: correct, slow, and not safe from a hostile guest."
+        ),
         (false, false) => println!("\nNo Linux guest can run here until one of the lines above is mended."),
     }
     if native || emulated { 0 } else { NO_KVM }

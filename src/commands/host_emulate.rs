@@ -15,6 +15,8 @@ pub(crate) fn run(args: &HostEmulateArgs) -> u8 {
         cpus: args.cpus.map(|cpus| u32::from(cpus.value())),
         memory_mib: args.memory.map(MemorySize::mib),
         command: args.command.clone(),
+        writable: args.read_only.as_ref().map(|_| Vec::new()),
+        boot_limit: args.host_timeout,
     };
     emulated_exit_code(emulated_host::run(&request)).unwrap_or_else(|(code, reason)| {
         say(&reason);

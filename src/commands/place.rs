@@ -44,6 +44,11 @@ pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failur
     Ok(Place::EmulatedHost { because: Some(because) })
 }
 
+/// The line that says where the guest runs, and what that means.
+pub(super) fn on_emulated_host_because(because: &str) -> String {
+    format!("running on an emulated host, slowly, and not safe from a hostile guest: {because}")
+}
+
 /// True inside an emulated host of Coracle's, which sets this variable.
 pub(super) fn on_emulated_host() -> bool {
     std::env::var_os(emulated_host::MARK).is_some()

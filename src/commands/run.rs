@@ -14,7 +14,7 @@ use coracle::terminal::RawTerminal;
 use self::signals::Blocked;
 use self::watch::Watch;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host, place};
+use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
 use super::report_file;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};
@@ -84,9 +84,10 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
         Place::Here => run_here(raw, &config, (signals, watch)),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
-                say(&format!("running on an emulated host, slowly: {because}"));
+                say(&on_emulated_host_because(&because));
             }
             let mut crossing = Crossing::default();
+            crossing.boot_limit(raw.host_timeout);
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);

@@ -41,6 +41,7 @@ pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
         acpi: args.acpi,
         on_reset: args.on_reset,
         on_halt: args.on_halt,
+        host_timeout: args.host_timeout,
         accel: args.accel,
         outcome: None,
     };

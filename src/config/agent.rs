@@ -48,8 +48,8 @@ pub enum AgentPlace {
 }
 
 impl AgentConfig {
-    /// Enough for a stock kernel on an emulated host.
-    pub const DEFAULT_READY_LIMIT: Duration = Duration::from_secs(60);
+    /// Enough for a stock kernel on an emulated host of a machine that has much else to do.
+    pub const DEFAULT_READY_LIMIT: Duration = Duration::from_secs(180);
 
     /// Enough for a busy guest to write back what a file of a gigabyte has left in its memory.
     pub const DEFAULT_ANSWER_LIMIT: Duration = Duration::from_secs(60);

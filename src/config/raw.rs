@@ -75,6 +75,9 @@ pub struct RawConfig {
     pub on_reset: Option<ResetPolicy>,
     /// What a halt of all vCPUs for good does.
     pub on_halt: Option<HaltPolicy>,
+    /// The longest that an emulated host may take to come up.
+    #[serde(deserialize_with = "written::duration")]
+    pub host_timeout: Option<Duration>,
     /// Where the guest may run.
     pub accel: Option<Accel>,
     /// The file for the outcome, as JSON.
@@ -113,6 +116,7 @@ impl RawConfig {
             acpi: self.acpi.or(below.acpi),
             on_reset: self.on_reset.or(below.on_reset),
             on_halt: self.on_halt.or(below.on_halt),
+            host_timeout: self.host_timeout.or(below.host_timeout),
             accel: self.accel.or(below.accel),
             outcome: self.outcome.or(below.outcome),
         }

@@ -107,6 +107,7 @@ fn properties() -> Vec<(&'static str, Value)> {
         ("acpi", choice("Whether ACPI tables describe the machine", &["on", "off"])),
         ("on_reset", choice("What a reset by the guest does", &["exit", "reboot"])),
         ("on_halt", choice("What a halt of all vCPUs for good does", &["wait", "exit"])),
+        ("host_timeout", time("Longest time that an emulated host may take to come up", "180s")),
         ("accel", choice("Where the guest may run", &["auto", "kvm", "emulate"])),
         ("outcome", text("File to write the outcome to, as JSON", "outcome.json")),
     ]
@@ -114,7 +115,7 @@ fn properties() -> Vec<(&'static str, Value)> {
 
 fn time(about: &str, example: &str) -> Value {
     let about = format!("{about}; a number is seconds");
-    quantity(&about, r"^[0-9]*\.?[0-9]*([Ee][+-]?[0-9]+)?(ms|s|m|min|h)?$", &[json!(example), json!(1.5)])
+    quantity(&about, r"^[0-9]*\.?[0-9]*(ms|s|m|min|h)?$", &[json!(example), json!(1.5)])
 }
 
 fn text(about: &str, example: &str) -> Value {

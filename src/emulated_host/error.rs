@@ -42,7 +42,9 @@ pub enum EmulatedHostError {
         source: io::Error,
     },
     /// The machine did not come up in time.
-    #[error("the emulated host did not come up within {} s", limit.as_secs())]
+    #[error(
+        "the emulated host did not come up within {} s; --host-timeout gives it more", limit.as_secs_f64()
+    )]
     BootTimeout {
         /// The time it had.
         limit: Duration,

@@ -7,13 +7,16 @@ use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
 use coracle_agent::relay;
+use coracle_devices::journal;
 
+use super::confine::Confinement;
 use super::error::{EmulatedHostError, LastWords};
 use super::log::Tail;
 use super::{EmulatedHostArgs, signals};
@@ -78,12 +81,21 @@ struct Log {
 }
 
 impl Machine {
-    /// Starts QEMU.
+    /// Starts QEMU, which can change no other files of the caller's than `writable`, if that is given.
     ///
     /// # Errors
     /// QEMU, the kernel or the initramfs is missing, or a system call failed.
-    pub(super) fn start(size: MachineSize) -> Result<Self, EmulatedHostError> {
+    pub(super) fn start(size: MachineSize, writable: Option<&[PathBuf]>) -> Result<Self, EmulatedHostError> {
         let HostData { kernel, initramfs } = guest_data::find_host()?;
+        let writable = writable.map(resolved).transpose().map_err(local("find a file"))?;
+        let confinement = writable.as_deref().map(Confinement::to).transpose();
+        let confinement = confinement.map_err(local("confine QEMU"))?.flatten();
+        if confinement.is_none() && writable.as_ref().is_some_and(|writable| !writable.is_empty()) {
+            journal!(Host Warn,
+                "this kernel has no Landlock: the emulated host can change every file that you can, not only those that options \
+                 write"
+            );
+        }
         let make_pair = || pair().map_err(|source| EmulatedHostError::Local { step: "make sockets", source });
         let (control, inner_control) = make_pair()?;
         let (stdin, inner_stdin) = make_pair()?;
@@ -93,7 +105,12 @@ impl Machine {
         let (errors, inner_errors) = make_pair()?;
 
         let mut command = Command::new(QEMU);
-        command.args(machine_arguments(size)).arg("-kernel").arg(kernel).arg("-initrd").arg(initramfs);
+        command
+            .args(machine_arguments(size, writable.as_deref()))
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initramfs);
         command.args(["-append", KERNEL_COMMAND_LINE]);
         command.args(["-serial", "chardev:console"]);
         command.args(chardev("console", &inner_console));
@@ -110,7 +127,7 @@ impl Machine {
         command.stdin(Stdio::null()).stdout(copy).stderr(output);
         let parent = std::process::id();
         // SAFETY: the closure makes only system calls on data that was made before the fork.
-        unsafe { command.pre_exec(move || prepare_process(&inherited, parent)) };
+        unsafe { command.pre_exec(move || prepare_process(&inherited, parent, confinement.as_ref())) };
         let qemu = command.spawn().map_err(start_error)?;
         Ok(Self {
             qemu,
@@ -175,17 +192,31 @@ impl Log {
     }
 }
 
-/// The machine: no devices but those named here, no display, and the caller's files as 9p shares.
-fn machine_arguments(size: MachineSize) -> Vec<String> {
+/// The paths without symbolic links.
+fn resolved(paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
+    paths.iter().map(fs::canonicalize).collect()
+}
+
+fn local(step: &'static str) -> impl FnOnce(io::Error) -> EmulatedHostError {
+    move |source| EmulatedHostError::Local { step, source }
+}
+
+/// The machine: no devices but those named here, no display, and the caller's files as 9p shares, which are read-only where
+/// nothing in them may be changed.
+fn machine_arguments(size: MachineSize, writable: Option<&[PathBuf]>) -> Vec<String> {
     let MachineSize { cpus, memory_mib } = size;
     let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
-                 -no-reboot -device virtio-serial-pci";
+                 -no-reboot -device virtio-serial-pci \
+                 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
     // A caller without one, or with a link in its place, has it in the first share only.
     let system = fs::symlink_metadata(SYSTEM_DIRECTORY).is_ok_and(|found| found.is_dir());
     let system = system.then_some((SYSTEM_TAG, SYSTEM_DIRECTORY));
     for (tag, path) in [(ROOT_TAG, "/")].into_iter().chain(system) {
-        let share = format!("local,id={tag},path={path},security_model=none,multidevs=remap");
+        let is_read_only =
+            writable.is_some_and(|paths| !paths.iter().any(|written| written.starts_with(path)));
+        let mode = if is_read_only { ",readonly=on" } else { "" };
+        let share = format!("local,id={tag},path={path},security_model=none,multidevs=remap{mode}");
         arguments.extend(["-fsdev".to_owned(), share]);
         arguments.extend(["-device".to_owned(), format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}")]);
     }
@@ -219,7 +250,7 @@ fn pair() -> io::Result<(UnixStream, UnixStream)> {
 }
 
 /// What the new process does to itself between fork and exec of QEMU.
-fn prepare_process(inherited: &[RawFd], parent: u32) -> io::Result<()> {
+fn prepare_process(inherited: &[RawFd], parent: u32, confinement: Option<&Confinement>) -> io::Result<()> {
     // SAFETY: asks for a signal at the parent thread's end; no memory is involved.
     checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
     // SAFETY: asks for a number; no memory is involved.
@@ -241,7 +272,8 @@ fn prepare_process(inherited: &[RawFd], parent: u32) -> io::Result<()> {
     }
     let none = signals::empty_set();
     // SAFETY: reads the set it is given; the old mask is not asked for.
-    checked(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })
+    checked(unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) })?;
+    confinement.map_or(Ok(()), Confinement::apply)
 }
 
 fn raise_limit(resource: libc::__rlimit_resource_t) -> io::Result<()> {

@@ -8,6 +8,7 @@
 //! What does not cross: file locks, holes, sockets, block devices, taps and inherited descriptors above 2. The
 //! machine has its own `/tmp`, `/run` and `/dev/shm`; what the command needs of the caller's is shared by path.
 
+mod confine;
 mod control;
 mod error;
 mod log;
@@ -20,6 +21,7 @@ mod terminal;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::guest_data::{self, HostData};
 use machine::{Machine, MachineSize};
@@ -41,7 +43,16 @@ pub struct EmulatedHostArgs {
     /// Memory of the machine in MiB; by default a third of this one's, but at most 3072. It is taken as it is
     /// touched.
     pub memory_mib: Option<u64>,
+    /// The files and directories of the caller's that may be changed from inside; nothing else of the caller's can be, also
+    /// not by a QEMU that a guest has taken over. None: all that the caller may change.
+    pub writable: Option<Vec<PathBuf>>,
+    /// How long the machine may take until the command runs; by default [`BOOT_LIMIT`].
+    pub boot_limit: Option<Duration>,
 }
+
+/// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has nothing else
+/// to do takes some five seconds.
+pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// How the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +98,6 @@ pub fn run(args: &EmulatedHostArgs) -> Result<EmulatedExit, EmulatedHostError> {
     let signals =
         Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;
     let request = request::of_caller(args, signals.ignored())?;
-    let machine = Machine::start(MachineSize::of(args))?;
-    Session::new(machine, signals, request)?.run()
+    let machine = Machine::start(MachineSize::of(args), args.writable.as_deref())?;
+    Session::new(machine, signals, request, args.boot_limit.unwrap_or(BOOT_LIMIT))?.run()
 }

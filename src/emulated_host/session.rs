@@ -20,9 +20,6 @@ use super::terminal::CallerTerminal;
 use super::{EmulatedExit, EmulatedHostError};
 use crate::terminal::RawTerminal;
 
-/// How long the machine may take until the command runs. It takes about five seconds on a small host.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-
 /// How often a machine whose command runs gets an interrupt: the longest that it stands still after it has lost one.
 ///
 /// QEMU's emulation of SVM loses one now and then, seen with 7.2 on a busy host: the local APIC holds the timer's
@@ -46,7 +43,8 @@ pub(super) struct Session {
     control: Control,
     request: Option<Request>,
     phase: Phase,
-    deadline: Instant,
+    boot_limit: Duration,
+    deadline: Option<Instant>,
     next_tick: Instant,
     streams: Streams,
     interrupts: Interrupts,
@@ -83,6 +81,7 @@ impl Session {
         machine: Machine,
         signals: Signals,
         request: Request,
+        boot_limit: Duration,
     ) -> Result<Self, EmulatedHostError> {
         let control = machine.control.try_clone().map_err(local("copy a socket"))?;
         let streams =
@@ -94,7 +93,8 @@ impl Session {
             control: Control::new(control),
             request: Some(request),
             phase: Phase::Booting,
-            deadline: Instant::now() + BOOT_LIMIT,
+            boot_limit,
+            deadline: Instant::now().checked_add(boot_limit),
             next_tick: Instant::now(),
             streams,
             interrupts: Interrupts::default(),
@@ -120,7 +120,7 @@ impl Session {
             } else if peer == Peer::Gone {
                 return Err(self.ended());
             }
-            if self.is_starting() && Instant::now() >= self.deadline {
+            if self.is_starting() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(self.timed_out());
             }
             if self.interrupts.are_ignored() {
@@ -263,9 +263,10 @@ impl Session {
         let deadline = if self.is_starting() {
             self.deadline
         } else {
-            self.interrupts.deadline().map_or(self.next_tick, |deadline| deadline.min(self.next_tick))
+            Some(self.interrupts.deadline().map_or(self.next_tick, |deadline| deadline.min(self.next_tick)))
         };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left =
+            deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
         i32::try_from(left.as_millis()).unwrap_or(i32::MAX).saturating_add(1)
     }
 
@@ -280,7 +281,7 @@ impl Session {
 
     fn timed_out(self) -> EmulatedHostError {
         match self.machine.end() {
-            Ok((_, last_words)) => EmulatedHostError::BootTimeout { limit: BOOT_LIMIT, last_words },
+            Ok((_, last_words)) => EmulatedHostError::BootTimeout { limit: self.boot_limit, last_words },
             Err(source) => EmulatedHostError::Local { step: "wait for QEMU", source },
         }
     }

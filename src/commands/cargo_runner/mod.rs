@@ -20,7 +20,7 @@ use coracle::outcome::Ending;
 use self::files::GuestFiles;
 use self::program::Program;
 use super::crossing::Crossing;
-use super::place::{Place, place};
+use super::place::{Place, on_emulated_host_because, place};
 use super::run::signals::Blocked;
 use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
@@ -53,9 +53,10 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
         Place::Here => run_here(&raw, config, args, &luggage, (signals, watch)),
         Place::EmulatedHost { because } => {
             if let Some(because) = because {
-                say(&format!("running on an emulated host, slowly: {because}"));
+                say(&on_emulated_host_because(&because));
             }
             let mut crossing = Crossing::default();
+            crossing.boot_limit(raw.host_timeout);
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));

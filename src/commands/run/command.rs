@@ -34,8 +34,7 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
     let boot_limit = config.boot_timeout.unwrap_or(BOOT_LIMIT);
     config.boot_timeout = Some(boot_limit);
     config.timeout = None;
-    // The machine's own limit, which can explain itself, is the first.
-    config.agent = Some(AgentConfig { ready_limit: boot_limit + READY_EXTRA, ..AgentConfig::new(place) });
+    config.agent = Some(AgentConfig { ready_limit: boot_limit, ..AgentConfig::new(place) });
 }
 
 /// Boots the machine, runs the command, and tells how it ended.
@@ -95,11 +94,13 @@ pub(crate) fn outcome(
 /// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
 fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Option<Ending>> {
     let limit = config.agent.as_ref().map_or(BOOT_LIMIT, |agent| agent.ready_limit);
-    let deadline = Instant::now() + limit;
+    // The machine's own limit, which can explain itself, is the first where the guest is not at its init yet.
+    let deadline = Instant::now().checked_add(limit.saturating_add(OWN_LIMIT_FIRST));
     loop {
         match vm.wait_ready(TURN) {
             Ok(_) => return Ok(()),
-            Err(AgentError::NotReady { .. }) if Instant::now() < deadline => {}
+            Err(AgentError::NotReady { .. }) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {
+            }
             Err(AgentError::NotReady { .. }) => {
                 return Err(Some(Ending::TimedOut { of: TimeLimit::Boot, limit }));
             }
@@ -407,9 +408,9 @@ fn copy_input(mut input: ProcessInput, leaves: &AtomicBool) {
 }
 
 /// How long a guest may take to its agent.
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-/// From the guest's init to its agent: modules may have to be loaded.
-const READY_EXTRA: Duration = Duration::from_secs(10);
+const BOOT_LIMIT: Duration = AgentConfig::DEFAULT_READY_LIMIT;
+/// The machine's own limit, which ends it at the same time, may come this much later on a busy host.
+const OWN_LIMIT_FIRST: Duration = Duration::from_secs(1);
 /// How long output that is on its way is waited for at first.
 const FIRST_TURN: Duration = Duration::from_millis(1);
 /// How late a signal may be passed on.

@@ -29,7 +29,7 @@ use self::shown::{Lost, Shown};
 use self::suite::SuiteCase;
 use self::verdict::worst;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host, place};
+use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
 use super::report_file;
 use super::run::command::prepare;
 use super::run::is_default_guest;
@@ -61,7 +61,7 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
         Ground::Here => {}
         Ground::EmulatedHost { because } => {
             if let Some(because) = because {
-                say(&format!("running on an emulated host, slowly: {because}"));
+                say(&on_emulated_host_because(&because));
             }
             return crossing(args, &cases)?.run(None);
         }
@@ -203,6 +203,7 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
 
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
+    crossing.boot_limit(args.vm.host_timeout);
     for case in cases {
         crossing.add(&case.config)?;
     }
@@ -212,6 +213,7 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
         let made = fs::create_dir_all(folder);
         made.map_err(|error| Failure::usage(format!("--artifacts {}: {error}", folder.display())))?;
         crossing.add_read("--artifacts ", [folder]);
+        crossing.add_changed([folder]);
     }
     crossing.add_written("--junit ", &args.junit);
     crossing.add_written("--json ", &args.json);
