@@ -231,7 +231,7 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
-        let channel = self.open(settings.into_request()).await?;
+        let channel = self.open(settings.into_request(self.card)).await?;
         let answer = answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await?;
         answer.into_network()
     }

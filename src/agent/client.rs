@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use coracle_agent::guest_protocol::{AgentInfo, NetworkInfo, NetworkRequest, Power, Request};
+use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};
 use super::error::AgentError;
@@ -19,6 +20,8 @@ use crate::config::AgentConfig;
 #[derive(Clone)]
 pub struct AgentClient {
     link: Arc<Link>,
+    /// The hardware address of the machine's first network card.
+    pub(super) card: Option<MacAddress>,
     /// Of a client that is no machine's: with the last one, the connection ends.
     _thread: Option<Arc<LinkThread>>,
 }
@@ -26,7 +29,9 @@ pub struct AgentClient {
 /// How a guest's network is to come up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkSettings {
-    /// The interface; none for the first Ethernet one.
+    /// The interface, by its name or by its hardware address (`02:00:00:00:00:07`); none for the machine's first network
+    /// card, whatever other interfaces the guest has. Of an agent that was reached by [`AgentClient::over`], which knows no
+    /// machine, it is the first Ethernet interface, those of a device before bridges and the like.
     pub interface: Option<OsString>,
     /// Address, length of the network's prefix, and gateway; none to ask a DHCP server.
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
@@ -35,8 +40,9 @@ pub struct NetworkSettings {
 }
 
 impl NetworkSettings {
-    pub(super) fn into_request(self) -> Request {
+    pub(super) fn into_request(self, card: Option<MacAddress>) -> Request {
         let NetworkSettings { interface, address, dns } = self;
+        let interface = interface.or_else(|| Some(card?.to_string().into()));
         Request::Network(NetworkRequest { interface, address, dns, limit: DHCP_LIMIT })
     }
 }
@@ -57,11 +63,11 @@ impl AgentClient {
     /// The host gives no thread.
     pub fn over_within(stream: impl Into<OwnedFd>, config: &AgentConfig) -> io::Result<AgentClient> {
         let thread = LinkThread::start(Peer::Stream(stream.into()), Limits::of(config))?;
-        Ok(AgentClient { link: thread.link().clone(), _thread: Some(Arc::new(thread)) })
+        Ok(AgentClient { link: thread.link().clone(), card: None, _thread: Some(Arc::new(thread)) })
     }
 
-    pub(super) fn of_machine(link: Arc<Link>) -> AgentClient {
-        AgentClient { link, _thread: None }
+    pub(super) fn of_machine(link: Arc<Link>, card: Option<MacAddress>) -> AgentClient {
+        AgentClient { link, card, _thread: None }
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
@@ -97,7 +103,7 @@ impl AgentClient {
     /// # Errors
     /// The guest refuses, no DHCP server answers, or the agent or the machine has ended.
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
-        self.ask(settings.into_request())?.into_network()
+        self.ask(settings.into_request(self.card))?.into_network()
     }
 
     /// Asks the guest to power off in good order, and does not wait for it.

@@ -16,7 +16,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::outcome::Ending;
 use coracle::{Grace, Vm, VmBuilder};
 
-use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone};
+use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
 use super::{common, data, no_linux, virtio};
 
 /// Far more than anything takes on an emulated host.
@@ -271,7 +271,7 @@ fn smallest_program_that_embeds_prints_what_its_command_has_written() {
 }
 
 #[test]
-fn network_comes_up_by_dhcp_and_a_command_gets_a_page() {
+fn network_of_the_first_card_comes_up_by_dhcp_whatever_it_is_called() {
     needs_linux!();
     in_own_network(|| {
         let socket = socket_for_everyone("passt-agent");
@@ -279,10 +279,18 @@ fn network_comes_up_by_dhcp_and_a_command_gets_a_page() {
         let server = serve_page(8000);
         let mut config = quick_guest();
         config.nets.push(format!("socket={}", socket.display()).parse().unwrap());
+        tap("tap0");
+        config.nets.push("tap=tap0".parse().unwrap());
         let vm = VmBuilder::new(config).start().unwrap();
         vm.wait_ready(LIMIT).unwrap();
-        let info = vm.network_up(NetworkSettings::default()).unwrap();
-        assert_eq!((info.interface.to_str(), info.address), (Some("eth0"), [10, 9, 0, 2].into()));
+        // The second card is the first by its name now, and the file is what systemd-resolved leaves.
+        let prepare =
+            "ip link set eth0 name zz0 && ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf";
+        assert_eq!(sh(&vm, prepare).output().unwrap().status, ExecStatus::Code(0));
+        let settings = NetworkSettings { dns: vec![[10, 9, 0, 9].into()], ..NetworkSettings::default() };
+        let info = vm.network_up(settings).unwrap();
+        assert_eq!((info.interface.to_str(), info.address), (Some("zz0"), [10, 9, 0, 2].into()));
+        assert_eq!(vm.read_file("/etc/resolv.conf").unwrap(), b"nameserver 10.9.0.9\n");
         assert_eq!((info.prefix, info.gateway), (24, Some([10, 9, 0, 1].into())));
         let page =
             vm.exec(["wget", "-q", "-O", "-", "http://10.9.0.1:8000/"]).timeout(LIMIT).output().unwrap();

@@ -58,7 +58,7 @@ pub struct PutRequest {
 /// How the network is to come up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkRequest {
-    /// The interface; none for the first Ethernet one.
+    /// The interface, by its name or its hardware address; none for the first Ethernet one.
     pub interface: Option<OsString>,
     /// Address, length of the prefix and gateway; none to ask a DHCP server.
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,

@@ -33,12 +33,11 @@ pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure>
         move |error: io::Error| Failure::new(step, subject, &error)
     };
     loopback_up().map_err(failed(Step::Interface, "lo".as_ref()))?;
-    let name = match &request.interface {
-        Some(name) => name.clone(),
-        None => first_ethernet().ok_or_else(|| {
-            failed(Step::Interface, "eth0".as_ref())(io::Error::from_raw_os_error(libc::ENODEV))
-        })?,
-    };
+    let wanted = request.interface.as_deref();
+    let name = named(wanted, interfaces()).ok_or_else(|| {
+        let missing = io::Error::from_raw_os_error(libc::ENODEV);
+        failed(Step::Interface, wanted.unwrap_or("eth0".as_ref()))(missing)
+    })?;
     let interface = Interface::open(&name).map_err(failed(Step::Interface, &name))?;
     interface.bring_up().map_err(failed(Step::Interface, &name))?;
     let (address, prefix, gateway, mut dns) = match request.address {
@@ -62,24 +61,88 @@ pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure>
     Ok(NetworkInfo { interface: name, address, prefix, gateway, dns })
 }
 
-/// The first interface, by name, that has an Ethernet address.
-fn first_ethernet() -> Option<OsString> {
-    let interfaces = fs::read_dir(INTERFACES).ok()?.flatten();
-    let is_ethernet = |name: &OsString| {
-        let kind = fs::read_to_string(Path::new(INTERFACES).join(name).join("type"));
-        // ARPHRD_ETHER of `linux/if_arp.h`.
-        kind.is_ok_and(|kind| kind.trim() == "1")
-    };
-    interfaces.map(|entry| entry.file_name()).filter(is_ethernet).min()
+/// An interface with an Ethernet address.
+#[derive(Clone, Debug)]
+struct Ethernet {
+    name: OsString,
+    address: String,
+    /// Whether it is a device's, and no bridge, bond or the like, which may have the address of one.
+    is_device: bool,
 }
 
+/// The name of the interface that is meant: by its hardware address, which is longer than any name can be, by its name, or
+/// the first of all. Those of devices come first.
+fn named(wanted: Option<&OsStr>, mut interfaces: Vec<Ethernet>) -> Option<OsString> {
+    let address = match wanted {
+        Some(wanted) if wanted.len() != ADDRESS_LEN => return Some(wanted.to_owned()),
+        Some(address) => Some(address.to_str()?.to_ascii_lowercase()),
+        None => None,
+    };
+    interfaces.retain(|found| address.as_ref().is_none_or(|address| *address == found.address));
+    interfaces.into_iter().min_by_key(|found| (!found.is_device, found.name.clone())).map(|found| found.name)
+}
+
+fn interfaces() -> Vec<Ethernet> {
+    let entries = fs::read_dir(INTERFACES).into_iter().flatten().flatten();
+    let ethernet = |name: OsString| {
+        let folder = Path::new(INTERFACES).join(&name);
+        let read = |file| fs::read_to_string(folder.join(file)).unwrap_or_default().trim().to_owned();
+        // ARPHRD_ETHER of `linux/if_arp.h`.
+        let is_ethernet = read("type") == "1";
+        let is_device = folder.join("device").exists();
+        is_ethernet.then(|| Ethernet { name, address: read("address"), is_device })
+    };
+    entries.filter_map(|entry| ethernet(entry.file_name())).collect()
+}
+
+/// Where the file is a link, as systemd-resolved's, into a folder that only its owner makes, that folder is made.
 fn write_resolver(dns: &[Ipv4Addr]) -> io::Result<()> {
     let lines: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
-    if let Some(folder) = Path::new(RESOLVER).parent() {
-        fs::create_dir_all(folder)?;
-    }
-    fs::write(RESOLVER, lines)
+    let link = Path::new(RESOLVER);
+    let folder = link.parent().unwrap_or(link);
+    let file = fs::read_link(link).map_or_else(|_| link.to_owned(), |target| folder.join(target));
+    fs::create_dir_all(file.parent().unwrap_or(folder))?;
+    fs::write(file, lines)
 }
 
+/// `02:00:00:00:00:07`
+const ADDRESS_LEN: usize = 17;
 const INTERFACES: &str = "/sys/class/net";
 const RESOLVER: &str = "/etc/resolv.conf";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interfaces() -> Vec<Ethernet> {
+        let ethernet = |name: &str, last: u8, is_device| Ethernet {
+            name: name.into(),
+            address: format!("02:00:00:00:00:{last:02x}"),
+            is_device,
+        };
+        let (bridge, card, other) =
+            (ethernet("br0", 0xa, false), ethernet("eth0", 0xa, true), ethernet("eth1", 0xb, true));
+        vec![bridge, ethernet("docker0", 0xc, false), card, other]
+    }
+
+    fn named(wanted: Option<&str>) -> Option<String> {
+        super::named(wanted.map(OsStr::new), interfaces()).map(|name| name.into_string().unwrap())
+    }
+
+    #[test]
+    fn interface_is_found_by_address_whatever_bridges_there_are() {
+        assert_eq!(named(Some("02:00:00:00:00:0b")).as_deref(), Some("eth1"));
+        assert_eq!(named(Some("02:00:00:00:00:0A")).as_deref(), Some("eth0"), "a bridge has it, too");
+        assert_eq!(named(Some("02:00:00:00:00:0c")).as_deref(), Some("docker0"));
+        assert_eq!(named(Some("02:00:00:00:00:0d")), None);
+    }
+
+    #[test]
+    fn without_an_address_it_is_what_is_named_or_the_first_device() {
+        assert_eq!(named(Some("br0")).as_deref(), Some("br0"));
+        assert_eq!(named(None).as_deref(), Some("eth0"));
+        let virtual_only = interfaces().into_iter().filter(|found| !found.is_device).collect();
+        assert_eq!(super::named(None, virtual_only), Some("br0".into()));
+        assert_eq!(super::named(None, Vec::new()), None);
+    }
+}
