@@ -13,7 +13,7 @@ use coracle::config::{
 /// The machine, its guest, and where it runs.
 #[derive(Debug, Args)]
 pub(crate) struct VmArgs {
-    /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots
+    /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots, or with --root or -a root= its kernel
     pub kernel: Option<PathBuf>,
     /// JSON file with any of these options; flags override it, and its paths are relative to its folder
     #[arg(long, value_name = "FILE")]

@@ -49,7 +49,7 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
 
 /// Whether nothing of the user's is to be booted.
 pub(super) fn is_default_guest(raw: &RawConfig) -> bool {
-    raw.kernel.is_none() && raw.initrds.is_none() && raw.root.is_none()
+    raw.kernel.is_none() && raw.initrds.is_none() && !settings::has_root(raw)
 }
 
 /// What the default guest is to do: a shell for a person, a report for a program.

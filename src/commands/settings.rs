@@ -2,6 +2,7 @@
 
 use coracle::config::{
     ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, VmConfig, default_cmdline_with,
+    names_root,
 };
 use coracle::guest_data::{self, GuestData};
 
@@ -70,6 +71,13 @@ impl Failure {
     }
 }
 
+/// Whether the user has said where the guest's root is.
+pub(super) fn has_root(raw: &RawConfig) -> bool {
+    // A `--` in the one takes what follows in the other along.
+    let line = raw.cmdline.iter().chain(raw.append.iter().flatten());
+    raw.root.is_some() || names_root(&line.map(String::as_str).collect::<Vec<_>>().join(" "))
+}
+
 /// The checked configuration, with the defaults of the command for what was not told; `default_words` are for the default
 /// guest.
 ///
@@ -83,7 +91,7 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         Some(kernel) => kernel.clone(),
         None => {
             let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
-            if raw.root.is_some() {
+            if has_root(raw) {
                 defaults.push("quiet");
             } else {
                 initrds.insert(0, find(GuestData::GuestInitramfs)?);

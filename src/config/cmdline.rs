@@ -18,6 +18,13 @@ pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> Str
     line
 }
 
+/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the first program
+/// (Linux, Documentation/admin-guide/kernel-parameters.txt).
+pub fn names_root(line: &str) -> bool {
+    let mut words = line.split_ascii_whitespace().take_while(|word| *word != "--");
+    words.any(|word| word.strip_prefix("root=").is_some_and(|root| !root.is_empty()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -26,5 +33,13 @@ mod tests {
     fn words_come_after_the_default_and_empty_ones_add_nothing() {
         assert_eq!(default_cmdline_with(["quiet", "", " ro "]), format!("{DEFAULT_CMDLINE} quiet ro"));
         assert_eq!(default_cmdline_with([]), DEFAULT_CMDLINE);
+    }
+
+    #[test]
+    fn root_is_named_by_a_word_for_the_kernel() {
+        assert!(names_root("quiet root=/dev/vda rw") && names_root("root=PARTLABEL=x"));
+        for line in ["quiet", "root=", "xroot=/dev/vda", "rootfstype=ext4", "quiet -- root=/dev/vda"] {
+            assert!(!names_root(line), "{line}");
+        }
     }
 }

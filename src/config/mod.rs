@@ -32,7 +32,7 @@ use coracle_devices::virtio::net::MacSyntax;
 
 pub use accel::Accel;
 pub use agent::{AgentConfig, AgentPlace, AgentTransport};
-pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with};
+pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with, names_root};
 pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;

@@ -23,7 +23,9 @@ use super::platform::Platform;
 use super::watch::Limits;
 use super::{BuildError, Vm};
 use crate::agent::{self, AgentAttachment, with_words};
-use crate::config::{AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
+use crate::config::{
+    AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig, names_root,
+};
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Escape, MachineConsoles};
 use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuFeatures};
@@ -327,8 +329,7 @@ impl Inputs {
             return Err(RootError::NotLinux { kernel: path }.into());
         }
         let root = root.map(|root| root.placed(&mut initrds));
-        let is_loaders =
-            |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || config.root.is_some();
+        let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);
         let agent = config.agent.as_ref().filter(is_loaders);
         if kernel.is_linux() {
             initrds.extend(loader::initrd(&LoaderRequest {
@@ -346,13 +347,18 @@ impl Inputs {
     }
 }
 
+/// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
+fn has_root(config: &VmConfig) -> bool {
+    config.root.is_some() || names_root(&config.cmdline)
+}
+
 /// The files that `config` names, or those of the default guest.
 fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
     if let Some(kernel) = &config.kernel {
         return Ok((kernel.clone(), config.initrds.clone()));
     }
     let kernel = guest_data::default_kernel(config.kaslr)?;
-    if config.initrds.is_empty() && config.root.is_none() {
+    if config.initrds.is_empty() && !has_root(config) {
         return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
     }
     Ok((kernel, config.initrds.clone()))

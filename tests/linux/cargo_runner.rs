@@ -89,6 +89,10 @@ fn what_cannot_run_in_a_guest_is_refused_in_one_line() {
         &["--root", "/etc", "/bin/sh"],
         "--root /etc: the program and its libraries come as an initramfs",
     );
+    refused(
+        &["-a", "root=/dev/vda", "/bin/sh"],
+        "-a root=: the program and its libraries come as an initramfs",
+    );
     refused(&["--copy", "/no/such", "/bin/sh"], "/no/such cannot be read");
     refused(&["--copy", "/proc/cpuinfo", "/bin/sh"], "/proc is its kernel's own");
     // How much depends on what cargo names, and this test is one of cargo's.

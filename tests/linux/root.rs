@@ -212,6 +212,26 @@ fn images_are_used_as_they_are_and_written_to_where_that_is_wanted() {
 }
 
 #[test]
+fn disk_that_root_names_boots_with_the_default_kernel_too() {
+    needs_linux!();
+    let Some(tree) = folder("on-its-disk") else { return };
+    let image = scratch().join("own.ext4");
+    let (from, to) = (tree.to_str().unwrap(), image.to_str().unwrap());
+    host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", from, to, "24M"]);
+    let run = |words: &[&str]| {
+        let mut command = coracle();
+        command.args(["run", "--accel", "kvm", "--timeout", "100s", "-a", "root=/dev/vda rw", "--disk"]);
+        finish(command.arg(format!("path={to},cow,cow-size=64M")).args(words))
+    };
+    let init = run(&[]);
+    init.expect(0, "the guest powered off");
+    assert!(said(&init, "root ").contains(" / ext4 rw"), "{init:?}");
+    let command = run(&["--", "/bin/busybox", "cat", "/etc/note"]);
+    command.expect(0, "");
+    assert_eq!(command.text(), "a note");
+}
+
+#[test]
 fn agent_runs_commands_in_a_root_in_place_of_its_init() {
     needs_linux!();
     let Some(tree) = folder("agent") else { return };

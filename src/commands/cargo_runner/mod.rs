@@ -78,6 +78,12 @@ fn raw(args: &CargoRunnerArgs) -> Result<RawConfig, Failure> {
             root.path.display()
         )));
     }
+    if settings::has_root(&raw) {
+        return Err(Failure::usage(
+            "-a root=: the program and its libraries come as an initramfs, which goes with no root; leave it out, and --copy \
+             what the program needs",
+        ));
+    }
     if raw.kernel.is_some() && raw.initrds.is_none() {
         let initramfs = guest_data::find(GuestData::GuestInitramfs).map_err(|error| Failure::of(&error))?;
         raw.initrds = Some(vec![initramfs]);
