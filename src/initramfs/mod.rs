@@ -3,6 +3,7 @@
 
 mod cpio;
 pub(crate) mod loader;
+mod module_files;
 mod module_tree;
 #[cfg(test)]
 mod samples;

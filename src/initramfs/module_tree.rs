@@ -3,21 +3,20 @@
 //! What a module needs is read from the module itself (the `depends=` line of its `.modinfo` section): a kernel package
 //! that was unpacked but not installed has no `modules.dep`, which `depmod` makes of the same lines.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
+use std::collections::HashSet;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_arch::regular_file;
 
+use super::module_files::{Files, MAX_MODULES};
 use crate::compression::{Compression, DecompressError};
 
 /// The modules of one kernel release.
 #[derive(Debug)]
 pub struct ModuleTree {
     root: PathBuf,
-    /// Name to path below `root`.
-    files: HashMap<String, PathBuf>,
+    files: Files,
     built_in: HashSet<String>,
 }
 
@@ -110,16 +109,15 @@ impl ModuleTree {
         if built_in.len() > MAX_MODULES {
             return Err(ModulesError::TooMany { list });
         }
-        let mut tree = Self { root: root.to_owned(), files: HashMap::new(), built_in };
         let list = root.join(DEPENDENCIES);
-        match read_text(&list) {
-            Ok(text) => tree.take_list(&list, &text)?,
+        let files = match read_text(&list) {
+            Ok(text) => Files::of_list(&list, &text)?,
             Err(ModulesError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                tree.list(Path::new("kernel"))?;
+                Files::default()
             }
             Err(error) => return Err(error),
-        }
-        Ok(tree)
+        };
+        Ok(Self { root: root.to_owned(), files, built_in })
     }
 
     /// Whether `folder` is one of a release, by the list that every kernel's `modules_install` writes.
@@ -137,9 +135,8 @@ impl ModuleTree {
     ///
     /// # Errors
     /// A module is neither in the tree nor built in, or cannot be read.
-    pub fn closure(&self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
-        let mut order =
-            LoadOrder { tree: self, seen: HashSet::new(), modules: Vec::new(), room: MIN_UNPACKED };
+    pub fn closure(self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
+        let mut order = LoadOrder::new(self);
         for name in wanted {
             order.add(&canonical(name), &mut Vec::new())?;
         }
@@ -169,39 +166,6 @@ impl ModuleTree {
         let plain = ENDINGS.iter().find_map(|ending| path.strip_suffix(ending)).unwrap_or(&path);
         Ok(Module { path: plain.to_owned(), object })
     }
-
-    /// Takes the modules that `modules.dep` lists: `PATH: NEEDED...`.
-    fn take_list(&mut self, list: &Path, text: &str) -> Result<(), ModulesError> {
-        for (path, _) in text.lines().filter_map(|line| line.split_once(':')) {
-            if let Some(name) = module_name(Path::new(path)) {
-                self.add(name, path.into(), list)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, name: String, path: PathBuf, list: &Path) -> Result<(), ModulesError> {
-        self.files.insert(name, path);
-        if self.files.len() > MAX_MODULES {
-            return Err(ModulesError::TooMany { list: list.to_owned() });
-        }
-        Ok(())
-    }
-
-    fn list(&mut self, folder: &Path) -> Result<(), ModulesError> {
-        let full_path = self.root.join(folder);
-        let failed = |source| ModulesError::Read { path: full_path.clone(), source };
-        for entry in fs::read_dir(&full_path).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let path = folder.join(entry.file_name());
-            if entry.file_type().map_err(failed)?.is_dir() {
-                self.list(&path)?;
-            } else if let Some(name) = module_name(&path) {
-                self.add(name, path, &full_path)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Module {
@@ -213,29 +177,33 @@ impl Module {
 }
 
 /// The modules so far, each after those that it needs.
-struct LoadOrder<'a> {
-    tree: &'a ModuleTree,
+struct LoadOrder {
+    tree: ModuleTree,
     seen: HashSet<String>,
     modules: Vec<Module>,
     /// Bytes that modules may still unpack to.
     room: usize,
 }
 
-impl LoadOrder<'_> {
+impl LoadOrder {
+    fn new(tree: ModuleTree) -> LoadOrder {
+        LoadOrder { tree, seen: HashSet::new(), modules: Vec::new(), room: MIN_UNPACKED }
+    }
+
     /// Adds a module, which the last one of `chain` needs.
     fn add(&mut self, name: &str, chain: &mut Vec<String>) -> Result<(), ModulesError> {
-        let root = || self.tree.root.clone();
         if self.tree.built_in.contains(name) || self.seen.contains(name) {
             return Ok(());
         }
-        let Some(path) = self.tree.files.get(name) else {
+        let root = &self.tree.root;
+        let Some(path) = self.tree.files.find(root, name)? else {
             let needed_by = chain.last().cloned();
-            return Err(ModulesError::Missing { name: name.to_owned(), needed_by, root: root() });
+            return Err(ModulesError::Missing { name: name.to_owned(), needed_by, root: root.clone() });
         };
         if chain.len() >= MAX_DEPTH {
-            return Err(ModulesError::TooDeep { name: name.to_owned(), root: root() });
+            return Err(ModulesError::TooDeep { name: name.to_owned(), root: root.clone() });
         }
-        let module = self.tree.read(path, &mut self.room)?;
+        let module = self.tree.read(&path, &mut self.room)?;
         let Some(needs) = needs(&module.object) else {
             return Err(ModulesError::NoModule { path: self.tree.root.join(path) });
         };
@@ -251,7 +219,7 @@ impl LoadOrder<'_> {
 }
 
 /// The name of the module in a file; `None` when the file is not a module.
-fn module_name(path: &Path) -> Option<String> {
+pub(super) fn module_name(path: &Path) -> Option<String> {
     let (stem, ending) = path.file_name()?.to_str()?.split_once(".ko")?;
     (ending.is_empty() || ENDINGS.contains(&ending)).then(|| canonical(stem))
 }
@@ -321,9 +289,6 @@ const DEPENDENCIES: &str = "modules.dep";
 
 /// Most bytes of such a list. Debian's have less than one MiB.
 const MAX_LIST: u64 = 8 << 20;
-
-/// Most modules of a kernel. One with every module of Linux has some ten thousand.
-const MAX_MODULES: usize = 1 << 16;
 
 /// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz and zstd
 /// pack modules to a third or a fifth.

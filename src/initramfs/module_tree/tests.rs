@@ -1,5 +1,7 @@
 //! Trees of modules, honest and hostile ones.
 
+use std::fs;
+
 use std::process::Command;
 
 use crate::compression::samples::pack;
@@ -190,4 +192,23 @@ fn lists_and_modules_have_limits() {
     let list: String = (0..=MAX_MODULES).map(|number| format!("{number}.ko:\n")).collect();
     fs::write(tree.release_folder().join("modules.dep"), list).unwrap();
     assert!(matches!(ModuleTree::open(&tree.release_folder()), Err(ModulesError::TooMany { .. })));
+}
+
+#[test]
+fn tree_is_walked_only_for_what_is_in_no_likely_folder() {
+    let tree = Tree::new(
+        "likely",
+        &[
+            ("drivers/virtio/virtio_mmio.ko", object("vsock")),
+            ("net/vmw_vsock/vsock.ko", object("")),
+            ("drivers/gpu/drm/xe.ko", object("")),
+        ],
+    );
+    let mut order = LoadOrder::new(ModuleTree::open(&tree.release_folder()).unwrap());
+    order.add("virtio_mmio", &mut Vec::new()).unwrap();
+    let found = ["kernel/net/vmw_vsock/vsock.ko", "kernel/drivers/virtio/virtio_mmio.ko"];
+    assert_eq!(paths(&order.modules), found);
+    assert!(!order.tree.files.knows("xe"), "the whole tree was walked");
+    order.add("xe", &mut Vec::new()).unwrap();
+    assert_eq!(order.modules.len(), 3);
 }

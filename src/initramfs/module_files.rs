@@ -1,0 +1,110 @@
+//! Where the modules of a release are: from `modules.dep`, or found as they are needed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::module_tree::{ModulesError, module_name};
+
+/// Where modules are.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Name to path below the tree's folder.
+    paths: HashMap<String, PathBuf>,
+    /// How many of [`LIKELY_FOLDERS`] have been looked at.
+    likely: usize,
+    is_complete: bool,
+}
+
+impl Files {
+    /// The modules that `modules.dep` lists: `PATH: NEEDED...`.
+    pub(super) fn of_list(list: &Path, text: &str) -> Result<Files, ModulesError> {
+        let mut files = Files { is_complete: true, ..Files::default() };
+        for (path, _) in text.lines().filter_map(|line| line.split_once(':')) {
+            files.add(Path::new(path), list)?;
+        }
+        Ok(files)
+    }
+
+    /// The path of a module below `root`. The whole tree is walked only for one that is in no likely folder: it has
+    /// hundreds, and on the emulated host each takes a quarter of a second.
+    pub(super) fn find(&mut self, root: &Path, name: &str) -> Result<Option<PathBuf>, ModulesError> {
+        loop {
+            if let Some(path) = self.paths.get(name) {
+                return Ok(Some(path.clone()));
+            }
+            if self.is_complete {
+                return Ok(None);
+            }
+            match LIKELY_FOLDERS.get(self.likely) {
+                Some(folder) => {
+                    self.likely += 1;
+                    match self.list(root, Path::new(folder), false) {
+                        Err(ModulesError::Read { source, .. })
+                            if source.kind() == io::ErrorKind::NotFound => {}
+                        listed => listed?,
+                    }
+                }
+                None => {
+                    self.list(root, Path::new("kernel"), true)?;
+                    self.is_complete = true;
+                }
+            }
+        }
+    }
+
+    fn list(&mut self, root: &Path, folder: &Path, is_deep: bool) -> Result<(), ModulesError> {
+        let full_path = root.join(folder);
+        let failed = |source| ModulesError::Read { path: full_path.clone(), source };
+        for entry in fs::read_dir(&full_path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = folder.join(entry.file_name());
+            if !entry.file_type().map_err(failed)?.is_dir() {
+                self.add(&path, &full_path)?;
+            } else if is_deep {
+                self.list(root, &path, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a file, if it is a module. `list` is where it was named.
+    fn add(&mut self, path: &Path, list: &Path) -> Result<(), ModulesError> {
+        let Some(name) = module_name(path) else { return Ok(()) };
+        self.paths.insert(name, path.to_owned());
+        if self.paths.len() > MAX_MODULES {
+            return Err(ModulesError::TooMany { list: list.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Whether a module has been found so far.
+    #[cfg(test)]
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.paths.contains_key(name)
+    }
+}
+
+/// Where Linux has what a guest of Coracle's needs, the most likely first.
+const LIKELY_FOLDERS: [&str; 16] = [
+    "kernel/drivers/virtio",
+    "kernel/net/vmw_vsock",
+    "kernel/fs/erofs",
+    "kernel/fs/overlayfs",
+    "kernel/lib",
+    "kernel/drivers/block",
+    "kernel/drivers/net",
+    "kernel/net/core",
+    "kernel/drivers/char",
+    "kernel/drivers/char/hw_random",
+    "kernel/crypto",
+    "kernel/fs/ext4",
+    "kernel/fs/jbd2",
+    "kernel/fs",
+    "kernel/fs/squashfs",
+    "kernel/fs/xfs",
+];
+
+/// Most modules of a kernel. One with every module of Linux has some ten thousand.
+pub(super) const MAX_MODULES: usize = 1 << 16;
