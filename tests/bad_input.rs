@@ -5,6 +5,7 @@ mod common;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use common::{Finished, coracle, file, finish, payload, scratch};
 
@@ -34,6 +35,60 @@ fn kernels_that_are_no_files_are_refused() {
     refused(&run(Path::new("/"), &[]), &["directory"]);
     refused(&run(Path::new("/dev/null"), &[]), &["/dev/null"]);
     refused(&run(&fifo("kernel-fifo"), &[]), &["FIFO"]);
+}
+
+/// A bzImage is Linux, whatever is in it: only Linux's initrds are looked at.
+#[test]
+fn initrds_that_linux_does_not_unpack_are_named_before_it_runs() {
+    let linux = file("vmlinuz", &coracle_payload::Payload::named("exit-7").unwrap().bzimage(b""));
+    let mut archive = coracle::initramfs::Archive::default();
+    archive.file("init", 0o755, vec![7; 5000]);
+    let cpio = archive.finish().unwrap();
+    let mut tar = vec![0; 1024];
+    tar[257..262].copy_from_slice(b"ustar");
+    let cases: [(&[u8], &[&str]); 4] = [
+        (&tar, &["tar archive", "--root"]),
+        (b"PK\x03\x04", &["zip archive", "cpio -o -H newc"]),
+        (b"070707000", &["(odc)", "cpio -o -H newc"]),
+        (&cpio[..1000], &["is cut short", "which has 1000 bytes"]),
+    ];
+    for (bytes, words) in cases {
+        let initrd = file("initrd", bytes);
+        let initrd = initrd.to_str().unwrap();
+        refused(&run(&linux, &["-i", initrd]), words);
+        refused(&run(&linux, &["-i", initrd]), &[initrd]);
+        if common::kvm_or_skip() {
+            run(&payload("poweroff"), &["-i", initrd]).expect(0, "powered off");
+        }
+    }
+}
+
+#[test]
+fn roots_in_a_form_of_their_own_are_named_with_what_works() {
+    let linux = file("vmlinuz", &coracle_payload::Payload::named("exit-7").unwrap().bzimage(b""));
+    let folder = scratch().join("forms");
+    for (form, names, words) in [
+        ("saved", &["manifest.json", "repositories"][..], ["`docker save`", "docker export"]),
+        ("oci", &["oci-layout", "index.json"], ["OCI layout", "umoci unpack"]),
+        (
+            "single",
+            &["rootfs/bin/sh", "rootfs/etc/passwd"],
+            ["a single folder, rootfs", "tar -C rootfs -c ."],
+        ),
+    ] {
+        let root = folder.join(form);
+        for name in names {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        }
+        let tar = folder.join(format!("{form}.tar"));
+        let made = Command::new("tar").arg("-C").arg(&root).arg("-cf").arg(&tar).arg(".").status();
+        assert!(made.unwrap().success());
+        for root in [root, tar] {
+            refused(&run(&linux, &["--root", root.to_str().unwrap()]), &words);
+        }
+    }
 }
 
 #[test]

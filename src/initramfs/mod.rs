@@ -1,6 +1,7 @@
 //! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which a
 //! machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
 
+pub(crate) mod check;
 mod cpio;
 pub(crate) mod loader;
 mod module_files;
@@ -8,6 +9,7 @@ mod module_tree;
 #[cfg(test)]
 mod samples;
 
+pub use check::InitrdError;
 pub use cpio::{Archive, ArchiveError};
 pub use loader::LoaderError;
 pub use module_tree::{Module, ModuleTree, ModulesError};

@@ -47,6 +47,16 @@ pub enum RootError {
         /// As given.
         path: PathBuf,
     },
+    /// The source holds a root in a form of its own.
+    #[error("--root {}: it is {found}; {fix}", path.display())]
+    Form {
+        /// As given.
+        path: PathBuf,
+        /// What it is.
+        found: String,
+        /// What would work.
+        fix: String,
+    },
     /// A folder cannot be read.
     #[error("--root {}", path.display())]
     Directory {

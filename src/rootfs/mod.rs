@@ -9,6 +9,7 @@ mod content;
 mod directory;
 mod erofs;
 mod error;
+mod foreign;
 mod left_out;
 mod newc;
 mod source;
@@ -30,6 +31,7 @@ pub use self::directory::DirectoryError;
 pub use self::erofs::ImageError;
 use self::erofs::Written;
 pub use self::error::RootError;
+use self::foreign::Foreign;
 pub use self::left_out::LeftOut;
 use self::source::{FileSystem, Source};
 pub use self::tar::TarError;
@@ -261,7 +263,7 @@ fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<
         Source::Directory => {
             return directory::read(&root.path, &Caller::here(), root.keep_ids, left_out)
                 .map_err(|source| RootError::Directory { path: path(), source })
-                .and_then(|tree| not_empty(root, tree));
+                .and_then(|tree| usable(root, tree));
         }
         Source::Tar(file, len) => (file, len),
         Source::PackedTar(packing, packed) => source::unpacked(&root.path, packing, &packed)?,
@@ -269,11 +271,19 @@ fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<
     };
     tar::read(&Arc::new(file), len, limit, left_out)
         .map_err(|source| RootError::Tar { path: path(), source })
-        .and_then(|tree| not_empty(root, tree))
+        .and_then(|tree| usable(root, tree))
 }
 
-fn not_empty(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
-    if tree.is_empty() { Err(RootError::Empty { path: root.path.clone() }) } else { Ok(tree) }
+/// Refuses what holds no root, or holds it in another form.
+fn usable(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
+    let path = || root.path.clone();
+    if tree.is_empty() {
+        return Err(RootError::Empty { path: path() });
+    }
+    match foreign::identify(&tree) {
+        Some(Foreign { found, fix }) => Err(RootError::Form { path: path(), found, fix }),
+        None => Ok(tree),
+    }
 }
 
 /// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is that of the

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
 
+use flate2::bufread::GzDecoder;
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
@@ -80,7 +81,7 @@ pub(super) fn first_bytes(packing: Packing, packed: &File, len: u64) -> Result<V
 fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result<Box<dyn Read + 'a>> {
     source.get_mut().rewind()?;
     Ok(match packing {
-        Packing::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(source)),
+        Packing::Gzip => Box::new(GzipMembers { member: Some(GzDecoder::new(source)) }),
         Packing::Xz => {
             let source: &mut dyn Read = source;
             Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB))
@@ -114,6 +115,43 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
     }
     into.set_len(len).map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
     Ok(len)
+}
+
+/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say, are nothing, as
+/// gzip and tar have it.
+struct GzipMembers<R: BufRead> {
+    /// None at the end.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(mut member) = self.member.take() {
+            let count = member.read(buffer);
+            if !matches!(count, Ok(0)) || buffer.is_empty() {
+                self.member = Some(member);
+                return count;
+            }
+            let mut source = member.into_inner();
+            if skip_zeroes(&mut source)? {
+                self.member = Some(GzDecoder::new(source));
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Goes to the next byte that is not zero; false when there is none.
+fn skip_zeroes(source: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = source.fill_buf()?;
+        let zeroes = bytes.iter().take_while(|byte| **byte == 0).count();
+        let (is_end, is_found) = (bytes.is_empty(), zeroes < bytes.len());
+        source.consume(zeroes);
+        if is_end || is_found {
+            return Ok(is_found);
+        }
+    }
 }
 
 /// One Zstandard frame after the other (RFC 8878, 3.1).

@@ -13,7 +13,7 @@ use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::cpu::CpuError;
 use crate::guest_data::GuestDataMissing;
-use crate::initramfs::LoaderError;
+use crate::initramfs::{InitrdError, LoaderError};
 use crate::kernel_image::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
@@ -36,6 +36,9 @@ pub enum BuildError {
     /// An initrd cannot be used.
     #[error(transparent)]
     Initrd(#[from] InputFileError),
+    /// Linux would not unpack an initrd.
+    #[error(transparent)]
+    InitrdKind(#[from] InitrdError),
     /// The root file system cannot be had.
     #[error(transparent)]
     Root(#[from] RootError),

@@ -31,6 +31,7 @@ use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuFeatures};
 use crate::diagnosis::Subject;
 use crate::guest_data::{self, GuestData, GuestDataMissing};
+use crate::initramfs::check::check;
 use crate::initramfs::loader::{self, LoaderRequest};
 use crate::io_loop::IoLoop;
 use crate::kernel_image::{self, KernelRequest};
@@ -327,6 +328,9 @@ impl Inputs {
         let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
         if config.root.is_some() && !kernel.is_linux() {
             return Err(RootError::NotLinux { kernel: path }.into());
+        }
+        if kernel.is_linux() {
+            initrds.iter().try_for_each(check)?;
         }
         let root = root.map(|root| root.placed(&mut initrds));
         let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);

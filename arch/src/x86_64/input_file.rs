@@ -117,7 +117,7 @@ impl InputFile {
     ///
     /// # Errors
     /// The file ends before `buf` is full, or reading fails.
-    pub(crate) fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         match &self.content {
             Content::File(file) => lock(file).read_exact_at(buf, offset),
             Content::Memory(bytes) => {

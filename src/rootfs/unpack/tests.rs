@@ -58,6 +58,20 @@ fn several_streams_in_a_row_are_one() {
 }
 
 #[test]
+fn zeroes_after_a_gzip_member_are_nothing_and_other_bytes_are_refused() {
+    let gzip = pack(Compression::Gzip, &plain());
+    for zeroes in [1, 511, 600_000] {
+        let padded = [&gzip[..], &vec![0; zeroes]].concat();
+        assert!(unpacked(&padded).unwrap() == plain(), "{zeroes}");
+        assert!(unpacked(&[&padded[..], &gzip].concat()).unwrap() == [plain(), plain()].concat());
+        assert!(unpacked(&[&padded[..], b"x"].concat()).is_err());
+    }
+    // The .xz format has such a padding, too, in fours.
+    let xz = pack(Compression::Xz, &plain());
+    assert!(unpacked(&[&xz[..], &[0; 512]].concat()).unwrap() == plain());
+}
+
+#[test]
 fn streams_cut_short_or_damaged_are_refused() {
     for (packing, packed) in packed() {
         let cut = unpacked(&packed[..packed.len() / 2]);

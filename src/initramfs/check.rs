@@ -1,0 +1,287 @@
+//! Looks whether Linux can unpack an initrd, as far as that costs next to nothing: what it is, and whether it has its end.
+//! The builder calls it before there is a machine. Nothing is unpacked, and what is not known passes: other formats are
+//! the kernel's affair.
+//!
+//! Sources: Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c; RFC 8878, 3.1.1; the
+//! .xz file format 1.2.0, 2.1.2.
+
+use std::path::PathBuf;
+
+use coracle_arch::x86_64::initrd::InitrdFile;
+use coracle_arch::x86_64::input_file::InputFile;
+
+/// Why an initrd would not be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum InitrdError {
+    /// It is another kind of archive.
+    #[error("the initrd {path:?} is {found}, which Linux does not unpack; {fix}")]
+    Kind {
+        /// Its path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What would work.
+        fix: &'static str,
+    },
+    /// It ends in the middle.
+    #[error(
+        "the initrd {path:?} is cut short: what begins at byte {at} goes on after the end of the file, which has {len} \
+         bytes; copy or make it again"
+    )]
+    Cut {
+        /// Its path.
+        path: PathBuf,
+        /// Where the part that is cut begins.
+        at: u64,
+        /// Bytes of the file.
+        len: u64,
+    },
+}
+
+/// Checks one initrd.
+///
+/// # Errors
+/// Linux would not unpack it.
+pub(crate) fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
+    let file = initrd.file();
+    let path = file.path();
+    let head = bytes::<512>(file, 0).unwrap_or_else(|| {
+        let mut head = [0; 512];
+        let len = usize::try_from(file.len()).unwrap_or(head.len()).min(head.len());
+        // A short file is all in its head.
+        let _ = head.get_mut(..len).map(|head| file.read_at(0, head));
+        head
+    });
+    if let Some((found, fix)) = foreign(&head) {
+        return Err(InitrdError::Kind { path: path.to_owned(), found, fix });
+    }
+    let cut = match head {
+        [b'0', b'7', b'0', b'7', b'0', b'1' | b'2', ..] => cut_cpio(file),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => cut_zstd(file),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => cut_xz(file),
+        [0x02, 0x21, 0x4c, 0x18, ..] => cut_lz4(file),
+        _ => None,
+    };
+    cut.map_or(Ok(()), |at| Err(InitrdError::Cut { path: path.to_owned(), at, len: file.len() }))
+}
+
+/// Archives that Linux has no code for, and what to do with them.
+fn foreign(head: &[u8; 512]) -> Option<(&'static str, &'static str)> {
+    let is_tar = head.get(257..262) == Some(b"ustar");
+    [
+        (is_tar, "a tar archive", "give it as --root, or pack its files with `cpio -o -H newc`"),
+        (head.starts_with(b"PK\x03\x04"), "a zip archive", "pack its files with `cpio -o -H newc`"),
+        (
+            head.starts_with(b"070707"),
+            "a cpio archive in the old portable format (odc)",
+            "make it again with `cpio -o -H newc`",
+        ),
+        (
+            head.starts_with(b"\xc7\x71") || head.starts_with(b"\x71\xc7"),
+            "a cpio archive in the old binary format",
+            "make it again with `cpio -o -H newc`",
+        ),
+    ]
+    .into_iter()
+    .find_map(|(is_it, found, fix)| is_it.then_some((found, fix)))
+}
+
+/// Where the entry of a cpio archive begins whose name or content the file has no room for. What follows the last entry,
+/// zeroes and another archive maybe, is not looked at.
+fn cut_cpio(file: &InputFile) -> Option<u64> {
+    let mut at = 0_u64;
+    for _ in 0..MAX_ENTRIES {
+        let left = file.len().saturating_sub(at);
+        if left < CPIO_HEADER {
+            // Another file may go on here with the next entry, or a part of the padding is left.
+            let magic: [u8; 4] = bytes(file, at)?;
+            return (magic == *b"0707").then_some(at);
+        }
+        let header: [u8; CPIO_HEADER as usize] = bytes(file, at)?;
+        if !header.starts_with(b"07070") {
+            return None;
+        }
+        let field = |index: usize| {
+            let digits = header.get(6 + 8 * index..14 + 8 * index)?;
+            u32::from_str_radix(str::from_utf8(digits).ok()?, 16).ok().map(u64::from)
+        };
+        let (name_len, len) = (field(11)?, field(6)?);
+        let name_at = at.saturating_add(CPIO_HEADER);
+        let data = name_at.saturating_add(name_len).next_multiple_of(4);
+        let end = data.saturating_add(len);
+        if end > file.len() {
+            // The last entry has nothing behind its name, not even padding.
+            return (name_at.saturating_add(name_len) > file.len() || len > 0).then_some(at);
+        }
+        if name_len == CPIO_END.len() as u64 && bytes(file, name_at).as_ref() == Some(CPIO_END) {
+            return None;
+        }
+        at = end.next_multiple_of(4);
+    }
+    None
+}
+
+/// Where the block of a Zstandard frame begins that the file has no room for.
+fn cut_zstd(file: &InputFile) -> Option<u64> {
+    let [descriptor] = bytes(file, 4)?;
+    let is_single = descriptor & 0x20 != 0;
+    let dictionary = match descriptor & 3 {
+        3 => 4,
+        len => u64::from(len),
+    };
+    let size = match (descriptor >> 6, is_single) {
+        (0, true) => 1,
+        (0, false) => 0,
+        (1, _) => 2,
+        (2, _) => 4,
+        _ => 8,
+    };
+    let mut at = 5 + u64::from(!is_single) + dictionary + size;
+    let checksum = u64::from(descriptor & 4);
+    for _ in 0..MAX_BLOCKS {
+        let Some([low, middle, high]) = bytes(file, at) else { return Some(at) };
+        let block = u32::from_le_bytes([low, middle, high, 0]);
+        // A repeated byte takes one, however often it is repeated.
+        let len = if (block >> 1) & 3 == 1 { 1 } else { u64::from(block >> 3) };
+        let end = at.saturating_add(3).saturating_add(len);
+        let is_last = block & 1 == 1;
+        if end.saturating_add(if is_last { checksum } else { 0 }) > file.len() {
+            return Some(at);
+        }
+        if is_last {
+            return None;
+        }
+        at = end;
+    }
+    None
+}
+
+/// The start of an .xz file without the mark at its end. With a plain archive after it, as some tools append one, its end
+/// is not looked for.
+fn cut_xz(file: &InputFile) -> Option<u64> {
+    let start = file.len().saturating_sub(TAIL as u64);
+    let mut tail = vec![0; usize::try_from(file.len().min(TAIL as u64)).ok()?];
+    file.read_at(start, &mut tail).ok()?;
+    let end = tail.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let has_end = tail.get(..end)?.ends_with(b"YZ") || memchr::memmem::find(&tail, CPIO_END).is_some();
+    (!has_end).then_some(0)
+}
+
+/// Where the block of a legacy LZ4 frame begins that the file has no room for.
+fn cut_lz4(file: &InputFile) -> Option<u64> {
+    let mut at = 4;
+    for _ in 0..MAX_BLOCKS {
+        let len = u32::from_le_bytes(bytes(file, at)?);
+        let end = at.saturating_add(4).saturating_add(u64::from(len));
+        // A block of 8 MiB that cannot be packed is a little longer. What says more is not one.
+        if len == 0 || len > (9 << 20) {
+            return None;
+        }
+        if end > file.len() {
+            return Some(at);
+        }
+        at = end;
+    }
+    None
+}
+
+fn bytes<const LEN: usize>(file: &InputFile, at: u64) -> Option<[u8; LEN]> {
+    let mut bytes = [0; LEN];
+    file.read_at(at, &mut bytes).ok()?;
+    Some(bytes)
+}
+
+const CPIO_HEADER: u64 = 110;
+/// The name of the entry that ends an archive.
+const CPIO_END: &[u8; 11] = b"TRAILER!!!\0";
+/// Entries that are looked at; most initrds have some thousands.
+const MAX_ENTRIES: u32 = 1 << 16;
+/// The same for blocks, which unpack to some 100 KiB each.
+const MAX_BLOCKS: u32 = 1 << 16;
+/// Bytes at the end of a file in which the mark of its end is looked for, before padding.
+const TAIL: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::compression::Compression;
+    use crate::compression::samples::pack;
+    use crate::initramfs::Archive;
+
+    use super::*;
+
+    fn said(bytes: &[u8]) -> Result<(), String> {
+        let initrd = InitrdFile::from_bytes(Path::new("/boot/initrd"), bytes.to_vec()).unwrap();
+        check(&initrd).map_err(|error| error.to_string())
+    }
+
+    fn cpio() -> Vec<u8> {
+        let mut archive = Archive::default();
+        archive.file("/init", 0o755, (0..20_000_u32).flat_map(u32::to_le_bytes).collect());
+        archive.symlink("/bin/sh", "busybox");
+        archive.finish().unwrap()
+    }
+
+    #[test]
+    fn archives_of_other_kinds_are_named_with_what_works() {
+        let mut tar = vec![b'a'; 512];
+        tar[257..262].copy_from_slice(b"ustar");
+        for (bytes, found) in [
+            (&tar[..], "a tar archive, which Linux does not unpack; give it as --root"),
+            (b"PK\x03\x04 and so on", "a zip archive"),
+            (b"0707070000", "old portable format (odc), which Linux does not unpack; make it again with"),
+            (b"\xc7\x71\0\0", "old binary format"),
+        ] {
+            let said = said(bytes).unwrap_err();
+            assert!(said.starts_with("the initrd \"/boot/initrd\" is ") && said.contains(found), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_linux_takes_passes() {
+        let cpio = cpio();
+        let padded = |bytes: &[u8]| [bytes, &[0; 700]].concat();
+        for compression in [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4Legacy] {
+            let packed = pack(compression, &cpio);
+            said(&packed).unwrap();
+            said(&padded(&packed)).unwrap();
+            // Microcode comes first, not packed.
+            said(&[&cpio[..], &packed].concat()).unwrap();
+            said(&[&packed[..], &cpio].concat()).unwrap();
+        }
+        said(&cpio).unwrap();
+        said(&padded(&cpio)).unwrap();
+        said(&[&cpio[..], &cpio].concat()).unwrap();
+        // An entry may follow in the next initrd, and file systems and other kinds are the kernel's affair.
+        let end = memchr::memmem::rfind(&cpio, b"070701").unwrap();
+        said(&cpio[..end]).unwrap();
+        said(b"hsqs").unwrap();
+        said(&[0; 3]).unwrap();
+    }
+
+    #[test]
+    fn what_is_cut_anywhere_is_named() {
+        let cpio = cpio();
+        let end = memchr::memmem::rfind(&cpio, b"070701").unwrap();
+        let starts: Vec<usize> = memchr::memmem::find_iter(&cpio, b"070701").collect();
+        for len in (200..end).step_by(97).chain([end - 1, end + 50]) {
+            // At the end of an entry, and in the three bytes of padding after it, nothing is missing yet.
+            if starts.iter().any(|start| (0..=7).contains(&(*start as isize + 3 - len as isize))) {
+                continue;
+            }
+            let error = said(&cpio[..len]).expect_err(&len.to_string());
+            assert!(error.contains("is cut short"), "{error}");
+        }
+        for compression in [Compression::Xz, Compression::Zstd, Compression::Lz4Legacy] {
+            let packed = pack(compression, &cpio);
+            for len in (6..packed.len()).step_by(packed.len() / 50).chain([packed.len() - 1]) {
+                // A block that was not begun cannot be missed in a frame without an end.
+                if compression == Compression::Lz4Legacy && len < 8 {
+                    continue;
+                }
+                assert!(said(&packed[..len]).is_err(), "{compression} cut to {len}");
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Names a folder or tar that holds a root in a form of its own, by the names in it: what container tools write.
+
+use super::tree::{InodeId, Kind, Tree};
+
+/// What a tree is that is not a root, and what would work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Foreign {
+    pub(super) found: String,
+    pub(super) fix: String,
+}
+
+/// Looks at the names at the top of a tree; `None` when it may be a root.
+pub(super) fn identify(tree: &Tree) -> Option<Foreign> {
+    let top = names(tree, Tree::ROOT)?;
+    let has = |name: &str| top.iter().any(|(top, _)| *top == name.as_bytes());
+    if SYSTEM.iter().any(|name| has(name)) {
+        return None;
+    }
+    // Docker writes both forms at once since version 25.
+    if has("manifest.json") && ["repositories", "oci-layout"].iter().any(|name| has(name)) {
+        return Some(Foreign {
+            found: "an image of containers as `docker save` writes it".into(),
+            fix: "give what `docker export $(docker create IMAGE)` writes".into(),
+        });
+    }
+    if has("oci-layout") && has("index.json") {
+        return Some(Foreign {
+            found: "an image of containers in the OCI layout".into(),
+            fix: "unpack it (`umoci unpack --image DIR:TAG BUNDLE`) and give BUNDLE/rootfs".into(),
+        });
+    }
+    let [(name, id)] = top.as_slice() else { return None };
+    let below = names(tree, *id)?;
+    let is_system = below.iter().filter(|(name, _)| SYSTEM.iter().any(|known| *name == known.as_bytes()));
+    if is_system.count() < LEAST {
+        return None;
+    }
+    let name = String::from_utf8_lossy(name).escape_debug().to_string();
+    Some(Foreign {
+        found: format!("a single folder, {name}, with the root in it"),
+        fix: format!("give that folder, or a tar of what is in it (`tar -C {name} -c .`)"),
+    })
+}
+
+fn names(tree: &Tree, id: InodeId) -> Option<Vec<(&[u8], InodeId)>> {
+    match &tree.inode(id).kind {
+        // More names than tell anything are a root, or anything else.
+        Kind::Directory(names) => {
+            Some(names.iter().take(MAX_NAMES).map(|(name, id)| (name.as_slice(), *id)).collect())
+        }
+        _ => None,
+    }
+}
+
+/// Names at the top of a root; a system has several of them.
+const SYSTEM: [&str; 9] = ["bin", "sbin", "etc", "usr", "lib", "lib64", "init", "linuxrc", "nix"];
+/// How many of them make a folder a root.
+const LEAST: usize = 2;
+/// Names that are looked at.
+const MAX_NAMES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::rootfs::samples::{attributes, content, plain};
+
+    fn found(paths: &[&str]) -> Option<String> {
+        let mut tree = Tree::new(attributes(0o755, 0, 0));
+        for path in paths {
+            let kind = match path.strip_suffix('/') {
+                Some(_) => Kind::Directory(BTreeMap::new()),
+                None => Kind::File(content(b"x")),
+            };
+            tree.put(path.as_bytes(), plain(kind)).unwrap();
+        }
+        identify(&tree).map(|Foreign { found, fix }| format!("{found}: {fix}"))
+    }
+
+    #[test]
+    fn images_of_containers_are_named() {
+        let saved = found(&["manifest.json", "repositories", "0a1b/layer.tar", "0c2d.json"]).unwrap();
+        assert!(saved.contains("`docker save`") && saved.contains("docker export"), "{saved}");
+        let oci = ["oci-layout", "index.json", "blobs/sha256/0a"];
+        assert!(found(&oci).unwrap().contains("OCI layout"));
+        assert!(found(&[&oci[..], &["manifest.json"]].concat()).unwrap().contains("`docker save`"));
+    }
+
+    #[test]
+    fn root_in_a_single_folder_is_named() {
+        let said = found(&["rootfs/bin/sh", "rootfs/etc/passwd"]).unwrap();
+        assert!(said.contains("a single folder, rootfs,") && said.contains("`tar -C rootfs -c .`"), "{said}");
+    }
+
+    #[test]
+    fn what_may_be_a_root_is_let_be() {
+        for root in [
+            &["bin/sh", "etc/", "manifest.json", "oci-layout", "index.json"][..],
+            &["usr/bin/sh", "usr/lib/x"],
+            &["init"],
+            &["app/bin/program"],
+            &["program", "manifest.json"],
+            &["nix/store/x"],
+            &["a/bin/", "b/etc/"],
+        ] {
+            assert_eq!(found(root), None, "{root:?}");
+        }
+    }
+}
