@@ -8,6 +8,7 @@ mod control_protocol;
 mod kernel_image;
 mod legacy_bus;
 mod root_tar;
+mod tap_stream;
 mod virtio_balloon;
 mod virtio_block;
 mod virtio_console;
@@ -23,6 +24,7 @@ pub use control_protocol::control_protocol;
 pub use kernel_image::kernel_image;
 pub use legacy_bus::legacy_bus;
 pub use root_tar::root_tar;
+pub use tap_stream::tap_stream;
 pub use virtio_balloon::virtio_balloon;
 pub use virtio_block::virtio_block;
 pub use virtio_console::virtio_console;
@@ -35,7 +37,7 @@ pub use virtio_vsock::virtio_vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("agent_guest", agent_guest),
     ("agent_host", agent_host),
     ("config_file", config_file),
@@ -43,6 +45,7 @@ pub const TARGETS: [Target; 14] = [
     ("kernel_image", kernel_image),
     ("legacy_bus", legacy_bus),
     ("root_tar", root_tar),
+    ("tap_stream", tap_stream),
     ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),
     ("virtio_console", virtio_console),

@@ -8,6 +8,8 @@ mod scanner;
 mod shown;
 pub(crate) mod suite;
 mod tap;
+#[cfg(test)]
+mod tap_tests;
 mod verdict;
 
 use std::fs;

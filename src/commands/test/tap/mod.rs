@@ -140,6 +140,3 @@ impl Tap {
 pub(crate) const TEXTS: usize = 3;
 /// What the kernel says when it has no root, in the form that `kunit.py` knows.
 const ENDS: [&str; 2] = ["List of all partitions:", "Kernel panic - not syncing: VFS:"];
-
-#[cfg(test)]
-mod tests;

@@ -59,7 +59,7 @@ impl Numbers {
 }
 
 /// Tests that run at once come as much out of order as there are CPUs; this is more.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1024;
 
 #[cfg(test)]
 mod tests {

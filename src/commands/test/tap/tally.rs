@@ -6,9 +6,9 @@ pub(crate) struct TapResult {
     /// Which of the documents of the run it is in, from 1.
     pub(crate) document: u64,
     /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test of the document
-    /// itself. At most 400 characters.
+    /// itself. At most 400 bytes.
     pub(crate) suite: String,
-    /// Its own name, of at most 200 characters that steer no terminal; empty where the guest gave none.
+    /// Its own name, of at most 200 bytes that steer no terminal; empty where the guest gave none.
     pub(crate) name: String,
     /// Its number in its level, counted where the guest gave none.
     pub(crate) number: u64,
@@ -151,14 +151,18 @@ impl Tally {
 fn joined(part: &str, by: &str, rest: &str) -> String {
     match (part, rest) {
         ("", text) | (text, "") => text.to_owned(),
-        _ => format!("{part}{by}{rest}").chars().take(PATH_CHARS).collect(),
+        _ => {
+            let mut path = format!("{part}{by}{rest}");
+            path.truncate(path.floor_char_boundary(PATH_BYTES));
+            path
+        }
     }
 }
 
-/// A report of more is nobody's to read, and 20,000 results take some 10 MB with the longest names.
+/// A report of more is nobody's to read. With the longest names this takes some 10 MB.
 const KEPT: usize = 10_000;
 /// Failures that come later are what a report is for.
 const KEPT_FAILED: usize = 1000;
 const FAILURES: usize = 10;
 const FAULTS: usize = 4;
-const PATH_CHARS: usize = 400;
+const PATH_BYTES: usize = 400;

@@ -1,6 +1,8 @@
-//! Whole documents, as guests print them.
+//! Whole documents, as guests print them. Not in the folder of what they test, which a fuzz target takes in whole.
 
-use super::*;
+mod reference;
+
+use super::tap::*;
 
 fn tap(text: &str) -> Tap {
     let mut tap = Tap::default();
@@ -214,7 +216,7 @@ fn plan_of_nothing_is_skipped() {
     assert_eq!(tap.all_skipped(), Some("no disk"));
     assert_eq!(tap.counts().skipped, 1);
     assert_eq!(counts("TAP version 14\n1..2\n    1..0 # skip x\nok 1 - s\nok 2"), (1, 0, 1, 0));
-    assert_eq!(super::tests::tap("TAP version 13\n1..2\nok 1 # SKIP\nok 2").all_skipped(), None);
+    assert_eq!(super::tap_tests::tap("TAP version 13\n1..2\nok 1 # SKIP\nok 2").all_skipped(), None);
 }
 
 #[test]
@@ -324,7 +326,8 @@ fn hostile_results_take_bounded_memory() {
     assert!(tap.results_left_out() > 0);
 }
 
-/// Lines as boots of Debian's 6.1 and 6.12 print them, with and without times, or near to TAP: none begins a document.
+/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses, and made ones: with
+/// and without times none begins a document.
 #[test]
 fn log_of_a_kernel_begins_no_document() {
     let lines = include_str!("kernel_log.txt");
