@@ -171,9 +171,14 @@ fn kernel_panic_ends_with_110() {
 #[test]
 fn init_that_ends_is_a_panic() {
     needs_linux!();
-    let run = run("exit", &[]);
-    run.expect(110, "kernel panicked");
+    let path = scratch().join("init-ended.json");
+    let run = run("exit", &["--outcome", path.to_str().unwrap()]);
+    run.expect(110, "the guest's kernel panicked: Attempted to kill init! exitcode=0x");
+    run.expect(110, "hint: the guest's init ended with code 0: an init");
     assert!(run.text().contains("Attempted to kill init"), "{}", run.text());
+    let outcome = outcome(&path);
+    assert_eq!((&outcome["phase"], hints(&outcome)), (&"init".into(), vec!["init-ended".to_owned()]));
+    assert!(outcome["diagnosis"]["panic"].as_str().unwrap().contains("Attempted to kill init"), "{outcome}");
 }
 
 #[test]

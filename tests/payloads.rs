@@ -47,7 +47,7 @@ fn resets_end_with_112_and_name_their_device() {
 fn panic_line_and_reset_end_with_110() {
     needs_kvm!();
     let run = finish(&mut run_payload("panic"));
-    run.expect(110, "kernel panicked");
+    run.expect(110, "the guest's kernel panicked: a payload that panics (");
     assert!(run.text().contains("Kernel panic - not syncing: a payload that panics"));
 }
 

@@ -10,6 +10,20 @@ pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
     lines.drain(first..).map(readable).collect()
 }
 
+/// A line that can be shown; none of nothing.
+pub(super) fn line(bytes: &[u8]) -> Option<String> {
+    Some(readable(bytes)).filter(|line| !line.is_empty())
+}
+
+/// Puts `line` in front where it is not among `lines`, in place of the oldest.
+pub(super) fn with_line(mut lines: Vec<String>, line: &str) -> Vec<String> {
+    if !lines.iter().any(|shown| shown == line) {
+        let first = lines.len().saturating_sub(LINES - 1);
+        lines.splice(..first, [line.to_owned()]);
+    }
+    lines
+}
+
 /// One line without escape sequences and other control characters, at most [`LINE_CHARS`] long.
 fn readable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
@@ -74,6 +88,15 @@ mod tests {
         let lines = last_lines(text.as_bytes());
         assert_eq!(lines.len(), 20);
         assert_eq!(lines.first().map(String::as_str), Some("30"));
+    }
+
+    #[test]
+    fn line_that_must_be_shown_takes_the_place_of_the_oldest() {
+        let lines = || (0..20).map(|number| number.to_string()).collect::<Vec<_>>();
+        assert_eq!(with_line(lines(), "7"), lines());
+        let with = with_line(lines(), "why");
+        assert_eq!((with.len(), with[0].as_str(), with[1].as_str()), (20, "why", "1"));
+        assert_eq!(with_line(vec!["1".into()], "why"), ["why", "1"]);
     }
 
     #[test]

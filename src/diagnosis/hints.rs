@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use super::instruction::Code;
 use super::kconfig::{ConfigSource, KernelConfig, Setting};
 use crate::kvm::VcpuFault;
-use crate::vm::outcome::{Ending, Phase};
+use crate::vm::outcome::{Ending, Phase, signal_name};
 
 mod console;
 mod root;
@@ -85,6 +85,14 @@ pub enum Hint {
     NoInit {
         /// What it looked for.
         init: String,
+        /// It looked in the initrd, and not on the root device.
+        in_initrd: bool,
+    },
+    /// The guest's init has ended.
+    InitEnded {
+        /// Its status as `wait` gives it (Linux, include/uapi/linux/wait.h): the signal that killed it in bits 0 to 6, else its
+        /// code in bits 8 to 15.
+        status: u32,
     },
 }
 
@@ -106,6 +114,7 @@ impl Hint {
             Hint::RootDriverMissing { .. } => "root-driver-missing",
             Hint::InitrdUnsupported { .. } => "initrd-unsupported",
             Hint::NoInit { .. } => "no-init",
+            Hint::InitEnded { .. } => "init-ended",
         }
     }
 }
@@ -167,7 +176,8 @@ impl std::fmt::Display for Hint {
             Hint::Quiet => {
                 write!(
                     f,
-                    "`quiet` on the command line hides what the kernel does; leave it out to see how far it comes"
+                    "`quiet` on the command line hides what the kernel does; leave it out, or add `-a loglevel=7`, to see \
+                     how far it comes"
                 )
             }
             Hint::NoRoot => write!(
@@ -188,14 +198,34 @@ impl std::fmt::Display for Hint {
                 write!(f, "the kernel has no driver for root={root}: {option} is off, according to {source}")
             }
             Hint::InitrdUnsupported { option, source } => {
-                write!(f, "the kernel cannot use the initrd: {option} is off, according to {source}")
+                write!(f, "the kernel cannot unpack the initrd: {option} is off, according to {source}")
             }
-            Hint::NoInit { init } => write!(
-                f,
-                "the kernel found no {init} that it could run: the initrd lacks it, or it is no executable for \
-                 x86-64, or it needs a library or an interpreter that the initrd lacks"
-            ),
+            Hint::NoInit { init, in_initrd } => {
+                let place = if *in_initrd { "initrd" } else { "root" };
+                write!(
+                    f,
+                    "the kernel found no {init} that it could run: the {place} lacks it, or it is not an executable for \
+                     x86-64, or it needs a library or an interpreter that the {place} lacks"
+                )
+            }
+            Hint::InitEnded { status } => init_ended(f, *status),
         }
+    }
+}
+
+/// What the status of an init says.
+fn init_ended(f: &mut std::fmt::Formatter<'_>, status: u32) -> std::fmt::Result {
+    let signal = i32::try_from(status & 0x7f).unwrap_or(0);
+    if signal != 0 {
+        return write!(f, "the guest's init was killed by signal {}", signal_name(signal));
+    }
+    let code = status >> 8 & 0xff;
+    write!(f, "the guest's init ended with code {code}")?;
+    match code {
+        0 => write!(f, ": an init that has done its work has to power off, not to end"),
+        126 => write!(f, ", by which shells say that a program cannot be executed"),
+        127 => write!(f, ", by which shells and loaders say that a program or a library was not found"),
+        _ => Ok(()),
     }
 }
 
@@ -219,12 +249,19 @@ pub(super) struct Facts<'a> {
     pub(super) initrds: &'a [PathBuf],
     /// How many disks the machine has.
     pub(super) disks: usize,
+    /// The machine was given a root.
+    pub(super) has_root: bool,
+    /// It boots the default guest, which has an initrd of its own.
+    pub(super) is_default_guest: bool,
+    pub(super) has_virtio_console: bool,
     /// MiB of RAM, and the least with which the image is not refused.
     pub(super) memory_mib: u64,
     pub(super) least_mib: u64,
     pub(super) console_bytes: u64,
     /// The last lines of the console.
     pub(super) console: &'a [String],
+    /// The line with which the kernel panicked.
+    pub(super) panic: Option<&'a str>,
     /// The kernel's options, where they are known.
     pub(super) options: Option<&'a KernelConfig>,
     /// This host's KVM interprets the kernel mode of guests.
@@ -303,6 +340,7 @@ const RULES: &[Rule] = &[
     console::driver_missing,
     root::no_root,
     root::no_init,
+    root::init_ended,
     root::device,
     root::driver_missing,
     root::initrd_unsupported,

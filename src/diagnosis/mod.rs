@@ -33,7 +33,7 @@ pub use phase::{Milestone, Sign};
 pub(crate) use report::lines;
 pub use symbols::Function;
 
-use crate::config::VmConfig;
+use crate::config::{ConsoleDevice, VmConfig};
 use crate::host::KvmKind;
 use crate::kvm::{Activity, CodePlace, Vcpu, VcpuFault};
 use crate::vm::outcome::{Ending, Phase};
@@ -48,8 +48,20 @@ pub struct Diagnosis {
     pub vcpus: Vec<VcpuPlace>,
     /// Known causes that would explain the ending, the likeliest first.
     pub hints: Vec<Hint>,
-    /// The last lines of the console, cleaned of what a terminal would obey.
+    /// The last lines of the console, cleaned of what a terminal would obey, and that of the panic first where it is further
+    /// up.
     pub console: Vec<String>,
+    /// The line with which the kernel panicked, where it printed one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub panic: Option<String>,
+}
+
+impl Diagnosis {
+    /// What the kernel gave as the reason of its panic.
+    pub fn panic_reason(&self) -> Option<&str> {
+        let (_, reason) = self.panic.as_deref()?.split_once(PANIC)?;
+        Some(reason.trim_start_matches(':').trim()).filter(|reason| !reason.is_empty())
+    }
 }
 
 /// Where a vCPU stood when its guest ended.
@@ -85,6 +97,9 @@ pub(crate) struct Subject {
     cmdline: String,
     initrds: Vec<PathBuf>,
     disks: usize,
+    has_root: bool,
+    is_default_guest: bool,
+    has_virtio_console: bool,
     memory_mib: u64,
     least_mib: u64,
     /// What its devices see.
@@ -99,10 +114,23 @@ pub(crate) struct Remains<'a> {
     pub vcpus: &'a [Vcpu],
     /// Its memory.
     pub ram: &'a GuestMemoryMmap,
-    /// Its console.
+    /// Its serial port.
     pub console: &'a ConsoleBuffer,
+    /// Its virtio console, if it has one.
+    pub virtio_console: Option<&'a ConsoleBuffer>,
     /// When it was first let run: none when it never was.
     pub started: Option<Instant>,
+}
+
+impl Remains<'_> {
+    /// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial port, to
+    /// which it speaks from the beginning.
+    fn heard(&self) -> &ConsoleBuffer {
+        let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
+        let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
+        let consoles = || std::iter::once(self.console).chain(self.virtio_console);
+        consoles().find(panicked).or_else(|| consoles().find(spoke)).unwrap_or(self.console)
+    }
 }
 
 /// What the remains tell.
@@ -116,9 +144,12 @@ pub(crate) struct Findings {
 }
 
 impl Subject {
-    /// Of a machine that was loaded with `image` and `initrds` and whose devices leave their signs in `signs`.
+    /// Of a machine that was loaded with `image`, `initrds` and the whole command line, and whose devices leave their signs in
+    /// `signs`. `disks` has that of its root.
     pub(crate) fn new(
         config: &VmConfig,
+        cmdline: String,
+        disks: usize,
         image: &KernelImage,
         initrds: &[InitrdFile],
         signs: Arc<Signs>,
@@ -143,9 +174,12 @@ impl Subject {
             is_linux: image.is_linux(),
             protocol: image.protocol(),
             ranges,
-            cmdline: config.cmdline.clone(),
+            cmdline,
             initrds: config.initrds.clone(),
-            disks: config.disks.len(),
+            disks,
+            has_root: config.root.is_some(),
+            is_default_guest: config.kernel.is_none() && config.root.is_none(),
+            has_virtio_console: config.console == ConsoleDevice::Virtio,
             memory_mib: config.memory.size().mib(),
             least_mib: minimum_memory_mib(image, combined_len(initrds).unwrap_or(u64::MAX)),
             signs,
@@ -155,15 +189,19 @@ impl Subject {
     /// Looks at what is left of it.
     pub(crate) fn examine(&self, remains: &Remains<'_>) -> Findings {
         let standing: Vec<Standing<'_>> = remains.vcpus.iter().filter_map(Standing::of).collect();
-        let console = console::last_lines(&remains.console.tail());
+        let heard = remains.heard();
+        let console = console::last_lines(&heard.tail());
+        let panic = console::line(&heard.panic_line());
+        let panic = panic.filter(|_| matches!(remains.ending, Ending::Panicked { .. }));
+        let console = panic.iter().fold(console, |lines, panic| console::with_line(lines, panic));
         let progress = self.progress(remains, &standing, &console);
         let reached = progress.iter().map(|milestone| milestone.sign.phase(self.is_linux)).max();
         let least = if remains.started.is_some() { Phase::Entered } else { Phase::Loaded };
         let phase = reached.unwrap_or(least).max(least);
         let diagnosis = is_abnormal(remains.ending).then(|| {
             let vcpus = self.places(remains, &standing);
-            let hints = self.hints(remains, phase, &vcpus, &console);
-            Diagnosis { vcpus, hints, console }
+            let hints = self.hints(remains, phase, &vcpus, &console, panic.as_deref());
+            Diagnosis { vcpus, hints, console, panic }
         });
         Findings { phase, progress, diagnosis }
     }
@@ -223,6 +261,7 @@ impl Subject {
         phase: Phase,
         vcpus: &[VcpuPlace],
         console: &[String],
+        panic: Option<&str>,
     ) -> Vec<Hint> {
         let linux_before_init = self.is_linux && phase < Phase::Init;
         let options =
@@ -238,10 +277,15 @@ impl Subject {
             cmdline: &self.cmdline,
             initrds: &self.initrds,
             disks: self.disks,
+            has_root: self.has_root,
+            is_default_guest: self.is_default_guest,
+            has_virtio_console: self.has_virtio_console,
             memory_mib: self.memory_mib,
             least_mib: self.least_mib,
-            console_bytes: remains.console.pushed_bytes(),
+            console_bytes: remains.console.pushed_bytes()
+                + remains.virtio_console.map_or(0, ConsoleBuffer::pushed_bytes),
             console,
+            panic,
             options: options.as_ref(),
             interpreted,
             code: vcpus.first().filter(|_| died(remains.ending).is_some()).map(|place| &place.code),
@@ -314,6 +358,9 @@ fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
 const KERNEL_REACH: u64 = 1 << 30;
 /// What Linux prints after its init has run: when it ends, and when it asks for a restart.
 const AFTER_INIT: &[&str] = &["Attempted to kill init", "reboot: Restarting system"];
+/// How Linux begins the line of a panic (`panic` in kernel/panic.c).
+const PANIC: &str = "Kernel panic - not syncing";
+
 /// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).
 const ENTRIES: usize = 512;
 /// The bits P and U/S of an entry (Intel SDM vol. 3, table 4-15).

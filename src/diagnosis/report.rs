@@ -101,7 +101,12 @@ mod tests {
             ending: Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) },
             phase,
             progress,
-            diagnosis: Some(Diagnosis { vcpus: vec![place], hints: vec![Hint::NoRoot], console }),
+            diagnosis: Some(Diagnosis {
+                vcpus: vec![place],
+                hints: vec![Hint::NoRoot],
+                console,
+                panic: None,
+            }),
             duration: Duration::from_secs(1),
             exits: ExitCounts::default(),
             console_bytes: 28,

@@ -242,8 +242,10 @@ impl VmBuilder {
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
-        let Inputs { kernel, initrds, cpu: _, root: _ } = &recipe.inputs;
-        let subject = Subject::new(&self.config, kernel, initrds, platform.signs.clone());
+        let Inputs { kernel, initrds, cpu: _, root } = &recipe.inputs;
+        let cmdline = self.whole_cmdline(&recipe.inputs, &recipe.virtio);
+        let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
+        let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
         let mut escape = self.console_escape.then(|| Escape::new(control.clone()));

@@ -346,6 +346,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         vcpus: &vcpus,
         ram: guest.as_ref().map_or(&no_ram, |guest| guest.ram.mmap()),
         console,
+        virtio_console: virtio_output.map(Arc::as_ref),
         started,
     });
     let outcome = Outcome {

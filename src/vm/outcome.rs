@@ -259,6 +259,10 @@ impl Outcome {
             (Ending::PoweredOff, Some(signal)) => {
                 format!("{}, asked to by signal {}", self.ending, signal_name(signal))
             }
+            (Ending::Panicked { .. }, _) => {
+                let said = self.diagnosis.as_ref().and_then(Diagnosis::panic_reason);
+                said.map_or_else(|| self.ending.to_string(), |said| format!("{}: {said}", self.ending))
+            }
             (ending, _) => ending.to_string(),
         }
     }
@@ -378,7 +382,8 @@ impl std::fmt::Display for Seconds {
     }
 }
 
-fn signal_name(signal: i32) -> String {
+/// The number and the name of a signal.
+pub(crate) fn signal_name(signal: i32) -> String {
     let name = match signal {
         libc::SIGHUP => "HUP",
         libc::SIGINT => "INT",
@@ -407,6 +412,23 @@ mod tests {
     #[test]
     fn a_signal_gives_128_and_its_number() {
         assert_eq!(Ending::Signalled { signal: libc::SIGTERM }.exit_code(), 143);
+    }
+
+    #[test]
+    fn reason_of_a_panic_is_the_kernel_s() {
+        let mut outcome = outcome(Ending::Panicked { evidence: PanicEvidence::Device });
+        assert_eq!(outcome.reason(), "the guest's kernel panicked");
+        let mut said = |line: &str| {
+            let panic = Some(line.to_owned());
+            outcome.diagnosis =
+                Some(Diagnosis { vcpus: Vec::new(), hints: Vec::new(), console: Vec::new(), panic });
+            outcome.reason()
+        };
+        assert_eq!(
+            said("[  1.5] Kernel panic - not syncing: VFS: no"),
+            "the guest's kernel panicked: VFS: no"
+        );
+        assert_eq!(said("Kernel panic - not syncing"), "the guest's kernel panicked");
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() 
     finish(&mut run(&[], &["/no/such"])).expect(127, "the guest has no program");
     finish(&mut run(&[], &["/etc"])).expect(126, "cannot execute");
     finish(&mut run(&["--user", "nosuch"], &["id"])).expect(125, "no user or group");
-    sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked");
+    sh("echo c > /proc/sysrq-trigger; sleep 60").expect(110, "kernel panicked: sysrq triggered crash");
     sh("poweroff; sleep 60").expect(111, "the guest powered off before the command had ended");
 }
 

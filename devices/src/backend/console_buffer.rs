@@ -143,6 +143,11 @@ impl ConsoleBuffer {
         lock(&self.ring).watch.is_last_line()
     }
 
+    /// The last line that had the text of a kernel panic, without its end and at most 1 KiB of it; empty when none came.
+    pub fn panic_line(&self) -> Vec<u8> {
+        lock(&self.ring).watch.line().to_vec()
+    }
+
     /// When the text with which Linux introduces itself, `Linux version`, was complete, dropped bytes included.
     pub fn banner_at(&self) -> Option<Instant> {
         self.banner_at.get().copied()

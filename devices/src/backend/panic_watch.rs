@@ -20,6 +20,7 @@ pub(super) struct PanicWatch {
     state: State,
     /// Bytes since the text.
     passed: usize,
+    lines: PanicLine,
 }
 
 impl PanicWatch {
@@ -30,12 +31,19 @@ impl PanicWatch {
             if self.state != State::Nothing {
                 self.follow(byte);
             }
-            if self.panic.feed_byte(byte) {
+            let is_panic = self.panic.feed_byte(byte);
+            if is_panic {
                 (self.state, self.passed) = (State::InLine, 0);
                 found = true;
             }
+            self.lines.feed_byte(byte, is_panic);
         }
         found
+    }
+
+    /// The last line that had the text, without its end, but for the one with which Linux ends its report.
+    pub(super) fn line(&self) -> &[u8] {
+        self.lines.last()
     }
 
     /// Whether a reset of the machine at this point is the end of a panic.
@@ -59,6 +67,45 @@ impl PanicWatch {
         };
     }
 }
+
+/// Keeps the line of a panic, however much comes after it.
+#[derive(Default)]
+struct PanicLine {
+    /// The line that goes on, as far as it is kept.
+    open: Vec<u8>,
+    has_text: bool,
+    last: Vec<u8>,
+}
+
+impl PanicLine {
+    fn feed_byte(&mut self, byte: u8, is_panic: bool) {
+        self.has_text |= is_panic;
+        if byte != b'\n' {
+            if self.open.len() < LINE_BYTES {
+                self.open.push(byte);
+            }
+            return;
+        }
+        if self.open_counts() {
+            std::mem::swap(&mut self.open, &mut self.last);
+        }
+        self.open.clear();
+        self.has_text = false;
+    }
+
+    fn last(&self) -> &[u8] {
+        if self.open_counts() { &self.open } else { &self.last }
+    }
+
+    fn open_counts(&self) -> bool {
+        self.has_text && !self.open.windows(END_OF_REPORT.len()).any(|words| words == END_OF_REPORT)
+    }
+}
+
+/// As long as a line is shown.
+const LINE_BYTES: usize = 1024;
+/// What Linux prints before the text when it repeats it at the end of its report (`panic` in kernel/panic.c).
+const END_OF_REPORT: &[u8] = b"---[ end ";
 
 /// What became of the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,6 +204,23 @@ mod tests {
     fn reset_that_was_asked_for_is_no_panic() {
         let watch = watch(&[TEXT, b"\r\n# reboot\r\n[    2.0] reboot: Restarting system\r\n"]);
         assert!(!watch.explains_reset());
+    }
+
+    #[test]
+    fn line_of_the_panic_stays_whatever_follows() {
+        assert_eq!(watch(&[b"nothing\n"]).line(), b"");
+        let mut panicked = watch(&[b"before\n[  1.0] ", TEXT, b": why", b"\r"]);
+        let line = [b"[  1.0] ", TEXT, b": why\r"].concat();
+        assert_eq!(panicked.line(), line, "before its end");
+        (0..1000).for_each(|_| {
+            panicked.feed(b"\nCall trace: a function of the kernel's\n");
+        });
+        panicked.feed(&[b"[  1.1] ---[ end ", TEXT, b": why ]---"].concat());
+        assert_eq!(panicked.line(), line);
+        panicked.feed(&[b"\n", TEXT, b": again\n"].concat());
+        assert_eq!(panicked.line(), [TEXT, b": again"].concat(), "the last one counts");
+        panicked.feed(&[TEXT, &[b'x'; 100_000]].concat());
+        assert_eq!(panicked.line().len(), LINE_BYTES);
     }
 
     #[test]

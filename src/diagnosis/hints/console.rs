@@ -11,7 +11,8 @@ pub(super) fn no_console(facts: &Facts<'_>) -> Option<Hint> {
 
 /// Something was to be printed elsewhere.
 pub(super) fn foreign_console(facts: &Facts<'_>) -> Option<Hint> {
-    let elsewhere = facts.parameters("console").all(|console| device(console) != COM1);
+    let is_here = |console| console == COM1 || (facts.has_virtio_console && console == VIRTIO_CONSOLE);
+    let elsewhere = !facts.parameters("console").map(device).any(is_here);
     let console = facts.parameters("console").last().map(device)?;
     (is_silent(facts) && elsewhere && !has_early_console(facts))
         .then(|| Hint::ForeignConsole { console: console.to_owned() })
@@ -58,6 +59,8 @@ fn device(console: &str) -> &str {
 const QUIET: &str = "quiet";
 /// The first serial port, as Linux names it.
 const COM1: &str = "ttyS0";
+/// The virtio console.
+const VIRTIO_CONSOLE: &str = "hvc0";
 const CONSOLE_PARAMETERS: &[&str] = &["console"];
 const EARLY_PARAMETERS: &[&str] = &["earlyprintk", "earlycon"];
 /// What a message needs on its way to COM1, the most general first.

@@ -13,18 +13,29 @@ pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
         .options
         .and_then(|options| options.value("CONFIG_INITRAMFS_SOURCE"))
         .is_some_and(|list| !list.is_empty());
-    let nothing = facts.initrds.is_empty() && root(facts).is_none() && !built_in;
+    let was_given = facts.has_root || facts.is_default_guest || !facts.initrds.is_empty();
+    let nothing = !was_given && root(facts).is_none() && !built_in;
     (applies(facts) && nothing).then_some(Hint::NoRoot)
 }
 
 /// The kernel says that it found no init, and not for want of a root device.
 pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
-    let in_initrd = !facts.initrds.is_empty() && root(facts).is_none();
+    let has_initrd = facts.is_default_guest || !facts.initrds.is_empty();
+    let in_initrd = has_initrd && !facts.has_root && root(facts).is_none();
     let said = facts.console_has("No working init found") || facts.console_has("Requested init");
     let passed_over = in_initrd && facts.console_has("Unable to mount root fs");
     let init = if in_initrd { facts.parameters("rdinit").last() } else { facts.parameters("init").last() };
     let init = init.unwrap_or(if in_initrd { "/init" } else { "/sbin/init" }).to_owned();
-    (applies(facts) && (said || passed_over)).then_some(Hint::NoInit { init })
+    (applies(facts) && (said || passed_over)).then_some(Hint::NoInit { init, in_initrd })
+}
+
+/// The kernel panics when its init ends, and says with which status.
+pub(super) fn init_ended(facts: &Facts<'_>) -> Option<Hint> {
+    let (_, rest) = facts.panic?.split_once("Attempted to kill init!")?;
+    let (_, status) = rest.split_once("exitcode=0x")?;
+    let digits = status.split(|c: char| !c.is_ascii_hexdigit()).next()?;
+    let status = u32::from_str_radix(digits, 16).ok()?;
+    facts.is_linux.then_some(Hint::InitEnded { status })
 }
 
 /// The root device is of a kind that the machine lacks.
@@ -32,7 +43,8 @@ pub(super) fn device(facts: &Facts<'_>) -> Option<Hint> {
     let root = root(facts)?;
     let absent = ABSENT_DEVICES.iter().any(|kind| device_name(root).starts_with(kind));
     let hint = || Hint::RootDevice { root: root.to_owned(), disks: facts.disks };
-    (applies(facts) && facts.initrds.is_empty() && absent && !is_disk(root, facts.disks)).then(hint)
+    let has_other = facts.has_root || !facts.initrds.is_empty();
+    (applies(facts) && !has_other && absent && !is_disk(root, facts.disks)).then(hint)
 }
 
 /// The root device is of a kind for which the kernel has no driver.
@@ -49,7 +61,7 @@ pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
 
 /// The kernel cannot unpack initrds, or not those that are packed like this one.
 pub(super) fn initrd_unsupported(facts: &Facts<'_>) -> Option<Hint> {
-    if !applies(facts) || facts.initrds.is_empty() {
+    if !applies(facts) || (facts.initrds.is_empty() && !facts.has_root) {
         return None;
     }
     let needed = facts.initrds.iter().filter_map(|path| unpack_option(&head(path)?));

@@ -19,10 +19,14 @@ fn facts() -> Facts<'static> {
         cmdline: "console=ttyS0 panic=-1",
         initrds: &[],
         disks: 0,
+        has_root: false,
+        is_default_guest: false,
+        has_virtio_console: false,
         memory_mib: 256,
         least_mib: 96,
         console_bytes: 0,
         console: &[],
+        panic: None,
         options: None,
         interpreted: false,
         code: None,
@@ -109,6 +113,8 @@ fn console_that_the_machine_lacks_is_named() {
     let hints = silent("console=tty0 console=hvc0,115200").hints();
     assert_eq!(hints, [Hint::ForeignConsole { console: "hvc0".into() }]);
     assert_eq!(names(&silent("console=tty0 console=ttyS0,115200")), ["early-console"]);
+    let virtio = Facts { has_virtio_console: true, ..silent("console=tty0 console=hvc0") };
+    assert_eq!(names(&virtio), [""; 0], "this machine has it");
 }
 
 #[test]
@@ -134,6 +140,8 @@ fn kernel_without_initrd_and_root_is_told_so_unless_it_brings_one() {
     assert_eq!(names(&Facts { options: Some(&built_in), ..panicked }), [""; 0]);
     let crashed = Facts { ending: &CRASHED, console_bytes: 99, ..facts() };
     assert_eq!(names(&crashed), [""; 0], "no crash comes of it");
+    assert_eq!(names(&Facts { has_root: true, ..panicked }), [""; 0], "it was given one");
+    assert_eq!(names(&Facts { is_default_guest: true, ..panicked }), ["no-init"], "it has one of its own");
 }
 
 #[test]
@@ -182,9 +190,61 @@ fn initrd_without_an_init_is_told_so() {
     let lines = said(&["Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"]);
     let panicked =
         Facts { ending: &PANICKED, initrds: &initrds, console: &lines, console_bytes: 99, ..facts() };
-    assert_eq!(panicked.hints(), [Hint::NoInit { init: "/init".into() }]);
+    assert_eq!(panicked.hints(), [Hint::NoInit { init: "/init".into(), in_initrd: true }]);
     let named = Facts { cmdline: "rdinit=/bin/none", ..panicked };
-    assert_eq!(named.hints(), [Hint::NoInit { init: "/bin/none".into() }]);
+    assert_eq!(named.hints(), [Hint::NoInit { init: "/bin/none".into(), in_initrd: true }]);
+    let lines = said(&["Kernel panic - not syncing: No working init found."]);
+    let of_root = Facts { has_root: true, cmdline: "root=/dev/vda", disks: 1, console: &lines, ..panicked };
+    let hints = of_root.hints();
+    assert_eq!(hints, [Hint::NoInit { init: "/sbin/init".into(), in_initrd: false }]);
+    assert!(!hints[0].to_string().contains("initrd"), "{}", hints[0]);
+}
+
+#[test]
+fn no_hint_asks_for_a_root_that_was_given() {
+    let lines = said(&["VFS: Cannot open root device", "Unable to mount root fs", "No working init found"]);
+    let options = KernelConfig::of_text("CONFIG_BLOCK=y\n");
+    for cmdline in ["rdinit=/coracle/init", "root=/dev/vda rdinit=/coracle/init", "root=/dev/sda"] {
+        for options in [None, Some(&options)] {
+            let given = Facts {
+                ending: &PANICKED,
+                has_root: true,
+                cmdline,
+                disks: 1,
+                console: &lines,
+                console_bytes: 99,
+                options,
+                ..facts()
+            };
+            for hint in given.hints() {
+                let text = hint.to_string();
+                assert!(!text.contains("--root") && !text.contains("--disk"), "{cmdline}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn status_of_an_init_that_ended_is_decoded() {
+    let hint = |status: &str| {
+        let line = format!("[  1.0] Kernel panic - not syncing: Attempted to kill init! exitcode=0x{status}");
+        let facts =
+            Facts { ending: &PANICKED, phase: Phase::Init, panic: Some(&line), console_bytes: 9, ..facts() };
+        let hints = facts.hints();
+        assert!(hints.len() <= 1, "{hints:?}");
+        hints.first().map(Hint::to_string)
+    };
+    let says = |status: &str, words: &str| {
+        assert!(hint(status).is_some_and(|text| text.starts_with(words)), "{status}: {:?}", hint(status));
+    };
+    says("00007f00", "the guest's init ended with code 127, by which shells and loaders say");
+    says("00007e00", "the guest's init ended with code 126, by which shells say");
+    says("00000300", "the guest's init ended with code 3");
+    says("00000000\r", "the guest's init ended with code 0: an init");
+    says("00000009", "the guest's init was killed by signal 9 (SIGKILL)");
+    says("0000008b", "the guest's init was killed by signal 11 (SIGSEGV)");
+    assert_eq!(hint("nonsense"), None);
+    assert_eq!(hint("fffffffffffffffff"), None);
 }
 
 #[test]
