@@ -12,7 +12,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -152,8 +151,10 @@ fn an_interrupt_during_boot_ends_the_machine_at_once() {
     let mut run = Run::start(emulate("sleep 1000"));
     thread::sleep(Duration::from_millis(700));
     run.signal(libc::SIGINT);
-    let status = run.finish().status;
-    assert_eq!(status.code().or(status.signal().map(|signal| 128 + signal)), Some(128 + libc::SIGINT));
+    let output = run.finish();
+    assert_eq!(output.status.code(), Some(128 + libc::SIGINT));
+    let words = "stopped by signal 2 (SIGINT) before the emulated host was up";
+    assert!(shown(&output).contains(words), "{}", shown(&output));
 }
 
 #[test]
@@ -279,17 +280,44 @@ fn missing_data_gives_115_and_names_the_command_that_makes_it() {
 fn host_that_is_lost_while_it_runs_a_guest_gives_117() {
     needs_qemu!();
     let outcome = common::scratch().join("lost.json");
-    let mut command = common::coracle();
-    command.args(["run", "--accel", "emulate", "--outcome"]).arg(&outcome).arg(common::payload("hello-halt"));
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.env_remove(coracle::emulated_host::MARK).spawn().unwrap();
-    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let machine = child_of(child.id());
-    // SAFETY: sends a signal; the process is the child of a child of ours, which has not waited for it.
-    assert_eq!(unsafe { libc::kill(machine, libc::SIGKILL) }, 0);
+    let (child, machine) = with_guest(&outcome, &[]);
+    send(machine, libc::SIGKILL);
     let run = common::collect(child);
     run.expect(117, "the emulated host ended before the command did");
     common::exit_codes::expect_outcome(&outcome, common::exit_codes::OF_EMULATED_HOST, 117);
+}
+
+/// A machine that is stopped from outside answers as little as one whose CPUs spin.
+#[test]
+fn host_that_does_not_answer_is_ended_by_the_first_signal_and_by_the_time_limit() {
+    needs_qemu!();
+    let outcome = common::scratch().join("silent.json");
+    let (child, machine) = with_guest(&outcome, &[]);
+    send(machine, libc::SIGSTOP);
+    common::signal(&child, libc::SIGHUP);
+    let words = "stopped by signal 1 (SIGHUP): the emulated host does not answer any more";
+    common::collect(child).expect(129, words);
+
+    let (child, machine) = with_guest(&outcome, &["--timeout", "10s"]);
+    send(machine, libc::SIGSTOP);
+    let words = "timed out after 10 s: the emulated host does not answer any more";
+    common::collect(child).expect(124, words);
+}
+
+/// A guest on an emulated host that has printed a byte and halted; and that host's QEMU.
+fn with_guest(outcome: &Path, args: &[&str]) -> (Child, libc::pid_t) {
+    let mut command = common::coracle();
+    command.args(["run", "--accel", "emulate", "--outcome"]).arg(outcome).arg(common::payload("hello-halt"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.env_remove(coracle::emulated_host::MARK).spawn().unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let machine = child_of(child.id());
+    (child, machine)
+}
+
+fn send(process: libc::pid_t, signal: libc::c_int) {
+    // SAFETY: sends a signal; the process is the child of a child of ours, which has not waited for it.
+    assert_eq!(unsafe { libc::kill(process, signal) }, 0);
 }
 
 /// The first process that this one has started.

@@ -26,6 +26,7 @@ pub(super) struct Crossing {
     /// Files and directories among the others that are changed.
     changed: Vec<PathBuf>,
     boot_limit: Option<Duration>,
+    time_limit: Option<Duration>,
     /// The outcome file, of which only a command's run knows on this side that its output was lost.
     outcome: Option<PathBuf>,
     runs_command: bool,
@@ -89,6 +90,11 @@ impl Crossing {
         self.boot_limit = limit;
     }
 
+    /// When this command ends by itself; none for never.
+    pub(super) fn time_limit(&mut self, limit: Option<Duration>) {
+        self.time_limit = limit;
+    }
+
     /// What this command writes is that of a command in the guest, with its own outcome file: none of it may be lost.
     pub(super) fn for_command(&mut self, outcome: Option<&Path>) {
         self.runs_command = true;
@@ -119,6 +125,7 @@ impl Crossing {
             shares,
             writable: Some(written.chain(&self.changed).cloned().collect()),
             boot_limit: self.boot_limit,
+            time_limit: self.time_limit,
             ..EmulatedHostArgs::default()
         });
         if let Err(EmulatedHostError::Share { path, problem }) = &exit

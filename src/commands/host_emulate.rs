@@ -17,6 +17,7 @@ pub(crate) fn run(args: &HostEmulateArgs) -> u8 {
         command: args.command.clone(),
         writable: args.read_only.as_ref().map(|_| Vec::new()),
         boot_limit: args.host_timeout,
+        time_limit: None,
     };
     emulated_exit_code(emulated_host::run(&request)).unwrap_or_else(|(code, reason)| {
         say(&reason);

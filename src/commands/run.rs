@@ -88,6 +88,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
+            crossing.time_limit(raw.timeout);
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);

@@ -10,6 +10,7 @@ use coracle_agent::protocol::{self, ProtocolError, StartFailure, StartStep};
 
 use super::EmulatedExit;
 use crate::guest_data::GuestDataMissing;
+use crate::vm::outcome::{Ending, Seconds};
 
 /// Why there is no ending of a command to tell.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,24 @@ pub enum EmulatedHostError {
         status: ExitStatus,
         /// The end of the machine's log.
         last_words: LastWords,
+    },
+    /// A signal came before the command ran.
+    #[error("{} before the emulated host was up", Ending::Signalled { signal: *signal })]
+    Interrupted {
+        /// Its number.
+        signal: i32,
+    },
+    /// A signal for the command came, and the machine did not pass it on.
+    #[error("{}: the emulated host does not answer any more", Ending::Signalled { signal: *signal })]
+    Silent {
+        /// Its number.
+        signal: i32,
+    },
+    /// The command's time was over, and the machine did not answer any more.
+    #[error("timed out after {}: the emulated host does not answer any more", Seconds(*limit))]
+    TimedOut {
+        /// The command's time.
+        limit: Duration,
     },
     /// The command has ended, and a part of what it wrote could not be written here.
     #[error("command output cannot be written to {stream}")]
@@ -158,8 +177,12 @@ impl EmulatedHostError {
             | Self::BootFailed { .. }
             | Self::Version { .. } => 115,
             Self::Lost { .. } | Self::OutputLost { .. } | Self::Protocol(_) | Self::OutOfTurn => 117,
+            Self::TimedOut { .. } => 124,
             Self::NotExecutable { .. } => 126,
             Self::CommandNotFound { .. } => 127,
+            Self::Interrupted { signal } | Self::Silent { signal } => {
+                128 + u8::try_from(*signal).unwrap_or(0).min(127)
+            }
         }
     }
 
@@ -178,6 +201,9 @@ impl EmulatedHostError {
             | Self::Version { .. }
             | Self::Protocol(_)
             | Self::OutOfTurn
+            | Self::Interrupted { .. }
+            | Self::Silent { .. }
+            | Self::TimedOut { .. }
             | Self::CommandNotFound { .. }
             | Self::NotExecutable { .. }
             | Self::Surroundings { .. } => None,

@@ -11,6 +11,7 @@
 mod confine;
 mod control;
 mod error;
+mod liveness;
 mod log;
 mod machine;
 mod request;
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use crate::guest_data::{self, HostData};
 use machine::{Machine, MachineSize};
-use session::Session;
+use session::{Limits, Session};
 use signals::Signals;
 
 pub use error::{EmulatedHostError, LastWords, ShareProblem};
@@ -48,6 +49,8 @@ pub struct EmulatedHostArgs {
     pub writable: Option<Vec<PathBuf>>,
     /// How long the machine may take until the command runs; by default [`BOOT_LIMIT`].
     pub boot_limit: Option<Duration>,
+    /// The time after which the command ends by itself. A machine that does not answer any more when it is over is ended.
+    pub time_limit: Option<Duration>,
 }
 
 /// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has nothing else
@@ -99,5 +102,6 @@ pub fn run(args: &EmulatedHostArgs) -> Result<EmulatedExit, EmulatedHostError> {
         Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;
     let request = request::of_caller(args, signals.ignored())?;
     let machine = Machine::start(MachineSize::of(args), args.writable.as_deref())?;
-    Session::new(machine, signals, request, args.boot_limit.unwrap_or(BOOT_LIMIT))?.run()
+    let limits = Limits { boot: args.boot_limit.unwrap_or(BOOT_LIMIT), command: args.time_limit };
+    Session::new(machine, signals, request, limits)?.run()
 }

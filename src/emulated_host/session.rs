@@ -14,6 +14,7 @@ use coracle_agent::protocol::{Ending, FromAgent, Request, Stream, ToAgent, VERSI
 use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
 use super::control::{Control, Peer};
+use super::liveness::{Kind, Liveness};
 use super::machine::Machine;
 use super::signals::Signals;
 use super::terminal::CallerTerminal;
@@ -30,9 +31,6 @@ const TICK: Duration = Duration::from_millis(250);
 /// to end.
 const MOST_LOST: u64 = 64 << 20;
 
-/// How long a machine that was asked twice to end its command may stay silent.
-const INTERRUPT_LIMIT: Duration = Duration::from_secs(5);
-
 /// The run of one command on one machine.
 #[derive(Debug)]
 pub(super) struct Session {
@@ -47,7 +45,16 @@ pub(super) struct Session {
     deadline: Option<Instant>,
     next_tick: Instant,
     streams: Streams,
-    interrupts: Interrupts,
+    liveness: Liveness,
+}
+
+/// What the run may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Until the command runs.
+    pub(super) boot: Duration,
+    /// The command's own limit, if it has one.
+    pub(super) command: Option<Duration>,
 }
 
 /// How far the run is.
@@ -68,20 +75,13 @@ struct Streams {
     closed_told: [bool; 3],
 }
 
-/// SIGINT and SIGTERM that the agent has not answered.
-#[derive(Debug, Default)]
-struct Interrupts {
-    unanswered: u32,
-    since: Option<Instant>,
-}
-
 impl Session {
     /// A session on a machine that was just started.
     pub(super) fn new(
         machine: Machine,
         signals: Signals,
         request: Request,
-        boot_limit: Duration,
+        limits: Limits,
     ) -> Result<Self, EmulatedHostError> {
         let control = machine.control.try_clone().map_err(local("copy a socket"))?;
         let streams =
@@ -93,11 +93,11 @@ impl Session {
             control: Control::new(control),
             request: Some(request),
             phase: Phase::Booting,
-            boot_limit,
-            deadline: Instant::now().checked_add(boot_limit),
+            boot_limit: limits.boot,
+            deadline: Instant::now().checked_add(limits.boot),
             next_tick: Instant::now(),
             streams,
-            interrupts: Interrupts::default(),
+            liveness: Liveness::new(limits.command),
         })
     }
 
@@ -123,8 +123,10 @@ impl Session {
             if self.is_starting() && self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
                 return Err(self.timed_out());
             }
-            if self.interrupts.are_ignored() {
-                return Ok(EmulatedExit::Signal(libc::SIGKILL));
+            match self.liveness.unanswered(Instant::now()) {
+                None => {}
+                Some(Kind::Signal(signal)) => return Err(EmulatedHostError::Silent { signal }),
+                Some(Kind::TimeLimit(limit)) => return Err(EmulatedHostError::TimedOut { limit }),
             }
         }
     }
@@ -155,6 +157,9 @@ impl Session {
     /// Gives the machine an interrupt when it is time; one that has not taken the last one gets no more.
     fn tick(&mut self) {
         let now = Instant::now();
+        if self.phase == Phase::Running && self.liveness.asks(now) {
+            self.send_signal(0);
+        }
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             if self.control.is_idle() {
@@ -171,15 +176,18 @@ impl Session {
             }
             (Phase::Starting, FromAgent::Started) => {
                 self.phase = Phase::Running;
+                self.liveness.started(Instant::now());
                 Ok(())
             }
             (Phase::Starting, FromAgent::Failed(failure)) => Err(failure.into()),
-            (Phase::Running, FromAgent::Delivered { signal }) => {
-                self.interrupts.answered(libc::c_int::from(signal));
+            // One that was sent before the news of the command's end came is answered after it.
+            (Phase::Running | Phase::Draining(_), FromAgent::Delivered { signal: _ }) => {
+                self.liveness.answered();
                 Ok(())
             }
             (Phase::Running, FromAgent::Exited { ending, produced }) => {
                 self.phase = Phase::Draining(ending);
+                self.liveness = Liveness::new(None);
                 for (pump, total) in self.streams.outputs.iter_mut().zip(produced) {
                     if let Some(pump) = pump {
                         pump.end_source_at(total);
@@ -219,12 +227,11 @@ impl Session {
                 self.tell_size();
             }
             (_, Phase::Running) => {
-                self.interrupts.sent(signal);
+                self.liveness.sent(signal, Instant::now());
                 self.send_signal(signal);
             }
-            (_, Phase::Booting | Phase::Starting | Phase::Draining(_)) => {
-                return Ok(Some(EmulatedExit::Signal(signal)));
-            }
+            (_, Phase::Booting | Phase::Starting) => return Err(EmulatedHostError::Interrupted { signal }),
+            (_, Phase::Draining(_)) => return Ok(Some(EmulatedExit::Signal(signal))),
         }
         Ok(None)
     }
@@ -263,7 +270,7 @@ impl Session {
         let deadline = if self.is_starting() {
             self.deadline
         } else {
-            Some(self.interrupts.deadline().map_or(self.next_tick, |deadline| deadline.min(self.next_tick)))
+            Some(self.liveness.deadline().map_or(self.next_tick, |deadline| deadline.min(self.next_tick)))
         };
         let left =
             deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
@@ -347,34 +354,6 @@ impl Streams {
             }
         }
     }
-}
-
-impl Interrupts {
-    fn sent(&mut self, signal: libc::c_int) {
-        if is_interrupt(signal) {
-            self.unanswered = self.unanswered.saturating_add(1);
-            self.since.get_or_insert_with(Instant::now);
-        }
-    }
-
-    fn answered(&mut self, signal: libc::c_int) {
-        if is_interrupt(signal) {
-            *self = Self::default();
-        }
-    }
-
-    /// When patience ends: after a second one only.
-    fn deadline(&self) -> Option<Instant> {
-        self.since.filter(|_| self.unanswered >= 2).map(|since| since + INTERRUPT_LIMIT)
-    }
-
-    fn are_ignored(&self) -> bool {
-        self.deadline().is_some_and(|deadline| Instant::now() >= deadline)
-    }
-}
-
-fn is_interrupt(signal: libc::c_int) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGTERM)
 }
 
 fn exit_of(ending: Ending) -> EmulatedExit {

@@ -57,6 +57,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
+            crossing.time_limit(raw.timeout);
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));

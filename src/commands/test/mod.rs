@@ -206,6 +206,7 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
     crossing.boot_limit(args.vm.host_timeout);
+    crossing.time_limit(Some(cases.iter().map(|case| case.time).sum()));
     for case in cases {
         crossing.add(&case.config)?;
     }
