@@ -11,7 +11,10 @@ use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use common::{collect, eventually, finish, kvm_or_skip, pseudo_terminal, run_payload, scratch, signal, wait};
+use common::{
+    collect, eventually, finish, finish_with_input, kvm_or_skip, pseudo_terminal, run_payload, scratch,
+    signal, wait,
+};
 use coracle::config::{ConsoleDevice, MemorySize, SerialConfig, VmConfig};
 use coracle::outcome::Ending;
 use coracle::terminal::terminal_mode;
@@ -205,6 +208,17 @@ fn virtio_console_gives_early_and_late_input_once_the_port_is_open() {
     assert!(vm.handle().resize_console(TerminalSize { columns: 100, rows: 50 }));
     ours.write_all(b"q").unwrap();
     assert_eq!(vm.wait().ending, Ending::Exited { code: 0 });
+}
+
+#[test]
+fn serial_port_and_virtio_console_print_to_one_place_and_input_is_the_virtio_console_s() {
+    needs_kvm!();
+    let both = ["--console", "virtio", "--serial", "stdio"];
+    let run = finish(run_payload("hello").args(both));
+    assert_eq!(run.text(), "hello\r\n");
+    let run = finish_with_input(run_payload("virtio-console").args(both), b"typed-q");
+    run.expect(0, "code 0");
+    assert_eq!(run.text(), "typed-q");
 }
 
 /// A virtio console has its words only once its driver runs.

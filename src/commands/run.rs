@@ -30,7 +30,7 @@ pub(super) mod watch;
 pub(crate) fn run(args: &RunArgs) -> u8 {
     logger::start(args.vm.verbose);
     let raw = match raw(args) {
-        Ok(raw) => raw,
+        Ok(raw) => with_terminal(raw, args),
         Err(failure) => return tell_failure(args.outcome.as_deref(), failure),
     };
     if let Err(failure) = report_file::check("--outcome", raw.outcome.as_deref()) {
@@ -45,6 +45,16 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
     let (console, serial, outcome) = (args.console, args.serial.clone(), args.outcome.clone());
     let own = RawConfig { console, serial, outcome, ..RawConfig::default() };
     settings::raw(&args.vm).map(|below| own.over(below))
+}
+
+/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial line cannot be
+/// told one. It stays for the kernel's messages.
+fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
+    let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
+    if !is_shell || raw.console.is_some() || raw.serial.is_some() || !io::stdin().is_terminal() {
+        return raw;
+    }
+    RawConfig { console: Some(ConsoleDevice::Virtio), serial: Some(SerialConfig::Stdio), ..raw }
 }
 
 /// Whether nothing of the user's is to be booted.
@@ -118,8 +128,7 @@ fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watc
     let outcome = vm.wait();
     drop(raw_mode);
     // What the kernel says goes to the serial port; a virtio console has it only once its driver runs.
-    let unseen = raw.console == Some(ConsoleDevice::Virtio)
-        || raw.serial.as_ref().is_some_and(|serial| *serial != SerialConfig::Stdio);
+    let unseen = config.serial != SerialConfig::Stdio;
     let code = tell(raw, &outcome, unseen);
     // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);

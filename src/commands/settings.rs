@@ -101,9 +101,12 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         }
     };
     let console = raw.console.unwrap_or_default();
-    if console == ConsoleDevice::Virtio {
+    match (console, &raw.serial) {
+        (ConsoleDevice::Serial, _) => {}
+        // The kernel's messages are seen as they are: only the shell of the default guest is on the other.
+        (ConsoleDevice::Virtio, Some(SerialConfig::Stdio)) => defaults.insert(0, "coracle.terminal=hvc0"),
         // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings are explained.
-        defaults.insert(0, "console=hvc0");
+        (ConsoleDevice::Virtio, _) => defaults.insert(0, "console=hvc0"),
     }
     let cmdline = match &raw.cmdline {
         None => default_cmdline_with(defaults.into_iter().chain(words)),

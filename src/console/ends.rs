@@ -67,10 +67,11 @@ impl ConsoleChoice {
         if config.console == ConsoleDevice::Serial {
             return Ok(MachineConsoles { serial: self.open(&config.serial)?, virtio: None });
         }
+        let mut serial = ConsoleEnds::open(&config.serial)?;
         if config.serial == SerialConfig::Stdio && matches!(self, ConsoleChoice::Configured) {
-            return Err(ConsoleError::StdioTwice);
+            // Both print there; what is typed is for one.
+            serial.input = None;
         }
-        let serial = ConsoleEnds::open(&config.serial)?;
         Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
     }
 
@@ -157,12 +158,6 @@ pub enum ConsoleError {
     /// There is no pseudo-terminal to be had.
     #[error("--serial pty: the host gives no pseudo-terminal")]
     Pty(#[source] io::Error),
-    /// Two devices cannot both have standard input and output.
-    #[error(
-        "--serial stdio: the virtio console has standard input and output; connect the serial port to pty, file=PATH, \
-         socket=PATH or null, or leave out --console virtio"
-    )]
-    StdioTwice,
     /// One writer cannot serve two machines.
     #[error(
         "the console's writer serves the first machine that this builder has built; give the next one its own"

@@ -3,11 +3,11 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use coracle::guest_data::{self, GuestData};
 
-use super::common::{collect, coracle, finish, pseudo_terminal, scratch, signal};
+use super::common::{collect, coracle, pseudo_terminal, scratch, signal};
 use super::{Transcript, common, linux, no_linux, run};
 
 #[test]
@@ -57,41 +57,70 @@ fn type_early(kernel: GuestData) {
 }
 
 #[test]
-fn terminal_of_hvc0_has_the_size_of_the_callers_and_its_ctrl_c() {
+fn shell_of_the_default_guest_has_the_size_of_the_callers_terminal_and_its_ctrl_c() {
     needs_linux!();
+    // The kernel's words come by the serial port.
+    let mut seen = shell_at_a_terminal(&["-a", "loglevel=5"]);
+    assert!(seen.before.contains("System does not support PCI"), "{}", seen.before);
+    seen.typed("tty; echo console $(cat /sys/class/tty/console/active)", "console ttyS0\r");
+    assert!(seen.before.contains("/dev/hvc0"), "{}", seen.before);
+    seen.typed("echo '<0>from the kernel' > /dev/kmsg", "] from the kernel");
+    seen.typed("poweroff", "the guest powered off");
+    assert_eq!(common::wait(&mut seen.child).code(), Some(0));
+}
+
+#[test]
+fn console_on_hvc0_has_the_size_of_the_callers_terminal_too() {
+    needs_linux!();
+    let mut seen = shell_at_a_terminal(&["--console", "virtio"]);
+    seen.typed("cat /sys/class/tty/console/active", "hvc0");
+    seen.typed("exit", "the guest powered off");
+    assert_eq!(common::wait(&mut seen.child).code(), Some(0));
+}
+
+/// A guest with a shell at a terminal.
+struct Session {
+    child: Child,
+    terminal: File,
+    transcript: Transcript,
+    /// What has come before the words that were waited for.
+    before: String,
+}
+
+impl Session {
+    /// Types a line and waits for these words.
+    #[track_caller]
+    fn typed(&mut self, line: &str, words: &str) {
+        self.terminal.write_all(format!("{line}\r").as_bytes()).unwrap();
+        self.before = self.transcript.until(&mut self.terminal, words);
+    }
+}
+
+/// The default guest at a terminal, whose size is followed and whose Ctrl-C works.
+fn shell_at_a_terminal(args: &[&str]) -> Session {
     let (mut terminal, inside) = pseudo_terminal();
     resize(&terminal, 132, 43);
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "50s", "--console", "virtio"]);
+    command.args(["run", "--accel", "kvm", "--timeout", "50s"]).args(args);
     let stream = || Stdio::from(inside.try_clone().unwrap());
-    let mut child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
-    let mut seen = Transcript::default();
-    seen.until(&mut terminal, "# ");
-    terminal.write_all(b"stty size\r").unwrap();
-    seen.until(&mut terminal, "43 132");
-    resize(&terminal, 77, 20);
-    signal(&child, libc::SIGWINCH);
-    terminal.write_all(b"until stty size | grep '20 77'; do sleep 0.1; done\r").unwrap();
-    seen.until(&mut terminal, "\n20 77");
+    let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
+    drop(inside);
+    let mut transcript = Transcript::default();
+    let before = transcript.until(&mut terminal, "# ");
+    let mut session = Session { child, terminal, transcript, before: String::new() };
+    session.typed("stty size", "43 132");
+    resize(&session.terminal, 77, 20);
+    signal(&session.child, libc::SIGWINCH);
+    session.typed("until stty size | grep '20 77'; do sleep 0.1; done", "\n20 77");
     // One process group says it and sleeps: a shell that has still to start `sleep` would take the ^C for itself.
-    terminal.write_all(b"sh -c \"echo sl''eeps; exec sleep 1000\"\r").unwrap();
-    seen.until(&mut terminal, "sleeps");
-    terminal.write_all(b"\x03").unwrap();
-    seen.until(&mut terminal, "# ");
-    terminal.write_all(b"exit\r").unwrap();
-    seen.until(&mut terminal, "the guest powered off");
-    assert_eq!(common::wait(&mut child).code(), Some(0));
+    session.typed("sh -c \"echo sl''eeps; exec sleep 1000\"", "sleeps");
+    session.terminal.write_all(b"\x03").unwrap();
+    session.transcript.until(&mut session.terminal, "# ");
+    Session { before, ..session }
 }
 
 fn resize(terminal: &File, columns: u16, rows: u16) {
     let size = libc::winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize at the given address.
     assert_eq!(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }, 0);
-}
-
-#[test]
-fn two_devices_cannot_have_one_terminal() {
-    let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--console", "virtio", "--serial", "stdio"]);
-    finish(command.arg(common::payload("poweroff"))).expect(125, "--serial stdio: the virtio console has");
 }

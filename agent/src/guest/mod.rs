@@ -23,7 +23,7 @@ use crate::{console, modules, power};
 enum Action {
     /// Print what the machine is, then power off. The default.
     Report,
-    /// An interactive shell on the console, then power off.
+    /// An interactive shell on the console, or on the terminal of `coracle.terminal=NAME`, then power off.
     Shell,
     /// Power off at once.
     PowerOff,
@@ -89,7 +89,7 @@ pub(crate) fn run() -> ExitCode {
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     match Action::from_command_line(&line) {
         Action::Report => report::print(),
-        Action::Shell => shell::run(&mut button),
+        Action::Shell => shell::run(&line, &mut button),
         Action::PowerOff => {}
         Action::Reboot => power::restart(),
         Action::Halt => power::halt(),

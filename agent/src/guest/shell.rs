@@ -1,11 +1,14 @@
-//! An interactive busybox shell on the guest's console, with job control.
+//! An interactive busybox shell on the guest's console, or on another terminal, with job control.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::button::PowerButton;
 use super::wait::wait_until_ended;
@@ -18,10 +21,16 @@ const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 
 const HOME: &str = "/root";
 
+const TERMINAL_WORD: &str = "coracle.terminal=";
+
+/// How long a driver may take to its terminal: that of a virtio console first talks with the device.
+const DRIVER_LIMIT: Duration = Duration::from_secs(2);
+const DRIVER_PERIOD: Duration = Duration::from_millis(10);
+
 /// Runs the shell and waits until it ends; reaps every other process and heeds the power button meanwhile.
-pub(super) fn run(button: &mut PowerButton) {
+pub(super) fn run(line: &str, button: &mut PowerButton) {
     install();
-    match start() {
+    match start(line) {
         Ok(shell) => wait_until_ended(Some(shell), button),
         Err(error) => console::report(&format!("cannot start a shell: {error}")),
     }
@@ -39,9 +48,8 @@ fn install_commands() -> io::Result<()> {
     if status.success() { Ok(()) } else { Err(io::Error::other(status.to_string())) }
 }
 
-fn start() -> io::Result<libc::pid_t> {
-    let terminal = open_terminal()?;
-    fs::create_dir_all(HOME)?;
+fn start(line: &str) -> io::Result<libc::pid_t> {
+    let terminal = open_terminal(line)?;
     let mut command = Command::new(BUSYBOX);
     command.arg("sh").env("PATH", PATH).env("HOME", HOME).env("PS1", "guest:\\w# ").current_dir("/");
     command.stdin(terminal.try_clone()?).stdout(terminal.try_clone()?).stderr(terminal);
@@ -51,12 +59,29 @@ fn start() -> io::Result<libc::pid_t> {
     Ok(shell.id().cast_signed())
 }
 
-/// The console's own device: `/dev/console` itself cannot control a session. The active consoles are listed
-/// with the one behind `/dev/console` last.
-fn open_terminal() -> io::Result<File> {
-    let active = fs::read_to_string("/sys/class/tty/console/active")?;
-    let name = active.split_ascii_whitespace().next_back().unwrap_or("console");
-    OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(format!("/dev/{name}"))
+/// Opens the terminal that the command line names, once its driver has it.
+fn open_terminal(line: &str) -> io::Result<File> {
+    let path = Path::new("/dev").join(terminal_name(line)?);
+    let start = Instant::now();
+    loop {
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOCTTY).open(&path);
+        match opened {
+            Err(_) if start.elapsed() < DRIVER_LIMIT => thread::sleep(DRIVER_PERIOD),
+            Err(error) => return Err(io::Error::other(format!("{}: {error}", path.display()))),
+            Ok(terminal) => return Ok(terminal),
+        }
+    }
+}
+
+/// That of the word `coracle.terminal=`, else the console's own device: `/dev/console` itself cannot control a session. The
+/// active consoles are listed with the one behind `/dev/console` last.
+fn terminal_name(line: &str) -> io::Result<String> {
+    let named = line.split_ascii_whitespace().filter_map(|word| word.strip_prefix(TERMINAL_WORD)).next_back();
+    let active = match named {
+        Some(name) => name.to_owned(),
+        None => fs::read_to_string("/sys/class/tty/console/active")?,
+    };
+    Ok(active.split_ascii_whitespace().next_back().unwrap_or("console").to_owned())
 }
 
 fn own_terminal() -> io::Result<()> {
@@ -70,4 +95,16 @@ fn own_terminal() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terminal_is_the_last_one_that_the_command_line_names() {
+        let name = |line| terminal_name(line).unwrap();
+        assert_eq!(name("coracle.terminal=ttyS0 quiet coracle.terminal=hvc0 coracle.init=shell\n"), "hvc0");
+        assert_eq!(name("coracle.terminal="), "console");
+    }
 }
