@@ -169,8 +169,35 @@ fn two_hundred_commands_run_at_once() {
 fn output_beyond_its_limit_is_an_error_and_kills() {
     let agent = agent!();
     let error = agent.sh("yes").output_limit(100_000).output().unwrap_err();
-    assert!(matches!(error, ExecError::OutputLimit { limit: 100_000 }), "{error}");
+    assert!(matches!(error, ExecError::OutputLimit { limit: 100_000, .. }), "{error}");
+    assert_eq!(error.written().unwrap().stdout, b"y\n".repeat(50_000), "it has what the limit allows");
+    let both = agent.sh("printf 123; exec >&2; yes").output_limit(5).output().unwrap_err();
+    assert_eq!(both.written().unwrap().stdout.len() + both.written().unwrap().stderr.len(), 5);
+    let process = agent.sh("yes").output_limit(100).spawn().unwrap();
+    assert_eq!(process.wait_with_output().unwrap_err().written().unwrap().stdout.len(), 100);
     assert_eq!(agent.sh("printf 12345").output_limit(5).output().unwrap().stdout, b"12345");
+}
+
+#[test]
+fn time_out_gives_what_was_written_until_then() {
+    let agent = agent!();
+    let exec = || {
+        let script = "echo out; echo err >&2; sleep 600; echo late";
+        agent.client.exec(["sh", "-c", script]).timeout(Duration::from_secs(1))
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let ends = [
+        exec().output(),
+        exec().spawn().unwrap().wait_with_output(),
+        runtime.block_on(exec().output_async()),
+        runtime.block_on(async { exec().spawn_async().await?.wait_with_output_async().await }),
+    ];
+    for end in ends {
+        let error = end.unwrap_err();
+        assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+        let written = error.written().unwrap();
+        assert_eq!((&written.stdout[..], &written.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
+    }
 }
 
 #[test]

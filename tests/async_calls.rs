@@ -129,9 +129,9 @@ async fn limits_of_time_and_output_end_the_command() {
     let agent = agent!();
     let limit = Duration::from_millis(200);
     let error = agent.sh("sleep 1000").timeout(limit).output_async().await.unwrap_err();
-    assert!(matches!(error, ExecError::TimedOut { limit: named } if named == limit), "{error}");
+    assert!(matches!(error, ExecError::TimedOut { limit: named, .. } if named == limit), "{error}");
     let error = agent.sh("yes").output_limit(100_000).output_async().await.unwrap_err();
-    assert!(matches!(error, ExecError::OutputLimit { limit: 100_000 }), "{error}");
+    assert!(matches!(error, ExecError::OutputLimit { limit: 100_000, .. }), "{error}");
     let mut process = agent.sh("sleep 1000").timeout(limit).spawn_async().await.unwrap();
     let error = process.wait_async().await.unwrap_err();
     assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");

@@ -6,17 +6,18 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use coracle_agent::guest_protocol::{PutRequest, Request, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::channel::{Channel, ChannelState, Locked};
 use super::client::{AgentClient, NetworkSettings};
+use super::collect::Collector;
 use super::error::{AgentError, ExecError, FileError};
 use super::exec::{Exec, ExecStatus, Output};
 use super::patience::Patience;
-use super::process::Process;
+use super::process::{Process, ProcessLimits};
 use super::streams::{ProcessInput, ProcessOutput};
 use super::{AgentInfo, NetworkInfo, files};
 
@@ -57,24 +58,8 @@ impl Exec {
 
     async fn collect_async(mut self, output_limit: Option<usize>) -> Result<Output, ExecError> {
         self.ready().await?;
-        let timeout = self.timeout;
-        let mut collector = self.start_collecting(output_limit)?;
-        let channel = collector.channel();
-        match timeout {
-            None => {
-                answer(&channel, |locked, patience| {
-                    let output = collector.step(locked)?;
-                    patience.has_no_end(locked.seen().is_running());
-                    Ok(output)
-                })
-                .await
-            }
-            Some(limit) => {
-                let end = come(&channel, |locked| collector.step(locked));
-                let in_time = tokio::time::timeout(limit, end).await;
-                in_time.unwrap_or(Err(ExecError::TimedOut { limit }))
-            }
-        }
+        let time = ProcessLimits::from_now(self.timeout);
+        run(self.start_collecting(output_limit)?, time).await
     }
 
     /// Waits for the agent, so that opening a channel does not.
@@ -99,6 +84,15 @@ impl Process {
         status
     }
 
+    /// As [`Process::wait_with_output`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn wait_with_output_async(mut self) -> Result<Output, ExecError> {
+        self.stdin = None;
+        run(self.collector(), self.limit()).await
+    }
+
     async fn within_limit<T>(
         &self,
         step: impl FnMut(&mut Locked<'_>) -> Result<Option<T>, ExecError>,
@@ -108,9 +102,27 @@ impl Process {
             None => come.await,
             Some((limit, deadline)) => {
                 let in_time = tokio::time::timeout_at(deadline.into(), come).await;
-                in_time.unwrap_or(Err(ExecError::TimedOut { limit }))
+                in_time.unwrap_or(Err(ExecError::timed_out(limit)))
             }
         }
+    }
+}
+
+/// As [`Collector::run`].
+async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
+    let channel = collector.channel();
+    let Some((limit, deadline)) = time else {
+        return answer(&channel, |locked, patience| {
+            let output = collector.step(locked)?;
+            patience.has_no_end(locked.seen().is_running());
+            Ok(output)
+        })
+        .await;
+    };
+    let end = come(&channel, |locked| collector.step(locked));
+    match tokio::time::timeout_at(deadline.into(), end).await {
+        Ok(output) => output,
+        Err(_) => Err(collector.at_end(ExecError::timed_out(limit))),
     }
 }
 

@@ -284,7 +284,7 @@ impl<'a> Locked<'a> {
             };
         };
         let (locked, in_time) = self.wait(Some(deadline));
-        if in_time { Ok(locked) } else { Err(ExecError::TimedOut { limit }) }
+        if in_time { Ok(locked) } else { Err(ExecError::timed_out(limit)) }
     }
 
     /// Waits until something has come, as long as there is patience.

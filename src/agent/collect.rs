@@ -1,12 +1,14 @@
 //! A command that runs to its end while what it writes is collected: step by step, whoever waits between the steps.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use coracle_agent::guest_protocol::Stream;
 
-use super::channel::{Answer, Channel, Locked};
-use super::error::{AgentError, ExecError};
-use super::exec::{ExecInput, ExecStatus, Output};
+use super::channel::{Channel, Locked};
+use super::error::{AgentError, ExecError, Written};
+use super::exec::{ExecInput, Output};
+use super::process;
 use super::streams::feed;
 
 /// A command under way.
@@ -14,34 +16,54 @@ pub(super) struct Collector {
     channel: Arc<Channel>,
     /// Bytes for its input, and how many of them have been sent; none when all have, and their end.
     input: Option<(Vec<u8>, usize)>,
-    output: Output,
+    written: Written,
     /// The most that it may write; none: what it writes is dropped.
     limit: Option<usize>,
 }
 
 impl Collector {
+    pub(super) fn new(channel: Arc<Channel>, limit: Option<usize>) -> Collector {
+        Collector { channel, input: None, written: Written::default(), limit }
+    }
+
     /// # Errors
     /// The host gives no thread for an input that has to be read.
-    pub(super) fn new(
-        channel: Channel,
-        input: ExecInput,
-        limit: Option<usize>,
-    ) -> Result<Collector, ExecError> {
-        let channel = Arc::new(channel);
-        let input = match input {
-            ExecInput::Bytes(bytes) => Some((bytes, 0)),
+    pub(super) fn give(&mut self, input: ExecInput) -> Result<(), ExecError> {
+        match input {
+            ExecInput::Bytes(bytes) => self.input = Some((bytes, 0)),
             ExecInput::Reader(reader) => {
-                feed(channel.clone(), reader).map_err(AgentError::host("a thread"))?;
-                None
+                feed(self.channel.clone(), reader).map_err(AgentError::host("a thread"))?;
             }
-            ExecInput::None | ExecInput::Piped => None,
-        };
-        let output = Output { status: ExecStatus::Code(0), stdout: Vec::new(), stderr: Vec::new() };
-        Ok(Collector { channel, input, output, limit })
+            ExecInput::None | ExecInput::Piped => {}
+        }
+        Ok(())
     }
 
     pub(super) fn channel(&self) -> Arc<Channel> {
         self.channel.clone()
+    }
+
+    /// Runs it to its end, or to that of its time.
+    ///
+    /// # Errors
+    /// As [`Collector::step`], or its time is over.
+    pub(super) fn run(mut self, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
+        let channel = self.channel();
+        let (mut locked, mut patience) = (channel.lock(), channel.patience());
+        loop {
+            if let Some(output) = self.step(&mut locked)? {
+                return Ok(output);
+            }
+            locked = locked.wait_for_command(time, &mut patience).map_err(|error| self.at_end(error))?;
+        }
+    }
+
+    /// The error of a command whose time is over, with what it has written by then.
+    pub(super) fn at_end(&mut self, error: ExecError) -> ExecError {
+        match error {
+            ExecError::TimedOut { limit, .. } => ExecError::TimedOut { limit, written: self.take_written() },
+            other => other,
+        }
     }
 
     /// Sends and takes what can be now: the output, when it has ended and everything was taken.
@@ -50,7 +72,7 @@ impl Collector {
     /// It could not be run, has written too much, or the agent or the machine has ended.
     pub(super) fn step(&mut self, locked: &mut Locked<'_>) -> Result<Option<Output>, ExecError> {
         self.send(locked);
-        let Output { stdout, stderr, .. } = &mut self.output;
+        let Written { stdout, stderr } = &mut self.written;
         locked.take_all(Stream::Stdout, stdout);
         locked.take_all(Stream::Stderr, stderr);
         match self.limit {
@@ -59,16 +81,23 @@ impl Collector {
                 stderr.clear();
             }
             Some(limit) if stdout.len().saturating_add(stderr.len()) > limit => {
-                return Err(ExecError::OutputLimit { limit });
+                stdout.truncate(limit);
+                stderr.truncate(limit.saturating_sub(stdout.len()));
+                return Err(ExecError::OutputLimit { limit, written: self.take_written() });
             }
             Some(_) => {}
         }
-        let status = ended(locked)?;
-        Ok(status.map(|status| Output {
-            status,
-            stdout: std::mem::take(&mut self.output.stdout),
-            stderr: std::mem::take(&mut self.output.stderr),
+        let seen = locked.seen();
+        let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
+        let status = process::status(seen, is_read)?;
+        Ok(status.map(|status| {
+            let Written { stdout, stderr } = *self.take_written();
+            Output { status, stdout, stderr }
         }))
+    }
+
+    fn take_written(&mut self) -> Box<Written> {
+        Box::new(std::mem::take(&mut self.written))
     }
 
     fn send(&mut self, locked: &mut Locked<'_>) {
@@ -78,19 +107,5 @@ impl Collector {
             locked.end_input();
             self.input = None;
         }
-    }
-}
-
-/// How the command ended, once all that it wrote has been taken.
-fn ended(locked: &mut Locked<'_>) -> Result<Option<ExecStatus>, ExecError> {
-    let seen = locked.seen();
-    let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
-    match &seen.answer {
-        Some(Answer::Exited(ending)) if is_read => Ok(Some(ExecStatus::of(*ending))),
-        Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
-        _ => match seen.lost() {
-            Some(error) => Err(error.clone().into()),
-            None => Ok(None),
-        },
     }
 }

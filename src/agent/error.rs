@@ -68,8 +68,17 @@ pub enum AgentError {
     },
 }
 
+/// What a command had written when it was killed for a limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// To its standard output; with a terminal, everything.
+    pub stdout: Vec<u8>,
+    /// To its standard error.
+    pub stderr: Vec<u8>,
+}
+
 /// Why a command has no status.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ExecError {
     /// There is no command without a name.
     #[error("there is no command: give at least its name")]
@@ -107,12 +116,16 @@ pub enum ExecError {
     TimedOut {
         /// The limit.
         limit: Duration,
+        /// What had come of it by then, where it was collected.
+        written: Box<Written>,
     },
     /// It wrote more than it was allowed, and was killed.
     #[error("the command was killed: it wrote more than the {limit} bytes that `output_limit` allows")]
     OutputLimit {
         /// The limit.
         limit: usize,
+        /// So much of what it wrote as the limit allows.
+        written: Box<Written>,
     },
     /// The agent cannot be asked, has gone, or could not do it.
     #[error(transparent)]
@@ -174,6 +187,18 @@ impl ExecError {
             Step::Execute if errno == libc::ENOENT => ExecError::NotFound { program: subject },
             Step::Execute => ExecError::NotExecutable { program: subject, source },
             _ => AgentError::Refused { step, subject, source }.into(),
+        }
+    }
+
+    pub(super) fn timed_out(limit: Duration) -> ExecError {
+        ExecError::TimedOut { limit, written: Box::default() }
+    }
+
+    /// What the command had written when it was killed for its time or its output limit.
+    pub fn written(&self) -> Option<&Written> {
+        match self {
+            ExecError::TimedOut { written, .. } | ExecError::OutputLimit { written, .. } => Some(written),
+            _ => None,
         }
     }
 

@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_agent::guest_protocol::{Ending, ExecRequest, Request, WindowSize};
 
@@ -140,7 +141,8 @@ impl Exec {
     /// Runs it to its end and collects what it writes.
     ///
     /// # Errors
-    /// It could not be run, was killed for its limits, or the agent or the machine has ended.
+    /// It could not be run, was killed for its limits (the error then [has what it wrote](ExecError::written)), or the
+    /// agent or the machine has ended.
     pub fn output(self) -> Result<Output, ExecError> {
         let limit = self.output_limit;
         self.collect(Some(limit))
@@ -189,21 +191,14 @@ impl Exec {
     pub(super) fn start_collecting(mut self, output_limit: Option<usize>) -> Result<Collector, ExecError> {
         let input = std::mem::take(&mut self.input);
         let has_input = matches!(input, ExecInput::Bytes(_) | ExecInput::Reader(_));
-        Collector::new(self.open(has_input)?, input, output_limit)
+        let mut collector = Collector::new(Arc::new(self.open(has_input)?), output_limit);
+        collector.give(input)?;
+        Ok(collector)
     }
 
     fn collect(self, output_limit: Option<usize>) -> Result<Output, ExecError> {
-        let timeout = self.timeout;
-        let mut collector = self.start_collecting(output_limit)?;
-        let deadline = timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
-        let channel = collector.channel();
-        let (mut locked, mut patience) = (channel.lock(), channel.patience());
-        loop {
-            if let Some(output) = collector.step(&mut locked)? {
-                return Ok(output);
-            }
-            locked = locked.wait_for_command(deadline, &mut patience)?;
-        }
+        let time = ProcessLimits::from_now(self.timeout);
+        self.start_collecting(output_limit)?.run(time)
     }
 }
 

@@ -28,7 +28,7 @@ pub use client::{AgentClient, NetworkSettings};
 pub use coracle_agent::guest_protocol::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
 };
-pub use error::{AgentError, ExecError, FileError};
+pub use error::{AgentError, ExecError, FileError, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
 pub use process::Process;
 pub(crate) use program::agent_program;

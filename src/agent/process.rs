@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use coracle_agent::guest_protocol::{Stream, WindowSize};
 
 use super::channel::{Answer, Channel, ChannelState, Locked};
+use super::collect::Collector;
 use super::error::{AgentError, ExecError};
 use super::exec::{ExecInput, ExecStatus, Output};
 use super::streams::{ProcessInput, ProcessOutput, feed};
@@ -100,22 +101,7 @@ impl Process {
     /// As [`Process::wait`], or it has written more ([`ExecError::OutputLimit`]; it was killed).
     pub fn wait_with_output(mut self) -> Result<Output, ExecError> {
         self.stdin = None;
-        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let limit = self.limits.output;
-        let (mut locked, mut patience) = (self.channel.lock(), self.channel.patience());
-        loop {
-            locked.take_all(Stream::Stdout, &mut stdout);
-            locked.take_all(Stream::Stderr, &mut stderr);
-            if stdout.len().saturating_add(stderr.len()) > limit {
-                return Err(ExecError::OutputLimit { limit });
-            }
-            let seen = locked.seen();
-            let is_read = seen.is_at_end(Stream::Stdout) && seen.is_at_end(Stream::Stderr);
-            if let Some(status) = status(seen, is_read)? {
-                return Ok(Output { status, stdout, stderr });
-            }
-            locked = locked.wait_for_command(self.limits.time, &mut patience)?;
-        }
+        self.collector().run(self.limits.time)
     }
 
     /// Gives it what it is to read, on a thread.
@@ -143,6 +129,10 @@ impl Process {
     #[cfg(feature = "tokio")]
     pub(super) fn channel(&self) -> &Channel {
         &self.channel
+    }
+
+    pub(super) fn collector(&self) -> Collector {
+        Collector::new(self.channel.clone(), Some(self.limits.output))
     }
 
     #[cfg(feature = "tokio")]
@@ -179,7 +169,7 @@ impl Process {
             && Instant::now() >= at
         {
             self.kill();
-            return Err(ExecError::TimedOut { limit });
+            return Err(ExecError::timed_out(limit));
         }
         Ok(None)
     }
@@ -202,7 +192,7 @@ impl Process {
 }
 
 /// How it ended, where that is known and `may_tell`.
-fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecStatus>, ExecError> {
+pub(super) fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecStatus>, ExecError> {
     match &seen.answer {
         Some(Answer::Exited(ending)) if may_tell => Ok(Some(ExecStatus::of(*ending))),
         Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),

@@ -45,8 +45,10 @@ pub struct Report {
     pub code: Option<u8>,
     /// The signal that killed it, if one did.
     pub signal: Option<u8>,
-    /// It ran longer than it may and was killed.
+    /// It ran longer than it may and was killed; what it had written by then is here.
     pub timed_out: bool,
+    /// It wrote more than it may and was killed; what it may write is here.
+    pub cut_off: bool,
     /// What it wrote to its standard output, with bytes that are not UTF-8 replaced.
     pub stdout: String,
     /// What it wrote to its standard error, likewise.
@@ -55,6 +57,13 @@ pub struct Report {
     pub run_ms: f64,
     /// From the request to the answer: what came before is waiting for a machine.
     pub total_ms: f64,
+}
+
+impl Report {
+    fn has_written(&mut self, stdout: &[u8], stderr: &[u8]) {
+        self.stdout = String::from_utf8_lossy(stdout).into_owned();
+        self.stderr = String::from_utf8_lossy(stderr).into_owned();
+    }
 }
 
 /// What is refused.
@@ -135,6 +144,7 @@ async fn run_in(
         code: None,
         signal: None,
         timed_out: false,
+        cut_off: false,
         stdout: String::new(),
         stderr: String::new(),
         run_ms: milliseconds(start),
@@ -146,10 +156,16 @@ async fn run_in(
                 ExecStatus::Code(code) => report.code = Some(code),
                 ExecStatus::Signal(signal) => report.signal = Some(signal),
             }
-            report.stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-            report.stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            report.has_written(&output.stdout, &output.stderr);
         }
-        Err(ExecError::TimedOut { .. }) => report.timed_out = true,
+        Err(ExecError::TimedOut { written, .. }) => {
+            report.timed_out = true;
+            report.has_written(&written.stdout, &written.stderr);
+        }
+        Err(ExecError::OutputLimit { written, .. }) => {
+            report.cut_off = true;
+            report.has_written(&written.stdout, &written.stderr);
+        }
         // What a snippet does to its machine, or asks of a root that has no such interpreter, is not the service's fault.
         Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),
     }

@@ -323,7 +323,7 @@ pub(crate) fn ending_of(status: ExecStatus) -> Ending {
 pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent(error) if has_ended(vm, error) => return None,
-        ExecError::TimedOut { limit } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
+        ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
         ExecError::NotFound { .. } => failed(NOT_FOUND, error),
         ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
         ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
