@@ -153,7 +153,8 @@ async fn dropped_task_kills_its_command() {
 async fn streams_are_read_and_written_by_tasks() {
     let agent = agent!();
     let mut process = agent.sh("cat").stdin(ExecInput::Piped).spawn_async().await.unwrap();
-    let (mut stdin, mut stdout) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+    let (mut stdin, mut stdout) =
+        (process.stdin.take().unwrap().into_async(), process.stdout.take().unwrap().into_async());
     let sent: Vec<u8> = (0..1_000_000_u32).map(|number| (number ^ (number >> 8)) as u8).collect();
     let write = async {
         stdin.write_all(&sent).await.unwrap();

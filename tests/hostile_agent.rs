@@ -207,8 +207,8 @@ fn command_with_a_limit_ends_with_it_whoever_waits() {
     let hostile = agent();
     let error = runtime().block_on(async {
         let mut process = limited(&hostile).spawn_async().await.unwrap();
-        let mut read = Vec::new();
-        tokio::io::AsyncReadExt::read_to_end(process.stdout.as_mut().unwrap(), &mut read).await.unwrap_err()
+        let mut stdout = process.stdout.take().unwrap().into_async();
+        tokio::io::AsyncReadExt::read_to_end(&mut stdout, &mut Vec::new()).await.unwrap_err()
     });
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
     drop(hostile);

@@ -2,24 +2,20 @@
 //! for, as dropping a [`Process`] does.
 
 use std::future::poll_fn;
-use std::io;
 use std::path::Path;
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
-
-use coracle_agent::guest_protocol::{PutRequest, Request, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::channel::{Channel, ChannelState, Locked};
 use super::client::{AgentClient, NetworkSettings};
 use super::collect::Collector;
 use super::error::{AgentError, ExecError, FileError};
 use super::exec::{Exec, ExecStatus, Output};
-use super::patience::Patience;
+use super::file_streams::{FileReader, FileWriter, opened};
 use super::process::{Process, ProcessLimits};
-use super::streams::{ProcessInput, ProcessOutput};
+use super::tasks::{answer, come};
 use super::{AgentInfo, NetworkInfo, files};
+use coracle_agent::guest_protocol::{PutRequest, Request, Stream};
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Exec {
@@ -126,45 +122,6 @@ async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Res
     }
 }
 
-/// As its [`std::io::Read`], for a task.
-impl AsyncRead for ProcessOutput {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        task: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let stream = self.stream();
-        let (channel, deadline) = self.get_mut().parts();
-        let space = buffer.initialize_unfilled();
-        match poll(channel, task, |locked| ProcessOutput::read_now(stream, locked, space)) {
-            Poll::Ready(read) => buffer.advance(read?),
-            Poll::Pending => return deadline.poll(channel, task).map(Err),
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-/// As its [`std::io::Write`], for a task.
-impl AsyncWrite for ProcessInput {
-    fn poll_write(self: Pin<&mut Self>, task: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let (channel, deadline) = self.get_mut().parts();
-        match poll(channel, task, |locked| ProcessInput::write_now(locked, bytes)) {
-            Poll::Pending => deadline.poll(channel, task).map(Err),
-            written => written,
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    /// Ends the command's input.
-    fn poll_shutdown(self: Pin<&mut Self>, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().parts().0.lock().end_input();
-        Poll::Ready(Ok(()))
-    }
-}
-
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
     /// As [`AgentClient::wait_ready`], for a task.
@@ -186,15 +143,24 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
-        let (path, limit) = (path.as_ref(), Self::FILE_LIMIT);
-        let most = u64::try_from(limit).unwrap_or(u64::MAX);
-        let channel = self.open(Request::Get(path.to_owned())).await?;
+        let path = path.as_ref();
+        self.read_async(Request::Get(path.to_owned()), path, Self::FILE_LIMIT).await
+    }
+
+    pub(super) async fn read_async(
+        &self,
+        request: Request,
+        path: &Path,
+        limit: usize,
+    ) -> Result<Vec<u8>, FileError> {
+        let channel = self.open_async(request).await?;
         let mut content = Vec::new();
         answer(&channel, |locked, patience| {
             locked.take_all(Stream::Stdout, &mut content);
             patience.has_moved(content.len());
             if content.len() > limit {
-                return Err(FileError::TooLarge { path: path.to_owned(), limit: most });
+                let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+                return Err(FileError::TooLarge { path: path.to_owned(), limit });
             }
             let seen = locked.seen();
             Ok((files::check(seen)? && seen.is_at_end(Stream::Stdout)).then_some(()))
@@ -213,7 +179,7 @@ impl AgentClient {
         content: impl AsRef<[u8]>,
     ) -> Result<(), FileError> {
         let request = PutRequest { path: path.as_ref().to_owned(), mode: None };
-        let channel = self.open(Request::Put(request)).await?;
+        let channel = self.open_async(Request::Put(request)).await?;
         let content = content.as_ref();
         let mut sent = 0_usize;
         answer(&channel, |locked, patience| {
@@ -234,7 +200,7 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
-        let channel = self.open(Self::clock_request(time)).await?;
+        let channel = self.open_async(Self::clock_request(time)).await?;
         answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await.map(drop)
     }
 
@@ -243,12 +209,35 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
-        let channel = self.open(settings.into_request(self.card)).await?;
+        let channel = self.open_async(settings.into_request(self.card)).await?;
         let answer = answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await?;
         answer.into_network()
     }
 
-    async fn open(&self, request: Request) -> Result<Channel, AgentError> {
+    /// As [`AgentClient::open_file`], for a task: see [`FileReader::into_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_file_async(&self, path: impl AsRef<Path>) -> Result<FileReader, FileError> {
+        let channel = self.open_async(Request::Get(path.as_ref().to_owned())).await?;
+        let info = answer(&channel, |locked, _| opened(locked)).await?;
+        Ok(FileReader::new(channel, info))
+    }
+
+    /// As [`AgentClient::create_file`], for a task: see [`FileWriter::into_async`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn create_file_async(
+        &self,
+        path: impl AsRef<Path>,
+        mode: Option<u32>,
+    ) -> Result<FileWriter, FileError> {
+        let request = PutRequest { path: path.as_ref().to_owned(), mode };
+        Ok(FileWriter::new(self.open_async(Request::Put(request)).await?))
+    }
+
+    pub(super) async fn open_async(&self, request: Request) -> Result<Channel, AgentError> {
         self.ready().await?;
         Channel::open_within(self.link(), request, Duration::ZERO)
     }
@@ -256,51 +245,4 @@ impl AgentClient {
     async fn ready(&self) -> Result<(), AgentError> {
         self.wait_ready_async(self.link().limits.ready).await.map(drop)
     }
-}
-
-/// As [`come`], with the limit of a call's patience, which each step may change.
-async fn answer<T, E: From<AgentError>>(
-    channel: &Channel,
-    mut step: impl FnMut(&mut Locked<'_>, &mut Patience) -> Result<Option<T>, E>,
-) -> Result<T, E> {
-    let mut patience = channel.patience();
-    let mut timer = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
-    poll_fn(|task| {
-        let result = poll(channel, task, |locked| step(locked, &mut patience));
-        if result.is_ready() {
-            return result;
-        }
-        match patience.wait() {
-            Ok(end) if timer.deadline() != end.into() => timer.as_mut().reset(end.into()),
-            Ok(_) => {}
-            Err(error) => return Poll::Ready(Err(error.into())),
-        }
-        // Its end is looked at once more, when there is no patience left.
-        if timer.as_mut().poll(task).is_ready() {
-            task.waker().wake_by_ref();
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-/// What `step` gives, tried whenever something has come on the channel.
-async fn come<T, E>(
-    channel: &Channel,
-    mut step: impl FnMut(&mut Locked<'_>) -> Result<Option<T>, E>,
-) -> Result<T, E> {
-    poll_fn(|task| poll(channel, task, &mut step)).await
-}
-
-fn poll<T, E>(
-    channel: &Channel,
-    task: &mut Context<'_>,
-    step: impl FnOnce(&mut Locked<'_>) -> Result<Option<T>, E>,
-) -> Poll<Result<T, E>> {
-    let mut locked = channel.lock();
-    let result = step(&mut locked).transpose();
-    if result.is_none() {
-        locked.wake_next(task.waker());
-    }
-    result.map_or(Poll::Pending, Poll::Ready)
 }

@@ -133,7 +133,7 @@ pub enum ExecError {
 }
 
 /// Why a file or folder of a guest could not be read or written.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum FileError {
     /// The guest's system refuses.
     #[error("the guest cannot {action} {path:?}")]
@@ -153,13 +153,23 @@ pub enum FileError {
         /// The limit.
         limit: u64,
     },
-    /// The caller's reader or writer failed.
+    /// There are more files than the caller wants.
+    #[error(
+        "the guest's {path:?} and what was copied before has more than the {limit} entries that are allowed"
+    )]
+    TooMany {
+        /// The directory that was listed last.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// The caller's reader or writer failed, or a file of this host.
     #[error("the host's end of the transfer of {path:?} failed")]
     Local {
-        /// The guest's path.
+        /// The guest's path, or this host's in a copy of a directory.
         path: PathBuf,
         /// What it said.
-        source: io::Error,
+        source: Arc<io::Error>,
     },
     /// The agent cannot be asked, or has gone.
     #[error(transparent)]
@@ -217,11 +227,15 @@ impl FileError {
         let Failure { step, subject, errno } = failure;
         let source = Arc::new(io::Error::from_raw_os_error(errno));
         match step {
-            Step::Open | Step::Read | Step::Write | Step::Rename => {
+            Step::Open | Step::Read | Step::Write | Step::Rename | Step::Make | Step::Remove => {
                 FileError::Guest { action: words(&step), path: subject.into(), source }
             }
             _ => AgentError::Refused { step, subject, source }.into(),
         }
+    }
+
+    pub(super) fn local(path: &std::path::Path, source: io::Error) -> FileError {
+        FileError::Local { path: path.to_owned(), source: Arc::new(source) }
     }
 
     /// What the guest's system said, if it was the one that refused.
@@ -250,6 +264,9 @@ fn words(step: &Step) -> &'static str {
         Step::Lease => "get an address by DHCP on",
         Step::Route => "set the route by",
         Step::Power => "end the machine",
+        Step::Limits => "limit",
+        Step::Make => "make",
+        Step::Remove => "remove",
     }
 }
 

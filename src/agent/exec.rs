@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_agent::guest_protocol::{Ending, ExecRequest, Request, WindowSize};
+use coracle_agent::guest_protocol::{Ending, ExecLimits, ExecRequest, Request, WindowSize};
 
 use super::channel::Channel;
 use super::client::AgentClient;
@@ -117,6 +117,10 @@ impl Exec {
     pub fn tty(mut self, size: WindowSize) -> Exec {
         self.request.terminal = Some(size);
         self
+    }
+
+    pub(super) fn limits(&mut self) -> &mut ExecLimits {
+        &mut self.request.limits
     }
 
     /// What it reads.

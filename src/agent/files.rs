@@ -3,13 +3,12 @@
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
-use coracle_agent::guest_protocol::{
-    DirEntry, EntryReader, FileInfo, INITIAL_WINDOW, PutRequest, Request, SessionError, Stream,
-};
+use coracle_agent::guest_protocol::{DirEntry, FileInfo, INITIAL_WINDOW, PutRequest, Request, Stream};
 
 use super::channel::{Answer, Channel, ChannelState};
 use super::client::AgentClient;
-use super::error::{AgentError, FileError};
+use super::error::FileError;
+use super::paths::entries_of;
 
 impl AgentClient {
     /// Reads a file of at most [`AgentClient::FILE_LIMIT`] bytes.
@@ -42,7 +41,7 @@ impl AgentClient {
         writer: &mut impl Write,
     ) -> Result<FileInfo, FileError> {
         let path = path.as_ref();
-        let local = |source| FileError::Local { path: path.to_owned(), source };
+        let local = |source| FileError::local(path, source);
         let take = |piece: &[u8]| writer.write_all(piece).map_err(local);
         let info = self.receive(Request::Get(path.to_owned()), path, limit, take)?;
         writer.flush().map_err(local)?;
@@ -79,7 +78,7 @@ impl AgentClient {
                 Ok(0) => break,
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(source) => return Err(FileError::Local { path: path.to_owned(), source }),
+                Err(source) => return Err(FileError::local(path, source)),
             };
             let mut piece = buffer.get(..count).unwrap_or_default();
             let mut locked = channel.lock();
@@ -109,14 +108,12 @@ impl AgentClient {
     /// The guest refuses, the list is longer than 16 MiB, or the agent or the machine has ended.
     pub fn list_dir(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
         let path = path.as_ref();
-        let (mut entries, mut reader) = (Vec::new(), EntryReader::default());
-        let limit = u64::try_from(Self::FILE_LIMIT).unwrap_or(u64::MAX);
+        let (mut bytes, limit) = (Vec::new(), u64::try_from(Self::FILE_LIMIT).unwrap_or(u64::MAX));
         self.receive(Request::List(path.to_owned()), path, limit, |piece| {
-            let read = reader.push(piece).map_err(|error| AgentError::from(SessionError::from(error)))?;
-            entries.extend(read);
+            bytes.extend_from_slice(piece);
             Ok(())
         })?;
-        Ok(entries)
+        entries_of(&bytes)
     }
 
     /// What [`AgentClient::read_file`] reads at most.

@@ -6,30 +6,45 @@
 
 #[cfg(feature = "tokio")]
 mod async_calls;
+#[cfg(feature = "tokio")]
+mod async_io;
 mod attach;
 mod changed;
 mod channel;
 mod client;
 mod collect;
+mod copy;
 mod error;
 mod exec;
+mod file_streams;
 mod files;
+mod limits;
 mod link;
+mod paths;
 mod patience;
 mod process;
 mod program;
 mod serial;
 mod streams;
+#[cfg(feature = "tokio")]
+mod tasks;
 mod vm;
+mod waits;
 
+#[cfg(feature = "tokio")]
+pub use async_io::Async;
 pub use attach::AttachError;
 pub(crate) use attach::{AgentAttachment, prepared, with_words};
 pub use client::{AgentClient, NetworkSettings};
+pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::guest_protocol::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
 };
 pub use error::{AgentError, ExecError, FileError, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
+pub use file_streams::{FileReader, FileWriter};
+pub use limits::Rlimit;
+pub use paths::FileStat;
 pub use process::Process;
 pub(crate) use program::agent_program;
 pub use program::{AgentProgramError, IS_AGENT_BUNDLED};

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::client::NetworkSettings;
+use super::client::{AgentClient, NetworkSettings};
 use super::error::{AgentError, FileError};
 use super::exec::Exec;
 use super::{AgentInfo, DirEntry, NetworkInfo};
@@ -118,6 +118,14 @@ impl Vm {
     /// As there.
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         self.handle().network_up(settings)
+    }
+
+    /// See [`VmHandle::agent`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn agent(&self) -> Result<AgentClient, AgentError> {
+        self.handle().agent()
     }
 
     /// See [`VmHandle::wait_ready`].

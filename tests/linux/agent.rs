@@ -171,6 +171,36 @@ fn guest_runs_what_a_shell_runs() {
 }
 
 #[test]
+fn commands_keep_to_their_limits() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    assert!(vm.wait_ready(LIMIT).unwrap().kills_groups);
+    let many = sh(&vm, "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait; echo done");
+    let output = many.max_processes(4).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("can't fork"), "{output:?}");
+    let large = vm.exec(["tail", "/dev/zero"]).timeout(LIMIT).max_memory(16 << 20);
+    assert_eq!(large.status().unwrap(), ExecStatus::Signal(9));
+    // The time that the kernel holds it back is what the group's own count says, on any host.
+    let busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; mkdir /tmp/c; mount -t cgroup2 c /tmp/c; \
+                cat /tmp/c$(sed s/0::// /proc/self/cgroup)/cpu.stat";
+    let stat = String::from_utf8(sh(&vm, busy).cpu_quota_percent(10).output().unwrap().stdout).unwrap();
+    let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap();
+    assert_ne!(throttled, "0", "{stat}");
+    // What was started ends with its command, and the limits of one are not those of the next.
+    let pid = sh(&vm, "setsid sleep 600 >/dev/null 2>&1 & echo $!").kill_tree(true).output().unwrap().stdout;
+    let pid = String::from_utf8(pid).unwrap();
+    common::eventually("what was started is dead", || {
+        !sh(&vm, &format!("kill -0 {pid}")).status().unwrap().success()
+    });
+    let free = sh(
+        &vm,
+        "for i in 1 2 3 4 5 6 7 8; do sleep 0 & done; wait; cat /tmp/c$(sed s/0::// /proc/self/cgroup)/pids.max",
+    );
+    let output = free.output().unwrap();
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"max\n"[..], &b""[..]));
+}
+
+#[test]
 fn two_hundred_commands_run_in_a_guest_at_once() {
     needs_linux!();
     let vm = VmBuilder::new(quick_guest()).start().unwrap();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::flow::{Receiver, Sender};
-use super::link::{Input, Link, check_version};
+use super::link::{Input, Link, common_version};
 use super::message::data_frame;
 use super::{
     AgentInfo, AgentMessage, Failure, Hello, HostMessage, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME, Request,
@@ -74,7 +74,7 @@ impl AgentSession {
         // Answers to earlier greetings may still be on the line.
         while let Some(hello) = greeting {
             if hello.token == self.token {
-                check_version(hello)?;
+                common_version(hello)?;
                 self.link.send(&AgentMessage::Ready(self.info.clone()).to_frame(0));
                 break;
             }
@@ -223,8 +223,12 @@ impl Channel {
         let (input, outputs) = match request {
             Request::Exec(exec) => (exec.stdin, [true, exec.terminal.is_none()]),
             Request::Put(_) => (true, [false; 2]),
-            Request::Get(_) | Request::List(_) => (false, [true, false]),
-            Request::SetClock(_) | Request::Network(_) | Request::Shutdown(_) => (false, [false; 2]),
+            Request::Get(_) | Request::List(_) | Request::Stat { .. } | Request::ReadLink(_) => {
+                (false, [true, false])
+            }
+            Request::Path(_) | Request::SetClock(_) | Request::Network(_) | Request::Shutdown(_) => {
+                (false, [false; 2])
+            }
         };
         Self { input: Receiver::new(input), outputs: outputs.map(Sender::new) }
     }

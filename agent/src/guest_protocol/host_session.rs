@@ -4,17 +4,19 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::flow::{Receiver, Sender};
-use super::link::{Input, Link, check_version};
+use super::link::{Input, Link, common_version};
 use super::message::data_frame;
 use super::{
     AgentInfo, AgentMessage, Hello, HostMessage, MAX_AGENT_FRAME, MAX_CHANNELS, MAX_DATA, MAX_HOST_FRAME,
-    MAX_WAITING, Request, SessionError, Stream, WindowSize,
+    MAX_WAITING, OLDEST_VERSION, Request, SessionError, Stream, WindowSize,
 };
 
 /// The host's end.
 #[derive(Debug)]
 pub struct HostSession {
     link: Link,
+    /// That both ends speak.
+    version: u32,
     is_ready: bool,
     channels: BTreeMap<u32, Channel>,
     next_channel: u32,
@@ -44,6 +46,17 @@ pub enum OpenError {
     Clogged {
         /// Bytes.
         waiting: usize,
+    },
+    /// The agent is of a version that does not know it.
+    #[error(
+        "the guest's agent speaks version {theirs} of its protocol, and this needs version {needed}: make the agent again \
+         with `cargo xtask guest`"
+    )]
+    Version {
+        /// The agent's.
+        theirs: u32,
+        /// The lowest that has it.
+        needed: u32,
     },
     /// It does not fit into a frame.
     #[error("arguments and variables have {length} bytes in all, and {MAX_HOST_FRAME} are the most")]
@@ -87,6 +100,7 @@ impl Default for HostSession {
     fn default() -> Self {
         Self {
             link: Link::new(MAX_AGENT_FRAME),
+            version: OLDEST_VERSION,
             is_ready: false,
             channels: BTreeMap::new(),
             next_channel: 1,
@@ -161,6 +175,10 @@ impl HostSession {
         }
         if self.is_clogged() {
             return Err(OpenError::Clogged { waiting: self.link.output().len() });
+        }
+        let needed = request.version();
+        if needed > self.version {
+            return Err(OpenError::Version { theirs: self.version, needed });
         }
         let number = self.free_number();
         let channel = Channel::of(&request);
@@ -241,7 +259,7 @@ impl HostSession {
     }
 
     fn greet(&mut self, hello: Hello) -> Result<(), SessionError> {
-        check_version(hello)?;
+        self.version = common_version(hello)?;
         // Who greets again and again reads the answers.
         if self.link.output().len() >= MOST_GREETINGS * Hello::LEN {
             return Err(SessionError::NotReady);
@@ -303,9 +321,13 @@ impl Channel {
             Request::Exec(exec) => (Kind::Exec, exec.stdin, [true, exec.terminal.is_none()]),
             Request::Put(_) => (Kind::Plain, true, [false; 2]),
             Request::Get(_) => (Kind::Get, false, [true, false]),
-            Request::List(_) => (Kind::Plain, false, [true, false]),
+            Request::List(_) | Request::Stat { .. } | Request::ReadLink(_) => {
+                (Kind::Plain, false, [true, false])
+            }
             Request::Network(_) => (Kind::Network, false, [false; 2]),
-            Request::SetClock(_) | Request::Shutdown(_) => (Kind::Plain, false, [false; 2]),
+            Request::Path(_) | Request::SetClock(_) | Request::Shutdown(_) => {
+                (Kind::Plain, false, [false; 2])
+            }
         };
         Self {
             kind,

@@ -1,7 +1,7 @@
 //! What both sessions do with bytes: greet, cut frames, and keep what is to be sent.
 
 use super::hello::{Hello, HelloScanner, MAGIC};
-use super::{SessionError, VERSION};
+use super::{OLDEST_VERSION, SessionError, VERSION};
 use crate::protocol::FrameReader;
 
 /// The bytes of one end.
@@ -121,9 +121,12 @@ impl Link {
     }
 }
 
-/// Checks that the other end's highest version is spoken here: so far there is one.
-pub(super) fn check_version(hello: Hello) -> Result<(), SessionError> {
-    if hello.version >= VERSION { Ok(()) } else { Err(SessionError::Version { theirs: hello.version }) }
+/// The version that both ends speak: the lower of their highest ones.
+pub(super) fn common_version(hello: Hello) -> Result<u32, SessionError> {
+    match hello.version {
+        theirs if theirs >= OLDEST_VERSION => Ok(theirs.min(VERSION)),
+        theirs => Err(SessionError::Version { theirs }),
+    }
 }
 
 /// Bytes that were sent are dropped in pieces of this size, so that the rest is not moved for each write.

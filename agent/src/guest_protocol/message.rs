@@ -147,10 +147,16 @@ pub enum Step {
     Resolver,
     /// Ending the machine.
     Power,
+    /// Setting the limits of the command.
+    Limits,
+    /// Making the directory or the link.
+    Make,
+    /// Removing.
+    Remove,
 }
 
 impl Step {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 19] = [
         Self::Channel,
         Self::User,
         Self::Identity,
@@ -167,6 +173,9 @@ impl Step {
         Self::Route,
         Self::Resolver,
         Self::Power,
+        Self::Limits,
+        Self::Make,
+        Self::Remove,
     ];
 
     fn to_wire(self) -> u8 {

@@ -13,6 +13,7 @@ mod entry;
 mod flow;
 mod hello;
 mod host_session;
+mod limits;
 mod link;
 mod message;
 mod request;
@@ -21,13 +22,18 @@ pub use agent_session::{AgentEvent, AgentSession};
 pub use entry::{DirEntry, EntryReader, FileKind};
 pub use hello::{Hello, MAGIC};
 pub use host_session::{HostEvent, HostSession, OpenError};
+pub use limits::{ExecLimits, ResourceLimit};
 pub use message::{AgentInfo, AgentMessage, Failure, FileInfo, HostMessage, NetworkInfo, Place, Step};
-pub use request::{ExecRequest, NetworkRequest, Power, PutRequest, Request};
+pub use request::{ExecRequest, NetworkRequest, PathRequest, Power, PutRequest, Request};
 
 pub use crate::protocol::{Ending, ProtocolError, Stream, WindowSize};
 
 /// Version of this protocol. Ends of different versions speak the lower one, or part if one of them does not know it.
-pub const VERSION: u32 = 1;
+/// Version 2 has requests of its own ([`Request::version`]), and is the same in all else.
+pub const VERSION: u32 = 2;
+
+/// The oldest version that is spoken.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// The vsock port of the host that an agent connects to unless it is told another.
 pub const VSOCK_PORT: u32 = 1024;
@@ -65,7 +71,9 @@ pub enum SessionError {
     #[error(transparent)]
     Message(#[from] ProtocolError),
     /// The other end speaks no version that this one does.
-    #[error("the other end speaks version {theirs} of the agent's protocol, and this one {VERSION}")]
+    #[error(
+        "the other end speaks version {theirs} of the agent's protocol, and this one {OLDEST_VERSION} to {VERSION}"
+    )]
     Version {
         /// Theirs.
         theirs: u32,
@@ -118,6 +126,15 @@ pub enum SessionError {
         /// The stream.
         stream: Stream,
     },
+    /// An answer of a few bytes that is longer.
+    #[error("an answer has more than {limit} bytes")]
+    TooLong {
+        /// The limit.
+        limit: usize,
+    },
+    /// What a path is has not been said, or more than once.
+    #[error("an answer about one path has another number of entries")]
+    NoEntry,
     /// An answer to something that was not asked, or a second one.
     #[error("channel {channel}: '{what}' does not fit what came before")]
     Unexpected {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{ProtocolError, WindowSize};
+use super::{ExecLimits, ProtocolError, WindowSize};
 use crate::protocol::wire::{Decoder, Encoder};
 
 /// A request.
@@ -19,6 +19,17 @@ pub enum Request {
     Get(PathBuf),
     /// List a folder, whose entries come on stdout (see [`super::DirEntry`]).
     List(PathBuf),
+    /// Say what a path is: one entry comes on stdout, whose name means nothing.
+    Stat {
+        /// The path.
+        path: PathBuf,
+        /// Whether the file at the end of a symbolic link is meant.
+        follow: bool,
+    },
+    /// Say where a symbolic link leads: the bytes come on stdout.
+    ReadLink(PathBuf),
+    /// Change what paths mean.
+    Path(PathRequest),
     /// Set the wall clock: the time since 1970.
     SetClock(Duration),
     /// Bring the network up.
@@ -44,6 +55,43 @@ pub struct ExecRequest {
     pub terminal: Option<WindowSize>,
     /// With a stdin; else it is `/dev/null`.
     pub stdin: bool,
+    /// What it may take. Others than none need version 2.
+    pub limits: ExecLimits,
+}
+
+/// A change of what paths mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathRequest {
+    /// Make a directory.
+    MakeDirectory {
+        /// Its path.
+        path: PathBuf,
+        /// Its permission bits; those above it get 0755.
+        mode: u32,
+        /// Make those above it too, and take it where it is there already.
+        parents: bool,
+    },
+    /// Remove a file, a link, or a directory.
+    Remove {
+        /// Its path.
+        path: PathBuf,
+        /// With all that is in it; else it has to be empty.
+        all: bool,
+    },
+    /// Rename a file or directory (`rename(2)`).
+    Rename {
+        /// The old path.
+        from: PathBuf,
+        /// The new one.
+        to: PathBuf,
+    },
+    /// Make a symbolic link.
+    Link {
+        /// Where it leads.
+        target: PathBuf,
+        /// Its own path.
+        path: PathBuf,
+    },
 }
 
 /// A file to write.
@@ -78,9 +126,21 @@ pub enum Power {
 }
 
 impl Request {
+    /// The version of the protocol that has it.
+    pub fn version(&self) -> u32 {
+        if self.kind() < 8 { 1 } else { 2 }
+    }
+
     pub(super) fn kind(&self) -> u8 {
         match self {
-            Self::Exec(_) => 1,
+            Self::Exec(request) if request.limits == ExecLimits::default() => 1,
+            Self::Exec(_) => 8,
+            Self::Stat { .. } => 9,
+            Self::ReadLink(_) => 10,
+            Self::Path(PathRequest::MakeDirectory { .. }) => 11,
+            Self::Path(PathRequest::Remove { .. }) => 12,
+            Self::Path(PathRequest::Rename { .. }) => 13,
+            Self::Path(PathRequest::Link { .. }) => 14,
             Self::Put(_) => 2,
             Self::Get(_) => 3,
             Self::List(_) => 4,
@@ -94,7 +154,9 @@ impl Request {
         match self {
             Self::Exec(request) => encode_exec(request, frame),
             Self::Put(PutRequest { path, mode }) => frame.text(path.as_os_str()).option(*mode, Encoder::u32),
-            Self::Get(path) | Self::List(path) => frame.text(path.as_os_str()),
+            Self::Get(path) | Self::List(path) | Self::ReadLink(path) => frame.text(path.as_os_str()),
+            Self::Stat { path, follow } => frame.text(path.as_os_str()).u8(u8::from(*follow)),
+            Self::Path(request) => encode_path(request, frame),
             Self::SetClock(time) => encode_time(frame, *time),
             Self::Network(request) => encode_network(request, frame),
             Self::Shutdown(power) => frame.u8(match power {
@@ -121,21 +183,53 @@ impl Request {
                 1 => Power::Restart,
                 value => return Err(ProtocolError::UnknownValue { what: "power", value }),
             }),
+            8 => {
+                let mut request = decode_exec(fields)?;
+                request.limits = ExecLimits::decode(fields)?;
+                Self::Exec(Box::new(request))
+            }
+            9 => Self::Stat { path: fields.text("path")?.into(), follow: fields.flag("follow")? },
+            10 => Self::ReadLink(fields.text("path")?.into()),
+            11..=14 => Self::Path(decode_path(kind, fields)?),
             _ => return Ok(None),
         }))
     }
 }
 
+fn encode_path(request: &PathRequest, frame: Encoder) -> Encoder {
+    match request {
+        PathRequest::MakeDirectory { path, mode, parents } => {
+            frame.text(path.as_os_str()).u32(*mode).u8(u8::from(*parents))
+        }
+        PathRequest::Remove { path, all } => frame.text(path.as_os_str()).u8(u8::from(*all)),
+        PathRequest::Rename { from, to } => frame.text(from.as_os_str()).text(to.as_os_str()),
+        PathRequest::Link { target, path } => frame.text(target.as_os_str()).text(path.as_os_str()),
+    }
+}
+
+fn decode_path(kind: u8, fields: &mut Decoder<'_>) -> Result<PathRequest, ProtocolError> {
+    let path = PathBuf::from(fields.text("path")?);
+    Ok(match kind {
+        11 => {
+            PathRequest::MakeDirectory { path, mode: fields.u32("mode")?, parents: fields.flag("parents")? }
+        }
+        12 => PathRequest::Remove { path, all: fields.flag("all")? },
+        13 => PathRequest::Rename { from: path, to: fields.text("path")?.into() },
+        _ => PathRequest::Link { target: path, path: fields.text("path")?.into() },
+    })
+}
+
 fn encode_exec(request: &ExecRequest, frame: Encoder) -> Encoder {
-    let ExecRequest { argv, env, clear_env, cwd, user, terminal, stdin } = request;
-    frame
+    let ExecRequest { argv, env, clear_env, cwd, user, terminal, stdin, limits } = request;
+    let frame = frame
         .list(argv, |frame, argument| frame.text(argument))
         .list(env, |frame, (name, value)| frame.text(name).text(value))
         .u8(u8::from(*clear_env))
         .option(cwd.as_deref(), |frame, path| frame.text(path.as_os_str()))
         .option(user.as_deref(), Encoder::text)
         .option(*terminal, |frame, size| size.encode(frame))
-        .u8(u8::from(*stdin))
+        .u8(u8::from(*stdin));
+    if *limits == ExecLimits::default() { frame } else { limits.encode(frame) }
 }
 
 fn decode_exec(fields: &mut Decoder<'_>) -> Result<ExecRequest, ProtocolError> {
@@ -147,6 +241,7 @@ fn decode_exec(fields: &mut Decoder<'_>) -> Result<ExecRequest, ProtocolError> {
         user: fields.option("user", |fields| fields.text("user"))?,
         terminal: fields.option("terminal", WindowSize::decode)?,
         stdin: fields.flag("stdin")?,
+        limits: ExecLimits::default(),
     })
 }
 

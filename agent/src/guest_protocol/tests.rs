@@ -74,6 +74,14 @@ fn requests() -> Vec<Request> {
         user: Some("web:video".into()),
         terminal: Some(WindowSize { rows: 24, columns: 80 }),
         stdin: true,
+        limits: ExecLimits::default(),
+    };
+    let limits = ExecLimits {
+        kill_tree: true,
+        processes: Some(9),
+        memory: Some(u64::MAX),
+        cpu_percent: None,
+        resources: vec![ResourceLimit { resource: 7, value: 3 }],
     };
     let address = ([10, 0, 0, 2].into(), 24, Some([10, 0, 0, 1].into()));
     let network = NetworkRequest {
@@ -84,11 +92,18 @@ fn requests() -> Vec<Request> {
     };
     vec![
         Request::Exec(Box::default()),
-        Request::Exec(Box::new(exec)),
+        Request::Exec(Box::new(exec.clone())),
+        Request::Exec(Box::new(ExecRequest { limits, ..exec })),
         Request::Put(PutRequest { path: "/a".into(), mode: None }),
         Request::Put(PutRequest { path: "/a".into(), mode: Some(0o755) }),
         Request::Get("/b".into()),
         Request::List("/".into()),
+        Request::Stat { path: "/c".into(), follow: true },
+        Request::ReadLink("/d".into()),
+        Request::Path(PathRequest::MakeDirectory { path: "/e".into(), mode: 0o700, parents: true }),
+        Request::Path(PathRequest::Remove { path: "/f".into(), all: false }),
+        Request::Path(PathRequest::Rename { from: "/g".into(), to: "/h".into() }),
+        Request::Path(PathRequest::Link { target: "../i".into(), path: "/j".into() }),
         Request::SetClock(Duration::new(1, 999_999_999)),
         Request::Network(network.clone()),
         Request::Network(NetworkRequest { interface: None, address: None, ..network }),
@@ -220,6 +235,29 @@ fn older_version_is_refused_by_both_and_a_newer_one_has_to_speak_ours() {
     assert_eq!(HostSession::default().receive(&hello(0)), refused);
     assert_eq!(AgentSession::new(7, info()).receive(&hello(0)), refused);
     assert_eq!(HostSession::default().receive(&hello(VERSION + 1)), Ok(()));
+    assert_eq!(AgentSession::new(7, info()).receive(&hello(OLDEST_VERSION)), Ok(()));
+}
+
+#[test]
+fn agent_of_an_older_version_is_asked_for_what_it_knows_and_nothing_else() {
+    let mut host = HostSession::default();
+    host.receive(&Hello { version: OLDEST_VERSION, token: 7 }.to_bytes()).unwrap();
+    host.receive(&AgentMessage::Ready(info()).to_frame(0)).unwrap();
+    let sent = host.output().len();
+    for request in requests() {
+        let (needed, result) = (request.version(), host.open(request.clone()));
+        if needed > OLDEST_VERSION {
+            assert_eq!(result, Err(OpenError::Version { theirs: OLDEST_VERSION, needed }), "{request:?}");
+        } else {
+            result.unwrap();
+        }
+    }
+    // What was sent is what that version has always had: the kinds 1 to 7.
+    let mut frames = &host.output()[sent..];
+    while let Some((length, rest)) = frames.split_first_chunk::<4>() {
+        assert!((1..=7).contains(&rest[0]), "kind {}", rest[0]);
+        frames = &rest[u32::from_le_bytes(*length) as usize..];
+    }
 }
 
 #[test]

@@ -8,6 +8,8 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt;
 
+use coracle_agent::guest_protocol::ExecLimits;
+
 /// The hierarchy (version 2).
 #[derive(Debug)]
 pub(super) struct Cgroups {
@@ -26,8 +28,9 @@ pub(super) struct Cgroup {
     directory: OwnedFd,
     /// Tells whether it holds processes.
     events: File,
-    /// Some kernels kill what is started in it later, too (6.18 compares its count of kills with that of the parent's).
-    was_killed: Cell<bool>,
+    /// It is for one command only. Some kernels kill what is started in a group later, too, once it was killed (6.18
+    /// compares its count of kills with that of the parent's).
+    is_used_up: Cell<bool>,
 }
 
 impl Cgroups {
@@ -57,14 +60,32 @@ impl Cgroups {
         }
         let directory = open_at(root, &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let events = open_at(directory.as_raw_fd(), c"cgroup.events", libc::O_RDONLY)?.into();
-        Ok(Cgroup { name, directory, events, was_killed: Cell::new(false) })
+        Ok(Cgroup { name, directory, events, is_used_up: Cell::new(false) })
+    }
+
+    /// A group with limits for one command, without a process.
+    pub(super) fn make_limited(&mut self, limits: &ExecLimits) -> io::Result<Cgroup> {
+        for controller in ["+pids", "+memory", "+cpu"] {
+            // What is not enabled, here or by the system's own init, is missing in the group.
+            let _ = write_at(self.root.as_raw_fd(), c"cgroup.subtree_control", controller);
+        }
+        let group = self.make()?;
+        // Nobody is to have its limits after it.
+        group.is_used_up.set(true);
+        match group.limit(limits) {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                self.release(group);
+                Err(error)
+            }
+        }
     }
 
     /// Takes back the group of a command that has ended: it is free once the processes that were left behind have, too.
     pub(super) fn release(&mut self, group: Cgroup) {
         if group.holds_processes() {
             self.left.push(group);
-        } else if self.empty.len() < MOST_EMPTY && !group.was_killed.get() {
+        } else if self.empty.len() < MOST_EMPTY && !group.is_used_up.get() {
             self.empty.push(group);
         } else {
             self.remove(&group);
@@ -86,12 +107,30 @@ impl Cgroups {
 }
 
 impl Cgroup {
+    /// Sets its limits (`pids.max`, `memory.max` and `cpu.max` of the kernel's `cgroup-v2.rst`).
+    fn limit(&self, limits: &ExecLimits) -> io::Result<()> {
+        let set = |file, value: &str| write_at(self.directory.as_raw_fd(), file, value);
+        if let Some(processes) = limits.processes {
+            set(c"pids.max", &processes.to_string())?;
+        }
+        if let Some(memory) = limits.memory {
+            set(c"memory.max", &memory.to_string())?;
+            // Kernels without swap have no such file, and old ones cannot kill a whole group.
+            let _ = set(c"memory.swap.max", "0");
+            let _ = set(c"memory.oom.group", "1");
+        }
+        if let Some(percent) = limits.cpu_percent {
+            let quota = u64::from(percent.max(1)).saturating_mul(CPU_PERIOD / 100);
+            set(c"cpu.max", &format!("{quota} {CPU_PERIOD}"))?;
+        }
+        Ok(())
+    }
+
     /// Kills every process in it (`cgroup.kill` of the kernel's `cgroup-v2.rst`).
     pub(super) fn kill(&self) {
-        self.was_killed.set(true);
-        let file = open_at(self.directory.as_raw_fd(), c"cgroup.kill", libc::O_WRONLY);
+        self.is_used_up.set(true);
         // Nothing is left to be done where it fails: the process group is killed as well.
-        let _ = file.map(|file| File::from(file).write_all(b"1"));
+        let _ = write_at(self.directory.as_raw_fd(), c"cgroup.kill", "1");
     }
 
     /// By its `cgroup.events` (`cgroup-v2.rst`). What cannot be read is taken for a yes.
@@ -128,6 +167,10 @@ fn open_at(directory: RawFd, name: &std::ffi::CStr, flags: libc::c_int) -> io::R
     owned(libc::c_long::from(unsafe { libc::openat(directory, name.as_ptr(), flags | libc::O_CLOEXEC) }))
 }
 
+fn write_at(directory: RawFd, name: &std::ffi::CStr, value: &str) -> io::Result<()> {
+    File::from(open_at(directory, name, libc::O_WRONLY)?).write_all(value.as_bytes())
+}
+
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     if fd < 0 {
@@ -137,6 +180,8 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Microseconds in which a command may take its share of CPU time: the kernel's own default.
+const CPU_PERIOD: u64 = 100_000;
 const EMPTY: &[u8] = b"populated 0";
 /// As many as commands that run side by side, usually.
 const MOST_EMPTY: usize = 16;

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use coracle_agent::guest_protocol::{
-    AgentMessage, AgentSession, Ending, ExecRequest, Failure, Step, Stream, WindowSize,
+    AgentMessage, AgentSession, Ending, ExecLimits, ExecRequest, Failure, Step, Stream, WindowSize,
 };
 use coracle_agent::relay::{poll_entry, set_non_blocking};
 
@@ -31,6 +31,8 @@ pub(super) struct Command {
     pending: VecDeque<u8>,
     input_ended: bool,
     outputs: [Option<File>; 2],
+    /// What it has started ends with it.
+    kill_tree: bool,
     ended: Option<Instant>,
 }
 
@@ -51,10 +53,11 @@ impl Command {
             None => Ends::of_pipes(request.stdin),
         };
         let Ends { streams, terminal, input, outputs } =
-            made.map_err(|error| Failure::new(Step::Streams, program, &error))?;
+            made.map_err(|error| Failure::new(Step::Streams, &program, &error))?;
         // Without a group of its own, the process group has to do.
         let mut groups = groups;
-        let group = groups.as_mut().and_then(|groups| groups.make().ok());
+        let group = group_for(&request.limits, groups.as_deref_mut())
+            .map_err(|error| Failure::new(Step::Limits, &program, &error))?;
         let process = match plan.spawn(streams, group.as_ref()) {
             Ok(process) => process,
             Err(failure) => {
@@ -74,6 +77,7 @@ impl Command {
             pending,
             input_ended: false,
             outputs,
+            kill_tree: request.limits.kill_tree,
             ended: None,
         })
     }
@@ -160,6 +164,12 @@ impl Command {
     /// Its process has ended.
     pub(super) fn end(&mut self, status: libc::c_int, session: &mut AgentSession) {
         self.ended = Some(Instant::now());
+        match &self.group {
+            Some(group) if self.kill_tree => group.kill(),
+            // SAFETY: sends a signal to the process group of a child that has just been waited for.
+            None if self.kill_tree => drop(unsafe { libc::kill(-self.process, libc::SIGKILL) }),
+            _ => {}
+        }
         self.refuse_input(session);
         session.answer(self.channel, &AgentMessage::Exited(ending_of(status)));
     }
@@ -240,6 +250,16 @@ impl Command {
                 session.end(self.channel, stream);
             }
         }
+    }
+}
+
+/// A control group for a command. Without limits, the process group has to do where there is none.
+fn group_for(limits: &ExecLimits, groups: Option<&mut Cgroups>) -> io::Result<Option<Cgroup>> {
+    match groups {
+        Some(groups) if limits.need_controllers() => groups.make_limited(limits).map(Some),
+        Some(groups) => Ok(groups.make().ok()),
+        None if limits.need_controllers() => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        None => Ok(None),
     }
 }
 

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, ReadDir};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -134,6 +135,21 @@ impl Get {
         Ok(Self { channel, path, source: Source::File(file), waiting: Vec::new() })
     }
 
+    /// Says what a path is.
+    pub(super) fn start_stat(channel: u32, path: PathBuf, follow: bool) -> Result<Self, Failure> {
+        let place = Path::new("/").join(&path);
+        let found = if follow { fs::metadata(place) } else { fs::symlink_metadata(place) };
+        let found = found.map_err(|error| Failure::new(Step::Open, &path, &error))?;
+        Ok(Self { channel, path, source: Source::Ended, waiting: entry("-".into(), &found).to_frame() })
+    }
+
+    /// Says where a link leads.
+    pub(super) fn start_link(channel: u32, path: PathBuf) -> Result<Self, Failure> {
+        let target = fs::read_link(Path::new("/").join(&path));
+        let target = target.map_err(|error| Failure::new(Step::Open, &path, &error))?;
+        Ok(Self { channel, path, source: Source::Ended, waiting: target.into_os_string().into_vec() })
+    }
+
     /// Opens a folder.
     pub(super) fn start_folder(channel: u32, path: PathBuf) -> Result<Self, Failure> {
         let folder = fs::read_dir(Path::new("/").join(&path));
@@ -190,16 +206,19 @@ impl Get {
 
 /// One that has gone meanwhile is none.
 fn described(entry: &fs::DirEntry) -> Option<DirEntry> {
-    let found = entry.metadata().ok()?;
-    Some(DirEntry {
-        name: entry.file_name(),
+    Some(self::entry(entry.file_name(), &entry.metadata().ok()?))
+}
+
+fn entry(name: OsString, found: &fs::Metadata) -> DirEntry {
+    DirEntry {
+        name,
         kind: FileKind::from_mode(found.mode()),
         mode: found.mode() & PERMISSIONS,
         uid: found.uid(),
         gid: found.gid(),
         size: found.len(),
         modified: found.mtime(),
-    })
+    }
 }
 
 /// A name in the same folder, since a file cannot be renamed into another file system.
@@ -211,5 +230,5 @@ fn beside(path: &Path, channel: u32) -> PathBuf {
     path.with_file_name(name)
 }
 
-const PERMISSIONS: u32 = 0o7777;
+pub(super) const PERMISSIONS: u32 = 0o7777;
 const DEFAULT_MODE: u32 = 0o644;

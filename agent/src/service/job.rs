@@ -2,14 +2,16 @@
 
 use std::time::Instant;
 
-use coracle_agent::guest_protocol::{AgentMessage, AgentSession, Failure, Power, Request};
+use coracle_agent::guest_protocol::{AgentMessage, AgentSession, Failure, PathRequest, Power, Request, Step};
 use coracle_agent::relay::poll_entry;
 
+use super::aside::Aside;
 use super::cgroup::Cgroups;
 use super::command::Command;
 use super::files::{Get, Put};
 use super::machine;
-use super::network::NetworkJob;
+use super::paths;
+use crate::network;
 
 /// A request that takes its time.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub(super) enum Job {
     Command(Command),
     Put(Put),
     Get(Get),
-    Network(NetworkJob),
+    Aside(Aside),
 }
 
 /// What became of a request at once.
@@ -46,12 +48,26 @@ impl Job {
             Request::Put(request) => Job::Put(Put::start(channel, &request)?),
             Request::Get(path) => Job::Get(Get::start_file(channel, path, session)?),
             Request::List(path) => Job::Get(Get::start_folder(channel, path)?),
+            Request::Stat { path, follow } => Job::Get(Get::start_stat(channel, path, follow)?),
+            Request::ReadLink(path) => Job::Get(Get::start_link(channel, path)?),
+            Request::Path(request @ PathRequest::Remove { all: true, .. }) => {
+                let remove = || paths::change(&request).map(|()| AgentMessage::Done);
+                Job::Aside(Aside::start(channel, Step::Remove, remove)?)
+            }
+            Request::Path(request) => {
+                paths::change(&request)?;
+                session.answer(channel, &AgentMessage::Done);
+                return Ok(Begun::Done);
+            }
             Request::SetClock(time) => {
                 machine::set_clock(time)?;
                 session.answer(channel, &AgentMessage::Done);
                 return Ok(Begun::Done);
             }
-            Request::Network(request) => Job::Network(NetworkJob::start(channel, &request)?),
+            Request::Network(request) => {
+                let bring_up = || network::bring_up(&request).map(AgentMessage::Network);
+                Job::Aside(Aside::start(channel, Step::Interface, bring_up)?)
+            }
             Request::Shutdown(power) => {
                 session.answer(channel, &AgentMessage::Done);
                 return Ok(Begun::End(power));
@@ -63,7 +79,7 @@ impl Job {
     pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
         match self {
             Job::Command(command) => command.poll_entries(session, may_read),
-            Job::Network(job) => {
+            Job::Aside(job) => {
                 [poll_entry(job.poll_fd(), libc::POLLIN), poll_entry(-1, 0), poll_entry(-1, 0)]
             }
             Job::Put(_) | Job::Get(_) => [poll_entry(-1, 0); 3],
@@ -79,7 +95,7 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Job::Command(command) => command.deadline(),
-            Job::Put(_) | Job::Get(_) | Job::Network(_) => None,
+            Job::Put(_) | Job::Get(_) | Job::Aside(_) => None,
         }
     }
 }

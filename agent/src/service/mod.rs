@@ -4,12 +4,13 @@
 //! everything; only disks are waited for. A connection that ends takes its commands with it, and the agent connects
 //! anew: so it goes on after the host has reset the transport.
 
+mod aside;
 mod cgroup;
 mod command;
 mod files;
 mod job;
 mod machine;
-mod network;
+mod paths;
 mod root;
 mod server;
 mod spawn;

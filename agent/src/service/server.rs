@@ -161,7 +161,7 @@ impl Server {
             }
             let commands = jobs.values_mut().filter_map(|job| match job {
                 Job::Command(command) => Some(command),
-                Job::Put(_) | Job::Get(_) | Job::Network(_) => None,
+                Job::Put(_) | Job::Get(_) | Job::Aside(_) => None,
             });
             let command = commands.into_iter().find(|command| command.process() == process);
             if let (Some(command), Some(session)) = (command, &mut session) {
@@ -189,12 +189,12 @@ impl Server {
                         }
                     }
                 }
-                Job::Network(job) if answers.iter().any(|answer| answer.revents != 0) => {
+                Job::Aside(job) if answers.iter().any(|answer| answer.revents != 0) => {
                     if job.read(session) {
                         over.push(*channel);
                     }
                 }
-                Job::Put(_) | Job::Get(_) | Job::Network(_) => {}
+                Job::Put(_) | Job::Get(_) | Job::Aside(_) => {}
             }
         }
         for channel in over {
@@ -236,7 +236,7 @@ impl Server {
                 }
             }
             Job::Put(put) => put.abandon(),
-            Job::Get(_) | Job::Network(_) => {}
+            Job::Get(_) | Job::Aside(_) => {}
         }
     }
 
@@ -269,7 +269,7 @@ impl Server {
                         refuse(session, channel, failure);
                     }
                 }
-                Some(Job::Get(_) | Job::Network(_)) | None => {}
+                Some(Job::Get(_) | Job::Aside(_)) | None => {}
             },
             AgentEvent::End(channel) => match jobs.get_mut(&channel) {
                 Some(Job::Command(command)) => command.end_input(),
@@ -280,7 +280,7 @@ impl Server {
                         Err(failure) => refuse(session, channel, failure),
                     }
                 }
-                Some(Job::Get(_) | Job::Network(_)) | None => {}
+                Some(Job::Get(_) | Job::Aside(_)) | None => {}
             },
             AgentEvent::Signal(channel, signal) => {
                 if let Some(Job::Command(command)) = jobs.get(&channel) {
@@ -295,7 +295,7 @@ impl Server {
             AgentEvent::Close(channel) => match jobs.get_mut(&channel) {
                 // Its end is still to come.
                 Some(Job::Command(command)) => command.kill(),
-                Some(Job::Put(_) | Job::Get(_) | Job::Network(_)) => {
+                Some(Job::Put(_) | Job::Get(_) | Job::Aside(_)) => {
                     session.closed(channel);
                     let job = jobs.remove(&channel);
                     job.into_iter().for_each(|job| self.drop_job(job));

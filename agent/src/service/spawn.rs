@@ -10,7 +10,7 @@ use std::os::unix::fs::fchown;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use coracle_agent::guest_protocol::{ExecRequest, Failure, Step};
+use coracle_agent::guest_protocol::{ExecRequest, Failure, ResourceLimit, Step};
 
 use super::cgroup::Cgroup;
 use super::users::{self, Identity};
@@ -25,6 +25,9 @@ pub(super) struct Plan {
     env: Vec<CString>,
     directory: CString,
     identity: Option<Identity>,
+    resources: Vec<ResourceLimit>,
+    /// It has to be in the control group: what limits it is there.
+    needs_group: bool,
 }
 
 /// The new process's streams, by number, and whether they are a terminal.
@@ -63,6 +66,8 @@ impl Plan {
             directory: CString::new(directory.into_os_string().into_vec()).map_err(no_string)?,
             identity,
             program,
+            resources: request.limits.resources.clone(),
+            needs_group: request.limits.need_controllers(),
         })
     }
 
@@ -81,7 +86,7 @@ impl Plan {
         };
         let (argv, env) = (pointers(&self.argv), pointers(&self.env));
         let (limit, ignored) = (initial_descriptor_limit(), IGNORED.get_or_init(ignored_signals));
-        let process = fork_into(group).map_err(|error| streams_failed(&error))?;
+        let process = fork_into(group, self.needs_group).map_err(|error| streams_failed(&error))?;
         if process == 0 {
             let child = Child { plan: &self, streams: &streams, argv: &argv, env: &env, limit, ignored };
             let (step, errno) = child.become_it();
@@ -105,8 +110,8 @@ impl Plan {
 }
 
 impl Streams {
-    /// Makes a user the owner, who may then open them by their names, too, such as `/dev/stdout`: runc does the same. What
-    /// is no pipe and no terminal of this command's, the input that is at its end, belongs to everybody.
+    /// Makes a user the owner, who may then open them by their names, too, such as `/dev/stdout`: runc does the same.
+    /// What is no pipe and no terminal of this command's, the input that is at its end, belongs to everybody.
     fn give_to(&self, uid: u32) {
         for stream in &self.inner {
             let is_pipe = fstat(stream).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFIFO);
@@ -174,6 +179,11 @@ impl Child<'_> {
             // SAFETY: reads the structure it is given. A limit that cannot be had is left as it is.
             unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
         }
+        for ResourceLimit { resource, value } in &self.plan.resources {
+            let limit = libc::rlimit { rlim_cur: *value, rlim_max: *value };
+            // SAFETY: reads the structure it is given.
+            checked(unsafe { libc::setrlimit((*resource).into(), &raw const limit) }, Step::Limits)?;
+        }
         reset_signals(self.ignored);
         if let Some(Identity { uid, gid, groups, .. }) = &self.plan.identity {
             // SAFETY: pointer and length are those of a list that lives through the call.
@@ -203,8 +213,9 @@ impl Child<'_> {
     }
 }
 
-/// Forks, into a control group if there is one for it. The agent has one thread: the new process is a whole copy.
-fn fork_into(group: Option<&Cgroup>) -> io::Result<libc::pid_t> {
+/// Forks, into a control group if there is one for it; elsewhere where that fails, unless it `has_to` be there. The
+/// agent has one thread: the new process is a whole copy.
+fn fork_into(group: Option<&Cgroup>, has_to: bool) -> io::Result<libc::pid_t> {
     if let Some(group) = group {
         // SAFETY: an all-zero structure is valid: it is plain data.
         let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -216,6 +227,9 @@ fn fork_into(group: Option<&Cgroup>) -> io::Result<libc::pid_t> {
             unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
         if process >= 0 {
             return libc::pid_t::try_from(process).map_err(io::Error::other);
+        }
+        if has_to {
+            return Err(io::Error::last_os_error());
         }
     }
     // SAFETY: the process has one thread, so that the copy finds no lock taken.
@@ -264,7 +278,7 @@ fn read_report(mut report: PipeReader) -> Option<(Step, i32)> {
     let mut record = [0; 5];
     report.read_exact(&mut record).ok()?;
     let [step, errno @ ..] = record;
-    let steps = [Step::Streams, Step::Identity, Step::Directory];
+    let steps = [Step::Streams, Step::Identity, Step::Directory, Step::Limits];
     let step = steps.into_iter().find(|known| *known as u8 == step).unwrap_or(Step::Execute);
     Some((step, i32::from_ne_bytes(errno)))
 }

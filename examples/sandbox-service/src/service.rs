@@ -7,7 +7,7 @@ use axum::extract::{DefaultBodyLimit, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use coracle::agent::{ExecError, ExecStatus};
+use coracle::agent::{ExecError, ExecStatus, Rlimit};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
@@ -139,6 +139,8 @@ async fn run_in(
     let exec = vm.exec([interpreter, "-c", &snippet.code]);
     let exec = exec.user(NOBODY).cwd("/tmp").stdin(snippet.stdin.as_str());
     let start = Instant::now();
+    // A machine is for one snippet: what limits here keeps the guest able to say how it ended.
+    let exec = exec.max_processes(MOST_PROCESSES).rlimit(Rlimit::Core, 0).kill_tree(true);
     let end = exec.timeout(limit).output_limit(MOST_OUTPUT).output_async().await;
     let mut report = Report {
         code: None,
@@ -187,6 +189,8 @@ fn milliseconds(since: Instant) -> f64 {
 
 /// A snippet needs none of root's rights, though they would end at its machine.
 const NOBODY: &str = "65534:65534";
+/// Processes and threads of a snippet: a fork bomb ends here.
+const MOST_PROCESSES: u32 = 64;
 /// A snippet and what it reads.
 const LARGEST_REQUEST: usize = 1 << 20;
 /// Both outputs of a snippet together: a request of many at once must not fill the service's memory.

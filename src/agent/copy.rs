@@ -1,0 +1,333 @@
+//! Directories, copied into a guest and out of it: entry by entry, with nothing but the agent's usual calls.
+//!
+//! What comes out of a guest is hostile. It is bounded, it goes into a directory that is new, and everything in there
+//! is made new, too: nothing that is there already is opened, followed or replaced, whatever the guest lists, and how
+//! often.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
+use std::path::{Component, Path};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use coracle_agent::guest_protocol::{DirEntry, FileKind};
+
+use super::client::AgentClient;
+use super::error::FileError;
+use super::paths::make;
+
+/// What was copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Copied {
+    /// Regular files.
+    pub files: u64,
+    /// Directories, the first one included.
+    pub directories: u64,
+    /// Symbolic links.
+    pub links: u64,
+    /// Bytes of the files.
+    pub bytes: u64,
+    /// What was left out: devices, pipes, sockets, and, out of a guest, links that lead out of the directory.
+    pub left_out: u64,
+}
+
+/// The most that a copy out of a guest may become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyLimits {
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Files, directories, links, and what is left out.
+    pub entries: u64,
+}
+
+impl Default for CopyLimits {
+    /// 1 GiB, and 100,000 entries.
+    fn default() -> CopyLimits {
+        CopyLimits { bytes: 1 << 30, entries: 100_000 }
+    }
+}
+
+/// Needs an agent of the protocol's version 2.
+impl AgentClient {
+    /// Copies a directory of this host into the guest, where directories that are there already stay and files are
+    /// replaced. Permissions come along, owners and times do not. Links are copied as links.
+    ///
+    /// ```no_run
+    /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use coracle::agent::CopyLimits;
+    ///
+    /// let agent = vm.agent()?;
+    /// agent.copy_in("project", "/work")?;
+    /// vm.exec(["make", "-C", "/work"]).status()?;
+    /// agent.copy_out("/work/out", "out", CopyLimits::default())?;      // `out` must not be there
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The directory cannot be read, the guest refuses, or the agent or the machine has ended. What was copied by then
+    /// stays.
+    pub fn copy_in(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Copied, FileError> {
+        Copy::new(self).into_guest(from.as_ref(), to.as_ref())
+    }
+
+    /// Copies a directory of the guest to `to` of this host, which must not be there. Permissions come along without
+    /// those of setuid, setgid and sticky; owners and times do not. A link is copied where it leads, by its own words,
+    /// to a path in the directory.
+    ///
+    /// # Errors
+    /// The guest refuses, there is more than `limits` allow, `to` cannot be written, or the agent or the machine has
+    /// ended. What was copied by then stays.
+    pub fn copy_out(
+        &self,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+        limits: CopyLimits,
+    ) -> Result<Copied, FileError> {
+        Copy::new(self).out_of_guest(from.as_ref(), to.as_ref(), limits)
+    }
+}
+
+/// The same for tasks; it runs on a thread of the runtime's for blocking work, since the host's files are waited for.
+/// A future that is dropped ends the copy after the piece that is under way. Needs the feature `tokio`.
+#[cfg(feature = "tokio")]
+impl AgentClient {
+    /// As [`AgentClient::copy_in`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn copy_in_async(
+        &self,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+    ) -> Result<Copied, FileError> {
+        let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
+        let copy = Copy::new(self);
+        let _stopper = Stopper(copy.stop.clone());
+        crate::vm::on_a_thread(move || copy.into_guest(&from, &to)).await
+    }
+
+    /// As [`AgentClient::copy_out`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn copy_out_async(
+        &self,
+        from: impl AsRef<Path>,
+        to: impl AsRef<Path>,
+        limits: CopyLimits,
+    ) -> Result<Copied, FileError> {
+        let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
+        let copy = Copy::new(self);
+        let _stopper = Stopper(copy.stop.clone());
+        crate::vm::on_a_thread(move || copy.out_of_guest(&from, &to, limits)).await
+    }
+}
+
+/// Ends a copy whose future is dropped.
+#[cfg(feature = "tokio")]
+struct Stopper(Arc<AtomicBool>);
+
+#[cfg(feature = "tokio")]
+impl Drop for Stopper {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A copy under way.
+struct Copy {
+    agent: AgentClient,
+    copied: Copied,
+    /// Nobody wants it any more.
+    stop: Arc<AtomicBool>,
+}
+
+impl Copy {
+    fn new(agent: &AgentClient) -> Copy {
+        Copy { agent: agent.clone(), copied: Copied::default(), stop: Arc::default() }
+    }
+
+    fn into_guest(mut self, from: &Path, to: &Path) -> Result<Copied, FileError> {
+        let mut left = vec![(from.to_owned(), to.to_owned())];
+        while let Some((from, to)) = left.pop() {
+            let local = |error| FileError::local(&from, error);
+            let mode = fs::metadata(&from).map_err(local)?.mode();
+            self.agent.change(make(&to, mode & PERMISSIONS, true))?;
+            self.copied.directories += 1;
+            for entry in fs::read_dir(&from).map_err(local)? {
+                let entry = entry.map_err(local)?;
+                let (path, to) = (entry.path(), to.join(entry.file_name()));
+                let local = |error| FileError::local(&path, error);
+                let kind = entry.file_type().map_err(local)?;
+                if kind.is_dir() {
+                    left.push((path, to));
+                } else if kind.is_symlink() {
+                    self.agent.symlink(fs::read_link(&path).map_err(local)?, to)?;
+                    self.copied.links += 1;
+                } else if kind.is_file() {
+                    self.file_into_guest(&path, &to)?;
+                } else {
+                    self.copied.left_out += 1;
+                }
+            }
+        }
+        Ok(self.copied)
+    }
+
+    fn file_into_guest(&mut self, from: &Path, to: &Path) -> Result<(), FileError> {
+        let local = |error| FileError::local(from, error);
+        // It may have become something else since it was listed.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(from).map_err(local)?;
+        let found = file.metadata().map_err(local)?;
+        if !found.is_file() {
+            self.copied.left_out += 1;
+            return Ok(());
+        }
+        let mut counted = self.counted(file);
+        self.agent.write_file_from(to, Some(found.mode() & PERMISSIONS), &mut counted)?;
+        self.copied.bytes += counted.count;
+        self.copied.files += 1;
+        Ok(())
+    }
+
+    fn out_of_guest(mut self, from: &Path, to: &Path, limits: CopyLimits) -> Result<Copied, FileError> {
+        let mut entries = 0_u64;
+        make_new(to, DIRECTORY)?;
+        self.copied.directories += 1;
+        // The guest's path, this host's, and how deep it is.
+        let mut left = vec![(from.to_owned(), to.to_owned(), 0_usize)];
+        while let Some((from, to, depth)) = left.pop() {
+            for entry in self.agent.list_dir(&from)? {
+                entries += 1;
+                if entries > limits.entries {
+                    return Err(FileError::TooMany { path: from, limit: limits.entries });
+                }
+                // The name is that of one entry: a session checks it.
+                let (path, to) = (from.join(&entry.name), to.join(&entry.name));
+                match entry.kind {
+                    FileKind::Folder => {
+                        make_new(&to, entry.mode & PLAIN | DIRECTORY)?;
+                        self.copied.directories += 1;
+                        left.push((path, to, depth + 1));
+                    }
+                    FileKind::File => self.file_out_of_guest(&path, &to, &entry, limits)?,
+                    FileKind::Link => self.link_out_of_guest(&path, &to, depth)?,
+                    _ => self.copied.left_out += 1,
+                }
+            }
+        }
+        Ok(self.copied)
+    }
+
+    fn file_out_of_guest(
+        &mut self,
+        from: &Path,
+        to: &Path,
+        entry: &DirEntry,
+        limits: CopyLimits,
+    ) -> Result<(), FileError> {
+        // A link of that name is not followed: the file must be new (`open(2)`, O_EXCL).
+        let file = OpenOptions::new().write(true).create_new(true).mode(entry.mode & PLAIN).open(to);
+        let mut counted = self.counted(file.map_err(|error| FileError::local(to, error))?);
+        let limit = limits.bytes.saturating_sub(self.copied.bytes);
+        self.agent.read_file_to(from, limit, &mut counted).map_err(|error| match error {
+            FileError::TooLarge { path, .. } => FileError::TooLarge { path, limit: limits.bytes },
+            other => other,
+        })?;
+        self.copied.bytes += counted.count;
+        self.copied.files += 1;
+        Ok(())
+    }
+
+    fn link_out_of_guest(&mut self, from: &Path, to: &Path, depth: usize) -> Result<(), FileError> {
+        let target = self.agent.read_link(from)?;
+        if !stays_within(&target, depth) {
+            self.copied.left_out += 1;
+            return Ok(());
+        }
+        symlink(target, to).map_err(|error| FileError::local(to, error))?;
+        self.copied.links += 1;
+        Ok(())
+    }
+
+    fn counted(&self, inner: File) -> Counted {
+        Counted { inner, count: 0, stop: self.stop.clone() }
+    }
+}
+
+/// Whether a link in a directory that is `depth` below the first one leads to a path in that one, wherever other such
+/// links lead: it may go up first, by directories that are real, and then only down.
+fn stays_within(target: &Path, depth: usize) -> bool {
+    let up = target.components().take_while(|part| *part == Component::ParentDir).count();
+    let mut rest = target.components().skip(up);
+    target.components().next().is_some() && up <= depth && rest.all(|part| !is_outward(part))
+}
+
+fn is_outward(part: Component<'_>) -> bool {
+    !matches!(part, Component::Normal(_) | Component::CurDir)
+}
+
+fn make_new(path: &Path, mode: u32) -> Result<(), FileError> {
+    DirBuilder::new().mode(mode).create(path).map_err(|error| FileError::local(path, error))
+}
+
+/// A file of this host, as long as somebody wants the copy.
+struct Counted {
+    inner: File,
+    count: u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Counted {
+    fn counts(&mut self, step: impl FnOnce(&mut File) -> io::Result<usize>) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("nobody wants the copy any more"));
+        }
+        let count = step(&mut self.inner)?;
+        self.count += u64::try_from(count).unwrap_or_default();
+        Ok(count)
+    }
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.counts(|file| file.read(buffer))
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.counts(|file| file.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+const PERMISSIONS: u32 = 0o7777;
+/// Without setuid, setgid and sticky.
+const PLAIN: u32 = 0o777;
+/// What this host's user needs to write into a directory.
+const DIRECTORY: u32 = 0o700;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn link_may_go_up_to_the_first_directory_and_then_down_only() {
+        for (target, depth) in [("a", 0), ("./a/b", 0), ("..", 1), ("../../a", 2), (".", 0)] {
+            assert!(stays_within(Path::new(target), depth), "{target} at {depth}");
+        }
+        let outward =
+            [("", 0), ("/etc", 5), ("..", 0), ("../..", 1), ("a/..", 3), ("../a/../..", 3), ("./..", 1)];
+        for (target, depth) in outward {
+            assert!(!stays_within(Path::new(target), depth), "{target} at {depth}");
+        }
+    }
+}

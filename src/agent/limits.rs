@@ -1,0 +1,100 @@
+//! What a command may take of its guest.
+
+use coracle_agent::guest_protocol::ResourceLimit;
+
+use super::exec::Exec;
+
+/// What each process of a command may have (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Rlimit {
+    /// Seconds of CPU time.
+    CpuSeconds,
+    /// Bytes of a file that it writes.
+    FileSize,
+    /// Bytes of its data.
+    Data,
+    /// Bytes of its stack.
+    Stack,
+    /// Bytes of a core file.
+    Core,
+    /// Processes and threads of its user: of all commands of that user together.
+    Processes,
+    /// Open files: one more than the highest descriptor.
+    OpenFiles,
+    /// Bytes of its address space.
+    AddressSpace,
+}
+
+impl Rlimit {
+    fn number(self) -> u8 {
+        let resource = match self {
+            Rlimit::CpuSeconds => libc::RLIMIT_CPU,
+            Rlimit::FileSize => libc::RLIMIT_FSIZE,
+            Rlimit::Data => libc::RLIMIT_DATA,
+            Rlimit::Stack => libc::RLIMIT_STACK,
+            Rlimit::Core => libc::RLIMIT_CORE,
+            Rlimit::Processes => libc::RLIMIT_NPROC,
+            Rlimit::OpenFiles => libc::RLIMIT_NOFILE,
+            Rlimit::AddressSpace => libc::RLIMIT_AS,
+        };
+        // There are 16.
+        u8::try_from(resource).unwrap_or_default()
+    }
+}
+
+/// Limits of a command and of all that it starts, by its control group. They need an agent of the protocol's version 2,
+/// and those of processes, memory and CPU time the control groups of Linux (version 2) with these controllers, as stock
+/// kernels have them: a guest without is [`AgentError::Refused`](super::AgentError::Refused).
+///
+/// ```no_run
+/// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// use coracle::agent::Rlimit;
+///
+/// let output = vm
+///     .exec(["python3", "snippet.py"])
+///     .user("nobody")
+///     .max_processes(32)
+///     .max_memory(128 << 20)
+///     .cpu_quota_percent(50)
+///     .rlimit(Rlimit::FileSize, 1 << 20)
+///     .kill_tree(true)
+///     .output()?;
+/// # Ok(())
+/// # }
+/// ```
+impl Exec {
+    /// Takes what it has started with it when it ends, as a time limit does; without this, such processes live on.
+    /// Where the guest has no control groups that can be killed
+    /// ([`AgentInfo::kills_groups`](super::AgentInfo::kills_groups)), processes that have left its process group live
+    /// on all the same.
+    pub fn kill_tree(mut self, yes: bool) -> Exec {
+        self.limits().kill_tree = yes;
+        self
+    }
+
+    /// The most processes and threads at once, the command itself included. More cannot be started.
+    pub fn max_processes(mut self, count: u32) -> Exec {
+        self.limits().processes = Some(count);
+        self
+    }
+
+    /// The most memory in bytes, files in the page cache and in a tmpfs included. With more, all of it is killed: it
+    /// ends with signal 9.
+    pub fn max_memory(mut self, bytes: u64) -> Exec {
+        self.limits().memory = Some(bytes);
+        self
+    }
+
+    /// The most CPU time, in percent of one of the guest's CPUs. 0 is taken as 1.
+    pub fn cpu_quota_percent(mut self, percent: u32) -> Exec {
+        self.limits().cpu_percent = Some(percent);
+        self
+    }
+
+    /// A limit of each of its processes, soft and hard.
+    pub fn rlimit(mut self, resource: Rlimit, value: u64) -> Exec {
+        self.limits().resources.push(ResourceLimit { resource: resource.number(), value });
+        self
+    }
+}

@@ -1,0 +1,72 @@
+//! How streams wait for the agent: on a thread, or as a task. What a step needs is looked at under the session's lock;
+//! the wait for more is the same for all.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::channel::{Channel, Locked};
+
+/// A stream of a channel.
+pub(super) trait Waits {
+    fn channel(&self) -> &Arc<Channel>;
+
+    /// Until when to wait; none: for ever.
+    ///
+    /// # Errors
+    /// Its time is over.
+    fn wait_until(&mut self) -> io::Result<Option<Instant>>;
+
+    /// Something has come, or it is not waited any more.
+    fn has_waited(&mut self) {}
+}
+
+/// What `step` gives, tried whenever something has come. A stream whose time is over ends its channel.
+pub(super) fn block_on<S: Waits, T>(
+    stream: &mut S,
+    mut step: impl FnMut(&mut S, &mut Locked<'_>) -> io::Result<Option<T>>,
+) -> io::Result<T> {
+    let channel = stream.channel().clone();
+    let mut locked = channel.lock();
+    loop {
+        if let Some(result) = step(stream, &mut locked)? {
+            return Ok(result);
+        }
+        match stream.wait_until() {
+            Ok(end) => (locked, _) = locked.wait(end),
+            Err(error) => {
+                drop(locked);
+                channel.abandon();
+                return Err(error);
+            }
+        }
+        stream.has_waited();
+    }
+}
+
+/// The same for a task.
+#[cfg(feature = "tokio")]
+pub(super) fn poll_on<S: Waits, T>(
+    stream: &mut S,
+    timer: &mut super::tasks::Timer,
+    task: &mut std::task::Context<'_>,
+    step: impl FnOnce(&mut S, &mut Locked<'_>) -> io::Result<Option<T>>,
+) -> std::task::Poll<io::Result<T>> {
+    use std::task::Poll;
+
+    let channel = stream.channel().clone();
+    let result = super::tasks::poll(&channel, task, |locked| step(stream, locked));
+    if result.is_ready() {
+        stream.has_waited();
+        return result;
+    }
+    match stream.wait_until() {
+        Ok(None) => {}
+        Ok(Some(end)) => timer.wake_at(end, task),
+        Err(error) => {
+            channel.abandon();
+            return Poll::Ready(Err(error));
+        }
+    }
+    Poll::Pending
+}
