@@ -272,7 +272,10 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     assert!(!left.exists(), "trying leaves nothing");
     refused(&run(&["--suite", "/no/such.toml"]), "--suite /no/such.toml: it cannot be read");
     refused(&run(&["--suite", junk.to_str().unwrap()]), "it cannot be read");
-    refused(&run(&["--suite", broken.to_str().unwrap()]), "case 'x': unknown field `surprise`");
+    refused(
+        &run(&["--suite", broken.to_str().unwrap()]),
+        "line 4: case 'x' has no key `surprise`; its keys are name, ",
+    );
     refused(&run(&["--suite", missing.to_str().unwrap()]), "nothing.elf");
     refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave --expect");
     refused(&run(&["--suite", broken.to_str().unwrap(), "--tap", "ignore"]), "leave --expect");

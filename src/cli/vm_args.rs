@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    NetChoice, ResetPolicy, RootConfig, VcpuCount, VsockConfig, parse_duration,
+    NetChoice, ResetPolicy, RootConfig, Timeout, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// The machine, its guest, and where it runs.
@@ -77,9 +77,9 @@ pub(crate) struct VmArgs {
     /// where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock) [default cid: 3]
     #[arg(long, value_name = "VSOCK")]
     pub vsock: Option<VsockConfig>,
-    /// Longest time that the guest, or a command in it, may run, as in 20s or 5m
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
-    pub timeout: Option<Duration>,
+    /// Longest time that the guest, or a command in it, may run, as in 20s or 5m, or none
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub timeout: Option<Timeout>,
     /// Longest time that the guest may take to its init, or with a command until its agent can run it [default: no limit;
     /// 180s with a command]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use coracle::VmBuilder;
-use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, VmConfig};
+use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
@@ -98,7 +98,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
-            crossing.time_limit(raw.timeout);
+            crossing.time_limit(raw.timeout.and_then(Timeout::limit));
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);

@@ -1,8 +1,8 @@
 //! From flags and config file to the configuration of a machine: for every command that makes one.
 
 use coracle::config::{
-    ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, VmConfig, default_cmdline_with,
-    names_root,
+    ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, Timeout, VmConfig,
+    default_cmdline_with, names_root,
 };
 use coracle::guest_data::{self, GuestData};
 
@@ -134,7 +134,7 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         rng: raw.rng.unwrap_or_default(),
         balloon: raw.balloon.unwrap_or_default(),
         vsock: raw.vsock.clone(),
-        timeout: raw.timeout,
+        timeout: raw.timeout.and_then(Timeout::limit),
         boot_timeout: raw.boot_timeout,
         idle_timeout: raw.idle_timeout,
         acpi: raw.acpi.unwrap_or_default(),

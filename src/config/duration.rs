@@ -1,5 +1,6 @@
 //! Lengths of time as a person writes them.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
@@ -24,6 +25,34 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
         return Err(ConfigError::DurationZero { text: text.into() });
     }
     Ok(duration)
+}
+
+/// How long a guest, or the command in it, may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Timeout {
+    /// As long as it likes.
+    None,
+    /// At most this long.
+    After(Duration),
+}
+
+impl Timeout {
+    /// The limit, if there is one.
+    pub fn limit(self) -> Option<Duration> {
+        match self {
+            Timeout::None => None,
+            Timeout::After(limit) => Some(limit),
+        }
+    }
+}
+
+impl FromStr for Timeout {
+    type Err = ConfigError;
+
+    /// Reads `none`, or what [`parse_duration`] reads.
+    fn from_str(text: &str) -> Result<Timeout, ConfigError> {
+        if text == "none" { Ok(Timeout::None) } else { parse_duration(text).map(Timeout::After) }
+    }
 }
 
 /// What is wrong with a text that is not a time, and what to write in its place.

@@ -38,7 +38,7 @@ pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use cpu_quota::CpuQuota;
 pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
-pub use duration::parse_duration;
+pub use duration::{Timeout, parse_duration};
 pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;

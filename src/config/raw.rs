@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::{
     Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, VcpuCount,
+    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, Timeout, VcpuCount,
     VsockConfig, written,
 };
 
@@ -57,8 +57,7 @@ pub struct RawConfig {
     /// The socket device.
     pub vsock: Option<VsockConfig>,
     /// The longest that the guest may run.
-    #[serde(deserialize_with = "written::duration")]
-    pub timeout: Option<Duration>,
+    pub timeout: Option<Timeout>,
     /// The longest that the guest may take to its init.
     #[serde(deserialize_with = "written::duration")]
     pub boot_timeout: Option<Duration>,

@@ -93,7 +93,7 @@ fn properties() -> Vec<(&'static str, Value)> {
                 "uds=v.sock,cid=3",
             ),
         ),
-        ("timeout", time("Longest time that the guest may run", "20s")),
+        ("timeout", timeout()),
         ("boot_timeout", time("Longest time that the guest may take to its init", "5s")),
         ("idle_timeout", time("Longest time that the guest may have nothing to do", "10m")),
         (
@@ -116,6 +116,11 @@ fn properties() -> Vec<(&'static str, Value)> {
 fn time(about: &str, example: &str) -> Value {
     let about = format!("{about}; a number is seconds");
     quantity(&about, r"^[0-9]*\.?[0-9]*(ms|s|m|min|h)?$", &[json!(example), json!(1.5)])
+}
+
+fn timeout() -> Value {
+    let about = "Longest time that the guest, or a command in it, may run, or none; a number is seconds";
+    quantity(about, r"^(none|[0-9]*\.?[0-9]*(ms|s|m|min|h)?)$", &[json!("20s"), json!(1.5), json!("none")])
 }
 
 fn text(about: &str, example: &str) -> Value {

@@ -9,7 +9,8 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{
     Accel, AcpiMode, ConfigError, ConsoleDevice, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, ResetPolicy, RootConfig, SerialConfig, VcpuCount, VsockConfig, parse_duration,
+    MemoryConfig, NetChoice, ResetPolicy, RootConfig, SerialConfig, Timeout, VcpuCount, VsockConfig,
+    parse_duration,
 };
 
 /// Which JSON values may stand for a value that is text on the command line.
@@ -44,6 +45,7 @@ written!(ResetPolicy, Form::Text);
 written!(RootConfig, Form::Text);
 written!(SerialConfig, Form::Text);
 written!(Time, Form::TextOrNumber);
+written!(Timeout, Form::TextOrNumber);
 written!(VcpuCount, Form::Number);
 written!(VsockConfig, Form::Text);
 

@@ -76,6 +76,16 @@ fn other_kernels_folders_and_codes_are_the_program_s_too() {
 }
 
 #[test]
+fn program_whose_time_is_over_is_told_of_the_option() {
+    needs_linux!();
+    let mut command = coracle();
+    command.args(["cargo-runner", "--accel", "kvm", "--timeout", "1s", "/bin/sleep", "600"]);
+    let run = finish(&mut command);
+    run.expect(124, "the command was killed after 1 s");
+    run.expect(124, "the limit is that of --timeout; --timeout none has no limit");
+}
+
+#[test]
 fn what_cannot_run_in_a_guest_is_refused_in_one_line() {
     needs_linux!();
     let refused = |arguments: &[&str], words: &str| {

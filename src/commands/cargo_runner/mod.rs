@@ -11,11 +11,12 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use coracle::VmBuilder;
-use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, VmConfig};
+use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::guest_data::{self, GuestData};
-use coracle::outcome::Ending;
+use coracle::outcome::{Ending, TimeLimit};
 
 use self::files::GuestFiles;
 use self::program::Program;
@@ -57,7 +58,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
-            crossing.time_limit(raw.timeout);
+            crossing.time_limit(limit(&raw, args, &luggage));
             crossing.add(&config)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));
@@ -112,7 +113,7 @@ fn run_here(
         init: false,
         command: luggage.command(&args.command),
     };
-    let outcome = command::outcome(&config, &command, raw.timeout, prepared)?;
+    let outcome = command::outcome(&config, &command, limit(raw, args, luggage), prepared)?;
     let tests_failed = outcome.ending == Ending::Exited { code: TESTS_FAILED };
     Ok(match outcome.command {
         Some(_) if tests_failed => {
@@ -120,8 +121,41 @@ fn run_here(
             TESTS_FAILED_CODE
         }
         _ if command::ended_quietly(&outcome) => run::report(raw, &outcome),
-        _ => run::tell(raw, &outcome, true),
+        _ => {
+            let code = run::tell(raw, &outcome, true);
+            if let Ending::TimedOut { of: TimeLimit::Command, .. } = outcome.ending {
+                say(timed_out_by(raw.timeout));
+            }
+            code
+        }
     })
+}
+
+/// How long the program may run.
+fn limit(raw: &RawConfig, args: &CargoRunnerArgs, luggage: &Luggage) -> Option<Duration> {
+    raw.timeout.unwrap_or_else(|| default_timeout(&luggage.path, &args.command)).limit()
+}
+
+/// A test program that hangs is not to hold up a job for ever. Any other program may be a server, and a benchmark takes
+/// its time.
+fn default_timeout(program: &Path, command: &[OsString]) -> Timeout {
+    let is_bench = command.iter().any(|argument| argument == "--bench");
+    if is_test(program) && !is_bench { Timeout::After(TEST_LIMIT) } else { Timeout::None }
+}
+
+/// Which option has the limit that was over.
+fn timed_out_by(given: Option<Timeout>) -> &'static str {
+    match given {
+        Some(_) => "the limit is that of --timeout; --timeout none has no limit",
+        None => {
+            "a test program has 20 minutes unless --timeout TIME says otherwise; --timeout none has no limit"
+        }
+    }
+}
+
+/// Whether cargo keeps its tests there.
+fn is_test(program: &Path) -> bool {
+    program.parent().is_some_and(|folder| folder.ends_with("deps"))
 }
 
 /// What goes into the guest.
@@ -179,7 +213,7 @@ impl Luggage {
     /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the profile, or of the
     /// target where one was named.
     fn scratch_folder(&self) -> Option<PathBuf> {
-        let is_test = self.path.parent().is_some_and(|folder| folder.ends_with("deps"));
+        let is_test = is_test(&self.path);
         let above = self.path.ancestors().skip(3).take(2).filter(|_| is_test);
         above.map(|folder| folder.join("tmp")).find(|scratch| scratch.is_dir())
     }
@@ -236,6 +270,9 @@ const SECRETS: [&str; 2] = ["_TOKEN", "_SECRET_KEY"];
 const TESTS_FAILED: u32 = 101;
 const TESTS_FAILED_CODE: u8 = 101;
 
+/// How long a test program may run.
+const TEST_LIMIT: Duration = Duration::from_secs(20 * 60);
+
 /// Besides the files: a kernel, and what tests take.
 const ROOM_MIB: u64 = 256;
 /// What nobody misses on a host whose memory is taken as it is touched.
@@ -246,6 +283,19 @@ const KERNEL_MIB: u64 = 128;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_test_programs_have_a_limit_by_default() {
+        let limit = |program: &str, arguments: &[&str]| {
+            let command: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+            default_timeout(Path::new(program), &command).limit()
+        };
+        let test = "/p/target/debug/deps/machine-0123456789abcdef";
+        assert_eq!(limit(test, &[test, "filter"]), Some(Duration::from_secs(1200)));
+        assert_eq!(limit(test, &[test, "--bench"]), None);
+        assert_eq!(limit("/p/target/debug/server", &[]), None);
+        assert_eq!(limit("/p/target/debug/examples/deps", &[]), None);
+    }
 
     #[test]
     fn memory_grows_with_the_files_and_is_refused_where_they_do_not_fit() {

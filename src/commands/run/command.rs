@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, ProcessInput, WindowSize};
-use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, VmConfig};
+use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
 use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
@@ -44,7 +44,7 @@ pub(super) fn run(
     args: &CommandArgs,
     prepared: (Blocked, Watch),
 ) -> Result<u8, Failure> {
-    let outcome = outcome(config, args, raw.timeout, prepared)?;
+    let outcome = outcome(config, args, raw.timeout.and_then(Timeout::limit), prepared)?;
     Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
 }
 

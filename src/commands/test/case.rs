@@ -31,7 +31,7 @@ pub(crate) struct Case {
     /// What is run in the guest; empty for nothing.
     pub(crate) command: Vec<OsString>,
     /// How long it may take.
-    pub(crate) time: Duration,
+    pub(crate) time: Option<Duration>,
 }
 
 /// A test that has run.
@@ -111,7 +111,12 @@ impl Case {
 
     /// Runs the command to its end: none when the machine has ended before it, by itself or because all is decided.
     fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
-        let mut process = match vm.exec(self.command.iter().cloned()).timeout(self.time).spawn() {
+        let exec = vm.exec(self.command.iter().cloned());
+        let exec = match self.time {
+            Some(limit) => exec.timeout(limit),
+            None => exec,
+        };
+        let mut process = match exec.spawn() {
             Ok(process) => process,
             Err(error) => return of_error(vm, &error),
         };

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, VmConfig};
+use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::emulated_host;
 use coracle::host::KvmKind;
 use coracle::{KernelImage, VmBuilder};
@@ -137,7 +137,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
 fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     let mut config = settings::config(raw, "quiet")?;
     config.serial = SerialConfig::Null;
-    config.timeout = Some(time(raw));
+    config.timeout = time(raw);
     if has_command {
         prepare(&mut config, false, is_default_guest(raw));
     }
@@ -148,8 +148,8 @@ fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
 }
 
 /// How long a case may take, or the command that it has.
-fn time(raw: &RawConfig) -> Duration {
-    raw.timeout.unwrap_or(DEFAULT_TIMEOUT)
+fn time(raw: &RawConfig) -> Option<Duration> {
+    raw.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT)).limit()
 }
 
 /// Where the tests run.
@@ -206,7 +206,7 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
     crossing.boot_limit(args.vm.host_timeout);
-    crossing.time_limit(Some(cases.iter().map(|case| case.time).sum()));
+    crossing.time_limit(cases.iter().map(|case| case.time).sum());
     for case in cases {
         crossing.add(&case.config)?;
     }

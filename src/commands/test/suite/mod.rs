@@ -1,5 +1,6 @@
 //! A suite: a TOML file of cases, each a machine as in a config file and what is looked for, over a matrix.
 
+mod keys;
 mod patterns;
 mod schema;
 
@@ -104,6 +105,9 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
         .try_fold(0_u64, |sum, case| Ok(sum.saturating_add(count_cells(&suite.matrix, case)?)));
     if count.map_err(form)? > MOST_CASES {
         return Err(form(format!("its matrix makes more than {MOST_CASES} cases")));
+    }
+    if let Some(reason) = keys::unknown(text) {
+        return Err(form(reason));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut names = HashSet::new();

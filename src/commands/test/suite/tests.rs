@@ -1,5 +1,6 @@
 use std::fs;
 
+use coracle::config::Timeout;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::*;
@@ -29,7 +30,7 @@ fn case_has_the_defaults_unless_it_says_otherwise() {
     assert_eq!((one.expect.len(), two.expect.len()), (1, 2));
     assert_eq!((one.tap, two.tap), (TapMode::Auto, TapMode::Require));
     assert_eq!((one.boot, two.boot), (None, Some(Duration::from_millis(150))));
-    assert_eq!(two.machine.timeout, Some(Duration::from_secs(5)));
+    assert_eq!(two.machine.timeout, Some(Timeout::After(Duration::from_secs(5))));
 }
 
 #[test]
@@ -65,7 +66,17 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         ("[[case]\n", "line 1: "),
         ("surprise = 1\n[[case]]\nname = \"x\"\n", "line 1: unknown field `surprise`"),
         ("[[case]]\nmemory = \"64M\"\n", "case '?': it has no name"),
-        ("[[case]]\nname = \"x\"\nsurprise = 1\n", "case 'x': unknown field `surprise`"),
+        (
+            "[[case]]\nname = \"x\"\nsurprise = 1\nalpha = 1\n",
+            "line 3: case 'x' has no key `surprise`; its keys are name, assert_boot, command, expect, reject, tap, acpi, ",
+        ),
+        ("[[case]]\n\nsurprise = 1\n", "line 3: a case without a name has no key `surprise`"),
+        (
+            "[defaults]\nmemory = \"64M\"\ncpu5 = 1\n[[case]]\nname = \"x\"\n",
+            "line 3: [defaults] has no key `cpu5`",
+        ),
+        ("[[case]]\nname = \"x\"\n[matrix]\ncpu5 = [1]\n", "line 4: [matrix] has no key `cpu5`"),
+        ("matrix.cpu5 = [1]\n[[case]]\nname = \"x\"\n", "line 1: [matrix] has no key `cpu5`"),
         ("[[case]]\nname = \"x\"\nmemory = \"1M\"\n", "case 'x': 1M is not possible"),
         ("[[case]]\nname = \"x\"\nexpect = [\"(\"]\n", "case 'x': expect `(`: it is no regular expression"),
         ("[[case]]\nname = \"x\"\nassert_boot = \"soon\"\n", "case 'x': `soon` is not a time"),
@@ -77,6 +88,9 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         let error = read_text(text).map(|cases| cases.len()).unwrap_err();
         assert!(error.starts_with(words), "{text:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
+        for key in ["`accel`", "`outcome`", " accel,", " outcome,", " serial,"] {
+            assert!(text.contains("accel") || !error.contains(key), "that is no key of a case: {error}");
+        }
     }
 }
 
