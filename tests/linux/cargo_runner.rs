@@ -36,7 +36,7 @@ fn tests_of_a_package_run_with_a_machine_of_their_own() {
     let before = name();
     let run = finish(runner(&folder, &[]).arg(&tests));
     run.expect(0, "");
-    assert!(run.text().contains("4 passed; 0 failed; 1 ignored"), "{run:?}");
+    assert!(run.text().contains("5 passed; 0 failed; 1 ignored"), "{run:?}");
     assert!(!run.stderr.contains("coracle: "), "there is nothing to say: {}", run.stderr);
     assert_eq!(name(), before);
 }
@@ -49,7 +49,7 @@ fn filters_and_the_code_of_a_failure_pass_through() {
     run.expect(0, "");
     let text = run.text();
     assert!(text.contains("now renamed-by-a-test") && text.contains("1 passed; 0 failed"), "{text}");
-    assert!(text.contains("4 filtered out"), "{text}");
+    assert!(text.contains("5 filtered out"), "{text}");
     let run = finish(runner(&folder, &[]).arg(&tests).arg("--ignored"));
     run.expect(101, "");
     assert!(run.text().contains("failure_is_told_by_the_exit_code"), "{run:?}");

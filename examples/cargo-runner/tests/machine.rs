@@ -1,6 +1,7 @@
 //! Tests that take the whole machine, each of which would need care on a developer's own.
 
 use std::fs;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 
@@ -27,6 +28,15 @@ fn process_can_be_the_first_of_a_namespace() {
     let mut command = Command::new("unshare");
     let output = command.args(["-p", "-f", "sh", "-c", "echo $$"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "{output:?}");
+}
+
+/// The loopback interface is up, and has its name.
+#[test]
+fn localhost_can_be_served_at_a_port_of_the_kernels_choice() {
+    let listener = TcpListener::bind("localhost:0").unwrap();
+    let client = TcpStream::connect(("localhost", listener.local_addr().unwrap().port())).unwrap();
+    let (_, address) = listener.accept().unwrap();
+    assert_eq!(client.local_addr().unwrap(), address);
 }
 
 /// `--copy tests/data` brings it; the package's folder is the working directory, here as without a guest.
