@@ -176,6 +176,19 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
     ] {
         finish(&mut prints(name, console)).expect(code, words);
     }
+    // A kernel that has run its own tests panics without a root: that is its end, unless results are missing.
+    let kernel = |plan: u32| {
+        format!(
+            "[    1.0] KTAP version 1\n[    1.0] 1..{plan}\n[    1.0] ok 1 a\n[    1.0] Kernel panic - not syncing: VFS: Unable \
+             to mount root fs on unknown-block(0,0)\n[    1.0] ---[ end Kernel panic - not syncing: VFS: Unable to mount \
+             root fs on unknown-block(0,0) ]---\n"
+        )
+        .into_bytes()
+    };
+    for (plan, code, words) in [(1, 0, "passed"), (2, 110, "panicked")] {
+        let console = [kernel(plan), b"\xfd".to_vec()].concat();
+        finish(&mut prints("kunit", &console)).expect(code, words);
+    }
     // One that goes on for ever after them: at its time, or where what is expected comes after them.
     let console = b"TAP version 13\n1..1\nok 1\n\xfedone\n\xfd";
     finish(prints("on", console).args(["--timeout", "5s"])).expect(0, "passed");

@@ -1,6 +1,7 @@
 //! `coracle test`: boots guests and judges them by what their consoles show and how they end.
 
 mod case;
+mod console_log;
 mod lines;
 mod progress;
 mod report;

@@ -5,10 +5,10 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
 
 use regex_lite::Regex;
 
+use super::console_log::Log;
 use super::guest_text::without_escapes;
 use super::lines::{OpenLine, WholeLine, forms, parts};
 use super::tap::{TEXTS, Tap};
@@ -61,14 +61,6 @@ pub(crate) struct Rejection {
     pub(crate) writer: Writer,
 }
 
-/// The file of the console.
-#[derive(Debug)]
-struct Log {
-    file: File,
-    left: usize,
-    failure: Option<io::Error>,
-}
-
 impl Scanner {
     pub(crate) fn new(patterns: Patterns, log: Option<File>) -> Scanner {
         Scanner {
@@ -81,7 +73,7 @@ impl Scanner {
             met_in_line: false,
             lines: Default::default(),
             tail: VecDeque::new(),
-            log: log.map(|file| Log { file, left: LOG_BYTES, failure: None }),
+            log: log.map(Log::new),
         }
     }
 
@@ -192,7 +184,7 @@ impl Scanner {
 
     /// Why the file of the console lacks something, in words.
     pub(crate) fn log_failure(&self) -> Option<String> {
-        let failure = self.log.as_ref()?.failure.as_ref()?;
+        let failure = self.log.as_ref()?.failure()?;
         Some(format!("--artifacts: the console cannot be written to its file: {failure}"))
     }
 
@@ -260,34 +252,11 @@ impl Writer {
     const ALL: [Writer; TEXTS] = [Writer::Console, Writer::Stdout, Writer::Stderr];
 }
 
-impl Log {
-    /// A file that cannot take more is left alone then.
-    fn write(&mut self, bytes: &[u8]) {
-        let taken = bytes.get(..self.left).unwrap_or(bytes);
-        let is_cut = taken.len() < bytes.len() && self.left > 0;
-        self.left -= taken.len();
-        let written = self.file.write_all(taken);
-        if is_cut {
-            let note = format!("\n[coracle: the console goes on; {} MiB of it are here]\n", LOG_BYTES >> 20);
-            // The same file has just failed, or takes this too.
-            let _ = self.file.write_all(note.as_bytes());
-        }
-        if let Err(error) = written {
-            self.left = 0;
-            self.failure = Some(error);
-        }
-    }
-}
-
 /// A kernel's panic with registers and stack is not as long.
 const TAIL_LINES: usize = 100;
-const LOG_BYTES: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Read, Seek};
-
-    use vmm_sys_util::tempfile::TempFile;
 
     use super::*;
 
@@ -452,20 +421,5 @@ mod tests {
             scanner.feed(Writer::Console, b"\n\xff\xfe\n");
         }
         assert_eq!(scanner.tail().count(), TAIL_LINES);
-    }
-
-    #[test]
-    fn log_is_cut_with_a_note() {
-        let file = TempFile::new().unwrap();
-        let mut log = Log { file: file.as_file().try_clone().unwrap(), left: 10, failure: None };
-        log.write(b"12345678");
-        log.write(b"9abcdef");
-        log.write(b"more");
-        let mut text = String::new();
-        let mut read = file.as_file();
-        read.rewind().unwrap();
-        read.read_to_string(&mut text).unwrap();
-        assert!(text.starts_with("123456789a\n[coracle: "), "{text}");
-        assert_eq!(text.matches("coracle").count(), 1);
     }
 }

@@ -18,7 +18,7 @@ pub(crate) enum Verdict {
     Failed(String),
     /// The guest, Coracle or the host ended the run in another way: the code of that ending.
     Broken { code: u8, reason: String },
-    /// It could not run here, which is allowed: 77.
+    /// It could not run here, which is allowed, or all its tests were skipped: 77.
     Skipped(String),
 }
 

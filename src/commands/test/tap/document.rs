@@ -11,8 +11,8 @@ pub(super) struct Document {
     version: Option<Dialect>,
     /// From the document itself to the innermost subtest. Never empty.
     levels: Vec<Level>,
-    /// The subtest that a comment announced: the comment's indentation and the name.
-    announced: Option<(usize, Option<String>)>,
+    /// What comments announced and has not come: their indentation, deeper from one to the next, and the name.
+    announced: Vec<(usize, Option<String>)>,
     yaml: Yaml,
     bailed_out: Option<String>,
     /// A result that is not indented has had a number.
@@ -46,7 +46,7 @@ impl Document {
         Document {
             version,
             levels: vec![Level::new(0, Start::Announced, None)],
-            announced: None,
+            announced: Vec::new(),
             yaml: Yaml::No,
             bailed_out: None,
             is_numbered: false,
@@ -168,9 +168,14 @@ impl Document {
     fn result(&mut self, indent: usize, point: TestPoint, budget: &mut Budget) -> bool {
         let is_ktap = self.is_ktap();
         let subtest = self.close_deeper(indent + 1);
+        if !self.has_level(indent) {
+            // The comment before a test without subtests of its own is no name of what it is in.
+            self.announced.retain(|(at, name)| *at != indent || name.as_ref() != Some(&point.name));
+        }
         if !self.enter(indent) {
             return false;
         }
+        self.announced.retain(|(at, _)| *at < indent);
         self.is_numbered |= indent == 0 && point.number.is_some();
         if let Some(level) = self.levels.last_mut() {
             level.take(point, subtest, is_ktap, budget);
@@ -180,19 +185,10 @@ impl Document {
     }
 
     fn plan(&mut self, indent: usize, count: u64, comment: String) -> bool {
-        let depth = self.levels.iter().rposition(|level| level.indent <= indent);
-        let is_there =
-            depth.and_then(|depth| self.levels.get(depth)).is_some_and(|level| level.indent == indent);
-        let depth = depth.map_or(0, |depth| if is_there { depth } else { depth + 1 });
-        if !is_there {
-            if self.levels.len() >= DEEPEST {
-                self.is_too_deep = true;
-                return false;
-            }
-            let level = self.announced_level(indent, depth);
-            self.levels.insert(depth, level);
+        if !self.enter(indent) {
+            return false;
         }
-        if let Some(level) = self.levels.get_mut(depth) {
+        if let Some(level) = self.levels.iter_mut().find(|level| level.indent == indent) {
             level.take_plan(count, comment);
         }
         true
@@ -221,31 +217,44 @@ impl Document {
             Some(level) if level.indent == indent && indent > 0 && level.is_new() && level.name.is_none() => {
                 level.name = name;
             }
-            _ => self.announced = Some((indent, name)),
+            _ => {
+                self.announced.retain(|(at, _)| *at < indent);
+                if self.announced.len() < DEEPEST {
+                    self.announced.push((indent, name));
+                }
+            }
         }
         true
     }
 
-    /// Makes the level of this indentation the innermost: false if it were too deep. No deeper one is open.
+    fn has_level(&self, indent: usize) -> bool {
+        self.levels.iter().any(|level| level.indent == indent)
+    }
+
+    /// Makes a level of this indentation, if there is none, and those around it that comments announced: false if it were too
+    /// deep. Deeper ones that are open become its subtests.
     fn enter(&mut self, indent: usize) -> bool {
-        if self.levels.last().is_some_and(|level| level.indent == indent) {
-            return true;
+        loop {
+            let depth = self.levels.iter().rposition(|level| level.indent <= indent).unwrap_or(0);
+            let around = self.levels.get(depth).map_or(0, |level| level.indent);
+            if around >= indent {
+                return true;
+            }
+            if self.levels.len() >= DEEPEST {
+                self.is_too_deep = true;
+                return false;
+            }
+            let next = self.announced.iter().map(|(at, _)| *at).find(|at| (around + 1..indent).contains(at));
+            let level = self.announced_level(next.unwrap_or(indent), around);
+            self.levels.insert(depth + 1, level);
         }
-        if self.levels.len() >= DEEPEST {
-            self.is_too_deep = true;
-            return false;
-        }
-        let level = self.announced_level(indent, self.levels.len());
-        self.levels.push(level);
-        true
     }
 
-    /// A new level for this place, with the name that was announced for it.
-    fn announced_level(&mut self, indent: usize, depth: usize) -> Level {
-        let around =
-            depth.checked_sub(1).and_then(|depth| self.levels.get(depth)).map_or(0, |level| level.indent);
-        match self.announced.take().filter(|(at, _)| *at == indent || *at == around) {
-            Some((_, name)) => Level::new(indent, Start::Announced, name),
+    /// A new level, named by the comment before it, as in TAP 14, or by one of the same indentation, as in KUnit.
+    fn announced_level(&mut self, indent: usize, around: usize) -> Level {
+        let before = self.announced.iter().position(|(at, _)| *at == around);
+        match before.or_else(|| self.announced.iter().position(|(at, _)| *at == indent)) {
+            Some(index) => Level::new(indent, Start::Announced, self.announced.remove(index).1),
             None => Level::new(indent, Start::Bare, None),
         }
     }

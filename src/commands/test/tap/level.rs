@@ -183,7 +183,11 @@ impl Level {
         let comment = subtest.plan_comment().to_owned();
         let is_empty = subtest.results == 0;
         let (mut tally, skips_all) = subtest.close(is_ktap);
-        if announced.as_ref().is_some_and(|name| *name != point.name) {
+        // A name may have a ` #` that in a result delimits.
+        let is_same = |name: &String| {
+            name.strip_prefix(&point.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(" #"))
+        };
+        if announced.as_ref().is_some_and(|name| !is_same(name)) {
             let ended = announced.unwrap_or_default();
             tally.fault(format!("the result of subtest `{ended}` is named `{}`", point.name));
         }

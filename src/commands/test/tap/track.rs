@@ -17,6 +17,8 @@ pub(super) struct Track {
 struct Open {
     document: Document,
     prefix: Prefix,
+    /// Whether each line has the prefix: none before the first line of the document after its version.
+    is_prefixed: Option<bool>,
     /// A document that had all that it planned was right before it.
     follows: bool,
 }
@@ -31,9 +33,14 @@ impl Track {
         let Some(open) = &mut self.current else {
             return self.try_open(text, Prefix::default(), false, sum);
         };
-        let own = open.prefix.cut(text).unwrap_or(text);
+        let cut = open.prefix.cut(text).filter(|_| open.is_prefixed != Some(false));
+        let own = cut.unwrap_or(text);
         let (indent, body) = indentation(own);
-        let line = Line::of(body);
+        let line = match (Line::of(body), open.is_prefixed) {
+            // What comes without it is another's, unless it begins a document.
+            (line, Some(true)) if cut.is_none() && !matches!(line, Line::Version { .. }) => Line::Other,
+            (line, _) => line,
+        };
         let is_another = match &line {
             Line::Version { .. } => indent == 0,
             Line::Other => version_at(body).is_some() && !open.document.is_in_yaml(indent),
@@ -49,6 +56,9 @@ impl Track {
             return false;
         }
         let is_part = open.document.feed(indent, body, line, &mut sum.budget);
+        if is_part {
+            open.is_prefixed.get_or_insert(cut.is_some());
+        }
         if let Some(reason) = open.document.bailed_out() {
             sum.bail_out(reason);
         }
@@ -83,7 +93,7 @@ impl Track {
         if starts_result && indent == 0 && self.may_lack_version {
             let mut document = Document::new(None);
             let is_part = document.feed(0, body, line, &mut sum.budget);
-            self.current = Some(Open { document, prefix, follows });
+            self.current = Some(Open { document, prefix, is_prefixed: None, follows });
             return is_part;
         }
         if !matches!(line, Line::Version { .. } | Line::Other) {
@@ -92,7 +102,8 @@ impl Track {
         let Some(Version { start, is_ktap }) = version_at(text) else { return false };
         let Some(prefix) = text.get(..start).and_then(Prefix::new) else { return false };
         let dialect = if is_ktap { Dialect::Ktap } else { Dialect::Tap };
-        self.current = Some(Open { document: Document::new(Some(dialect)), prefix, follows: false });
+        let document = Document::new(Some(dialect));
+        self.current = Some(Open { document, prefix, is_prefixed: None, follows: false });
         true
     }
 }

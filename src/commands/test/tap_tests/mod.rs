@@ -113,6 +113,12 @@ fn whatever_is_before_the_version_is_cut_from_each_line() {
     }
     // A line that nothing stands before is not cut.
     assert_eq!(complaint("some wordsTAP version 13\n1..1\nok 1"), "none");
+    // Lines that lack it are another program's, unless none has it.
+    assert_eq!(complaint("a| TAP version 13\na| 1..1\n1..7\nnot ok 5\nb| ok 1\na| ok 1"), "none");
+    assert_eq!(
+        complaint("a| TAP version 13\na| 1..1\na| ok 1\nTAP version 13\n1..1\nnot ok 1"),
+        "TAP: 1 of 2 failed: 1"
+    );
     // Times and callers grow.
     let grows = "[    1.0][    T1] KTAP version 1\n[99999.0][  T999] 1..1\n[123456.0][T123456] not ok 1 a";
     assert_eq!(complaint(grows), "TAP: 1 of 1 failed: a");
@@ -148,6 +154,9 @@ fn subtests_come_in_every_form_that_is_in_use() {
         "TAP version 14\n        ok 1 a\n        1..1\n    ok 1 b\n    1..1\nok 1 s\n1..1",
         "TAP version 14\n1..1\n# Subtest\n    1..1\n    ok 1\nok 1",
         "TAP version 14\n1..1\n# Subtest: s\n    # Subtest: t\n        1..1\n        ok 1 a\n    ok 1 - t\n    1..1\nok 1 - s # time=1ms",
+        // `node --test`: a comment before each test, also before those without subtests.
+        "TAP version 13\n# Subtest: s\n    # Subtest: a # b\n    ok 1 - a # b\n      ---\n      type: test\n      ...\n    1..1\nok 1 - s\n  ---\n  ...\n1..1\n# pass 1",
+        "TAP version 14\n1..1\n    # Subtest: a\n    ok 1 - a\n    1..1\nok 1 - s",
         // KTAP: two columns a level; KUnit: four, its name inside, results without a plan; KUnit of 2020: a tab.
         "KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n    KTAP version 1\n    1..1\n    ok 1 a\n  ok 1 t\nok 1 s",
         "KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    # module: m\n    1..1\n        KTAP version 1\n        \
