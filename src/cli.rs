@@ -69,7 +69,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DEVICE")]
     pub console: Option<ConsoleDevice>,
     /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null with
-    /// --console virtio, whose words come to stdout too with stdio]
+    /// --console virtio, whose words come to stdout too with stdio]. A file that has 64M goes on in a new one, and is PATH.1
+    /// then; file=PATH,limit=SIZE or limit=none says otherwise
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
     /// File to write the outcome to, as JSON

@@ -159,7 +159,7 @@ fn clocks_run_on_in_a_pause_and_kvm_clock_tells_of_it() {
     let path = scratch().join("clock.log");
     let mut config = VmConfig::new(common::payload("clock"));
     config.memory = MemorySize::from_mib(16).unwrap().into();
-    config.serial = SerialConfig::File(path.clone());
+    config.serial = SerialConfig::File(path.clone().into());
     let vm = VmBuilder::new(config).start().unwrap();
     common::eventually("the guest watches its clock", || {
         fs::metadata(&path).is_ok_and(|file| file.len() == 1)

@@ -73,7 +73,7 @@ fn paused_guest_stands_still() {
     }
     let path = common::scratch().join("paused.log");
     let mut config = config("flood");
-    config.serial = coracle::config::SerialConfig::File(path.clone());
+    config.serial = coracle::config::SerialConfig::File(path.clone().into());
     let vm = VmBuilder::new(config).start().unwrap();
     let size = || fs::metadata(&path).map_or(0, |file| file.len());
     common::eventually("the guest prints", || size() > 100);
@@ -89,6 +89,28 @@ fn paused_guest_stands_still() {
     assert_eq!(size(), before);
     vm.handle().resume();
     common::eventually("the guest prints on", || size() > before);
+}
+
+#[test]
+fn file_of_the_serial_port_does_not_grow_without_end() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    const LIMIT: u64 = 64 << 10;
+    let folder = common::scratch().join("rotated");
+    fs::create_dir_all(&folder).unwrap();
+    let (path, old) = (folder.join("serial"), folder.join("serial.1"));
+    let mut config = config("flood");
+    let serial = format!("file={},limit=64K", path.display());
+    config.serial = serial.parse().unwrap();
+    let vm = VmBuilder::new(config).start().unwrap();
+    let is_full = || fs::metadata(&old).is_ok_and(|file| file.len() == LIMIT);
+    common::eventually("the first file is full", is_full);
+    common::eventually("there is a second", || fs::metadata(&path).is_ok_and(|file| file.len() > 0));
+    vm.stop(Grace::NONE);
+    assert_eq!(fs::metadata(&old).unwrap().len(), LIMIT);
+    assert!(fs::metadata(&path).unwrap().len() <= LIMIT);
+    assert_eq!(common::count(folder.to_str().unwrap()), 2);
 }
 
 #[test]
@@ -227,7 +249,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
     let mut config = config("hello-reset");
     config.initrds = vec![common::file("mib.cpio", &vec![b'0'; 1 << 20])];
     config.on_reset = ResetPolicy::Reboot;
-    config.serial = coracle::config::SerialConfig::File(path.clone());
+    config.serial = coracle::config::SerialConfig::File(path.clone().into());
     let lives = || fs::metadata(&path).map_or(0, |file| file.len());
     let vm = VmBuilder::new(config).start().unwrap();
     let held = |after: u64| {

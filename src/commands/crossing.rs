@@ -55,8 +55,8 @@ impl Crossing {
         if let CpuModel::Template(path) = &config.cpu {
             self.add_read("--cpu ", [path]);
         }
-        if let SerialConfig::File(path) = &config.serial {
-            self.add_written("--serial file=", [path]);
+        if let SerialConfig::File(file) = &config.serial {
+            self.add_written("--serial file=", [&file.path]);
         }
         Ok(())
     }

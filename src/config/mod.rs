@@ -48,7 +48,7 @@ pub use protocol::KernelProtocol;
 pub use raw::RawConfig;
 pub use root::{RootAccess, RootConfig, RootForm, RootKind};
 pub use schema::schema;
-pub use serial::SerialConfig;
+pub use serial::{SerialConfig, SerialFile};
 pub use vcpu_count::VcpuCount;
 pub use vsock::VsockConfig;
 
@@ -348,6 +348,15 @@ pub enum ConfigError {
     Accel {
         /// As given.
         text: String,
+    },
+    /// Not something about the file of a serial port.
+    #[error(
+        "`{word}` does not go with file=PATH: there is limit=SIZE, from 64K on, or limit=none, once; a comma in the path is \
+         written `,,`"
+    )]
+    SerialWord {
+        /// As given.
+        word: String,
     },
     /// Not something that a serial port can be connected to.
     #[error("`{text}` is not known here: use stdio, pty, file=PATH, socket=PATH or null")]

@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use super::{
     Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, Timeout, VcpuCount,
-    VsockConfig, written,
+    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, SerialFile, Timeout,
+    VcpuCount, VsockConfig, written,
 };
 
 /// What a run was told; `None` is not told. A new setting is one line here, one in [`RawConfig::over`], one in the
@@ -140,7 +140,9 @@ impl RawConfig {
         if let Some(CpuModel::Template(path)) = &mut self.cpu {
             from_folder(path);
         }
-        if let Some(SerialConfig::File(path) | SerialConfig::Socket(path)) = &mut self.serial {
+        if let Some(SerialConfig::File(SerialFile { path, .. }) | SerialConfig::Socket(path)) =
+            &mut self.serial
+        {
             from_folder(path);
         }
         self

@@ -129,7 +129,10 @@ mod tests {
     #[test]
     fn text_is_read_as_on_the_command_line() {
         assert_eq!(value::<MemoryConfig>(r#""2G""#), Ok("2G".parse().unwrap()));
-        assert_eq!(value::<SerialConfig>(r#""file=a""#), Ok(SerialConfig::File("a".into())));
+        assert_eq!(
+            value::<SerialConfig>(r#""file=a""#),
+            Ok(SerialConfig::File(crate::config::SerialFile::new("a")))
+        );
         assert_eq!(value::<Accel>(r#""kvm""#), Ok(Accel::Kvm));
     }
 

@@ -1,10 +1,8 @@
 //! Opening what the consoles are connected to.
 
-use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +13,8 @@ use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use coracle_devices::backend::unix_socket;
 
 use super::Pump;
-use crate::config::{ConsoleDevice, SerialConfig, VmConfig};
+use super::output::{LimitedFile, Output};
+use crate::config::{ConsoleDevice, SerialConfig, SerialFile, VmConfig};
 
 /// What a program connects the console to, in place of what the configuration says.
 #[derive(Debug, Default)]
@@ -117,7 +116,7 @@ impl MachineConsoles {
 /// What a console is connected to, opened.
 #[derive(Default)]
 pub(crate) struct ConsoleEnds {
-    pub(super) output: Option<CharSink>,
+    pub(super) output: Option<Output>,
     pub(super) input: Option<CharSource>,
     pub(super) listener: Option<ConsoleListener>,
     /// The other side of a pseudo-terminal, which stays open so that programs can come and go.
@@ -193,10 +192,11 @@ impl ConsoleEnds {
                     ..ConsoleEnds::default()
                 })
             }
-            SerialConfig::File(path) => {
-                let file =
-                    create(path).map_err(|source| ConsoleError::File { path: path.clone(), source })?;
-                Ok(ConsoleEnds { output: Some(sink("file", file)?), ..ConsoleEnds::default() })
+            SerialConfig::File(SerialFile { path, limit }) => {
+                let file = LimitedFile::create(path, *limit);
+                let file = file.map_err(|source| ConsoleError::File { path: path.clone(), source })?;
+                let file = file.map_err(|source| ConsoleError::Descriptor { serial: "file", source })?;
+                Ok(ConsoleEnds { output: Some(file), ..ConsoleEnds::default() })
             }
             SerialConfig::Socket(path) => {
                 let listener = ConsoleListener::bind(path);
@@ -259,9 +259,10 @@ impl ConsoleListener {
     }
 
     /// The next client, if one waits: both directions of its connection.
-    pub(super) fn accept(&self) -> Option<(CharSink, CharSource)> {
+    pub(super) fn accept(&self) -> Option<(Output, CharSource)> {
         let (client, _) = self.socket.accept().ok()?;
-        Some((CharSink::new(client.as_fd()).ok()?, CharSource::new(client.as_fd()).ok()?))
+        let output = Output::Descriptor(CharSink::new(client.as_fd()).ok()?);
+        Some((output, CharSource::new(client.as_fd()).ok()?))
     }
 }
 
@@ -302,14 +303,9 @@ impl Pty {
     }
 }
 
-fn sink(serial: &'static str, fd: impl AsFd) -> Result<CharSink, ConsoleError> {
-    CharSink::new(fd.as_fd()).map_err(|source| ConsoleError::Descriptor { serial, source })
-}
-
-/// A FIFO that nobody reads is an error, and not a wait.
-fn create(path: &Path) -> io::Result<File> {
-    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).open(path)
+fn sink(serial: &'static str, fd: impl AsFd) -> Result<Output, ConsoleError> {
+    let sink = CharSink::new(fd.as_fd()).map_err(|source| ConsoleError::Descriptor { serial, source })?;
+    Ok(Output::Descriptor(sink))
 }
 
 /// Far more than a kernel prints while a thread of a busy host waits for a CPU.

@@ -7,13 +7,14 @@
 mod counts;
 mod ends;
 mod escape;
+mod output;
 mod pump;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use coracle_devices::backend::chardev::{CharSink, CharSource, ReadOutcome, Written};
+use coracle_devices::backend::chardev::{CharSource, ReadOutcome, Written};
 use coracle_devices::backend::console_buffer::{ConsoleBuffer, Drained};
 use coracle_devices::backend::console_input::ConsoleInput;
 use coracle_devices::event_loop::{Resident, watch};
@@ -26,13 +27,14 @@ pub(crate) use ends::{ConsoleChoice, ConsoleEnds, MachineConsoles};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub(crate) use escape::Escape;
 use escape::HELP;
+use output::Output;
 pub(crate) use pump::Pump;
 
 /// The event handler of the console.
 pub(crate) struct Console {
     buffer: Arc<ConsoleBuffer>,
     device: Arc<dyn ConsoleInput>,
-    output: Option<CharSink>,
+    output: Option<Output>,
     /// The sink is behind: the loop waits until it takes more.
     output_blocked: bool,
     /// The sink is gone, and no other comes.
@@ -70,7 +72,7 @@ impl Console {
     }
 
     fn write_output(&mut self, ops: &mut EventOps) {
-        let Some(sink) = &self.output else {
+        let Some(sink) = &mut self.output else {
             // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those of a console that
             // is connected to nothing, but those of one that was.
             if self.output_lost {
@@ -134,7 +136,7 @@ impl Console {
     }
 
     fn watch_output(&mut self, ops: &mut EventOps) {
-        let fd = self.output.as_ref().and_then(CharSink::poll_fd);
+        let fd = self.output.as_ref().and_then(Output::poll_fd);
         if let Some(fd) = fd.filter(|_| !self.output_blocked) {
             watch(ops, &fd, OUTPUT, EventSet::OUT);
             self.output_blocked = true;
@@ -142,7 +144,7 @@ impl Console {
     }
 
     fn unwatch_output(&mut self, ops: &mut EventOps) {
-        let fd = self.output.as_ref().and_then(CharSink::poll_fd);
+        let fd = self.output.as_ref().and_then(Output::poll_fd);
         if let Some(fd) = fd.filter(|_| self.output_blocked) {
             unwatch(ops, &fd);
             self.output_blocked = false;
@@ -186,8 +188,8 @@ impl Console {
     }
 
     /// The help is Coracle's: it does not count as the guest's output. A terminal that is behind misses it.
-    fn show_help(&self) {
-        if let Some(sink) = &self.output {
+    fn show_help(&mut self) {
+        if let Some(sink) = &mut self.output {
             sink.write(HELP);
         }
     }
