@@ -1,6 +1,10 @@
 //! What a parser of files takes in memory, against the size of the file: hostile files of each kind, and one limit for
 //! all. Every allocation of the thread that parses is counted.
 
+#[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "../fuzz/src/lib.rs"]
+mod fuzz;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs::File;
@@ -9,8 +13,12 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use coracle::config::{RootConfig, RootKind};
+use coracle::initramfs::ModuleTree;
 use coracle::rootfs::{self, ImageReport, RootError};
+use coracle::{KernelImage, kernel_image};
 use coracle_devices::backend::disk::nameless_file;
+use coracle_payload::Payload;
+use vmm_sys_util::tempdir::TempDir;
 
 /// Counts what each thread has and had at most, and leaves the rest to the system.
 struct Counting;
@@ -32,6 +40,12 @@ unsafe impl GlobalAlloc for Counting {
         count(layout.size() as isize);
         // SAFETY: the caller keeps the rules of this same call.
         unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps the rules of this same call.
+        unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -173,7 +187,7 @@ fn hostile_tars() -> Vec<(&'static str, Vec<u8>)> {
     let labels: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
     let mut labelled = Tar::default();
     let mut same = Tar::default();
-    for number in 0..10 {
+    for number in 0..3 {
         labelled.pax(b'x', &labels).member(b'0', format!("f{number}").as_bytes(), b"");
         same.pax(b'x', &labels).member(b'5', b"same", b"");
     }
@@ -182,11 +196,11 @@ fn hostile_tars() -> Vec<(&'static str, Vec<u8>)> {
     in_front.pax(b'x', &[("GNU.sparse.major", b"1"), ("GNU.sparse.realsize", b"0")]);
     in_front.member(b'0', b"in-front", lines.as_bytes());
     vec![
-        ("sparse map for all files", Tar::default().pax(b'g', &sparse).files(4000).end()),
+        ("sparse map for all files", Tar::default().pax(b'g', &sparse).files(200).end()),
         ("sparse map for each file", each.end()),
         ("sparse map in front", in_front.end()),
-        ("many files", Tar::default().files(20_000).end()),
-        ("many folders", deep_members(10_000)),
+        ("many files", Tar::default().files(5_000).end()),
+        ("many folders", deep_members(3_000)),
         ("many attributes", labelled.end()),
         ("one folder again and again", same.end()),
     ]
@@ -230,4 +244,163 @@ fn packed(plain: &[u8]) -> [(&'static str, Vec<u8>); 4] {
         ("zstd", zstd),
         ("LZ4", lz4.finish().unwrap()),
     ]
+}
+
+/// A list of this many of one text, as JSON and TOML have it.
+fn list(text: &str, len: usize) -> String {
+    let item = format!("{text},");
+    item.repeat(len / item.len()).trim_end_matches(',').to_owned()
+}
+
+#[test]
+fn config_files_take_memory_in_proportion_to_their_size() {
+    const LEN: usize = 260_000;
+    for (what, text) in [
+        ("initrds", format!("{{\"initrds\": [{}]}}", list("\"\"", LEN))),
+        ("words", format!("{{\"append\": [{}]}}", list("\"a\"", LEN))),
+        ("disks", format!("{{\"disks\": [{}]}}", list("\"a\"", LEN))),
+        ("nets", format!("{{\"nets\": [{}]}}", list("\"none\"", LEN))),
+        ("one word", format!("{{\"cmdline\": \"{}\"}}", "\\n".repeat(LEN / 2))),
+        ("one key", format!("{{\"{}\": 1}}", "k".repeat(LEN))),
+        ("brackets", "[".repeat(LEN)),
+        ("line breaks", "\n".repeat(LEN)),
+    ] {
+        within_limit(&format!("config, {what}"), text.len(), || fuzz::config_file(text.as_bytes()));
+    }
+}
+
+/// As many lines, each made of its number, as have room in a suite.
+fn numbered(line: impl Fn(usize) -> String) -> String {
+    let mut text = String::new();
+    for number in 0.. {
+        let line = line(number);
+        if text.len() + line.len() > SUITE_LEN {
+            break;
+        }
+        text.push_str(&line);
+    }
+    text
+}
+
+/// Just less than a suite may have.
+const SUITE_LEN: usize = 130_000;
+
+#[test]
+fn suites_take_memory_in_proportion_to_their_size() {
+    const LEN: usize = SUITE_LEN;
+    let case = "[[case]]\nname = \"x\"\n";
+    let times: String = (1..5000).map(|number| format!("\"{number}s\",")).collect();
+    for (what, text) in [
+        ("cases", numbered(|number| format!("[[case]]\nname=\"{number}\"\n"))),
+        ("cases without a name", "[[case]]\n".repeat(LEN / 9)),
+        ("keys", numbered(|number| format!("a{number}=1\n"))),
+        ("numbers", format!("[defaults]\nexpect = [{}]\n{case}", list("1", LEN))),
+        ("tables", format!("[matrix]\ncpus = [{}]\n{case}", list("{a=1}", LEN))),
+        ("empty tables", format!("[matrix]\ncpus = [{}]\n{case}", list("{}", LEN))),
+        ("tables of one case", format!("[[case]]\nname = \"x\"\ncommand = [{}]\n", list("{a={}}", LEN))),
+        ("folders", numbered(|number| format!("[{number}]\n"))),
+        ("a key in a key", format!("{}a = 1\n", "a.".repeat(LEN / 2))),
+        ("brackets", format!("a = {}", "[".repeat(LEN))),
+        (
+            "a matrix",
+            format!(
+                "[defaults]\ncommand = [\"{}\"]\n[matrix]\ntimeout = [{times}]\n{case}",
+                "a".repeat(5000)
+            ),
+        ),
+        (
+            "a product",
+            format!("[matrix]\n{}{case}", numbered(|key| format!("k{key} = [{}]\n", list("1", 200)))),
+        ),
+        (
+            "patterns",
+            format!(
+                "[[case]]\nname = \"x\"\nexpect = [{}]\n",
+                numbered(|n| format!("\"{n}(x{{99}}){{99}}\","))
+            ),
+        ),
+        ("a pattern", "[[case]]\nname = \"x\"\nexpect = [\"((x{999}){999}){999}\"]\n".to_owned()),
+    ] {
+        within_limit(&format!("suite, {what}"), text.len(), || fuzz::suite_toml(text.as_bytes()));
+    }
+}
+
+#[test]
+fn kernels_take_memory_in_proportion_to_their_size() {
+    let zeroes = vec![0; 64 << 20];
+    for (packing, mut payload) in packed(&zeroes).into_iter().filter(|(packing, _)| *packing != "LZ4") {
+        if packing != "gzip" {
+            payload.extend_from_slice(&(zeroes.len() as u32).to_le_bytes());
+        }
+        let mut image = Payload::named("exit-7").unwrap().bzimage(&payload);
+        image[0x260..0x264].copy_from_slice(&(1_u32 << 30).to_le_bytes());
+        let kernel = file(&image);
+        let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
+        let unpacked = within_limit(&format!("bzImage, {packing}"), image.len(), || {
+            kernel_image::unpack(&KernelImage::open(path.as_ref()).unwrap())
+        });
+        assert!(unpacked.is_err(), "{packing}");
+    }
+    // An ELF file with as many headers as there may be, each of them a note as long as may be.
+    let mut elf = Payload::named("exit-7").unwrap().elf();
+    elf[56..58].copy_from_slice(&u16::MAX.to_le_bytes());
+    elf.resize(1 << 20, 4);
+    within_limit("ELF, headers", elf.len(), || fuzz::kernel_image(&elf));
+}
+
+#[test]
+fn what_a_diagnosis_reads_takes_memory_in_proportion_to_its_size() {
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(64, 0);
+    elf[40..48].copy_from_slice(&64_u64.to_le_bytes());
+    elf[58..62].copy_from_slice(&[64, 0, 0xff, 0xff]);
+    // Sections that are symbol tables of 64 MiB, with their names in themselves.
+    let mut section = [0; 64];
+    section[4] = 2;
+    section[32..40].copy_from_slice(&(64_u64 << 20).to_le_bytes());
+    section[56] = 24;
+    elf.extend(section.repeat(2000));
+    within_limit("symbols", elf.len(), || fuzz::diagnosis_inputs(&elf));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&vec![b'\n'; 20 << 20]).unwrap();
+    let options = [&b"IKCFG_ST"[..], &gzip.finish().unwrap()].concat();
+    within_limit("options", options.len(), || fuzz::diagnosis_inputs(&options));
+    let marks = b"IKCFG_ST".repeat(60_000);
+    within_limit("options, marks", marks.len(), || fuzz::diagnosis_inputs(&marks));
+}
+
+#[test]
+fn results_in_tap_take_memory_in_proportion_to_their_text() {
+    const LEN: usize = 500_000;
+    for (what, text) in [
+        ("results", "ok\n".repeat(LEN / 3)),
+        ("one line", format!("ok 1 - {}\n", "x".repeat(LEN))),
+        ("documents", "TAP version 13\n1..0\n".repeat(LEN / 20)),
+        ("levels", (0..700).map(|level| format!("{}ok\n", " ".repeat(level * 2))).collect()),
+        ("escapes", "\x1b[".repeat(LEN / 2)),
+    ] {
+        // The first byte is the size of the pieces in which it comes.
+        let text = format!("@TAP version 14\n{text}");
+        within_limit(&format!("TAP, {what}"), text.len(), || fuzz::tap_stream(text.as_bytes()));
+    }
+}
+
+#[test]
+fn modules_take_memory_in_proportion_to_their_size() {
+    let folder = TempDir::new().unwrap();
+    let folder = folder.as_path();
+    std::fs::write(folder.join("modules.builtin"), "").unwrap();
+    let names: String = (0..60_000).map(|number| format!("{number:x}.ko:\n")).collect();
+    for (what, list) in [("modules.dep", names), ("modules.dep, one name", "a.ko:\n".repeat(500_000))] {
+        std::fs::write(folder.join("modules.dep"), &list).unwrap();
+        within_limit(what, list.len(), || ModuleTree::open(folder).map(drop)).unwrap();
+    }
+    for (packing, packed) in packed(&vec![0; 40 << 20]).into_iter().filter(|(packing, _)| *packing != "LZ4") {
+        let ending = packing.replace("gzip", "gz").replace("zstd", "zst");
+        std::fs::write(folder.join("modules.dep"), format!("a.ko.{ending}:\n")).unwrap();
+        std::fs::write(folder.join(format!("a.ko.{ending}")), &packed).unwrap();
+        let tree = ModuleTree::open(folder).unwrap();
+        let found = within_limit(&format!("module, {packing}"), packed.len(), || tree.closure(&["a"]));
+        assert!(found.is_err(), "{packing}");
+    }
 }

@@ -5,9 +5,12 @@
 mod agent;
 mod config_file;
 mod control_protocol;
+mod diagnosis_inputs;
 mod kernel_image;
 mod legacy_bus;
+mod packed_tar;
 mod root_tar;
+mod suite_toml;
 mod tap_stream;
 mod virtio_balloon;
 mod virtio_block;
@@ -21,9 +24,12 @@ mod virtio_vsock;
 pub use agent::{agent_guest, agent_host};
 pub use config_file::config_file;
 pub use control_protocol::control_protocol;
+pub use diagnosis_inputs::diagnosis_inputs;
 pub use kernel_image::kernel_image;
 pub use legacy_bus::legacy_bus;
+pub use packed_tar::packed_tar;
 pub use root_tar::root_tar;
+pub use suite_toml::suite_toml;
 pub use tap_stream::tap_stream;
 pub use virtio_balloon::virtio_balloon;
 pub use virtio_block::virtio_block;
@@ -37,14 +43,17 @@ pub use virtio_vsock::virtio_vsock;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 18] = [
     ("agent_guest", agent_guest),
     ("agent_host", agent_host),
     ("config_file", config_file),
     ("control_protocol", control_protocol),
+    ("diagnosis_inputs", diagnosis_inputs),
     ("kernel_image", kernel_image),
     ("legacy_bus", legacy_bus),
+    ("packed_tar", packed_tar),
     ("root_tar", root_tar),
+    ("suite_toml", suite_toml),
     ("tap_stream", tap_stream),
     ("virtio_balloon", virtio_balloon),
     ("virtio_block", virtio_block),

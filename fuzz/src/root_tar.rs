@@ -33,4 +33,4 @@ pub fn root_tar(data: &[u8]) {
 }
 
 /// How packed tars begin: gzip, xz, Zstandard, LZ4.
-const PACKED: [&[u8]; 4] = [b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"];
+pub(super) const PACKED: [&[u8]; 4] = [b"\x1f\x8b", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18"];

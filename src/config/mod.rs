@@ -39,6 +39,8 @@ pub use cpu_affinity::CpuAffinity;
 pub use cpu_quota::CpuQuota;
 pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
 pub use duration::{Timeout, parse_duration};
+#[doc(hidden)]
+pub use file::in_one_line;
 pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;

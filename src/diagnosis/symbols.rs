@@ -78,7 +78,7 @@ impl<'a> Elf<'a> {
 
     /// The first symbol table that has names.
     fn symbol_table(&self) -> Option<SymbolTable<'a>> {
-        let count = u16_at(&self.header, 60)?;
+        let count = u16_at(&self.header, 60)?.min(MAX_HEADERS);
         let symbols = (0..count).filter_map(|index| self.section(index)).find(|s| s.kind == SHT_SYMTAB)?;
         let names = self.section(u16::try_from(symbols.link).ok()?).filter(|s| s.kind == SHT_STRTAB)?;
         let right = symbols.entry_len == SYMBOL_LEN as u64 && symbols.len <= MAX_SYMBOLS_LEN;
@@ -103,7 +103,7 @@ impl<'a> Elf<'a> {
     fn linked_address(&self, physical: u64) -> Option<u64> {
         let table = u64_at(&self.header, 32)?;
         let entry_len = u16_at(&self.header, 54)?;
-        let count = u16_at(&self.header, 56)?;
+        let count = u16_at(&self.header, 56)?.min(MAX_HEADERS);
         (0..count).find_map(|index| {
             let offset = table.checked_add(u64::from(index) * u64::from(entry_len))?;
             let header: [u8; PROGRAM_HEADER_LEN] = read(self.file, offset)?;
@@ -240,6 +240,9 @@ const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
 const PT_LOAD: u32 = 1;
 
+/// Most headers of segments and of sections that are looked at: each is a read, for segments one for each address. A
+/// kernel has some sixty.
+const MAX_HEADERS: u16 = 512;
 /// Symbols per read: 64 KiB of the table.
 const SYMBOLS_AT_ONCE: usize = 2730;
 /// The largest symbol table that is searched. A distribution's kernel has 5 MiB.

@@ -31,7 +31,7 @@ pub enum UnpackError {
     /// The unpacked length that follows the packed kernel cannot be right.
     #[error(
         "the kernel {path:?} is damaged: it says to be {size} bytes when unpacked, which are more than the {most} \
-         that it reserves; copy or build it again"
+         that its header reserves or that so many packed bytes give; copy or build it again"
     )]
     Size {
         /// The kernel's path.
@@ -66,12 +66,13 @@ pub fn unpack(image: &KernelImage) -> Result<Vec<u8>, UnpackError> {
 /// As [`unpack`], but `None` where there is nothing that can be unpacked.
 pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<Vec<u8>>, UnpackError> {
     let Some(header) = image.bzimage() else { return Ok(None) };
-    let most = u64::from(header.init_size).min(MAX_UNPACKED);
     let head = image.read_payload(HEAD_LEN)?.unwrap_or_default();
     let Some(compression) = Compression::of(&head) else { return Ok(None) };
     let payload = image.read_payload(u64::MAX)?.unwrap_or_default();
     let Some((stream, size)) = split_size(compression, &payload) else { return Ok(None) };
     let path = || image.path().to_owned();
+    let given = (stream.len() as u64).saturating_mul(MAX_RATIO).saturating_add(MIN_UNPACKED);
+    let most = u64::from(header.init_size).min(MAX_UNPACKED).min(given);
     if size > most {
         return Err(UnpackError::Size { path: path(), size, most });
     }
@@ -101,6 +102,10 @@ const HEAD_LEN: u64 = 16;
 /// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
 /// (53 MiB is usual), far below what would hurt a host.
 const MAX_UNPACKED: u64 = 1 << 30;
+/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a kernel to a
+/// sixth.
+const MIN_UNPACKED: u64 = 16 << 20;
+const MAX_RATIO: u64 = 7;
 
 #[cfg(test)]
 mod tests {

@@ -97,7 +97,7 @@ impl VmBuilder {
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         rootfs::check(&self.config)?;
-        Inputs::open(&self.config, None, false).map(drop)
+        Inputs::open(&self.config, None).map(drop)
     }
 
     /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
@@ -126,7 +126,7 @@ impl VmBuilder {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
-        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?, true)?;
+        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?)?;
         let console = self.console.open_all(&self.config)?;
         let control = Arc::new(Control::new());
         let interrupts = Arc::new(Interrupts::default());
@@ -322,8 +322,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    /// Opens and checks them; `is_for_build` is false when that is all.
-    fn open(config: &VmConfig, root: Option<Root>, is_for_build: bool) -> Result<Inputs, BuildError> {
+    fn open(config: &VmConfig, root: Option<Root>) -> Result<Inputs, BuildError> {
         let VmConfig { protocol, kaslr, .. } = *config;
         let (path, initrds) = kernel_and_initrds(config)?;
         let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
@@ -348,7 +347,6 @@ impl Inputs {
                 program: agent.and_then(|agent| agent.program.as_deref()),
                 is_agent: agent.is_some(),
                 root: root.as_ref().map(Root::start),
-                warns: is_for_build,
             })?);
         }
         Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })

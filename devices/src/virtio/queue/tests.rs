@@ -35,7 +35,6 @@ fn config(ring: &Ring) -> QueueConfig {
 
 fn parts(memory: GuestMemoryOf, line: Arc<Line>) -> QueueParts {
     QueueParts {
-        chains: ChainBudget::default(),
         index: 0,
         memory,
         irq: VirtioIrq::new(line),

@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle::config::{RawConfig, parse_duration};
+use coracle::config::{RawConfig, in_one_line, parse_duration};
 use coracle::regular_file;
 use regex_lite::Regex;
 use serde::Deserialize;
@@ -43,10 +43,10 @@ pub(crate) enum SuiteError {
     #[error("--suite {}: it cannot be read", path.display())]
     Read { path: PathBuf, source: io::Error },
     /// It is not TOML, or not a suite.
-    #[error("--suite {}: {reason}", path.display())]
+    #[error("--suite {}: {}", path.display(), in_one_line(reason))]
     Form { path: PathBuf, reason: String },
     /// A case of it is wrong.
-    #[error("--suite {}: case '{name}': {reason}", path.display())]
+    #[error("--suite {}: case '{}': {}", path.display(), in_one_line(name), in_one_line(reason))]
     Case { path: PathBuf, name: String, reason: String },
 }
 
@@ -252,9 +252,9 @@ const OF_THE_COMMAND: [&str; 3] = ["accel", "serial", "outcome"];
 /// More than anybody means.
 const MOST_CASES: u64 = 10_000;
 /// Most bytes of the file; one of a thousand cases has less.
-const MAX_LEN: u64 = 256 << 10;
+const MAX_LEN: u64 = 128 << 10;
 /// Most bytes of memory for the cases: each holds what the defaults say.
-const MAX_MEMORY: usize = 32 << 20;
+const MAX_MEMORY: usize = 20 << 20;
 
 #[cfg(test)]
 mod tests;

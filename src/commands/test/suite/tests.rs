@@ -114,7 +114,7 @@ fn cases_that_take_too_much_memory_together_are_refused() {
         "[defaults]\ncommand = [\"{}\"]\n[matrix]\ntimeout = [{values}]\n[[case]]\nname = \"x\"\n",
         "a".repeat(100_000)
     );
-    assert!(read_text(&text).unwrap_err().contains("take more than 32 MiB"));
+    assert!(read_text(&text).unwrap_err().contains("take more than 20 MiB"));
 }
 
 #[test]
@@ -136,5 +136,5 @@ fn what_is_no_regular_file_of_that_length_is_refused() {
     let folder = TempDir::new().unwrap();
     let long = folder.as_path().join("long.toml");
     fs::write(&long, "#".repeat(MAX_LEN as usize + 1)).unwrap();
-    assert!(said(&long).contains("more than 262144 bytes"));
+    assert!(said(&long).contains("more than 131072 bytes"));
 }
