@@ -5,12 +5,13 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::guest_text::for_terminal;
 use crate::stderr::{self, Weight};
 
-/// Shows errors and warnings, with `verbose` 1 information, with 2 or more everything.
+/// Shows errors and warnings, with `verbose` 1 information too, with 2 what is for debugging, with 3 everything.
 pub(crate) fn start(verbose: u8) {
     log::set_max_level(match verbose {
         0 => LevelFilter::Warn,
         1 => LevelFilter::Info,
-        _ => LevelFilter::Debug,
+        2 => LevelFilter::Debug,
+        _ => LevelFilter::Trace,
     });
     // It is set once, here.
     let _ = log::set_logger(&Stderr);
@@ -37,7 +38,9 @@ impl Log for Stderr {
         let level = match record.level() {
             Level::Error => "error: ",
             Level::Warn => "warning: ",
-            Level::Info | Level::Debug | Level::Trace => "",
+            Level::Info => "",
+            Level::Debug => "debug: ",
+            Level::Trace => "trace: ",
         };
         let line = record.args().to_string();
         stderr::write(Weight::Log, format!("coracle: {level}{}\n", for_terminal(&line)));

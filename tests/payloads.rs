@@ -92,6 +92,28 @@ fn executing_from_an_address_without_memory_is_a_fault_with_registers() {
 }
 
 #[test]
+fn outcome_and_verbose_tell_where_the_time_went() {
+    needs_kvm!();
+    let path = scratch().join("times.json");
+    let run = finish(run_payload("boot-mark").args(["-v", "--outcome"]).arg(&path));
+    run.expect(0, "coracle: time: prepare ");
+    let line = run.stderr.lines().find(|line| line.starts_with("coracle: time: ")).unwrap();
+    assert!(line.contains(", kernel ") && line.contains(", init ") && !line.contains("command"), "{line}");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let times = json["times_ms"].as_object().unwrap();
+    let steps: Vec<_> = times.keys().map(String::as_str).collect();
+    assert_eq!(steps.len(), 6, "{steps:?}");
+    assert!(times["prepare"].as_f64().unwrap() > 0.0, "{json}");
+    let parts = times["kernel"].as_f64().unwrap() + times["init"].as_f64().unwrap();
+    assert!((parts - json["duration_ms"].as_f64().unwrap()).abs() < 1e-3, "{json}");
+    assert!(times["command"].is_null() && times["agent"].is_null(), "{json}");
+
+    finish(run_payload("poweroff").arg("--outcome").arg(&path)).expect(0, "");
+    let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert!(json["times_ms"]["kernel"].is_null(), "it wrote no boot mark: {json}");
+}
+
+#[test]
 fn endless_loops_and_halts_end_with_124_at_their_time_limit() {
     needs_kvm!();
     for name in ["spin", "spin-ring3", "halt"] {

@@ -102,7 +102,7 @@ pub(crate) struct VmArgs {
     /// Longest time that an emulated host may take to come up [default: 180s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub host_timeout: Option<Duration>,
-    /// Say more on stderr; twice for debugging
+    /// Say on stderr where the time went, and more; twice what is for debugging, three times everything
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }

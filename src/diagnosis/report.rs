@@ -118,6 +118,7 @@ mod tests {
             resets: 0,
             signal: None,
             command: None,
+            times: crate::vm::outcome::Times::default(),
         }
     }
 

@@ -41,6 +41,7 @@ pub(super) struct Session {
     control: Control,
     request: Option<Request>,
     phase: Phase,
+    began: Instant,
     boot_limit: Duration,
     deadline: Option<Instant>,
     next_tick: Instant,
@@ -93,6 +94,7 @@ impl Session {
             control: Control::new(control),
             request: Some(request),
             phase: Phase::Booting,
+            began: Instant::now(),
             boot_limit: limits.boot,
             deadline: Instant::now().checked_add(limits.boot),
             next_tick: Instant::now(),
@@ -207,7 +209,9 @@ impl Session {
     }
 
     fn start(&mut self) -> Result<(), EmulatedHostError> {
-        let request = self.request.take().ok_or(EmulatedHostError::OutOfTurn)?;
+        let mut request = self.request.take().ok_or(EmulatedHostError::OutOfTurn)?;
+        let took = self.began.elapsed().as_millis().to_string();
+        request.env.push((super::BOOT_TIME.into(), took.into()));
         self.control.send(&ToAgent::Start(Box::new(request)));
         self.phase = Phase::Starting;
         self.make_terminal_raw()

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
@@ -123,6 +124,7 @@ impl VmBuilder {
     }
 
     fn build_prepared(&self) -> Result<Vm, BuildError> {
+        let began = Instant::now();
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
@@ -147,7 +149,7 @@ impl VmBuilder {
         guest.connect(&interrupts, &virtio)?;
         self.assemble(
             console,
-            Parts { control, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
+            Parts { began, control, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
         )
     }
 
@@ -241,7 +243,8 @@ impl VmBuilder {
     }
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
-        let Parts { control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
+        let Parts { began, control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } =
+            parts;
         let Inputs { kernel, initrds, cpu: _, root } = &recipe.inputs;
         let cmdline = self.whole_cmdline(&recipe.inputs, &recipe.virtio);
         let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
@@ -279,6 +282,7 @@ impl VmBuilder {
             limits: Limits::of(&self.config),
             on_halt: self.config.on_halt,
             subject,
+            prepared_in: began.elapsed(),
         };
         let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
         ends_on_error.disarm();
@@ -396,6 +400,8 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
 
 /// What is made before the first thread.
 struct Parts {
+    /// When the building began.
+    began: Instant,
     control: Arc<Control>,
     event_loop: EventLoop,
     interrupts: Arc<Interrupts>,

@@ -23,14 +23,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::BuildError;
 use super::builder::{Recipe, start_vcpus};
 use super::events::{Event as LifeEvent, Subscribers};
-use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence};
+use super::outcome::{Ending, HostFailure, Outcome, PanicEvidence, Times};
 use super::platform::Platform;
 use super::watch::{Limits, Watch};
 use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
 use crate::console::{ConsoleCounts, Pump};
 use crate::control::{Control, Gate, VmEvent};
-use crate::diagnosis::{Findings, Remains, Subject};
+use crate::diagnosis::{Findings, Milestone, Remains, Sign, Subject};
+use crate::emulated_host;
 use crate::io_loop::{self, IoLoop};
 use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu, spawn_with_signals_blocked};
 use crate::memory::GuestRam;
@@ -73,6 +74,8 @@ pub(super) struct Machine {
     pub(super) limits: Limits,
     pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,
+    /// How long its building took.
+    pub(super) prepared_in: Duration,
 }
 
 /// What a guest runs in, from one reset to the next. Its vCPUs belong to their threads.
@@ -306,6 +309,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         limits: _,
         on_halt: _,
         subject,
+        prepared_in,
     } = machine;
     let &Past { mut exits, resets } = past;
     let started = shared.control.started();
@@ -349,6 +353,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         virtio_console: virtio_output.map(Arc::as_ref),
         started,
     });
+    let times = times(prepared_in, &progress, duration);
     let outcome = Outcome {
         ending,
         phase,
@@ -365,6 +370,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         resets,
         signal: *shared.signal.lock().unwrap_or_else(PoisonError::into_inner),
         command: None,
+        times,
     };
     // Files, sockets and taps are free for the next machine with the outcome; KVM's part takes its time.
     drop((platform, virtio, recipe));
@@ -374,6 +380,18 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     if leaked {
         // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we do.
         std::mem::forget(guest);
+    }
+}
+
+/// The steps that every guest shows; the last is open until its end.
+fn times(prepared_in: Duration, progress: &[Milestone], duration: Duration) -> Times {
+    let init = progress.iter().find(|milestone| milestone.sign == Sign::InitMark).and_then(|mark| mark.at);
+    Times {
+        emulated_host: emulated_host::boot_time(),
+        prepare: Some(prepared_in),
+        kernel: init,
+        init: init.map(|init| duration.saturating_sub(init)),
+        ..Times::default()
     }
 }
 

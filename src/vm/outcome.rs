@@ -3,6 +3,7 @@
 //! `docs/outcomes.md` is the table for users; [`Ending::exit_code`] is that table in code.
 
 mod report;
+mod times;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
 
 pub use report::OutcomeReport;
+pub use times::Times;
 
 /// What is known of a virtual machine that has ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +51,8 @@ pub struct Outcome {
     pub signal: Option<i32>,
     /// How the command that the machine was for ended, where that is known; the machine's own ending may be another.
     pub command: Option<ExecStatus>,
+    /// Where the time went.
+    pub times: Times,
 }
 
 /// The way in which a virtual machine ended.
@@ -457,6 +461,7 @@ mod tests {
             resets: 0,
             signal: None,
             command: None,
+            times: Times::default(),
         }
     }
 

@@ -25,6 +25,21 @@ fn command_has_our_streams_and_its_exit_code_is_ours() {
 }
 
 #[test]
+fn time_of_each_step_is_in_the_outcome() {
+    needs_linux!();
+    let path = scratch().join("times.json");
+    let path = path.to_str().unwrap();
+    let run = finish(&mut run(&["-v", "--outcome", path], &["sleep", "1"]));
+    run.expect(0, "coracle: time: ");
+    let outcome = outcome(&path.into());
+    let step = |name: &str| outcome["times_ms"][name].as_f64().unwrap_or_else(|| panic!("{name}: {outcome}"));
+    let (kernel, init, agent, command) = (step("kernel"), step("init"), step("agent"), step("command"));
+    assert!(command >= 1000.0 && kernel > 0.0 && step("prepare") > 0.0, "{outcome}");
+    let whole = outcome["duration_ms"].as_f64().unwrap();
+    assert!(kernel + init + agent + command <= whole, "the steps are parts of the guest's time: {outcome}");
+}
+
+#[test]
 fn large_codes_signals_and_commands_that_cannot_start_have_codes_of_their_own() {
     needs_linux!();
     let sh = |script| finish(&mut run(&[], &["sh", "-c", script]));

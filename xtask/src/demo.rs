@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, stdin};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result};
@@ -31,5 +32,30 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     let code = code.and_then(|code| u8::try_from(code).ok()).context("coracle ended without a status")?;
     println!("demo: `coracle run` ended with {code}");
+    print!("{}", next_steps(&coracle));
     Ok(ExitCode::from(code))
+}
+
+/// The program and what to try with it, to be copied as it is.
+fn next_steps(coracle: &Path) -> String {
+    let program = coracle.display();
+    format!(
+        "\nThe program is {program}\n\nTry next:\n  \
+         {program} run -- sh -c 'uname -r; exit 7'      a command in a guest, with its output and exit code\n  \
+         {program} test --expect 'coracle guest'        a boot test\n  \
+         {program} doctor                               what this host can run, and how fast\n"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn program_and_three_commands_are_named() {
+        let steps = next_steps(Path::new("/build/coracle"));
+        assert!(steps.starts_with("\nThe program is /build/coracle\n"), "{steps}");
+        let commands: Vec<_> = steps.lines().filter(|line| line.starts_with("  /build/coracle ")).collect();
+        assert_eq!(commands.len(), 3, "{steps}");
+    }
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, ProcessInput, WindowSize};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
-use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit};
+use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
@@ -67,9 +67,11 @@ pub(crate) fn outcome(
     let vm = VmBuilder::new(config.clone()).build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     drop(watch);
+    let entered = Instant::now();
     vm.handle().resume();
-    let ready = wait_ready(&vm, &signals, config).and_then(|()| network_up(&vm, &signals, args));
-    let run = match ready {
+    let is_ready = wait_ready(&vm, &signals, config);
+    let booted_in = is_ready.is_ok().then(|| entered.elapsed());
+    let run = match is_ready.and_then(|()| network_up(&vm, &signals, args)) {
         Ok(()) => {
             let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
             let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
@@ -88,7 +90,8 @@ pub(crate) fn outcome(
     };
     // Giving back what the virtual machine held is the kernel's work at exit.
     std::mem::forget(vm);
-    Ok(run.outcome(machine))
+    let times = run.times(entered, booted_in, machine.times);
+    Ok(Outcome { times, ..run.outcome(machine) })
 }
 
 /// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
@@ -185,6 +188,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
         Ok(Err(error)) => return Ok(Run { ending: of_error(vm, &error), ..Run::default() }),
         Err(ending) => return Ok(Run { ending, ..Run::default() }),
     };
+    let began = Instant::now();
     let leaves = Arc::new(AtomicBool::new(false));
     if let Some(input) = process.stdin.take() {
         let leaves = leaves.clone();
@@ -206,7 +210,8 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
         let reason = output.as_ref()?.failure()?.to_string();
         Some(HostFailure::CommandOutput { stream, reason })
     });
-    Ok(Run { ending: instead.or(ending), was_started: true, status, lost })
+    let command = Some((began, began.elapsed()));
+    Ok(Run { ending: instead.or(ending), was_started: true, status, lost, command })
 }
 
 /// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the command's time.
@@ -240,9 +245,23 @@ struct Run {
     status: Option<ExecStatus>,
     /// A part of its output that could not be delivered.
     lost: Option<HostFailure>,
+    /// When it was started, and how long it took.
+    command: Option<(Instant, Duration)>,
 }
 
 impl Run {
+    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was ready after
+    /// `booted_in`.
+    fn times(&self, entered: Instant, booted_in: Option<Duration>, machine: Times) -> Times {
+        let Some(booted_in) = booted_in else { return machine };
+        Times {
+            init: machine.kernel.map(|kernel| booted_in.saturating_sub(kernel)),
+            agent: self.command.map(|(began, _)| began.duration_since(entered).saturating_sub(booted_in)),
+            command: self.command.map(|(_, took)| took),
+            ..machine
+        }
+    }
+
     /// The machine's outcome as that of a machine for a command. A failure of the host comes first.
     fn outcome(self, machine: Outcome) -> Outcome {
         let ending = match (machine.ending, self.lost, self.ending) {

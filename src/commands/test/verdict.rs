@@ -247,6 +247,7 @@ pub(crate) fn powered_off() -> Outcome {
         resets: 0,
         signal: None,
         command: None,
+        times: coracle::outcome::Times::default(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Ending, Outcome, PanicEvidence, Phase, TimeLimit};
+use super::{Ending, Outcome, PanicEvidence, Phase, TimeLimit, Times};
 use crate::agent::ExecStatus;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
@@ -17,6 +17,7 @@ pub struct OutcomeReport<'a> {
     phase: Option<Phase>,
     progress: &'a [Milestone],
     duration_ms: f64,
+    times_ms: Times,
     #[serde(skip_serializing_if = "Option::is_none")]
     workload_code: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,6 +68,7 @@ impl<'a> OutcomeReport<'a> {
             phase: Some(outcome.phase),
             progress: &outcome.progress,
             duration_ms: outcome.duration.as_secs_f64() * 1e3,
+            times_ms: outcome.times,
             workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
             command_code,
             command_signal,
@@ -101,6 +103,7 @@ impl<'a> OutcomeReport<'a> {
             phase: None,
             progress: &[],
             duration_ms: 0.0,
+            times_ms: Times::default(),
             workload_code: None,
             command_code: None,
             command_signal: None,
