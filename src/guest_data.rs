@@ -131,7 +131,24 @@ fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
 
 /// The folders where the modules of the default guest's kernel are, in a folder of its release each; there may be none.
 pub(crate) fn module_folders() -> Vec<PathBuf> {
-    folders(|name| env::var_os(name)).into_iter().map(|folder| folder.join("guest/modules")).collect()
+    folders(|name| env::var_os(name)).iter().map(|folder| modules_in(folder)).collect()
+}
+
+/// Whether the default kernel has drivers for all devices of a machine: the tuned one has them built in, the stock one as
+/// modules, which a data folder may lack.
+pub fn has_drivers(kaslr: bool) -> bool {
+    has_drivers_in(&folders(|name| env::var_os(name)), kaslr)
+}
+
+fn has_drivers_in(folders: &[PathBuf], kaslr: bool) -> bool {
+    let tuned = if kaslr { GuestData::TunedVmlinuz } else { GuestData::TunedVmlinux };
+    let has = |folder: &PathBuf| folder.join(tuned.relative_path()).is_file() || modules_in(folder).is_dir();
+    folders.iter().any(has)
+}
+
+/// Where a data folder has the modules of the stock kernel.
+fn modules_in(folder: &Path) -> PathBuf {
+    folder.join("guest/modules")
 }
 
 /// The data folders that are there.
@@ -213,6 +230,19 @@ mod tests {
         std::fs::remove_dir_all(&scratch).unwrap();
         assert_eq!(found.unwrap().kernel, both.join("host/vmlinux"));
         assert_eq!(missing.unwrap_err().wanted, GuestData::HostInitramfs);
+    }
+
+    #[test]
+    fn drivers_are_modules_or_in_the_tuned_kernel() {
+        let scratch = env::temp_dir().join(format!("coracle-guest-drivers-{}", std::process::id()));
+        let [tuned, modules, neither] = ["tuned", "modules", "neither"].map(|name| scratch.join(name));
+        std::fs::create_dir_all(tuned.join("tuned")).unwrap();
+        std::fs::write(tuned.join("tuned/vmlinux"), "").unwrap();
+        std::fs::create_dir_all(modules.join("guest/modules")).unwrap();
+        let has = |folder: &Path, kaslr| has_drivers_in(&[neither.clone(), folder.to_owned()], kaslr);
+        let found = [has(&tuned, false), has(&tuned, true), has(&modules, true), has(&neither, false)];
+        std::fs::remove_dir_all(&scratch).unwrap();
+        assert_eq!(found, [true, false, true, false]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use coracle::VmBuilder;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
+use coracle::guest_data;
 use coracle::outcome::{Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
@@ -51,7 +52,9 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
 /// told one. It stays for the kernel's messages.
 fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
-    if !is_shell || raw.console.is_some() || raw.serial.is_some() || !io::stdin().is_terminal() {
+    let is_chosen = raw.console.is_some() || raw.serial.is_some();
+    let has_drivers = || guest_data::has_drivers(raw.kaslr.unwrap_or_default());
+    if !is_shell || is_chosen || !io::stdin().is_terminal() || !has_drivers() {
         return raw;
     }
     RawConfig { console: Some(ConsoleDevice::Virtio), serial: Some(SerialConfig::Stdio), ..raw }
