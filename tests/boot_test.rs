@@ -176,6 +176,10 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
     ] {
         finish(&mut prints(name, console)).expect(code, words);
     }
+    // Nor does another line of the guest's in a sentence steer the terminal.
+    let run = finish(prints("turned", "BUG: \u{202e}\u{9b}2J at\n".as_bytes()).args(["--reject", "BUG"]));
+    assert!(run.expect(120, "BUG: ").stderr.contains("2J at"), "{}", run.stderr);
+    assert!(!run.stderr.contains(['\u{202e}', '\u{9b}', '\u{1b}']), "{}", run.stderr);
     // A kernel that has run its own tests panics without a root: that is its end, unless results are missing.
     let kernel = |plan: u32| {
         format!(

@@ -253,6 +253,8 @@ pub(crate) fn powered_off() -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use coracle::outcome::PanicEvidence;
+
     use super::*;
     use crate::commands::test::scanner::Patterns;
 
@@ -271,6 +273,32 @@ mod tests {
             let verdict = judge_without_command(&powered_off(), &scanner, None);
             assert_eq!(verdict == Verdict::Passed, expects, "what it has written counts: {verdict:?}");
         }
+    }
+
+    #[test]
+    fn results_count_with_how_the_guest_ends_after_them() {
+        let judged = |console: &[u8], ending| {
+            let mut scanner = Scanner::new(Patterns::default(), None);
+            scanner.feed(Writer::Console, console);
+            scanner.end();
+            judge(&Outcome { ending, ..powered_off() }, &scanner, None).code()
+        };
+        let good = b"[ 1.0] KTAP version 1\n[ 1.0] 1..1\n[ 1.0] ok 1 a\n";
+        let panic =
+            b"[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
+        let without_root = [&good[..], panic].concat();
+        let panicked = || Ending::Panicked { evidence: PanicEvidence::Device };
+        let timed_out = |of| Ending::TimedOut { of, limit: Duration::from_secs(1) };
+        assert_eq!(judged(good, Ending::PoweredOff), 0);
+        assert_eq!(judged(good, Ending::Halted), 0);
+        assert_eq!(judged(good, timed_out(TimeLimit::Wall)), 0);
+        assert_eq!(judged(good, timed_out(TimeLimit::Idle)), 0);
+        assert_eq!(judged(good, timed_out(TimeLimit::Boot)), 124);
+        assert_eq!(judged(good, Ending::Exited { code: 7 }), 120);
+        assert_eq!(judged(good, Ending::Signalled { signal: 2 }), 130);
+        assert_eq!(judged(good, panicked()), 110);
+        assert_eq!(judged(&without_root, panicked()), 0, "it had its own tests alone");
+        assert_eq!(judged(panic, panicked()), 110);
     }
 
     #[test]
