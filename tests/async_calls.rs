@@ -2,12 +2,15 @@
 
 mod common;
 
+use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use common::LIMIT;
 use common::agent::Agent;
 use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError};
-use coracle::config::{MemorySize, VmConfig};
+use coracle::config::{AgentConfig, AgentPlace, MemorySize, VmConfig};
 use coracle::outcome::Ending;
 use coracle::{Event, Grace, VmBuilder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,6 +69,38 @@ async fn stop_reaches_a_guest_that_does_not_heed_its_button_after_the_grace() {
     assert!(start.elapsed() >= grace);
     assert_eq!(outcome.ending, Ending::Stopped);
     assert_eq!(events.recv_async().await.unwrap(), Event::Ended(Box::new(outcome)));
+}
+
+/// A waker is the program's code, and may wait for something that never comes.
+#[test]
+fn machine_stops_while_a_waker_blocks() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    struct Blocking;
+    impl Wake for Blocking {
+        fn wake(self: Arc<Self>) {
+            // The runtime's timer has it, too.
+            while std::thread::current().name() == Some("agent") {
+                std::thread::park();
+            }
+        }
+    }
+    let mut config = config("spin");
+    config.agent = Some(AgentConfig::new(AgentPlace::BesideInit));
+    let vm = VmBuilder::new(config).start().unwrap();
+    let (handle, waker) = (vm.handle(), Waker::from(Arc::new(Blocking)));
+    let mut ready = Box::pin(async move { handle.wait_ready_async(LIMIT).await.map(drop) });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let _runtime = runtime.enter();
+    assert!(ready.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let ending = vm.stop(Grace::NONE).ending;
+        drop(vm);
+        drop(sender.send(ending));
+    });
+    assert_eq!(receiver.recv_timeout(LIMIT), Ok(Ending::Stopped));
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! How the agent's thread tells the callers that something has come: threads that wait, and tasks that are woken.
 
-use std::sync::{Condvar, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Goes with the state that a mutex guards: waiting and telling are done while that is locked, so that nothing is
@@ -10,14 +10,49 @@ pub(super) struct Changed {
     threads: Condvar,
     #[cfg(feature = "tokio")]
     tasks: std::sync::Mutex<Vec<std::task::Waker>>,
+    #[cfg(feature = "tokio")]
+    told: Arc<Told>,
+}
+
+/// Tasks that are to be woken. A waker is code of the program, which may wait for something: the agent's thread calls
+/// it, and holds no lock meanwhile.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    #[cfg(feature = "tokio")]
+    tasks: std::sync::Mutex<Vec<std::task::Waker>>,
+}
+
+impl Told {
+    /// Wakes them.
+    #[cfg(feature = "tokio")]
+    pub(super) fn wake(&self) {
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        tasks.into_iter().for_each(std::task::Waker::wake);
+    }
+
+    /// There are none.
+    #[cfg(not(feature = "tokio"))]
+    pub(super) fn wake(&self) {}
 }
 
 impl Changed {
-    /// Something has come.
+    /// Tasks are left to `told`.
+    #[cfg(feature = "tokio")]
+    pub(super) fn new(told: &Arc<Told>) -> Changed {
+        Changed { told: told.clone(), ..Changed::default() }
+    }
+
+    /// There are threads only.
+    #[cfg(not(feature = "tokio"))]
+    pub(super) fn new(_: &Arc<Told>) -> Changed {
+        Changed::default()
+    }
+
+    /// Something has come. The agent's thread wakes the tasks next.
     pub(super) fn tell(&self) {
         self.threads.notify_all();
         #[cfg(feature = "tokio")]
-        self.tasks().drain(..).for_each(std::task::Waker::wake);
+        self.told.tasks.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.tasks());
     }
 
     /// Lets this thread wait for that, or for `limit`; whether it came before.

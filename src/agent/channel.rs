@@ -156,8 +156,8 @@ impl Channel {
     ) -> Result<Channel, AgentError> {
         let mut state = link.wait_ready(limit)?;
         let number = state.session.open(request)?;
-        let channel = ChannelState::default();
-        let changed = channel.changed.clone();
+        let changed = Arc::new(Changed::new(link.told()));
+        let channel = ChannelState { changed: changed.clone(), ..ChannelState::default() };
         state.channels.insert(number, channel);
         drop(state);
         link.wake();

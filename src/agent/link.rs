@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
 use coracle_devices::virtio::vsock::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::changed::Changed;
+use super::changed::{Changed, Told};
 use super::channel::ChannelState;
 use super::error::AgentError;
 use crate::config::AgentConfig;
@@ -25,6 +26,7 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// The agent has become ready, or never will.
     ready: Changed,
+    told: Arc<Told>,
     wake: EventFd,
     pub(super) limits: Limits,
 }
@@ -72,6 +74,8 @@ pub(super) struct State {
 /// The thread.
 pub(super) struct LinkThread {
     link: Arc<Link>,
+    /// Disconnected when the thread ends. A mutex, because a receiver is for one thread at a time.
+    ended: Mutex<Receiver<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -86,12 +90,18 @@ impl LinkThread {
             stopped: false,
         };
         let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let link = Arc::new(Link { state: Mutex::new(state), ready: Changed::default(), wake, limits });
+        let told = Arc::default();
+        let ready = Changed::new(&told);
+        let link = Arc::new(Link { state: Mutex::new(state), ready, told, wake, limits });
+        let (alive, ended) = mpsc::channel();
         let thread = spawn_with_signals_blocked("agent".into(), {
             let link = link.clone();
-            move || run(&link, peer)
+            move || {
+                let _alive: Sender<()> = alive;
+                run(&link, peer);
+            }
         })?;
-        Ok(LinkThread { link, thread: Some(thread) })
+        Ok(LinkThread { link, ended: Mutex::new(ended), thread: Some(thread) })
     }
 
     pub(super) fn link(&self) -> &Arc<Link> {
@@ -104,14 +114,17 @@ impl LinkThread {
         self.link.wake();
     }
 
-    /// Ends the thread.
+    /// Ends the thread, for which it waits up to [`STOP_LIMIT`].
     pub(super) fn join(&mut self) {
         let mut state = self.link.lock();
         // The end of a machine has its own limit.
         state.stopped = state.ending.is_none();
         drop(state);
         self.link.wake();
-        if let Some(thread) = self.thread.take() {
+        let Some(thread) = self.thread.take() else { return };
+        // One that a waker of the program keeps is left behind: it holds no lock.
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if ended.recv_timeout(STOP_LIMIT) != Err(RecvTimeoutError::Timeout) {
             // A panic of the thread has failed every call by itself.
             let _ = thread.join();
         }
@@ -168,6 +181,13 @@ impl Link {
         state.lose(&error);
         state.over = Some(error);
         self.ready.tell();
+        drop(state);
+        self.told.wake();
+    }
+
+    /// Where changes leave the tasks that are to be woken.
+    pub(super) fn told(&self) -> &Arc<Told> {
+        &self.told
     }
 }
 
@@ -233,6 +253,8 @@ fn run(link: &Arc<Link>, peer: Peer) {
                 break error;
             }
             state.lose(&error);
+            drop(state);
+            link.told.wake();
         },
         Peer::Line(line) => loop {
             let Ok(copy) = line.try_clone() else { break AgentError::Lost };
@@ -243,6 +265,8 @@ fn run(link: &Arc<Link>, peer: Peer) {
                 break error;
             }
             state.lose(&error);
+            drop(state);
+            link.told.wake();
         },
         Peer::Stream(stream) => serve(link, stream, &mut buffer),
     };
@@ -296,7 +320,9 @@ fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentError {
             return AgentError::host("a wait for the agent's connection")(error);
         }
         let _ = link.wake.read();
-        if let Err(error) = exchange(link, &mut stream, buffer) {
+        let exchanged = exchange(link, &mut stream, buffer);
+        link.told.wake();
+        if let Err(error) = exchanged {
             return error;
         }
     }
@@ -352,6 +378,8 @@ impl Drop for FailOnPanic<'_> {
 
 /// A frame of a stream.
 const READ_BYTES: usize = 64 << 10;
+/// How long the end of the thread may take, its last words included.
+const STOP_LIMIT: Duration = Duration::from_secs(3);
 /// How long the last bytes of an agent may take to arrive when its machine has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const LAST_WORDS_POLL_MS: i32 = 20;
