@@ -310,7 +310,12 @@ fn suites_take_memory_in_proportion_to_their_size() {
         ),
         (
             "a product",
-            format!("[matrix]\n{}{case}", numbered(|key| format!("k{key} = [{}]\n", list("1", 200)))),
+            format!(
+                "[matrix]\n{}{case}",
+                ["cpus", "memory", "kernel", "timeout", "rng"]
+                    .map(|key| format!("{key} = [{}]\n", list("1", 9000)))
+                    .concat()
+            ),
         ),
         (
             "patterns",

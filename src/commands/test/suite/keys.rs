@@ -7,7 +7,7 @@ use toml::de::{DeTable, DeValue};
 use super::schema::schema;
 use super::{LOOKS, OF_THE_COMMAND};
 
-/// What is wrong with the first such key of a suite that is known to be TOML.
+/// What is wrong with the first such key of a suite; `None` for what is not TOML, too.
 pub(super) fn unknown(text: &str) -> Option<String> {
     let document = DeTable::parse(text).ok()?;
     let document = document.get_ref();

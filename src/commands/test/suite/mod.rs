@@ -95,6 +95,10 @@ pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
 /// The text or a case of it is wrong.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteError> {
     let form = |reason| SuiteError::Form { path: path.to_owned(), reason };
+    // Before the suite is read: of the tree of a file and its cases only one is in memory.
+    if let Some(reason) = keys::unknown(text) {
+        return Err(form(reason));
+    }
     let suite: Suite = toml::from_str(text).map_err(|error| form(one_line(&error, text)))?;
     if suite.case.is_empty() {
         return Err(form("it has no [[case]]".to_owned()));
@@ -105,9 +109,6 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
         .try_fold(0_u64, |sum, case| Ok(sum.saturating_add(count_cells(&suite.matrix, case)?)));
     if count.map_err(form)? > MOST_CASES {
         return Err(form(format!("its matrix makes more than {MOST_CASES} cases")));
-    }
-    if let Some(reason) = keys::unknown(text) {
-        return Err(form(reason));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut names = HashSet::new();

@@ -97,7 +97,8 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
 #[test]
 fn matrix_that_explodes_is_refused_before_it_is_made() {
     let values = (0..200).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    let keys = (0..12).map(|key| format!("k{key} = [{values}]\n")).collect::<String>();
+    let keys = ["cpus", "memory", "kernel", "timeout", "cmdline", "acpi", "cpu", "console", "modules", "rng"];
+    let keys = keys.map(|key| format!("{key} = [{values}]\n")).concat();
     for text in [
         format!("[matrix]\ncpus = [{values}]\nmemory = [{values}]\n[[case]]\nname = \"x\"\n"),
         format!("[matrix]\n{keys}[[case]]\nname = \"x\"\n"),
