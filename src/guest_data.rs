@@ -87,7 +87,7 @@ pub struct GuestDataMissing {
 /// `/usr/share/coracle`: in the first of them that has it.
 ///
 /// # Errors
-/// None has it; the message names all three and the command that makes the file.
+/// None has it; the message names each of them and the command that makes the file.
 pub fn find(wanted: GuestData) -> Result<PathBuf, GuestDataMissing> {
     let folders = folders(|name| env::var_os(name));
     match folders.iter().map(|folder| folder.join(wanted.relative_path())).find(|path| path.is_file()) {
@@ -170,7 +170,7 @@ pub fn default_kernel(kaslr: bool) -> Result<PathBuf, GuestDataMissing> {
     find(tuned).or_else(|_| find(stock))
 }
 
-/// The data folders that an environment names, in order.
+/// The data folders that an environment names, in order, each once.
 fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     // The XDG Base Directory Specification has relative paths ignored.
@@ -178,7 +178,13 @@ fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
         .filter(|path| path.is_absolute())
         .or_else(|| set("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("coracle"));
-    set("CORACLE_DATA").into_iter().chain(cache).chain([PathBuf::from(SYSTEM_FOLDER)]).collect()
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for folder in set("CORACLE_DATA").into_iter().chain(cache).chain([PathBuf::from(SYSTEM_FOLDER)]) {
+        if !folders.contains(&folder) {
+            folders.push(folder);
+        }
+    }
+    folders
 }
 
 fn listed(folders: &[PathBuf]) -> String {
@@ -200,6 +206,12 @@ mod tests {
         let folders =
             folders_of(&[("CORACLE_DATA", "/data"), ("XDG_CACHE_HOME", "/cache"), ("HOME", "/home/me")]);
         assert_eq!(folders, ["/data", "/cache/coracle", SYSTEM_FOLDER].map(PathBuf::from));
+    }
+
+    #[test]
+    fn a_folder_that_is_named_twice_is_looked_at_once() {
+        let folders = folders_of(&[("CORACLE_DATA", "/cache/coracle/"), ("XDG_CACHE_HOME", "/cache")]);
+        assert_eq!(folders, ["/cache/coracle", SYSTEM_FOLDER].map(PathBuf::from));
     }
 
     #[test]

@@ -61,9 +61,9 @@ fn expectation_that_is_met_passes_at_once_whatever_the_guest_does_next() {
         return;
     }
     // It prints for ever.
-    let run = finish(test("flood").args(["--expect", "[.]", "--quiet"]));
+    let run = finish(test("flood").args(["--expect", "[.]", "--quiet", "--timeout", "280s"]));
     run.expect(0, "passed");
-    assert!(run.elapsed < Duration::from_secs(15), "{:?}", run.elapsed);
+    assert!(run.elapsed < Duration::from_secs(140), "{:?}", run.elapsed);
     assert_eq!(run.text(), "", "--quiet");
 }
 
@@ -196,9 +196,9 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
     // One that goes on for ever after them: at its time, or where what is expected comes after them.
     let console = b"TAP version 13\n1..1\nok 1\n\xfedone\n\xfd";
     finish(prints("on", console).args(["--timeout", "5s"])).expect(0, "passed");
-    let run = finish(prints("mark", console).args(["--expect", "done", "--timeout", "100s"]));
+    let run = finish(prints("mark", console).args(["--expect", "done", "--timeout", "280s"]));
     run.expect(0, "passed");
-    assert!(run.elapsed < Duration::from_secs(90), "{:?}", run.elapsed);
+    assert!(run.elapsed < Duration::from_secs(140), "{:?}", run.elapsed);
 }
 
 #[test]

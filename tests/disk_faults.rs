@@ -171,7 +171,7 @@ fn hang(engine: &'static str) {
         let start = Instant::now();
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let said = read_until(&mut child, "disk.img did not finish its requests within 4s");
-        assert!(start.elapsed() < Duration::from_secs(20), "{said}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(100), "{said}: {:?}", start.elapsed());
         // Its process cannot go before the kernel lets go of the read, which no signal can make it do.
         let folder = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
         // SAFETY: the path is a string with an end. It aborts the connection to the file system.

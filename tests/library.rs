@@ -11,7 +11,7 @@ use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
 use coracle::vsock::VsockPortError;
 use coracle::{Disk, Event, Grace, Vm, VmBuilder};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(250);
 
 fn config(payload: &str) -> VmConfig {
     let mut config = VmConfig::new(common::payload(payload));

@@ -20,7 +20,7 @@ use super::common::network::{in_own_network, passt, serve_page, socket_for_every
 use super::{common, data, no_linux, virtio};
 
 /// Far more than anything takes on an emulated host.
-const LIMIT: Duration = Duration::from_secs(100);
+const LIMIT: Duration = Duration::from_secs(250);
 const GRACE: Grace = Grace(Duration::from_secs(20));
 
 fn guest(kernel: GuestData) -> VmConfig {

@@ -17,21 +17,31 @@ use super::{Transcript, data, no_linux};
 #[derive(Debug)]
 struct Clocks {
     uptime: f64,
-    /// Seconds by which the guest's date is ahead of the host's.
-    ahead: f64,
+    /// The guest's date, in seconds.
+    date: f64,
+    /// Of the host when the guest was asked, and when it had answered.
+    host: (f64, f64),
     source: String,
+}
+
+impl Clocks {
+    /// Whether the date is the host's, but for a second that each of them leaves out.
+    fn date_is_right(&self) -> bool {
+        (self.host.0 - 2.0..self.host.1 + 2.0).contains(&self.date)
+    }
 }
 
 /// Asks the shell at the other end. The quotes are for the echo of what is typed, which is not the answer.
 fn read_clocks(shell: &mut UnixStream, seen: &mut Transcript) -> Clocks {
+    let host = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
+    let asked = host();
     let source = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
     writeln!(shell, "echo clo''cks: $(cat /proc/uptime {source}; date +%s) end").unwrap();
     seen.until(shell, "clocks: ");
     let line = seen.until(shell, " end");
-    let host = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
     let words: Vec<&str> = line.split_whitespace().collect();
     let number = |index: usize| words[index].parse::<f64>().unwrap();
-    Clocks { uptime: number(0), source: words[2].to_owned(), ahead: number(3) - host }
+    Clocks { uptime: number(0), source: words[2].to_owned(), date: number(3), host: (asked, host()) }
 }
 
 #[test]
@@ -54,21 +64,26 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
     seen.until(&mut shell, "# ");
     // The watchdog forgives a CPU that was idle.
     writeln!(shell, "while :; do :; done &").unwrap();
-    let before = read_clocks(&mut shell, &mut seen);
-    assert!(vm.handle().pause());
-    thread::sleep(PAUSE);
-    vm.handle().resume();
-    let after = read_clocks(&mut shell, &mut seen);
-    // Time for the watchdog to complain.
-    let complaints = "dmesg | grep -i 'lockup\\|unstable\\|stall'";
-    writeln!(shell, "sleep 2; echo com''plaints: $({complaints}) end; poweroff -f").unwrap();
-    seen.until(&mut shell, "complaints: ");
-    let complaints = seen.until(&mut shell, "end");
-    let passed = after.uptime - before.uptime;
-    assert!(passed >= PAUSE.as_secs_f64() - 0.1, "{passed} s passed: {before:?}, {after:?}");
-    assert!(before.ahead.abs() < 3.0 && after.ahead.abs() < 3.0, "{before:?}, {after:?}");
-    assert_eq!((before.source.as_str(), after.source.as_str()), ("kvm-clock", "kvm-clock"));
-    assert_eq!(complaints, "");
+    // A host that takes the CPU away for two seconds is a lock-up to the watchdog, too: a busy one does that now and then.
+    common::unless_spoilt(|| {
+        writeln!(shell, "dmesg -c >/dev/null").unwrap();
+        let before = read_clocks(&mut shell, &mut seen);
+        assert!(vm.handle().pause());
+        thread::sleep(PAUSE);
+        vm.handle().resume();
+        let after = read_clocks(&mut shell, &mut seen);
+        // Time for the watchdog to complain.
+        let complaints = "dmesg | grep -i 'lockup\\|unstable\\|stall'";
+        writeln!(shell, "sleep 2; echo com''plaints: $({complaints}) end").unwrap();
+        seen.until(&mut shell, "complaints: ");
+        let complaints = seen.until(&mut shell, "end");
+        let passed = after.uptime - before.uptime;
+        assert!(passed >= PAUSE.as_secs_f64() - 0.1, "{passed} s passed: {before:?}, {after:?}");
+        assert!(before.date_is_right() && after.date_is_right(), "{before:?}, {after:?}");
+        assert_eq!((before.source.as_str(), after.source.as_str()), ("kvm-clock", "kvm-clock"));
+        if complaints.is_empty() { Ok(()) } else { Err(complaints) }
+    });
+    writeln!(shell, "poweroff -f").unwrap();
     assert_eq!(vm.wait().ending, Ending::PoweredOff);
 }
 

@@ -101,7 +101,7 @@ fn shell_at_a_terminal(args: &[&str]) -> Session {
     let (mut terminal, inside) = pseudo_terminal();
     resize(&terminal, 132, 43);
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "50s"]).args(args);
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).args(args);
     let stream = || Stdio::from(inside.try_clone().unwrap());
     let child = command.stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap();
     drop(inside);

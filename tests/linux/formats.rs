@@ -62,7 +62,7 @@ fn second_initrd_overrides_and_loader_gives_way_to_its_init() {
 fn loader_without_an_initrd_says_what_is_missing() {
     needs_linux!();
     let mut command = common::coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "50s", "-a", "quiet"]);
+    command.args(["run", "--accel", "kvm", "--timeout", "200s", "-a", "quiet"]);
     command.arg(data(GuestData::GuestVmlinuz)).arg("--modules").arg(modules());
     let run = finish(&mut command);
     run.expect(110, "kernel panicked");

@@ -62,7 +62,7 @@ fn big() -> Vec<u8> {
 
 fn boot(kernel: GuestData, root: &str) -> Finished {
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(kernel));
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(kernel));
     let run = finish(command.args(["-a", "quiet", "--root", root]));
     run.expect(0, "the guest powered off");
     run
@@ -131,7 +131,7 @@ fn command_runs_in_a_root_without_any_file_of_the_default_guest() {
     for folder in ["CORACLE_DATA", "XDG_CACHE_HOME", "HOME"] {
         command.env(folder, &empty);
     }
-    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(kernel)).arg("--root").arg(&tree);
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(kernel)).arg("--root").arg(&tree);
     let run = finish(command.args(["--", "/bin/busybox", "sh", "-c", "echo alone; exit 7"]));
     assert_eq!((run.code(), run.text().trim()), (7, "alone"), "{run:?}");
 }
@@ -220,7 +220,7 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
     host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", from, to, "24M"]);
     let run = |words: &[&str]| {
         let mut command = coracle();
-        command.args(["run", "--accel", "kvm", "--timeout", "100s", "-a", "root=/dev/vda rw", "--disk"]);
+        command.args(["run", "--accel", "kvm", "--timeout", "200s", "-a", "root=/dev/vda rw", "--disk"]);
         finish(command.arg(format!("path={to},cow,cow-size=64M")).args(words))
     };
     let init = run(&[]);
@@ -254,7 +254,7 @@ fn root_without_an_init_says_so() {
     let tree = scratch().join("no-init");
     fs::create_dir_all(tree.join("etc")).unwrap();
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(GuestData::GuestVmlinuz));
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(GuestData::GuestVmlinuz));
     let run = finish(command.args(["-a", "quiet", "--root"]).arg(&tree));
     run.expect(110, "kernel panicked");
     assert!(run.text().contains("there is no init program on the root; init= names one"), "{run:?}");

@@ -93,7 +93,7 @@ fn bare_root_is_given_the_same_and_keeps_what_it_has() {
     let own = "ls /run; whoami; cat /etc/group; getent hosts localhost; getent hosts from-file; \
                getent passwd root; cat <(echo substituted)";
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(GuestData::GuestVmlinuz));
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(GuestData::GuestVmlinuz));
     command.arg("--serial").arg(format!("file={}", log.display()));
     command.arg("--root").arg(format!("path={},as=initramfs", tree.display()));
     let install = "/bin/busybox --install -s /bin 2>/dev/null;";
@@ -118,7 +118,7 @@ fn root_that_is_kept_is_given_no_files() {
     host("mkfs.ext4", &["-q", "-E", "root_owner=0:0", "-d", from, to, "24M"]);
     let run = |access: &str| {
         let mut command = coracle();
-        command.args(["run", "--accel", "kvm", "--timeout", "100s"]).arg(data(GuestData::GuestVmlinuz));
+        command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(GuestData::GuestVmlinuz));
         command.arg("--root").arg(format!("path={to}{access}"));
         let script = "/bin/busybox ls /etc; /bin/busybox readlink /dev/fd; /bin/busybox hostname";
         let run = finish(command.args(["--", "/bin/busybox", "sh", "-c", script]));

@@ -145,7 +145,7 @@ fn boot_of_the_tuned_kernel_leaves_the_guest_seldom() {
 #[test]
 fn tuned_kernel_is_the_default_guests() {
     needs_tuned!();
-    let run = finish(common::coracle().args(["run", "--accel", "kvm", "--timeout", "50s"]));
+    let run = finish(common::coracle().args(["run", "--accel", "kvm", "--timeout", "200s"]));
     expect_report(&run, &["-coracle"]);
 }
 

@@ -102,7 +102,7 @@ impl Drop for LoopDevice {
 /// The stock kernel without an initrd, with its root on the disk.
 fn boot_from(disk: &Path, words: &str) -> Command {
     let mut command = coracle();
-    command.args(["run", "--accel", "kvm", "--timeout", "50s"]).arg(data(GuestData::GuestVmlinuz));
+    command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(GuestData::GuestVmlinuz));
     command.args(["--disk", &format!("path={}{words}", disk.display())]);
     command.args(["-a", "quiet root=/dev/vda"]);
     command
