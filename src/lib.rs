@@ -46,6 +46,7 @@ mod control;
 pub mod cpu;
 pub mod diagnosis;
 pub mod emulated_host;
+pub mod error;
 pub mod guest_data;
 pub mod host;
 pub mod initramfs;

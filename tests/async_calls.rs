@@ -68,7 +68,9 @@ async fn stop_reaches_a_guest_that_does_not_heed_its_button_after_the_grace() {
     let outcome = vm.stop_async(Grace(grace)).await.unwrap();
     assert!(start.elapsed() >= grace);
     assert_eq!(outcome.ending, Ending::Stopped);
-    assert_eq!(events.recv_async().await.unwrap(), Event::Ended(Box::new(outcome)));
+    assert_eq!(events.recv_async().await.unwrap(), Some(Event::Ended(Box::new(outcome))));
+    assert_eq!(events.recv_async().await.unwrap(), None);
+    assert_eq!(events.recv_timeout(Duration::MAX), None);
 }
 
 /// A waker is the program's code, and may wait for something that never comes.
@@ -123,7 +125,7 @@ async fn events_come_in_order_while_others_run() {
     let hears = async {
         let mut heard = Vec::new();
         loop {
-            match events.recv_async().await.unwrap() {
+            match events.recv_async().await.unwrap().unwrap() {
                 Event::Ended(outcome) => return (heard, outcome.ending),
                 event => heard.push(event),
             }

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use common::LIMIT;
-use coracle::agent::{AgentClient, AgentError, Exec, ExecError, ExecInput, FileError};
+use coracle::agent::{AgentClient, AgentError, Exec, ExecError, ExecInput, FileError, ReadyLimit};
 use coracle::config::AgentConfig;
 use coracle_agent::guest_protocol::{
     AgentInfo, AgentMessage, DirEntry, Ending, FileInfo, FileKind, Hello, Place, SessionError, Stream,
@@ -269,4 +269,24 @@ fn names_that_lead_out_of_a_folder_break_the_list() {
         let error = of_file(hostile.client.list_dir("/d")).unwrap_err();
         assert!(matches!(error, AgentError::Protocol(SessionError::Message(_))), "{name:?}: {error:?}");
     }
+}
+
+#[test]
+fn limit_that_an_agent_was_not_ready_in_is_named() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let limit = Duration::from_millis(20);
+    let client =
+        AgentClient::over_within(ours, &AgentConfig { ready_limit: limit, ..AgentConfig::default() });
+    let client = client.unwrap();
+    let of_config = [
+        of_exec(client.exec(["any"]).output()).unwrap_err(),
+        of_exec(runtime().block_on(client.exec(["any"]).output_async())).unwrap_err(),
+        of_file(client.read_file("/f")).unwrap_err(),
+    ];
+    for error in of_config {
+        assert!(matches!(error, AgentError::NotReady { of: ReadyLimit::Config, .. }), "{error:?}");
+        assert!(error.to_string().contains("`AgentConfig::ready_limit`"), "{error}");
+    }
+    let own = client.wait_ready(limit).unwrap_err();
+    assert!(matches!(own, AgentError::NotReady { of: ReadyLimit::Call, .. }), "{own:?}");
 }

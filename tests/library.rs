@@ -6,10 +6,10 @@ use std::fs;
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use coracle::config::{AcpiMode, MemorySize, ResetPolicy, VcpuCount, VmConfig};
+use coracle::config::{AcpiMode, AgentConfig, AgentPlace, MemorySize, ResetPolicy, VcpuCount, VmConfig};
 use coracle::outcome::{Ending, Outcome, Phase, TimeLimit};
 use coracle::vsock::VsockPortError;
-use coracle::{Disk, Event, Grace, Vm, VmBuilder};
+use coracle::{BuildError, Disk, Event, Grace, Vm, VmBuilder};
 
 const LIMIT: Duration = Duration::from_secs(250);
 
@@ -333,6 +333,27 @@ fn boot_limit_ends_a_guest_without_an_init_and_leaves_one_with_an_init_alone() {
     assert_eq!(outcome.ending, Ending::TimedOut { of: TimeLimit::Boot, limit });
     assert_eq!(outcome.exit_code(), 124);
     assert_eq!(start("boot-mark-spin").handle().wait_for(6 * limit), None);
+}
+
+#[test]
+fn what_ran_out_for_a_call_on_the_agent_is_named_with_its_setting() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let agent = AgentConfig::new(AgentPlace::BesideInit);
+    let build = |limit: &dyn Fn(&mut VmConfig)| {
+        VmBuilder::new(config("spin")).agent(agent.clone()).configure(limit).start().unwrap()
+    };
+    let limit = Some(Duration::from_millis(300));
+    let boot = build(&|config: &mut VmConfig| config.boot_timeout = limit);
+    let error = boot.exec(["true"]).output().unwrap_err().to_string();
+    assert!(error.contains("a longer `boot_timeout`"), "{error}");
+    let wall = build(&|config: &mut VmConfig| config.timeout = limit);
+    let error = wall.read_file("/f").unwrap_err().to_string();
+    assert!(error.contains("a longer `timeout`"), "{error}");
+    let alone = VmBuilder::new(config("spin")).agent(AgentConfig::default()).build().err().unwrap();
+    assert!(matches!(alone, BuildError::AgentWithoutRoot), "{alone}");
+    assert!(alone.to_string().contains("root_dir"), "{alone}");
 }
 
 #[test]

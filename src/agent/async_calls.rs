@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::channel::{Channel, ChannelState, Locked};
 use super::client::{AgentClient, NetworkSettings};
 use super::collect::Collector;
-use super::error::{AgentError, ExecError, FileError};
+use super::error::{AgentError, ExecError, FileError, ReadyLimit};
 use super::exec::{Exec, ExecStatus, Output};
 use super::file_streams::{FileReader, FileWriter, opened};
 use super::process::{Process, ProcessLimits};
@@ -129,13 +129,17 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn wait_ready_async(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
+        self.ready_within(limit, ReadyLimit::Call).await?;
+        self.wait_ready(Duration::ZERO)
+    }
+
+    async fn ready_within(&self, limit: Duration, of: ReadyLimit) -> Result<(), AgentError> {
         let ready = poll_fn(|task| match self.link().poll_ready(task.waker()) {
             Ok(false) => Poll::Pending,
             Ok(true) => Poll::Ready(Ok(())),
             Err(error) => Poll::Ready(Err(error)),
         });
-        tokio::time::timeout(limit, ready).await.unwrap_or(Err(AgentError::NotReady { limit }))?;
-        self.wait_ready(Duration::ZERO)
+        tokio::time::timeout(limit, ready).await.unwrap_or(Err(AgentError::NotReady { limit, of }))
     }
 
     /// As [`AgentClient::read_file`], for a task.
@@ -243,6 +247,6 @@ impl AgentClient {
     }
 
     async fn ready(&self) -> Result<(), AgentError> {
-        self.wait_ready_async(self.link().limits.ready).await.map(drop)
+        self.ready_within(self.link().limits.ready, ReadyLimit::Config).await
     }
 }

@@ -9,12 +9,14 @@ use coracle_devices::virtio::vsock::ListenError;
 use super::client::AgentClient;
 use super::error::AgentError;
 use super::link::{Limits, LinkThread, Peer};
-use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig};
+use crate::BuildError;
+use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig, names_root};
 use crate::outcome::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
 
 /// Why a machine cannot have its agent.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AttachError {
     /// Its port cannot be listened on.
     #[error("the agent's vsock port cannot be had")]
@@ -50,7 +52,8 @@ impl AgentAttachment {
             (AgentTransport::Serial, Some(line)) => Peer::Line(line),
             (AgentTransport::Serial, None) => return Ok(None),
         };
-        let thread = LinkThread::start(peer, Limits::of(agent)).map_err(AgentError::host("a thread"))?;
+        let thread = LinkThread::start(peer, Limits::of_machine(config, agent))
+            .map_err(AgentError::host("a thread"))?;
         let client =
             AgentClient::of_machine(thread.link().clone(), config.nets.first().and_then(|net| net.mac));
         Ok(Some(AgentAttachment { client, thread: Mutex::new(thread) }))
@@ -104,6 +107,19 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
     config
 }
 
+/// Refuses an agent that no system of the guest could start: with a kernel of one's own, there is no default guest. An
+/// initramfs in the kernel itself may start one beside its init.
+pub(crate) fn check_place(config: &VmConfig) -> Result<(), BuildError> {
+    let Some(agent) = config.agent.as_ref().filter(|_| config.kernel.is_some()) else { return Ok(()) };
+    let has_system = match agent.place {
+        AgentPlace::DefaultGuest => false,
+        AgentPlace::FirstProcess => names_root(&config.cmdline),
+        AgentPlace::BesideInit => true,
+    };
+    let is_there = has_system || config.root.is_some() || !config.initrds.is_empty();
+    if is_there { Ok(()) } else { Err(BuildError::AgentWithoutRoot) }
+}
+
 /// What follows `--` is for the first program.
 pub(crate) fn with_words(line: &str, words: &str) -> String {
     match line.split_once(" -- ") {
@@ -148,6 +164,32 @@ mod tests {
         let with_agent = prepared(&config);
         assert!(with_agent.cmdline.ends_with("coracle.agent=console coracle.init=agent"));
         assert_eq!(with_agent.vsock, None);
+    }
+
+    #[test]
+    fn agent_needs_a_system_to_run_in() {
+        let with = |place| VmConfig { agent: Some(AgentConfig::new(place)), ..VmConfig::new("vmlinux") };
+        for place in [AgentPlace::DefaultGuest, AgentPlace::FirstProcess] {
+            assert!(matches!(check_place(&with(place)), Err(BuildError::AgentWithoutRoot)), "{place:?}");
+            let initrds = vec!["initrd".into()];
+            check_place(&VmConfig { initrds, ..with(place) }).unwrap();
+            check_place(&VmConfig { root: Some(crate::Root::new("root")), ..with(place) }).unwrap();
+            check_place(&VmConfig { kernel: None, ..with(place) }).unwrap();
+        }
+        let cmdline = "quiet root=/dev/vda".to_owned();
+        check_place(&VmConfig { cmdline, ..with(AgentPlace::FirstProcess) }).unwrap();
+        check_place(&with(AgentPlace::BesideInit)).unwrap();
+        check_place(&VmConfig::new("vmlinux")).unwrap();
+    }
+
+    #[test]
+    fn machine_whose_boot_may_take_long_has_an_agent_that_may() {
+        let ready = |boot: Option<u64>| {
+            let boot_timeout = boot.map(std::time::Duration::from_secs);
+            let config = VmConfig { boot_timeout, ..VmConfig::new("vmlinux") };
+            Limits::of_machine(&config, &AgentConfig::default()).ready.as_secs()
+        };
+        assert_eq!([ready(None), ready(Some(5)), ready(Some(120))], [60, 60, 130]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use coracle_agent::guest_protocol::{
 };
 
 use super::changed::Changed;
-use super::error::{AgentError, ExecError};
+use super::error::{AgentError, ExecError, ReadyLimit};
 use super::link::{Link, State};
 use super::patience::Patience;
 
@@ -154,7 +154,7 @@ impl Channel {
         request: Request,
         limit: Duration,
     ) -> Result<Channel, AgentError> {
-        let mut state = link.wait_ready(limit)?;
+        let mut state = link.wait_ready(limit, ReadyLimit::Config)?;
         let number = state.session.open(request)?;
         let changed = Arc::new(Changed::new(link.told()));
         let channel = ChannelState { changed: changed.clone(), ..ChannelState::default() };

@@ -11,7 +11,7 @@ use coracle_agent::guest_protocol::{AgentInfo, NetworkInfo, NetworkRequest, Powe
 use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};
-use super::error::AgentError;
+use super::error::{AgentError, ReadyLimit};
 use super::exec::Exec;
 use super::link::{Limits, Link, LinkThread, Peer};
 use crate::config::AgentConfig;
@@ -29,9 +29,9 @@ pub struct AgentClient {
 /// How a guest's network is to come up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkSettings {
-    /// The interface, by its name or by its hardware address (`02:00:00:00:00:07`); none for the machine's first network
-    /// card, whatever other interfaces the guest has. Of an agent that was reached by [`AgentClient::over`], which knows no
-    /// machine, it is the first Ethernet interface, those of a device before bridges and the like.
+    /// The interface, by its name or by its hardware address (`02:00:00:00:00:07`); none for the machine's first
+    /// network card, whatever other interfaces the guest has. Of an agent that was reached by [`AgentClient::over`],
+    /// which knows no machine, it is the first Ethernet interface, those of a device before bridges and the like.
     pub interface: Option<OsString>,
     /// Address, length of the network's prefix, and gateway; none to ask a DHCP server.
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
@@ -79,7 +79,7 @@ impl AgentClient {
     /// # Errors
     /// It is not within `limit`, or never will be.
     pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
-        let state = self.link.wait_ready(limit)?;
+        let state = self.link.wait_ready(limit, ReadyLimit::Call)?;
         // It is ready, so that it has said what it is.
         state.info().cloned().ok_or(AgentError::Lost)
     }

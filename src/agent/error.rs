@@ -8,22 +8,29 @@ use std::time::Duration;
 
 use coracle_agent::guest_protocol::{Failure, OpenError, SessionError, Step};
 
-use crate::outcome::Ending;
+use crate::outcome::{Ending, TimeLimit};
 
 /// The agent cannot be asked, or has gone.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum AgentError {
     /// The machine was built without one.
     #[error("this machine has no agent; set `agent` in its configuration")]
     NoAgent,
     /// It has not said that it is ready.
     #[error(
-        "the guest's agent was not ready within {limit:?}; look at its console for why, or give it a longer limit"
+        "the guest's agent was not ready within {limit:?}; look at the guest's console for why, or set a longer {}",
+        .of.setting()
     )]
     NotReady {
         /// How long was waited.
         limit: Duration,
+        /// Where the limit comes from.
+        of: ReadyLimit,
     },
+    /// It has too much to do now. The same call may succeed later, when others have ended.
+    #[error("the guest's agent takes no more requests now; try again later: {0}")]
+    Busy(#[source] OpenError),
     /// It was asked, and was not done in time.
     #[error(
         "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than `answer_limit` and \
@@ -37,19 +44,19 @@ pub enum AgentError {
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,
     /// The machine has.
-    #[error("the machine has ended: {ending}")]
+    #[error("the machine has ended: {ending}{}", setting(.ending))]
     MachineEnded {
         /// How, as far as it was known then; the outcome has the last word.
         ending: Box<Ending>,
     },
     /// It broke a rule, and was cut off.
-    #[error("the guest's agent broke a rule and was cut off")]
+    #[error("the guest's agent broke a rule and was cut off: {0}")]
     Protocol(#[from] SessionError),
-    /// It cannot be asked for more, or for this.
+    /// It cannot be asked for this: it would be too long, or the agent is too old.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(OpenError),
     /// It could not do it.
-    #[error("the guest's agent cannot {}{}", words(.step), named(.subject))]
+    #[error("the guest's agent cannot {}{}: {source}", words(.step), named(.subject))]
     Refused {
         /// What it tried.
         step: Step,
@@ -59,13 +66,51 @@ pub enum AgentError {
         source: Arc<io::Error>,
     },
     /// The host has too little of something.
-    #[error("the host cannot make {what}")]
+    #[error("the host cannot make {what}: {source}")]
     Host {
         /// What.
         what: &'static str,
         /// What the system said.
         source: Arc<io::Error>,
     },
+}
+
+/// The limit that a call waited for an agent that is not ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadyLimit {
+    /// That of the machine: [`AgentConfig::ready_limit`](crate::config::AgentConfig::ready_limit).
+    Config,
+    /// The one that the call was given.
+    Call,
+}
+
+impl ReadyLimit {
+    fn setting(self) -> &'static str {
+        match self {
+            ReadyLimit::Config => "`AgentConfig::ready_limit`",
+            ReadyLimit::Call => "limit for the call",
+        }
+    }
+}
+
+impl From<OpenError> for AgentError {
+    fn from(error: OpenError) -> AgentError {
+        match error {
+            OpenError::TooMany | OpenError::Clogged { .. } => AgentError::Busy(error),
+            _ => AgentError::Open(error),
+        }
+    }
+}
+
+/// What lengthens the limit that has ended a machine.
+fn setting(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::TimedOut { of: TimeLimit::Boot, .. } => "; a longer `boot_timeout` lets it boot longer",
+        Ending::TimedOut { of: TimeLimit::Wall, .. } => "; a longer `timeout` lets it run longer",
+        Ending::TimedOut { of: TimeLimit::Idle, .. } => "; a longer `idle_timeout` lets it wait longer",
+        _ => "",
+    }
 }
 
 /// What a command had written when it was killed for a limit.
@@ -79,6 +124,7 @@ pub struct Written {
 
 /// Why a command has no status.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum ExecError {
     /// There is no command without a name.
     #[error("there is no command: give at least its name")]
@@ -90,7 +136,7 @@ pub enum ExecError {
         program: OsString,
     },
     /// The program cannot be executed: 126 in a shell.
-    #[error("the guest cannot execute {program:?}")]
+    #[error("the guest cannot execute {program:?}: {source}")]
     NotExecutable {
         /// As given.
         program: OsString,
@@ -98,7 +144,7 @@ pub enum ExecError {
         source: Arc<io::Error>,
     },
     /// The working directory cannot be entered.
-    #[error("the guest cannot enter the working directory {path:?}")]
+    #[error("the guest cannot enter the working directory {path:?}: {source}")]
     Directory {
         /// As given.
         path: PathBuf,
@@ -134,9 +180,10 @@ pub enum ExecError {
 
 /// Why a file or folder of a guest could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum FileError {
     /// The guest's system refuses.
-    #[error("the guest cannot {action} {path:?}")]
+    #[error("the guest cannot {action} {path:?}: {source}")]
     Guest {
         /// What was tried.
         action: &'static str,
@@ -164,7 +211,7 @@ pub enum FileError {
         limit: u64,
     },
     /// The caller's reader or writer failed, or a file of this host.
-    #[error("the host's end of the transfer of {path:?} failed")]
+    #[error("the host's end of the transfer of {path:?} failed: {source}")]
     Local {
         /// The guest's path, or this host's in a copy of a directory.
         path: PathBuf,
@@ -178,6 +225,9 @@ pub enum FileError {
 
 impl AgentError {
     pub(super) fn of(failure: Failure) -> AgentError {
+        if failure.step == Step::Channel && failure.errno == libc::EAGAIN {
+            return OpenError::TooMany.into();
+        }
         let source = Arc::new(io::Error::from_raw_os_error(failure.errno));
         AgentError::Refused { step: failure.step, subject: failure.subject, source }
     }
@@ -196,7 +246,7 @@ impl ExecError {
             Step::Directory => ExecError::Directory { path: subject.into(), source },
             Step::Execute if errno == libc::ENOENT => ExecError::NotFound { program: subject },
             Step::Execute => ExecError::NotExecutable { program: subject, source },
-            _ => AgentError::Refused { step, subject, source }.into(),
+            _ => AgentError::of(Failure { step, subject, errno }).into(),
         }
     }
 
@@ -230,7 +280,7 @@ impl FileError {
             Step::Open | Step::Read | Step::Write | Step::Rename | Step::Make | Step::Remove => {
                 FileError::Guest { action: words(&step), path: subject.into(), source }
             }
-            _ => AgentError::Refused { step, subject, source }.into(),
+            _ => AgentError::of(Failure { step, subject, errno }).into(),
         }
     }
 
@@ -272,4 +322,32 @@ fn words(step: &Step) -> &'static str {
 
 fn named(subject: &OsString) -> String {
     if subject.is_empty() { String::new() } else { format!(" {subject:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_of_an_error_has_its_reason() {
+        let failure = |step, errno| Failure { step, subject: "/x".into(), errno };
+        let denied = ExecError::of(failure(Step::Execute, libc::EACCES));
+        assert!(denied.to_string().contains("\"/x\": Permission denied"), "{denied}");
+        let missing = FileError::of(failure(Step::Open, libc::ENOENT));
+        assert!(missing.to_string().contains("\"/x\": No such file"), "{missing}");
+        let refused = ExecError::of(failure(Step::Limits, libc::EOPNOTSUPP));
+        assert!(refused.to_string().contains("limit \"/x\": Operation not supported"), "{refused}");
+        let broken = AgentError::from(SessionError::Restarted);
+        assert!(broken.to_string().contains(&SessionError::Restarted.to_string()), "{broken}");
+        assert_eq!(crate::error::whole(&denied), denied.to_string());
+    }
+
+    #[test]
+    fn what_may_succeed_later_is_a_variant() {
+        let full = Failure { step: Step::Channel, subject: "".into(), errno: libc::EAGAIN };
+        assert!(matches!(ExecError::of(full.clone()), ExecError::Agent(AgentError::Busy(_))));
+        assert!(matches!(FileError::of(full), FileError::Agent(AgentError::Busy(_))));
+        assert!(matches!(OpenError::Clogged { waiting: 1 }.into(), AgentError::Busy(_)));
+        assert!(matches!(OpenError::TooLong { length: 1 }.into(), AgentError::Open(_)));
+    }
 }

@@ -16,8 +16,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::changed::{Changed, Told};
 use super::channel::ChannelState;
-use super::error::AgentError;
-use crate::config::AgentConfig;
+use super::error::{AgentError, ReadyLimit};
+use crate::config::{AgentConfig, VmConfig};
 use crate::kvm::spawn_with_signals_blocked;
 use crate::outcome::Ending;
 
@@ -46,6 +46,13 @@ impl Limits {
     pub(super) fn of(config: &AgentConfig) -> Limits {
         let &AgentConfig { ready_limit, answer_limit, least_rate, .. } = config;
         Limits { ready: ready_limit, answer: answer_limit, least_rate }
+    }
+
+    /// The same in a machine: an agent comes after the init, for which there is a limit of its own.
+    pub(super) fn of_machine(machine: &VmConfig, config: &AgentConfig) -> Limits {
+        let boot = machine.boot_timeout.map(|limit| limit.saturating_add(AFTER_INIT));
+        let limits = Limits::of(config);
+        Limits { ready: boot.map_or(limits.ready, |boot| boot.max(limits.ready)), ..limits }
     }
 }
 
@@ -139,7 +146,11 @@ impl Drop for LinkThread {
 
 impl Link {
     /// The state, when the agent is ready: waits for that until `deadline`.
-    pub(super) fn wait_ready(&self, limit: Duration) -> Result<MutexGuard<'_, State>, AgentError> {
+    pub(super) fn wait_ready(
+        &self,
+        limit: Duration,
+        of: ReadyLimit,
+    ) -> Result<MutexGuard<'_, State>, AgentError> {
         let start = Instant::now();
         let mut state = self.lock();
         loop {
@@ -148,7 +159,7 @@ impl Link {
             }
             let left = limit.saturating_sub(start.elapsed());
             if left.is_zero() {
-                return Err(AgentError::NotReady { limit });
+                return Err(AgentError::NotReady { limit, of });
             }
             state = self.ready.wait(state, Some(left)).0;
         }
@@ -376,6 +387,8 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
+/// What a guest that has come to its init may take to its agent.
+const AFTER_INIT: Duration = Duration::from_secs(10);
 /// A frame of a stream.
 const READ_BYTES: usize = 64 << 10;
 /// How long the end of the thread may take, its last words included.

@@ -34,13 +34,13 @@ mod waits;
 #[cfg(feature = "tokio")]
 pub use async_io::Async;
 pub use attach::AttachError;
-pub(crate) use attach::{AgentAttachment, prepared, with_words};
+pub(crate) use attach::{AgentAttachment, check_place, prepared, with_words};
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::guest_protocol::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
 };
-pub use error::{AgentError, ExecError, FileError, Written};
+pub use error::{AgentError, ExecError, FileError, ReadyLimit, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
 pub use file_streams::{FileReader, FileWriter};
 pub use limits::Rlimit;

@@ -12,6 +12,7 @@ use crate::guest_data::{self, GuestData, GuestDataMissing};
 
 /// Why there is no program.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AgentProgramError {
     /// It is neither in this library nor in a data folder.
     #[error(transparent)]

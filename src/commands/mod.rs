@@ -45,12 +45,5 @@ pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) 
 
 /// An error and everything that led to it, in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
+    coracle::error::whole(error)
 }

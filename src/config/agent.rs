@@ -14,7 +14,9 @@ pub struct AgentConfig {
     pub place: AgentPlace,
     /// The program, static for Linux; none for that of the default guest. The default guest has its own.
     pub program: Option<PathBuf>,
-    /// How long a call waits for a guest whose agent is not ready yet.
+    /// How long a call waits for a guest whose agent is not ready yet. A machine with a
+    /// [`boot_timeout`](super::VmConfig::boot_timeout) has that time to its init, and its agent ten seconds more, if
+    /// this is less: a call that waits then fails with what ended the machine.
     pub ready_limit: Duration,
     /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a command
     /// until that has started and once it has ended. A command that runs has limits of its own.

@@ -76,6 +76,7 @@ pub(crate) struct AttachContext<'a> {
 
 /// Why a device could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VirtioError {
     /// More devices than there are interrupts for them.
     #[error("{wanted} virtio devices are not possible: a machine has interrupts for {most}")]

@@ -13,6 +13,7 @@ use crate::config::VsockConfig;
 
 /// Why there is no connection between this program and a port of the guest.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VsockPortError {
     /// The machine was built without one.
     #[error("this machine has no vsock device; set `vsock` in its configuration")]

@@ -100,15 +100,18 @@ impl VmHandle {
 
 /// Needs the feature `tokio`, and a runtime with its I/O.
 impl Subscription {
-    /// The next event. There is none after [`Event::Ended`]: this waits for ever then.
+    /// The next event; none after [`Event::Ended`].
     ///
     /// # Errors
     /// The process has no more file descriptors.
-    pub async fn recv_async(&self) -> io::Result<Event> {
+    pub async fn recv_async(&self) -> io::Result<Option<Event>> {
         let mut fd = None;
         loop {
             if let Some(event) = self.try_recv() {
-                return Ok(event);
+                return Ok(Some(event));
+            }
+            if self.is_over() {
+                return Ok(None);
             }
             readable(&mut fd, self.as_fd()).await?;
         }

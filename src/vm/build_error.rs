@@ -12,6 +12,7 @@ use crate::agent::AttachError;
 use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::cpu::CpuError;
+use crate::error::Whole;
 use crate::guest_data::GuestDataMissing;
 use crate::initramfs::{InitrdError, LoaderError};
 use crate::kernel_image::KernelError;
@@ -21,38 +22,40 @@ use crate::rootfs::RootError;
 use crate::vcpu::AffinityError;
 use crate::virtio::VirtioError;
 
-/// Why a virtual machine was not built. Nothing of it is left.
+/// Why a virtual machine was not built. Nothing of it is left. Its text has the causes, too; those that are types of
+/// other modules are in [`crate::error`].
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// A value cannot be.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Config(#[from] ConfigError),
     /// The default guest was asked for, and is not there.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     DefaultGuest(#[from] GuestDataMissing),
     /// The kernel cannot be used.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Kernel(#[from] KernelError),
     /// An initrd cannot be used.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Initrd(#[from] InputFileError),
     /// Linux would not unpack an initrd.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     InitrdKind(#[from] InitrdError),
     /// The root file system cannot be had.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Root(#[from] RootError),
     /// The modules that the devices need cannot be had.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Modules(#[from] LoaderError),
     /// The console cannot be connected.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Console(#[from] ConsoleError),
     /// KVM cannot be used.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Kvm(#[from] KvmError),
     /// The guest cannot have this CPU.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Cpu(#[from] CpuError),
     /// More vCPUs than this KVM can run.
     #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
@@ -63,31 +66,37 @@ pub enum BuildError {
         most: usize,
     },
     /// The vCPUs cannot run on these CPUs of the host.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Affinity(#[from] AffinityError),
     /// A virtio device cannot be had.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Virtio(#[from] VirtioError),
     /// The agent cannot be had.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Agent(#[from] AttachError),
+    /// The agent was asked for with a kernel that has no system for it.
+    #[error(
+        "agent: a kernel of one's own has no system to run the agent in; give a root (`root_dir`, `root_tar`, \
+         `root_image`), or an initrd or a disk that `root=` names with AgentPlace::FirstProcess or BesideInit"
+    )]
+    AgentWithoutRoot,
     /// There is no memory.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Memory(#[from] MemoryError),
     /// The devices cannot be made.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Platform(#[from] PlatformError),
     /// The ACPI tables cannot be written.
-    #[error("the ACPI tables cannot be written")]
+    #[error("the ACPI tables cannot be written: {}", Whole(.0))]
     Acpi(#[from] AcpiError),
     /// The MP table cannot be written.
-    #[error("the MP table cannot be written")]
+    #[error("the MP table cannot be written: {}", Whole(.0))]
     MpTable(#[from] MpTableError),
     /// The kernel does not fit, or cannot be read.
-    #[error(transparent)]
+    #[error("{}", Whole(.0))]
     Load(#[from] LoadError),
     /// The host gives no more threads or event descriptors.
-    #[error("the host cannot start {what}")]
+    #[error("the host cannot start {what}: {source}")]
     Thread {
         /// What was to be started.
         what: &'static str,

@@ -13,6 +13,7 @@ use super::outcome::Outcome;
 
 /// Something that happened to a virtual machine.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// Its vCPUs were let run: for the first time, or after a pause.
     Resumed,
@@ -62,19 +63,24 @@ struct Queue {
 struct Waiting {
     events: VecDeque<Event>,
     missed: u64,
+    /// The last event has been taken.
+    is_over: bool,
 }
 
 impl Subscription {
     /// Events that wait to be taken at most.
     pub const MOST: usize = 256;
 
-    /// The next event; none when there is none within `limit`.
+    /// The next event; none when there is none within `limit`, and at once after [`Event::Ended`].
     pub fn recv_timeout(&self, limit: Duration) -> Option<Event> {
         let deadline = Instant::now().checked_add(limit);
         let mut waiting = self.queue.lock();
         loop {
             if let Some(event) = self.queue.take(&mut waiting) {
                 return Some(event);
+            }
+            if waiting.is_over {
+                return None;
             }
             let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
             if left.is_zero() {
@@ -93,6 +99,12 @@ impl Subscription {
     /// The next event, if there is one already.
     pub fn try_recv(&self) -> Option<Event> {
         self.recv_timeout(Duration::ZERO)
+    }
+
+    /// Whether the last event has been taken.
+    #[cfg(feature = "tokio")]
+    pub(super) fn is_over(&self) -> bool {
+        self.queue.lock().is_over
     }
 
     /// Events that were lost because nobody took them.
@@ -155,6 +167,7 @@ impl Queue {
     /// The oldest event. The descriptor is readable afterwards if there are more.
     fn take(&self, waiting: &mut Waiting) -> Option<Event> {
         let event = waiting.events.pop_front()?;
+        waiting.is_over |= matches!(event, Event::Ended(_));
         if waiting.events.is_empty() {
             let _ = self.readable.read();
         }

@@ -30,6 +30,7 @@ use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
 use lifecycle::Shared;
 use outcome::Outcome;
+pub use platform::PlatformError;
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;

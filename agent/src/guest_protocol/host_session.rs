@@ -37,6 +37,7 @@ pub enum HostEvent {
 
 /// Why a channel cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OpenError {
     /// There are as many as there can be.
     #[error("{MAX_CHANNELS} commands and transfers are under way in this guest, as many as there can be")]

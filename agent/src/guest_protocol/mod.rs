@@ -66,6 +66,7 @@ pub const MAX_WAITING: usize = 4 << 20;
 
 /// A broken rule. The session cannot be followed from there on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SessionError {
     /// A frame or message that is not one.
     #[error(transparent)]

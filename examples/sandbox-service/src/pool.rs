@@ -177,8 +177,8 @@ impl Drop for Lease {
 impl std::fmt::Display for NoMachine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            NoMachine::Build(error) => chain(f, error),
-            NoMachine::Boot(error) => chain(f, error),
+            NoMachine::Build(error) => error.fmt(f),
+            NoMachine::Boot(error) => error.fmt(f),
         }
     }
 }
@@ -186,24 +186,13 @@ impl std::fmt::Display for NoMachine {
 impl std::fmt::Display for PlanError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            PlanError::Root(error) => chain(f, error),
+            PlanError::Root(error) => f.write_str(&coracle::error::whole(error)),
             PlanError::Image(error) => write!(f, "no place for the image of the root: {error}"),
         }
     }
 }
 
 impl std::error::Error for PlanError {}
-
-/// An error and what caused it, in one line.
-fn chain(f: &mut std::fmt::Formatter<'_>, error: &dyn std::error::Error) -> std::fmt::Result {
-    write!(f, "{error}")?;
-    let mut next = error.source();
-    while let Some(error) = next {
-        write!(f, ": {error}")?;
-        next = error.source();
-    }
-    Ok(())
-}
 
 /// A stock kernel on an emulated host takes half of it.
 const BOOT_LIMIT: Duration = Duration::from_secs(30);

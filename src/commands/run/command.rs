@@ -348,7 +348,7 @@ pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
         ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
             failed(crate::commands::BAD_USAGE, error)
         }
-        ExecError::OutputLimit { .. } | ExecError::Agent(_) => failed(AGENT_LOST, error),
+        _ => failed(AGENT_LOST, error),
     })
 }
 

@@ -77,6 +77,7 @@ struct Waiting {
 
 /// Why there is no connection to the guest.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// Nobody listens there, or it takes no more.
     #[error("the guest refuses the connection to its vsock port {port}")]
@@ -114,6 +115,7 @@ pub enum ConnectError {
 
 /// Why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ListenError {
     /// Somebody does already.
     #[error("vsock port {port} has a listener already; drop it, or take another port")]
