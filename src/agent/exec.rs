@@ -18,6 +18,22 @@ use super::process::{Process, ProcessLimits};
 ///
 /// It runs in `/` as the user of the agent, root, with `PATH`, `HOME`, `USER`, `LOGNAME` and `SHELL` set for that user,
 /// unless it is told otherwise. A guest that is still booting is waited for.
+///
+/// ```no_run
+/// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+///
+/// use coracle::agent::ExecError;
+///
+/// let exec = vm.exec(["sh", "-c", "sort; echo $NAME >&2"]).env("NAME", "value").cwd("/tmp").user("nobody");
+/// match exec.stdin("b\na\n").timeout(Duration::from_secs(5)).output() {
+///     Ok(output) => println!("{}: {}", output.status, String::from_utf8_lossy(&output.stdout)),
+///     Err(error @ ExecError::TimedOut { .. }) => println!("{error}; until then: {:?}", error.written()),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "nothing runs before one of `output`, `status` and `spawn`"]
 pub struct Exec {
     pub(super) agent: Result<AgentClient, AgentError>,

@@ -11,7 +11,20 @@ use super::error::FileError;
 use super::paths::entries_of;
 
 impl AgentClient {
-    /// Reads a file of at most [`AgentClient::FILE_LIMIT`] bytes.
+    /// Reads a file of at most [`AgentClient::FILE_LIMIT`] bytes. Larger ones are read by
+    /// [`read_file_to`](AgentClient::read_file_to) or as a [stream](AgentClient::open_file).
+    ///
+    /// ```no_run
+    /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// vm.write_file("/tmp/input", "some bytes")?;
+    /// vm.exec(["gzip", "/tmp/input"]).status()?;
+    /// let packed = vm.read_file("/tmp/input.gz")?;
+    /// for entry in vm.list_dir("/tmp")? {
+    ///     println!("{:?} {} bytes", entry.name, entry.size);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The guest refuses, the file is larger, or the agent or the machine has ended.

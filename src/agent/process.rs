@@ -13,6 +13,24 @@ use super::exec::{ExecInput, ExecStatus, Output};
 use super::streams::{ProcessInput, ProcessOutput, feed};
 
 /// A command that was started. Dropping it kills what still runs, with all processes that the command has started.
+///
+/// ```no_run
+/// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::io::{BufRead, BufReader, Write};
+///
+/// use coracle::agent::ExecInput;
+///
+/// let mut process = vm.exec(["bc"]).stdin(ExecInput::Piped).spawn()?;
+/// let (stdin, stdout) = (process.stdin.as_mut(), process.stdout.take());
+/// let (Some(stdin), Some(stdout)) = (stdin, stdout) else { return Err("no streams".into()) };
+/// stdin.write_all(b"6 * 7\n")?;
+/// let mut answer = String::new();
+/// BufReader::new(stdout).read_line(&mut answer)?;
+/// assert_eq!(answer, "42\n");
+/// process.wait()?;                                     // its input ends first
+/// # Ok(())
+/// # }
+/// ```
 pub struct Process {
     /// Its input, if it was started with [`ExecInput::Piped`](super::ExecInput::Piped).
     pub stdin: Option<ProcessInput>,

@@ -16,7 +16,7 @@ pub enum CpuModel {
     Host,
     /// The instructions of x86-64-v2, which every host of the last decade has.
     Baseline,
-    /// A JSON file, see `docs/machine.md`.
+    /// A JSON file with a template of CPUID and MSRs, as `coracle cpu dump` writes one.
     Template(PathBuf),
 }
 

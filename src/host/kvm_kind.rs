@@ -13,7 +13,7 @@ pub fn check_kvm() -> Result<(), KvmError> {
 }
 
 /// Whether guests here see a CPU without XSAVE, AVX and protection keys, although this KVM offers them: the CPU of this
-/// host is emulated by QEMU, where they do not hold their state in guests. `docs/hosts.md` has the reason.
+/// host is emulated by QEMU, where they do not hold their state in guests.
 pub fn hides_xsave() -> bool {
     kvm::hides_xsave()
 }

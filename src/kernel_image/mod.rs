@@ -42,7 +42,7 @@ pub enum KernelError {
 }
 
 /// Opens the kernel, and unpacks it when that is the only way to the wanted entry: left to itself, Linux is sooner done
-/// (`docs/kernel-formats.md`) and can choose its address.
+/// and can choose its address.
 ///
 /// # Errors
 /// The file is no kernel, is damaged, or has no such entry.

@@ -18,6 +18,19 @@ use crate::agent::{AgentError, AgentInfo, FileError};
 impl VmBuilder {
     /// As [`VmBuilder::start`], for a task.
     ///
+    /// ```no_run
+    /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use coracle::{Grace, Vm};
+    ///
+    /// let vm = Vm::builder().root_dir("rootfs").start_async().await?;
+    /// let both = (vm.exec(["uname", "-r"]), vm.exec(["id", "-u"]));
+    /// let (release, id) = tokio::join!(both.0.output_async(), both.1.output_async());
+    /// println!("{:?} {:?}", release?.stdout, id?.stdout);
+    /// vm.stop_async(Grace::default()).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub async fn start_async(&self) -> Result<Vm, BuildError> {

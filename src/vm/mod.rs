@@ -212,6 +212,24 @@ impl VmHandle {
 
     /// Everything that happens to the machine from here on; of one that has ended, its end.
     ///
+    /// ```no_run
+    /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use coracle::Event;
+    ///
+    /// let events = vm.handle().subscribe()?;
+    /// while let Some(event) = events.recv_timeout(Duration::MAX) {
+    ///     match event {
+    ///         Event::PausedByFault { reason } => println!("paused: {reason}"),
+    ///         Event::Ended(outcome) => println!("{}", outcome.ending),
+    ///         other => println!("{other:?}"),
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The process has no more file descriptors.
     pub fn subscribe(&self) -> io::Result<Subscription> {

@@ -32,6 +32,18 @@ impl VmBuilder {
     }
 
     /// A folder as the root file system; it stays as it is.
+    ///
+    /// ```no_run
+    /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use coracle::{Grace, Vm};
+    ///
+    /// let vm = Vm::builder().root_dir("rootfs").start()?;         // or `root_tar`, `root_image`
+    /// let release = vm.exec(["cat", "/etc/os-release"]).output()?;
+    /// print!("{}", String::from_utf8_lossy(&release.stdout));
+    /// vm.stop(Grace::default());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn root_dir(self, path: impl Into<PathBuf>) -> VmBuilder {
         self.root(RootConfig { kind: Some(RootKind::Directory), ..RootConfig::new(path) })
     }
@@ -72,11 +84,38 @@ impl VmBuilder {
     }
 
     /// One more disk.
+    ///
+    /// ```no_run
+    /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use coracle::config::{AgentConfig, DiskAccess, DiskConfig};
+    /// use coracle::{Disk, Vm};
+    ///
+    /// let data = Disk { access: DiskAccess::Overlay { most: None }, ..DiskConfig::new("data.img") };
+    /// let more: Disk = "path=more.img,ro".parse()?;                // as with `--disk`
+    /// let vm = Vm::builder().agent(AgentConfig::default()).disk(data).disk(more).start()?;
+    /// vm.exec(["mount", "/dev/vda", "/mnt"]).status()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn disk(self, disk: DiskConfig) -> VmBuilder {
         self.configure(|config| config.disks.push(disk))
     }
 
     /// One more network card.
+    ///
+    /// ```no_run
+    /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use coracle::Vm;
+    /// use coracle::agent::NetworkSettings;
+    ///
+    /// // A program such as passt listens there; `tap=NAME` takes a tap of the host.
+    /// let card = "socket=/run/user/1000/passt.socket".parse()?;
+    /// let vm = Vm::builder().root_dir("rootfs").net(card).start()?;
+    /// let network = vm.network_up(NetworkSettings::default())?;    // by DHCP
+    /// println!("{} on {:?}", network.address, network.interface);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn net(self, net: NetConfig) -> VmBuilder {
         self.configure(|config| config.nets.push(net))
     }
@@ -102,6 +141,28 @@ impl VmBuilder {
     }
 
     /// The longest that the guest may run.
+    ///
+    /// ```no_run
+    /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use coracle::Vm;
+    /// use coracle::outcome::Ending;
+    ///
+    /// let outcome = Vm::builder()
+    ///     .root_dir("rootfs")
+    ///     .cpus(2)
+    ///     .memory_mib(512)
+    ///     .cpu_quota_percent(150)                          // of one CPU of the host
+    ///     .boot_timeout(Duration::from_secs(30))
+    ///     .timeout(Duration::from_secs(600))
+    ///     .run()?;
+    /// if let Ending::TimedOut { of, limit } = outcome.ending {
+    ///     println!("{of:?} was over after {limit:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn timeout(self, limit: Duration) -> VmBuilder {
         self.configure(|config| config.timeout = Some(limit))
     }

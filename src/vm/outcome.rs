@@ -1,6 +1,6 @@
 //! How a virtual machine ended: a value, an exit code, one line of words, and a JSON object.
 //!
-//! `docs/outcomes.md` is the table for users; [`Ending::exit_code`] is that table in code.
+//! [`Ending::exit_code`] is the table of exit codes that users of the command see.
 
 mod report;
 mod times;
@@ -249,7 +249,7 @@ impl std::fmt::Display for Phase {
 }
 
 impl Outcome {
-    /// The process exit code for it: see `docs/outcomes.md`.
+    /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
     pub fn exit_code(&self) -> u8 {
         match (&self.ending, self.signal) {
             (Ending::PoweredOff, Some(signal)) => Ending::Signalled { signal }.exit_code(),
@@ -279,7 +279,7 @@ impl Outcome {
 }
 
 impl Ending {
-    /// The process exit code for it: see `docs/outcomes.md`.
+    /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
     pub fn exit_code(&self) -> u8 {
         match self {
             Ending::PoweredOff => 0,

@@ -1,4 +1,4 @@
-//! The outcome as the JSON object for programs: `docs/outcomes.md` describes its fields.
+//! The outcome as the JSON object for programs: each field of [`OutcomeReport`] is one of it, by its name.
 
 use serde::Serialize;
 
