@@ -53,6 +53,7 @@ global_asm!(concat!(
     include_str!("asm/balloon.s"),
     include_str!("asm/vsock.s"),
     include_str!("asm/vsock_bench.s"),
+    include_str!("asm/vsock_pairs.s"),
     include_str!("asm/virtio_console.s"),
     include_str!("asm/log_flood.s")
 ));
@@ -142,6 +143,7 @@ payloads! {
     "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
     "vsock-send" Three payload_vsock_send..payload_vsock_send_end "sends 256 MiB to who connects to a port of its socket device; exits with 0";
     "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end "receives 256 MiB from who connects to a port of its socket device; exits with 0";
+    "vsock-pairs" Zero payload_vsock_pairs..payload_vsock_pairs_end "asks for connections to port 80 of the host and resets each, for ever";
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
     "virtio-console" Three payload_virtio_console..payload_virtio_console_end "opens a console's port after a while, then sends back what is typed; exits with 0 after a `q`";
     "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";

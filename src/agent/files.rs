@@ -115,13 +115,22 @@ impl AgentClient {
         Ok(())
     }
 
-    /// The entries of a folder, without `.` and `..`, in no order. Links are not followed.
+    /// The entries of a directory, without `.` and `..`, in no order, up to [`AgentClient::FILE_LIMIT`] bytes of them. Links
+    /// are not followed.
     ///
     /// # Errors
-    /// The guest refuses, the list is longer than 16 MiB, or the agent or the machine has ended.
+    /// The guest refuses, the list is longer, or the agent or the machine has ended.
     pub fn list_dir(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
+        self.list_dir_limited(path, Self::FILE_LIMIT)
+    }
+
+    /// The same, up to `limit` bytes: each entry has 37 and its name. In memory they take up to four times as many.
+    ///
+    /// # Errors
+    /// As [`AgentClient::list_dir`].
+    pub fn list_dir_limited(&self, path: impl AsRef<Path>, limit: usize) -> Result<Vec<DirEntry>, FileError> {
         let path = path.as_ref();
-        let (mut bytes, limit) = (Vec::new(), u64::try_from(Self::FILE_LIMIT).unwrap_or(u64::MAX));
+        let (mut bytes, limit) = (Vec::new(), u64::try_from(limit).unwrap_or(u64::MAX));
         self.receive(Request::List(path.to_owned()), path, limit, |piece| {
             bytes.extend_from_slice(piece);
             Ok(())

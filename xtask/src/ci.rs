@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 use crate::fuzz::{self, FuzzArguments};
+use crate::hostile::{self, HostileArguments};
 use crate::process::{capture, cargo, run};
 use crate::tally::Tally;
 use crate::workspace::Workspace;
@@ -35,7 +36,7 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
 
 type Step = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const STEPS: [(&str, Step); 8] = [
+const STEPS: [(&str, Step); 9] = [
     ("format", format),
     ("clippy", clippy),
     ("rustdoc", rustdoc),
@@ -43,6 +44,7 @@ const STEPS: [(&str, Step); 8] = [
     ("licences and bans", deny),
     ("fuzz targets, a short run", fuzz),
     ("tuned kernel", tuned_kernel),
+    ("hostile guests, agents and files", hostile),
     ("tests", tests),
 ];
 
@@ -92,6 +94,11 @@ fn fuzz(workspace: &Workspace, _: &mut Tally) -> Result<()> {
 /// Some eight minutes on two CPUs where it is not there yet; nothing where it is.
 fn tuned_kernel(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     tuned::make(workspace, false)
+}
+
+fn hostile(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    ensure!(hostile::run(workspace, &HostileArguments::default())?, "attacks have not ended as they have to");
+    Ok(())
 }
 
 fn tests(workspace: &Workspace, tally: &mut Tally) -> Result<()> {

@@ -8,6 +8,7 @@ mod dist;
 mod examples;
 mod fuzz;
 mod guest;
+mod hostile;
 mod initramfs;
 mod packages;
 mod payloads;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use crate::hostile::HostileArguments;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
 
@@ -65,6 +67,8 @@ enum Task {
     Dist,
     /// Fuzz what a guest or a file can reach, with AddressSanitizer
     Fuzz(fuzz::FuzzArguments),
+    /// Attack the release program by guests and files, and print a table; a row that differs ends it with 1
+    Hostile(HostileArguments),
     /// Measure, and print a table
     Bench {
         #[command(subcommand)]
@@ -87,11 +91,16 @@ fn perform(task: &Task) -> Result<ExitCode> {
         bench::run_part(part)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Task::Hostile(HostileArguments { agent: Some(attack), .. }) = task {
+        hostile::call_agent(*attack)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let workspace = Workspace::find()?;
     match task {
         Task::Demo => return demo::run(&workspace),
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
+        Task::Hostile(arguments) => return hostile::run(&workspace, arguments).map(exit_code),
         Task::Setup => setup::make_ready()?,
         Task::Guest { update, tuned, tools } => {
             guest::make(&workspace, *update)?;

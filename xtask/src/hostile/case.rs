@@ -1,0 +1,147 @@
+//! One attack: how it is started, how it has to end, and what its row in the table says.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::scene::Scene;
+use super::watch::{Observed, Run, watch};
+
+/// One attack.
+pub(super) struct Case {
+    pub(super) name: String,
+    /// Makes what attacks, and the command that it is run against.
+    pub(super) prepare: Prepare,
+    /// Exit codes that are right: more than one where kinds of KVM differ.
+    pub(super) codes: &'static [i32],
+    /// Text that stderr has to contain; empty for none.
+    pub(super) says: &'static str,
+    pub(super) memory: MemoryLimit,
+}
+
+pub(super) type Prepare = Box<dyn Fn(&Scene) -> Result<Run>>;
+
+/// The most memory that the program may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MemoryLimit {
+    /// Anonymous memory beside the guest's RAM, at any time while it runs: 8 MiB.
+    BesideRam,
+    /// The peak of all resident memory: 32 MiB and eight times the size of the file that attacks.
+    OfFile,
+}
+
+/// What one attack led to.
+pub(super) struct Row {
+    name: String,
+    expected: String,
+    /// None when it could not be run.
+    observed: Option<Observed>,
+    peak: Option<u64>,
+    /// What is wrong, if anything is.
+    pub(super) difference: Option<String>,
+}
+
+impl Case {
+    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a hang every time.
+    pub(super) fn run_patiently(&self, scene: &Scene) -> Row {
+        let mut row = self.run(scene);
+        for _ in 1..ATTEMPTS {
+            if !row.observed.as_ref().is_some_and(Observed::is_late) {
+                break;
+            }
+            row = self.run(scene);
+        }
+        row
+    }
+
+    fn run(&self, scene: &Scene) -> Row {
+        let mut row = Row {
+            name: self.name.clone(),
+            expected: self.codes.iter().map(i32::to_string).collect::<Vec<_>>().join("|"),
+            observed: None,
+            peak: None,
+            difference: None,
+        };
+        let prepared = scene.empty().and_then(|()| (self.prepare)(scene));
+        let run = match prepared {
+            Ok(run) => run,
+            Err(error) => return Row { difference: Some(format!("not prepared: {error:#}")), ..row },
+        };
+        let file_bytes = run.file_bytes;
+        match watch(run) {
+            Ok(observed) => {
+                row.peak = match self.memory {
+                    MemoryLimit::BesideRam => observed.beside_ram,
+                    MemoryLimit::OfFile => Some(observed.resident_peak),
+                };
+                row.difference = self.difference(&observed, row.peak, file_bytes);
+                row.observed = Some(observed);
+            }
+            Err(error) => row.difference = Some(format!("not run: {error:#}")),
+        }
+        row
+    }
+
+    /// The first thing that is not as it has to be.
+    fn difference(&self, observed: &Observed, peak: Option<u64>, file_bytes: u64) -> Option<String> {
+        if !observed.code.is_some_and(|code| self.codes.contains(&code)) {
+            let last = observed.stderr.lines().last().unwrap_or("nothing on stderr");
+            return Some(format!("another ending: {last}"));
+        }
+        if !observed.stderr.contains(self.says) {
+            return Some(format!("{:?} is not on stderr: {}", self.says, observed.stderr.trim()));
+        }
+        if observed.is_late() {
+            return Some(format!("it may take {} s to end", LONGEST_END.as_secs()));
+        }
+        let limit = match self.memory {
+            MemoryLimit::BesideRam => BESIDE_RAM,
+            MemoryLimit::OfFile => FILE_BASE + FILE_FACTOR * file_bytes,
+        };
+        match peak {
+            None => Some("it ended before its memory was seen".to_owned()),
+            Some(peak) if peak > limit => Some(format!("it may take {} KiB", limit >> 10)),
+            Some(_) => None,
+        }
+    }
+}
+
+impl Observed {
+    /// One that had to be killed is not: it would be again.
+    fn is_late(&self) -> bool {
+        self.code.is_some() && self.to_end > Some(LONGEST_END)
+    }
+}
+
+impl Row {
+    /// The line above the rows.
+    pub(super) fn header() -> String {
+        format!("{:<44} {:>8} {:>6} {:>8} {:>9}", "attack", "expected", "ending", "seconds", "peak KiB")
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let code = self.observed.as_ref().and_then(|observed| observed.code);
+        let ending = match (&self.observed, code) {
+            (_, Some(code)) => code.to_string(),
+            (Some(_), None) => "killed".to_owned(),
+            (None, None) => "-".to_owned(),
+        };
+        let to_end = self.observed.as_ref().and_then(|observed| observed.to_end);
+        let seconds = to_end.map(|to_end| format!("{:.2}", to_end.as_secs_f64()));
+        let peak = self.peak.map(|peak| (peak >> 10).to_string());
+        let or_none = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        write!(f, "{:<44} {:>8} {ending:>6} ", self.name, self.expected)?;
+        write!(f, "{:>8} {:>9}", or_none(seconds), or_none(peak))?;
+        self.difference.iter().try_for_each(|difference| write!(f, "  DIFFERS: {difference}"))
+    }
+}
+
+/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of the process.
+const LONGEST_END: Duration = Duration::from_secs(2);
+const ATTEMPTS: u32 = 3;
+const BESIDE_RAM: u64 = 8 << 20;
+const FILE_BASE: u64 = 32 << 20;
+const FILE_FACTOR: u64 = 8;

@@ -1,0 +1,121 @@
+//! Attacks by files that a user has from elsewhere: roots, kernels, initrds, suites, config files.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::case::{Case, MemoryLimit};
+use super::scene::Scene;
+use super::tar::{Tar, record};
+use super::watch::{End, Run};
+
+/// Attacks by files. All are refused, each with one sentence.
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        refused("tar: sparse map for every member", "root.tar", |scene| {
+            let map = record("GNU.sparse.map", &vec!["0,0"; 131_000].join(","));
+            global_tar(scene, &(map + &record("GNU.sparse.realsize", "0")))
+        }),
+        refused("tar: attributes for every member", "root.tar", |scene| {
+            let records = (0..20_000).map(|number| record(&format!("SCHILY.xattr.user.{number}"), "x"));
+            global_tar(scene, &records.collect::<String>())
+        }),
+        refused("tar: a header that promises 8 GiB", "root.tar", |scene| {
+            let path = scene.path("root.tar");
+            let mut tar = Tar::create(&path)?;
+            tar.member("pax", b'x', (8 << 30) - 1, b"")?;
+            tar.end()?;
+            with_root(scene, &path)
+        }),
+        refused("tar: ends in the middle of a member", "root.tar", |scene| {
+            let path = scene.path("root.tar");
+            let mut tar = Tar::create(&path)?;
+            tar.member("file", b'0', 1 << 30, b"short")?;
+            tar.end()?;
+            with_root(scene, &path)
+        }),
+        refused("kernel: a device without end", "/dev/zero", |scene| {
+            file_command(scene, "run", &[], Path::new("/dev/zero"))
+        }),
+        refused("kernel: a FIFO", "kernel", |scene| file_command(scene, "run", &[], &scene.fifo("kernel")?)),
+        refused("initrd: a FIFO", "initrd", |scene| {
+            let kernel = scene.payload("hello")?;
+            let mut run = file_command(scene, "run", &["--accel", "kvm", "-i"], &scene.fifo("initrd")?)?;
+            run.command.arg(kernel);
+            Ok(run)
+        }),
+        refused("suite: a device without end", "/dev/zero", |scene| {
+            file_command(scene, "test", &["--suite"], Path::new("/dev/zero"))
+        }),
+        refused("suite: a FIFO", "suite.toml", |scene| {
+            file_command(scene, "test", &["--suite"], &scene.fifo("suite.toml")?)
+        }),
+        refused("suite: 10^12 cases", "suite.toml", |scene| {
+            let values = (1..=100).map(|number| format!("\"{number}M\"")).collect::<Vec<_>>().join(", ");
+            let append = values.replace('M', "a");
+            let suite = format!(
+                "[matrix]\nmemory = [{values}]\nappend = [{}]\ncpus = [{}]\ntimeout = [{}]\nboot_timeout = [{}]\n\
+                 idle_timeout = [{}]\n[[case]]\nname = \"x\"\n",
+                append.replace(", ", "], [").replacen('"', "[\"", 1) + "]",
+                (1..=100).map(|number| number.to_string()).collect::<Vec<_>>().join(", "),
+                values.replace('M', "s"),
+                values.replace('M', "s"),
+                values.replace('M', "s"),
+            );
+            suite_run(scene, &suite)
+        }),
+        refused("suite: a pattern of 10^9 states", "suite.toml", |scene| {
+            suite_run(scene, "[[case]]\nname = \"x\"\nexpect = [\"(((a{1000}){1000}){1000})\"]\n")
+        }),
+        refused("config: a device without end", "/dev/zero", |scene| {
+            file_command(scene, "run", &["--config"], Path::new("/dev/zero"))
+        }),
+        refused("config: a FIFO", "vm.json", |scene| {
+            file_command(scene, "run", &["--config"], &scene.fifo("vm.json")?)
+        }),
+        refused("config: a hundred thousand brackets", "vm.json", |scene| {
+            let path = scene.file("vm.json", "[".repeat(100_000).as_bytes())?;
+            file_command(scene, "run", &["--config"], &path)
+        }),
+    ]
+}
+
+fn refused(name: &'static str, says: &'static str, prepare: fn(&Scene) -> Result<Run>) -> Case {
+    Case {
+        name: name.to_owned(),
+        prepare: Box::new(prepare),
+        codes: &[125],
+        says,
+        memory: MemoryLimit::OfFile,
+    }
+}
+
+/// A tar with a global header and 3,000 empty files.
+fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
+    let path = scene.path("root.tar");
+    let mut tar = Tar::create(&path)?;
+    tar.global(records.as_bytes())?;
+    tar.empty_files(3000)?;
+    tar.end()?;
+    with_root(scene, &path)
+}
+
+fn with_root(scene: &Scene, root: &Path) -> Result<Run> {
+    // The kernel is that of the default guest. It is never entered: roots are read first.
+    file_command(scene, "run", &["--accel", "kvm", "--timeout", "1s", "--root"], root)
+}
+
+fn suite_run(scene: &Scene, suite: &str) -> Result<Run> {
+    file_command(scene, "test", &["--suite"], &scene.file("suite.toml", suite.as_bytes())?)
+}
+
+/// `coracle SUBCOMMAND WORDS FILE`.
+fn file_command(scene: &Scene, subcommand: &str, words: &[&str], file: &Path) -> Result<Run> {
+    let mut command: Command = scene.coracle(subcommand);
+    command.args(words).arg(file);
+    let metadata = fs::metadata(file).with_context(|| format!("cannot look at {}", file.display()))?;
+    let file_bytes = if metadata.is_file() { metadata.len() } else { 0 };
+    Ok(Run { file_bytes, ..Run::new(command).end(End::Start) })
+}

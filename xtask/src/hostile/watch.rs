@@ -1,0 +1,236 @@
+//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which code, and how much
+//! memory it takes meanwhile.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// A command that attacks, and what is done to it.
+pub(super) struct Run {
+    pub(super) command: Command,
+    /// From when the time that the program takes to end counts.
+    pub(super) end: End,
+    /// What its stdin holds.
+    pub(super) input: &'static [u8],
+    pub(super) stdout: Reader,
+    pub(super) stderr: Reader,
+    /// Size of the file that attacks, 0 without one.
+    pub(super) file_bytes: u64,
+}
+
+/// What ends an attack.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum End {
+    /// The start: a file is refused without a guest.
+    Start,
+    /// The guest, in its own time, which is not measured.
+    Guest,
+    /// The program's own time limit.
+    Limit(Duration),
+    /// A signal, after this time.
+    Signal(i32, Duration),
+    /// The guest, just after it has written this byte to its console.
+    Byte(u8),
+}
+
+/// Who reads a stream of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    Diligent,
+    /// A pipe of one page that nobody reads until the program has ended.
+    Asleep,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(super) struct Observed {
+    /// None when a signal has ended it: its own, or ours after [`LONGEST_RUN`].
+    pub(super) code: Option<i32>,
+    /// None where it is not measured.
+    pub(super) to_end: Option<Duration>,
+    pub(super) stderr: String,
+    /// The peak of anonymous memory beside the guest's RAM, in bytes; none if it has never been seen.
+    pub(super) beside_ram: Option<u64>,
+    /// The peak of resident memory, in bytes. It is at least that of this process, from which the program was started.
+    pub(super) resident_peak: u64,
+}
+
+impl Run {
+    /// A run whose streams are read and whose guest ends by itself.
+    pub(super) fn new(command: Command) -> Self {
+        Self {
+            command,
+            end: End::Guest,
+            input: b"",
+            stdout: Reader::Diligent,
+            stderr: Reader::Diligent,
+            file_bytes: 0,
+        }
+    }
+
+    pub(super) fn end(self, end: End) -> Self {
+        Self { end, ..self }
+    }
+}
+
+/// Runs it to its end, or for [`LONGEST_RUN`].
+///
+/// # Errors
+/// The program cannot be started or waited for.
+pub(super) fn watch(run: Run) -> Result<Observed> {
+    let Run { mut command, end, input, stdout, stderr, file_bytes: _ } = run;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let start = Instant::now();
+    let mut child = command.spawn().context("cannot start the program")?;
+    let mut stdin = child.stdin.take().context("no stdin")?;
+    // It fits into any pipe; a program that has ended takes nothing.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    let mark = match end {
+        End::Byte(byte) => Some(byte),
+        _ => None,
+    };
+    let out = Stream::new(child.stdout.take().context("no stdout")?, stdout, mark)?;
+    let err = Stream::new(child.stderr.take().context("no stderr")?, stderr, None)?;
+    let mut beside_ram_peak = None;
+    let mut signalled = None;
+    let (status, resident_peak) = loop {
+        beside_ram_peak = beside_ram(child.id()).max(beside_ram_peak);
+        if let (End::Signal(signal, after), None) = (end, signalled)
+            && start.elapsed() >= after
+        {
+            signalled = Some(Instant::now());
+            // SAFETY: the child has not been waited for, so that its number is its own.
+            unsafe { libc::kill(child.id() as i32, signal) };
+        }
+        if let Some(ended) = wait(&child, libc::WNOHANG)? {
+            break ended;
+        }
+        if start.elapsed() > LONGEST_RUN {
+            child.kill().context("cannot end the program")?;
+            break wait(&child, 0)?.context("the program does not end")?;
+        }
+        thread::sleep(if start.elapsed() < EARLY { EARLY_PAUSE } else { PAUSE });
+    };
+    let ended = Instant::now();
+    let begin = match end {
+        End::Guest => None,
+        End::Start => Some(start),
+        End::Limit(limit) => Some(start + limit),
+        // What has not come counts from the start, which is longer.
+        End::Signal(..) => Some(signalled.unwrap_or(start)),
+        End::Byte(_) => Some(out.marked().unwrap_or(start)),
+    };
+    Ok(Observed {
+        code: status.code(),
+        to_end: begin.map(|begin| ended.saturating_duration_since(begin)),
+        stderr: String::from_utf8_lossy(&err.rest()).into_owned(),
+        beside_ram: beside_ram_peak,
+        resident_peak,
+    })
+}
+
+/// A stream of the program.
+enum Stream<S> {
+    Read { thread: JoinHandle<Vec<u8>>, marked: Arc<OnceLock<Instant>> },
+    Unread(S),
+}
+
+impl<S: Read + AsRawFd + Send + 'static> Stream<S> {
+    /// Notes when `mark` comes, if it is read.
+    fn new(mut stream: S, reader: Reader, mark: Option<u8>) -> Result<Self> {
+        if reader == Reader::Asleep {
+            // SAFETY: the descriptor is open.
+            let size = unsafe { libc::fcntl(stream.as_raw_fd(), libc::F_SETPIPE_SZ, SMALLEST_PIPE) };
+            anyhow::ensure!(size == SMALLEST_PIPE, "a pipe cannot be made small");
+            return Ok(Self::Unread(stream));
+        }
+        let marked = Arc::new(OnceLock::new());
+        let shared = marked.clone();
+        let thread = thread::spawn(move || {
+            let (mut kept, mut piece) = (Vec::new(), [0; 4096]);
+            while let Ok(count @ 1..) = stream.read(&mut piece) {
+                let piece = &piece[..count];
+                if mark.is_some_and(|mark| piece.contains(&mark)) {
+                    let _ = shared.set(Instant::now());
+                }
+                kept.extend_from_slice(&piece[..count.min(KEPT - kept.len())]);
+            }
+            kept
+        });
+        Ok(Self::Read { thread, marked })
+    }
+
+    fn marked(&self) -> Option<Instant> {
+        match self {
+            Self::Read { marked, .. } => marked.get().copied(),
+            Self::Unread(_) => None,
+        }
+    }
+
+    /// What came, once the program has ended.
+    fn rest(self) -> Vec<u8> {
+        match self {
+            Self::Read { thread, .. } => thread.join().unwrap_or_default(),
+            Self::Unread(stream) => {
+                let mut kept = Vec::new();
+                let _ = stream.take(KEPT as u64).read_to_end(&mut kept);
+                kept
+            }
+        }
+    }
+}
+
+/// The status and the peak of resident memory of a child that has ended.
+fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>> {
+    let pid = i32::try_from(child.id())?;
+    let mut status = 0;
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the child is ours and has not been waited for; both results have room.
+    let waited = unsafe { libc::wait4(pid, &mut status, options, usage.as_mut_ptr()) };
+    if waited == 0 {
+        return Ok(None);
+    }
+    if waited != pid {
+        return Err(std::io::Error::last_os_error()).context("cannot wait for the program");
+    }
+    // SAFETY: zeroed is a valid value, and the call has filled it.
+    let usage = unsafe { usage.assume_init() };
+    Ok(Some((ExitStatus::from_raw(status), (usage.ru_maxrss as u64) << 10)))
+}
+
+/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended. Private dirty
+/// memory is not what is wanted: it has pages of a program that was built just now and is not written back yet.
+fn beside_ram(pid: u32) -> Option<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
+    let (mut size, mut sum) = (0, 0);
+    for line in maps.lines() {
+        let kib = || line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
+        match line.split_once(':') {
+            Some(("Size", _)) => size = kib()? << 10,
+            Some(("Anonymous", _)) if size != RAM => sum += kib()? << 10,
+            _ => {}
+        }
+    }
+    Some(sum)
+}
+
+/// What guests get, an odd size by which its mapping is known.
+pub(super) const RAM: u64 = 67 << 20;
+pub(super) const RAM_OPTION: &str = "67M";
+/// A run that takes longer hangs.
+const LONGEST_RUN: Duration = Duration::from_secs(40);
+/// A guest that is over at once has to be seen, too.
+const EARLY: Duration = Duration::from_millis(50);
+const EARLY_PAUSE: Duration = Duration::from_micros(200);
+const PAUSE: Duration = Duration::from_millis(10);
+const SMALLEST_PIPE: i32 = 4096;
+/// Bytes of a stream.
+const KEPT: usize = 64 << 10;
