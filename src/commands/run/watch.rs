@@ -4,6 +4,8 @@
 use std::io::{self, IsTerminal, PipeWriter};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -21,8 +23,17 @@ use crate::stderr::{self, Weight, say};
 pub(crate) struct Watch {
     /// Closed to end the thread.
     end: Option<PipeWriter>,
+    state: Arc<AtomicU8>,
+    start: Instant,
     thread: Option<JoinHandle<()>>,
 }
+
+/// The thread reads signals.
+const WATCHING: u8 = 0;
+/// The thread has read one, and ends the process.
+const ENDING: u8 = 1;
+/// The main thread reads signals from now on.
+const OVER: u8 = 2;
 
 /// What the end of the process is told of.
 #[derive(Debug)]
@@ -54,6 +65,8 @@ impl Watch {
         let signals = signals.read_end()?;
         let (ended, end) = io::pipe()?;
         let shows_progress = matches!(work, Work::Preparation { .. }) && io::stderr().is_terminal();
+        let state = Arc::new(AtomicU8::new(WATCHING));
+        let shared = state.clone();
         let run = move || {
             let mut progress = shows_progress.then(Progress::start);
             loop {
@@ -65,6 +78,9 @@ impl Watch {
                     Err(_) => return,
                 }
                 if let Some(signal) = signals.read().filter(|signal| asks_for_end(*signal)) {
+                    if shared.swap(ENDING, Ordering::AcqRel) == OVER {
+                        return give_back(signal);
+                    }
                     work.end(signal);
                 }
                 if let Some(progress) = &mut progress {
@@ -73,18 +89,28 @@ impl Watch {
             }
         };
         let thread = spawn_with_signals_blocked(Builder::new().name("signals".into()), run)?;
-        Ok(Watch { end: Some(end), thread: Some(thread) })
+        Ok(Watch { end: Some(end), state, start: Instant::now(), thread: Some(thread) })
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.end = None;
-        if let Some(thread) = self.thread.take() {
-            // One that ends the process does not come back.
+        let is_ending = self.state.swap(OVER, Ordering::AcqRel) == ENDING;
+        // Waiting for the thread would delay each start. It matters only where the thread may have shown a line, or ends the
+        // process: then it does not come back.
+        if (is_ending || self.start.elapsed() >= Duration::from_secs(1))
+            && let Some(thread) = self.thread.take()
+        {
             let _ = thread.join();
         }
     }
+}
+
+/// Sends a signal again that was read at the very moment at which the main thread took over.
+fn give_back(signal: i32) {
+    // SAFETY: raises a signal for this thread's process, in which all threads block it; no memory is involved.
+    unsafe { libc::kill(std::process::id().cast_signed(), signal) };
 }
 
 impl Work {
