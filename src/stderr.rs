@@ -35,6 +35,8 @@ struct Queue {
     /// Pieces that were written so far.
     written: u64,
     is_served: bool,
+    /// The last text was a line that the next one takes the place of.
+    shows_progress: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue::new());
@@ -48,7 +50,20 @@ pub(crate) fn say(line: &str) {
 /// Writes a text as it is. It does not wait.
 pub(crate) fn write(weight: Weight, text: impl Into<Vec<u8>>) {
     let mut queue = lock();
-    if !queue.push(weight, text.into()) {
+    let text = queue.in_place_of_progress(text.into());
+    push(queue, weight, text);
+}
+
+/// Shows a line at a terminal that the next one, or any other text, takes the place of; none takes it away.
+pub(crate) fn show_progress(line: Option<&str>) {
+    let mut queue = lock();
+    let text = queue.in_place_of_progress(line.unwrap_or_default().into());
+    queue.shows_progress = line.is_some();
+    push(queue, Weight::Log, text);
+}
+
+fn push(mut queue: MutexGuard<'static, Queue>, weight: Weight, text: Vec<u8>) {
+    if text.is_empty() || !queue.push(weight, text) {
         return;
     }
     if !queue.is_served {
@@ -126,8 +141,23 @@ fn wait_writable() {
 
 impl Queue {
     const fn new() -> Queue {
-        let texts = VecDeque::new();
-        Queue { texts, log_lines: 0, dropped: 0, is_writing: false, written: 0, is_served: false }
+        Queue {
+            texts: VecDeque::new(),
+            log_lines: 0,
+            dropped: 0,
+            is_writing: false,
+            written: 0,
+            is_served: false,
+            shows_progress: false,
+        }
+    }
+
+    /// The text, in the place of the progress line if one is shown.
+    fn in_place_of_progress(&mut self, mut text: Vec<u8>) -> Vec<u8> {
+        if std::mem::take(&mut self.shows_progress) {
+            text.splice(..0, *b"\r\x1b[K");
+        }
+        text
     }
 
     /// False when the text was dropped.
@@ -204,5 +234,13 @@ mod tests {
         let last = String::from_utf8(queue.take().unwrap()).unwrap();
         assert_eq!(last, "coracle: 256 log lines were dropped, because stderr was not read\nwhy\n");
         assert_eq!(queue.take(), None);
+    }
+    #[test]
+    fn text_takes_the_place_of_a_progress_line() {
+        let mut queue = Queue::new();
+        assert_eq!(queue.in_place_of_progress(b"a\n".to_vec()), b"a\n");
+        queue.shows_progress = true;
+        assert_eq!(queue.in_place_of_progress(b"why\n".to_vec()), b"\r\x1b[Kwhy\n");
+        assert_eq!(queue.in_place_of_progress(b"b\n".to_vec()), b"b\n");
     }
 }

@@ -16,7 +16,7 @@ use coracle_devices::thread::spawn_with_signals_blocked;
 use super::signals::Blocked;
 use super::write_report_at_once;
 use crate::commands::place::on_emulated_host;
-use crate::stderr::{self, Weight, say};
+use crate::stderr::{self, say};
 
 /// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main thread's.
 #[derive(Debug)]
@@ -68,14 +68,13 @@ impl Watch {
         let state = Arc::new(AtomicU8::new(WATCHING));
         let shared = state.clone();
         let run = move || {
-            let mut progress = shows_progress.then(Progress::start);
+            let progress = shows_progress.then(Progress::start);
             loop {
                 let wait = progress.as_ref().map_or(-1, Progress::millis);
                 match signals.wait(ended.as_raw_fd(), wait) {
-                    Ok(true) => return progress.map_or((), Progress::clear),
                     Ok(false) => {}
-                    // The main thread reads the signals later.
-                    Err(_) => return,
+                    // The main thread reads the signals later, also after an error.
+                    Ok(true) | Err(_) => return,
                 }
                 if let Some(signal) = signals.read().filter(|signal| asks_for_end(*signal)) {
                     if shared.swap(ENDING, Ordering::AcqRel) == OVER {
@@ -83,7 +82,7 @@ impl Watch {
                     }
                     work.end(signal);
                 }
-                if let Some(progress) = &mut progress {
+                if let Some(progress) = &progress {
                     progress.show();
                 }
             }
@@ -141,12 +140,11 @@ fn asks_for_end(signal: i32) -> bool {
 #[derive(Debug)]
 struct Progress {
     start: Instant,
-    is_shown: bool,
 }
 
 impl Progress {
     fn start() -> Progress {
-        Progress { start: Instant::now(), is_shown: false }
+        Progress { start: Instant::now() }
     }
 
     /// When to look again.
@@ -155,18 +153,17 @@ impl Progress {
         i32::try_from(next.saturating_sub(self.start.elapsed()).as_millis()).unwrap_or(1000).saturating_add(1)
     }
 
-    fn show(&mut self) {
+    fn show(&self) {
         let seconds = self.start.elapsed().as_secs();
         if seconds >= FIRST_SECONDS {
-            self.is_shown = true;
-            stderr::write(Weight::Log, format!("\r\x1b[Kcoracle: preparing the guest: {seconds} s"));
+            stderr::show_progress(Some(&format!("coracle: preparing the guest: {seconds} s")));
         }
     }
+}
 
-    fn clear(self) {
-        if self.is_shown {
-            stderr::write(Weight::Log, "\r\x1b[K");
-        }
+impl Drop for Progress {
+    fn drop(&mut self) {
+        stderr::show_progress(None);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::case::Done;
 use crate::commands::say;
-use crate::stderr::{self, Weight};
+use crate::stderr;
 
 /// What runs and what has ended.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ impl Progress {
     /// Makes room for what is printed next.
     pub(crate) fn clear(&self) {
         if self.is_terminal {
-            stderr::write(Weight::Log, "\r\x1b[K");
+            stderr::show_progress(None);
             stderr::flush();
         }
     }
@@ -62,7 +62,7 @@ impl Progress {
         let State { running, ended, bad } = state;
         let line = format!("[{ended}/{}] {bad} failed; running: {}", self.total, running.join(", "));
         let line: String = line.chars().take(WIDTH).collect();
-        stderr::write(Weight::Log, format!("\r\x1b[K{line}"));
+        stderr::show_progress(Some(&line));
     }
 }
 
