@@ -7,7 +7,7 @@ mod logger;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -50,9 +50,10 @@ fn main() -> ExitCode {
 /// Help and version are answers (0); anything else is bad usage (125).
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
-        // Nothing is left to tell when stdout is closed.
-        let _ = error.print();
-        return ExitCode::SUCCESS;
+        let written = error.print().and_then(|()| std::io::stdout().flush());
+        let code = commands::written(written, 0);
+        stderr::flush();
+        return ExitCode::from(code);
     }
     stderr::write(Weight::Sentence, error.render().to_string());
     stderr::flush();

@@ -5,7 +5,7 @@ mod common;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{Finished, coracle, file, finish, payload, scratch};
 
@@ -125,6 +125,31 @@ fn commas_of_a_path_are_written_twice() {
         with(&given).expect(0, "powered off");
     }
     with(path.to_str().unwrap()).expect(125, "a comma in the path is written `,,`");
+}
+
+#[test]
+fn answer_that_cannot_be_written_is_an_error_and_a_reader_that_has_gone_is_not() {
+    for args in [
+        &["config", "schema"][..],
+        &["config", "schema", "--suite"],
+        &["doctor"],
+        &["doctor", "--kind"],
+        &["--version"],
+        &["run", "--help"],
+    ] {
+        let run = |stdout: Stdio| {
+            let mut command = coracle();
+            command.args(args).stdin(Stdio::null()).stdout(stdout).stderr(Stdio::piped());
+            common::collect(command.spawn().unwrap())
+        };
+        let expected = run(Stdio::null());
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        run(full.into()).expect(125, "stdout cannot be written: No space left on device");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let gone = run(writer.into());
+        assert_eq!((gone.code(), &gone.stderr), (expected.code(), &expected.stderr), "{args:?}");
+    }
 }
 
 fn fifo(name: &str) -> PathBuf {

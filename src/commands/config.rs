@@ -1,6 +1,5 @@
 //! `coracle config`: the schema of the config file, and a check of one without a run.
 
-use std::io::Write;
 use std::path::Path;
 
 use coracle::VmBuilder;
@@ -24,9 +23,7 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
             }
         },
     };
-    // A closed stdout is nobody's loss.
-    let _ = std::io::stdout().write_all((answer + "\n").as_bytes());
-    0
+    super::answer(&answer, 0)
 }
 
 /// The values, and, where the file names a kernel, all that can be told of a run without KVM. A file without one may

@@ -1,24 +1,16 @@
 //! `coracle cpu dump`: the CPU that a guest would get, as a template.
 
-use std::io::Write;
-
 use coracle::cpu::{self, CpuError};
 use coracle::{BuildError, config::CpuModel};
 
-use super::{BAD_USAGE, chain, say};
+use super::{answer, chain, say};
 use crate::cli::CpuCommand;
 
 /// Prints it on stdout and returns 0; 115 when there is no KVM to ask, 125 when the model cannot be had.
 pub(crate) fn run(command: &CpuCommand) -> u8 {
     let CpuCommand::Dump { cpu } = command;
     match dump(cpu) {
-        Ok(json) => match std::io::stdout().write_all(json.as_bytes()) {
-            Ok(()) => 0,
-            Err(error) => {
-                say(&format!("the template cannot be written: {error}"));
-                BAD_USAGE
-            }
-        },
+        Ok(json) => answer(json.trim_end(), 0),
         Err(error) => {
             let error = BuildError::from(error);
             say(&chain(&error));

@@ -10,29 +10,29 @@ use coracle::emulated_host;
 use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
 
-use super::{NO_KVM, chain};
+use super::{NO_KVM, answer, chain};
 use crate::cli::DoctorArgs;
 
 /// Prints the report and returns 0 when a Linux guest can run in some way, else 115.
 pub(crate) fn run(args: &DoctorArgs) -> u8 {
     let kvm = KvmKind::probe();
     if args.kind {
-        println!("{}", kind_word(&kvm));
-        return 0;
+        return answer(kind_word(&kvm), 0);
     }
-    let native = report_kvm(&kvm);
-    let emulated = report_emulated_host(native);
-    report_guest();
-    report_agent();
-    report_huge_pages();
-    match (native, emulated) {
-        (true, _) => println!("\nLinux guests run here at full speed."),
-        (false, true) => println!(
-            "\nLinux guests run here on an emulated host: correct, slow, and not safe from a hostile guest."
-        ),
-        (false, false) => println!("\nNo Linux guest can run here until one of the lines above is mended."),
-    }
-    if native || emulated { 0 } else { NO_KVM }
+    let report = &mut String::new();
+    let native = report_kvm(report, &kvm);
+    let emulated = report_emulated_host(report, native);
+    report_guest(report);
+    report_agent(report);
+    report_huge_pages(report);
+    let summary = match (native, emulated) {
+        (true, _) => "Linux guests run here at full speed.",
+        (false, true) => {
+            "Linux guests run here on an emulated host: correct, slow, and not safe from a hostile guest."
+        }
+        (false, false) => "No Linux guest can run here until one of the lines above is mended.",
+    };
+    answer(&format!("{report}\n{summary}"), if native || emulated { 0 } else { NO_KVM })
 }
 
 fn kind_word(kvm: &KvmKind) -> &'static str {
@@ -45,19 +45,20 @@ fn kind_word(kvm: &KvmKind) -> &'static str {
 }
 
 /// True when stock Linux guests run on it.
-fn report_kvm(kvm: &KvmKind) -> bool {
+fn report_kvm(report: &mut String, kvm: &KvmKind) -> bool {
     match kvm {
         KvmKind::Hardware { per_instruction } => {
             let speed = speed(*per_instruction);
             let hidden = if host::hides_xsave() { HIDDEN } else { "" };
             let text = format!("/dev/kvm runs guests in hardware ({speed} of kernel code){hidden}");
-            line(State::Ok, "KVM", text);
+            line(report, State::Ok, "KVM", text);
             true
         }
         KvmKind::Software { per_instruction } => {
             let speed = speed(*per_instruction);
             let module = software_module().map_or(String::new(), |module| format!(", module {module}"));
             line(
+                report,
                 State::Warning,
                 "KVM",
                 format!(
@@ -70,48 +71,48 @@ fn report_kvm(kvm: &KvmKind) -> bool {
             false
         }
         KvmKind::Unusable(error) => {
-            line(State::Missing, "KVM", chain(error));
+            line(report, State::Missing, "KVM", chain(error));
             false
         }
     }
 }
 
-fn report_emulated_host(native: bool) -> bool {
+fn report_emulated_host(report: &mut String, native: bool) -> bool {
     match emulated_host::check() {
         Ok(found) => {
-            line(State::Ok, "emulated host", format!("{found}{HIDDEN}"));
+            line(report, State::Ok, "emulated host", format!("{found}{HIDDEN}"));
             true
         }
         Err(error) => {
             let state = if native { State::Warning } else { State::Missing };
-            line(state, "emulated host", chain(&error));
+            line(report, state, "emulated host", chain(&error));
             false
         }
     }
 }
 
-fn report_guest() {
+fn report_guest(report: &mut String) {
     let files = [guest_data::default_kernel(false), guest_data::find(GuestData::GuestInitramfs)];
     match files.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(files) => {
             let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-            line(State::Ok, "default guest", files.join(" and "));
+            line(report, State::Ok, "default guest", files.join(" and "));
         }
-        Err(error) => line(State::Warning, "default guest", chain(&error)),
+        Err(error) => line(report, State::Warning, "default guest", chain(&error)),
     }
 }
 
-fn report_agent() {
+fn report_agent(report: &mut String) {
     if IS_AGENT_BUNDLED {
-        return line(State::Ok, "guest agent", "in this program");
+        return line(report, State::Ok, "guest agent", "in this program");
     }
     match guest_data::find(GuestData::Agent) {
-        Ok(file) => line(State::Ok, "guest agent", file.display()),
-        Err(error) => line(State::Warning, "guest agent", chain(&error)),
+        Ok(file) => line(report, State::Ok, "guest agent", file.display()),
+        Err(error) => line(report, State::Warning, "guest agent", chain(&error)),
     }
 }
 
-fn report_huge_pages() {
+fn report_huge_pages(report: &mut String) {
     let (state, text) = match fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled") {
         Ok(setting) if setting.contains("[never]") => (
             State::Warning,
@@ -121,7 +122,7 @@ fn report_huge_pages() {
         Ok(_) => (State::Ok, "guest memory uses transparent huge pages"),
         Err(_) => (State::Warning, "this kernel has none, so guests touch new memory slowly"),
     };
-    line(state, "huge pages", text);
+    line(report, state, "huge pages", text);
 }
 
 /// The KVM module of a host without virtualization by the CPU.
@@ -143,13 +144,13 @@ enum State {
     Missing,
 }
 
-fn line(state: State, what: &str, text: impl Display) {
+fn line(report: &mut String, state: State, what: &str, text: impl Display) {
     let state = match state {
         State::Ok => "ok",
         State::Warning => "warning",
         State::Missing => "missing",
     };
-    println!("{state:8} {what:14} {text}");
+    report.push_str(&format!("{state:8} {what:14} {text}\n"));
 }
 
 fn speed(per_instruction: Duration) -> String {

@@ -13,8 +13,11 @@ mod settings;
 pub(crate) mod test;
 
 use std::error::Error;
+use std::io::{self, ErrorKind, Write};
 
 use coracle::emulated_host::{EmulatedExit, EmulatedHostError};
+
+use run::copying::OutputFile;
 
 pub(crate) use crate::stderr::say;
 
@@ -40,6 +43,24 @@ pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) 
             }
             Err((error.exit_code(), chain(&error)))
         }
+    }
+}
+
+/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout cannot take them. A
+/// reader that has gone has seen enough.
+pub(crate) fn answer(text: &str, code: u8) -> u8 {
+    let write = |mut stdout: OutputFile| stdout.write_all(format!("{text}\n").as_bytes());
+    written(OutputFile::stdout().and_then(write), code)
+}
+
+/// The same for an answer that was `written`, or not.
+pub(crate) fn written(written: io::Result<()>, code: u8) -> u8 {
+    match written {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            say(&format!("stdout cannot be written: {error}"));
+            BAD_USAGE
+        }
+        _ => code,
     }
 }
 
