@@ -1,4 +1,4 @@
-//! The console of a guest under test, from bytes to results in TAP. These files are the command's, which is no library.
+//! The console of a guest under test, from bytes to results in TAP. These files are the command's, which is not a library.
 
 #[path = "../../src/guest_text.rs"]
 #[allow(dead_code)]
@@ -66,7 +66,7 @@ fn check(tap: &Tap, length: usize) {
     }
     assert!(kept <= 400 * length, "{kept} bytes are kept of {length}");
     let has_failure = tap.results().iter().any(|result| result.outcome == TapOutcome::Failed);
-    assert!(!has_failure || tap.complaint().is_some(), "a failure is no complaint");
+    assert!(!has_failure || tap.complaint().is_some(), "a failure without a complaint");
     assert!(tap.complaint().is_none_or(|complaint| complaint.len() < 10_000));
 }
 

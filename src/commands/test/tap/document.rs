@@ -63,7 +63,7 @@ impl Document {
             self.bailed_out.get_or_insert(reason);
             return true;
         }
-        // Of what is indented in another way than subtests are, TAP 14 and KTAP say that it is no result.
+        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP, "Nested tests").
         if !indent.is_multiple_of(if self.is_ktap() { 2 } else { 4 }) {
             return false;
         }
@@ -169,7 +169,7 @@ impl Document {
         let is_ktap = self.is_ktap();
         let subtest = self.close_deeper(indent + 1);
         if !self.has_level(indent) {
-            // The comment before a test without subtests of its own is no name of what it is in.
+            // The comment before a test without subtests names that test, and not the subtest that it is in.
             self.announced.retain(|(at, name)| *at != indent || name.as_ref() != Some(&point.name));
         }
         if !self.enter(indent) {

@@ -1,5 +1,5 @@
 //! Results in the Test Anything Protocol (versions 12 to 14) and the kernel's KTAP (version 1), as a console shows them: in
-//! between other lines, behind the times of a log, and in several documents. `docs/testing.md` says which rule is taken how.
+//! between other lines, after the timestamps of a log, and in several documents. `docs/testing.md` says which rule is taken how.
 //!
 //! A line goes through `prefix` (what the log adds), `track` (where a document begins and ends), `line` (what it is) and
 //! `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`]; nothing here reads or writes
@@ -82,7 +82,7 @@ impl Tap {
         self.sum.bailed_out.is_some()
     }
 
-    /// Whether a kernel whose tests are in itself has come to its end: there is no root for it to go on with, which is no
+    /// Whether a kernel whose tests are built in has ended: there is no root for it to go on with, which is not a
     /// failure of the tests. `kunit.py` ends there, too.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
@@ -99,7 +99,7 @@ impl Tap {
         self.sum.left_out.as_deref()
     }
 
-    /// Whether results came that are no document for want of a plan.
+    /// Whether results came that are not a document, because they have no plan.
     pub(crate) fn has_no_plan(&self) -> bool {
         self.sum.has_no_plan
     }

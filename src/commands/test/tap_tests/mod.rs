@@ -122,7 +122,7 @@ fn whatever_is_before_the_version_is_cut_from_each_line() {
     // Times and callers grow.
     let grows = "[    1.0][    T1] KTAP version 1\n[99999.0][  T999] 1..1\n[123456.0][T123456] not ok 1 a";
     assert_eq!(complaint(grows), "TAP: 1 of 1 failed: a");
-    // What a program prints between the lines of the log is no line of the document.
+    // What a program prints between the lines of the log is not part of the document.
     assert_eq!(complaint("[ 1.0] KTAP version 1\n[ 1.0] 1..1\nok, done\nnot ok 7\n[ 1.0] ok 1"), "none");
 }
 
@@ -205,7 +205,7 @@ fn indented_text_without_a_plan_is_no_subtest() {
 }
 
 #[test]
-fn directives_cover_what_they_stand_behind() {
+fn directive_of_a_subtest_covers_all_that_is_in_it() {
     assert_eq!(counts("TAP version 13\n1..2\nnot ok 1 old # TODO later\nok 2 x"), (1, 0, 0, 1));
     assert_eq!(counts("KTAP version 1\n1..2\nok 1 a\nnot ok 2 b # XFAIL"), (1, 0, 0, 1));
     assert_eq!(counts("TAP version 13\n1..2\nnot ok 1 # SKIP x\nok 2 #skip"), (0, 0, 2, 0));

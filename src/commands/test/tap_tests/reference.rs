@@ -128,7 +128,7 @@ fn result(random: &mut Random, number: u64, has_version: bool, twist: Twist) -> 
         2 => ("ok", random.pick(&[" # TODO", " # note", " # time=1ms"])),
         _ => ("ok", ""),
     };
-    // The first has its number, without which nothing begins where there is no version.
+    // The first has its number: without a version line nothing else begins a document.
     let may_lack = number > 1 && twist != GoodHere("another order");
     let shown = if may_lack && random.below(4) == 0 { String::new() } else { format!(" {number}") };
     let name = if shown.is_empty() && !name.is_empty() && !name.starts_with(" -") { " - b" } else { name };
