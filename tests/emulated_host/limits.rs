@@ -37,7 +37,7 @@ fn only_the_files_that_are_named_can_be_changed() {
     }
     fs::create_dir(at("folder")).unwrap();
     let script =
-        "cd \"$0\" && printf new > open && printf made > folder/made && cat closed >/dev/null || exit 1
+        "cd \"$0\" && truncate -s 1 open && printf new > open && printf made > folder/made && cat closed >/dev/null || exit 1
         for try in 'printf x > closed' ': > other' 'rm closed' ': > /coracle-x'; do
             (eval \"$try\") 2>/dev/null && exit 2
         done; chmod 777 closed; exit 0";

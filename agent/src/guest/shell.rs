@@ -23,8 +23,8 @@ const HOME: &str = "/root";
 
 const TERMINAL_WORD: &str = "coracle.terminal=";
 
-/// How long a driver may take to its terminal: that of a virtio console first talks with the device.
-const DRIVER_LIMIT: Duration = Duration::from_secs(2);
+/// How long a driver may take to its terminal: that of a virtio console first talks with the device, on a busy host slowly.
+const DRIVER_LIMIT: Duration = Duration::from_secs(20);
 const DRIVER_PERIOD: Duration = Duration::from_millis(10);
 
 /// Runs the shell and waits until it ends; reaps every other process and heeds the power button meanwhile.

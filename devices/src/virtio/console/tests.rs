@@ -332,6 +332,14 @@ fn stuck_reader_holds_the_guest_up_once_and_what_it_misses_is_counted() {
 
 #[test]
 fn pause_and_reset_do_not_wait_for_a_stuck_reader() {
+    // Their patience with a reader is a second; a busy machine may take the CPU away for as long, but not each time.
+    let took: Vec<Duration> =
+        (0..3).map(|_| pause_and_reset()).take_while(|took| *took >= Duration::from_secs(1)).collect();
+    assert!(took.len() < 3, "{took:?}");
+}
+
+/// How long both take while nobody reads.
+fn pause_and_reset() -> Duration {
     let mut guest = Guest::new();
     while guest.print(&[b'x'; 60_000]) {}
     let start = Instant::now();
@@ -341,10 +349,11 @@ fn pause_and_reset_do_not_wait_for_a_stuck_reader() {
     assert!(guest.rings[1].completed().is_some());
     while guest.print(&[b'x'; 60_000]) {}
     guest.rings = guest.machine.start(0);
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let took = start.elapsed();
     guest.printed();
     assert!(guest.print(b"again"));
     assert!(guest.printed().ends_with(b"again"));
+    took
 }
 
 #[test]
