@@ -5,7 +5,7 @@
 //! [`irq::MsiSink`] and [`irq::IrqLine`], power-off and reset through [`guest_request::GuestRequestSink`].
 //!
 //! Whatever a guest writes is hostile: a device never panics and never waits because of it, writes a bounded number of
-//! log lines ([`journal`]), and every access does a bounded amount of work in a bounded amount of memory.
+//! log lines ([`mod@journal`]), and every access does a bounded amount of work in a bounded amount of memory.
 
 #![cfg_attr(
     not(test),

@@ -1,5 +1,6 @@
 //! The host's end of the guest agent: run commands in a guest, move files, set it up. [`Exec`] is a command,
-//! [`AgentClient`] everything that can be asked for, [`AgentConfig`](crate::config::AgentConfig) how the machine has its agent.
+//! [`AgentClient`] everything that can be asked for, [`AgentConfig`](crate::config::AgentConfig) how the machine has
+//! its agent.
 //!
 //! One thread per machine moves the bytes and never waits for anything but them; callers wait on their own threads,
 //! with limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the

@@ -137,7 +137,8 @@ async fn readable(fd: &mut Option<AsyncFd<OwnedFd>>, source: BorrowedFd<'_>) -> 
         Some(fd) => fd,
         None => {
             let own = source.try_clone_to_owned()?;
-            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken from the runtime.
+            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken from the
+            // runtime.
             fd.insert(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
         }
     };
