@@ -27,5 +27,5 @@ pub fn diagnosis_inputs(data: &[u8]) {
 
 /// One that is linked, one that is loaded, and the ends.
 const ADDRESSES: [u64; 4] = [0xffff_ffff_8100_1234, 0x100_0000, 0, u64::MAX];
-/// Bytes of memory: two pieces of those in which it is searched.
-const RAM: usize = 512 << 10;
+/// Bytes of memory, which are searched for each input.
+const RAM: usize = 96 << 10;
