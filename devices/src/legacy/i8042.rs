@@ -6,7 +6,7 @@
 //! stays full, by which Linux knows after 17 reads that there is no controller (`i8042_flush` in
 //! drivers/input/serio/i8042.c). A buffer that is always empty would have it send commands, and wait for answers. A
 //! program that reads until the buffer is empty, without a limit, as memtest86+ does, comes to its end after
-//! [`BYTES`] reads.
+//! `BYTES` reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
