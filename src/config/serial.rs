@@ -27,8 +27,8 @@ pub enum SerialConfig {
 pub struct SerialFile {
     /// Where it is.
     pub path: PathBuf,
-    /// The most bytes that it has, for a regular file: one that is full is moved to its name with `.1` at the end, in place
-    /// of what is there, and the output goes on in a new one. Without a limit the guest may fill the file system.
+    /// The most bytes that it has, for a regular file: one that is full is moved to its name with `.1` at the end, in
+    /// place of what is there, and the output goes on in a new one. Without a limit the guest may fill the file system.
     pub limit: Option<u64>,
 }
 
@@ -74,8 +74,8 @@ impl From<PathBuf> for SerialFile {
 impl FromStr for SerialConfig {
     type Err = ConfigError;
 
-    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is written twice,
-    /// `,limit=SIZE` or `,limit=none` may follow.
+    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is written
+    /// twice, `,limit=SIZE` or `,limit=none` may follow.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => return Ok(SerialConfig::Stdio),

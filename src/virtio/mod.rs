@@ -221,8 +221,8 @@ impl VirtioDevices {
         Ok(())
     }
 
-    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open. What the
-    /// guest has offered and no device has begun is never done.
+    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open. What
+    /// the guest has offered and no device has begun is never done.
     ///
     /// # Errors
     /// A device waits for a call of the host that does not end. It keeps the memory.
@@ -233,7 +233,8 @@ impl VirtioDevices {
         stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
     }
 
-    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the others did.
+    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the others
+    /// did.
     pub(crate) fn pause(&self) -> bool {
         self.ask_for_queues(IfLate::Continue);
         // All of them, whatever becomes of one.

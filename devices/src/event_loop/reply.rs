@@ -97,6 +97,6 @@ impl Drop for ReplySender {
 }
 
 /// How long a reset, a pause or a stop waits for the queues of its devices, all of them together. A handler hands its
-/// queues back at once, but for a call of the host that has begun: a transfer of at most 1 MiB, or a flush. It is less than
-/// the time after which a vCPU that does not come out of its device counts as stuck.
+/// queues back at once, but for a call of the host that has begun: a transfer of at most 1 MiB, or a flush. It is less
+/// than the time after which a vCPU that does not come out of its device counts as stuck.
 pub const HAND_BACK_LIMIT: Duration = Duration::from_secs(4);

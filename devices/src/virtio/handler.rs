@@ -14,9 +14,9 @@ use crate::journal;
 ///
 /// The transport makes handlers by [`VirtioDevice::activate`](super::VirtioDevice::activate) and moves them to an I/O
 /// thread, which calls everything below. Reset, pause, stop and snapshot take them back in one way:
-/// [`quiesce`](Self::quiesce), events as before until [`is_drained`](Self::is_drained), then [`stop`](Self::stop). After a pause the
-/// device makes new ones with the same queues. What has to outlive a handler (a tap, an open file, connections) belongs
-/// to the device, which shares it.
+/// [`quiesce`](Self::quiesce), events as before until [`is_drained`](Self::is_drained), then [`stop`](Self::stop).
+/// After a pause the device makes new ones with the same queues. What has to outlive a handler (a tap, an open file,
+/// connections) belongs to the device, which shares it.
 pub trait QueueHandler: Send {
     /// Adds the event sources: the doorbells of the queues by [`watch_doorbell`], and file descriptors of its own. A
     /// doorbell that was rung before is told of at once.

@@ -1,9 +1,9 @@
-# Drivers that offer each of their disks 256 requests of one kind at once, the longest that a disk takes, and print a `q`.
-# Then they do what they read: a `p` powers off, a `w` waits for all completions and leaves with 0 if each request was done
-# once and well; with 1 for a disk that does not start, 3 for a bad completion, 4 for wrong data.
-# rbx: registers of a disk, ebp: its slot, r8: its queue, r9: its requests, r10: bytes of one.
-# Request n is at r9 + 64n: three descriptors, and the status at 48. The range of a discard is at r9 + 0x4000.
-# Bytes are read into and written from 0x2000000 on: each page begins with its number, counted from 1.
+# Drivers that offer each of their disks 256 requests of one kind at once, the longest that a disk takes, and print a
+# `q`. Then they do what they read: a `p` powers off, a `w` waits for all completions and leaves with 0 if each request
+# was done once and well; with 1 for a disk that does not start, 3 for a bad completion, 4 for wrong data. rbx:
+# registers of a disk, ebp: its slot, r8: its queue, r9: its requests, r10: bytes of one. Request n is at r9 + 64n:
+# three descriptors, and the status at 48. The range of a discard is at r9 + 0x4000. Bytes are read into and written
+# from 0x2000000 on: each page begins with its number, counted from 1.
 
 .macro virtio_backlog name, kind, data_flags
 .globl payload_\name, payload_\name\()_end

@@ -19,9 +19,9 @@ pub const SECTOR: u64 = 512;
 
 /// Blocks by their offset in bytes. Several threads may call it at once.
 ///
-/// Offsets and lengths come from the guest. The device has checked them against [`capacity`](Self::capacity); a back end
-/// checks them again, never panics, and never makes a file longer than it was when it was opened. Calls wait for the
-/// host; they run on a thread of the disk's own.
+/// Offsets and lengths come from the guest. The device has checked them against [`capacity`](Self::capacity); a back
+/// end checks them again, never panics, and never makes a file longer than it was when it was opened. Calls wait for
+/// the host; they run on a thread of the disk's own.
 pub trait DiskBackend: Send + Sync {
     /// Bytes, a multiple of [`SECTOR`]. It never changes.
     fn capacity(&self) -> u64;
@@ -53,8 +53,8 @@ pub trait DiskBackend: Send + Sync {
     /// Those of the host; not that it has no use for it.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Makes a range read as zeroes, or the first part of it where the host has to write them: returns how many bytes, at
-    /// least one of a range that has any. With `unmap` the host may free what held it.
+    /// Makes a range read as zeroes, or the first part of it where the host has to write them: returns how many bytes,
+    /// at least one of a range that has any. With `unmap` the host may free what held it.
     ///
     /// # Errors
     /// Those of the host.

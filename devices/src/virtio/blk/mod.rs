@@ -44,7 +44,8 @@ pub struct BlockSettings {
     pub queues: u16,
     /// What carries the requests out.
     pub engine: Engine,
-    /// How long its thread looks for more requests before it sleeps; [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
+    /// How long its thread looks for more requests before it sleeps;
+    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
     pub poll: Duration,
     /// Where the blocks are.
     pub backend: Box<dyn DiskBackend>,
@@ -57,7 +58,8 @@ pub struct BlockSettings {
 pub enum Engine {
     /// One system call after the other: for what the host's page cache has.
     Sync,
-    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a back end without a single descriptor, get `Sync`.
+    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a back end
+    /// without a single descriptor, get `Sync`.
     IoUring,
 }
 
@@ -69,8 +71,8 @@ pub(super) struct Disk {
     faults: Arc<dyn FaultSink>,
     /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
     flush_failed: AtomicBool,
-    /// Requests that were begun and wait while nobody serves the queues: for the end of a pause, or for the host to have
-    /// room again.
+    /// Requests that were begun and wait while nobody serves the queues: for the end of a pause, or for the host to
+    /// have room again.
     waiting: Mutex<Vec<Job>>,
     poll: Duration,
 }
