@@ -220,6 +220,24 @@ fn time_out_kills_children_also_those_that_left_the_group() {
 }
 
 #[test]
+fn command_whose_time_is_over_is_told_so_whoever_sees_it_first() {
+    let agent = agent!();
+    let limit = Duration::from_millis(300);
+    let mut process = agent.sh("sleep 600; true").timeout(limit).spawn().unwrap();
+    let mut stdout = process.stdout.take().unwrap();
+    // The reader sees it, and kills the command, before its status is asked for.
+    let error = stdout.read(&mut [0; 16]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+    let error = process.wait().unwrap_err();
+    assert!(matches!(error, ExecError::TimedOut { limit: over, .. } if over == limit), "{error:?}");
+    // One that its owner has killed before is not.
+    let mut process = agent.sh("sleep 600; true").timeout(limit).spawn().unwrap();
+    process.kill();
+    thread::sleep(limit * 2);
+    assert_eq!(process.wait().unwrap(), ExecStatus::Signal(9));
+}
+
+#[test]
 fn dropped_and_killed_commands_are_dead_and_lost_agents_take_theirs_along() {
     let mut agent = agent!();
     let spawn = |agent: &Agent| agent.sh("sleep 600; true").spawn().unwrap();

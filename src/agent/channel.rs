@@ -26,6 +26,10 @@ pub(super) struct ChannelState {
     lost: Option<AgentError>,
     /// The caller wants no more of it.
     pub(super) abandoned: bool,
+    /// The time of the command that runs there, if it has a limit.
+    pub(super) time_limit: Option<Duration>,
+    /// It was abandoned because that time was over.
+    pub(super) is_out_of_time: bool,
 }
 
 /// The end of a request.
@@ -185,11 +189,28 @@ impl Channel {
         self.link.wake();
     }
 
+    /// Notes the time limit of the command that runs there.
+    pub(super) fn set_time_limit(&self, limit: Option<Duration>) {
+        if let Some(channel) = self.link.lock().channels.get_mut(&self.number) {
+            channel.time_limit = limit;
+        }
+    }
+
     /// Ends what runs there. Readers of its outputs get the rest, and then the end.
     pub(super) fn abandon(&self) {
+        self.end(false);
+    }
+
+    /// The same because the time of the command is over.
+    pub(super) fn run_out_of_time(&self) {
+        self.end(true);
+    }
+
+    fn end(&self, is_out_of_time: bool) {
         let mut state = self.link.lock();
         state.session.close(self.number);
         if let Some(channel) = state.channels.get_mut(&self.number) {
+            channel.is_out_of_time |= is_out_of_time && !channel.abandoned;
             channel.abandoned = true;
             channel.outputs.iter_mut().for_each(|output| output.ended = true);
             channel.changed.tell();

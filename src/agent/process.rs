@@ -61,6 +61,7 @@ impl ProcessLimits {
 impl Process {
     pub(super) fn new(channel: Channel, has_terminal: bool, piped: bool, limits: ProcessLimits) -> Process {
         let channel = Arc::new(channel);
+        channel.set_time_limit(limits.time.map(|(limit, _)| limit));
         let output = |stream| ProcessOutput::new(channel.clone(), stream, limits.time);
         Process {
             stdin: piped.then(|| ProcessInput::new(channel.clone(), limits.time)),
@@ -215,7 +216,10 @@ pub(super) fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecS
         Some(Answer::Exited(ending)) if may_tell => Ok(Some(ExecStatus::of(*ending))),
         Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
         // Killed by its owner: the agent's word on it is not waited for.
-        None if seen.abandoned => Ok(Some(ExecStatus::Signal(KILL))),
+        None if seen.abandoned => match seen.time_limit.filter(|_| seen.is_out_of_time) {
+            Some(limit) => Err(ExecError::timed_out(limit)),
+            None => Ok(Some(ExecStatus::Signal(KILL))),
+        },
         _ => match seen.lost() {
             Some(error) => Err(error.clone().into()),
             None => Ok(None),

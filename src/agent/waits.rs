@@ -36,7 +36,7 @@ pub(super) fn block_on<S: Waits, T>(
             Ok(end) => (locked, _) = locked.wait(end),
             Err(error) => {
                 drop(locked);
-                channel.abandon();
+                channel.run_out_of_time();
                 return Err(error);
             }
         }
@@ -64,7 +64,7 @@ pub(super) fn poll_on<S: Waits, T>(
         Ok(None) => {}
         Ok(Some(end)) => timer.wake_at(end, task),
         Err(error) => {
-            channel.abandon();
+            channel.run_out_of_time();
             return Poll::Ready(Err(error));
         }
     }
