@@ -31,7 +31,7 @@ pub enum UnpackError {
     /// The unpacked length that follows the packed kernel cannot be right.
     #[error(
         "the kernel {path:?} is damaged: it says to be {size} bytes when unpacked, which are more than the {most} \
-         that its header reserves or that so many packed bytes give; copy or build it again"
+         that it reserves or that its packed bytes give; copy or build it again"
     )]
     Size {
         /// The kernel's path.
