@@ -33,6 +33,8 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
         return;
     }
     let path = common::scratch().join("before-command.json");
+    // What the agent is to run in; these guests do not look at it.
+    let initrd = common::file("empty.cpio", EMPTY_ARCHIVE.as_bytes());
     for (guest, options, code, ending, words) in [
         ("poweroff", &[][..], 111, "command-failed", "the guest powered off before the command had started"),
         ("hello-exit", &[], 111, "command-failed", "ended with code 0 before the command had started"),
@@ -46,17 +48,27 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
         ("spin", &["--boot-timeout", "300ms"], 124, "timed-out", "did not come to its init"),
     ] {
         let mut command = run_payload(guest);
-        command.args(options).arg("--outcome").arg(&path).args(["--", "true"]);
+        command.arg("-i").arg(&initrd).args(options).arg("--outcome").arg(&path).args(["--", "true"]);
         finish(&mut command).expect(code, words);
         common::exit_codes::expect_outcome(&path, ("", ending), code);
         // Nothing of the command is known.
         let report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(report.get("command_code"), None, "{report}");
     }
-    let mut child = printed_one_byte(run_payload("hello-halt").args(["--serial", "stdio", "--", "true"]));
+    let mut command = run_payload("hello-halt");
+    let mut child =
+        printed_one_byte(command.arg("-i").arg(&initrd).args(["--serial", "stdio", "--", "true"]));
     signal(&child, libc::SIGTERM);
     assert_eq!(common::wait(&mut child).code(), Some(128 + libc::SIGTERM));
 }
+
+/// A cpio archive of nothing but its end.
+const EMPTY_ARCHIVE: &str = concat!(
+    "070701",
+    "00000000000000000000000000000000000000010000000000000000",
+    "000000000000000000000000000000000000000B00000000",
+    "TRAILER!!!\0\0\0\0"
+);
 
 const CASES: &[Case] = &[
     Case { row: ("0", "powered-off"), code: 0, run: |outcome| run("poweroff", outcome, &[]) },
