@@ -19,7 +19,7 @@ use coracle::config::{
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
 pub(crate) use guest_ip::GuestIp;
-pub(crate) use test_args::{NoKvm, TapMode, TestArgs};
+pub(crate) use test_args::{Flaky, NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
 
 /// A lightweight virtual machine monitor for Linux KVM.

@@ -223,8 +223,81 @@ fn reports_say_what_the_exit_code_says() {
     command.args(["--timeout", "200ms", "--junit"]).arg(&junit);
     finish(&mut command).expect(124, "timed out");
     let xml = fs::read_to_string(&junit).unwrap();
-    let (_, error) = xml.split_once("<error message=\"timed out after 0.2 s\">").unwrap();
+    let (_, error) = xml.split_once("<error message=\"timed out after 0.2 s\" type=\"timed-out\">").unwrap();
     assert!(error.contains("it came at least to its entry") && error.contains("vCPU 0 was at"), "{xml}");
+}
+
+/// A test whose kernel hangs at first, and is another one once it has run.
+fn flaky(name: &str, options: &[&str]) -> (Finished, Value, String) {
+    let folder = scratch().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    let (kernel, next) = (folder.join("turns.elf"), folder.join("next.elf"));
+    fs::copy(payload("panic-words"), &kernel).unwrap();
+    fs::copy(payload("hello"), &next).unwrap();
+    let (junit, report) = (folder.join("out.xml"), folder.join("out.json"));
+    let mut command = coracle();
+    command.args(["test", "--accel", "kvm", "--memory", "16M", "--timeout", "2s", "--retries", "10"]);
+    command.args(["--expect", "^hello$", "--artifacts"]).arg(&folder).arg("--junit").arg(&junit);
+    command.arg("--json").arg(&report).args(options).arg(&kernel);
+    let log = folder.join("turns.elf.log");
+    let turn = std::thread::spawn(move || {
+        let runs = || fs::metadata(&log).is_ok_and(|log| log.len() > 0);
+        common::eventually("the first run prints", runs);
+        fs::rename(&next, &kernel).unwrap();
+    });
+    let run = finish(&mut command);
+    turn.join().unwrap();
+    (run, json(&report), fs::read_to_string(&junit).unwrap())
+}
+
+#[test]
+fn case_that_passes_in_a_later_run_is_flaky() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (run, report, xml) = flaky("flaky", &[]);
+    run.expect(0, "turns.elf: flaky: passed in run ");
+    let case = &report["cases"][0];
+    assert_eq!(
+        (&case["verdict"], &case["code"], &case["flaky"]),
+        (&"passed".into(), &0.into(), &true.into())
+    );
+    let failed = case["failed_runs"].as_array().unwrap();
+    assert!(!failed.is_empty() && failed.iter().all(|run| run["code"] == 124), "{case}");
+    assert!(xml.contains(r#"tests="1" failures="0" errors="0" skipped="0""#), "{xml}");
+    assert_eq!(xml.matches("<flakyError message=\"timed out after 2 s").count(), failed.len(), "{xml}");
+    let (run, report, xml) = flaky("flaky-fails", &["--flaky", "fail"]);
+    run.expect(120, "turns.elf: flaky: passed in run ");
+    assert_eq!(report["cases"][0]["flaky"], true);
+    assert!(
+        xml.contains(r#"failures="1""#) && xml.contains("<failure message=\"flaky: passed in run "),
+        "{xml}"
+    );
+}
+
+#[test]
+fn case_that_fails_in_each_run_has_failed_and_each_run_is_told() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (folder, junit) = (scratch().join("each"), scratch().join("each.xml"));
+    let mut command = test("hello");
+    command
+        .args(["--expect", "never", "--retries", "2", "--junit"])
+        .arg(&junit)
+        .arg("--artifacts")
+        .arg(&folder);
+    finish(&mut command).expect(120, "matched never");
+    let xml = fs::read_to_string(&junit).unwrap();
+    assert_eq!((xml.matches("<failure ").count(), xml.matches("<rerunFailure ").count()), (1, 2), "{xml}");
+    let mut logs: Vec<String> =
+        fs::read_dir(&folder).unwrap().map(|log| log.unwrap().file_name().into_string().unwrap()).collect();
+    logs.sort();
+    let ends = |end: &str| logs.iter().any(|log| log.ends_with(end));
+    assert!(logs.len() == 3 && ends(".elf.log") && ends(".retry-1.log") && ends(".retry-2.log"), "{logs:?}");
+    // Without the option there is one run.
+    finish(test("hello").args(["--expect", "never", "--junit"]).arg(&junit)).expect(120, "matched never");
+    assert!(!fs::read_to_string(&junit).unwrap().contains("rerun"));
 }
 
 #[test]

@@ -194,6 +194,25 @@ fn disk_with_slow_flushes_holds_up_the_end_for_one_of_them() {
     }
 }
 
+/// Of 256 reads of which the host does one after the other, those that have begun are waited for.
+#[test]
+fn disk_with_slow_reads_holds_up_the_end_for_those_that_have_begun() {
+    needs_kvm_and_root!();
+    for engine in ["sync", "io_uring"] {
+        with_fuse(&format!("slow-reads-{engine}"), Slow::EachRead, move |folder| {
+            let mut command = run_payload("backlog-read");
+            command.args(["--timeout", "30s", "--disk"]);
+            command.arg(format!("path={},ro,engine={engine}", folder.join("disk.img").display()));
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            // By then the host is at work on them.
+            thread::sleep(Duration::from_millis(500));
+            child.stdin.take().unwrap().write_all(b"p").unwrap();
+            collect(child).expect(0, "the guest powered off");
+        });
+    }
+}
+
 /// Calls `test` with a folder that is a file system of this process.
 fn with_fuse(name: &str, slow: Slow, test: impl FnOnce(&Path) + Send + 'static) {
     let folder = scratch().join(name);
@@ -230,6 +249,8 @@ enum Slow {
     Reads,
     /// Each flush of the file takes 2 s.
     Flushes,
+    /// Each read of the file takes 0.3 s, and nothing of it is kept.
+    EachRead,
 }
 
 /// A file system with one file of 32 KiB in it. Numbers are those of `linux/fuse.h`, version 7.31.
@@ -246,9 +267,13 @@ fn serve_fuse(mut fuse: File, slow: Slow) {
             // GETATTR.
             3 => Ok([words(&[3600, 0, 0, 0]), attributes(node)].concat()),
             // OPEN, OPENDIR.
-            14 | 27 => Ok(words(&[1, 0, 0, 0])),
+            14 | 27 => Ok(words(&[1, 0, u32::from(slow == Slow::EachRead), 0])),
             // READ.
             15 if slow == Slow::Reads => continue,
+            15 => {
+                thread::sleep(Duration::from_millis(300));
+                Ok(vec![0; number(40 + 16) as usize])
+            }
             // INTERRUPT, FORGET, BATCH_FORGET: there is no answer.
             36 | 2 | 42 => continue,
             // FSYNC.

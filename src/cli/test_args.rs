@@ -37,6 +37,12 @@ pub(crate) struct TestArgs {
     /// Longest time that the guest may take from its first instruction to its init
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,
+    /// How often a case that fails is run again; one that passes then is flaky
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=10))]
+    pub retries: u8,
+    /// What a flaky case comes to: it passes, with a line on stderr, or fails with 120
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub flaky: Flaky,
     /// What to do where no guest can run: fail with code 115, or skip with 77
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub no_kvm: NoKvm,
@@ -68,6 +74,16 @@ pub(crate) enum TapMode {
     Require,
     /// They are text like any other.
     Ignore,
+}
+
+/// What a case comes to that fails and then passes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Flaky {
+    /// Code 0.
+    #[default]
+    Pass,
+    /// Code 120.
+    Fail,
 }
 
 /// What a test does where no guest can run.

@@ -12,6 +12,7 @@ use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
+use super::attempts::Attempt;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
@@ -44,15 +45,25 @@ pub(crate) struct Done {
     pub(crate) scanner: Scanner,
     /// From the build of its machine to its end.
     pub(crate) time: Duration,
+    /// The runs before this one, which failed.
+    pub(crate) earlier: Vec<Attempt>,
+    /// It has passed after one of them.
+    pub(crate) is_flaky: bool,
 }
 
 impl Case {
-    /// Runs it to its verdict. The console goes to a file in `artifacts`, and to `shown` as it comes.
+    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and to `shown` as it
+    /// comes.
     ///
     /// # Errors
     /// The file cannot be made.
-    pub(crate) fn run(&self, artifacts: Option<&Path>, shown: Option<&Arc<Shown>>) -> Result<Done, Failure> {
-        let log = artifacts.map(|folder| self.create_log(folder)).transpose()?;
+    pub(crate) fn run(
+        &self,
+        earlier: usize,
+        artifacts: Option<&Path>,
+        shown: Option<&Arc<Shown>>,
+    ) -> Result<Done, Failure> {
+        let log = artifacts.map(|folder| self.create_log(folder, earlier)).transpose()?;
         let start = Instant::now();
         let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
         let reader = Reader::new(&scanner, shown, !self.command.is_empty());
@@ -78,7 +89,15 @@ impl Case {
         };
         let lost = outcome.as_ref().and_then(|outcome| lost_before(outcome, decided_at));
         let verdict = verdict.unless_lost(lost.or(log_failure));
-        Ok(Done { name: self.name.clone(), verdict, outcome, scanner, time: start.elapsed() })
+        Ok(Done {
+            name: self.name.clone(),
+            verdict,
+            outcome,
+            scanner,
+            time: start.elapsed(),
+            earlier: Vec::new(),
+            is_flaky: false,
+        })
     }
 
     /// A case that does not run.
@@ -89,6 +108,8 @@ impl Case {
             outcome: None,
             scanner: Scanner::new(Patterns::default(), None),
             time: Duration::ZERO,
+            earlier: Vec::new(),
+            is_flaky: false,
         }
     }
 
@@ -138,8 +159,9 @@ impl Case {
         Some(ending_of(status))
     }
 
-    fn create_log(&self, folder: &Path) -> Result<File, Failure> {
-        let path = folder.join(format!("{}.log", file_name(&self.name)));
+    fn create_log(&self, folder: &Path, earlier: usize) -> Result<File, Failure> {
+        let run = if earlier == 0 { String::new() } else { format!(".retry-{earlier}") };
+        let path = folder.join(format!("{}{run}.log", file_name(&self.name)));
         let made = fs::create_dir_all(folder).and_then(|()| File::create(&path));
         made.map_err(|error| {
             Failure::usage(format!("--artifacts: {} cannot be made: {error}", path.display()))

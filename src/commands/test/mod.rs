@@ -1,5 +1,6 @@
 //! `coracle test`: boots guests and judges them by what their consoles show and how they end.
 
+mod attempts;
 mod case;
 mod console_log;
 mod lines;
@@ -25,6 +26,7 @@ use coracle::emulated_host;
 use coracle::host::KvmKind;
 use coracle::{KernelImage, VmBuilder};
 
+use self::attempts::Retries;
 use self::case::{Case, Done, default_name};
 use self::progress::Progress;
 use self::scanner::Patterns;
@@ -207,7 +209,8 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
     crossing.boot_limit(args.vm.host_timeout);
-    crossing.time_limit(cases.iter().map(|case| case.time).sum());
+    let time: Option<Duration> = cases.iter().map(|case| case.time).sum();
+    crossing.time_limit(time.map(|time| time.saturating_mul(1 + u32::from(args.retries))));
     for case in cases {
         crossing.add(&case.config)?;
     }
@@ -227,7 +230,7 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
 /// One case, with its console on stdout as it comes.
 fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let shown = if args.quiet { None } else { Some(shown()?) };
-    let done = cases.iter().map(|case| case.run(args.artifacts.as_deref(), shown.as_ref()));
+    let done = cases.iter().map(|case| retries(args).run(case, args.artifacts.as_deref(), shown.as_ref()));
     let done = done.collect::<Result<Vec<Done>, Failure>>()?;
     if let Some(shown) = &shown {
         tell_lost(shown);
@@ -237,7 +240,9 @@ fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
             report::explanation(case, shown.is_some()).iter().for_each(|line| say(line));
         } else {
             let reason = case.verdict.reason().map(|reason| format!(": {reason}")).unwrap_or_default();
-            say(&format!("{}: {}{reason}", case.name, case.verdict.word()));
+            let word =
+                case.flakiness().map_or_else(|| case.verdict.word().into(), |why| format!("flaky: {why}"));
+            say(&format!("{}: {word}{reason}", case.name));
         }
     }
     remark(&done);
@@ -253,7 +258,7 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let work = || {
         while let Some((index, case)) = take(&next, cases) {
             progress.begins(&case.name);
-            let done = case.run(args.artifacts.as_deref(), None);
+            let done = retries(args).run(case, args.artifacts.as_deref(), None);
             if let Ok(done) = &done {
                 progress.ends(done);
             }
@@ -272,6 +277,11 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let shown = shown()?;
     shown.text(&guest_text::for_terminal(&report::summary(&done)));
     tell_lost(&shown);
+    for case in done.iter().filter(|case| !case.verdict.is_bad()) {
+        if let Some(why) = case.flakiness() {
+            say(&format!("{}: flaky: {why}", case.name));
+        }
+    }
     if let Some(first) = done.iter().find(|case| case.verdict.is_bad()) {
         report::explanation(first, false).iter().for_each(|line| say(line));
     }
@@ -286,6 +296,10 @@ fn remark(done: &[Done]) {
             say(&format!("{name}: TAP: {left_out}: not counted (--tap require fails on it)"));
         }
     }
+}
+
+fn retries(args: &TestArgs) -> Retries {
+    Retries { count: args.retries, flaky: args.flaky }
 }
 
 fn shown() -> Result<Arc<Shown>, Failure> {
@@ -314,6 +328,13 @@ fn default_jobs(cases: &[Case]) -> usize {
     (cpus / largest.max(1)).max(1)
 }
 
+/// The name of the suite's file, or that of the only case.
+fn suite_name(args: &TestArgs, done: &[Done]) -> String {
+    let of_file =
+        args.suite.as_ref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy().into_owned());
+    of_file.or_else(|| Some(done.first()?.name.clone())).unwrap_or_default()
+}
+
 /// Writes the files that were asked for, and returns the exit code.
 fn write_reports(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     let write = |option: &str, path: &Option<PathBuf>, content: Vec<u8>| match path {
@@ -323,7 +344,7 @@ fn write_reports(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
             reason: format!("{option} {}: it cannot be written: {error}", path.display()),
         }),
     };
-    let junit = report::junit(done).map_err(|error| Failure::of(&error))?;
+    let junit = report::junit(&suite_name(args, done), done).map_err(|error| Failure::of(&error))?;
     write("--junit", &args.junit, junit)?;
     write("--json", &args.json, report::json(done, on_emulated_host()).into_bytes())?;
     Ok(worst(&done.iter().map(|case| &case.verdict).collect::<Vec<_>>()))

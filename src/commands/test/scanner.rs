@@ -11,7 +11,7 @@ use regex_lite::Regex;
 use super::console_log::Log;
 use super::guest_text::without_escapes;
 use super::lines::{OpenLine, WholeLine, forms, parts};
-use super::tap::{TEXTS, Tap};
+use super::tap::{TEXTS, Tap, TapCounts};
 use crate::cli::TapMode;
 
 /// What is looked for.
@@ -157,7 +157,11 @@ impl Scanner {
         match (self.patterns.tap, self.tap.has_begun()) {
             (TapMode::Ignore, _) | (TapMode::Auto, false) => None,
             (TapMode::Auto, true) => self.tap.complaint(),
-            (TapMode::Require, true) => self.tap.complaint().or_else(left_out),
+            (TapMode::Require, true) => {
+                let is_empty = self.tap.counts() == TapCounts::default();
+                let empty = || is_empty.then(|| "TAP: there were no tests to run".to_owned());
+                self.tap.complaint().or_else(left_out).or_else(empty)
+            }
             (TapMode::Require, false) if self.tap.has_no_plan() => Some("TAP: no plan came".to_owned()),
             (TapMode::Require, false) => {
                 Some(left_out().unwrap_or_else(|| "TAP: no results came".to_owned()))
@@ -334,6 +338,9 @@ mod tests {
             (b"hello\n", Some("TAP: no results came")),
             (b"TAP version 13\n1..1\nok 1\n1..2\nnone", Some("TAP: more came than was planned")),
             (b"ok 1\n1..1\n", None),
+            (b"KTAP version 1\n1..0\n", Some("TAP: there were no tests to run")),
+            (b"KTAP version 1\n1..0 # SKIP x\n", None),
+            (b"TAP version 14\n1..0\n", None),
         ] {
             let patterns = Patterns { tap: TapMode::Require, ..Patterns::default() };
             let mut scanner = Scanner::new(patterns, None);

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 use io_uring::{IoUring, opcode, squeue, types};
@@ -37,8 +38,7 @@ pub(super) struct UringHandler {
     /// it. Without one, every request is carried out by the way of [`Disk::perform`].
     ring: Option<IoUring>,
     in_flight: InFlight,
-    /// Bytes of the pieces that the kernel has not been told of.
-    unsubmitted: u64,
+    batch: Batch,
     /// Flushes that came while one was in flight.
     flushes: Vec<Job>,
     /// Requests that go on, or are tried again, when the device has been paused and goes on.
@@ -72,7 +72,7 @@ impl UringHandler {
             file,
             ring: None,
             in_flight: InFlight::new(),
-            unsubmitted: 0,
+            batch: Batch { most: 1, ..Batch::default() },
             flushes: Vec::new(),
             waiting,
             stop,
@@ -138,7 +138,7 @@ impl UringHandler {
                     answered.complete(&mut self.queues).into_iter().for_each(VirtQueue::publish);
                 }
             }
-            if self.unsubmitted >= MAX_PIECE {
+            if self.batch.is_full() {
                 self.submit();
             }
         }
@@ -168,7 +168,7 @@ impl UringHandler {
         let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
         let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
         if is_pushed {
-            self.unsubmitted = self.unsubmitted.saturating_add(len.into());
+            self.batch.add(len);
         } else if let Some(pending) = self.in_flight.take(number) {
             // No room in the ring, which has as many places as there are numbers.
             self.perform_all(pending);
@@ -213,8 +213,8 @@ impl UringHandler {
 
     /// Hands new requests to the kernel.
     fn submit(&mut self) {
-        self.unsubmitted = 0;
-        let Some(ring) = &mut self.ring else { return };
+        let Some(ring) = self.ring.as_mut().filter(|_| !self.batch.is_empty()) else { return };
+        self.batch.begin_next();
         while !ring.submission().is_empty() {
             match ring.submit() {
                 Ok(_) => {}
@@ -222,10 +222,13 @@ impl UringHandler {
                 // Short of memory, or of room for completions: they go with the next turn, which is asked for here.
                 Err(_) => {
                     self.queues.first().into_iter().for_each(VirtQueue::ring);
+                    // Those that wait are of the next batch.
+                    self.batch.add(0);
                     return;
                 }
             }
         }
+        self.batch.is_submitted();
     }
 
     /// Answers what the kernel has finished, until the turn is over, and goes on with what has more pieces.
@@ -239,7 +242,7 @@ impl UringHandler {
             if let Some(pending) = self.in_flight.take(number) {
                 self.finish(pending, entry.result());
             }
-            if self.unsubmitted >= MAX_PIECE {
+            if self.batch.is_full() {
                 self.submit();
             }
         }
@@ -317,8 +320,44 @@ impl UringHandler {
             let entry = opcode::AsyncCancel::new(number.into()).build().user_data(CANCELLATION);
             // SAFETY: the entry names no memory. Without room for it the request is waited for.
             let _ = unsafe { ring.submission().push(&entry) };
+            self.batch.add(0);
         }
         self.submit();
+    }
+}
+
+/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system cannot do it
+/// otherwise, the wish to stop is only seen after it: the call then has one request.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Requests that the next call may have.
+    most: u32,
+    requests: u32,
+    bytes: u64,
+    since: Option<Instant>,
+}
+
+impl Batch {
+    fn add(&mut self, bytes: u32) {
+        self.requests = self.requests.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes.into());
+    }
+
+    fn is_empty(&self) -> bool {
+        self.requests == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.requests >= self.most || self.bytes >= MAX_PIECE
+    }
+
+    fn begin_next(&mut self) {
+        (self.requests, self.bytes, self.since) = (0, 0, Some(Instant::now()));
+    }
+
+    fn is_submitted(&mut self) {
+        let is_slow = self.since.take().is_some_and(|since| since.elapsed() > SLOW_CALL);
+        self.most = if is_slow { 1 } else { self.most.saturating_mul(2).min(ENTRIES.into()) };
     }
 }
 
@@ -329,6 +368,8 @@ impl QueueHandler for UringHandler {
         }
         match IoUring::new(ENTRIES.into()) {
             Ok(ring) => {
+                // A kernel before 5.15 takes as many as it likes.
+                let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, MAX_WORKERS]);
                 watch(sources, &ring, COMPLETIONS, EventSet::IN);
                 self.ring = Some(ring);
             }
@@ -383,5 +424,10 @@ fn is_passing(result: i32) -> bool {
 
 /// What an event is about: the ring, or, below, a queue.
 const COMPLETIONS: u32 = u32::MAX;
+/// The most calls that the kernel makes at the same time for requests which it cannot do otherwise: those cannot be
+/// cancelled, and a host that does one after the other has to be through with them when the disk is stopped.
+const MAX_WORKERS: u32 = 16;
+/// How long a call takes in which nothing is waited for, on a busy host too.
+const SLOW_CALL: Duration = Duration::from_millis(20);
 /// What the kernel calls the end of a cancellation: no request has this number.
 const CANCELLATION: u64 = u64::MAX;

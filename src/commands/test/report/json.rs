@@ -3,6 +3,7 @@
 use coracle::outcome::OutcomeReport;
 use serde_json::{Value, json};
 
+use super::super::attempts::Attempt;
 use super::super::case::Done;
 use super::super::tap::{Tap, TapCounts, TapOutcome, TapResult};
 
@@ -20,9 +21,20 @@ fn of_case(case: &Done, on_emulated_host: bool) -> Value {
         "verdict": case.verdict.word(),
         "code": case.verdict.code(),
         "reason": case.verdict.reason(),
+        "flaky": case.is_flaky,
+        "failed_runs": case.earlier.iter().map(of_run).collect::<Vec<Value>>(),
         "seconds": case.time.as_secs_f64(),
         "tap": tap,
         "outcome": outcome,
+    })
+}
+
+fn of_run(run: &Attempt) -> Value {
+    json!({
+        "verdict": run.verdict.word(),
+        "code": run.verdict.code(),
+        "reason": run.verdict.reason(),
+        "seconds": run.time.as_secs_f64(),
     })
 }
 

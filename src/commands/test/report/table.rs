@@ -9,9 +9,12 @@ use super::super::verdict::Verdict;
 pub(crate) fn summary(cases: &[Done]) -> String {
     let width = cases.iter().map(|case| case.name.chars().count()).max().unwrap_or(0).min(NAME_WIDTH);
     let mut text = String::new();
-    for Done { name, verdict, time, .. } in cases {
-        let reason = verdict.reason().map(|reason| format!("  {reason}")).unwrap_or_default();
-        let line = format!("{:7} {name:width$} {:>9}{reason}", verdict.word(), Seconds(*time).to_string());
+    for case @ Done { name, verdict, time, .. } in cases {
+        let flakiness = case.flakiness().filter(|_| *verdict == Verdict::Passed);
+        let word = if flakiness.is_some() { "flaky" } else { verdict.word() };
+        let reason = flakiness.as_deref().or(verdict.reason());
+        let reason = reason.map(|reason| format!("  {reason}")).unwrap_or_default();
+        let line = format!("{word:7} {name:width$} {:>9}{reason}", Seconds(*time).to_string());
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -19,7 +22,12 @@ pub(crate) fn summary(cases: &[Done]) -> String {
     let passed = count(|verdict| *verdict == Verdict::Passed);
     let skipped = count(|verdict| matches!(verdict, Verdict::Skipped(_)));
     let bad = count(Verdict::is_bad);
-    text.push_str(&format!("{} cases: {passed} passed, {bad} failed, {skipped} skipped\n", cases.len()));
+    let flaky = cases.iter().filter(|case| case.is_flaky && case.verdict == Verdict::Passed).count();
+    let flaky = if flaky > 0 { format!(" ({flaky} flaky)") } else { String::new() };
+    text.push_str(&format!(
+        "{} cases: {passed} passed{flaky}, {bad} failed, {skipped} skipped\n",
+        cases.len()
+    ));
     text
 }
 

@@ -224,6 +224,7 @@ fn plan_of_nothing_is_skipped() {
     let tap = tap("TAP version 13\n1..0 # SKIP no disk");
     assert_eq!(tap.all_skipped(), Some("no disk"));
     assert_eq!(tap.counts().skipped, 1);
+    assert_eq!(counts("KTAP version 1\n1..0"), (0, 0, 0, 0), "a kernel without tests skips nothing");
     assert_eq!(counts("TAP version 14\n1..2\n    1..0 # skip x\nok 1 - s\nok 2"), (1, 0, 1, 0));
     assert_eq!(super::tap_tests::tap("TAP version 13\n1..2\nok 1 # SKIP\nok 2").all_skipped(), None);
 }
