@@ -9,13 +9,17 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use common::exit_codes::{Case, OF_EMULATED_HOST, OF_LINUX, check, documented};
+use common::exit_codes::{Case, OF_EMULATED_HOST, OF_LINUX, OF_SIGNALS, check, documented};
 use common::{Finished, collect, coracle, finish, payload, pseudo_terminal, run_payload, signal};
 use coracle::terminal::terminal_mode;
 
 #[test]
 fn each_row_of_the_table_is_provoked_and_there_are_no_others() {
-    let here = CASES.iter().map(|case| case.row).chain(OF_LINUX.iter().copied()).chain([OF_EMULATED_HOST]);
+    let here = CASES
+        .iter()
+        .map(|case| case.row)
+        .chain(OF_LINUX.iter().copied())
+        .chain([OF_EMULATED_HOST, OF_SIGNALS]);
     let provoked: BTreeSet<_> = here.map(|(code, ending)| (code.to_owned(), ending.to_owned())).collect();
     assert_eq!(provoked, documented());
 }
