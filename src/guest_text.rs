@@ -1,10 +1,10 @@
-//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would hide what is
-//! printed, and without characters that would steer a terminal.
+//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would hide what
+//! is printed, and without characters that would steer a terminal.
 
 use std::borrow::Cow;
 
-/// The line without escape sequences (ECMA-48, section 5.4 and 5.6: control sequences, control strings, and two-character
-/// sequences). A sequence that the line does not end is taken to its end.
+/// The line without escape sequences (ECMA-48, section 5.4 and 5.6: control sequences, control strings, and
+/// two-character sequences). A sequence that the line does not end is taken to its end.
 pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
     if !line.contains(ESC) {
         return Cow::Borrowed(line);
@@ -27,13 +27,14 @@ pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a terminal or turn the
-/// order of what is read are shown as U+FFFD.
+/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a terminal or
+/// turn the order of what is read are shown as U+FFFD.
 pub(crate) fn harmless(text: &str, limit: usize) -> String {
     text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and tabs stay.
+/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and tabs
+/// stay.
 pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| steers(c) && !matches!(c, '\n' | '\t');
     if !text.contains(is_bad) {

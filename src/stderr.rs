@@ -73,8 +73,8 @@ fn push(mut queue: MutexGuard<'static, Queue>, weight: Weight, text: Vec<u8>) {
     CHANGED.notify_all();
 }
 
-/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands still. A slow
-/// reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
+/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands still. A
+/// slow reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
 pub(crate) fn flush() {
     let start = Instant::now();
     let mut queue = lock();

@@ -58,8 +58,8 @@ impl RawTerminal {
         }
     }
 
-    /// Makes every signal that ends a process by default restore the terminal first. For the command only: a library has
-    /// no business with the signals of its program. Signals that are blocked, ignored or handled stay so.
+    /// Makes every signal that ends a process by default restore the terminal first. For the command only: a library
+    /// has no business with the signals of its program. Signals that are blocked, ignored or handled stay so.
     pub fn restore_on_fatal_signals() {
         for signal in (1..=libc::SIGRTMAX()).filter(|signal| !NOT_FATAL.contains(signal)) {
             let mut before = MaybeUninit::<libc::sigaction>::zeroed();

@@ -342,7 +342,7 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     };
     let run = |args: &[&str]| finish(coracle().arg("test").args(args));
     let hello = hello.to_str().unwrap();
-    refused(&run(&[hello, "--expect", "("]), "--expect `(`: it is no regular expression");
+    refused(&run(&[hello, "--expect", "("]), "--expect `(`: it is not a regular expression");
     refused(&run(&[hello, "--expect", ""]), "--expect: the empty pattern matches every line");
     refused(&run(&[hello, "--reject", ""]), "--reject: the empty pattern matches every line");
     refused(&run(&["--suite", missing.to_str().unwrap(), "--only", ""]), "--only: the empty text");

@@ -138,7 +138,7 @@ fn what_is_no_network_is_refused_before_the_guest_runs() {
     refused(&["--net", "tap=t0", "--net", "tap=t0"], "two network cards have the end tap=t0");
     refused(&["--net", "none", "--net", "tap=t0"], "--net none: it goes with no other --net");
     let run = finish(run_payload("poweroff").args(["--net", "tap0"]));
-    run.expect(125, "`tap0` is no end of a network card");
+    run.expect(125, "`tap0` is not the end of a network card");
     finish(run_payload("poweroff").args(["--net", "none"])).expect(0, "powered off");
 }
 

@@ -1,5 +1,5 @@
-//! Signals at moments at which the main thread of the command is busy: while a root is prepared, and while the outcome is
-//! written to a FIFO.
+//! Signals at moments at which the main thread of the command is busy: while a root is prepared, and while the
+//! outcome is written to a FIFO.
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! What programs expect to find in a system that the agent is the first process of: mounts, devices, names. It is what
-//! the OCI runtime specification gives a container ("Default Filesystems", "Default Devices", "Dev symbolic links"), with
-//! what runc and Docker add to that.
+//! the OCI runtime specification gives a container ("Default Filesystems", "Default Devices", "Dev symbolic links"),
+//! with what runc and Docker add to that.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -179,7 +179,7 @@ mod tests {
         for text in ["", "# only\n", "two words\n", "a\tb", &"x".repeat(MAX_NAME + 1)] {
             assert_eq!(name(text), None, "{text}");
         }
-        assert_eq!(name_in_file(&folder), None, "a folder is no file");
+        assert_eq!(name_in_file(&folder), None, "a folder is not a file");
         assert_eq!(name_in_file(Path::new("/dev/zero")), None, "nor is a device");
         fs::remove_dir_all(folder).unwrap();
     }

@@ -86,7 +86,8 @@ pub(crate) fn make_read_only() {
     }
 }
 
-/// Whether a path is on a tmpfs, a ramfs (what an initramfs is unpacked to) or a device file system, which is one of them.
+/// Whether a path is on a tmpfs, a ramfs (what an initramfs is unpacked to) or a device file system, which is one of
+/// them.
 pub(crate) fn is_in_memory(path: &str) -> bool {
     let Ok(path) = CString::new(path) else { return false };
     // SAFETY: an all-zero structure is valid: it is plain data.

@@ -115,8 +115,8 @@ impl AgentClient {
         Ok(())
     }
 
-    /// The entries of a directory, without `.` and `..`, in no order, up to [`AgentClient::FILE_LIMIT`] bytes of them. Links
-    /// are not followed.
+    /// The entries of a directory, without `.` and `..`, in no order, up to [`AgentClient::FILE_LIMIT`] bytes of
+    /// them. Links are not followed.
     ///
     /// # Errors
     /// The guest refuses, the list is longer, or the agent or the machine has ended.

@@ -1,5 +1,5 @@
-//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it prints an error of
-//! clap's, whose own feature for it costs twenty times the code.
+//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it prints an
+//! error of clap's, whose own feature for it costs twenty times the code.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, Error};

@@ -22,8 +22,8 @@ pub(crate) struct VmArgs {
     #[arg(short, long = "initrd", value_name = "FILE")]
     pub initrds: Vec<PathBuf>,
     /// Root file system: a folder, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or squashfs, which all stay
-    /// as they are; or path=PATH and a comma-separated list of rw (writes go to the image), cow-size=SIZE, as=initramfs or
-    /// disk, keep-ids. In the list `,,` is a comma of the path, here and wherever a list has a path
+    /// as they are; or path=PATH and a comma-separated list of rw (writes go to the image), cow-size=SIZE,
+    /// as=initramfs or disk, keep-ids. In the list `,,` is a comma of the path, here and wherever a list has a path
     #[arg(long, value_name = "ROOT")]
     pub root: Option<RootConfig>,
     /// Refuse a --root folder whose files' owners cannot be known, where a caller's own files would become root's
@@ -59,12 +59,14 @@ pub(crate) struct VmArgs {
     /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<MemoryConfig>,
-    /// Disk: the path of a raw image or block device, or path=PATH and a comma-separated list of ro (read only), cow (writes
-    /// go to a private overlay) with cow-size=SIZE, engine=sync [default] or io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
+    /// Disk: the path of a raw image or block device, or path=PATH and a comma-separated list of ro (read only), cow
+    /// (writes go to a private overlay) with cow-size=SIZE, engine=sync [default] or io_uring, poll=off or 32us,
+    /// queues=N, id=TEXT, on-error=report or pause
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskConfig>,
     /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
-    /// gvproxy, QEMU's stream), and a comma-separated list of mac=ADDRESS, mtu=BYTES and poll=off or 32us; none for no card
+    /// gvproxy, QEMU's stream), and a comma-separated list of mac=ADDRESS, mtu=BYTES and poll=off or 32us; none for
+    /// no card
     #[arg(long = "net", value_name = "END")]
     pub nets: Vec<NetChoice>,
     /// Give the guest random numbers of this host's (virtio-rng)
@@ -80,8 +82,8 @@ pub(crate) struct VmArgs {
     /// Longest time that the guest, or a command in it, may run, as in 20s or 5m, or none
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub timeout: Option<Timeout>,
-    /// Longest time that the guest may take to its init, or with a command until its agent can run it [default: no limit;
-    /// 180s with a command]
+    /// Longest time that the guest may take to its init, or with a command until its agent can run it [default: no
+    /// limit; 180s with a command]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub boot_timeout: Option<Duration>,
     /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU

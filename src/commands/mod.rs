@@ -46,8 +46,8 @@ pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) 
     }
 }
 
-/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout cannot take them. A
-/// reader that has gone has seen enough.
+/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout cannot
+/// take them. A reader that has gone has seen enough.
 pub(crate) fn answer(text: &str, code: u8) -> u8 {
     let write = |mut stdout: OutputFile| stdout.write_all(format!("{text}\n").as_bytes());
     written(OutputFile::stdout().and_then(write), code)

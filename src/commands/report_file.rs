@@ -1,5 +1,5 @@
-//! Files that are written when all is over, tried before anything starts: a run of an hour does not end with a path that was
-//! never good.
+//! Files that are written when all is over, tried before anything starts: a run of an hour does not end with a path
+//! that was never good.
 
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;

@@ -48,8 +48,8 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
     settings::raw(&args.vm).map(|below| own.over(below))
 }
 
-/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial line cannot be
-/// told one. It stays for the kernel's messages.
+/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial line
+/// cannot be told one. It stays for the kernel's messages.
 fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
     let is_chosen = raw.console.is_some() || raw.serial.is_some();
@@ -160,8 +160,8 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code())
 }
 
-/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its reader,
-/// and a signal ends that.
+/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its
+/// reader, and a signal ends that.
 fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());

@@ -18,8 +18,8 @@ pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> Str
     line
 }
 
-/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the first program
-/// (Linux, Documentation/admin-guide/kernel-parameters.txt).
+/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the first
+/// program (Linux, Documentation/admin-guide/kernel-parameters.txt).
 pub fn names_root(line: &str) -> bool {
     let mut words = line.split_ascii_whitespace().take_while(|word| *word != "--");
     words.any(|word| word.strip_prefix("root=").is_some_and(|root| !root.is_empty()))

@@ -11,8 +11,8 @@ pub enum ConsoleDevice {
     #[default]
     Serial,
     /// A virtio console, `hvc0`, on standard input and output, or on what the builder is given. The serial port stays, and
-    /// has its own end in [`VmConfig::serial`](super::VmConfig::serial). Where that is standard input and output, too, both
-    /// print there, and what is typed goes to `hvc0`.
+    /// has its own end in [`VmConfig::serial`](super::VmConfig::serial). Where that is standard input and output,
+    /// too, both print there, and what is typed goes to `hvc0`.
     Virtio,
 }
 

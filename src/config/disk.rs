@@ -112,8 +112,8 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`, `queues=`,
-    /// `id=` and `on-error=`. A comma of the path is written twice.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`,
+    /// `queues=`, `id=` and `on-error=`. A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::DiskPath { text: text.into() });
         let (path, words) = split?;

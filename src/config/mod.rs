@@ -241,7 +241,7 @@ pub enum ConfigError {
     },
     /// Not the end of a network card.
     #[error(
-        "`{text}` is no end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a comma-separated list of mac=, mtu= and \
+        "`{text}` is not the end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a comma-separated list of mac=, mtu= and \
          poll=, or none"
     )]
     NetEnd {

@@ -90,8 +90,8 @@ impl FromStr for NetChoice {
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of `mac=`, `mtu=` and `poll=`. A comma of the
-    /// path is written twice.
+    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of `mac=`, `mtu=` and `poll=`. A
+    /// comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut words = split(text);
         let end = end(&words.remove(0)).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;

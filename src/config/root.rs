@@ -75,8 +75,8 @@ impl RootConfig {
 impl FromStr for RootConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`, `as=disk` and
-    /// `keep-ids`. A comma of the path is written twice.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`,
+    /// `as=disk` and `keep-ids`. A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
         let (path, words) = split?;

@@ -37,8 +37,8 @@ impl fmt::Display for VsockConfig {
 impl FromStr for VsockConfig {
     type Err = ConfigError;
 
-    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A comma of the path is
-    /// written twice.
+    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A comma of the
+    /// path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let mut config = VsockConfig::default();
         let wrong = |word: &str| ConfigError::VsockWord { word: word.into() };

@@ -1,4 +1,5 @@
-//! What became of the bytes that a guest sent to its consoles: for the outcome, once the I/O thread has ended or is given up.
+//! What became of the bytes that a guest sent to its consoles: for the outcome, once the I/O thread has ended or is
+//! given up.
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 
@@ -16,8 +17,8 @@ pub(crate) struct ConsoleCounts {
 }
 
 impl ConsoleCounts {
-    /// Of the serial port's output and of that of the virtio console, which is the machine's first console where there is
-    /// one, and the one behind which `pump` stands. What still waits is taken by nobody.
+    /// Of the serial port's output and of that of the virtio console, which is the machine's first console where
+    /// there is one, and the one behind which `pump` stands. What still waits is taken by nobody.
     pub(crate) fn of(
         serial: &ConsoleBuffer,
         virtio: Option<&ConsoleBuffer>,

@@ -74,8 +74,8 @@ impl ConsoleChoice {
         Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
     }
 
-    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it takes, and may be
-    /// late.
+    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it takes, and
+    /// may be late.
     pub(crate) fn capacity(&self) -> usize {
         match self {
             ConsoleChoice::Writer(_) => WRITER_CAPACITY,

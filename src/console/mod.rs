@@ -73,8 +73,8 @@ impl Console {
 
     fn write_output(&mut self, ops: &mut EventOps) {
         let Some(sink) = &mut self.output else {
-            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those of a console that
-            // is connected to nothing, but those of one that was.
+            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those of a
+            // console that is connected to nothing, but those of one that was.
             if self.output_lost {
                 self.buffer.discard();
             } else if self.listener.is_none() {

@@ -38,8 +38,8 @@ impl Pump {
         self.ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
     }
 
-    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when the thread has
-    /// ended.
+    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when the
+    /// thread has ended.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Acquire)
     }

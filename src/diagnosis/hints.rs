@@ -90,8 +90,8 @@ pub enum Hint {
     },
     /// The guest's init has ended.
     InitEnded {
-        /// Its status as `wait` gives it (Linux, include/uapi/linux/wait.h): the signal that killed it in bits 0 to 6, else its
-        /// code in bits 8 to 15.
+        /// Its status as `wait` gives it (Linux, include/uapi/linux/wait.h): the signal that killed it in bits 0 to
+        /// 6, else its code in bits 8 to 15.
         status: u32,
     },
 }

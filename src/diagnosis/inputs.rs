@@ -1,5 +1,5 @@
-//! What a diagnosis reads of files and of a guest's memory, for the fuzz target and for the test that measures memory: the
-//! ways into `symbols` and `kconfig` without a guest. Nothing else calls it.
+//! What a diagnosis reads of files and of a guest's memory, for the fuzz target and for the test that measures
+//! memory: the ways into `symbols` and `kconfig` without a guest. Nothing else calls it.
 
 use std::ops::Range;
 use std::path::Path;

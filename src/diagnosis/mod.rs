@@ -50,8 +50,8 @@ pub struct Diagnosis {
     pub vcpus: Vec<VcpuPlace>,
     /// Known causes that would explain the ending, the likeliest first.
     pub hints: Vec<Hint>,
-    /// The last lines of the console, cleaned of what a terminal would obey, and that of the panic first where it is further
-    /// up.
+    /// The last lines of the console, cleaned of what a terminal would obey, and that of the panic first where it is
+    /// further up.
     pub console: Vec<String>,
     /// The line with which the kernel panicked, where it printed one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -125,8 +125,8 @@ pub(crate) struct Remains<'a> {
 }
 
 impl Remains<'_> {
-    /// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial port, to
-    /// which it speaks from the beginning.
+    /// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial
+    /// port, to which it speaks from the beginning.
     fn heard(&self) -> &ConsoleBuffer {
         let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
         let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
@@ -146,8 +146,8 @@ pub(crate) struct Findings {
 }
 
 impl Subject {
-    /// Of a machine that was loaded with `image`, `initrds` and the whole command line, and whose devices leave their signs in
-    /// `signs`. `disks` has that of its root.
+    /// Of a machine that was loaded with `image`, `initrds` and the whole command line, and whose devices leave their
+    /// signs in `signs`. `disks` has that of its root.
     pub(crate) fn new(
         config: &VmConfig,
         cmdline: String,

@@ -1,6 +1,6 @@
-//! Keeps QEMU, and whatever takes it over, from changing the caller's files: Landlock (Linux 5.13 and newer) for contents
-//! and names, a seccomp filter for what Landlock leaves out: modes, owners, times and attributes. `machine` makes it
-//! before the fork and applies it between fork and exec. Reading is not confined.
+//! Keeps QEMU, and whatever takes it over, from changing the caller's files: Landlock (Linux 5.13 and newer) for
+//! contents and names, a seccomp filter for what Landlock leaves out: modes, owners, times and attributes. `machine`
+//! makes it before the fork and applies it between fork and exec. Reading is not confined.
 //!
 //! Sources: Linux, Documentation/userspace-api/landlock.rst and seccomp_filter.rst.
 
@@ -81,9 +81,9 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The filter: a call of another instruction set is refused, one that changes attributes fails, one that sets times does
-/// nothing, and a file opened for reading is not emptied. The rest is as it was. QEMU's share sets the mode of each file that
-/// it makes a second time, so a change of mode must not fail there; it has no effect either.
+/// The filter: a call of another instruction set is refused, one that changes attributes fails, one that sets times
+/// does nothing, and a file opened for reading is not emptied. The rest is as it was. QEMU's share sets the mode of
+/// each file that it makes a second time, so a change of mode must not fail there; it has no effect either.
 fn filter(makes_files: bool) -> Vec<libc::sock_filter> {
     let mut program = vec![
         load(ARCHITECTURE),

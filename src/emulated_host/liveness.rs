@@ -1,8 +1,9 @@
-//! Whether a machine still answers. Its CPUs may spin for ever: then nothing inside obeys a signal or keeps to a time limit,
-//! and this process has to.
+//! Whether a machine still answers. Its CPUs may spin for ever: then nothing inside obeys a signal or keeps to a time
+//! limit, and this process has to.
 //!
-//! The agent answers each signal. When the command's time is over, it is asked again and again by signal 0, which goes to
-//! nobody, and the machine may take as long as it likes while it answers: the command knows better when its time began.
+//! The agent answers each signal. When the command's time is over, it is asked again and again by signal 0, which
+//! goes to nobody, and the machine may take as long as it likes while it answers: the command knows better when its
+//! time began.
 
 use std::time::{Duration, Instant};
 
@@ -90,8 +91,8 @@ impl Question {
     }
 }
 
-/// How long a machine may take to pass a signal on that asks for the end. The agent does it at once; an emulated CPU that
-/// shares its host with others takes a second now and then.
+/// How long a machine may take to pass a signal on that asks for the end. The agent does it at once; an emulated CPU
+/// that shares its host with others takes a second now and then.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
 /// The same without a person who waits.
 const ASK_LIMIT: Duration = Duration::from_secs(10);

@@ -201,8 +201,8 @@ fn local(step: &'static str) -> impl FnOnce(io::Error) -> EmulatedHostError {
     move |source| EmulatedHostError::Local { step, source }
 }
 
-/// The machine: no devices but those named here, no display, and the caller's files as 9p shares, which are read-only where
-/// nothing in them may be changed.
+/// The machine: no devices but those named here, no display, and the caller's files as 9p shares, which are read-only
+/// where nothing in them may be changed.
 fn machine_arguments(size: MachineSize, writable: Option<&[PathBuf]>) -> Vec<String> {
     let MachineSize { cpus, memory_mib } = size;
     let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \

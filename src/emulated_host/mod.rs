@@ -44,17 +44,18 @@ pub struct EmulatedHostArgs {
     /// Memory of the machine in MiB; by default a third of this one's, but at most 3072. It is taken as it is
     /// touched.
     pub memory_mib: Option<u64>,
-    /// The files and directories of the caller's that may be changed from inside; nothing else of the caller's can be, also
-    /// not by a QEMU that a guest has taken over. None: all that the caller may change.
+    /// The files and directories of the caller's that may be changed from inside; nothing else of the caller's can
+    /// be, also not by a QEMU that a guest has taken over. None: all that the caller may change.
     pub writable: Option<Vec<PathBuf>>,
     /// How long the machine may take until the command runs; by default [`BOOT_LIMIT`].
     pub boot_limit: Option<Duration>,
-    /// The time after which the command ends by itself. A machine that does not answer any more when it is over is ended.
+    /// The time after which the command ends by itself. A machine that does not answer any more when it is over is
+    /// ended.
     pub time_limit: Option<Duration>,
 }
 
-/// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has nothing else
-/// to do takes some five seconds.
+/// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has
+/// nothing else to do takes some five seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// How the command ended.

@@ -27,8 +27,8 @@ use crate::terminal::RawTerminal;
 /// interrupt, nothing masks it, and the CPU sleeps for ever. Any other interrupt has QEMU look at the APIC again.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The most bytes of an output that are lost before the command is told that nobody reads it: one that writes without end is
-/// to end.
+/// The most bytes of an output that are lost before the command is told that nobody reads it: one that writes without
+/// end is to end.
 const MOST_LOST: u64 = 64 << 20;
 
 /// The run of one command on one machine.
@@ -340,8 +340,8 @@ impl Streams {
         Ok(exit)
     }
 
-    /// Tells the agent of the caller's streams that have ended or were closed, once. What a stream cannot take for another
-    /// reason is lost, up to a limit, and the command goes on.
+    /// Tells the agent of the caller's streams that have ended or were closed, once. What a stream cannot take for
+    /// another reason is lost, up to a limit, and the command goes on.
     fn tell(&mut self, control: &mut Control) {
         if self.input.source_ended() && !self.input_end_told {
             self.input_end_told = true;

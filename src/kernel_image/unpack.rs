@@ -102,8 +102,8 @@ const HEAD_LEN: u64 = 16;
 /// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
 /// (53 MiB is usual), far below what would hurt a host.
 const MAX_UNPACKED: u64 = 1 << 30;
-/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a kernel to a
-/// sixth.
+/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a kernel
+/// to a sixth.
 const MIN_UNPACKED: u64 = 16 << 20;
 const MAX_RATIO: u64 = 7;
 

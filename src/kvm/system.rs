@@ -101,9 +101,9 @@ fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
     }
 }
 
-/// Whether guests of this host are shown a CPU without XSAVE, although KVM offers it: the host's CPU is emulated by QEMU.
-/// There KVM is not told when a guest sets XCR0: its CPUID leaf 0xd does not follow, which stock kernels take for a defect
-/// (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
+/// Whether guests of this host are shown a CPU without XSAVE, although KVM offers it: the host's CPU is emulated by
+/// QEMU. There KVM is not told when a guest sets XCR0: its CPUID leaf 0xd does not follow, which stock kernels take
+/// for a defect (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
 pub(crate) fn hides_xsave() -> bool {
     // A CPU that runs without a hypervisor answers with something else.
     let leaf = std::arch::x86_64::__cpuid(HYPERVISOR_SIGNATURE);

@@ -369,8 +369,8 @@ const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
 /// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once from then
 /// on; a disk costs a device, two file systems and reads as they come.
 const SMALL: u64 = 32 << 20;
-/// The same for an archive, to which twice its own length is added: holes and packing make much of little, and it is made
-/// in memory here.
+/// The same for an archive, to which twice its own length is added: holes and packing make much of little, and it is
+/// made in memory here.
 const SMALL_OF_ARCHIVE: u64 = 12 << 20;
 /// The same as a share of the guest's memory: an eighth of it, so that unpacking takes a quarter.
 const SHARE_OF_MEMORY: u64 = 8;

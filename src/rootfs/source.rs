@@ -68,7 +68,7 @@ impl Source {
         Err(other(content_name(&start)))
     }
 
-    /// Bytes of the archive, packed as it may be; none for what is no archive.
+    /// Bytes of the archive, packed as it may be; none for what is not an archive.
     pub(super) fn archive_len(&self) -> Option<u64> {
         match self {
             Source::Tar(_, len) => Some(*len),

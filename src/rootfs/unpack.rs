@@ -117,8 +117,8 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
     Ok(len)
 }
 
-/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say, are nothing, as
-/// gzip and tar have it.
+/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say, are
+/// nothing, as gzip and tar have it.
 struct GzipMembers<R: BufRead> {
     /// None at the end.
     member: Option<GzDecoder<R>>,

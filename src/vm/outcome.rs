@@ -37,7 +37,8 @@ pub struct Outcome {
     pub console_bytes: u64,
     /// Of these, bytes that were lost because nobody took them in time.
     pub console_bytes_dropped: u64,
-    /// How many bytes had come on the console before the first that was lost: on the virtio console, where there is one.
+    /// How many bytes had come on the console before the first that was lost: on the virtio console, where there is
+    /// one.
     pub console_lost_from: Option<u64>,
     /// Requests to disks that the host could not carry out.
     pub disk_errors: u64,

@@ -218,8 +218,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs an experiment that a busy machine can spoil, up to three times. What the product does wrong it does each time; what a
-/// CPU that was away for some seconds does, it does not.
+/// Runs an experiment that a busy machine can spoil, up to three times. What the product does wrong it does each
+/// time; what a CPU that was away for some seconds does, it does not.
 #[track_caller]
 pub fn unless_spoilt(mut experiment: impl FnMut() -> Result<(), String>) {
     let spoilt: Vec<String> =

@@ -8,8 +8,8 @@ use super::virtio::host;
 use super::{data, no_linux};
 use coracle::guest_data::GuestData;
 
-/// One line for each thing that runc gives a container (OCI runtime specification, config-linux.md "Default Filesystems"
-/// and "Default Devices", runtime-linux.md "Dev symbolic links"), and for what people look for besides.
+/// One line for each thing that runc gives a container (OCI runtime specification, config-linux.md "Default
+/// Filesystems" and "Default Devices", runtime-linux.md "Dev symbolic links"), and for what people look for besides.
 const SCRIPT: &str = r#"
 for link in fd stdin stdout stderr; do echo "$link $(readlink /dev/$link)"; done
 [ ! -e /proc/kcore ] || [ "$(readlink /dev/core)" = /proc/kcore ] || echo "no core"

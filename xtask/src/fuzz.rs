@@ -151,8 +151,8 @@ const SMOKE_SECONDS: u32 = 10;
 
 const TARGET_TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// The most MiB that a target may ask for at once. What parses a file stays in proportion to it, and inputs are small; a
-/// decoder may remember 128 MiB, and a kernel may unpack to more.
+/// The most MiB that a target may ask for at once. What parses a file stays in proportion to it, and inputs are
+/// small; a decoder may remember 128 MiB, and a kernel may unpack to more.
 fn largest_block_mib(target: &str) -> u32 {
     match target {
         "config_file" | "diagnosis_inputs" | "root_tar" | "suite_toml" | "tap_stream" => 24,

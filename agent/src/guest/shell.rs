@@ -23,7 +23,8 @@ const HOME: &str = "/root";
 
 const TERMINAL_WORD: &str = "coracle.terminal=";
 
-/// How long a driver may take to its terminal: that of a virtio console first talks with the device, on a busy host slowly.
+/// How long a driver may take to its terminal: that of a virtio console first talks with the device, on a busy host
+/// slowly.
 const DRIVER_LIMIT: Duration = Duration::from_secs(20);
 const DRIVER_PERIOD: Duration = Duration::from_millis(10);
 
@@ -73,8 +74,8 @@ fn open_terminal(line: &str) -> io::Result<File> {
     }
 }
 
-/// That of the word `coracle.terminal=`, else the console's own device: `/dev/console` itself cannot control a session. The
-/// active consoles are listed with the one behind `/dev/console` last.
+/// That of the word `coracle.terminal=`, else the console's own device: `/dev/console` itself cannot control a
+/// session. The active consoles are listed with the one behind `/dev/console` last.
 fn terminal_name(line: &str) -> io::Result<String> {
     let named = line.split_ascii_whitespace().filter_map(|word| word.strip_prefix(TERMINAL_WORD)).next_back();
     let active = match named {

@@ -12,8 +12,9 @@ use coracle_agent::relay;
 /// Where the `virtio_console` driver lists its ports, each with a file `name`.
 const DIRECTORY: &str = "/sys/class/virtio-ports";
 
-/// The driver learns of its ports from the device some time after it is loaded. The outer side has a limit of its own, which
-/// its user chooses and which is shorter as a rule: this one is for a machine that nobody waits for any more.
+/// The driver learns of its ports from the device some time after it is loaded. The outer side has a limit of its
+/// own, which its user chooses and which is shorter as a rule: this one is for a machine that nobody waits for any
+/// more.
 const APPEAR_LIMIT: Duration = Duration::from_secs(3600);
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -70,8 +70,8 @@ struct Ethernet {
     is_device: bool,
 }
 
-/// The name of the interface that is meant: by its hardware address, which is longer than any name can be, by its name, or
-/// the first of all. Those of devices come first.
+/// The name of the interface that is meant: by its hardware address, which is longer than any name can be, by its
+/// name, or the first of all. Those of devices come first.
 fn named(wanted: Option<&OsStr>, mut interfaces: Vec<Ethernet>) -> Option<OsString> {
     let address = match wanted {
         Some(wanted) if wanted.len() != ADDRESS_LEN => return Some(wanted.to_owned()),

@@ -234,8 +234,8 @@ pub enum ProtocolError {
         /// Its value.
         value: u8,
     },
-    /// The name of a folder's entry is empty, `.` or `..`, or has a `/` or a zero byte: joined to a path, it would lead out
-    /// of the folder.
+    /// The name of a folder's entry is empty, `.` or `..`, or has a `/` or a zero byte: joined to a path, it would
+    /// lead out of the folder.
     #[error("an entry of a folder has a name that no entry can have")]
     EntryName,
     /// The first message is not a greeting.

@@ -111,7 +111,7 @@ impl Plan {
 
 impl Streams {
     /// Makes a user the owner, who may then open them by their names, too, such as `/dev/stdout`: runc does the same.
-    /// What is no pipe and no terminal of this command's, the input that is at its end, belongs to everybody.
+    /// What is neither a pipe nor a terminal of this command's, the input that is at its end, belongs to everybody.
     fn give_to(&self, uid: u32) {
         for stream in &self.inner {
             let is_pipe = fstat(stream).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFIFO);

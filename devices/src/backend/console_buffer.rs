@@ -143,7 +143,8 @@ impl ConsoleBuffer {
         lock(&self.ring).watch.is_last_line()
     }
 
-    /// The last line that had the text of a kernel panic, without its end and at most 1 KiB of it; empty when none came.
+    /// The last line that had the text of a kernel panic, without its end and at most 1 KiB of it; empty when none
+    /// came.
     pub fn panic_line(&self) -> Vec<u8> {
         lock(&self.ring).watch.line().to_vec()
     }
@@ -268,7 +269,8 @@ impl Ring {
         piece
     }
 
-    /// Bytes that were drained, which is how many were pushed before the oldest one here unless some were dropped before it.
+    /// Bytes that were drained, which is how many were pushed before the oldest one here unless some were dropped
+    /// before it.
     fn drained(&self) -> u64 {
         self.pushed.saturating_sub(self.dropped).saturating_sub(self.bytes.len() as u64)
     }

@@ -17,16 +17,16 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket.into()) }
 }
 
-/// Listens at `path`, which must be free, without blocking. Nobody but the owner can connect at any moment: the mode is set
-/// before there is a file, and whatever takes its place later keeps its own.
+/// Listens at `path`, which must be free, without blocking. Nobody but the owner can connect at any moment: the mode
+/// is set before there is a file, and whatever takes its place later keeps its own.
 ///
 /// # Errors
 /// The path is too long or taken, or its folder takes no file.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     let (address, len) = address(path)?;
     let socket = socket()?;
-    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket (`unix_bind` of Linux),
-    // less what the umask takes from it.
+    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket (`unix_bind` of
+    // Linux), less what the umask takes from it.
     if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
         return Err(io::Error::last_os_error());
     }

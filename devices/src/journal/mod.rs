@@ -1,8 +1,8 @@
 //! The log lines of a machine, on their way to the `log` back end of the program.
 //!
 //! A back end is the program's own: it may write to a pipe that nobody reads, and block for ever. No thread that a stop
-//! waits for may call it, and no thread may call it while it holds a lock. So [`journal!`](crate::journal!) only appends
-//! to a queue with a limit, and a thread of its own (`queue`) makes the call.
+//! waits for may call it, and no thread may call it while it holds a lock. So [`journal!`](crate::journal!) only
+//! appends to a queue with a limit, and a thread of its own (`queue`) makes the call.
 //!
 //! A guest causes log lines, for instance by a ring that it damages again and again. All lines of one machine have one
 //! limit together, whatever causes them; another machine has its own. What is left out is counted, and the number

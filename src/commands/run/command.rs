@@ -214,7 +214,8 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     Ok(Run { ending: instead.or(ending), was_started: true, status, lost, command })
 }
 
-/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the command's time.
+/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the command's
+/// time.
 fn deliver(
     signals: &Blocked,
     outputs: &[Option<Copying>],
@@ -275,8 +276,8 @@ impl Run {
     }
 }
 
-/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not true of
-/// the command.
+/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not
+/// true of the command.
 fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
     let says_all_is_well = match ending {
         Ending::PoweredOff => signal.is_none(),

@@ -25,8 +25,8 @@ struct State {
 }
 
 impl Copying {
-    /// Copies it, piece by piece, until it ends. What `to` does not take is read all the same, so that a command which goes
-    /// on without its reader comes to its end.
+    /// Copies it, piece by piece, until it ends. What `to` does not take is read all the same, so that a command
+    /// which goes on without its reader comes to its end.
     pub(crate) fn start(
         mut output: impl Read + Send + 'static,
         mut to: impl Write + Send + 'static,

@@ -119,8 +119,8 @@ pub(super) struct ReadEnd {
 }
 
 impl ReadEnd {
-    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of the pipe `end`
-    /// is closed (true).
+    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of the pipe
+    /// `end` is closed (true).
     pub(super) fn wait(&self, end: RawFd, millis: i32) -> io::Result<bool> {
         let [end, _] = polled([end, self.fd.as_raw_fd()], millis)?;
         Ok(end)

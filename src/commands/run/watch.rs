@@ -1,5 +1,5 @@
-//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report is written to
-//! a FIFO that nobody reads.
+//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report is
+//! written to a FIFO that nobody reads.
 
 use std::io::{self, IsTerminal, PipeWriter};
 use std::os::fd::AsRawFd;
@@ -96,8 +96,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.end = None;
         let is_ending = self.state.swap(OVER, Ordering::AcqRel) == ENDING;
-        // Waiting for the thread would delay each start. It matters only where the thread may have shown a line, or ends the
-        // process: then it does not come back.
+        // Waiting for the thread would delay each start. It matters only where the thread may have shown a line, or
+        // ends the process: then it does not come back.
         if (is_ending || self.start.elapsed() >= Duration::from_secs(1))
             && let Some(thread) = self.thread.take()
         {
@@ -126,7 +126,7 @@ impl Work {
             }
         }
         stderr::flush();
-        // SAFETY: ends the process at once, with the main thread amid its work; files without names go with it.
+        // SAFETY: ends the process at once, while the main thread may still be busy; files without names go with it.
         unsafe { libc::_exit(code.into()) };
     }
 }

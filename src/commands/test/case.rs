@@ -52,8 +52,8 @@ pub(crate) struct Done {
 }
 
 impl Case {
-    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and to `shown` as it
-    /// comes.
+    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and to
+    /// `shown` as it comes.
     ///
     /// # Errors
     /// The file cannot be made.

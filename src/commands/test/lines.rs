@@ -44,7 +44,8 @@ impl OpenLine {
         (self.bytes.len() > self.repeated).then(|| self.end(0))
     }
 
-    /// The text that patterns have not seen: the parts that a carriage return has ended since the last call, and the last.
+    /// The text that patterns have not seen: the parts that a carriage return has ended since the last call, and the
+    /// last.
     pub(crate) fn unseen(&mut self) -> String {
         let text = text(self.bytes.get(self.unseen..).unwrap_or_default());
         let end = self.bytes.iter().rposition(|byte| *byte != b'\r').unwrap_or(0);

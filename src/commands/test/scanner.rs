@@ -109,8 +109,8 @@ impl Scanner {
         self.tap.end();
     }
 
-    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest only where
-    /// something that is expected came after them.
+    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest only
+    /// where something that is expected came after them.
     pub(crate) fn is_decided(&self) -> bool {
         if self.rejected.is_some() || (self.counts_tap() && self.tap.has_bailed_out()) {
             return true;

@@ -53,8 +53,8 @@ impl Verdict {
         }
     }
 
-    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was missing may be
-    /// among it.
+    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was missing
+    /// may be among it.
     pub(crate) fn unless_lost(self, lost: Option<String>) -> Verdict {
         match (self, lost) {
             (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => Verdict::Broken { code: DEFECT, reason },

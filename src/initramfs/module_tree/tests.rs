@@ -93,7 +93,7 @@ fn damaged_module_is_named() {
     let error = tree.closure(&["a"]).unwrap_err();
     assert!(matches!(error, ModulesError::Damaged { .. }), "{error}");
     let error = tree.closure(&["b"]).unwrap_err().to_string();
-    assert!(error.contains("kernel/b.ko\" is no kernel module"), "{error}");
+    assert!(error.contains("kernel/b.ko\" is not a kernel module"), "{error}");
 }
 
 #[test]

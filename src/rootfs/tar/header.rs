@@ -103,7 +103,7 @@ impl Header {
 
 /// Whether the sum of a block's bytes is the one that it says.
 fn check_sum(block: &[u8; BLOCK as usize]) -> Result<(), &'static str> {
-    let sum = number(&block[148..156]).ok_or("its checksum is no number")?;
+    let sum = number(&block[148..156]).ok_or("its checksum is not a number")?;
     // Some old programs have added signed bytes.
     let in_sum = |at: usize, byte: u8| if (148..156).contains(&at) { b' ' } else { byte };
     let bytes = || block.iter().enumerate().map(|(at, byte)| in_sum(at, *byte));

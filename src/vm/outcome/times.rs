@@ -1,5 +1,5 @@
-//! Where the time of a run went, step by step. The lifecycle fills in what every guest shows; a command that is run in the
-//! guest divides the rest.
+//! Where the time of a run went, step by step. The lifecycle fills in what every guest shows; a command that is run
+//! in the guest divides the rest.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use serde::{Serialize, Serializer};
 
 use super::Seconds;
 
-/// How long each step took; none for a step that there was not, or whose end was not seen. As JSON they are milliseconds.
+/// How long each step took; none for a step that there was not, or whose end was not seen. As JSON they are
+/// milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
     /// The emulated host that this ran on, from the start of QEMU until it ran programs.

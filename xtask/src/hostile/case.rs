@@ -43,7 +43,8 @@ pub(super) struct Row {
 }
 
 impl Case {
-    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a hang every time.
+    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a hang every
+    /// time.
     pub(super) fn run_patiently(&self, scene: &Scene) -> Row {
         let mut row = self.run(scene);
         for _ in 1..ATTEMPTS {
@@ -139,7 +140,8 @@ impl fmt::Display for Row {
     }
 }
 
-/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of the process.
+/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of the
+/// process.
 const LONGEST_END: Duration = Duration::from_secs(2);
 const ATTEMPTS: u32 = 3;
 const BESIDE_RAM: u64 = 8 << 20;

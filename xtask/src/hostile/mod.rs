@@ -1,7 +1,8 @@
-//! `cargo xtask hostile`: attacks on the release program by bare guests, files and peers, each with the ending that it has
-//! to have, the time that it may take to end, and the memory that it may take.
+//! `cargo xtask hostile`: attacks on the release program by bare guests, files and peers, each with the ending that
+//! it has to have, the time that it may take to end, and the memory that it may take.
 //!
-//! It needs `/dev/kvm` of any kind, the default guest's files, and no root. Everything that attacks is made here or is a payload of this repository.
+//! It needs `/dev/kvm` of any kind, the default guest's files, and no root. Everything that attacks is made here or
+//! is a payload of this repository.
 
 mod agents;
 mod case;

@@ -1,5 +1,5 @@
-//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which code, and how much
-//! memory it takes meanwhile.
+//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which code, and
+//! how much memory it takes meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -206,8 +206,8 @@ fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>
     Ok(Some((ExitStatus::from_raw(status), (usage.ru_maxrss as u64) << 10)))
 }
 
-/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended. Private dirty
-/// memory is not what is wanted: it has pages of a program that was built just now and is not written back yet.
+/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended. Private
+/// dirty memory is not what is wanted: it has pages of a program that was built just now and is not written back yet.
 fn beside_ram(pid: u32) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
     let (mut size, mut sum) = (0, 0);

@@ -8,7 +8,8 @@ pub fn has_xsave(entries: &[CpuidEntry]) -> bool {
     entries.iter().any(|entry| entry.function == LEAF_FEATURES && entry.ecx & XSAVE != 0)
 }
 
-/// The same leaves for a CPU without XSAVE: no leaf that describes its states, no feature that keeps its registers there.
+/// The same leaves for a CPU without XSAVE: no leaf that describes its states, no feature that keeps its registers
+/// there.
 pub fn without_xsave(entries: &[CpuidEntry]) -> Vec<CpuidEntry> {
     let described = |entry: &&CpuidEntry| !STATE_LEAVES.contains(&entry.function);
     entries.iter().filter(described).map(|entry| hidden(*entry)).collect()

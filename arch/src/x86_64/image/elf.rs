@@ -1,5 +1,5 @@
-//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and 5). A 32-bit
-//! file, as Xen and GRUB are, is taken by its PVH entry.
+//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and 5). A
+//! 32-bit file, as Xen and GRUB are, is taken by its PVH entry.
 //!
 //! Only the file header, the program headers and the notes are read. Everything a header says is checked against the
 //! file and the machine before anything is loaded.

@@ -326,8 +326,8 @@ impl UringHandler {
     }
 }
 
-/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system cannot do it
-/// otherwise, the wish to stop is only seen after it: the call then has one request.
+/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system cannot
+/// do it otherwise, the wish to stop is only seen after it: the call then has one request.
 #[derive(Debug, Default)]
 struct Batch {
     /// Requests that the next call may have.

@@ -1,5 +1,5 @@
-//! Keys of a suite that nobody knows: each is an error that names its table and its line, before the tables are merged into
-//! cases, which have the keys of several.
+//! Keys of a suite that nobody knows: each is an error that names its table and its line, before the tables are
+//! merged into cases, which have the keys of several.
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};

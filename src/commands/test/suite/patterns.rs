@@ -47,7 +47,7 @@ impl Compiler {
                 Err(error) => reason = error.to_string(),
             }
         }
-        Err(format!("{what} `{pattern}`: it is no regular expression: {reason}"))
+        Err(format!("{what} `{pattern}`: it is not a regular expression: {reason}"))
     }
 }
 

@@ -78,7 +78,10 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         ("[[case]]\nname = \"x\"\n[matrix]\ncpu5 = [1]\n", "line 4: [matrix] has no key `cpu5`"),
         ("matrix.cpu5 = [1]\n[[case]]\nname = \"x\"\n", "line 1: [matrix] has no key `cpu5`"),
         ("[[case]]\nname = \"x\"\nmemory = \"1M\"\n", "case 'x': 1M is not possible"),
-        ("[[case]]\nname = \"x\"\nexpect = [\"(\"]\n", "case 'x': expect `(`: it is no regular expression"),
+        (
+            "[[case]]\nname = \"x\"\nexpect = [\"(\"]\n",
+            "case 'x': expect `(`: it is not a regular expression",
+        ),
         ("[[case]]\nname = \"x\"\nassert_boot = \"soon\"\n", "case 'x': `soon` is not a time"),
         ("[[case]]\nname = \"x\"\naccel = \"kvm\"\n", "case 'x': `accel` is not for a case"),
         ("[[case]]\nname = \"x\"\n[[case]]\nname = \"x\"\n", "case 'x': another case has this name"),
@@ -89,7 +92,7 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         assert!(error.starts_with(words), "{text:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
         for key in ["`accel`", "`outcome`", " accel,", " outcome,", " serial,"] {
-            assert!(text.contains("accel") || !error.contains(key), "that is no key of a case: {error}");
+            assert!(text.contains("accel") || !error.contains(key), "that is not a key of a case: {error}");
         }
     }
 }

@@ -63,7 +63,8 @@ impl Document {
             self.bailed_out.get_or_insert(reason);
             return true;
         }
-        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP, "Nested tests").
+        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP, "Nested
+        // tests").
         if !indent.is_multiple_of(if self.is_ktap() { 2 } else { 4 }) {
             return false;
         }
@@ -106,8 +107,8 @@ impl Document {
         has_enough && self.levels.len() == 1
     }
 
-    /// Whether this line, not indented, is the first of another document without a version: a plan where there is one, or
-    /// a result of number 1 after all that was planned, or where there is no plan and this number has come.
+    /// Whether this line, not indented, is the first of another document without a version: a plan where there is
+    /// one, or a result of number 1 after all that was planned, or where there is no plan and this number has come.
     pub(super) fn is_followed_by(&self, line: &Line) -> bool {
         let Some(own) = self.own() else { return false };
         match line {
@@ -232,8 +233,8 @@ impl Document {
         self.levels.iter().any(|level| level.indent == indent)
     }
 
-    /// Makes a level of this indentation, if there is none, and those around it that comments announced: false if it were too
-    /// deep. Deeper ones that are open become its subtests.
+    /// Makes a level of this indentation, if there is none, and those around it that comments announced: false if it
+    /// were too deep. Deeper ones that are open become its subtests.
     fn enter(&mut self, indent: usize) -> bool {
         loop {
             let depth = self.levels.iter().rposition(|level| level.indent <= indent).unwrap_or(0);
@@ -260,7 +261,8 @@ impl Document {
         }
     }
 
-    /// Takes out the levels that are indented by this much or more: the outermost of them, with what the others came to.
+    /// Takes out the levels that are indented by this much or more: the outermost of them, with what the others came
+    /// to.
     fn close_deeper(&mut self, indent: usize) -> Option<Level> {
         let is_ktap = self.is_ktap();
         let mut subtest: Option<Level> = None;
@@ -274,8 +276,9 @@ impl Document {
         subtest
     }
 
-    /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` of the same indentation. What
-    /// others write between its lines does not end it; a line of TAP that is not indented as much does.
+    /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` of the same
+    /// indentation. What others write between its lines does not end it; a line of TAP that is not indented as much
+    /// does.
     fn is_yaml(&mut self, indent: usize, text: &str, line: &Line) -> bool {
         let is_other = matches!(line, Line::Comment | Line::Other | Line::YamlStart);
         match self.yaml {

@@ -150,8 +150,8 @@ fn continues_a_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '.' | '_' | '%')
 }
 
-/// Splits a description from what comes after the first `#` that delimits: not escaped, after a blank or first, and followed
-/// by a directive or a blank (TAP 14, "Directive" and "Escaping").
+/// Splits a description from what comes after the first `#` that delimits: not escaped, after a blank or first, and
+/// followed by a directive or a blank (TAP 14, "Directive" and "Escaping").
 fn split_directive(text: &str) -> (&str, Option<Directive>, &str) {
     let mut may_delimit = true;
     let mut chars = text.char_indices().peekable();

@@ -1,9 +1,10 @@
-//! Results in the Test Anything Protocol (versions 12 to 14) and the kernel's KTAP (version 1), as a console shows them: in
-//! between other lines, after the timestamps of a log, and in several documents. `docs/testing.md` says which rule is taken how.
+//! Results in the Test Anything Protocol (versions 12 to 14) and the kernel's KTAP (version 1), as a console shows
+//! them: in between other lines, after the timestamps of a log, and in several documents. `docs/testing.md` says
+//! which rule is taken how.
 //!
-//! A line goes through `prefix` (what the log adds), `track` (where a document begins and ends), `line` (what it is) and
-//! `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`]; nothing here reads or writes
-//! anything. Names and numbers are the guest's: all that is kept is bounded.
+//! A line goes through `prefix` (what the log adds), `track` (where a document begins and ends), `line` (what it is)
+//! and `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`]; nothing here reads
+//! or writes anything. Names and numbers are the guest's: all that is kept is bounded.
 
 mod document;
 mod level;
@@ -93,8 +94,8 @@ impl Tap {
         self.sum.complaint()
     }
 
-    /// What came and does not count, as the end of a sentence: failures without a plan and a version line, or a plan without
-    /// results. To be called after [`Tap::end`].
+    /// What came and does not count, as the end of a sentence: failures without a plan and a version line, or a plan
+    /// without results. To be called after [`Tap::end`].
     pub(crate) fn left_out(&self) -> Option<&str> {
         self.sum.left_out.as_deref()
     }
@@ -119,8 +120,8 @@ impl Tap {
         TapCounts { passed: tally.passed, failed: tally.failed, skipped: tally.skipped, todo: tally.todo }
     }
 
-    /// The results, each of them a test case for a report: the first 10,000 of a run, and failures after them up to 1000
-    /// more. Those of one document follow each other; results with subtests are not among them. To be called after
+    /// The results, each of them a test case for a report: the first 10,000 of a run, and failures after them up to
+    /// 1000 more. Those of one document follow each other; results with subtests are not among them. To be called after
     /// [`Tap::end`].
     pub(crate) fn results(&self) -> &[TapResult] {
         &self.sum.tally.results

@@ -1,8 +1,8 @@
 //! What stands in front of each line of a document: a time, the level and the caller that the kernel's log adds, or
 //! anything else that was in front of the version line.
 
-/// A line of the kernel's log without what `printk` puts in front: `<6>`, `[    1.234567]` and `[    T1]`, of any width, and
-/// the blank after them. None for a line that has none of them.
+/// A line of the kernel's log without what `printk` puts in front: `<6>`, `[    1.234567]` and `[    T1]`, of any
+/// width, and the blank after them. None for a line that has none of them.
 pub(super) fn without_log_prefix(line: &str) -> Option<&str> {
     let after_level = bracketed(line, '<', '>', |level| level.bytes().all(|byte| byte.is_ascii_digit()));
     let rest = after_level.unwrap_or(line);

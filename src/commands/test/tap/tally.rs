@@ -5,8 +5,8 @@
 pub(crate) struct TapResult {
     /// Which of the documents of the run it is in, from 1.
     pub(crate) document: u64,
-    /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test of the document
-    /// itself. At most 400 bytes.
+    /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test of the
+    /// document itself. At most 400 bytes.
     pub(crate) suite: String,
     /// Its own name, of at most 200 bytes that steer no terminal; empty where the guest gave none.
     pub(crate) name: String,

@@ -336,8 +336,8 @@ fn hostile_results_take_bounded_memory() {
     assert!(tap.results_left_out() > 0);
 }
 
-/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses, and made ones: with
-/// and without times none begins a document.
+/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses, and made
+/// ones: with and without times none begins a document.
 #[test]
 fn log_of_a_kernel_begins_no_document() {
     let lines = include_str!("kernel_log.txt");
