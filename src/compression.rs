@@ -158,7 +158,9 @@ impl Output {
 pub const MAX_WINDOW: u64 = 128 << 20;
 
 /// [`MAX_WINDOW`] and what the xz decoder has beside it.
-pub(crate) const XZ_MEMORY_KIB: u32 = (MAX_WINDOW >> 10) as u32 + 1024;
+const XZ_MEMORY_KIB: u32 = (MAX_WINDOW >> 10) as u32 + XZ_BESIDE_KIB;
+/// What the xz decoder takes beside its dictionary, and more.
+pub(crate) const XZ_BESIDE_KIB: u32 = 1024;
 
 /// A kernel packed by xz, the densest, unpacks to about this many times its size.
 const USUAL_RATIO: usize = 8;

@@ -8,7 +8,7 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::content::write_unless_zero;
-use crate::compression::{MAX_WINDOW, XZ_MEMORY_KIB};
+use crate::compression::{MAX_WINDOW, XZ_BESIDE_KIB};
 
 /// What a tar is packed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,32 +70,80 @@ pub enum UnpackError {
 pub(super) fn first_bytes(packing: Packing, packed: &File, len: u64) -> Result<Vec<u8>, UnpackError> {
     let mut source = BufReader::new(packed);
     let mut bytes = Vec::new();
-    let read = decoder(packing, &mut source).and_then(|stream| stream.take(len).read_to_end(&mut bytes));
-    match read {
+    // So few bytes fill no window but that of Zstandard, which shows nothing before its window is full.
+    let stream = room_for(packed).and_then(|room| decoder(packing, &mut source, room, MAX_WINDOW));
+    match stream.and_then(|stream| stream.take(len).read_to_end(&mut bytes)) {
         Ok(_) => Ok(bytes),
         Err(source) => Err(UnpackError::Damaged { packing: packing.name(), source }),
     }
 }
 
-/// The stream that comes out of `source`.
-fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result<Box<dyn Read + 'a>> {
+/// Most bytes that the decoder of a file may keep of what has come out, for later references to it (its window, its
+/// dictionary): in proportion to the file, whatever the file says that it takes.
+fn room_for(packed: &File) -> io::Result<u64> {
+    let len = packed.metadata()?.len();
+    Ok(len.saturating_mul(ROOM_PER_BYTE).saturating_add(MIN_ROOM).min(MAX_WINDOW))
+}
+
+/// More came out than there is room for while references to all of it were possible.
+fn no_room(room: u64) -> io::Error {
+    io::Error::other(format!(
+        "that takes more than {} MiB of memory, the limit for a file of its size; pack it again with a smaller window, \
+         as `zstd -19` and `xz -6` do",
+        room >> 20
+    ))
+}
+
+/// The stream that comes out of `source`: frames of Zstandard keep at most `room` bytes, and an .xz file may say that it
+/// keeps `dictionary`, which costs no memory before so much has come out.
+fn decoder<'a>(
+    packing: Packing,
+    source: &'a mut BufReader<&File>,
+    room: u64,
+    dictionary: u64,
+) -> io::Result<Box<dyn Read + 'a>> {
     source.get_mut().rewind()?;
     Ok(match packing {
         Packing::Gzip => Box::new(GzipMembers { member: Some(GzDecoder::new(source)) }),
         Packing::Xz => {
             let source: &mut dyn Read = source;
-            Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, XZ_MEMORY_KIB))
+            let limit = u32::try_from(dictionary >> 10).unwrap_or(u32::MAX).saturating_add(XZ_BESIDE_KIB);
+            Box::new(lzma_rust2::XzReader::new_mem_limit(source, true, limit))
         }
-        Packing::Zstd => Box::new(ZstdFrames::new(source)),
+        Packing::Zstd => Box::new(ZstdFrames::new(source, room)),
         Packing::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(source)),
     })
 }
 
 /// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
 pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
+    let damaged = |source| UnpackError::Damaged { packing: packing.name(), source };
+    let room = room_for(packed).map_err(damaged)?;
+    match unpack_within(packing, packed, (into, folder), (room, room), MAX_UNPACKED) {
+        // `xz -9` says 64 MiB of everything, however little it is.
+        Err(UnpackError::Damaged { source, .. }) if source.kind() == io::ErrorKind::OutOfMemory => {
+            into.set_len(0).map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
+            let unpacked = unpack_within(packing, packed, (into, folder), (room, MAX_WINDOW), room);
+            unpacked.map_err(|error| match error {
+                UnpackError::TooLong { .. } => damaged(no_room(room)),
+                other => other,
+            })
+        }
+        unpacked => unpacked,
+    }
+}
+
+/// Unpacks at most `limit` bytes within `room` and `dictionary`, as [`decoder`] takes them.
+fn unpack_within(
+    packing: Packing,
+    packed: &File,
+    (into, folder): (&File, &str),
+    (room, dictionary): (u64, u64),
+    limit: u64,
+) -> Result<u64, UnpackError> {
     let mut source = BufReader::with_capacity(BUFFER, packed);
     let damaged = |source| UnpackError::Damaged { packing: packing.name(), source };
-    let mut stream = decoder(packing, &mut source).map_err(damaged)?;
+    let mut stream = decoder(packing, &mut source, room, dictionary).map_err(damaged)?;
     let name = packing.name();
     let mut buffer = vec![0; BUFFER];
     let mut len = 0_u64;
@@ -109,7 +157,7 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
         let write = write_unless_zero(into, buffer.get(..count).unwrap_or_default(), len);
         write.map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
         len += count as u64;
-        if len > MAX_UNPACKED {
+        if len > limit {
             return Err(UnpackError::TooLong { packing: name });
         }
     }
@@ -158,13 +206,17 @@ fn skip_zeroes(source: &mut impl BufRead) -> io::Result<bool> {
 struct ZstdFrames<R: BufRead> {
     source: R,
     frame: FrameDecoder,
+    /// Most bytes that may be in the window.
+    room: u64,
+    /// Bytes that may have come out since some could be taken: all of them are in the window.
+    kept: u64,
 }
 
 impl<R: BufRead> ZstdFrames<R> {
-    fn new(source: R) -> ZstdFrames<R> {
+    fn new(source: R, room: u64) -> ZstdFrames<R> {
         let mut frame = FrameDecoder::new();
         frame.set_max_window_size(MAX_WINDOW);
-        ZstdFrames { source, frame }
+        ZstdFrames { source, frame, room, kept: 0 }
     }
 
     /// Goes to the next frame; false when there is none.
@@ -198,12 +250,18 @@ impl<R: BufRead> Read for ZstdFrames<R> {
                 if !self.next_frame()? {
                     return Ok(0);
                 }
+                self.kept = 0;
             } else {
+                self.kept = self.kept.saturating_add(ZSTD_BLOCK);
+                if self.kept > self.room {
+                    return Err(no_room(self.room));
+                }
                 let step = BlockDecodingStrategy::UptoBlocks(1);
                 let source: &mut dyn Read = &mut self.source;
                 self.frame.decode_blocks(source, step).map_err(io::Error::other)?;
             }
         }
+        self.kept = 0;
         self.frame.read(buffer)
     }
 }
@@ -218,6 +276,12 @@ const MAGIC: [(&[u8], Packing); 4] = [
 /// Most bytes of an unpacked tar: what a bomb may write to the disk before it is found out.
 const MAX_UNPACKED: u64 = 64 << 30;
 const BUFFER: usize = 256 << 10;
+/// What a decoder may keep of any file: more than the 8 MiB that zstd and xz take unless they are told otherwise.
+const MIN_ROOM: u64 = 16 << 20;
+/// The same for each byte of the file. A root packs to a third or a quarter.
+const ROOM_PER_BYTE: u64 = 7;
+/// Most bytes that come out of a block (RFC 8878, 3.1.1.2.4).
+const ZSTD_BLOCK: u64 = 128 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -101,3 +101,50 @@ fn what_other_programs_pack_is_unpacked() {
         assert!(unpacked(&output.stdout).unwrap() == plain(), "{program}");
     }
 }
+
+/// Frames of Zstandard that have `len` zeroes in all and ask for a window of 1 KiB << `exponent`, one byte for each block.
+fn zstd_zeroes(len: usize, exponent: u8) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3];
+    let blocks = len.div_ceil(128 << 10);
+    for block in 1..=blocks {
+        let header = (128_u32 << 10) << 3 | 1 << 1 | u32::from(block == blocks);
+        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
+}
+
+fn xz_zeroes(len: usize, dictionary: u32) -> Vec<u8> {
+    let mut options = lzma_rust2::XzOptions::with_preset(0);
+    options.lzma_options.dict_size = dictionary;
+    let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+    std::io::Write::write_all(&mut writer, &vec![0; len]).unwrap();
+    writer.finish().unwrap()
+}
+
+#[test]
+fn window_is_as_large_as_the_file_is_worth_whatever_it_asks_for() {
+    const LARGE: usize = 40 << 20;
+    for (what, bomb) in [("zstd", zstd_zeroes(LARGE, 17)), ("xz", xz_zeroes(LARGE, 64 << 20))] {
+        let error = unpacked(&bomb).unwrap_err();
+        let reason = std::error::Error::source(&error).unwrap().to_string();
+        assert!(
+            reason.contains("more than 16 MiB of memory") && reason.contains("smaller window"),
+            "{what}: {reason}"
+        );
+    }
+    let error = first_bytes(Packing::Zstd, &file(&zstd_zeroes(LARGE, 17)), 512).unwrap_err();
+    assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
+    // The usual window, any number of times; and a large one in which little is.
+    for packed in [zstd_zeroes(LARGE, 13), xz_zeroes(LARGE, 8 << 20)] {
+        assert_eq!(unpacked(&packed).unwrap().len(), LARGE);
+    }
+    for packed in [zstd_zeroes(8 << 20, 17), xz_zeroes(8 << 20, 64 << 20)] {
+        assert_eq!(unpacked(&packed).unwrap().len(), 8 << 20);
+        assert_eq!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).unwrap(), [0; 512]);
+    }
+    // A file that is large enough may have what it asks for.
+    let frame = zstd_zeroes(LARGE, 17);
+    let padding = [&b"\x50\x2a\x4d\x18\0\0\x50\0"[..], &vec![0; 5 << 20]].concat();
+    assert_eq!(unpacked(&[frame, padding].concat()).unwrap().len(), LARGE);
+}

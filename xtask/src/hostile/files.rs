@@ -36,6 +36,9 @@ pub(super) fn cases() -> Vec<Case> {
             tar.end()?;
             with_root(scene, &path)
         }),
+        refused("tar: zstd, 16 KB with a window of 128 MiB", "smaller window", |scene| {
+            with_root(scene, &scene.file("root.tar.zst", &zstd_zeroes(512 << 20))?)
+        }),
         refused("kernel: a device without end", "/dev/zero", |scene| {
             file_command(scene, "run", &[], Path::new("/dev/zero"))
         }),
@@ -100,6 +103,19 @@ fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
     tar.empty_files(3000)?;
     tar.end()?;
     with_root(scene, &path)
+}
+
+/// A frame of Zstandard with zeroes (RFC 8878, 3.1.1), that many in blocks of 128 KiB; one byte of each block is stored.
+fn zstd_zeroes(len: u32) -> Vec<u8> {
+    const BLOCK: u32 = 128 << 10;
+    // The window is 1 KiB << 17.
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
+    for block in 1..=len / BLOCK {
+        let is_last = u32::from(block == len / BLOCK);
+        frame.extend_from_slice(&((BLOCK << 3) | (1 << 1) | is_last).to_le_bytes()[..3]);
+        frame.push(0);
+    }
+    frame
 }
 
 fn with_root(scene: &Scene, root: &Path) -> Result<Run> {
