@@ -98,6 +98,8 @@ fn numbers_and_names_that_are_wrong_are_answered_with_what_to_write() {
         (&["run", "--boot-timeout", "5sec"], "write 5s"),
         (&["run", "--idle-timeout=-5"], "`-5` is negative"),
         (&["test", "--assert-boot", "-5ms"], "`-5ms` is negative"),
+        (&["test", "--retries", "-1"], "-1 is not in 0..=10"),
+        (&["test", "--suite", "x", "--jobs", "-1"], "-1 is not in 1..=256"),
         (&["run", "--memory", "1.5G"], "write 1536M"),
         (&["run", "--memory", "-1G"], "`-1G` is negative"),
         (&["run", "--memory", "1 bytes"], "sizes are not in bytes"),

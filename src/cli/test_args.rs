@@ -23,7 +23,7 @@ pub(crate) struct TestArgs {
     #[arg(long, value_name = "TEXT", requires = "suite")]
     pub only: Vec<String>,
     /// Cases that run at once [default: as many as the vCPUs of the largest fit this machine's CPUs]
-    #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
     pub jobs: Option<u16>,
     /// Regular expression that a line of the console, or of what the command writes, has to match; the test passes as soon as all have
     #[arg(long = "expect", value_name = "RE", allow_hyphen_values = true)]
@@ -38,7 +38,7 @@ pub(crate) struct TestArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,
     /// How often a case that fails is run again; one that passes then is flaky
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=10))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=10), allow_negative_numbers = true)]
     pub retries: u8,
     /// What a flaky case comes to: it passes, with a line on stderr, or fails with 120
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]

@@ -27,7 +27,7 @@ use coracle::host::KvmKind;
 use coracle::{KernelImage, VmBuilder};
 
 use self::attempts::Retries;
-use self::case::{Case, Done, default_name};
+use self::case::{Case, Done, default_name, name_files};
 use self::progress::Progress;
 use self::scanner::Patterns;
 use self::shown::{Lost, Shown};
@@ -54,7 +54,8 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
 }
 
 fn try_run(args: &TestArgs) -> Result<u8, Failure> {
-    let cases = cases(args)?;
+    let mut cases = cases(args)?;
+    name_files(&mut cases);
     // Whatever is wrong with any of them is said before the first is started.
     report_file::check("--junit", args.junit.as_deref())?;
     report_file::check("--json", args.json.as_deref())?;
@@ -98,6 +99,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         let config = config(&flags, !command.is_empty())?;
         return Ok(vec![Case {
             name,
+            file_name: String::new(),
             config,
             patterns,
             boot: args.assert_boot,
@@ -127,7 +129,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         let config = config(&raw, !command.is_empty());
         let config =
             config.map_err(|failure| Failure { reason: format!("{name}: {}", failure.reason), ..failure })?;
-        Ok(Case { name, config, patterns, boot, command, time: time(&raw) })
+        Ok(Case { name, file_name: String::new(), config, patterns, boot, command, time: time(&raw) })
     });
     let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
     if cases.is_empty() {
