@@ -8,11 +8,14 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use common::LIMIT;
-use coracle::agent::{AgentClient, AgentError, Exec, ExecError, ExecInput, FileError, ReadyLimit};
+use common::{LIMIT, scratch};
+use coracle::agent::{
+    AgentClient, AgentError, CopyLimits, Exec, ExecError, ExecInput, FileError, ReadyLimit,
+};
 use coracle::config::AgentConfig;
 use coracle_agent::guest_protocol::{
-    AgentInfo, AgentMessage, DirEntry, Ending, FileInfo, FileKind, Hello, Place, SessionError, Stream,
+    AgentInfo, AgentMessage, DirEntry, Ending, FileInfo, FileKind, Hello, HostMessage, Place, SessionError,
+    Stream,
 };
 
 /// The whole patience of the calls here: far less than any of them takes that begins it again with each frame.
@@ -112,6 +115,26 @@ fn of_exec<T>(result: Result<T, ExecError>) -> Result<T, AgentError> {
         ExecError::Agent(error) => error,
         other => panic!("{other:?}"),
     })
+}
+
+/// An agent that answers each request after a while: in each directory there is one more.
+fn bottomless(mut line: UnixStream) {
+    let mut frame = || {
+        let mut length = [0; 4];
+        line.read_exact(&mut length)?;
+        let mut content = vec![0; u32::from_le_bytes(length) as usize];
+        line.read_exact(&mut content)?;
+        let Ok((channel, HostMessage::Open(_))) = HostMessage::parse(&content) else { return Ok(()) };
+        thread::sleep(DRIP);
+        let entry = DirEntry { kind: FileKind::Folder, mode: 0o755, ..entry("d") };
+        for message in
+            [AgentMessage::Data(Stream::Stdout, entry.to_frame()), AgentMessage::Done, AgentMessage::Closed]
+        {
+            line.write_all(&message.to_frame(channel))?;
+        }
+        std::io::Result::Ok(())
+    };
+    while frame().is_ok() {}
 }
 
 fn entry(name: &str) -> DirEntry {
@@ -269,6 +292,25 @@ fn names_that_lead_out_of_a_folder_break_the_list() {
         let error = of_file(hostile.client.list_dir("/d")).unwrap_err();
         assert!(matches!(error, AgentError::Protocol(SessionError::Message(_))), "{name:?}: {error:?}");
     }
+}
+
+#[test]
+fn copy_of_directories_without_end_ends_in_time() {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    // What comes allows for no more time.
+    let config = AgentConfig { answer_limit: PATIENCE, least_rate: u32::MAX, ..AgentConfig::default() };
+    let client = AgentClient::over_within(ours, &config).unwrap();
+    let agent = thread::spawn(move || {
+        let info = AgentInfo { kernel: "6.1".into(), place: Place::FirstProcess, kills_groups: false };
+        theirs.write_all(&Hello::new(7).to_bytes()).unwrap();
+        theirs.read_exact(&mut [0; Hello::LEN]).unwrap();
+        theirs.write_all(&AgentMessage::Ready(info).to_frame(0)).unwrap();
+        bottomless(theirs);
+    });
+    let to = scratch().join("bottomless");
+    ends_in_time(|| of_file(client.copy_out("/d", &to, CopyLimits::default())));
+    drop(client);
+    agent.join().unwrap();
 }
 
 #[test]

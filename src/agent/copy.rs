@@ -16,6 +16,7 @@ use coracle_agent::guest_protocol::{DirEntry, FileKind};
 use super::client::AgentClient;
 use super::error::FileError;
 use super::paths::make;
+use super::patience::Patience;
 
 /// What was copied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -141,13 +142,29 @@ impl Drop for Stopper {
 struct Copy {
     agent: AgentClient,
     copied: Copied,
+    /// That of the whole copy, of which each of its calls has its own.
+    patience: Patience,
     /// Nobody wants it any more.
     stop: Arc<AtomicBool>,
 }
 
 impl Copy {
     fn new(agent: &AgentClient) -> Copy {
-        Copy { agent: agent.clone(), copied: Copied::default(), stop: Arc::default() }
+        let patience = Patience::new(agent.link().limits);
+        Copy { agent: agent.clone(), copied: Copied::default(), patience, stop: Arc::default() }
+    }
+
+    /// Makes one call of the agent, while there is patience for the copy: an agent that lets each of a hundred thousand
+    /// calls wait would keep it for ever.
+    fn ask<T>(&mut self, call: impl FnOnce(&AgentClient) -> Result<T, FileError>) -> Result<T, FileError> {
+        let Copied { files, directories, links, bytes, left_out } = self.copied;
+        let entries = [files, directories, links, left_out].into_iter().fold(0, u64::saturating_add);
+        let moved = bytes.saturating_add(entries.saturating_mul(ENTRY_BYTES));
+        self.patience.has_moved(usize::try_from(moved).unwrap_or(usize::MAX));
+        self.patience.wait()?;
+        let answer = call(&self.agent);
+        self.patience.pause();
+        answer
     }
 
     fn into_guest(mut self, from: &Path, to: &Path) -> Result<Copied, FileError> {
@@ -155,7 +172,7 @@ impl Copy {
         while let Some((from, to)) = left.pop() {
             let local = |error| FileError::local(&from, error);
             let mode = fs::metadata(&from).map_err(local)?.mode();
-            self.agent.change(make(&to, mode & PERMISSIONS, true))?;
+            self.ask(|agent| agent.change(make(&to, mode & PERMISSIONS, true)))?;
             self.copied.directories += 1;
             for entry in fs::read_dir(&from).map_err(local)? {
                 let entry = entry.map_err(local)?;
@@ -165,7 +182,8 @@ impl Copy {
                 if kind.is_dir() {
                     left.push((path, to));
                 } else if kind.is_symlink() {
-                    self.agent.symlink(fs::read_link(&path).map_err(local)?, to)?;
+                    let target = fs::read_link(&path).map_err(local)?;
+                    self.ask(|agent| agent.symlink(target, to))?;
                     self.copied.links += 1;
                 } else if kind.is_file() {
                     self.file_into_guest(&path, &to)?;
@@ -188,7 +206,7 @@ impl Copy {
             return Ok(());
         }
         let mut counted = self.counted(file);
-        self.agent.write_file_from(to, Some(found.mode() & PERMISSIONS), &mut counted)?;
+        self.ask(|agent| agent.write_file_from(to, Some(found.mode() & PERMISSIONS), &mut counted))?;
         self.copied.bytes += counted.count;
         self.copied.files += 1;
         Ok(())
@@ -201,7 +219,7 @@ impl Copy {
         // The guest's path, this host's, and how deep it is.
         let mut left = vec![(from.to_owned(), to.to_owned(), 0_usize)];
         while let Some((from, to, depth)) = left.pop() {
-            for entry in self.agent.list_dir(&from)? {
+            for entry in self.ask(|agent| agent.list_dir(&from))? {
                 entries += 1;
                 if entries > limits.entries {
                     return Err(FileError::TooMany { path: from, limit: limits.entries });
@@ -234,7 +252,8 @@ impl Copy {
         let file = OpenOptions::new().write(true).create_new(true).mode(entry.mode & PLAIN).open(to);
         let mut counted = self.counted(file.map_err(|error| FileError::local(to, error))?);
         let limit = limits.bytes.saturating_sub(self.copied.bytes);
-        self.agent.read_file_to(from, limit, &mut counted).map_err(|error| match error {
+        let read = self.ask(|agent| agent.read_file_to(from, limit, &mut counted));
+        read.map_err(|error| match error {
             FileError::TooLarge { path, .. } => FileError::TooLarge { path, limit: limits.bytes },
             other => other,
         })?;
@@ -244,7 +263,7 @@ impl Copy {
     }
 
     fn link_out_of_guest(&mut self, from: &Path, to: &Path, depth: usize) -> Result<(), FileError> {
-        let target = self.agent.read_link(from)?;
+        let target = self.ask(|agent| agent.read_link(from))?;
         if !stays_within(&target, depth) {
             self.copied.left_out += 1;
             return Ok(());
@@ -309,6 +328,8 @@ impl Write for Counted {
     }
 }
 
+/// An entry allows for as much time as this many bytes.
+const ENTRY_BYTES: u64 = 4 << 10;
 const PERMISSIONS: u32 = 0o7777;
 /// Without setuid, setgid and sticky.
 const PLAIN: u32 = 0o777;
