@@ -124,8 +124,9 @@ fn wait_for_room(file: &File) -> io::Result<()> {
     if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
 }
 
-/// A process that the command has left behind may hold its streams for ever.
-const LEFT_BEHIND: Duration = Duration::from_secs(1);
+/// A process that the command has left behind may hold its streams for ever: the agent lets go of them after 1 s. One that
+/// does not is not waited for; a guest that stands still for a while on a busy host loses nothing.
+const LEFT_BEHIND: Duration = Duration::from_secs(10);
 /// A frame of the agent's protocol.
 const PIECE: usize = 64 << 10;
 /// More than a program writes that does not look at what becomes of it; one that writes without end is to end.
@@ -156,6 +157,25 @@ mod tests {
         drop(reader);
         let copying = copied(PIECE * 3, writer);
         assert!(copying.has_no_reader() && copying.failure().is_none());
+    }
+
+    #[test]
+    fn output_of_a_guest_that_stands_still_for_a_while_is_waited_for() {
+        let (source, mut guest) = io::pipe().unwrap();
+        let (mut reader, writer) = io::pipe().unwrap();
+        let copying = Copying::start(source, writer);
+        let start = Instant::now();
+        let mut last = start;
+        // Longer than the agent's own patience.
+        while start.elapsed() < Duration::from_secs(2) {
+            assert!(!copying.is_over(&mut last), "after {:?}", start.elapsed());
+            thread::sleep(Duration::from_millis(20));
+        }
+        guest.write_all(b"late").unwrap();
+        drop(guest);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, b"late");
     }
 
     #[test]
