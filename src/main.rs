@@ -7,6 +7,7 @@ mod logger;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -28,8 +29,14 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {
+            let arguments: Vec<OsString> = std::env::args_os().collect();
+            if let Some(reason) = cli::suggest::not_utf8(&error, &arguments) {
+                stderr::say(&reason);
+                stderr::flush();
+                return ExitCode::from(commands::BAD_USAGE);
+            }
             let arguments: Vec<String> =
-                std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+                arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
             cli::suggest::add_to(&mut error, &arguments);
             return usage(&error);
         }

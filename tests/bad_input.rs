@@ -92,6 +92,15 @@ fn roots_in_a_form_of_their_own_are_named_with_what_works() {
 }
 
 #[test]
+fn argument_that_is_not_utf8_is_named() {
+    let path = std::ffi::OsStr::from_bytes(b"disk-\xff.img");
+    refused(
+        &finish(coracle().args(["run", "--disk"]).arg(path)),
+        &["\"disk-\\xFF.img\" is not UTF-8", "another name"],
+    );
+}
+
+#[test]
 fn numbers_and_names_that_are_wrong_are_answered_with_what_to_write() {
     for (args, words) in [
         (&["run", "--timeout", "-1s"][..], "`-1s` is negative"),
@@ -100,6 +109,9 @@ fn numbers_and_names_that_are_wrong_are_answered_with_what_to_write() {
         (&["test", "--assert-boot", "-5ms"], "`-5ms` is negative"),
         (&["test", "--retries", "-1"], "-1 is not in 0..=10"),
         (&["test", "--suite", "x", "--jobs", "-1"], "-1 is not in 1..=256"),
+        (&["run", "--env", "=x", "--", "true"], "it has no name: write NAME=VALUE"),
+        (&["cargo-runner", "--env", "", "/bin/true"], "it has no name: write NAME=VALUE"),
+        (&["cargo-runner", ""], "the program's path is empty"),
         (&["run", "--memory", "1.5G"], "write 1536M"),
         (&["run", "--memory", "-1G"], "`-1G` is negative"),
         (&["run", "--memory", "1 bytes"], "sizes are not in bytes"),

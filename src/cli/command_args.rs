@@ -1,9 +1,11 @@
 //! The options of a command that is run in a guest.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::guest_ip::GuestIp;
 
@@ -11,7 +13,7 @@ use super::guest_ip::GuestIp;
 #[derive(Debug, Args)]
 pub(crate) struct CommandArgs {
     /// Variable for the command, NAME=VALUE, or NAME for its value here; again for more
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", requires = "command")]
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", requires = "command", value_parser = OsStringValueParser::new().try_map(variable))]
     pub env: Vec<OsString>,
     /// User for the command in the guest, a name or number, and a group behind a colon [default: root]
     #[arg(short, long, value_name = "USER", requires = "command")]
@@ -29,4 +31,12 @@ pub(crate) struct CommandArgs {
     /// Command for the guest: its streams are those of this one, and the machine is gone with it
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// A variable, which has to have a name.
+pub(super) fn variable(text: OsString) -> Result<OsString, &'static str> {
+    match text.as_bytes() {
+        [] | [b'=', ..] => Err("it has no name: write NAME=VALUE, or NAME for its value here"),
+        _ => Ok(text),
+    }
 }

@@ -1,6 +1,8 @@
 //! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it prints an
 //! error of clap's, whose own feature for it costs twenty times the code.
 
+use std::ffi::OsString;
+
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, Error};
 
@@ -29,6 +31,18 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     // What clap says else is how to pass it as a value, which was not meant.
     error.remove(ContextKind::Suggested);
     error.insert(place, value);
+}
+
+/// The whole answer to arguments of which one is not UTF-8 where that is needed: clap does not say which.
+pub(crate) fn not_utf8(error: &Error, arguments: &[OsString]) -> Option<String> {
+    if error.kind() != ErrorKind::InvalidUtf8 {
+        return None;
+    }
+    let wrong = arguments.iter().find(|argument| argument.to_str().is_none())?;
+    Some(format!(
+        "the argument {wrong:?} is not UTF-8, which all but paths on their own and commands have to be: give the file \
+         another name, or a link with one"
+    ))
 }
 
 /// The command that the arguments name, as far as they do.

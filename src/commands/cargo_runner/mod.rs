@@ -172,6 +172,11 @@ impl Luggage {
     fn of(args: &CargoRunnerArgs) -> Result<Luggage, Failure> {
         let failed = |error: &dyn std::error::Error| Failure::of(error);
         let given = args.command.first().map_or(Path::new(""), Path::new);
+        if given.as_os_str().is_empty() {
+            return Err(Failure::usage(
+                "the program's path is empty: cargo gives one behind `coracle cargo-runner`",
+            ));
+        }
         let path = std::path::absolute(given).map_err(|error| failed(&error))?;
         let folder = env::current_dir().map_err(|error| failed(&error))?;
         // The package's own programs, which tests of a package start.
