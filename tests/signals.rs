@@ -121,6 +121,20 @@ fn signal_ends_an_outcome_that_nobody_reads() {
 }
 
 #[test]
+fn end_that_the_user_asks_for_does_not_wait_for_the_reader_of_an_outcome() {
+    needs_kvm!();
+    let unread = |name, limit| {
+        let outcome = fifo(name);
+        start(run_payload("spin").arg("--outcome").arg(&outcome).args(["--timeout", limit]))
+    };
+    collect(unread("unread-timeout", "300ms")).expect(124, "nobody reads the FIFO");
+    let child = unread("unread-quit", "60s");
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    signal(&child, libc::SIGQUIT);
+    collect(child).expect(131, "stopped by signal 3");
+}
+
+#[test]
 fn outcome_goes_to_a_fifo_that_is_read() {
     needs_kvm!();
     let outcome = fifo("read");

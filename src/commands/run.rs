@@ -5,11 +5,12 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::guest_data;
-use coracle::outcome::{Outcome, OutcomeReport, Seconds};
+use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
 use self::signals::Blocked;
@@ -73,7 +74,7 @@ pub(super) fn default_words() -> &'static str {
 fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     say(&failure.reason);
     let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
-    write_report(outcome, &report, failure.code)
+    write_report(outcome, &report, failure.code, None)
 }
 
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
@@ -157,17 +158,25 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     logger::info(&format!("time: {}", outcome.times));
     logger::info(&format!("exits: {:?}", outcome.exits));
     let report = OutcomeReport::of(outcome, on_emulated_host());
-    write_report(raw.outcome.as_deref(), &report, outcome.exit_code())
+    let limit = was_told_to_end(outcome).then_some(UNREAD_LIMIT);
+    write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)
+}
+
+/// Whether the user has asked for the end, who then does not wait for whoever reads the report.
+fn was_told_to_end(outcome: &Outcome) -> bool {
+    let is_own =
+        matches!(outcome.ending, Ending::TimedOut { .. } | Ending::Signalled { .. } | Ending::Stopped);
+    is_own || outcome.signal.is_some()
 }
 
 /// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its
-/// reader, and a signal ends that.
-fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8) -> u8 {
+/// reader, for `limit` at most where there is one, and a signal ends that.
+fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Option<Duration>) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());
     let _watch = if is_file { None } else { Watch::report().ok() };
     let json = serde_json::to_string_pretty(report).map_err(io::Error::other);
-    match json.and_then(|json| fs::write(path, json + "\n")) {
+    match json.and_then(|json| report_file::write(path, &(json + "\n"), limit)) {
         Ok(()) => code,
         Err(error) => {
             say(&format!("--outcome {}: it cannot be written: {error}", path.display()));
@@ -183,3 +192,6 @@ fn write_report_at_once(path: &Path, report: &OutcomeReport<'_>) {
     let file = { options }.custom_flags(libc::O_NONBLOCK).open(path);
     let _ = file.and_then(|mut file| file.write_all((json + "\n").as_bytes()));
 }
+
+/// How long a report that nobody reads holds up an end that the user has asked for: as long as stdout and stderr do.
+const UNREAD_LIMIT: Duration = Duration::from_secs(1);
