@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coracle::terminal::RawTerminal;
+use coracle_devices::backend::unix_socket;
 
 use crate::cli::{Cli, Command};
 use crate::stderr::Weight;
@@ -84,7 +85,14 @@ fn end_with_117_on_panic() {
         }
         stderr::say("this is a defect of Coracle; please report it with the lines above");
         stderr::flush();
-        // SAFETY: ends the process at once: no destructor or exit handler could wait for the thread that panics.
-        unsafe { libc::_exit(i32::from(commands::DEFECT)) };
+        // No destructor or exit handler waits for the thread that panics.
+        end_at_once(commands::DEFECT);
     }));
+}
+
+/// Ends the process without destructors. The files of sockets, which would be in the way of the next run, go with it.
+pub(crate) fn end_at_once(code: u8) -> ! {
+    unix_socket::remove_files();
+    // SAFETY: the call takes a number and does not come back.
+    unsafe { libc::_exit(code.into()) }
 }

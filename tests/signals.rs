@@ -161,3 +161,18 @@ fn file_limit_is_an_error_of_the_outcome() {
     unsafe { command.pre_exec(limit) };
     finish(command.arg("--outcome").arg(outcome)).expect(125, "it cannot be written: File too large");
 }
+
+#[test]
+fn signal_that_ends_tests_leaves_no_sockets() {
+    needs_kvm!();
+    let socket = scratch().join("tests.sock");
+    for number in ENDING {
+        let mut command = coracle();
+        command.args(["test", "--accel", "kvm", "--vsock"]).arg(format!("uds={}", socket.display()));
+        let child = start(command.arg(common::payload("spin")));
+        eventually("the socket is made", || socket.exists());
+        signal(&child, number);
+        collect(child).expect(128 + number, "stopped by signal");
+        assert!(!socket.exists(), "signal {number} leaves the socket");
+    }
+}

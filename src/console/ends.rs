@@ -10,7 +10,7 @@ use std::{fmt, fs, ptr};
 
 use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
-use coracle_devices::backend::unix_socket;
+use coracle_devices::backend::unix_socket::{self, SocketFile};
 
 use super::Pump;
 use super::output::{LimitedFile, Output};
@@ -132,7 +132,7 @@ pub(crate) struct ConsoleEnds {
 /// A socket at which one client after the other has the console. Its file goes with it.
 pub(super) struct ConsoleListener {
     pub(super) socket: UnixListener,
-    path: PathBuf,
+    _file: SocketFile,
 }
 
 /// Why a console cannot be connected.
@@ -255,7 +255,8 @@ impl ConsoleEnds {
 impl ConsoleListener {
     fn bind(path: &Path) -> io::Result<ConsoleListener> {
         // The console of a machine is for its owner.
-        Ok(ConsoleListener { socket: unix_socket::listen(path)?, path: path.to_owned() })
+        let (socket, _file) = unix_socket::listen(path)?;
+        Ok(ConsoleListener { socket, _file })
     }
 
     /// The next client, if one waits: both directions of its connection.
@@ -263,13 +264,6 @@ impl ConsoleListener {
         let (client, _) = self.socket.accept().ok()?;
         let output = Output::Descriptor(CharSink::new(client.as_fd()).ok()?);
         Some((output, CharSource::new(client.as_fd()).ok()?))
-    }
-}
-
-impl Drop for ConsoleListener {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -1,12 +1,32 @@
 //! Stream sockets at paths of the host (`unix(7)`): connecting without waiting, and listening for the owner alone. The
 //! console, vsock and network back ends make their sockets here.
 
+use std::fs;
 use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use crate::lock;
+
+/// The file of a socket that listens. It goes with this, unless something else has taken its name.
+#[derive(Debug)]
+pub struct SocketFile(Named);
+
+/// A file as it was when it was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Named {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+/// The files of all sockets of this process.
+static FILES: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 
 /// Connects to the socket at `path` if it can be done at once: a listener whose queue is full is `WouldBlock`.
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
@@ -22,7 +42,7 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
 ///
 /// # Errors
 /// The path is too long or taken, or its folder takes no file.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let (address, len) = address(path)?;
     let socket = socket()?;
     // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket (`unix_bind` of
@@ -30,15 +50,51 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    // Held over the call: a file that is made is a file that is known.
+    let mut files = lock(&FILES);
     // SAFETY: the address lives through the call, and `len` is within it.
     if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
         return Err(io::Error::last_os_error());
     }
+    let named = Named::at(path)?;
+    files.push(named.clone());
+    drop(files);
+    let file = SocketFile(named);
     // SAFETY: the call takes a live descriptor and a number.
     if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(socket.into())
+    Ok((socket.into(), file))
+}
+
+/// Removes the files of all sockets, for a process that ends at once after this: nobody makes another, or waits for one to
+/// go, from here on.
+pub fn remove_files() {
+    let files = lock(&FILES);
+    files.iter().for_each(Named::remove);
+    std::mem::forget(files);
+}
+
+impl Named {
+    fn at(path: &Path) -> io::Result<Self> {
+        let made = fs::symlink_metadata(path)?;
+        Ok(Self { path: path.to_owned(), device: made.dev(), inode: made.ino() })
+    }
+
+    fn remove(&self) {
+        // Somebody may have removed it already, and made another.
+        if Self::at(&self.path).is_ok_and(|there| there == *self) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let mut files = lock(&FILES);
+        files.retain(|file| *file != self.0);
+        self.0.remove();
+    }
 }
 
 fn socket() -> io::Result<OwnedFd> {
@@ -75,9 +131,8 @@ const BACKLOG: libc::c_int = 128;
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::io::ErrorKind;
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    use std::os::unix::fs::FileTypeExt;
 
     use vmm_sys_util::tempdir::TempDir;
 
@@ -88,7 +143,7 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let path = folder.as_path().join("s");
         assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
-        let listener = listen(&path).unwrap();
+        let (listener, file) = listen(&path).unwrap();
         let mut waiting = Vec::new();
         let error = loop {
             match connect(&path) {
@@ -99,6 +154,21 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::WouldBlock);
         drop(listener);
         assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        drop(file);
+        assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn file_that_has_taken_the_name_stays() {
+        let folder = TempDir::new().unwrap();
+        let (path, moved) = (folder.as_path().join("s"), folder.as_path().join("moved"));
+        let (_listener, file) = listen(&path).unwrap();
+        fs::rename(&path, &moved).unwrap();
+        let (_other, other_file) = listen(&path).unwrap();
+        drop(file);
+        assert!(path.exists() && moved.exists());
+        drop(other_file);
+        assert!(!path.exists());
     }
 
     /// Nobody can look at the file before `bind` is done, so its mode after `bind` is the one that it was made with.
@@ -106,7 +176,7 @@ mod tests {
     fn listener_is_the_owner_s_alone_from_its_first_moment() {
         let folder = TempDir::new().unwrap();
         let path = folder.as_path().join("s");
-        let listener = listen(&path).unwrap();
+        let (listener, _file) = listen(&path).unwrap();
         let metadata = fs::symlink_metadata(&path).unwrap();
         assert!(metadata.file_type().is_socket());
         assert_eq!(metadata.mode() & 0o7777, 0o600);

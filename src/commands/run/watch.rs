@@ -16,6 +16,7 @@ use coracle_devices::thread::spawn_with_signals_blocked;
 use super::signals::Blocked;
 use super::write_report_at_once;
 use crate::commands::place::on_emulated_host;
+use crate::end_at_once;
 use crate::stderr::{self, say};
 
 /// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main thread's.
@@ -42,6 +43,8 @@ enum Work {
     Preparation { outcome: Option<PathBuf> },
     /// The report is written, and the guest has ended.
     Report,
+    /// Guests run, of which none hears a signal.
+    Tests,
 }
 
 impl Watch {
@@ -59,6 +62,14 @@ impl Watch {
     /// The host gives no thread or descriptor.
     pub(crate) fn report() -> io::Result<Watch> {
         Watch::start(&Blocked::new()?, Work::Report)
+    }
+
+    /// While tests run.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
+    pub(crate) fn tests() -> io::Result<Watch> {
+        Watch::start(&Blocked::new()?, Work::Tests)
     }
 
     fn start(signals: &Blocked, work: Work) -> io::Result<Watch> {
@@ -117,17 +128,21 @@ impl Work {
         RawTerminal::restore();
         let ending = Ending::Signalled { signal };
         let code = ending.exit_code();
-        if let Work::Preparation { outcome } = self {
-            let reason = format!("{ending} before the guest ran");
-            say(&reason);
-            let report = OutcomeReport::not_run(code, reason, on_emulated_host());
-            if let Some(path) = outcome {
-                write_report_at_once(path, &report);
+        match self {
+            Work::Preparation { outcome } => {
+                let reason = format!("{ending} before the guest ran");
+                say(&reason);
+                let report = OutcomeReport::not_run(code, reason, on_emulated_host());
+                if let Some(path) = outcome {
+                    write_report_at_once(path, &report);
+                }
             }
+            Work::Report => {}
+            Work::Tests => say(&ending.to_string()),
         }
         stderr::flush();
-        // SAFETY: ends the process at once, while the main thread may still be busy; files without names go with it.
-        unsafe { libc::_exit(code.into()) };
+        // The main thread is amid its work.
+        end_at_once(code);
     }
 }
 

@@ -38,6 +38,7 @@ use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
 use super::report_file;
 use super::run::command::prepare;
 use super::run::is_default_guest;
+use super::run::watch::Watch;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TapMode, TestArgs};
@@ -54,6 +55,7 @@ pub(crate) fn run(args: &TestArgs) -> u8 {
 }
 
 fn try_run(args: &TestArgs) -> Result<u8, Failure> {
+    let watch = Watch::tests().map_err(|error| Failure::of(&error))?;
     let mut cases = cases(args)?;
     name_files(&mut cases);
     // Whatever is wrong with any of them is said before the first is started.
@@ -69,7 +71,7 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
             if let Some(because) = because {
                 say(&on_emulated_host_because(&because));
             }
-            return crossing(args, &cases)?.run(None);
+            return crossing(args, &cases)?.run(Some(watch));
         }
         Ground::Nowhere { reason } if args.no_kvm == NoKvm::Skip => {
             let done: Vec<Done> = cases.iter().map(|case| case.skipped(&reason)).collect();

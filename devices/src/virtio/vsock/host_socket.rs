@@ -2,19 +2,19 @@
 //! programs of the host.
 
 use std::ffi::OsString;
-use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use crate::backend::unix_socket::{self, PATH_ROOM};
+use crate::backend::unix_socket::{self, PATH_ROOM, SocketFile};
 
 /// A socket at a path that was free. Its file goes with it.
 #[derive(Debug)]
 pub(super) struct HostSocket {
     listener: UnixListener,
     path: PathBuf,
+    _file: SocketFile,
 }
 
 /// Why the socket cannot be made.
@@ -44,11 +44,11 @@ impl HostSocket {
             return Err(HostSocketError::TooLong { len });
         }
         // The ports of a guest are for its owner.
-        let listener = unix_socket::listen(path).map_err(|error| match error.kind() {
+        let (listener, _file) = unix_socket::listen(path).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => HostSocketError::Taken,
             _ => HostSocketError::Bind(error),
         })?;
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path: path.to_owned(), _file })
     }
 
     pub(super) fn listener(&self) -> &UnixListener {
@@ -72,13 +72,6 @@ impl HostSocket {
         let mut path = OsString::from(&self.path);
         path.push(format!("_{port}"));
         unix_socket::connect(Path::new(&path))
-    }
-}
-
-impl Drop for HostSocket {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = fs::remove_file(&self.path);
     }
 }
 
