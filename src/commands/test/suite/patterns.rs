@@ -1,5 +1,6 @@
 //! Compiles regular expressions, each once however many cases have it, and all of them within a limit of memory.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use regex_lite::{Regex, RegexBuilder};
@@ -47,17 +48,27 @@ impl Compiler {
                 Err(error) => reason = error.to_string(),
             }
         }
-        Err(format!("{what} `{pattern}`: it is not a regular expression: {reason}"))
+        Err(format!("{what} `{}`: it is not a regular expression: {reason}", excerpt(pattern)))
     }
 }
 
 fn too_large(what: &str, pattern: &str) -> String {
     format!(
-        "{what} `{pattern}`: with it, the patterns take more than {} MiB when compiled; repeat less, as in `x{{1000}}`",
+        "{what} `{}`: with it, the patterns take more than {} MiB when compiled; repeat less, as in `x{{1000}}`",
+        excerpt(pattern),
         MAX_COMPILED >> 20
     )
 }
 
+/// As much of a pattern as goes into a sentence.
+fn excerpt(pattern: &str) -> Cow<'_, str> {
+    match pattern.char_indices().nth(EXCERPT_CHARS) {
+        Some((end, _)) => Cow::Owned(format!("{} ...", pattern.get(..end).unwrap_or_default())),
+        None => Cow::Borrowed(pattern),
+    }
+}
+
+const EXCERPT_CHARS: usize = 200;
 /// Bytes that all patterns of a suite may take when they are compiled: some thousand usual ones.
 const MAX_COMPILED: usize = 16 << 20;
 /// Limits for one, of which it keeps the first that it can. The last is a repetition of many thousand characters.
@@ -95,5 +106,13 @@ mod tests {
         assert!(error.contains("the patterns take more than 16 MiB"), "{error}");
         // What is known costs nothing.
         one(&mut compiler, large(0)).unwrap();
+    }
+
+    #[test]
+    fn error_is_a_sentence_however_long_the_pattern_is() {
+        for pattern in ["(".repeat(100_000), "(a|b){50}".repeat(12_000)] {
+            let error = Compiler::default().compile("--expect", &[pattern]).unwrap_err();
+            assert!(error.starts_with("--expect `(") && error.len() < 400, "{} bytes", error.len());
+        }
     }
 }
