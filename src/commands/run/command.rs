@@ -16,7 +16,7 @@ use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
-use super::copying::{Copying, OutputFile};
+use super::copying::{Copying, OutputFile, Rest};
 use super::signals::Blocked;
 use super::tell;
 use super::watch::Watch;
@@ -221,9 +221,9 @@ fn deliver(
     outputs: &[Option<Copying>],
     deadline: Option<(Duration, Instant)>,
 ) -> Option<Ending> {
-    let mut last = Instant::now();
+    let mut rest = Rest::new();
     let mut turn = FIRST_TURN;
-    while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
+    while !rest.is_over(outputs) {
         thread::sleep(turn);
         turn = turn.saturating_mul(2).min(TURN);
         if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {

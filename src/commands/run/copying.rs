@@ -62,13 +62,32 @@ impl Copying {
         self.state.failure.get()
     }
 
-    /// Whether all is written, or a process that the command has left behind holds its end: then nothing came for a while
-    /// since `last`, when something did.
-    pub(crate) fn is_over(&self, last: &mut Instant) -> bool {
-        if !self.state.waits_for_guest.load(Ordering::Relaxed) {
-            *last = Instant::now();
+    /// Whether it waits for what the guest may still send; none when it is all written.
+    fn waits_for_guest(&self) -> Option<bool> {
+        (!self.thread.is_finished()).then(|| self.state.waits_for_guest.load(Ordering::Relaxed))
+    }
+}
+
+/// The patience with outputs whose command has ended. Time that our own reader takes is not counted.
+pub(crate) struct Rest {
+    seen: Instant,
+    waited: Duration,
+}
+
+impl Rest {
+    pub(crate) fn new() -> Rest {
+        Rest { seen: Instant::now(), waited: Duration::ZERO }
+    }
+
+    /// Whether all is written, or a process that the command has left behind goes on for too long.
+    pub(crate) fn is_over(&mut self, outputs: &[Option<Copying>]) -> bool {
+        let passed = self.seen.elapsed();
+        self.seen += passed;
+        let open: Vec<bool> = outputs.iter().flatten().filter_map(Copying::waits_for_guest).collect();
+        if open.iter().all(|waits| *waits) {
+            self.waited = self.waited.saturating_add(passed);
         }
-        self.thread.is_finished() || last.elapsed() > LEFT_BEHIND
+        open.is_empty() || self.waited > LEFT_BEHIND
     }
 }
 
@@ -124,8 +143,8 @@ fn wait_for_room(file: &File) -> io::Result<()> {
     if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
 }
 
-/// A process that the command has left behind may hold its streams for ever: the agent lets go of them after 1 s. One that
-/// does not is not waited for; a guest that stands still for a while on a busy host loses nothing.
+/// A process that the command has left behind may hold its streams for ever, or write without end. The agent lets go of
+/// streams that are silent after 1 s; a guest that stands still for longer on a busy host loses nothing.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
 /// A frame of the agent's protocol.
 const PIECE: usize = 64 << 10;
@@ -163,12 +182,12 @@ mod tests {
     fn output_of_a_guest_that_stands_still_for_a_while_is_waited_for() {
         let (source, mut guest) = io::pipe().unwrap();
         let (mut reader, writer) = io::pipe().unwrap();
-        let copying = Copying::start(source, writer);
+        let outputs = [Some(Copying::start(source, writer)), None];
         let start = Instant::now();
-        let mut last = start;
+        let mut rest = Rest::new();
         // Longer than the agent's own patience.
         while start.elapsed() < Duration::from_secs(2) {
-            assert!(!copying.is_over(&mut last), "after {:?}", start.elapsed());
+            assert!(!rest.is_over(&outputs), "after {:?}", start.elapsed());
             thread::sleep(Duration::from_millis(20));
         }
         guest.write_all(b"late").unwrap();
@@ -176,6 +195,28 @@ mod tests {
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes, b"late");
+        while !rest.is_over(&outputs) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(rest.waited < LEFT_BEHIND, "its end was seen");
+    }
+
+    #[test]
+    fn process_that_is_left_behind_and_never_stops_writing_is_not_waited_for() {
+        struct Drip;
+        impl Read for Drip {
+            fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+                thread::sleep(Duration::from_millis(1));
+                bytes.fill(b'y');
+                Ok(bytes.len())
+            }
+        }
+        let outputs = [Some(Copying::start(Drip, io::sink())), None];
+        // As if it had been waited for almost as long as may be.
+        let mut rest = Rest { waited: LEFT_BEHIND - Duration::from_millis(50), ..Rest::new() };
+        while !rest.is_over(&outputs) {
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
 use crate::commands::run::command::{TURN, ending_of, of_error};
-use crate::commands::run::copying::Copying;
+use crate::commands::run::copying::{Copying, Rest};
 use crate::commands::settings::Failure;
 
 /// A test to run.
@@ -153,8 +153,8 @@ impl Case {
             Ok(status) => status,
             Err(error) => return of_error(vm, &error),
         };
-        let mut last = Instant::now();
-        while !outputs.iter().flatten().all(|output| output.is_over(&mut last)) {
+        let mut rest = Rest::new();
+        while !rest.is_over(&outputs) {
             if vm.handle().wait_for(TURN).is_some() {
                 break;
             }
