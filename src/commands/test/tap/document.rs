@@ -87,11 +87,13 @@ impl Document {
         self.bailed_out.as_deref()
     }
 
-    /// Whether it is one: there was a version line, or both a plan and results, or a plan that says why there are none.
+    /// Whether it is one: there was a version line, or both a plan and results, or a plan that says why there are none, or its
+    /// tests were given up.
     pub(super) fn counts(&self) -> bool {
         let own = self.own();
         let is_skip = own.is_some_and(|own| own.skips_all() && !own.plan_comment().is_empty());
-        self.version.is_some() || is_skip || own.is_some_and(|own| own.has_plan() && own.results > 0)
+        let is_whole = own.is_some_and(|own| own.has_plan() && own.results > 0);
+        self.version.is_some() || is_skip || is_whole || self.bailed_out.is_some()
     }
 
     /// Whether something has come that makes it one, or may.

@@ -250,10 +250,19 @@ fn yaml_blocks_are_no_results() {
 
 #[test]
 fn bail_out_ends_the_run_wherever_it_is() {
-    for text in ["1..3\nok 1\nBail out! no memory", "1..1\n    1..2\n    bail OUT!  no memory\nok 1"] {
-        let tap = tap(&format!("TAP version 13\n{text}"));
-        assert!(tap.has_bailed_out());
-        assert_eq!(tap.complaint().unwrap(), "TAP: bailed out: no memory");
+    for text in [
+        "1..3\nok 1\nBail out! no memory",
+        "1..1\n    1..2\n    bail OUT!  no memory\nok 1",
+        // Before the first result, and before the plan.
+        "1..3\nBail out! no memory",
+        "ok 1\nBail out! no memory\nok 2",
+        "# Subtest: a\nBail out! no memory",
+    ] {
+        for version in ["TAP version 13\n", ""] {
+            let tap = tap(&format!("{version}{text}"));
+            assert!(tap.has_begun() && tap.has_bailed_out(), "{version}{text}");
+            assert_eq!(tap.complaint().unwrap(), "TAP: bailed out: no memory");
+        }
     }
     assert!(!tap("Bail out! of nothing").has_bailed_out());
     assert!(!tap("TAP version 13\n1..1\nok 1\n  ---\n  Bail out!\n  ...").has_bailed_out());
