@@ -113,11 +113,33 @@ fn overlay_that_is_full_gives_the_guest_an_error() {
         let mut command = write_a_sector(&disk, ",cow,cow-size=32K");
         expect_write_error(
             &finish(command.env("TMPDIR", other.parent().unwrap())),
-            "No space left on device",
+            "does not take the last 5 % of its file system",
         );
         let mut command = write_a_sector(&disk, ",cow");
         let run = finish(command.env("TMPDIR", other.parent().unwrap()));
         run.expect(125, "which is in memory, and needs a limit there");
+    });
+}
+
+/// There is room, but others are to have it.
+#[test]
+fn overlay_leaves_the_last_part_of_its_file_system_to_others() {
+    needs_kvm_and_root!();
+    let disk = scratch().join("below-reserve.img");
+    File::create(&disk).unwrap().set_len(64 * 512).unwrap();
+    with_own_mounts(move || {
+        let folder = scratch().join("reserve");
+        fs::create_dir_all(&folder).unwrap();
+        mount("tmpfs", &folder, "tmpfs", 0, "size=1m");
+        let mut filler = File::create(folder.join("filler")).unwrap();
+        let mut run = |pages: usize| {
+            filler.write_all(&vec![1; pages * 4096]).unwrap();
+            let mut command = write_a_sector(&disk, ",cow,cow-size=32K");
+            finish(command.env("TMPDIR", &folder).args(["--on-reset", "reboot"]))
+        };
+        // 5 % of 256 pages are 13: first there are 20, then 10.
+        run(236).expect(0, "code 0");
+        expect_write_error(&run(10), "does not take the last 5 % of its file system");
     });
 }
 

@@ -304,6 +304,35 @@ fn host_that_does_not_answer_is_ended_by_the_first_signal_and_by_the_time_limit(
     common::collect(child).expect(124, words);
 }
 
+/// A write to a terminal that nobody reads waits although poll has said that there is room.
+#[test]
+fn signals_are_heard_while_nobody_reads_the_terminal() {
+    needs_qemu!();
+    let (person, program) = common::pseudo_terminal();
+    let mut command = emulate("yes");
+    command.stdin(Stdio::null()).stdout(program).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let shown = || {
+        let mut count: libc::c_int = 0;
+        // SAFETY: FIONREAD stores one int at the given address, which is `count`.
+        assert!(unsafe { libc::ioctl(person.as_raw_fd(), libc::FIONREAD, &raw mut count) } >= 0);
+        count
+    };
+    common::eventually("the terminal is full", || {
+        let before = shown();
+        thread::sleep(Duration::from_millis(500));
+        before > 0 && shown() == before
+    });
+    // The first is for the command, whose output then still waits.
+    common::eventually("it ends", || {
+        common::signal(&child, libc::SIGTERM);
+        thread::sleep(Duration::from_millis(500));
+        child.try_wait().unwrap().is_some()
+    });
+    assert_eq!(common::wait(&mut child).code(), Some(143));
+}
+
 /// A guest on an emulated host that has printed a byte and halted; and that host's QEMU.
 fn with_guest(outcome: &Path, args: &[&str]) -> (Child, libc::pid_t) {
     let mut command = common::coracle();

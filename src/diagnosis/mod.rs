@@ -222,7 +222,7 @@ impl Subject {
         progress.extend(printed.into_iter().filter_map(|(sign, seen)| {
             seen.map(|seen| Milestone { sign, at: phase::since(remains.started, seen) })
         }));
-        let process = |place: &CodePlace| place.ring == 3 || holds_process(remains.ram, place.page_table);
+        let process = |place: &CodePlace| is_user_code(place) || holds_process(remains.ram, place.page_table);
         let after_init = |line: &String| AFTER_INIT.iter().any(|words| line.contains(words));
         let shown_at_the_end = [
             (Sign::SecondVcpu, standing.iter().any(|standing| standing.vcpu.index() > 0)),
@@ -347,6 +347,12 @@ fn is_abnormal(ending: &Ending) -> bool {
     }
 }
 
+/// Whether a vCPU ran a process's code: in user mode, in the lower half of the address space. A kernel that runs in user mode,
+/// for a KVM that interprets the other, is in the upper half as all are.
+fn is_user_code(place: &CodePlace) -> bool {
+    place.ring == 3 && place.linear < UPPER_HALF
+}
+
 /// Whether the page tables at `root` are those of a process: Linux lets user mode into the lower half of the address
 /// space there, and nowhere in its own. It stays with the last process's tables while it is idle.
 fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
@@ -362,7 +368,9 @@ const KERNEL_REACH: u64 = 1 << 30;
 const AFTER_INIT: &[&str] = &["Attempted to kill init", "reboot: Restarting system"];
 /// How Linux begins the line of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
-
+/// Where the kernel's half of the address space begins (Linux, Documentation/arch/x86/x86_64/mm.rst), for 4 levels of page
+/// tables and for 5.
+const UPPER_HALF: u64 = 1 << 63;
 /// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).
 const ENTRIES: usize = 512;
 /// The bits P and U/S of an entry (Intel SDM vol. 3, table 4-15).
@@ -386,6 +394,16 @@ mod tests {
         assert!(!holds_process(&tables(&[(0, 0x2000 | 0b011)]), Some(0x1000)), "early code maps itself");
         assert!(!holds_process(&tables(&[(0, 0b110)]), Some(0x1000)), "not present");
         assert!(!holds_process(&tables(&[(511, 0x2000 | 0b111)]), Some(0x1000)), "the kernel's half");
+    }
+
+    #[test]
+    fn kernel_that_runs_in_user_mode_is_not_a_process() {
+        let at = |ring, linear| {
+            let (rip, page_table) = (linear, None);
+            is_user_code(&CodePlace { rip, linear, bits: 64, ring, interrupts: true, page_table })
+        };
+        assert!(at(3, 0x40_1000) && at(3, 0x7fff_ffff_f000));
+        assert!(!at(0, 0x40_1000) && !at(3, 0xffff_ffff_8100_0000) && !at(0, 0xffff_ffff_8100_0000));
     }
 
     #[test]

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use coracle_agent::protocol::{Ending, FromAgent, Request, Stream, ToAgent, VERSION};
 use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
+use coracle_devices::backend::chardev::{Direction, own_description};
+
 use super::control::{Control, Peer};
 use super::liveness::{Kind, Liveness};
 use super::machine::Machine;
@@ -304,7 +306,7 @@ impl Streams {
         let callers: [BorrowedFd<'_>; 3] = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         let [port, ..] = &machine.streams;
         let input =
-            Pump::new(copy(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
+            Pump::new(source_of(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
         let mut outputs = [None, None, None];
         for stream in Stream::ALL {
             // What comes back through the port of stdin is the echo of a terminal that is nowhere else.
@@ -316,8 +318,8 @@ impl Streams {
             else {
                 continue;
             };
-            let pump =
-                Pump::new(copy(port.as_fd())?, copy(*caller)?, chunk_for(*caller)?, Undelivered::Discard);
+            let (sink, chunk) = sink_of(*caller)?;
+            let pump = Pump::new(copy(port.as_fd())?, sink, chunk, Undelivered::Discard);
             if let Some(place) = outputs.get_mut(stream.index()) {
                 *place = Some(pump);
             }
@@ -367,10 +369,19 @@ fn exit_of(ending: Ending) -> EmulatedExit {
     }
 }
 
-/// How much may be written at a time without a wait: all at once to a file, as its kind never waits.
-fn chunk_for(stream: BorrowedFd<'_>) -> io::Result<usize> {
+/// An output of the caller's, and how much may be written to it at a time without a wait: all at once to a file, as its kind
+/// never waits, and to a pipe or terminal that can be opened again. One that cannot may still wait.
+fn sink_of(stream: BorrowedFd<'_>) -> io::Result<(OwnedFd, usize)> {
+    if let Some(own) = own_description(stream, Direction::Write) {
+        return Ok((own.into(), NON_BLOCKING_CHUNK));
+    }
     let is_file = File::from(copy(stream)?).metadata()?.is_file();
-    Ok(if is_file { NON_BLOCKING_CHUNK } else { BLOCKING_CHUNK })
+    Ok((copy(stream)?, if is_file { NON_BLOCKING_CHUNK } else { BLOCKING_CHUNK }))
+}
+
+/// An input of the caller's, opened again where it can be: another reader of it may be faster after a poll.
+fn source_of(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    own_description(stream, Direction::Read).map_or_else(|| copy(stream), |own| Ok(own.into()))
 }
 
 fn copy(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_arch::x86_64::initrd::InitrdFile;
 
+use super::built_in::missing_of;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
 use crate::agent::{AgentProgramError, agent_program};
 use crate::guest_data;
@@ -32,6 +33,8 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) is_agent: bool,
     /// Where the root is that it starts in any case, modules or not.
     pub(crate) root: Option<RootStart>,
+    /// Whether the log is told of modules that cannot be found: not when this is only a look, before the machine is built.
+    pub(crate) warns: bool,
 }
 
 /// Where the loader finds a root that was made for it.
@@ -55,7 +58,7 @@ impl LoaderRequest<'_> {
 pub enum LoaderError {
     /// The kernel's modules are nowhere.
     #[error(
-        "the kernel {kernel:?} ({release}) needs the module {module}, if it has it not built in, but there is \
+        "the kernel {kernel:?} ({release}) needs the module {module}, unless it has it built in, and there is \
          no {release} in any of {}; --modules names the folder",
         listed(places)
     )]
@@ -133,7 +136,12 @@ pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, 
     }
     let made = match archive(request, modules_of(request)) {
         Err(error) if request.folder.is_none() && (!request.needs_program() || error.is_about_modules()) => {
-            journal!(Host Warn, "{error}");
+            // A kernel that has them built in misses nothing.
+            if request.warns
+                && !(error.is_nowhere() && missing_of(request.kernel, request.modules).is_empty())
+            {
+                journal!(Host Warn, "{error}");
+            }
             archive(request, Ok(Vec::new()))
         }
         made => made,
@@ -142,6 +150,11 @@ pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, 
 }
 
 impl LoaderError {
+    /// Whether there are no modules of the kernel at all.
+    fn is_nowhere(&self) -> bool {
+        matches!(self, LoaderError::NoTree { .. } | LoaderError::NoRelease { .. })
+    }
+
     /// Whether a kernel that has everything built in would do without what is missing.
     fn is_about_modules(&self) -> bool {
         match self {
@@ -294,6 +307,7 @@ mod tests {
             program: None,
             is_agent: false,
             root: None,
+            warns: true,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which a
 //! machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
 
+mod built_in;
 pub(crate) mod check;
 mod cpio;
 pub(crate) mod loader;

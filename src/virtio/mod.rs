@@ -24,6 +24,7 @@ use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::console::{ConsolePort, StreamPort};
 use coracle_devices::virtio::handler::{HandlerHost, IfLate};
 use coracle_devices::virtio::net::{Net, NetCounts};
+use coracle_devices::virtio::queue::ChainBudget;
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
@@ -170,9 +171,10 @@ impl VirtioDevices {
         let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
+        let chains = ChainBudget::default();
         for (device, place) in devices.into_iter().zip(places) {
             let name = device.name();
-            let device = Attached::new(device, place, context, &mut threads);
+            let device = Attached::new(device, place, context, (&chains, &mut threads));
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
         let SpecContext { control: _, nets, balloon, vsock, console, agent_port } = opening;
@@ -278,7 +280,7 @@ impl Attached {
         device: Arc<dyn VirtioDevice>,
         place: VirtioMmio,
         context: &AttachContext<'_>,
-        threads: &mut Vec<IoLoop>,
+        (chains, threads): (&ChainBudget, &mut Vec<IoLoop>),
     ) -> io::Result<Attached> {
         let pin = u8::try_from(place.gsi).map_err(io::Error::other)?;
         let irq = VirtioIrq::new(context.interrupts.line(pin)?);
@@ -290,7 +292,8 @@ impl Attached {
             host = Arc::new(event_loop.handle());
             threads.push(IoLoop::start(thread_name(place), event_loop, context.control.clone())?);
         }
-        let transport = Arc::new(MmioTransport::new(TransportParts { device, host, irq, doorbells }));
+        let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
+        let transport = Arc::new(MmioTransport::new(parts));
         Ok(Attached { transport, place })
     }
 

@@ -98,7 +98,7 @@ impl VmBuilder {
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         rootfs::check(&self.config)?;
-        Inputs::open(&self.config, None).map(drop)
+        Inputs::open(&self.config, None, false).map(drop)
     }
 
     /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
@@ -129,7 +129,7 @@ impl VmBuilder {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
-        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?)?;
+        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?, true)?;
         let console = self.console.open_all(&self.config)?;
         let control = Arc::new(Control::new());
         let interrupts = Arc::new(Interrupts::default());
@@ -327,7 +327,8 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn open(config: &VmConfig, root: Option<Root>) -> Result<Inputs, BuildError> {
+    /// Opens and checks them; `is_for_build` is false when that is all.
+    fn open(config: &VmConfig, root: Option<Root>, is_for_build: bool) -> Result<Inputs, BuildError> {
         let VmConfig { protocol, kaslr, .. } = *config;
         let (path, initrds) = kernel_and_initrds(config)?;
         let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
@@ -352,6 +353,7 @@ impl Inputs {
                 program: agent.and_then(|agent| agent.program.as_deref()),
                 is_agent: agent.is_some(),
                 root: root.as_ref().map(Root::start),
+                warns: is_for_build,
             })?);
         }
         Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })

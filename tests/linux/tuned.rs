@@ -68,6 +68,29 @@ fn kernels_cpus_memory_and_tables_work_pairwise() {
     }
 }
 
+/// The kernel has no folder of modules anywhere, and misses none.
+#[test]
+fn tuned_kernel_elsewhere_has_its_drivers_without_a_warning() {
+    needs_tuned!();
+    let folder = scratch().join("no-modules");
+    fs::create_dir_all(&folder).unwrap();
+    let kernel = folder.join("vmlinux");
+    fs::copy(super::data(GuestData::TunedVmlinux), &kernel).unwrap();
+    let disk = scratch().join("no-modules.img");
+    fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
+    let mut command = common::coracle();
+    command
+        .args(["run", "--accel", "kvm", "--timeout", "50s"])
+        .arg(&kernel)
+        .arg("--disk")
+        .arg(&disk)
+        .arg("-i");
+    command.arg(super::data(GuestData::GuestInitramfs)).args(["-a", "quiet coracle.init=report"]);
+    let run = finish(&mut command);
+    run.expect(0, "the guest powered off");
+    assert!(!run.stderr.contains("warning"), "{}", run.stderr);
+}
+
 /// By the tables, and without them by words of the command line, which the stock kernels do not read.
 #[test]
 fn tuned_kernel_finds_each_device_once_with_and_without_acpi() {

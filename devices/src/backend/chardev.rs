@@ -144,10 +144,21 @@ pub enum CharError {
     },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Direction {
+/// Which way bytes go through a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From it.
     Read,
+    /// To it.
     Write,
+}
+
+/// Opens a pipe or terminal a second time, without blocking; none for what is neither, or may not be opened again.
+pub fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> Option<File> {
+    let file = File::from(fd.try_clone_to_owned().ok()?);
+    let metadata = file.metadata().ok()?;
+    let is_terminal = file.is_terminal() && metadata.rdev() != PTY_MULTIPLEXER;
+    if metadata.file_type().is_fifo() || is_terminal { reopen(&file, direction) } else { None }
 }
 
 /// How to keep a transfer from blocking.

@@ -28,16 +28,25 @@ pub struct Overlay {
     cluster_shift: u32,
     /// One bit per cluster: the overlay has it.
     present: Box<[AtomicU64]>,
-    /// Clusters that the overlay may still take. Held while some are copied, so that none is copied twice.
-    room: Mutex<u64>,
+    /// Held while clusters are copied, so that none is copied twice.
+    room: Mutex<Room>,
+}
+
+/// What the overlay may still take.
+#[derive(Debug)]
+struct Room {
+    /// Clusters.
+    left: u64,
+    /// Clusters until the next look at what its file system has.
+    until_look: u64,
 }
 
 /// The most that an overlay may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverlaySize {
-    /// As much as its file system has.
+    /// As many as the disk has, and its file system without the [last part](RESERVE).
     Unlimited,
-    /// So many bytes, rounded up to clusters.
+    /// So many bytes, rounded up to clusters, with the same end.
     Bytes(u64),
 }
 
@@ -67,6 +76,13 @@ pub enum OverlayError {
     },
 }
 
+/// The guest has written so much that the host would soon have no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the overlay does not take the last {RESERVE} % of its file system (TMPDIR chooses another directory)"
+)]
+struct ReserveReached;
+
 impl Overlay {
     /// Opens `path` for reading and makes its overlay in `folder`.
     ///
@@ -83,10 +99,11 @@ impl Overlay {
         let cluster_shift = cluster_shift(capacity);
         let clusters = capacity.div_ceil(1 << cluster_shift);
         let words = usize::try_from(clusters.div_ceil(64)).unwrap_or_default();
-        let room = match size {
+        let left = match size {
             OverlaySize::Unlimited => clusters,
             OverlaySize::Bytes(bytes) => bytes.div_ceil(1 << cluster_shift),
         };
+        let room = Room { left, until_look: 0 };
         let present = std::iter::repeat_with(AtomicU64::default).take(words).collect();
         Ok(Self { base, layer, capacity, cluster_shift, present, room: Mutex::new(room) })
     }
@@ -134,7 +151,9 @@ impl Overlay {
         }
         let mut room = lock(&self.room);
         let missing: u64 = clusters.clone().map(|cluster| u64::from(!self.has(cluster))).sum();
-        let left = room.checked_sub(missing).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        let left =
+            room.left.checked_sub(missing).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSPC))?;
+        let until_look = self.look_at_file_system(room.until_look, missing)?;
         for cluster in clusters {
             if self.has(cluster) {
                 continue;
@@ -143,8 +162,22 @@ impl Overlay {
             self.copy(start, offset.min(next))?;
             self.copy(end.max(start), next)?;
         }
-        *room = left;
+        *room = Room { left, until_look };
         Ok(())
+    }
+
+    /// Takes `missing` clusters from those that may be written before the next look at the file system, and looks when
+    /// they do not do.
+    fn look_at_file_system(&self, until_look: u64, missing: u64) -> io::Result<u64> {
+        if let Some(left) = until_look.checked_sub(missing) {
+            return Ok(left);
+        }
+        let bytes = missing.checked_shl(self.cluster_shift).unwrap_or(u64::MAX);
+        let room = room_before_reserve(&self.layer)?;
+        if room < bytes {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, ReserveReached));
+        }
+        Ok(room.min(BYTES_PER_LOOK).saturating_sub(bytes) >> self.cluster_shift)
     }
 
     /// Copies a part of a cluster from the disk below.
@@ -283,6 +316,28 @@ fn is_in_memory(file: &File) -> io::Result<bool> {
     }
     Ok(stat.f_type == libc::TMPFS_MAGIC || stat.f_type == RAMFS_MAGIC)
 }
+
+/// Bytes that a file may grow by before its file system is down to the [`RESERVE`].
+fn room_before_reserve(file: &File) -> io::Result<u64> {
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the structure has room for the answer.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if stat.f_blocks == 0 {
+        // It does not count.
+        return Ok(u64::MAX);
+    }
+    let reserve = stat.f_blocks.saturating_mul(RESERVE).div_ceil(100);
+    Ok(stat.f_bavail.saturating_sub(reserve).saturating_mul(stat.f_frsize))
+}
+
+/// The part of a file system, in percent, that overlays leave to others: a guest can fill its disk at will, and the host
+/// has to go on.
+const RESERVE: u64 = 5;
+/// Bytes that are written between two looks at the file system.
+const BYTES_PER_LOOK: u64 = 16 << 20;
 
 /// The cluster of a disk: 4 KiB, which is the page of most file systems and so copies nothing, and more for disks above
 /// 32 GiB, so that the bits take 1 MiB at most.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, Events};
 
-use super::job::{Job, MAX_CLEARED};
+use super::job::{Job, MAX_CLEARED, Taken};
 use super::request::{Limits, Status, Task};
 use super::{Disk, FaultAction, Operation};
 use crate::journal;
@@ -91,9 +91,9 @@ impl BlockHandler {
         let mut unpublished = 0_u8;
         while !self.has_to_rest() {
             let Some(chain) = self.queues.get_mut(index).map_or(Ok(None), VirtQueue::pop)? else { break };
-            match Job::new(index, chain, &self.limits) {
-                Ok(job) => self.perform(job),
-                Err(answered) => {
+            match Job::take(index, chain, &self.limits) {
+                Taken::Job(job) => self.perform(job),
+                Taken::Answered(answered) => {
                     answered.complete(&mut self.queues);
                 }
             }

@@ -17,6 +17,15 @@ pub(super) struct Job {
     room: u64,
 }
 
+/// What the first look at a request makes of it.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// It is to be carried out.
+    Job(Job),
+    /// It was refused.
+    Answered(Answered),
+}
+
 /// A request that has its status.
 #[derive(Debug)]
 pub(super) struct Answered {
@@ -27,18 +36,15 @@ pub(super) struct Answered {
 
 impl Job {
     /// Takes the request in `chain` of queue `queue`.
-    ///
-    /// # Errors
-    /// The request is refused, and has been answered.
-    pub(super) fn new(queue: usize, mut chain: Chain, limits: &Limits) -> Result<Self, Answered> {
+    pub(super) fn take(queue: usize, mut chain: Chain, limits: &Limits) -> Taken {
         let Some(Request { status, task }) = Request::parse(&mut chain, limits) else {
             // Without a place for a status there is no way to answer.
-            return Err(Answered { queue, chain, written: 0 });
+            return Taken::Answered(Answered { queue, chain, written: 0 });
         };
         let room = chain.writable.len();
         match task {
-            Ok(task) => Ok(Self { queue, chain, status, task, room }),
-            Err(error) => Err(Self { queue, chain, status, task: Task::Id, room }.answer(error)),
+            Ok(task) => Taken::Job(Self { queue, chain, status, task, room }),
+            Err(error) => Taken::Answered(Self { queue, chain, status, task: Task::Id, room }.answer(error)),
         }
     }
 

@@ -16,7 +16,7 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::Disk;
 use super::handler::{Served, after};
 use super::in_flight::{ENTRIES, InFlight, Pending};
-use super::job::{Job, MAX_PIECE};
+use super::job::{Job, MAX_PIECE, Taken};
 use super::request::{Limits, Status, Task};
 use crate::event_loop::watch;
 use crate::journal;
@@ -45,7 +45,7 @@ pub(super) struct UringHandler {
     waiting: Vec<Job>,
     stop: StopFlag,
     /// A queue has chains that found no room in the ring.
-    is_full: bool,
+    has_more: bool,
     poll: Poll,
 }
 
@@ -76,7 +76,7 @@ impl UringHandler {
             flushes: Vec::new(),
             waiting,
             stop,
-            is_full: false,
+            has_more: false,
             poll,
         }
     }
@@ -97,6 +97,13 @@ impl UringHandler {
         !self.waiting.is_empty() || self.stop.is_raised()
     }
 
+    /// True when requests in flight have to end before others are begun.
+    fn is_full(&self) -> bool {
+        let is_used_up = |queue: &VirtQueue| queue.chain_budget().is_used_up();
+        self.in_flight.is_full()
+            || (!self.in_flight.is_empty() && self.queues.first().is_some_and(is_used_up))
+    }
+
     /// Serves all queues until they are empty and stay so for a while, or until the turn is over.
     fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
@@ -107,8 +114,8 @@ impl UringHandler {
                 self.next = after(self.next, self.queues.len());
             }
             self.announce();
-            self.is_full |= self.in_flight.is_full();
-            if self.in_flight.is_full() || self.has_to_rest() {
+            self.has_more |= self.is_full();
+            if self.is_full() || self.has_to_rest() {
                 // A completion goes on from here.
                 return Ok(());
             }
@@ -129,12 +136,12 @@ impl UringHandler {
     fn drain(&mut self, index: usize) -> Result<bool, RingError> {
         self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut has_begun = false;
-        while !self.has_to_rest() && !self.in_flight.is_full() && !self.poll.is_turn_over() {
+        while !self.has_to_rest() && !self.is_full() && !self.poll.is_turn_over() {
             let Some(chain) = self.queues.get_mut(index).map_or(Ok(None), VirtQueue::pop)? else { break };
             has_begun = true;
-            match Job::new(index, chain, &self.limits) {
-                Ok(job) => self.begin(job),
-                Err(answered) => {
+            match Job::take(index, chain, &self.limits) {
+                Taken::Job(job) => self.begin(job),
+                Taken::Answered(answered) => {
                     answered.complete(&mut self.queues).into_iter().for_each(VirtQueue::publish);
                 }
             }
@@ -305,8 +312,8 @@ impl UringHandler {
         self.poll.extend_turn();
         self.reap();
         self.announce();
-        if self.is_full && !self.in_flight.is_full() && !self.has_to_rest() {
-            self.is_full = false;
+        if self.has_more && !self.is_full() && !self.has_to_rest() {
+            self.has_more = false;
             self.queues.iter().for_each(VirtQueue::ring);
         }
     }

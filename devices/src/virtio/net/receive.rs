@@ -140,10 +140,11 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Pops until there are `bytes` of room; false when the guest offers no more.
+    /// Pops until there are `bytes` of room, or as many pieces as a frame can have; false when the guest offers no more.
     fn pop_up_to(&mut self, bytes: u64) -> Result<bool, RingError> {
         let mut room: u64 = self.held.iter().map(|chain| chain.writable.len()).sum();
-        while self.held.is_empty() || (self.is_mergeable && room < bytes) {
+        let mut pieces: usize = self.held.iter().map(|chain| chain.writable.spans().len()).sum();
+        while self.held.is_empty() || (self.is_mergeable && room < bytes && pieces < MOST_SPANS) {
             let Some(chain) = self.queue.pop()? else { break };
             let is_usable =
                 chain.writable.len() >= HEADER_LEN.into() && chain.writable.spans().len() <= MOST_SPANS;
@@ -152,10 +153,11 @@ impl Receiver {
                 continue;
             }
             room = room.saturating_add(chain.writable.len());
+            pieces = pieces.saturating_add(chain.writable.spans().len());
             self.held.push_back(chain);
         }
         self.list_room();
-        Ok(room >= bytes)
+        Ok(room >= bytes || pieces >= MOST_SPANS)
     }
 
     fn list_room(&mut self) {

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 
+use super::pool::Counted;
 use super::span::Span;
 use crate::memory::GuestMemory;
 
@@ -19,6 +20,8 @@ pub struct Chain {
     pub readable: Buffers,
     /// Where the device answers, in the order in which it has to be filled.
     pub writable: Buffers,
+    /// What its lists take.
+    counted: Counted,
     /// Keeps the memory of the spans mapped.
     _memory: GuestMemory,
 }
@@ -222,8 +225,9 @@ pub(super) struct Walk<'a> {
 }
 
 impl Chain {
-    pub(super) fn new(memory: GuestMemory) -> Self {
+    pub(super) fn new(memory: GuestMemory, counted: Counted) -> Self {
         Self {
+            counted,
             head: 0,
             position: 0,
             readable: Buffers::default(),
@@ -235,9 +239,22 @@ impl Chain {
     /// Fills this chain from the descriptors that start at `head`.
     pub(super) fn fill(&mut self, head: u16, walk: &Walk<'_>) -> Result<(), ChainError> {
         self.head = head;
+        self.clear();
+        let filled = self.fill_from(walk.table, u32::from(walk.size), head, walk, false);
+        self.count();
+        filled
+    }
+
+    /// Forgets its buffers, and what they took beyond a usual request.
+    pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
-        self.fill_from(walk.table, u32::from(walk.size), head, walk, false)
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let spans = self.readable.spans.capacity().saturating_add(self.writable.spans.capacity());
+        self.counted.set(spans.saturating_mul(size_of::<Span>()).saturating_add(size_of::<Self>()));
     }
 
     fn fill_from(

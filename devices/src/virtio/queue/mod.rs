@@ -9,11 +9,13 @@
 
 mod chain;
 mod config;
+mod pool;
 mod running;
 mod span;
 
 pub use chain::{Buffers, Chain, ChainError, MAX_DESCRIPTORS};
 pub use config::{QueueConfig, QueueConfigError};
+pub use pool::ChainBudget;
 pub(crate) use running::QueueParts;
 use running::RingLayout;
 pub use running::{RingError, VirtQueue};

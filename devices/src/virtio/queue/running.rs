@@ -7,6 +7,7 @@ use std::time::Instant;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError, Walk};
+use super::pool::{ChainBudget, ChainPool};
 use super::span::Span;
 use crate::journal;
 use crate::memory::GuestMemory;
@@ -36,8 +37,7 @@ pub struct VirtQueue {
     /// One bit per descriptor: it heads a chain that the device has.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
-    /// Chains that came back, with their lists' memory.
-    pool: Vec<Chain>,
+    pool: ChainPool,
     max_bytes: u64,
 }
 
@@ -84,12 +84,12 @@ pub(crate) struct QueueParts {
     pub doorbell: Arc<EventFd>,
     pub event_idx: bool,
     pub indirect: bool,
+    pub chains: ChainBudget,
 }
 
 impl VirtQueue {
     pub(super) fn new(rings: RingLayout, parts: QueueParts) -> Self {
         Self {
-            parts,
             next_available: 0,
             seen_available: 0,
             next_used: 0,
@@ -98,9 +98,10 @@ impl VirtQueue {
             share: Share::new(rings.size),
             in_flight: vec![0; usize::from(rings.size.div_ceil(64))].into(),
             in_flight_count: 0,
-            pool: Vec::new(),
+            pool: ChainPool::new(parts.chains.clone()),
             max_bytes: u64::from(u32::MAX),
             rings,
+            parts,
         }
     }
 
@@ -127,6 +128,12 @@ impl VirtQueue {
     /// Chains that were popped and not completed.
     pub fn in_flight(&self) -> u16 {
         self.in_flight_count
+    }
+
+    /// What the chains of all queues of the machine take. A device that pops chains before it has completed others does not
+    /// go on once it is used up.
+    pub fn chain_budget(&self) -> &ChainBudget {
+        self.pool.budget()
     }
 
     /// Refuses chains with more bytes than this from here on: they go back to the driver with a length of 0.
@@ -166,7 +173,7 @@ impl VirtQueue {
                 self.put_used(head, 0);
                 continue;
             }
-            let mut chain = self.pool.pop().unwrap_or_else(|| Chain::new(self.parts.memory.clone()));
+            let mut chain = self.pool.take(&self.parts.memory);
             chain.position = position;
             match self.fill(&mut chain, head) {
                 Ok(()) => {
@@ -189,7 +196,7 @@ impl VirtQueue {
         let head = chain.head;
         self.clear_in_flight(head);
         self.put_used(head, written);
-        self.pool.push(chain);
+        self.pool.give_back(chain);
     }
 
     /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the next pop
@@ -202,7 +209,7 @@ impl VirtQueue {
         self.next_available = chain.position;
         self.share.chains = self.share.chains.saturating_add(1);
         self.clear_in_flight(chain.head);
-        self.pool.push(chain);
+        self.pool.give_back(chain);
     }
 
     /// Shows the driver all completions, without an interrupt: for a driver that polls, amid a drain.

@@ -35,6 +35,7 @@ fn config(ring: &Ring) -> QueueConfig {
 
 fn parts(memory: GuestMemoryOf, line: Arc<Line>) -> QueueParts {
     QueueParts {
+        chains: ChainBudget::default(),
         index: 0,
         memory,
         irq: VirtioIrq::new(line),

@@ -14,6 +14,7 @@ pub use conformance::{Usual, conform};
 pub use ring::{Buffer, Ring, descriptor_bytes};
 
 use super::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use super::queue::ChainBudget;
 use super::transport::{MmioTransport, TransportParts};
 use super::{VirtQueue, VirtioDevice, VirtioIrq, feature};
 use crate::bus::BusDevice;
@@ -177,7 +178,8 @@ pub fn transport(
     let line = Arc::new(Line::default());
     let queues = device.queue_sizes();
     let doorbells = queues.iter().filter_map(|_| EventFd::new(EFD_NONBLOCK).ok()).map(Arc::new).collect();
-    let parts = TransportParts { host, irq: VirtioIrq::new(line.clone()), doorbells, device };
+    let (irq, chains) = (VirtioIrq::new(line.clone()), ChainBudget::default());
+    let parts = TransportParts { device, host, irq, doorbells, chains };
     let memory = memory();
     let transport = Arc::new(MmioTransport::new(parts));
     transport.connect(memory.clone());

@@ -18,7 +18,7 @@ use crate::journal;
 use crate::memory::GuestMemory;
 use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, StopFlag, Stuck};
 use crate::virtio::irq::VirtioIrq;
-use crate::virtio::queue::{QueueConfig, QueueParts, VirtQueue};
+use crate::virtio::queue::{ChainBudget, QueueConfig, QueueParts, VirtQueue};
 use crate::virtio::{ActivateContext, Queues, VirtioDevice, feature};
 
 /// What a transport is built around.
@@ -31,6 +31,8 @@ pub struct TransportParts {
     pub irq: VirtioIrq,
     /// One per queue.
     pub doorbells: Vec<Arc<EventFd>>,
+    /// What the chains of all devices of the machine may take.
+    pub chains: ChainBudget,
 }
 
 /// The state of one device as its driver has set it up.
@@ -39,6 +41,7 @@ pub struct TransportCore {
     host: Arc<dyn HandlerHost>,
     irq: VirtioIrq,
     doorbells: Vec<Arc<EventFd>>,
+    chains: ChainBudget,
     /// None while no machine is there, between two lives of a guest.
     memory: Option<GuestMemory>,
     offered: u64,
@@ -68,7 +71,7 @@ enum Activity {
 impl TransportCore {
     /// A device that waits for its driver.
     pub fn new(parts: TransportParts) -> Self {
-        let TransportParts { device, host, irq, doorbells } = parts;
+        let TransportParts { device, host, irq, doorbells, chains } = parts;
         let common = [feature::INDIRECT_DESC, feature::EVENT_IDX, feature::VERSION_1];
         let offered = common.iter().fold(device.features(), |features, bit| features | 1 << bit);
         let queues = device.queue_sizes().into_iter().map(QueueConfig::new).collect();
@@ -77,6 +80,7 @@ impl TransportCore {
             host,
             irq,
             doorbells,
+            chains,
             memory: None,
             offered,
             accepted: 0,
@@ -295,6 +299,7 @@ impl TransportCore {
             doorbell: self.doorbells.get(place)?.clone(),
             event_idx: has(feature::EVENT_IDX),
             indirect: has(feature::INDIRECT_DESC),
+            chains: self.chains.clone(),
         };
         match self.queues.get(place)?.start(parts) {
             Ok(queue) => Some(queue),

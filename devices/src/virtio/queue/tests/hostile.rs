@@ -305,3 +305,39 @@ fn impossible_places_and_sizes_are_refused() {
     // Rings that overlap are the driver's own loss.
     assert_eq!(start(QueueConfig { used: good.available, ..good }), Ok(()));
 }
+
+/// Offers 256 chains as long as they can be, and pops them all.
+fn longest_chains(it: &mut Setup) -> Vec<Chain> {
+    let table: Vec<u8> =
+        (0..1024_u16).flat_map(|at| descriptor_bytes(BUFFERS, 1, u16::from(at < 1023), at + 1)).collect();
+    it.queue.memory().mmap().write_slice(&table, GuestAddress(BUFFERS)).unwrap();
+    for head in 0..256 {
+        it.ring.descriptor(head, BUFFERS, 16 * 1024, 4, 0);
+        it.ring.offer_head(head);
+    }
+    let mut chains = Vec::new();
+    while chains.len() < 256 {
+        // More than once on a busy host, where the turn ends before.
+        it.queue.begin();
+        chains.extend(std::iter::from_fn(|| it.queue.pop().unwrap()));
+    }
+    chains
+}
+
+/// Whatever a guest makes of its requests, the chains of a machine keep no more than their share.
+#[test]
+fn chains_of_all_queues_count_together_and_few_are_kept() {
+    let mut one = setup(256);
+    let budget = one.queue.chain_budget().clone();
+    let mut other = setup_with(256, |parts| parts.chains = budget.clone());
+    let chains = longest_chains(&mut one);
+    assert!((4 << 20..8 << 20).contains(&budget.bytes()), "{}", budget.bytes());
+    assert!(!budget.is_used_up());
+    let more = longest_chains(&mut other);
+    assert!(budget.is_used_up());
+    chains.into_iter().for_each(|chain| one.queue.complete(chain, 0));
+    more.into_iter().for_each(|chain| other.queue.complete(chain, 0));
+    assert!((1..4 << 20).contains(&budget.bytes()), "{}", budget.bytes());
+    drop((one, other));
+    assert_eq!(budget.bytes(), 0);
+}
