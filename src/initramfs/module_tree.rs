@@ -83,7 +83,7 @@ pub enum ModulesError {
         list: PathBuf,
     },
     /// A file that should be a module is something else.
-    #[error("{path:?} is no kernel module: it does not say what it depends on")]
+    #[error("{path:?} is not a kernel module: it does not say what it depends on")]
     NoModule {
         /// Its path.
         path: PathBuf,
