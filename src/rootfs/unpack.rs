@@ -123,7 +123,8 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
         // `xz -9` says 64 MiB of everything, however little it is.
         Err(UnpackError::Damaged { source, .. }) if source.kind() == io::ErrorKind::OutOfMemory => {
             into.set_len(0).map_err(|source| UnpackError::Write { folder: folder.to_owned(), source })?;
-            let unpacked = unpack_within(packing, packed, (into, folder), (room, MAX_WINDOW), room);
+            let unpacked =
+                unpack_within(packing, packed, (into, folder), (room, MAX_WINDOW), xz_output(room));
             unpacked.map_err(|error| match error {
                 UnpackError::TooLong { .. } => damaged(no_room(room)),
                 other => other,
@@ -131,6 +132,13 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
         }
         unpacked => unpacked,
     }
+}
+
+/// What may come out of an .xz file that asks for a larger dictionary than `room`: the decoder has one of the next power of
+/// two, and reads ahead.
+fn xz_output(room: u64) -> u64 {
+    let most = room.saturating_add(XZ_MORE);
+    (1 << most.checked_ilog2().unwrap_or_default()) - (1 << 20)
 }
 
 /// Unpacks at most `limit` bytes within `room` and `dictionary`, as [`decoder`] takes them.
@@ -280,6 +288,8 @@ const BUFFER: usize = 256 << 10;
 const MIN_ROOM: u64 = 16 << 20;
 /// The same for each byte of the file. A root packs to a third or a quarter.
 const ROOM_PER_BYTE: u64 = 7;
+/// What the dictionary of xz may have beside these.
+const XZ_MORE: u64 = 8 << 20;
 /// Most bytes that come out of a block (RFC 8878, 3.1.1.2.4).
 const ZSTD_BLOCK: u64 = 128 << 10;
 

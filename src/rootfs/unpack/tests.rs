@@ -143,6 +143,8 @@ fn window_is_as_large_as_the_file_is_worth_whatever_it_asks_for() {
         assert_eq!(unpacked(&packed).unwrap().len(), 8 << 20);
         assert_eq!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).unwrap(), [0; 512]);
     }
+    // xz rounds what it keeps up to a power of two.
+    assert_eq!([16, 23, 24, 100].map(|room| xz_output(room << 20) >> 20), [15, 15, 31, 63]);
     // A file that is large enough may have what it asks for.
     let frame = zstd_zeroes(LARGE, 17);
     let padding = [&b"\x50\x2a\x4d\x18\0\0\x50\0"[..], &vec![0; 5 << 20]].concat();
