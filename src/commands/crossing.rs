@@ -126,6 +126,7 @@ impl Crossing {
             writable: Some(written.chain(&self.changed).cloned().collect()),
             boot_limit: self.boot_limit,
             time_limit: self.time_limit,
+            ends_unread: !self.runs_command,
             ..EmulatedHostArgs::default()
         });
         if let Err(EmulatedHostError::Share { path, problem }) = &exit

@@ -18,6 +18,7 @@ pub(crate) fn run(args: &HostEmulateArgs) -> u8 {
         writable: args.read_only.as_ref().map(|_| Vec::new()),
         boot_limit: args.host_timeout,
         time_limit: None,
+        ends_unread: false,
     };
     emulated_exit_code(emulated_host::run(&request)).unwrap_or_else(|(code, reason)| {
         say(&reason);

@@ -10,6 +10,7 @@
 
 mod confine;
 mod control;
+mod drain;
 mod error;
 mod liveness;
 mod log;
@@ -52,6 +53,9 @@ pub struct EmulatedHostArgs {
     /// The time after which the command ends by itself. A machine that does not answer any more when it is over is
     /// ended.
     pub time_limit: Option<Duration>,
+    /// What the command has written and nobody reads within a second of its end is lost. Otherwise its output waits for
+    /// a reader until `time_limit` is over.
+    pub ends_unread: bool,
 }
 
 /// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has
@@ -111,6 +115,10 @@ pub fn run(args: &EmulatedHostArgs) -> Result<EmulatedExit, EmulatedHostError> {
         Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;
     let request = request::of_caller(args, signals.ignored())?;
     let machine = Machine::start(MachineSize::of(args), args.writable.as_deref())?;
-    let limits = Limits { boot: args.boot_limit.unwrap_or(BOOT_LIMIT), command: args.time_limit };
+    let limits = Limits {
+        boot: args.boot_limit.unwrap_or(BOOT_LIMIT),
+        command: args.time_limit,
+        ends_unread: args.ends_unread,
+    };
     Session::new(machine, signals, request, limits)?.run()
 }

@@ -16,6 +16,7 @@ use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undel
 use coracle_devices::backend::chardev::{Direction, own_description};
 
 use super::control::{Control, Peer};
+use super::drain::Drain;
 use super::liveness::{Kind, Liveness};
 use super::machine::Machine;
 use super::signals::Signals;
@@ -49,6 +50,8 @@ pub(super) struct Session {
     next_tick: Instant,
     streams: Streams,
     liveness: Liveness,
+    drain: Drain,
+    limits: Limits,
 }
 
 /// What the run may take.
@@ -58,6 +61,8 @@ pub(super) struct Limits {
     pub(super) boot: Duration,
     /// The command's own limit, if it has one.
     pub(super) command: Option<Duration>,
+    /// The end of the command is the end: what nobody reads then is lost.
+    pub(super) ends_unread: bool,
 }
 
 /// How far the run is.
@@ -102,6 +107,8 @@ impl Session {
             next_tick: Instant::now(),
             streams,
             liveness: Liveness::new(limits.command),
+            drain: Drain::new(None),
+            limits,
         })
     }
 
@@ -118,7 +125,8 @@ impl Session {
                 }
             }
             if let Phase::Draining(ending) = self.phase {
-                if self.streams.outputs.iter().flatten().all(Pump::finished) {
+                let is_unread = self.drain.is_given_up(self.streams.progress(), Instant::now());
+                if is_unread || self.streams.outputs.iter().flatten().all(Pump::finished) {
                     return self.streams.undamaged(exit_of(ending));
                 }
             } else if peer == Peer::Gone {
@@ -181,6 +189,8 @@ impl Session {
             (Phase::Starting, FromAgent::Started) => {
                 self.phase = Phase::Running;
                 self.liveness.started(Instant::now());
+                let limit = self.limits.command;
+                self.drain = Drain::new(limit.and_then(|limit| Instant::now().checked_add(limit)));
                 Ok(())
             }
             (Phase::Starting, FromAgent::Failed(failure)) => Err(failure.into()),
@@ -192,6 +202,9 @@ impl Session {
             (Phase::Running, FromAgent::Exited { ending, produced }) => {
                 self.phase = Phase::Draining(ending);
                 self.liveness = Liveness::new(None);
+                if self.limits.ends_unread {
+                    self.drain = Drain::new(Some(Instant::now()));
+                }
                 for (pump, total) in self.streams.outputs.iter_mut().zip(produced) {
                     if let Some(pump) = pump {
                         pump.end_source_at(total);
@@ -332,6 +345,13 @@ impl Streams {
     }
 
     /// The exit, unless a part of the command's output could not be written.
+    /// Bytes that have come from the machine, and those that the caller has taken.
+    fn progress(&self) -> (u64, u64) {
+        let sum =
+            |count: fn(&Pump) -> u64| self.outputs.iter().flatten().map(count).fold(0, u64::saturating_add);
+        (sum(Pump::taken), sum(Pump::delivered))
+    }
+
     fn undamaged(&self, exit: EmulatedExit) -> Result<EmulatedExit, EmulatedHostError> {
         for (stream, pump) in ["stdout", "stdout", "stderr"].into_iter().zip(&self.outputs) {
             if let Some(errno) = pump.as_ref().and_then(Pump::failure) {

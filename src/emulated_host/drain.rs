@@ -1,0 +1,70 @@
+//! The output of a command that has ended, on its way to the caller: how long it waits for a reader.
+
+use std::time::{Duration, Instant};
+
+/// Whether a reader has had its time. It has all time before the command's limit is over, and a second from one byte
+/// that it takes to the next after that.
+#[derive(Debug)]
+pub(super) struct Drain {
+    /// From when on a reader that stands still is none; never without one.
+    patient_until: Option<Instant>,
+    /// What the reader had taken at the last look, and since when it has not taken more.
+    last: Option<(u64, Instant)>,
+}
+
+impl Drain {
+    /// Until `patient_until` the end of the run waits for the reader.
+    pub(super) fn new(patient_until: Option<Instant>) -> Drain {
+        Drain { patient_until, last: None }
+    }
+
+    /// Takes a look at the bytes that have come from the machine and at those that were delivered: true when nobody reads
+    /// the rest. A machine that is slow to send it is waited for.
+    pub(super) fn is_given_up(&mut self, (taken, delivered): (u64, u64), now: Instant) -> bool {
+        if taken == delivered {
+            self.last = None;
+            return false;
+        }
+        let Some(until) = self.patient_until.filter(|until| now >= *until) else { return false };
+        match self.last {
+            Some((before, since)) if before == delivered => {
+                now.saturating_duration_since(since.max(until)) >= STANDSTILL
+            }
+            _ => {
+                self.last = Some((delivered, now));
+                false
+            }
+        }
+    }
+}
+
+/// A reader that takes nothing for this long is none.
+const STANDSTILL: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn reader_that_stands_still_is_none_once_the_time_is_over() {
+        let start = Instant::now();
+        let mut drain = Drain::new(Some(start + 5 * SECOND));
+        assert!(!drain.is_given_up((90, 10), start + 4 * SECOND), "the command's time is not over");
+        assert!(!drain.is_given_up((90, 10), start + 6 * SECOND));
+        assert!(!drain.is_given_up((90, 11), start + 7 * SECOND), "it reads");
+        assert!(!drain.is_given_up((90, 11), start + 7 * SECOND + SECOND / 2));
+        assert!(!drain.is_given_up((90, 90), start + 9 * SECOND), "the machine is slow");
+        assert!(!drain.is_given_up((99, 90), start + 10 * SECOND));
+        assert!(drain.is_given_up((99, 90), start + 11 * SECOND));
+    }
+
+    #[test]
+    fn without_a_limit_a_reader_has_all_time() {
+        let start = Instant::now();
+        let mut drain = Drain::new(None);
+        assert!(!drain.is_given_up((9, 0), start));
+        assert!(!drain.is_given_up((9, 0), start + 1000 * SECOND));
+    }
+}
