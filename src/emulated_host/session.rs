@@ -124,9 +124,12 @@ impl Session {
                     return Ok(exit);
                 }
             }
+            if self.drain.is_given_up(self.streams.progress(), Instant::now()) {
+                // The command's last words have to leave the machine before it is known how it ended.
+                self.streams.outputs.iter_mut().flatten().for_each(Pump::close_sink);
+            }
             if let Phase::Draining(ending) = self.phase {
-                let is_unread = self.drain.is_given_up(self.streams.progress(), Instant::now());
-                if is_unread || self.streams.outputs.iter().flatten().all(Pump::finished) {
+                if self.streams.outputs.iter().flatten().all(Pump::finished) {
                     return self.streams.undamaged(exit_of(ending));
                 }
             } else if peer == Peer::Gone {
