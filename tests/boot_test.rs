@@ -396,3 +396,16 @@ fn schema_of_suites_is_printed() {
     let schema: Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(schema["properties"]["case"]["items"]["required"][0], "name");
 }
+
+#[test]
+fn reports_of_an_emulated_host_that_never_was_say_so() {
+    let [junit, json] = ["earlier.xml", "earlier.json"].map(|name| file(name, b"an earlier run's"));
+    let mut command = coracle();
+    // There is no QEMU on this path.
+    command.args(["test", "--accel", "emulate"]).env("PATH", scratch());
+    command.arg("--junit").arg(&junit).arg("--json").arg(&json);
+    finish(&mut command).expect(115, "qemu-system-x86_64");
+    let [junit, json] = [junit, json].map(|path| fs::read_to_string(path).unwrap());
+    assert!(junit.contains("errors=\"1\"") && junit.contains("qemu-system-x86_64"), "{junit}");
+    assert!(json.contains("\"broken\"") && json.contains("115"), "{json}");
+}

@@ -25,6 +25,7 @@ pub(super) struct Crossing {
     written: Vec<NamedFile>,
     /// Files and directories among the others that are changed.
     changed: Vec<PathBuf>,
+    cpus: Option<u32>,
     boot_limit: Option<Duration>,
     time_limit: Option<Duration>,
     /// The outcome file, of which only a command's run knows on this side that its output was lost.
@@ -85,6 +86,11 @@ impl Crossing {
         self.changed.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
     }
 
+    /// How many CPUs the emulated host has, in place of those of this one.
+    pub(super) fn cpus(&mut self, count: u32) {
+        self.cpus = Some(count);
+    }
+
     /// How long the emulated host may take to come up; none for the default.
     pub(super) fn boot_limit(&mut self, limit: Option<Duration>) {
         self.boot_limit = limit;
@@ -124,6 +130,7 @@ impl Crossing {
             command,
             shares,
             writable: Some(written.chain(&self.changed).cloned().collect()),
+            cpus: self.cpus,
             boot_limit: self.boot_limit,
             time_limit: self.time_limit,
             ends_unread: !self.runs_command,

@@ -36,6 +36,17 @@ pub(super) fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     })
 }
 
+/// Empties the regular file of an option, if there is one already.
+///
+/// # Errors
+/// It cannot be written.
+pub(super) fn empty(option: &str, path: Option<&Path>) -> Result<(), Failure> {
+    let Some(path) = path.filter(|path| path.is_file()) else { return Ok(()) };
+    fs::write(path, "").map_err(|error| {
+        Failure::usage(format!("{option} {}: it cannot be written: {error}", path.display()))
+    })
+}
+
 /// Writes a report. A FIFO waits for its reader: for `limit` at most, where there is one.
 ///
 /// # Errors

@@ -103,11 +103,11 @@ impl Case {
         })
     }
 
-    /// A case that does not run.
-    pub(crate) fn skipped(&self, why: &str) -> Done {
+    /// A case that has not run, for the reason that `verdict` has.
+    pub(crate) fn not_run(&self, verdict: Verdict) -> Done {
         Done {
             name: self.name.clone(),
-            verdict: Verdict::Skipped(why.to_owned()),
+            verdict,
             outcome: None,
             scanner: Scanner::new(Patterns::default(), None),
             time: Duration::ZERO,

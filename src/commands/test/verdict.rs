@@ -138,7 +138,11 @@ pub(crate) fn judge_command(
     match (command, wanted) {
         (Ending::Exited { code: 0 }, None) => judge_all(outcome, scanner, boot),
         (Ending::Exited { code: 0 }, Some(wanted)) => Verdict::Failed(wanted),
-        (Ending::Exited { .. } | Ending::CommandKilled { .. }, _) => Verdict::Failed(command.to_string()),
+        (Ending::Exited { .. } | Ending::CommandKilled { .. }, None) => Verdict::Failed(command.to_string()),
+        // What has failed is worth more than the code by which a program says that something has.
+        (Ending::Exited { .. } | Ending::CommandKilled { .. }, Some(wanted)) => {
+            Verdict::Failed(format!("{command}, and {wanted}"))
+        }
         _ => Verdict::Broken { code: command.exit_code(), reason: command.to_string() },
     }
 }
@@ -307,6 +311,17 @@ mod tests {
         let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
         assert_eq!(judged(None), Verdict::Passed);
         assert!(judged(Some(Duration::from_secs(9))).reason().unwrap().starts_with("--assert-boot 9 s"));
+    }
+
+    #[test]
+    fn tests_that_failed_are_named_beside_the_code_that_says_so() {
+        let mut scanner = Scanner::new(Patterns::default(), None);
+        scanner.feed(Writer::Stdout, b"TAP version 13\n1..2\nok 1 a\nnot ok 2 b\n");
+        scanner.end();
+        let verdict = judge_command(&Ending::Exited { code: 1 }, &powered_off(), &scanner, None);
+        assert_eq!(verdict.code(), 120);
+        let reason = verdict.reason().unwrap();
+        assert!(reason.contains("code 1, and TAP: 1 of 2 failed: ") && reason.contains('b'), "{reason}");
     }
 
     #[test]
