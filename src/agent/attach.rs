@@ -189,7 +189,7 @@ mod tests {
             let config = VmConfig { boot_timeout, ..VmConfig::new("vmlinux") };
             Limits::of_machine(&config, &AgentConfig::default()).ready.as_secs()
         };
-        assert_eq!([ready(None), ready(Some(5)), ready(Some(120))], [60, 60, 130]);
+        assert_eq!([ready(None), ready(Some(5)), ready(Some(300))], [180, 180, 310]);
     }
 
     #[test]
