@@ -18,6 +18,11 @@ impl Drain {
         Drain { patient_until, last: None }
     }
 
+    /// A reader that stands still from now on is none.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        self.patient_until = Some(self.patient_until.map_or(now, |until| until.min(now)));
+    }
+
     /// Takes a look at the bytes that have come from the machine and at those that were delivered: true when nobody reads
     /// the rest. A machine that is slow to send it is waited for.
     pub(super) fn is_given_up(&mut self, (taken, delivered): (u64, u64), now: Instant) -> bool {
@@ -58,6 +63,17 @@ mod tests {
         assert!(!drain.is_given_up((90, 90), start + 9 * SECOND), "the machine is slow");
         assert!(!drain.is_given_up((99, 90), start + 10 * SECOND));
         assert!(drain.is_given_up((99, 90), start + 11 * SECOND));
+    }
+
+    #[test]
+    fn reader_that_stands_still_is_none_for_one_in_a_hurry() {
+        let start = Instant::now();
+        let mut drain = Drain::new(None);
+        assert!(!drain.is_given_up((9, 0), start));
+        drain.hurry(start);
+        drain.hurry(start + SECOND);
+        assert!(!drain.is_given_up((9, 0), start + SECOND / 2));
+        assert!(drain.is_given_up((9, 0), start + 2 * SECOND));
     }
 
     #[test]

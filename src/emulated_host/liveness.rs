@@ -45,9 +45,8 @@ impl Liveness {
 
     /// A signal was sent to the command.
     pub(super) fn sent(&mut self, signal: libc::c_int, now: Instant) {
-        let asks_for_end = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
         // A person has less patience than a clock.
-        if asks_for_end && !matches!(self.open, Some(Question { kind: Kind::Signal(_), .. })) {
+        if asks_for_end(signal) && !matches!(self.open, Some(Question { kind: Kind::Signal(_), .. })) {
             self.open = Some(Question { asked: now, kind: Kind::Signal(signal) });
         }
     }
@@ -79,6 +78,11 @@ impl Liveness {
     pub(super) fn unanswered(&self, now: Instant) -> Option<Kind> {
         self.open.filter(|question| now >= question.deadline()).map(|question| question.kind)
     }
+}
+
+/// Whether whoever sends this signal wants the end.
+pub(super) fn asks_for_end(signal: libc::c_int) -> bool {
+    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
 
 impl Question {

@@ -17,7 +17,7 @@ use coracle_devices::backend::chardev::{Direction, own_description};
 
 use super::control::{Control, Peer};
 use super::drain::Drain;
-use super::liveness::{Kind, Liveness};
+use super::liveness::{Kind, Liveness, asks_for_end};
 use super::machine::Machine;
 use super::signals::Signals;
 use super::terminal::CallerTerminal;
@@ -51,6 +51,8 @@ pub(super) struct Session {
     streams: Streams,
     liveness: Liveness,
     drain: Drain,
+    /// A signal that asks for the end was passed on.
+    was_asked: bool,
     limits: Limits,
 }
 
@@ -108,6 +110,7 @@ impl Session {
             streams,
             liveness: Liveness::new(limits.command),
             drain: Drain::new(None),
+            was_asked: false,
             limits,
         })
     }
@@ -249,7 +252,12 @@ impl Session {
                 self.tell_size();
             }
             (_, Phase::Running) => {
-                self.liveness.sent(signal, Instant::now());
+                let now = Instant::now();
+                // The first signal is for the command, whose end is not known before its output has left the machine.
+                if asks_for_end(signal) && std::mem::replace(&mut self.was_asked, true) {
+                    self.drain.hurry(now);
+                }
+                self.liveness.sent(signal, now);
                 self.send_signal(signal);
             }
             (_, Phase::Booting | Phase::Starting) => return Err(EmulatedHostError::Interrupted { signal }),
@@ -347,7 +355,6 @@ impl Streams {
         std::iter::once(&mut self.input).chain(self.outputs.iter_mut().flatten())
     }
 
-    /// The exit, unless a part of the command's output could not be written.
     /// Bytes that have come from the machine, and those that the caller has taken.
     fn progress(&self) -> (u64, u64) {
         let sum =
@@ -355,6 +362,7 @@ impl Streams {
         (sum(Pump::taken), sum(Pump::delivered))
     }
 
+    /// The exit, unless a part of the command's output could not be written.
     fn undamaged(&self, exit: EmulatedExit) -> Result<EmulatedExit, EmulatedHostError> {
         for (stream, pump) in ["stdout", "stdout", "stderr"].into_iter().zip(&self.outputs) {
             if let Some(errno) = pump.as_ref().and_then(Pump::failure) {
