@@ -84,7 +84,7 @@ fn flags(root: &Path) -> [String; 6] {
 
 /// Functions with more instructions than this stay functions, where speed alone would inline twice as long ones: a
 /// twentieth of the size, and what is hot is short. The agent is built for size alone, which this would undo.
-const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=75";
+const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=40";
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 
 /// The only target there is a standard library with a static C library for.
