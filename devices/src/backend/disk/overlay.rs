@@ -44,7 +44,7 @@ struct Room {
 /// The most that an overlay may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverlaySize {
-    /// As many as the disk has, and its file system without the [last part](RESERVE).
+    /// As many bytes as the disk has, but for the last 5 % of the overlay's file system.
     Unlimited,
     /// So many bytes, rounded up to clusters, with the same end.
     Bytes(u64),
