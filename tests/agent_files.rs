@@ -83,6 +83,15 @@ fn paths_are_changed_by_tasks() {
         client.write_file_async(folder.join("f"), "123").await.unwrap();
         assert_eq!(client.stat_async(folder.join("f")).await.unwrap().size, 3);
         client.rename_async(folder.join("f"), folder.join("g")).await.unwrap();
+        client.symlink_async("g", folder.join("link")).await.unwrap();
+        assert_eq!(client.read_link_async(folder.join("link")).await.unwrap(), Path::new("g"));
+        assert_eq!(client.stat_async(folder.join("link")).await.unwrap().size, 3);
+        assert_eq!(client.stat_link_async(folder.join("link")).await.unwrap().kind, FileKind::Link);
+        let wrong = client.read_link_async(folder.join("g")).await.unwrap_err();
+        assert_eq!(kind(&wrong), ErrorKind::InvalidInput);
+        let cut = client.list_dir_limited_async(&folder, 40).await.unwrap_err();
+        assert!(matches!(cut, FileError::TooLarge { limit: 40, .. }), "{cut}");
+        client.remove_async(folder.join("link")).await.unwrap();
         let mut names: Vec<_> =
             client.list_dir_async(&folder).await.unwrap().into_iter().map(|entry| entry.name).collect();
         names.sort();
@@ -130,6 +139,51 @@ fn files_are_streams_both_ways_for_threads_and_tasks() {
     assert_eq!(kind(&refused), ErrorKind::NotFound);
     assert!(agent.client.read_file(&file).unwrap() == content);
     assert_eq!(kind(&agent.client.open_file("/usr").err().unwrap()), ErrorKind::IsADirectory);
+}
+
+#[test]
+fn files_go_to_and_come_from_streams_of_a_task() {
+    let agent = agent!();
+    let (client, file) = (&agent.client, path("task-stream"));
+    let content: Vec<u8> = (0..1_000_000_u32).map(|number| (number ^ (number >> 7)) as u8).collect();
+    runtime().block_on(async {
+        client.write_file_from_async(&file, Some(0o600), &mut content.as_slice()).await.unwrap();
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
+        let mut back = std::io::Cursor::new(Vec::new());
+        let info = client.read_file_to_async(&file, 1_000_000, &mut back).await.unwrap();
+        assert_eq!((info.size, back.into_inner() == content), (1_000_000, true));
+        let mut some = std::io::Cursor::new(Vec::new());
+        let cut = client.read_file_to_async(&file, 999_999, &mut some).await.unwrap_err();
+        assert!(matches!(cut, FileError::TooLarge { limit: 999_999, .. }), "{cut}");
+        assert!(some.into_inner().len() <= 999_999);
+        let cut = client.read_file_limited_async(&file, 999_999).await.unwrap_err();
+        assert!(matches!(cut, FileError::TooLarge { limit: 999_999, .. }), "{cut}");
+        // The writer is full after 10 bytes; the reader fails at once, and the file stays.
+        let mut small = std::io::Cursor::new(vec![0; 10].into_boxed_slice());
+        let full = client.read_file_to_async(&file, u64::MAX, &mut small).await.unwrap_err();
+        assert!(matches!(full, FileError::Local { .. }), "{full}");
+        let mut broken = failing_reader();
+        let failed = client.write_file_from_async(&file, None, &mut broken).await.unwrap_err();
+        assert!(matches!(failed, FileError::Local { .. }), "{failed}");
+        let refused = client.write_file_from_async("/no/such/file", None, &mut &b"x"[..]).await.unwrap_err();
+        assert_eq!(kind(&refused), ErrorKind::NotFound);
+    });
+    assert!(fs::read(&file).unwrap() == content);
+}
+
+/// Gives some bytes, and then fails.
+fn failing_reader() -> impl tokio::io::AsyncRead + Unpin {
+    struct Fails;
+    impl tokio::io::AsyncRead for Fails {
+        fn poll_read(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            _: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<std::io::Result<()>> {
+            std::task::Poll::Ready(Err(ErrorKind::StorageFull.into()))
+        }
+    }
+    AsyncReadExt::chain(&b"new"[..], Fails)
 }
 
 /// A directory with files, directories, links and a pipe.

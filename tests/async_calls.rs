@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use common::LIMIT;
 use common::agent::Agent;
-use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError};
+use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError, NetworkSettings};
 use coracle::config::{AgentConfig, AgentPlace, MemorySize, VmConfig};
 use coracle::outcome::Ending;
 use coracle::{Event, Grace, VmBuilder};
@@ -174,6 +176,115 @@ async fn limits_of_time_and_output_end_the_command() {
     assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
     assert_eq!(agent.sh("yes | head -c 1000000").status_async().await.unwrap(), ExecStatus::Code(0));
 }
+
+#[tokio::test]
+async fn wait_with_a_limit_leaves_the_command_and_its_input_as_they_are() {
+    let agent = agent!();
+    let mut process = agent.sh("read x; exit $x").stdin(ExecInput::Piped).spawn_async().await.unwrap();
+    assert_eq!(process.wait_timeout_async(Duration::from_millis(50)).await.unwrap(), None);
+    let mut stdin = process.stdin.take().unwrap().into_async();
+    stdin.write_all(b"7\n").await.unwrap();
+    assert_eq!(process.wait_timeout_async(LIMIT).await.unwrap(), Some(ExecStatus::Code(7)));
+    let limit = Duration::from_millis(200);
+    let mut process = agent.sh("sleep 1000").timeout(limit).spawn_async().await.unwrap();
+    let error = process.wait_timeout_async(LIMIT).await.unwrap_err();
+    assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
+}
+
+/// The machine and its handle have the calls of their agent, which this one never gets.
+#[tokio::test]
+async fn calls_on_a_machine_wait_for_its_agent_as_long_as_they_may() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let mut config = config("spin");
+    let limit = Duration::from_millis(20);
+    config.agent = Some(AgentConfig { ready_limit: limit, ..AgentConfig::new(AgentPlace::BesideInit) });
+    let vm = VmBuilder::new(config).start().unwrap();
+    let handle = vm.handle();
+    let now = std::time::SystemTime::now();
+    let agent_errors = [
+        vm.set_clock_async(now).await,
+        handle.set_clock_async(now).await,
+        vm.network_up_async(NetworkSettings::default()).await.map(drop),
+        handle.network_up_async(NetworkSettings::default()).await.map(drop),
+        vm.wait_ready_async(limit).await.map(drop),
+        vm.agent().unwrap().power_off_async().await,
+        vm.agent().unwrap().restart_async().await,
+    ];
+    let file_errors = [
+        vm.read_file_async("/f").await.map(drop),
+        vm.write_file_async("/f", "x").await,
+        vm.list_dir_async("/").await.map(drop),
+        handle.read_file_async("/f").await.map(drop),
+        handle.write_file_async("/f", "x").await,
+        handle.list_dir_async("/").await.map(drop),
+    ];
+    for error in agent_errors {
+        assert!(matches!(error, Err(AgentError::NotReady { .. })), "{error:?}");
+    }
+    for error in file_errors {
+        assert!(matches!(error, Err(FileError::Agent(AgentError::NotReady { .. }))), "{error:?}");
+    }
+    // This guest does not heed its button, if it has one.
+    assert_eq!(handle.shut_down_async(limit).await.unwrap(), None);
+    vm.stop_async(Grace::NONE).await.unwrap();
+    assert_eq!(handle.shut_down_async(limit).await.unwrap().unwrap().ending, Ending::Stopped);
+}
+
+/// What waits for an agent on a thread can be waited for by a task, on everything that has it: read from the source.
+#[test]
+fn every_call_on_an_agent_has_a_twin_for_tasks() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/agent");
+    let (mut calls, mut twins) = (BTreeSet::new(), BTreeSet::new());
+    for file in std::fs::read_dir(folder).unwrap() {
+        let mut on = "";
+        for line in std::fs::read_to_string(file.unwrap().path()).unwrap().lines().map(str::trim_start) {
+            let name = |start: &str| line.strip_prefix(start)?.split(['<', '(']).next();
+            if let Some(type_name) = line.strip_prefix("impl ") {
+                on = *TYPES.iter().find(|known| type_name.trim_end_matches(" {") == **known).unwrap_or(&"");
+            } else if let Some(name) = name("pub fn ") {
+                calls.insert((on, name.to_owned()));
+            } else if let Some(name) = name("pub async fn ") {
+                // The macro makes the same for both.
+                let types =
+                    if on == "$machine" { &["Vm", "VmHandle"][..] } else { std::slice::from_ref(&on) };
+                twins.extend(types.iter().map(|on| (*on, name.trim_end_matches("_async").to_owned())));
+            }
+        }
+    }
+    calls.retain(|(on, _)| !on.is_empty());
+    let alone: BTreeSet<&str> = calls.difference(&twins).map(|(_, name)| name.as_str()).collect();
+    assert_eq!(alone, BTreeSet::from(AT_ONCE));
+    assert!(twins.len() > 40, "{twins:?}");
+}
+
+const TYPES: [&str; 6] = ["AgentClient", "Exec", "Process", "Vm", "VmHandle", "$machine"];
+/// They wait for nothing.
+const AT_ONCE: [&str; 22] = [
+    "agent",
+    "cpu_quota_percent",
+    "cwd",
+    "env",
+    "env_clear",
+    "envs",
+    "exec",
+    "kill",
+    "kill_tree",
+    "max_memory",
+    "max_processes",
+    "output_limit",
+    "over",
+    "over_within",
+    "pid",
+    "resize",
+    "rlimit",
+    "signal",
+    "stdin",
+    "timeout",
+    "tty",
+    "user",
+];
 
 #[tokio::test]
 async fn dropped_task_kills_its_command() {

@@ -15,7 +15,7 @@ use super::file_streams::{FileReader, FileWriter, opened};
 use super::process::{Process, ProcessLimits};
 use super::tasks::{answer, come};
 use super::{AgentInfo, NetworkInfo, files};
-use coracle_agent::guest_protocol::{PutRequest, Request, Stream};
+use coracle_agent::guest_protocol::{Power, PutRequest, Request, Stream};
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Exec {
@@ -78,6 +78,18 @@ impl Process {
             self.kill();
         }
         status
+    }
+
+    /// As [`Process::wait_timeout`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn wait_timeout_async(&mut self, limit: Duration) -> Result<Option<ExecStatus>, ExecError> {
+        let ended = tokio::time::timeout(limit, self.within_limit(Process::ended)).await;
+        if matches!(ended, Ok(Err(ExecError::TimedOut { .. }))) {
+            self.kill();
+        }
+        ended.ok().transpose()
     }
 
     /// As [`Process::wait_with_output`], for a task.
@@ -147,8 +159,7 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
-        let path = path.as_ref();
-        self.read_async(Request::Get(path.to_owned()), path, Self::FILE_LIMIT).await
+        self.read_file_limited_async(path, Self::FILE_LIMIT).await
     }
 
     pub(super) async fn read_async(
@@ -206,6 +217,22 @@ impl AgentClient {
     pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
         let channel = self.open_async(Self::clock_request(time)).await?;
         answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await.map(drop)
+    }
+
+    /// As [`AgentClient::power_off`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn power_off_async(&self) -> Result<(), AgentError> {
+        self.open_async(Request::Shutdown(Power::Off)).await.map(drop)
+    }
+
+    /// As [`AgentClient::restart`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn restart_async(&self) -> Result<(), AgentError> {
+        self.open_async(Request::Shutdown(Power::Restart)).await.map(drop)
     }
 
     /// As [`AgentClient::network_up`], for a task.

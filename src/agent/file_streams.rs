@@ -221,7 +221,7 @@ fn of_file(error: FileError) -> io::Error {
     io::Error::new(kind, error)
 }
 
-fn into_file(error: io::Error) -> FileError {
+pub(super) fn into_file(error: io::Error) -> FileError {
     // What the steps above give is always one of these.
     error.downcast().unwrap_or(FileError::Agent(AgentError::Lost))
 }

@@ -192,4 +192,4 @@ pub(super) fn check(seen: &ChannelState) -> Result<bool, FileError> {
 }
 
 /// A frame of the protocol.
-const PIECE: usize = 64 << 10;
+pub(super) const PIECE: usize = 64 << 10;

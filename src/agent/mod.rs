@@ -9,6 +9,8 @@
 #[cfg(feature = "tokio")]
 mod async_calls;
 #[cfg(feature = "tokio")]
+mod async_files;
+#[cfg(feature = "tokio")]
 mod async_io;
 mod attach;
 mod changed;
@@ -31,6 +33,8 @@ mod streams;
 #[cfg(feature = "tokio")]
 mod tasks;
 mod vm;
+#[cfg(feature = "tokio")]
+mod vm_async;
 mod waits;
 
 #[cfg(feature = "tokio")]

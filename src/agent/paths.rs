@@ -1,5 +1,6 @@
 //! What paths of a guest are, and changes of it.
 
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -39,7 +40,7 @@ impl AgentClient {
     /// # Errors
     /// The guest refuses, or the agent or the machine has ended.
     pub fn stat(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
-        stat_of(&self.short(Request::Stat { path: path.as_ref().to_owned(), follow: true })?)
+        stat_of(&self.short(stat(path.as_ref(), true))?)
     }
 
     /// What a path is. A symbolic link at its end is not followed.
@@ -47,7 +48,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::stat`].
     pub fn stat_link(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
-        stat_of(&self.short(Request::Stat { path: path.as_ref().to_owned(), follow: false })?)
+        stat_of(&self.short(stat(path.as_ref(), false))?)
     }
 
     /// Where a symbolic link leads, as it says itself.
@@ -55,8 +56,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::stat`], also where it is not one.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<PathBuf, FileError> {
-        let target = self.short(Request::ReadLink(path.as_ref().to_owned()))?;
-        Ok(std::ffi::OsString::from_vec(target).into())
+        self.short(Request::ReadLink(path.as_ref().to_owned())).map(path_of)
     }
 
     /// Makes a directory, with the permissions 0755. The one that it is in has to be there.
@@ -80,7 +80,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::stat`].
     pub fn remove(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
-        self.change(PathRequest::Remove { path: path.as_ref().to_owned(), all: false })
+        self.change(remove(path.as_ref(), false))
     }
 
     /// Removes a file, a symbolic link, or a directory with all that is in it. Links in it are not followed.
@@ -88,7 +88,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::stat`]; some of it may be gone then.
     pub fn remove_all(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
-        self.change(PathRequest::Remove { path: path.as_ref().to_owned(), all: true })
+        self.change(remove(path.as_ref(), true))
     }
 
     /// Renames a file or a directory within one file system; a file at `to` is replaced (`rename(2)`).
@@ -104,8 +104,7 @@ impl AgentClient {
     /// # Errors
     /// As [`AgentClient::stat`].
     pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<(), FileError> {
-        let (target, path) = (target.as_ref().to_owned(), path.as_ref().to_owned());
-        self.change(PathRequest::Link { target, path })
+        self.change(link(target.as_ref(), path.as_ref()))
     }
 
     pub(super) fn change(&self, request: PathRequest) -> Result<(), FileError> {
@@ -132,7 +131,23 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn stat_async(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
-        stat_of(&self.short_async(Request::Stat { path: path.as_ref().to_owned(), follow: true }).await?)
+        stat_of(&self.short_async(stat(path.as_ref(), true)).await?)
+    }
+
+    /// As [`AgentClient::stat_link`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn stat_link_async(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
+        stat_of(&self.short_async(stat(path.as_ref(), false)).await?)
+    }
+
+    /// As [`AgentClient::read_link`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_link_async(&self, path: impl AsRef<Path>) -> Result<PathBuf, FileError> {
+        self.short_async(Request::ReadLink(path.as_ref().to_owned())).await.map(path_of)
     }
 
     /// As [`AgentClient::mkdir`], for a task.
@@ -156,7 +171,7 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn remove_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
-        self.change_async(PathRequest::Remove { path: path.as_ref().to_owned(), all: false }).await
+        self.change_async(remove(path.as_ref(), false)).await
     }
 
     /// As [`AgentClient::remove_all`], for a task.
@@ -164,7 +179,7 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn remove_all_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
-        self.change_async(PathRequest::Remove { path: path.as_ref().to_owned(), all: true }).await
+        self.change_async(remove(path.as_ref(), true)).await
     }
 
     /// As [`AgentClient::rename`], for a task.
@@ -175,13 +190,16 @@ impl AgentClient {
         self.change_async(rename(from.as_ref(), to.as_ref())).await
     }
 
-    /// As [`AgentClient::list_dir`], for a task.
+    /// As [`AgentClient::symlink`], for a task.
     ///
     /// # Errors
     /// As there.
-    pub async fn list_dir_async(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
-        let path = path.as_ref();
-        entries_of(&self.read_async(Request::List(path.to_owned()), path, Self::FILE_LIMIT).await?)
+    pub async fn symlink_async(
+        &self,
+        target: impl AsRef<Path>,
+        path: impl AsRef<Path>,
+    ) -> Result<(), FileError> {
+        self.change_async(link(target.as_ref(), path.as_ref())).await
     }
 
     async fn change_async(&self, request: PathRequest) -> Result<(), FileError> {
@@ -227,6 +245,22 @@ fn stat_of(bytes: &[u8]) -> Result<FileStat, FileError> {
 
 pub(super) fn make(path: &Path, mode: u32, parents: bool) -> PathRequest {
     PathRequest::MakeDirectory { path: path.to_owned(), mode, parents }
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    OsString::from_vec(bytes).into()
+}
+
+fn stat(path: &Path, follow: bool) -> Request {
+    Request::Stat { path: path.to_owned(), follow }
+}
+
+fn remove(path: &Path, all: bool) -> PathRequest {
+    PathRequest::Remove { path: path.to_owned(), all }
+}
+
+fn link(target: &Path, path: &Path) -> PathRequest {
+    PathRequest::Link { target: target.to_owned(), path: path.to_owned() }
 }
 
 fn rename(from: &Path, to: &Path) -> PathRequest {

@@ -112,6 +112,14 @@ impl Vm {
         self.handle().list_dir(path)
     }
 
+    /// See [`VmHandle::set_clock`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_clock(&self, time: SystemTime) -> Result<(), AgentError> {
+        self.handle().set_clock(time)
+    }
+
     /// See [`VmHandle::network_up`].
     ///
     /// # Errors

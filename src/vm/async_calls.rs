@@ -3,7 +3,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -12,7 +11,6 @@ use tokio::task::spawn_blocking;
 
 use super::outcome::Outcome;
 use super::{BuildError, Event, Grace, Subscription, Vm, VmBuilder, VmHandle};
-use crate::agent::{AgentError, AgentInfo, FileError};
 
 /// Needs the feature `tokio`.
 impl VmBuilder {
@@ -80,34 +78,6 @@ impl VmHandle {
             }
             readable(&mut fd, self.outcome_fd()).await?;
         }
-    }
-
-    /// See [`AgentClient::wait_ready_async`](crate::agent::AgentClient::wait_ready_async).
-    ///
-    /// # Errors
-    /// As there, or there is no agent.
-    pub async fn wait_ready_async(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
-        self.agent()?.wait_ready_async(limit).await
-    }
-
-    /// See [`AgentClient::read_file_async`](crate::agent::AgentClient::read_file_async).
-    ///
-    /// # Errors
-    /// As there, or there is no agent.
-    pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
-        self.agent()?.read_file_async(path).await
-    }
-
-    /// See [`AgentClient::write_file_async`](crate::agent::AgentClient::write_file_async).
-    ///
-    /// # Errors
-    /// As there, or there is no agent.
-    pub async fn write_file_async(
-        &self,
-        path: impl AsRef<Path>,
-        content: impl AsRef<[u8]>,
-    ) -> Result<(), FileError> {
-        self.agent()?.write_file_async(path, content).await
     }
 }
 

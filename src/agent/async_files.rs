@@ -1,0 +1,133 @@
+//! Files of a guest that a task moves from and to its own streams.
+
+use std::future::poll_fn;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::pin::Pin;
+use std::task::ready;
+
+use coracle_agent::guest_protocol::{DirEntry, FileInfo, Request};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::client::AgentClient;
+use super::error::FileError;
+use super::file_streams::into_file;
+use super::files::PIECE;
+use super::paths::entries_of;
+
+/// Needs the feature `tokio`, and a runtime with its timer.
+impl AgentClient {
+    /// As [`AgentClient::read_file_limited`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_file_limited_async(
+        &self,
+        path: impl AsRef<Path>,
+        limit: usize,
+    ) -> Result<Vec<u8>, FileError> {
+        let path = path.as_ref();
+        self.read_async(Request::Get(path.to_owned()), path, limit).await
+    }
+
+    /// As [`AgentClient::read_file_to`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn read_file_to_async(
+        &self,
+        path: impl AsRef<Path>,
+        limit: u64,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<FileInfo, FileError> {
+        let path = path.as_ref();
+        let local = |source| FileError::local(path, source);
+        let reader = self.open_file_async(path).await?;
+        let info = reader.info();
+        let (mut reader, mut buffer, mut total) = (reader.into_async(), vec![0; PIECE], 0_u64);
+        loop {
+            let piece = next(&mut reader, &mut buffer).await.map_err(into_file)?;
+            if piece.is_empty() {
+                break;
+            }
+            total = total.saturating_add(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            if total > limit {
+                return Err(FileError::TooLarge { path: path.to_owned(), limit });
+            }
+            write_all(writer, piece).await.map_err(local)?;
+        }
+        poll_fn(|task| Pin::new(&mut *writer).poll_flush(task)).await.map_err(local)?;
+        Ok(info)
+    }
+
+    /// As [`AgentClient::write_file_from`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn write_file_from_async(
+        &self,
+        path: impl AsRef<Path>,
+        mode: Option<u32>,
+        reader: &mut (impl AsyncRead + Unpin),
+    ) -> Result<(), FileError> {
+        let path = path.as_ref();
+        let mut writer = self.create_file_async(path, mode).await?.into_async();
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let piece = next(reader, &mut buffer).await.map_err(|source| FileError::local(path, source))?;
+            if piece.is_empty() {
+                break;
+            }
+            write_all(&mut writer, piece).await.map_err(into_file)?;
+        }
+        poll_fn(|task| Pin::new(&mut writer).poll_shutdown(task)).await.map_err(into_file)
+    }
+
+    /// As [`AgentClient::list_dir`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn list_dir_async(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
+        self.list_dir_limited_async(path, Self::FILE_LIMIT).await
+    }
+
+    /// As [`AgentClient::list_dir_limited`], for a task.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn list_dir_limited_async(
+        &self,
+        path: impl AsRef<Path>,
+        limit: usize,
+    ) -> Result<Vec<DirEntry>, FileError> {
+        let path = path.as_ref();
+        entries_of(&self.read_async(Request::List(path.to_owned()), path, limit).await?)
+    }
+}
+
+/// What comes next; nothing at the end.
+async fn next<'b>(reader: &mut (impl AsyncRead + Unpin), buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
+    let count = poll_fn(|task| {
+        loop {
+            let mut space = ReadBuf::new(buffer);
+            match ready!(Pin::new(&mut *reader).poll_read(task, &mut space)) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read.map(|()| space.filled().len()).into(),
+            }
+        }
+    });
+    let count = count.await?;
+    Ok(buffer.get(..count).unwrap_or_default())
+}
+
+async fn write_all(writer: &mut (impl AsyncWrite + Unpin), mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match poll_fn(|task| Pin::new(&mut *writer).poll_write(task, bytes)).await {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = bytes.get(count..).unwrap_or_default(),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
