@@ -237,12 +237,6 @@ impl Control {
             if let Some(event) = &state.first {
                 return Wake::Ended(event.clone());
             }
-            if std::mem::take(&mut state.panic_text) {
-                return Wake::PanicText;
-            }
-            if let Some(reason) = state.pause_reason.take() {
-                return Wake::Pause(reason);
-            }
             let now = Instant::now();
             // What is beyond all time never comes.
             let since_start = |limit: Option<Duration>| state.started?.checked_add(limit?);
@@ -256,8 +250,15 @@ impl Control {
             if let Some(limit) = limits.boot.filter(|_| booted.is_some_and(is_due)) {
                 return Wake::BootLimit(limit);
             }
-            if look_at.is_some_and(|at| now >= at) {
+            if look_at.is_some_and(is_due) {
                 return Wake::Look;
+            }
+            // After all that has a time: a guest can print such a text as often as it likes.
+            if std::mem::take(&mut state.panic_text) {
+                return Wake::PanicText;
+            }
+            if let Some(reason) = state.pause_reason.take() {
+                return Wake::Pause(reason);
             }
             let deadline = [end, booted, look_at].into_iter().flatten().min();
             state = match deadline {
@@ -438,6 +439,24 @@ mod tests {
             Wake::Look,
             "it is told once"
         );
+    }
+
+    #[test]
+    fn limits_and_looks_come_before_texts_that_a_guest_prints_without_end() {
+        let control = Control::new();
+        control.open_gate();
+        let (limit, now) = (Duration::ZERO, Instant::now());
+        let wait = |limits, look_at| {
+            GuestRequestSink::post(&control, GuestRequest::PanicText);
+            control.disk_failed(Some("a fault".into()));
+            control.wait_event(limits, look_at)
+        };
+        assert_eq!(wait(StartLimits::default(), Some(now)), Wake::Look);
+        let boot = StartLimits { boot: Some(limit), ..StartLimits::default() };
+        assert_eq!(wait(boot, Some(now)), Wake::BootLimit(limit));
+        let wall = StartLimits { wall: Some(limit), boot: Some(limit) };
+        let over = Wake::Ended(VmEvent::Timeout { of: TimeLimit::Wall, limit });
+        assert_eq!(wait(wall, Some(now)), over);
     }
 
     #[test]
