@@ -1,12 +1,15 @@
 //! The caller's terminal, switched to raw mode while a guest has it. For the CLI and the emulated host only: the
 //! library proper never touches a terminal.
 
+mod escape;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
+pub use self::escape::{Asked, Escape};
 use crate::TerminalSize;
 
 /// A terminal in raw mode. It gets its old mode back when this is dropped, and by [`RawTerminal::restore`].

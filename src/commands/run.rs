@@ -24,8 +24,10 @@ use crate::cli::RunArgs;
 use crate::logger;
 
 pub(super) mod command;
+pub(super) mod command_ending;
 pub(super) mod copying;
 pub(super) mod signals;
+mod typed;
 pub(super) mod watch;
 
 /// Runs the guest and returns the exit code of its outcome.

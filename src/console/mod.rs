@@ -6,7 +6,6 @@
 
 mod counts;
 mod ends;
-mod escape;
 mod output;
 mod pump;
 
@@ -25,10 +24,23 @@ pub(crate) use counts::ConsoleCounts;
 use ends::ConsoleListener;
 pub(crate) use ends::{ConsoleChoice, ConsoleEnds, MachineConsoles};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
-pub(crate) use escape::Escape;
-use escape::HELP;
 use output::Output;
 pub(crate) use pump::Pump;
+
+use crate::control::{Control, VmEvent};
+use crate::terminal::Escape;
+
+/// The commands that a person at the terminal gives to Coracle, and what they act on.
+pub(crate) struct Keys {
+    escape: Escape,
+    control: Arc<Control>,
+}
+
+impl Keys {
+    pub(crate) fn new(control: Arc<Control>) -> Keys {
+        Keys { escape: Escape::default(), control }
+    }
+}
 
 /// The event handler of the console.
 pub(crate) struct Console {
@@ -45,16 +57,16 @@ pub(crate) struct Console {
     _kept_open: Option<OwnedFd>,
     /// Typed, and not yet in the UART's FIFO.
     pending: Vec<u8>,
-    escape: Option<Escape>,
+    keys: Option<Keys>,
 }
 
 impl Console {
-    /// Connects `device` and its output `buffer` to `ends`. With `escape`, Ctrl-A commands in the input are obeyed.
+    /// Connects `device` and its output `buffer` to `ends`. With `keys`, Ctrl-A commands in the input are obeyed.
     pub(crate) fn new(
         device: Arc<dyn ConsoleInput>,
         buffer: Arc<ConsoleBuffer>,
         ends: ConsoleEnds,
-        escape: Option<Escape>,
+        keys: Option<Keys>,
     ) -> Console {
         Console {
             buffer,
@@ -67,7 +79,7 @@ impl Console {
             listener: ends.listener,
             _kept_open: ends.kept_open,
             pending: Vec::new(),
-            escape,
+            keys,
         }
     }
 
@@ -177,20 +189,23 @@ impl Console {
     }
 
     fn accept(&mut self, bytes: &[u8]) {
-        match &mut self.escape {
-            None => self.pending.extend_from_slice(bytes),
-            Some(escape) => {
-                if escape.filter(bytes, &mut self.pending) {
-                    self.show_help();
-                }
-            }
+        let Some(keys) = &mut self.keys else {
+            self.pending.extend_from_slice(bytes);
+            return;
+        };
+        let asked = keys.escape.filter(bytes, &mut self.pending);
+        if asked.end {
+            keys.control.post(VmEvent::Stop);
+        }
+        if asked.help {
+            self.show_help();
         }
     }
 
     /// The help is Coracle's: it does not count as the guest's output. A terminal that is behind misses it.
     fn show_help(&mut self) {
         if let Some(sink) = &mut self.output {
-            sink.write(HELP);
+            sink.write(Escape::HELP);
         }
     }
 

@@ -27,7 +27,7 @@ use crate::agent::{self, AgentAttachment, with_words};
 use crate::config::{
     AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig, names_root,
 };
-use crate::console::{Console, ConsoleChoice, ConsoleStreams, Escape, MachineConsoles};
+use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
 use crate::control::{Control, VmEvent};
 use crate::cpu::{self, CpuFeatures};
 use crate::diagnosis::Subject;
@@ -252,14 +252,14 @@ impl VmBuilder {
         let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
-        let mut escape = self.console_escape.then(|| Escape::new(control.clone()));
+        let mut keys = self.console_escape.then(|| Keys::new(control.clone()));
         if let (Some(ends), Some(port)) = (consoles.virtio, virtio.console()) {
             // A person at a terminal has this one.
-            let console = Console::new(port.clone(), port.output().clone(), ends, escape.take());
+            let console = Console::new(port.clone(), port.output().clone(), ends, keys.take());
             event_loop.add_resident(Box::new(console));
         }
         let (serial, output) = (platform.serial.clone(), platform.console.clone());
-        event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, escape)));
+        event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, keys)));
         let line = platform.com2.as_ref().map(|port| agent::connect_serial(port, &mut event_loop));
         let line = line.transpose().map_err(thread_error("the agent's serial line"))?;
         let io_loop = IoLoop::start("io-0".into(), event_loop, control.clone());

@@ -1,8 +1,9 @@
 //! `coracle run -- COMMAND`: streams, exit codes, signals, time limits and terminals of a command in a guest.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
 
 use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
 use super::common::{self, collect, coracle, eventually, finish, finish_with_input, scratch, signal};
@@ -157,26 +158,41 @@ fn variables_user_and_folder_are_the_command_s() {
     assert_eq!(run.text(), "b c\n/tmp\n1000\n100\n");
 }
 
+/// Starts a script in a guest, at a terminal with 33 rows and 111 columns.
+fn at_terminal(script: &str) -> (File, Child) {
+    let (person, program) = common::pseudo_terminal();
+    let size = libc::winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the descriptor is a terminal's, and the size is valid.
+    unsafe { libc::ioctl(program.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) };
+    let mut command = run(&[], &["sh", "-c", script]);
+    command.stdin(program.try_clone().unwrap()).stdout(program).stderr(Stdio::null());
+    (person, command.spawn().unwrap())
+}
+
 #[test]
 fn command_at_a_terminal_has_one_with_its_size() {
     needs_linux!();
-    let (mut ours, theirs) = common::pseudo_terminal();
-    let size = libc::winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: the descriptor is a terminal's, and the size is valid.
-    unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&theirs), libc::TIOCSWINSZ, &raw const size) };
-    let mut command = run(&[], &["sh", "-c", "tty; stty size; read line; echo got $line"]);
-    let mut child = command
-        .stdin(theirs.try_clone().unwrap())
-        .stdout(theirs.try_clone().unwrap())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    drop(theirs);
-    let shown = common::read_until(&mut ours, "33 111");
+    let (mut person, mut child) = at_terminal("tty; stty size; read line; echo got $line");
+    let shown = common::read_until(&mut person, "33 111");
     assert!(shown.contains("/dev/pts/"), "{shown}");
-    ours.write_all(b"words\r").unwrap();
-    common::read_until(&mut ours, "got words");
+    person.write_all(b"words\r").unwrap();
+    common::read_until(&mut person, "got words");
     assert_eq!(common::wait(&mut child).code(), Some(0));
+}
+
+#[test]
+fn command_at_a_terminal_leaves_ctrl_a_commands_to_coracle() {
+    needs_linux!();
+    let script = "stty raw -echo; echo ready; head -c 2 | od -An -tx1; sleep 600";
+    let (mut person, mut child) = at_terminal(script);
+    common::read_until(&mut person, "ready");
+    person.write_all(b"\x01h").unwrap();
+    common::read_until(&mut person, "Ctrl-A x  end the virtual machine");
+    // Two of them are one for the command.
+    person.write_all(b"\x01\x01b").unwrap();
+    common::read_until(&mut person, "01 62");
+    person.write_all(b"\x01x").unwrap();
+    assert_eq!(common::wait(&mut child).code(), Some(118));
 }
 
 #[test]

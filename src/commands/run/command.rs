@@ -1,7 +1,7 @@
 //! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals and exit code.
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
@@ -10,19 +10,20 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle::agent::{AgentError, Exec, ExecError, ExecInput, ExecStatus, Process, ProcessInput, WindowSize};
+use coracle::agent::{AgentError, Exec, ExecInput, ExecStatus, Process, WindowSize};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
-use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
+use coracle::outcome::{Ending, HostFailure, Outcome, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
+use super::command_ending::{AGENT_LOST, Run, ending_of, failed, has_ended, of_error};
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::Blocked;
-use super::tell;
 use super::watch::Watch;
+use super::{tell, typed};
 use crate::cli::{CommandArgs, GuestIp};
-use crate::commands::chain;
 use crate::commands::settings::Failure;
+use crate::commands::{BAD_USAGE, chain};
 
 /// What the machine needs to run a command: its agent, and its own limits in place of those of the command.
 pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest: bool) {
@@ -122,7 +123,7 @@ fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Opti
     match hearing_signals(vm, signals, || vm.network_up(settings.clone()))? {
         Ok(_) => Ok(()),
         Err(error) if has_ended(vm, &error) => Err(None),
-        Err(error) => Err(Some(failed(USAGE, &error))),
+        Err(error) => Err(Some(failed(BAD_USAGE, &error))),
     }
 }
 
@@ -193,7 +194,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     if let Some(input) = process.stdin.take() {
         let leaves = leaves.clone();
         // It ends with this process, wherever it waits.
-        thread::spawn(move || copy_input(input, &leaves));
+        thread::spawn(move || typed::copy(input, &leaves));
     }
     let outputs = [
         process.stdout.take().map(|output| Copying::start(output, stdout)),
@@ -236,61 +237,6 @@ fn deliver(
     None
 }
 
-/// What came of the command, as far as that is known.
-#[derive(Default)]
-struct Run {
-    /// What ended the run: none for the machine, by itself.
-    ending: Option<Ending>,
-    was_started: bool,
-    /// How the command ended.
-    status: Option<ExecStatus>,
-    /// A part of its output that could not be delivered.
-    lost: Option<HostFailure>,
-    /// When it was started, and how long it took.
-    command: Option<(Instant, Duration)>,
-}
-
-impl Run {
-    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was ready after
-    /// `booted_in`.
-    fn times(&self, entered: Instant, booted_in: Option<Duration>, machine: Times) -> Times {
-        let Some(booted_in) = booted_in else { return machine };
-        Times {
-            init: machine.kernel.map(|kernel| booted_in.saturating_sub(kernel)),
-            agent: self.command.map(|(began, _)| began.duration_since(entered).saturating_sub(booted_in)),
-            command: self.command.map(|(_, took)| took),
-            ..machine
-        }
-    }
-
-    /// The machine's outcome as that of a machine for a command. A failure of the host comes first.
-    fn outcome(self, machine: Outcome) -> Outcome {
-        let ending = match (machine.ending, self.lost, self.ending) {
-            (failed @ Ending::HostFailed { .. }, _, _) => failed,
-            (_, Some(reason), _) => Ending::HostFailed { reason },
-            (own, None, None) => before_command(own, machine.signal, self.was_started),
-            (_, None, Some(ending)) => ending,
-        };
-        let phase = if self.was_started { Phase::Command } else { machine.phase };
-        Outcome { ending, phase, command: self.status, ..machine }
-    }
-}
-
-/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not
-/// true of the command.
-fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
-    let says_all_is_well = match ending {
-        Ending::PoweredOff => signal.is_none(),
-        Ending::Exited { code } => code == 0,
-        _ => false,
-    };
-    if !says_all_is_well {
-        return ending;
-    }
-    let missing = if was_started { "ended" } else { "started" };
-    Ending::CommandFailed { code: AGENT_LOST, reason: format!("{ending} before the command had {missing}") }
-}
-
 /// Passes signals on until the command has ended.
 ///
 /// # Errors
@@ -331,41 +277,6 @@ fn supervise(
     }
 }
 
-/// The ending of a command.
-pub(crate) fn ending_of(status: ExecStatus) -> Ending {
-    match status {
-        ExecStatus::Code(code) => Ending::Exited { code: code.into() },
-        ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
-    }
-}
-
-/// How a run ends whose command has no status: none when the machine has ended by itself.
-pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
-    Some(match error {
-        ExecError::Agent(error) if has_ended(vm, error) => return None,
-        ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
-        ExecError::NotFound { .. } => failed(NOT_FOUND, error),
-        ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
-        ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
-            failed(crate::commands::BAD_USAGE, error)
-        }
-        _ => failed(AGENT_LOST, error),
-    })
-}
-
-/// Whether the agent has gone with its machine. A guest that ends loses its agent on the way.
-fn has_ended(vm: &Vm, error: &AgentError) -> bool {
-    match error {
-        AgentError::MachineEnded { .. } => true,
-        AgentError::Lost => vm.handle().wait_for(LAST_MOMENTS).is_some(),
-        _ => false,
-    }
-}
-
-fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
-    Ending::CommandFailed { code, reason: chain(error) }
-}
-
 /// Whether the guest may have written to something that outlives it.
 fn keeps_disks(config: &VmConfig) -> bool {
     config.disks.iter().any(|disk| disk.access == DiskAccess::ReadWrite)
@@ -397,36 +308,6 @@ fn window_size() -> WindowSize {
     })
 }
 
-/// Gives the command what is typed or piped. At a terminal, Ctrl-A x ends the machine, and Ctrl-A twice is one.
-fn copy_input(mut input: ProcessInput, leaves: &AtomicBool) {
-    let has_escape = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let mut stdin = io::stdin().lock();
-    let mut bytes = [0; 4096];
-    let mut is_escaped = false;
-    while let Ok(count @ 1..) = stdin.read(&mut bytes) {
-        let mut typed = Vec::with_capacity(count);
-        for &byte in bytes.get(..count).unwrap_or_default() {
-            match (has_escape, is_escaped, byte) {
-                (true, false, CTRL_A) => is_escaped = true,
-                (true, true, b'x') => return leaves.store(true, Ordering::Relaxed),
-                (_, true, CTRL_A) => {
-                    is_escaped = false;
-                    typed.push(CTRL_A);
-                }
-                (_, true, byte) => {
-                    is_escaped = false;
-                    typed.extend([CTRL_A, byte]);
-                }
-                (_, false, byte) => typed.push(byte),
-            }
-        }
-        // A command that reads no more is no failure.
-        if input.write_all(&typed).is_err() {
-            return;
-        }
-    }
-}
-
 /// How long a guest may take to its agent.
 const BOOT_LIMIT: Duration = AgentConfig::DEFAULT_READY_LIMIT;
 /// The machine's own limit, which ends it at the same time, may come this much later on a busy host.
@@ -435,19 +316,8 @@ const OWN_LIMIT_FIRST: Duration = Duration::from_secs(1);
 const FIRST_TURN: Duration = Duration::from_millis(1);
 /// How late a signal may be passed on.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
-/// What a guest takes from the end of its processes to its own, on a slow host.
-const LAST_MOMENTS: Duration = Duration::from_secs(3);
-
-const CTRL_A: u8 = 1;
 const SIGPIPE: u8 = libc::SIGPIPE as u8;
 const SIGTERM: u8 = libc::SIGTERM as u8;
-
-// Exit codes of docs/outcomes.md.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
-const AGENT_LOST: u8 = 111;
-/// Its surroundings cannot be had.
-const USAGE: u8 = 125;
 
 #[cfg(test)]
 mod tests {

@@ -18,7 +18,8 @@ use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::commands::chain;
-use crate::commands::run::command::{TURN, ending_of, of_error};
+use crate::commands::run::command::TURN;
+use crate::commands::run::command_ending::{ending_of, of_error};
 use crate::commands::run::copying::{Copying, Rest};
 use crate::commands::settings::Failure;
 

@@ -1,0 +1,109 @@
+//! What a run for one command has come to: its ending, from what the command, its agent and its machine say. Called by
+//! those that run commands in a guest.
+
+use std::time::{Duration, Instant};
+
+use coracle::Vm;
+use coracle::agent::{AgentError, ExecError, ExecStatus};
+use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
+
+use crate::commands::{BAD_USAGE, chain};
+
+/// What came of the command, as far as that is known.
+#[derive(Default)]
+pub(super) struct Run {
+    /// What ended the run: none for the machine, by itself.
+    pub(super) ending: Option<Ending>,
+    pub(super) was_started: bool,
+    /// How the command ended.
+    pub(super) status: Option<ExecStatus>,
+    /// A part of its output that could not be delivered.
+    pub(super) lost: Option<HostFailure>,
+    /// When it was started, and how long it took.
+    pub(super) command: Option<(Instant, Duration)>,
+}
+
+impl Run {
+    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was ready after
+    /// `booted_in`.
+    pub(super) fn times(&self, entered: Instant, booted_in: Option<Duration>, machine: Times) -> Times {
+        let Some(booted_in) = booted_in else { return machine };
+        Times {
+            init: machine.kernel.map(|kernel| booted_in.saturating_sub(kernel)),
+            agent: self.command.map(|(began, _)| began.duration_since(entered).saturating_sub(booted_in)),
+            command: self.command.map(|(_, took)| took),
+            ..machine
+        }
+    }
+
+    /// The machine's outcome as that of a machine for a command. A failure of the host comes first.
+    pub(super) fn outcome(self, machine: Outcome) -> Outcome {
+        let ending = match (machine.ending, self.lost, self.ending) {
+            (failed @ Ending::HostFailed { .. }, _, _) => failed,
+            (_, Some(reason), _) => Ending::HostFailed { reason },
+            (own, None, None) => before_command(own, machine.signal, self.was_started),
+            (_, None, Some(ending)) => ending,
+        };
+        let phase = if self.was_started { Phase::Command } else { machine.phase };
+        Outcome { ending, phase, command: self.status, ..machine }
+    }
+}
+
+/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not
+/// true of the command.
+fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
+    let says_all_is_well = match ending {
+        Ending::PoweredOff => signal.is_none(),
+        Ending::Exited { code } => code == 0,
+        _ => false,
+    };
+    if !says_all_is_well {
+        return ending;
+    }
+    let missing = if was_started { "ended" } else { "started" };
+    Ending::CommandFailed { code: AGENT_LOST, reason: format!("{ending} before the command had {missing}") }
+}
+
+/// The ending of a command.
+pub(crate) fn ending_of(status: ExecStatus) -> Ending {
+    match status {
+        ExecStatus::Code(code) => Ending::Exited { code: code.into() },
+        ExecStatus::Signal(signal) => Ending::CommandKilled { signal },
+    }
+}
+
+/// How a run ends whose command has no status: none when the machine has ended by itself.
+pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
+    Some(match error {
+        ExecError::Agent(error) if has_ended(vm, error) => return None,
+        ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
+        ExecError::NotFound { .. } => failed(NOT_FOUND, error),
+        ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
+        ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
+            failed(BAD_USAGE, error)
+        }
+        _ => failed(AGENT_LOST, error),
+    })
+}
+
+/// Whether the agent has gone with its machine. A guest that ends loses its agent on the way.
+pub(super) fn has_ended(vm: &Vm, error: &AgentError) -> bool {
+    match error {
+        AgentError::MachineEnded { .. } => true,
+        AgentError::Lost => vm.handle().wait_for(LAST_MOMENTS).is_some(),
+        _ => false,
+    }
+}
+
+pub(super) fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
+    Ending::CommandFailed { code, reason: chain(error) }
+}
+
+/// What a guest takes from the end of its processes to its own, on a slow host.
+const LAST_MOMENTS: Duration = Duration::from_secs(3);
+
+// Exit codes of docs/outcomes.md.
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// The guest has lost its agent, or has ended before its command.
+pub(super) const AGENT_LOST: u8 = 111;
