@@ -202,6 +202,50 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
 }
 
 #[test]
+fn guest_that_stays_up_is_ended_when_its_planned_results_are_complete() {
+    if !kvm_or_skip() {
+        return;
+    }
+    // 0xfe waits for a while, 0xfd for ever.
+    let document = &b"TAP version 13\n1..1\nok 1\n"[..];
+    let failing = b"\xfeTAP version 13\n1..1\nnot ok 1\n";
+    for (name, console, options, code, words) in [
+        ("stays", [document, b"\xfd"].concat(), &["--tap", "require"][..], 0, "passed"),
+        (
+            "stays-second",
+            [document, failing, b"\xfd"].concat(),
+            &["--tap", "require", "--tap-grace", "6s"],
+            120,
+            "1 of 2 failed",
+        ),
+        (
+            "stays-cut",
+            [document, b"TAP version 13\n1..2\nok 1\n\xfd"].concat(),
+            &["--tap", "require", "--timeout", "2s"],
+            124,
+            "1 of 2 results came",
+        ),
+        ("stays-auto", [document, b"\xfd"].concat(), &["--timeout", "2s"], 0, "passed"),
+        (
+            "stays-none",
+            [document, b"\xfd"].concat(),
+            &["--tap", "require", "--tap-grace", "none", "--timeout", "2s"],
+            0,
+            "passed",
+        ),
+    ] {
+        let report = scratch().join("stays.json");
+        let mut command = prints(name, &console);
+        command.args(["--timeout", "280s"]).args(options).arg("--json").arg(&report);
+        let run = finish(&mut command);
+        run.expect(code, words);
+        assert!(run.elapsed < Duration::from_secs(140), "{name}: {:?}", run.elapsed);
+        let ending = if options.contains(&"2s") { "timed-out" } else { "stopped" };
+        assert_eq!(json(&report)["cases"][0]["outcome"]["ending"], ending, "{name}");
+    }
+}
+
+#[test]
 fn reports_say_what_the_exit_code_says() {
     if !kvm_or_skip() {
         return;

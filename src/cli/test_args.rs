@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap::ValueEnum;
-use coracle::config::parse_duration;
+use coracle::config::{Timeout, parse_duration};
 use serde::Deserialize;
 
 use super::VmArgs;
@@ -34,6 +34,10 @@ pub(crate) struct TestArgs {
     /// Results in TAP or KTAP on the console: count them where they come, require them, or ignore them
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub tap: TapMode,
+    /// With --tap require: how long the guest may be silent after the last of its planned results before it is ended, or
+    /// none to wait for its own end [default: 1s; 10s on an emulated host]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub tap_grace: Option<Timeout>,
     /// Longest time that the guest may take from its first instruction to its init
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle::config::VmConfig;
@@ -14,6 +14,7 @@ use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::attempts::Attempt;
+use super::grace::Grace as TapGrace;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
@@ -37,6 +38,8 @@ pub(crate) struct Case {
     pub(crate) command: Vec<OsString>,
     /// How long it may take.
     pub(crate) time: Option<Duration>,
+    /// How long the guest may be silent once all planned TAP results have come; none: it is not ended then.
+    pub(crate) tap_grace: Option<Duration>,
 }
 
 /// A test that has run.
@@ -70,7 +73,7 @@ impl Case {
         let log = artifacts.map(|folder| self.create_log(folder, earlier)).transpose()?;
         let start = Instant::now();
         let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
-        let reader = Reader::new(&scanner, shown, !self.command.is_empty());
+        let reader = Reader::new(self, &scanner, shown);
         let outcome = self.run_machine(&reader);
         let decided_at = reader.decided_at.get().copied();
         drop(reader);
@@ -126,7 +129,7 @@ impl Case {
         let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
         reader.handle.get_or_init(|| vm.handle()).resume();
         if !reader.has_command {
-            return Ok((vm.wait(), None));
+            return Ok((reader.wait(&vm), None));
         }
         Ok(match self.run_command(&vm, reader) {
             None => (vm.wait(), None),
@@ -181,6 +184,8 @@ struct Reader {
     handle: Arc<OnceLock<VmHandle>>,
     shown: Option<Arc<Shown>>,
     has_command: bool,
+    /// None where TAP results end no guest.
+    grace: Option<Arc<Mutex<TapGrace>>>,
     /// Bytes of the console that were looked at.
     console_bytes: Arc<AtomicU64>,
     /// The same, when all was decided.
@@ -188,12 +193,16 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(scanner: &Arc<Mutex<Scanner>>, shown: Option<&Arc<Shown>>, has_command: bool) -> Reader {
+    fn new(case: &Case, scanner: &Arc<Mutex<Scanner>>, shown: Option<&Arc<Shown>>) -> Reader {
+        let has_command = !case.command.is_empty();
+        // A command ends with its code.
+        let grace = case.tap_grace.filter(|_| !has_command);
         Reader {
             scanner: scanner.clone(),
             handle: Arc::default(),
             shown: shown.cloned(),
             has_command,
+            grace: grace.map(|silence| Arc::new(Mutex::new(TapGrace::new(silence)))),
             console_bytes: Arc::default(),
             decided_at: Arc::default(),
         }
@@ -211,12 +220,36 @@ impl Reader {
             self.console_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         if is_decided {
-            self.decided_at.get_or_init(|| self.console_bytes.load(Ordering::Relaxed));
+            self.decide();
+        }
+        if let Some(grace) = &self.grace {
+            lock(grace).output(scanner.all_planned(), Instant::now());
         }
         drop(scanner);
         if let Some(handle) = self.handle.get().filter(|_| is_decided) {
             handle.stop();
         }
+    }
+}
+
+impl Reader {
+    /// Waits for the end of the machine, and ends it where all planned results have come and their grace is over.
+    fn wait(&self, vm: &Vm) -> Outcome {
+        let Some(grace) = &self.grace else { return vm.wait() };
+        loop {
+            if let Some(outcome) = vm.handle().wait_for(GRACE_TURN) {
+                return outcome;
+            }
+            if lock(grace).is_over(Instant::now()) {
+                self.decide();
+                return vm.stop(Grace::NONE);
+            }
+        }
+    }
+
+    /// Notes that the verdict needs nothing that comes now.
+    fn decide(&self) {
+        self.decided_at.get_or_init(|| self.console_bytes.load(Ordering::Relaxed));
     }
 }
 
@@ -280,10 +313,12 @@ pub(crate) fn default_name(kernel: Option<&Path>) -> String {
     name.map_or_else(|| "default guest".to_owned(), std::borrow::Cow::into_owned)
 }
 
-fn lock(scanner: &Mutex<Scanner>) -> std::sync::MutexGuard<'_, Scanner> {
-    scanner.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How late a guest may be ended after its grace.
+const GRACE_TURN: Duration = Duration::from_millis(50);
 /// File systems take 255 bytes.
 const NAME_CHARS: usize = 60;
 
@@ -322,6 +357,7 @@ mod tests {
             boot: None,
             command: Vec::new(),
             time: None,
+            tap_grace: None,
         };
         let mut cases = names.map(case);
         name_files(&mut cases);

@@ -3,6 +3,7 @@
 mod attempts;
 mod case;
 mod console_log;
+mod grace;
 mod lines;
 mod progress;
 mod report;
@@ -98,6 +99,11 @@ fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failur
 fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let flags = settings::raw(&args.vm)?;
     let Some(path) = &args.suite else {
+        if args.tap_grace.is_some() && args.tap != TapMode::Require {
+            return Err(Failure::usage(
+                "--tap-grace: it is for results that have to come; add --tap require",
+            ));
+        }
         let mut compiler = suite::Compiler::default();
         let mut regexes =
             |what, patterns: &[String]| compiler.compile(what, patterns).map_err(Failure::usage);
@@ -117,10 +123,11 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
             boot: args.assert_boot,
             command,
             time: time(&flags),
+            tap_grace: tap_grace(args.tap_grace),
         }]);
     };
     let looks = !args.expect.is_empty() || !args.reject.is_empty() || args.tap != TapMode::default();
-    if looks || args.assert_boot.is_some() {
+    if looks || args.assert_boot.is_some() || args.tap_grace.is_some() {
         return Err(Failure::usage(
             "--suite: what is looked for is in the file; leave --expect and its like out",
         ));
@@ -134,14 +141,15 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let is_wanted =
         |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
-        let SuiteCase { name, machine, expect, reject, tap, boot, command } = case;
+        let SuiteCase { name, machine, expect, reject, tap, tap_grace, boot, command } = case;
         let patterns = Patterns { expect, reject, tap };
         // Flags are for every case.
         let raw = flags.clone().over(machine);
         let config = config(&raw, !command.is_empty());
         let config =
             config.map_err(|failure| Failure { reason: format!("{name}: {}", failure.reason), ..failure })?;
-        Ok(Case { name, file_name: String::new(), config, patterns, boot, command, time: time(&raw) })
+        let (time, tap_grace) = (time(&raw), self::tap_grace(tap_grace));
+        Ok(Case { name, file_name: String::new(), config, patterns, boot, command, time, tap_grace })
     });
     let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
     if cases.is_empty() {
@@ -167,6 +175,13 @@ fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
 /// How long a case may take, or the command that it has.
 fn time(raw: &RawConfig) -> Option<Duration> {
     raw.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT)).limit()
+}
+
+/// How long a guest may be silent after the last of its planned TAP results. This runs on the emulated host itself, where
+/// a program takes longer to print the next document.
+fn tap_grace(given: Option<Timeout>) -> Option<Duration> {
+    let default = if on_emulated_host() { EMULATED_TAP_GRACE } else { DEFAULT_TAP_GRACE };
+    given.unwrap_or(Timeout::After(default)).limit()
 }
 
 /// Where the tests run.
@@ -386,3 +401,6 @@ fn write_reports(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
 
 /// Far more than a boot takes on an emulated host; a guest that hangs does not hold a job up for longer.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than the pause between two documents of one init.
+const DEFAULT_TAP_GRACE: Duration = Duration::from_secs(1);
+const EMULATED_TAP_GRACE: Duration = Duration::from_secs(10);

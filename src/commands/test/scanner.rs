@@ -126,6 +126,13 @@ impl Scanner {
         self.wants_something() && self.unmet().next().is_none() && has_tap
     }
 
+    /// The number of documents, where results in TAP are required, all that is wanted has come, and no plan lacks a
+    /// result: only another document may follow.
+    pub(crate) fn all_planned(&self) -> Option<u64> {
+        let has_all = self.patterns.tap == TapMode::Require && self.has_all() && self.tap.is_fulfilled();
+        has_all.then(|| self.tap.documents())
+    }
+
     /// Whether the guest's kernel ran tests of its own, and has nothing else to run.
     pub(crate) fn is_over(&self) -> bool {
         self.counts_tap() && self.tap.is_over()
@@ -323,6 +330,33 @@ mod tests {
         assert!(!decides(&mut scanner, b"TAP version 13\n"));
         assert!(!scanner.has_all());
         assert!(decides(&mut scanner, b"Bail out!\n"));
+    }
+
+    #[test]
+    fn all_is_planned_where_results_are_required_and_no_plan_lacks_one() {
+        let planned = |tap, console: &[u8]| {
+            let mut scanner = Scanner::new(Patterns { tap, ..Patterns::default() }, None);
+            scanner.feed(Writer::Console, console);
+            scanner.all_planned()
+        };
+        let document = b"TAP version 14\n1..2\nok 1\nok 2\n";
+        assert_eq!(planned(TapMode::Auto, document), None);
+        for (console, documents) in [
+            (&document[..], Some(1)),
+            (&[&document[..], document].concat(), Some(2)),
+            (b"ok 1\nnot ok 2\n1..2\n", Some(1)),
+            (b"1..0 # SKIP no disk\n", Some(1)),
+            (b"TAP version 14\n1..2\nok 1\n", None),
+            (b"TAP version 14\nok 1\n", None),
+            (b"TAP version 14\n1..1\n    1..1\n    ok 1\n", None),
+            (b"KTAP version 1\nok 1\n", None),
+            (b"hello\n", None),
+            (&[&document[..], b"TAP version 14\n"].concat(), None),
+            (&[&document[..], b"1..2\n"].concat(), None),
+        ] {
+            let shown = String::from_utf8_lossy(console);
+            assert_eq!(planned(TapMode::Require, console), documents, "{shown}");
+        }
     }
 
     #[test]

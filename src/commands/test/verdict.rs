@@ -28,6 +28,8 @@ impl Verdict {
         match self {
             Verdict::Passed => 0,
             Verdict::Failed(_) => UNMET,
+            // Nothing that has not passed says that it has.
+            Verdict::Broken { code: 0, .. } => UNMET,
             Verdict::Broken { code, .. } => *code,
             Verdict::Skipped(_) => SKIPPED,
         }
@@ -103,6 +105,8 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
         Ending::Reset { .. } | Ending::Halted if scanner.wants_something() => {
             Verdict::Failed(unmet(outcome, scanner))
         }
+        // All that was wanted had come; since then, and before the guest was ended, another document has begun.
+        Ending::Stopped => Verdict::Failed(unmet(outcome, scanner)),
         _ => Verdict::Broken { code: outcome.exit_code(), reason: with_unmet(outcome, scanner) },
     }
 }
@@ -306,6 +310,18 @@ mod tests {
     }
 
     #[test]
+    fn guest_that_is_ended_in_a_document_has_failed() {
+        let mut scanner = Scanner::new(Patterns::default(), None);
+        scanner.feed(Writer::Console, b"TAP version 13\n1..1\nok 1\nTAP version 13\n1..2\nok 1\n");
+        scanner.end();
+        let verdict = judge(&Outcome { ending: Ending::Stopped, ..powered_off() }, &scanner, None);
+        assert_eq!(
+            verdict,
+            Verdict::Failed("stopped on request, and TAP: document 2: 1 of 2 results came".into())
+        );
+    }
+
+    #[test]
     fn limit_of_the_boot_counts_with_a_command_too() {
         let scanner = Scanner::new(Patterns::default(), None);
         let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
@@ -333,6 +349,7 @@ mod tests {
         let verdict = Verdict::Failed("no line matched".into()).unless_lost(lost());
         assert_eq!((verdict.code(), verdict.reason()), (120, Some("no line matched; 9 bytes were lost")));
         assert_eq!(broken(110).unless_lost(lost()), broken(110));
+        assert_eq!(broken(0).code(), 120);
     }
 
     fn broken(code: u8) -> Verdict {

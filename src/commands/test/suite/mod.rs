@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle::config::{RawConfig, in_one_line, parse_duration};
+use coracle::config::{RawConfig, Timeout, in_one_line, parse_duration};
 use coracle::regular_file;
 use regex_lite::Regex;
 use serde::Deserialize;
@@ -31,6 +31,7 @@ pub(crate) struct SuiteCase {
     pub(crate) expect: Vec<Regex>,
     pub(crate) reject: Vec<Regex>,
     pub(crate) tap: TapMode,
+    pub(crate) tap_grace: Option<Timeout>,
     pub(crate) boot: Option<Duration>,
     /// What is run in the guest; empty for nothing.
     pub(crate) command: Vec<OsString>,
@@ -74,6 +75,7 @@ struct Looks {
     expect: Vec<String>,
     reject: Vec<String>,
     tap: TapMode,
+    tap_grace: Option<Timeout>,
     command: Vec<String>,
     #[serde(deserialize_with = "time")]
     assert_boot: Option<Duration>,
@@ -160,6 +162,7 @@ fn case(name: &str, table: &Table, all: Table, compiler: &mut Compiler) -> Resul
         expect: compiler.compile("expect", &looks.expect)?,
         reject: compiler.compile("reject", &looks.reject)?,
         tap: looks.tap,
+        tap_grace: looks.tap_grace,
         boot: looks.assert_boot,
         command: looks.command.into_iter().map(OsString::from).collect(),
     })
@@ -248,7 +251,7 @@ fn one_line(error: &toml::de::Error, text: &str) -> String {
     }
 }
 
-const LOOKS: [&str; 5] = ["expect", "reject", "tap", "assert_boot", "command"];
+const LOOKS: [&str; 6] = ["expect", "reject", "tap", "tap_grace", "assert_boot", "command"];
 const OF_THE_COMMAND: [&str; 3] = ["accel", "serial", "outcome"];
 /// More than anybody means.
 const MOST_CASES: u64 = 10_000;

@@ -46,7 +46,7 @@ fn machine() -> Map<String, Value> {
     properties
 }
 
-fn looks() -> [(String, Value); 5] {
+fn looks() -> [(String, Value); 6] {
     let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 } });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
@@ -56,6 +56,14 @@ fn looks() -> [(String, Value); 5] {
             json!({
                 "description": "Whether results in TAP or KTAP count where they come, have to come, or are ignored",
                 "enum": ["auto", "require", "ignore"],
+            }),
+        ),
+        (
+            "tap_grace".to_owned(),
+            json!({
+                "description": "With tap = \"require\": how long the guest may be silent after the last of its planned results before it is ended, or none; a number is seconds",
+                "type": ["string", "number"],
+                "examples": ["1s", "none"],
             }),
         ),
         (

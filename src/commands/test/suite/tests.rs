@@ -68,7 +68,7 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         ("[[case]]\nmemory = \"64M\"\n", "case '?': it has no name"),
         (
             "[[case]]\nname = \"x\"\nsurprise = 1\nalpha = 1\n",
-            "line 3: case 'x' has no key `surprise`; its keys are name, assert_boot, command, expect, reject, tap, acpi, ",
+            "line 3: case 'x' has no key `surprise`; its keys are name, assert_boot, command, expect, reject, tap, tap_grace, acpi, ",
         ),
         ("[[case]]\n\nsurprise = 1\n", "line 3: a case without a name has no key `surprise`"),
         (

@@ -109,6 +109,11 @@ impl Document {
         has_enough && self.levels.len() == 1
     }
 
+    /// Whether it has a plan, and every result of it has come.
+    pub(super) fn is_fulfilled(&self) -> bool {
+        self.levels.len() == 1 && self.own().is_some_and(Level::is_fulfilled)
+    }
+
     /// Whether this line, not indented, is the first of another document without a version: a plan where there is
     /// one, or a result of number 1 after all that was planned, or where there is no plan and this number has come.
     pub(super) fn is_followed_by(&self, line: &Line) -> bool {

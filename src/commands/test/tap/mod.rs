@@ -69,13 +69,25 @@ impl Tap {
 
     /// Whether there is a document.
     pub(crate) fn has_begun(&self) -> bool {
-        self.sum.documents > 0 || self.open().any(Document::counts)
+        self.documents() > 0
+    }
+
+    /// How many documents have begun.
+    pub(crate) fn documents(&self) -> u64 {
+        let open = self.open().filter(|document| document.counts()).count();
+        self.sum.documents.saturating_add(open as u64)
     }
 
     /// Whether nothing is missing of what was announced, in any document. More documents may follow.
     pub(crate) fn is_complete(&self) -> bool {
         let is_done = |document: &Document| !document.has_something() || document.is_complete();
         self.sum.bailed_out.is_some() || (!self.sum.tally.is_cut_short && self.open().all(is_done))
+    }
+
+    /// The same, and every document that is open has a plan: a KTAP document without one may go on.
+    pub(crate) fn is_fulfilled(&self) -> bool {
+        let is_done = |document: &Document| !document.has_something() || document.is_fulfilled();
+        self.has_begun() && self.is_complete() && self.open().all(is_done)
     }
 
     /// Whether the guest has given up its tests.
