@@ -75,6 +75,9 @@ impl Done {
     }
 }
 
+/// As many as `--retries` takes.
+pub(crate) const MOST_RETRIES: u8 = 10;
+
 #[cfg(test)]
 mod tests {
     use super::*;

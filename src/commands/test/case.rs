@@ -1,7 +1,6 @@
 //! One case: its machine, what is looked for, and its run.
 
-use std::collections::{HashMap, HashSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -15,6 +14,7 @@ use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
 use super::attempts::Attempt;
 use super::grace::Grace as TapGrace;
+use super::names;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
@@ -28,7 +28,7 @@ use crate::commands::settings::Failure;
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// The name of its files in `--artifacts`, without their ends: no other case has it ([`name_files`]).
+    /// The name of its files in `--artifacts`, without their ends: no other case has it ([`names::name_files`]).
     pub(crate) file_name: String,
     pub(crate) config: VmConfig,
     pub(crate) patterns: Patterns,
@@ -167,8 +167,7 @@ impl Case {
     }
 
     fn create_log(&self, folder: &Path, earlier: usize) -> Result<File, Failure> {
-        let run = if earlier == 0 { String::new() } else { format!(".retry-{earlier}") };
-        let path = folder.join(format!("{}{run}.log", self.file_name));
+        let path = folder.join(names::log_name(&self.file_name, earlier));
         let made = fs::create_dir_all(folder).and_then(|()| File::create(&path));
         made.map_err(|error| {
             Failure::usage(format!("--artifacts: {} cannot be made: {error}", path.display()))
@@ -280,47 +279,12 @@ impl Write for OutputReader {
     }
 }
 
-/// The name of a case for a file: nothing in it leads out of a folder.
-fn file_name(name: &str) -> String {
-    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=');
-    let words = name.split(|c| !is_plain(c)).filter(|word| !word.is_empty());
-    let name: String = words.collect::<Vec<_>>().join("_").chars().take(NAME_CHARS).collect();
-    if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
-}
-
-/// Gives each case a name for its files: several names of cases may come to the same.
-pub(crate) fn name_files(cases: &mut [Case]) {
-    let mut taken = HashSet::new();
-    // By name, the number of the last one.
-    let mut numbers: HashMap<String, u32> = HashMap::new();
-    for case in cases {
-        let plain = file_name(&case.name);
-        let number = numbers.entry(plain.clone()).or_default();
-        case.file_name = loop {
-            *number += 1;
-            let name = if *number == 1 { plain.clone() } else { format!("{plain}-{number}") };
-            // On some file systems upper and lower case are the same.
-            if taken.insert(name.to_lowercase()) {
-                break name;
-            }
-        };
-    }
-}
-
-/// The name of the only case: that of its kernel.
-pub(crate) fn default_name(kernel: Option<&Path>) -> String {
-    let name = kernel.and_then(Path::file_name).map(OsStr::to_string_lossy);
-    name.map_or_else(|| "default guest".to_owned(), std::borrow::Cow::into_owned)
-}
-
 fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How late a guest may be ended after its grace.
 const GRACE_TURN: Duration = Duration::from_millis(50);
-/// File systems take 255 bytes.
-const NAME_CHARS: usize = 60;
 
 #[cfg(test)]
 mod tests {
@@ -336,33 +300,5 @@ mod tests {
         assert!(lost_before(&outcome, None).unwrap().starts_with("7 bytes of the console were lost"));
         assert_eq!(lost_before(&outcome, Some(100)), None);
         assert!(lost_before(&outcome, Some(101)).is_some());
-    }
-
-    #[test]
-    fn names_of_cases_make_names_of_files() {
-        assert_eq!(file_name("boots [cpus=4]"), "boots_cpus=4");
-        assert_eq!(file_name("../../etc/passwd"), "_.._.._etc_passwd");
-        assert!(file_name(&"ä".repeat(1000)).len() < 255);
-    }
-
-    #[test]
-    fn no_case_takes_the_file_of_another() {
-        let long = "long ".repeat(20);
-        let names = ["a b", "a_b", "A b", "a b-2", "a-b", &format!("{long}1"), &format!("{long}2")];
-        let case = |name: &str| Case {
-            name: name.to_owned(),
-            file_name: String::new(),
-            config: VmConfig::default(),
-            patterns: Patterns::default(),
-            boot: None,
-            command: Vec::new(),
-            time: None,
-            tap_grace: None,
-        };
-        let mut cases = names.map(case);
-        name_files(&mut cases);
-        let files: Vec<&str> = cases.iter().map(|case| case.file_name.as_str()).collect();
-        assert_eq!(files[..5], ["a_b", "a_b-2", "A_b-3", "a_b-2-2", "a-b"]);
-        assert_eq!(files[6], format!("{}-2", files[5]));
     }
 }

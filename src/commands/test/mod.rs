@@ -5,6 +5,7 @@ mod case;
 mod console_log;
 mod grace;
 mod lines;
+mod names;
 mod progress;
 mod report;
 mod scanner;
@@ -28,7 +29,8 @@ use coracle::host::KvmKind;
 use coracle::{KernelImage, VmBuilder};
 
 use self::attempts::Retries;
-use self::case::{Case, Done, default_name, name_files};
+use self::case::{Case, Done};
+use self::names::{default_name, name_files};
 use self::progress::Progress;
 use self::scanner::Patterns;
 use self::shown::{Lost, Shown};
@@ -112,7 +114,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
             reject: regexes("--reject", &args.reject)?,
             tap: args.tap,
         };
-        let name = default_name(flags.kernel.as_deref());
+        let name = default_name(&flags, &args.command);
         let command = args.command.clone();
         let config = config(&flags, !command.is_empty())?;
         return Ok(vec![Case {

@@ -27,9 +27,8 @@ impl Verdict {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Verdict::Passed => 0,
-            Verdict::Failed(_) => UNMET,
-            // Nothing that has not passed says that it has.
-            Verdict::Broken { code: 0, .. } => UNMET,
+            // Whatever broke a run, its code is not that of one that passed.
+            Verdict::Failed(_) | Verdict::Broken { code: 0, .. } => UNMET,
             Verdict::Broken { code, .. } => *code,
             Verdict::Skipped(_) => SKIPPED,
         }
@@ -101,12 +100,13 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
         Ending::PoweredOff | Ending::Exited { code: 0 } if !scanner.wants_something() => {
             judge_boot(outcome, boot)
         }
-        Ending::PoweredOff | Ending::Exited { .. } => Verdict::Failed(unmet(outcome, scanner)),
+        // One that was stopped had shown all that was wanted, and has begun another document since.
+        Ending::PoweredOff | Ending::Exited { .. } | Ending::Stopped => {
+            Verdict::Failed(unmet(outcome, scanner))
+        }
         Ending::Reset { .. } | Ending::Halted if scanner.wants_something() => {
             Verdict::Failed(unmet(outcome, scanner))
         }
-        // All that was wanted had come; since then, and before the guest was ended, another document has begun.
-        Ending::Stopped => Verdict::Failed(unmet(outcome, scanner)),
         _ => Verdict::Broken { code: outcome.exit_code(), reason: with_unmet(outcome, scanner) },
     }
 }

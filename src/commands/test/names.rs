@@ -1,0 +1,164 @@
+//! Names of cases that have none in a suite, and of the files of all cases: no two files are the same.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+
+use coracle::config::RawConfig;
+
+use super::attempts::MOST_RETRIES;
+use super::case::Case;
+
+/// The name of the only case: that of its kernel, else of its root, else of its initrds, with its command after it.
+pub(crate) fn default_name(raw: &RawConfig, command: &[OsString]) -> String {
+    let guest = match (&raw.kernel, &raw.root, &raw.initrds) {
+        (Some(kernel), _, _) => Some(end_of(kernel)),
+        (None, Some(root), _) => Some(end_of(&root.path)),
+        (None, None, Some(initrds)) => {
+            Some(initrds.iter().map(|path| end_of(path)).collect::<Vec<_>>().join("+"))
+        }
+        (None, None, None) => None,
+    };
+    let words = guest.into_iter().chain(command.iter().map(|word| word.to_string_lossy().into_owned()));
+    let name = words.collect::<Vec<_>>().join(" ");
+    match name.split_whitespace().collect::<Vec<_>>().join(" ") {
+        name if name.is_empty() => "default guest".to_owned(),
+        name if name.chars().count() > NAME_CHARS => {
+            name.chars().take(NAME_CHARS).chain("...".chars()).collect()
+        }
+        name => name,
+    }
+}
+
+/// The end of a path, by which people know a file.
+fn end_of(path: &Path) -> String {
+    path.file_name().map_or(Cow::Borrowed("/"), OsStr::to_string_lossy).into_owned()
+}
+
+/// The name of the file for the console of a run, after so many `earlier` ones.
+pub(crate) fn log_name(file_name: &str, earlier: usize) -> String {
+    let run = if earlier == 0 { String::new() } else { format!("{RETRY}{earlier}") };
+    format!("{file_name}{run}.log")
+}
+
+/// Gives each case a name for its files: several names of cases may come to the same, and that of one to that of
+/// another's retry.
+pub(crate) fn name_files(cases: &mut [Case]) {
+    let mut taken = HashSet::new();
+    // By name, the number of the last one.
+    let mut numbers: HashMap<String, u32> = HashMap::new();
+    for case in cases {
+        let plain = file_name(&case.name);
+        let number = numbers.entry(plain.clone()).or_default();
+        case.file_name = loop {
+            *number += 1;
+            let name = if *number == 1 { plain.clone() } else { format!("{plain}-{number}") };
+            // On some file systems upper and lower case are the same.
+            let key = name.to_lowercase();
+            if is_free(&key, &taken) {
+                taken.insert(key);
+                break name;
+            }
+        };
+    }
+}
+
+/// Whether neither the name nor that of a retry of it is that of another case or its retry.
+fn is_free(name: &str, taken: &HashSet<String>) -> bool {
+    let is_retry_of_other = name.rsplit_once(RETRY).is_some_and(|(other, number)| {
+        number.parse().is_ok_and(|number: u8| number <= MOST_RETRIES) && taken.contains(other)
+    });
+    let mut retries = (1..=MOST_RETRIES).map(|number| format!("{name}{RETRY}{number}"));
+    !taken.contains(name) && !is_retry_of_other && !retries.any(|retry| taken.contains(&retry))
+}
+
+/// The name of a case for a file: nothing in it leads out of a folder.
+fn file_name(name: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=');
+    let words = name.split(|c| !is_plain(c)).filter(|word| !word.is_empty());
+    let mut name: String = words.collect::<Vec<_>>().join("_").chars().take(NAME_CHARS).collect();
+    name.truncate(name.floor_char_boundary(NAME_BYTES));
+    if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
+}
+
+/// What comes before the number of a retry in the name of its file.
+const RETRY: &str = ".retry-";
+const NAME_CHARS: usize = 60;
+/// File systems take 255 bytes, of which a number, a retry and `.log` need some.
+const NAME_BYTES: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use coracle::config::VmConfig;
+
+    use super::*;
+    use crate::commands::test::scanner::Patterns;
+
+    fn files(names: &[&str]) -> Vec<String> {
+        let case = |name: &&str| Case {
+            name: (*name).to_owned(),
+            file_name: String::new(),
+            config: VmConfig::default(),
+            patterns: Patterns::default(),
+            boot: None,
+            command: Vec::new(),
+            time: None,
+            tap_grace: None,
+        };
+        let mut cases: Vec<Case> = names.iter().map(case).collect();
+        name_files(&mut cases);
+        cases.into_iter().map(|case| case.file_name).collect()
+    }
+
+    #[test]
+    fn names_of_cases_make_names_of_files() {
+        assert_eq!(file_name("boots [cpus=4]"), "boots_cpus=4");
+        assert_eq!(file_name("../../etc/passwd"), "_.._.._etc_passwd");
+        for letter in ["ä", "𐐀"] {
+            let name = format!("{}-10000", file_name(&letter.repeat(1000)));
+            assert!(log_name(&name, MOST_RETRIES.into()).len() < 255);
+        }
+    }
+
+    #[test]
+    fn no_case_takes_the_file_of_another() {
+        let long = "long ".repeat(20);
+        let files = files(&["a b", "a_b", "A b", "a b-2", "a-b", &format!("{long}1"), &format!("{long}2")]);
+        assert_eq!(files[..5], ["a_b", "a_b-2", "A_b-3", "a_b-2-2", "a-b"]);
+        assert_eq!(files[6], format!("{}-2", files[5]));
+    }
+
+    #[test]
+    fn no_case_takes_the_file_of_a_retry() {
+        for names in [
+            &["x", "x.retry-1"][..],
+            &["x.retry-1", "x"],
+            &["x.Retry-10", "X", "x"],
+            &["x", "x.retry", "x:retry", "x_retry", "x.retry:"],
+            &["x.retry-1.retry-1", "x.retry-1", "x"],
+            &["x", "x.retry-01", "x.retry-+1"],
+        ] {
+            let logs = files(names);
+            let logs = logs.iter().flat_map(|file| (0..=10).map(|run| log_name(file, run).to_lowercase()));
+            let all: Vec<String> = logs.collect();
+            assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len(), "{names:?}: {all:?}");
+        }
+        assert_eq!(files(&["x.retry-11", "x"]), ["x.retry-11", "x"]);
+    }
+
+    #[test]
+    fn case_without_a_name_has_that_of_what_it_runs() {
+        let name = |json: &str, command: &[&str]| {
+            let raw = serde_json::from_str(json).unwrap();
+            default_name(&raw, &command.iter().map(OsString::from).collect::<Vec<_>>())
+        };
+        assert_eq!(name("{}", &[]), "default guest");
+        assert_eq!(name(r#"{"kernel": "a/bzImage", "root": "b/fs.tar"}"#, &[]), "bzImage");
+        assert_eq!(name(r#"{"root": "b/fs.tar,rw"}"#, &[]), "fs.tar");
+        assert_eq!(name(r#"{"root": "/"}"#, &["true"]), "/ true");
+        assert_eq!(name(r#"{"initrds": ["a/x.cpio", "b/y.cpio"]}"#, &[]), "x.cpio+y.cpio");
+        assert_eq!(name("{}", &["sh", "-c", "a\n\tb"]), "sh -c a b");
+        assert_eq!(name("{}", &["echo", &"x".repeat(100)]).chars().count(), NAME_CHARS + 3);
+    }
+}
