@@ -404,7 +404,7 @@ fn modules_take_memory_in_proportion_to_their_size() {
         let ending = packing.replace("gzip", "gz").replace("zstd", "zst");
         std::fs::write(folder.join("modules.dep"), format!("a.ko.{ending}:\n")).unwrap();
         std::fs::write(folder.join(format!("a.ko.{ending}")), &packed).unwrap();
-        let tree = ModuleTree::open(folder).unwrap();
+        let mut tree = ModuleTree::open(folder).unwrap();
         let found = within_limit(&format!("module, {packing}"), packed.len(), || tree.closure(&["a"]));
         assert!(found.is_err(), "{packing}");
     }

@@ -2,10 +2,12 @@
 //!
 //! The binary of this package is PID 1 of Coracle's default guest and of its emulated host. This library is
 //! the part that the outer side of the emulated host links too: the [`protocol`] of the control port and the
-//! byte [`relay`] that both ends run, and the [`boot_mark`] by which an init says that it runs. It never touches
+//! byte [`relay`] that both ends run, the [`boot_mark`] by which an init says that it runs, and the forms of `root=`
+//! ([`root_device`]). It never touches
 //! machine state (mounts, modules, power).
 
 pub mod boot_mark;
 pub mod guest_protocol;
 pub mod protocol;
 pub mod relay;
+pub mod root_device;

@@ -12,6 +12,9 @@ pub(crate) const LIST: &str = "/etc/coracle/modules";
 /// The list that Coracle adds for the devices of a machine (`src/initramfs/loader.rs` of the VMM).
 pub(crate) const OF_DEVICES: &str = "/coracle/modules";
 
+/// Lists of the same kind for the file systems that a root may have, by their names.
+const OF_FILE_SYSTEMS: &str = "/coracle/filesystems";
+
 /// The running kernel's release, as `uname -r` tells it (`proc(5)`).
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
@@ -27,6 +30,13 @@ pub(crate) fn load_all(list: &str) {
         if let Err(error) = load(path) {
             console::report(&format!("cannot load the module {path}: {error}"));
         }
+    }
+}
+
+/// Loads the modules of a kind of file system, if the archive has them.
+pub(crate) fn load_file_system(kind: &str) {
+    if !kind.contains('/') {
+        load_all(&format!("{OF_FILE_SYSTEMS}/{kind}"));
     }
 }
 

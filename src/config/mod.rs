@@ -33,6 +33,7 @@ use coracle_devices::virtio::net::MacSyntax;
 pub use accel::Accel;
 pub use agent::{AgentConfig, AgentPlace, AgentTransport};
 pub use cmdline::{DEFAULT_CMDLINE, default_cmdline_with, names_root};
+pub(crate) use cmdline::{names_file_systems, root_device, root_file_systems};
 pub use console::ConsoleDevice;
 pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;

@@ -1,11 +1,14 @@
 //! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts the
-//! system on the device that `root=` names, or the one that is around it. It goes after the user's own archives and replaces nothing in them: all of
-//! it is under `/coracle`, but for an `/init` where the user has brought no initrd at all.
+//! system on the device that `root=` names, or the one that is around it. It goes after the user's own archives and
+//! replaces nothing in them: all of it is under `/coracle`, but for an `/init` where the user has brought no initrd at
+//! all. Of file systems it has the modules of all that the root may be; the loader loads those of the one that it is.
 //!
 //! The program in it is Coracle's agent (`agent/src/loader`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use coracle_agent::root_device::RootDevice;
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
@@ -25,6 +28,8 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) folder: Option<&'a Path>,
     /// The modules that the devices need.
     pub(crate) modules: &'a [&'a str],
+    /// The file systems that the root which the loader mounts may have.
+    pub(crate) file_systems: &'a [&'a str],
     /// Whether the user has an initrd.
     pub(crate) has_initrd: bool,
     /// The program, if the user has said so.
@@ -33,6 +38,8 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) is_agent: bool,
     /// Where the root is that it starts in any case, modules or not.
     pub(crate) root: Option<RootStart>,
+    /// The block device that `root=` names, where that is the loader's to mount.
+    pub(crate) root_device: Option<&'a str>,
     /// Whether the log is told of modules that cannot be found: not when this is only a look, before the machine is built.
     pub(crate) warns: bool,
 }
@@ -49,7 +56,18 @@ pub(crate) enum RootStart {
 impl LoaderRequest<'_> {
     /// Whether the program is wanted without modules, too.
     fn needs_program(&self) -> bool {
-        self.is_agent || self.root.is_some()
+        let form = self.root_device.and_then(RootDevice::parse);
+        self.is_agent || self.root.is_some() || form.is_some_and(|form| form.needs_initramfs())
+    }
+
+    /// Looks whether the loader will know what `root=` means.
+    fn check_root_device(&self) -> Result<(), LoaderError> {
+        match self.root_device {
+            Some(root) if RootDevice::parse(root).is_none() => {
+                Err(LoaderError::RootForm { root: root.to_owned() })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 }
 
@@ -113,6 +131,12 @@ pub enum LoaderError {
         /// Its release.
         release: String,
     },
+    /// `root=` names its device in a form that is not known.
+    #[error("root={root}: this form is not known; write {}", RootDevice::FORMS)]
+    RootForm {
+        /// The value.
+        root: String,
+    },
     /// A module cannot be had.
     #[error(transparent)]
     Modules(#[from] ModulesError),
@@ -129,7 +153,7 @@ pub enum LoaderError {
 ///
 /// # Errors
 /// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
-/// warning in the log.
+/// warning in the log. Or `root=` has a form that the loader does not know.
 pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, LoaderError> {
     if request.modules.is_empty() && !request.needs_program() {
         return Ok(None);
@@ -142,7 +166,7 @@ pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, 
             {
                 journal!(Host Warn, "{error}");
             }
-            archive(request, Ok(Vec::new()))
+            archive(request, Ok(Modules::default()))
         }
         made => made,
     };
@@ -164,7 +188,7 @@ impl LoaderError {
             | LoaderError::NoRelease { .. }
             | LoaderError::OtherRelease { .. }
             | LoaderError::Modules(_) => true,
-            LoaderError::Program(_) | LoaderError::Archive(_) => false,
+            LoaderError::RootForm { .. } | LoaderError::Program(_) | LoaderError::Archive(_) => false,
         }
     }
 }
@@ -175,20 +199,17 @@ impl LoaderError {
 /// A module or the program that loads it cannot be found or read.
 fn archive(
     request: &LoaderRequest<'_>,
-    modules: Result<Vec<Module>, LoaderError>,
+    modules: Result<Modules, LoaderError>,
 ) -> Result<Option<Vec<u8>>, LoaderError> {
     let modules = modules?;
-    if modules.is_empty() && !request.needs_program() {
+    if modules.are_none() && !request.needs_program() {
         return Ok(None);
     }
+    request.check_root_device()?;
     Ok(Some(packed(agent_program(request.program)?, modules, request)?))
 }
 
-fn packed(
-    program: Vec<u8>,
-    modules: Vec<Module>,
-    request: &LoaderRequest<'_>,
-) -> Result<Vec<u8>, ArchiveError> {
+fn packed(program: Vec<u8>, modules: Modules, request: &LoaderRequest<'_>) -> Result<Vec<u8>, ArchiveError> {
     let mut archive = Archive::default();
     archive.file("coracle/init", 0o755, program);
     if !request.has_initrd {
@@ -199,33 +220,71 @@ fn packed(
         None | Some(RootStart::OnDevice) => archive.symlink("init", "coracle/init"),
         Some(RootStart::Here) => archive.file(ROOT_IS_HERE, 0o644, Vec::new()),
     }
-    let mut load_order = String::new();
-    for module in modules {
-        let path = format!("/coracle/{}", module.path);
-        load_order.push_str(&path);
-        load_order.push('\n');
-        archive.file(&path, 0o644, module.object);
+    let mut objects = BTreeMap::new();
+    let for_devices = load_order(modules.for_devices, &mut objects);
+    archive.file("coracle/modules", 0o644, for_devices);
+    for (name, modules) in modules.for_roots {
+        let list = load_order(modules, &mut objects);
+        archive.file(format!("{FILE_SYSTEMS}/{name}"), 0o644, list);
     }
-    archive.file("coracle/modules", 0o644, load_order.into_bytes());
+    for (path, object) in objects {
+        archive.file(&path, 0o644, object);
+    }
     archive.finish()
 }
 
-fn modules_of(request: &LoaderRequest<'_>) -> Result<Vec<Module>, LoaderError> {
+/// The modules that an archive has, each after those that it needs.
+#[derive(Debug, Default)]
+struct Modules {
+    /// Loaded in any case.
+    for_devices: Vec<Module>,
+    /// By the kind of file system that needs them.
+    for_roots: Vec<(String, Vec<Module>)>,
+}
+
+impl Modules {
+    fn are_none(&self) -> bool {
+        self.for_devices.is_empty() && self.for_roots.is_empty()
+    }
+}
+
+/// The list of modules by which the loader finds them; their objects go to `objects`, by path.
+fn load_order(modules: Vec<Module>, objects: &mut BTreeMap<String, Vec<u8>>) -> Vec<u8> {
+    let mut list = String::new();
+    for module in modules {
+        let path = format!("/coracle/{}", module.path);
+        list.push_str(&path);
+        list.push('\n');
+        objects.insert(path, module.object);
+    }
+    list.into_bytes()
+}
+
+fn modules_of(request: &LoaderRequest<'_>) -> Result<Modules, LoaderError> {
     let &LoaderRequest { kernel, release, modules, .. } = request;
     if modules.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Modules::default());
     }
     let folder = tree_folder(request)?;
-    let modules = ModuleTree::open(&folder)?.closure(modules)?;
-    let found = modules.iter().find_map(Module::release);
+    let mut tree = ModuleTree::open(&folder)?;
+    let for_devices = tree.closure(modules)?;
+    let mut for_roots = Vec::new();
+    for name in request.file_systems {
+        let modules = tree.file_system(name)?;
+        if !modules.is_empty() {
+            for_roots.push(((*name).to_owned(), modules));
+        }
+    }
+    let all = || for_devices.iter().chain(for_roots.iter().flat_map(|(_, modules)| modules));
+    let found = all().find_map(Module::release).map(str::to_owned);
     match found.zip(release) {
         Some((found, release)) if found != release => Err(LoaderError::OtherRelease {
             tree: folder,
-            found: found.to_owned(),
+            found,
             kernel: kernel.to_owned(),
             release: release.to_owned(),
         }),
-        Some(_) | None => Ok(modules),
+        Some(_) | None => Ok(Modules { for_devices, for_roots }),
     }
 }
 
@@ -280,6 +339,9 @@ fn listed(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
+/// Where the loader finds a list of modules for each kind of file system (`agent/src/modules.rs`).
+const FILE_SYSTEMS: &str = "coracle/filesystems";
+
 /// Tells the loader that the initramfs which it is in is the root (`agent/src/loader`).
 const ROOT_IS_HERE: &str = "coracle/root-is-here";
 
@@ -303,10 +365,12 @@ mod tests {
             release: Some(RELEASE),
             folder,
             modules: &["virtio_mmio"],
+            file_systems: &[],
             has_initrd: true,
             program: None,
             is_agent: false,
             root: None,
+            root_device: None,
             warns: true,
         }
     }
@@ -317,7 +381,8 @@ mod tests {
         for folder in [tree.release_folder(), tree.root.join("lib/modules"), tree.root.clone()] {
             let request = request(Path::new("/vmlinuz"), Some(&folder));
             assert_eq!(tree_folder(&request).unwrap(), tree.release_folder());
-            let names: Vec<_> = modules_of(&request).unwrap().into_iter().map(|module| module.path).collect();
+            let names: Vec<_> =
+                modules_of(&request).unwrap().for_devices.into_iter().map(|module| module.path).collect();
             assert_eq!(names, ["kernel/virtio_ring.ko", "kernel/virtio_mmio.ko"]);
         }
     }
@@ -405,7 +470,7 @@ mod tests {
         let tree = tree("unsaid");
         let folder = tree.release_folder();
         let request = LoaderRequest { release: None, ..request(Path::new("/vmlinuz"), Some(&folder)) };
-        assert_eq!(modules_of(&request).unwrap().len(), 2);
+        assert_eq!(modules_of(&request).unwrap().for_devices.len(), 2);
         let error = tree_folder(&LoaderRequest { folder: Some(&tree.root), ..request }).unwrap_err();
         assert!(matches!(error, LoaderError::NoRelease { .. }), "{error}");
     }
@@ -419,11 +484,63 @@ mod tests {
     }
 
     #[test]
+    fn root_s_file_systems_come_with_what_each_needs() {
+        let soft = |depends, soft| object(&format!("{depends}\0softdep=pre: {soft}"));
+        let modules = [
+            ("drivers/virtio/virtio_mmio.ko", object("")),
+            ("fs/ext4/ext4.ko", soft("jbd2", "crypto-crc32c nothing")),
+            ("fs/jbd2/jbd2.ko", object("")),
+            ("fs/xfs/xfs.ko", object("libcrc32c")),
+            ("lib/libcrc32c.ko", soft("", "crc32c")),
+            ("crypto/crc32c_generic.ko", object("")),
+        ];
+        let tree = Tree::new("roots", &modules);
+        let file_systems = ["ext4", "xfs", "btrfs", "ext3"];
+        let request =
+            LoaderRequest { file_systems: &file_systems, ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
+        let archive = packed(b"program".to_vec(), modules_of(&request).unwrap(), &request).unwrap();
+        let text = String::from_utf8_lossy(&archive);
+        for (name, list) in [
+            ("ext4", &["crypto/crc32c_generic", "fs/jbd2/jbd2", "fs/ext4/ext4"][..]),
+            ("xfs", &["crypto/crc32c_generic", "lib/libcrc32c", "fs/xfs/xfs"]),
+            ("ext3", &["crypto/crc32c_generic", "fs/jbd2/jbd2", "fs/ext4/ext4"]),
+        ] {
+            let lines: String = list.iter().map(|path| format!("/coracle/kernel/{path}.ko\n")).collect();
+            let (_, rest) = text.split_once(&format!("coracle/filesystems/{name}\0")).unwrap();
+            let (list, _) = rest.trim_start_matches('\0').split_at(lines.len());
+            assert_eq!(list, lines, "{name}");
+        }
+        assert!(!text.contains("filesystems/btrfs"));
+        assert_eq!(text.matches("coracle/kernel/crypto/crc32c_generic.ko\0").count(), 1);
+    }
+
+    #[test]
+    fn root_by_what_is_on_the_device_needs_the_loader_and_other_forms_are_refused() {
+        let tree = tree("form");
+        let with = |root_device, modules: &'static [&'static str]| {
+            let request = LoaderRequest {
+                root_device: Some(root_device),
+                modules,
+                program: Some(Path::new("/proc/self/exe")),
+                ..request(Path::new("/vmlinuz"), Some(&tree.root))
+            };
+            initrd(&request).map(|archive| archive.is_some())
+        };
+        // What the kernel has built in is enough for a device by its name.
+        assert!(!with("/dev/vda", &["virtio"]).unwrap() && !with("PARTUUID=1-1", &["virtio"]).unwrap());
+        assert!(with("UUID=0123-ab", &["virtio"]).unwrap() && with("LABEL=root", &["virtio"]).unwrap());
+        assert!(with("/dev/vda", &["virtio_mmio"]).unwrap());
+        let error = with("vda", &["virtio_mmio"]).unwrap_err().to_string();
+        assert!(error.starts_with("root=vda: this form is not known; write /dev/NAME, "), "{error}");
+    }
+
+    #[test]
     fn archive_is_under_its_own_folder_unless_there_is_no_initrd() {
         let module = || Module { path: "kernel/drivers/x.ko".into(), object: b"object".to_vec() };
         let text_for = |has_initrd, root| {
             let request = LoaderRequest { has_initrd, root, ..request(Path::new("/vmlinuz"), None) };
-            let archive = packed(b"program".to_vec(), vec![module()], &request).unwrap();
+            let modules = Modules { for_devices: vec![module()], ..Modules::default() };
+            let archive = packed(b"program".to_vec(), modules, &request).unwrap();
             String::from_utf8(archive).unwrap()
         };
         let text = |has_initrd| text_for(has_initrd, None);

@@ -1,6 +1,6 @@
 //! Where the modules of a release are: from `modules.dep`, or found as they are needed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ use super::module_tree::{ModulesError, module_name};
 pub(super) struct Files {
     /// Name to path below the tree's folder.
     paths: HashMap<String, PathBuf>,
-    /// How many of [`LIKELY_FOLDERS`] have been looked at.
-    likely: usize,
+    /// Directories below the tree's that have been looked at.
+    listed: HashSet<PathBuf>,
     is_complete: bool,
 }
 
@@ -30,28 +30,35 @@ impl Files {
     /// The path of a module below `root`. The whole tree is walked only for one that is in no likely folder: it has
     /// hundreds, and on the emulated host each takes a quarter of a second.
     pub(super) fn find(&mut self, root: &Path, name: &str) -> Result<Option<PathBuf>, ModulesError> {
-        loop {
-            if let Some(path) = self.paths.get(name) {
-                return Ok(Some(path.clone()));
+        if let Some(path) = self.find_in(root, name, &LIKELY_FOLDERS.map(Path::new))? {
+            return Ok(Some(path));
+        }
+        if !self.is_complete {
+            self.list(root, Path::new("kernel"), true)?;
+            self.is_complete = true;
+        }
+        Ok(self.paths.get(name).cloned())
+    }
+
+    /// The path of a module below `root`, of which these directories are looked at, one after the other.
+    pub(super) fn find_in(
+        &mut self,
+        root: &Path,
+        name: &str,
+        directories: &[&Path],
+    ) -> Result<Option<PathBuf>, ModulesError> {
+        for directory in directories {
+            if self.is_complete || self.paths.contains_key(name) {
+                break;
             }
-            if self.is_complete {
-                return Ok(None);
-            }
-            match LIKELY_FOLDERS.get(self.likely) {
-                Some(folder) => {
-                    self.likely += 1;
-                    match self.list(root, Path::new(folder), false) {
-                        Err(ModulesError::Read { source, .. })
-                            if source.kind() == io::ErrorKind::NotFound => {}
-                        listed => listed?,
-                    }
-                }
-                None => {
-                    self.list(root, Path::new("kernel"), true)?;
-                    self.is_complete = true;
+            if self.listed.insert(directory.to_path_buf()) {
+                match self.list(root, directory, false) {
+                    Err(ModulesError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                    listed => listed?,
                 }
             }
         }
+        Ok(self.paths.get(name).cloned())
     }
 
     fn list(&mut self, root: &Path, folder: &Path, is_deep: bool) -> Result<(), ModulesError> {
@@ -87,7 +94,7 @@ impl Files {
 }
 
 /// Where Linux has what a guest of Coracle's needs, the most likely first.
-const LIKELY_FOLDERS: [&str; 16] = [
+const LIKELY_FOLDERS: [&str; 19] = [
     "kernel/drivers/virtio",
     "kernel/net/vmw_vsock",
     "kernel/fs/erofs",
@@ -104,6 +111,9 @@ const LIKELY_FOLDERS: [&str; 16] = [
     "kernel/fs",
     "kernel/fs/squashfs",
     "kernel/fs/xfs",
+    "kernel/lib/raid6",
+    "kernel/lib/zstd",
+    "kernel/lib/lz4",
 ];
 
 /// Most modules of a kernel. One with every module of Linux has some ten thousand.

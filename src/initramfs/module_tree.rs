@@ -1,7 +1,8 @@
 //! Kernel modules: which ones are needed for the wanted ones, in the order in which they load, as plain `.ko` files.
 //!
-//! What a module needs is read from the module itself (the `depends=` line of its `.modinfo` section): a kernel package
-//! that was unpacked but not installed has no `modules.dep`, which `depmod` makes of the same lines.
+//! What a module needs is read from the module itself (the lines `depends=` and `softdep=` of its `.modinfo` section): a
+//! kernel package that was unpacked but not installed has no `modules.dep` and `modules.softdep`, which `depmod` makes of
+//! the same lines.
 
 use std::collections::HashSet;
 use std::io;
@@ -18,6 +19,8 @@ pub struct ModuleTree {
     root: PathBuf,
     files: Files,
     built_in: HashSet<String>,
+    /// Bytes that modules may still unpack to.
+    room: usize,
 }
 
 /// A module that is to be loaded.
@@ -117,7 +120,7 @@ impl ModuleTree {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { root: root.to_owned(), files, built_in })
+        Ok(Self { root: root.to_owned(), files, built_in, room: MIN_UNPACKED })
     }
 
     /// Whether `folder` is one of a release, by the list that every kernel's `modules_install` writes.
@@ -131,11 +134,11 @@ impl ModuleTree {
     }
 
     /// The wanted modules and all they need, each after those that it needs and otherwise in the given order.
-    /// What is built into the kernel is left out.
+    /// What is built into the kernel is left out, and so is a soft dependency that is nowhere.
     ///
     /// # Errors
     /// A module is neither in the tree nor built in, or cannot be read.
-    pub fn closure(self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
+    pub fn closure(&mut self, wanted: &[&str]) -> Result<Vec<Module>, ModulesError> {
         let mut order = LoadOrder::new(self);
         for name in wanted {
             order.add(&canonical(name), &mut Vec::new())?;
@@ -143,8 +146,36 @@ impl ModuleTree {
         Ok(order.modules)
     }
 
-    /// Reads a module, which may unpack to `room` bytes and [`MAX_RATIO`] times its own; takes them from `room`.
-    fn read(&self, path: &Path, room: &mut usize) -> Result<Module, ModulesError> {
+    /// As [`ModuleTree::closure`], for the module of a file system; empty when the tree has none in its usual directory,
+    /// or the kernel has it built in. The tree is not searched for it.
+    ///
+    /// # Errors
+    /// The module, or one that it needs, cannot be read or is missing.
+    pub fn file_system(&mut self, name: &str) -> Result<Vec<Module>, ModulesError> {
+        let module = file_system_module(name);
+        let directory = Path::new("kernel/fs").join(module);
+        let is_there = !self.is_built_in(module)
+            && self.files.find_in(&self.root, &canonical(module), &[&directory])?.is_some();
+        if is_there { self.closure(&[module]) } else { Ok(Vec::new()) }
+    }
+
+    /// The modules that a soft dependency may mean: the name is a module's, or an alias by which the kernel asks for a
+    /// cipher or a checksum. `depmod` would know; here it goes by how the kernel names their modules.
+    fn soft(&mut self, name: &str) -> Result<Vec<String>, ModulesError> {
+        let directories = SOFT_DIRECTORIES.map(Path::new);
+        let mut found = Vec::new();
+        for candidate in implementations(name) {
+            if !self.built_in.contains(&candidate)
+                && self.files.find_in(&self.root, &candidate, &directories)?.is_some()
+            {
+                found.push(candidate);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads a module, which may unpack to what room there is and [`MAX_RATIO`] times its own bytes.
+    fn read(&mut self, path: &Path) -> Result<Module, ModulesError> {
         if !path.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(ModulesError::Outside { list: self.root.join(DEPENDENCIES), path: path.to_owned() });
         }
@@ -154,11 +185,11 @@ impl ModuleTree {
         let object = match Compression::of(&stored) {
             None => stored,
             Some(compression) => {
-                *room = room.saturating_add(stored.len().saturating_mul(MAX_RATIO));
+                self.room = self.room.saturating_add(stored.len().saturating_mul(MAX_RATIO));
                 let object = compression
-                    .decompress(&stored, (*room).min(MAX_MODULE))
+                    .decompress(&stored, self.room.min(MAX_MODULE))
                     .map_err(|source| ModulesError::Damaged { path: full_path, source })?;
-                *room = room.saturating_sub(object.len());
+                self.room = self.room.saturating_sub(object.len());
                 object
             }
         };
@@ -171,23 +202,22 @@ impl ModuleTree {
 impl Module {
     /// The release of the kernel that it was built for, from its `vermagic=` line.
     pub fn release(&self) -> Option<&str> {
-        let line = info(&self.object, b"vermagic=")?;
+        let mut lines = info(&self.object)?.split(|&byte| byte == 0);
+        let line = lines.find_map(|line| line.strip_prefix(b"vermagic="))?;
         str::from_utf8(line).ok()?.split(' ').next()
     }
 }
 
 /// The modules so far, each after those that it needs.
-struct LoadOrder {
-    tree: ModuleTree,
+struct LoadOrder<'a> {
+    tree: &'a mut ModuleTree,
     seen: HashSet<String>,
     modules: Vec<Module>,
-    /// Bytes that modules may still unpack to.
-    room: usize,
 }
 
-impl LoadOrder {
-    fn new(tree: ModuleTree) -> LoadOrder {
-        LoadOrder { tree, seen: HashSet::new(), modules: Vec::new(), room: MIN_UNPACKED }
+impl<'a> LoadOrder<'a> {
+    fn new(tree: &'a mut ModuleTree) -> LoadOrder<'a> {
+        LoadOrder { tree, seen: HashSet::new(), modules: Vec::new() }
     }
 
     /// Adds a module, which the last one of `chain` needs.
@@ -203,18 +233,106 @@ impl LoadOrder {
         if chain.len() >= MAX_DEPTH {
             return Err(ModulesError::TooDeep { name: name.to_owned(), root: root.clone() });
         }
-        let module = self.tree.read(&path, &mut self.room)?;
-        let Some(needs) = needs(&module.object) else {
+        let module = self.tree.read(&path)?;
+        let Some(Needs { before, hard, after }) = Needs::of(&module.object) else {
             return Err(ModulesError::NoModule { path: self.tree.root.join(path) });
         };
         self.seen.insert(name.to_owned());
         chain.push(name.to_owned());
-        for needed in needs {
+        self.add_soft(&before, chain)?;
+        for needed in hard {
             self.add(&needed, chain)?;
         }
-        chain.pop();
         self.modules.push(module);
+        self.add_soft(&after, chain)?;
+        chain.pop();
         Ok(())
+    }
+
+    /// Adds what the last module of `chain` works better with, or needs for some of its uses.
+    fn add_soft(&mut self, names: &[String], chain: &mut Vec<String>) -> Result<(), ModulesError> {
+        for name in names {
+            for module in self.tree.soft(name)? {
+                let depth = chain.len();
+                match self.add(&module, chain) {
+                    Err(ModulesError::Missing { .. }) => chain.truncate(depth),
+                    added => added?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a module says it needs (`modinfo(8)`, `modprobe.d(5)`).
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Needs {
+    /// Soft dependencies that load before it.
+    before: Vec<String>,
+    /// What it does not load without.
+    hard: Vec<String>,
+    /// Soft dependencies that load after it.
+    after: Vec<String>,
+}
+
+impl Needs {
+    /// None of what is not a module, or names more than any module does.
+    fn of(object: &[u8]) -> Option<Needs> {
+        let lines = info(object)?;
+        let text = |key: &'static [u8]| {
+            let lines = lines.split(|&byte| byte == 0).filter_map(move |line| line.strip_prefix(key));
+            lines.map(str::from_utf8)
+        };
+        let mut needs = Needs::default();
+        let mut count: usize = 0;
+        let mut fits = || {
+            count += 1;
+            (count <= MAX_NEEDED).then_some(())
+        };
+        for name in text(b"depends=").next()?.ok()?.split(',').filter(|name| !name.is_empty()) {
+            fits()?;
+            needs.hard.push(canonical(name));
+        }
+        for line in text(b"softdep=") {
+            let mut list = None;
+            for word in line.ok()?.split_ascii_whitespace() {
+                match (word, &mut list) {
+                    ("pre:", _) => list = Some(&mut needs.before),
+                    ("post:", _) => list = Some(&mut needs.after),
+                    (name, Some(list)) => {
+                        fits()?;
+                        list.push(canonical(name));
+                    }
+                    (_, None) => {}
+                }
+            }
+        }
+        Some(needs)
+    }
+}
+
+/// The names that the module behind a soft dependency may have, as `crypto-crc32c` is `crc32c_generic` and, on a CPU with
+/// the instruction, `crc32c_intel`, and `blake2b-256` is `blake2b_generic`.
+fn implementations(name: &str) -> [String; 5] {
+    let name = name.strip_prefix("crypto_").unwrap_or(name);
+    let stem = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
+    let stem = if stem.len() == name.len() { "" } else { stem };
+    let named = |stem: &str, ending| format!("{stem}{ending}");
+    [
+        named(name, ""),
+        named(name, "_generic"),
+        named(stem, "_generic"),
+        named(name, "_intel"),
+        named(name, "_pclmul"),
+    ]
+}
+
+/// The module of a kind of file system, where it has another name.
+fn file_system_module(name: &str) -> &str {
+    match name {
+        "ext2" | "ext3" => "ext4",
+        "iso9660" => "isofs",
+        other => other,
     }
 }
 
@@ -229,16 +347,9 @@ fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The names on the `depends=` line of a module.
-fn needs(object: &[u8]) -> Option<Vec<String>> {
-    let names = str::from_utf8(info(object, b"depends=")?).ok()?;
-    let names = || names.split(',').filter(|name| !name.is_empty());
-    (names().count() <= MAX_NEEDED).then(|| names().map(canonical).collect())
-}
-
-/// What follows `key` in the module's information.
-fn info<'a>(object: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    section(object, b".modinfo")?.split(|&byte| byte == 0).find_map(|line| line.strip_prefix(key))
+/// The lines of a module's information, each with a zero byte at its end.
+fn info(object: &[u8]) -> Option<&[u8]> {
+    section(object, b".modinfo")
 }
 
 fn read_text(path: &Path) -> Result<String, ModulesError> {
@@ -289,6 +400,9 @@ const DEPENDENCIES: &str = "modules.dep";
 
 /// Most bytes of such a list. Debian's have less than one MiB.
 const MAX_LIST: u64 = 8 << 20;
+
+/// Where the modules are that file systems and drivers name as soft dependencies.
+const SOFT_DIRECTORIES: [&str; 3] = ["kernel/crypto", "kernel/arch/x86/crypto", "kernel/lib"];
 
 /// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz and zstd
 /// pack modules to a third or a fifth.

@@ -25,7 +25,8 @@ use super::watch::Limits;
 use super::{BuildError, Vm};
 use crate::agent::{self, AgentAttachment, with_words};
 use crate::config::{
-    AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig, names_root,
+    AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig, names_file_systems,
+    names_root, root_device, root_file_systems,
 };
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
 use crate::control::{Control, VmEvent};
@@ -343,16 +344,20 @@ impl Inputs {
         let root = root.map(|root| root.placed(&mut initrds));
         let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);
         let agent = config.agent.as_ref().filter(is_loaders);
+        let mounts_root = mounts_root(config, has_initrd);
         if kernel.is_linux() {
             initrds.extend(loader::initrd(&LoaderRequest {
                 kernel: &path,
                 release: kernel.release(),
                 folder: config.modules.as_deref(),
                 modules: &device_modules(config, root.as_ref()),
+                file_systems: &if mounts_root { root_file_systems(&config.cmdline) } else { Vec::new() },
                 has_initrd,
                 program: agent.and_then(|agent| agent.program.as_deref()),
                 is_agent: agent.is_some(),
                 root: root.as_ref().map(Root::start),
+                root_device: root_device(&config.cmdline)
+                    .filter(|_| mounts_root && !names_file_systems(&config.cmdline)),
                 warns: is_for_build,
             })?);
         }
@@ -375,6 +380,13 @@ fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), Gues
         return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
     }
     Ok((kernel, config.initrds.clone()))
+}
+
+/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own does that
+/// itself, and of a root that was made for the machine all is known.
+fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
+    let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
+    config.root.is_none() && (!has_initrd || is_first)
 }
 
 /// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus at least.

@@ -11,7 +11,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::{Grace, Vm};
 
 use super::common::{self, Finished, coracle, finish, scratch};
-use super::virtio::{busybox, host};
+use super::virtio::{busybox, host, package};
 use super::{data, no_linux};
 
 /// What the first program of every root here does: it says what it finds, writes, and powers off.
@@ -229,6 +229,48 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
     let command = run(&["--", "/bin/busybox", "cat", "/etc/note"]);
     command.expect(0, "");
     assert_eq!(command.text(), "a note");
+}
+
+/// Debian's kernel for any machine, of which the emulated host's is made, has ext4 as a module, which needs a checksum by
+/// a soft dependency alone. The unpacked package has no `modules.dep`.
+#[test]
+fn root_on_a_file_system_that_is_a_module_is_found_and_mounted() {
+    needs_linux!();
+    let boot =
+        package("linux-image-", "boot").into_iter().flat_map(|boot| fs::read_dir(boot).unwrap().flatten());
+    let is_full = |name: &str| name.starts_with("vmlinuz-") && !name.contains("cloud");
+    let kernel =
+        boot.map(|entry| entry.path()).find(|path| is_full(path.file_name().unwrap().to_str().unwrap()));
+    let Some(kernel) = kernel else {
+        return common::skip("the package of the emulated host's kernel is not there");
+    };
+    let Some(tree) = folder("on-a-module") else { return };
+    let image = scratch().join("module.ext4");
+    let (from, to) = (tree.to_str().unwrap(), image.to_str().unwrap());
+    let id = "01234567-89ab-cdef-0123-456789abcdef";
+    let options = ["-q", "-O", "metadata_csum", "-L", "there", "-U", id, "-E", "root_owner=0:0", "-d"];
+    host("mkfs.ext4", &[&options[..], &[from, to, "24M"]].concat());
+    let boot = |root: &str| {
+        let mut command = coracle();
+        command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(&kernel);
+        command.args([
+            "-a",
+            &format!("quiet rw root={root}"),
+            "--disk",
+            &format!("path={to},cow,cow-size=64M"),
+        ]);
+        finish(&mut command)
+    };
+    for root in ["/dev/vda", &format!("UUID={id}"), "LABEL=there"] {
+        let run = boot(root);
+        run.expect(0, "the guest powered off");
+        assert!(said(&run, "root ").contains(" / ext4 rw"), "{run:?}");
+    }
+    let run = boot("LABEL=elsewhere");
+    run.expect(110, "kernel panicked");
+    let listed =
+        format!("root=LABEL=elsewhere: there is no such device; there are: vda (ext4 UUID={id} LABEL=there)");
+    assert!(run.text().contains(&listed), "{run:?}");
 }
 
 #[test]

@@ -137,11 +137,16 @@ pub(super) fn image_with_init(name: &str, folder: &str, init: &str) -> Option<Pa
 
 /// The default guest's busybox, from the package that it was taken from.
 pub(super) fn busybox() -> Option<PathBuf> {
+    package("busybox-static", "bin/busybox")
+}
+
+/// A file of an unpacked package of those that the guests are made of; the last version counts.
+pub(super) fn package(name: &str, file: &str) -> Option<PathBuf> {
     let guest = data(GuestData::GuestVmlinuz);
     let packages = fs::canonicalize(guest).ok()?.parent()?.parent()?.join("packages");
     let entries = fs::read_dir(packages).ok()?.flatten();
-    let trees = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("busybox-static"));
-    trees.map(|entry| entry.path().join("bin/busybox")).find(|path| path.is_file())
+    let trees = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(name));
+    trees.map(|entry| entry.path().join(file)).filter(|path| path.exists()).max()
 }
 
 /// Runs a program of the host's that has to succeed; returns what it prints.

@@ -5,9 +5,11 @@
 //! Its files are all under `/coracle`; `src/initramfs/loader.rs` makes them.
 
 mod agent;
+mod device;
 mod options;
 mod overlay;
 mod root;
+mod superblock;
 
 use std::convert::Infallible;
 use std::ffi::OsStr;

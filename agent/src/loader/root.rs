@@ -1,34 +1,45 @@
-//! Finds the device that `root=` names, mounts it and makes it the root.
+//! Mounts the device that `root=` names and makes it the root.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
+use coracle_agent::root_device::RootDevice;
+
+use super::device;
 use super::options::Options;
 use super::overlay;
-use crate::{mounts, new_root};
+use super::superblock::Content;
+use crate::{modules, mounts, new_root};
 
 pub(super) const NEW_ROOT: &str = "/coracle/root";
-
-/// How long a device may take to appear, unless the user waits for ever: its driver has been loaded just before.
-const DEVICE_LIMIT: Duration = Duration::from_secs(10);
-const DEVICE_POLL: Duration = Duration::from_millis(5);
 
 /// Why the system cannot be started. Each names the word of the command line that is at fault.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RootError {
     #[error("the modules are loaded, but there is no initrd with an /init and no root= on the command line")]
     NoRoot,
-    #[error("root={0}: this form is not known here; use /dev/NAME, MAJOR:MINOR or PARTLABEL=NAME")]
+    #[error("root={0}: this form is not known; write {forms}", forms = RootDevice::FORMS)]
     Form(String),
-    #[error("root={root}: there is no such device, only: {there}")]
+    #[error("root={root}: there is no such device; there are: {there}")]
     NoDevice { root: String, there: String },
-    #[error("root={root}: it holds no file system that this kernel can mount (tried: {tried})")]
+    #[error("root={root}: cannot read the device: {source}")]
+    Read { root: String, source: io::Error },
+    #[error("root={root}: it has partitions ({table}); name the one with the root: {there}")]
+    Partitions { root: String, table: &'static str, there: String },
+    #[error("root={root}: it holds no file system, but {what}")]
+    Other { root: String, what: &'static str },
+    #[error(
+        "root={root}: it holds {kind}, which this kernel cannot mount: {kind} is not built in, and no module of it was \
+         found; give --modules the directory with the kernel's modules (tried: {tried})"
+    )]
+    NoDriver { root: String, kind: &'static str, tried: String },
+    #[error(
+        "root={root}: it holds no file system that is known here (tried: {tried}); rootfstype= names its kind"
+    )]
     NoFileSystem { root: String, tried: String },
-    #[error("root={root}: cannot mount it as {kind}: {source}")]
-    Mount { root: String, kind: String, source: io::Error },
+    #[error("root={root}: cannot mount it as {kind}{held}: {source}")]
+    Mount { root: String, kind: String, held: String, source: io::Error },
     #[error("cannot {step}: {source}")]
     Switch { step: &'static str, source: io::Error },
     #[error("there is no init program on the root; init= names one")]
@@ -42,12 +53,18 @@ pub(super) fn switch(options: &Options) -> Result<(), RootError> {
     let root = options.root.as_deref().ok_or(RootError::NoRoot)?;
     let step = |step| move |source| RootError::Switch { step, source };
     fs::create_dir_all(NEW_ROOT).map_err(step("make a folder for the root"))?;
-    let kinds = Kinds::of(options, &fs::read_to_string("/proc/filesystems").unwrap_or_default());
-    let source = if kinds.need_no_device { root.into() } else { wait_for(root, options.waits)? };
-    if options.has_overlay {
-        overlay::mount(|lower| mount(root, &source, &kinds.names, options, lower))?;
+    options.kinds.iter().for_each(|kind| modules::load_file_system(kind));
+    let (source, content) = if needs_no_device(options, &known()) {
+        (root.into(), Content::Unknown)
     } else {
-        mount(root, &source, &kinds.names, options, NEW_ROOT)?;
+        found(root, options)?
+    };
+    let kinds = kinds(options, &content);
+    let attempt = Attempt { root, source: &source, content: &content, kinds: &kinds, options };
+    if options.has_overlay {
+        overlay::mount(|lower| attempt.mount(lower))?;
+    } else {
+        attempt.mount(NEW_ROOT)?;
     }
 
     let devices = Path::new(NEW_ROOT).join("dev");
@@ -60,149 +77,177 @@ pub(super) fn switch(options: &Options) -> Result<(), RootError> {
     new_root::enter(NEW_ROOT).map_err(|(step, source)| RootError::Switch { step, source })
 }
 
-/// Kinds of file system to try.
-#[derive(Debug, PartialEq, Eq)]
-struct Kinds {
-    names: Vec<String>,
-    /// Whether `root=` is not the name of a block device: a 9p or virtiofs tag, or nothing for a tmpfs.
-    need_no_device: bool,
-}
-
-impl Kinds {
-    /// The user's, or all that `/proc/filesystems` lists for block devices.
-    fn of(options: &Options, known: &str) -> Self {
-        let lines = known.lines().filter_map(|line| line.split_once('\t'));
-        if options.kinds.is_empty() {
-            let for_devices = lines.filter(|(flag, _)| flag.is_empty());
-            return Self {
-                names: for_devices.map(|(_, name)| name.to_owned()).collect(),
-                need_no_device: false,
-            };
+/// The device of the root, and what is on it.
+fn found(root: &str, options: &Options) -> Result<(PathBuf, Content), RootError> {
+    let root = || root.to_owned();
+    let device = RootDevice::parse(&root()).ok_or_else(|| RootError::Form(root()))?;
+    let node = device::wait_for(&device, options.waits)
+        .ok_or_else(|| RootError::NoDevice { root: root(), there: device::listed() })?;
+    let content = Content::of(&node).map_err(|source| RootError::Read { root: root(), source })?;
+    if !options.kinds.is_empty() {
+        return Ok((node, content));
+    }
+    match content {
+        Content::Other(what) => Err(RootError::Other { root: root(), what }),
+        Content::Partitions(table) => {
+            let there = device::partitions_of(&node);
+            if there.is_empty() {
+                return Ok((node, content));
+            }
+            Err(RootError::Partitions { root: root(), table, there: there.join(", ") })
         }
-        let first = options.kinds.first().map(String::as_str);
-        let need_no_device = lines.into_iter().any(|(flag, name)| flag == "nodev" && Some(name) == first);
-        Self { names: options.kinds.clone(), need_no_device }
+        Content::FileSystem(_) | Content::Unknown => Ok((node, content)),
     }
 }
 
-/// Mounts the first kind that fits.
-fn mount(
-    root: &str,
-    source: &Path,
-    kinds: &[String],
-    options: &Options,
-    target: &str,
-) -> Result<(), RootError> {
-    // Silent: a kind that does not fit is no news.
-    let (generic, own) = mounts::split_options(&options.flags);
-    let flags = generic | libc::MS_SILENT | if options.is_writable { 0 } else { libc::MS_RDONLY };
-    for kind in kinds {
-        match mounts::mount_with(source, target.as_ref(), kind, flags, &own) {
-            Ok(()) => return Ok(()),
-            // It holds another kind, or this kernel does not have this one.
-            Err(error)
-                if kinds.len() > 1 && matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {}
-            Err(source) => {
-                return Err(RootError::Mount { root: root.to_owned(), kind: kind.clone(), source });
+/// What the kernel can mount, in the form of `/proc/filesystems` (`proc(5)`).
+fn known() -> String {
+    fs::read_to_string("/proc/filesystems").unwrap_or_default()
+}
+
+/// Whether `root=` is not the name of a block device: a 9p or virtiofs tag, or nothing for a tmpfs.
+fn needs_no_device(options: &Options, known: &str) -> bool {
+    let first = options.kinds.first().map(String::as_str);
+    let mut lines = known.lines().filter_map(|line| line.split_once('\t'));
+    lines.any(|(flag, name)| flag == "nodev" && Some(name) == first)
+}
+
+/// The kinds of file system to try: the user's, else that of the superblock, else all that the kernel has for devices.
+fn kinds(options: &Options, content: &Content) -> Vec<String> {
+    if !options.kinds.is_empty() {
+        return options.kinds.clone();
+    }
+    if let Content::FileSystem(found) = content {
+        modules::load_file_system(found.kind);
+        // Where ext4 is not built in, its older drivers may be.
+        let older: &[&str] = if found.kind == "ext4" { &["ext3", "ext2"] } else { &[] };
+        return std::iter::once(&found.kind).chain(older).map(|&kind| kind.to_owned()).collect();
+    }
+    for_devices(&known())
+}
+
+fn for_devices(known: &str) -> Vec<String> {
+    let lines = known.lines().filter_map(|line| line.split_once('\t'));
+    lines.filter(|(flag, _)| flag.is_empty()).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// What is to be mounted.
+struct Attempt<'a> {
+    root: &'a str,
+    source: &'a Path,
+    content: &'a Content,
+    kinds: &'a [String],
+    options: &'a Options,
+}
+
+impl Attempt<'_> {
+    /// Mounts the first kind that fits.
+    fn mount(&self, target: &str) -> Result<(), RootError> {
+        let Self { source, kinds, options, .. } = *self;
+        let (generic, own) = mounts::split_options(&options.flags);
+        // Silent: a kind that does not fit is no news. Of one that the device says it has, the kernel's reason is.
+        let silent = if matches!(self.content, Content::FileSystem(_)) { 0 } else { libc::MS_SILENT };
+        let flags = generic | silent | if options.is_writable { 0 } else { libc::MS_RDONLY };
+        for kind in kinds {
+            match mounts::mount_with(source, target.as_ref(), kind, flags, &own) {
+                Ok(()) => return Ok(()),
+                // This kernel does not have this kind.
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
+                // It holds another kind.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !self.is_certain(kind) => {}
+                Err(source) => return Err(self.failed(kind, source)),
             }
         }
-    }
-    Err(RootError::NoFileSystem { root: root.to_owned(), tried: kinds.join(", ") })
-}
-
-/// The device node of `root`, once it is there.
-fn wait_for(root: &str, for_ever: bool) -> Result<PathBuf, RootError> {
-    let name = DeviceName::of(root).ok_or_else(|| RootError::Form(root.to_owned()))?;
-    let start = Instant::now();
-    loop {
-        if let Some(node) = name.find() {
-            return Ok(node);
-        }
-        if !for_ever && start.elapsed() > DEVICE_LIMIT {
-            return Err(RootError::NoDevice { root: root.to_owned(), there: block_devices().join(", ") });
-        }
-        thread::sleep(DEVICE_POLL);
-    }
-}
-
-/// The ways in which `root=` can name a device without a look into it.
-#[derive(Debug, PartialEq, Eq)]
-enum DeviceName {
-    Path(PathBuf),
-    /// A line of `/sys/class/block/*/uevent`, or of the same file found by number.
-    Numbers(u32, u32),
-    PartitionLabel(String),
-}
-
-impl DeviceName {
-    fn of(root: &str) -> Option<Self> {
-        if root.starts_with("/dev/") {
-            return Some(Self::Path(root.into()));
-        }
-        if let Some(label) = root.strip_prefix("PARTLABEL=") {
-            return Some(Self::PartitionLabel(label.to_owned()));
-        }
-        let (major, minor) = root.split_once(':')?;
-        Some(Self::Numbers(major.parse().ok()?, minor.parse().ok()?))
+        Err(self.without_driver())
     }
 
-    fn find(&self) -> Option<PathBuf> {
-        let node = match self {
-            Self::Path(path) => path.clone(),
-            Self::Numbers(major, minor) => {
-                let event = fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).ok()?;
-                Path::new("/dev").join(event.lines().find_map(|line| line.strip_prefix("DEVNAME="))?)
-            }
-            Self::PartitionLabel(label) => {
-                let wanted = format!("PARTNAME={label}");
-                let has_label = |name: &String| {
-                    let event = fs::read_to_string(format!("/sys/class/block/{name}/uevent"));
-                    event.is_ok_and(|event| event.lines().any(|line| line == wanted))
-                };
-                Path::new("/dev").join(block_devices().into_iter().find(has_label)?)
-            }
+    /// Whether no other kind is worth trying.
+    fn is_certain(&self, kind: &str) -> bool {
+        let is_held = matches!(self.content, Content::FileSystem(found) if found.kind == kind);
+        is_held || self.kinds.len() == 1
+    }
+
+    fn failed(&self, kind: &str, source: io::Error) -> RootError {
+        let held = match self.content {
+            Content::FileSystem(found) if found.kind == kind => ", which its superblock says".to_owned(),
+            Content::FileSystem(found) => format!(", but it holds {}", found.kind),
+            Content::Other(what) => format!(", but it holds {what}"),
+            Content::Partitions(table) => format!(", but it has partitions ({table})"),
+            Content::Unknown => String::new(),
         };
-        fs::metadata(&node).is_ok().then_some(node)
+        RootError::Mount { root: self.root.to_owned(), kind: kind.to_owned(), held, source }
     }
-}
 
-fn block_devices() -> Vec<String> {
-    let entries = fs::read_dir("/sys/class/block").into_iter().flatten().flatten();
-    let mut names: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
+    fn without_driver(&self) -> RootError {
+        let (root, tried) = (self.root.to_owned(), self.kinds.join(", "));
+        match self.content {
+            Content::FileSystem(found) if self.kinds.iter().any(|kind| kind == found.kind) => {
+                RootError::NoDriver { root, kind: found.kind, tried }
+            }
+            _ => RootError::NoFileSystem { root, tried },
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::loader::superblock::Superblock;
 
     const KNOWN: &str = "nodev\tsysfs\nnodev\ttmpfs\n\text3\n\text4\nnodev\t9p\n";
 
-    fn kinds(names: &[&str]) -> Kinds {
-        let kinds = names.iter().map(|&name| name.to_owned()).collect();
-        Kinds::of(&Options { kinds, ..Options::default() }, KNOWN)
+    fn options(kinds: &[&str]) -> Options {
+        Options { kinds: kinds.iter().map(|&name| name.to_owned()).collect(), ..Options::default() }
+    }
+
+    fn holding(kind: &'static str) -> Content {
+        Content::FileSystem(Superblock { kind, uuid: None, label: None })
     }
 
     #[test]
-    fn kinds_for_devices_are_tried_unless_the_user_names_some() {
-        assert_eq!(kinds(&[]), Kinds { names: vec!["ext3".into(), "ext4".into()], need_no_device: false });
-        assert_eq!(kinds(&["erofs"]), Kinds { names: vec!["erofs".into()], need_no_device: false });
+    fn kinds_are_the_user_s_else_the_superblock_s_else_the_kernel_s() {
+        assert_eq!(kinds(&options(&["erofs"]), &holding("ext4")), ["erofs"]);
+        assert_eq!(kinds(&options(&[]), &holding("ext4")), ["ext4", "ext3", "ext2"]);
+        assert_eq!(kinds(&options(&[]), &holding("xfs")), ["xfs"]);
+        assert_eq!(for_devices(KNOWN), ["ext3", "ext4"]);
     }
 
     #[test]
     fn kinds_without_a_device_take_the_name_as_it_is() {
-        assert!(kinds(&["9p"]).need_no_device);
-        assert!(!kinds(&["ext4"]).need_no_device);
+        assert!(needs_no_device(&options(&["9p"]), KNOWN));
+        assert!(!needs_no_device(&options(&["ext4"]), KNOWN) && !needs_no_device(&options(&[]), KNOWN));
+    }
+
+    /// What is said where nothing can be mounted: tests have no such device.
+    fn said(kinds: &[&str], content: &Content) -> String {
+        let options = options(kinds);
+        let kinds = super::kinds(&options, content);
+        let source = Path::new("/dev/none");
+        let attempt = Attempt { root: "/dev/vda", source, content, kinds: &kinds, options: &options };
+        attempt.without_driver().to_string()
     }
 
     #[test]
-    fn device_names_are_told_apart() {
-        assert_eq!(DeviceName::of("/dev/vda1"), Some(DeviceName::Path("/dev/vda1".into())));
-        assert_eq!(DeviceName::of("254:1"), Some(DeviceName::Numbers(254, 1)));
-        assert_eq!(DeviceName::of("PARTLABEL=root"), Some(DeviceName::PartitionLabel("root".into())));
-        for unknown in ["vda", "UUID=0123", "LABEL=x", "254:", "a:b"] {
-            assert_eq!(DeviceName::of(unknown), None, "{unknown}");
+    fn missing_driver_is_named_with_what_was_tried_and_the_fix() {
+        let text = said(&[], &holding("xfs"));
+        for words in ["root=/dev/vda: it holds xfs, ", "give --modules", "(tried: xfs)"] {
+            assert!(text.contains(words), "{words}: {text}");
         }
+        let text = said(&["erofs", "squashfs"], &holding("xfs"));
+        assert!(text.contains("(tried: erofs, squashfs); rootfstype= names"), "{text}");
+    }
+
+    #[test]
+    fn kind_that_is_not_on_the_device_is_told_with_the_one_that_is() {
+        let (options, source) = (options(&["xfs"]), Path::new("/dev/none"));
+        let kinds = ["xfs".to_owned()];
+        let content = holding("ext4");
+        let attempt =
+            Attempt { root: "LABEL=x", source, content: &content, kinds: &kinds, options: &options };
+        let error = attempt.failed("xfs", io::Error::from_raw_os_error(libc::EINVAL)).to_string();
+        assert!(
+            error.starts_with("root=LABEL=x: cannot mount it as xfs, but it holds ext4: Invalid"),
+            "{error}"
+        );
     }
 }

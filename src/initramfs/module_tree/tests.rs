@@ -131,9 +131,9 @@ fn release_is_the_first_word_of_the_magic_line() {
 #[test]
 fn object_cut_at_any_length_is_refused() {
     let whole = object("kvm");
-    assert_eq!(needs(&whole).unwrap(), ["kvm"]);
+    assert_eq!(Needs::of(&whole).unwrap().hard, ["kvm"]);
     for length in 0..whole.len() {
-        assert!(needs(&whole[..length]).is_none(), "{length}");
+        assert!(Needs::of(&whole[..length]).is_none(), "{length}");
     }
 }
 
@@ -186,9 +186,11 @@ fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
 fn lists_and_modules_have_limits() {
     let bomb = pack(Compression::Gzip, &vec![0; MIN_UNPACKED + (1 << 20)]);
     let many: String = (0..2000).map(|number| format!("m{number},")).collect();
-    let tree = Tree::new("limits", &[("bomb.ko.gz", bomb), ("many.ko", object(&many))]);
+    let soft = soft_object("", &["pre: a b", &"post: c ".repeat(1023)]);
+    let tree = Tree::new("limits", &[("bomb.ko.gz", bomb), ("many.ko", object(&many)), ("soft.ko", soft)]);
     assert!(matches!(tree.closure(&["bomb"]), Err(ModulesError::Damaged { .. })));
     assert!(matches!(tree.closure(&["many"]), Err(ModulesError::NoModule { .. })));
+    assert!(matches!(tree.closure(&["soft"]), Err(ModulesError::NoModule { .. })));
     let list: String = (0..=MAX_MODULES).map(|number| format!("{number}.ko:\n")).collect();
     fs::write(tree.release_folder().join("modules.dep"), list).unwrap();
     assert!(matches!(ModuleTree::open(&tree.release_folder()), Err(ModulesError::TooMany { .. })));
@@ -204,11 +206,57 @@ fn tree_is_walked_only_for_what_is_in_no_likely_folder() {
             ("drivers/gpu/drm/xe.ko", object("")),
         ],
     );
-    let mut order = LoadOrder::new(ModuleTree::open(&tree.release_folder()).unwrap());
-    order.add("virtio_mmio", &mut Vec::new()).unwrap();
+    let mut modules = ModuleTree::open(&tree.release_folder()).unwrap();
     let found = ["kernel/net/vmw_vsock/vsock.ko", "kernel/drivers/virtio/virtio_mmio.ko"];
-    assert_eq!(paths(&order.modules), found);
-    assert!(!order.tree.files.knows("xe"), "the whole tree was walked");
-    order.add("xe", &mut Vec::new()).unwrap();
-    assert_eq!(order.modules.len(), 3);
+    assert_eq!(paths(&modules.closure(&["virtio_mmio"]).unwrap()), found);
+    assert_eq!(modules.file_system("btrfs").unwrap(), []);
+    assert!(!modules.files.knows("xe"), "the whole tree was walked");
+    assert_eq!(modules.closure(&["virtio_mmio", "xe"]).unwrap().len(), 3);
+}
+
+/// As an object that needs `depends`, with lines of soft dependencies.
+fn soft_object(depends: &str, lines: &[&str]) -> Vec<u8> {
+    let lines: String = lines.iter().map(|line| format!("\0softdep={line}")).collect();
+    object(&format!("{depends}{lines}"))
+}
+
+#[test]
+fn soft_dependencies_come_before_and_after_and_may_be_missing() {
+    let lines = ["pre: crypto-crc32c blake2b-256 post: late", "post: broken", "pre: xxhash64 gone sha256"];
+    let tree = Tree::new(
+        "soft",
+        &[
+            ("fs/btrfs/btrfs.ko", soft_object("xor", &lines)),
+            ("crypto/xor.ko", object("")),
+            ("crypto/crc32c_generic.ko", object("")),
+            ("arch/x86/crypto/crc32c-intel.ko", object("")),
+            ("crypto/blake2b_generic.ko", object("")),
+            ("crypto/xxhash_generic.ko", object("")),
+            ("lib/late.ko", soft_object("", &["pre: btrfs"])),
+            ("lib/broken.ko", object("nowhere")),
+        ],
+    );
+    let mut modules = ModuleTree::open(&tree.release_folder()).unwrap();
+    let expected = [
+        "kernel/crypto/crc32c_generic.ko",
+        "kernel/arch/x86/crypto/crc32c-intel.ko",
+        "kernel/crypto/blake2b_generic.ko",
+        "kernel/crypto/xxhash_generic.ko",
+        "kernel/crypto/xor.ko",
+        "kernel/fs/btrfs/btrfs.ko",
+        "kernel/lib/late.ko",
+    ];
+    assert_eq!(paths(&modules.file_system("btrfs").unwrap()), expected);
+}
+
+#[test]
+fn file_system_that_is_built_in_or_missing_needs_nothing() {
+    let tree = Tree::new("kinds", &[("fs/isofs/isofs.ko", object("")), ("fs/ext4/ext4.ko", object("lost"))]);
+    let list = tree.release_folder().join("modules.builtin");
+    fs::write(list, "kernel/fs/xfs/xfs.ko\n").unwrap();
+    let mut modules = ModuleTree::open(&tree.release_folder()).unwrap();
+    assert_eq!(paths(&modules.file_system("iso9660").unwrap()), ["kernel/fs/isofs/isofs.ko"]);
+    assert_eq!(modules.file_system("xfs").unwrap(), []);
+    assert_eq!(modules.file_system("erofs").unwrap(), []);
+    assert!(matches!(modules.file_system("ext2"), Err(ModulesError::Missing { needed_by: Some(_), .. })));
 }
