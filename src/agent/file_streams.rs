@@ -98,6 +98,12 @@ impl FileEnd {
         patience.pause();
         FileEnd { channel: Arc::new(channel), patience, moved: 0 }
     }
+
+    /// So many bytes more have gone through this end: the agent has got as far as `acknowledged` says of all of them.
+    fn has_moved(&mut self, count: usize, acknowledged: impl Fn(usize) -> usize) {
+        self.moved = self.moved.saturating_add(count);
+        self.patience.has_moved(acknowledged(self.moved));
+    }
 }
 
 impl FileReader {
@@ -119,8 +125,7 @@ impl FileReader {
         buffer: &mut [u8],
     ) -> io::Result<Option<usize>> {
         let count = locked.take(Stream::Stdout, buffer);
-        self.end.moved = self.end.moved.saturating_add(count);
-        self.end.patience.has_moved(self.end.moved);
+        self.end.has_moved(count, |moved| moved);
         if count > 0 || buffer.is_empty() {
             return Ok(Some(count));
         }
@@ -151,8 +156,7 @@ impl FileWriter {
         }
         check(locked.seen()).map_err(of_file)?;
         let sent = locked.send(bytes);
-        self.end.moved = self.end.moved.saturating_add(sent);
-        self.end.patience.has_moved(acknowledged(self.end.moved));
+        self.end.has_moved(sent, acknowledged);
         Ok((sent > 0 || bytes.is_empty()).then_some(sent))
     }
 
@@ -160,38 +164,32 @@ impl FileWriter {
     pub(super) fn end_now(&mut self, locked: &mut Locked<'_>) -> io::Result<Option<()>> {
         self.has_ended = true;
         locked.end_input();
-        self.end.patience.has_moved(self.end.moved);
+        self.end.has_moved(0, |moved| moved);
         check(locked.seen()).map_err(of_file).map(|is_done| is_done.then_some(()))
     }
 }
 
-impl Waits for FileReader {
-    fn channel(&self) -> &Arc<Channel> {
-        &self.end.channel
-    }
+/// Waits as the end of the file does.
+macro_rules! waits {
+    ($stream:ty) => {
+        impl Waits for $stream {
+            fn channel(&self) -> &Arc<Channel> {
+                &self.end.channel
+            }
 
-    fn wait_until(&mut self) -> io::Result<Option<Instant>> {
-        self.end.patience.wait().map(Some).map_err(|error| of_file(error.into()))
-    }
+            fn wait_until(&mut self) -> io::Result<Option<Instant>> {
+                self.end.patience.wait().map(Some).map_err(|error| of_file(error.into()))
+            }
 
-    fn has_waited(&mut self) {
-        self.end.patience.pause();
-    }
+            fn has_waited(&mut self) {
+                self.end.patience.pause();
+            }
+        }
+    };
 }
 
-impl Waits for FileWriter {
-    fn channel(&self) -> &Arc<Channel> {
-        &self.end.channel
-    }
-
-    fn wait_until(&mut self) -> io::Result<Option<Instant>> {
-        self.end.patience.wait().map(Some).map_err(|error| of_file(error.into()))
-    }
-
-    fn has_waited(&mut self) {
-        self.end.patience.pause();
-    }
-}
+waits!(FileReader);
+waits!(FileWriter);
 
 impl Read for FileReader {
     /// Waits until there is something, or the end. An error holds the [`FileError`].

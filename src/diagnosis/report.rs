@@ -83,7 +83,6 @@ mod tests {
 
     use super::*;
     use crate::diagnosis::{Diagnosis, Function, Hint, Milestone, Sign};
-    use crate::vcpu::ExitCounts;
     use crate::vm::outcome::TimeLimit;
 
     fn outcome(phase: Phase, progress: Vec<Milestone>) -> Outcome {
@@ -97,29 +96,9 @@ mod tests {
             function: Some(Function { name: "panic".into(), offset: 0x10 }),
         };
         let console = vec!["VFS: Cannot open root device".to_owned()];
-        Outcome {
-            ending: Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) },
-            phase,
-            progress,
-            diagnosis: Some(Diagnosis {
-                vcpus: vec![place],
-                hints: vec![Hint::NoRoot],
-                console,
-                panic: None,
-            }),
-            duration: Duration::from_secs(1),
-            exits: ExitCounts::default(),
-            console_bytes: 28,
-            console_bytes_dropped: 0,
-            console_lost_from: None,
-            disk_errors: 0,
-            frames_dropped: 0,
-            later_events: 0,
-            resets: 0,
-            signal: None,
-            command: None,
-            times: crate::vm::outcome::Times::default(),
-        }
+        let diagnosis = Diagnosis { vcpus: vec![place], hints: vec![Hint::NoRoot], console, panic: None };
+        let ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };
+        Outcome { phase, progress, diagnosis: Some(diagnosis), console_bytes: 28, ..Outcome::bare(ending) }
     }
 
     #[test]

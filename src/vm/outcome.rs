@@ -272,6 +272,29 @@ impl Outcome {
         }
     }
 
+    /// An outcome of which nothing but the ending is known: the sample of the tests, here and in the command.
+    #[doc(hidden)]
+    pub fn bare(ending: Ending) -> Outcome {
+        Outcome {
+            ending,
+            phase: Phase::Entered,
+            progress: Vec::new(),
+            diagnosis: None,
+            duration: Duration::from_secs(1),
+            exits: ExitCounts::default(),
+            console_bytes: 0,
+            console_bytes_dropped: 0,
+            console_lost_from: None,
+            disk_errors: 0,
+            frames_dropped: 0,
+            later_events: 0,
+            resets: 0,
+            signal: None,
+            command: None,
+            times: Times::default(),
+        }
+    }
+
     /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing to
     /// explain. The end of the console is among them with `with_console`: for a console that the person has not seen.
     pub fn explanation(&self, with_console: bool) -> Vec<String> {
@@ -421,7 +444,7 @@ mod tests {
 
     #[test]
     fn reason_of_a_panic_is_the_kernel_s() {
-        let mut outcome = outcome(Ending::Panicked { evidence: PanicEvidence::Device });
+        let mut outcome = Outcome::bare(Ending::Panicked { evidence: PanicEvidence::Device });
         assert_eq!(outcome.reason(), "the guest's kernel panicked");
         let mut said = |line: &str| {
             let panic = Some(line.to_owned());
@@ -445,30 +468,9 @@ mod tests {
         assert_eq!(said(1_234), "0.0012 s");
     }
 
-    fn outcome(ending: Ending) -> Outcome {
-        Outcome {
-            ending,
-            phase: Phase::Entered,
-            progress: Vec::new(),
-            diagnosis: None,
-            duration: Duration::from_millis(5),
-            exits: ExitCounts::default(),
-            console_bytes: 0,
-            console_bytes_dropped: 0,
-            console_lost_from: None,
-            disk_errors: 0,
-            frames_dropped: 0,
-            later_events: 0,
-            resets: 0,
-            signal: None,
-            command: None,
-            times: Times::default(),
-        }
-    }
-
     #[test]
     fn report_has_the_exact_workload_code_where_the_exit_code_folds_it() {
-        let outcome = outcome(Ending::Exited { code: 200 });
+        let outcome = Outcome::bare(Ending::Exited { code: 200 });
         let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
         assert_eq!(json["workload_code"], 200);
         assert_eq!(json["code"], 100);
@@ -477,7 +479,7 @@ mod tests {
 
     #[test]
     fn power_off_that_a_signal_asked_for_has_its_code_and_says_which_it_was() {
-        let outcome = Outcome { signal: Some(libc::SIGTERM), ..outcome(Ending::PoweredOff) };
+        let outcome = Outcome { signal: Some(libc::SIGTERM), ..Outcome::bare(Ending::PoweredOff) };
         let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
         assert_eq!((outcome.exit_code(), &json["code"]), (143, &143.into()));
         assert_eq!(json["ending"], "powered-off");
@@ -488,7 +490,7 @@ mod tests {
     #[test]
     fn signal_does_not_hide_that_the_guest_ended_in_another_way() {
         let ending = Ending::Panicked { evidence: PanicEvidence::Device };
-        let outcome = Outcome { signal: Some(libc::SIGTERM), ..outcome(ending) };
+        let outcome = Outcome { signal: Some(libc::SIGTERM), ..Outcome::bare(ending) };
         assert_eq!(outcome.exit_code(), 110);
         let json = serde_json::to_value(OutcomeReport::of(&outcome, false)).unwrap();
         assert_eq!(json["panic_evidence"], "device");

@@ -289,11 +289,10 @@ const GRACE_TURN: Duration = Duration::from_millis(50);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::test::verdict::powered_off;
 
     #[test]
     fn what_is_lost_after_the_decision_is_not_missed() {
-        let mut outcome = powered_off();
+        let mut outcome = Outcome::bare(Ending::PoweredOff);
         assert_eq!(lost_before(&outcome, None), None);
         outcome.console_bytes_dropped = 7;
         outcome.console_lost_from = Some(100);

@@ -238,28 +238,6 @@ const EXCERPT_CHARS: usize = 200;
 const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
 
 #[cfg(test)]
-pub(crate) fn powered_off() -> Outcome {
-    Outcome {
-        ending: Ending::PoweredOff,
-        phase: coracle::outcome::Phase::Init,
-        progress: Vec::new(),
-        diagnosis: None,
-        duration: Duration::from_secs(1),
-        exits: coracle::ExitCounts::default(),
-        console_bytes: 0,
-        console_bytes_dropped: 0,
-        console_lost_from: None,
-        disk_errors: 0,
-        frames_dropped: 0,
-        later_events: 0,
-        resets: 0,
-        signal: None,
-        command: None,
-        times: coracle::outcome::Times::default(),
-    }
-}
-
-#[cfg(test)]
 mod tests {
     use coracle::outcome::PanicEvidence;
 
@@ -273,12 +251,12 @@ mod tests {
         for patterns in [Patterns::default(), expected] {
             let mut scanner = Scanner::new(patterns, None);
             scanner.feed(Writer::Console, b"ready\n");
-            let verdict = judge_without_command(&powered_off(), &scanner, None);
+            let verdict = judge_without_command(&Outcome::bare(Ending::PoweredOff), &scanner, None);
             let reason = "the guest powered off, and the command had not come to its end";
             assert_eq!(verdict, Verdict::Failed(reason.into()));
             let expects = scanner.wants_something();
             scanner.feed(Writer::Stdout, b"ready\n");
-            let verdict = judge_without_command(&powered_off(), &scanner, None);
+            let verdict = judge_without_command(&Outcome::bare(Ending::PoweredOff), &scanner, None);
             assert_eq!(verdict == Verdict::Passed, expects, "what it has written counts: {verdict:?}");
         }
     }
@@ -289,7 +267,7 @@ mod tests {
             let mut scanner = Scanner::new(Patterns::default(), None);
             scanner.feed(Writer::Console, console);
             scanner.end();
-            judge(&Outcome { ending, ..powered_off() }, &scanner, None).code()
+            judge(&Outcome::bare(ending), &scanner, None).code()
         };
         let good = b"[ 1.0] KTAP version 1\n[ 1.0] 1..1\n[ 1.0] ok 1 a\n";
         let panic =
@@ -314,7 +292,7 @@ mod tests {
         let mut scanner = Scanner::new(Patterns::default(), None);
         scanner.feed(Writer::Console, b"TAP version 13\n1..1\nok 1\nTAP version 13\n1..2\nok 1\n");
         scanner.end();
-        let verdict = judge(&Outcome { ending: Ending::Stopped, ..powered_off() }, &scanner, None);
+        let verdict = judge(&Outcome::bare(Ending::Stopped), &scanner, None);
         assert_eq!(
             verdict,
             Verdict::Failed("stopped on request, and TAP: document 2: 1 of 2 results came".into())
@@ -324,7 +302,9 @@ mod tests {
     #[test]
     fn limit_of_the_boot_counts_with_a_command_too() {
         let scanner = Scanner::new(Patterns::default(), None);
-        let judged = |boot| judge_command(&Ending::Exited { code: 0 }, &powered_off(), &scanner, boot);
+        let judged = |boot| {
+            judge_command(&Ending::Exited { code: 0 }, &Outcome::bare(Ending::PoweredOff), &scanner, boot)
+        };
         assert_eq!(judged(None), Verdict::Passed);
         assert!(judged(Some(Duration::from_secs(9))).reason().unwrap().starts_with("--assert-boot 9 s"));
     }
@@ -334,7 +314,8 @@ mod tests {
         let mut scanner = Scanner::new(Patterns::default(), None);
         scanner.feed(Writer::Stdout, b"TAP version 13\n1..2\nok 1 a\nnot ok 2 b\n");
         scanner.end();
-        let verdict = judge_command(&Ending::Exited { code: 1 }, &powered_off(), &scanner, None);
+        let verdict =
+            judge_command(&Ending::Exited { code: 1 }, &Outcome::bare(Ending::PoweredOff), &scanner, None);
         assert_eq!(verdict.code(), 120);
         let reason = verdict.reason().unwrap();
         assert!(reason.contains("code 1, and TAP: 1 of 2 failed: ") && reason.contains('b'), "{reason}");
