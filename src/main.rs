@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod guest_text;
 mod logger;
+mod nearest;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

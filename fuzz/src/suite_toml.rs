@@ -9,6 +9,10 @@ use serde::Deserialize;
 #[path = "../../src/commands/test/suite/mod.rs"]
 mod suite;
 
+#[allow(dead_code)]
+#[path = "../../src/nearest.rs"]
+mod nearest;
+
 /// Stands for the command's type, which its options have, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

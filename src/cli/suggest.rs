@@ -7,6 +7,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, Error};
 
 use super::Cli;
+use crate::nearest::nearest;
 
 /// Adds the nearest name to an error about an unknown option or command, if one is near.
 pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
@@ -58,39 +59,6 @@ fn options(command: &Command) -> Vec<String> {
     command.get_arguments().filter_map(|argument| Some(format!("--{}", argument.get_long()?))).collect()
 }
 
-/// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the same first
-/// letter.
-fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
-    let first = |name: &str| name.chars().find(|letter| *letter != '-');
-    let ranks =
-        known.into_iter().map(|name| (distance(unknown, &name), first(&name) != first(unknown), name));
-    let (distance, _, name) = ranks.min()?;
-    (distance <= 2 && distance < name.trim_start_matches('-').len()).then_some(name)
-}
-
-/// How many letters have to be added, removed or replaced (Levenshtein).
-fn distance(from: &str, to: &str) -> usize {
-    let to: Vec<char> = to.chars().collect();
-    // The distances of what is read of `from` to each beginning of `to` but the empty one.
-    let mut row: Vec<usize> = (1..=to.len()).collect();
-    let mut read = 0;
-    for letter in from.chars().take(LONGEST) {
-        let mut diagonal = read;
-        read += 1;
-        let mut left = read;
-        for (cell, other) in row.iter_mut().zip(&to) {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = *cell;
-            *cell = replaced.min(diagonal + 1).min(left + 1);
-            left = *cell;
-        }
-    }
-    row.last().copied().unwrap_or(read)
-}
-
-/// No name is longer; of a longer argument the rest does not matter.
-const LONGEST: usize = 64;
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -128,15 +96,5 @@ mod tests {
         for line in ["coracle run --verbatim", "coracle run --x", "coracle launch", "coracle run --share x"] {
             assert!(!said(line).contains("exists:"), "{line}: {}", said(line));
         }
-    }
-
-    #[test]
-    fn distance_counts_changes() {
-        for (from, to, count) in
-            [("", "", 0), ("", "ab", 2), ("ab", "", 2), ("abc", "acb", 2), ("kitten", "sitting", 3)]
-        {
-            assert_eq!(distance(from, to), count, "{from} {to}");
-        }
-        assert_eq!(distance(&"x".repeat(1 << 20), "x"), LONGEST - 1);
     }
 }

@@ -47,6 +47,7 @@ use super::{BAD_USAGE, NO_KVM, chain, say};
 use crate::cli::{NoKvm, TapMode, TestArgs};
 use crate::guest_text;
 use crate::logger;
+use crate::nearest;
 
 /// Runs the tests and returns the exit code.
 pub(crate) fn run(args: &TestArgs) -> u8 {

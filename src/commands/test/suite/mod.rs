@@ -1,6 +1,6 @@
 //! A suite: a TOML file of cases, each a machine as in a config file and what is looked for, over a matrix.
 
-mod keys;
+mod check;
 mod patterns;
 mod schema;
 
@@ -10,14 +10,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use coracle::config::{RawConfig, Timeout, in_one_line, parse_duration};
+use coracle::config::{RawConfig, Timeout, in_one_line};
 use coracle::regular_file;
 use regex_lite::Regex;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use toml::{Table, Value};
 
-use super::TapMode;
+use super::{TapMode, nearest};
 
 pub(crate) use patterns::Compiler;
 pub(crate) use schema::schema;
@@ -43,12 +43,12 @@ pub(crate) enum SuiteError {
     /// It cannot be read.
     #[error("--suite {}: it cannot be read", path.display())]
     Read { path: PathBuf, source: io::Error },
-    /// It is not TOML, or not a suite.
+    /// It is not a suite, as a whole.
     #[error("--suite {}: {}", path.display(), in_one_line(reason))]
     Form { path: PathBuf, reason: String },
-    /// A case of it is wrong.
-    #[error("--suite {}: case '{}': {}", path.display(), in_one_line(name), in_one_line(reason))]
-    Case { path: PathBuf, name: String, reason: String },
+    /// Something in it is wrong.
+    #[error("--suite {}:{line}: {}", path.display(), in_one_line(reason))]
+    Place { path: PathBuf, line: usize, reason: String },
 }
 
 /// The file.
@@ -81,6 +81,10 @@ struct Looks {
     assert_boot: Option<Duration>,
 }
 
+impl Looks {
+    const KEYS: [&str; 6] = ["expect", "reject", "tap", "tap_grace", "assert_boot", "command"];
+}
+
 /// Reads the cases of a suite.
 ///
 /// # Errors
@@ -97,37 +101,37 @@ pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
 /// The text or a case of it is wrong.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteError> {
     let form = |reason| SuiteError::Form { path: path.to_owned(), reason };
+    let place = |line, reason| SuiteError::Place { path: path.to_owned(), line, reason };
+    let mut compiler = Compiler::default();
     // Before the suite is read: of the tree of a file and its cases only one is in memory.
-    if let Some(reason) = keys::unknown(text) {
-        return Err(form(reason));
-    }
-    let suite: Suite = toml::from_str(text).map_err(|error| form(one_line(&error, text)))?;
+    let lines = check::check(text, &mut compiler).map_err(|fault| place(fault.line, fault.reason))?;
+    let suite: Suite = toml::from_str(text).map_err(|error| form(error.message().to_owned()))?;
     if suite.case.is_empty() {
         return Err(form("it has no [[case]]".to_owned()));
     }
-    let count = suite
-        .case
-        .iter()
-        .try_fold(0_u64, |sum, case| Ok(sum.saturating_add(count_cells(&suite.matrix, case)?)));
-    if count.map_err(form)? > MOST_CASES {
+    let counts = suite.case.iter().map(|case| count_cells(&suite.matrix, case));
+    if counts.fold(0, u64::saturating_add) > MOST_CASES {
         return Err(form(format!("its matrix makes more than {MOST_CASES} cases")));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
+    let labels = Labels::of(&suite.matrix);
     let mut names = HashSet::new();
     let mut cases = Vec::new();
-    let mut compiler = Compiler::default();
     let mut room = MAX_MEMORY;
-    for table in &suite.case {
+    for (index, table) in suite.case.iter().enumerate() {
+        let wrong =
+            |reason| place(lines.get(index).copied().unwrap_or(1), format!("case[{index}]: {reason}"));
         for cell in cells(&suite.matrix, table) {
-            let name = name_of(table, &suite.defaults, &cell);
-            let wrong = |reason| SuiteError::Case { path: path.to_owned(), name: name.clone(), reason };
+            let own = table.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
+            let name = labels.name(own.ok_or_else(|| wrong("it has no name".to_owned()))?, &cell);
             let all = merged(table, &suite.defaults, &cell);
             let size = size_of::<SuiteCase>() + 2 * name.len() + all.values().map(memory).sum::<usize>();
             room = room.checked_sub(size).ok_or_else(|| form(too_large()))?;
-            let case = case(&name, table, all, &mut compiler).map_err(wrong)?;
-            if !names.insert(case.name.clone()) {
-                return Err(wrong("another case has this name: give each its own".to_owned()));
+            if !names.insert(name.clone()) {
+                let advice = "give each its own, and each value of the matrix once";
+                return Err(wrong(format!("another case is called '{name}': {advice}")));
             }
+            let case = case(name, all, &mut compiler).map_err(wrong)?;
             cases.push(SuiteCase { machine: case.machine.relative_to(folder), ..case });
         }
     }
@@ -142,23 +146,16 @@ fn merged(table: &Table, defaults: &Table, cell: &Table) -> Table {
     all
 }
 
-fn case(name: &str, table: &Table, all: Table, compiler: &mut Compiler) -> Result<SuiteCase, String> {
-    if !table.get("name").is_some_and(Value::is_str) {
-        return Err("it has no name".to_owned());
-    }
-    let (mut looks, mut machine) = (Table::new(), Table::new());
-    for (key, value) in all.into_iter().filter(|(key, _)| key != "name") {
-        if OF_THE_COMMAND.contains(&key.as_str()) {
-            return Err(format!("`{key}` is not for a case: `coracle test` has an option for all of them"));
-        }
-        let place = if LOOKS.contains(&key.as_str()) { &mut looks } else { &mut machine };
-        place.insert(key, value);
-    }
-    let looks: Looks = looks.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
-    let machine = machine.try_into().map_err(|error: toml::de::Error| error.message().to_owned())?;
+fn case(name: String, all: Table, compiler: &mut Compiler) -> Result<SuiteCase, String> {
+    let (looks, machine): (Table, Table) = all
+        .into_iter()
+        .filter(|(key, _)| key != "name")
+        .partition(|(key, _)| Looks::KEYS.contains(&key.as_str()));
+    let message = |error: toml::de::Error| error.message().to_owned();
+    let looks: Looks = looks.try_into().map_err(message)?;
     Ok(SuiteCase {
-        name: name.to_owned(),
-        machine,
+        name,
+        machine: machine.try_into().map_err(message)?,
         expect: compiler.compile("expect", &looks.expect)?,
         reject: compiler.compile("reject", &looks.reject)?,
         tap: looks.tap,
@@ -174,12 +171,9 @@ fn keys<'a>(matrix: &'a Table, case: &Table) -> impl Iterator<Item = (&'a String
 }
 
 /// How many combinations there are of one value of each key.
-fn count_cells(matrix: &Table, case: &Table) -> Result<u64, String> {
-    keys(matrix, case).try_fold(1_u64, |count, (key, values)| {
-        let values = values.as_array().filter(|values| !values.is_empty());
-        let values = values.ok_or_else(|| format!("matrix.{key}: write an array of values, as in [1, 4]"))?;
-        Ok(count.saturating_mul(values.len() as u64))
-    })
+fn count_cells(matrix: &Table, case: &Table) -> u64 {
+    let counts = keys(matrix, case).map(|(_, values)| values.as_array().map_or(0, Vec::len) as u64);
+    counts.fold(1, u64::saturating_mul)
 }
 
 /// Every combination of one value of each key, the last key's values changing first, one after the other.
@@ -214,45 +208,68 @@ fn too_large() -> String {
     format!("its cases take more than {} MiB of memory; use fewer or shorter values", MAX_MEMORY >> 20)
 }
 
-/// The name in the file, and the cell of the matrix.
-fn name_of(table: &Table, defaults: &Table, cell: &Table) -> String {
-    let own = table.get("name").or(defaults.get("name")).and_then(Value::as_str).unwrap_or("?");
-    let words = cell.iter().map(|(key, value)| format!("{key}={}", label(value)));
-    let words: Vec<String> = words.collect();
-    if words.is_empty() { own.to_owned() } else { format!("{own} [{}]", words.join(" ")) }
+/// How the values of the matrix are called in the names of cases.
+struct Labels<'a> {
+    /// The short ones that several values of a key would have.
+    ambiguous: HashSet<(&'a str, String)>,
 }
 
-/// A value in a name: of a path, the end that tells it from others.
-fn label(value: &Value) -> String {
+impl<'a> Labels<'a> {
+    fn of(matrix: &'a Table) -> Labels<'a> {
+        let (mut seen, mut ambiguous) = (HashSet::new(), HashSet::new());
+        for (key, values) in matrix {
+            for value in values.as_array().into_iter().flatten() {
+                let label = (key.as_str(), label(value, true));
+                if let Some(label) = seen.replace(label) {
+                    ambiguous.insert(label);
+                }
+            }
+        }
+        Labels { ambiguous }
+    }
+
+    /// The name of a case in the file, and the cell of the matrix.
+    fn name(&self, own: &str, cell: &Table) -> String {
+        let words = cell.iter().map(|(key, value)| {
+            let short = (key.as_str(), label(value, true));
+            let is_known_by_it = !self.ambiguous.contains(&short);
+            format!("{key}={}", if is_known_by_it { short.1 } else { label(value, false) })
+        });
+        let words: Vec<String> = words.collect();
+        if words.is_empty() { own.to_owned() } else { format!("{own} [{}]", words.join(" ")) }
+    }
+}
+
+/// A value in a name: of a path, the end, where that tells it from others.
+fn label(value: &Value, is_short: bool) -> String {
     match value {
         Value::String(text) => {
-            text.rsplit('/').next().filter(|end| !end.is_empty()).unwrap_or(text).to_owned()
+            let end = text.rsplit('/').next().filter(|end| is_short && !end.is_empty());
+            end.unwrap_or(text).to_owned()
         }
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Boolean(value) => value.to_string(),
-        Value::Array(values) => values.iter().map(label).collect::<Vec<_>>().join("+"),
+        Value::Array(values) => {
+            values.iter().map(|value| label(value, is_short)).collect::<Vec<_>>().join("+")
+        }
         Value::Datetime(_) | Value::Table(_) => "?".to_owned(),
     }
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(from)?;
-    parse_duration(&text).map(Some).map_err(D::Error::custom)
-}
-
-/// What is wrong, and in which line.
-fn one_line(error: &toml::de::Error, text: &str) -> String {
-    let before = error.span().and_then(|span| text.get(..span.start));
-    let message = error.message().lines().collect::<Vec<_>>().join(" ");
-    match before {
-        Some(before) => format!("line {}: {message}", before.matches('\n').count() + 1),
-        None => message,
+    match Timeout::deserialize(from)? {
+        Timeout::After(time) => Ok(Some(time)),
+        Timeout::None => Err(D::Error::custom("`none` is not a time: leave the key out")),
     }
 }
 
-const LOOKS: [&str; 6] = ["expect", "reject", "tap", "tap_grace", "assert_boot", "command"];
-const OF_THE_COMMAND: [&str; 3] = ["accel", "serial", "outcome"];
+/// Keys of a config file that a case does not have, and what there is in their place.
+const OF_THE_COMMAND: [(&str, &str); 3] = [
+    ("accel", "use `coracle test --accel`, which is for all"),
+    ("serial", "its console is the test's: use `coracle test --artifacts` to keep it"),
+    ("outcome", "use `coracle test --json`, which has the outcome of each case"),
+];
 /// More than anybody means.
 const MOST_CASES: u64 = 10_000;
 /// Most bytes of the file; one of a thousand cases has less.

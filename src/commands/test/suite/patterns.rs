@@ -28,7 +28,11 @@ impl Compiler {
         patterns.iter().map(|pattern| self.one(what, pattern)).collect()
     }
 
-    fn one(&mut self, what: &str, pattern: &str) -> Result<Regex, String> {
+    /// Compiles one of them.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub(super) fn one(&mut self, what: &str, pattern: &str) -> Result<Regex, String> {
         // A variable of a script that is not set; every line would match.
         if pattern.is_empty() {
             return Err(format!("{what}: the empty pattern matches every line; write what a line has"));

@@ -9,12 +9,16 @@ use super::OF_THE_COMMAND;
 pub(crate) fn schema() -> Value {
     let mut case = machine();
     case.extend(looks());
-    let mut matrix = machine();
-    for value in matrix.values_mut() {
-        *value = json!({ "type": "array", "minItems": 1, "items": value });
-    }
     let defaults = case.clone();
-    case.insert("name".to_owned(), json!({ "description": "What the case is called", "type": "string" }));
+    let mut matrix = case.clone();
+    for value in matrix.values_mut() {
+        let examples = json!([value["examples"]]);
+        *value = json!({ "type": "array", "minItems": 1, "items": value, "examples": examples });
+    }
+    case.insert(
+        "name".to_owned(),
+        json!({ "description": "What the case is called", "type": "string", "examples": ["boots"] }),
+    );
     let table =
         |properties| json!({ "type": "object", "additionalProperties": false, "properties": properties });
     let mut named = table(case);
@@ -42,12 +46,12 @@ fn machine() -> Map<String, Value> {
         Value::Object(properties) => properties,
         _ => Map::new(),
     };
-    properties.retain(|name, _| name != "$schema" && !OF_THE_COMMAND.contains(&name.as_str()));
+    properties.retain(|name, _| name != "$schema" && !OF_THE_COMMAND.iter().any(|(key, _)| key == name));
     properties
 }
 
 fn looks() -> [(String, Value); 6] {
-    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 } });
+    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 }, "examples": [["ready in \\d+ ms"]] });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
         ("reject".to_owned(), regexes("Regular expressions that no line of the console may match")),
@@ -56,6 +60,7 @@ fn looks() -> [(String, Value); 6] {
             json!({
                 "description": "Whether results in TAP or KTAP count where they come, have to come, or are ignored",
                 "enum": ["auto", "require", "ignore"],
+                "examples": ["require"],
             }),
         ),
         (
@@ -77,24 +82,24 @@ fn looks() -> [(String, Value); 6] {
         ),
         (
             "assert_boot".to_owned(),
-            json!({ "description": "Longest time that the guest may take to its init", "type": "string", "examples": ["150ms"] }),
+            json!({ "description": "Longest time that the guest may take to its init; a number is seconds", "type": ["string", "number"], "examples": ["150ms"] }),
         ),
     ]
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::LOOKS;
+    use super::super::Looks;
     use super::*;
 
     #[test]
     fn every_key_of_a_case_is_in_the_schema_and_those_of_the_command_are_not() {
         let schema = schema();
         let case = schema["properties"]["case"]["items"]["properties"].as_object().unwrap();
-        for key in LOOKS.iter().chain(&["name", "kernel", "cpus", "timeout"]) {
+        for key in Looks::KEYS.iter().chain(&["name", "kernel", "cpus", "timeout"]) {
             assert!(case.contains_key(*key), "{key}");
         }
-        for key in OF_THE_COMMAND {
+        for (key, _) in OF_THE_COMMAND {
             assert!(!case.contains_key(key), "{key}");
         }
         assert_eq!(schema["properties"]["matrix"]["properties"]["cpus"]["type"], "array");

@@ -9,7 +9,8 @@ fn read_text(text: &str) -> Result<Vec<SuiteCase>, String> {
     let folder = TempDir::new().unwrap();
     let path = folder.as_path().join("suite.toml");
     fs::write(&path, text).unwrap();
-    read(&path).map_err(|error| error.to_string().split_once(".toml: ").unwrap().1.to_owned())
+    // After the name of the file: `:`, and the line where one is to blame.
+    read(&path).map_err(|error| error.to_string().split_once(".toml:").unwrap().1.to_owned())
 }
 
 fn names(text: &str) -> Vec<String> {
@@ -61,51 +62,147 @@ fn paths_are_taken_from_the_folder_of_the_suite() {
 
 #[test]
 fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
+    let case = "[[case]]\nname = \"x\"\n";
     for (text, words) in [
-        ("", "it has no [[case]]"),
-        ("[[case]\n", "line 1: "),
-        ("surprise = 1\n[[case]]\nname = \"x\"\n", "line 1: unknown field `surprise`"),
-        ("[[case]]\nmemory = \"64M\"\n", "case '?': it has no name"),
+        ("", " it has no [[case]]"),
+        ("[[case]\n", "1: "),
+        ("case = 3\n", "1: case: expected an array, found 3"),
+        ("[case]\nname = \"x\"\n", "1: case: there may be several; write [[case]]"),
+        ("defaults = 1\n", "1: defaults: expected a table, found 1"),
+        ("surprise = 1\n", "1: surprise: there is no such key; The keys are $schema, case, defaults, matrix"),
+        ("\n[[cases]]\n", "2: cases: there is no such key; did you mean `case`? The keys are "),
+        ("\n[[case]]\nmemory = \"64M\"\n", "2: case[0]: it has no name"),
+        ("[[case]]\nname = \"\"\n", "1: case[0]: it has no name"),
+        ("[[case]]\nname = 1\n", "2: case[0].name: expected a string such as \"boots\", found 1"),
         (
-            "[[case]]\nname = \"x\"\nsurprise = 1\nalpha = 1\n",
-            "line 3: case 'x' has no key `surprise`; its keys are name, assert_boot, command, expect, reject, tap, tap_grace, acpi, ",
+            &format!("{case}surprise = 1\nalpha = 1\n"),
+            "3: case[0].surprise: there is no such key; The keys are name, assert_boot, command, expect, reject, tap, tap_grace, acpi, ",
         ),
-        ("[[case]]\n\nsurprise = 1\n", "line 3: a case without a name has no key `surprise`"),
         (
-            "[defaults]\nmemory = \"64M\"\ncpu5 = 1\n[[case]]\nname = \"x\"\n",
-            "line 3: [defaults] has no key `cpu5`",
+            &format!("{case}[[case]]\n\nmemroy = 1\n"),
+            "5: case[1].memroy: there is no such key; did you mean `memory`?",
         ),
-        ("[[case]]\nname = \"x\"\n[matrix]\ncpu5 = [1]\n", "line 4: [matrix] has no key `cpu5`"),
-        ("matrix.cpu5 = [1]\n[[case]]\nname = \"x\"\n", "line 1: [matrix] has no key `cpu5`"),
-        ("[[case]]\nname = \"x\"\nmemory = \"1M\"\n", "case 'x': 1M is not possible"),
         (
-            "[[case]]\nname = \"x\"\nexpect = [\"(\"]\n",
-            "case 'x': expect `(`: it is not a regular expression",
+            &format!("[defaults]\nmemory = \"64M\"\ncpu5 = 1\n{case}"),
+            "3: defaults.cpu5: there is no such key; did you mean `cpu`?",
         ),
-        ("[[case]]\nname = \"x\"\nassert_boot = \"soon\"\n", "case 'x': `soon` is not a time"),
-        ("[[case]]\nname = \"x\"\naccel = \"kvm\"\n", "case 'x': `accel` is not for a case"),
-        ("[[case]]\nname = \"x\"\n[[case]]\nname = \"x\"\n", "case 'x': another case has this name"),
-        ("[matrix]\ncpus = 4\n[[case]]\nname = \"x\"\n", "matrix.cpus: write an array"),
-        ("[matrix]\ncpus = []\n[[case]]\nname = \"x\"\n", "matrix.cpus: write an array"),
+        (&format!("[defaults]\nname = \"y\"\n{case}"), "2: defaults.name: there is no such key; "),
+        (&format!("{case}[matrix]\ncpu5 = [1]\n"), "4: matrix.cpu5: there is no such key; "),
+        (&format!("matrix.cpu5 = [1]\n{case}"), "1: matrix.cpu5: there is no such key; "),
+        (&format!("[matrix]\nname = [\"a\"]\n{case}"), "2: matrix.name: there is no such key; "),
+        (&format!("{case}memory = \"1M\"\n"), "3: case[0].memory: 1M is not possible"),
+        (
+            &format!("{case}reject = [\n\"a\",\n\"(\"]\n"),
+            "5: case[0].reject[1] `(`: it is not a regular expression",
+        ),
+        (&format!("{case}expect = [\"\"]\n"), "3: case[0].expect[0]: the empty pattern matches every line"),
+        (&format!("{case}assert_boot = \"soon\"\n"), "3: case[0].assert_boot: `soon` is not a time"),
+        (&format!("{case}assert_boot = \"none\"\n"), "3: case[0].assert_boot: `none` is not a time"),
+        (&format!("{case}tap = \"maybe\"\n"), "3: case[0].tap: unknown variant `maybe`, expected one of "),
+        (
+            &format!("{case}accel = \"kvm\"\n"),
+            "3: case[0].accel: it is not for a case; use `coracle test --accel`",
+        ),
+        (
+            &format!("{case}[[case]]\nname = \"x\"\n"),
+            "3: case[1]: another case is called 'x': give each its own",
+        ),
+        (&format!("[matrix]\ncpus = [1, 1]\n{case}"), "3: case[0]: another case is called 'x [cpus=1]'"),
+        (&format!("[matrix]\ncpus = 4\n{case}"), "2: matrix.cpus: expected an array such as [1,64], found 4"),
+        (
+            &format!("[matrix]\ncpus = []\n{case}"),
+            "2: matrix.cpus: expected an array such as [1,64], found []",
+        ),
+        (
+            &format!("[matrix]\ncpus = [1,\n\"4\"]\n{case}"),
+            "3: matrix.cpus[1]: expected a whole number such as 1, found \"4\"",
+        ),
+        (&format!("[matrix]\ncpus = [1,\n400]\n{case}"), "3: matrix.cpus[1]: 400 vCPUs are not possible"),
+        (
+            &format!("{case}disks = [\"a\",\n\"b,oops\"]\n"),
+            "4: case[0].disks[1]: `oops` does not go with a disk",
+        ),
     ] {
         let error = read_text(text).map(|cases| cases.len()).unwrap_err();
         assert!(error.starts_with(words), "{text:?}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
-        for key in ["`accel`", "`outcome`", " accel,", " outcome,", " serial,"] {
-            assert!(text.contains("accel") || !error.contains(key), "that is not a key of a case: {error}");
+        for key in [" accel,", " outcome,", " serial,"] {
+            assert!(!error.contains(key), "that is not a key of a case: {error}");
         }
     }
 }
 
 #[test]
+fn value_of_a_wrong_type_names_every_key_its_line_and_what_was_found() {
+    let schema = schema();
+    let keys = schema["properties"]["case"]["items"]["properties"].as_object().unwrap();
+    assert!(keys.len() > 30);
+    for (key, schema) in keys {
+        // Nothing takes a date.
+        let wrong = |value: &str, place: &str| {
+            let text = format!("[[case]]\nname = \"a\"\n[[case]]\n\n{key} = {value}\n");
+            let error = read_text(&text).map(|cases| cases.len()).unwrap_err();
+            assert!(error.starts_with(&format!("5: case[1].{key}{place}: expected ")), "{text}: {error}");
+            assert!(error.ends_with(", found 1979-05-27"), "{error}");
+            let is_plain = schema["type"] == "boolean";
+            assert!(is_plain || error.contains(" such as "), "{error}");
+        };
+        wrong("1979-05-27", "");
+        if schema["type"] == "array" {
+            wrong("[1979-05-27]", "[0]");
+        }
+        // Values of the examples are taken.
+        let example = &schema["examples"][0];
+        let text =
+            format!("[[case]]\n{key} = {example}\n{}", if key == "name" { "" } else { "name = \"a\"\n" });
+        assert!(read_text(&text).is_ok(), "{text}: {:?}", read_text(&text));
+    }
+    let found = read_text("[[case]]\nname = \"x\"\ntimeout = true\n").unwrap_err();
+    assert_eq!(found, "3: case[0].timeout: expected a string or a number such as \"20s\", found true");
+    let found = read_text(&format!("[[case]]\nname = [\"{}\",\n2]\n", "x".repeat(1000))).unwrap_err();
+    assert!(found.len() < 150 && found.ends_with("x ..."), "{found}");
+}
+
+#[test]
+fn values_of_the_matrix_with_the_same_end_are_told_apart() {
+    assert_eq!(
+        names("[matrix]\nkernel = [\"a/vmlinux\", \"b/vmlinux\", \"c/bzImage\"]\n[[case]]\nname = \"x\"\n"),
+        ["x [kernel=a/vmlinux]", "x [kernel=b/vmlinux]", "x [kernel=bzImage]"]
+    );
+}
+
+#[test]
+fn what_is_looked_for_can_be_in_the_matrix_and_times_can_be_numbers() {
+    let cases = read_text(
+        "[matrix]\ncommand = [[\"a\", \"/b/c\"], [\"d\"]]\n[[case]]\nname = \"x\"\nassert_boot = 1.5\ntap_grace = 2\n",
+    );
+    let cases = cases.unwrap();
+    assert_eq!(
+        cases.iter().map(|case| case.name.as_str()).collect::<Vec<_>>(),
+        ["x [command=a+c]", "x [command=d]"]
+    );
+    assert_eq!(cases[0].boot, Some(Duration::from_millis(1500)));
+    assert_eq!(cases[1].tap_grace, Some(Timeout::After(Duration::from_secs(2))));
+}
+
+#[test]
 fn matrix_that_explodes_is_refused_before_it_is_made() {
-    let values = (0..200).map(|n| n.to_string()).collect::<Vec<_>>().join(",");
-    let keys = ["cpus", "memory", "kernel", "timeout", "cmdline", "acpi", "cpu", "console", "modules", "rng"];
+    let values = (1..=200).map(|n| format!("\"{n}s\"")).collect::<Vec<_>>().join(",");
+    let keys = [
+        "timeout",
+        "boot_timeout",
+        "idle_timeout",
+        "host_timeout",
+        "assert_boot",
+        "tap_grace",
+        "kernel",
+        "cmdline",
+    ];
     let keys = keys.map(|key| format!("{key} = [{values}]\n")).concat();
     for text in [
-        format!("[matrix]\ncpus = [{values}]\nmemory = [{values}]\n[[case]]\nname = \"x\"\n"),
+        format!("[matrix]\ntimeout = [{values}]\ncmdline = [{values}]\n[[case]]\nname = \"x\"\n"),
         format!("[matrix]\n{keys}[[case]]\nname = \"x\"\n"),
-        format!("[matrix]\ncpus = [{values}]\n{}", "[[case]]\nname = \"x\"\n".repeat(60)),
+        format!("[matrix]\ntimeout = [{values}]\n{}", "[[case]]\nname = \"x\"\n".repeat(60)),
     ] {
         assert!(read_text(&text).unwrap_err().contains("more than 10000 cases"));
     }
