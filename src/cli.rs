@@ -4,7 +4,9 @@ mod cargo_runner_args;
 mod command_args;
 mod guest_ip;
 pub(crate) mod suggest;
+mod surroundings;
 mod test_args;
+pub(crate) mod variable;
 mod vm_args;
 
 use std::ffi::OsString;
@@ -19,6 +21,7 @@ use coracle::config::{
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
 pub(crate) use guest_ip::GuestIp;
+pub(crate) use surroundings::Surroundings;
 pub(crate) use test_args::{Flaky, NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
 

@@ -414,6 +414,11 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave --expect");
     refused(&run(&["--suite", broken.to_str().unwrap(), "--tap", "ignore"]), "leave --expect");
     refused(&run(&["/no/such/kernel"]), "/no/such/kernel");
+    refused(&run(&["--ip", "dhcp", "--", "true"]), "--ip: this machine has no network card; add --net");
+    let ip = suite("ip", "[[case]]\nname = \"x\"\nip = \"dhcp\"\ncommand = [\"true\"]\n");
+    refused(&run(&["--suite", ip.to_str().unwrap()]), "x: ip: this machine has no network card; add `nets`");
+    let grace = run(&[hello, "--tap-grace", "2s"]);
+    refused(&grace, "--tap-grace: it is for results that have to come; add --tap require");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The text of a suite, as `coracle test --suite` reads it. The parser belongs to the command, which is not a
 //! library: its source is compiled here once more, so that nothing of the command becomes public for the fuzzer's sake.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -12,6 +13,25 @@ mod suite;
 #[allow(dead_code)]
 #[path = "../../src/nearest.rs"]
 mod nearest;
+
+#[allow(dead_code)]
+#[path = "../../src/cli/guest_ip.rs"]
+mod guest_ip;
+#[allow(dead_code)]
+#[path = "../../src/cli/variable.rs"]
+mod variable;
+
+use guest_ip::GuestIp;
+
+/// Stands for the command's type, which is made by its options, too.
+#[derive(Debug, Clone, Default)]
+#[allow(dead_code)]
+struct Surroundings {
+    env: Vec<OsString>,
+    user: Option<OsString>,
+    workdir: Option<PathBuf>,
+    ip: Option<GuestIp>,
+}
 
 /// Stands for the command's type, which its options have, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]

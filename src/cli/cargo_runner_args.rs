@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::VmArgs;
-use super::command_args::variable;
+use super::variable::named;
 
 /// A program that cargo has built, and the machine that it is to run in.
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(crate) struct CargoRunnerArgs {
     #[arg(long = "copy", value_name = "PATH")]
     pub copies: Vec<PathBuf>,
     /// Variable for the program besides those of cargo, NAME=VALUE, or NAME for its value here; again for more
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(variable))]
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(named))]
     pub env: Vec<OsString>,
     /// The program, and all that follows it for the program
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use coracle::config::{Timeout, parse_duration};
 use serde::Deserialize;
 
-use super::VmArgs;
+use super::{Surroundings, VmArgs};
 
 /// One boot test, or a file of them.
 #[derive(Debug, Args)]
@@ -62,6 +62,8 @@ pub(crate) struct TestArgs {
     /// Do not show the console of a single case
     #[arg(short, long)]
     pub quiet: bool,
+    #[command(flatten)]
+    pub surroundings: Surroundings,
     /// Command for the guest, which has to end with 0, or to write what is expected
     #[arg(last = true, value_name = "COMMAND", conflicts_with = "suite")]
     pub command: Vec<OsString>,

@@ -91,7 +91,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
         command::prepare(&mut config, args.command.init, is_default_guest(raw));
     }
     // Whatever is wrong with them is said before anything is started.
-    if args.command.ip.is_some() && config.nets.is_empty() {
+    if args.command.surroundings.ip.is_some() && config.nets.is_empty() {
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;

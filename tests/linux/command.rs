@@ -196,6 +196,22 @@ fn command_at_a_terminal_leaves_ctrl_a_commands_to_coracle() {
 }
 
 #[test]
+fn command_of_a_test_has_the_same_surroundings() {
+    needs_linux!();
+    let script = "echo $A; pwd; id -u; id -g";
+    let mut command = coracle();
+    command.args(["test", "--accel", "kvm", "-e", "A=b c", "--workdir", "/tmp", "--user", "1000:100"]);
+    for line in ["^b c$", "^/tmp$", "^1000$", "^100$"] {
+        command.args(["--expect", line]);
+    }
+    finish(command.args(["--", "sh", "-c", script])).expect(0, "passed");
+    let suite = "[defaults]\nenv = [\"A=b c\"]\nworkdir = \"/tmp\"\nuser = \"1\"\n[[case]]\nname = \"all\"\nuser = \"1000:100\"\n\
+                 command = [\"sh\", \"-c\", \"echo $A; pwd; id -u; id -g\"]\nexpect = [\"^b c$\", \"^/tmp$\", \"^1000$\", \"^100$\"]\n";
+    let path = common::file("surroundings.toml", suite.as_bytes());
+    finish(coracle().args(["test", "--accel", "kvm", "--suite"]).arg(path)).expect(0, "all: passed");
+}
+
+#[test]
 fn test_with_a_command_has_its_verdict() {
     needs_linux!();
     let test = |options: &[&str], script: &str| {

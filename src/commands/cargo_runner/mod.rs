@@ -27,7 +27,7 @@ use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
 use super::say;
 use super::settings::{self, Failure};
-use crate::cli::{CargoRunnerArgs, CommandArgs};
+use crate::cli::{CargoRunnerArgs, CommandArgs, Surroundings};
 use crate::logger;
 
 /// Runs the program in a guest and returns its exit code, or that of the way in which the run ended.
@@ -106,10 +106,11 @@ fn run_here(
     // It has no other name, and is open for as long as it takes.
     config.initrds.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
     let command = CommandArgs {
-        env: variables(args),
-        user: None,
-        workdir: Some(luggage.folder.clone()),
-        ip: None,
+        surroundings: Surroundings {
+            env: variables(args),
+            workdir: Some(luggage.folder.clone()),
+            ..Surroundings::default()
+        },
         init: false,
         command: luggage.command(&args.command),
     };

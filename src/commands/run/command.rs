@@ -1,9 +1,7 @@
 //! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals and exit code.
 
-use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -16,14 +14,15 @@ use coracle::outcome::{Ending, HostFailure, Outcome, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 
-use super::command_ending::{AGENT_LOST, Run, ending_of, failed, has_ended, of_error};
+use super::command_ending::{AGENT_LOST, Run, ending_of, failed, has_ended, of_error, of_network_error};
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::Blocked;
 use super::watch::Watch;
 use super::{tell, typed};
-use crate::cli::{CommandArgs, GuestIp};
+use crate::cli::variable::name_and_value;
+use crate::cli::{CommandArgs, GuestIp, Surroundings};
+use crate::commands::chain;
 use crate::commands::settings::Failure;
-use crate::commands::{BAD_USAGE, chain};
 
 /// What the machine needs to run a command: its agent, and its own limits in place of those of the command.
 pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest: bool) {
@@ -119,11 +118,10 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
 
 /// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard meanwhile.
 fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Option<Ending>> {
-    let Some(GuestIp(settings)) = &args.ip else { return Ok(()) };
+    let Some(GuestIp(settings)) = &args.surroundings.ip else { return Ok(()) };
     match hearing_signals(vm, signals, || vm.network_up(settings.clone()))? {
         Ok(_) => Ok(()),
-        Err(error) if has_ended(vm, &error) => Err(None),
-        Err(error) => Err(Some(failed(BAD_USAGE, &error))),
+        Err(error) => Err(of_network_error(vm, &error)),
     }
 }
 
@@ -151,18 +149,8 @@ fn hearing_signals<T: Send>(
 }
 
 fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool) -> Exec {
-    let mut exec = vm.exec(args.command.iter().cloned()).stdin(ExecInput::Piped);
-    for variable in &args.env {
-        if let Some((name, value)) = variable_of(variable) {
-            exec = exec.env(name, value);
-        }
-    }
-    if let Some(user) = &args.user {
-        exec = exec.user(user.clone());
-    }
-    if let Some(folder) = &args.workdir {
-        exec = exec.cwd(folder.clone());
-    }
+    let exec = vm.exec(args.command.iter().cloned()).stdin(ExecInput::Piped);
+    let mut exec = surrounded(exec, &args.surroundings);
     if let Some(limit) = limit {
         exec = exec.timeout(limit);
     }
@@ -173,6 +161,20 @@ fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool
         }
     }
     exec
+}
+
+/// A command with its variables, user and folder.
+pub(crate) fn surrounded(mut exec: Exec, surroundings: &Surroundings) -> Exec {
+    for (name, value) in surroundings.env.iter().filter_map(|variable| name_and_value(variable)) {
+        exec = exec.env(name, value);
+    }
+    if let Some(user) = &surroundings.user {
+        exec = exec.user(user.clone());
+    }
+    match &surroundings.workdir {
+        Some(folder) => exec.cwd(folder.clone()),
+        None => exec,
+    }
 }
 
 /// Runs the command to its end, and sees to it that what it has written is delivered.
@@ -287,19 +289,6 @@ fn ends(signal: i32) -> bool {
     matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
 
-/// `NAME=VALUE`, or the value of `NAME` here.
-fn variable_of(text: &OsStr) -> Option<(OsString, OsString)> {
-    let bytes = text.as_bytes();
-    match bytes.iter().position(|byte| *byte == b'=') {
-        Some(place) => {
-            let (name, value) = bytes.split_at(place);
-            let value = value.get(1..).unwrap_or_default();
-            Some((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())))
-        }
-        None => std::env::var_os(text).map(|value| (text.to_owned(), value)),
-    }
-}
-
 fn window_size() -> WindowSize {
     let size = terminal_size(io::stdout().as_fd());
     size.map_or(WindowSize { rows: 24, columns: 80 }, |size| WindowSize {
@@ -318,17 +307,3 @@ const FIRST_TURN: Duration = Duration::from_millis(1);
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 const SIGPIPE: u8 = libc::SIGPIPE as u8;
 const SIGTERM: u8 = libc::SIGTERM as u8;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn variables_are_given_or_taken_from_here() {
-        let of = |text: &str| variable_of(OsStr::new(text));
-        assert_eq!(of("A=b=c"), Some(("A".into(), "b=c".into())));
-        assert_eq!(of("A="), Some(("A".into(), "".into())));
-        assert_eq!(of("PATH").map(|(name, _)| name), Some("PATH".into()));
-        assert_eq!(of("NO_SUCH_VARIABLE_HERE"), None);
-    }
-}

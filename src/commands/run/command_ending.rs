@@ -72,6 +72,11 @@ pub(crate) fn ending_of(status: ExecStatus) -> Ending {
     }
 }
 
+/// How a run ends whose network does not come up: none when the machine has ended by itself.
+pub(crate) fn of_network_error(vm: &Vm, error: &AgentError) -> Option<Ending> {
+    (!has_ended(vm, error)).then(|| failed(BAD_USAGE, error))
+}
+
 /// How a run ends whose command has no status: none when the machine has ended by itself.
 pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     Some(match error {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use coracle::agent::{AgentError, ExecError};
 use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
@@ -18,9 +19,10 @@ use super::names;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
+use crate::cli::{GuestIp, Surroundings};
 use crate::commands::chain;
-use crate::commands::run::command::TURN;
-use crate::commands::run::command_ending::{ending_of, of_error};
+use crate::commands::run::command::{TURN, surrounded};
+use crate::commands::run::command_ending::{ending_of, of_error, of_network_error};
 use crate::commands::run::copying::{Copying, Rest};
 use crate::commands::settings::Failure;
 
@@ -36,6 +38,7 @@ pub(crate) struct Case {
     pub(crate) boot: Option<Duration>,
     /// What is run in the guest; empty for nothing.
     pub(crate) command: Vec<OsString>,
+    pub(crate) surroundings: Surroundings,
     /// How long it may take.
     pub(crate) time: Option<Duration>,
     /// How long the guest may be silent once all planned TAP results have come; none: it is not ended then.
@@ -139,7 +142,14 @@ impl Case {
 
     /// Runs the command to its end: none when the machine has ended before it, by itself or because all is decided.
     fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
-        let exec = vm.exec(self.command.iter().cloned());
+        if let Some(GuestIp(settings)) = &self.surroundings.ip {
+            match vm.network_up(settings.clone()) {
+                Ok(_) => {}
+                Err(error @ AgentError::NotReady { .. }) => return of_error(vm, &ExecError::Agent(error)),
+                Err(error) => return of_network_error(vm, &error),
+            }
+        }
+        let exec = surrounded(vm.exec(self.command.iter().cloned()), &self.surroundings);
         let exec = match self.time {
             Some(limit) => exec.timeout(limit),
             None => exec,

@@ -44,7 +44,7 @@ use super::run::is_default_guest;
 use super::run::watch::Watch;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, NO_KVM, chain, say};
-use crate::cli::{NoKvm, TapMode, TestArgs};
+use crate::cli::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
 use crate::nearest;
@@ -118,6 +118,9 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         let name = default_name(&flags, &args.command);
         let command = args.command.clone();
         let config = config(&flags, !command.is_empty())?;
+        let surroundings = args.surroundings.clone();
+        check_network(&surroundings, &config)
+            .map_err(|reason| Failure::usage(format!("--ip: {reason}; add --net")))?;
         return Ok(vec![Case {
             name,
             file_name: String::new(),
@@ -125,6 +128,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
             patterns,
             boot: args.assert_boot,
             command,
+            surroundings,
             time: time(&flags),
             tap_grace: tap_grace(args.tap_grace),
         }]);
@@ -144,7 +148,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let is_wanted =
         |case: &SuiteCase| args.only.is_empty() || args.only.iter().any(|text| case.name.contains(text));
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
-        let SuiteCase { name, machine, expect, reject, tap, tap_grace, boot, command } = case;
+        let SuiteCase { name, machine, expect, reject, tap, tap_grace, boot, command, surroundings } = case;
         let patterns = Patterns { expect, reject, tap };
         // Flags are for every case.
         let raw = flags.clone().over(machine);
@@ -152,7 +156,10 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         let config =
             config.map_err(|failure| Failure { reason: format!("{name}: {}", failure.reason), ..failure })?;
         let (time, tap_grace) = (time(&raw), self::tap_grace(tap_grace));
-        Ok(Case { name, file_name: String::new(), config, patterns, boot, command, time, tap_grace })
+        check_network(&surroundings, &config)
+            .map_err(|reason| Failure::usage(format!("{name}: ip: {reason}; add `nets`")))?;
+        let file_name = String::new();
+        Ok(Case { name, file_name, config, patterns, boot, command, surroundings, time, tap_grace })
     });
     let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
     if cases.is_empty() {
@@ -173,6 +180,12 @@ fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
         config.on_halt = HaltPolicy::Exit;
     }
     Ok(config)
+}
+
+/// Checks that a network that is to come up has a card.
+fn check_network(surroundings: &Surroundings, config: &VmConfig) -> Result<(), &'static str> {
+    let has_none = surroundings.ip.is_some() && config.nets.is_empty();
+    if has_none { Err("this machine has no network card") } else { Ok(()) }
 }
 
 /// How long a case may take, or the command that it has.

@@ -93,6 +93,7 @@ mod tests {
     use coracle::config::VmConfig;
 
     use super::*;
+    use crate::cli::Surroundings;
     use crate::commands::test::scanner::Patterns;
 
     fn files(names: &[&str]) -> Vec<String> {
@@ -103,6 +104,7 @@ mod tests {
             patterns: Patterns::default(),
             boot: None,
             command: Vec::new(),
+            surroundings: Surroundings::default(),
             time: None,
             tap_grace: None,
         };

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use toml::{Table, Value};
 
-use super::{TapMode, nearest};
+use super::{GuestIp, Surroundings, TapMode, nearest, variable};
 
 pub(crate) use patterns::Compiler;
 pub(crate) use schema::schema;
@@ -35,6 +35,7 @@ pub(crate) struct SuiteCase {
     pub(crate) boot: Option<Duration>,
     /// What is run in the guest; empty for nothing.
     pub(crate) command: Vec<OsString>,
+    pub(crate) surroundings: Surroundings,
 }
 
 /// Why a suite cannot be used.
@@ -76,13 +77,34 @@ struct Looks {
     reject: Vec<String>,
     tap: TapMode,
     tap_grace: Option<Timeout>,
-    command: Vec<String>,
     #[serde(deserialize_with = "time")]
     assert_boot: Option<Duration>,
+    command: Vec<String>,
+    env: Vec<Variable>,
+    user: Option<String>,
+    workdir: Option<PathBuf>,
+    #[serde(deserialize_with = "ip")]
+    ip: Option<GuestIp>,
+}
+
+/// A variable for the command, `NAME=VALUE` or `NAME`.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Variable(OsString);
+
+impl TryFrom<String> for Variable {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Variable, &'static str> {
+        variable::named(text.into()).map(Variable)
+    }
 }
 
 impl Looks {
-    const KEYS: [&str; 6] = ["expect", "reject", "tap", "tap_grace", "assert_boot", "command"];
+    const KEYS: [&str; 10] =
+        ["expect", "reject", "tap", "tap_grace", "assert_boot", "command", "env", "user", "workdir", "ip"];
+    /// Those that say what a command finds around it.
+    const OF_A_COMMAND: [&str; 4] = ["env", "user", "workdir", "ip"];
 }
 
 /// Reads the cases of a suite.
@@ -132,6 +154,10 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
                 return Err(wrong(format!("another case is called '{name}': {advice}")));
             }
             let case = case(name, all, &mut compiler).map_err(wrong)?;
+            let of_a_command = Looks::OF_A_COMMAND.iter().find(|key| table.contains_key(**key));
+            if let Some(key) = of_a_command.filter(|_| case.command.is_empty()) {
+                return Err(wrong(format!("`{key}` is for a command, and there is none: add `command`")));
+            }
             cases.push(SuiteCase { machine: case.machine.relative_to(folder), ..case });
         }
     }
@@ -162,6 +188,12 @@ fn case(name: String, all: Table, compiler: &mut Compiler) -> Result<SuiteCase, 
         tap_grace: looks.tap_grace,
         boot: looks.assert_boot,
         command: looks.command.into_iter().map(OsString::from).collect(),
+        surroundings: Surroundings {
+            env: looks.env.into_iter().map(|Variable(text)| text).collect(),
+            user: looks.user.map(OsString::from),
+            workdir: looks.workdir,
+            ip: looks.ip,
+        },
     })
 }
 
@@ -262,6 +294,11 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error
         Timeout::After(time) => Ok(Some(time)),
         Timeout::None => Err(D::Error::custom("`none` is not a time: leave the key out")),
     }
+}
+
+fn ip<'de, D: Deserializer<'de>>(from: D) -> Result<Option<GuestIp>, D::Error> {
+    let text = String::deserialize(from)?;
+    text.parse().map(Some).map_err(D::Error::custom)
 }
 
 /// Keys of a config file that a case does not have, and what there is in their place.

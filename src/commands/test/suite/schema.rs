@@ -50,7 +50,7 @@ fn machine() -> Map<String, Value> {
     properties
 }
 
-fn looks() -> [(String, Value); 6] {
+fn looks() -> [(String, Value); 10] {
     let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 }, "examples": [["ready in \\d+ ms"]] });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
@@ -78,6 +78,36 @@ fn looks() -> [(String, Value); 6] {
                 "type": "array",
                 "items": { "type": "string" },
                 "examples": [["sh", "-c", "test -e /dev/vda"]],
+            }),
+        ),
+        (
+            "env".to_owned(),
+            json!({
+                "description": "Variables for the command: NAME=VALUE, or NAME for its value here",
+                "type": "array",
+                "items": { "type": "string", "pattern": "^[^=]" },
+                "examples": [["CI=1", "LANG"]],
+            }),
+        ),
+        (
+            "user".to_owned(),
+            json!({
+                "description": "User for the command: a name or number, and a group after a colon",
+                "type": "string",
+                "examples": ["1000:100"],
+            }),
+        ),
+        (
+            "workdir".to_owned(),
+            json!({ "description": "Folder of the guest for the command", "type": "string", "examples": ["/tmp"] }),
+        ),
+        (
+            "ip".to_owned(),
+            json!({
+                "description": "Network of the first card before the command: dhcp, or ADDRESS/LENGTH, with any of \
+                                gateway=ADDRESS and dns=ADDRESS, comma-separated",
+                "type": "string",
+                "examples": ["dhcp"],
             }),
         ),
         (

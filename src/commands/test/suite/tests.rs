@@ -76,7 +76,7 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         ("[[case]]\nname = 1\n", "2: case[0].name: expected a string such as \"boots\", found 1"),
         (
             &format!("{case}surprise = 1\nalpha = 1\n"),
-            "3: case[0].surprise: there is no such key; The keys are name, assert_boot, command, expect, reject, tap, tap_grace, acpi, ",
+            "3: case[0].surprise: there is no such key; The keys are name, assert_boot, command, env, expect, ip, reject, tap, tap_grace, user, workdir, acpi, ",
         ),
         (
             &format!("{case}[[case]]\n\nmemroy = 1\n"),
@@ -153,14 +153,36 @@ fn value_of_a_wrong_type_names_every_key_its_line_and_what_was_found() {
         }
         // Values of the examples are taken.
         let example = &schema["examples"][0];
-        let text =
-            format!("[[case]]\n{key} = {example}\n{}", if key == "name" { "" } else { "name = \"a\"\n" });
+        let others = [("name", "\"a\""), ("command", "[\"true\"]")];
+        let others = others.iter().filter(|(other, _)| other != key);
+        let others: String = others.map(|(other, value)| format!("{other} = {value}\n")).collect();
+        let text = format!("[[case]]\n{key} = {example}\n{others}");
         assert!(read_text(&text).is_ok(), "{text}: {:?}", read_text(&text));
     }
     let found = read_text("[[case]]\nname = \"x\"\ntimeout = true\n").unwrap_err();
     assert_eq!(found, "3: case[0].timeout: expected a string or a number such as \"20s\", found true");
     let found = read_text(&format!("[[case]]\nname = [\"{}\",\n2]\n", "x".repeat(1000))).unwrap_err();
     assert!(found.len() < 150 && found.ends_with("x ..."), "{found}");
+}
+
+#[test]
+fn surroundings_of_a_command_are_those_of_the_case_else_of_the_defaults() {
+    let cases = read_text(
+        "[defaults]\nenv = [\"A=1\"]\nuser = \"1000:100\"\nworkdir = \"/tmp\"\nip = \"dhcp\"\n\
+         [[case]]\nname = \"no command\"\n[[case]]\nname = \"a\"\ncommand = [\"true\"]\n\
+         [[case]]\nname = \"b\"\ncommand = [\"true\"]\nenv = [\"B=2\", \"C\"]\nuser = \"0\"\nworkdir = \"srv\"\n\
+         ip = \"10.0.0.2/24,gateway=10.0.0.1\"\n",
+    )
+    .unwrap();
+    let [_, a, b] = cases.as_slice() else { panic!("{cases:?}") };
+    let Surroundings { env, user, workdir, ip } = &a.surroundings;
+    assert_eq!((env.as_slice(), user.as_deref()), (&["A=1".into()][..], Some("1000:100".as_ref())));
+    assert_eq!((workdir.as_deref(), ip), (Some(Path::new("/tmp")), &Some("dhcp".parse().unwrap())));
+    let Surroundings { env, user, workdir, ip } = &b.surroundings;
+    assert_eq!((env.len(), user.as_deref()), (2, Some("0".as_ref())));
+    // It is the guest's.
+    assert_eq!(workdir.as_deref(), Some(Path::new("srv")));
+    assert_eq!(*ip, Some("10.0.0.2/24,gateway=10.0.0.1".parse().unwrap()));
 }
 
 #[test]
