@@ -2,6 +2,7 @@
 
 mod cli;
 mod commands;
+mod fault;
 mod guest_text;
 mod logger;
 mod nearest;
@@ -9,7 +10,7 @@ mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -25,9 +26,7 @@ std::arch::global_asm!(include_str!("../resources/small_libc.s"));
 fn main() -> ExitCode {
     end_with_117_on_panic();
     ignore_sigxfsz();
-    if std::io::stdin().is_terminal() {
-        RawTerminal::restore_on_fatal_signals();
-    }
+    fault::tidy_up_after_faults();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {

@@ -60,37 +60,6 @@ impl RawTerminal {
             let _ = set_mode(saved.fd.as_raw_fd(), &saved.mode);
         }
     }
-
-    /// Makes every signal that ends a process by default restore the terminal first. For the command only: a library
-    /// has no business with the signals of its program. Signals that are blocked, ignored or handled stay so.
-    pub fn restore_on_fatal_signals() {
-        for signal in (1..=libc::SIGRTMAX()).filter(|signal| !NOT_FATAL.contains(signal)) {
-            let mut before = MaybeUninit::<libc::sigaction>::zeroed();
-            // SAFETY: asks for the action only; a signal that the C library keeps for itself is an error.
-            if unsafe { libc::sigaction(signal, ptr::null(), before.as_mut_ptr()) } != 0 {
-                continue;
-            }
-            // SAFETY: the call has filled it.
-            let before = unsafe { before.assume_init() };
-            if before.sa_sigaction != libc::SIG_DFL && !HANDLED_BY_RUST.contains(&signal) {
-                continue;
-            }
-            // SAFETY: an all-zero action is a valid one.
-            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-            action.sa_sigaction = end_by_signal as *const () as usize;
-            // The fault may be an overflow of the stack; Rust's threads have an alternate one.
-            action.sa_flags = libc::SA_ONSTACK | libc::SA_RESETHAND | libc::SA_NODEFER;
-            // SAFETY: the handler makes only system calls that are allowed in one.
-            unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
-        }
-    }
-}
-
-/// Restores the terminal and lets the signal do what it does by default: it was reset with this call.
-extern "C" fn end_by_signal(signal: libc::c_int) {
-    RawTerminal::restore();
-    // SAFETY: sends a signal to this thread; allowed in a handler.
-    unsafe { libc::raise(signal) };
 }
 
 impl Drop for RawTerminal {
@@ -123,19 +92,3 @@ fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
     let result = unsafe { libc::tcsetattr(fd, libc::TCSANOW, mode) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
-
-/// What does not end a process by default, or cannot be caught (signal(7)).
-const NOT_FATAL: [libc::c_int; 9] = [
-    libc::SIGKILL,
-    libc::SIGSTOP,
-    libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-    libc::SIGCHLD,
-    libc::SIGCONT,
-    libc::SIGURG,
-    libc::SIGWINCH,
-];
-
-/// Rust's runtime has a handler for them, which tells an overflow of the stack.
-const HANDLED_BY_RUST: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];

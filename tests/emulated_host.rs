@@ -131,14 +131,19 @@ fn a_background_process_does_not_hold_the_end_and_its_output_is_not_lost() {
 #[test]
 fn signals_cross_and_the_command_decides() {
     needs_qemu!();
-    let script = "trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'echo cont' CONT; trap 'echo term; exit 3' TERM; echo ready
+    let script = "trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'echo cont' CONT; trap 'echo alrm' ALRM; trap 'echo last' 64; trap 'echo term; exit 3' TERM; echo ready
         while :; do sleep 0.05; done";
     let mut run = Run::start(emulate(script));
     let mut stdout = Lines::of(run.child.stdout.take().unwrap());
     stdout.expect("ready");
-    for (signal, answer) in
-        [(libc::SIGHUP, "hup"), (libc::SIGUSR1, "usr1"), (libc::SIGCONT, "cont"), (libc::SIGTERM, "term")]
-    {
+    for (signal, answer) in [
+        (libc::SIGHUP, "hup"),
+        (libc::SIGUSR1, "usr1"),
+        (libc::SIGCONT, "cont"),
+        (libc::SIGALRM, "alrm"),
+        (64, "last"),
+        (libc::SIGTERM, "term"),
+    ] {
         run.signal(signal);
         stdout.expect(answer);
     }

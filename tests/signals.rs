@@ -6,16 +6,29 @@ mod common;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use common::{
     Finished, collect, coracle, eventually, file, finish, kvm_or_skip, run_payload, scratch, signal, wait,
 };
+use coracle_devices::signals::FAULTS;
 use coracle_payload::Payload;
 
-const ENDING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+/// Those that people and supervisors send, and some that hardly anybody does.
+const ENDING: [i32; 9] = [
+    libc::SIGINT,
+    libc::SIGTERM,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGALRM,
+    libc::SIGUSR1,
+    libc::SIGSYS,
+    // The first real-time signal of the C library's, and the last.
+    34,
+    64,
+];
 
 macro_rules! needs_kvm {
     () => {
@@ -160,6 +173,48 @@ fn file_limit_is_an_error_of_the_outcome() {
     // SAFETY: the closure makes only a system call.
     unsafe { command.pre_exec(limit) };
     finish(command.arg("--outcome").arg(outcome)).expect(125, "it cannot be written: File too large");
+}
+
+/// A guest that does not know of its power button, with two sockets, which are there when this returns.
+fn with_sockets(name: &str) -> (Child, [PathBuf; 2]) {
+    let sockets = ["vsock", "console"].map(|what| scratch().join(format!("{name}-{what}.sock")));
+    let [vsock, console] = &sockets;
+    let mut command = run_payload("spin");
+    command.args(["--acpi", "off", "--vsock"]).arg(format!("uds={}", vsock.display()));
+    let child = start(command.arg("--serial").arg(format!("socket={}", console.display())));
+    eventually("the sockets are made", || sockets.iter().all(|socket| socket.exists()));
+    (child, sockets)
+}
+
+#[test]
+fn every_signal_that_ends_a_process_ends_the_machine_in_order() {
+    needs_kvm!();
+    // Not those that stop a process, or do nothing to it, or that this program ignores, or that are a fault's. The C library
+    // keeps 32 and 33 for itself.
+    let others = [
+        [libc::SIGKILL, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].as_slice(),
+        &[libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGPIPE, libc::SIGXFSZ],
+        &FAULTS,
+        &[32, 33],
+    ]
+    .concat();
+    for number in (1..=64).filter(|signal| !others.contains(signal)) {
+        let (child, sockets) = with_sockets(&format!("every-{number}"));
+        signal(&child, number);
+        collect(child).expect(128 + number, &format!("stopped by signal {number}"));
+        assert!(sockets.iter().all(|socket| !socket.exists()), "signal {number} leaves sockets");
+    }
+}
+
+#[test]
+fn fault_leaves_no_sockets() {
+    needs_kvm!();
+    for number in FAULTS {
+        let (child, sockets) = with_sockets(&format!("fault-{number}"));
+        signal(&child, number);
+        assert_eq!(collect(child).status.signal(), Some(number));
+        assert!(sockets.iter().all(|socket| !socket.exists()), "signal {number} leaves sockets");
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub mod irq;
 pub mod journal;
 pub mod legacy;
 pub mod memory;
+pub mod signals;
 pub mod thread;
 pub mod virtio;
 

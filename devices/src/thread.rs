@@ -4,7 +4,9 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::thread::{Builder, JoinHandle};
 
-/// Starts a thread with every signal blocked from its first instruction on: signals of the process are for the threads
+use crate::signals::FAULTS;
+
+/// Starts a thread with every signal but those of its own faults blocked from its first instruction on: signals of the process are for the threads
 /// of its owner, and a signal that a write raises (SIGPIPE, SIGXFSZ) becomes the error of that write. The calling
 /// thread's mask is as before when this returns.
 ///
@@ -18,6 +20,10 @@ pub fn spawn_with_signals_blocked<T: Send + 'static>(
     let mut before = MaybeUninit::uninit();
     // SAFETY: sigfillset initializes the set that it is given.
     unsafe { libc::sigfillset(all.as_mut_ptr()) };
+    for fault in FAULTS {
+        // SAFETY: the set is initialized and the number is a signal's.
+        unsafe { libc::sigdelset(all.as_mut_ptr(), fault) };
+    }
     // SAFETY: the first set is initialized, and the second is filled; an unknown first argument is the only error.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
     let thread = builder.spawn(run);

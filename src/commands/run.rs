@@ -81,8 +81,7 @@ fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
 
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     let has_command = !args.command.command.is_empty();
-    let signals = if has_command { Blocked::for_command() } else { Blocked::new() };
-    let signals = signals.map_err(|error| Failure::of(&error))?;
+    let signals = Blocked::new().map_err(|error| Failure::of(&error))?;
     let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(raw, if has_command { "quiet" } else { default_words() })?;
     if has_command {

@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use coracle_devices::signals::asks_for_end;
+
 /// What the machine was asked and has not answered.
 #[derive(Debug)]
 pub(super) struct Liveness {
@@ -78,11 +80,6 @@ impl Liveness {
     pub(super) fn unanswered(&self, now: Instant) -> Option<Kind> {
         self.open.filter(|question| now >= question.deadline()).map(|question| question.kind)
     }
-}
-
-/// Whether whoever sends this signal wants the end.
-pub(super) fn asks_for_end(signal: libc::c_int) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
 }
 
 impl Question {

@@ -14,10 +14,11 @@ use coracle_agent::protocol::{Ending, FromAgent, Request, Stream, ToAgent, VERSI
 use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
 use coracle_devices::backend::chardev::{Direction, own_description};
+use coracle_devices::signals::asks_for_end;
 
 use super::control::{Control, Peer};
 use super::drain::Drain;
-use super::liveness::{Kind, Liveness, asks_for_end};
+use super::liveness::{Kind, Liveness};
 use super::machine::Machine;
 use super::signals::Signals;
 use super::terminal::CallerTerminal;

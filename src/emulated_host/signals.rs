@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-/// Signals that the command gets: those that people and supervisors send to end or to poke a program.
-const PASSED_ON: [libc::c_int; 6] =
-    [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGUSR1, libc::SIGUSR2];
+use coracle_devices::signals::{self, Disposition};
+
+/// Signals that Rust's runtime and this command have ignored themselves: that says nothing of the caller.
+const IGNORED_HERE: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
 
 /// Signals that mean something about the terminal: a new size, and to be continued after a stop.
 const ABOUT_TERMINAL: [libc::c_int; 2] = [libc::SIGWINCH, libc::SIGCONT];
@@ -23,8 +24,9 @@ impl Signals {
     pub(super) fn block() -> io::Result<Self> {
         let mut set = empty_set();
         let mut ignored = Vec::new();
-        for signal in PASSED_ON {
-            if is_ignored(signal)? {
+        // The command gets them all: those that would end this process are for it.
+        for signal in signals::ending().filter(|signal| !IGNORED_HERE.contains(signal)) {
+            if Disposition::of(signal) == Disposition::Ignored {
                 ignored.extend(u8::try_from(signal));
             } else {
                 add(&mut set, signal);
@@ -85,14 +87,6 @@ pub(super) fn empty_set() -> libc::sigset_t {
 fn add(set: &mut libc::sigset_t, signal: libc::c_int) {
     // SAFETY: changes the set it is given; the number is a signal's.
     unsafe { libc::sigaddset(set, signal) };
-}
-
-fn is_ignored(signal: libc::c_int) -> io::Result<bool> {
-    // SAFETY: an all-zero action is valid: it is plain data.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: asks for the action only, and fills the structure it is given.
-    checked(unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) })?;
-    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! Getting a vCPU out of the guest: a signal that is blocked everywhere but inside `KVM_RUN`.
 //!
-//! The thread of a vCPU blocks all signals, and `KVM_SET_SIGNAL_MASK` opens one real-time signal for the time of
+//! The thread of a vCPU blocks all signals, and `KVM_SET_SIGNAL_MASK` opens one signal for the time of
 //! `KVM_RUN` alone. A kick therefore needs no handler, cannot be lost between a check and the entry (it stays
 //! pending and ends the next entry at once), and never reaches code that does not expect it.
 
@@ -30,7 +30,7 @@ impl Kicker {
     /// Makes the thread leave the guest, now or at its next entry.
     pub(crate) fn kick(self) {
         // SAFETY: the thread is not joined yet, so its id is valid; to one that has ended this does nothing.
-        unsafe { libc::pthread_kill(self.thread, kick_signal()) };
+        unsafe { libc::pthread_kill(self.thread, KICK) };
     }
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
 /// Opens the kick signal inside `KVM_RUN` of this vCPU, and no other signal.
 pub(super) fn allow_kicks(vcpu: &VcpuFd) -> Result<(), errno::Error> {
     // Signal n is bit n - 1 of the kernel's 64-bit set.
-    let closed = !(1u64 << (kick_signal() - 1));
+    let closed = !(1u64 << (KICK - 1));
     // struct kvm_signal_mask: the size of the set in bytes, then the set, without padding.
     let mask = [size_of::<u64>() as u32, closed as u32, (closed >> 32) as u32];
     // SAFETY: the vCPU is open, and the kernel reads a length and that many bytes, all of which are in `mask`.
@@ -63,7 +63,7 @@ pub(super) fn allow_kicks(vcpu: &VcpuFd) -> Result<(), errno::Error> {
 pub(super) fn consume_kicks() {
     let mut kick = empty_set();
     // SAFETY: `kick` is an initialized signal set.
-    unsafe { libc::sigaddset(&mut kick, kick_signal()) };
+    unsafe { libc::sigaddset(&mut kick, KICK) };
     let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: set and time are valid, and no information on the signal is asked for.
     while unsafe { libc::sigtimedwait(&kick, std::ptr::null_mut(), &now) } > 0 {}
@@ -77,11 +77,11 @@ fn empty_set() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-/// The first real-time signal that the C library leaves to programs. It is never unblocked outside `KVM_RUN`, so a
-/// program that uses it for something else in other threads is not disturbed.
-fn kick_signal() -> i32 {
-    libc::SIGRTMIN()
-}
+/// SIGURG. It does nothing to a process by default, so that one for the whole process, which a vCPU may see in `KVM_RUN` and
+/// take for a kick, is nothing that anybody misses. And it needs no entry in the queue of the user's signals, which other
+/// programs of this user may have filled: a real-time signal is refused then. It is never unblocked outside `KVM_RUN`, so
+/// a program that uses it for something else in other threads is not disturbed.
+const KICK: libc::c_int = libc::SIGURG;
 
 /// The threads of a virtual machine keep little on the stack; only touched pages cost memory.
 const STACK_BYTES: usize = 256 << 10;

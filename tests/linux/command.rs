@@ -1,7 +1,7 @@
 //! `coracle run -- COMMAND`: streams, exit codes, signals, time limits and terminals of a command in a guest.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::process::{Child, Command, Stdio};
 
@@ -147,6 +147,28 @@ fn first_signal_is_the_command_s_and_the_second_ends_the_machine() {
     eventually("the command has the signal", || says("trapped"));
     signal(&child, libc::SIGINT);
     assert_eq!(common::wait(&mut child).code(), Some(130));
+}
+
+#[test]
+fn signal_that_no_command_waits_for_ends_the_machine_before_and_while_it_runs() {
+    needs_linux!();
+    for number in [libc::SIGALRM, libc::SIGIO, 34, 64] {
+        let mut command = run(&[], &["sh", "-c", "echo ready; sleep 600"]);
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        signal(&child, number);
+        collect(child).expect(128 + number, &format!("stopped by signal {number}"));
+    }
+    // The guest boots for longer than this.
+    let console = scratch().join("early.log");
+    let serial = format!("file={}", console.display());
+    let mut command = run(&["--serial", &serial], &["true"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    eventually("the machine is made", || console.exists());
+    signal(&child, libc::SIGPROF);
+    collect(child).expect(128 + libc::SIGPROF, "stopped by signal 27");
 }
 
 #[test]

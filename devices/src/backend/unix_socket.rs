@@ -75,6 +75,15 @@ pub fn remove_files() {
     std::mem::forget(files);
 }
 
+/// The same where another thread may hold the list, or this one: then nothing is removed. Makes system calls only, so that
+/// a signal handler may call it.
+pub fn try_remove_files() {
+    if let Ok(files) = FILES.try_lock() {
+        files.iter().for_each(Named::remove);
+        std::mem::forget(files);
+    }
+}
+
 impl Named {
     fn at(path: &Path) -> io::Result<Self> {
         let made = fs::symlink_metadata(path)?;
@@ -83,7 +92,8 @@ impl Named {
 
     fn remove(&self) {
         // Somebody may have removed it already, and made another.
-        if Self::at(&self.path).is_ok_and(|there| there == *self) {
+        let there = fs::symlink_metadata(&self.path);
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (self.device, self.inode)) {
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -40,7 +40,7 @@ pub(crate) fn run(args: &CargoRunnerArgs) -> u8 {
 }
 
 fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
-    let signals = Blocked::for_command().map_err(|error| Failure::of(&error))?;
+    let signals = Blocked::new().map_err(|error| Failure::of(&error))?;
     let raw = raw(args)?;
     let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(&raw, "quiet")?;

@@ -13,10 +13,11 @@ use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, V
 use coracle::outcome::{Ending, HostFailure, Outcome, TimeLimit};
 use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
+use coracle_devices::signals::asks_for_end;
 
 use super::command_ending::{AGENT_LOST, Run, ending_of, failed, has_ended, of_error, of_network_error};
 use super::copying::{Copying, OutputFile, Rest};
-use super::signals::Blocked;
+use super::signals::{Blocked, ends};
 use super::watch::Watch;
 use super::{tell, typed};
 use crate::cli::variable::name_and_value;
@@ -269,9 +270,11 @@ fn supervise(
         while let Some(signal) = signals.next() {
             match signal {
                 libc::SIGWINCH => process.resize(window_size()),
-                signal if ends(signal) && asked => return Err(Some(Ending::Signalled { signal })),
+                signal if !is_for_command(signal) || (asks_for_end(signal) && asked) => {
+                    return Err(Some(Ending::Signalled { signal }));
+                }
                 signal => {
-                    asked |= ends(signal);
+                    asked |= asks_for_end(signal);
                     process.signal(u8::try_from(signal).unwrap_or(SIGTERM));
                 }
             }
@@ -284,9 +287,10 @@ fn keeps_disks(config: &VmConfig) -> bool {
     config.disks.iter().any(|disk| disk.access == DiskAccess::ReadWrite)
 }
 
-/// Whether a signal asks for the end.
-fn ends(signal: i32) -> bool {
-    matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT)
+/// Whether a signal is for the command while it runs. Any other ends the machine.
+fn is_for_command(signal: i32) -> bool {
+    let asks = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
+    asks || matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGCONT)
 }
 
 fn window_size() -> WindowSize {

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
 use coracle::terminal::terminal_size;
+use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;
 
-/// TERM, INT, HUP, QUIT, CONT and WINCH, taken from here on, but for those that the caller has ignored (`nohup`). Made before the
-/// first thread, which then inherits the mask.
+/// The signals that end a process by default, CONT and WINCH, taken from here on, but for those that the caller has ignored
+/// (`nohup`). Made before the first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
     last: Cell<Option<(i32, Instant)>>,
@@ -20,21 +21,11 @@ pub(crate) struct Blocked {
 
 impl Blocked {
     pub(crate) fn new() -> io::Result<Blocked> {
-        Blocked::of(&[])
-    }
-
-    /// With those that a command in the guest may have a use for.
-    pub(crate) fn for_command() -> io::Result<Blocked> {
-        Blocked::of(&[libc::SIGUSR1, libc::SIGUSR2])
-    }
-
-    fn of(more: &[i32]) -> io::Result<Blocked> {
         let mut set = MaybeUninit::<libc::sigset_t>::uninit();
         // SAFETY: sigemptyset initializes the set that it is given.
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
-        let wanted =
-            [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGCONT, libc::SIGWINCH];
-        for signal in wanted.iter().chain(more).copied().filter(|signal| !is_ignored(*signal)) {
+        let wanted = signals::ending().chain([libc::SIGCONT, libc::SIGWINCH]);
+        for signal in wanted.filter(|signal| Disposition::of(*signal) != Disposition::Ignored) {
             // SAFETY: the set is initialized and the number is a signal's.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
@@ -159,19 +150,15 @@ pub(crate) fn tell_size(vm: &VmHandle) {
     }
 }
 
-/// Whether the caller started this program with `signal` ignored.
-fn is_ignored(signal: i32) -> bool {
-    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-    // SAFETY: asks for the action only, and the answer has room.
-    let result = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
-    // SAFETY: an all-zero action is a valid one, and the call has filled it.
-    result == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+/// Whether a signal ends a program that does not take it: all of [`Blocked`] but two.
+pub(super) fn ends(signal: i32) -> bool {
+    !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
 }
 
 /// Whether a signal that asks for the end repeats the one before it.
 fn is_echo(last: Option<(i32, Instant)>, (signal, now): (i32, Instant)) -> bool {
-    let asks_for_end = matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP);
-    asks_for_end && last.is_some_and(|(last, at)| last == signal && now.saturating_duration_since(at) < ECHO)
+    signals::asks_for_end(signal)
+        && last.is_some_and(|(last, at)| last == signal && now.saturating_duration_since(at) < ECHO)
 }
 
 /// The time that a guest has to power off.

@@ -13,7 +13,7 @@ use coracle::outcome::{Ending, OutcomeReport};
 use coracle::terminal::RawTerminal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
-use super::signals::Blocked;
+use super::signals::{Blocked, ends};
 use super::write_report_at_once;
 use crate::commands::place::on_emulated_host;
 use crate::end_at_once;
@@ -87,7 +87,7 @@ impl Watch {
                     // The main thread reads the signals later, also after an error.
                     Ok(true) | Err(_) => return,
                 }
-                if let Some(signal) = signals.read().filter(|signal| asks_for_end(*signal)) {
+                if let Some(signal) = signals.read().filter(|signal| ends(*signal)) {
                     if shared.swap(ENDING, Ordering::AcqRel) == OVER {
                         return give_back(signal);
                     }
@@ -144,11 +144,6 @@ impl Work {
         // The main thread is amid its work.
         end_at_once(code);
     }
-}
-
-/// Whether a signal ends a program by default that does not take it: all of [`Blocked`] but two.
-fn asks_for_end(signal: i32) -> bool {
-    !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
 }
 
 /// The line at a terminal that says for how long a machine has been prepared.
