@@ -25,3 +25,22 @@ fn options_beside_a_silent_linux_explain_it() {
     fs::remove_file(folder.join("config")).unwrap();
     assert!(!finish(&mut command).stderr.contains("SERIAL_8250"));
 }
+
+#[test]
+fn bzimage_that_calls_itself_something_else_gets_no_advice_for_linux() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let linux = Payload::named("spin").unwrap().bzimage(b"BZh91AY");
+    let mut other = linux.clone();
+    // The text that `kernel_version` points to, 0x200 bytes before it.
+    let text = usize::from(u16::from_le_bytes([linux[0x20e], linux[0x20f]])) + 0x200;
+    other[text..text + 12].copy_from_slice(b"Tester v1.0\0");
+    let advice = |name: &str, kernel: &[u8]| {
+        let mut command = coracle();
+        command.args(["run", "--accel", "kvm", "--timeout", "200ms", "-a", "quiet root=/dev/nvme0"]);
+        finish(command.arg(common::file(name, kernel))).stderr.contains("hint: ")
+    };
+    assert!(advice("linux.img", &linux), "a silent Linux gets advice");
+    assert!(!advice("other.img", &other));
+}

@@ -5,7 +5,6 @@
 
 use std::path::PathBuf;
 
-use coracle_arch::x86_64::image::BootProtocol;
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -244,7 +243,8 @@ pub(super) struct Facts<'a> {
     pub(super) ending: &'a Ending,
     pub(super) phase: Phase,
     pub(super) is_linux: bool,
-    pub(super) protocol: BootProtocol,
+    /// It is entered where an ELF file says, by a protocol that nothing in it names.
+    pub(super) is_entry_guessed: bool,
     pub(super) cmdline: &'a str,
     pub(super) initrds: &'a [PathBuf],
     /// How many disks the machine has.
@@ -368,8 +368,7 @@ fn no_code(facts: &Facts<'_>) -> Option<Hint> {
 
 fn foreign_protocol(facts: &Facts<'_>) -> Option<Hint> {
     let crashed = matches!(facts.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
-    let guessed = !facts.is_linux && facts.protocol == BootProtocol::Linux64;
-    (crashed && guessed && facts.console_bytes == 0).then_some(Hint::ForeignProtocol)
+    (crashed && facts.is_entry_guessed && facts.console_bytes == 0).then_some(Hint::ForeignProtocol)
 }
 
 /// The kernel says so, or it died without a word in a machine that is nearly too small for it.

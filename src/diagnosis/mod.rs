@@ -93,7 +93,7 @@ pub(crate) struct Subject {
     /// Only an ELF file can have symbols.
     symbols: Option<SymbolFile>,
     is_linux: bool,
-    protocol: BootProtocol,
+    is_entry_guessed: bool,
     /// Where the unpacked kernel lies in guest RAM, or may lie.
     ranges: Vec<Range<u64>>,
     cmdline: String,
@@ -173,8 +173,8 @@ impl Subject {
         Subject {
             kernel: image.path().to_owned(),
             symbols,
-            is_linux: image.is_linux(),
-            protocol: image.protocol(),
+            is_linux: image.is_linux() && !image.names_other_program(),
+            is_entry_guessed: !image.is_linux() && image.protocol() == BootProtocol::Linux64,
             ranges,
             cmdline,
             initrds: config.initrds.clone(),
@@ -275,7 +275,7 @@ impl Subject {
             ending: remains.ending,
             phase,
             is_linux: self.is_linux,
-            protocol: self.protocol,
+            is_entry_guessed: self.is_entry_guessed,
             cmdline: &self.cmdline,
             initrds: &self.initrds,
             disks: self.disks,

@@ -218,6 +218,12 @@ impl KernelImage {
         self.contents.is_linux
     }
 
+    /// Whether the image is a bzImage that calls itself something else than Linux (memtest86+): it is started as Linux is, and
+    /// what helps a Linux does not help it.
+    pub fn names_other_program(&self) -> bool {
+        self.contents.names_other
+    }
+
     /// How the image is entered. If nothing else was asked for: Linux by its 64-bit entry, another ELF file by its
     /// PVH entry if it has one, else by its 64-bit entry.
     pub fn protocol(&self) -> BootProtocol {
@@ -294,6 +300,8 @@ struct Contents {
     has_64_bit_entry: bool,
     pvh_entry: Option<u32>,
     is_linux: bool,
+    /// The version text of a bzImage is not that of a Linux.
+    names_other: bool,
     release: Option<String>,
     bzimage: Option<BzImageHeader>,
 }

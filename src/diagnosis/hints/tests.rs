@@ -15,7 +15,7 @@ fn facts() -> Facts<'static> {
         ending: &TIMED_OUT,
         phase: Phase::Entered,
         is_linux: true,
-        protocol: BootProtocol::Linux64,
+        is_entry_guessed: false,
         cmdline: "console=ttyS0 panic=-1",
         initrds: &[],
         disks: 0,
@@ -56,9 +56,9 @@ fn instruction_that_an_interpreting_kvm_lacks_names_the_way_out() {
     let facts = Facts { ending: &ending, code: Some(&code), interpreted: true, ..facts() };
     assert_eq!(facts.hints().first(), Some(&Hint::InterpretedKernel { instruction: true }));
     assert!(Hint::InterpretedKernel { instruction: true }.to_string().contains("--accel emulate"));
-    let payload = Facts { is_linux: false, ..facts };
+    let payload = Facts { is_linux: false, is_entry_guessed: true, ..facts };
     assert_eq!(names(&payload), ["interpreted-kernel", "foreign-protocol"]);
-    let hardware = Facts { interpreted: false, is_linux: false, protocol: BootProtocol::Pvh, ..payload };
+    let hardware = Facts { interpreted: false, is_entry_guessed: false, ..payload };
     assert_eq!(names(&hardware), [""; 0]);
 }
 
@@ -83,10 +83,10 @@ fn jump_to_nowhere_is_no_code() {
 
 #[test]
 fn foreign_image_without_a_note_is_told_how_it_was_entered() {
-    let foreign = Facts { ending: &CRASHED, is_linux: false, ..facts() };
+    let foreign = Facts { ending: &CRASHED, is_linux: false, is_entry_guessed: true, ..facts() };
     assert_eq!(names(&foreign), ["foreign-protocol"]);
-    assert_eq!(names(&Facts { protocol: BootProtocol::Pvh, ..foreign }), [""; 0]);
-    let talks = Facts { ending: &CRASHED, is_linux: false, console_bytes: 5, ..facts() };
+    assert_eq!(names(&Facts { is_entry_guessed: false, ..foreign }), [""; 0]);
+    let talks = Facts { console_bytes: 5, ..foreign };
     assert_eq!(names(&talks), [""; 0]);
 }
 

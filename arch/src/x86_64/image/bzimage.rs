@@ -73,6 +73,7 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
         .checked_add(segment.memory_len)
         .filter(|end| header.pref_address >= HIGH_MEMORY && *end <= MMIO_HOLE)
         .ok_or(Defect::BzImageField { field: "pref_address", value: header.pref_address })?;
+    let text = version_text(file, head, segment.file_offset);
     Ok(Contents {
         memory_end: kernel_end,
         // The segment is longer than the offset of the entry, so this cannot pass its end.
@@ -80,7 +81,8 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
         has_64_bit_entry: true,
         pvh_entry: None,
         is_linux: true,
-        release: release_in(file, head, segment.file_offset),
+        names_other: text.as_deref().is_some_and(|text| release::parse(text).is_none()),
+        release: text.as_deref().and_then(release::parse),
         segments: vec![segment],
         bzimage: Some(header),
     })
@@ -134,15 +136,14 @@ fn payload(raw: &setup_header, segment: &ImageSegment) -> Result<Option<BzImageP
     Ok(Some(BzImagePayload { file_offset: segment.file_offset.saturating_add(offset), len }))
 }
 
-/// The release in the text that `kernel_version` points to, which lies in the real-mode part. It is for people, so a
-/// damaged one is no defect.
-fn release_in(file: &InputFile, head: &[u8], setup_len: u64) -> Option<String> {
+/// The text that `kernel_version` points to, which lies in the real-mode part: at most as much of it as a release takes. It
+/// is for people, so a damaged one is not a defect.
+fn version_text(file: &InputFile, head: &[u8], setup_len: u64) -> Option<Vec<u8>> {
     let offset = u64::from(u16_at(head, 0x20e).filter(|offset| *offset != 0)?).checked_add(SECTOR)?;
     let len = setup_len.checked_sub(offset)?.min(release::TEXT_LEN as u64);
-    let mut text = [0; release::TEXT_LEN];
-    let text = text.get_mut(..usize::try_from(len).ok()?)?;
-    file.read_at(offset, text).ok()?;
-    release::parse(text)
+    let mut text = vec![0; usize::try_from(len).ok()?];
+    file.read_at(offset, &mut text).ok()?;
+    Some(text).filter(|text| text.first().is_some_and(u8::is_ascii_graphic))
 }
 
 /// The part of the file that is loaded: everything after the real-mode part. It goes to the preferred address, so
@@ -247,6 +248,18 @@ mod tests {
             bytes[0x20e..0x210].copy_from_slice(&outside.to_le_bytes());
             assert_eq!(open_bytes(&bytes).unwrap().release(), None, "{outside:#x}");
         }
+    }
+
+    #[test]
+    fn text_that_is_not_a_release_names_another_program() {
+        let mut bytes = patched(0x20e, &0x180u16.to_le_bytes());
+        assert!(!open_bytes(&bytes).unwrap().names_other_program(), "an empty text says nothing");
+        bytes[0x380..][..18].copy_from_slice(b"6.1.0-56-amd64 (x)");
+        assert!(!open_bytes(&bytes).unwrap().names_other_program());
+        bytes[0x380..][..18].copy_from_slice(b"Memtest86+ v6.10\0\0");
+        let image = open_bytes(&bytes).unwrap();
+        assert!(image.names_other_program() && image.is_linux() && image.release().is_none());
+        assert!(!open_bytes(&bzimage()).unwrap().names_other_program());
     }
 
     #[test]

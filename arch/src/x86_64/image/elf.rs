@@ -130,6 +130,7 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
         has_64_bit_entry,
         pvh_entry,
         is_linux,
+        names_other: false,
         release,
         bzimage: None,
     };
