@@ -1,10 +1,24 @@
-//! One-shot decompression of kernels and kernel modules, told by their magic number. [`crate::kernel_image`] and
-//! [`crate::initramfs`] call it with data that nobody vouches for: what comes out is limited by the caller, what the
-//! decoders take meanwhile by [`MAX_WINDOW`], and no data makes them panic.
+//! Decompression of kernels and kernel modules, told by their magic number. [`crate::kernel_image`] and
+//! [`crate::initramfs`] call it with data that nobody vouches for: what comes out goes to a file in memory and is
+//! limited by the caller, what the decoders keep meanwhile follows the length of the data, and no data makes them panic.
+
+mod lz4_legacy;
+mod room;
+mod xz;
+mod zstd;
 
 use std::error::Error;
 use std::fmt;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, BufRead, Read};
+use std::os::unix::fs::FileExt;
+
+use self::lz4_legacy::Lz4Legacy;
+pub(crate) use self::room::room_for;
+pub(crate) use self::xz::Xz;
+pub(crate) use self::zstd::ZstdFrames;
+use crate::memory::memory_file;
+use crate::sparse::write_unless_zero;
 
 /// What the first bytes of a file say about its compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,7 +36,7 @@ pub enum Compression {
 /// Why data could not be decompressed.
 #[derive(Debug, thiserror::Error)]
 pub enum DecompressError {
-    /// The stream is damaged, cut off, or needs more memory than [`MAX_WINDOW`] to decode.
+    /// The stream is damaged, cut off, or needs more memory to decode than data of its length may take.
     #[error("its {compression} data cannot be decompressed")]
     Damaged {
         /// What it claims to be.
@@ -36,13 +50,15 @@ pub enum DecompressError {
         /// What it is.
         compression: Compression,
         /// Bytes that may come out.
-        limit: usize,
+        limit: u64,
     },
     /// The host has no memory for what comes out.
-    #[error("the host has no {bytes} bytes of memory for it")]
+    #[error("the host has no memory for what its {compression} data gives")]
     NoMemory {
-        /// Bytes that were asked for.
-        bytes: usize,
+        /// What it is.
+        compression: Compression,
+        /// What the system said.
+        source: io::Error,
     },
 }
 
@@ -55,22 +71,47 @@ impl Compression {
     /// Decompresses `data`, which ends where its compressed stream ends, into at most `limit` bytes.
     ///
     /// # Errors
-    /// The stream is damaged or gives more.
+    /// The stream is damaged or gives more, or the host has no memory for it.
     pub fn decompress(self, data: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
-        let out = Output::new(self, data, limit)?;
-        // The decoders are large: those that others use with files are the same ones.
-        let mut rest = data;
-        let stream: &mut dyn Read = &mut rest;
-        match self {
-            Self::Gzip => out.read_all(flate2::read::GzDecoder::new(data)),
-            Self::Xz => out.read_all(lzma_rust2::XzReader::new_mem_limit(stream, false, XZ_MEMORY_KIB)),
-            Self::Zstd => {
-                let stream = ruzstd::decoding::StreamingDecoder::new_with_max_window_size(stream, MAX_WINDOW);
-                let stream = stream.map_err(|error| self.damaged(error))?;
-                out.read_all(stream)
-            }
-            Self::Lz4Legacy => out.lz4_legacy(data),
+        let held = data.len() as u64;
+        let room = room_for(held).saturating_sub(held);
+        // The decoder and its window are gone before the bytes are in the memory of this process, once.
+        let (file, len) = self.unpack(&mut { data }, room, limit as u64)?;
+        let no_memory = |source| DecompressError::NoMemory { compression: self, source };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| no_memory(io::ErrorKind::OutOfMemory.into()))?;
+        bytes.resize(len, 0);
+        file.read_exact_at(&mut bytes, 0).map_err(no_memory)?;
+        Ok(bytes)
+    }
+
+    /// Decompresses what comes from `packed` into a file that exists in memory only, at most `limit` bytes, and
+    /// returns their number too. The decoder keeps at most `room` bytes for references to what has come out.
+    pub(crate) fn unpack(
+        self,
+        packed: &mut dyn BufRead,
+        room: u64,
+        limit: u64,
+    ) -> Result<(File, u64), DecompressError> {
+        let no_memory = |source| DecompressError::NoMemory { compression: self, source };
+        let file = memory_file(c"coracle-unpacked", 0).map_err(no_memory)?;
+        let mut stream = self.stream(packed, room).map_err(|error| self.damaged(error))?;
+        match write_out(&mut *stream, &file, limit) {
+            Ok(len) => Ok((file, len)),
+            Err(WriteOutError::Read(source)) => Err(self.damaged(source)),
+            Err(WriteOutError::Write(source)) => Err(no_memory(source)),
+            Err(WriteOutError::TooLong) => Err(DecompressError::TooLong { compression: self, limit }),
         }
+    }
+
+    fn stream<'a>(self, packed: &'a mut dyn BufRead, room: u64) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Self::Gzip => Box::new(flate2::bufread::GzDecoder::new(packed)),
+            Self::Xz => Box::new(Xz::new(packed, false, room)?),
+            Self::Zstd => Box::new(ZstdFrames::new(packed, room)),
+            Self::Lz4Legacy => Box::new(Lz4Legacy::new(packed)),
+        })
     }
 
     fn damaged(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> DecompressError {
@@ -89,81 +130,39 @@ impl fmt::Display for Compression {
     }
 }
 
-/// What has come out so far.
-struct Output {
-    compression: Compression,
-    limit: usize,
-    bytes: Vec<u8>,
+/// Why not all of a stream is in its file.
+pub(crate) enum WriteOutError {
+    /// The decoder's error.
+    Read(io::Error),
+    Write(io::Error),
+    TooLong,
 }
 
-impl Output {
-    /// Room for what is likely to come out of `data`; it costs no memory until it is written to.
-    fn new(compression: Compression, data: &[u8], limit: usize) -> Result<Output, DecompressError> {
-        let likely = data.len().saturating_mul(USUAL_RATIO).min(limit);
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(likely).map_err(|_| DecompressError::NoMemory { bytes: likely })?;
-        Ok(Output { compression, limit, bytes })
-    }
-
-    fn read_all(mut self, stream: impl Read) -> Result<Vec<u8>, DecompressError> {
-        let most = (self.limit as u64).saturating_add(1);
-        stream.take(most).read_to_end(&mut self.bytes).map_err(|error| self.compression.damaged(error))?;
-        if self.bytes.len() > self.limit { Err(self.too_long()) } else { Ok(self.bytes) }
-    }
-
-    /// Source: "LZ4 Frame Format Description", section "Legacy frame".
-    fn lz4_legacy(mut self, data: &[u8]) -> Result<Vec<u8>, DecompressError> {
-        let cut_off = |what: String| Compression::Lz4Legacy.damaged(io::Error::other(what));
-        let mut rest = data.get(LZ4_LEGACY_MAGIC.len()..).unwrap_or_default();
-        while let Some((length, tail)) = rest.split_first_chunk::<4>() {
-            let length = u32::from_le_bytes(*length) as usize;
-            let Some((packed, tail)) = tail.split_at_checked(length) else {
-                return Err(cut_off(format!("a block of {length} bytes is cut off after {}", tail.len())));
-            };
-            self.lz4_block(packed)?;
-            rest = tail;
+/// Writes what comes out of a decoder, at most `limit` bytes, to the empty file `into`; returns their number.
+pub(crate) fn write_out(stream: &mut dyn Read, into: &File, limit: u64) -> Result<u64, WriteOutError> {
+    let mut buffer = vec![0; BUFFER];
+    let mut len = 0_u64;
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(WriteOutError::Read(error)),
+        };
+        let end = len.saturating_add(count as u64);
+        if end > limit {
+            return Err(WriteOutError::TooLong);
         }
-        if rest.is_empty() {
-            Ok(self.bytes)
-        } else {
-            Err(cut_off(format!("{} stray bytes follow the last block", rest.len())))
-        }
+        let bytes = buffer.get(..count).unwrap_or_default();
+        write_unless_zero(into, bytes, len).map_err(WriteOutError::Write)?;
+        len = end;
     }
-
-    fn lz4_block(&mut self, packed: &[u8]) -> Result<(), DecompressError> {
-        let start = self.bytes.len();
-        let room = self.limit.saturating_sub(start).min(LZ4_LEGACY_BLOCK);
-        self.bytes.try_reserve(room).map_err(|_| DecompressError::NoMemory { bytes: room })?;
-        self.bytes.resize(start.saturating_add(room), 0);
-        let block = self.bytes.get_mut(start..).unwrap_or_default();
-        match lz4_flex::block::decompress_into(packed, block) {
-            Ok(made) => {
-                self.bytes.truncate(start.saturating_add(made));
-                Ok(())
-            }
-            Err(lz4_flex::block::DecompressError::OutputTooSmall { .. }) if room < LZ4_LEGACY_BLOCK => {
-                Err(self.too_long())
-            }
-            Err(error) => Err(self.compression.damaged(error)),
-        }
-    }
-
-    fn too_long(&self) -> DecompressError {
-        DecompressError::TooLong { compression: self.compression, limit: self.limit }
-    }
+    into.set_len(len).map_err(WriteOutError::Write)?;
+    Ok(len)
 }
 
-/// The most that a stream may have its decoder remember of what has come out: what Linux's own build asks for at the
-/// most (`zstd -22 --ultra`, and xz since 6.12, 128 MiB).
-pub const MAX_WINDOW: u64 = 128 << 20;
-
-/// [`MAX_WINDOW`] and what the xz decoder has beside it.
-const XZ_MEMORY_KIB: u32 = (MAX_WINDOW >> 10) as u32 + XZ_BESIDE_KIB;
-/// What the xz decoder takes beside its dictionary, and more.
-pub(crate) const XZ_BESIDE_KIB: u32 = 1024;
-
-/// A kernel packed by xz, the densest, unpacks to about this many times its size.
-const USUAL_RATIO: usize = 8;
+/// Large enough that system calls do not count.
+const BUFFER: usize = 256 << 10;
 
 const LZ4_LEGACY_MAGIC: &[u8] = &[0x02, 0x21, 0x4c, 0x18];
 
@@ -173,9 +172,6 @@ const MAGIC: [(&[u8], Compression); 4] = [
     (&[0x28, 0xb5, 0x2f, 0xfd], Compression::Zstd),
     (LZ4_LEGACY_MAGIC, Compression::Lz4Legacy),
 ];
-
-/// The block size that the legacy frame fixes.
-const LZ4_LEGACY_BLOCK: usize = 8 << 20;
 
 #[cfg(test)]
 pub(crate) mod samples {
@@ -226,7 +222,7 @@ pub(crate) mod samples {
             }
             Compression::Lz4Legacy => {
                 let mut out = super::LZ4_LEGACY_MAGIC.to_vec();
-                for block in plain.chunks(super::LZ4_LEGACY_BLOCK) {
+                for block in plain.chunks(super::lz4_legacy::BLOCK) {
                     let packed = lz4_flex::block::compress(block);
                     out.extend_from_slice(&(packed.len() as u32).to_le_bytes());
                     out.extend_from_slice(&packed);
@@ -322,23 +318,20 @@ mod tests {
     }
 
     #[test]
-    fn windows_beyond_the_limit_are_refused() {
-        // Window descriptor 0x90 is 2^28 bytes (RFC 8878, 3.1.1.1.2); the xz property 36 is 256 MiB.
-        let zstd = b"\x28\xb5\x2f\xfd\x00\x90\x01\x00\x00";
-        assert!(Compression::Zstd.decompress(zstd, 1 << 20).is_err());
-        let (sample, _) = PACKED_ELSEWHERE[1];
-        let mut xz = sample.to_vec();
-        xz[16] = 36;
-        let crc = crc32(&xz[12..20]);
-        xz[20..24].copy_from_slice(&crc.to_le_bytes());
-        let error = Compression::Xz.decompress(&xz, 1 << 20).unwrap_err();
-        assert!(error.source().unwrap().to_string().contains("memory"), "{:?}", error.source());
-    }
-
-    fn crc32(bytes: &[u8]) -> u32 {
+    fn streams_that_ask_for_more_than_there_is_room_for_unpack() {
+        let plain = plain(300_000);
+        // Window descriptor 0xff is 3.75 TiB (RFC 8878, 3.1.1.1.2).
+        let zstd = [&b"\x28\xb5\x2f\xfd\x00\xff\x38\x00\x00"[..], b"windows", b"\x01\x00\x00"].concat();
+        assert_eq!(Compression::Zstd.decompress(&zstd, 7).unwrap(), b"windows");
+        // The property 40 of LZMA2, after the filter for x86 in a block's header of 12 bytes, is 4 GiB.
+        let mut xz = pack(Compression::Xz, &plain);
+        assert_eq!(xz[12..19], [2, 1, 4, 0, 0x21, 1, 12]);
+        xz[18] = 40;
+        assert!(Compression::Xz.decompress(&xz, plain.len()).is_err(), "its checksum is wrong");
         let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        crc.sum()
+        crc.update(&xz[12..20]);
+        xz[20..24].copy_from_slice(&crc.sum().to_le_bytes());
+        assert!(Compression::Xz.decompress(&xz, plain.len()).unwrap() == plain);
     }
 
     impl Compression {

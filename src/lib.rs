@@ -55,6 +55,7 @@ pub mod kernel_image;
 mod kvm;
 mod memory;
 pub mod rootfs;
+mod sparse;
 pub mod terminal;
 mod vcpu;
 mod virtio;

@@ -2,6 +2,7 @@
 //!
 //! The pages are made when they are first touched, by whoever touches them.
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -118,7 +119,7 @@ impl GuestRam {
 /// The stretches of RAM by guest address.
 fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
     let file = match memory.backing() {
-        MemoryBacking::Memfd => Some(memory_file(memory.bytes())?),
+        MemoryBacking::Memfd => Some(memory_file(c"coracle-ram", memory.bytes())?),
         MemoryBacking::Anonymous | MemoryBacking::HugePages(_) => None,
     };
     let mut mappings = Vec::new();
@@ -137,9 +138,9 @@ fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
 }
 
 /// A file of this size that exists in memory only. Its mappings keep it.
-fn memory_file(bytes: u64) -> io::Result<File> {
+pub(crate) fn memory_file(name: &CStr, bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a string with an end.
-    let fd = unsafe { libc::memfd_create(c"coracle-ram".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -4,6 +4,8 @@
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../fuzz/src/lib.rs"]
 mod fuzz;
+#[path = "parser_memory/packed.rs"]
+mod packed;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -219,31 +221,22 @@ fn tars_take_memory_in_proportion_to_their_size() {
 #[test]
 fn packed_tars_take_memory_in_proportion_to_their_packed_size() {
     for (what, tar) in hostile_tars() {
-        for (packing, packed) in packed(&tar) {
+        for (packing, packed) in packed::usual(&tar) {
             let _ = image_of(&format!("{what}, {packing}"), &packed);
         }
     }
-    for (packing, packed) in packed(&Tar::default().files(5_000).end()) {
+    for (packing, packed) in packed::usual(&Tar::default().files(5_000).end()) {
         let report = image_of(&format!("honest files, {packing}"), &packed).unwrap();
         assert_eq!(report.files, 5_001);
     }
-}
-
-/// In every packing that is taken.
-fn packed(plain: &[u8]) -> [(&'static str, Vec<u8>); 4] {
-    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    gzip.write_all(plain).unwrap();
-    let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
-    xz.write_all(plain).unwrap();
-    let zstd = ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest);
-    let mut lz4 = lz4_flex::frame::FrameEncoder::new(Vec::new());
-    lz4.write_all(plain).unwrap();
-    [
-        ("gzip", gzip.finish().unwrap()),
-        ("xz", xz.finish().unwrap()),
-        ("zstd", zstd),
-        ("LZ4", lz4.finish().unwrap()),
-    ]
+    // Much that comes out of little, in which everything may be referred back to.
+    let zeroes = vec![0; 50 << 20];
+    for len in [50 << 20, 15 << 20] {
+        let tar = Tar::default().member(b'0', b"zeroes", &zeroes[..len]).end();
+        for (packing, packed) in packed::greedy_tars(&tar) {
+            image_of(&format!("{len} bytes in {packing}"), &packed).unwrap();
+        }
+    }
 }
 
 /// A list of this many of one text, as JSON and TOML have it.
@@ -333,18 +326,23 @@ fn suites_take_memory_in_proportion_to_their_size() {
 #[test]
 fn kernels_take_memory_in_proportion_to_their_size() {
     let zeroes = vec![0; 64 << 20];
-    for (packing, mut payload) in packed(&zeroes).into_iter().filter(|(packing, _)| *packing != "LZ4") {
-        if packing != "gzip" {
-            payload.extend_from_slice(&(zeroes.len() as u32).to_le_bytes());
+    for (len, fits) in [(zeroes.len(), false), (16 << 20, true)] {
+        for (packing, mut payload) in packed::greedy_kernels(&zeroes[..len]) {
+            if packing != "gzip" {
+                payload.extend_from_slice(&(len as u32).to_le_bytes());
+            }
+            let mut image = Payload::named("exit-7").unwrap().bzimage(&payload);
+            image[0x260..0x264].copy_from_slice(&(1_u32 << 30).to_le_bytes());
+            let kernel = file(&image);
+            let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
+            let unpacked = within_limit(&format!("bzImage, {len} bytes in {packing}"), image.len(), || {
+                kernel_image::unpack(&KernelImage::open(path.as_ref()).unwrap()).map(drop)
+            });
+            assert!(
+                unpacked.is_ok() == fits || packing.contains("a small window"),
+                "{packing}: {unpacked:?}"
+            );
         }
-        let mut image = Payload::named("exit-7").unwrap().bzimage(&payload);
-        image[0x260..0x264].copy_from_slice(&(1_u32 << 30).to_le_bytes());
-        let kernel = file(&image);
-        let path = format!("/proc/self/fd/{}", kernel.as_raw_fd());
-        let unpacked = within_limit(&format!("bzImage, {packing}"), image.len(), || {
-            kernel_image::unpack(&KernelImage::open(path.as_ref()).unwrap())
-        });
-        assert!(unpacked.is_err(), "{packing}");
     }
     // An ELF file with as many headers as there may be, each of them a note as long as may be.
     let mut elf = Payload::named("exit-7").unwrap().elf();
@@ -400,12 +398,14 @@ fn modules_take_memory_in_proportion_to_their_size() {
         std::fs::write(folder.join("modules.dep"), &list).unwrap();
         within_limit(what, list.len(), || ModuleTree::open(folder).map(drop)).unwrap();
     }
-    for (packing, packed) in packed(&vec![0; 40 << 20]).into_iter().filter(|(packing, _)| *packing != "LZ4") {
-        let ending = packing.replace("gzip", "gz").replace("zstd", "zst");
-        std::fs::write(folder.join("modules.dep"), format!("a.ko.{ending}:\n")).unwrap();
-        std::fs::write(folder.join(format!("a.ko.{ending}")), &packed).unwrap();
-        let mut tree = ModuleTree::open(folder).unwrap();
-        let found = within_limit(&format!("module, {packing}"), packed.len(), || tree.closure(&["a"]));
-        assert!(found.is_err(), "{packing}");
+    std::fs::write(folder.join("modules.dep"), "a.ko.xz:\n").unwrap();
+    for len in [40 << 20, 15 << 20] {
+        for (packing, packed) in packed::greedy_kernels(&vec![0; len]) {
+            std::fs::write(folder.join("a.ko.xz"), &packed).unwrap();
+            let mut tree = ModuleTree::open(folder).unwrap();
+            let what = format!("module, {len} bytes in {packing}");
+            let found = within_limit(&what, packed.len(), || tree.closure(&["a"]).map(drop));
+            assert!(found.is_err(), "{packing}");
+        }
     }
 }

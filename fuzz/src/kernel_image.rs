@@ -1,5 +1,6 @@
 //! A kernel image of any format, told apart by content: opened, unpacked, and loaded into guest memory.
 
+use std::io::Read;
 use std::path::Path;
 
 use coracle::kernel_image::unpack;
@@ -14,9 +15,10 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 pub fn kernel_image(data: &[u8]) {
     let Ok(image) = KernelImage::from_bytes(Path::new("fuzzed"), data.to_vec()) else { return };
     check_and_load(&image, data);
-    if let Ok(unpacked) = unpack(&image)
-        && let Ok(kernel) = KernelImage::from_bytes(Path::new("unpacked"), unpacked.clone())
-    {
+    let Ok(mut file) = unpack(&image) else { return };
+    let mut unpacked = Vec::new();
+    file.read_to_end(&mut unpacked).unwrap();
+    if let Ok(kernel) = KernelImage::from_file(Path::new("unpacked"), file) {
         check_and_load(&kernel, &unpacked);
     }
 }

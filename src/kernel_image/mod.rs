@@ -55,7 +55,7 @@ pub(crate) fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelErro
         ImageFormat::Elf | ImageFormat::BzImage => None,
     };
     let image = match unpacked {
-        Some(elf) => KernelImage::from_bytes(path, elf)?,
+        Some(elf) => KernelImage::from_file(path, elf)?,
         None => packed,
     };
     Ok(match protocol {

@@ -1,10 +1,12 @@
 //! The `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and `payload_length`).
 
+use std::fs::File;
+use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
 
 use coracle_arch::x86_64::image::{ImageError, KernelImage};
 
-use crate::compression::{Compression, DecompressError};
+use crate::compression::{Compression, DecompressError, room_for};
 
 /// Why a packed kernel could not be unpacked.
 #[derive(Debug, thiserror::Error)]
@@ -55,49 +57,69 @@ pub enum UnpackError {
     },
 }
 
-/// The ELF file that is packed in the bzImage `image`.
+/// The ELF file that is packed in the bzImage `image`, in a file that exists in memory only, at its start.
 ///
 /// # Errors
 /// There is none, or it is packed in another way than by gzip, xz, zstd or LZ4, or damaged.
-pub fn unpack(image: &KernelImage) -> Result<Vec<u8>, UnpackError> {
+pub fn unpack(image: &KernelImage) -> Result<File, UnpackError> {
     unpack_known(image)?.ok_or_else(|| UnpackError::Unknown { path: image.path().to_owned() })
 }
 
 /// As [`unpack`], but `None` where there is nothing that can be unpacked.
-pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<Vec<u8>>, UnpackError> {
-    let Some(header) = image.bzimage() else { return Ok(None) };
-    let head = image.read_payload(HEAD_LEN)?.unwrap_or_default();
-    let Some(compression) = Compression::of(&head) else { return Ok(None) };
-    let payload = image.read_payload(u64::MAX)?.unwrap_or_default();
-    let Some((stream, size)) = split_size(compression, &payload) else { return Ok(None) };
+pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<File>, UnpackError> {
+    let Some((compression, stream_len, size)) = packing(image)? else { return Ok(None) };
     let path = || image.path().to_owned();
-    let given = (stream.len() as u64).saturating_mul(MAX_RATIO).saturating_add(MIN_UNPACKED);
-    let most = u64::from(header.init_size).min(MAX_UNPACKED).min(given);
+    let init_size = image.bzimage().map_or(0, |header| header.init_size);
+    let given = stream_len.saturating_mul(MAX_RATIO).saturating_add(MIN_UNPACKED);
+    let most = u64::from(init_size).min(MAX_UNPACKED).min(given);
     if size > most {
         return Err(UnpackError::Size { path: path(), size, most });
     }
-    let elf = compression
-        .decompress(stream, usize::try_from(size).unwrap_or(usize::MAX))
+    let mut packed = BufReader::with_capacity(BUFFER, Payload { image, at: 0 }.take(stream_len));
+    let (elf, got) = compression
+        .unpack(&mut packed, room_for(stream_len), size)
         .map_err(|source| UnpackError::Damaged { path: path(), source })?;
-    match elf.len() as u64 {
-        got if got == size => Ok(Some(elf)),
-        got => Err(UnpackError::Short { path: path(), size, got }),
+    if got == size { Ok(Some(elf)) } else { Err(UnpackError::Short { path: path(), size, got }) }
+}
+
+/// How the kernel is packed, the bytes of the compressed stream, and the length of what is in it. The kernel's build
+/// writes that length, 4 bytes little-endian, behind every stream that does not end with it by itself, as gzip's does.
+fn packing(image: &KernelImage) -> Result<Option<(Compression, u64, u64)>, UnpackError> {
+    let len = image.payload_len().unwrap_or_default();
+    let Some(stream_len) = len.checked_sub(4) else { return Ok(None) };
+    let mut head = [0; HEAD_LEN];
+    let head = head.get_mut(..usize::try_from(len).unwrap_or(HEAD_LEN).min(HEAD_LEN)).unwrap_or_default();
+    image.read_payload(0, head)?;
+    let Some(compression) = Compression::of(head) else { return Ok(None) };
+    let mut size = [0; 4];
+    image.read_payload(stream_len, &mut size)?;
+    let stream_len = match compression {
+        Compression::Gzip => len,
+        Compression::Xz | Compression::Zstd | Compression::Lz4Legacy => stream_len,
+    };
+    Ok(Some((compression, stream_len, u64::from(u32::from_le_bytes(size)))))
+}
+
+/// The packed kernel, from `at` on.
+struct Payload<'a> {
+    image: &'a KernelImage,
+    at: u64,
+}
+
+impl Read for Payload<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.image.payload_len().unwrap_or_default().saturating_sub(self.at);
+        let count = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = buffer.get_mut(..count).unwrap_or_default();
+        self.image.read_payload(self.at, buffer).map_err(io::Error::other)?;
+        self.at = self.at.saturating_add(count as u64);
+        Ok(count)
     }
 }
 
-/// The compressed stream and the length of what is in it. The kernel's build writes that length, 4 bytes little-endian,
-/// behind every stream that does not end with it by itself, as gzip's does.
-fn split_size(compression: Compression, payload: &[u8]) -> Option<(&[u8], u64)> {
-    let (stream, size) = payload.split_last_chunk::<4>()?;
-    let stream = match compression {
-        Compression::Gzip => payload,
-        Compression::Xz | Compression::Zstd | Compression::Lz4Legacy => stream,
-    };
-    Some((stream, u64::from(u32::from_le_bytes(*size))))
-}
-
 /// More than the longest magic number.
-const HEAD_LEN: u64 = 16;
+const HEAD_LEN: usize = 16;
+const BUFFER: usize = 256 << 10;
 
 /// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
 /// (53 MiB is usual), far below what would hurt a host.
@@ -129,6 +151,12 @@ mod tests {
         Payload::named("hello-exit").unwrap().elf()
     }
 
+    fn bytes(mut file: File) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        bytes
+    }
+
     /// As the kernel's build packs: all but gzip are followed by the length.
     fn payload(compression: Compression, plain: &[u8], size: usize) -> Vec<u8> {
         let mut payload = pack(compression, plain);
@@ -143,7 +171,7 @@ mod tests {
         let elf = elf();
         for compression in ALL {
             let image = bzimage(&payload(compression, &elf, elf.len()));
-            assert!(unpack(&image).unwrap() == elf, "{compression}");
+            assert!(bytes(unpack(&image).unwrap()) == elf, "{compression}");
         }
     }
 
@@ -190,8 +218,8 @@ mod tests {
                 let at = at.index(packed.len());
                 packed[at] = value;
             }
-            if let Ok(bytes) = unpack(&bzimage(&packed)) {
-                prop_assert!(bytes.len() <= 0x80_0000);
+            if let Ok(file) = unpack(&bzimage(&packed)) {
+                prop_assert!(file.metadata().unwrap().len() <= 0x80_0000);
             }
         }
     }

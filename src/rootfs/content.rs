@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::sparse::write_unless_zero;
+
 /// Bytes of a file, which stay where they are until an image is written.
 #[derive(Debug, Clone)]
 pub(super) struct Content {
@@ -228,23 +230,5 @@ pub(super) fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<
     Ok(filled)
 }
 
-/// Writes the blocks that are not all zero: the image starts as a hole.
-pub(super) fn write_unless_zero(image: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-    let mut at = 0;
-    while at < bytes.len() {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
-        let zeroes = rest.chunks(BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum::<usize>();
-        let rest = rest.get(zeroes..).unwrap_or_default();
-        let data = rest.chunks(BLOCK).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum::<usize>();
-        let start = offset.saturating_add((at + zeroes) as u64);
-        image.write_all_at(rest.get(..data).unwrap_or_default(), start)?;
-        at += zeroes + data;
-    }
-    Ok(())
-}
-
 /// Large enough that system calls do not count, small enough for a cache.
 const BUFFER: u64 = 1 << 20;
-/// What a hole of a file consists of on most file systems.
-const BLOCK: usize = 4096;

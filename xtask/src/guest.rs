@@ -4,6 +4,7 @@
 //! Each is an asset folder (see [`crate::assets`]).
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -161,7 +162,9 @@ fn write_all(
     let vmlinuz_path = folder.join("vmlinuz");
     write(&vmlinuz_path, vmlinuz)?;
     let image = KernelImage::from_bytes(&vmlinuz_path, vmlinuz.to_vec())?;
-    write(&folder.join("vmlinux"), &kernel_image::unpack(&image)?)?;
+    let mut vmlinux = Vec::new();
+    kernel_image::unpack(&image)?.read_to_end(&mut vmlinux)?;
+    write(&folder.join("vmlinux"), &vmlinux)?;
     write(&folder.join("initramfs.cpio"), initramfs)?;
     if let Some(loader) = loader {
         loader.write(folder)?;

@@ -12,6 +12,7 @@ mod release;
 #[cfg(test)]
 pub(crate) mod samples;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -170,6 +171,14 @@ impl KernelImage {
         Self::new(InputFile::from_bytes(FileRole::Kernel, path, bytes)?)
     }
 
+    /// Checks that `unpacked`, which was made of the file `path`, is an image that boots here.
+    ///
+    /// # Errors
+    /// As [`KernelImage::open`]; the messages name `path`.
+    pub fn from_file(path: &Path, unpacked: File) -> Result<Self, ImageError> {
+        Self::new(InputFile::from_file(FileRole::Kernel, path, unpacked)?)
+    }
+
     fn new(file: InputFile) -> Result<Self, ImageError> {
         let contents = Contents::parse(&file).map_err(|defect| defect.at(&file))?;
         let protocol = contents.usual_protocol();
@@ -265,23 +274,27 @@ impl KernelImage {
         self.contents.bzimage.as_ref()
     }
 
-    /// Reads the packed kernel inside a bzImage, at most its first `most` bytes. The whole of it ends with the unpacked
-    /// length that may follow it. `None` when the image is no bzImage, or one whose header names no payload.
+    /// Bytes of the packed kernel inside a bzImage, with the unpacked length that may follow it. `None` when the image is
+    /// not a bzImage, or one whose header names no payload.
+    pub fn payload_len(&self) -> Option<u64> {
+        self.bzimage().and_then(|bzimage| bzimage.payload).map(|payload| payload.len)
+    }
+
+    /// Fills `buf` from `offset` of the packed kernel.
     ///
     /// # Errors
-    /// The file cannot be read.
-    pub fn read_payload(&self, most: u64) -> Result<Option<Vec<u8>>, ImageError> {
-        let Some(payload) = self.bzimage().and_then(|bzimage| bzimage.payload) else { return Ok(None) };
-        // Inside the file, so no larger than that; kept apart from the case of a machine without so much memory.
-        let mut bytes = Vec::new();
-        let len = usize::try_from(payload.len.min(most)).unwrap_or(usize::MAX);
-        let no_memory = || Defect::Read(io::ErrorKind::OutOfMemory.into()).at(&self.file);
-        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
-        bytes.resize(len, 0);
-        self.file
-            .read_at(payload.file_offset, &mut bytes)
-            .map_err(|source| Defect::Read(source).at(&self.file))?;
-        Ok(Some(bytes))
+    /// It ends before `buf` is full, there is none, or the file cannot be read.
+    pub fn read_payload(&self, offset: u64, buf: &mut [u8]) -> Result<(), ImageError> {
+        let payload = self.bzimage().and_then(|bzimage| bzimage.payload);
+        let place = payload.and_then(|payload| {
+            let end = offset.checked_add(buf.len() as u64)?;
+            (end <= payload.len).then(|| payload.file_offset.checked_add(offset))?
+        });
+        let read = match place {
+            Some(place) => self.file.read_at(place, buf),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        };
+        read.map_err(|source| Defect::Read(source).at(&self.file))
     }
 
     /// The file, for loading.

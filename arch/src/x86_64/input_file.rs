@@ -102,6 +102,19 @@ impl InputFile {
         Ok(Self { path, len: bytes.len() as u64, content: Content::Memory(bytes) })
     }
 
+    /// Takes a file that was made of the file `path`, which error messages go on naming.
+    ///
+    /// # Errors
+    /// It is empty, or its length cannot be read.
+    pub fn from_file(role: FileRole, path: &Path, file: File) -> Result<Self, InputFileError> {
+        let path = path.to_owned();
+        match file.metadata() {
+            Err(source) => Err(InputFileError::Open { role, path, source }),
+            Ok(metadata) if metadata.len() == 0 => Err(InputFileError::Empty { role, path }),
+            Ok(metadata) => Ok(Self { path, len: metadata.len(), content: Content::File(Mutex::new(file)) }),
+        }
+    }
+
     /// The path as given.
     pub fn path(&self) -> &Path {
         &self.path

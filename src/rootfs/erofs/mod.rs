@@ -13,8 +13,8 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use self::layout::{BLOCK, INODE, Layout, Placed, SUPER_OFFSET, Xattr};
-use super::content::write_unless_zero;
 use super::tree::{Inode, Kind, Tree};
+use crate::sparse::write_unless_zero;
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -102,51 +102,57 @@ fn what_other_programs_pack_is_unpacked() {
     }
 }
 
-/// Frames of Zstandard that have `len` zeroes in all and ask for a window of 1 KiB << `exponent`, one byte for each block.
-fn zstd_zeroes(len: usize, exponent: u8) -> Vec<u8> {
-    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3];
-    let blocks = len.div_ceil(128 << 10);
-    for block in 1..=blocks {
-        let header = (128_u32 << 10) << 3 | 1 << 1 | u32::from(block == blocks);
-        frame.extend_from_slice(&header.to_le_bytes()[..3]);
+/// A frame of Zstandard that has `len` zeroes, one byte for each block, then refers `FAR` back in a window of 128 MiB.
+fn zstd_far(len: usize) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
+    for _ in 0..len.div_ceil(128 << 10) {
+        frame.extend_from_slice(&((128_u32 << 10) << 3 | 1 << 1).to_le_bytes()[..3]);
         frame.push(0);
     }
+    // The last block: no literals, one sequence, whose three codes are bytes (RFC 8878, 3.1.1.3.2.1): no literal, an
+    // offset of 25 bits, three bytes. The bits of the offset are 0; the highest bit ends them.
+    frame.extend_from_slice(&(10_u32 << 3 | 2 << 1 | 1).to_le_bytes()[..3]);
+    frame.extend_from_slice(&[0, 1, 0x54, 0, 25, 0, 0, 0, 0, 2]);
     frame
 }
 
-fn xz_zeroes(len: usize, dictionary: u32) -> Vec<u8> {
+/// An .xz file in which the last bytes are the first again.
+fn xz_far(len: usize) -> Vec<u8> {
     let mut options = lzma_rust2::XzOptions::with_preset(0);
-    options.lzma_options.dict_size = dictionary;
+    options.lzma_options.dict_size = 64 << 20;
     let mut writer = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
-    std::io::Write::write_all(&mut writer, &vec![0; len]).unwrap();
+    let start: Vec<u8> = plain().into_iter().take(1000).collect();
+    for part in [&start[..], &vec![0; len - start.len()], &start] {
+        std::io::Write::write_all(&mut writer, part).unwrap();
+    }
     writer.finish().unwrap()
 }
+
+/// What `zstd_far` refers to, which is beyond the window of a small file.
+const FAR: usize = (32 << 20) - 3;
 
 #[test]
 fn window_is_as_large_as_the_file_is_worth_whatever_it_asks_for() {
     const LARGE: usize = 40 << 20;
-    for (what, bomb) in [("zstd", zstd_zeroes(LARGE, 17)), ("xz", xz_zeroes(LARGE, 64 << 20))] {
-        let error = unpacked(&bomb).unwrap_err();
+    for (packed, most) in [(zstd_far(LARGE), 15), (xz_far(LARGE), 24)] {
+        let error = unpacked(&packed).unwrap_err();
         let reason = std::error::Error::source(&error).unwrap().to_string();
-        assert!(
-            reason.contains("more than 16 MiB of memory") && reason.contains("smaller window"),
-            "{what}: {reason}"
-        );
+        let limit = format!("more than {most} MiB of memory");
+        assert!(reason.contains(&limit) && reason.contains("smaller window"), "{reason}");
+        assert!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).is_ok());
     }
-    let error = first_bytes(Packing::Zstd, &file(&zstd_zeroes(LARGE, 17)), 512).unwrap_err();
-    assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
-    // The usual window, any number of times; and a large one in which little is.
-    for packed in [zstd_zeroes(LARGE, 13), xz_zeroes(LARGE, 8 << 20)] {
-        assert_eq!(unpacked(&packed).unwrap().len(), LARGE);
-    }
-    for packed in [zstd_zeroes(8 << 20, 17), xz_zeroes(8 << 20, 64 << 20)] {
-        assert_eq!(unpacked(&packed).unwrap().len(), 8 << 20);
-        assert_eq!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).unwrap(), [0; 512]);
-    }
-    // xz rounds what it keeps up to a power of two.
-    assert_eq!([16, 23, 24, 100].map(|room| xz_output(room << 20) >> 20), [15, 15, 31, 63]);
-    // A file that is large enough may have what it asks for.
-    let frame = zstd_zeroes(LARGE, 17);
-    let padding = [&b"\x50\x2a\x4d\x18\0\0\x50\0"[..], &vec![0; 5 << 20]].concat();
-    assert_eq!(unpacked(&[frame, padding].concat()).unwrap().len(), LARGE);
+    // A file that is large enough may have what it asks for: here by what is skipped.
+    let padding = [&b"\x50\x2a\x4d\x18\0\0\x60\0"[..], &vec![0; 6 << 20]].concat();
+    let padded = [zstd_far(FAR.next_multiple_of(128 << 10)), padding].concat();
+    assert_eq!(unpacked(&padded).unwrap().len(), FAR.next_multiple_of(128 << 10) + 3);
+    assert_eq!(unpacked(&xz_far(20 << 20)).unwrap().len(), (20 << 20) + 1000);
+}
+
+#[test]
+fn frames_that_state_too_much_are_cut_short_or_refused() {
+    let skipped =
+        unpacked(&[&pack(Compression::Zstd, &plain())[..], b"\x50\x2a\x4d\x18\x04\0\0\0abc"].concat());
+    assert!(skipped.is_err());
+    // A dictionary of number 7.
+    assert!(unpacked(b"\x28\xb5\x2f\xfd\x01\x00\x07\x01\x00\x00").is_err());
 }

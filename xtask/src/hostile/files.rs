@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use coracle_payload::Payload;
 
 use super::case::{Case, MemoryLimit};
 use super::scene::Scene;
@@ -36,8 +37,17 @@ pub(super) fn cases() -> Vec<Case> {
             tar.end()?;
             with_root(scene, &path)
         }),
-        refused("tar: zstd, 16 KB with a window of 128 MiB", "smaller window", |scene| {
-            with_root(scene, &scene.file("root.tar.zst", &zstd_zeroes(512 << 20))?)
+        refused("tar: zstd, 4 KB that keep 512 MiB in a window of 128 MiB", "root.tar.zst", |scene| {
+            with_root(scene, &scene.file("root.tar.zst", &zstd_zeroes(512))?)
+        }),
+        refused("kernel: zstd, 16 MiB in a window of 128 MiB", "a file of zeros", |scene| {
+            let packed = [zstd_zeroes(16), (16_u32 << 20).to_le_bytes().to_vec()].concat();
+            let payload = Payload::named("exit-7").context("there is no payload exit-7")?;
+            let mut image = payload.bzimage(&packed);
+            // The memory that it reserves (boot.rst, `init_size`).
+            image.get_mut(0x260..0x264).context("a header")?.copy_from_slice(&(1_u32 << 30).to_le_bytes());
+            let kernel = scene.file("vmlinuz", &image)?;
+            file_command(scene, "run", &["--accel", "kvm", "--timeout", "1s", "--protocol", "pvh"], &kernel)
         }),
         refused("kernel: a device without end", "/dev/zero", |scene| {
             file_command(scene, "run", &[], Path::new("/dev/zero"))
@@ -105,16 +115,19 @@ fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
     with_root(scene, &path)
 }
 
-/// A frame of Zstandard with zeroes (RFC 8878, 3.1.1), that many in blocks of 128 KiB; one byte of each block is stored.
-fn zstd_zeroes(len: u32) -> Vec<u8> {
-    const BLOCK: u32 = 128 << 10;
+/// A frame of Zstandard (RFC 8878, 3.1.1) with so many MiB of zeroes, in blocks of 8 bytes that are of 1 MiB: the literals
+/// are one byte, a million times, which no packer writes and decoders take.
+fn zstd_zeroes(mib: usize) -> Vec<u8> {
     // The window is 1 KiB << 17.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
-    for block in 1..=len / BLOCK {
-        let is_last = u32::from(block == len / BLOCK);
-        frame.extend_from_slice(&((BLOCK << 3) | (1 << 1) | is_last).to_le_bytes()[..3]);
-        frame.push(0);
-    }
+    let repeated = |count: u32| {
+        let [low, middle, high, _] = ((count << 4) | 0b1101).to_le_bytes();
+        [(5 << 3) | (2 << 1), 0, 0, low, middle, high, 0, 0]
+    };
+    frame.extend(repeated((1 << 20) - 1).repeat(mib));
+    frame.extend(repeated(u32::try_from(mib).unwrap_or_default()));
+    // The last block is empty.
+    frame.extend_from_slice(&[1, 0, 0]);
     frame
 }
 

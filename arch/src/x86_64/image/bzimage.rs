@@ -215,13 +215,20 @@ mod tests {
 
     #[test]
     fn payload_is_where_the_header_says() {
-        assert_eq!(open_bytes(&bzimage()).unwrap().read_payload(u64::MAX).unwrap(), None);
+        let image = open_bytes(&bzimage()).unwrap();
+        assert_eq!(image.payload_len(), None);
+        assert!(image.read_payload(0, &mut [0]).is_err());
         let mut bytes = patched(0x248, &[0x10, 0, 0, 0, 5, 0, 0, 0]);
         bytes[1024 + 0x10..][..5].copy_from_slice(b"stuff");
         let image = open_bytes(&bytes).unwrap();
         assert_eq!(image.bzimage().unwrap().payload, Some(BzImagePayload { file_offset: 1040, len: 5 }));
-        assert_eq!(image.read_payload(u64::MAX).unwrap().unwrap(), b"stuff");
-        assert_eq!(image.read_payload(2).unwrap().unwrap(), b"st");
+        assert_eq!(image.payload_len(), Some(5));
+        let read = |offset, mut bytes: Vec<u8>| image.read_payload(offset, &mut bytes).map(|()| bytes);
+        assert_eq!(read(0, vec![0; 5]).unwrap(), b"stuff");
+        assert_eq!(read(3, vec![0; 2]).unwrap(), b"ff");
+        for (offset, len) in [(0, 6), (5, 1), (u64::MAX, 2)] {
+            assert!(read(offset, vec![0; len]).is_err(), "{offset}, {len}");
+        }
     }
 
     #[test]
@@ -232,10 +239,9 @@ mod tests {
             assert!(matches!(error, ImageError::BzImageField { field: "payload_length", .. }), "{error}");
         }
         let whole = [0u32.to_le_bytes(), 4096u32.to_le_bytes()].concat();
-        assert_eq!(
-            open_bytes(&patched(0x248, &whole)).unwrap().read_payload(u64::MAX).unwrap().unwrap(),
-            [0xcc; 4096]
-        );
+        let mut payload = [0; 4096];
+        open_bytes(&patched(0x248, &whole)).unwrap().read_payload(0, &mut payload).unwrap();
+        assert_eq!(payload, [0xcc; 4096]);
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! .xz streams, unpacked with a dictionary that is as large as the caller has room for, whatever the first block asks
+//! for. Data that then refers back to more is an error; most refers to less: `xz -9` asks for 64 MiB for any file.
+//!
+//! Source: the .xz file format 1.2.0, 2.1.1, 3.1 and 5.3.1.
+
+use std::io::{self, Read};
+
+use lzma_rust2::XzReader;
+
+use super::room::no_room;
+
+/// What comes out of an .xz file.
+pub(crate) struct Xz<'a> {
+    reader: XzReader<Box<dyn Read + 'a>>,
+    dictionary: u64,
+    /// Whether the first block asked for more than it was given.
+    is_short: bool,
+}
+
+impl<'a> Xz<'a> {
+    /// Unpacks `source`, one stream or as many as there are, with a dictionary of `room` bytes at the most;
+    /// later blocks may not ask for more.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    pub(crate) fn new(mut source: impl Read + 'a, is_many: bool, room: u64) -> io::Result<Xz<'a>> {
+        let (bits, dictionary) = dictionary_within(room);
+        let mut start = Vec::new();
+        source.by_ref().take(STREAM_HEADER + 1).read_to_end(&mut start)?;
+        let header_len = start.last().map_or(0, |len| (u64::from(*len) + 1) * 4);
+        source.by_ref().take(header_len - u64::from(header_len > 0)).read_to_end(&mut start)?;
+        let block = start.get_mut(STREAM_HEADER as usize..).unwrap_or_default();
+        let is_short = lower_dictionary(block, bits).is_some();
+        let source: Box<dyn Read> = Box::new(io::Cursor::new(start).chain(source));
+        let limit = u32::try_from(dictionary >> 10).unwrap_or(u32::MAX).saturating_add(BESIDE_KIB);
+        Ok(Xz { reader: XzReader::new_mem_limit(source, is_many, limit), dictionary, is_short })
+    }
+}
+
+impl Read for Xz<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::OutOfMemory => no_room(self.dictionary),
+            // A reference beyond the dictionary has this kind; what is damaged has others.
+            io::ErrorKind::Other if self.is_short => no_room(self.dictionary),
+            _ => error,
+        })
+    }
+}
+
+/// The largest dictionary within `room`, and how a header states it (5.3.1): two bits of a number, shifted.
+fn dictionary_within(room: u64) -> (u8, u64) {
+    let size = |bits: u8| (2 | u64::from(bits & 1)) << (bits / 2 + 11);
+    let bits = (0..MAX_BITS).rev().find(|bits| size(*bits) <= room).unwrap_or_default();
+    (bits, size(bits))
+}
+
+/// Makes the header of a block state a dictionary of `bits` where it states a larger one. `None` where it does not, and
+/// where it is not a sound header: the decoder says what is wrong with it.
+fn lower_dictionary(block: &mut [u8], bits: u8) -> Option<()> {
+    let (header, crc) = block.split_last_chunk_mut::<4>()?;
+    if crc32(header) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let mut at = 2;
+    let flags = *header.get(1)?;
+    for _ in 0..(flags >> 6).count_ones() {
+        number(header, &mut at)?;
+    }
+    for _ in 0..flags & 3 {
+        number(header, &mut at)?;
+        let len = number(header, &mut at)?;
+        at = at.checked_add(usize::try_from(len).ok()?)?;
+    }
+    // The last filter is LZMA2.
+    let [LZMA2, 1, stated] = header.get_mut(at..)?.first_chunk_mut::<3>()? else { return None };
+    if *stated <= bits {
+        return None;
+    }
+    *stated = bits;
+    *crc = crc32(header).to_le_bytes();
+    Some(())
+}
+
+/// A number of variable length (1.2), in whose place `at` is.
+fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
+    let mut number = 0;
+    for place in 0..9 {
+        let byte = *bytes.get(*at)?;
+        *at = at.checked_add(1)?;
+        number |= u64::from(byte & 0x7f) << (7 * place);
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    let mut crc = flate2::Crc::new();
+    crc.update(bytes);
+    crc.sum()
+}
+
+const STREAM_HEADER: u64 = 12;
+const LZMA2: u8 = 0x21;
+/// States 4 GiB - 1, the largest dictionary.
+const MAX_BITS: u8 = 40;
+/// What the decoder takes beside its dictionary, and more.
+const BESIDE_KIB: u32 = 1024;

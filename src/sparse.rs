@@ -1,0 +1,24 @@
+//! Files with holes where zeroes are. What is unpacked, and images of roots, are written by it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Writes the blocks that are not all zero: the image starts as a hole.
+pub(crate) fn write_unless_zero(image: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut at = 0;
+    while at < bytes.len() {
+        let rest = bytes.get(at..).unwrap_or_default();
+        let is_zero = |block: &[u8]| block.iter().all(|byte| *byte == 0);
+        let zeroes = rest.chunks(BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum::<usize>();
+        let rest = rest.get(zeroes..).unwrap_or_default();
+        let data = rest.chunks(BLOCK).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum::<usize>();
+        let start = offset.saturating_add((at + zeroes) as u64);
+        image.write_all_at(rest.get(..data).unwrap_or_default(), start)?;
+        at += zeroes + data;
+    }
+    Ok(())
+}
+
+/// What a hole of a file consists of on most file systems.
+const BLOCK: usize = 4096;
