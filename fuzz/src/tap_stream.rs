@@ -55,7 +55,7 @@ fn check(tap: &Tap, length: usize) {
     let TapCounts { passed, failed, skipped, todo } = tap.counts();
     assert_eq!(passed + failed + skipped + todo, tap.results().len() as u64 + tap.results_left_out());
     assert!(tap.results().len() <= MOST.min(length));
-    let mut kept = 0;
+    let (mut kept, mut diagnosed) = (0, 0);
     for result in tap.results() {
         assert!(
             result.suite.len() <= 400 && result.name.len() <= 200 && result.reason.len() <= 200,
@@ -63,8 +63,13 @@ fn check(tap: &Tap, length: usize) {
         );
         let texts = [&result.suite, &result.name, &result.reason];
         assert!(texts.iter().all(|text| !text.contains(char::is_control)), "{result:?}");
+        let is_plain = result.diagnostics.lines().all(|line| !line.contains(char::is_control));
+        assert!(result.diagnostics.len() <= 8192 && is_plain, "{result:?}");
+        assert!(result.outcome != TapOutcome::Passed || result.diagnostics.is_empty(), "{result:?}");
+        diagnosed += result.diagnostics.len();
         kept += result.suite.len() + result.name.len() + result.reason.len();
     }
+    assert!(diagnosed <= (4 * length).min(1 << 20), "{diagnosed} bytes of diagnostics are kept of {length}");
     assert!(kept <= 400 * length, "{kept} bytes are kept of {length}");
     let has_failure = tap.results().iter().any(|result| result.outcome == TapOutcome::Failed);
     assert!(!has_failure || tap.complaint().is_some(), "a failure without a complaint");

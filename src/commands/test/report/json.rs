@@ -65,5 +65,6 @@ fn of_result(result: &TapResult) -> Value {
         "number": result.number,
         "outcome": outcome,
         "reason": result.reason,
+        "diagnostics": result.diagnostics,
     })
 }

@@ -197,7 +197,7 @@ fn write_result(writer: &mut Writer<Vec<u8>>, (class, name): &Name, result: &Tap
     };
     element.write_inner_content(|writer| {
         let of_failure = (kind == "failure").then_some("tap");
-        write_reason(writer, kind, of_failure, reason.trim(), "")
+        write_reason(writer, kind, of_failure, reason.trim(), &xml_text(&result.diagnostics))
     })?;
     Ok(())
 }
@@ -313,6 +313,15 @@ mod tests {
         assert!(xml.contains("<failure message=\"not ok 2 second\" type=\"tap\"/>"), "{xml}");
         assert!(xml.contains("<skipped message=\"no disk\"/>"), "{xml}");
         assert!(xml.contains("<skipped message=\"TODO later\"/>"), "{xml}");
+    }
+
+    #[test]
+    fn failure_of_a_tap_result_says_why() {
+        let tap = b"1..2\nnot ok 1 a <b>\n# expected <1> ]]> & got\x01 2\nok 2 c\n# of nobody\n";
+        let (xml, _) = written(&[done("bats", Verdict::Failed("TAP".into()), tap)]);
+        let body = "type=\"tap\"># expected &lt;1&gt; ]]&gt; &amp; got\u{fffd} 2</failure>";
+        assert!(xml.contains(body), "{xml}");
+        assert_eq!(xml.matches("of nobody").count(), 1, "only in the console: {xml}");
     }
 
     #[test]

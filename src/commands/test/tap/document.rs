@@ -1,5 +1,6 @@
 //! A document, line by line: its levels, its plan, and the YAML blocks in it.
 
+use super::diagnostics::{self, Before};
 use super::level::{Level, Start};
 use super::line::{Line, TestPoint};
 use super::tally::{Budget, Tally, TapOutcome, TapResult};
@@ -14,6 +15,8 @@ pub(super) struct Document {
     /// What comments announced and has not come: their indentation, deeper from one to the next, and the name.
     announced: Vec<(usize, Option<String>)>,
     yaml: Yaml,
+    /// What may say why the next test fails.
+    before: Before,
     bailed_out: Option<String>,
     /// A result that is not indented has had a number.
     is_numbered: bool,
@@ -48,6 +51,7 @@ impl Document {
             levels: vec![Level::new(0, Start::Announced, None)],
             announced: Vec::new(),
             yaml: Yaml::No,
+            before: Before::default(),
             bailed_out: None,
             is_numbered: false,
             is_too_deep: false,
@@ -57,8 +61,10 @@ impl Document {
     /// Takes a line of this indentation: whether it is part of the document.
     pub(super) fn feed(&mut self, indent: usize, text: &str, line: Line, budget: &mut Budget) -> bool {
         if self.is_yaml(indent, text, &line) {
+            self.note_yaml(indent, text, &line, budget);
             return true;
         }
+        self.note(indent, text, &line, budget);
         if let Line::BailOut { reason } = line {
             self.bailed_out.get_or_insert(reason);
             return true;
@@ -176,6 +182,7 @@ impl Document {
 
     fn result(&mut self, indent: usize, point: TestPoint, budget: &mut Budget) -> bool {
         let is_ktap = self.is_ktap();
+        let before = self.before.take();
         let subtest = self.close_deeper(indent + 1);
         if !self.has_level(indent) {
             // The comment before a test without subtests names that test, and not the subtest that it is in.
@@ -187,13 +194,14 @@ impl Document {
         self.announced.retain(|(at, _)| *at < indent);
         self.is_numbered |= indent == 0 && point.number.is_some();
         if let Some(level) = self.levels.last_mut() {
-            level.take(point, subtest, is_ktap, budget);
+            level.take(point, before, subtest, is_ktap, budget);
         }
         self.yaml = Yaml::May { result: indent };
         true
     }
 
     fn plan(&mut self, indent: usize, count: u64, comment: String) -> bool {
+        self.end_notes();
         if !self.enter(indent) {
             return false;
         }
@@ -205,6 +213,7 @@ impl Document {
 
     /// A subtest with a version line of its own, as KTAP has them.
     fn open(&mut self, indent: usize) -> bool {
+        self.end_notes();
         let is_ktap = self.is_ktap();
         if let Some(unfinished) = self.close_deeper(indent)
             && let Some(level) = self.levels.last_mut()
@@ -222,6 +231,7 @@ impl Document {
 
     /// The comment stands before a subtest, as in TAP 14, or is one of its first lines, as KUnit writes it.
     fn announce(&mut self, indent: usize, name: Option<String>) -> bool {
+        self.end_notes();
         match self.levels.last_mut() {
             Some(level) if level.indent == indent && indent > 0 && level.is_new() && level.name.is_none() => {
                 level.name = name;
@@ -234,6 +244,36 @@ impl Document {
             }
         }
         true
+    }
+
+    /// Keeps a comment (TAP 14, "Comments") for the failure that it stands after or, in KTAP and after another line of TAP,
+    /// for the one that it stands before. KUnit tells more in lines without a `#`, which are indented.
+    fn note(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
+        let is_more = *line == Line::Other && self.is_ktap() && indent > 0 && !self.before.is_empty();
+        if *line != Line::Comment && !is_more {
+            return;
+        }
+        let is_ktap = self.is_ktap();
+        match self.levels.last_mut().filter(|level| level.has_open_failure() && !is_ktap) {
+            Some(level) => level.diagnose(&diagnostics::line(0, text), budget),
+            None => self.before.push(diagnostics::line(if is_more { indent } else { 0 }, text)),
+        }
+    }
+
+    /// Keeps a line within a YAML block for the failure that the block belongs to. Blank lines mean something there (TAP
+    /// 14, "Blank Lines").
+    fn note_yaml(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
+        let Yaml::In { indent: own } = self.yaml else { return };
+        let is_mark = *line == Line::YamlStart && indent == own;
+        if let Some(level) = self.levels.last_mut().filter(|_| !is_mark) {
+            level.diagnose(&diagnostics::line(indent.saturating_sub(own), text), budget);
+        }
+    }
+
+    /// A line of TAP that is not a result: comments before it say nothing of one after it.
+    fn end_notes(&mut self) {
+        self.before = Before::default();
+        self.levels.iter_mut().for_each(Level::end_diagnostics);
     }
 
     fn has_level(&self, indent: usize) -> bool {

@@ -1,5 +1,6 @@
 //! One level of a document: the results of a document itself, or of a subtest in it.
 
+use super::diagnostics::{self, Before};
 use super::line::{Directive, TestPoint};
 use super::numbers::Numbers;
 use super::tally::{Budget, Tally, TapOutcome, TapResult};
@@ -25,6 +26,8 @@ pub(super) struct Level {
     /// The results of this level alone.
     pub(super) results: u64,
     pub(super) numbers: Numbers,
+    /// The last result is a failure that is kept, to which diagnostics may be added.
+    has_open_failure: bool,
     /// What has come in it and its subtests.
     tally: Tally,
     told: Told,
@@ -54,6 +57,7 @@ impl Level {
             plan: None,
             results: 0,
             numbers: Numbers::default(),
+            has_open_failure: false,
             tally: Tally::default(),
             told: Told::default(),
         }
@@ -101,14 +105,33 @@ impl Level {
         }
     }
 
-    /// Takes a result, and the subtest that it sums up.
+    /// Whether the last line of TAP was a failure that is kept.
+    pub(super) fn has_open_failure(&self) -> bool {
+        self.has_open_failure
+    }
+
+    /// Nothing more belongs to the last result.
+    pub(super) fn end_diagnostics(&mut self) {
+        self.has_open_failure = false;
+    }
+
+    /// Adds a line to the last result, if that is a failure.
+    pub(super) fn diagnose(&mut self, line: &str, budget: &mut Budget) {
+        if let Some(result) = self.tally.results.last_mut().filter(|_| self.has_open_failure) {
+            diagnostics::add(&mut result.diagnostics, line, budget);
+        }
+    }
+
+    /// Takes a result with the lines before it, and the subtest that it sums up.
     pub(super) fn take(
         &mut self,
         point: TestPoint,
+        before: Before,
         subtest: Option<Level>,
         is_ktap: bool,
         budget: &mut Budget,
     ) {
+        self.has_open_failure = false;
         self.results = self.results.saturating_add(1);
         if let Err(fault) = self.numbers.take(point.number) {
             self.tally.fault(fault);
@@ -118,8 +141,8 @@ impl Level {
             self.tally.fault("results came before and after the plan");
         }
         match subtest.filter(Level::counts) {
-            Some(subtest) => self.take_sum(point, subtest, is_ktap, budget),
-            None => self.add(point, budget),
+            Some(subtest) => self.take_sum(point, before, subtest, is_ktap, budget),
+            None => self.add(point, before, budget),
         }
     }
 
@@ -178,7 +201,14 @@ impl Level {
 
     /// A result with a subtest is not counted with it, unless it alone says that something failed. Its directive is for
     /// all of the subtest.
-    fn take_sum(&mut self, point: TestPoint, subtest: Level, is_ktap: bool, budget: &mut Budget) {
+    fn take_sum(
+        &mut self,
+        point: TestPoint,
+        before: Before,
+        subtest: Level,
+        is_ktap: bool,
+        budget: &mut Budget,
+    ) {
         let announced = subtest.name.clone();
         let comment = subtest.plan_comment().to_owned();
         let is_empty = subtest.results == 0;
@@ -199,13 +229,13 @@ impl Level {
         self.tally.merge(tally, &name);
         if skips_all && point.is_ok && point.directive.is_none() {
             let point = TestPoint { directive: Some(Directive::Skip), reason: comment, ..point };
-            self.add(point, budget);
+            self.add(point, before, budget);
         } else if is_empty || (!point.is_ok && point.directive.is_none() && !is_bad) {
-            self.add(point, budget);
+            self.add(point, before, budget);
         }
     }
 
-    fn add(&mut self, point: TestPoint, budget: &mut Budget) {
+    fn add(&mut self, point: TestPoint, before: Before, budget: &mut Budget) {
         let outcome = match (point.directive, point.is_ok) {
             (Some(directive), _) => outcome_of(directive),
             (None, true) => TapOutcome::Passed,
@@ -214,7 +244,12 @@ impl Level {
         let number = point.number.unwrap_or(self.results);
         let label = point.label();
         let TestPoint { name, reason, .. } = point;
-        self.tally.add(TapResult { name, number, outcome, reason, ..TapResult::default() }, &label, budget);
+        let result = TapResult { name, number, outcome, reason, ..TapResult::default() };
+        let kept = self.tally.add(result, &label, budget);
+        if let Some(result) = kept.filter(|result| result.outcome == TapOutcome::Failed) {
+            self.has_open_failure = true;
+            before.add_to(&mut result.diagnostics, budget);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! and `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`]; nothing here reads
 //! or writes anything. Names and numbers are the guest's: all that is kept is bounded.
 
+mod diagnostics;
 mod document;
 mod level;
 mod line;

@@ -15,6 +15,9 @@ pub(crate) struct TapResult {
     pub(crate) outcome: TapOutcome,
     /// The text of its directive, or what else comes after the `#`; empty for none. Bounded and harmless like the name.
     pub(crate) reason: String,
+    /// Of a failure, the comments around it and the lines of its YAML block: at most 8 KiB that steer no terminal, in
+    /// lines.
+    pub(crate) diagnostics: String,
 }
 
 /// What a result comes to.
@@ -35,15 +38,24 @@ pub(super) struct Budget {
     any: usize,
     /// For failures after all others have been used up.
     failed: usize,
+    /// Bytes of diagnostics.
+    text: usize,
 }
 
 impl Default for Budget {
     fn default() -> Budget {
-        Budget { any: KEPT, failed: KEPT_FAILED }
+        Budget { any: KEPT, failed: KEPT_FAILED, text: KEPT_TEXT }
     }
 }
 
 impl Budget {
+    /// Takes room for so many bytes of diagnostics, if there is as much.
+    pub(super) fn take_text(&mut self, bytes: usize) -> bool {
+        let left = self.text.checked_sub(bytes);
+        self.text = left.unwrap_or(self.text);
+        left.is_some()
+    }
+
     fn take(&mut self, outcome: TapOutcome) -> bool {
         let left = match outcome {
             TapOutcome::Failed if self.any == 0 => &mut self.failed,
@@ -72,8 +84,13 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts a result that failures call `label`.
-    pub(super) fn add(&mut self, result: TapResult, label: &str, budget: &mut Budget) {
+    /// Counts a result that failures call `label`, and returns it if it is kept.
+    pub(super) fn add(
+        &mut self,
+        result: TapResult,
+        label: &str,
+        budget: &mut Budget,
+    ) -> Option<&mut TapResult> {
         let count = match result.outcome {
             TapOutcome::Passed => &mut self.passed,
             TapOutcome::Failed => &mut self.failed,
@@ -84,9 +101,11 @@ impl Tally {
         if result.outcome == TapOutcome::Failed && self.failures.len() < FAILURES {
             self.failures.push(label.to_owned());
         }
-        if budget.take(result.outcome) {
-            self.results.push(result);
+        if !budget.take(result.outcome) {
+            return None;
         }
+        self.results.push(result);
+        self.results.last_mut()
     }
 
     /// Notes what is wrong though no result says so.
@@ -163,6 +182,8 @@ fn joined(part: &str, by: &str, rest: &str) -> String {
 const KEPT: usize = 10_000;
 /// Failures that come later are what a report is for.
 const KEPT_FAILED: usize = 1000;
+/// Bytes of diagnostics that a run may have.
+const KEPT_TEXT: usize = 1 << 20;
 const FAILURES: usize = 10;
 const FAULTS: usize = 4;
 const PATH_BYTES: usize = 400;

@@ -1,5 +1,6 @@
 //! Whole documents, as guests print them. Not in the folder of what they test, which a fuzz target takes in whole.
 
+mod diagnostics;
 mod reference;
 
 use super::tap::*;
