@@ -62,6 +62,22 @@ pub(crate) struct Done {
 }
 
 impl Case {
+    /// A case of this name, of the default guest, that looks for nothing.
+    #[cfg(test)]
+    pub(crate) fn sample(name: &str) -> Case {
+        Case {
+            name: name.to_owned(),
+            file_name: String::new(),
+            config: VmConfig::default(),
+            patterns: Patterns::default(),
+            boot: None,
+            command: Vec::new(),
+            surroundings: Surroundings::default(),
+            time: None,
+            tap_grace: None,
+        }
+    }
+
     /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and to
     /// `shown` as it comes.
     ///

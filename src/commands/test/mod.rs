@@ -8,6 +8,7 @@ mod lines;
 mod names;
 mod progress;
 mod report;
+mod reporting;
 mod scanner;
 mod shown;
 pub(crate) mod suite;
@@ -17,7 +18,7 @@ mod tap_tests;
 mod verdict;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -35,7 +36,7 @@ use self::progress::Progress;
 use self::scanner::Patterns;
 use self::shown::{Lost, Shown};
 use self::suite::SuiteCase;
-use self::verdict::{Verdict, worst};
+use self::verdict::Verdict;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
 use super::report_file;
@@ -43,7 +44,7 @@ use super::run::command::prepare;
 use super::run::is_default_guest;
 use super::run::watch::Watch;
 use super::settings::{self, Failure};
-use super::{BAD_USAGE, NO_KVM, chain, say};
+use super::{NO_KVM, chain, say};
 use crate::cli::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
@@ -73,8 +74,7 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     report_file::empty("--junit", args.junit.as_deref())?;
     report_file::empty("--json", args.json.as_deref())?;
     let result = run_cases(args, &cases, watch);
-    report_missing(args, &cases, &result)?;
-    result
+    reporting::with_missing(args, &cases, result)
 }
 
 fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failure> {
@@ -90,12 +90,12 @@ fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failur
             let done: Vec<Done> =
                 cases.iter().map(|case| case.not_run(Verdict::Skipped(reason.clone()))).collect();
             say(&format!("skipped: {reason}"));
-            return write_reports(args, &done);
+            return reporting::write(args, &done);
         }
         Ground::Nowhere { reason } => return Err(Failure { code: NO_KVM, reason }),
     }
     let done = if args.suite.is_some() { run_suite(args, cases)? } else { run_one(args, cases)? };
-    write_reports(args, &done)
+    reporting::write(args, &done)
 }
 
 /// The cases of the suite, or the one that the flags make.
@@ -251,24 +251,6 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
     })
 }
 
-/// Writes the reports of cases that did not come to theirs, for the reason in `result`. Natively they are written by now;
-/// an emulated host may have ended first.
-fn report_missing(args: &TestArgs, cases: &[Case], result: &Result<u8, Failure>) -> Result<(), Failure> {
-    let is_missing =
-        |path: &PathBuf| fs::metadata(path).map_or(true, |file| file.is_file() && file.len() == 0);
-    // One that is there is of this run, and is not to be written over because another could not be written.
-    let mut reports = [&args.junit, &args.json].into_iter().flatten().peekable();
-    if reports.peek().is_none() || !reports.all(is_missing) {
-        return Ok(());
-    }
-    let (code, reason) = match result {
-        Ok(code) => (*code, "the emulated host ended before the results were written".to_owned()),
-        Err(failure) => (failure.code, failure.reason.clone()),
-    };
-    let lost = |case: &Case| case.not_run(Verdict::Broken { code, reason: reason.clone() });
-    write_reports(args, &cases.iter().map(lost).collect::<Vec<_>>()).map(drop)
-}
-
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
     // QEMU's emulation of nested paging loses its way now and then when several CPUs run guests at once.
@@ -391,28 +373,6 @@ fn default_jobs(cases: &[Case]) -> usize {
     let largest = cases.iter().map(|case| usize::from(case.config.vcpus.value())).max().unwrap_or(1);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     (cpus / largest.max(1)).max(1)
-}
-
-/// The name of the suite's file, or that of the only case.
-fn suite_name(args: &TestArgs, done: &[Done]) -> String {
-    let of_file =
-        args.suite.as_ref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy().into_owned());
-    of_file.or_else(|| Some(done.first()?.name.clone())).unwrap_or_default()
-}
-
-/// Writes the files that were asked for, and returns the exit code.
-fn write_reports(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
-    let write = |option: &str, path: &Option<PathBuf>, content: Vec<u8>| match path {
-        None => Ok(()),
-        Some(path) => fs::write(path, content).map_err(|error| Failure {
-            code: BAD_USAGE,
-            reason: format!("{option} {}: it cannot be written: {error}", path.display()),
-        }),
-    };
-    let junit = report::junit(&suite_name(args, done), done).map_err(|error| Failure::of(&error))?;
-    write("--junit", &args.junit, junit)?;
-    write("--json", &args.json, report::json(done, on_emulated_host()).into_bytes())?;
-    Ok(worst(&done.iter().map(|case| &case.verdict).collect::<Vec<_>>()))
 }
 
 /// Far more than a boot takes on an emulated host; a guest that hangs does not hold a job up for longer.

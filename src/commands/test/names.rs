@@ -90,25 +90,10 @@ const NAME_BYTES: usize = 200;
 
 #[cfg(test)]
 mod tests {
-    use coracle::config::VmConfig;
-
     use super::*;
-    use crate::cli::Surroundings;
-    use crate::commands::test::scanner::Patterns;
 
     fn files(names: &[&str]) -> Vec<String> {
-        let case = |name: &&str| Case {
-            name: (*name).to_owned(),
-            file_name: String::new(),
-            config: VmConfig::default(),
-            patterns: Patterns::default(),
-            boot: None,
-            command: Vec::new(),
-            surroundings: Surroundings::default(),
-            time: None,
-            tap_grace: None,
-        };
-        let mut cases: Vec<Case> = names.iter().map(case).collect();
+        let mut cases: Vec<Case> = names.iter().map(|name| Case::sample(name)).collect();
         name_files(&mut cases);
         cases.into_iter().map(|case| case.file_name).collect()
     }
