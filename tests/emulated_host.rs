@@ -33,6 +33,8 @@ macro_rules! needs_qemu {
 
 #[path = "emulated_host/limits.rs"]
 mod limits;
+#[path = "emulated_host/modules.rs"]
+mod modules;
 
 #[test]
 fn streams_cross_byte_exact_in_both_directions_and_apart() {

@@ -7,18 +7,29 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use coracle_agent::boot_mark::INIT_ERROR;
+
 use crate::modules;
 
 /// Says one line: an error of the agent, or a warning that explains what is missing later.
 ///
 /// The level is "error" (3), because a kernel started with `quiet` shows only these on its console.
 pub(crate) fn report(line: &str) {
+    log(&format!("coracle-agent: {line}"));
+}
+
+/// Says why the first process ends, and the kernel panics for it: the line that Coracle shows as the reason.
+pub(crate) fn report_end(reason: &str) {
+    log(&format!("{INIT_ERROR}{reason}"));
+}
+
+fn log(line: &str) {
     let logged = OpenOptions::new()
         .write(true)
         .open("/dev/kmsg")
-        .and_then(|mut log| log.write_all(format!("<3>coracle-agent: {}\n", one_line(line)).as_bytes()));
+        .and_then(|mut log| log.write_all(format!("<3>{}\n", one_line(line)).as_bytes()));
     if logged.is_err() {
-        eprintln!("coracle-agent: {line}");
+        eprintln!("{line}");
     }
 }
 

@@ -57,17 +57,17 @@ fn main() -> ExitCode {
         Ok("guest") => Role::Guest,
         Ok("host") => Role::Host,
         Ok(other) => {
-            console::report(&format!("{ROLE_FILE} has the unknown role '{other}'"));
+            console::report_end(&format!("{ROLE_FILE} has the unknown role '{other}'"));
             return ExitCode::FAILURE;
         }
         Err(_) if loader::is_all_there_is() => Role::Loader,
         Err(error) => {
-            console::report(&format!("cannot read {ROLE_FILE}: {error}"));
+            console::report_end(&format!("cannot read {ROLE_FILE}: {error}"));
             return ExitCode::FAILURE;
         }
     };
     std::panic::set_hook(Box::new(move |panic| {
-        console::report(&panic.to_string());
+        console::report_end(&panic.to_string());
         match role {
             // The end of PID 1 panics the kernel, which is how a guest says that it failed.
             Role::Guest | Role::Loader => std::process::exit(101),

@@ -42,6 +42,8 @@ impl Crossing {
         refuse_what_does_not_cross(config)?;
         VmBuilder::new(config.clone()).check_devices().map_err(|error| Failure::of(&error))?;
         self.add_read("the kernel ", &config.kernel);
+        let found = VmBuilder::new(config.clone()).found_files().map_err(|error| Failure::of(&error))?;
+        self.add_read("what belongs to the kernel, ", found);
         self.add_read("-i ", &config.initrds);
         self.add_read("--modules ", &config.modules);
         if !IS_AGENT_BUNDLED {

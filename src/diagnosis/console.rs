@@ -1,5 +1,7 @@
 //! The end of a guest's console as lines that can be shown: text of the guest's, so nothing in it is trusted.
 
+use memchr::memmem;
+
 /// The last [`LINES`] lines of `bytes`, without what a terminal would obey.
 pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
     let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
@@ -13,6 +15,13 @@ pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
 /// A line that can be shown; none of nothing.
 pub(super) fn line(bytes: &[u8]) -> Option<String> {
     Some(readable(bytes)).filter(|line| !line.is_empty())
+}
+
+/// What follows a mark in the last line that has it; none of nothing.
+pub(super) fn after_mark(bytes: &[u8], mark: &str) -> Option<String> {
+    let start = memmem::rfind(bytes, mark.as_bytes())?.saturating_add(mark.len());
+    let rest = bytes.get(start..)?.split(|&byte| byte == b'\n').next()?;
+    line(rest)
 }
 
 /// Puts `line` in front where it is not among `lines`, in place of the oldest.
@@ -97,6 +106,15 @@ mod tests {
         let with = with_line(lines(), "why");
         assert_eq!((with.len(), with[0].as_str(), with[1].as_str()), (20, "why", "1"));
         assert_eq!(with_line(vec!["1".into()], "why"), ["why", "1"]);
+    }
+
+    #[test]
+    fn what_follows_a_mark_is_cleaned_and_the_last_one_counts() {
+        let text = b"[ 1] agent: ends: old\n[ 2] agent: ends: root=\x1b[1mx\x1b[0m: no\r\nKernel panic\n";
+        assert_eq!(after_mark(text, "agent: ends: ").as_deref(), Some("root=x: no"));
+        assert_eq!(after_mark(b"agent: ends: cut", "agent: ends: ").as_deref(), Some("cut"));
+        assert_eq!(after_mark(b"agent: ends: ", "agent: ends: "), None);
+        assert_eq!(after_mark(text, "other"), None);
     }
 
     #[test]

@@ -148,15 +148,24 @@ fn release(bytes: &[u8]) -> Option<String> {
 
 /// A configuration in the folder of the kernel: what distributions install, or what a build leaves.
 fn beside(kernel: &Path, release: Option<&str>) -> Option<KernelConfig> {
-    let folder = kernel.parent()?;
-    let name = kernel.file_name()?.to_string_lossy().into_owned();
-    let suffix = ["vmlinuz-", "vmlinux-", "bzImage-"].iter().find_map(|start| name.strip_prefix(start));
-    let named = release.into_iter().chain(suffix).map(|suffix| format!("config-{suffix}"));
-    named.chain([".config".to_owned(), "config".to_owned()]).find_map(|file| {
-        let path = folder.join(file);
+    files_beside(kernel, release).into_iter().find_map(|path| {
         let text = read_file(&path)?;
         Some(KernelConfig { text, source: ConfigSource::File(path) })
     })
+}
+
+/// The file beside a kernel that has its options.
+pub(crate) fn config_beside(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
+    files_beside(kernel, release).into_iter().find(|path| read_file(path).is_some())
+}
+
+/// Where the options of a kernel may be.
+fn files_beside(kernel: &Path, release: Option<&str>) -> Vec<PathBuf> {
+    let (Some(folder), Some(name)) = (kernel.parent(), kernel.file_name()) else { return Vec::new() };
+    let name = name.to_string_lossy();
+    let suffix = ["vmlinuz-", "vmlinux-", "bzImage-"].iter().find_map(|start| name.strip_prefix(start));
+    let named = release.into_iter().chain(suffix).map(|suffix| format!("config-{suffix}"));
+    named.chain([".config".to_owned(), "config".to_owned()]).map(|file| folder.join(file)).collect()
 }
 
 fn read_file(path: &Path) -> Option<String> {

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use coracle_agent::boot_mark::INIT_ERROR;
 use coracle_arch::x86_64::image::{BootProtocol, ImageFormat, KernelImage};
 use coracle_arch::x86_64::initrd::{InitrdFile, combined_len};
 use coracle_arch::x86_64::load::minimum_memory_mib;
@@ -30,6 +31,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 pub use hints::Hint;
 pub use instruction::Code;
 pub use kconfig::ConfigSource;
+pub(crate) use kconfig::config_beside;
 pub(crate) use phase::{BootMark, Signs, Watch, Watched};
 pub use phase::{Milestone, Sign};
 pub(crate) use report::lines;
@@ -56,11 +58,19 @@ pub struct Diagnosis {
     /// The line with which the kernel panicked, where it printed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panic: Option<String>,
+    /// Why the first process that Coracle brings (the guest agent's program) could not go on, where it said so and the
+    /// kernel panicked for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_error: Option<String>,
 }
 
 impl Diagnosis {
-    /// What the kernel gave as the reason of its panic.
+    /// What the kernel gave as the reason of its panic; where that is only that its first process has ended, what that
+    /// process gave as the reason.
     pub fn panic_reason(&self) -> Option<&str> {
+        if self.init_error.is_some() {
+            return self.init_error.as_deref();
+        }
         let (_, reason) = self.panic.as_deref()?.split_once(PANIC)?;
         Some(reason.trim_start_matches(':').trim()).filter(|reason| !reason.is_empty())
     }
@@ -195,6 +205,8 @@ impl Subject {
         let console = console::last_lines(&heard.tail());
         let panic = console::line(&heard.panic_line());
         let panic = panic.filter(|_| matches!(remains.ending, Ending::Panicked { .. }));
+        let init_error = panic.as_ref().filter(|panic| panic.contains(INIT_ENDED));
+        let init_error = init_error.and_then(|_| console::after_mark(&heard.tail(), INIT_ERROR));
         let console = panic.iter().fold(console, |lines, panic| console::with_line(lines, panic));
         let progress = self.progress(remains, &standing, &console);
         let reached = progress.iter().map(|milestone| milestone.sign.phase(self.is_linux)).max();
@@ -202,8 +214,10 @@ impl Subject {
         let phase = reached.unwrap_or(least).max(least);
         let diagnosis = is_abnormal(remains.ending).then(|| {
             let vcpus = self.places(remains, &standing);
-            let hints = self.hints(remains, phase, &vcpus, &console, panic.as_deref());
-            Diagnosis { vcpus, hints, console, panic }
+            // What the first process says makes its code no news.
+            let explained = panic.as_deref().filter(|_| init_error.is_none());
+            let hints = self.hints(remains, phase, &vcpus, &console, explained);
+            Diagnosis { vcpus, hints, console, panic, init_error }
         });
         Findings { phase, progress, diagnosis }
     }
@@ -365,7 +379,9 @@ fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
 /// How far up a kernel is looked for that chooses its address: all of a usual machine, and a fraction of a second's work.
 const KERNEL_REACH: u64 = 1 << 30;
 /// What Linux prints after its init has run: when it ends, and when it asks for a restart.
-const AFTER_INIT: &[&str] = &["Attempted to kill init", "reboot: Restarting system"];
+const AFTER_INIT: &[&str] = &[INIT_ENDED, "reboot: Restarting system"];
+/// What Linux says in that line when the first process has ended (`do_exit` in kernel/exit.c).
+const INIT_ENDED: &str = "Attempted to kill init!";
 /// How Linux begins the line of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 /// Where the kernel's half of the address space begins (Linux, Documentation/arch/x86/x86_64/mm.rst), for 4 levels of page

@@ -96,7 +96,13 @@ mod tests {
             function: Some(Function { name: "panic".into(), offset: 0x10 }),
         };
         let console = vec!["VFS: Cannot open root device".to_owned()];
-        let diagnosis = Diagnosis { vcpus: vec![place], hints: vec![Hint::NoRoot], console, panic: None };
+        let diagnosis = Diagnosis {
+            vcpus: vec![place],
+            hints: vec![Hint::NoRoot],
+            console,
+            panic: None,
+            init_error: None,
+        };
         let ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };
         Outcome { phase, progress, diagnosis: Some(diagnosis), console_bytes: 28, ..Outcome::bare(ending) }
     }

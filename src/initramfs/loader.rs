@@ -320,6 +320,24 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     })
 }
 
+/// The folder of a kernel's modules where nobody has named one, if there is any.
+pub(crate) fn modules_folder(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
+    let request = LoaderRequest {
+        kernel,
+        release,
+        folder: None,
+        modules: &[],
+        file_systems: &[],
+        has_initrd: false,
+        program: None,
+        is_agent: false,
+        root: None,
+        root_device: None,
+        warns: false,
+    };
+    tree_folder(&request).ok()
+}
+
 fn places_to_look(kernel: &Path) -> Vec<PathBuf> {
     let mut places = guest_data::module_folders();
     // In an unpacked package the kernel is in `boot`, next to `lib`.
@@ -392,6 +410,8 @@ mod tests {
         let tree = tree("beside");
         for kernel in [tree.root.join("vmlinuz"), tree.root.join("boot/vmlinuz")] {
             assert_eq!(tree_folder(&request(&kernel, None)).unwrap(), tree.release_folder());
+            assert_eq!(modules_folder(&kernel, Some(RELEASE)), Some(tree.release_folder()));
+            assert_eq!(modules_folder(&kernel, Some("0.0.0-nowhere")), None);
         }
     }
 

@@ -8,8 +8,6 @@ use std::time::Instant;
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
-use coracle_arch::x86_64::image::KernelImage;
-use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::layout::{self, VirtioMmio};
 use coracle_arch::x86_64::load::{self, LoadRequest};
 use coracle_arch::x86_64::mptable::{self};
@@ -18,30 +16,24 @@ use coracle_devices::event_loop::EventLoop;
 use coracle_devices::journal;
 use coracle_devices::journal::Journal;
 
+use super::inputs::Inputs;
 use super::lifecycle::{Guest, LOG_LIMIT, Machine, Shared, start_control};
 use super::outcome::Outcome;
 use super::platform::Platform;
 use super::watch::Limits;
-use super::{BuildError, Vm};
+use super::{BuildError, Vm, inputs};
 use crate::agent::{self, AgentAttachment, with_words};
-use crate::config::{
-    AcpiMode, AgentConfig, AgentPlace, ConfigError, CpuAffinity, ResetPolicy, VmConfig, names_file_systems,
-    names_root, root_device, root_file_systems,
-};
+use crate::config::{AcpiMode, AgentConfig, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
 use crate::control::{Control, VmEvent};
-use crate::cpu::{self, CpuFeatures};
+use crate::cpu::CpuFeatures;
 use crate::diagnosis::Subject;
-use crate::guest_data::{self, GuestData, GuestDataMissing};
-use crate::initramfs::check::check;
-use crate::initramfs::loader::{self, LoaderRequest};
 use crate::io_loop::IoLoop;
-use crate::kernel_image::{self, KernelRequest};
 use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
-use crate::rootfs::{self, Root, RootError};
+use crate::rootfs::{self, Root};
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
-use crate::virtio::{self, AttachContext, VirtioDevices, specs};
+use crate::virtio::{self, AttachContext, VirtioDevices};
 
 /// Builds one virtual machine.
 #[derive(Debug, Clone, Default)]
@@ -100,6 +92,15 @@ impl VmBuilder {
         self.check_values()?;
         rootfs::check(&self.config)?;
         Inputs::open(&self.config, None, false).map(drop)
+    }
+
+    /// The files and directories that the machine reads beside those that its configuration names: the default guest's
+    /// kernel and initramfs, the directory of the kernel's modules, and the kernel's configuration.
+    ///
+    /// # Errors
+    /// There is no kernel, or it cannot be read.
+    pub fn found_files(&self) -> Result<Vec<PathBuf>, BuildError> {
+        inputs::found_files(&self.config)
     }
 
     /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
@@ -317,86 +318,6 @@ impl Recipe {
         let vcpus = builder.create_vcpus(kvm, &vm, inputs.cpu.clone(), &boot)?;
         Ok((Guest { kvm: vm, ram }, vcpus))
     }
-}
-
-/// The files that a virtual machine is made from, open and checked.
-struct Inputs {
-    kernel: KernelImage,
-    initrds: Vec<InitrdFile>,
-    cpu: CpuTemplate,
-    root: Option<Root>,
-}
-
-impl Inputs {
-    /// Opens and checks them; `is_for_build` is false when that is all.
-    fn open(config: &VmConfig, root: Option<Root>, is_for_build: bool) -> Result<Inputs, BuildError> {
-        let VmConfig { protocol, kaslr, .. } = *config;
-        let (path, initrds) = kernel_and_initrds(config)?;
-        let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
-        let has_initrd = !initrds.is_empty();
-        let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-        if config.root.is_some() && !kernel.is_linux() {
-            return Err(RootError::NotLinux { kernel: path }.into());
-        }
-        if kernel.is_linux() {
-            initrds.iter().try_for_each(check)?;
-        }
-        let root = root.map(|root| root.placed(&mut initrds));
-        let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);
-        let agent = config.agent.as_ref().filter(is_loaders);
-        let mounts_root = mounts_root(config, has_initrd);
-        if kernel.is_linux() {
-            initrds.extend(loader::initrd(&LoaderRequest {
-                kernel: &path,
-                release: kernel.release(),
-                folder: config.modules.as_deref(),
-                modules: &device_modules(config, root.as_ref()),
-                file_systems: &if mounts_root { root_file_systems(&config.cmdline) } else { Vec::new() },
-                has_initrd,
-                program: agent.and_then(|agent| agent.program.as_deref()),
-                is_agent: agent.is_some(),
-                root: root.as_ref().map(Root::start),
-                root_device: root_device(&config.cmdline)
-                    .filter(|_| mounts_root && !names_file_systems(&config.cmdline)),
-                warns: is_for_build,
-            })?);
-        }
-        Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })
-    }
-}
-
-/// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
-fn has_root(config: &VmConfig) -> bool {
-    config.root.is_some() || names_root(&config.cmdline)
-}
-
-/// The files that `config` names, or those of the default guest.
-fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
-    if let Some(kernel) = &config.kernel {
-        return Ok((kernel.clone(), config.initrds.clone()));
-    }
-    let kernel = guest_data::default_kernel(config.kaslr)?;
-    if config.initrds.is_empty() && !has_root(config) {
-        return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
-    }
-    Ok((kernel, config.initrds.clone()))
-}
-
-/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own does that
-/// itself, and of a root that was made for the machine all is known.
-fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
-    let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
-    config.root.is_none() && (!has_initrd || is_first)
-}
-
-/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus at least.
-fn device_modules(config: &VmConfig, root: Option<&Root>) -> Vec<&'static str> {
-    let mut modules: Vec<&str> = specs(config, root).iter().map(|spec| spec.module()).collect();
-    if !modules.is_empty() || config.modules.is_some() {
-        modules.insert(0, "virtio_mmio");
-    }
-    modules.extend(root.map(Root::modules).unwrap_or_default());
-    modules
 }
 
 /// A closure as the console's writer.

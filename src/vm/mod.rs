@@ -5,6 +5,7 @@ mod async_calls;
 mod build_error;
 pub(crate) mod builder;
 mod events;
+mod inputs;
 mod lifecycle;
 mod options;
 pub mod outcome;

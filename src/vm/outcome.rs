@@ -448,8 +448,8 @@ mod tests {
         assert_eq!(outcome.reason(), "the guest's kernel panicked");
         let mut said = |line: &str| {
             let panic = Some(line.to_owned());
-            outcome.diagnosis =
-                Some(Diagnosis { vcpus: Vec::new(), hints: Vec::new(), console: Vec::new(), panic });
+            let (vcpus, hints, console, init_error) = (Vec::new(), Vec::new(), Vec::new(), None);
+            outcome.diagnosis = Some(Diagnosis { vcpus, hints, console, panic, init_error });
             outcome.reason()
         };
         assert_eq!(
@@ -457,6 +457,10 @@ mod tests {
             "the guest's kernel panicked: VFS: no"
         );
         assert_eq!(said("Kernel panic - not syncing"), "the guest's kernel panicked");
+        said("Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100");
+        let Some(diagnosis) = &mut outcome.diagnosis else { panic!("it was set") };
+        diagnosis.init_error = Some("root=/dev/vdb: there is no such device".into());
+        assert_eq!(outcome.reason(), "the guest's kernel panicked: root=/dev/vdb: there is no such device");
     }
 
     #[test]

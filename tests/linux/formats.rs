@@ -65,9 +65,10 @@ fn loader_without_an_initrd_says_what_is_missing() {
     command.args(["run", "--accel", "kvm", "--timeout", "200s", "-a", "quiet"]);
     command.arg(data(GuestData::GuestVmlinuz)).arg("--modules").arg(modules());
     let run = finish(&mut command);
-    run.expect(110, "kernel panicked");
-    let text = run.text();
-    assert!(text.contains("coracle-agent: the modules are loaded, but there is no initrd"), "{text}");
+    run.expect(
+        110,
+        "kernel panicked: the modules are loaded, but there is no initrd with an /init and no root=",
+    );
 }
 
 #[test]

@@ -75,7 +75,7 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
     if options.has_root()
         && let Err(error) = root::switch(&options)
     {
-        console::report(&error.to_string());
+        console::report_end(&error.to_string());
         return ExitCode::FAILURE;
     }
     furnish(if options.is_private() { RootFiles::Private } else { RootFiles::Kept });
@@ -84,7 +84,7 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
     }
     match Surroundings::of_first_process(PowerButton::open()) {
         Ok(surroundings) => service::run(transport, surroundings),
-        Err(error) => console::report(&format!("cannot wait for processes: {error}")),
+        Err(error) => console::report_end(&format!("cannot wait for processes: {error}")),
     }
     ExitCode::FAILURE
 }

@@ -69,7 +69,7 @@ pub(crate) fn run() -> ExitCode {
         start_root(&Options::from_command_line(&line))
     };
     let Err(error) = result;
-    console::report(&error.to_string());
+    console::report_end(&error.to_string());
     ExitCode::FAILURE
 }
 

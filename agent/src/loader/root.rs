@@ -30,8 +30,8 @@ pub(super) enum RootError {
     #[error("root={root}: it holds no file system, but {what}")]
     Other { root: String, what: &'static str },
     #[error(
-        "root={root}: it holds {kind}, which this kernel cannot mount: {kind} is not built in, and no module of it was \
-         found; give --modules the directory with the kernel's modules (tried: {tried})"
+        "root={root}: it holds {kind}, for which this kernel has no driver (tried: {tried}); give --modules the \
+         directory of its modules"
     )]
     NoDriver { root: String, kind: &'static str, tried: String },
     #[error(

@@ -6,6 +6,7 @@ use std::path::Path;
 use coracle_arch::regular_file;
 
 use super::{Facts, Hint, Setting};
+use crate::diagnosis::INIT_ENDED;
 
 /// Neither an initrd nor a root device, unless one is built into the kernel.
 pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
@@ -31,7 +32,7 @@ pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
 
 /// The kernel panics when its init ends, and says with which status.
 pub(super) fn init_ended(facts: &Facts<'_>) -> Option<Hint> {
-    let (_, rest) = facts.panic?.split_once("Attempted to kill init!")?;
+    let (_, rest) = facts.panic?.split_once(INIT_ENDED)?;
     let (_, status) = rest.split_once("exitcode=0x")?;
     let digits = status.split(|c: char| !c.is_ascii_hexdigit()).next()?;
     let status = u32::from_str_radix(digits, 16).ok()?;

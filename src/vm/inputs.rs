@@ -1,0 +1,129 @@
+//! The files that a virtual machine is made from: the user's, and those that are found for it.
+
+use std::path::PathBuf;
+
+use coracle_arch::x86_64::cpu_template::CpuTemplate;
+use coracle_arch::x86_64::image::KernelImage;
+use coracle_arch::x86_64::initrd::InitrdFile;
+
+use super::BuildError;
+use crate::config::{
+    AgentConfig, AgentPlace, VmConfig, names_file_systems, names_root, root_device, root_file_systems,
+};
+use crate::cpu;
+use crate::diagnosis;
+use crate::guest_data::{self, GuestData, GuestDataMissing};
+use crate::initramfs::check::check;
+use crate::initramfs::loader::{self, LoaderRequest};
+use crate::kernel_image::{self, KernelRequest};
+use crate::rootfs::{Root, RootError};
+use crate::virtio::specs;
+
+/// The files that a virtual machine is made from, open and checked.
+pub(super) struct Inputs {
+    pub(super) kernel: KernelImage,
+    pub(super) initrds: Vec<InitrdFile>,
+    pub(super) cpu: CpuTemplate,
+    pub(super) root: Option<Root>,
+}
+
+impl Inputs {
+    /// Opens and checks them; `is_for_build` is false when that is all.
+    ///
+    /// # Errors
+    /// One of them cannot be used.
+    pub(super) fn open(
+        config: &VmConfig,
+        root: Option<Root>,
+        is_for_build: bool,
+    ) -> Result<Inputs, BuildError> {
+        let VmConfig { protocol, kaslr, .. } = *config;
+        let (path, initrds) = kernel_and_initrds(config)?;
+        let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+        let has_initrd = !initrds.is_empty();
+        let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+        if config.root.is_some() && !kernel.is_linux() {
+            return Err(RootError::NotLinux { kernel: path }.into());
+        }
+        if kernel.is_linux() {
+            initrds.iter().try_for_each(check)?;
+        }
+        let root = root.map(|root| root.placed(&mut initrds));
+        let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);
+        let agent = config.agent.as_ref().filter(is_loaders);
+        let mounts_root = mounts_root(config, has_initrd);
+        if kernel.is_linux() {
+            initrds.extend(loader::initrd(&LoaderRequest {
+                kernel: &path,
+                release: kernel.release(),
+                folder: config.modules.as_deref(),
+                modules: &device_modules(config, root.as_ref()),
+                file_systems: &if mounts_root { root_file_systems(&config.cmdline) } else { Vec::new() },
+                has_initrd,
+                program: agent.and_then(|agent| agent.program.as_deref()),
+                is_agent: agent.is_some(),
+                root: root.as_ref().map(Root::start),
+                root_device: root_device(&config.cmdline)
+                    .filter(|_| mounts_root && !names_file_systems(&config.cmdline)),
+                warns: is_for_build,
+            })?);
+        }
+        Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })
+    }
+}
+
+/// What the machine of `config` reads beside the files that it names.
+///
+/// # Errors
+/// There is no kernel, or it cannot be read.
+pub(super) fn found_files(config: &VmConfig) -> Result<Vec<PathBuf>, BuildError> {
+    let VmConfig { protocol, kaslr, .. } = *config;
+    let (path, initrds) = kernel_and_initrds(config)?;
+    let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+    let mut found = Vec::new();
+    if kernel.is_linux() {
+        if config.modules.is_none() {
+            found.extend(loader::modules_folder(&path, kernel.release()));
+        }
+        found.extend(diagnosis::config_beside(&path, kernel.release()));
+    }
+    if config.kernel.is_none() {
+        found.push(path);
+        found.extend(initrds);
+    }
+    Ok(found)
+}
+
+/// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
+fn has_root(config: &VmConfig) -> bool {
+    config.root.is_some() || names_root(&config.cmdline)
+}
+
+/// The files that `config` names, or those of the default guest.
+fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
+    if let Some(kernel) = &config.kernel {
+        return Ok((kernel.clone(), config.initrds.clone()));
+    }
+    let kernel = guest_data::default_kernel(config.kaslr)?;
+    if config.initrds.is_empty() && !has_root(config) {
+        return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
+    }
+    Ok((kernel, config.initrds.clone()))
+}
+
+/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own does that
+/// itself, and of a root that was made for the machine all is known.
+fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
+    let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
+    config.root.is_none() && (!has_initrd || is_first)
+}
+
+/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus at least.
+fn device_modules(config: &VmConfig, root: Option<&Root>) -> Vec<&'static str> {
+    let mut modules: Vec<&str> = specs(config, root).iter().map(|spec| spec.module()).collect();
+    if !modules.is_empty() || config.modules.is_some() {
+        modules.insert(0, "virtio_mmio");
+    }
+    modules.extend(root.map(Root::modules).unwrap_or_default());
+    modules
+}
