@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 
+use crate::ending::{HostFailure, PanicEvidence, TimeLimit};
 use crate::kvm::{VcpuFault, VcpuRegisters};
-use crate::vm::outcome::{HostFailure, PanicEvidence, TimeLimit};
 
 /// Something that ends a virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use coracle_devices::event_loop::{EventLoop, LoopHandle};
 
 use crate::control::{Control, VmEvent};
-use crate::kvm::spawn_with_signals_blocked;
-use crate::vm::outcome::HostFailure;
+use crate::ending::HostFailure;
+use crate::thread::ThreadKind;
 
 /// The owner's side of an I/O thread.
 pub(crate) struct IoLoop {
@@ -26,16 +26,17 @@ pub(crate) struct IoLoop {
 }
 
 impl IoLoop {
-    /// Starts the thread `name` with `event_loop` on it. A panic in it ends the virtual machine through `control`.
+    /// Starts a thread with `event_loop` on it. A panic in it ends the virtual machine through `control`.
     pub(crate) fn start(
-        name: String,
+        kind: ThreadKind,
         mut event_loop: EventLoop,
         control: Arc<Control>,
     ) -> io::Result<IoLoop> {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = event_loop.handle();
         let (alive, ended) = mpsc::channel();
-        let thread = spawn_with_signals_blocked(name.clone(), {
+        let name = kind.name();
+        let thread = kind.spawn({
             let stop = stop.clone();
             move || {
                 let _alive: Sender<()> = alive;
@@ -147,7 +148,7 @@ mod tests {
     fn io_loop(resident: Stuck) -> IoLoop {
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_resident(Box::new(resident));
-        IoLoop::start("io-0".into(), event_loop, Arc::new(Control::new())).unwrap()
+        IoLoop::start(ThreadKind::Io, event_loop, Arc::new(Control::new())).unwrap()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::error::AgentError;
 use super::link::{Limits, LinkThread, Peer};
 use crate::BuildError;
 use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig, names_root};
-use crate::outcome::Ending;
+use crate::ending::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
 
 /// Why a machine cannot have its agent.

@@ -115,7 +115,7 @@ impl AgentClient {
     }
 
     /// The same of an agent that is ready within `limit`.
-    pub(super) fn power_off_within(&self, limit: Duration) -> Result<(), AgentError> {
+    pub(crate) fn power_off_within(&self, limit: Duration) -> Result<(), AgentError> {
         Channel::open_within(&self.link, Request::Shutdown(Power::Off), limit).map(drop)
     }
 

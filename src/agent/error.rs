@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use coracle_agent::guest_protocol::{Failure, OpenError, SessionError, Step};
 
-use crate::outcome::{Ending, TimeLimit};
+use crate::ending::{Ending, TimeLimit};
+use crate::exit_code;
 
 /// The agent cannot be asked, or has gone.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -265,8 +266,8 @@ impl ExecError {
     /// What a shell's status would be: 127 where there is no such program, 126 where it cannot be executed.
     pub fn shell_code(&self) -> Option<u8> {
         match self {
-            ExecError::NotFound { .. } => Some(127),
-            ExecError::NotExecutable { .. } => Some(126),
+            ExecError::NotFound { .. } => Some(exit_code::NOT_FOUND),
+            ExecError::NotExecutable { .. } => Some(exit_code::NOT_EXECUTABLE),
             _ => None,
         }
     }

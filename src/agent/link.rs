@@ -18,8 +18,8 @@ use super::changed::{Changed, Told};
 use super::channel::ChannelState;
 use super::error::{AgentError, ReadyLimit};
 use crate::config::{AgentConfig, VmConfig};
-use crate::kvm::spawn_with_signals_blocked;
-use crate::outcome::Ending;
+use crate::ending::Ending;
+use crate::thread::ThreadKind;
 
 /// What the thread and the callers share.
 pub(super) struct Link {
@@ -101,7 +101,7 @@ impl LinkThread {
         let ready = Changed::new(&told);
         let link = Arc::new(Link { state: Mutex::new(state), ready, told, wake, limits });
         let (alive, ended) = mpsc::channel();
-        let thread = spawn_with_signals_blocked("agent".into(), {
+        let thread = ThreadKind::Agent.spawn({
             let link = link.clone();
             move || {
                 let _alive: Sender<()> = alive;

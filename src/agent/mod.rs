@@ -32,9 +32,6 @@ mod serial;
 mod streams;
 #[cfg(feature = "tokio")]
 mod tasks;
-mod vm;
-#[cfg(feature = "tokio")]
-mod vm_async;
 mod waits;
 
 #[cfg(feature = "tokio")]

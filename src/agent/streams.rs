@@ -8,7 +8,7 @@ use coracle_agent::guest_protocol::Stream;
 
 use super::channel::{Channel, Locked};
 use super::waits::{Waits, block_on};
-use crate::kvm::spawn_with_signals_blocked;
+use crate::thread::ThreadKind;
 
 /// What is written here, the command reads. Dropping it ends the command's input.
 pub struct ProcessInput {
@@ -141,9 +141,10 @@ fn until(deadline: Option<Instant>) -> io::Result<Option<Instant>> {
 /// Gives the command what `reader` has, to its end, on a thread of its own.
 pub(super) fn feed(channel: Arc<Channel>, mut reader: impl Read + Send + 'static) -> io::Result<()> {
     let mut input = ProcessInput::new(channel, None);
-    spawn_with_signals_blocked("agent-stdin".into(), move || {
-        // A reader that fails ends the input. A command that reads no more is no failure.
-        let _ = io::copy(&mut reader, &mut input);
-    })
-    .map(drop)
+    ThreadKind::AgentInput
+        .spawn(move || {
+            // A reader that fails ends the input. A command that reads no more is no failure.
+            let _ = io::copy(&mut reader, &mut input);
+        })
+        .map(drop)
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use crate::kvm::spawn_with_signals_blocked;
+use crate::thread::ThreadKind;
 
 /// The thread behind a writer.
 pub(crate) struct Pump {
@@ -26,7 +26,7 @@ impl Pump {
         let (alive, ended) = mpsc::channel();
         let delivered = Arc::new(AtomicU64::new(0));
         let count = delivered.clone();
-        spawn_with_signals_blocked("console".into(), move || {
+        ThreadKind::Console.spawn(move || {
             let _alive: Sender<()> = alive;
             copy(reader, writer, &count);
         })?;

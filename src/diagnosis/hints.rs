@@ -10,8 +10,8 @@ use serde::{Serialize, Serializer};
 
 use super::instruction::Code;
 use super::kconfig::{ConfigSource, KernelConfig, Setting};
+use crate::ending::{Ending, Phase, signal_name};
 use crate::kvm::VcpuFault;
-use crate::vm::outcome::{Ending, Phase, signal_name};
 
 mod console;
 mod root;

@@ -12,7 +12,6 @@ pub mod inputs;
 mod instruction;
 mod kconfig;
 mod phase;
-mod report;
 mod symbols;
 
 use std::ops::Range;
@@ -34,13 +33,12 @@ pub use kconfig::ConfigSource;
 pub(crate) use kconfig::config_beside;
 pub(crate) use phase::{BootMark, Signs, Watch, Watched};
 pub use phase::{Milestone, Sign};
-pub(crate) use report::lines;
 pub use symbols::Function;
 
 use crate::config::{ConsoleDevice, VmConfig};
+use crate::ending::{Ending, Phase};
 use crate::host::KvmKind;
 use crate::kvm::{Activity, CodePlace, Vcpu, VcpuFault};
-use crate::vm::outcome::{Ending, Phase};
 use hints::Facts;
 use kconfig::KernelConfig;
 use symbols::SymbolFile;

@@ -12,7 +12,7 @@ use coracle_agent::boot_mark;
 use coracle_devices::bus::BusDevice;
 use serde::{Serialize, Serializer};
 
-use crate::vm::outcome::Phase;
+use crate::ending::Phase;
 
 /// Something that a guest did and that says how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

@@ -9,8 +9,9 @@ use std::time::Duration;
 use coracle_agent::protocol::{self, ProtocolError, StartFailure, StartStep};
 
 use super::EmulatedExit;
+use crate::ending::{Ending, Seconds};
+use crate::exit_code;
 use crate::guest_data::GuestDataMissing;
-use crate::vm::outcome::{Ending, Seconds};
 
 /// Why there is no ending of a command to tell.
 #[derive(Debug, thiserror::Error)]
@@ -169,20 +170,20 @@ impl EmulatedHostError {
     /// lost, 125 for wrong usage, 126 and 127 for the command, as shells have them.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::NoCommand | Self::Share { .. } | Self::Surroundings { .. } => 125,
+            Self::NoCommand | Self::Share { .. } | Self::Surroundings { .. } => exit_code::BAD_USAGE,
             Self::NoQemu
             | Self::NoData(_)
             | Self::Local { .. }
             | Self::BootTimeout { .. }
             | Self::BootFailed { .. }
-            | Self::Version { .. } => 115,
-            Self::Lost { .. } | Self::OutputLost { .. } | Self::Protocol(_) | Self::OutOfTurn => 117,
-            Self::TimedOut { .. } => 124,
-            Self::NotExecutable { .. } => 126,
-            Self::CommandNotFound { .. } => 127,
-            Self::Interrupted { signal } | Self::Silent { signal } => {
-                128 + u8::try_from(*signal).unwrap_or(0).min(127)
+            | Self::Version { .. } => exit_code::NO_KVM,
+            Self::Lost { .. } | Self::OutputLost { .. } | Self::Protocol(_) | Self::OutOfTurn => {
+                exit_code::HOST_FAILED
             }
+            Self::TimedOut { .. } => exit_code::TIMED_OUT,
+            Self::NotExecutable { .. } => exit_code::NOT_EXECUTABLE,
+            Self::CommandNotFound { .. } => exit_code::NOT_FOUND,
+            Self::Interrupted { signal } | Self::Silent { signal } => exit_code::of_signal(*signal),
         }
     }
 

@@ -8,6 +8,7 @@ use std::process;
 
 use super::{KvmKind, check_kvm};
 use crate::emulated_host::{self, EmulatedExit, EmulatedHostArgs, EmulatedHostError};
+use crate::exit_code;
 use crate::guest_data;
 use crate::kvm::KvmError;
 
@@ -49,9 +50,9 @@ impl EnsureKvmError {
     /// The process exit code for it: 115, or 125 for what is no matter of KVM.
     pub fn exit_code(&self) -> u8 {
         match self {
-            EnsureKvmError::Unusable(_) | EnsureKvmError::Software => 115,
+            EnsureKvmError::Unusable(_) | EnsureKvmError::Software => exit_code::NO_KVM,
             EnsureKvmError::Emulated(error) => error.exit_code(),
-            EnsureKvmError::Program(_) => 125,
+            EnsureKvmError::Program(_) => exit_code::BAD_USAGE,
         }
     }
 }

@@ -4,11 +4,9 @@
 //! `KVM_RUN` alone. A kick therefore needs no handler, cannot be lost between a check and the entry (it stays
 //! pending and ends the next entry at once), and never reaches code that does not expect it.
 
-use std::io;
 use std::os::unix::thread::{JoinHandleExt, RawPthread};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
-use coracle_devices::journal::Journal;
 use kvm_bindings::{KVMIO, kvm_signal_mask};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::errno;
@@ -32,20 +30,6 @@ impl Kicker {
         // SAFETY: the thread is not joined yet, so its id is valid; to one that has ended this does nothing.
         unsafe { libc::pthread_kill(self.thread, KICK) };
     }
-}
-
-/// Starts a thread of a machine, with every signal blocked: a kick that comes early stays pending. It appends to the
-/// journal of the thread that starts it.
-pub(crate) fn spawn_with_signals_blocked<T: Send + 'static>(
-    name: String,
-    run: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<JoinHandle<T>> {
-    let journal = Journal::current();
-    let builder = Builder::new().name(name).stack_size(STACK_BYTES);
-    coracle_devices::thread::spawn_with_signals_blocked(builder, move || {
-        let _journal = journal.enter();
-        run()
-    })
 }
 
 /// Opens the kick signal inside `KVM_RUN` of this vCPU, and no other signal.
@@ -82,9 +66,6 @@ fn empty_set() -> libc::sigset_t {
 /// programs of this user may have filled: a real-time signal is refused then. It is never unblocked outside `KVM_RUN`, so
 /// a program that uses it for something else in other threads is not disturbed.
 const KICK: libc::c_int = libc::SIGURG;
-
-/// The threads of a virtual machine keep little on the stack; only touched pages cost memory.
-const STACK_BYTES: usize = 256 << 10;
 
 // `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`, Documentation/virt/kvm/api.rst 4.19; kvm-ioctls has no call for it.
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);

@@ -14,8 +14,9 @@ use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
 use super::{affinity, cpu_clock};
 use crate::control::{Control, Gate, VmEvent};
-use crate::kvm::{Kicker, Vcpu, spawn_with_signals_blocked};
-use crate::vm::outcome::HostFailure;
+use crate::ending::HostFailure;
+use crate::kvm::{Kicker, Vcpu};
+use crate::thread::ThreadKind;
 
 /// A vCPU with all that its thread needs.
 pub(crate) struct VcpuThread {
@@ -47,7 +48,7 @@ impl VcpuThread {
     pub(crate) fn spawn(self) -> io::Result<VcpuHandle> {
         let index = self.vcpu.index();
         let shown = Arc::new(Shown::default());
-        let thread = spawn_with_signals_blocked(format!("vcpu-{index}"), {
+        let thread = ThreadKind::Vcpu(index).spawn({
             let shown = shown.clone();
             move || self.run(&shown)
         })?;

@@ -37,10 +37,11 @@ pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::control::Control;
+use crate::ending::HostFailure;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::rootfs::Root;
-use crate::vm::outcome::HostFailure;
+use crate::thread::ThreadKind;
 
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {
@@ -290,7 +291,7 @@ impl Attached {
         if device.blocks() {
             let event_loop = EventLoop::new()?;
             host = Arc::new(event_loop.handle());
-            threads.push(IoLoop::start(thread_name(place), event_loop, context.control.clone())?);
+            threads.push(IoLoop::start(ThreadKind::Device(place.gsi), event_loop, context.control.clone())?);
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
@@ -331,9 +332,4 @@ fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
         }
     }
     Ok(())
-}
-
-/// The kernel cuts the names of threads after 15 bytes.
-fn thread_name(place: VirtioMmio) -> String {
-    format!("virtio-{}", place.gsi)
 }

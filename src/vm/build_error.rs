@@ -13,6 +13,7 @@ use crate::config::ConfigError;
 use crate::console::ConsoleError;
 use crate::cpu::CpuError;
 use crate::error::Whole;
+use crate::exit_code;
 use crate::guest_data::GuestDataMissing;
 use crate::initramfs::{InitrdError, LoaderError};
 use crate::kernel_image::KernelError;
@@ -114,10 +115,10 @@ impl BuildError {
                 | KvmError::Denied { .. }
                 | KvmError::Open { .. }
                 | KvmError::ApiVersion { .. }
-                | KvmError::Capability { .. } => 115,
-                KvmError::Call { .. } | KvmError::Msr { .. } => 125,
+                | KvmError::Capability { .. } => exit_code::NO_KVM,
+                KvmError::Call { .. } | KvmError::Msr { .. } => exit_code::BAD_USAGE,
             },
-            _ => 125,
+            _ => exit_code::BAD_USAGE,
         }
     }
 }

@@ -33,8 +33,9 @@ use crate::control::{Control, Gate, VmEvent};
 use crate::diagnosis::{Findings, Milestone, Remains, Sign, Subject};
 use crate::emulated_host;
 use crate::io_loop::{self, IoLoop};
-use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu, spawn_with_signals_blocked};
+use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu};
 use crate::memory::GuestRam;
+use crate::thread::ThreadKind;
 use crate::vcpu::{ExitCounts, VcpuHandle};
 use crate::virtio::VirtioDevices;
 
@@ -216,7 +217,7 @@ impl Shared {
 
 /// Starts the control thread, which owns the machine until its end.
 pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result<JoinHandle<()>> {
-    spawn_with_signals_blocked("control".into(), move || live(&shared, machine))
+    ThreadKind::Control.spawn(move || live(&shared, machine))
 }
 
 /// From the first start, over every reset that the machine outlives, to its end.

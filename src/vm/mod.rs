@@ -1,6 +1,9 @@
 //! A virtual machine: building it, running it, the handle on it, and its end.
 
 #[cfg(feature = "tokio")]
+mod agent_async_calls;
+mod agent_calls;
+#[cfg(feature = "tokio")]
 mod async_calls;
 mod build_error;
 pub(crate) mod builder;

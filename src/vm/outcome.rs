@@ -2,19 +2,18 @@
 //!
 //! [`Ending::exit_code`] is the table of exit codes that users of the command see.
 
+mod explanation;
 mod report;
 mod times;
 
 use std::time::Duration;
 
-use coracle_devices::guest_request::ResetSource;
-use serde::Serialize;
-
 use crate::agent::ExecStatus;
-use crate::diagnosis::{self, Diagnosis, Milestone};
-use crate::kvm::{VcpuFault, VcpuRegisters};
+use crate::diagnosis::{Diagnosis, Milestone};
+use crate::ending::signal_name;
 use crate::vcpu::ExitCounts;
 
+pub use crate::ending::{Ending, HostFailure, PanicEvidence, Phase, Seconds, TimeLimit};
 pub use report::OutcomeReport;
 pub use times::Times;
 
@@ -54,199 +53,6 @@ pub struct Outcome {
     pub command: Option<ExecStatus>,
     /// Where the time went.
     pub times: Times,
-}
-
-/// The way in which a virtual machine ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// The guest powered off.
-    PoweredOff,
-    /// The workload ended with this code.
-    Exited {
-        /// As the guest gave it.
-        code: u32,
-    },
-    /// The guest's kernel panicked.
-    Panicked {
-        /// How that is known.
-        evidence: PanicEvidence,
-    },
-    /// Every vCPU has halted with interrupts off, so that nothing can wake the guest.
-    Halted,
-    /// The guest crashed in a way that resets a real machine: a triple fault.
-    Crashed {
-        /// Which vCPU.
-        vcpu: u32,
-        /// Its registers, where KVM still tells them.
-        registers: Option<Box<VcpuRegisters>>,
-    },
-    /// The guest asked for a reset.
-    Reset {
-        /// By which device.
-        source: ResetSource,
-    },
-    /// KVM could not run the guest on.
-    CannotRun {
-        /// Which vCPU.
-        vcpu: u32,
-        /// Why.
-        fault: VcpuFault,
-        /// Its registers, where KVM still tells them.
-        registers: Option<Box<VcpuRegisters>>,
-    },
-    /// Coracle or its host failed while the guest ran.
-    HostFailed {
-        /// What failed.
-        reason: HostFailure,
-    },
-    /// Stopped by request of the program or the person that runs it.
-    Stopped,
-    /// Stopped because a time that it was given was over.
-    TimedOut {
-        /// Which.
-        of: TimeLimit,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The command that the machine was for was killed by this signal.
-    CommandKilled {
-        /// Its number.
-        signal: u8,
-    },
-    /// The command that the machine was for could not be started, or its end is not known.
-    CommandFailed {
-        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 111 for an agent that was lost.
-        code: u8,
-        /// Why.
-        reason: String,
-    },
-    /// Stopped because Coracle was sent this signal.
-    Signalled {
-        /// Its number.
-        signal: i32,
-    },
-}
-
-/// A time that a guest is given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TimeLimit {
-    /// To its end.
-    Wall,
-    /// To its init.
-    Boot,
-    /// Without anything to do.
-    Idle,
-    /// To the end of the command that the machine is for.
-    Command,
-}
-
-/// How a kernel panic is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PanicEvidence {
-    /// The guest said so by the pvpanic device.
-    Device,
-    /// Its text on the console, or a crash kernel, and then a reset.
-    Reset,
-    /// Its text in the last line of the console, and then silence.
-    Silence,
-}
-
-/// What can fail on the side of the host while a guest runs.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum HostFailure {
-    /// A thread of Coracle's panicked: a defect.
-    #[error("the thread {thread} panicked; this is a defect of Coracle")]
-    ThreadPanicked {
-        /// Its name.
-        thread: String,
-    },
-    /// A vCPU did not leave the guest in time.
-    #[error("vCPU {vcpu} did not stop within {limit:?}")]
-    VcpuStuck {
-        /// Which.
-        vcpu: u32,
-        /// The limit.
-        limit: Duration,
-    },
-    /// The I/O thread did not end in time.
-    #[error("the console did not take its last output within {limit:?}: what it is connected to hangs")]
-    IoStuck {
-        /// The limit.
-        limit: Duration,
-    },
-    /// A device did not finish its requests in time.
-    #[error("{device} did not finish its requests within {limit:?}: what it is connected to hangs")]
-    DeviceStuck {
-        /// Its name.
-        device: String,
-        /// The limit.
-        limit: Duration,
-    },
-    /// A machine that was reset could not be made anew.
-    #[error("the guest reset its machine, which could not be started anew: {reason}")]
-    Restart {
-        /// What the step that failed said.
-        reason: String,
-    },
-    /// What the command wrote could not be delivered.
-    #[error("command output cannot be written to {stream}: {reason}")]
-    CommandOutput {
-        /// `stdout` or `stderr`.
-        stream: &'static str,
-        /// What the host said.
-        reason: String,
-    },
-    /// A vCPU's thread could not be prepared.
-    #[error("vCPU {vcpu} could not be started: {reason}")]
-    VcpuStart {
-        /// Which.
-        vcpu: u32,
-        /// What KVM said.
-        reason: String,
-    },
-}
-
-/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known to be
-/// loaded, entered, or to have written to its console; more only where it says so itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// The kernel was loaded, and no vCPU has run.
-    Loaded,
-    /// The guest has run, and its console is silent.
-    Entered,
-    /// The guest has written to its console.
-    Console,
-    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial line.
-    Kernel,
-    /// The kernel has set its interrupt controller up.
-    Interrupts,
-    /// The kernel has started a second processor.
-    Processors,
-    /// The kernel's drivers have found a device.
-    Devices,
-    /// A process runs: the guest's init, which has said so by the boot mark or was seen.
-    Init,
-    /// The command that the machine is for was started.
-    Command,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Phase::Loaded => "its load into memory",
-            Phase::Entered => "its entry",
-            Phase::Console => "its first output",
-            Phase::Kernel => "its kernel's start",
-            Phase::Interrupts => "the set-up of interrupts",
-            Phase::Processors => "the start of its processors",
-            Phase::Devices => "its drivers",
-            Phase::Init => "its init",
-            Phase::Command => "its command",
-        })
-    }
 }
 
 impl Outcome {
@@ -298,149 +104,13 @@ impl Outcome {
     /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing to
     /// explain. The end of the console is among them with `with_console`: for a console that the person has not seen.
     pub fn explanation(&self, with_console: bool) -> Vec<String> {
-        diagnosis::lines(self, with_console)
+        explanation::lines(self, with_console)
     }
-}
-
-impl Ending {
-    /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Ending::PoweredOff => 0,
-            Ending::Exited { code } => u8::try_from(*code).ok().filter(|code| *code < 100).unwrap_or(100),
-            Ending::Panicked { .. } => 110,
-            Ending::Crashed { .. } => 111,
-            Ending::Reset { .. } => 112,
-            Ending::CannotRun { .. } => 113,
-            Ending::Halted => 116,
-            Ending::HostFailed { .. } => 117,
-            Ending::Stopped => 118,
-            Ending::TimedOut { .. } => 124,
-            Ending::CommandKilled { signal } => 128 + (*signal).min(127),
-            Ending::CommandFailed { code, .. } => *code,
-            Ending::Signalled { signal } => 128 + u8::try_from(*signal).unwrap_or(0).min(127),
-        }
-    }
-
-    /// Its name in the JSON object.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Ending::PoweredOff => "powered-off",
-            Ending::Exited { .. } => "exited",
-            Ending::Panicked { .. } => "panicked",
-            Ending::Halted => "halted",
-            Ending::Crashed { .. } => "crashed",
-            Ending::Reset { .. } => "reset",
-            Ending::CannotRun { .. } => "cannot-run",
-            Ending::HostFailed { .. } => "host-failed",
-            Ending::Stopped => "stopped",
-            Ending::TimedOut { .. } => "timed-out",
-            Ending::CommandKilled { .. } => "command-killed",
-            Ending::CommandFailed { .. } => "command-failed",
-            Ending::Signalled { .. } => "signalled",
-        }
-    }
-}
-
-impl std::fmt::Display for Ending {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Ending::PoweredOff => write!(f, "the guest powered off"),
-            Ending::Exited { code } => write!(f, "the guest's workload ended with code {code}"),
-            Ending::Panicked { .. } => write!(f, "the guest's kernel panicked"),
-            Ending::Halted => write!(f, "the guest halted: every vCPU has stopped with interrupts off"),
-            Ending::Crashed { vcpu, registers } => {
-                write!(f, "the guest crashed: triple fault on vCPU {vcpu}")?;
-                write_registers(f, registers.as_deref())
-            }
-            Ending::Reset { source: ResetSource::I8042 } => {
-                write!(f, "the guest asked for a reset (keyboard controller)")
-            }
-            Ending::Reset { source: ResetSource::AcpiRegister } => {
-                write!(f, "the guest asked for a reset (ACPI)")
-            }
-            Ending::CannotRun { vcpu, fault, registers } => {
-                write!(f, "KVM cannot run this guest: vCPU {vcpu}: {fault}")?;
-                write_registers(f, registers.as_deref())
-            }
-            Ending::HostFailed { reason: reason @ HostFailure::CommandOutput { .. } } => reason.fmt(f),
-            Ending::HostFailed { reason } => write!(f, "Coracle or its host failed: {reason}"),
-            Ending::Stopped => write!(f, "stopped on request"),
-            Ending::TimedOut { of: TimeLimit::Wall, limit } => {
-                write!(f, "timed out after {}", Seconds(*limit))
-            }
-            Ending::TimedOut { of: TimeLimit::Boot, limit } => {
-                write!(f, "timed out: the guest did not come to its init within {}", Seconds(*limit))
-            }
-            Ending::TimedOut { of: TimeLimit::Idle, limit } => {
-                write!(f, "timed out: the guest had nothing to do for {}", Seconds(*limit))
-            }
-            Ending::TimedOut { of: TimeLimit::Command, limit } => {
-                write!(f, "timed out: the command was killed after {}", Seconds(*limit))
-            }
-            Ending::CommandKilled { signal } => {
-                write!(f, "the command was killed by signal {}", signal_name((*signal).into()))
-            }
-            Ending::CommandFailed { reason, .. } => f.write_str(reason),
-            Ending::Signalled { signal } => write!(f, "stopped by signal {}", signal_name(*signal)),
-        }
-    }
-}
-
-fn write_registers(f: &mut std::fmt::Formatter<'_>, registers: Option<&VcpuRegisters>) -> std::fmt::Result {
-    let Some(r) = registers else { return Ok(()) };
-    write!(f, " (rip {:#x} rsp {:#x} cr2 {:#x} cr3 {:#x} ring {})", r.rip, r.rsp, r.cr2, r.cr3, r.ring)
-}
-
-/// A duration in seconds with the digits that matter.
-pub struct Seconds(pub Duration);
-
-impl std::fmt::Display for Seconds {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let seconds = self.0.as_secs_f64();
-        let decimals = if seconds >= 10.0 {
-            1
-        } else if seconds >= 1.0 {
-            2
-        } else {
-            4
-        };
-        let text = format!("{seconds:.decimals$}");
-        write!(f, "{} s", text.trim_end_matches('0').trim_end_matches('.'))
-    }
-}
-
-/// The number and the name of a signal.
-pub(crate) fn signal_name(signal: i32) -> String {
-    let name = match signal {
-        libc::SIGHUP => "HUP",
-        libc::SIGINT => "INT",
-        libc::SIGQUIT => "QUIT",
-        libc::SIGTERM => "TERM",
-        libc::SIGKILL => "KILL",
-        libc::SIGSEGV => "SEGV",
-        libc::SIGABRT => "ABRT",
-        libc::SIGPIPE => "PIPE",
-        other => return other.to_string(),
-    };
-    format!("{signal} (SIG{name})")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn workload_codes_below_100_pass_and_the_rest_fold_to_100() {
-        for (code, exit) in [(0, 0), (7, 7), (99, 99), (100, 100), (200, 100), (256, 100), (u32::MAX, 100)] {
-            assert_eq!(Ending::Exited { code }.exit_code(), exit, "{code}");
-        }
-    }
-
-    #[test]
-    fn a_signal_gives_128_and_its_number() {
-        assert_eq!(Ending::Signalled { signal: libc::SIGTERM }.exit_code(), 143);
-    }
 
     #[test]
     fn reason_of_a_panic_is_the_kernel_s() {
@@ -461,15 +131,6 @@ mod tests {
         let Some(diagnosis) = &mut outcome.diagnosis else { panic!("it was set") };
         diagnosis.init_error = Some("root=/dev/vdb: there is no such device".into());
         assert_eq!(outcome.reason(), "the guest's kernel panicked: root=/dev/vdb: there is no such device");
-    }
-
-    #[test]
-    fn durations_are_said_with_the_digits_that_matter() {
-        let said = |micros| Seconds(Duration::from_micros(micros)).to_string();
-        assert_eq!(said(1_000_000), "1 s");
-        assert_eq!(said(1_234_567), "1.23 s");
-        assert_eq!(said(12_345_678), "12.3 s");
-        assert_eq!(said(1_234), "0.0012 s");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Rules about a kernel that said nothing, or not enough.
 
 use super::{Facts, Hint, Setting};
-use crate::vm::outcome::Ending;
+use crate::ending::Ending;
 
 /// Nothing was printed, and nothing was to be printed here.
 pub(super) fn no_console(facts: &Facts<'_>) -> Option<Hint> {

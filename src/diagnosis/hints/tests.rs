@@ -3,7 +3,7 @@ use std::time::Duration;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
-use crate::vm::outcome::{PanicEvidence, TimeLimit};
+use crate::ending::{PanicEvidence, TimeLimit};
 
 const PANICKED: Ending = Ending::Panicked { evidence: PanicEvidence::Reset };
 const TIMED_OUT: Ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };

@@ -1,7 +1,7 @@
 //! A diagnosis in words: the lines that the command prints after the one line of the ending.
 
-use super::{Code, VcpuPlace};
-use crate::vm::outcome::{Ending, Outcome, Phase, Seconds};
+use super::{Ending, Outcome, Phase, Seconds};
+use crate::diagnosis::{Code, VcpuPlace};
 
 /// The lines, without their prefix; none where there is nothing to explain. The console's are among them when they
 /// were not to be seen already.
@@ -81,9 +81,9 @@ const PLACES: usize = 4;
 mod tests {
     use std::time::Duration;
 
+    use super::super::TimeLimit;
     use super::*;
     use crate::diagnosis::{Diagnosis, Function, Hint, Milestone, Sign};
-    use crate::vm::outcome::TimeLimit;
 
     fn outcome(phase: Phase, progress: Vec<Milestone>) -> Outcome {
         let place = VcpuPlace {

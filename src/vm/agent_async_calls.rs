@@ -3,11 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::client::NetworkSettings;
-use super::error::{AgentError, FileError};
-use super::{AgentInfo, DirEntry, NetworkInfo};
-use crate::outcome::Outcome;
-use crate::{Vm, VmHandle};
+use super::outcome::Outcome;
+use super::{Vm, VmHandle};
+use crate::agent::{AgentError, AgentInfo, DirEntry, FileError, NetworkInfo, NetworkSettings};
 
 macro_rules! calls_on {
     ($machine:ty) => {

@@ -4,22 +4,21 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::client::{AgentClient, NetworkSettings};
-use super::error::{AgentError, FileError};
-use super::exec::Exec;
-use super::{AgentInfo, DirEntry, NetworkInfo};
+use super::{Vm, VmHandle};
+use crate::agent::{
+    AgentClient, AgentError, AgentInfo, DirEntry, Exec, FileError, NetworkInfo, NetworkSettings,
+};
 use crate::outcome::Outcome;
-use crate::{Vm, VmHandle};
 
 /// Calls on the guest's agent. Each waits for a guest that is still booting, for the
 /// [`ready_limit`](crate::config::AgentConfig::ready_limit); [`VmHandle::agent`] has more of them.
 impl VmHandle {
-    /// A command to run in the guest: see [`AgentClient::exec`](super::AgentClient::exec).
+    /// A command to run in the guest: see [`AgentClient::exec`](AgentClient::exec).
     pub fn exec<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Exec {
         Exec::new(self.agent(), argv)
     }
 
-    /// Reads a file of the guest: see [`AgentClient::read_file`](super::AgentClient::read_file).
+    /// Reads a file of the guest: see [`AgentClient::read_file`](AgentClient::read_file).
     ///
     /// # Errors
     /// There is no agent, the guest refuses, or the file is too large.
@@ -27,7 +26,7 @@ impl VmHandle {
         self.agent()?.read_file(path)
     }
 
-    /// Writes a file of the guest: see [`AgentClient::write_file`](super::AgentClient::write_file).
+    /// Writes a file of the guest: see [`AgentClient::write_file`](AgentClient::write_file).
     ///
     /// # Errors
     /// There is no agent, or the guest refuses.
@@ -35,7 +34,7 @@ impl VmHandle {
         self.agent()?.write_file(path, content)
     }
 
-    /// The entries of a folder of the guest: see [`AgentClient::list_dir`](super::AgentClient::list_dir).
+    /// The entries of a folder of the guest: see [`AgentClient::list_dir`](AgentClient::list_dir).
     ///
     /// # Errors
     /// There is no agent, or the guest refuses.
@@ -51,7 +50,7 @@ impl VmHandle {
         self.agent()?.set_clock(time)
     }
 
-    /// Brings the guest's network up: see [`AgentClient::network_up`](super::AgentClient::network_up).
+    /// Brings the guest's network up: see [`AgentClient::network_up`](AgentClient::network_up).
     ///
     /// # Errors
     /// There is no agent, or the guest refuses.
