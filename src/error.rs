@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fmt;
 
-pub use coracle_agent::guest_protocol::{OpenError, ProtocolError, SessionError, Step, Stream};
+pub use coracle_agent::protocol::agent::{OpenError, ProtocolError, SessionError, Step, Stream};
 pub use coracle_arch::x86_64::acpi::AcpiError;
 pub use coracle_arch::x86_64::cpu_template::CpuTemplateError;
 pub use coracle_arch::x86_64::image::ImageError as KernelImageError;
@@ -15,8 +15,6 @@ pub use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 pub use coracle_devices::backend::net::NetOpenError;
 pub use coracle_devices::bus::BusError;
 pub use coracle_devices::virtio::vsock::{HostSocketError, VsockError};
-
-pub use crate::vm::PlatformError;
 
 /// An error and what has caused it, in one line: `error: cause: its cause`. What an error says of its cause itself is
 /// not said twice.

@@ -10,7 +10,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 pub use self::escape::{Asked, Escape};
-use crate::TerminalSize;
+use coracle_devices::virtio::console::TerminalSize;
 
 /// A terminal in raw mode. It gets its old mode back when this is dropped, and by [`RawTerminal::restore`].
 #[derive(Debug)]

@@ -57,6 +57,19 @@ impl ThreadKind {
     }
 }
 
+/// Work that takes some milliseconds, on a thread of the Tokio runtime's that is meant for it.
+///
+/// # Panics
+/// Where `work` does.
+#[cfg(feature = "tokio")]
+pub(crate) async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        // Nobody cancels it but a runtime that ends, which asks no task any more.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
 /// Ample for what these threads call; only touched pages cost memory.
 const STACK_BYTES: usize = 256 << 10;
 

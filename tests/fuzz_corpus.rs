@@ -35,7 +35,7 @@ fn every_input_of_every_corpus_is_handled() {
 fn corpora_reach_beyond_the_first_check() {
     use coracle::KernelImage;
     use coracle::config::RawConfig;
-    use coracle_agent::protocol::{FromAgent, ToAgent};
+    use coracle_agent::protocol::emulated_host::{FromAgent, ToAgent};
 
     let accepted = corpus("kernel_image").iter().filter(|(path, _)| KernelImage::open(path).is_ok()).count();
     assert!(accepted >= 3, "{accepted} kernel images are accepted");

@@ -13,7 +13,7 @@ use coracle::agent::{
     AgentClient, AgentError, CopyLimits, Exec, ExecError, ExecInput, FileError, ReadyLimit,
 };
 use coracle::config::AgentConfig;
-use coracle_agent::guest_protocol::{
+use coracle_agent::protocol::agent::{
     AgentInfo, AgentMessage, DirEntry, Ending, FileInfo, FileKind, Hello, HostMessage, Place, SessionError,
     Stream,
 };

@@ -7,7 +7,6 @@
 //! machine state (mounts, modules, power).
 
 pub mod boot_mark;
-pub mod guest_protocol;
 pub mod protocol;
 pub mod relay;
 pub mod root_device;

@@ -9,22 +9,21 @@
 
 mod console;
 mod furnish;
-mod guest;
-mod host;
-mod loader;
 mod modules;
 mod mounts;
 mod network;
 mod new_root;
 mod power;
 mod pty;
-mod service;
+mod roles;
+mod server;
 mod signals;
 
 use std::fs;
 use std::process::ExitCode;
 
-use service::{Surroundings, Transport};
+use roles::{default_guest, emulated_host, loader};
+use server::{Surroundings, Transport};
 
 #[cfg(coracle_small_libc)]
 std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
@@ -75,8 +74,8 @@ fn main() -> ExitCode {
         }
     }));
     match role {
-        Role::Guest => guest::run(),
-        Role::Host => host::run(),
+        Role::Guest => default_guest::run(),
+        Role::Host => emulated_host::run(),
         Role::Loader => loader::run(),
     }
 }
@@ -93,7 +92,7 @@ fn serve_by_hand() -> ExitCode {
     };
     match Surroundings::of_process() {
         Ok(surroundings) => {
-            service::run(&transport, surroundings);
+            server::run(&transport, surroundings);
             ExitCode::SUCCESS
         }
         Err(error) => {

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use coracle_agent::protocol::{TerminalModes, WindowSize};
+use coracle_agent::protocol::emulated_host::{TerminalModes, WindowSize};
 
 /// Both ends of a pseudo-terminal.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! Both ends of the guest agent's protocol, each fed by the other end's bytes as a hostile program would make them.
 
-use coracle_agent::guest_protocol::{
+use coracle_agent::protocol::agent::{
     AgentEvent, AgentInfo, AgentMessage, AgentSession, EntryReader, ExecRequest, Hello, HostEvent,
     HostSession, Place, PutRequest, Request, Stream,
 };

@@ -1,6 +1,8 @@
 //! The stream of the control port between the two sides of the emulated host, as either side reads it.
 
-use coracle_agent::protocol::{FrameReader, FromAgent, MAX_AGENT_FRAME, MAX_START_FRAME, ToAgent};
+use coracle_agent::protocol::emulated_host::{
+    FrameReader, FromAgent, MAX_AGENT_FRAME, MAX_START_FRAME, ToAgent,
+};
 
 /// The first byte of `data` is the size of the pieces in which the rest arrives: a stream of frames, read by both
 /// sides. A message that is understood crosses unchanged when it is sent again.

@@ -15,7 +15,7 @@ use super::file_streams::{FileReader, FileWriter, opened};
 use super::process::{Process, ProcessLimits};
 use super::tasks::{answer, come};
 use super::{AgentInfo, NetworkInfo, files};
-use coracle_agent::guest_protocol::{Power, PutRequest, Request, Stream};
+use coracle_agent::protocol::agent::{Power, PutRequest, Request, Stream};
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Exec {

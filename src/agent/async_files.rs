@@ -6,7 +6,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::ready;
 
-use coracle_agent::guest_protocol::{DirEntry, FileInfo, Request};
+use coracle_agent::protocol::agent::{DirEntry, FileInfo, Request};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::client::AgentClient;

@@ -9,7 +9,6 @@ use coracle_devices::virtio::vsock::ListenError;
 use super::client::AgentClient;
 use super::error::AgentError;
 use super::link::{Limits, LinkThread, Peer};
-use crate::BuildError;
 use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig, names_root};
 use crate::ending::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
@@ -107,17 +106,16 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
     config
 }
 
-/// Refuses an agent that no system of the guest could start: with a kernel of one's own, there is no default guest. An
-/// initramfs in the kernel itself may start one beside its init.
-pub(crate) fn check_place(config: &VmConfig) -> Result<(), BuildError> {
-    let Some(agent) = config.agent.as_ref().filter(|_| config.kernel.is_some()) else { return Ok(()) };
-    let has_system = match agent.place {
+/// Whether the guest has a system that could start its agent, if the machine is to have one: with a kernel of one's own,
+/// there is no default guest. An initramfs in the kernel itself may start one beside its init.
+pub(crate) fn has_system(config: &VmConfig) -> bool {
+    let Some(agent) = config.agent.as_ref().filter(|_| config.kernel.is_some()) else { return true };
+    let is_said_to_be_there = match agent.place {
         AgentPlace::DefaultGuest => false,
         AgentPlace::FirstProcess => names_root(&config.cmdline),
         AgentPlace::BesideInit => true,
     };
-    let is_there = has_system || config.root.is_some() || !config.initrds.is_empty();
-    if is_there { Ok(()) } else { Err(BuildError::AgentWithoutRoot) }
+    is_said_to_be_there || config.root.is_some() || !config.initrds.is_empty()
 }
 
 /// What follows `--` is for the first program.
@@ -131,7 +129,7 @@ pub(crate) fn with_words(line: &str, words: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AgentConfig, NetConfig};
+    use crate::config::{AgentConfig, NetConfig, RootConfig};
 
     #[test]
     fn machine_gets_what_its_agent_needs() {
@@ -170,16 +168,17 @@ mod tests {
     fn agent_needs_a_system_to_run_in() {
         let with = |place| VmConfig { agent: Some(AgentConfig::new(place)), ..VmConfig::new("vmlinux") };
         for place in [AgentPlace::DefaultGuest, AgentPlace::FirstProcess] {
-            assert!(matches!(check_place(&with(place)), Err(BuildError::AgentWithoutRoot)), "{place:?}");
+            assert!(!has_system(&with(place)), "{place:?}");
             let initrds = vec!["initrd".into()];
-            check_place(&VmConfig { initrds, ..with(place) }).unwrap();
-            check_place(&VmConfig { root: Some(crate::Root::new("root")), ..with(place) }).unwrap();
-            check_place(&VmConfig { kernel: None, ..with(place) }).unwrap();
+            assert!(has_system(&VmConfig { initrds, ..with(place) }));
+            let root = Some(RootConfig::new("root"));
+            assert!(has_system(&VmConfig { root, ..with(place) }));
+            assert!(has_system(&VmConfig { kernel: None, ..with(place) }));
         }
         let cmdline = "quiet root=/dev/vda".to_owned();
-        check_place(&VmConfig { cmdline, ..with(AgentPlace::FirstProcess) }).unwrap();
-        check_place(&with(AgentPlace::BesideInit)).unwrap();
-        check_place(&VmConfig::new("vmlinux")).unwrap();
+        assert!(has_system(&VmConfig { cmdline, ..with(AgentPlace::FirstProcess) }));
+        assert!(has_system(&with(AgentPlace::BesideInit)));
+        assert!(has_system(&VmConfig::new("vmlinux")));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::{
+use coracle_agent::protocol::agent::{
     AgentMessage, Ending, Failure, FileInfo, NetworkInfo, Request, Stream, WindowSize,
 };
 

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use coracle_agent::guest_protocol::{AgentInfo, NetworkInfo, NetworkRequest, Power, Request};
+use coracle_agent::protocol::agent::{AgentInfo, NetworkInfo, NetworkRequest, Power, Request};
 use coracle_devices::virtio::net::MacAddress;
 
 use super::channel::{Answer, Channel};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::Stream;
+use coracle_agent::protocol::agent::Stream;
 
 use super::channel::{Channel, Locked};
 use super::error::{AgentError, ExecError, Written};

@@ -11,7 +11,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coracle_agent::guest_protocol::{DirEntry, FileKind};
+use coracle_agent::protocol::agent::{DirEntry, FileKind};
 
 use super::client::AgentClient;
 use super::error::FileError;
@@ -107,7 +107,7 @@ impl AgentClient {
         let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
         let copy = Copy::new(self);
         let _stopper = Stopper(copy.stop.clone());
-        crate::vm::on_a_thread(move || copy.into_guest(&from, &to)).await
+        crate::thread::on_a_thread(move || copy.into_guest(&from, &to)).await
     }
 
     /// As [`AgentClient::copy_out`], for a task.
@@ -123,7 +123,7 @@ impl AgentClient {
         let (from, to) = (from.as_ref().to_owned(), to.as_ref().to_owned());
         let copy = Copy::new(self);
         let _stopper = Stopper(copy.stop.clone());
-        crate::vm::on_a_thread(move || copy.out_of_guest(&from, &to, limits)).await
+        crate::thread::on_a_thread(move || copy.out_of_guest(&from, &to, limits)).await
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_agent::guest_protocol::{Failure, OpenError, SessionError, Step};
+use coracle_agent::protocol::agent::{Failure, OpenError, SessionError, Step};
 
 use crate::ending::{Ending, TimeLimit};
 use crate::exit_code;

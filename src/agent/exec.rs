@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_agent::guest_protocol::{Ending, ExecLimits, ExecRequest, Request, WindowSize};
+use coracle_agent::protocol::agent::{Ending, ExecLimits, ExecRequest, Request, WindowSize};
 
 use super::channel::Channel;
 use super::client::AgentClient;

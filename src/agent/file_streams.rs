@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use coracle_agent::guest_protocol::{FileInfo, PutRequest, Request, Stream};
+use coracle_agent::protocol::agent::{FileInfo, PutRequest, Request, Stream};
 
 use super::channel::{Channel, Locked};
 use super::client::AgentClient;

@@ -3,7 +3,7 @@
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
-use coracle_agent::guest_protocol::{DirEntry, FileInfo, INITIAL_WINDOW, PutRequest, Request, Stream};
+use coracle_agent::protocol::agent::{DirEntry, FileInfo, INITIAL_WINDOW, PutRequest, Request, Stream};
 
 use super::channel::{Answer, Channel, ChannelState};
 use super::client::AgentClient;

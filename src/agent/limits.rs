@@ -1,6 +1,6 @@
 //! What a command may take of its guest.
 
-use coracle_agent::guest_protocol::ResourceLimit;
+use coracle_agent::protocol::agent::ResourceLimit;
 
 use super::exec::Exec;
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::{AgentInfo, HostEvent, HostSession};
+use coracle_agent::protocol::agent::{AgentInfo, HostEvent, HostSession};
 use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
 use coracle_devices::virtio::vsock::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};

@@ -27,7 +27,6 @@ mod link;
 mod paths;
 mod patience;
 mod process;
-mod program;
 mod serial;
 mod streams;
 #[cfg(feature = "tokio")]
@@ -37,10 +36,10 @@ mod waits;
 #[cfg(feature = "tokio")]
 pub use async_io::Async;
 pub use attach::AttachError;
-pub(crate) use attach::{AgentAttachment, check_place, prepared, with_words};
+pub(crate) use attach::{AgentAttachment, has_system, prepared, with_words};
 pub use client::{AgentClient, NetworkSettings};
 pub use copy::{Copied, CopyLimits};
-pub use coracle_agent::guest_protocol::{
+pub use coracle_agent::protocol::agent::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
 };
 pub use error::{AgentError, ExecError, FileError, ReadyLimit, Written};
@@ -49,7 +48,5 @@ pub use file_streams::{FileReader, FileWriter};
 pub use limits::Rlimit;
 pub use paths::FileStat;
 pub use process::Process;
-pub(crate) use program::agent_program;
-pub use program::{AgentProgramError, IS_AGENT_BUNDLED};
 pub(crate) use serial::{AgentSerial, connect_serial, serial_console};
 pub use streams::{ProcessInput, ProcessOutput};

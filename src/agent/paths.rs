@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use coracle_agent::guest_protocol::{
+use coracle_agent::protocol::agent::{
     DirEntry, EntryReader, FileKind, PathRequest, Request, SessionError, Stream,
 };
 

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::{Stream, WindowSize};
+use coracle_agent::protocol::agent::{Stream, WindowSize};
 
 use super::channel::{Answer, Channel, ChannelState, Locked};
 use super::collect::Collector;

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coracle_agent::guest_protocol::Stream;
+use coracle_agent::protocol::agent::Stream;
 
 use super::channel::{Channel, Locked};
 use super::waits::{Waits, block_on};

@@ -7,9 +7,9 @@ use std::time::Duration;
 use std::{fs, io, iter};
 
 use coracle::VmBuilder;
-use coracle::agent::IS_AGENT_BUNDLED;
 use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
+use coracle::guest_data::IS_AGENT_BUNDLED;
 use coracle::guest_data::{self, GuestData};
 
 use serde_json::{Map, Value};

@@ -5,8 +5,8 @@ use std::fs;
 use std::time::Duration;
 
 use coracle::KvmError;
-use coracle::agent::IS_AGENT_BUNDLED;
 use coracle::emulated_host;
+use coracle::guest_data::IS_AGENT_BUNDLED;
 use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
 

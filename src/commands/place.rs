@@ -4,8 +4,7 @@ use std::path::Path;
 
 use coracle::KernelImage;
 use coracle::config::Accel;
-use coracle::emulated_host;
-use coracle::host::{self, KvmKind};
+use coracle::host::{self, KvmKind, on_emulated_host};
 
 use super::chain;
 use super::settings::Failure;
@@ -47,9 +46,4 @@ pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failur
 /// The line that says where the guest runs, and what that means.
 pub(super) fn on_emulated_host_because(because: &str) -> String {
     format!("running on an emulated host, slowly, and not safe from a hostile guest: {because}")
-}
-
-/// True inside an emulated host of Coracle's, which sets this variable.
-pub(super) fn on_emulated_host() -> bool {
-    std::env::var_os(emulated_host::MARK).is_some()
 }

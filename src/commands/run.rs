@@ -10,13 +10,14 @@ use std::time::Duration;
 use coracle::VmBuilder;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::guest_data;
+use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
 
 use self::signals::Blocked;
 use self::watch::Watch;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
+use super::place::{Place, on_emulated_host_because, place};
 use super::report_file;
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};

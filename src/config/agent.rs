@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use coracle_agent::guest_protocol::VSOCK_PORT;
+use coracle_agent::protocol::agent::VSOCK_PORT;
 
 /// An agent by which commands are run in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,9 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-use coracle_agent::protocol::{FrameReader, FromAgent, MAX_AGENT_FRAME, ProtocolError, ToAgent};
+use coracle_agent::protocol::emulated_host::{
+    FrameReader, FromAgent, MAX_AGENT_FRAME, ProtocolError, ToAgent,
+};
 use coracle_agent::relay;
 
 /// The control port's socket.

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use coracle_agent::protocol::{self, ProtocolError, StartFailure, StartStep};
+use coracle_agent::protocol::emulated_host::{self, ProtocolError, StartFailure, StartStep};
 
 use super::EmulatedExit;
 use crate::ending::{Ending, Seconds};
@@ -101,7 +101,7 @@ pub enum EmulatedHostError {
     #[error(
         "the emulated host's initramfs speaks version {theirs} of the control protocol and this program version \
          {}: `cargo xtask guest` makes the right one",
-        protocol::VERSION
+        emulated_host::VERSION
     )]
     Version {
         /// The agent's version.

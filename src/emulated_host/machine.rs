@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use coracle_agent::protocol::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
+use coracle_agent::protocol::emulated_host::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
 use coracle_agent::relay;
 use coracle_devices::journal;
 

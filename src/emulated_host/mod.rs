@@ -30,6 +30,7 @@ use machine::{Machine, MachineSize};
 use session::{Limits, Session};
 use signals::Signals;
 
+pub use coracle_agent::protocol::emulated_host::environment::MARK;
 pub use error::{EmulatedHostError, LastWords, ShareProblem};
 
 /// A command for the emulated host.
@@ -69,25 +70,6 @@ pub enum EmulatedExit {
     Code(u8),
     /// This signal ended it, or ended the machine on the caller's request.
     Signal(i32),
-}
-
-/// The environment variable that a command finds set when it runs on an emulated host.
-pub const MARK: &str = "CORACLE_EMULATED_HOST";
-
-/// The variable with the id of the user who started it, for whom a command there works as root.
-const CALLER: &str = "CORACLE_EMULATED_HOST_CALLER";
-
-/// The variable with the milliseconds from the start of QEMU until the emulated host ran programs.
-const BOOT_TIME: &str = "CORACLE_EMULATED_HOST_BOOT_MS";
-
-/// On an emulated host, how long it took to come up.
-pub(crate) fn boot_time() -> Option<Duration> {
-    std::env::var(BOOT_TIME).ok()?.parse().ok().map(Duration::from_millis)
-}
-
-/// On an emulated host, the id of the user who started it.
-pub(crate) fn caller() -> Option<u32> {
-    std::env::var(CALLER).ok()?.parse().ok()
 }
 
 /// Looks whether an emulated host could be started, and says with what.

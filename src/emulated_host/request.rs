@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{env, fs};
 
-use coracle_agent::protocol::{Limit, Request, TerminalModes, WindowSize};
+use coracle_agent::protocol::emulated_host::environment::{CALLER, MARK};
+use coracle_agent::protocol::emulated_host::{Limit, Request, TerminalModes, WindowSize};
 
 use super::terminal::CallerTerminal;
 use super::{EmulatedHostArgs, EmulatedHostError, shares};
@@ -41,7 +42,7 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
 /// What tells the command where it is, and for whom.
 fn marks() -> Result<[(OsString, OsString); 2], EmulatedHostError> {
     let process = fs::metadata("/proc/self").map_err(local("tell this process's user"))?;
-    Ok([(super::MARK.into(), "1".into()), (super::CALLER.into(), process.uid().to_string().into())])
+    Ok([(MARK.into(), "1".into()), (CALLER.into(), process.uid().to_string().into())])
 }
 
 fn terminal(terminals: &[Option<CallerTerminal>; 3]) -> io::Result<Option<(TerminalModes, WindowSize)>> {

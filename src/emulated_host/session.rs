@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use coracle_agent::protocol::{Ending, FromAgent, Request, Stream, ToAgent, VERSION};
+use coracle_agent::protocol::emulated_host::environment::BOOT_TIME;
+use coracle_agent::protocol::emulated_host::{Ending, FromAgent, Request, Stream, ToAgent, VERSION};
 use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
 use coracle_devices::backend::chardev::{Direction, own_description};
@@ -233,7 +234,7 @@ impl Session {
     fn start(&mut self) -> Result<(), EmulatedHostError> {
         let mut request = self.request.take().ok_or(EmulatedHostError::OutOfTurn)?;
         let took = self.began.elapsed().as_millis().to_string();
-        request.env.push((super::BOOT_TIME.into(), took.into()));
+        request.env.push((BOOT_TIME.into(), took.into()));
         self.control.send(&ToAgent::Start(Box::new(request)));
         self.phase = Phase::Starting;
         self.make_terminal_raw()

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 
-use coracle_agent::protocol::{PRIVATE_DIRECTORIES, Share};
+use coracle_agent::protocol::emulated_host::{PRIVATE_DIRECTORIES, Share};
 
 use super::error::{EmulatedHostError, ShareProblem};
 

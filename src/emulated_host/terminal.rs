@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use coracle_agent::protocol::{TerminalModes, WindowSize};
+use coracle_agent::protocol::emulated_host::{TerminalModes, WindowSize};
 
 use crate::terminal::terminal_mode;
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 
-use super::{KvmKind, check_kvm};
+use super::{KvmKind, check_kvm, on_emulated_host};
 use crate::emulated_host::{self, EmulatedExit, EmulatedHostArgs, EmulatedHostError};
 use crate::exit_code;
 use crate::guest_data;
@@ -79,7 +79,7 @@ impl EnsureKvmError {
 /// # Errors
 /// There is no such KVM, and no emulated host.
 pub fn ensure_kvm(policy: KvmPolicy, shares: &[PathBuf]) -> Result<(), EnsureKvmError> {
-    if env::var_os(emulated_host::MARK).is_some() {
+    if on_emulated_host() {
         return Ok(check_kvm()?);
     }
     match policy {

@@ -1,7 +1,10 @@
 //! What this host can run, and the way of a program to a host that runs Linux guests.
 
 mod ensure;
+mod inside;
 mod kvm_kind;
 
 pub use ensure::{EnsureKvmError, KvmPolicy, ensure_kvm};
+pub use inside::on_emulated_host;
+pub(crate) use inside::{boot_time, caller};
 pub use kvm_kind::{KvmKind, check_kvm, hides_xsave};

@@ -13,8 +13,7 @@ use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
-use crate::agent::{AgentProgramError, agent_program};
-use crate::guest_data;
+use crate::guest_data::{self, AgentProgramError, agent_program};
 use coracle_devices::journal;
 
 /// What the archive is to be made of.

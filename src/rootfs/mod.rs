@@ -39,7 +39,7 @@ pub use self::tree::EntryError;
 use self::tree::Tree;
 pub use self::unpack::UnpackError;
 use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
-use crate::emulated_host;
+use crate::host;
 use crate::initramfs::loader::RootStart;
 use crate::virtio::overlay_folder;
 
@@ -338,9 +338,7 @@ fn write_erofs(
 fn image_disk(root: &RootConfig, file_system: FileSystem) -> DiskConfig {
     let access = match root.access {
         _ if file_system.is_read_only() => DiskAccess::ReadOnly,
-        RootAccess::Private => {
-            DiskAccess::Overlay { most: emulated_host::caller().map(|_| MOST_ON_EMULATED_HOST) }
-        }
+        RootAccess::Private => DiskAccess::Overlay { most: host::caller().map(|_| MOST_ON_EMULATED_HOST) },
         RootAccess::PrivateUpTo(most) => DiskAccess::Overlay { most: Some(most) },
         RootAccess::Image => DiskAccess::ReadWrite,
     };

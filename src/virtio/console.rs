@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use coracle_agent::guest_protocol::PORT_NAME;
+use coracle_agent::protocol::agent::PORT_NAME;
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 

@@ -13,7 +13,7 @@ use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::control::Control;
-use crate::emulated_host;
+use crate::host;
 use crate::rootfs::{RootBacking, RootDisk};
 
 impl DeviceSpec for DiskConfig {
@@ -96,7 +96,7 @@ pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
 /// not in memory is shared with the outer one, and a file there needs its name.
 pub(crate) fn overlay_folder() -> PathBuf {
     let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
-    let default = if emulated_host::caller().is_some() { "/tmp" } else { "/var/tmp" };
+    let default = if host::caller().is_some() { "/tmp" } else { "/var/tmp" };
     folder.map_or_else(|| Path::new(default).to_owned(), PathBuf::from)
 }
 

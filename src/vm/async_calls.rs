@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::task::spawn_blocking;
 
 use super::outcome::Outcome;
 use super::{BuildError, Event, Grace, Subscription, Vm, VmBuilder, VmHandle};
+use crate::thread::on_a_thread;
 
 /// Needs the feature `tokio`.
 impl VmBuilder {
@@ -115,14 +115,4 @@ async fn readable(fd: &mut Option<AsyncFd<OwnedFd>>, source: BorrowedFd<'_>) -> 
     // What is known of it is old once it has been looked at.
     fd.readable().await?.clear_ready();
     Ok(())
-}
-
-/// # Panics
-/// Where `work` does.
-pub(crate) async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match spawn_blocking(work).await {
-        Ok(result) => result,
-        // Nobody cancels it but a runtime that ends, which asks no task any more.
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

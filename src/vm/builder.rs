@@ -119,7 +119,9 @@ impl VmBuilder {
     /// Something of the configuration cannot be used, or KVM refuses something.
     pub fn build(&self) -> Result<Vm, BuildError> {
         self.check_values()?;
-        agent::check_place(&self.config)?;
+        if !agent::has_system(&self.config) {
+            return Err(BuildError::AgentWithoutRoot);
+        }
         let journal = Arc::new(Journal::default());
         let _journal = journal.enter();
         let vm = VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared();

@@ -31,7 +31,7 @@ use crate::config::HaltPolicy;
 use crate::console::{ConsoleCounts, Pump};
 use crate::control::{Control, Gate, VmEvent};
 use crate::diagnosis::{Findings, Milestone, Remains, Sign, Subject};
-use crate::emulated_host;
+use crate::host;
 use crate::io_loop::{self, IoLoop};
 use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu};
 use crate::memory::GuestRam;
@@ -388,7 +388,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
 fn times(prepared_in: Duration, progress: &[Milestone], duration: Duration) -> Times {
     let init = progress.iter().find(|milestone| milestone.sign == Sign::InitMark).and_then(|mark| mark.at);
     Times {
-        emulated_host: emulated_host::boot_time(),
+        emulated_host: host::boot_time(),
         prepare: Some(prepared_in),
         kernel: init,
         init: init.map(|init| duration.saturating_sub(init)),

@@ -23,8 +23,6 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-#[cfg(feature = "tokio")]
-pub(crate) use async_calls::on_a_thread;
 pub use build_error::BuildError;
 pub use builder::VmBuilder;
 use coracle_devices::virtio::balloon::BalloonStatus;

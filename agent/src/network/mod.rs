@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use coracle_agent::guest_protocol::{Failure, NetworkInfo, NetworkRequest, Step};
+use coracle_agent::protocol::agent::{Failure, NetworkInfo, NetworkRequest, Step};
 
 use self::interface::Interface;
 use crate::console;

@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, OutcomeReport};
 use coracle::terminal::RawTerminal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
 use super::signals::{Blocked, ends};
 use super::write_report_at_once;
-use crate::commands::place::on_emulated_host;
 use crate::end_at_once;
 use crate::stderr::{self, say};
 

@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::emulated_host;
-use coracle::host::KvmKind;
+use coracle::host::{KvmKind, on_emulated_host};
 use coracle::{KernelImage, VmBuilder};
 
 use self::attempts::Retries;
@@ -38,7 +38,7 @@ use self::shown::{Lost, Shown};
 use self::suite::SuiteCase;
 use self::verdict::Verdict;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host, on_emulated_host_because, place};
+use super::place::{Place, on_emulated_host_because, place};
 use super::report_file;
 use super::run::command::prepare;
 use super::run::is_default_guest;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use coracle::agent::AgentClient;
 use coracle::config::AgentConfig;
-use coracle_agent::guest_protocol::{
+use coracle_agent::protocol::agent::{
     AgentInfo, AgentMessage, DirEntry, FileInfo, FileKind, Hello, HostMessage, INITIAL_WINDOW, Place, Stream,
 };
 

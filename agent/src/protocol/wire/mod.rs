@@ -1,0 +1,13 @@
+//! What both protocols are made of: frames, fields and the values that they share.
+//!
+//! A frame is a little-endian `u32` length and then that many bytes, of which the first is the kind of the message.
+
+mod codec;
+mod error;
+mod frame;
+mod value;
+
+pub(super) use codec::{Decoder, Encoder};
+pub use error::ProtocolError;
+pub use frame::FrameReader;
+pub use value::{Ending, Stream, WindowSize};

@@ -1,0 +1,64 @@
+//! Values that messages of both protocols carry.
+
+use super::{Decoder, Encoder, ProtocolError};
+
+/// One of a command's three standard streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    /// File descriptor 0.
+    Stdin,
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+impl Stream {
+    /// All three, in the order of their file descriptors.
+    pub const ALL: [Self; 3] = [Self::Stdin, Self::Stdout, Self::Stderr];
+
+    /// The file descriptor number, which is also the stream's place in arrays of three.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Stdin => 0,
+            Self::Stdout => 1,
+            Self::Stderr => 2,
+        }
+    }
+
+    pub(crate) fn from_wire(value: u8) -> Result<Self, ProtocolError> {
+        Self::ALL
+            .into_iter()
+            .find(|stream| stream.index() == usize::from(value))
+            .ok_or(ProtocolError::UnknownValue { what: "stream", value })
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal killed it.
+    Signal(u8),
+}
+
+/// The size of a terminal, in character cells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}
+
+impl WindowSize {
+    pub(crate) fn encode(&self, message: Encoder) -> Encoder {
+        let Self { rows, columns } = *self;
+        message.u16(rows).u16(columns)
+    }
+
+    pub(crate) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
+        Ok(Self { rows: fields.u16("rows")?, columns: fields.u16("columns")? })
+    }
+}

@@ -1,0 +1,85 @@
+//! The emulated host: a machine that has KVM, whose files are the caller's, and that runs one command.
+//!
+//! QEMU starts it for `coracle host-emulate` and `coracle run --accel emulate`. The command's streams and its
+//! control messages cross by virtio-serial ports; the console belongs to the kernel and to this agent's own
+//! complaints.
+
+mod command;
+mod control;
+mod ports;
+mod root;
+mod session;
+
+use std::process::ExitCode;
+
+use coracle_agent::protocol::emulated_host::{FromAgent, Request, StartFailure, StartStep, VERSION};
+
+use crate::{console, modules, network, power};
+use command::RunningCommand;
+use control::{Control, ControlError};
+use ports::{Ports, PortsError};
+use root::{OuterRoot, RootError};
+use session::{Session, SessionError};
+
+/// Why the emulated host could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum HostError {
+    #[error("cannot open the ports to the outer side: {0}")]
+    Ports(#[from] PortsError),
+    #[error("cannot make the caller's files the root: {0}")]
+    Root(#[from] RootError),
+    #[error("lost the control port: {0}")]
+    Control(#[from] ControlError),
+    #[error("cannot go on relaying: {0}")]
+    Session(#[from] SessionError),
+}
+
+/// Runs the one command of this machine. The outer side ends the machine when it has read everything; this
+/// powers off only when there is no outer side to talk to.
+pub(crate) fn run() -> ExitCode {
+    if let Err(error) = serve() {
+        console::report(&error.to_string());
+    }
+    power::power_off()
+}
+
+fn serve() -> Result<(), HostError> {
+    root::mount_early();
+    modules::load_all(modules::LIST);
+    network::bring_up_loopback();
+    let Ports { control, streams } = ports::open()?;
+    let outer = root::switch()?;
+    let mut control = Control::new(control);
+    control.send(&FromAgent::Hello { version: VERSION })?;
+    let request = control.receive_request()?;
+    let last = match show_and_start(&outer, &request) {
+        Ok(command) => {
+            control.send(&FromAgent::Started)?;
+            let (ending, produced) = Session::new(&mut control, command, streams)?.run()?;
+            end_all_processes();
+            FromAgent::Exited { ending, produced }
+        }
+        Err(failure) => FromAgent::Failed(failure),
+    };
+    control.send(&last)?;
+    // Bytes may still be on their way out of the ports, as slowly as the caller reads them; the outer side
+    // ends the machine when it has them all.
+    power::wait_for_ever()
+}
+
+fn show_and_start(outer: &OuterRoot, request: &Request) -> Result<RunningCommand, StartFailure> {
+    for share in &request.shares {
+        outer
+            .show(share)
+            .map_err(|error| command::failure(StartStep::Share, share.source.as_os_str(), &error))?;
+    }
+    command::start(request)
+}
+
+/// Ends what the command left behind and writes everything back, so that the machine can be switched off.
+fn end_all_processes() {
+    // SAFETY: sends a signal to every process but this one; no memory is involved.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+    // SAFETY: flushes file systems; no memory is involved.
+    unsafe { libc::sync() };
+}

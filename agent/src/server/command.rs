@@ -1,0 +1,322 @@
+//! A command that runs: its streams to and from the host, its signals, its end.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Write, pipe};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use coracle_agent::protocol::agent::{
+    AgentMessage, AgentSession, Ending, ExecLimits, ExecRequest, Failure, Step, Stream, WindowSize,
+};
+use coracle_agent::relay::{poll_entry, set_non_blocking};
+
+use super::cgroup::{Cgroup, Cgroups};
+use super::spawn::{Plan, Streams, no_input};
+use crate::pty::{self, Pty};
+
+/// A command on a channel.
+///
+/// ```text
+/// running --its process ends--> ended --its outputs end, or the grace is over--> over
+/// ```
+#[derive(Debug)]
+pub(super) struct Command {
+    channel: u32,
+    process: libc::pid_t,
+    group: Option<Cgroup>,
+    terminal: Option<File>,
+    input: Option<File>,
+    /// From the host, and not yet in the pipe: no more than a window.
+    pending: VecDeque<u8>,
+    input_ended: bool,
+    outputs: [Option<File>; 2],
+    /// What it has started ends with it.
+    kill_tree: bool,
+    ended: Option<Instant>,
+}
+
+impl Command {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub(super) fn start(
+        channel: u32,
+        request: &ExecRequest,
+        groups: Option<&mut Cgroups>,
+    ) -> Result<Self, Failure> {
+        let plan = Plan::of(request)?;
+        let program = request.argv.first().cloned().unwrap_or_default();
+        let made = match request.terminal {
+            Some(size) => Ends::of_terminal(size, request.stdin),
+            None => Ends::of_pipes(request.stdin),
+        };
+        let Ends { streams, terminal, input, outputs } =
+            made.map_err(|error| Failure::new(Step::Streams, &program, &error))?;
+        // Without a group of its own, the process group has to do.
+        let mut groups = groups;
+        let group = group_for(&request.limits, groups.as_deref_mut())
+            .map_err(|error| Failure::new(Step::Limits, &program, &error))?;
+        let process = match plan.spawn(streams, group.as_ref()) {
+            Ok(process) => process,
+            Err(failure) => {
+                if let (Some(groups), Some(group)) = (groups, group) {
+                    groups.release(group);
+                }
+                return Err(failure);
+            }
+        };
+        let pending = VecDeque::new();
+        Ok(Self {
+            channel,
+            process,
+            group,
+            terminal,
+            input,
+            pending,
+            input_ended: false,
+            outputs,
+            kill_tree: request.limits.kill_tree,
+            ended: None,
+        })
+    }
+
+    pub(super) fn process(&self) -> libc::pid_t {
+        self.process
+    }
+
+    /// What to poll: stdin's end, then those of the outputs. Entries without interest have the descriptor -1.
+    pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
+        let fd = |file: &Option<File>| file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        let output = |file: &Option<File>, stream| {
+            let has_credit = may_read && session.credit(self.channel, stream) > 0;
+            poll_entry(if has_credit { fd(file) } else { -1 }, libc::POLLIN)
+        };
+        let [stdout, stderr] = &self.outputs;
+        let waits = if self.pending.is_empty() { 0 } else { libc::POLLOUT };
+        // A terminal is watched by its output.
+        let input = if waits == 0 && self.terminal.is_some() { -1 } else { fd(&self.input) };
+        [poll_entry(input, waits), output(stdout, Stream::Stdout), output(stderr, Stream::Stderr)]
+    }
+
+    /// Acts on what poll said about [`Command::poll_entries`].
+    pub(super) fn handle(&mut self, answers: &[libc::pollfd], session: &mut AgentSession, buffer: &mut [u8]) {
+        let [input, stdout, stderr] = answers else { return };
+        if input.revents & libc::POLLOUT != 0 {
+            self.write_input(session);
+        } else if input.revents != 0 {
+            self.refuse_input(session);
+        }
+        if stdout.revents != 0 {
+            self.read_output(Stream::Stdout, session, buffer);
+        }
+        if stderr.revents != 0 {
+            self.read_output(Stream::Stderr, session, buffer);
+        }
+    }
+
+    /// Bytes for stdin.
+    pub(super) fn take_input(&mut self, bytes: &[u8], session: &mut AgentSession) {
+        if self.input.is_none() {
+            session.taken(self.channel, bytes.len());
+            return;
+        }
+        self.pending.extend(bytes);
+        self.write_input(session);
+    }
+
+    /// Nothing more comes for stdin.
+    pub(super) fn end_input(&mut self) {
+        self.input_ended = true;
+        self.finish_input();
+    }
+
+    /// Sends a signal to the terminal's foreground, or to the command's group.
+    pub(super) fn signal(&self, signal: u8) {
+        let foreground = self.terminal.as_ref().and_then(|terminal| pty::foreground(terminal).ok());
+        let group = foreground.filter(|group| *group > 0).unwrap_or(self.process);
+        if self.ended.is_none() {
+            // SAFETY: sends a signal to a process group; no memory is involved.
+            unsafe { libc::kill(-group, libc::c_int::from(signal)) };
+        }
+    }
+
+    pub(super) fn resize(&self, size: WindowSize) {
+        // The terminal may be gone with its last user; then its size is nobody's concern.
+        let _ = self.terminal.as_ref().map(|terminal| pty::resize(terminal, size));
+    }
+
+    /// Kills all of it and lets go of its streams.
+    pub(super) fn kill(&mut self) {
+        if self.ended.is_none() {
+            // SAFETY: sends a signal to the process group of a child that has not been waited for.
+            unsafe { libc::kill(-self.process, libc::SIGKILL) };
+        }
+        if let Some(group) = &self.group {
+            group.kill();
+        }
+        self.input = None;
+        self.pending.clear();
+        self.outputs = [None, None];
+    }
+
+    /// Its process has ended.
+    pub(super) fn end(&mut self, status: libc::c_int, session: &mut AgentSession) {
+        self.ended = Some(Instant::now());
+        match &self.group {
+            Some(group) if self.kill_tree => group.kill(),
+            // SAFETY: sends a signal to the process group of a child that has just been waited for.
+            None if self.kill_tree => drop(unsafe { libc::kill(-self.process, libc::SIGKILL) }),
+            _ => {}
+        }
+        self.refuse_input(session);
+        session.answer(self.channel, &AgentMessage::Exited(ending_of(status)));
+    }
+
+    /// When the outputs are cut off that processes left behind still hold open.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let is_waiting = self.outputs.iter().any(Option::is_some);
+        self.ended.filter(|_| is_waiting).map(|ended| ended + LEFTOVER_GRACE)
+    }
+
+    /// Cuts off outputs that are only held open by processes left behind. What they wrote by now is still delivered.
+    pub(super) fn cut_leftovers(&mut self, session: &mut AgentSession) {
+        for (stream, output) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&mut self.outputs) {
+            if output.as_ref().is_some_and(|file| !has_input(file)) {
+                *output = None;
+                session.end(self.channel, stream);
+            }
+        }
+    }
+
+    /// Whether nothing more is to come of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.is_some() && self.outputs.iter().all(Option::is_none)
+    }
+
+    /// Gives its control group back.
+    pub(super) fn into_group(self) -> Option<Cgroup> {
+        self.group
+    }
+
+    fn write_input(&mut self, session: &mut AgentSession) {
+        while let (Some(input), (bytes @ [_, ..], _)) = (&mut self.input, self.pending.as_slices()) {
+            match input.write(bytes) {
+                Ok(count) => {
+                    self.pending.drain(..count);
+                    session.taken(self.channel, count);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return self.refuse_input(session),
+            }
+        }
+        self.finish_input();
+    }
+
+    /// Tells the command of the end of its stdin, once all is written: a pipe is closed, a terminal has a character for
+    /// it.
+    fn finish_input(&mut self) {
+        if !self.input_ended || !self.pending.is_empty() {
+            return;
+        }
+        let Some(mut input) = self.input.take() else { return };
+        if self.terminal.is_some() {
+            // A full terminal loses it, as one does that is typed at.
+            let _ = input.write(&[END_OF_FILE]);
+        }
+    }
+
+    /// Nobody reads stdin any more: the host is told, and what still comes is dropped.
+    fn refuse_input(&mut self, session: &mut AgentSession) {
+        if self.input.take().is_some() {
+            self.pending.clear();
+            session.refuse_input(self.channel);
+        }
+    }
+
+    fn read_output(&mut self, stream: Stream, session: &mut AgentSession, buffer: &mut [u8]) {
+        let Some(output) = self.outputs.get_mut(stream.index().saturating_sub(1)) else { return };
+        let Some(file) = output else { return };
+        let room = session.credit(self.channel, stream).min(buffer.len());
+        let Some(space) = buffer.get_mut(..room).filter(|space| !space.is_empty()) else { return };
+        match file.read(space) {
+            Ok(count) if count > 0 => session.send(self.channel, stream, &space[..count]),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            // EIO is how a terminal without users says that it is the end.
+            Ok(_) | Err(_) => {
+                *output = None;
+                session.end(self.channel, stream);
+            }
+        }
+    }
+}
+
+/// A control group for a command. Without limits, the process group has to do where there is none.
+fn group_for(limits: &ExecLimits, groups: Option<&mut Cgroups>) -> io::Result<Option<Cgroup>> {
+    match groups {
+        Some(groups) if limits.need_controllers() => groups.make_limited(limits).map(Some),
+        Some(groups) => Ok(groups.make().ok()),
+        None if limits.need_controllers() => Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP)),
+        None => Ok(None),
+    }
+}
+
+/// Both ends of a command's streams.
+struct Ends {
+    streams: Streams,
+    terminal: Option<File>,
+    input: Option<File>,
+    outputs: [Option<File>; 2],
+}
+
+impl Ends {
+    fn of_terminal(size: WindowSize, has_input: bool) -> io::Result<Self> {
+        let Pty { master, slave } = Pty::open(size)?;
+        set_non_blocking(&master)?;
+        let inner = [slave.try_clone()?.into(), slave.try_clone()?.into(), slave.into()];
+        let input = has_input.then(|| master.try_clone()).transpose()?;
+        let outputs = [Some(master.try_clone()?), None];
+        let streams = Streams { inner, is_terminal: true };
+        Ok(Self { streams, terminal: Some(master), input, outputs })
+    }
+
+    fn of_pipes(has_input: bool) -> io::Result<Self> {
+        let (stdin, input) = if has_input {
+            let (reader, writer) = pipe()?;
+            set_non_blocking(&writer)?;
+            (reader.into(), Some(File::from(OwnedFd::from(writer))))
+        } else {
+            (no_input()?, None)
+        };
+        let output = || -> io::Result<(OwnedFd, File)> {
+            let (reader, writer) = pipe()?;
+            set_non_blocking(&reader)?;
+            Ok((writer.into(), OwnedFd::from(reader).into()))
+        };
+        let ((stdout, from_stdout), (stderr, from_stderr)) = (output()?, output()?);
+        let streams = Streams { inner: [stdin, stdout, stderr], is_terminal: false };
+        Ok(Self { streams, terminal: None, input, outputs: [Some(from_stdout), Some(from_stderr)] })
+    }
+}
+
+fn has_input(file: &File) -> bool {
+    let mut entry = poll_entry(file.as_raw_fd(), libc::POLLIN);
+    // SAFETY: one live entry is passed with a count of one, and nothing is waited for.
+    unsafe { libc::poll(&raw mut entry, 1, 0) > 0 && entry.revents & libc::POLLIN != 0 }
+}
+
+fn ending_of(status: libc::c_int) -> Ending {
+    let number = |value: libc::c_int| u8::try_from(value).unwrap_or(u8::MAX);
+    if libc::WIFSIGNALED(status) {
+        Ending::Signal(number(libc::WTERMSIG(status)))
+    } else {
+        Ending::Code(number(libc::WEXITSTATUS(status)))
+    }
+}
+
+/// How long processes that a command left behind may hold its outputs open.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
+/// Control-D, which ends the input of a new terminal.
+const END_OF_FILE: u8 = 4;

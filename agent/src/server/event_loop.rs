@@ -1,0 +1,361 @@
+//! One thread, one loop: the connection to the host, the commands' streams, ended processes, and for PID 1 the power
+//! button.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant, SystemTime};
+
+use coracle_agent::protocol::agent::{
+    AgentEvent, AgentInfo, AgentMessage, AgentSession, Failure, MAX_DATA, Power, Request, SessionError,
+};
+use coracle_agent::relay::{poll, poll_entry};
+
+use super::Surroundings;
+use super::cgroup::Cgroups;
+use super::job::{Begun, Job};
+use super::machine;
+use super::transport::Line;
+use crate::power::{self, PowerButton, requested};
+
+/// The agent between and during connections.
+pub(super) struct Server {
+    surroundings: Surroundings,
+    groups: Option<Cgroups>,
+    buffer: Box<[u8]>,
+}
+
+/// How a connection ended.
+#[derive(Debug)]
+pub(super) enum End {
+    /// The other end has gone.
+    HungUp,
+    /// The host cannot be understood.
+    Broken(SessionError),
+}
+
+/// What belongs to one connection.
+struct Connection {
+    line: Line,
+    session: AgentSession,
+    jobs: BTreeMap<u32, Job>,
+    greet_at: Instant,
+    /// The machine is to end, when the host has heard of it.
+    end: Option<Power>,
+}
+
+impl Server {
+    pub(super) fn new(surroundings: Surroundings) -> Self {
+        // Old kernels, and systems without rights to it, do with process groups.
+        let groups = Cgroups::open().ok();
+        Self { surroundings, groups, buffer: vec![0; MAX_DATA].into() }
+    }
+
+    /// Moves to the root of the system's init.
+    pub(super) fn enter_root(&self) {
+        self.surroundings.enter_root();
+    }
+
+    /// Serves one connection to its end. What runs for it is killed then.
+    pub(super) fn serve(&mut self, line: Line) -> End {
+        let session = AgentSession::new(token(), self.info());
+        let greet_at = Instant::now() + GREETING;
+        let mut connection = Connection { line, session, jobs: BTreeMap::new(), greet_at, end: None };
+        let end = loop {
+            if let Err(end) = self.step(&mut connection) {
+                break end;
+            }
+        };
+        for job in std::mem::take(&mut connection.jobs).into_values() {
+            self.drop_job(job);
+        }
+        end
+    }
+
+    /// Does what there is to do without a connection.
+    pub(super) fn wait_until(&mut self, end: Instant) {
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let mut entries = self.own_entries();
+            // An error of poll itself ends the wait early.
+            let _ = poll(&mut entries, millis(left));
+            self.heed(&mut BTreeMap::new(), None);
+        }
+    }
+
+    fn info(&self) -> AgentInfo {
+        AgentInfo {
+            kernel: machine::kernel_release(),
+            place: self.surroundings.place,
+            kills_groups: self.groups.is_some(),
+        }
+    }
+
+    fn own_entries(&self) -> Vec<libc::pollfd> {
+        let signals = poll_entry(self.surroundings.signals.as_raw_fd(), libc::POLLIN);
+        let button = self.surroundings.button.iter().flat_map(PowerButton::poll_entries);
+        std::iter::once(signals).chain(button).collect()
+    }
+
+    fn step(&mut self, connection: &mut Connection) -> Result<(), End> {
+        let Connection { line, session, jobs, greet_at, .. } = connection;
+        let is_clogged = session.output().len() >= MOST_OUTPUT;
+        let mut entries = self.own_entries();
+        let own = entries.len();
+        let wants = if is_clogged { 0 } else { libc::POLLIN }
+            | if session.output().is_empty() { 0 } else { libc::POLLOUT };
+        entries.push(poll_entry(line.file.as_raw_fd(), wants));
+        for job in jobs.values() {
+            entries.extend(job.poll_entries(session, !is_clogged));
+        }
+        let repeats = line.is_silent && !session.is_open();
+        let timeout = match jobs.values().any(|job| !is_clogged && job.can_go_on(session)) {
+            true => Some(Instant::now()),
+            false => jobs.values().filter_map(Job::deadline).chain(repeats.then_some(*greet_at)).min(),
+        };
+        let timeout = timeout.map_or(-1, |at| millis(at.saturating_duration_since(Instant::now())));
+        if poll(&mut entries, timeout).is_err() {
+            return Err(End::HungUp);
+        }
+        if repeats && Instant::now() >= *greet_at {
+            session.greet();
+            *greet_at = Instant::now() + GREETING;
+        }
+        let (own_answers, rest) = entries.split_at(own);
+        if own_answers.iter().any(|answer| answer.revents != 0) {
+            self.heed(jobs, Some(session));
+        }
+        let Some((from_host, of_jobs)) = rest.split_first() else { return Err(End::HungUp) };
+        self.serve_jobs(connection, of_jobs);
+        if from_host.revents & (libc::POLLIN | libc::POLLHUP | libc::POLLERR) != 0 {
+            self.read(connection)?;
+        }
+        self.finish_jobs(connection);
+        connection.write()?;
+        match connection.end {
+            Some(power) if connection.session.output().is_empty() => {
+                machine::end(self.surroundings.place, power)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Collects ended processes, and heeds requests for the machine's end.
+    fn heed(&mut self, jobs: &mut BTreeMap<u32, Job>, mut session: Option<&mut AgentSession>) {
+        if let Some(ending) = requested(&self.surroundings.signals) {
+            power::shut_down(ending);
+        }
+        if self.surroundings.button.as_mut().is_some_and(PowerButton::is_pressed) {
+            power::shut_down(power::power_off);
+        }
+        loop {
+            let mut status = 0;
+            // SAFETY: stores one int at the given address.
+            let process = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+            if process <= 0 {
+                break;
+            }
+            let commands = jobs.values_mut().filter_map(|job| match job {
+                Job::Command(command) => Some(command),
+                Job::Put(_) | Job::Get(_) | Job::Aside(_) => None,
+            });
+            let command = commands.into_iter().find(|command| command.process() == process);
+            if let (Some(command), Some(session)) = (command, &mut session) {
+                command.end(status, session);
+            }
+        }
+        if let Some(groups) = &mut self.groups {
+            groups.tidy();
+        }
+    }
+
+    fn serve_jobs(&mut self, connection: &mut Connection, answers: &[libc::pollfd]) {
+        let Connection { session, jobs, .. } = connection;
+        let mut over = Vec::new();
+        for ((channel, job), answers) in jobs.iter_mut().zip(answers.chunks_exact(3)) {
+            match job {
+                Job::Command(command) => command.handle(answers, session, &mut self.buffer),
+                Job::Get(get) if session.output().len() < MOST_OUTPUT && get.can_go_on(session) => {
+                    match get.step(session, &mut self.buffer) {
+                        Ok(false) => {}
+                        Ok(true) => over.push(*channel),
+                        Err(failure) => {
+                            session.answer(*channel, &AgentMessage::Failed(failure));
+                            over.push(*channel);
+                        }
+                    }
+                }
+                Job::Aside(job) if answers.iter().any(|answer| answer.revents != 0) => {
+                    if job.read(session) {
+                        over.push(*channel);
+                    }
+                }
+                Job::Put(_) | Job::Get(_) | Job::Aside(_) => {}
+            }
+        }
+        for channel in over {
+            session.closed(channel);
+            jobs.remove(&channel);
+        }
+    }
+
+    /// Lets go of commands that are over.
+    fn finish_jobs(&mut self, connection: &mut Connection) {
+        let Connection { session, jobs, .. } = connection;
+        let now = Instant::now();
+        let mut over = Vec::new();
+        for (channel, job) in jobs.iter_mut() {
+            let Job::Command(command) = job else { continue };
+            if command.deadline().is_some_and(|at| now >= at) {
+                command.cut_leftovers(session);
+            }
+            if command.is_over() {
+                over.push(*channel);
+            }
+        }
+        for channel in over {
+            session.closed(channel);
+            if let Some(job) = jobs.remove(&channel) {
+                self.drop_job(job);
+            }
+        }
+    }
+
+    fn drop_job(&mut self, job: Job) {
+        match job {
+            Job::Command(mut command) => {
+                if !command.is_over() {
+                    command.kill();
+                }
+                if let (Some(groups), Some(group)) = (&mut self.groups, command.into_group()) {
+                    groups.release(group);
+                }
+            }
+            Job::Put(put) => put.abandon(),
+            Job::Get(_) | Job::Aside(_) => {}
+        }
+    }
+
+    fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
+        match connection.line.file.read(&mut self.buffer) {
+            // A console port says so while nobody is at its other end; who was there before has gone.
+            Ok(0) if connection.line.is_silent && !connection.session.is_open() => std::thread::sleep(NOBODY),
+            Ok(0) => return Err(End::HungUp),
+            Ok(count) => {
+                connection.session.receive(&self.buffer[..count]).map_err(End::Broken)?;
+                while let Some(event) = connection.session.next_event() {
+                    self.obey(event, connection);
+                }
+            }
+            Err(error) if is_temporary(&error) => {}
+            Err(_) => return Err(End::HungUp),
+        }
+        Ok(())
+    }
+
+    fn obey(&mut self, event: AgentEvent, connection: &mut Connection) {
+        let Connection { session, jobs, .. } = connection;
+        match event {
+            AgentEvent::Open(channel, request) => self.begin(channel, request, connection),
+            AgentEvent::Data(channel, bytes) => match jobs.get_mut(&channel) {
+                Some(Job::Command(command)) => command.take_input(&bytes, session),
+                Some(Job::Put(put)) => {
+                    if let Err(failure) = put.take(&bytes, session) {
+                        jobs.remove(&channel);
+                        refuse(session, channel, failure);
+                    }
+                }
+                Some(Job::Get(_) | Job::Aside(_)) | None => {}
+            },
+            AgentEvent::End(channel) => match jobs.get_mut(&channel) {
+                Some(Job::Command(command)) => command.end_input(),
+                Some(Job::Put(_)) => {
+                    let Some(Job::Put(put)) = jobs.remove(&channel) else { return };
+                    match put.finish(session) {
+                        Ok(()) => session.closed(channel),
+                        Err(failure) => refuse(session, channel, failure),
+                    }
+                }
+                Some(Job::Get(_) | Job::Aside(_)) | None => {}
+            },
+            AgentEvent::Signal(channel, signal) => {
+                if let Some(Job::Command(command)) = jobs.get(&channel) {
+                    command.signal(signal);
+                }
+            }
+            AgentEvent::Resize(channel, size) => {
+                if let Some(Job::Command(command)) = jobs.get(&channel) {
+                    command.resize(size);
+                }
+            }
+            AgentEvent::Close(channel) => match jobs.get_mut(&channel) {
+                // Its end is still to come.
+                Some(Job::Command(command)) => command.kill(),
+                Some(Job::Put(_) | Job::Get(_) | Job::Aside(_)) => {
+                    session.closed(channel);
+                    let job = jobs.remove(&channel);
+                    job.into_iter().for_each(|job| self.drop_job(job));
+                }
+                None => {}
+            },
+        }
+    }
+
+    fn begin(&mut self, channel: u32, request: Request, connection: &mut Connection) {
+        self.enter_root();
+        let Connection { session, jobs, .. } = connection;
+        match Job::begin(channel, request, session, self.groups.as_mut()) {
+            Ok(Begun::Job(job)) => drop(jobs.insert(channel, job)),
+            Ok(Begun::Done) => session.closed(channel),
+            Ok(Begun::End(power)) => {
+                session.closed(channel);
+                connection.end = Some(power);
+            }
+            Err(failure) => refuse(session, channel, failure),
+        }
+    }
+}
+
+impl Connection {
+    /// Sends what there is, as far as the line takes it.
+    fn write(&mut self) -> Result<(), End> {
+        while !self.session.output().is_empty() {
+            match self.line.file.write(self.session.output()) {
+                Ok(0) => return Ok(()),
+                Ok(count) => self.session.sent(count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(_) => return Err(End::HungUp),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn refuse(session: &mut AgentSession, channel: u32, failure: Failure) {
+    session.answer(channel, &AgentMessage::Failed(failure));
+    session.closed(channel);
+}
+
+/// Tells this session from earlier ones.
+fn token() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::from(std::process::id()).rotate_left(40) ^ now.as_nanos() as u64
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+fn millis(time: Duration) -> i32 {
+    i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+}
+
+/// With so many bytes waiting for the line, nothing more is read from anywhere.
+const MOST_OUTPUT: usize = 1 << 20;
+/// How often a line is greeted of which nobody knows who is at its other end.
+const GREETING: Duration = Duration::from_secs(1);
+const NOBODY: Duration = Duration::from_millis(50);
