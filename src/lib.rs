@@ -58,6 +58,7 @@ mod kvm;
 mod memory;
 pub mod rootfs;
 mod sparse;
+mod temporary;
 pub mod terminal;
 mod thread;
 mod vcpu;

@@ -1,37 +1,12 @@
-//! The console of the guest, and messages of the agent itself. These go into the kernel's log, and so to the machine's
-//! console, where they stand in order with the kernel's own.
+//! The console of the guest.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use coracle_agent::boot_mark::INIT_ERROR;
-
 use crate::modules;
-
-/// Says one line: an error of the agent, or a warning that explains what is missing later.
-///
-/// The level is "error" (3), because a kernel started with `quiet` shows only these on its console.
-pub(crate) fn report(line: &str) {
-    log(&format!("coracle-agent: {line}"));
-}
-
-/// Says why the first process ends, and the kernel panics for it: the line that Coracle shows as the reason.
-pub(crate) fn report_end(reason: &str) {
-    log(&format!("{INIT_ERROR}{reason}"));
-}
-
-fn log(line: &str) {
-    let logged = OpenOptions::new()
-        .write(true)
-        .open("/dev/kmsg")
-        .and_then(|mut log| log.write_all(format!("<3>{}\n", one_line(line)).as_bytes()));
-    if logged.is_err() {
-        eprintln!("{line}");
-    }
-}
 
 /// Makes `/dev/console` this process's standard streams, which it need not have been when the kernel started
 /// it: the initramfs may lack the device node.
@@ -92,10 +67,6 @@ const CONSOLE_PERIOD: Duration = Duration::from_millis(10);
 const HVC_MAJOR: libc::c_uint = 229;
 
 /// The kernel takes each line of a write as a message of its own, without the prefix.
-fn one_line(text: &str) -> String {
-    text.replace('\n', " ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

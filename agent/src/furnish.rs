@@ -8,7 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::Path;
 
 use crate::mounts::{Mount, is_in_memory};
-use crate::{console, network};
+use crate::network;
+use crate::report::report;
 
 /// What becomes of the root's files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ fn host_name() -> String {
     if running != Some(&name)
         && let Err(error) = fs::write(RUNNING_NAME, &name)
     {
-        console::report(&format!("cannot set the host name: {error}"));
+        report(&format!("cannot set the host name: {error}"));
     }
     name
 }
@@ -92,7 +93,7 @@ fn add_file(path: &Path, content: &str) -> io::Result<()> {
 fn add(what: &str, added: io::Result<()>) {
     match added {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            console::report(&format!("cannot make {what}: {error}"));
+            report(&format!("cannot make {what}: {error}"));
         }
         Ok(()) | Err(_) => {}
     }

@@ -15,6 +15,7 @@ mod network;
 mod new_root;
 mod power;
 mod pty;
+mod report;
 mod roles;
 mod server;
 mod signals;
@@ -22,6 +23,7 @@ mod signals;
 use std::fs;
 use std::process::ExitCode;
 
+use report::report_end;
 use roles::{default_guest, emulated_host, loader};
 use server::{Surroundings, Transport};
 
@@ -56,17 +58,17 @@ fn main() -> ExitCode {
         Ok("guest") => Role::Guest,
         Ok("host") => Role::Host,
         Ok(other) => {
-            console::report_end(&format!("{ROLE_FILE} has the unknown role '{other}'"));
+            report_end(&format!("{ROLE_FILE} has the unknown role '{other}'"));
             return ExitCode::FAILURE;
         }
         Err(_) if loader::is_all_there_is() => Role::Loader,
         Err(error) => {
-            console::report_end(&format!("cannot read {ROLE_FILE}: {error}"));
+            report_end(&format!("cannot read {ROLE_FILE}: {error}"));
             return ExitCode::FAILURE;
         }
     };
     std::panic::set_hook(Box::new(move |panic| {
-        console::report_end(&panic.to_string());
+        report_end(&panic.to_string());
         match role {
             // The end of PID 1 panics the kernel, which is how a guest says that it failed.
             Role::Guest | Role::Loader => std::process::exit(101),

@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::console;
+use crate::report::report;
 
 /// The list in the initramfs of the default guest and of the emulated host.
 pub(crate) const LIST: &str = "/etc/coracle/modules";
@@ -28,7 +28,7 @@ pub(crate) fn load_all(list: &str) {
     let paths = list.lines().map(str::trim).filter(|line| !line.is_empty());
     for path in paths.filter(|path| is_of_release(path, release.trim())) {
         if let Err(error) = load(path) {
-            console::report(&format!("cannot load the module {path}: {error}"));
+            report(&format!("cannot load the module {path}: {error}"));
         }
     }
 }

@@ -7,8 +7,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, ptr};
 
-use crate::console;
-
 /// One mount to make.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mount<'a> {
@@ -45,7 +43,7 @@ impl Mount<'_> {
     /// Reports a mount that could not be made.
     pub(crate) fn report(&self, made: io::Result<()>) {
         if let Err(error) = made {
-            console::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
+            crate::report::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
         }
     }
 }

@@ -4,9 +4,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use coracle_devices::backend::disk::DiskBackend;
+use coracle_devices::memory::Span;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 use coracle_devices::virtio::poll::Poll;
-use coracle_devices::virtio::queue::Span;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 
 /// The first byte chooses the disk; the rest is a list of requests of 16 bytes: type, frame, length of the data (16

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use coracle_arch::regular_file;
 use coracle_devices::backend::disk::nameless_file;
 
-use crate::virtio::overlay_folder;
+use crate::temporary;
 
 /// An archive in the making.
 #[derive(Debug, Default)]
@@ -132,7 +132,7 @@ impl Archive {
     /// # Errors
     /// As [`Archive::finish`], or the folder takes no file of this size.
     pub fn spool(self) -> Result<File, ArchiveError> {
-        let folder = overlay_folder();
+        let folder = temporary::directory();
         let file = nameless_file(&folder).map_err(Failure::Write).and_then(|file| {
             let mut out = io::BufWriter::new(&file);
             self.write(&mut out)?;

@@ -41,7 +41,7 @@ pub use self::unpack::UnpackError;
 use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
 use crate::host;
 use crate::initramfs::loader::RootStart;
-use crate::virtio::overlay_folder;
+use crate::temporary;
 
 /// What an image was made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -347,7 +347,7 @@ fn image_disk(root: &RootConfig, file_system: FileSystem) -> DiskConfig {
 
 /// A file that is gone when it is closed, and the folder that it is in.
 fn nameless_file() -> Result<(PathBuf, File), RootError> {
-    let folder = overlay_folder();
+    let folder = temporary::directory();
     match nameless_file_in(&folder) {
         Ok(file) => Ok((folder, file)),
         Err(source) => Err(RootError::Spool { folder, source }),

@@ -1,7 +1,6 @@
 //! From the configuration of a disk to the block device, and what becomes of the host's faults.
 
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlayError, OverlaySize, RawDisk};
@@ -13,8 +12,8 @@ use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::control::Control;
-use crate::host;
 use crate::rootfs::{RootBacking, RootDisk};
+use crate::temporary;
 
 impl DeviceSpec for DiskConfig {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
@@ -74,7 +73,7 @@ fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
         DiskAccess::Overlay { most } => most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
     };
     let path = config.path.clone();
-    let overlay = Overlay::open(&path, &overlay_folder(), size);
+    let overlay = Overlay::open(&path, &temporary::directory(), size);
     let overlay = overlay.map_err(|error| match error {
         OverlayError::Base(source) => VirtioError::Disk { path, source },
         source => VirtioError::Overlay { path, source },
@@ -90,14 +89,6 @@ pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
     };
     let path = || config.path.clone();
     RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { path: path(), source })
-}
-
-/// Where files without a name go. Not /tmp by default, which is in memory on many systems; but on an emulated host what is
-/// not in memory is shared with the outer one, and a file there needs its name.
-pub(crate) fn overlay_folder() -> PathBuf {
-    let folder = std::env::var_os("TMPDIR").filter(|folder| !folder.is_empty());
-    let default = if host::caller().is_some() { "/tmp" } else { "/var/tmp" };
-    folder.map_or_else(|| Path::new(default).to_owned(), PathBuf::from)
 }
 
 /// Counts the faults of one disk, and has the machine paused where that is wanted.

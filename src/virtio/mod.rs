@@ -30,7 +30,6 @@ use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub(crate) use disk::overlay_folder;
 use spec::SpecContext;
 pub(crate) use spec::specs;
 pub use vsock::VsockPortError;

@@ -10,7 +10,7 @@ use crate::hostile::{self, HostileArguments};
 use crate::process::{capture, cargo, run};
 use crate::tally::Tally;
 use crate::workspace::Workspace;
-use crate::{test, tuned};
+use crate::{structure, test, tuned};
 
 /// Runs the steps in order, the quick ones first, up to the first that fails; `false` when one has failed.
 /// The last line on stdout is the tests' tally; a failed step that is not a test counts in it as a failure.
@@ -36,8 +36,9 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
 
 type Step = fn(&Workspace, &mut Tally) -> Result<()>;
 
-const STEPS: [(&str, Step); 9] = [
+const STEPS: [(&str, Step); 10] = [
     ("format", format),
+    ("structure", structure),
     ("clippy", clippy),
     ("rustdoc", rustdoc),
     ("one version of each rust-vmm crate", single_versions),
@@ -52,6 +53,10 @@ fn format(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     run(cargo().current_dir(&workspace.root).args(["fmt", "--all", "--check"]))?;
     let others = ["fuzz", "examples/cargo-runner"].map(|folder| workspace.root.join(folder));
     others.iter().try_for_each(|folder| run(cargo().current_dir(folder).args(["fmt", "--check"])))
+}
+
+fn structure(workspace: &Workspace, _: &mut Tally) -> Result<()> {
+    structure::check(workspace)
 }
 
 fn clippy(workspace: &Workspace, _: &mut Tally) -> Result<()> {

@@ -15,6 +15,7 @@ mod payloads;
 mod process;
 mod setup;
 mod static_build;
+mod structure;
 mod tally;
 mod test;
 mod tools;
@@ -45,6 +46,8 @@ enum Task {
     Test,
     /// Run every check that a change must pass, the tests included
     Ci,
+    /// Check the shape of the tree: which rooms know which
+    Structure,
     /// Install the Debian packages that are missing (as root), or tell which (else)
     Setup,
     /// Make the default guest and the emulated host's system in the data folder (no root needed)
@@ -100,6 +103,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(&workspace),
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
+        Task::Structure => structure::check(&workspace)?,
         Task::Hostile(arguments) => return hostile::run(&workspace, arguments).map(exit_code),
         Task::Setup => setup::make_ready()?,
         Task::Guest { update, tuned, tools } => {

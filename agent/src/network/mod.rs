@@ -13,12 +13,12 @@ use std::path::Path;
 use coracle_agent::protocol::agent::{Failure, NetworkInfo, NetworkRequest, Step};
 
 use self::interface::Interface;
-use crate::console;
+use crate::report::report;
 
 /// Brings `lo` up; the kernel gives it its addresses then.
 pub(crate) fn bring_up_loopback() {
     if let Err(error) = loopback_up() {
-        console::report(&format!("cannot bring the interface lo up: {error}"));
+        report(&format!("cannot bring the interface lo up: {error}"));
     }
 }
 

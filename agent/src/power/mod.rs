@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 pub(crate) use button::PowerButton;
 pub(crate) use request::{requested, signal_events};
 
-use crate::{console, mounts};
+use crate::mounts;
+use crate::report::report;
 
 /// Ends every other process, then the machine by `ending`.
 pub(crate) fn shut_down(ending: fn() -> !) -> ! {
@@ -58,7 +59,7 @@ fn end(how: libc::c_int, name: &str) -> ! {
     write_back();
     // SAFETY: the flag is one of the kernel's; no memory is involved.
     unsafe { libc::reboot(how) };
-    console::report(&format!("cannot {name}: {}", std::io::Error::last_os_error()));
+    report(&format!("cannot {name}: {}", std::io::Error::last_os_error()));
     wait_for_ever()
 }
 

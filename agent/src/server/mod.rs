@@ -25,8 +25,8 @@ use coracle_agent::protocol::agent::Place;
 use self::event_loop::{End, Server};
 pub(crate) use self::root::InitRoot;
 pub(crate) use self::transport::Transport;
-use crate::console;
 use crate::power::{PowerButton, signal_events};
+use crate::report::report;
 use crate::signals::Signals;
 
 /// What the agent has to do besides serving its host.
@@ -84,7 +84,7 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
         }
         // A host that is not there is tried again and again; each reason is told once.
         if !why.is_empty() && why != said {
-            console::report(&why);
+            report(&why);
         }
         said = why;
         server.wait_until(Instant::now() + RETRY);

@@ -2,8 +2,6 @@
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::legacy::serial::SerialPort;
-
 /// Takes input from the host. The I/O thread calls it.
 pub trait ConsoleInput: Send + Sync {
     /// Takes bytes of `input` and returns how many: 0 while there is no room. When it takes fewer than offered,
@@ -16,18 +14,4 @@ pub trait ConsoleInput: Send + Sync {
 
     /// Becomes readable when input was held back and there is room again. The reader clears it by reading it.
     fn room_event(&self) -> &EventFd;
-}
-
-impl ConsoleInput for SerialPort {
-    fn enqueue_input(&self, input: &[u8]) -> usize {
-        SerialPort::enqueue_input(self, input)
-    }
-
-    fn has_input_room(&self) -> bool {
-        SerialPort::has_input_room(self)
-    }
-
-    fn room_event(&self) -> &EventFd {
-        SerialPort::room_event(self)
-    }
 }

@@ -13,6 +13,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::backend::console_buffer::ConsoleBuffer;
+use crate::backend::console_input::ConsoleInput;
 use crate::bus::ByteRegisters;
 use crate::irq::IrqLine;
 use crate::lock;
@@ -174,6 +175,20 @@ const ROOM_NOTICE: usize = 32;
 /// Modem control register: reading it has no side effect.
 const MODEM_CONTROL: u8 = 4;
 const LOOPBACK: u8 = 1 << 4;
+
+impl ConsoleInput for SerialPort {
+    fn enqueue_input(&self, input: &[u8]) -> usize {
+        SerialPort::enqueue_input(self, input)
+    }
+
+    fn has_input_room(&self) -> bool {
+        SerialPort::has_input_room(self)
+    }
+
+    fn room_event(&self) -> &EventFd {
+        SerialPort::room_event(self)
+    }
+}
 
 #[cfg(test)]
 mod tests {

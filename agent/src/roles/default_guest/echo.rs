@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 
-use crate::console;
+use crate::report::report;
 
 /// The port of the echo service (RFC 862), on either side.
 const PORT: u32 = 7;
@@ -19,7 +19,7 @@ pub(super) fn start() {
             thread::spawn(move || accept_all(&listener));
         }
         Err(error) => {
-            console::report(&format!("cannot listen on vsock port {PORT}: {error}"));
+            report(&format!("cannot listen on vsock port {PORT}: {error}"));
             return;
         }
     }
@@ -37,7 +37,7 @@ fn accept_all(listener: &OwnedFd) {
         let fd = unsafe { libc::accept(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut()) };
         match owned(fd) {
             Ok(stream) => drop(thread::spawn(move || serve(stream))),
-            Err(error) => return console::report(&format!("cannot take a vsock connection: {error}")),
+            Err(error) => return report(&format!("cannot take a vsock connection: {error}")),
         }
     }
 }

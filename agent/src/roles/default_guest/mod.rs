@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use crate::furnish::{self, RootFiles};
 use crate::power::{self, PowerButton};
+use crate::report::report;
 use crate::server::{self, Surroundings, Transport};
 use crate::{console, modules};
 
@@ -81,7 +82,7 @@ pub(crate) fn run() -> ExitCode {
     modules::load_all(modules::OF_DEVICES);
     // The console may be one of them.
     if let Err(error) = console::attach() {
-        console::report(&format!("cannot use /dev/console: {error}"));
+        report(&format!("cannot use /dev/console: {error}"));
     }
     let mut button = PowerButton::open();
     let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
@@ -117,7 +118,7 @@ fn serve(line: &str, button: PowerButton) {
     let transport = Transport::from_command_line(line).unwrap_or(Transport::DEFAULT);
     match Surroundings::of_first_process(button) {
         Ok(surroundings) => server::run(&transport, surroundings),
-        Err(error) => console::report(&format!("cannot wait for processes: {error}")),
+        Err(error) => report(&format!("cannot wait for processes: {error}")),
     }
 }
 
@@ -126,7 +127,7 @@ fn crash() {
     let result =
         fs::write("/proc/sys/kernel/sysrq", "1").and_then(|()| fs::write("/proc/sysrq-trigger", "c"));
     if let Err(error) = result {
-        console::report(&format!("cannot crash the kernel: {error}"));
+        report(&format!("cannot crash the kernel: {error}"));
     }
 }
 

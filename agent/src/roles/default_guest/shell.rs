@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::wait::wait_until_ended;
-use crate::console;
 use crate::power::PowerButton;
+use crate::report::report;
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -33,14 +33,14 @@ pub(super) fn run(line: &str, button: &mut PowerButton) {
     install();
     match start(line) {
         Ok(shell) => wait_until_ended(Some(shell), button),
-        Err(error) => console::report(&format!("cannot start a shell: {error}")),
+        Err(error) => report(&format!("cannot start a shell: {error}")),
     }
 }
 
 /// Makes busybox's commands programs of the guest.
 pub(super) fn install() {
     if let Err(error) = install_commands() {
-        console::report(&format!("cannot link busybox's commands: {error}"));
+        report(&format!("cannot link busybox's commands: {error}"));
     }
 }
 

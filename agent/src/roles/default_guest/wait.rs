@@ -3,8 +3,8 @@
 
 use std::os::fd::AsRawFd;
 
-use crate::console;
 use crate::power::{self, PowerButton, requested, signal_events};
+use crate::report::report;
 use crate::signals::Signals;
 
 /// Waits until `process`, a child, has ended; without one, for ever. The power button powers off, a request does what it
@@ -13,7 +13,7 @@ pub(super) fn wait_until_ended(process: Option<libc::pid_t>, button: &mut PowerB
     let signals = match signal_events() {
         Ok(signals) => signals,
         Err(error) => {
-            console::report(&format!("cannot wait for processes: {error}"));
+            report(&format!("cannot wait for processes: {error}"));
             return;
         }
     };

@@ -14,7 +14,8 @@ use std::process::ExitCode;
 
 use coracle_agent::protocol::emulated_host::{FromAgent, Request, StartFailure, StartStep, VERSION};
 
-use crate::{console, modules, network, power};
+use crate::report::report;
+use crate::{modules, network, power};
 use command::RunningCommand;
 use control::{Control, ControlError};
 use ports::{Ports, PortsError};
@@ -38,7 +39,7 @@ enum HostError {
 /// powers off only when there is no outer side to talk to.
 pub(crate) fn run() -> ExitCode {
     if let Err(error) = serve() {
-        console::report(&error.to_string());
+        report(&error.to_string());
     }
     power::power_off()
 }

@@ -11,7 +11,6 @@ use std::path::PathBuf;
 
 use coracle_agent::protocol::emulated_host::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, Share};
 
-use crate::console;
 use crate::furnish::{DEVICE_LINKS, KERNEL_MOUNTS};
 use crate::mounts::{self, Mount};
 use crate::new_root;
@@ -143,7 +142,7 @@ fn furnish() {
 
 fn report(what: &str, result: io::Result<()>) {
     if let Err(error) = result {
-        console::report(&format!("cannot set up {what}: {error}"));
+        crate::report::report(&format!("cannot set up {what}: {error}"));
     }
 }
 

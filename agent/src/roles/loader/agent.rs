@@ -9,6 +9,7 @@ use super::root;
 use crate::furnish::{KERNEL_MOUNTS, RootFiles, furnish};
 use crate::mounts::Mount;
 use crate::power::PowerButton;
+use crate::report::{report, report_end};
 use crate::server::{self, InitRoot, Surroundings, Transport};
 use crate::{console, mounts};
 
@@ -52,19 +53,19 @@ pub(super) fn start_beside(transport: &Transport) {
             serve_beside(transport);
             std::process::exit(1);
         }
-        -1 => console::report(&format!("cannot start the agent: {}", io::Error::last_os_error())),
+        -1 => report(&format!("cannot start the agent: {}", io::Error::last_os_error())),
         _ => {}
     }
 }
 
 fn serve_beside(transport: &Transport) {
     // A defect of the agent's is not the end of the machine.
-    std::panic::set_hook(Box::new(|panic| console::report(&panic.to_string())));
+    std::panic::set_hook(Box::new(|panic| report(&panic.to_string())));
     // SAFETY: makes the calling process a session leader; no memory is involved.
     unsafe { libc::setsid() };
     match InitRoot::open().and_then(Surroundings::beside_init) {
         Ok(surroundings) => server::run(transport, surroundings),
-        Err(error) => console::report(&format!("the agent cannot go on: {error}")),
+        Err(error) => report(&format!("the agent cannot go on: {error}")),
     }
 }
 
@@ -75,16 +76,16 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
     if options.has_root()
         && let Err(error) = root::switch(&options)
     {
-        console::report_end(&error.to_string());
+        report_end(&error.to_string());
         return ExitCode::FAILURE;
     }
     furnish(if options.is_private() { RootFiles::Private } else { RootFiles::Kept });
     if let Err(error) = console::attach() {
-        console::report(&format!("cannot use /dev/console: {error}"));
+        report(&format!("cannot use /dev/console: {error}"));
     }
     match Surroundings::of_first_process(PowerButton::open()) {
         Ok(surroundings) => server::run(transport, surroundings),
-        Err(error) => console::report_end(&format!("cannot wait for processes: {error}")),
+        Err(error) => report_end(&format!("cannot wait for processes: {error}")),
     }
     ExitCode::FAILURE
 }

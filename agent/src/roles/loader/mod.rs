@@ -23,6 +23,7 @@ use self::options::Options;
 use self::root::RootError;
 use crate::furnish::{DEVICES, KERNEL_MOUNTS};
 use crate::mounts::Mount;
+use crate::report::report_end;
 use crate::{console, modules};
 
 /// This program where the archive has it.
@@ -69,7 +70,7 @@ pub(crate) fn run() -> ExitCode {
         start_root(&Options::from_command_line(&line))
     };
     let Err(error) = result;
-    console::report_end(&error.to_string());
+    report_end(&error.to_string());
     ExitCode::FAILURE
 }
 

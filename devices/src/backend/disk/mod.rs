@@ -12,7 +12,7 @@ pub use raw::RawDisk;
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::virtio::queue::Span;
+use crate::memory::Span;
 
 /// Bytes of a sector: the unit of everything that a driver says about a disk (virtio 1.2, 5.2).
 pub const SECTOR: u64 = 512;

@@ -16,7 +16,7 @@ use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
 use super::{DiskBackend, end_inside, out_of_range};
 use crate::lock;
-use crate::virtio::queue::Span;
+use crate::memory::Span;
 
 /// A disk with a private overlay.
 #[derive(Debug)]

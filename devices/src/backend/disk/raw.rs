@@ -10,7 +10,7 @@ use std::path::Path;
 use super::open::{DiskOpenError, FileLock, length_now, open};
 use super::vectored::{read_all, write_all, write_zero_bytes};
 use super::{DiskBackend, end_inside, out_of_range};
-use crate::virtio::queue::Span;
+use crate::memory::Span;
 
 /// A raw disk.
 #[derive(Debug)]

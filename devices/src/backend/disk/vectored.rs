@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
-use crate::virtio::queue::Span;
+use crate::memory::Span;
 
 /// Reads into all of `spans` from `offset` of `file` on.
 ///

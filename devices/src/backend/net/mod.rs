@@ -17,7 +17,7 @@ pub use tap::Tap;
 use std::io;
 use std::os::fd::AsRawFd;
 
-use crate::virtio::queue::{Buffers, Span};
+use crate::memory::{Buffers, Span};
 
 /// Sends and receives frames; never waits. One handler has it at a time. Its descriptor tells by an edge of what is new:
 /// who has not received all there was has to go on by itself.

@@ -16,7 +16,7 @@ use super::{
     HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
 };
 use crate::backend::unix_socket;
-use crate::virtio::queue::{Buffers, Span};
+use crate::memory::{Buffers, Span};
 
 /// A connected socket, and the frames on their way through it.
 #[derive(Debug)]

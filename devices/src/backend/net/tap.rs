@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use super::open::{NetOpenError, OpenStep};
 use super::{HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent};
 use crate::journal;
-use crate::virtio::queue::{Buffers, Span};
+use crate::memory::{Buffers, Span};
 
 /// A tap device that is ready for frames with virtio headers.
 #[derive(Debug)]

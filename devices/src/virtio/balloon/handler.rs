@@ -7,8 +7,9 @@ use event_manager::{EventOps, Events};
 
 use super::PAGE_SHIFT;
 use super::release::Releaser;
+use crate::memory::Buffers;
 use crate::memory::GuestMemory;
-use crate::virtio::queue::{Buffers, Chain, RingError, VirtQueue};
+use crate::virtio::queue::{Chain, RingError, VirtQueue};
 use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one balloon.

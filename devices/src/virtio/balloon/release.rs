@@ -1,7 +1,7 @@
 //! Gives pages of guest RAM back to the host.
 
+use crate::memory::Span;
 use crate::virtio::StopFlag;
-use crate::virtio::queue::Span;
 
 /// Gives pages back in the way that the memory is made for.
 #[derive(Debug)]

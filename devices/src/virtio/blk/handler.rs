@@ -11,8 +11,9 @@ use super::request::{Limits, Status, Task};
 use super::{Disk, FaultAction, Operation};
 use crate::journal;
 use crate::lock;
+use crate::memory::Span;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::{RingError, Span, VirtQueue};
+use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one disk.

@@ -2,7 +2,7 @@
 
 use super::job::Job;
 use super::request::Task;
-use crate::virtio::queue::Span;
+use crate::memory::Span;
 
 /// The requests in flight, and the room for more.
 pub(super) struct InFlight {

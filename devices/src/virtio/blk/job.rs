@@ -4,7 +4,8 @@
 use std::borrow::Cow;
 
 use super::request::{Limits, Request, Status, Task};
-use crate::virtio::queue::{Buffers, Chain, Span, VirtQueue};
+use crate::memory::{Buffers, Span};
+use crate::virtio::queue::{Chain, VirtQueue};
 
 /// A request that can be carried out.
 #[derive(Debug)]

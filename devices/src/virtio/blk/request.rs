@@ -1,7 +1,8 @@
 //! What a driver asks a disk for (virtio 1.2, 5.2.6). Everything in it is the guest's word, and checked here.
 
 use crate::backend::disk::{SECTOR, end_inside};
-use crate::virtio::queue::{Chain, Span};
+use crate::memory::Span;
+use crate::virtio::queue::Chain;
 
 /// A request that can be answered: it has a place for its status.
 #[derive(Debug)]

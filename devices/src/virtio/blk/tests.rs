@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::backend::disk::{FileLock, Overlay, OverlaySize, RawDisk};
+use crate::memory::Span;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::Span;
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM, LOW_RAM_LEN, Machine, Ring, Usual, conform};
 use vmm_sys_util::tempdir::TempDir;
 

@@ -21,8 +21,9 @@ use super::request::{Limits, Status, Task};
 use crate::event_loop::watch;
 use crate::journal;
 use crate::lock;
+use crate::memory::Span;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::{RingError, Span, VirtQueue};
+use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
 /// The handler of all queues of one disk.

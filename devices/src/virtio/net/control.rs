@@ -6,7 +6,8 @@
 use super::{CTRL_GUEST_OFFLOADS, CTRL_MAC_ADDR, CTRL_RX, Card, MacAddress, accepted_offloads};
 use crate::backend::net::Offloads;
 use crate::lock;
-use crate::virtio::queue::{Buffers, RingError, VirtQueue};
+use crate::memory::Buffers;
+use crate::virtio::queue::{RingError, VirtQueue};
 
 /// Serves the control queue.
 pub(super) struct Control {

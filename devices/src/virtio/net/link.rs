@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::Card;
 use crate::backend::net::{LinkLost, NetBackend, Received, Sent};
-use crate::virtio::queue::{Buffers, Span};
+use crate::memory::{Buffers, Span};
 
 /// The host's end, as long as it is there, and what has become of it during one event.
 pub(super) struct Link<'a> {

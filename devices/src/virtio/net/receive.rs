@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use super::link::Link;
 use super::{MRG_RXBUF, accepted_offloads, count};
 use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Received};
-use crate::virtio::queue::{Chain, RingError, Span, VirtQueue};
+use crate::memory::Span;
+use crate::virtio::queue::{Chain, RingError, VirtQueue};
 
 /// Serves the queue that the guest receives by.
 pub(super) struct Receiver {

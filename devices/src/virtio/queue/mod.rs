@@ -11,15 +11,13 @@ mod chain;
 mod config;
 mod pool;
 mod running;
-mod span;
 
-pub use chain::{Buffers, Chain, ChainError, MAX_DESCRIPTORS};
+pub use chain::{Chain, ChainError, MAX_DESCRIPTORS};
 pub use config::{QueueConfig, QueueConfigError};
 pub use pool::ChainBudget;
 pub(crate) use running::QueueParts;
 use running::RingLayout;
 pub use running::{RingError, VirtQueue};
-pub use span::Span;
 
 #[cfg(test)]
 mod tests;

@@ -8,9 +8,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError, Walk};
 use super::pool::{ChainBudget, ChainPool};
-use super::span::Span;
 use crate::journal;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Span};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::poll::TURN;
 

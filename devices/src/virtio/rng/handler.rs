@@ -6,7 +6,8 @@ use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::event_loop::watch;
-use crate::virtio::queue::{Buffers, RingError, VirtQueue};
+use crate::memory::Buffers;
+use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
 
 /// The handler of the one queue.

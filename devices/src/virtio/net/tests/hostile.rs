@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::backend::net::{LinkLost, NetBackend, Offloads, Received, Sent};
-use crate::virtio::queue::{Buffers, Span};
+use crate::memory::{Buffers, Span};
 use crate::virtio::testing::{HIGH_RAM, LOW_RAM_LEN};
 
 #[test]

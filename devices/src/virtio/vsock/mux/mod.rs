@@ -24,7 +24,7 @@ use super::packet::{HOST_CID, Header, Op, Ports, STREAM};
 use super::switchboard::Switchboard;
 use super::{KEPT_BACK, MOST_CONNECTIONS};
 use crate::journal;
-use crate::virtio::queue::Buffers;
+use crate::memory::Buffers;
 
 /// All connections of a device, and where new ones come from.
 #[derive(Debug)]

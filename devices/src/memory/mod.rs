@@ -3,13 +3,17 @@
 //! The VMM makes one [`GuestMemory`] per machine; every queue holds a clone, so that memory which a thread still uses
 //! is never unmapped under it.
 
+mod buffers;
+mod span;
+
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use crate::virtio::queue::Span;
+pub use buffers::Buffers;
+pub use span::Span;
 
 /// Guest RAM, and whatever has to live for it to stay mapped. Cheap to clone.
 #[derive(Clone)]

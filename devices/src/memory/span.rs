@@ -80,14 +80,14 @@ impl Span {
     }
 
     /// The 16-bit cell at `offset`, which is a multiple of 2 in a span that starts at one; `None` past the end.
-    pub(super) fn cell16(&self, offset: u32) -> Option<&AtomicU16> {
+    pub(crate) fn cell16(&self, offset: u32) -> Option<&AtomicU16> {
         let cell = self.cell(offset, 2)?;
         // SAFETY: aligned and inside the span, as just checked; all other accesses are atomic or volatile.
         Some(unsafe { AtomicU16::from_ptr(cell.cast()) })
     }
 
     /// The same with 32 bits.
-    pub(super) fn cell32(&self, offset: u32) -> Option<&AtomicU32> {
+    pub(crate) fn cell32(&self, offset: u32) -> Option<&AtomicU32> {
         let cell = self.cell(offset, 4)?;
         // SAFETY: as above.
         Some(unsafe { AtomicU32::from_ptr(cell.cast()) })
