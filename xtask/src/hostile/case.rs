@@ -44,11 +44,15 @@ pub(super) struct Row {
 
 impl Case {
     /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a hang every
-    /// time.
+    /// time. So does one that ended before its memory was seen: some guests are over in 2 ms.
     pub(super) fn run_patiently(&self, scene: &Scene) -> Row {
         let mut row = self.run(scene);
-        for _ in 1..ATTEMPTS {
-            if !row.observed.as_ref().is_some_and(Observed::is_late) {
+        let mut late = 0;
+        for _ in 1..MAX_RUNS {
+            let Some(observed) = &row.observed else { break };
+            late += u32::from(observed.is_late());
+            let is_unseen = row.peak.is_none() && !observed.is_late();
+            if !is_unseen && (!observed.is_late() || late == MAX_LATE) {
                 break;
             }
             row = self.run(scene);
@@ -143,7 +147,10 @@ impl fmt::Display for Row {
 /// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of the
 /// process.
 const LONGEST_END: Duration = Duration::from_secs(2);
-const ATTEMPTS: u32 = 3;
+/// Runs of one attack, whatever they lack.
+const MAX_RUNS: u32 = 12;
+/// Runs that took too long.
+const MAX_LATE: u32 = 3;
 const BESIDE_RAM: u64 = 8 << 20;
 const FILE_BASE: u64 = 32 << 20;
 const FILE_FACTOR: u64 = 8;
