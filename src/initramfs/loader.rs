@@ -3,7 +3,7 @@
 //! replaces nothing in them: all of it is under `/coracle`, but for an `/init` where the user has brought no initrd at
 //! all. Of file systems it has the modules of all that the root may be; the loader loads those of the one that it is.
 //!
-//! The program in it is Coracle's agent (`agent/src/loader`).
+//! The program in it is Coracle's agent (`agent/src/roles/loader`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -359,7 +359,7 @@ fn listed(places: &[PathBuf]) -> String {
 /// Where the loader finds a list of modules for each kind of file system (`agent/src/modules.rs`).
 const FILE_SYSTEMS: &str = "coracle/filesystems";
 
-/// Tells the loader that the initramfs which it is in is the root (`agent/src/loader`).
+/// Tells the loader that the initramfs which it is in is the root (`agent/src/roles/loader`).
 const ROOT_IS_HERE: &str = "coracle/root-is-here";
 
 #[cfg(test)]

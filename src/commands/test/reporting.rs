@@ -7,9 +7,9 @@ use super::case::{Case, Done};
 use super::report;
 use super::verdict::{Verdict, worst};
 use crate::cli::TestArgs;
-use crate::commands::place::on_emulated_host;
 use crate::commands::settings::Failure;
 use crate::commands::{BAD_USAGE, DEFECT, say};
+use coracle::host::on_emulated_host;
 
 /// Writes the reports, and returns the exit code of the run. One that cannot be written does not keep the other from it.
 ///
