@@ -28,7 +28,7 @@ pub(crate) struct IoLoop {
 impl IoLoop {
     /// Starts a thread with `event_loop` on it. A panic in it ends the virtual machine through `control`.
     pub(crate) fn start(
-        kind: ThreadKind,
+        kind: &ThreadKind,
         mut event_loop: EventLoop,
         control: Arc<Control>,
     ) -> io::Result<IoLoop> {
@@ -148,7 +148,7 @@ mod tests {
     fn io_loop(resident: Stuck) -> IoLoop {
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_resident(Box::new(resident));
-        IoLoop::start(ThreadKind::Io, event_loop, Arc::new(Control::new())).unwrap()
+        IoLoop::start(&ThreadKind::Io, event_loop, Arc::new(Control::new())).unwrap()
     }
 
     #[test]

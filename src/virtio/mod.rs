@@ -290,7 +290,7 @@ impl Attached {
         if device.blocks() {
             let event_loop = EventLoop::new()?;
             host = Arc::new(event_loop.handle());
-            threads.push(IoLoop::start(ThreadKind::Device(place.gsi), event_loop, context.control.clone())?);
+            threads.push(IoLoop::start(&ThreadKind::Device(place.gsi), event_loop, context.control.clone())?);
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
