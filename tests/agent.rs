@@ -35,6 +35,10 @@ fn path(name: &str) -> PathBuf {
     scratch().join(format!("{}-{name}", NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 /// Whether a process is there that is no zombie.
 fn is_alive(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -254,13 +258,37 @@ fn dropped_and_killed_commands_are_dead_and_lost_agents_take_theirs_along() {
     let mut running = spawn(&agent);
     agent.process.kill().unwrap();
     let error = running.wait().unwrap_err();
-    assert!(matches!(error, ExecError::Agent(AgentError::Lost)), "{error}");
+    assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
     let error = agent.sh("true").status().unwrap_err();
-    assert!(matches!(error, ExecError::Agent(AgentError::Lost)), "{error}");
+    assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
     // Its agent cannot end it any more.
     let pid = i32::try_from(running.pid()).unwrap();
     // SAFETY: sends a signal to a group of this test's; no memory is involved.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
+}
+
+#[test]
+fn command_that_is_lost_gives_what_it_wrote_until_then() {
+    for by_task in [false, true] {
+        let mut agent = agent!();
+        let exec = agent.sh("echo out; echo err >&2; sleep 2; kill -9 $PPID; exec sleep 1000");
+        let error =
+            if by_task { runtime().block_on(exec.output_async()) } else { exec.output() }.unwrap_err();
+        assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
+        let written = error.written().unwrap();
+        assert_eq!((written.stdout.as_slice(), written.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+        agent.process.wait().unwrap();
+    }
+}
+
+#[test]
+fn limit_that_the_command_itself_is_beyond_is_refused() {
+    let agent = agent!();
+    let processes = agent.sh("true").max_processes(0).status().unwrap_err();
+    assert!(matches!(processes, ExecError::LimitOfNothing { limit: "max_processes" }), "{processes}");
+    assert!(processes.to_string().contains("max_processes(0)"), "{processes}");
+    let memory = agent.sh("true").max_memory(0).spawn().err().unwrap();
+    assert!(matches!(memory, ExecError::LimitOfNothing { limit: "max_memory" }), "{memory}");
 }
 
 #[test]
@@ -446,7 +474,7 @@ fn agent_that_says_nothing_fails_calls_that_wait_for_its_answer() {
     assert!(silent(error));
     let Err(FileError::Agent(error)) = agent.client.write_file(&path, vec![0; 10 << 20]) else { panic!() };
     assert!(silent(error));
-    let Err(ExecError::Agent(error)) = agent.client.exec(["true"]).spawn() else { panic!() };
+    let Err(ExecError::Agent { error, .. }) = agent.client.exec(["true"]).spawn() else { panic!() };
     assert!(silent(error));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let start = Instant::now();

@@ -219,7 +219,10 @@ fn directories_are_copied_in_and_out() {
         fs::symlink_metadata(back.join("out")).is_err() && fs::symlink_metadata(back.join("sly")).is_err()
     );
     let again = agent.client.copy_out(&inside, &back, CopyLimits::default()).unwrap_err();
-    assert!(matches!(again, FileError::Local { .. }), "what is there stays: {again}");
+    let FileError::Copy { error, .. } = &again else { panic!("{again}") };
+    assert!(matches!(**error, FileError::Local { .. }), "what is there stays: {again}");
+    let [whole, part] = [&inside, &back].map(|path| format!("{path:?}"));
+    assert!(again.to_string().contains(&format!("{whole} of the guest to {part} of the host: ")), "{again}");
     let tasks = path("by-task");
     let copied = runtime().block_on(async {
         agent.client.copy_in_async(&root, path("inside-2")).await.unwrap();
@@ -229,10 +232,32 @@ fn directories_are_copied_in_and_out() {
 }
 
 #[test]
+fn failure_of_a_copy_names_both_paths_and_their_sides() {
+    let agent = agent!();
+    let (root, target) = (tree("named"), path("named-in"));
+    fs::create_dir_all(target.join("file")).unwrap();
+    let error = agent.client.copy_in(&root, &target).unwrap_err();
+    let (from, to) = (root.join("file"), target.join("file"));
+    let start = format!("cannot copy {from:?} of the host to {to:?} of the guest: the guest cannot ");
+    assert!(error.to_string().starts_with(&start), "{error}");
+    assert_eq!(error.guest_error(), Some(ErrorKind::IsADirectory));
+    let error = agent.client.copy_in(root.join("missing"), &target).unwrap_err();
+    let start = format!("cannot copy {:?} of the host to {target:?} of the guest: ", root.join("missing"));
+    assert!(error.to_string().starts_with(&start) && error.to_string().contains("No such file"), "{error}");
+    let gone = path("gone");
+    let error = agent.client.copy_out("/no/such", &gone, CopyLimits::default()).unwrap_err();
+    let start = format!("cannot copy \"/no/such\" of the guest to {gone:?} of the host: the guest cannot ");
+    assert!(error.to_string().starts_with(&start), "{error}");
+}
+
+#[test]
 fn copies_out_are_bounded() {
     let agent = agent!();
     let root = tree("bounded");
-    let copy = |name: &str, limits| agent.client.copy_out(&root, path(name), limits).unwrap_err();
+    let copy = |name: &str, limits| match agent.client.copy_out(&root, path(name), limits).unwrap_err() {
+        FileError::Copy { error, .. } => *error,
+        other => panic!("{other}"),
+    };
     let bytes = copy("bytes", CopyLimits { bytes: 100_000, ..CopyLimits::default() });
     assert!(matches!(bytes, FileError::TooLarge { limit: 100_000, .. }), "{bytes}");
     let entries = copy("entries", CopyLimits { entries: 3, ..CopyLimits::default() });
@@ -276,7 +301,7 @@ fn limits_of_the_group_hold_or_are_refused() {
         || agent.sh("for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait").timeout(Duration::from_secs(20));
     match exec().max_processes(4).kill_tree(true).output() {
         Ok(output) => assert!(!output.stderr.is_empty(), "more than 4 were started"),
-        Err(ExecError::Agent(AgentError::Refused { step, .. })) => {
+        Err(ExecError::Agent { error: AgentError::Refused { step, .. }, .. }) => {
             assert_eq!(format!("{step:?}"), "Limits");
         }
         Err(error) => panic!("{error}"),

@@ -340,7 +340,7 @@ async fn agent_that_dies_fails_what_is_under_way() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     agent.process.kill().unwrap();
     let error = waits.await.unwrap().unwrap_err();
-    assert!(matches!(error, ExecError::Agent(AgentError::Lost)), "{error}");
+    assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
     let error = agent.client.wait_ready_async(LIMIT).await.unwrap_err();
     assert!(matches!(error, AgentError::Lost), "{error}");
 }

@@ -112,7 +112,7 @@ fn of_file<T>(result: Result<T, FileError>) -> Result<T, AgentError> {
 
 fn of_exec<T>(result: Result<T, ExecError>) -> Result<T, AgentError> {
     result.map_err(|error| match error {
-        ExecError::Agent(error) => error,
+        ExecError::Agent { error, .. } => error,
         other => panic!("{other:?}"),
     })
 }

@@ -12,6 +12,7 @@ use super::collect::Collector;
 use super::error::{AgentError, ExecError, FileError, ReadyLimit};
 use super::exec::{Exec, ExecStatus, Output};
 use super::file_streams::{FileReader, FileWriter, opened};
+use super::patience::Patience;
 use super::process::{Process, ProcessLimits};
 use super::tasks::{answer, come};
 use super::{AgentInfo, NetworkInfo, files};
@@ -119,19 +120,22 @@ impl Process {
 /// As [`Collector::run`].
 async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
     let channel = collector.channel();
-    let Some((limit, deadline)) = time else {
-        return answer(&channel, |locked, patience| {
-            let output = collector.step(locked)?;
-            patience.has_no_end(locked.seen().is_running());
-            Ok(output)
-        })
-        .await;
+    let output = match time {
+        None => {
+            let step = |locked: &mut Locked<'_>, patience: &mut Patience| {
+                let output = collector.step(locked)?;
+                patience.has_no_end(locked.seen().is_running());
+                Ok(output)
+            };
+            answer(&channel, step).await
+        }
+        Some((limit, deadline)) => {
+            let end = come(&channel, |locked| collector.step(locked));
+            let in_time = tokio::time::timeout_at(deadline.into(), end).await;
+            in_time.unwrap_or(Err(ExecError::timed_out(limit)))
+        }
     };
-    let end = come(&channel, |locked| collector.step(locked));
-    match tokio::time::timeout_at(deadline.into(), end).await {
-        Ok(output) => output,
-        Err(_) => Err(collector.at_end(ExecError::timed_out(limit))),
-    }
+    output.map_err(|error| collector.at_end(error))
 }
 
 /// Needs the feature `tokio`, and a runtime with its timer.

@@ -63,8 +63,9 @@ impl AgentAttachment {
     }
 
     /// The machine ends, and its vCPUs have stopped: what the agent has sent still comes, and then everything fails.
-    pub(crate) fn machine_ends(&self, ending: &Ending) {
-        self.lock().machine_ends(ending);
+    /// `panic` is what the kernel gave as its reason.
+    pub(crate) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
+        self.lock().machine_ends(ending, panic);
     }
 
     /// Nothing comes any more.

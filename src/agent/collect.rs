@@ -51,17 +51,23 @@ impl Collector {
         let channel = self.channel();
         let (mut locked, mut patience) = (channel.lock(), channel.patience());
         loop {
-            if let Some(output) = self.step(&mut locked)? {
-                return Ok(output);
-            }
-            locked = locked.wait_for_command(time, &mut patience).map_err(|error| self.at_end(error))?;
+            let step = match self.step(&mut locked) {
+                Ok(Some(output)) => return Ok(output),
+                Ok(None) => locked.wait_for_command(time, &mut patience),
+                Err(error) => Err(error),
+            };
+            locked = step.map_err(|error| self.at_end(error))?;
         }
     }
 
-    /// The error of a command whose time is over, with what it has written by then.
+    /// The error of a command that has no status, with what it has written by then.
     pub(super) fn at_end(&mut self, error: ExecError) -> ExecError {
         match error {
             ExecError::TimedOut { limit, .. } => ExecError::TimedOut { limit, written: self.take_written() },
+            ExecError::OutputLimit { limit, .. } => {
+                ExecError::OutputLimit { limit, written: self.take_written() }
+            }
+            ExecError::Agent { error, .. } => ExecError::Agent { error, written: self.take_written() },
             other => other,
         }
     }
@@ -69,7 +75,7 @@ impl Collector {
     /// Sends and takes what can be now: the output, when it has ended and everything was taken.
     ///
     /// # Errors
-    /// It could not be run, has written too much, or the agent or the machine has ended.
+    /// It could not be run, has written too much, or the agent or the machine has ended: for [`Collector::at_end`].
     pub(super) fn step(&mut self, locked: &mut Locked<'_>) -> Result<Option<Output>, ExecError> {
         self.send(locked);
         let Written { stdout, stderr } = &mut self.written;
@@ -83,7 +89,7 @@ impl Collector {
             Some(limit) if stdout.len().saturating_add(stderr.len()) > limit => {
                 stdout.truncate(limit);
                 stderr.truncate(limit.saturating_sub(stdout.len()));
-                return Err(ExecError::OutputLimit { limit, written: self.take_written() });
+                return Err(ExecError::OutputLimit { limit, written: Box::default() });
             }
             Some(_) => {}
         }

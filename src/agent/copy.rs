@@ -4,17 +4,17 @@
 //! is made new, too: nothing that is there already is opened, followed or replaced, whatever the guest lists, and how
 //! often.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_agent::protocol::agent::{DirEntry, FileKind};
 
 use super::client::AgentClient;
-use super::error::FileError;
+use super::error::{CopyWay, FileError};
 use super::paths::make;
 use super::patience::Patience;
 
@@ -170,29 +170,48 @@ impl Copy {
     fn into_guest(mut self, from: &Path, to: &Path) -> Result<Copied, FileError> {
         let mut left = vec![(from.to_owned(), to.to_owned())];
         while let Some((from, to)) = left.pop() {
-            let local = |error| FileError::local(&from, error);
-            let mode = fs::metadata(&from).map_err(local)?.mode();
-            self.ask(|agent| agent.change(make(&to, mode & PERMISSIONS, true)))?;
-            self.copied.directories += 1;
-            for entry in fs::read_dir(&from).map_err(local)? {
-                let entry = entry.map_err(local)?;
-                let (path, to) = (entry.path(), to.join(entry.file_name()));
-                let local = |error| FileError::local(&path, error);
-                let kind = entry.file_type().map_err(local)?;
-                if kind.is_dir() {
-                    left.push((path, to));
-                } else if kind.is_symlink() {
-                    let target = fs::read_link(&path).map_err(local)?;
-                    self.ask(|agent| agent.symlink(target, to))?;
-                    self.copied.links += 1;
-                } else if kind.is_file() {
-                    self.file_into_guest(&path, &to)?;
-                } else {
-                    self.copied.left_out += 1;
-                }
-            }
+            let copied = self.directory_into_guest(&from, &to, &mut left);
+            copied.map_err(|error| error.of_copy(CopyWay::In, &from, &to))?;
         }
         Ok(self.copied)
+    }
+
+    fn directory_into_guest(
+        &mut self,
+        from: &Path,
+        to: &Path,
+        left: &mut Vec<(PathBuf, PathBuf)>,
+    ) -> Result<(), FileError> {
+        let local = |error| FileError::local(from, error);
+        let mode = fs::metadata(from).map_err(local)?.mode();
+        self.ask(|agent| agent.change(make(to, mode & PERMISSIONS, true)))?;
+        self.copied.directories += 1;
+        for entry in fs::read_dir(from).map_err(local)? {
+            let entry = entry.map_err(local)?;
+            let (path, to) = (entry.path(), to.join(entry.file_name()));
+            let kind = entry.file_type().map_err(|error| FileError::local(&path, error))?;
+            if kind.is_dir() {
+                left.push((path, to));
+                continue;
+            }
+            let copied = self.entry_into_guest(kind, &path, &to);
+            copied.map_err(|error| error.of_copy(CopyWay::In, &path, &to))?;
+        }
+        Ok(())
+    }
+
+    fn entry_into_guest(&mut self, kind: FileType, from: &Path, to: &Path) -> Result<(), FileError> {
+        if kind.is_file() {
+            return self.file_into_guest(from, to);
+        }
+        if !kind.is_symlink() {
+            self.copied.left_out += 1;
+            return Ok(());
+        }
+        let target = fs::read_link(from).map_err(|error| FileError::local(from, error))?;
+        self.ask(|agent| agent.symlink(target, to))?;
+        self.copied.links += 1;
+        Ok(())
     }
 
     fn file_into_guest(&mut self, from: &Path, to: &Path) -> Result<(), FileError> {
@@ -213,32 +232,46 @@ impl Copy {
     }
 
     fn out_of_guest(mut self, from: &Path, to: &Path, limits: CopyLimits) -> Result<Copied, FileError> {
-        let mut entries = 0_u64;
-        make_new(to, DIRECTORY)?;
+        make_new(to, DIRECTORY).map_err(|error| error.of_copy(CopyWay::Out, from, to))?;
         self.copied.directories += 1;
         // The guest's path, this host's, and how deep it is.
         let mut left = vec![(from.to_owned(), to.to_owned(), 0_usize)];
+        let mut entries = 0_u64;
         while let Some((from, to, depth)) = left.pop() {
-            for entry in self.ask(|agent| agent.list_dir(&from))? {
+            let of_copy = |error: FileError| error.of_copy(CopyWay::Out, &from, &to);
+            for entry in self.ask(|agent| agent.list_dir(&from)).map_err(of_copy)? {
                 entries += 1;
                 if entries > limits.entries {
-                    return Err(FileError::TooMany { path: from, limit: limits.entries });
+                    return Err(of_copy(FileError::TooMany { path: from.clone(), limit: limits.entries }));
                 }
                 // The name is that of one entry: a session checks it.
                 let (path, to) = (from.join(&entry.name), to.join(&entry.name));
-                match entry.kind {
-                    FileKind::Folder => {
-                        make_new(&to, entry.mode & PLAIN | DIRECTORY)?;
-                        self.copied.directories += 1;
-                        left.push((path, to, depth + 1));
-                    }
-                    FileKind::File => self.file_out_of_guest(&path, &to, &entry, limits)?,
-                    FileKind::Link => self.link_out_of_guest(&path, &to, depth)?,
-                    _ => self.copied.left_out += 1,
+                let copied = self.entry_out_of_guest(&entry, (&path, &to, depth), limits);
+                copied.map_err(|error| error.of_copy(CopyWay::Out, &path, &to))?;
+                if entry.kind == FileKind::Folder {
+                    left.push((path, to, depth + 1));
                 }
             }
         }
         Ok(self.copied)
+    }
+
+    fn entry_out_of_guest(
+        &mut self,
+        entry: &DirEntry,
+        (from, to, depth): (&Path, &Path, usize),
+        limits: CopyLimits,
+    ) -> Result<(), FileError> {
+        match entry.kind {
+            FileKind::Folder => {
+                make_new(to, entry.mode & PLAIN | DIRECTORY)?;
+                self.copied.directories += 1;
+            }
+            FileKind::File => self.file_out_of_guest(from, to, entry, limits)?,
+            FileKind::Link => self.link_out_of_guest(from, to, depth)?,
+            _ => self.copied.left_out += 1,
+        }
+        Ok(())
     }
 
     fn file_out_of_guest(

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,14 +41,17 @@ pub enum AgentError {
         /// How long was waited in all.
         limit: Duration,
     },
-    /// Its connection has ended.
+    /// Its connection has ended, and the machine runs on: where a machine loses its agent, its end is waited for, for up
+    /// to 3 s.
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,
     /// The machine has.
-    #[error("the machine has ended: {ending}{}", setting(.ending))]
+    #[error("the machine has ended: {ending}{}{}", said(.panic), setting(.ending))]
     MachineEnded {
         /// How, as far as it was known then; the outcome has the last word.
         ending: Box<Ending>,
+        /// What the kernel gave as the reason of its panic, where it printed one.
+        panic: Option<String>,
     },
     /// It broke a rule, and was cut off.
     #[error("the guest's agent broke a rule and was cut off: {0}")]
@@ -114,7 +117,11 @@ fn setting(ending: &Ending) -> &'static str {
     }
 }
 
-/// What a command had written when it was killed for a limit.
+fn said(panic: &Option<String>) -> String {
+    panic.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
+}
+
+/// What a command had written when it was killed for a limit, or was lost with its agent or its machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
     /// To its standard output; with a terminal, everything.
@@ -127,6 +134,12 @@ pub struct Written {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecError {
+    /// A limit that the command itself is beyond.
+    #[error("`{limit}(0)` leaves nothing for the command itself; give at least 1, or leave the limit out")]
+    LimitOfNothing {
+        /// The call that sets it.
+        limit: &'static str,
+    },
     /// There is no command without a name.
     #[error("there is no command: give at least its name")]
     NoCommand,
@@ -174,9 +187,21 @@ pub enum ExecError {
         /// So much of what it wrote as the limit allows.
         written: Box<Written>,
     },
-    /// The agent cannot be asked, has gone, or could not do it.
-    #[error(transparent)]
-    Agent(#[from] AgentError),
+    /// The agent cannot be asked, has gone, or could not do it; a command that ran has ended with its machine
+    /// ([`AgentError::MachineEnded`]), or is lost.
+    #[error("{error}")]
+    Agent {
+        /// Why.
+        error: AgentError,
+        /// What had come of the command by then, where it was collected.
+        written: Box<Written>,
+    },
+}
+
+impl From<AgentError> for ExecError {
+    fn from(error: AgentError) -> ExecError {
+        ExecError::Agent { error, written: Box::default() }
+    }
 }
 
 /// Why a file or folder of a guest could not be read or written.
@@ -219,9 +244,39 @@ pub enum FileError {
         /// What it said.
         source: Arc<io::Error>,
     },
+    /// A copy of a directory has stopped at this entry.
+    #[error("cannot copy {from:?} of {} to {to:?} of {}: {error}", .by.ends()[0], .by.ends()[1])]
+    Copy {
+        /// What is copied.
+        from: PathBuf,
+        /// What it was to become.
+        to: PathBuf,
+        /// Which way.
+        by: CopyWay,
+        /// Why.
+        error: Box<FileError>,
+    },
     /// The agent cannot be asked, or has gone.
     #[error(transparent)]
     Agent(#[from] AgentError),
+}
+
+/// Which way a directory is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyWay {
+    /// From the host into the guest.
+    In,
+    /// Out of the guest to the host.
+    Out,
+}
+
+impl CopyWay {
+    fn ends(self) -> [&'static str; 2] {
+        match self {
+            CopyWay::In => ["the host", "the guest"],
+            CopyWay::Out => ["the guest", "the host"],
+        }
+    }
 }
 
 impl AgentError {
@@ -255,10 +310,12 @@ impl ExecError {
         ExecError::TimedOut { limit, written: Box::default() }
     }
 
-    /// What the command had written when it was killed for its time or its output limit.
+    /// What the command had written when it was killed for its time or its output limit, or was lost.
     pub fn written(&self) -> Option<&Written> {
         match self {
-            ExecError::TimedOut { written, .. } | ExecError::OutputLimit { written, .. } => Some(written),
+            ExecError::TimedOut { written, .. }
+            | ExecError::OutputLimit { written, .. }
+            | ExecError::Agent { written, .. } => Some(written),
             _ => None,
         }
     }
@@ -285,7 +342,15 @@ impl FileError {
         }
     }
 
-    pub(super) fn local(path: &std::path::Path, source: io::Error) -> FileError {
+    /// The same as that of an entry of a copy. A machine that has ended has nothing to do with the entry.
+    pub(super) fn of_copy(self, by: CopyWay, from: &Path, to: &Path) -> FileError {
+        match self {
+            FileError::Copy { .. } | FileError::Agent(_) => self,
+            error => FileError::Copy { from: from.to_owned(), to: to.to_owned(), by, error: Box::new(error) },
+        }
+    }
+
+    pub(super) fn local(path: &Path, source: io::Error) -> FileError {
         FileError::Local { path: path.to_owned(), source: Arc::new(source) }
     }
 
@@ -293,6 +358,7 @@ impl FileError {
     pub fn guest_error(&self) -> Option<io::ErrorKind> {
         match self {
             FileError::Guest { source, .. } => Some(source.kind()),
+            FileError::Copy { error, .. } => error.guest_error(),
             _ => None,
         }
     }
@@ -346,7 +412,7 @@ mod tests {
     #[test]
     fn what_may_succeed_later_is_a_variant() {
         let full = Failure { step: Step::Channel, subject: "".into(), errno: libc::EAGAIN };
-        assert!(matches!(ExecError::of(full.clone()), ExecError::Agent(AgentError::Busy(_))));
+        assert!(matches!(ExecError::of(full.clone()), ExecError::Agent { error: AgentError::Busy(_), .. }));
         assert!(matches!(FileError::of(full), FileError::Agent(AgentError::Busy(_))));
         assert!(matches!(OpenError::Clogged { waiting: 1 }.into(), AgentError::Busy(_)));
         assert!(matches!(OpenError::TooLong { length: 1 }.into(), AgentError::Open(_)));

@@ -161,8 +161,8 @@ impl Exec {
     /// Runs it to its end and collects what it writes.
     ///
     /// # Errors
-    /// It could not be run, was killed for its limits (the error then [has what it wrote](ExecError::written)), or the
-    /// agent or the machine has ended.
+    /// It could not be run, was killed for its limits, or the agent or the machine has ended. The error
+    /// [has what it wrote](ExecError::written) until then.
     pub fn output(self) -> Result<Output, ExecError> {
         let limit = self.output_limit;
         self.collect(Some(limit))
@@ -201,6 +201,7 @@ impl Exec {
         if self.request.argv.first().is_none_or(|program| program.is_empty()) {
             return Err(ExecError::NoCommand);
         }
+        super::limits::check(&self.request.limits)?;
         let request = ExecRequest { stdin: has_input, ..self.request };
         let agent = self.agent?;
         let limit = self.ready_limit.unwrap_or(agent.link().limits.ready);

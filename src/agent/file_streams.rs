@@ -214,7 +214,10 @@ fn of_file(error: FileError) -> io::Error {
         FileError::Guest { source, .. } => source.kind(),
         FileError::Agent(AgentError::NoAnswer { .. }) => ErrorKind::TimedOut,
         FileError::Agent(_) => ErrorKind::ConnectionAborted,
-        FileError::TooLarge { .. } | FileError::TooMany { .. } | FileError::Local { .. } => ErrorKind::Other,
+        FileError::TooLarge { .. }
+        | FileError::TooMany { .. }
+        | FileError::Local { .. }
+        | FileError::Copy { .. } => ErrorKind::Other,
     };
     io::Error::new(kind, error)
 }

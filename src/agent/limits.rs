@@ -1,7 +1,8 @@
 //! What a command may take of its guest.
 
-use coracle_agent::protocol::agent::ResourceLimit;
+use coracle_agent::protocol::agent::{ExecLimits, ResourceLimit};
 
+use super::error::ExecError;
 use super::exec::Exec;
 
 /// What each process of a command may have (`setrlimit(2)`).
@@ -24,6 +25,15 @@ pub enum Rlimit {
     OpenFiles,
     /// Bytes of its address space.
     AddressSpace,
+}
+
+/// # Errors
+/// A limit leaves no room for the command itself.
+pub(super) fn check(limits: &ExecLimits) -> Result<(), ExecError> {
+    let of_nothing =
+        [("max_processes", limits.processes == Some(0)), ("max_memory", limits.memory == Some(0))];
+    let first = of_nothing.into_iter().find(|(_, is_nothing)| *is_nothing);
+    first.map_or(Ok(()), |(limit, _)| Err(ExecError::LimitOfNothing { limit }))
 }
 
 impl Rlimit {
@@ -73,14 +83,14 @@ impl Exec {
         self
     }
 
-    /// The most processes and threads at once, the command itself included. More cannot be started.
+    /// The most processes and threads at once, the command itself included. More cannot be started. 0 is refused.
     pub fn max_processes(mut self, count: u32) -> Exec {
         self.limits().processes = Some(count);
         self
     }
 
     /// The most memory in bytes, files in the page cache and in a tmpfs included. With more, all of it is killed: it
-    /// ends with signal 9.
+    /// ends with signal 9. 0 is refused.
     pub fn max_memory(mut self, bytes: u64) -> Exec {
         self.limits().memory = Some(bytes);
         self

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::changed::{Changed, Told};
 use super::channel::ChannelState;
+use super::connections::{self, accept};
 use super::error::{AgentError, ReadyLimit};
 use crate::config::{AgentConfig, VmConfig};
 use crate::ending::Ending;
@@ -27,7 +28,7 @@ pub(super) struct Link {
     /// The agent has become ready, or never will.
     ready: Changed,
     told: Arc<Told>,
-    wake: EventFd,
+    pub(super) wake: EventFd,
     pub(super) limits: Limits,
 }
 
@@ -72,8 +73,8 @@ pub(super) struct State {
     pub(super) channels: HashMap<u32, ChannelState>,
     /// There will be no other connection.
     over: Option<AgentError>,
-    /// The machine is about to end, in this way.
-    ending: Option<Ending>,
+    /// The machine is about to end: what calls then fail with.
+    ending: Option<AgentError>,
     /// Nobody wants the agent any more.
     stopped: bool,
 }
@@ -88,18 +89,7 @@ pub(super) struct LinkThread {
 
 impl LinkThread {
     pub(super) fn start(peer: Peer, limits: Limits) -> io::Result<LinkThread> {
-        let state = State {
-            session: HostSession::default(),
-            info: None,
-            channels: HashMap::new(),
-            over: None,
-            ending: None,
-            stopped: false,
-        };
-        let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let told = Arc::default();
-        let ready = Changed::new(&told);
-        let link = Arc::new(Link { state: Mutex::new(state), ready, told, wake, limits });
+        let link = Arc::new(Link::new(limits)?);
         let (alive, ended) = mpsc::channel();
         let thread = ThreadKind::Agent.spawn({
             let link = link.clone();
@@ -116,9 +106,8 @@ impl LinkThread {
     }
 
     /// The machine ends: what the agent has sent still comes, and then everything fails with this.
-    pub(super) fn machine_ends(&self, ending: &Ending) {
-        self.link.lock().ending = Some(ending.clone());
-        self.link.wake();
+    pub(super) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
+        self.link.machine_ends(ending, panic);
     }
 
     /// Ends the thread, for which it waits up to [`STOP_LIMIT`].
@@ -145,6 +134,32 @@ impl Drop for LinkThread {
 }
 
 impl Link {
+    pub(super) fn new(limits: Limits) -> io::Result<Link> {
+        let state = State {
+            session: HostSession::default(),
+            info: None,
+            channels: HashMap::new(),
+            over: None,
+            ending: None,
+            stopped: false,
+        };
+        let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let told = Arc::default();
+        let ready = Changed::new(&told);
+        Ok(Link { state: Mutex::new(state), ready, told, wake, limits })
+    }
+
+    pub(super) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
+        self.lock().ending = Some(AgentError::MachineEnded { ending: Box::new(ending.clone()), panic });
+        self.wake();
+    }
+
+    /// Nothing comes any more: calls fail with the machine's end, where that is why, else with `error`.
+    pub(super) fn finish(&self, error: AgentError) {
+        let ending = self.lock().ending.clone();
+        self.end(ending.unwrap_or(error));
+    }
+
     /// The state, when the agent is ready: waits for that until `deadline`.
     pub(super) fn wait_ready(
         &self,
@@ -216,22 +231,24 @@ impl State {
         }
     }
 
-    fn has_to_end(&self) -> bool {
+    pub(super) fn has_to_end(&self) -> bool {
         self.stopped || self.ending.is_some()
     }
 
-    /// Fails everything that is under way, and begins anew.
-    fn lose(&mut self, error: &AgentError) {
+    /// Begins anew. What is under way waits for [`State::fail`].
+    pub(super) fn disconnect(&mut self) {
         self.info = None;
         self.session = HostSession::after(&self.session);
+    }
+
+    /// Fails everything that is under way.
+    pub(super) fn fail(&mut self, error: &AgentError) {
         self.channels.values_mut().for_each(|channel| channel.lose(error));
     }
 
-    fn final_error(&self, otherwise: AgentError) -> AgentError {
-        match &self.ending {
-            Some(ending) => AgentError::MachineEnded { ending: Box::new(ending.clone()) },
-            None => otherwise,
-        }
+    fn lose(&mut self, error: &AgentError) {
+        self.disconnect();
+        self.fail(error);
     }
 
     /// Tells callers of what has come.
@@ -256,17 +273,9 @@ fn run(link: &Arc<Link>, peer: Peer) {
     let _ended = FailOnPanic(link);
     let mut buffer = vec![0; READ_BYTES];
     let error = match peer {
-        Peer::Listener(listener) => loop {
-            let Some(stream) = accept(link, &listener) else { break AgentError::Lost };
-            let error = serve(link, OwnedFd::from(stream), &mut buffer);
-            let mut state = link.lock();
-            if state.has_to_end() {
-                break error;
-            }
-            state.lose(&error);
-            drop(state);
-            link.told.wake();
-        },
+        Peer::Listener(listener) => {
+            connections::serve_each(link, |deadline| accept(link, &listener, deadline), &mut buffer)
+        }
         Peer::Line(line) => loop {
             let Ok(copy) = line.try_clone() else { break AgentError::Lost };
             let error = serve(link, copy, &mut buffer);
@@ -281,30 +290,11 @@ fn run(link: &Arc<Link>, peer: Peer) {
         },
         Peer::Stream(stream) => serve(link, stream, &mut buffer),
     };
-    let error = link.lock().final_error(error);
-    link.end(error);
-}
-
-/// The next connection; none when there will be none.
-fn accept(link: &Link, listener: &PortListener) -> Option<std::os::unix::net::UnixStream> {
-    loop {
-        if link.lock().has_to_end() {
-            return None;
-        }
-        let listening = poll_entry(listener.as_fd().as_raw_fd(), libc::POLLIN);
-        let mut entries = [poll_entry(link.wake.as_raw_fd(), libc::POLLIN), listening];
-        poll(&mut entries, -1).ok()?;
-        let _ = link.wake.read();
-        match listener.accept_within(Duration::ZERO) {
-            Ok(Some(stream)) => return Some(stream),
-            Ok(None) => {}
-            Err(_) => return None,
-        }
-    }
+    link.finish(error);
 }
 
 /// Moves bytes until the connection ends, and says why.
-fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentError {
+pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentError {
     if let Err(error) = set_non_blocking(&stream) {
         return AgentError::host("the agent's connection non-blocking")(error);
     }

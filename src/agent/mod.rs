@@ -17,6 +17,7 @@ mod changed;
 mod channel;
 mod client;
 mod collect;
+mod connections;
 mod copy;
 mod error;
 mod exec;
@@ -42,7 +43,7 @@ pub use copy::{Copied, CopyLimits};
 pub use coracle_agent::protocol::agent::{
     AgentInfo, DirEntry, FileInfo, FileKind, NetworkInfo, Place as AgentPlaceInGuest, WindowSize,
 };
-pub use error::{AgentError, ExecError, FileError, ReadyLimit, Written};
+pub use error::{AgentError, CopyWay, ExecError, FileError, ReadyLimit, Written};
 pub use exec::{Exec, ExecInput, ExecStatus, Output};
 pub use file_streams::{FileReader, FileWriter};
 pub use limits::Rlimit;

@@ -69,9 +69,33 @@ impl Diagnosis {
         if self.init_error.is_some() {
             return self.init_error.as_deref();
         }
-        let (_, reason) = self.panic.as_deref()?.split_once(PANIC)?;
-        Some(reason.trim_start_matches(':').trim()).filter(|reason| !reason.is_empty())
+        reason_in(self.panic.as_deref()?)
     }
+}
+
+fn reason_in(line: &str) -> Option<&str> {
+    let (_, reason) = line.split_once(PANIC)?;
+    Some(reason.trim_start_matches(':').trim()).filter(|reason| !reason.is_empty())
+}
+
+/// What a kernel that has panicked gave as its reason, on its serial port or its virtio console.
+pub(crate) fn panic_reason(
+    ending: &Ending,
+    console: &ConsoleBuffer,
+    virtio_console: Option<&ConsoleBuffer>,
+) -> Option<String> {
+    let Ending::Panicked { .. } = ending else { return None };
+    let line = console::line(&heard(console, virtio_console).panic_line())?;
+    reason_in(&line).map(str::to_owned)
+}
+
+/// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial port, to
+/// which it speaks from the beginning.
+fn heard<'a>(console: &'a ConsoleBuffer, virtio_console: Option<&'a ConsoleBuffer>) -> &'a ConsoleBuffer {
+    let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
+    let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
+    let consoles = || std::iter::once(console).chain(virtio_console);
+    consoles().find(panicked).or_else(|| consoles().find(spoke)).unwrap_or(console)
 }
 
 /// Where a vCPU stood when its guest ended.
@@ -132,17 +156,6 @@ pub(crate) struct Remains<'a> {
     pub started: Option<Instant>,
 }
 
-impl Remains<'_> {
-    /// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial
-    /// port, to which it speaks from the beginning.
-    fn heard(&self) -> &ConsoleBuffer {
-        let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
-        let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
-        let consoles = || std::iter::once(self.console).chain(self.virtio_console);
-        consoles().find(panicked).or_else(|| consoles().find(spoke)).unwrap_or(self.console)
-    }
-}
-
 /// What the remains tell.
 pub(crate) struct Findings {
     /// How far the guest came.
@@ -199,7 +212,7 @@ impl Subject {
     /// Looks at what is left of it.
     pub(crate) fn examine(&self, remains: &Remains<'_>) -> Findings {
         let standing: Vec<Standing<'_>> = remains.vcpus.iter().filter_map(Standing::of).collect();
-        let heard = remains.heard();
+        let heard = heard(remains.console, remains.virtio_console);
         let console = console::last_lines(&heard.tail());
         let panic = console::line(&heard.panic_line());
         let panic = panic.filter(|_| matches!(remains.ending, Ending::Panicked { .. }));

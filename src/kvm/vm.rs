@@ -105,7 +105,7 @@ impl KvmVm {
         };
         // The message is the guest's own choice: one that reaches no local APIC is lost, as on hardware.
         if let Err(error) = self.fd.signal_msi(msi) {
-            journal!(Guest Debug, "interrupt message {message:?} was not delivered: {error}");
+            journal!(Guest Debug, "the interrupt message {:#x} to {:#x} was not delivered: {error}", message.data, message.address);
         }
     }
 }

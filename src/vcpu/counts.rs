@@ -45,6 +45,17 @@ impl ExitCounts {
     }
 }
 
+impl std::fmt::Display for ExitCounts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = self;
+        write!(
+            f,
+            "{port_in} reads and {port_out} writes of ports, {mmio_read} reads and {mmio_write} writes of devices' \
+             memory, {interrupted} interruptions, {fatal} faults"
+        )
+    }
+}
+
 /// The counters of one vCPU: written by its thread alone, read by any.
 #[derive(Debug, Default)]
 pub(crate) struct ExitCounters {

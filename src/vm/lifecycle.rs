@@ -30,7 +30,7 @@ use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
 use crate::console::{ConsoleCounts, Pump};
 use crate::control::{Control, Gate, VmEvent};
-use crate::diagnosis::{Findings, Milestone, Remains, Sign, Subject};
+use crate::diagnosis::{self, Findings, Milestone, Remains, Sign, Subject};
 use crate::host;
 use crate::io_loop::{self, IoLoop};
 use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu};
@@ -320,7 +320,9 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let stopped = stop_vcpus(&shared.control, vcpus);
     exits.add(&stopped.exits);
     // Before the devices close its connection, so that it knows why.
-    shared.agent.iter().for_each(|agent| agent.machine_ends(&ending));
+    let panic =
+        diagnosis::panic_reason(&ending, &platform.console, virtio.console().map(|port| &**port.output()));
+    shared.agent.iter().for_each(|agent| agent.machine_ends(&ending, panic.clone()));
     let device_stuck = virtio.disconnect().err();
     virtio.close();
     virtio.end_threads(device_stuck.is_some());

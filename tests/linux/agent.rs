@@ -56,7 +56,7 @@ fn run_a_command_and_power_off(config: VmConfig) {
     assert_eq!(vm.read_file("/tmp/file").unwrap(), b"content");
     assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
     let gone = vm.exec(["true"]).output();
-    assert!(matches!(gone, Err(ExecError::Agent(AgentError::MachineEnded { .. }))), "{gone:?}");
+    assert!(matches!(gone, Err(ExecError::Agent { error: AgentError::MachineEnded { .. }, .. })), "{gone:?}");
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn console_port_carries_more_than_it_holds_and_a_new_session_after_a_reset() {
     let flood = sh(&vm, "exec cat /dev/zero").spawn().unwrap();
     assert_eq!(sh(&vm, "echo quick").output().unwrap().stdout, b"quick\n");
     let reset = sh(&vm, "echo b > /proc/sysrq-trigger; sleep 100").output();
-    assert!(matches!(reset, Err(ExecError::Agent(AgentError::Lost))), "{reset:?}");
+    assert!(matches!(reset, Err(ExecError::Agent { error: AgentError::Lost, .. })), "{reset:?}");
     drop(flood);
     assert_eq!(sh(&vm, "echo again; ls /tmp").output().unwrap().stdout, b"again\n");
     assert_eq!(vm.stop(GRACE).ending, Ending::PoweredOff);
@@ -239,8 +239,42 @@ fn guest_that_panics_ends_what_runs() {
     let mut up = [0; 3];
     running.stdout.as_mut().unwrap().read_exact(&mut up).unwrap();
     let error = running.wait().unwrap_err();
-    assert!(matches!(error, ExecError::Agent(AgentError::MachineEnded { .. })), "{error}");
+    assert!(matches!(error, ExecError::Agent { error: AgentError::MachineEnded { .. }, .. }), "{error}");
     assert!(matches!(vm.wait().ending, Ending::Panicked { .. }));
+}
+
+#[test]
+fn command_that_ends_its_machine_gives_what_it_wrote_and_why() {
+    needs_linux!();
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let script =
+        "echo 1 > /proc/sys/kernel/sysrq; echo out; echo err >&2; sleep 1; echo c > /proc/sysrq-trigger";
+    let error = sh(&vm, script).output().unwrap_err();
+    let ExecError::Agent { error: AgentError::MachineEnded { ending, panic }, written } = &error else {
+        panic!("{error}")
+    };
+    assert!(matches!(**ending, Ending::Panicked { .. }), "{error}");
+    assert!(panic.as_ref().is_some_and(|reason| reason.contains("sysrq")), "{error}");
+    assert!(error.to_string().contains("sysrq triggered crash"), "{error}");
+    assert_eq!((written.stdout.as_slice(), written.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let error = sh(&vm, "echo out; poweroff -f; exec sleep 1000").output().unwrap_err();
+    let ExecError::Agent { error: AgentError::MachineEnded { ending, .. }, written } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!((&**ending, written.stdout.as_slice()), (&Ending::PoweredOff, &b"out\n"[..]));
+
+    // The agent goes first, and the machine a moment later.
+    let vm = VmBuilder::new(quick_guest()).start().unwrap();
+    let mut running = sh(&vm, "echo up; trap '' TERM HUP; while :; do sleep 1; done").spawn().unwrap();
+    running.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
+    vm.agent().unwrap().power_off().unwrap();
+    let error = running.wait().unwrap_err();
+    let ExecError::Agent { error: AgentError::MachineEnded { ending, .. }, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(**ending, Ending::PoweredOff);
 }
 
 /// A system on a disk, whose init does nothing but stay.

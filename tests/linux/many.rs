@@ -77,7 +77,7 @@ fn stop_in_the_middle(_: u8) {
     let mut process = vm.exec(["sleep", "600"]).spawn().unwrap();
     assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
     let error = process.wait().unwrap_err();
-    assert!(matches!(error, ExecError::Agent(AgentError::MachineEnded { .. })), "{error}");
+    assert!(matches!(error, ExecError::Agent { error: AgentError::MachineEnded { .. }, .. }), "{error}");
 }
 
 fn pauses(number: u8) {
@@ -96,7 +96,7 @@ fn pauses(number: u8) {
 fn panic_under_a_command(_: u8) {
     let vm = start(&config());
     let result = vm.exec(["sh", "-c", "echo c > /proc/sysrq-trigger; sleep 600"]).output();
-    assert!(matches!(result, Err(ExecError::Agent(_))), "{result:?}");
+    assert!(matches!(result, Err(ExecError::Agent { error: _, .. })), "{result:?}");
     let outcome = vm.wait();
     assert!(matches!(outcome.ending, Ending::Panicked { .. }), "{}", outcome.reason());
 }

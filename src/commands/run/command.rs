@@ -108,7 +108,7 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
             Err(AgentError::NotReady { .. }) => {
                 return Err(Some(Ending::TimedOut { of: TimeLimit::Boot, limit }));
             }
-            Err(error) if has_ended(vm, &error) => return Err(None),
+            Err(AgentError::MachineEnded { .. }) => return Err(None),
             Err(error) => return Err(Some(failed(AGENT_LOST, &error))),
         }
         if let Some(signal) = signals.next().filter(|signal| ends(*signal)) {
@@ -122,7 +122,7 @@ fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Opti
     let Some(GuestIp(settings)) = &args.surroundings.ip else { return Ok(()) };
     match hearing_signals(vm, signals, || vm.network_up(settings.clone()))? {
         Ok(_) => Ok(()),
-        Err(error) => Err(of_network_error(vm, &error)),
+        Err(error) => Err(of_network_error(&error)),
     }
 }
 
@@ -189,7 +189,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     let (stdout, stderr) = (stdout?, stderr?);
     let mut process = match hearing_signals(vm, signals, || exec.spawn()) {
         Ok(Ok(process)) => process,
-        Ok(Err(error)) => return Ok(Run { ending: of_error(vm, &error), ..Run::default() }),
+        Ok(Err(error)) => return Ok(Run { ending: of_error(&error), ..Run::default() }),
         Err(ending) => return Ok(Run { ending, ..Run::default() }),
     };
     let began = Instant::now();
@@ -203,7 +203,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
         process.stdout.take().map(|output| Copying::start(output, stdout)),
         process.stderr.take().map(|output| Copying::start(output, stderr)),
     ];
-    let (ending, status) = match supervise(vm, &mut process, signals, &leaves, &outputs) {
+    let (ending, status) = match supervise(&mut process, signals, &leaves, &outputs) {
         Ok(status) => (Some(ending_of(status)), Some(status)),
         Err(ending) => (ending, None),
     };
@@ -245,7 +245,6 @@ fn deliver(
 /// # Errors
 /// What ends the run instead: none for the machine, by itself.
 fn supervise(
-    vm: &Vm,
     process: &mut Process,
     signals: &Blocked,
     leaves: &AtomicBool,
@@ -257,7 +256,7 @@ fn supervise(
         match process.wait_timeout(TURN) {
             Ok(Some(status)) => return Ok(status),
             Ok(None) => {}
-            Err(error) => return Err(of_error(vm, &error)),
+            Err(error) => return Err(of_error(&error)),
         }
         if leaves.load(Ordering::Relaxed) {
             return Err(Some(Ending::Stopped));

@@ -3,7 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use coracle::Vm;
 use coracle::agent::{AgentError, ExecError, ExecStatus};
 use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 
@@ -73,14 +72,14 @@ pub(crate) fn ending_of(status: ExecStatus) -> Ending {
 }
 
 /// How a run ends whose network does not come up: none when the machine has ended by itself.
-pub(crate) fn of_network_error(vm: &Vm, error: &AgentError) -> Option<Ending> {
-    (!has_ended(vm, error)).then(|| failed(BAD_USAGE, error))
+pub(crate) fn of_network_error(error: &AgentError) -> Option<Ending> {
+    (!has_ended(error)).then(|| failed(BAD_USAGE, error))
 }
 
 /// How a run ends whose command has no status: none when the machine has ended by itself.
-pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
+pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
     Some(match error {
-        ExecError::Agent(error) if has_ended(vm, error) => return None,
+        ExecError::Agent { error, .. } if has_ended(error) => return None,
         ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
         ExecError::NotFound { .. } => failed(NOT_FOUND, error),
         ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
@@ -91,21 +90,14 @@ pub(crate) fn of_error(vm: &Vm, error: &ExecError) -> Option<Ending> {
     })
 }
 
-/// Whether the agent has gone with its machine. A guest that ends loses its agent on the way.
-pub(super) fn has_ended(vm: &Vm, error: &AgentError) -> bool {
-    match error {
-        AgentError::MachineEnded { .. } => true,
-        AgentError::Lost => vm.handle().wait_for(LAST_MOMENTS).is_some(),
-        _ => false,
-    }
+/// Whether the machine has ended, and its agent with it.
+pub(super) fn has_ended(error: &AgentError) -> bool {
+    matches!(error, AgentError::MachineEnded { .. })
 }
 
 pub(super) fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
     Ending::CommandFailed { code, reason: chain(error) }
 }
-
-/// What a guest takes from the end of its processes to its own, on a slow host.
-const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 // Exit codes of docs/outcomes.md.
 const NOT_EXECUTABLE: u8 = 126;

@@ -158,7 +158,7 @@ pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
 /// The report, where it is wanted.
 pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     logger::info(&format!("time: {}", outcome.times));
-    logger::info(&format!("exits: {:?}", outcome.exits));
+    logger::info(&format!("exits: {}", outcome.exits));
     let report = OutcomeReport::of(outcome, on_emulated_host());
     let limit = was_told_to_end(outcome).then_some(UNREAD_LIMIT);
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)

@@ -161,8 +161,8 @@ impl Case {
         if let Some(GuestIp(settings)) = &self.surroundings.ip {
             match vm.network_up(settings.clone()) {
                 Ok(_) => {}
-                Err(error @ AgentError::NotReady { .. }) => return of_error(vm, &ExecError::Agent(error)),
-                Err(error) => return of_network_error(vm, &error),
+                Err(error @ AgentError::NotReady { .. }) => return of_error(&error.into()),
+                Err(error) => return of_network_error(&error),
             }
         }
         let exec = surrounded(vm.exec(self.command.iter().cloned()), &self.surroundings);
@@ -172,7 +172,7 @@ impl Case {
         };
         let mut process = match exec.spawn() {
             Ok(process) => process,
-            Err(error) => return of_error(vm, &error),
+            Err(error) => return of_error(&error),
         };
         let to = |writer| OutputReader { writer, reader: reader.clone() };
         let outputs = [
@@ -181,7 +181,7 @@ impl Case {
         ];
         let status = match process.wait() {
             Ok(status) => status,
-            Err(error) => return of_error(vm, &error),
+            Err(error) => return of_error(&error),
         };
         let mut rest = Rest::new();
         while !rest.is_over(&outputs) {

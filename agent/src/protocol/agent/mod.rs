@@ -92,7 +92,7 @@ pub enum SessionError {
         channel: u32,
     },
     /// A stream that has ended, or that the channel does not have.
-    #[error("channel {channel} has no open stream {stream:?}")]
+    #[error("channel {channel} has no open stream {stream}")]
     NoStream {
         /// The channel.
         channel: u32,
@@ -100,7 +100,7 @@ pub enum SessionError {
         stream: Stream,
     },
     /// More bytes than were allowed.
-    #[error("channel {channel}: {count} bytes on the stream {stream:?}, and {allowed} were allowed")]
+    #[error("channel {channel}: {count} bytes on the stream {stream}, and {allowed} were allowed")]
     Overrun {
         /// The channel.
         channel: u32,
@@ -112,7 +112,7 @@ pub enum SessionError {
         allowed: u32,
     },
     /// A grant beyond all windows.
-    #[error("channel {channel}: more than {MAX_WINDOW} bytes are granted on the stream {stream:?}")]
+    #[error("channel {channel}: more than {MAX_WINDOW} bytes are granted on the stream {stream}")]
     Grant {
         /// The channel.
         channel: u32,
@@ -120,7 +120,7 @@ pub enum SessionError {
         stream: Stream,
     },
     /// A grant of nothing, which no receiver sends: it would keep a caller waiting with frames that move nothing.
-    #[error("channel {channel}: a grant of 0 bytes on the stream {stream:?}")]
+    #[error("channel {channel}: a grant of 0 bytes on the stream {stream}")]
     EmptyGrant {
         /// The channel.
         channel: u32,

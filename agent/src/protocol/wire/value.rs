@@ -13,6 +13,16 @@ pub enum Stream {
     Stderr,
 }
 
+impl std::fmt::Display for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stdin => "stdin",
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+        })
+    }
+}
+
 impl Stream {
     /// All three, in the order of their file descriptors.
     pub const ALL: [Self; 3] = [Self::Stdin, Self::Stdout, Self::Stderr];

@@ -160,7 +160,7 @@ impl Disk {
                 Err((operation, error)) => {
                     return match self.faults.failed(operation, &error) {
                         FaultAction::Report => {
-                            journal!(Guest Warn, "{}: a request failed ({operation:?}): {error}", self.name);
+                            journal!(Guest Warn, "{}: a request failed ({operation}): {error}", self.name);
                             Served::Done(Status::IoError)
                         }
                         FaultAction::Hold => Served::Waits,

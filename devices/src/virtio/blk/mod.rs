@@ -94,6 +94,16 @@ pub enum Operation {
     Flush,
 }
 
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Flush => "flush",
+        })
+    }
+}
+
 /// What becomes of a request that the host could not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultAction {
