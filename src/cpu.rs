@@ -13,30 +13,31 @@ use crate::kvm::{Kvm, KvmError, Vcpu};
 
 /// Why a guest cannot have the CPU that was asked for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CpuError {
     /// The template's file cannot be read.
-    #[error("the CPU template {} cannot be read", path.display())]
+    #[error("the CPU template {} cannot be read: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The file is no template.
-    #[error("the CPU template {} cannot be used", path.display())]
+    #[error("the CPU template {} cannot be used: {source}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
-        source: CpuTemplateError,
+        r#source: CpuTemplateError,
     },
     /// The host has less than the template wants.
-    #[error("--cpu {model} is not possible on this host")]
+    #[error("--cpu {model} is not possible on this host: {source}")]
     Host {
         /// As configured.
         model: CpuModel,
         /// What is missing.
-        source: CpuTemplateError,
+        r#source: CpuTemplateError,
     },
     /// KVM cannot be used.
     #[error(transparent)]

@@ -10,6 +10,7 @@ use crate::kvm::{VcpuFault, VcpuRegisters};
 
 /// The way in which a virtual machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ending {
     /// The guest powered off.
     PoweredOff,
@@ -81,6 +82,7 @@ pub enum Ending {
 
 /// A time that a guest is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum TimeLimit {
     /// To its end.
@@ -95,6 +97,7 @@ pub enum TimeLimit {
 
 /// How a kernel panic is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum PanicEvidence {
     /// The guest said so by the pvpanic device.
@@ -107,6 +110,7 @@ pub enum PanicEvidence {
 
 /// What can fail on the side of the host while a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum HostFailure {
     /// A thread of Coracle's panicked: a defect.
     #[error("the thread {thread} panicked; this is a defect of Coracle")]
@@ -163,6 +167,7 @@ pub enum HostFailure {
 /// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known to be
 /// loaded, entered, or to have written to its console; more only where it says so itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// The kernel was loaded, and no vCPU has run.

@@ -34,17 +34,18 @@ pub(crate) struct MappedRegion {
 
 /// Why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MemoryError {
     /// The host gives no address space of this size.
     #[error(
         "--memory {memory}: the host cannot map it; a smaller size or a higher limit (ulimit -v, and ulimit -l for \
-         huge pages) helps"
+         huge pages) helps: {source}"
     )]
     Map {
         /// As configured.
         memory: MemoryConfig,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The host has too few huge pages.
     #[error(

@@ -44,6 +44,7 @@ fn packed(compression: Compression) -> Vec<u8> {
             let block = lz4_flex::block::compress(&elf);
             [&[0x02, 0x21, 0x4c, 0x18][..], &(block.len() as u32).to_le_bytes(), &block].concat()
         }
+        other => panic!("nothing here packs {other}"),
     };
     packed.extend_from_slice(&(elf.len() as u32).to_le_bytes());
     packed

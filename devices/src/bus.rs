@@ -183,6 +183,7 @@ impl<T: ByteRegisters> BusDevice for T {
 
 /// Why a window cannot be put on a bus.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum BusError {
     /// The window has no addresses.
     #[error("the window at {base:#x} is empty; a window needs at least one address")]

@@ -18,14 +18,26 @@ use crate::virtio::{VirtioDevices, VsockPortError};
 #[non_exhaustive]
 pub enum AttachError {
     /// Its port cannot be listened on.
-    #[error("the agent's vsock port cannot be had")]
-    Vsock(#[from] VsockPortError),
+    #[error("the agent's vsock port cannot be had: {0}")]
+    Vsock(VsockPortError),
     /// Its port of the console device cannot be listened on.
-    #[error("the agent's port of the console device cannot be had")]
-    Console(#[from] ListenError),
+    #[error("the agent's port of the console device cannot be had: {0}")]
+    Console(ListenError),
     /// There is no thread for it.
     #[error(transparent)]
     Agent(#[from] AgentError),
+}
+
+impl From<ListenError> for AttachError {
+    fn from(error: ListenError) -> AttachError {
+        AttachError::Console(error)
+    }
+}
+
+impl From<VsockPortError> for AttachError {
+    fn from(error: VsockPortError) -> AttachError {
+        AttachError::Vsock(error)
+    }
 }
 
 /// The agent of a machine, from its build to its end.

@@ -82,7 +82,7 @@ mod tests {
     use super::*;
     use crate::agent::channel::ChannelState;
     use crate::agent::link::Limits;
-    use crate::outcome::Ending;
+    use crate::ending::Ending;
 
     /// A connection that has ended.
     fn ended() -> Accepted {

@@ -31,7 +31,7 @@ pub enum AgentError {
     },
     /// It has too much to do now. The same call may succeed later, when others have ended.
     #[error("the guest's agent takes no more requests now; try again later: {0}")]
-    Busy(#[source] OpenError),
+    Busy(OpenError),
     /// It was asked, and was not done in time.
     #[error(
         "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than `answer_limit` and \
@@ -55,7 +55,7 @@ pub enum AgentError {
     },
     /// It broke a rule, and was cut off.
     #[error("the guest's agent broke a rule and was cut off: {0}")]
-    Protocol(#[from] SessionError),
+    Protocol(SessionError),
     /// It cannot be asked for this: it would be too long, or the agent is too old.
     #[error(transparent)]
     Open(OpenError),
@@ -67,7 +67,7 @@ pub enum AgentError {
         /// With what.
         subject: OsString,
         /// Why.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// The host has too little of something.
     #[error("the host cannot make {what}: {source}")]
@@ -75,8 +75,14 @@ pub enum AgentError {
         /// What.
         what: &'static str,
         /// What the system said.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
+}
+
+impl From<SessionError> for AgentError {
+    fn from(error: SessionError) -> AgentError {
+        AgentError::Protocol(error)
+    }
 }
 
 /// The limit that a call waited for an agent that is not ready.
@@ -155,7 +161,7 @@ pub enum ExecError {
         /// As given.
         program: OsString,
         /// What its system said.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// The working directory cannot be entered.
     #[error("the guest cannot enter the working directory {path:?}: {source}")]
@@ -163,7 +169,7 @@ pub enum ExecError {
         /// As given.
         path: PathBuf,
         /// What its system said.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// There is no such user or group.
     #[error("the guest has no user or group {user:?}")]
@@ -216,7 +222,7 @@ pub enum FileError {
         /// Its path.
         path: PathBuf,
         /// What its system said.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// The file, or the list of a folder, is larger than the caller wants it.
     #[error("the guest's {path:?} has more than the {limit} bytes that are allowed")]
@@ -242,7 +248,7 @@ pub enum FileError {
         /// The guest's path, or this host's in a copy of a directory.
         path: PathBuf,
         /// What it said.
-        source: Arc<io::Error>,
+        r#source: Arc<io::Error>,
     },
     /// A copy of a directory has stopped at this entry.
     #[error("cannot copy {from:?} of {} to {to:?} of {}: {error}", .by.ends()[0], .by.ends()[1])]

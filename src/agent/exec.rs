@@ -47,6 +47,7 @@ pub struct Exec {
 
 /// What a command reads.
 #[derive(Default)]
+#[non_exhaustive]
 pub enum ExecInput {
     /// Nothing: it is at its end.
     #[default]

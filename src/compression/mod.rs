@@ -22,6 +22,7 @@ use crate::sparse::write_unless_zero;
 
 /// What the first bytes of a file say about its compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Compression {
     /// RFC 1952.
     Gzip,
@@ -35,14 +36,15 @@ pub enum Compression {
 
 /// Why data could not be decompressed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DecompressError {
     /// The stream is damaged, cut off, or needs more memory to decode than data of its length may take.
-    #[error("its {compression} data cannot be decompressed")]
+    #[error("its {compression} data cannot be decompressed: {source}")]
     Damaged {
         /// What it claims to be.
         compression: Compression,
         /// What the decoder says.
-        source: Box<dyn Error + Send + Sync>,
+        r#source: Box<dyn Error + Send + Sync>,
     },
     /// More comes out than may.
     #[error("its {compression} data gives more than {limit} bytes")]
@@ -53,12 +55,12 @@ pub enum DecompressError {
         limit: u64,
     },
     /// The host has no memory for what comes out.
-    #[error("the host has no memory for what its {compression} data gives")]
+    #[error("the host has no memory for what its {compression} data gives: {source}")]
     NoMemory {
         /// What it is.
         compression: Compression,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -314,7 +316,7 @@ mod tests {
         let mut packed = LZ4_LEGACY_MAGIC.to_vec();
         packed.extend_from_slice(&u32::MAX.to_le_bytes());
         let error = Compression::Lz4Legacy.decompress(&packed, 1 << 20).unwrap_err();
-        assert!(error.source().unwrap().to_string().contains("cut off"), "{error}");
+        assert!(error.to_string().contains("cut off"), "{error}");
     }
 
     #[test]

@@ -28,6 +28,7 @@ pub struct AgentConfig {
 
 /// The way to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AgentTransport {
     /// This vsock port of the host. The machine gets a socket device if it has none.
     Vsock(u32),
@@ -39,6 +40,7 @@ pub enum AgentTransport {
 
 /// Where the agent stands in its guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AgentPlace {
     /// The guest's initramfs is the default guest's, whose PID 1 it is.
     #[default]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where the features of the vCPUs come from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(from = "String", into = "String")]
 pub enum CpuModel {
     /// All that KVM supports on this host.

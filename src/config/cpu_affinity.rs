@@ -9,6 +9,7 @@ use super::ConfigError;
 
 /// CPUs of the host for vCPUs. Whether they exist, and may be used, is found out when the machine is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 #[serde(try_from = "String", into = "String")]
 pub enum CpuAffinity {
     /// Every vCPU runs on any of these, in ascending order: `0-3` or `0,2-3`.

@@ -33,6 +33,7 @@ pub struct DiskConfig {
 
 /// What a guest may do to a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DiskAccess {
     /// Read and write; nobody else may use the file meanwhile.
     #[default]

@@ -12,14 +12,15 @@ use super::RawConfig;
 
 /// Why a config file was refused. Each sentence begins with the file.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigFileError {
     /// It cannot be opened or read.
-    #[error("{}: the config file cannot be read", path.display())]
+    #[error("{}: the config file cannot be read: {source}", path.display())]
     Read {
         /// The file as given.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// It is a folder, a FIFO or something else that is no file.
     #[error("{}: a config file has to be a regular file", path.display())]
@@ -208,7 +209,10 @@ mod tests {
     #[test]
     fn what_is_no_readable_file_is_refused_and_named() {
         let said = |path: &str| RawConfig::open(Path::new(path)).unwrap_err().to_string();
-        assert_eq!(said("/no/such.json"), "/no/such.json: the config file cannot be read");
+        assert_eq!(
+            said("/no/such.json"),
+            "/no/such.json: the config file cannot be read: No such file or directory (os error 2)"
+        );
         assert_eq!(said("/tmp"), "/tmp: a config file has to be a regular file");
         assert_eq!(said("/dev/zero"), "/dev/zero: a config file has to be a regular file");
         let folder = TempDir::new().unwrap();

@@ -17,6 +17,7 @@ pub struct MemoryConfig {
 
 /// What holds the guest's RAM on the host. Whatever it is, a page is made when it is first touched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum MemoryBacking {
     /// Memory of the process, in transparent huge pages where the host has them.
     #[default]
@@ -30,6 +31,7 @@ pub enum MemoryBacking {
 
 /// Sizes of huge pages on x86-64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HugePageSize {
     /// 2 MiB.
     Size2M,

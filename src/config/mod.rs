@@ -156,6 +156,7 @@ impl Default for VmConfig {
 
 /// A value that cannot be what it stands for. Each sentence names the value, what is wrong and what would do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// Not a size.
     #[error("{}", memory_size::size_advice(text))]

@@ -29,6 +29,7 @@ pub struct NetConfig {
 
 /// The end of a network card on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum NetEnd {
     /// The tap device of this name, which is there.
     Tap(String),

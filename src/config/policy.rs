@@ -6,6 +6,7 @@ use super::ConfigError;
 
 /// Whether the guest finds ACPI tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AcpiMode {
     /// ACPI tables, and nothing that repeats them.
     #[default]
@@ -16,6 +17,7 @@ pub enum AcpiMode {
 
 /// What follows when the guest resets its machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ResetPolicy {
     /// The virtual machine ends.
     #[default]
@@ -27,6 +29,7 @@ pub enum ResetPolicy {
 
 /// What follows when every vCPU has halted with interrupts off, so that nothing can wake the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HaltPolicy {
     /// It stays as it is, up to a time limit or a request to stop.
     #[default]

@@ -7,6 +7,7 @@ use super::ConfigError;
 
 /// The boot protocol.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KernelProtocol {
     /// Linux by its 64-bit entry; another ELF image by its PVH note where it has one, else by its 64-bit entry.
     #[default]

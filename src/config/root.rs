@@ -37,6 +37,7 @@ pub enum RootKind {
 
 /// What becomes of what a guest writes to its root.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RootAccess {
     /// It is gone with the machine, and the source stays as it is.
     #[default]
@@ -49,6 +50,7 @@ pub enum RootAccess {
 
 /// How a folder or tar gets into the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum RootForm {
     /// As an initramfs where it is small and has no extended attributes, else on a disk.
     #[default]

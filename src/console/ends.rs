@@ -137,44 +137,45 @@ pub(super) struct ConsoleListener {
 
 /// Why a console cannot be connected.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConsoleError {
     /// The file for the output cannot be made.
-    #[error("--serial file={}: the file cannot be opened for writing", path.display())]
+    #[error("--serial file={}: the file cannot be opened for writing: {source}", path.display())]
     File {
         /// As given.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The socket cannot be made.
-    #[error("--serial socket={}: the socket cannot be made; the path must be free", path.display())]
+    #[error("--serial socket={}: the socket cannot be made; the path must be free: {source}", path.display())]
     Socket {
         /// As given.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// There is no pseudo-terminal to be had.
-    #[error("--serial pty: the host gives no pseudo-terminal")]
-    Pty(#[source] io::Error),
+    #[error("--serial pty: the host gives no pseudo-terminal: {0}")]
+    Pty(io::Error),
     /// One writer cannot serve two machines.
     #[error(
         "the console's writer serves the first machine that this builder has built; give the next one its own"
     )]
     WriterTaken,
     /// There is no pipe.
-    #[error("the host gives no pipe for the console")]
-    Pipe(#[source] io::Error),
+    #[error("the host gives no pipe for the console: {0}")]
+    Pipe(io::Error),
     /// There is no pipe or thread for a writer.
-    #[error("the host gives no pipe or thread for the console's writer")]
-    Writer(#[source] io::Error),
+    #[error("the host gives no pipe or thread for the console's writer: {0}")]
+    Writer(io::Error),
     /// A descriptor cannot serve.
-    #[error("the console {serial} cannot be used")]
+    #[error("the console {serial} cannot be used: {source}")]
     Descriptor {
         /// Which.
         serial: &'static str,
         /// Why.
-        source: CharError,
+        r#source: CharError,
     },
 }
 

@@ -9,6 +9,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// What lies where a vCPU stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Code {
     /// An instruction.

@@ -22,6 +22,7 @@ pub(super) struct KernelConfig {
 
 /// Where the options of a kernel were found.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ConfigSource {
     /// In the kernel itself (`CONFIG_IKCONFIG`).
     Kernel,

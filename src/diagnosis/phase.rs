@@ -16,6 +16,7 @@ use crate::ending::Phase;
 
 /// Something that a guest did and that says how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum Sign {
     /// It wrote a byte to its console.

@@ -15,6 +15,7 @@ use crate::guest_data::GuestDataMissing;
 
 /// Why there is no ending of a command to tell.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EmulatedHostError {
     /// No command was given.
     #[error("no command was given for the emulated host")]
@@ -36,12 +37,12 @@ pub enum EmulatedHostError {
     #[error(transparent)]
     NoData(#[from] GuestDataMissing),
     /// A system call of this process failed.
-    #[error("cannot {step} for the emulated host")]
+    #[error("cannot {step} for the emulated host: {source}")]
     Local {
         /// What was tried.
         step: &'static str,
         /// The cause.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The machine did not come up in time.
     #[error(
@@ -88,12 +89,12 @@ pub enum EmulatedHostError {
         limit: Duration,
     },
     /// The command has ended, and a part of what it wrote could not be written here.
-    #[error("command output cannot be written to {stream}")]
+    #[error("command output cannot be written to {stream}: {source}")]
     OutputLost {
         /// `stdout` or `stderr`.
         stream: &'static str,
         /// What this host said.
-        source: io::Error,
+        r#source: io::Error,
         /// How the command ended.
         exit: EmulatedExit,
     },
@@ -108,8 +109,8 @@ pub enum EmulatedHostError {
         theirs: u32,
     },
     /// The machine's agent, or a program that took its place, breaks the protocol.
-    #[error("the emulated host's agent does not follow the control protocol")]
-    Protocol(#[source] ProtocolError),
+    #[error("the emulated host's agent does not follow the control protocol: {0}")]
+    Protocol(ProtocolError),
     /// The machine's agent says something at the wrong time.
     #[error("the emulated host's agent sent a message out of turn")]
     OutOfTurn,
@@ -120,27 +121,28 @@ pub enum EmulatedHostError {
         command: OsString,
     },
     /// The command cannot be executed.
-    #[error("{} cannot be executed on the emulated host", command.display())]
+    #[error("{} cannot be executed on the emulated host: {source}", command.display())]
     NotExecutable {
         /// The program.
         command: OsString,
         /// The cause.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The command's surroundings cannot be made.
-    #[error("the emulated host cannot {step} {}", subject.display())]
+    #[error("the emulated host cannot {step} {}: {source}", subject.display())]
     Surroundings {
         /// What was tried.
         step: &'static str,
         /// With what.
         subject: OsString,
         /// The cause.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
 /// What is wrong with a path to share.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ShareProblem {
     /// It cannot be looked at.
     #[error("{0}")]

@@ -18,18 +18,19 @@ pub enum AgentProgramError {
     #[error(transparent)]
     Missing(#[from] GuestDataMissing),
     /// Its file cannot be read.
-    #[error("cannot read the agent {path:?}")]
+    #[error("cannot read the agent {path:?}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The file that this library was built with is damaged.
     #[error(
-        "the agent that Coracle was built with cannot be unpacked; build it with what `cargo xtask agent` makes"
+        "the agent that Coracle was built with cannot be unpacked; build it with what `cargo xtask agent` makes{}",
+        .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     )]
-    Bundled(#[source] Option<DecompressError>),
+    Bundled(Option<DecompressError>),
 }
 
 /// Whether the program is in this library.
@@ -77,7 +78,10 @@ mod tests {
         let myself = std::env::current_exe().unwrap();
         assert!(agent_program(Some(&myself)).unwrap().starts_with(b"\x7fELF"));
         let error = agent_program(Some(Path::new("/nonexistent/agent"))).unwrap_err();
-        assert_eq!(error.to_string(), "cannot read the agent \"/nonexistent/agent\"");
+        assert_eq!(
+            error.to_string(),
+            "cannot read the agent \"/nonexistent/agent\": No such file or directory (os error 2)"
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ const SYSTEM_FOLDER: &str = "/usr/share/coracle";
 
 /// A file that Coracle brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum GuestData {
     /// The default guest's kernel as ELF.
     GuestVmlinux,

@@ -14,6 +14,7 @@ use crate::kvm::KvmError;
 
 /// Which KVM a program wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KvmPolicy {
     /// One that runs Linux guests: the host's, else, slowly, that of an emulated host.
     #[default]
@@ -28,6 +29,7 @@ pub enum KvmPolicy {
 
 /// Why a program does not have the KVM that it wants.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EnsureKvmError {
     /// There is no KVM that this user could use.
     #[error(transparent)]
@@ -39,11 +41,17 @@ pub enum EnsureKvmError {
     )]
     Software,
     /// The emulated host cannot be had.
-    #[error("the emulated host cannot be had")]
-    Emulated(#[from] EmulatedHostError),
+    #[error("the emulated host cannot be had: {0}")]
+    Emulated(EmulatedHostError),
     /// This program cannot be found.
-    #[error("the program's own file cannot be found")]
-    Program(#[source] io::Error),
+    #[error("the program's own file cannot be found: {0}")]
+    Program(io::Error),
+}
+
+impl From<EmulatedHostError> for EnsureKvmError {
+    fn from(error: EmulatedHostError) -> EnsureKvmError {
+        EnsureKvmError::Emulated(error)
+    }
 }
 
 impl EnsureKvmError {

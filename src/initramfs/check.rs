@@ -12,6 +12,7 @@ use coracle_arch::x86_64::input_file::InputFile;
 
 /// Why an initrd would not be unpacked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum InitrdError {
     /// It is another kind of archive.
     #[error("the initrd {path:?} is {found}, which Linux does not unpack; {fix}")]

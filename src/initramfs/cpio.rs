@@ -21,6 +21,7 @@ pub struct Archive {
 
 /// Why there is no archive.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ArchiveError {
     /// A name is empty, or would end itself or the archive early.
     #[error(
@@ -37,20 +38,20 @@ pub enum ArchiveError {
         name: String,
     },
     /// A file of the host's cannot be read to its end.
-    #[error("{} cannot be put into an initramfs", path.display())]
+    #[error("{} cannot be put into an initramfs: {source}", path.display())]
     Source {
         /// Its path.
         path: PathBuf,
         /// What the system said, or that the file has become shorter.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The archive cannot be written.
-    #[error("an initramfs cannot be written to a file in {}; TMPDIR names another folder", folder.display())]
+    #[error("an initramfs cannot be written to a file in {}; TMPDIR names another folder: {source}", folder.display())]
     Spool {
         /// Where the file was to be.
         folder: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 
@@ -348,7 +349,10 @@ mod tests {
         let mut gone = Archive::default();
         gone.host_file("a", 0o644, "/no/such/file");
         let error = gone.finish().unwrap_err().to_string();
-        assert_eq!(error, "/no/such/file cannot be put into an initramfs");
+        assert_eq!(
+            error,
+            "/no/such/file cannot be put into an initramfs: No such file or directory (os error 2)"
+        );
     }
 
     #[test]

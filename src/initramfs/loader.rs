@@ -72,6 +72,7 @@ impl LoaderRequest<'_> {
 
 /// Why there is no such archive.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoaderError {
     /// The kernel's modules are nowhere.
     #[error(

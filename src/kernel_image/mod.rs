@@ -24,6 +24,7 @@ pub(crate) struct KernelRequest<'a> {
 
 /// Why a kernel file cannot be booted as asked for.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KernelError {
     /// It is no kernel, or damaged, or cannot be entered in that way.
     #[error(transparent)]

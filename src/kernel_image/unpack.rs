@@ -10,6 +10,7 @@ use crate::compression::{Compression, DecompressError, room_for};
 
 /// Why a packed kernel could not be unpacked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum UnpackError {
     /// The file cannot be read.
     #[error(transparent)]
@@ -23,12 +24,12 @@ pub enum UnpackError {
         path: PathBuf,
     },
     /// The packed kernel is damaged.
-    #[error("the kernel {path:?} is damaged; copy or build it again")]
+    #[error("the kernel {path:?} is damaged; copy or build it again: {source}")]
     Damaged {
         /// The kernel's path.
         path: PathBuf,
         /// What is wrong.
-        source: DecompressError,
+        r#source: DecompressError,
     },
     /// The unpacked length that follows the packed kernel cannot be right.
     #[error(

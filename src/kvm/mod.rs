@@ -27,6 +27,7 @@ use vmm_sys_util::errno;
 
 /// Why KVM could not be used, or a virtual machine not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum KvmError {
     /// The device node does not exist.
     #[error(
@@ -49,12 +50,12 @@ pub enum KvmError {
         path: PathBuf,
     },
     /// The device node cannot be opened for another reason.
-    #[error("{} cannot be opened", path.display())]
+    #[error("{} cannot be opened: {source}", path.display())]
     Open {
         /// The device node.
         path: PathBuf,
         /// What the system said.
-        source: errno::Error,
+        r#source: errno::Error,
     },
     /// The device is something else, or a KVM from before 2007.
     #[error("{} speaks KVM API version {version}, Coracle needs 12", path.display())]
@@ -71,12 +72,12 @@ pub enum KvmError {
         capability: &'static str,
     },
     /// A call failed.
-    #[error("KVM refused {call}")]
+    #[error("KVM refused {call}: {source}")]
     Call {
         /// The ioctl and what it was for.
         call: &'static str,
         /// What the system said.
-        source: errno::Error,
+        r#source: errno::Error,
     },
     /// A model-specific register that the boot protocol or a CPU template sets was refused.
     #[error("KVM refused model-specific register {msr:#x}")]

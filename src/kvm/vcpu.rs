@@ -38,6 +38,7 @@ pub(crate) enum VcpuExit<'a> {
 
 /// Why KVM cannot go on with a vCPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum VcpuFault {
     /// KVM gave up on the guest (`KVM_EXIT_INTERNAL_ERROR`).

@@ -20,22 +20,23 @@ use super::xattrs;
 
 /// Why a folder cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DirectoryError {
     /// Something in it cannot be read.
-    #[error("{} in it cannot be read", path.display())]
+    #[error("{} in it cannot be read: {source}", path.display())]
     Read {
         /// Below the folder.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Something in it has no place in a root.
-    #[error("{} in it cannot be kept", path.display())]
+    #[error("{} in it cannot be kept: {source}", path.display())]
     Entry {
         /// Below the folder.
         path: PathBuf,
         /// Why.
-        source: EntryError,
+        r#source: EntryError,
     },
     /// An owner is not known.
     #[error("keep-ids: the owner of {} in it cannot be known: {why}; a tar made by root keeps it", path.display())]

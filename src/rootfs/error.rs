@@ -10,14 +10,15 @@ use super::unpack::UnpackError;
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RootError {
     /// The source cannot be opened.
-    #[error("--root {}: it cannot be opened", path.display())]
+    #[error("--root {}: it cannot be opened: {source}", path.display())]
     Open {
         /// As given.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The source is nothing of what a root can be.
     #[error(
@@ -58,28 +59,28 @@ pub enum RootError {
         fix: String,
     },
     /// A folder cannot be read.
-    #[error("--root {}", path.display())]
+    #[error("--root {}: {source}", path.display())]
     Directory {
         /// As given.
         path: PathBuf,
         /// Why.
-        source: DirectoryError,
+        r#source: DirectoryError,
     },
     /// A tar cannot be used.
-    #[error("--root {}", path.display())]
+    #[error("--root {}: {source}", path.display())]
     Tar {
         /// As given.
         path: PathBuf,
         /// Why.
-        source: TarError,
+        r#source: TarError,
     },
     /// A tar cannot be unpacked.
-    #[error("--root {}", path.display())]
+    #[error("--root {}: {source}", path.display())]
     Unpack {
         /// As given.
         path: PathBuf,
         /// Why.
-        source: UnpackError,
+        r#source: UnpackError,
     },
     /// An option that goes with images of ext4 alone.
     #[error("--root {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
@@ -118,20 +119,20 @@ pub enum RootError {
         memory: u64,
     },
     /// The image cannot be made.
-    #[error("--root {}", path.display())]
+    #[error("--root {}: {source}", path.display())]
     Image {
         /// As given.
         path: PathBuf,
         /// Why.
-        source: ImageError,
+        r#source: ImageError,
     },
     /// There is no place for files without a name.
-    #[error("{}: a file for the root cannot be made there (TMPDIR chooses another folder)", folder.display())]
+    #[error("{}: a file for the root cannot be made there (TMPDIR chooses another folder): {source}", folder.display())]
     Spool {
         /// Where it was to be.
         folder: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Two roots.
     #[error("--root goes without -i: the root is what an initrd would bring")]

@@ -19,13 +19,7 @@ fn config(root: RootConfig) -> VmConfig {
 }
 
 fn refusal(config: &VmConfig) -> String {
-    let error = check(config).unwrap_err();
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(&error);
-    while let Some(cause) = source {
-        text += &format!(": {cause}");
-        source = cause.source();
-    }
+    let text = check(config).unwrap_err().to_string();
     assert_eq!(text.lines().count(), 1, "{text}");
     text
 }

@@ -7,6 +7,7 @@ use crate::config::CpuAffinity;
 
 /// Why vCPUs cannot run where they should.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AffinityError {
     /// There is no such vCPU.
     #[error("--cpu-affinity {affinity}: there is no vCPU {vcpu}, the guest has {count}, counted from 0")]
@@ -40,8 +41,8 @@ pub enum AffinityError {
         cpu: u16,
     },
     /// A call failed.
-    #[error("the threads of the vCPUs cannot be kept on CPUs")]
-    Call(#[source] io::Error),
+    #[error("the threads of the vCPUs cannot be kept on CPUs: {0}")]
+    Call(io::Error),
 }
 
 /// Whether a machine with `count` vCPUs can have it: every vCPU is there, and every CPU may be used by the calling

@@ -88,20 +88,20 @@ pub enum VirtioError {
         most: usize,
     },
     /// A disk's file cannot be one.
-    #[error("--disk {}", path.display())]
+    #[error("--disk {}: {source}", path.display())]
     Disk {
         /// As configured.
         path: PathBuf,
         /// Why.
-        source: DiskOpenError,
+        r#source: DiskOpenError,
     },
     /// A disk cannot have its overlay.
-    #[error("--disk {}", path.display())]
+    #[error("--disk {}: {source}", path.display())]
     Overlay {
         /// As configured.
         path: PathBuf,
         /// Why.
-        source: OverlayError,
+        r#source: OverlayError,
     },
     /// Two disks with one serial number.
     #[error("two disks have the id {id}: give each its own")]
@@ -110,12 +110,12 @@ pub enum VirtioError {
         id: DiskId,
     },
     /// A network card's end on the host cannot be had.
-    #[error("--net {end}")]
+    #[error("--net {end}: {source}")]
     Net {
         /// The end.
         end: NetEnd,
         /// Why.
-        source: NetOpenError,
+        r#source: NetOpenError,
     },
     /// Two network cards with one address.
     #[error("two network cards have the address {mac}: give each its own")]
@@ -130,20 +130,20 @@ pub enum VirtioError {
         end: NetEnd,
     },
     /// The socket device cannot be had.
-    #[error("--vsock {option}")]
+    #[error("--vsock {option}: {source}")]
     Vsock {
         /// As configured.
         option: String,
         /// Why.
-        source: VsockError,
+        r#source: VsockError,
     },
     /// The host has too little of something.
-    #[error("{device}: the host cannot make it")]
+    #[error("{device}: the host cannot make it: {source}")]
     Host {
         /// The device's name.
         device: String,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

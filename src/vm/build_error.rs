@@ -29,34 +29,34 @@ use crate::virtio::VirtioError;
 #[non_exhaustive]
 pub enum BuildError {
     /// A value cannot be.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Config(#[from] ConfigError),
     /// The default guest was asked for, and is not there.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     DefaultGuest(#[from] GuestDataMissing),
     /// The kernel cannot be used.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Kernel(#[from] KernelError),
     /// An initrd cannot be used.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Initrd(#[from] InputFileError),
     /// Linux would not unpack an initrd.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     InitrdKind(#[from] InitrdError),
     /// The root file system cannot be had.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Root(#[from] RootError),
     /// The modules that the devices need cannot be had.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Modules(#[from] LoaderError),
     /// The console cannot be connected.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Console(#[from] ConsoleError),
     /// KVM cannot be used.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The guest cannot have this CPU.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Cpu(#[from] CpuError),
     /// More vCPUs than this KVM can run.
     #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
@@ -67,13 +67,13 @@ pub enum BuildError {
         most: usize,
     },
     /// The vCPUs cannot run on these CPUs of the host.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Affinity(#[from] AffinityError),
     /// A virtio device cannot be had.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Virtio(#[from] VirtioError),
     /// The agent cannot be had.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Agent(#[from] AttachError),
     /// The agent was asked for with a kernel that has no system for it.
     #[error(
@@ -82,19 +82,19 @@ pub enum BuildError {
     )]
     AgentWithoutRoot,
     /// There is no memory.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Memory(#[from] MemoryError),
     /// The devices cannot be made.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Platform(#[from] PlatformError),
     /// The ACPI tables cannot be written.
     #[error("the ACPI tables cannot be written: {}", Whole(.0))]
-    Acpi(#[from] AcpiError),
+    Acpi(AcpiError),
     /// The MP table cannot be written.
     #[error("the MP table cannot be written: {}", Whole(.0))]
-    MpTable(#[from] MpTableError),
+    MpTable(MpTableError),
     /// The kernel does not fit, or cannot be read.
-    #[error("{}", Whole(.0))]
+    #[error(transparent)]
     Load(#[from] LoadError),
     /// The host gives no more threads or event descriptors.
     #[error("the host cannot start {what}: {source}")]
@@ -102,8 +102,20 @@ pub enum BuildError {
         /// What was to be started.
         what: &'static str,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
+}
+
+impl From<MpTableError> for BuildError {
+    fn from(error: MpTableError) -> BuildError {
+        BuildError::MpTable(error)
+    }
+}
+
+impl From<AcpiError> for BuildError {
+    fn from(error: AcpiError) -> BuildError {
+        BuildError::Acpi(error)
+    }
 }
 
 impl BuildError {

@@ -5,7 +5,6 @@
 //!
 //! A reset that the machine outlives takes the first step, makes the guest anew ([`Recipe`]) and waits again.
 
-use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -286,9 +285,7 @@ fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result
 }
 
 fn cannot_restart(error: &BuildError) -> VmEvent {
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    let reason = causes.fold(error.to_string(), |reason, cause| format!("{reason}: {cause}"));
-    VmEvent::HostFailure(HostFailure::Restart { reason })
+    VmEvent::HostFailure(HostFailure::Restart { reason: error.to_string() })
 }
 
 /// The ending when `event` came in place of a restart: the gate closes for vCPUs that are there already.

@@ -37,19 +37,26 @@ pub(super) struct Platform {
 
 /// Why the devices could not be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlatformError {
     /// The host ran out of something small.
-    #[error("a device could not be made")]
-    Device(#[source] io::Error),
+    #[error("a device could not be made: {0}")]
+    Device(io::Error),
     /// Two devices at one address: a defect of Coracle.
-    #[error("the devices do not fit each other")]
-    Bus(#[from] BusError),
+    #[error("the devices do not fit each other: {0}")]
+    Bus(BusError),
     /// A device with an interrupt line that the I/O APIC does not have: a defect of Coracle.
     #[error("the I/O APIC has no input {gsi}")]
     Interrupt {
         /// The line.
         gsi: u32,
     },
+}
+
+impl From<BusError> for PlatformError {
+    fn from(error: BusError) -> PlatformError {
+        PlatformError::Bus(error)
+    }
 }
 
 impl Platform {

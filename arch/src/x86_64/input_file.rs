@@ -40,16 +40,17 @@ pub enum FileRole {
 
 /// Why a file was refused before its content was looked at.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum InputFileError {
     /// The file could not be opened or its properties not be read.
-    #[error("cannot open the {role} {path:?}")]
+    #[error("cannot open the {role} {path:?}: {source}")]
     Open {
         /// What the file is for.
         role: FileRole,
         /// Its path as given.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The path names a directory, FIFO, device or socket.
     #[error("the {role} {path:?} is {kind}, but a regular file is needed")]
@@ -221,7 +222,10 @@ mod tests {
     #[test]
     fn missing_file_is_named() {
         let message = message(Path::new("/nonexistent/initrd.img"));
-        assert_eq!(message, r#"cannot open the initrd "/nonexistent/initrd.img""#);
+        assert_eq!(
+            message,
+            r#"cannot open the initrd "/nonexistent/initrd.img": No such file or directory (os error 2)"#
+        );
     }
 
     #[test]

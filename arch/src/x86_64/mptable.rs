@@ -10,6 +10,7 @@ use super::layout::{COM1_IRQ, IOAPIC, LAPIC, MP_TABLE, MP_TABLE_END, RTC_IRQ};
 
 /// Why the table was not written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum MpTableError {
     /// The table is larger than the area for it.
     #[error("the MP table takes {needed} bytes, but only {room} are kept for it")]
@@ -20,8 +21,14 @@ pub enum MpTableError {
         room: u64,
     },
     /// Guest memory does not hold the area.
-    #[error("cannot write the MP table to guest memory")]
-    Write(#[from] GuestMemoryError),
+    #[error("cannot write the MP table to guest memory: {0}")]
+    Write(GuestMemoryError),
+}
+
+impl From<GuestMemoryError> for MpTableError {
+    fn from(error: GuestMemoryError) -> MpTableError {
+        MpTableError::Write(error)
+    }
 }
 
 /// Writes the floating pointer and the configuration table for `cpus` processors, whose APIC ids are 0 up to this, to

@@ -15,7 +15,7 @@ use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 use coracle_devices::signals::asks_for_end;
 
-use super::command_ending::{AGENT_LOST, Run, ending_of, failed, has_ended, of_error, of_network_error};
+use super::command_ending::{AGENT_LOST, Run, ending_of, failed, of_error, of_network_error};
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
 use super::watch::Watch;

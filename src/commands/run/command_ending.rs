@@ -91,7 +91,7 @@ pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
 }
 
 /// Whether the machine has ended, and its agent with it.
-pub(super) fn has_ended(error: &AgentError) -> bool {
+fn has_ended(error: &AgentError) -> bool {
     matches!(error, AgentError::MachineEnded { .. })
 }
 

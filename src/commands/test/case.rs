@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use coracle::agent::{AgentError, ExecError};
+use coracle::agent::AgentError;
 use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};

@@ -18,6 +18,7 @@ mod root;
 
 /// A known cause and its cure. `Display` is one sentence of advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Hint {
     /// KVM interprets kernel code here, and lacks an instruction or the speed for this guest.
     InterpretedKernel {

@@ -34,14 +34,15 @@ pub struct Module {
 
 /// Why modules cannot be had.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModulesError {
     /// A file or folder cannot be read.
-    #[error("cannot read {path:?}")]
+    #[error("cannot read {path:?}: {source}")]
     Read {
         /// Its path.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A module is neither in the tree nor built into the kernel.
     #[error("there is no kernel module {name}{} in {root:?}", needed_by.as_ref().map(|by| format!(", which {by} needs,")).unwrap_or_default())]
@@ -64,12 +65,12 @@ pub enum ModulesError {
         root: PathBuf,
     },
     /// A compressed module is damaged.
-    #[error("the kernel module {path:?} is damaged; install it again")]
+    #[error("the kernel module {path:?} is damaged; install it again: {source}")]
     Damaged {
         /// Its path.
         path: PathBuf,
         /// What is wrong.
-        source: DecompressError,
+        r#source: DecompressError,
     },
     /// `modules.dep` names a file that is not in the tree.
     #[error("{list:?} has the module {path:?}, which is outside its folder; run depmod again")]

@@ -30,21 +30,22 @@ pub(super) struct Written {
 
 /// Why there is no image.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// More than block numbers can count.
     #[error("it has more than the 16 TiB that an image can have")]
     TooLarge,
     /// A file of the source.
-    #[error("a file in it ({name}) cannot be read")]
+    #[error("a file in it ({name}) cannot be read: {source}")]
     Source {
         /// Its name below the root, or where in the tar it is.
         name: String,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The image.
-    #[error("its image cannot be written (TMPDIR chooses another folder)")]
-    Write(#[source] io::Error),
+    #[error("its image cannot be written (TMPDIR chooses another folder): {0}")]
+    Write(io::Error),
 }
 
 /// Writes the image into a file that is empty.

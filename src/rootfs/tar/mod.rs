@@ -25,10 +25,11 @@ pub(super) use self::header::is_header;
 
 /// Why an archive cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TarError {
     /// The host cannot read it.
-    #[error("it cannot be read")]
-    Read(#[source] io::Error),
+    #[error("it cannot be read: {0}")]
+    Read(io::Error),
     /// It ends in the middle.
     #[error("it is cut short: it ends at byte {at}, before its end mark; make or fetch it anew")]
     CutShort {

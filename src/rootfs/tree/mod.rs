@@ -73,6 +73,7 @@ pub(super) struct Reached {
 
 /// Why an entry has no place in a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum EntryError {
     /// The name goes up.
     #[error("its name has `..`")]

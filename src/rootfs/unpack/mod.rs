@@ -35,14 +35,15 @@ impl Packing {
 
 /// Why a tar was not unpacked.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum UnpackError {
     /// The stream is damaged, cut short, or the host cannot read it.
-    #[error("its {packing} data cannot be unpacked")]
+    #[error("its {packing} data cannot be unpacked: {source}")]
     Damaged {
         /// What it is packed by.
         packing: &'static str,
         /// What the decoder says.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// More comes out than any root has.
     #[error("its {packing} data gives more than {} GiB", MAX_UNPACKED >> 30)]
@@ -51,12 +52,12 @@ pub enum UnpackError {
         packing: &'static str,
     },
     /// The host has no room.
-    #[error("it cannot be unpacked to {folder} (TMPDIR chooses another folder)")]
+    #[error("it cannot be unpacked to {folder} (TMPDIR chooses another folder): {source}")]
     Write {
         /// Where it was to go.
         folder: String,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

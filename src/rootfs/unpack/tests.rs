@@ -136,7 +136,7 @@ fn window_is_as_large_as_the_file_is_worth_whatever_it_asks_for() {
     const LARGE: usize = 40 << 20;
     for (packed, most) in [(zstd_far(LARGE), 15), (xz_far(LARGE), 24)] {
         let error = unpacked(&packed).unwrap_err();
-        let reason = std::error::Error::source(&error).unwrap().to_string();
+        let reason = error.to_string();
         let limit = format!("more than {most} MiB of memory");
         assert!(reason.contains(&limit) && reason.contains("smaller window"), "{reason}");
         assert!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).is_ok());

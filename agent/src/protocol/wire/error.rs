@@ -2,6 +2,7 @@
 
 /// A message that breaks the protocol.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ProtocolError {
     /// The length of a frame is zero or over the limit of its direction.
     #[error("a message of {length} bytes: the limit is {limit}, the least is 1")]

@@ -57,6 +57,7 @@ pub struct AcpiConfig<'a> {
 
 /// Why the tables were not written.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AcpiError {
     /// The tables are larger than the area for them.
     #[error("the ACPI tables take {needed} bytes, but only {room} are kept for them")]
@@ -67,8 +68,14 @@ pub enum AcpiError {
         room: u64,
     },
     /// Guest memory does not hold the area.
-    #[error("cannot write the ACPI tables to guest memory")]
-    Write(#[from] GuestMemoryError),
+    #[error("cannot write the ACPI tables to guest memory: {0}")]
+    Write(GuestMemoryError),
+}
+
+impl From<GuestMemoryError> for AcpiError {
+    fn from(error: GuestMemoryError) -> AcpiError {
+        AcpiError::Write(error)
+    }
 }
 
 /// Writes all tables to [`ACPI_TABLES`] and returns the RSDP's address.

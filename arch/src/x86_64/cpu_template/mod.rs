@@ -78,6 +78,7 @@ pub struct MsrRule {
 
 /// Why a template cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CpuTemplateError {
     /// The text is not a template.
     #[error("it is no CPU template: {reason}; `coracle cpu dump` prints one")]

@@ -67,17 +67,18 @@ pub struct ImageSegment {
 
 /// Why a file cannot be booted.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// The file could not be opened or is no regular file with content.
     #[error(transparent)]
     File(#[from] InputFileError),
     /// Reading the file failed.
-    #[error("cannot read the kernel {path:?}")]
+    #[error("cannot read the kernel {path:?}: {source}")]
     Read {
         /// The kernel's path.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The file ends before what its header announces.
     #[error(

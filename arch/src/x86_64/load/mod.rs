@@ -52,6 +52,7 @@ pub(crate) struct Placement {
 
 /// Why a kernel was not loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LoadError {
     /// The machine has less memory than the kernel and its initrd need.
     #[error("--memory {}M: this kernel{} needs at least {needed_mib}M", given / MIB, with_initrd(*initrd_bytes))]
@@ -90,16 +91,18 @@ pub enum LoadError {
         position: usize,
     },
     /// A file could not be read into guest memory.
-    #[error("cannot read {path:?} into guest memory; it may have become shorter since it was checked")]
+    #[error(
+        "cannot read {path:?} into guest memory; it may have become shorter since it was checked: {source}"
+    )]
     ReadFile {
         /// The kernel or initrd.
         path: PathBuf,
         /// What failed.
-        source: GuestMemoryError,
+        r#source: GuestMemoryError,
     },
     /// A boot table could not be written.
-    #[error("cannot write the boot tables to guest memory")]
-    WriteTables(#[source] GuestMemoryError),
+    #[error("cannot write the boot tables to guest memory: {0}")]
+    WriteTables(GuestMemoryError),
 }
 
 /// Loads `request` into `memory` and returns the state in which the first CPU starts.

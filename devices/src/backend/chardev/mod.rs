@@ -119,6 +119,7 @@ pub enum ReadOutcome {
 
 /// Why a descriptor cannot serve as a console.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum CharError {
     /// The descriptor is not open in the needed direction.
     #[error("file descriptor {fd} is not open for {need}; open it so, or use another one for the console")]
@@ -135,12 +136,12 @@ pub enum CharError {
         fd: i32,
     },
     /// The host refused to look at or to duplicate the descriptor.
-    #[error("file descriptor {fd} cannot be used for the console; check that it is open")]
+    #[error("file descriptor {fd} cannot be used for the console; check that it is open: {source}")]
     Inaccessible {
         /// The caller's descriptor.
         fd: i32,
         /// The error of the host.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

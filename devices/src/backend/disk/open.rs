@@ -11,12 +11,13 @@ use super::SECTOR;
 
 /// Why a file cannot be a disk. Who names the disk to its user puts the path before it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DiskOpenError {
     /// It cannot be opened.
-    #[error("it cannot be opened")]
+    #[error("it cannot be opened: {source}")]
     Open {
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// Neither a file nor a block device.
     #[error("a disk has to be a regular file or a block device")]

@@ -52,17 +52,18 @@ pub enum OverlaySize {
 
 /// Why a disk has no overlay.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum OverlayError {
     /// The disk below.
     #[error(transparent)]
     Base(#[from] DiskOpenError),
     /// The overlay's file cannot be made.
-    #[error("its overlay cannot be made in {} (TMPDIR chooses another folder)", folder.display())]
+    #[error("its overlay cannot be made in {} (TMPDIR chooses another folder): {source}", folder.display())]
     Layer {
         /// Where it was to be.
         folder: PathBuf,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The folder is in memory, and nobody has said how much of it the overlay may take.
     #[error(

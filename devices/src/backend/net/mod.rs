@@ -84,6 +84,7 @@ pub enum Sent {
 
 /// The host's end of a network card is gone.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LinkLost {
     /// The tap was removed.
     #[error("its tap device is gone")]

@@ -9,15 +9,16 @@ use super::{NetBackend, Stream, Tap};
 
 /// Why the host's end of a network card cannot be had.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum NetOpenError {
     /// No interface has this name.
     #[error("there is no such interface; `ip tuntap add NAME mode tap user USER` makes one")]
     NoInterface,
     /// The kernel has no taps, or does not give them.
-    #[error("/dev/net/tun cannot be opened")]
+    #[error("/dev/net/tun cannot be opened: {source}")]
     Tun {
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// The tap is somebody else's.
     #[error("it is for another user; `ip tuntap add NAME mode tap user USER` makes one for a user")]
@@ -41,18 +42,18 @@ pub enum NetOpenError {
     #[error("the tap has to be opened with IFF_VNET_HDR and IFF_NO_PI")]
     TapFlags,
     /// Nobody listens at the socket.
-    #[error("it cannot be connected to")]
+    #[error("it cannot be connected to: {source}")]
     Connect {
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
     /// A call failed that usually does not.
-    #[error("{step} cannot be prepared")]
+    #[error("{step} cannot be prepared: {source}")]
     Prepare {
         /// What was to be prepared.
         step: OpenStep,
         /// What the system said.
-        source: io::Error,
+        r#source: io::Error,
     },
 }
 

@@ -81,12 +81,14 @@ fn socket_that_nobody_listens_at_is_refused_and_a_full_one_is_not_waited_for() {
         }
         assert!(waiting.len() < 100_000);
     };
-    assert_eq!(full.to_string(), "it cannot be connected to");
+    assert_eq!(full.to_string(), "it cannot be connected to: Resource temporarily unavailable (os error 11)");
     drop((listener, waiting));
-    assert_eq!(reason(Stream::connect(&path)), "it cannot be connected to");
+    let refused = reason(Stream::connect(&path));
+    assert_eq!(refused, "it cannot be connected to: Connection refused (os error 111)");
     std::fs::remove_dir_all(&folder).unwrap();
     for path in [folder.join("socket"), folder.join("x".repeat(200)), "/dev/null".into()] {
-        assert_eq!(reason(Stream::connect(&path)), "it cannot be connected to", "{}", path.display());
+        let refused = reason(Stream::connect(&path));
+        assert!(refused.starts_with("it cannot be connected to: "), "{}: {refused}", path.display());
     }
 }
 

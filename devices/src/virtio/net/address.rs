@@ -9,6 +9,7 @@ pub struct MacAddress([u8; 6]);
 
 /// Not an address of one interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum MacSyntax {
     /// Not six pairs of hexadecimal digits.
     #[error("six pairs of hexadecimal digits make an address, as in 02:00:00:00:00:01")]

@@ -25,6 +25,7 @@ pub struct Chain {
 
 /// Why a chain cannot be served. The queue hands it back with a length of 0 and goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ChainError {
     /// It has more descriptors than the table, so that it must loop, or more than [`MAX_DESCRIPTORS`].
     #[error("it is longer than {most} descriptors")]

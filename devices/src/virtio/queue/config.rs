@@ -24,6 +24,7 @@ pub struct QueueConfig {
 
 /// Why a queue cannot run as the driver has set it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum QueueConfigError {
     /// Not a power of two up to the most.
     #[error("a queue of {size} descriptors is not possible: a power of two up to {max_size} is")]

@@ -42,6 +42,7 @@ pub struct VirtQueue {
 
 /// Damage to the ring, after which nothing in it can be trusted. The device then needs a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RingError {
     /// The driver's index has moved by more than the ring holds.
     #[error("queue {queue}: the driver offers {offered} chains at once in a ring of {size}")]

@@ -19,6 +19,7 @@ pub(super) struct HostSocket {
 
 /// Why the socket cannot be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum HostSocketError {
     /// With the port of a listener behind it, the path is too long for a socket.
     #[error(
@@ -33,8 +34,8 @@ pub enum HostSocketError {
     #[error("the path is taken; remove what is there if no other machine uses it, or take another path")]
     Taken,
     /// It cannot be made.
-    #[error("the socket cannot be made")]
-    Bind(#[source] io::Error),
+    #[error("the socket cannot be made: {0}")]
+    Bind(io::Error),
 }
 
 impl HostSocket {

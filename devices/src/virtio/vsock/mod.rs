@@ -46,13 +46,20 @@ pub struct Vsock {
 
 /// Why a socket device cannot be made.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum VsockError {
     /// Its socket cannot be made.
     #[error(transparent)]
     Socket(#[from] HostSocketError),
     /// The host has too little of something.
-    #[error("the host gives no event descriptor for the vsock device")]
-    Host(#[from] io::Error),
+    #[error("the host gives no event descriptor for the vsock device: {0}")]
+    Host(io::Error),
+}
+
+impl From<io::Error> for VsockError {
+    fn from(error: io::Error) -> VsockError {
+        VsockError::Host(error)
+    }
 }
 
 impl Vsock {

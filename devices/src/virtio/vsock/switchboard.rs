@@ -109,8 +109,14 @@ pub enum ConnectError {
         port: u32,
     },
     /// The host has too little of something.
-    #[error("the host gives no socket for a vsock connection")]
-    Host(#[from] io::Error),
+    #[error("the host gives no socket for a vsock connection: {0}")]
+    Host(io::Error),
+}
+
+impl From<io::Error> for ConnectError {
+    fn from(error: io::Error) -> ConnectError {
+        ConnectError::Host(error)
+    }
 }
 
 /// Why a port cannot be listened on.
@@ -130,8 +136,14 @@ pub enum ListenError {
         port: u32,
     },
     /// The host has too little of something.
-    #[error("the host gives no event descriptor for a vsock listener")]
-    Host(#[from] io::Error),
+    #[error("the host gives no event descriptor for a vsock listener: {0}")]
+    Host(io::Error),
+}
+
+impl From<io::Error> for ListenError {
+    fn from(error: io::Error) -> ListenError {
+        ListenError::Host(error)
+    }
 }
 
 /// Any process of the guest can have such a port.
