@@ -19,7 +19,7 @@ use super::names;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
-use crate::cli::{GuestIp, Surroundings};
+use crate::cli::{GuestIp, Surroundings, TapMode};
 use crate::commands::chain;
 use crate::commands::run::command::{TURN, surrounded};
 use crate::commands::run::command_ending::{ending_of, of_error, of_network_error};
@@ -220,8 +220,9 @@ struct Reader {
 impl Reader {
     fn new(case: &Case, scanner: &Arc<Mutex<Scanner>>, shown: Option<&Arc<Shown>>) -> Reader {
         let has_command = !case.command.is_empty();
-        // A command ends with its code.
-        let grace = case.tap_grace.filter(|_| !has_command);
+        // A command ends with its code, and results that need not come end nothing.
+        let ends_by_results = !has_command && case.patterns.tap == TapMode::Require;
+        let grace = case.tap_grace.filter(|_| ends_by_results);
         Reader {
             scanner: scanner.clone(),
             handle: Arc::default(),

@@ -80,7 +80,8 @@ impl Checker<'_> {
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {
             let name: &str = key.get_ref();
-            let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            let shown = excerpt(name, EXCERPT_CHARS);
+            let path = if path.is_empty() { shown } else { format!("{path}.{shown}") };
             if let Some((_, instead)) =
                 OF_THE_COMMAND.iter().find(|(of_the_command, _)| *of_the_command == name)
             {
@@ -110,7 +111,7 @@ impl Checker<'_> {
         let items = value.get_ref().as_array();
         let is_empty = schema["minItems"] == 1 && items.is_some_and(|items| items.is_empty());
         if !fits(value.get_ref(), schema) || is_empty {
-            let found = excerpt(self.text.get(value.span()).unwrap_or_default());
+            let found = excerpt(self.text.get(value.span()).unwrap_or_default(), EXCERPT_CHARS);
             let reason = format!("{path}: expected {}, found {found}", expected(schema, example));
             return Err(self.fault(&value.span(), reason));
         }
@@ -220,11 +221,11 @@ fn line_of(text: &str, at: usize) -> usize {
     text.get(..at).map_or(1, |before| before.matches('\n').count() + 1)
 }
 
-/// As much of a value as goes into a sentence.
-fn excerpt(text: &str) -> String {
+/// As much of a text as goes into a sentence: its first line, and at most so many characters.
+pub(super) fn excerpt(text: &str, most: usize) -> String {
     let line = text.lines().next().unwrap_or_default();
-    let is_cut = line.len() < text.len() || line.chars().count() > EXCERPT_CHARS;
-    let start: String = line.chars().take(EXCERPT_CHARS).collect();
+    let is_cut = line.len() < text.len() || line.chars().nth(most).is_some();
+    let start: String = line.chars().take(most).collect();
     if is_cut { format!("{start} ...") } else { start }
 }
 

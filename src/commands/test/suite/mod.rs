@@ -123,7 +123,10 @@ pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
 /// The text or a case of it is wrong.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteError> {
     let form = |reason| SuiteError::Form { path: path.to_owned(), reason };
-    let place = |line, reason| SuiteError::Place { path: path.to_owned(), line, reason };
+    let place = |line, reason: String| {
+        let reason = check::excerpt(&reason, REASON_CHARS);
+        SuiteError::Place { path: path.to_owned(), line, reason }
+    };
     let mut compiler = Compiler::default();
     // Before the suite is read: of the tree of a file and its cases only one is in memory.
     let lines = check::check(text, &mut compiler).map_err(|fault| place(fault.line, fault.reason))?;
@@ -151,6 +154,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
             room = room.checked_sub(size).ok_or_else(|| form(too_large()))?;
             if !names.insert(name.clone()) {
                 let advice = "give each its own, and each value of the matrix once";
+                let name = check::excerpt(&name, NAME_CHARS);
                 return Err(wrong(format!("another case is called '{name}': {advice}")));
             }
             let case = case(name, all, &mut compiler).map_err(wrong)?;
@@ -307,6 +311,9 @@ const OF_THE_COMMAND: [(&str, &str); 3] = [
     ("serial", "its console is the test's: use `coracle test --artifacts` to keep it"),
     ("outcome", "use `coracle test --json`, which has the outcome of each case"),
 ];
+/// Characters of an error: more than the list of keys has.
+const REASON_CHARS: usize = 1000;
+const NAME_CHARS: usize = 100;
 /// More than anybody means.
 const MOST_CASES: u64 = 10_000;
 /// Most bytes of the file; one of a thousand cases has less.

@@ -159,6 +159,15 @@ fn value_of_a_wrong_type_names_every_key_its_line_and_what_was_found() {
         let text = format!("[[case]]\n{key} = {example}\n{others}");
         assert!(read_text(&text).is_ok(), "{text}: {:?}", read_text(&text));
     }
+    let long = "x".repeat(60_000);
+    for case in [
+        format!("{long} = 1"),
+        format!("memory = \"{long}\""),
+        format!("name = \"{long}\"\n[[case]]\nname = \"{long}\""),
+    ] {
+        let error = read_text(&format!("[[case]]\n{case}\n")).unwrap_err();
+        assert!(error.len() < 1100 && error.contains("xxx ..."), "{} bytes: {}", error.len(), &error[..100]);
+    }
     let found = read_text("[[case]]\nname = \"x\"\ntimeout = true\n").unwrap_err();
     assert_eq!(found, "3: case[0].timeout: expected a string or a number such as \"20s\", found true");
     let found = read_text(&format!("[[case]]\nname = [\"{}\",\n2]\n", "x".repeat(1000))).unwrap_err();
