@@ -7,7 +7,7 @@ use coracle_devices::journal::Journal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
 /// What a thread does, and so which calls of the host it makes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
     /// Owns the machine, waits for its end and takes it apart.
     Control,
