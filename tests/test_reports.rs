@@ -20,6 +20,27 @@ fn json(path: &Path) -> Value {
 }
 
 #[test]
+fn report_for_a_fifo_that_nobody_reads_is_an_error_in_the_end() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let fifo = scratch().join("unread.xml");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let run = finish(test("hello").arg("--expect").arg("hello").arg("--junit").arg(&fifo));
+    run.expect(125, "start its reader first, or name a regular file");
+    // It would be another one there, whose reader is here.
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || fs::read_to_string(fifo).unwrap()
+    });
+    let mut command = coracle();
+    command.env_remove(coracle::emulated_host::MARK).args(["run", "--accel", "emulate", "--outcome"]);
+    command.arg(&fifo).arg(payload("hello"));
+    finish(&mut command).expect(125, "a FIFO does not cross from the emulated host to here");
+    assert!(reader.join().unwrap().contains("not-run"));
+}
+
+#[test]
 fn reports_say_what_the_exit_code_says() {
     if !kvm_or_skip() {
         return;

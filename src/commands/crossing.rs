@@ -2,6 +2,7 @@
 //! file is said here, by the option that names it, before that host is started.
 
 use std::fmt::Display;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io, iter};
@@ -118,8 +119,15 @@ impl Crossing {
         let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
         let command = iter::once(program.into_os_string()).chain(std::env::args_os().skip(1)).collect();
         for file in &self.written {
+            if fs::metadata(&file.path).is_ok_and(|found| found.file_type().is_fifo()) {
+                return Err(
+                    file.refused("a FIFO does not cross from the emulated host to here; name a regular file")
+                );
+            }
             // It has to be there to be seen from inside.
-            let made = fs::OpenOptions::new().append(true).create(true).open(&file.path);
+            let mut options = fs::OpenOptions::new();
+            options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+            let made = options.open(&file.path);
             made.map_err(|error| file.refused(format!("it cannot be written: {error}")))?;
         }
         let files = || self.read.iter().chain(&self.written);

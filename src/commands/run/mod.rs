@@ -1,9 +1,8 @@
 //! `coracle run`: decide where the guest runs, run it, tell how it ended.
 
-use std::fs::{self, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::fs;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use self::signals::Blocked;
 use self::watch::Watch;
 use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host_because, place};
-use super::report_file;
+use super::report_file::{self, READER_LIMIT, READER_LIMIT_AT_END};
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};
 use crate::cli::RunArgs;
@@ -77,7 +76,7 @@ pub(super) fn default_words() -> &'static str {
 fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     say(&failure.reason);
     let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
-    write_report(outcome, &report, failure.code, None)
+    write_report(outcome, &report, failure.code, READER_LIMIT)
 }
 
 fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
@@ -160,7 +159,7 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     logger::info(&format!("time: {}", outcome.times));
     logger::info(&format!("exits: {}", outcome.exits));
     let report = OutcomeReport::of(outcome, on_emulated_host());
-    let limit = was_told_to_end(outcome).then_some(UNREAD_LIMIT);
+    let limit = if was_told_to_end(outcome) { READER_LIMIT_AT_END } else { READER_LIMIT };
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)
 }
 
@@ -172,13 +171,13 @@ fn was_told_to_end(outcome: &Outcome) -> bool {
 }
 
 /// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its
-/// reader, for `limit` at most where there is one, and a signal ends that.
-fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Option<Duration>) -> u8 {
+/// reader, for `limit` at most, and a signal ends that.
+fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Duration) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());
     let _watch = if is_file { None } else { Watch::report().ok() };
     let json = serde_json::to_string_pretty(report).map_err(io::Error::other);
-    match json.and_then(|json| report_file::write(path, &(json + "\n"), limit)) {
+    match json.and_then(|json| report_file::write(path, (json + "\n").as_bytes(), limit)) {
         Ok(()) => code,
         Err(error) => {
             say(&format!("--outcome {}: it cannot be written: {error}", path.display()));
@@ -190,10 +189,5 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit
 /// The same for a process that ends now: what cannot be written without a wait is lost.
 fn write_report_at_once(path: &Path, report: &OutcomeReport<'_>) {
     let Ok(json) = serde_json::to_string_pretty(report) else { return };
-    let options = OpenOptions::new().write(true).create(true).truncate(true).clone();
-    let file = { options }.custom_flags(libc::O_NONBLOCK).open(path);
-    let _ = file.and_then(|mut file| file.write_all((json + "\n").as_bytes()));
+    let _ = report_file::write(path, (json + "\n").as_bytes(), Duration::ZERO);
 }
-
-/// How long a report that nobody reads holds up an end that the user has asked for: as long as stdout and stderr do.
-const UNREAD_LIMIT: Duration = Duration::from_secs(1);

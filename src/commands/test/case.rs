@@ -21,6 +21,7 @@ use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
 use crate::cli::{GuestIp, Surroundings, TapMode};
 use crate::commands::chain;
+use crate::commands::report_file;
 use crate::commands::run::command::{TURN, surrounded};
 use crate::commands::run::command_ending::{ending_of, of_error, of_network_error};
 use crate::commands::run::copying::{Copying, Rest};
@@ -194,7 +195,7 @@ impl Case {
 
     fn create_log(&self, folder: &Path, earlier: usize) -> Result<File, Failure> {
         let path = folder.join(names::log_name(&self.file_name, earlier));
-        let made = fs::create_dir_all(folder).and_then(|()| File::create(&path));
+        let made = fs::create_dir_all(folder).and_then(|()| report_file::create(&path));
         made.map_err(|error| {
             Failure::usage(format!("--artifacts: {} cannot be made: {error}", path.display()))
         })

@@ -7,6 +7,7 @@ use super::case::{Case, Done};
 use super::report;
 use super::verdict::{Verdict, worst};
 use crate::cli::TestArgs;
+use crate::commands::report_file::{self, READER_LIMIT};
 use crate::commands::settings::Failure;
 use crate::commands::{BAD_USAGE, DEFECT, say};
 use coracle::host::on_emulated_host;
@@ -17,7 +18,7 @@ use coracle::host::on_emulated_host;
 /// One cannot be written.
 pub(super) fn write(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     let write = |option: &str, path: &Path, content: Vec<u8>| {
-        fs::write(path, content).map_err(|error| Failure {
+        report_file::write(path, &content, READER_LIMIT).map_err(|error| Failure {
             code: BAD_USAGE,
             reason: format!("{option} {}: it cannot be written: {error}", path.display()),
         })
