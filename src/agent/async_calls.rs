@@ -244,9 +244,10 @@ impl AgentClient {
     /// # Errors
     /// As there.
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
+        let limit = settings.lease_time();
         let channel = self.open_async(settings.into_request(self.card)).await?;
-        let answer = answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await?;
-        answer.into_network()
+        let answer = answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await;
+        answer.map_err(|error| error.of_lease(limit))?.into_network()
     }
 
     /// As [`AgentClient::open_file`], for a task: see [`FileReader::into_async`].

@@ -10,7 +10,7 @@ use coracle_agent::protocol::agent::{
 
 use super::changed::Changed;
 use super::error::{AgentError, ExecError, ReadyLimit};
-use super::link::{Link, State};
+use super::link::{Limits, Link, State};
 use super::patience::Patience;
 
 /// What has come on a channel.
@@ -144,6 +144,8 @@ pub(super) struct Channel {
     link: Arc<Link>,
     number: u32,
     changed: Arc<Changed>,
+    /// What the request may take by itself, beside what each has.
+    own_time: Duration,
 }
 
 impl Channel {
@@ -158,6 +160,10 @@ impl Channel {
         request: Request,
         limit: Duration,
     ) -> Result<Channel, AgentError> {
+        let own_time = match &request {
+            Request::Network(network) if network.address.is_none() => network.limit,
+            _ => Duration::ZERO,
+        };
         let mut state = link.wait_ready(limit, ReadyLimit::Config)?;
         let number = state.session.open(request)?;
         let changed = Arc::new(Changed::new(link.told()));
@@ -165,12 +171,13 @@ impl Channel {
         state.channels.insert(number, channel);
         drop(state);
         link.wake();
-        Ok(Channel { link: link.clone(), number, changed })
+        Ok(Channel { link: link.clone(), number, changed, own_time })
     }
 
     /// The patience of a call on it.
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.link.limits)
+        let limits = self.link.limits;
+        Patience::new(Limits { answer: limits.answer.saturating_add(self.own_time), ..limits })
     }
 
     pub(super) fn lock(&self) -> Locked<'_> {

@@ -37,13 +37,26 @@ pub struct NetworkSettings {
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
     /// Name servers; with none, those that the DHCP server tells.
     pub dns: Vec<Ipv4Addr>,
+    /// How long a DHCP server may take to answer, beside what [`AgentConfig::answer_limit`] gives each call; none for
+    /// [`NetworkSettings::DEFAULT_LEASE_LIMIT`].
+    pub lease_limit: Option<Duration>,
 }
 
 impl NetworkSettings {
+    /// 60 s. A server next door answers within milliseconds; a bridge with the spanning tree protocol passes nothing on for 30 s,
+    /// and an emulated host is slow.
+    pub const DEFAULT_LEASE_LIMIT: Duration = Duration::from_secs(60);
+
+    /// The time that a server has.
+    pub(super) fn lease_time(&self) -> Duration {
+        self.lease_limit.unwrap_or(Self::DEFAULT_LEASE_LIMIT)
+    }
+
     pub(super) fn into_request(self, card: Option<MacAddress>) -> Request {
-        let NetworkSettings { interface, address, dns } = self;
+        let limit = self.lease_time();
+        let NetworkSettings { interface, address, dns, lease_limit: _ } = self;
         let interface = interface.or_else(|| Some(card?.to_string().into()));
-        Request::Network(NetworkRequest { interface, address, dns, limit: DHCP_LIMIT })
+        Request::Network(NetworkRequest { interface, address, dns, limit })
     }
 }
 
@@ -103,7 +116,9 @@ impl AgentClient {
     /// # Errors
     /// The guest refuses, no DHCP server answers, or the agent or the machine has ended.
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
-        self.ask(settings.into_request(self.card))?.into_network()
+        let limit = settings.lease_time();
+        let answer = self.ask(settings.into_request(self.card));
+        answer.map_err(|error| error.of_lease(limit))?.into_network()
     }
 
     /// Asks the guest to power off in good order, and does not wait for it.
@@ -143,6 +158,3 @@ impl AgentClient {
         }
     }
 }
-
-/// A server answers within milliseconds; a network that has just come up may lose the first question.
-const DHCP_LIMIT: Duration = Duration::from_secs(10);

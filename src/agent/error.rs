@@ -286,6 +286,23 @@ impl CopyWay {
 }
 
 impl AgentError {
+    /// The same, with what to do about a DHCP server that has not answered within `limit`.
+    pub(super) fn of_lease(self, limit: Duration) -> AgentError {
+        match self {
+            AgentError::Refused { step: Step::Lease, subject, source }
+                if source.kind() == io::ErrorKind::TimedOut =>
+            {
+                let text = format!(
+                    "no DHCP server answered within {limit:?}; see that one runs on this network, or give it longer with \
+                     `--ip dhcp,timeout=TIME` or `NetworkSettings::lease_limit`"
+                );
+                let source = Arc::new(io::Error::new(io::ErrorKind::TimedOut, text));
+                AgentError::Refused { step: Step::Lease, subject, source }
+            }
+            other => other,
+        }
+    }
+
     pub(super) fn of(failure: Failure) -> AgentError {
         if failure.step == Step::Channel && failure.errno == libc::EAGAIN {
             return OpenError::TooMany.into();

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use coracle::agent::NetworkSettings;
+use coracle::config::parse_duration;
 
 /// Settings for the first network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +14,7 @@ impl FromStr for GuestIp {
     type Err = String;
 
     /// Reads `dhcp` or `ADDRESS/LENGTH`, and a comma-separated list of any number of `dns=` and, for an address,
-    /// `gateway=`.
+    /// `gateway=`, for `dhcp`, `timeout=`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split(',');
         let first = words.next().unwrap_or_default();
@@ -30,9 +31,13 @@ impl FromStr for GuestIp {
                 (Some(("gateway", router)), Some((_, _, gateway @ None))) => {
                     *gateway = Some(ip(word, router)?);
                 }
+                (Some(("timeout", time)), None) if settings.lease_limit.is_none() => {
+                    settings.lease_limit = Some(parse_duration(time).map_err(|error| error.to_string())?);
+                }
                 _ => {
                     return Err(format!(
-                        "{word:?} is no word for it; there are gateway=, for an address, and dns="
+                        "{word:?} does not go with it, or not twice: write dns=ADDRESS, and gateway=ADDRESS for an address or \
+                         timeout=TIME for dhcp"
                     ));
                 }
             }
@@ -53,6 +58,8 @@ fn ip(word: &str, text: &str) -> Result<Ipv4Addr, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -62,6 +69,7 @@ mod tests {
         assert_eq!(settings("dhcp,dns=1.1.1.1,dns=9.9.9.9").dns.len(), 2);
         let own = settings("10.0.0.2/24,gateway=10.0.0.1");
         assert_eq!(own.address, Some(([10, 0, 0, 2].into(), 24, Some([10, 0, 0, 1].into()))));
+        assert_eq!(settings("dhcp,timeout=90s").lease_limit, Some(Duration::from_secs(90)));
         assert_eq!(settings("10.0.0.2/32").address, Some(([10, 0, 0, 2].into(), 32, None)));
     }
 
@@ -74,5 +82,7 @@ mod tests {
             assert!(format!("dhcp,{word}").parse::<GuestIp>().unwrap_err().contains(word), "{word}");
         }
         assert!("10.0.0.2/24,gateway=10.0.0.1,gateway=10.0.0.1".parse::<GuestIp>().is_err());
+        assert!("dhcp,timeout=5sec".parse::<GuestIp>().unwrap_err().contains("write 5s"));
+        assert!("10.0.0.2/24,timeout=5s".parse::<GuestIp>().unwrap_err().contains("timeout=TIME for dhcp"));
     }
 }

@@ -9,30 +9,75 @@ use clap::{Command, CommandFactory, Error};
 use super::Cli;
 use crate::nearest::nearest;
 
-/// Adds the nearest name to an error about an unknown option or command, if one is near.
+/// Adds what was probably meant to an error about an unknown option, argument or command.
 pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     let root = Cli::command();
-    let (unknown, known, place) = match error.kind() {
-        ErrorKind::UnknownArgument => {
-            (ContextKind::InvalidArg, options(command_of(&root, arguments)), ContextKind::SuggestedArg)
-        }
-        ErrorKind::InvalidSubcommand => {
-            let command = command_of(&root, arguments);
-            let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
-            (ContextKind::InvalidSubcommand, names, ContextKind::SuggestedSubcommand)
-        }
+    let command = command_of(&root, arguments);
+    let kind = error.kind();
+    let unknown = match kind {
+        ErrorKind::UnknownArgument => ContextKind::InvalidArg,
+        ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
         _ => return,
     };
-    let Some(ContextValue::String(unknown)) = error.get(unknown) else { return };
-    let Some(near) = nearest(unknown, known) else { return };
-    let value = match place {
-        ContextKind::SuggestedArg => ContextValue::String(near),
-        _ => ContextValue::Strings(vec![near]),
-    };
-    // What clap says else is how to pass it as a value, which was not meant.
+    let Some(ContextValue::String(unknown)) = error.get(unknown).cloned() else { return };
+    // What clap says is how to pass it as a value, which was not meant.
     error.remove(ContextKind::Suggested);
-    error.insert(place, value);
+    if kind == ErrorKind::InvalidSubcommand {
+        let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
+        if let Some(near) = meant(&unknown, names) {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
+        }
+    } else if let Some(near) = meant(&unknown, options(command)) {
+        error.insert(ContextKind::SuggestedArg, ContextValue::String(near));
+    } else if let Some(advice) = advice(&unknown, command) {
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
+    }
 }
+
+/// The one of the names that was meant: what other programs call by this name, the only one that begins so, or the nearest.
+fn meant(unknown: &str, known: Vec<String>) -> Option<String> {
+    let other = OTHER_NAMES.iter().find(|(name, _)| *name == unknown).map(|(_, ours)| (*ours).to_owned());
+    let begins = || {
+        let mut long = known.iter().filter(|name| name.starts_with(unknown));
+        long.next().filter(|_| long.next().is_none() && unknown.len() >= LEAST_BEGINNING).cloned()
+    };
+    other.filter(|ours| known.contains(ours)).or_else(begins).or_else(|| nearest(unknown, known))
+}
+
+/// Where an argument belongs that no option of `command` takes.
+fn advice(unknown: &str, command: &Command) -> Option<&'static str> {
+    let has = |name: &str| command.get_arguments().any(|argument| argument.get_id() == name);
+    match unknown {
+        "--kernel" if has("kernel") => Some("the kernel stands without an option: coracle run FILE"),
+        // An option that is unknown and not near to any may be anything.
+        long if long.starts_with("--") => None,
+        file if !file.starts_with('-') && has("kernel") && has("initrds") => {
+            Some("an initrd has its option, -i FILE; a command and its own options stand after `--`")
+        }
+        _ if has("command") => Some("a command and its own options stand after `--`"),
+        _ => None,
+    }
+}
+
+/// Names that other programs of this kind have for options and commands.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("--drive", "--disk"),
+    ("--hda", "--disk"),
+    ("--ram", "--memory"),
+    ("--smp", "--cpus"),
+    ("--vcpus", "--cpus"),
+    ("--netdev", "--net"),
+    ("--network", "--net"),
+    ("--nic", "--net"),
+    ("--ramdisk", "--initrd"),
+    ("--rootfs", "--root"),
+    ("boot", "run"),
+    ("exec", "run"),
+    ("start", "run"),
+];
+
+/// Shorter ones say nothing.
+const LEAST_BEGINNING: usize = 3;
 
 /// The whole answer to arguments of which one is not UTF-8 where that is needed: clap does not say which.
 pub(crate) fn not_utf8(error: &Error, arguments: &[OsString]) -> Option<String> {
@@ -84,6 +129,10 @@ mod tests {
             ("coracle rnu", "'run'"),
             ("coracle host-emulat", "'host-emulate'"),
             ("coracle cpu dmup", "'dump'"),
+            ("coracle run --mem 1G", "'--memory'"),
+            ("coracle run --drive a", "'--disk'"),
+            ("coracle run --smp 2", "'--cpus'"),
+            ("coracle exec true", "'run'"),
         ] {
             let said = said(line);
             assert!(said.contains(&format!("exists: {near}")), "{line}: {said}");
@@ -92,9 +141,28 @@ mod tests {
     }
 
     #[test]
+    fn argument_that_has_another_place_is_told_so() {
+        for (line, advice) in [
+            ("coracle run --kernel k", "coracle run FILE"),
+            ("coracle run --kernel=k", "coracle run FILE"),
+            ("coracle run k initrd.img", "-i FILE"),
+            ("coracle run ls -l", "after `--`"),
+            ("coracle test ls -l", "after `--`"),
+            ("coracle host-emulate true", "after `--`"),
+        ] {
+            let said = said(line);
+            assert!(said.contains(advice) && !said.contains("as a value"), "{line}: {said}");
+        }
+    }
+
+    #[test]
     fn nothing_is_named_where_nothing_is_near() {
         for line in ["coracle run --verbatim", "coracle run --x", "coracle launch", "coracle run --share x"] {
-            assert!(!said(line).contains("exists:"), "{line}: {}", said(line));
+            assert!(
+                !said(line).contains("exists:") && !said(line).contains("tip:"),
+                "{line}: {}",
+                said(line)
+            );
         }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Surroundings {
     #[arg(short, long, value_name = "DIR", requires = "command")]
     pub workdir: Option<PathBuf>,
     /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, and a comma-separated list of
-    /// gateway=ADDRESS and dns=ADDRESS; the first card of --net
+    /// gateway=ADDRESS, dns=ADDRESS and, for dhcp, timeout=TIME (60s); the first card of --net
     #[arg(long, value_name = "ADDRESS", requires = "command")]
     pub ip: Option<GuestIp>,
 }

@@ -114,6 +114,8 @@ fn network_is_up_before_the_command_where_that_is_wanted() {
         for words in ["10.7.0.2/24", "default via 10.7.0.1", "nameserver 10.7.0.3"] {
             assert!(shown.text().contains(words), "{}", shown.text());
         }
+        let unanswered = finish(&mut run(&["--net", "tap=tap0", "--ip", "dhcp,timeout=1s"], &["true"]));
+        unanswered.expect(125, "no DHCP server answered within 1s");
         let _ = fs::remove_dir_all(socket.parent().unwrap());
     });
 }

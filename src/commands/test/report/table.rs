@@ -25,8 +25,9 @@ pub(crate) fn summary(cases: &[Done]) -> String {
     let flaky = cases.iter().filter(|case| case.is_flaky && case.verdict == Verdict::Passed).count();
     let flaky = if flaky > 0 { format!(" ({flaky} flaky)") } else { String::new() };
     text.push_str(&format!(
-        "{} cases: {passed} passed{flaky}, {bad} failed, {skipped} skipped\n",
-        cases.len()
+        "{} case{}: {passed} passed{flaky}, {bad} failed, {skipped} skipped\n",
+        cases.len(),
+        if cases.len() == 1 { "" } else { "s" }
     ));
     text
 }
