@@ -235,11 +235,13 @@ async fn calls_on_a_machine_wait_for_its_agent_as_long_as_they_may() {
 /// What waits for an agent on a thread can be waited for by a task, on everything that has it: read from the source.
 #[test]
 fn every_call_on_an_agent_has_a_twin_for_tasks() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/agent");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files =
+        ["src/agent", "src/vm"].into_iter().flat_map(|room| std::fs::read_dir(root.join(room)).unwrap());
     let (mut calls, mut twins) = (BTreeSet::new(), BTreeSet::new());
-    for file in std::fs::read_dir(folder).unwrap() {
+    for path in files.map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
         let mut on = "";
-        for line in std::fs::read_to_string(file.unwrap().path()).unwrap().lines().map(str::trim_start) {
+        for line in std::fs::read_to_string(&path).unwrap().lines().map(str::trim_start) {
             let name = |start: &str| line.strip_prefix(start)?.split(['<', '(']).next();
             if let Some(type_name) = line.strip_prefix("impl ") {
                 on = *TYPES.iter().find(|known| type_name.trim_end_matches(" {") == **known).unwrap_or(&"");
