@@ -296,6 +296,8 @@ impl Subject {
         // Finding out what kind of KVM this is takes some milliseconds, so only where it matters.
         let may_be_interpreted = linux_before_init || matches!(remains.ending, Ending::CannotRun { .. });
         let interpreted = may_be_interpreted && matches!(KvmKind::probe(), KvmKind::Software { .. });
+        let tail = heard(remains.console, remains.virtio_console).tail();
+        let unpacking = hints::UNPACKING.iter().find_map(|mark| console::after_mark(&tail, mark));
         let facts = Facts {
             ending: remains.ending,
             phase,
@@ -313,6 +315,7 @@ impl Subject {
                 + remains.virtio_console.map_or(0, ConsoleBuffer::pushed_bytes),
             console,
             panic,
+            unpacking: unpacking.as_deref(),
             options: options.as_ref(),
             interpreted,
             code: vcpus.first().filter(|_| died(remains.ending).is_some()).map(|place| &place.code),

@@ -16,6 +16,8 @@ use crate::kvm::VcpuFault;
 mod console;
 mod root;
 
+pub(super) use root::UNPACKING;
+
 /// A known cause and its cure. `Display` is one sentence of advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -81,6 +83,11 @@ pub enum Hint {
         /// Where that is known from.
         source: ConfigSource,
     },
+    /// The kernel has not unpacked all of the initrd, and not for want of memory or of an option.
+    InitrdDamaged {
+        /// What it gave as the reason.
+        reason: String,
+    },
     /// The kernel found nothing to run in the initrd.
     NoInit {
         /// What it looked for.
@@ -113,6 +120,7 @@ impl Hint {
             Hint::RootDevice { .. } => "root-device",
             Hint::RootDriverMissing { .. } => "root-driver-missing",
             Hint::InitrdUnsupported { .. } => "initrd-unsupported",
+            Hint::InitrdDamaged { .. } => "initrd-damaged",
             Hint::NoInit { .. } => "no-init",
             Hint::InitEnded { .. } => "init-ended",
         }
@@ -200,6 +208,11 @@ impl std::fmt::Display for Hint {
             Hint::InitrdUnsupported { option, source } => {
                 write!(f, "the kernel cannot unpack the initrd: {option} is off, according to {source}")
             }
+            Hint::InitrdDamaged { reason } => write!(
+                f,
+                "the kernel stopped unpacking the initrd ({reason}): it is cut short or damaged, or what follows an archive \
+                 in it is not one; check it with `gzip -t`, `xz -t` or `zstd -t`, and copy or make it again"
+            ),
             Hint::NoInit { init, in_initrd } => {
                 let place = if *in_initrd { "initrd" } else { "root" };
                 write!(
@@ -263,6 +276,8 @@ pub(super) struct Facts<'a> {
     pub(super) console: &'a [String],
     /// The line with which the kernel panicked.
     pub(super) panic: Option<&'a str>,
+    /// What the kernel said when it stopped unpacking its initrd.
+    pub(super) unpacking: Option<&'a str>,
     /// The kernel's options, where they are known.
     pub(super) options: Option<&'a KernelConfig>,
     /// This host's KVM interprets the kernel mode of guests.
@@ -340,6 +355,7 @@ const RULES: &[Rule] = &[
     console::foreign_console,
     console::driver_missing,
     root::no_root,
+    root::initrd_damaged,
     root::no_init,
     root::init_ended,
     root::device,

@@ -19,7 +19,17 @@ pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
     (applies(facts) && nothing).then_some(Hint::NoRoot)
 }
 
-/// The kernel says that it found no init, and not for want of a root device.
+/// The kernel says that it has not unpacked all of its initrd, and goes on with what it has.
+pub(super) fn initrd_damaged(facts: &Facts<'_>) -> Option<Hint> {
+    let said = facts.unpacking?;
+    let reason = said.split_once("); ").map_or(said, |(reason, _)| reason).trim();
+    let has_other_rule = ["not configured", "write error"].iter().any(|words| reason.contains(words));
+    let is_ram_disk = root(facts).is_some_and(|root| device_name(root).starts_with("ram"));
+    (facts.is_linux && facts.gave_up() && !has_other_rule && !is_ram_disk)
+        .then(|| Hint::InitrdDamaged { reason: reason.to_owned() })
+}
+
+/// The kernel says that it found no init, and not for want of a root device or of the rest of its initrd.
 pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
     let has_initrd = facts.is_default_guest || !facts.initrds.is_empty();
     let in_initrd = has_initrd && !facts.has_root && root(facts).is_none();
@@ -27,7 +37,8 @@ pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
     let passed_over = in_initrd && facts.console_has("Unable to mount root fs");
     let init = if in_initrd { facts.parameters("rdinit").last() } else { facts.parameters("init").last() };
     let init = init.unwrap_or(if in_initrd { "/init" } else { "/sbin/init" }).to_owned();
-    (applies(facts) && (said || passed_over)).then_some(Hint::NoInit { init, in_initrd })
+    let is_explained = initrd_damaged(facts).is_some();
+    (applies(facts) && (said || passed_over) && !is_explained).then_some(Hint::NoInit { init, in_initrd })
 }
 
 /// The kernel panics when its init ends, and says with which status.
@@ -103,6 +114,10 @@ fn head(path: &Path) -> Option<[u8; 6]> {
     Some(head)
 }
 
+/// What precedes the reason in the line with which Linux stops unpacking (init/initramfs.c, `do_populate_rootfs`); the
+/// second one is that of a kernel with `CONFIG_BLK_DEV_RAM`.
+pub(in crate::diagnosis) const UNPACKING: [&str; 2] =
+    ["Initramfs unpacking failed: ", "rootfs image is not initramfs ("];
 /// Block devices by the start of their names: those that a machine without disks cannot have.
 const ABSENT_DEVICES: &[&str] = &["sd", "hd", "sr", "nvme", "mmcblk", "xvd", "vd", "nbd", "md", "dm-"];
 /// What a root device needs in the kernel, by the start of its name.

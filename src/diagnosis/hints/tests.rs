@@ -27,6 +27,7 @@ fn facts() -> Facts<'static> {
         console_bytes: 0,
         console: &[],
         panic: None,
+        unpacking: None,
         options: None,
         interpreted: false,
         code: None,
@@ -182,6 +183,31 @@ fn initrd_that_the_kernel_cannot_unpack_names_the_option() {
     assert_eq!(hints("CONFIG_RD_ZSTD=y\n"), [unsupported("CONFIG_BLK_DEV_INITRD")]);
     assert_eq!(hints("CONFIG_BLK_DEV_INITRD=y\n"), [unsupported("CONFIG_RD_ZSTD")]);
     assert_eq!(hints("CONFIG_BLK_DEV_INITRD=y\nCONFIG_RD_ZSTD=y\n"), []);
+}
+
+#[test]
+fn initrd_that_was_not_unpacked_to_its_end_is_told_so_with_the_kernel_s_reason() {
+    let initrds = [PathBuf::from("/boot/initrd.gz")];
+    let console = said(&["Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)"]);
+    let cut = |line, cmdline| {
+        let facts = Facts { ending: &PANICKED, initrds: &initrds, console: &console, cmdline, ..facts() };
+        Facts { unpacking: Some(line), console_bytes: 99, ..facts }.hints()
+    };
+    for line in ["read error", "read error); looks like an initrd"] {
+        let hints = cut(line, "console=ttyS0");
+        assert_eq!(hints, [Hint::InitrdDamaged { reason: "read error".into() }]);
+        assert!(hints[0].to_string().contains("(read error): it is cut short or damaged"));
+        // An old file system in memory is not an archive, and boots.
+        assert!(!cut(line, "root=/dev/ram0").contains(&hints[0]));
+    }
+    // An option that is off, and memory, have rules of their own.
+    for line in ["compression method lz4 not configured", "write error"] {
+        let hints = cut(line, "console=ttyS0");
+        assert!(!hints.iter().any(|hint| hint.name() == "initrd-damaged"), "{line}");
+    }
+    // A guest that ended in order has nothing to explain.
+    let ended = Facts { ending: &Ending::PoweredOff, unpacking: Some("x"), ..facts() };
+    assert!(!names(&ended).contains(&"initrd-damaged"));
 }
 
 #[test]
