@@ -6,6 +6,7 @@ mod fault;
 mod guest_text;
 mod logger;
 mod nearest;
+mod stack;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
             return usage(&error);
         }
     };
+    stack::give_back();
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Test(args) => commands::test::run(args),
