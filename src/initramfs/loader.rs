@@ -6,6 +6,7 @@
 //! The program in it is Coracle's agent (`agent/src/roles/loader`).
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use coracle_agent::root_device::RootDevice;
@@ -13,7 +14,9 @@ use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
+use crate::config::RootKind;
 use crate::guest_data::{self, AgentProgramError, agent_program};
+use crate::rootfs;
 use coracle_devices::journal;
 
 /// What the archive is to be made of.
@@ -90,8 +93,22 @@ pub enum LoaderError {
         /// Folders that were looked at.
         places: Vec<PathBuf>,
     },
+    /// The user's folder is not there, or is not a folder.
+    #[error(
+        "--modules {folder:?}: {found}; it takes the directory of the kernel's modules (lib/modules/RELEASE), one that \
+         holds it, or the root of a system"
+    )]
+    NoFolder {
+        /// What the user has named.
+        folder: PathBuf,
+        /// What is wrong.
+        found: String,
+    },
     /// The user's folder holds no modules of this kernel.
-    #[error("--modules {folder:?}: it holds no modules of the kernel's release, {release}")]
+    #[error(
+        "--modules {folder:?}: it holds no modules of the kernel's release, {release}; it takes the directory of that \
+         release (lib/modules/{release}), one that holds it, or the root of a system"
+    )]
     NotInFolder {
         /// The folder.
         folder: PathBuf,
@@ -183,6 +200,7 @@ impl LoaderError {
     fn is_about_modules(&self) -> bool {
         match self {
             LoaderError::NoTree { .. }
+            | LoaderError::NoFolder { .. }
             | LoaderError::NotInFolder { .. }
             | LoaderError::NoList { .. }
             | LoaderError::NoRelease { .. }
@@ -295,6 +313,7 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     if let Some(folder) = folder.filter(|folder| ModuleTree::is_at(folder)) {
         return Ok(folder.to_owned());
     }
+    folder.map_or(Ok(()), check_folder)?;
     let module = modules.first().copied().unwrap_or_default().to_owned();
     let places = match folder {
         Some(folder) => std::iter::once(folder.to_owned()).chain(module_folders(folder)).collect(),
@@ -318,6 +337,23 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
         (None, Some(folder)) => LoaderError::NotInFolder { folder: folder.to_owned(), release },
         (None, None) => LoaderError::NoTree { kernel: kernel.to_owned(), release, module, places },
     })
+}
+
+/// Says what the user has named, where that is not a folder.
+fn check_folder(folder: &Path) -> Result<(), LoaderError> {
+    let found = match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(found) if has_file_system(folder, &found) => {
+            "it is a disk image with a file system, which --root or --disk takes".to_owned()
+        }
+        Ok(_) => "it is not a directory".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Err(LoaderError::NoFolder { folder: folder.to_owned(), found })
+}
+
+fn has_file_system(path: &Path, found: &fs::Metadata) -> bool {
+    found.is_file() && matches!(rootfs::kind_of(path), Ok(RootKind::Image))
 }
 
 /// The folder of a kernel's modules where nobody has named one, if there is any.
@@ -365,8 +401,6 @@ const ROOT_IS_HERE: &str = "coracle/root-is-here";
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::super::samples::{RELEASE, Tree, object};
     use super::*;
 
@@ -458,9 +492,18 @@ mod tests {
             LoaderRequest { release: Some("6.2.0"), ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
         let error = tree_folder(&request).unwrap_err().to_string();
         assert!(
-            error.starts_with("--modules \"") && error.ends_with("the kernel's release, 6.2.0"),
+            error.starts_with("--modules \"") && error.contains("the kernel's release, 6.2.0; it takes"),
             "{error}"
         );
+        let file = tree.release_folder().join("modules.builtin");
+        for (wrong, words) in [
+            (Path::new("/nope"), "\"/nope\": No such file or directory"),
+            (&file, "it is not a directory; it takes"),
+        ] {
+            let error =
+                tree_folder(&LoaderRequest { folder: Some(wrong), ..request }).unwrap_err().to_string();
+            assert!(error.starts_with("--modules ") && error.contains(words), "{error}");
+        }
         let folder = tree.release_folder();
         let error = modules_of(&LoaderRequest { folder: Some(&folder), ..request }).unwrap_err().to_string();
         assert!(

@@ -25,8 +25,10 @@ pub enum Foreign {
     RiscvImage,
     /// Packed data.
     Packed(Packing),
-    /// A file that the user may have swapped with the kernel, or that belongs to another option.
+    /// A file that the user may have swapped with the kernel.
     Named(&'static str),
+    /// A file that belongs to another option, and how it is given.
+    Elsewhere(&'static str, &'static str),
     /// None of the known kinds.
     Unknown,
 }
@@ -47,6 +49,11 @@ pub enum Packing {
 }
 
 const WHAT_WORKS: &str = "give an x86-64 vmlinux or bzImage";
+const AS_ROOT: &str = "`coracle run [KERNEL] --root FILE` boots it as a root";
+const AS_DISK: &str =
+    "`coracle run [KERNEL] --disk FILE -a root=/dev/vda`, or /dev/vda1 for a partition, boots what is on it";
+const AS_RAW_DISK: &str = "`qemu-img convert -O raw` makes a file of it that --disk takes";
+const AS_INITRD: &str = "`coracle run KERNEL -i FILE` boots a kernel with it";
 
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -70,6 +77,7 @@ impl fmt::Display for Foreign {
                 write!(f, "{name} data; unpack it with `{command}` and give the result")
             }
             Self::Named(name) => write!(f, "{name}; {WHAT_WORKS}"),
+            Self::Elsewhere(name, how) => write!(f, "{name}; {how}"),
             Self::Unknown => write!(f, "in no format that is known here; {WHAT_WORKS}"),
         }
     }
@@ -100,13 +108,13 @@ pub(super) fn identify(head: &[u8]) -> Foreign {
         return *found;
     }
     if u16_at(head, EXT4_MAGIC_OFFSET) == Some(EXT4_MAGIC) {
-        return Foreign::Named("an ext2, ext3 or ext4 file system image");
+        return Foreign::Elsewhere("an ext2, ext3 or ext4 file system image", AS_ROOT);
     }
     if has_at(head, 0x101, b"ustar") {
-        return Foreign::Named("a tar archive");
+        return Foreign::Elsewhere("a tar archive", AS_ROOT);
     }
     if u16_at(head, 0x1fe) == Some(0xaa55) {
-        return Foreign::Named("a disk image or boot sector");
+        return Foreign::Elsewhere("a disk image or boot sector", AS_DISK);
     }
     if is_text(head) {
         return Foreign::Named("a text file");
@@ -121,18 +129,19 @@ pub(super) fn identify(head: &[u8]) -> Foreign {
 const EXT4_MAGIC: u16 = 0xef53;
 const EXT4_MAGIC_OFFSET: usize = 0x438;
 
-const MARKS: [(&[u8], Foreign); 18] = [
+const MARKS: [(&[u8], Foreign); 19] = [
     (b"\x1f\x8b", Foreign::Packed(Packing::Gzip)),
     (b"\xfd7zXZ\0", Foreign::Packed(Packing::Xz)),
     (b"\x28\xb5\x2f\xfd", Foreign::Packed(Packing::Zstd)),
     (b"\x04\x22\x4d\x18", Foreign::Packed(Packing::Lz4)),
     (b"\x02\x21\x4c\x18", Foreign::Packed(Packing::Lz4)),
     (b"BZh", Foreign::Packed(Packing::Bzip2)),
-    (b"070701", Foreign::Named("a cpio archive, as an initramfs is")),
-    (b"070702", Foreign::Named("a cpio archive, as an initramfs is")),
-    (b"070707", Foreign::Named("a cpio archive, as an initramfs is")),
-    (b"hsqs", Foreign::Named("a squashfs file system image")),
-    (b"QFI\xfb", Foreign::Named("a qcow2 disk image")),
+    (b"070701", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
+    (b"070702", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
+    (b"070707", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
+    (b"hsqs", Foreign::Elsewhere("a squashfs file system image", AS_ROOT)),
+    (b"XFSB", Foreign::Elsewhere("an XFS file system image", AS_DISK)),
+    (b"QFI\xfb", Foreign::Elsewhere("a qcow2 disk image", AS_RAW_DISK)),
     (
         b"!<arch>\n",
         Foreign::Named("an archive such as a Debian package, which may hold a kernel under boot/"),
@@ -192,21 +201,21 @@ mod tests {
             (0, b"\x04\x22\x4d\x18", "`unlz4`"),
             (0, b"\x02\x21\x4c\x18", "`unlz4`"),
             (0, b"BZh9", "`bunzip2`"),
-            (0, b"070701", "cpio archive"),
-            (0, b"QFI\xfb", "qcow2"),
+            (0, b"070701", "cpio archive, as an initramfs is; `coracle run KERNEL -i FILE`"),
+            (0, b"QFI\xfb", "qcow2 disk image; `qemu-img convert"),
             (0, b"!<arch>\n", "Debian package"),
             (0, b"#!/bin/sh\n", "script"),
             (0, b"MZ", "EFI"),
             (0x38, b"ARM\x64", "64-bit ARM"),
             (0x38, b"RSC\x05", "RISC-V"),
-            (0x101, b"ustar", "tar archive"),
-            (0x1fe, b"\x55\xaa", "disk image"),
-            (0x438, b"\x53\xef", "ext4"),
+            (0x101, b"ustar", "tar archive; `coracle run [KERNEL] --root FILE`"),
+            (0x1fe, b"\x55\xaa", "boot sector; `coracle run [KERNEL] --disk FILE -a root="),
+            (0x438, b"\x53\xef", "ext4 file system image; `coracle run [KERNEL] --root FILE`"),
         ];
         for (offset, mark, expected) in cases {
             let message = message(&with_mark(offset, mark));
             assert!(message.contains(expected), "{expected}: {message}");
-            assert!(message.contains("give"), "{message}");
+            assert!(message.contains("give ") || message.contains("; `"), "{message}");
         }
     }
 

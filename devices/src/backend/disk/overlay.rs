@@ -3,14 +3,15 @@
 //! The overlay is a sparse file without a name. It has the blocks at the same offsets as the disk; a bit for each
 //! cluster says which of the two has its content. A cluster is copied when the guest writes a part of it.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::nameless::nameless_file;
 use super::open::{DiskOpenError, FileLock, open};
 use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
@@ -282,29 +283,6 @@ impl DiskBackend for Overlay {
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len).map(drop)
     }
-}
-
-/// A file in a folder that has no name there and is gone when it is closed.
-///
-/// # Errors
-/// The folder takes no files.
-pub fn nameless_file(folder: &Path) -> io::Result<File> {
-    let options = OpenOptions::new().read(true).write(true).mode(0o600).clone();
-    match options.clone().custom_flags(libc::O_TMPFILE).open(folder) {
-        Err(error)
-            if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
-        result => return result,
-    }
-    // A file system without files that have no name: this one loses it at once.
-    let name = folder.join(format!(".coracle-overlay-{}-{:x}", std::process::id(), random()));
-    let file = options.clone().create_new(true).open(&name)?;
-    fs::remove_file(&name)?;
-    Ok(file)
-}
-
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 /// Whether a file's blocks are pages of memory.
