@@ -31,9 +31,8 @@
 //! ```
 //!
 //! [`VmBuilder`] has words for what programs set most; [`config::VmConfig`] has everything. A program whose users may
-//! lack hardware virtualization calls [`host::ensure_kvm`] first. Without the feature `cli` (`default-features = false`)
-//! the crate is the library alone. The feature `tokio` adds calls for tasks beside those that wait on a thread: their names
-//! end in `_async`.
+//! lack hardware virtualization calls [`host::ensure_kvm`] first. The feature `tokio` adds calls for tasks beside those that
+//! wait on a thread: their names end in `_async`. The command is a package of its own, `coracle-cli`.
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("Coracle runs on x86-64 Linux");

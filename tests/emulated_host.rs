@@ -5,6 +5,7 @@
 
 mod common;
 
+use common::program::program;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -543,7 +544,7 @@ fn has_qemu() -> bool {
 }
 
 fn coracle() -> OsString {
-    std::env::var_os("CORACLE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_coracle").into())
+    program().into()
 }
 
 /// A shell script on the emulated machine, all streams piped, the working directory outside the private ones.

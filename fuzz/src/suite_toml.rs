@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 #[allow(dead_code, unused_imports, unreachable_pub)]
-#[path = "../../src/commands/test/suite/mod.rs"]
+#[path = "../../cli/src/commands/test/suite/mod.rs"]
 mod suite;
 
 #[allow(dead_code)]
-#[path = "../../src/nearest.rs"]
+#[path = "../../cli/src/nearest.rs"]
 mod nearest;
 
 #[allow(dead_code)]
-#[path = "../../src/cli/guest_ip.rs"]
+#[path = "../../cli/src/arguments/guest_ip.rs"]
 mod guest_ip;
 #[allow(dead_code)]
-#[path = "../../src/cli/variable.rs"]
+#[path = "../../cli/src/arguments/variable.rs"]
 mod variable;
 
 use guest_ip::GuestIp;

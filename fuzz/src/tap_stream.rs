@@ -1,13 +1,13 @@
 //! The console of a guest under test, from bytes to results in TAP. These files are the command's, which is not a
 //! library.
 
-#[path = "../../src/guest_text.rs"]
+#[path = "../../cli/src/guest_text.rs"]
 #[allow(dead_code)]
 mod guest_text;
-#[path = "../../src/commands/test/lines.rs"]
+#[path = "../../cli/src/commands/test/lines.rs"]
 #[allow(dead_code)]
 mod lines;
-#[path = "../../src/commands/test/tap/mod.rs"]
+#[path = "../../cli/src/commands/test/tap/mod.rs"]
 #[allow(dead_code)]
 mod tap;
 

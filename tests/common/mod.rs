@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod exit_codes;
 pub mod network;
+pub mod program;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -24,10 +25,9 @@ use coracle_payload::Payload;
 /// Far more than any run here takes: a hang fails its test, and not the whole suite.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
-/// The command under test: `$CORACLE_BIN`, else the one that cargo has built with the tests.
+/// The command under test.
 pub fn coracle() -> Command {
-    let program = std::env::var_os("CORACLE_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_coracle").into());
-    let mut command = Command::new(program);
+    let mut command = Command::new(program::program());
     default_signals(&mut command);
     command
 }

@@ -12,7 +12,7 @@ use crate::workspace::Workspace;
 
 /// Builds the agent and returns the path of its binary.
 pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
-    build(workspace, "coracle-agent", "agent", &flags(&workspace.root), |_| {})
+    build(workspace, "coracle-agent", "coracle-agent", "agent", &flags(&workspace.root), |_| {})
 }
 
 /// Builds the agent and returns the path of a file that holds it compressed, as the feature `bundled-agent` takes it.
@@ -33,7 +33,7 @@ pub(crate) fn packed_agent(workspace: &Workspace) -> Result<PathBuf> {
 pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
     let agent = packed_agent(workspace)?;
     let flags = [&flags(&workspace.root)[..], &[INLINE_LESS.to_owned()]].concat();
-    build(workspace, "coracle", "release", &flags, |cargo| {
+    build(workspace, "coracle-cli", "coracle", "release", &flags, |cargo| {
         cargo.args(["--features", "bundled-agent"]).env("CORACLE_BUNDLED_AGENT", agent);
     })
 }
@@ -41,15 +41,16 @@ pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
 /// Builds these tasks, for the measurements that run elsewhere, and returns the path of their binary. Its errors can have
 /// backtraces.
 pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
-    build(workspace, "xtask", "release", &[STATIC.to_owned()], |_| {})
+    build(workspace, "xtask", "xtask", "release", &[STATIC.to_owned()], |_| {})
 }
 
-/// Builds one package's binary of the same name. The target is named even though it is the build machine's
+/// Builds one package's binary. The target is named even though it is the build machine's
 /// own: only then do the flags below leave out procedural macros, which cannot be static. A target folder of
 /// their own keeps these builds and the usual ones from undoing each other.
 fn build(
     workspace: &Workspace,
     package: &str,
+    program: &str,
     profile: &str,
     flags: &[String],
     more: impl FnOnce(&mut Command),
@@ -64,7 +65,7 @@ fn build(
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     more(&mut cargo);
     run(&mut cargo)?;
-    Ok(folder.join(TARGET).join(profile).join(package))
+    Ok(folder.join(TARGET).join(profile).join(program))
 }
 
 /// Static, and small: one copy of functions that are the same, the short form of relocations, no tables for unwinding, and less of

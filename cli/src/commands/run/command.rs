@@ -20,8 +20,8 @@ use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
 use super::watch::Watch;
 use super::{tell, typed};
-use crate::cli::variable::name_and_value;
-use crate::cli::{CommandArgs, GuestIp, Surroundings};
+use crate::arguments::variable::name_and_value;
+use crate::arguments::{CommandArgs, GuestIp, Surroundings};
 use crate::commands::chain;
 use crate::commands::settings::Failure;
 

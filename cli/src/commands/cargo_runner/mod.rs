@@ -27,7 +27,7 @@ use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
 use super::say;
 use super::settings::{self, Failure};
-use crate::cli::{CargoRunnerArgs, CommandArgs, Surroundings};
+use crate::arguments::{CargoRunnerArgs, CommandArgs, Surroundings};
 use crate::logger;
 
 /// Runs the program in a guest and returns its exit code, or that of the way in which the run ended.

@@ -12,7 +12,7 @@ use super::console_log::Log;
 use super::guest_text::without_escapes;
 use super::lines::{OpenLine, WholeLine, forms, parts};
 use super::tap::{TEXTS, Tap, TapCounts};
-use crate::cli::TapMode;
+use crate::arguments::TapMode;
 
 /// What is looked for.
 #[derive(Debug, Clone, Default)]

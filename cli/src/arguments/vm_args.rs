@@ -60,7 +60,7 @@ pub(crate) struct VmArgs {
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<MemoryConfig>,
     /// Disk: the path of a raw image or block device, or path=PATH and a comma-separated list of ro (read only), cow
-    /// (writes go to a private overlay) with cow-size=SIZE, engine=sync [default] or io_uring, poll=off or 32us,
+    /// (writes go to a private overlay) with cow-size=SIZE, engine=sync (the default) or io_uring, poll=off or 32us,
     /// queues=N, id=TEXT, on-error=report or pause
     #[arg(long = "disk", value_name = "DISK")]
     pub disks: Vec<DiskConfig>,

@@ -7,7 +7,7 @@ use coracle::config::{
 use coracle::guest_data::{self, GuestData};
 
 use super::{BAD_USAGE, chain};
-use crate::cli::VmArgs;
+use crate::arguments::VmArgs;
 
 /// What the flags say, over what the config file says.
 ///

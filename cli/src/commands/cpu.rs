@@ -4,7 +4,7 @@ use coracle::cpu::{self, CpuError};
 use coracle::{BuildError, config::CpuModel};
 
 use super::{answer, chain, say};
-use crate::cli::CpuCommand;
+use crate::arguments::CpuCommand;
 
 /// Prints it on stdout and returns 0; 115 when there is no KVM to ask, 125 when the model cannot be had.
 pub(crate) fn run(command: &CpuCommand) -> u8 {

@@ -45,7 +45,7 @@ use super::run::is_default_guest;
 use super::run::watch::Watch;
 use super::settings::{self, Failure};
 use super::{NO_KVM, chain, say};
-use crate::cli::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
+use crate::arguments::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
 use crate::nearest;

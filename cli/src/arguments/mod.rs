@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn commands_of_the_examples_are_well_formed() {
-        let workflow = include_str!("../../examples/boot-test/.github/workflows/boot-test.yml");
+        let workflow = include_str!("../../../examples/boot-test/.github/workflows/boot-test.yml");
         let commands = workflow.lines().filter_map(|line| line.trim().strip_prefix("run: coracle "));
         let parsed: Vec<Cli> = commands
             .map(|words| Cli::try_parse_from(["coracle"].into_iter().chain(words.split(' '))).unwrap())
@@ -249,7 +249,7 @@ mod tests {
         assert!(parsed.iter().any(|cli| matches!(&cli.command, Command::Test(test) if test.suite.is_some())));
 
         let config: toml::Table =
-            include_str!("../../examples/cargo-runner/.cargo/config.toml").parse().unwrap();
+            include_str!("../../../examples/cargo-runner/.cargo/config.toml").parse().unwrap();
         let runner = config["target"]["x86_64-unknown-linux-gnu"]["runner"].clone();
         let mut words: Vec<String> = runner.try_into().unwrap();
         words.extend(["/program".into(), "--exact".into()]);

@@ -8,7 +8,7 @@ use coracle::config::{RawConfig, schema};
 use super::run::default_words;
 use super::test::suite;
 use super::{BAD_USAGE, chain, say, settings};
-use crate::cli::{ConfigArgs, ConfigCommand};
+use crate::arguments::{ConfigArgs, ConfigCommand};
 
 /// Prints what was asked for and returns 0, or says the first error and returns 125.
 pub(crate) fn run(args: &ConfigArgs) -> u8 {

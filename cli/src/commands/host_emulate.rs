@@ -4,7 +4,7 @@ use coracle::config::MemorySize;
 use coracle::emulated_host::{self, EmulatedHostArgs};
 
 use super::{emulated_exit_code, say};
-use crate::cli::HostEmulateArgs;
+use crate::arguments::HostEmulateArgs;
 use crate::logger;
 
 /// Runs the command and returns its exit code, or 128 and the signal that ended it.

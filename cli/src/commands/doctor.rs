@@ -11,7 +11,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
 
 use super::{NO_KVM, answer, chain};
-use crate::cli::DoctorArgs;
+use crate::arguments::DoctorArgs;
 
 /// Prints the report and returns 0 when a Linux guest can run in some way, else 115.
 pub(crate) fn run(args: &DoctorArgs) -> u8 {

@@ -1,6 +1,6 @@
 //! The `coracle` command: parse, act, and turn the outcome into an exit code. The only place that ends the process.
 
-mod cli;
+mod arguments;
 mod commands;
 mod fault;
 mod guest_text;
@@ -18,11 +18,11 @@ use clap::Parser;
 use coracle::terminal::RawTerminal;
 use coracle_devices::backend::unix_socket;
 
-use crate::cli::{Cli, Command};
+use crate::arguments::{Cli, Command};
 use crate::stderr::Weight;
 
 #[cfg(coracle_small_libc)]
-std::arch::global_asm!(include_str!("../resources/small_libc.s"));
+std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
 
 fn main() -> ExitCode {
     end_with_117_on_panic();
@@ -32,14 +32,14 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(mut error) => {
             let arguments: Vec<OsString> = std::env::args_os().collect();
-            if let Some(reason) = cli::suggest::not_utf8(&error, &arguments) {
+            if let Some(reason) = arguments::suggest::not_utf8(&error, &arguments) {
                 stderr::say(&reason);
                 stderr::flush();
                 return ExitCode::from(commands::BAD_USAGE);
             }
             let arguments: Vec<String> =
                 arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
-            cli::suggest::add_to(&mut error, &arguments);
+            arguments::suggest::add_to(&mut error, &arguments);
             return usage(&error);
         }
     };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::case::{Case, Done};
 use super::report;
 use super::verdict::{Verdict, worst};
-use crate::cli::TestArgs;
+use crate::arguments::TestArgs;
 use crate::commands::report_file::{self, READER_LIMIT};
 use crate::commands::settings::Failure;
 use crate::commands::{BAD_USAGE, DEFECT, say};
@@ -86,7 +86,7 @@ mod tests {
     use vmm_sys_util::tempdir::TempDir;
 
     use super::*;
-    use crate::cli::{Cli, Command};
+    use crate::arguments::{Cli, Command};
 
     /// What becomes of a run whose reports are in a folder: its code or the reason, and their contents.
     fn reported(result: Result<u8, Failure>, junit: &str, json: &str) -> (Result<u8, String>, [String; 2]) {

@@ -8,7 +8,7 @@ use super::case::{Case, Done};
 use super::report;
 use super::shown::Shown;
 use super::verdict::Verdict;
-use crate::cli::Flaky;
+use crate::arguments::Flaky;
 use crate::commands::settings::Failure;
 
 /// How a case that fails is run again.

@@ -19,7 +19,7 @@ use super::names;
 use super::scanner::{Patterns, Scanner, Writer};
 use super::shown::Shown;
 use super::verdict::{Verdict, judge, judge_command, judge_without_command};
-use crate::cli::{GuestIp, Surroundings, TapMode};
+use crate::arguments::{GuestIp, Surroundings, TapMode};
 use crate::commands::chain;
 use crate::commands::report_file;
 use crate::commands::run::command::{TURN, surrounded};

@@ -20,7 +20,7 @@ use super::place::{Place, on_emulated_host_because, place};
 use super::report_file::{self, READER_LIMIT, READER_LIMIT_AT_END};
 use super::settings::{self, Failure};
 use super::{BAD_USAGE, chain, say};
-use crate::cli::RunArgs;
+use crate::arguments::RunArgs;
 use crate::logger;
 
 pub(super) mod command;
