@@ -16,7 +16,7 @@ use super::built_in::missing_of;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
 use crate::config::RootKind;
 use crate::guest_data::{self, AgentProgramError, agent_program};
-use crate::rootfs;
+use crate::rootfs::{self, RootStart};
 use coracle_devices::journal;
 
 /// What the archive is to be made of.
@@ -44,15 +44,6 @@ pub(crate) struct LoaderRequest<'a> {
     pub(crate) root_device: Option<&'a str>,
     /// Whether the log is told of modules that cannot be found: not when this is only a look, before the machine is built.
     pub(crate) warns: bool,
-}
-
-/// Where the loader finds a root that was made for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RootStart {
-    /// Around itself: the initramfs is the root.
-    Here,
-    /// On the device that the command line names.
-    OnDevice,
 }
 
 impl LoaderRequest<'_> {

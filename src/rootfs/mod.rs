@@ -40,7 +40,6 @@ use self::tree::Tree;
 pub use self::unpack::UnpackError;
 use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
 use crate::host;
-use crate::initramfs::loader::RootStart;
 use crate::temporary;
 
 /// What an image was made of.
@@ -61,6 +60,15 @@ pub(crate) enum Root {
     Initramfs(Option<InitrdFile>),
     /// It is on a disk of its own.
     Disk(RootDisk),
+}
+
+/// Where the loader finds a root that was made for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RootStart {
+    /// Around itself: the initramfs is the root.
+    Here,
+    /// On the device that the command line names.
+    OnDevice,
 }
 
 /// The disk with a root.
