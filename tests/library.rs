@@ -305,6 +305,61 @@ fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
     }
 }
 
+/// A data directory is the environment's: each run is a process of its own. The guest prints what it was loaded with.
+#[test]
+fn initrd_comes_after_the_default_guest_s_in_command_and_library() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    if let Some(initrds) = std::env::var_os(INITRDS) {
+        return run_default_guest(&initrds);
+    }
+    const TEST: &str = "initrd_comes_after_the_default_guest_s_in_command_and_library";
+    let data = common::scratch().join("default-guest-data");
+    let more = common::file("more.cpio", b"more");
+    for folder in ["tuned", "guest"] {
+        fs::create_dir_all(data.join(folder)).unwrap();
+    }
+    fs::copy(common::payload("print-initrd"), data.join("tuned/vmlinux")).unwrap();
+    fs::write(data.join("guest/initramfs.cpio"), b"default one\n").unwrap();
+    for (initrds, printed) in [
+        (&[][..], "default one\n"),
+        (&[&more], "default one\nmore"),
+        (&[&more, &more], "default one\nmoremore"),
+    ] {
+        let mut run = common::coracle();
+        run.args(["run", "--accel", "kvm", "--memory", "16M"]).env("CORACLE_DATA", &data);
+        for initrd in initrds {
+            run.arg("-i").arg(initrd);
+        }
+        let run = common::finish(&mut run);
+        run.expect(0, "powered off");
+        assert_eq!(run.text(), printed, "by the command");
+        let mut library = std::process::Command::new(std::env::current_exe().unwrap());
+        library.args(["--exact", TEST, "--nocapture"]);
+        library.env("CORACLE_DATA", &data).env(INITRDS, std::env::join_paths(initrds).unwrap());
+        let run = common::finish(&mut library);
+        assert_eq!(run.code(), 0, "{run:?}");
+        assert!(run.text().contains(&format!("<{printed}>")), "by the library: {run:?}");
+    }
+}
+
+/// Where the process that runs the library's machine has its initrds from.
+const INITRDS: &str = "CORACLE_TEST_INITRDS";
+
+/// Runs the default guest of this process's environment, and prints what it prints.
+fn run_default_guest(initrds: &std::ffi::OsStr) {
+    let builder = Vm::builder().memory_mib(16).console_piped();
+    let paths = std::env::split_paths(initrds).filter(|path| !path.as_os_str().is_empty());
+    let mut vm = paths.fold(builder, VmBuilder::initrd).build().unwrap();
+    let mut console = vm.take_console().unwrap();
+    vm.handle().resume();
+    let mut printed = String::new();
+    console.output.read_to_string(&mut printed).unwrap();
+    println!("<{printed}>");
+    assert_eq!(end(&vm).ending, Ending::PoweredOff);
+}
+
 #[test]
 fn guest_that_heeds_the_button_powers_off_within_the_grace_and_another_is_stopped_after_it() {
     if !common::kvm_or_skip() {

@@ -108,7 +108,8 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
         words.push("coracle.init=agent".to_owned());
     }
     // Without an initrd, the loader is the first program anyway.
-    if agent.place != AgentPlace::DefaultGuest && !config.initrds.is_empty() {
+    let has_initrd = config.has_default_initramfs() || !config.initrds.is_empty();
+    if agent.place != AgentPlace::DefaultGuest && has_initrd {
         words.push("rdinit=/coracle/init".to_owned());
     }
     config.cmdline = with_words(&config.cmdline, &words.join(" "));

@@ -58,13 +58,13 @@ pub use vsock::VsockConfig;
 /// A virtual machine to be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmConfig {
-    /// The kernel image; none: the default guest's, and its initramfs too where there is neither an initrd nor a root.
+    /// The kernel image; none: the default guest's, and without a root of the user's its initramfs, before `initrds`.
     pub kernel: Option<PathBuf>,
     /// How the kernel is entered.
     pub protocol: KernelProtocol,
     /// Whether the kernel must be a bzImage, which alone can choose a random address when it unpacks itself.
     pub kaslr: bool,
-    /// The initial RAM file systems, which the guest sees as one.
+    /// The initial RAM file systems, which the guest sees as one: a later file takes the place of one of the same name.
     pub initrds: Vec<PathBuf>,
     /// The root file system. It goes without `initrds`.
     pub root: Option<RootConfig>,
@@ -117,6 +117,17 @@ impl VmConfig {
     /// A machine for this kernel, with the defaults for everything else.
     pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
         VmConfig { kernel: Some(kernel.into()), ..VmConfig::default() }
+    }
+
+    /// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
+    pub fn has_root(&self) -> bool {
+        self.root.is_some() || names_root(&self.cmdline)
+    }
+
+    /// Whether the guest is unpacked from the default guest's initramfs, and then from `initrds`: it has no kernel and no
+    /// root of the user's.
+    pub fn has_default_initramfs(&self) -> bool {
+        self.kernel.is_none() && !self.has_root()
     }
 }
 

@@ -7,9 +7,7 @@ use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::BuildError;
-use crate::config::{
-    AgentConfig, AgentPlace, VmConfig, names_file_systems, names_root, root_device, root_file_systems,
-};
+use crate::config::{AgentConfig, AgentPlace, VmConfig, names_file_systems, root_device, root_file_systems};
 use crate::cpu;
 use crate::diagnosis;
 use crate::guest_data::{self, GuestData, GuestDataMissing};
@@ -49,7 +47,7 @@ impl Inputs {
             initrds.iter().try_for_each(check)?;
         }
         let root = root.map(|root| root.placed(&mut initrds));
-        let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || has_root(config);
+        let is_loaders = |agent: &&AgentConfig| agent.place != AgentPlace::DefaultGuest || config.has_root();
         let agent = config.agent.as_ref().filter(is_loaders);
         let mounts_root = mounts_root(config, has_initrd);
         if kernel.is_linux() {
@@ -89,26 +87,26 @@ pub(super) fn found_files(config: &VmConfig) -> Result<Vec<PathBuf>, BuildError>
     }
     if config.kernel.is_none() {
         found.push(path);
-        found.extend(initrds);
+    }
+    if config.has_default_initramfs() {
+        found.extend(initrds.into_iter().next());
     }
     Ok(found)
 }
 
-/// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
-fn has_root(config: &VmConfig) -> bool {
-    config.root.is_some() || names_root(&config.cmdline)
-}
-
-/// The files that `config` names, or those of the default guest.
+/// The kernel and the initrds that the machine of `config` is loaded with: those that it names, after those of the
+/// default guest.
 fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
-    if let Some(kernel) = &config.kernel {
-        return Ok((kernel.clone(), config.initrds.clone()));
+    let kernel = match &config.kernel {
+        Some(kernel) => kernel.clone(),
+        None => guest_data::default_kernel(config.kaslr)?,
+    };
+    let mut initrds = Vec::new();
+    if config.has_default_initramfs() {
+        initrds.push(guest_data::find(GuestData::GuestInitramfs)?);
     }
-    let kernel = guest_data::default_kernel(config.kaslr)?;
-    if config.initrds.is_empty() && !has_root(config) {
-        return Ok((kernel, vec![guest_data::find(GuestData::GuestInitramfs)?]));
-    }
-    Ok((kernel, config.initrds.clone()))
+    initrds.extend(config.initrds.iter().cloned());
+    Ok((kernel, initrds))
 }
 
 /// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own does that

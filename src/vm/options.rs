@@ -10,13 +10,15 @@ use crate::config::{
 };
 
 impl VmBuilder {
-    /// The kernel image; without one it is the default guest's, and its initramfs too where there is no other.
+    /// The kernel image. Without one it is the default guest's, and its initramfs comes before every
+    /// [`initrd`](VmBuilder::initrd) unless there is a root.
     pub fn kernel(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.kernel = Some(path))
     }
 
-    /// One more initial RAM file system.
+    /// One more initial RAM file system, after the default guest's where the kernel is that guest's: a file in it takes the
+    /// place of one of the same name in those before.
     pub fn initrd(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.initrds.push(path))

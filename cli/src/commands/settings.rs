@@ -4,7 +4,6 @@ use coracle::config::{
     ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, Timeout, VmConfig,
     default_cmdline_with, names_root,
 };
-use coracle::guest_data::{self, GuestData};
 
 use super::{BAD_USAGE, chain};
 use crate::arguments::VmArgs;
@@ -82,24 +81,13 @@ pub(super) fn has_root(raw: &RawConfig) -> bool {
 /// guest.
 ///
 /// # Errors
-/// A value does not go with another, or the default guest is not there.
+/// A value does not go with another.
 pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmConfig, Failure> {
     let words = raw.append.iter().flatten().map(String::as_str);
     let mut defaults = Vec::new();
-    let mut initrds = raw.initrds.clone().unwrap_or_default();
-    let kernel = match &raw.kernel {
-        Some(kernel) => kernel.clone(),
-        None => {
-            let find = |what| guest_data::find(what).map_err(|error| Failure::of(&error));
-            if has_root(raw) {
-                defaults.push("quiet");
-            } else {
-                initrds.insert(0, find(GuestData::GuestInitramfs)?);
-                defaults.push(default_words);
-            }
-            guest_data::default_kernel(raw.kaslr.unwrap_or_default()).map_err(|error| Failure::of(&error))?
-        }
-    };
+    if raw.kernel.is_none() {
+        defaults.push(if has_root(raw) { "quiet" } else { default_words });
+    }
     let console = raw.console.unwrap_or_default();
     match (console, &raw.serial) {
         (ConsoleDevice::Serial, _) => {}
@@ -115,7 +103,8 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
     Ok(VmConfig {
         protocol: raw.protocol.unwrap_or_default(),
         kaslr: raw.kaslr.unwrap_or_default(),
-        initrds,
+        kernel: raw.kernel.clone(),
+        initrds: raw.initrds.clone().unwrap_or_default(),
         root: raw.root.clone(),
         modules: raw.modules.clone(),
         cmdline,
@@ -140,7 +129,7 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         acpi: raw.acpi.unwrap_or_default(),
         on_reset: raw.on_reset.unwrap_or_default(),
         on_halt: raw.on_halt.unwrap_or_default(),
-        ..VmConfig::new(kernel)
+        ..VmConfig::default()
     })
 }
 
