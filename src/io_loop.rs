@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::event_loop::{EventLoop, LoopHandle};
 
-use crate::control::{Control, VmEvent};
 use crate::ending::HostFailure;
+use crate::gate::{Control, VmEvent};
 use crate::thread::ThreadKind;
 
 /// The owner's side of an I/O thread.

@@ -27,7 +27,7 @@ pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 use output::Output;
 pub(crate) use pump::Pump;
 
-use crate::control::{Control, VmEvent};
+use crate::gate::{Control, VmEvent};
 use crate::terminal::Escape;
 
 /// The commands that a person at the terminal gives to Coracle, and what they act on.

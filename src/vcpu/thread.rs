@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
 use super::{affinity, cpu_clock};
-use crate::control::{Control, Gate, VmEvent};
 use crate::ending::HostFailure;
+use crate::gate::{Control, Gate, VmEvent};
 use crate::kvm::{Kicker, Vcpu};
 use crate::thread::ThreadKind;
 

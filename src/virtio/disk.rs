@@ -11,7 +11,7 @@ use coracle_devices::virtio::poll::Poll;
 use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
-use crate::control::Control;
+use crate::gate::Control;
 use crate::rootfs::{RootBacking, RootDisk};
 use crate::temporary;
 

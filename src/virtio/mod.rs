@@ -35,8 +35,8 @@ pub(crate) use spec::specs;
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
-use crate::control::Control;
 use crate::ending::HostFailure;
+use crate::gate::Control;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::rootfs::Root;

@@ -12,7 +12,7 @@ use coracle_devices::virtio::vsock::Vsock;
 use super::VirtioError;
 use super::console::VirtioConsole;
 use crate::config::{AgentConfig, ConsoleDevice, MemoryConfig, VmConfig};
-use crate::control::Control;
+use crate::gate::Control;
 use crate::rootfs::Root;
 
 /// A configured device, before anything of it is open.

@@ -36,7 +36,7 @@ pub use platform::PlatformError;
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
-use crate::control::VmEvent;
+use crate::gate::VmEvent;
 use crate::virtio::VsockPortError;
 
 /// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.

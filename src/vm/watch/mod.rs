@@ -20,8 +20,8 @@ use super::events::Event;
 use super::lifecycle::{Machine, STOP_LIMIT, Shared};
 use super::outcome::{PanicEvidence, TimeLimit};
 use crate::config::{CpuQuota, HaltPolicy, VmConfig};
-use crate::control::{Gate, StartLimits, VmEvent, Wake};
 use crate::diagnosis::Signs;
+use crate::gate::{Gate, StartLimits, VmEvent, Wake};
 use crate::vcpu::VcpuHandle;
 
 /// What a guest may take.

@@ -35,7 +35,7 @@ const LIBRARY: Tree = Tree {
         "kvm",
         "cpu",
         "ending",
-        "control",
+        "gate",
         "terminal",
         "io_loop",
         "vcpu",
