@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::event_loop::{EventLoop, LoopHandle};
 
-use crate::ending::HostFailure;
-use crate::gate::{Control, VmEvent};
+use crate::ending::{Ending, HostFailure};
+use crate::gate::Gate;
 use crate::thread::ThreadKind;
 
 /// The owner's side of an I/O thread.
@@ -26,12 +26,8 @@ pub(crate) struct IoLoop {
 }
 
 impl IoLoop {
-    /// Starts a thread with `event_loop` on it. A panic in it ends the virtual machine through `control`.
-    pub(crate) fn start(
-        kind: &ThreadKind,
-        mut event_loop: EventLoop,
-        control: Arc<Control>,
-    ) -> io::Result<IoLoop> {
+    /// Starts a thread with `event_loop` on it. A panic in it ends the virtual machine through `gate`.
+    pub(crate) fn start(kind: &ThreadKind, mut event_loop: EventLoop, gate: Arc<Gate>) -> io::Result<IoLoop> {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = event_loop.handle();
         let (alive, ended) = mpsc::channel();
@@ -40,7 +36,7 @@ impl IoLoop {
             let stop = stop.clone();
             move || {
                 let _alive: Sender<()> = alive;
-                let _report = PanicReport { thread: name, control };
+                let _report = PanicReport { thread: name, gate };
                 run(&mut event_loop, &stop);
             }
         })?;
@@ -101,14 +97,14 @@ fn run(event_loop: &mut EventLoop, stop: &AtomicBool) {
 
 struct PanicReport {
     thread: String,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
 }
 
 impl Drop for PanicReport {
     fn drop(&mut self) {
         if thread::panicking() {
             let thread = std::mem::take(&mut self.thread);
-            self.control.post(VmEvent::HostFailure(HostFailure::ThreadPanicked { thread }));
+            self.gate.post(Ending::HostFailed { reason: HostFailure::ThreadPanicked { thread } });
         }
     }
 }
@@ -148,7 +144,7 @@ mod tests {
     fn io_loop(resident: Stuck) -> IoLoop {
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_resident(Box::new(resident));
-        IoLoop::start(&ThreadKind::Io, event_loop, Arc::new(Control::new())).unwrap()
+        IoLoop::start(&ThreadKind::Io, event_loop, Arc::new(Gate::new())).unwrap()
     }
 
     #[test]

@@ -27,18 +27,19 @@ pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 use output::Output;
 pub(crate) use pump::Pump;
 
-use crate::gate::{Control, VmEvent};
+use crate::ending::Ending;
+use crate::gate::Gate;
 use crate::terminal::Escape;
 
 /// The commands that a person at the terminal gives to Coracle, and what they act on.
 pub(crate) struct Keys {
     escape: Escape,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
 }
 
 impl Keys {
-    pub(crate) fn new(control: Arc<Control>) -> Keys {
-        Keys { escape: Escape::default(), control }
+    pub(crate) fn new(gate: Arc<Gate>) -> Keys {
+        Keys { escape: Escape::default(), gate }
     }
 }
 
@@ -195,7 +196,7 @@ impl Console {
         };
         let asked = keys.escape.filter(bytes, &mut self.pending);
         if asked.end {
-            keys.control.post(VmEvent::Stop);
+            keys.gate.post(Ending::Stopped);
         }
         if asked.help {
             self.show_help();

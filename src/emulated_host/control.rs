@@ -13,7 +13,7 @@ use coracle_agent::relay;
 
 /// The control port's socket.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(super) struct ControlSocket {
     socket: UnixStream,
     outgoing: VecDeque<u8>,
     frames: FrameReader,
@@ -26,7 +26,7 @@ pub(super) enum Peer {
     Gone,
 }
 
-impl Control {
+impl ControlSocket {
     /// Takes the non-blocking socket.
     pub(super) fn new(socket: UnixStream) -> Self {
         Self { socket, outgoing: VecDeque::new(), frames: FrameReader::new(MAX_AGENT_FRAME) }
@@ -48,7 +48,7 @@ impl Control {
         relay::poll_entry(self.socket.as_raw_fd(), events)
     }
 
-    /// Acts on what poll said about [`Control::poll_entry`].
+    /// Acts on what poll said about [`ControlSocket::poll_entry`].
     pub(super) fn handle(&mut self, answer: libc::pollfd) -> Peer {
         if answer.revents & libc::POLLOUT != 0 && self.write() == Peer::Gone {
             return Peer::Gone;

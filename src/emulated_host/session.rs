@@ -17,7 +17,7 @@ use coracle_agent::relay::{self, BLOCKING_CHUNK, NON_BLOCKING_CHUNK, Pump, Undel
 use coracle_devices::backend::chardev::{Direction, own_description};
 use coracle_devices::signals::asks_for_end;
 
-use super::control::{Control, Peer};
+use super::control::{ControlSocket, Peer};
 use super::drain::Drain;
 use super::liveness::{Kind, Liveness};
 use super::machine::Machine;
@@ -43,7 +43,7 @@ pub(super) struct Session {
     machine: Machine,
     raw_terminal: Option<RawTerminal>,
     signals: Signals,
-    control: Control,
+    control: ControlSocket,
     request: Option<Request>,
     phase: Phase,
     began: Instant,
@@ -102,7 +102,7 @@ impl Session {
             machine,
             raw_terminal: None,
             signals,
-            control: Control::new(control),
+            control: ControlSocket::new(control),
             request: Some(request),
             phase: Phase::Booting,
             began: Instant::now(),
@@ -377,7 +377,7 @@ impl Streams {
 
     /// Tells the agent of the caller's streams that have ended or were closed, once. What a stream cannot take for
     /// another reason is lost, up to a limit, and the command goes on.
-    fn tell(&mut self, control: &mut Control) {
+    fn tell(&mut self, control: &mut ControlSocket) {
         if self.input.source_ended() && !self.input_end_told {
             self.input_end_told = true;
             control.send(&ToAgent::StdinEnd { bytes: self.input.taken() });

@@ -1,6 +1,6 @@
 //! The thread of one vCPU: pass the gate, enter the guest, serve the exit, and again.
 //!
-//! It posts events and waits for nobody but the gate. After the gate has closed it ends and hands its vCPU back, so
+//! It posts endings and waits for nothing but the gate. After the gate has closed it ends and hands its vCPU back, so
 //! that the control thread decides when KVM's part of it is closed.
 
 use std::io;
@@ -13,8 +13,8 @@ use std::time::Duration;
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
 use super::{affinity, cpu_clock};
-use crate::ending::HostFailure;
-use crate::gate::{Control, Gate, VmEvent};
+use crate::ending::{Ending, HostFailure};
+use crate::gate::{Gate, GateState};
 use crate::kvm::{Kicker, Vcpu};
 use crate::thread::ThreadKind;
 
@@ -24,8 +24,8 @@ pub(crate) struct VcpuThread {
     pub vcpu: Vcpu,
     /// The devices of its virtual machine.
     pub buses: Arc<Buses>,
-    /// Where it reports, and what lets it run.
-    pub control: Arc<Control>,
+    /// Where it reports its ending, and what lets it run.
+    pub gate: Arc<Gate>,
 }
 
 /// The control thread's side of a vCPU's thread.
@@ -56,28 +56,28 @@ impl VcpuThread {
     }
 
     fn run(self, shown: &Shown) -> Vcpu {
-        let VcpuThread { mut vcpu, buses, control } = self;
-        let _report = EndReport { control: control.clone(), vcpu: vcpu.index() };
+        let VcpuThread { mut vcpu, buses, gate } = self;
+        let _report = EndReport { gate: gate.clone(), vcpu: vcpu.index() };
         if let Err(error) = vcpu.allow_kicks() {
             let failure = HostFailure::VcpuStart { vcpu: vcpu.index(), reason: error.to_string() };
-            control.post(VmEvent::HostFailure(failure));
+            gate.post(Ending::HostFailed { reason: failure });
             return vcpu;
         }
         loop {
-            match control.gate() {
-                Gate::Open => {}
-                Gate::Paused => {
+            match gate.state() {
+                GateState::Open => {}
+                GateState::Paused => {
                     shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
-                    if control.park() {
+                    if gate.park() {
                         vcpu.tell_of_pause();
                     }
                     continue;
                 }
-                Gate::Closed => return vcpu,
+                GateState::Closed => return vcpu,
             }
             let next = buses.handle(vcpu.run(), &shown.counters);
-            if let Some(event) = ending(next, &vcpu) {
-                control.post(event);
+            if let Some(ending) = ending(next, &vcpu) {
+                gate.post(ending);
             }
         }
     }
@@ -125,18 +125,18 @@ impl VcpuHandle {
     }
 }
 
-fn ending(next: Next, vcpu: &Vcpu) -> Option<VmEvent> {
+fn ending(next: Next, vcpu: &Vcpu) -> Option<Ending> {
     let registers = || vcpu.registers().map(Box::new);
     match next {
         Next::Enter => None,
-        Next::Crash => Some(VmEvent::GuestCrash { vcpu: vcpu.index(), registers: registers() }),
-        Next::Fault(fault) => Some(VmEvent::VcpuFault { vcpu: vcpu.index(), fault, registers: registers() }),
+        Next::Crash => Some(Ending::Crashed { vcpu: vcpu.index(), registers: registers() }),
+        Next::Fault(fault) => Some(Ending::CannotRun { vcpu: vcpu.index(), fault, registers: registers() }),
     }
 }
 
 /// Tells the control thread that a vCPU's thread ends, by a panic too.
 struct EndReport {
-    control: Arc<Control>,
+    gate: Arc<Gate>,
     vcpu: u32,
 }
 
@@ -144,8 +144,8 @@ impl Drop for EndReport {
     fn drop(&mut self) {
         if thread::panicking() {
             let thread = format!("vcpu-{}", self.vcpu);
-            self.control.post(VmEvent::HostFailure(HostFailure::ThreadPanicked { thread }));
+            self.gate.post(Ending::HostFailed { reason: HostFailure::ThreadPanicked { thread } });
         }
-        self.control.vcpu_ended();
+        self.gate.vcpu_ended();
     }
 }

@@ -11,7 +11,7 @@ use coracle_devices::virtio::poll::Poll;
 use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
-use crate::gate::Control;
+use crate::gate::Gate;
 use crate::rootfs::{RootBacking, RootDisk};
 use crate::temporary;
 
@@ -19,7 +19,7 @@ impl DeviceSpec for DiskConfig {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
         let backend = backend(self)?;
         let name = format!("disk {}", self.path.display());
-        let faults = Faults { name: name.clone(), policy: self.on_error, control: context.control.clone() };
+        let faults = Faults { name: name.clone(), policy: self.on_error, gate: context.gate.clone() };
         Ok(Arc::new(Block::new(BlockSettings {
             name,
             id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
@@ -49,8 +49,8 @@ impl DeviceSpec for RootDisk {
         let name = "disk of the root".to_owned();
         let failed = |source| VirtioError::Host { device: name.clone(), source };
         let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
-        let control = context.control.clone();
-        let faults = Faults { name: name.clone(), policy: DiskErrorPolicy::Report, control };
+        let gate = context.gate.clone();
+        let faults = Faults { name: name.clone(), policy: DiskErrorPolicy::Report, gate };
         Ok(Arc::new(Block::new(BlockSettings {
             name,
             id: String::new(),
@@ -95,7 +95,7 @@ pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
 struct Faults {
     name: String,
     policy: DiskErrorPolicy,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
 }
 
 impl FaultSink for Faults {
@@ -105,17 +105,17 @@ impl FaultSink for Faults {
             Operation::Write => "write",
             // What was written before is lost already: there is nothing to wait for.
             Operation::Flush => {
-                self.control.disk_failed(None);
+                self.gate.disk_failed(None);
                 return FaultAction::Report;
             }
         };
         match self.policy {
             DiskErrorPolicy::Report => {
-                self.control.disk_failed(None);
+                self.gate.disk_failed(None);
                 FaultAction::Report
             }
             DiskErrorPolicy::Pause => {
-                self.control.disk_failed(Some(format!("{}: the host cannot {does}: {error}", self.name)));
+                self.gate.disk_failed(Some(format!("{}: the host cannot {does}: {error}", self.name)));
                 FaultAction::Hold
             }
         }

@@ -36,7 +36,7 @@ pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::ending::HostFailure;
-use crate::gate::Control;
+use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::rootfs::Root;
@@ -72,7 +72,7 @@ pub(crate) struct AttachContext<'a> {
     /// The thread of the devices that do not block.
     pub io: LoopHandle,
     /// Told of threads that panic.
-    pub control: Arc<Control>,
+    pub gate: Arc<Gate>,
 }
 
 /// Why a device could not be made.
@@ -159,9 +159,8 @@ impl VirtioDevices {
     ) -> Result<VirtioDevices, VirtioError> {
         let specs = specs(config, root);
         check_together(config, specs.len())?;
-        let control = context.control.clone();
         let opening = SpecContext {
-            control,
+            gate: context.gate.clone(),
             nets: Mutex::default(),
             balloon: OnceLock::new(),
             vsock: OnceLock::new(),
@@ -177,7 +176,7 @@ impl VirtioDevices {
             let device = Attached::new(device, place, context, (&chains, &mut threads));
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        let SpecContext { control: _, nets, balloon, vsock, console, agent_port } = opening;
+        let SpecContext { gate: _, nets, balloon, vsock, console, agent_port } = opening;
         let nets = nets.into_inner().unwrap_or_else(PoisonError::into_inner);
         let (balloon, vsock) = (balloon.into_inner(), vsock.into_inner());
         let (console, agent_port) = (console.into_inner(), agent_port.into_inner());
@@ -290,7 +289,7 @@ impl Attached {
         if device.blocks() {
             let event_loop = EventLoop::new()?;
             host = Arc::new(event_loop.handle());
-            threads.push(IoLoop::start(&ThreadKind::Device(place.gsi), event_loop, context.control.clone())?);
+            threads.push(IoLoop::start(&ThreadKind::Device(place.gsi), event_loop, context.gate.clone())?);
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));

@@ -12,7 +12,7 @@ use coracle_devices::virtio::vsock::Vsock;
 use super::VirtioError;
 use super::console::VirtioConsole;
 use crate::config::{AgentConfig, ConsoleDevice, MemoryConfig, VmConfig};
-use crate::gate::Control;
+use crate::gate::Gate;
 use crate::rootfs::Root;
 
 /// A configured device, before anything of it is open.
@@ -30,7 +30,7 @@ pub(crate) trait DeviceSpec {
 /// What devices may hold on to, and where those go that somebody else holds on to.
 pub(crate) struct SpecContext {
     /// Told of what happens on the host.
-    pub control: Arc<Control>,
+    pub gate: Arc<Gate>,
     /// Where network cards are left for those who ask for their counts.
     pub nets: Mutex<Vec<Arc<Net>>>,
     /// Where the balloon is left for those who ask for memory.

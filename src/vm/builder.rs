@@ -18,7 +18,7 @@ use coracle_devices::journal::Journal;
 
 use super::inputs::Inputs;
 use super::lifecycle::{Guest, LOG_LIMIT, Machine, Shared, start_control};
-use super::outcome::Outcome;
+use super::outcome::{Ending, Outcome};
 use super::platform::Platform;
 use super::watch::Limits;
 use super::{BuildError, Vm, inputs};
@@ -27,7 +27,7 @@ use crate::config::{AcpiMode, AgentConfig, ConfigError, CpuAffinity, ResetPolicy
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
 use crate::cpu::CpuFeatures;
 use crate::diagnosis::Subject;
-use crate::gate::{Control, VmEvent};
+use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
@@ -136,26 +136,20 @@ impl VmBuilder {
         }
         let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?, true)?;
         let console = self.console.open_all(&self.config)?;
-        let control = Arc::new(Control::new());
+        let gate = Arc::new(Gate::new());
         let interrupts = Arc::new(Interrupts::default());
         let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
-        let attach =
-            AttachContext { interrupts: &interrupts, io: event_loop.handle(), control: control.clone() };
+        let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
         let virtio = Arc::new(VirtioDevices::attach(&self.config, inputs.root.as_ref(), &attach)?);
         let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
-        let platform = Platform::new(
-            interrupts.clone(),
-            control.clone(),
-            &virtio,
-            self.console.capacity(),
-            com2.as_ref(),
-        )?;
+        let platform =
+            Platform::new(interrupts.clone(), gate.clone(), &virtio, self.console.capacity(), com2.as_ref())?;
         let (guest, vcpus) = recipe.make()?;
         guest.connect(&interrupts, &virtio)?;
         self.assemble(
             console,
-            Parts { began, control, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
+            Parts { began, gate, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
         )
     }
 
@@ -249,15 +243,14 @@ impl VmBuilder {
     }
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
-        let Parts { began, control, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } =
-            parts;
+        let Parts { began, gate, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
         let Inputs { kernel, initrds, cpu: _, root } = &recipe.inputs;
         let cmdline = self.whole_cmdline(&recipe.inputs, &recipe.virtio);
         let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
         let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
-        let mut keys = self.console_escape.then(|| Keys::new(control.clone()));
+        let mut keys = self.console_escape.then(|| Keys::new(gate.clone()));
         if let (Some(ends), Some(port)) = (consoles.virtio, virtio.console()) {
             // A person at a terminal has this one.
             let console = Console::new(port.clone(), port.output().clone(), ends, keys.take());
@@ -267,16 +260,16 @@ impl VmBuilder {
         event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, keys)));
         let line = platform.com2.as_ref().map(|port| agent::connect_serial(port, &mut event_loop));
         let line = line.transpose().map_err(thread_error("the agent's serial line"))?;
-        let io_loop = IoLoop::start(&ThreadKind::Io, event_loop, control.clone());
+        let io_loop = IoLoop::start(&ThreadKind::Io, event_loop, gate.clone());
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());
         let agent = AgentAttachment::new(&self.config, &virtio, line)?;
-        let shared = Shared::new(control.clone(), console_path, button, &virtio, agent);
+        let shared = Shared::new(gate.clone(), console_path, button, &virtio, agent);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
         // From here on an error has to end the vCPU threads that have been started.
-        let ends_on_error = StopUnlessBuilt { control: Some(control.clone()) };
-        shared.adopt(start_vcpus(vcpus, &platform.buses, &control, self.config.cpu_affinity.as_ref())?);
+        let ends_on_error = StopUnlessBuilt { gate: Some(gate.clone()) };
+        shared.adopt(start_vcpus(vcpus, &platform.buses, &gate, self.config.cpu_affinity.as_ref())?);
         let machine = Machine {
             io_loop,
             pump,
@@ -341,7 +334,7 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
 struct Parts {
     /// When the building began.
     began: Instant,
-    control: Arc<Control>,
+    gate: Arc<Gate>,
     event_loop: EventLoop,
     interrupts: Arc<Interrupts>,
     virtio: Arc<VirtioDevices>,
@@ -355,10 +348,10 @@ struct Parts {
 pub(super) fn start_vcpus(
     vcpus: Vec<Vcpu>,
     buses: &Arc<Buses>,
-    control: &Arc<Control>,
+    gate: &Arc<Gate>,
     affinity: Option<&CpuAffinity>,
 ) -> Result<Vec<VcpuHandle>, BuildError> {
-    let start = |vcpu| VcpuThread { vcpu, buses: buses.clone(), control: control.clone() }.spawn();
+    let start = |vcpu| VcpuThread { vcpu, buses: buses.clone(), gate: gate.clone() }.spawn();
     let threads: io::Result<Vec<VcpuHandle>> = vcpus.into_iter().map(start).collect();
     let threads = threads.map_err(thread_error("a vCPU's thread"))?;
     for thread in &threads {
@@ -371,19 +364,19 @@ pub(super) fn start_vcpus(
 
 /// Closes the gate for threads whose virtual machine came to nothing.
 struct StopUnlessBuilt {
-    control: Option<Arc<Control>>,
+    gate: Option<Arc<Gate>>,
 }
 
 impl StopUnlessBuilt {
     fn disarm(mut self) {
-        self.control = None;
+        self.gate = None;
     }
 }
 
 impl Drop for StopUnlessBuilt {
     fn drop(&mut self) {
-        if let Some(control) = &self.control {
-            control.post(VmEvent::Stop);
+        if let Some(gate) = &self.gate {
+            gate.post(Ending::Stopped);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From the first event that ends a virtual machine to its outcome: the control thread and the ordered stop.
+//! From the first ending of a virtual machine to its outcome: the control thread and the ordered stop.
 //!
 //! The order is: vCPUs out of the guest and their threads joined; the virtio devices drained; the I/O threads drained and
 //! joined; the devices and what they have open given back; the outcome told; KVM's file descriptors and memory given back. A vCPU that does not come out keeps what it uses.
@@ -29,7 +29,7 @@ use crate::agent::AgentAttachment;
 use crate::config::HaltPolicy;
 use crate::console::{ConsoleCounts, Pump};
 use crate::diagnosis::{self, Findings, Milestone, Remains, Sign, Subject};
-use crate::gate::{Control, Gate, VmEvent};
+use crate::gate::{Gate, GateState};
 use crate::host;
 use crate::io_loop::{self, IoLoop};
 use crate::kvm::{Interrupts, KvmError, KvmVm, Vcpu};
@@ -40,7 +40,7 @@ use crate::virtio::VirtioDevices;
 
 /// What the control thread shares with the handles.
 pub(super) struct Shared {
-    pub(super) control: Arc<Control>,
+    pub(super) gate: Arc<Gate>,
     pub(super) outcome_event: EventFd,
     pub(super) events: Subscribers,
     pub(super) console_path: Option<PathBuf>,
@@ -95,14 +95,14 @@ impl Guest {
 
 impl Shared {
     pub(super) fn new(
-        control: Arc<Control>,
+        gate: Arc<Gate>,
         console_path: Option<PathBuf>,
         button: Option<Arc<EventRegister>>,
         virtio: &Arc<VirtioDevices>,
         agent: Option<AgentAttachment>,
     ) -> io::Result<Shared> {
         Ok(Shared {
-            control,
+            gate,
             agent,
             button,
             virtio: Arc::downgrade(virtio),
@@ -129,17 +129,17 @@ impl Shared {
 
     pub(super) fn pause(&self) -> bool {
         let _journal = self.journal.enter();
-        self.control.pause_gate();
+        self.gate.pause();
         // A reset may come in between. The guest that is made anew then waits at the gate, and does not reset again.
         for _ in 0..2 {
             let vcpus = self.vcpus();
             vcpus.iter().for_each(VcpuHandle::kick);
             let count = vcpus.len() as u32;
             drop(vcpus);
-            if self.control.wait_parked(count, STOP_LIMIT) && self.control.gate() == Gate::Paused {
+            if self.gate.wait_parked(count, STOP_LIMIT) && self.gate.state() == GateState::Paused {
                 return self.pause_devices();
             }
-            if !self.control.wait_begun_again(STOP_LIMIT) {
+            if !self.gate.wait_begun_again(STOP_LIMIT) {
                 return false;
             }
         }
@@ -150,7 +150,7 @@ impl Shared {
     fn pause_devices(&self) -> bool {
         // A guest that is made anew has devices that do nothing yet.
         let _no_reset = self.vcpus();
-        self.control.gate() == Gate::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
+        self.gate.state() == GateState::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
     }
 
     pub(super) fn resume(&self) {
@@ -159,7 +159,7 @@ impl Shared {
         if let Some(virtio) = self.virtio() {
             virtio.resume();
         }
-        self.control.open_gate();
+        self.gate.open();
     }
 
     /// The devices of a machine that has not ended.
@@ -223,12 +223,16 @@ pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result
 fn live(shared: &Shared, mut machine: Machine) {
     let mut past = Past::default();
     loop {
-        let event = Watch::new(shared, &machine).wait_end();
-        let mut ending = ending(event, machine.explains_reset_by_panic(&shared.control));
+        let ending = Watch::new(shared, &machine).wait_end();
+        let mut ending = machine.with_panic(ending, &shared.gate);
         if let (Ending::Reset { .. }, Some(_)) = (&ending, &machine.recipe) {
             match start_anew(shared, &mut machine, &mut past) {
                 Ok(()) => continue,
-                Err(event) => ending = end_instead(&shared.control, event),
+                Err(instead) => {
+                    // The gate closes for vCPUs that have been started already.
+                    shared.gate.post(instead.clone());
+                    ending = instead;
+                }
             }
         }
         return stop(shared, machine, &past, ending);
@@ -236,8 +240,13 @@ fn live(shared: &Shared, mut machine: Machine) {
 }
 
 impl Machine {
-    fn explains_reset_by_panic(&self, control: &Control) -> bool {
-        self.platform.console.panic_explains_reset() || control.crash_kernel_runs()
+    /// Makes a reset that follows a kernel panic the ending of that panic: a kernel with `panic=` resets itself.
+    fn with_panic(&self, ending: Ending, gate: &Gate) -> Ending {
+        let has_panicked = || self.platform.console.panic_explains_reset() || gate.crash_kernel_runs();
+        match ending {
+            Ending::Reset { .. } if has_panicked() => Ending::Panicked { evidence: PanicEvidence::Reset },
+            other => other,
+        }
     }
 }
 
@@ -253,22 +262,22 @@ struct Past {
 ///
 /// # Errors
 /// What ends the machine instead.
-fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), VmEvent> {
+fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), Ending> {
     let Machine { platform, interrupts, virtio, guest, recipe: Some(recipe), .. } = machine else {
         return Ok(());
     };
     // Held to the end: a pause waits for the new vCPUs.
     let mut vcpus = shared.vcpus();
-    let stopped = stop_vcpus(&shared.control, std::mem::take(&mut *vcpus));
+    let stopped = stop_vcpus(&shared.gate, std::mem::take(&mut *vcpus));
     past.exits.add(&stopped.exits);
     if let Some(stuck) = stopped.stuck {
         // Its thread may still be inside the guest.
         std::mem::forget(guest.take());
-        return Err(VmEvent::HostFailure(stuck));
+        return Err(Ending::HostFailed { reason: stuck });
     }
-    shared.control.begin_again()?;
+    shared.gate.begin_again()?;
     drop(stopped.vcpus);
-    virtio.disconnect().map_err(VmEvent::HostFailure)?;
+    virtio.disconnect().map_err(|reason| Ending::HostFailed { reason })?;
     interrupts.disconnect();
     platform.reset();
     // The old memory goes before the new one is touched.
@@ -276,22 +285,16 @@ fn start_anew(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result
     let (fresh, new_vcpus) = recipe.make().map_err(|error| cannot_restart(&error))?;
     fresh.connect(interrupts, virtio).map_err(|error| cannot_restart(&error.into()))?;
     *guest = Some(fresh);
-    let started = start_vcpus(new_vcpus, &platform.buses, &shared.control, recipe.cpu_affinity());
+    let started = start_vcpus(new_vcpus, &platform.buses, &shared.gate, recipe.cpu_affinity());
     *vcpus = started.map_err(|error| cannot_restart(&error))?;
     past.resets = past.resets.saturating_add(1);
-    shared.control.hold(false);
+    shared.gate.hold(false);
     shared.events.send(LifeEvent::Restarted);
     Ok(())
 }
 
-fn cannot_restart(error: &BuildError) -> VmEvent {
-    VmEvent::HostFailure(HostFailure::Restart { reason: error.to_string() })
-}
-
-/// The ending when `event` came in place of a restart: the gate closes for vCPUs that are there already.
-fn end_instead(control: &Control, event: VmEvent) -> Ending {
-    control.post(event.clone());
-    ending(event, false)
+fn cannot_restart(error: &BuildError) -> Ending {
+    Ending::HostFailed { reason: HostFailure::Restart { reason: error.to_string() } }
 }
 
 /// The ordered stop.
@@ -310,11 +313,11 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         prepared_in,
     } = machine;
     let &Past { mut exits, resets } = past;
-    let started = shared.control.started();
+    let started = shared.gate.started();
     let duration = started.map(|started| started.elapsed()).unwrap_or_default();
-    shared.control.set_over();
+    shared.gate.set_over();
     let vcpus = std::mem::take(&mut *shared.vcpus());
-    let stopped = stop_vcpus(&shared.control, vcpus);
+    let stopped = stop_vcpus(&shared.gate, vcpus);
     exits.add(&stopped.exits);
     // Before the devices close its connection, so that it knows why.
     let panic =
@@ -338,7 +341,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let counts = ConsoleCounts::of(console, virtio_output.map(Arc::as_ref), pump.as_ref());
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
     let frames_dropped = virtio.net_counts().into_iter().map(dropped).sum();
-    let (failure, later_events) = shared.control.afterwards();
+    let (failure, later_events) = shared.gate.afterwards();
     let ending = match stopped.stuck.or(device_stuck).or(io_stuck).or(failure) {
         Some(reason) => Ending::HostFailed { reason },
         None => ending,
@@ -364,7 +367,7 @@ fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
         console_bytes: counts.sent,
         console_bytes_dropped: counts.lost,
         console_lost_from: counts.lost_from,
-        disk_errors: shared.control.disk_errors(),
+        disk_errors: shared.gate.disk_errors(),
         frames_dropped,
         later_events,
         resets,
@@ -404,19 +407,19 @@ struct StoppedVcpus {
 }
 
 /// Kicks the vCPUs until their threads have ended, and joins them. The gate is closed.
-fn stop_vcpus(control: &Control, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
+fn stop_vcpus(gate: &Gate, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     let deadline = Instant::now() + STOP_LIMIT;
     let count = vcpus.len() as u32;
     loop {
         vcpus.iter().filter(|vcpu| !vcpu.has_ended()).for_each(VcpuHandle::kick);
         // One kick is enough; the repetition is for a host that is very slow to deliver it.
-        if control.wait_vcpus_ended(count, KICK_INTERVAL) || Instant::now() >= deadline {
+        if gate.wait_vcpus_ended(count, KICK_INTERVAL) || Instant::now() >= deadline {
             break;
         }
     }
     let mut stopped =
         StoppedVcpus { vcpus: Vec::new(), exits: ExitCounts::default(), stuck: None, leaked: false };
-    let all_ended = control.wait_vcpus_ended(count, Duration::ZERO);
+    let all_ended = gate.wait_vcpus_ended(count, Duration::ZERO);
     for vcpu in vcpus {
         stopped.exits.add(&vcpu.exits());
         if all_ended || vcpu.has_ended() {
@@ -428,23 +431,6 @@ fn stop_vcpus(control: &Control, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
         }
     }
     stopped
-}
-
-fn ending(event: VmEvent, reset_is_panic: bool) -> Ending {
-    match event {
-        VmEvent::GuestShutdown => Ending::PoweredOff,
-        VmEvent::GuestReset(_) if reset_is_panic => Ending::Panicked { evidence: PanicEvidence::Reset },
-        VmEvent::GuestReset(source) => Ending::Reset { source },
-        VmEvent::GuestPanic(evidence) => Ending::Panicked { evidence },
-        VmEvent::GuestHalted => Ending::Halted,
-        VmEvent::GuestExit(code) => Ending::Exited { code },
-        VmEvent::GuestCrash { vcpu, registers } => Ending::Crashed { vcpu, registers },
-        VmEvent::VcpuFault { vcpu, fault, registers } => Ending::CannotRun { vcpu, fault, registers },
-        VmEvent::HostFailure(reason) => Ending::HostFailed { reason },
-        VmEvent::Stop => Ending::Stopped,
-        VmEvent::Signal(signal) => Ending::Signalled { signal },
-        VmEvent::Timeout { of, limit } => Ending::TimedOut { of, limit },
-    }
 }
 
 /// A vCPU leaves the guest within microseconds of a kick. This is when to give up on it: a host with far more to do

@@ -31,12 +31,11 @@ use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
 use lifecycle::Shared;
-use outcome::Outcome;
+use outcome::{Ending, Outcome};
 pub use platform::PlatformError;
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
-use crate::gate::VmEvent;
 use crate::virtio::VsockPortError;
 
 /// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.
@@ -103,7 +102,7 @@ impl Default for Grace {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.shared.control.post(VmEvent::Stop);
+        self.shared.gate.post(Ending::Stopped);
         if let Some(control) = self.control.take() {
             // A panic of the control thread has no one left to be told to.
             let _ = control.join();
@@ -173,13 +172,13 @@ impl VmHandle {
 
     /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.
     pub fn stop(&self) {
-        self.shared.control.post(VmEvent::Stop);
+        self.shared.gate.post(Ending::Stopped);
     }
 
     /// The same on behalf of a signal that the program was sent.
     pub fn stop_by_signal(&self, signal: i32) {
         self.shared.set_signal(signal);
-        self.shared.control.post(VmEvent::Signal(signal));
+        self.shared.gate.post(Ending::Signalled { signal });
     }
 
     /// The outcome, if it has ended within `limit`.

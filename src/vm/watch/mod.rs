@@ -1,4 +1,4 @@
-//! What the control thread does while a guest runs: it waits for the first event, and looks at guests that end without
+//! What the control thread does while a guest runs: it waits for the first ending, and looks at guests that end without
 //! one.
 //!
 //! Two kinds of guest do. One whose kernel panicked and stopped: the text of the panic is its last line, and silence
@@ -18,10 +18,10 @@ use self::idle::Idleness;
 use self::throttle::Throttle;
 use super::events::Event;
 use super::lifecycle::{Machine, STOP_LIMIT, Shared};
-use super::outcome::{PanicEvidence, TimeLimit};
+use super::outcome::{Ending, PanicEvidence, TimeLimit};
 use crate::config::{CpuQuota, HaltPolicy, VmConfig};
 use crate::diagnosis::Signs;
-use crate::gate::{Gate, StartLimits, VmEvent, Wake};
+use crate::gate::{GateState, StartLimits, Wake};
 use crate::vcpu::VcpuHandle;
 
 /// What a guest may take.
@@ -80,11 +80,11 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits for the event that ends this life.
-    pub(super) fn wait_end(mut self) -> VmEvent {
+    /// Waits for the ending of this life.
+    pub(super) fn wait_end(mut self) -> Ending {
         loop {
-            match self.shared.control.wait_event(self.limits, self.look_at()) {
-                Wake::Ended(event) => return event,
+            match self.shared.gate.next_wake(self.limits, self.look_at()) {
+                Wake::Ended(ending) => return ending,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
                 Wake::Pause(reason) => {
                     // Who reads of it may resume at once.
@@ -108,7 +108,7 @@ impl<'a> Watch<'a> {
     fn look_at_boot(&mut self, limit: Duration) {
         self.limits.boot = None;
         if !self.signs.init_was_seen() {
-            self.shared.control.post(VmEvent::Timeout { of: TimeLimit::Boot, limit });
+            self.shared.gate.post(Ending::TimedOut { of: TimeLimit::Boot, limit });
         }
     }
 
@@ -132,9 +132,9 @@ impl<'a> Watch<'a> {
 
     /// Ends a guest that has had nothing to do for as long as it may.
     fn look_for_work(&self, idleness: &mut Idleness, now: Instant) {
-        let runs = self.shared.control.gate() == Gate::Open;
+        let runs = self.shared.gate.state() == GateState::Open;
         if idleness.look(now, self.cpu_time(), runs) {
-            self.shared.control.post(VmEvent::Timeout { of: TimeLimit::Idle, limit: idleness.limit() });
+            self.shared.gate.post(Ending::TimedOut { of: TimeLimit::Idle, limit: idleness.limit() });
         }
     }
 
@@ -145,7 +145,7 @@ impl<'a> Watch<'a> {
         if waited == throttle.is_in_debt() {
             return;
         }
-        self.shared.control.hold(throttle.is_in_debt());
+        self.shared.gate.hold(throttle.is_in_debt());
         if throttle.is_in_debt() {
             self.shared.vcpus().iter().for_each(VcpuHandle::kick);
         }
@@ -161,8 +161,8 @@ impl<'a> Watch<'a> {
             return None;
         }
         let now = Stillness::of(self.console.pushed_bytes(), SILENCE);
-        if now.number == before.number && self.shared.control.gate() == Gate::Open {
-            self.shared.control.post(VmEvent::GuestPanic(PanicEvidence::Silence));
+        if now.number == before.number && self.shared.gate.state() == GateState::Open {
+            self.shared.gate.post(Ending::Panicked { evidence: PanicEvidence::Silence });
         }
         Some(now)
     }
@@ -170,8 +170,11 @@ impl<'a> Watch<'a> {
     /// Reports a halt when no vCPU has left the guest and all have halted for good.
     fn look_at_vcpus(&self, before: Stillness) -> Stillness {
         let now = Stillness::of(self.exits(), HALT_TIME);
-        if now.number == before.number && self.shared.control.gate() == Gate::Open && self.all_have_halted() {
-            self.shared.control.post(VmEvent::GuestHalted);
+        if now.number == before.number
+            && self.shared.gate.state() == GateState::Open
+            && self.all_have_halted()
+        {
+            self.shared.gate.post(Ending::Halted);
         }
         now
     }
@@ -183,13 +186,13 @@ impl<'a> Watch<'a> {
 
     /// Takes the vCPUs out of the guest to see. A guest that has not halted runs on.
     fn all_have_halted(&self) -> bool {
-        self.shared.control.hold(true);
+        self.shared.gate.hold(true);
         let vcpus = self.shared.vcpus();
         vcpus.iter().for_each(VcpuHandle::kick);
-        let parked = self.shared.control.wait_parked(vcpus.len() as u32, STOP_LIMIT);
+        let parked = self.shared.gate.wait_parked(vcpus.len() as u32, STOP_LIMIT);
         let halted = parked && vcpus.iter().all(VcpuHandle::has_halted_for_good);
         drop(vcpus);
-        self.shared.control.hold(false);
+        self.shared.gate.hold(false);
         halted
     }
 }

@@ -11,7 +11,7 @@ use coracle_agent::relay;
 
 /// The agent's end of the control port.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(super) struct ControlPort {
     port: File,
     frames: FrameReader,
 }
@@ -29,7 +29,7 @@ pub(super) enum ControlError {
     NotARequest,
 }
 
-impl Control {
+impl ControlPort {
     /// Takes the open, non-blocking port.
     pub(super) fn new(port: File) -> Self {
         Self { port, frames: FrameReader::new(MAX_START_FRAME) }
@@ -70,7 +70,7 @@ impl Control {
         relay::poll_entry(self.port.as_raw_fd(), libc::POLLIN)
     }
 
-    /// Reads what has arrived. Messages are had from [`Control::next_message`] until it gives none.
+    /// Reads what has arrived. Messages are had from [`ControlPort::next_message`] until it gives none.
     pub(super) fn fill(&mut self) -> Result<(), ControlError> {
         let mut bytes = [0; 4096];
         match self.port.read(&mut bytes) {

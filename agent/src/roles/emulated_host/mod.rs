@@ -17,7 +17,7 @@ use coracle_agent::protocol::emulated_host::{FromAgent, Request, StartFailure, S
 use crate::report::report;
 use crate::{modules, network, power};
 use command::RunningCommand;
-use control::{Control, ControlError};
+use control::{ControlError, ControlPort};
 use ports::{Ports, PortsError};
 use root::{OuterRoot, RootError};
 use session::{Session, SessionError};
@@ -50,7 +50,7 @@ fn serve() -> Result<(), HostError> {
     network::bring_up_loopback();
     let Ports { control, streams } = ports::open()?;
     let outer = root::switch()?;
-    let mut control = Control::new(control);
+    let mut control = ControlPort::new(control);
     control.send(&FromAgent::Hello { version: VERSION })?;
     let request = control.receive_request()?;
     let last = match show_and_start(&outer, &request) {

@@ -11,7 +11,7 @@ use coracle_agent::protocol::emulated_host::{Ending, FromAgent, Stream, ToAgent}
 use coracle_agent::relay::{self, NON_BLOCKING_CHUNK, Pump, Undelivered};
 
 use super::command::RunningCommand;
-use super::control::{Control, ControlError};
+use super::control::{ControlError, ControlPort};
 use crate::pty;
 
 /// How long processes that the command left behind may hold its stdout or stderr open after it ended. What
@@ -21,7 +21,7 @@ const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
 /// A command that runs.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
-    control: &'a mut Control,
+    control: &'a mut ControlPort,
     children: OwnedFd,
     process: libc::pid_t,
     terminal: Option<File>,
@@ -46,7 +46,7 @@ pub(super) enum SessionError {
 impl<'a> Session<'a> {
     /// Joins the command's streams to the ports.
     pub(super) fn new(
-        control: &'a mut Control,
+        control: &'a mut ControlPort,
         command: RunningCommand,
         ports: [File; 3],
     ) -> Result<Self, SessionError> {

@@ -9,7 +9,7 @@ use crate::virtio::VirtQueue;
 use crate::virtio::queue::RingError;
 
 /// The two control queues of a driver that has them.
-pub(super) struct Control {
+pub(super) struct ControlQueues {
     pub receive: VirtQueue,
     pub transmit: VirtQueue,
 }
@@ -51,7 +51,7 @@ enum Word {
     StreamHostIsThere,
 }
 
-impl Control {
+impl ControlQueues {
     pub(super) fn new(receive: VirtQueue, mut transmit: VirtQueue) -> Self {
         transmit.limit_bytes(MOST_BYTES);
         Self { receive, transmit }

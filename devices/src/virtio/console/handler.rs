@@ -6,7 +6,7 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::control::{Control, Dialogue};
+use super::control::{ControlQueues, Dialogue};
 use super::port::ConsolePort;
 use super::stream::StreamQueues;
 use crate::event_loop::watch;
@@ -40,7 +40,7 @@ enum Telling {
     /// As before, and a size is told by an interrupt.
     Interrupt(VirtioIrq),
     /// By control messages.
-    Control(Box<Control>, Arc<Mutex<Dialogue>>),
+    Control(Box<ControlQueues>, Arc<Mutex<Dialogue>>),
 }
 
 impl ConsoleHandler {
@@ -63,7 +63,7 @@ impl ConsoleHandler {
     }
 
     /// The driver has control queues.
-    pub(super) fn converse(&mut self, control: Control, dialogue: Arc<Mutex<Dialogue>>) {
+    pub(super) fn converse(&mut self, control: ControlQueues, dialogue: Arc<Mutex<Dialogue>>) {
         self.telling = Telling::Control(Box::new(control), dialogue);
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::lock;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
-use control::{Control, Dialogue, Ports};
+use control::{ControlQueues, Dialogue, Ports};
 use handler::ConsoleHandler;
 pub use port::{ConsolePort, TerminalSize};
 pub use stream::StreamPort;
@@ -87,7 +87,7 @@ impl VirtioDevice for Console {
         let (receive, transmit) = (context.queues.take(RECEIVE)?, context.queues.take(TRANSMIT)?);
         let control = if context.has(F_MULTIPORT) {
             let queues = &mut context.queues;
-            Some(Control::new(queues.take(CONTROL_RECEIVE)?, queues.take(CONTROL_TRANSMIT)?))
+            Some(ControlQueues::new(queues.take(CONTROL_RECEIVE)?, queues.take(CONTROL_TRANSMIT)?))
         } else {
             None
         };

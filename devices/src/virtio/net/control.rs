@@ -10,13 +10,13 @@ use crate::memory::Buffers;
 use crate::virtio::queue::{RingError, VirtQueue};
 
 /// Serves the control queue.
-pub(super) struct Control {
+pub(super) struct ControlQueue {
     queue: VirtQueue,
     /// The features that the driver has accepted.
     features: u64,
 }
 
-impl Control {
+impl ControlQueue {
     pub(super) fn new(mut queue: VirtQueue, features: u64) -> Self {
         queue.limit_bytes(MOST_BYTES);
         Self { queue, features }

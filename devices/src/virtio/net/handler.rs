@@ -6,7 +6,7 @@ use std::time::Duration;
 use event_manager::{EventOps, EventSet, Events};
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::control::Control;
+use super::control::ControlQueue;
 use super::link::Link;
 use super::receive::{FRAMES_AT_ONCE, Receiver};
 use super::transmit::Transmitter;
@@ -23,7 +23,7 @@ use crate::virtio::{QueueHandler, VirtioIrq, watch_doorbell};
 pub(super) struct NetHandler {
     receiver: Receiver,
     transmitter: Transmitter,
-    control: Option<Control>,
+    control: Option<ControlQueue>,
     backend: Arc<Mutex<Box<dyn NetBackend>>>,
     card: Arc<Card>,
     irq: VirtioIrq,
@@ -56,7 +56,7 @@ impl NetHandler {
         Self {
             receiver: Receiver::new(receive, features),
             transmitter: Transmitter::new(send),
-            control: control.map(|queue| Control::new(queue, features)),
+            control: control.map(|queue| ControlQueue::new(queue, features)),
             backend,
             card,
             irq,
@@ -191,7 +191,7 @@ impl QueueHandler for NetHandler {
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {
         let Self { receiver, transmitter, control, .. } = *self;
         let queues = [receiver.into_queue(), transmitter.into_queue()];
-        queues.into_iter().chain(control.map(Control::into_queue)).collect()
+        queues.into_iter().chain(control.map(ControlQueue::into_queue)).collect()
     }
 }
 

@@ -1,0 +1,176 @@
+//! What the gate lets through, what it remembers, and what the control thread wakes up for.
+
+use std::sync::Arc;
+use std::thread;
+
+use coracle_devices::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
+
+use super::*;
+use crate::ending::{PanicEvidence, TimeLimit};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn first_event_counts_and_later_ones_are_counted() {
+    let gate = Gate::new();
+    gate.post(Ending::PoweredOff);
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::Ended(Ending::PoweredOff));
+    assert_eq!(gate.afterwards(), (None, 1));
+}
+
+#[test]
+fn host_failure_after_a_clean_ending_is_kept() {
+    let gate = Gate::new();
+    let failure = HostFailure::ThreadPanicked { thread: "io-0".into() };
+    gate.post(Ending::PoweredOff);
+    gate.post(Ending::HostFailed { reason: failure.clone() });
+    assert_eq!(gate.afterwards(), (Some(failure), 0));
+}
+
+#[test]
+fn closed_gate_stays_closed() {
+    let gate = Gate::new();
+    gate.open();
+    assert_eq!(gate.state(), GateState::Open);
+    gate.post(Ending::Stopped);
+    gate.open();
+    gate.pause();
+    assert_eq!(gate.state(), GateState::Closed);
+    assert!(!gate.park());
+}
+
+#[test]
+fn parked_vcpu_leaves_when_the_gate_opens() {
+    let gate = Arc::new(Gate::new());
+    let vcpu = thread::spawn({
+        let gate = gate.clone();
+        move || gate.park()
+    });
+    assert!(gate.wait_parked(1, LIMIT));
+    gate.open();
+    assert!(vcpu.join().unwrap());
+}
+
+#[test]
+fn waiting_ends_with_its_limit() {
+    let gate = Gate::new();
+    let limit = Duration::from_millis(5);
+    assert!(!gate.wait_parked(1, limit));
+    gate.open();
+    assert_eq!(
+        gate.next_wake(StartLimits { wall: Some(limit), boot: None }, None),
+        Wake::Ended(Ending::TimedOut { of: TimeLimit::Wall, limit })
+    );
+    assert_eq!(gate.state(), GateState::Closed);
+}
+
+#[test]
+fn limit_beyond_all_time_never_comes() {
+    let gate = Gate::new();
+    gate.open();
+    let limits = StartLimits { wall: Some(Duration::MAX), boot: Some(Duration::MAX) };
+    assert_eq!(gate.next_wake(limits, Some(Instant::now())), Wake::Look);
+}
+
+#[test]
+fn waiting_ends_for_a_look_and_for_the_text_of_a_panic() {
+    let gate = Gate::new();
+    assert_eq!(
+        gate.next_wake(StartLimits::default(), Some(Instant::now() + Duration::from_millis(5))),
+        Wake::Look
+    );
+    GuestRequestSink::post(&gate, GuestRequest::PanicText);
+    assert_eq!(gate.state(), GateState::Paused, "the text ends nothing");
+    assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::PanicText);
+    assert_eq!(gate.next_wake(StartLimits::default(), Some(Instant::now())), Wake::Look, "it is told once");
+}
+
+#[test]
+fn limits_and_looks_come_before_texts_that_a_guest_prints_without_end() {
+    let gate = Gate::new();
+    gate.open();
+    let (limit, now) = (Duration::ZERO, Instant::now());
+    let wait = |limits, look_at| {
+        GuestRequestSink::post(&gate, GuestRequest::PanicText);
+        gate.disk_failed(Some("a fault".into()));
+        gate.next_wake(limits, look_at)
+    };
+    assert_eq!(wait(StartLimits::default(), Some(now)), Wake::Look);
+    let boot = StartLimits { boot: Some(limit), ..StartLimits::default() };
+    assert_eq!(wait(boot, Some(now)), Wake::BootLimit(limit));
+    let wall = StartLimits { wall: Some(limit), boot: Some(limit) };
+    let over = Wake::Ended(Ending::TimedOut { of: TimeLimit::Wall, limit });
+    assert_eq!(wait(wall, Some(now)), over);
+}
+
+#[test]
+fn reset_machine_begins_again_with_the_gate_as_the_owner_left_it() {
+    let gate = Gate::new();
+    gate.open();
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    gate.vcpu_ended();
+    assert_eq!(gate.state(), GateState::Closed);
+    assert_eq!(gate.begin_again(), Ok(()));
+    assert_eq!(gate.state(), GateState::Paused, "not before all vCPUs are there");
+    gate.hold(false);
+    assert_eq!(gate.state(), GateState::Open);
+    assert!(!gate.wait_vcpus_ended(1, Duration::ZERO));
+    gate.pause();
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    assert_eq!(gate.begin_again(), Ok(()));
+    gate.hold(false);
+    assert_eq!(gate.state(), GateState::Paused);
+}
+
+#[test]
+fn waiting_for_the_end_of_a_reset_ends_with_the_machine_too() {
+    let gate = Gate::new();
+    assert!(gate.wait_begun_again(LIMIT));
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    assert!(!gate.wait_begun_again(Duration::ZERO));
+    gate.set_over();
+    assert!(!gate.wait_begun_again(LIMIT));
+}
+
+#[test]
+fn stop_during_a_reset_ends_the_machine() {
+    let gate = Gate::new();
+    gate.open();
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    gate.post(Ending::PoweredOff);
+    gate.post(Ending::Stopped);
+    assert_eq!(gate.begin_again(), Err(Ending::Stopped));
+    assert_eq!(gate.state(), GateState::Closed);
+    assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::Ended(Ending::Stopped));
+}
+
+#[test]
+fn look_at_the_vcpus_neither_resumes_nor_outlasts_a_pause() {
+    let gate = Gate::new();
+    gate.hold(true);
+    gate.open();
+    assert_eq!(gate.state(), GateState::Paused);
+    gate.hold(false);
+    assert_eq!(gate.state(), GateState::Open);
+    gate.hold(true);
+    gate.pause();
+    gate.hold(false);
+    assert_eq!(gate.state(), GateState::Paused);
+}
+
+#[test]
+fn requests_of_a_guest_are_endings_but_for_what_it_only_reports() {
+    let ends = |request| {
+        let gate = Gate::new();
+        GuestRequestSink::post(&gate, request);
+        gate.next_wake(StartLimits::default(), Some(Instant::now()))
+    };
+    assert_eq!(ends(GuestRequest::PowerOff), Wake::Ended(Ending::PoweredOff));
+    let source = ResetSource::AcpiRegister;
+    assert_eq!(ends(GuestRequest::Reset(source)), Wake::Ended(Ending::Reset { source }));
+    assert_eq!(ends(GuestRequest::DebugExit(7)), Wake::Ended(Ending::Exited { code: 7 }));
+    let evidence = PanicEvidence::Device;
+    assert_eq!(ends(GuestRequest::Panicked), Wake::Ended(Ending::Panicked { evidence }));
+    assert_eq!(ends(GuestRequest::CrashKernelTakesOver), Wake::Look);
+}

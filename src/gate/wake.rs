@@ -1,0 +1,75 @@
+//! What the control thread waits for, and which of several things it takes first.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::Gate;
+use crate::ending::{Ending, TimeLimit};
+
+/// What the control thread wakes up for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wake {
+    /// The first ending was posted, or the wall limit is over.
+    Ended(Ending),
+    /// The guest printed the text of a kernel panic.
+    PanicText,
+    /// A disk has a fault for which the machine is to be paused; the text names it.
+    Pause(String),
+    /// The boot limit is over: by now the guest should have reached its init.
+    BootLimit(Duration),
+    /// The time to look at the guest has come.
+    Look,
+}
+
+/// Time limits that count from when the vCPUs are first allowed to run.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct StartLimits {
+    /// When the machine ends.
+    pub wall: Option<Duration>,
+    /// When to wake up with [`Wake::BootLimit`].
+    pub boot: Option<Duration>,
+}
+
+impl Gate {
+    /// Waits for the first ending, which is [`Ending::TimedOut`] when the wall limit is over, or for another thing to
+    /// act on; at the latest until `look_at`.
+    pub(crate) fn next_wake(&self, limits: StartLimits, look_at: Option<Instant>) -> Wake {
+        let mut record = self.lock();
+        loop {
+            if let Some(ending) = &record.first {
+                return Wake::Ended(ending.clone());
+            }
+            let now = Instant::now();
+            // A time that the clock cannot express never comes.
+            let since_start = |limit: Option<Duration>| record.started?.checked_add(limit?);
+            let (end, booted) = (since_start(limits.wall), since_start(limits.boot));
+            let is_due = |at: Instant| now >= at;
+            if let Some(limit) = limits.wall.filter(|_| end.is_some_and(is_due)) {
+                record.first = Some(Ending::TimedOut { of: TimeLimit::Wall, limit });
+                self.set_state(&record);
+                continue;
+            }
+            if let Some(limit) = limits.boot.filter(|_| booted.is_some_and(is_due)) {
+                return Wake::BootLimit(limit);
+            }
+            if look_at.is_some_and(is_due) {
+                return Wake::Look;
+            }
+            // After everything that has a time: a guest can print such a text as often as it likes.
+            if std::mem::take(&mut record.panic_text) {
+                return Wake::PanicText;
+            }
+            if let Some(reason) = record.pause_reason.take() {
+                return Wake::Pause(reason);
+            }
+            let deadline = [end, booted, look_at].into_iter().flatten().min();
+            record = match deadline {
+                None => self.changed.wait(record).unwrap_or_else(PoisonError::into_inner),
+                Some(at) => {
+                    let wait = self.changed.wait_timeout(record, at - now);
+                    wait.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
