@@ -13,3 +13,8 @@ pub(crate) fn directory() -> PathBuf {
     let directory = std::env::var_os("TMPDIR").filter(|directory| !directory.is_empty());
     directory.map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
 }
+
+/// The end of an error about such a file: how to choose another directory, where that is possible.
+pub(crate) fn advice() -> &'static str {
+    if host::caller().is_some() { "" } else { "; TMPDIR names another directory" }
+}

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Finished, collect, finish, finish_with_input, kvm_or_skip, run_payload, scratch, signal, skip};
+use coracle_agent::protocol::emulated_host::environment::CALLER;
 
 macro_rules! needs_kvm_and_root {
     () => {
@@ -117,7 +118,12 @@ fn overlay_that_is_full_gives_the_guest_an_error() {
         );
         let mut command = write_a_sector(&disk, ",cow");
         let run = finish(command.env("TMPDIR", other.parent().unwrap()));
-        run.expect(125, "which is in memory, and needs a limit there");
+        run.expect(125, "needs a limit there: give cow-size=; TMPDIR names another directory");
+        // On an emulated host it is always /tmp.
+        mount("tmpfs", Path::new("/tmp"), "tmpfs", 0, "size=1m");
+        let mut command = write_a_sector(&disk, ",cow");
+        let run = finish(command.env("TMPDIR", other.parent().unwrap()).env(CALLER, "0"));
+        run.expect(125, "would be in /tmp, which is in memory, and needs a limit there: give cow-size=\n");
     });
 }
 

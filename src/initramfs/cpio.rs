@@ -46,7 +46,7 @@ pub enum ArchiveError {
         r#source: io::Error,
     },
     /// The archive cannot be written.
-    #[error("an initramfs cannot be written to a file in {}; TMPDIR names another folder: {source}", folder.display())]
+    #[error("an initramfs cannot be written to a file in {}: {source}{}", folder.display(), temporary::advice())]
     Spool {
         /// Where the file was to be.
         folder: PathBuf,

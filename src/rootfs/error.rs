@@ -7,6 +7,7 @@ use super::directory::DirectoryError;
 use super::erofs::ImageError;
 use super::tar::TarError;
 use super::unpack::UnpackError;
+use crate::temporary;
 
 /// Why there is no root.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +128,7 @@ pub enum RootError {
         r#source: ImageError,
     },
     /// There is no place for files without a name.
-    #[error("{}: a file for the root cannot be made there (TMPDIR chooses another folder): {source}", folder.display())]
+    #[error("{}: a file for the root cannot be made there: {source}{}", folder.display(), temporary::advice())]
     Spool {
         /// Where it was to be.
         folder: PathBuf,

@@ -40,6 +40,7 @@ use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::rootfs::Root;
+use crate::temporary;
 use crate::thread::ThreadKind;
 
 /// Every virtio device of a machine, in the order in which its guest finds them.
@@ -96,7 +97,7 @@ pub enum VirtioError {
         r#source: DiskOpenError,
     },
     /// A disk cannot have its overlay.
-    #[error("--disk {}: {source}", path.display())]
+    #[error("--disk {}: {source}{}", path.display(), temporary::advice())]
     Overlay {
         /// As configured.
         path: PathBuf,

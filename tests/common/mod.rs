@@ -113,6 +113,16 @@ pub fn count(folder: &str) -> usize {
     fs::read_dir(folder).unwrap().count()
 }
 
+/// True where an overlay in this directory could take nothing, or the host does not answer.
+pub fn is_nearly_full(directory: &str) -> bool {
+    let directory = std::ffi::CString::new(directory).unwrap();
+    // SAFETY: plain numbers, for which zero is a value.
+    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is a string with an end, and the structure has room for the answer.
+    let result = unsafe { libc::statvfs(directory.as_ptr(), &raw mut stat) };
+    result != 0 || stat.f_bavail <= (stat.f_blocks * 5).div_ceil(100) + 16
+}
+
 /// Says that a test has not run. The test harness would hide `println!` of a test that passes.
 pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");

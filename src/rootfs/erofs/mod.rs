@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use self::layout::{BLOCK, INODE, Layout, Placed, SUPER_OFFSET, Xattr};
 use super::tree::{Inode, Kind, Tree};
 use crate::sparse::write_unless_zero;
+use crate::temporary;
 
 /// What was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +45,7 @@ pub enum ImageError {
         r#source: io::Error,
     },
     /// The image.
-    #[error("its image cannot be written (TMPDIR chooses another folder): {0}")]
+    #[error("its image cannot be written: {0}{advice}", advice = temporary::advice())]
     Write(io::Error),
 }
 

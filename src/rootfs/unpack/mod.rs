@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek};
 use flate2::bufread::GzDecoder;
 
 use crate::compression::{WriteOutError, Xz, ZstdFrames, room_for, write_out};
+use crate::temporary;
 
 /// What a tar is packed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub enum UnpackError {
         packing: &'static str,
     },
     /// The host has no room.
-    #[error("it cannot be unpacked to {folder} (TMPDIR chooses another folder): {source}")]
+    #[error("it cannot be unpacked to {folder}: {source}{}", temporary::advice())]
     Write {
         /// Where it was to go.
         folder: String,

@@ -59,7 +59,7 @@ pub enum OverlayError {
     #[error(transparent)]
     Base(#[from] DiskOpenError),
     /// The overlay's file cannot be made.
-    #[error("its overlay cannot be made in {} (TMPDIR chooses another folder): {source}", folder.display())]
+    #[error("its overlay cannot be made in {}: {source}", folder.display())]
     Layer {
         /// Where it was to be.
         folder: PathBuf,
@@ -68,8 +68,7 @@ pub enum OverlayError {
     },
     /// The folder is in memory, and nobody has said how much of it the overlay may take.
     #[error(
-        "its overlay would be in {}, which is in memory, and needs a limit there: give cow-size=, or choose another folder \
-         by TMPDIR",
+        "its overlay would be in {}, which is in memory, and needs a limit there: give cow-size=",
         folder.display()
     )]
     InMemory {
@@ -80,9 +79,7 @@ pub enum OverlayError {
 
 /// The guest has written so much that the host would soon have no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the overlay does not take the last {RESERVE} % of its file system (TMPDIR chooses another directory)"
-)]
+#[error("the overlay does not take the last {RESERVE} % of its file system")]
 struct ReserveReached;
 
 impl Overlay {

@@ -14,6 +14,7 @@ use crate::memory::GuestMemory;
 use crate::virtio::testing::memory;
 
 const DISK: u64 = 64 << 10;
+const IN_MEMORY: &str = "/dev/shm";
 
 struct Scratch {
     folder: TempDir,
@@ -23,6 +24,11 @@ struct Scratch {
 impl Scratch {
     fn new() -> Self {
         Self { folder: TempDir::new_in("/var/tmp".as_ref()).unwrap(), memory: memory() }
+    }
+
+    /// A place that has room for overlays, however full the disk of the machine is.
+    fn in_memory() -> Self {
+        Self { folder: TempDir::new_in(IN_MEMORY.as_ref()).unwrap(), memory: memory() }
     }
 
     /// A file whose byte at each offset tells the offset.
@@ -179,8 +185,8 @@ fn what_is_no_disk_is_refused() {
 
 #[test]
 fn overlay_keeps_the_file_as_it_was_and_shows_what_was_written() {
-    let scratch = Scratch::new();
-    let disk = overlay(&scratch, OverlaySize::Unlimited);
+    let scratch = Scratch::in_memory();
+    let disk = overlay(&scratch, OverlaySize::Bytes(DISK));
     assert!(!disk.is_read_only());
     assert!(scratch.read(&disk, 0, DISK as usize).unwrap() == content());
     let mut expected = content();
@@ -200,7 +206,7 @@ fn overlay_keeps_the_file_as_it_was_and_shows_what_was_written() {
 
 #[test]
 fn overlay_with_a_limit_is_full_there_and_what_it_has_can_be_rewritten() {
-    let scratch = Scratch::new();
+    let scratch = Scratch::in_memory();
     let disk = overlay(&scratch, OverlaySize::Bytes(8192));
     scratch.write(&disk, 0, &[1; 512]).unwrap();
     scratch.write(&disk, 40_960, &[2; 512]).unwrap();
@@ -220,9 +226,9 @@ fn overlay_with_a_limit_is_full_there_and_what_it_has_can_be_rewritten() {
 fn overlay_in_memory_needs_a_limit() {
     let scratch = Scratch::new();
     let path = scratch.disk();
-    let error = Overlay::open(&path, "/dev/shm".as_ref(), OverlaySize::Unlimited).unwrap_err();
+    let error = Overlay::open(&path, IN_MEMORY.as_ref(), OverlaySize::Unlimited).unwrap_err();
     assert!(matches!(error, OverlayError::InMemory { .. }), "{error}");
-    Overlay::open(&path, "/dev/shm".as_ref(), OverlaySize::Bytes(1 << 20)).unwrap();
+    Overlay::open(&path, IN_MEMORY.as_ref(), OverlaySize::Bytes(1 << 20)).unwrap();
     let error = Overlay::open(&path, "/no/such".as_ref(), OverlaySize::Unlimited).unwrap_err();
     assert!(matches!(error, OverlayError::Layer { .. }), "{error}");
 }
@@ -233,8 +239,8 @@ proptest! {
     fn overlay_agrees_with_an_array(
         steps in proptest::collection::vec((0..3_u8, 0..DISK / 512, 1..40_u64, any::<u8>()), 1..60),
     ) {
-        let scratch = Scratch::new();
-        let disk = overlay(&scratch, OverlaySize::Unlimited);
+        let scratch = Scratch::in_memory();
+        let disk = overlay(&scratch, OverlaySize::Bytes(DISK));
         let mut expected = content();
         for (kind, sector, sectors, value) in steps {
             let (offset, len) = (sector * 512, sectors.min(DISK / 512 - sector) * 512);
