@@ -45,5 +45,5 @@ pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failur
 
 /// The line that says where the guest runs, and what that means.
 pub(super) fn on_emulated_host_because(because: &str) -> String {
-    format!("running on an emulated host, slowly, and not safe from a hostile guest: {because}")
+    format!("running on an emulated host, which is not a boundary against a hostile guest: {because}")
 }
