@@ -2,13 +2,13 @@
 //!
 //! The pages are made when they are first touched, by whoever touches them.
 
-use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_arch::nameless_file;
 use coracle_arch::x86_64::layout::{self, RamRegion};
 use coracle_devices::memory::GuestMemory;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -120,7 +120,7 @@ impl GuestRam {
 /// The stretches of RAM by guest address.
 fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
     let file = match memory.backing() {
-        MemoryBacking::Memfd => Some(memory_file(c"coracle-ram", memory.bytes())?),
+        MemoryBacking::Memfd => Some(nameless_file::create_in_memory(c"coracle-ram", memory.bytes())?),
         MemoryBacking::Anonymous | MemoryBacking::HugePages(_) => None,
     };
     let mut mappings = Vec::new();
@@ -136,19 +136,6 @@ fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
         offset += len;
     }
     Ok(mappings)
-}
-
-/// A file of this size that exists in memory only. Its mappings keep it.
-pub(crate) fn memory_file(name: &CStr, bytes: u64) -> io::Result<File> {
-    // SAFETY: the name is a string with an end.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and nobody else's.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(bytes)?;
-    Ok(file)
 }
 
 fn map_error(memory: MemoryConfig, source: io::Error) -> MemoryError {

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use crate::host;
+use coracle_agent::protocol::emulated_host::environment::caller;
 
 /// `TMPDIR`, else `/var/tmp`: not `/tmp`, which is in memory on many systems. On an emulated host it is always `/tmp`: what
 /// is not in memory there is shared with the outer host, also the caller's `TMPDIR`, and a file on a share needs its name.
 pub(crate) fn directory() -> PathBuf {
-    if host::caller().is_some() {
+    if caller().is_some() {
         return PathBuf::from("/tmp");
     }
     let directory = std::env::var_os("TMPDIR").filter(|directory| !directory.is_empty());
@@ -16,5 +16,5 @@ pub(crate) fn directory() -> PathBuf {
 
 /// The end of an error about such a file: how to choose another directory, where that is possible.
 pub(crate) fn advice() -> &'static str {
-    if host::caller().is_some() { "" } else { "; TMPDIR names another directory" }
+    if caller().is_some() { "" } else { "; TMPDIR names another directory" }
 }

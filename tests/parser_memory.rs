@@ -18,7 +18,7 @@ use coracle::config::{RootConfig, RootKind};
 use coracle::initramfs::ModuleTree;
 use coracle::rootfs::{self, ImageReport, RootError};
 use coracle::{KernelImage, kernel_image};
-use coracle_devices::backend::disk::nameless_file;
+use coracle_arch::nameless_file;
 use coracle_payload::Payload;
 use vmm_sys_util::tempdir::TempDir;
 
@@ -144,7 +144,7 @@ impl Tar {
 }
 
 fn file(bytes: &[u8]) -> File {
-    let file = nameless_file(&std::env::temp_dir()).unwrap();
+    let file = nameless_file::create_in(&std::env::temp_dir()).unwrap();
     file.write_all_at(bytes, 0).unwrap();
     file
 }

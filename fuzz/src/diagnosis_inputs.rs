@@ -5,13 +5,13 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use coracle::diagnosis::inputs;
-use coracle_devices::backend::disk::nameless_file;
+use coracle_arch::nameless_file;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 /// `data` is an ELF file, and what lies in the guest's memory. A name of a function, if there is one, can be shown as
 /// it is, and the value of an option is in one line.
 pub fn diagnosis_inputs(data: &[u8]) {
-    let file = nameless_file(&std::env::temp_dir()).unwrap();
+    let file = nameless_file::create_in(&std::env::temp_dir()).unwrap();
     file.write_all_at(data, 0).unwrap();
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     for function in inputs::functions(Path::new(&path), &ADDRESSES).into_iter().flatten() {

@@ -5,16 +5,16 @@ use std::os::unix::fs::FileExt;
 
 use coracle::config::{RootConfig, RootKind};
 use coracle::rootfs::write_image;
-use coracle_devices::backend::disk::nameless_file;
+use coracle_arch::nameless_file;
 
 /// `data` is the tar, packed by what its first bytes say. What is not packed is for the target `root_tar`.
 pub fn packed_tar(data: &[u8]) {
     if !super::root_tar::PACKED.iter().any(|magic| data.starts_with(magic)) {
         return;
     }
-    let source = nameless_file(&std::env::temp_dir()).unwrap();
+    let source = nameless_file::create_in(&std::env::temp_dir()).unwrap();
     source.write_all_at(data, 0).unwrap();
-    let image = nameless_file(&std::env::temp_dir()).unwrap();
+    let image = nameless_file::create_in(&std::env::temp_dir()).unwrap();
     let path = format!("/proc/self/fd/{}", source.as_raw_fd());
     let root = RootConfig { kind: Some(RootKind::Tar), ..RootConfig::new(path) };
     if let Ok(report) = write_image(&root, &image) {

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use coracle::config::{RootConfig, RootKind};
 use coracle::rootfs::write_image;
-use coracle_devices::backend::disk::nameless_file;
+use coracle_arch::nameless_file;
 
 /// `data` is the tar, not packed: what unpacks it are the decoders of others. One that is taken gives an image, which says
 /// its own length where the format has it.
@@ -15,7 +15,7 @@ pub fn root_tar(data: &[u8]) {
         return;
     }
     let file = |content: &[u8]| -> File {
-        let file = nameless_file(&std::env::temp_dir()).unwrap();
+        let file = nameless_file::create_in(&std::env::temp_dir()).unwrap();
         file.write_all_at(content, 0).unwrap();
         file
     };

@@ -13,11 +13,12 @@ use std::fs::File;
 use std::io::{self, BufRead, Read};
 use std::os::unix::fs::FileExt;
 
+use coracle_arch::nameless_file;
+
 use self::lz4_legacy::Lz4Legacy;
 pub(crate) use self::room::room_for;
 pub(crate) use self::xz::Xz;
 pub(crate) use self::zstd::ZstdFrames;
-use crate::memory::memory_file;
 use crate::sparse::write_unless_zero;
 
 /// What the first bytes of a file say about its compression.
@@ -97,7 +98,7 @@ impl Compression {
         limit: u64,
     ) -> Result<(File, u64), DecompressError> {
         let no_memory = |source| DecompressError::NoMemory { compression: self, source };
-        let file = memory_file(c"coracle-unpacked", 0).map_err(no_memory)?;
+        let file = nameless_file::create_in_memory(c"coracle-unpacked", 0).map_err(no_memory)?;
         let mut stream = self.stream(packed, room).map_err(|error| self.damaged(error))?;
         match write_out(&mut *stream, &file, limit) {
             Ok(len) => Ok((file, len)),

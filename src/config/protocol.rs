@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use coracle_arch::x86_64::image::BootProtocol;
+
 use super::ConfigError;
 
 /// The boot protocol.
@@ -16,6 +18,17 @@ pub enum KernelProtocol {
     Linux,
     /// The 32-bit entry that a PVH note names.
     Pvh,
+}
+
+impl KernelProtocol {
+    /// The protocol that was chosen; none where the image decides.
+    pub(crate) fn chosen(self) -> Option<BootProtocol> {
+        match self {
+            Self::Auto => None,
+            Self::Linux => Some(BootProtocol::Linux64),
+            Self::Pvh => Some(BootProtocol::Pvh),
+        }
+    }
 }
 
 impl FromStr for KernelProtocol {

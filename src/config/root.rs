@@ -6,6 +6,8 @@ use std::str::FromStr;
 use super::ConfigError;
 use super::memory_size::size_in_bytes;
 use super::words::{once, path_and_words};
+use crate::rootfs::RootSource;
+pub use crate::rootfs::{RootAccess, RootForm, RootKind};
 
 /// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
 /// LZ4), or an image of ext4, EROFS or squashfs.
@@ -24,43 +26,6 @@ pub struct RootConfig {
     pub keep_ids: bool,
 }
 
-/// What a root is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RootKind {
-    /// A folder of the host.
-    Directory,
-    /// A tar, packed or not.
-    Tar,
-    /// An image of a file system.
-    Image,
-}
-
-/// What becomes of what a guest writes to its root.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RootAccess {
-    /// It is gone with the machine, and the source stays as it is.
-    #[default]
-    Private,
-    /// The same, and at most so many bytes of it. For images of ext4.
-    PrivateUpTo(u64),
-    /// It goes to the image, which nobody else may use meanwhile. For images of ext4.
-    Image,
-}
-
-/// How a folder or tar gets into the guest.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RootForm {
-    /// As an initramfs where it is small and has no extended attributes, else on a disk.
-    #[default]
-    Auto,
-    /// As an initramfs, which any kernel can have, and which takes memory.
-    Initramfs,
-    /// On a read-only disk (EROFS) with what is written in the guest's memory (overlayfs).
-    Disk,
-}
-
 impl RootConfig {
     /// A root whose source stays as it is.
     pub fn new(path: impl Into<PathBuf>) -> RootConfig {
@@ -71,6 +36,13 @@ impl RootConfig {
             form: RootForm::default(),
             keep_ids: false,
         }
+    }
+}
+
+impl<'a> From<&'a RootConfig> for RootSource<'a> {
+    fn from(config: &'a RootConfig) -> RootSource<'a> {
+        let &RootConfig { ref path, kind, access, form, keep_ids } = config;
+        RootSource { path, kind, access, form, keep_ids }
     }
 }
 

@@ -2,16 +2,11 @@
 
 use std::time::Duration;
 
-use coracle_agent::protocol::emulated_host::environment::{BOOT_TIME, CALLER, MARK};
+use coracle_agent::protocol::emulated_host::environment::{BOOT_TIME, MARK};
 
 /// Whether this process runs on an emulated host.
 pub fn on_emulated_host() -> bool {
     std::env::var_os(MARK).is_some()
-}
-
-/// On an emulated host, the id of the user who started it.
-pub(crate) fn caller() -> Option<u32> {
-    std::env::var(CALLER).ok()?.parse().ok()
 }
 
 /// On an emulated host, the time from the start of QEMU until it ran programs.

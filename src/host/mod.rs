@@ -5,6 +5,6 @@ mod inside;
 mod kvm_kind;
 
 pub use ensure::{EnsureKvmError, KvmPolicy, ensure_kvm};
+pub(crate) use inside::boot_time;
 pub use inside::on_emulated_host;
-pub(crate) use inside::{boot_time, caller};
 pub use kvm_kind::{KvmKind, check_kvm, hides_xsave};

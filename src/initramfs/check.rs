@@ -43,7 +43,7 @@ pub enum InitrdError {
 ///
 /// # Errors
 /// Linux would not unpack it.
-pub(crate) fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
+pub fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
     let file = initrd.file();
     let path = file.path();
     let head = bytes::<512>(file, 0).unwrap_or_else(|| {

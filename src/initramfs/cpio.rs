@@ -8,8 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use coracle_arch::regular_file;
-use coracle_devices::backend::disk::nameless_file;
+use coracle_arch::{nameless_file, regular_file};
 
 use crate::temporary;
 
@@ -134,7 +133,7 @@ impl Archive {
     /// As [`Archive::finish`], or the folder takes no file of this size.
     pub fn spool(self) -> Result<File, ArchiveError> {
         let folder = temporary::directory();
-        let file = nameless_file(&folder).map_err(Failure::Write).and_then(|file| {
+        let file = nameless_file::create_in(&folder).map_err(Failure::Write).and_then(|file| {
             let mut out = io::BufWriter::new(&file);
             self.write(&mut out)?;
             out.flush().map_err(Failure::Write)?;

@@ -14,36 +14,42 @@ use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
 use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
-use crate::config::RootKind;
 use crate::guest_data::{self, AgentProgramError, agent_program};
-use crate::rootfs::{self, RootStart};
-use coracle_devices::journal;
+use crate::rootfs::{self, RootKind, RootStart};
 
 /// What the archive is to be made of.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct LoaderRequest<'a> {
+pub struct LoaderRequest<'a> {
     /// The kernel image.
-    pub(crate) kernel: &'a Path,
+    pub kernel: &'a Path,
     /// Its release, if it says so.
-    pub(crate) release: Option<&'a str>,
+    pub release: Option<&'a str>,
     /// Where its modules are, if the user has said so.
-    pub(crate) folder: Option<&'a Path>,
+    pub folder: Option<&'a Path>,
     /// The modules that the devices need.
-    pub(crate) modules: &'a [&'a str],
+    pub modules: &'a [&'a str],
     /// The file systems that the root which the loader mounts may have.
-    pub(crate) file_systems: &'a [&'a str],
+    pub file_systems: &'a [&'a str],
     /// Whether the user has an initrd.
-    pub(crate) has_initrd: bool,
+    pub has_initrd: bool,
     /// The program, if the user has said so.
-    pub(crate) program: Option<&'a Path>,
+    pub program: Option<&'a Path>,
     /// Whether the program is wanted without modules, too: it is the guest's agent.
-    pub(crate) is_agent: bool,
+    pub is_agent: bool,
     /// Where the root is that it starts in any case, modules or not.
-    pub(crate) root: Option<RootStart>,
+    pub root: Option<RootStart>,
     /// The block device that `root=` names, where that is the loader's to mount.
-    pub(crate) root_device: Option<&'a str>,
-    /// Whether the log is told of modules that cannot be found: not when this is only a look, before the machine is built.
-    pub(crate) warns: bool,
+    pub root_device: Option<&'a str>,
+}
+
+/// The archive, and what it lacks.
+#[derive(Debug, Default)]
+pub struct Loader {
+    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when they need
+    /// none, or the kernel has all of them built in, and the program has nothing else to do.
+    pub archive: Option<InitrdFile>,
+    /// Why no modules are in it, where that matters only if the kernel does not have them built in.
+    pub without_modules: Option<LoaderError>,
 }
 
 impl LoaderRequest<'_> {
@@ -156,32 +162,33 @@ pub enum LoaderError {
     Archive(#[from] ArchiveError),
 }
 
-/// The initrd with the modules that a machine's devices need, and the program that loads them; `None` when they need none,
-/// or the kernel has all of them built in, and the program has nothing else to do.
+/// Makes the archive. The kernel may do without modules that are nowhere and that nobody has named: ask
+/// [`LoaderError::matters`] whether to warn of it.
 ///
 /// # Errors
-/// The user has said where the modules are, and they cannot be had. If nobody has, the kernel may do without: that is a
-/// warning in the log. Or `root=` has a form that the loader does not know.
-pub(crate) fn initrd(request: &LoaderRequest<'_>) -> Result<Option<InitrdFile>, LoaderError> {
+/// The user has said where the modules are, and they are not available; or `root=` has a form that the loader does not
+/// know.
+pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
     if request.modules.is_empty() && !request.needs_program() {
-        return Ok(None);
+        return Ok(Loader::default());
     }
-    let made = match archive(request, modules_of(request)) {
+    let (made, without_modules) = match archive(request, modules_of(request)) {
         Err(error) if request.folder.is_none() && (!request.needs_program() || error.is_about_modules()) => {
-            // A kernel that has them built in misses nothing.
-            if request.warns
-                && !(error.is_nowhere() && missing_of(request.kernel, request.modules).is_empty())
-            {
-                journal!(Host Warn, "{error}");
-            }
-            archive(request, Ok(Modules::default()))
+            (archive(request, Ok(Modules::default()))?, Some(error))
         }
-        made => made,
+        made => (made?, None),
     };
-    Ok(made?.and_then(|bytes| InitrdFile::from_bytes("module loader".as_ref(), bytes).ok()))
+    let archive = made.and_then(|bytes| InitrdFile::from_bytes("module loader".as_ref(), bytes).ok());
+    Ok(Loader { archive, without_modules })
 }
 
 impl LoaderError {
+    /// Whether the machine of this request may lack something for it: not when its kernel has every module built in. Reads
+    /// the kernel to see.
+    pub fn matters(&self, request: &LoaderRequest<'_>) -> bool {
+        !self.is_nowhere() || !missing_of(request.kernel, request.modules).is_empty()
+    }
+
     /// Whether there are no modules of the kernel at all.
     fn is_nowhere(&self) -> bool {
         matches!(self, LoaderError::NoTree { .. } | LoaderError::NoRelease { .. })
@@ -348,7 +355,7 @@ fn has_file_system(path: &Path, found: &fs::Metadata) -> bool {
 }
 
 /// The folder of a kernel's modules where nobody has named one, if there is any.
-pub(crate) fn modules_folder(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
+pub fn modules_folder(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
     let request = LoaderRequest {
         kernel,
         release,
@@ -360,7 +367,6 @@ pub(crate) fn modules_folder(kernel: &Path, release: Option<&str>) -> Option<Pat
         is_agent: false,
         root: None,
         root_device: None,
-        warns: false,
     };
     tree_folder(&request).ok()
 }
@@ -414,7 +420,6 @@ mod tests {
             is_agent: false,
             root: None,
             root_device: None,
-            warns: true,
         }
     }
 
@@ -578,7 +583,7 @@ mod tests {
                 program: Some(Path::new("/proc/self/exe")),
                 ..request(Path::new("/vmlinuz"), Some(&tree.root))
             };
-            initrd(&request).map(|archive| archive.is_some())
+            initrd(&request).map(|loader| loader.archive.is_some())
         };
         // What the kernel has built in is enough for a device by its name.
         assert!(!with("/dev/vda", &["virtio"]).unwrap() && !with("PARTUUID=1-1", &["virtio"]).unwrap());

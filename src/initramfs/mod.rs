@@ -2,9 +2,9 @@
 //! machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
 
 mod built_in;
-pub(crate) mod check;
+pub mod check;
 mod cpio;
-pub(crate) mod loader;
+pub mod loader;
 mod module_files;
 mod module_tree;
 #[cfg(test)]

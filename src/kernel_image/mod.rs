@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use coracle_arch::x86_64::image::{BootProtocol, ImageError, ImageFormat, KernelImage};
 
 pub use self::unpack::{UnpackError, unpack};
-use crate::config::KernelProtocol;
 
-/// What is to be done with a kernel file.
+/// A kernel file, and the way into it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct KernelRequest<'a> {
+pub struct KernelRequest<'a> {
+    /// The file.
     pub path: &'a Path,
-    pub protocol: KernelProtocol,
+    /// The entry. None: Linux by its 64-bit entry, another ELF image by its PVH note where it has one.
+    pub protocol: Option<BootProtocol>,
     /// Whether the kernel must be one that can choose its own address.
     pub kaslr: bool,
 }
@@ -47,12 +48,14 @@ pub enum KernelError {
 ///
 /// # Errors
 /// The file is no kernel, is damaged, or has no such entry.
-pub(crate) fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelError> {
+pub fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelError> {
     let KernelRequest { path, protocol, kaslr } = request;
     let packed = KernelImage::open(path)?;
     let unpacked = match packed.format() {
         ImageFormat::Elf if kaslr => return Err(KernelError::KaslrOfElf { path: path.to_owned() }),
-        ImageFormat::BzImage if protocol == KernelProtocol::Pvh && !kaslr => unpack::unpack_known(&packed)?,
+        ImageFormat::BzImage if protocol == Some(BootProtocol::Pvh) && !kaslr => {
+            unpack::unpack_known(&packed)?
+        }
         ImageFormat::Elf | ImageFormat::BzImage => None,
     };
     let image = match unpacked {
@@ -60,9 +63,8 @@ pub(crate) fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelErro
         None => packed,
     };
     Ok(match protocol {
-        KernelProtocol::Auto => image,
-        KernelProtocol::Linux => image.with_protocol(BootProtocol::Linux64)?,
-        KernelProtocol::Pvh => image.with_protocol(BootProtocol::Pvh)?,
+        Some(protocol) => image.with_protocol(protocol)?,
+        None => image,
     })
 }
 
@@ -96,8 +98,12 @@ mod tests {
             Kernel::new(name, &Payload::named("exit-7").unwrap().bzimage(&packed))
         }
 
-        fn open(&self, protocol: KernelProtocol, kaslr: bool) -> Result<KernelImage, KernelError> {
-            open(KernelRequest { path: &self.0, protocol, kaslr })
+        fn open(
+            &self,
+            protocol: impl Into<Option<BootProtocol>>,
+            kaslr: bool,
+        ) -> Result<KernelImage, KernelError> {
+            open(KernelRequest { path: &self.0, protocol: protocol.into(), kaslr })
         }
     }
 
@@ -113,7 +119,7 @@ mod tests {
             ALL.into_iter().flat_map(|compression| [(compression, false), (compression, true)])
         {
             let kernel = Kernel::packed("auto", compression);
-            let image = kernel.open(KernelProtocol::Auto, kaslr).unwrap();
+            let image = kernel.open(None, kaslr).unwrap();
             assert_eq!((image.format(), image.path()), (ImageFormat::BzImage, &*kernel.0), "{compression}");
             assert_eq!(image.release(), Some("0.0.0-payload"));
         }
@@ -123,9 +129,9 @@ mod tests {
     fn pvh_entry_of_a_packed_kernel_is_reached_by_unpacking() {
         for compression in ALL {
             let kernel = Kernel::packed("pvh", compression);
-            let image = kernel.open(KernelProtocol::Pvh, false).unwrap();
+            let image = kernel.open(BootProtocol::Pvh, false).unwrap();
             assert_eq!(image.protocol(), BootProtocol::Pvh, "{compression}");
-            let error = kernel.open(KernelProtocol::Pvh, true).unwrap_err().to_string();
+            let error = kernel.open(BootProtocol::Pvh, true).unwrap_err().to_string();
             assert!(error.contains("has no PVH entry"), "{error}");
         }
     }
@@ -133,17 +139,17 @@ mod tests {
     #[test]
     fn bzimage_that_cannot_be_unpacked_has_its_own_entry_only() {
         let kernel = Kernel::new("own", &Payload::named("exit-7").unwrap().bzimage(b"BZh9"));
-        let image = kernel.open(KernelProtocol::Linux, false).unwrap();
+        let image = kernel.open(BootProtocol::Linux64, false).unwrap();
         assert_eq!((image.format(), image.entry()), (ImageFormat::BzImage, 0x100_0200));
-        let error = kernel.open(KernelProtocol::Pvh, false).unwrap_err().to_string();
+        let error = kernel.open(BootProtocol::Pvh, false).unwrap_err().to_string();
         assert!(error.contains("has no PVH entry"), "{error}");
     }
 
     #[test]
     fn elf_file_cannot_move_itself() {
         let kernel = Kernel::new("elf", &Payload::named("hello-exit").unwrap().elf());
-        assert_eq!(kernel.open(KernelProtocol::Linux, false).unwrap().protocol(), BootProtocol::Linux64);
-        let error = kernel.open(KernelProtocol::Auto, true).unwrap_err().to_string();
+        assert_eq!(kernel.open(BootProtocol::Linux64, false).unwrap().protocol(), BootProtocol::Linux64);
+        let error = kernel.open(None, true).unwrap_err().to_string();
         assert!(error.contains("--kaslr") && error.contains(kernel.0.to_str().unwrap()), "{error}");
     }
 
@@ -153,7 +159,7 @@ mod tests {
             "text",
             &Payload::named("exit-7").unwrap().bzimage(&pack(Compression::Gzip, b"text")),
         );
-        let error = kernel.open(KernelProtocol::Pvh, false).unwrap_err().to_string();
+        let error = kernel.open(BootProtocol::Pvh, false).unwrap_err().to_string();
         assert!(error.contains(kernel.0.to_str().unwrap()) && error.contains("a text file"), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use crate::host;
+use coracle_agent::protocol::emulated_host::environment::caller;
 
 /// The user that this program runs for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Caller {
     /// The user of this process, or the one that it was started for on an emulated host.
     pub(super) fn here() -> Caller {
         let own = || fs::metadata("/proc/self").map_or(0, |process| process.uid());
-        let uid = host::caller().unwrap_or_else(own);
+        let uid = caller().unwrap_or_else(own);
         let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
         let overflow = fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
         let overflow = overflow.and_then(|id| id.trim().parse().ok()).filter(|_| !is_whole(&map));

@@ -12,6 +12,7 @@ mod error;
 mod foreign;
 mod left_out;
 mod newc;
+mod request;
 mod source;
 mod tar;
 mod tree;
@@ -22,9 +23,9 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use coracle_agent::protocol::emulated_host::environment;
+use coracle_arch::nameless_file;
 use coracle_arch::x86_64::initrd::InitrdFile;
-use coracle_devices::backend::disk::nameless_file as nameless_file_in;
-use coracle_devices::journal;
 
 use self::caller::Caller;
 pub use self::directory::DirectoryError;
@@ -33,13 +34,12 @@ use self::erofs::Written;
 pub use self::error::RootError;
 use self::foreign::Foreign;
 pub use self::left_out::LeftOut;
+pub use self::request::{RootAccess, RootForm, RootKind, RootRequest, RootSource};
 use self::source::{FileSystem, Source};
 pub use self::tar::TarError;
 pub use self::tree::EntryError;
 use self::tree::Tree;
 pub use self::unpack::UnpackError;
-use crate::config::{DiskAccess, DiskConfig, RootAccess, RootConfig, RootForm, RootKind, VmConfig};
-use crate::host;
 use crate::temporary;
 
 /// What an image was made of.
@@ -55,7 +55,7 @@ pub struct ImageReport {
 
 /// A root that is ready to be given to a guest.
 #[derive(Debug)]
-pub(crate) enum Root {
+pub enum Root {
     /// All of it is in memory; none when it has been given to the initrds.
     Initramfs(Option<InitrdFile>),
     /// It is on a disk of its own.
@@ -64,7 +64,7 @@ pub(crate) enum Root {
 
 /// Where the loader finds a root that was made for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum RootStart {
+pub enum RootStart {
     /// Around itself: the initramfs is the root.
     Here,
     /// On the device that the command line names.
@@ -73,29 +73,49 @@ pub(crate) enum RootStart {
 
 /// The disk with a root.
 #[derive(Debug)]
-pub(crate) struct RootDisk {
+pub struct RootDisk {
     /// What holds it.
-    pub(crate) backing: RootBacking,
+    pub backing: RootBacking,
     file_system: FileSystem,
 }
 
 /// What holds the disk with a root.
 #[derive(Debug)]
-pub(crate) enum RootBacking {
+pub enum RootBacking {
     /// An image that was made here, to be read.
     Made(File),
     /// An image of the user's.
-    Image(DiskConfig),
+    Image {
+        /// Its path.
+        path: PathBuf,
+        /// Where the guest's writes go.
+        access: ImageAccess,
+    },
 }
 
-/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as
-/// [`VmBuilder::root_image`](crate::VmBuilder::root_image) takes it.
+/// What a guest may do with the image that its root is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageAccess {
+    /// Read it, as others do.
+    ReadOnly,
+    /// Write to it, alone.
+    ReadWrite,
+    /// Write to an overlay, which is gone with the machine.
+    Overlay {
+        /// The most bytes that the overlay takes; none: what its file system has.
+        most: Option<u64>,
+    },
+}
+
+/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as `VmBuilder::root_image` of
+/// the crate `coracle` takes it.
 ///
 /// # Errors
 /// The source is no folder and no tar, or cannot be read, or the image cannot be written.
-pub fn write_image(root: &RootConfig, image: &File) -> Result<ImageReport, RootError> {
+pub fn write_image<'a>(root: impl Into<RootSource<'a>>, image: &File) -> Result<ImageReport, RootError> {
+    let root = &root.into();
     let mut left_out = LeftOut::default();
-    let source = Source::open(&root.path)?;
+    let source = Source::open(root.path)?;
     let wanted = if source.kind() == RootKind::Image { Some(RootKind::Directory) } else { root.kind };
     check_kind(root, &source, wanted)?;
     let tree = tree_of(root, source, &mut left_out)?;
@@ -111,17 +131,17 @@ pub fn kind_of(path: &Path) -> Result<RootKind, RootError> {
     Source::open(path).map(|source| source.kind())
 }
 
-/// Looks whether the root of a configuration can be had, without making anything.
+/// Looks whether a root is available, without making anything.
 ///
 /// # Errors
-/// It cannot, as far as that can be told at a glance.
-pub(crate) fn check(config: &VmConfig) -> Result<(), RootError> {
-    let Some((root, source)) = opened(config)? else { return Ok(()) };
-    match source {
+/// It is not, as far as that can be told at a glance.
+pub fn check(request: &RootRequest<'_>) -> Result<(), RootError> {
+    let root = &request.source;
+    match opened(request)? {
         Source::Directory => {
-            let failed = |source| RootError::Open { path: root.path.clone(), source };
-            if fs::read_dir(&root.path).map_err(failed)?.next().is_none() {
-                return Err(RootError::Empty { path: root.path.clone() });
+            let failed = |source| RootError::Open { path: root.path.to_owned(), source };
+            if fs::read_dir(root.path).map_err(failed)?.next().is_none() {
+                return Err(RootError::Empty { path: root.path.to_owned() });
             }
         }
         source @ Source::Tar(..) => drop(tree_of(root, source, &mut LeftOut::default())?),
@@ -131,50 +151,49 @@ pub(crate) fn check(config: &VmConfig) -> Result<(), RootError> {
     Ok(())
 }
 
-/// Makes the root of a configuration; what of it is not kept is a warning in the log.
+/// Makes a root, and says what of its source is not in it.
 ///
 /// # Errors
 /// The source cannot be read, or there is no room for the image.
-pub(crate) fn prepare(config: &VmConfig) -> Result<Option<Root>, RootError> {
-    let Some((root, source)) = opened(config)? else { return Ok(None) };
-    if let Source::Image(file_system) = source {
-        let backing = RootBacking::Image(image_disk(root, file_system));
-        return Ok(Some(Root::Disk(RootDisk { backing, file_system })));
-    }
+pub fn prepare(request: &RootRequest<'_>) -> Result<(Root, LeftOut), RootError> {
+    let root = &request.source;
+    let source = opened(request)?;
     let mut left_out = LeftOut::default();
+    if let Source::Image(file_system) = source {
+        let access = image_access(root.access, file_system);
+        let backing = RootBacking::Image { path: root.path.to_owned(), access };
+        return Ok((Root::Disk(RootDisk { backing, file_system }), left_out));
+    }
     let source_len = source.archive_len();
     let tree = tree_of(root, source, &mut left_out)?;
-    let made = match initramfs_len(root, &tree, source_len, config.memory.bytes())? {
+    let made = match initramfs_len(root, &tree, source_len, request.memory)? {
         Some(len) => Root::Initramfs(Some(initramfs(root, &tree, len, &mut left_out)?)),
         None => {
-            let (_, image) = nameless_file()?;
+            let (_, image) = spool_file()?;
             write_erofs(root, &tree, &image, &mut left_out)?;
             Root::Disk(RootDisk { backing: RootBacking::Made(image), file_system: FileSystem::Erofs })
         }
     };
-    if !left_out.is_nothing() {
-        journal!(Host Warn, "--root {}: {left_out}", root.path.display());
-    }
-    Ok(Some(made))
+    Ok((made, left_out))
 }
 
 impl Root {
     /// The words by which the kernel, and the program that it starts first (`agent/src/loader`), find the root; on a disk it
     /// is behind `disks` others.
-    pub(crate) fn cmdline_words(&self, disks: usize) -> String {
+    pub fn cmdline_words(&self, disks: usize) -> String {
         let first = format!("rdinit={LOADER}");
         let Root::Disk(disk) = self else { return first };
         let access = match &disk.backing {
             _ if disk.has_overlay() => "ro coracle.overlay",
-            RootBacking::Image(image) if image.access == DiskAccess::ReadWrite => "rw",
-            RootBacking::Image(_) | RootBacking::Made(_) => "rw coracle.private",
+            RootBacking::Image { access: ImageAccess::ReadWrite, .. } => "rw",
+            RootBacking::Image { .. } | RootBacking::Made(_) => "rw coracle.private",
         };
         let device = u8::try_from(disks).map_or('z', |disk| char::from(b'a'.saturating_add(disk)));
         format!("root=/dev/vd{device} rootfstype={} {access} {first}", disk.file_system.name())
     }
 
     /// Gives what of it is an initramfs to the machine's.
-    pub(crate) fn placed(self, initrds: &mut Vec<InitrdFile>) -> Root {
+    pub fn placed(self, initrds: &mut Vec<InitrdFile>) -> Root {
         match self {
             Root::Initramfs(archive) => {
                 initrds.extend(archive);
@@ -185,7 +204,7 @@ impl Root {
     }
 
     /// How the loader finds it.
-    pub(crate) fn start(&self) -> RootStart {
+    pub fn start(&self) -> RootStart {
         match self {
             Root::Initramfs(_) => RootStart::Here,
             Root::Disk(_) => RootStart::OnDevice,
@@ -193,14 +212,14 @@ impl Root {
     }
 
     /// The modules of file systems that it takes.
-    pub(crate) fn modules(&self) -> Vec<&'static str> {
+    pub fn modules(&self) -> Vec<&'static str> {
         let Root::Disk(disk) = self else { return Vec::new() };
         let overlay = disk.has_overlay().then_some("overlay");
         std::iter::once(disk.file_system.name()).chain(overlay).collect()
     }
 
     /// The disk that it is on.
-    pub(crate) fn disk(&self) -> Option<&RootDisk> {
+    pub fn disk(&self) -> Option<&RootDisk> {
         match self {
             Root::Initramfs(_) => None,
             Root::Disk(disk) => Some(disk),
@@ -215,33 +234,33 @@ impl RootDisk {
     }
 }
 
-/// The root and its source, when the options go with it and with the rest of the configuration.
-fn opened(config: &VmConfig) -> Result<Option<(&RootConfig, Source)>, RootError> {
-    let Some(root) = &config.root else { return Ok(None) };
-    if !config.initrds.is_empty() {
+/// The source, when the options go with it and with the rest of the machine.
+fn opened(request: &RootRequest<'_>) -> Result<Source, RootError> {
+    let root = &request.source;
+    if request.has_initrd {
         return Err(RootError::WithInitrd);
     }
-    let mut words = config.cmdline.split_ascii_whitespace().take_while(|word| *word != "--");
+    let mut words = request.cmdline.split_ascii_whitespace().take_while(|word| *word != "--");
     if let Some(word) = words.find(|word| OUR_WORDS.iter().any(|ours| word.starts_with(ours))) {
         return Err(RootError::WithWord { word: word.to_owned() });
     }
-    let source = Source::open(&root.path)?;
+    let source = Source::open(root.path)?;
     check_kind(root, &source, root.kind)?;
     check_access(root, &source)?;
-    Ok(Some((root, source)))
+    Ok(source)
 }
 
-fn check_kind(root: &RootConfig, source: &Source, wanted: Option<RootKind>) -> Result<(), RootError> {
+fn check_kind(root: &RootSource<'_>, source: &Source, wanted: Option<RootKind>) -> Result<(), RootError> {
     match wanted {
         Some(wanted) if wanted != source.kind() => {
             let (found, wanted) = (kind_name(source.kind()), kind_name(wanted));
-            Err(RootError::OtherKind { path: root.path.clone(), found, wanted })
+            Err(RootError::OtherKind { path: root.path.to_owned(), found, wanted })
         }
         Some(_) | None => Ok(()),
     }
 }
 
-fn check_access(root: &RootConfig, source: &Source) -> Result<(), RootError> {
+fn check_access(root: &RootSource<'_>, source: &Source) -> Result<(), RootError> {
     let word = match root.access {
         RootAccess::Private => return Ok(()),
         RootAccess::PrivateUpTo(_) => "cow-size",
@@ -252,7 +271,7 @@ fn check_access(root: &RootConfig, source: &Source) -> Result<(), RootError> {
         Source::Image(file_system) => file_system.name(),
         other => kind_name(other.kind()),
     };
-    Err(RootError::Word { path: root.path.clone(), word, found })
+    Err(RootError::Word { path: root.path.to_owned(), word, found })
 }
 
 fn kind_name(kind: RootKind) -> &'static str {
@@ -264,17 +283,17 @@ fn kind_name(kind: RootKind) -> &'static str {
 }
 
 /// Reads a folder or tar; an image has no tree.
-fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<Tree, RootError> {
-    let path = || root.path.clone();
+fn tree_of(root: &RootSource<'_>, source: Source, left_out: &mut LeftOut) -> Result<Tree, RootError> {
+    let path = || root.path.to_owned();
     let limit = source.archive_len().map_or(0, Tree::limit_for);
     let (file, len) = match source {
         Source::Directory => {
-            return directory::read(&root.path, &Caller::here(), root.keep_ids, left_out)
+            return directory::read(root.path, &Caller::here(), root.keep_ids, left_out)
                 .map_err(|source| RootError::Directory { path: path(), source })
                 .and_then(|tree| usable(root, tree));
         }
         Source::Tar(file, len) => (file, len),
-        Source::PackedTar(packing, packed) => source::unpacked(&root.path, packing, &packed)?,
+        Source::PackedTar(packing, packed) => source::unpacked(root.path, packing, &packed)?,
         Source::Image(_) => return Err(RootError::Empty { path: path() }),
     };
     tar::read(&Arc::new(file), len, limit, left_out)
@@ -283,8 +302,8 @@ fn tree_of(root: &RootConfig, source: Source, left_out: &mut LeftOut) -> Result<
 }
 
 /// Refuses what holds no root, or holds it in another form.
-fn usable(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
-    let path = || root.path.clone();
+fn usable(root: &RootSource<'_>, tree: Tree) -> Result<Tree, RootError> {
+    let path = || root.path.to_owned();
     if tree.is_empty() {
         return Err(RootError::Empty { path: path() });
     }
@@ -297,7 +316,7 @@ fn usable(root: &RootConfig, tree: Tree) -> Result<Tree, RootError> {
 /// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is that of the
 /// archive which it is from.
 fn initramfs_len(
-    root: &RootConfig,
+    root: &RootSource<'_>,
     tree: &Tree,
     source_len: Option<u64>,
     memory: u64,
@@ -309,54 +328,55 @@ fn initramfs_len(
         RootForm::Disk => Ok(None),
         RootForm::Auto => Ok(len.filter(|len| *len <= most.min(memory / SHARE_OF_MEMORY))),
         RootForm::Initramfs => match len {
-            None => Err(RootError::NoInitramfs { path: root.path.clone() }),
+            None => Err(RootError::NoInitramfs { path: root.path.to_owned() }),
             // It is made in memory here, too: holes of a tar may make it as large as they like.
-            Some(len) if len > memory => Err(RootError::TooLarge { path: root.path.clone(), len, memory }),
+            Some(len) if len > memory => Err(RootError::TooLarge { path: root.path.to_owned(), len, memory }),
             Some(len) => Ok(Some(len)),
         },
     }
 }
 
 fn initramfs(
-    root: &RootConfig,
+    root: &RootSource<'_>,
     tree: &Tree,
     len: u64,
     left_out: &mut LeftOut,
 ) -> Result<InitrdFile, RootError> {
     let bytes = newc::write(tree, len, &mut left_out.shortened)
-        .map_err(|source| RootError::Image { path: root.path.clone(), source })?;
-    let file = InitrdFile::from_bytes(&root.path, bytes);
-    file.map_err(|_| RootError::Empty { path: root.path.clone() })
+        .map_err(|source| RootError::Image { path: root.path.to_owned(), source })?;
+    let file = InitrdFile::from_bytes(root.path, bytes);
+    file.map_err(|_| RootError::Empty { path: root.path.to_owned() })
 }
 
 fn write_erofs(
-    root: &RootConfig,
+    root: &RootSource<'_>,
     tree: &Tree,
     image: &File,
     left_out: &mut LeftOut,
 ) -> Result<Written, RootError> {
     let written = erofs::write(tree, image);
-    let written = written.map_err(|source| RootError::Image { path: root.path.clone(), source })?;
+    let written = written.map_err(|source| RootError::Image { path: root.path.to_owned(), source })?;
     left_out.shortened += written.shortened;
     left_out.xattrs += written.lost_xattrs;
     Ok(written)
 }
 
-/// The disk of a user's image. One that the guest only reads can be used by many machines at once.
-fn image_disk(root: &RootConfig, file_system: FileSystem) -> DiskConfig {
-    let access = match root.access {
-        _ if file_system.is_read_only() => DiskAccess::ReadOnly,
-        RootAccess::Private => DiskAccess::Overlay { most: host::caller().map(|_| MOST_ON_EMULATED_HOST) },
-        RootAccess::PrivateUpTo(most) => DiskAccess::Overlay { most: Some(most) },
-        RootAccess::Image => DiskAccess::ReadWrite,
-    };
-    DiskConfig { access, ..DiskConfig::new(&root.path) }
+/// What the guest does with a user's image. One that it only reads can be used by many machines at once.
+fn image_access(access: RootAccess, file_system: FileSystem) -> ImageAccess {
+    match access {
+        _ if file_system.is_read_only() => ImageAccess::ReadOnly,
+        RootAccess::Private => {
+            ImageAccess::Overlay { most: environment::caller().map(|_| MOST_ON_EMULATED_HOST) }
+        }
+        RootAccess::PrivateUpTo(most) => ImageAccess::Overlay { most: Some(most) },
+        RootAccess::Image => ImageAccess::ReadWrite,
+    }
 }
 
 /// A file that is gone when it is closed, and the folder that it is in.
-fn nameless_file() -> Result<(PathBuf, File), RootError> {
+fn spool_file() -> Result<(PathBuf, File), RootError> {
     let folder = temporary::directory();
-    match nameless_file_in(&folder) {
+    match nameless_file::create_in(&folder) {
         Ok(file) => Ok((folder, file)),
         Err(source) => Err(RootError::Spool { folder, source }),
     }

@@ -65,7 +65,7 @@ fn entry(inode: &Inode, links: u32) -> Entry {
 
 /// A file without a name, with these bytes.
 pub(super) fn file(bytes: &[u8]) -> File {
-    let file = super::nameless_file_in(&std::env::temp_dir()).unwrap();
+    let file = coracle_arch::nameless_file::create_in(&std::env::temp_dir()).unwrap();
     file.write_all_at(bytes, 0).unwrap();
     file
 }

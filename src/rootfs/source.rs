@@ -8,8 +8,7 @@ use std::path::Path;
 use super::content::read_up_to;
 use super::tar;
 use super::unpack::{self, Packing};
-use super::{RootError, nameless_file};
-use crate::config::RootKind;
+use super::{RootError, RootKind, spool_file};
 
 /// An open source.
 #[derive(Debug)]
@@ -120,7 +119,7 @@ impl FileSystem {
 /// # Errors
 /// It is damaged, or there is no room for it.
 pub(super) fn unpacked(path: &Path, packing: Packing, packed: &File) -> Result<(File, u64), RootError> {
-    let (folder, file) = nameless_file()?;
+    let (folder, file) = spool_file()?;
     let len = unpack::unpack(packing, packed, &file, &folder.display().to_string());
     Ok((file, len.map_err(|source| RootError::Unpack { path: path.to_owned(), source })?))
 }

@@ -14,12 +14,13 @@ pub(super) fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
-fn config(root: RootConfig) -> VmConfig {
-    VmConfig { root: Some(root), ..VmConfig::default() }
+/// For a machine of 256 MiB.
+fn request(source: RootSource<'_>) -> RootRequest<'_> {
+    RootRequest { source, cmdline: "", has_initrd: false, memory: 256 << 20 }
 }
 
-fn refusal(config: &VmConfig) -> String {
-    let text = check(config).unwrap_err().to_string();
+fn refusal(request: &RootRequest<'_>) -> String {
+    let text = check(request).unwrap_err().to_string();
     assert_eq!(text.lines().count(), 1, "{text}");
     text
 }
@@ -100,10 +101,9 @@ fn file_that_became_shorter_ends_in_zeroes_and_is_counted() {
 #[test]
 fn small_root_is_an_initramfs_and_a_large_or_chosen_one_a_disk() {
     let scratch = sample_folder();
-    let made = |form, mib| {
-        let root = RootConfig { form, ..RootConfig::new(&scratch.0) };
-        let memory = crate::config::MemorySize::from_mib(mib).unwrap().into();
-        prepare(&VmConfig { memory, ..config(root) }).unwrap().unwrap()
+    let made = |form, mib: u64| {
+        let root = RootSource { form, ..RootSource::new(&scratch.0) };
+        prepare(&RootRequest { memory: mib << 20, ..request(root) }).unwrap().0
     };
     assert!(matches!(made(RootForm::Auto, 256), Root::Initramfs(_)));
     assert!(matches!(made(RootForm::Initramfs, 256), Root::Initramfs(_)));
@@ -117,9 +117,8 @@ fn small_root_is_an_initramfs_and_a_large_or_chosen_one_a_disk() {
     assert!(matches!(made(RootForm::Auto, 32), Root::Disk(_)));
     assert!(matches!(made(RootForm::Auto, 64), Root::Initramfs(_)));
     assert!(matches!(made(RootForm::Initramfs, 6), Root::Initramfs(_)));
-    let root = RootConfig { form: RootForm::Initramfs, ..RootConfig::new(&scratch.0) };
-    let memory = crate::config::MemorySize::from_mib(4).unwrap().into();
-    let error = prepare(&VmConfig { memory, ..config(root) }).unwrap_err().to_string();
+    let root = RootSource { form: RootForm::Initramfs, ..RootSource::new(&scratch.0) };
+    let error = prepare(&RootRequest { memory: 4 << 20, ..request(root) }).unwrap_err().to_string();
     assert!(error.contains("takes 6 MiB, and the guest has 4 MiB of memory"), "{error}");
 }
 
@@ -130,20 +129,23 @@ fn image_is_used_as_it_is() {
         let mut bytes = vec![0; 8192];
         bytes[at..at + magic.len()].copy_from_slice(magic);
         fs::write(scratch.join(name), bytes).unwrap();
-        RootConfig::new(scratch.join(name))
+        scratch.join(name)
     };
     let ext4 = image("ext4", 1080, b"\x53\xef");
-    let words = |root: &RootConfig| prepare(&config(root.clone())).unwrap().unwrap().cmdline_words(0);
+    let ext4 = RootSource::new(&ext4);
+    let words = |root: RootSource<'_>| prepare(&request(root)).unwrap().0.cmdline_words(0);
     let private = "root=/dev/vda rootfstype=ext4 rw coracle.private rdinit=/coracle/init";
-    assert_eq!(words(&ext4), private);
-    assert_eq!(image_disk(&ext4, FileSystem::Ext4).access, DiskAccess::Overlay { most: None });
-    let rw = RootConfig { access: RootAccess::Image, ..ext4 };
-    assert_eq!(image_disk(&rw, FileSystem::Ext4).access, DiskAccess::ReadWrite);
-    assert_eq!(words(&rw), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");
+    assert_eq!(words(ext4), private);
+    let access = |access| image_access(access, FileSystem::Ext4);
+    assert_eq!(access(RootAccess::Private), ImageAccess::Overlay { most: None });
+    assert_eq!(access(RootAccess::Image), ImageAccess::ReadWrite);
+    let rw = RootSource { access: RootAccess::Image, ..ext4 };
+    assert_eq!(words(rw), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");
     let squashfs = image("squashfs", 0, b"hsqs");
-    assert_eq!(words(&squashfs), "root=/dev/vda rootfstype=squashfs ro coracle.overlay rdinit=/coracle/init");
-    let rw = RootConfig { access: RootAccess::Image, ..squashfs };
-    assert!(refusal(&config(rw)).contains("rw goes with an image of ext4 only, and this is squashfs"));
+    let squashfs = RootSource::new(&squashfs);
+    assert_eq!(words(squashfs), "root=/dev/vda rootfstype=squashfs ro coracle.overlay rdinit=/coracle/init");
+    let rw = RootSource { access: RootAccess::Image, ..squashfs };
+    assert!(refusal(&request(rw)).contains("rw goes with an image of ext4 only, and this is squashfs"));
 }
 
 #[test]
@@ -151,7 +153,7 @@ fn what_is_no_root_is_named() {
     let scratch = Scratch::new();
     let named = |name: &str, content: &[u8]| {
         fs::write(scratch.join(name), content).unwrap();
-        refusal(&config(RootConfig::new(scratch.join(name))))
+        refusal(&request(RootSource::new(&scratch.join(name))))
     };
     for (content, words) in [
         (&b""[..], "an empty file"),
@@ -166,39 +168,41 @@ fn what_is_no_root_is_named() {
         let said = named("file", content);
         assert!(said.contains(words) && said.contains("--root "), "{said}");
     }
-    let root = |path: &Path| config(RootConfig::new(path));
-    assert!(refusal(&root(Path::new("/no/such"))).contains("--root /no/such: it cannot be opened: No such"));
+    let refused = |path: &Path| refusal(&request(RootSource::new(path)));
+    assert!(refused(Path::new("/no/such")).contains("--root /no/such: it cannot be opened: No such"));
     fs::create_dir(scratch.join("empty")).unwrap();
-    assert!(refusal(&root(&scratch.join("empty"))).ends_with("there is nothing in it"));
-    assert!(refusal(&root(Path::new("/dev/null"))).contains("neither a file nor a folder"));
+    assert!(refused(&scratch.join("empty")).ends_with("there is nothing in it"));
+    assert!(refused(Path::new("/dev/null")).contains("neither a file nor a folder"));
 }
 
 #[test]
 fn options_that_contradict_a_root_are_refused() {
     let scratch = sample_folder();
-    let root = RootConfig::new(&scratch.0);
-    let with_initrd = VmConfig { initrds: vec!["a.cpio".into()], ..config(root.clone()) };
+    let root = RootSource::new(&scratch.0);
+    let with_initrd = RootRequest { has_initrd: true, ..request(root) };
     assert!(refusal(&with_initrd).contains("--root goes without -i"));
     for word in ["root=/dev/vdb", "rdinit=/x"] {
-        let line = VmConfig { cmdline: format!("quiet {word}"), ..config(root.clone()) };
-        assert!(refusal(&line).contains(&format!("--root goes without {word}")));
+        let cmdline = format!("quiet {word}");
+        assert!(
+            refusal(&RootRequest { cmdline: &cmdline, ..request(root) })
+                .contains(&format!("--root goes without {word}"))
+        );
     }
-    let behind = VmConfig { cmdline: "quiet init=/bin/sh -- root=x".into(), ..config(root.clone()) };
+    let behind = RootRequest { cmdline: "quiet init=/bin/sh -- root=x", ..request(root) };
     check(&behind).unwrap();
-    let rw = RootConfig { access: RootAccess::Image, ..root.clone() };
-    assert!(refusal(&config(rw)).contains("rw goes with an image of ext4 only, and this is a folder"));
-    let tar = RootConfig { kind: Some(RootKind::Tar), ..root };
-    assert!(refusal(&config(tar)).contains("is a folder, but a tar is needed"));
+    let rw = RootSource { access: RootAccess::Image, ..root };
+    assert!(refusal(&request(rw)).contains("rw goes with an image of ext4 only, and this is a folder"));
+    let tar = RootSource { kind: Some(RootKind::Tar), ..root };
+    assert!(refusal(&request(tar)).contains("is a folder, but a tar is needed"));
 }
 
 #[test]
 fn image_for_many_machines_can_be_made_of_a_folder_and_not_of_an_image() {
     let scratch = sample_folder();
     let path = scratch.join("out.erofs");
-    let folder = RootConfig::new(scratch.join("etc"));
-    let report = write_image(&folder, &File::create_new(&path).unwrap()).unwrap();
+    let folder = scratch.join("etc");
+    let report = write_image(RootSource::new(&folder), &File::create_new(&path).unwrap()).unwrap();
     assert_eq!((report.bytes, report.files), (fs::metadata(&path).unwrap().len(), 2));
     assert!(report.left_out.is_nothing());
-    let image = RootConfig::new(&path);
-    assert!(matches!(write_image(&image, &file(b"")), Err(RootError::OtherKind { .. })));
+    assert!(matches!(write_image(RootSource::new(&path), &file(b"")), Err(RootError::OtherKind { .. })));
 }

@@ -1,9 +1,13 @@
 //! From the configuration of a disk to the block device, and what becomes of the host's faults.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
-use coracle_devices::backend::disk::{DiskBackend, FileLock, Overlay, OverlayError, OverlaySize, RawDisk};
+use coracle_arch::nameless_file;
+use coracle_devices::backend::disk::{
+    DiskBackend, FileLock, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
+};
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 use coracle_devices::virtio::poll::Poll;
@@ -12,7 +16,7 @@ use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
-use crate::rootfs::{RootBacking, RootDisk};
+use crate::rootfs::{ImageAccess, RootBacking, RootDisk};
 use crate::temporary;
 
 impl DeviceSpec for DiskConfig {
@@ -43,7 +47,7 @@ impl DeviceSpec for DiskConfig {
 impl DeviceSpec for RootDisk {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
         let file = match &self.backing {
-            RootBacking::Image(config) => return config.open(context),
+            RootBacking::Image { path, access } => return image_config(path, *access).open(context),
             RootBacking::Made(file) => file,
         };
         let name = "disk of the root".to_owned();
@@ -67,13 +71,26 @@ impl DeviceSpec for RootDisk {
     }
 }
 
+/// An image of the user's is a disk as any other.
+fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
+    let access = match access {
+        ImageAccess::ReadOnly => DiskAccess::ReadOnly,
+        ImageAccess::ReadWrite => DiskAccess::ReadWrite,
+        ImageAccess::Overlay { most } => DiskAccess::Overlay { most },
+    };
+    DiskConfig { access, ..DiskConfig::new(path) }
+}
+
 fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
     let size = match config.access {
         DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(config)?)),
         DiskAccess::Overlay { most } => most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
     };
     let path = config.path.clone();
-    let overlay = Overlay::open(&path, &temporary::directory(), size);
+    let folder = temporary::directory();
+    let overlay = nameless_file::create_in(&folder)
+        .map_err(|source| OverlayError::Layer { folder: folder.clone(), source })
+        .and_then(|file| Overlay::open(&path, OverlayLayer { file, folder: &folder }, size));
     let overlay = overlay.map_err(|error| match error {
         OverlayError::Base(source) => VirtioError::Disk { path, source },
         source => VirtioError::Overlay { path, source },

@@ -31,7 +31,7 @@ use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
-use crate::rootfs::{self, Root};
+use crate::rootfs::Root;
 use crate::thread::ThreadKind;
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 use crate::virtio::{self, AttachContext, VirtioDevices};
@@ -91,7 +91,7 @@ impl VmBuilder {
     /// One of them cannot.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
-        rootfs::check(&self.config)?;
+        inputs::check_root(&self.config)?;
         Inputs::open(&self.config, None, false).map(drop)
     }
 
@@ -134,7 +134,7 @@ impl VmBuilder {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
-        let inputs = Inputs::open(&self.config, rootfs::prepare(&self.config)?, true)?;
+        let inputs = Inputs::open(&self.config, inputs::prepare_root(&self.config)?, true)?;
         let console = self.console.open_all(&self.config)?;
         let gate = Arc::new(Gate::new());
         let interrupts = Arc::new(Interrupts::default());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
+use coracle_devices::journal;
 
 use super::BuildError;
 use crate::config::{AgentConfig, AgentPlace, VmConfig, names_file_systems, root_device, root_file_systems};
@@ -14,7 +15,7 @@ use crate::guest_data::{self, GuestData, GuestDataMissing};
 use crate::initramfs::check::check;
 use crate::initramfs::loader::{self, LoaderRequest};
 use crate::kernel_image::{self, KernelRequest};
-use crate::rootfs::{Root, RootError};
+use crate::rootfs::{self, Root, RootError, RootRequest};
 use crate::virtio::specs;
 
 /// The files that a virtual machine is made from, open and checked.
@@ -37,7 +38,7 @@ impl Inputs {
     ) -> Result<Inputs, BuildError> {
         let VmConfig { protocol, kaslr, .. } = *config;
         let (path, initrds) = kernel_and_initrds(config)?;
-        let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+        let kernel = kernel_image::open(KernelRequest { path: &path, protocol: protocol.chosen(), kaslr })?;
         let has_initrd = !initrds.is_empty();
         let mut initrds = initrds.iter().map(|path| InitrdFile::open(path)).collect::<Result<Vec<_>, _>>()?;
         if config.root.is_some() && !kernel.is_linux() {
@@ -51,23 +52,60 @@ impl Inputs {
         let agent = config.agent.as_ref().filter(is_loaders);
         let mounts_root = mounts_root(config, has_initrd);
         if kernel.is_linux() {
-            initrds.extend(loader::initrd(&LoaderRequest {
+            let modules = device_modules(config, root.as_ref());
+            let file_systems = if mounts_root { root_file_systems(&config.cmdline) } else { Vec::new() };
+            let request = LoaderRequest {
                 kernel: &path,
                 release: kernel.release(),
                 folder: config.modules.as_deref(),
-                modules: &device_modules(config, root.as_ref()),
-                file_systems: &if mounts_root { root_file_systems(&config.cmdline) } else { Vec::new() },
+                modules: &modules,
+                file_systems: &file_systems,
                 has_initrd,
                 program: agent.and_then(|agent| agent.program.as_deref()),
                 is_agent: agent.is_some(),
                 root: root.as_ref().map(Root::start),
                 root_device: root_device(&config.cmdline)
                     .filter(|_| mounts_root && !names_file_systems(&config.cmdline)),
-                warns: is_for_build,
-            })?);
+            };
+            let loader = loader::initrd(&request)?;
+            if let Some(why) = loader.without_modules.filter(|why| is_for_build && why.matters(&request)) {
+                journal!(Host Warn, "{why}");
+            }
+            initrds.extend(loader.archive);
         }
         Ok(Inputs { kernel, initrds, cpu: cpu::template(&config.cpu)?, root })
     }
+}
+
+/// Looks whether the root of a configuration is available, without making anything.
+///
+/// # Errors
+/// It is not, as far as that can be told at a glance.
+pub(super) fn check_root(config: &VmConfig) -> Result<(), RootError> {
+    root_request(config).map_or(Ok(()), |request| rootfs::check(&request))
+}
+
+/// Makes the root of a configuration; what of it is not kept is a warning in the log.
+///
+/// # Errors
+/// The source cannot be read, or there is no room for the image.
+pub(super) fn prepare_root(config: &VmConfig) -> Result<Option<Root>, RootError> {
+    let Some(request) = root_request(config) else { return Ok(None) };
+    let (root, left_out) = rootfs::prepare(&request)?;
+    if !left_out.is_nothing() {
+        journal!(Host Warn, "--root {}: {left_out}", request.source.path.display());
+    }
+    Ok(Some(root))
+}
+
+fn root_request(config: &VmConfig) -> Option<RootRequest<'_>> {
+    let root = config.root.as_ref()?;
+    Some(RootRequest {
+        source: root.into(),
+        cmdline: &config.cmdline,
+        has_initrd: !config.initrds.is_empty(),
+        memory: config.memory.bytes(),
+    })
 }
 
 /// What the machine of `config` reads beside the files that it names.
@@ -77,7 +115,7 @@ impl Inputs {
 pub(super) fn found_files(config: &VmConfig) -> Result<Vec<PathBuf>, BuildError> {
     let VmConfig { protocol, kaslr, .. } = *config;
     let (path, initrds) = kernel_and_initrds(config)?;
-    let kernel = kernel_image::open(KernelRequest { path: &path, protocol, kaslr })?;
+    let kernel = kernel_image::open(KernelRequest { path: &path, protocol: protocol.chosen(), kaslr })?;
     let mut found = Vec::new();
     if kernel.is_linux() {
         if config.modules.is_none() {

@@ -1,14 +1,12 @@
 //! What a disk keeps its blocks in. Opened by the VMM, used by `virtio::blk`.
 
-mod nameless;
 mod open;
 mod overlay;
 mod raw;
 mod vectored;
 
-pub use nameless::nameless_file;
 pub use open::{DiskOpenError, FileLock};
-pub use overlay::{Overlay, OverlayError, OverlaySize};
+pub use overlay::{Overlay, OverlayError, OverlayLayer, OverlaySize};
 pub use raw::RawDisk;
 
 use std::io;

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::nameless::nameless_file;
 use super::open::{DiskOpenError, FileLock, open};
 use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
@@ -40,6 +39,15 @@ struct Room {
     left: u64,
     /// Clusters until the next look at what its file system has.
     until_look: u64,
+}
+
+/// The file that takes what a guest writes.
+#[derive(Debug)]
+pub struct OverlayLayer<'a> {
+    /// An empty file without a name.
+    pub file: File,
+    /// The directory that it was created in, for errors.
+    pub folder: &'a Path,
 }
 
 /// The most that an overlay may hold.
@@ -83,14 +91,14 @@ pub enum OverlayError {
 struct ReserveReached;
 
 impl Overlay {
-    /// Opens `path` for reading and makes its overlay in `folder`.
+    /// Opens `path` for reading; what the guest writes goes to `layer`.
     ///
     /// # Errors
-    /// The file cannot be a disk, or there can be no such overlay.
-    pub fn open(path: &Path, folder: &Path, size: OverlaySize) -> Result<Self, OverlayError> {
+    /// The file cannot be a disk, or `layer` cannot be its overlay.
+    pub fn open(path: &Path, layer: OverlayLayer<'_>, size: OverlaySize) -> Result<Self, OverlayError> {
         let (base, capacity) = open(path, FileLock::Shared)?;
+        let OverlayLayer { file: layer, folder } = layer;
         let failed = |source| OverlayError::Layer { folder: folder.into(), source };
-        let layer = nameless_file(folder).map_err(failed)?;
         if size == OverlaySize::Unlimited && is_in_memory(&layer).map_err(failed)? {
             return Err(OverlayError::InMemory { folder: folder.into() });
         }

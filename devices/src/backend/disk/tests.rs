@@ -3,8 +3,9 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use coracle_arch::nameless_file;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::tempdir::TempDir;
@@ -63,8 +64,12 @@ fn content() -> Vec<u8> {
     (0..DISK).map(|at| (at / 512 + at) as u8).collect()
 }
 
+fn layer(folder: &Path) -> OverlayLayer<'_> {
+    OverlayLayer { file: nameless_file::create_in(folder).unwrap(), folder }
+}
+
 fn overlay(scratch: &Scratch, size: OverlaySize) -> Overlay {
-    Overlay::open(&scratch.disk(), scratch.folder.as_path(), size).unwrap()
+    Overlay::open(&scratch.disk(), layer(scratch.folder.as_path()), size).unwrap()
 }
 
 #[test]
@@ -157,7 +162,7 @@ fn second_writer_is_refused_and_readers_share() {
     }
     drop(writer);
     let _reader = RawDisk::open(&path, FileLock::Shared).unwrap();
-    let _another = Overlay::open(&path, scratch.folder.as_path(), OverlaySize::Unlimited).unwrap();
+    let _another = Overlay::open(&path, layer(scratch.folder.as_path()), OverlaySize::Unlimited).unwrap();
     assert!(matches!(RawDisk::open(&path, FileLock::Exclusive), Err(DiskOpenError::Busy { writes: true })));
 }
 
@@ -226,10 +231,11 @@ fn overlay_with_a_limit_is_full_there_and_what_it_has_can_be_rewritten() {
 fn overlay_in_memory_needs_a_limit() {
     let scratch = Scratch::new();
     let path = scratch.disk();
-    let error = Overlay::open(&path, IN_MEMORY.as_ref(), OverlaySize::Unlimited).unwrap_err();
+    let error = Overlay::open(&path, layer(IN_MEMORY.as_ref()), OverlaySize::Unlimited).unwrap_err();
     assert!(matches!(error, OverlayError::InMemory { .. }), "{error}");
-    Overlay::open(&path, IN_MEMORY.as_ref(), OverlaySize::Bytes(1 << 20)).unwrap();
-    let error = Overlay::open(&path, "/no/such".as_ref(), OverlaySize::Unlimited).unwrap_err();
+    Overlay::open(&path, layer(IN_MEMORY.as_ref()), OverlaySize::Bytes(1 << 20)).unwrap();
+    let read_only = OverlayLayer { file: File::open(&path).unwrap(), folder: scratch.folder.as_path() };
+    let error = Overlay::open(&path, read_only, OverlaySize::Unlimited).unwrap_err();
     assert!(matches!(error, OverlayError::Layer { .. }), "{error}");
 }
 

@@ -12,10 +12,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::backend::disk::{FileLock, Overlay, OverlaySize, RawDisk};
+use crate::backend::disk::{FileLock, Overlay, OverlayLayer, OverlaySize, RawDisk};
 use crate::memory::Span;
 use crate::virtio::poll::Poll;
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM, LOW_RAM_LEN, Machine, Ring, Usual, conform};
+use coracle_arch::nameless_file;
 use vmm_sys_util::tempdir::TempDir;
 
 const SECTORS: u64 = 64;
@@ -152,7 +153,9 @@ const UNSUPP: u8 = 2;
 fn conforms() {
     let folder = folder();
     let make = || {
-        let overlay = Overlay::open(&folder.as_path().join("disk"), folder.as_path(), OverlaySize::Unlimited);
+        let file = nameless_file::create_in(folder.as_path()).unwrap();
+        let layer = OverlayLayer { file, folder: folder.as_path() };
+        let overlay = Overlay::open(&folder.as_path().join("disk"), layer, OverlaySize::Unlimited);
         let backend: Box<dyn DiskBackend> = Box::new(overlay.unwrap());
         Arc::new(Block::new(settings(Engine::Sync, backend, Arc::default()))) as Arc<dyn VirtioDevice>
     };
