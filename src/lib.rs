@@ -34,6 +34,8 @@
 //! lack hardware virtualization calls [`host::ensure_kvm`] first. The feature `tokio` adds calls for tasks beside those that
 //! wait on a thread: their names end in `_async`. The command is a package of its own, `coracle-cli`.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("Coracle runs on x86-64 Linux");
 

@@ -6,6 +6,8 @@
 //! ([`root_device`]). It never touches
 //! machine state (mounts, modules, power).
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 pub mod boot_mark;
 pub mod protocol;
 pub mod relay;

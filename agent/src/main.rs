@@ -7,6 +7,8 @@
 //! on its console, and a guest whose agent fails panics its kernel, so that the failure is never taken for a
 //! clean end.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod console;
 mod furnish;
 mod modules;

@@ -1,5 +1,7 @@
 //! The `coracle` command: parse, act, and turn the outcome into an exit code. The only place that ends the process.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod arguments;
 mod commands;
 mod fault;

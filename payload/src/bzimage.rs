@@ -1,16 +1,18 @@
 //! Wraps a body and packed data as a bzImage (Linux, Documentation/arch/x86/boot.rst). Called by `Payload::bzimage`.
 
+use crate::tables;
+
 /// The file: two sectors of set-up with the header, then the protected-mode part, whose 64-bit entry is `body`, with
 /// `packed` behind it. Protocol 2.15, at 16 MiB, with 8 MiB to unpack.
 pub(crate) fn file(body: &[u8], packed: &[u8]) -> Vec<u8> {
     let payload_offset = (ENTRY_64 + body.len()).next_multiple_of(16);
     let mut kernel = vec![0x90; payload_offset];
-    kernel[ENTRY_64..ENTRY_64 + body.len()].copy_from_slice(body);
+    tables::put(&mut kernel, ENTRY_64, body);
     kernel.extend_from_slice(packed);
     kernel.resize(kernel.len().next_multiple_of(16), 0);
 
     let mut file = vec![0; SETUP];
-    let mut put = |offset: usize, bytes: &[u8]| file[offset..offset + bytes.len()].copy_from_slice(bytes);
+    let mut put = |offset: usize, bytes: &[u8]| tables::put(&mut file, offset, bytes);
     put(0x1f1, &[1]); // setup_sects, without the first
     put(0x1f4, &(kernel.len() as u32 / 16).to_le_bytes()); // syssize
     put(0x1fe, &0xaa55_u16.to_le_bytes());

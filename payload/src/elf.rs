@@ -1,6 +1,6 @@
 //! Wraps an image as an ELF64 executable with a PVH note. Called by `Payload::elf`.
 
-use crate::tables::{BASE, Image};
+use crate::tables::{BASE, Image, put};
 
 /// One loadable segment and one note: the file starts with the headers, the note follows them, then the image.
 pub(crate) fn file(image: &Image) -> Vec<u8> {
@@ -19,8 +19,8 @@ pub(crate) fn file(image: &Image) -> Vec<u8> {
         program_header(PT_NOTE, 4, NOTE_OFFSET, 0, note.len() as u64, note.len() as u64, 4),
     ]
     .concat();
-    file[..header.len()].copy_from_slice(&header);
-    file[NOTE_OFFSET..NOTE_OFFSET + note.len()].copy_from_slice(&note);
+    put(&mut file, 0, &header);
+    put(&mut file, NOTE_OFFSET, &note);
     file.extend_from_slice(&image.bytes);
     file
 }

@@ -8,6 +8,8 @@
 //! The bodies are assembly under `src/asm`, one file per topic. This crate is for tests, benchmarks and `xtask`;
 //! the product does not use it.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod bodies;
 mod bzimage;
 mod elf;

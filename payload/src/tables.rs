@@ -74,10 +74,15 @@ fn put_descriptors(bytes: &mut [u8]) {
     put_u64(bytes, GDT_POINTER + 2, BASE + GDT as u64);
     put_u64(bytes, TSS + 4, BASE + RING0_STACK_TOP as u64);
     put(bytes, TSS + 102, &TSS_BITMAP.to_le_bytes());
-    bytes[TSS + TSS_BYTES - 1] = 0xff;
+    put(bytes, TSS + TSS_BYTES - 1, &[0xff]);
 }
 
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+/// Copies `value` into `bytes` at the offset `at`.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "offsets are constants of this crate: a wrong one must fail the tests, which build every payload"
+)]
+pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 

@@ -156,8 +156,7 @@ impl Archive {
     /// The kernel makes no folder by itself, so those above an entry are entries too. A folder's name sorts
     /// before all in it.
     fn parents(&mut self, path: &[u8]) {
-        for end in memchr::memchr_iter(b'/', path) {
-            let above = &path[..end];
+        for (above, _) in memchr::memchr_iter(b'/', path).filter_map(|end| path.split_at_checked(end)) {
             if self.entries.get(above).is_none_or(|entry| entry.mode & S_IFMT != S_IFDIR) {
                 self.insert(above, S_IFDIR | 0o755, Vec::new(), (0, 0));
             }
@@ -229,7 +228,7 @@ fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Resul
         left -= room as u64;
     }
     let padding = len.next_multiple_of(ALIGNMENT as u64) - len;
-    out.write_all(&[0; ALIGNMENT][..padding as usize]).map_err(Failure::Write)
+    out.write_all([0; ALIGNMENT].get(..padding as usize).unwrap_or_default()).map_err(Failure::Write)
 }
 
 /// A path as the name of an entry.

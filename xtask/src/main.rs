@@ -1,5 +1,7 @@
 //! Development tasks: `cargo xtask TASK`. Nothing here is part of what users run.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod assets;
 mod bench;
 mod ci;

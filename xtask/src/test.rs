@@ -194,7 +194,7 @@ fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
     loop {
         match from.read(&mut piece) {
             Ok(0) => break,
-            Ok(length) => output.push(&piece[..length], &mut print),
+            Ok(length) => output.push(piece.get(..length).unwrap_or_default(), &mut print),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => break,
         }

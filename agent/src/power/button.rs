@@ -50,7 +50,10 @@ impl PowerButton {
             loop {
                 match device.read(&mut events) {
                     Ok(0) => return false,
-                    Ok(count) => pressed |= events[..count].chunks_exact(EVENT_BYTES).any(is_press),
+                    Ok(count) => {
+                        pressed |=
+                            events.get(..count).unwrap_or_default().chunks_exact(EVENT_BYTES).any(is_press);
+                    }
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => return error.kind() == std::io::ErrorKind::WouldBlock,
                 }

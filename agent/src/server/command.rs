@@ -242,7 +242,9 @@ impl Command {
         let room = session.credit(self.channel, stream).min(buffer.len());
         let Some(space) = buffer.get_mut(..room).filter(|space| !space.is_empty()) else { return };
         match file.read(space) {
-            Ok(count) if count > 0 => session.send(self.channel, stream, &space[..count]),
+            Ok(count) if count > 0 => {
+                session.send(self.channel, stream, space.get(..count).unwrap_or_default());
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
             // EIO is how a terminal without users says that it is the end.
             Ok(_) | Err(_) => {

@@ -245,7 +245,10 @@ impl Server {
             Ok(0) if connection.line.is_silent && !connection.session.is_open() => std::thread::sleep(NOBODY),
             Ok(0) => return Err(End::HungUp),
             Ok(count) => {
-                connection.session.receive(&self.buffer[..count]).map_err(End::Broken)?;
+                connection
+                    .session
+                    .receive(self.buffer.get(..count).unwrap_or_default())
+                    .map_err(End::Broken)?;
                 while let Some(event) = connection.session.next_event() {
                     self.obey(event, connection);
                 }

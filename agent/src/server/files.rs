@@ -168,14 +168,14 @@ impl Get {
         if let Source::File(file) = &mut self.source {
             let read = file.read(buffer.get_mut(..room).unwrap_or_default());
             let count = read.map_err(|error| Failure::new(Step::Read, &self.path, &error))?;
-            session.send(self.channel, Stream::Stdout, &buffer[..count]);
+            session.send(self.channel, Stream::Stdout, buffer.get(..count).unwrap_or_default());
             if count == 0 && room > 0 {
                 self.source = Source::Ended;
             }
         } else {
             self.read_entries(room)?;
             let count = self.waiting.len().min(room);
-            session.send(self.channel, Stream::Stdout, &self.waiting[..count]);
+            session.send(self.channel, Stream::Stdout, self.waiting.get(..count).unwrap_or_default());
             self.waiting.drain(..count);
         }
         let is_done = matches!(self.source, Source::Ended) && self.waiting.is_empty();

@@ -3,6 +3,8 @@
 //! `cargo run -p sandbox-service -- --load 20` shows it, also on a machine whose KVM runs no Linux: everything then
 //! happens on an emulated host.
 
+#![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;

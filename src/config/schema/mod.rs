@@ -21,6 +21,7 @@ pub fn schema() -> Value {
 }
 
 /// Every field with its form, what it means and examples. The order is that of `RawConfig`.
+#[expect(clippy::too_many_lines, reason = "a table with an entry for each setting")]
 fn properties() -> Vec<(&'static str, Value)> {
     let memory = format!("Size of RAM, from {} to {}; a number is MiB", MemorySize::LEAST, MemorySize::MOST);
     vec![

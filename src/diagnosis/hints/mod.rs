@@ -193,15 +193,7 @@ impl std::fmt::Display for Hint {
                 "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE or \
                  --root"
             ),
-            Hint::RootDevice { root, disks: 0 } => write!(
-                f,
-                "root={root} is no device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
-                 with -i FILE"
-            ),
-            Hint::RootDevice { root, disks } => write!(
-                f,
-                "root={root} is no device of this machine, whose first disk is /dev/vda, of {disks} in all"
-            ),
+            Hint::RootDevice { root, disks } => root_device(f, root, *disks),
             Hint::RootDriverMissing { root, option, source } => {
                 write!(f, "the kernel has no driver for root={root}: {option} is off, according to {source}")
             }
@@ -213,17 +205,32 @@ impl std::fmt::Display for Hint {
                 "the kernel stopped unpacking the initrd ({reason}): it is cut short or damaged, or what follows an archive \
                  in it is not one; check it with `gzip -t`, `xz -t` or `zstd -t`, and copy or make it again"
             ),
-            Hint::NoInit { init, in_initrd } => {
-                let place = if *in_initrd { "initrd" } else { "root" };
-                write!(
-                    f,
-                    "the kernel found no {init} that it could run: the {place} lacks it, or it is not an executable for \
-                     x86-64, or it needs a library or an interpreter that the {place} lacks"
-                )
-            }
+            Hint::NoInit { init, in_initrd } => no_init(f, init, *in_initrd),
             Hint::InitEnded { status } => init_ended(f, *status),
         }
     }
+}
+
+/// Why the kernel does not know its `root=`, on a machine with this many disks.
+fn root_device(f: &mut std::fmt::Formatter<'_>, root: &str, disks: usize) -> std::fmt::Result {
+    if disks == 0 {
+        return write!(
+            f,
+            "root={root} is no device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
+             with -i FILE"
+        );
+    }
+    write!(f, "root={root} is no device of this machine, whose first disk is /dev/vda, of {disks} in all")
+}
+
+/// Why the kernel did not start this init.
+fn no_init(f: &mut std::fmt::Formatter<'_>, init: &str, in_initrd: bool) -> std::fmt::Result {
+    let place = if in_initrd { "initrd" } else { "root" };
+    write!(
+        f,
+        "the kernel found no {init} that it could run: the {place} lacks it, or it is not an executable for x86-64, or \
+         it needs a library or an interpreter that the {place} lacks"
+    )
 }
 
 /// What the status of an init says.

@@ -139,7 +139,7 @@ fn sparse(block: &[u8; BLOCK as usize]) -> Result<Sparse, &'static str> {
 fn pieces(fields: &[u8], map: &mut SparseMap) -> Result<(), &'static str> {
     for piece in fields.chunks_exact(24) {
         let (offset, len) = piece.split_at(12);
-        if offset[0] == 0 {
+        if offset.starts_with(&[0]) {
             break;
         }
         let field = |field| number(field).and_then(|number| u64::try_from(number).ok());

@@ -131,8 +131,8 @@ fn map(value: &[u8]) -> Option<SparseMap> {
 }
 
 fn pairs(numbers: &[u64]) -> Option<SparseMap> {
-    let pairs = numbers.chunks_exact(2);
-    pairs.remainder().is_empty().then(|| pairs.map(|pair| (pair[0], pair[1])).collect())
+    let (pairs, rest) = numbers.as_chunks();
+    rest.is_empty().then(|| pairs.iter().map(|[offset, len]| (*offset, *len)).collect())
 }
 
 fn optional<T>(value: &[u8], read: impl Fn(&[u8]) -> Option<T>) -> Option<Option<T>> {

@@ -102,8 +102,8 @@ fn measure_load(load: &Load, coracle: &Path, folder: &Path, runs: u32) -> Result
     let rate = |results: &Results| f64::from(load.frames) / results.times.median_ms() / 1e3;
     let bytes = |results: &Results| rate(results) * load.len as f64 / 1e3;
     let report: serde_json::Value = serde_json::from_slice(&fs::read(&outcome)?)?;
-    let exits: u64 =
-        report["exits"].as_object().into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
+    let exits = report.get("exits").and_then(serde_json::Value::as_object);
+    let exits: u64 = exits.into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
     println!(
         "{:10} {:8.3} M/s {:4.1} GB/s {:8.3} M/s {:8.2} {:8.3} M/s {:4.1} GB/s {:6.2} {:6.2} us",
         load.name,

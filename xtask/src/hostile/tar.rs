@@ -77,6 +77,7 @@ pub(super) fn record(key: &str, value: &str) -> String {
     format!("{length}{rest}")
 }
 
+#[expect(clippy::indexing_slicing, reason = "the offsets are constants of this file")]
 fn put(header: &mut [u8; BLOCK], offset: usize, bytes: &[u8]) {
     header[offset..offset + bytes.len()].copy_from_slice(bytes);
 }

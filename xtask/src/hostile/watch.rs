@@ -157,11 +157,11 @@ impl<S: Read + AsRawFd + Send + 'static> Stream<S> {
         let thread = thread::spawn(move || {
             let (mut kept, mut piece) = (Vec::new(), [0; 4096]);
             while let Ok(count @ 1..) = stream.read(&mut piece) {
-                let piece = &piece[..count];
+                let piece = piece.get(..count).unwrap_or_default();
                 if mark.is_some_and(|mark| piece.contains(&mark)) {
                     let _ = shared.set(Instant::now());
                 }
-                kept.extend_from_slice(&piece[..count.min(KEPT - kept.len())]);
+                kept.extend_from_slice(piece.get(..KEPT - kept.len()).unwrap_or(piece));
             }
             kept
         });

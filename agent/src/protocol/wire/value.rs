@@ -36,6 +36,26 @@ impl Stream {
         }
     }
 
+    /// The element of `array` for this stream.
+    pub fn of<T>(self, array: &[T; 3]) -> &T {
+        let [stdin, stdout, stderr] = array;
+        match self {
+            Self::Stdin => stdin,
+            Self::Stdout => stdout,
+            Self::Stderr => stderr,
+        }
+    }
+
+    /// The element of `array` for this stream, to change it.
+    pub fn of_mut<T>(self, array: &mut [T; 3]) -> &mut T {
+        let [stdin, stdout, stderr] = array;
+        match self {
+            Self::Stdin => stdin,
+            Self::Stdout => stdout,
+            Self::Stderr => stderr,
+        }
+    }
+
     pub(crate) fn from_wire(value: u8) -> Result<Self, ProtocolError> {
         Self::ALL
             .into_iter()
@@ -70,5 +90,20 @@ impl WindowSize {
 
     pub(crate) fn decode(fields: &mut Decoder<'_>) -> Result<Self, ProtocolError> {
         Ok(Self { rows: fields.u16("rows")?, columns: fields.u16("columns")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stream_takes_the_element_at_its_descriptor() {
+        let mut array = [0, 1, 2];
+        for stream in Stream::ALL {
+            assert_eq!(*stream.of(&array), stream.index());
+            *stream.of_mut(&mut array) += 10;
+        }
+        assert_eq!(array, [10, 11, 12]);
     }
 }

@@ -47,7 +47,7 @@ fn serve(stream: OwnedFd) {
     let mut stream = File::from(stream);
     let mut buffer = vec![0; PIECE];
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
-        if stream.write_all(&buffer[..count]).is_err() {
+        if stream.write_all(buffer.get(..count).unwrap_or_default()).is_err() {
             return;
         }
     }

@@ -52,7 +52,7 @@ pub(super) fn start(request: &Request) -> Result<RunningCommand, StartFailure> {
     Ok(RunningCommand {
         process: child.id().cast_signed(),
         terminal: streams.terminal,
-        input_is_terminal: request.terminals[Stream::Stdin.index()],
+        input_is_terminal: *Stream::Stdin.of(&request.terminals),
         input: streams.input,
         outputs: streams.outputs,
     })
@@ -84,9 +84,9 @@ impl StreamsOf {
         let mut outputs = [None, None, None];
         if let (Some(pty), Some(stream)) = (&pty, terminal_output(request.terminals)) {
             relay::set_non_blocking(&pty.master)?;
-            outputs[stream.index()] = Some(OwnedFd::from(pty.master.try_clone()?));
+            *stream.of_mut(&mut outputs) = Some(OwnedFd::from(pty.master.try_clone()?));
         }
-        let terminal_of = |stream: Stream| pty.as_ref().filter(|_| request.terminals[stream.index()]);
+        let terminal_of = |stream: Stream| pty.as_ref().filter(|_| *stream.of(&request.terminals));
         let (stdin, input): (Stdio, OwnedFd) = match terminal_of(Stream::Stdin) {
             Some(pty) => (pty.slave.try_clone()?.into(), pty.master.try_clone()?.into()),
             None => {
@@ -101,7 +101,7 @@ impl StreamsOf {
             }
             let (reader, writer) = pipe()?;
             relay::set_non_blocking(&reader)?;
-            outputs[stream.index()] = Some(reader.into());
+            *stream.of_mut(&mut outputs) = Some(reader.into());
             Ok(writer.into())
         };
         let inner = [stdin, output(Stream::Stdout)?, output(Stream::Stderr)?];
@@ -111,7 +111,7 @@ impl StreamsOf {
 
 /// The stream through whose port a terminal's output goes.
 fn terminal_output(terminals: [bool; 3]) -> Option<Stream> {
-    [Stream::Stdout, Stream::Stderr, Stream::Stdin].into_iter().find(|stream| terminals[stream.index()])
+    [Stream::Stdout, Stream::Stderr, Stream::Stdin].into_iter().find(|stream| *stream.of(&terminals))
 }
 
 /// What the new process does to itself between fork and exec.

@@ -51,7 +51,7 @@ impl<'a> Session<'a> {
         ports: [File; 3],
     ) -> Result<Self, SessionError> {
         let RunningCommand { process, terminal, input_is_terminal, input, outputs } = command;
-        let source = OwnedFd::from(ports[Stream::Stdin.index()].try_clone()?);
+        let source = OwnedFd::from(Stream::Stdin.of(&ports).try_clone()?);
         let mut pumps = outputs.into_iter().zip(ports).map(|(output, port)| {
             output.map(|output| Pump::new(output, port.into(), NON_BLOCKING_CHUNK, Undelivered::Stop))
         });
@@ -90,15 +90,16 @@ impl<'a> Session<'a> {
         entries.extend(pumps.flat_map(Pump::poll_entries));
         relay::poll(&mut entries, self.timeout_ms())?;
 
-        let (own, rest) = entries.split_at(2);
+        // The two of this function come first.
+        let [control, children, rest @ ..] = entries.as_slice() else { return Ok(()) };
         let pumps = self.input.iter_mut().chain(self.outputs.iter_mut().flatten());
         for (pump, answers) in pumps.zip(rest.as_chunks::<2>().0) {
             pump.handle(*answers);
         }
-        if own[0].revents != 0 {
+        if control.revents != 0 {
             self.obey()?;
         }
-        if own[1].revents != 0 {
+        if children.revents != 0 {
             self.clear_child_signals();
             self.reap();
         }
@@ -132,7 +133,7 @@ impl<'a> Session<'a> {
                 ToAgent::Start(_) => return Err(SessionError::SecondRequest),
                 ToAgent::StdinEnd { bytes } => self.end_input(bytes),
                 ToAgent::OutputClosed(stream) => {
-                    if let Some(pump) = &mut self.outputs[stream.index()] {
+                    if let Some(pump) = stream.of_mut(&mut self.outputs) {
                         pump.close_sink();
                     }
                 }

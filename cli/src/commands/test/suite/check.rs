@@ -39,7 +39,7 @@ pub(super) fn check(text: &str, compiler: &mut Compiler) -> Result<Vec<usize>, F
     for name in ["defaults", "matrix"] {
         if let Some(DeValue::Table(table)) = document.get(name).map(Spanned::get_ref) {
             let meaning = if name == "matrix" { Checker::meanings } else { Checker::meaning };
-            checker.table(name, table, &schema["properties"][name], meaning)?;
+            checker.table(name, table, part(part(&schema, "properties"), name), meaning)?;
         }
     }
     let cases = document.get("case").and_then(|cases| cases.get_ref().as_array());
@@ -47,7 +47,7 @@ pub(super) fn check(text: &str, compiler: &mut Compiler) -> Result<Vec<usize>, F
     let (mut line, mut seen) = (1, 0);
     for (index, case) in cases.into_iter().flatten().enumerate() {
         let Some(table) = case.get_ref().as_table() else { continue };
-        let schema = &schema["properties"]["case"]["items"];
+        let schema = part(part(part(&schema, "properties"), "case"), "items");
         checker.table(&format!("case[{index}]"), table, schema, Checker::meaning)?;
         // One after the other: the text is gone through once.
         let start = case.span().start;
@@ -75,7 +75,7 @@ impl Checker<'_> {
         schema: &Value,
         meaning: impl Fn(&mut Self, &str, Entry<'_, 'text>) -> Result<(), Fault>,
     ) -> Result<(), Fault> {
-        let known = &schema["properties"];
+        let known = part(schema, "properties");
         let mut entries: Vec<Entry<'_, 'text>> = table.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         for (key, value) in entries {
@@ -107,9 +107,9 @@ impl Checker<'_> {
         schema: &Value,
         example: Option<&Value>,
     ) -> Result<(), Fault> {
-        let example = example.or(schema["examples"].get(0));
+        let example = example.or(part(schema, "examples").get(0));
         let items = value.get_ref().as_array();
-        let is_empty = schema["minItems"] == 1 && items.is_some_and(|items| items.is_empty());
+        let is_empty = part(schema, "minItems") == 1 && items.is_some_and(|items| items.is_empty());
         if !fits(value.get_ref(), schema) || is_empty {
             let found = excerpt(self.text.get(value.span()).unwrap_or_default(), EXCERPT_CHARS);
             let reason = format!("{path}: expected {}, found {found}", expected(schema, example));
@@ -117,7 +117,7 @@ impl Checker<'_> {
         }
         for (index, item) in items.into_iter().flatten().enumerate() {
             let example = example.and_then(|example| example.get(0));
-            self.form(&format!("{path}[{index}]"), item, &schema["items"], example)?;
+            self.form(&format!("{path}[{index}]"), item, part(schema, "items"), example)?;
         }
         Ok(())
     }
@@ -185,8 +185,8 @@ fn fits(value: &DeValue<'_>, schema: &Value) -> bool {
 /// The types of a value.
 fn types(schema: &Value) -> impl Iterator<Item = &str> {
     let is_choice = schema.get("enum").is_some();
-    let one = schema["type"].as_str();
-    let many = schema["type"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let one = part(schema, "type").as_str();
+    let many = part(schema, "type").as_array().into_iter().flatten().filter_map(Value::as_str);
     is_choice.then_some("string").into_iter().chain(one).chain(many)
 }
 
@@ -230,3 +230,8 @@ pub(super) fn excerpt(text: &str, most: usize) -> String {
 }
 
 const EXCERPT_CHARS: usize = 40;
+
+/// The value of a key of a schema; null for one that it lacks.
+fn part<'a>(schema: &'a Value, key: &str) -> &'a Value {
+    schema.get(key).unwrap_or(&Value::Null)
+}

@@ -12,7 +12,7 @@ pub(crate) fn schema() -> Value {
     let defaults = case.clone();
     let mut matrix = case.clone();
     for value in matrix.values_mut() {
-        let examples = json!([value["examples"]]);
+        let examples = json!([value.get("examples")]);
         *value = json!({ "type": "array", "minItems": 1, "items": value, "examples": examples });
     }
     case.insert(
@@ -21,8 +21,7 @@ pub(crate) fn schema() -> Value {
     );
     let table =
         |properties| json!({ "type": "object", "additionalProperties": false, "properties": properties });
-    let mut named = table(case);
-    named["required"] = json!(["name"]);
+    let named = |properties| json!({ "type": "object", "additionalProperties": false, "required": ["name"], "properties": properties });
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A suite of boot tests of Coracle",
@@ -34,7 +33,7 @@ pub(crate) fn schema() -> Value {
             "$schema": { "description": "Where this schema is, for editors; without effect", "type": "string" },
             "defaults": table(defaults),
             "matrix": table(matrix),
-            "case": { "type": "array", "minItems": 1, "items": named },
+            "case": { "type": "array", "minItems": 1, "items": named(case) },
         },
     })
 }
@@ -42,8 +41,8 @@ pub(crate) fn schema() -> Value {
 /// What a case says of its machine.
 fn machine() -> Map<String, Value> {
     let mut schema = config::schema();
-    let mut properties = match schema["properties"].take() {
-        Value::Object(properties) => properties,
+    let mut properties = match schema.get_mut("properties").map(Value::take) {
+        Some(Value::Object(properties)) => properties,
         _ => Map::new(),
     };
     properties.retain(|name, _| name != "$schema" && !OF_THE_COMMAND.iter().any(|(key, _)| key == name));
