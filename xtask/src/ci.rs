@@ -56,7 +56,7 @@ fn format(workspace: &Workspace, _: &mut Tally) -> Result<()> {
 }
 
 fn structure(workspace: &Workspace, _: &mut Tally) -> Result<()> {
-    structure::check(workspace)
+    structure::check(workspace, false)
 }
 
 fn clippy(workspace: &Workspace, _: &mut Tally) -> Result<()> {

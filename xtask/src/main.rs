@@ -48,8 +48,14 @@ enum Task {
     Test,
     /// Run every check that a change must pass, the tests included
     Ci,
-    /// Check the shape of the tree: which rooms know which
-    Structure,
+    /// Check the shape of the tree: which rooms know which, lengths, lints, what names a device, and words
+    Structure {
+        /// Also print each place of a phrase or a doc that is to go
+        #[arg(long)]
+        words: bool,
+    },
+    /// Print the places outside its own files that name a device or an ending, and how many files they are in
+    Count(structure::CountArguments),
     /// Install the Debian packages that are missing (as root), or tell which (else)
     Setup,
     /// Make the default guest and the emulated host's system in the data folder (no root needed)
@@ -105,7 +111,8 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(&workspace),
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
-        Task::Structure => structure::check(&workspace)?,
+        Task::Structure { words } => structure::check(&workspace, *words)?,
+        Task::Count(arguments) => structure::count(&workspace, arguments)?,
         Task::Hostile(arguments) => return hostile::run(&workspace, arguments).map(exit_code),
         Task::Setup => setup::make_ready()?,
         Task::Guest { update, tuned, tools } => {

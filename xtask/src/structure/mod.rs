@@ -1,21 +1,49 @@
 //! What the shape of the tree promises, checked: `cargo xtask ci` runs it, CONTRIBUTING.md explains it.
 
+mod count;
+mod length;
+mod lints;
+mod names;
 mod order;
 mod paths;
+mod ratchet;
+mod sources;
+mod words;
 
 use anyhow::{Result, ensure};
 
+pub(crate) use self::count::CountArguments;
+use self::ratchet::Verdicts;
 use crate::workspace::Workspace;
 
-/// Looks for rooms that import one above them.
+/// Looks for rooms that import one above them, and holds every count against its limit. Prints the counts that have
+/// gone down below the number in their table; with `words` also each phrase and doc that is to go.
 ///
 /// # Errors
-/// There are some, or a source file cannot be read.
-pub(crate) fn check(workspace: &Workspace) -> Result<()> {
-    let mut faults = Vec::new();
+/// There is a fault, or a source file cannot be read.
+pub(crate) fn check(workspace: &Workspace, words: bool) -> Result<()> {
+    let mut verdicts = Verdicts::default();
     for tree in order::TREES {
-        faults.extend(order::faults(&workspace.root.join(tree.directory), tree.rooms)?);
+        verdicts.faults.extend(order::faults(&workspace.root.join(tree.directory), tree.rooms)?);
     }
-    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    let rust = sources::all(&workspace.root, &[".rs"])?;
+    length::check(&rust, &mut verdicts);
+    lints::check(&rust, &mut verdicts);
+    count::check(&rust, &mut verdicts)?;
+    let written = sources::all(&workspace.root, &[".rs", ".md", ".toml"])?;
+    words::check(&written, &mut verdicts);
+    if words {
+        words::places(&written).iter().for_each(|place| println!("{place}"));
+    }
+    verdicts.news.iter().for_each(|news| println!("{news}"));
+    ensure!(verdicts.faults.is_empty(), "{}", verdicts.faults.join("\n"));
     Ok(())
+}
+
+/// Prints what names a device or an ending.
+///
+/// # Errors
+/// A source file cannot be read.
+pub(crate) fn count(workspace: &Workspace, arguments: &CountArguments) -> Result<()> {
+    count::print(&sources::all(&workspace.root, &[".rs"])?, arguments)
 }

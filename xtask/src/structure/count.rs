@@ -1,0 +1,220 @@
+//! How many files know of one device or of one ending: what a change of it, or another one like it, has to touch.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::names::{self, Name};
+use super::ratchet::{Ratchet, Verdicts};
+use super::sources::Source;
+
+/// What is counted.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct CountArguments {
+    /// A device, as in `balloon`
+    pub(crate) name: Option<String>,
+    /// An ending, by its name in `Ending`, as in `Halted`
+    #[arg(long)]
+    pub(crate) ending: Option<String>,
+}
+
+/// A device with a flag and a field of the configuration: its list, its type, and the two ends that open and attach it.
+const MAX_FILES: usize = 4;
+
+/// One that programs also have a handle of: what gives it out, and what it is in.
+const MAX_FILES_WITH_HANDLE: usize = 6;
+
+/// The files that name each device, with what they may be today. The numbers only go down.
+const DEVICES: &[(Ratchet, usize)] = &[
+    (Ratchet { name: "balloon", most: 12 }, MAX_FILES_WITH_HANDLE),
+    (Ratchet { name: "vsock", most: 21 }, MAX_FILES_WITH_HANDLE),
+    (Ratchet { name: "rng", most: 9 }, MAX_FILES),
+];
+
+/// The variants, its exit code and sentence, what posts it, and its hint.
+const MAX_FILES_OF_ENDING: usize = 4;
+
+/// Endings that more files name.
+const ENDINGS: &[Ratchet] = &[
+    Ratchet { name: "PoweredOff", most: 7 },
+    Ratchet { name: "Exited", most: 9 },
+    Ratchet { name: "Panicked", most: 9 },
+    Ratchet { name: "Halted", most: 5 },
+    Ratchet { name: "Crashed", most: 8 },
+    Ratchet { name: "Reset", most: 6 },
+    Ratchet { name: "CannotRun", most: 8 },
+    Ratchet { name: "HostFailed", most: 9 },
+    Ratchet { name: "Stopped", most: 10 },
+    Ratchet { name: "TimedOut", most: 13 },
+    Ratchet { name: "CommandKilled", most: 5 },
+    Ratchet { name: "Signalled", most: 11 },
+];
+
+/// Where the endings are.
+const ENDINGS_PATH: &str = "src/ending.rs";
+
+/// The crates that a machine is made of. The agent runs on the other side of the devices.
+const CRATES: &[&str] = &["src/", "cli/src/", "devices/src/", "arch/src/", "image/src/"];
+
+/// The lines of each file that name something.
+type Places = BTreeMap<String, Vec<usize>>;
+
+/// Holds each device and each ending against its limit.
+///
+/// # Errors
+/// A file is not Rust.
+pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
+    let names = read(sources)?;
+    for (device, limit) in DEVICES {
+        let files = device_places(&names, device.name).len();
+        verdicts.judge(&format!("device {}", device.name), "files", files, *limit, Some(device));
+    }
+    for ending in endings(sources)? {
+        let files = ending_places(&names, &ending).len();
+        let listed = ENDINGS.iter().find(|listed| listed.name == ending);
+        verdicts.judge(&format!("Ending::{ending}"), "files", files, MAX_FILES_OF_ENDING, listed);
+    }
+    Ok(())
+}
+
+/// Prints the places that `arguments` ask for, and how many files they are in.
+///
+/// # Errors
+/// A file is not Rust.
+pub(super) fn print(sources: &[Source], arguments: &CountArguments) -> Result<()> {
+    let names = read(sources)?;
+    let places = match (&arguments.name, &arguments.ending) {
+        (_, Some(ending)) => ending_places(&names, ending),
+        (name, None) => device_places(&names, name.as_deref().unwrap_or_default()),
+    };
+    for (path, lines) in &places {
+        lines.iter().for_each(|line| println!("{path}:{line}"));
+    }
+    let lines: usize = places.values().map(Vec::len).sum();
+    println!("{} files, {lines} lines", places.len());
+    Ok(())
+}
+
+/// The names in each file of the product.
+fn read(sources: &[Source]) -> Result<Vec<(&str, Vec<Name>)>> {
+    let product = sources
+        .iter()
+        .filter(|source| CRATES.iter().any(|of| source.path.starts_with(of)) && !source.is_test());
+    product
+        .map(|source| {
+            let names = names::of_file(&source.text).with_context(|| source.path.clone())?;
+            Ok((source.path.as_str(), names))
+        })
+        .collect()
+}
+
+/// The places that name a device outside its own files and directories.
+fn device_places(files: &[(&str, Vec<Name>)], device: &str) -> Places {
+    let device = words(device);
+    let others =
+        files.iter().filter(|(path, _)| !path.split(['/', '.']).any(|part| has(&words(part), &device)));
+    places(others, |_, name| has(&words(&name.text), &device))
+}
+
+/// The places that name a variant of `Ending`.
+fn ending_places(files: &[(&str, Vec<Name>)], ending: &str) -> Places {
+    places(files.iter(), |path, name| {
+        let is_path = match name.within.as_deref() {
+            Some("Self") | None => path == ENDINGS_PATH,
+            Some(within) => within == "Ending",
+        };
+        is_path && name.text == ending
+    })
+}
+
+fn places<'a>(
+    files: impl Iterator<Item = &'a (&'a str, Vec<Name>)>,
+    is_one: impl Fn(&str, &Name) -> bool,
+) -> Places {
+    let mut places = Places::new();
+    for (path, names) in files {
+        let mut lines: Vec<usize> =
+            names.iter().filter(|name| is_one(path, name)).map(|name| name.line).collect();
+        lines.dedup();
+        if !lines.is_empty() {
+            places.insert((*path).to_owned(), lines);
+        }
+    }
+    places
+}
+
+/// The variants of `Ending`: the names in the braces after it that follow the start or a comma.
+fn endings(sources: &[Source]) -> Result<Vec<String>> {
+    let source = sources.iter().find(|source| source.path == ENDINGS_PATH);
+    let source = source.with_context(|| format!("{ENDINGS_PATH} is not there"))?;
+    let endings = names::variants(&source.text, "Ending")?;
+    anyhow::ensure!(!endings.is_empty(), "{ENDINGS_PATH} has no enum Ending");
+    Ok(endings)
+}
+
+/// The words of a name in any case: `VsockConfig`, `vsock_config` and `"vsock config"` have two.
+fn words(name: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut was_lower = false;
+    for letter in name.chars() {
+        let is_start = words.is_empty() || (letter.is_uppercase() && was_lower);
+        was_lower = letter.is_lowercase() || letter.is_ascii_digit();
+        if is_start || !letter.is_alphanumeric() {
+            words.push(String::new());
+        }
+        if let Some(word) = words.last_mut().filter(|_| letter.is_alphanumeric()) {
+            word.extend(letter.to_lowercase());
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+fn has(words: &[String], part: &[String]) -> bool {
+    !part.is_empty() && words.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(path: &str, text: &str) -> Source {
+        Source { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    #[test]
+    fn device_is_counted_outside_its_own_files_tests_and_docs() {
+        let sources = [
+            source("devices/src/virtio/balloon/handler.rs", "struct Balloon;"),
+            source("src/virtio/balloon.rs", "struct Balloon;"),
+            source("src/virtio/tests.rs", "struct Balloon;"),
+            source("xtask/src/main.rs", "struct Balloon;"),
+            source(
+                "src/docs.rs",
+                "/// A balloon.\nstruct Ballooning; // balloon\n#[cfg(test)] mod tests { fn balloon() {} }",
+            ),
+            source("src/one.rs", "\nuse x::BalloonConfig as balloon;\nconst BALLOON_PAGES: u8 = 0;"),
+            source("cli/src/two.rs", "const NAME: &str = \"--balloon\";"),
+        ];
+        let places = device_places(&read(&sources).unwrap(), "balloon");
+        let shown: Vec<_> = places.iter().map(|(path, lines)| format!("{path} {lines:?}")).collect();
+        assert_eq!(shown, ["cli/src/two.rs [1]", "src/one.rs [2, 3]"]);
+    }
+
+    #[test]
+    fn ending_is_counted_by_its_path_and_in_its_own_file() {
+        let sources = [
+            source(
+                ENDINGS_PATH,
+                "pub enum Ending { Halted, Reset { source: By } }\nimpl Ending { fn f() { Self::Halted } }",
+            ),
+            source("src/vm/a.rs", "fn f() { Ending::Halted; Other::Reset }"),
+        ];
+        assert_eq!(endings(&sources).unwrap(), ["Halted", "Reset"]);
+        let names = read(&sources).unwrap();
+        assert_eq!(ending_places(&names, "Halted").len(), 2);
+        assert_eq!(ending_places(&names, "Reset").into_keys().collect::<Vec<_>>(), [ENDINGS_PATH]);
+    }
+}

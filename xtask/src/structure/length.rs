@@ -1,0 +1,48 @@
+//! Files are short enough to be read at one go.
+
+use super::ratchet::{Ratchet, Verdicts};
+use super::sources::Source;
+
+/// A longer file does two things.
+const MAX_LINES: usize = 450;
+
+/// Tests in files of their own: a list of cases is read one by one.
+const MAX_TEST_LINES: usize = 600;
+
+/// The files that are longer, by the end of their path, with the lines that each may have. The numbers only go down.
+const LONGER: &[Ratchet] = &[
+    Ratchet { name: "backend/console_buffer.rs", most: 537 },
+    Ratchet { name: "legacy/ioapic.rs", most: 467 },
+    Ratchet { name: "vsock/connection.rs", most: 457 },
+    Ratchet { name: "initramfs/loader.rs", most: 614 },
+    Ratchet { name: "tests/emulated_host.rs", most: 643 },
+];
+
+/// Counts the lines of `sources`, which are Rust.
+pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
+    for source in sources {
+        let most = if source.is_test() { MAX_TEST_LINES } else { MAX_LINES };
+        let listed = LONGER.iter().find(|listed| source.path.ends_with(listed.name));
+        verdicts.judge(&source.path, "lines", source.text.lines().count(), most, listed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(path: &str, lines: usize) -> Vec<String> {
+        let mut verdicts = Verdicts::default();
+        check(&[Source { path: path.to_owned(), text: "\n".repeat(lines) }], &mut verdicts);
+        verdicts.faults
+    }
+
+    #[test]
+    fn longer_file_is_a_fault_and_tests_may_be_longer() {
+        assert!(faults("src/new.rs", MAX_LINES).is_empty());
+        assert_eq!(faults("src/new.rs", MAX_LINES + 1), ["src/new.rs: 451 lines, of which 450 are allowed"]);
+        assert!(faults("tests/new.rs", MAX_TEST_LINES).is_empty());
+        assert!(faults("src/new/tests.rs", MAX_TEST_LINES).is_empty());
+        assert_eq!(faults("src/new/tests/mod.rs", MAX_TEST_LINES + 1).len(), 1);
+    }
+}

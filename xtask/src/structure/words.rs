@@ -1,0 +1,129 @@
+//! Phrases that a reader stumbles over, and docs that say nothing. How to write instead: CONTRIBUTING.md, "English".
+
+use super::ratchet::{Ratchet, Verdicts};
+use super::sources::Source;
+
+/// Phrases that may stand nowhere; the numbers are how often each still does, and only go down.
+const PHRASES: &[Ratchet] = &[
+    Ratchet { name: "can be had", most: 4 },
+    Ratchet { name: "behind commas", most: 0 },
+    Ratchet { name: "in work", most: 1 },
+    Ratchet { name: "anew", most: 38 },
+    Ratchet { name: "is no", most: 57 },
+    Ratchet { name: "are no", most: 10 },
+];
+
+/// Other words around a phrase that make it good English.
+const GOOD: &[(&str, &str)] = &[
+    ("is no", "is no longer"),
+    ("is no", "is no more"),
+    ("is no", "there is no"),
+    ("are no", "are no longer"),
+    ("are no", "are no more"),
+    ("are no", "there are no"),
+];
+
+/// Docs of one line that repeat the name of their item or point nowhere.
+const HOLLOW: &[Ratchet] = &[
+    Ratchet { name: "As given.", most: 44 },
+    Ratchet { name: "As there.", most: 40 },
+    Ratchet { name: "As written.", most: 2 },
+    Ratchet { name: "As configured.", most: 13 },
+    Ratchet { name: "Why.", most: 19 },
+    Ratchet { name: "Which.", most: 4 },
+    Ratchet { name: "Where.", most: 2 },
+    Ratchet { name: "With what.", most: 2 },
+    Ratchet { name: "What it is.", most: 8 },
+    Ratchet { name: "What the system said.", most: 23 },
+    Ratchet { name: "What was tried.", most: 5 },
+];
+
+/// Counts them in `sources`: Rust (comments and strings alike), Markdown and TOML.
+pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
+    let sources: Vec<&Source> = sources.iter().filter(|source| source.path != OWN_PATH).collect();
+    let texts: Vec<String> = sources.iter().map(|source| flat(&source.text)).collect();
+    for phrase in PHRASES {
+        let count = texts.iter().map(|text| count(text, phrase.name)).sum();
+        verdicts.judge(&format!("the phrase '{}'", phrase.name), "times", count, 0, Some(phrase));
+    }
+    for doc in HOLLOW {
+        let lines = sources.iter().flat_map(|source| source.text.lines());
+        let count = lines.filter(|line| line.trim() == format!("/// {}", doc.name)).count();
+        verdicts.judge(&format!("the doc '{}'", doc.name), "times", count, 0, Some(doc));
+    }
+}
+
+/// The places of the phrases and docs in `sources`, for who wants to mend them.
+pub(super) fn places(sources: &[Source]) -> Vec<String> {
+    let mut places = Vec::new();
+    for source in sources.iter().filter(|source| source.path != OWN_PATH) {
+        for (index, line) in source.text.lines().enumerate() {
+            let is_phrase = PHRASES.iter().any(|phrase| count(&flat(line), phrase.name) > 0);
+            if is_phrase || HOLLOW.iter().any(|doc| line.trim() == format!("/// {}", doc.name)) {
+                places.push(format!("{}:{}: {}", source.path, index + 1, line.trim()));
+            }
+        }
+    }
+    places
+}
+
+/// The text in lower case without line breaks and comment marks, so that a phrase may go over the end of a line.
+fn flat(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let line = line.trim().trim_end_matches('\\').trim_end();
+        line.trim_start_matches(['/', '!', '#']).trim_start()
+    });
+    lines.collect::<Vec<_>>().join(" ").to_lowercase()
+}
+
+/// How often `phrase` stands in `text` as whole words, without the good uses of it.
+fn count(text: &str, phrase: &str) -> usize {
+    let of =
+        |phrase: &str| text.match_indices(phrase).filter(|(at, _)| is_whole(text, *at, phrase.len())).count();
+    let good: usize = GOOD.iter().filter(|(bad, _)| *bad == phrase).map(|(_, good)| of(good)).sum();
+    of(phrase).saturating_sub(good)
+}
+
+fn is_whole(text: &str, at: usize, len: usize) -> bool {
+    let before = text.get(..at).and_then(|text| text.chars().next_back());
+    let after = text.get(at + len..).and_then(|text| text.chars().next());
+    let is_part =
+        |one: Option<char>| one.is_some_and(|one| one.is_alphanumeric() || one == '_' || one == '-');
+    !is_part(before) && !is_part(after)
+}
+
+/// This file has to write them.
+const OWN_PATH: &str = "xtask/src/structure/words.rs";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phrases_are_whole_words_over_line_breaks_without_their_good_uses() {
+        assert_eq!(count(&flat("//! It can\n//! be had; it CAN BE HAD."), "can be had"), 2);
+        assert_eq!(count(&flat("\"starts \\\n    anew\", janew, anew_one"), "anew"), 1);
+        assert_eq!(
+            count(&flat("It is no file. There is no file. It is no longer one. It is not."), "is no"),
+            1
+        );
+    }
+
+    #[test]
+    fn one_more_than_the_table_has_is_a_fault() {
+        let source = |text: String| Source { path: "src/a.rs".to_owned(), text };
+        let faults = |text| {
+            let mut verdicts = Verdicts::default();
+            check(&[source(text)], &mut verdicts);
+            verdicts.faults
+        };
+        for table in [PHRASES, HOLLOW] {
+            for bad in table {
+                let line = format!("/// {}\n", bad.name);
+                assert!(faults(line.repeat(bad.most)).is_empty(), "{}", bad.name);
+                assert_eq!(faults(line.repeat(bad.most + 1)).len(), 1, "{}", bad.name);
+                assert_eq!(places(&[source(line)]), [format!("src/a.rs:1: /// {}", bad.name)]);
+            }
+        }
+    }
+}
