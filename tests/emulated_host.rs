@@ -13,14 +13,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
-
-/// Far more than any of these tests takes, also on a busy machine.
-const LIMIT: Duration = Duration::from_secs(400);
+use std::time::Duration;
 
 /// Says that a test is skipped, and why.
 macro_rules! needs_qemu {
@@ -36,6 +32,10 @@ macro_rules! needs_qemu {
 mod limits;
 #[path = "emulated_host/modules.rs"]
 mod modules;
+#[path = "emulated_host/run.rs"]
+mod run;
+
+use run::{Lines, Run, Scratch};
 
 #[test]
 fn streams_cross_byte_exact_in_both_directions_and_apart() {
@@ -425,117 +425,6 @@ fn a_terminal_on_stdin_alone_echoes_and_stdout_stays_clean() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "<early>\n", "{}", shown(&output));
     assert_eq!(output.stderr, b"");
     assert_eq!(output.status.code(), Some(0));
-}
-
-/// A folder under `/tmp` that is removed at the end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = PathBuf::from(format!("/tmp/coracle-emulated-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A `coracle host-emulate` that runs, and is killed when its time is over.
-struct Run {
-    child: Child,
-}
-
-impl Run {
-    fn start(mut command: Command) -> Self {
-        common::default_signals(&mut command);
-        Self { child: command.spawn().unwrap() }
-    }
-
-    fn signal(&mut self, signal: libc::c_int) {
-        // SAFETY: sends a signal to a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
-    }
-
-    /// Closes stdin, collects what is left of the output, waits.
-    fn finish(mut self) -> Output {
-        drop(self.child.stdin.take());
-        let stdout = self.child.stdout.take().map(read_all);
-        let stderr = self.child.stderr.take().map(read_all);
-        let status = self.wait();
-        let joined =
-            |reader: Option<thread::JoinHandle<Vec<u8>>>| reader.map_or_else(Vec::new, |r| r.join().unwrap());
-        Output { status, stdout: joined(stdout), stderr: joined(stderr) }
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            if Instant::now() >= deadline {
-                self.child.kill().unwrap();
-                panic!("the command did not end within {LIMIT:?}");
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Output to wait for words in.
-struct Lines {
-    parts: mpsc::Receiver<Vec<u8>>,
-    seen: String,
-}
-
-impl Lines {
-    fn of(mut source: impl Read + Send + 'static) -> Self {
-        let (sender, parts) = mpsc::channel();
-        thread::spawn(move || {
-            let mut part = [0; 4096];
-            while let Ok(count @ 1..) = source.read(&mut part) {
-                if sender.send(part[..count].to_vec()).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { parts, seen: String::new() }
-    }
-
-    /// Waits until `text` has come, and forgets everything up to it.
-    fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + LIMIT;
-        loop {
-            if let Some(place) = self.seen.find(text) {
-                self.seen.drain(..place + text.len());
-                return;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(part) = self.parts.recv_timeout(left) else {
-                panic!("'{text}' did not come; there was: {}", self.seen);
-            };
-            self.seen.push_str(&String::from_utf8_lossy(&part));
-        }
-    }
-}
-
-fn read_all(mut source: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        source.read_to_end(&mut bytes).unwrap();
-        bytes
-    })
 }
 
 fn has_qemu() -> bool {
