@@ -50,9 +50,9 @@ enum Task {
     Ci,
     /// Check the shape of the tree: which rooms know which, lengths, lints, what names a device, and words
     Structure {
-        /// Also print each place of a phrase or a doc that is to go
+        /// Also print each line that is too long, and each phrase or doc that is to go
         #[arg(long)]
-        words: bool,
+        places: bool,
     },
     /// Print the places outside its own files that name a device or an ending, and how many files they are in
     Count(structure::CountArguments),
@@ -111,7 +111,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Demo => return demo::run(&workspace),
         Task::Test => return Ok(exit_code(test_and_report(&workspace))),
         Task::Ci => return Ok(exit_code(ci::check(&workspace))),
-        Task::Structure { words } => structure::check(&workspace, *words)?,
+        Task::Structure { places } => structure::check(&workspace, *places)?,
         Task::Count(arguments) => structure::count(&workspace, arguments)?,
         Task::Hostile(arguments) => return hostile::run(&workspace, arguments).map(exit_code),
         Task::Setup => setup::make_ready()?,

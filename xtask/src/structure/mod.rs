@@ -8,6 +8,7 @@ mod order;
 mod paths;
 mod ratchet;
 mod sources;
+mod width;
 mod words;
 
 use anyhow::{Result, ensure};
@@ -17,23 +18,25 @@ use self::ratchet::Verdicts;
 use crate::workspace::Workspace;
 
 /// Looks for rooms that import one above them, and holds every count against its limit. Prints the counts that have
-/// gone down below the number in their table; with `words` also each phrase and doc that is to go.
+/// gone down below the number in their table; with `places` also each line that is too long and
+/// each phrase and doc that is to go.
 ///
 /// # Errors
 /// There is a fault, or a source file cannot be read.
-pub(crate) fn check(workspace: &Workspace, words: bool) -> Result<()> {
+pub(crate) fn check(workspace: &Workspace, places: bool) -> Result<()> {
     let mut verdicts = Verdicts::default();
     for tree in order::TREES {
         verdicts.faults.extend(order::faults(&workspace.root.join(tree.directory), tree.rooms)?);
     }
     let rust = sources::all(&workspace.root, &[".rs"])?;
     length::check(&rust, &mut verdicts);
+    width::check(&rust, &mut verdicts);
     lints::check(&rust, &mut verdicts);
     count::check(&rust, &mut verdicts)?;
     let written = sources::all(&workspace.root, &[".rs", ".md", ".toml"])?;
     words::check(&written, &mut verdicts);
-    if words {
-        words::places(&written).iter().for_each(|place| println!("{place}"));
+    if places {
+        width::places(&rust).iter().chain(&words::places(&written)).for_each(|place| println!("{place}"));
     }
     verdicts.news.iter().for_each(|news| println!("{news}"));
     ensure!(verdicts.faults.is_empty(), "{}", verdicts.faults.join("\n"));
