@@ -93,7 +93,7 @@ fn elf_file_of_32_bits_is_entered_by_its_pvh_note() {
         assert!(hello.expect(0, "code 0").stdout == b"!", "{hello:?}");
     }
     let refused = finish(&mut run(&kernel, &["--protocol", "linux"]));
-    refused.expect(125, "is a 32-bit ELF file, which has its PVH entry only");
+    refused.expect(125, "is a 32-bit ELF file, which has a PVH entry only");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! What a machine needs to boot, as plain data: the memory map, the kernel image in guest memory, the tables
-//! the guest reads, and the registers its first CPU starts with.
+//! Everything that a machine needs to boot, as plain data: the memory map, the kernel image in guest memory,
+//! the tables that the guest reads, and the registers in which its first CPU starts.
 //!
-//! The `coracle` crate calls this one while it builds a machine, and hands the result to KVM. This crate makes no
-//! KVM call, starts no thread, and knows no device: it turns checked numbers and files into bytes and structs, so
-//! all of it is tested without `/dev/kvm`.
+//! The `coracle` crate calls this crate while it builds a machine, and hands the result to KVM. This crate
+//! makes no KVM call, starts no thread, and knows no device. It turns checked numbers and files into bytes
+//! and structs, so that all of it is tested without `/dev/kvm`.
 //!
-//! Kernel images and initrds are untrusted input here: no length found in a file sizes an allocation, and every
+//! Kernel images and initrds are untrusted input: no length found in a file sizes an allocation, and each
 //! damaged file ends in an error.
 
 #![deny(

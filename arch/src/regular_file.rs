@@ -1,12 +1,12 @@
-//! Opens and reads regular files whose path a user or another file has given: without waiting for anybody, and up to a
-//! limit. The loader of guest memory, the library and the command open every such file here.
+//! Opens and reads regular files whose path came from a user or another file: without waiting for anybody,
+//! and up to a limit. The loader of guest memory, the library and the command open all such files here.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Why a file is not taken.
+/// The reason why a file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum RegularFileError {
     /// The host cannot open or read it.
@@ -15,13 +15,13 @@ pub enum RegularFileError {
     /// It is a directory, FIFO, device or socket.
     #[error("it is {kind}, but a regular file is needed")]
     Kind {
-        /// What it is, with its article.
+        /// The kind of the file, with its article.
         kind: &'static str,
     },
-    /// It has more bytes than any file of its kind.
+    /// The file is longer than any of its kind.
     #[error("it has more than {limit} bytes, the most that such a file has")]
     TooLong {
-        /// Most bytes.
+        /// The largest number of bytes.
         limit: u64,
     },
 }
@@ -39,9 +39,9 @@ impl From<RegularFileError> for io::Error {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// The host cannot open it, or it is of another kind. A FIFO without a writer is refused at once.
+/// The host cannot open the file, or it is of another kind. A FIFO without a writer is refused at once.
 pub fn open(path: &Path) -> Result<(File, Metadata), RegularFileError> {
-    // Non-blocking: opening a FIFO would wait for its writer. It changes nothing for a regular file.
+    // Non-blocking, because opening a FIFO would wait for its writer. A regular file is not affected.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
@@ -53,14 +53,14 @@ pub fn open(path: &Path) -> Result<(File, Metadata), RegularFileError> {
 /// Reads a regular file of `limit` bytes at most.
 ///
 /// # Errors
-/// As [`open`]; it cannot be read, or is longer.
+/// The errors of [`open`]; the file cannot be read, or is longer.
 pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, RegularFileError> {
     let (file, metadata) = open(path)?;
     if metadata.len() > limit {
         return Err(RegularFileError::TooLong { limit });
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    // A file of /proc says that it has none, and any may grow.
+    // A file of /proc has a length of 0, and any file may grow.
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(RegularFileError::TooLong { limit }) } else { Ok(bytes) }
 }
@@ -68,7 +68,7 @@ pub fn read(path: &Path, limit: u64) -> Result<Vec<u8>, RegularFileError> {
 /// Reads a regular file of UTF-8, of `limit` bytes at most.
 ///
 /// # Errors
-/// As [`read`], or it is not UTF-8.
+/// The errors of [`read`], or the file is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String, RegularFileError> {
     let not_text = |error| RegularFileError::Host(io::Error::new(io::ErrorKind::InvalidData, error));
     String::from_utf8(read(path, limit)?).map_err(not_text)
@@ -121,7 +121,7 @@ mod tests {
         std::fs::write(&path, "12345").unwrap();
         assert_eq!(read_text(&path, 5).unwrap(), "12345");
         assert!(matches!(read(&path, 4), Err(RegularFileError::TooLong { limit: 4 })));
-        // One that does not say how long it is.
+        // A file that does not report its length.
         assert!(matches!(read(Path::new("/proc/self/maps"), 4), Err(RegularFileError::TooLong { .. })));
         std::fs::write(&path, b"\xff").unwrap();
         assert_eq!(io::Error::from(read_text(&path, 5).unwrap_err()).kind(), io::ErrorKind::InvalidData);

@@ -1,6 +1,6 @@
 //! The zero page of the Linux boot protocol (Linux, Documentation/arch/x86/zero-page.rst and boot.rst).
 //!
-//! [`crate::x86_64::load`] writes it for every image that is entered by its 64-bit entry, Linux or not.
+//! [`crate::x86_64::load`] writes it for each image that is entered at its 64-bit entry, Linux or not.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
@@ -10,10 +10,11 @@ use super::load::Placement;
 
 /// `type_of_loader` of a boot loader without a number of its own.
 const UNDEFINED_LOADER: u8 = 0xff;
-/// `boot_flag` and `header`, by which a kernel and its tools know the structure.
+/// The magic numbers `boot_flag` and `header`, by which kernels and tools recognise the structure.
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
-/// What is said for an ELF image, which has no header of its own: protocol 2.15, loaded high, 2 MiB alignment.
+/// The version that an ELF image gets, which has no header of its own: protocol 2.15, loaded high, aligned to
+/// 2 MiB.
 const ELF_PROTOCOL: u16 = 0x020f;
 const LOADED_HIGH: u8 = 1 << 0;
 const ELF_ALIGNMENT: u32 = 0x20_0000;
@@ -21,24 +22,24 @@ const ELF_ALIGNMENT: u32 = 0x20_0000;
 const E820_RAM: u32 = 1;
 const E820_RESERVED: u32 = 2;
 
-/// What the zero page tells the kernel.
+/// The contents of the zero page.
 pub(crate) struct ZeroPage<'a> {
     /// The header of a bzImage; an ELF image has none.
     pub(crate) header: Option<&'a setup_header>,
-    /// Where the kernel lies.
+    /// The guest-physical address of the kernel.
     pub(crate) kernel: u64,
     /// Bytes of RAM.
     pub(crate) ram_bytes: u64,
     /// Bytes of the command line, without its NUL.
     pub(crate) cmdline_len: u32,
-    /// Where the initrd lies, all files as one.
+    /// The address and length of the initrd, all files as one.
     pub(crate) initrd: Option<Placement>,
-    /// Where the ACPI tables start.
+    /// The guest-physical address of the RSDP.
     pub(crate) acpi_rsdp: Option<u64>,
 }
 
 impl ZeroPage<'_> {
-    /// Writes the page to its place.
+    /// Writes the page to [`ZERO_PAGE`](crate::x86_64::layout::ZERO_PAGE).
     pub(crate) fn write(&self, memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
         memory.write_obj(self.contents(), GuestAddress(ZERO_PAGE))
     }
@@ -81,7 +82,7 @@ impl ZeroPage<'_> {
     }
 }
 
-/// The lower and the upper 32 bits, which the zero page keeps apart.
+/// Splits a number into its lower and its upper 32 bits, which the zero page keeps apart.
 fn halves(number: u64) -> (u32, u32) {
     ((number & u64::from(u32::MAX)) as u32, (number >> 32) as u32)
 }

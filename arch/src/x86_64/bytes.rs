@@ -1,5 +1,5 @@
-//! Little-endian numbers at an offset of a byte slice, for the parsers of file headers. A number that does not lie
-//! wholly inside the slice is `None`.
+//! Little-endian numbers at an offset of a byte slice, for the parsers of file headers. Each function returns
+//! `None` for a number that does not lie wholly inside the slice.
 
 /// The 16-bit number at `offset`.
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
@@ -16,7 +16,7 @@ pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     array_at(bytes, offset).map(u64::from_le_bytes)
 }
 
-/// Whether `magic` stands at `offset`.
+/// Returns whether `magic` stands at `offset`.
 pub(crate) fn has_at(bytes: &[u8], offset: usize, magic: &[u8]) -> bool {
     bytes.get(offset..).is_some_and(|rest| rest.starts_with(magic))
 }

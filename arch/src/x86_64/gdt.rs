@@ -1,7 +1,8 @@
 //! The global descriptor table that the first CPU starts with, and the segment registers that match it.
 //!
 //! Linux's 64-bit protocol wants code at selector 0x10 and data at 0x18, flat (Linux, Documentation/arch/x86/boot.rst);
-//! PVH wants flat 32-bit segments and leaves the selectors open (Xen, docs/misc/pvh.pandoc). Both use one table shape.
+//! PVH wants flat 32-bit segments and leaves the selectors open (Xen, docs/misc/pvh.pandoc). Both use the
+//! same layout of the table.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -17,8 +18,9 @@ const TASK_SELECTOR: u16 = 0x20;
 const ENTRIES: u16 = 6;
 const ENTRY_LEN: u16 = 8;
 
-/// Segment types (Intel SDM volume 3A, tables 3-1 and 3-2): code, execute/read, accessed; data, read/write, accessed;
-/// 32- or 64-bit task state, busy. Accessed and busy because the registers are loaded with them.
+/// Segment types (Intel SDM volume 3A, tables 3-1 and 3-2): code, execute/read, accessed; data, read/write,
+/// accessed; 32- or 64-bit task state, busy. They are accessed and busy because loading a register would set
+/// these bits.
 const TYPE_CODE: u8 = 0xb;
 const TYPE_DATA: u8 = 0x3;
 const TYPE_TASK_BUSY: u8 = 0xb;
@@ -26,7 +28,7 @@ const TYPE_TASK_BUSY: u8 = 0xb;
 /// Last byte of a task state segment without an I/O bitmap.
 const TASK_LIMIT: u32 = 0x67;
 
-/// The segment registers for `protocol`.
+/// Returns the segment registers for `protocol`.
 pub(crate) fn segments(protocol: BootProtocol) -> Segments {
     let long = protocol == BootProtocol::Linux64;
     let flat = Segment {
@@ -56,7 +58,7 @@ pub(crate) fn segments(protocol: BootProtocol) -> Segments {
     }
 }
 
-/// The register that points at the table.
+/// Returns the GDTR for the table.
 pub(crate) fn register() -> DescriptorTable {
     DescriptorTable { base: GDT, limit: ENTRIES.saturating_mul(ENTRY_LEN).saturating_sub(1) }
 }

@@ -1,8 +1,8 @@
-//! What goes into guest memory as kernel or initrd: a file that the user named, opened without surprises and read
-//! straight into guest memory, or bytes that were made of such a file.
+//! The source of a kernel or initrd: a file that the user named, which is read straight into guest memory, or
+//! bytes that were made from such a file.
 //!
-//! The kernel image and the initrd are both one of these. It never follows a file that grows or shrinks: the length
-//! is taken once, and a later short read is an error.
+//! A file that grows or shrinks is not followed: its length is taken once, and a later short read is an
+//! error.
 
 use std::fmt;
 use std::fs::File;
@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::regular_file::{self, RegularFileError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
-/// An open, regular file, or bytes; not empty.
+/// An open regular file, or bytes. It is never empty.
 #[derive(Debug)]
 pub struct InputFile {
     path: PathBuf,
@@ -22,14 +22,14 @@ pub struct InputFile {
     content: Content,
 }
 
-/// Where the bytes are.
+/// The source of the bytes.
 enum Content {
-    /// Reading into guest memory moves the file position, so two loads from one file take turns.
+    /// Reading into guest memory moves the file position, so that two loads from one file must take turns.
     File(Mutex<File>),
     Memory(Vec<u8>),
 }
 
-/// What a file is for; it opens the error messages.
+/// The purpose of a file, which starts the error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileRole {
     /// The kernel, or another image that the first CPU starts in.
@@ -38,36 +38,36 @@ pub enum FileRole {
     Initrd,
 }
 
-/// Why a file was refused before its content was looked at.
+/// The reason why a file was refused before its content was read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InputFileError {
-    /// The file could not be opened or its properties not be read.
+    /// The file could not be opened, or its metadata not read.
     #[error("cannot open the {role} {path:?}: {source}")]
     Open {
-        /// What the file is for.
+        /// The purpose of the file.
         role: FileRole,
-        /// Its path as given.
+        /// The path that the user gave.
         path: PathBuf,
-        /// The system's answer.
+        /// The error that the host returned.
         r#source: io::Error,
     },
     /// The path names a directory, FIFO, device or socket.
     #[error("the {role} {path:?} is {kind}, but a regular file is needed")]
     NotRegular {
-        /// What the file is for.
+        /// The purpose of the file.
         role: FileRole,
-        /// Its path as given.
+        /// The path that the user gave.
         path: PathBuf,
-        /// What it is, with its article.
+        /// The kind of the file, with its article.
         kind: &'static str,
     },
     /// The file holds no bytes.
     #[error("the {role} {path:?} is empty (0 bytes); check the step that made it")]
     Empty {
-        /// What the file is for.
+        /// The purpose of the file.
         role: FileRole,
-        /// Its path as given.
+        /// The path that the user gave.
         path: PathBuf,
     },
 }
@@ -76,8 +76,8 @@ impl InputFile {
     /// Opens `path` for reading.
     ///
     /// # Errors
-    /// The file cannot be opened, is not a regular file, or is empty. A FIFO without a writer is refused at once
-    /// instead of waited for.
+    /// The file cannot be opened, is not a regular file, or is empty. A FIFO without a writer is refused at
+    /// once.
     pub fn open(role: FileRole, path: &Path) -> Result<Self, InputFileError> {
         let (file, metadata) = regular_file::open(path).map_err(|error| match error {
             RegularFileError::Kind { kind } => {
@@ -91,10 +91,10 @@ impl InputFile {
         Ok(Self { path: path.to_owned(), len: metadata.len(), content: Content::File(Mutex::new(file)) })
     }
 
-    /// Takes `bytes` that were made of the file `path`, which error messages go on naming.
+    /// Takes `bytes` that were made from the file `path`. Error messages still name `path`.
     ///
     /// # Errors
-    /// There are none.
+    /// `bytes` is empty.
     pub fn from_bytes(role: FileRole, path: &Path, bytes: Vec<u8>) -> Result<Self, InputFileError> {
         let path = path.to_owned();
         if bytes.is_empty() {
@@ -103,7 +103,7 @@ impl InputFile {
         Ok(Self { path, len: bytes.len() as u64, content: Content::Memory(bytes) })
     }
 
-    /// Takes a file that was made of the file `path`, which error messages go on naming.
+    /// Takes a file that was made from the file `path`. Error messages still name `path`.
     ///
     /// # Errors
     /// It is empty, or its length cannot be read.
@@ -116,12 +116,12 @@ impl InputFile {
         }
     }
 
-    /// The path as given.
+    /// Returns the path that the user gave.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes when it was opened or made; never 0. (So there is no `is_empty`.)
+    /// Returns the length in bytes at the time of opening. It is never 0, so there is no `is_empty`.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
         self.len
@@ -162,8 +162,8 @@ impl InputFile {
         };
         file.seek(SeekFrom::Start(offset)).map_err(GuestMemoryError::IOError)?;
         let count = usize::try_from(count).map_err(|_| GuestMemoryError::InvalidGuestAddress(address))?;
-        // Slice by slice: vm-memory's `read_exact_volatile_from` reads once for each, and a read may come back short
-        // without the file being at its end (9p does so past half a megabyte).
+        // One read per slice: vm-memory's `read_exact_volatile_from` makes a single call for each, and a read
+        // may return less although the file goes on (9p returns at most half a megabyte).
         for slice in memory.get_slices(address, count) {
             file.read_exact_volatile(&mut slice?)?;
         }
@@ -171,7 +171,7 @@ impl InputFile {
     }
 }
 
-/// Without the bytes, of which there may be many millions.
+/// Shows the variant without the bytes, of which there may be many millions.
 impl fmt::Debug for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -191,11 +191,11 @@ impl fmt::Display for FileRole {
 }
 
 fn lock(file: &Mutex<File>) -> MutexGuard<'_, File> {
-    // A panic elsewhere leaves at worst another file position, which every use sets anew.
+    // A panic elsewhere leaves at worst another file position, which each use sets first.
     file.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `count` of the bytes from `offset` on.
+/// Returns `count` of the bytes from `offset` on.
 fn range(bytes: &[u8], offset: u64, count: u64) -> io::Result<&[u8]> {
     let start = usize::try_from(offset).ok();
     let count = usize::try_from(count).ok();

@@ -15,7 +15,7 @@ const EXTINT: u32 = 0b111 << 8;
 const NMI: u32 = 0b100 << 8;
 
 /// Sets LINT0 to external interrupts and LINT1 to NMI, both unmasked: the virtual wire mode (MultiProcessor
-/// Specification 1.4, 3.6.2.2) that kernels expect at boot. All other registers stay.
+/// Specification 1.4, 3.6.2.2) that kernels expect at boot. All other registers keep their values.
 pub fn set_virtual_wire(page: &mut [c_char; LAPIC_PAGE_LEN]) {
     set_delivery_mode(page, LVT_LINT0, EXTINT);
     set_delivery_mode(page, LVT_LINT1, NMI);

@@ -1,7 +1,7 @@
 //! Where everything lies: guest-physical addresses, ports and interrupts of the machine.
 //!
-//! The tables of this crate, the devices' wiring and KVM's memory slots all take their numbers from here, so that
-//! what the guest is told and what is there cannot differ. Nothing here touches guest memory.
+//! The tables of this crate, the wiring of the devices and KVM's memory slots all take their numbers from
+//! here, so that the tables cannot differ from the machine. Nothing here touches guest memory.
 
 /// Bytes of one page.
 pub const PAGE_SIZE: u64 = 0x1000;
@@ -58,7 +58,7 @@ pub const MP_TABLE_END: u64 = RESET_VECTOR;
 /// The entry of a PC's BIOS, ffff:0 in real mode: 16 bytes that reset the machine.
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 
-/// Where kernels may be loaded: everything below is for the tables of this module.
+/// The lowest address for kernels. Everything below it is for the tables of this module.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 
 /// Start of the hole in RAM for memory-mapped devices.
@@ -71,8 +71,8 @@ pub const MMIO_HOLE_END: u64 = 0x1_0000_0000;
 pub const VIRTIO_MMIO: u64 = 0xd000_0000;
 /// Bytes of one virtio-mmio register window.
 pub const VIRTIO_MMIO_LEN: u32 = 0x1000;
-/// Interrupts (GSIs) of virtio devices, in the order in which they are given out: inputs of the I/O APIC that no other
-/// device has. The first two lines of a PC are left out, since kernels without ACPI expect a timer there.
+/// Interrupts (GSIs) of virtio devices, in order of use: the inputs of the I/O APIC that no other device has.
+/// The first inputs of a PC are left out, because kernels without ACPI expect a timer there.
 pub const VIRTIO_IRQS: [u32; 17] = [5, 6, 7, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23];
 
 /// Registers of the I/O APIC.
@@ -97,7 +97,7 @@ pub const COM1_PORTS: u16 = 8;
 /// Interrupt (GSI) of the first serial device, edge-triggered.
 pub const COM1_IRQ: u32 = 4;
 
-/// Port of the second serial device, which is the same and is there for an agent that is reached by it.
+/// Port of the second serial device, a 16550A as well. An agent may use it.
 pub const COM2_PORT: u16 = 0x2f8;
 /// Interrupt (GSI) of the second serial device, edge-triggered.
 pub const COM2_IRQ: u32 = 3;
@@ -109,7 +109,7 @@ pub const RTC_PORTS: u16 = 2;
 /// Interrupt (GSI) of the CMOS clock, edge-triggered.
 pub const RTC_IRQ: u32 = 8;
 
-/// Data port of the keyboard controller, of which the machine has the CPU reset command only.
+/// Data port of the keyboard controller, of which only the CPU reset command exists.
 pub const I8042_DATA_PORT: u16 = 0x60;
 /// Command and status port of the keyboard controller.
 pub const I8042_COMMAND_PORT: u16 = 0x64;
@@ -120,19 +120,19 @@ pub const SLEEP_CONTROL_PORT: u16 = 0x600;
 pub const SLEEP_STATUS_PORT: u16 = 0x601;
 /// The ACPI reset register (ACPI 6.5, 4.8.3.6).
 pub const RESET_PORT: u16 = 0x602;
-/// What the guest writes to [`RESET_PORT`] to reset the machine.
+/// The value that the guest writes to [`RESET_PORT`] to reset the machine.
 pub const RESET_VALUE: u8 = 1;
-/// The sleep type of power-off (S5), as the DSDT's `_S5` tells it to the guest. The guest writes it to bits 4:2 of
+/// The sleep type of power-off (S5), as in the DSDT's `_S5`. The guest writes it to bits 4:2 of
 /// [`SLEEP_CONTROL_PORT`], together with [`SLEEP_ENABLE`].
 pub const SLEEP_TYPE_S5: u8 = 5;
 /// The bit of [`SLEEP_CONTROL_PORT`] that starts the sleep (ACPI 6.5, table 4.19).
 pub const SLEEP_ENABLE: u8 = 1 << 5;
 
-/// The event register: reading it tells and clears the events that the Generic Event Device has for the guest.
+/// The event register. A read returns and clears the events that the Generic Event Device has for the guest.
 pub const EVENT_PORT: u16 = 0x603;
-/// The bit of [`EVENT_PORT`] that says that the power button was pressed.
+/// The bit of [`EVENT_PORT`] for a press of the power button.
 pub const EVENT_POWER_BUTTON: u8 = 1 << 0;
-/// Interrupt (GSI) of the Generic Event Device, edge-triggered: the one that ACPI has on other machines.
+/// Interrupt (GSI) of the Generic Event Device, edge-triggered: the ACPI interrupt of other machines.
 pub const EVENT_IRQ: u32 = 9;
 
 /// Port of the pvpanic device, the first ISA port of QEMU's `docs/specs/pvpanic.rst`.
@@ -141,11 +141,11 @@ pub const PVPANIC_PORT: u16 = 0x505;
 /// The port where a bare payload writes its exit code.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 
-/// The port where a guest's first process says that it runs, by a byte. Like [`DEBUG_EXIT_PORT`] it lies where PCs had
-/// their coprocessor (0xf0 to 0xff), so nothing of Linux's touches it.
+/// The port to which a guest's first process writes a byte once it runs. Like [`DEBUG_EXIT_PORT`], it lies in
+/// the range of a PC's coprocessor (0xf0 to 0xff), which Linux does not use.
 pub const BOOT_MARK_PORT: u16 = 0xf8;
 
-/// Where a virtio device is.
+/// The address and interrupt of a virtio device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VirtioMmio {
     /// First address of its register window of [`VIRTIO_MMIO_LEN`] bytes.
@@ -155,15 +155,16 @@ pub struct VirtioMmio {
 }
 
 impl VirtioMmio {
-    /// The place of the device with this number; `None` from the length of [`VIRTIO_IRQS`] on.
+    /// Returns the window and interrupt of the device with index `number`; `None` from the length of
+    /// [`VIRTIO_IRQS`] on.
     pub fn nth(number: usize) -> Option<VirtioMmio> {
         let gsi = *VIRTIO_IRQS.get(number)?;
         let offset = u64::from(VIRTIO_MMIO_LEN).checked_mul(u64::try_from(number).ok()?)?;
         Some(VirtioMmio { base: VIRTIO_MMIO.checked_add(offset)?, gsi })
     }
 
-    /// The word that tells a Linux kernel of it which has no ACPI (`virtio_mmio.device` in Linux's
-    /// `kernel-parameters.txt`).
+    /// Returns the kernel parameter that announces the device to a Linux without ACPI (`virtio_mmio.device`
+    /// in Linux's `kernel-parameters.txt`).
     pub fn cmdline_word(self) -> String {
         let VirtioMmio { base, gsi } = self;
         format!("virtio_mmio.device={VIRTIO_MMIO_LEN:#x}@{base:#x}:{gsi}")
@@ -179,16 +180,16 @@ pub struct RamRegion {
     pub len: u64,
 }
 
-/// What the guest is told about a range of its physical memory.
+/// The kind of a range of physical memory, as the guest's memory map has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MemoryKind {
     /// RAM that the kernel may use.
     Ram,
-    /// Not for the kernel's use: tables, or addresses that something else answers.
+    /// Reserved: tables, or addresses of devices.
     Reserved,
 }
 
-/// One line of the memory map that a kernel is given.
+/// One entry of the memory map that a kernel gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryMapEntry {
     /// First guest-physical address.
@@ -199,7 +200,7 @@ pub struct MemoryMapEntry {
     pub kind: MemoryKind,
 }
 
-/// Where `bytes` of RAM lie: from 0 up to [`MMIO_HOLE`], and what is left from [`MMIO_HOLE_END`] on.
+/// Returns the ranges of `bytes` of RAM: from 0 up to [`MMIO_HOLE`], and the rest from [`MMIO_HOLE_END`] on.
 ///
 /// No RAM gives no region. A size that would pass the end of the 64-bit address space is cut there.
 pub fn ram_regions(bytes: u64) -> Vec<RamRegion> {
@@ -211,14 +212,14 @@ pub fn ram_regions(bytes: u64) -> Vec<RamRegion> {
         .collect()
 }
 
-/// The end of the RAM below the hole in a machine with `bytes` of RAM.
+/// Returns the end of the RAM below the hole in a machine with `bytes` of RAM.
 pub fn low_ram_end(bytes: u64) -> u64 {
     bytes.min(MMIO_HOLE)
 }
 
-/// The memory map of a machine with `bytes` of RAM, sorted by address, without overlaps.
+/// Returns the memory map of a machine with `bytes` of RAM, sorted by address, without overlaps.
 ///
-/// It is what the zero page's e820 table and the PVH memory map carry.
+/// The zero page's e820 table and the PVH memory map carry it.
 pub fn memory_map(bytes: u64) -> Vec<MemoryMapEntry> {
     let ram = |start, end| (start, end, MemoryKind::Ram);
     let reserved = |start, end| (start, end, MemoryKind::Reserved);

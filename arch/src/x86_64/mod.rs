@@ -1,10 +1,11 @@
 //! The x86-64 machine.
 //!
-//! A machine is prepared in this order: [`image::KernelImage::open`] and [`initrd::InitrdFile::open`] check the
-//! files, [`layout::ram_regions`] says where RAM lies, [`acpi::write_tables`] describes the devices (or
-//! [`mptable::write_table`] the processors and interrupts of a machine without ACPI),
-//! [`load::load`] fills guest memory and returns the [`registers::BootState`] of the first CPU;
-//! [`cpu_template::CpuTemplate::apply`], [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare every CPU.
+//! Preparing a machine takes these steps. [`image::KernelImage::open`] and [`initrd::InitrdFile::open`] check
+//! the files. [`layout::ram_regions`] lays out RAM. [`acpi::write_tables`] describes the devices, or
+//! [`mptable::write_table`] the processors and interrupts of a machine without ACPI. [`load::load`] fills
+//! guest memory and returns the [`registers::BootState`] of the first CPU.
+//! [`cpu_template::CpuTemplate::apply`], [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare each
+//! CPU.
 
 pub mod acpi;
 mod boot_params;

@@ -1,14 +1,14 @@
 //! The MP table (Intel MultiProcessor Specification 1.4, chapter 4): processors and interrupt wiring for a kernel
 //! without ACPI.
 //!
-//! The builder calls [`write_table`] in place of [`crate::x86_64::acpi::write_tables`], never with it: a kernel that
-//! found both would know each device twice.
+//! The builder calls either [`write_table`] or [`crate::x86_64::acpi::write_tables`], never both: a kernel
+//! that found both would see each device twice.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::layout::{COM1_IRQ, IOAPIC, LAPIC, MP_TABLE, MP_TABLE_END, RTC_IRQ};
 
-/// Why the table was not written.
+/// The reason why the table was not written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MpTableError {
@@ -31,11 +31,11 @@ impl From<GuestMemoryError> for MpTableError {
     }
 }
 
-/// Writes the floating pointer and the configuration table for `cpus` processors, whose APIC ids are 0 up to this, to
-/// [`MP_TABLE`]. `interrupts` are those of devices that not every machine has.
+/// Writes the floating pointer and the configuration table for `cpus` processors to [`MP_TABLE`]. APIC ids
+/// start at 0. `interrupts` are those of the devices that not every machine has.
 ///
 /// # Errors
-/// The area is not RAM, or too small for the table.
+/// The area is not RAM, or is too small for the table.
 pub fn write_table(memory: &GuestMemoryMmap, cpus: u8, interrupts: &[u32]) -> Result<(), MpTableError> {
     let table = configuration_table(cpus, interrupts);
     let bytes = [floating_pointer().as_slice(), &table].concat();
@@ -46,7 +46,8 @@ pub fn write_table(memory: &GuestMemoryMmap, cpus: u8, interrupts: &[u32]) -> Re
     Ok(memory.write_slice(&bytes, GuestAddress(MP_TABLE))?)
 }
 
-/// Section 4.1. Feature bytes of 0: there is a configuration table, and no PIC mode to leave.
+/// Builds the floating pointer (section 4.1). Feature bytes of 0: there is a configuration table, and no PIC
+/// mode to leave.
 fn floating_pointer() -> [u8; POINTER_LEN] {
     let mut pointer = [0; POINTER_LEN];
     let table = (MP_TABLE as u32).saturating_add(POINTER_LEN as u32);
@@ -58,7 +59,7 @@ fn floating_pointer() -> [u8; POINTER_LEN] {
     pointer
 }
 
-/// Section 4.2: the header, and the entries of section 4.3 by type.
+/// Builds the header (section 4.2) and the entries (section 4.3), sorted by type.
 fn configuration_table(cpus: u8, interrupts: &[u32]) -> Vec<u8> {
     let mut entries: Vec<Vec<u8>> = (0..cpus).map(processor).collect();
     entries.push(isa_bus());
@@ -74,7 +75,7 @@ fn configuration_table(cpus: u8, interrupts: &[u32]) -> Vec<u8> {
 
     let mut table = vec![0; HEADER_LEN];
     table.extend(entries.concat());
-    // 255 processors make 5.2 KB, so that the length fits.
+    // 255 processors make 5.2 KB, so the length fits.
     let (length, count) = (table.len() as u16, entries.len() as u16);
     fill(&mut table, 0, b"PCMP");
     fill(&mut table, 4, &length.to_le_bytes());
@@ -87,7 +88,7 @@ fn configuration_table(cpus: u8, interrupts: &[u32]) -> Vec<u8> {
     table
 }
 
-/// Section 4.3.1. Signature and feature flags stay 0: kernels take them from CPUID.
+/// Builds an entry of section 4.3.1. Signature and feature flags stay 0: kernels take them from CPUID.
 fn processor(apic_id: u8) -> Vec<u8> {
     let flags = if apic_id == 0 { ENABLED | BOOTSTRAP } else { ENABLED };
     let mut entry = vec![PROCESSOR, apic_id, LOCAL_APIC_VERSION, flags];
@@ -95,17 +96,17 @@ fn processor(apic_id: u8) -> Vec<u8> {
     entry
 }
 
-/// Section 4.3.2.
+/// Builds the entry of section 4.3.2.
 fn isa_bus() -> Vec<u8> {
     [&[BUS, ISA_BUS_ID], b"ISA   ".as_slice()].concat()
 }
 
-/// Section 4.3.3.
+/// Builds the entry of section 4.3.3.
 fn io_apic() -> Vec<u8> {
     [&[IO_APIC, IO_APIC_ID, IO_APIC_VERSION, ENABLED], IOAPIC.to_le_bytes().as_slice()].concat()
 }
 
-/// Sections 4.3.4 and 4.3.5: polarity and trigger mode are those of the bus, that is, active high and edge.
+/// Builds an entry of section 4.3.4 or 4.3.5. Polarity and trigger mode follow the bus: active high and edge.
 fn interrupt(entry: u8, kind: u8, source_irq: u8, to_apic: u8, to_pin: u8) -> Vec<u8> {
     vec![entry, kind, 0, 0, ISA_BUS_ID, source_irq, to_apic, to_pin]
 }
@@ -115,17 +116,17 @@ fn fill(bytes: &mut [u8], offset: usize, value: &[u8]) {
     bytes.iter_mut().skip(offset).zip(value).for_each(|(byte, value)| *byte = *value);
 }
 
-/// The byte that makes the sum of all 0.
+/// Returns the byte that makes the sum of all bytes 0.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }
 
-/// The interrupts of the devices that are there without ACPI: each is the I/O APIC's input of the same number.
+/// Interrupts of the devices that exist without ACPI. Each is the I/O APIC's input of the same number.
 const ISA_INTERRUPTS: [u32; 2] = [COM1_IRQ, RTC_IRQ];
 
 /// Version 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
-/// The floating pointer tells its length in units of 16 bytes.
+/// The unit of the floating pointer's length, in bytes.
 const PARAGRAPH: usize = 16;
 const POINTER_LEN: usize = 16;
 const HEADER_LEN: usize = 44;
@@ -144,7 +145,7 @@ const BOOTSTRAP: u8 = 1 << 1;
 /// An integrated local APIC (Intel SDM volume 3A, 11.4.8), and the I/O APIC of `devices::legacy::ioapic`.
 const LOCAL_APIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x20;
-/// As the MADT has it.
+/// The id that the MADT has too.
 const IO_APIC_ID: u8 = 0;
 const ISA_BUS_ID: u8 = 0;
 const ALL_LOCAL_APICS: u8 = 0xff;

@@ -5,13 +5,14 @@
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1 << 0;
 
-/// IA32_MTRR_DEF_TYPE (Intel SDM volume 3A, 11.11.2.1): MTRRs on, everything write-back. With MTRRs off, memory would
-/// be uncached for a kernel that believes them.
+/// IA32_MTRR_DEF_TYPE (Intel SDM volume 3A, 11.11.2.1): MTRRs on, everything write-back. With MTRRs off, a
+/// kernel that reads them would treat all memory as uncached.
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED: u64 = 1 << 11;
 const WRITE_BACK: u64 = 6;
 
-/// Numbers and values. The page attribute table and the system call registers keep their values after reset.
+/// Returns numbers and values. The page attribute table and the system call registers keep their values after
+/// reset.
 pub(crate) fn boot_msrs() -> Vec<(u32, u64)> {
     vec![(IA32_MISC_ENABLE, FAST_STRINGS), (IA32_MTRR_DEF_TYPE, MTRR_ENABLED | WRITE_BACK)]
 }

@@ -1,7 +1,8 @@
 //! The page tables that a kernel is entered with in 64-bit mode: the first 4 GiB mapped onto themselves.
 //!
-//! Pages of 2 MiB only: KVM without hardware virtualization cannot run a guest with 1 GiB pages. All of 4 GiB because
-//! a small payload reaches RAM, the APICs and later devices without tables of its own.
+//! All pages have 2 MiB, because KVM without hardware virtualization cannot run a guest with 1 GiB pages.
+//! They map all of 4 GiB, so that a small payload reaches RAM, the APICs and later devices without tables of
+//! its own.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -33,7 +34,7 @@ pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
 mod tests {
     use super::*;
 
-    /// Walks the tables as the CPU does; `None` when nothing is mapped.
+    /// Walks the tables as the CPU does; `None` if nothing is mapped.
     fn translate(memory: &GuestMemoryMmap, address: u64) -> Option<u64> {
         let entry = |table: u64, index: u64| -> Option<u64> {
             let entry: u64 = memory.read_obj(GuestAddress(table + (index & 511) * 8)).unwrap();

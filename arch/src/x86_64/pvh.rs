@@ -1,6 +1,6 @@
 //! The start information of the PVH protocol (Xen, public/arch-x86/hvm/start_info.h, version 1).
 //!
-//! [`crate::x86_64::load`] writes it for an image that is entered by its PVH entry.
+//! [`crate::x86_64::load`] writes it for an image that is entered at its PVH entry.
 
 use linux_loader::start_info::{
     XEN_HVM_MEMMAP_TYPE_RAM, XEN_HVM_MEMMAP_TYPE_RESERVED, XEN_HVM_START_MAGIC_VALUE, hvm_memmap_table_entry,
@@ -11,24 +11,25 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use super::layout::{CMDLINE, MemoryKind, PVH_START_INFO, memory_map};
 use super::load::Placement;
 
-/// The module list and the memory map follow the start information in its page.
+/// The address of the module list, which follows the start information in its page. The memory map comes
+/// next.
 const MODULE_LIST: u64 = PVH_START_INFO + 0x80;
 const MEMORY_MAP: u64 = PVH_START_INFO + 0x100;
 /// The version with a memory map.
 const VERSION: u32 = 1;
 
-/// What the start information tells the kernel.
+/// The contents of the start information.
 pub(crate) struct StartInfo {
     /// Bytes of RAM.
     pub(crate) ram_bytes: u64,
-    /// Where the initrd lies, all files as one: Linux looks at the first module only.
+    /// The address and length of the initrd, all files as one: Linux looks at the first module only.
     pub(crate) initrd: Option<Placement>,
-    /// Where the ACPI tables start.
+    /// The guest-physical address of the RSDP.
     pub(crate) acpi_rsdp: Option<u64>,
 }
 
 impl StartInfo {
-    /// Writes the structure, its module list and its memory map to their places.
+    /// Writes the structure, its module list and its memory map.
     pub(crate) fn write(&self, memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
         let mut info = hvm_start_info {
             magic: XEN_HVM_START_MAGIC_VALUE,

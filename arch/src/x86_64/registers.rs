@@ -1,5 +1,5 @@
-//! The state in which the first CPU starts, as plain data. [`crate::x86_64::load::load`] makes it; `src/kvm` of the
-//! `coracle` crate turns it into KVM's structures.
+//! The state in which the first CPU starts, as plain data. [`crate::x86_64::load::load`] makes it, and
+//! `src/kvm` of the `coracle` crate turns it into KVM's structures.
 
 use super::gdt;
 use super::image::BootProtocol;
@@ -17,10 +17,10 @@ const CR4_PAE: u64 = 1 << 5;
 /// EFER: long mode enabled, and active.
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// RFLAGS: bit 1 is always set; interrupts are off, as both protocols demand.
+/// RFLAGS: bit 1 is always set. Interrupts are off, as both protocols demand.
 const RFLAGS: u64 = 1 << 1;
 
-/// Everything about the first CPU that differs from its state after reset.
+/// The part of the first CPU's state that differs from its state after reset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BootState {
     /// General registers; those not named here are 0.
@@ -39,7 +39,7 @@ pub struct BootState {
     pub gdt: DescriptorTable,
     /// Interrupt descriptor table register: empty, so an exception before the kernel has its own is a triple fault.
     pub idt: DescriptorTable,
-    /// Model-specific registers: number and value. They hold for every CPU of the machine.
+    /// Numbers and values of model-specific registers. They hold for each CPU of the machine.
     pub msrs: Vec<(u32, u64)>,
 }
 
@@ -50,11 +50,11 @@ pub struct Registers {
     pub rip: u64,
     /// Stack pointer.
     pub rsp: u64,
-    /// The zero page, in the Linux protocol.
+    /// The address of the zero page, in the Linux protocol.
     pub rsi: u64,
-    /// `hvm_start_info`, in the PVH protocol.
+    /// The address of `hvm_start_info`, in the PVH protocol.
     pub rbx: u64,
-    /// Flags.
+    /// The flags register.
     pub rflags: u64,
 }
 
@@ -78,19 +78,19 @@ pub struct Segment {
     pub limit: u32,
     /// The visible part: offset of the descriptor in the GDT.
     pub selector: u16,
-    /// Type field.
+    /// The type field.
     pub type_: u8,
-    /// Present.
+    /// Whether the segment is present.
     pub present: bool,
-    /// Privilege level.
+    /// The privilege level, 0 to 3.
     pub dpl: u8,
-    /// Default size: 1 for 32-bit.
+    /// The default size: 1 for 32-bit.
     pub db: bool,
     /// 1 for code and data, 0 for system segments.
     pub s: bool,
     /// 1 for 64-bit code.
     pub l: bool,
-    /// 1 when the descriptor counts its limit in pages.
+    /// 1 if the descriptor counts its limit in pages.
     pub g: bool,
 }
 
@@ -104,7 +104,8 @@ pub struct DescriptorTable {
 }
 
 impl BootState {
-    /// The state for entering a kernel at `entry` by `protocol`, with the tables where the layout puts them.
+    /// Returns the state for entering a kernel at `entry` by `protocol`, with the tables where the layout has
+    /// them.
     pub(crate) fn new(protocol: BootProtocol, entry: u64) -> Self {
         let segments = gdt::segments(protocol);
         let registers = Registers { rip: entry, rsp: BOOT_STACK_TOP, rflags: RFLAGS, ..Registers::default() };

@@ -1,8 +1,9 @@
 //! Sixteen bytes of firmware: a guest that jumps to the BIOS entry resets the machine.
 //!
-//! Linux on a hardware-reduced ACPI machine expects EFI, and where there is none it reboots by going back to real
-//! mode and jumping to ffff:0 (arch/x86/kernel/reboot.c, `reboot_init` and `machine_real_restart`), whatever the FADT
-//! says of a reset register. [`crate::x86_64::load`] puts these instructions there, which write that register.
+//! Linux on a hardware-reduced ACPI machine expects EFI. Where there is none, it reboots by returning to real
+//! mode and jumping to ffff:0 (arch/x86/kernel/reboot.c, `reboot_init` and `machine_real_restart`), even if
+//! the FADT has a reset register. [`crate::x86_64::load`] puts these instructions there, and they write that
+//! register.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -13,7 +14,7 @@ pub(crate) fn write(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     memory.write_slice(&CODE, GuestAddress(RESET_VECTOR))
 }
 
-/// Real mode code: `mov dx, RESET_PORT`, `mov al, RESET_VALUE`, `out dx, al`, `cli`, then `hlt` for ever.
+/// Real mode code: `mov dx, RESET_PORT`, `mov al, RESET_VALUE`, `out dx, al`, `cli`, then `hlt` forever.
 const CODE: [u8; 10] = {
     let [low, high] = RESET_PORT.to_le_bytes();
     [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xfa, 0xf4, 0xeb, 0xfd]

@@ -1,8 +1,8 @@
 //! The DSDT: the devices that a kernel cannot find by itself, and the methods that they need.
 //!
-//! Called by [`super::write_tables`]. A machine with hardware-reduced ACPI has no fixed power button: the button is a
-//! device (PNP0C0C), and what happens to it is told by the Generic Event Device (ACPI 6.5, 5.6.9), which reads the
-//! event register of [`crate::x86_64::layout::EVENT_PORT`] when its interrupt comes.
+//! [`super::write_tables`] calls this. A machine with hardware-reduced ACPI has no fixed power button. The
+//! button is a device (PNP0C0C), and the Generic Event Device (ACPI 6.5, 5.6.9) announces that it was
+//! pressed: on its interrupt, the guest reads the event register at [`crate::x86_64::layout::EVENT_PORT`].
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
@@ -18,7 +18,7 @@ use crate::x86_64::layout::{
     PVPANIC_PORT, RTC_IRQ, RTC_PORT, RTC_PORTS, SLEEP_TYPE_S5, VIRTIO_MMIO_LEN, VirtioMmio,
 };
 
-/// The whole table.
+/// Builds the whole table.
 pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
     let AcpiConfig { cpus: _, virtio, has_com2 } = *config;
     let s5: Vec<u8> = bytes_of(&Name::new(
@@ -34,7 +34,7 @@ pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
     table(*b"DSDT", DSDT_REVISION, &[fixed, virtio.collect()].concat())
 }
 
-/// A device with ports and one interrupt, edge-triggered and active high like those of the ISA bus.
+/// Builds a device with ports and one interrupt, which is edge-triggered and active high as on the ISA bus.
 fn legacy_device(path: &str, id: &str, (port, ports): (u16, u16), irq: u32) -> Vec<u8> {
     let ports = IO::new(port, port, 1, ports.to_le_bytes()[0]);
     let interrupt = edge(irq);
@@ -47,8 +47,8 @@ fn power_button() -> Vec<u8> {
     device(POWER_BUTTON, &EISAName::new("PNP0C0C"), &[])
 }
 
-/// The Generic Event Device. `_EVT` gets the number of the interrupt that came, of which there is one; it reads the
-/// event register, which clears it, and notifies the devices whose bits are set.
+/// Builds the Generic Event Device. Its method `_EVT` gets the number of the interrupt, of which there is
+/// only one. It reads the event register, which clears it, and notifies the devices whose bits were set.
 fn event_device() -> Vec<u8> {
     let interrupt = edge(EVENT_IRQ);
     let resources = ResourceTemplate::new(vec![&interrupt]);
@@ -71,7 +71,8 @@ fn event_device() -> Vec<u8> {
     device("_SB_.GED0", &"ACPI0013", &[&resources, &region, &register, &on_event])
 }
 
-/// QEMU's `docs/specs/pvpanic.rst`: kernels find the device by this id and learn its port from `_CRS`.
+/// Builds the pvpanic device (QEMU, `docs/specs/pvpanic.rst`). Kernels find it by this id and take its port
+/// from `_CRS`.
 fn pvpanic() -> Vec<u8> {
     let port = IO::new(PVPANIC_PORT, PVPANIC_PORT, 1, 1);
     let resources = ResourceTemplate::new(vec![&port]);
@@ -79,10 +80,10 @@ fn pvpanic() -> Vec<u8> {
     device("_SB_.PEVT", &"QEMU0001", &[&resources])
 }
 
-/// A device of virtio over MMIO, by the id that Linux's driver and UEFI firmware know it by.
+/// Builds a virtio-mmio device with the id that Linux's driver and UEFI firmware look for.
 fn virtio_device(number: u8, place: VirtioMmio) -> Vec<u8> {
     let VirtioMmio { base, gsi } = place;
-    // The hole for devices lies below 4 GiB.
+    // The MMIO hole lies below 4 GiB.
     let window = Memory32Fixed::new(true, base as u32, VIRTIO_MMIO_LEN);
     let interrupt = edge(gsi);
     let resources = ResourceTemplate::new(vec![&window, &interrupt]);
@@ -91,12 +92,12 @@ fn virtio_device(number: u8, place: VirtioMmio) -> Vec<u8> {
     numbered_device(&path, &"LNRO0005", number, &[&resources])
 }
 
-/// A device that is the only one of its kind, with what it has besides identity and status.
+/// Builds a device that is the only one of its kind. `more` is what it has beside identity and status.
 fn device(path: &str, id: &dyn Aml, more: &[&dyn Aml]) -> Vec<u8> {
     numbered_device(path, id, 0, more)
 }
 
-/// One of several devices of a kind.
+/// Builds one of several devices of a kind.
 fn numbered_device(path: &str, id: &dyn Aml, number: u8, more: &[&dyn Aml]) -> Vec<u8> {
     let id = Name::new("_HID".into(), id);
     let number = Name::new("_UID".into(), &number);
@@ -106,17 +107,17 @@ fn numbered_device(path: &str, id: &dyn Aml, number: u8, more: &[&dyn Aml]) -> V
     bytes_of(&Device::new(path.into(), children))
 }
 
-/// An interrupt that the device consumes alone: edge-triggered, active high.
+/// Builds an interrupt that no other device shares: edge-triggered, active high.
 fn edge(irq: u32) -> Interrupt {
     Interrupt::new(true, true, false, false, irq)
 }
 
-/// The DSDT of ACPI 2 and later, whose integers have 64 bits.
+/// The DSDT of ACPI 2.0 and later, whose integers have 64 bits.
 const DSDT_REVISION: u8 = 2;
 /// `_STA` (ACPI 6.5, 6.3.7): present, enabled, shown, working.
 const STATUS_WORKING: u8 = 0xf;
 /// The notification of a power button that was pressed (ACPI 6.5, 4.8.2.2.1.1).
 const BUTTON_PRESSED: u8 = 0x80;
-/// From the root: a name of two parts is not looked for in the scopes around the method that uses it.
+/// An absolute path: AML does not search the enclosing scopes for a name of two segments.
 const POWER_BUTTON: &str = "\\_SB_.PWRB";
 const EVENT_REGION: &str = "EREG";

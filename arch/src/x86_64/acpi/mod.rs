@@ -1,8 +1,9 @@
 //! ACPI tables of the hardware-reduced kind (ACPI 6.5, 3.11.1): no PM timer, no power-management event block, no SCI;
 //! sleep and reset are three 8-bit ports.
 //!
-//! The builder calls [`write_tables`] once per boot and hands the RSDP's address to the kernel. What the tables say
-//! comes from [`crate::x86_64::layout`], which the devices' wiring uses too.
+//! The builder calls [`write_tables`] once per boot and hands the address of the RSDP to the kernel. All
+//! addresses and interrupts come from [`crate::x86_64::layout`], which the code that attaches the devices
+//! uses too.
 
 use acpi_tables::Aml;
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -20,23 +21,24 @@ use super::layout::{
 
 mod dsdt;
 
-/// Who made the tables, in the three fields that every table has for it.
+/// The OEM, in the three fields that each table has for it. Kernels only print them.
 const OEM_ID: [u8; 6] = *b"CORACL";
 const OEM_TABLE_ID: [u8; 8] = *b"CORACLE ";
 const OEM_REVISION: u32 = 1;
 
-/// Each table starts at a multiple of this; the RSDP must (ACPI 6.5, 5.2.5.1).
+/// The alignment of each table. Only the RSDP needs it (ACPI 6.5, 5.2.5.1).
 const TABLE_ALIGNMENT: usize = 16;
-/// Bytes of the header that every table but the RSDP starts with.
+/// Bytes of the header that each table but the RSDP starts with.
 const SDT_HEADER_LEN: u32 = 36;
 
-/// The FADT's IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): the machine has a legacy serial port, and no VGA. The bit for a
-/// keyboard controller stays clear, since there is only its reset command; so does the bit for an absent CMOS clock,
-/// since there is one.
+/// The FADT's IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): the machine has a legacy serial port, and no VGA. The
+/// bit for a keyboard controller stays clear, since only the reset command of one exists. The bit for an
+/// absent CMOS clock stays clear, since the machine has a clock.
 const LEGACY_DEVICES: u16 = 1 << 0;
 const VGA_NOT_PRESENT: u16 = 1 << 2;
 
-/// The MADT of ACPI 6.5, and its flags: no pair of 8259s that a kernel would have to silence (PCAT_COMPAT clear).
+/// The MADT of ACPI 6.5. Its flags have PCAT_COMPAT clear: there are no 8259s that a kernel would have to
+/// silence.
 const MADT_REVISION: u8 = 6;
 const MADT_FLAGS: u32 = 0;
 const IOAPIC_ID: u8 = 0;
@@ -47,7 +49,7 @@ const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 /// What the tables describe beside the fixed devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcpiConfig<'a> {
-    /// vCPUs; their APIC ids are 0 up to this, so that 255 is the most without x2APIC entries.
+    /// Number of vCPUs. Their APIC ids start at 0, and ids above 254 would need x2APIC entries.
     pub cpus: u8,
     /// The virtio devices, in the order in which kernels are to find them.
     pub virtio: &'a [VirtioMmio],
@@ -55,7 +57,7 @@ pub struct AcpiConfig<'a> {
     pub has_com2: bool,
 }
 
-/// Why the tables were not written.
+/// An error of [`write_tables`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AcpiError {
@@ -79,12 +81,13 @@ impl From<GuestMemoryError> for AcpiError {
 }
 
 /// Writes all tables to [`ACPI_TABLES`] and returns the RSDP's address.
+/// Writes all tables to [`ACPI_TABLES`] and returns the address of the RSDP.
 ///
 /// # Errors
-/// The area is not RAM, or too small for the tables.
+/// The area is not RAM, or is too small for the tables.
 pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result<u64, AcpiError> {
     let mut area = Area { bytes: Vec::new() };
-    // The RSDP comes first and points at what is placed last.
+    // The RSDP comes first, and points to the table that is written last.
     area.place(&Rsdp::new(OEM_ID, 0));
     let dsdt = area.place(&dsdt::dsdt(config));
     let fadt = area.place(&fadt(dsdt));
@@ -104,7 +107,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result
     Ok(ACPI_TABLES)
 }
 
-/// The tables placed so far, from [`ACPI_TABLES`] on.
+/// The tables written so far, from [`ACPI_TABLES`] on.
 struct Area {
     bytes: Vec<u8>,
 }
@@ -134,11 +137,12 @@ fn fadt(dsdt: u64) -> impl Aml {
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
-        // WBINVD works; there is neither a fixed power button nor a fixed sleep button, which these flags say.
+        // WBINVD works. The two button flags mean that there is neither a fixed power button nor a fixed
+        // sleep button.
         .flag(Flags::Wbinvd)
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton)
-        // The clock has no alarm that wakes the machine.
+        // The clock has no alarm that could wake the machine.
         .flag(Flags::FixRtc);
     fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
     fadt.reset_reg = port_register(RESET_PORT);

@@ -1,8 +1,9 @@
 //! The built-in template: x86-64-v2 (System V ABI, AMD64 supplement, 3.1.1, "micro-architecture levels").
 //!
-//! Instructions are those of the level and no others. What a kernel needs to run or to protect itself stays as the
-//! host has it: paging features, invariant TSC, the always-running APIC timer, SMEP, SMAP and UMIP, and the controls
-//! against speculative execution, whose absence would leave the guest open.
+//! A guest gets the instructions of this level and no others. Features that a kernel needs to run or to
+//! protect itself stay as the host has them: paging features, invariant TSC, the always-running APIC timer,
+//! SMEP, SMAP and UMIP, and the controls against speculative execution, whose absence would leave the guest
+//! open.
 
 use super::{CpuTemplate, LeafRule, OtherLeaves, Rule};
 
@@ -103,7 +104,8 @@ const SMAP: u32 = 1 << 20;
 const UMIP: u32 = 1 << 2;
 /// Leaf 7 EDX: MD_CLEAR, IBRS and IBPB, STIBP, L1D_FLUSH, IA32_ARCH_CAPABILITIES, SSBD.
 const SPECULATION: u32 = 1 << 10 | 1 << 26 | 1 << 27 | 1 << 28 | 1 << 29 | 1 << 31;
-/// Leaf 0x8000_0001 ECX: LAHF and SAHF in 64-bit mode; CmpLegacy and extended APIC space tell of the machine.
+/// Leaf 0x8000_0001 ECX: LAHF and SAHF in 64-bit mode; CmpLegacy and extended APIC space describe the
+/// machine.
 const LAHF: u32 = 1 << 0;
 const EXT_ECX_KEPT: u32 = LAHF | 1 << 1 | 1 << 3;
 /// Leaf 0x8000_0001 EDX. AMD repeats bits of leaf 1 there: 9:0, 17:12, 24:23.

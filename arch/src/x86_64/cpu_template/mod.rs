@@ -1,8 +1,8 @@
 //! CPU templates: which of the host's CPUID bits and model-specific registers a guest may see.
 //!
-//! A template is read from JSON, or is the [`CpuTemplate::baseline`] that Coracle brings. It is applied to what KVM
-//! supports, before [`crate::x86_64::cpuid::for_vcpu`] adds identity and topology. A template never makes a guest
-//! believe in a feature that the host lacks: that is an error which names the bits.
+//! A template is read from JSON, or is the built-in [`CpuTemplate::baseline`]. It is applied to the leaves
+//! that KVM supports, before [`crate::x86_64::cpuid::for_vcpu`] adds identity and topology. A template never
+//! announces a feature that the host lacks: that is an error, which names the bits.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +15,11 @@ use super::cpuid::CpuidEntry;
 mod baseline;
 mod rule;
 
-/// What to make of the host's CPU.
+/// Rules that turn the host's CPU into the guest's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CpuTemplate {
-    /// What becomes of the leaves of the host that `cpuid` does not name.
+    /// Whether the leaves that `cpuid` does not name are passed on.
     #[serde(default)]
     pub other_leaves: OtherLeaves,
     /// Rules for CPUID leaves.
@@ -30,14 +30,14 @@ pub struct CpuTemplate {
     pub msrs: Vec<MsrRule>,
 }
 
-/// Whether leaves without a rule are passed on.
+/// The rule for leaves that have none of their own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OtherLeaves {
-    /// As the host has them.
+    /// The guest reads the host's values.
     #[default]
     Keep,
-    /// Not at all: the guest reads zeros.
+    /// The guest reads zeros.
     Hide,
 }
 
@@ -45,74 +45,74 @@ pub enum OtherLeaves {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LeafRule {
-    /// EAX of the question.
+    /// The leaf: EAX at the time of CPUID.
     #[serde(with = "rule::hex32")]
     pub leaf: u32,
-    /// ECX of the question, for leaves whose answer depends on it.
+    /// The sub-leaf: ECX at the time of CPUID. It matters only for leaves whose answer depends on it.
     #[serde(default, with = "rule::hex32", skip_serializing_if = "is_zero")]
     pub subleaf: u32,
-    /// EAX of the answer.
+    /// The rule for the EAX that CPUID returns.
     #[serde(default, skip_serializing_if = "Rule::keeps_all")]
     pub eax: Rule<u32>,
-    /// EBX of the answer.
+    /// The rule for the EBX that CPUID returns.
     #[serde(default, skip_serializing_if = "Rule::keeps_all")]
     pub ebx: Rule<u32>,
-    /// ECX of the answer.
+    /// The rule for the ECX that CPUID returns.
     #[serde(default, skip_serializing_if = "Rule::keeps_all")]
     pub ecx: Rule<u32>,
-    /// EDX of the answer.
+    /// The rule for the EDX that CPUID returns.
     #[serde(default, skip_serializing_if = "Rule::keeps_all")]
     pub edx: Rule<u32>,
 }
 
-/// The rule for one model-specific register, applied to the value that a new vCPU has in it.
+/// The rule for one model-specific register. It is applied to the register's value in a new vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MsrRule {
-    /// Number of the register.
+    /// The number of the register.
     #[serde(with = "rule::hex32")]
     pub msr: u32,
-    /// What becomes of its value.
+    /// The rule for its value.
     pub value: Rule<u64>,
 }
 
-/// Why a template cannot be used.
+/// The reason why a template cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuTemplateError {
     /// The text is not a template.
-    #[error("it is no CPU template: {reason}; `coracle cpu dump` prints one")]
+    #[error("it is not a CPU template: {reason}; `coracle cpu dump` prints one")]
     Syntax {
-        /// What is wrong, and where.
+        /// What is wrong, with line and column.
         reason: String,
     },
     /// More rules than CPUID can have leaves.
-    #[error("it has {count} rules for {what}, and at most {most} are possible")]
+    #[error("it has {count} rules for {what}, and at most {max} are possible")]
     TooMany {
         /// CPUID leaves or model-specific registers.
         what: &'static str,
-        /// As given.
+        /// The number of rules in the template.
         count: usize,
-        /// The limit.
-        most: usize,
+        /// The largest number of rules.
+        max: usize,
     },
-    /// Two rules for one thing.
+    /// Two rules are for the same leaf or register.
     #[error("it has two rules for {what}: leave one out")]
     Twice {
         /// The leaf or register.
         what: String,
     },
-    /// The guest would be told of features that this host's KVM does not support.
+    /// The template announces features that this host's KVM does not support.
     #[error(
-        "it wants bits {bits:#x} of {register} in CPUID leaf {leaf:#x}.{subleaf}, which this host does not support: \
-         another host or another --cpu has to do"
+        "it wants bits {bits:#x} of {register} in CPUID leaf {leaf:#x}.{subleaf}, which this host does not support; \
+         use another host or another template"
     )]
     Unsupported {
-        /// EAX of the question.
+        /// The leaf: EAX at the time of CPUID.
         leaf: u32,
-        /// ECX of the question.
+        /// The sub-leaf: ECX at the time of CPUID.
         subleaf: u32,
-        /// EAX, EBX, ECX or EDX of the answer.
+        /// The register with the bits: EAX, EBX, ECX or EDX.
         register: &'static str,
         /// The bits that the host lacks.
         bits: u32,
@@ -120,17 +120,18 @@ pub enum CpuTemplateError {
 }
 
 impl CpuTemplate {
-    /// The most rules for model-specific registers.
-    pub const MOST_MSRS: usize = 64;
-    /// The most rules for CPUID leaves: as many as KVM takes leaves (KVM_MAX_CPUID_ENTRIES).
-    pub const MOST_LEAVES: usize = 256;
+    /// The largest number of rules for model-specific registers. A dumped template has about ten.
+    pub const MAX_MSRS: usize = 64;
+    /// The largest number of rules for CPUID leaves: KVM takes no more leaves (KVM_MAX_CPUID_ENTRIES).
+    pub const MAX_LEAVES: usize = 256;
 
-    /// Everything that the host has.
+    /// Returns the template that passes on everything the host has.
     pub fn host() -> CpuTemplate {
         CpuTemplate { other_leaves: OtherLeaves::Keep, cpuid: Vec::new(), msrs: Vec::new() }
     }
 
-    /// The instructions of x86-64-v2, and nothing newer: what every server CPU since about 2010 has.
+    /// Returns the template with the instructions of x86-64-v2 and nothing newer. Server CPUs have had them
+    /// since about 2010.
     pub fn baseline() -> CpuTemplate {
         baseline::template()
     }
@@ -138,17 +139,17 @@ impl CpuTemplate {
     /// Reads a template.
     ///
     /// # Errors
-    /// The text is no JSON, has an unknown key, or has two rules for one thing.
+    /// The text is not JSON, has an unknown key, or has two rules for the same leaf or register.
     pub fn from_json(text: &str) -> Result<CpuTemplate, CpuTemplateError> {
-        // serde would take an array for the values of the fields in their order.
+        // serde would accept an array with the values of the fields in order.
         if text.trim_start().starts_with('[') {
             let reason = "it is an array, and has to be an object".to_owned();
             return Err(CpuTemplateError::Syntax { reason });
         }
         let template: CpuTemplate = serde_json::from_str(text)
             .map_err(|error| CpuTemplateError::Syntax { reason: error.to_string() })?;
-        limit("CPUID leaves", template.cpuid.len(), Self::MOST_LEAVES)?;
-        limit("model-specific registers", template.msrs.len(), Self::MOST_MSRS)?;
+        limit("CPUID leaves", template.cpuid.len(), Self::MAX_LEAVES)?;
+        limit("model-specific registers", template.msrs.len(), Self::MAX_MSRS)?;
         let mut leaves = BTreeSet::new();
         for rule in &template.cpuid {
             if !leaves.insert((rule.leaf, rule.subleaf)) {
@@ -166,7 +167,8 @@ impl CpuTemplate {
         Ok(template)
     }
 
-    /// A template that gives exactly these leaves and registers on every host that can.
+    /// Returns a template that gives exactly these leaves and registers, on each host that has their
+    /// features.
     pub fn exact(entries: &[CpuidEntry], msrs: &[(u32, u64)]) -> CpuTemplate {
         let leaf = |entry: &CpuidEntry| LeafRule {
             leaf: entry.function,
@@ -183,8 +185,9 @@ impl CpuTemplate {
         }
     }
 
-    /// What of `supported`, KVM's own list, the guest may see. Leaves that describe the machine and not the CPU
-    /// (topology, frequencies, the hypervisor's signature) stay: rules for them have no effect.
+    /// Returns the part of `supported`, KVM's own list, that the guest may see. Leaves that describe the
+    /// machine rather than the CPU (topology, frequencies, the hypervisor's signature) stay: rules for them
+    /// have no effect.
     ///
     /// # Errors
     /// The template wants a feature that the host lacks.
@@ -202,7 +205,7 @@ impl CpuTemplate {
             if is_of_the_machine(rule.leaf) || supported.iter().any(|entry| rule.is_for(entry)) {
                 continue;
             }
-            // A leaf that the host does not have: it is made of zeros.
+            // The host lacks this leaf, so it starts as zeros.
             let index_significant =
                 rule.subleaf != 0 || supported.iter().any(|e| e.function == rule.leaf && e.index_significant);
             let absent = CpuidEntry {
@@ -219,7 +222,7 @@ impl CpuTemplate {
         Ok(entries)
     }
 
-    /// The values for the registers that the template has rules for, from those of a new vCPU.
+    /// Returns the values of the registers that have rules, given their values in a new vCPU.
     pub fn msr_values(&self, initial: impl Fn(u32) -> u64) -> Vec<(u32, u64)> {
         self.msrs.iter().map(|rule| (rule.msr, rule.value.apply(initial(rule.msr)))).collect()
     }
@@ -260,22 +263,23 @@ impl LeafRule {
     }
 }
 
-/// Leaves that tell of the machine, the host's clock and the hypervisor: Coracle makes them for each vCPU.
+/// Returns whether a leaf describes the machine, the host's clock or the hypervisor. Coracle fills these for
+/// each vCPU.
 fn is_of_the_machine(leaf: u32) -> bool {
     matches!(leaf, 0xb | 0x15 | 0x16 | 0x1f | 0x4000_0000 | 0x4000_0010)
 }
 
-/// The bits of EAX, EBX, ECX and EDX that announce a feature, so that they must not be invented. In leaf 1 ECX
-/// those that KVM does not list and Coracle or the CPU decides are left out: TSC-deadline, OSXSAVE, x2APIC,
-/// hypervisor; in EDX, HTT.
+/// Returns the bits of EAX, EBX, ECX and EDX that announce a feature, so that a template must not invent
+/// them. Bits that KVM does not list because Coracle or the CPU decides them are left out: TSC-deadline,
+/// OSXSAVE, x2APIC and hypervisor in leaf 1 ECX, and HTT in leaf 1 EDX.
 fn features_of(leaf: u32, subleaf: u32) -> [u32; 4] {
     const ALL: u32 = u32::MAX;
     match (leaf, subleaf) {
         (0x1, _) => [0, 0, !(1 << 21 | 1 << 24 | 1 << 27 | 1 << 31), !(1 << 28)],
-        // EAX of sub-leaf 0 is the number of the last one.
+        // EAX of sub-leaf 0 is the number of the last sub-leaf.
         (0x7, 0) | (0x19 | 0x24, _) => [0, ALL, ALL, ALL],
         (0x7, _) => [ALL; 4],
-        // The user states in XCR0; sizes follow from them.
+        // These are the user states in XCR0. Sizes follow from them.
         (0xd, 0) => [ALL, 0, 0, ALL],
         (0xd, 1) => [ALL, 0, ALL, ALL],
         (0x4000_0001 | 0x8000_0021, _) => [ALL, 0, 0, 0],
@@ -287,8 +291,8 @@ fn features_of(leaf: u32, subleaf: u32) -> [u32; 4] {
     }
 }
 
-fn limit(what: &'static str, count: usize, most: usize) -> Result<(), CpuTemplateError> {
-    if count > most { Err(CpuTemplateError::TooMany { what, count, most }) } else { Ok(()) }
+fn limit(what: &'static str, count: usize, max: usize) -> Result<(), CpuTemplateError> {
+    if count > max { Err(CpuTemplateError::TooMany { what, count, max }) } else { Ok(()) }
 }
 
 fn is_zero(value: &u32) -> bool {

@@ -1,4 +1,4 @@
-//! What a template does to one register, and how it is written in JSON.
+//! The rule of a template for one register, and its form in JSON.
 //!
 //! ```text
 //! "0x80000000"                            exactly this value
@@ -13,32 +13,32 @@ use std::ops::{BitAnd, BitOr};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The value that a guest sees: `host & keep | set`.
+/// A rule for one register. The guest sees `host & keep | set`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule<T> {
-    /// Bits that are as the host has them.
+    /// Bits that the guest sees as the host has them.
     pub keep: T,
-    /// Bits that are 1 whatever the host has.
+    /// Bits that the guest sees as 1, whatever the host has.
     pub set: T,
 }
 
 impl<T: Word> Rule<T> {
-    /// This value, whatever the host has.
+    /// Returns the rule that gives `value`, whatever the host has.
     pub fn exactly(value: T) -> Rule<T> {
         Rule { keep: T::NONE, set: value }
     }
 
-    /// These bits of the host, and no others.
+    /// Returns the rule that passes on `bits` of the host and clears all others.
     pub fn keeping(bits: T) -> Rule<T> {
         Rule { keep: bits, set: T::NONE }
     }
 
-    /// Whether it changes nothing.
+    /// Returns whether the rule changes nothing.
     pub fn keeps_all(&self) -> bool {
         self.keep == T::ALL && self.set == T::NONE
     }
 
-    /// The value that the guest sees where the host has `host`.
+    /// Returns the value that the guest sees if the host has `host`.
     pub fn apply(self, host: T) -> T {
         host & self.keep | self.set
     }
@@ -89,13 +89,13 @@ impl<'de, T: Word> Deserialize<'de> for Rule<T> {
     }
 }
 
-/// The registers that rules are for: 32 bits of CPUID, 64 bits of a model-specific register.
+/// A register that rules are for: 32 bits of CPUID, or 64 bits of a model-specific register.
 pub trait Word:
     Copy + Eq + fmt::LowerHex + BitAnd<Output = Self> + BitOr<Output = Self> + TryFrom<u64>
 {
-    /// No bit.
+    /// A value without any bit set.
     const NONE: Self;
-    /// Every bit.
+    /// A value with every bit set.
     const ALL: Self;
 }
 
@@ -109,7 +109,7 @@ impl Word for u64 {
     const ALL: u64 = u64::MAX;
 }
 
-/// Numbers of leaves and registers in the form of [`Hex`].
+/// Reads and writes the numbers of leaves and registers in the form of [`Hex`].
 pub(super) mod hex32 {
     use super::{Deserialize, Deserializer, Hex, Serialize, Serializer};
 

@@ -125,7 +125,7 @@ fn baseline_hides_what_is_newer_than_its_level_and_requires_the_level() {
     for hidden in [0xa, 0xd, 0x14, 0x8000_000a] {
         assert_eq!(find(hidden), None, "{hidden:#x}");
     }
-    // A CPU without POPCNT is none of the level.
+    // A CPU without POPCNT is below the level.
     let old = [CpuidEntry { ecx: !(1 << 23), ..all(1) }, all(0x8000_0001)];
     assert_eq!(
         baseline.apply(&old),

@@ -1,7 +1,8 @@
-//! CPUID: what KVM offers, turned into what one vCPU of a machine with several says about itself.
+//! CPUID: turns the leaves that KVM offers into those of one vCPU, in a machine that may have several.
 //!
-//! KVM answers KVM_GET_SUPPORTED_CPUID with the host CPU's own topology, which is not the guest's. Every vCPU is one
-//! core of one package here, without hyper-threads. Sources: Intel SDM volume 2A, CPUID; AMD APM volume 3, appendix E.
+//! KVM answers KVM_GET_SUPPORTED_CPUID with the host CPU's own topology, which is not the guest's. Here each
+//! vCPU is one core of a single package, without hyper-threads. Sources: Intel SDM volume 2A, CPUID; AMD APM
+//! volume 3, appendix E.
 
 pub use xsave::{has_xsave, without_xsave};
 
@@ -27,7 +28,7 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: the package has more than one logical CPU.
 const HTT: u32 = 1 << 28;
-/// Leaf 0x8000_0001, ECX: those are cores, not threads.
+/// Leaf 0x8000_0001, ECX: the logical CPUs are cores, not threads.
 const CMP_LEGACY: u32 = 1 << 1;
 
 /// The frequency of the local APIC's timer under KVM: its bus ticks once per nanosecond.
@@ -39,46 +40,46 @@ const KVM_SIGNATURE: [u32; 3] =
 /// One CPUID leaf, as KVM takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuidEntry {
-    /// EAX of the question.
+    /// The leaf: EAX at the time of CPUID.
     pub function: u32,
-    /// ECX of the question.
+    /// The sub-leaf: ECX at the time of CPUID.
     pub index: u32,
     /// Whether the answer depends on `index`.
     pub index_significant: bool,
-    /// EAX of the answer.
+    /// EAX that CPUID returns.
     pub eax: u32,
-    /// EBX of the answer.
+    /// EBX that CPUID returns.
     pub ebx: u32,
-    /// ECX of the answer.
+    /// ECX that CPUID returns.
     pub ecx: u32,
-    /// EDX of the answer.
+    /// EDX that CPUID returns.
     pub edx: u32,
 }
 
-/// What sets one vCPU apart.
+/// The facts that differ from one vCPU or machine to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuIdentity {
-    /// Its APIC id, from 0.
+    /// The APIC id, from 0.
     pub apic_id: u32,
-    /// vCPUs of the machine, at least 1.
+    /// The number of vCPUs in the machine, at least 1.
     pub count: u32,
-    /// Whether KVM offers the local APIC timer's TSC-deadline mode (KVM_CAP_TSC_DEADLINE_TIMER); its CPUID does not
-    /// say so.
+    /// Whether KVM offers the TSC-deadline mode of the local APIC timer (KVM_CAP_TSC_DEADLINE_TIMER). Its
+    /// list of CPUID leaves does not show it.
     pub tsc_deadline: bool,
-    /// The guest's TSC frequency, when KVM tells it (KVM_GET_TSC_KHZ).
+    /// The guest's TSC frequency, if KVM reports it (KVM_GET_TSC_KHZ).
     pub tsc_khz: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Vendor {
     Intel,
-    /// AMD, and Hygon, which follows it.
+    /// AMD, and Hygon, which has the same leaves.
     Amd,
     Other,
 }
 
-/// The CPUID of one vCPU, from what KVM supports on this host. Leaves that are not about identity, topology or
-/// frequency are passed on unchanged, KVM's signature and feature leaves among them.
+/// Returns the CPUID of one vCPU, given the leaves that KVM supports on this host. Leaves that are not about
+/// identity, topology or frequency are passed on unchanged, and so are KVM's signature and feature leaves.
 pub fn for_vcpu(supported: &[CpuidEntry], cpu: &CpuIdentity) -> Vec<CpuidEntry> {
     let vendor = vendor(supported);
     let mut entries: Vec<CpuidEntry> = supported
@@ -142,7 +143,7 @@ fn adapt_features(entry: &mut CpuidEntry, cpu: &CpuIdentity) {
     set_flag(&mut entry.edx, HTT, cpu.count > 1);
 }
 
-/// Sharing of one cache: those of level 1 and 2 belong to their core, those above to the package.
+/// Adapts the sharing of one cache. Level 1 and 2 belong to one core, higher levels to the package.
 fn adapt_cache(entry: &mut CpuidEntry, cpu: &CpuIdentity, has_core_count: bool) {
     // EAX bits 4:0: type, 0 ends the list; bits 7:5: level.
     if entry.eax & 0x1f == 0 {
@@ -159,9 +160,10 @@ fn adapt_cache(entry: &mut CpuidEntry, cpu: &CpuIdentity, has_core_count: bool) 
     }
 }
 
-/// Frequencies that KVM leaves at 0 although it knows the TSC's. A guest without kvm-clock reads them. The crystal is
-/// said to be the APIC bus, because guests take the APIC timer's frequency from the crystal's. The ratio is in MHz per
-/// 1000 so that `crystal kHz * numerator` stays in 32 bits, which Linux multiplies in. Other vendors have no such leaf.
+/// Fills in frequencies that KVM leaves at 0 although it knows the TSC's. A guest without kvm-clock reads
+/// them. The crystal's frequency is set to the APIC bus's, because guests take the frequency of the APIC
+/// timer from the crystal. The ratio is in MHz per 1000, so that `crystal kHz * numerator` fits the 32 bits
+/// in which Linux multiplies. Other vendors have no such leaf.
 fn adapt_frequency(entry: &mut CpuidEntry, cpu: &CpuIdentity) {
     let Some(tsc_khz) = cpu.tsc_khz else { return };
     let tsc_mhz = tsc_khz.saturating_add(500) / 1000;
@@ -169,13 +171,13 @@ fn adapt_frequency(entry: &mut CpuidEntry, cpu: &CpuIdentity) {
         LEAF_TSC if entry.eax == 0 || entry.ebx == 0 => {
             (entry.eax, entry.ebx, entry.ecx) = (1000, tsc_mhz, APIC_BUS_KHZ.saturating_mul(1000));
         }
-        // Base and maximum frequency in MHz; the bus frequency stays unknown.
+        // Base and maximum frequency in MHz. The bus frequency stays unknown.
         LEAF_FREQUENCY if entry.eax == 0 => (entry.eax, entry.ebx) = (tsc_mhz & 0xffff, tsc_mhz & 0xffff),
         _ => {}
     }
 }
 
-/// The extended topology leaves: one thread per core, all cores in one package.
+/// Builds the extended topology leaves: one thread per core, all cores in one package.
 fn topology(function: u32, cpu: &CpuIdentity) -> [CpuidEntry; 3] {
     const SMT_LEVEL: u32 = 1 << 8;
     const CORE_LEVEL: u32 = 2 << 8;
@@ -191,9 +193,9 @@ fn topology(function: u32, cpu: &CpuIdentity) -> [CpuidEntry; 3] {
     [level(0, 0, 1, SMT_LEVEL), level(1, id_bits(cpu.count), cpu.count, CORE_LEVEL), level(2, 0, 0, 0)]
 }
 
-/// The timing leaf that several hypervisors share: TSC and APIC bus frequency in kHz, for guests that do not calibrate
-/// (FreeBSD, for one). It lies above KVM's own leaves: the signature leaf's maximum is raised to it, and the leaves
-/// between read as zero.
+/// Adds the timing leaf that several hypervisors share: TSC and APIC bus frequency in kHz, for guests that do
+/// not calibrate (for example FreeBSD). It lies above KVM's own leaves, so the maximum in the signature leaf
+/// is raised to it. The leaves between them read as zero.
 fn add_timing_leaf(entries: &mut Vec<CpuidEntry>, cpu: &CpuIdentity) {
     let Some(tsc_khz) = cpu.tsc_khz else { return };
     let taken = entries.iter().any(|entry| entry.function == LEAF_HYPERVISOR_TIMING);
@@ -212,7 +214,7 @@ fn add_timing_leaf(entries: &mut Vec<CpuidEntry>, cpu: &CpuIdentity) {
     });
 }
 
-/// Bits of an APIC id that number `count` CPUs.
+/// Returns the number of bits of an APIC id that distinguish `count` CPUs.
 fn id_bits(count: u32) -> u32 {
     count.checked_next_power_of_two().map_or(u32::BITS, u32::trailing_zeros)
 }

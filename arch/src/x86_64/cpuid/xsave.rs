@@ -1,15 +1,16 @@
-//! Hides XSAVE, and all that needs it, from a guest. `src/kvm` calls this for KVM's list of leaves on hosts where a
-//! guest could not rely on XSAVE. Sources: Intel SDM volume 1, chapter 13; volume 2A, CPUID; AMD APM volume 3.
+//! Hides XSAVE, and every feature that needs it, from a guest. `src/kvm` applies this to KVM's list of leaves
+//! on hosts where a guest could not rely on XSAVE. Sources: Intel SDM volume 1, chapter 13; volume 2A, CPUID;
+//! AMD APM volume 3.
 
 use super::{CpuidEntry, LEAF_AMD_FEATURES, LEAF_FEATURES};
 
-/// Whether the leaves say that the CPU has XSAVE.
+/// Returns whether the leaves announce XSAVE.
 pub fn has_xsave(entries: &[CpuidEntry]) -> bool {
     entries.iter().any(|entry| entry.function == LEAF_FEATURES && entry.ecx & XSAVE != 0)
 }
 
-/// The same leaves for a CPU without XSAVE: no leaf that describes its states, no feature that keeps its registers
-/// there.
+/// Returns the same leaves for a CPU without XSAVE: without the leaves that describe its states, and without
+/// the features whose registers it saves.
 pub fn without_xsave(entries: &[CpuidEntry]) -> Vec<CpuidEntry> {
     let described = |entry: &&CpuidEntry| !STATE_LEAVES.contains(&entry.function);
     entries.iter().filter(described).map(|entry| hidden(*entry)).collect()
@@ -27,7 +28,7 @@ fn hidden(mut entry: CpuidEntry) -> CpuidEntry {
     entry
 }
 
-/// The states of XSAVE, tiles (AMX), tile multiplication, AVX10.
+/// Leaves of XSAVE's states, tiles (AMX), tile multiplication, and AVX10.
 const STATE_LEAVES: [u32; 4] = [0xd, 0x1d, 0x1e, 0x24];
 
 /// Leaf 1 ECX.
@@ -53,7 +54,7 @@ const LATER_EDX: u32 = 1 << 4 | 1 << 5 | 1 << 8 | 1 << 10 | 1 << 19;
 /// Leaf 0x8000_0001 ECX: XOP, LWP, FMA4.
 const OF_AMD: u32 = 1 << 11 | 1 << 15 | 1 << 16;
 
-/// Function, index, and the bits of EAX, EBX, ECX and EDX that go.
+/// Function, index, and the bits of EAX, EBX, ECX and EDX to clear.
 const HIDDEN: [(u32, u32, [u32; 4]); 4] = [
     (LEAF_FEATURES, 0, [0, 0, XSAVE | OSXSAVE | AVX | F16C | FMA, 0]),
     (
@@ -74,7 +75,7 @@ const HIDDEN: [(u32, u32, [u32; 4]); 4] = [
 mod tests {
     use super::*;
 
-    /// The leaves of an emulated CPU (QEMU 7.2, `max`) that are about XSAVE.
+    /// Returns the leaves about XSAVE of an emulated CPU (QEMU 7.2, `max`).
     fn emulated() -> Vec<CpuidEntry> {
         let leaf = |function, index, [eax, ebx, ecx, edx]: [u32; 4]| CpuidEntry {
             function,

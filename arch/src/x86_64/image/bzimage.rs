@@ -1,7 +1,8 @@
 //! The bzImage format: the header of a packed Linux kernel (Linux, Documentation/arch/x86/boot.rst, "The Real-Mode
 //! Kernel Header").
 //!
-//! The 64-bit entry is used, so the real-mode part of the file is read for its header only and not loaded.
+//! Only the header of the real-mode part is read, and that part is not loaded: the kernel is entered at its
+//! 64-bit entry.
 
 use linux_loader::bootparam::setup_header;
 use vm_memory::ByteValued;
@@ -11,16 +12,16 @@ use super::super::input_file::InputFile;
 use super::super::layout::{HIGH_MEMORY, MMIO_HOLE};
 use super::{Contents, Defect, ImageSegment, release};
 
-/// Where the header's magic stands.
+/// The offset of the header's magic.
 pub(super) const MAGIC_OFFSET: usize = 0x202;
 /// The header's magic.
 pub(super) const MAGIC: &[u8] = b"HdrS";
 
-/// Where the header starts.
+/// The offset of the header.
 const HEADER_OFFSET: usize = 0x1f1;
-/// The byte that tells the header's length, counted from [`MAGIC_OFFSET`].
+/// The offset of the byte with the header's length, which counts from [`MAGIC_OFFSET`].
 const HEADER_LEN_OFFSET: usize = 0x201;
-/// End of the header in protocol 2.12, the oldest that has a 64-bit entry.
+/// The end of the header in protocol 2.12, the oldest with a 64-bit entry.
 const HEADER_END_2_12: usize = 0x268;
 /// The oldest protocol with the flag [`XLF_KERNEL_64`].
 const OLDEST_PROTOCOL: u16 = 0x020c;
@@ -31,7 +32,7 @@ const XLF_KERNEL_64: u16 = 1 << 0;
 const ENTRY_64_OFFSET: u64 = 0x200;
 /// Bytes of a sector, the unit of `setup_sects`.
 const SECTOR: u64 = 512;
-/// What a `setup_sects` of 0 means.
+/// The number of set-up sectors that a `setup_sects` of 0 means.
 const DEFAULT_SETUP_SECTORS: u8 = 4;
 /// The unit of `syssize`.
 const PARAGRAPH: u64 = 16;
@@ -43,24 +44,24 @@ pub struct BzImageHeader {
     pub version: u16,
     /// Bytes from [`BzImageHeader::pref_address`] on that the kernel needs before it reads its memory map.
     pub init_size: u32,
-    /// Where the kernel prefers to lie, and where it is loaded.
+    /// The address that the kernel prefers, and at which it is loaded.
     pub pref_address: u64,
-    /// Longest command line, without its NUL.
+    /// The longest command line in bytes, without its NUL.
     pub cmdline_size: u32,
-    /// Highest address that a byte of the initrd may have.
+    /// The highest address that a byte of the initrd may have.
     pub initrd_addr_max: u32,
-    /// The packed kernel in the file; `None` when the header says that there is none.
+    /// The packed kernel in the file; `None` if the header names none.
     pub payload: Option<BzImagePayload>,
-    /// The header as it goes into the zero page.
+    /// The header that goes into the zero page.
     pub(crate) raw: setup_header,
 }
 
-/// Where the packed kernel is.
+/// The position of the packed kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BzImagePayload {
     /// Where it starts in the file.
     pub file_offset: u64,
-    /// Bytes of it; they end inside the file.
+    /// Its length in bytes. It ends inside the file.
     pub len: u64,
 }
 
@@ -88,7 +89,8 @@ pub(super) fn parse(file: &InputFile, head: &[u8]) -> Result<Contents, Defect> {
     })
 }
 
-/// Reads and checks the header. `head` is the start of the file, long enough for any header unless the file is not.
+/// Reads and checks the header. `head` is the start of the file, and is shorter than a header only if the
+/// file is.
 fn parse_header(head: &[u8]) -> Result<BzImageHeader, Defect> {
     let truncated = || Defect::Truncated { needed: HEADER_END_2_12 as u64 };
     let version = u16_at(head, 0x206).ok_or_else(truncated)?;
@@ -124,7 +126,7 @@ fn parse_header(head: &[u8]) -> Result<BzImageHeader, Defect> {
     })
 }
 
-/// Where `payload_offset` and `payload_length` say that the packed kernel is.
+/// Returns where `payload_offset` and `payload_length` place the packed kernel.
 fn payload(raw: &setup_header, segment: &ImageSegment) -> Result<Option<BzImagePayload>, Defect> {
     let (offset, len) = (u64::from(raw.payload_offset), u64::from(raw.payload_length));
     if len == 0 {
@@ -136,8 +138,8 @@ fn payload(raw: &setup_header, segment: &ImageSegment) -> Result<Option<BzImageP
     Ok(Some(BzImagePayload { file_offset: segment.file_offset.saturating_add(offset), len }))
 }
 
-/// The text that `kernel_version` points to, which lies in the real-mode part: at most as much of it as a release takes. It
-/// is for people, so a damaged one is not a defect.
+/// Returns the text that `kernel_version` points to, in the real-mode part, cut to the length of the longest
+/// release. The text is for people, so a damaged one is not a defect.
 fn version_text(file: &InputFile, head: &[u8], setup_len: u64) -> Option<Vec<u8>> {
     let offset = u64::from(u16_at(head, 0x20e).filter(|offset| *offset != 0)?).checked_add(SECTOR)?;
     let len = setup_len.checked_sub(offset)?.min(release::TEXT_LEN as u64);
@@ -146,8 +148,8 @@ fn version_text(file: &InputFile, head: &[u8], setup_len: u64) -> Option<Vec<u8>
     Some(text).filter(|text| text.first().is_some_and(u8::is_ascii_graphic))
 }
 
-/// The part of the file that is loaded: everything after the real-mode part. It goes to the preferred address, so
-/// that a kernel that cannot be relocated runs as well as one that can.
+/// Returns the part of the file that is loaded: everything after the real-mode part. It goes to the preferred
+/// address, so that a kernel that cannot be relocated works as well.
 fn protected_mode_segment(file: &InputFile, header: &BzImageHeader) -> Result<ImageSegment, Defect> {
     let setup_sectors = match header.raw.setup_sects {
         0 => DEFAULT_SETUP_SECTORS,
@@ -159,8 +161,8 @@ fn protected_mode_segment(file: &InputFile, header: &BzImageHeader) -> Result<Im
     if announced <= ENTRY_64_OFFSET {
         return Err(Defect::BzImageField { field: "syssize", value: u64::from(header.raw.syssize) });
     }
-    // A signed image has its signature after the announced bytes: that is loaded too and does no harm. Builds round
-    // `syssize` either way: down, or up past the end of the file by less than one paragraph.
+    // A signed image has its signature after the announced bytes, which is loaded too and does no harm. Some
+    // builds round `syssize` down, and others up, past the end of the file by less than one paragraph.
     let file_len = file
         .len()
         .checked_sub(setup_len)
@@ -174,7 +176,8 @@ fn protected_mode_segment(file: &InputFile, header: &BzImageHeader) -> Result<Im
     })
 }
 
-/// The header as a struct; fields of later protocols that the file has are cut, those it lacks are zero.
+/// Returns the header as a struct. Fields of later protocols are cut, and fields that the file lacks are
+/// zero.
 fn setup_header_from(bytes: &[u8]) -> setup_header {
     let mut header = setup_header::default();
     for (to, from) in header.as_mut_slice().iter_mut().zip(bytes) {

@@ -1,4 +1,4 @@
-//! Files that are no kernel for this machine: what they are, and what the user can do about it.
+//! Files that are not a kernel for this machine: what they are, and what the user can do about it.
 //!
 //! The marks come from the formats' own specifications; only the start of the file is looked at.
 
@@ -6,16 +6,17 @@ use std::fmt;
 
 use super::super::bytes::{has_at, u16_at, u32_at};
 
-/// What a file is that cannot be booted. It displays as "what it is; what would work".
+/// The kind of a file that cannot be booted. It displays as "what it is; what would work".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Foreign {
     /// A 32-bit ELF file without a PVH entry.
     Elf32,
     /// A big-endian ELF file.
     ElfBigEndian,
-    /// An ELF file for another processor, by its number in the ELF registry.
+    /// An ELF file for another processor. The value is its number in the ELF registry.
     ElfMachine(u16),
-    /// An ELF file that is not executable, by its type: a kernel module or object file, or a core dump.
+    /// An ELF file that is not executable, such as a kernel module, an object file or a core dump. The value
+    /// is its `e_type`.
     ElfType(u16),
     /// An ELF program that needs a dynamic loader.
     ElfProgram,
@@ -25,11 +26,13 @@ pub enum Foreign {
     RiscvImage,
     /// Packed data.
     Packed(Packing),
-    /// A file that the user may have swapped with the kernel.
+    /// A file of a known kind, which the user may have swapped with the kernel. The value names the kind,
+    /// with its article.
     Named(&'static str),
-    /// A file that belongs to another option, and how it is given.
+    /// A file that belongs to another option. The values are its kind, with its article, and a command that
+    /// takes it.
     Elsewhere(&'static str, &'static str),
-    /// None of the known kinds.
+    /// A file of none of the known kinds.
     Unknown,
 }
 
@@ -95,9 +98,9 @@ impl Packing {
     }
 }
 
-/// Names the file that starts with `head` and is neither an ELF file nor a bzImage.
+/// Identifies a file that starts with `head` and is neither an ELF file nor a bzImage.
 pub(super) fn identify(head: &[u8]) -> Foreign {
-    // Before the marks at offset 0: kernels of these two are EFI programs as well.
+    // These two come before the marks at offset 0: such kernels are EFI programs too.
     if has_at(head, 0x38, b"ARM\x64") {
         return Foreign::Arm64Image;
     }
@@ -154,12 +157,12 @@ const MARKS: [(&[u8], Foreign); 19] = [
     (b"MZ", Foreign::Named("an EFI or Windows program, or a bzImage that was cut off")),
 ];
 
-/// Whether all of `head` is ASCII text.
+/// Returns whether all of `head` is ASCII text.
 fn is_text(head: &[u8]) -> bool {
     head.iter().all(|byte| byte.is_ascii_graphic() || byte.is_ascii_whitespace())
 }
 
-/// Names of the machines that are likely to be met (gABI, "e_machine").
+/// Returns the name of a processor for which users are likely to have kernels (gABI, "e_machine").
 fn machine_name(machine: u16) -> Option<&'static str> {
     Some(match machine {
         3 => "32-bit x86",

@@ -3,7 +3,8 @@
 //! The builder opens the user's kernel here before it makes a machine; [`crate::x86_64::load`] then copies the
 //! segments. The content decides the format, never the name. Everything in the file is untrusted: a length in it
 //! sizes no allocation, and an image that was accepted has only segments inside the file and below 3 GiB.
-//! Nothing is decompressed here: who has unpacked a bzImage's payload makes a second image of the bytes.
+//! Nothing is decompressed here. The caller that unpacks the payload of a bzImage makes a second image of the
+//! bytes.
 
 mod bzimage;
 mod elf;
@@ -23,7 +24,7 @@ pub use foreign::Foreign;
 use super::bytes::has_at;
 use super::input_file::{FileRole, InputFile, InputFileError};
 
-/// How much of a file is read to tell its format; the farthest mark is ext4's, at 1080.
+/// Bytes of a file that are read to find its format. The last mark, ext4's, lies at 1080.
 const HEAD_LEN: u64 = 4096;
 
 /// An open kernel image that was checked and can be loaded.
@@ -37,7 +38,7 @@ pub struct KernelImage {
 /// The two image formats that boot here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageFormat {
-    /// ELF64 for x86-64: an unpacked `vmlinux`, or another kernel or payload. ELF32 with a PVH entry.
+    /// ELF64 for x86-64: an unpacked `vmlinux`, another kernel or a payload. ELF32 with a PVH entry.
     Elf,
     /// A packed Linux kernel, `vmlinuz`, with a 64-bit entry.
     BzImage,
@@ -52,7 +53,7 @@ pub enum BootProtocol {
     Pvh,
 }
 
-/// Bytes of the file that belong at an address of guest memory.
+/// A range of the file, and the range of guest memory that it fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSegment {
     /// Where the bytes start in the file.
@@ -61,15 +62,15 @@ pub struct ImageSegment {
     pub file_len: u64,
     /// Guest-physical address.
     pub address: u64,
-    /// Bytes in guest memory, at least `file_len`: what follows the file's bytes is zero.
+    /// Bytes in guest memory, at least `file_len`. Those after the file's bytes are zero.
     pub memory_len: u64,
 }
 
-/// Why a file cannot be booted.
+/// The reason why a file cannot be booted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// The file could not be opened or is no regular file with content.
+    /// The file could not be opened, is not a regular file, or is empty.
     #[error(transparent)]
     File(#[from] InputFileError),
     /// Reading the file failed.
@@ -77,7 +78,7 @@ pub enum ImageError {
     Read {
         /// The kernel's path.
         path: PathBuf,
-        /// The system's answer.
+        /// The error that the host returned.
         r#source: io::Error,
     },
     /// The file ends before what its header announces.
@@ -100,9 +101,9 @@ pub enum ImageError {
         /// What the file is.
         found: Foreign,
     },
-    /// The bzImage speaks a boot protocol that has no 64-bit entry.
+    /// The bzImage uses a boot protocol that has no 64-bit entry.
     #[error(
-        "the bzImage {path:?} speaks boot protocol {major}.{minor:02}, but 2.12 (Linux 3.8) is the oldest that works"
+        "the bzImage {path:?} uses boot protocol {major}.{minor:02}, and 2.12 (Linux 3.8) is the oldest that works"
     )]
     BzImageTooOld {
         /// The kernel's path.
@@ -112,13 +113,13 @@ pub enum ImageError {
         /// Minor version of its protocol.
         minor: u8,
     },
-    /// The bzImage is of a 32-bit kernel.
+    /// The bzImage is a 32-bit kernel.
     #[error("the bzImage {path:?} has no 64-bit entry: it is a 32-bit kernel, build it with CONFIG_64BIT=y")]
     BzImageNot64Bit {
         /// The kernel's path.
         path: PathBuf,
     },
-    /// A field of the bzImage header cannot be right.
+    /// A field of the bzImage header has an impossible value.
     #[error("the header of the bzImage {path:?} is damaged: {field} is {value:#x}; copy or build it again")]
     BzImageField {
         /// The kernel's path.
@@ -128,28 +129,28 @@ pub enum ImageError {
         /// Its value.
         value: u64,
     },
-    /// The image cannot be entered as Xen's PVH guests are.
+    /// The image has no entry for the PVH protocol.
     #[error("the kernel {path:?} has no PVH entry: {fix}")]
     NoPvhEntry {
         /// The kernel's path.
         path: PathBuf,
-        /// What can be done about it.
+        /// What the user can do about it.
         fix: &'static str,
     },
-    /// A 32-bit ELF file can be entered as Xen's PVH guests are, and in no other way.
+    /// A 32-bit ELF file, which has a PVH entry only, was to be entered at a 64-bit entry.
     #[error(
-        "the kernel {path:?} is a 32-bit ELF file, which has its PVH entry only; leave --protocol linux out"
+        "the kernel {path:?} is a 32-bit ELF file, which has a PVH entry only; leave --protocol linux out"
     )]
     No64BitEntry {
         /// The kernel's path.
         path: PathBuf,
     },
-    /// The ELF headers are damaged or ask for something that cannot be done.
+    /// The ELF headers are damaged or ask for something impossible.
     #[error("the ELF kernel {path:?} cannot be loaded: {defect}")]
     Elf {
         /// The kernel's path.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong with them.
         defect: ElfDefect,
     },
 }
@@ -158,8 +159,8 @@ impl KernelImage {
     /// Opens `path` and checks that it is an image that boots here.
     ///
     /// # Errors
-    /// The file cannot be read, is of another kind, or is damaged; the error's sentence says what it is and what
-    /// would work.
+    /// The file cannot be read, is of another kind, or is damaged. The message names the kind and what would
+    /// work.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
         Self::new(InputFile::open(FileRole::Kernel, path)?)
     }
@@ -186,7 +187,7 @@ impl KernelImage {
         Ok(Self { file, contents, protocol })
     }
 
-    /// The same image, entered by `protocol` instead of the one that suits it best.
+    /// Returns the same image, entered by `protocol` instead of the protocol that suits it best.
     ///
     /// # Errors
     /// The image has no such entry.
@@ -194,7 +195,7 @@ impl KernelImage {
         let image = Self { protocol, ..self };
         if protocol == BootProtocol::Pvh && image.contents.pvh_entry.is_none() {
             let fix = match image.format() {
-                ImageFormat::BzImage => "a bzImage has its 64-bit entry only; leave --protocol pvh out",
+                ImageFormat::BzImage => "a bzImage has a 64-bit entry only; leave --protocol pvh out",
                 ImageFormat::Elf => "leave --protocol pvh out, or build it with CONFIG_PVH=y",
             };
             return Err(ImageError::NoPvhEntry { path: image.path().to_owned(), fix });
@@ -209,12 +210,12 @@ impl KernelImage {
         Err(Defect::Elf(ElfDefect::EntryOutside(entry)).at(&image.file))
     }
 
-    /// The path of the file that the image is in, or was made of.
+    /// Returns the path of the file that the image is in, or was made from.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// The format of the file.
+    /// Returns the format of the file.
     pub fn format(&self) -> ImageFormat {
         match self.contents.bzimage {
             Some(_) => ImageFormat::BzImage,
@@ -222,25 +223,25 @@ impl KernelImage {
         }
     }
 
-    /// Whether the image is a Linux kernel: every bzImage is; an ELF file is when it is linked where Linux is and
-    /// holds Linux's version text.
+    /// Returns whether the image is a Linux kernel. Each bzImage counts as one. An ELF file is one if it is
+    /// linked at Linux's address and has Linux's version text.
     pub fn is_linux(&self) -> bool {
         self.contents.is_linux
     }
 
-    /// Whether the image is a bzImage that calls itself something else than Linux (memtest86+): it is started as Linux is, and
-    /// what helps a Linux does not help it.
+    /// Returns whether the image is a bzImage whose version text is not Linux's (memtest86+). It starts like
+    /// a Linux, but advice about Linux does not apply to it.
     pub fn names_other_program(&self) -> bool {
         self.contents.names_other
     }
 
-    /// How the image is entered. If nothing else was asked for: Linux by its 64-bit entry, another ELF file by its
-    /// PVH entry if it has one, else by its 64-bit entry.
+    /// Returns how the image is entered. Unless a protocol was set, that is the 64-bit entry for Linux. For
+    /// another ELF file it is the PVH entry if there is one, and the 64-bit entry otherwise.
     pub fn protocol(&self) -> BootProtocol {
         self.protocol
     }
 
-    /// Guest-physical address of the instruction that [`KernelImage::protocol`] starts at.
+    /// Returns the guest-physical address of the first instruction under [`KernelImage::protocol`].
     pub fn entry(&self) -> u64 {
         match (self.protocol, self.contents.pvh_entry) {
             (BootProtocol::Pvh, Some(entry)) => u64::from(entry),
@@ -248,35 +249,35 @@ impl KernelImage {
         }
     }
 
-    /// The release of a Linux kernel as `uname -r` tells it, which names the folder of its modules. It never holds
-    /// a `/`. A bzImage says it in its header, an ELF file in its version text.
+    /// Returns the release of a Linux kernel as `uname -r` prints it, which names the directory of its
+    /// modules. It never contains a `/`. A bzImage has it in its header, an ELF file in its version text.
     pub fn release(&self) -> Option<&str> {
         self.contents.release.as_deref()
     }
 
-    /// The 32-bit entry of the PVH protocol, when an ELF note names one.
+    /// Returns the 32-bit entry of the PVH protocol, if an ELF note names one.
     pub fn pvh_entry(&self) -> Option<u32> {
         self.contents.pvh_entry
     }
 
-    /// What goes where, sorted by address; never empty, never overlapping.
+    /// Returns the segments, sorted by address: never empty, never overlapping.
     pub fn segments(&self) -> &[ImageSegment] {
         &self.contents.segments
     }
 
-    /// First address after the memory that the kernel takes before it reads its memory map: its segments and, for
-    /// a bzImage, the room in which it unpacks itself.
+    /// Returns the first address after the memory that the kernel uses before it reads its memory map: its
+    /// segments and, for a bzImage, the area in which it unpacks itself.
     pub fn memory_end(&self) -> u64 {
         self.contents.memory_end
     }
 
-    /// The header fields of a bzImage.
+    /// Returns the header fields of a bzImage.
     pub fn bzimage(&self) -> Option<&BzImageHeader> {
         self.contents.bzimage.as_ref()
     }
 
-    /// Bytes of the packed kernel inside a bzImage, with the unpacked length that may follow it. `None` when the image is
-    /// not a bzImage, or one whose header names no payload.
+    /// Returns the length in bytes of the packed kernel inside a bzImage, including the unpacked length that
+    /// may follow it. `None` if the image is not a bzImage or its header names no payload.
     pub fn payload_len(&self) -> Option<u64> {
         self.bzimage().and_then(|bzimage| bzimage.payload).map(|payload| payload.len)
     }
@@ -298,13 +299,13 @@ impl KernelImage {
         read.map_err(|source| Defect::Read(source).at(&self.file))
     }
 
-    /// The file, for loading.
+    /// Returns the file, for loading.
     pub(crate) fn file(&self) -> &InputFile {
         &self.file
     }
 }
 
-/// What the headers of an accepted image say.
+/// The facts from the headers of an accepted image.
 #[derive(Debug)]
 struct Contents {
     segments: Vec<ImageSegment>,
@@ -314,7 +315,7 @@ struct Contents {
     has_64_bit_entry: bool,
     pvh_entry: Option<u32>,
     is_linux: bool,
-    /// The version text of a bzImage is not that of a Linux.
+    /// Whether the version text of a bzImage is not Linux's.
     names_other: bool,
     release: Option<String>,
     bzimage: Option<BzImageHeader>,
@@ -354,7 +355,7 @@ impl Contents {
         }
     }
 
-    /// Whether bytes of the file, and not only zeros, are loaded at `address`.
+    /// Returns whether bytes of the file, and not only zeros, are loaded at `address`.
     fn has_file_bytes_at(&self, address: u64) -> bool {
         self.segments.iter().any(|segment| {
             address.checked_sub(segment.address).is_some_and(|offset| offset < segment.file_len)

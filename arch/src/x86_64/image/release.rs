@@ -1,9 +1,12 @@
-//! The release in a kernel's version text, as both formats have it: `6.1.0-56-amd64 (builder) #1 SMP ...`.
+//! The release in a kernel's version text, which has the same form in both formats: `6.1.0-56-amd64 (builder)
+//! #1 SMP ...`.
 
-/// Bytes of the text that are looked at: Linux's own limit for a release (`__NEW_UTS_LEN`) and what ends it.
+/// Bytes of the text that are read: Linux's own limit for a release (`__NEW_UTS_LEN`) and the character after
+/// it.
 pub(super) const TEXT_LEN: usize = 65;
 
-/// The release that `text` starts with. Others will make a path of it, so it starts with a digit and has no `/`.
+/// Returns the release at the start of `text`. Callers make a path of it, so it must start with a digit and
+/// have no `/`.
 pub(super) fn parse(text: &[u8]) -> Option<String> {
     let end = text.iter().position(|byte| matches!(byte, b' ' | b'\n' | 0))?;
     let release = text.get(..end)?;

@@ -15,33 +15,35 @@ use super::pvh::StartInfo;
 use super::registers::BootState;
 use super::{gdt, paging, reset_vector};
 
-/// Longest command line of an image that does not say: Linux's COMMAND_LINE_SIZE on x86 without the NUL.
+/// The longest command line of an image that states no limit: Linux's COMMAND_LINE_SIZE on x86 without the
+/// NUL.
 const DEFAULT_CMDLINE_MAX: u64 = 2047;
-/// Highest initrd address of an image that does not say: what every x86-64 Linux states in its bzImage.
+/// The highest initrd address of an image that states none: the one that every x86-64 Linux has in its
+/// bzImage.
 const DEFAULT_INITRD_ADDR_MAX: u64 = 0x7fff_ffff;
-/// What Linux needs beside its image and initrd to reach a first process: page structures, per-CPU memory, slabs and
-/// that process. A small Linux 6.1 with one vCPU boots with 5 MiB and dies with 3, and Debian's stock cloud kernel boots
-/// with what is asked for here; this leaves the process a little.
+/// Memory that Linux needs beside its image and initrd to reach a first process: page structures, per-CPU
+/// memory, slabs and that process. A small Linux 6.1 with one vCPU boots with 5 MiB and dies with 3. Debian's
+/// stock cloud kernel boots with this value, which leaves the process a little.
 const LINUX_RESERVE: u64 = 8 * MIB;
 
 const MIB: u64 = 1 << 20;
 
-/// What is to be loaded, and into how much memory.
+/// The files to load, and the memory that they go to.
 #[derive(Debug)]
 pub struct LoadRequest<'a> {
     /// The kernel.
     pub image: &'a KernelImage,
-    /// Initrds, which the guest sees as one, in this order.
+    /// Initrds in this order. The guest sees them as one.
     pub initrds: &'a [InitrdFile],
     /// The kernel's command line.
     pub cmdline: &'a str,
     /// Bytes of RAM: those of `ram_regions` that made the guest memory.
     pub ram_bytes: u64,
-    /// Where the ACPI tables start, from `acpi::write_tables`.
+    /// The guest-physical address of the RSDP, from `acpi::write_tables`.
     pub acpi_rsdp: Option<u64>,
 }
 
-/// A range of guest-physical memory that something was put into.
+/// A range of guest-physical memory with something in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// First address.
@@ -50,7 +52,7 @@ pub(crate) struct Placement {
     pub(crate) len: u64,
 }
 
-/// Why a kernel was not loaded.
+/// The reason why a kernel was not loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
@@ -61,10 +63,10 @@ pub enum LoadError {
         given: u64,
         /// Bytes of all initrds.
         initrd_bytes: u64,
-        /// The least size that works, in MiB.
+        /// The smallest size that works, in MiB.
         needed_mib: u64,
     },
-    /// The initrds do not fit below the address where this kernel can reach them, whatever the memory.
+    /// The initrds do not fit below the highest address that this kernel can reach, whatever the memory size.
     #[error(
         "the initrd takes {bytes} bytes, but this kernel has room for {room} at the addresses where it can reach one"
     )]
@@ -74,15 +76,15 @@ pub enum LoadError {
         /// Bytes between the kernel and the highest address of an initrd.
         room: u64,
     },
-    /// The command line is longer than the kernel takes.
+    /// The command line is longer than the kernel accepts.
     #[error("the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
     CommandLineTooLong {
         /// Bytes of the command line.
         len: u64,
-        /// Bytes that the kernel takes.
+        /// The largest number of bytes, without the NUL.
         max: u64,
     },
-    /// The command line holds a character that would end it early or split it.
+    /// The command line has a character that would end or split it.
     #[error("the kernel command line has a {name} at byte {position}; remove it")]
     CommandLineCharacter {
         /// The character's name.
@@ -95,9 +97,9 @@ pub enum LoadError {
         "cannot read {path:?} into guest memory; it may have become shorter since it was checked: {source}"
     )]
     ReadFile {
-        /// The kernel or initrd.
+        /// The path of the kernel or initrd.
         path: PathBuf,
-        /// What failed.
+        /// The error of the read or of guest memory.
         r#source: GuestMemoryError,
     },
     /// A boot table could not be written.
@@ -107,8 +109,8 @@ pub enum LoadError {
 
 /// Loads `request` into `memory` and returns the state in which the first CPU starts.
 ///
-/// `memory` must be fresh, that is, zero: the zero part of a segment (its bss) is not written, so that its pages cost
-/// nothing until the guest uses them.
+/// `memory` must be fresh, that is, zero. The zero part of a segment (its bss) is not written, so that its
+/// pages cost nothing until the guest uses them.
 ///
 /// # Errors
 /// Something does not fit, the command line cannot be used, or a file cannot be read.
@@ -144,10 +146,11 @@ pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootS
     Ok(BootState::new(image.protocol(), image.entry()))
 }
 
-/// The least size of RAM, in whole MiB, with which `image` and `initrd_bytes` of initrds work.
+/// Returns the smallest size of RAM, in whole MiB, that works for `image` and `initrd_bytes` of initrds.
 ///
-/// For Linux: its memory, the initrd, the same again for the unpacked initrd (a packed one needs more: this is a lower
-/// bound), and a reserve. For another image: its segments, the boot tables and the initrd.
+/// For Linux, that is its memory, the initrd, the same again for the unpacked initrd, and a reserve. It is a
+/// lower bound, because a packed initrd needs more. For another image, it is the segments, the boot tables
+/// and the initrd.
 pub fn minimum_memory_mib(image: &KernelImage, initrd_bytes: u64) -> u64 {
     let initrd = initrd_bytes.checked_next_multiple_of(PAGE_SIZE).unwrap_or(u64::MAX);
     let kernel = image.memory_end().max(HIGH_MEMORY);
@@ -170,7 +173,8 @@ fn with_initrd(bytes: u64) -> String {
     }
 }
 
-/// The longest command line that `image` takes and that has a place, without its NUL.
+/// Returns the longest command line in bytes, without its NUL, that `image` accepts and that the layout has
+/// room for.
 fn cmdline_max(image: &KernelImage) -> u64 {
     let stated = image.bzimage().map_or(DEFAULT_CMDLINE_MAX, |bzimage| u64::from(bzimage.cmdline_size));
     stated.min(CMDLINE_AREA.saturating_sub(1))
@@ -188,7 +192,8 @@ fn check_cmdline(cmdline: &str, max: u64) -> Result<(), LoadError> {
     }
 }
 
-/// The highest page-aligned place that is in RAM, within the kernel's reach, and above the kernel's memory.
+/// Returns the highest page-aligned range in RAM that is within the kernel's reach and above the kernel's
+/// memory.
 fn place_initrd(image: &KernelImage, bytes: u64, ram_bytes: u64) -> Result<Option<Placement>, LoadError> {
     if bytes == 0 {
         return Ok(None);
@@ -207,7 +212,7 @@ fn load_initrds(memory: &GuestMemoryMmap, initrds: &[InitrdFile], start: u64) ->
     for initrd in initrds {
         let file = initrd.file();
         file.read_into(memory, 0, address, file.len()).map_err(|source| read_failed(file.path(), source))?;
-        // Placed as a whole before, so the sum cannot pass the end.
+        // The initrds were placed as a whole, so the sum cannot pass the end.
         address = address.saturating_add(initrd::padded_len(initrd).unwrap_or_default());
     }
     Ok(())

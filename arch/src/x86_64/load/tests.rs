@@ -86,7 +86,7 @@ fn initrd_stays_below_the_hole_and_the_kernel_s_reach() {
     assert_eq!(placed.start, 0xc000_0000 - 10 * MIB, "the hole");
     bytes[0x22c..0x230].copy_from_slice(&0x13f_ffffu32.to_le_bytes());
     let image = image(&bytes);
-    assert_eq!(place_initrd(&image, 2 * MIB, RAM).unwrap().unwrap().start, 0x120_0000, "exactly the room");
+    assert_eq!(place_initrd(&image, 2 * MIB, RAM).unwrap().unwrap().start, 0x120_0000, "exactly enough");
     let error = place_initrd(&image, 2 * MIB + 1, RAM).unwrap_err();
     assert!(matches!(error, LoadError::InitrdTooLarge { room, .. } if room == 2 * MIB), "{error}");
 }

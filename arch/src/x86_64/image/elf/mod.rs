@@ -1,5 +1,5 @@
-//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and 5). A
-//! 32-bit file, as Xen and GRUB are, is taken by its PVH entry.
+//! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and
+//! 5). A 32-bit file, such as Xen or GRUB, is entered at its PVH entry.
 //!
 //! Only the file header, the program headers and the notes are read. Everything a header says is checked against the
 //! file and the machine before anything is loaded.
@@ -17,7 +17,7 @@ use super::{Contents, Defect, ImageSegment, release};
 const MAGIC: &[u8] = b"\x7fELF";
 /// `e_ident`: byte order.
 const BIG_ENDIAN: u8 = 2;
-/// `e_type` of what can be entered: at fixed addresses, or position-independent.
+/// `e_type` of files that can be entered: at fixed addresses, or position-independent.
 const ET_EXEC: u16 = 2;
 const ET_DYN: u16 = 3;
 /// `e_machine` of 32-bit x86 and of x86-64.
@@ -28,21 +28,21 @@ const PT_LOAD: u32 = 1;
 const PT_INTERP: u32 = 3;
 const PT_NOTE: u32 = 4;
 
-/// Most program headers that are accepted. Linux has five; a file with hundreds is damaged.
+/// The largest number of program headers. Linux has five; a file with hundreds is damaged.
 const MAX_PROGRAM_HEADERS: u16 = 128;
-/// Most bytes of one note segment that are searched. Linux's notes take about 600.
+/// The largest number of bytes of one note segment that are searched. Linux's notes take about 600.
 const MAX_NOTES_LEN: u64 = 64 * 1024;
-/// Owner, with its NUL, and type of the note that holds the PVH entry (Xen, public/elfnote.h,
+/// The owner, with its NUL, and the type of the note with the PVH entry (Xen, public/elfnote.h,
 /// XEN_ELFNOTE_PHYS32_ENTRY).
 const PVH_NOTE_OWNER: &[u8] = b"Xen\0";
 const PVH_NOTE_TYPE: u32 = 18;
 /// Bytes of a note's header.
 const NOTE_HEADER_LEN: usize = 12;
-/// Where x86-64 Linux links its text (`__START_KERNEL_map`): nothing but a kernel lies there.
+/// The address where x86-64 Linux links its text (`__START_KERNEL_map`). Nothing but a kernel lies there.
 const LINUX_TEXT: u64 = 0xffff_ffff_8000_0000;
 /// The start of Linux's `linux_banner`.
 const LINUX_BANNER: &[u8] = b"Linux version ";
-/// Bytes read at a time in the search for the banner.
+/// Bytes per read in the search for the banner: few calls, and little memory.
 const SEARCH_CHUNK: usize = 256 * 1024;
 
 /// What is wrong with the headers of an ELF kernel.
@@ -56,15 +56,15 @@ pub enum ElfDefect {
     SegmentFileRange(u16),
     /// A segment has more bytes in the file than in memory.
     SegmentShorterThanFile(u16),
-    /// A segment lies below 1 MiB, where the boot tables are.
+    /// A segment lies below 1 MiB, in the area of the boot tables.
     SegmentTooLow(u16, u64),
-    /// A segment passes 3 GiB, where RAM has its hole.
+    /// A segment passes 3 GiB, where the MMIO hole starts.
     SegmentTooHigh(u16, u64, u64),
     /// Two segments overlap at an address.
     SegmentsOverlap(u64),
-    /// There is nothing to load.
+    /// There is no segment to load.
     NoSegments,
-    /// The entry point lies in no segment's bytes.
+    /// The entry point lies outside all segments.
     EntryOutside(u64),
 }
 
@@ -101,7 +101,7 @@ impl fmt::Display for ElfDefect {
     }
 }
 
-/// Whether a file that starts with `head` is an ELF file.
+/// Returns whether a file that starts with `head` is an ELF file.
 pub(super) fn is_elf(head: &[u8]) -> bool {
     head.starts_with(MAGIC)
 }
@@ -164,7 +164,7 @@ impl Class {
         }
     }
 
-    /// The processor that such a file is for, if it is to run here.
+    /// Returns the `e_machine` of a file of this class that can run here.
     fn machine(self) -> u16 {
         match self {
             Self::Elf32 => EM_386,
@@ -172,7 +172,7 @@ impl Class {
         }
     }
 
-    /// An address, offset or length at `offset` of `bytes`.
+    /// Reads an address, offset or length at `offset` of `bytes`.
     fn number(self, bytes: &[u8], offset: usize) -> Option<u64> {
         match self {
             Self::Elf32 => u32_at(bytes, offset).map(u64::from),
@@ -270,7 +270,7 @@ impl ProgramHeader {
             Class::Elf32 => [4, 8, 12, 16, 20, 28],
             Class::Elf64 => [8, 16, 24, 32, 40, 48],
         };
-        // All offsets lie inside the bytes, so none of these defaults is ever taken.
+        // All offsets lie inside the bytes, so none of these defaults is ever used.
         let [offset, virtual_address, address, file_len, memory_len, align] =
             fields.map(|offset| class.number(bytes, offset).unwrap_or_default());
         let kind = u32_at(bytes, 0).unwrap_or_default();
@@ -287,7 +287,7 @@ impl ProgramHeader {
     }
 }
 
-/// Checks every PT_LOAD, and returns those that have bytes, sorted by address.
+/// Checks each PT_LOAD, and returns those that have bytes, sorted by address.
 fn check_segments(file: &InputFile, headers: &[ProgramHeader]) -> Result<Vec<ImageSegment>, Defect> {
     let mut segments = Vec::with_capacity(headers.len());
     for header in headers.iter().filter(|header| header.kind == PT_LOAD && header.memory_len > 0) {
@@ -313,7 +313,7 @@ fn check_segments(file: &InputFile, headers: &[ProgramHeader]) -> Result<Vec<Ima
     Ok(segments)
 }
 
-/// Searches the note segments for the PVH entry; the first one found counts.
+/// Searches the note segments for the PVH entry, and returns the first.
 fn find_pvh_entry(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<u32>, Defect> {
     for header in headers.iter().filter(|header| header.kind == PT_NOTE) {
         header.check_file_range(file)?;
@@ -329,7 +329,7 @@ fn find_pvh_entry(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<
     Ok(None)
 }
 
-/// The entry in one note segment. A note that passes the end of the segment ends the search.
+/// Searches one note segment for the entry. A note that passes the end of the segment ends the search.
 fn pvh_entry_in(mut notes: &[u8], align: usize) -> Option<u32> {
     loop {
         let owner_len = u32_at(notes, 0)? as usize;
@@ -345,7 +345,7 @@ fn pvh_entry_in(mut notes: &[u8], align: usize) -> Option<u32> {
     }
 }
 
-/// The note's content is a number of 4 or 8 bytes; the entry is a 32-bit address.
+/// Reads the entry, a 32-bit address, from a note of 4 or 8 bytes.
 fn pvh_entry_from(content: &[u8]) -> Option<u32> {
     match content.len() {
         4 => u32_at(content, 0),
@@ -354,8 +354,8 @@ fn pvh_entry_from(content: &[u8]) -> Option<u32> {
     }
 }
 
-/// The release in Linux's version text; only Linux has one. The address decides first and costs nothing; only a kernel
-/// is searched.
+/// Finds the release in the version text that only Linux has. The link address is checked first, because that
+/// costs nothing and spares other files the search.
 fn find_release(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<String>, Defect> {
     let mut loads = headers.iter().filter(|header| header.kind == PT_LOAD && header.file_len > 0).peekable();
     if loads.peek().is_none_or(|first| first.virtual_address < LINUX_TEXT) {
