@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use crate::modules;
 
-/// Makes `/dev/console` this process's standard streams, which it need not have been when the kernel started
-/// it: the initramfs may lack the device node.
+/// Makes `/dev/console` this process's standard streams. When the kernel started the process, the initramfs
+/// may have lacked the device node.
 pub(crate) fn attach() -> io::Result<()> {
     let console = open()?;
     for stream in 0..3 {
@@ -21,12 +21,12 @@ pub(crate) fn attach() -> io::Result<()> {
     Ok(())
 }
 
-/// Opens `/dev/console`. A virtio console that is to be the one behind it appears some time after its driver, which first
-/// talks with the device; until then another one is.
+/// Opens `/dev/console`. If a virtio console is to be the device behind it, that one appears some time after
+/// its driver, which first exchanges messages with the device. Until then, `/dev/console` is another device.
 fn open() -> io::Result<File> {
     let start = Instant::now();
     loop {
-        // While its driver puts it in place, Linux says EINVAL.
+        // Linux returns EINVAL while the driver registers the console.
         let console = OpenOptions::new().read(true).write(true).open("/dev/console");
         let is_there = console.as_ref().is_ok_and(is_virtio);
         if is_there || !is_virtio_expected() || start.elapsed() > CONSOLE_LIMIT {
@@ -36,7 +36,8 @@ fn open() -> io::Result<File> {
     }
 }
 
-/// Whether the device behind `console` is a virtio console, or another one of the kernel's hypervisor consoles.
+/// Returns whether the device behind `console` is a virtio console, or another hypervisor console of the
+/// kernel.
 fn is_virtio(console: &File) -> bool {
     let mut device: libc::c_uint = 0;
     // SAFETY: TIOCGDEV fills one number at the given address (`ioctl_tty(2)`).
@@ -44,7 +45,8 @@ fn is_virtio(console: &File) -> bool {
     result == 0 && libc::major(device.into()) == HVC_MAJOR
 }
 
-/// Whether the command line names one last; where it cannot be read yet, whether the machine has one.
+/// Returns whether the command line names a virtio console last. If it cannot be read yet, returns whether
+/// the machine has one.
 fn is_virtio_expected() -> bool {
     match fs::read_to_string("/proc/cmdline") {
         Ok(line) => names_virtio(&line),
@@ -59,7 +61,8 @@ fn names_virtio(line: &str) -> bool {
     consoles.next_back().is_some_and(|name| name.starts_with("hvc"))
 }
 
-/// How long a virtio console may take: its driver and the device exchange four messages, on a busy host slowly.
+/// The time that a virtio console may take: its driver and the device exchange four messages, slowly on a
+/// busy host.
 const CONSOLE_LIMIT: Duration = Duration::from_secs(20);
 const CONSOLE_PERIOD: Duration = Duration::from_millis(10);
 

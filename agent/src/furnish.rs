@@ -1,6 +1,6 @@
-//! What programs expect to find in a system that the agent is the first process of: mounts, devices, names. It is what
-//! the OCI runtime specification gives a container ("Default Filesystems", "Default Devices", "Dev symbolic links"),
-//! with what runc and Docker add to that.
+//! The mounts, devices and files that programs expect in a system whose first process is the agent. They are
+//! those that the OCI runtime specification gives a container ("Default Filesystems", "Default Devices", "Dev
+//! symbolic links"), and those that runc and Docker add.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,27 +11,27 @@ use crate::mounts::{Mount, is_in_memory};
 use crate::network;
 use crate::report::report;
 
-/// What becomes of the root's files.
+/// Whether files may be added to the root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RootFiles {
-    /// They are this machine's alone: what is missing is added, and what is there stays to be seen.
+    /// The files belong to this machine alone: missing ones are added, and existing ones stay visible.
     Private,
-    /// They outlive the machine: none is added.
+    /// The files outlive the machine, so none is added.
     Kept,
 }
 
-/// Gives the system what it lacks.
+/// Adds the mounts, devices and files that the system lacks.
 pub(crate) fn furnish(files: RootFiles) {
     KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
     let stays = |mount: &&Mount<'_>| {
         mount.kind == "tmpfs" && holds_files(mount.target) && (files == RootFiles::Private)
     };
     MOUNTS.iter().filter(|mount| !stays(mount)).for_each(Mount::make_or_report);
-    // Not every kernel has them.
+    // Some kernels lack these.
     for mount in &OPTIONAL {
         let _ = mount.make_with_directory();
     }
-    // The device file system is in memory; a folder that only has its name may be somebody's.
+    // The device file system is in memory. A directory that only has its name may hold a user's files.
     if is_in_memory(DEVICES.target) {
         DEVICE_LINKS.iter().for_each(|(target, link)| add(link, symlink(target, link)));
         if Path::new(KERNEL_CORE).exists() {
@@ -45,7 +45,7 @@ pub(crate) fn furnish(files: RootFiles) {
     network::bring_up_loopback();
 }
 
-/// Gives the machine the name of `/etc/hostname`, else the one that it has, else Coracle's.
+/// Sets the host name: the one in `/etc/hostname`, or else the present one, or else Coracle's. Returns it.
 fn host_name() -> String {
     let running = fs::read_to_string(RUNNING_NAME).unwrap_or_default();
     let running = Some(running.trim()).filter(|name| !NO_NAMES.contains(name));
@@ -59,9 +59,9 @@ fn host_name() -> String {
     name
 }
 
-/// The first line that is not a comment (`hostname(5)`), if it can be a name.
+/// Returns the first line that is not a comment (`hostname(5)`), if it is a valid host name.
 fn name_in_file(path: &Path) -> Option<String> {
-    // Anything but a regular file may keep its reader waiting.
+    // Reading anything but a regular file could block.
     fs::metadata(path).ok().filter(Metadata::is_file)?;
     let mut text = String::new();
     File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
@@ -70,9 +70,9 @@ fn name_in_file(path: &Path) -> Option<String> {
     (name.len() <= MAX_NAME && name.bytes().all(is_name)).then(|| name.to_owned())
 }
 
-/// Adds the files that are missing. A name that is there in whatever form is left alone, a link to nowhere included.
+/// Adds missing files. An existing name of any kind is left alone, and so is a dangling link.
 fn add_files(name: &str) {
-    for (folder, mode) in FOLDERS {
+    for (folder, mode) in DIRECTORIES {
         add(folder, DirBuilder::new().mode(mode).create(folder));
     }
     let hosts = format!("{LOOPBACK_NAMES}127.0.1.1\t{name}\n");
@@ -82,14 +82,14 @@ fn add_files(name: &str) {
     add(MOUNT_TABLE, symlink("../proc/self/mounts", MOUNT_TABLE));
 }
 
-/// An empty file counts as missing: `docker export` leaves one where a container's is mounted.
+/// Adds a file. An empty file counts as missing: `docker export` leaves one where a container has a mount.
 fn add_file(path: &Path, content: &str) -> io::Result<()> {
     let is_empty = fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == 0);
     let mut file = OpenOptions::new().write(true).create_new(!is_empty).mode(0o644).open(path)?;
     file.write_all(content.as_bytes())
 }
 
-/// Reports what could not be added; what is there already is fine.
+/// Reports what could not be added. An existing file is not an error.
 fn add(what: &str, added: io::Result<()>) {
     match added {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -106,7 +106,7 @@ fn holds_files(folder: &str) -> bool {
 pub(crate) const DEVICES: Mount<'static> =
     Mount { source: "dev", target: "/dev", kind: "devtmpfs", options: "nosuid,mode=755" };
 
-/// Without these hardly a program runs.
+/// The mounts that nearly every program needs.
 pub(crate) const KERNEL_MOUNTS: [Mount<'static>; 3] = [
     DEVICES,
     Mount { source: "proc", target: "/proc", kind: "proc", options: "nosuid,noexec,nodev" },
@@ -130,7 +130,7 @@ const OPTIONAL: [Mount<'static>; 2] = [
     Mount { source: "cgroup2", target: "/sys/fs/cgroup", kind: "cgroup2", options: "nosuid,noexec,nodev" },
 ];
 
-/// What a link leads to, and its name.
+/// Targets and names of links.
 pub(crate) const DEVICE_LINKS: [(&str, &str); 4] = [
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
@@ -140,18 +140,18 @@ pub(crate) const DEVICE_LINKS: [(&str, &str); 4] = [
 
 const KERNEL_CORE: &str = "/proc/kcore";
 
-/// Folders of the files, and the home of root.
-const FOLDERS: [(&str, u32); 2] = [("/etc", 0o755), ("/root", 0o700)];
+/// Directories for the files, and the home of root.
+const DIRECTORIES: [(&str, u32); 2] = [("/etc", 0o755), ("/root", 0o700)];
 
 const LOOPBACK_NAMES: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 const USERS: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
-/// The group of terminals is the one that [`MOUNTS`] gives them.
+/// The group file. The group of terminals has the number that [`MOUNTS`] gives them.
 const GROUPS: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
 const MOUNT_TABLE: &str = "/etc/mtab";
 
 const NAME_FILE: &str = "/etc/hostname";
 const RUNNING_NAME: &str = "/proc/sys/kernel/hostname";
-/// What a kernel calls itself that was not given a name (Linux, init/Kconfig: DEFAULT_HOSTNAME).
+/// Names of a kernel whose host name was not set (Linux, init/Kconfig: DEFAULT_HOSTNAME).
 const NO_NAMES: [&str; 3] = ["", "(none)", "localhost"];
 const OWN_NAME: &str = "coracle";
 /// `HOST_NAME_MAX` (`limits.h`).

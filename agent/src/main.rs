@@ -1,11 +1,10 @@
-//! PID 1 of Coracle's default guest and of its emulated host, and what loads the modules of a user's own kernel: one
-//! static program, three roles.
+//! PID 1 of Coracle's default guest and of its emulated host, and the module loader of a user's own kernel:
+//! one static program with three roles.
 //!
-//! The kernel starts it as `/init` of an initramfs; the file `/etc/coracle/role` there says which role it has. As
-//! `/coracle/init`, or without that file, it is the module loader.
-//! It never returns to the kernel by accident: an emulated host that cannot go on powers off with the reason
-//! on its console, and a guest whose agent fails panics its kernel, so that the failure is never taken for a
-//! clean end.
+//! The kernel starts it as `/init` of an initramfs, and the file `/etc/coracle/role` there names its role. As
+//! `/coracle/init`, or without that file, it is the module loader. It never returns to the kernel by
+//! accident. An emulated host that cannot go on powers off with the reason on its console. A guest whose
+//! agent fails panics its kernel, so that the failure is never taken for a clean end.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -34,13 +33,13 @@ std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
 
 const ROLE_FILE: &str = "/etc/coracle/role";
 
-/// Set by a word of the kernel command line, which the kernel hands on to its first process: has it say
-/// [`MARK`] before it does anything else, for who measures how long a boot takes.
+/// A variable of the first process, set on the kernel command line. With it, the process prints [`MARK`]
+/// before anything else, for measuring how long a boot takes.
 const MARK_VARIABLE: &str = "CORACLE_MARK";
 
 const MARK: &str = "coracle-agent: first process";
 
-/// What this machine is for.
+/// The role of this process in its machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Guest,
@@ -72,7 +71,7 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(move |panic| {
         report_end(&panic.to_string());
         match role {
-            // The end of PID 1 panics the kernel, which is how a guest says that it failed.
+            // The end of PID 1 panics the kernel: that is how a guest reports that it failed.
             Role::Guest | Role::Loader => std::process::exit(101),
             Role::Host => power::power_off(),
         }
@@ -84,7 +83,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Started by an init or a person: the agent beside it, by the way to the host that the argument names.
+/// Runs the agent that an init or a person started. The argument names the transport to the host.
 fn serve_by_hand() -> ExitCode {
     let transport = std::env::args().nth(1).as_deref().and_then(Transport::parse);
     let Some(transport) = transport else {

@@ -1,4 +1,4 @@
-//! Loads the kernel modules that an initramfs brings, in every role.
+//! Loads the kernel modules in an initramfs, in every role.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,13 +15,14 @@ pub(crate) const OF_DEVICES: &str = "/coracle/modules";
 /// Lists of the same kind for the file systems that a root may have, by their names.
 const OF_FILE_SYSTEMS: &str = "/coracle/filesystems";
 
-/// The running kernel's release, as `uname -r` tells it (`proc(5)`).
+/// The running kernel's release, as `uname -r` prints it (`proc(5)`).
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
-/// Loads every module of a list (paths, one a line, each after those that it needs) that is of the running kernel's
-/// release; those of another one are of no use to it: the default guest's initramfs also serves kernels that have
-/// everything built in. A module that does not load is reported and left out: what needs it fails by itself later, and
-/// everything else works. One that finds nothing to drive on this machine is not worth a word.
+/// Loads each module of a list that belongs to the running kernel's release. The list has one path a line,
+/// each after those that it depends on. Modules of another release are skipped: the default guest's initramfs
+/// also serves kernels that have everything built in. A module that does not load is reported and left out;
+/// whatever needs it fails later, and everything else works. A module that finds no device on this machine is
+/// not reported.
 pub(crate) fn load_all(list: &str) {
     let Ok(list) = fs::read_to_string(list) else { return };
     let release = fs::read_to_string(RELEASE).unwrap_or_default();
@@ -33,7 +34,7 @@ pub(crate) fn load_all(list: &str) {
     }
 }
 
-/// Loads the modules of a kind of file system, if the archive has them.
+/// Loads the modules of a file system, if the archive has them.
 pub(crate) fn load_file_system(kind: &str) {
     if !kind.contains('/') {
         load_all(&format!("{OF_FILE_SYSTEMS}/{kind}"));
@@ -52,8 +53,8 @@ fn load(path: &str) -> io::Result<()> {
     }
 }
 
-/// Whether a module lies in the folder of this release. One that lies in no release's folder is of any, and so is
-/// every module when the release is not known.
+/// Returns whether a module lies in the directory of this release. A module outside such directories fits
+/// each release, and so does every module if the release is not known.
 fn is_of_release(path: &str, release: &str) -> bool {
     let folder = path.strip_prefix("/lib/modules/").and_then(|rest| rest.split_once('/'));
     folder.is_none_or(|(folder, _)| release.is_empty() || folder == release)

@@ -10,18 +10,18 @@ use std::{fs, ptr};
 /// One mount to make.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mount<'a> {
-    /// What `/proc/mounts` names as its source.
+    /// The source, as `/proc/mounts` shows it.
     pub(crate) source: &'a str,
-    /// Where: a directory.
+    /// The directory to mount on.
     pub(crate) target: &'a str,
-    /// Kind of file system.
+    /// The type of the file system.
     pub(crate) kind: &'a str,
-    /// Options: those that every file system has (`nosuid`), and those of that kind.
+    /// Options, both those of all file systems (`nosuid`) and those of this type.
     pub(crate) options: &'a str,
 }
 
 impl Mount<'_> {
-    /// Makes the mount. Its directory must be there.
+    /// Makes the mount. Its directory must exist.
     pub(crate) fn make(&self) -> io::Result<()> {
         let (flags, options) = split_options(self.options);
         mount(self.source.as_ref(), self.target.as_ref(), self.kind, flags, &options)
@@ -33,14 +33,15 @@ impl Mount<'_> {
         self.make()
     }
 
-    /// As [`Mount::make_with_directory`], for what a machine can do without. What is mounted there already is fine.
+    /// Makes the mount like [`Mount::make_with_directory`], and reports a failure: the machine can do without
+    /// it. An existing mount is not an error.
     pub(crate) fn make_or_report(&self) {
         if !is_mount_point(self.target.as_ref()) {
             self.report(self.make_with_directory());
         }
     }
 
-    /// Reports a mount that could not be made.
+    /// Reports a mount that failed.
     pub(crate) fn report(&self, made: io::Result<()>) {
         if let Err(error) = made {
             crate::report::report(&format!("cannot mount {} on {}: {error}", self.kind, self.target));
@@ -48,14 +49,14 @@ impl Mount<'_> {
     }
 }
 
-/// Whether another file system begins here.
+/// Returns whether another file system begins at `path`.
 fn is_mount_point(path: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).ok().map(|found| found.dev());
     let here = device(path);
     here.is_some() && here != device(&path.join(".."))
 }
 
-/// Shows `source` at `target` too. Both exist; both are directories or both are not.
+/// Makes `source` visible at `target` too. Both must exist, and either both are directories or neither is.
 pub(crate) fn bind(source: &Path, target: &Path) -> io::Result<()> {
     mount(source.as_os_str(), target.as_os_str(), "", libc::MS_BIND, "")
 }
@@ -65,7 +66,8 @@ pub(crate) fn move_mount(source: &Path, target: &Path) -> io::Result<()> {
     mount(source.as_os_str(), target.as_os_str(), "", libc::MS_MOVE, "")
 }
 
-/// Takes a mount away from the tree of files; whoever uses it keeps it. What is no mount stays as it is.
+/// Detaches a mount from the file tree. Processes that use it keep it. A path that is not a mount point stays
+/// as it is.
 pub(crate) fn unmount(target: &Path) {
     if let Ok(target) = CString::new(target.as_os_str().as_bytes()) {
         // SAFETY: the path ends with a zero byte and outlives the call.
@@ -73,19 +75,20 @@ pub(crate) fn unmount(target: &Path) {
     }
 }
 
-/// Makes every file system on a device read-only, so that it is whole when the power goes. One that is busy stays as it is.
+/// Makes each file system on a device read-only, so that it is consistent when the power goes. A busy one
+/// stays as it is.
 pub(crate) fn make_read_only() {
     let mounted = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let on_devices = mounted.lines().filter(|line| line.starts_with("/dev/"));
-    // The last one mounted is the first to go.
+    // Mounts are undone in reverse order.
     for target in on_devices.filter_map(|line| line.split(' ').nth(1)).rev() {
         let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
         let _ = mount("none".as_ref(), target.as_ref(), "", flags, "");
     }
 }
 
-/// Whether a path is on a tmpfs, a ramfs (what an initramfs is unpacked to) or a device file system, which is one of
-/// them.
+/// Returns whether a path is in memory: on a tmpfs, a ramfs (to which an initramfs is unpacked) or a device
+/// file system, which is one of these.
 pub(crate) fn is_in_memory(path: &str) -> bool {
     let Ok(path) = CString::new(path) else { return false };
     // SAFETY: an all-zero structure is valid: it is plain data.
@@ -95,7 +98,7 @@ pub(crate) fn is_in_memory(path: &str) -> bool {
     is_known && [libc::TMPFS_MAGIC, RAMFS_MAGIC].contains(&stat.f_type)
 }
 
-/// Parts mount options into those that every file system has, which mount(2) takes as bits, and the rest.
+/// Splits mount options into those of all file systems, which mount(2) takes as flags, and the rest.
 pub(crate) fn split_options(options: &str) -> (libc::c_ulong, String) {
     let bit = |word| GENERIC_OPTIONS.iter().find(|(name, _)| *name == word).map(|(_, bit)| *bit);
     let bits = options.split(',').filter_map(bit).fold(0, |bits, bit| bits | bit);
@@ -125,7 +128,7 @@ fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, optio
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The root of an initramfs on kernels without tmpfs (Linux, include/uapi/linux/magic.h).
+/// The file system of an initramfs on kernels without tmpfs (Linux, include/uapi/linux/magic.h).
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 
 const GENERIC_OPTIONS: [(&str, libc::c_ulong); 7] = [

@@ -1,5 +1,5 @@
-//! From an initramfs to the real root (`switch_root(8)`): for the emulated host, and for a guest whose root is on a
-//! device.
+//! Moves from an initramfs to the real root (`switch_root(8)`), for the emulated host and for a guest whose
+//! root is on a device.
 
 use std::fs;
 use std::io;
@@ -8,10 +8,10 @@ use std::path::Path;
 
 use crate::mounts;
 
-/// Moves the root that is mounted at `path` over the initramfs, and gives that one's memory back.
+/// Moves the root mounted at `path` over the initramfs, and frees the memory of the initramfs.
 ///
 /// # Errors
-/// What could not be done, and why.
+/// The step that failed, and its error.
 pub(crate) fn enter(path: &str) -> Result<(), (&'static str, io::Error)> {
     let step = |step| move |source| (step, source);
     remove_initramfs();
@@ -21,7 +21,7 @@ pub(crate) fn enter(path: &str) -> Result<(), (&'static str, io::Error)> {
     std::env::set_current_dir("/").map_err(step("enter the root"))
 }
 
-/// Removes what the initramfs brought, without crossing into a mount: the new root is mounted below.
+/// Removes the files of the initramfs, without crossing into a mount: the new root is mounted below.
 fn remove_initramfs() {
     let (Ok(root), Ok(entries)) = (fs::metadata("/"), fs::read_dir("/")) else { return };
     if mounts::is_in_memory("/") {
@@ -35,7 +35,7 @@ fn remove(path: &Path, device: u64) {
         return;
     }
     if !found.is_dir() {
-        // What cannot be removed costs memory and nothing else.
+        // A file that cannot be removed costs memory and nothing else.
         let _ = fs::remove_file(path);
         return;
     }

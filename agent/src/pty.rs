@@ -16,7 +16,7 @@ pub(crate) struct Pty {
 }
 
 impl Pty {
-    /// Makes one of this size.
+    /// Opens a pseudo-terminal of this size.
     pub(crate) fn open(size: WindowSize) -> io::Result<Self> {
         let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
         // SAFETY: opens a descriptor; no memory is involved.
@@ -30,7 +30,7 @@ impl Pty {
         Ok(pty)
     }
 
-    /// Gives it the modes of another terminal.
+    /// Sets the modes of another terminal on this one.
     pub(crate) fn set_modes(&self, modes: &TerminalModes) -> io::Result<()> {
         // SAFETY: an all-zero termios is valid: it is plain data.
         let mut termios: libc::termios = unsafe { std::mem::zeroed() };
@@ -42,14 +42,14 @@ impl Pty {
     }
 }
 
-/// Gives the terminal a new size; its foreground process group gets SIGWINCH if it differs.
+/// Sets the size of the terminal. If it differs, the foreground process group gets SIGWINCH.
 pub(crate) fn resize(master: &File, size: WindowSize) -> io::Result<()> {
     let size = libc::winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCSWINSZ reads one winsize at the given address.
     checked(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) })
 }
 
-/// The process group in the terminal's foreground.
+/// Returns the process group in the terminal's foreground.
 pub(crate) fn foreground(master: &File) -> io::Result<libc::pid_t> {
     let mut group: libc::pid_t = 0;
     // SAFETY: TIOCGPGRP stores one pid_t at the given address.

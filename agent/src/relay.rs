@@ -1,30 +1,30 @@
 //! Moves bytes from one file descriptor to another inside a poll loop, with back-pressure.
 //!
 //! Both ends of the emulated host run these: the agent between a command's pipes or pseudo-terminal and the
-//! virtio-serial ports, the outer side between those ports and the caller's stdin, stdout and stderr.
-//! A [`Pump`] never waits: its owner polls what it asks for and hands the answer back. It reads only when its
-//! buffer is empty, so a slow reader stops the writer at the other end.
+//! virtio-serial ports, the outer side between those ports and the caller's stdin, stdout and stderr. A
+//! [`Pump`] never waits: its owner polls the entries that it returns, and hands the results back. It reads
+//! only when its buffer is empty, so that a slow reader stops the writer at the other end.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// Bytes a pump holds at most: what a pipe holds, so that one read empties it.
+/// Bytes that a pump holds at most: the capacity of a pipe, so that one read empties it.
 const BUFFER: usize = 64 << 10;
 
-/// The most that is written at a time to a descriptor that may block: a pipe that polls as writable takes
-/// this much (`PIPE_BUF`) without waiting.
+/// The largest write to a descriptor that may block. A pipe that polls as writable takes this much
+/// (`PIPE_BUF`) without blocking.
 pub const BLOCKING_CHUNK: usize = libc::PIPE_BUF;
 
-/// The most that is written at a time to a non-blocking descriptor.
+/// The largest write to a non-blocking descriptor.
 pub const NON_BLOCKING_CHUNK: usize = BUFFER;
 
-/// What a pump does with bytes that it can no longer deliver.
+/// The treatment of bytes that can no longer be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Undelivered {
-    /// Stop reading: let go of the source, so that its writer learns of it.
+    /// The pump stops reading and closes the source, so that its writer learns of it.
     Stop,
-    /// Go on reading and counting, and drop the bytes.
+    /// The pump goes on reading and counting, and drops the bytes.
     Discard,
 }
 
@@ -51,7 +51,7 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// A pump from `source` to `sink` that writes at most `chunk` bytes at a time.
+    /// Makes a pump from `source` to `sink` that writes at most `chunk` bytes at a time.
     pub fn new(source: OwnedFd, sink: OwnedFd, chunk: usize, undelivered: Undelivered) -> Self {
         Self {
             source: Some(File::from(source)),
@@ -68,50 +68,51 @@ impl Pump {
         }
     }
 
-    /// Bytes read from the source so far.
+    /// Returns the number of bytes read from the source so far.
     pub fn taken(&self) -> u64 {
         self.taken
     }
 
-    /// Bytes written to the sink so far.
+    /// Returns the number of bytes written to the sink so far.
     pub fn delivered(&self) -> u64 {
         self.delivered
     }
 
-    /// Why the sink takes nothing more, where it is not that its reader is gone: the error number of the write.
+    /// Returns the error number of the write that failed, if the sink takes nothing more for another reason
+    /// than that its reader has gone.
     pub fn failure(&self) -> Option<i32> {
         self.failure
     }
 
-    /// Whether the sink takes nothing more (its reader is gone, or a write has failed).
+    /// Returns whether the sink takes nothing more: its reader has gone, or a write has failed.
     pub fn sink_closed(&self) -> bool {
         self.sink.is_none()
     }
 
-    /// Whether everything of the source has been read.
+    /// Returns whether everything of the source has been read.
     pub fn source_ended(&self) -> bool {
         self.source.is_none()
     }
 
-    /// Whether the pump has nothing left to do.
+    /// Returns whether the pump has nothing left to do.
     pub fn finished(&self) -> bool {
         self.source.is_none() && (self.start == self.end || self.sink.is_none())
     }
 
-    /// Says that the source has `bytes` in all, counted from the start: it ends there, and not before.
+    /// Sets the length of the source in bytes, counted from the start. The source ends there, and not before.
     pub fn end_source_at(&mut self, bytes: u64) {
         self.total = Some(bytes);
         self.close_source_at_total();
         self.release_finished_sink();
     }
 
-    /// Ends the source after what it holds by now. For a pipe whose writer stays open.
+    /// Ends the source after the bytes that it holds now. For a pipe whose writer stays open.
     pub fn end_source_at_pending(&mut self) {
         let Some(source) = &self.source else { return };
         self.end_source_at(self.taken.saturating_add(pending_bytes(source)));
     }
 
-    /// Closes the sink: what is buffered and still to come is treated as undelivered.
+    /// Closes the sink. Bytes that are buffered or still to come count as undelivered.
     pub fn close_sink(&mut self) {
         self.sink = None;
         self.start = self.end;
@@ -120,8 +121,8 @@ impl Pump {
         }
     }
 
-    /// What to poll for now: the source's entry and the sink's. An entry without interest has descriptor -1;
-    /// an idle sink is watched for errors, which is how a closed reader is noticed before the next byte.
+    /// Returns the entries to poll: the source's and the sink's. An entry that is not wanted has descriptor
+    /// -1. An idle sink is watched for errors, so that a closed reader is noticed before the next byte.
     pub fn poll_entries(&self) -> [libc::pollfd; 2] {
         let room = self.start == self.end;
         let source = self.source.as_ref().filter(|_| room).map_or(-1, AsRawFd::as_raw_fd);
@@ -130,7 +131,7 @@ impl Pump {
         [poll_entry(source, libc::POLLIN), poll_entry(sink, events)]
     }
 
-    /// Acts on what poll said about [`Pump::poll_entries`], which must be this pump's latest.
+    /// Handles the result of polling [`Pump::poll_entries`], which must be this pump's latest.
     pub fn handle(&mut self, answers: [libc::pollfd; 2]) {
         let [source, sink] = answers;
         if source.revents != 0 {
@@ -157,7 +158,7 @@ impl Pump {
                 self.close_source_at_total();
             }
             Err(error) if is_temporary(&error) => {}
-            // Zero is the end; EIO is how a pseudo-terminal without users, or a lost terminal, says the same.
+            // Zero is the end. A pseudo-terminal without users, or a lost terminal, reports it as EIO.
             Ok(_) | Err(_) => self.source = None,
         }
     }
@@ -184,7 +185,7 @@ impl Pump {
         }
     }
 
-    /// Closing the sink is how its reader learns of the end.
+    /// Closes the sink, so that its reader learns of the end.
     fn release_finished_sink(&mut self) {
         if self.finished() {
             self.sink = None;
@@ -192,15 +193,15 @@ impl Pump {
     }
 }
 
-/// A poll entry for `events` on a descriptor; -1 for none.
+/// Makes a poll entry for `events` on a descriptor; -1 for none.
 pub fn poll_entry(fd: i32, events: i16) -> libc::pollfd {
     libc::pollfd { fd, events, revents: 0 }
 }
 
-/// Waits until one of the entries has something to say or `timeout_ms` is over (-1: no limit).
+/// Waits until one of the entries is ready or `timeout_ms` milliseconds have passed (-1: no limit).
 ///
 /// # Errors
-/// Those of `poll(2)`, but for EINTR, which ends the wait as a timeout does.
+/// The errors of `poll(2)`, except EINTR, which ends the wait like a timeout.
 pub fn poll(entries: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<()> {
     let count = entries.len() as libc::nfds_t;
     // SAFETY: the pointer and the count describe `entries`, which the call may write to.
@@ -215,10 +216,10 @@ pub fn poll(entries: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes reads and writes of a descriptor return instead of waiting.
+/// Makes a descriptor non-blocking.
 ///
 /// # Errors
-/// Those of `fcntl(2)`.
+/// The errors of `fcntl(2)`.
 pub fn set_non_blocking(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: reads the flags of an open descriptor; no memory is involved.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };

@@ -1,7 +1,8 @@
-//! The forms in which `root=` names a device: what the loader of a guest looks for, and what the machine refuses before
-//! it boots (Linux, Documentation/admin-guide/kernel-parameters.txt, and the forms of `fstab(5)`).
+//! The forms in which `root=` names a device. A guest's loader looks for them, and the machine refuses wrong
+//! ones before it boots (Linux, Documentation/admin-guide/kernel-parameters.txt, and the forms of
+//! `fstab(5)`).
 
-/// A device as `root=` names it.
+/// A device in one of the forms of `root=`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootDevice {
     /// `/dev/NAME`.
@@ -10,7 +11,8 @@ pub enum RootDevice {
     Numbers(u32, u32),
     /// `PARTLABEL=NAME`: the name of a partition in a GPT.
     PartitionLabel(String),
-    /// `PARTUUID=ID`: the identity of a partition, in lower case; of an MBR its signature and number, `0123abcd-01`.
+    /// `PARTUUID=ID`: the identity of a partition, in lower case. For an MBR, it is the signature and number:
+    /// `0123abcd-01`.
     PartitionUuid(String),
     /// `UUID=ID`: the identity of a file system, in lower case.
     Uuid(String),
@@ -19,7 +21,7 @@ pub enum RootDevice {
 }
 
 impl RootDevice {
-    /// The forms that are known, for messages.
+    /// The known forms, for messages.
     pub const FORMS: &str = "/dev/NAME, UUID=, LABEL=, PARTUUID= or PARTLABEL= with a value, or MAJOR:MINOR";
 
     /// Reads the value of `root=`; `None` for a form that is not known.
@@ -42,7 +44,7 @@ impl RootDevice {
         Some(Self::Numbers(major.parse().ok()?, minor.parse().ok()?))
     }
 
-    /// Whether Linux itself knows nothing of this form, so that only an initramfs can find the device.
+    /// Returns whether Linux itself does not know this form, so that only an initramfs can find the device.
     pub fn needs_initramfs(&self) -> bool {
         matches!(self, Self::Uuid(_) | Self::Label(_))
     }

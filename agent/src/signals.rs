@@ -1,14 +1,15 @@
-//! Signals as something to read (`signalfd(2)`).
+//! Signals that can be read (`signalfd(2)`).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// Signals that are blocked and wait to be taken.
+/// Signals that are blocked and wait to be read.
 #[derive(Debug)]
 pub(crate) struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks these signals in this process from here on. Processes started before keep them unblocked.
+    /// Blocks these signals in this process from here on. Processes that were started before keep them
+    /// unblocked.
     pub(crate) fn open(signals: &[libc::c_int]) -> io::Result<Self> {
         // SAFETY: an all-zero set is valid: it is plain data.
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -29,7 +30,7 @@ impl Signals {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    /// The next signal that has come.
+    /// Returns the next pending signal.
     pub(crate) fn take(&self) -> Option<libc::c_int> {
         let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
         // SAFETY: pointer and length are those of `record`.

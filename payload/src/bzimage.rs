@@ -2,8 +2,8 @@
 
 use crate::tables;
 
-/// The file: two sectors of set-up with the header, then the protected-mode part, whose 64-bit entry is `body`, with
-/// `packed` behind it. Protocol 2.15, at 16 MiB, with 8 MiB to unpack.
+/// Builds the file: two sectors of set-up with the header, then the protected-mode part, whose 64-bit entry
+/// is `body`, and then `packed`. Protocol 2.15, at 16 MiB, with 8 MiB to unpack.
 pub(crate) fn file(body: &[u8], packed: &[u8]) -> Vec<u8> {
     let payload_offset = (ENTRY_64 + body.len()).next_multiple_of(16);
     let mut kernel = vec![0x90; payload_offset];
@@ -16,7 +16,7 @@ pub(crate) fn file(body: &[u8], packed: &[u8]) -> Vec<u8> {
     put(0x1f1, &[1]); // setup_sects, without the first
     put(0x1f4, &(kernel.len() as u32 / 16).to_le_bytes()); // syssize
     put(0x1fe, &0xaa55_u16.to_le_bytes());
-    put(0x200, &[0xeb, 0x6a]); // a jump, whose distance tells the header's length
+    put(0x200, &[0xeb, 0x6a]); // a jump, whose distance gives the header's length
     put(0x202, b"HdrS");
     put(0x206, &0x20f_u16.to_le_bytes());
     put(0x20e, &((RELEASE_AT - 0x200) as u16).to_le_bytes()); // kernel_version
@@ -34,7 +34,7 @@ pub(crate) fn file(body: &[u8], packed: &[u8]) -> Vec<u8> {
 }
 
 const SETUP: usize = 1024;
-/// Where the 64-bit entry is in the protected-mode part.
+/// The offset of the 64-bit entry in the protected-mode part.
 const ENTRY_64: usize = 0x200;
 const RELEASE_AT: usize = 0x300;
 

@@ -2,7 +2,7 @@
 
 use crate::tables::{BASE, Image, put};
 
-/// One loadable segment and one note: the file starts with the headers, the note follows them, then the image.
+/// Builds a file of one loadable segment and one note: first the headers, then the note, then the image.
 pub(crate) fn file(image: &Image) -> Vec<u8> {
     let note = pvh_note(image.entry32);
     let mut file = vec![0u8; IMAGE_OFFSET];
@@ -15,7 +15,7 @@ pub(crate) fn file(image: &Image) -> Vec<u8> {
         0u32.to_le_bytes().to_vec(),
         le16(&[HEADER_BYTES as u16, PROGRAM_HEADER_BYTES as u16, 2, 64, 0, 0]),
         program_header(PT_LOAD, 7, IMAGE_OFFSET, BASE, image.bytes.len() as u64, image.memory_size, 0x1000),
-        // QEMU refuses a PVH note whose segment says an alignment of 8.
+        // QEMU refuses a PVH note in a segment with an alignment of 8.
         program_header(PT_NOTE, 4, NOTE_OFFSET, 0, note.len() as u64, note.len() as u64, 4),
     ]
     .concat();

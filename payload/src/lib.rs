@@ -1,9 +1,9 @@
 //! Bare guests for tests and benchmarks: a few instructions each, packed as ordinary ELF files.
 //!
-//! Every image has a 64-bit entry (the ELF entry point) and a PVH note with a 32-bit entry, so that any VMM which
-//! boots ELF kernels can run it. The image brings its own page tables, descriptor tables and stack, and runs its
-//! body in ring 0 or in ring 3. Ring 3 matters on a KVM without hardware virtualization: there ring 0 code is
-//! interpreted, and ring 3 code is not.
+//! Each image has a 64-bit entry (the ELF entry point) and a PVH note with a 32-bit entry, so that any VMM
+//! which boots ELF kernels can run it. The image brings its own page tables, descriptor tables and stack, and
+//! runs its body in ring 0 or in ring 3. Ring 3 matters on a KVM without hardware virtualization: it
+//! interprets the code of ring 0, and not that of ring 3.
 //!
 //! The bodies are assembly under `src/asm`, one file per topic. This crate is for tests, benchmarks and `xtask`;
 //! the product does not use it.
@@ -20,9 +20,9 @@ use tables::Image;
 /// A bare guest.
 #[derive(Debug, Clone, Copy)]
 pub struct Payload {
-    /// Short name, also the file name that `cargo xtask payloads` gives it.
+    /// A short name, which is also the file name under `cargo xtask payloads`.
     pub name: &'static str,
-    /// What it does and how a run of it should end.
+    /// What it does, and how a run of it should end.
     pub about: &'static str,
     /// The privilege level of its body.
     pub ring: Ring,
@@ -40,27 +40,28 @@ pub enum Ring {
 }
 
 impl Payload {
-    /// The payload called `name`.
+    /// Returns the payload with this name.
     pub fn named(name: &str) -> Option<&'static Payload> {
         ALL.iter().find(|payload| payload.name == name)
     }
 
-    /// The ELF file.
+    /// Returns the ELF file.
     pub fn elf(&self) -> Vec<u8> {
         elf::file(&Image::new((self.body)(), self.ring))
     }
 
-    /// A bzImage that runs this body when it is entered itself, as a packed Linux runs its decompressor, and holds
-    /// `packed` as the kernel to unpack. The body runs in ring 0 without tables or a stack of its own.
+    /// Returns a bzImage that runs this body when it is entered directly, as a packed Linux runs its
+    /// decompressor. It holds `packed` as the kernel to unpack. The body runs in ring 0 without tables or a
+    /// stack of its own.
     pub fn bzimage(&self, packed: &[u8]) -> Vec<u8> {
         bzimage::file((self.body)(), packed)
     }
 }
 
-/// Every payload, by name, as an ELF file.
+/// Returns all payloads as ELF files, with their names.
 pub fn all() -> Vec<(&'static str, Vec<u8>)> {
     ALL.iter().map(|payload| (payload.name, payload.elf())).collect()
 }
 
-/// Every payload.
+/// All payloads.
 pub static ALL: &[Payload] = bodies::ALL;

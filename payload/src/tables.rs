@@ -1,13 +1,14 @@
 //! The memory image of a payload: start-up code, page tables, descriptor tables, body, stack. Called by `elf`.
 //!
-//! Everything is laid out when the image is made, so that almost nothing has to run in ring 0 before the body does.
+//! The layout is done when the image is made, so that almost nothing has to run in ring 0 before the body
+//! does.
 
 use crate::Ring;
 use crate::bodies::start_code;
 
-/// The bytes of an image from [`BASE`] on, and where it is entered.
+/// The bytes of an image from [`BASE`] on, and its entries.
 pub(crate) struct Image {
-    /// File content.
+    /// The content of the file.
     pub bytes: Vec<u8>,
     /// Bytes in memory: the file content and the stack.
     pub memory_size: u64,
@@ -18,7 +19,7 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Lays out `body` to run at `ring`.
+    /// Builds an image that runs `body` at `ring`.
     pub(crate) fn new(body: &[u8], ring: Ring) -> Image {
         let start = start_code(ring);
         let mut bytes = vec![0u8; BODY + body.len()];
@@ -90,7 +91,7 @@ fn put_u64(bytes: &mut [u8], at: usize, value: u64) {
     put(bytes, at, &value.to_le_bytes());
 }
 
-/// Where the image is loaded: the first megabyte is left to the boot protocols.
+/// The load address of the image. The first megabyte is left to the boot protocols.
 pub(crate) const BASE: u64 = 0x10_0000;
 
 // Offsets from BASE. `src/asm/start.s` has the same figures.

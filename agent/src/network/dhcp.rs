@@ -1,5 +1,5 @@
-//! Asks for an address by DHCP, below the kernel's own network layer (`packet(7)`): it has no address yet, and servers
-//! may answer to the one that they give.
+//! Asks for an address by DHCP, below the kernel's own network layer (`packet(7)`). The interface has no
+//! address yet, and a server may send its answer to the address that it offers.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,7 +13,7 @@ use super::lease::{self, ACK, Answer, DISCOVER, Lease, OFFER, REQUEST};
 /// Asks until a server gives an address.
 ///
 /// # Errors
-/// None does within `limit`, or the system refuses.
+/// No server answers within `limit`, or a system call fails.
 pub(super) fn ask(interface: &Interface, limit: Duration) -> io::Result<Lease> {
     let line = Line::open(interface)?;
     let hardware = interface.hardware_address()?;
@@ -49,7 +49,7 @@ pub(super) fn ask(interface: &Interface, limit: Duration) -> io::Result<Lease> {
     Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
 }
 
-/// The interface's IPv4 packets.
+/// A socket for the interface's IPv4 packets.
 struct Line {
     socket: OwnedFd,
     everybody: libc::sockaddr_ll,
@@ -84,7 +84,7 @@ impl Line {
         let sent =
             unsafe { libc::sendto(fd, packet.as_ptr().cast(), packet.len(), 0, to.cast(), ADDRESS_LEN) };
         let error = io::Error::last_os_error();
-        // An interface whose link is not up yet: it is tried again.
+        // The link is not up yet, so the next round tries again.
         if sent >= 0 || matches!(error.raw_os_error(), Some(libc::ENETDOWN | libc::ENOBUFS)) {
             Ok(())
         } else {
@@ -92,7 +92,7 @@ impl Line {
         }
     }
 
-    /// The first packet that `wanted` takes, if it comes before `deadline`.
+    /// Returns the first value that `wanted` makes of a packet, if one comes before `deadline`.
     fn receive<T>(
         &self,
         deadline: Instant,
@@ -118,7 +118,7 @@ impl Line {
 }
 
 const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-/// A server next door answers at once; the wait doubles.
+/// The first wait. A server on the same host answers at once; the wait doubles each time.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
-/// Longer limits are as good as none, and clocks have an end.
+/// The longest limit. A longer one is as good as none, and the clock cannot hold it.
 const LONGEST: Duration = Duration::from_secs(1 << 30);

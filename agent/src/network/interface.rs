@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
-/// An interface, and a socket to speak with the kernel.
+/// An interface, and a socket for calls about it.
 #[derive(Debug)]
 pub(super) struct Interface {
     name: OsString,
@@ -15,14 +15,14 @@ pub(super) struct Interface {
 
 impl Interface {
     pub(super) fn open(name: &OsStr) -> io::Result<Self> {
-        // The last byte is the end of the name.
+        // The last byte is the terminating zero.
         if name.is_empty() || name.len() >= libc::IFNAMSIZ {
             return Err(io::Error::from_raw_os_error(libc::ENODEV));
         }
         Ok(Self { name: name.to_owned(), socket: UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))? })
     }
 
-    /// Lets frames through.
+    /// Sets the interface up, so that frames pass.
     pub(super) fn bring_up(&self) -> io::Result<()> {
         let mut request = self.request();
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
@@ -38,7 +38,7 @@ impl Interface {
         self.call(libc::SIOCSIFNETMASK, &mut request)
     }
 
-    /// Sends to this gateway what is for no other network.
+    /// Makes `gateway` the default route.
     pub(super) fn route_by(&self, gateway: Ipv4Addr) -> io::Result<()> {
         // SAFETY: an all-zero structure is valid: it is plain data.
         let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
@@ -59,7 +59,7 @@ impl Interface {
         Ok(unsafe { request.ifr_ifru.ifru_ifindex })
     }
 
-    /// Its Ethernet address.
+    /// Returns the Ethernet address.
     pub(super) fn hardware_address(&self) -> io::Result<[u8; 6]> {
         let mut request = self.request();
         self.call(libc::SIOCGIFHWADDR, &mut request)?;
@@ -85,7 +85,7 @@ impl Interface {
     }
 }
 
-/// The mask of a prefix of this length; of 32 for longer ones.
+/// Returns the mask of a prefix length. Lengths above 32 count as 32.
 fn mask(prefix: u8) -> Ipv4Addr {
     let host_bits = 32_u32.saturating_sub(u32::from(prefix));
     Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0))
@@ -95,7 +95,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     // SAFETY: an all-zero structure is valid: it is plain data.
     let mut generic: libc::sockaddr = unsafe { std::mem::zeroed() };
     generic.sa_family = libc::AF_INET as libc::sa_family_t;
-    // The port comes first, and then the address (`ip(7)`).
+    // The port comes first, then the address (`ip(7)`).
     for (place, byte) in generic.sa_data.iter_mut().skip(2).zip(address.octets()) {
         *place = byte.cast_signed();
     }

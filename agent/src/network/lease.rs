@@ -1,9 +1,9 @@
-//! The messages of DHCP (RFC 2131, RFC 2132) that a client needs, with the IPv4 and UDP headers that carry them before
-//! there is an address.
+//! The messages of DHCP (RFC 2131, RFC 2132) that a client needs. They have IPv4 and UDP headers, because the
+//! interface has no address yet.
 
 use std::net::Ipv4Addr;
 
-/// What a server has given.
+/// The settings that a server gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Lease {
     pub(super) address: Ipv4Addr,
@@ -12,7 +12,7 @@ pub(super) struct Lease {
     pub(super) dns: Vec<Ipv4Addr>,
 }
 
-/// A server's answer.
+/// An answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
     pub(super) kind: u8,
@@ -26,7 +26,7 @@ pub(super) const OFFER: u8 = 2;
 pub(super) const REQUEST: u8 = 3;
 pub(super) const ACK: u8 = 5;
 
-/// A packet from a client without an address to every server: to ask for an offer, or to take one.
+/// Builds a broadcast packet from a client without an address. It asks for an offer, or accepts one.
 pub(super) fn question(
     kind: u8,
     transaction: u32,
@@ -35,7 +35,7 @@ pub(super) fn question(
 ) -> Vec<u8> {
     let mut message = vec![BOOT_REQUEST, ETHERNET, 6, 0];
     message.extend(transaction.to_be_bytes());
-    // Seconds, and the wish for an answer to everybody.
+    // Seconds since the start, and the flag that asks for a broadcast answer.
     message.extend([0, 0, 0x80, 0]);
     message.extend([0; 16]);
     message.extend(hardware);
@@ -49,12 +49,12 @@ pub(super) fn question(
         message.extend(server.octets());
     }
     message.extend([WANTED, 3, SUBNET_MASK, ROUTER, NAME_SERVERS, END]);
-    // What old relays take for the least length.
+    // The smallest length that old relays accept.
     message.resize(message.len().max(300), 0);
     in_packet(&message)
 }
 
-/// Reads a packet that came: `None` for all but an answer to this client in this transaction.
+/// Reads a packet that arrived. `None` for all but an answer to this client in this transaction.
 pub(super) fn answer(packet: &[u8], transaction: u32, hardware: [u8; 6]) -> Option<Answer> {
     let header = usize::from(packet.first()? & 0xf).checked_mul(4)?;
     let is_udp = packet.first()? >> 4 == 4 && *packet.get(9)? == UDP;
@@ -74,13 +74,13 @@ pub(super) fn answer(packet: &[u8], transaction: u32, hardware: [u8; 6]) -> Opti
         address,
         prefix,
         gateway: options.addresses(ROUTER).next(),
-        dns: options.addresses(NAME_SERVERS).take(MOST_SERVERS).collect(),
+        dns: options.addresses(NAME_SERVERS).take(MAX_SERVERS).collect(),
     };
     let kind = *options.find(MESSAGE_KIND)?.first()?;
     Some(Answer { kind, server: options.addresses(SERVER).next()?, lease })
 }
 
-/// The options of a message, one after the other (RFC 2132, 2).
+/// The options of a message, one after the other (RFC 2132, section 2).
 #[derive(Clone, Copy)]
 struct Options<'a>(&'a [u8]);
 
@@ -110,8 +110,8 @@ impl<'a> Options<'a> {
     }
 }
 
-/// Puts a message into UDP (RFC 768) and IPv4 (RFC 791), from nobody to everybody. A checksum of 0 says that there is
-/// none.
+/// Wraps a message in UDP (RFC 768) and IPv4 (RFC 791), from no address to the broadcast address. A UDP
+/// checksum of 0 means that there is none.
 fn in_packet(message: &[u8]) -> Vec<u8> {
     let udp_length = message.len().saturating_add(8) as u16;
     let length = udp_length.saturating_add(20);
@@ -129,7 +129,7 @@ fn in_packet(message: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// RFC 1071.
+/// Computes the checksum of RFC 1071.
 fn internet_checksum(bytes: &[u8]) -> u16 {
     let (words, _) = bytes.as_chunks::<2>();
     let sum = words.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum::<u32>();
@@ -143,7 +143,7 @@ const UDP: u8 = 17;
 const BOOT_REQUEST: u8 = 1;
 const BOOT_REPLY: u8 = 2;
 const ETHERNET: u8 = 1;
-/// Where the options begin, with a cookie (RFC 2131, 2 and 3).
+/// The offset of the options, which begin with a cookie (RFC 2131, sections 2 and 3).
 const OPTIONS: usize = 236;
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const PADDING: u8 = 0;
@@ -155,8 +155,8 @@ const MESSAGE_KIND: u8 = 53;
 const SERVER: u8 = 54;
 const WANTED: u8 = 55;
 const END: u8 = 255;
-/// What the resolver of the C library looks at.
-const MOST_SERVERS: usize = 3;
+/// The largest number of name servers that the resolver of the C library uses.
+const MAX_SERVERS: usize = 3;
 
 #[cfg(test)]
 mod tests {
@@ -166,7 +166,7 @@ mod tests {
 
     const HARDWARE: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-    /// An offer as a server makes it of a question.
+    /// Builds a server's offer.
     fn offer(options: &[u8]) -> Vec<u8> {
         let mut packet = question(DISCOVER, 7, HARDWARE, None);
         packet[20..24].copy_from_slice(&[0, 67, 0, 68]);

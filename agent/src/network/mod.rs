@@ -15,7 +15,7 @@ use coracle_agent::protocol::agent::{Failure, NetworkInfo, NetworkRequest, Step}
 use self::interface::Interface;
 use crate::report::report;
 
-/// Brings `lo` up; the kernel gives it its addresses then.
+/// Sets `lo` up. The kernel then gives it its addresses.
 pub(crate) fn bring_up_loopback() {
     if let Err(error) = loopback_up() {
         report(&format!("cannot bring the interface lo up: {error}"));
@@ -26,7 +26,8 @@ fn loopback_up() -> io::Result<()> {
     Interface::open("lo".as_ref())?.bring_up()
 }
 
-/// Brings an interface up as the host wants it. It waits for a DHCP server's answer: the caller has a process for that.
+/// Sets an interface up as the host asked. The call waits for a DHCP server, so the caller runs it in a
+/// process of its own.
 pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure> {
     let failed = |step, subject: &OsStr| {
         let subject = subject.to_owned();
@@ -66,12 +67,12 @@ pub(crate) fn bring_up(request: &NetworkRequest) -> Result<NetworkInfo, Failure>
 struct Ethernet {
     name: OsString,
     address: String,
-    /// Whether it is a device's, and no bridge, bond or the like, which may have the address of one.
+    /// Whether it belongs to a device. A bridge or a bond does not, but may have the address of one.
     is_device: bool,
 }
 
-/// The name of the interface that is meant: by its hardware address, which is longer than any name can be, by its
-/// name, or the first of all. Those of devices come first.
+/// Returns the name of the wanted interface, which is given by its hardware address (longer than any name can
+/// be), by its name, or not at all (then the first one). Interfaces of devices come first.
 fn named(wanted: Option<&OsStr>, mut interfaces: Vec<Ethernet>) -> Option<OsString> {
     let address = match wanted {
         Some(wanted) if wanted.len() != ADDRESS_LEN => return Some(wanted.to_owned()),
@@ -95,7 +96,8 @@ fn interfaces() -> Vec<Ethernet> {
     entries.filter_map(|entry| ethernet(entry.file_name())).collect()
 }
 
-/// Where the file is a link, as systemd-resolved's, into a folder that only its owner makes, that folder is made.
+/// Writes the file of name servers. If it is a link to a directory that only its owner creates, as with
+/// systemd-resolved, the directory is created.
 fn write_resolver(dns: &[Ipv4Addr]) -> io::Result<()> {
     let lines: String = dns.iter().map(|server| format!("nameserver {server}\n")).collect();
     let link = Path::new(RESOLVER);
@@ -105,7 +107,7 @@ fn write_resolver(dns: &[Ipv4Addr]) -> io::Result<()> {
     fs::write(file, lines)
 }
 
-/// `02:00:00:00:00:07`
+/// The length of `02:00:00:00:00:07`.
 const ADDRESS_LEN: usize = 17;
 const INTERFACES: &str = "/sys/class/net";
 const RESOLVER: &str = "/etc/resolv.conf";

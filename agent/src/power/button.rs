@@ -15,15 +15,15 @@ const PRESSED: i32 = 1;
 /// The size of `struct input_event` of `linux/input.h`: time, type, code, value.
 const EVENT_BYTES: usize = size_of::<libc::input_event>();
 
-/// Every input device that there is: only a power button sends its key.
+/// All input devices. Only a power button sends the power key.
 #[derive(Debug)]
 pub(crate) struct PowerButton {
     devices: Vec<File>,
 }
 
 impl PowerButton {
-    /// Opens the input devices. Presses from here on are seen; a machine without a device has a button that is never
-    /// pressed.
+    /// Opens the input devices. Presses from here on are seen. On a machine without input devices, the button
+    /// is never pressed.
     pub(crate) fn open() -> Self {
         let entries = fs::read_dir(INPUT_DEVICES).into_iter().flatten().flatten();
         let open = |path| OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok();
@@ -33,7 +33,7 @@ impl PowerButton {
         Self { devices: devices.collect() }
     }
 
-    /// What to poll.
+    /// Returns the entries to poll.
     pub(crate) fn poll_entries(&self) -> impl Iterator<Item = libc::pollfd> {
         self.devices.iter().map(|device| libc::pollfd {
             fd: device.as_raw_fd(),
@@ -42,7 +42,7 @@ impl PowerButton {
         })
     }
 
-    /// Reads what the devices have and tells whether the button was pressed. A device that is gone is let go.
+    /// Reads pending events and returns whether the button was pressed. A device that has gone is dropped.
     pub(crate) fn is_pressed(&mut self) -> bool {
         let mut pressed = false;
         self.devices.retain_mut(|device| {
@@ -63,7 +63,8 @@ impl PowerButton {
     }
 }
 
-/// Whether a record of [`EVENT_BYTES`] is a press of the power key: the last eight bytes are type, code and value.
+/// Returns whether a record of [`EVENT_BYTES`] is a press of the power key. Its last eight bytes are type,
+/// code and value.
 fn is_press(record: &[u8]) -> bool {
     let Some((_, &[type0, type1, code0, code1, value @ ..])) = record.split_last_chunk::<8>() else {
         return false;

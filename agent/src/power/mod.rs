@@ -1,4 +1,5 @@
-//! The ways a machine ends on request (`reboot(2)`). Only PID 1 calls these, when nothing is left to save.
+//! The ways in which a machine ends on request (`reboot(2)`). Only PID 1 calls these, when there is nothing
+//! left to save.
 
 mod button;
 mod request;
@@ -12,9 +13,9 @@ pub(crate) use request::{requested, signal_events};
 use crate::mounts;
 use crate::report::report;
 
-/// Ends every other process, then the machine by `ending`.
+/// Ends all other processes, and then the machine by calling `ending`.
 pub(crate) fn shut_down(ending: fn() -> !) -> ! {
-    // A shell at a terminal ignores the first and obeys the second; a stopped process has to be woken for either.
+    // A shell at a terminal ignores SIGTERM and obeys SIGHUP. A stopped process must be woken for either.
     for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGCONT] {
         // SAFETY: signals every process but this one; no memory is involved.
         unsafe { libc::kill(-1, signal) };
@@ -23,12 +24,12 @@ pub(crate) fn shut_down(ending: fn() -> !) -> ! {
     while has_children() && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(5));
     }
-    // SAFETY: as above.
+    // SAFETY: signals every process but this one; no memory is involved.
     unsafe { libc::kill(-1, libc::SIGKILL) };
     ending()
 }
 
-/// Writes everything back and powers off.
+/// Writes back all data and powers off.
 pub(crate) fn power_off() -> ! {
     if fs::metadata(ACPI).is_err() {
         write_back();
@@ -37,17 +38,17 @@ pub(crate) fn power_off() -> ! {
     end(libc::RB_POWER_OFF, "power off")
 }
 
-/// Writes everything back and restarts.
+/// Writes back all data and restarts.
 pub(crate) fn restart() -> ! {
     end(libc::RB_AUTOBOOT, "restart")
 }
 
-/// Writes everything back and halts.
+/// Writes back all data and halts.
 pub(crate) fn halt() -> ! {
     end(libc::RB_HALT_SYSTEM, "halt")
 }
 
-/// Waits for ever.
+/// Waits forever.
 pub(crate) fn wait_for_ever() -> ! {
     loop {
         // SAFETY: waits for a signal; no memory is involved.
@@ -72,7 +73,7 @@ fn write_back() {
     unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
 }
 
-/// Reaps what has ended: false when no child is left.
+/// Reaps processes that have ended. Returns false when no child is left.
 fn has_children() -> bool {
     loop {
         // SAFETY: asks about any child; a null status pointer is allowed.
@@ -84,8 +85,9 @@ fn has_children() -> bool {
     }
 }
 
-/// A kernel without ACPI does not know how to power off, and halts. The register by which Coracle's machine does is there
-/// all the same (`docs/machine.md`); on another machine this writes to a port without a device, and the halt follows.
+/// Powers off a machine whose kernel has no ACPI. Such a kernel does not know how, and halts, although
+/// Coracle's machine has the register (`docs/machine.md`). On another machine this writes to a port without a
+/// device, and the halt follows.
 fn power_off_without_acpi() {
     // SAFETY: opens one port to this process; no memory is involved.
     if unsafe { libc::ioperm(libc::c_ulong::from(SLEEP_CONTROL_PORT), 1, 1) } == 0 {
@@ -101,5 +103,5 @@ const ACPI: &str = "/sys/firmware/acpi";
 /// The sleep control register: SLP_EN with the sleep type of power-off.
 const SLEEP_CONTROL_PORT: u16 = 0x600;
 const POWER_OFF: u8 = 0x34;
-/// How long processes may take to end: a guest has five seconds from the press of its button.
+/// The time that processes get to end. A guest has five seconds from the press of its button.
 const PATIENCE: Duration = Duration::from_secs(1);

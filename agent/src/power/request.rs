@@ -1,11 +1,11 @@
-//! The signals by which `poweroff`, `reboot` and `halt` of busybox ask the first process for an end.
+//! The signals by which busybox's `poweroff`, `reboot` and `halt` ask the first process to end the machine.
 
 use std::io;
 
 use super::{halt, power_off, restart};
 use crate::signals::Signals;
 
-/// What the signals of busybox's commands ask its init for.
+/// Signals of busybox's commands, and the request that each stands for.
 const REQUESTS: [(libc::c_int, fn() -> !); 3] =
     [(libc::SIGUSR2, power_off), (libc::SIGTERM, restart), (libc::SIGUSR1, halt)];
 
@@ -15,7 +15,7 @@ pub(crate) fn signal_events() -> io::Result<Signals> {
     Signals::open(&[requests.as_slice(), &[libc::SIGCHLD]].concat())
 }
 
-/// Takes the signals that have come, and gives the first request among them.
+/// Takes the pending signals and returns the first request among them.
 pub(crate) fn requested(signals: &Signals) -> Option<fn() -> !> {
     let requests = std::iter::from_fn(|| signals.take()).map(request);
     requests.fold(None, Option::or)

@@ -1,5 +1,5 @@
-//! What takes its time, done by a process of its own while the agent goes on: a DHCP server may answer late, and a
-//! directory to be removed may be large.
+//! Slow requests, in a process of their own while the agent goes on: a DHCP server may answer late, and a
+//! directory to remove may be large.
 
 use std::fs::File;
 use std::io::{self, Read, Write, pipe};
@@ -12,15 +12,15 @@ use coracle_agent::relay::set_non_blocking;
 #[derive(Debug)]
 pub(super) struct Aside {
     channel: u32,
-    /// What it does, for the case that it dies.
+    /// The request's step, for the report if the process dies.
     step: Step,
-    /// Where the process tells its answer, as a frame.
+    /// The pipe on which the process reports its answer, as a frame.
     report: File,
     frame: Vec<u8>,
 }
 
 impl Aside {
-    /// Starts it; `work` gives its answer.
+    /// Starts the process. `work` returns its answer.
     pub(super) fn start(
         channel: u32,
         step: Step,
@@ -46,7 +46,7 @@ impl Aside {
         self.report.as_raw_fd()
     }
 
-    /// Takes what the process has told: true when that was all, and the host has its answer.
+    /// Reads from the process. Returns true once it has ended and the host has its answer.
     pub(super) fn read(&mut self, session: &mut AgentSession) -> bool {
         let mut buffer = [0; 1024];
         match self.report.read(&mut buffer) {

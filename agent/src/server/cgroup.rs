@@ -1,4 +1,4 @@
-//! A control group for each command, so that processes which have left its process group end with it, too. The
+//! A control group for each command, so that processes that have left its process group end with it too. The
 //! hierarchy is mounted nowhere: descriptors lead to it, whatever the system does with `/sys`.
 
 use std::cell::Cell;
@@ -15,9 +15,10 @@ use coracle_agent::protocol::agent::ExecLimits;
 pub(super) struct Cgroups {
     root: OwnedFd,
     made: u64,
-    /// Those that still hold processes of commands that have ended.
+    /// Groups that still hold processes of ended commands.
     left: Vec<Cgroup>,
-    /// Those without a process, for the next commands: to make and to remove one takes longer than many a command.
+    /// Groups without a process, for the next commands. Making and removing one takes longer than many
+    /// commands.
     empty: Vec<Cgroup>,
 }
 
@@ -26,10 +27,10 @@ pub(super) struct Cgroups {
 pub(super) struct Cgroup {
     name: CString,
     directory: OwnedFd,
-    /// Tells whether it holds processes.
+    /// The file that shows whether the group holds processes.
     events: File,
-    /// It is for one command only. Some kernels kill what is started in a group later, too, once it was killed (6.18
-    /// compares its count of kills with that of the parent's).
+    /// Whether the group must not be used again. Some kernels also kill what is started in a group after it
+    /// was killed (6.18 compares its count of kills with the parent's).
     is_used_up: Cell<bool>,
 }
 
@@ -37,7 +38,7 @@ impl Cgroups {
     /// Finds the hierarchy.
     ///
     /// # Errors
-    /// The kernel has none, or none that can kill a group (Linux before 5.14).
+    /// The kernel has none, or one that cannot kill a group (Linux before 5.14).
     pub(super) fn open() -> io::Result<Self> {
         let mut groups = Self { root: detached_mount()?, made: 0, left: Vec::new(), empty: Vec::new() };
         let group = groups.make()?;
@@ -46,7 +47,7 @@ impl Cgroups {
         can_kill.map(|()| groups)
     }
 
-    /// A group for one command, without a process.
+    /// Returns a group for one command, without a process.
     pub(super) fn make(&mut self) -> io::Result<Cgroup> {
         if let Some(group) = self.empty.pop() {
             return Ok(group);
@@ -63,14 +64,14 @@ impl Cgroups {
         Ok(Cgroup { name, directory, events, is_used_up: Cell::new(false) })
     }
 
-    /// A group with limits for one command, without a process.
+    /// Returns a group with limits for one command, without a process.
     pub(super) fn make_limited(&mut self, limits: &ExecLimits) -> io::Result<Cgroup> {
         for controller in ["+pids", "+memory", "+cpu"] {
-            // What is not enabled, here or by the system's own init, is missing in the group.
+            // A controller that is not enabled, here or by the system's own init, is missing in the group.
             let _ = write_at(self.root.as_raw_fd(), c"cgroup.subtree_control", controller);
         }
         let group = self.make()?;
-        // Nobody is to have its limits after it.
+        // No other command may get its limits later.
         group.is_used_up.set(true);
         match group.limit(limits) {
             Ok(()) => Ok(group),
@@ -81,11 +82,12 @@ impl Cgroups {
         }
     }
 
-    /// Takes back the group of a command that has ended: it is free once the processes that were left behind have, too.
+    /// Takes back the group of an ended command. It is free once the processes that were left behind have
+    /// ended too.
     pub(super) fn release(&mut self, group: Cgroup) {
         if group.holds_processes() {
             self.left.push(group);
-        } else if self.empty.len() < MOST_EMPTY && !group.is_used_up.get() {
+        } else if self.empty.len() < MAX_EMPTY && !group.is_used_up.get() {
             self.empty.push(group);
         } else {
             self.remove(&group);
@@ -100,14 +102,14 @@ impl Cgroups {
     }
 
     fn remove(&self, group: &Cgroup) {
-        // It is empty. Where the kernel refuses all the same, one name more is there.
+        // The group is empty. If the kernel refuses all the same, one more name stays.
         // SAFETY: the name ends with a zero byte and outlives the call.
         unsafe { libc::unlinkat(self.root.as_raw_fd(), group.name.as_ptr(), libc::AT_REMOVEDIR) };
     }
 }
 
 impl Cgroup {
-    /// Sets its limits (`pids.max`, `memory.max` and `cpu.max` of the kernel's `cgroup-v2.rst`).
+    /// Sets the limits (`pids.max`, `memory.max` and `cpu.max` of the kernel's `cgroup-v2.rst`).
     fn limit(&self, limits: &ExecLimits) -> io::Result<()> {
         let set = |file, value: &str| write_at(self.directory.as_raw_fd(), file, value);
         if let Some(processes) = limits.processes {
@@ -115,7 +117,7 @@ impl Cgroup {
         }
         if let Some(memory) = limits.memory {
             set(c"memory.max", &memory.to_string())?;
-            // Kernels without swap have no such file, and old ones cannot kill a whole group.
+            // Kernels without swap lack this file, and old ones cannot kill a whole group.
             let _ = set(c"memory.swap.max", "0");
             let _ = set(c"memory.oom.group", "1");
         }
@@ -126,14 +128,14 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Kills every process in it (`cgroup.kill` of the kernel's `cgroup-v2.rst`).
+    /// Kills all processes in the group (`cgroup.kill` of the kernel's `cgroup-v2.rst`).
     pub(super) fn kill(&self) {
         self.is_used_up.set(true);
-        // Nothing is left to be done where it fails: the process group is killed as well.
+        // A failure changes nothing: the process group is killed as well.
         let _ = write_at(self.directory.as_raw_fd(), c"cgroup.kill", "1");
     }
 
-    /// By its `cgroup.events` (`cgroup-v2.rst`). What cannot be read is taken for a yes.
+    /// Reads `cgroup.events` (`cgroup-v2.rst`). If that fails, the group counts as not empty.
     fn holds_processes(&self) -> bool {
         let mut text = [0; 64];
         let count = self.events.read_at(&mut text, 0).unwrap_or(0);
@@ -147,7 +149,7 @@ impl AsRawFd for Cgroup {
     }
 }
 
-/// Mounts the hierarchy at no place (`fsmount(2)`).
+/// Mounts the hierarchy without a mount point (`fsmount(2)`).
 fn detached_mount() -> io::Result<OwnedFd> {
     // SAFETY: the name ends with a zero byte and outlives the call.
     let context = owned(unsafe { libc::syscall(libc::SYS_fsopen, c"cgroup2".as_ptr(), FSOPEN_CLOEXEC) })?;
@@ -180,11 +182,11 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Microseconds in which a command may take its share of CPU time: the kernel's own default.
+/// The period of CPU limits in microseconds: the kernel's own default.
 const CPU_PERIOD: u64 = 100_000;
 const EMPTY: &[u8] = b"populated 0";
-/// As many as commands that run side by side, usually.
-const MOST_EMPTY: usize = 16;
+/// The usual number of commands that run side by side.
+const MAX_EMPTY: usize = 16;
 /// From `linux/mount.h`.
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;

@@ -1,4 +1,4 @@
-//! A command that runs: its streams to and from the host, its signals, its end.
+//! A running command: its streams to and from the host, its signals, and its end.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -27,17 +27,17 @@ pub(super) struct Command {
     group: Option<Cgroup>,
     terminal: Option<File>,
     input: Option<File>,
-    /// From the host, and not yet in the pipe: no more than a window.
+    /// Bytes from the host that are not in the pipe yet: at most a window.
     pending: VecDeque<u8>,
     input_ended: bool,
     outputs: [Option<File>; 2],
-    /// What it has started ends with it.
+    /// Whether the processes that it started end with it.
     kill_tree: bool,
     ended: Option<Instant>,
 }
 
 impl Command {
-    /// Starts it.
+    /// Starts the command.
     ///
     /// # Errors
     /// The step that failed.
@@ -54,7 +54,7 @@ impl Command {
         };
         let Ends { streams, terminal, input, outputs } =
             made.map_err(|error| Failure::new(Step::Streams, &program, &error))?;
-        // Without a group of its own, the process group has to do.
+        // Without a group of its own, the process group must do.
         let mut groups = groups;
         let group = group_for(&request.limits, groups.as_deref_mut())
             .map_err(|error| Failure::new(Step::Limits, &program, &error))?;
@@ -86,7 +86,8 @@ impl Command {
         self.process
     }
 
-    /// What to poll: stdin's end, then those of the outputs. Entries without interest have the descriptor -1.
+    /// Returns the entries to poll: stdin's, then those of the outputs. Entries that are not wanted have the
+    /// descriptor -1.
     pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
         let fd = |file: &Option<File>| file.as_ref().map_or(-1, AsRawFd::as_raw_fd);
         let output = |file: &Option<File>, stream| {
@@ -100,7 +101,7 @@ impl Command {
         [poll_entry(input, waits), output(stdout, Stream::Stdout), output(stderr, Stream::Stderr)]
     }
 
-    /// Acts on what poll said about [`Command::poll_entries`].
+    /// Handles the result of polling [`Command::poll_entries`].
     pub(super) fn handle(&mut self, answers: &[libc::pollfd], session: &mut AgentSession, buffer: &mut [u8]) {
         let [input, stdout, stderr] = answers else { return };
         if input.revents & libc::POLLOUT != 0 {
@@ -116,7 +117,7 @@ impl Command {
         }
     }
 
-    /// Bytes for stdin.
+    /// Takes bytes for stdin.
     pub(super) fn take_input(&mut self, bytes: &[u8], session: &mut AgentSession) {
         if self.input.is_none() {
             session.taken(self.channel, bytes.len());
@@ -126,7 +127,7 @@ impl Command {
         self.write_input(session);
     }
 
-    /// Nothing more comes for stdin.
+    /// Ends stdin.
     pub(super) fn end_input(&mut self) {
         self.input_ended = true;
         self.finish_input();
@@ -143,11 +144,11 @@ impl Command {
     }
 
     pub(super) fn resize(&self, size: WindowSize) {
-        // The terminal may be gone with its last user; then its size is nobody's concern.
+        // The terminal may be gone with its last user, and then nobody needs its size.
         let _ = self.terminal.as_ref().map(|terminal| pty::resize(terminal, size));
     }
 
-    /// Kills all of it and lets go of its streams.
+    /// Kills all of its processes and closes its streams.
     pub(super) fn kill(&mut self) {
         if self.ended.is_none() {
             // SAFETY: sends a signal to the process group of a child that has not been waited for.
@@ -161,7 +162,7 @@ impl Command {
         self.outputs = [None, None];
     }
 
-    /// Its process has ended.
+    /// Records that its process has ended.
     pub(super) fn end(&mut self, status: libc::c_int, session: &mut AgentSession) {
         self.ended = Some(Instant::now());
         match &self.group {
@@ -174,13 +175,14 @@ impl Command {
         session.answer(self.channel, &AgentMessage::Exited(ending_of(status)));
     }
 
-    /// When the outputs are cut off that processes left behind still hold open.
+    /// Returns the time at which outputs are cut off that processes left behind still hold open.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let is_waiting = self.outputs.iter().any(Option::is_some);
         self.ended.filter(|_| is_waiting).map(|ended| ended + LEFTOVER_GRACE)
     }
 
-    /// Cuts off outputs that are only held open by processes left behind. What they wrote by now is still delivered.
+    /// Cuts off outputs that only processes left behind hold open. Everything written by now is still
+    /// delivered.
     pub(super) fn cut_leftovers(&mut self, session: &mut AgentSession) {
         for (stream, output) in [Stream::Stdout, Stream::Stderr].into_iter().zip(&mut self.outputs) {
             if output.as_ref().is_some_and(|file| !has_input(file)) {
@@ -190,12 +192,12 @@ impl Command {
         }
     }
 
-    /// Whether nothing more is to come of it.
+    /// Returns whether the command is over.
     pub(super) fn is_over(&self) -> bool {
         self.ended.is_some() && self.outputs.iter().all(Option::is_none)
     }
 
-    /// Gives its control group back.
+    /// Returns its control group.
     pub(super) fn into_group(self) -> Option<Cgroup> {
         self.group
     }
@@ -215,20 +217,20 @@ impl Command {
         self.finish_input();
     }
 
-    /// Tells the command of the end of its stdin, once all is written: a pipe is closed, a terminal has a character for
-    /// it.
+    /// Ends the command's stdin once everything is written: a pipe is closed, and a terminal has a character
+    /// for it.
     fn finish_input(&mut self) {
         if !self.input_ended || !self.pending.is_empty() {
             return;
         }
         let Some(mut input) = self.input.take() else { return };
         if self.terminal.is_some() {
-            // A full terminal loses it, as one does that is typed at.
+            // A full terminal loses the character, as it does when typed.
             let _ = input.write(&[END_OF_FILE]);
         }
     }
 
-    /// Nobody reads stdin any more: the host is told, and what still comes is dropped.
+    /// Reports to the host that nobody reads stdin any more. Bytes that still come are dropped.
     fn refuse_input(&mut self, session: &mut AgentSession) {
         if self.input.take().is_some() {
             self.pending.clear();
@@ -246,7 +248,7 @@ impl Command {
                 session.send(self.channel, stream, space.get(..count).unwrap_or_default());
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
-            // EIO is how a terminal without users says that it is the end.
+            // A terminal without users reports its end as EIO.
             Ok(_) | Err(_) => {
                 *output = None;
                 session.end(self.channel, stream);
@@ -255,7 +257,8 @@ impl Command {
     }
 }
 
-/// A control group for a command. Without limits, the process group has to do where there is none.
+/// Returns a control group for a command. Without limits, the process group must do if there is no control
+/// group.
 fn group_for(limits: &ExecLimits, groups: Option<&mut Cgroups>) -> io::Result<Option<Cgroup>> {
     match groups {
         Some(groups) if limits.need_controllers() => groups.make_limited(limits).map(Some),
@@ -318,7 +321,7 @@ fn ending_of(status: libc::c_int) -> Ending {
     }
 }
 
-/// How long processes that a command left behind may hold its outputs open.
+/// The time that processes left behind by a command may hold its outputs open.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
 /// Control-D, which ends the input of a new terminal.
 const END_OF_FILE: u8 = 4;

@@ -1,5 +1,5 @@
-//! One thread, one loop: the connection to the host, the commands' streams, ended processes, and for PID 1 the power
-//! button.
+//! One thread and one loop handle the connection to the host, the commands' streams, ended processes and, for
+//! PID 1, the power button.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -25,28 +25,28 @@ pub(super) struct Server {
     buffer: Box<[u8]>,
 }
 
-/// How a connection ended.
+/// The way in which a connection ended.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The other end has gone.
+    /// The other end closed the connection.
     HungUp,
-    /// The host cannot be understood.
+    /// The host broke the protocol.
     Broken(SessionError),
 }
 
-/// What belongs to one connection.
+/// The state of one connection.
 struct Connection {
     line: Line,
     session: AgentSession,
     jobs: BTreeMap<u32, Job>,
     greet_at: Instant,
-    /// The machine is to end, when the host has heard of it.
+    /// The end of the machine, which starts once the host has heard of it.
     end: Option<Power>,
 }
 
 impl Server {
     pub(super) fn new(surroundings: Surroundings) -> Self {
-        // Old kernels, and systems without rights to it, do with process groups.
+        // Old kernels, and systems without the right to use it, must do with process groups.
         let groups = Cgroups::open().ok();
         Self { surroundings, groups, buffer: vec![0; MAX_DATA].into() }
     }
@@ -56,7 +56,7 @@ impl Server {
         self.surroundings.enter_root();
     }
 
-    /// Serves one connection to its end. What runs for it is killed then.
+    /// Serves one connection to its end. All that runs for it is killed then.
     pub(super) fn serve(&mut self, line: Line) -> End {
         let session = AgentSession::new(token(), self.info());
         let greet_at = Instant::now() + GREETING;
@@ -72,7 +72,7 @@ impl Server {
         end
     }
 
-    /// Does what there is to do without a connection.
+    /// Does the work that needs no connection.
     pub(super) fn wait_until(&mut self, end: Instant) {
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -102,7 +102,7 @@ impl Server {
 
     fn step(&mut self, connection: &mut Connection) -> Result<(), End> {
         let Connection { line, session, jobs, greet_at, .. } = connection;
-        let is_clogged = session.output().len() >= MOST_OUTPUT;
+        let is_clogged = session.output().len() >= MAX_OUTPUT;
         let mut entries = self.own_entries();
         let own = entries.len();
         let wants = if is_clogged { 0 } else { libc::POLLIN }
@@ -143,7 +143,7 @@ impl Server {
         }
     }
 
-    /// Collects ended processes, and heeds requests for the machine's end.
+    /// Reaps ended processes, and obeys requests to end the machine.
     fn heed(&mut self, jobs: &mut BTreeMap<u32, Job>, mut session: Option<&mut AgentSession>) {
         if let Some(ending) = requested(&self.surroundings.signals) {
             power::shut_down(ending);
@@ -178,7 +178,7 @@ impl Server {
         for ((channel, job), answers) in jobs.iter_mut().zip(answers.chunks_exact(3)) {
             match job {
                 Job::Command(command) => command.handle(answers, session, &mut self.buffer),
-                Job::Get(get) if session.output().len() < MOST_OUTPUT && get.can_go_on(session) => {
+                Job::Get(get) if session.output().len() < MAX_OUTPUT && get.can_go_on(session) => {
                     match get.step(session, &mut self.buffer) {
                         Ok(false) => {}
                         Ok(true) => over.push(*channel),
@@ -202,7 +202,7 @@ impl Server {
         }
     }
 
-    /// Lets go of commands that are over.
+    /// Drops commands that are over.
     fn finish_jobs(&mut self, connection: &mut Connection) {
         let Connection { session, jobs, .. } = connection;
         let now = Instant::now();
@@ -241,7 +241,7 @@ impl Server {
 
     fn read(&mut self, connection: &mut Connection) -> Result<(), End> {
         match connection.line.file.read(&mut self.buffer) {
-            // A console port says so while nobody is at its other end; who was there before has gone.
+            // A console port reports this while nobody is at its other end. The former peer has gone.
             Ok(0) if connection.line.is_silent && !connection.session.is_open() => std::thread::sleep(NOBODY),
             Ok(0) => return Err(End::HungUp),
             Ok(count) => {
@@ -323,7 +323,7 @@ impl Server {
 }
 
 impl Connection {
-    /// Sends what there is, as far as the line takes it.
+    /// Sends as much output as the line takes.
     fn write(&mut self) -> Result<(), End> {
         while !self.session.output().is_empty() {
             match self.line.file.write(self.session.output()) {
@@ -343,7 +343,7 @@ fn refuse(session: &mut AgentSession, channel: u32, failure: Failure) {
     session.closed(channel);
 }
 
-/// Tells this session from earlier ones.
+/// Returns a number that distinguishes this session from earlier ones.
 fn token() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::from(std::process::id()).rotate_left(40) ^ now.as_nanos() as u64
@@ -357,8 +357,8 @@ fn millis(time: Duration) -> i32 {
     i32::try_from(time.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
 }
 
-/// With so many bytes waiting for the line, nothing more is read from anywhere.
-const MOST_OUTPUT: usize = 1 << 20;
-/// How often a line is greeted of which nobody knows who is at its other end.
+/// Above this many waiting bytes, nothing more is read from anywhere.
+const MAX_OUTPUT: usize = 1 << 20;
+/// The interval of greetings on a line that does not show whether anybody is at its other end.
 const GREETING: Duration = Duration::from_secs(1);
 const NOBODY: Duration = Duration::from_millis(50);

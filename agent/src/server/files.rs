@@ -1,5 +1,5 @@
-//! Files for the host: written, read, listed. Disks are waited for; nothing else is, because only regular files are
-//! read.
+//! Files for the host: written, read and listed. The loop waits for disks and nothing else, because only
+//! regular files are read.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, ReadDir};
@@ -17,19 +17,19 @@ use coracle_agent::protocol::agent::{
 pub(super) struct Put {
     channel: u32,
     file: File,
-    /// Where it is to go, if it is not there already.
+    /// The path that it is renamed to, unless it is written there directly.
     place: Option<PathBuf>,
     temporary: PathBuf,
     mode: u32,
 }
 
 impl Put {
-    /// Opens a new file beside the one that it is to replace: readers find the old one or the new one, whole. What is
-    /// no regular file is written to as it is.
+    /// Opens a new file beside the one that it is to replace, so that readers find either the old file or the
+    /// whole new one. A path that is not a regular file is written to directly.
     pub(super) fn start(channel: u32, request: &PutRequest) -> Result<Self, Failure> {
         let failed = |error: io::Error| Failure::new(Step::Open, &request.path, &error);
         let path = Path::new("/").join(&request.path);
-        // The file at the end of a link is meant, not the link.
+        // Writing goes to the file at the end of a link, not to the link.
         let path = fs::canonicalize(&path).unwrap_or(path);
         let found = fs::metadata(&path).ok();
         let mut options = OpenOptions::new();
@@ -41,7 +41,7 @@ impl Put {
         let old_mode = found.as_ref().map(|found| found.mode() & PERMISSIONS);
         let mode = request.mode.or(old_mode).unwrap_or(DEFAULT_MODE) & PERMISSIONS;
         let temporary = beside(&path, channel);
-        // What is left of an agent that was killed.
+        // The rest of an agent that was killed.
         let _ = fs::remove_file(&temporary);
         let made = options.create_new(true).mode(0o600).open(&temporary).map_err(failed);
         let file = match made {
@@ -55,7 +55,7 @@ impl Put {
             }
         };
         if let Some(found) = found {
-            // Only root can give a file away; another user's file becomes its writer's.
+            // Only root can give a file away. If the agent is not root, the file belongs to the agent's user.
             let _ = std::os::unix::fs::fchown(&file, Some(found.uid()), Some(found.gid()));
         }
         Ok(Self { channel, file, place: Some(path), temporary, mode })
@@ -68,7 +68,7 @@ impl Put {
         written.map_err(|error| self.failure(Step::Write, &error))
     }
 
-    /// Puts the whole file into its place.
+    /// Renames the whole file to its path.
     pub(super) fn finish(self, session: &mut AgentSession) -> Result<(), Failure> {
         if let Some(place) = &self.place {
             let permissions = fs::Permissions::from_mode(self.mode);
@@ -80,7 +80,7 @@ impl Put {
         Ok(())
     }
 
-    /// Removes what was written of a file that comes to nothing.
+    /// Removes a file that was not finished.
     pub(super) fn abandon(&self) {
         if self.place.is_some() {
             let _ = fs::remove_file(&self.temporary);
@@ -93,13 +93,13 @@ impl Put {
     }
 }
 
-/// A file or folder that is being read.
+/// A file or directory that is being read.
 #[derive(Debug)]
 pub(super) struct Get {
     channel: u32,
     path: PathBuf,
     source: Source,
-    /// Read, and not yet sent.
+    /// Bytes that were read and not sent yet.
     waiting: Vec<u8>,
 }
 
@@ -111,7 +111,7 @@ enum Source {
 }
 
 impl Get {
-    /// Opens a file, and tells what it is.
+    /// Opens a file, and reports its properties.
     pub(super) fn start_file(
         channel: u32,
         path: PathBuf,
@@ -135,7 +135,7 @@ impl Get {
         Ok(Self { channel, path, source: Source::File(file), waiting: Vec::new() })
     }
 
-    /// Says what a path is.
+    /// Reports the properties of a path.
     pub(super) fn start_stat(channel: u32, path: PathBuf, follow: bool) -> Result<Self, Failure> {
         let place = Path::new("/").join(&path);
         let found = if follow { fs::metadata(place) } else { fs::symlink_metadata(place) };
@@ -143,26 +143,26 @@ impl Get {
         Ok(Self { channel, path, source: Source::Ended, waiting: entry("-".into(), &found).to_frame() })
     }
 
-    /// Says where a link leads.
+    /// Reports the target of a link.
     pub(super) fn start_link(channel: u32, path: PathBuf) -> Result<Self, Failure> {
         let target = fs::read_link(Path::new("/").join(&path));
         let target = target.map_err(|error| Failure::new(Step::Open, &path, &error))?;
         Ok(Self { channel, path, source: Source::Ended, waiting: target.into_os_string().into_vec() })
     }
 
-    /// Opens a folder.
+    /// Opens a directory.
     pub(super) fn start_folder(channel: u32, path: PathBuf) -> Result<Self, Failure> {
         let folder = fs::read_dir(Path::new("/").join(&path));
         let folder = folder.map_err(|error| Failure::new(Step::Open, &path, &error))?;
         Ok(Self { channel, path, source: Source::Folder(folder), waiting: Vec::new() })
     }
 
-    /// Whether a step would send something.
+    /// Returns whether a step would send something.
     pub(super) fn can_go_on(&self, session: &AgentSession) -> bool {
         session.credit(self.channel, Stream::Stdout) > 0
     }
 
-    /// Sends the next piece, or the end: true when that is done.
+    /// Sends the next piece or the end. Returns true once the end was sent.
     pub(super) fn step(&mut self, session: &mut AgentSession, buffer: &mut [u8]) -> Result<bool, Failure> {
         let room = session.credit(self.channel, Stream::Stdout).min(buffer.len());
         if let Source::File(file) = &mut self.source {
@@ -204,7 +204,7 @@ impl Get {
     }
 }
 
-/// One that has gone meanwhile is none.
+/// Describes an entry; `None` for one that has gone meanwhile.
 fn described(entry: &fs::DirEntry) -> Option<DirEntry> {
     Some(self::entry(entry.file_name(), &entry.metadata().ok()?))
 }
@@ -221,7 +221,7 @@ fn entry(name: OsString, found: &fs::Metadata) -> DirEntry {
     }
 }
 
-/// A name in the same folder, since a file cannot be renamed into another file system.
+/// Returns a name in the same directory, since a file cannot be renamed into another file system.
 fn beside(path: &Path, channel: u32) -> PathBuf {
     let mut name = OsString::from(format!(".coracle-{}-{channel}-", std::process::id()));
     let own = path.file_name().unwrap_or_default();

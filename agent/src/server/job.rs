@@ -1,4 +1,4 @@
-//! What a channel is busy with.
+//! The work of a channel.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use super::machine;
 use super::paths;
 use crate::network;
 
-/// A request that takes its time.
+/// A request that takes time.
 #[derive(Debug)]
 pub(super) enum Job {
     Command(Command),
@@ -24,16 +24,16 @@ pub(super) enum Job {
     Aside(Aside),
 }
 
-/// What became of a request at once.
+/// The immediate result of a request.
 pub(super) enum Begun {
     Job(Job),
     Done,
-    /// The machine is to end, when the host has heard of it.
+    /// The machine is to end once the host has heard of it.
     End(Power),
 }
 
 impl Job {
-    /// Begins what the request wants.
+    /// Starts a request.
     pub(super) fn begin(
         channel: u32,
         request: Request,
@@ -77,7 +77,7 @@ impl Job {
         }))
     }
 
-    /// What to poll; entries without interest have the descriptor -1.
+    /// Returns the entries to poll. Entries that are not wanted have the descriptor -1.
     pub(super) fn poll_entries(&self, session: &AgentSession, may_read: bool) -> [libc::pollfd; 3] {
         match self {
             Job::Command(command) => command.poll_entries(session, may_read),
@@ -88,12 +88,12 @@ impl Job {
         }
     }
 
-    /// Whether there is something to do without waiting.
+    /// Returns whether there is work that needs no waiting.
     pub(super) fn can_go_on(&self, session: &AgentSession) -> bool {
         matches!(self, Job::Get(get) if get.can_go_on(session))
     }
 
-    /// When there is something to do at the latest.
+    /// Returns the latest time at which there is work.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
             Job::Command(command) => command.deadline(),

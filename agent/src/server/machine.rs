@@ -1,4 +1,4 @@
-//! What the host asks of the whole machine: its clock and its end.
+//! Requests about the whole machine: its clock and its end.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,7 +11,7 @@ use coracle_agent::protocol::agent::{Failure, Place, Power, Step};
 
 use crate::power;
 
-/// The kernel's release (`uname(2)`).
+/// Returns the kernel's release (`uname(2)`).
 pub(super) fn kernel_release() -> OsString {
     // SAFETY: an all-zero structure is valid: it is plain data.
     let mut names: libc::utsname = unsafe { std::mem::zeroed() };
@@ -33,13 +33,13 @@ pub(super) fn set_clock(time: Duration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Ends the machine. Where another init runs, it is asked first, in the way in which its own programs do.
+/// Ends the machine. If another init runs, it is asked first, in the way of its own programs.
 pub(super) fn end(place: Place, power: Power) -> ! {
     let (word, ending): (_, fn() -> !) = match power {
         Power::Off => ("poweroff", power::power_off),
         Power::Restart => ("reboot", power::restart),
     };
-    if place == Place::BesideInit && FOLDERS.iter().any(|folder| runs(&format!("{folder}/{word}"))) {
+    if place == Place::BesideInit && DIRECTORIES.iter().any(|folder| runs(&format!("{folder}/{word}"))) {
         thread::sleep(INIT_PATIENCE);
     }
     power::shut_down(ending)
@@ -49,7 +49,7 @@ fn runs(program: &str) -> bool {
     Command::new(program).status().is_ok_and(|status| status.success())
 }
 
-/// Where the programs of inits are.
-const FOLDERS: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
-/// An init stops its services first. One that does not heed its own program is not waited for longer.
+/// Directories of the programs of inits.
+const DIRECTORIES: [&str; 4] = ["/sbin", "/usr/sbin", "/bin", "/usr/bin"];
+/// The time for an init, which stops its services first. One that does not react is not waited for longer.
 const INIT_PATIENCE: Duration = Duration::from_secs(5);

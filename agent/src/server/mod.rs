@@ -1,8 +1,8 @@
-//! The guest agent: carries out what the host asks for, over one connection at a time (`docs/agent.md`).
+//! The guest agent: carries out the host's requests, over one connection at a time (`docs/agent.md`).
 //!
-//! It is PID 1 of the default guest or of a user's root, or runs beside the init of a user's system. One thread polls
-//! everything; only disks are waited for. A connection that ends takes its commands with it, and the agent connects
-//! anew: so it goes on after the host has reset the transport.
+//! It is PID 1 of the default guest or of a user's root, or runs beside the init of a user's system. One
+//! thread polls everything, and waits only for disks. A connection that ends takes its commands with it, and
+//! the agent connects again: so it goes on after the host has reset the transport.
 
 mod aside;
 mod cgroup;
@@ -29,7 +29,7 @@ use crate::power::{PowerButton, signal_events};
 use crate::report::report;
 use crate::signals::Signals;
 
-/// What the agent has to do besides serving its host.
+/// The agent's duties besides serving its host.
 pub(crate) struct Surroundings {
     pub(crate) place: Place,
     signals: Signals,
@@ -38,7 +38,8 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Those of PID 1: it heeds the power button and the signals by which programs ask for the machine's end.
+    /// Duties of PID 1: it obeys the power button and the signals by which programs ask for the machine's
+    /// end.
     pub(crate) fn of_first_process(button: PowerButton) -> io::Result<Self> {
         Ok(Self {
             place: Place::FirstProcess,
@@ -48,24 +49,24 @@ impl Surroundings {
         })
     }
 
-    /// Those of a process that was started before the system's init, and follows it.
+    /// Duties of a process that was started before the system's init, and follows it to its root.
     pub(crate) fn beside_init(root: InitRoot) -> io::Result<Self> {
         Ok(Self { init_root: Some(root), ..Self::of_process()? })
     }
 
-    /// Those of a process like others.
+    /// Duties of an ordinary process.
     pub(crate) fn of_process() -> io::Result<Self> {
         let signals = Signals::open(&[libc::SIGCHLD])?;
         Ok(Self { place: Place::BesideInit, signals, button: None, init_root: None })
     }
 
-    /// Moves to where paths mean what the system's processes mean by them.
+    /// Moves to the root of the system's processes, so that paths mean the same.
     fn enter_root(&self) {
         self.init_root.iter().for_each(InitRoot::follow);
     }
 }
 
-/// Serves the host for ever, or until the only connection that the transport can give has ended.
+/// Serves the host forever, or until the only connection that the transport can make has ended.
 pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
     raise_descriptor_limit();
     let mut server = Server::new(surroundings);
@@ -82,7 +83,7 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
         if transport.is_single() {
             return;
         }
-        // A host that is not there is tried again and again; each reason is told once.
+        // A missing host is tried again and again. Each reason is reported once.
         if !why.is_empty() && why != said {
             report(&why);
         }
@@ -91,15 +92,15 @@ pub(crate) fn run(transport: &Transport, surroundings: Surroundings) {
     }
 }
 
-/// A command takes three descriptors, and a process may have 1024 by default.
+/// Raises the limit of descriptors. A command takes three, and a process may have 1024 by default.
 fn raise_descriptor_limit() {
     let Ok(limit) = spawn::descriptor_limit() else { return };
-    let raised = libc::rlimit { rlim_cur: limit.rlim_max.min(MOST_DESCRIPTORS), ..limit };
-    // SAFETY: reads the structure it is given. Without more, there are fewer commands at once.
+    let raised = libc::rlimit { rlim_cur: limit.rlim_max.min(MAX_DESCRIPTORS), ..limit };
+    // SAFETY: reads the structure it is given. If it fails, fewer commands can run at a time.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) };
 }
 
-/// More than the channels of a session use.
-const MOST_DESCRIPTORS: libc::rlim_t = 4096;
-/// How soon a connection is tried again.
+/// The limit of descriptors: more than the channels of a session use.
+const MAX_DESCRIPTORS: libc::rlim_t = 4096;
+/// The interval at which a connection is tried again.
 const RETRY: Duration = Duration::from_millis(100);

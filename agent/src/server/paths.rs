@@ -1,4 +1,4 @@
-//! Changes of what paths mean: directories, links, names.
+//! Changes of paths: directories, links, names.
 
 use std::fs;
 use std::io;
@@ -9,7 +9,7 @@ use coracle_agent::protocol::agent::{Failure, PathRequest, Step};
 
 use super::files::PERMISSIONS;
 
-/// Carries it out. Links on the way to a path are followed; one at its end is not.
+/// Carries out a change. Links on the way to a path are followed, but not a link at its end.
 pub(super) fn change(request: &PathRequest) -> Result<(), Failure> {
     let (step, path, done) = match request {
         PathRequest::MakeDirectory { path, mode, parents } => {
@@ -30,7 +30,7 @@ fn make_directory(path: &Path, mode: u32, parents: bool) -> io::Result<()> {
         path.parent().map_or(Ok(()), fs::create_dir_all)?;
     }
     fs::create_dir(path)?;
-    // The agent's own mask does not count.
+    // The agent's own mask must not apply.
     fs::set_permissions(path, fs::Permissions::from_mode(mode & PERMISSIONS))
 }
 
@@ -42,7 +42,7 @@ fn remove(path: &Path, all: bool) -> io::Result<()> {
     }
 }
 
-/// The agent is at the system's root.
+/// Returns an absolute path. The agent is at the system's root.
 fn at(path: &Path) -> PathBuf {
     Path::new("/").join(path)
 }

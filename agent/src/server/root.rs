@@ -1,5 +1,5 @@
-//! Beside another init: its root is the agent's, too. An init that moves from an initramfs to a disk takes no other
-//! process along, and a process cannot see that it was left behind; but `/proc` shows the root of process 1.
+//! Follows another init to its root. An init that moves from an initramfs to a disk takes no other process
+//! along, and a process cannot see that it was left behind. But `/proc` shows the root of process 1.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -8,14 +8,14 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use crate::mounts::{self, Mount};
 
-/// A way to the root of process 1 that no mount or unmount of the system's can take away.
+/// A way to the root of process 1 that survives all mounts and unmounts of the system.
 #[derive(Debug)]
 pub(crate) struct InitRoot {
     processes: File,
 }
 
 impl InitRoot {
-    /// Opens the list of processes, also where it is mounted nowhere yet.
+    /// Opens the list of processes, even if it is not mounted yet.
     pub(crate) fn open() -> io::Result<Self> {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let open = |path| OpenOptions::new().read(true).custom_flags(flags).open(path);
@@ -26,9 +26,9 @@ impl InitRoot {
         Ok(Self { processes: processes? })
     }
 
-    /// Moves to the root of process 1, if that is another one by now.
+    /// Moves to the root of process 1, if that has changed.
     pub(super) fn follow(&self) {
-        // A system that is just moving has none for a moment: the next request finds it.
+        // A system that is just moving has no root for a moment. The next request finds it.
         let _ = self.enter();
     }
 
@@ -50,5 +50,5 @@ impl InitRoot {
     }
 }
 
-/// In the folder of the loader's own files.
+/// A mount point in the directory of the loader's own files.
 const PRIVATE: Mount<'static> = Mount { source: "proc", target: "/coracle/proc", kind: "proc", options: "" };

@@ -1,5 +1,5 @@
-//! Starts a process. Everything that needs memory is made before the fork; the new process makes system calls only, and
-//! says which one failed.
+//! Starts a process. Everything that needs memory is prepared before the fork. The new process makes system
+//! calls only, and reports which one failed.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -19,14 +19,14 @@ use super::users::{self, Identity};
 #[derive(Debug)]
 pub(super) struct Plan {
     program: OsString,
-    /// Where the program may be, in this order.
+    /// Paths of the program to try, in this order.
     paths: Vec<CString>,
     argv: Vec<CString>,
     env: Vec<CString>,
     directory: CString,
     identity: Option<Identity>,
     resources: Vec<ResourceLimit>,
-    /// It has to be in the control group: what limits it is there.
+    /// Whether the process must be in the control group, which enforces its limits.
     needs_group: bool,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Streams {
 }
 
 impl Plan {
-    /// Works out what a request means in this system.
+    /// Resolves a request against this system.
     ///
     /// # Errors
     /// There is no such user, or a string has a zero byte.
@@ -96,7 +96,7 @@ impl Plan {
         match read_report(report) {
             None => Ok(process),
             Some((step, errno)) => {
-                // It ends by itself at once. Whoever reaps children does not know it.
+                // The process ends by itself at once. Nothing that reaps children knows it.
                 // SAFETY: waits for this child; its status is not asked for.
                 unsafe { libc::waitpid(process, std::ptr::null_mut(), 0) };
                 let subject = match step {
@@ -110,13 +110,14 @@ impl Plan {
 }
 
 impl Streams {
-    /// Makes a user the owner, who may then open them by their names, too, such as `/dev/stdout`: runc does the same.
-    /// What is neither a pipe nor a terminal of this command's, the input that is at its end, belongs to everybody.
+    /// Makes a user the owner, so that the user can also open them by name, such as `/dev/stdout`, as with
+    /// runc. An input that is neither a pipe nor a terminal of this command is `/dev/null`, which belongs to
+    /// everybody.
     fn give_to(&self, uid: u32) {
         for stream in &self.inner {
             let is_pipe = fstat(stream).is_ok_and(|found| found.st_mode & libc::S_IFMT == libc::S_IFIFO);
             if is_pipe || self.is_terminal {
-                // One that stays root's can still be used as it is.
+                // A stream that stays root's can still be used as it is.
                 let _ = fchown(stream, Some(uid), None);
             }
         }
@@ -131,7 +132,7 @@ fn fstat(fd: &OwnedFd) -> io::Result<libc::stat> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(found) }
 }
 
-/// The descriptors that a process may have, as the system has it.
+/// Returns the system's limit of descriptors for a process.
 pub(super) fn descriptor_limit() -> io::Result<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the structure it is given.
@@ -139,13 +140,13 @@ pub(super) fn descriptor_limit() -> io::Result<libc::rlimit> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(limit) }
 }
 
-/// What commands get: the agent has raised its own limit.
+/// Returns the limit for commands, because the agent has raised its own.
 fn initial_descriptor_limit() -> Option<libc::rlimit> {
     let limit = descriptor_limit().ok()?;
     Some(libc::rlimit { rlim_cur: limit.rlim_max.min(DEFAULT_DESCRIPTORS), ..limit })
 }
 
-/// What the new process does to itself between fork and exec.
+/// The set-up of the new process between fork and exec.
 struct Child<'a> {
     plan: &'a Plan,
     streams: &'a Streams,
@@ -156,7 +157,7 @@ struct Child<'a> {
 }
 
 impl Child<'_> {
-    /// Executes the program. It returns the step that failed, and `errno`.
+    /// Executes the program. Returns only on failure, with the step and `errno`.
     fn become_it(&self) -> (Step, i32) {
         match self.prepare() {
             Ok(()) => (Step::Execute, self.execute()),
@@ -176,7 +177,7 @@ impl Child<'_> {
             checked(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) }, Step::Streams)?;
         }
         if let Some(limit) = self.limit {
-            // SAFETY: reads the structure it is given. A limit that cannot be had is left as it is.
+            // SAFETY: reads the structure it is given. A limit that the system refuses is left as it is.
             unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
         }
         for ResourceLimit { resource, value } in &self.plan.resources {
@@ -197,7 +198,7 @@ impl Child<'_> {
         checked(unsafe { libc::chdir(self.plan.directory.as_ptr()) }, Step::Directory)
     }
 
-    /// Tries every place, and goes on where there is no such file: `errno` of the most telling failure.
+    /// Tries each path, and goes on if there is no such file. Returns `errno` of the most telling failure.
     fn execute(&self) -> i32 {
         let mut told = libc::ENOENT;
         for path in &self.plan.paths {
@@ -213,8 +214,8 @@ impl Child<'_> {
     }
 }
 
-/// Forks, into a control group if there is one for it; elsewhere where that fails, unless it `has_to` be there. The
-/// agent has one thread: the new process is a whole copy.
+/// Forks, into a control group if there is one. If that fails, forks outside of it, unless `has_to` is set.
+/// The agent has one thread, so the new process is a whole copy.
 fn fork_into(group: Option<&Cgroup>, has_to: bool) -> io::Result<libc::pid_t> {
     if let Some(group) = group {
         // SAFETY: an all-zero structure is valid: it is plain data.
@@ -237,11 +238,11 @@ fn fork_into(group: Option<&Cgroup>, has_to: bool) -> io::Result<libc::pid_t> {
     if process < 0 { Err(io::Error::last_os_error()) } else { Ok(process) }
 }
 
-/// The agent blocks and ignores signals, as may who started it, and a new process would inherit that. Handlers it does
-/// not: the program's start removes them.
+/// Resets signals. The agent, or the process that started it, blocks and ignores some, and a new process
+/// would inherit that. It does not inherit handlers: exec removes them.
 fn reset_signals(ignored: &[libc::c_int]) {
     for signal in ignored {
-        // SAFETY: sets a disposition that is no function.
+        // SAFETY: sets a disposition that is not a function.
         unsafe { libc::signal(*signal, libc::SIG_DFL) };
     }
     // SAFETY: an all-zero set is valid: it is plain data.
@@ -252,7 +253,7 @@ fn reset_signals(ignored: &[libc::c_int]) {
     unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
 }
 
-/// The signals that this process ignores.
+/// Returns the signals that this process ignores.
 fn ignored_signals() -> Vec<libc::c_int> {
     let is_ignored = |signal: &libc::c_int| {
         // SAFETY: an all-zero structure is valid: it is plain data.
@@ -273,7 +274,7 @@ fn tell(reporter: RawFd, step: Step, errno: i32) -> ! {
     unsafe { libc::_exit(127) }
 }
 
-/// What the new process has told: nothing when it runs its program, which closes the pipe.
+/// Returns the report of the new process. There is none if it runs its program, which closes the pipe.
 fn read_report(mut report: PipeReader) -> Option<(Step, i32)> {
     let mut record = [0; 5];
     report.read_exact(&mut record).ok()?;
@@ -283,7 +284,7 @@ fn read_report(mut report: PipeReader) -> Option<(Step, i32)> {
     Some((step, i32::from_ne_bytes(errno)))
 }
 
-/// The variables of a command: defaults for its user, and over them what the request has.
+/// Returns the variables of a command: defaults for its user, overridden by those of the request.
 fn environment(request: &ExecRequest, identity: Option<&Identity>) -> Vec<(OsString, OsString)> {
     let mut env: Vec<(OsString, OsString)> = Vec::new();
     if !request.clear_env {
@@ -305,7 +306,7 @@ fn environment(request: &ExecRequest, identity: Option<&Identity>) -> Vec<(OsStr
     env
 }
 
-/// Where a program may be (`execvp(3)`).
+/// Returns the paths to try for a program (`execvp(3)`).
 fn candidates(program: &OsStr, path: Option<&OsStr>) -> Vec<OsString> {
     if program.is_empty() || program.as_bytes().contains(&b'/') {
         return vec![program.to_owned()];
@@ -323,22 +324,22 @@ fn errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EINVAL)
 }
 
-/// An input that is at its end.
+/// Returns an input that is at its end.
 pub(super) fn no_input() -> io::Result<OwnedFd> {
     match File::open("/dev/null") {
         Ok(file) => Ok(file.into()),
-        // A system without devices.
+        // The system has no devices.
         Err(_) => pipe().map(|(reader, _)| reader.into()),
     }
 }
 
-/// Asked once: the agent changes none after its start.
+/// Read once, because the agent changes none after its start.
 static IGNORED: OnceLock<Vec<libc::c_int>> = OnceLock::new();
 /// From `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-/// That of Debian's root.
+/// The path of Debian's root.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What processes have by default: some programs walk through all that they may have.
+/// The default limit of processes. Some programs walk through all the descriptors that they may have.
 const DEFAULT_DESCRIPTORS: libc::rlim_t = 1024;
 
 #[cfg(test)]

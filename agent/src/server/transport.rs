@@ -1,4 +1,4 @@
-//! The ways to the host, by the word `coracle.agent=` of the kernel command line.
+//! The transports to the host, which the parameter `coracle.agent=` of the kernel command line names.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -10,39 +10,39 @@ use std::path::PathBuf;
 use coracle_agent::protocol::agent::PORT_NAME;
 use coracle_agent::relay::set_non_blocking;
 
-/// A way to the host.
+/// A transport to the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Transport {
-    /// Port of the host, which has the address 2 (`vsock(7)`).
+    /// A port of the host, which has the address 2 (`vsock(7)`).
     Vsock(u32),
     /// The port of a virtio console device with the name [`PORT_NAME`].
     Console,
-    /// A serial line: the name of its device.
+    /// A serial line. The value is the name of its device.
     Serial(String),
-    /// A descriptor that this process was started with.
+    /// A descriptor that this process inherited.
     Descriptor(i32),
 }
 
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Line {
-    /// It does not block.
+    /// A non-blocking descriptor.
     pub(super) file: File,
-    /// Nobody says when the other end comes or goes.
+    /// Whether the line does not show that the other end comes or goes.
     pub(super) is_silent: bool,
 }
 
 impl Transport {
-    /// What a host listens on that says nothing else.
+    /// The transport if the host names none.
     pub(crate) const DEFAULT: Self = Self::Vsock(coracle_agent::protocol::agent::VSOCK_PORT);
 
-    /// The way that the kernel command line names; the last word counts.
+    /// Returns the transport that the kernel command line names. The last parameter counts.
     pub(crate) fn from_command_line(line: &str) -> Option<Self> {
         let words = line.split_ascii_whitespace().take_while(|word| *word != "--");
         words.filter_map(|word| word.strip_prefix("coracle.agent=")).last().and_then(Self::parse)
     }
 
-    /// `vsock:PORT`, `console`, `fd:NUMBER`, or the name of a serial device, as `ttyS1`.
+    /// Parses `vsock:PORT`, `console`, `fd:NUMBER`, or the name of a serial device such as `ttyS1`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.split_once(':') {
             Some(("vsock", port)) => port.parse().ok().map(Self::Vsock),
@@ -54,7 +54,7 @@ impl Transport {
         .filter(|transport| !transport.is_path())
     }
 
-    /// Whether there is one connection and no other after it.
+    /// Returns whether there is one connection and no other after it.
     pub(crate) fn is_single(&self) -> bool {
         matches!(self, Self::Descriptor(_))
     }
@@ -74,7 +74,7 @@ impl Transport {
                 if set < 0 {
                     return Err(io::Error::last_os_error());
                 }
-                // It is taken once: whoever started this process has said that it is for this.
+                // It is taken once: the process that started this one has named it for this.
                 (owned(*number)?, false)
             }
         };
@@ -82,7 +82,7 @@ impl Transport {
         Ok(Line { file, is_silent })
     }
 
-    /// The name of a device is no way out of `/dev`.
+    /// Returns whether a serial device's name has a `/`, with which it could lead out of `/dev`.
     fn is_path(&self) -> bool {
         matches!(self, Self::Serial(name) if name.contains('/'))
     }
@@ -109,9 +109,9 @@ fn connect(port: u32) -> io::Result<File> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
-/// Gives the socket a free port that no process without rights can have: the host takes the agent from such a one only.
+/// Binds the socket to a free privileged port: the host accepts the agent only from such a port.
 fn bind_privileged(socket: &File) -> io::Result<()> {
-    for port in (1..=MOST_PRIVILEGED_PORT).rev() {
+    for port in (1..=MAX_PRIVILEGED_PORT).rev() {
         let (address, length) = address(libc::VMADDR_CID_ANY, port);
         // SAFETY: the address lives through the call and has this size.
         if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) } == 0 {
@@ -138,7 +138,7 @@ fn open_device(path: &PathBuf) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).custom_flags(flags).open(path)
 }
 
-/// The device of the console port that is the agent's.
+/// Returns the device of the agent's console port.
 fn port_device() -> io::Result<PathBuf> {
     for entry in fs::read_dir("/sys/class/virtio-ports")? {
         let entry = entry?;
@@ -150,7 +150,7 @@ fn port_device() -> io::Result<PathBuf> {
     Err(io::ErrorKind::NotFound.into())
 }
 
-/// Every byte passes, both ways, and what is left of earlier times goes.
+/// Makes the line raw, so that each byte passes both ways, and drops old bytes.
 fn make_raw(file: &File) -> io::Result<()> {
     // SAFETY: an all-zero termios is valid: it is plain data.
     let mut modes: libc::termios = unsafe { std::mem::zeroed() };
@@ -176,8 +176,9 @@ pub(super) fn owned(fd: libc::c_int) -> io::Result<File> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) }.into())
 }
 
-/// Linux wants CAP_NET_BIND_SERVICE for ports up to here (`LAST_RESERVED_PORT` of its `net/vmw_vsock/af_vsock.c`).
-const MOST_PRIVILEGED_PORT: u32 = 1023;
+/// The largest port for which Linux wants CAP_NET_BIND_SERVICE (`LAST_RESERVED_PORT` of its
+/// `net/vmw_vsock/af_vsock.c`).
+const MAX_PRIVILEGED_PORT: u32 = 1023;
 
 #[cfg(test)]
 mod tests {

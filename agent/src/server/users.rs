@@ -1,31 +1,31 @@
-//! Users and groups by `/etc/passwd` and `/etc/group` (`passwd(5)`, `group(5)`), read here: a static program has no
-//! name services.
+//! Users and groups from `/etc/passwd` and `/etc/group` (`passwd(5)`, `group(5)`). They are read here because
+//! a static program has no name services.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-/// Who a command runs as.
+/// The user and groups of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Further groups.
+    /// Supplementary groups.
     pub(super) groups: Vec<u32>,
     pub(super) name: OsString,
     pub(super) home: OsString,
     pub(super) shell: OsString,
 }
 
-/// The identity of `USER` or `USER:GROUP`, names or numbers; `None` when there is no such user or group. A number
-/// without a line in the file is a user of its own, in the group of the same number.
+/// Returns the identity of `USER` or `USER:GROUP`, names or numbers; `None` if there is no such user or
+/// group. A number without a line in the file is a user of its own, in the group of the same number.
 pub(super) fn find(wanted: &OsStr) -> Option<Identity> {
     let read = |path: &str| fs::read(path).unwrap_or_default();
     identity(wanted, &read("/etc/passwd"), &read("/etc/group"))
 }
 
-/// The identity of this user's number, for the variables of a command that runs as the agent does.
+/// Returns the identity of a user's number, for the variables of a command that runs as the agent's user.
 pub(super) fn of_uid(uid: u32) -> Identity {
     let passwd = fs::read("/etc/passwd").unwrap_or_default();
     lines(&passwd)

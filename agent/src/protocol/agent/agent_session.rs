@@ -1,5 +1,5 @@
-//! The agent's end of a session. The host rules the guest anyway; what is checked here keeps a defect of either end
-//! from becoming one of the other.
+//! The agent's end of a session. The host controls the guest anyway. The checks here keep a defect of one end
+//! from spreading to the other.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,7 @@ use super::{
     SessionError, Step, Stream, WindowSize,
 };
 
-/// The agent's end.
+/// The agent's end of a session.
 #[derive(Debug)]
 pub struct AgentSession {
     link: Link,
@@ -21,12 +21,12 @@ pub struct AgentSession {
     events: VecDeque<AgentEvent>,
 }
 
-/// What the host wants.
+/// An event from the host.
 #[derive(Debug, PartialEq, Eq)]
 pub enum AgentEvent {
-    /// Something new. It is answered once, and ends with [`AgentSession::closed`].
+    /// A new request. It is answered once, and ends with [`AgentSession::closed`].
     Open(u32, Request),
-    /// Bytes of stdin: to be answered by [`AgentSession::taken`] when they have been taken.
+    /// Bytes of stdin. Once they have been consumed, [`AgentSession::taken`] acknowledges them.
     Data(u32, Vec<u8>),
     /// Stdin has ended.
     End(u32),
@@ -34,7 +34,7 @@ pub enum AgentEvent {
     Signal(u32, u8),
     /// A new size for the command's terminal.
     Resize(u32, WindowSize),
-    /// The host wants no more of it.
+    /// The host closes the channel.
     Close(u32),
 }
 
@@ -45,7 +45,7 @@ struct Channel {
 }
 
 impl AgentSession {
-    /// A session that greets with `token` and then says what the agent is.
+    /// Makes a session that greets with `token` and then describes the agent by `info`.
     pub fn new(token: u64, info: AgentInfo) -> Self {
         let link = Link::new(MAX_HOST_FRAME);
         let mut session = Self { link, token, info, channels: BTreeMap::new(), events: VecDeque::new() };
@@ -53,12 +53,13 @@ impl AgentSession {
         session
     }
 
-    /// Whether the host has answered the greeting.
+    /// Returns whether the host has answered the greeting.
     pub fn is_open(&self) -> bool {
         self.link.is_open()
     }
 
-    /// Greets, once more if nobody has answered: on a line that tells nothing of who is at its other end.
+    /// Greets, and again if nobody has answered. A line that does not show whether anybody is at its other
+    /// end needs this.
     pub fn greet(&mut self) {
         if !self.is_open() {
             self.link.send(&Hello::new(self.token).to_bytes());
@@ -68,7 +69,7 @@ impl AgentSession {
     /// Takes bytes that arrived. Take all events before adding more.
     ///
     /// # Errors
-    /// The host has broken a rule.
+    /// The host has broken a rule of the protocol.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
         let mut greeting = self.link.push(bytes);
         // Answers to earlier greetings may still be on the line.
@@ -90,17 +91,17 @@ impl AgentSession {
         Ok(())
     }
 
-    /// What the host wants next.
+    /// Returns the next event.
     pub fn next_event(&mut self) -> Option<AgentEvent> {
         self.events.pop_front()
     }
 
-    /// Bytes for the host.
+    /// Returns the bytes to send to the host.
     pub fn output(&self) -> &[u8] {
         self.link.output()
     }
 
-    /// The first `count` bytes of the output are on their way.
+    /// Removes the first `count` bytes of the output, which were sent.
     pub fn sent(&mut self, count: usize) {
         self.link.sent(count);
     }
@@ -112,7 +113,8 @@ impl AgentSession {
         }
     }
 
-    /// Bytes that may be sent on an output of a channel: for reading no more than that.
+    /// Returns the number of bytes that may be sent on an output of a channel. Callers read no more than
+    /// that.
     pub fn credit(&self, number: u32, stream: Stream) -> usize {
         let channel = self.channels.get(&number);
         channel.and_then(|channel| channel.output(stream)).map_or(0, Sender::credit).min(MAX_DATA)
@@ -139,7 +141,7 @@ impl AgentSession {
         }
     }
 
-    /// Bytes of stdin have been taken: the host may send as many again.
+    /// Acknowledges bytes of stdin that were consumed: the host may send as many again.
     pub fn taken(&mut self, number: u32, count: usize) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         channel.input.take(count);
@@ -148,12 +150,12 @@ impl AgentSession {
         }
     }
 
-    /// Nobody takes the channel's stdin any more. What the host still sends comes to nothing.
+    /// Stops taking the channel's stdin. Bytes that the host still sends are dropped.
     pub fn refuse_input(&mut self, number: u32) {
         self.answer(number, &AgentMessage::End(Stream::Stdin));
     }
 
-    /// Nothing more comes on a channel.
+    /// Ends a channel: nothing more is sent on it.
     pub fn closed(&mut self, number: u32) {
         self.answer(number, &AgentMessage::Closed);
         self.channels.remove(&number);
@@ -164,7 +166,7 @@ impl AgentSession {
         if let HostMessage::Open(request) = message {
             return self.open(number, request);
         }
-        // What was sent before the host heard of the channel's end.
+        // The host sent this before it heard of the channel's end.
         let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
         let no_stream = |stream| SessionError::NoStream { channel: number, stream };
         match message {

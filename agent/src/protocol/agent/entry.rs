@@ -1,4 +1,5 @@
-//! The entries of a folder, as they come on the stream of a list: one frame each, without kind and channel.
+//! The entries of a directory, as they come on the stream of a list: one frame each, without kind and
+//! channel.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -7,32 +8,32 @@ use super::ProtocolError;
 use crate::protocol::wire::FrameReader;
 use crate::protocol::wire::{Decoder, Encoder};
 
-/// One entry of a folder.
+/// One entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
-    /// Its name, without the folder's: never empty, `.` or `..`, and without `/` and zero bytes, whatever the agent
-    /// says.
+    /// The name, without the directory's. It is never empty, `.` or `..`, and has no `/` or zero bytes: this
+    /// is checked here, whatever the agent sends.
     pub name: OsString,
-    /// What it is; a symbolic link is not followed.
+    /// The kind of the file. A symbolic link is not followed.
     pub kind: FileKind,
-    /// Permission bits.
+    /// Permission bits, 0 to 0o7777.
     pub mode: u32,
-    /// Owner.
+    /// The owner's number.
     pub uid: u32,
-    /// Group.
+    /// The group's number.
     pub gid: u32,
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// When its content was last changed: seconds since 1970.
+    /// The time at which its content was last changed, in seconds since 1970.
     pub modified: i64,
 }
 
-/// Kinds of file.
+/// The kind of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.
     File,
-    /// A folder.
+    /// A directory.
     Folder,
     /// A symbolic link.
     Link,
@@ -57,7 +58,7 @@ impl FileKind {
         Self::Socket,
     ];
 
-    /// The kind in `st_mode` (`inode(7)`).
+    /// Returns the kind in `st_mode` (`inode(7)`).
     pub fn from_mode(mode: u32) -> Self {
         match mode & libc::S_IFMT {
             libc::S_IFDIR => Self::Folder,
@@ -77,7 +78,7 @@ impl FileKind {
 }
 
 impl DirEntry {
-    /// The entry as a frame.
+    /// Returns the entry as a frame.
     pub fn to_frame(&self) -> Vec<u8> {
         let Self { name, kind, mode, uid, gid, size, modified } = self;
         let frame = Encoder::new(*kind as u8).u32(*mode).u32(*uid).u32(*gid);
@@ -104,7 +105,7 @@ impl DirEntry {
     }
 }
 
-/// Takes the stream of a list apart.
+/// Splits the stream of a list into entries.
 #[derive(Debug)]
 pub struct EntryReader(FrameReader);
 
@@ -115,10 +116,10 @@ impl Default for EntryReader {
 }
 
 impl EntryReader {
-    /// Takes the next bytes of the stream: the entries that are whole now.
+    /// Takes the next bytes of the stream and returns the entries that are complete now.
     ///
     /// # Errors
-    /// Bytes that are no entry.
+    /// The bytes are not an entry.
     pub fn push(&mut self, bytes: &[u8]) -> Result<Vec<DirEntry>, ProtocolError> {
         self.0.push(bytes);
         let mut entries = Vec::new();
@@ -129,11 +130,12 @@ impl EntryReader {
     }
 }
 
-/// Whether it can be the name of an entry of a folder (`path_resolution(7)`): a caller that joins it to a path of its
-/// own stays in the folder.
+/// Returns whether `name` can be the name of a directory's entry (`path_resolution(7)`). A caller that joins
+/// it to a path of its own stays in the directory.
 fn name_is_one(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
-/// Names have 255 bytes at most in Linux, some network file systems' more.
+/// The largest frame of an entry. Names have at most 255 bytes in Linux; those of some network file systems
+/// are longer.
 const MAX_ENTRY: usize = 4096;

@@ -1,5 +1,5 @@
-//! Windows: how much of a stream may be under way. The receiver grants room as its reader takes bytes, so that a reader
-//! that stops holds up its own stream and nothing else.
+//! Windows: how much of a stream may be in flight. The receiver grants bytes as its reader takes them, so
+//! that a reader that stops holds up its own stream and nothing else.
 
 use super::{INITIAL_WINDOW, MAX_WINDOW};
 
@@ -13,9 +13,9 @@ pub(super) struct Sender {
 /// The receiving end of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Receiver {
-    /// Bytes that may still come.
+    /// Bytes that may still arrive.
     allowed: u32,
-    /// Bytes that the reader has taken and the sender has not been told of.
+    /// Bytes that the reader has taken but that were not yet granted again.
     taken: u32,
     ended: bool,
 }
@@ -25,7 +25,7 @@ impl Sender {
         Self { credit: INITIAL_WINDOW, ended: !is_there }
     }
 
-    /// Bytes that may be sent now.
+    /// Returns the number of bytes that may be sent now.
     pub(super) fn credit(&self) -> usize {
         if self.ended { 0 } else { self.credit as usize }
     }
@@ -39,12 +39,12 @@ impl Sender {
         self.credit = self.credit.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
     }
 
-    /// True for the first time.
+    /// Ends the stream. Returns true the first time.
     pub(super) fn end(&mut self) -> bool {
         !std::mem::replace(&mut self.ended, true)
     }
 
-    /// The receiver allows more. False for what no receiver may grant.
+    /// Adds a grant of the receiver. Returns false for a grant that no receiver may make.
     pub(super) fn grant(&mut self, bytes: u32) -> bool {
         self.credit = self.credit.saturating_add(bytes);
         self.credit <= MAX_WINDOW
@@ -60,30 +60,31 @@ impl Receiver {
         self.ended
     }
 
-    /// Bytes that may come.
+    /// Returns the number of bytes that may arrive.
     pub(super) fn allowed(&self) -> u32 {
         self.allowed
     }
 
-    /// Counts bytes that came. False when they are too many.
+    /// Counts bytes that arrived. Returns false if they are too many.
     pub(super) fn accept(&mut self, count: usize) -> bool {
         let rest = u32::try_from(count).ok().and_then(|count| self.allowed.checked_sub(count));
         self.allowed = rest.unwrap_or(self.allowed);
         rest.is_some()
     }
 
-    /// True for the first time.
+    /// Ends the stream. Returns true the first time.
     pub(super) fn end(&mut self) -> bool {
         !std::mem::replace(&mut self.ended, true)
     }
 
-    /// The reader has taken bytes. True when a grant is due: not every byte is worth a message.
+    /// Counts bytes that the reader has taken. Returns true when a grant is due: not every byte is worth a
+    /// message.
     pub(super) fn take(&mut self, count: usize) -> bool {
         self.taken = self.taken.saturating_add(u32::try_from(count).unwrap_or(u32::MAX)).min(INITIAL_WINDOW);
         self.is_due()
     }
 
-    /// What to grant now, if anything. The sender may send as many bytes from here on.
+    /// Returns the grant that is due, if any. From then on, the sender may send as many bytes.
     pub(super) fn grant(&mut self) -> Option<u32> {
         self.is_due().then(|| {
             let grant = std::mem::take(&mut self.taken);

@@ -1,32 +1,33 @@
-//! The greeting, which finds the start of a session in whatever a line holds: what a kernel printed there, or the rest
-//! of an earlier session.
+//! The greeting, which finds the start of a session in whatever a line carries: output of a kernel, or the
+//! rest of an earlier session.
 
 use super::{ProtocolError, VERSION};
 use crate::protocol::wire::Decoder;
 
-/// The first bytes of a greeting. As the length of a frame they would be far too large; a line that changes ends of
-/// lines or drops control characters damages them.
+/// The first bytes of a greeting. As the length of a frame, they would be far too large. A line that converts
+/// line ends or drops control characters damages them.
 pub const MAGIC: [u8; 12] = *b"\xf3coracle\r\n\x1a\xf4";
 
-/// What each end says first. Its form is the same in all versions.
+/// The first message of each end. Its form is the same in all versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The highest version that this end speaks.
     pub version: u32,
-    /// A number of the agent's for this session, which the host repeats: answers to an earlier greeting are told by it.
+    /// A number that the agent chooses for this session. The host repeats it, so that answers to earlier
+    /// greetings can be recognised.
     pub token: u64,
 }
 
 impl Hello {
-    /// Bytes of a greeting.
+    /// The length of a greeting in bytes.
     pub const LEN: usize = MAGIC.len() + 12;
 
-    /// This version's greeting.
+    /// Returns a greeting of this version.
     pub fn new(token: u64) -> Self {
         Self { version: VERSION, token }
     }
 
-    /// As it is sent.
+    /// Returns the greeting as it is sent.
     pub fn to_bytes(self) -> Vec<u8> {
         [MAGIC.as_slice(), &self.version.to_le_bytes(), &self.token.to_le_bytes()].concat()
     }
@@ -40,11 +41,11 @@ impl Hello {
 /// Looks for a greeting in a stream of bytes.
 #[derive(Debug, Default)]
 pub(super) struct HelloScanner {
-    /// The end of what has come, which may be the start of a greeting.
+    /// The last bytes that arrived, which may be the start of a greeting.
     seen: Vec<u8>,
 }
 
-/// A greeting and what came behind it.
+/// A greeting and the bytes after it.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) hello: Hello,

@@ -1,5 +1,5 @@
-//! The host's end of a session. It is fed by whoever controls the guest: anything that breaks a rule is an error, which
-//! ends the session and nothing else.
+//! The host's end of a session. Its input comes from whoever controls the guest. Anything that breaks a rule
+//! is an error, which ends the session and nothing else.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,58 +11,63 @@ use super::{
     MAX_WAITING, OLDEST_VERSION, Request, SessionError, Stream, WindowSize,
 };
 
-/// The host's end.
+/// The host's end of a session.
 #[derive(Debug)]
 pub struct HostSession {
     link: Link,
-    /// That both ends speak.
+    /// The version that both ends speak.
     version: u32,
     is_ready: bool,
     channels: BTreeMap<u32, Channel>,
     next_channel: u32,
-    /// Outputs with a grant that is due: channels and descriptor numbers of streams. It is sent once the agent reads.
+    /// Outputs for which a grant is due: channels and descriptor numbers of streams. It is sent once the
+    /// agent reads.
     due: BTreeSet<(u32, usize)>,
     events: VecDeque<HostEvent>,
 }
 
-/// What has happened.
+/// An event from the agent.
 #[derive(Debug, PartialEq, Eq)]
 pub enum HostEvent {
-    /// Requests can be made.
+    /// The agent takes requests.
     Ready(AgentInfo),
-    /// A message on an open channel. Bytes of streams are to be answered by [`HostSession::taken`] when they have been
-    /// taken; a window means that more can be sent.
+    /// A message on an open channel. Once bytes of a stream have been consumed, [`HostSession::taken`]
+    /// acknowledges them. A window means that more can be sent.
     Message(u32, AgentMessage),
 }
 
-/// Why a channel cannot be opened.
+/// The reason why a channel cannot be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// There are as many as there can be.
-    #[error("{MAX_CHANNELS} commands and transfers are under way in this guest, as many as there can be")]
+    /// The largest number of channels is open.
+    #[error(
+        "{MAX_CHANNELS} commands and transfers are under way in this guest, which is the limit; wait until one ends"
+    )]
     TooMany,
-    /// The agent does not read what it is sent.
+    /// The agent does not read its input.
     #[error("{waiting} bytes wait for the guest's agent, which does not read them")]
     Clogged {
-        /// Bytes.
+        /// The number of bytes that wait.
         waiting: usize,
     },
-    /// The agent is of a version that does not know it.
+    /// The agent's version does not know the request.
     #[error(
-        "the guest's agent speaks version {theirs} of its protocol, and this needs version {needed}: make the agent again \
+        "the guest's agent speaks version {theirs} of its protocol, and this needs version {needed}; build the agent again \
          with `cargo xtask guest`"
     )]
     Version {
-        /// The agent's.
+        /// The agent's version.
         theirs: u32,
-        /// The lowest that has it.
+        /// The lowest version that has the request.
         needed: u32,
     },
-    /// It does not fit into a frame.
-    #[error("arguments and variables have {length} bytes in all, and {MAX_HOST_FRAME} are the most")]
+    /// The request does not fit into a frame.
+    #[error(
+        "arguments and variables have {length} bytes in all, and the limit is {MAX_HOST_FRAME}; pass less"
+    )]
     TooLong {
-        /// Bytes.
+        /// Bytes of arguments and variables.
         length: usize,
     },
 }
@@ -75,7 +80,7 @@ pub enum OpenError {
 struct Channel {
     kind: Kind,
     stage: Stage,
-    /// The host has closed it, and hears of its end only.
+    /// Whether the host has closed the channel and only waits for the agent's last message.
     is_closing: bool,
     input: Sender,
     outputs: [Receiver; 2],
@@ -86,7 +91,7 @@ enum Kind {
     Exec,
     Get,
     Network,
-    /// What is answered by "done".
+    /// The answer is "done".
     Plain,
 }
 
@@ -112,15 +117,16 @@ impl Default for HostSession {
 }
 
 impl HostSession {
-    /// The session after `last` has ended. Its channels have other numbers, so that nobody takes them for the old ones.
+    /// Makes the session that follows `last`. Its channels have other numbers, so that nobody takes them for
+    /// the old ones.
     pub fn after(last: &Self) -> Self {
         Self { next_channel: last.next_channel, ..Self::default() }
     }
 
-    /// Takes bytes that arrived. Take all events before adding more, so that what is kept stays bounded.
+    /// Takes bytes that arrived. Take all events before adding more, so that the bytes kept stay bounded.
     ///
     /// # Errors
-    /// The agent has broken a rule.
+    /// The agent has broken a rule of the protocol.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
         if let Some(hello) = self.link.push(bytes) {
             self.greet(hello)?;
@@ -134,28 +140,28 @@ impl HostSession {
         Ok(())
     }
 
-    /// What has happened next.
+    /// Returns the next event.
     pub fn next_event(&mut self) -> Option<HostEvent> {
         self.events.pop_front()
     }
 
-    /// Whether the agent has said that it is ready.
+    /// Returns whether the agent has reported that it is ready.
     pub fn is_ready(&self) -> bool {
         self.is_ready
     }
 
-    /// Bytes for the agent.
+    /// Returns the bytes to send to the agent.
     pub fn output(&self) -> &[u8] {
         self.link.output()
     }
 
-    /// Whether so many bytes wait for the agent that nothing is added but what a caller wants once: see
+    /// Returns whether so many bytes wait for the agent that only one-time messages may still be added; see
     /// [`MAX_WAITING`].
     pub fn is_clogged(&self) -> bool {
         self.link.output().len() >= MAX_WAITING
     }
 
-    /// The first `count` bytes of the output are on their way.
+    /// Removes the first `count` bytes of the output, which were sent.
     pub fn sent(&mut self, count: usize) {
         self.link.sent(count);
         while !self.is_clogged()
@@ -166,10 +172,10 @@ impl HostSession {
         }
     }
 
-    /// Asks for something; its answers come on the channel.
+    /// Sends a request. Its answers come on the channel whose number is returned.
     ///
     /// # Errors
-    /// It cannot be asked for now, or at all.
+    /// The request cannot be made now, or at all.
     pub fn open(&mut self, request: Request) -> Result<u32, OpenError> {
         if self.channels.len() >= MAX_CHANNELS {
             return Err(OpenError::TooMany);
@@ -193,8 +199,8 @@ impl HostSession {
         Ok(number)
     }
 
-    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has room for, none while it does not
-    /// read; returns how many.
+    /// Sends the first of `bytes` on the channel's stdin: as many as the agent has granted, and none while it
+    /// does not read. Returns their number.
     pub fn send(&mut self, number: u32, bytes: &[u8]) -> usize {
         let room = MAX_WAITING.saturating_sub(self.link.output().len());
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
@@ -209,7 +215,7 @@ impl HostSession {
         count
     }
 
-    /// Bytes that can be sent on the channel's stdin.
+    /// Returns the number of bytes that can be sent on the channel's stdin.
     pub fn credit(&self, number: u32) -> usize {
         self.channels.get(&number).map_or(0, |channel| channel.input.credit())
     }
@@ -221,7 +227,7 @@ impl HostSession {
         }
     }
 
-    /// Bytes of an output have been taken: the agent may send as many again.
+    /// Acknowledges bytes of an output that were consumed: the agent may send as many again.
     pub fn taken(&mut self, number: u32, stream: Stream, count: usize) {
         let Some(channel) = self.channels.get_mut(&number).filter(|channel| !channel.is_closing) else {
             return;
@@ -251,7 +257,7 @@ impl HostSession {
         self.say_if_open(number, &HostMessage::Resize(size));
     }
 
-    /// Wants no more of a channel: what runs there is ended. [`AgentMessage::Closed`] still comes.
+    /// Closes a channel, which ends what runs there. [`AgentMessage::Closed`] still comes.
     pub fn close(&mut self, number: u32) {
         self.say_if_open(number, &HostMessage::Close);
         if let Some(channel) = self.channels.get_mut(&number) {
@@ -261,8 +267,8 @@ impl HostSession {
 
     fn greet(&mut self, hello: Hello) -> Result<(), SessionError> {
         self.version = common_version(hello)?;
-        // Who greets again and again reads the answers.
-        if self.link.output().len() >= MOST_GREETINGS * Hello::LEN {
+        // An agent that greets again and again must read the answers.
+        if self.link.output().len() >= MAX_GREETINGS * Hello::LEN {
             return Err(SessionError::NotReady);
         }
         self.link.send(&Hello::new(hello.token).to_bytes());
@@ -303,8 +309,8 @@ impl HostSession {
         self.link.send(&message.to_frame(number));
     }
 
-    /// A number that was not used for as long as possible: what the agent still has to say on the last channel of that
-    /// number has been heard.
+    /// Returns a number that was not used for as long as possible, so that the agent's last messages on an
+    /// earlier channel of that number have arrived.
     fn free_number(&mut self) -> u32 {
         loop {
             let number = self.next_channel;
@@ -348,7 +354,7 @@ impl Channel {
         }
     }
 
-    /// Whether the agent may say this now, and what follows from it.
+    /// Checks whether the agent may send this now, and applies it.
     fn check(&mut self, channel: u32, message: &AgentMessage) -> Result<(), SessionError> {
         let unexpected = SessionError::Unexpected { channel, what: message.name() };
         let (kind, stage) = (self.kind, self.stage);
@@ -403,5 +409,5 @@ impl Channel {
     }
 }
 
-/// Answers that wait for an agent to read them.
-const MOST_GREETINGS: usize = 100;
+/// The largest number of answers to greetings that wait for an agent to read them.
+const MAX_GREETINGS: usize = 100;

@@ -1,34 +1,34 @@
-//! What a command may take of its guest.
+//! The share of its guest that a command may use.
 
 use super::ProtocolError;
 use crate::protocol::wire::{Decoder, Encoder};
 
-/// Limits of a command and of all that it starts.
+/// Limits of a command and of all processes that it starts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecLimits {
-    /// What it has started ends with it.
+    /// Whether the processes that it started end with it.
     pub kill_tree: bool,
-    /// Processes and threads at once (`pids.max` of the kernel's `cgroup-v2.rst`).
+    /// The largest number of processes and threads at a time (`pids.max` of the kernel's `cgroup-v2.rst`).
     pub processes: Option<u32>,
-    /// Bytes of memory (`memory.max`); beyond them, all of it is killed.
+    /// Bytes of memory (`memory.max`). If they are exceeded, all of its processes are killed.
     pub memory: Option<u64>,
     /// CPU time, in percent of one CPU (`cpu.max`).
     pub cpu_percent: Option<u32>,
-    /// Those of each process.
+    /// Limits of each single process.
     pub resources: Vec<ResourceLimit>,
 }
 
-/// A limit of `setrlimit(2)`, soft and hard.
+/// A limit of `setrlimit(2)`, both soft and hard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResourceLimit {
-    /// `RLIMIT_*` number.
+    /// The `RLIMIT_*` number.
     pub resource: u8,
-    /// Its value, in the unit of the resource.
+    /// The value, in the unit of the resource.
     pub value: u64,
 }
 
 impl ExecLimits {
-    /// Whether they need a control group with controllers.
+    /// Returns whether the limits need a control group with controllers.
     pub fn need_controllers(&self) -> bool {
         self.processes.is_some() || self.memory.is_some() || self.cpu_percent.is_some()
     }

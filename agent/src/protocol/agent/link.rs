@@ -1,4 +1,4 @@
-//! What both sessions do with bytes: greet, cut frames, and keep what is to be sent.
+//! The handling of bytes that both sessions share: greeting, cutting frames, and keeping output.
 
 use super::hello::{Hello, HelloScanner, MAGIC};
 use super::{OLDEST_VERSION, SessionError, VERSION};
@@ -13,7 +13,7 @@ use crate::protocol::wire::FrameReader;
 pub(super) struct Link {
     stage: Stage,
     frame_limit: usize,
-    /// No frame has come yet: the other end may still be repeating its greeting.
+    /// Whether no frame has come yet: the other end may still be repeating its greeting.
     is_fresh: bool,
     output: Vec<u8>,
     sent: usize,
@@ -25,7 +25,7 @@ enum Stage {
     Open(FrameReader),
 }
 
-/// What came.
+/// A frame or greeting that came.
 #[derive(Debug)]
 pub(super) enum Input {
     Hello(Hello),
@@ -33,7 +33,8 @@ pub(super) enum Input {
 }
 
 impl Link {
-    /// A link that waits for the other end's greeting, and then takes frames of up to `frame_limit` bytes.
+    /// Makes a link that waits for the other end's greeting, and then takes frames of up to `frame_limit`
+    /// bytes.
     pub(super) fn new(frame_limit: usize) -> Self {
         Self {
             stage: Stage::Greeting(HelloScanner::default()),
@@ -48,7 +49,7 @@ impl Link {
         matches!(self.stage, Stage::Open(_))
     }
 
-    /// Adds bytes. Call [`Link::next`] until it gives none before adding more.
+    /// Adds bytes. Call [`Link::next`] until it returns none before adding more.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Option<Hello> {
         match &mut self.stage {
             Stage::Open(reader) => {
@@ -63,7 +64,7 @@ impl Link {
         }
     }
 
-    /// Goes back to looking for a greeting: the one that was found is not meant for this session.
+    /// Looks for another greeting, because the one that was found is not for this session.
     pub(super) fn greet_on(&mut self) -> Option<Hello> {
         let Stage::Open(reader) =
             std::mem::replace(&mut self.stage, Stage::Greeting(HelloScanner::default()))
@@ -79,7 +80,7 @@ impl Link {
         self.stage = Stage::Open(reader);
     }
 
-    /// The next frame, or a greeting in a frame's place.
+    /// Returns the next frame, or a greeting in place of a frame.
     pub(super) fn next(&mut self) -> Result<Option<Input>, SessionError> {
         let Stage::Open(reader) = &mut self.stage else { return Ok(None) };
         if let Some(start) = reader.waiting().first_chunk::<4>()
@@ -103,12 +104,12 @@ impl Link {
         self.output.extend_from_slice(bytes);
     }
 
-    /// What is to be sent.
+    /// Returns the bytes to send.
     pub(super) fn output(&self) -> &[u8] {
         self.output.get(self.sent..).unwrap_or_default()
     }
 
-    /// The first `count` bytes of the output are on their way.
+    /// Removes the first `count` bytes of the output, which were sent.
     pub(super) fn sent(&mut self, count: usize) {
         self.sent = self.sent.saturating_add(count).min(self.output.len());
         if self.sent == self.output.len() {
@@ -121,7 +122,7 @@ impl Link {
     }
 }
 
-/// The version that both ends speak: the lower of their highest ones.
+/// Returns the version that both ends speak: the lower of their highest ones.
 pub(super) fn common_version(hello: Hello) -> Result<u32, SessionError> {
     match hello.version {
         theirs if theirs >= OLDEST_VERSION => Ok(theirs.min(VERSION)),
@@ -129,5 +130,5 @@ pub(super) fn common_version(hello: Hello) -> Result<u32, SessionError> {
     }
 }
 
-/// Bytes that were sent are dropped in pieces of this size, so that the rest is not moved for each write.
+/// Bytes that were sent are dropped in pieces of this size, so that the rest is not moved at each write.
 const COMPACT: usize = 256 << 10;

@@ -8,7 +8,7 @@ use super::request::{decode_address, encode_address};
 use super::{Ending, ProtocolError, Request, Stream, WindowSize};
 use crate::protocol::wire::{Decoder, Encoder};
 
-/// What the host says on a channel.
+/// A message from the host on a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostMessage {
     /// Opens the channel.
@@ -17,102 +17,103 @@ pub enum HostMessage {
     Data(Stream, Vec<u8>),
     /// A stream has ended.
     End(Stream),
-    /// The agent may send so many bytes more on a stream.
+    /// The agent may send this many more bytes on a stream.
     Window(Stream, u32),
-    /// Send this signal to the command.
+    /// A signal to send to the command.
     Signal(u8),
     /// The command's terminal has a new size.
     Resize(WindowSize),
-    /// The host wants no more of it: end what runs. Answered by [`AgentMessage::Closed`].
+    /// The host closes the channel, and the agent ends what runs there. [`AgentMessage::Closed`] answers it.
     Close,
 }
 
-/// What the agent says on a channel.
+/// A message from the agent on a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentMessage {
     /// The agent takes requests. The first message, on channel 0.
     Ready(AgentInfo),
     /// The command runs.
     Started {
-        /// Its process in the guest.
+        /// The command's process in the guest.
         pid: u32,
     },
     /// The command has ended.
     Exited(Ending),
-    /// What the file is whose bytes follow.
+    /// The properties of the file whose bytes follow.
     File(FileInfo),
-    /// How the network came up.
+    /// The settings with which the network came up.
     Network(NetworkInfo),
-    /// It is done.
+    /// The request was carried out.
     Done,
-    /// It could not be done.
+    /// The request failed.
     Failed(Failure),
     /// Bytes of a stream.
     Data(Stream, Vec<u8>),
     /// A stream has ended.
     End(Stream),
-    /// The host may send so many bytes more on a stream.
+    /// The host may send this many more bytes on a stream.
     Window(Stream, u32),
     /// Nothing more comes on this channel.
     Closed,
 }
 
-/// What the agent is.
+/// The properties of the agent and its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentInfo {
-    /// The kernel's release, as `uname -r` tells it.
+    /// The kernel's release, as `uname -r` prints it.
     pub kernel: OsString,
-    /// Whether it is the first process.
+    /// Whether the agent is the first process.
     pub place: Place,
-    /// Whether whole control groups are killed: processes that left their group die with their command.
+    /// Whether whole control groups can be killed, so that processes that left their process group end with
+    /// their command.
     pub kills_groups: bool,
 }
 
-/// Where the agent stands in its guest.
+/// The agent's role in its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// It is PID 1.
     FirstProcess,
-    /// Another init is.
+    /// Another init is PID 1.
     BesideInit,
 }
 
-/// What a file is.
+/// The properties of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileInfo {
-    /// Permission bits.
+    /// Permission bits, 0 to 0o7777.
     pub mode: u32,
-    /// Bytes, as far as the guest knows before it is read: files of `/proc` say 0.
+    /// The size in bytes, as far as the guest knows before reading. Files of `/proc` have 0.
     pub size: u64,
 }
 
-/// How the network came up.
+/// The settings with which the network came up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkInfo {
-    /// The interface.
+    /// The name of the interface.
     pub interface: OsString,
-    /// Its address.
+    /// The address of the interface.
     pub address: Ipv4Addr,
-    /// Length of the network's prefix.
+    /// The length of the network's prefix, 0 to 32.
     pub prefix: u8,
-    /// The gateway.
+    /// The gateway, if any.
     pub gateway: Option<Ipv4Addr>,
-    /// Name servers.
+    /// The name servers.
     pub dns: Vec<Ipv4Addr>,
 }
 
-/// Why something could not be done.
+/// The reason why a request failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// What was tried.
+    /// The step that failed.
     pub step: Step,
-    /// With what: a program, path, user or interface.
+    /// The object of the step: a program, path, user or interface.
     pub subject: OsString,
     /// `errno` of the failed call.
     pub errno: i32,
 }
 
-/// The step that failed.
+/// A step of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Opening one more channel.
@@ -133,7 +134,7 @@ pub enum Step {
     Read,
     /// Writing.
     Write,
-    /// Putting the file into its place.
+    /// Renaming the finished file to its path.
     Rename,
     /// Setting the clock.
     Clock,
@@ -189,14 +190,14 @@ impl Step {
 }
 
 impl Failure {
-    /// A failure with an error of the system.
+    /// Makes a failure from an error of the system.
     pub fn new(step: Step, subject: impl Into<OsString>, error: &std::io::Error) -> Self {
         Self { step, subject: subject.into(), errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
     }
 }
 
 impl HostMessage {
-    /// The message as a frame, length included.
+    /// Returns the message as a frame, length included.
     pub fn to_frame(&self, channel: u32) -> Vec<u8> {
         let frame = |kind| Encoder::new(kind).u32(channel);
         match self {
@@ -235,7 +236,7 @@ impl HostMessage {
 }
 
 impl AgentMessage {
-    /// The message as a frame, length included.
+    /// Returns the message as a frame, length included.
     pub fn to_frame(&self, channel: u32) -> Vec<u8> {
         let frame = |kind| Encoder::new(kind).u32(channel);
         match self {
@@ -316,7 +317,7 @@ impl AgentMessage {
         Ok((channel, message))
     }
 
-    /// Its name in errors.
+    /// Returns the message's name in errors.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Ready(_) => "ready",
@@ -334,7 +335,7 @@ impl AgentMessage {
     }
 }
 
-/// A frame of a stream's bytes, of which there are [`super::MAX_DATA`] at most.
+/// Builds a frame of a stream's bytes, of which there are at most [`super::MAX_DATA`].
 pub(super) fn data_frame(channel: u32, stream: Stream, bytes: &[u8]) -> Vec<u8> {
     Encoder::new(DATA).u32(channel).stream(stream).raw(bytes).finish()
 }

@@ -1,12 +1,12 @@
 //! The protocol between Coracle and the agent in a guest: commands, files, clock, network and power, over one byte
 //! stream. `docs/agent.md` describes it.
 //!
-//! Both ends are state machines without descriptors: [`HostSession`] and [`AgentSession`] take the bytes that arrive
-//! and hand out events and the bytes to send. Who owns the stream (a virtio socket, a console port, a serial line)
-//! moves the bytes.
+//! Both ends are state machines without descriptors: [`HostSession`] and [`AgentSession`] take the bytes that
+//! arrive and return events and bytes to send. The owner of the stream (a virtio socket, a console port, a
+//! serial line) moves the bytes.
 //!
-//! Neither end trusts the other. A session keeps no more than one frame of what arrives, and every stream has a window:
-//! an end that sends more than the other has allowed breaks the session.
+//! Neither end trusts the other. A session keeps at most one frame of the input, and each stream has a
+//! window: an end that sends more than the other has granted breaks the session.
 
 mod agent_session;
 mod entry;
@@ -28,120 +28,123 @@ pub use request::{ExecRequest, NetworkRequest, PathRequest, Power, PutRequest, R
 
 pub use super::wire::{Ending, ProtocolError, Stream, WindowSize};
 
-/// Version of this protocol. Ends of different versions speak the lower one, or part if one of them does not know it.
-/// Version 2 has requests of its own ([`Request::version`]), and is the same in all else.
+/// The version of this protocol. If the ends differ, they speak the lower one, and part if one of them does
+/// not know it. Version 2 adds requests ([`Request::version`]) and changes nothing else.
 pub const VERSION: u32 = 2;
 
-/// The oldest version that is spoken.
+/// The oldest version that this end speaks.
 pub const OLDEST_VERSION: u32 = 1;
 
-/// The vsock port of the host that an agent connects to unless it is told another.
+/// The vsock port of the host to which an agent connects by default.
 pub const VSOCK_PORT: u32 = 1024;
 
 /// The name of the agent's port of a virtio console device.
 pub const PORT_NAME: &str = "coracle.agent";
 
-/// Bytes that a stream may carry before its receiver has granted more: what keeps a fast link busy.
+/// Bytes that a stream may carry before its receiver has granted more: enough to keep a fast link busy.
 pub const INITIAL_WINDOW: u32 = 256 << 10;
 
-/// What a receiver may have granted at most.
+/// The largest number of bytes that a receiver may have granted. It bounds the memory of a sender that never
+/// reads.
 pub const MAX_WINDOW: u32 = 16 << 20;
 
-/// Bytes of a stream in one frame at most.
+/// The largest number of bytes of a stream in one frame.
 pub const MAX_DATA: usize = 64 << 10;
 
-/// The longest frame of the host: Linux takes arguments and variables up to a quarter of the stack's limit, which is
-/// 8 MiB by default (`execve(2)`).
+/// The longest frame of the host. Linux takes arguments and variables up to a quarter of the stack's limit,
+/// which is 8 MiB by default (`execve(2)`).
 pub const MAX_HOST_FRAME: usize = 2 << 20;
 
-/// The longest frame of the agent: a piece of a stream and its head.
+/// The longest frame of the agent: a piece of a stream and its header.
 pub const MAX_AGENT_FRAME: usize = MAX_DATA + 64;
 
-/// Channels that can be open at once.
+/// The largest number of open channels.
 pub const MAX_CHANNELS: usize = 512;
 
-/// Bytes that wait for an agent that does not read. Beyond it, the host sends no input, grants no window and opens no
-/// channel: the agent alone decides when it reads, so that nothing that it causes may wait without a bound.
+/// The largest number of bytes that wait for an agent that does not read. Beyond it, the host sends no input,
+/// grants no window and opens no channel. The agent alone decides when it reads, so nothing that it causes
+/// may wait without a bound.
 pub const MAX_WAITING: usize = 4 << 20;
 
-/// A broken rule. The session cannot be followed from there on.
+/// A broken rule of the protocol. The session cannot go on after it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
-    /// A frame or message that is not one.
+    /// The bytes are not a frame or message.
     #[error(transparent)]
     Message(#[from] ProtocolError),
-    /// The other end speaks no version that this one does.
+    /// The ends have no version in common.
     #[error(
         "the other end speaks version {theirs} of the agent's protocol, and this one {OLDEST_VERSION} to {VERSION}"
     )]
     Version {
-        /// Theirs.
+        /// The other end's highest version.
         theirs: u32,
     },
     /// The other end greets in the middle of a session.
-    #[error("the other end has started anew")]
+    #[error("the other end has started again")]
     Restarted,
-    /// The session does not begin as it has to.
-    #[error("the first message is not that the agent is ready")]
+    /// The session does not begin with the message that the agent is ready.
+    #[error("the first message does not report that the agent is ready")]
     NotReady,
-    /// A channel that is not open, or is already.
-    #[error("a message for the channel {channel}, which cannot have it")]
+    /// The channel of a message is not open, or is already open.
+    #[error("channel {channel}: it is not in a state to receive this message")]
     Channel {
-        /// Its number.
+        /// The channel's number.
         channel: u32,
     },
-    /// A stream that has ended, or that the channel does not have.
+    /// The stream of a message has ended, or the channel does not have it.
     #[error("channel {channel} has no open stream {stream}")]
     NoStream {
-        /// The channel.
+        /// The channel's number.
         channel: u32,
         /// The stream.
         stream: Stream,
     },
-    /// More bytes than were allowed.
+    /// More bytes arrived than were granted.
     #[error("channel {channel}: {count} bytes on the stream {stream}, and {allowed} were allowed")]
     Overrun {
-        /// The channel.
+        /// The channel's number.
         channel: u32,
         /// The stream.
         stream: Stream,
-        /// Bytes that came.
+        /// Bytes that arrived.
         count: usize,
-        /// Bytes that could have come.
+        /// Bytes that were granted.
         allowed: u32,
     },
-    /// A grant beyond all windows.
+    /// A grant beyond the largest window.
     #[error("channel {channel}: more than {MAX_WINDOW} bytes are granted on the stream {stream}")]
     Grant {
-        /// The channel.
+        /// The channel's number.
         channel: u32,
         /// The stream.
         stream: Stream,
     },
-    /// A grant of nothing, which no receiver sends: it would keep a caller waiting with frames that move nothing.
+    /// A grant of 0 bytes, which no receiver sends: it would keep a caller waiting with frames that move
+    /// nothing.
     #[error("channel {channel}: a grant of 0 bytes on the stream {stream}")]
     EmptyGrant {
-        /// The channel.
+        /// The channel's number.
         channel: u32,
         /// The stream.
         stream: Stream,
     },
-    /// An answer of a few bytes that is longer.
+    /// An answer of a bounded length is longer.
     #[error("an answer has more than {limit} bytes")]
     TooLong {
-        /// The limit.
+        /// The largest length in bytes.
         limit: usize,
     },
-    /// What a path is has not been said, or more than once.
+    /// The description of a path is missing, or there are several.
     #[error("an answer about one path has another number of entries")]
     NoEntry,
-    /// An answer to something that was not asked, or a second one.
+    /// An answer that was not asked for, or a second one.
     #[error("channel {channel}: '{what}' does not fit what came before")]
     Unexpected {
-        /// The channel.
+        /// The channel's number.
         channel: u32,
-        /// The message.
+        /// The kind of the message.
         what: &'static str,
     },
 }

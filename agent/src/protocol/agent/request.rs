@@ -1,4 +1,4 @@
-//! What the host asks the agent for: each opens a channel.
+//! The requests of the host. Each opens a channel.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;
@@ -8,74 +8,75 @@ use std::time::Duration;
 use super::{ExecLimits, ProtocolError, WindowSize};
 use crate::protocol::wire::{Decoder, Encoder};
 
-/// A request.
+/// A request of the host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Run a command. Streams: stdin to it if it has one; stdout and stderr from it, or stdout alone from its terminal.
+    /// Run a command. Its streams are stdin if it has one, and stdout and stderr, or stdout alone from a
+    /// terminal.
     Exec(Box<ExecRequest>),
     /// Write a file, whose bytes follow on stdin.
     Put(PutRequest),
     /// Read a file, whose bytes come on stdout.
     Get(PathBuf),
-    /// List a folder, whose entries come on stdout (see [`super::DirEntry`]).
+    /// List a directory, whose entries come on stdout (see [`super::DirEntry`]).
     List(PathBuf),
-    /// Say what a path is: one entry comes on stdout, whose name means nothing.
+    /// Describe a path: one entry comes on stdout, whose name has no meaning.
     Stat {
         /// The path.
         path: PathBuf,
-        /// Whether the file at the end of a symbolic link is meant.
+        /// Whether a symbolic link at the end of the path is followed.
         follow: bool,
     },
-    /// Say where a symbolic link leads: the bytes come on stdout.
+    /// Read a symbolic link, whose target comes on stdout.
     ReadLink(PathBuf),
-    /// Change what paths mean.
+    /// Create, remove or rename a path.
     Path(PathRequest),
-    /// Set the wall clock: the time since 1970.
+    /// Set the wall clock to this time since 1970.
     SetClock(Duration),
-    /// Bring the network up.
+    /// Set the network up.
     Network(NetworkRequest),
-    /// End the machine in good order.
+    /// Shut the machine down.
     Shutdown(Power),
 }
 
 /// A command to run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecRequest {
-    /// Program and arguments; a program without a slash is looked up in `PATH`.
+    /// Program and arguments. A program without a slash is looked up in `PATH`.
     pub argv: Vec<OsString>,
-    /// Variables, over the defaults.
+    /// Variables, which override the defaults.
     pub env: Vec<(OsString, OsString)>,
-    /// No defaults: `env` is all.
+    /// Whether `env` is the whole environment, without defaults.
     pub clear_env: bool,
-    /// Where to run; none for `/`.
+    /// The working directory; `/` if none is given.
     pub cwd: Option<PathBuf>,
-    /// As whom: a name or number, with `:` and a group's if wanted; none for whom the agent runs as.
+    /// The user: a name or number, with `:` and a group if wanted. If none is given, the agent's own user.
     pub user: Option<OsString>,
-    /// With a terminal of this size for all three streams.
+    /// The size of the terminal that all three streams have, if any.
     pub terminal: Option<WindowSize>,
-    /// With a stdin; else it is `/dev/null`.
+    /// Whether there is a stdin. If not, it is `/dev/null`.
     pub stdin: bool,
-    /// What it may take. Others than none need version 2.
+    /// Limits of the command. Any limit needs version 2.
     pub limits: ExecLimits,
 }
 
-/// A change of what paths mean.
+/// A change of paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathRequest {
     /// Make a directory.
     MakeDirectory {
         /// Its path.
         path: PathBuf,
-        /// Its permission bits; those above it get 0755.
+        /// Its permission bits. Missing parents get 0755.
         mode: u32,
-        /// Make those above it too, and take it where it is there already.
+        /// Whether to make missing parents, and to accept an existing directory.
         parents: bool,
     },
     /// Remove a file, a link, or a directory.
     Remove {
         /// Its path.
         path: PathBuf,
-        /// With all that is in it; else it has to be empty.
+        /// Whether to remove everything in the directory. If not, it must be empty.
         all: bool,
     },
     /// Rename a file or directory (`rename(2)`).
@@ -87,9 +88,9 @@ pub enum PathRequest {
     },
     /// Make a symbolic link.
     Link {
-        /// Where it leads.
+        /// The link's target.
         target: PathBuf,
-        /// Its own path.
+        /// The link's own path.
         path: PathBuf,
     },
 }
@@ -97,26 +98,26 @@ pub enum PathRequest {
 /// A file to write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutRequest {
-    /// Where.
+    /// The path of the file.
     pub path: PathBuf,
-    /// Permission bits; none for those of the file that is there, or 0644.
+    /// Permission bits. If none are given, those of the existing file, or 0644.
     pub mode: Option<u32>,
 }
 
-/// How the network is to come up.
+/// The settings with which the network is to come up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkRequest {
-    /// The interface, by its name or its hardware address; none for the first Ethernet one.
+    /// The interface, by its name or its hardware address; the first Ethernet interface if none is given.
     pub interface: Option<OsString>,
-    /// Address, length of the prefix and gateway; none to ask a DHCP server.
+    /// Address, length of the prefix and gateway; `None` to ask a DHCP server.
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
-    /// Name servers; with none, those that the DHCP server tells.
+    /// Name servers. If there are none, those that the DHCP server names.
     pub dns: Vec<Ipv4Addr>,
-    /// How long a DHCP server may take to answer.
+    /// The longest time that a DHCP server may take to answer.
     pub limit: Duration,
 }
 
-/// How a machine ends.
+/// The way in which a machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
     /// Power off.
@@ -126,7 +127,7 @@ pub enum Power {
 }
 
 impl Request {
-    /// The version of the protocol that has it.
+    /// Returns the lowest version of the protocol that has the request.
     pub fn version(&self) -> u32 {
         if self.kind() < 8 { 1 } else { 2 }
     }
@@ -166,7 +167,7 @@ impl Request {
         }
     }
 
-    /// The request of a kind; `None` for a kind that is none.
+    /// Decodes the request of a kind; `None` for a kind that is not a request.
     pub(super) fn decode(kind: u8, fields: &mut Decoder<'_>) -> Result<Option<Self>, ProtocolError> {
         Ok(Some(match kind {
             1 => Self::Exec(Box::new(decode_exec(fields)?)),

@@ -1,15 +1,15 @@
-//! The variables that the outer side adds to a command's environment.
+//! Variables that the outer side adds to a command's environment.
 
-/// Set for every command that runs on an emulated host.
+/// Marks each command that runs on an emulated host.
 pub const MARK: &str = "CORACLE_EMULATED_HOST";
 
-/// The id of the user who started the emulated host: a command there works as root for that user.
+/// The id of the user who started the emulated host. A command there runs as root, for that user.
 pub const CALLER: &str = "CORACLE_EMULATED_HOST_CALLER";
 
-/// On an emulated host, the id of the user who started it.
+/// Returns the id of the user who started the emulated host; `None` on any other host.
 pub fn caller() -> Option<u32> {
     std::env::var(CALLER).ok()?.parse().ok()
 }
 
-/// Milliseconds from the start of QEMU until the emulated host ran programs.
+/// Milliseconds from the start of QEMU until the emulated host could run programs.
 pub const BOOT_TIME: &str = "CORACLE_EMULATED_HOST_BOOT_MS";

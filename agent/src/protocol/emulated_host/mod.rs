@@ -1,11 +1,11 @@
 //! The control port between the emulated host's agent and the process that started the machine.
 //!
-//! A message is one frame. The streams of the command (stdin, stdout, stderr) have ports of their own and carry nothing but bytes;
-//! everything else about the command crosses here. Both directions are bounded and checked, because a command
-//! on the emulated machine runs as root there and can write to any port.
+//! A message is one frame. The streams of the command (stdin, stdout, stderr) have ports of their own, which
+//! carry nothing but bytes. Everything else about the command crosses here. Both directions are bounded and
+//! checked, because a command on the emulated machine runs as root there and can write to any port.
 //!
-//! Order: the agent sends [`FromAgent::Hello`], the outer side answers with [`ToAgent::Start`], the agent says
-//! [`FromAgent::Started`] or [`FromAgent::Failed`], and at the end [`FromAgent::Exited`].
+//! The agent sends [`FromAgent::Hello`], the outer side answers with [`ToAgent::Start`], the agent reports
+//! [`FromAgent::Started`] or [`FromAgent::Failed`], and at the end it sends [`FromAgent::Exited`].
 
 pub mod environment;
 mod request;
@@ -18,18 +18,19 @@ pub use super::wire::{Ending, FrameReader, ProtocolError, Stream, WindowSize};
 pub use request::{Limit, Request, Share};
 pub use terminal::TerminalModes;
 
-/// Version of this protocol. The two ends must have the same one: they are built together, and an older
-/// initramfs is told from a damaged one by it.
+/// The version of this protocol. The two ends must have the same one, because they are built together. It
+/// distinguishes an older initramfs from a damaged one.
 pub const VERSION: u32 = 2;
 
-/// First bytes of a [`FromAgent::Hello`]: fixed for all versions, so that versions can be compared at all.
+/// The first bytes of a [`FromAgent::Hello`]. They are the same in all versions, so that versions can be
+/// compared.
 const MAGIC: &[u8] = b"coracle\0";
 
-/// The longest frame to the agent, in bytes: Linux accepts at most 6 MiB of arguments and environment
+/// The longest frame to the agent, in bytes. Linux accepts at most 6 MiB of arguments and environment
 /// (`execve(2)`), and the rest of a request is small.
 pub const MAX_START_FRAME: usize = 8 << 20;
 
-/// The longest frame from the agent, in bytes: the longest field is a path or a program's name.
+/// The longest frame from the agent, in bytes. Its longest field is a path or a program's name.
 pub const MAX_AGENT_FRAME: usize = 64 << 10;
 
 /// Names of the virtio-serial ports, as they stand in `/sys/class/virtio-ports/*/name`.
@@ -43,42 +44,42 @@ pub mod port {
 /// Tag of the 9p share that holds the caller's `/`.
 pub const ROOT_TAG: &str = "coracle";
 
-/// Tag of the 9p share that holds the caller's [`SYSTEM_DIRECTORY`] once more.
+/// Tag of a second 9p share, which holds the caller's [`SYSTEM_DIRECTORY`].
 pub const SYSTEM_TAG: &str = "coracle-system";
 
-/// The installed system: it does not change while a command runs, so the machine may remember what it read
-/// there. Without that, each program would cost hundreds of round trips to start.
+/// The directory of the installed system. It does not change while a command runs, so the machine may cache
+/// what it read there. Without the cache, each program would cost hundreds of round trips to start.
 pub const SYSTEM_DIRECTORY: &str = "/usr";
 
-/// Directories that the emulated machine has for itself (tmpfs): locks, sockets, holes and `O_TMPFILE` do not
-/// work across the share, and these are where programs expect them to.
+/// Directories that the emulated machine has for itself (tmpfs). Locks, sockets, holes and `O_TMPFILE` do not
+/// work across the share, and programs expect them in these directories.
 pub const PRIVATE_DIRECTORIES: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
 
-/// What the outer side tells the agent.
+/// A message from the outer side to the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToAgent {
     /// Run this command. Sent once.
     Start(Box<Request>),
     /// The caller's stdin ended after this many bytes.
     StdinEnd {
-        /// Bytes sent through the stdin port in all.
+        /// Bytes that were sent through the stdin port in all.
         bytes: u64,
     },
-    /// The caller's stdout or stderr was closed: nothing more can be delivered.
+    /// The caller's stdout or stderr was closed, so nothing more can be delivered.
     OutputClosed(Stream),
     /// The caller's terminal has a new size.
     Resize(WindowSize),
     /// Send this signal to the command's foreground process group. Answered by [`FromAgent::Delivered`].
     Signal(u8),
-    /// Nothing. Its arrival is an interrupt, which has the machine look for others that were lost: see the outer side's
-    /// session.
+    /// No content. Its arrival is an interrupt, which makes the machine look for others that were lost; see
+    /// the outer side's session.
     Tick,
 }
 
-/// What the agent tells the outer side.
+/// A message from the agent to the outer side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FromAgent {
-    /// The machine is up. First message.
+    /// The machine runs. This is the first message.
     Hello {
         /// The agent's [`VERSION`].
         version: u32,
@@ -87,24 +88,24 @@ pub enum FromAgent {
     Started,
     /// The command could not be started.
     Failed(StartFailure),
-    /// A signal was passed on: the agent reacts.
+    /// A signal was passed on, so the agent is alive.
     Delivered {
         /// The signal's number.
         signal: u8,
     },
-    /// The command ended. Last message.
+    /// The command ended. This is the last message.
     Exited {
-        /// How.
+        /// The exit code or signal.
         ending: Ending,
-        /// Bytes sent through each stream's port in all (for stdin: a terminal's echo).
+        /// Bytes that were sent through each stream's port in all. For stdin, they are a terminal's echo.
         produced: [u64; 3],
     },
 }
 
-/// Why a command could not be started on the emulated machine.
+/// The reason why a command could not be started on the emulated machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StartFailure {
-    /// What was tried.
+    /// The step that failed.
     pub step: StartStep,
     /// The path, or the program's name.
     pub subject: OsString,
@@ -112,10 +113,10 @@ pub struct StartFailure {
     pub errno: i32,
 }
 
-/// The step of a start that failed.
+/// A step of starting a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StartStep {
-    /// Showing a shared path.
+    /// Making a shared path visible.
     Share,
     /// Making the pseudo-terminal or pipes.
     Streams,
@@ -126,7 +127,7 @@ pub enum StartStep {
 }
 
 impl ToAgent {
-    /// The message as a frame, length included.
+    /// Returns the message as a frame, length included.
     pub fn to_frame(&self) -> Vec<u8> {
         match self {
             Self::Start(request) => request.encode(),
@@ -159,7 +160,7 @@ impl ToAgent {
 }
 
 impl FromAgent {
-    /// The message as a frame, length included.
+    /// Returns the message as a frame, length included.
     pub fn to_frame(&self) -> Vec<u8> {
         match self {
             Self::Hello { version } => Encoder::new(0).raw(MAGIC).u32(*version).finish(),
@@ -192,7 +193,7 @@ impl FromAgent {
                 if fields.raw(MAGIC.len(), "magic")? != MAGIC {
                     return Err(ProtocolError::NotHello);
                 }
-                // Later versions may say more after the version: it is theirs to be understood.
+                // Later versions may have more fields after the version, which only they understand.
                 return Ok(Self::Hello { version: fields.u32("version")? });
             }
             1 => Self::Started,

@@ -6,26 +6,26 @@ use std::path::PathBuf;
 use super::TerminalModes;
 use crate::protocol::wire::{Decoder, Encoder, ProtocolError, WindowSize};
 
-/// The command to run and everything of the caller's surroundings that it inherits.
+/// The command to run, and everything that it inherits from the caller.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// Program and arguments; the program is looked up in `PATH` of `env` unless it has a slash.
+    /// Program and arguments. The program is looked up in `PATH` of `env` unless it has a slash.
     pub argv: Vec<OsString>,
-    /// The whole environment; nothing is added.
+    /// The whole environment. Nothing is added.
     pub env: Vec<(OsString, OsString)>,
     /// Working directory, absolute.
     pub cwd: PathBuf,
     /// File mode creation mask.
     pub umask: u32,
-    /// Which of stdin, stdout and stderr are terminals of the caller.
+    /// Whether stdin, stdout and stderr are terminals of the caller.
     pub terminals: [bool; 3],
-    /// Modes and size of that terminal, when there is one.
+    /// Modes and size of that terminal, if there is one.
     pub terminal: Option<(TerminalModes, WindowSize)>,
-    /// Signals that the caller ignores (`nohup`) and that the command shall ignore too.
+    /// Signals that the caller ignores (`nohup`), and that the command must ignore too.
     pub ignored_signals: Vec<u8>,
-    /// Resource limits that describe the command, not the machine.
+    /// Resource limits that concern the command rather than the machine.
     pub limits: Vec<Limit>,
-    /// Files and directories of the caller to show inside the private directories.
+    /// Files and directories of the caller that are visible inside the private directories.
     pub shares: Vec<Share>,
 }
 
@@ -43,9 +43,9 @@ pub struct Limit {
 /// A file or directory of the caller, bind-mounted at a path under one of the [`PRIVATE_DIRECTORIES`](super::PRIVATE_DIRECTORIES).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Where it is for the caller: absolute and free of symbolic links.
+    /// The caller's path: absolute and free of symbolic links.
     pub source: PathBuf,
-    /// Where the command finds it: absolute, without `..`.
+    /// The command's path: absolute, without `..`.
     pub target: PathBuf,
 }
 

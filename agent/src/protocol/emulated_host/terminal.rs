@@ -1,4 +1,5 @@
-//! The modes of a terminal as they cross the control port: what `termios(3)` holds. Both machines run Linux on x86-64, so the bits mean the same on either side.
+//! The modes of a terminal as they cross the control port, which are the fields of `termios(3)`. Both
+//! machines run Linux on x86-64, so the bits mean the same on either side.
 
 use crate::protocol::wire::{Decoder, Encoder, ProtocolError};
 
@@ -18,7 +19,7 @@ pub struct TerminalModes {
 }
 
 impl TerminalModes {
-    /// Takes the modes out of the C structure.
+    /// Reads the modes from the C structure.
     pub fn from_termios(termios: &libc::termios) -> Self {
         Self {
             input: termios.c_iflag,
@@ -29,7 +30,7 @@ impl TerminalModes {
         }
     }
 
-    /// Puts the modes into a terminal's C structure; its line speed stays.
+    /// Writes the modes to a terminal's C structure. Its line speed stays.
     pub fn apply_to(&self, termios: &mut libc::termios) {
         let Self { input, output, control, local, characters } = *self;
         let speed = libc::CBAUD | libc::CBAUDEX;

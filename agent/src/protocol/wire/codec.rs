@@ -1,5 +1,6 @@
-//! Fields of a message: fixed little-endian numbers, length-prefixed byte strings, counted lists.
-//! Decoding takes bytes that a hostile program may have written: every length is checked against what is left.
+//! Fields of a message: fixed little-endian numbers, length-prefixed byte strings, and counted lists. A
+//! hostile program may have written the bytes, so decoding checks each length against the bytes that are
+//! left.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -16,7 +17,7 @@ impl Encoder {
         Self { frame: vec![0, 0, 0, 0, kind] }
     }
 
-    /// The frame, with its length filled in.
+    /// Returns the frame, with its length filled in.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let length = wire_length(self.frame.len().saturating_sub(4));
         if let Some(header) = self.frame.first_chunk_mut::<4>() {
@@ -62,7 +63,7 @@ impl Encoder {
         })
     }
 
-    /// One byte that says whether there is a value, and then the value.
+    /// Adds one byte for whether there is a value, and then the value.
     pub(crate) fn option<T>(self, value: Option<T>, item: impl FnOnce(Self, T) -> Self) -> Self {
         match value {
             Some(value) => item(self.u8(1), value),
@@ -75,7 +76,7 @@ impl Encoder {
     }
 }
 
-/// Takes one frame's content apart.
+/// Takes the fields from one frame's content.
 pub(crate) struct Decoder<'a> {
     rest: &'a [u8],
 }
@@ -117,7 +118,7 @@ impl<'a> Decoder<'a> {
         self.array(field).map(i64::from_le_bytes)
     }
 
-    /// Everything that is left.
+    /// Returns everything that is left.
     pub(crate) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
@@ -135,7 +136,7 @@ impl<'a> Decoder<'a> {
         Ok(OsString::from_vec(self.raw(length, field)?.to_vec()))
     }
 
-    /// A value that need not be there.
+    /// Reads an optional value.
     pub(crate) fn option<T>(
         &mut self,
         field: &'static str,
@@ -144,8 +145,8 @@ impl<'a> Decoder<'a> {
         if self.flag(field)? { item(self).map(Some) } else { Ok(None) }
     }
 
-    /// A counted list. Memory stays bounded by the frame: an item takes at least one byte of it, and nothing
-    /// is set aside for items that have not been read.
+    /// Reads a counted list. Memory stays bounded by the frame: an item takes at least one byte of it, and
+    /// nothing is reserved for items that have not been read.
     pub(crate) fn list<T>(
         &mut self,
         field: &'static str,
@@ -168,7 +169,8 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// A length on the wire. What does not fit 32 bits is far over a frame's limit, which the other end enforces.
+/// Returns a length on the wire. A length above 32 bits is far over a frame's limit, which the other end
+/// enforces.
 fn wire_length(length: usize) -> u32 {
     u32::try_from(length).unwrap_or(u32::MAX)
 }

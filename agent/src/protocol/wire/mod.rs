@@ -1,6 +1,7 @@
-//! What both protocols are made of: frames, fields and the values that they share.
+//! The parts of both protocols: frames, fields and shared values.
 //!
-//! A frame is a little-endian `u32` length and then that many bytes, of which the first is the kind of the message.
+//! A frame is a little-endian `u32` length and then that many bytes. The first of them is the kind of the
+//! message.
 
 mod codec;
 mod error;

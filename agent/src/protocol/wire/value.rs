@@ -24,10 +24,10 @@ impl std::fmt::Display for Stream {
 }
 
 impl Stream {
-    /// All three, in the order of their file descriptors.
+    /// All three streams, in the order of their file descriptors.
     pub const ALL: [Self; 3] = [Self::Stdin, Self::Stdout, Self::Stderr];
 
-    /// The file descriptor number, which is also the stream's place in arrays of three.
+    /// Returns the file descriptor number, which is also the stream's index in arrays of three.
     pub fn index(self) -> usize {
         match self {
             Self::Stdin => 0,
@@ -64,7 +64,7 @@ impl Stream {
     }
 }
 
-/// How a command ended.
+/// The exit code or signal with which a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
     /// It exited with this code.

@@ -1,5 +1,5 @@
-//! The default guest as the other end of vsock connections: it sends back what comes. It takes connections to its port 7,
-//! and makes one to port 7 of the host if somebody listens there.
+//! The default guest as the other end of vsock connections: it sends back every byte. It accepts connections
+//! to its port 7, and makes one to port 7 of the host if somebody listens there.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use crate::report::report;
 /// The port of the echo service (RFC 862), on either side.
 const PORT: u32 = 7;
 
-/// Serves until the end of the machine, on threads of its own.
+/// Serves until the machine ends, on threads of its own.
 pub(super) fn start() {
     match listen() {
         Ok(listener) => {
@@ -42,7 +42,7 @@ fn accept_all(listener: &OwnedFd) {
     }
 }
 
-/// Sends everything back, up to the end.
+/// Sends everything back, until the end of the stream.
 fn serve(stream: OwnedFd) {
     let mut stream = File::from(stream);
     let mut buffer = vec![0; PIECE];
@@ -98,5 +98,5 @@ fn check(result: libc::c_int) -> io::Result<()> {
 }
 
 const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_vm>() as libc::socklen_t;
-/// The largest packet of virtio-vsock in Linux.
+/// The largest packet of virtio-vsock in Linux, in bytes.
 const PIECE: usize = 64 << 10;

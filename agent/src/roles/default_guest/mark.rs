@@ -1,4 +1,4 @@
-//! Tells the machine that the guest has come to its first process.
+//! Reports to the machine that the guest has reached its first process.
 
 use std::arch::asm;
 use std::fs::OpenOptions;
@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt;
 
 use coracle_agent::boot_mark::{INIT_RUNS, PORT};
 
-/// Writes the mark. False where the kernel gives a process no access to ports (`CONFIG_X86_IOPL_IOPERM` is off, or
-/// lockdown is on).
+/// Writes the mark. Returns false if the kernel gives a process no access to ports (`CONFIG_X86_IOPL_IOPERM`
+/// is off, or lockdown is on).
 pub(super) fn init_runs() -> bool {
     let port = libc::c_ulong::from(PORT);
     // SAFETY: asks for access to one port, which belongs to no device of the kernel's.
@@ -15,7 +15,7 @@ pub(super) fn init_runs() -> bool {
         return false;
     }
     write_port();
-    // SAFETY: gives the access back; no memory is involved.
+    // SAFETY: drops the access to one port; no memory is involved.
     unsafe { libc::ioperm(port, 1, 0) };
     true
 }
@@ -27,9 +27,9 @@ fn write_port() {
     }
 }
 
-/// The same through a file of the kernel's, for which `/dev` has to be mounted.
+/// Writes the mark through a file of the kernel's, which needs `/dev` to be mounted.
 pub(super) fn init_runs_by_file() {
-    // Where there is no such file either, Coracle goes by other signs.
+    // If there is no such file either, Coracle uses other signs.
     if let Ok(ports) = OpenOptions::new().write(true).open("/dev/port") {
         let _ = ports.write_at(&[INIT_RUNS], u64::from(PORT));
     }

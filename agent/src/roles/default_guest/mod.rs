@@ -1,6 +1,6 @@
-//! The default guest: brings its machine up, does one thing that the kernel command line names, and ends.
+//! The default guest sets its machine up, does one thing that the kernel command line names, and ends.
 //!
-//! The word is `coracle.init=ACTION`; the last one counts. Everything goes to `/dev/console`.
+//! The parameter is `coracle.init=ACTION`, and the last one counts. All output goes to `/dev/console`.
 
 mod echo;
 mod mark;
@@ -17,10 +17,10 @@ use crate::report::report;
 use crate::server::{self, Surroundings, Transport};
 use crate::{console, modules};
 
-/// What the guest was booted for.
+/// The action for which the guest was booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Action {
-    /// Print what the machine is, then power off. The default.
+    /// Print a description of the machine, then power off. The default.
     Report,
     /// An interactive shell on the console, or on the terminal of `coracle.terminal=NAME`, then power off.
     Shell,
@@ -36,18 +36,19 @@ enum Action {
     Exit,
     /// Do nothing until the power button is pressed.
     Wait,
-    /// Send back what comes on vsock port 7, until the power button is pressed.
+    /// Send back all bytes on vsock port 7, until the power button is pressed.
     Echo,
-    /// Serve the host, until the power button is pressed. Also without the word, when another names a way to the host.
+    /// Serve the host, until the power button is pressed. Another parameter that names a transport to the
+    /// host selects it too.
     Agent,
-    /// Do nothing for ever, whatever is pressed.
+    /// Do nothing forever, whatever is pressed.
     Hang,
-    /// Something that this agent does not know.
+    /// An action that this agent does not know.
     Unknown(String),
 }
 
 impl Action {
-    /// The action that a kernel command line names.
+    /// Returns the action that a kernel command line names.
     fn from_command_line(line: &str) -> Self {
         let word =
             line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("coracle.init=")).next_back();
@@ -69,7 +70,7 @@ impl Action {
     }
 }
 
-/// Runs the guest. Returns only where the end of PID 1 is the wish.
+/// Runs the guest. Returns only if the action is to end PID 1.
 pub(crate) fn run() -> ExitCode {
     let marked = mark::init_runs();
     furnish::DEVICES.make_or_report();
@@ -78,9 +79,9 @@ pub(crate) fn run() -> ExitCode {
     }
     furnish::furnish(RootFiles::Private);
     modules::load_all(modules::LIST);
-    // Those that the devices of this machine need besides.
+    // Modules that the devices of this machine need as well.
     modules::load_all(modules::OF_DEVICES);
-    // The console may be one of them.
+    // The console may be one of these devices.
     if let Err(error) = console::attach() {
         report(&format!("cannot use /dev/console: {error}"));
     }
@@ -112,7 +113,7 @@ pub(crate) fn run() -> ExitCode {
     power::power_off()
 }
 
-/// Serves the host, by the way that the command line names.
+/// Serves the host by the transport that the command line names.
 fn serve(line: &str, button: PowerButton) {
     shell::install();
     let transport = Transport::from_command_line(line).unwrap_or(Transport::DEFAULT);
@@ -122,7 +123,7 @@ fn serve(line: &str, button: PowerButton) {
     }
 }
 
-/// Has the kernel panic on purpose (`sysrq`, key c).
+/// Makes the kernel panic on purpose (`sysrq`, key c).
 fn crash() {
     let result =
         fs::write("/proc/sys/kernel/sysrq", "1").and_then(|()| fs::write("/proc/sysrq-trigger", "c"));

@@ -1,4 +1,4 @@
-//! What the guest finds itself to be: kernel, processors, memory and devices, one line each.
+//! The guest's description of its machine: kernel, processors, memory and devices, one line each.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +24,8 @@ fn processors() -> String {
     }
 }
 
-/// How many numbers a kernel list such as `0-3,8` has (`Documentation/admin-guide/cputopology.rst`).
+/// Returns the count of numbers in a kernel list such as `0-3,8`
+/// (`Documentation/admin-guide/cputopology.rst`).
 fn count_of_ranges(list: &str) -> Option<u64> {
     list.split(',')
         .map(|range| match range.split_once('-') {
@@ -37,7 +38,7 @@ fn count_of_ranges(list: &str) -> Option<u64> {
         .sum()
 }
 
-/// The total of `/proc/meminfo` in MiB.
+/// Returns the total of `/proc/meminfo` in MiB.
 fn memory(meminfo: &str) -> String {
     let total = meminfo
         .lines()

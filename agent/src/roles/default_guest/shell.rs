@@ -16,19 +16,19 @@ use crate::report::report;
 
 const BUSYBOX: &str = "/bin/busybox";
 
-/// Where busybox's commands are linked.
+/// The directories of busybox's commands.
 const PATH: &str = "/bin:/sbin:/usr/bin:/usr/sbin";
 
 const HOME: &str = "/root";
 
 const TERMINAL_WORD: &str = "coracle.terminal=";
 
-/// How long a driver may take to its terminal: that of a virtio console first talks with the device, on a busy host
-/// slowly.
+/// The time that a terminal may take to appear: a virtio console's driver first exchanges messages with the
+/// device, slowly on a busy host.
 const DRIVER_LIMIT: Duration = Duration::from_secs(20);
 const DRIVER_PERIOD: Duration = Duration::from_millis(10);
 
-/// Runs the shell and waits until it ends; reaps every other process and heeds the power button meanwhile.
+/// Runs the shell and waits until it ends. Meanwhile it reaps all other processes and obeys the power button.
 pub(super) fn run(line: &str, button: &mut PowerButton) {
     install();
     match start(line) {
@@ -37,7 +37,7 @@ pub(super) fn run(line: &str, button: &mut PowerButton) {
     }
 }
 
-/// Makes busybox's commands programs of the guest.
+/// Makes programs of busybox's commands.
 pub(super) fn install() {
     if let Err(error) = install_commands() {
         report(&format!("cannot link busybox's commands: {error}"));
@@ -60,7 +60,7 @@ fn start(line: &str) -> io::Result<libc::pid_t> {
     Ok(shell.id().cast_signed())
 }
 
-/// Opens the terminal that the command line names, once its driver has it.
+/// Opens the terminal that the command line names, once its driver has created it.
 fn open_terminal(line: &str) -> io::Result<File> {
     let path = Path::new("/dev").join(terminal_name(line)?);
     let start = Instant::now();
@@ -74,8 +74,9 @@ fn open_terminal(line: &str) -> io::Result<File> {
     }
 }
 
-/// That of the word `coracle.terminal=`, else the console's own device: `/dev/console` itself cannot control a
-/// session. The active consoles are listed with the one behind `/dev/console` last.
+/// Returns the terminal that the parameter `coracle.terminal=` names, or the device behind the console:
+/// `/dev/console` itself cannot control a session. The list of active consoles ends with the one behind
+/// `/dev/console`.
 fn terminal_name(line: &str) -> io::Result<String> {
     let named = line.split_ascii_whitespace().filter_map(|word| word.strip_prefix(TERMINAL_WORD)).next_back();
     let active = match named {

@@ -1,5 +1,5 @@
-//! What PID 1 does while something else runs: it reaps the processes that end, and heeds the power button and the signals
-//! by which `poweroff`, `reboot` and `halt` of busybox speak to it.
+//! The work of PID 1 while something else runs: it reaps ended processes, and obeys the power button and the
+//! signals of busybox's `poweroff`, `reboot` and `halt`.
 
 use std::os::fd::AsRawFd;
 
@@ -7,8 +7,8 @@ use crate::power::{self, PowerButton, requested, signal_events};
 use crate::report::report;
 use crate::signals::Signals;
 
-/// Waits until `process`, a child, has ended; without one, for ever. The power button powers off, a request does what it
-/// says.
+/// Waits until `process`, a child, has ended, or forever if there is none. The power button powers off, and a
+/// request ends the machine.
 pub(super) fn wait_until_ended(process: Option<libc::pid_t>, button: &mut PowerButton) {
     let signals = match signal_events() {
         Ok(signals) => signals,
@@ -29,7 +29,7 @@ pub(super) fn wait_until_ended(process: Option<libc::pid_t>, button: &mut PowerB
     }
 }
 
-/// Collects every process that has ended: true when `process` is one of them.
+/// Reaps all ended processes. Returns true if `process` is one of them.
 fn reap(process: Option<libc::pid_t>) -> bool {
     let mut ended = false;
     loop {
@@ -42,7 +42,7 @@ fn reap(process: Option<libc::pid_t>) -> bool {
     }
 }
 
-/// Waits until there is a signal or an input device has something to say.
+/// Waits for a signal or an event of an input device.
 fn wait(signals: &Signals, button: &PowerButton) {
     let mut entries = vec![libc::pollfd { fd: signals.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
     entries.extend(button.poll_entries());

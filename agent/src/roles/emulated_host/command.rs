@@ -1,4 +1,4 @@
-//! Starts the command in the caller's surroundings: streams, terminal, directory, limits, signals.
+//! Starts the command with the caller's streams, terminal, directory, limits and signals.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -15,20 +15,20 @@ use crate::pty::Pty;
 /// A command that was started, and the agent's ends of its streams.
 #[derive(Debug)]
 pub(super) struct RunningCommand {
-    /// Process, session and process group.
+    /// The id of its process, session and process group.
     pub(super) process: libc::pid_t,
     /// The agent's end of its terminal.
     pub(super) terminal: Option<File>,
     /// Whether its input goes to that terminal.
     pub(super) input_is_terminal: bool,
-    /// Where its input goes.
+    /// The descriptor for its input.
     pub(super) input: OwnedFd,
-    /// Where its output comes from, by stream. A terminal's comes through one of the streams, which is stdin
-    /// when neither stdout nor stderr is a terminal: then it is the echo.
+    /// The descriptors of its output, by stream. A terminal's output comes through one of the streams. That
+    /// is stdin if neither stdout nor stderr is a terminal, and then it is the echo.
     pub(super) outputs: [Option<OwnedFd>; 3],
 }
 
-/// Runs the command of a request. Its shares must be in place.
+/// Runs the command of a request. Its shares must be mounted.
 ///
 /// # Errors
 /// The step that failed, with its `errno`.
@@ -58,7 +58,7 @@ pub(super) fn start(request: &Request) -> Result<RunningCommand, StartFailure> {
     })
 }
 
-/// A failure as it crosses the control port.
+/// Makes a failure as it crosses the control port.
 pub(super) fn failure(step: StartStep, subject: &OsStr, error: &io::Error) -> StartFailure {
     StartFailure { step, subject: subject.to_owned(), errno: error.raw_os_error().unwrap_or(libc::EINVAL) }
 }
@@ -109,12 +109,12 @@ impl StreamsOf {
     }
 }
 
-/// The stream through whose port a terminal's output goes.
+/// Returns the stream whose port carries a terminal's output.
 fn terminal_output(terminals: [bool; 3]) -> Option<Stream> {
     [Stream::Stdout, Stream::Stderr, Stream::Stdin].into_iter().find(|stream| *stream.of(&terminals))
 }
 
-/// What the new process does to itself between fork and exec.
+/// The set-up of the new process between fork and exec.
 struct ChildSetup {
     /// The first of its streams that is the terminal.
     terminal: Option<libc::c_int>,
@@ -144,18 +144,18 @@ impl ChildSetup {
         unsafe { libc::umask(self.umask) };
         for limit in &self.limits {
             let value = libc::rlimit { rlim_cur: limit.soft, rlim_max: limit.hard };
-            // SAFETY: reads the structure it is given. A limit that cannot be had here is left as it is.
+            // SAFETY: reads the structure it is given. A limit that this machine refuses is left as it is.
             unsafe { libc::setrlimit(libc::__rlimit_resource_t::from(limit.resource), &raw const value) };
         }
         for signal in &self.ignored_signals {
-            // SAFETY: sets a disposition that is no function.
+            // SAFETY: sets a disposition that is not a function.
             unsafe { libc::signal(libc::c_int::from(*signal), libc::SIG_IGN) };
         }
         unblock_signals()
     }
 }
 
-/// The agent blocks signals, and a new process inherits that.
+/// Unblocks signals. The agent blocks them, and a new process inherits that.
 fn unblock_signals() -> io::Result<()> {
     // SAFETY: an all-zero set is valid: it is plain data.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };

@@ -1,4 +1,4 @@
-//! The control port of the agent: sends whole messages, collects whole messages.
+//! The control port of the agent: sends and receives complete messages.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,7 +16,7 @@ pub(super) struct ControlPort {
     frames: FrameReader,
 }
 
-/// Why nothing more can be said or heard.
+/// The reason why the control port cannot be used any more.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ControlError {
     #[error("it was closed")]
@@ -35,7 +35,7 @@ impl ControlPort {
         Self { port, frames: FrameReader::new(MAX_START_FRAME) }
     }
 
-    /// Sends one message, waiting for room: the outer side always reads this port.
+    /// Sends one message, and waits for buffer space: the outer side always reads this port.
     pub(super) fn send(&mut self, message: &FromAgent) -> Result<(), ControlError> {
         let frame = message.to_frame();
         let mut rest = frame.as_slice();
@@ -65,12 +65,12 @@ impl ControlPort {
         }
     }
 
-    /// What to poll for.
+    /// Returns the entry to poll.
     pub(super) fn poll_entry(&self) -> libc::pollfd {
         relay::poll_entry(self.port.as_raw_fd(), libc::POLLIN)
     }
 
-    /// Reads what has arrived. Messages are had from [`ControlPort::next_message`] until it gives none.
+    /// Reads what has arrived. [`ControlPort::next_message`] then returns the messages, until it returns none.
     pub(super) fn fill(&mut self) -> Result<(), ControlError> {
         let mut bytes = [0; 4096];
         match self.port.read(&mut bytes) {
@@ -84,7 +84,7 @@ impl ControlPort {
         }
     }
 
-    /// The next whole message of what was read.
+    /// Returns the next complete message of what was read.
     pub(super) fn next_message(&mut self) -> Result<Option<ToAgent>, ControlError> {
         let Some(content) = self.frames.next_frame()? else { return Ok(None) };
         Ok(Some(ToAgent::parse(&content)?))

@@ -1,8 +1,7 @@
 //! The emulated host: a machine that has KVM, whose files are the caller's, and that runs one command.
 //!
 //! QEMU starts it for `coracle host-emulate` and `coracle run --accel emulate`. The command's streams and its
-//! control messages cross by virtio-serial ports; the console belongs to the kernel and to this agent's own
-//! complaints.
+//! control messages cross virtio-serial ports. The console carries messages of the kernel and of this agent.
 
 mod command;
 mod control;
@@ -22,7 +21,7 @@ use ports::{Ports, PortsError};
 use root::{OuterRoot, RootError};
 use session::{Session, SessionError};
 
-/// Why the emulated host could not do its work.
+/// The reason why the emulated host cannot do its work.
 #[derive(Debug, thiserror::Error)]
 enum HostError {
     #[error("cannot open the ports to the outer side: {0}")]
@@ -35,8 +34,8 @@ enum HostError {
     Session(#[from] SessionError),
 }
 
-/// Runs the one command of this machine. The outer side ends the machine when it has read everything; this
-/// powers off only when there is no outer side to talk to.
+/// Runs the one command of this machine. The outer side ends the machine when it has read everything. This
+/// function powers off only if there is no outer side to talk to.
 pub(crate) fn run() -> ExitCode {
     if let Err(error) = serve() {
         report(&error.to_string());
@@ -63,8 +62,8 @@ fn serve() -> Result<(), HostError> {
         Err(failure) => FromAgent::Failed(failure),
     };
     control.send(&last)?;
-    // Bytes may still be on their way out of the ports, as slowly as the caller reads them; the outer side
-    // ends the machine when it has them all.
+    // Bytes may still be in flight on the ports, at the speed of the caller's reading. The outer side ends
+    // the machine when it has them all.
     power::wait_for_ever()
 }
 
@@ -77,7 +76,8 @@ fn show_and_start(outer: &OuterRoot, request: &Request) -> Result<RunningCommand
     command::start(request)
 }
 
-/// Ends what the command left behind and writes everything back, so that the machine can be switched off.
+/// Ends processes that the command left behind and writes back all data, so that the machine can be switched
+/// off.
 fn end_all_processes() {
     // SAFETY: sends a signal to every process but this one; no memory is involved.
     unsafe { libc::kill(-1, libc::SIGKILL) };

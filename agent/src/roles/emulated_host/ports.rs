@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 use coracle_agent::protocol::emulated_host::port;
 use coracle_agent::relay;
 
-/// Where the `virtio_console` driver lists its ports, each with a file `name`.
+/// The directory in which the `virtio_console` driver lists its ports, each with a file `name`.
 const DIRECTORY: &str = "/sys/class/virtio-ports";
 
-/// The driver learns of its ports from the device some time after it is loaded. The outer side has a limit of its
-/// own, which its user chooses and which is shorter as a rule: this one is for a machine that nobody waits for any
-/// more.
+/// The time that the ports may take to appear after the driver is loaded. The outer side has a limit of its
+/// own, which its user sets and which is usually shorter. This one is for a machine whose outer side has
+/// gone.
 const APPEAR_LIMIT: Duration = Duration::from_secs(3600);
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// The open ports, all non-blocking, each good for both directions.
+/// The open ports, all non-blocking, each for both directions.
 #[derive(Debug)]
 pub(super) struct Ports {
     /// Framed messages.
@@ -28,18 +28,18 @@ pub(super) struct Ports {
     pub(super) streams: [File; 3],
 }
 
-/// Why the ports could not be opened.
+/// The reason why the ports could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PortsError {
     #[error("no virtio-serial port named {name} appeared")]
     Missing { name: &'static str },
     #[error("the port {name} cannot be opened")]
     Open { name: &'static str, source: io::Error },
-    #[error("nobody is at the other end of the port {name}")]
+    #[error("the other end of the port {name} is not open")]
     NotConnected { name: &'static str },
 }
 
-/// Opens all ports, and waits until the other end of each is there.
+/// Opens all ports, and waits until the other end of each is open.
 pub(super) fn open() -> Result<Ports, PortsError> {
     let deadline = Instant::now() + APPEAR_LIMIT;
     let [stdin, stdout, stderr] = port::STREAMS;
@@ -57,7 +57,7 @@ fn open_port(name: &'static str, deadline: Instant) -> Result<File, PortsError> 
         .custom_flags(libc::O_NONBLOCK)
         .open(format!("/dev/{device}"))
         .map_err(|source| PortsError::Open { name, source })?;
-    // Until the device has said that its other end is open, reads give the end of file.
+    // Reads return the end of file until the device has reported that its other end is open.
     wait_for(deadline, || is_connected(&port).then_some(())).ok_or(PortsError::NotConnected { name })?;
     Ok(port)
 }

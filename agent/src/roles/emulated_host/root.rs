@@ -1,6 +1,6 @@
-//! Makes the caller's files this machine's root, with kernel file systems and scratch directories of its own.
+//! Makes the caller's files this machine's root, with its own kernel file systems and scratch directories.
 //!
-//! The root is moved and not merely changed into (`switch_root(8)`), because the kernel refuses new user
+//! The root is moved and not merely changed (`switch_root(8)`), because the kernel refuses new user
 //! namespaces to a process in a chroot.
 
 use std::fs::{self, File};
@@ -15,22 +15,22 @@ use crate::furnish::{DEVICE_LINKS, KERNEL_MOUNTS};
 use crate::mounts::{self, Mount};
 use crate::new_root;
 
-/// Where the share is mounted first; stays reachable through [`OuterRoot`] when the root is another.
+/// The first mount point of the share. It stays reachable through [`OuterRoot`] once the root is another.
 const OUTER: &str = "/outer";
 
 const NEW_ROOT: &str = "/newroot";
 
-/// Options of the caller's files.
-/// - `msize`: the most that the virtio transport of Linux 6.1 takes (125 pages), so that reading a program takes
-///   few round trips.
-/// - `cache=mmap`: nothing that the caller may change outside is remembered, but files can be mapped shared
-///   and writable, which the default (`none`) refuses.
+/// Mount options for the caller's files.
+/// - `msize`: the largest value of the virtio transport of Linux 6.1 (125 pages), so that reading a program
+///   takes few round trips.
+/// - `cache=mmap`: nothing that the caller may change outside is cached, but files can be mapped shared and
+///   writable, which the default (`none`) refuses.
 const SHARE_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap";
 
-/// Options of the installed system, where `cache=loose` remembers names and contents.
+/// Mount options for the installed system. `cache=loose` caches names and contents.
 const SYSTEM_OPTIONS: &str = "trans=virtio,version=9p2000.L,msize=512000,cache=loose";
 
-/// Mounts over directories that the caller's root must have: nothing is made there.
+/// Mounts over directories that the caller's root must have, because none are created there.
 const ON_ROOT: [Mount<'static>; 5] = [
     Mount { source: "dev", target: "/newroot/dev", kind: "devtmpfs", options: "" },
     Mount { source: "proc", target: "/newroot/proc", kind: "proc", options: "" },
@@ -50,7 +50,7 @@ const ON_DEVICES: [Mount<'static>; 2] = [
     Mount { source: "shm", target: "/newroot/dev/shm", kind: "tmpfs", options: "mode=1777" },
 ];
 
-/// Welcome, but nothing here needs them.
+/// Mounts that nothing here needs, but that programs may use.
 const OPTIONAL: [Mount<'static>; 2] = [
     Mount { source: "cgroup2", target: "/sys/fs/cgroup", kind: "cgroup2", options: "" },
     Mount { source: "debugfs", target: "/sys/kernel/debug", kind: "debugfs", options: "" },
@@ -59,7 +59,7 @@ const OPTIONAL: [Mount<'static>; 2] = [
 /// Device nodes that any user of the machine may open.
 const PUBLIC_DEVICES: [&str; 2] = ["/dev/kvm", "/dev/net/tun"];
 
-/// Why there is no root.
+/// The reason why there is no root.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RootError {
     #[error("cannot mount {kind} on {target}: {source}")]
@@ -68,14 +68,14 @@ pub(super) enum RootError {
     Switch { step: &'static str, source: io::Error },
 }
 
-/// The caller's files as they are, under no private directory.
+/// The caller's files without any private directory over them.
 #[derive(Debug)]
 pub(super) struct OuterRoot {
     directory: File,
 }
 
 impl OuterRoot {
-    /// Shows a path of the caller at its place under one of the private directories.
+    /// Makes a path of the caller visible at its place under one of the private directories.
     pub(super) fn show(&self, share: &Share) -> io::Result<()> {
         let inside = share.source.strip_prefix("/").unwrap_or(&share.source);
         let source = PathBuf::from(format!("/proc/self/fd/{}", self.directory.as_raw_fd())).join(inside);
@@ -85,7 +85,8 @@ impl OuterRoot {
             if let Some(parent) = share.target.parent() {
                 fs::create_dir_all(parent)?;
             }
-            // It is there already where a folder above it is shared too; a program that runs cannot be opened to write.
+            // The target exists already if a directory above it is shared too. A running program cannot be
+            // opened to write.
             match File::options().write(true).create_new(true).open(&share.target) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
                 Ok(_) | Err(_) => {}
@@ -95,12 +96,12 @@ impl OuterRoot {
     }
 }
 
-/// Mounts what the initramfs needs before its modules are loaded.
+/// Mounts the file systems that the initramfs needs before its modules are loaded.
 pub(super) fn mount_early() {
     KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
 }
 
-/// Mounts the share and makes it the root of this process and all that follow.
+/// Mounts the share and makes it the root of this process and all its children.
 pub(super) fn switch() -> Result<OuterRoot, RootError> {
     step(
         "make the directories of the roots",
@@ -111,7 +112,7 @@ pub(super) fn switch() -> Result<OuterRoot, RootError> {
         File::open(OUTER).map_err(|source| RootError::Switch { step: "open the share", source })?;
     step("show the share as the new root", mounts::bind(OUTER.as_ref(), NEW_ROOT.as_ref()))?;
     let system = [NEW_ROOT, SYSTEM_DIRECTORY].concat();
-    // It is only faster: without it, the same files are there by the other share.
+    // This mount is only for speed: without it, the other share has the same files.
     let system = Mount { source: SYSTEM_TAG, target: &system, kind: "9p", options: SYSTEM_OPTIONS };
     system.report(system.make());
     ON_ROOT.iter().try_for_each(|mount| made(mount, Mount::make))?;
@@ -126,7 +127,7 @@ fn made(mount: &Mount<'static>, make: fn(&Mount<'static>) -> io::Result<()>) -> 
     make(mount).map_err(|source| RootError::Mount { kind: mount.kind, target: mount.target, source })
 }
 
-/// What a running system has in its directories that a fresh mount has not.
+/// Adds what a running system has in its directories and a fresh mount lacks.
 fn furnish() {
     for (target, link) in DEVICE_LINKS {
         report(link, symlink(target, link));

@@ -1,6 +1,7 @@
-//! Runs the machine's one command to its end: relays its streams, passes signals and sizes on, reaps.
+//! Runs the machine's one command to its end: relays its streams, passes on signals and sizes, and reaps
+//! processes.
 //!
-//! One poll loop over the control port, SIGCHLD, and one pump per stream; nothing here waits elsewhere.
+//! One poll loop handles the control port, SIGCHLD, and a pump per stream. Nothing else here waits.
 
 use std::fs::File;
 use std::io;
@@ -14,8 +15,8 @@ use super::command::RunningCommand;
 use super::control::{ControlError, ControlPort};
 use crate::pty;
 
-/// How long processes that the command left behind may hold its stdout or stderr open after it ended. What
-/// they wrote by then is still delivered.
+/// The time that processes left behind by the command may hold its stdout or stderr open. Everything that
+/// they write until then is delivered.
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
 
 /// A command that runs.
@@ -32,7 +33,7 @@ pub(super) struct Session<'a> {
     leftovers_limited: bool,
 }
 
-/// Why the session cannot go on.
+/// The reason why the session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
     #[error("{0}")]
@@ -44,7 +45,7 @@ pub(super) enum SessionError {
 }
 
 impl<'a> Session<'a> {
-    /// Joins the command's streams to the ports.
+    /// Connects the command's streams to the ports.
     pub(super) fn new(
         control: &'a mut ControlPort,
         command: RunningCommand,
@@ -68,7 +69,8 @@ impl<'a> Session<'a> {
         })
     }
 
-    /// Relays until the command has ended and its output is out: how it ended, and the bytes of each stream.
+    /// Relays until the command has ended and its output is delivered. Returns its ending, and the bytes of
+    /// each stream.
     pub(super) fn run(mut self) -> Result<(Ending, [u64; 3]), SessionError> {
         // The command may have ended before SIGCHLD was blocked.
         self.reap();
@@ -109,7 +111,7 @@ impl<'a> Session<'a> {
     fn timeout_ms(&self) -> i32 {
         let Some((_, since)) = self.ended else { return -1 };
         let left = LEFTOVER_GRACE.saturating_sub(since.elapsed());
-        // Past the grace, only the ports' other end is waited for.
+        // After the grace, only the other ends of the ports are waited for.
         if left.is_zero() {
             -1
         } else {
@@ -117,7 +119,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Ends the outputs at what they hold when the grace after the command's end is over.
+    /// Ends the outputs after their present content when the grace after the command's end is over.
     fn limit_leftovers(&mut self) {
         let over = self.ended.is_some_and(|(_, since)| since.elapsed() >= LEFTOVER_GRACE);
         if over && !self.leftovers_limited {
@@ -138,7 +140,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 ToAgent::Resize(size) => {
-                    // The terminal may be gone with its last user; then its size is nobody's concern.
+                    // The terminal may be gone with its last user, and then nobody needs its size.
                     let _ = self.terminal.as_ref().map(|terminal| pty::resize(terminal, size));
                 }
                 ToAgent::Signal(signal) => {
@@ -151,7 +153,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// The end of a pipe crosses as the end of a pipe; that of a terminal is a hang-up.
+    /// Passes on the end of stdin: of a pipe as the end of a pipe, of a terminal as a hang-up.
     fn end_input(&mut self, bytes: u64) {
         if let Some(pump) = &mut self.input {
             pump.end_source_at(bytes);
@@ -164,11 +166,12 @@ impl<'a> Session<'a> {
     fn signal(&self, signal: libc::c_int) {
         let group = self.terminal.as_ref().and_then(|terminal| pty::foreground(terminal).ok());
         let group = group.filter(|group| *group > 0).unwrap_or(self.process);
-        // SAFETY: sends a signal to a process group; no memory is involved. One that has ended is no error.
+        // SAFETY: sends a signal to a process group; no memory is involved. A group that has ended is not an
+        // error.
         unsafe { libc::kill(-group, signal) };
     }
 
-    /// Collects every process that has ended.
+    /// Reaps all ended processes.
     fn reap(&mut self) {
         loop {
             let mut status = 0;
@@ -200,7 +203,7 @@ fn ending_of(status: libc::c_int) -> Ending {
     }
 }
 
-/// Blocks SIGCHLD and gives a descriptor that reads as ready when one is pending (`signalfd(2)`).
+/// Blocks SIGCHLD and returns a descriptor that is readable when one is pending (`signalfd(2)`).
 fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: an all-zero set is valid: it is plain data.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };

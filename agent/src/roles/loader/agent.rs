@@ -1,4 +1,4 @@
-//! The agent that the loader leaves in the system: beside its init, or in place of it.
+//! The agent that the loader leaves in the system, beside its init or in place of it.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use crate::report::{report, report_end};
 use crate::server::{self, InitRoot, Surroundings, Transport};
 use crate::{console, mounts};
 
-/// What the command line says about an agent.
+/// The agent that the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
     No,
@@ -32,7 +32,7 @@ impl Wanted {
     }
 }
 
-/// The kernel's command line, also where `/proc` is not mounted: it is left as it was found.
+/// Returns the kernel's command line. If `/proc` is not mounted, it is mounted only for this.
 pub(super) fn command_line() -> String {
     if let Ok(line) = fs::read_to_string("/proc/cmdline") {
         return line;
@@ -59,7 +59,7 @@ pub(super) fn start_beside(transport: &Transport) {
 }
 
 fn serve_beside(transport: &Transport) {
-    // A defect of the agent's is not the end of the machine.
+    // A defect of the agent must not end the machine.
     std::panic::set_hook(Box::new(|panic| report(&panic.to_string())));
     // SAFETY: makes the calling process a session leader; no memory is involved.
     unsafe { libc::setsid() };
@@ -69,7 +69,7 @@ fn serve_beside(transport: &Transport) {
     }
 }
 
-/// Becomes the first process of the user's root. It returns when that is not possible.
+/// Becomes the first process of the user's root. Returns only if that is impossible.
 pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
     KERNEL_MOUNTS.iter().for_each(Mount::make_or_report);
     let options = Options::from_command_line(line);

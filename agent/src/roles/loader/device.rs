@@ -1,4 +1,4 @@
-//! Finds the block device that `root=` names, by the kernel's own lists and by what is on each device.
+//! Finds the block device that `root=` names, by the kernel's own lists and by the content of each device.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,13 +11,14 @@ use coracle_agent::root_device::RootDevice;
 
 use super::superblock::{Content, Superblock, uuid};
 
-/// How long a device may take to appear, unless the user waits for ever: its driver has been loaded just before.
+/// The time that a device may take to appear, unless the user waits forever. Its driver was loaded just
+/// before.
 const DEVICE_LIMIT: Duration = Duration::from_secs(10);
 const DEVICE_POLL: Duration = Duration::from_millis(5);
-/// The same where each look reads from the devices.
+/// The interval of the search if each round reads from the devices.
 const CONTENT_POLL: Duration = Duration::from_millis(50);
 
-/// The node of a device, once it is there; `None` when it does not come.
+/// Waits for a device and returns its node; `None` if it does not appear.
 pub(super) fn wait_for(device: &RootDevice, for_ever: bool) -> Option<PathBuf> {
     let period = if device.needs_initramfs() { CONTENT_POLL } else { DEVICE_POLL };
     let start = Instant::now();
@@ -51,7 +52,7 @@ fn find(device: &RootDevice) -> Option<PathBuf> {
     fs::metadata(&node).is_ok().then_some(node)
 }
 
-/// The block devices with what is on each, for a message.
+/// Returns the block devices with their contents, for a message.
 pub(super) fn listed() -> String {
     let described = |name: &String| match superblock(name) {
         None => name.clone(),
@@ -69,7 +70,7 @@ pub(super) fn listed() -> String {
     }
 }
 
-/// The nodes of the partitions of a device.
+/// Returns the nodes of the partitions of a device.
 pub(super) fn partitions_of(device: &Path) -> Vec<String> {
     let Some(name) = device.file_name().and_then(|name| name.to_str()) else { return Vec::new() };
     let is_part = |part: &String| parent(part).is_some_and(|parent| parent == name);
@@ -96,22 +97,23 @@ fn event_has(name: &str, wanted: &str) -> bool {
     event.is_ok_and(|event| event.lines().any(|line| line == wanted))
 }
 
-/// The identity of a partition. Linux has it in `uevent` since 6.9 only, so it comes from the table on the disk.
+/// Returns the identity of a partition. Linux has had it in `uevent` only since 6.9, so it is read from the
+/// disk's table.
 fn partition_uuid(name: &str) -> Option<String> {
     let number = fs::read_to_string(format!("/sys/class/block/{name}/partition")).ok()?;
     let disk = File::open(node(&parent(name)?)).ok()?;
     table_entry(&|buffer, offset| disk.read_exact_at(buffer, offset), number.trim().parse().ok()?)
 }
 
-/// The disk of a partition.
+/// Returns the disk of a partition.
 fn parent(name: &str) -> Option<String> {
     let device = Path::new("/sys/class/block").join(name);
     fs::metadata(device.join("partition")).ok()?;
     Some(fs::canonicalize(device).ok()?.parent()?.file_name()?.to_str()?.to_owned())
 }
 
-/// The identity that a table gives to the partition `number`, from 1 on: the GUID of a GPT (UEFI 2.10, 5.3.3), or the
-/// signature of an MBR (5.2.1) with the number, as Linux writes it.
+/// Returns the identity that a table gives to the partition `number`, which counts from 1: the GUID of a GPT
+/// (UEFI 2.10, 5.3.3), or the signature of an MBR (5.2.1) with the number, in Linux's form.
 fn table_entry(read: &dyn Fn(&mut [u8], u64) -> io::Result<()>, number: u64) -> Option<String> {
     for block in [512_u64, 4096] {
         let mut header = [0; 92];
@@ -125,7 +127,7 @@ fn table_entry(read: &dyn Fn(&mut [u8], u64) -> io::Result<()>, number: u64) -> 
         let entry = entries.checked_mul(block)?.checked_add(index.checked_mul(size.into())?)?;
         let mut id = [0; 16];
         read(&mut id, entry.checked_add(16)?).ok()?;
-        // Its first three fields are little-endian.
+        // The first three fields are little-endian.
         let [a, b, c, d, e, f, g, h, rest @ ..] = id;
         let [i, j, k, l, m, n, o, p] = rest;
         return Some(uuid([d, c, b, a, f, e, h, g, i, j, k, l, m, n, o, p]));
@@ -171,7 +173,7 @@ mod tests {
             assert_eq!(entry(&disk, 2).as_deref(), Some("03020100-0504-0706-0809-0a0b0c0d0e0f"));
             assert_eq!(entry(&disk, 5), None);
             assert_eq!(entry(&disk, 0), None);
-            // A table that leads out of the disk, and one that leads nowhere.
+            // A table that points outside the disk, and one that points nowhere.
             for entries in [1000, u64::MAX] {
                 disk[block + 72..][..8].copy_from_slice(&entries.to_le_bytes());
                 assert_eq!(entry(&disk, 2), None);

@@ -1,8 +1,8 @@
-//! The module loader: loads the modules that a machine's devices need, then gives PID 1 to the user's system. That is
-//! the `/init` of the user's initramfs, which it leaves as it found it, or else what is on the device that `root=`
-//! names, or in the initramfs itself when that was made of a root.
+//! The module loader loads the modules that a machine's devices need, and then hands PID 1 to the user's
+//! system. That is the `/init` of the user's initramfs, which it leaves as it found it, or else the system on
+//! the device that `root=` names, or in the initramfs itself if that was made from a root.
 //!
-//! Its files are all under `/coracle`; `src/initramfs/loader.rs` makes them.
+//! All of its files are under `/coracle`. `src/initramfs/loader.rs` makes them.
 
 mod agent;
 mod device;
@@ -26,34 +26,36 @@ use crate::mounts::Mount;
 use crate::report::report_end;
 use crate::{console, modules};
 
-/// This program where the archive has it.
+/// The path of this program in the archive.
 const PROGRAM: &str = "/coracle/init";
 /// The first program of the user's initramfs.
 const USER_INIT: &str = "/init";
 
-/// What the kernel tries as the first program of a root, in this order.
+/// Programs that the kernel tries as the first of a root, in this order.
 const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
 
-/// Says that the initramfs is the root, with this program's files added to it (`src/initramfs/loader.rs` of the VMM).
+/// A file that marks the initramfs as the root, with this program's files added to it
+/// (`src/initramfs/loader.rs` of the VMM).
 const ROOT_IS_HERE: &str = "/coracle/root-is-here";
-/// All that was added.
+/// The directory of everything that was added.
 const OWN_FILES: &str = "/coracle";
 
-/// Whether the kernel was told to start the loader (`rdinit=/coracle/init`), in front of another `/init`.
+/// Returns whether the kernel was told to start the loader (`rdinit=/coracle/init`) instead of another
+/// `/init`.
 pub(crate) fn is_asked_for() -> bool {
     std::env::args_os().next().is_some_and(|name| name == PROGRAM)
 }
 
-/// Whether this is the loader's initramfs and nobody else's.
+/// Returns whether the initramfs holds the loader alone.
 pub(crate) fn is_all_there_is() -> bool {
     Path::new(modules::OF_DEVICES).exists()
 }
 
-/// Loads the modules and becomes the user's first program. It returns when that is not possible: the end of PID 1
-/// then panics the kernel, after the reason on the console.
+/// Loads the modules and becomes the user's first program. Returns only if that is impossible. The end of PID
+/// 1 then panics the kernel, after the reason was printed on the console.
 pub(crate) fn run() -> ExitCode {
     modules::load_all(modules::OF_DEVICES);
-    // The console may be one of them. Where there is none yet, the user's system finds its own.
+    // The console may be one of these devices. If none exists yet, the user's system finds its own.
     let _ = console::attach();
     let line = agent::command_line();
     match Wanted::from_command_line(&line) {
@@ -74,16 +76,16 @@ pub(crate) fn run() -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Starts the system of a root that is the initramfs itself. It finds what a kernel that mounts a root leaves it: its own
-/// files, and devices.
+/// Starts the system of a root that is the initramfs itself. It finds the same as after a kernel's mount of a
+/// root: its own files, and devices.
 fn start_here(options: &Options) -> Result<Infallible, RootError> {
     DEVICES.make_or_report();
     remove_own_files();
     start_system(options)
 }
 
-/// Leaves alone what is mounted there: an agent beside the init looks at processes. What stays costs memory and nothing
-/// else.
+/// Removes the loader's files, but not mounts below them: an agent beside the init looks at processes there.
+/// Files that stay cost memory and nothing else.
 fn remove_own_files() {
     for path in fs::read_dir(OWN_FILES).into_iter().flatten().flatten().map(|entry| entry.path()) {
         let _ = match path {
@@ -107,7 +109,8 @@ fn start_system(options: &Options) -> Result<Infallible, RootError> {
     }
 }
 
-/// Becomes the first of `programs` that can be started, with the arguments and variables that the kernel gave.
+/// Becomes the first of `programs` that can be started, with the arguments and variables that the kernel
+/// passed.
 fn start<P: AsRef<OsStr>>(programs: &[P]) -> Result<Infallible, RootError> {
     let mut failed = RootError::NoInit;
     for program in programs {

@@ -1,39 +1,40 @@
-//! The words of the kernel command line that say where the root is (Linux,
+//! The parameters of the kernel command line about the root (Linux,
 //! Documentation/admin-guide/kernel-parameters.txt).
 
-/// What the user has said about the root.
+/// The user's parameters about the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Options {
     /// `root=`: the device.
     pub(super) root: Option<String>,
-    /// `rootfstype=`: kinds of file system, the likeliest first; empty for any.
+    /// `rootfstype=`: types of file system, the likeliest first; empty for any.
     pub(super) kinds: Vec<String>,
     /// `rootflags=`: options of the file system.
     pub(super) flags: String,
-    /// `rw` instead of `ro`, the last one counts; read-only as the kernel has it.
+    /// `rw` or `ro`, of which the last one counts. Like the kernel's, the default is read-only.
     pub(super) is_writable: bool,
-    /// `rootwait`: whether to wait for the device for ever.
+    /// `rootwait`: whether to wait for the device forever.
     pub(super) waits: bool,
-    /// `coracle.overlay`: what is written goes to memory, and the device is only read.
+    /// `coracle.overlay`: writes go to memory, and the device is only read.
     pub(super) has_overlay: bool,
-    /// `coracle.private`: what is written to the device is gone with the machine.
+    /// `coracle.private`: writes to the device are lost with the machine.
     pub(super) is_scratch: bool,
     /// `init=`: the first program.
     pub(super) init: Option<String>,
 }
 
 impl Options {
-    /// Whether there is a root to be mounted.
+    /// Returns whether there is a root to mount.
     pub(super) fn has_root(&self) -> bool {
         self.root.is_some()
     }
 
-    /// Whether nobody sees after this machine what is written to its root: that is in memory, or a copy.
+    /// Returns whether writes to the root are lost with this machine, because they go to memory or to a copy.
     pub(super) fn is_private(&self) -> bool {
         !self.has_root() || self.has_overlay || self.is_scratch
     }
 
-    /// Reads `/proc/cmdline`. The last of several words counts; what follows `--` is for the first program.
+    /// Reads `/proc/cmdline`. The last of several parameters counts. Those after `--` are for the first
+    /// program.
     pub(super) fn from_command_line(line: &str) -> Self {
         let mut options = Self::default();
         for word in words(line).take_while(|word| word != "--") {
@@ -56,7 +57,7 @@ impl Options {
     }
 }
 
-/// The words of a command line, in which double quotes hold a word with spaces together.
+/// Splits a command line into its words. Double quotes join words with spaces.
 fn words(line: &str) -> impl Iterator<Item = String> {
     let mut is_quoted = false;
     let pieces = line.trim_end_matches('\n').split(move |character: char| {

@@ -1,4 +1,4 @@
-//! A root that is only read, with what is written to it in memory (Linux, Documentation/filesystems/overlayfs.rst).
+//! A root that is only read, with writes in memory (Linux, Documentation/filesystems/overlayfs.rst).
 
 use std::fs;
 use std::io;
@@ -20,24 +20,24 @@ const OVERLAY: Mount<'static> = Mount {
     options: "lowerdir=/coracle/lower,upperdir=/coracle/memory/upper,workdir=/coracle/memory/work",
 };
 
-/// Mounts the overlay over what `mount_lower` mounts.
+/// Mounts the overlay over the file system that `mount_lower` mounts.
 ///
 /// # Errors
-/// That of `mount_lower`, or a step that is not possible, as without overlayfs in the kernel.
+/// The errors of `mount_lower`, or a step that is impossible, for example without overlayfs in the kernel.
 pub(super) fn mount(mount_lower: impl FnOnce(&str) -> Result<(), RootError>) -> Result<(), RootError> {
     let step = |step| move |source: io::Error| RootError::Switch { step, source };
-    fs::create_dir_all(LOWER).map_err(step("make a folder for the image"))?;
+    fs::create_dir_all(LOWER).map_err(step("make a directory for the image"))?;
     mount_lower(LOWER)?;
     TMPFS.make_with_directory().map_err(step("mount a tmpfs for what is written"))?;
-    make_layers().map_err(step("make the folders of the overlay"))?;
+    make_layers().map_err(step("make the directories of the overlay"))?;
     OVERLAY.make_with_directory().map_err(step("mount an overlay over the root"))?;
-    // The overlay holds on to both.
+    // The overlay keeps both alive.
     mounts::unmount(LOWER.as_ref());
     mounts::unmount(MEMORY.as_ref());
     Ok(())
 }
 
-/// The root directory's attributes are those of the upper layer.
+/// Makes the layers. The attributes of the root directory come from the upper layer.
 fn make_layers() -> io::Result<()> {
     fs::create_dir(UPPER)?;
     fs::create_dir(WORK)?;

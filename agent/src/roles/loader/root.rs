@@ -14,7 +14,8 @@ use crate::{modules, mounts, new_root};
 
 pub(super) const NEW_ROOT: &str = "/coracle/root";
 
-/// Why the system cannot be started. Each names the word of the command line that is at fault.
+/// The reason why the system cannot be started. Each names the parameter of the command line that is at
+/// fault.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RootError {
     #[error("the modules are loaded, but there is no initrd with an /init and no root= on the command line")]
@@ -48,11 +49,11 @@ pub(super) enum RootError {
     Init { path: PathBuf, source: io::Error },
 }
 
-/// Mounts the root and moves into it. The device file system comes along where the root has a place for it.
+/// Mounts the root and moves into it. The device file system comes along if the root has a directory for it.
 pub(super) fn switch(options: &Options) -> Result<(), RootError> {
     let root = options.root.as_deref().ok_or(RootError::NoRoot)?;
     let step = |step| move |source| RootError::Switch { step, source };
-    fs::create_dir_all(NEW_ROOT).map_err(step("make a folder for the root"))?;
+    fs::create_dir_all(NEW_ROOT).map_err(step("make a directory for the root"))?;
     options.kinds.iter().for_each(|kind| modules::load_file_system(kind));
     let (source, content) = if needs_no_device(options, &known()) {
         (root.into(), Content::Unknown)
@@ -71,13 +72,13 @@ pub(super) fn switch(options: &Options) -> Result<(), RootError> {
     if !devices.is_dir() || mounts::move_mount("/dev".as_ref(), &devices).is_err() {
         mounts::unmount("/dev".as_ref());
     }
-    // The system mounts these itself, as after any initramfs that leaves nothing behind.
+    // The system mounts these itself, as after any initramfs that leaves nothing mounted.
     mounts::unmount("/proc".as_ref());
     mounts::unmount("/sys".as_ref());
     new_root::enter(NEW_ROOT).map_err(|(step, source)| RootError::Switch { step, source })
 }
 
-/// The device of the root, and what is on it.
+/// Returns the device of the root, and its content.
 fn found(root: &str, options: &Options) -> Result<(PathBuf, Content), RootError> {
     let root = || root.to_owned();
     let device = RootDevice::parse(&root()).ok_or_else(|| RootError::Form(root()))?;
@@ -100,26 +101,27 @@ fn found(root: &str, options: &Options) -> Result<(PathBuf, Content), RootError>
     }
 }
 
-/// What the kernel can mount, in the form of `/proc/filesystems` (`proc(5)`).
+/// Returns the file systems that the kernel can mount, in the form of `/proc/filesystems` (`proc(5)`).
 fn known() -> String {
     fs::read_to_string("/proc/filesystems").unwrap_or_default()
 }
 
-/// Whether `root=` is not the name of a block device: a 9p or virtiofs tag, or nothing for a tmpfs.
+/// Returns whether `root=` is not the name of a block device: a 9p or virtiofs tag, or nothing for a tmpfs.
 fn needs_no_device(options: &Options, known: &str) -> bool {
     let first = options.kinds.first().map(String::as_str);
     let mut lines = known.lines().filter_map(|line| line.split_once('\t'));
     lines.any(|(flag, name)| flag == "nodev" && Some(name) == first)
 }
 
-/// The kinds of file system to try: the user's, else that of the superblock, else all that the kernel has for devices.
+/// Returns the types of file system to try: the user's, or else the superblock's, or else all that the kernel
+/// has for devices.
 fn kinds(options: &Options, content: &Content) -> Vec<String> {
     if !options.kinds.is_empty() {
         return options.kinds.clone();
     }
     if let Content::FileSystem(found) = content {
         modules::load_file_system(found.kind);
-        // Where ext4 is not built in, its older drivers may be.
+        // If ext4 is not built in, its older drivers may be.
         let older: &[&str] = if found.kind == "ext4" { &["ext3", "ext2"] } else { &[] };
         return std::iter::once(&found.kind).chain(older).map(|&kind| kind.to_owned()).collect();
     }
@@ -131,7 +133,7 @@ fn for_devices(known: &str) -> Vec<String> {
     lines.filter(|(flag, _)| flag.is_empty()).map(|(_, name)| name.to_owned()).collect()
 }
 
-/// What is to be mounted.
+/// A file system to mount.
 struct Attempt<'a> {
     root: &'a str,
     source: &'a Path,
@@ -141,19 +143,20 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    /// Mounts the first kind that fits.
+    /// Mounts the first type that fits.
     fn mount(&self, target: &str) -> Result<(), RootError> {
         let Self { source, kinds, options, .. } = *self;
         let (generic, own) = mounts::split_options(&options.flags);
-        // Silent: a kind that does not fit is no news. Of one that the device says it has, the kernel's reason is.
+        // A type that does not fit is not an error. If the device's superblock names the type, the kernel's
+        // error is reported.
         let silent = if matches!(self.content, Content::FileSystem(_)) { 0 } else { libc::MS_SILENT };
         let flags = generic | silent | if options.is_writable { 0 } else { libc::MS_RDONLY };
         for kind in kinds {
             match mounts::mount_with(source, target.as_ref(), kind, flags, &own) {
                 Ok(()) => return Ok(()),
-                // This kernel does not have this kind.
+                // This kernel lacks this type.
                 Err(error) if error.raw_os_error() == Some(libc::ENODEV) => {}
-                // It holds another kind.
+                // The device holds another type.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !self.is_certain(kind) => {}
                 Err(source) => return Err(self.failed(kind, source)),
             }
@@ -161,7 +164,7 @@ impl Attempt<'_> {
         Err(self.without_driver())
     }
 
-    /// Whether no other kind is worth trying.
+    /// Returns whether no other type is worth trying.
     fn is_certain(&self, kind: &str) -> bool {
         let is_held = matches!(self.content, Content::FileSystem(found) if found.kind == kind);
         is_held || self.kinds.len() == 1
@@ -218,7 +221,7 @@ mod tests {
         assert!(!needs_no_device(&options(&["ext4"]), KNOWN) && !needs_no_device(&options(&[]), KNOWN));
     }
 
-    /// What is said where nothing can be mounted: tests have no such device.
+    /// Returns the error if nothing can be mounted: tests have no such device.
     fn said(kinds: &[&str], content: &Content) -> String {
         let options = options(kinds);
         let kinds = super::kinds(&options, content);

@@ -1,19 +1,20 @@
-//! What a block device holds, by the marks at its beginning: the kind of its file system with identity and label, or what
-//! is there instead of one. Of what is read nothing sizes or leads anything; offsets and lengths are those of the formats.
+//! Identifies the content of a block device by the marks at its start: the type of its file system with
+//! identity and label, or another known format. Nothing that is read sizes or leads to anything: offsets and
+//! lengths are those of the formats.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What is on a device.
+/// The content of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Content {
     /// A file system.
     FileSystem(Superblock),
-    /// Something else, in words.
+    /// Something else, described in words.
     Other(&'static str),
-    /// Partitions of this kind of table.
+    /// Partitions. The value names the kind of the table.
     Partitions(&'static str),
     /// Nothing that is known here.
     Unknown,
@@ -22,19 +23,19 @@ pub(super) enum Content {
 /// A file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Superblock {
-    /// The kind, as `rootfstype=` names it.
+    /// The type, as `rootfstype=` names it.
     pub(super) kind: &'static str,
-    /// Its identity as `UUID=` has it: lower case, with hyphens.
+    /// The identity, as `UUID=` has it: lower case, with hyphens.
     pub(super) uuid: Option<String>,
-    /// Its label.
+    /// The label.
     pub(super) label: Option<String>,
 }
 
 impl Content {
-    /// Looks at the device behind a node.
+    /// Reads the content of the device behind a node.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The device cannot be read.
     pub(super) fn of(node: &Path) -> io::Result<Self> {
         let device = File::open(node)?;
         let mut head = vec![0; HEAD];
@@ -51,7 +52,7 @@ impl Content {
         Ok(Self::identify(&head))
     }
 
-    /// The same of the first bytes of a device.
+    /// Identifies the first bytes of a device.
     fn identify(head: &[u8]) -> Self {
         if let Some(format) = FILE_SYSTEMS.iter().find(|format| format.is_at(head)) {
             return Self::FileSystem(format.read(head));
@@ -66,7 +67,7 @@ impl Content {
     }
 }
 
-/// The identity of 16 bytes, as text.
+/// Returns the text of an identity of 16 bytes.
 pub(super) fn uuid(bytes: [u8; 16]) -> String {
     let mut text = String::new();
     for (index, byte) in bytes.into_iter().enumerate() {
@@ -78,8 +79,8 @@ pub(super) fn uuid(bytes: [u8; 16]) -> String {
     text
 }
 
-/// Where a kind of file system has its mark, its identity (16 bytes) and its label (offset and length; it ends before
-/// with a zero byte).
+/// The offsets of a file system's mark, identity (16 bytes) and label (with its length; a zero byte ends it
+/// early).
 struct Format {
     kind: &'static str,
     mark: (usize, &'static [u8]),
@@ -111,7 +112,7 @@ fn has(head: &[u8], at: usize, mark: &[u8]) -> bool {
     head.get(at..).is_some_and(|rest| rest.starts_with(mark))
 }
 
-/// As much of a device as the marks below need: those of btrfs are the last.
+/// The number of bytes that the marks below need. Those of btrfs are the last.
 const HEAD: usize = 0x1_1000;
 
 /// Linux: fs/ext4/ext4.h, fs/xfs/libxfs/xfs_format.h, include/uapi/linux/btrfs_tree.h, fs/erofs/erofs_fs.h,
@@ -131,7 +132,7 @@ const FILE_SYSTEMS: [Format; 7] = [
     Format { kind: "iso9660", mark: (0x8001, b"CD001"), uuid: None, label: None },
 ];
 
-/// What people give as a disk and is not a file system.
+/// Formats that people pass as a disk and that are not a file system.
 const OTHERS: [(usize, &[u8], &str); 7] = [
     (0, b"LUKS\xba\xbe", "an encrypted volume (LUKS)"),
     (0x218, b"LVM2 001", "a physical volume of LVM"),
@@ -142,7 +143,7 @@ const OTHERS: [(usize, &[u8], &str); 7] = [
     (0x101, b"ustar", "a tar; --root takes it"),
 ];
 
-/// UEFI 2.10, 5.3.2 (with logical blocks of 512 and 4096 bytes), 5.2.1.
+/// Marks of partition tables: UEFI 2.10, 5.3.2 (with logical blocks of 512 and 4096 bytes) and 5.2.1.
 const TABLES: [(usize, &[u8], &str); 3] =
     [(0x200, b"EFI PART", "GPT"), (0x1000, b"EFI PART", "GPT"), (0x1fe, b"\x55\xaa", "MBR")];
 
