@@ -1,7 +1,7 @@
 //! Address decoding: finds the device for a port or MMIO access of a vCPU.
 //!
-//! The builder of a VM fills a [`BusBuilder`]; vCPU threads call [`Bus::read`] and [`Bus::write`] on every
-//! exit. A [`Bus`] never changes after the build, takes no lock and never logs.
+//! The builder of a VM fills a [`BusBuilder`], and vCPU threads call [`Bus::read`] and [`Bus::write`] on
+//! every exit. A [`Bus`] never changes after the build, takes no lock and never logs.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use thiserror::Error;
 pub struct Bus {
     /// Sorted by base; windows do not overlap.
     windows: Box<[Window]>,
-    /// Index of the window that answered last. A guess shared by all vCPUs: any value is correct.
+    /// Index of the window of the last hit. It is a guess that all vCPUs share, and any value is correct.
     last_hit: AtomicUsize,
 }
 
@@ -33,7 +33,7 @@ impl Bus {
         }
     }
 
-    /// The window that holds all of `addr..addr + len`, and the offset of `addr` in it.
+    /// Returns the window that holds all of `addr..addr + len`, and the offset of `addr` in it.
     fn find(&self, addr: u64, len: usize) -> Option<(&Window, u64)> {
         let hint = self.last_hit.load(Ordering::Relaxed);
         let hit = self.windows.get(hint).and_then(|window| Some((window, window.range.offset_of(addr)?)));
@@ -72,7 +72,8 @@ impl BusBuilder {
         Self::default()
     }
 
-    /// Gives `range` to `device`. One device may own several ranges; each counts offsets from its own base.
+    /// Maps `range` to `device`. One device may own several ranges, and each counts offsets from its own
+    /// base.
     ///
     /// # Errors
     /// Refuses a range that is empty, passes the end of the address space or overlaps an earlier one.
@@ -110,12 +111,12 @@ pub struct BusRange {
 }
 
 impl BusRange {
-    /// A window of `len` addresses from `base`; [`BusBuilder::insert`] checks it.
+    /// Makes a window of `len` addresses from `base`. [`BusBuilder::insert`] checks it.
     pub const fn new(base: u64, len: u64) -> Self {
         Self { base, len }
     }
 
-    /// Last address, or `None` when the range is empty or passes the end of the address space.
+    /// Returns the last address, or `None` if the range is empty or passes the end of the address space.
     fn last(&self) -> Option<u64> {
         self.base.checked_add(self.len.checked_sub(1)?)
     }
@@ -145,10 +146,10 @@ impl fmt::Debug for BusRange {
 
 /// A device's registers as the bus sees them.
 ///
-/// Both calls are infallible: a register that does not exist, a width that it lacks or a value that makes no
-/// sense is the guest's mistake and ends in all ones, or in nothing. They run on vCPU threads, several at a
-/// time, so a device has locks of its own, holds them briefly and never waits. The bus promises that
-/// `offset + data.len()` stays inside the window; it does not promise any alignment or width.
+/// Both calls are infallible. A register that does not exist, a width that it lacks or a value without
+/// meaning is the guest's mistake, and results in all ones, or in nothing. The calls run on vCPU threads,
+/// several at a time, so a device has locks of its own, holds them briefly and never waits. The bus promises
+/// that `offset + data.len()` stays inside the window. It promises no alignment or width.
 pub trait BusDevice: Send + Sync {
     /// Reads the registers at `offset` into `data`, filling all of it.
     fn read(&self, offset: u64, data: &mut [u8]);
@@ -157,8 +158,8 @@ pub trait BusDevice: Send + Sync {
     fn write(&self, offset: u64, data: &[u8]);
 }
 
-/// A device whose registers are one byte each. A wider access is that many byte accesses at ascending
-/// offsets, which is how the ISA bus splits it.
+/// A device whose registers are one byte each. A wider access becomes byte accesses at ascending offsets, as
+/// on the ISA bus.
 pub trait ByteRegisters: Send + Sync {
     /// Reads the register at `offset`.
     fn read_byte(&self, offset: u64) -> u8;
@@ -181,22 +182,22 @@ impl<T: ByteRegisters> BusDevice for T {
     }
 }
 
-/// Why a window cannot be put on a bus.
+/// The reason why a window cannot be put on a bus.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BusError {
     /// The window has no addresses.
     #[error("the window at {base:#x} is empty; a window needs at least one address")]
     Empty {
-        /// First address asked for.
+        /// The first address of the window.
         base: u64,
     },
     /// The window passes the end of the address space.
     #[error("the window at {base:#x} of {len:#x} bytes passes the end of the address space; lower its base")]
     Wraps {
-        /// First address asked for.
+        /// The first address of the window.
         base: u64,
-        /// Length asked for.
+        /// The length of the window.
         len: u64,
     },
     /// The window shares addresses with an earlier one.
@@ -204,7 +205,7 @@ pub enum BusError {
     Overlap {
         /// The window that was refused.
         new: BusRange,
-        /// The window that it met.
+        /// The earlier window that it overlaps.
         existing: BusRange,
     },
 }
@@ -222,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers reads with its tag and the low byte of each offset; keeps writes.
+    /// Returns its tag and the low byte of each offset on reads, and keeps writes.
     #[derive(Default)]
     struct Probe {
         tag: u8,
@@ -336,7 +337,7 @@ mod tests {
         assert_eq!(*echo.0.lock().unwrap(), [(u64::MAX - 1, 7), (u64::MAX, 8)]);
     }
 
-    /// Addresses where windows are likely to be and to end.
+    /// Returns addresses at which windows are likely to start and to end.
     fn address() -> impl Strategy<Value = u64> {
         prop_oneof![0..64_u64, u64::MAX - 64..=u64::MAX]
     }

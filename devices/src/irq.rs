@@ -1,12 +1,12 @@
-//! How devices raise interrupts: a line that is pulsed, or a message (MSI).
+//! The ways in which devices raise interrupts: a line that is pulsed, or a message (MSI).
 //!
-//! Devices hold an [`IrqLine`]; the I/O APIC and message-signalled devices hold the [`MsiSink`] that the VMM
+//! Devices hold an [`IrqLine`]. The I/O APIC and message-signalled devices hold the [`MsiSink`] that the VMM
 //! implements. No device knows how an interrupt reaches a vCPU.
 
 /// An edge-triggered interrupt input of an interrupt controller.
 ///
-/// Called from vCPU and I/O threads at once. Callers hold no lock of theirs, so an implementation may make a
-/// system call, but it must not wait for a vCPU or an I/O thread.
+/// vCPU and I/O threads call it, also at the same time. Callers hold no lock of their own, so an
+/// implementation may make a system call. It must not wait for a vCPU or an I/O thread.
 pub trait IrqLine: Send + Sync {
     /// Raises the line and lowers it again: one edge, at most one interrupt.
     fn pulse(&self);
@@ -27,9 +27,9 @@ pub trait MsiSink: Send + Sync {
     /// Delivers `message` once. A message that no local APIC accepts is lost, as on hardware.
     fn send(&self, message: MsiMessage);
 
-    /// Tells that pulses of I/O APIC input `pin` now become `message`, or none while it is masked.
+    /// Reports that pulses of I/O APIC input `pin` now send `message`, or nothing while the input is masked.
     ///
-    /// Called in the order of the guest's writes, only when the message really changed; every pin starts with
-    /// `None`. The I/O APIC's write lock is held: the call must not write to the I/O APIC.
+    /// Calls come in the order of the guest's writes, and only when the message changed. Every pin starts
+    /// with `None`. The I/O APIC's write lock is held, so the call must not write to the I/O APIC.
     fn route_changed(&self, pin: u8, message: Option<MsiMessage>);
 }

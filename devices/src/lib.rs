@@ -1,11 +1,13 @@
 //! Emulated devices and the buses they sit on.
 //!
-//! The VMM puts devices on a [`bus::Bus`] while it builds a machine and calls the bus for each port or
-//! MMIO exit of a vCPU. This crate knows neither KVM nor the boot protocol: interrupts leave through
-//! [`irq::MsiSink`] and [`irq::IrqLine`], power-off and reset through [`guest_request::GuestRequestSink`].
+//! The VMM puts devices on a [`bus::Bus`] while it builds a machine and calls the bus for each port or MMIO
+//! exit of a vCPU. This crate knows neither KVM nor the boot protocol: interrupts leave through
+//! [`irq::MsiSink`] and [`irq::IrqLine`], and power-off and reset through
+//! [`guest_request::GuestRequestSink`].
 //!
-//! Whatever a guest writes is hostile: a device never panics and never waits because of it, writes a bounded number of
-//! log lines ([`mod@journal`]), and every access does a bounded amount of work in a bounded amount of memory.
+//! All values that a guest writes count as hostile. A device never panics and never waits because of them,
+//! and writes a bounded number of log lines ([`mod@journal`]). Every access does a bounded amount of work in
+//! a bounded amount of memory.
 
 #![cfg_attr(
     not(test),
@@ -35,8 +37,8 @@ pub mod virtio;
 #[cfg(test)]
 mod testing;
 
-/// Locks `mutex`, also after a thread has panicked while it held it: the state of a device is plain numbers
-/// that are valid at every step, so a poisoned lock carries no news that a guest access could act on.
+/// Locks `mutex`, also after a thread has panicked while it held it. The state of a device is plain numbers
+/// that are valid at every step, so a guest access need not react to a poisoned lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

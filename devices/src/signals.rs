@@ -1,36 +1,37 @@
-//! Which signals end a process (`signal(7)`): for those who take them in place of that end, in the command and on both
-//! sides of an emulated host.
+//! The signals that end a process (`signal(7)`), for code that handles them instead: in the command and on
+//! both sides of an emulated host.
 
 use std::mem::MaybeUninit;
 
-/// The signals that end a process by default and that it can wait for instead. Faults of its own are left out: a thread
-/// cannot go on after one, and a mask does not hold it.
+/// Returns the signals that end a process by default and that it can wait for instead. Faults of its own are
+/// left out: a thread cannot go on after one, and a mask does not block it.
 pub fn ending() -> impl Iterator<Item = libc::c_int> {
-    // The C library keeps those between the last standard signal and its own SIGRTMIN for itself.
+    // The C library keeps the signals between the last standard one and its own SIGRTMIN for itself.
     let standard = 1..=libc::SIGSYS;
     let all = standard.chain(libc::SIGRTMIN()..=libc::SIGRTMAX());
     all.filter(|signal| !NOT_ENDING.contains(signal) && !FAULTS.contains(signal))
 }
 
-/// Whether whoever sends this signal wants a program to end: one of [`ending`] that is not for a use of its own.
+/// Returns whether the sender of this signal wants a program to end: it is one of [`ending`] without a use of
+/// its own.
 pub fn asks_for_end(signal: libc::c_int) -> bool {
     let is_for_own_use = matches!(signal, libc::SIGUSR1 | libc::SIGUSR2) || signal >= libc::SIGRTMIN();
     !is_for_own_use && !NOT_ENDING.contains(&signal)
 }
 
-/// What becomes of a signal that is sent to this process.
+/// The disposition of a signal in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// What `signal(7)` says.
+    /// The default of `signal(7)`.
     Default,
-    /// Nothing: the caller of this program has said so (`nohup`), or the program.
+    /// The signal is ignored: by this program, or by the caller who started it (`nohup`).
     Ignored,
     /// A function is called.
     Handled,
 }
 
 impl Disposition {
-    /// Asks the kernel.
+    /// Reads the disposition from the kernel.
     pub fn of(signal: libc::c_int) -> Disposition {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: asks for the action only, and the answer has room. A number that is not a signal's leaves the zeroes.
@@ -44,10 +45,10 @@ impl Disposition {
     }
 }
 
-/// What the kernel sends to a thread that has done something that it cannot do.
+/// Signals that the kernel sends to a thread that made a fault.
 pub const FAULTS: [libc::c_int; 4] = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE];
 
-/// What does not end a process by default, or cannot be taken.
+/// Signals that do not end a process by default, or that cannot be caught.
 const NOT_ENDING: [libc::c_int; 9] = [
     libc::SIGKILL,
     libc::SIGSTOP,

@@ -1,4 +1,4 @@
-//! Helpers of this crate's own tests: sinks that record, and a sweep over every register and width.
+//! Helpers of this crate's own tests: sinks that record, and a sweep over all registers and widths.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -56,8 +56,8 @@ impl MsiSink for MsiLog {
     }
 }
 
-/// Accesses `device` at every offset of its window with every width a CPU has, and a few it has not, reading
-/// and writing. Offsets go past the window too: a device must not trust the bus with its memory safety.
+/// Reads and writes `device` at every offset of its window, with every width that a CPU has and a few that it
+/// lacks. Offsets go past the window too: a device must not rely on the bus for memory safety.
 pub(crate) fn sweep(device: &dyn BusDevice, window_len: u64) {
     let offsets = (0..window_len + 8).chain([u64::MAX - 8, u64::MAX - 1, u64::MAX]);
     for offset in offsets {

@@ -1,4 +1,4 @@
-//! Threads that leave the signals of the process to its owner.
+//! Starts threads that leave the signals of the process to its owner.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -6,9 +6,9 @@ use std::thread::{Builder, JoinHandle};
 
 use crate::signals::FAULTS;
 
-/// Starts a thread with every signal but those of its own faults blocked from its first instruction on: signals of the process are for the threads
-/// of its owner, and a signal that a write raises (SIGPIPE, SIGXFSZ) becomes the error of that write. The calling
-/// thread's mask is as before when this returns.
+/// Starts a thread that blocks all signals but those of its own faults from its first instruction on. Signals
+/// of the process are for the threads of its owner. A signal that a write raises (SIGPIPE, SIGXFSZ) becomes
+/// the error of that write. The calling thread's mask is restored when this returns.
 ///
 /// # Errors
 /// The host starts no more threads.

@@ -1,8 +1,8 @@
 //! A bounded buffer between the vCPUs that print and the one thread that writes the console.
 //!
-//! Serial ports push; the I/O thread drains. A push never waits: when the buffer is full, bytes are dropped
-//! and counted. Passing bytes are watched for a Linux kernel panic and for Linux's banner, and the last of them are
-//! kept for a report on how the guest ended.
+//! Serial ports push bytes, and the I/O thread drains them. A push never waits: when the buffer is full,
+//! bytes are dropped and counted. The buffer watches the bytes for a Linux kernel panic and for Linux's
+//! banner, and keeps the last of them for a report on how the guest ended.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,13 +17,13 @@ use super::panic_watch::PanicWatch;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
 use crate::lock;
 
-/// Console output on its way out. Memory is taken with the first byte, and never more than the capacity.
+/// Console output in flight. Memory is allocated with the first byte, and never more than the capacity.
 pub struct ConsoleBuffer {
     ring: Mutex<Ring>,
     capacity: usize,
     wake: EventFd,
     room: EventFd,
-    /// Held for a whole drain, so that two drainers never write the same bytes.
+    /// Locked for a whole drain, so that two drainers never write the same bytes.
     draining: Mutex<()>,
     requests: Option<Arc<dyn GuestRequestSink>>,
     banner_at: OnceLock<Instant>,
@@ -31,8 +31,8 @@ pub struct ConsoleBuffer {
 }
 
 impl ConsoleBuffer {
-    /// Holds a burst such as a stack trace of every CPU, or a second of a fast serial line, while the reader
-    /// of the console is away.
+    /// The capacity that serial ports use. It holds a burst such as a stack trace of every CPU, or a second
+    /// of a fast serial line, while the reader of the console is away.
     pub const DEFAULT_CAPACITY: usize = 64 * 1024;
 
     /// Creates a buffer of at most `capacity` bytes.
@@ -52,12 +52,12 @@ impl ConsoleBuffer {
         })
     }
 
-    /// Has each text of a kernel panic told to `requests`, as [`GuestRequest::PanicText`].
+    /// Reports each text of a kernel panic to `requests`, as [`GuestRequest::PanicText`].
     pub fn telling(self, requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests: Some(requests), ..self }
     }
 
-    /// Appends `bytes`; what does not fit is dropped and counted. Never waits for the drainer.
+    /// Appends `bytes`. Bytes that do not fit are dropped and counted. Never waits for the drainer.
     pub fn push(&self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -73,11 +73,11 @@ impl ConsoleBuffer {
     }
 
     /// Passes buffered bytes to `write`, in order and in pieces, until it returns less than it was given or
-    /// the buffer is empty. `write` returns how many bytes of the piece are done with; it runs without the
+    /// the buffer is empty. `write` returns how many bytes of the piece were consumed. It runs without the
     /// lock of the buffer, so it may make system calls.
     ///
     /// One call passes at most as many bytes as the buffer holds, so that a guest that prints without end
-    /// cannot keep the drainer for itself; see [`Drained::Pending`].
+    /// cannot keep the drainer busy; see [`Drained::Pending`].
     pub fn drain(&self, mut write: impl FnMut(&[u8]) -> usize) -> Drained {
         let _alone = lock(&self.draining);
         let mut budget = self.capacity;
@@ -101,7 +101,7 @@ impl ConsoleBuffer {
         }
     }
 
-    /// Throws away what is buffered and counts it as dropped: for a console that nobody can read any more.
+    /// Drops the buffered bytes and counts them, for a console that nobody can read any more.
     pub fn discard(&self) {
         let _alone = lock(&self.draining);
         let mut ring = lock(&self.ring);
@@ -112,8 +112,8 @@ impl ConsoleBuffer {
         self.tell_room();
     }
 
-    /// Bytes that a push would not drop. After the answer 0, [`room_event`](Self::room_event) fires once half of the
-    /// buffer is free: for a device that can wait.
+    /// Returns the number of bytes that a push would not drop. After the result 0,
+    /// [`room_event`](Self::room_event) fires once half of the buffer is free, for a device that can wait.
     pub fn room(&self) -> usize {
         let mut ring = lock(&self.ring);
         let room = self.capacity.saturating_sub(ring.bytes.len());
@@ -121,61 +121,64 @@ impl ConsoleBuffer {
         room
     }
 
-    /// Readable when there is room again for a device that has found none. The device reads it first.
+    /// Returns the event that fires when there is space again for a device that found none. The device reads
+    /// it first.
     pub fn room_event(&self) -> &EventFd {
         &self.room
     }
 
-    /// Readable after the buffer went from empty to non-empty. The drainer reads it first, then drains.
+    /// Returns the event that fires when the buffer goes from empty to non-empty. The drainer reads it first,
+    /// then drains.
     pub fn wake_event(&self) -> &EventFd {
         &self.wake
     }
 
-    /// Whether a reset at this point is the end of a kernel panic: its text came, and after it no more than a stack
-    /// trace, and no word of a restart. Dropped bytes count.
+    /// Returns whether a reset at this point is the end of a kernel panic: its text came, followed by no more
+    /// than a stack trace, and no restart was announced. Dropped bytes count.
     pub fn panic_explains_reset(&self) -> bool {
         lock(&self.ring).watch.explains_reset()
     }
 
-    /// Whether the output so far ends with a line that has the text of a kernel panic. Silence from here on means that
-    /// the kernel is dead.
+    /// Returns whether the output so far ends with a line that has the text of a kernel panic. Silence from
+    /// here on means that the kernel is dead.
     pub fn stops_in_panic(&self) -> bool {
         lock(&self.ring).watch.is_last_line()
     }
 
-    /// The last line that had the text of a kernel panic, without its end and at most 1 KiB of it; empty when none
-    /// came.
+    /// Returns the last line with the text of a kernel panic, without its line end and cut to 1 KiB; empty if
+    /// there was none.
     pub fn panic_line(&self) -> Vec<u8> {
         lock(&self.ring).watch.line().to_vec()
     }
 
-    /// When the text with which Linux introduces itself, `Linux version`, was complete, dropped bytes included.
+    /// Returns the time at which Linux's first words, `Linux version`, were complete. Dropped bytes count.
     pub fn banner_at(&self) -> Option<Instant> {
         self.banner_at.get().copied()
     }
 
-    /// The last bytes that were pushed, dropped ones included, with what is left of a line in front cut off: at
-    /// most [`TAIL_BYTES`](super::console_tail::TAIL_BYTES), whatever the guest prints.
+    /// Returns the last bytes that were pushed, dropped ones included, without a partial line at the start.
+    /// There are at most [`TAIL_BYTES`](super::console_tail::TAIL_BYTES), whatever the guest prints.
     pub fn tail(&self) -> Vec<u8> {
         lock(&self.ring).tail.bytes()
     }
 
-    /// When the first byte was pushed.
+    /// Returns the time at which the first byte was pushed.
     pub fn first_byte_at(&self) -> Option<Instant> {
         self.first_byte_at.get().copied()
     }
 
-    /// Number of bytes pushed so far, dropped ones included.
+    /// Returns the number of bytes pushed so far, dropped ones included.
     pub fn pushed_bytes(&self) -> u64 {
         lock(&self.ring).pushed
     }
 
-    /// Number of bytes that were pushed and will never be drained.
+    /// Returns the number of bytes that were pushed and will never be drained.
     pub fn dropped_bytes(&self) -> u64 {
         lock(&self.ring).dropped
     }
 
-    /// Number of bytes that were dropped or still wait, and how many were pushed before the first of them.
+    /// Returns the number of bytes that were dropped or still wait, and how many were pushed before the first
+    /// of them.
     pub fn untaken(&self) -> (u64, Option<u64>) {
         let ring = lock(&self.ring);
         let waiting = (!ring.bytes.is_empty()).then(|| ring.drained());
@@ -183,7 +186,7 @@ impl ConsoleBuffer {
         (ring.dropped.saturating_add(ring.bytes.len() as u64), from)
     }
 
-    /// Whether there is nothing to drain.
+    /// Returns whether there is nothing to drain.
     pub fn is_empty(&self) -> bool {
         lock(&self.ring).bytes.is_empty()
     }
@@ -224,21 +227,21 @@ impl ConsoleBuffer {
     }
 }
 
-/// What came of a push.
+/// The result of a push.
 struct Appended {
-    /// The drainer must be told: only the step from empty to non-empty costs a system call.
+    /// Whether the drainer must be woken. Only the step from empty to non-empty costs a system call.
     first: bool,
-    /// The text of a kernel panic was complete.
+    /// Whether the text of a kernel panic was completed.
     panic_text: bool,
 }
 
-/// How a drain ended.
+/// The way in which a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// Everything was written. The next push wakes the drainer.
     Empty,
-    /// The writer took less than it was given. Nothing wakes the drainer until it drains again: it waits for
-    /// its output to become writable.
+    /// The writer took less than it was given. Nothing wakes the drainer until it drains again, because it
+    /// waits for its output to become writable.
     Blocked,
     /// The budget of one drain is used up and there may be more. The buffer has woken its drainer again.
     Pending,
@@ -249,9 +252,9 @@ struct Ring {
     bytes: VecDeque<u8>,
     pushed: u64,
     dropped: u64,
-    /// What had been pushed before the first byte of these.
+    /// The number of bytes that were pushed before the first of these.
     dropped_from: Option<u64>,
-    /// A device has found no room.
+    /// Whether a device found no space.
     wants_room: bool,
     watch: PanicWatch,
     banner: Matcher<Banner>,
@@ -259,7 +262,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// Copies the oldest bytes into `scratch`, as many as lie together.
+    /// Copies the oldest bytes into `scratch`, as many as are contiguous.
     fn copy_front<'a>(&self, scratch: &'a mut [u8]) -> &'a [u8] {
         let (front, _) = self.bytes.as_slices();
         let len = front.len().min(scratch.len());
@@ -269,13 +272,13 @@ impl Ring {
         piece
     }
 
-    /// Bytes that were drained, which is how many were pushed before the oldest one here unless some were dropped
-    /// before it.
+    /// Returns the number of drained bytes. Unless bytes were dropped before the oldest one here, it is also
+    /// how many were pushed before it.
     fn drained(&self) -> u64 {
         self.pushed.saturating_sub(self.dropped).saturating_sub(self.bytes.len() as u64)
     }
 
-    /// Counts bytes, before the first of which `from` were pushed.
+    /// Counts dropped bytes. `from` bytes were pushed before the first of them.
     fn count_dropped(&mut self, bytes: usize, from: u64) {
         self.dropped = self.dropped.saturating_add(bytes as u64);
         if bytes > 0 {
@@ -284,7 +287,7 @@ impl Ring {
     }
 }
 
-/// How Linux introduces itself: the start of its first line.
+/// Linux's banner: the start of its first line.
 #[derive(Default)]
 struct Banner;
 
@@ -462,7 +465,7 @@ mod tests {
             }
             loop {
                 let finished = printers_left.load(Ordering::Acquire) == 0;
-                // Whatever is in the buffer at this point must have been announced.
+                // Bytes in the buffer at this point must have been announced.
                 if buffer.wake_event().read().is_ok() {
                     buffer.drain(|piece| {
                         received += piece.len() as u64;

@@ -1,17 +1,17 @@
-//! The end of what a guest has printed, kept beside the console's buffer for the report on a guest that died.
+//! The last bytes that a guest printed, kept beside the console's buffer for the report on a guest that died.
 //!
 //! Only [`ConsoleBuffer`](super::console_buffer::ConsoleBuffer) uses it, under its lock.
 
 use std::collections::VecDeque;
 
-/// Most bytes that are kept: 20 lines as wide as a kernel's call trace has them, and as much again.
+/// The largest number of bytes kept: 20 lines of the width of a kernel's call trace, twice over.
 pub const TAIL_BYTES: usize = 8 * 1024;
 
 /// The last bytes of a stream. Memory is taken with the first byte, and never more than [`TAIL_BYTES`].
 #[derive(Default)]
 pub(super) struct ConsoleTail {
     bytes: VecDeque<u8>,
-    /// Bytes have been forgotten: what is kept starts within a line.
+    /// Whether bytes have been dropped, so that the first line is partial.
     cut: bool,
 }
 
@@ -28,7 +28,8 @@ impl ConsoleTail {
         self.cut |= excess > 0 || !forgotten.is_empty();
     }
 
-    /// What is kept, from the first whole line on; a single line without an end is given as far as it is there.
+    /// Returns the kept bytes from the first whole line on. A single line without an end is returned as far
+    /// as it has come.
     pub(super) fn bytes(&self) -> Vec<u8> {
         let line_start =
             self.bytes.iter().position(|&byte| byte == b'\n').map_or(0, |end| end.saturating_add(1));

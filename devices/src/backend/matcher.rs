@@ -2,23 +2,23 @@
 
 use std::marker::PhantomData;
 
-/// A text to look for. Its first byte occurs in it only once.
+/// A text to find. Its first byte must occur in it only once.
 pub(super) trait Text {
     const TEXT: &'static [u8];
 }
 
-/// Where in the text the stream stands.
+/// The position of a stream within the text.
 #[derive(Default)]
 pub(super) struct Matcher<T> {
-    /// How many bytes of the text the stream ends with.
+    /// The number of bytes of the text with which the stream ends.
     matched: usize,
     text: PhantomData<T>,
 }
 
 impl<T: Text> Matcher<T> {
-    /// Whether the text is complete with this byte.
+    /// Takes the next byte. Returns whether the text is complete with it.
     pub(super) fn feed_byte(&mut self, byte: u8) -> bool {
-        // The first byte of the text occurs in it only once, so a failed match can only start anew here.
+        // The first byte of the text occurs in it only once, so a failed match can only start again here.
         self.matched = match T::TEXT.get(self.matched) {
             Some(&wanted) if wanted == byte => self.matched.saturating_add(1),
             _ => usize::from(T::TEXT.first() == Some(&byte)),
@@ -26,7 +26,7 @@ impl<T: Text> Matcher<T> {
         self.matched == T::TEXT.len()
     }
 
-    /// Whether the text was complete at some byte of `bytes`.
+    /// Takes the next bytes. Returns whether the text was complete at any of them.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> bool {
         bytes.iter().fold(false, |found, byte| self.feed_byte(*byte) | found)
     }

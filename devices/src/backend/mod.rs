@@ -1,4 +1,4 @@
-//! The host side of devices: where console bytes go and where they come from, and what disks keep their blocks in.
+//! The host side of devices: destinations and sources of console bytes, storage of disks, and networks.
 
 pub mod chardev;
 pub mod console_buffer;

@@ -1,8 +1,8 @@
 //! Finds a Linux kernel panic in console output.
 //!
-//! The text alone is no proof: any program of the guest may print it. It becomes one by what follows. A kernel that
-//! panicked resets the machine after at most a stack trace, or stops with the text in its last line; a machine that
-//! prints on, or says that it restarts, lives.
+//! The text alone proves nothing, because any program of the guest may print it. The output after it decides.
+//! A kernel that panicked resets the machine after at most a stack trace, or stops with the text in its last
+//! line. A machine that prints on, or announces a restart, is alive.
 //!
 //! ```text
 //! Nothing --text--> InLine --newline--> LineEnded --anything else--> Passed
@@ -24,7 +24,7 @@ pub(super) struct PanicWatch {
 }
 
 impl PanicWatch {
-    /// Whether the text was complete at some byte of `bytes`.
+    /// Takes the next bytes. Returns whether the text was complete at any of them.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> bool {
         let mut found = false;
         for &byte in bytes {
@@ -41,17 +41,18 @@ impl PanicWatch {
         found
     }
 
-    /// The last line that had the text, without its end, but for the one with which Linux ends its report.
+    /// Returns the last line with the text, without its line end. The line with which Linux ends its report
+    /// does not count.
     pub(super) fn line(&self) -> &[u8] {
         self.lines.last()
     }
 
-    /// Whether a reset of the machine at this point is the end of a panic.
+    /// Returns whether a reset of the machine at this point is the end of a panic.
     pub(super) fn explains_reset(&self) -> bool {
         self.state != State::Nothing
     }
 
-    /// Whether the last line is the text, so that silence at this point is the end of a panic.
+    /// Returns whether the last line is the text, so that silence at this point is the end of a panic.
     pub(super) fn is_last_line(&self) -> bool {
         matches!(self.state, State::InLine | State::LineEnded)
     }
@@ -68,10 +69,10 @@ impl PanicWatch {
     }
 }
 
-/// Keeps the line of a panic, however much comes after it.
+/// Keeps the line of a panic, however much output follows.
 #[derive(Default)]
 struct PanicLine {
-    /// The line that goes on, as far as it is kept.
+    /// The present line, as far as it is kept.
     open: Vec<u8>,
     has_text: bool,
     last: Vec<u8>,
@@ -102,26 +103,27 @@ impl PanicLine {
     }
 }
 
-/// As long as a line is shown.
+/// The length at which lines are cut for display.
 const LINE_BYTES: usize = 1024;
-/// What Linux prints before the text when it repeats it at the end of its report (`panic` in kernel/panic.c).
+/// The prefix that Linux prints before the text when it repeats it at the end of its report (`panic` in
+/// kernel/panic.c).
 const END_OF_REPORT: &[u8] = b"---[ end ";
 
-/// What became of the text.
+/// The position of the output relative to the text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
-    /// It has not come, or means nothing any more.
+    /// The text has not come, or has lost its meaning.
     #[default]
     Nothing,
-    /// The line with it goes on.
+    /// The line with the text goes on.
     InLine,
-    /// The line with it has ended, and nothing follows.
+    /// The line with the text has ended, and nothing follows.
     LineEnded,
-    /// Something follows.
+    /// More output follows.
     Passed,
 }
 
-/// What Linux prints on every panic, whatever the cause, and at its end again where it does not reset.
+/// The text that Linux prints on every panic, whatever the cause, and again at the end if it does not reset.
 #[derive(Default)]
 struct PanicMessage;
 
@@ -129,7 +131,7 @@ impl Text for PanicMessage {
     const TEXT: &'static [u8] = b"Kernel panic - not syncing";
 }
 
-/// What Linux prints on every reset that was asked for, also with `quiet`; a panic resets without a word.
+/// The text that Linux prints on every requested reset, also with `quiet`. A panic resets without it.
 #[derive(Default)]
 struct RestartMessage;
 
@@ -137,7 +139,7 @@ impl Text for RestartMessage {
     const TEXT: &'static [u8] = b"Restarting system";
 }
 
-/// Twice what a panic prints after its text: registers, a stack trace, the list of modules.
+/// Twice what a panic prints after its text: registers, a stack trace, and the list of modules.
 const TRACE_LIMIT: usize = 16 << 10;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Stream sockets at paths of the host (`unix(7)`): connecting without waiting, and listening for the owner alone. The
-//! console, vsock and network back ends make their sockets here.
+//! Stream sockets at paths of the host (`unix(7)`): connecting without waiting, and listening for the owner
+//! alone. The console, vsock and network back ends make their sockets here.
 
 use std::fs;
 use std::io;
@@ -13,11 +13,12 @@ use std::sync::Mutex;
 
 use crate::lock;
 
-/// The file of a socket that listens. It goes with this, unless something else has taken its name.
+/// The file of a listening socket. It is removed when this is dropped, unless something else has taken its
+/// name.
 #[derive(Debug)]
 pub struct SocketFile(Named);
 
-/// A file as it was when it was made.
+/// The identity of a file when it was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Named {
     path: PathBuf,
@@ -28,7 +29,8 @@ struct Named {
 /// The files of all sockets of this process.
 static FILES: Mutex<Vec<Named>> = Mutex::new(Vec::new());
 
-/// Connects to the socket at `path` if it can be done at once: a listener whose queue is full is `WouldBlock`.
+/// Connects to the socket at `path` if that is possible at once. A listener whose queue is full gives
+/// `WouldBlock`.
 pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     let (address, len) = address(path)?;
     let socket = socket()?;
@@ -37,11 +39,11 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(socket.into()) }
 }
 
-/// Listens at `path`, which must be free, without blocking. Nobody but the owner can connect at any moment: the mode
-/// is set before there is a file, and whatever takes its place later keeps its own.
+/// Listens at `path`, which must be free, without blocking. Only the owner can ever connect: the mode is set
+/// before the file exists, and a file that takes its place later keeps its own mode.
 ///
 /// # Errors
-/// The path is too long or taken, or its folder takes no file.
+/// The path is too long or taken, or its directory takes no file.
 pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let (address, len) = address(path)?;
     let socket = socket()?;
@@ -50,7 +52,7 @@ pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // Held over the call: a file that is made is a file that is known.
+    // Held over the call, so that every file that exists is in the list.
     let mut files = lock(&FILES);
     // SAFETY: the address lives through the call, and `len` is within it.
     if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
@@ -67,16 +69,16 @@ pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     Ok((socket.into(), file))
 }
 
-/// Removes the files of all sockets, for a process that ends at once after this: nobody makes another, or waits for one to
-/// go, from here on.
+/// Removes the files of all sockets, for a process that ends immediately after this. No thread makes another,
+/// or waits for one to be removed, from here on.
 pub fn remove_files() {
     let files = lock(&FILES);
     files.iter().for_each(Named::remove);
     std::mem::forget(files);
 }
 
-/// The same where another thread may hold the list, or this one: then nothing is removed. Makes system calls only, so that
-/// a signal handler may call it.
+/// Removes the files of all sockets, unless any thread holds the list. It makes system calls only, so that a
+/// signal handler may call it.
 pub fn try_remove_files() {
     if let Ok(files) = FILES.try_lock() {
         files.iter().for_each(Named::remove);
@@ -91,7 +93,7 @@ impl Named {
     }
 
     fn remove(&self) {
-        // Somebody may have removed it already, and made another.
+        // Another program may have removed it already, and made a new one.
         let there = fs::symlink_metadata(&self.path);
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (self.device, self.inode)) {
             let _ = fs::remove_file(&self.path);
@@ -136,7 +138,7 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
 
 /// Bytes of a socket's path with the zero at its end (`unix(7)`).
 pub(crate) const PATH_ROOM: usize = 108;
-/// Clients that may wait to be taken; what the standard library uses.
+/// The largest number of clients that wait to be accepted: the value of the standard library.
 const BACKLOG: libc::c_int = 128;
 
 #[cfg(test)]
@@ -150,8 +152,8 @@ mod tests {
 
     #[test]
     fn connecting_never_waits() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.as_path().join("s");
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("s");
         assert_eq!(connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
         let (listener, file) = listen(&path).unwrap();
         let mut waiting = Vec::new();
@@ -170,8 +172,8 @@ mod tests {
 
     #[test]
     fn file_that_has_taken_the_name_stays() {
-        let folder = TempDir::new().unwrap();
-        let (path, moved) = (folder.as_path().join("s"), folder.as_path().join("moved"));
+        let directory = TempDir::new().unwrap();
+        let (path, moved) = (directory.as_path().join("s"), directory.as_path().join("moved"));
         let (_listener, file) = listen(&path).unwrap();
         fs::rename(&path, &moved).unwrap();
         let (_other, other_file) = listen(&path).unwrap();
@@ -181,11 +183,12 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Nobody can look at the file before `bind` is done, so its mode after `bind` is the one that it was made with.
+    /// Checks the mode of the file after `bind`. Nobody can see the file before `bind` is done, so this is
+    /// the mode it was made with.
     #[test]
     fn listener_is_the_owner_s_alone_from_its_first_moment() {
-        let folder = TempDir::new().unwrap();
-        let path = folder.as_path().join("s");
+        let directory = TempDir::new().unwrap();
+        let path = directory.as_path().join("s");
         let (listener, _file) = listen(&path).unwrap();
         let metadata = fs::symlink_metadata(&path).unwrap();
         assert!(metadata.file_type().is_socket());

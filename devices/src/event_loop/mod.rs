@@ -1,8 +1,8 @@
 //! The loop of an I/O thread: it waits for the event sources of all its handlers and calls each in turn.
 //!
-//! The VMM makes one per thread and calls [`EventLoop::run_once`] again and again. Virtio handlers come and go from other
-//! threads through the [`LoopHandle`]. They do so between two rounds only: a handler that went away amid a round would
-//! leave events behind that belong to nobody. The loop itself waits for nothing but events.
+//! The VMM makes one per thread and calls [`EventLoop::run_once`] repeatedly. Other threads add and take
+//! virtio handlers through the [`LoopHandle`]. That happens between two rounds only: a handler that left
+//! within a round would leave events that belong to nobody. The loop itself waits for nothing but events.
 
 mod reply;
 
@@ -27,11 +27,11 @@ pub use reply::{Asked, HAND_BACK_LIMIT};
 
 /// A handler that stays on its thread for as long as the machine lives.
 pub trait Resident: MutEventSubscriber + Send {
-    /// True when nothing is left that the guest has handed over and the host has not taken.
+    /// Returns whether the host has taken everything that the guest handed over.
     fn is_drained(&self) -> bool;
 }
 
-/// Waits for events and hands them to handlers. Owned by the thread that it runs on.
+/// Waits for events and passes them to handlers. The thread that it runs on owns it.
 pub struct EventLoop {
     manager: EventManager<Subscriber>,
     residents: Vec<SubscriberId>,
@@ -42,7 +42,7 @@ pub struct EventLoop {
     handle: LoopHandle,
 }
 
-/// The way for other threads to reach a loop. Calls to a loop that is gone do nothing.
+/// The access of other threads to a loop. Calls do nothing once the loop has gone.
 #[derive(Clone)]
 pub struct LoopHandle {
     commands: Sender<Command>,
@@ -59,17 +59,17 @@ enum Command {
 struct Group {
     name: String,
     running: Vec<SubscriberId>,
-    /// Those that have failed.
+    /// The handlers that have failed.
     retired: Vec<Box<dyn QueueHandler>>,
-    /// Who wants them back.
+    /// The request for the return of the group's queues.
     wanted: Option<(IfLate, ReplySender)>,
 }
 
 impl EventLoop {
-    /// A loop without handlers.
+    /// Makes a loop without handlers.
     ///
     /// # Errors
-    /// The host gives no more file descriptors.
+    /// The host has no more file descriptors.
     pub fn new() -> io::Result<Self> {
         let mut manager = EventManager::new_with_capacity(READY_EVENTS).map_err(io::Error::other)?;
         let wake = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
@@ -91,7 +91,7 @@ impl EventLoop {
         self.residents.push(self.manager.add_subscriber(Subscriber::Resident(resident)));
     }
 
-    /// True when no handler that stays has anything left for the host.
+    /// Returns whether no resident handler has anything left for the host.
     pub fn is_drained(&mut self) -> bool {
         let Self { manager, residents, .. } = self;
         residents.iter().all(|id| match manager.subscriber_mut(*id) {
@@ -100,13 +100,13 @@ impl EventLoop {
         })
     }
 
-    /// For other threads.
+    /// Returns a handle for other threads.
     pub fn handle(&self) -> LoopHandle {
         self.handle.clone()
     }
 
-    /// Waits for events, `timeout_millis` at most (-1: without a limit), and serves them; then what the handles asked for.
-    /// True when there were any.
+    /// Waits for events, at most `timeout_millis` milliseconds (-1: without a limit), and serves them. Then
+    /// serves the requests of the handles. Returns whether there were events.
     pub fn run_once(&mut self, timeout_millis: i32) -> bool {
         let served = match self.manager.run_with_timeout(timeout_millis) {
             Ok(count) => count > 0,
@@ -155,7 +155,7 @@ impl EventLoop {
         }
     }
 
-    /// Takes failed handlers away from their event sources.
+    /// Removes failed handlers from their event sources.
     fn retire_failed(&mut self) {
         let Self { manager, groups, .. } = self;
         for group in groups.values_mut() {
@@ -173,7 +173,7 @@ impl EventLoop {
         }
     }
 
-    /// Hands back the groups that are wanted and have drained.
+    /// Returns the groups that were asked for and have drained.
     fn hand_back(&mut self) {
         let ids: Vec<GroupId> = self.groups.keys().copied().collect();
         for id in ids {
@@ -189,7 +189,7 @@ impl EventLoop {
             }
             let queues = self.remove_group(id);
             if !is_late {
-                // One that gives up at this very moment gets them all the same.
+                // A caller that gives up at this very moment still gets all of them.
                 reply.send(queues);
             }
         }
@@ -226,7 +226,7 @@ impl LoopHandle {
     }
 
     fn send(&self, command: Command) {
-        // A command to a loop that is gone is dropped, which tells its sender.
+        // A command to a loop that has gone is dropped, and its sender notices that.
         let _ = self.commands.send(command);
         self.wake();
     }
@@ -250,7 +250,7 @@ impl HandlerHost for LoopHandle {
     }
 }
 
-/// The loop's one type of subscriber.
+/// The one type of subscriber of the loop.
 enum Subscriber {
     Resident(Box<dyn Resident>),
     Virtio(Running),
@@ -299,7 +299,7 @@ impl MutEventSubscriber for Subscriber {
     }
 }
 
-/// Adds a file descriptor to a loop. It fails only where epoll itself cannot wait for such a file, which the caller has
+/// Adds a file descriptor to a loop. It fails only if epoll cannot wait for such a file, which the caller has
 /// ruled out.
 pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u32, set: EventSet) {
     if let Err(error) = ops.add(Events::with_data(source, data, set)) {
@@ -307,5 +307,5 @@ pub fn watch(ops: &mut EventOps<'_>, source: &impl std::os::fd::AsRawFd, data: u
     }
 }
 
-/// Events of one round: a round with more takes the rest in the next.
+/// The largest number of events of a round. The next round takes the rest.
 const READY_EVENTS: usize = 64;

@@ -1,4 +1,4 @@
-//! How the queues of a group come back from the thread of its loop to the one who has asked for them.
+//! Returns the queues of a group from the thread of its loop to the thread that asked for them.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use crate::lock;
 use crate::virtio::handler::Stuck;
 use crate::virtio::queue::VirtQueue;
 
-/// The queues of a group that its loop has been asked for. Dropping it gives them up.
+/// A request for the queues of a group. Dropping it gives them up.
 #[derive(Debug)]
 pub struct Asked {
     reply: Arc<Reply>,
-    /// When whoever asked gives up. Groups that are asked for at the same time share it.
+    /// The time at which the caller gives up. Groups that are asked for at the same time share it.
     deadline: Instant,
 }
 
@@ -30,7 +30,7 @@ enum ReplyState {
     Over,
 }
 
-/// The two ends of a request, which begins now.
+/// Makes the two ends of a request, whose time limit starts now.
 pub(super) fn pair() -> (Asked, ReplySender) {
     let reply = Arc::new(Reply::default());
     let now = Instant::now();
@@ -39,7 +39,7 @@ pub(super) fn pair() -> (Asked, ReplySender) {
 }
 
 impl Asked {
-    /// True when a wait would end at once.
+    /// Returns whether a wait would end at once.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn is_answered(&self) -> bool {
         !matches!(*lock(&self.reply.state), ReplyState::Waiting) || self.deadline <= Instant::now()
@@ -48,7 +48,7 @@ impl Asked {
     /// Waits for the queues until the deadline.
     ///
     /// # Errors
-    /// They have not come.
+    /// The queues have not come back in time.
     pub fn wait(self) -> Result<Vec<VirtQueue>, Stuck> {
         let Reply { state, changed } = &*self.reply;
         let waits = |state: &mut ReplyState| matches!(state, ReplyState::Waiting);
@@ -68,7 +68,7 @@ impl Drop for Asked {
     }
 }
 
-/// The loop's end. Dropping it without an answer ends the wait.
+/// The loop's end of a request. Dropping it without an answer ends the wait.
 #[derive(Debug)]
 pub(super) struct ReplySender(Arc<Reply>);
 
@@ -96,7 +96,7 @@ impl Drop for ReplySender {
     }
 }
 
-/// How long a reset, a pause or a stop waits for the queues of its devices, all of them together. A handler hands its
-/// queues back at once, but for a call of the host that has begun: a transfer of at most 1 MiB, or a flush. It is less
-/// than the time after which a vCPU that does not come out of its device counts as stuck.
+/// The time that a reset, a pause or a stop waits for the queues of its devices, all of them together. A
+/// handler returns its queues at once, except for a host call in flight: a transfer of at most 1 MiB, or a
+/// flush. The limit is shorter than the time after which a vCPU inside its device counts as stuck.
 pub const HAND_BACK_LIMIT: Duration = Duration::from_secs(4);

@@ -1,12 +1,13 @@
-//! The log lines of a machine, on their way to the `log` back end of the program.
+//! The log lines of a machine, in flight to the `log` back end of the program.
 //!
-//! A back end is the program's own: it may write to a pipe that nobody reads, and block for ever. No thread that a stop
-//! waits for may call it, and no thread may call it while it holds a lock. So [`journal!`](crate::journal!) only
-//! appends to a queue with a limit, and a thread of its own (`queue`) makes the call.
+//! A back end belongs to the program. It may write to a pipe that nobody reads, and block forever. No thread
+//! that a stop waits for may call it, and no thread may call it while it holds a lock. So
+//! [`journal!`](crate::journal!) only appends to a bounded queue, and a thread of its own (`queue`) makes the
+//! call.
 //!
-//! A guest causes log lines, for instance by a ring that it damages again and again. All lines of one machine have one
-//! limit together, whatever causes them; another machine has its own. What is left out is counted, and the number
-//! reported.
+//! A guest causes log lines, for example by damaging a ring again and again. All lines that the guest causes
+//! in one machine share one limit, and another machine has its own. Lines above it are left out and counted,
+//! and the count is reported.
 
 mod queue;
 
@@ -19,12 +20,12 @@ pub use log::Level;
 
 use crate::lock;
 
-/// What a line is about.
+/// The cause of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// Something that the guest did, and can do again.
+    /// An act of the guest, which it can repeat.
     Guest,
-    /// Something on this side.
+    /// An event on the host.
     Host,
 }
 
@@ -32,7 +33,7 @@ pub enum Cause {
 #[derive(Debug, Default)]
 pub struct Journal {
     state: Mutex<State>,
-    /// The back end has taken a line.
+    /// Signalled when the back end has taken a line.
     written: Condvar,
 }
 
@@ -41,7 +42,7 @@ struct State {
     guest: Window,
     host: Window,
     left_out: u64,
-    /// Lines that the back end has not taken.
+    /// The number of lines that the back end has not taken.
     waiting: usize,
 }
 
@@ -52,14 +53,15 @@ struct Window {
     lines: u32,
 }
 
-/// A thread works for a machine until this is dropped.
+/// A guard that makes a thread work for a machine until it is dropped.
 #[derive(Debug)]
 #[must_use = "the thread leaves the journal when this is dropped"]
 pub struct Entered {
     before: Option<Arc<Journal>>,
 }
 
-/// Appends a line to the journal of this thread's machine: cause, level, and then as [`format!`] takes it.
+/// Appends a line to the journal of this thread's machine. The arguments are cause and level, and then those
+/// of [`format!`].
 #[macro_export]
 macro_rules! journal {
     ($cause:ident $level:ident, $($words:tt)+) => {
@@ -72,16 +74,16 @@ macro_rules! journal {
     };
 }
 
-/// What [`journal!`](crate::journal!) calls. It waits for nobody.
+/// Appends a line, on behalf of [`journal!`](crate::journal!). Never waits.
 pub fn append(cause: Cause, level: Level, target: &'static str, words: fmt::Arguments<'_>) {
-    // The back end's own `enabled` could take a lock; the level is one load.
+    // The back end's own `enabled` could take a lock; reading the level is one load.
     if level > log::max_level() {
         return;
     }
     let journal = Journal::current();
     let Some(left_out) = journal.admit(cause, Instant::now()) else { return };
     let mut text = Bounded(String::new());
-    // What does not fit is cut.
+    // Text beyond the limit is cut.
     let _ = text.write_fmt(words);
     if left_out > 0 {
         text.0.push_str(&format!(" ({left_out} lines were left out)"));
@@ -90,18 +92,18 @@ pub fn append(cause: Cause, level: Level, target: &'static str, words: fmt::Argu
 }
 
 impl Journal {
-    /// The journal of this thread. Threads that work for no machine share one.
+    /// Returns the journal of this thread. Threads that work for no machine share one.
     pub fn current() -> Arc<Journal> {
         static SHARED: LazyLock<Arc<Journal>> = LazyLock::new(Arc::default);
         CURRENT.with_borrow(Clone::clone).unwrap_or_else(|| SHARED.clone())
     }
 
-    /// Lets this thread append to it.
+    /// Makes this thread append to the journal.
     pub fn enter(self: &Arc<Self>) -> Entered {
         Entered { before: CURRENT.replace(Some(self.clone())) }
     }
 
-    /// Reports what was left out, and waits until the back end has all lines: for at most `limit`.
+    /// Reports how many lines were left out, and waits until the back end has all lines, at most for `limit`.
     pub fn flush(self: &Arc<Self>, limit: Duration) {
         let mut state = lock(&self.state);
         let left_out = std::mem::take(&mut state.left_out);
@@ -121,7 +123,7 @@ impl Journal {
         drop(wait.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Whether a line may be written now; with it the number of lines that were left out since the last.
+    /// Returns whether a line may be written now, with the number of lines left out since the last.
     fn admit(&self, cause: Cause, now: Instant) -> Option<u64> {
         let mut state = lock(&self.state);
         let window = match cause {
@@ -164,7 +166,7 @@ impl Drop for Entered {
     }
 }
 
-/// Text up to [`MAX_BYTES`].
+/// Text of at most [`MAX_BYTES`].
 struct Bounded(String);
 
 impl Write for Bounded {
@@ -180,12 +182,12 @@ thread_local! {
     static CURRENT: RefCell<Option<Arc<Journal>>> = const { RefCell::new(None) };
 }
 
-/// Lines of each cause in [`PERIOD`]: enough to see what is wrong, and no flood.
+/// Lines of each cause in a [`PERIOD`]: enough to see what is wrong, and not a flood.
 const LINES: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(5);
-/// Lines of one machine that wait for a slow back end: three periods.
+/// The largest number of lines of one machine that wait for a slow back end: three periods.
 const MAX_WAITING: usize = 60;
-/// The longest line; one with two paths in it fits.
+/// The length of the longest line in bytes. A line with two paths fits.
 const MAX_BYTES: usize = 10 << 10;
 
 #[cfg(test)]

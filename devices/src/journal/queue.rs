@@ -1,6 +1,6 @@
-//! The one queue of all machines, because their program has one back end; and the thread that hands it over.
+//! The one queue of all machines, because their program has one back end, and the thread that empties it.
 //!
-//! The thread is there only while lines wait. One that the back end keeps for ever stays behind, with at most
+//! The thread exists only while lines wait. If the back end blocks it forever, it stays, with at most
 //! [`MAX_LINES`] lines.
 
 use std::collections::VecDeque;
@@ -23,13 +23,13 @@ pub(super) struct Line {
 
 struct Queue {
     lines: VecDeque<Line>,
-    /// A thread hands them over.
+    /// Whether a thread empties the queue.
     is_served: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue { lines: VecDeque::new(), is_served: false });
 
-/// Appends a line, or leaves it out when there is no room.
+/// Appends a line, or leaves it out if the queue is full.
 pub(super) fn push(line: Line) {
     let mut queue = lock(&QUEUE);
     if queue.lines.len() >= MAX_LINES {
@@ -48,7 +48,7 @@ pub(super) fn push(line: Line) {
     }
 }
 
-/// Hands lines over until there are none.
+/// Passes lines to the back end until there are none.
 fn serve() {
     let _thread = Serving;
     loop {
@@ -70,7 +70,7 @@ fn hand_over(line: &Line) {
     log::logger().log(&record.args(format_args!("{text}")).build());
 }
 
-/// Lets the next line start another thread after a panic of the back end.
+/// A guard that lets the next line start another thread after a panic of the back end.
 struct Serving;
 
 impl Drop for Serving {
@@ -87,5 +87,5 @@ impl Drop for Line {
     }
 }
 
-/// Of all machines together; each may have [`super::MAX_WAITING`] of them.
+/// The largest number of lines of all machines together. Each may have [`super::MAX_WAITING`] of them.
 const MAX_LINES: usize = 1000;

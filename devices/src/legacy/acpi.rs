@@ -1,7 +1,7 @@
 //! The power registers of hardware-reduced ACPI: sleep control, sleep status and reset.
 //!
-//! The FADT points at these three bytes; a kernel writes them to power off or to reset. Sleep states other
-//! than S5 do not exist here.
+//! The FADT points at these three bytes, to which a kernel writes to power off or to reset. No other sleep
+//! state than S5 exists.
 
 use std::sync::Arc;
 
@@ -22,21 +22,21 @@ impl AcpiRegisters {
     pub const SLEEP_STATUS: u64 = 1;
     /// Offset of the reset register (`RESET_REG` of the FADT).
     pub const RESET: u64 = 2;
-    /// `SLP_TYP` for soft-off: the first element of the `\_S5` package. Any value of three bits would do; 5
-    /// is the one that a reader of a trace recognises.
+    /// `SLP_TYP` for soft-off: the first element of the `\_S5` package. Any value of three bits would do;
+    /// readers of a trace recognise 5.
     pub const SLEEP_TYPE_S5: u8 = 5;
     /// The value that resets when written to the reset register (`RESET_VALUE` of the FADT).
     pub const RESET_VALUE: u8 = 1;
 
-    /// Creates the registers; power-off and reset go to `requests`.
+    /// Creates the registers. Power-off and reset go to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
 }
 
 impl ByteRegisters for AcpiRegisters {
-    /// All registers read zero: `SLP_EN` is write-only, no wake-up is ever pending, and the reset register
-    /// has no state.
+    /// All registers read zero: `SLP_EN` is write-only, there is never a pending wake-up, and the reset
+    /// register has no state.
     fn read_byte(&self, offset: u64) -> u8 {
         match offset {
             Self::SLEEP_CONTROL | Self::SLEEP_STATUS | Self::RESET => 0,
@@ -44,7 +44,7 @@ impl ByteRegisters for AcpiRegisters {
         }
     }
 
-    /// Writing `WAK_STS` to the sleep status register clears it: it is never set, so nothing changes.
+    /// Writing `WAK_STS` to the sleep status register clears it. It is never set, so nothing changes.
     fn write_byte(&self, offset: u64, value: u8) {
         let request = match offset {
             Self::SLEEP_CONTROL if is_power_off(value) => GuestRequest::PowerOff,

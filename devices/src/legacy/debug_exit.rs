@@ -1,7 +1,7 @@
 //! A port that ends the machine with a code of the guest's choice.
 //!
-//! Bare payloads and test workloads use it in place of a power-off that has no code. It is no part of a PC;
-//! a guest that uses it by accident ends itself, and harms nobody.
+//! Bare payloads and test workloads use it in place of a power-off, which has no code. A PC has no such port.
+//! A guest that uses it by accident ends itself and harms nobody.
 
 use std::sync::Arc;
 
@@ -17,14 +17,14 @@ impl DebugExit {
     /// Length of the window in ports: room for the widest access.
     pub const WINDOW_LEN: u64 = 4;
 
-    /// Creates the port; the code goes to `requests`.
+    /// Creates the port. The code goes to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
 }
 
 impl BusDevice for DebugExit {
-    /// Reads all ones, as a port without a device does: the port is write-only.
+    /// Reads all ones, like a port without a device, because the port is write-only.
     fn read(&self, _offset: u64, data: &mut [u8]) {
         data.fill(0xff);
     }

@@ -1,8 +1,8 @@
-//! The event register behind the ACPI Generic Event Device (ACPI 6.5, section 5.6.9): how the host tells the guest
-//! that something happened to the machine.
+//! The event register of the ACPI Generic Event Device (ACPI 6.5, section 5.6.9), by which the host reports
+//! to the guest that something happened to the machine.
 //!
-//! The VMM raises an [`Event`]; the guest's kernel takes the interrupt, reads the register by the DSDT's `_EVT` method,
-//! and notifies the drivers of the devices whose bits were set.
+//! The VMM raises an [`Event`]. The guest's kernel takes the interrupt, reads the register in the DSDT's
+//! `_EVT` method, and notifies the drivers of the devices whose bits were set.
 //!
 //! ```text
 //! pending:  bit clear --raise, one pulse--> bit set --read by the guest--> all bits clear
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use crate::bus::ByteRegisters;
 use crate::irq::IrqLine;
 
-/// Something that happens to the machine: its value is the bit of the register.
+/// An event of the machine. Its value is the bit of the register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Event {
@@ -22,7 +22,7 @@ pub enum Event {
     PowerButton = 1 << 0,
 }
 
-/// One byte: a bit for each kind of event that the guest has not heard of.
+/// One byte with a bit for each kind of event that the guest has not read.
 pub struct EventRegister {
     pending: AtomicU8,
     irq: Arc<dyn IrqLine>,
@@ -32,26 +32,26 @@ impl EventRegister {
     /// Length of the window in ports.
     pub const WINDOW_LEN: u64 = 1;
 
-    /// Creates the register without an event; `irq` is the interrupt of the Generic Event Device.
+    /// Creates the register without events. `irq` is the interrupt of the Generic Event Device.
     pub fn new(irq: Arc<dyn IrqLine>) -> Self {
         Self { pending: AtomicU8::new(0), irq }
     }
 
-    /// Tells the guest. An event that it has not read yet is not counted twice, but interrupts it again: the first
-    /// pulse is lost when no driver had unmasked the interrupt.
+    /// Reports an event to the guest. An unread event is not counted twice, but interrupts again: the first
+    /// pulse is lost if no driver had unmasked the interrupt.
     pub fn raise(&self, event: Event) {
         self.pending.fetch_or(event as u8, Ordering::AcqRel);
         self.irq.pulse();
     }
 
-    /// Forgets what the guest has not heard of: the machine starts anew.
+    /// Clears the unread events, because the machine starts again.
     pub fn reset(&self) {
         self.pending.store(0, Ordering::Release);
     }
 }
 
 impl ByteRegisters for EventRegister {
-    /// Tells the events and clears them.
+    /// Returns the events and clears them.
     fn read_byte(&self, offset: u64) -> u8 {
         match offset {
             0 => self.pending.swap(0, Ordering::AcqRel),

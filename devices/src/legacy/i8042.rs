@@ -1,11 +1,12 @@
-//! The i8042 keyboard controller, as far as a reset needs it.
+//! The i8042 keyboard controller, reduced to what a reset needs.
 //!
 //! Kernels reset a PC by waiting until the controller's input buffer is empty (status bit 1 clear) and then
-//! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse. A kernel that is told
-//! so by ACPI does not probe the controller. One that probes it anyway first empties the output buffer: this one
-//! stays full, by which Linux knows after 17 reads that there is no controller (`i8042_flush` in
-//! drivers/input/serio/i8042.c). A buffer that is always empty would have it send commands, and wait for answers. A
-//! program that reads until the buffer is empty, without a limit, as memtest86+ does, comes to its end after
+//! sending the command that pulses the CPU's reset line. There is no keyboard and no mouse. A kernel that
+//! learns this from ACPI does not probe the controller. One that probes it anyway first empties the output
+//! buffer. This one stays full, from which Linux concludes after 17 reads that there is no controller
+//! (`i8042_flush` in drivers/input/serio/i8042.c). With an empty buffer it would send commands, and wait for
+//! answers. A program that reads without a limit until the buffer is empty, such as memtest86+, ends after
+//! `BYTES` reads.
 //! `BYTES` reads.
 
 use std::sync::Arc;
@@ -17,17 +18,17 @@ use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 /// The controller's ports: the window spans 0x60 to 0x64.
 pub struct I8042 {
     requests: Arc<dyn GuestRequestSink>,
-    /// Bytes that the output buffer still gives.
+    /// The number of bytes left in the output buffer.
     left: AtomicU32,
 }
 
 impl I8042 {
     /// Length of the window in ports. The three ports between data and command belong to other devices of a
-    /// PC that are absent here, and read all ones: a kernel that calibrates its clock by the timer of a PC
-    /// polls port 0x61 until bit 5 is set, without a limit.
+    /// PC, which are absent, and read all ones. A kernel that calibrates its clock by the timer of a PC polls
+    /// port 0x61 until bit 5 is set, without a limit.
     pub const WINDOW_LEN: u64 = 5;
 
-    /// Creates the controller; a reset pulse goes to `requests`.
+    /// Creates the controller. A reset pulse goes to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests, left: AtomicU32::new(BYTES) }
     }
@@ -60,7 +61,7 @@ const DATA: u64 = 0;
 const COMMAND: u64 = 4;
 /// Output buffer full (bit 0), input buffer empty (bit 1).
 const OUTPUT_FULL: u8 = 1 << 0;
-/// Bytes in the output buffer: more than two hundred probes of Linux read, and no time to wait for.
+/// Bytes in the output buffer: more than two hundred probes of Linux read, and few enough to read in no time.
 const BYTES: u32 = 4096;
 /// Pulse output line 0, which is wired to the CPU's reset.
 const PULSE_RESET: u8 = 0xfe;

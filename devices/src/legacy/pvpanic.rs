@@ -1,7 +1,7 @@
-//! pvpanic: a port by which a kernel says that it panics, before it tries anything else.
+//! pvpanic: a port by which a kernel reports that it panics, before it does anything else.
 //!
-//! The interface is that of QEMU's `docs/specs/pvpanic.rst`, whose Linux driver is `pvpanic-mmio`: reading tells which
-//! events there are, writing one of them tells that it happened.
+//! The interface is that of QEMU's `docs/specs/pvpanic.rst`, whose Linux driver is `pvpanic-mmio`. A read
+//! returns the supported events, and a write of one reports that it happened.
 
 use std::sync::Arc;
 
@@ -21,14 +21,14 @@ impl PvPanic {
     /// The guest has panicked and goes on in a crash kernel, which writes a dump and resets the machine.
     pub const CRASH_LOADED: u8 = 1 << 1;
 
-    /// Creates the device; a panic goes to `requests`.
+    /// Creates the device. A panic goes to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
 }
 
 impl ByteRegisters for PvPanic {
-    /// The events that the device knows.
+    /// Returns the events that the device supports.
     fn read_byte(&self, offset: u64) -> u8 {
         match offset {
             0 => Self::PANICKED | Self::CRASH_LOADED,
@@ -36,7 +36,8 @@ impl ByteRegisters for PvPanic {
         }
     }
 
-    /// Bits that were not offered have no meaning. Of both events at once, the one that ends the machine counts.
+    /// Bits that were not offered have no meaning. If both events are reported at once, the one that ends the
+    /// machine counts.
     fn write_byte(&self, offset: u64, value: u8) {
         let request = match offset {
             0 if value & Self::PANICKED != 0 => GuestRequest::Panicked,

@@ -1,8 +1,8 @@
 //! The CMOS real-time clock of a PC (MC146818A), from which a kernel learns the date at boot.
 //!
 //! It shows the host's clock in UTC and cannot be set. It never interrupts: alarm and enable bits are kept
-//! and have no effect. The rest of the 128 bytes is plain memory, zero at start and lost with the machine;
-//! the registers where a BIOS leaves the memory size are part of that.
+//! and have no effect. The rest of the 128 bytes is plain memory, zero at start and lost with the machine.
+//! That includes the registers in which a BIOS leaves the memory size.
 
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -62,7 +62,7 @@ struct Cmos {
 }
 
 impl Cmos {
-    /// The selected register at `now`, the time since 1970-01-01 00:00 UTC.
+    /// Returns the selected register at `now`, the time since 1970-01-01 00:00 UTC.
     fn read(&self, now: Duration) -> u8 {
         let time = || Civil::at(now.as_secs());
         let value = match self.index {
@@ -82,8 +82,8 @@ impl Cmos {
         self.encode(value)
     }
 
-    /// The time and the status registers C and D are read-only; register A's update bit and the 24-hour mode
-    /// are fixed.
+    /// Writes the selected register. The time and the status registers C and D are read-only, and so are
+    /// register A's update bit and the 24-hour mode.
     fn write(&mut self, value: u8) {
         let value = match self.index {
             SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY | STATUS_C
@@ -101,7 +101,7 @@ impl Cmos {
         self.ram.get(usize::from(self.index)).copied().unwrap_or(0xff)
     }
 
-    /// A number below 100 in the format that register B asks for.
+    /// Encodes a number below 100 in the format that register B selects.
     fn encode(&self, value: u64) -> u8 {
         let binary = self.ram.get(usize::from(STATUS_B)).is_some_and(|b| b & MODE_BINARY != 0);
         let code = if binary { value } else { ((value / 10) << 4) | (value % 10) };
@@ -125,7 +125,7 @@ struct Civil {
 }
 
 impl Civil {
-    /// The moment `seconds` after 1970-01-01 00:00:00, at most the last one of the year 9999.
+    /// Returns the moment `seconds` after 1970-01-01 00:00:00, at most the last one of the year 9999.
     fn at(seconds: u64) -> Self {
         let seconds = seconds.min(END_OF_9999);
         let days = seconds / SECONDS_PER_DAY;
@@ -169,8 +169,9 @@ fn days_in_month(year: u64, month: u64) -> u64 {
     }
 }
 
-/// The update bit: set for a short time before each second ends, from the clock itself, so that it can
-/// neither stick nor be missed by a guest that reads the time only while the bit is clear.
+/// Returns the update bit. It is set for a short time before each second ends. It is computed from the clock
+/// itself, so that it can neither stick nor be missed by a guest that reads the time only while the bit is
+/// clear.
 fn update_in_progress(now: Duration) -> u8 {
     if now.subsec_nanos() >= UPDATE_STARTS_AT_NANOS { UPDATE_IN_PROGRESS } else { 0 }
 }
@@ -180,8 +181,8 @@ const DATA_PORT: u64 = 1;
 const INDEX_MASK: u8 = 0x7f;
 const RAM_LEN: usize = 128;
 
-/// Register indices (MC146818A data sheet, figure "Address Map"; the century's place is the one that the FADT
-/// of a PC names).
+/// Register indices (MC146818A data sheet, figure "Address Map"). The century's index is the one in the FADT
+/// of a PC.
 const SECONDS: u8 = 0x00;
 const MINUTES: u8 = 0x02;
 const HOURS: u8 = 0x04;
@@ -202,8 +203,9 @@ const VALID_RAM_AND_TIME: u8 = 1 << 7;
 /// Registers 0 to 0x0b at power-on: a 32.768 kHz time base with the usual 1,024 Hz rate; BCD, 24 hours.
 const POWER_ON: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x26, MODE_24_HOURS];
 
-/// The chip promises 244 us between the clear bit and the update. Seven register reads may take longer than
-/// that when each is an exit of a slow virtual machine, so the bit comes 2 ms ahead.
+/// The start of the update bit within a second. The chip promises 244 us between the clear bit and the
+/// update. Seven register reads may take longer if each is an exit of a slow virtual machine, so the bit
+/// comes 2 ms ahead.
 const UPDATE_STARTS_AT_NANOS: u32 = 998_000_000;
 const SECONDS_PER_DAY: u64 = 86_400;
 /// 1970-01-01 was a Thursday.

@@ -1,8 +1,8 @@
 //! COM1: a 16550 UART between a guest and the console of the host.
 //!
-//! vCPU threads reach its registers through the bus; an I/O thread feeds it input. Output goes into a
-//! [`ConsoleBuffer`], so a vCPU never waits for whoever reads the console. The registers are those of
-//! vm-superio's `Serial`; this file makes them safe to share and keeps system calls out of its lock.
+//! vCPU threads reach its registers through the bus, and an I/O thread feeds it input. Output goes into a
+//! [`ConsoleBuffer`], so that a vCPU never waits for the console's reader. The registers are those of
+//! vm-superio's `Serial`. This file makes them safe to share and keeps system calls out of its lock.
 
 use std::cell::Cell;
 use std::io::{self, Write};
@@ -39,26 +39,26 @@ impl SerialPort {
         Ok(Self { uart: Mutex::new(Uart { serial: fresh_uart(), wants_room: false }), console, irq, room })
     }
 
-    /// Puts the registers and the receive FIFO into the state of a new port: the machine starts anew. Whoever waits for
-    /// room in the FIFO is told of it.
+    /// Puts the registers and the receive FIFO into the state of a new port, because the machine starts
+    /// again. A thread that waits for space in the FIFO is notified.
     pub fn reset(&self) {
         self.access(|uart| uart.serial = fresh_uart());
     }
 
     /// Puts bytes of `input` into the receive FIFO and returns how many it took: 0 while the FIFO is full or
-    /// the guest has the UART in loopback. When it takes fewer than offered, [`Self::room_event`] fires
+    /// the guest has the UART in loopback. After it has taken fewer than offered, [`Self::room_event`] fires
     /// later.
     pub fn enqueue_input(&self, input: &[u8]) -> usize {
         self.access(|uart| {
-            // An error says that the FIFO is full: nothing was taken.
+            // The error means that the FIFO is full and took nothing.
             let taken = uart.serial.enqueue_raw_bytes(input).unwrap_or(0);
             uart.wants_room |= taken < input.len();
             taken
         })
     }
 
-    /// Whether [`Self::enqueue_input`] would take a byte now. After the answer `false`, [`Self::room_event`]
-    /// fires once that changes; the caller stops reading its input until then.
+    /// Returns whether [`Self::enqueue_input`] would take a byte now. After the result `false`,
+    /// [`Self::room_event`] fires once that changes. The caller stops reading its input until then.
     pub fn has_input_room(&self) -> bool {
         self.access(|uart| {
             let has_room = uart.input_room() > 0;
@@ -67,13 +67,13 @@ impl SerialPort {
         })
     }
 
-    /// Becomes readable when input was held back and the guest has since made room for a good part of a FIFO.
-    /// The reader clears it by reading it, before it asks for room again.
+    /// Returns the event that fires when input was held back and the guest has since freed a good part of a
+    /// FIFO. The reader clears it by reading it, before it asks for space again.
     pub fn room_event(&self) -> &EventFd {
         &self.room
     }
 
-    /// Runs one step on the UART, then does what the step asked for, without the lock.
+    /// Runs one step on the UART, and then, without the lock, the actions that the step asked for.
     fn access<R>(&self, step: impl FnOnce(&mut Uart) -> R) -> R {
         let mut uart = lock(&self.uart);
         let result = step(&mut uart);
@@ -118,17 +118,18 @@ fn fresh_uart() -> Serial<PulseRequest, NoEvents, Outbox> {
 
 struct Uart {
     serial: Serial<PulseRequest, NoEvents, Outbox>,
-    /// Input was refused: the I/O thread waits for `room`.
+    /// Whether input was refused, so that the I/O thread waits for `room`.
     wants_room: bool,
 }
 
 impl Uart {
-    /// Bytes that input may fill: none in loopback, where the receiver is cut off from the line.
+    /// Returns the bytes that input may fill. There are none in loopback, which cuts the receiver off from
+    /// the line.
     fn input_room(&mut self) -> usize {
         if self.serial.read(MODEM_CONTROL) & LOOPBACK != 0 { 0 } else { self.serial.fifo_capacity() }
     }
 
-    /// True once for each time that room was wanted and there is enough.
+    /// Returns true once for each time that space was wanted and there is enough.
     fn takes_room_notice(&mut self) -> bool {
         let due = self.wants_room && self.input_room() >= ROOM_NOTICE;
         if due {
@@ -170,7 +171,7 @@ fn register(offset: u64) -> Option<u8> {
     u8::try_from(offset).ok().filter(|_| offset < SerialPort::WINDOW_LEN)
 }
 
-/// Half of the FIFO: a notice per byte would cost a wake-up of the I/O thread for each byte that is typed.
+/// Half of the FIFO: a notice per byte would wake the I/O thread for each typed byte.
 const ROOM_NOTICE: usize = 32;
 /// Modem control register: reading it has no side effect.
 const MODEM_CONTROL: u8 = 4;

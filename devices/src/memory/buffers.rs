@@ -1,36 +1,36 @@
-//! A list of spans that is used up from its ends.
+//! A list of spans that is consumed from its ends.
 
 use std::borrow::Cow;
 
 use super::Span;
 
-/// Buffers of guest RAM that are used up from the front, or from the back. The bounds between them have no meaning: a
-/// driver may cut a request as it likes (virtio 1.2, 2.7.4).
+/// Buffers of guest RAM that are consumed from the front or from the back. The bounds between them have no
+/// meaning: a driver may split a request as it likes (virtio 1.2, 2.7.4).
 #[derive(Debug, Default)]
 pub struct Buffers {
     spans: Vec<Span>,
-    /// Index of the first span that is not used up.
+    /// Index of the first span that is not consumed.
     first: usize,
     len: u64,
 }
 
 impl Buffers {
-    /// Bytes that are left.
+    /// Returns the number of bytes left.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// True when nothing is left.
+    /// Returns whether nothing is left.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// What is left, piece by piece. No piece is empty.
+    /// Returns the spans that are left. None is empty.
     pub fn spans(&self) -> &[Span] {
         self.spans.get(self.first..).unwrap_or_default()
     }
 
-    /// The next `most` bytes, piece by piece, or all of them, which costs no copy of the list.
+    /// Returns spans of the next `most` bytes. If that is everything, the list is not copied.
     pub fn first(&self, most: u64) -> Cow<'_, [Span]> {
         if self.len <= most {
             return Cow::Borrowed(self.spans());
@@ -44,7 +44,7 @@ impl Buffers {
         Cow::Owned(self.spans().iter().map_while(take).collect())
     }
 
-    /// Takes the next bytes, as many as fit into `buffer`; returns how many.
+    /// Takes the next bytes, as many as fit into `buffer`. Returns the number of bytes.
     pub fn read(&mut self, buffer: &mut [u8]) -> usize {
         let mut done = 0;
         while let (Some(span), Some(rest @ [_, ..])) = (self.spans().first().copied(), buffer.get_mut(done..))
@@ -56,7 +56,7 @@ impl Buffers {
         done
     }
 
-    /// Takes the next `N` bytes; `None`, and nothing taken, when there are fewer.
+    /// Takes the next `N` bytes. If there are fewer, returns `None` and takes nothing.
     pub fn read_array<const N: usize>(&mut self) -> Option<[u8; N]> {
         if self.len < N as u64 {
             return None;
@@ -66,7 +66,7 @@ impl Buffers {
         Some(bytes)
     }
 
-    /// Fills the next bytes with `data`, as far as there is room; returns how many bytes.
+    /// Fills the next bytes with `data`, as far as there is space. Returns the number of bytes.
     pub fn write(&mut self, data: &[u8]) -> usize {
         let mut done = 0;
         while let (Some(span), Some(rest @ [_, ..])) = (self.spans().first().copied(), data.get(done..)) {
@@ -77,7 +77,7 @@ impl Buffers {
         done
     }
 
-    /// Leaves out the next `count` bytes, or all of them.
+    /// Skips the next `count` bytes, or all of them.
     pub fn skip(&mut self, mut count: u64) {
         while let (Some(span), 1..) = (self.spans().first().copied(), count) {
             let part = u64::from(span.len()).min(count);
@@ -86,7 +86,7 @@ impl Buffers {
         }
     }
 
-    /// Takes the last byte away from the rest; `None` when there is none.
+    /// Removes the last byte and returns it; `None` if nothing is left.
     pub fn split_last(&mut self) -> Option<Span> {
         let last = self.spans.get_mut(self.first..)?.last_mut()?;
         let before = last.len().checked_sub(1)?;
@@ -99,7 +99,7 @@ impl Buffers {
         Some(byte)
     }
 
-    /// Spans that its list has room for.
+    /// Returns the number of spans that the list has capacity for.
     pub(crate) fn spans_capacity(&self) -> usize {
         self.spans.capacity()
     }
@@ -110,7 +110,7 @@ impl Buffers {
         self.spans.push(span);
     }
 
-    /// Uses up `count` bytes of `span`, the first.
+    /// Consumes `count` bytes of `span`, the first.
     fn advance(&mut self, span: Span, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX).min(span.len());
         self.len = self.len.saturating_sub(u64::from(count));
@@ -120,15 +120,15 @@ impl Buffers {
         }
     }
 
-    /// Forgets all spans, and what the list takes beyond that of a usual request.
+    /// Drops all spans, and the capacity of the list beyond that of a usual request.
     pub(crate) fn clear(&mut self) {
         let Self { spans, first, len } = self;
         spans.clear();
-        // A guest that once sent a long chain does not hold its memory for ever.
+        // The memory of one long chain must not be held forever.
         spans.shrink_to(KEPT_SPANS);
         (*first, *len) = (0, 0);
     }
 }
 
-/// Spans that a chain's list keeps room for: more than common requests have.
+/// The number of spans for which a chain's list keeps its memory: more than common requests have.
 const KEPT_SPANS: usize = 64;

@@ -1,7 +1,7 @@
-//! Guest RAM as the devices see it: where a range of it lies in this process, or that there is none.
+//! Guest RAM as the devices see it: translates its ranges to addresses of this process.
 //!
-//! The VMM makes one [`GuestMemory`] per machine; every queue holds a clone, so that memory which a thread still uses
-//! is never unmapped under it.
+//! The VMM makes one [`GuestMemory`] per machine. Every queue holds a clone, so that memory in use by a
+//! thread is never unmapped.
 
 mod buffers;
 mod span;
@@ -15,7 +15,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 pub use buffers::Buffers;
 pub use span::Span;
 
-/// Guest RAM, and whatever has to live for it to stay mapped. Cheap to clone.
+/// Guest RAM, and the owner that keeps it mapped. Cheap to clone.
 #[derive(Clone)]
 pub struct GuestMemory {
     shared: Arc<Shared>,
@@ -27,17 +27,18 @@ struct Shared {
 }
 
 impl GuestMemory {
-    /// Memory that stays mapped for as long as `owner` lives. A `mmap` that owns its mappings needs no other: `()` does.
+    /// Makes guest memory that stays mapped for as long as `owner` lives. A `mmap` that owns its mappings
+    /// needs no other owner: `()` will do.
     pub fn new(mmap: GuestMemoryMmap, owner: impl Any + Send + Sync) -> Self {
         Self { shared: Arc::new(Shared { mmap, _owner: Box::new(owner) }) }
     }
 
-    /// The memory as rust-vmm's crates see it.
+    /// Returns the memory in the form of rust-vmm's crates.
     pub fn mmap(&self) -> &GuestMemoryMmap {
         &self.shared.mmap
     }
 
-    /// The range of `len` bytes from `address`; `None` unless all of it is RAM in one piece.
+    /// Returns the range of `len` bytes from `address`; `None` unless all of it is contiguous RAM.
     pub fn span(&self, address: u64, len: u32) -> Option<Span> {
         let address = GuestAddress(address);
         let region = self.shared.mmap.find_region(address)?;
@@ -47,8 +48,8 @@ impl GuestMemory {
             return None;
         }
         let start = region.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
-        // SAFETY: the `len` bytes from `start` lie in the mapping of the region, as just checked; whoever keeps the
-        // span keeps this memory (the contract of `Span`).
+        // SAFETY: the `len` bytes from `start` lie in the mapping of the region, as just checked. The holder
+        // of the span also holds this memory (the contract of `Span`).
         Some(unsafe { Span::new(start, len) })
     }
 }

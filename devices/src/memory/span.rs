@@ -1,15 +1,15 @@
-//! A range of guest RAM by its address in this process: what a descriptor becomes once it has been checked.
+//! A range of guest RAM by its address in this process, which is the form of a checked descriptor.
 //!
-//! The guest may write to it at any time, so that bytes are copied out once and never looked at in place.
+//! The guest may write to it at any time. So bytes are copied out once, and never examined in place.
 
 use std::sync::atomic::{AtomicU16, AtomicU32};
 
 use vm_memory::VolatileSlice;
 
-/// Bytes of guest RAM, laid out like the `iovec` that the system calls take.
+/// Bytes of guest RAM, laid out like the `iovec` of system calls.
 ///
-/// Only [`GuestMemory::span`](crate::memory::GuestMemory::span) makes one. It is valid while that memory lives: who
-/// keeps a span keeps a clone of the memory, as queues and chains do.
+/// Only [`GuestMemory::span`](crate::memory::GuestMemory::span) makes one. It is valid while that memory
+/// lives: a holder of a span also holds a clone of the memory, as queues and chains do.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub struct Span(libc::iovec);
@@ -21,28 +21,28 @@ unsafe impl Send for Span {}
 unsafe impl Sync for Span {}
 
 impl Span {
-    /// The `len` bytes from `start`.
+    /// Makes a span of the `len` bytes from `start`.
     ///
     /// # Safety
-    /// They are mapped, readable and writable, and stay so for as long as the span or a copy of it is used. No Rust
-    /// reference to them exists.
+    /// The bytes must be mapped, readable and writable, for as long as the span or a copy of it is used. No
+    /// Rust reference to them may exist.
     pub(crate) unsafe fn new(start: *mut u8, len: u32) -> Self {
         Self(libc::iovec { iov_base: start.cast(), iov_len: len as usize })
     }
 
-    /// Its bytes.
+    /// Returns the length in bytes.
     #[expect(clippy::len_without_is_empty, reason = "nobody asks a span whether it is empty")]
     pub fn len(self) -> u32 {
-        // Made from 32 bits, and only ever cut.
+        // Made from 32 bits, and only ever shortened.
         self.0.iov_len as u32
     }
 
-    /// Copies bytes from `offset` into `buffer`, as many as there are; returns how many.
+    /// Copies bytes from `offset` into `buffer`, as many as there are. Returns the number of bytes.
     pub fn read(self, offset: u32, buffer: &mut [u8]) -> usize {
         self.from(offset).map_or(0, |rest| rest.volatile().copy_to(buffer))
     }
 
-    /// Copies `data` to `offset`, as far as there is room; returns how many bytes.
+    /// Copies `data` to `offset`, as far as there is space. Returns the number of bytes.
     pub fn write(self, offset: u32, data: &[u8]) -> usize {
         let Some(rest) = self.from(offset) else { return 0 };
         let count = data.len().min(rest.0.iov_len);
@@ -59,41 +59,43 @@ impl Span {
         }
     }
 
-    /// What follows the first `offset` bytes.
+    /// Returns the bytes after the first `offset`.
     pub fn from(self, offset: u32) -> Option<Self> {
         let len = self.len().checked_sub(offset)?;
         // SAFETY: it is a part of this span.
         Some(unsafe { Self::new(self.start().wrapping_add(offset as usize), len) })
     }
 
-    /// The first `len` bytes, or all of it.
+    /// Returns the first `len` bytes, or all of them.
     #[must_use]
     pub fn up_to(self, len: u32) -> Self {
         // SAFETY: it is a part of this span.
         unsafe { Self::new(self.start(), self.len().min(len)) }
     }
 
-    /// The same ranges for `preadv` and its kin.
+    /// Returns the same ranges for `preadv` and its kin.
     pub fn iovecs(spans: &[Self]) -> &[libc::iovec] {
         // SAFETY: `Span` is a transparent wrapper, so a slice of it has the layout of a slice of `iovec`.
         unsafe { std::slice::from_raw_parts(spans.as_ptr().cast(), spans.len()) }
     }
 
-    /// The 16-bit cell at `offset`, which is a multiple of 2 in a span that starts at one; `None` past the end.
+    /// Returns the 16-bit cell at `offset`, which is a multiple of 2 in a span that starts at one; `None`
+    /// past the end.
     pub(crate) fn cell16(&self, offset: u32) -> Option<&AtomicU16> {
         let cell = self.cell(offset, 2)?;
         // SAFETY: aligned and inside the span, as just checked; all other accesses are atomic or volatile.
         Some(unsafe { AtomicU16::from_ptr(cell.cast()) })
     }
 
-    /// The same with 32 bits.
+    /// Returns the 32-bit cell at `offset`, which is a multiple of 4 in a span that starts at one; `None`
+    /// past the end.
     pub(crate) fn cell32(&self, offset: u32) -> Option<&AtomicU32> {
         let cell = self.cell(offset, 4)?;
         // SAFETY: as above.
         Some(unsafe { AtomicU32::from_ptr(cell.cast()) })
     }
 
-    /// The address of `bytes` bytes at `offset`, which is a multiple of it.
+    /// Returns the address of `bytes` bytes at `offset`, which is a multiple of `bytes`.
     fn cell(&self, offset: u32, bytes: u32) -> Option<*mut u8> {
         let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.len());
         let cell = self.start().wrapping_add(offset as usize);

@@ -1,8 +1,8 @@
-//! Console bytes to and from a file descriptor of the caller, without ever waiting for it.
+//! Moves console bytes to and from a file descriptor of the caller, without ever blocking on it.
 //!
-//! The I/O thread owns a [`CharSink`] for output and a [`CharSource`] for input. The caller's descriptor is
-//! left as it is: its `O_NONBLOCK` flag belongs to every process that shares the open file (a shell, often),
-//! so pipes and terminals are opened a second time instead. Threads that write must block SIGPIPE; no signal
+//! The I/O thread owns a [`CharSink`] for output and a [`CharSource`] for input. The caller's descriptor
+//! stays as it is: its `O_NONBLOCK` flag belongs to every process that shares the open file (often a shell),
+//! so pipes and terminals are opened a second time instead. Threads that write must block SIGPIPE. No signal
 //! handler is installed here.
 
 use std::fs::{File, OpenOptions};
@@ -13,7 +13,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use thiserror::Error;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// Where console output goes: a terminal, pipe, socket, file or device.
+/// The destination of console output: a terminal, pipe, socket, file or device.
 #[derive(Debug)]
 pub struct CharSink {
     end: CharEnd,
@@ -28,14 +28,14 @@ impl CharSink {
         Ok(Self { end: CharEnd::open(fd, Direction::Write)? })
     }
 
-    /// Writes as much of `bytes` as is possible at once. A regular file takes all of it and may take the time
-    /// of its disk.
+    /// Writes as much of `bytes` as is possible at once. A regular file takes all of it, and may block for
+    /// its disk.
     pub fn write(&self, bytes: &[u8]) -> Written {
         if bytes.is_empty() {
             return Written::Wrote(0);
         }
         match self.end.transfer(|end| end.write_once(bytes)) {
-            // No file accepts nothing of something and means it: take it as broken, not as a reason to spin.
+            // A write of 0 bytes counts as a broken file: trying again would spin.
             Ok(0) => Written::Closed { errno: libc::EIO },
             Ok(count) => Written::Wrote(count),
             Err(error) if error.kind() == ErrorKind::WouldBlock => Written::WouldBlock,
@@ -43,29 +43,29 @@ impl CharSink {
         }
     }
 
-    /// The descriptor to poll for writability after [`Written::WouldBlock`]. `None` for a file or device that
-    /// cannot be polled: it never blocks.
+    /// Returns the descriptor to poll for writability after [`Written::WouldBlock`]. `None` for a file or
+    /// device that cannot be polled and never blocks.
     pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         self.end.poll_fd()
     }
 }
 
-/// What became of a write.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
-    /// This many bytes, at least one of those given.
+    /// This many bytes were written, at least one.
     Wrote(usize),
-    /// Nothing now: the reader is behind.
+    /// Nothing was written: the reader is too slow.
     WouldBlock,
-    /// Nothing, and probably never again: the reader is gone (`EPIPE`, `EIO`) or the file cannot grow
-    /// (`ENOSPC`, `EFBIG`).
+    /// Nothing was written, and probably never will be: the reader has gone (`EPIPE`, `EIO`) or the file
+    /// cannot grow (`ENOSPC`, `EFBIG`).
     Closed {
         /// The error number of the host.
         errno: i32,
     },
 }
 
-/// Where console input comes from: a terminal, pipe, socket, file or device.
+/// The source of console input: a terminal, pipe, socket, file or device.
 #[derive(Debug)]
 pub struct CharSource {
     end: CharEnd,
@@ -80,7 +80,7 @@ impl CharSource {
         Ok(Self { end: CharEnd::open(fd, Direction::Read)? })
     }
 
-    /// Reads what is there, at most `buffer.len()` bytes.
+    /// Reads the available input, at most `buffer.len()` bytes.
     pub fn read(&self, buffer: &mut [u8]) -> ReadOutcome {
         if buffer.is_empty() {
             return ReadOutcome::Read(0);
@@ -93,36 +93,38 @@ impl CharSource {
         }
     }
 
-    /// The descriptor to poll for input. `None` for a file or device that cannot be polled: it always has
-    /// input, up to its end.
+    /// Returns the descriptor to poll for input. `None` for a file or device that cannot be polled: it always
+    /// has input, up to its end.
     pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         self.end.poll_fd()
     }
 }
 
-/// What became of a read.
+/// The result of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReadOutcome {
     /// This many bytes are in the buffer.
     Read(usize),
-    /// No input now.
+    /// There is no input now.
     WouldBlock,
-    /// No input now or later: the end of a file, or nobody holds the other end. On a terminal in line mode
-    /// the user typed the end-of-file character.
+    /// There is no input now or later: the file has ended, or nobody holds the other end. On a terminal in
+    /// line mode the user typed the end-of-file character.
     EndOfInput,
-    /// The input is broken, for example a terminal that hung up (`EIO`).
+    /// The input is broken, for example because a terminal hung up (`EIO`).
     Closed {
         /// The error number of the host.
         errno: i32,
     },
 }
 
-/// Why a descriptor cannot serve as a console.
+/// The reason why a descriptor cannot serve as a console.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CharError {
     /// The descriptor is not open in the needed direction.
-    #[error("file descriptor {fd} is not open for {need}; open it so, or use another one for the console")]
+    #[error(
+        "file descriptor {fd} is not open for {need}; open it for {need}, or use another one for the console"
+    )]
     WrongAccess {
         /// The caller's descriptor.
         fd: i32,
@@ -135,26 +137,27 @@ pub enum CharError {
         /// The caller's descriptor.
         fd: i32,
     },
-    /// The host refused to look at or to duplicate the descriptor.
+    /// The host refused to inspect or to duplicate the descriptor.
     #[error("file descriptor {fd} cannot be used for the console; check that it is open: {source}")]
     Inaccessible {
         /// The caller's descriptor.
         fd: i32,
-        /// The error of the host.
+        /// The error that the host returned.
         r#source: io::Error,
     },
 }
 
-/// Which way bytes go through a descriptor.
+/// The direction in which bytes go through a descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From it.
+    /// Bytes are read from it.
     Read,
-    /// To it.
+    /// Bytes are written to it.
     Write,
 }
 
-/// Opens a pipe or terminal a second time, without blocking; none for what is neither, or may not be opened again.
+/// Opens a pipe or terminal a second time as non-blocking. `None` for another kind of file, and for one that
+/// may not be opened again.
 pub fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> Option<File> {
     let file = File::from(fd.try_clone_to_owned().ok()?);
     let metadata = file.metadata().ok()?;
@@ -162,20 +165,20 @@ pub fn own_description(fd: BorrowedFd<'_>, direction: Direction) -> Option<File>
     if metadata.file_type().is_fifo() || is_terminal { reopen(&file, direction) } else { None }
 }
 
-/// How to keep a transfer from blocking.
+/// The way to keep a transfer from blocking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// An open file description of our own with `O_NONBLOCK`.
+    /// An open file description of this module's own, with `O_NONBLOCK`.
     OwnDescription,
-    /// A socket: a flag of each call.
+    /// A socket, which has a flag for each call.
     Socket,
-    /// A regular file or a device like /dev/null: it does not block.
+    /// A regular file, or a device like /dev/null, which does not block.
     AlwaysReady,
-    /// A shared description that may block: ask first, then move few bytes.
+    /// A shared description that may block: poll first, then move few bytes.
     AskFirst,
 }
 
-/// One open end and its way of not blocking.
+/// One open end, and its way to avoid blocking.
 #[derive(Debug)]
 struct CharEnd {
     file: File,
@@ -249,7 +252,7 @@ impl CharEnd {
     }
 }
 
-/// Whether the access mode of `fd` allows `direction`.
+/// Returns whether the access mode of `fd` allows `direction`.
 fn allows(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<bool> {
     // SAFETY: F_GETFL takes no argument and only reads the flags of a descriptor.
     let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
@@ -267,7 +270,7 @@ fn allows(fd: BorrowedFd<'_>, direction: Direction) -> io::Result<bool> {
     })
 }
 
-/// Opens what `file` refers to once more, without blocking and without becoming its controlling process.
+/// Opens the file behind `file` again, without blocking and without becoming its controlling process.
 fn reopen(file: &File, direction: Direction) -> Option<File> {
     let mut options = OpenOptions::new();
     match direction {
@@ -280,7 +283,7 @@ fn reopen(file: &File, direction: Direction) -> Option<File> {
     ((old.dev(), old.ino()) == (new.dev(), new.ino())).then_some(own)
 }
 
-/// Whether epoll accepts `file`; it refuses those that are always ready.
+/// Returns whether epoll accepts `file`. It refuses those that are always ready.
 fn is_pollable(file: &File) -> io::Result<bool> {
     let epoll = Epoll::new()?;
     let fd = file.as_raw_fd();
@@ -291,7 +294,7 @@ fn is_pollable(file: &File) -> io::Result<bool> {
     }
 }
 
-/// Fails with `WouldBlock` unless `file` is ready for `events`, or broken (which the transfer then tells).
+/// Fails with `WouldBlock` unless `file` is ready for `events`, or broken, which the transfer then reports.
 fn wait_for(file: &File, events: libc::c_short) -> io::Result<()> {
     let mut entry = libc::pollfd { fd: file.as_raw_fd(), events, revents: 0 };
     // SAFETY: one live pollfd is passed with a count of one; a timeout of zero returns at once.
@@ -316,16 +319,16 @@ fn receive(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// The host's error number. Every error here comes from a system call and has one.
+/// Returns the host's error number. Every error here comes from a system call and has one.
 fn errno_of(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
-/// /dev/ptmx and its like (Linux `devices.txt`: major 5, minor 2). Opening one again makes a new terminal
-/// instead of reaching the same one.
+/// /dev/ptmx and its like (Linux `devices.txt`: major 5, minor 2). Opening one again would make a new
+/// terminal instead of reaching the same one.
 const PTY_MULTIPLEXER: u64 = libc::makedev(5, 2);
-/// A pipe that polls writable has room for `PIPE_BUF` (4,096) bytes, a terminal for fewer: 512 fits both in
-/// practice, where a larger write would wait for the reader.
+/// The largest write after polling. A pipe that polls writable takes at least `PIPE_BUF` (4,096) bytes, and a
+/// terminal fewer. 512 bytes fit both in practice, and a larger write could block until the reader reads.
 const CAREFUL_WRITE: usize = 512;
 
 #[cfg(test)]

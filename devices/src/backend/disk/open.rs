@@ -1,4 +1,4 @@
-//! Opening the file or block device of a disk, and keeping others from writing to it.
+//! Opens the file or block device of a disk, and keeps others from writing to it.
 
 use crate::journal;
 use std::fs::{File, OpenOptions};
@@ -9,58 +9,59 @@ use std::path::Path;
 
 use super::SECTOR;
 
-/// Why a file cannot be a disk. Who names the disk to its user puts the path before it.
+/// The reason why a file cannot be a disk. The caller puts the disk's name or path before it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskOpenError {
-    /// It cannot be opened.
+    /// The file cannot be opened.
     #[error("it cannot be opened: {source}")]
     Open {
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
-    /// Neither a file nor a block device.
+    /// The path is neither a file nor a block device.
     #[error("a disk has to be a regular file or a block device")]
     Kind,
-    /// A block device that its host lets nobody write to.
+    /// The host makes the block device read-only.
     #[error(
         "the device is read-only: `ro` gives it to the guest as it is, `cow` keeps elsewhere what the guest writes"
     )]
     ReadOnlyDevice,
-    /// A length that no disk has.
+    /// The length is not one of a disk.
     #[error(
         "a disk has at least one sector of {SECTOR} bytes and whole ones only, and this is {len} bytes \
          (`truncate -s %{SECTOR}` rounds a file up)"
     )]
     Length {
-        /// Bytes.
+        /// The length in bytes.
         len: u64,
     },
-    /// Somebody else has it open in a way that excludes this one.
+    /// Another user has it open in a way that excludes this one.
     #[error(
         "another program, or another disk of this one, has it open{}; `ro` lets several read it, `cow` too",
         if *writes { "" } else { " for writing" }
     )]
     Busy {
-        /// Whether this one wants to write.
+        /// Whether this disk wants to write.
         writes: bool,
     },
 }
 
-/// How a disk's file is held against other users of this kind.
+/// The lock on a disk's file against other users of such locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileLock {
-    /// Nobody else may have it: for writing.
+    /// Nobody else may have it open. For writing.
     Exclusive,
-    /// Others may read it, too.
+    /// Others may read it too.
     Shared,
 }
 
-/// An open file or block device that is a possible disk, and its bytes.
+/// Opens a file or block device that may be a disk, and returns it with its length in bytes.
 pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenError> {
     let failed = |source| DiskOpenError::Open { source };
     let writes = lock == FileLock::Exclusive;
-    // Non-blocking: opening a FIFO would wait for its other end. Files and block devices do not care.
+    // Non-blocking, because opening a FIFO would wait for its other end. Files and block devices are not
+    // affected.
     let options = OpenOptions::new().read(true).write(writes).custom_flags(libc::O_NONBLOCK).clone();
     let file = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
@@ -88,7 +89,7 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
             Err(DiskOpenError::Busy { writes })
         }
-        // A file system without locks has nobody to tell of.
+        // On a file system without locks, other users cannot be noticed.
         Err(error)
             if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::EINVAL)) =>
         {
@@ -102,7 +103,7 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
     }
 }
 
-/// Whether a block device refuses writes: most can be opened for them all the same.
+/// Returns whether a block device refuses writes. Most can be opened for writing all the same.
 fn is_read_only(device: &File) -> io::Result<bool> {
     let mut answer: libc::c_int = 0;
     // SAFETY: the call writes one int to the place that it is given.
@@ -113,8 +114,8 @@ fn is_read_only(device: &File) -> io::Result<bool> {
 /// `_IO(0x12, 94)` of `linux/fs.h`.
 const BLKROGET: libc::c_ulong = 0x125e;
 
-/// Locks the whole file for as long as it is open (an OFD lock of fcntl(2): closing another descriptor of the same file
-/// does not end it).
+/// Locks the whole file for as long as it is open. It is an OFD lock of fcntl(2), which closing another
+/// descriptor of the same file does not end.
 fn lock_file(file: &File, lock: FileLock) -> io::Result<()> {
     let kind = match lock {
         FileLock::Exclusive => libc::F_WRLCK,
@@ -132,7 +133,7 @@ fn lock_file(file: &File, lock: FileLock) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The length of an open file now.
+/// Returns the present length of an open file.
 pub(super) fn length_now(file: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };

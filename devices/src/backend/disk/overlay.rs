@@ -1,7 +1,9 @@
-//! A disk whose file is only read: what the guest writes goes to a private overlay, which is gone with the machine.
+//! A disk whose file is only read: writes of the guest go to a private overlay, which vanishes with the
+//! machine.
 //!
-//! The overlay is a sparse file without a name. It has the blocks at the same offsets as the disk; a bit for each
-//! cluster says which of the two has its content. A cluster is copied when the guest writes a part of it.
+//! The overlay is a sparse file without a name. It has the blocks at the same offsets as the disk, and a bit
+//! for each cluster decides which of the two has its content. A cluster is copied when the guest writes a
+//! part of it.
 
 use std::fs::File;
 use std::io;
@@ -24,24 +26,24 @@ pub struct Overlay {
     base: File,
     layer: File,
     capacity: u64,
-    /// log2 of the bytes of a cluster.
+    /// The binary logarithm of a cluster's size in bytes.
     cluster_shift: u32,
-    /// One bit per cluster: the overlay has it.
+    /// One bit per cluster, set if the overlay has it.
     present: Box<[AtomicU64]>,
     /// Held while clusters are copied, so that none is copied twice.
     room: Mutex<Room>,
 }
 
-/// What the overlay may still take.
+/// The space that the overlay may still take.
 #[derive(Debug)]
 struct Room {
-    /// Clusters.
+    /// The number of clusters.
     left: u64,
-    /// Clusters until the next look at what its file system has.
+    /// The number of clusters before the free space of the file system is checked again.
     until_look: u64,
 }
 
-/// The file that takes what a guest writes.
+/// The file for the writes of a guest.
 #[derive(Debug)]
 pub struct OverlayLayer<'a> {
     /// An empty file without a name.
@@ -50,48 +52,48 @@ pub struct OverlayLayer<'a> {
     pub folder: &'a Path,
 }
 
-/// The most that an overlay may hold.
+/// The largest size of an overlay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OverlaySize {
-    /// As many bytes as the disk has, but for the last 5 % of the overlay's file system.
+    /// The size of the disk. The last 5 % of the overlay's file system stay free.
     Unlimited,
-    /// So many bytes, rounded up to clusters, with the same end.
+    /// This many bytes, rounded up to clusters. The last 5 % of the file system stay free too.
     Bytes(u64),
 }
 
-/// Why a disk has no overlay.
+/// The reason why a disk has no overlay.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OverlayError {
-    /// The disk below.
+    /// The disk below cannot be opened.
     #[error(transparent)]
     Base(#[from] DiskOpenError),
     /// The overlay's file cannot be made.
     #[error("its overlay cannot be made in {}: {source}", folder.display())]
     Layer {
-        /// Where it was to be.
+        /// The directory in which it was to be.
         folder: PathBuf,
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
-    /// The folder is in memory, and nobody has said how much of it the overlay may take.
+    /// The directory is in memory, and no limit was given for the overlay.
     #[error(
         "its overlay would be in {}, which is in memory, and needs a limit there: give cow-size=",
         folder.display()
     )]
     InMemory {
-        /// Where it was to be.
+        /// The directory in which it was to be.
         folder: PathBuf,
     },
 }
 
-/// The guest has written so much that the host would soon have no room.
+/// The error of a write that would use up the reserve of the host's file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the overlay does not take the last {RESERVE} % of its file system")]
 struct ReserveReached;
 
 impl Overlay {
-    /// Opens `path` for reading; what the guest writes goes to `layer`.
+    /// Opens `path` for reading. Writes of the guest go to `layer`.
     ///
     /// # Errors
     /// The file cannot be a disk, or `layer` cannot be its overlay.
@@ -123,7 +125,7 @@ impl Overlay {
         offset >> self.cluster_shift
     }
 
-    /// The first byte of a cluster; past the last one, the end of the disk.
+    /// Returns the first byte of a cluster. Past the last cluster, it is the end of the disk.
     fn start_of(&self, cluster: u64) -> u64 {
         cluster.checked_shl(self.cluster_shift).unwrap_or(u64::MAX).min(self.capacity)
     }
@@ -139,7 +141,8 @@ impl Overlay {
         }
     }
 
-    /// The file that has the byte at `offset`, and where the other one begins, or the range ends.
+    /// Returns the file that has the byte at `offset`, and the offset where the other file begins or the
+    /// range ends.
     fn run_at(&self, offset: u64, end: u64) -> (BorrowedFd<'_>, u64) {
         let first = self.cluster_of(offset);
         let is_present = self.has(first);
@@ -149,8 +152,8 @@ impl Overlay {
         (file, next.map_or(end, |cluster| self.start_of(cluster)))
     }
 
-    /// Makes the overlay have every cluster of a range, so that it can be written. The parts of its first and its last
-    /// cluster that lie outside the range are copied.
+    /// Adds all clusters of a range to the overlay, so that it can be written. The parts of the first and the
+    /// last cluster that lie outside the range are copied.
     fn prepare(&self, offset: u64, end: u64) -> io::Result<()> {
         let clusters = self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1));
         if offset == end || clusters.clone().all(|cluster| self.has(cluster)) {
@@ -173,8 +176,8 @@ impl Overlay {
         Ok(())
     }
 
-    /// Takes `missing` clusters from those that may be written before the next look at the file system, and looks when
-    /// they do not do.
+    /// Takes `missing` clusters from those that may be written before the file system is checked again, and
+    /// checks it if they are not enough.
     fn look_at_file_system(&self, until_look: u64, missing: u64) -> io::Result<u64> {
         if let Some(left) = until_look.checked_sub(missing) {
             return Ok(left);
@@ -201,7 +204,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Says that the overlay has a range, once its content is there.
+    /// Marks a range as part of the overlay, once its content is there.
     fn keep(&self, offset: u64, end: u64) {
         if offset < end {
             (self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1)))
@@ -209,7 +212,7 @@ impl Overlay {
         }
     }
 
-    /// Frees what the overlay has of a range; it reads as zeroes from then on.
+    /// Frees the overlay's storage of a range, which reads as zeroes from then on.
     fn punch(&self, offset: u64, end: u64) -> io::Result<()> {
         let at = libc::off_t::try_from(offset).map_err(|_| out_of_range())?;
         let len = libc::off_t::try_from(end.saturating_sub(offset)).map_err(|_| out_of_range())?;
@@ -261,13 +264,13 @@ impl DiskBackend for Overlay {
         Ok(())
     }
 
-    /// There is nothing to make durable: the overlay is gone with the machine.
+    /// Nothing has to be durable: the overlay vanishes with the machine.
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        // Only what lies in the overlay costs anything; the room that it took stays taken.
+        // Only clusters in the overlay cost anything. Their share of the limit stays taken.
         let end = self.check(offset, len)?;
         let is_ours = offset < end
             && (self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1)))
@@ -290,7 +293,7 @@ impl DiskBackend for Overlay {
     }
 }
 
-/// Whether a file's blocks are pages of memory.
+/// Returns whether a file's blocks are pages of memory.
 fn is_in_memory(file: &File) -> io::Result<bool> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
@@ -301,7 +304,7 @@ fn is_in_memory(file: &File) -> io::Result<bool> {
     Ok(stat.f_type == libc::TMPFS_MAGIC || stat.f_type == RAMFS_MAGIC)
 }
 
-/// Bytes that a file may grow by before its file system is down to the [`RESERVE`].
+/// Returns the bytes that a file may grow by before its file system is down to the [`RESERVE`].
 fn room_before_reserve(file: &File) -> io::Result<u64> {
     // SAFETY: plain numbers, for which zero is a value.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
@@ -310,27 +313,28 @@ fn room_before_reserve(file: &File) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     if stat.f_blocks == 0 {
-        // It does not count.
+        // The file system does not count its blocks.
         return Ok(u64::MAX);
     }
     let reserve = stat.f_blocks.saturating_mul(RESERVE).div_ceil(100);
     Ok(stat.f_bavail.saturating_sub(reserve).saturating_mul(stat.f_frsize))
 }
 
-/// The part of a file system, in percent, that overlays leave to others: a guest can fill its disk at will, and the host
-/// has to go on.
+/// The part of a file system, in percent, that overlays leave to others. A guest can fill its disk at will,
+/// and the host must go on.
 const RESERVE: u64 = 5;
-/// Bytes that are written between two looks at the file system.
+/// Bytes that are written between two checks of the file system: few checks, and far less than the reserve of
+/// a usual disk.
 const BYTES_PER_LOOK: u64 = 16 << 20;
 
-/// The cluster of a disk: 4 KiB, which is the page of most file systems and so copies nothing, and more for disks above
-/// 32 GiB, so that the bits take 1 MiB at most.
+/// Returns the binary logarithm of the cluster size. It is 4 KiB, the page of most file systems, so that
+/// nothing needs copying. Disks above 32 GiB have larger ones, so that the bits take 1 MiB at most.
 fn cluster_shift(capacity: u64) -> u32 {
     const LEAST: u32 = 12;
-    const MOST_CLUSTERS: u64 = 1 << 23;
-    let enough = (LEAST..63).find(|shift| capacity >> shift <= MOST_CLUSTERS);
+    const MAX_CLUSTERS: u64 = 1 << 23;
+    let enough = (LEAST..63).find(|shift| capacity >> shift <= MAX_CLUSTERS);
     enough.unwrap_or(63)
 }
 
-/// `linux/magic.h`; the C library has no name for it.
+/// From `linux/magic.h`, because the C library has no name for it.
 const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;

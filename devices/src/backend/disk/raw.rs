@@ -1,5 +1,5 @@
-//! A disk that is a file or a block device, byte for byte. Its content is never looked at: whatever the guest writes to
-//! it, it is a raw disk at the next start, too.
+//! A disk that is a file or a block device, byte for byte. Its content is never interpreted: whatever the
+//! guest writes to it, it is a raw disk at the next start too.
 
 use std::fs::File;
 use std::io;
@@ -18,25 +18,25 @@ pub struct RawDisk {
     file: File,
     capacity: u64,
     lock: FileLock,
-    /// A file, which a write past its end would make longer; a block device has no such end.
+    /// Whether it is a file, which a write past its end would make longer. A block device has a fixed end.
     is_file: bool,
 }
 
 impl RawDisk {
-    /// Opens `path`; with a shared lock for reading only.
+    /// Opens `path`. With a shared lock it is opened for reading only.
     ///
     /// # Errors
-    /// It cannot be a disk, or somebody else has it.
+    /// It cannot be a disk, or another user has it open.
     pub fn open(path: &Path, lock: FileLock) -> Result<Self, DiskOpenError> {
         let (file, capacity) = open(path, lock)?;
         let is_file = file.metadata().is_ok_and(|metadata| !metadata.file_type().is_block_device());
         Ok(Self { file, capacity, lock, is_file })
     }
 
-    /// A disk of an open file that nobody else knows, for reading only.
+    /// Makes a read-only disk of an open file that nobody else knows.
     ///
     /// # Errors
-    /// Its length cannot be told.
+    /// Its length cannot be read.
     pub fn of_file(file: File) -> io::Result<Self> {
         let capacity = length_now(file.as_fd())?;
         Ok(Self { file, capacity, lock: FileLock::Shared, is_file: true })
@@ -46,7 +46,7 @@ impl RawDisk {
         end_inside(offset, len, self.capacity).ok_or_else(out_of_range)
     }
 
-    /// Frees or clears a range in the way of the file system.
+    /// Frees or clears a range by the file system's means.
     fn allocate(&self, mode: libc::c_int, offset: u64, len: u64) -> io::Result<()> {
         if len == 0 {
             return Ok(());
@@ -115,8 +115,8 @@ impl DiskBackend for RawDisk {
         Some(self.file.as_raw_fd())
     }
 
-    /// A file that somebody has cut is not made longer again. (A cut between this look and the write is the guest's bad
-    /// luck only: the file then grows up to what it had been.)
+    /// Refuses to make a file longer again that somebody has cut. (After a cut between this check and the
+    /// write, the file grows up to its former length, which harms the guest only.)
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
         if self.is_read_only() {
             return Err(io::Error::from_raw_os_error(libc::EROFS));

@@ -1,4 +1,4 @@
-//! Reads and writes of whole lists of guest buffers, whatever a single system call transfers.
+//! Reads and writes whole lists of guest buffers, however much one system call transfers.
 
 use std::fs::File;
 use std::io;
@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt;
 
 use crate::memory::Span;
 
-/// Reads into all of `spans` from `offset` of `file` on.
+/// Fills `spans` from `offset` of `file` on.
 ///
 /// # Errors
-/// Those of preadv(2); `UnexpectedEof` where the file ends.
+/// The errors of preadv(2), and `UnexpectedEof` where the file ends.
 pub(super) fn read_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io::Result<()> {
     transfer(offset, spans, |iovecs, offset| {
         // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`).
@@ -18,32 +18,32 @@ pub(super) fn read_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io:
     })
 }
 
-/// Writes all of `spans` to `offset` of `file` on.
+/// Writes `spans` to `offset` of `file` on.
 ///
 /// # Errors
-/// Those of pwritev(2).
+/// The errors of pwritev(2).
 pub(super) fn write_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io::Result<()> {
     transfer(offset, spans, |iovecs, offset| {
-        // SAFETY: as above.
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`).
         unsafe { libc::pwritev(file.as_raw_fd(), iovecs.as_ptr(), count(iovecs), offset) }
     })
 }
 
-/// Writes `len` zeroes to `offset` of `file` on, or as many as one call of the host is to write, for file systems that
-/// cannot clear a range in another way. Returns how many.
+/// Writes `len` zeroes to `offset` of `file` on, but at most [`MAX_ZEROES`], for file systems that cannot
+/// clear a range in another way. Returns how many.
 ///
 /// # Errors
-/// Those of pwrite(2).
+/// The errors of pwrite(2).
 pub(super) fn write_zero_bytes(file: &File, offset: u64, len: u64) -> io::Result<u64> {
     let zeroes = vec![0; len.min(MAX_ZEROES) as usize];
     file.write_all_at(&zeroes, offset)?;
     Ok(zeroes.len() as u64)
 }
 
-/// The most bytes of zeroes at a time: whoever wants the disk to stop waits for them.
+/// The largest number of zeroes in one call, in bytes: a stop of the disk waits for the call.
 const MAX_ZEROES: u64 = 1 << 20;
 
-/// Calls `call` until everything is transferred. One call does in the usual case, and nothing is copied then.
+/// Calls `call` until everything is transferred. Usually one call is enough, and then nothing is copied.
 fn transfer(
     mut offset: u64,
     spans: &[Span],
@@ -54,7 +54,7 @@ fn transfer(
     let mut spans = spans;
     while left > 0 {
         let at = libc::off_t::try_from(offset).map_err(|_| super::out_of_range())?;
-        let now = spans.get(..spans.len().min(MOST_IOVECS)).unwrap_or_default();
+        let now = spans.get(..spans.len().min(MAX_IOVECS)).unwrap_or_default();
         let done = match u64::try_from(call(Span::iovecs(now), at)) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(done) => done,
@@ -74,7 +74,7 @@ fn transfer(
     Ok(())
 }
 
-/// What follows the first `done` bytes.
+/// Returns the spans after the first `done` bytes.
 fn after(spans: &[Span], done: u64) -> Vec<Span> {
     let mut skip = done;
     let rest = spans.iter().filter_map(|span| {
@@ -89,5 +89,5 @@ fn count(iovecs: &[libc::iovec]) -> libc::c_int {
     libc::c_int::try_from(iovecs.len()).unwrap_or(libc::c_int::MAX)
 }
 
-/// IOV_MAX of Linux.
-const MOST_IOVECS: usize = 1024;
+/// The largest number of iovecs in a call: IOV_MAX of Linux.
+const MAX_IOVECS: usize = 1024;

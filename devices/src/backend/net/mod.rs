@@ -1,8 +1,9 @@
-//! The host's end of a network card: a tap device, or a stream socket to a program that speaks for a network. Opened by
-//! the VMM, used by `virtio::net`.
+//! The host's end of a network card: a tap device, or a stream socket to a program that implements a network.
+//! The VMM opens it, and `virtio::net` uses it.
 //!
-//! A frame is an Ethernet frame behind a header of [`HEADER_LEN`] bytes, which says what is left to do about checksums
-//! and segments (virtio 1.2, 5.1.6). A tap understands it; a stream has frames that need nothing, and no header.
+//! A frame is a header of [`HEADER_LEN`] bytes and an Ethernet frame. The header states which checksums and
+//! segments are left to finish (virtio 1.2, 5.1.6). A tap understands it. A stream carries frames that need
+//! no such work, and no header.
 
 mod offloads;
 mod open;
@@ -19,70 +20,71 @@ use std::os::fd::AsRawFd;
 
 use crate::memory::{Buffers, Span};
 
-/// Sends and receives frames; never waits. One handler has it at a time. Its descriptor tells by an edge of what is new:
-/// who has not received all there was has to go on by itself.
+/// Sends and receives frames, and never waits. One handler owns it at a time. Its descriptor is
+/// edge-triggered: a handler that has not received everything must go on by itself.
 ///
-/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end passes on
-/// what is a frame by its length, and looks at nothing else.
+/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end
+/// checks the length of a frame and nothing else.
 pub trait NetBackend: AsRawFd + Send {
-    /// What it can leave to the one who receives its frames, and take over from the one who sends them.
+    /// Returns the work that it can leave to the receiver of its frames, and take over from the sender.
     fn possible_offloads(&self) -> Offloads;
 
-    /// What the receiver of frames can do; all others come finished. In the beginning that is nothing.
+    /// Sets the work that the receiver of frames can do. All other work is finished before. At first, the
+    /// receiver can do nothing.
     fn set_offloads(&mut self, offloads: Offloads);
 
-    /// Puts the next frame with its header into `room`, which has place for the header at least. What is too long for it
-    /// is in [`overflow`](Self::overflow) until the next call.
+    /// Puts the next frame with its header into `room`, which has space for the header at least. The part
+    /// that does not fit is in [`overflow`](Self::overflow) until the next call.
     ///
     /// # Errors
-    /// The host's end is gone, for good.
+    /// The host's end has gone for good.
     fn receive(&mut self, room: &[Span]) -> Result<Received, LinkLost>;
 
-    /// The end of the last frame, which was longer than its room.
+    /// Returns the end of the last frame, which was longer than `room`.
     fn overflow(&self) -> &[u8];
 
     /// Sends the frame with its header.
     ///
     /// # Errors
-    /// The host's end is gone, for good.
+    /// The host's end has gone for good.
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost>;
 
-    /// True while the host's end takes no more frames: sending drops them until [`flush`](Self::flush) has been called,
-    /// when the descriptor is writable again.
+    /// Returns whether the host's end takes no more frames. Frames are then dropped until
+    /// [`flush`](Self::flush) is called, when the descriptor is writable again.
     fn is_blocked(&self) -> bool {
         false
     }
 
-    /// Sends on what could not be sent before.
+    /// Continues the sending of a frame that was cut.
     ///
     /// # Errors
-    /// The host's end is gone, for good.
+    /// The host's end has gone for good.
     fn flush(&mut self) -> Result<(), LinkLost> {
         Ok(())
     }
 }
 
-/// What there was to receive.
+/// The result of receiving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
-    /// Nothing.
+    /// There was no frame.
     Nothing,
-    /// A frame of this length with its header; the part that did not fit counts.
+    /// A frame of this length, with its header and the part that did not fit.
     Frame(u32),
-    /// Something that is not a frame; there may be more.
+    /// Something that is not a frame. There may be more.
     Dropped,
 }
 
-/// What became of a frame.
+/// The result of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
-    /// The host has it, or has it soon.
+    /// The host has the frame, or gets it soon.
     Done,
-    /// The host does not take it.
+    /// The host does not take the frame.
     Dropped,
 }
 
-/// The host's end of a network card is gone.
+/// The error of a network card whose host's end has gone.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LinkLost {
@@ -92,7 +94,7 @@ pub enum LinkLost {
     /// The program at the other end of the socket has closed it.
     #[error("the program at the other end has closed the socket")]
     Closed,
-    /// The kernel says so, and no more.
+    /// The kernel reports a hang-up, and no more.
     #[error("the host's end is gone")]
     HungUp,
     /// The socket failed.
@@ -100,10 +102,10 @@ pub enum LinkLost {
     Failed(io::Error),
     /// The other end does not send frames.
     #[error(
-        "the other end announces a frame of {len} bytes, and {MOST_FRAME_LEN} is the most: it speaks another protocol"
+        "the other end announces a frame of {len} bytes, and {MAX_FRAME_LEN} is the limit: it speaks another protocol"
     )]
     Protocol {
-        /// As announced.
+        /// The announced length in bytes.
         len: u32,
     },
 }
@@ -111,12 +113,12 @@ pub enum LinkLost {
 /// Bytes of the header of a frame: `virtio_net_hdr` of virtio 1.2, 5.1.6, with `num_buffers`.
 pub const HEADER_LEN: u32 = 12;
 
-/// Bytes of the longest frame without its header: an IP packet of 64 KiB with its Ethernet header (virtio 1.2, 5.1.6.3.1
-/// asks for buffers of this size and the header).
-pub const MOST_FRAME_LEN: u32 = 65_550;
+/// Bytes of the longest frame without its header: an IP packet of 64 KiB with its Ethernet header (virtio
+/// 1.2, 5.1.6.3.1 asks for buffers of this size plus the header).
+pub const MAX_FRAME_LEN: u32 = 65_550;
 
-/// Bytes of the shortest: an Ethernet header.
-pub const LEAST_FRAME_LEN: u32 = 14;
+/// Bytes of the shortest frame: an Ethernet header.
+pub const MIN_FRAME_LEN: u32 = 14;
 
 #[cfg(test)]
 pub(crate) mod testing;

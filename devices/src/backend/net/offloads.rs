@@ -1,34 +1,34 @@
 //! The work on a frame that its sender may leave to its receiver.
 
-/// What a receiver of frames can do by itself. The rest has to be done before.
+/// The work that a receiver of frames can do by itself. All other work is done before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offloads {
-    /// Check, or finish, TCP and UDP checksums. The others need it.
+    /// Check or finish TCP and UDP checksums. The other fields need it.
     pub checksum: bool,
-    /// Take TCP over IPv4 in pieces of up to 64 KiB.
+    /// Take TCP over IPv4 in segments of up to 64 KiB.
     pub tso4: bool,
-    /// The same over IPv6.
+    /// Take TCP over IPv6 in segments of up to 64 KiB.
     pub tso6: bool,
-    /// The same with the congestion bit of TCP set.
+    /// Take such segments with the congestion bit of TCP set.
     pub ecn: bool,
 }
 
 impl Offloads {
-    /// Everything that is known here.
+    /// All known work.
     pub const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
 
-    /// True when a frame may be longer than the MTU.
+    /// Returns whether a frame may be longer than the MTU.
     pub fn has_long_frames(self) -> bool {
         self.tso4 || self.tso6
     }
 
-    /// True when everything in `other` is in this, too.
+    /// Returns whether everything in `other` is included.
     pub fn contains(self, other: Offloads) -> bool {
         let Offloads { checksum, tso4, tso6, ecn } = other;
         (self.checksum || !checksum) && (self.tso4 || !tso4) && (self.tso6 || !tso6) && (self.ecn || !ecn)
     }
 
-    /// Without those that do not work alone.
+    /// Returns the work without the parts that need a missing one.
     #[must_use]
     pub fn possible(self) -> Offloads {
         let Offloads { checksum, tso4, tso6, ecn } = self;

@@ -1,4 +1,4 @@
-//! Descriptors that somebody else has opened, and why a network card's end on the host cannot be had.
+//! Network descriptors that another program has opened, and the errors of opening a network card's host end.
 
 use std::fs::File;
 use std::io;
@@ -7,57 +7,57 @@ use std::os::unix::net::UnixStream;
 
 use super::{NetBackend, Stream, Tap};
 
-/// Why the host's end of a network card cannot be had.
+/// The reason why the host's end of a network card cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetOpenError {
     /// No interface has this name.
     #[error("there is no such interface; `ip tuntap add NAME mode tap user USER` makes one")]
     NoInterface,
-    /// The kernel has no taps, or does not give them.
+    /// The kernel has no taps, or refuses access to them.
     #[error("/dev/net/tun cannot be opened: {source}")]
     Tun {
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
-    /// The tap is somebody else's.
+    /// The tap belongs to another user.
     #[error("it is for another user; `ip tuntap add NAME mode tap user USER` makes one for a user")]
     Permission,
     /// The tap is in use.
     #[error("another program uses it")]
     Busy,
-    /// The interface is no tap, or one of another mode.
+    /// The interface is not a tap, or is a tap of another mode.
     #[error("it is not a tap with one queue, as `ip tuntap add NAME mode tap` makes them")]
     NotATap,
     /// The descriptor is not open.
     #[error("no descriptor of this number is open here: the program that starts this one has to pass it on")]
     NotOpen,
-    /// The descriptor is something else.
+    /// The descriptor is neither a tap nor a unix stream socket.
     #[error("it is neither a tap nor a unix stream socket")]
     NotANetwork,
-    /// A tun device.
+    /// The descriptor is a tun device.
     #[error("it is a tun device, which has no Ethernet frames; a tap is needed (IFF_TAP)")]
     NotEthernet,
-    /// A tap without headers.
+    /// The tap was opened without virtio headers.
     #[error("the tap has to be opened with IFF_VNET_HDR and IFF_NO_PI")]
     TapFlags,
     /// Nobody listens at the socket.
     #[error("it cannot be connected to: {source}")]
     Connect {
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
-    /// A call failed that usually does not.
+    /// A call failed that succeeds on a usable device.
     #[error("{step} cannot be prepared: {source}")]
     Prepare {
-        /// What was to be prepared.
+        /// The kind of descriptor.
         step: OpenStep,
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
 }
 
-/// What a descriptor is prepared as.
+/// The kind of a descriptor that is prepared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenStep {
     /// A tap.
@@ -75,11 +75,11 @@ impl std::fmt::Display for OpenStep {
     }
 }
 
-/// Takes a copy of a descriptor that this process has inherited: a tap, or a connected unix stream socket. It becomes
-/// non-blocking, for all who share it.
+/// Takes a copy of a descriptor that this process has inherited: a tap, or a connected unix stream socket. It
+/// becomes non-blocking for all processes that share it.
 ///
 /// # Errors
-/// It is not open, or is something else.
+/// The descriptor is not open, or is of another kind.
 pub fn adopt(descriptor: RawFd) -> Result<Box<dyn NetBackend>, NetOpenError> {
     // SAFETY: the call takes numbers, and makes a new descriptor.
     let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };

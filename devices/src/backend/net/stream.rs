@@ -1,5 +1,5 @@
-//! A unix stream socket to a program that speaks for a network: each frame follows its length in 4 bytes, big-endian, as
-//! passt, gvproxy and QEMU's `-netdev stream` have it.
+//! A unix stream socket to a program that implements a network. Each frame follows its length in 4 bytes,
+//! big-endian, as in passt, gvproxy and QEMU's `-netdev stream`.
 //!
 //! ```text
 //! socket -> buffer (whole frames and the start of the next) -> the guest's RAM
@@ -13,31 +13,31 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{
-    HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
+    HEADER_LEN, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
 };
 use crate::backend::unix_socket;
 use crate::memory::{Buffers, Span};
 
-/// A connected socket, and the frames on their way through it.
+/// A connected socket, and the frames in flight.
 #[derive(Debug)]
 pub struct Stream {
     socket: UnixStream,
-    /// What was received and not taken yet: from `start` to `end`.
+    /// Bytes that were received and not taken yet, from `start` to `end`.
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    /// Where in `buffer` the end of the last frame is.
+    /// The range of `buffer` with the end of the last frame.
     overflow: std::ops::Range<usize>,
-    /// What is left to send of a frame that was begun.
+    /// The rest of a frame whose sending has begun.
     tail: Vec<u8>,
-    /// How much of the tail has been sent.
+    /// The number of bytes of the tail that were sent.
     tail_sent: usize,
-    /// What the next frame is sent from; kept for its memory.
+    /// Pieces of the next frame. The vector is kept for its memory.
     pieces: Vec<Span>,
 }
 
 impl Stream {
-    /// Speaks through a socket that does not block.
+    /// Makes a stream of a non-blocking socket.
     pub fn new(socket: UnixStream) -> Stream {
         Stream {
             socket,
@@ -51,7 +51,8 @@ impl Stream {
         }
     }
 
-    /// Connects to a socket that a program listens at. It does not wait for a program that takes no connections.
+    /// Connects to a socket at which a program listens. Does not wait for a program that accepts no
+    /// connections.
     ///
     /// # Errors
     /// There is no such socket, or nobody listens.
@@ -59,13 +60,13 @@ impl Stream {
         unix_socket::connect(path).map(Stream::new).map_err(|source| NetOpenError::Connect { source })
     }
 
-    /// The length of the frame at the front of the buffer, if the length is there.
+    /// Returns the length of the frame at the front of the buffer, if the length is complete.
     fn announced(&self) -> Option<u32> {
         let bytes = self.buffer.get(self.start..self.end)?.first_chunk::<PREFIX_LEN>()?;
         Some(u32::from_be_bytes(*bytes))
     }
 
-    /// Receives into the free part of the buffer; false when there is nothing.
+    /// Receives into the free part of the buffer. Returns false if there is nothing.
     fn fill(&mut self) -> Result<bool, LinkLost> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -86,7 +87,7 @@ impl Stream {
         }
     }
 
-    /// Hands the frame of `len` bytes at the front of the buffer to the guest.
+    /// Copies the frame of `len` bytes at the front of the buffer to the guest.
     fn take(&mut self, len: usize, room: &[Span]) -> Received {
         let start = self.start.saturating_add(PREFIX_LEN);
         let end = start.saturating_add(len);
@@ -98,7 +99,7 @@ impl Stream {
         Received::Frame(HEADER_LEN.saturating_add(len as u32))
     }
 
-    /// Sends as much of `pieces` as the socket takes; returns how many bytes.
+    /// Sends as much of `pieces` as the socket takes. Returns the number of bytes.
     fn send_pieces(&self) -> Result<usize, LinkLost> {
         let iovecs = Span::iovecs(&self.pieces);
         // SAFETY: all fields are numbers or pointers, for which zero is a value.
@@ -114,7 +115,7 @@ impl Stream {
         }
     }
 
-    /// Keeps what is left of a frame after its first `sent` bytes, its length included.
+    /// Keeps the rest of a frame after its first `sent` bytes, its length included.
     fn keep_tail(&mut self, prefix: [u8; PREFIX_LEN], frame: &mut Buffers, sent: usize) {
         self.tail.clear();
         self.tail_sent = 0;
@@ -144,12 +145,12 @@ impl NetBackend for Stream {
         loop {
             let there = self.end.saturating_sub(self.start);
             if let Some(len) = self.announced() {
-                if len > MOST_FRAME_LEN {
+                if len > MAX_FRAME_LEN {
                     return Err(LinkLost::Protocol { len });
                 }
                 let whole = PREFIX_LEN.saturating_add(len as usize);
                 if there >= whole {
-                    if len >= LEAST_FRAME_LEN {
+                    if len >= MIN_FRAME_LEN {
                         return Ok(self.take(len as usize, room));
                     }
                     self.start = self.start.saturating_add(whole);
@@ -168,12 +169,12 @@ impl NetBackend for Stream {
 
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost> {
         let len = frame.len().saturating_sub(HEADER_LEN.into());
-        if !(LEAST_FRAME_LEN.into()..=MOST_FRAME_LEN.into()).contains(&len) || self.is_blocked() {
+        if !(MIN_FRAME_LEN.into()..=MAX_FRAME_LEN.into()).contains(&len) || self.is_blocked() {
             return Ok(Sent::Dropped);
         }
         frame.skip(HEADER_LEN.into());
         let mut prefix = (len as u32).to_be_bytes();
-        if frame.spans().len() >= MOST_IOVECS {
+        if frame.spans().len() >= MAX_IOVECS {
             self.keep_tail(prefix, frame, 0);
             return self.flush().map(|()| Sent::Done);
         }
@@ -208,7 +209,7 @@ impl NetBackend for Stream {
     }
 }
 
-/// Fills spans from the front.
+/// A cursor that fills spans from the front.
 struct Filler<'a> {
     room: &'a [Span],
     /// Bytes of the first span that are filled.
@@ -216,7 +217,7 @@ struct Filler<'a> {
 }
 
 impl Filler<'_> {
-    /// Writes as much of `data` as there is room for; returns how many bytes.
+    /// Writes as much of `data` as there is space for. Returns the number of bytes.
     fn write(&mut self, data: &[u8]) -> usize {
         let mut done = 0;
         while let (Some(span), Some(rest @ [_, ..])) = (self.room.first(), data.get(done..)) {
@@ -231,7 +232,7 @@ impl Filler<'_> {
     }
 }
 
-/// Nothing, if this error only says that the socket is full, or empty.
+/// Returns an error unless `error` only means that the socket is full or empty.
 fn would_block(error: io::Error) -> Result<(), LinkLost> {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM) => Ok(()),
@@ -243,9 +244,9 @@ fn would_block(error: io::Error) -> Result<(), LinkLost> {
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 /// Bytes of a frame's length.
 const PREFIX_LEN: usize = 4;
-/// The header of a frame that needs nothing.
+/// The header of a frame that needs no work.
 const NO_OFFLOADS: [u8; HEADER_LEN as usize] = [0; HEADER_LEN as usize];
-/// Two of the longest frames: one call then takes many of the usual ones.
-const BUFFER_LEN: usize = 2 * (PREFIX_LEN + MOST_FRAME_LEN as usize);
-/// IOV_MAX of Linux.
-const MOST_IOVECS: usize = 1024;
+/// Two of the longest frames, so that one call takes many of the usual ones.
+const BUFFER_LEN: usize = 2 * (PREFIX_LEN + MAX_FRAME_LEN as usize);
+/// The largest number of iovecs in a call: IOV_MAX of Linux.
+const MAX_IOVECS: usize = 1024;

@@ -1,5 +1,5 @@
-//! A tap device: an Ethernet interface of the host whose other end is a file. Frames go between the guest's RAM and the
-//! kernel without a copy in between.
+//! A tap device: an Ethernet interface of the host whose other end is a file. Frames pass between the guest's
+//! RAM and the kernel without a copy.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::open::{NetOpenError, OpenStep};
-use super::{HEADER_LEN, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent};
+use super::{HEADER_LEN, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, Offloads, Received, Sent};
 use crate::journal;
 use crate::memory::{Buffers, Span};
 
@@ -16,19 +16,18 @@ use crate::memory::{Buffers, Span};
 pub struct Tap {
     file: File,
     offloads: Offloads,
-    /// Takes the end of frames that are longer than their room.
+    /// Takes the end of frames that are longer than their buffers.
     overflow: Box<[u8]>,
     overflow_len: usize,
-    /// Where the next frame goes; kept for its memory.
+    /// Buffers of the next frame. The vector is kept for its memory.
     places: Vec<Span>,
 }
 
 impl Tap {
-    /// Opens the tap that is called `name`. It has to be there: one that was made here would have no address and no way
-    /// to anywhere.
+    /// Opens the tap with this name. It must exist: a new one would have no address and no route.
     ///
     /// # Errors
-    /// There is none, it is something else, it is somebody else's, or it is in use.
+    /// There is none, it is of another kind, it belongs to another user, or it is in use.
     pub fn open(name: &str) -> Result<Tap, NetOpenError> {
         let mut request = interface_request(name).ok_or(NetOpenError::NoInterface)?;
         // SAFETY: the name in the request ends with a zero.
@@ -45,10 +44,11 @@ impl Tap {
         Tap::prepare(file)
     }
 
-    /// Takes a tap that somebody else has opened. Its descriptor becomes non-blocking, for all who share it.
+    /// Takes a tap that another program has opened. Its descriptor becomes non-blocking for all processes
+    /// that share it.
     ///
     /// # Errors
-    /// It is a tap of another kind.
+    /// The tap is of another kind.
     pub(super) fn adopt(file: File, flags: i32) -> Result<Tap, NetOpenError> {
         if flags & libc::IFF_TAP == 0 {
             return Err(NetOpenError::NotEthernet);
@@ -59,7 +59,7 @@ impl Tap {
         Tap::prepare(file)
     }
 
-    /// The flags of the tap behind a descriptor; none when it is no tap.
+    /// Returns the flags of the tap behind a descriptor; `None` if it is not a tap.
     pub(super) fn flags(file: &File) -> Option<i32> {
         let mut request = interface_request("")?;
         // SAFETY: TUNGETIFF writes one `ifreq`.
@@ -76,13 +76,13 @@ impl Tap {
             return Err(failed(io::Error::last_os_error()));
         }
         set_offloads(&file, Offloads::default()).map_err(failed)?;
-        let overflow = vec![0; (HEADER_LEN.saturating_add(MOST_FRAME_LEN)) as usize].into();
+        let overflow = vec![0; (HEADER_LEN.saturating_add(MAX_FRAME_LEN)) as usize].into();
         Ok(Tap { file, offloads: Offloads::default(), overflow, overflow_len: 0, places: Vec::new() })
     }
 
-    /// Drops the frames that wait, as far as that is quickly done.
+    /// Drops the waiting frames, up to a limit.
     fn discard(&mut self) {
-        for _ in 0..MOST_DISCARDED {
+        for _ in 0..MAX_DISCARDED {
             match self.receive(&[]) {
                 Ok(Received::Frame(_) | Received::Dropped) => {}
                 Ok(Received::Nothing) | Err(_) => return,
@@ -107,7 +107,7 @@ impl NetBackend for Tap {
             journal!(Guest Warn, "a tap takes no new offloads: {error}");
         }
         let before = std::mem::replace(&mut self.offloads, offloads);
-        // The frames that wait may have been left unfinished for a receiver who could do more.
+        // The waiting frames may have been left unfinished for a receiver that could do more.
         if !offloads.contains(before) {
             self.discard();
         }
@@ -115,7 +115,7 @@ impl NetBackend for Tap {
 
     fn receive(&mut self, room: &[Span]) -> Result<Received, LinkLost> {
         self.places.clear();
-        self.places.extend(room.iter().take(MOST_IOVECS.saturating_sub(1)));
+        self.places.extend(room.iter().take(MAX_IOVECS.saturating_sub(1)));
         let room_len: usize = self.places.iter().map(|span| span.len() as usize).sum();
         // SAFETY: the bytes live as long as this tap, and `places` is used in this call only.
         let overflow = unsafe { Span::new(self.overflow.as_mut_ptr(), self.overflow.len() as u32) };
@@ -137,9 +137,9 @@ impl NetBackend for Tap {
     }
 
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost> {
-        let range = u64::from(HEADER_LEN.saturating_add(LEAST_FRAME_LEN))..=u64::from(MOST_LEN);
+        let range = u64::from(HEADER_LEN.saturating_add(MIN_FRAME_LEN))..=u64::from(MAX_LEN);
         let iovecs = Span::iovecs(frame.spans());
-        if !range.contains(&frame.len()) || iovecs.len() > MOST_IOVECS {
+        if !range.contains(&frame.len()) || iovecs.len() > MAX_IOVECS {
             return Ok(Sent::Dropped);
         }
         let count = iovecs.len() as libc::c_int;
@@ -148,12 +148,12 @@ impl NetBackend for Tap {
         if result >= 0 {
             return Ok(Sent::Done);
         }
-        // The header makes no sense, the interface is down, or its queue is full.
+        // The header is invalid, the interface is down, or its queue is full.
         unless_gone(&io::Error::last_os_error()).map(|()| Sent::Dropped)
     }
 }
 
-/// An error if this one says that the interface does not exist any more.
+/// Returns an error if `error` means that the interface no longer exists.
 fn unless_gone(error: &io::Error) -> Result<(), LinkLost> {
     match error.raw_os_error() {
         Some(libc::EBADFD | libc::ENODEV | libc::ENOLINK) => Err(LinkLost::TapRemoved),
@@ -186,7 +186,7 @@ fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
     }
 }
 
-/// A request about the interface `name`; none for a name that no interface has.
+/// Returns a request about the interface `name`; `None` if no interface can have this name.
 fn interface_request(name: &str) -> Option<libc::ifreq> {
     // SAFETY: all fields are numbers, for which zero is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -197,8 +197,8 @@ fn interface_request(name: &str) -> Option<libc::ifreq> {
 }
 
 const TUN: &str = "/dev/net/tun";
-const MOST_LEN: u32 = HEADER_LEN + MOST_FRAME_LEN;
-/// IOV_MAX of Linux.
-const MOST_IOVECS: usize = 1024;
-/// More than the queue of a tap holds unless somebody has made it longer.
-const MOST_DISCARDED: u32 = 2000;
+const MAX_LEN: u32 = HEADER_LEN + MAX_FRAME_LEN;
+/// The largest number of iovecs in a call: IOV_MAX of Linux.
+const MAX_IOVECS: usize = 1024;
+/// The largest number of frames that are dropped at a time: more than the queue of a tap holds by default.
+const MAX_DISCARDED: u32 = 2000;

@@ -1,4 +1,4 @@
-//! A network of a test's own, with a tap in it whose host side the test plays.
+//! A private network for a test, with a tap whose host side the test plays.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Runs `test` on a thread that is alone in a new network namespace; says why where that is not allowed.
+/// Runs `test` on a thread with a network namespace of its own, or reports why that is not allowed.
 pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let run = move || {
         // SAFETY: the call changes what this thread sees, and nothing else.
@@ -28,15 +28,15 @@ fn skip(why: &str) {
     let _ = writeln!(io::stderr(), "skipped: {why}");
 }
 
-/// Runs `ip` with these words in the network of this thread.
+/// Runs `ip` with these arguments in the network of this thread.
 #[track_caller]
 pub(crate) fn ip(words: &str) {
     let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {words}: {output:?}");
 }
 
-/// Waits until an interface takes frames: the kernel drops them until it has noticed, in its time, that somebody has opened
-/// the tap.
+/// Waits until an interface takes frames. The kernel drops them until it has noticed, some time later, that a
+/// program has opened the tap.
 pub(crate) fn wait_until_up(name: &str) {
     let is_up = || {
         let output = Command::new("ip").args(["-o", "link", "show", name]).output().unwrap();
@@ -49,14 +49,14 @@ pub(crate) fn wait_until_up(name: &str) {
     }
 }
 
-/// The kernel's side of an interface: every frame that goes in or out.
+/// The kernel's side of an interface: all frames that go in or out.
 pub(crate) struct Interface(OwnedFd);
 
 impl Interface {
-    /// Makes a tap that is up, and opens its kernel's side.
+    /// Makes a tap, sets it up, and opens its kernel's side.
     pub(crate) fn new(name: &str) -> Self {
         ip(&format!("tuntap add {name} mode tap"));
-        // Without this the kernel would send frames of its own.
+        // Without this, the kernel would send frames of its own.
         ip(&format!("link set {name} addrgenmode none mtu 9000 up"));
         Self::open(name)
     }
@@ -84,13 +84,13 @@ impl Interface {
         Self(socket)
     }
 
-    /// Sends a frame to the guest; false when the interface does not take it.
+    /// Sends a frame to the guest. Returns false if the interface does not take it.
     pub(crate) fn send(&self, frame: &[u8]) -> bool {
         // SAFETY: the pointer and the length are those of a slice.
         unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) >= 0 }
     }
 
-    /// The next frame of the test's protocol, if there is one.
+    /// Returns the next frame of the test's protocol, if there is one.
     pub(crate) fn receive(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 70_000];
         let (place, room) = (frame.as_mut_ptr().cast(), frame.len());
@@ -101,7 +101,7 @@ impl Interface {
     }
 }
 
-/// A frame of `len` bytes from one made-up address to another, of a protocol that no kernel answers.
+/// Returns a frame of `len` bytes from one invented address to another, of a protocol that no kernel answers.
 pub(crate) fn frame(len: usize, seed: u8) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
     frame.extend(PROTOCOL.to_be_bytes());
@@ -110,5 +110,5 @@ pub(crate) fn frame(len: usize, seed: u8) -> Vec<u8> {
     frame
 }
 
-/// IEEE 802: local experimental use.
+/// An EtherType for local experimental use (IEEE 802).
 const PROTOCOL: u16 = 0x88b5;

@@ -1,19 +1,20 @@
 //! An I/O APIC with 24 inputs, for a machine whose local APICs are in the kernel and whose I/O APIC is not
 //! (KVM's split irqchip).
 //!
-//! vCPU threads reach its registers through the bus; devices pulse its inputs through [`IoApic::line`]. Each
-//! pulse becomes the message that the input's redirection entry describes and leaves through [`MsiSink`].
-//! Registers follow the Intel 82093AA data sheet (290566), the EOI register the ICH data sheets.
+//! vCPU threads reach its registers through the bus, and devices pulse its inputs through [`IoApic::line`].
+//! Each pulse becomes the message that the input's redirection entry describes, and leaves through
+//! [`MsiSink`]. Registers follow the Intel 82093AA data sheet (290566), and the EOI register the ICH data
+//! sheets.
 //!
-//! **Masked inputs.** An edge that arrives while its entry is masked is dropped, not latched, as the 82093AA
-//! does. Linux's 8250 driver relies on nothing else: it unmasks before it enables the UART's interrupts,
-//! reads pending conditions from the UART when it starts, and its lazy disabling leaves the entry unmasked
-//! until an edge was taken and recorded.
+//! **Masked inputs.** An edge that arrives while its entry is masked is dropped, not latched, as in the
+//! 82093AA. Linux's 8250 driver copes with that: it unmasks before it enables the UART's interrupts, reads
+//! pending conditions from the UART when it starts, and its lazy disabling leaves the entry unmasked until an
+//! edge was taken and recorded.
 //!
 //! **Level-triggered entries.** All inputs are edges from devices that pulse once per new cause, so no input
-//! stays asserted and there is nothing to repeat after an EOI. A level entry sends a message with the level
-//! trigger bits, its remote IRR bit always reads 0, and the next pulse is sent whether or not an EOI came:
-//! an EOI that the kernel does not report cannot block an input.
+//! stays asserted and nothing has to be repeated after an EOI. A level entry sends a message with the level
+//! trigger bits, its remote IRR bit always reads 0, and the next pulse is sent with or without an EOI. So an
+//! EOI that the kernel does not report cannot block an input.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -44,12 +45,12 @@ impl IoApic {
         Self { pins: Arc::new(pins), selected: AtomicU8::new(0), id: AtomicU8::new(0) }
     }
 
-    /// The input `pin`, or `None` from [`Self::PINS`] on.
+    /// Returns the input `pin`, or `None` from [`Self::PINS`] on.
     pub fn line(&self, pin: u8) -> Option<Arc<dyn IrqLine>> {
         (pin < Self::PINS).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
     }
 
-    /// Masks every input and clears the registers: the machine starts anew.
+    /// Masks every input and clears the registers, because the machine starts again.
     pub fn reset(&self) {
         let Self { pins, selected, id } = self;
         pins.reset();
@@ -60,7 +61,7 @@ impl IoApic {
     fn read_selected(&self) -> u32 {
         let id = u32::from(self.id.load(Ordering::Relaxed)) << ID_SHIFT;
         match Register::decode(self.selected.load(Ordering::Relaxed)) {
-            // The arbitration ID follows the ID register whenever that is written.
+            // The arbitration ID follows every write of the ID register.
             Some(Register::Id | Register::Arbitration) => id,
             Some(Register::Version) => VERSION | (u32::from(LAST_PIN) << LAST_ENTRY_SHIFT),
             Some(Register::Entry { pin, half }) => half.of(self.pins.entry(pin)),
@@ -81,7 +82,7 @@ impl IoApic {
 }
 
 impl BusDevice for IoApic {
-    /// Registers are 32 bits wide at their own offset; everything else reads all ones. The EOI register is
+    /// Registers are 32 bits wide at their own offset. Any other access reads all ones. The EOI register is
     /// write-only.
     fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset {
@@ -95,7 +96,7 @@ impl BusDevice for IoApic {
         }
     }
 
-    /// Other widths and offsets are ignored. So is the EOI register: no entry ever waits for an EOI.
+    /// Other widths and offsets are ignored. So is the EOI register, because no entry ever waits for an EOI.
     fn write(&self, offset: u64, data: &[u8]) {
         let Ok(bytes) = <[u8; 4]>::try_from(data) else { return };
         match offset {
@@ -112,7 +113,7 @@ impl BusDevice for IoApic {
 /// The redirection table. A pulse only loads one entry, so no lock is held while a message is sent.
 struct Pins {
     entries: [AtomicU64; PIN_COUNT],
-    /// Orders the writes of vCPUs, so that `route_changed` tells of them in the order they took effect.
+    /// Orders the writes of vCPUs, so that `route_changed` reports them in the order of their effect.
     writer: Mutex<()>,
     sink: Arc<dyn MsiSink>,
 }
@@ -206,11 +207,11 @@ impl Half {
     }
 }
 
-/// The message that a redirection entry sends, `None` when it is masked or could not be accepted.
+/// Returns the message that a redirection entry sends; `None` if it is masked or would not be accepted.
 ///
-/// Formats: Intel SDM volume 3, "Message Address Register Format" and "Message Data Register Format".
-/// A delivery mode that a message cannot carry (reserved ones; ExtINT, which asks for an 8259 that is absent)
-/// and a vector below 16, which no local APIC accepts, send nothing.
+/// Formats: Intel SDM volume 3, "Message Address Register Format" and "Message Data Register Format". Nothing
+/// is sent for a delivery mode that a message cannot carry (reserved ones, and ExtINT, which asks for an
+/// absent 8259), and for a vector below 16, which no local APIC accepts.
 fn message_of(entry: u64) -> Option<MsiMessage> {
     if entry & MASKED != 0 {
         return None;
@@ -229,7 +230,7 @@ fn message_of(entry: u64) -> Option<MsiMessage> {
     if logical {
         address |= MSI_LOGICAL;
     }
-    // The hint lets the message choose among several CPUs. Only logical addressing names several.
+    // The hint lets the message choose among several CPUs, which only logical addressing can name.
     if logical && delivery_mode == LOWEST_PRIORITY {
         address |= MSI_REDIRECTION_HINT;
     }
@@ -248,8 +249,8 @@ const PIN_COUNT: usize = 24;
 const LAST_PIN: u8 = PIN_COUNT as u8 - 1;
 /// Index of the low half of entry 0.
 const FIRST_ENTRY: u8 = 0x10;
-/// From version 0x20 on there is an EOI register, so that Linux ends a level interrupt with one write; to a
-/// 0x11 (the 82093AA itself) it would rewrite the entry as edge and back.
+/// The version. From 0x20 on there is an EOI register, so that Linux ends a level interrupt with one write.
+/// For a 0x11 (the 82093AA itself) it would rewrite the entry as edge and back.
 const VERSION: u32 = 0x20;
 const LAST_ENTRY_SHIFT: u32 = 16;
 const ID_SHIFT: u32 = 24;

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use super::link::Link;
 use super::{MRG_RXBUF, accepted_offloads, count};
-use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Received};
+use crate::backend::net::{HEADER_LEN, MAX_FRAME_LEN, Received};
 use crate::memory::Span;
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 
@@ -39,7 +39,7 @@ enum State {
 impl Receiver {
     pub(super) fn new(queue: VirtQueue, features: u64) -> Self {
         let long = accepted_offloads(features).has_long_frames();
-        let wanted = HEADER_LEN.saturating_add(if long { MOST_FRAME_LEN } else { USUAL_FRAME_LEN });
+        let wanted = HEADER_LEN.saturating_add(if long { MAX_FRAME_LEN } else { USUAL_FRAME_LEN });
         Self {
             queue,
             held: VecDeque::new(),

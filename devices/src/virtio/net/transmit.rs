@@ -2,7 +2,7 @@
 
 use super::count;
 use super::link::Link;
-use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Sent};
+use crate::backend::net::{HEADER_LEN, MAX_FRAME_LEN, Sent};
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 
 /// Serves the queue that the guest sends by.
@@ -24,7 +24,7 @@ enum State {
 
 impl Transmitter {
     pub(super) fn new(mut queue: VirtQueue) -> Self {
-        queue.limit_bytes(u64::from(HEADER_LEN).saturating_add(MOST_FRAME_LEN.into()));
+        queue.limit_bytes(u64::from(HEADER_LEN).saturating_add(MAX_FRAME_LEN.into()));
         Self { queue, state: State::Open }
     }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::handler::PATIENCE;
 use super::*;
-use crate::backend::net::{HEADER_LEN, MOST_FRAME_LEN, Stream};
+use crate::backend::net::{HEADER_LEN, MAX_FRAME_LEN, Stream};
 use crate::virtio::feature;
 use crate::virtio::poll::Poll;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
@@ -260,7 +260,7 @@ fn frames_wait_for_room_and_come_in_their_order() {
 #[test]
 fn long_frame_waits_for_more_room_and_is_dropped_if_there_never_is() {
     let mut setup = setup();
-    let long = frame(MOST_FRAME_LEN as usize, 3);
+    let long = frame(MAX_FRAME_LEN as usize, 3);
     let peer = setup.peer.try_clone().unwrap();
     let feed = |data: Vec<u8>| {
         let mut peer = peer.try_clone().unwrap();
@@ -280,7 +280,7 @@ fn long_frame_waits_for_more_room_and_is_dropped_if_there_never_is() {
     assert_eq!(setup.rings[0].completed(), None);
     setup.rings[0].offer(&[Buffer::writable(BUFFERS + 60_000, 30_000)]);
     setup.machine.kick(0);
-    let rest = HEADER + MOST_FRAME_LEN - 60_000;
+    let rest = HEADER + MAX_FRAME_LEN - 60_000;
     for (head, len) in [(0, 30_000), (1, 30_000), (2, rest)] {
         assert_eq!(setup.rings[0].completed(), Some((head, len)));
     }
