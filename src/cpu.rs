@@ -1,5 +1,5 @@
-//! From the configured CPU model to what a vCPU is given. Called by the builder and by `coracle cpu dump`; what a
-//! template does is decided in `coracle_arch::x86_64::cpu_template`.
+//! Turns the configured CPU model into the CPUID and registers of a vCPU. The builder and `coracle cpu dump`
+//! call it. `coracle_arch::x86_64::cpu_template` applies the templates.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,32 +11,32 @@ use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
 use crate::config::CpuModel;
 use crate::kvm::{Kvm, KvmError, Vcpu};
 
-/// Why a guest cannot have the CPU that was asked for.
+/// The reason why a guest cannot have the configured CPU.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CpuError {
     /// The template's file cannot be read.
     #[error("the CPU template {} cannot be read: {source}", path.display())]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
-    /// The file is no template.
+    /// The file is not a template.
     #[error("the CPU template {} cannot be used: {source}", path.display())]
     Syntax {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
         /// What is wrong with it.
         r#source: CpuTemplateError,
     },
-    /// The host has less than the template wants.
+    /// The host lacks a feature of the template.
     #[error("--cpu {model} is not possible on this host: {source}")]
     Host {
-        /// As configured.
+        /// The configured model.
         model: CpuModel,
-        /// What is missing.
+        /// The features that are missing.
         r#source: CpuTemplateError,
     },
     /// KVM cannot be used.
@@ -44,10 +44,11 @@ pub enum CpuError {
     Kvm(#[from] KvmError),
 }
 
-/// What the guest's first and only CPU would be on this host, as a template that gives the same CPU elsewhere.
+/// Returns the CPU that a guest with one vCPU would have on this host, as a template that gives the same CPU
+/// elsewhere.
 ///
 /// # Errors
-/// KVM cannot be used, or the model cannot be had.
+/// KVM cannot be used, or the model is impossible on this host.
 pub fn dump(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
     let template = template(model)?;
     let kvm = Kvm::open()?;
@@ -65,20 +66,20 @@ pub fn dump(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
     Ok(CpuTemplate::exact(&cpuid, &msrs))
 }
 
-/// The template of a model, read and checked.
+/// Reads and checks the template of a model.
 pub(crate) fn template(model: &CpuModel) -> Result<CpuTemplate, CpuError> {
     match model {
         CpuModel::Host => Ok(CpuTemplate::host()),
         CpuModel::Baseline => Ok(CpuTemplate::baseline()),
         CpuModel::Template(path) => {
-            let text = regular_file::read_text(path, MOST_BYTES)
+            let text = regular_file::read_text(path, MAX_BYTES)
                 .map_err(|error| CpuError::Read { path: path.clone(), source: error.into() })?;
             CpuTemplate::from_json(&text).map_err(|source| CpuError::Syntax { path: path.clone(), source })
         }
     }
 }
 
-/// What every vCPU of a machine has.
+/// The features that all vCPUs of a machine share.
 pub(crate) struct CpuFeatures {
     template: CpuTemplate,
     cpuid: Vec<CpuidEntry>,
@@ -86,7 +87,7 @@ pub(crate) struct CpuFeatures {
 }
 
 impl CpuFeatures {
-    /// What `template`, that of `model`, makes of this host's CPU.
+    /// Applies `template`, that of `model`, to this host's CPU.
     pub(crate) fn new(model: &CpuModel, template: CpuTemplate, kvm: &Kvm) -> Result<CpuFeatures, CpuError> {
         let cpuid = template
             .apply(kvm.supported_cpuid()?)
@@ -107,7 +108,8 @@ impl CpuFeatures {
         Ok(cpuid)
     }
 
-    /// The registers that the template sets. The vCPU has its CPUID, on which their first values depend.
+    /// Returns the registers that the template sets. The vCPU must have its CPUID, on which their first
+    /// values depend.
     pub(crate) fn msrs(&self, vcpu: &Vcpu) -> Result<Vec<(u32, u64)>, KvmError> {
         let initial =
             |rule: &coracle_arch::x86_64::cpu_template::MsrRule| Ok((rule.msr, vcpu.msr(rule.msr)?));
@@ -118,11 +120,11 @@ impl CpuFeatures {
     }
 }
 
-/// A template with every leaf written out has some 50 KB.
-const MOST_BYTES: u64 = 1 << 20;
+/// The largest file of a template. One with every leaf written out has some 50 KB.
+const MAX_BYTES: u64 = 1 << 20;
 /// Leaf 7 EDX: the register below exists.
 const ARCH_CAPABILITIES: u32 = 1 << 29;
-/// Which defects of speculative execution the CPU has (Intel SDM volume 4, table 2-2).
+/// The register that lists the CPU's defects of speculative execution (Intel SDM volume 4, table 2-2).
 const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 
 #[cfg(test)]

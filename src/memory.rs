@@ -1,6 +1,6 @@
-//! Guest RAM: where it lies in the guest, and what backs it. Called by the builder.
+//! Guest RAM: its addresses in the guest, and the memory that backs it. The builder calls this.
 //!
-//! The pages are made when they are first touched, by whoever touches them.
+//! Pages are allocated when they are first touched, by the thread that touches them.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +24,7 @@ pub(crate) struct GuestRam {
     _mappings: Arc<Vec<Mapping>>,
 }
 
-/// One stretch of RAM without holes.
+/// A range of RAM without holes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MappedRegion {
     pub guest_address: u64,
@@ -32,19 +32,19 @@ pub(crate) struct MappedRegion {
     pub host_address: u64,
 }
 
-/// Why there is no memory for the guest.
+/// The reason why there is no memory for the guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// The host gives no address space of this size.
+    /// The host refuses address space of this size.
     #[error(
         "--memory {memory}: the host cannot map it; a smaller size or a higher limit (ulimit -v, and ulimit -l for \
          huge pages) helps: {source}"
     )]
     Map {
-        /// As configured.
+        /// The configured memory.
         memory: MemoryConfig,
-        /// What the system said.
+        /// The error that the host returned.
         r#source: io::Error,
     },
     /// The host has too few huge pages.
@@ -54,23 +54,23 @@ pub enum MemoryError {
         file.display()
     )]
     HugePages {
-        /// As configured.
+        /// The configured memory.
         memory: MemoryConfig,
         /// The size of a page.
         page: HugePageSize,
-        /// Pages that the guest needs.
+        /// The number of pages that the guest needs.
         needed: u64,
-        /// Pages that nobody uses or has reserved.
+        /// The number of pages that are neither in use nor reserved.
         free: u64,
-        /// The number of all pages that would do.
+        /// The total number of pages that would be enough.
         wanted: u64,
-        /// The file nr_hugepages of this size.
+        /// The file `nr_hugepages` of this page size.
         file: PathBuf,
     },
     /// The host has no huge pages of this size.
     #[error("--memory {memory}: this host has no huge pages of {page}: use another size, or none")]
     NoHugePages {
-        /// As configured.
+        /// The configured memory.
         memory: MemoryConfig,
         /// The size of a page.
         page: HugePageSize,
@@ -78,16 +78,16 @@ pub enum MemoryError {
     /// The regions do not form a guest's memory.
     #[error("--memory {memory} does not fit the address space of the machine")]
     Layout {
-        /// As configured.
+        /// The configured memory.
         memory: MemoryConfig,
     },
 }
 
 impl GuestRam {
-    /// Memory as configured. What is not in huge pages of its own is aligned and advised for transparent ones of 2 MiB:
-    /// their first touch costs a fraction of that of the small pages they replace.
+    /// Allocates memory as configured. Memory outside of reserved huge pages is aligned, and advised for
+    /// transparent ones of 2 MiB: their first touch costs a fraction of that of the small pages they replace.
     pub(crate) fn new(memory: MemoryConfig) -> Result<GuestRam, MemoryError> {
-        // Mappings made before the one that failed are gone when the error is worked out.
+        // Mappings made before the one that failed are gone when the error is made.
         let mappings = map(memory).map_err(|source| map_error(memory, source))?;
         let layout_error = || MemoryError::Layout { memory };
         let regions = mappings.iter().map(|(start, mapping)| guest_region(mapping, *start));
@@ -97,17 +97,17 @@ impl GuestRam {
         Ok(GuestRam { mmap, _mappings: Arc::new(mappings) })
     }
 
-    /// The memory as rust-vmm's crates see it. It must not outlive `self`.
+    /// Returns the memory in the form of rust-vmm's crates. It must not outlive `self`.
     pub(crate) fn mmap(&self) -> &GuestMemoryMmap {
         &self.mmap
     }
 
-    /// The memory as devices see it, which keep it mapped for as long as they use it.
+    /// Returns the memory in the form for devices, which keep it mapped for as long as they use it.
     pub(crate) fn for_devices(&self) -> GuestMemory {
         GuestMemory::new(self.mmap.clone(), self.clone())
     }
 
-    /// Its stretches, by guest address.
+    /// Returns its ranges, by guest address.
     pub(crate) fn regions(&self) -> impl Iterator<Item = MappedRegion> {
         self.mmap.iter().map(|region| MappedRegion {
             guest_address: region.start_addr().0,
@@ -117,7 +117,7 @@ impl GuestRam {
     }
 }
 
-/// The stretches of RAM by guest address.
+/// Maps the ranges of RAM, by guest address.
 fn map(memory: MemoryConfig) -> io::Result<Vec<(u64, Mapping)>> {
     let file = match memory.backing() {
         MemoryBacking::Memfd => Some(nameless_file::create_in_memory(c"coracle-ram", memory.bytes())?),
@@ -166,7 +166,7 @@ fn guest_region(mapping: &Mapping, start: u64) -> Option<GuestRegionMmap> {
     GuestRegionMmap::new(region, GuestAddress(start))
 }
 
-/// Where pages of the usual size come from.
+/// The source of pages of the usual size.
 #[derive(Clone, Copy)]
 enum Source<'a> {
     Anonymous,
@@ -180,16 +180,16 @@ struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the mapping is plain memory; whoever reads or writes it does so through volatile accesses.
+// SAFETY: the mapping is plain memory, and all accesses to it are volatile.
 unsafe impl Send for Mapping {}
-// SAFETY: as above.
+// SAFETY: the mapping is plain memory, and all accesses to it are volatile.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Pages of the usual size, at an address that suits transparent huge pages.
+    /// Maps pages of the usual size, at an address that suits transparent huge pages.
     fn small_pages(bytes: usize, from: Source<'_>) -> io::Result<Mapping> {
         let padded = bytes.checked_add(HUGE_PAGE).ok_or(io::ErrorKind::InvalidInput)?;
-        // Room for the alignment first, then the memory itself in the middle of it.
+        // First reserves space for the alignment, then maps the memory itself inside it.
         let (flags, none) = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, libc::PROT_NONE);
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let raw = unsafe { libc::mmap(std::ptr::null_mut(), padded, none, flags, -1, 0) };
@@ -203,7 +203,8 @@ impl Mapping {
             // SAFETY: the pages before the aligned address are part of the mapping above, and nothing uses them.
             unsafe { libc::munmap(raw, before) };
         }
-        // SAFETY: the pages after the last wanted byte likewise.
+        // SAFETY: the pages after the last wanted byte are part of the mapping above too, and nothing uses
+        // them.
         unsafe { libc::munmap(address.wrapping_add(bytes).cast(), after) };
         let mapping = Mapping { address, bytes };
         let (kind, fd, offset) = match from {
@@ -212,17 +213,17 @@ impl Mapping {
         };
         let flags = kind | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: it replaces a part of the mapping above, which is ours and not used yet.
+        // SAFETY: it replaces a part of the mapping above, which is not used yet.
         let placed = unsafe { libc::mmap(address.cast(), bytes, READ_WRITE, flags, fd, offset) };
         if placed == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: advice on a mapping of our own. Where huge pages are off, small ones do.
+        // SAFETY: advice on a mapping of this process. If huge pages are off, small ones do.
         unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
         Ok(mapping)
     }
 
-    /// Huge pages that are set aside, all reserved and none made yet.
+    /// Maps reserved huge pages, none of which is allocated yet.
     fn huge_pages(bytes: usize, page: HugePageSize) -> io::Result<Mapping> {
         let size = match page {
             HugePageSize::Size2M => libc::MAP_HUGE_2MB,

@@ -1,8 +1,9 @@
-//! The end of a guest's console as lines that can be shown: text of the guest's, so nothing in it is trusted.
+//! The last lines of a guest's console in a form that is safe to show. The guest wrote them, so nothing in
+//! them is trusted.
 
 use memchr::memmem;
 
-/// The last [`LINES`] lines of `bytes`, without what a terminal would obey.
+/// Returns the last [`LINES`] lines of `bytes`, without control sequences of terminals.
 pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
     let mut lines: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
     if lines.last().is_some_and(|last| last.iter().all(|&byte| byte == b'\r')) {
@@ -12,19 +13,19 @@ pub(super) fn last_lines(bytes: &[u8]) -> Vec<String> {
     lines.drain(first..).map(readable).collect()
 }
 
-/// A line that can be shown; none of nothing.
+/// Returns a line that is safe to show; `None` if it is empty.
 pub(super) fn line(bytes: &[u8]) -> Option<String> {
     Some(readable(bytes)).filter(|line| !line.is_empty())
 }
 
-/// What follows a mark in the last line that has it; none of nothing.
+/// Returns the text after a mark in the last line that has it; `None` if it is empty.
 pub(super) fn after_mark(bytes: &[u8], mark: &str) -> Option<String> {
     let start = memmem::rfind(bytes, mark.as_bytes())?.saturating_add(mark.len());
     let rest = bytes.get(start..)?.split(|&byte| byte == b'\n').next()?;
     line(rest)
 }
 
-/// Puts `line` in front where it is not among `lines`, in place of the oldest.
+/// Puts `line` first unless it is among `lines`, in place of the oldest.
 pub(super) fn with_line(mut lines: Vec<String>, line: &str) -> Vec<String> {
     if !lines.iter().any(|shown| shown == line) {
         let first = lines.len().saturating_sub(LINES - 1);
@@ -33,7 +34,7 @@ pub(super) fn with_line(mut lines: Vec<String>, line: &str) -> Vec<String> {
     lines
 }
 
-/// One line without escape sequences and other control characters, at most [`LINE_CHARS`] long.
+/// Returns one line without escape sequences and other control characters, at most [`LINE_CHARS`] long.
 fn readable(line: &[u8]) -> String {
     let text = String::from_utf8_lossy(line);
     let mut characters = text.trim_end_matches('\r').chars();
@@ -58,14 +59,14 @@ fn readable(line: &[u8]) -> String {
     shown
 }
 
-/// After an escape character: the rest of a control sequence (ECMA-48, 5.4), or the one character that follows.
+/// Skips what follows an escape character: the rest of a control sequence (ECMA-48, 5.4), or one character.
 fn skip_sequence(characters: &mut std::str::Chars<'_>) {
     if characters.next() == Some('[') {
         characters.find(|character| ('@'..='~').contains(character));
     }
 }
 
-/// Letters and symbols; not those that move, hide or reorder others.
+/// Returns whether a character is a letter or symbol, and not one that moves, hides or reorders others.
 fn is_harmless(character: char) -> bool {
     !matches!(
         character,
@@ -74,9 +75,9 @@ fn is_harmless(character: char) -> bool {
     )
 }
 
-/// The most lines that a report shows.
+/// The largest number of lines in a report.
 const LINES: usize = 20;
-/// The most characters of a line: the widest that a kernel prints, and some more.
+/// The largest number of characters in a line: the widest that a kernel prints, and some more.
 const LINE_CHARS: usize = 240;
 const ESCAPE: char = '\x1b';
 

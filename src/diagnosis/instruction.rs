@@ -1,13 +1,13 @@
-//! The instruction that a vCPU stands at: read from guest RAM and put into words.
+//! Reads the instruction at a vCPU's instruction pointer from guest RAM, and disassembles it.
 //!
-//! Address, page tables and bytes are the guest's, so a place may be mapped nowhere, outside RAM, or hold no instruction
-//! at all. Called by the diagnosis, for vCPUs that have left the guest.
+//! Address, page tables and bytes are the guest's. The address may be unmapped, outside RAM, or hold no valid
+//! instruction. The diagnosis calls this for vCPUs that have left the guest.
 
 use iced_x86::{Decoder, DecoderOptions, FastFormatter};
 use serde::{Serialize, Serializer};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// What lies where a vCPU stands.
+/// The content of memory at a vCPU's instruction pointer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -17,18 +17,18 @@ pub enum Code {
         /// Its bytes, in hexadecimal in the JSON object.
         #[serde(serialize_with = "hexadecimal")]
         bytes: Vec<u8>,
-        /// Its words, in Intel's order of operands.
+        /// Its disassembly, with Intel's order of operands.
         text: String,
     },
-    /// Bytes that are no instruction in the mode of the vCPU.
+    /// Bytes that are not an instruction in the mode of the vCPU.
     Undefined {
         /// The bytes, in hexadecimal in the JSON object.
         #[serde(serialize_with = "hexadecimal")]
         bytes: Vec<u8>,
     },
-    /// The guest's page tables map nothing there.
+    /// The guest's page tables map nothing at the address.
     Unmapped,
-    /// The guest's page tables map it to an address without RAM.
+    /// The guest's page tables map the address to one without RAM.
     OutsideRam {
         /// The guest-physical address.
         physical: u64,
@@ -36,8 +36,8 @@ pub enum Code {
 }
 
 impl Code {
-    /// What is at `linear`, decoded for code of `bits` bits; `translate` walks the guest's page tables. Where memory
-    /// tells nothing, `fetched` is what KVM had read there.
+    /// Reads and decodes the code at `linear` for a mode of `bits` bits. `translate` walks the guest's page
+    /// tables. If memory has no answer, `fetched` is what KVM had read there.
     pub(super) fn read(
         ram: &GuestMemoryMmap,
         linear: u64,
@@ -74,7 +74,7 @@ impl std::fmt::Display for Code {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Code::Instruction { text, .. } => write!(f, "the instruction `{text}`"),
-            Code::Undefined { bytes } => write!(f, "bytes that are no instruction ({})", hex(bytes)),
+            Code::Undefined { bytes } => write!(f, "bytes that are not an instruction ({})", hex(bytes)),
             Code::Unmapped => write!(f, "an address that the guest's page tables do not map"),
             Code::OutsideRam { physical } => {
                 write!(f, "physical address {physical:#x}, where there is no RAM")
@@ -83,7 +83,8 @@ impl std::fmt::Display for Code {
     }
 }
 
-/// Reads the bytes at `linear`, which may lie in two pages, and returns how many there are; else why there are none.
+/// Reads the bytes at `linear`, which may lie in two pages, and returns how many there are, or the reason why
+/// there are none.
 fn fetch(
     ram: &GuestMemoryMmap,
     linear: u64,
@@ -107,7 +108,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// The most bytes of an x86 instruction (Intel SDM vol. 2, 2.3.11).
+/// The length of the longest x86 instruction in bytes (Intel SDM vol. 2, 2.3.11).
 const LONGEST: usize = 15;
 const PAGE: u64 = 0x1000;
 

@@ -1,8 +1,8 @@
-//! The options that a Linux kernel was built with: from the copy that `CONFIG_IKCONFIG` leaves in its image, else from
-//! a file beside the image.
+//! The options that a Linux kernel was built with. They come from the copy that `CONFIG_IKCONFIG` leaves in
+//! its image, or else from a file beside the image.
 //!
-//! Read only for a kernel that has failed. The copy is looked for in guest RAM, where the kernel lies unpacked however
-//! it was packed; RAM and files are untrusted, so every size has a limit.
+//! They are read only for a kernel that has failed. The copy is searched in guest RAM, where the kernel lies
+//! unpacked whatever its compression. RAM and files are untrusted, so every size has a limit.
 
 use std::io::Read;
 use std::ops::Range;
@@ -20,13 +20,13 @@ pub(super) struct KernelConfig {
     source: ConfigSource,
 }
 
-/// Where the options of a kernel were found.
+/// The source of a kernel's options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ConfigSource {
     /// In the kernel itself (`CONFIG_IKCONFIG`).
     Kernel,
-    /// In a file beside its image, which is taken to belong to it.
+    /// A file beside the kernel's image, which is assumed to belong to it.
     File(PathBuf),
 }
 
@@ -39,7 +39,7 @@ impl std::fmt::Display for ConfigSource {
     }
 }
 
-/// What an option is set to.
+/// The setting of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Setting {
     BuiltIn,
@@ -48,7 +48,8 @@ pub(super) enum Setting {
 }
 
 impl KernelConfig {
-    /// Looks in `ranges` of guest RAM, where the kernel at `path` was put, then beside `path`.
+    /// Searches `ranges` of guest RAM, to which the kernel at `path` was loaded, and then the directory of
+    /// `path`.
     pub(super) fn find(ram: &GuestMemoryMmap, ranges: &[Range<u64>], path: &Path) -> Option<KernelConfig> {
         let in_kernel = || search(ram, ranges, IN_KERNEL_START, IN_KERNEL_MAX, unpack);
         let release = || search(ram, ranges, BANNER, RELEASE_MAX, release);
@@ -62,7 +63,7 @@ impl KernelConfig {
         &self.source
     }
 
-    /// Of an option by its name with `CONFIG_`. One that the text does not have is off.
+    /// Returns the setting of an option by its name with `CONFIG_`. An option that the text lacks is off.
     pub(super) fn setting(&self, option: &str) -> Setting {
         match self.value(option) {
             Some("y") => Setting::BuiltIn,
@@ -71,7 +72,7 @@ impl KernelConfig {
         }
     }
 
-    /// What is after the equals sign, without quotes.
+    /// Returns the text after the equals sign, without quotes.
     pub(super) fn value(&self, option: &str) -> Option<&str> {
         let value =
             self.text.lines().find_map(|line| line.strip_prefix(option)?.strip_prefix('=')).map(str::trim)?;
@@ -84,8 +85,8 @@ impl KernelConfig {
     }
 }
 
-/// Finds `mark` in `ranges` of RAM and gives what `read` makes of the bytes after it, at most `length` of them: of the
-/// first mark of which it makes something, among the first few.
+/// Finds `mark` in `ranges` of RAM and passes at most `length` bytes after it to `read`. Returns the first
+/// result, among the first few marks.
 fn search<T>(
     ram: &GuestMemoryMmap,
     ranges: &[Range<u64>],
@@ -114,7 +115,7 @@ fn search<T>(
                     return None;
                 }
             }
-            // The next chunk begins so that a mark across the border lies in it whole.
+            // The next chunk begins so that a mark across the border lies in it completely.
             let step = wanted.saturating_sub(mark.len().saturating_sub(1)).max(1);
             at += step as u64;
         }
@@ -131,14 +132,14 @@ fn bytes_at(ram: &GuestMemoryMmap, start: u64, end: u64, most: usize) -> Vec<u8>
     }
 }
 
-/// The text behind the mark: a gzip stream (Linux, kernel/configs.c).
+/// Unpacks the text after the mark: a gzip stream (Linux, kernel/configs.c).
 fn unpack(bytes: &[u8]) -> Option<String> {
     let mut text = Vec::new();
     GzDecoder::new(bytes).take(TEXT_MAX).read_to_end(&mut text).ok()?;
     as_config(text)
 }
 
-/// The release behind the banner's first words, such as 6.1.0-56-cloud-amd64.
+/// Returns the release after the banner's first words, such as 6.1.0-56-cloud-amd64.
 fn release(bytes: &[u8]) -> Option<String> {
     let text = bytes.split(|byte| *byte == b' ').next()?;
     let valid = text.first()?.is_ascii_digit()
@@ -147,7 +148,7 @@ fn release(bytes: &[u8]) -> Option<String> {
     valid.then(|| String::from_utf8_lossy(text).into_owned())
 }
 
-/// A configuration in the folder of the kernel: what distributions install, or what a build leaves.
+/// Reads a configuration in the directory of the kernel, as installed by distributions or left by a build.
 fn beside(kernel: &Path, release: Option<&str>) -> Option<KernelConfig> {
     files_beside(kernel, release).into_iter().find_map(|path| {
         let text = read_file(&path)?;
@@ -155,12 +156,12 @@ fn beside(kernel: &Path, release: Option<&str>) -> Option<KernelConfig> {
     })
 }
 
-/// The file beside a kernel that has its options.
+/// Returns the file beside a kernel that has its options.
 pub(crate) fn config_beside(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
     files_beside(kernel, release).into_iter().find(|path| read_file(path).is_some())
 }
 
-/// Where the options of a kernel may be.
+/// Returns the files that may have the options of a kernel.
 fn files_beside(kernel: &Path, release: Option<&str>) -> Vec<PathBuf> {
     let (Some(folder), Some(name)) = (kernel.parent(), kernel.file_name()) else { return Vec::new() };
     let name = name.to_string_lossy();
@@ -181,17 +182,17 @@ fn as_config(text: Vec<u8>) -> Option<String> {
     text.lines().any(|line| line.starts_with("CONFIG_")).then_some(text)
 }
 
-/// What stands before the packed text in a kernel (kernel/configs.c).
+/// The mark before the packed text in a kernel (kernel/configs.c).
 const IN_KERNEL_START: &[u8] = b"IKCFG_ST";
 const BANNER: &[u8] = b"Linux version ";
-/// The most packed bytes that are read. A configuration with everything in it takes some 70 KiB.
+/// The largest number of packed bytes that are read. A configuration with all options takes some 70 KiB.
 const IN_KERNEL_MAX: usize = 512 * 1024;
-/// The most bytes of a configuration's text: ten times the largest there is.
+/// The largest number of bytes of a configuration's text: ten times the largest that exists.
 const TEXT_MAX: u64 = 4 << 20;
 /// `utsname.release` has 64 characters and its NUL.
 const RELEASE_MAX: usize = 65;
 const SEARCH_CHUNK: usize = 256 * 1024;
-/// Places where the mark may stand by chance, or by a guest's design.
+/// The largest number of marks that are tried: they may occur by chance, or by a guest's design.
 const MAX_TRIES: u32 = 8;
 
 #[cfg(test)]

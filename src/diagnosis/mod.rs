@@ -1,9 +1,9 @@
-//! Why a guest did not come up: how far it came, where it stood, what it said last, and what can be done about it.
+//! The reason why a guest did not come up: how far it came, where it stood, its last output, and advice.
 //!
-//! The builder leaves a `Subject` with the running machine; the ordered stop (`vm::lifecycle`) has it examined when
-//! the vCPUs have left the guest for good. Nothing here runs while a guest does, and nothing changes its state.
-//! Registers, RAM and console text are the guest's own, so they are read with limits and shown without what a terminal
-//! would obey.
+//! The builder leaves a `Subject` with the running machine. The ordered stop (`vm::lifecycle`) examines it
+//! when the vCPUs have left the guest for good. Nothing here runs while a guest does, and nothing changes its
+//! state. Registers, RAM and console text are the guest's, so they are read with limits and shown without
+//! control sequences of terminals.
 
 mod console;
 mod hints;
@@ -43,28 +43,29 @@ use hints::Facts;
 use kconfig::KernelConfig;
 use symbols::SymbolFile;
 
-/// What is known of a guest that ended in an abnormal way, beside the way itself.
+/// The facts about a guest that ended abnormally, beside its ending.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnosis {
-    /// Where the vCPUs stood: the one that died alone; all that were started, of a guest that was stopped.
+    /// The positions of the vCPUs. If one died, it is the only one; if the guest was stopped, all started
+    /// vCPUs are listed.
     pub vcpus: Vec<VcpuPlace>,
     /// Known causes that would explain the ending, the likeliest first.
     pub hints: Vec<Hint>,
-    /// The last lines of the console, cleaned of what a terminal would obey, and that of the panic first where it is
-    /// further up.
+    /// The last lines of the console, without control sequences of terminals. The line of a panic comes first
+    /// if it is older.
     pub console: Vec<String>,
-    /// The line with which the kernel panicked, where it printed one.
+    /// The line with which the kernel panicked, if it printed one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub panic: Option<String>,
-    /// Why the first process that Coracle brings (the guest agent's program) could not go on, where it said so and the
-    /// kernel panicked for that.
+    /// The reason why Coracle's own first process (the guest agent's program) could not go on, if it reported
+    /// one and the kernel panicked for that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_error: Option<String>,
 }
 
 impl Diagnosis {
-    /// What the kernel gave as the reason of its panic; where that is only that its first process has ended, what that
-    /// process gave as the reason.
+    /// Returns the reason of the kernel's panic. If that is only the end of its first process, returns the
+    /// reason that this process reported.
     pub fn panic_reason(&self) -> Option<&str> {
         if self.init_error.is_some() {
             return self.init_error.as_deref();
@@ -78,7 +79,7 @@ fn reason_in(line: &str) -> Option<&str> {
     Some(reason.trim_start_matches(':').trim()).filter(|reason| !reason.is_empty())
 }
 
-/// What a kernel that has panicked gave as its reason, on its serial port or its virtio console.
+/// Returns the reason that a panicked kernel printed on its serial port or its virtio console.
 pub(crate) fn panic_reason(
     ending: &Ending,
     console: &ConsoleBuffer,
@@ -89,8 +90,8 @@ pub(crate) fn panic_reason(
     reason_in(&line).map(str::to_owned)
 }
 
-/// The console that the kernel spoke to last, as far as that is known: the one that has a panic, else the serial port, to
-/// which it speaks from the beginning.
+/// Returns the console on which the kernel printed last, as far as that is known: the one with a panic, or
+/// else the serial port, on which it prints from the beginning.
 fn heard<'a>(console: &'a ConsoleBuffer, virtio_console: Option<&'a ConsoleBuffer>) -> &'a ConsoleBuffer {
     let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
     let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
@@ -98,35 +99,35 @@ fn heard<'a>(console: &'a ConsoleBuffer, virtio_console: Option<&'a ConsoleBuffe
     consoles().find(panicked).or_else(|| consoles().find(spoke)).unwrap_or(console)
 }
 
-/// Where a vCPU stood when its guest ended.
+/// The position of a vCPU when its guest ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct VcpuPlace {
-    /// Its index.
+    /// The index of the vCPU.
     pub vcpu: u32,
     /// The instruction pointer.
     pub rip: u64,
-    /// Its privilege level.
+    /// The privilege level, 0 to 3.
     pub ring: u8,
     /// Whether it waited for an interrupt (`hlt`).
     pub halted: bool,
-    /// Whether it took interrupts.
+    /// Whether interrupts were enabled.
     pub interrupts: bool,
-    /// What lay at the instruction pointer.
+    /// The content of memory at the instruction pointer.
     pub code: Code,
-    /// The kernel's function there, where its file has symbols.
+    /// The kernel's function at that address, if the kernel's file has symbols.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub function: Option<Function>,
 }
 
-/// What there was to boot: kept beside the running machine for the case that it does not come up.
+/// The files and devices of a boot, kept beside the running machine in case it does not come up.
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
     kernel: PathBuf,
-    /// Only an ELF file can have symbols.
+    /// The file's symbols. Only an ELF file can have any.
     symbols: Option<SymbolFile>,
     is_linux: bool,
     is_entry_guessed: bool,
-    /// Where the unpacked kernel lies in guest RAM, or may lie.
+    /// The ranges of guest RAM in which the unpacked kernel may lie.
     ranges: Vec<Range<u64>>,
     cmdline: String,
     initrds: Vec<PathBuf>,
@@ -136,13 +137,13 @@ pub(crate) struct Subject {
     has_virtio_console: bool,
     memory_mib: u64,
     least_mib: u64,
-    /// What its devices see.
+    /// The signs that its devices see.
     signs: Arc<Signs>,
 }
 
-/// What is left of a guest that has ended.
+/// The remains of a guest that has ended.
 pub(crate) struct Remains<'a> {
-    /// How it ended.
+    /// The guest's ending.
     pub ending: &'a Ending,
     /// The vCPUs whose threads have ended.
     pub vcpus: &'a [Vcpu],
@@ -152,23 +153,23 @@ pub(crate) struct Remains<'a> {
     pub console: &'a ConsoleBuffer,
     /// Its virtio console, if it has one.
     pub virtio_console: Option<&'a ConsoleBuffer>,
-    /// When it was first let run: none when it never was.
+    /// The time at which the guest first ran; `None` if it never did.
     pub started: Option<Instant>,
 }
 
-/// What the remains tell.
+/// The result of an examination.
 pub(crate) struct Findings {
     /// How far the guest came.
     pub phase: Phase,
-    /// The signs of it, as they came; those that only the end shows come last.
+    /// The signs of progress in order. Signs that only the end shows come last.
     pub progress: Vec<Milestone>,
-    /// More, for an abnormal ending.
+    /// The diagnosis of an abnormal ending.
     pub diagnosis: Option<Diagnosis>,
 }
 
 impl Subject {
-    /// Of a machine that was loaded with `image`, `initrds` and the whole command line, and whose devices leave their
-    /// signs in `signs`. `disks` has that of its root.
+    /// Makes the subject for a machine that was loaded with `image`, `initrds` and the whole command line,
+    /// and whose devices leave their signs in `signs`. `disks` includes the disk of its root.
     pub(crate) fn new(
         config: &VmConfig,
         cmdline: String,
@@ -185,7 +186,7 @@ impl Subject {
                 (SymbolFile::of(image.path()), ranges)
             }
             ImageFormat::BzImage => {
-                // It unpacks itself to a place of its own choice.
+                // It unpacks itself to an address of its own choice.
                 let start = image.segments().first().map_or(0, |segment| segment.address);
                 let end = config.memory.bytes().min(start.saturating_add(KERNEL_REACH));
                 (None, std::iter::once(start..end).collect())
@@ -209,7 +210,7 @@ impl Subject {
         }
     }
 
-    /// Looks at what is left of it.
+    /// Examines the remains.
     pub(crate) fn examine(&self, remains: &Remains<'_>) -> Findings {
         let standing: Vec<Standing<'_>> = remains.vcpus.iter().filter_map(Standing::of).collect();
         let heard = heard(remains.console, remains.virtio_console);
@@ -225,7 +226,7 @@ impl Subject {
         let phase = reached.unwrap_or(least).max(least);
         let diagnosis = is_abnormal(remains.ending).then(|| {
             let vcpus = self.places(remains, &standing);
-            // What the first process says makes its code no news.
+            // The report of the first process explains more than its exit code.
             let explained = panic.as_deref().filter(|_| init_error.is_none());
             let hints = self.hints(remains, phase, &vcpus, &console, explained);
             Diagnosis { vcpus, hints, console, panic, init_error }
@@ -260,10 +261,10 @@ impl Subject {
         progress
     }
 
-    /// Where the vCPUs stood that the ending is about.
+    /// Returns the positions of the vCPUs that the ending concerns.
     fn places(&self, remains: &Remains<'_>, standing: &[Standing<'_>]) -> Vec<VcpuPlace> {
         let died = died(remains.ending);
-        // A vCPU that asked for a reset stands at that request, which tells nothing.
+        // A vCPU that asked for a reset stands at that request, which explains nothing.
         let all = matches!(remains.ending, Ending::TimedOut { .. } | Ending::Halted);
         let wanted = standing.iter().filter(|standing| all || died == Some(standing.vcpu.index()));
         let wanted: Vec<&Standing<'_>> = wanted.collect();
@@ -293,7 +294,7 @@ impl Subject {
         let linux_before_init = self.is_linux && phase < Phase::Init;
         let options =
             linux_before_init.then(|| KernelConfig::find(remains.ram, &self.ranges, &self.kernel)).flatten();
-        // Finding out what kind of KVM this is takes some milliseconds, so only where it matters.
+        // Probing the kind of KVM takes some milliseconds, so it is done only if it matters.
         let may_be_interpreted = linux_before_init || matches!(remains.ending, Ending::CannotRun { .. });
         let interpreted = may_be_interpreted && matches!(KvmKind::probe(), KvmKind::Software { .. });
         let tail = heard(remains.console, remains.virtio_console).tail();
@@ -324,7 +325,7 @@ impl Subject {
     }
 }
 
-/// A vCPU that was started, and how it stands.
+/// A vCPU that was started, and its state.
 struct Standing<'a> {
     vcpu: &'a Vcpu,
     place: CodePlace,
@@ -332,7 +333,7 @@ struct Standing<'a> {
 }
 
 impl Standing<'_> {
-    /// None for a vCPU that was never started, or of which KVM tells nothing.
+    /// Returns `None` for a vCPU that was never started, or whose state KVM does not return.
     fn of(vcpu: &Vcpu) -> Option<Standing<'_>> {
         let activity = vcpu.activity().filter(|activity| *activity != Activity::NotStarted)?;
         Some(Standing { vcpu, place: vcpu.code_place()?, activity })
@@ -348,7 +349,7 @@ impl Standing<'_> {
     }
 }
 
-/// The vCPU that ended the guest.
+/// Returns the vCPU that ended the guest.
 fn died(ending: &Ending) -> Option<u32> {
     match ending {
         Ending::Crashed { vcpu, .. } | Ending::CannotRun { vcpu, .. } => Some(*vcpu),
@@ -356,7 +357,7 @@ fn died(ending: &Ending) -> Option<u32> {
     }
 }
 
-/// Endings that call for an explanation.
+/// Returns whether an ending needs an explanation.
 fn is_abnormal(ending: &Ending) -> bool {
     match ending {
         Ending::Panicked { .. }
@@ -375,14 +376,15 @@ fn is_abnormal(ending: &Ending) -> bool {
     }
 }
 
-/// Whether a vCPU ran a process's code: in user mode, in the lower half of the address space. A kernel that runs in user mode,
-/// for a KVM that interprets the other, is in the upper half as all are.
+/// Returns whether a vCPU ran a process's code: in user mode, in the lower half of the address space. A
+/// kernel that runs in user mode, for a KVM that interprets kernel mode, is in the upper half like all
+/// kernels.
 fn is_user_code(place: &CodePlace) -> bool {
     place.ring == 3 && place.linear < UPPER_HALF
 }
 
-/// Whether the page tables at `root` are those of a process: Linux lets user mode into the lower half of the address
-/// space there, and nowhere in its own. It stays with the last process's tables while it is idle.
+/// Returns whether the page tables at `root` belong to a process. Linux lets user mode into the lower half of
+/// the address space there, and never in its own tables. An idle Linux keeps the last process's tables.
 fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
     let mut lower_half = [0; ENTRIES / 2 * 8];
     let read = root.is_some_and(|root| ram.read_slice(&mut lower_half, GuestAddress(root)).is_ok());
@@ -390,15 +392,16 @@ fn holds_process(ram: &GuestMemoryMmap, root: Option<u64>) -> bool {
     read && entries.iter().any(|entry| u64::from_le_bytes(*entry) & PRESENT_FOR_USER == PRESENT_FOR_USER)
 }
 
-/// How far up a kernel is looked for that chooses its address: all of a usual machine, and a fraction of a second's work.
+/// The end of the search for a kernel that chooses its address: all RAM of a usual machine, and a fraction of
+/// a second's work.
 const KERNEL_REACH: u64 = 1 << 30;
-/// What Linux prints after its init has run: when it ends, and when it asks for a restart.
+/// Texts that Linux prints after its init has run: when it ends, and when it asks for a restart.
 const AFTER_INIT: &[&str] = &[INIT_ENDED, "reboot: Restarting system"];
-/// What Linux says in that line when the first process has ended (`do_exit` in kernel/exit.c).
+/// The text of that line when the first process has ended (`do_exit` in kernel/exit.c).
 const INIT_ENDED: &str = "Attempted to kill init!";
-/// How Linux begins the line of a panic (`panic` in kernel/panic.c).
+/// The start of the line of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
-/// Where the kernel's half of the address space begins (Linux, Documentation/arch/x86/x86_64/mm.rst), for 4 levels of page
+/// The start of the kernel's half of the address space (Linux, Documentation/arch/x86/x86_64/mm.rst), for 4 levels of page
 /// tables and for 5.
 const UPPER_HALF: u64 = 1 << 63;
 /// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).

@@ -1,8 +1,9 @@
-//! The signs by which Coracle tells how far a guest came, and the watch on the devices that yields them.
+//! The signs from which Coracle concludes how far a guest came, and the watch on the devices that finds them.
 //!
-//! No sign needs a console that talks: `quiet` hides the kernel's banner, but not that the kernel reads its clock, sets
-//! its interrupt controller up or probes its serial port. The platform puts [`Watched`] devices on the buses; the
-//! ordered stop adds what the vCPUs show. The times are those of the first sight.
+//! No sign needs console output: `quiet` hides the kernel's banner, but not that the kernel reads its clock,
+//! sets its interrupt controller up or probes its serial port. The platform puts [`Watched`] devices on the
+//! buses, and the ordered stop adds the signs of the vCPUs. Each sign has the time at which it was first
+//! seen.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use crate::ending::Phase;
 
-/// Something that a guest did and that says how far it has come.
+/// An act of a guest that shows how far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
@@ -25,7 +26,7 @@ pub enum Sign {
     Banner,
     /// It read the CMOS clock.
     ClockRead,
-    /// It looked at the I/O APIC.
+    /// It read the I/O APIC.
     InterruptsRead,
     /// It set the serial port's line up, as a console does.
     SerialSetUp,
@@ -39,25 +40,25 @@ pub enum Sign {
     ConsoleOpened,
     /// A vCPU was in user mode, or in a process's address space.
     UserMode,
-    /// Its last words were such as a kernel says only after it has started its init.
+    /// Its last output was such as a kernel prints only after it has started its init.
     LastWords,
     /// Its init wrote the boot mark.
     InitMark,
 }
 
-/// A sign and when it was first seen.
+/// A sign, and the time at which it was first seen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Milestone {
-    /// What was seen.
+    /// The sign.
     pub sign: Sign,
-    /// Since the guest was first let run. None for what was only seen at the end.
+    /// The time since the guest was first let run. `None` for a sign that was only seen at the end.
     #[serde(rename = "ms", serialize_with = "milliseconds")]
     pub at: Option<Duration>,
 }
 
 impl Sign {
-    /// What a guest that shows it has reached at least. Only a Linux kernel does things in a known order: of another
-    /// image nothing is known but what it printed and said.
+    /// Returns the phase that a guest with this sign has reached at least. Only a Linux kernel acts in a
+    /// known order. About another image, nothing is known but its output and its reports.
     pub fn phase(self, is_linux: bool) -> Phase {
         match self {
             Sign::InitMark => Phase::Init,
@@ -91,14 +92,14 @@ impl std::fmt::Display for Sign {
     }
 }
 
-/// The signs of a running guest. Shared by the devices that see them.
+/// The signs of a running guest, shared by the devices that see them.
 #[derive(Debug, Default)]
 pub(crate) struct Signs {
     first_seen: [OnceLock<Instant>; LIVE.len()],
 }
 
 impl Signs {
-    /// Notes the time of the first sight. One load from the second one on.
+    /// Records the time at which a sign is first seen. Later calls cost one load.
     pub(crate) fn saw(&self, sign: Sign) {
         let place = LIVE.iter().position(|live| *live == sign).and_then(|index| self.first_seen.get(index));
         if let Some(place) = place {
@@ -106,15 +107,15 @@ impl Signs {
         }
     }
 
-    /// Whether the guest's init is known to have been started. A kernel that does without a serial console starts its init
-    /// without a sign, unless the init writes the boot mark.
+    /// Returns whether the guest's init is known to have been started. A kernel without a serial console
+    /// starts its init without a sign, unless the init writes the boot mark.
     pub(crate) fn init_was_seen(&self) -> bool {
         let seen =
             |sign| LIVE.iter().zip(&self.first_seen).any(|(live, at)| *live == sign && at.get().is_some());
         seen(Sign::InitMark) || seen(Sign::ConsoleOpened)
     }
 
-    /// What was seen, with the time since `start`.
+    /// Returns the signs with their times since `start`.
     pub(crate) fn milestones(&self, start: Option<Instant>) -> impl Iterator<Item = Milestone> {
         LIVE.iter()
             .zip(&self.first_seen)
@@ -122,30 +123,30 @@ impl Signs {
     }
 }
 
-/// The time from `start` to `seen`.
+/// Returns the time from `start` to `seen`.
 pub(super) fn since(start: Option<Instant>, seen: Instant) -> Option<Duration> {
     Some(seen.saturating_duration_since(start?))
 }
 
-/// A device whose accesses are looked at before it gets them.
+/// A device whose accesses are examined before the device gets them.
 pub(crate) struct Watched {
     device: Arc<dyn BusDevice>,
     signs: Arc<Signs>,
     watch: Watch,
 }
 
-/// What a device is, to the one who watches it.
+/// The kind of a watched device.
 pub(crate) enum Watch {
     /// The CMOS clock.
     Clock,
     /// A 16550A.
     Serial,
-    /// An I/O APIC, with the number of the register that was selected last.
+    /// An I/O APIC. The value is the register that was selected last.
     IoApic(AtomicU8),
 }
 
 impl Watched {
-    /// `device`, whose accesses leave their signs in `signs`.
+    /// Wraps `device`, so that its accesses leave their signs in `signs`.
     pub(crate) fn new(device: Arc<dyn BusDevice>, signs: &Arc<Signs>, watch: Watch) -> Arc<Watched> {
         Arc::new(Watched { device, signs: signs.clone(), watch })
     }
@@ -181,8 +182,9 @@ impl BusDevice for Watched {
     }
 }
 
-/// What a write to a 16550A says. No divisor of the line speeds above 450 baud has these values in its high byte, which
-/// shares the interrupt register's offset, so that the state of the divisor latch need not be known.
+/// Returns the sign of a write to a 16550A. The high byte of the line's divisor shares the interrupt
+/// register's offset, but no divisor for speeds above 450 baud has these values in it. So the state of the
+/// divisor latch need not be known.
 fn serial_write(offset: u64, data: &[u8]) -> Option<Sign> {
     let register = |wanted: u64| data.get(usize::try_from(wanted.checked_sub(offset)?).ok()?).copied();
     match register(INTERRUPT_ENABLE) {
@@ -202,7 +204,7 @@ impl BootMark {
     /// Length of the window in ports.
     pub(crate) const WINDOW_LEN: u64 = 1;
 
-    /// Marks go to `signs`.
+    /// Creates the port. Marks go to `signs`.
     pub(crate) fn new(signs: Arc<Signs>) -> BootMark {
         BootMark { signs }
     }
@@ -238,7 +240,7 @@ const LIVE: [Sign; 7] = [
 // Registers of a 16550A (PC16550D data sheet, table II).
 const INTERRUPT_ENABLE: u64 = 1;
 const LINE_CONTROL: u64 = 3;
-/// Linux's 8250 driver writes it to see that the four bits, and no others, can be set.
+/// The value that Linux's 8250 driver writes to check that these four bits, and no others, can be set.
 const ALL_INTERRUPTS: u8 = 0x0f;
 const RECEIVED_DATA: u8 = 1;
 

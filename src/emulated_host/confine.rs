@@ -1,6 +1,7 @@
-//! Keeps QEMU, and whatever takes it over, from changing the caller's files: Landlock (Linux 5.13 and newer) for
-//! contents and names, a seccomp filter for what Landlock leaves out: modes, owners, times and attributes. `machine`
-//! makes it before the fork and applies it between fork and exec. Reading is not confined.
+//! Keeps QEMU, and any code that takes it over, from changing the caller's files. Landlock (Linux 5.13 and
+//! newer) protects contents and names. A seccomp filter protects what Landlock leaves out: modes, owners,
+//! times and attributes. `machine` makes it before the fork and applies it between fork and exec. Reading is
+//! not confined.
 //!
 //! Sources: Linux, Documentation/userspace-api/landlock.rst and seccomp_filter.rst.
 
@@ -9,7 +10,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What a process may still change.
+/// The files that a process may still change.
 #[derive(Debug)]
 pub(super) struct Confinement {
     rules: OwnedFd,
@@ -17,7 +18,8 @@ pub(super) struct Confinement {
 }
 
 impl Confinement {
-    /// Nothing but these files, and all that is in these directories. None where the kernel has no Landlock.
+    /// Allows changes only to these files, and to everything in these directories. Returns `None` if the
+    /// kernel has no Landlock.
     ///
     /// # Errors
     /// A path cannot be opened, or the kernel refuses a rule.
@@ -30,7 +32,7 @@ impl Confinement {
         let size = size_of::<RulesetAttributes>() as libc::c_long;
         let rules = landlock(libc::SYS_landlock_create_ruleset, [address(&attributes), size, 0])?;
         let rules = libc::c_int::try_from(rules).map_err(io::Error::other)?;
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: the descriptor is new, and nothing else owns it.
         let rules = unsafe { OwnedFd::from_raw_fd(rules) };
         for path in writable {
             let place = open_path(path)?;
@@ -63,7 +65,7 @@ fn open_path(path: &Path) -> io::Result<OwnedFd> {
     // SAFETY: reads a string that ends with a zero.
     let fd = unsafe { libc::open(name.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) };
     checked(fd)?;
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -81,13 +83,14 @@ fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The filter: a call of another instruction set is refused, one that changes attributes fails, one that sets times
-/// does nothing, and a file opened for reading is not emptied. The rest is as it was. QEMU's share sets the mode of
-/// each file that it makes a second time, so a change of mode must not fail there; it has no effect either.
+/// Builds the filter. A call of another instruction set is refused, one that changes attributes fails, one
+/// that sets times has no effect, and a file opened for reading is not truncated. All other calls are
+/// allowed. QEMU's share sets the mode of each new file a second time, so a change of mode must not fail
+/// there; it has no effect either.
 fn filter(makes_files: bool) -> Vec<libc::sock_filter> {
     let mut program = vec![
         load(ARCHITECTURE),
-        // To the next but one if it is x86-64.
+        // Skips one instruction if it is x86-64.
         jump(libc::BPF_JEQ, AUDIT_ARCH_X86_64, 1, 0),
         answer(libc::SECCOMP_RET_KILL_PROCESS),
         load(NUMBER),
@@ -104,7 +107,7 @@ fn filter(makes_files: bool) -> Vec<libc::sock_filter> {
     for call in WITHOUT_EFFECT {
         program.extend([jump(libc::BPF_JEQ, number(call), 0, 1), answer(refusal(0))]);
     }
-    // The old Landlock of Linux 5.13 to 6.1 does not see that an open for reading empties a file.
+    // The old Landlock of Linux 5.13 to 6.1 does not see that an open for reading truncates a file.
     for (call, flags) in [(libc::SYS_open, ARGUMENT_1), (libc::SYS_openat, ARGUMENT_2)] {
         program.extend([
             jump(libc::BPF_JEQ, number(call), 0, 5),
@@ -135,7 +138,7 @@ fn instruction(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code: code as u16, jt, jf, k }
 }
 
-/// The call returns this error without being made, or 0 for 0.
+/// The result of a call that is not made: this error, or success for 0.
 fn refusal(errno: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | errno.cast_unsigned()
 }
@@ -144,10 +147,10 @@ fn number(call: libc::c_long) -> u32 {
     u32::try_from(call).unwrap_or(u32::MAX)
 }
 
-/// Changes of modes.
+/// Calls that change modes.
 const MODES: [libc::c_long; 4] = [libc::SYS_chmod, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_fchmodat2];
 
-/// Changes of owners and attributes; ways around the other rules.
+/// Calls that change owners and attributes, or that would bypass the other rules.
 const REFUSED: [libc::c_long; 18] = [
     libc::SYS_chown,
     libc::SYS_fchown,
@@ -170,18 +173,18 @@ const REFUSED: [libc::c_long; 18] = [
     libc::SYS_ptrace,
 ];
 
-/// Changes of times, which come with other changes: these must not fail for them.
+/// Calls that set times. They come with other changes, which must not fail because of them.
 const WITHOUT_EFFECT: [libc::c_long; 4] =
     [libc::SYS_utime, libc::SYS_utimes, libc::SYS_futimesat, libc::SYS_utimensat];
 
-/// Offsets in `struct seccomp_data`; of arguments that of the lower half.
+/// Offsets in `struct seccomp_data`. Those of arguments are the offsets of the lower half.
 const NUMBER: u32 = 0;
 const ARCHITECTURE: u32 = 4;
 const ARGUMENT_1: u32 = 24;
 const ARGUMENT_2: u32 = 32;
 /// `linux/audit.h`: EM_X86_64, 64 bits, little-endian.
 const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
-/// Set in the numbers of calls with 32-bit pointers.
+/// The flag in the numbers of calls with 32-bit pointers.
 const X32_BIT: u32 = 0x4000_0000;
 
 #[repr(C)]
@@ -200,7 +203,7 @@ const RULE_PATH_BENEATH: libc::c_long = 1;
 const WRITE_FILE: u64 = 1 << 1;
 const REFER: u64 = 1 << 13;
 const TRUNCATE: u64 = 1 << 14;
-/// Writing, removing and making of every kind (bits 4 to 12), which every version knows.
+/// Rights to write, remove and make files of each kind (bits 4 to 12), which every version knows.
 const ALL: u64 = WRITE_FILE | 0x1ff0;
 
 #[cfg(test)]

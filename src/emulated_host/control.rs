@@ -1,5 +1,5 @@
-//! The outer end of the control port: messages wait in a queue until QEMU takes them, and are collected as they
-//! arrive. Never waits.
+//! The outer end of the control port. Messages wait in a queue until QEMU takes them, and are collected as
+//! they arrive. Nothing here blocks.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,7 +19,7 @@ pub(super) struct ControlSocket {
     frames: FrameReader,
 }
 
-/// Whether the other end is still there.
+/// Whether the other end is still connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     Present,
@@ -37,12 +37,12 @@ impl ControlSocket {
         self.outgoing.extend(message.to_frame());
     }
 
-    /// Whether QEMU has taken all that was sent.
+    /// Returns whether QEMU has taken everything that was sent.
     pub(super) fn is_idle(&self) -> bool {
         self.outgoing.is_empty()
     }
 
-    /// What to poll for.
+    /// Returns the entry to poll.
     pub(super) fn poll_entry(&self) -> libc::pollfd {
         let events = if self.outgoing.is_empty() { libc::POLLIN } else { libc::POLLIN | libc::POLLOUT };
         relay::poll_entry(self.socket.as_raw_fd(), events)
@@ -64,7 +64,7 @@ impl ControlSocket {
         peer_after(&read)
     }
 
-    /// The next whole message of what was read.
+    /// Returns the next complete message of what was read.
     pub(super) fn next_message(&mut self) -> Result<Option<FromAgent>, ProtocolError> {
         let Some(content) = self.frames.next_frame()? else { return Ok(None) };
         FromAgent::parse(&content).map(Some)

@@ -1,30 +1,30 @@
-//! The output of a command that has ended, on its way to the caller: how long it waits for a reader.
+//! The output of an ended command, in flight to the caller: how long it waits for a reader.
 
 use std::time::{Duration, Instant};
 
-/// Whether a reader has had its time. It has all time before the command's limit is over, and a second from one byte
-/// that it takes to the next after that.
+/// Decides whether a reader has had enough time. Before the command's limit is over, a reader may take any
+/// time. After that it may take a second from one byte to the next.
 #[derive(Debug)]
 pub(super) struct Drain {
-    /// From when on a reader that stands still is none; never without one.
+    /// The time from which a stalled reader is given up; `None` means never.
     patient_until: Option<Instant>,
-    /// What the reader had taken at the last look, and since when it has not taken more.
+    /// The number of bytes that the reader had taken at the last check, and since when it has stalled.
     last: Option<(u64, Instant)>,
 }
 
 impl Drain {
-    /// Until `patient_until` the end of the run waits for the reader.
+    /// Makes a drain that waits for the reader until `patient_until`.
     pub(super) fn new(patient_until: Option<Instant>) -> Drain {
         Drain { patient_until, last: None }
     }
 
-    /// A reader that stands still from now on is none.
+    /// Gives up a reader that stalls from now on.
     pub(super) fn hurry(&mut self, now: Instant) {
         self.patient_until = Some(self.patient_until.map_or(now, |until| until.min(now)));
     }
 
-    /// Takes a look at the bytes that have come from the machine and at those that were delivered: true when nobody reads
-    /// the rest. A machine that is slow to send it is waited for.
+    /// Checks the bytes that have come from the machine against those that were delivered. Returns true if
+    /// nobody reads the rest. A machine that is slow to send it is waited for.
     pub(super) fn is_given_up(&mut self, (taken, delivered): (u64, u64), now: Instant) -> bool {
         if taken == delivered {
             self.last = None;
@@ -43,7 +43,7 @@ impl Drain {
     }
 }
 
-/// A reader that takes nothing for this long is none.
+/// The time after which a reader that takes nothing is given up.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

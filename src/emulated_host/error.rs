@@ -1,4 +1,4 @@
-//! Everything that can go wrong around an emulated host, as sentences for its user.
+//! Errors of emulated hosts, as sentences for their users.
 
 use std::ffi::OsString;
 use std::io;
@@ -13,45 +13,45 @@ use crate::ending::{Ending, Seconds};
 use crate::exit_code;
 use crate::guest_data::GuestDataMissing;
 
-/// Why there is no ending of a command to tell.
+/// The reason why a command has no ending.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmulatedHostError {
     /// No command was given.
     #[error("no command was given for the emulated host")]
     NoCommand,
-    /// A path to share cannot be shared.
+    /// A path cannot be shared.
     #[error("cannot share {path} with the emulated host: {problem}", path = .path.display())]
     Share {
-        /// The path as it was given.
+        /// The path that the user gave.
         path: PathBuf,
         /// What is wrong with it.
         problem: ShareProblem,
     },
-    /// QEMU is not there.
+    /// QEMU is not installed.
     #[error(
         "the emulated host needs qemu-system-x86_64, which is not installed: `apt install qemu-system-x86`"
     )]
     NoQemu,
-    /// The machine's kernel or initramfs is not there.
+    /// The machine's kernel or initramfs is missing.
     #[error(transparent)]
     NoData(#[from] GuestDataMissing),
     /// A system call of this process failed.
     #[error("cannot {step} for the emulated host: {source}")]
     Local {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// The cause.
+        /// The error that this host returned.
         r#source: io::Error,
     },
-    /// The machine did not come up in time.
+    /// The machine did not boot in time.
     #[error(
         "the emulated host did not come up within {} s; --host-timeout gives it more", limit.as_secs_f64()
     )]
     BootTimeout {
-        /// The time it had.
+        /// The time limit.
         limit: Duration,
-        /// The end of the machine's log.
+        /// The last lines of the machine's log.
         last_words: LastWords,
     },
     /// The machine ended before the command was started.
@@ -59,7 +59,7 @@ pub enum EmulatedHostError {
     BootFailed {
         /// How QEMU ended.
         status: ExitStatus,
-        /// The end of the machine's log.
+        /// The last lines of the machine's log.
         last_words: LastWords,
     },
     /// The machine ended before the command did.
@@ -67,38 +67,38 @@ pub enum EmulatedHostError {
     Lost {
         /// How QEMU ended.
         status: ExitStatus,
-        /// The end of the machine's log.
+        /// The last lines of the machine's log.
         last_words: LastWords,
     },
-    /// A signal came before the command ran.
+    /// A signal arrived before the command ran.
     #[error("{} before the emulated host was up", Ending::Signalled { signal: *signal })]
     Interrupted {
-        /// Its number.
+        /// The signal's number.
         signal: i32,
     },
-    /// A signal for the command came, and the machine did not pass it on.
+    /// A signal for the command arrived, and the machine did not pass it on.
     #[error("{}: the emulated host does not answer any more", Ending::Signalled { signal: *signal })]
     Silent {
-        /// Its number.
+        /// The signal's number.
         signal: i32,
     },
-    /// The command's time was over, and the machine did not answer any more.
+    /// The command's time limit was over, and the machine did not answer any more.
     #[error("timed out after {}: the emulated host does not answer any more", Seconds(*limit))]
     TimedOut {
-        /// The command's time.
+        /// The command's time limit.
         limit: Duration,
     },
-    /// The command has ended, and a part of what it wrote could not be written here.
+    /// The command has ended, and a part of its output could not be written on this host.
     #[error("command output cannot be written to {stream}: {source}")]
     OutputLost {
         /// `stdout` or `stderr`.
         stream: &'static str,
-        /// What this host said.
+        /// The error that this host returned.
         r#source: io::Error,
         /// How the command ended.
         exit: EmulatedExit,
     },
-    /// The machine's agent is of another version.
+    /// The machine's agent has another version.
     #[error(
         "the emulated host's initramfs speaks version {theirs} of the control protocol and this program version \
          {}: `cargo xtask guest` makes the right one",
@@ -108,57 +108,57 @@ pub enum EmulatedHostError {
         /// The agent's version.
         theirs: u32,
     },
-    /// The machine's agent, or a program that took its place, breaks the protocol.
+    /// The machine's agent, or a program in its place, breaks the protocol.
     #[error("the emulated host's agent does not follow the control protocol: {0}")]
     Protocol(ProtocolError),
-    /// The machine's agent says something at the wrong time.
+    /// The machine's agent sent a message at the wrong time.
     #[error("the emulated host's agent sent a message out of turn")]
     OutOfTurn,
-    /// The command is not there.
+    /// The command does not exist.
     #[error("{}: command not found", command.display())]
     CommandNotFound {
-        /// The program.
+        /// The name of the program.
         command: OsString,
     },
     /// The command cannot be executed.
     #[error("{} cannot be executed on the emulated host: {source}", command.display())]
     NotExecutable {
-        /// The program.
+        /// The name of the program.
         command: OsString,
-        /// The cause.
+        /// The error that the emulated host returned.
         r#source: io::Error,
     },
-    /// The command's surroundings cannot be made.
+    /// The command's surroundings cannot be prepared.
     #[error("the emulated host cannot {step} {}: {source}", subject.display())]
     Surroundings {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// With what.
+        /// The object of the step.
         subject: OsString,
-        /// The cause.
+        /// The error that the emulated host returned.
         r#source: io::Error,
     },
 }
 
-/// What is wrong with a path to share.
+/// The reason why a path cannot be shared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShareProblem {
-    /// It cannot be looked at.
+    /// The path cannot be inspected.
     #[error("{0}")]
     Unreachable(io::Error),
-    /// It is one of the machine's own directories as a whole.
+    /// The path is one of the machine's own directories as a whole.
     #[error("/tmp, /run and /dev/shm are the machine's own; name what is needed inside")]
     WholePrivateDirectory,
-    /// It is a device, an inherited descriptor or another thing of the caller's kernel.
+    /// The path is a device, an inherited descriptor or another object of the caller's kernel.
     #[error("it belongs to this machine's kernel; devices, taps and inherited descriptors do not cross")]
     OfThisKernel,
-    /// It is a socket, a FIFO or a device.
+    /// The path is a socket, a FIFO or a device.
     #[error("only files and directories can be shared; sockets, FIFOs and devices do not cross")]
     SpecialFile,
 }
 
-/// The end of what the machine's kernel and QEMU said.
+/// The last output of the machine's kernel and of QEMU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastWords {
     /// Last lines of the machine's serial console.
@@ -168,8 +168,8 @@ pub struct LastWords {
 }
 
 impl EmulatedHostError {
-    /// The exit code of a program that ends because of this: 115 for no emulated host, 117 for one that was
-    /// lost, 125 for wrong usage, 126 and 127 for the command, as shells have them.
+    /// Returns the exit code for a program that ends because of this error: 115 for no emulated host, 117 for
+    /// one that was lost, 125 for wrong usage, and 126 and 127 for the command, as in shells.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NoCommand | Self::Share { .. } | Self::Surroundings { .. } => exit_code::BAD_USAGE,
@@ -189,7 +189,7 @@ impl EmulatedHostError {
         }
     }
 
-    /// What the machine said last, where that explains the error.
+    /// Returns the machine's last output, if that explains the error.
     pub fn last_words(&self) -> Option<&LastWords> {
         match self {
             Self::BootTimeout { last_words, .. }

@@ -1,21 +1,21 @@
-//! Whether a machine still answers. Its CPUs may spin for ever: then nothing inside obeys a signal or keeps to a time
-//! limit, and this process has to.
+//! Checks whether a machine still answers. Its CPUs may spin forever: then nothing inside obeys a signal or a
+//! time limit, and this process must.
 //!
-//! The agent answers each signal. When the command's time is over, it is asked again and again by signal 0, which
-//! goes to nobody, and the machine may take as long as it likes while it answers: the command knows better when its
-//! time began.
+//! The agent answers each signal. When the command's time limit is over, it is asked repeatedly by signal 0,
+//! which is sent to nobody. While it answers, the machine may take any time, because only the machine knows
+//! when the command's time began.
 
 use std::time::{Duration, Instant};
 
 use coracle_devices::signals::asks_for_end;
 
-/// What the machine was asked and has not answered.
+/// The questions to a machine that it has not answered.
 #[derive(Debug)]
 pub(super) struct Liveness {
     /// The oldest question without an answer.
     open: Option<Question>,
     time_limit: Option<Duration>,
-    /// When to ask next, once the command runs.
+    /// The time of the next question, once the command runs.
     next_ask: Option<Instant>,
 }
 
@@ -25,35 +25,35 @@ struct Question {
     kind: Kind,
 }
 
-/// A question, and what follows from its answer that does not come.
+/// The kind of a question, and the consequence of a missing answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A signal that asks for the end.
     Signal(libc::c_int),
-    /// The command's time is over.
+    /// The command's time limit is over.
     TimeLimit(Duration),
 }
 
 impl Liveness {
-    /// For a command that has so much time.
+    /// Makes the check for a command with this time limit.
     pub(super) fn new(time_limit: Option<Duration>) -> Liveness {
         Liveness { open: None, time_limit, next_ask: None }
     }
 
-    /// The command runs from now on.
+    /// Records that the command runs from now on.
     pub(super) fn started(&mut self, now: Instant) {
         self.next_ask = self.time_limit.and_then(|limit| now.checked_add(limit));
     }
 
-    /// A signal was sent to the command.
+    /// Records that a signal was sent to the command.
     pub(super) fn sent(&mut self, signal: libc::c_int, now: Instant) {
-        // A person has less patience than a clock.
+        // A person has less patience than a time limit.
         if asks_for_end(signal) && !matches!(self.open, Some(Question { kind: Kind::Signal(_), .. })) {
             self.open = Some(Question { asked: now, kind: Kind::Signal(signal) });
         }
     }
 
-    /// Whether to ask by signal 0 now.
+    /// Returns whether to ask by signal 0 now.
     pub(super) fn asks(&mut self, now: Instant) -> bool {
         let Some(limit) = self.time_limit.filter(|_| self.next_ask.is_some_and(|at| now >= at)) else {
             return false;
@@ -66,17 +66,17 @@ impl Liveness {
         true
     }
 
-    /// The agent has answered.
+    /// Records that the agent has answered.
     pub(super) fn answered(&mut self) {
         self.open = None;
     }
 
-    /// When to look again.
+    /// Returns the time of the next check.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.open.map(Question::deadline).into_iter().chain(self.next_ask).min()
     }
 
-    /// What has no answer for too long.
+    /// Returns the question that has waited too long for its answer.
     pub(super) fn unanswered(&self, now: Instant) -> Option<Kind> {
         self.open.filter(|question| now >= question.deadline()).map(|question| question.kind)
     }
@@ -92,10 +92,10 @@ impl Question {
     }
 }
 
-/// How long a machine may take to pass a signal on that asks for the end. The agent does it at once; an emulated CPU
-/// that shares its host with others takes a second now and then.
+/// The time that a machine may take to pass on a signal that asks for the end. The agent does it at once. An
+/// emulated CPU that shares its host with others takes a second now and then.
 const SIGNAL_LIMIT: Duration = Duration::from_secs(5);
-/// The same without a person who waits.
+/// The time that a machine may take to answer if no person waits.
 const ASK_LIMIT: Duration = Duration::from_secs(10);
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
 

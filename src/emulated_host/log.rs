@@ -1,8 +1,8 @@
-//! The end of a text stream: the machine's console and QEMU's stderr are kept only to explain a failure.
+//! The end of a text stream. The machine's console and QEMU's stderr are kept only to explain a failure.
 
 use std::collections::VecDeque;
 
-/// Bytes kept of each stream: more than the lines shown, less than a person would read.
+/// Bytes kept of each stream: more than the lines shown.
 const KEPT: usize = 16 << 10;
 
 /// Lines shown of each stream.
@@ -15,13 +15,13 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// Adds bytes and forgets the oldest beyond the limit.
+    /// Adds bytes and drops the oldest beyond the limit.
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.bytes.extend(bytes);
         self.bytes.drain(..self.bytes.len().saturating_sub(KEPT));
     }
 
-    /// The last lines, without control characters.
+    /// Returns the last lines, without control characters.
     pub(super) fn lines(&self) -> Vec<String> {
         let bytes: Vec<u8> = self.bytes.iter().copied().collect();
         let text = String::from_utf8_lossy(&bytes);

@@ -1,7 +1,7 @@
 //! QEMU, the machine's emulator: its command line, its sockets, its log, its end.
 //!
-//! Every port of the machine is one end of a socket pair that QEMU inherits, so that no path, no listening and no
-//! other user is involved. QEMU dies with the thread that started it.
+//! Every port of the machine is one end of a socket pair that QEMU inherits, so that no path, no listening
+//! socket and no other user is involved. QEMU dies with the thread that started it.
 
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -24,24 +24,29 @@ use crate::guest_data::{self, HostData};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// More vCPUs boot slower, and emulated ones are only worth the CPUs under them.
+/// The largest default number of vCPUs. More vCPUs boot slower, and emulated ones are only as fast as the
+/// CPUs below them.
 const MAX_DEFAULT_CPUS: usize = 4;
 
-/// Room for a few guests of a test; the default is no more than a third of the host's memory.
+/// The largest default memory in MiB: enough for a few guests of a test. The default is at most a third of
+/// the host's memory.
 const MAX_DEFAULT_MEMORY_MIB: u64 = 3072;
 
-/// The kernel, its modules and small programs need about this much.
+/// The smallest default memory in MiB: the kernel, its modules and small programs need about this much.
 const MIN_DEFAULT_MEMORY_MIB: u64 = 512;
 
-/// `panic=-1`: a kernel that panics restarts at once, which ends QEMU (`-no-reboot`). `mitigations=off`: an emulated
-/// CPU does not speculate, and the guards cost every system call and every VM exit. `tsc=reliable`: the emulated
-/// TSC follows the host's clock; left to doubt it, the kernel reads the time from the far slower HPET.
+/// The kernel command line.
+/// - `panic=-1`: a kernel that panics restarts at once, which ends QEMU (`-no-reboot`).
+/// - `mitigations=off`: an emulated CPU does not speculate, and the guards cost every system call and every
+///   VM exit.
+/// - `tsc=reliable`: the emulated TSC follows the host's clock. A kernel that doubts it reads the time from
+///   the far slower HPET.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable";
 
-/// How long QEMU may take to end once its ports are closed.
+/// The time that QEMU may take to end once its ports are closed.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
-/// How large the machine is.
+/// The size of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MachineSize {
     cpus: u64,
@@ -49,7 +54,7 @@ pub(super) struct MachineSize {
 }
 
 impl MachineSize {
-    /// What the arguments ask for, or the default for this host.
+    /// Returns the size that the arguments ask for, or the default for this host.
     pub(super) fn of(args: &EmulatedHostArgs) -> Self {
         let host_cpus = thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let default_cpus = host_cpus.min(MAX_DEFAULT_CPUS) as u64;
@@ -72,7 +77,7 @@ pub(super) struct Machine {
     logs: [Log; 2],
 }
 
-/// A stream of which only the end matters: the serial console, and QEMU's stderr.
+/// A stream of which only the last lines matter: the serial console, or QEMU's stderr.
 #[derive(Debug)]
 struct Log {
     socket: UnixStream,
@@ -81,7 +86,7 @@ struct Log {
 }
 
 impl Machine {
-    /// Starts QEMU, which can change no other files of the caller's than `writable`, if that is given.
+    /// Starts QEMU. If `writable` is given, QEMU can change no other files of the caller's.
     ///
     /// # Errors
     /// QEMU, the kernel or the initramfs is missing, or a system call failed.
@@ -137,26 +142,26 @@ impl Machine {
         })
     }
 
-    /// What to poll for the log's sake.
+    /// Returns the entries to poll for the logs.
     pub(super) fn log_entries(&self) -> [libc::pollfd; 2] {
         self.logs
             .each_ref()
             .map(|log| relay::poll_entry(if log.open { log.socket.as_raw_fd() } else { -1 }, libc::POLLIN))
     }
 
-    /// Reads what the log's sockets hold.
+    /// Reads the pending bytes of the logs.
     pub(super) fn read_logs(&mut self) {
         self.logs.iter_mut().for_each(Log::read);
     }
 
-    /// Waits for a QEMU that has closed its ports, ends it if it goes on, and gives its status and what was said
-    /// last.
+    /// Waits for a QEMU that has closed its ports, and kills it if it goes on. Returns its status and the
+    /// last lines.
     pub(super) fn end(mut self) -> io::Result<(ExitStatus, LastWords)> {
         let deadline = Instant::now() + LAST_MOMENTS;
         while self.qemu.try_wait()?.is_none() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(10));
         }
-        // A QEMU that has ended by itself is not affected, and its status says how.
+        // A QEMU that has ended by itself is not affected, and its status shows how.
         self.qemu.kill()?;
         let status = self.qemu.wait()?;
         self.read_logs();
@@ -167,7 +172,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        // Both fail only when QEMU has been waited for.
+        // Both fail only if QEMU was already waited for.
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
     }
@@ -192,7 +197,7 @@ impl Log {
     }
 }
 
-/// The paths without symbolic links.
+/// Resolves the symbolic links in paths.
 fn resolved(paths: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     paths.iter().map(fs::canonicalize).collect()
 }
@@ -201,15 +206,15 @@ fn local(step: &'static str) -> impl FnOnce(io::Error) -> EmulatedHostError {
     move |source| EmulatedHostError::Local { step, source }
 }
 
-/// The machine: no devices but those named here, no display, and the caller's files as 9p shares, which are read-only
-/// where nothing in them may be changed.
+/// Returns QEMU's arguments. The machine has no devices but those named here, and no display. The caller's
+/// files are 9p shares, which are read-only if nothing in them may be changed.
 fn machine_arguments(size: MachineSize, writable: Option<&[PathBuf]>) -> Vec<String> {
     let MachineSize { cpus, memory_mib } = size;
     let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
                  -no-reboot -device virtio-serial-pci \
                  -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
-    // A caller without one, or with a link in its place, has it in the first share only.
+    // If the caller has none, or a link in its place, the first share serves it.
     let system = fs::symlink_metadata(SYSTEM_DIRECTORY).is_ok_and(|found| found.is_dir());
     let system = system.then_some((SYSTEM_TAG, SYSTEM_DIRECTORY));
     for (tag, path) in [(ROOT_TAG, "/")].into_iter().chain(system) {
@@ -224,7 +229,7 @@ fn machine_arguments(size: MachineSize, writable: Option<&[PathBuf]>) -> Vec<Str
     arguments
 }
 
-/// The first line of QEMU's answer to `--version`.
+/// Returns the first line of `qemu-system-x86_64 --version`.
 pub(super) fn qemu_version() -> Result<String, EmulatedHostError> {
     let output = Command::new(QEMU).arg("--version").stdin(Stdio::null()).output().map_err(start_error)?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -242,14 +247,14 @@ fn chardev(id: &str, socket: &UnixStream) -> [String; 2] {
     ["-chardev".to_owned(), format!("socket,id={id},fd={}", socket.as_raw_fd())]
 }
 
-/// This process's end, which never waits, and QEMU's.
+/// Makes a pair of this process's end, which is non-blocking, and QEMU's.
 fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (outer, inner) = UnixStream::pair()?;
     outer.set_nonblocking(true)?;
     Ok((outer, inner))
 }
 
-/// What the new process does to itself between fork and exec of QEMU.
+/// Prepares the new process between fork and exec of QEMU.
 fn prepare_process(inherited: &[RawFd], parent: u32, confinement: Option<&Confinement>) -> io::Result<()> {
     // SAFETY: asks for a signal at the parent thread's end; no memory is involved.
     checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
@@ -265,8 +270,8 @@ fn prepare_process(inherited: &[RawFd], parent: u32, confinement: Option<&Confin
         // SAFETY: lets an open descriptor live through exec; no memory is involved.
         checked(unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) })?;
     }
-    // Limits that are meant for the command would end QEMU in its place: a write to a share past
-    // RLIMIT_FSIZE, for one.
+    // Limits that are meant for the command would end QEMU instead, for example at a write to a share past
+    // RLIMIT_FSIZE.
     for resource in [libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE] {
         raise_limit(resource)?;
     }

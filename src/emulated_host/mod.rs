@@ -1,12 +1,12 @@
 //! Runs one command on an emulated machine that has KVM, with the caller's files, streams and terminal.
 //!
-//! For hosts whose CPU has no hardware virtualization: QEMU emulates a machine with AMD's, a Linux kernel and
-//! Coracle's agent boot in it, the caller's `/` is shared with it, and the command runs there as it would here.
-//! `coracle host-emulate` and `coracle run --accel emulate` call [`run`]; nothing else does. This module prints
-//! nothing: what appears on stdout and stderr is the command's.
+//! It is for hosts whose CPU has no hardware virtualization. QEMU emulates a machine with AMD's, in which a
+//! Linux kernel and Coracle's agent boot. The caller's `/` is shared with it, and the command runs there as
+//! it would here. `coracle host-emulate` and `coracle run --accel emulate` call [`run`], and nothing else
+//! does. This module prints nothing: stdout and stderr are the command's.
 //!
-//! What does not cross: file locks, holes, sockets, block devices, taps and inherited descriptors above 2. The
-//! machine has its own `/tmp`, `/run` and `/dev/shm`; what the command needs of the caller's is shared by path.
+//! File locks, holes, sockets, block devices, taps and inherited descriptors above 2 do not cross. The
+//! machine has its own `/tmp`, `/run` and `/dev/shm`. Files of the caller's there are shared by path.
 
 mod confine;
 mod control;
@@ -38,32 +38,32 @@ pub use error::{EmulatedHostError, LastWords, ShareProblem};
 pub struct EmulatedHostArgs {
     /// Program and arguments. The program is looked up as a shell would.
     pub command: Vec<OsString>,
-    /// Files and directories under `/tmp`, `/run` or `/dev/shm` that the command shall see. The working
-    /// directory and the program itself are shared without being named.
+    /// Files and directories under `/tmp`, `/run` or `/dev/shm` that the command can see. The working
+    /// directory and the program itself are always shared.
     pub shares: Vec<PathBuf>,
-    /// Virtual CPUs of the machine; by default as many as this one has, but at most four.
+    /// Number of virtual CPUs. The default is the number of this host's, but at most four.
     pub cpus: Option<u32>,
-    /// Memory of the machine in MiB; by default a third of this one's, but at most 3072. It is taken as it is
-    /// touched.
+    /// Memory of the machine in MiB. The default is a third of this host's, but at most 3072. It is allocated
+    /// when it is touched.
     pub memory_mib: Option<u64>,
-    /// The files and directories of the caller's that may be changed from inside; nothing else of the caller's can
-    /// be, also not by a QEMU that a guest has taken over. None: all that the caller may change.
+    /// Files and directories of the caller's that may be changed from inside. All others are protected, even
+    /// from a QEMU that a guest has taken over. `None` allows everything that the caller may change.
     pub writable: Option<Vec<PathBuf>>,
-    /// How long the machine may take until the command runs; by default [`BOOT_LIMIT`].
+    /// The time that the machine may take until the command runs. The default is [`BOOT_LIMIT`].
     pub boot_limit: Option<Duration>,
-    /// The time after which the command ends by itself. A machine that does not answer any more when it is over is
+    /// The time limit that the command itself keeps. A machine that does not answer any more after it is
     /// ended.
     pub time_limit: Option<Duration>,
-    /// What the command has written and nobody reads within a second of its end is lost. Otherwise its output waits for
-    /// a reader until `time_limit` is over.
+    /// Whether output that nobody reads within a second of the command's end is dropped. If not, the output
+    /// waits for a reader until `time_limit` is over.
     pub ends_unread: bool,
 }
 
-/// How long the machine may take until the command runs, unless its caller says otherwise. A small host that has
-/// nothing else to do takes some five seconds.
+/// The default time that the machine may take until the command runs. An idle small host takes some five
+/// seconds.
 pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
-/// How the command ended.
+/// The way in which the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmulatedExit {
     /// It exited with this code.
@@ -72,10 +72,10 @@ pub enum EmulatedExit {
     Signal(i32),
 }
 
-/// Looks whether an emulated host could be started, and says with what.
+/// Checks whether an emulated host could be started. Returns the version of QEMU.
 ///
 /// # Errors
-/// What is missing first: QEMU, or the files that `cargo xtask guest` makes.
+/// The first missing part: QEMU, or the files that `cargo xtask guest` makes.
 pub fn check() -> Result<String, EmulatedHostError> {
     let version = machine::qemu_version()?;
     let HostData { kernel, .. } = guest_data::find_host()?;
@@ -86,12 +86,12 @@ pub fn check() -> Result<String, EmulatedHostError> {
 /// and stderr.
 ///
 /// Meanwhile the calling thread has SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGCONT and SIGWINCH
-/// blocked, and passes them on to the command; other threads of the process must have them blocked too. A
+/// blocked, and passes them on to the command. Other threads of the process must have them blocked too. A
 /// terminal on stdin is in raw mode while the command runs.
 ///
 /// # Errors
-/// The machine could not be had, did not come up, or ended before the command; or the command could not be
-/// started on it. [`EmulatedHostError::exit_code`] tells these apart.
+/// The machine is not available, did not boot, or ended before the command; or the command could not be
+/// started on it. [`EmulatedHostError::exit_code`] distinguishes these.
 pub fn run(args: &EmulatedHostArgs) -> Result<EmulatedExit, EmulatedHostError> {
     let signals =
         Signals::block().map_err(|source| EmulatedHostError::Local { step: "block signals", source })?;

@@ -12,20 +12,20 @@ use coracle_agent::protocol::emulated_host::{Limit, Request, TerminalModes, Wind
 use super::terminal::CallerTerminal;
 use super::{EmulatedHostArgs, EmulatedHostError, shares};
 
-/// Resource limits that say something about the command. The others (memory, processes, locked pages) are about
-/// the machine, and the emulated one is another.
+/// Resource limits that concern the command. The others (memory, processes, locked pages) concern the
+/// machine, and the emulated machine has its own.
 const LIMITS: [libc::__rlimit_resource_t; 4] =
     [libc::RLIMIT_CORE, libc::RLIMIT_FSIZE, libc::RLIMIT_NOFILE, libc::RLIMIT_STACK];
 
-/// The request for a command of this process.
+/// Makes the request for a command of this process.
 ///
 /// # Errors
-/// No command, a share that is not possible, or surroundings that cannot be read.
+/// There is no command, a share is impossible, or the surroundings cannot be read.
 pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Request, EmulatedHostError> {
     let program = args.command.first().ok_or(EmulatedHostError::NoCommand)?;
     let cwd = env::current_dir().map_err(local("read the working directory"))?;
     let search_path = env::var_os("PATH");
-    let terminals = CallerTerminal::all().map_err(local("look at the standard streams"))?;
+    let terminals = CallerTerminal::all().map_err(local("inspect the standard streams"))?;
     Ok(Request {
         argv: args.command.clone(),
         env: env::vars_os().chain(marks()?).collect(),
@@ -39,7 +39,7 @@ pub(super) fn of_caller(args: &EmulatedHostArgs, ignored: &[u8]) -> Result<Reque
     })
 }
 
-/// What tells the command where it is, and for whom.
+/// Returns the variables that tell the command where it runs, and for whom.
 fn marks() -> Result<[(OsString, OsString); 2], EmulatedHostError> {
     let process = fs::metadata("/proc/self").map_err(local("tell this process's user"))?;
     Ok([(MARK.into(), "1".into()), (CALLER.into(), process.uid().to_string().into())])
@@ -50,13 +50,13 @@ fn terminal(terminals: &[Option<CallerTerminal>; 3]) -> io::Result<Option<(Termi
     let mut modes = terminal.modes();
     let [stdin, ..] = terminals;
     if stdin.is_none() {
-        // The caller's terminal stays as it is then, and turns newlines into line breaks itself.
+        // The caller's terminal keeps its mode then, and itself turns newlines into line breaks.
         modes.output &= !libc::OPOST;
     }
     Ok(Some((modes, terminal.size()?)))
 }
 
-/// This process's mask, read without changing it (`proc_pid_status(5)`).
+/// Returns this process's mask, read without changing it (`proc_pid_status(5)`).
 fn umask() -> io::Result<u32> {
     let status = fs::read_to_string(Path::new("/proc/self/status"))?;
     status

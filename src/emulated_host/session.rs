@@ -1,5 +1,6 @@
-//! From the machine's first breath to the command's last byte: one poll loop over the control port, the caller's
-//! signals, the machine's log and a pump for each stream. Waits nowhere else, so signals are always heard.
+//! The run of a machine from its boot to the command's last byte: one poll loop over the control port, the
+//! caller's signals, the machine's log and a pump for each stream. Nothing else here waits, so signals are
+//! always handled.
 //!
 //! ```text
 //! Booting --hello--> Starting --started--> Running --exited--> Draining --all bytes written--> the end
@@ -26,20 +27,22 @@ use super::terminal::CallerTerminal;
 use super::{EmulatedExit, EmulatedHostError};
 use crate::terminal::RawTerminal;
 
-/// How often a machine whose command runs gets an interrupt: the longest that it stands still after it has lost one.
+/// The interval of interrupts for a machine whose command runs: the longest stall after it has lost one.
 ///
-/// QEMU's emulation of SVM loses one now and then, seen with 7.2 on a busy host: the local APIC holds the timer's
-/// interrupt, nothing masks it, and the CPU sleeps for ever. Any other interrupt has QEMU look at the APIC again.
+/// QEMU's emulation of SVM loses an interrupt now and then, seen with 7.2 on a busy host. The local APIC
+/// holds the timer's interrupt, nothing masks it, and the CPU sleeps forever. Any other interrupt makes QEMU
+/// check the APIC again.
 const TICK: Duration = Duration::from_millis(250);
 
-/// The most bytes of an output that are lost before the command is told that nobody reads it: one that writes without
-/// end is to end.
-const MOST_LOST: u64 = 64 << 20;
+/// The number of lost bytes of an output after which its reader counts as gone, so that a command that writes
+/// without end does end.
+const MAX_LOST: u64 = 64 << 20;
 
 /// The run of one command on one machine.
 #[derive(Debug)]
 pub(super) struct Session {
-    // Dropped in this order: the machine ends first, then the terminal and the signals become the caller's again.
+    // Dropped in this order: the machine ends first, and then the caller gets the terminal and the signals
+    // back.
     machine: Machine,
     raw_terminal: Option<RawTerminal>,
     signals: Signals,
@@ -53,23 +56,23 @@ pub(super) struct Session {
     streams: Streams,
     liveness: Liveness,
     drain: Drain,
-    /// A signal that asks for the end was passed on.
+    /// Whether a signal that asks for the end was passed on.
     was_asked: bool,
     limits: Limits,
 }
 
-/// What the run may take.
+/// The limits of a run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// Until the command runs.
+    /// The time until the command must run.
     pub(super) boot: Duration,
-    /// The command's own limit, if it has one.
+    /// The command's own time limit, if it has one.
     pub(super) command: Option<Duration>,
-    /// The end of the command is the end: what nobody reads then is lost.
+    /// Whether output that nobody has read when the command ends is dropped.
     pub(super) ends_unread: bool,
 }
 
-/// How far the run is.
+/// The phase of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Booting,
@@ -88,7 +91,7 @@ struct Streams {
 }
 
 impl Session {
-    /// A session on a machine that was just started.
+    /// Makes a session on a machine that was just started.
     pub(super) fn new(
         machine: Machine,
         signals: Signals,
@@ -130,7 +133,7 @@ impl Session {
                 }
             }
             if self.drain.is_given_up(self.streams.progress(), Instant::now()) {
-                // The command's last words have to leave the machine before it is known how it ended.
+                // All output must have left the machine before the command's ending is known.
                 self.streams.outputs.iter_mut().flatten().for_each(Pump::close_sink);
             }
             if let Phase::Draining(ending) = self.phase {
@@ -151,7 +154,7 @@ impl Session {
         }
     }
 
-    /// Waits until something happens and lets the pumps, the log and the control port act on it.
+    /// Waits until something happens and lets the pumps, the log and the control port handle it.
     fn step(&mut self) -> Result<Peer, EmulatedHostError> {
         let relaying = !self.is_starting();
         let signals = relay::poll_entry(self.signals.poll_fd(), libc::POLLIN);
@@ -174,7 +177,8 @@ impl Session {
         Ok(own.first().map_or(Peer::Present, |answer| self.control.handle(*answer)))
     }
 
-    /// Gives the machine an interrupt when it is time; one that has not taken the last one gets no more.
+    /// Sends the machine an interrupt when one is due. A machine that has not taken the last one gets no
+    /// more.
     fn tick(&mut self) {
         let now = Instant::now();
         if self.phase == Phase::Running && self.liveness.asks(now) {
@@ -202,7 +206,7 @@ impl Session {
                 Ok(())
             }
             (Phase::Starting, FromAgent::Failed(failure)) => Err(failure.into()),
-            // One that was sent before the news of the command's end came is answered after it.
+            // A signal that was sent before the command's end was known is answered after it.
             (Phase::Running | Phase::Draining(_), FromAgent::Delivered { signal: _ }) => {
                 self.liveness.answered();
                 Ok(())
@@ -240,7 +244,7 @@ impl Session {
         self.make_terminal_raw()
     }
 
-    /// Gives a signal to the command, or ends the run where there is no command to give it to.
+    /// Passes a signal to the command, or ends the run if there is no command yet.
     fn pass_on(&mut self, signal: libc::c_int) -> Result<Option<EmulatedExit>, EmulatedHostError> {
         match (signal, self.phase) {
             (libc::SIGWINCH, _) => self.tell_size(),
@@ -255,7 +259,8 @@ impl Session {
             }
             (_, Phase::Running) => {
                 let now = Instant::now();
-                // The first signal is for the command, whose end is not known before its output has left the machine.
+                // The first signal is for the command. Its ending is not known before its output has left the
+                // machine.
                 if asks_for_end(signal) && std::mem::replace(&mut self.was_asked, true) {
                     self.drain.hurry(now);
                 }
@@ -268,7 +273,8 @@ impl Session {
         Ok(None)
     }
 
-    /// Hands every byte through, both ways: the command's own terminal, on the machine, does the line editing.
+    /// Makes the caller's terminal raw, so that every byte passes. The command's own terminal, on the
+    /// machine, does the line editing.
     fn make_terminal_raw(&mut self) -> Result<(), EmulatedHostError> {
         self.raw_terminal =
             RawTerminal::enter(io::stdin().as_fd()).map_err(local("set the terminal's mode"))?;
@@ -282,7 +288,7 @@ impl Session {
     }
 
     fn tell_size(&mut self) {
-        // Before the start, the request has the size; without a terminal, there is none.
+        // Before the start, the request has the size. Without a terminal, there is none.
         if self.phase == Phase::Booting {
             return;
         }
@@ -335,7 +341,7 @@ impl Streams {
             Pump::new(source_of(stdin.as_fd())?, copy(port.as_fd())?, NON_BLOCKING_CHUNK, Undelivered::Stop);
         let mut outputs = [None, None, None];
         for stream in Stream::ALL {
-            // What comes back through the port of stdin is the echo of a terminal that is nowhere else.
+            // Bytes from the port of stdin are the echo of a terminal that has no other stream.
             if stream == Stream::Stdin && terminals != [true, false, false] {
                 continue;
             }
@@ -357,14 +363,14 @@ impl Streams {
         std::iter::once(&mut self.input).chain(self.outputs.iter_mut().flatten())
     }
 
-    /// Bytes that have come from the machine, and those that the caller has taken.
+    /// Returns the number of bytes that have come from the machine, and that the caller has taken.
     fn progress(&self) -> (u64, u64) {
         let sum =
             |count: fn(&Pump) -> u64| self.outputs.iter().flatten().map(count).fold(0, u64::saturating_add);
         (sum(Pump::taken), sum(Pump::delivered))
     }
 
-    /// The exit, unless a part of the command's output could not be written.
+    /// Returns the exit, unless a part of the command's output could not be written.
     fn undamaged(&self, exit: EmulatedExit) -> Result<EmulatedExit, EmulatedHostError> {
         for (stream, pump) in ["stdout", "stdout", "stderr"].into_iter().zip(&self.outputs) {
             if let Some(errno) = pump.as_ref().and_then(Pump::failure) {
@@ -375,8 +381,8 @@ impl Streams {
         Ok(exit)
     }
 
-    /// Tells the agent of the caller's streams that have ended or were closed, once. What a stream cannot take for
-    /// another reason is lost, up to a limit, and the command goes on.
+    /// Reports each stream of the caller's that has ended or was closed to the agent, once. Bytes that a
+    /// stream cannot take for another reason are lost, up to a limit, and the command goes on.
     fn tell(&mut self, control: &mut ControlSocket) {
         if self.input.source_ended() && !self.input_end_told {
             self.input_end_told = true;
@@ -384,7 +390,7 @@ impl Streams {
         }
         for ((stream, pump), told) in Stream::ALL.into_iter().zip(&self.outputs).zip(&mut self.closed_told) {
             let closed = pump.as_ref().is_some_and(|pump| {
-                let loses_more = pump.taken().saturating_sub(pump.delivered()) > MOST_LOST;
+                let loses_more = pump.taken().saturating_sub(pump.delivered()) > MAX_LOST;
                 pump.sink_closed() && !pump.finished() && (pump.failure().is_none() || loses_more)
             });
             if closed && !*told {
@@ -402,8 +408,9 @@ fn exit_of(ending: Ending) -> EmulatedExit {
     }
 }
 
-/// An output of the caller's, and how much may be written to it at a time without a wait: all at once to a file, as its kind
-/// never waits, and to a pipe or terminal that can be opened again. One that cannot may still wait.
+/// Returns an output of the caller's, and the largest write that does not block. That is unlimited for a
+/// file, which never blocks, and for a pipe or terminal that can be opened again. One that cannot be opened
+/// again may still block.
 fn sink_of(stream: BorrowedFd<'_>) -> io::Result<(OwnedFd, usize)> {
     if let Some(own) = own_description(stream, Direction::Write) {
         return Ok((own.into(), NON_BLOCKING_CHUNK));
@@ -412,7 +419,8 @@ fn sink_of(stream: BorrowedFd<'_>) -> io::Result<(OwnedFd, usize)> {
     Ok((copy(stream)?, if is_file { NON_BLOCKING_CHUNK } else { BLOCKING_CHUNK }))
 }
 
-/// An input of the caller's, opened again where it can be: another reader of it may be faster after a poll.
+/// Returns an input of the caller's, opened again if possible: another reader of it may be faster after a
+/// poll.
 fn source_of(stream: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     own_description(stream, Direction::Read).map_or_else(|| copy(stream), |own| Ok(own.into()))
 }

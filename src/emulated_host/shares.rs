@@ -1,5 +1,5 @@
-//! Which of the caller's paths must be shown on the machine, where its own `/tmp`, `/run` and `/dev/shm` hide
-//! them.
+//! The caller's paths that must be made visible on the machine, where its own `/tmp`, `/run` and `/dev/shm`
+//! hide them.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -10,7 +10,7 @@ use coracle_agent::protocol::emulated_host::{PRIVATE_DIRECTORIES, Share};
 
 use super::error::{EmulatedHostError, ShareProblem};
 
-/// The shares of a command: those that were asked for, its working directory, its program.
+/// Returns the shares of a command: those that were asked for, its working directory, and its program.
 ///
 /// # Errors
 /// [`EmulatedHostError::Share`] for a path that was asked for and cannot be shared.
@@ -28,7 +28,7 @@ pub(super) fn of_command(
             .map_err(|problem| EmulatedHostError::Share { path: path.clone(), problem })?;
         shares.extend(found);
     }
-    // These two are a service: where they cannot be shared, the machine tells what it misses.
+    // These two are optional. If they cannot be shared, the machine reports what is missing.
     let program = located(program, cwd, search_path);
     for path in [Some(cwd.to_owned()), program].into_iter().flatten() {
         shares.extend(of_path(&path).unwrap_or_default());
@@ -47,8 +47,8 @@ fn check_crosses(path: &Path) -> Result<(), ShareProblem> {
     Ok(())
 }
 
-/// The shares that make one absolute path of the caller work on the machine: none when it works anyway, two
-/// when it is reached through a symbolic link.
+/// Returns the shares that make one absolute path of the caller work on the machine: none if it works anyway,
+/// two if it is reached through a symbolic link.
 fn of_path(path: &Path) -> Result<Vec<Share>, ShareProblem> {
     let source = fs::canonicalize(path).map_err(ShareProblem::Unreachable)?;
     let kind = fs::metadata(&source).map_err(ShareProblem::Unreachable)?.file_type();
@@ -74,7 +74,7 @@ fn is_private(path: &Path) -> bool {
     PRIVATE_DIRECTORIES.iter().any(|directory| path.starts_with(directory))
 }
 
-/// Where a program is, by the rules of `execvp(3)`.
+/// Finds a program by the rules of `execvp(3)`.
 fn located(program: &OsStr, cwd: &Path, search_path: Option<&OsStr>) -> Option<PathBuf> {
     if Path::new(program).components().count() > 1 || program.as_encoded_bytes().contains(&b'/') {
         return Some(cwd.join(program));
@@ -89,9 +89,9 @@ fn is_executable(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// What the kernel shows of its own machine, inherited descriptors (`/dev/fd`) included.
+/// Directories in which the kernel shows its own machine. They include inherited descriptors (`/dev/fd`).
 const KERNEL_DIRECTORIES: [&str; 3] = ["/dev", "/proc", "/sys"];
-/// Devices that every machine has, and that are alike.
+/// Devices that are the same on every machine.
 const SAME_EVERYWHERE: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/full"];
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
-//! The caller's signals, as something to poll (`signalfd(2)`).
+//! The caller's signals in a form that can be polled (`signalfd(2)`).
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use coracle_devices::signals::{self, Disposition};
 
-/// Signals that Rust's runtime and this command have ignored themselves: that says nothing of the caller.
+/// Signals that Rust's runtime and this command ignore themselves, so that their state does not come from the
+/// caller.
 const IGNORED_HERE: [libc::c_int; 2] = [libc::SIGPIPE, libc::SIGXFSZ];
 
-/// Signals that mean something about the terminal: a new size, and to be continued after a stop.
+/// Signals about the terminal: a new size, and the continuation after a stop.
 const ABOUT_TERMINAL: [libc::c_int; 2] = [libc::SIGWINCH, libc::SIGCONT];
 
 /// Signals of this process, blocked and readable. Dropping it unblocks them.
@@ -20,11 +21,12 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Blocks them for the calling thread. Those that the caller had this process ignore (`nohup`) stay ignored.
+    /// Blocks the signals for the calling thread. Signals that this process ignores on the caller's behalf
+    /// (`nohup`) stay ignored.
     pub(super) fn block() -> io::Result<Self> {
         let mut set = empty_set();
         let mut ignored = Vec::new();
-        // The command gets them all: those that would end this process are for it.
+        // The command gets all signals, including those that would end this process.
         for signal in signals::ending().filter(|signal| !IGNORED_HERE.contains(signal)) {
             if Disposition::of(signal) == Disposition::Ignored {
                 ignored.extend(u8::try_from(signal));
@@ -45,17 +47,17 @@ impl Signals {
         Ok(Self { descriptor, former_mask, ignored })
     }
 
-    /// Those of the passed-on signals that the caller ignores.
+    /// Returns the passed-on signals that the caller ignores.
     pub(super) fn ignored(&self) -> &[u8] {
         &self.ignored
     }
 
-    /// What to poll for reading.
+    /// Returns the descriptor to poll for reading.
     pub(super) fn poll_fd(&self) -> libc::c_int {
         self.descriptor.as_raw_fd()
     }
 
-    /// The next signal that has come.
+    /// Returns the next pending signal.
     pub(super) fn next(&self) -> Option<libc::c_int> {
         // SAFETY: an all-zero record is valid: it is plain data.
         let mut record: libc::signalfd_siginfo = unsafe { std::mem::zeroed() };
@@ -75,7 +77,7 @@ impl Drop for Signals {
     }
 }
 
-/// An empty signal set.
+/// Returns an empty signal set.
 pub(super) fn empty_set() -> libc::sigset_t {
     // SAFETY: an all-zero set is valid: it is plain data.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };

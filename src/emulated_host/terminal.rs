@@ -1,5 +1,5 @@
-//! What the emulated machine must know of the caller's terminal: whether there is one, its modes and its size.
-//! Raw mode is [`crate::terminal`]'s.
+//! The properties of the caller's terminal that the emulated machine needs: whether there is one, its modes
+//! and its size. [`crate::terminal`] sets raw mode.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,24 +16,24 @@ pub(super) struct CallerTerminal {
 }
 
 impl CallerTerminal {
-    /// The terminals among this process's stdin, stdout and stderr.
+    /// Returns the terminals among this process's stdin, stdout and stderr.
     pub(super) fn all() -> io::Result<[Option<Self>; 3]> {
         Ok([Self::of(io::stdin().as_fd())?, Self::of(io::stdout().as_fd())?, Self::of(io::stderr().as_fd())?])
     }
 
-    /// The terminal behind a descriptor, or `None` when it is not one.
+    /// Returns the terminal behind a descriptor, or `None` if it is not one.
     fn of(stream: BorrowedFd<'_>) -> io::Result<Option<Self>> {
         let Some(termios) = terminal_mode(stream) else { return Ok(None) };
         let modes = TerminalModes::from_termios(&termios);
         Ok(Some(Self { terminal: stream.try_clone_to_owned()?, modes }))
     }
 
-    /// Its modes when it was found.
+    /// Returns the modes at the time when the terminal was found.
     pub(super) fn modes(&self) -> TerminalModes {
         self.modes
     }
 
-    /// Its size now.
+    /// Returns the present size.
     pub(super) fn size(&self) -> io::Result<WindowSize> {
         let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
         // SAFETY: TIOCGWINSZ fills one winsize at the given address.

@@ -1,5 +1,5 @@
-//! The first call of a program that embeds Coracle: where the KVM of this host does not do, the program runs again on an
-//! emulated one.
+//! The first call of a program that embeds Coracle. If the KVM of this host is not sufficient, the program
+//! runs again on an emulated host.
 
 use std::env;
 use std::io;
@@ -12,38 +12,38 @@ use crate::exit_code;
 use crate::guest_data;
 use crate::kvm::KvmError;
 
-/// Which KVM a program wants.
+/// The KVM that a program needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KvmPolicy {
-    /// One that runs Linux guests: the host's, else, slowly, that of an emulated host.
+    /// A KVM that runs Linux guests: this host's, or else, slowly, an emulated host's.
     #[default]
     Auto,
-    /// One that runs Linux guests, of this host; there is an error else.
+    /// A KVM of this host that runs Linux guests. If there is none, that is an error.
     Hardware,
-    /// Any of this host, also one that runs small programs only.
+    /// Any KVM of this host, also one that runs small programs only.
     Any,
-    /// That of an emulated host, whatever this one has.
+    /// The KVM of an emulated host, whatever this host has.
     Emulated,
 }
 
-/// Why a program does not have the KVM that it wants.
+/// The reason why a program does not get the KVM that it needs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnsureKvmError {
-    /// There is no KVM that this user could use.
+    /// There is no KVM that this user may use.
     #[error(transparent)]
     Unusable(#[from] KvmError),
-    /// It interprets kernel code.
+    /// The KVM interprets kernel code.
     #[error(
         "this KVM interprets kernel code and does not run a stock Linux; take a host whose CPU has virtualization, or \
          KvmPolicy::Auto"
     )]
     Software,
-    /// The emulated host cannot be had.
-    #[error("the emulated host cannot be had: {0}")]
+    /// The emulated host is not available.
+    #[error("the emulated host is not available: {0}")]
     Emulated(EmulatedHostError),
-    /// This program cannot be found.
+    /// The program's own file cannot be found.
     #[error("the program's own file cannot be found: {0}")]
     Program(io::Error),
 }
@@ -55,7 +55,7 @@ impl From<EmulatedHostError> for EnsureKvmError {
 }
 
 impl EnsureKvmError {
-    /// The process exit code for it: 115, or 125 for what is no matter of KVM.
+    /// Returns the process exit code for the error: 115, or 125 if it is not about KVM.
     pub fn exit_code(&self) -> u8 {
         match self {
             EnsureKvmError::Unusable(_) | EnsureKvmError::Software => exit_code::NO_KVM,
@@ -65,14 +65,14 @@ impl EnsureKvmError {
     }
 }
 
-/// Makes sure of a KVM. Call it first in `main`, before there are threads.
+/// Makes sure that the program has a KVM. Call it first in `main`, before there are threads.
 ///
-/// Where it comes to an emulated host, this does not return: the program is run there, with the same arguments,
-/// environment, streams and files, and this process ends as that one does. It is the only function of the library that
-/// ends the process, or that emulates. On the emulated host it returns at once.
+/// If an emulated host is needed, this does not return. The program is run there with the same arguments,
+/// environment, streams and files, and this process ends with its result. It is the only function of the
+/// library that ends the process, or that emulates. On the emulated host it returns at once.
 ///
-/// Files under `/tmp`, `/run` and `/dev/shm` are private to the emulated host, but for those in `shares`, the working
-/// folder and the program.
+/// Files under `/tmp`, `/run` and `/dev/shm` are private to the emulated host, except those in `shares`, the
+/// working directory and the program.
 ///
 /// ```no_run
 /// use coracle::host::{self, KvmPolicy};
@@ -85,7 +85,7 @@ impl EnsureKvmError {
 /// ```
 ///
 /// # Errors
-/// There is no such KVM, and no emulated host.
+/// There is no such KVM, and no emulated host either.
 pub fn ensure_kvm(policy: KvmPolicy, shares: &[PathBuf]) -> Result<(), EnsureKvmError> {
     if on_emulated_host() {
         return Ok(check_kvm()?);

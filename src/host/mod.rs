@@ -1,4 +1,4 @@
-//! What this host can run, and the way of a program to a host that runs Linux guests.
+//! The host's ability to run guests, and a program's way to a host that runs Linux guests.
 
 mod ensure;
 mod inside;

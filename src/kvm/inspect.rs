@@ -1,30 +1,30 @@
-//! Looking at a vCPU that has left the guest: where it stood, in which mode, and what lay there.
+//! Inspects a vCPU that has left the guest: its position, its mode, and the memory there.
 //!
-//! The report on a guest that died calls this (`crate::diagnosis`), after the vCPU's thread has ended, and that thread
-//! itself when it parks. What it returns comes from the guest, so nothing of it is to be trusted.
+//! The report on a guest that died calls this (`crate::diagnosis`) after the vCPU's thread has ended, and
+//! that thread itself when it parks. The results come from the guest, so nothing in them is trusted.
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE};
 
 use super::vcpu::Vcpu;
 
-/// Where a vCPU stands and in which mode.
+/// The position and mode of a vCPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CodePlace {
     /// The instruction pointer.
     pub rip: u64,
-    /// The linear address of the instruction: differs from `rip` outside 64-bit mode alone.
+    /// The linear address of the instruction. It differs from `rip` only outside 64-bit mode.
     pub linear: u64,
-    /// 16, 32 or 64: how the instruction is to be decoded.
+    /// The width for decoding the instruction: 16, 32 or 64.
     pub bits: u32,
     /// The privilege level of the code segment.
     pub ring: u8,
-    /// Whether it takes interrupts.
+    /// Whether interrupts are enabled.
     pub interrupts: bool,
-    /// The physical address of the root of its page tables, where it is in 64-bit mode.
+    /// The physical address of the root of its page tables, in 64-bit mode.
     pub page_table: Option<u64>,
 }
 
-/// Whether a vCPU was ever started, and what it does.
+/// Whether a vCPU was ever started, and what it does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activity {
     /// It waits for its first start-up interrupt.
@@ -36,7 +36,8 @@ pub(crate) enum Activity {
 }
 
 impl Vcpu {
-    /// Where it stands. None when KVM does not tell, or shows a vCPU that was reset (see [`Vcpu::registers`]).
+    /// Returns the position. `None` if KVM does not return it, or shows a vCPU that was reset (see
+    /// [`Vcpu::registers`]).
     pub(crate) fn code_place(&self) -> Option<CodePlace> {
         let registers = self.registers()?;
         let sregs = self.fd.get_sregs().ok()?;
@@ -60,14 +61,14 @@ impl Vcpu {
         })
     }
 
-    /// The physical address behind a linear one, by the guest's own page tables. KVM walks them, for a bounded
-    /// number of steps whatever they hold.
+    /// Translates a linear address by the guest's own page tables. KVM walks them, in a bounded number of
+    /// steps whatever they hold.
     pub(crate) fn translate(&self, linear: u64) -> Option<u64> {
         let translation = self.fd.translate_gva(linear).ok()?;
         (translation.valid != 0).then_some(translation.physical_address)
     }
 
-    /// Whether it was ever started. None when KVM does not tell.
+    /// Returns whether it was ever started, and what it does. `None` if KVM does not return it.
     pub(crate) fn activity(&self) -> Option<Activity> {
         match self.fd.get_mp_state().ok()?.mp_state {
             KVM_MP_STATE_RUNNABLE => Some(Activity::Running),
@@ -76,8 +77,8 @@ impl Vcpu {
         }
     }
 
-    /// Whether nothing but another vCPU can make this one run on: it was never started, or has halted with interrupts
-    /// off. A state that KVM does not tell counts as running.
+    /// Returns whether only another vCPU can make this one run on, because it was never started, or has
+    /// halted with interrupts off. An unknown state counts as running.
     pub(crate) fn has_halted_for_good(&self) -> bool {
         match self.activity() {
             Some(Activity::NotStarted) => true,

@@ -1,4 +1,4 @@
-//! Getting a vCPU out of the guest: a signal that is blocked everywhere but inside `KVM_RUN`.
+//! Makes a vCPU leave the guest, by a signal that is blocked everywhere but inside `KVM_RUN`.
 //!
 //! The thread of a vCPU blocks all signals, and `KVM_SET_SIGNAL_MASK` opens one signal for the time of
 //! `KVM_RUN` alone. A kick therefore needs no handler, cannot be lost between a check and the entry (it stays
@@ -20,7 +20,7 @@ pub(crate) struct Kicker {
 }
 
 impl Kicker {
-    /// For the thread behind `handle`, which the caller joins only after the last kick.
+    /// Makes a kicker for the thread behind `handle`, which the caller joins only after the last kick.
     pub(crate) fn new<T>(handle: &JoinHandle<T>) -> Kicker {
         Kicker { thread: handle.as_pthread_t() }
     }
@@ -43,7 +43,7 @@ pub(super) fn allow_kicks(vcpu: &VcpuFd) -> Result<(), errno::Error> {
     if result < 0 { Err(errno::Error::last()) } else { Ok(()) }
 }
 
-/// Takes back the kicks that have arrived in the calling thread.
+/// Consumes the kicks that have arrived in the calling thread.
 pub(super) fn consume_kicks() {
     let mut kick = empty_set();
     // SAFETY: `kick` is an initialized signal set.
@@ -61,10 +61,11 @@ fn empty_set() -> libc::sigset_t {
     unsafe { set.assume_init() }
 }
 
-/// SIGURG. It does nothing to a process by default, so that one for the whole process, which a vCPU may see in `KVM_RUN` and
-/// take for a kick, is nothing that anybody misses. And it needs no entry in the queue of the user's signals, which other
-/// programs of this user may have filled: a real-time signal is refused then. It is never unblocked outside `KVM_RUN`, so
-/// a program that uses it for something else in other threads is not disturbed.
+/// The kick's signal. SIGURG does nothing to a process by default. So a SIGURG for the whole process, which a
+/// vCPU in `KVM_RUN` may take for a kick, is not missed by anybody. Unlike a real-time signal, it needs no
+/// entry in the user's queue of signals, which other programs of this user may have filled. It is never
+/// unblocked outside `KVM_RUN`, so a program that uses it for something else in other threads is not
+/// disturbed.
 const KICK: libc::c_int = libc::SIGURG;
 
 // `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`, Documentation/virt/kvm/api.rst 4.19; kvm-ioctls has no call for it.

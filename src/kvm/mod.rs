@@ -1,7 +1,7 @@
-//! The only module that speaks to `/dev/kvm`. Called by the builder, the vCPU threads and the host probe.
+//! The only module that calls `/dev/kvm`. The builder, the vCPU threads and the host probe use it.
 //!
-//! It turns ioctls into typed calls and typed exits, and holds no policy: what an exit means to the virtual machine
-//! is decided in [`crate::vcpu`].
+//! It turns ioctls into typed calls and typed exits, and holds no policy: [`crate::vcpu`] decides what an
+//! exit means to the virtual machine.
 
 mod inspect;
 mod interrupts;
@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 use vmm_sys_util::errno;
 
-/// Why KVM could not be used, or a virtual machine not be made.
+/// The reason why KVM could not be used, or a virtual machine not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KvmError {
@@ -39,7 +39,7 @@ pub enum KvmError {
         /// The device node.
         path: PathBuf,
     },
-    /// The device node may not be opened by this user.
+    /// This user may not open the device node.
     #[error(
         "{} cannot be opened by this user: join its group (usermod -aG kvm $USER, then log in again) or ask for \
          read and write permission on it",
@@ -54,18 +54,18 @@ pub enum KvmError {
     Open {
         /// The device node.
         path: PathBuf,
-        /// What the system said.
+        /// The error that the kernel returned.
         r#source: errno::Error,
     },
-    /// The device is something else, or a KVM from before 2007.
-    #[error("{} speaks KVM API version {version}, Coracle needs 12", path.display())]
+    /// The device is not KVM, or a KVM from before 2007.
+    #[error("{} has KVM API version {version}; Coracle needs 12", path.display())]
     ApiVersion {
         /// The device node.
         path: PathBuf,
-        /// What it answered.
+        /// The version that it returned.
         version: i32,
     },
-    /// KVM lacks something that every virtual machine needs.
+    /// KVM lacks a capability that every virtual machine needs.
     #[error("this KVM lacks {capability}, which Coracle needs: a newer host kernel has it")]
     Capability {
         /// The name in `linux/kvm.h`.
@@ -74,15 +74,15 @@ pub enum KvmError {
     /// A call failed.
     #[error("KVM refused {call}: {source}")]
     Call {
-        /// The ioctl and what it was for.
+        /// The ioctl and its purpose.
         call: &'static str,
-        /// What the system said.
+        /// The error that KVM returned.
         r#source: errno::Error,
     },
     /// A model-specific register that the boot protocol or a CPU template sets was refused.
     #[error("KVM refused model-specific register {msr:#x}")]
     Msr {
-        /// Register number.
+        /// The number of the register.
         msr: u32,
     },
 }

@@ -1,4 +1,4 @@
-//! A machine of one page, for the host probe: no devices, no boot protocol.
+//! A machine of one page for the host probe, without devices or a boot protocol.
 
 use coracle_arch::x86_64::registers::Segment;
 
@@ -17,7 +17,7 @@ pub(crate) struct ProbeMachine {
 }
 
 impl ProbeMachine {
-    /// With `code` at its entry.
+    /// Makes the machine with `code` at its entry.
     pub(crate) fn new(kvm: &Kvm, code: &[u8]) -> Result<ProbeMachine, KvmError> {
         use vm_memory::{Bytes, GuestAddress};
         let no_memory = |_| KvmError::Call {
@@ -38,7 +38,7 @@ impl ProbeMachine {
         Ok(ProbeMachine { vcpu, _vm: vm, _ram: ram })
     }
 
-    /// Runs the code with `ecx` until it writes to a port: false when it ends in another way.
+    /// Runs the code with `ecx` until it writes to a port. Returns false if it ends in another way.
     pub(crate) fn run_to_port_write(&mut self, ecx: u32) -> Result<bool, KvmError> {
         let regs = kvm_bindings::kvm_regs { rip: CODE, rcx: ecx.into(), rflags: 2, ..Default::default() };
         call("KVM_SET_REGS", self.vcpu.fd.set_regs(&regs))?;

@@ -1,4 +1,4 @@
-//! Puts a vCPU into the state in which a guest starts: plain data in, ioctls out.
+//! Puts a vCPU into the state in which a guest starts: turns plain data into ioctls.
 
 use coracle_arch::x86_64::cpuid::CpuidEntry;
 use coracle_arch::x86_64::lapic;
@@ -12,7 +12,7 @@ use super::vcpu::Vcpu;
 use super::{KvmError, call};
 
 impl Vcpu {
-    /// The CPUID leaves that the guest sees.
+    /// Sets the CPUID leaves that the guest sees.
     pub(crate) fn set_cpuid(&self, entries: &[CpuidEntry]) -> Result<(), KvmError> {
         let entries: Vec<kvm_cpuid_entry2> = entries.iter().map(cpuid_entry).collect();
         // Only a list longer than KVM's limit is refused here, and KVM made this list.
@@ -23,7 +23,7 @@ impl Vcpu {
         call("KVM_SET_CPUID2", self.fd.set_cpuid2(&cpuid))
     }
 
-    /// The value of a model-specific register.
+    /// Returns the value of a model-specific register.
     pub(crate) fn msr(&self, index: u32) -> Result<u64, KvmError> {
         let mut list = Msrs::from_entries(&[kvm_msr_entry { index, ..Default::default() }])
             .map_err(|_| KvmError::Msr { msr: index })?;
@@ -33,7 +33,8 @@ impl Vcpu {
         }
     }
 
-    /// What firmware sets on every CPU: model-specific registers and the wiring of the local APIC.
+    /// Sets the state that firmware sets on every CPU: model-specific registers and the wiring of the local
+    /// APIC.
     pub(crate) fn set_firmware_state(&self, msrs: &[(u32, u64)]) -> Result<(), KvmError> {
         let entries: Vec<kvm_msr_entry> =
             msrs.iter().map(|&(index, data)| kvm_msr_entry { index, data, ..Default::default() }).collect();
@@ -48,7 +49,8 @@ impl Vcpu {
         call("KVM_SET_LAPIC", self.fd.set_lapic(&page))
     }
 
-    /// The registers of the first vCPU; the others wait for their start-up interrupt in KVM's reset state.
+    /// Sets the registers of the first vCPU. The others wait for their start-up interrupt in KVM's reset
+    /// state.
     pub(crate) fn set_boot_registers(&self, state: &BootState) -> Result<(), KvmError> {
         let mut sregs = call("KVM_GET_SREGS", self.fd.get_sregs())?;
         let data = segment(&state.segments.data);
@@ -71,7 +73,7 @@ impl Vcpu {
         call("KVM_SET_REGS", self.fd.set_regs(&regs))
     }
 
-    /// The frequency of the guest's time-stamp counter, where KVM tells it.
+    /// Returns the frequency of the guest's time-stamp counter, if KVM reports it.
     pub(crate) fn tsc_khz(&self) -> Option<u32> {
         self.fd.get_tsc_khz().ok().filter(|khz| *khz > 0)
     }

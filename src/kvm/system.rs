@@ -1,4 +1,4 @@
-//! `/dev/kvm` itself: what it can do, and the virtual machines it makes.
+//! `/dev/kvm` itself: its capabilities, and the virtual machines that it makes.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -32,19 +32,20 @@ impl Kvm {
         Ok(Kvm { fd })
     }
 
-    /// An empty virtual machine.
+    /// Makes an empty virtual machine.
     pub(crate) fn create_vm(&self) -> Result<KvmVm, KvmError> {
         loop {
             match self.fd.create_vm() {
-                // A signal that came while KVM set up its threads; nothing was made.
+                // A signal came while KVM set up its threads; nothing was made.
                 Err(error) if error.errno() == libc::EINTR => {}
                 result => return Ok(KvmVm::new(call("KVM_CREATE_VM", result)?)),
             }
         }
     }
 
-    /// The CPUID leaves that this KVM can show to a guest. KVM is asked once for the whole process: it executes CPUID for
-    /// each leaf, which on a virtual host makes a quarter of the CPU time of a short life.
+    /// Returns the CPUID leaves that this KVM can show to a guest. KVM is asked once for the whole process:
+    /// it executes CPUID for each leaf, which on a virtual host makes a quarter of the CPU time of a
+    /// short-lived machine.
     pub(crate) fn supported_cpuid(&self) -> Result<&'static [CpuidEntry], KvmError> {
         if let Some(entries) = SUPPORTED_CPUID.get() {
             return Ok(entries);
@@ -72,18 +73,18 @@ impl Kvm {
         Ok(entries.collect())
     }
 
-    /// True when the guest may use the local APIC's TSC-deadline timer.
+    /// Returns whether the guest may use the local APIC's TSC-deadline timer.
     pub(crate) fn has_tsc_deadline_timer(&self) -> bool {
         self.fd.check_extension(Cap::TscDeadlineTimer)
     }
 
-    /// The most vCPUs a virtual machine can have, and the number that KVM recommends not to exceed.
+    /// Returns the largest number of vCPUs of a virtual machine, and the number that KVM recommends.
     pub(crate) fn vcpu_limits(&self) -> VcpuLimits {
         VcpuLimits { max: self.fd.get_max_vcpus(), recommended: self.fd.get_nr_vcpus() }
     }
 }
 
-/// How many vCPUs a virtual machine can have.
+/// The limits on the number of vCPUs of a virtual machine.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VcpuLimits {
     /// KVM_CAP_MAX_VCPUS.
@@ -101,11 +102,11 @@ fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
     }
 }
 
-/// Whether guests of this host are shown a CPU without XSAVE, although KVM offers it: the host's CPU is emulated by
-/// QEMU. There KVM is not told when a guest sets XCR0: its CPUID leaf 0xd does not follow, which stock kernels take
-/// for a defect (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
+/// Returns whether guests of this host see a CPU without XSAVE, although KVM offers it, because QEMU emulates
+/// the host's CPU. There KVM is not told when a guest sets XCR0: CPUID leaf 0xd does not follow, which stock
+/// kernels treat as a defect (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
 pub(crate) fn hides_xsave() -> bool {
-    // A CPU that runs without a hypervisor answers with something else.
+    // Without a hypervisor, this leaf has other contents.
     let leaf = std::arch::x86_64::__cpuid(HYPERVISOR_SIGNATURE);
     [leaf.ebx, leaf.ecx, leaf.edx].map(u32::to_le_bytes).as_flattened() == QEMU_EMULATION
 }
@@ -115,7 +116,7 @@ const HYPERVISOR_SIGNATURE: u32 = 0x4000_0000;
 /// The signature of QEMU's TCG.
 const QEMU_EMULATION: &[u8] = b"TCGTCGTCGTCG";
 
-/// A fact of the host, which no virtual machine changes.
+/// Read once: it is a fact of the host, which no virtual machine changes.
 static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
 
 /// The device node.

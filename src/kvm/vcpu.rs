@@ -1,4 +1,4 @@
-//! One vCPU: entering the guest, and what it came out for.
+//! One vCPU: enters the guest, and returns the reason of each exit.
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
@@ -17,8 +17,8 @@ pub(crate) struct Vcpu {
     index: u32,
 }
 
-/// Why a vCPU left the guest. The slices lie in memory shared with KVM, which reads answers from them at the next
-/// entry.
+/// The reason why a vCPU left the guest. The slices lie in memory shared with KVM, which reads results from
+/// them at the next entry.
 pub(crate) enum VcpuExit<'a> {
     /// The guest wrote to a port: items of `unit` bytes, more than one for a string instruction.
     PortOut { port: u16, unit: usize, data: &'a [u8] },
@@ -28,15 +28,15 @@ pub(crate) enum VcpuExit<'a> {
     MmioRead { address: u64, data: &'a mut [u8] },
     /// The guest wrote to an address without memory.
     MmioWrite { address: u64, data: &'a [u8] },
-    /// A kick, or nothing of interest: enter again.
+    /// A kick, or an exit without meaning. The caller enters again.
     Interrupted,
-    /// A triple fault.
+    /// The guest made a triple fault.
     Shutdown,
-    /// The guest cannot go on for a reason of KVM's.
+    /// KVM cannot continue the guest.
     Fault(VcpuFault),
 }
 
-/// Why KVM cannot go on with a vCPU.
+/// The reason why KVM cannot go on with a vCPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[serde(tag = "kind", rename_all = "kebab-case")]
@@ -45,7 +45,7 @@ pub enum VcpuFault {
     Internal {
         /// The sub-error of `linux/kvm.h`.
         suberror: u32,
-        /// The bytes of the instruction that KVM could not emulate, where it tells them.
+        /// The bytes of the instruction that KVM could not emulate, if it returns them.
         instruction: Vec<u8>,
     },
     /// The hardware refused to enter the guest (`KVM_EXIT_FAIL_ENTRY`).
@@ -53,14 +53,14 @@ pub enum VcpuFault {
         /// The hardware's own reason.
         hardware_reason: u64,
     },
-    /// An exit that this machine has no use for.
+    /// KVM exited for a reason that this machine does not handle.
     UnexpectedExit {
         /// The number in `linux/kvm.h`.
         exit_reason: u32,
     },
     /// `KVM_RUN` itself failed.
     RunFailed {
-        /// The error number.
+        /// The error number of the host.
         errno: i32,
     },
 }
@@ -103,24 +103,24 @@ impl Vcpu {
         Vcpu { fd, index }
     }
 
-    /// Its number, which is also its APIC id.
+    /// Returns the vCPU's index, which is also its APIC id.
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
-    /// Lets kicks end [`Vcpu::run`], and no other signal, in a thread that blocks them all.
+    /// Lets kicks end [`Vcpu::run`] in a thread that blocks all signals, and no other signal.
     pub(crate) fn allow_kicks(&self) -> Result<(), KvmError> {
         call("KVM_SET_SIGNAL_MASK", kick::allow_kicks(&self.fd))
     }
 
-    /// Marks the guest's kvm-clock: time has passed in which it could not run, so that its watchdogs do not take the
-    /// pause for a lock-up (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
+    /// Reports a pause to the guest's kvm-clock, so that the guest's watchdogs do not take it for a lock-up
+    /// (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
     pub(crate) fn tell_of_pause(&self) {
-        // Refused where the guest does not use kvm-clock: it has no flag to see.
+        // KVM refuses it if the guest does not use kvm-clock, and then there is nothing to report.
         let _ = self.fd.kvmclock_ctrl();
     }
 
-    /// Runs the guest until it needs something.
+    /// Runs the guest until it exits.
     pub(crate) fn run(&mut self) -> VcpuExit<'_> {
         if let Err(error) = self.fd.run().map(drop) {
             return match error.errno() {
@@ -128,7 +128,7 @@ impl Vcpu {
                     kick::consume_kicks();
                     VcpuExit::Interrupted
                 }
-                // The vCPU was waiting for its INIT, or an exit to the kernel's own work: nothing to do here.
+                // The vCPU was waiting for its INIT, or the exit was for the kernel's own work.
                 libc::EAGAIN => VcpuExit::Interrupted,
                 errno => VcpuExit::Fault(VcpuFault::RunFailed { errno }),
             };
@@ -136,8 +136,8 @@ impl Vcpu {
         decode(self.fd.get_kvm_run())
     }
 
-    /// The registers, for a report on how the guest died. None where they are lost: AMD CPUs leave them undefined
-    /// after a triple fault, and KVM then shows those of a reset vCPU.
+    /// Returns the registers, for a report on how the guest died. `None` if they are lost: AMD CPUs leave
+    /// them undefined after a triple fault, and KVM then shows those of a reset vCPU.
     pub(crate) fn registers(&self) -> Option<VcpuRegisters> {
         let regs = self.fd.get_regs().ok()?;
         let sregs = self.fd.get_sregs().ok()?;
@@ -164,7 +164,7 @@ impl Vcpu {
     }
 }
 
-/// What a report on a dead vCPU shows. Names as in the Intel SDM.
+/// The registers in a report on a dead vCPU. Names are those of the Intel SDM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct VcpuRegisters {
@@ -182,12 +182,12 @@ pub struct VcpuRegisters {
     pub cr3: u64,
     pub cr4: u64,
     pub cs: u16,
-    /// The privilege level of the code segment.
+    /// The privilege level of the code segment, 0 to 3.
     pub ring: u8,
 }
 
-/// Reads the exit out of the page that KVM shares. kvm-ioctls' own decoding loses the unit of string instructions
-/// and the details of an internal error.
+/// Decodes the exit in the page that KVM shares. kvm-ioctls' own decoding loses the unit of string
+/// instructions and the details of an internal error.
 fn decode(run: &mut kvm_run) -> VcpuExit<'_> {
     match run.exit_reason {
         KVM_EXIT_IO => decode_port(run),
@@ -206,8 +206,8 @@ fn decode(run: &mut kvm_run) -> VcpuExit<'_> {
             kick::consume_kicks();
             VcpuExit::Interrupted
         }
-        // With local APICs in KVM neither needs an answer: a halt never comes here, no device of ours is level
-        // triggered, and breakpoints are not set.
+        // With local APICs in KVM, neither needs handling: a halt never comes here, no device is
+        // level-triggered, and breakpoints are not set.
         KVM_EXIT_HLT | KVM_EXIT_IOAPIC_EOI | KVM_EXIT_DEBUG => VcpuExit::Interrupted,
         // KVM reports a shutdown either way; the types of a system event are of other architectures.
         KVM_EXIT_SHUTDOWN | KVM_EXIT_SYSTEM_EVENT => VcpuExit::Shutdown,
@@ -255,7 +255,7 @@ fn decode_internal_error(run: &kvm_run) -> VcpuFault {
     VcpuFault::Internal { suberror: failure.suberror, instruction }
 }
 
-/// Where a CPU starts after a reset: instruction pointer and code segment base (Intel SDM vol. 3, 10.1.4).
+/// The instruction pointer and code segment base of a CPU after a reset (Intel SDM vol. 3, 10.1.4).
 const RESET_VECTOR: (u64, u64) = (0xfff0, 0xffff_0000);
 
 /// `KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES` of `linux/kvm.h`.

@@ -17,7 +17,7 @@ use super::vcpu::Vcpu;
 use super::{KvmError, call};
 use crate::memory::GuestRam;
 
-/// A virtual machine of KVM's. Cheap to clone: it is closed when the last clone goes.
+/// A KVM virtual machine. Cheap to clone: it is closed when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct KvmVm {
     fd: Arc<VmFd>,
@@ -28,8 +28,8 @@ impl KvmVm {
         KvmVm { fd: Arc::new(fd) }
     }
 
-    /// Gives the guest `ram`, one slot per region. Call it before [`KvmVm::create_local_apics`]: each slot made later
-    /// costs milliseconds.
+    /// Maps `ram` into the guest, with one slot per region. Call it before [`KvmVm::create_local_apics`]:
+    /// each later slot costs milliseconds.
     pub(crate) fn add_memory(&self, ram: &GuestRam) -> Result<(), KvmError> {
         for (slot, region) in ram.regions().enumerate() {
             let region = kvm_userspace_memory_region {
@@ -47,8 +47,9 @@ impl KvmVm {
         Ok(())
     }
 
-    /// Makes the local APICs of the vCPUs to come; the I/O APIC is a device of ours. A virtual machine whose I/O APIC
-    /// is KVM's own takes tens of milliseconds to close, this one a fraction of one (`cargo xtask bench irqchip`).
+    /// Makes the local APICs of future vCPUs. The I/O APIC is an emulated device. A virtual machine with
+    /// KVM's own I/O APIC takes tens of milliseconds to close, and this one a fraction of one (`cargo xtask
+    /// bench irqchip`).
     pub(crate) fn create_local_apics(&self) -> Result<(), KvmError> {
         // Intel CPUs without unrestricted guest mode need these pages for real mode; the others ignore them.
         let identity_map = self.fd.set_identity_map_address(layout::KVM_IDENTITY_MAP);
@@ -65,17 +66,17 @@ impl KvmVm {
         Ok(Vcpu::new(fd, index))
     }
 
-    /// Has KVM raise interrupt `gsi` by the route that it has at the time whenever `event` is written.
+    /// Makes KVM raise interrupt `gsi`, by its present route, whenever `event` is written.
     pub(crate) fn connect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         call("KVM_IRQFD", self.fd.register_irqfd(event, gsi))
     }
 
-    /// Undoes [`KvmVm::connect_interrupt`]: `event` can be connected to another virtual machine.
+    /// Undoes [`KvmVm::connect_interrupt`], so that `event` can be connected to another virtual machine.
     pub(crate) fn disconnect_interrupt(&self, event: &EventFd, gsi: u32) -> Result<(), KvmError> {
         call("KVM_IRQFD", self.fd.unregister_irqfd(event, gsi))
     }
 
-    /// Has KVM ring `doorbell` in place of an exit when the guest writes the 32 bits `value` to `address`.
+    /// Makes KVM signal `doorbell` instead of exiting when the guest writes the 32 bits `value` to `address`.
     pub(crate) fn connect_doorbell(
         &self,
         doorbell: &EventFd,
@@ -86,7 +87,7 @@ impl KvmVm {
         call("KVM_IOEVENTFD", self.fd.register_ioevent(doorbell, &address, value))
     }
 
-    /// Makes these the messages of the interrupts that come by [`KvmVm::connect_interrupt`]; others have none.
+    /// Sets the messages of the interrupts of [`KvmVm::connect_interrupt`]. All others have none.
     pub(super) fn set_routes(&self, routes: impl Iterator<Item = (u32, MsiMessage)>) -> Result<(), KvmError> {
         let entries: Vec<kvm_irq_routing_entry> = routes.map(|(gsi, message)| route(gsi, message)).collect();
         let full =
@@ -103,7 +104,7 @@ impl KvmVm {
             data: message.data,
             ..Default::default()
         };
-        // The message is the guest's own choice: one that reaches no local APIC is lost, as on hardware.
+        // The guest chose the message. One that reaches no local APIC is lost, as on hardware.
         if let Err(error) = self.fd.signal_msi(msi) {
             journal!(Guest Debug, "the interrupt message {:#x} to {:#x} was not delivered: {error}", message.data, message.address);
         }
@@ -120,5 +121,5 @@ fn route(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
     entry
 }
 
-/// KVM reserves this many routes for an I/O APIC in userspace.
+/// The number of routes that KVM reserves for an I/O APIC in userspace.
 const IOAPIC_PINS: u64 = 24;

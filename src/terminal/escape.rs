@@ -1,28 +1,29 @@
-//! Ctrl-A commands: what of a person's input is for Coracle and not for the guest. Called by the console of a machine, and by
-//! the command that gives a terminal to a program in the guest.
+//! Ctrl-A commands: separates a person's input for Coracle from that for the guest. The console of a machine
+//! calls this, and so does the command that gives a terminal to a program in the guest.
 
-/// Finds the commands that a person at the terminal gives to Coracle: Ctrl-A, then `x` to end, `h` for help, Ctrl-A for
-/// one Ctrl-A to the guest. Anything else after Ctrl-A goes to the guest with it.
+/// Finds the commands of a person at the terminal: Ctrl-A and then `x` to end, `h` for help, or Ctrl-A to
+/// send one Ctrl-A to the guest. Anything else after Ctrl-A goes to the guest together with it.
 #[derive(Debug, Default)]
 pub struct Escape {
     after_prefix: bool,
 }
 
-/// What a piece of input has asked Coracle for.
+/// The commands in a piece of input.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Asked {
-    /// The end of the machine. What follows in the input is left out.
+    /// Whether the machine is to end. Later input is dropped.
     pub end: bool,
-    /// The help, [`Escape::HELP`].
+    /// Whether to show the help, [`Escape::HELP`].
     pub help: bool,
 }
 
 impl Escape {
-    /// The text for a terminal in raw mode that answers Ctrl-A h.
+    /// The help for Ctrl-A h, for a terminal in raw mode.
     pub const HELP: &[u8] =
         b"\r\nCtrl-A x  end the virtual machine\r\nCtrl-A h  this help\r\nCtrl-A Ctrl-A  send Ctrl-A\r\n";
 
-    /// Appends to `guest` what is for it, and returns what is not. A command may be split between two calls.
+    /// Appends the guest's input to `guest`, and returns the commands. A command may be split between two
+    /// calls.
     pub fn filter(&mut self, bytes: &[u8], guest: &mut Vec<u8>) -> Asked {
         let mut asked = Asked::default();
         for &byte in bytes {
@@ -51,7 +52,7 @@ const PREFIX: u8 = 0x01;
 mod tests {
     use super::*;
 
-    /// What the guest gets of these pieces, and what the last of them asks for.
+    /// Returns the guest's part of these pieces, and the commands of the last one.
     fn filtered(input: &[&[u8]]) -> (Vec<u8>, Asked) {
         let mut escape = Escape::default();
         let mut guest = Vec::new();

@@ -1,5 +1,5 @@
-//! The caller's terminal, switched to raw mode while a guest has it. For the CLI and the emulated host only: the
-//! library proper never touches a terminal.
+//! Switches the caller's terminal to raw mode while a guest uses it. This is for the command and the emulated
+//! host only: the library proper never touches a terminal.
 
 mod escape;
 
@@ -18,20 +18,22 @@ pub struct RawTerminal {
     _private: (),
 }
 
-/// The terminal that is raw now, and its mode before.
+/// The terminal that is raw now, and its former mode.
 struct Saved {
     fd: OwnedFd,
     mode: libc::termios,
 }
 
-/// The one raw terminal of the process, or null. A pointer, because a signal handler cannot take a lock.
+/// The only raw terminal of the process, or null. It is a pointer because a signal handler cannot take a
+/// lock.
 static SAVED: AtomicPtr<Saved> = AtomicPtr::new(ptr::null_mut());
 
 impl RawTerminal {
-    /// Makes the terminal behind `fd` raw. None when `fd` is not a terminal, or one is raw already.
+    /// Makes the terminal behind `fd` raw. Returns `None` if `fd` is not a terminal, or a terminal is already
+    /// raw.
     ///
     /// # Errors
-    /// The terminal refuses.
+    /// The terminal refuses the mode.
     pub fn enter(fd: BorrowedFd<'_>) -> io::Result<Option<RawTerminal>> {
         let Some(mode) = terminal_mode(fd) else { return Ok(None) };
         let saved = Box::into_raw(Box::new(Saved { fd: fd.try_clone_to_owned()?, mode }));
@@ -49,8 +51,8 @@ impl RawTerminal {
         Ok(Some(guard))
     }
 
-    /// Restores a raw terminal, if there is one. For panic hooks and signal handlers, which run no destructors: it
-    /// takes no lock and allocates nothing.
+    /// Restores a raw terminal, if there is one. It is for panic hooks and signal handlers, which run no
+    /// destructors, and so takes no lock and allocates nothing.
     pub fn restore() {
         let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
         // SAFETY: a pointer in `SAVED` is valid, and the swap has made it this call's alone. It is not freed: this may
@@ -68,7 +70,7 @@ impl Drop for RawTerminal {
     }
 }
 
-/// The mode of the terminal behind `fd`: none when it is not a terminal.
+/// Returns the mode of the terminal behind `fd`; `None` if it is not a terminal.
 pub fn terminal_mode(fd: BorrowedFd<'_>) -> Option<libc::termios> {
     let mut mode = MaybeUninit::<libc::termios>::uninit();
     // SAFETY: the descriptor is open, and `mode` has room for the answer.
@@ -77,7 +79,7 @@ pub fn terminal_mode(fd: BorrowedFd<'_>) -> Option<libc::termios> {
     (result == 0).then(|| unsafe { mode.assume_init() })
 }
 
-/// The size of the terminal behind `fd`: none when it is not a terminal, or does not know.
+/// Returns the size of the terminal behind `fd`; `None` if it is not a terminal or does not know.
 pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
     let mut size = MaybeUninit::<libc::winsize>::uninit();
     // SAFETY: the descriptor is open, and `size` has room for the answer.
@@ -88,7 +90,7 @@ pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
 }
 
 fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
-    // SAFETY: the descriptor is open and the mode is valid. Not TCSADRAIN, which could wait for a reader for ever.
+    // SAFETY: the descriptor is open and the mode is valid. Not TCSADRAIN, which could wait for a reader forever.
     let result = unsafe { libc::tcsetattr(fd, libc::TCSANOW, mode) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

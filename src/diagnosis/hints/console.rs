@@ -1,15 +1,15 @@
-//! Rules about a kernel that said nothing, or not enough.
+//! Rules about a kernel that printed nothing, or not enough.
 
 use super::{Facts, Hint, Setting};
 use crate::ending::Ending;
 
-/// Nothing was printed, and nothing was to be printed here.
+/// Nothing was printed, and the command line asks for no output on this machine's consoles.
 pub(super) fn no_console(facts: &Facts<'_>) -> Option<Hint> {
     let named = CONSOLE_PARAMETERS.iter().any(|name| facts.parameters(name).next().is_some());
     (is_silent(facts) && !named && !has_early_console(facts)).then_some(Hint::NoConsole)
 }
 
-/// Something was to be printed elsewhere.
+/// The command line sends output to consoles that this machine lacks.
 pub(super) fn foreign_console(facts: &Facts<'_>) -> Option<Hint> {
     let is_here = |console| console == COM1 || (facts.has_virtio_console && console == VIRTIO_CONSOLE);
     let elsewhere = !facts.parameters("console").map(device).any(is_here);
@@ -18,7 +18,7 @@ pub(super) fn foreign_console(facts: &Facts<'_>) -> Option<Hint> {
         .then(|| Hint::ForeignConsole { console: console.to_owned() })
 }
 
-/// It was to be printed here, and the kernel cannot.
+/// The command line sends output to a console here, but the kernel has no driver for it.
 pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     let (option, source) =
         DRIVER_OPTIONS.iter().find_map(|option| Some((*option, facts.is_not(Setting::BuiltIn, option)?)))?;
@@ -26,7 +26,8 @@ pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     (is_silent(facts) && wanted).then_some(Hint::ConsoleDriverMissing { option, source })
 }
 
-/// It was to be printed here and the kernel can, as far as is known, but died before.
+/// The command line sends output to a console here and the kernel may have a driver, but died before it
+/// printed.
 pub(super) fn early_console(facts: &Facts<'_>) -> Option<Hint> {
     let wanted = facts.parameters("console").any(|console| device(console) == COM1);
     let possible = driver_missing(facts).is_none();
@@ -34,7 +35,7 @@ pub(super) fn early_console(facts: &Facts<'_>) -> Option<Hint> {
     (could_tell && !facts.interpreted && !facts.has_word(QUIET)).then_some(Hint::EarlyConsole)
 }
 
-/// It was told to say nothing, and what it would have said leads on. A panic is printed all the same.
+/// The command line keeps the kernel quiet, and its messages would help. A panic is printed all the same.
 pub(super) fn quiet(facts: &Facts<'_>) -> Option<Hint> {
     let silenced = match facts.ending {
         Ending::Crashed { .. } | Ending::CannotRun { .. } | Ending::TimedOut { .. } => facts.has_word(QUIET),
@@ -51,7 +52,7 @@ fn has_early_console(facts: &Facts<'_>) -> bool {
     EARLY_PARAMETERS.iter().any(|name| facts.parameters(name).next().is_some())
 }
 
-/// A console's device without its options.
+/// Returns a console's device without its options.
 fn device(console: &str) -> &str {
     console.split(',').next().unwrap_or_default()
 }
@@ -63,6 +64,6 @@ const COM1: &str = "ttyS0";
 const VIRTIO_CONSOLE: &str = "hvc0";
 const CONSOLE_PARAMETERS: &[&str] = &["console"];
 const EARLY_PARAMETERS: &[&str] = &["earlyprintk", "earlycon"];
-/// What a message needs on its way to COM1, the most general first.
+/// Options that COM1 output needs, the most general first.
 const DRIVER_OPTIONS: &[&str] =
     &["CONFIG_PRINTK", "CONFIG_TTY", "CONFIG_SERIAL_8250", "CONFIG_SERIAL_8250_CONSOLE"];

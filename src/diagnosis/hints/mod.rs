@@ -1,7 +1,7 @@
-//! What a person can do about a guest that did not come up: one rule per known cause.
+//! Advice about a guest that did not come up: one rule per known cause.
 //!
-//! A rule looks at the facts alone and knows no other rule. It speaks where its cause would explain the ending, and
-//! stays silent where something is unknown.
+//! A rule looks at the facts alone and knows no other rule. It gives a hint if its cause would explain the
+//! ending, and none if a fact is unknown.
 
 use std::path::PathBuf;
 
@@ -18,26 +18,26 @@ mod root;
 
 pub(super) use root::UNPACKING;
 
-/// A known cause and its cure. `Display` is one sentence of advice.
+/// A known cause and its cure. `Display` prints one sentence of advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Hint {
-    /// KVM interprets kernel code here, and lacks an instruction or the speed for this guest.
+    /// KVM interprets kernel code on this host, and lacks an instruction or the speed for this guest.
     InterpretedKernel {
-        /// It was an instruction.
+        /// Whether it lacks an instruction.
         instruction: bool,
     },
-    /// The guest went on where it has no code.
+    /// The guest jumped to an address without code.
     NoCode,
-    /// The image is not Linux, and nothing in it says how it wants to be entered.
+    /// The image is not Linux, and nothing in it states its boot protocol.
     ForeignProtocol,
     /// The machine has little more memory than the kernel takes.
     LittleMemory {
-        /// MiB that it has.
+        /// The machine's memory in MiB.
         given: u64,
-        /// MiB below which it is refused.
+        /// The smallest memory in MiB that is accepted for this kernel.
         least: u64,
-        /// The kernel said itself that memory ran out.
+        /// Whether the kernel reported that memory ran out.
         said: bool,
     },
     /// The command line names no console.
@@ -51,60 +51,61 @@ pub enum Hint {
     ConsoleDriverMissing {
         /// The option that is off or a module.
         option: &'static str,
-        /// Where that is known from.
+        /// The source of that knowledge.
         source: ConfigSource,
     },
-    /// The kernel may have said something before its console worked.
+    /// The kernel may have printed something before its console worked.
     EarlyConsole,
-    /// The command line keeps the kernel from saying what it does.
+    /// The command line keeps the kernel from printing what it does.
     Quiet,
     /// There is neither an initrd nor a root device.
     NoRoot,
     /// The root device is of a kind that this machine lacks.
     RootDevice {
-        /// As the command line names it.
+        /// The device, as the command line names it.
         root: String,
-        /// The disks of the machine.
+        /// The number of disks in the machine.
         disks: usize,
     },
     /// The kernel has no driver for the root device.
     RootDriverMissing {
-        /// As the command line names it.
+        /// The device, as the command line names it.
         root: String,
         /// The option that is off.
         option: &'static str,
-        /// Where that is known from.
+        /// The source of that knowledge.
         source: ConfigSource,
     },
     /// The kernel cannot use the initrd.
     InitrdUnsupported {
         /// The option that is off.
         option: &'static str,
-        /// Where that is known from.
+        /// The source of that knowledge.
         source: ConfigSource,
     },
-    /// The kernel has not unpacked all of the initrd, and not for want of memory or of an option.
+    /// The kernel has not unpacked all of the initrd. The cause is neither a lack of memory nor a missing
+    /// option.
     InitrdDamaged {
-        /// What it gave as the reason.
+        /// The reason that the kernel gave.
         reason: String,
     },
     /// The kernel found nothing to run in the initrd.
     NoInit {
-        /// What it looked for.
+        /// The program that it looked for.
         init: String,
-        /// It looked in the initrd, and not on the root device.
+        /// Whether it looked in the initrd, not on the root device.
         in_initrd: bool,
     },
     /// The guest's init has ended.
     InitEnded {
-        /// Its status as `wait` gives it (Linux, include/uapi/linux/wait.h): the signal that killed it in bits 0 to
-        /// 6, else its code in bits 8 to 15.
+        /// The status in the form of `wait` (Linux, include/uapi/linux/wait.h): the signal that killed it in
+        /// bits 0 to 6, or else its code in bits 8 to 15.
         status: u32,
     },
 }
 
 impl Hint {
-    /// Its name in the JSON object.
+    /// Returns the hint's name in the JSON object.
     pub fn name(&self) -> &'static str {
         match self {
             Hint::InterpretedKernel { .. } => "interpreted-kernel",
@@ -153,7 +154,7 @@ impl std::fmt::Display for Hint {
             Hint::LittleMemory { given, least, said: true } => {
                 write!(
                     f,
-                    "memory ran out: it has {given}M, and {least}M is the least; try --memory {}M",
+                    "memory ran out: it has {given}M, and the minimum is {least}M; try --memory {}M",
                     given * 2
                 )
             }
@@ -211,19 +212,19 @@ impl std::fmt::Display for Hint {
     }
 }
 
-/// Why the kernel does not know its `root=`, on a machine with this many disks.
+/// Prints why the kernel does not know its `root=`, on a machine with this many disks.
 fn root_device(f: &mut std::fmt::Formatter<'_>, root: &str, disks: usize) -> std::fmt::Result {
     if disks == 0 {
         return write!(
             f,
-            "root={root} is no device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
+            "root={root} is not a device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
              with -i FILE"
         );
     }
-    write!(f, "root={root} is no device of this machine, whose first disk is /dev/vda, of {disks} in all")
+    write!(f, "root={root} is not a device of this machine, whose first disk is /dev/vda, of {disks} in all")
 }
 
-/// Why the kernel did not start this init.
+/// Prints why the kernel did not start this init.
 fn no_init(f: &mut std::fmt::Formatter<'_>, init: &str, in_initrd: bool) -> std::fmt::Result {
     let place = if in_initrd { "initrd" } else { "root" };
     write!(
@@ -233,7 +234,7 @@ fn no_init(f: &mut std::fmt::Formatter<'_>, init: &str, in_initrd: bool) -> std:
     )
 }
 
-/// What the status of an init says.
+/// Prints the meaning of an init's status.
 fn init_ended(f: &mut std::fmt::Formatter<'_>, status: u32) -> std::fmt::Result {
     let signal = i32::try_from(status & 0x7f).unwrap_or(0);
     if signal != 0 {
@@ -258,24 +259,24 @@ impl Serialize for Hint {
     }
 }
 
-/// What the rules look at.
+/// The facts that the rules use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a> {
     pub(super) ending: &'a Ending,
     pub(super) phase: Phase,
     pub(super) is_linux: bool,
-    /// It is entered where an ELF file says, by a protocol that nothing in it names.
+    /// Whether the image is entered at its ELF entry by a protocol that nothing in it names.
     pub(super) is_entry_guessed: bool,
     pub(super) cmdline: &'a str,
     pub(super) initrds: &'a [PathBuf],
-    /// How many disks the machine has.
+    /// The number of disks in the machine.
     pub(super) disks: usize,
-    /// The machine was given a root.
+    /// Whether the machine was given a root.
     pub(super) has_root: bool,
-    /// It boots the default guest, which has an initrd of its own.
+    /// Whether it boots the default guest, which has an initrd of its own.
     pub(super) is_default_guest: bool,
     pub(super) has_virtio_console: bool,
-    /// MiB of RAM, and the least with which the image is not refused.
+    /// The RAM in MiB, and the smallest size that is accepted for the image.
     pub(super) memory_mib: u64,
     pub(super) least_mib: u64,
     pub(super) console_bytes: u64,
@@ -283,28 +284,29 @@ pub(super) struct Facts<'a> {
     pub(super) console: &'a [String],
     /// The line with which the kernel panicked.
     pub(super) panic: Option<&'a str>,
-    /// What the kernel said when it stopped unpacking its initrd.
+    /// The message with which the kernel stopped unpacking its initrd.
     pub(super) unpacking: Option<&'a str>,
-    /// The kernel's options, where they are known.
+    /// The kernel's options, if they are known.
     pub(super) options: Option<&'a KernelConfig>,
-    /// This host's KVM interprets the kernel mode of guests.
+    /// Whether this host's KVM interprets the kernel mode of guests.
     pub(super) interpreted: bool,
-    /// What lay where the vCPU that died stood.
+    /// The code at the instruction pointer of the vCPU that died.
     pub(super) code: Option<&'a Code>,
 }
 
 impl Facts<'_> {
-    /// What the rules say, the likeliest cause first.
+    /// Returns the hints of all rules, the likeliest cause first.
     pub(super) fn hints(&self) -> Vec<Hint> {
         RULES.iter().filter_map(|rule| rule(self)).collect()
     }
 
-    /// A Linux kernel that has not come to its init.
+    /// Returns whether this is a Linux kernel that has not reached its init.
     fn linux_before_init(&self) -> bool {
         self.is_linux && self.phase < Phase::Init
     }
 
-    /// It ended as a kernel does that gives up, or that waits for something that never comes: not by a crash.
+    /// Returns whether it ended like a kernel that gives up, or that waits for something that never comes,
+    /// and not by a crash.
     fn gave_up(&self) -> bool {
         match self.ending {
             Ending::Panicked { .. } | Ending::Halted | Ending::Reset { .. } | Ending::TimedOut { .. } => true,
@@ -324,22 +326,22 @@ impl Facts<'_> {
         self.console.iter().any(|line| line.contains(words))
     }
 
-    /// Whether a word of its own is on the command line.
+    /// Returns whether the command line has this parameter without a value.
     fn has_word(&self, wanted: &str) -> bool {
         self.words().any(|word| word == wanted)
     }
 
-    /// The kernel's part of the command line.
+    /// Returns the kernel's part of the command line.
     fn words(&self) -> impl Iterator<Item = &str> {
         self.cmdline.split_ascii_whitespace().take_while(|word| *word != "--")
     }
 
-    /// The values of a parameter of the command line, in order.
+    /// Returns the values of a parameter of the command line, in order.
     fn parameters(&self, name: &str) -> impl Iterator<Item = &str> {
         self.words().filter_map(move |word| word.strip_prefix(name)?.strip_prefix('='))
     }
 
-    /// Of an option that is known to be off, or to be only a module, where that is known from.
+    /// Returns how it is known that an option is off, or only a module; `None` otherwise.
     fn is_not(&self, setting: Setting, option: &str) -> Option<ConfigSource> {
         let options = self.options?;
         let lacks = match setting {
@@ -353,7 +355,7 @@ impl Facts<'_> {
 
 type Rule = fn(&Facts<'_>) -> Option<Hint>;
 
-/// The likeliest cause first.
+/// All rules, the likeliest cause first.
 const RULES: &[Rule] = &[
     interpreted_kernel,
     no_code,
@@ -395,7 +397,7 @@ fn foreign_protocol(facts: &Facts<'_>) -> Option<Hint> {
     (crashed && facts.is_entry_guessed && facts.console_bytes == 0).then_some(Hint::ForeignProtocol)
 }
 
-/// The kernel says so, or it died without a word in a machine that is nearly too small for it.
+/// The kernel reports it, or it died silently in a machine that is nearly too small for it.
 fn little_memory(facts: &Facts<'_>) -> Option<Hint> {
     let said = OUT_OF_MEMORY.iter().any(|words| facts.console_has(words));
     let tight = facts.memory_mib < facts.least_mib.saturating_mul(5) / 4;

@@ -1,4 +1,4 @@
-//! Rules about a kernel that has nothing to run: no root, no initrd, or no way into them.
+//! Rules about a kernel that has nothing to run: no root, no initrd, or no driver for them.
 
 use std::io::Read;
 use std::path::Path;
@@ -8,7 +8,7 @@ use coracle_arch::regular_file;
 use super::{Facts, Hint, Setting};
 use crate::diagnosis::INIT_ENDED;
 
-/// Neither an initrd nor a root device, unless one is built into the kernel.
+/// There is neither an initrd nor a root device, unless an initrd is built into the kernel.
 pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
     let built_in = facts
         .options
@@ -19,7 +19,7 @@ pub(super) fn no_root(facts: &Facts<'_>) -> Option<Hint> {
     (applies(facts) && nothing).then_some(Hint::NoRoot)
 }
 
-/// The kernel says that it has not unpacked all of its initrd, and goes on with what it has.
+/// The kernel reports that it has not unpacked all of its initrd, and goes on with the rest.
 pub(super) fn initrd_damaged(facts: &Facts<'_>) -> Option<Hint> {
     let said = facts.unpacking?;
     let reason = said.split_once("); ").map_or(said, |(reason, _)| reason).trim();
@@ -29,7 +29,7 @@ pub(super) fn initrd_damaged(facts: &Facts<'_>) -> Option<Hint> {
         .then(|| Hint::InitrdDamaged { reason: reason.to_owned() })
 }
 
-/// The kernel says that it found no init, and not for want of a root device or of the rest of its initrd.
+/// The kernel reports that it found no init, and neither a root device nor a part of its initrd is missing.
 pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
     let has_initrd = facts.is_default_guest || !facts.initrds.is_empty();
     let in_initrd = has_initrd && !facts.has_root && root(facts).is_none();
@@ -41,7 +41,7 @@ pub(super) fn no_init(facts: &Facts<'_>) -> Option<Hint> {
     (applies(facts) && (said || passed_over) && !is_explained).then_some(Hint::NoInit { init, in_initrd })
 }
 
-/// The kernel panics when its init ends, and says with which status.
+/// The kernel panics when its init ends, and prints the status.
 pub(super) fn init_ended(facts: &Facts<'_>) -> Option<Hint> {
     let (_, rest) = facts.panic?.split_once(INIT_ENDED)?;
     let (_, status) = rest.split_once("exitcode=0x")?;
@@ -63,7 +63,8 @@ pub(super) fn device(facts: &Facts<'_>) -> Option<Hint> {
 pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     let root = root(facts)?;
     let (_, options) = DEVICE_OPTIONS.iter().find(|(kind, _)| device_name(root).starts_with(kind))?;
-    // A module may come with an initrd, which Coracle adds for its own devices; without one the driver has to be built in.
+    // A module may come in an initrd, to which Coracle adds those of its own devices. Without one, the driver
+    // must be built in.
     let needed =
         if facts.initrds.is_empty() && facts.disks == 0 { Setting::BuiltIn } else { Setting::Module };
     let (option, source) =
@@ -71,7 +72,7 @@ pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     applies(facts).then(|| Hint::RootDriverMissing { root: root.to_owned(), option, source })
 }
 
-/// The kernel cannot unpack initrds, or not those that are packed like this one.
+/// The kernel cannot unpack initrds, or not those in the compression of this one.
 pub(super) fn initrd_unsupported(facts: &Facts<'_>) -> Option<Hint> {
     if !applies(facts) || (facts.initrds.is_empty() && !facts.has_root) {
         return None;
@@ -95,18 +96,19 @@ fn device_name(root: &str) -> &str {
     root.strip_prefix("/dev/").unwrap_or(root)
 }
 
-/// Whether a name, or the beginning of it, is that of one of the machine's virtio disks.
+/// Returns whether a name, or the beginning of it, is that of one of the machine's virtio disks.
 fn is_disk(root: &str, disks: usize) -> bool {
     let letter = device_name(root).strip_prefix("vd").and_then(|rest| rest.bytes().next());
     letter.is_some_and(|letter| usize::from(letter.wrapping_sub(b'a')) < disks)
 }
 
-/// The option by which a kernel unpacks a file with this head (Linux, lib/decompress.c): none for a plain archive.
+/// Returns the option that a kernel needs to unpack a file with this head (Linux, lib/decompress.c); `None`
+/// for a plain archive.
 fn unpack_option(head: &[u8]) -> Option<&'static str> {
     PACKINGS.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, option)| *option)
 }
 
-/// The first bytes of an initrd, if it is still there.
+/// Returns the first bytes of an initrd, if it still exists.
 fn head(path: &Path) -> Option<[u8; 6]> {
     let (mut file, _) = regular_file::open(path).ok()?;
     let mut head = [0; 6];
@@ -114,13 +116,13 @@ fn head(path: &Path) -> Option<[u8; 6]> {
     Some(head)
 }
 
-/// What precedes the reason in the line with which Linux stops unpacking (init/initramfs.c, `do_populate_rootfs`); the
-/// second one is that of a kernel with `CONFIG_BLK_DEV_RAM`.
+/// The text before the reason in the line with which Linux stops unpacking (init/initramfs.c,
+/// `do_populate_rootfs`). The second is that of a kernel with `CONFIG_BLK_DEV_RAM`.
 pub(in crate::diagnosis) const UNPACKING: [&str; 2] =
     ["Initramfs unpacking failed: ", "rootfs image is not initramfs ("];
-/// Block devices by the start of their names: those that a machine without disks cannot have.
+/// Block devices that a machine without disks cannot have, by the start of their names.
 const ABSENT_DEVICES: &[&str] = &["sd", "hd", "sr", "nvme", "mmcblk", "xvd", "vd", "nbd", "md", "dm-"];
-/// What a root device needs in the kernel, by the start of its name.
+/// Options of the kernel that a root device needs, by the start of its name.
 const DEVICE_OPTIONS: &[(&str, &[&str])] = &[
     ("vd", &["CONFIG_BLOCK", "CONFIG_VIRTIO_MMIO", "CONFIG_VIRTIO_BLK"]),
     ("ram", &["CONFIG_BLOCK", "CONFIG_BLK_DEV_RAM"]),

@@ -1,7 +1,7 @@
 //! The name of a kernel's function at an address, from the symbol table of its ELF file (System V gABI, chapter 4).
 //!
-//! The file is read only when a guest has died. It is untrusted: whatever it holds costs a bounded number of reads and
-//! a bounded amount of memory, and a damaged table gives no name.
+//! The file is read only when a guest has died. It is untrusted: whatever it holds costs a bounded number of
+//! reads and a bounded amount of memory, and a damaged table gives no name.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use coracle_arch::regular_file;
 use serde::Serialize;
 
-/// A function and a place in it.
+/// A function and an offset in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Function {
-    /// Its name.
+    /// The function's name.
     pub name: String,
-    /// Bytes from its start.
+    /// The offset from its start in bytes.
     pub offset: u64,
 }
 
@@ -25,24 +25,24 @@ impl std::fmt::Display for Function {
     }
 }
 
-/// The file of a kernel that was loaded, to be opened again when it is needed.
+/// The file of a loaded kernel, which is opened again if its symbols are needed.
 #[derive(Debug, Clone)]
 pub(super) struct SymbolFile {
     path: PathBuf,
     identity: Identity,
 }
 
-/// What tells a file from one that has taken its place.
+/// The properties that distinguish a file from one that has taken its place.
 type Identity = (u64, u64, u64, i64, i64);
 
 impl SymbolFile {
-    /// Remembers `path`, which was just loaded. None when it is not there any more.
+    /// Remembers `path`, which was just loaded. Returns `None` if it no longer exists.
     pub(super) fn of(path: &Path) -> Option<SymbolFile> {
         let identity = identity(&std::fs::metadata(path).ok()?);
         Some(SymbolFile { path: path.to_owned(), identity })
     }
 
-    /// The functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel was loaded, as early
+    /// Returns the functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel was loaded, as early
     /// code has them. None where the file tells nothing; nothing at all when it is another file now.
     pub(super) fn functions_at(&self, addresses: &[u64]) -> Vec<Option<Function>> {
         self.lookup(addresses).unwrap_or_default()
@@ -76,7 +76,7 @@ impl<'a> Elf<'a> {
         header.starts_with(b"\x7fELF\x02\x01").then_some(Elf { file, header })
     }
 
-    /// The first symbol table that has names.
+    /// Returns the first symbol table that has names.
     fn symbol_table(&self) -> Option<SymbolTable<'a>> {
         let count = u16_at(&self.header, 60)?.min(MAX_HEADERS);
         let symbols = (0..count).filter_map(|index| self.section(index)).find(|s| s.kind == SHT_SYMTAB)?;
@@ -99,7 +99,7 @@ impl<'a> Elf<'a> {
         })
     }
 
-    /// Where the byte that was loaded at `physical` is linked.
+    /// Returns the linked address of the byte that was loaded at `physical`.
     fn linked_address(&self, physical: u64) -> Option<u64> {
         let table = u64_at(&self.header, 32)?;
         let entry_len = u16_at(&self.header, 54)?;
@@ -129,8 +129,8 @@ struct SymbolTable<'a> {
 }
 
 impl SymbolTable<'_> {
-    /// For each address the last function that starts at or before it, unless that has ended by then. One pass over
-    /// the table, however many addresses.
+    /// Returns, for each address, the last function that starts at or before it, unless it has ended by then.
+    /// Makes one pass over the table, however many addresses there are.
     fn functions_at(&self, addresses: &[u64]) -> Option<Vec<Option<Function>>> {
         let mut nearest: Vec<Option<Symbol>> = vec![None; addresses.len()];
         let mut buffer = vec![0; SYMBOL_LEN * SYMBOLS_AT_ONCE];
@@ -186,7 +186,7 @@ struct Symbol {
 }
 
 impl Symbol {
-    /// A function, or a label of assembly code, that is defined in a section.
+    /// Parses a function, or a label of assembly code, that is defined in a section.
     fn parse(bytes: &[u8]) -> Option<Symbol> {
         let kind = bytes.get(4)? & 0xf;
         let section = u16_at(bytes, 6)?;
@@ -200,7 +200,8 @@ impl Symbol {
         })
     }
 
-    /// Of two at one address the function is better than the label.
+    /// Returns whether this symbol is the better one. Of two at one address, a function is better than a
+    /// label.
     fn is_nearer_than(&self, other: &Symbol) -> bool {
         (self.value, self.is_function) > (other.value, other.is_function)
     }
@@ -240,16 +241,17 @@ const STT_NOTYPE: u8 = 0;
 const STT_FUNC: u8 = 2;
 const PT_LOAD: u32 = 1;
 
-/// Most headers of segments and of sections that are looked at: each is a read, for segments one for each address. A
-/// kernel has some sixty.
+/// The largest number of headers of segments and of sections that are read. Each costs a read, and for
+/// segments one per address. A kernel has some sixty.
 const MAX_HEADERS: u16 = 512;
 /// Symbols per read: 64 KiB of the table.
 const SYMBOLS_AT_ONCE: usize = 2730;
 /// The largest symbol table that is searched. A distribution's kernel has 5 MiB.
 const MAX_SYMBOLS_LEN: u64 = 64 << 20;
-/// How far a label without a size reaches.
+/// The largest distance from a label without a size to an address that counts as inside it.
 const MAX_LABEL_LEN: u64 = 0x1_0000;
-/// The longest part of a name that is shown. Names in the kernel are at most 512 long, and most are below 40.
+/// The longest part of a name that is shown. Names in the kernel have at most 512 characters, and most are
+/// below 40.
 const MAX_NAME_LEN: usize = 128;
 
 #[cfg(test)]
