@@ -1,5 +1,5 @@
-//! The calls on an agent for tasks: they wait by being woken, and take no thread. Dropping a future ends what it asked
-//! for, as dropping a [`Process`] does.
+//! The calls on an agent for tasks. They are woken instead of blocking a thread. Dropping a future ends its
+//! request, as dropping a [`Process`] does.
 
 use std::future::poll_fn;
 use std::path::Path;
@@ -20,27 +20,27 @@ use coracle_agent::protocol::agent::{Power, PutRequest, Request, Stream};
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Exec {
-    /// As [`Exec::output`], for a task.
+    /// Does the same as [`Exec::output`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Exec::output`].
     pub async fn output_async(self) -> Result<Output, ExecError> {
         let limit = self.output_limit;
         self.collect_async(Some(limit)).await
     }
 
-    /// As [`Exec::status`], for a task.
+    /// Does the same as [`Exec::status`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Exec::status`].
     pub async fn status_async(self) -> Result<ExecStatus, ExecError> {
         self.collect_async(None).await.map(|output| output.status)
     }
 
-    /// As [`Exec::spawn`], for a task.
+    /// Does the same as [`Exec::spawn`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Exec::spawn`].
     pub async fn spawn_async(mut self) -> Result<Process, ExecError> {
         self.ready().await?;
         let input = std::mem::take(&mut self.input);
@@ -59,7 +59,7 @@ impl Exec {
         run(self.start_collecting(output_limit)?, time).await
     }
 
-    /// Waits for the agent, so that opening a channel does not.
+    /// Waits for the agent, so that opening a channel does not block.
     async fn ready(&mut self) -> Result<(), AgentError> {
         self.ready_limit = Some(Duration::ZERO);
         self.agent.clone()?.ready().await
@@ -68,10 +68,10 @@ impl Exec {
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Process {
-    /// As [`Process::wait`], for a task.
+    /// Does the same as [`Process::wait`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Process::wait`].
     pub async fn wait_async(&mut self) -> Result<ExecStatus, ExecError> {
         self.stdin = None;
         let status = self.within_limit(Process::ended).await;
@@ -81,10 +81,10 @@ impl Process {
         status
     }
 
-    /// As [`Process::wait_timeout`], for a task.
+    /// Does the same as [`Process::wait_timeout`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Process::wait_timeout`].
     pub async fn wait_timeout_async(&mut self, limit: Duration) -> Result<Option<ExecStatus>, ExecError> {
         let ended = tokio::time::timeout(limit, self.within_limit(Process::ended)).await;
         if matches!(ended, Ok(Err(ExecError::TimedOut { .. }))) {
@@ -93,10 +93,10 @@ impl Process {
         ended.ok().transpose()
     }
 
-    /// As [`Process::wait_with_output`], for a task.
+    /// Does the same as [`Process::wait_with_output`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`Process::wait_with_output`].
     pub async fn wait_with_output_async(mut self) -> Result<Output, ExecError> {
         self.stdin = None;
         run(self.collector(), self.limit()).await
@@ -117,7 +117,7 @@ impl Process {
     }
 }
 
-/// As [`Collector::run`].
+/// Does the same as [`Collector::run`], for a task.
 async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
     let channel = collector.channel();
     let output = match time {
@@ -140,10 +140,10 @@ async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Res
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
-    /// As [`AgentClient::wait_ready`], for a task.
+    /// Does the same as [`AgentClient::wait_ready`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::wait_ready`].
     pub async fn wait_ready_async(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
         self.ready_within(limit, ReadyLimit::Call).await?;
         self.wait_ready(Duration::ZERO)
@@ -158,10 +158,10 @@ impl AgentClient {
         tokio::time::timeout(limit, ready).await.unwrap_or(Err(AgentError::NotReady { limit, of }))
     }
 
-    /// As [`AgentClient::read_file`], for a task.
+    /// Does the same as [`AgentClient::read_file`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::read_file`].
     pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
         self.read_file_limited_async(path, Self::FILE_LIMIT).await
     }
@@ -188,10 +188,10 @@ impl AgentClient {
         Ok(content)
     }
 
-    /// As [`AgentClient::write_file`], for a task.
+    /// Does the same as [`AgentClient::write_file`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::write_file`].
     pub async fn write_file_async(
         &self,
         path: impl AsRef<Path>,
@@ -214,35 +214,35 @@ impl AgentClient {
         .await
     }
 
-    /// As [`AgentClient::set_clock`], for a task.
+    /// Does the same as [`AgentClient::set_clock`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::set_clock`].
     pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
         let channel = self.open_async(Self::clock_request(time)).await?;
         answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await.map(drop)
     }
 
-    /// As [`AgentClient::power_off`], for a task.
+    /// Does the same as [`AgentClient::power_off`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::power_off`].
     pub async fn power_off_async(&self) -> Result<(), AgentError> {
         self.open_async(Request::Shutdown(Power::Off)).await.map(drop)
     }
 
-    /// As [`AgentClient::restart`], for a task.
+    /// Does the same as [`AgentClient::restart`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::restart`].
     pub async fn restart_async(&self) -> Result<(), AgentError> {
         self.open_async(Request::Shutdown(Power::Restart)).await.map(drop)
     }
 
-    /// As [`AgentClient::network_up`], for a task.
+    /// Does the same as [`AgentClient::network_up`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::network_up`].
     pub async fn network_up_async(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         let limit = settings.lease_time();
         let channel = self.open_async(settings.into_request(self.card)).await?;
@@ -250,20 +250,20 @@ impl AgentClient {
         answer.map_err(|error| error.of_lease(limit))?.into_network()
     }
 
-    /// As [`AgentClient::open_file`], for a task: see [`FileReader::into_async`].
+    /// Does the same as [`AgentClient::open_file`], for a task: see [`FileReader::into_async`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::open_file`].
     pub async fn open_file_async(&self, path: impl AsRef<Path>) -> Result<FileReader, FileError> {
         let channel = self.open_async(Request::Get(path.as_ref().to_owned())).await?;
         let info = answer(&channel, |locked, _| opened(locked)).await?;
         Ok(FileReader::new(channel, info))
     }
 
-    /// As [`AgentClient::create_file`], for a task: see [`FileWriter::into_async`].
+    /// Does the same as [`AgentClient::create_file`], for a task: see [`FileWriter::into_async`].
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::create_file`].
     pub async fn create_file_async(
         &self,
         path: impl AsRef<Path>,

@@ -1,4 +1,4 @@
-//! Files of a guest that a task moves from and to its own streams.
+//! Files of a guest that a task copies from and to its own streams.
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
@@ -17,10 +17,10 @@ use super::paths::entries_of;
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
-    /// As [`AgentClient::read_file_limited`], for a task.
+    /// Does the same as [`AgentClient::read_file_limited`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::read_file_limited`].
     pub async fn read_file_limited_async(
         &self,
         path: impl AsRef<Path>,
@@ -30,10 +30,10 @@ impl AgentClient {
         self.read_async(Request::Get(path.to_owned()), path, limit).await
     }
 
-    /// As [`AgentClient::read_file_to`], for a task.
+    /// Does the same as [`AgentClient::read_file_to`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::read_file_to`].
     pub async fn read_file_to_async(
         &self,
         path: impl AsRef<Path>,
@@ -60,10 +60,10 @@ impl AgentClient {
         Ok(info)
     }
 
-    /// As [`AgentClient::write_file_from`], for a task.
+    /// Does the same as [`AgentClient::write_file_from`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::write_file_from`].
     pub async fn write_file_from_async(
         &self,
         path: impl AsRef<Path>,
@@ -83,18 +83,18 @@ impl AgentClient {
         poll_fn(|task| Pin::new(&mut writer).poll_shutdown(task)).await.map_err(into_file)
     }
 
-    /// As [`AgentClient::list_dir`], for a task.
+    /// Does the same as [`AgentClient::list_dir`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::list_dir`].
     pub async fn list_dir_async(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
         self.list_dir_limited_async(path, Self::FILE_LIMIT).await
     }
 
-    /// As [`AgentClient::list_dir_limited`], for a task.
+    /// Does the same as [`AgentClient::list_dir_limited`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::list_dir_limited`].
     pub async fn list_dir_limited_async(
         &self,
         path: impl AsRef<Path>,
@@ -105,7 +105,7 @@ impl AgentClient {
     }
 }
 
-/// What comes next; nothing at the end.
+/// Returns the next bytes; none at the end.
 async fn next<'b>(reader: &mut (impl AsyncRead + Unpin), buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
     let count = poll_fn(|task| {
         loop {

@@ -1,4 +1,4 @@
-//! Streams for tasks. They are types of their own: one that could be read both ways would be ambiguous where
+//! Streams for tasks. They are separate types: one type for threads and tasks would be ambiguous where
 //! [`std::io::Read`] and tokio's `AsyncReadExt` are both imported.
 
 use std::io;
@@ -12,8 +12,9 @@ use super::streams::{ProcessInput, ProcessOutput};
 use super::tasks::Timer;
 use super::waits::poll_on;
 
-/// A stream for a task: [`ProcessOutput`] and [`FileReader`] are read by `AsyncRead`, [`ProcessInput`] and
-/// [`FileWriter`] written by `AsyncWrite`. Needs the feature `tokio`, and a runtime with its timer.
+/// A stream for a task. [`ProcessOutput`] and [`FileReader`] are read by `AsyncRead`, and [`ProcessInput`]
+/// and [`FileWriter`] are written by `AsyncWrite`. It needs the feature `tokio`, and a runtime with its
+/// timer.
 ///
 /// ```no_run
 /// # async fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -38,35 +39,35 @@ impl<T> Async<T> {
         Async { stream, timer: Timer::default() }
     }
 
-    /// The stream for a thread.
+    /// Returns the stream for a thread.
     pub fn into_inner(self) -> T {
         self.stream
     }
 }
 
 impl ProcessOutput {
-    /// The stream for a task.
+    /// Returns the stream for a task.
     pub fn into_async(self) -> Async<ProcessOutput> {
         Async::new(self)
     }
 }
 
 impl ProcessInput {
-    /// The stream for a task. Its `shutdown` ends the command's input, as dropping it does.
+    /// Returns the stream for a task. Its `shutdown` ends the command's input, like dropping it.
     pub fn into_async(self) -> Async<ProcessInput> {
         Async::new(self)
     }
 }
 
 impl FileReader {
-    /// The stream for a task.
+    /// Returns the stream for a task.
     pub fn into_async(self) -> Async<FileReader> {
         Async::new(self)
     }
 }
 
 impl FileWriter {
-    /// The stream for a task. Its `shutdown` is [`FileWriter::finish`].
+    /// Returns the stream for a task. Its `shutdown` is [`FileWriter::finish`].
     pub fn into_async(self) -> Async<FileWriter> {
         Async::new(self)
     }

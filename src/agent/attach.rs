@@ -1,4 +1,4 @@
-//! The agent of a machine: what the machine needs for it, and its life with the machine.
+//! The agent of a machine: its devices and parameters, and its life with the machine.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
@@ -13,17 +13,17 @@ use crate::config::{AgentPlace, AgentTransport, VmConfig, VsockConfig, names_roo
 use crate::ending::Ending;
 use crate::virtio::{VirtioDevices, VsockPortError};
 
-/// Why a machine cannot have its agent.
+/// The reason why a machine cannot have its agent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// Its port cannot be listened on.
-    #[error("the agent's vsock port cannot be had: {0}")]
+    /// Listening on its vsock port failed.
+    #[error("the agent's vsock port cannot be opened: {0}")]
     Vsock(VsockPortError),
-    /// Its port of the console device cannot be listened on.
-    #[error("the agent's port of the console device cannot be had: {0}")]
+    /// Listening on its port of the console device failed.
+    #[error("the agent's port of the console device cannot be opened: {0}")]
     Console(ListenError),
-    /// There is no thread for it.
+    /// The host starts no thread for it.
     #[error(transparent)]
     Agent(#[from] AgentError),
 }
@@ -47,7 +47,7 @@ pub(crate) struct AgentAttachment {
 }
 
 impl AgentAttachment {
-    /// Makes it, if the machine is to have one.
+    /// Makes the attachment, if the machine is to have an agent.
     pub(crate) fn new(
         config: &VmConfig,
         virtio: &VirtioDevices,
@@ -74,13 +74,13 @@ impl AgentAttachment {
         self.client.clone()
     }
 
-    /// The machine ends, and its vCPUs have stopped: what the agent has sent still comes, and then everything fails.
-    /// `panic` is what the kernel gave as its reason.
+    /// Ends the attachment of a machine that ends and whose vCPUs have stopped. Bytes that the agent has sent
+    /// still arrive, and then everything fails. `panic` is the reason that the kernel gave.
     pub(crate) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
         self.lock().machine_ends(ending, panic);
     }
 
-    /// Nothing comes any more.
+    /// Waits for the agent's thread. Nothing arrives any more.
     pub(crate) fn join(&self) {
         self.lock().join();
     }
@@ -90,7 +90,7 @@ impl AgentAttachment {
     }
 }
 
-/// The configuration with what the agent needs: its device, and its words on the kernel's command line.
+/// Returns the configuration with the agent's device, and its parameters on the kernel's command line.
 pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
     let mut config = config.clone();
     let Some(agent) = &config.agent else { return config };
@@ -113,15 +113,16 @@ pub(crate) fn prepared(config: &VmConfig) -> VmConfig {
         words.push("rdinit=/coracle/init".to_owned());
     }
     config.cmdline = with_words(&config.cmdline, &words.join(" "));
-    // The agent finds a card by its address, so that this has to be known before there is a device.
+    // The agent finds a card by its address, which must be known before there is a device.
     for net in &mut config.nets {
         net.mac.get_or_insert_with(MacAddress::random);
     }
     config
 }
 
-/// Whether the guest has a system that could start its agent, if the machine is to have one: with a kernel of one's own,
-/// there is no default guest. An initramfs in the kernel itself may start one beside its init.
+/// Returns whether the guest has a system that could start its agent, if the machine is to have one. With a
+/// kernel of the user's, there is no default guest. An initramfs in the kernel itself may start an agent
+/// beside its init.
 pub(crate) fn has_system(config: &VmConfig) -> bool {
     let Some(agent) = config.agent.as_ref().filter(|_| config.kernel.is_some()) else { return true };
     let is_said_to_be_there = match agent.place {
@@ -132,7 +133,7 @@ pub(crate) fn has_system(config: &VmConfig) -> bool {
     is_said_to_be_there || config.root.is_some() || !config.initrds.is_empty()
 }
 
-/// What follows `--` is for the first program.
+/// Parameters after `--` are for the first program.
 pub(crate) fn with_words(line: &str, words: &str) -> String {
     match line.split_once(" -- ") {
         Some((kernel, init)) => format!("{kernel} {words} -- {init}"),

@@ -1,10 +1,10 @@
-//! How the agent's thread tells the callers that something has come: threads that wait, and tasks that are woken.
+//! Notifies callers that something has arrived: threads that wait, and tasks that are woken.
 
 use std::sync::{Arc, Condvar, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Goes with the state that a mutex guards: waiting and telling are done while that is locked, so that nothing is
-/// missed.
+/// Belongs to the state that a mutex guards. Waits and notifications happen while it is locked, so that
+/// nothing is missed.
 #[derive(Debug, Default)]
 pub(super) struct Changed {
     threads: Condvar,
@@ -14,8 +14,8 @@ pub(super) struct Changed {
     told: Arc<Told>,
 }
 
-/// Tasks that are to be woken. A waker is code of the program, which may wait for something: the agent's thread calls
-/// it, and holds no lock meanwhile.
+/// Tasks to wake. A waker is code of the program, which may block: the agent's thread calls it, and holds no
+/// lock meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     #[cfg(feature = "tokio")]
@@ -23,39 +23,39 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// Wakes them.
+    /// Wakes the tasks.
     #[cfg(feature = "tokio")]
     pub(super) fn wake(&self) {
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
         tasks.into_iter().for_each(std::task::Waker::wake);
     }
 
-    /// There are none.
+    /// Does nothing: there are no tasks.
     #[cfg(not(feature = "tokio"))]
     pub(super) fn wake(&self) {}
 }
 
 impl Changed {
-    /// Tasks are left to `told`.
+    /// Makes the state. Tasks are left to `told`.
     #[cfg(feature = "tokio")]
     pub(super) fn new(told: &Arc<Told>) -> Changed {
         Changed { told: told.clone(), ..Changed::default() }
     }
 
-    /// There are threads only.
+    /// Makes the state for threads only.
     #[cfg(not(feature = "tokio"))]
     pub(super) fn new(_: &Arc<Told>) -> Changed {
         Changed::default()
     }
 
-    /// Something has come. The agent's thread wakes the tasks next.
+    /// Notifies the waiting threads. The agent's thread wakes the tasks next.
     pub(super) fn tell(&self) {
         self.threads.notify_all();
         #[cfg(feature = "tokio")]
         self.told.tasks.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.tasks());
     }
 
-    /// Lets this thread wait for that, or for `limit`; whether it came before.
+    /// Makes this thread wait for a notification, or for `limit`. Returns whether it came in time.
     pub(super) fn wait<'a, T>(
         &self,
         guard: MutexGuard<'a, T>,
@@ -71,7 +71,7 @@ impl Changed {
         }
     }
 
-    /// Has a task woken when something comes next.
+    /// Makes the next notification wake a task.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_next(&self, task: &std::task::Waker) {
         let mut tasks = self.tasks();

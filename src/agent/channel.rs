@@ -1,4 +1,4 @@
-//! One request that is under way: what has come for it, and the caller's handle on it.
+//! One request in flight: what has arrived for it, and the caller's handle on it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};
@@ -13,26 +13,26 @@ use super::error::{AgentError, ExecError, ReadyLimit};
 use super::link::{Limits, Link, State};
 use super::patience::Patience;
 
-/// What has come on a channel.
+/// Everything that has arrived on a channel.
 #[derive(Debug, Default)]
 pub(super) struct ChannelState {
     changed: Arc<Changed>,
     pub(super) pid: Option<u32>,
     pub(super) file: Option<FileInfo>,
     pub(super) answer: Option<Answer>,
-    /// Nobody in the guest reads the input any more.
+    /// Whether nobody in the guest reads the input any more.
     pub(super) input_refused: bool,
     outputs: [Output; 2],
     lost: Option<AgentError>,
-    /// The caller wants no more of it.
+    /// Whether the caller has abandoned the channel.
     pub(super) abandoned: bool,
-    /// The time of the command that runs there, if it has a limit.
+    /// The time limit of the command that runs there, if it has one.
     pub(super) time_limit: Option<Duration>,
-    /// It was abandoned because that time was over.
+    /// Whether it was abandoned because the time limit was over.
     pub(super) is_out_of_time: bool,
 }
 
-/// The end of a request.
+/// The answer that ends a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
     Exited(Ending),
@@ -42,7 +42,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// What a request for the network is answered with: the session lets nothing else pass.
+    /// Returns the answer to a request for the network. The session lets no other pass.
     pub(super) fn into_network(self) -> Result<NetworkInfo, AgentError> {
         match self {
             Answer::Network(info) => Ok(info),
@@ -53,13 +53,13 @@ impl Answer {
 
 #[derive(Debug, Default)]
 struct Output {
-    /// Never more than the stream's window.
+    /// Never longer than the stream's window.
     bytes: VecDeque<u8>,
     ended: bool,
 }
 
 impl ChannelState {
-    /// Takes a message that fits what came before.
+    /// Takes a message. The session has checked that it may come now.
     pub(super) fn take(&mut self, message: AgentMessage) {
         match message {
             AgentMessage::Started { pid } => self.pid = Some(pid),
@@ -85,7 +85,7 @@ impl ChannelState {
         self.changed.tell();
     }
 
-    /// The answer to a request without streams, once it is there.
+    /// Returns the answer to a request without streams, once it has arrived.
     pub(super) fn answer(&mut self) -> Result<Option<Answer>, AgentError> {
         match (&self.answer, &self.lost) {
             (Some(Answer::Failed(failure)), _) => Err(AgentError::of(failure.clone())),
@@ -95,23 +95,23 @@ impl ChannelState {
         }
     }
 
-    /// Whether a command runs: its agent has said that it has started, and not how it has ended.
+    /// Returns whether a command runs: the agent has reported its start, and not its end.
     pub(super) fn is_running(&self) -> bool {
         self.pid.is_some() && self.answer.is_none()
     }
 
-    /// The session has room for what callers send.
+    /// Notifies callers that the session has space for their bytes.
     pub(super) fn tell(&self) {
         self.changed.tell();
     }
 
-    /// The connection has ended.
+    /// Ends the channel because the connection has ended.
     pub(super) fn lose(&mut self, error: &AgentError) {
         self.lost.get_or_insert_with(|| error.clone());
         self.changed.tell();
     }
 
-    /// Whether all bytes of an output have been taken.
+    /// Returns whether all bytes of an output have been taken.
     pub(super) fn is_at_end(&self, stream: Stream) -> bool {
         self.output(stream).is_none_or(|output| output.ended && output.bytes.is_empty())
     }
@@ -139,22 +139,22 @@ impl ChannelState {
     }
 }
 
-/// A caller's handle on a channel. When the last one is dropped, what still runs there is ended.
+/// A caller's handle on a channel. When the last one is dropped, the request is ended.
 pub(super) struct Channel {
     link: Arc<Link>,
     number: u32,
     changed: Arc<Changed>,
-    /// What the request may take by itself, beside what each has.
+    /// The time that the request needs beside the limit of every call.
     own_time: Duration,
 }
 
 impl Channel {
-    /// Asks the agent for something, and waits for a guest whose agent is not ready yet.
+    /// Sends a request to the agent, and waits for a guest whose agent is not ready yet.
     pub(super) fn open(link: &Arc<Link>, request: Request) -> Result<Channel, AgentError> {
         Self::open_within(link, request, link.limits.ready)
     }
 
-    /// The same with another limit for that.
+    /// Sends a request to the agent, and waits at most `limit` for a guest whose agent is not ready yet.
     pub(super) fn open_within(
         link: &Arc<Link>,
         request: Request,
@@ -174,7 +174,7 @@ impl Channel {
         Ok(Channel { link: link.clone(), number, changed, own_time })
     }
 
-    /// The patience of a call on it.
+    /// Returns the time limit of a call on the channel.
     pub(super) fn patience(&self) -> Patience {
         let limits = self.link.limits;
         Patience::new(Limits { answer: limits.answer.saturating_add(self.own_time), ..limits })
@@ -190,25 +190,25 @@ impl Channel {
         self.link.wake();
     }
 
-    /// Gives its terminal a new size.
+    /// Sets the size of its terminal.
     pub(super) fn resize(&self, size: WindowSize) {
         self.link.lock().session.resize(self.number, size);
         self.link.wake();
     }
 
-    /// Notes the time limit of the command that runs there.
+    /// Records the time limit of the command that runs there.
     pub(super) fn set_time_limit(&self, limit: Option<Duration>) {
         if let Some(channel) = self.link.lock().channels.get_mut(&self.number) {
             channel.time_limit = limit;
         }
     }
 
-    /// Ends what runs there. Readers of its outputs get the rest, and then the end.
+    /// Ends the request. Readers of its outputs get the rest, and then the end.
     pub(super) fn abandon(&self) {
         self.end(false);
     }
 
-    /// The same because the time of the command is over.
+    /// Ends the request because the command's time limit is over.
     pub(super) fn run_out_of_time(&self) {
         self.end(true);
     }
@@ -231,26 +231,26 @@ impl Drop for Channel {
     fn drop(&mut self) {
         let mut state = self.link.lock();
         let state = &mut *state;
-        // Where it has ended already, this says nothing.
+        // If the request has ended already, this sends nothing.
         state.session.close(self.number);
         state.channels.remove(&self.number);
         self.link.wake();
     }
 }
 
-/// A look at a channel that nobody else has meanwhile.
+/// A channel while its session is locked.
 pub(super) struct Locked<'a> {
     channel: &'a Channel,
     state: MutexGuard<'a, State>,
 }
 
 impl<'a> Locked<'a> {
-    /// What has come.
+    /// Returns what has arrived.
     pub(super) fn seen(&mut self) -> &mut ChannelState {
         self.state.channels.entry(self.channel.number).or_default()
     }
 
-    /// Takes the first bytes of an output into `buffer`; returns how many.
+    /// Moves the first bytes of an output into `buffer`. Returns the number of bytes.
     pub(super) fn take(&mut self, stream: Stream, buffer: &mut [u8]) -> usize {
         let Some(output) = self.seen().output_mut(stream) else { return 0 };
         let (first, _) = output.bytes.as_slices();
@@ -263,7 +263,7 @@ impl<'a> Locked<'a> {
         count
     }
 
-    /// Takes all bytes of an output behind those of `all`; returns how many.
+    /// Appends all bytes of an output to `all`. Returns the number of bytes.
     pub(super) fn take_all(&mut self, stream: Stream, all: &mut Vec<u8>) -> usize {
         let Some(output) = self.seen().output_mut(stream) else { return 0 };
         let (first, second) = output.bytes.as_slices();
@@ -275,7 +275,7 @@ impl<'a> Locked<'a> {
         count
     }
 
-    /// Sends the first of `bytes`, as many as the agent has room for; returns how many.
+    /// Sends the first of `bytes`, as many as the agent has space for. Returns the number of bytes.
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
         let number = self.channel.number;
         self.say(|state| state.session.send(number, bytes))
@@ -287,7 +287,7 @@ impl<'a> Locked<'a> {
         self.say(|state| state.session.end_input(number));
     }
 
-    /// Waits until something has come, or `deadline`: false then.
+    /// Waits until something has arrived. Returns false if that has not happened by `deadline`.
     pub(super) fn wait(self, deadline: Option<Instant>) -> (Locked<'a>, bool) {
         let channel = self.channel;
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -298,8 +298,8 @@ impl<'a> Locked<'a> {
         (Locked { channel, state }, true)
     }
 
-    /// Waits until something has come for a command, within its own limit. Without one, a command that runs may do so
-    /// for ever, and there is `patience` with what the agent has to say before and after that.
+    /// Waits until something has arrived for a command, within its own limit. Without one, a command may run
+    /// forever, and `patience` limits what the agent must send before and after that.
     pub(super) fn wait_for_command(
         mut self,
         limit: Option<(Duration, Instant)>,
@@ -315,7 +315,7 @@ impl<'a> Locked<'a> {
         if in_time { Ok(locked) } else { Err(ExecError::timed_out(limit)) }
     }
 
-    /// Waits until something has come, as long as there is patience.
+    /// Waits until something has arrived, as long as `patience` allows.
     pub(super) fn wait_answer(self, patience: &mut Patience) -> Result<Locked<'a>, AgentError> {
         let end = patience.wait()?;
         let (locked, _) = self.wait(Some(end));
@@ -323,7 +323,7 @@ impl<'a> Locked<'a> {
         Ok(locked)
     }
 
-    /// Has a task woken when something has come.
+    /// Makes the next arrival wake a task.
     #[cfg(feature = "tokio")]
     pub(super) fn wake_next(&self, task: &std::task::Waker) {
         self.channel.changed.wake_next(task);
@@ -334,7 +334,7 @@ impl<'a> Locked<'a> {
         self.say(|state| state.session.taken(number, stream, count));
     }
 
-    /// Has the thread send what the session then has; where it had something before, the thread knows.
+    /// Makes the thread send the session's output. If there was output before, the thread knows.
     fn say<T>(&mut self, step: impl FnOnce(&mut State) -> T) -> T {
         let was_empty = self.state.session.output().is_empty();
         let result = step(&mut self.state);
@@ -345,5 +345,5 @@ impl<'a> Locked<'a> {
     }
 }
 
-/// Longer waits are made of several: some systems refuse very long ones.
+/// The longest single wait: some systems refuse very long ones, so longer waits are split.
 const LONG_TIME: Duration = Duration::from_secs(3600);

@@ -1,4 +1,4 @@
-//! What can be asked of a guest's agent.
+//! The requests to a guest's agent.
 
 use std::ffi::OsString;
 use std::io;
@@ -16,38 +16,39 @@ use super::exec::Exec;
 use super::link::{Limits, Link, LinkThread, Peer};
 use crate::config::AgentConfig;
 
-/// The agent of one guest. Any number of threads can use it at once.
+/// The agent of one guest. Any number of threads can use it at the same time.
 #[derive(Clone)]
 pub struct AgentClient {
     link: Arc<Link>,
     /// The hardware address of the machine's first network card.
     pub(super) card: Option<MacAddress>,
-    /// Of a client that is no machine's: with the last one, the connection ends.
+    /// The thread of a client without a machine. The connection ends with the last clone.
     _thread: Option<Arc<LinkThread>>,
 }
 
-/// How a guest's network is to come up.
+/// The settings with which a guest's network is to come up.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkSettings {
-    /// The interface, by its name or by its hardware address (`02:00:00:00:00:07`); none for the machine's first
-    /// network card, whatever other interfaces the guest has. Of an agent that was reached by [`AgentClient::over`],
-    /// which knows no machine, it is the first Ethernet interface, those of a device before bridges and the like.
+    /// The interface, by its name or by its hardware address (`02:00:00:00:00:07`). `None` means the
+    /// machine's first network card, whatever other interfaces the guest has. For an agent reached by
+    /// [`AgentClient::over`], which knows no machine, it means the first Ethernet interface, those of devices
+    /// before bridges and the like.
     pub interface: Option<OsString>,
-    /// Address, length of the network's prefix, and gateway; none to ask a DHCP server.
+    /// Address, length of the network's prefix, and gateway; `None` to ask a DHCP server.
     pub address: Option<(Ipv4Addr, u8, Option<Ipv4Addr>)>,
-    /// Name servers; with none, those that the DHCP server tells.
+    /// Name servers. If there are none, those that the DHCP server names.
     pub dns: Vec<Ipv4Addr>,
-    /// How long a DHCP server may take to answer, beside what [`AgentConfig::answer_limit`] gives each call; none for
-    /// [`NetworkSettings::DEFAULT_LEASE_LIMIT`].
+    /// The longest time for a DHCP server's answer, beside the [`AgentConfig::answer_limit`] of each call.
+    /// `None` means [`NetworkSettings::DEFAULT_LEASE_LIMIT`].
     pub lease_limit: Option<Duration>,
 }
 
 impl NetworkSettings {
-    /// 60 s. A server next door answers within milliseconds; a bridge with the spanning tree protocol passes nothing on for 30 s,
-    /// and an emulated host is slow.
+    /// 60 s. A server on the same network answers within milliseconds, but a bridge with the spanning tree
+    /// protocol forwards nothing for 30 s, and an emulated host is slow.
     pub const DEFAULT_LEASE_LIMIT: Duration = Duration::from_secs(60);
 
-    /// The time that a server has.
+    /// Returns the longest time for a server's answer.
     pub(super) fn lease_time(&self) -> Duration {
         self.lease_limit.unwrap_or(Self::DEFAULT_LEASE_LIMIT)
     }
@@ -61,19 +62,20 @@ impl NetworkSettings {
 }
 
 impl AgentClient {
-    /// Speaks with an agent at the other end of `stream`, which is not of this program's machines: a unix socket of a
-    /// vsock device, for example. The connection ends with the last clone.
+    /// Connects to an agent at the other end of `stream` that belongs to no machine of this program, for
+    /// example through a unix socket of a vsock device. The connection ends with the last clone.
     ///
     /// # Errors
-    /// The host gives no thread.
+    /// The host starts no thread.
     pub fn over(stream: impl Into<OwnedFd>) -> io::Result<AgentClient> {
         Self::over_within(stream, &AgentConfig::default())
     }
 
-    /// The same with other limits than those of the default configuration; its place and transport do not matter here.
+    /// Connects like [`AgentClient::over`], with the limits of `config`. Its place and transport do not
+    /// matter here.
     ///
     /// # Errors
-    /// The host gives no thread.
+    /// The host starts no thread.
     pub fn over_within(stream: impl Into<OwnedFd>, config: &AgentConfig) -> io::Result<AgentClient> {
         let thread = LinkThread::start(Peer::Stream(stream.into()), Limits::of(config))?;
         Ok(AgentClient { link: thread.link().clone(), card: None, _thread: Some(Arc::new(thread)) })
@@ -87,17 +89,18 @@ impl AgentClient {
         &self.link
     }
 
-    /// Waits until the agent is ready, and tells what it is.
+    /// Waits until the agent is ready, and returns its properties.
     ///
     /// # Errors
-    /// It is not within `limit`, or never will be.
+    /// The agent is not ready within `limit`, or never will be.
     pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
         let state = self.link.wait_ready(limit, ReadyLimit::Call)?;
-        // It is ready, so that it has said what it is.
+        // A ready agent has reported its properties.
         state.info().cloned().ok_or(AgentError::Lost)
     }
 
-    /// A command to run: program and arguments. A program without a slash is looked up in the `PATH` of its variables.
+    /// Makes a command of program and arguments. A program without a slash is looked up in the `PATH` of its
+    /// variables.
     pub fn exec<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Exec {
         Exec::new(Ok(self.clone()), argv)
     }
@@ -110,7 +113,7 @@ impl AgentClient {
         self.ask(Self::clock_request(time)).map(drop)
     }
 
-    /// Brings the guest's network up: loopback, one interface with its address and route, and name servers in
+    /// Sets the guest's network up: loopback, one interface with its address and route, and name servers in
     /// `/etc/resolv.conf`.
     ///
     /// # Errors
@@ -121,7 +124,7 @@ impl AgentClient {
         answer.map_err(|error| error.of_lease(limit))?.into_network()
     }
 
-    /// Asks the guest to power off in good order, and does not wait for it.
+    /// Asks the guest to power off cleanly, and does not wait for it.
     ///
     /// # Errors
     /// The agent is not ready within its limit, or has gone.
@@ -129,12 +132,12 @@ impl AgentClient {
         self.power_off_within(self.link.limits.ready)
     }
 
-    /// The same of an agent that is ready within `limit`.
+    /// Asks the guest to power off cleanly, if the agent is ready within `limit`.
     pub(crate) fn power_off_within(&self, limit: Duration) -> Result<(), AgentError> {
         Channel::open_within(&self.link, Request::Shutdown(Power::Off), limit).map(drop)
     }
 
-    /// Asks the guest to restart in good order, and does not wait for it.
+    /// Asks the guest to restart cleanly, and does not wait for it.
     ///
     /// # Errors
     /// The agent is not ready within its limit, or has gone.
@@ -146,7 +149,7 @@ impl AgentClient {
         Request::SetClock(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
     }
 
-    /// The answer to a request without streams.
+    /// Returns the answer to a request without streams.
     fn ask(&self, request: Request) -> Result<Answer, AgentError> {
         let channel = Channel::open(&self.link, request)?;
         let (mut locked, mut patience) = (channel.lock(), channel.patience());

@@ -1,4 +1,4 @@
-//! A command that runs to its end while what it writes is collected: step by step, whoever waits between the steps.
+//! Runs a command to its end and collects its output, in steps that threads and tasks share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,13 +11,14 @@ use super::exec::{ExecInput, Output};
 use super::process;
 use super::streams::feed;
 
-/// A command under way.
+/// A command in flight.
 pub(super) struct Collector {
     channel: Arc<Channel>,
-    /// Bytes for its input, and how many of them have been sent; none when all have, and their end.
+    /// Bytes for its input, and how many of them have been sent. `None` once everything and the end were
+    /// sent.
     input: Option<(Vec<u8>, usize)>,
     written: Written,
-    /// The most that it may write; none: what it writes is dropped.
+    /// The largest output in bytes; `None` if the output is dropped.
     limit: Option<usize>,
 }
 
@@ -27,7 +28,7 @@ impl Collector {
     }
 
     /// # Errors
-    /// The host gives no thread for an input that has to be read.
+    /// The host starts no thread for an input that must be read.
     pub(super) fn give(&mut self, input: ExecInput) -> Result<(), ExecError> {
         match input {
             ExecInput::Bytes(bytes) => self.input = Some((bytes, 0)),
@@ -43,10 +44,10 @@ impl Collector {
         self.channel.clone()
     }
 
-    /// Runs it to its end, or to that of its time.
+    /// Runs the command to its end, or to its time limit.
     ///
     /// # Errors
-    /// As [`Collector::step`], or its time is over.
+    /// The errors of [`Collector::step`], or its time limit is over.
     pub(super) fn run(mut self, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
         let channel = self.channel();
         let (mut locked, mut patience) = (channel.lock(), channel.patience());
@@ -60,7 +61,7 @@ impl Collector {
         }
     }
 
-    /// The error of a command that has no status, with what it has written by then.
+    /// Returns the error of a command that has no status, with its output until then.
     pub(super) fn at_end(&mut self, error: ExecError) -> ExecError {
         match error {
             ExecError::TimedOut { limit, .. } => ExecError::TimedOut { limit, written: self.take_written() },
@@ -72,10 +73,12 @@ impl Collector {
         }
     }
 
-    /// Sends and takes what can be now: the output, when it has ended and everything was taken.
+    /// Sends and takes what is possible now. Returns the output once the command has ended and everything was
+    /// taken.
     ///
     /// # Errors
-    /// It could not be run, has written too much, or the agent or the machine has ended: for [`Collector::at_end`].
+    /// It could not be run, has written too much, or the agent or the machine has ended. The error is for
+    /// [`Collector::at_end`].
     pub(super) fn step(&mut self, locked: &mut Locked<'_>) -> Result<Option<Output>, ExecError> {
         self.send(locked);
         let Written { stdout, stderr } = &mut self.written;

@@ -10,8 +10,9 @@ use coracle_devices::virtio::vsock::PortListener;
 use super::error::AgentError;
 use super::link::{self, Link};
 
-/// Serves one connection after the other, until there will be none. A guest that ends loses its agent on the way, so
-/// that the end of a connection is held back until the machine ends, another comes, or some time is over.
+/// Serves one connection after the other, until there will be no more. A guest that ends loses its agent
+/// first. So the end of a connection is only reported when the machine ends, another connection comes, or
+/// some time has passed.
 pub(super) fn serve_each(
     link: &Link,
     mut accept: impl FnMut(Option<Instant>) -> Accepted,
@@ -42,13 +43,13 @@ pub(super) fn serve_each(
 
 pub(super) enum Accepted {
     Stream(UnixStream),
-    /// None by then.
+    /// No connection came in time.
     Late,
-    /// There will be none.
+    /// There will be no connection.
     None,
 }
 
-/// The next connection, or none until `deadline`.
+/// Returns the next connection, if one comes before `deadline`.
 pub(super) fn accept(link: &Link, listener: &PortListener, deadline: Option<Instant>) -> Accepted {
     loop {
         if link.lock().has_to_end() {
@@ -74,7 +75,7 @@ pub(super) fn accept(link: &Link, listener: &PortListener, deadline: Option<Inst
     }
 }
 
-/// What a guest takes from the end of its processes to its own, on a slow host.
+/// The time that a guest takes from the end of its processes to its own, on a slow host.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
@@ -84,13 +85,13 @@ mod tests {
     use crate::agent::link::Limits;
     use crate::ending::Ending;
 
-    /// A connection that has ended.
+    /// Returns a connection that has ended.
     fn ended() -> Accepted {
         UnixStream::pair().map_or(Accepted::None, |(ours, _)| Accepted::Stream(ours))
     }
 
-    /// What a call fails with whose connection ends, and what then comes does so by `next`, with the call's failure by
-    /// then.
+    /// Returns the error of a call whose connection ends. `next` makes what comes then, and gets the call's
+    /// error until then.
     fn fails_with(mut next: impl FnMut(&Link, Option<AgentError>) -> Accepted) -> Option<AgentError> {
         let limits = Limits { ready: Duration::ZERO, answer: Duration::MAX, least_rate: 1 };
         let link = Link::new(limits).unwrap();

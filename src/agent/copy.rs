@@ -1,8 +1,7 @@
-//! Directories, copied into a guest and out of it: entry by entry, with nothing but the agent's usual calls.
+//! Copies directories into a guest and out of it, entry by entry, by the agent's usual calls.
 //!
-//! What comes out of a guest is hostile. It is bounded, it goes into a directory that is new, and everything in there
-//! is made new, too: nothing that is there already is opened, followed or replaced, whatever the guest lists, and how
-//! often.
+//! Entries from a guest are hostile. They are bounded, and go into a new directory in which everything is
+//! newly made. No existing file is opened, followed or replaced, whatever the guest lists, and however often.
 
 use std::fs::{self, DirBuilder, File, FileType, OpenOptions};
 use std::io::{self, Read, Write};
@@ -18,7 +17,7 @@ use super::error::{CopyWay, FileError};
 use super::paths::make;
 use super::patience::Patience;
 
-/// What was copied.
+/// The counts of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Copied {
@@ -30,16 +29,17 @@ pub struct Copied {
     pub links: u64,
     /// Bytes of the files.
     pub bytes: u64,
-    /// What was left out: devices, pipes, sockets, and, out of a guest, links that lead out of the directory.
+    /// Entries that were left out: devices, pipes, sockets, and, for copies out of a guest, links that lead
+    /// out of the directory.
     pub left_out: u64,
 }
 
-/// The most that a copy out of a guest may become.
+/// The limits of a copy out of a guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CopyLimits {
     /// Bytes of all files.
     pub bytes: u64,
-    /// Files, directories, links, and what is left out.
+    /// Files, directories, links, and entries that are left out.
     pub entries: u64,
 }
 
@@ -52,8 +52,8 @@ impl Default for CopyLimits {
 
 /// Needs an agent of the protocol's version 2.
 impl AgentClient {
-    /// Copies a directory of this host into the guest, where directories that are there already stay and files are
-    /// replaced. Permissions come along, owners and times do not. Links are copied as links.
+    /// Copies a directory of this host into the guest. Existing directories stay, and files are replaced.
+    /// Permissions are copied, and owners and times are not. Links are copied as links.
     ///
     /// ```no_run
     /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -68,19 +68,19 @@ impl AgentClient {
     /// ```
     ///
     /// # Errors
-    /// The directory cannot be read, the guest refuses, or the agent or the machine has ended. What was copied by then
-    /// stays.
+    /// The directory cannot be read, the guest refuses, or the agent or the machine has ended. Everything
+    /// copied by then stays.
     pub fn copy_in(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<Copied, FileError> {
         Copy::new(self).into_guest(from.as_ref(), to.as_ref())
     }
 
-    /// Copies a directory of the guest to `to` of this host, which must not be there. Permissions come along without
-    /// those of setuid, setgid and sticky; owners and times do not. A link is copied where it leads, by its own words,
-    /// to a path in the directory.
+    /// Copies a directory of the guest to `to` on this host, which must not exist. Permissions are copied
+    /// without setuid, setgid and sticky. Owners and times are not. A link is copied if its own text leads to
+    /// a path in the directory.
     ///
     /// # Errors
-    /// The guest refuses, there is more than `limits` allow, `to` cannot be written, or the agent or the machine has
-    /// ended. What was copied by then stays.
+    /// The guest refuses, there is more than `limits` allow, `to` cannot be written, or the agent or the
+    /// machine has ended. Everything copied by then stays.
     pub fn copy_out(
         &self,
         from: impl AsRef<Path>,
@@ -91,14 +91,14 @@ impl AgentClient {
     }
 }
 
-/// The same for tasks; it runs on a thread of the runtime's for blocking work, since the host's files are waited for.
-/// A future that is dropped ends the copy after the piece that is under way. Needs the feature `tokio`.
+/// The calls for tasks. They run on a thread of the runtime for blocking work, because the host's files may
+/// block. Dropping a future ends the copy after the piece in flight. They need the feature `tokio`.
 #[cfg(feature = "tokio")]
 impl AgentClient {
-    /// As [`AgentClient::copy_in`], for a task.
+    /// Does the same as [`AgentClient::copy_in`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::copy_in`].
     pub async fn copy_in_async(
         &self,
         from: impl AsRef<Path>,
@@ -110,10 +110,10 @@ impl AgentClient {
         crate::thread::on_a_thread(move || copy.into_guest(&from, &to)).await
     }
 
-    /// As [`AgentClient::copy_out`], for a task.
+    /// Does the same as [`AgentClient::copy_out`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::copy_out`].
     pub async fn copy_out_async(
         &self,
         from: impl AsRef<Path>,
@@ -138,13 +138,13 @@ impl Drop for Stopper {
     }
 }
 
-/// A copy under way.
+/// A copy in flight.
 struct Copy {
     agent: AgentClient,
     copied: Copied,
-    /// That of the whole copy, of which each of its calls has its own.
+    /// The patience of the whole copy. Each of its calls has its own as well.
     patience: Patience,
-    /// Nobody wants it any more.
+    /// Whether nobody wants the copy any more.
     stop: Arc<AtomicBool>,
 }
 
@@ -154,8 +154,8 @@ impl Copy {
         Copy { agent: agent.clone(), copied: Copied::default(), patience, stop: Arc::default() }
     }
 
-    /// Makes one call of the agent, while there is patience for the copy: an agent that lets each of a hundred thousand
-    /// calls wait would keep it for ever.
+    /// Makes one call of the agent, while there is patience for the copy. An agent that delays each of a
+    /// hundred thousand calls would otherwise keep it forever.
     fn ask<T>(&mut self, call: impl FnOnce(&AgentClient) -> Result<T, FileError>) -> Result<T, FileError> {
         let Copied { files, directories, links, bytes, left_out } = self.copied;
         let entries = [files, directories, links, left_out].into_iter().fold(0, u64::saturating_add);
@@ -216,7 +216,7 @@ impl Copy {
 
     fn file_into_guest(&mut self, from: &Path, to: &Path) -> Result<(), FileError> {
         let local = |error| FileError::local(from, error);
-        // It may have become something else since it was listed.
+        // It may have become another kind of file since it was listed.
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(from).map_err(local)?;
         let found = file.metadata().map_err(local)?;
@@ -234,7 +234,7 @@ impl Copy {
     fn out_of_guest(mut self, from: &Path, to: &Path, limits: CopyLimits) -> Result<Copied, FileError> {
         make_new(to, DIRECTORY).map_err(|error| error.of_copy(CopyWay::Out, from, to))?;
         self.copied.directories += 1;
-        // The guest's path, this host's, and how deep it is.
+        // The guest's path, this host's, and the depth.
         let mut left = vec![(from.to_owned(), to.to_owned(), 0_usize)];
         let mut entries = 0_u64;
         while let Some((from, to, depth)) = left.pop() {
@@ -244,7 +244,7 @@ impl Copy {
                 if entries > limits.entries {
                     return Err(of_copy(FileError::TooMany { path: from.clone(), limit: limits.entries }));
                 }
-                // The name is that of one entry: a session checks it.
+                // The name is that of one entry, which the session has checked.
                 let (path, to) = (from.join(&entry.name), to.join(&entry.name));
                 let copied = self.entry_out_of_guest(&entry, (&path, &to, depth), limits);
                 copied.map_err(|error| error.of_copy(CopyWay::Out, &path, &to))?;
@@ -311,8 +311,8 @@ impl Copy {
     }
 }
 
-/// Whether a link in a directory that is `depth` below the first one leads to a path in that one, wherever other such
-/// links lead: it may go up first, by directories that are real, and then only down.
+/// Returns whether a link in a directory `depth` levels below the first one leads to a path inside the first
+/// one, wherever other such links lead. It may go up first, by real directories, and then only down.
 fn stays_within(target: &Path, depth: usize) -> bool {
     let up = target.components().take_while(|part| *part == Component::ParentDir).count();
     let mut rest = target.components().skip(up);
@@ -327,7 +327,7 @@ fn make_new(path: &Path, mode: u32) -> Result<(), FileError> {
     DirBuilder::new().mode(mode).create(path).map_err(|error| FileError::local(path, error))
 }
 
-/// A file of this host, as long as somebody wants the copy.
+/// A file of this host that stops when nobody wants the copy.
 struct Counted {
     inner: File,
     count: u64,
@@ -361,12 +361,12 @@ impl Write for Counted {
     }
 }
 
-/// An entry allows for as much time as this many bytes.
+/// An entry counts as this many bytes when the time limit is computed.
 const ENTRY_BYTES: u64 = 4 << 10;
 const PERMISSIONS: u32 = 0o7777;
-/// Without setuid, setgid and sticky.
+/// The permission bits without setuid, setgid and sticky.
 const PLAIN: u32 = 0o777;
-/// What this host's user needs to write into a directory.
+/// The permission bits that this host's user needs to write into a directory.
 const DIRECTORY: u32 = 0o700;
 
 #[cfg(test)]

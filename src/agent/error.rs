@@ -1,4 +1,4 @@
-//! Why something could not be done in a guest.
+//! Errors of requests to a guest.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,70 +11,70 @@ use coracle_agent::protocol::agent::{Failure, OpenError, SessionError, Step};
 use crate::ending::{Ending, TimeLimit};
 use crate::exit_code;
 
-/// The agent cannot be asked, or has gone.
+/// The agent cannot be asked, or the connection to it has ended.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentError {
-    /// The machine was built without one.
+    /// The machine was built without an agent.
     #[error("this machine has no agent; set `agent` in its configuration")]
     NoAgent,
-    /// It has not said that it is ready.
+    /// The agent has not reported that it is ready.
     #[error(
         "the guest's agent was not ready within {limit:?}; look at the guest's console for why, or set a longer {}",
         .of.setting()
     )]
     NotReady {
-        /// How long was waited.
+        /// The time waited.
         limit: Duration,
-        /// Where the limit comes from.
+        /// The source of the limit.
         of: ReadyLimit,
     },
-    /// It has too much to do now. The same call may succeed later, when others have ended.
+    /// The agent has too many requests now. The same call may succeed later, when others have ended.
     #[error("the guest's agent takes no more requests now; try again later: {0}")]
     Busy(OpenError),
-    /// It was asked, and was not done in time.
+    /// The agent has not answered in time.
     #[error(
         "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than `answer_limit` and \
          `least_rate` allow"
     )]
     NoAnswer {
-        /// How long was waited in all.
+        /// The time waited in all.
         limit: Duration,
     },
-    /// Its connection has ended, and the machine runs on: where a machine loses its agent, its end is waited for, for up
-    /// to 3 s.
+    /// The connection has ended, and the machine runs on. A machine that loses its agent may be about to end,
+    /// so that is waited for, for up to 3 s.
     #[error("the connection to the guest's agent has ended: the agent was killed, or the guest was reset")]
     Lost,
-    /// The machine has.
+    /// The machine has ended.
     #[error("the machine has ended: {ending}{}{}", said(.panic), setting(.ending))]
     MachineEnded {
-        /// How, as far as it was known then; the outcome has the last word.
+        /// The ending, as far as it was known then. The outcome has the final one.
         ending: Box<Ending>,
-        /// What the kernel gave as the reason of its panic, where it printed one.
+        /// The reason of the kernel's panic, if it printed one.
         panic: Option<String>,
     },
-    /// It broke a rule, and was cut off.
-    #[error("the guest's agent broke a rule and was cut off: {0}")]
+    /// The agent broke a rule of the protocol, and was disconnected.
+    #[error("the guest's agent broke the protocol and was disconnected: {0}")]
     Protocol(SessionError),
-    /// It cannot be asked for this: it would be too long, or the agent is too old.
+    /// The request is too long, or the agent is too old for it.
     #[error(transparent)]
     Open(OpenError),
-    /// It could not do it.
+    /// The guest could not carry out the request.
     #[error("the guest's agent cannot {}{}: {source}", words(.step), named(.subject))]
     Refused {
-        /// What it tried.
+        /// The step that failed.
         step: Step,
-        /// With what.
+        /// The object of the step: a path, program or user.
         subject: OsString,
-        /// Why.
+        /// The error that the guest returned.
         r#source: Arc<io::Error>,
     },
-    /// The host has too little of something.
+    /// The host lacks a resource.
     #[error("the host cannot make {what}: {source}")]
     Host {
-        /// What.
+        /// The resource.
         what: &'static str,
-        /// What the system said.
+        /// The error that the host returned.
         r#source: Arc<io::Error>,
     },
 }
@@ -85,13 +85,13 @@ impl From<SessionError> for AgentError {
     }
 }
 
-/// The limit that a call waited for an agent that is not ready.
+/// The source of the limit that a call waited for an agent to become ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ReadyLimit {
-    /// That of the machine: [`AgentConfig::ready_limit`](crate::config::AgentConfig::ready_limit).
+    /// The limit of the machine: [`AgentConfig::ready_limit`](crate::config::AgentConfig::ready_limit).
     Config,
-    /// The one that the call was given.
+    /// The limit that the call was given.
     Call,
 }
 
@@ -113,7 +113,7 @@ impl From<OpenError> for AgentError {
     }
 }
 
-/// What lengthens the limit that has ended a machine.
+/// Returns the advice about the limit that ended a machine.
 fn setting(ending: &Ending) -> &'static str {
     match ending {
         Ending::TimedOut { of: TimeLimit::Boot, .. } => "; a longer `boot_timeout` lets it boot longer",
@@ -127,79 +127,79 @@ fn said(panic: &Option<String>) -> String {
     panic.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default()
 }
 
-/// What a command had written when it was killed for a limit, or was lost with its agent or its machine.
+/// The output of a command until it was killed for a limit, or was lost with its agent or its machine.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Written {
-    /// To its standard output; with a terminal, everything.
+    /// Its standard output; with a terminal, everything.
     pub stdout: Vec<u8>,
-    /// To its standard error.
+    /// Its standard error.
     pub stderr: Vec<u8>,
 }
 
-/// Why a command has no status.
+/// The reason why a command has no status.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExecError {
-    /// A limit that the command itself is beyond.
+    /// A limit is too low for the command itself.
     #[error("`{limit}(0)` leaves nothing for the command itself; give at least 1, or leave the limit out")]
     LimitOfNothing {
-        /// The call that sets it.
+        /// The call that sets the limit.
         limit: &'static str,
     },
-    /// There is no command without a name.
+    /// The list of program and arguments is empty.
     #[error("there is no command: give at least its name")]
     NoCommand,
     /// The guest has no such program: 127 in a shell.
     #[error("the guest has no program {program:?}")]
     NotFound {
-        /// As given.
+        /// The name of the program.
         program: OsString,
     },
     /// The program cannot be executed: 126 in a shell.
     #[error("the guest cannot execute {program:?}: {source}")]
     NotExecutable {
-        /// As given.
+        /// The name of the program.
         program: OsString,
-        /// What its system said.
+        /// The error that the guest returned.
         r#source: Arc<io::Error>,
     },
     /// The working directory cannot be entered.
     #[error("the guest cannot enter the working directory {path:?}: {source}")]
     Directory {
-        /// As given.
+        /// The path of the directory.
         path: PathBuf,
-        /// What its system said.
+        /// The error that the guest returned.
         r#source: Arc<io::Error>,
     },
     /// There is no such user or group.
     #[error("the guest has no user or group {user:?}")]
     UnknownUser {
-        /// As given.
+        /// The user, as the caller gave it.
         user: OsString,
     },
-    /// Its time was over. The command was killed, with all processes that it had started.
+    /// The command's time limit was over. It was killed, with all processes that it had started.
     #[error("the command was killed after {limit:?}")]
     TimedOut {
-        /// The limit.
+        /// The time limit.
         limit: Duration,
-        /// What had come of it by then, where it was collected.
+        /// The output until then, if it was collected.
         written: Box<Written>,
     },
     /// It wrote more than it was allowed, and was killed.
     #[error("the command was killed: it wrote more than the {limit} bytes that `output_limit` allows")]
     OutputLimit {
-        /// The limit.
+        /// The limit in bytes.
         limit: usize,
-        /// So much of what it wrote as the limit allows.
+        /// The output, cut to the limit.
         written: Box<Written>,
     },
-    /// The agent cannot be asked, has gone, or could not do it; a command that ran has ended with its machine
-    /// ([`AgentError::MachineEnded`]), or is lost.
+    /// The agent cannot be asked, has gone, or could not run the command. A command that ran has ended with
+    /// its machine ([`AgentError::MachineEnded`]), or is lost.
     #[error("{error}")]
     Agent {
-        /// Why.
+        /// The error of the agent.
         error: AgentError,
-        /// What had come of the command by then, where it was collected.
+        /// The output until then, if it was collected.
         written: Box<Written>,
     },
 }
@@ -210,56 +210,56 @@ impl From<AgentError> for ExecError {
     }
 }
 
-/// Why a file or folder of a guest could not be read or written.
+/// The reason why a file or directory of a guest could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FileError {
-    /// The guest's system refuses.
+    /// The guest's system refuses the action.
     #[error("the guest cannot {action} {path:?}: {source}")]
     Guest {
-        /// What was tried.
+        /// The action.
         action: &'static str,
-        /// Its path.
+        /// The path in the guest.
         path: PathBuf,
-        /// What its system said.
+        /// The error that the guest returned.
         r#source: Arc<io::Error>,
     },
-    /// The file, or the list of a folder, is larger than the caller wants it.
+    /// The file, or the list of a directory, is larger than the caller allows.
     #[error("the guest's {path:?} has more than the {limit} bytes that are allowed")]
     TooLarge {
-        /// Its path.
+        /// The path in the guest.
         path: PathBuf,
-        /// The limit.
+        /// The limit in bytes.
         limit: u64,
     },
-    /// There are more files than the caller wants.
+    /// There are more files than the caller allows.
     #[error(
-        "the guest's {path:?} and what was copied before has more than the {limit} entries that are allowed"
+        "the guest's {path:?} and what was copied before have more than the {limit} entries that are allowed"
     )]
     TooMany {
         /// The directory that was listed last.
         path: PathBuf,
-        /// The limit.
+        /// The largest number of entries.
         limit: u64,
     },
-    /// The caller's reader or writer failed, or a file of this host.
+    /// The caller's reader or writer failed, or a file of this host did.
     #[error("the host's end of the transfer of {path:?} failed: {source}")]
     Local {
         /// The guest's path, or this host's in a copy of a directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the reader, writer or host.
         r#source: Arc<io::Error>,
     },
     /// A copy of a directory has stopped at this entry.
     #[error("cannot copy {from:?} of {} to {to:?} of {}: {error}", .by.ends()[0], .by.ends()[1])]
     Copy {
-        /// What is copied.
+        /// The path of the source.
         from: PathBuf,
-        /// What it was to become.
+        /// The path of the copy.
         to: PathBuf,
-        /// Which way.
+        /// The direction of the copy.
         by: CopyWay,
-        /// Why.
+        /// The error at this entry.
         error: Box<FileError>,
     },
     /// The agent cannot be asked, or has gone.
@@ -267,7 +267,7 @@ pub enum FileError {
     Agent(#[from] AgentError),
 }
 
-/// Which way a directory is copied.
+/// The direction in which a directory is copied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyWay {
     /// From the host into the guest.
@@ -286,7 +286,7 @@ impl CopyWay {
 }
 
 impl AgentError {
-    /// The same, with what to do about a DHCP server that has not answered within `limit`.
+    /// Returns the error with advice about a DHCP server that has not answered within `limit`.
     pub(super) fn of_lease(self, limit: Duration) -> AgentError {
         match self {
             AgentError::Refused { step: Step::Lease, subject, source }
@@ -333,7 +333,7 @@ impl ExecError {
         ExecError::TimedOut { limit, written: Box::default() }
     }
 
-    /// What the command had written when it was killed for its time or its output limit, or was lost.
+    /// Returns the command's output until it was killed for its time or its output limit, or was lost.
     pub fn written(&self) -> Option<&Written> {
         match self {
             ExecError::TimedOut { written, .. }
@@ -343,7 +343,8 @@ impl ExecError {
         }
     }
 
-    /// What a shell's status would be: 127 where there is no such program, 126 where it cannot be executed.
+    /// Returns the status that a shell would have: 127 if there is no such program, 126 if it cannot be
+    /// executed.
     pub fn shell_code(&self) -> Option<u8> {
         match self {
             ExecError::NotFound { .. } => Some(exit_code::NOT_FOUND),
@@ -365,7 +366,7 @@ impl FileError {
         }
     }
 
-    /// The same as that of an entry of a copy. A machine that has ended has nothing to do with the entry.
+    /// Returns the error as that of an entry of a copy. The end of the machine is not about the entry.
     pub(super) fn of_copy(self, by: CopyWay, from: &Path, to: &Path) -> FileError {
         match self {
             FileError::Copy { .. } | FileError::Agent(_) => self,
@@ -377,7 +378,7 @@ impl FileError {
         FileError::Local { path: path.to_owned(), source: Arc::new(source) }
     }
 
-    /// What the guest's system said, if it was the one that refused.
+    /// Returns the error of the guest's system, if that refused.
     pub fn guest_error(&self) -> Option<io::ErrorKind> {
         match self {
             FileError::Guest { source, .. } => Some(source.kind()),

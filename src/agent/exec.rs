@@ -14,10 +14,10 @@ use super::collect::Collector;
 use super::error::{AgentError, ExecError};
 use super::process::{Process, ProcessLimits};
 
-/// A command, to be run by [`Exec::output`], [`Exec::status`] or [`Exec::spawn`].
+/// A command, which [`Exec::output`], [`Exec::status`] or [`Exec::spawn`] runs.
 ///
-/// It runs in `/` as the user of the agent, root, with `PATH`, `HOME`, `USER`, `LOGNAME` and `SHELL` set for that user,
-/// unless it is told otherwise. A guest that is still booting is waited for.
+/// By default it runs in `/` as the user of the agent, root, with `PATH`, `HOME`, `USER`, `LOGNAME` and
+/// `SHELL` set for that user. A guest that is still booting is waited for.
 ///
 /// ```no_run
 /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -40,38 +40,40 @@ pub struct Exec {
     request: ExecRequest,
     pub(super) input: ExecInput,
     pub(super) timeout: Option<Duration>,
-    /// How long an agent that is not ready is waited for; none for the machine's own limit.
+    /// The time to wait for an agent that is not ready; `None` for the machine's own limit.
     pub(super) ready_limit: Option<Duration>,
     pub(super) output_limit: usize,
 }
 
-/// What a command reads.
+/// The input of a command.
 #[derive(Default)]
 #[non_exhaustive]
 pub enum ExecInput {
-    /// Nothing: it is at its end.
+    /// No input: it is at its end.
     #[default]
     None,
     /// These bytes, and then the end.
     Bytes(Vec<u8>),
-    /// What this gives, to its end. It is read on a thread of its own, which may stay in its last read.
+    /// The bytes of a reader, to its end. They are read on a thread of its own, which may stay in its last
+    /// read.
     Reader(Box<dyn Read + Send>),
-    /// What is written to [`Process::stdin`]. Only [`Exec::spawn`] gives that; for the others it is nothing.
+    /// The bytes that are written to [`Process::stdin`]. Only [`Exec::spawn`] provides that; for the others
+    /// there is no input.
     Piped,
 }
 
-/// A command that has ended, and what it wrote.
+/// The status and output of a command that has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// How it ended.
+    /// The status of the command.
     pub status: ExecStatus,
-    /// What it wrote to its standard output; with a terminal, everything.
+    /// Its standard output; with a terminal, everything.
     pub stdout: Vec<u8>,
-    /// What it wrote to its standard error.
+    /// Its standard error.
     pub stderr: Vec<u8>,
 }
 
-/// How a command ended.
+/// The status with which a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecStatus {
     /// It exited with this code.
@@ -111,26 +113,26 @@ impl Exec {
         self
     }
 
-    /// Sets no variables but those that are given: before or after this.
+    /// Removes the default variables. Those set by calls before or after this stay.
     pub fn env_clear(mut self) -> Exec {
         self.request.clear_env = true;
         self
     }
 
-    /// Runs it in this folder.
+    /// Sets the working directory.
     pub fn cwd(mut self, path: impl Into<PathBuf>) -> Exec {
         self.request.cwd = Some(path.into());
         self
     }
 
-    /// Runs it as this user: a name or a number, and if wanted a group behind a colon. Names are looked up in the
+    /// Sets the user: a name or a number, and if wanted a colon and a group. Names are looked up in the
     /// guest's `/etc/passwd` and `/etc/group`.
     pub fn user(mut self, user: impl Into<OsString>) -> Exec {
         self.request.user = Some(user.into());
         self
     }
 
-    /// Gives it a terminal of this size for its three streams.
+    /// Sets up a terminal of this size for its three streams.
     pub fn tty(mut self, size: WindowSize) -> Exec {
         self.request.terminal = Some(size);
         self
@@ -140,39 +142,39 @@ impl Exec {
         &mut self.request.limits
     }
 
-    /// What it reads.
+    /// Sets its input.
     pub fn stdin(mut self, input: impl Into<ExecInput>) -> Exec {
         self.input = input.into();
         self
     }
 
-    /// Kills it, and all that it has started, when it runs for longer.
+    /// Sets a time limit, after which the command and all processes that it started are killed.
     pub fn timeout(mut self, limit: Duration) -> Exec {
         self.timeout = Some(limit);
         self
     }
 
-    /// The most that it may write for [`Exec::output`] and [`Process::wait_with_output`], to both outputs together: 16
-    /// MiB unless this says otherwise.
+    /// Sets the largest output in bytes for [`Exec::output`] and [`Process::wait_with_output`], both streams
+    /// together. The default is 16 MiB.
     pub fn output_limit(mut self, bytes: usize) -> Exec {
         self.output_limit = bytes;
         self
     }
 
-    /// Runs it to its end and collects what it writes.
+    /// Runs it to its end and collects its output.
     ///
     /// # Errors
-    /// It could not be run, was killed for its limits, or the agent or the machine has ended. The error
-    /// [has what it wrote](ExecError::written) until then.
+    /// It could not be run, was killed for its limits, or the agent or the machine has ended. The error [has
+    /// its output](ExecError::written) until then.
     pub fn output(self) -> Result<Output, ExecError> {
         let limit = self.output_limit;
         self.collect(Some(limit))
     }
 
-    /// Runs it to its end and drops what it writes.
+    /// Runs it to its end and drops its output.
     ///
     /// # Errors
-    /// As [`Exec::output`], without its limit.
+    /// The errors of [`Exec::output`], without its limit.
     pub fn status(self) -> Result<ExecStatus, ExecError> {
         self.collect(None).map(|output| output.status)
     }
@@ -209,7 +211,7 @@ impl Exec {
         Ok(Channel::open_within(agent.link(), Request::Exec(Box::new(request)), limit)?)
     }
 
-    /// Begins to run it to its end; without a limit, what it writes is dropped.
+    /// Starts running it to its end. Without a limit, its output is dropped.
     pub(super) fn start_collecting(mut self, output_limit: Option<usize>) -> Result<Collector, ExecError> {
         let input = std::mem::take(&mut self.input);
         let has_input = matches!(input, ExecInput::Bytes(_) | ExecInput::Reader(_));
@@ -225,12 +227,12 @@ impl Exec {
 }
 
 impl ExecStatus {
-    /// Whether it exited with code 0.
+    /// Returns whether it exited with code 0.
     pub fn success(self) -> bool {
         self == ExecStatus::Code(0)
     }
 
-    /// The code that it exited with.
+    /// Returns its exit code; `None` if a signal killed it.
     pub fn code(self) -> Option<u8> {
         match self {
             ExecStatus::Code(code) => Some(code),
@@ -238,7 +240,7 @@ impl ExecStatus {
         }
     }
 
-    /// The signal that killed it.
+    /// Returns the signal that killed it; `None` if it exited.
     pub fn signal(self) -> Option<u8> {
         match self {
             ExecStatus::Code(_) => None,
@@ -287,5 +289,6 @@ impl From<&str> for ExecInput {
     }
 }
 
-/// A test's or a snippet's output, and no more of the program's memory.
+/// The default limit in bytes: enough for the output of a test or a snippet, and a bound on the program's
+/// memory.
 const DEFAULT_OUTPUT_LIMIT: usize = 16 << 20;

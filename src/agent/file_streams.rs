@@ -1,4 +1,4 @@
-//! Files of a guest as streams, of any size and with back-pressure: neither end holds more than a window.
+//! Files of a guest as streams, of any size and with back-pressure: neither end buffers more than a window.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
@@ -16,21 +16,21 @@ use super::waits::{Waits, block_on};
 
 /// A file of the guest that is read from its start to its end ([`AgentClient::open_file`]).
 ///
-/// The agent may give more bytes than [`FileReader::info`] says, without end: whoever keeps them counts them, for
-/// example by [`Read::take`].
+/// The agent may send more bytes than [`FileReader::info`] reports, without end. A caller that keeps them
+/// must count them, for example by [`Read::take`].
 pub struct FileReader {
     end: FileEnd,
     info: FileInfo,
 }
 
-/// A new file of the guest ([`AgentClient::create_file`]). It comes to its place with [`FileWriter::finish`]; one that
-/// is dropped before leaves everything as it was.
+/// A new file of the guest ([`AgentClient::create_file`]). [`FileWriter::finish`] renames it to its path. If
+/// it is dropped before that, nothing changes.
 pub struct FileWriter {
     end: FileEnd,
     has_ended: bool,
 }
 
-/// What both are: a channel, and the patience with its agent.
+/// The common part of both: a channel, and the patience with its agent.
 struct FileEnd {
     channel: Arc<Channel>,
     patience: Patience,
@@ -66,9 +66,9 @@ impl AgentClient {
         Ok(FileReader { end: FileEnd::new(channel, patience), info })
     }
 
-    /// Opens a file for writing: a new one, which takes the place of what is there when it is finished, with these
-    /// permissions, or else those that are there, or 0644. What the guest refuses is an error of the first write, or of
-    /// [`FileWriter::finish`].
+    /// Opens a new file for writing. When it is finished, it replaces an existing file. It gets the
+    /// permissions `mode`, or else those of the existing file, or 0644. An error of the guest is returned by
+    /// the first write, or by [`FileWriter::finish`].
     ///
     /// ```no_run
     /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -87,7 +87,7 @@ impl AgentClient {
     }
 }
 
-/// What the file is, once its agent has opened it.
+/// Returns the file's properties, once its agent has opened it.
 pub(super) fn opened(locked: &mut Locked<'_>) -> Result<Option<FileInfo>, FileError> {
     let seen = locked.seen();
     check(seen).map(|_| seen.file)
@@ -99,7 +99,8 @@ impl FileEnd {
         FileEnd { channel: Arc::new(channel), patience, moved: 0 }
     }
 
-    /// So many bytes more have gone through this end: the agent has got as far as `acknowledged` says of all of them.
+    /// Counts bytes that have gone through this end. `acknowledged` returns how many of all of them the agent
+    /// has certainly handled.
     fn has_moved(&mut self, count: usize, acknowledged: impl Fn(usize) -> usize) {
         self.moved = self.moved.saturating_add(count);
         self.patience.has_moved(acknowledged(self.moved));
@@ -113,12 +114,12 @@ impl FileReader {
         FileReader { end: FileEnd::new(channel, patience), info }
     }
 
-    /// What the guest says that the file is.
+    /// Returns the file's properties, as the guest reports them.
     pub fn info(&self) -> FileInfo {
         self.info
     }
 
-    /// Takes what is there; none when there is nothing yet, and 0 at the end.
+    /// Takes available bytes. Returns `None` if there are none yet, and 0 at the end.
     pub(super) fn read_now(
         &mut self,
         locked: &mut Locked<'_>,
@@ -141,15 +142,16 @@ impl FileWriter {
         FileWriter { end: FileEnd::new(channel, patience), has_ended: false }
     }
 
-    /// Puts the file into its place, whole.
+    /// Renames the whole file to its path.
     ///
     /// # Errors
-    /// The guest refuses, or the agent or the machine has ended: everything is as it was, as far as that can be known.
+    /// The guest refuses, or the agent or the machine has ended. As far as can be known, nothing has changed
+    /// then.
     pub fn finish(mut self) -> Result<(), FileError> {
         block_on(&mut self, FileWriter::end_now).map_err(into_file)
     }
 
-    /// Sends what there is room for; none when that is nothing.
+    /// Sends as much as there is space for. Returns `None` if that is nothing.
     pub(super) fn write_now(&mut self, locked: &mut Locked<'_>, bytes: &[u8]) -> io::Result<Option<usize>> {
         if self.has_ended {
             return Err(ErrorKind::BrokenPipe.into());
@@ -160,7 +162,7 @@ impl FileWriter {
         Ok((sent > 0 || bytes.is_empty()).then_some(sent))
     }
 
-    /// Ends the file, and sees whether it is in its place.
+    /// Ends the file. Returns whether it has been renamed to its path.
     pub(super) fn end_now(&mut self, locked: &mut Locked<'_>) -> io::Result<Option<()>> {
         self.has_ended = true;
         locked.end_input();
@@ -169,7 +171,7 @@ impl FileWriter {
     }
 }
 
-/// Waits as the end of the file does.
+/// Implements the waits of an end of the file.
 macro_rules! waits {
     ($stream:ty) => {
         impl Waits for $stream {
@@ -192,14 +194,14 @@ waits!(FileReader);
 waits!(FileWriter);
 
 impl Read for FileReader {
-    /// Waits until there is something, or the end. An error holds the [`FileError`].
+    /// Waits until there are bytes, or the end. An error contains the [`FileError`].
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         block_on(self, |reader, locked| reader.read_now(locked, buffer))
     }
 }
 
 impl Write for FileWriter {
-    /// Waits until the guest takes more. An error holds the [`FileError`].
+    /// Waits until the guest takes more. An error contains the [`FileError`].
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         block_on(self, |writer, locked| writer.write_now(locked, bytes))
     }
@@ -223,6 +225,6 @@ fn of_file(error: FileError) -> io::Error {
 }
 
 pub(super) fn into_file(error: io::Error) -> FileError {
-    // What the steps above give is always one of these.
+    // The steps above only return these.
     error.downcast().unwrap_or(FileError::Agent(AgentError::Lost))
 }

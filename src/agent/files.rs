@@ -35,15 +35,15 @@ impl AgentClient {
     /// Reads a file of at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`AgentClient::read_file`].
+    /// The errors of [`AgentClient::read_file`].
     pub fn read_file_limited(&self, path: impl AsRef<Path>, limit: usize) -> Result<Vec<u8>, FileError> {
         let mut content = Vec::new();
         self.read_file_to(path, u64::try_from(limit).unwrap_or(u64::MAX), &mut content)?;
         Ok(content)
     }
 
-    /// Reads a file of at most `limit` bytes into `writer`, which never gets more; returns what the file is, as the
-    /// guest says. A writer that is slow slows the guest's reading.
+    /// Reads a file of at most `limit` bytes into `writer`, which never gets more. Returns the file's
+    /// properties, as the guest reports them. A slow writer slows the guest's reading.
     ///
     /// # Errors
     /// The guest refuses, the file is larger, the writer fails, or the agent or the machine has ended.
@@ -58,12 +58,12 @@ impl AgentClient {
         let take = |piece: &[u8]| writer.write_all(piece).map_err(local);
         let info = self.receive(Request::Get(path.to_owned()), path, limit, take)?;
         writer.flush().map_err(local)?;
-        // The session lets no file end that has not begun.
+        // The session accepts no end of a file that has not begun.
         Ok(info.unwrap_or(FileInfo { mode: 0, size: 0 }))
     }
 
-    /// Writes a file: at once for those who read it, with the permissions that it had, or 0644. Its folder must be
-    /// there.
+    /// Writes a file with its former permissions, or 0644. Readers see either the old file or the whole new
+    /// one. Its directory must exist.
     ///
     /// # Errors
     /// The guest refuses, or the agent or the machine has ended.
@@ -74,7 +74,8 @@ impl AgentClient {
     /// Writes a file of any size from `reader`, with these permissions if any are given.
     ///
     /// # Errors
-    /// The guest refuses, the reader fails (and the file is as it was), or the agent or the machine has ended.
+    /// The guest refuses, the reader fails (and the file is unchanged), or the agent or the machine has
+    /// ended.
     pub fn write_file_from(
         &self,
         path: impl AsRef<Path>,
@@ -115,8 +116,8 @@ impl AgentClient {
         Ok(())
     }
 
-    /// The entries of a directory, without `.` and `..`, in no order, up to [`AgentClient::FILE_LIMIT`] bytes of
-    /// them. Links are not followed.
+    /// Returns the entries of a directory, without `.` and `..`, in no order, up to
+    /// [`AgentClient::FILE_LIMIT`] bytes of them. Links are not followed.
     ///
     /// # Errors
     /// The guest refuses, the list is longer, or the agent or the machine has ended.
@@ -124,10 +125,11 @@ impl AgentClient {
         self.list_dir_limited(path, Self::FILE_LIMIT)
     }
 
-    /// The same, up to `limit` bytes: each entry has 37 and its name. In memory they take up to four times as many.
+    /// Returns the entries of a directory, up to `limit` bytes: each entry has 37 and its name. They take up
+    /// to four times as much memory.
     ///
     /// # Errors
-    /// As [`AgentClient::list_dir`].
+    /// The errors of [`AgentClient::list_dir`].
     pub fn list_dir_limited(&self, path: impl AsRef<Path>, limit: usize) -> Result<Vec<DirEntry>, FileError> {
         let path = path.as_ref();
         let (mut bytes, limit) = (Vec::new(), u64::try_from(limit).unwrap_or(u64::MAX));
@@ -138,10 +140,10 @@ impl AgentClient {
         entries_of(&bytes)
     }
 
-    /// What [`AgentClient::read_file`] reads at most.
+    /// The largest file in bytes that [`AgentClient::read_file`] reads.
     pub const FILE_LIMIT: usize = 16 << 20;
 
-    /// Hands over what comes, piece by piece and without a lock: `limit` bytes at most.
+    /// Passes on the bytes that come, piece by piece and without a lock: at most `limit` bytes.
     fn receive(
         &self,
         request: Request,
@@ -175,13 +177,13 @@ impl AgentClient {
     }
 }
 
-/// How many of the bytes that were sent the agent has certainly taken: it has granted a window for what came after
-/// them.
+/// Returns how many of the bytes that were sent the agent has certainly taken. It has granted a window for
+/// those after them.
 pub(super) fn acknowledged(sent: usize) -> usize {
     sent.saturating_sub(INITIAL_WINDOW as usize)
 }
 
-/// Whether the agent has said that it is done.
+/// Returns whether the agent has reported that it is done.
 pub(super) fn check(seen: &ChannelState) -> Result<bool, FileError> {
     match (&seen.answer, seen.lost()) {
         (Some(Answer::Failed(failure)), _) => Err(FileError::of(failure.clone())),
@@ -191,5 +193,5 @@ pub(super) fn check(seen: &ChannelState) -> Result<bool, FileError> {
     }
 }
 
-/// A frame of the protocol.
+/// The bytes in a frame of the protocol.
 pub(super) const PIECE: usize = 64 << 10;

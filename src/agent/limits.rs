@@ -1,11 +1,11 @@
-//! What a command may take of its guest.
+//! The share of its guest that a command may use.
 
 use coracle_agent::protocol::agent::{ExecLimits, ResourceLimit};
 
 use super::error::ExecError;
 use super::exec::Exec;
 
-/// What each process of a command may have (`setrlimit(2)`).
+/// A limit of each process of a command (`setrlimit(2)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Rlimit {
@@ -28,7 +28,7 @@ pub enum Rlimit {
 }
 
 /// # Errors
-/// A limit leaves no room for the command itself.
+/// A limit leaves nothing for the command itself.
 pub(super) fn check(limits: &ExecLimits) -> Result<(), ExecError> {
     let of_nothing =
         [("max_processes", limits.processes == Some(0)), ("max_memory", limits.memory == Some(0))];
@@ -53,9 +53,10 @@ impl Rlimit {
     }
 }
 
-/// Limits of a command and of all that it starts, by its control group. They need an agent of the protocol's version 2,
-/// and those of processes, memory and CPU time the control groups of Linux (version 2) with these controllers, as stock
-/// kernels have them: a guest without is [`AgentError::Refused`](super::AgentError::Refused).
+/// Limits of a command and of all processes that it starts, by its control group. They need an agent with
+/// version 2 of the protocol. Those of processes, memory and CPU time need the control groups of Linux
+/// (version 2) with these controllers, as in stock kernels. A guest without them returns
+/// [`AgentError::Refused`](super::AgentError::Refused).
 ///
 /// ```no_run
 /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -74,35 +75,35 @@ impl Rlimit {
 /// # }
 /// ```
 impl Exec {
-    /// Takes what it has started with it when it ends, as a time limit does; without this, such processes live on.
-    /// Where the guest has no control groups that can be killed
-    /// ([`AgentInfo::kills_groups`](super::AgentInfo::kills_groups)), processes that have left its process group live
-    /// on all the same.
+    /// Ends the processes that the command has started together with it, as a time limit does. Without this,
+    /// such processes live on. In a guest without control groups that can be killed
+    /// ([`AgentInfo::kills_groups`](super::AgentInfo::kills_groups)), processes that have left its process
+    /// group live on all the same.
     pub fn kill_tree(mut self, yes: bool) -> Exec {
         self.limits().kill_tree = yes;
         self
     }
 
-    /// The most processes and threads at once, the command itself included. More cannot be started. 0 is refused.
+    /// Sets the largest number of processes and threads at a time, the command itself included. 0 is refused.
     pub fn max_processes(mut self, count: u32) -> Exec {
         self.limits().processes = Some(count);
         self
     }
 
-    /// The most memory in bytes, files in the page cache and in a tmpfs included. With more, all of it is killed: it
-    /// ends with signal 9. 0 is refused.
+    /// Sets the largest memory in bytes, including files in the page cache and in a tmpfs. If it is exceeded,
+    /// all processes are killed, and the command ends with signal 9. 0 is refused.
     pub fn max_memory(mut self, bytes: u64) -> Exec {
         self.limits().memory = Some(bytes);
         self
     }
 
-    /// The most CPU time, in percent of one of the guest's CPUs. 0 is taken as 1.
+    /// Sets the largest share of CPU time, in percent of one of the guest's CPUs. 0 counts as 1.
     pub fn cpu_quota_percent(mut self, percent: u32) -> Exec {
         self.limits().cpu_percent = Some(percent);
         self
     }
 
-    /// A limit of each of its processes, soft and hard.
+    /// Sets a limit of each of its processes, soft and hard.
     pub fn rlimit(mut self, resource: Rlimit, value: u64) -> Exec {
         self.limits().resources.push(ResourceLimit { resource: resource.number(), value });
         self

@@ -1,4 +1,5 @@
-//! The thread of one agent, and what it shares with the callers: the session, and what has come on each channel.
+//! The thread of one agent, and the state that it shares with the callers: the session, and each channel's
+//! arrivals.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,24 +23,24 @@ use crate::config::{AgentConfig, VmConfig};
 use crate::ending::Ending;
 use crate::thread::ThreadKind;
 
-/// What the thread and the callers share.
+/// The state that the thread and the callers share.
 pub(super) struct Link {
     state: Mutex<State>,
-    /// The agent has become ready, or never will.
+    /// Notified when the agent has become ready, or never will be.
     ready: Changed,
     told: Arc<Told>,
     pub(super) wake: EventFd,
     pub(super) limits: Limits,
 }
 
-/// How long callers wait.
+/// The time limits of callers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// For an agent that is not ready yet.
     pub(super) ready: Duration,
-    /// For the whole of one answer, besides the time that its bytes take at the least rate.
+    /// For a whole answer, beside the time that its bytes take at the lowest rate.
     pub(super) answer: Duration,
-    /// Bytes a second.
+    /// The lowest rate in bytes per second.
     pub(super) least_rate: u32,
 }
 
@@ -49,7 +50,7 @@ impl Limits {
         Limits { ready: ready_limit, answer: answer_limit, least_rate }
     }
 
-    /// The same in a machine: an agent comes after the init, for which there is a limit of its own.
+    /// Returns the limits in a machine: an agent starts after the init, which has a limit of its own.
     pub(super) fn of_machine(machine: &VmConfig, config: &AgentConfig) -> Limits {
         let boot = machine.boot_timeout.map(|limit| limit.saturating_add(AFTER_INIT));
         let limits = Limits::of(config);
@@ -57,11 +58,11 @@ impl Limits {
     }
 }
 
-/// Where connections come from.
+/// The source of connections.
 pub(super) enum Peer {
     /// The guest's connections to a port: one at a time.
     Listener(PortListener),
-    /// One connection, for ever: a line that outlives every agent behind it.
+    /// One connection forever: a line that outlives every agent at its other end.
     Line(OwnedFd),
     /// One connection, to its end.
     Stream(OwnedFd),
@@ -71,15 +72,15 @@ pub(super) struct State {
     pub(super) session: HostSession,
     info: Option<AgentInfo>,
     pub(super) channels: HashMap<u32, ChannelState>,
-    /// There will be no other connection.
+    /// The error of all calls, once there will be no other connection.
     over: Option<AgentError>,
-    /// The machine is about to end: what calls then fail with.
+    /// The error of calls while the machine is about to end.
     ending: Option<AgentError>,
-    /// Nobody wants the agent any more.
+    /// Whether nobody wants the agent any more.
     stopped: bool,
 }
 
-/// The thread.
+/// The thread of an agent.
 pub(super) struct LinkThread {
     link: Arc<Link>,
     /// Disconnected when the thread ends. A mutex, because a receiver is for one thread at a time.
@@ -105,12 +106,13 @@ impl LinkThread {
         &self.link
     }
 
-    /// The machine ends: what the agent has sent still comes, and then everything fails with this.
+    /// Ends the link of a machine that ends. Bytes that the agent has sent still arrive, and then everything
+    /// fails with this ending.
     pub(super) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
         self.link.machine_ends(ending, panic);
     }
 
-    /// Ends the thread, for which it waits up to [`STOP_LIMIT`].
+    /// Ends the thread, and waits for it up to [`STOP_LIMIT`].
     pub(super) fn join(&mut self) {
         let mut state = self.link.lock();
         // The end of a machine has its own limit.
@@ -118,10 +120,10 @@ impl LinkThread {
         drop(state);
         self.link.wake();
         let Some(thread) = self.thread.take() else { return };
-        // One that a waker of the program keeps is left behind: it holds no lock.
+        // A thread that a waker of the program blocks is left behind. It holds no lock.
         let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(STOP_LIMIT) != Err(RecvTimeoutError::Timeout) {
-            // A panic of the thread has failed every call by itself.
+            // A thread that panicked has failed every call itself.
             let _ = thread.join();
         }
     }
@@ -154,13 +156,13 @@ impl Link {
         self.wake();
     }
 
-    /// Nothing comes any more: calls fail with the machine's end, where that is why, else with `error`.
+    /// Ends everything. Calls fail with the machine's end, if that is the cause, or else with `error`.
     pub(super) fn finish(&self, error: AgentError) {
         let ending = self.lock().ending.clone();
         self.end(ending.unwrap_or(error));
     }
 
-    /// The state, when the agent is ready: waits for that until `deadline`.
+    /// Waits until the agent is ready, at most until `deadline`, and returns the state.
     pub(super) fn wait_ready(
         &self,
         limit: Duration,
@@ -180,7 +182,7 @@ impl Link {
         }
     }
 
-    /// Whether the agent is ready; if not, the task is woken when that changes.
+    /// Returns whether the agent is ready. If not, the task is woken when that changes.
     #[cfg(feature = "tokio")]
     pub(super) fn poll_ready(&self, task: &std::task::Waker) -> Result<bool, AgentError> {
         let state = self.lock();
@@ -191,12 +193,12 @@ impl Link {
         Ok(is_ready)
     }
 
-    /// A thread that panicked while it held the lock left a session that is cut off.
+    /// Locks the state. If a thread panicked with the lock, the session is disconnected.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the thread send what the session has.
+    /// Makes the thread send the session's output.
     pub(super) fn wake(&self) {
         // The only failure is a counter at its maximum: the event is readable all the same.
         let _ = self.wake.write(1);
@@ -211,19 +213,19 @@ impl Link {
         self.told.wake();
     }
 
-    /// Where changes leave the tasks that are to be woken.
+    /// Returns the tasks to wake after changes.
     pub(super) fn told(&self) -> &Arc<Told> {
         &self.told
     }
 }
 
 impl State {
-    /// What the agent is, once it is ready.
+    /// Returns the agent's properties, once it is ready.
     pub(super) fn info(&self) -> Option<&AgentInfo> {
         self.info.as_ref()
     }
 
-    /// Whether the agent is ready; an error when it never will be.
+    /// Returns whether the agent is ready, or an error if it never will be.
     fn is_ready(&self) -> Result<bool, AgentError> {
         match &self.over {
             Some(error) => Err(error.clone()),
@@ -235,13 +237,13 @@ impl State {
         self.stopped || self.ending.is_some()
     }
 
-    /// Begins anew. What is under way waits for [`State::fail`].
+    /// Starts again. Requests in flight wait for [`State::fail`].
     pub(super) fn disconnect(&mut self) {
         self.info = None;
         self.session = HostSession::after(&self.session);
     }
 
-    /// Fails everything that is under way.
+    /// Fails all requests in flight.
     pub(super) fn fail(&mut self, error: &AgentError) {
         self.channels.values_mut().for_each(|channel| channel.lose(error));
     }
@@ -251,7 +253,7 @@ impl State {
         self.fail(error);
     }
 
-    /// Tells callers of what has come.
+    /// Notifies callers of what has arrived.
     fn dispatch(&mut self, ready: &Changed) {
         while let Some(event) = self.session.next_event() {
             match event {
@@ -280,7 +282,7 @@ fn run(link: &Arc<Link>, peer: Peer) {
             let Ok(copy) = line.try_clone() else { break AgentError::Lost };
             let error = serve(link, copy, &mut buffer);
             let mut state = link.lock();
-            // A line tells of its end by an end of file, which is that of the machine.
+            // A line reports its end as an end of file, which is that of the machine.
             if state.has_to_end() || matches!(error, AgentError::Lost) {
                 break error;
             }
@@ -293,7 +295,7 @@ fn run(link: &Arc<Link>, peer: Peer) {
     link.finish(error);
 }
 
-/// Moves bytes until the connection ends, and says why.
+/// Moves bytes until the connection ends, and returns the reason.
 pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentError {
     if let Err(error) = set_non_blocking(&stream) {
         return AgentError::host("the agent's connection non-blocking")(error);
@@ -329,7 +331,7 @@ pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentErr
     }
 }
 
-/// Takes what has come and sends what there is, without waiting.
+/// Takes available bytes and sends pending ones, without waiting.
 fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), AgentError> {
     match stream.read(buffer) {
         Ok(0) => return Err(AgentError::Lost),
@@ -349,7 +351,7 @@ fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), Age
             Ok(count) => state.session.sent(count),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-            // What has come before the end is read first.
+            // Bytes before the end are read first.
             Err(_) => {
                 let unsent = state.session.output().len();
                 state.session.sent(unsent);
@@ -366,7 +368,7 @@ fn is_temporary(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
-/// A defect in the thread must not leave callers waiting.
+/// A guard against a defect in the thread, which must not leave callers waiting.
 struct FailOnPanic<'a>(&'a Link);
 
 impl Drop for FailOnPanic<'_> {
@@ -377,12 +379,12 @@ impl Drop for FailOnPanic<'_> {
     }
 }
 
-/// What a guest that has come to its init may take to its agent.
+/// The time that a guest's agent may take to start after the init.
 const AFTER_INIT: Duration = Duration::from_secs(10);
-/// A frame of a stream.
+/// The bytes in a frame of a stream.
 const READ_BYTES: usize = 64 << 10;
-/// How long the end of the thread may take, its last words included.
+/// The time that the thread may take to end, its last bytes included.
 const STOP_LIMIT: Duration = Duration::from_secs(3);
-/// How long the last bytes of an agent may take to arrive when its machine has ended.
+/// The time that the last bytes of an agent may take to arrive when its machine has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 const LAST_WORDS_POLL_MS: i32 = 20;

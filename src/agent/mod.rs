@@ -1,10 +1,10 @@
-//! The host's end of the guest agent: run commands in a guest, move files, set it up. [`Exec`] is a command,
-//! [`AgentClient`] everything that can be asked for, [`AgentConfig`](crate::config::AgentConfig) how the machine has
-//! its agent.
+//! The host's end of the guest agent: runs commands in a guest, moves files, and sets the guest up. [`Exec`]
+//! is a command, [`AgentClient`] has all requests, and [`AgentConfig`](crate::config::AgentConfig) sets up
+//! the agent of a machine.
 //!
-//! One thread per machine moves the bytes and never waits for anything but them; callers wait on their own threads,
-//! with limits of their own. Nothing that a guest does can reach further than its connection: an agent that breaks the
-//! rules is cut off, and every call that is under way says so.
+//! One thread per machine moves the bytes and waits for nothing else. Callers wait on their own threads, with
+//! limits of their own. A guest can affect no more than its connection: an agent that breaks the protocol is
+//! disconnected, and every request in flight returns that error.
 
 #[cfg(feature = "tokio")]
 mod async_calls;

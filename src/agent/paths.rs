@@ -1,4 +1,4 @@
-//! What paths of a guest are, and changes of it.
+//! Properties of paths in a guest, and changes of them.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -16,26 +16,26 @@ use super::patience::Patience;
 #[cfg(feature = "tokio")]
 use super::tasks::answer;
 
-/// What a path of the guest is (`inode(7)`).
+/// The properties of a path in the guest (`inode(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStat {
-    /// What it is.
+    /// The kind of the file.
     pub kind: FileKind,
-    /// Permission bits.
+    /// Permission bits, 0 to 0o7777.
     pub mode: u32,
-    /// Owner.
+    /// The owner's number.
     pub uid: u32,
-    /// Group.
+    /// The group's number.
     pub gid: u32,
-    /// Bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// When its content was last changed: seconds since 1970.
+    /// The time at which its content was last changed, in seconds since 1970.
     pub modified: i64,
 }
 
 /// Needs an agent of the protocol's version 2.
 impl AgentClient {
-    /// What a path is. A symbolic link at its end is followed.
+    /// Returns the properties of a path. A symbolic link at its end is followed.
     ///
     /// # Errors
     /// The guest refuses, or the agent or the machine has ended.
@@ -43,50 +43,50 @@ impl AgentClient {
         stat_of(&self.short(stat(path.as_ref(), true))?)
     }
 
-    /// What a path is. A symbolic link at its end is not followed.
+    /// Returns the properties of a path. A symbolic link at its end is not followed.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`].
+    /// The errors of [`AgentClient::stat`].
     pub fn stat_link(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
         stat_of(&self.short(stat(path.as_ref(), false))?)
     }
 
-    /// Where a symbolic link leads, as it says itself.
+    /// Returns the target of a symbolic link, as it is written there.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`], also where it is not one.
+    /// The errors of [`AgentClient::stat`], or the path is not a link.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<PathBuf, FileError> {
         self.short(Request::ReadLink(path.as_ref().to_owned())).map(path_of)
     }
 
-    /// Makes a directory, with the permissions 0755. The one that it is in has to be there.
+    /// Makes a directory with the permissions 0755. Its parent must exist.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`], also where something has that path already.
+    /// The errors of [`AgentClient::stat`], or the path exists already.
     pub fn mkdir(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(make(path.as_ref(), MODE, false))
     }
 
-    /// Makes a directory and those above it. One that is there already stays as it is.
+    /// Makes a directory and missing parents. An existing directory stays as it is.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`].
+    /// The errors of [`AgentClient::stat`].
     pub fn mkdir_all(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(make(path.as_ref(), MODE, true))
     }
 
-    /// Removes a file, a symbolic link, or a directory that is empty.
+    /// Removes a file, a symbolic link, or an empty directory.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`].
+    /// The errors of [`AgentClient::stat`].
     pub fn remove(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(remove(path.as_ref(), false))
     }
 
-    /// Removes a file, a symbolic link, or a directory with all that is in it. Links in it are not followed.
+    /// Removes a file, a symbolic link, or a directory with everything in it. Links in it are not followed.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`]; some of it may be gone then.
+    /// The errors of [`AgentClient::stat`]. Part of it may be removed then.
     pub fn remove_all(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(remove(path.as_ref(), true))
     }
@@ -94,15 +94,15 @@ impl AgentClient {
     /// Renames a file or a directory within one file system; a file at `to` is replaced (`rename(2)`).
     ///
     /// # Errors
-    /// As [`AgentClient::stat`].
+    /// The errors of [`AgentClient::stat`].
     pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(rename(from.as_ref(), to.as_ref()))
     }
 
-    /// Makes a symbolic link at `path` that leads to `target`, which need not be there.
+    /// Makes a symbolic link at `path` to `target`, which need not exist.
     ///
     /// # Errors
-    /// As [`AgentClient::stat`].
+    /// The errors of [`AgentClient::stat`].
     pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change(link(target.as_ref(), path.as_ref()))
     }
@@ -111,7 +111,7 @@ impl AgentClient {
         self.short(Request::Path(request)).map(drop)
     }
 
-    /// The answer of a few bytes to a request.
+    /// Returns the short answer to a request.
     fn short(&self, request: Request) -> Result<Vec<u8>, FileError> {
         let channel = Channel::open(self.link(), request)?;
         let (mut locked, mut patience) = (channel.lock(), channel.patience());
@@ -123,77 +123,77 @@ impl AgentClient {
     }
 }
 
-/// The same for tasks. Needs the feature `tokio`, and a runtime with its timer.
+/// The calls for tasks. They need the feature `tokio`, and a runtime with its timer.
 #[cfg(feature = "tokio")]
 impl AgentClient {
-    /// As [`AgentClient::stat`], for a task.
+    /// Does the same as [`AgentClient::stat`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::stat`].
     pub async fn stat_async(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
         stat_of(&self.short_async(stat(path.as_ref(), true)).await?)
     }
 
-    /// As [`AgentClient::stat_link`], for a task.
+    /// Does the same as [`AgentClient::stat_link`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::stat_link`].
     pub async fn stat_link_async(&self, path: impl AsRef<Path>) -> Result<FileStat, FileError> {
         stat_of(&self.short_async(stat(path.as_ref(), false)).await?)
     }
 
-    /// As [`AgentClient::read_link`], for a task.
+    /// Does the same as [`AgentClient::read_link`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::read_link`].
     pub async fn read_link_async(&self, path: impl AsRef<Path>) -> Result<PathBuf, FileError> {
         self.short_async(Request::ReadLink(path.as_ref().to_owned())).await.map(path_of)
     }
 
-    /// As [`AgentClient::mkdir`], for a task.
+    /// Does the same as [`AgentClient::mkdir`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::mkdir`].
     pub async fn mkdir_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change_async(make(path.as_ref(), MODE, false)).await
     }
 
-    /// As [`AgentClient::mkdir_all`], for a task.
+    /// Does the same as [`AgentClient::mkdir_all`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::mkdir_all`].
     pub async fn mkdir_all_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change_async(make(path.as_ref(), MODE, true)).await
     }
 
-    /// As [`AgentClient::remove`], for a task.
+    /// Does the same as [`AgentClient::remove`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::remove`].
     pub async fn remove_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change_async(remove(path.as_ref(), false)).await
     }
 
-    /// As [`AgentClient::remove_all`], for a task.
+    /// Does the same as [`AgentClient::remove_all`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::remove_all`].
     pub async fn remove_all_async(&self, path: impl AsRef<Path>) -> Result<(), FileError> {
         self.change_async(remove(path.as_ref(), true)).await
     }
 
-    /// As [`AgentClient::rename`], for a task.
+    /// Does the same as [`AgentClient::rename`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::rename`].
     pub async fn rename_async(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<(), FileError> {
         self.change_async(rename(from.as_ref(), to.as_ref())).await
     }
 
-    /// As [`AgentClient::symlink`], for a task.
+    /// Does the same as [`AgentClient::symlink`], for a task.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`AgentClient::symlink`].
     pub async fn symlink_async(
         &self,
         target: impl AsRef<Path>,
@@ -217,7 +217,7 @@ impl AgentClient {
     }
 }
 
-/// Takes what has come: whether that was all.
+/// Collects what has arrived. Returns whether that was everything.
 fn collect(locked: &mut Locked<'_>, patience: &mut Patience, bytes: &mut Vec<u8>) -> Result<bool, FileError> {
     locked.take_all(Stream::Stdout, bytes);
     patience.has_moved(bytes.len());
@@ -228,7 +228,7 @@ fn collect(locked: &mut Locked<'_>, patience: &mut Patience, bytes: &mut Vec<u8>
     Ok(check(seen)? && seen.is_at_end(Stream::Stdout))
 }
 
-/// The entries of a list.
+/// Parses the entries of a list.
 pub(super) fn entries_of(bytes: &[u8]) -> Result<Vec<DirEntry>, FileError> {
     let entries = EntryReader::default().push(bytes);
     entries.map_err(|error| AgentError::from(SessionError::from(error)).into())
@@ -267,7 +267,7 @@ fn rename(from: &Path, to: &Path) -> PathRequest {
     PathRequest::Rename { from: from.to_owned(), to: to.to_owned() }
 }
 
-/// What a new directory has.
+/// The permissions of a new directory.
 const MODE: u32 = 0o755;
-/// The longest path of Linux, and the head of an entry.
+/// The largest short answer in bytes: the longest path of Linux, and the head of an entry.
 const MAX_SHORT: usize = 8 << 10;

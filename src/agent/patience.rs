@@ -1,16 +1,16 @@
-//! How long one call waits for the agent in all: frames that move nothing, or little, do not begin that time again.
+//! The total time that one call waits for the agent. Frames that move nothing, or little, do not restart it.
 
 use std::time::{Duration, Instant};
 
 use super::error::AgentError;
 use super::link::Limits;
 
-/// The patience of one call. It counts the time in which the caller waits for the agent, and not that of the caller's
-/// own reader or writer.
+/// The patience of one call. It counts the time in which the caller waits for the agent, and not the time of
+/// the caller's own reader or writer.
 #[derive(Debug, Clone)]
 pub(super) struct Patience {
     limits: Limits,
-    /// Bytes that the agent has given or taken.
+    /// Bytes that the agent has sent or taken.
     moved: u64,
     waited: Duration,
     since: Option<Instant>,
@@ -22,23 +22,23 @@ impl Patience {
         Patience { limits, moved: 0, waited: Duration::ZERO, since: None, is_endless: false }
     }
 
-    /// The agent has given or taken so many bytes since the call began: each allows for more time, at the least rate.
+    /// Counts bytes that the agent has sent or taken. Each allows for more time, at the lowest rate.
     pub(super) fn has_moved(&mut self, bytes: usize) {
         self.moved = u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 
-    /// The caller waits for a command that may run for ever, or does not any more.
+    /// Sets whether the caller waits for a command that may run forever.
     #[cfg(feature = "tokio")]
     pub(super) fn has_no_end(&mut self, yes: bool) {
         self.pause();
         self.is_endless = yes;
     }
 
-    /// The caller waits from here on, until [`Patience::pause`]: the end of its patience, as far as a clock can tell
-    /// it.
+    /// Starts the caller's wait, which ends with [`Patience::pause`]. Returns the end of its patience, as far
+    /// as the clock can express it.
     ///
     /// # Errors
-    /// [`AgentError::NoAnswer`]: it has none left.
+    /// [`AgentError::NoAnswer`]: no patience is left.
     pub(super) fn wait(&mut self) -> Result<Instant, AgentError> {
         let now = Instant::now();
         if self.is_endless {
@@ -54,7 +54,7 @@ impl Patience {
         }
     }
 
-    /// The caller does not wait for the agent.
+    /// Ends the caller's wait for the agent.
     pub(super) fn pause(&mut self) {
         let waited = self.since.take().map(|since| since.elapsed());
         self.waited = self.waited.saturating_add(waited.unwrap_or_default());
@@ -66,7 +66,7 @@ impl Patience {
     }
 }
 
-/// As good as without an end: no clock of the system's goes further than the longest limits.
+/// As good as without an end: the clock cannot express the longest limits.
 const LONG_TIME: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

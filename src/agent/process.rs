@@ -12,7 +12,8 @@ use super::error::{AgentError, ExecError};
 use super::exec::{ExecInput, ExecStatus, Output};
 use super::streams::{ProcessInput, ProcessOutput, feed};
 
-/// A command that was started. Dropping it kills what still runs, with all processes that the command has started.
+/// A command that was started. Dropping it kills what still runs, with all processes that the command has
+/// started.
 ///
 /// ```no_run
 /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -34,25 +35,25 @@ use super::streams::{ProcessInput, ProcessOutput, feed};
 pub struct Process {
     /// Its input, if it was started with [`ExecInput::Piped`](super::ExecInput::Piped).
     pub stdin: Option<ProcessInput>,
-    /// What it writes to its standard output; with a terminal, everything.
+    /// Its standard output; with a terminal, everything.
     pub stdout: Option<ProcessOutput>,
-    /// What it writes to its standard error; none with a terminal.
+    /// Its standard error; `None` with a terminal.
     pub stderr: Option<ProcessOutput>,
     channel: Arc<Channel>,
     limits: ProcessLimits,
 }
 
-/// What a process may take.
+/// The limits of a process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProcessLimits {
-    /// Bytes that [`Process::wait_with_output`] collects.
+    /// The largest number of bytes that [`Process::wait_with_output`] collects.
     pub(super) output: usize,
-    /// Its time, and when that is over.
+    /// The time limit, and the time at which it is over.
     pub(super) time: Option<(Duration, Instant)>,
 }
 
 impl ProcessLimits {
-    /// The time of a process that starts now.
+    /// Returns the time limit of a process that starts now.
     pub(super) fn from_now(timeout: Option<Duration>) -> Option<(Duration, Instant)> {
         timeout.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)))
     }
@@ -72,12 +73,12 @@ impl Process {
         }
     }
 
-    /// Its process in the guest.
+    /// Returns its process id in the guest.
     pub fn pid(&self) -> u32 {
         self.channel.lock().seen().pid.unwrap_or_default()
     }
 
-    /// Sends a signal to its process group, or to the foreground of its terminal. One that has ended gets none.
+    /// Sends a signal to its process group, or to the foreground of its terminal. An ended command gets none.
     pub fn signal(&self, signal: u8) {
         self.channel.signal(signal);
     }
@@ -87,13 +88,13 @@ impl Process {
         self.channel.abandon();
     }
 
-    /// Gives its terminal a new size.
+    /// Sets the size of its terminal.
     pub fn resize(&self, size: WindowSize) {
         self.channel.resize(size);
     }
 
-    /// Waits for its end. Its input ends first, so that it does not wait for more. What it wrote and nobody has read
-    /// can still be read afterwards; a command that writes more than its streams hold waits for its reader.
+    /// Waits for its end. Its input is ended first, so that it does not wait for more. Unread output can
+    /// still be read afterwards. A command that writes more than its streams hold waits for its reader.
     ///
     /// # Errors
     /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has ended.
@@ -106,24 +107,25 @@ impl Process {
         }
     }
 
-    /// Its status, if it ends within `limit`. Its input stays open.
+    /// Returns its status, if it ends within `limit`. Its input stays open.
     ///
     /// # Errors
-    /// As [`Process::wait`].
+    /// The errors of [`Process::wait`].
     pub fn wait_timeout(&mut self, limit: Duration) -> Result<Option<ExecStatus>, ExecError> {
         self.wait_until(Instant::now().checked_add(limit))
     }
 
-    /// Waits for its end and collects what it writes meanwhile, up to its [`output_limit`](super::Exec::output_limit).
+    /// Waits for its end and collects its output meanwhile, up to its
+    /// [`output_limit`](super::Exec::output_limit).
     ///
     /// # Errors
-    /// As [`Process::wait`], or it has written more ([`ExecError::OutputLimit`]; it was killed).
+    /// The errors of [`Process::wait`], or it has written more ([`ExecError::OutputLimit`]; it was killed).
     pub fn wait_with_output(mut self) -> Result<Output, ExecError> {
         self.stdin = None;
         self.collector().run(self.limits.time)
     }
 
-    /// Gives it what it is to read, on a thread.
+    /// Feeds it its input, on a thread.
     pub(super) fn feed(&self, input: ExecInput) -> Result<(), AgentError> {
         let reader: Box<dyn Read + Send> = match input {
             ExecInput::None | ExecInput::Piped => return Ok(()),
@@ -133,13 +135,13 @@ impl Process {
         feed(self.channel.clone(), reader).map_err(AgentError::host("a thread for the command's input"))
     }
 
-    /// Whether it has been started.
+    /// Returns whether it has been started.
     pub(super) fn started(locked: &mut Locked<'_>) -> Result<Option<()>, ExecError> {
         let seen = locked.seen();
         Ok((seen.pid.is_some() || status(seen, true)?.is_some()).then_some(()))
     }
 
-    /// How it ended.
+    /// Returns its status, once it has ended.
     #[cfg(feature = "tokio")]
     pub(super) fn ended(locked: &mut Locked<'_>) -> Result<Option<ExecStatus>, ExecError> {
         status(locked.seen(), true)
@@ -201,7 +203,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// Streams that somebody keeps give the rest of what was written by a command that has ended.
+    /// Kills the command if it runs. Streams that are kept give the rest of the output of an ended command.
     fn kill_if_running(&self) {
         let is_running = self.channel.lock().seen().answer.is_none();
         if is_running {
@@ -210,12 +212,12 @@ impl Process {
     }
 }
 
-/// How it ended, where that is known and `may_tell`.
+/// Returns the status, if it is known and `may_tell` is set.
 pub(super) fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecStatus>, ExecError> {
     match &seen.answer {
         Some(Answer::Exited(ending)) if may_tell => Ok(Some(ExecStatus::of(*ending))),
         Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
-        // Killed by its owner: the agent's word on it is not waited for.
+        // Its owner has killed it, so the agent's report is not waited for.
         None if seen.abandoned => match seen.time_limit.filter(|_| seen.is_out_of_time) {
             Some(limit) => Err(ExecError::timed_out(limit)),
             None => Ok(Some(ExecStatus::Signal(KILL))),

@@ -12,19 +12,19 @@ use coracle_devices::legacy::serial::SerialPort;
 use crate::config::{AgentConfig, VmConfig};
 use crate::console::{Console, ConsoleEnds, ConsoleStreams};
 
-/// A second serial port, with what its guest writes.
+/// A second serial port, and the output of its guest.
 pub(crate) struct AgentSerial {
     pub(crate) port: Arc<SerialPort>,
     pub(crate) output: Arc<ConsoleBuffer>,
 }
 
-/// What the guest of `config` writes to a second serial port, if it has one.
+/// Returns a buffer for the output of the guest of `config` on a second serial port, if it has one.
 pub(crate) fn serial_console(config: &VmConfig) -> io::Result<Option<Arc<ConsoleBuffer>>> {
     let wanted = config.agent.as_ref().is_some_and(AgentConfig::needs_serial);
     wanted.then(|| ConsoleBuffer::new(CAPACITY).map(Arc::new)).transpose()
 }
 
-/// Connects the port by the I/O thread: the agent's end of the line.
+/// Connects the port to the I/O thread. Returns the agent's end of the line.
 pub(crate) fn connect_serial(serial: &AgentSerial, event_loop: &mut EventLoop) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
     let streams =
@@ -35,6 +35,7 @@ pub(crate) fn connect_serial(serial: &AgentSerial, event_loop: &mut EventLoop) -
     Ok(ours.into())
 }
 
-/// A guest writes a byte in some microseconds, and the other end always reads: enough for a host that is very busy.
-/// What does not fit is lost, which the agent's protocol notices.
+/// The capacity of the line in bytes. A guest writes a byte in some microseconds, and the other end always
+/// reads: it is enough for a very busy host. Bytes that do not fit are lost, which the agent's protocol
+/// notices.
 const CAPACITY: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! The ends of a command's streams: with back-pressure both ways, since neither holds more than a window.
+//! The ends of a command's streams, with back-pressure both ways: neither end buffers more than a window.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use super::channel::{Channel, Locked};
 use super::waits::{Waits, block_on};
 use crate::thread::ThreadKind;
 
-/// What is written here, the command reads. Dropping it ends the command's input.
+/// The input of the command. Dropping it ends the input.
 pub struct ProcessInput {
     channel: Arc<Channel>,
     deadline: Option<Instant>,
 }
 
-/// What the command writes is read here. Reading waits for it, and a command that is read slowly waits, too.
+/// An output of the command. Reading waits for it, and a command whose output is read slowly waits too.
 pub struct ProcessOutput {
     channel: Arc<Channel>,
     stream: Stream,
@@ -28,7 +28,7 @@ impl ProcessInput {
         ProcessInput { channel, deadline: limit.map(|(_, at)| at) }
     }
 
-    /// Sends what there is room for; none when that is nothing.
+    /// Sends as much as there is space for. Returns `None` if that is nothing.
     pub(super) fn write_now(&mut self, locked: &mut Locked<'_>, bytes: &[u8]) -> io::Result<Option<usize>> {
         let seen = locked.seen();
         if let Some(error) = seen.lost() {
@@ -60,7 +60,7 @@ impl ProcessOutput {
         ProcessOutput { channel, stream, deadline: limit.map(|(_, at)| at) }
     }
 
-    /// Takes what is there; none when there is nothing yet, and 0 at the end.
+    /// Takes available bytes. Returns `None` if there are none yet, and 0 at the end.
     pub(super) fn read_now(
         &mut self,
         locked: &mut Locked<'_>,
@@ -79,11 +79,12 @@ impl ProcessOutput {
 }
 
 impl Write for ProcessInput {
-    /// Waits until the command's side has room.
+    /// Waits until the command's side has space.
     ///
     /// # Errors
-    /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended. [`ErrorKind::ConnectionAborted`]:
-    /// the agent or the machine has. [`ErrorKind::TimedOut`]: the time of the command is over; it was killed.
+    /// [`ErrorKind::BrokenPipe`]: the command does not read any more, or has ended.
+    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the
+    /// time limit of the command is over; it was killed.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         block_on(self, |input, locked| input.write_now(locked, bytes))
     }
@@ -100,11 +101,11 @@ impl Drop for ProcessInput {
 }
 
 impl Read for ProcessOutput {
-    /// Waits until there is something, or the end.
+    /// Waits until there are bytes, or the end.
     ///
     /// # Errors
-    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the time of the
-    /// command is over; it was killed.
+    /// [`ErrorKind::ConnectionAborted`]: the agent or the machine has ended. [`ErrorKind::TimedOut`]: the
+    /// time limit of the command is over; it was killed.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         block_on(self, |output, locked| output.read_now(locked, buffer))
     }
@@ -130,7 +131,7 @@ impl Waits for ProcessOutput {
     }
 }
 
-/// The end of a command's time, if it has one: whoever waits for a stream then kills the command.
+/// Returns the end of a command's time, if it has a limit. A wait for a stream then kills the command.
 fn until(deadline: Option<Instant>) -> io::Result<Option<Instant>> {
     match deadline {
         Some(at) if Instant::now() >= at => Err(ErrorKind::TimedOut.into()),
@@ -138,12 +139,12 @@ fn until(deadline: Option<Instant>) -> io::Result<Option<Instant>> {
     }
 }
 
-/// Gives the command what `reader` has, to its end, on a thread of its own.
+/// Feeds the command the bytes of `reader`, to its end, on a thread of its own.
 pub(super) fn feed(channel: Arc<Channel>, mut reader: impl Read + Send + 'static) -> io::Result<()> {
     let mut input = ProcessInput::new(channel, None);
     ThreadKind::AgentInput
         .spawn(move || {
-            // A reader that fails ends the input. A command that reads no more is no failure.
+            // A reader that fails ends the input. A command that reads no more is not a failure.
             let _ = io::copy(&mut reader, &mut input);
         })
         .map(drop)

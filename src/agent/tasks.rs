@@ -1,4 +1,5 @@
-//! How tasks wait for the agent: they are woken when something has come on a channel, or when their time is over.
+//! The waits of tasks for the agent. They are woken when something has arrived on a channel, or when their
+//! time is over.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use super::patience::Patience;
 pub(super) struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
-    /// Has the task woken at `end`, at once where that has passed.
+    /// Makes the task wake at `end`, or at once if that has passed.
     pub(super) fn wake_at(&mut self, end: Instant, task: &mut Context<'_>) {
         let end = end.into();
         let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(end)));
@@ -29,7 +30,7 @@ impl Timer {
     }
 }
 
-/// What `step` gives, tried whenever something has come on the channel.
+/// Returns the result of `step`, which is tried whenever something has arrived on the channel.
 pub(super) async fn come<T, E>(
     channel: &Channel,
     mut step: impl FnMut(&mut Locked<'_>) -> Result<Option<T>, E>,
@@ -37,7 +38,7 @@ pub(super) async fn come<T, E>(
     poll_fn(|task| poll(channel, task, &mut step)).await
 }
 
-/// The same with the limit of a call's patience, which each step may change.
+/// Returns the result of `step`, within the limit of a call's patience, which each step may change.
 pub(super) async fn answer<T, E: From<AgentError>>(
     channel: &Channel,
     mut step: impl FnMut(&mut Locked<'_>, &mut Patience) -> Result<Option<T>, E>,
@@ -57,7 +58,7 @@ pub(super) async fn answer<T, E: From<AgentError>>(
     .await
 }
 
-/// One try; the task is woken when something comes.
+/// Tries once. The task is woken when something arrives.
 pub(super) fn poll<T, E>(
     channel: &Channel,
     task: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! How streams wait for the agent: on a thread, or as a task. What a step needs is looked at under the session's lock;
+//! The waits of streams for the agent, on a thread or as a task. Each step runs under the session's lock, and
 //! the wait for more is the same for all.
 
 use std::io;
@@ -11,17 +11,18 @@ use super::channel::{Channel, Locked};
 pub(super) trait Waits {
     fn channel(&self) -> &Arc<Channel>;
 
-    /// Until when to wait; none: for ever.
+    /// Returns the time until which to wait; `None` for forever.
     ///
     /// # Errors
-    /// Its time is over.
+    /// The time limit is over.
     fn wait_until(&mut self) -> io::Result<Option<Instant>>;
 
-    /// Something has come, or it is not waited any more.
+    /// Ends the wait: something has arrived, or the wait was given up.
     fn has_waited(&mut self) {}
 }
 
-/// What `step` gives, tried whenever something has come. A stream whose time is over ends its channel.
+/// Returns the result of `step`, which is tried whenever something has arrived. A stream whose time is over
+/// ends its channel.
 pub(super) fn block_on<S: Waits, T>(
     stream: &mut S,
     mut step: impl FnMut(&mut S, &mut Locked<'_>) -> io::Result<Option<T>>,
@@ -44,7 +45,7 @@ pub(super) fn block_on<S: Waits, T>(
     }
 }
 
-/// The same for a task.
+/// Does the same as [`block_on`], for a task.
 #[cfg(feature = "tokio")]
 pub(super) fn poll_on<S: Waits, T>(
     stream: &mut S,
