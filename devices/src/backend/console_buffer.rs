@@ -121,14 +121,12 @@ impl ConsoleBuffer {
         room
     }
 
-    /// Returns the event that fires when there is space again for a device that found none. The device reads
-    /// it first.
+    /// Returns the event that fires when there is space again for a device that found none.
     pub fn room_event(&self) -> &EventFd {
         &self.room
     }
 
-    /// Returns the event that fires when the buffer goes from empty to non-empty. The drainer reads it first,
-    /// then drains.
+    /// Returns the event of a buffer that is no longer empty. The drainer reads it first, then drains.
     pub fn wake_event(&self) -> &EventFd {
         &self.wake
     }
@@ -145,8 +143,7 @@ impl ConsoleBuffer {
         lock(&self.ring).watch.is_last_line()
     }
 
-    /// Returns the last line with the text of a kernel panic, without its line end and cut to 1 KiB; empty if
-    /// there was none.
+    /// Returns the last line with the text of a kernel panic, cut to 1 KiB; empty if there was none.
     pub fn panic_line(&self) -> Vec<u8> {
         lock(&self.ring).watch.line().to_vec()
     }

@@ -217,8 +217,8 @@ fn root_device(f: &mut std::fmt::Formatter<'_>, root: &str, disks: usize) -> std
     if disks == 0 {
         return write!(
             f,
-            "root={root} is not a device of this machine, which has no disk; give it one with --disk FILE, or an initrd \
-             with -i FILE"
+            "root={root} is not a device of this machine, which has no disk; give it one with --disk FILE, or an \
+             initrd with -i FILE"
         );
     }
     write!(f, "root={root} is not a device of this machine, whose first disk is /dev/vda, of {disks} in all")

@@ -53,8 +53,8 @@ pub enum OpenError {
     },
     /// The agent's version does not know the request.
     #[error(
-        "the guest's agent speaks version {theirs} of its protocol, and this needs version {needed}; build the agent again \
-         with `cargo xtask guest`"
+        "the guest's agent speaks version {theirs} of its protocol, and this needs version {needed}; build the agent \
+         again with `cargo xtask guest`"
     )]
     Version {
         /// The agent's version.
