@@ -15,6 +15,7 @@ mod initramfs;
 mod packages;
 mod payloads;
 mod process;
+mod record;
 mod setup;
 mod static_build;
 mod structure;
@@ -30,6 +31,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::hostile::HostileArguments;
+use crate::record::RecordArguments;
 use crate::tally::Tally;
 use crate::workspace::Workspace;
 
@@ -80,6 +82,8 @@ enum Task {
     Fuzz(fuzz::FuzzArguments),
     /// Attack the release program by guests and files, and print a table; a row that differs ends it with 1
     Hostile(HostileArguments),
+    /// Run a short session of the release program at a terminal and draw it as docs/session.svg
+    Record(RecordArguments),
     /// Measure, and print a table
     Bench {
         #[command(subcommand)]
@@ -128,6 +132,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
         Task::Fuzz(arguments) => fuzz::start(&workspace, arguments)?,
         Task::Agent => println!("{}", static_build::packed_agent(&workspace)?.display()),
         Task::Dist => dist::make(&workspace)?,
+        Task::Record(arguments) => record::run(&workspace, arguments)?,
         Task::Bench { bench } => bench::run(&workspace, bench)?,
     }
     Ok(ExitCode::SUCCESS)
