@@ -15,6 +15,9 @@ pub use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 pub use coracle_devices::backend::net::NetOpenError;
 pub use coracle_devices::bus::BusError;
 pub use coracle_devices::virtio::vsock::{HostSocketError, VsockError};
+pub use coracle_image::compression::{Compression, DecompressError};
+pub use coracle_image::initramfs::{ArchiveError, InitrdError, LoaderError, ModulesError};
+pub use coracle_image::kernel_image::{KernelError, UnpackError as KernelUnpackError};
 
 /// An error and what has caused it, in one line: `error: cause: its cause`. What an error says of its cause itself is
 /// not said twice.

@@ -40,7 +40,6 @@
 compile_error!("Coracle runs on x86-64 Linux");
 
 pub mod agent;
-pub mod compression;
 pub mod config;
 mod console;
 pub mod cpu;
@@ -50,21 +49,31 @@ mod ending;
 pub mod error;
 pub mod exit_code;
 mod gate;
-pub mod guest_data;
 pub mod host;
-pub mod initramfs;
 mod io_loop;
-pub mod kernel_image;
 mod kvm;
 mod memory;
-pub mod rootfs;
-mod sparse;
-mod temporary;
 pub mod terminal;
 mod thread;
 mod vcpu;
 mod virtio;
 mod vm;
+
+/// The files that Coracle brings: the default guest's and the emulated host's.
+pub mod guest_data {
+    pub use coracle_image::guest_data::{
+        AgentProgramError, GuestData, GuestDataMissing, HostData, IS_AGENT_BUNDLED, default_kernel, find,
+        find_host, has_drivers,
+    };
+}
+
+/// Root file systems of guests, made ahead of the machines: [`rootfs::write_image`].
+pub mod rootfs {
+    pub use coracle_image::rootfs::{
+        DirectoryError, EntryError, ImageError, ImageReport, LeftOut, RootError, RootSource, TarError,
+        UnpackError, kind_of, write_image,
+    };
+}
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
 pub mod vsock {

@@ -41,7 +41,7 @@ fn kernels_that_are_no_files_are_refused() {
 #[test]
 fn initrds_that_linux_does_not_unpack_are_named_before_it_runs() {
     let linux = file("vmlinuz", &coracle_payload::Payload::named("exit-7").unwrap().bzimage(b""));
-    let mut archive = coracle::initramfs::Archive::default();
+    let mut archive = coracle_image::initramfs::Archive::default();
     archive.file("init", 0o755, vec![7; 5000]);
     let cpio = archive.finish().unwrap();
     let mut tar = vec![0; 1024];

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::{coracle, file, finish, kvm_or_skip, payload};
-use coracle::compression::Compression;
+use coracle_image::compression::Compression;
 use coracle_payload::Payload;
 
 macro_rules! needs_kvm {

@@ -14,11 +14,12 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
+use coracle::KernelImage;
 use coracle::config::{RootConfig, RootKind};
-use coracle::initramfs::ModuleTree;
-use coracle::rootfs::{self, ImageReport, RootError};
-use coracle::{KernelImage, kernel_image};
 use coracle_arch::nameless_file;
+use coracle_image::initramfs::ModuleTree;
+use coracle_image::kernel_image;
+use coracle_image::rootfs::{self, ImageReport, RootError};
 use coracle_payload::Payload;
 use vmm_sys_util::tempdir::TempDir;
 

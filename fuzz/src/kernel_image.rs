@@ -3,11 +3,11 @@
 use std::io::Read;
 use std::path::Path;
 
-use coracle::kernel_image::unpack;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::layout::ram_regions;
 use coracle_arch::x86_64::load::{LoadRequest, load};
+use coracle_image::kernel_image::unpack;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// `data` is the image. One that is accepted lies in its file, and is loaded or refused, and so is the kernel that is

@@ -4,8 +4,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use coracle::config::{RootConfig, RootKind};
-use coracle::rootfs::write_image;
 use coracle_arch::nameless_file;
+use coracle_image::rootfs::write_image;
 
 /// `data` is the tar, packed by what its first bytes say. What is not packed is for the target `root_tar`.
 pub fn packed_tar(data: &[u8]) {

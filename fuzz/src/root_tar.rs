@@ -5,8 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use coracle::config::{RootConfig, RootKind};
-use coracle::rootfs::write_image;
 use coracle_arch::nameless_file;
+use coracle_image::rootfs::write_image;
 
 /// `data` is the tar, not packed: what unpacks it are the decoders of others. One that is taken gives an image, which says
 /// its own length where the format has it.

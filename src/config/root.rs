@@ -3,11 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use coracle_image::rootfs::RootSource;
+pub use coracle_image::rootfs::{RootAccess, RootForm, RootKind};
+
 use super::ConfigError;
 use super::memory_size::size_in_bytes;
 use super::words::{once, path_and_words};
-use crate::rootfs::RootSource;
-pub use crate::rootfs::{RootAccess, RootForm, RootKind};
 
 /// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
 /// LZ4), or an image of ext4, EROFS or squashfs.

@@ -7,11 +7,11 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use coracle_agent::protocol::emulated_host::{self, ProtocolError, StartFailure, StartStep};
+use coracle_image::guest_data::GuestDataMissing;
 
 use super::EmulatedExit;
 use crate::ending::{Ending, Seconds};
 use crate::exit_code;
-use crate::guest_data::GuestDataMissing;
 
 /// The reason why a command has no ending.
 #[derive(Debug, thiserror::Error)]

@@ -15,12 +15,12 @@ use std::{fs, thread};
 use coracle_agent::protocol::emulated_host::{ROOT_TAG, SYSTEM_DIRECTORY, SYSTEM_TAG, port};
 use coracle_agent::relay;
 use coracle_devices::journal;
+use coracle_image::guest_data::{self, HostData};
 
 use super::confine::Confinement;
 use super::error::{EmulatedHostError, LastWords};
 use super::log::Tail;
 use super::{EmulatedHostArgs, signals};
-use crate::guest_data::{self, HostData};
 
 const QEMU: &str = "qemu-system-x86_64";
 

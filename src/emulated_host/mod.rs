@@ -25,10 +25,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::guest_data::{self, HostData};
 use machine::{Machine, MachineSize};
 use session::{Limits, Session};
 use signals::Signals;
+
+use coracle_image::guest_data::{self, HostData};
 
 pub use coracle_agent::protocol::emulated_host::environment::MARK;
 pub use error::{EmulatedHostError, LastWords, ShareProblem};

@@ -6,10 +6,11 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 
+use coracle_image::guest_data;
+
 use super::{KvmKind, check_kvm, on_emulated_host};
 use crate::emulated_host::{self, EmulatedExit, EmulatedHostArgs, EmulatedHostError};
 use crate::exit_code;
-use crate::guest_data;
 use crate::kvm::KvmError;
 
 /// The KVM that a program needs.

@@ -11,13 +11,13 @@ use coracle_devices::backend::disk::{
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 use coracle_devices::virtio::poll::Poll;
+use coracle_image::rootfs::{ImageAccess, RootBacking, RootDisk};
+use coracle_image::temporary;
 
 use super::VirtioError;
 use super::spec::{DeviceSpec, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
-use crate::rootfs::{ImageAccess, RootBacking, RootDisk};
-use crate::temporary;
 
 impl DeviceSpec for DiskConfig {
     fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {

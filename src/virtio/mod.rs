@@ -28,6 +28,8 @@ use coracle_devices::virtio::queue::ChainBudget;
 use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
 use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
+use coracle_image::rootfs::Root;
+use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use spec::SpecContext;
@@ -39,8 +41,6 @@ use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
-use crate::rootfs::Root;
-use crate::temporary;
 use crate::thread::ThreadKind;
 
 /// Every virtio device of a machine, in the order in which its guest finds them.

@@ -8,12 +8,12 @@ use coracle_devices::virtio::console::{ConsolePort, StreamPort};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::vsock::Vsock;
+use coracle_image::rootfs::Root;
 
 use super::VirtioError;
 use super::console::VirtioConsole;
 use crate::config::{AgentConfig, ConsoleDevice, MemoryConfig, VmConfig};
 use crate::gate::Gate;
-use crate::rootfs::Root;
 
 /// A configured device, before anything of it is open.
 pub(crate) trait DeviceSpec {

@@ -6,6 +6,10 @@ use coracle_arch::x86_64::acpi::AcpiError;
 use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::load::LoadError;
 use coracle_arch::x86_64::mptable::MpTableError;
+use coracle_image::guest_data::GuestDataMissing;
+use coracle_image::initramfs::{InitrdError, LoaderError};
+use coracle_image::kernel_image::KernelError;
+use coracle_image::rootfs::RootError;
 
 use super::platform::PlatformError;
 use crate::agent::AttachError;
@@ -14,12 +18,8 @@ use crate::console::ConsoleError;
 use crate::cpu::CpuError;
 use crate::error::Whole;
 use crate::exit_code;
-use crate::guest_data::GuestDataMissing;
-use crate::initramfs::{InitrdError, LoaderError};
-use crate::kernel_image::KernelError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
-use crate::rootfs::RootError;
 use crate::vcpu::AffinityError;
 use crate::virtio::VirtioError;
 

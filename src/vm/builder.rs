@@ -15,6 +15,7 @@ use coracle_arch::x86_64::registers::BootState;
 use coracle_devices::event_loop::EventLoop;
 use coracle_devices::journal;
 use coracle_devices::journal::Journal;
+use coracle_image::rootfs::Root;
 
 use super::inputs::Inputs;
 use super::lifecycle::{Guest, LOG_LIMIT, Machine, Shared, start_control};
@@ -31,7 +32,6 @@ use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
-use crate::rootfs::Root;
 use crate::thread::ThreadKind;
 use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
 use crate::virtio::{self, AttachContext, VirtioDevices};

@@ -6,16 +6,16 @@ use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_devices::journal;
+use coracle_image::guest_data::{self, GuestData, GuestDataMissing};
+use coracle_image::initramfs::check::check;
+use coracle_image::initramfs::loader::{self, LoaderRequest};
+use coracle_image::kernel_image::{self, KernelRequest};
+use coracle_image::rootfs::{self, Root, RootError, RootRequest};
 
 use super::BuildError;
 use crate::config::{AgentConfig, AgentPlace, VmConfig, names_file_systems, root_device, root_file_systems};
 use crate::cpu;
 use crate::diagnosis;
-use crate::guest_data::{self, GuestData, GuestDataMissing};
-use crate::initramfs::check::check;
-use crate::initramfs::loader::{self, LoaderRequest};
-use crate::kernel_image::{self, KernelRequest};
-use crate::rootfs::{self, Root, RootError, RootRequest};
 use crate::virtio::specs;
 
 /// The files that a virtual machine is made from, open and checked.

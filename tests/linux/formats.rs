@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use coracle::guest_data::GuestData;
-use coracle::initramfs::{Archive, ModuleTree};
+use coracle_image::initramfs::{Archive, ModuleTree};
 
 use super::common::{self, file, finish};
 use super::{data, linux, no_linux};

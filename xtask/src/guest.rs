@@ -9,8 +9,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use coracle::initramfs::ModuleTree;
-use coracle::{KernelImage, kernel_image};
+use coracle::KernelImage;
+use coracle_image::initramfs::ModuleTree;
+use coracle_image::kernel_image;
 use serde::Serialize;
 
 use crate::assets::{self, AssetFolder, read, sha256, write};

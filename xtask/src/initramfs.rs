@@ -1,7 +1,7 @@
 //! The initramfs of the default guest and of the emulated host: the agent as `/init`, and what it needs.
 
 use anyhow::Result;
-use coracle::initramfs::{Archive, Module};
+use coracle_image::initramfs::{Archive, Module};
 
 /// What goes into an initramfs.
 #[derive(Debug)]

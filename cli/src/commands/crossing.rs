@@ -10,8 +10,8 @@ use std::{fs, io, iter};
 use coracle::VmBuilder;
 use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
-use coracle::guest_data::IS_AGENT_BUNDLED;
-use coracle::guest_data::{self, GuestData};
+use coracle_image::guest_data::IS_AGENT_BUNDLED;
+use coracle_image::guest_data::{self, GuestData};
 
 use serde_json::{Map, Value};
 

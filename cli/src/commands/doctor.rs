@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use coracle::KvmError;
 use coracle::emulated_host;
-use coracle::guest_data::IS_AGENT_BUNDLED;
-use coracle::guest_data::{self, GuestData};
 use coracle::host::{self, KvmKind};
+use coracle_image::guest_data::IS_AGENT_BUNDLED;
+use coracle_image::guest_data::{self, GuestData};
 
 use super::{NO_KVM, answer, chain};
 use crate::arguments::DoctorArgs;

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use coracle::initramfs::Archive;
+use coracle_image::initramfs::Archive;
 
 /// The files, as they are collected.
 #[derive(Debug, Default)]

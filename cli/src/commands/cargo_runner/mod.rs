@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, Timeout, VmConfig};
-use coracle::guest_data::{self, GuestData};
 use coracle::outcome::{Ending, TimeLimit};
+use coracle_image::guest_data::{self, GuestData};
 
 use self::files::GuestFiles;
 use self::program::Program;

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
-use coracle::guest_data;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
+use coracle_image::guest_data;
 
 use self::signals::Blocked;
 use self::watch::Watch;

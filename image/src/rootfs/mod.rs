@@ -107,8 +107,8 @@ pub enum ImageAccess {
     },
 }
 
-/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as `VmBuilder::root_image` of
-/// the crate `coracle` takes it.
+/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as
+/// `VmBuilder::root_image` of the crate `coracle` takes it.
 ///
 /// # Errors
 /// The source is no folder and no tar, or cannot be read, or the image cannot be written.

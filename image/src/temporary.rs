@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use coracle_agent::protocol::emulated_host::environment::caller;
 
-/// `TMPDIR`, else `/var/tmp`: not `/tmp`, which is in memory on many systems. On an emulated host it is always `/tmp`: what
-/// is not in memory there is shared with the outer host, also the caller's `TMPDIR`, and a file on a share needs its name.
-pub(crate) fn directory() -> PathBuf {
+/// `TMPDIR`, else `/var/tmp`: not `/tmp`, which is in memory on many systems. On an emulated host it is always
+/// `/tmp`: what is not in memory there is shared with the outer host, also the caller's `TMPDIR`, and a file on
+/// a share needs its name.
+pub fn directory() -> PathBuf {
     if caller().is_some() {
         return PathBuf::from("/tmp");
     }
@@ -15,6 +16,6 @@ pub(crate) fn directory() -> PathBuf {
 }
 
 /// The end of an error about such a file: how to choose another directory, where that is possible.
-pub(crate) fn advice() -> &'static str {
+pub fn advice() -> &'static str {
     if caller().is_some() { "" } else { "; TMPDIR names another directory" }
 }

@@ -1,5 +1,5 @@
 //! Where the kernels and initramfs files are that Coracle did not get from its user: those of the default guest
-//! and of the emulated host. Used by the command line and by [`crate::emulated_host`]; it only looks, and
+//! and of the emulated host. Used by the command line and by the emulated host; it only looks, and
 //! never makes or downloads anything (`cargo xtask guest` does).
 
 mod agent_program;
@@ -158,7 +158,7 @@ fn modules_in(folder: &Path) -> PathBuf {
 }
 
 /// The data folders that are there.
-pub(crate) fn existing_folders() -> impl Iterator<Item = PathBuf> {
+pub fn existing_folders() -> impl Iterator<Item = PathBuf> {
     folders(|name| env::var_os(name)).into_iter().filter(|folder| folder.is_dir())
 }
 

@@ -45,8 +45,8 @@ pub struct LoaderRequest<'a> {
 /// The archive, and what it lacks.
 #[derive(Debug, Default)]
 pub struct Loader {
-    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when they need
-    /// none, or the kernel has all of them built in, and the program has nothing else to do.
+    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when they
+    /// need none, or the kernel has all of them built in, and the program has nothing else to do.
     pub archive: Option<InitrdFile>,
     /// Why no modules are in it, where that matters only if the kernel does not have them built in.
     pub without_modules: Option<LoaderError>,
@@ -166,8 +166,8 @@ pub enum LoaderError {
 /// [`LoaderError::matters`] whether to warn of it.
 ///
 /// # Errors
-/// The user has said where the modules are, and they are not available; or `root=` has a form that the loader does not
-/// know.
+/// The user has said where the modules are, and they are not available; or `root=` has a form that the loader
+/// does not know.
 pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
     if request.modules.is_empty() && !request.needs_program() {
         return Ok(Loader::default());
@@ -183,8 +183,8 @@ pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
 }
 
 impl LoaderError {
-    /// Whether the machine of this request may lack something for it: not when its kernel has every module built in. Reads
-    /// the kernel to see.
+    /// Whether the machine of this request may lack something for it: not when its kernel has every module built
+    /// in. Reads the kernel to see.
     pub fn matters(&self, request: &LoaderRequest<'_>) -> bool {
         !self.is_nowhere() || !missing_of(request.kernel, request.modules).is_empty()
     }
