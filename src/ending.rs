@@ -80,6 +80,12 @@ pub enum Ending {
     },
 }
 
+impl From<HostFailure> for Ending {
+    fn from(reason: HostFailure) -> Ending {
+        Ending::HostFailed { reason }
+    }
+}
+
 /// A time that a guest is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! An I/O thread: one event loop for the devices that have something to wait for on the host.
 //!
-//! `io-0` carries the console and every virtio device that never waits; a device that does has a thread of its own.
-//! Started by the builder, stopped by `vm::lifecycle`.
+//! `io-0` carries the console and every virtio device that never waits; a device that does has a thread of
+//! its own. Started by the builder, stopped by `vm::stop`.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::event_loop::{EventLoop, LoopHandle};
 
-use crate::ending::{Ending, HostFailure};
+use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::thread::ThreadKind;
 
@@ -49,8 +49,8 @@ impl IoLoop {
         self.handle.wake();
     }
 
-    /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread. False when it did
-    /// not end: something on the host holds it, and it is left behind with what it uses.
+    /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread. False
+    /// when it did not end: something on the host holds it, and it is left behind with what it uses.
     pub(crate) fn stop(mut self) -> bool {
         self.end(STOP_LIMIT)
     }
@@ -104,7 +104,7 @@ impl Drop for PanicReport {
     fn drop(&mut self) {
         if thread::panicking() {
             let thread = std::mem::take(&mut self.thread);
-            self.gate.post(Ending::HostFailed { reason: HostFailure::ThreadPanicked { thread } });
+            self.gate.post(HostFailure::ThreadPanicked { thread }.into());
         }
     }
 }

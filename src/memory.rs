@@ -241,7 +241,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by a constructor and unmapped once, after the last user (`vm::lifecycle`).
+        // SAFETY: mapped by a constructor and unmapped once, after the last user (`vm::stop`).
         unsafe { libc::munmap(self.address.cast(), self.bytes) };
     }
 }

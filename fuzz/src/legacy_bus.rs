@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_arch::x86_64::layout;
-use coracle_devices::backend::console_buffer::ConsoleBuffer;
-use coracle_devices::backend::console_tail::TAIL_BYTES;
-use coracle_devices::bus::{Bus, BusBuilder, BusDevice, BusRange};
+use coracle_devices::backend::console_buffer::{ConsoleBuffer, TAIL_BYTES};
+use coracle_devices::bus::{Bus, BusBuilder, BusRange};
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
 use coracle_devices::irq::{MsiMessage, MsiSink};
+use coracle_devices::legacy::LegacyDevice;
 use coracle_devices::legacy::acpi::AcpiRegisters;
 use coracle_devices::legacy::debug_exit::DebugExit;
 use coracle_devices::legacy::event::{Event, EventRegister};
@@ -53,7 +53,7 @@ pub fn legacy_bus(data: &[u8]) {
 /// access of 4 bytes a few registers.
 const MOST_EFFECTS: u64 = IoApic::PINS as u64;
 
-/// The windows of the port bus, as `src/vm/platform.rs` has them (but the boot mark, which only keeps what is written).
+/// The windows of the port bus, as `src/vm/platform/mod.rs` has them (but the boot mark, which only keeps what is written).
 const WINDOWS: [(u16, u64); 7] = [
     (layout::COM1_PORT, SerialPort::WINDOW_LEN),
     (layout::I8042_DATA_PORT, I8042::WINDOW_LEN),
@@ -67,6 +67,7 @@ const WINDOWS: [(u16, u64); 7] = [
 struct Machine {
     ports: Bus,
     mmio: Bus,
+    devices: [Arc<dyn LegacyDevice>; 7],
     ioapic: Arc<IoApic>,
     serial: Arc<SerialPort>,
     console: Arc<ConsoleBuffer>,
@@ -83,7 +84,7 @@ impl Machine {
         let line = |gsi| ioapic.line(u8::try_from(gsi).unwrap()).unwrap();
         let serial = Arc::new(SerialPort::new(console.clone(), line(layout::COM1_IRQ)).unwrap());
         let events = Arc::new(EventRegister::new(line(layout::EVENT_IRQ)));
-        let devices: [Arc<dyn BusDevice>; 7] = [
+        let devices: [Arc<dyn LegacyDevice>; 7] = [
             serial.clone(),
             Arc::new(I8042::new(effects.clone())),
             Arc::new(CmosRtc::new()),
@@ -93,12 +94,21 @@ impl Machine {
             Arc::new(PvPanic::new(effects.clone())),
         ];
         let mut ports = BusBuilder::new();
-        for ((base, len), device) in WINDOWS.into_iter().zip(devices) {
+        for ((base, len), device) in WINDOWS.into_iter().zip(devices.clone()) {
             ports.insert(BusRange::new(u64::from(base), len), device).unwrap();
         }
         let mut mmio = BusBuilder::new();
         mmio.insert(BusRange::new(u64::from(layout::IOAPIC), IoApic::WINDOW_LEN), ioapic.clone()).unwrap();
-        Machine { ports: ports.build(), mmio: mmio.build(), ioapic, serial, console, events, effects }
+        Machine {
+            ports: ports.build(),
+            mmio: mmio.build(),
+            devices,
+            ioapic,
+            serial,
+            console,
+            events,
+            effects,
+        }
     }
 
     /// Nothing may be left of what the buffer held: it would be the host's.
@@ -110,8 +120,7 @@ impl Machine {
     }
 
     fn reset(&self) {
-        self.serial.reset();
-        self.events.reset();
+        self.devices.iter().for_each(|device| device.reset());
         self.ioapic.reset();
     }
 

@@ -1,5 +1,5 @@
-//! What became of the bytes that a guest sent to its consoles: for the outcome, once the I/O thread has ended or is
-//! given up.
+//! What became of the bytes that a guest sent to its consoles: for the outcome, once the I/O thread has ended
+//! or is given up.
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 
@@ -12,13 +12,14 @@ pub(crate) struct ConsoleCounts {
     pub(crate) sent: u64,
     /// Of these, bytes that nobody took in time.
     pub(crate) lost: u64,
-    /// How many had come on the console of the program, or of the terminal, before the first that was lost there.
+    /// How many had come on the console of the program, or of the terminal, before the first that was lost
+    /// there.
     pub(crate) lost_from: Option<u64>,
 }
 
 impl ConsoleCounts {
-    /// Of the serial port's output and of that of the virtio console, which is the machine's first console where
-    /// there is one, and the one behind which `pump` stands. What still waits is taken by nobody.
+    /// Of the serial port's output and of that of the virtio console, which is the machine's first console
+    /// where there is one, and the one behind which `pump` stands. What still waits is taken by nobody.
     pub(crate) fn of(
         serial: &ConsoleBuffer,
         virtio: Option<&ConsoleBuffer>,

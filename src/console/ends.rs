@@ -74,8 +74,8 @@ impl ConsoleChoice {
         Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
     }
 
-    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it takes, and
-    /// may be late.
+    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it
+    /// takes, and may be late.
     pub(crate) fn capacity(&self) -> usize {
         match self {
             ConsoleChoice::Writer(_) => WRITER_CAPACITY,
@@ -106,7 +106,8 @@ pub(crate) struct MachineConsoles {
 }
 
 impl MachineConsoles {
-    /// The thread behind a writer of the program's own, or the other ends of its pipes. A program has one console only.
+    /// The thread behind a writer of the program's own, or the other ends of its pipes. A program has one
+    /// console only.
     pub(crate) fn take_program_ends(&mut self) -> (Option<Pump>, Option<ConsolePipe>) {
         let ends = self.virtio.as_mut().unwrap_or(&mut self.serial);
         (ends.pump.take(), ends.pipe.take())
@@ -170,11 +171,11 @@ pub enum ConsoleError {
     #[error("the host gives no pipe or thread for the console's writer: {0}")]
     Writer(io::Error),
     /// A descriptor cannot serve.
-    #[error("the console {serial} cannot be used: {source}")]
+    #[error("the console {connection} cannot be used: {source}")]
     Descriptor {
-        /// Which.
-        serial: &'static str,
-        /// Why.
+        /// What it connects the console to.
+        connection: &'static str,
+        /// Why the descriptor cannot be used.
         r#source: CharError,
     },
 }
@@ -185,7 +186,8 @@ impl ConsoleEnds {
         match config {
             SerialConfig::Null => Ok(ConsoleEnds::default()),
             SerialConfig::Stdio => {
-                // A program started without input (`<&-`, or stdin open for writing only) has a silent console.
+                // A program started without input (`<&-`, or stdin open for writing only) has a silent
+                // console.
                 let input = CharSource::new(io::stdin().as_fd()).ok();
                 Ok(ConsoleEnds {
                     output: Some(sink("stdio", io::stdout())?),
@@ -196,7 +198,7 @@ impl ConsoleEnds {
             SerialConfig::File(SerialFile { path, limit }) => {
                 let file = LimitedFile::create(path, *limit);
                 let file = file.map_err(|source| ConsoleError::File { path: path.clone(), source })?;
-                let file = file.map_err(|source| ConsoleError::Descriptor { serial: "file", source })?;
+                let file = file.map_err(|source| ConsoleError::Descriptor { connection: "file", source })?;
                 Ok(ConsoleEnds { output: Some(file), ..ConsoleEnds::default() })
             }
             SerialConfig::Socket(path) => {
@@ -208,7 +210,7 @@ impl ConsoleEnds {
             SerialConfig::Pty => {
                 let Pty { ours, theirs, path } = Pty::open().map_err(ConsoleError::Pty)?;
                 let input = CharSource::new(ours.as_fd());
-                let input = input.map_err(|source| ConsoleError::Descriptor { serial: "pty", source })?;
+                let input = input.map_err(|source| ConsoleError::Descriptor { connection: "pty", source })?;
                 Ok(ConsoleEnds {
                     output: Some(sink("pty", ours)?),
                     input: Some(input),
@@ -223,7 +225,8 @@ impl ConsoleEnds {
     /// The program's own descriptors.
     pub(crate) fn of_streams(streams: &ConsoleStreams) -> Result<ConsoleEnds, ConsoleError> {
         let input = streams.input.as_ref().map(|fd| CharSource::new(fd.as_fd())).transpose();
-        let input = input.map_err(|source| ConsoleError::Descriptor { serial: "of the program", source })?;
+        let input =
+            input.map_err(|source| ConsoleError::Descriptor { connection: "of the program", source })?;
         let output = streams.output.as_ref().map(|fd| sink("of the program", fd)).transpose()?;
         Ok(ConsoleEnds { output, input, ..ConsoleEnds::default() })
     }
@@ -298,8 +301,8 @@ impl Pty {
     }
 }
 
-fn sink(serial: &'static str, fd: impl AsFd) -> Result<Output, ConsoleError> {
-    let sink = CharSink::new(fd.as_fd()).map_err(|source| ConsoleError::Descriptor { serial, source })?;
+fn sink(connection: &'static str, fd: impl AsFd) -> Result<Output, ConsoleError> {
+    let sink = CharSink::new(fd.as_fd()).map_err(|source| ConsoleError::Descriptor { connection, source })?;
     Ok(Output::Descriptor(sink))
 }
 

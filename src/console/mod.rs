@@ -1,8 +1,8 @@
-//! The host's end of a console, serial port or virtio: what the guest prints goes out, what is typed goes in. Runs on the
-//! I/O thread.
+//! The host's end of a console, serial port or virtio: what the guest prints goes out, what is typed goes in.
+//! Runs on the I/O thread.
 //!
-//! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`]; input
-//! waits in the host until the device has room.
+//! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`];
+//! input waits in the host until the device has room.
 
 mod counts;
 mod ends;
@@ -56,13 +56,14 @@ pub(crate) struct Console {
     input_watched: bool,
     listener: Option<ConsoleListener>,
     _kept_open: Option<OwnedFd>,
-    /// Typed, and not yet in the UART's FIFO.
+    /// Typed, and not yet taken by the device.
     pending: Vec<u8>,
     keys: Option<Keys>,
 }
 
 impl Console {
-    /// Connects `device` and its output `buffer` to `ends`. With `keys`, Ctrl-A commands in the input are obeyed.
+    /// Connects `device` and its output `buffer` to `ends`. With `keys`, Ctrl-A commands in the input are
+    /// obeyed.
     pub(crate) fn new(
         device: Arc<dyn ConsoleInput>,
         buffer: Arc<ConsoleBuffer>,
@@ -86,8 +87,8 @@ impl Console {
 
     fn write_output(&mut self, ops: &mut EventOps) {
         let Some(sink) = &mut self.output else {
-            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those of a
-            // console that is connected to nothing, but those of one that was.
+            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those
+            // of a console that is connected to nothing, but those of one that was.
             if self.output_lost {
                 self.buffer.discard();
             } else if self.listener.is_none() {
@@ -164,7 +165,8 @@ impl Console {
         }
     }
 
-    /// Moves input into the UART until one of the two has had enough, and waits for the right one then.
+    /// Moves input into the device until the source has no more or the device has no room, and waits for that
+    /// one.
     fn read_input(&mut self, ops: &mut EventOps) {
         // One turn takes a bounded number of rounds, so that output is not starved.
         for _ in 0..INPUT_ROUNDS {
@@ -210,7 +212,7 @@ impl Console {
         }
     }
 
-    /// True when nothing is left and the UART has room for more.
+    /// True when nothing is left and the device has room for more.
     fn push_pending(&mut self) -> bool {
         let taken = if self.pending.is_empty() { 0 } else { self.device.enqueue_input(&self.pending) };
         self.pending.drain(..taken);
@@ -280,6 +282,6 @@ const INPUT: u32 = 2;
 const ROOM: u32 = 3;
 const CLIENT: u32 = 4;
 
-/// The length of the UART's receive FIFO.
+/// Input that is read at a time: as much as the receive FIFO of a serial port holds.
 const INPUT_BYTES: usize = 64;
 const INPUT_ROUNDS: usize = 16;

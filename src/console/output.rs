@@ -35,8 +35,8 @@ impl Output {
     }
 }
 
-/// A file that is moved to the name with `.1` at its end when it has reached its limit. The last bytes of a guest are
-/// in one of the two, which together have at most twice the limit.
+/// A file that is moved to the name with `.1` at its end when it has reached its limit. The last bytes of a
+/// guest are in one of the two, which together have at most twice the limit.
 pub(super) struct LimitedFile {
     path: PathBuf,
     file: File,

@@ -1,5 +1,5 @@
-//! A writer of the program's own as console output: a thread moves bytes from a pipe to it, so that a writer that
-//! blocks delays nobody but itself.
+//! A writer of the program's own as console output: a thread moves bytes from a pipe to it, so that a writer
+//! that blocks delays nobody but itself.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -19,8 +19,8 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
-    /// Starts the thread, which ends after the returned descriptor and its duplicates are closed, or when the writer
-    /// fails.
+    /// Starts the thread, which ends after the returned descriptor and its duplicates are closed, or when the
+    /// writer fails.
     pub(crate) fn start(writer: Box<dyn Write + Send>) -> io::Result<(Pump, OwnedFd)> {
         let (reader, output) = io::pipe()?;
         let (alive, ended) = mpsc::channel();
@@ -38,8 +38,8 @@ impl Pump {
         self.ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
     }
 
-    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when the
-    /// thread has ended.
+    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when
+    /// the thread has ended.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Acquire)
     }

@@ -1,6 +1,6 @@
 //! The reason why a guest did not come up: how far it came, where it stood, its last output, and advice.
 //!
-//! The builder leaves a `Subject` with the running machine. The ordered stop (`vm::lifecycle`) examines it
+//! The builder leaves a `Subject` with the running machine. The ordered stop (`vm::stop`) examines it
 //! when the vCPUs have left the guest for good. Nothing here runs while a guest does, and nothing changes its
 //! state. Registers, RAM and console text are the guest's, so they are read with limits and shown without
 //! control sequences of terminals.

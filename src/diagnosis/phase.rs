@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::boot_mark;
 use coracle_devices::bus::BusDevice;
+use coracle_devices::legacy::LegacyDevice;
 use serde::{Serialize, Serializer};
 
 use crate::ending::Phase;
@@ -208,6 +209,11 @@ impl BootMark {
     pub(crate) fn new(signs: Arc<Signs>) -> BootMark {
         BootMark { signs }
     }
+}
+
+impl LegacyDevice for BootMark {
+    /// The signs are those of the whole run.
+    fn reset(&self) {}
 }
 
 impl BusDevice for BootMark {

@@ -1,8 +1,9 @@
-//! The gate that the vCPUs pass before each entry into the guest, and the first [`Ending`] of the virtual machine.
+//! The gate that the vCPUs pass before each entry into the guest, and the first [`Ending`] of the virtual
+//! machine.
 //!
-//! Devices, vCPUs, handles and time limits post an ending; the control thread (`vm::lifecycle`) takes the first one and
-//! acts. Posting never waits. The gate closes with the first ending, so that a guest which has asked for its end never
-//! runs on. It opens again only for a guest that was reset and starts again.
+//! Devices, vCPUs, handles and time limits post an ending; the control thread (`vm::lifecycle`) takes the
+//! first one and acts. Posting never waits. The gate closes with the first ending, so that a guest which has
+//! asked for its end never runs on. It opens again only for a guest that was reset and starts again.
 //!
 //! ```text
 //! gate:  Paused <-> Open           (pause, open; hold, on behalf of the control thread)
@@ -10,8 +11,8 @@
 //!        Closed -> Paused, Open    (begin_again, when all vCPU threads have ended)
 //! ```
 //!
-//! The gate and what the control thread waits for share one lock, because each change of one may end a wait for the
-//! other. Only [`Gate::state`] does without the lock: vCPUs call it before every entry.
+//! The gate and what the control thread waits for share one lock, because each change of one may end a wait
+//! for the other. Only [`Gate::state`] does without the lock: vCPUs call it before every entry.
 
 mod requests;
 mod wake;
@@ -56,7 +57,8 @@ struct Record {
     pause_reason: Option<String>,
     /// The owner allows the vCPUs to run.
     resumed: bool,
-    /// The control thread keeps the vCPUs out of the guest: to look at them, or until all of them have started.
+    /// The control thread keeps the vCPUs out of the guest: to look at them, or until all of them have
+    /// started.
     held: bool,
     /// vCPU threads that are outside the guest because the gate is not open.
     parked: u32,
@@ -82,8 +84,8 @@ impl Gate {
         Gate { state, record: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Ends the machine, unless another ending was posted before. A failure of the host is kept in any case: the stop
-    /// puts it in place of a clean ending.
+    /// Ends the machine, unless another ending was posted before. A failure of the host is kept in any case:
+    /// the stop puts it in place of a clean ending.
     pub(crate) fn post(&self, ending: Ending) {
         let mut record = self.lock();
         match ending {
@@ -137,7 +139,8 @@ impl Gate {
         self.lock().started
     }
 
-    /// Keeps the vCPUs from entering again, unless the gate is closed. The caller kicks those that are inside.
+    /// Keeps the vCPUs from entering again, unless the gate is closed. The caller kicks those that are
+    /// inside.
     pub(crate) fn pause(&self) {
         let mut record = self.lock();
         record.resumed = false;
@@ -158,20 +161,21 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Waits for the end of a reset that closed the gate: true when the machine has begun again, or never stopped.
+    /// Waits for the end of a reset that closed the gate: true when the machine has begun again, or never
+    /// stopped.
     pub(crate) fn wait_begun_again(&self, limit: Duration) -> bool {
         self.wait_until(limit, |record| record.first.is_none() || record.over)
             && self.state() != GateState::Closed
     }
 
-    /// Forgets the reset that came first, when all vCPU threads have ended and new ones are to be started. They are
-    /// held until [`Gate::hold`] lets them go.
+    /// Forgets the reset that came first, when all vCPU threads have ended and new ones are to be started.
+    /// They are held until [`Gate::hold`] lets them go.
     ///
     /// # Errors
     /// What the owner has asked for since, or what has failed: it is the first ending now.
     pub(crate) fn begin_again(&self) -> Result<(), Ending> {
         let mut record = self.lock();
-        let failure = record.host_failure.take().map(|reason| Ending::HostFailed { reason });
+        let failure = record.host_failure.take().map(Ending::from);
         if let Some(ending) = failure.or(record.overruling.take()) {
             record.first = Some(ending.clone());
             return Err(ending);
@@ -200,8 +204,8 @@ impl Gate {
         (record.host_failure.clone(), record.later)
     }
 
-    /// Counts a request to a disk that the host could not carry out; with `pause_reason`, the control thread pauses the
-    /// machine.
+    /// Counts a request to a disk that the host could not carry out; with `pause_reason`, the control thread
+    /// pauses the machine.
     pub(crate) fn disk_failed(&self, pause_reason: Option<String>) {
         let mut record = self.lock();
         record.disk_errors = record.disk_errors.saturating_add(1);
@@ -240,8 +244,8 @@ impl Gate {
         done(&record)
     }
 
-    /// Takes the lock. A thread that panicked while it held the lock left counters and an ending, which are valid at
-    /// any time.
+    /// Takes the lock. A thread that panicked while it held the lock left counters and an ending, which are
+    /// valid at any time.
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }

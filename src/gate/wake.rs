@@ -31,8 +31,8 @@ pub(crate) struct StartLimits {
 }
 
 impl Gate {
-    /// Waits for the first ending, which is [`Ending::TimedOut`] when the wall limit is over, or for another thing to
-    /// act on; at the latest until `look_at`.
+    /// Waits for the first ending, which is [`Ending::TimedOut`] when the wall limit is over, or for another
+    /// thing to act on; at the latest until `look_at`.
     pub(crate) fn next_wake(&self, limits: StartLimits, look_at: Option<Instant>) -> Wake {
         let mut record = self.lock();
         loop {

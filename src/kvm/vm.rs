@@ -40,7 +40,7 @@ impl KvmVm {
                 userspace_addr: region.host_address,
             };
             // SAFETY: the region is a mapping of this process that `GuestRam` keeps alive; the virtual machine is
-            // closed before it (`vm::lifecycle`), and slots never overlap because regions do not.
+            // closed before it (`vm::stop`), and slots never overlap because regions do not.
             let result = unsafe { self.fd.set_user_memory_region(region) };
             call("KVM_SET_USER_MEMORY_REGION", result)?;
         }

@@ -45,8 +45,8 @@ pub enum AffinityError {
     Call(io::Error),
 }
 
-/// Whether a machine with `count` vCPUs can have it: every vCPU is there, and every CPU may be used by the calling
-/// thread, whose set the threads of the vCPUs start with.
+/// Whether a machine with `count` vCPUs can have it: every vCPU is there, and every CPU may be used by the
+/// calling thread, whose set the threads of the vCPUs start with.
 pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
     let affinity_named = || affinity.clone();
     if let CpuAffinity::Each(pairs) = affinity

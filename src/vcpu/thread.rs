@@ -1,7 +1,7 @@
 //! The thread of one vCPU: pass the gate, enter the guest, serve the exit, and again.
 //!
-//! It posts endings and waits for nothing but the gate. After the gate has closed it ends and hands its vCPU back, so
-//! that the control thread decides when KVM's part of it is closed.
+//! It posts endings and waits for nothing but the gate. After the gate has closed it ends and hands its vCPU
+//! back, so that the control thread decides when KVM's part of it is closed.
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -60,7 +60,7 @@ impl VcpuThread {
         let _report = EndReport { gate: gate.clone(), vcpu: vcpu.index() };
         if let Err(error) = vcpu.allow_kicks() {
             let failure = HostFailure::VcpuStart { vcpu: vcpu.index(), reason: error.to_string() };
-            gate.post(Ending::HostFailed { reason: failure });
+            gate.post(failure.into());
             return vcpu;
         }
         loop {
@@ -144,7 +144,7 @@ impl Drop for EndReport {
     fn drop(&mut self) {
         if thread::panicking() {
             let thread = format!("vcpu-{}", self.vcpu);
-            self.gate.post(Ending::HostFailed { reason: HostFailure::ThreadPanicked { thread } });
+            self.gate.post(HostFailure::ThreadPanicked { thread }.into());
         }
         self.gate.vcpu_ended();
     }

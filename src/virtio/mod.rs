@@ -1,5 +1,5 @@
-//! The virtio devices of a virtual machine: made from the configuration, attached in one way, connected to each life of
-//! the guest. Called by the builder and by `vm::lifecycle`.
+//! The virtio devices of a virtual machine: made from the configuration, attached in one way, connected to
+//! each life of the guest. Called by the builder, `vm::lifecycle` and `vm::stop`.
 //!
 //! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
 
@@ -223,8 +223,8 @@ impl VirtioDevices {
         Ok(())
     }
 
-    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay open. What
-    /// the guest has offered and no device has begun is never done.
+    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay
+    /// open. What the guest has offered and no device has begun is never done.
     ///
     /// # Errors
     /// A device waits for a call of the host that does not end. It keeps the memory.
@@ -235,8 +235,8 @@ impl VirtioDevices {
         stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
     }
 
-    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the others
-    /// did.
+    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the
+    /// others did.
     pub(crate) fn pause(&self) -> bool {
         self.ask_for_queues(IfLate::Continue);
         // All of them, whatever becomes of one.
@@ -302,7 +302,8 @@ impl Attached {
     }
 }
 
-/// Looks whether the devices of `config` go together and its disks can be had. It opens these, and closes them again.
+/// Looks whether the devices of `config` go together and its disks can be had. It opens these, and closes
+/// them again.
 ///
 /// # Errors
 /// A device cannot be had.

@@ -1,39 +1,35 @@
-//! From a [`VmConfig`] to a virtual machine: every host resource is opened first, then memory, interrupt controller,
-//! vCPUs and devices are made, the kernel is loaded, the tables are written, and the threads wait at the gate.
+//! From a [`VmConfig`] to a virtual machine: every host resource is opened first; then the devices are made,
+//! the [`Recipe`] makes the first guest, and the threads start and wait at the gate.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use coracle_arch::x86_64::acpi::{self, AcpiConfig};
-use coracle_arch::x86_64::cpu_template::CpuTemplate;
-use coracle_arch::x86_64::layout::{self, VirtioMmio};
-use coracle_arch::x86_64::load::{self, LoadRequest};
-use coracle_arch::x86_64::mptable::{self};
-use coracle_arch::x86_64::registers::BootState;
 use coracle_devices::event_loop::EventLoop;
-use coracle_devices::journal;
 use coracle_devices::journal::Journal;
 use coracle_image::rootfs::Root;
 
 use super::inputs::Inputs;
-use super::lifecycle::{Guest, LOG_LIMIT, Machine, Shared, start_control};
+use super::lifecycle::start_control;
+use super::machine::{Guest, Machine};
 use super::outcome::{Ending, Outcome};
 use super::platform::Platform;
+use super::recipe::Recipe;
+use super::shared::Shared;
+use super::stop::LOG_LIMIT;
+use super::vcpus::start_vcpus;
 use super::watch::Limits;
 use super::{BuildError, Vm, inputs};
-use crate::agent::{self, AgentAttachment, with_words};
-use crate::config::{AcpiMode, AgentConfig, ConfigError, CpuAffinity, ResetPolicy, VmConfig};
+use crate::agent::{self, AgentAttachment};
+use crate::config::{AcpiMode, ConfigError, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
-use crate::cpu::CpuFeatures;
 use crate::diagnosis::Subject;
 use crate::gate::Gate;
 use crate::io_loop::IoLoop;
-use crate::kvm::{Interrupts, Kvm, KvmVm, Vcpu};
-use crate::memory::GuestRam;
+use crate::kvm::{Interrupts, Kvm, Vcpu};
 use crate::thread::ThreadKind;
-use crate::vcpu::{AffinityError, Buses, VcpuHandle, VcpuThread, affinity};
+use crate::vcpu::affinity;
 use crate::virtio::{self, AttachContext, VirtioDevices};
 
 /// Builds one virtual machine.
@@ -58,14 +54,15 @@ impl VmBuilder {
         self
     }
 
-    /// Connects the console to descriptors of the caller's, whatever the configuration says. Each machine that is built
-    /// uses the same ones; their blocking mode is not changed.
+    /// Connects the console to descriptors of the caller's, whatever the configuration says. Each machine
+    /// that is built uses the same ones; their blocking mode is not changed.
     pub fn console_streams(mut self, streams: ConsoleStreams) -> VmBuilder {
         self.console = ConsoleChoice::Streams(Arc::new(streams));
         self
     }
 
-    /// Connects the console to pipes, whatever the configuration says: [`Vm::take_console`] gives their other ends.
+    /// Connects the console to pipes, whatever the configuration says: [`Vm::take_console`] gives their other
+    /// ends.
     pub fn console_piped(mut self) -> VmBuilder {
         self.console = ConsoleChoice::Piped;
         self
@@ -77,9 +74,9 @@ impl VmBuilder {
         self.console_writer(Callback(take))
     }
 
-    /// Gives the console's output to `writer`, whatever the configuration says; there is no input. The writer is called
-    /// on a thread of its own, and has everything when the outcome is there. What it is too slow for is dropped and
-    /// counted. It serves the first machine that is built.
+    /// Gives the console's output to `writer`, whatever the configuration says; there is no input. The writer
+    /// is called on a thread of its own, and has everything when the outcome is there. What it is too slow
+    /// for is dropped and counted. It serves the first machine that is built.
     pub fn console_writer(mut self, writer: impl Write + Send + 'static) -> VmBuilder {
         self.console = ConsoleChoice::Writer(Arc::new(Mutex::new(Some(Box::new(writer)))));
         self
@@ -95,8 +92,9 @@ impl VmBuilder {
         Inputs::open(&self.config, None, false).map(drop)
     }
 
-    /// The files and directories that the machine reads beside those that its configuration names: the default guest's
-    /// kernel and initramfs, the directory of the kernel's modules, and the kernel's configuration.
+    /// The files and directories that the machine reads beside those that its configuration names: the
+    /// default guest's kernel and initramfs, the directory of the kernel's modules, and the kernel's
+    /// configuration.
     ///
     /// # Errors
     /// There is no kernel, or it cannot be read.
@@ -104,8 +102,8 @@ impl VmBuilder {
         inputs::found_files(&self.config)
     }
 
-    /// Looks whether the virtio devices go together and the disks can be had, without building anything. Nobody else may
-    /// use a disk that is to be written, not even for this moment.
+    /// Looks whether the virtio devices go together and the disks can be had, without building anything.
+    /// Nobody else may use a disk that is to be written, not even for this moment.
     ///
     /// # Errors
     /// They do not, or one cannot.
@@ -141,7 +139,8 @@ impl VmBuilder {
         let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
         let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
         let virtio = Arc::new(VirtioDevices::attach(&self.config, inputs.root.as_ref(), &attach)?);
-        let recipe = Recipe { builder: self.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
+        let recipe =
+            Recipe { config: self.config.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
         let platform =
             Platform::new(interrupts.clone(), gate.clone(), &virtio, self.console.capacity(), com2.as_ref())?;
@@ -175,77 +174,10 @@ impl VmBuilder {
         self.invalid.clone().map_or(Ok(()), Err)
     }
 
-    fn load(&self, inputs: &Inputs, virtio: &[VirtioMmio], ram: &GuestRam) -> Result<BootState, BuildError> {
-        let cpus = self.config.vcpus.value();
-        let has_com2 = self.config.agent.as_ref().is_some_and(AgentConfig::needs_serial);
-        let acpi_rsdp = match self.config.acpi {
-            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio, has_com2 })?),
-            AcpiMode::Off => {
-                let com2 = has_com2.then_some(layout::COM2_IRQ);
-                let interrupts: Vec<u32> = virtio.iter().map(|place| place.gsi).chain(com2).collect();
-                mptable::write_table(ram.mmap(), cpus, &interrupts)?;
-                None
-            }
-        };
-        let request = LoadRequest {
-            image: &inputs.kernel,
-            initrds: &inputs.initrds,
-            cmdline: &self.whole_cmdline(inputs, virtio),
-            ram_bytes: self.config.memory.bytes(),
-            acpi_rsdp,
-        };
-        Ok(load::load(ram.mmap(), &request)?)
-    }
-
-    /// The configured command line, and what the machine itself has to tell the kernel: where its root is, and to a Linux
-    /// kernel that is to do without ACPI that it need not look for its tables.
-    fn whole_cmdline(&self, inputs: &Inputs, virtio: &[VirtioMmio]) -> String {
-        let mut words = Vec::new();
-        words.extend(inputs.root.as_ref().map(|root| root.cmdline_words(self.config.disks.len())));
-        if self.config.acpi == AcpiMode::Off && inputs.kernel.is_linux() {
-            words.push("acpi=off".to_owned());
-            words.extend(virtio.iter().map(|place| place.cmdline_word()));
-        }
-        if words.is_empty() {
-            self.config.cmdline.clone()
-        } else {
-            with_words(&self.config.cmdline, &words.join(" "))
-        }
-    }
-
-    fn create_vcpus(
-        &self,
-        kvm: &Kvm,
-        vm: &KvmVm,
-        cpu: CpuTemplate,
-        boot: &BootState,
-    ) -> Result<Vec<Vcpu>, BuildError> {
-        let count = u32::from(self.config.vcpus.value());
-        let limits = kvm.vcpu_limits();
-        if count as usize > limits.max {
-            return Err(BuildError::TooManyVcpus { wanted: count, most: limits.max });
-        }
-        if count as usize > limits.recommended {
-            journal!(Host Warn, "{count} vCPUs share the {} CPUs of this host", limits.recommended);
-        }
-        let features = CpuFeatures::new(&self.config.cpu, cpu, kvm)?;
-        let make = |apic_id| {
-            let vcpu = vm.create_vcpu(apic_id)?;
-            features.give(&vcpu, count)?;
-            let msrs = [boot.msrs.clone(), features.msrs(&vcpu)?].concat();
-            vcpu.set_firmware_state(&msrs)?;
-            if apic_id == 0 {
-                vcpu.set_boot_registers(boot)?;
-            }
-            Ok(vcpu)
-        };
-        (0..count).map(make).collect()
-    }
-
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { began, gate, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
         let Inputs { kernel, initrds, cpu: _, root } = &recipe.inputs;
-        let cmdline = self.whole_cmdline(&recipe.inputs, &recipe.virtio);
+        let cmdline = recipe.cmdline();
         let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
         let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());
         let (pump, pipe) = consoles.take_program_ends();
@@ -289,33 +221,6 @@ impl VmBuilder {
     }
 }
 
-/// All that a guest is made from: at first, and again after each reset.
-pub(super) struct Recipe {
-    builder: VmBuilder,
-    inputs: Inputs,
-    kvm: Kvm,
-    virtio: Vec<VirtioMmio>,
-}
-
-impl Recipe {
-    /// Where the vCPUs' threads may run.
-    pub(super) fn cpu_affinity(&self) -> Option<&CpuAffinity> {
-        self.builder.config.cpu_affinity.as_ref()
-    }
-
-    /// Makes fresh memory with kernel and tables in it, and vCPUs that stand at the kernel's entry.
-    pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
-        let Recipe { builder, inputs, kvm, virtio } = self;
-        let vm = kvm.create_vm()?;
-        let ram = GuestRam::new(builder.config.memory)?;
-        vm.add_memory(&ram)?;
-        vm.create_local_apics()?;
-        let boot = builder.load(inputs, virtio, &ram)?;
-        let vcpus = builder.create_vcpus(kvm, &vm, inputs.cpu.clone(), &boot)?;
-        Ok((Guest { kvm: vm, ram }, vcpus))
-    }
-}
-
 /// A closure as the console's writer.
 struct Callback<F>(F);
 
@@ -330,7 +235,8 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
     }
 }
 
-/// What is made before the first thread.
+/// What is made before the first thread. It becomes a [`Machine`] and its [`Shared`]; on an error it is
+/// dropped.
 struct Parts {
     /// When the building began.
     began: Instant,
@@ -343,23 +249,6 @@ struct Parts {
     // Dropped in this order: vCPUs before the virtual machine and its memory.
     vcpus: Vec<Vcpu>,
     guest: Guest,
-}
-
-pub(super) fn start_vcpus(
-    vcpus: Vec<Vcpu>,
-    buses: &Arc<Buses>,
-    gate: &Arc<Gate>,
-    affinity: Option<&CpuAffinity>,
-) -> Result<Vec<VcpuHandle>, BuildError> {
-    let start = |vcpu| VcpuThread { vcpu, buses: buses.clone(), gate: gate.clone() }.spawn();
-    let threads: io::Result<Vec<VcpuHandle>> = vcpus.into_iter().map(start).collect();
-    let threads = threads.map_err(thread_error("a vCPU's thread"))?;
-    for thread in &threads {
-        if let Some(cpus) = affinity.and_then(|affinity| affinity.cpus_of(thread.index())) {
-            thread.pin(&cpus).map_err(AffinityError::Call)?;
-        }
-    }
-    Ok(threads)
 }
 
 /// Closes the gate for threads whose virtual machine came to nothing.

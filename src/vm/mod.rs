@@ -1,4 +1,29 @@
 //! A virtual machine: building it, running it, the handle on it, and its end.
+//!
+//! The builder opens the files, makes the parts (`Parts`) and turns them into a `Machine` and its `Shared`.
+//! From then on:
+//!
+//! ```text
+//! Vm, VmHandle --Arc--> Shared              gate, vCPUs' threads, outcome, events, journal, agent
+//!                         |  ^
+//!                  Weak to   Arc
+//!            VirtioDevices   |
+//!                         control thread
+//!                            | owns
+//!                            v
+//!                         Machine           from the build to the end
+//!                         |- Platform       buses; every legacy device; console buffer, signs
+//!                         |- VirtioDevices  virtio devices, with the threads of those that wait for the host
+//!                         |- Interrupts     the devices' way to KVM, for the current guest
+//!                         |- IoLoop, Pump   io-0; the thread of a program's console writer
+//!                         |- Guest          KVM's virtual machine and the RAM; a reset replaces it
+//!                         `- Recipe         settings, open files, /dev/kvm: makes each Guest
+//! ```
+//!
+//! What belongs to the host's view of the machine (devices, sockets, files, console) is in `Machine` and
+//! outlives a reset. What only one life of a guest has (memory, KVM's virtual machine) is in `Guest`; its
+//! vCPUs belong to their threads. A handle never owns a part of the machine, so that the host's files are
+//! free with the outcome, whoever holds a handle.
 
 #[cfg(feature = "tokio")]
 mod agent_async_calls;
@@ -10,9 +35,14 @@ pub(crate) mod builder;
 mod events;
 mod inputs;
 mod lifecycle;
+mod machine;
 mod options;
 pub mod outcome;
 mod platform;
+mod recipe;
+mod shared;
+mod stop;
+mod vcpus;
 mod watch;
 
 use std::io;
@@ -30,9 +60,9 @@ use coracle_devices::virtio::console::TerminalSize;
 use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
-use lifecycle::Shared;
 use outcome::{Ending, Outcome};
 pub use platform::PlatformError;
+use shared::Shared;
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
@@ -56,7 +86,8 @@ impl Vm {
         VmHandle { shared: self.shared.clone() }
     }
 
-    /// The pseudo-terminal to open for the console, with [`SerialConfig::Pty`](crate::config::SerialConfig::Pty).
+    /// The pseudo-terminal to open for the console, with
+    /// [`SerialConfig::Pty`](crate::config::SerialConfig::Pty).
     pub fn console_path(&self) -> Option<&Path> {
         self.shared.console_path.as_deref()
     }
@@ -66,14 +97,14 @@ impl Vm {
         self.console.take()
     }
 
-    /// Waits for the end. Files, sockets and taps are free when this returns; the guest's memory may still be on its way
-    /// back to the host. Dropping the `Vm` waits for that too.
+    /// Waits for the end. Files, sockets and taps are free when this returns; the guest's memory may still be
+    /// on its way back to the host. Dropping the `Vm` waits for that too.
     pub fn wait(&self) -> Outcome {
         self.shared.wait_outcome()
     }
 
-    /// Asks the guest to power off, stops it where it stands after the grace, and tells how it ended: by itself, if it was
-    /// faster.
+    /// Asks the guest to power off, stops it where it stands after the grace, and tells how it ended: by
+    /// itself, if it was faster.
     pub fn stop(&self, grace: Grace) -> Outcome {
         let handle = self.handle();
         if !grace.0.is_zero() {
@@ -94,7 +125,8 @@ impl Grace {
 }
 
 impl Default for Grace {
-    /// 5 s: enough for a guest that syncs its disks, short enough for a supervisor that kills after ten seconds.
+    /// 5 s: enough for a guest that syncs its disks, short enough for a supervisor that kills after ten
+    /// seconds.
     fn default() -> Grace {
         Grace(Duration::from_secs(5))
     }
@@ -123,7 +155,8 @@ impl VmHandle {
         self.shared.events.send(Event::Resumed);
     }
 
-    /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has ended.
+    /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has
+    /// ended.
     pub fn pause(&self) -> bool {
         let paused = self.shared.pause();
         if paused {
@@ -132,13 +165,14 @@ impl VmHandle {
         paused
     }
 
-    /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the machine has no
-    /// button, because it has no ACPI.
+    /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the
+    /// machine has no button, because it has no ACPI.
     pub fn press_power_button(&self) -> bool {
         self.shared.press_power_button()
     }
 
-    /// The same on behalf of a signal that the program was sent: the power-off then has the exit code of that signal.
+    /// The same on behalf of a signal that the program was sent: the power-off then has the exit code of that
+    /// signal.
     pub fn power_off_by_signal(&self, signal: i32) -> bool {
         let pressed = self.shared.press_power_button();
         if pressed {
@@ -152,20 +186,22 @@ impl VmHandle {
         self.shared.virtio().map(|virtio| virtio.net_counts()).unwrap_or_default()
     }
 
-    /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It does so in its
-    /// own time, as far as it can do without. False when the machine has no balloon
+    /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It
+    /// does so in its own time, as far as it can do without. False when the machine has no balloon
     /// ([`VmConfig::balloon`](crate::config::VmConfig::balloon)).
     pub fn set_balloon(&self, bytes: u64) -> bool {
         self.shared.balloon().map(|balloon| balloon.set_target(bytes)).is_some()
     }
 
-    /// What the guest was asked to give, and what it has given; none when the machine has no balloon, or has ended.
+    /// What the guest was asked to give, and what it has given; none when the machine has no balloon, or has
+    /// ended.
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.shared.balloon().map(|balloon| balloon.status())
     }
 
-    /// Tells the guest the size of the terminal that shows its virtio console. False when the machine has none
-    /// ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)); a serial line has no way to tell it.
+    /// Tells the guest the size of the terminal that shows its virtio console. False when the machine has
+    /// none ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)); a serial line has no way to
+    /// tell it.
     pub fn resize_console(&self, size: TerminalSize) -> bool {
         self.shared.resize_console(size)
     }
@@ -186,8 +222,8 @@ impl VmHandle {
         self.shared.wait_outcome_for(limit)
     }
 
-    /// Connects to a port of the guest by its socket device, and waits for the guest to accept: for 10 s at most. A guest
-    /// that has no listener there yet refuses.
+    /// Connects to a port of the guest by its socket device, and waits for the guest to accept: for 10 s at
+    /// most. A guest that has no listener there yet refuses.
     ///
     /// # Errors
     /// There is no such device, or the guest does not accept.
@@ -237,7 +273,8 @@ impl VmHandle {
         self.shared.events.subscribe()
     }
 
-    /// Becomes readable when the outcome is there, and stays so: for programs that wait for several things at once.
+    /// Becomes readable when the outcome is there, and stays so: for programs that wait for several things at
+    /// once.
     pub fn outcome_fd(&self) -> BorrowedFd<'_> {
         events::borrowed(&self.shared.outcome_event)
     }

@@ -3,9 +3,6 @@
 pub mod chardev;
 pub mod console_buffer;
 pub mod console_input;
-pub mod console_tail;
 pub mod disk;
-mod matcher;
 pub mod net;
-mod panic_watch;
 pub mod unix_socket;

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 
@@ -32,6 +33,11 @@ impl AcpiRegisters {
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
+}
+
+impl LegacyDevice for AcpiRegisters {
+    /// The registers keep nothing.
+    fn reset(&self) {}
 }
 
 impl ByteRegisters for AcpiRegisters {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::LegacyDevice;
 use crate::bus::BusDevice;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
 
@@ -21,6 +22,11 @@ impl DebugExit {
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
+}
+
+impl LegacyDevice for DebugExit {
+    /// The port keeps nothing.
+    fn reset(&self) {}
 }
 
 impl BusDevice for DebugExit {

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::irq::IrqLine;
 
@@ -43,9 +44,11 @@ impl EventRegister {
         self.pending.fetch_or(event as u8, Ordering::AcqRel);
         self.irq.pulse();
     }
+}
 
-    /// Clears the unread events, because the machine starts again.
-    pub fn reset(&self) {
+impl LegacyDevice for EventRegister {
+    /// Clears the events that the guest has not read.
+    fn reset(&self) {
         self.pending.store(0, Ordering::Release);
     }
 }

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
 
@@ -31,6 +32,13 @@ impl I8042 {
     /// Creates the controller. A reset pulse goes to `requests`.
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests, left: AtomicU32::new(BYTES) }
+    }
+}
+
+impl LegacyDevice for I8042 {
+    /// Fills the output buffer again.
+    fn reset(&self) {
+        self.left.store(BYTES, Ordering::Relaxed);
     }
 }
 
@@ -105,6 +113,8 @@ mod tests {
         }
         assert_eq!(reads, BYTES);
         assert_eq!((controller.read_byte(DATA), controller.read_byte(COMMAND)), (0, 0));
+        controller.reset();
+        assert_eq!(controller.read_byte(COMMAND), OUTPUT_FULL, "the next guest finds what this one found");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
 
@@ -25,6 +26,11 @@ impl PvPanic {
     pub fn new(requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests }
     }
+}
+
+impl LegacyDevice for PvPanic {
+    /// The port keeps nothing.
+    fn reset(&self) {}
 }
 
 impl ByteRegisters for PvPanic {

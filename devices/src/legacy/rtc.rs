@@ -7,6 +7,7 @@
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::lock;
 
@@ -33,6 +34,11 @@ impl Default for CmosRtc {
     fn default() -> Self {
         Self::new()
     }
+}
+
+impl LegacyDevice for CmosRtc {
+    /// Clock and memory run on a battery: a reset of the machine changes neither.
+    fn reset(&self) {}
 }
 
 impl ByteRegisters for CmosRtc {

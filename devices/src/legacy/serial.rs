@@ -12,6 +12,7 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::LegacyDevice;
 use crate::backend::console_buffer::ConsoleBuffer;
 use crate::backend::console_input::ConsoleInput;
 use crate::bus::ByteRegisters;
@@ -37,12 +38,6 @@ impl SerialPort {
     pub fn new(console: Arc<ConsoleBuffer>, irq: Arc<dyn IrqLine>) -> io::Result<Self> {
         let room = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         Ok(Self { uart: Mutex::new(Uart { serial: fresh_uart(), wants_room: false }), console, irq, room })
-    }
-
-    /// Puts the registers and the receive FIFO into the state of a new port, because the machine starts
-    /// again. A thread that waits for space in the FIFO is notified.
-    pub fn reset(&self) {
-        self.access(|uart| uart.serial = fresh_uart());
     }
 
     /// Puts bytes of `input` into the receive FIFO and returns how many it took: 0 while the FIFO is full or
@@ -93,6 +88,13 @@ impl SerialPort {
             let _ = self.room.write(1);
         }
         result
+    }
+}
+
+impl LegacyDevice for SerialPort {
+    /// Clears the registers and the receive FIFO, and reports room to a thread that waits for it.
+    fn reset(&self) {
+        self.access(|uart| uart.serial = fresh_uart());
     }
 }
 

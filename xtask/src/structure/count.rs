@@ -45,7 +45,7 @@ const ENDINGS: &[Ratchet] = &[
     Ratchet { name: "Crashed", most: 8 },
     Ratchet { name: "Reset", most: 6 },
     Ratchet { name: "CannotRun", most: 8 },
-    Ratchet { name: "HostFailed", most: 9 },
+    Ratchet { name: "HostFailed", most: 6 },
     Ratchet { name: "Stopped", most: 10 },
     Ratchet { name: "TimedOut", most: 13 },
     Ratchet { name: "CommandKilled", most: 5 },

@@ -19,6 +19,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::LegacyDevice;
 use crate::bus::BusDevice;
 use crate::irq::{IrqLine, MsiMessage, MsiSink};
 use crate::lock;
@@ -50,14 +51,6 @@ impl IoApic {
         (pin < Self::PINS).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
     }
 
-    /// Masks every input and clears the registers, because the machine starts again.
-    pub fn reset(&self) {
-        let Self { pins, selected, id } = self;
-        pins.reset();
-        selected.store(0, Ordering::Relaxed);
-        id.store(0, Ordering::Relaxed);
-    }
-
     fn read_selected(&self) -> u32 {
         let id = u32::from(self.id.load(Ordering::Relaxed)) << ID_SHIFT;
         match Register::decode(self.selected.load(Ordering::Relaxed)) {
@@ -78,6 +71,16 @@ impl IoApic {
             Some(Register::Entry { pin, half }) => self.pins.write_half(pin, half, value),
             Some(Register::Version | Register::Arbitration) | None => {}
         }
+    }
+}
+
+impl LegacyDevice for IoApic {
+    /// Masks every input and clears the registers.
+    fn reset(&self) {
+        let Self { pins, selected, id } = self;
+        pins.reset();
+        selected.store(0, Ordering::Relaxed);
+        id.store(0, Ordering::Relaxed);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The last bytes that a guest printed, kept beside the console's buffer for the report on a guest that died.
 //!
-//! Only [`ConsoleBuffer`](super::console_buffer::ConsoleBuffer) uses it, under its lock.
+//! Only [`ConsoleBuffer`](super::ConsoleBuffer) uses it, under its lock.
 
 use std::collections::VecDeque;
 

@@ -1,0 +1,163 @@
+//! The devices of the machine and where they are on its buses. Called by the builder.
+
+mod legacy;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
+
+use coracle_arch::x86_64::layout;
+use coracle_devices::backend::console_buffer::ConsoleBuffer;
+use coracle_devices::bus::{BusBuilder, BusError};
+use coracle_devices::guest_request::GuestRequestSink;
+use coracle_devices::irq::MsiSink;
+use coracle_devices::legacy::acpi::AcpiRegisters;
+use coracle_devices::legacy::debug_exit::DebugExit;
+use coracle_devices::legacy::event::EventRegister;
+use coracle_devices::legacy::i8042::I8042;
+use coracle_devices::legacy::ioapic::IoApic;
+use coracle_devices::legacy::pvpanic::PvPanic;
+use coracle_devices::legacy::rtc::CmosRtc;
+use coracle_devices::legacy::serial::SerialPort;
+
+use self::legacy::{LegacyDevices, at_address, at_port};
+use crate::agent::AgentSerial;
+use crate::diagnosis::{BootMark, Signs, Watch};
+use crate::vcpu::Buses;
+use crate::virtio::VirtioDevices;
+
+/// The devices of the machine, and the buses with all of them. It lives as long as the machine, over every
+/// reset of the guest.
+pub(super) struct Platform {
+    pub(super) buses: Arc<Buses>,
+    /// Every legacy device, those included that other parts of the machine hold on to.
+    legacy: LegacyDevices,
+    pub(super) serial: Arc<SerialPort>,
+    pub(super) console: Arc<ConsoleBuffer>,
+    pub(super) signs: Arc<Signs>,
+    pub(super) events: Arc<EventRegister>,
+    /// The agent's serial port, where it has one.
+    pub(super) com2: Option<AgentSerial>,
+}
+
+/// Why the devices could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlatformError {
+    /// The host ran out of something small.
+    #[error("a device could not be made: {0}")]
+    Device(io::Error),
+    /// Two devices at one address: a defect of Coracle.
+    #[error("the devices do not fit each other: {0}")]
+    Bus(BusError),
+    /// A device with an interrupt line that the I/O APIC does not have: a defect of Coracle.
+    #[error("the I/O APIC has no input {gsi}")]
+    Interrupt {
+        /// The line.
+        gsi: u32,
+    },
+    /// Two legacy devices at one input of the I/O APIC: a defect of Coracle.
+    #[error("{first} and {second} pulse the same interrupt")]
+    SharedInterrupt {
+        /// The device that had it.
+        first: &'static str,
+        /// The device that wants it too.
+        second: &'static str,
+    },
+}
+
+impl From<BusError> for PlatformError {
+    fn from(error: BusError) -> PlatformError {
+        PlatformError::Bus(error)
+    }
+}
+
+impl Platform {
+    /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end; `virtio`
+    /// has been made before. The serial console holds at most `console_capacity` bytes that nobody has taken.
+    pub(super) fn new(
+        interrupts: Arc<dyn MsiSink>,
+        requests: Arc<dyn GuestRequestSink>,
+        virtio: &VirtioDevices,
+        console_capacity: usize,
+        com2: Option<&Arc<ConsoleBuffer>>,
+    ) -> Result<Platform, PlatformError> {
+        let ioapic = Arc::new(IoApic::new(interrupts));
+        let line = |gsi| {
+            let pin = u8::try_from(gsi).ok();
+            pin.and_then(|pin| ioapic.line(pin)).ok_or(PlatformError::Interrupt { gsi })
+        };
+        let console = ConsoleBuffer::new(console_capacity).map_err(PlatformError::Device)?;
+        let console = Arc::new(console.telling(requests.clone()));
+        let serial = SerialPort::new(console.clone(), line(layout::COM1_IRQ)?);
+        let serial = Arc::new(serial.map_err(PlatformError::Device)?);
+        let second = |output: &Arc<ConsoleBuffer>| {
+            let port = SerialPort::new(output.clone(), line(layout::COM2_IRQ)?);
+            let port = Arc::new(port.map_err(PlatformError::Device)?);
+            Ok::<_, PlatformError>(AgentSerial { port, output: output.clone() })
+        };
+        let com2 = com2.map(second).transpose()?;
+        let events = Arc::new(EventRegister::new(line(layout::EVENT_IRQ)?));
+
+        let signs = Arc::new(Signs::default());
+        let legacy = [
+            at_port(
+                "i8042",
+                layout::I8042_DATA_PORT,
+                I8042::WINDOW_LEN,
+                Arc::new(I8042::new(requests.clone())),
+            ),
+            at_port("CMOS clock", layout::RTC_PORT, CmosRtc::WINDOW_LEN, Arc::new(CmosRtc::new()))
+                .watched(&signs, Watch::Clock),
+            at_port(
+                "debug exit",
+                layout::DEBUG_EXIT_PORT,
+                DebugExit::WINDOW_LEN,
+                Arc::new(DebugExit::new(requests.clone())),
+            ),
+            at_port(
+                "boot mark",
+                layout::BOOT_MARK_PORT,
+                BootMark::WINDOW_LEN,
+                Arc::new(BootMark::new(signs.clone())),
+            ),
+            at_port(
+                "pvpanic",
+                layout::PVPANIC_PORT,
+                PvPanic::WINDOW_LEN,
+                Arc::new(PvPanic::new(requests.clone())),
+            ),
+            at_port(
+                "ACPI",
+                layout::SLEEP_CONTROL_PORT,
+                AcpiRegisters::WINDOW_LEN,
+                Arc::new(AcpiRegisters::new(requests)),
+            ),
+            at_port("event register", layout::EVENT_PORT, EventRegister::WINDOW_LEN, events.clone())
+                .with_gsi(layout::EVENT_IRQ),
+            at_port("COM1", layout::COM1_PORT, SerialPort::WINDOW_LEN, serial.clone())
+                .with_gsi(layout::COM1_IRQ)
+                .watched(&signs, Watch::Serial),
+            at_address("I/O APIC", layout::IOAPIC, IoApic::WINDOW_LEN, ioapic)
+                .watched(&signs, Watch::IoApic(AtomicU8::new(0))),
+        ];
+        let second = com2.iter().map(|com2| {
+            at_port("COM2", layout::COM2_PORT, SerialPort::WINDOW_LEN, com2.port.clone())
+                .with_gsi(layout::COM2_IRQ)
+        });
+        let legacy = LegacyDevices(legacy.into_iter().chain(second).collect());
+        let (mut ports, mut memory) = (BusBuilder::new(), BusBuilder::new());
+        legacy.attach(&mut ports, &mut memory)?;
+        for (range, device) in virtio.windows() {
+            memory.insert(range, device)?;
+        }
+        let buses = Arc::new(Buses { ports: ports.build(), mmio: memory.build() });
+        Ok(Platform { buses, legacy, serial, console, signs, events, com2 })
+    }
+
+    /// Puts the devices into the state in which a guest finds a new machine. The console buffer is the host's
+    /// side and the signs are of the whole run: both stay. No vCPU may run.
+    pub(super) fn reset(&self) {
+        self.legacy.reset();
+    }
+}

@@ -1,0 +1,172 @@
+//! What the handles of a machine and its control thread have in common: the gate, the vCPUs' threads, the
+//! outcome.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use coracle_devices::journal::Journal;
+use coracle_devices::legacy::event::{Event, EventRegister};
+use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::console::TerminalSize;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::events::{Event as LifeEvent, Subscribers};
+use super::outcome::Outcome;
+use super::vcpus::STOP_LIMIT;
+use crate::agent::AgentAttachment;
+use crate::gate::{Gate, GateState};
+use crate::vcpu::VcpuHandle;
+use crate::virtio::VirtioDevices;
+
+/// What the control thread shares with the handles.
+pub(super) struct Shared {
+    pub(super) gate: Arc<Gate>,
+    pub(super) outcome_event: EventFd,
+    pub(super) events: Subscribers,
+    pub(super) console_path: Option<PathBuf>,
+    /// Where this machine's log lines go.
+    pub(super) journal: Arc<Journal>,
+    outcome: Mutex<Option<Outcome>>,
+    told: Condvar,
+    /// Empty before the threads are started and once they are being joined.
+    vcpus: Mutex<Vec<VcpuHandle>>,
+    /// Gone with the machine, whoever holds a handle: what the devices have open on the host is free with the
+    /// outcome.
+    virtio: Weak<VirtioDevices>,
+    /// The agent, in a machine that has one.
+    pub(super) agent: Option<AgentAttachment>,
+    /// Where the power button is wired to, in a machine that has one.
+    button: Option<Arc<EventRegister>>,
+    /// The signal for whose sake the guest was asked to end.
+    signal: Mutex<Option<i32>>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        gate: Arc<Gate>,
+        console_path: Option<PathBuf>,
+        button: Option<Arc<EventRegister>>,
+        virtio: &Arc<VirtioDevices>,
+        agent: Option<AgentAttachment>,
+    ) -> io::Result<Shared> {
+        Ok(Shared {
+            gate,
+            agent,
+            button,
+            virtio: Arc::downgrade(virtio),
+            signal: Mutex::new(None),
+            outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
+            events: Subscribers::default(),
+            console_path,
+            journal: Journal::current(),
+            outcome: Mutex::new(None),
+            told: Condvar::new(),
+            vcpus: Mutex::new(Vec::new()),
+        })
+    }
+
+    /// Takes over the threads of the vCPUs, which wait at the gate.
+    pub(super) fn adopt(&self, vcpus: Vec<VcpuHandle>) {
+        *self.vcpus() = vcpus;
+    }
+
+    /// The vCPUs. While a guest is made anew nobody gets them.
+    pub(super) fn vcpus(&self) -> MutexGuard<'_, Vec<VcpuHandle>> {
+        self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn pause(&self) -> bool {
+        let _journal = self.journal.enter();
+        self.gate.pause();
+        // A reset may come in between. The guest that is made anew then waits at the gate, and does not reset
+        // again.
+        for _ in 0..2 {
+            let vcpus = self.vcpus();
+            vcpus.iter().for_each(VcpuHandle::kick);
+            let count = vcpus.len() as u32;
+            drop(vcpus);
+            if self.gate.wait_parked(count, STOP_LIMIT) && self.gate.state() == GateState::Paused {
+                return self.pause_devices();
+            }
+            if !self.gate.wait_begun_again(STOP_LIMIT) {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Takes the devices off their queues too, unless somebody lets the guest run again meanwhile.
+    fn pause_devices(&self) -> bool {
+        // A guest that is made anew has devices that do nothing yet.
+        let _no_reset = self.vcpus();
+        self.gate.state() == GateState::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
+    }
+
+    pub(super) fn resume(&self) {
+        let _journal = self.journal.enter();
+        let _no_reset = self.vcpus();
+        if let Some(virtio) = self.virtio() {
+            virtio.resume();
+        }
+        self.gate.open();
+    }
+
+    /// The devices of a machine that has not ended.
+    pub(super) fn virtio(&self) -> Option<Arc<VirtioDevices>> {
+        self.virtio.upgrade()
+    }
+
+    pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
+        self.virtio()?.balloon().cloned()
+    }
+
+    pub(super) fn resize_console(&self, size: TerminalSize) -> bool {
+        let _journal = self.journal.enter();
+        let virtio = self.virtio();
+        let console = virtio.as_ref().and_then(|virtio| virtio.console());
+        console.map(|console| console.resize(size)).is_some()
+    }
+
+    pub(super) fn press_power_button(&self) -> bool {
+        let Some(button) = &self.button else { return false };
+        button.raise(Event::PowerButton);
+        true
+    }
+
+    /// The signal for whose sake the guest was asked to end.
+    pub(super) fn signal(&self) -> Option<i32> {
+        *self.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_signal(&self, signal: i32) {
+        *self.signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
+    }
+
+    pub(super) fn wait_outcome(&self) -> Outcome {
+        let mut slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(outcome) = &*slot {
+                return outcome.clone();
+            }
+            slot = self.told.wait(slot).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn wait_outcome_for(&self, limit: Duration) -> Option<Outcome> {
+        let slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = self.told.wait_timeout_while(slot, limit, |slot| slot.is_none());
+        wait.unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// Gives the outcome to everyone who waits for it.
+    pub(super) fn report(&self, outcome: Outcome) {
+        let end = LifeEvent::Ended(Box::new(outcome.clone()));
+        *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
+        self.told.notify_all();
+        // The only failure is a counter at its maximum: the event is readable all the same.
+        let _ = self.outcome_event.write(1);
+        self.events.send(end);
+    }
+}
