@@ -3,6 +3,8 @@
 //! Devices hold an [`IrqLine`]. The I/O APIC and message-signalled devices hold the [`MsiSink`] that the VMM
 //! implements. No device knows how an interrupt reaches a vCPU.
 
+use vmm_sys_util::eventfd::EventFd;
+
 /// An edge-triggered interrupt input of an interrupt controller.
 ///
 /// vCPU and I/O threads call it, also at the same time. Callers hold no lock of their own, so an
@@ -10,6 +12,12 @@
 pub trait IrqLine: Send + Sync {
     /// Raises the line and lowers it again: one edge, at most one interrupt.
     fn pulse(&self);
+
+    /// The event descriptor that pulses this line when it is written, for a line that has one: KVM reads it (irqfd), and
+    /// a device that runs in another process (vhost-user) can be given a copy. None by default.
+    fn event(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 /// A message-signalled interrupt as the local APICs decode it (Intel SDM volume 3, "Message Signalled

@@ -27,8 +27,8 @@ pub(crate) struct Interrupts {
 /// The inputs of the I/O APIC that eventfds raise.
 #[derive(Default)]
 struct Lines {
-    events: BTreeMap<u8, Arc<EventFd>>,
-    /// The messages of inputs that are not masked.
+    events: BTreeMap<u8, Arc<EventLine>>,
+    /// Their messages, while they are not masked.
     routes: BTreeMap<u8, MsiMessage>,
 }
 
@@ -39,9 +39,9 @@ impl Interrupts {
     /// # Errors
     /// The host has no more file descriptors.
     pub(crate) fn line(&self, pin: u8) -> std::io::Result<Arc<dyn IrqLine>> {
-        let event = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
-        self.lines().events.insert(pin, event.clone());
-        Ok(Arc::new(EventLine { event }))
+        let line = Arc::new(EventLine { event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? });
+        self.lines().events.insert(pin, line.clone());
+        Ok(line)
     }
 
     /// Sends messages to `vm` from here on.
@@ -50,8 +50,8 @@ impl Interrupts {
     /// KVM refuses one of the lines.
     pub(crate) fn connect(&self, vm: KvmVm) -> Result<(), KvmError> {
         let lines = self.lines();
-        for (pin, event) in &lines.events {
-            vm.connect_interrupt(event, u32::from(*pin))?;
+        for (pin, line) in &lines.events {
+            vm.connect_interrupt(&line.event, u32::from(*pin))?;
         }
         *self.vm.write().unwrap_or_else(PoisonError::into_inner) = Some(vm);
         Ok(())
@@ -62,8 +62,8 @@ impl Interrupts {
     pub(crate) fn disconnect(&self) {
         let vm = self.vm.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(vm) = vm else { return };
-        for (pin, event) in &self.lines().events {
-            if let Err(error) = vm.disconnect_interrupt(event, u32::from(*pin)) {
+        for (pin, line) in &self.lines().events {
+            if let Err(error) = vm.disconnect_interrupt(&line.event, u32::from(*pin)) {
                 journal!(Host Warn, "{error}");
             }
         }
@@ -103,7 +103,7 @@ impl MsiSink for Interrupts {
 
 /// An interrupt that KVM raises when an eventfd is written.
 struct EventLine {
-    event: Arc<EventFd>,
+    event: EventFd,
 }
 
 impl IrqLine for EventLine {
@@ -111,5 +111,22 @@ impl IrqLine for EventLine {
         // The only failure is a counter at its maximum: KVM has not taken the earlier pulses, so this one
         // merges with them.
         let _ = self.event.write(1);
+    }
+
+    fn event(&self) -> Option<&EventFd> {
+        Some(&self.event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_of_a_virtio_device_is_pulsed_through_its_event() {
+        let line = Interrupts::default().line(5).unwrap();
+        line.pulse();
+        line.pulse();
+        assert_eq!(line.event().map(|event| event.read().unwrap()), Some(2));
     }
 }

@@ -233,7 +233,7 @@ impl VirtQueue {
         // The driver sets its wish and then looks at the index; here it is the other way round.
         fence(Ordering::SeqCst);
         if self.interrupt_is_wanted(old, new) {
-            self.parts.irq.queue();
+            self.parts.irq.queue(self.parts.index);
         }
     }
 
