@@ -1,6 +1,5 @@
 //! A driver that accesses the registers of a device in any order, while its machine is paused, resumed and reset.
 
-use coracle_devices::bus::BusDevice;
 use coracle_devices::virtio::testing::BUFFERS;
 
 use super::virtio_echo::machine;

@@ -25,7 +25,7 @@ use coracle_devices::virtio::console::{ConsolePort, StreamPort};
 use coracle_devices::virtio::handler::{HandlerHost, IfLate};
 use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::queue::ChainBudget;
-use coracle_devices::virtio::transport::{MmioTransport, TransportParts};
+use coracle_devices::virtio::transport::{Doorbell, MmioTransport, Transport, TransportParts};
 use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
 use coracle_image::rootfs::Root;
@@ -62,7 +62,7 @@ pub(crate) struct VirtioDevices {
 
 /// A device with its place in the machine.
 struct Attached {
-    transport: Arc<MmioTransport>,
+    transport: Arc<dyn Transport>,
     place: VirtioMmio,
 }
 
@@ -203,7 +203,7 @@ impl VirtioDevices {
     /// Their register windows, for the bus.
     pub(crate) fn windows(&self) -> impl Iterator<Item = (BusRange, Arc<dyn BusDevice>)> {
         self.attached.iter().map(|device| {
-            let range = BusRange::new(device.place.base, MmioTransport::WINDOW_LEN);
+            let range = BusRange::new(device.place.base, device.transport.window_len());
             (range, device.transport.clone() as Arc<dyn BusDevice>)
         })
     }
@@ -214,9 +214,8 @@ impl VirtioDevices {
     /// KVM refuses a doorbell.
     pub(crate) fn connect(&self, vm: &KvmVm, memory: &GuestMemory) -> Result<(), KvmError> {
         for Attached { transport, place, .. } in &self.attached {
-            let address = place.base + MmioTransport::QUEUE_NOTIFY;
-            for (queue, doorbell) in (0..).zip(transport.doorbells()) {
-                vm.connect_doorbell(doorbell, address, queue)?;
+            for Doorbell { offset, value, event } in transport.doorbells() {
+                vm.connect_doorbell(&event, place.base + offset, value)?;
             }
             transport.connect(memory.clone());
         }

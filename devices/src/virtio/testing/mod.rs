@@ -15,9 +15,8 @@ pub use ring::{Buffer, Ring, descriptor_bytes};
 
 use super::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
 use super::queue::ChainBudget;
-use super::transport::{MmioTransport, TransportParts};
+use super::transport::{MmioTransport, Transport, TransportParts};
 use super::{VirtQueue, VirtioDevice, VirtioIrq, feature};
-use crate::bus::BusDevice;
 use crate::event_loop::{Asked, EventLoop, LoopHandle};
 use crate::irq::IrqLine;
 use crate::lock;
@@ -42,7 +41,7 @@ pub fn memory() -> GuestMemory {
 /// A machine with one virtio device, whose handlers run when the test says so.
 pub struct Machine {
     /// The registers.
-    pub transport: Arc<MmioTransport>,
+    pub transport: Arc<dyn Transport>,
     /// RAM.
     pub memory: GuestMemory,
     /// Where handlers run.
@@ -174,7 +173,7 @@ impl Drop for Machine {
 pub fn transport(
     device: Arc<dyn VirtioDevice>,
     host: Arc<dyn HandlerHost>,
-) -> (Arc<MmioTransport>, GuestMemory, Arc<Line>) {
+) -> (Arc<dyn Transport>, GuestMemory, Arc<Line>) {
     let line = Arc::new(Line::default());
     let queues = device.queue_sizes();
     let doorbells = queues.iter().filter_map(|_| EventFd::new(EFD_NONBLOCK).ok()).map(Arc::new).collect();
@@ -211,7 +210,7 @@ pub struct InlineHost {
 
 impl InlineHost {
     #[expect(clippy::expect_used, reason = "a test cannot do without a loop")]
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let event_loop = EventLoop::new().expect("an event loop");
         Self { handle: event_loop.handle(), event_loop: Mutex::new(event_loop) }
     }

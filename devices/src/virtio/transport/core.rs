@@ -233,11 +233,6 @@ impl TransportCore {
         }
     }
 
-    /// Rings the doorbell of a queue from this side, for a driver whose write came here.
-    pub fn doorbells(&self) -> &[Arc<EventFd>] {
-        &self.doorbells
-    }
-
     /// Waits for the queues of a device that runs; `None` for one that does not.
     fn take_queues(&mut self, if_late: IfLate) -> Option<Result<Vec<VirtQueue>, Stuck>> {
         self.ask_for_queues(if_late);

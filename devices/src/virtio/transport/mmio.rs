@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{TransportCore, TransportParts};
+use super::{Doorbell, Transport};
 use crate::bus::BusDevice;
 use crate::lock;
 use crate::memory::GuestMemory;
+use crate::virtio::VirtioDevice;
 use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::QueueConfig;
-use crate::virtio::{DeviceKind, VirtioDevice};
 
 /// One device behind its register window.
 pub struct MmioTransport {
@@ -33,8 +34,6 @@ struct Registers {
 }
 
 impl MmioTransport {
-    /// Bytes of the window: the registers, and room for the configuration space.
-    pub const WINDOW_LEN: u64 = 0x1000;
     /// Offset of the register that a driver writes a queue's number to when it has offered something.
     pub const QUEUE_NOTIFY: u64 = 0x50;
 
@@ -44,55 +43,6 @@ impl MmioTransport {
         let core = TransportCore::new(parts);
         let registers = Registers { core, device_features_half: 0, driver_features_half: 0, queue: 0 };
         Self { device, irq, doorbells, registers: Mutex::new(registers) }
-    }
-
-    /// What it is.
-    pub fn kind(&self) -> DeviceKind {
-        self.device.kind()
-    }
-
-    /// The device's name, for messages.
-    pub fn name(&self) -> String {
-        self.device.name()
-    }
-
-    /// What the VMM lets KVM ring when the driver writes the number of a queue.
-    pub fn doorbells(&self) -> &[Arc<EventFd>] {
-        &self.doorbells
-    }
-
-    /// Gives the device the guest's memory; call it before the guest runs.
-    pub fn connect(&self, memory: GuestMemory) {
-        lock(&self.registers).core.connect(memory);
-    }
-
-    /// Resets it and lets go of the memory, for a machine that starts anew or ends.
-    ///
-    /// # Errors
-    /// The handlers did not drain in time. They keep the memory.
-    pub fn disconnect(&self) -> Result<(), Stuck> {
-        let mut registers = lock(&self.registers);
-        let Registers { core, device_features_half, driver_features_half, queue } = &mut *registers;
-        (*device_features_half, *driver_features_half, *queue) = (0, 0, 0);
-        core.disconnect()
-    }
-
-    /// Asks the handlers for the queues, without waiting for them: one of the two calls below has to follow.
-    pub fn ask_for_queues(&self, if_late: IfLate) {
-        lock(&self.registers).core.ask_for_queues(if_late);
-    }
-
-    /// Takes the queues from their handlers.
-    ///
-    /// # Errors
-    /// The handlers did not drain in time. They go on.
-    pub fn pause(&self) -> Result<(), Stuck> {
-        lock(&self.registers).core.pause()
-    }
-
-    /// Goes on after [`MmioTransport::pause`].
-    pub fn resume(&self) {
-        lock(&self.registers).core.resume();
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -134,6 +84,48 @@ impl MmioTransport {
         if end.is_some_and(|end| end <= self.device.config().len()) {
             self.device.write_config(start, data);
         }
+    }
+}
+
+impl Transport for MmioTransport {
+    fn name(&self) -> String {
+        self.device.name()
+    }
+
+    fn window_len(&self) -> u64 {
+        WINDOW_LEN
+    }
+
+    fn doorbells(&self) -> Vec<Doorbell> {
+        let doorbell = |(queue, event): (u32, &Arc<EventFd>)| Doorbell {
+            offset: Self::QUEUE_NOTIFY,
+            value: queue,
+            event: event.clone(),
+        };
+        (0..).zip(&self.doorbells).map(doorbell).collect()
+    }
+
+    fn connect(&self, memory: GuestMemory) {
+        lock(&self.registers).core.connect(memory);
+    }
+
+    fn disconnect(&self) -> Result<(), Stuck> {
+        let mut registers = lock(&self.registers);
+        let Registers { core, device_features_half, driver_features_half, queue } = &mut *registers;
+        (*device_features_half, *driver_features_half, *queue) = (0, 0, 0);
+        core.disconnect()
+    }
+
+    fn ask_for_queues(&self, if_late: IfLate) {
+        lock(&self.registers).core.ask_for_queues(if_late);
+    }
+
+    fn pause(&self) -> Result<(), Stuck> {
+        lock(&self.registers).core.pause()
+    }
+
+    fn resume(&self) {
+        lock(&self.registers).core.resume();
     }
 }
 
@@ -215,6 +207,8 @@ fn set_high(address: &mut u64, value: u32) {
     *address = *address & 0xffff_ffff | u64::from(value) << 32;
 }
 
+/// Bytes of the window: the registers, and room for the configuration space.
+const WINDOW_LEN: u64 = 0x1000;
 const MAGIC_VALUE: u64 = 0x00;
 const VERSION: u64 = 0x04;
 const DEVICE_ID: u64 = 0x08;

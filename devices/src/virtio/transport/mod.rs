@@ -1,4 +1,6 @@
 //! How a driver finds a device and sets it up: a state machine that all transports share, and the registers of one.
+//!
+//! The VMM holds each device by its [`Transport`], and knows nothing of registers.
 
 mod core;
 mod mmio;
@@ -6,5 +8,65 @@ mod mmio;
 pub use self::core::{TransportCore, TransportParts};
 pub use mmio::MmioTransport;
 
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::handler::{IfLate, Stuck};
+use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
+
+/// A device with the registers that its driver finds it by, as the VMM handles it: it maps the window, connects the
+/// doorbells and the memory, and takes the queues away for a pause, a reset and the end.
+///
+/// The VMM's control thread calls it, while vCPU threads access the registers.
+pub trait Transport: BusDevice {
+    /// The name of the device, for messages.
+    fn name(&self) -> String;
+
+    /// Bytes of the register window; a power of two.
+    fn window_len(&self) -> u64;
+
+    /// The doorbells of the queues, by number, each with the write that rings it. The VMM lets KVM do so without an exit
+    /// (ioeventfd); a write that reaches the window all the same rings, too.
+    fn doorbells(&self) -> Vec<Doorbell>;
+
+    /// Gives the device the guest's memory; call it before the guest runs.
+    fn connect(&self, memory: GuestMemory);
+
+    /// Resets the device and lets go of the memory, for a machine that begins again or ends.
+    ///
+    /// # Errors
+    /// The handlers did not drain in time. They keep the memory.
+    fn disconnect(&self) -> Result<(), Stuck>;
+
+    /// Asks the handlers for the queues, without waiting for them: [`pause`](Self::pause) or
+    /// [`disconnect`](Self::disconnect) has to follow. Several devices are asked before any is waited for, so that they
+    /// share one limit.
+    fn ask_for_queues(&self, if_late: IfLate);
+
+    /// Takes the queues from their handlers, until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// The handlers did not drain in time. They go on.
+    fn pause(&self) -> Result<(), Stuck>;
+
+    /// Makes new handlers for the queues after [`pause`](Self::pause).
+    fn resume(&self);
+}
+
+/// A doorbell, and the write of 32 bits that rings it.
+#[derive(Debug, Clone)]
+pub struct Doorbell {
+    /// Offset of the register in the window.
+    pub offset: u64,
+    /// The value that the driver writes.
+    pub value: u32,
+    /// What the write rings.
+    pub event: Arc<EventFd>,
+}
+
+#[cfg(test)]
+mod shell_tests;
 #[cfg(test)]
 mod tests;

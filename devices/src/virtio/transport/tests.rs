@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::MmioTransport;
-use crate::bus::BusDevice;
 use crate::virtio::queue::RingError;
 use crate::virtio::testing::{BUFFERS, Buffer, LOW_RAM_LEN, MODERN, Machine, Ring};
 use crate::virtio::{
@@ -18,7 +17,7 @@ const INTERRUPT_STATUS: u64 = 0x60;
 
 /// Two queues, of which the second is optional; completes what it gets. Its configuration space is 10 bytes.
 #[derive(Default)]
-struct Echo {
+pub(super) struct Echo {
     activations: AtomicUsize,
     resets: AtomicUsize,
     written: AtomicUsize,

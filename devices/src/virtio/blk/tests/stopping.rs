@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use super::*;
 use crate::virtio::handler::IfLate;
-use crate::virtio::transport::MmioTransport;
+use crate::virtio::transport::Transport;
 
 /// A disk of zeroes that notes the calls that it gets, and wants its queues back in the middle of one of them.
 #[derive(Default)]
@@ -13,7 +13,7 @@ struct Notes {
     calls: Mutex<Vec<(Operation, u64, u64)>>,
     /// The call, counted from 1, in which the wish comes.
     wish_in: AtomicUsize,
-    transport: OnceLock<Arc<MmioTransport>>,
+    transport: OnceLock<Arc<dyn Transport>>,
 }
 
 struct Noting(Arc<Notes>);
