@@ -16,17 +16,33 @@ pub use stream::Stream;
 pub use tap::Tap;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+
+use vmm_sys_util::epoll::EventSet;
 
 use crate::memory::{Buffers, Span};
 
-/// Sends and receives frames, and never waits. One handler owns it at a time. Its descriptor is
-/// edge-triggered: a handler that has not received everything must go on by itself.
+/// Sends and receives frames; never waits. One handler has it at a time. The handler's thread waits for what
+/// [`interest`](Self::interest) names and reports it by [`ready`](Self::ready); then it receives until there is nothing.
 ///
-/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end
-/// checks the length of a frame and nothing else.
-pub trait NetBackend: AsRawFd + Send {
-    /// Returns the work that it can leave to the receiver of its frames, and take over from the sender.
+/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end passes on
+/// what is a frame by its length, and looks at nothing else.
+pub trait NetBackend: Send {
+    /// What the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that the host does
+    /// not take. The descriptor is the same each time. A back end of several descriptors gives an epoll descriptor of its
+    /// own: that is readable when one of them has something to say, for whichever direction, and never writable.
+    fn interest(&self, is_full: bool) -> Interest;
+
+    /// The descriptor has reported `events`. The back end takes its own events from its epoll descriptor, if it has one,
+    /// and sends on what could not be sent before.
+    ///
+    /// # Errors
+    /// The host's end is gone, for good.
+    fn ready(&mut self, _events: EventSet) -> Result<(), LinkLost> {
+        Ok(())
+    }
+
+    /// What it can leave to the one who receives its frames, and take over from the one who sends them.
     fn possible_offloads(&self) -> Offloads;
 
     /// Sets the work that the receiver of frames can do. All other work is finished before. At first, the
@@ -49,18 +65,27 @@ pub trait NetBackend: AsRawFd + Send {
     /// The host's end has gone for good.
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost>;
 
-    /// Returns whether the host's end takes no more frames. Frames are then dropped until
-    /// [`flush`](Self::flush) is called, when the descriptor is writable again.
+    /// True while the host's end takes no more frames: sending drops them until [`ready`](Self::ready) has made room.
     fn is_blocked(&self) -> bool {
         false
     }
+}
 
-    /// Continues the sending of a frame that was cut.
-    ///
-    /// # Errors
-    /// The host's end has gone for good.
-    fn flush(&mut self) -> Result<(), LinkLost> {
-        Ok(())
+/// A descriptor, and the events that the I/O thread waits for there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interest {
+    /// A descriptor of the back end's, which stays open while the back end lives.
+    pub descriptor: RawFd,
+    /// The events. An error and a hang-up are reported in any case, and mean that the host's end is gone.
+    pub events: EventSet,
+}
+
+impl Interest {
+    /// The interest of a back end whose only descriptor is the host's end itself. It is reported once for each change. Frames
+    /// are asked for at any time: a tap reports its removal as if a frame had come.
+    pub fn of_end(end: &impl AsRawFd, is_full: bool) -> Interest {
+        let sending = if is_full { EventSet::OUT } else { EventSet::empty() };
+        Interest { descriptor: end.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED | sending }
     }
 }
 

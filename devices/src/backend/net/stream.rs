@@ -8,13 +8,16 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{
-    HEADER_LEN, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, NetOpenError, Offloads, Received, Sent,
+    HEADER_LEN, Interest, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads,
+    Received, Sent,
 };
+use vmm_sys_util::epoll::EventSet;
+
 use crate::backend::unix_socket;
 use crate::memory::{Buffers, Span};
 
@@ -115,7 +118,23 @@ impl Stream {
         }
     }
 
-    /// Keeps the rest of a frame after its first `sent` bytes, its length included.
+    /// Sends what the socket takes of the tail.
+    fn flush(&mut self) -> Result<(), LinkLost> {
+        while let Some(rest @ [_, ..]) = self.tail.get(self.tail_sent..) {
+            // SAFETY: the pointer and the length are those of a slice.
+            let result =
+                unsafe { libc::send(self.socket.as_raw_fd(), rest.as_ptr().cast(), rest.len(), FLAGS) };
+            match usize::try_from(result) {
+                Ok(len) => self.tail_sent = self.tail_sent.saturating_add(len),
+                Err(_) => return would_block(io::Error::last_os_error()),
+            }
+        }
+        self.tail.clear();
+        self.tail_sent = 0;
+        Ok(())
+    }
+
+    /// Keeps what is left of a frame after its first `sent` bytes, its length included.
     fn keep_tail(&mut self, prefix: [u8; PREFIX_LEN], frame: &mut Buffers, sent: usize) {
         self.tail.clear();
         self.tail_sent = 0;
@@ -127,13 +146,15 @@ impl Stream {
     }
 }
 
-impl AsRawFd for Stream {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
 impl NetBackend for Stream {
+    fn interest(&self, is_full: bool) -> Interest {
+        Interest::of_end(&self.socket, is_full)
+    }
+
+    fn ready(&mut self, events: EventSet) -> Result<(), LinkLost> {
+        if events.contains(EventSet::OUT) { self.flush() } else { Ok(()) }
+    }
+
     fn possible_offloads(&self) -> Offloads {
         Offloads::default()
     }
@@ -191,21 +212,6 @@ impl NetBackend for Stream {
 
     fn is_blocked(&self) -> bool {
         !self.tail.is_empty()
-    }
-
-    fn flush(&mut self) -> Result<(), LinkLost> {
-        while let Some(rest @ [_, ..]) = self.tail.get(self.tail_sent..) {
-            // SAFETY: the pointer and the length are those of a slice.
-            let result =
-                unsafe { libc::send(self.socket.as_raw_fd(), rest.as_ptr().cast(), rest.len(), FLAGS) };
-            match usize::try_from(result) {
-                Ok(len) => self.tail_sent = self.tail_sent.saturating_add(len),
-                Err(_) => return would_block(io::Error::last_os_error()),
-            }
-        }
-        self.tail.clear();
-        self.tail_sent = 0;
-        Ok(())
     }
 }
 

@@ -3,11 +3,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use super::open::{NetOpenError, OpenStep};
-use super::{HEADER_LEN, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, Offloads, Received, Sent};
+use super::{
+    HEADER_LEN, Interest, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent,
+};
 use crate::journal;
 use crate::memory::{Buffers, Span};
 
@@ -91,13 +93,11 @@ impl Tap {
     }
 }
 
-impl AsRawFd for Tap {
-    fn as_raw_fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-}
-
 impl NetBackend for Tap {
+    fn interest(&self, is_full: bool) -> Interest {
+        Interest::of_end(&self.file, is_full)
+    }
+
     fn possible_offloads(&self) -> Offloads {
         Offloads::ALL
     }

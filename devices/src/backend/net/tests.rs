@@ -44,7 +44,7 @@ fn inherited_tap_works_with_headers_only() {
     in_own_network(|| {
         let _interface = Interface::new("tap0");
         let tap = Tap::open("tap0").unwrap();
-        assert_eq!(adopt(tap.as_raw_fd()).unwrap().possible_offloads(), Offloads::ALL);
+        assert_eq!(adopt(tap.interest(false).descriptor).unwrap().possible_offloads(), Offloads::ALL);
         drop(tap);
         let bare = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
         assert_eq!(reason(adopt(bare.as_raw_fd())), "it is neither a tap nor a unix stream socket");

@@ -11,7 +11,7 @@ use super::link::Link;
 use super::receive::{FRAMES_AT_ONCE, Receiver};
 use super::transmit::Transmitter;
 use super::{Card, count};
-use crate::backend::net::{LinkLost, NetBackend, Received};
+use crate::backend::net::{Interest, LinkLost, NetBackend, Received};
 use crate::event_loop::watch;
 use crate::journal;
 use crate::lock;
@@ -28,7 +28,7 @@ pub(super) struct NetHandler {
     card: Arc<Card>,
     irq: VirtioIrq,
     /// What the loop tells of the back end; none when it is not watched, because it is gone.
-    watched: Option<EventSet>,
+    watched: Option<Interest>,
     /// Rings when something has waited for too long. A host without timers drops at once.
     timer: Option<TimerFd>,
     timer_runs: bool,
@@ -79,7 +79,7 @@ impl NetHandler {
                 self.timer_runs = false;
                 give_up(&mut self.receiver, &mut self.transmitter, link);
             }
-            BACKEND if set.contains(EventSet::OUT) => link.flush(),
+            BACKEND => link.ready(set),
             _ => {}
         }
         self.serve_frames(link)?;
@@ -117,18 +117,16 @@ impl NetHandler {
         if let Some(lost) = link.lost.take() {
             self.card.take_down(&self.irq, &lost);
         }
-        let descriptor = link.backend.as_raw_fd();
         if !link.is_up() {
-            if self.watched.take().is_some() {
-                let _ = sources.remove(Events::empty_raw(descriptor));
+            if let Some(watched) = self.watched.take() {
+                let _ = sources.remove(Events::empty_raw(watched.descriptor));
             }
             // Frames that waited for the host are dropped, and all that follow.
             return if self.transmitter.waits_for_host() { self.serve_frames(link) } else { Ok(()) };
         }
-        let wanted = wanted_events(self.transmitter.waits_for_host());
+        let wanted = link.backend.interest(self.transmitter.waits_for_host());
         if self.watched.is_some_and(|watched| watched != wanted) {
-            let events = Events::with_data_raw(descriptor, BACKEND, wanted);
-            if let Err(error) = sources.modify(events) {
+            if let Err(error) = sources.modify(events_of(wanted)) {
                 journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
             }
             self.watched = Some(wanted);
@@ -169,9 +167,9 @@ impl QueueHandler for NetHandler {
         }
         let backend = lock(&self.backend);
         if self.card.is_up.load(std::sync::atomic::Ordering::Acquire) {
-            let events = Events::with_data_raw(backend.as_raw_fd(), BACKEND, wanted_events(false));
-            match sources.add(events) {
-                Ok(()) => self.watched = Some(wanted_events(false)),
+            let wanted = backend.interest(false);
+            match sources.add(events_of(wanted)) {
+                Ok(()) => self.watched = Some(wanted),
                 Err(error) => {
                     journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
                 }
@@ -229,11 +227,9 @@ fn end_is_gone(receiver: &mut Receiver, link: &mut Link<'_>) {
     }
 }
 
-/// The back end tells once of each change. One that is asked about frames only while there is room for them would keep
-/// its end to itself: a tap tells of it as if a frame had come.
-fn wanted_events(waits_for_host: bool) -> EventSet {
-    let sending = if waits_for_host { EventSet::OUT } else { EventSet::empty() };
-    EventSet::IN | EventSet::EDGE_TRIGGERED | sending
+/// What the loop watches the back end by.
+fn events_of(interest: Interest) -> Events {
+    Events::with_data_raw(interest.descriptor, BACKEND, interest.events)
 }
 
 /// Drops what has waited for too long.

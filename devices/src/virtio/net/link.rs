@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::Card;
+use vmm_sys_util::epoll::EventSet;
+
 use crate::backend::net::{LinkLost, NetBackend, Received, Sent};
 use crate::memory::{Buffers, Span};
 
@@ -59,10 +61,10 @@ impl<'a> Link<'a> {
         sent
     }
 
-    /// As [`NetBackend::flush`].
-    pub(super) fn flush(&mut self) {
+    /// As [`NetBackend::ready`].
+    pub(super) fn ready(&mut self, events: EventSet) {
         if self.is_up()
-            && let Err(lost) = self.backend.flush()
+            && let Err(lost) = self.backend.ready(events)
         {
             self.lost = Some(lost);
         }

@@ -1,13 +1,12 @@
 //! A guest, and a peer, that do everything wrong.
 
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::backend::net::{LinkLost, NetBackend, Offloads, Received, Sent};
+use crate::backend::net::{Interest, LinkLost, NetBackend, Offloads, Received, Sent};
 use crate::memory::{Buffers, Span};
 use crate::virtio::testing::{HIGH_RAM, LOW_RAM_LEN};
 
@@ -124,13 +123,11 @@ struct Endless {
     is_over: Arc<AtomicBool>,
 }
 
-impl AsRawFd for Endless {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
-    }
-}
-
 impl NetBackend for Endless {
+    fn interest(&self, is_full: bool) -> Interest {
+        Interest::of_end(&self.socket, is_full)
+    }
+
     fn possible_offloads(&self) -> Offloads {
         Offloads::default()
     }

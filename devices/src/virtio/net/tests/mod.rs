@@ -1,6 +1,7 @@
 //! The network card through its rings, with a socket or a tap as its other end.
 
 mod hostile;
+mod several_ends;
 mod tap;
 
 use std::io::{Read, Write};

@@ -217,7 +217,7 @@ fn reset_forgets_frames_that_were_meant_for_another_driver() {
     in_own_network(|| {
         let mut setup = setup(0);
         assert!(setup.interface.send(&frame(60, 1)));
-        let descriptor = lock(&setup.net.backend).as_raw_fd();
+        let descriptor = lock(&setup.net.backend).interest(false).descriptor;
         until(|| {
             let mut poll = libc::pollfd { fd: descriptor, events: libc::POLLIN, revents: 0 };
             // SAFETY: the call writes to one `pollfd`.
