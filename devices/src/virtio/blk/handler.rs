@@ -6,11 +6,10 @@ use std::sync::atomic::Ordering;
 
 use event_manager::{EventOps, Events};
 
-use super::job::{Job, MAX_CLEARED, Taken};
+use super::job::{Job, MAX_CLEARED, Taken, put_back};
 use super::request::{Limits, Status, Task};
 use super::{Disk, FaultAction, Operation};
 use crate::journal;
-use crate::lock;
 use crate::memory::Span;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{RingError, VirtQueue};
@@ -31,9 +30,8 @@ pub(super) struct BlockHandler {
 
 impl BlockHandler {
     pub(super) fn new(queues: Vec<VirtQueue>, disk: Arc<Disk>, limits: Limits, stop: StopFlag) -> Self {
-        let waiting = std::mem::take(&mut *lock(&disk.waiting));
         let poll = Poll::new(disk.poll);
-        Self { queues, next: 0, disk, limits, waiting, stop, poll }
+        Self { queues, next: 0, disk, limits, waiting: Vec::new(), stop, poll }
     }
 
     /// Goes on with the requests that wait. False when some still do.
@@ -134,8 +132,9 @@ impl QueueHandler for BlockHandler {
     }
 
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {
-        *lock(&self.disk.waiting) = self.waiting;
-        self.queues
+        let Self { mut queues, waiting, .. } = *self;
+        put_back(waiting, &mut queues);
+        queues
     }
 }
 

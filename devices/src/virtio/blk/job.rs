@@ -1,5 +1,6 @@
 //! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by piece, so that
-//! they can look for the wish to stop in between; what is left waits in [`Disk::waiting`](super::Disk) then.
+//! they can look for the wish to stop in between. When their queues are taken away, requests that are not done are put back:
+//! they begin again from their start, which reads or writes the same blocks.
 
 use std::borrow::Cow;
 
@@ -97,6 +98,15 @@ impl Job {
                 *len == 0
             }
             Task::Flush | Task::Id => true,
+        }
+    }
+}
+
+/// Puts requests that are not done back to their queues, which give them again in this order.
+pub(super) fn put_back(jobs: Vec<Job>, queues: &mut [VirtQueue]) {
+    for Job { queue, chain, .. } in jobs.into_iter().rev() {
+        if let Some(queue) = queues.get_mut(queue) {
+            queue.put_back(chain);
         }
     }
 }

@@ -11,19 +11,17 @@ mod request;
 mod uring;
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::backend::disk::{DiskBackend, SECTOR};
 use crate::journal;
-use crate::lock;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, StopFlag, VirtQueue,
     VirtioDevice,
 };
 use handler::BlockHandler;
-use job::Job;
 use request::MAX_RANGE_SECTORS;
 use uring::UringHandler;
 
@@ -71,9 +69,6 @@ pub(super) struct Disk {
     faults: Arc<dyn FaultSink>,
     /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
     flush_failed: AtomicBool,
-    /// Requests that were begun and wait while nobody serves the queues: for the end of a pause, or for the host to
-    /// have room again.
-    waiting: Mutex<Vec<Job>>,
     poll: Duration,
 }
 
@@ -127,8 +122,8 @@ impl Block {
         let mut bytes = [0; ID_LEN];
         bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
         let engine = usable(engine, backend.as_ref(), &name);
-        let (flush_failed, waiting) = (AtomicBool::new(false), Mutex::default());
-        let disk = Disk { name, backend, id: bytes, faults, flush_failed, waiting, poll };
+        let flush_failed = AtomicBool::new(false);
+        let disk = Disk { name, backend, id: bytes, faults, flush_failed, poll };
         Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES), engine }
     }
 
@@ -199,7 +194,6 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&self) {
-        lock(&self.disk.waiting).clear();
         self.disk.flush_failed.store(false, Ordering::Release);
     }
 }

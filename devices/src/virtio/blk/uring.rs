@@ -16,11 +16,10 @@ use io_uring::{IoUring, opcode, squeue, types};
 use super::Disk;
 use super::handler::{Served, after};
 use super::in_flight::{ENTRIES, InFlight, Pending};
-use super::job::{Job, MAX_PIECE, Taken};
+use super::job::{Job, MAX_PIECE, Taken, put_back};
 use super::request::{Limits, Status, Task};
 use crate::event_loop::watch;
 use crate::journal;
-use crate::lock;
 use crate::memory::Span;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{RingError, VirtQueue};
@@ -63,7 +62,6 @@ impl UringHandler {
         limits: Limits,
         (file, stop): (RawFd, StopFlag),
     ) -> Self {
-        let waiting = std::mem::take(&mut *lock(&disk.waiting));
         let poll = Poll::new(disk.poll);
         Self {
             queues,
@@ -75,7 +73,7 @@ impl UringHandler {
             in_flight: InFlight::new(),
             batch: Batch { most: 1, ..Batch::default() },
             flushes: Vec::new(),
-            waiting,
+            waiting: Vec::new(),
             stop,
             has_more: false,
             poll,
@@ -415,9 +413,10 @@ impl QueueHandler for UringHandler {
         self.in_flight.is_empty()
     }
 
-    fn stop(mut self: Box<Self>) -> Vec<VirtQueue> {
-        *lock(&self.disk.waiting) = std::mem::take(&mut self.waiting);
-        std::mem::take(&mut self.queues)
+    fn stop(self: Box<Self>) -> Vec<VirtQueue> {
+        let Self { mut queues, waiting, .. } = *self;
+        put_back(waiting, &mut queues);
+        queues
     }
 }
 

@@ -36,6 +36,9 @@ pub struct VirtQueue {
     /// One bit per descriptor: it heads a chain that the device has.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
+    /// Heads of chains that were put back after others had followed them: the next pop gives the last of these. Never more
+    /// than the ring has descriptors, because popping takes from here first.
+    returned: Vec<u16>,
     pool: ChainPool,
     max_bytes: u64,
 }
@@ -98,6 +101,7 @@ impl VirtQueue {
             share: Share::new(rings.size),
             in_flight: vec![0; usize::from(rings.size.div_ceil(64))].into(),
             in_flight_count: 0,
+            returned: Vec::new(),
             pool: ChainPool::new(parts.chains.clone()),
             max_bytes: u64::from(u32::MAX),
             rings,
@@ -155,19 +159,10 @@ impl VirtQueue {
     /// # Errors
     /// The ring is damaged.
     pub fn pop(&mut self) -> Result<Option<Chain>, RingError> {
-        let (queue, size) = (self.index(), self.size());
+        let queue = self.index();
         while !self.share.is_used_up() {
-            if !self.has_available()? {
-                return Ok(None);
-            }
+            let Some((head, position)) = self.next_head()? else { return Ok(None) };
             self.share.chains = self.share.chains.saturating_sub(1);
-            let slot = slot(self.next_available, size);
-            let head = self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4));
-            let position = self.next_available;
-            self.next_available = self.next_available.wrapping_add(1);
-            if head >= size {
-                return Err(RingError::Head { queue, head, size });
-            }
             if !self.mark_in_flight(head) {
                 journal!(Guest Warn, "virtio queue {queue}: descriptor {head} is offered again before it was used");
                 self.put_used(head, 0);
@@ -200,15 +195,22 @@ impl VirtQueue {
     }
 
     /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the next pop
-    /// gives it again. The chain that was popped last has to come first. One that bad chains have followed cannot be
-    /// given again, and is completed with a length of 0.
+    /// gives it again, with what its descriptors say then. Of several chains the one that was popped last comes first, so
+    /// that their order stays.
+    ///
+    /// A chain that no other has followed goes back to the available ring. The others are remembered by their heads, since
+    /// only the driver writes that ring (virtio 1.2, 2.7.6). A queue without chains in flight is thus described by the
+    /// guest's memory, its two indices and these heads.
     pub fn put_back(&mut self, chain: Chain) {
-        if chain.position.wrapping_add(1) != self.next_available {
-            return self.complete(chain, 0);
+        let Chain { head, position, .. } = chain;
+        // Positions repeat after 65,536 chains: the entry has to be the same, too.
+        if position.wrapping_add(1) == self.next_available && self.entry(position) == head {
+            self.next_available = position;
+        } else {
+            self.returned.push(head);
         }
-        self.next_available = chain.position;
         self.share.chains = self.share.chains.saturating_add(1);
-        self.clear_in_flight(chain.head);
+        self.clear_in_flight(head);
         self.pool.give_back(chain);
     }
 
@@ -265,8 +267,36 @@ impl VirtQueue {
         let _ = self.parts.doorbell.write(1);
     }
 
-    /// True when the driver has offered a chain that was not popped.
+    /// The head of the next chain and where in the available ring it was: one that was put back, or one that the driver
+    /// has offered.
+    fn next_head(&mut self) -> Result<Option<(u16, u16)>, RingError> {
+        let position = self.next_available;
+        if let Some(head) = self.returned.pop() {
+            // Not the entry before the next one, so that putting it back again leaves the ring alone.
+            return Ok(Some((head, position)));
+        }
+        if !self.has_available()? {
+            return Ok(None);
+        }
+        let (queue, size, head) = (self.index(), self.size(), self.entry(position));
+        self.next_available = position.wrapping_add(1);
+        if head >= size {
+            return Err(RingError::Head { queue, head, size });
+        }
+        Ok(Some((head, position)))
+    }
+
+    /// The head at a position of the available ring, counted without end.
+    fn entry(&self, position: u16) -> u16 {
+        let slot = slot(position, self.rings.size);
+        self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4))
+    }
+
+    /// True when there is a chain to pop: one that was put back, or one that the driver has offered.
     fn has_available(&mut self) -> Result<bool, RingError> {
+        if !self.returned.is_empty() {
+            return Ok(true);
+        }
         if self.seen_available == self.next_available {
             let available = self.load(self.rings.available, 2);
             fence(Ordering::Acquire);

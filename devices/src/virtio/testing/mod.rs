@@ -215,6 +215,11 @@ impl InlineHost {
         Self { handle: event_loop.handle(), event_loop: Mutex::new(event_loop) }
     }
 
+    /// Lets the handlers serve what is ready now.
+    pub fn round(&self) {
+        lock(&self.event_loop).run_once(0);
+    }
+
     /// Lets the handlers serve what there is, for a bounded number of rounds.
     pub fn settle(&self) {
         let mut event_loop = lock(&self.event_loop);
@@ -247,7 +252,9 @@ impl HandlerHost for InlineHost {
             event_loop.run_once(10);
         }
         drop(event_loop);
-        asked.wait()
+        let queues = asked.wait()?;
+        assert!(queues.iter().all(|queue| queue.in_flight() == 0), "a handler has kept a chain");
+        Ok(queues)
     }
 }
 

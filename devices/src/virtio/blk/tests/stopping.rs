@@ -91,7 +91,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     let calls = notes.calls.lock().unwrap();
     let mut at = 4096;
     for (_, offset, len) in calls.iter().filter(|_| kind != FLUSHING) {
-        // Nothing is done twice, and nothing left out.
+        // Nothing is left out, and what was stopped begins at its start.
         assert!(*offset == at || *offset == 4096, "{calls:?}");
         at = offset + len;
     }
@@ -101,7 +101,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
 const MIB: u64 = 1 << 20;
 
 #[test]
-fn read_or_write_goes_on_where_it_was_stopped() {
+fn read_or_write_that_was_stopped_is_put_back_and_begins_again() {
     let half = 5 * MIB / 2;
     let pieces = [MIB, MIB, MIB / 2];
     for (kind, data, used) in [
@@ -110,11 +110,60 @@ fn read_or_write_goes_on_where_it_was_stopped() {
     ] {
         let (before, all, lens) = stopped(kind, data, 2);
         assert_eq!(before, pieces[..2]);
-        assert_eq!(all, [pieces, pieces].concat());
+        assert_eq!(all, [&pieces[..2], &pieces, &pieces].concat());
         assert_eq!(lens, (used, used));
         let (before, all, _) = stopped(kind, data, 3);
         assert_eq!(before, pieces, "a request that is done is not begun again");
         assert_eq!(all, [pieces, pieces].concat());
+    }
+}
+
+/// Flushes that wait for one another are what the ring holds at a time: one in flight, the others begun.
+#[test]
+fn requests_held_at_a_pause_are_in_their_queues_and_each_is_answered_once() {
+    for engine in [Engine::Sync, Engine::IoUring] {
+        let folder = folder();
+        let backend = raw(&folder, FileLock::Exclusive);
+        let mut bench = Bench::of(engine, folder, backend, Faults::default());
+        let mut offered = [Vec::new(), Vec::new()];
+        for round in 0..20 {
+            for (queue, heads) in offered.iter_mut().enumerate() {
+                for at in 0..5_u64 {
+                    let (kind, place) = ([WRITE, FLUSHING][(at & 1) as usize], BUFFERS + 64 * at);
+                    bench.machine.put(place, &header(kind, 1 + at));
+                    let frame = [
+                        Buffer::readable(place, 16),
+                        Buffer::readable(DATA, 512),
+                        Buffer::writable(STATUS_AT, 1),
+                    ];
+                    let frame = if kind == FLUSHING { vec![frame[0], frame[2]] } else { frame.to_vec() };
+                    heads.push(u32::from(bench.rings[queue].offer(&frame)));
+                }
+                bench.machine.write(0x50, queue as u32);
+            }
+            // Before the handlers have run at all, or in the middle of what they do.
+            if round % 2 == 1 {
+                bench.machine.host.round();
+            }
+            // The machine's host looks that no chain is in flight then.
+            bench.machine.transport.pause().unwrap();
+            let done = |ring: &mut Ring| std::iter::from_fn(|| ring.completed()).collect::<Vec<_>>();
+            let mut answered = [done(&mut bench.rings[0]), done(&mut bench.rings[1])];
+            assert_eq!([done(&mut bench.rings[0]), done(&mut bench.rings[1])], [vec![], vec![]]);
+            bench.machine.transport.resume();
+            for queue in 0..2 {
+                while answered[queue].len() < offered[queue].len() {
+                    answered[queue].push(bench.completion(queue));
+                }
+                let mut heads: Vec<u32> = answered[queue].iter().map(|(head, _)| *head).collect();
+                heads.sort_unstable();
+                offered[queue].sort_unstable();
+                assert_eq!(heads, offered[queue], "{engine:?}, round {round}");
+                assert_eq!(bench.rings[queue].completed(), None);
+                offered[queue].clear();
+            }
+            assert_eq!(bench.machine.bytes(STATUS_AT, 1), [OK]);
+        }
     }
 }
 
