@@ -1,31 +1,70 @@
-//! The virtio console of a machine, as its host's end sees it.
+//! The virtio console of a machine, and the host's ends of its ports.
 
 use std::io;
 use std::sync::Arc;
 
 use coracle_agent::protocol::agent::PORT_NAME;
-use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
-use super::spec::{DeviceSpec, SpecContext};
+use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
 use super::{VirtioDevices, VirtioError};
+use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
 
 /// What the console device of a machine is for.
-pub(super) enum VirtioConsole {
-    /// `--console virtio`.
+pub(super) enum ConsoleSpec {
+    /// The machine's console, with `--console virtio`.
     Console,
-    /// The agent, which is reached by a port of it.
+    /// The agent, which is reached by a port of the device.
     AgentPort,
     /// Both.
     Both,
 }
 
-impl DeviceSpec for VirtioConsole {
-    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
-        let device = self.make(context);
-        device
-            .map(|device| Arc::new(device) as Arc<dyn VirtioDevice>)
-            .map_err(|source| VirtioError::Host { device: "console".into(), source })
+/// The host's ends of the ports that the device has.
+pub(crate) struct ConsolePorts {
+    console: Option<Arc<ConsolePort>>,
+    agent: Option<Arc<StreamPort>>,
+}
+
+impl ConsoleSpec {
+    /// The console device that `config` asks for.
+    pub(super) fn of(config: &VmConfig) -> Option<ConsoleSpec> {
+        let has_agent_port = config.agent.as_ref().is_some_and(AgentConfig::needs_console);
+        match (config.console == ConsoleDevice::Virtio, has_agent_port) {
+            (false, false) => None,
+            (true, false) => Some(ConsoleSpec::Console),
+            (false, true) => Some(ConsoleSpec::AgentPort),
+            (true, true) => Some(ConsoleSpec::Both),
+        }
+    }
+
+    fn make(&self) -> io::Result<(Console, ConsolePorts)> {
+        let console = || ConsolePort::new().map(Arc::new);
+        let agent = || StreamPort::new(PORT_NAME).map(Arc::new);
+        Ok(match self {
+            Self::Console => {
+                let console = console()?;
+                (Console::new(console.clone()), ConsolePorts { console: Some(console), agent: None })
+            }
+            Self::AgentPort => {
+                let agent = agent()?;
+                (Console::stream_only(agent.clone())?, ConsolePorts { console: None, agent: Some(agent) })
+            }
+            Self::Both => {
+                let (console, agent) = (console()?, agent()?);
+                let device = Console::with_stream(console.clone(), agent.clone());
+                (device, ConsolePorts { console: Some(console), agent: Some(agent) })
+            }
+        })
+    }
+}
+
+impl DeviceSpec for ConsoleSpec {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        let made = self.make();
+        let (device, ports) =
+            made.map_err(|source| VirtioError::Host { device: "console".into(), source })?;
+        Ok(Opened { device: Arc::new(device), handle: Some(Handle::Console(ports)) })
     }
 
     fn module(&self) -> &'static str {
@@ -33,33 +72,21 @@ impl DeviceSpec for VirtioConsole {
     }
 }
 
-impl VirtioConsole {
-    /// A machine has one at most, so that each place is free.
-    fn make(&self, context: &SpecContext) -> io::Result<Console> {
-        let console = || {
-            let port = Arc::new(ConsolePort::new()?);
-            Ok::<_, io::Error>(context.console.get_or_init(|| port).clone())
-        };
-        let stream = || {
-            let port = Arc::new(StreamPort::new(PORT_NAME)?);
-            Ok::<_, io::Error>(context.agent_port.get_or_init(|| port).clone())
-        };
-        match self {
-            Self::Console => Ok(Console::new(console()?)),
-            Self::AgentPort => Console::stream_only(stream()?),
-            Self::Both => Ok(Console::with_stream(console()?, stream()?)),
-        }
-    }
-}
-
 impl VirtioDevices {
     /// The virtio console, in a machine that has one.
     pub(crate) fn console(&self) -> Option<&Arc<ConsolePort>> {
-        self.console.as_ref()
+        self.console_ports()?.console.as_ref()
     }
 
     /// The agent's port, in a machine that has one.
     pub(crate) fn agent_port(&self) -> Option<&Arc<StreamPort>> {
-        self.agent_port.as_ref()
+        self.console_ports()?.agent.as_ref()
+    }
+
+    fn console_ports(&self) -> Option<&ConsolePorts> {
+        self.handles().find_map(|handle| match handle {
+            Handle::Console(ports) => Some(ports),
+            _ => None,
+        })
     }
 }

@@ -8,23 +8,22 @@ use coracle_arch::nameless_file;
 use coracle_devices::backend::disk::{
     DiskBackend, FileLock, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
 };
-use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 use coracle_devices::virtio::poll::Poll;
 use coracle_image::rootfs::{ImageAccess, RootBacking, RootDisk};
 use coracle_image::temporary;
 
 use super::VirtioError;
-use super::spec::{DeviceSpec, SpecContext};
+use super::spec::{DeviceSpec, Opened, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
 
 impl DeviceSpec for DiskConfig {
-    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let backend = backend(self)?;
         let name = format!("disk {}", self.path.display());
         let faults = Faults { name: name.clone(), policy: self.on_error, gate: context.gate.clone() };
-        Ok(Arc::new(Block::new(BlockSettings {
+        Ok(Opened::without_handle(Block::new(BlockSettings {
             name,
             id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
             queues: self.queues,
@@ -45,7 +44,7 @@ impl DeviceSpec for DiskConfig {
 
 /// The disk with the guest's root.
 impl DeviceSpec for RootDisk {
-    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let file = match &self.backing {
             RootBacking::Image { path, access } => return image_config(path, *access).open(context),
             RootBacking::Made(file) => file,
@@ -55,7 +54,7 @@ impl DeviceSpec for RootDisk {
         let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
         let gate = context.gate.clone();
         let faults = Faults { name: name.clone(), policy: DiskErrorPolicy::Report, gate };
-        Ok(Arc::new(Block::new(BlockSettings {
+        Ok(Opened::without_handle(Block::new(BlockSettings {
             name,
             id: String::new(),
             queues: 1,

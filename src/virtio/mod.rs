@@ -1,18 +1,20 @@
 //! The virtio devices of a virtual machine: made from the configuration, attached in one way, connected to
 //! each life of the guest. Called by the builder, `vm::lifecycle` and `vm::stop`.
 //!
-//! A new device is a configuration type, its [`DeviceSpec`], and one line in [`specs`].
+//! A new device is a file with its [`DeviceSpec`](spec::DeviceSpec), and one line in [`specs`].
 
+mod balloon;
 mod console;
 mod disk;
 mod net;
+mod rng;
 mod spec;
 mod vsock;
 
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
@@ -20,20 +22,17 @@ use coracle_devices::backend::net::NetOpenError;
 use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
-use coracle_devices::virtio::balloon::Balloon;
-use coracle_devices::virtio::console::{ConsolePort, StreamPort};
+use coracle_devices::virtio::VirtioIrq;
 use coracle_devices::virtio::handler::{HandlerHost, IfLate};
-use coracle_devices::virtio::net::{Net, NetCounts};
 use coracle_devices::virtio::queue::ChainBudget;
 use coracle_devices::virtio::transport::{Doorbell, MmioTransport, Transport, TransportParts};
-use coracle_devices::virtio::vsock::{Vsock, VsockError};
-use coracle_devices::virtio::{VirtioDevice, VirtioIrq};
+use coracle_devices::virtio::vsock::VsockError;
 use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use spec::SpecContext;
 pub(crate) use spec::specs;
+use spec::{Handle, Opened, SpecContext};
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
@@ -46,24 +45,15 @@ use crate::thread::ThreadKind;
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
-    /// The one by which this program reaches the guest.
-    vsock: Option<Arc<Vsock>>,
-    /// The one that is the machine's console.
-    console: Option<Arc<ConsolePort>>,
-    /// The agent's port of the same device.
-    agent_port: Option<Arc<StreamPort>>,
     /// Those of the devices that block, until the end.
     threads: Mutex<Vec<IoLoop>>,
-    /// In a machine that has one.
-    balloon: Option<Arc<Balloon>>,
-    /// The network cards, in their order.
-    nets: Vec<Arc<Net>>,
 }
 
 /// A device with its place in the machine.
 struct Attached {
     transport: Arc<dyn Transport>,
     place: VirtioMmio,
+    handle: Option<Handle>,
 }
 
 /// What devices are attached to.
@@ -160,39 +150,22 @@ impl VirtioDevices {
     ) -> Result<VirtioDevices, VirtioError> {
         let specs = specs(config, root);
         check_together(config, specs.len())?;
-        let opening = SpecContext {
-            gate: context.gate.clone(),
-            nets: Mutex::default(),
-            balloon: OnceLock::new(),
-            vsock: OnceLock::new(),
-            console: OnceLock::new(),
-            agent_port: OnceLock::new(),
-        };
-        let devices = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
+        let opening = SpecContext { gate: context.gate.clone() };
+        let opened = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
         let chains = ChainBudget::default();
-        for (device, place) in devices.into_iter().zip(places) {
-            let name = device.name();
-            let device = Attached::new(device, place, context, (&chains, &mut threads));
+        for (opened, place) in opened.into_iter().zip(places) {
+            let name = opened.device.name();
+            let device = Attached::new(opened, place, context, (&chains, &mut threads));
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        let SpecContext { gate: _, nets, balloon, vsock, console, agent_port } = opening;
-        let nets = nets.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (balloon, vsock) = (balloon.into_inner(), vsock.into_inner());
-        let (console, agent_port) = (console.into_inner(), agent_port.into_inner());
-        let threads = Mutex::new(threads);
-        Ok(VirtioDevices { attached, vsock, console, agent_port, threads, balloon, nets })
+        Ok(VirtioDevices { attached, threads: Mutex::new(threads) })
     }
 
-    /// The balloon, in a machine that has one.
-    pub(crate) fn balloon(&self) -> Option<&Arc<Balloon>> {
-        self.balloon.as_ref()
-    }
-
-    /// What has gone through each network card.
-    pub(crate) fn net_counts(&self) -> Vec<NetCounts> {
-        self.nets.iter().map(|net| net.counts()).collect()
+    /// The host's sides of the devices that have one.
+    fn handles(&self) -> impl Iterator<Item = &Handle> {
+        self.attached.iter().filter_map(|device| device.handle.as_ref())
     }
 
     /// Where they are, for tables and command lines.
@@ -255,7 +228,7 @@ impl VirtioDevices {
 
     /// Closes what programs of the host are connected to, after [`VirtioDevices::disconnect`].
     pub(crate) fn close(&self) {
-        if let Some(vsock) = &self.vsock {
+        if let Some(vsock) = self.vsock() {
             vsock.close();
         }
     }
@@ -276,7 +249,7 @@ impl VirtioDevices {
 
 impl Attached {
     fn new(
-        device: Arc<dyn VirtioDevice>,
+        Opened { device, handle }: Opened,
         place: VirtioMmio,
         context: &AttachContext<'_>,
         (chains, threads): (&ChainBudget, &mut Vec<IoLoop>),
@@ -293,7 +266,7 @@ impl Attached {
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
-        Ok(Attached { transport, place })
+        Ok(Attached { transport, place, handle })
     }
 
     fn stuck(&self) -> HostFailure {
@@ -332,3 +305,6 @@ fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

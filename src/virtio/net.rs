@@ -1,18 +1,17 @@
 //! From the configuration of a network card to the device.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
-use coracle_devices::virtio::VirtioDevice;
-use coracle_devices::virtio::net::{MacAddress, Net, NetSettings};
+use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
-use super::VirtioError;
-use super::spec::{DeviceSpec, SpecContext};
+use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
+use super::{VirtioDevices, VirtioError};
 use crate::config::{NetConfig, NetEnd};
 
 impl DeviceSpec for NetConfig {
-    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         let backend = backend(&self.end);
         let backend = backend.map_err(|source| VirtioError::Net { end: self.end.clone(), source })?;
         let settings = NetSettings {
@@ -22,12 +21,22 @@ impl DeviceSpec for NetConfig {
             poll: self.poll,
         };
         let net = Arc::new(Net::new(settings, backend));
-        context.nets.lock().unwrap_or_else(PoisonError::into_inner).push(net.clone());
-        Ok(net)
+        Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)) })
     }
 
     fn module(&self) -> &'static str {
         "virtio_net"
+    }
+}
+
+impl VirtioDevices {
+    /// The counts of each network card, in their order.
+    pub(crate) fn net_counts(&self) -> Vec<NetCounts> {
+        let nets = self.handles().filter_map(|handle| match handle {
+            Handle::Net(net) => Some(net.counts()),
+            _ => None,
+        });
+        nets.collect()
     }
 }
 

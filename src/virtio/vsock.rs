@@ -4,10 +4,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener, Vsock};
 
-use super::spec::{DeviceSpec, SpecContext};
+use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
 use super::{VirtioDevices, VirtioError};
 use crate::config::VsockConfig;
 
@@ -30,13 +29,11 @@ pub enum VsockPortError {
 }
 
 impl DeviceSpec for VsockConfig {
-    fn open(&self, context: &SpecContext) -> Result<Arc<dyn VirtioDevice>, VirtioError> {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         let device = Vsock::new(self.cid, self.uds.as_deref());
         let device = device.map_err(|source| VirtioError::Vsock { option: self.to_string(), source })?;
         let device = Arc::new(device);
-        // A machine has one at most.
-        let _ = context.vsock.set(device.clone());
-        Ok(device)
+        Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)) })
     }
 
     fn module(&self) -> &'static str {
@@ -45,12 +42,20 @@ impl DeviceSpec for VsockConfig {
 }
 
 impl VirtioDevices {
+    /// The socket device, in a machine that has one.
+    pub(super) fn vsock(&self) -> Option<&Arc<Vsock>> {
+        self.handles().find_map(|handle| match handle {
+            Handle::Vsock(vsock) => Some(vsock),
+            _ => None,
+        })
+    }
+
     /// A stream to `port` of the guest.
     ///
     /// # Errors
     /// See [`VsockPortError`].
     pub(crate) fn connect_port(&self, port: u32) -> Result<UnixStream, VsockPortError> {
-        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        let vsock = self.vsock().ok_or(VsockPortError::NoDevice)?;
         Ok(vsock.switchboard().connect(port, CONNECT_LIMIT)?)
     }
 
@@ -59,7 +64,7 @@ impl VirtioDevices {
     /// # Errors
     /// See [`VsockPortError`].
     pub(crate) fn listen_port(&self, port: u32) -> Result<PortListener, VsockPortError> {
-        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        let vsock = self.vsock().ok_or(VsockPortError::NoDevice)?;
         Ok(vsock.switchboard().listen(port)?)
     }
 
@@ -68,7 +73,7 @@ impl VirtioDevices {
     /// # Errors
     /// See [`VsockPortError`].
     pub(crate) fn listen_privileged_port(&self, port: u32) -> Result<PortListener, VsockPortError> {
-        let vsock = self.vsock.as_ref().ok_or(VsockPortError::NoDevice)?;
+        let vsock = self.vsock().ok_or(VsockPortError::NoDevice)?;
         Ok(vsock.switchboard().listen_privileged(port)?)
     }
 }

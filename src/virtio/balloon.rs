@@ -1,0 +1,42 @@
+//! `balloon`: from the size of RAM to the balloon, and the way to ask the guest for memory.
+
+use std::sync::Arc;
+
+use coracle_devices::virtio::balloon::Balloon;
+
+use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
+use super::{VirtioDevices, VirtioError};
+use crate::config::VmConfig;
+
+/// The balloon of a machine that has one.
+pub(super) struct BalloonSpec {
+    ram_bytes: u64,
+}
+
+impl BalloonSpec {
+    /// The balloon that `config` asks for.
+    pub(super) fn of(config: &VmConfig) -> Option<BalloonSpec> {
+        config.balloon.then(|| BalloonSpec { ram_bytes: config.memory.bytes() })
+    }
+}
+
+impl DeviceSpec for BalloonSpec {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        let balloon = Arc::new(Balloon::new(self.ram_bytes));
+        Ok(Opened { device: balloon.clone(), handle: Some(Handle::Balloon(balloon)) })
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_balloon"
+    }
+}
+
+impl VirtioDevices {
+    /// The balloon, in a machine that has one.
+    pub(crate) fn balloon(&self) -> Option<&Arc<Balloon>> {
+        self.handles().find_map(|handle| match handle {
+            Handle::Balloon(balloon) => Some(balloon),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! What opening and attaching the devices of a configuration gives, without a guest.
+
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+
+use super::*;
+use crate::config::ConsoleDevice;
+
+fn attach(config: &VmConfig) -> VirtioDevices {
+    let event_loop = EventLoop::new().unwrap();
+    let (interrupts, gate) = (Interrupts::default(), Arc::new(Gate::new()));
+    let context = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate };
+    let devices = VirtioDevices::attach(config, None, &context).unwrap();
+    devices.end_threads(false);
+    devices
+}
+
+#[test]
+fn each_device_with_a_host_s_side_gives_its_handle_and_no_other() {
+    let mut config = VmConfig::new("kernel");
+    (config.rng, config.balloon, config.console) = (true, false, ConsoleDevice::Serial);
+    let devices = attach(&config);
+    assert!(devices.balloon().is_none() && devices.vsock().is_none() && devices.console().is_none());
+    assert!(devices.agent_port().is_none() && devices.net_counts().is_empty());
+    assert_eq!(devices.handles().count(), 0, "nobody talks to the entropy device");
+
+    let (ends, _peers): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
+    config.nets = ends.iter().map(|end| format!("fd={}", end.as_raw_fd()).parse().unwrap()).collect();
+    config.vsock = Some("cid=7".parse().unwrap());
+    (config.balloon, config.console) = (true, ConsoleDevice::Virtio);
+    let devices = attach(&config);
+    assert_eq!(devices.net_counts().len(), 2);
+    assert!(devices.vsock().is_some() && devices.console().is_some() && devices.agent_port().is_none());
+    let balloon = devices.balloon().unwrap();
+    balloon.set_target(u64::MAX);
+    assert_eq!(balloon.status().target_bytes, config.memory.bytes(), "it is the balloon of this RAM");
+}
+
+#[test]
+fn devices_are_in_their_order_with_the_modules_that_drive_them() {
+    let mut config = VmConfig::new("kernel");
+    (config.rng, config.balloon, config.console) = (true, true, ConsoleDevice::Virtio);
+    config.vsock = Some("cid=7".parse().unwrap());
+    let modules: Vec<_> = specs(&config, None).iter().map(|spec| spec.module()).collect();
+    assert_eq!(modules, ["virtio_rng", "virtio_balloon", "virtio_console", "vmw_vsock_virtio_transport"]);
+    assert_eq!(attach(&config).places().len(), modules.len());
+}
