@@ -94,4 +94,6 @@ pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
-pub use vm::{BuildError, Event, Grace, PlatformError, Subscription, Vm, VmBuilder, VmHandle, outcome};
+pub use vm::{
+    BuildError, Event, Grace, PlatformError, RegistersError, Subscription, Vm, VmBuilder, VmHandle, outcome,
+};

@@ -64,6 +64,8 @@ struct Record {
     parked: u32,
     /// vCPU threads that have ended.
     ended: u32,
+    /// How often [`Gate::ask_parked`] has asked.
+    asked: u64,
 }
 
 /// What a vCPU does when it arrives at the gate.
@@ -110,14 +112,55 @@ impl Gate {
         }
     }
 
-    /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this.
-    pub(crate) fn park(&self) -> bool {
+    /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this. After each
+    /// [`Gate::ask_parked`] it calls `serve`, without the lock; before it leaves, too, so that each question that was asked
+    /// while it was parked is answered.
+    pub(crate) fn park(&self, mut serve: impl FnMut()) -> bool {
         let mut record = self.lock();
         record.parked += 1;
         self.changed.notify_all();
-        let wait = self.changed.wait_while(record, |_| self.state() == GateState::Paused);
-        wait.unwrap_or_else(PoisonError::into_inner).parked -= 1;
+        let mut served = record.asked;
+        loop {
+            let is_idle = |record: &mut Record| self.state() == GateState::Paused && record.asked == served;
+            record = self.changed.wait_while(record, is_idle).unwrap_or_else(PoisonError::into_inner);
+            if record.asked == served {
+                break;
+            }
+            served = record.asked;
+            drop(record);
+            serve();
+            record = self.lock();
+        }
+        record.parked -= 1;
         self.state() == GateState::Open
+    }
+
+    /// Waits until `vcpus` threads, which are all, are parked in a machine that its owner has paused: true when they are,
+    /// false at once in one that is not paused. A hold of the control thread's is not a pause.
+    pub(crate) fn wait_paused(&self, vcpus: u32, limit: Duration) -> bool {
+        let is_early = |record: &mut Record| self.is_paused(record) && record.parked < vcpus;
+        let wait = self.changed.wait_timeout_while(self.lock(), limit, is_early);
+        let (record, _) = wait.unwrap_or_else(PoisonError::into_inner);
+        self.is_paused(&record) && record.parked >= vcpus
+    }
+
+    /// Calls `leave`, which leaves a question for each vCPU, and has them served. That is done, and true returned, only
+    /// while [`Gate::wait_paused`] has nothing to wait for: then each thread serves at once. `leave` runs under the lock:
+    /// it must not wait.
+    pub(crate) fn ask_parked(&self, vcpus: u32, leave: impl FnOnce()) -> bool {
+        let mut record = self.lock();
+        let is_ready = self.is_paused(&record) && record.parked >= vcpus;
+        if is_ready {
+            leave();
+            record.asked = record.asked.wrapping_add(1);
+            self.changed.notify_all();
+        }
+        is_ready
+    }
+
+    /// Whether the owner has the machine paused.
+    fn is_paused(&self, record: &Record) -> bool {
+        self.state() == GateState::Paused && !record.resumed
     }
 
     /// Counts a vCPU's thread that ends. Each thread calls this once, after a panic too.

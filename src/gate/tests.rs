@@ -1,6 +1,7 @@
 //! What the gate lets through, what it remembers, and what the control thread wakes up for.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
@@ -9,6 +10,8 @@ use super::*;
 use crate::ending::{PanicEvidence, TimeLimit};
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// For what does not come.
+const SHORT: Duration = Duration::from_millis(5);
 
 #[test]
 fn first_event_counts_and_later_ones_are_counted() {
@@ -37,7 +40,7 @@ fn closed_gate_stays_closed() {
     gate.open();
     gate.pause();
     assert_eq!(gate.state(), GateState::Closed);
-    assert!(!gate.park());
+    assert!(!gate.park(|| ()));
 }
 
 #[test]
@@ -45,7 +48,7 @@ fn parked_vcpu_leaves_when_the_gate_opens() {
     let gate = Arc::new(Gate::new());
     let vcpu = thread::spawn({
         let gate = gate.clone();
-        move || gate.park()
+        move || gate.park(|| ())
     });
     assert!(gate.wait_parked(1, LIMIT));
     gate.open();
@@ -173,4 +176,56 @@ fn requests_of_a_guest_are_endings_but_for_what_it_only_reports() {
     let evidence = PanicEvidence::Device;
     assert_eq!(ends(GuestRequest::Panicked), Wake::Ended(Ending::Panicked { evidence }));
     assert_eq!(ends(GuestRequest::CrashKernelTakesOver), Wake::Look);
+}
+
+#[test]
+fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
+    let gate = Arc::new(Gate::new());
+    let (left, served) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    assert!(!gate.ask_parked(1, || panic!("no vCPU is parked")));
+    let vcpu = thread::spawn({
+        let (gate, left, served) = (gate.clone(), left.clone(), served.clone());
+        move || {
+            gate.park(|| {
+                // Long enough for the gate to move meanwhile.
+                thread::sleep(Duration::from_millis(2));
+                served.fetch_add(left.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            })
+        }
+    });
+    assert!(gate.wait_paused(1, LIMIT));
+    assert!(!gate.wait_paused(2, SHORT));
+    assert!(!gate.ask_parked(2, || panic!("not all vCPUs are parked")));
+    let leave = || {
+        left.fetch_add(1, Ordering::Relaxed);
+    };
+    for asked in 1..=20 {
+        assert!(gate.ask_parked(1, leave));
+        if asked % 2 == 0 {
+            let start = Instant::now();
+            while served.load(Ordering::Relaxed) < asked {
+                assert!(start.elapsed() < LIMIT, "question {asked} was not served");
+                thread::yield_now();
+            }
+        }
+    }
+    // The gate closes with two questions open.
+    assert!(gate.ask_parked(1, leave) && gate.ask_parked(1, leave));
+    gate.post(Ending::Stopped);
+    assert!(!vcpu.join().unwrap());
+    assert_eq!((left.load(Ordering::Relaxed), served.load(Ordering::Relaxed)), (0, 22));
+    assert!(!gate.ask_parked(0, || panic!("the gate is closed")));
+}
+
+#[test]
+fn questions_are_for_a_machine_that_its_owner_has_paused() {
+    let gate = Gate::new();
+    gate.open();
+    assert!(!gate.wait_paused(1, LIMIT), "nothing is waited for");
+    assert!(!gate.ask_parked(0, || panic!("the gate is open")));
+    gate.hold(true);
+    assert_eq!(gate.state(), GateState::Paused);
+    assert!(!gate.ask_parked(0, || panic!("the owner did not pause it")));
+    gate.pause();
+    assert!(gate.ask_parked(0, || ()));
 }

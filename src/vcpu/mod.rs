@@ -4,6 +4,7 @@ pub(crate) mod affinity;
 mod counts;
 mod cpu_clock;
 mod dispatch;
+mod mailbox;
 mod thread;
 
 pub use affinity::AffinityError;

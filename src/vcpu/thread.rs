@@ -7,15 +7,17 @@ use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
+use super::mailbox::{Mailbox, VcpuCommand};
 use super::{affinity, cpu_clock};
 use crate::ending::{Ending, HostFailure};
 use crate::gate::{Gate, GateState};
-use crate::kvm::{Kicker, Vcpu};
+use crate::kvm::{Kicker, Vcpu, VcpuRegisters};
 use crate::thread::ThreadKind;
 
 /// A vCPU with all that its thread needs.
@@ -35,12 +37,14 @@ pub(crate) struct VcpuHandle {
     thread: JoinHandle<Vcpu>,
 }
 
-/// What a vCPU's thread shows to others.
+/// What a vCPU's thread shares with others.
 #[derive(Default)]
 struct Shown {
     counters: ExitCounters,
     /// As it was when the thread last parked.
     halted_for_good: AtomicBool,
+    /// What it is asked while it is parked.
+    mailbox: Mailbox,
 }
 
 impl VcpuThread {
@@ -68,7 +72,7 @@ impl VcpuThread {
                 GateState::Open => {}
                 GateState::Paused => {
                     shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
-                    if gate.park() {
+                    if gate.park(|| shown.mailbox.serve(&vcpu)) {
                         vcpu.tell_of_pause();
                     }
                     continue;
@@ -112,6 +116,14 @@ impl VcpuHandle {
     /// Whether it had halted with interrupts off, or had never been started, when it last parked at the gate.
     pub(crate) fn has_halted_for_good(&self) -> bool {
         self.shown.halted_for_good.load(Ordering::Acquire)
+    }
+
+    /// Asks for its registers, which come through the channel at once. Call this within [`Gate::ask_parked`]; otherwise
+    /// nobody may answer.
+    pub(crate) fn ask_registers(&self) -> Receiver<Option<VcpuRegisters>> {
+        let (answer, receiver) = mpsc::sync_channel(1);
+        self.shown.mailbox.leave(VcpuCommand::Registers(answer));
+        receiver
     }
 
     /// True when the thread has ended.

@@ -40,6 +40,7 @@ mod options;
 pub mod outcome;
 mod platform;
 mod recipe;
+mod registers;
 mod shared;
 mod stop;
 mod vcpus;
@@ -62,10 +63,12 @@ use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
 use outcome::{Ending, Outcome};
 pub use platform::PlatformError;
+pub use registers::RegistersError;
 use shared::Shared;
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
+use crate::kvm::VcpuRegisters;
 use crate::virtio::VsockPortError;
 
 /// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.
@@ -163,6 +166,31 @@ impl VmHandle {
             self.shared.events.send(Event::Paused);
         }
         paused
+    }
+
+    /// Reads the registers of every vCPU, by index, while the machine is paused: they show where a guest stands that makes
+    /// no progress. None is for a vCPU at its reset vector, which the guest has not started. Waits for a reset of the
+    /// guest that is under way.
+    ///
+    /// ```no_run
+    /// # fn doc(vm: &coracle::Vm) -> Result<(), coracle::RegistersError> {
+    /// let handle = vm.handle();
+    /// if handle.pause() {
+    ///     for (index, registers) in handle.registers()?.into_iter().enumerate() {
+    ///         if let Some(registers) = registers {
+    ///             println!("vCPU {index} is at {:#x} in ring {}", registers.rip, registers.ring);
+    ///         }
+    ///     }
+    ///     handle.resume();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The machine is not paused by [`VmHandle::pause`] or before its first [`VmHandle::resume`], or it has ended.
+    pub fn registers(&self) -> Result<Vec<Option<VcpuRegisters>>, RegistersError> {
+        self.shared.registers()
     }
 
     /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the
