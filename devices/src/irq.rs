@@ -13,8 +13,8 @@ pub trait IrqLine: Send + Sync {
     /// Raises the line and lowers it again: one edge, at most one interrupt.
     fn pulse(&self);
 
-    /// The event descriptor that pulses this line when it is written, for a line that has one: KVM reads it (irqfd), and
-    /// a device that runs in another process (vhost-user) can be given a copy. None by default.
+    /// The event descriptor that pulses this line when it is written, for a line that has one: KVM reads it
+    /// (irqfd), and a device that runs in another process (vhost-user) can be given a copy. None by default.
     fn event(&self) -> Option<&EventFd> {
         None
     }

@@ -112,7 +112,8 @@ impl Gate {
         }
     }
 
-    /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this. After each
+    /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this. After
+    /// each
     /// [`Gate::ask_parked`] it calls `serve`, without the lock; before it leaves, too, so that each question that was asked
     /// while it was parked is answered.
     pub(crate) fn park(&self, mut serve: impl FnMut()) -> bool {
@@ -135,8 +136,8 @@ impl Gate {
         self.state() == GateState::Open
     }
 
-    /// Waits until `vcpus` threads, which are all, are parked in a machine that its owner has paused: true when they are,
-    /// false at once in one that is not paused. A hold of the control thread's is not a pause.
+    /// Waits until `vcpus` threads, which are all, are parked in a machine that its owner has paused: true
+    /// when they are, false at once in one that is not paused. A hold of the control thread's is not a pause.
     pub(crate) fn wait_paused(&self, vcpus: u32, limit: Duration) -> bool {
         let is_early = |record: &mut Record| self.is_paused(record) && record.parked < vcpus;
         let wait = self.changed.wait_timeout_while(self.lock(), limit, is_early);
@@ -144,9 +145,9 @@ impl Gate {
         self.is_paused(&record) && record.parked >= vcpus
     }
 
-    /// Calls `leave`, which leaves a question for each vCPU, and has them served. That is done, and true returned, only
-    /// while [`Gate::wait_paused`] has nothing to wait for: then each thread serves at once. `leave` runs under the lock:
-    /// it must not wait.
+    /// Calls `leave`, which leaves a question for each vCPU, and has them served. That is done, and true
+    /// returned, only while [`Gate::wait_paused`] has nothing to wait for: then each thread serves at once.
+    /// `leave` runs under the lock: it must not wait.
     pub(crate) fn ask_parked(&self, vcpus: u32, leave: impl FnOnce()) -> bool {
         let mut record = self.lock();
         let is_ready = self.is_paused(&record) && record.parked >= vcpus;

@@ -1,13 +1,13 @@
-//! What a vCPU's thread does for others while it is parked at the gate. The vCPU belongs to its thread from the start to the
-//! end of a guest, so whoever wants to know its state leaves a command here.
+//! What a vCPU's thread does for others while it is parked at the gate. The vCPU belongs to its thread from
+//! the start to the end of a guest, so whoever wants to know its state leaves a command here.
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 
 use crate::kvm::{Vcpu, VcpuRegisters};
 
-/// A command to a parked vCPU, with the way for its answer. The channel has room for the answer, so that the thread
-/// never waits for whoever asked.
+/// A command to a parked vCPU, with the way for its answer. The channel has room for the answer, so that the
+/// thread never waits for whoever asked.
 pub(super) enum VcpuCommand {
     /// Reads the registers.
     Registers(SyncSender<Option<VcpuRegisters>>),

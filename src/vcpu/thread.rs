@@ -118,8 +118,8 @@ impl VcpuHandle {
         self.shown.halted_for_good.load(Ordering::Acquire)
     }
 
-    /// Asks for its registers, which come through the channel at once. Call this within [`Gate::ask_parked`]; otherwise
-    /// nobody may answer.
+    /// Asks for its registers, which come through the channel at once. Call this within [`Gate::ask_parked`];
+    /// otherwise nobody may answer.
     pub(crate) fn ask_registers(&self) -> Receiver<Option<VcpuRegisters>> {
         let (answer, receiver) = mpsc::sync_channel(1);
         self.shown.mailbox.leave(VcpuCommand::Registers(answer));

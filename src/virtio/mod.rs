@@ -7,7 +7,6 @@ mod balloon;
 mod console;
 mod disk;
 mod net;
-mod rng;
 mod spec;
 mod vsock;
 

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::net::Net;
+use coracle_devices::virtio::rng::Rng;
 use coracle_devices::virtio::vsock::Vsock;
 use coracle_image::rootfs::Root;
 
 use super::VirtioError;
 use super::balloon::BalloonSpec;
 use super::console::{ConsolePorts, ConsoleSpec};
-use super::rng::RngSpec;
 use crate::config::VmConfig;
 use crate::gate::Gate;
 
@@ -53,6 +53,19 @@ impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
 
     fn module(&self) -> &'static str {
         (**self).module()
+    }
+}
+
+/// `rng`: an entropy device, of which there is nothing to choose.
+struct RngSpec;
+
+impl DeviceSpec for RngSpec {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        Ok(Opened::without_handle(Rng))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_rng"
     }
 }
 

@@ -168,9 +168,9 @@ impl VmHandle {
         paused
     }
 
-    /// Reads the registers of every vCPU, by index, while the machine is paused: they show where a guest stands that makes
-    /// no progress. None is for a vCPU at its reset vector, which the guest has not started. Waits for a reset of the
-    /// guest that is under way.
+    /// Reads the registers of every vCPU, by index, while the machine is paused: they show where a guest
+    /// stands that makes no progress. None is for a vCPU at its reset vector, which the guest has not
+    /// started. Waits for a reset of the guest that is under way.
     ///
     /// ```no_run
     /// # fn doc(vm: &coracle::Vm) -> Result<(), coracle::RegistersError> {
@@ -188,7 +188,8 @@ impl VmHandle {
     /// ```
     ///
     /// # Errors
-    /// The machine is not paused by [`VmHandle::pause`] or before its first [`VmHandle::resume`], or it has ended.
+    /// The machine is not paused by [`VmHandle::pause`] or before its first [`VmHandle::resume`], or it has
+    /// ended.
     pub fn registers(&self) -> Result<Vec<Option<VcpuRegisters>>, RegistersError> {
         self.shared.registers()
     }

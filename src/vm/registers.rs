@@ -45,5 +45,6 @@ impl Shared {
     }
 }
 
-/// A parked vCPU answers within microseconds. This is when to give up on a host that has far more to do than it has CPUs.
+/// A parked vCPU answers within microseconds. This is when to give up on a host that has far more to do than
+/// it has CPUs.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

@@ -39,9 +39,9 @@ pub trait QueueHandler: Send {
         true
     }
 
-    /// Hands the queues back, none with a chain in flight: a chain that was begun and is not done is
-    /// [put back](VirtQueue::put_back). A paused machine is then in the guest's memory and in registers, and the device keeps
-    /// nothing of its requests. The event sources have been removed.
+    /// Hands the queues back, none with a chain in flight: a chain that was begun and is not done is [put
+    /// back](VirtQueue::put_back). A paused machine is then in the guest's memory and in registers, and the
+    /// device keeps nothing of its requests. The event sources have been removed.
     fn stop(self: Box<Self>) -> Vec<VirtQueue>;
 }
 

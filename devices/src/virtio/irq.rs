@@ -28,14 +28,14 @@ struct Shared {
 }
 
 impl VirtioIrq {
-    /// An interrupt that pulses `line` whatever its cause, as over MMIO (virtio 1.2, 4.2.2): the driver reads the cause in
-    /// the interrupt status register.
+    /// An interrupt that pulses `line` whatever its cause, as over MMIO (virtio 1.2, 4.2.2): the driver reads
+    /// the cause in the interrupt status register.
     pub fn new(line: Arc<dyn IrqLine>) -> Self {
         Self::with_queue_lines(line, Vec::new())
     }
 
-    /// An interrupt with a line for each queue, by number, as MSI-X has them (virtio 1.2, 4.1.4.3). `line` is for changes
-    /// of the configuration space, and for the queues past the end of `queues`.
+    /// An interrupt with a line for each queue, by number, as MSI-X has them (virtio 1.2, 4.1.4.3). `line` is
+    /// for changes of the configuration space, and for the queues past the end of `queues`.
     pub fn with_queue_lines(line: Arc<dyn IrqLine>, queues: Vec<Arc<dyn IrqLine>>) -> Self {
         let shared = Shared {
             status: AtomicU32::new(0),
@@ -53,8 +53,9 @@ impl VirtioIrq {
         self.queue_line(index).unwrap_or(&self.shared.line).pulse();
     }
 
-    /// The event descriptor that interrupts the driver on behalf of queue `index`. There is none for a queue that shares
-    /// its line: the cause of such an interrupt has to be in the status register before the line is pulsed.
+    /// The event descriptor that interrupts the driver on behalf of queue `index`. There is none for a queue
+    /// that shares its line: the cause of such an interrupt has to be in the status register before the line
+    /// is pulsed.
     pub fn queue_event(&self, index: u16) -> Option<&EventFd> {
         self.queue_line(index)?.event()
     }

@@ -10,7 +10,7 @@ const MAX_COMMENT_COLUMNS: usize = 110;
 const MAX_COLUMNS: usize = 120;
 
 /// Longer lines of comment. The number only goes down.
-const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 1275 };
+const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 1271 };
 
 /// Longer lines of code. The number only goes down.
 const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 103 };

@@ -8,7 +8,7 @@ const PHRASES: &[Ratchet] = &[
     Ratchet { name: "can be had", most: 3 },
     Ratchet { name: "behind commas", most: 0 },
     Ratchet { name: "in work", most: 1 },
-    Ratchet { name: "anew", most: 38 },
+    Ratchet { name: "anew", most: 37 },
     Ratchet { name: "is no", most: 57 },
     Ratchet { name: "are no", most: 10 },
 ];
@@ -33,7 +33,7 @@ const HOLLOW: &[Ratchet] = &[
     Ratchet { name: "Which.", most: 4 },
     Ratchet { name: "Where.", most: 2 },
     Ratchet { name: "With what.", most: 2 },
-    Ratchet { name: "What it is.", most: 8 },
+    Ratchet { name: "What it is.", most: 7 },
     Ratchet { name: "What the system said.", most: 23 },
     Ratchet { name: "What was tried.", most: 5 },
 ];

@@ -28,13 +28,14 @@ use crate::memory::{Buffers, Span};
 /// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end passes on
 /// what is a frame by its length, and looks at nothing else.
 pub trait NetBackend: Send {
-    /// What the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that the host does
-    /// not take. The descriptor is the same each time. A back end of several descriptors gives an epoll descriptor of its
-    /// own: that is readable when one of them has something to say, for whichever direction, and never writable.
+    /// What the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that
+    /// the host does not take. The descriptor is the same each time. A back end of several descriptors gives
+    /// an epoll descriptor of its own: that is readable when one of them has something to say, for whichever
+    /// direction, and never writable.
     fn interest(&self, is_full: bool) -> Interest;
 
-    /// The descriptor has reported `events`. The back end takes its own events from its epoll descriptor, if it has one,
-    /// and sends on what could not be sent before.
+    /// The descriptor has reported `events`. The back end takes its own events from its epoll descriptor, if
+    /// it has one, and sends on what could not be sent before.
     ///
     /// # Errors
     /// The host's end is gone, for good.
@@ -65,7 +66,8 @@ pub trait NetBackend: Send {
     /// The host's end has gone for good.
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost>;
 
-    /// True while the host's end takes no more frames: sending drops them until [`ready`](Self::ready) has made room.
+    /// True while the host's end takes no more frames: sending drops them until [`ready`](Self::ready) has
+    /// made room.
     fn is_blocked(&self) -> bool {
         false
     }
@@ -81,8 +83,8 @@ pub struct Interest {
 }
 
 impl Interest {
-    /// The interest of a back end whose only descriptor is the host's end itself. It is reported once for each change. Frames
-    /// are asked for at any time: a tap reports its removal as if a frame had come.
+    /// The interest of a back end whose only descriptor is the host's end itself. It is reported once for
+    /// each change. Frames are asked for at any time: a tap reports its removal as if a frame had come.
     pub fn of_end(end: &impl AsRawFd, is_full: bool) -> Interest {
         let sending = if is_full { EventSet::OUT } else { EventSet::empty() };
         Interest { descriptor: end.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED | sending }

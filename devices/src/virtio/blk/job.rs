@@ -1,6 +1,6 @@
-//! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by piece, so that
-//! they can look for the wish to stop in between. When their queues are taken away, requests that are not done are put back:
-//! they begin again from their start, which reads or writes the same blocks.
+//! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by
+//! piece, so that they can look for the wish to stop in between. When their queues are taken away, requests
+//! that are not done are put back: they begin again from their start, which reads or writes the same blocks.
 
 use std::borrow::Cow;
 

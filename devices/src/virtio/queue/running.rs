@@ -36,8 +36,8 @@ pub struct VirtQueue {
     /// One bit per descriptor: it heads a chain that the device has.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
-    /// Heads of chains that were put back after others had followed them: the next pop gives the last of these. Never more
-    /// than the ring has descriptors, because popping takes from here first.
+    /// Heads of chains that were put back after others had followed them: the next pop gives the last of
+    /// these. Never more than the ring has descriptors, because popping takes from here first.
     returned: Vec<u16>,
     pool: ChainPool,
     max_bytes: u64,
@@ -194,13 +194,13 @@ impl VirtQueue {
         self.pool.give_back(chain);
     }
 
-    /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the next pop
-    /// gives it again, with what its descriptors say then. Of several chains the one that was popped last comes first, so
-    /// that their order stays.
+    /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the
+    /// next pop gives it again, with what its descriptors say then. Of several chains the one that was popped
+    /// last comes first, so that their order stays.
     ///
-    /// A chain that no other has followed goes back to the available ring. The others are remembered by their heads, since
-    /// only the driver writes that ring (virtio 1.2, 2.7.6). A queue without chains in flight is thus described by the
-    /// guest's memory, its two indices and these heads.
+    /// A chain that no other has followed goes back to the available ring. The others are remembered by their
+    /// heads, since only the driver writes that ring (virtio 1.2, 2.7.6). A queue without chains in flight is
+    /// thus described by the guest's memory, its two indices and these heads.
     pub fn put_back(&mut self, chain: Chain) {
         let Chain { head, position, .. } = chain;
         // Positions repeat after 65,536 chains: the entry has to be the same, too.
@@ -267,8 +267,8 @@ impl VirtQueue {
         let _ = self.parts.doorbell.write(1);
     }
 
-    /// The head of the next chain and where in the available ring it was: one that was put back, or one that the driver
-    /// has offered.
+    /// The head of the next chain and where in the available ring it was: one that was put back, or one that
+    /// the driver has offered.
     fn next_head(&mut self) -> Result<Option<(u16, u16)>, RingError> {
         let position = self.next_available;
         if let Some(head) = self.returned.pop() {

@@ -16,8 +16,8 @@ use super::handler::{IfLate, Stuck};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
 
-/// A device with the registers that its driver finds it by, as the VMM handles it: it maps the window, connects the
-/// doorbells and the memory, and takes the queues away for a pause, a reset and the end.
+/// A device with the registers that its driver finds it by, as the VMM handles it: it maps the window,
+/// connects the doorbells and the memory, and takes the queues away for a pause, a reset and the end.
 ///
 /// The VMM's control thread calls it, while vCPU threads access the registers.
 pub trait Transport: BusDevice {
@@ -27,8 +27,8 @@ pub trait Transport: BusDevice {
     /// Bytes of the register window; a power of two.
     fn window_len(&self) -> u64;
 
-    /// The doorbells of the queues, by number, each with the write that rings it. The VMM lets KVM do so without an exit
-    /// (ioeventfd); a write that reaches the window all the same rings, too.
+    /// The doorbells of the queues, by number, each with the write that rings it. The VMM lets KVM do so
+    /// without an exit (ioeventfd); a write that reaches the window all the same rings, too.
     fn doorbells(&self) -> Vec<Doorbell>;
 
     /// Gives the device the guest's memory; call it before the guest runs.

@@ -1,5 +1,5 @@
-//! What makes a transport of another kind possible: a shell whose doorbells and interrupts are not those of MMIO, held by
-//! the same trait.
+//! What makes a transport of another kind possible: a shell whose doorbells and interrupts are not those of
+//! MMIO, held by the same trait.
 
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,8 @@ use crate::virtio::testing::{BUFFERS, Buffer, InlineHost, MODERN, Ring, memory};
 use crate::virtio::transport::tests::Echo;
 use crate::virtio::{VirtioDevice, VirtioIrq};
 
-/// A shell without registers: its driver calls the core. Each queue has a doorbell at an offset of its own, as over PCI.
+/// A shell without registers: its driver calls the core. Each queue has a doorbell at an offset of its own,
+/// as over PCI.
 struct Direct {
     device: Arc<Echo>,
     core: Mutex<TransportCore>,
