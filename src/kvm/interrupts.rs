@@ -28,7 +28,7 @@ pub(crate) struct Interrupts {
 #[derive(Default)]
 struct Lines {
     events: BTreeMap<u8, Arc<EventLine>>,
-    /// Their messages, while they are not masked.
+    /// The messages of inputs that are not masked.
     routes: BTreeMap<u8, MsiMessage>,
 }
 

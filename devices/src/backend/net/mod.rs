@@ -22,28 +22,29 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::memory::{Buffers, Span};
 
-/// Sends and receives frames; never waits. One handler has it at a time. The handler's thread waits for what
-/// [`interest`](Self::interest) names and reports it by [`ready`](Self::ready); then it receives until there is nothing.
+/// Sends and receives frames, and never waits. One handler owns it at a time. The handler's thread waits for
+/// the events of [`interest`](Self::interest) and reports them by [`ready`](Self::ready); then it receives
+/// until there is nothing.
 ///
-/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end passes on
-/// what is a frame by its length, and looks at nothing else.
+/// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end
+/// checks the length of a frame and nothing else.
 pub trait NetBackend: Send {
-    /// What the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that
+    /// Returns what the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that
     /// the host does not take. The descriptor is the same each time. A back end of several descriptors gives
     /// an epoll descriptor of its own: that is readable when one of them has something to say, for whichever
     /// direction, and never writable.
     fn interest(&self, is_full: bool) -> Interest;
 
-    /// The descriptor has reported `events`. The back end takes its own events from its epoll descriptor, if
+    /// Handles `events` of the descriptor. The back end takes its own events from its epoll descriptor, if
     /// it has one, and sends on what could not be sent before.
     ///
     /// # Errors
-    /// The host's end is gone, for good.
+    /// The host's end has gone for good.
     fn ready(&mut self, _events: EventSet) -> Result<(), LinkLost> {
         Ok(())
     }
 
-    /// What it can leave to the one who receives its frames, and take over from the one who sends them.
+    /// Returns the work that it can leave to the receiver of its frames, and take over from the sender.
     fn possible_offloads(&self) -> Offloads;
 
     /// Sets the work that the receiver of frames can do. All other work is finished before. At first, the
@@ -66,8 +67,8 @@ pub trait NetBackend: Send {
     /// The host's end has gone for good.
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost>;
 
-    /// True while the host's end takes no more frames: sending drops them until [`ready`](Self::ready) has
-    /// made room.
+    /// Returns whether the host's end takes no more frames. Frames are then dropped until
+    /// [`ready`](Self::ready) has made room.
     fn is_blocked(&self) -> bool {
         false
     }

@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{
-    HEADER_LEN, Interest, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, NetOpenError, Offloads,
+    HEADER_LEN, Interest, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, NetOpenError, Offloads,
     Received, Sent,
 };
 use vmm_sys_util::epoll::EventSet;
@@ -134,7 +134,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Keeps what is left of a frame after its first `sent` bytes, its length included.
+    /// Keeps the rest of a frame after its first `sent` bytes, its length included.
     fn keep_tail(&mut self, prefix: [u8; PREFIX_LEN], frame: &mut Buffers, sent: usize) {
         self.tail.clear();
         self.tail_sent = 0;

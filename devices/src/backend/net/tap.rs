@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use super::open::{NetOpenError, OpenStep};
 use super::{
-    HEADER_LEN, Interest, LEAST_FRAME_LEN, LinkLost, MOST_FRAME_LEN, NetBackend, Offloads, Received, Sent,
+    HEADER_LEN, Interest, LinkLost, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, Offloads, Received, Sent,
 };
 use crate::journal;
 use crate::memory::{Buffers, Span};
