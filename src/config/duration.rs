@@ -46,6 +46,12 @@ impl Timeout {
     }
 }
 
+impl From<Timeout> for Option<Duration> {
+    fn from(timeout: Timeout) -> Option<Duration> {
+        timeout.limit()
+    }
+}
+
 impl FromStr for Timeout {
     type Err = ConfigError;
 

@@ -20,13 +20,14 @@ mod raw;
 mod root;
 mod schema;
 mod serial;
+mod setting;
+mod settings;
 mod vcpu_count;
 mod vsock;
 mod words;
 mod written;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use coracle_devices::virtio::net::MacSyntax;
 
@@ -48,70 +49,12 @@ pub use memory_size::MemorySize;
 pub use net::{LEAST_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
-pub use raw::RawConfig;
 pub use root::{RootAccess, RootConfig, RootForm, RootKind};
 pub use schema::schema;
 pub use serial::{SerialConfig, SerialFile};
+pub use settings::{RawConfig, VmConfig};
 pub use vcpu_count::VcpuCount;
 pub use vsock::VsockConfig;
-
-/// A virtual machine to be built.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VmConfig {
-    /// The kernel image; none: the default guest's, and without a root of the user's its initramfs, before `initrds`.
-    pub kernel: Option<PathBuf>,
-    /// How the kernel is entered.
-    pub protocol: KernelProtocol,
-    /// Whether the kernel must be a bzImage, which alone can choose a random address when it unpacks itself.
-    pub kaslr: bool,
-    /// The initial RAM file systems, which the guest sees as one: a later file takes the place of one of the same name.
-    pub initrds: Vec<PathBuf>,
-    /// The root file system. It goes without `initrds`.
-    pub root: Option<RootConfig>,
-    /// Where the kernel's modules are, when those that its devices need are to be loaded: the folder of its release,
-    /// one that holds that folder, or the root of a system.
-    pub modules: Option<PathBuf>,
-    /// The kernel command line.
-    pub cmdline: String,
-    /// How many vCPUs.
-    pub vcpus: VcpuCount,
-    /// What the vCPUs can do.
-    pub cpu: CpuModel,
-    /// Which CPUs of the host the vCPUs run on; none: as the scheduler likes.
-    pub cpu_affinity: Option<CpuAffinity>,
-    /// How much of the host's CPUs the vCPUs may take together; none: all that they can get.
-    pub cpu_quota: Option<CpuQuota>,
-    /// How much RAM, and what backs it.
-    pub memory: MemoryConfig,
-    /// Which device the console is.
-    pub console: ConsoleDevice,
-    /// What the serial port COM1 is connected to.
-    pub serial: SerialConfig,
-    /// The disks, in the order in which the guest finds them.
-    pub disks: Vec<DiskConfig>,
-    /// The network cards, in the order in which the guest finds them.
-    pub nets: Vec<NetConfig>,
-    /// Whether the guest has an entropy device.
-    pub rng: bool,
-    /// Whether the guest gives memory that it does not need back to the host.
-    pub balloon: bool,
-    /// The socket device.
-    pub vsock: Option<VsockConfig>,
-    /// The agent by which commands are run in the guest.
-    pub agent: Option<AgentConfig>,
-    /// The longest that the guest may run, from its first instruction on.
-    pub timeout: Option<Duration>,
-    /// The longest that the guest may take from its first instruction to its init.
-    pub boot_timeout: Option<Duration>,
-    /// The longest that the guest may have nothing to do: its vCPUs together take less than 2 % of one CPU.
-    pub idle_timeout: Option<Duration>,
-    /// Whether the guest finds ACPI tables.
-    pub acpi: AcpiMode,
-    /// What follows when the guest resets its machine.
-    pub on_reset: ResetPolicy,
-    /// What follows when the guest halts for good.
-    pub on_halt: HaltPolicy,
-}
 
 impl VmConfig {
     /// A machine for this kernel, with the defaults for everything else.
@@ -128,40 +71,6 @@ impl VmConfig {
     /// root of the user's.
     pub fn has_default_initramfs(&self) -> bool {
         self.kernel.is_none() && !self.has_root()
-    }
-}
-
-impl Default for VmConfig {
-    /// The default guest, one vCPU, 256 MiB, the default command line, no console, no time limit.
-    fn default() -> VmConfig {
-        VmConfig {
-            kernel: None,
-            protocol: KernelProtocol::default(),
-            kaslr: false,
-            initrds: Vec::new(),
-            root: None,
-            modules: None,
-            cmdline: DEFAULT_CMDLINE.to_owned(),
-            vcpus: VcpuCount::default(),
-            cpu: CpuModel::default(),
-            cpu_affinity: None,
-            cpu_quota: None,
-            memory: MemoryConfig::default(),
-            console: ConsoleDevice::default(),
-            serial: SerialConfig::Null,
-            disks: Vec::new(),
-            nets: Vec::new(),
-            rng: false,
-            balloon: false,
-            vsock: None,
-            agent: None,
-            timeout: None,
-            boot_timeout: None,
-            idle_timeout: None,
-            acpi: AcpiMode::default(),
-            on_reset: ResetPolicy::default(),
-            on_halt: HaltPolicy::default(),
-        }
     }
 }
 

@@ -7,15 +7,11 @@ use std::time::Duration;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-use super::{
-    Accel, AcpiMode, ConfigError, ConsoleDevice, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, ResetPolicy, RootConfig, SerialConfig, Timeout, VcpuCount, VsockConfig,
-    parse_duration,
-};
+use super::{ConfigError, parse_duration};
 
 /// Which JSON values may stand for a value that is text on the command line.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(super) enum Form {
     Text,
     Number,
     TextOrNumber,
@@ -26,35 +22,23 @@ macro_rules! written {
     ($type:ty, $form:expr) => {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                read(from, $form)
+                $crate::config::written::read(from, $form)
             }
         }
     };
 }
+pub(super) use written;
 
-written!(Accel, Form::Text);
-written!(CpuQuota, Form::TextOrNumber);
-written!(ConsoleDevice, Form::Text);
-written!(DiskConfig, Form::Text);
-written!(AcpiMode, Form::Text);
-written!(HaltPolicy, Form::Text);
-written!(KernelProtocol, Form::Text);
-written!(MemoryConfig, Form::TextOrNumber);
-written!(NetChoice, Form::Text);
-written!(ResetPolicy, Form::Text);
-written!(RootConfig, Form::Text);
-written!(SerialConfig, Form::Text);
 written!(Time, Form::TextOrNumber);
-written!(Timeout, Form::TextOrNumber);
-written!(VcpuCount, Form::Number);
-written!(VsockConfig, Form::Text);
 
-/// Reads a time, for a field of type [`Duration`], whose own form in serde is another.
-pub(super) fn duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    Ok(Option::<Time>::deserialize(from)?.map(|Time(duration)| duration))
+/// A time in a config file, for a field of type [`Duration`], whose own form in serde is another.
+pub(super) struct Time(Duration);
+
+impl From<Time> for Duration {
+    fn from(Time(time): Time) -> Duration {
+        time
+    }
 }
-
-struct Time(Duration);
 
 impl FromStr for Time {
     type Err = ConfigError;
@@ -64,7 +48,7 @@ impl FromStr for Time {
     }
 }
 
-fn read<'de, T, D>(from: D, form: Form) -> Result<T, D::Error>
+pub(super) fn read<'de, T, D>(from: D, form: Form) -> Result<T, D::Error>
 where
     T: FromStr<Err: Display>,
     D: Deserializer<'de>,
@@ -121,6 +105,7 @@ fn parsed<T: FromStr<Err: Display>, E: Error>(text: &str) -> Result<T, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Accel, MemoryConfig, SerialConfig, VcpuCount};
 
     fn value<T: for<'de> Deserialize<'de>>(json: &str) -> Result<T, String> {
         serde_json::from_str(json).map_err(|error| error.to_string())

@@ -1,8 +1,7 @@
 //! From flags and config file to the configuration of a machine: for every command that makes one.
 
 use coracle::config::{
-    ConsoleDevice, NetChoice, NetConfig, RawConfig, RootConfig, SerialConfig, Timeout, VmConfig,
-    default_cmdline_with, names_root,
+    ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with, names_root,
 };
 
 use super::{BAD_USAGE, chain};
@@ -13,38 +12,10 @@ use crate::arguments::VmArgs;
 /// # Errors
 /// The config file cannot be read or is wrong.
 pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
-    let flags = RawConfig {
-        schema: None,
-        kernel: args.kernel.clone(),
-        initrds: (!args.initrds.is_empty()).then(|| args.initrds.clone()),
-        root: args.root.clone().map(|root| RootConfig { keep_ids: root.keep_ids || args.keep_ids, ..root }),
-        append: (!args.append.is_empty()).then(|| args.append.clone()),
-        cmdline: args.cmdline.clone(),
-        protocol: args.protocol,
-        kaslr: args.kaslr.then_some(true),
-        modules: args.modules.clone(),
-        cpus: args.cpus,
-        cpu: args.cpu.clone(),
-        cpu_affinity: args.cpu_affinity.clone(),
-        cpu_quota: args.cpu_quota,
-        memory: args.memory,
-        disks: (!args.disks.is_empty()).then(|| args.disks.clone()),
-        nets: (!args.nets.is_empty()).then(|| args.nets.clone()),
-        rng: args.rng.then_some(true),
-        balloon: args.balloon.then_some(true),
-        vsock: args.vsock.clone(),
-        timeout: args.timeout,
-        boot_timeout: args.boot_timeout,
-        idle_timeout: args.idle_timeout,
-        console: None,
-        serial: None,
-        acpi: args.acpi,
-        on_reset: args.on_reset,
-        on_halt: args.on_halt,
-        host_timeout: args.host_timeout,
-        accel: args.accel,
-        outcome: None,
-    };
+    let mut flags = args.told();
+    if let Some(root) = &mut flags.root {
+        root.keep_ids |= args.keep_ids;
+    }
     match &args.config {
         None => Ok(flags),
         Some(path) => RawConfig::open(path).map(|file| flags.over(file)).map_err(|error| Failure::of(&error)),
@@ -100,37 +71,13 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         None => default_cmdline_with(defaults.into_iter().chain(words)),
         Some(line) => std::iter::once(line.as_str()).chain(words).collect::<Vec<_>>().join(" "),
     };
-    Ok(VmConfig {
-        protocol: raw.protocol.unwrap_or_default(),
-        kaslr: raw.kaslr.unwrap_or_default(),
-        kernel: raw.kernel.clone(),
-        initrds: raw.initrds.clone().unwrap_or_default(),
-        root: raw.root.clone(),
-        modules: raw.modules.clone(),
-        cmdline,
-        vcpus: raw.cpus.unwrap_or_default(),
-        cpu: raw.cpu.clone().unwrap_or_default(),
-        cpu_affinity: raw.cpu_affinity.clone(),
-        cpu_quota: raw.cpu_quota,
-        memory: raw.memory.unwrap_or_default(),
-        console,
-        serial: raw.serial.clone().unwrap_or(match console {
-            ConsoleDevice::Serial => SerialConfig::Stdio,
-            ConsoleDevice::Virtio => SerialConfig::Null,
-        }),
-        disks: raw.disks.clone().unwrap_or_default(),
-        nets: nets(raw.nets.as_deref().unwrap_or_default())?,
-        rng: raw.rng.unwrap_or_default(),
-        balloon: raw.balloon.unwrap_or_default(),
-        vsock: raw.vsock.clone(),
-        timeout: raw.timeout.and_then(Timeout::limit),
-        boot_timeout: raw.boot_timeout,
-        idle_timeout: raw.idle_timeout,
-        acpi: raw.acpi.unwrap_or_default(),
-        on_reset: raw.on_reset.unwrap_or_default(),
-        on_halt: raw.on_halt.unwrap_or_default(),
-        ..VmConfig::default()
-    })
+    let mut config = VmConfig { cmdline, ..VmConfig::default() };
+    raw.set_in(&mut config);
+    config.nets = nets(raw.nets.as_deref().unwrap_or_default())?;
+    if raw.serial.is_none() && console == ConsoleDevice::Serial {
+        config.serial = SerialConfig::Stdio;
+    }
+    Ok(config)
 }
 
 /// The network cards; `none` stands alone.

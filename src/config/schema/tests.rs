@@ -5,7 +5,6 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error, Visitor, value};
 
 use super::*;
-use crate::config::RawConfig;
 
 /// A deserializer that only notes which fields a struct asks for.
 struct FieldNames<'a>(&'a mut Vec<&'static str>);
@@ -42,7 +41,7 @@ fn read(field: &str, value: &Value) -> Result<RawConfig, String> {
 fn schema_has_the_fields_of_the_file_in_their_order() {
     let mut fields = Vec::new();
     RawConfig::deserialize(FieldNames(&mut fields)).unwrap_err();
-    let described: Vec<_> = properties().into_iter().map(|(name, _)| name).collect();
+    let described: Vec<_> = RawConfig::properties().into_iter().map(|(name, _)| name).collect();
     assert_eq!(described, fields);
 }
 
@@ -54,7 +53,7 @@ fn schema_and_file_refuse_unknown_fields() {
 
 #[test]
 fn every_example_is_taken_and_sets_its_field() {
-    for (name, property) in properties() {
+    for (name, property) in RawConfig::properties() {
         let examples = property["examples"].as_array().unwrap();
         assert!(!examples.is_empty(), "{name}");
         for example in examples {
@@ -74,7 +73,7 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
         ("array", json!([])),
         ("object", json!({})),
     ];
-    for (name, property) in properties() {
+    for (name, property) in RawConfig::properties() {
         let allowed = match &property["type"] {
             // An enumeration of words.
             Value::Null => vec!["string"],
@@ -92,7 +91,7 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
 
 #[test]
 fn limits_and_choices_are_those_of_the_file() {
-    for (name, property) in properties() {
+    for (name, property) in RawConfig::properties() {
         if let (Some(least), Some(most)) = (property["minimum"].as_u64(), property["maximum"].as_u64()) {
             assert!(read(name, &json!(least)).is_ok() && read(name, &json!(most)).is_ok(), "{name}");
             assert!(
@@ -109,7 +108,7 @@ fn limits_and_choices_are_those_of_the_file() {
 #[test]
 fn flags_win_and_relative_paths_move_for_every_field() {
     let folder = Path::new("/folder/of/the/file");
-    for (name, property) in properties() {
+    for (name, property) in RawConfig::properties() {
         let told = read(name, &property["examples"][0]).unwrap();
         assert_eq!(told.clone().over(RawConfig::default()), told, "{name} is lost from the flags");
         assert_eq!(RawConfig::default().over(told.clone()), told, "{name} is lost from the file");

@@ -1,0 +1,147 @@
+//! What a type says of itself to be the value of a setting: how it is read from a config file, what the schema says of its
+//! form, and which paths are in it. A new type has its line here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde_json::{Value, json};
+
+use super::written::{Form, Time, written};
+use super::{
+    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
+    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, SerialFile, Timeout,
+    VcpuCount, VsockConfig,
+};
+
+/// A type of values in a config file.
+pub(super) trait Setting: Sized {
+    /// The type that reads it from JSON: itself, unless that one's form in serde is another.
+    type Read: DeserializeOwned + Into<Self>;
+
+    /// Its form in JSON Schema, without a description.
+    fn form() -> Value;
+
+    /// Calls `change` with every path in it.
+    fn each_path(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
+        let _ = change;
+    }
+}
+
+/// Reads a setting; `null` is not told.
+pub(super) fn read<'de, T: Setting, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<T::Read>::deserialize(from)?.map(Into::into))
+}
+
+/// Calls `change` with every path in what was told.
+pub(super) fn each_path<T: Setting>(told: &mut Option<T>, change: &mut dyn FnMut(&mut PathBuf)) {
+    if let Some(value) = told {
+        value.each_path(change);
+    }
+}
+
+/// The property of a setting in the schema.
+pub(super) fn property(mut form: Value, about: &str, examples: Vec<Value>) -> Value {
+    if let Some(form) = form.as_object_mut() {
+        form.insert("description".to_owned(), about.into());
+        form.insert("examples".to_owned(), examples.into());
+    }
+    form
+}
+
+/// `setting!(TYPE as FORM IN JSON, SCHEMA)` for a type that is read by its `FromStr`, `setting!(TYPE, SCHEMA)` for one that has
+/// a form in serde; both with `|value, change| ...` where there are paths in it.
+macro_rules! setting {
+    ($type:ident as $json:expr, $($rest:tt)+) => {
+        written!($type, $json);
+        setting!($type, $($rest)+);
+    };
+    ($type:ty, $form:expr $(, |$value:ident, $change:ident| $paths:expr)?) => {
+        impl Setting for $type {
+            type Read = Self;
+
+            fn form() -> Value {
+                $form
+            }
+
+            $(
+                fn each_path(&mut self, $change: &mut dyn FnMut(&mut PathBuf)) {
+                    let $value = self;
+                    $paths
+                }
+            )?
+        }
+    };
+}
+
+setting!(Accel as Form::Text, choice(&["auto", "kvm", "emulate"]));
+setting!(AcpiMode as Form::Text, choice(&["on", "off"]));
+setting!(ConsoleDevice as Form::Text, choice(&["serial", "virtio"]));
+setting!(HaltPolicy as Form::Text, choice(&["wait", "exit"]));
+setting!(KernelProtocol as Form::Text, choice(&["auto", "linux", "pvh"]));
+setting!(ResetPolicy as Form::Text, choice(&["exit", "reboot"]));
+setting!(bool, json!({ "type": "boolean" }));
+setting!(String, text());
+setting!(PathBuf, text(), |path, change| change(path));
+setting!(VcpuCount as Form::Number, json!({ "type": "integer", "minimum": 1, "maximum": VcpuCount::MOST }));
+setting!(CpuAffinity, pattern(r"^[0-9][0-9,=-]*$"));
+setting!(CpuQuota as Form::TextOrNumber, quantity(r"^[0-9]+%?$"));
+setting!(MemoryConfig as Form::TextOrNumber, quantity(r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$"));
+setting!(Timeout as Form::TextOrNumber, quantity(r"^(none|[0-9]*\.?[0-9]*(ms|s|m|min|h)?)$"));
+setting!(CpuModel, text(), |cpu, change| {
+    if let CpuModel::Template(path) = cpu {
+        change(path);
+    }
+});
+setting!(RootConfig as Form::Text, text(), |root, change| change(&mut root.path));
+setting!(DiskConfig as Form::Text, text(), |disk, change| change(&mut disk.path));
+setting!(NetChoice as Form::Text, text(), |net, change| {
+    if let NetChoice::Card(NetConfig { end: NetEnd::Socket(path), .. }) = net {
+        change(path);
+    }
+});
+setting!(VsockConfig as Form::Text, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
+    vsock.uds.iter_mut().for_each(change);
+});
+setting!(SerialConfig as Form::Text, pattern(r"^(stdio|pty|null|(file|socket)=.+)$"), |serial, change| {
+    if let SerialConfig::File(SerialFile { path, .. }) | SerialConfig::Socket(path) = serial {
+        change(path);
+    }
+});
+
+impl Setting for Duration {
+    type Read = Time;
+
+    fn form() -> Value {
+        quantity(r"^[0-9]*\.?[0-9]*(ms|s|m|min|h)?$")
+    }
+}
+
+impl<T: Setting + DeserializeOwned> Setting for Vec<T> {
+    type Read = Self;
+
+    fn form() -> Value {
+        json!({ "type": "array", "items": T::form() })
+    }
+
+    fn each_path(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
+        self.iter_mut().for_each(|value| value.each_path(change));
+    }
+}
+
+fn text() -> Value {
+    json!({ "type": "string" })
+}
+
+fn pattern(pattern: &str) -> Value {
+    json!({ "type": "string", "pattern": pattern })
+}
+
+/// Text with a unit, or a number. The pattern is for the text only.
+fn quantity(pattern: &str) -> Value {
+    json!({ "type": ["string", "number"], "pattern": pattern })
+}
+
+fn choice(words: &[&str]) -> Value {
+    json!({ "enum": words })
+}
