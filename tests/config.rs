@@ -79,6 +79,30 @@ fn error_names_file_line_and_field() {
 }
 
 #[test]
+fn disk_of_an_object_is_that_of_its_text() {
+    let missing = |disk: &str| format!("{{\"disks\": [{disk}]}}");
+    for (disk, words) in [
+        (r#"{ "path": "no-such.img", "readonly": true }"#, "no-such.img: "),
+        (r#""path=no-such.img,ro""#, "no-such.img: "),
+        (
+            r#"{ "path": "a.img", "redonly": true }"#,
+            ":1: disks[0].redonly: unknown field `redonly`: did you mean `readonly`?",
+        ),
+        (r#""a.img,redonly""#, ":1: disks[0]: `redonly` does not go with a disk"),
+    ] {
+        let config = file("objects.json", missing(disk).as_bytes());
+        let kernel = payload("poweroff");
+        if kvm_or_skip() {
+            refused(&run(&config, &[kernel.to_str().unwrap()]), &[words]);
+        }
+    }
+    let config = file("objects.json", missing(r#"{ "path": "a.img", "queues": "2" }"#).as_bytes());
+    refused(&check(&config), &["disks[0].queues: invalid type: string"]);
+    let config = file("near.json", b"{\n  \"memroy\": \"1G\"\n}\n");
+    refused(&check(&config), &["near.json:2: memroy: unknown field `memroy`: did you mean `memory`?"]);
+}
+
+#[test]
 fn check_opens_what_the_file_names() {
     let config = file("missing.json", b"{\"kernel\": \"no-such-kernel\"}");
     refused(&check(&config), &["missing.json", "no-such-kernel"]);

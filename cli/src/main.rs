@@ -7,7 +7,6 @@ mod commands;
 mod fault;
 mod guest_text;
 mod logger;
-mod nearest;
 mod stack;
 mod stderr;
 

@@ -11,10 +11,6 @@ use serde::Deserialize;
 mod suite;
 
 #[allow(dead_code)]
-#[path = "../../cli/src/nearest.rs"]
-mod nearest;
-
-#[allow(dead_code)]
 #[path = "../../cli/src/arguments/guest_ip.rs"]
 mod guest_ip;
 #[allow(dead_code)]

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use coracle_devices::virtio::poll::Poll;
 
+use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
-use super::words::{Word, once, path_and_words};
+use super::words::{Word, path_and_words};
 use super::{ConfigError, duration};
 
 /// A disk.
@@ -20,8 +21,8 @@ pub struct DiskConfig {
     pub access: DiskAccess,
     /// How requests are carried out.
     pub engine: DiskEngine,
-    /// How long the disk's thread looks for the next request before it sleeps; zero for never, 1 ms at most. It looks less
-    /// where that finds nothing, and not while the CPUs are busy.
+    /// How long the disk's thread looks for the next request before it sleeps; zero for never, 1 ms at
+    /// most. It looks less where that finds nothing, and not while the CPUs are busy.
     pub poll: Duration,
     /// Request queues, from 1 to 16.
     pub queues: u16,
@@ -113,49 +114,99 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `ro`, `cow`, `cow-size=SIZE`, `engine=`, `poll=`,
-    /// `queues=`, `id=` and `on-error=`. A comma of the path is written twice.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other [`KEYS`](Keyed::KEYS). A comma
+    /// of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::DiskPath { text: text.into() });
         let (path, words) = split?;
-        let mut disk = DiskConfig::new(path);
-        let unknown = |word: &str| ConfigError::DiskWord { word: word.into() };
-        for word in once(words).map_err(|word| unknown(&word))? {
-            disk.set(&word).unwrap_or_else(|| Err(unknown(&word.text)))?;
-        }
-        Ok(disk)
+        with_words(DiskConfig::new(path), words)
     }
 }
 
-impl DiskConfig {
-    /// Takes one word; `None` when it is not known, or does not go with the others.
-    fn set(&mut self, word: &Word) -> Option<Result<(), ConfigError>> {
+impl Keyed for DiskConfig {
+    type Draft = DiskConfig;
+
+    const KEYS: &'static [Key] = &[
+        Key { name: "path", kind: Kind::Text, about: "Raw image or block device" },
+        Key { name: "ro", kind: Kind::Flag, about: "Whether the guest only reads it" },
+        Key { name: "readonly", kind: Kind::Flag, about: "Another name of `ro`" },
+        Key {
+            name: "cow",
+            kind: Kind::Flag,
+            about: "Whether what the guest writes goes to a private overlay, and the file stays as it is",
+        },
+        Key {
+            name: "cow-size",
+            kind: Kind::Quantity,
+            about: "Most bytes that the overlay takes; a number is MiB",
+        },
+        Key { name: "engine", kind: Kind::Choice(&["sync", "io_uring"]), about: "What carries out requests" },
+        Key {
+            name: "poll",
+            kind: Kind::Quantity,
+            about: "How long its thread looks for the next request before it sleeps: off, or a time up to 1000us; \
+                    a number is microseconds",
+        },
+        Key { name: "queues", kind: Kind::Number, about: "Request queues, from 1 to 16" },
+        Key {
+            name: "id",
+            kind: Kind::Text,
+            about: "Serial number that the guest sees: 1 to 20 printable ASCII characters, without blanks",
+        },
+        Key {
+            name: "on-error",
+            kind: Kind::Choice(&["report", "pause"]),
+            about: "What follows a request that the host cannot carry out: the guest is told, or the machine pauses",
+        },
+    ];
+
+    const NEEDS: &'static [&'static str] = &["path"];
+
+    fn draft() -> DiskConfig {
+        DiskConfig::new(PathBuf::new())
+    }
+
+    fn set(disk: &mut DiskConfig, word: &Word) -> Option<Result<(), ConfigError>> {
         match (word.key(), word.value()) {
-            ("ro", None) if self.access == DiskAccess::ReadWrite => self.access = DiskAccess::ReadOnly,
-            ("cow", None) => match self.access {
-                DiskAccess::ReadWrite => self.access = DiskAccess::Overlay { most: None },
+            ("path", Some("")) if disk.path.as_os_str().is_empty() => {
+                return Some(Err(ConfigError::DiskPath { text: String::new() }));
+            }
+            ("path", Some(path)) if disk.path.as_os_str().is_empty() => disk.path = path.into(),
+            ("ro" | "readonly", None) if disk.access == DiskAccess::ReadWrite => {
+                disk.access = DiskAccess::ReadOnly;
+            }
+            ("cow", None) => match disk.access {
+                DiskAccess::ReadWrite => disk.access = DiskAccess::Overlay { most: None },
                 DiskAccess::Overlay { .. } => {}
                 DiskAccess::ReadOnly => return None,
             },
-            ("cow-size", Some(size)) if self.access != DiskAccess::ReadOnly => match size_in_bytes(size) {
-                Ok(most) => self.access = DiskAccess::Overlay { most: Some(most) },
+            ("cow-size", Some(size)) if disk.access != DiskAccess::ReadOnly => match size_in_bytes(size) {
+                Ok(most) => disk.access = DiskAccess::Overlay { most: Some(most) },
                 Err(error) => return Some(Err(error)),
             },
-            ("engine", Some("sync")) => self.engine = DiskEngine::Sync,
-            ("engine", Some("io_uring")) => self.engine = DiskEngine::IoUring,
-            ("poll", Some(time)) => self.poll = duration::poll(time)?,
+            ("engine", Some("sync")) => disk.engine = DiskEngine::Sync,
+            ("engine", Some("io_uring")) => disk.engine = DiskEngine::IoUring,
+            ("poll", Some(time)) => disk.poll = duration::poll(time)?,
             ("queues", Some(count)) => {
-                self.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
+                disk.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
             }
             ("id", Some(id)) => match id.parse() {
-                Ok(id) => self.id = Some(id),
+                Ok(id) => disk.id = Some(id),
                 Err(error) => return Some(Err(error)),
             },
-            ("on-error", Some("report")) => self.on_error = DiskErrorPolicy::Report,
-            ("on-error", Some("pause")) => self.on_error = DiskErrorPolicy::Pause,
+            ("on-error", Some("report")) => disk.on_error = DiskErrorPolicy::Report,
+            ("on-error", Some("pause")) => disk.on_error = DiskErrorPolicy::Pause,
             _ => return None,
         }
         Some(Ok(()))
+    }
+
+    fn refused(word: &str) -> ConfigError {
+        ConfigError::DiskWord { word: word.into() }
+    }
+
+    fn finish(disk: DiskConfig) -> Result<DiskConfig, ConfigError> {
+        Ok(disk)
     }
 }
 

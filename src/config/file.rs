@@ -9,6 +9,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::RawConfig;
+use super::keyed::did_you_mean;
+use super::nearest::nearest;
 
 /// Why a config file was refused. Each sentence begins with the file.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +91,14 @@ impl ConfigFault {
     fn new(field: String, error: &serde_json::Error) -> ConfigFault {
         let text = error.to_string();
         let place = format!(" at line {} column {}", error.line(), error.column());
-        let reason = text.strip_suffix(&place).unwrap_or(&text);
-        ConfigFault { line: error.line().max(1), field, reason: reason.into() }
+        let mut reason = text.strip_suffix(&place).unwrap_or(&text).to_owned();
+        if reason.starts_with(&format!("unknown field `{field}`, ")) {
+            let known = RawConfig::NAMES.iter().map(|name| (*name).to_owned()).collect();
+            if let Some(near) = nearest(&field, known) {
+                reason = format!("unknown field `{field}`: {}", did_you_mean(&near));
+            }
+        }
+        ConfigFault { line: error.line().max(1), field, reason }
     }
 }
 
@@ -167,7 +175,9 @@ mod tests {
     #[test]
     fn unknown_and_repeated_fields_are_refused() {
         let said = fault("{\n\n \"memroy\": \"1G\"}");
-        assert!(said.starts_with("3: memroy: unknown field `memroy`, expected one of"), "{said}");
+        assert_eq!(said, "3: memroy: unknown field `memroy`: did you mean `memory`?");
+        let said = fault(r#"{"surprise": 1}"#);
+        assert!(said.starts_with("1: surprise: unknown field `surprise`, expected one of"), "{said}");
         let said = fault("{\"cpus\": 1,\n \"cpus\": 2}");
         assert!(said.starts_with("2: ") && said.contains("duplicate field `cpus`"), "{said}");
     }

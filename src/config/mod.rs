@@ -11,8 +11,10 @@ mod cpu_quota;
 mod disk;
 mod duration;
 mod file;
+mod keyed;
 mod memory;
 mod memory_size;
+mod nearest;
 mod net;
 mod policy;
 mod protocol;
@@ -46,6 +48,8 @@ pub use file::in_one_line;
 pub use file::{ConfigFault, ConfigFileError};
 pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
+#[doc(hidden)]
+pub use nearest::nearest;
 pub use net::{LEAST_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
@@ -129,9 +133,10 @@ pub enum ConfigError {
     },
     /// A word that no disk knows.
     #[error(
-        "`{word}` does not go with a disk, or not with what is before it: there are ro, cow, cow-size=SIZE, \
+        "`{word}` does not go with a disk, or not with what is before it: {}there are ro, cow, cow-size=SIZE, \
          engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once; \
-         a comma in the path is written `,,`"
+         a comma in the path is written `,,`",
+        keyed::meant::<DiskConfig>(word)
     )]
     DiskWord {
         /// As given.
@@ -154,8 +159,9 @@ pub enum ConfigError {
     },
     /// A word that no root knows.
     #[error(
-        "`{word}` does not go with a root, or not with what is before it: there are rw, cow, cow-size=SIZE, \
-         as=initramfs, as=disk and keep-ids, each once; a comma in the path is written `,,`"
+        "`{word}` does not go with a root, or not with what is before it: {}there are rw, cow, cow-size=SIZE, \
+         as=initramfs, as=disk and keep-ids, each once; a comma in the path is written `,,`",
+        keyed::meant::<RootConfig>(word)
     )]
     RootWord {
         /// As given.
@@ -172,9 +178,9 @@ pub enum ConfigError {
     },
     /// A word that no network card knows.
     #[error(
-        "`{word}` does not go with a network card: there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
+        "`{word}` does not go with a network card: {}there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
          poll=off or TIME up to 1000us, each once; a comma in the path is written `,,`",
-        LEAST_MTU
+        keyed::meant::<NetConfig>(word), LEAST_MTU
     )]
     NetWord {
         /// As given.
@@ -190,8 +196,9 @@ pub enum ConfigError {
     },
     /// A word that no socket device knows.
     #[error(
-        "`{word}` does not go with a vsock device: write uds=PATH, cid=NUMBER, or both with a comma, each once; \
-         a comma in the path is written `,,`"
+        "`{word}` does not go with a vsock device: {}write uds=PATH, cid=NUMBER, or both with a comma, each once; \
+         a comma in the path is written `,,`",
+        keyed::meant::<VsockConfig>(word)
     )]
     VsockWord {
         /// As given.
@@ -275,8 +282,9 @@ pub enum ConfigError {
     },
     /// Not something about the file of a serial port.
     #[error(
-        "`{word}` does not go with file=PATH: there is limit=SIZE, from 64K on, or limit=none, once; a comma in the path is \
-         written `,,`"
+        "`{word}` does not go with file=PATH: {}there is limit=SIZE, from 64K on, or limit=none, once; a comma in the path is \
+         written `,,`",
+        keyed::meant::<SerialConfig>(word)
     )]
     SerialWord {
         /// As given.

@@ -9,7 +9,8 @@ use std::time::Duration;
 pub use coracle_devices::virtio::net::MacAddress;
 use coracle_devices::virtio::poll::Poll;
 
-use super::words::{Word, escaped, once, split};
+use super::keyed::{Key, Keyed, Kind, with_words};
+use super::words::{Word, escaped, split};
 use super::{ConfigError, duration};
 
 /// A network card.
@@ -19,11 +20,11 @@ pub struct NetConfig {
     pub end: NetEnd,
     /// Its address; none: a random one.
     pub mac: Option<MacAddress>,
-    /// The longest packet that the guest is to send, in bytes without the Ethernet header, from [`LEAST_MTU`] on; none:
-    /// the guest's default, which is 1500.
+    /// The longest packet that the guest is to send, in bytes without the Ethernet header, from
+    /// [`LEAST_MTU`] on; none: the guest's default, which is 1500.
     pub mtu: Option<u16>,
-    /// How long the I/O thread looks for the next frame before it sleeps; zero for never, 1 ms at most. It looks less where
-    /// that finds nothing, and not while the CPUs are busy.
+    /// How long the I/O thread looks for the next frame before it sleeps; zero for never, 1 ms at most. It
+    /// looks less where that finds nothing, and not while the CPUs are busy.
     pub poll: Duration,
 }
 
@@ -57,8 +58,8 @@ impl NetConfig {
         NetConfig::new(NetEnd::Tap(name.into()))
     }
 
-    /// A card at a unix stream socket of a program that takes frames behind their length (passt, gvproxy), with a random
-    /// address.
+    /// A card at a unix stream socket of a program that takes frames behind their length (passt, gvproxy),
+    /// with a random address.
     pub fn stream(path: impl Into<PathBuf>) -> NetConfig {
         NetConfig::new(NetEnd::Socket(path.into()))
     }
@@ -88,32 +89,93 @@ impl FromStr for NetChoice {
     }
 }
 
+impl From<NetConfig> for NetChoice {
+    fn from(card: NetConfig) -> NetChoice {
+        NetChoice::Card(card)
+    }
+}
+
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of `mac=`, `mtu=` and `poll=`. A
-    /// comma of the path is written twice.
+    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of the other
+    /// [`KEYS`](Keyed::KEYS). A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong = || ConfigError::NetEnd { text: text.into() };
         let mut words = split(text);
-        let end = end(&words.remove(0)).ok_or_else(|| ConfigError::NetEnd { text: text.into() })?;
-        let mut net = NetConfig::new(end);
-        let unknown = |word: &str| ConfigError::NetWord { word: word.into() };
-        for word in once(words).map_err(|word| unknown(&word))? {
-            let wrong = || unknown(&word.text);
-            match (word.key(), word.value()) {
-                ("mac", Some(mac)) => {
-                    let mac = mac.parse().map_err(|reason| ConfigError::Mac { text: mac.into(), reason });
-                    net.mac = Some(mac?);
-                }
-                ("mtu", Some(mtu)) => {
-                    let mtu = mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU);
-                    net.mtu = Some(mtu.ok_or_else(wrong)?);
-                }
-                ("poll", Some(time)) => net.poll = duration::poll(time).ok_or_else(wrong)?,
-                _ => return Err(wrong()),
-            }
+        let end = end(&words.remove(0)).ok_or_else(wrong)?;
+        with_words(NetDraft { end: Some(end), ..NetDraft::default() }, words)
+    }
+}
+
+/// What is known of a card before all is read.
+#[derive(Default)]
+pub(super) struct NetDraft {
+    end: Option<NetEnd>,
+    mac: Option<MacAddress>,
+    mtu: Option<u16>,
+    poll: Option<Duration>,
+}
+
+impl Keyed for NetConfig {
+    type Draft = NetDraft;
+
+    const KEYS: &'static [Key] = &[
+        Key { name: "tap", kind: Kind::Text, about: "Tap device of the host at its other end" },
+        Key {
+            name: "fd",
+            kind: Kind::Number,
+            about: "Open descriptor at its other end, a tap or a unix stream socket: 3 or more",
+        },
+        Key {
+            name: "socket",
+            kind: Kind::Text,
+            about: "Unix stream socket at its other end (passt, gvproxy)",
+        },
+        Key { name: "mac", kind: Kind::Text, about: "Its address; without it, a random one" },
+        Key {
+            name: "mtu",
+            kind: Kind::Number,
+            about: "Longest packet that the guest is to send, in bytes, from 68 to 65535",
+        },
+        Key {
+            name: "poll",
+            kind: Kind::Quantity,
+            about: "How long the I/O thread looks for the next frame before it sleeps: off, or a time up to 1000us; \
+                    a number is microseconds",
+        },
+    ];
+
+    const NEEDS: &'static [&'static str] = &["tap", "fd", "socket"];
+
+    fn draft() -> NetDraft {
+        NetDraft::default()
+    }
+
+    fn set(net: &mut NetDraft, word: &Word) -> Option<Result<(), ConfigError>> {
+        match (word.key(), word.value()) {
+            ("tap" | "fd" | "socket", Some(_)) if net.end.is_none() => match end(word) {
+                Some(end) => net.end = Some(end),
+                None => return Some(Err(ConfigError::NetEnd { text: word.text.clone() })),
+            },
+            ("mac", Some(mac)) => match mac.parse() {
+                Ok(mac) => net.mac = Some(mac),
+                Err(reason) => return Some(Err(ConfigError::Mac { text: mac.into(), reason })),
+            },
+            ("mtu", Some(mtu)) => net.mtu = Some(mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU)?),
+            ("poll", Some(time)) => net.poll = Some(duration::poll(time)?),
+            _ => return None,
         }
-        Ok(net)
+        Some(Ok(()))
+    }
+
+    fn refused(word: &str) -> ConfigError {
+        ConfigError::NetWord { word: word.into() }
+    }
+
+    fn finish(NetDraft { end, mac, mtu, poll }: NetDraft) -> Result<NetConfig, ConfigError> {
+        let end = end.ok_or_else(|| ConfigError::NetEnd { text: String::new() })?;
+        Ok(NetConfig { end, mac, mtu, poll: poll.unwrap_or(Poll::DEFAULT) })
     }
 }
 

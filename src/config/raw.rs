@@ -1,5 +1,5 @@
-//! The settings of one run as the user gave them: paths in a config file are taken from its directory. Defaults and files
-//! do not concern this module.
+//! The settings of one run as the user gave them: paths in a config file are taken from its directory.
+//! Defaults and files do not concern this module.
 
 use std::path::Path;
 

@@ -7,11 +7,12 @@ use coracle_image::rootfs::RootSource;
 pub use coracle_image::rootfs::{RootAccess, RootForm, RootKind};
 
 use super::ConfigError;
+use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
-use super::words::{once, path_and_words};
+use super::words::{Word, path_and_words};
 
-/// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by gzip, xz, zstd or
-/// LZ4), or an image of ext4, EROFS or squashfs.
+/// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by
+/// gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootConfig {
     /// The folder, tar or image.
@@ -50,28 +51,81 @@ impl<'a> From<&'a RootConfig> for RootSource<'a> {
 impl FromStr for RootConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of `rw`, `cow`, `cow-size=SIZE`, `as=initramfs`,
-    /// `as=disk` and `keep-ids`. A comma of the path is written twice.
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other [`KEYS`](Keyed::KEYS). A comma
+    /// of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
         let (path, words) = split?;
-        let mut root = RootConfig::new(path);
-        let mut says_cow = false;
-        let unknown = |word: &str| ConfigError::RootWord { word: word.into() };
-        for word in once(words).map_err(|word| unknown(&word))? {
-            match (word.key(), word.value(), root.access) {
-                ("rw", None, RootAccess::Private) if !says_cow => root.access = RootAccess::Image,
-                ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => says_cow = true,
-                ("cow-size", Some(size), RootAccess::Private) => {
-                    root.access = RootAccess::PrivateUpTo(size_in_bytes(size)?);
-                }
-                ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
-                ("as", Some("disk"), _) => root.form = RootForm::Disk,
-                ("keep-ids", None, _) => root.keep_ids = true,
-                _ => return Err(unknown(&word.text)),
+        with_words(RootDraft { root: RootConfig::new(path), says_cow: false }, words)
+    }
+}
+
+/// A root, and whether `cow` was said, which is the default but does not go with `rw`.
+pub(super) struct RootDraft {
+    root: RootConfig,
+    says_cow: bool,
+}
+
+impl Keyed for RootConfig {
+    type Draft = RootDraft;
+
+    const KEYS: &'static [Key] = &[
+        Key { name: "path", kind: Kind::Text, about: "Directory, tar or image" },
+        Key { name: "rw", kind: Kind::Flag, about: "Whether what the guest writes goes to the image" },
+        Key {
+            name: "cow",
+            kind: Kind::Flag,
+            about: "Whether what the guest writes is gone with the machine, which is the default",
+        },
+        Key {
+            name: "cow-size",
+            kind: Kind::Quantity,
+            about: "Most bytes that the guest may write; a number is MiB",
+        },
+        Key {
+            name: "as",
+            kind: Kind::Choice(&["initramfs", "disk"]),
+            about: "How a directory or tar gets into the guest",
+        },
+        Key {
+            name: "keep-ids",
+            kind: Kind::Flag,
+            about: "Whether it is an error when the owner of a file cannot be known",
+        },
+    ];
+
+    const NEEDS: &'static [&'static str] = &["path"];
+
+    fn draft() -> RootDraft {
+        RootDraft { root: RootConfig::new(PathBuf::new()), says_cow: false }
+    }
+
+    fn set(RootDraft { root, says_cow }: &mut RootDraft, word: &Word) -> Option<Result<(), ConfigError>> {
+        match (word.key(), word.value(), root.access) {
+            ("path", Some(""), _) if root.path.as_os_str().is_empty() => {
+                return Some(Err(ConfigError::RootPath { text: String::new() }));
             }
+            ("path", Some(path), _) if root.path.as_os_str().is_empty() => root.path = path.into(),
+            ("rw", None, RootAccess::Private) if !*says_cow => root.access = RootAccess::Image,
+            ("cow", None, RootAccess::Private | RootAccess::PrivateUpTo(_)) => *says_cow = true,
+            ("cow-size", Some(size), RootAccess::Private) => match size_in_bytes(size) {
+                Ok(most) => root.access = RootAccess::PrivateUpTo(most),
+                Err(error) => return Some(Err(error)),
+            },
+            ("as", Some("initramfs"), _) => root.form = RootForm::Initramfs,
+            ("as", Some("disk"), _) => root.form = RootForm::Disk,
+            ("keep-ids", None, _) => root.keep_ids = true,
+            _ => return None,
         }
-        Ok(root)
+        Some(Ok(()))
+    }
+
+    fn refused(word: &str) -> ConfigError {
+        ConfigError::RootWord { word: word.into() }
+    }
+
+    fn finish(draft: RootDraft) -> Result<RootConfig, ConfigError> {
+        Ok(draft.root)
     }
 }
 

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use super::ConfigError;
+use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
-use super::words::{once, split};
+use super::words::{Word, split};
 
 /// The other end of COM1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,8 +28,9 @@ pub enum SerialConfig {
 pub struct SerialFile {
     /// Where it is.
     pub path: PathBuf,
-    /// The most bytes that it has, for a regular file: one that is full is moved to its name with `.1` at the end, in
-    /// place of what is there, and the output goes on in a new one. Without a limit the guest may fill the file system.
+    /// The most bytes that it has, for a regular file: one that is full is moved to its name with `.1` at
+    /// the end, in place of what is there, and the output goes on in a new one. Without a limit the guest
+    /// may fill the file system.
     pub limit: Option<u64>,
 }
 
@@ -41,27 +43,6 @@ impl SerialFile {
     /// A file with the usual limit.
     pub fn new(path: impl Into<PathBuf>) -> SerialFile {
         SerialFile { path: path.into(), limit: Some(Self::DEFAULT_LIMIT) }
-    }
-
-    /// Reads what follows `file=`.
-    fn read(text: &str) -> Result<SerialFile, ConfigError> {
-        let mut words = split(text);
-        let mut file = SerialFile::new(words.remove(0).text);
-        let unknown = |word: String| ConfigError::SerialWord { word };
-        for word in once(words).map_err(unknown)? {
-            file.limit = match (word.key(), word.value()) {
-                ("limit", Some("none")) => None,
-                ("limit", Some(size)) => {
-                    let bytes = size_in_bytes(size)?;
-                    if bytes < Self::MIN_LIMIT {
-                        return Err(unknown(word.text));
-                    }
-                    Some(bytes)
-                }
-                _ => return Err(unknown(word.text)),
-            };
-        }
-        Ok(file)
     }
 }
 
@@ -84,9 +65,81 @@ impl FromStr for SerialConfig {
             _ => {}
         }
         match text.split_once('=') {
-            Some(("file", file)) if !file.is_empty() => SerialFile::read(file).map(SerialConfig::File),
+            Some(("file", file)) if !file.is_empty() => {
+                let mut words = split(file);
+                let file = Some(SerialFile::new(words.remove(0).text));
+                with_words(SerialDraft { file, ..SerialDraft::default() }, words)
+            }
             Some(("socket", path)) if !path.is_empty() => Ok(SerialConfig::Socket(path.into())),
             _ => Err(ConfigError::Serial { text: text.into() }),
+        }
+    }
+}
+
+/// What is known of a file or socket before all is read.
+#[derive(Default)]
+pub(super) struct SerialDraft {
+    file: Option<SerialFile>,
+    socket: Option<PathBuf>,
+    /// As told; `Some(None)` is for a file without a limit.
+    limit: Option<Option<u64>>,
+}
+
+impl Keyed for SerialConfig {
+    type Draft = SerialDraft;
+
+    const KEYS: &'static [Key] = &[
+        Key { name: "file", kind: Kind::Text, about: "File that the output goes to" },
+        Key {
+            name: "socket",
+            kind: Kind::Text,
+            about: "Unix socket whose clients have the console, one after the other",
+        },
+        Key {
+            name: "limit",
+            kind: Kind::Quantity,
+            about: "Most bytes of a file, from 64K on, or none; a number is MiB. A file that is full goes on \
+                    in a new one",
+        },
+    ];
+
+    const NEEDS: &'static [&'static str] = &["file", "socket"];
+
+    fn draft() -> SerialDraft {
+        SerialDraft::default()
+    }
+
+    fn set(draft: &mut SerialDraft, word: &Word) -> Option<Result<(), ConfigError>> {
+        let has_end = draft.file.is_some() || draft.socket.is_some();
+        match (word.key(), word.value()) {
+            ("file" | "socket", Some("")) => {
+                return Some(Err(ConfigError::Serial { text: word.text.clone() }));
+            }
+            ("file", Some(path)) if !has_end => draft.file = Some(SerialFile::new(path)),
+            ("socket", Some(path)) if !has_end && draft.limit.is_none() => draft.socket = Some(path.into()),
+            ("limit", Some("none")) if draft.socket.is_none() => draft.limit = Some(None),
+            ("limit", Some(size)) if draft.socket.is_none() => match size_in_bytes(size) {
+                Ok(bytes) if bytes < SerialFile::MIN_LIMIT => return None,
+                Ok(bytes) => draft.limit = Some(Some(bytes)),
+                Err(error) => return Some(Err(error)),
+            },
+            _ => return None,
+        }
+        Some(Ok(()))
+    }
+
+    fn refused(word: &str) -> ConfigError {
+        ConfigError::SerialWord { word: word.into() }
+    }
+
+    fn finish(SerialDraft { file, socket, limit }: SerialDraft) -> Result<SerialConfig, ConfigError> {
+        match (file, socket) {
+            (Some(file), _) => {
+                let limit = limit.unwrap_or(file.limit);
+                Ok(SerialConfig::File(SerialFile { limit, ..file }))
+            }
+            (None, Some(path)) => Ok(SerialConfig::Socket(path)),
+            (None, None) => Err(ConfigError::Serial { text: String::new() }),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What a type says of itself to be the value of a setting: how it is read from a config file, what the schema says of its
-//! form, and which paths are in it. A new type has its line here.
+//! What a type says of itself to be the value of a setting: how it is read from a config file, what the
+//! schema says of its form, and which paths are in it. A new type has its line here.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::{Value, json};
 
+use super::keyed;
 use super::written::{Form, Time, written};
 use super::{
     Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
@@ -49,12 +50,21 @@ pub(super) fn property(mut form: Value, about: &str, examples: Vec<Value>) -> Va
     form
 }
 
-/// `setting!(TYPE as FORM IN JSON, SCHEMA)` for a type that is read by its `FromStr`, `setting!(TYPE, SCHEMA)` for one that has
-/// a form in serde; both with `|value, change| ...` where there are paths in it.
+/// `setting!(TYPE as FORM IN JSON, SCHEMA)` for a type that is read by its `FromStr`, `setting!(TYPE,
+/// SCHEMA)` for one that has a form in serde, `setting!(TYPE keyed KEYED TYPE, SCHEMA OF TEXT)` for one
+/// that is an object too; all with `|value, change| ...` where there are paths in it.
 macro_rules! setting {
     ($type:ident as $json:expr, $($rest:tt)+) => {
         written!($type, $json);
         setting!($type, $($rest)+);
+    };
+    ($type:ident keyed $keyed:ident, $text:expr $(, |$value:ident, $change:ident| $paths:expr)?) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                keyed::read::<$type, $keyed, D>(from)
+            }
+        }
+        setting!($type, keyed::form::<$keyed>(&$text) $(, |$value, $change| $paths)?);
     };
     ($type:ty, $form:expr $(, |$value:ident, $change:ident| $paths:expr)?) => {
         impl Setting for $type {
@@ -93,17 +103,17 @@ setting!(CpuModel, text(), |cpu, change| {
         change(path);
     }
 });
-setting!(RootConfig as Form::Text, text(), |root, change| change(&mut root.path));
-setting!(DiskConfig as Form::Text, text(), |disk, change| change(&mut disk.path));
-setting!(NetChoice as Form::Text, text(), |net, change| {
+setting!(RootConfig keyed RootConfig, text(), |root, change| change(&mut root.path));
+setting!(DiskConfig keyed DiskConfig, text(), |disk, change| change(&mut disk.path));
+setting!(NetChoice keyed NetConfig, text(), |net, change| {
     if let NetChoice::Card(NetConfig { end: NetEnd::Socket(path), .. }) = net {
         change(path);
     }
 });
-setting!(VsockConfig as Form::Text, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
+setting!(VsockConfig keyed VsockConfig, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
     vsock.uds.iter_mut().for_each(change);
 });
-setting!(SerialConfig as Form::Text, pattern(r"^(stdio|pty|null|(file|socket)=.+)$"), |serial, change| {
+setting!(SerialConfig keyed SerialConfig, pattern(r"^(stdio|pty|null|(file|socket)=.+)$"), |serial, change| {
     if let SerialConfig::File(SerialFile { path, .. }) | SerialConfig::Socket(path) = serial {
         change(path);
     }

@@ -8,16 +8,17 @@ use std::str::FromStr;
 use coracle_devices::virtio::vsock::Vsock;
 
 use super::ConfigError;
-use super::words::{escaped, once, split};
+use super::keyed::{Key, Keyed, Kind, with_words};
+use super::words::{Word, escaped, split};
 
 /// A socket device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockConfig {
     /// The guest's address (CID), from 3 to 4294967294. It counts inside this guest only.
     pub cid: u32,
-    /// The unix socket at which programs of the host reach the guest; its name with `_PORT` behind it is where the guest
-    /// reaches them. Without it only this program does, by [`VmHandle::connect`](crate::VmHandle::connect) and
-    /// [`VmHandle::listen`](crate::VmHandle::listen).
+    /// The unix socket at which programs of the host reach the guest; its name with `_PORT` behind it is
+    /// where the guest reaches them. Without it only this program does, by
+    /// [`VmHandle::connect`](crate::VmHandle::connect) and [`VmHandle::listen`](crate::VmHandle::listen).
     pub uds: Option<PathBuf>,
 }
 
@@ -37,20 +38,50 @@ impl fmt::Display for VsockConfig {
 impl FromStr for VsockConfig {
     type Err = ConfigError;
 
-    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A comma of the
-    /// path is written twice.
+    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A
+    /// comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let mut config = VsockConfig::default();
-        let wrong = |word: &str| ConfigError::VsockWord { word: word.into() };
-        for word in once(split(text)).map_err(|word| wrong(&word))? {
-            let value = word.value().ok_or_else(|| wrong(&word.text))?;
-            match word.key() {
-                "cid" => config.cid = cid(value)?,
-                "uds" if !value.is_empty() => config.uds = Some(path(value)?),
-                _ => return Err(wrong(&word.text)),
-            }
-        }
-        Ok(config)
+        with_words(VsockConfig::draft(), split(text))
+    }
+}
+
+impl Keyed for VsockConfig {
+    type Draft = VsockConfig;
+
+    const KEYS: &'static [Key] = &[
+        Key {
+            name: "uds",
+            kind: Kind::Text,
+            about: "Unix socket at which programs of the host reach the guest",
+        },
+        Key {
+            name: "cid",
+            kind: Kind::Number,
+            about: "The guest's address, from 3 to 4294967294; without it, 3",
+        },
+    ];
+
+    const NEEDS: &'static [&'static str] = &[];
+
+    fn draft() -> VsockConfig {
+        VsockConfig::default()
+    }
+
+    fn set(vsock: &mut VsockConfig, word: &Word) -> Option<Result<(), ConfigError>> {
+        let set = match (word.key(), word.value()?) {
+            ("cid", text) => cid(text).map(|cid| vsock.cid = cid),
+            ("uds", text) if !text.is_empty() => path(text).map(|path| vsock.uds = Some(path)),
+            _ => return None,
+        };
+        Some(set)
+    }
+
+    fn refused(word: &str) -> ConfigError {
+        ConfigError::VsockWord { word: word.into() }
+    }
+
+    fn finish(vsock: VsockConfig) -> Result<VsockConfig, ConfigError> {
+        Ok(vsock)
     }
 }
 

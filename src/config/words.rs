@@ -16,6 +16,16 @@ impl Word {
         Word { text, key }
     }
 
+    /// An entry that is its key alone.
+    pub(super) fn flag(key: &str) -> Word {
+        Word { text: key.to_owned(), key: key.len() }
+    }
+
+    /// An entry of a key and its value.
+    pub(super) fn pair(key: &str, value: &str) -> Word {
+        Word { text: format!("{key}={value}"), key: key.len() }
+    }
+
     /// What is before the first `=`, or all of it.
     pub(super) fn key(&self) -> &str {
         self.text.get(..self.key).unwrap_or_default()

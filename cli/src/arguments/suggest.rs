@@ -5,9 +5,9 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, CommandFactory, Error};
+use coracle::config::nearest;
 
 use super::Cli;
-use crate::nearest::nearest;
 
 /// Adds what was probably meant to an error about an unknown option, argument or command.
 pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {

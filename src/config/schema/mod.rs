@@ -1,4 +1,5 @@
-//! The JSON Schema of the config file, from the one list of settings; its tests hold it against the types that read the file.
+//! The JSON Schema of the config file, from the one list of settings; its tests hold it against the types
+//! that read the file.
 
 use serde_json::{Map, Value, json};
 

@@ -89,6 +89,56 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
     }
 }
 
+/// A value of each kind for each key: what the schema does not allow is refused, and the words of a choice are taken.
+#[test]
+fn keys_of_objects_are_those_of_the_file() {
+    let kinds = [
+        ("string", json!("x")),
+        ("number", json!(1.5)),
+        ("integer", json!(1)),
+        ("boolean", json!(true)),
+        ("array", json!([])),
+        ("object", json!({})),
+    ];
+    let mut objects = 0;
+    for (name, property) in RawConfig::properties() {
+        let (form, is_list) = match property.get("items") {
+            Some(items) => (items, true),
+            None => (&property, false),
+        };
+        let Some(object) = form.get("oneOf").map(|forms| &forms[1]) else { continue };
+        objects += 1;
+        assert_eq!(object["additionalProperties"], json!(false), "{name}");
+        let needed = object.get("required").and_then(|names| names[0].as_str());
+        for (key, schema) in object["properties"].as_object().unwrap() {
+            let allowed = match &schema["type"] {
+                Value::Null => vec!["string"],
+                Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
+                kind => kind.as_str().into_iter().collect(),
+            };
+            let of = |value: &Value| {
+                let mut one = json!({});
+                if let Some(needed) = needed.filter(|needed| needed != key) {
+                    one[needed] = json!("a");
+                }
+                one[key] = value.clone();
+                read(name, &if is_list { json!([one]) } else { one })
+            };
+            for (kind, value) in &kinds {
+                let is_number = *kind == "integer" && allowed.contains(&"number");
+                if !allowed.contains(kind) && !is_number {
+                    let fault = of(value).unwrap_err();
+                    assert!(fault.contains(&format!("{key}: invalid type")), "{name}: {fault}");
+                }
+            }
+            for word in schema["enum"].as_array().into_iter().flatten() {
+                assert!(of(word).is_ok(), "{name}: {key}: {word}");
+            }
+        }
+    }
+    assert_eq!(objects, 5);
+}
+
 #[test]
 fn limits_and_choices_are_those_of_the_file() {
     for (name, property) in RawConfig::properties() {

@@ -48,7 +48,6 @@ use super::{NO_KVM, chain, say};
 use crate::arguments::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
-use crate::nearest;
 
 /// Runs the tests and returns the exit code.
 pub(crate) fn run(args: &TestArgs) -> u8 {

@@ -4,13 +4,12 @@
 
 use std::ops::Range;
 
-use coracle::config::RawConfig;
+use coracle::config::{RawConfig, nearest};
 use serde::Deserialize;
 use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer, Error};
 
-use super::nearest::nearest;
 use super::patterns::Compiler;
 use super::schema::schema;
 use super::{Looks, OF_THE_COMMAND};

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use toml::{Table, Value};
 
-use super::{GuestIp, Surroundings, TapMode, nearest, variable};
+use super::{GuestIp, Surroundings, TapMode, variable};
 
 pub(crate) use patterns::Compiler;
 pub(crate) use schema::schema;

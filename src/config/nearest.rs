@@ -2,7 +2,7 @@
 
 /// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the same first
 /// letter.
-pub(crate) fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
+pub fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
     let first = |name: &str| name.chars().find(|letter| *letter != '-');
     let ranks =
         known.into_iter().map(|name| (distance(unknown, &name), first(&name) != first(unknown), name));
