@@ -1,6 +1,7 @@
-# Stands in for parts of the static C library (glibc) that Coracle's programs never call, but that would come along with what they
-# do call: half a megabyte of each. Only static builds by `cargo xtask` have it, and no program that links the library does.
-# All symbols are weak: where another version of glibc cannot do without the real one, that one is taken.
+# Stands in for parts of the static C library (glibc) that Coracle's programs never call, but that would come along with
+# what they do call: half a megabyte of each. Only static builds by `cargo xtask` have it, by small_libc.rs, and no program
+# that links the library does. All symbols are weak: where another version of glibc cannot do without the real one, that
+# one is taken.
 
 # Nobody has wide characters, and a failed assertion of glibc ends the program without words.
 .text
@@ -38,6 +39,93 @@ pthread_getattr_np:
 dlsym:
     xor eax, eax
     ret
+
+# Only the C library itself looks at strings by these, and at short ones: one byte at a time, in place of a copy for each
+# generation of CPUs.
+.weak strcmp, strncmp, strcpy, strncpy
+strcmp:
+    movzx eax, byte ptr [rdi]
+    movzx ecx, byte ptr [rsi]
+    inc rdi
+    inc rsi
+    cmp al, cl
+    jne .Lstrcmp_end
+    test al, al
+    jne strcmp
+.Lstrcmp_end:
+    sub eax, ecx
+    ret
+
+strncmp:
+    test rdx, rdx
+    je .Lstrncmp_same
+    movzx eax, byte ptr [rdi]
+    movzx ecx, byte ptr [rsi]
+    inc rdi
+    inc rsi
+    dec rdx
+    cmp al, cl
+    jne .Lstrncmp_end
+    test al, al
+    jne strncmp
+.Lstrncmp_end:
+    sub eax, ecx
+    ret
+.Lstrncmp_same:
+    xor eax, eax
+    ret
+
+strcpy:
+    mov rax, rdi
+.Lstrcpy_next:
+    movzx ecx, byte ptr [rsi]
+    mov [rdi], cl
+    inc rdi
+    inc rsi
+    test cl, cl
+    jne .Lstrcpy_next
+    ret
+
+# The source stays at its end, whose NUL fills the rest.
+strncpy:
+    mov rax, rdi
+.Lstrncpy_next:
+    test rdx, rdx
+    je .Lstrncpy_end
+    movzx ecx, byte ptr [rsi]
+    mov [rdi], cl
+    inc rdi
+    dec rdx
+    test cl, cl
+    je .Lstrncpy_next
+    inc rsi
+    jmp .Lstrncpy_next
+.Lstrncpy_end:
+    ret
+
+# Nothing unwinds: a panic ends the program. `_Unwind_Backtrace` is in small_libc.rs.
+.weak _Unwind_RaiseException, _Unwind_Resume, _Unwind_ForcedUnwind, _Unwind_DeleteException, _Unwind_Resume_or_Rethrow
+.weak _Unwind_GetIP, _Unwind_GetIPInfo, _Unwind_GetCFA, _Unwind_GetGR, _Unwind_SetGR, _Unwind_SetIP
+.weak _Unwind_GetLanguageSpecificData, _Unwind_GetRegionStart, _Unwind_GetDataRelBase, _Unwind_GetTextRelBase
+.weak _Unwind_FindEnclosingFunction, __gcc_personality_v0
+_Unwind_RaiseException:
+_Unwind_Resume:
+_Unwind_ForcedUnwind:
+_Unwind_DeleteException:
+_Unwind_Resume_or_Rethrow:
+_Unwind_GetIP:
+_Unwind_GetIPInfo:
+_Unwind_GetCFA:
+_Unwind_GetGR:
+_Unwind_SetGR:
+_Unwind_SetIP:
+_Unwind_GetLanguageSpecificData:
+_Unwind_GetRegionStart:
+_Unwind_GetDataRelBase:
+_Unwind_GetTextRelBase:
+_Unwind_FindEnclosingFunction:
+__gcc_personality_v0:
+    jmp abort
 
 # The conversion functions of the C locale, for the wide characters that nobody has.
 .bss

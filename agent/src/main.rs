@@ -10,6 +10,7 @@
 
 mod console;
 mod furnish;
+mod mark;
 mod modules;
 mod mounts;
 mod network;
@@ -29,7 +30,8 @@ use roles::{default_guest, emulated_host, loader};
 use server::{Surroundings, Transport};
 
 #[cfg(coracle_small_libc)]
-std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
+#[path = "../../resources/small_libc.rs"]
+mod small_libc;
 
 const ROLE_FILE: &str = "/etc/coracle/role";
 

@@ -23,7 +23,8 @@ use crate::arguments::{Cli, Command};
 use crate::stderr::Weight;
 
 #[cfg(coracle_small_libc)]
-std::arch::global_asm!(include_str!("../../resources/small_libc.s"));
+#[path = "../../resources/small_libc.rs"]
+mod small_libc;
 
 fn main() -> ExitCode {
     end_with_117_on_panic();
@@ -82,9 +83,12 @@ fn end_with_117_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         RawTerminal::restore();
         stderr::say(&panic.to_string());
-        let trace = Backtrace::capture();
-        if trace.status() == BacktraceStatus::Captured {
-            stderr::write(Weight::Sentence, trace.to_string());
+        // A static build has no frames to show, and leaves out what would name them (small_libc.rs).
+        if !cfg!(coracle_small_libc) {
+            let trace = Backtrace::capture();
+            if trace.status() == BacktraceStatus::Captured {
+                stderr::write(Weight::Sentence, trace.to_string());
+            }
         }
         stderr::say("this is a defect of Coracle; please report it with the lines above");
         stderr::flush();

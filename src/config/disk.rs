@@ -117,7 +117,9 @@ impl FromStr for DiskConfig {
     /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other [`KEYS`](Keyed::KEYS). A comma
     /// of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let split = path_and_words(text).ok_or_else(|| ConfigError::DiskPath { text: text.into() });
+        // `file=` is QEMU's key of a path; a file that is called so is written with `path=`.
+        let split = path_and_words(text).filter(|_| !text.starts_with("file="));
+        let split = split.ok_or_else(|| ConfigError::DiskPath { text: text.into() });
         let (path, words) = split?;
         with_words(DiskConfig::new(path), words)
     }
@@ -228,6 +230,7 @@ mod tests {
             assert_eq!(disk(text), Ok(DiskConfig::new("root.img")));
         }
         assert_eq!(disk("a=b").unwrap().path, PathBuf::from("a=b"));
+        assert_eq!(disk("path=file=a").unwrap().path, PathBuf::from("file=a"));
         assert_eq!(
             disk("a,,b,ro").unwrap(),
             DiskConfig { access: DiskAccess::ReadOnly, ..DiskConfig::new("a,b") }
@@ -288,7 +291,7 @@ mod tests {
         for text in ["a,ro,cow", "a,cow,ro", "a,ro,cow-size=1M", "a,ro,ro", "a,id=x,id=y"] {
             assert!(disk(text).is_err(), "{text}");
         }
-        for text in ["", "path=", ",ro"] {
+        for text in ["", "path=", ",ro", "file=a.img", "file=a.img,ro"] {
             assert!(matches!(disk(text), Err(ConfigError::DiskPath { .. })), "{text}");
         }
         for id in ["", "a b", "123456789012345678901", "\u{e9}"] {

@@ -12,6 +12,7 @@ pub mod inputs;
 mod instruction;
 mod kconfig;
 mod phase;
+mod root_file_system;
 mod symbols;
 
 use std::ops::Range;
@@ -33,6 +34,7 @@ pub use kconfig::ConfigSource;
 pub(crate) use kconfig::config_beside;
 pub(crate) use phase::{BootMark, Signs, Watch, Watched};
 pub use phase::{Milestone, Sign};
+pub use root_file_system::RootFileSystem;
 pub use symbols::Function;
 
 use crate::config::{ConsoleDevice, VmConfig};
@@ -132,6 +134,7 @@ pub(crate) struct Subject {
     cmdline: String,
     initrds: Vec<PathBuf>,
     disks: usize,
+    disk_paths: Vec<PathBuf>,
     has_root: bool,
     is_default_guest: bool,
     has_virtio_console: bool,
@@ -201,6 +204,7 @@ impl Subject {
             cmdline,
             initrds: config.initrds.clone(),
             disks,
+            disk_paths: config.disks.iter().map(|disk| disk.path.clone()).collect(),
             has_root: config.root.is_some(),
             is_default_guest: config.kernel.is_none() && config.root.is_none(),
             has_virtio_console: config.console == ConsoleDevice::Virtio,
@@ -307,6 +311,7 @@ impl Subject {
             cmdline: &self.cmdline,
             initrds: &self.initrds,
             disks: self.disks,
+            disk_paths: &self.disk_paths,
             has_root: self.has_root,
             is_default_guest: self.is_default_guest,
             has_virtio_console: self.has_virtio_console,

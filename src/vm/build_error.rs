@@ -13,7 +13,7 @@ use coracle_image::rootfs::RootError;
 
 use super::platform::PlatformError;
 use crate::agent::AttachError;
-use crate::config::ConfigError;
+use crate::config::{ConfigError, MemorySize};
 use crate::console::ConsoleError;
 use crate::cpu::CpuError;
 use crate::error::Whole;
@@ -81,6 +81,14 @@ pub enum BuildError {
          `root_image`), or an initrd or a disk that `root=` names with AgentPlace::FirstProcess or BesideInit"
     )]
     AgentWithoutRoot,
+    /// KVM does not take a machine with so much memory.
+    #[error("--memory {size}: {source}; give less memory")]
+    MemoryRefused {
+        /// What the configuration asks for.
+        size: MemorySize,
+        /// What KVM said.
+        r#source: KvmError,
+    },
     /// There is no memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),

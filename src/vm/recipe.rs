@@ -37,7 +37,10 @@ impl Recipe {
     pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
         let vm = self.kvm.create_vm()?;
         let ram = GuestRam::new(self.config.memory)?;
-        vm.add_memory(&ram)?;
+        vm.add_memory(&ram).map_err(|source| {
+            let size = self.config.memory.size();
+            BuildError::MemoryRefused { size, source }
+        })?;
         vm.create_local_apics()?;
         let boot = self.load(&ram)?;
         let vcpus = self.create_vcpus(&vm, &boot)?;

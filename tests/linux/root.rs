@@ -226,9 +226,12 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
     let init = run(&[]);
     init.expect(0, "the guest powered off");
     assert!(said(&init, "root ").contains(" / ext4 rw"), "{init:?}");
-    let command = run(&["--", "/bin/busybox", "cat", "/etc/note"]);
+    let outcome = scratch().join("own.json");
+    let command = run(&["--outcome", outcome.to_str().unwrap(), "--", "/bin/busybox", "cat", "/etc/note"]);
     command.expect(0, "");
     assert_eq!(command.text(), "a note");
+    let outcome = super::outcome(&outcome);
+    assert!(outcome["times_ms"]["kernel"].as_f64().is_some_and(|time| time > 0.0), "{outcome}");
 }
 
 /// Debian's kernel for any machine, of which the emulated host's is made, has ext4 as a module, which needs a checksum by

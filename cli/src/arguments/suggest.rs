@@ -14,6 +14,11 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     let root = Cli::command();
     let command = command_of(&root, arguments);
     let kind = error.kind();
+    if kind == ErrorKind::MissingRequiredArgument && lacks_command(error, command) {
+        let advice =
+            "--env, --user, --workdir and --ip are for a command, which stands after `--`, as in -- id -u";
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
+    }
     let unknown = match kind {
         ErrorKind::UnknownArgument => ContextKind::InvalidArg,
         ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
@@ -32,6 +37,16 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     } else if let Some(advice) = advice(&unknown, command) {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     }
+}
+
+/// Whether what is missing is the command that options such as `--user` are about.
+fn lacks_command(error: &Error, command: &Command) -> bool {
+    let has_options = command.get_arguments().any(|argument| argument.get_id() == "user");
+    has_options
+        && match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::Strings(missing)) => missing.iter().any(|name| name.contains("COMMAND")),
+            _ => false,
+        }
 }
 
 /// The one of the names that was meant: what other programs call by this name, the only one that begins so, or the nearest.
@@ -153,6 +168,15 @@ mod tests {
             let said = said(line);
             assert!(said.contains(advice) && !said.contains("as a value"), "{line}: {said}");
         }
+    }
+
+    #[test]
+    fn option_about_a_command_asks_for_one() {
+        for line in ["coracle run --user nobody", "coracle test -w /tmp", "coracle run -e A=b"] {
+            let said = said(line);
+            assert!(said.contains("for a command, which stands after `--`"), "{line}: {said}");
+        }
+        assert!(!said("coracle host-emulate").contains("--env"));
     }
 
     #[test]

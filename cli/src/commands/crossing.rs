@@ -10,6 +10,7 @@ use std::{fs, io, iter};
 use coracle::VmBuilder;
 use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
 use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
+use coracle::regular_file;
 use coracle_image::guest_data::IS_AGENT_BUNDLED;
 use coracle_image::guest_data::{self, GuestData};
 
@@ -179,7 +180,8 @@ impl Crossing {
 
 /// Changes the outcome file of a run whose output was lost after it was written.
 fn amend(path: &Path, code: u8, reason: &str) -> io::Result<()> {
-    let mut report: Map<String, Value> = serde_json::from_slice(&fs::read(path)?)?;
+    let text = regular_file::read(path, MAX_OUTCOME_LEN)?;
+    let mut report: Map<String, Value> = serde_json::from_slice(&text)?;
     let ending = if report.get("ending").is_some_and(|ending| ending == "not-run") {
         "not-run"
     } else {
@@ -190,6 +192,9 @@ fn amend(path: &Path, code: u8, reason: &str) -> io::Result<()> {
     report.insert("reason".into(), reason.into());
     fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
 }
+
+/// An outcome has some KiB: hints, the last lines of the console and the registers of each vCPU.
+const MAX_OUTCOME_LEN: u64 = 16 << 20;
 
 /// A file that has to be seen from inside.
 #[derive(Debug)]

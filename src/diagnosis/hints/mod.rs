@@ -10,6 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::instruction::Code;
 use super::kconfig::{ConfigSource, KernelConfig, Setting};
+use super::root_file_system::{self, RootFileSystem};
 use crate::ending::{Ending, Phase, signal_name};
 use crate::kvm::VcpuFault;
 
@@ -76,6 +77,13 @@ pub enum Hint {
         /// The source of that knowledge.
         source: ConfigSource,
     },
+    /// The kernel could not mount the root device, and may lack its file system.
+    RootFileSystem {
+        /// As the command line names it.
+        root: String,
+        /// What the disk holds.
+        holds: RootFileSystem,
+    },
     /// The kernel cannot use the initrd.
     InitrdUnsupported {
         /// The option that is off.
@@ -120,6 +128,7 @@ impl Hint {
             Hint::NoRoot => "no-root",
             Hint::RootDevice { .. } => "root-device",
             Hint::RootDriverMissing { .. } => "root-driver-missing",
+            Hint::RootFileSystem { .. } => "root-file-system",
             Hint::InitrdUnsupported { .. } => "initrd-unsupported",
             Hint::InitrdDamaged { .. } => "initrd-damaged",
             Hint::NoInit { .. } => "no-init",
@@ -198,6 +207,7 @@ impl std::fmt::Display for Hint {
             Hint::RootDriverMissing { root, option, source } => {
                 write!(f, "the kernel has no driver for root={root}: {option} is off, according to {source}")
             }
+            Hint::RootFileSystem { root, holds } => not_mounted(f, root, holds),
             Hint::InitrdUnsupported { option, source } => {
                 write!(f, "the kernel cannot unpack the initrd: {option} is off, according to {source}")
             }
@@ -231,6 +241,15 @@ fn no_init(f: &mut std::fmt::Formatter<'_>, init: &str, in_initrd: bool) -> std:
         f,
         "the kernel found no {init} that it could run: the {place} lacks it, or it is not an executable for x86-64, or \
          it needs a library or an interpreter that the {place} lacks"
+    )
+}
+
+fn not_mounted(f: &mut std::fmt::Formatter<'_>, root: &str, holds: &RootFileSystem) -> std::fmt::Result {
+    let RootFileSystem { name, option, .. } = holds;
+    write!(
+        f,
+        "the kernel could not mount root={root}, which holds {name}: name a kernel that has {option}, built in \
+         or as a module, as those of distributions do"
     )
 }
 
@@ -271,6 +290,8 @@ pub(super) struct Facts<'a> {
     pub(super) initrds: &'a [PathBuf],
     /// The number of disks in the machine.
     pub(super) disks: usize,
+    /// The files of those of the configuration: `/dev/vda` and on, where there is no root besides.
+    pub(super) disk_paths: &'a [PathBuf],
     /// Whether the machine was given a root.
     pub(super) has_root: bool,
     /// Whether it boots the default guest, which has an initrd of its own.
@@ -369,6 +390,7 @@ const RULES: &[Rule] = &[
     root::init_ended,
     root::device,
     root::driver_missing,
+    root::file_system,
     root::initrd_unsupported,
     little_memory,
     console::early_console,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coracle_arch::regular_file;
 
-use super::{Facts, Hint, Setting};
+use super::{Facts, Hint, Setting, root_file_system};
 use crate::diagnosis::INIT_ENDED;
 
 /// There is neither an initrd nor a root device, unless an initrd is built into the kernel.
@@ -70,6 +70,21 @@ pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
     let (option, source) =
         options.iter().find_map(|option| Some((*option, facts.is_not(needed, option)?)))?;
     applies(facts).then(|| Hint::RootDriverMissing { root: root.to_owned(), option, source })
+}
+
+/// The kernel could not mount the root device, and its file system is not known to be in the kernel.
+pub(super) fn file_system(facts: &Facts<'_>) -> Option<Hint> {
+    let root = root(facts)?;
+    let failed = facts.panic.is_some_and(|panic| panic.contains("Unable to mount root fs"));
+    if !applies(facts) || !failed || facts.has_root || !is_disk(root, facts.disks) {
+        return None;
+    }
+    let letter = device_name(root).strip_prefix("vd")?;
+    let [letter] = letter.as_bytes() else { return None };
+    let disk = facts.disk_paths.get(usize::from(letter.wrapping_sub(b'a')))?;
+    let holds = *root_file_system::find(disk)?;
+    let may_be_there = facts.options.is_some() && facts.is_not(Setting::BuiltIn, holds.option).is_none();
+    (!may_be_there).then(|| Hint::RootFileSystem { root: root.to_owned(), holds })
 }
 
 /// The kernel cannot unpack initrds, or not those in the compression of this one.

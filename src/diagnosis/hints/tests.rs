@@ -19,6 +19,7 @@ fn facts() -> Facts<'static> {
         cmdline: "console=ttyS0 panic=-1",
         initrds: &[],
         disks: 0,
+        disk_paths: &[],
         has_root: false,
         is_default_guest: false,
         has_virtio_console: false,
@@ -224,6 +225,45 @@ fn initrd_without_an_init_is_told_so() {
     let hints = of_root.hints();
     assert_eq!(hints, [Hint::NoInit { init: "/sbin/init".into(), in_initrd: false }]);
     assert!(!hints[0].to_string().contains("initrd"), "{}", hints[0]);
+}
+
+#[test]
+fn kernel_without_the_file_system_of_its_root_is_told_so() {
+    let disk = TempFile::new().unwrap();
+    disk.as_file().set_len(1 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(disk.as_file(), b"_BHRfS_M", 0x1_0040).unwrap();
+    let paths = [PathBuf::from("/no/such/disk"), disk.as_path().to_owned()];
+    let line = "Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(254,0)";
+    let lines = said(&[line]);
+    let panicked = Facts {
+        ending: &PANICKED,
+        is_default_guest: true,
+        cmdline: "root=/dev/vdb rw",
+        disks: 2,
+        disk_paths: &paths,
+        console: &lines,
+        console_bytes: 99,
+        panic: Some(line),
+        ..facts()
+    };
+    let hints = panicked.hints();
+    assert_eq!(names(&panicked), ["root-file-system"]);
+    assert!(hints[0].to_string().contains("root=/dev/vdb, which holds btrfs"), "{}", hints[0]);
+    let options = |text: &str| KernelConfig::of_text(text);
+    let is_named = |facts: Facts<'_>| names(&facts).contains(&"root-file-system");
+    let (off, module) = (options("CONFIG_BLOCK=y\n"), options("CONFIG_BTRFS_FS=m\n"));
+    assert!(is_named(Facts { options: Some(&off), ..panicked }));
+    assert!(is_named(Facts { options: Some(&module), ..panicked }), "the kernel had to mount it itself");
+    // Something else is wrong, or nothing is known.
+    let built_in = options("CONFIG_BTRFS_FS=y\n");
+    assert!(!is_named(Facts { options: Some(&built_in), ..panicked }));
+    assert!(!is_named(Facts {
+        panic: Some("Kernel panic - not syncing: No working init found"),
+        ..panicked
+    }));
+    for cmdline in ["root=/dev/vda", "root=/dev/vdb1", "root=/dev/vdc", "root=/dev/sdb", "root=LABEL=b", ""] {
+        assert!(!is_named(Facts { cmdline, ..panicked }), "{cmdline}");
+    }
 }
 
 #[test]

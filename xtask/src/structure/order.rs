@@ -62,6 +62,7 @@ const AGENT: Tree = Tree {
         "protocol",
         "relay",
         "root_device",
+        "mark",
         "report",
         "modules",
         "console",

@@ -3,7 +3,6 @@
 //! The parameter is `coracle.init=ACTION`, and the last one counts. All output goes to `/dev/console`.
 
 mod echo;
-mod mark;
 mod report;
 mod shell;
 mod wait;
@@ -15,7 +14,7 @@ use crate::furnish::{self, RootFiles};
 use crate::power::{self, PowerButton};
 use crate::report::report;
 use crate::server::{self, Surroundings, Transport};
-use crate::{console, modules};
+use crate::{console, mark, modules};
 
 /// The action for which the guest was booted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,11 +71,8 @@ impl Action {
 
 /// Runs the guest. Returns only if the action is to end PID 1.
 pub(crate) fn run() -> ExitCode {
-    let marked = mark::init_runs();
     furnish::DEVICES.make_or_report();
-    if !marked {
-        mark::init_runs_by_file();
-    }
+    mark::init_runs();
     furnish::furnish(RootFiles::Private);
     modules::load_all(modules::LIST);
     // Modules that the devices of this machine need as well.

@@ -11,7 +11,7 @@ use crate::mounts::Mount;
 use crate::power::PowerButton;
 use crate::report::{report, report_end};
 use crate::server::{self, InitRoot, Surroundings, Transport};
-use crate::{console, mounts};
+use crate::{console, mark, mounts};
 
 /// The agent that the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -80,6 +80,7 @@ pub(super) fn run_first(transport: &Transport, line: &str) -> ExitCode {
         return ExitCode::FAILURE;
     }
     furnish(if options.is_private() { RootFiles::Private } else { RootFiles::Kept });
+    mark::init_runs();
     if let Err(error) = console::attach() {
         report(&format!("cannot use /dev/console: {error}"));
     }

@@ -136,7 +136,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
     }
     let counts = suite.case.iter().map(|case| count_cells(&suite.matrix, case));
     if counts.fold(0, u64::saturating_add) > MOST_CASES {
-        return Err(form(format!("its matrix makes more than {MOST_CASES} cases")));
+        let makes = if suite.matrix.is_empty() { "it has" } else { "its matrix makes" };
+        return Err(form(format!("{makes} more than {MOST_CASES} cases")));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let labels = Labels::of(&suite.matrix);

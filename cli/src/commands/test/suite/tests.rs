@@ -235,8 +235,10 @@ fn matrix_that_explodes_is_refused_before_it_is_made() {
         format!("[matrix]\n{keys}[[case]]\nname = \"x\"\n"),
         format!("[matrix]\ntimeout = [{values}]\n{}", "[[case]]\nname = \"x\"\n".repeat(60)),
     ] {
-        assert!(read_text(&text).unwrap_err().contains("more than 10000 cases"));
+        assert!(read_text(&text).unwrap_err().contains("its matrix makes more than 10000 cases"));
     }
+    let many = "[[case]]\n".repeat(10_001);
+    assert!(read_text(&many).unwrap_err().contains("it has more than 10000 cases"));
 }
 
 #[test]

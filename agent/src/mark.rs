@@ -6,9 +6,16 @@ use std::os::unix::fs::FileExt;
 
 use coracle_agent::boot_mark::{INIT_RUNS, PORT};
 
-/// Writes the mark. Returns false if the kernel gives a process no access to ports (`CONFIG_X86_IOPL_IOPERM`
-/// is off, or lockdown is on).
-pub(super) fn init_runs() -> bool {
+/// Writes the mark. `/dev` has to be mounted for kernels that give a process no access to ports
+/// (`CONFIG_X86_IOPL_IOPERM` is off, or lockdown is on).
+pub(crate) fn init_runs() {
+    if !write_by_instruction() {
+        write_by_file();
+    }
+}
+
+/// Returns false where the kernel does not permit it.
+fn write_by_instruction() -> bool {
     let port = libc::c_ulong::from(PORT);
     // SAFETY: asks for access to one port, which belongs to no device of the kernel's.
     if unsafe { libc::ioperm(port, 1, 1) } != 0 {
@@ -27,8 +34,7 @@ fn write_port() {
     }
 }
 
-/// Writes the mark through a file of the kernel's, which needs `/dev` to be mounted.
-pub(super) fn init_runs_by_file() {
+fn write_by_file() {
     // If there is no such file either, Coracle uses other signs.
     if let Ok(ports) = OpenOptions::new().write(true).open("/dev/port") {
         let _ = ports.write_at(&[INIT_RUNS], u64::from(PORT));
