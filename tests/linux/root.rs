@@ -11,7 +11,7 @@ use coracle::guest_data::{self, GuestData};
 use coracle::{Grace, Vm};
 
 use super::common::{self, Finished, coracle, finish, scratch};
-use super::virtio::{busybox, host, package};
+use super::virtio::{busybox, host, packages};
 use super::{data, no_linux};
 
 /// What the first program of every root here does: it says what it finds, writes, and powers off.
@@ -240,7 +240,7 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
 fn root_on_a_file_system_that_is_a_module_is_found_and_mounted() {
     needs_linux!();
     let boot =
-        package("linux-image-", "boot").into_iter().flat_map(|boot| fs::read_dir(boot).unwrap().flatten());
+        packages("linux-image-", "boot").into_iter().flat_map(|boot| fs::read_dir(boot).unwrap().flatten());
     let is_full = |name: &str| name.starts_with("vmlinuz-") && !name.contains("cloud");
     let kernel =
         boot.map(|entry| entry.path()).find(|path| is_full(path.file_name().unwrap().to_str().unwrap()));

@@ -142,11 +142,15 @@ pub(super) fn busybox() -> Option<PathBuf> {
 
 /// A file of an unpacked package of those that the guests are made of; the last version counts.
 pub(super) fn package(name: &str, file: &str) -> Option<PathBuf> {
-    let guest = data(GuestData::GuestVmlinuz);
-    let packages = fs::canonicalize(guest).ok()?.parent()?.parent()?.join("packages");
-    let entries = fs::read_dir(packages).ok()?.flatten();
-    let trees = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(name));
-    trees.map(|entry| entry.path().join(file)).filter(|path| path.exists()).max()
+    packages(name, file).into_iter().max()
+}
+
+/// The same file of every package whose name begins so.
+pub(super) fn packages(name: &str, file: &str) -> Vec<PathBuf> {
+    let guest = fs::canonicalize(data(GuestData::GuestVmlinuz)).unwrap();
+    let entries = fs::read_dir(guest.ancestors().nth(2).unwrap().join("packages")).into_iter().flatten();
+    let trees = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(name));
+    trees.map(|entry| entry.path().join(file)).filter(|path| path.exists()).collect()
 }
 
 /// Runs a program of the host's that has to succeed; returns what it prints.
