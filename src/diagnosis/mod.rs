@@ -12,7 +12,6 @@ pub mod inputs;
 mod instruction;
 mod kconfig;
 mod phase;
-mod root_file_system;
 mod symbols;
 
 use std::ops::Range;
@@ -28,13 +27,12 @@ use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use serde::Serialize;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-pub use hints::Hint;
+pub use hints::{Hint, RootFileSystem};
 pub use instruction::Code;
 pub use kconfig::ConfigSource;
 pub(crate) use kconfig::config_beside;
 pub(crate) use phase::{BootMark, Signs, Watch, Watched};
 pub use phase::{Milestone, Sign};
-pub use root_file_system::RootFileSystem;
 pub use symbols::Function;
 
 use crate::config::{ConsoleDevice, VmConfig};
@@ -92,8 +90,7 @@ pub(crate) fn panic_reason(
     reason_in(&line).map(str::to_owned)
 }
 
-/// Returns the console on which the kernel printed last, as far as that is known: the one with a panic, or
-/// else the serial port, on which it prints from the beginning.
+/// Returns the console that has the kernel's panic, or else the serial port, on which it prints first.
 fn heard<'a>(console: &'a ConsoleBuffer, virtio_console: Option<&'a ConsoleBuffer>) -> &'a ConsoleBuffer {
     let panicked = |console: &&ConsoleBuffer| !console.panic_line().is_empty();
     let spoke = |console: &&ConsoleBuffer| console.pushed_bytes() > 0;
@@ -406,8 +403,7 @@ const AFTER_INIT: &[&str] = &[INIT_ENDED, "reboot: Restarting system"];
 const INIT_ENDED: &str = "Attempted to kill init!";
 /// The start of the line of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
-/// The start of the kernel's half of the address space (Linux, Documentation/arch/x86/x86_64/mm.rst), for 4 levels of page
-/// tables and for 5.
+/// The start of the kernel's half of the address space (Linux, Documentation/arch/x86/x86_64/mm.rst).
 const UPPER_HALF: u64 = 1 << 63;
 /// Entries of the root of the page tables (Intel SDM vol. 3, 4.5.4).
 const ENTRIES: usize = 512;

@@ -10,14 +10,15 @@ use serde::{Serialize, Serializer};
 
 use super::instruction::Code;
 use super::kconfig::{ConfigSource, KernelConfig, Setting};
-use super::root_file_system::{self, RootFileSystem};
 use crate::ending::{Ending, Phase, signal_name};
 use crate::kvm::VcpuFault;
 
 mod console;
 mod root;
+mod root_file_system;
 
 pub(super) use root::UNPACKING;
+pub use root_file_system::RootFileSystem;
 
 /// A known cause and its cure. `Display` prints one sentence of advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
