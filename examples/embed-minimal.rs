@@ -9,7 +9,8 @@ use coracle::host::{self, KvmPolicy};
 use coracle::{Grace, Vm};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // First in main: where the KVM of this host does not run Linux, the program runs again on an emulated host.
+    // First in main: where the KVM of this host does not run Linux, the program runs again on an emulated
+    // host.
     host::ensure_kvm(KvmPolicy::Auto, &[])?;
     let vm = Vm::builder().append("quiet").memory_mib(256).agent(AgentConfig::default()).start()?;
 

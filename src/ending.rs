@@ -68,7 +68,8 @@ pub enum Ending {
     },
     /// The command that the machine was for could not be started, or its end is not known.
     CommandFailed {
-        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 111 for an agent that was lost.
+        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 111 for an agent that was
+        /// lost.
         code: u8,
         /// Why.
         reason: String,
@@ -170,8 +171,8 @@ pub enum HostFailure {
     },
 }
 
-/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known to be
-/// loaded, entered, or to have written to its console; more only where it says so itself.
+/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known
+/// to be loaded, entered, or to have written to its console; more only where it says so itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
@@ -182,7 +183,8 @@ pub enum Phase {
     Entered,
     /// The guest has written to its console.
     Console,
-    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial line.
+    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial
+    /// line.
     Kernel,
     /// The kernel has set its interrupt controller up.
     Interrupts,

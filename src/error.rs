@@ -1,5 +1,5 @@
-//! The errors that this library's errors contain and that are not beside what they are about, so that a program can
-//! name and match each of them; and how an error is shown with its reason.
+//! The errors that this library's errors contain and that are not beside what they are about, so that a
+//! program can name and match each of them; and how an error is shown with its reason.
 
 use std::error::Error;
 use std::fmt;
@@ -19,8 +19,8 @@ pub use coracle_image::compression::{Compression, DecompressError};
 pub use coracle_image::initramfs::{ArchiveError, InitrdError, LoaderError, ModulesError};
 pub use coracle_image::kernel_image::{KernelError, UnpackError as KernelUnpackError};
 
-/// An error and what has caused it, in one line: `error: cause: its cause`. What an error says of its cause itself is
-/// not said twice.
+/// An error and what has caused it, in one line: `error: cause: its cause`. What an error says of its cause
+/// itself is not said twice.
 ///
 /// ```
 /// let error = coracle::Vm::builder().kernel("/no/such/kernel").build().err().unwrap();

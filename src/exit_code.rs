@@ -1,5 +1,6 @@
 //! The exit codes of the command, which the errors and endings of this library name too: `exit_code()` of
-//! [`Ending`](crate::outcome::Ending), [`BuildError`](crate::BuildError) and others. docs/outcomes.md explains each.
+//! [`Ending`](crate::outcome::Ending), [`BuildError`](crate::BuildError) and others. docs/outcomes.md
+//! explains each.
 //!
 //! Codes below 100 are the guest's; 100 and above are Coracle's, with those that shells give a meaning.
 
@@ -36,13 +37,14 @@ pub const NOT_EXECUTABLE: u8 = 126;
 /// The guest's command was not found, as in shells.
 pub const NOT_FOUND: u8 = 127;
 
-/// The code of an end by a signal: 128 and its number, as in shells. A number that no signal has counts as 0, and none
-/// leads to a code above 255.
+/// The code of an end by a signal: 128 and its number, as in shells. A number that no signal has counts as 0,
+/// and none leads to a code above 255.
 pub fn of_signal(signal: i32) -> u8 {
     128 + u8::try_from(signal).unwrap_or(0).min(127)
 }
 
-/// The code for a workload that ended with `code`: the same below [`WORKLOAD_CODE_TOO_LARGE`], which stands for the rest.
+/// The code for a workload that ended with `code`: the same below [`WORKLOAD_CODE_TOO_LARGE`], which stands
+/// for the rest.
 pub fn of_workload(code: u32) -> u8 {
     u8::try_from(code).map_or(WORKLOAD_CODE_TOO_LARGE, |code| code.min(WORKLOAD_CODE_TOO_LARGE))
 }

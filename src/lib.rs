@@ -1,9 +1,9 @@
 //! Coracle: a lightweight virtual machine monitor for Linux KVM.
 //!
 //! A [`Vm`] is built from a [`VmConfig`](config::VmConfig), runs on threads of its own, and ends with an
-//! [`Outcome`](outcome::Outcome). The library keeps no state but that of its machines (and what KVM says of the host's CPU,
-//! asked once), installs no signal handler, never ends the process and prints nothing: many virtual machines can live in
-//! one program.
+//! [`Outcome`](outcome::Outcome). The library keeps no state but that of its machines (and what KVM says of
+//! the host's CPU, asked once), installs no signal handler, never ends the process and prints nothing: many
+//! virtual machines can live in one program.
 //!
 //! ```
 //! use std::time::Duration;
@@ -30,9 +30,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`VmBuilder`] has words for what programs set most; [`config::VmConfig`] has everything. A program whose users may
-//! lack hardware virtualization calls [`host::ensure_kvm`] first. The feature `tokio` adds calls for tasks beside those that
-//! wait on a thread: their names end in `_async`. The command is a package of its own, `coracle-cli`.
+//! [`VmBuilder`] has words for what programs set most; [`config::VmConfig`] has everything. A program whose
+//! users may lack hardware virtualization calls [`host::ensure_kvm`] first. The feature `tokio` adds calls
+//! for tasks beside those that wait on a thread: their names end in `_async`. The command is a package of its
+//! own, `coracle-cli`.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

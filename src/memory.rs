@@ -200,7 +200,8 @@ impl Mapping {
         let after = HUGE_PAGE - before;
         let address = raw.cast::<u8>().wrapping_add(before);
         if before > 0 {
-            // SAFETY: the pages before the aligned address are part of the mapping above, and nothing uses them.
+            // SAFETY: the pages before the aligned address are part of the mapping above, and nothing uses
+            // them.
             unsafe { libc::munmap(raw, before) };
         }
         // SAFETY: the pages after the last wanted byte are part of the mapping above too, and nothing uses

@@ -39,8 +39,8 @@ impl ThreadKind {
         }
     }
 
-    /// Starts a thread with every signal blocked: a kick that arrives early stays pending. It appends to the journal of
-    /// the thread that starts it.
+    /// Starts a thread with every signal blocked: a kick that arrives early stays pending. It appends to the
+    /// journal of the thread that starts it.
     ///
     /// # Errors
     /// The host starts no more threads.

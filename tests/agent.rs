@@ -1,5 +1,5 @@
-//! The agent's real program and the library's end of its protocol, over a socket pair on this machine: no guest is needed
-//! for what the agent does with its Linux.
+//! The agent's real program and the library's end of its protocol, over a socket pair on this machine: no
+//! guest is needed for what the agent does with its Linux.
 
 mod common;
 

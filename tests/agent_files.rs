@@ -1,5 +1,5 @@
-//! Paths, streams and directories of a guest, and the limits of its commands, by the agent's real program on this
-//! machine.
+//! Paths, streams and directories of a guest, and the limits of its commands, by the agent's real program on
+//! this machine.
 
 mod common;
 

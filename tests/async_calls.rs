@@ -1,4 +1,5 @@
-//! The calls for tasks (feature `tokio`): machines in this process, and the agent's real program on this machine.
+//! The calls for tasks (feature `tokio`): machines in this process, and the agent's real program on this
+//! machine.
 
 mod common;
 
@@ -232,7 +233,8 @@ async fn calls_on_a_machine_wait_for_its_agent_as_long_as_they_may() {
     assert_eq!(handle.shut_down_async(limit).await.unwrap().unwrap().ending, Ending::Stopped);
 }
 
-/// What waits for an agent on a thread can be waited for by a task, on everything that has it: read from the source.
+/// What waits for an agent on a thread can be waited for by a task, on everything that has it: read from the
+/// source.
 #[test]
 fn every_call_on_an_agent_has_a_twin_for_tasks() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

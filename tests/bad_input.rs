@@ -1,4 +1,5 @@
-//! Bad input: one sentence that names the thing, what it is and what would work, and code 125, before a guest runs.
+//! Bad input: one sentence that names the thing, what it is and what would work, and code 125, before a guest
+//! runs.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! The other ends of a console, serial or virtio: pseudo-terminals, sockets, a program's own streams, and a person's terminal.
+//! The other ends of a console, serial or virtio: pseudo-terminals, sockets, a program's own streams, and a
+//! person's terminal.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Guests that offer their disks far more than any host does in the time for a stop: their backlog is theirs, and holds
-//! up no stop, no time limit and no pause.
+//! Guests that offer their disks far more than any host does in the time for a stop: their backlog is theirs,
+//! and holds up no stop, no time limit and no pause.
 
 mod common;
 

@@ -30,7 +30,8 @@ macro_rules! needs_kvm_and_root {
 /// Runs `test` on a thread whose mounts nobody else sees.
 fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(|| {
-        // SAFETY: the thread's own view of mounts, working folder and umask, which nothing else of it depends on.
+        // SAFETY: the thread's own view of mounts, working folder and umask, which nothing else of it depends
+        // on.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
         mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "");
         test();
@@ -61,7 +62,8 @@ fn full_tmpfs(name: &str) -> (PathBuf, PathBuf) {
     (disk, filler)
 }
 
-/// The payload reads sector 5, which works, and writes it, which is what it leaves with code 6 for if it fails.
+/// The payload reads sector 5, which works, and writes it, which is what it leaves with code 6 for if it
+/// fails.
 fn write_a_sector(disk: &Path, words: &str) -> Command {
     let mut command = run_payload("virtio-block");
     command.args(["--timeout", "30s", "--disk", &format!("path={}{words}", disk.display())]);

@@ -1,7 +1,7 @@
 //! `coracle host-emulate` for real: what crosses to a command on the emulated machine and back.
 //!
-//! Each start of the machine takes some seconds, so one start carries many checks where their failures can still
-//! be told apart. Without QEMU every test says that it is skipped.
+//! Each start of the machine takes some seconds, so one start carries many checks where their failures can
+//! still be told apart. Without QEMU every test says that it is skipped.
 
 mod common;
 
@@ -218,7 +218,8 @@ fn tmp_is_private_and_what_is_shared_is_the_callers() {
     assert!(!Path::new("/tmp/scratch").exists());
 }
 
-/// This machine's shell is a program with libraries, as those that cargo builds are; the package is in a private folder.
+/// This machine's shell is a program with libraries, as those that cargo builds are; the package is in a
+/// private folder.
 #[test]
 fn a_program_its_folder_and_its_files_cross_into_a_guest_there() {
     needs_qemu!();

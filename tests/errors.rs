@@ -45,8 +45,8 @@ fn errors_of_a_build_have_their_reasons() {
     says(&image.unwrap_err(), none);
 }
 
-/// In the source of everything that is public: no error leaves its reason to `source`, where one who prints it does not
-/// look, or says it there again; and each may get more variants.
+/// In the source of everything that is public: no error leaves its reason to `source`, where one who prints
+/// it does not look, or says it there again; and each may get more variants.
 #[test]
 fn no_error_hides_its_reason_or_repeats_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -1,5 +1,5 @@
-//! Agents that break their word, played by this test over a socket pair: each call of the library ends in time, with
-//! what it may keep, whatever comes.
+//! Agents that break their word, played by this test over a socket pair: each call of the library ends in
+//! time, with what it may keep, whatever comes.
 
 mod common;
 
@@ -18,7 +18,8 @@ use coracle_agent::protocol::agent::{
     Stream,
 };
 
-/// The whole patience of the calls here: far less than any of them takes that begins it again with each frame.
+/// The whole patience of the calls here: far less than any of them takes that begins it again with each
+/// frame.
 const PATIENCE: Duration = Duration::from_millis(400);
 const DRIP: Duration = Duration::from_millis(20);
 const FIRST: u32 = 1;

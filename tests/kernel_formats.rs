@@ -1,5 +1,5 @@
-//! Every kernel format end to end: a bzImage whose own code ends with 7 and whose packed kernel ends with 0 tells by
-//! its code which of the two has run.
+//! Every kernel format end to end: a bzImage whose own code ends with 7 and whose packed kernel ends with 0
+//! tells by its code which of the two has run.
 
 mod common;
 

@@ -305,7 +305,8 @@ fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
     }
 }
 
-/// A data directory is the environment's: each run is a process of its own. The guest prints what it was loaded with.
+/// A data directory is the environment's: each run is a process of its own. The guest prints what it was
+/// loaded with.
 #[test]
 fn initrd_comes_after_the_default_guest_s_in_command_and_library() {
     if !common::kvm_or_skip() {

@@ -1,5 +1,5 @@
-//! Stock Linux guests: they boot, and each way in which they end is told. `cargo xtask test` runs this program where
-//! there is a KVM that runs Linux: on hardware, else on the emulated host.
+//! Stock Linux guests: they boot, and each way in which they end is told. `cargo xtask test` runs this
+//! program where there is a KVM that runs Linux: on hardware, else on the emulated host.
 
 mod common;
 
@@ -185,7 +185,8 @@ fn init_that_ends_is_a_panic() {
 fn guest_that_hangs_ends_with_124() {
     needs_linux!();
     let path = scratch().join("hang.json");
-    // How long a boot takes depends on the machine: half as long again, and some more, is after the init's start.
+    // How long a boot takes depends on the machine: half as long again, and some more, is after the init's
+    // start.
     let boot = run("poweroff", &[]).elapsed.as_secs();
     let limit = format!("{}s", (boot * 3 / 2 + 4).min(200));
     let run = run("hang", &["--timeout", &limit, "--outcome", path.to_str().unwrap()]);
@@ -355,7 +356,8 @@ fn default_guest_without_a_terminal_prints_a_report() {
     assert!(run.text().contains("coracle guest"), "{}", run.text());
 }
 
-/// The default guest at a terminal, the words that are typed after the first prompt, and the last ones that are to come.
+/// The default guest at a terminal, the words that are typed after the first prompt, and the last ones that
+/// are to come.
 fn talk(lines: &[(&str, &str)], code: i32) {
     let (mut terminal, inside) = pseudo_terminal();
     let mut command = coracle();

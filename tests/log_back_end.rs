@@ -1,5 +1,5 @@
-//! A program whose `log` back end blocks for ever, and guests that cause log lines without end: the limits and the stop
-//! of a machine hold all the same. A process of its own, because it has one back end.
+//! A program whose `log` back end blocks for ever, and guests that cause log lines without end: the limits
+//! and the stop of a machine hold all the same. A process of its own, because it has one back end.
 
 mod common;
 
@@ -46,7 +46,8 @@ fn flood(timeout: Option<Duration>) -> VmBuilder {
     VmBuilder::new(VmConfig { kernel: Some(payload("log-flood")), disks, timeout, ..VmConfig::default() })
 }
 
-/// Runs `end` on a thread, for a machine that floods the log: its outcome, when it comes while others would still wait.
+/// Runs `end` on a thread, for a machine that floods the log: its outcome, when it comes while others would
+/// still wait.
 #[track_caller]
 fn within_limits(what: &str, end: impl FnOnce() -> Option<Outcome> + Send + 'static) -> Option<Outcome> {
     let (sender, receiver) = mpsc::channel();
@@ -67,7 +68,8 @@ fn guest_that_floods_the_log_is_stopped_while_the_back_end_blocks() {
 
     let outcome = flood(Some(Duration::from_secs(1))).run().unwrap();
     assert!(matches!(outcome.ending, Ending::TimedOut { of: TimeLimit::Wall, .. }), "{outcome:?}");
-    // The machine's limit for five seconds, a second such time on a slow host, and the count of what was left out.
+    // The machine's limit for five seconds, a second such time on a slow host, and the count of what was left
+    // out.
     let lines = LINES.load(Ordering::Relaxed);
     assert!((1..=21).contains(&lines), "{lines} lines");
     assert!(LEFT_OUT.load(Ordering::Relaxed) > 0, "nobody said how many lines were left out");

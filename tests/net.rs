@@ -1,4 +1,5 @@
-//! Network cards driven by a bare payload on `/dev/kvm` of any kind, with taps in a network of the test's own.
+//! Network cards driven by a bare payload on `/dev/kvm` of any kind, with taps in a network of the test's
+//! own.
 
 mod common;
 

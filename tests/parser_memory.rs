@@ -1,5 +1,5 @@
-//! What a parser of files takes in memory, against the size of the file: hostile files of each kind, and one limit for
-//! all. Every allocation of the thread that parses is counted.
+//! What a parser of files takes in memory, against the size of the file: hostile files of each kind, and one
+//! limit for all. Every allocation of the thread that parses is counted.
 
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../fuzz/src/lib.rs"]

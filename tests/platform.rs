@@ -1,5 +1,5 @@
-//! The machine's own devices and policies, by bare payloads on `/dev/kvm` of any kind: the power button and the signals
-//! that press it, panics, resets, halts.
+//! The machine's own devices and policies, by bare payloads on `/dev/kvm` of any kind: the power button and
+//! the signals that press it, panics, resets, halts.
 
 mod common;
 
@@ -49,7 +49,8 @@ fn output_that_was_taken_reaches_a_slow_reader_before_the_end() {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // SAFETY: the pipe is open. It holds half of the output, and the rest waits in Coracle when the guest has ended.
+    // SAFETY: the pipe is open. It holds half of the output, and the rest waits in Coracle when the guest has
+    // ended.
     unsafe { libc::fcntl(stdout.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
     let has_ended = || {
         fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().all(|task| {

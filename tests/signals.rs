@@ -1,5 +1,5 @@
-//! Signals at moments at which the main thread of the command is busy: while a root is prepared, and while the
-//! outcome is written to a FIFO.
+//! Signals at moments at which the main thread of the command is busy: while a root is prepared, and while
+//! the outcome is written to a FIFO.
 
 mod common;
 
@@ -96,7 +96,8 @@ fn signal_ends_the_preparation_for_a_command() {
 fn ignored_signal_does_not_end_the_preparation() {
     needs_kvm!();
     let outcome = scratch().join("ignored.json");
-    // The harness sets the dispositions of a terminal session; this child ignores SIGHUP after that, as under nohup.
+    // The harness sets the dispositions of a terminal session; this child ignores SIGHUP after that, as under
+    // nohup.
     let ignore = || {
         // SAFETY: sets a disposition of the new process.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
@@ -189,8 +190,8 @@ fn with_sockets(name: &str) -> (Child, [PathBuf; 2]) {
 #[test]
 fn every_signal_that_ends_a_process_ends_the_machine_in_order() {
     needs_kvm!();
-    // Not those that stop a process, or do nothing to it, or that this program ignores, or that are a fault's. The C library
-    // keeps 32 and 33 for itself.
+    // Not those that stop a process, or do nothing to it, or that this program ignores, or that are a
+    // fault's. The C library keeps 32 and 33 for itself.
     let others = [
         [libc::SIGKILL, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].as_slice(),
         &[libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGPIPE, libc::SIGXFSZ],

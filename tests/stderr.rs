@@ -1,5 +1,5 @@
-//! A stderr that nobody reads: every run ends in time all the same, with its own exit code, and says why it ended to
-//! whoever reads after all.
+//! A stderr that nobody reads: every run ends in time all the same, with its own exit code, and says why it
+//! ended to whoever reads after all.
 
 mod common;
 
@@ -35,7 +35,8 @@ fn full_pipe() -> (File, File) {
     (reader, writer)
 }
 
-/// Starts `command` on a stderr without room, calls `during`, and waits for the end: its code, and its time from then.
+/// Starts `command` on a stderr without room, calls `during`, and waits for the end: its code, and its time
+/// from then.
 fn run_unread(command: &mut Command, during: impl FnOnce(&std::process::Child)) -> (Option<i32>, Duration) {
     let (reader, writer) = full_pipe();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();

@@ -1,4 +1,5 @@
-//! The files that `coracle test` writes: what they say, and what becomes of one when the other cannot be written.
+//! The files that `coracle test` writes: what they say, and what becomes of one when the other cannot be
+//! written.
 
 mod common;
 
@@ -66,7 +67,8 @@ fn reports_say_what_the_exit_code_says() {
     assert!(error.contains("it came at least to its entry") && error.contains("vCPU 0 was at"), "{xml}");
 }
 
-/// A test of a guest that prints `hello`, with a folder whose file system takes the names of new files, and no content.
+/// A test of a guest that prints `hello`, with a folder whose file system takes the names of new files, and
+/// no content.
 fn with_full_folder(full: &Path) -> Option<Command> {
     let probe = finish(Command::new("unshare").args(["-m", "sh", "-c", "mount -t tmpfs none /mnt"]));
     if probe.status.code() != Some(0) {

@@ -1,5 +1,5 @@
-//! The socket device on `/dev/kvm` of any kind, driven by a bare payload that sends back what it gets: by sockets on disk
-//! and from inside this process. And what cannot be a socket device.
+//! The socket device on `/dev/kvm` of any kind, driven by a bare payload that sends back what it gets: by
+//! sockets on disk and from inside this process. And what cannot be a socket device.
 
 mod common;
 

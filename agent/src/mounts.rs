@@ -123,7 +123,8 @@ fn mount(source: &OsStr, target: &OsStr, kind: &str, flags: libc::c_ulong, optio
     let kind = CString::new(kind)?;
     let options = CString::new(options)?;
     let data = if options.is_empty() { ptr::null() } else { options.as_ptr().cast() };
-    // SAFETY: all pointers are to strings that end with a zero byte and outlive the call, or null for no data.
+    // SAFETY: all pointers are to strings that end with a zero byte and outlive the call, or null for no
+    // data.
     let result = unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

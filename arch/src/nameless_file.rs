@@ -1,5 +1,5 @@
-//! Files that have no name and are gone when they are closed: overlays, images and archives that are made for a machine,
-//! and memory that is a file.
+//! Files that have no name and are gone when they are closed: overlays, images and archives that are made for
+//! a machine, and memory that is a file.
 
 use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
@@ -24,7 +24,8 @@ pub fn create_in(folder: &Path) -> io::Result<File> {
     }
 }
 
-/// Creates a file of `bytes` bytes, all zero, that exists in memory only; mappings of it keep it. /proc shows `name`.
+/// Creates a file of `bytes` bytes, all zero, that exists in memory only; mappings of it keep it. /proc shows
+/// `name`.
 ///
 /// # Errors
 /// This process has too many open files, or the size is out of range.
@@ -40,7 +41,8 @@ pub fn create_in_memory(name: &CStr, bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// The same as [`create_in`] on a file system without such files (`O_TMPFILE` of `open(2)`): it loses its name at once.
+/// The same as [`create_in`] on a file system without such files (`O_TMPFILE` of `open(2)`): it loses its
+/// name at once.
 fn removed_file(folder: &Path) -> io::Result<File> {
     let name = folder.join(format!(".coracle-{}-{:x}", std::process::id(), random()));
     let file = options().create_new(true).open(&name)?;

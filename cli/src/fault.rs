@@ -1,5 +1,6 @@
-//! What is tidied up when this process ends by a fault of its own, which no thread can wait for: the terminal's mode and the
-//! files of sockets. Installed by `main`, for the command only; a library has no business with the signals of its program.
+//! What is tidied up when this process ends by a fault of its own, which no thread can wait for: the
+//! terminal's mode and the files of sockets. Installed by `main`, for the command only; a library has no
+//! business with the signals of its program.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,7 +14,8 @@ static OF_RUST: AtomicUsize = AtomicUsize::new(0);
 /// Rust's runtime handles them.
 const HANDLED_BY_RUST: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
 
-/// Tidies up before this process ends by a fault, or by `abort(3)`. What the caller has this program ignore stays so.
+/// Tidies up before this process ends by a fault, or by `abort(3)`. What the caller has this program ignore
+/// stays so.
 pub(crate) fn tidy_up_after_faults() {
     for signal in FAULTS.into_iter().chain([libc::SIGABRT]) {
         let is_of_rust = HANDLED_BY_RUST.contains(&signal);

@@ -1,5 +1,5 @@
-//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would hide what
-//! is printed, and without characters that would steer a terminal.
+//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would
+//! hide what is printed, and without characters that would steer a terminal.
 
 use std::borrow::Cow;
 
@@ -27,14 +27,14 @@ pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a terminal or
-/// turn the order of what is read are shown as U+FFFD.
+/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a
+/// terminal or turn the order of what is read are shown as U+FFFD.
 pub(crate) fn harmless(text: &str, limit: usize) -> String {
     text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and tabs
-/// stay.
+/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and
+/// tabs stay.
 pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| steers(c) && !matches!(c, '\n' | '\t');
     if !text.contains(is_bad) {

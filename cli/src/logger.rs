@@ -5,7 +5,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use crate::guest_text::for_terminal;
 use crate::stderr::{self, Weight};
 
-/// Shows errors and warnings, with `verbose` 1 information too, with 2 what is for debugging, with 3 everything.
+/// Shows errors and warnings, with `verbose` 1 information too, with 2 what is for debugging, with 3
+/// everything.
 pub(crate) fn start(verbose: u8) {
     log::set_max_level(match verbose {
         0 => LevelFilter::Warn,

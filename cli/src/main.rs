@@ -1,4 +1,5 @@
-//! The `coracle` command: parse, act, and turn the outcome into an exit code. The only place that ends the process.
+//! The `coracle` command: parse, act, and turn the outcome into an exit code. The only place that ends the
+//! process.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -97,7 +98,8 @@ fn end_with_117_on_panic() {
     }));
 }
 
-/// Ends the process without destructors. The files of sockets, which would be in the way of the next run, go with it.
+/// Ends the process without destructors. The files of sockets, which would be in the way of the next run, go
+/// with it.
 pub(crate) fn end_at_once(code: u8) -> ! {
     unix_socket::remove_files();
     // SAFETY: the call takes a number and does not come back.

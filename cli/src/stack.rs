@@ -1,18 +1,20 @@
-//! The memory that reading the command line leaves behind: its parser's frames take 60 KiB of stack, which a process
-//! keeps to its end. `main` calls it once, before the command's work.
+//! The memory that reading the command line leaves behind: its parser's frames take 60 KiB of stack, which a
+//! process keeps to its end. `main` calls it once, before the command's work.
 
 use std::ffi::c_void;
 
-/// Gives the pages of this thread's stack that nothing uses back to the system. Called on the main thread only.
+/// Gives the pages of this thread's stack that nothing uses back to the system. Called on the main thread
+/// only.
 #[inline(never)]
 pub(crate) fn give_back() {
     let here = 0_u8;
     let here = (&raw const here).expose_provenance();
     let end = here.saturating_sub(IN_USE) / PAGE * PAGE;
     let start = end.saturating_sub(PARSER);
-    // SAFETY: nothing lives below the frame of this function, the last of its thread, and what it calls; a signal's handler
-    // has returned before this thread goes on. Below the stack of a process's first thread Linux keeps one MiB free of
-    // mappings (`stack_guard_gap`). A page that is given back reads as zeroes and is writable as before.
+    // SAFETY: nothing lives below the frame of this function, the last of its thread, and what it calls; a
+    // signal's handler has returned before this thread goes on. Below the stack of a process's first thread
+    // Linux keeps one MiB free of mappings (`stack_guard_gap`). A page that is given back reads as zeroes and
+    // is writable as before.
     unsafe {
         libc::madvise(
             std::ptr::with_exposed_provenance_mut::<c_void>(start),

@@ -1,9 +1,9 @@
-//! What the command writes to stderr: its own sentences, log lines, a progress line. All of it goes through one queue
-//! and one thread, so that nobody waits for a reader of stderr: not the control thread of a machine, and not the end of
-//! the command for longer than [`flush`] does.
+//! What the command writes to stderr: its own sentences, log lines, a progress line. All of it goes through
+//! one queue and one thread, so that nobody waits for a reader of stderr: not the control thread of a
+//! machine, and not the end of the command for longer than [`flush`] does.
 //!
-//! The thread starts with the first line. Log lines are dropped and counted while [`MAX_LOG_LINES`] wait; sentences are
-//! few, and never dropped.
+//! The thread starts with the first line. Log lines are dropped and counted while [`MAX_LOG_LINES`] wait;
+//! sentences are few, and never dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -42,7 +42,8 @@ struct Queue {
 static QUEUE: Mutex<Queue> = Mutex::new(Queue::new());
 static CHANGED: Condvar = Condvar::new();
 
-/// Writes a sentence of the command as one line. Parts of it may be the guest's: nothing in it steers a terminal.
+/// Writes a sentence of the command as one line. Parts of it may be the guest's: nothing in it steers a
+/// terminal.
 pub(crate) fn say(line: &str) {
     write(Weight::Sentence, format!("coracle: {}\n", for_terminal(line)));
 }
@@ -73,8 +74,8 @@ fn push(mut queue: MutexGuard<'static, Queue>, weight: Weight, text: Vec<u8>) {
     CHANGED.notify_all();
 }
 
-/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands still. A
-/// slow reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
+/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands
+/// still. A slow reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
 pub(crate) fn flush() {
     let start = Instant::now();
     let mut queue = lock();
@@ -109,8 +110,8 @@ fn serve() {
     }
 }
 
-/// Writes to the descriptor and not to [`std::io::Stderr`]: somebody else may hold its lock over a write that blocks.
-/// An error drops the rest: a closed stderr is nobody's loss.
+/// Writes to the descriptor and not to [`std::io::Stderr`]: somebody else may hold its lock over a write that
+/// blocks. An error drops the rest: a closed stderr is nobody's loss.
 fn write_all(text: &[u8]) {
     let mut rest = text;
     while !rest.is_empty() {

@@ -34,7 +34,8 @@ impl Disposition {
     /// Reads the disposition from the kernel.
     pub fn of(signal: libc::c_int) -> Disposition {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
-        // SAFETY: asks for the action only, and the answer has room. A number that is not a signal's leaves the zeroes.
+        // SAFETY: asks for the action only, and the answer has room. A number that is not a signal's leaves
+        // the zeroes.
         unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
         // SAFETY: an all-zero action is a valid one.
         match unsafe { action.assume_init() }.sa_sigaction {

@@ -24,7 +24,8 @@ pub fn spawn_with_signals_blocked<T: Send + 'static>(
         // SAFETY: the set is initialized and the number is a signal's.
         unsafe { libc::sigdelset(all.as_mut_ptr(), fault) };
     }
-    // SAFETY: the first set is initialized, and the second is filled; an unknown first argument is the only error.
+    // SAFETY: the first set is initialized, and the second is filled; an unknown first argument is the only
+    // error.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
     let thread = builder.spawn(run);
     // SAFETY: `before` was filled by the call above.

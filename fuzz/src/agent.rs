@@ -1,12 +1,14 @@
-//! Both ends of the guest agent's protocol, each fed by the other end's bytes as a hostile program would make them.
+//! Both ends of the guest agent's protocol, each fed by the other end's bytes as a hostile program would make
+//! them.
 
 use coracle_agent::protocol::agent::{
     AgentEvent, AgentInfo, AgentMessage, AgentSession, EntryReader, ExecRequest, Hello, HostEvent,
     HostSession, Place, PutRequest, Request, Stream,
 };
 
-/// The host's end. The first byte is the size of the pieces in which the rest arrives, after a greeting and the word that
-/// the agent is ready, or, where the byte is 0, without them. The host has a command, a file each way and a list under way.
+/// The host's end. The first byte is the size of the pieces in which the rest arrives, after a greeting and
+/// the word that the agent is ready, or, where the byte is 0, without them. The host has a command, a file
+/// each way and a list under way.
 pub fn agent_host(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else { return };
     let mut host = HostSession::default();

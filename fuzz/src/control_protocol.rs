@@ -4,8 +4,8 @@ use coracle_agent::protocol::emulated_host::{
     FrameReader, FromAgent, MAX_AGENT_FRAME, MAX_START_FRAME, ToAgent,
 };
 
-/// The first byte of `data` is the size of the pieces in which the rest arrives: a stream of frames, read by both
-/// sides. A message that is understood crosses unchanged when it is sent again.
+/// The first byte of `data` is the size of the pieces in which the rest arrives: a stream of frames, read by
+/// both sides. A message that is understood crosses unchanged when it is sent again.
 pub fn control_protocol(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else { return };
     let piece = usize::from(piece).max(1);

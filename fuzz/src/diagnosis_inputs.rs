@@ -1,4 +1,5 @@
-//! What a diagnosis reads when a guest has died: the symbols of the kernel's file, and the configuration in its memory.
+//! What a diagnosis reads when a guest has died: the symbols of the kernel's file, and the configuration in
+//! its memory.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -8,8 +9,8 @@ use coracle::diagnosis::inputs;
 use coracle_arch::nameless_file;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-/// `data` is an ELF file, and what lies in the guest's memory. A name of a function, if there is one, can be shown as
-/// it is, and the value of an option is in one line.
+/// `data` is an ELF file, and what lies in the guest's memory. A name of a function, if there is one, can be
+/// shown as it is, and the value of an option is in one line.
 pub fn diagnosis_inputs(data: &[u8]) {
     let file = nameless_file::create_in(&std::env::temp_dir()).unwrap();
     file.write_all_at(data, 0).unwrap();

@@ -10,8 +10,8 @@ use coracle_arch::x86_64::load::{LoadRequest, load};
 use coracle_image::kernel_image::unpack;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-/// `data` is the image. One that is accepted lies in its file, and is loaded or refused, and so is the kernel that is
-/// packed in it.
+/// `data` is the image. One that is accepted lies in its file, and is loaded or refused, and so is the kernel
+/// that is packed in it.
 pub fn kernel_image(data: &[u8]) {
     let Ok(image) = KernelImage::from_bytes(Path::new("fuzzed"), data.to_vec()) else { return };
     check_and_load(&image, data);

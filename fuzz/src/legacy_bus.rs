@@ -1,5 +1,5 @@
-//! A guest that drives the machine's port bus and the window of its I/O APIC, while the host feeds and drains the
-//! console, presses the power button and resets the devices.
+//! A guest that drives the machine's port bus and the window of its I/O APIC, while the host feeds and drains
+//! the console, presses the power button and resets the devices.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,8 +19,8 @@ use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
-/// `data` is a list of operations of 8 bytes: kind, two bytes of place, width, four bytes of value. The place of the
-/// first two kinds is a port; of the next two a device and an offset; of the I/O APIC's an offset.
+/// `data` is a list of operations of 8 bytes: kind, two bytes of place, width, four bytes of value. The place
+/// of the first two kinds is a port; of the next two a device and an offset; of the I/O APIC's an offset.
 pub fn legacy_bus(data: &[u8]) {
     let machine = Machine::new();
     for operation in data.chunks_exact(8) {
@@ -49,11 +49,12 @@ pub fn legacy_bus(data: &[u8]) {
     }
 }
 
-/// Interrupts, route changes and requests that one operation may cause: a reset changes the route of every pin, and an
-/// access of 4 bytes a few registers.
+/// Interrupts, route changes and requests that one operation may cause: a reset changes the route of every
+/// pin, and an access of 4 bytes a few registers.
 const MOST_EFFECTS: u64 = IoApic::PINS as u64;
 
-/// The windows of the port bus, as `src/vm/platform/mod.rs` has them (but the boot mark, which only keeps what is written).
+/// The windows of the port bus, as `src/vm/platform/mod.rs` has them (but the boot mark, which only keeps
+/// what is written).
 const WINDOWS: [(u16, u64); 7] = [
     (layout::COM1_PORT, SerialPort::WINDOW_LEN),
     (layout::I8042_DATA_PORT, I8042::WINDOW_LEN),

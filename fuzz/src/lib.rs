@@ -1,6 +1,6 @@
-//! What the fuzz targets do with one input. Called by libFuzzer (`fuzz_targets/`) with inputs that it makes, and by
-//! `tests/fuzz_corpus.rs` with those of `corpus/`. A function returns when the input was handled, also when it was
-//! refused; a panic, a sanitizer's report, too much memory or too much time is a finding.
+//! What the fuzz targets do with one input. Called by libFuzzer (`fuzz_targets/`) with inputs that it makes,
+//! and by `tests/fuzz_corpus.rs` with those of `corpus/`. A function returns when the input was handled, also
+//! when it was refused; a panic, a sanitizer's report, too much memory or too much time is a finding.
 
 mod agent;
 mod config_file;

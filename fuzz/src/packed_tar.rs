@@ -1,4 +1,5 @@
-//! A packed tar as the root of a guest: unpacked by the decoders of others, within the limits that are set here.
+//! A packed tar as the root of a guest: unpacked by the decoders of others, within the limits that are set
+//! here.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;

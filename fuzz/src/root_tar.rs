@@ -8,8 +8,8 @@ use coracle::config::{RootConfig, RootKind};
 use coracle_arch::nameless_file;
 use coracle_image::rootfs::write_image;
 
-/// `data` is the tar, not packed: what unpacks it are the decoders of others. One that is taken gives an image, which says
-/// its own length where the format has it.
+/// `data` is the tar, not packed: what unpacks it are the decoders of others. One that is taken gives an
+/// image, which says its own length where the format has it.
 pub fn root_tar(data: &[u8]) {
     if PACKED.iter().any(|magic| data.starts_with(magic)) {
         return;

@@ -1,5 +1,6 @@
 //! The text of a suite, as `coracle test --suite` reads it. The parser belongs to the command, which is not a
-//! library: its source is compiled here once more, so that nothing of the command becomes public for the fuzzer's sake.
+//! library: its source is compiled here once more, so that nothing of the command becomes public for the
+//! fuzzer's sake.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

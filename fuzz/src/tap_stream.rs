@@ -1,5 +1,5 @@
-//! The console of a guest under test, from bytes to results in TAP. These files are the command's, which is not a
-//! library.
+//! The console of a guest under test, from bytes to results in TAP. These files are the command's, which is
+//! not a library.
 
 #[path = "../../cli/src/guest_text.rs"]
 #[allow(dead_code)]
@@ -15,8 +15,8 @@ use guest_text::without_escapes;
 use lines::{OpenLine, forms, parts};
 use tap::{Tap, TapCounts, TapOutcome};
 
-/// The first byte of `data` is the size of the pieces in which the rest arrives. Whatever it is, the results are the
-/// same; what is kept of them is bounded, by numbers and by the input, and harmless.
+/// The first byte of `data` is the size of the pieces in which the rest arrives. Whatever it is, the results
+/// are the same; what is kept of them is bounded, by numbers and by the input, and harmless.
 pub fn tap_stream(data: &[u8]) {
     let Some((&piece, stream)) = data.split_first() else { return };
     let tap = read(stream, usize::from(piece).max(1));

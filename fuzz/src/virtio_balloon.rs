@@ -5,8 +5,8 @@ use std::sync::Arc;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, HIGH_RAM_LEN, LOW_RAM_LEN, Machine};
 
-/// `data` is a list of steps: a kind, a count of numbers and the numbers (32 bits each), which are pages, or places and
-/// lengths.
+/// `data` is a list of steps: a kind, a count of numbers and the numbers (32 bits each), which are pages, or
+/// places and lengths.
 pub fn virtio_balloon(data: &[u8]) {
     let balloon = Arc::new(Balloon::new(LOW_RAM_LEN + HIGH_RAM_LEN));
     let machine = Machine::new(balloon.clone());

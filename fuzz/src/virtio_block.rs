@@ -9,8 +9,8 @@ use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, Fa
 use coracle_devices::virtio::poll::Poll;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 
-/// The first byte chooses the disk; the rest is a list of requests of 16 bytes: type, frame, length of the data (16
-/// bits), flags of a range (32 bits), sector (64 bits).
+/// The first byte chooses the disk; the rest is a list of requests of 16 bytes: type, frame, length of the
+/// data (16 bits), flags of a range (32 bits), sector (64 bits).
 pub fn virtio_block(data: &[u8]) {
     let Some((&choice, requests)) = data.split_first() else { return };
     let disk = Arc::new(Disk { blocks: Mutex::new(vec![0; CAPACITY]), is_read_only: choice & 1 == 1 });

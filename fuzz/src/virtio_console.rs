@@ -1,5 +1,5 @@
-//! A driver that says anything on the control queues of a console with two ports, while the program of the host accepts,
-//! reads, writes and closes.
+//! A driver that says anything on the control queues of a console with two ports, while the program of the
+//! host accepts, reads, writes and closes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;

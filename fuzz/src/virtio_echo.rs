@@ -1,4 +1,5 @@
-//! A device for the targets of rings and transports: reads what a driver says, and writes what there is room for.
+//! A device for the targets of rings and transports: reads what a driver says, and writes what there is room
+//! for.
 
 use std::sync::Arc;
 

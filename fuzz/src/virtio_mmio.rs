@@ -1,4 +1,5 @@
-//! A driver that accesses the registers of a device in any order, while its machine is paused, resumed and reset.
+//! A driver that accesses the registers of a device in any order, while its machine is paused, resumed and
+//! reset.
 
 use coracle_devices::virtio::testing::BUFFERS;
 

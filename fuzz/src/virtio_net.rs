@@ -9,8 +9,8 @@ use coracle_devices::virtio::net::{MacAddress, Net, NetSettings};
 use coracle_devices::virtio::poll::Poll;
 use coracle_devices::virtio::testing::{BUFFERS, Buffer, Machine};
 
-/// The first byte chooses the features; the rest is a list of steps of 8 bytes: kind, cut, length (16 bits), value (32
-/// bits).
+/// The first byte chooses the features; the rest is a list of steps of 8 bytes: kind, cut, length (16 bits),
+/// value (32 bits).
 pub fn virtio_net(data: &[u8]) {
     let Some((&choice, steps)) = data.split_first() else { return };
     let (ours, mut peer) = UnixStream::pair().unwrap();

@@ -5,8 +5,8 @@ use coracle_devices::virtio::testing::{BUFFERS, Ring};
 
 use super::virtio_echo::machine;
 
-/// The first byte chooses features; the rest is a list of steps of 12 bytes: kind, index, place (16 bits), value (64
-/// bits).
+/// The first byte chooses features; the rest is a list of steps of 12 bytes: kind, index, place (16 bits),
+/// value (64 bits).
 pub fn virtio_ring(data: &[u8]) {
     let Some((&features, steps)) = data.split_first() else { return };
     let machine = machine();

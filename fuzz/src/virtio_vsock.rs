@@ -1,5 +1,5 @@
-//! A driver that sends packets of any kind to a socket device, while the program of the host accepts, reads, writes and
-//! closes.
+//! A driver that sends packets of any kind to a socket device, while the program of the host accepts, reads,
+//! writes and closes.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -12,8 +12,9 @@ use coracle_devices::virtio::vsock::Vsock;
 
 /// After each step no table of the device is larger than its connections explain.
 ///
-/// `data` is a list of steps of 16 bytes: action, operation, port of the guest, port of the host, flags, type, length of
-/// the packet's bytes (16 bits), length as told (32 bits), room as told (16 bits), bytes taken as told (16 bits).
+/// `data` is a list of steps of 16 bytes: action, operation, port of the guest, port of the host, flags,
+/// type, length of the packet's bytes (16 bits), length as told (32 bits), room as told (16 bits), bytes
+/// taken as told (16 bits).
 pub fn virtio_vsock(data: &[u8]) {
     let vsock = Arc::new(Vsock::new(3, None).unwrap());
     let listener = vsock.switchboard().listen(0).unwrap();

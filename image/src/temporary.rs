@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use coracle_agent::protocol::emulated_host::environment::caller;
 
-/// `TMPDIR`, else `/var/tmp`: not `/tmp`, which is in memory on many systems. On an emulated host it is always
-/// `/tmp`: what is not in memory there is shared with the outer host, also the caller's `TMPDIR`, and a file on
-/// a share needs its name.
+/// `TMPDIR`, else `/var/tmp`: not `/tmp`, which is in memory on many systems. On an emulated host it is
+/// always `/tmp`: what is not in memory there is shared with the outer host, also the caller's `TMPDIR`, and
+/// a file on a share needs its name.
 pub fn directory() -> PathBuf {
     if caller().is_some() {
         return PathBuf::from("/tmp");

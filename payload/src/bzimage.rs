@@ -1,4 +1,5 @@
-//! Wraps a body and packed data as a bzImage (Linux, Documentation/arch/x86/boot.rst). Called by `Payload::bzimage`.
+//! Wraps a body and packed data as a bzImage (Linux, Documentation/arch/x86/boot.rst). Called by
+//! `Payload::bzimage`.
 
 use crate::tables;
 

@@ -5,8 +5,8 @@
 //! runs its body in ring 0 or in ring 3. Ring 3 matters on a KVM without hardware virtualization: it
 //! interprets the code of ring 0, and not that of ring 3.
 //!
-//! The bodies are assembly under `src/asm`, one file per topic. This crate is for tests, benchmarks and `xtask`;
-//! the product does not use it.
+//! The bodies are assembly under `src/asm`, one file per topic. This crate is for tests, benchmarks and
+//! `xtask`; the product does not use it.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

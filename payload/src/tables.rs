@@ -1,4 +1,5 @@
-//! The memory image of a payload: start-up code, page tables, descriptor tables, body, stack. Called by `elf`.
+//! The memory image of a payload: start-up code, page tables, descriptor tables, body, stack. Called by
+//! `elf`.
 //!
 //! The layout is done when the image is made, so that almost nothing has to run in ring 0 before the body
 //! does.
@@ -102,7 +103,8 @@ const GDT_POINTER: usize = 0x7000;
 const GDT: usize = 0x7010;
 const TSS: usize = 0x7100;
 const TSS_BITMAP: u16 = 104;
-/// The TSS proper, one bit per port, and the byte of ones that has to follow (SDM vol. 1, "I/O Permission Bit Map").
+/// The TSS proper, one bit per port, and the byte of ones that has to follow (SDM vol. 1, "I/O Permission Bit
+/// Map").
 const TSS_BYTES: usize = TSS_BITMAP as usize + 65536 / 8 + 1;
 const BODY: usize = 0xa000;
 const RING0_STACK_TOP: usize = 0x1_7000;

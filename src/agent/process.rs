@@ -97,7 +97,8 @@ impl Process {
     /// still be read afterwards. A command that writes more than its streams hold waits for its reader.
     ///
     /// # Errors
-    /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has ended.
+    /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has
+    /// ended.
     pub fn wait(&mut self) -> Result<ExecStatus, ExecError> {
         self.stdin = None;
         loop {

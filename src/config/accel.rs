@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// The user's choice of machine for the guest. Only the command follows it: the library uses the KVM of its host.
+/// The user's choice of machine for the guest. Only the command follows it: the library uses the KVM of its
+/// host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Accel {
     /// Hardware KVM; else, for a Linux image, an emulated host, and say so.

@@ -15,14 +15,14 @@ pub struct AgentConfig {
     /// The program, static for Linux; none for that of the default guest. The default guest has its own.
     pub program: Option<PathBuf>,
     /// How long a call waits for a guest whose agent is not ready yet. A machine with a
-    /// [`boot_timeout`](super::VmConfig::boot_timeout) has that time to its init, and its agent ten seconds more, if
-    /// this is less: a call that waits then fails with what ended the machine.
+    /// [`boot_timeout`](super::VmConfig::boot_timeout) has that time to its init, and its agent ten seconds
+    /// more, if this is less: a call that waits then fails with what ended the machine.
     pub ready_limit: Duration,
-    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a command
-    /// until that has started and once it has ended. A command that runs has limits of its own.
+    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a
+    /// command until that has started and once it has ended. A command that runs has limits of its own.
     pub answer_limit: Duration,
-    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate` seconds
-    /// longer than `answer_limit`. 0 is taken as 1.
+    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate`
+    /// seconds longer than `answer_limit`. 0 is taken as 1.
     pub least_rate: u32,
 }
 

@@ -4,8 +4,8 @@
 /// - `console=ttyS0`: the machine's console is COM1;
 /// - `panic=-1`: a panic resets at once, which is how it is told from a hang;
 /// - `pci=off`: there is no PCI bus, and each look for one is an exit;
-/// - `initcall_blacklist=pci_arch_init`: with `pci=off` this step of Linux does nothing but report the missing bus as
-///   an error, which even `quiet` shows (`arch/x86/pci/init.c`);
+/// - `initcall_blacklist=pci_arch_init`: with `pci=off` this step of Linux does nothing but report the
+///   missing bus as an error, which even `quiet` shows (`arch/x86/pci/init.c`);
 /// - `8250.nr_uarts=1`: one serial port, not four to probe;
 /// - `cryptomgr.notests`: a stock kernel would test its ciphers at every boot.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 pci=off initcall_blacklist=pci_arch_init 8250.nr_uarts=1 \
@@ -21,8 +21,8 @@ pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> Str
     line
 }
 
-/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the first
-/// program (Linux, Documentation/admin-guide/kernel-parameters.txt).
+/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the
+/// first program (Linux, Documentation/admin-guide/kernel-parameters.txt).
 pub fn names_root(line: &str) -> bool {
     root_device(line).is_some()
 }
@@ -37,15 +37,16 @@ pub(crate) fn names_file_systems(line: &str) -> bool {
     value_of(line, "rootfstype=").is_some()
 }
 
-/// The last value of a word for the kernel, without the quotes that may hold it together; `None` for an empty one.
+/// The last value of a word for the kernel, without the quotes that may hold it together; `None` for an empty
+/// one.
 fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let words =
         line.split_ascii_whitespace().map(|word| word.trim_matches('"')).take_while(|word| *word != "--");
     words.filter_map(|word| word.strip_prefix(key)).last().filter(|value| !value.is_empty())
 }
 
-/// The file systems that the root which a command line names may have: those of `rootfstype=`, else those that are made
-/// for a root. Empty where no root is named.
+/// The file systems that the root which a command line names may have: those of `rootfstype=`, else those
+/// that are made for a root. Empty where no root is named.
 pub(crate) fn root_file_systems(line: &str) -> Vec<&str> {
     if !names_root(line) {
         return Vec::new();

@@ -10,9 +10,9 @@ pub enum ConsoleDevice {
     /// The serial port COM1, `ttyS0`. It needs no driver module and shows a kernel's first words.
     #[default]
     Serial,
-    /// A virtio console, `hvc0`, on standard input and output, or on what the builder is given. The serial port stays, and
-    /// has its own end in [`VmConfig::serial`](super::VmConfig::serial). Where that is standard input and output,
-    /// too, both print there, and what is typed goes to `hvc0`.
+    /// A virtio console, `hvc0`, on standard input and output, or on what the builder is given. The serial
+    /// port stays, and has its own end in [`VmConfig::serial`](super::VmConfig::serial). Where that is
+    /// standard input and output, too, both print there, and what is typed goes to `hvc0`.
     Virtio,
 }
 

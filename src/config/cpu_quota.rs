@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// The share of CPU time that all vCPUs of a machine may take together: from 1 % of one CPU to all of 64 CPUs.
+/// The share of CPU time that all vCPUs of a machine may take together: from 1 % of one CPU to all of 64
+/// CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuQuota {
     percent: u32,

@@ -51,16 +51,17 @@ pub enum DiskAccess {
 /// What carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// One system call after the other, on a thread of the disk's own: for blocks that the host has in its page
-    /// cache.
+    /// One system call after the other, on a thread of the disk's own: for blocks that the host has in its
+    /// page cache.
     #[default]
     Sync,
-    /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for many of
-    /// them at a time. A host that does not allow it gets the other, and the log says so.
+    /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for
+    /// many of them at a time. A host that does not allow it gets the other, and the log says so.
     IoUring,
 }
 
-/// What becomes of a request that the host cannot carry out, because it has no more room or the disk is broken.
+/// What becomes of a request that the host cannot carry out, because it has no more room or the disk is
+/// broken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskErrorPolicy {
     /// The guest is told.

@@ -1,4 +1,5 @@
-//! The config file of `coracle run --config`: opened, bounded, read, and what is wrong with it said by line and field.
+//! The config file of `coracle run --config`: opened, bounded, read, and what is wrong with it said by line
+//! and field.
 
 use std::fmt;
 use std::io;
@@ -150,7 +151,8 @@ pub fn in_one_line(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// Thirty times what the longest kernel command line and many paths take; it keeps a wrong file out of memory.
+/// Thirty times what the longest kernel command line and many paths take; it keeps a wrong file out of
+/// memory.
 const MAX_LEN: u64 = 256 << 10;
 
 #[cfg(test)]

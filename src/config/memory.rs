@@ -22,8 +22,8 @@ pub enum MemoryBacking {
     /// Memory of the process, in transparent huge pages where the host has them.
     #[default]
     Anonymous,
-    /// Huge pages that the administrator has set aside. All are reserved when the machine is built, so that the guest
-    /// never runs out of them.
+    /// Huge pages that the administrator has set aside. All are reserved when the machine is built, so that
+    /// the guest never runs out of them.
     HugePages(HugePageSize),
     /// A memory file (memfd_create), which other processes can map too.
     Memfd,

@@ -1,5 +1,5 @@
-//! What a virtual machine is to be: checked values without file handles. Made by the CLI or by a program that embeds
-//! Coracle, used by the builder.
+//! What a virtual machine is to be: checked values without file handles. Made by the CLI or by a program that
+//! embeds Coracle, used by the builder.
 
 mod accel;
 mod agent;
@@ -66,13 +66,14 @@ impl VmConfig {
         VmConfig { kernel: Some(kernel.into()), ..VmConfig::default() }
     }
 
-    /// Whether the guest has a root of the user's: one that is made for it, or a device that its command line names.
+    /// Whether the guest has a root of the user's: one that is made for it, or a device that its command line
+    /// names.
     pub fn has_root(&self) -> bool {
         self.root.is_some() || names_root(&self.cmdline)
     }
 
-    /// Whether the guest is unpacked from the default guest's initramfs, and then from `initrds`: it has no kernel and no
-    /// root of the user's.
+    /// Whether the guest is unpacked from the default guest's initramfs, and then from `initrds`: it has no
+    /// kernel and no root of the user's.
     pub fn has_default_initramfs(&self) -> bool {
         self.kernel.is_none() && !self.has_root()
     }

@@ -1,7 +1,7 @@
 //! "Did you mean": the known name that a mistyped one is nearest to, of options, commands, and keys of files.
 
-/// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the same first
-/// letter.
+/// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the
+/// same first letter.
 pub fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
     let first = |name: &str| name.chars().find(|letter| *letter != '-');
     let ranks =

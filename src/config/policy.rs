@@ -22,8 +22,8 @@ pub enum ResetPolicy {
     /// The virtual machine ends.
     #[default]
     Exit,
-    /// The machine starts anew: kernel, memory, vCPUs and devices as at first, while console and time limit go on.
-    /// A kernel panic and a triple fault end it all the same.
+    /// The machine starts anew: kernel, memory, vCPUs and devices as at first, while console and time limit
+    /// go on. A kernel panic and a triple fault end it all the same.
     Reboot,
 }
 

@@ -11,7 +11,8 @@ use super::ConfigError;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelProtocol {
-    /// Linux by its 64-bit entry; another ELF image by its PVH note where it has one, else by its 64-bit entry.
+    /// Linux by its 64-bit entry; another ELF image by its PVH note where it has one, else by its 64-bit
+    /// entry.
     #[default]
     Auto,
     /// The 64-bit entry of the Linux boot protocol.

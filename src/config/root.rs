@@ -23,8 +23,8 @@ pub struct RootConfig {
     pub access: RootAccess,
     /// How a folder or tar gets into the guest.
     pub form: RootForm,
-    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs to an
-    /// unprivileged caller is root's in the guest.
+    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs
+    /// to an unprivileged caller is root's in the guest.
     pub keep_ids: bool,
 }
 

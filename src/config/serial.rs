@@ -35,7 +35,8 @@ pub struct SerialFile {
 }
 
 impl SerialFile {
-    /// The limit of a file for which nothing else is said: more than a guest prints that is not out to fill it.
+    /// The limit of a file for which nothing else is said: more than a guest prints that is not out to fill
+    /// it.
     pub const DEFAULT_LIMIT: u64 = 64 << 20;
     /// The least limit.
     pub const MIN_LIMIT: u64 = 64 << 10;
@@ -55,8 +56,8 @@ impl From<PathBuf> for SerialFile {
 impl FromStr for SerialConfig {
     type Err = ConfigError;
 
-    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is written
-    /// twice, `,limit=SIZE` or `,limit=none` may follow.
+    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is
+    /// written twice, `,limit=SIZE` or `,limit=none` may follow.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => return Ok(SerialConfig::Stdio),

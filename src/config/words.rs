@@ -1,5 +1,5 @@
-//! Comma-separated lists: the values of options such as `PATH,key=value,flag`, in which `,,` is a comma that belongs to
-//! the text. Every option whose list can hold a path is read here, and nowhere else.
+//! Comma-separated lists: the values of options such as `PATH,key=value,flag`, in which `,,` is a comma that
+//! belongs to the text. Every option whose list can hold a path is read here, and nowhere else.
 
 /// One entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +67,8 @@ pub(super) fn once(words: Vec<Word>) -> Result<Vec<Word>, String> {
     Ok(words)
 }
 
-/// The path that is the first entry, with or without `path=`, and the entries after it; none when it is empty.
+/// The path that is the first entry, with or without `path=`, and the entries after it; none when it is
+/// empty.
 pub(super) fn path_and_words(list: &str) -> Option<(String, Vec<Word>)> {
     let mut words = split(list);
     let first = words.remove(0).text;

@@ -46,7 +46,8 @@ impl Confinement {
         Ok(Some(Confinement { rules, filter: filter(makes_files) }))
     }
 
-    /// Confines the calling process for good. Makes only system calls: it is for the time between fork and exec.
+    /// Confines the calling process for good. Makes only system calls: it is for the time between fork and
+    /// exec.
     pub(super) fn apply(&self) -> io::Result<()> {
         // SAFETY: forbids this process to gain privilege; no memory is involved.
         checked(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
@@ -70,7 +71,8 @@ fn open_path(path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn landlock(call: libc::c_long, [first, second, third]: [libc::c_long; 3]) -> io::Result<libc::c_long> {
-    // SAFETY: the calls read the structures that they are given, which outlive them. The last is for add_rule alone.
+    // SAFETY: the calls read the structures that they are given, which outlive them. The last is for add_rule
+    // alone.
     let result = unsafe { libc::syscall(call, first, second, third, 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -113,9 +113,8 @@ impl Gate {
     }
 
     /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this. After
-    /// each
-    /// [`Gate::ask_parked`] it calls `serve`, without the lock; before it leaves, too, so that each question that was asked
-    /// while it was parked is answered.
+    /// each [`Gate::ask_parked`] it calls `serve`, without the lock; before it leaves, too, so that each
+    /// question that was asked while it was parked is answered.
     pub(crate) fn park(&self, mut serve: impl FnMut()) -> bool {
         let mut record = self.lock();
         record.parked += 1;

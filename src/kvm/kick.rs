@@ -38,7 +38,8 @@ pub(super) fn allow_kicks(vcpu: &VcpuFd) -> Result<(), errno::Error> {
     let closed = !(1u64 << (KICK - 1));
     // struct kvm_signal_mask: the size of the set in bytes, then the set, without padding.
     let mask = [size_of::<u64>() as u32, closed as u32, (closed >> 32) as u32];
-    // SAFETY: the vCPU is open, and the kernel reads a length and that many bytes, all of which are in `mask`.
+    // SAFETY: the vCPU is open, and the kernel reads a length and that many bytes, all of which are in
+    // `mask`.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
     if result < 0 { Err(errno::Error::last()) } else { Ok(()) }
 }
@@ -68,5 +69,6 @@ fn empty_set() -> libc::sigset_t {
 /// disturbed.
 const KICK: libc::c_int = libc::SIGURG;
 
-// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`, Documentation/virt/kvm/api.rst 4.19; kvm-ioctls has no call for it.
+// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`, Documentation/virt/kvm/api.rst 4.19; kvm-ioctls has no call
+// for it.
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);

@@ -227,7 +227,8 @@ fn decode_port(run: &mut kvm_run) -> VcpuExit<'_> {
     let unit = usize::from(io.size);
     let length = unit * io.count as usize;
     let start = (&raw mut *run).cast::<u8>();
-    // SAFETY: KVM puts the data of a port access inside the area that it shares, of which `run` is the first page.
+    // SAFETY: KVM puts the data of a port access inside the area that it shares, of which `run` is the first
+    // page.
     let start = unsafe { start.add(io.data_offset as usize) };
     // SAFETY: as above, `length` bytes of it; the borrow of `run` keeps the area mapped and unaliased.
     let data = unsafe { std::slice::from_raw_parts_mut(start, length) };
@@ -239,8 +240,8 @@ fn decode_port(run: &mut kvm_run) -> VcpuExit<'_> {
 }
 
 fn decode_internal_error(run: &kvm_run) -> VcpuFault {
-    // SAFETY: the exit reason says that this member of the union is the valid one; the emulation failure is the same
-    // words with names.
+    // SAFETY: the exit reason says that this member of the union is the valid one; the emulation failure is
+    // the same words with names.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
     let mut instruction = Vec::new();
     let tells_bytes = failure.suberror == KVM_INTERNAL_ERROR_EMULATION

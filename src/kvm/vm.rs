@@ -39,8 +39,8 @@ impl KvmVm {
                 memory_size: region.bytes,
                 userspace_addr: region.host_address,
             };
-            // SAFETY: the region is a mapping of this process that `GuestRam` keeps alive; the virtual machine is
-            // closed before it (`vm::stop`), and slots never overlap because regions do not.
+            // SAFETY: the region is a mapping of this process that `GuestRam` keeps alive; the virtual
+            // machine is closed before it (`vm::stop`), and slots never overlap because regions do not.
             let result = unsafe { self.fd.set_user_memory_region(region) };
             call("KVM_SET_USER_MEMORY_REGION", result)?;
         }

@@ -55,8 +55,8 @@ impl RawTerminal {
     /// destructors, and so takes no lock and allocates nothing.
     pub fn restore() {
         let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
-        // SAFETY: a pointer in `SAVED` is valid, and the swap has made it this call's alone. It is not freed: this may
-        // be a signal handler, and the process is about to end.
+        // SAFETY: a pointer in `SAVED` is valid, and the swap has made it this call's alone. It is not freed:
+        // this may be a signal handler, and the process is about to end.
         if let Some(saved) = unsafe { saved.as_ref() } {
             // A terminal that has gone away needs no mode.
             let _ = set_mode(saved.fd.as_raw_fd(), &saved.mode);
@@ -90,7 +90,8 @@ pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
 }
 
 fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {
-    // SAFETY: the descriptor is open and the mode is valid. Not TCSADRAIN, which could wait for a reader forever.
+    // SAFETY: the descriptor is open and the mode is valid. Not TCSADRAIN, which could wait for a reader
+    // forever.
     let result = unsafe { libc::tcsetattr(fd, libc::TCSANOW, mode) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -78,5 +78,6 @@ impl VirtioDevices {
     }
 }
 
-/// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an emulated host.
+/// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an
+/// emulated host.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

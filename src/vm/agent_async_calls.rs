@@ -9,7 +9,8 @@ use crate::agent::{AgentError, AgentInfo, DirEntry, FileError, NetworkInfo, Netw
 
 macro_rules! calls_on {
     ($machine:ty) => {
-        /// The calls on the guest's agent for tasks. They need the feature `tokio`, and a runtime with its timer.
+        /// The calls on the guest's agent for tasks. They need the feature `tokio`, and a runtime with its
+        /// timer.
         impl $machine {
             /// See [`AgentClient::wait_ready_async`](crate::agent::AgentClient::wait_ready_async).
             ///

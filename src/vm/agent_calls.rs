@@ -66,8 +66,8 @@ impl VmHandle {
         self.agent()?.wait_ready(limit)
     }
 
-    /// Asks the guest to power off, by its agent if that is ready, else by the power button, and waits for that: none
-    /// when the guest has not ended within `grace`, or cannot be asked. It runs on then.
+    /// Asks the guest to power off, by its agent if that is ready, else by the power button, and waits for
+    /// that: none when the guest has not ended within `grace`, or cannot be asked. It runs on then.
     pub fn shut_down(&self, grace: Duration) -> Option<Outcome> {
         let grace = if self.ask_to_power_off() { grace } else { Duration::ZERO };
         self.wait_for(grace)

@@ -1,5 +1,5 @@
-//! The calls on a machine for tasks. What only waits is woken by a descriptor; what works for some milliseconds, as
-//! building a machine does, takes a thread of the runtime's that is meant for that.
+//! The calls on a machine for tasks. What only waits is woken by a descriptor; what works for some
+//! milliseconds, as building a machine does, takes a thread of the runtime's that is meant for that.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -47,8 +47,8 @@ impl Vm {
         self.handle().wait_async().await
     }
 
-    /// As [`Vm::stop`], for a task; the machine has given everything back when this is done. A task that is dropped
-    /// meanwhile stops the machine at once.
+    /// As [`Vm::stop`], for a task; the machine has given everything back when this is done. A task that is
+    /// dropped meanwhile stops the machine at once.
     ///
     /// # Errors
     /// As [`VmHandle::wait_async`]; the machine is stopped all the same.
@@ -107,8 +107,8 @@ async fn readable(fd: &mut Option<AsyncFd<OwnedFd>>, source: BorrowedFd<'_>) -> 
         Some(fd) => fd,
         None => {
             let own = source.try_clone_to_owned()?;
-            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken from the
-            // runtime.
+            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken
+            // from the runtime.
             fd.insert(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
         }
     };

@@ -23,8 +23,8 @@ use crate::memory::MemoryError;
 use crate::vcpu::AffinityError;
 use crate::virtio::VirtioError;
 
-/// Why a virtual machine was not built. Nothing of it is left. Its text has the causes, too; those that are types of
-/// other modules are in [`crate::error`].
+/// Why a virtual machine was not built. Nothing of it is left. Its text has the causes, too; those that are
+/// types of other modules are in [`crate::error`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {

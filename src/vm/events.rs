@@ -1,5 +1,5 @@
-//! What happens to a virtual machine, told to whoever subscribes. Sent by the control thread and the handles; a
-//! subscriber that does not listen delays nobody.
+//! What happens to a virtual machine, told to whoever subscribes. Sent by the control thread and the handles;
+//! a subscriber that does not listen delays nobody.
 
 use std::collections::VecDeque;
 use std::io;
@@ -32,8 +32,8 @@ pub enum Event {
     Ended(Box<Outcome>),
 }
 
-/// Everything that happens to a machine from the subscription on, in order. Up to [`Subscription::MOST`] events wait to
-/// be taken; then the oldest are lost and counted.
+/// Everything that happens to a machine from the subscription on, in order. Up to [`Subscription::MOST`]
+/// events wait to be taken; then the oldest are lost and counted.
 #[derive(Debug)]
 pub struct Subscription {
     queue: Arc<Queue>,

@@ -132,8 +132,8 @@ pub(super) fn found_files(config: &VmConfig) -> Result<Vec<PathBuf>, BuildError>
     Ok(found)
 }
 
-/// The kernel and the initrds that the machine of `config` is loaded with: those that it names, after those of the
-/// default guest.
+/// The kernel and the initrds that the machine of `config` is loaded with: those that it names, after those
+/// of the default guest.
 fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
     let kernel = match &config.kernel {
         Some(kernel) => kernel.clone(),
@@ -147,14 +147,15 @@ fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), Gues
     Ok((kernel, initrds))
 }
 
-/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own does that
-/// itself, and of a root that was made for the machine all is known.
+/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own
+/// does that itself, and of a root that was made for the machine all is known.
 fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
     let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
     config.root.is_none() && (!has_initrd || is_first)
 }
 
-/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus at least.
+/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus
+/// at least.
 fn device_modules(config: &VmConfig, root: Option<&Root>) -> Vec<&'static str> {
     let mut modules: Vec<&str> = specs(config, root).iter().map(|spec| spec.module()).collect();
     if !modules.is_empty() || config.modules.is_some() {

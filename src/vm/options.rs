@@ -17,15 +17,15 @@ impl VmBuilder {
         self.configure(|config| config.kernel = Some(path))
     }
 
-    /// One more initial RAM file system, after the default guest's where the kernel is that guest's: a file in it takes the
-    /// place of one of the same name in those before.
+    /// One more initial RAM file system, after the default guest's where the kernel is that guest's: a file
+    /// in it takes the place of one of the same name in those before.
     pub fn initrd(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.initrds.push(path))
     }
 
-    /// The root file system, in place of an initrd. Unless [`VmBuilder::agent`] says otherwise, no init of its own
-    /// runs: the guest waits for commands ([`Vm::exec`](super::Vm::exec)).
+    /// The root file system, in place of an initrd. Unless [`VmBuilder::agent`] says otherwise, no init of
+    /// its own runs: the guest waits for commands ([`Vm::exec`](super::Vm::exec)).
     pub fn root(self, root: RootConfig) -> VmBuilder {
         self.configure(|config| {
             config.root = Some(root);
@@ -179,8 +179,8 @@ impl VmBuilder {
         self.configure(|config| config.idle_timeout = Some(limit))
     }
 
-    /// How much of the host's CPUs the vCPUs may take together, in percent of one CPU. A share that is not possible is
-    /// an error of [`VmBuilder::build`].
+    /// How much of the host's CPUs the vCPUs may take together, in percent of one CPU. A share that is not
+    /// possible is an error of [`VmBuilder::build`].
     pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
         self.checked(CpuQuota::from_percent(percent), |config, quota| config.cpu_quota = Some(quota))
     }

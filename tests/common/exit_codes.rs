@@ -1,5 +1,5 @@
-//! The table of exit codes in `docs/outcomes.md`, and the rows of it that a test program provokes. Together the programs
-//! have to provoke each row, which `tests/exit_codes.rs` checks.
+//! The table of exit codes in `docs/outcomes.md`, and the rows of it that a test program provokes. Together
+//! the programs have to provoke each row, which `tests/exit_codes.rs` checks.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -32,8 +32,8 @@ pub fn coracle() -> Command {
     command
 }
 
-/// Lets a command start with the signals of a terminal session, also where the tests run under `nohup` or in the
-/// background of a script.
+/// Lets a command start with the signals of a terminal session, also where the tests run under `nohup` or in
+/// the background of a script.
 pub fn default_signals(command: &mut Command) {
     let reset = || {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
@@ -96,8 +96,8 @@ pub fn kvm_or_skip() -> bool {
     }
 }
 
-/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process of its own.
-/// False where it has been run there.
+/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process
+/// of its own. False where it has been run there.
 pub fn is_alone(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;
@@ -228,8 +228,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs an experiment that a busy machine can spoil, up to three times. What the product does wrong it does each
-/// time; what a CPU that was away for some seconds does, it does not.
+/// Runs an experiment that a busy machine can spoil, up to three times. What the product does wrong it does
+/// each time; what a CPU that was away for some seconds does, it does not.
 #[track_caller]
 pub fn unless_spoilt(mut experiment: impl FnMut() -> Result<(), String>) {
     let spoilt: Vec<String> =
@@ -255,7 +255,8 @@ pub fn run_200_at_once(command: impl Fn(u8) -> Exec) {
 
 /// Sends `len` bytes on a stream and expects them back, both at once, and the end after them.
 pub fn echo(mut stream: UnixStream, len: usize) {
-    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are alike.
+    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are
+    // alike.
     let piece: Vec<u8> = (0..25_000_u32).flat_map(u32::to_le_bytes).skip(1).collect();
     let mut data = piece.repeat(len.div_ceil(piece.len()));
     data.truncate(len);

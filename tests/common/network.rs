@@ -10,8 +10,8 @@ use std::thread;
 
 use super::{eventually, skip};
 
-/// Runs `test` on a thread that is alone in a new network, and so are the commands that it starts; says why where that is
-/// not allowed.
+/// Runs `test` on a thread that is alone in a new network, and so are the commands that it starts; says why
+/// where that is not allowed.
 pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let run = move || {
         // SAFETY: the call changes what this thread sees, and nothing else.
@@ -42,8 +42,8 @@ pub fn tap(name: &str) {
     ip(&format!("link set {name} up"));
 }
 
-/// Starts passt at `socket` as a user without rights, in the network of this thread: the guest is 10.9.0.2, and 10.9.0.1
-/// is the host's loopback interface. None, with a line that says why, where there is no passt.
+/// Starts passt at `socket` as a user without rights, in the network of this thread: the guest is 10.9.0.2,
+/// and 10.9.0.1 is the host's loopback interface. None, with a line that says why, where there is no passt.
 #[track_caller]
 pub fn passt(socket: &Path) -> Option<Running> {
     if !["/usr/bin/passt", "/usr/local/bin/passt"].iter().any(|program| Path::new(program).exists()) {

@@ -1,4 +1,5 @@
-//! `coracle test` with guests that are well, fail, panic, halt, hang and say nothing: each verdict with its explanation.
+//! `coracle test` with guests that are well, fail, panic, halt, hang and say nothing: each verdict with its
+//! explanation.
 
 use std::fs;
 use std::path::Path;

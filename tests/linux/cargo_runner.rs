@@ -1,4 +1,5 @@
-//! `coracle cargo-runner`: the tests of `examples/cargo-runner`, as cargo would run them, and other programs of the host.
+//! `coracle cargo-runner`: the tests of `examples/cargo-runner`, as cargo would run them, and other programs
+//! of the host.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -64,8 +64,8 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
     seen.until(&mut shell, "# ");
     // The watchdog forgives a CPU that was idle.
     writeln!(shell, "while :; do :; done &").unwrap();
-    // A host that takes the CPU away for two seconds is a lock-up to the watchdog, too: a busy one does that now and
-    // then.
+    // A host that takes the CPU away for two seconds is a lock-up to the watchdog, too: a busy one does that
+    // now and then.
     common::unless_spoilt(|| {
         writeln!(shell, "dmesg -c >/dev/null").unwrap();
         let before = read_clocks(&mut shell, &mut seen);

@@ -248,7 +248,8 @@ fn test_with_a_command_has_its_verdict() {
     assert!(passed.text().contains("done"), "{}", passed.text());
     test(&[], "exit 3").expect(120, "ended with code 3");
     test(&["--expect", "never"], "true").expect(120, "matched never");
-    // What is written decides as it comes, long before these would have ended, and whatever their codes would be.
+    // What is written decides as it comes, long before these would have ended, and whatever their codes would
+    // be.
     test(&["--expect", "^ready$"], "echo ready; sleep 3600; exit 3").expect(0, "passed");
     test(&["--reject", "BUG"], "echo BUG: bad >&2; sleep 3600")
         .expect(120, "the command's output has `BUG: bad`");

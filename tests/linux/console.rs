@@ -112,7 +112,8 @@ fn shell_at_a_terminal(args: &[&str]) -> Session {
     resize(&session.terminal, 77, 20);
     signal(&session.child, libc::SIGWINCH);
     session.typed("until stty size | grep '20 77'; do sleep 0.1; done", "\n20 77");
-    // One process group says it and sleeps: a shell that has still to start `sleep` would take the ^C for itself.
+    // One process group says it and sleeps: a shell that has still to start `sleep` would take the ^C for
+    // itself.
     session.typed("sh -c \"echo sl''eeps; exec sleep 1000\"", "sleeps");
     session.terminal.write_all(b"\x03").unwrap();
     session.transcript.until(&mut session.terminal, "# ");

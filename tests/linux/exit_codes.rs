@@ -1,5 +1,5 @@
-//! The exit codes that take a Linux guest, once each: `tests/exit_codes.rs` has the others, and the check that none is
-//! missing.
+//! The exit codes that take a Linux guest, once each: `tests/exit_codes.rs` has the others, and the check
+//! that none is missing.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Stock kernels that are used by a shell: with network cards (taps on a bridge, and passt, in a network of the test's
-//! own), and with a balloon.
+//! Stock kernels that are used by a shell: with network cards (taps on a bridge, and passt, in a network of
+//! the test's own), and with a balloon.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -234,8 +234,8 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
     assert!(outcome["times_ms"]["kernel"].as_f64().is_some_and(|time| time > 0.0), "{outcome}");
 }
 
-/// Debian's kernel for any machine, of which the emulated host's is made, has ext4 as a module, which needs a checksum by
-/// a soft dependency alone. The unpacked package has no `modules.dep`.
+/// Debian's kernel for any machine, of which the emulated host's is made, has ext4 as a module, which needs a
+/// checksum by a soft dependency alone. The unpacked package has no `modules.dep`.
 #[test]
 fn root_on_a_file_system_that_is_a_module_is_found_and_mounted() {
     needs_linux!();

@@ -9,7 +9,8 @@ use super::{data, no_linux};
 use coracle::guest_data::GuestData;
 
 /// One line for each thing that runc gives a container (OCI runtime specification, config-linux.md "Default
-/// Filesystems" and "Default Devices", runtime-linux.md "Dev symbolic links"), and for what people look for besides.
+/// Filesystems" and "Default Devices", runtime-linux.md "Dev symbolic links"), and for what people look for
+/// besides.
 const SCRIPT: &str = r#"
 for link in fd stdin stdout stderr; do echo "$link $(readlink /dev/$link)"; done
 [ ! -e /proc/kcore ] || [ "$(readlink /dev/core)" = /proc/kcore ] || echo "no core"
@@ -51,7 +52,8 @@ through
 groups
 ";
 
-/// What the script said, without sizes that depend on the machine, as many lines as [`FOUND`] has, and the rest.
+/// What the script said, without sizes that depend on the machine, as many lines as [`FOUND`] has, and the
+/// rest.
 fn split(text: &str) -> (String, String) {
     let is_size = |word: &&str| word.starts_with("size=");
     let hide = |line: &str| {

@@ -1,4 +1,5 @@
-//! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads, and iperf3.
+//! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads, and
+//! iperf3.
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -39,7 +40,8 @@ fn fio_reads_back_what_it_has_written_at_random_to_devices_and_to_files_by_both_
          --ioengine=libaio --iodepth=8 --fdatasync=64 --verify=crc32c --verify_fatal=1 {} || {{ cat /tmp/said; false; }}",
         jobs.join(" ")
     ));
-    // Of each line (fio's HOWTO, "Terse output", version 3) the job, its error, and the KiB that it read and wrote.
+    // Of each line (fio's HOWTO, "Terse output", version 3) the job, its error, and the KiB that it read and
+    // wrote.
     let said = guest.run("cut -d';' -f3,5,6,47 /tmp/said");
     for (name, _) in JOBS {
         assert!(said.contains(&format!("{name};0;{JOB_KIB};{JOB_KIB}")), "{name}: {said}");

@@ -1,5 +1,5 @@
-//! The tuned kernel: everything that the machine has is built in, it ends in each way that the stock kernel does, and
-//! it needs less.
+//! The tuned kernel: everything that the machine has is built in, it ends in each way that the stock kernel
+//! does, and it needs less.
 
 use std::fs;
 
@@ -26,8 +26,8 @@ fn run(action: &str, args: &[&str]) -> Finished {
     finish(linux(GuestData::TunedVmlinux, action).args(args))
 }
 
-/// Checks that the guest's report has all of these, and that nothing comes before it: `quiet` shows errors, those of the
-/// agent too.
+/// Checks that the guest's report has all of these, and that nothing comes before it: `quiet` shows errors,
+/// those of the agent too.
 #[track_caller]
 fn expect_report(run: &Finished, lines: &[&str]) {
     run.expect(0, "the guest powered off");

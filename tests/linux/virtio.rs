@@ -162,7 +162,8 @@ pub(super) fn host(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at the end.
+/// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at
+/// the end.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {

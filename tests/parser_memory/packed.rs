@@ -1,5 +1,5 @@
-//! Packed files: as usual encoders make them, and with the largest windows, dictionaries and blocks that a format can
-//! state, made by hand where an encoder refuses.
+//! Packed files: as usual encoders make them, and with the largest windows, dictionaries and blocks that a
+//! format can state, made by hand where an encoder refuses.
 
 use std::io::Write;
 
@@ -30,7 +30,8 @@ fn greedy(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("gzip", gzip(plain)),
         ("xz, 128 MiB", with_dictionary(xz(plain), 30)),
         ("xz, 4 GiB", with_dictionary(xz(plain), 40)),
-        // RFC 8878, 3.1.1.1.2: 1 KiB << the upper five bits, and as many eighths of it as the lower three say.
+        // RFC 8878, 3.1.1.1.2: 1 KiB << the upper five bits, and as many eighths of it as the lower three
+        // say.
         ("zstd, 128 MiB", zstd(plain, &window(17 << 3))),
         ("zstd, 240 MiB", zstd(plain, &window(17 << 3 | 7))),
         ("zstd, 3.75 TiB", zstd(plain, &window(0xff))),
@@ -55,8 +56,8 @@ fn xz(plain: &[u8]) -> Vec<u8> {
     xz.finish().unwrap()
 }
 
-/// The .xz file with another size of its dictionary (5.3.1): behind a header of 12 bytes, a block's own of 12 without
-/// optional fields.
+/// The .xz file with another size of its dictionary (5.3.1): behind a header of 12 bytes, a block's own of 12
+/// without optional fields.
 fn with_dictionary(mut xz: Vec<u8>, bits: u8) -> Vec<u8> {
     assert_eq!(xz[12..16], [2, 0, 0x21, 1]);
     xz[16] = bits;
@@ -110,8 +111,8 @@ fn zstd(plain: &[u8], header: &[u8]) -> Vec<u8> {
     end(frame)
 }
 
-/// A frame of blocks without sequences, whose literals are one byte up to 2^20 - 1 times (3.1.1.3.1.1): more than a
-/// block may have, which decoders are known to take.
+/// A frame of blocks without sequences, whose literals are one byte up to 2^20 - 1 times (3.1.1.3.1.1): more
+/// than a block may have, which decoders are known to take.
 fn zstd_literals(plain: &[u8], header: &[u8]) -> Vec<u8> {
     let mut frame = [&[0x28, 0xb5, 0x2f, 0xfd], header].concat();
     let (start, rest) = plain.split_at(plain.len().min(128 << 10));

@@ -9,8 +9,8 @@ use serde::Deserialize;
 use crate::process::{capture, cargo, run};
 use crate::workspace::Workspace;
 
-/// Builds the smallest program that embeds Coracle, and the tests of `examples/cargo-runner`, which are put at a place that
-/// the Linux tests know: `examples` in the target folder.
+/// Builds the smallest program that embeds Coracle, and the tests of `examples/cargo-runner`, which are put
+/// at a place that the Linux tests know: `examples` in the target folder.
 ///
 /// # Errors
 /// An example does not build or is not as clippy wants it, or its tests cannot be put there.

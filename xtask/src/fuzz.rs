@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer and AddressSanitizer and runs them.
 //!
-//! It gives the compiler the flags that cargo-fuzz gives it, so that no other program has to be installed first;
-//! `cargo +nightly fuzz run TARGET` works, too.
+//! It gives the compiler the flags that cargo-fuzz gives it, so that no other program has to be installed
+//! first; `cargo +nightly fuzz run TARGET` works, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -101,14 +101,14 @@ impl Fuzz {
         command.args(["build", "--quiet", "--release", "--bins", "--target", TARGET_TRIPLE]);
         command.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&self.build);
         command.env("RUSTFLAGS", FLAGS.join(" "));
-        // Sanitizers are not stable yet. This lets the product's own compiler take the flags: what is fuzzed is what
-        // that compiler makes, and no second toolchain is needed.
+        // Sanitizers are not stable yet. This lets the product's own compiler take the flags: what is fuzzed
+        // is what that compiler makes, and no second toolchain is needed.
         command.env("RUSTC_BOOTSTRAP", "1");
         run(&mut command)
     }
 
-    /// Runs one target and returns the last line that it wrote. New inputs that reach further are kept in the build
-    /// folder and used by the next run.
+    /// Runs one target and returns the last line that it wrote. New inputs that reach further are kept in the
+    /// build folder and used by the next run.
     fn run(&self, target: &str, seconds: u32) -> Result<String> {
         let found = self.build.join("corpus").join(target);
         let findings = self.build.join("findings").join(target);
@@ -151,8 +151,8 @@ const SMOKE_SECONDS: u32 = 10;
 
 const TARGET_TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// The most MiB that a target may ask for at once. What parses a file stays in proportion to it, and inputs are
-/// small; a decoder may remember 128 MiB, and a kernel may unpack to more.
+/// The most MiB that a target may ask for at once. What parses a file stays in proportion to it, and inputs
+/// are small; a decoder may remember 128 MiB, and a kernel may unpack to more.
 fn largest_block_mib(target: &str) -> u32 {
     match target {
         "config_file" | "diagnosis_inputs" | "root_tar" | "suite_toml" | "tap_stream" => 24,

@@ -46,7 +46,8 @@ struct Role {
     /// Modules to load, besides those that they need.
     modules: &'static [&'static str],
     has_busybox: bool,
-    /// Whether the agent and the kernel's modules are kept as files too: the agent loads modules for users' kernels.
+    /// Whether the agent and the kernel's modules are kept as files too: the agent loads modules for users'
+    /// kernels.
     has_loader: bool,
 }
 

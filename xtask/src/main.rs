@@ -65,7 +65,8 @@ enum Task {
         /// Use the newest packages instead of those that are there
         #[arg(long)]
         update: bool,
-        /// Also build the tuned kernel from Debian's kernel source, where it is not there yet (some ten minutes)
+        /// Also build the tuned kernel from Debian's kernel source, where it is not there yet (some ten
+        /// minutes)
         #[arg(long)]
         tuned: bool,
         /// Also make the disk of tools (fio, iperf3) that guests of the tests use

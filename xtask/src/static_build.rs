@@ -1,5 +1,5 @@
-//! Static release builds: the agent that becomes PID 1, the `coracle` binary that is given to users, and these tasks where
-//! they run in a guest.
+//! Static release builds: the agent that becomes PID 1, the `coracle` binary that is given to users, and
+//! these tasks where they run in a guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,8 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "coracle-agent", "coracle-agent", "agent", &flags(&workspace.root), |_| {})
 }
 
-/// Builds the agent and returns the path of a file that holds it compressed, as the feature `bundled-agent` takes it.
+/// Builds the agent and returns the path of a file that holds it compressed, as the feature `bundled-agent`
+/// takes it.
 pub(crate) fn packed_agent(workspace: &Workspace) -> Result<PathBuf> {
     let path = agent(workspace)?;
     let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -38,8 +39,8 @@ pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
     })
 }
 
-/// Builds these tasks, for the measurements that run elsewhere, and returns the path of their binary. Its errors can have
-/// backtraces.
+/// Builds these tasks, for the measurements that run elsewhere, and returns the path of their binary. Its
+/// errors can have backtraces.
 pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "xtask", "xtask", "release", &[STATIC.to_owned()], |_| {})
 }
@@ -68,8 +69,8 @@ fn build(
     Ok(folder.join(TARGET).join(profile).join(program))
 }
 
-/// Static, and small: one copy of functions that are the same, the short form of relocations, no tables for unwinding, and less of
-/// the C library. The linker is the one that Rust brings.
+/// Static, and small: one copy of functions that are the same, the short form of relocations, no tables for
+/// unwinding, and less of the C library. The linker is the one that Rust brings.
 fn flags(root: &Path) -> [String; 6] {
     let script = root.join("xtask/src/static.ld");
     [
@@ -83,8 +84,9 @@ fn flags(root: &Path) -> [String; 6] {
     ]
 }
 
-/// Functions with more instructions than this stay functions, where speed alone would inline twice as long ones: a
-/// twentieth of the size, and what is hot is short. The agent is built for size alone, which this would undo.
+/// Functions with more instructions than this stay functions, where speed alone would inline twice as long
+/// ones: a twentieth of the size, and what is hot is short. The agent is built for size alone, which this
+/// would undo.
 const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=40";
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 

@@ -37,7 +37,8 @@ pub(crate) struct TestOutput {
 }
 
 impl TestOutput {
-    /// Counts the lines that end in this piece, and hands each to `print`: whole lines, because several runs may print.
+    /// Counts the lines that end in this piece, and hands each to `print`: whole lines, because several runs
+    /// may print.
     pub(crate) fn push(&mut self, piece: &[u8], mut print: impl FnMut(&[u8])) {
         self.unfinished.extend_from_slice(piece);
         while let Some(end) = self.unfinished.iter().position(|&byte| byte == b'\n') {

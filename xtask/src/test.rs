@@ -114,8 +114,8 @@ struct Tests<'a> {
 }
 
 impl Tests<'_> {
-    /// Runs `cargo test` with these arguments, passes its output on and counts. It is always the whole workspace, so that
-    /// features stay the same and nothing is built twice.
+    /// Runs `cargo test` with these arguments, passes its output on and counts. It is always the whole
+    /// workspace, so that features stay the same and nothing is built twice.
     fn run(&self, arguments: &[&str], place: Place) -> Result<Tally> {
         let mut command = cargo();
         command
@@ -162,7 +162,8 @@ impl Tests<'_> {
     fn emulated_host_runner(&self) -> Result<String> {
         let Workspace { root, target, data, .. } = self.workspace;
         let mut words = vec![self.coracle.as_path(), Path::new("host-emulate")];
-        // One CPU: QEMU's emulation of nested paging loses its way now and then when several run guests at once.
+        // One CPU: QEMU's emulation of nested paging loses its way now and then when several run guests at
+        // once.
         words.extend(["--cpus", "1"].map(Path::new));
         for folder in [root, data, target] {
             words.extend([Path::new("--share"), folder]);
@@ -181,7 +182,8 @@ impl Tests<'_> {
     }
 }
 
-/// Copies a stream line by line and counts. A stream that breaks ends there: cargo's status then tells the rest.
+/// Copies a stream line by line and counts. A stream that breaks ends there: cargo's status then tells the
+/// rest.
 fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
     let mut output = TestOutput::default();
     let Some(mut from) = from else {

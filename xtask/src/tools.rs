@@ -1,8 +1,8 @@
-//! `cargo xtask guest --tools`: a disk image with which guests of the tests use their devices as users do: busybox, and
-//! this machine's own fio and iperf3 with their libraries. Its init is a shell on the console.
+//! `cargo xtask guest --tools`: a disk image with which guests of the tests use their devices as users do:
+//! busybox, and this machine's own fio and iperf3 with their libraries. Its init is a shell on the console.
 //!
-//! It is the asset folder `tools` (see [`crate::assets`]). It is made here and not by the tests, because their host may be
-//! an emulated one, on which 80 MB of libraries take half a minute to copy.
+//! It is the asset folder `tools` (see [`crate::assets`]). It is made here and not by the tests, because
+//! their host may be an emulated one, on which 80 MB of libraries take half a minute to copy.
 
 use std::collections::BTreeSet;
 use std::fs;

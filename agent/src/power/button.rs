@@ -1,4 +1,5 @@
-//! The machine's power button, as the kernel's `button` and `evdev` modules show it: key presses on an input device.
+//! The machine's power button, as the kernel's `button` and `evdev` modules show it: key presses on an input
+//! device.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;

@@ -169,7 +169,8 @@ impl Child<'_> {
         // SAFETY: makes the calling process a session leader; no memory is involved.
         checked(unsafe { libc::setsid() }, Step::Streams)?;
         for (number, stream) in (0..).zip(&self.streams.inner) {
-            // SAFETY: replaces a standard stream of this process by an open descriptor; those are above the three.
+            // SAFETY: replaces a standard stream of this process by an open descriptor; those are above the
+            // three.
             checked(unsafe { libc::dup2(stream.as_raw_fd(), number) }, Step::Streams)?;
         }
         if self.streams.is_terminal {
@@ -202,7 +203,8 @@ impl Child<'_> {
     fn execute(&self) -> i32 {
         let mut told = libc::ENOENT;
         for path in &self.plan.paths {
-            // SAFETY: all strings end with zero bytes, both lists with null pointers, and all outlive the call.
+            // SAFETY: all strings end with zero bytes, both lists with null pointers, and all outlive the
+            // call.
             unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
             match errno() {
                 libc::ENOENT | libc::ENOTDIR => {}
@@ -223,7 +225,8 @@ fn fork_into(group: Option<&Cgroup>, has_to: bool) -> io::Result<libc::pid_t> {
         args.flags = CLONE_INTO_CGROUP;
         args.exit_signal = libc::SIGCHLD as u64;
         args.cgroup = group.as_raw_fd() as u64;
-        // SAFETY: the structure lives through the call and has this size; without shared memory, this is a fork.
+        // SAFETY: the structure lives through the call and has this size; without shared memory, this is a
+        // fork.
         let process =
             unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
         if process >= 0 {
@@ -268,7 +271,8 @@ fn ignored_signals() -> Vec<libc::c_int> {
 fn tell(reporter: RawFd, step: Step, errno: i32) -> ! {
     let [a, b, c, d] = errno.to_ne_bytes();
     let record = [step as u8, a, b, c, d];
-    // SAFETY: pointer and length are those of `record`. If it fails, the start looks like a success that ends with 127.
+    // SAFETY: pointer and length are those of `record`. If it fails, the start looks like a success that ends
+    // with 127.
     unsafe { libc::write(reporter, record.as_ptr().cast(), record.len()) };
     // SAFETY: ends this process without running anything of its parent's.
     unsafe { libc::_exit(127) }

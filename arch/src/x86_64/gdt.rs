@@ -1,8 +1,8 @@
 //! The global descriptor table that the first CPU starts with, and the segment registers that match it.
 //!
-//! Linux's 64-bit protocol wants code at selector 0x10 and data at 0x18, flat (Linux, Documentation/arch/x86/boot.rst);
-//! PVH wants flat 32-bit segments and leaves the selectors open (Xen, docs/misc/pvh.pandoc). Both use the
-//! same layout of the table.
+//! Linux's 64-bit protocol wants code at selector 0x10 and data at 0x18, flat (Linux,
+//! Documentation/arch/x86/boot.rst); PVH wants flat 32-bit segments and leaves the selectors open (Xen,
+//! docs/misc/pvh.pandoc). Both use the same layout of the table.
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 

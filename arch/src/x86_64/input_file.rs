@@ -141,7 +141,8 @@ impl InputFile {
         }
     }
 
-    /// Reads `count` bytes from `offset` of the file into guest memory at `address`, without a copy in between.
+    /// Reads `count` bytes from `offset` of the file into guest memory at `address`, without a copy in
+    /// between.
     ///
     /// # Errors
     /// The range is not all RAM, the file ends before it, or reading fails.

@@ -15,7 +15,8 @@ pub const PVH_START_INFO: u64 = 0x6000;
 /// The "zero page" (`struct boot_params`) of the Linux boot protocol, one page.
 pub const ZERO_PAGE: u64 = 0x7000;
 
-/// Initial stack pointer: the page below [`PML4`] is the stack. Linux sets its own; small payloads use this one.
+/// Initial stack pointer: the page below [`PML4`] is the stack. Linux sets its own; small payloads use this
+/// one.
 pub const BOOT_STACK_TOP: u64 = 0x8ff0;
 
 /// Root of the initial page tables: one page.
@@ -42,14 +43,15 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// End of the extended BIOS data area, start of what was video memory on a PC.
 pub const EBDA_END: u64 = 0xa_0000;
 
-/// ACPI tables, the RSDP first. ACPI 6.5, 5.2.5.1: the area up to 1 MiB is where a kernel without a hint scans.
+/// ACPI tables, the RSDP first. ACPI 6.5, 5.2.5.1: the area up to 1 MiB is where a kernel without a hint
+/// scans.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 
 /// End of the area for ACPI tables.
 pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
 
-/// The MP floating pointer, followed by the MP configuration table, on a machine without ACPI tables: the MultiProcessor
-/// Specification 1.4, chapter 4, has kernels scan the 64 KiB below 1 MiB.
+/// The MP floating pointer, followed by the MP configuration table, on a machine without ACPI tables: the
+/// MultiProcessor Specification 1.4, chapter 4, has kernels scan the 64 KiB below 1 MiB.
 pub const MP_TABLE: u64 = 0xf_0000;
 
 /// End of the area for the MP table.
@@ -81,7 +83,8 @@ pub const IOAPIC: u32 = 0xfec0_0000;
 /// Registers of each CPU's local APIC.
 pub const LAPIC: u32 = 0xfee0_0000;
 
-/// The page KVM uses on Intel CPUs for the page table of a guest without paging (`KVM_SET_IDENTITY_MAP_ADDR`).
+/// The page KVM uses on Intel CPUs for the page table of a guest without paging
+/// (`KVM_SET_IDENTITY_MAP_ADDR`).
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The three pages KVM uses on Intel CPUs for the task state of a guest in real mode (`KVM_SET_TSS_ADDR`).

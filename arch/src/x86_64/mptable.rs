@@ -1,5 +1,5 @@
-//! The MP table (Intel MultiProcessor Specification 1.4, chapter 4): processors and interrupt wiring for a kernel
-//! without ACPI.
+//! The MP table (Intel MultiProcessor Specification 1.4, chapter 4): processors and interrupt wiring for a
+//! kernel without ACPI.
 //!
 //! The builder calls either [`write_table`] or [`crate::x86_64::acpi::write_tables`], never both: a kernel
 //! that found both would see each device twice.

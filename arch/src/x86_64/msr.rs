@@ -1,7 +1,7 @@
 //! Model-specific registers that a PC's firmware would have set before it starts a kernel.
 
-/// IA32_MISC_ENABLE (Intel SDM volume 4, table 2-2) and its bit for fast string operations, without which Linux
-/// avoids its string instructions on Intel CPUs.
+/// IA32_MISC_ENABLE (Intel SDM volume 4, table 2-2) and its bit for fast string operations, without which
+/// Linux avoids its string instructions on Intel CPUs.
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const FAST_STRINGS: u64 = 1 << 0;
 

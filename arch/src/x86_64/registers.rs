@@ -37,7 +37,8 @@ pub struct BootState {
     pub segments: Segments,
     /// Global descriptor table register.
     pub gdt: DescriptorTable,
-    /// Interrupt descriptor table register: empty, so an exception before the kernel has its own is a triple fault.
+    /// Interrupt descriptor table register: empty, so an exception before the kernel has its own is a triple
+    /// fault.
     pub idt: DescriptorTable,
     /// Numbers and values of model-specific registers. They hold for each CPU of the machine.
     pub msrs: Vec<(u32, u64)>,

@@ -18,7 +18,8 @@ pub(crate) struct CargoRunnerArgs {
     /// File or folder that the program needs, at the same path in the guest; again for more
     #[arg(long = "copy", value_name = "PATH")]
     pub copies: Vec<PathBuf>,
-    /// Variable for the program besides those of cargo, NAME=VALUE, or NAME for its value here; again for more
+    /// Variable for the program besides those of cargo, NAME=VALUE, or NAME for its value here; again for
+    /// more
     #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(named))]
     pub env: Vec<OsString>,
     /// The program, and all that follows it for the program

@@ -13,8 +13,8 @@ pub(crate) struct GuestIp(pub NetworkSettings);
 impl FromStr for GuestIp {
     type Err = String;
 
-    /// Reads `dhcp` or `ADDRESS/LENGTH`, and a comma-separated list of any number of `dns=` and, for an address,
-    /// `gateway=`, for `dhcp`, `timeout=`.
+    /// Reads `dhcp` or `ADDRESS/LENGTH`, and a comma-separated list of any number of `dns=` and, for an
+    /// address, `gateway=`, for `dhcp`, `timeout=`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split(',');
         let first = words.next().unwrap_or_default();

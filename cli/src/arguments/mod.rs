@@ -67,14 +67,13 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub vm: VmArgs,
-    /// Which device the console on stdin and stdout is: serial (ttyS0), or virtio (hvc0, faster, with the terminal's
-    /// size)
-    /// [default: serial; for the default guest at a terminal both, its shell on hvc0]
+    /// Which device the console on stdin and stdout is: serial (ttyS0), or virtio (hvc0, faster, with the
+    /// terminal's size) [default: serial; for the default guest at a terminal both, its shell on hvc0]
     #[arg(long, value_name = "DEVICE")]
     pub console: Option<ConsoleDevice>,
-    /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null with
-    /// --console virtio, whose words come to stdout too with stdio]. A file that has 64M goes on in a new one, and is
-    /// PATH.1 then; file=PATH,limit=SIZE or limit=none says otherwise
+    /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null
+    /// with --console virtio, whose words come to stdout too with stdio]. A file that has 64M goes on in a
+    /// new one, and is PATH.1 then; file=PATH,limit=SIZE or limit=none says otherwise
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
     /// File to write the outcome to, as JSON

@@ -1,5 +1,5 @@
-//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it prints an
-//! error of clap's, whose own feature for it costs twenty times the code.
+//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it
+//! prints an error of clap's, whose own feature for it costs twenty times the code.
 
 use std::ffi::OsString;
 
@@ -49,7 +49,8 @@ fn lacks_command(error: &Error, command: &Command) -> bool {
         }
 }
 
-/// The one of the names that was meant: what other programs call by this name, the only one that begins so, or the nearest.
+/// The one of the names that was meant: what other programs call by this name, the only one that begins so,
+/// or the nearest.
 fn meant(unknown: &str, known: Vec<String>) -> Option<String> {
     let other = OTHER_NAMES.iter().find(|(name, _)| *name == unknown).map(|(_, ours)| (*ours).to_owned());
     let begins = || {

@@ -21,8 +21,8 @@ pub(crate) struct Surroundings {
     /// Folder of the guest for the command [default: /]
     #[arg(short, long, value_name = "DIR", requires = "command")]
     pub workdir: Option<PathBuf>,
-    /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, and a comma-separated list of
-    /// gateway=ADDRESS, dns=ADDRESS and, for dhcp, timeout=TIME (60s); the first card of --net
+    /// Bring the guest's network up before the command: dhcp, or ADDRESS/LENGTH, and a comma-separated list
+    /// of gateway=ADDRESS, dns=ADDRESS and, for dhcp, timeout=TIME (60s); the first card of --net
     #[arg(long, value_name = "ADDRESS", requires = "command")]
     pub ip: Option<GuestIp>,
 }

@@ -25,7 +25,8 @@ pub(crate) struct TestArgs {
     /// Cases that run at once [default: as many as the vCPUs of the largest fit this machine's CPUs]
     #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
     pub jobs: Option<u16>,
-    /// Regular expression that a line of the console, or of what the command writes, has to match; the test passes as soon as all have
+    /// Regular expression that a line of the console, or of what the command writes, has to match; the test
+    /// passes as soon as all have
     #[arg(long = "expect", value_name = "RE", allow_hyphen_values = true)]
     pub expect: Vec<String>,
     /// Regular expression that no line of the console, or of what the command writes, may match
@@ -34,8 +35,8 @@ pub(crate) struct TestArgs {
     /// Results in TAP or KTAP on the console: count them where they come, require them, or ignore them
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub tap: TapMode,
-    /// With --tap require: how long the guest may be silent after the last of its planned results before it is ended, or
-    /// none to wait for its own end [default: 1s; 10s on an emulated host]
+    /// With --tap require: how long the guest may be silent after the last of its planned results before it
+    /// is ended, or none to wait for its own end [default: 1s; 10s on an emulated host]
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
     pub tap_grace: Option<Timeout>,
     /// Longest time that the guest may take from its first instruction to its init

@@ -35,14 +35,16 @@ macro_rules! flags {
 
 flags! {
     settings {
-        /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots, or with --root or -a root= its kernel
+        /// Kernel image: ELF vmlinux or bzImage; without it the default guest boots, or with --root or -a
+        /// root= its kernel
         kernel: Option<PathBuf>,
         /// Initial RAM file system; several are given to the guest one after the other
         #[arg(short, long = "initrd", value_name = "FILE")]
         initrds: Vec<PathBuf>,
-        /// Root file system: a folder, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or squashfs, which all stay
-        /// as they are; or path=PATH and a comma-separated list of rw (writes go to the image), cow-size=SIZE,
-        /// as=initramfs or disk, keep-ids. In the list `,,` is a comma of the path, here and wherever a list has a path
+        /// Root file system: a folder, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or
+        /// squashfs, which all stay as they are; or path=PATH and a comma-separated list of rw (writes go to
+        /// the image), cow-size=SIZE, as=initramfs or disk, keep-ids. In the list `,,` is a comma of the
+        /// path, here and wherever a list has a path
         #[arg(long, value_name = "ROOT")]
         root: Option<RootConfig>,
         /// Folder of the kernel's modules (lib/modules, or of its release): load those that its devices need
@@ -69,20 +71,22 @@ flags! {
         /// CPUs of the host for the vCPUs: a list for all, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
         #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
         cpu_affinity: Option<CpuAffinity>,
-        /// Most CPU time that the vCPUs take together, in percent of one CPU, as in 50% or 200% [default: no limit]
+        /// Most CPU time that the vCPUs take together, in percent of one CPU, as in 50% or 200% [default: no
+        /// limit]
         #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
         cpu_quota: Option<CpuQuota>,
-        /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default: 256M]
+        /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default:
+        /// 256M]
         #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
         memory: Option<MemoryConfig>,
-        /// Disk: the path of a raw image or block device, or path=PATH and a comma-separated list of ro (read only), cow
-        /// (writes go to a private overlay) with cow-size=SIZE, engine=sync (the default) or io_uring, poll=off or 32us,
-        /// queues=N, id=TEXT, on-error=report or pause
+        /// Disk: the path of a raw image or block device, or path=PATH and a comma-separated list of ro (read
+        /// only), cow (writes go to a private overlay) with cow-size=SIZE, engine=sync (the default) or
+        /// io_uring, poll=off or 32us, queues=N, id=TEXT, on-error=report or pause
         #[arg(long = "disk", value_name = "DISK")]
         disks: Vec<DiskConfig>,
-        /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or socket=PATH (passt,
-        /// gvproxy, QEMU's stream), and a comma-separated list of mac=ADDRESS, mtu=BYTES and poll=off or 32us; none for
-        /// no card
+        /// Network card, again for each: tap=NAME, fd=NUMBER (a tap or unix stream socket that is open) or
+        /// socket=PATH (passt, gvproxy, QEMU's stream), and a comma-separated list of mac=ADDRESS, mtu=BYTES
+        /// and poll=off or 32us; none for no card
         #[arg(long = "net", value_name = "END")]
         nets: Vec<NetChoice>,
         /// Give the guest random numbers of this host's (virtio-rng)
@@ -91,21 +95,23 @@ flags! {
         /// Take memory back that the guest does not need (virtio-balloon, free page reporting)
         #[arg(long)]
         balloon: bool,
-        /// Connect ports of the guest with sockets of the host: uds=PATH, where programs say `CONNECT PORT`, and PATH_PORT
-        /// where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock) [default cid: 3]
+        /// Connect ports of the guest with sockets of the host: uds=PATH, where programs say `CONNECT PORT`,
+        /// and PATH_PORT where the guest reaches them; cid=NUMBER is the guest's address (virtio-vsock)
+        /// [default cid: 3]
         #[arg(long, value_name = "VSOCK")]
         vsock: Option<VsockConfig>,
         /// Longest time that the guest, or a command in it, may run, as in 20s or 5m, or none
         #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
         timeout: Option<Timeout>,
-        /// Longest time that the guest may take to its init, or with a command until its agent can run it [default: no
-        /// limit; 180s with a command]
+        /// Longest time that the guest may take to its init, or with a command until its agent can run it
+        /// [default: no limit; 180s with a command]
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         boot_timeout: Option<Duration>,
         /// Longest time that the guest may have nothing to do: its vCPUs take less than 2 % of a CPU
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         idle_timeout: Option<Duration>,
-        /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line (off; needs CONFIG_X86_MPPARSE) [default: on]
+        /// What describes the machine to the guest: ACPI tables (on), or an MP table and the command line
+        /// (off; needs CONFIG_X86_MPPARSE) [default: on]
         #[arg(long, value_name = "on|off")]
         acpi: Option<AcpiMode>,
         /// What to do when the guest resets its machine: end with code 112, or start it anew [default: exit]
@@ -125,7 +131,8 @@ flags! {
         /// JSON file with any of these options; flags override it, and its paths are relative to its folder
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Refuse a --root folder whose files' owners cannot be known, where a caller's own files would become root's
+        /// Refuse a --root folder whose files' owners cannot be known, where a caller's own files would
+        /// become root's
         #[arg(long, requires = "root")]
         keep_ids: bool,
         /// Say on stderr where the time went, and more; twice what is for debugging, three times everything

@@ -26,8 +26,8 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
     super::answer(&answer, 0)
 }
 
-/// The values, and, where the file names a kernel, all that can be told of a run without KVM. A file without one may
-/// be meant for several kernels, or for a machine with the default guest.
+/// The values, and, where the file names a kernel, all that can be told of a run without KVM. A file without
+/// one may be meant for several kernels, or for a machine with the default guest.
 fn check(file: &Path) -> Result<(), String> {
     let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
     if raw.kernel.is_none() {

@@ -1,5 +1,5 @@
-//! What a command needs on an emulated host, where it runs again: called by those that run guests. What is wrong with a
-//! file is said here, by the option that names it, before that host is started.
+//! What a command needs on an emulated host, where it runs again: called by those that run guests. What is
+//! wrong with a file is said here, by the option that names it, before that host is started.
 
 use std::fmt::Display;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -66,7 +66,8 @@ impl Crossing {
         Ok(())
     }
 
-    /// Adds files that it reads, and folders that it reads or writes. `option` is what stands before each in messages.
+    /// Adds files that it reads, and folders that it reads or writes. `option` is what stands before each in
+    /// messages.
     pub(super) fn add_read<P: AsRef<Path>>(
         &mut self,
         option: &'static str,
@@ -105,14 +106,15 @@ impl Crossing {
         self.time_limit = limit;
     }
 
-    /// What this command writes is that of a command in the guest, with its own outcome file: none of it may be lost.
+    /// What this command writes is that of a command in the guest, with its own outcome file: none of it may
+    /// be lost.
     pub(super) fn for_command(&mut self, outcome: Option<&Path>) {
         self.runs_command = true;
         self.outcome = outcome.map(Path::to_owned);
     }
 
-    /// Runs this command again on an emulated host, and returns its exit code. `watch` is over when that host can hear
-    /// signals itself.
+    /// Runs this command again on an emulated host, and returns its exit code. `watch` is over when that host
+    /// can hear signals itself.
     ///
     /// # Errors
     /// There is none, or a file cannot cross.
@@ -165,7 +167,8 @@ impl Crossing {
         emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
     }
 
-    /// Tells of a command whose output is lost. The outcome file, where there is one, has been written inside.
+    /// Tells of a command whose output is lost. The outcome file, where there is one, has been written
+    /// inside.
     fn output_lost(&self, error: &EmulatedHostError) -> u8 {
         let (code, reason) = (error.exit_code(), chain(error));
         say(&reason);

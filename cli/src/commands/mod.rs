@@ -29,8 +29,8 @@ pub(crate) const NO_KVM: u8 = 115;
 /// Coracle or its host failed.
 pub(crate) const DEFECT: u8 = 117;
 
-/// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU and the
-/// machine's kernel said last.
+/// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU
+/// and the machine's kernel said last.
 pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, (u8, String)> {
     match exit {
         Ok(EmulatedExit::Code(code)) => Ok(code),
@@ -46,8 +46,8 @@ pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) 
     }
 }
 
-/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout cannot
-/// take them. A reader that has gone has seen enough.
+/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout
+/// cannot take them. A reader that has gone has seen enough.
 pub(crate) fn answer(text: &str, code: u8) -> u8 {
     let write = |mut stdout: OutputFile| stdout.write_all(format!("{text}\n").as_bytes());
     written(OutputFile::stdout().and_then(write), code)

@@ -1,5 +1,5 @@
-//! Files that are written when all is over, tried before anything starts: a run of an hour does not end with a path
-//! that was never good.
+//! Files that are written when all is over, tried before anything starts: a run of an hour does not end with
+//! a path that was never good.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use super::settings::Failure;
 
-/// Opens the file of an option for writing, if there is one, and leaves everything as it was. A FIFO is not opened: its
-/// reader would take that for the report, and its end.
+/// Opens the file of an option for writing, if there is one, and leaves everything as it was. A FIFO is not
+/// opened: its reader would take that for the report, and its end.
 ///
 /// # Errors
 /// It cannot be written.
@@ -47,8 +47,8 @@ pub(super) fn empty(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     })
 }
 
-/// Writes a report. A FIFO, or a terminal, waits for its reader: for `limit` at most, from the first look for one to the
-/// last byte that is taken.
+/// Writes a report. A FIFO, or a terminal, waits for its reader: for `limit` at most, from the first look for
+/// one to the last byte that is taken.
 ///
 /// # Errors
 /// It cannot be written, or nobody has read all of it in time.
@@ -85,8 +85,8 @@ pub(super) fn write(path: &Path, content: &[u8], limit: Duration) -> io::Result<
     Ok(())
 }
 
-/// Makes a file for what comes piece by piece, or empties it. Nobody is waited for while it is written, so it has to be a
-/// regular file.
+/// Makes a file for what comes piece by piece, or empties it. Nobody is waited for while it is written, so it
+/// has to be a regular file.
 ///
 /// # Errors
 /// It cannot be made, or something else has its name.

@@ -48,8 +48,8 @@ pub(super) fn has_root(raw: &RawConfig) -> bool {
     raw.root.is_some() || names_root(&line.map(String::as_str).collect::<Vec<_>>().join(" "))
 }
 
-/// The checked configuration, with the defaults of the command for what was not told; `default_words` are for the default
-/// guest.
+/// The checked configuration, with the defaults of the command for what was not told; `default_words` are for
+/// the default guest.
 ///
 /// # Errors
 /// A value does not go with another.
@@ -64,7 +64,8 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
         (ConsoleDevice::Serial, _) => {}
         // The kernel's messages are seen as they are: only the shell of the default guest is on the other.
         (ConsoleDevice::Virtio, Some(SerialConfig::Stdio)) => defaults.insert(0, "coracle.terminal=hvc0"),
-        // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings are explained.
+        // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings
+        // are explained.
         (ConsoleDevice::Virtio, _) => defaults.insert(0, "console=hvc0"),
     }
     let cmdline = match &raw.cmdline {

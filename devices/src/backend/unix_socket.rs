@@ -47,8 +47,8 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
 pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let (address, len) = address(path)?;
     let socket = socket()?;
-    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket (`unix_bind` of
-    // Linux), less what the umask takes from it.
+    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket
+    // (`unix_bind` of Linux), less what the umask takes from it.
     if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
         return Err(io::Error::last_os_error());
     }

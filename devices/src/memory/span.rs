@@ -14,8 +14,8 @@ use vm_memory::VolatileSlice;
 #[repr(transparent)]
 pub struct Span(libc::iovec);
 
-// SAFETY: guest RAM is shared memory without an owner; every access goes through volatile or atomic operations, or
-// through the kernel.
+// SAFETY: guest RAM is shared memory without an owner; every access goes through volatile or atomic
+// operations, or through the kernel.
 unsafe impl Send for Span {}
 // SAFETY: as above.
 unsafe impl Sync for Span {}

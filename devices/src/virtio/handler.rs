@@ -12,29 +12,31 @@ use crate::journal;
 
 /// Serves some queues of a device while the driver has it active.
 ///
-/// The transport makes handlers by [`VirtioDevice::activate`](super::VirtioDevice::activate) and moves them to an I/O
-/// thread, which calls everything below. Reset, pause, stop and snapshot take them back in one way:
-/// [`quiesce`](Self::quiesce), events as before until [`is_drained`](Self::is_drained), then [`stop`](Self::stop).
-/// After a pause the device makes new ones with the same queues. What has to outlive a handler (a tap, an open file,
-/// connections) belongs to the device, which shares it.
+/// The transport makes handlers by [`VirtioDevice::activate`](super::VirtioDevice::activate) and moves them
+/// to an I/O thread, which calls everything below. Reset, pause, stop and snapshot take them back in one way:
+/// [`quiesce`](Self::quiesce), events as before until [`is_drained`](Self::is_drained), then
+/// [`stop`](Self::stop). After a pause the device makes new ones with the same queues. What has to outlive a
+/// handler (a tap, an open file, connections) belongs to the device, which shares it.
 pub trait QueueHandler: Send {
-    /// Adds the event sources: the doorbells of the queues by [`watch_doorbell`], and file descriptors of its own. A
-    /// doorbell that was rung before is told of at once.
+    /// Adds the event sources: the doorbells of the queues by [`watch_doorbell`], and file descriptors of its
+    /// own. A doorbell that was rung before is told of at once.
     fn start(&mut self, sources: &mut EventOps<'_>);
 
-    /// Serves one event, for a [turn](super::poll::TURN) at most: what is left then is for the next event. It never
-    /// waits, unless the device says that it [blocks](super::VirtioDevice::blocks). One that does looks for the wish to
-    /// [stop](StopFlag) between any two calls of the host, and none of these transfers more than 1 MiB.
+    /// Serves one event, for a [turn](super::poll::TURN) at most: what is left then is for the next event. It
+    /// never waits, unless the device says that it [blocks](super::VirtioDevice::blocks). One that does looks
+    /// for the wish to [stop](StopFlag) between any two calls of the host, and none of these transfers more
+    /// than 1 MiB.
     ///
     /// # Errors
     /// A ring is damaged: the handler gets no more events, and the device needs a reset.
     fn process(&mut self, event: Events, sources: &mut EventOps<'_>) -> Result<(), RingError>;
 
-    /// Takes nothing new from its queues from here on, and hurries what it has begun; or, with `false`, goes on.
+    /// Takes nothing new from its queues from here on, and hurries what it has begun; or, with `false`, goes
+    /// on.
     fn quiesce(&mut self, _quiet: bool) {}
 
-    /// True when it holds no chain of its queues. A handler that completes each chain before `process` returns always
-    /// is.
+    /// True when it holds no chain of its queues. A handler that completes each chain before `process`
+    /// returns always is.
     fn is_drained(&self) -> bool {
         true
     }
@@ -64,19 +66,20 @@ pub trait HandlerHost: Send + Sync {
     /// Lets the handlers run. It does not wait for them to start.
     fn start(&self, group: HandlerGroup) -> GroupId;
 
-    /// Asks for the queues of a group, without waiting for them: several groups are asked before any is waited for.
+    /// Asks for the queues of a group, without waiting for them: several groups are asked before any is
+    /// waited for.
     fn ask(&self, group: GroupId, if_late: IfLate) -> Asked;
 
-    /// Waits for the queues that were asked for, for [`HAND_BACK_LIMIT`](crate::event_loop::HAND_BACK_LIMIT) after the
-    /// question.
+    /// Waits for the queues that were asked for, for [`HAND_BACK_LIMIT`](crate::event_loop::HAND_BACK_LIMIT)
+    /// after the question.
     ///
     /// # Errors
     /// The group does not drain in time: something on the host holds it.
     fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck>;
 }
 
-/// The wish to have the queues of a device back. Whoever wants them raises it before asking the thread of its handlers,
-/// so that one in the middle of long work sees it there.
+/// The wish to have the queues of a device back. Whoever wants them raises it before asking the thread of its
+/// handlers, so that one in the middle of long work sees it there.
 #[derive(Debug, Clone, Default)]
 pub struct StopFlag(Arc<AtomicBool>);
 
@@ -111,7 +114,8 @@ pub enum IfLate {
 #[error("requests are still in flight")]
 pub struct Stuck;
 
-/// Watches the doorbell of `queue`; its events carry `data`. Each ring gives an event, without the need to read it.
+/// Watches the doorbell of `queue`; its events carry `data`. Each ring gives an event, without the need to
+/// read it.
 pub fn watch_doorbell(sources: &mut EventOps<'_>, queue: &VirtQueue, data: u32) {
     let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
     if let Err(error) = sources.add(Events::with_data(&**queue.doorbell(), data, events)) {

@@ -7,8 +7,8 @@
 //! I/O thread:  QueueHandler: doorbell -> VirtQueue::pop -> Chain -> ... -> complete -> VirtioIrq
 //! ```
 //!
-//! A device is a folder with its configuration space, its requests and its handler. The VMM gives it a transport, a
-//! doorbell for each queue, an interrupt line and an I/O thread.
+//! A device is a folder with its configuration space, its requests and its handler. The VMM gives it a
+//! transport, a doorbell for each queue, an interrupt line and an I/O thread.
 
 use std::collections::BTreeMap;
 
@@ -34,8 +34,9 @@ use crate::memory::GuestMemory;
 
 /// A kind of device with its settings and all that outlives an activation. It knows no transport.
 ///
-/// vCPU threads call it, one at a time but for [`config`](Self::config) and [`write_config`](Self::write_config); what
-/// changes has a lock of its own. The driver is hostile: every number that it writes is checked.
+/// vCPU threads call it, one at a time but for [`config`](Self::config) and
+/// [`write_config`](Self::write_config); what changes has a lock of its own. The driver is hostile: every
+/// number that it writes is checked.
 pub trait VirtioDevice: Send + Sync {
     /// What the driver takes it for.
     fn kind(&self) -> DeviceKind;
@@ -51,7 +52,8 @@ pub trait VirtioDevice: Send + Sync {
     /// The most descriptors of each queue: powers of two, at most [`MAX_QUEUE_SIZE`].
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// The configuration space as it is now. The transport does all bounds checks; past the end there are zeroes.
+    /// The configuration space as it is now. The transport does all bounds checks; past the end there are
+    /// zeroes.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
@@ -64,8 +66,8 @@ pub trait VirtioDevice: Send + Sync {
         false
     }
 
-    /// The driver has set the device up: makes the handlers for its queues. It is called again after a reset, and, with
-    /// the same queues, after a pause.
+    /// The driver has set the device up: makes the handlers for its queues. It is called again after a reset,
+    /// and, with the same queues, after a pause.
     ///
     /// # Errors
     /// The driver has left out a queue that the device cannot do without; it needs a reset.
@@ -162,5 +164,6 @@ pub mod feature {
     pub const VERSION_1: u32 = 32;
 }
 
-/// The most descriptors of a queue: a ring of this size is 4 KiB of descriptors, and deeper queues gain nothing here.
+/// The most descriptors of a queue: a ring of this size is 4 KiB of descriptors, and deeper queues gain
+/// nothing here.
 pub const MAX_QUEUE_SIZE: u16 = 256;

@@ -1,8 +1,9 @@
-//! A short look for more work before an I/O thread goes to sleep: waking it up costs a guest far more than a request does.
+//! A short look for more work before an I/O thread goes to sleep: waking it up costs a guest far more than a
+//! request does.
 //!
-//! The look lasts at most as long as the user allows, and adapts: it becomes longer where work comes soon after the thread
-//! has gone to sleep, shorter where it does not, and pauses where other threads want the CPU, and where it finds nothing
-//! again and again: whoever makes the work may be waiting for this very CPU.
+//! The look lasts at most as long as the user allows, and adapts: it becomes longer where work comes soon
+//! after the thread has gone to sleep, shorter where it does not, and pauses where other threads want the
+//! CPU, and where it finds nothing again and again: whoever makes the work may be waiting for this very CPU.
 
 use std::hint;
 use std::time::{Duration, Instant};
@@ -142,8 +143,8 @@ fn preemptions() -> i64 {
 const FIRST: Duration = Duration::from_micros(4);
 /// Tries between two looks at the clock.
 const SPINS: u32 = 32;
-/// The longest time that a device is served without the others of its thread: a call of the host that has begun is the
-/// only thing that lengthens it.
+/// The longest time that a device is served without the others of its thread: a call of the host that has
+/// begun is the only thing that lengthens it.
 pub const TURN: Duration = Duration::from_millis(1);
 /// Looks between two questions to the kernel, which cost some 0.3 us.
 const LOOKS_PER_QUESTION: u32 = 128;

@@ -1,7 +1,7 @@
 //! The service's command: serves, or loads a service of its own.
 //!
-//! `cargo run -p sandbox-service -- --load 20` shows it, also on a machine whose KVM runs no Linux: everything then
-//! happens on an emulated host.
+//! `cargo run -p sandbox-service -- --load 20` shows it, also on a machine whose KVM runs no Linux:
+//! everything then happens on an emulated host.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -20,7 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Runs untrusted snippets, each in a virtual machine of its own.
 ///
-/// POST /run {"language": "shell" or "python", "code": TEXT, "stdin": TEXT, "timeout_ms": NUMBER}; GET /health.
+/// POST /run {"language": "shell" or "python", "code": TEXT, "stdin": TEXT, "timeout_ms": NUMBER}; GET
+/// /health.
 #[derive(Parser)]
 struct Args {
     /// Where to serve; port 0 for any that is free

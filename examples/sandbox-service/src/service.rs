@@ -168,7 +168,8 @@ async fn run_in(
             report.cut_off = true;
             report.has_written(&written.stdout, &written.stderr);
         }
-        // What a snippet does to its machine, or asks of a root that has no such interpreter, is not the service's fault.
+        // What a snippet does to its machine, or asks of a root that has no such interpreter, is not the
+        // service's fault.
         Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),
     }
     Ok(report)

@@ -1,5 +1,5 @@
-//! The command itself, over HTTP. `cargo xtask test` runs this where there is a KVM that runs Linux: on hardware, else on
-//! the emulated host.
+//! The command itself, over HTTP. `cargo xtask test` runs this where there is a KVM that runs Linux: on
+//! hardware, else on the emulated host.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;

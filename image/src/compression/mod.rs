@@ -1,6 +1,7 @@
 //! Decompression of kernels and kernel modules, told by their magic number. [`crate::kernel_image`] and
-//! [`crate::initramfs`] call it with data that nobody vouches for: what comes out goes to a file in memory and is
-//! limited by the caller, what the decoders keep meanwhile follows the length of the data, and no data makes them panic.
+//! [`crate::initramfs`] call it with data that nobody vouches for: what comes out goes to a file in memory
+//! and is limited by the caller, what the decoders keep meanwhile follows the length of the data, and no data
+//! makes them panic.
 
 mod lz4_legacy;
 mod room;
@@ -89,8 +90,9 @@ impl Compression {
         Ok(bytes)
     }
 
-    /// Decompresses what comes from `packed` into a file that exists in memory only, at most `limit` bytes, and
-    /// returns their number too. The decoder keeps at most `room` bytes for references to what has come out.
+    /// Decompresses what comes from `packed` into a file that exists in memory only, at most `limit` bytes,
+    /// and returns their number too. The decoder keeps at most `room` bytes for references to what has come
+    /// out.
     pub(crate) fn unpack(
         self,
         packed: &mut dyn BufRead,

@@ -1,10 +1,10 @@
-//! The memory that a decoder may keep of what has come out, for later references to it: its window, its dictionary. The
-//! decoders of this module and of [`crate::rootfs`] follow it, whatever a file asks for.
+//! The memory that a decoder may keep of what has come out, for later references to it: its window, its
+//! dictionary. The decoders of this module and of [`crate::rootfs`] follow it, whatever a file asks for.
 
 use std::io;
 
-/// Most bytes that the decoder of a packed file of `len` bytes may keep: in proportion to the file, and never more than
-/// [`MAX_ROOM`]. Whoever has the file in memory meanwhile subtracts it.
+/// Most bytes that the decoder of a packed file of `len` bytes may keep: in proportion to the file, and never
+/// more than [`MAX_ROOM`]. Whoever has the file in memory meanwhile subtracts it.
 pub(crate) fn room_for(len: u64) -> u64 {
     len.saturating_mul(ROOM_PER_BYTE).saturating_add(MIN_ROOM).min(MAX_ROOM)
 }
@@ -18,8 +18,8 @@ pub(crate) fn no_room(window: u64) -> io::Error {
     ))
 }
 
-/// Linux's own build has decoders keep 128 MiB (`zstd -22 --ultra`, and xz since 6.12). That of Zstandard allocates the
-/// next power of two, and touches as much as comes out.
+/// Linux's own build has decoders keep 128 MiB (`zstd -22 --ultra`, and xz since 6.12). That of Zstandard
+/// allocates the next power of two, and touches as much as comes out.
 pub(crate) const MAX_ROOM: u64 = 256 << 20;
 /// More than the 8 MiB that zstd and xz take unless they are asked for more.
 const MIN_ROOM: u64 = 24 << 20;

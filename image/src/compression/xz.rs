@@ -1,5 +1,6 @@
-//! .xz streams, unpacked with a dictionary that is as large as the caller has room for, whatever the first block asks
-//! for. Data that then refers back to more is an error; most refers to less: `xz -9` asks for 64 MiB for any file.
+//! .xz streams, unpacked with a dictionary that is as large as the caller has room for, whatever the first
+//! block asks for. Data that then refers back to more is an error; most refers to less: `xz -9` asks for 64
+//! MiB for any file.
 //!
 //! Source: the .xz file format 1.2.0, 2.1.1, 3.1 and 5.3.1.
 
@@ -55,8 +56,8 @@ fn dictionary_within(room: u64) -> (u8, u64) {
     (bits, size(bits))
 }
 
-/// Makes the header of a block state a dictionary of `bits` where it states a larger one. `None` where it does not, and
-/// where it is not a sound header: the decoder says what is wrong with it.
+/// Makes the header of a block state a dictionary of `bits` where it states a larger one. `None` where it
+/// does not, and where it is not a sound header: the decoder says what is wrong with it.
 fn lower_dictionary(block: &mut [u8], bits: u8) -> Option<()> {
     let (header, crc) = block.split_last_chunk_mut::<4>()?;
     if crc32(header) != u32::from_le_bytes(*crc) {

@@ -1,5 +1,6 @@
-//! Frames of Zstandard, one after the other, unpacked with a window that is as large as the caller has room for,
-//! whatever a frame's header asks for. A frame that then refers back to more is an error; most refer to less.
+//! Frames of Zstandard, one after the other, unpacked with a window that is as large as the caller has room
+//! for, whatever a frame's header asks for. A frame that then refers back to more is an error; most refer to
+//! less.
 //!
 //! Source: RFC 8878, 3.1.
 
@@ -55,13 +56,15 @@ impl<R: BufRead> ZstdFrames<R> {
         let [descriptor] = self.bytes()?;
         let asked = self.window(descriptor)?;
         let most = most_window(self.room);
-        // An eighth more than it asks for holds a block before it is taken out; without it the decoder would double.
+        // An eighth more than it asks for holds a block before it is taken out; without it the decoder would
+        // double.
         let window = asked.saturating_add(asked / 8).min(most);
         self.is_short = asked > most;
         let header =
             [&MAGIC.to_le_bytes()[..], &[descriptor & KEPT_FLAGS, window_descriptor(window)]].concat();
         if window > self.allocated {
-            // The former window is gone before there is a new one, and the decoder cannot fail to allocate that.
+            // The former window is gone before there is a new one, and the decoder cannot fail to allocate
+            // that.
             self.frame = FrameDecoder::new();
             self.frame.set_max_window_size(most);
             self.allocated = window;
@@ -152,7 +155,8 @@ fn is_reference(error: &FrameDecoderError) -> bool {
 }
 
 /// The largest window within `room`: the decoder allocates a power of two and [`BLOCKS`], in which a block is
-/// added to a full window. A hostile block has a little more than one MiB, a sixteenth of the least power that there is.
+/// added to a full window. A hostile block has a little more than one MiB, a sixteenth of the least power
+/// that there is.
 fn most_window(room: u64) -> u64 {
     let allocated = 1_u64 << room.saturating_sub(BLOCKS).checked_ilog2().unwrap_or_default();
     (allocated - allocated / 16).max(MIN_WINDOW)

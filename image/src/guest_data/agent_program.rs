@@ -1,5 +1,5 @@
-//! The agent's program: the file that the user names, else the one in this library, else that of the default guest.
-//! The initramfs with the module loader takes it from here.
+//! The agent's program: the file that the user names, else the one in this library, else that of the default
+//! guest. The initramfs with the module loader takes it from here.
 
 use std::borrow::Cow;
 use std::io;

@@ -1,5 +1,5 @@
-//! Where the kernels and initramfs files are that Coracle did not get from its user: those of the default guest
-//! and of the emulated host. Used by the command line and by the emulated host; it only looks, and
+//! Where the kernels and initramfs files are that Coracle did not get from its user: those of the default
+//! guest and of the emulated host. Used by the command line and by the emulated host; it only looks, and
 //! never makes or downloads anything (`cargo xtask guest` does).
 
 mod agent_program;
@@ -25,7 +25,8 @@ pub enum GuestData {
     GuestVmlinuz,
     /// The default guest's initramfs.
     GuestInitramfs,
-    /// The program that loads modules in the initramfs of a user's own kernel: the default guest's agent, static.
+    /// The program that loads modules in the initramfs of a user's own kernel: the default guest's agent,
+    /// static.
     Agent,
     /// The kernel that is configured for Coracle's machine, as ELF.
     TunedVmlinux,
@@ -135,13 +136,14 @@ fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
     Err(GuestDataMissing { wanted, folders: folders.to_vec() })
 }
 
-/// The folders where the modules of the default guest's kernel are, in a folder of its release each; there may be none.
+/// The folders where the modules of the default guest's kernel are, in a folder of its release each; there
+/// may be none.
 pub(crate) fn module_folders() -> Vec<PathBuf> {
     folders(|name| env::var_os(name)).iter().map(|folder| modules_in(folder)).collect()
 }
 
-/// Whether the default kernel has drivers for all devices of a machine: the tuned one has them built in, the stock
-/// one as modules, which a data folder may lack.
+/// Whether the default kernel has drivers for all devices of a machine: the tuned one has them built in, the
+/// stock one as modules, which a data folder may lack.
 pub fn has_drivers(kaslr: bool) -> bool {
     has_drivers_in(&folders(|name| env::var_os(name)), kaslr)
 }
@@ -162,9 +164,9 @@ pub fn existing_folders() -> impl Iterator<Item = PathBuf> {
     folders(|name| env::var_os(name)).into_iter().filter(|folder| folder.is_dir())
 }
 
-/// The kernel that boots when the user names none: the tuned one where it has been built, because it is ready in a
-/// fraction of the stock one's time, else the stock one. Both boot the default guest's initramfs. For `kaslr` it is the
-/// bzImage, whose own decompressor chooses the address.
+/// The kernel that boots when the user names none: the tuned one where it has been built, because it is ready
+/// in a fraction of the stock one's time, else the stock one. Both boot the default guest's initramfs. For
+/// `kaslr` it is the bzImage, whose own decompressor chooses the address.
 ///
 /// # Errors
 /// There is neither; the message is about the stock one, which is made without a compiler.

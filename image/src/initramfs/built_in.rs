@@ -1,5 +1,5 @@
-//! Which drivers an unpacked kernel has built in, told by their names among its strings. Asked only when the kernel's modules
-//! are nowhere, to say whether that matters.
+//! Which drivers an unpacked kernel has built in, told by their names among its strings. Asked only when the
+//! kernel's modules are nowhere, to say whether that matters.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,8 +7,8 @@ use std::path::Path;
 use coracle_arch::regular_file;
 use memchr::memmem;
 
-/// The modules that the kernel at `path` is not known to have built in: of a packed kernel none is known. A driver's name is
-/// that of its module, with `-` or `_`, and stands alone among zeros.
+/// The modules that the kernel at `path` is not known to have built in: of a packed kernel none is known. A
+/// driver's name is that of its module, with `-` or `_`, and stands alone among zeros.
 pub(super) fn missing_of<'a>(path: &Path, modules: &[&'a str]) -> Vec<&'a str> {
     let mut missing = modules.to_vec();
     let Ok((file, _)) = regular_file::open(path) else { return missing };

@@ -1,9 +1,9 @@
-//! Looks whether Linux can unpack an initrd, as far as that costs next to nothing: what it is, and whether it has its
-//! end. The builder calls it before there is a machine. Nothing is unpacked, and what is not known passes: other
-//! formats are the kernel's affair.
+//! Looks whether Linux can unpack an initrd, as far as that costs next to nothing: what it is, and whether it
+//! has its end. The builder calls it before there is a machine. Nothing is unpacked, and what is not known
+//! passes: other formats are the kernel's affair.
 //!
-//! Sources: Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c; RFC 8878, 3.1.1;
-//! the .xz file format 1.2.0, 2.1.2.
+//! Sources: Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c; RFC 8878,
+//! 3.1.1; the .xz file format 1.2.0, 2.1.2.
 
 use std::path::PathBuf;
 
@@ -87,8 +87,8 @@ fn foreign(head: &[u8; 512]) -> Option<(&'static str, &'static str)> {
     .find_map(|(is_it, found, fix)| is_it.then_some((found, fix)))
 }
 
-/// Where the entry of a cpio archive begins whose name or content the file has no room for. What follows the last
-/// entry, zeroes and another archive maybe, is not looked at.
+/// Where the entry of a cpio archive begins whose name or content the file has no room for. What follows the
+/// last entry, zeroes and another archive maybe, is not looked at.
 fn cut_cpio(file: &InputFile) -> Option<u64> {
     let mut at = 0_u64;
     for _ in 0..MAX_ENTRIES {
@@ -157,8 +157,8 @@ fn cut_zstd(file: &InputFile) -> Option<u64> {
     None
 }
 
-/// The start of an .xz file without the mark at its end. With a plain archive after it, as some tools append one, its
-/// end is not looked for.
+/// The start of an .xz file without the mark at its end. With a plain archive after it, as some tools append
+/// one, its end is not looked for.
 fn cut_xz(file: &InputFile) -> Option<u64> {
     let start = file.len().saturating_sub(TAIL as u64);
     let mut tail = vec![0; usize::try_from(file.len().min(TAIL as u64)).ok()?];

@@ -1,6 +1,6 @@
 //! A writer of cpio archives in the "newc" form that the kernel unpacks (Linux,
-//! Documentation/driver-api/early-userspace/buffer-format.rst). The same entries always give the same bytes: sorted
-//! names, counted inodes, owner 0, time 0. A name is bytes, as Linux has it: it need not be UTF-8.
+//! Documentation/driver-api/early-userspace/buffer-format.rst). The same entries always give the same bytes:
+//! sorted names, counted inodes, owner 0, time 0. A name is bytes, as Linux has it: it need not be UTF-8.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -92,8 +92,8 @@ impl Archive {
         self.insert(path, S_IFREG | permissions, data, (0, 0));
     }
 
-    /// Adds a regular file with the content of one of the host's, which is opened when the archive is written, and the
-    /// folders above it.
+    /// Adds a regular file with the content of one of the host's, which is opened when the archive is
+    /// written, and the folders above it.
     pub fn host_file(&mut self, path: impl AsRef<Path>, permissions: u32, source: impl Into<PathBuf>) {
         let path = name(path.as_ref());
         self.parents(path);
@@ -119,7 +119,8 @@ impl Archive {
     /// The archive's bytes.
     ///
     /// # Errors
-    /// An entry is larger than the format's 4 GiB, has a name without content or with a NUL, or cannot be read.
+    /// An entry is larger than the format's 4 GiB, has a name without content or with a NUL, or cannot be
+    /// read.
     pub fn finish(self) -> Result<Vec<u8>, ArchiveError> {
         let mut out = Vec::new();
         // Memory takes everything.
@@ -189,7 +190,8 @@ impl From<ArchiveError> for Failure {
     }
 }
 
-/// Writes one entry: its header and name, then its content, each up to a multiple of four from the start of the archive.
+/// Writes one entry: its header and name, then its content, each up to a multiple of four from the start of
+/// the archive.
 fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Result<(), Failure> {
     let in_32_bits = |len| u32::try_from(len).map_err(|_| ArchiveError::TooLarge { name: lossy(name) });
     let unread = |path: &Path, source| ArchiveError::Source { path: path.to_owned(), source };

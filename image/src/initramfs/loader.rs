@@ -1,7 +1,8 @@
-//! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts the
-//! system on the device that `root=` names, or the one that is around it. It goes after the user's own archives and
-//! replaces nothing in them: all of it is under `/coracle`, but for an `/init` where the user has brought no initrd at
-//! all. Of file systems it has the modules of all that the root may be; the loader loads those of the one that it is.
+//! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts
+//! the system on the device that `root=` names, or the one that is around it. It goes after the user's own
+//! archives and replaces nothing in them: all of it is under `/coracle`, but for an `/init` where the user
+//! has brought no initrd at all. Of file systems it has the modules of all that the root may be; the loader
+//! loads those of the one that it is.
 //!
 //! The program in it is Coracle's agent (`agent/src/roles/loader`).
 
@@ -45,8 +46,8 @@ pub struct LoaderRequest<'a> {
 /// The archive, and what it lacks.
 #[derive(Debug, Default)]
 pub struct Loader {
-    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when they
-    /// need none, or the kernel has all of them built in, and the program has nothing else to do.
+    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when
+    /// they need none, or the kernel has all of them built in, and the program has nothing else to do.
     pub archive: Option<InitrdFile>,
     /// Why no modules are in it, where that matters only if the kernel does not have them built in.
     pub without_modules: Option<LoaderError>,
@@ -183,8 +184,8 @@ pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
 }
 
 impl LoaderError {
-    /// Whether the machine of this request may lack something for it: not when its kernel has every module built
-    /// in. Reads the kernel to see.
+    /// Whether the machine of this request may lack something for it: not when its kernel has every module
+    /// built in. Reads the kernel to see.
     pub fn matters(&self, request: &LoaderRequest<'_>) -> bool {
         !self.is_nowhere() || !missing_of(request.kernel, request.modules).is_empty()
     }
@@ -209,7 +210,8 @@ impl LoaderError {
     }
 }
 
-/// Makes the archive; `None` when the kernel has everything built in, no agent is wanted, and there is no root to start.
+/// Makes the archive; `None` when the kernel has everything built in, no agent is wanted, and there is no
+/// root to start.
 ///
 /// # Errors
 /// A module or the program that loads it cannot be found or read.
@@ -304,8 +306,8 @@ fn modules_of(request: &LoaderRequest<'_>) -> Result<Modules, LoaderError> {
     }
 }
 
-/// The folder of the kernel's release: in the user's folder, else in the default guest's, else beside the kernel, else
-/// in the host's, else the one that the kernel is in (`modules/RELEASE/vmlinuz`).
+/// The folder of the kernel's release: in the user's folder, else in the default guest's, else beside the
+/// kernel, else in the host's, else the one that the kernel is in (`modules/RELEASE/vmlinuz`).
 fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     let &LoaderRequest { kernel, release, folder, modules, .. } = request;
     if let Some(folder) = folder.filter(|folder| ModuleTree::is_at(folder)) {

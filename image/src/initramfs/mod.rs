@@ -1,5 +1,5 @@
-//! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which a
-//! machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
+//! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which
+//! a machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
 
 mod built_in;
 pub mod check;

@@ -27,8 +27,8 @@ impl Files {
         Ok(files)
     }
 
-    /// The path of a module below `root`. The whole tree is walked only for one that is in no likely folder: it has
-    /// hundreds, and on the emulated host each takes a quarter of a second.
+    /// The path of a module below `root`. The whole tree is walked only for one that is in no likely folder:
+    /// it has hundreds, and on the emulated host each takes a quarter of a second.
     pub(super) fn find(&mut self, root: &Path, name: &str) -> Result<Option<PathBuf>, ModulesError> {
         if let Some(path) = self.find_in(root, name, &LIKELY_FOLDERS.map(Path::new))? {
             return Ok(Some(path));

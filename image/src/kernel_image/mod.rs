@@ -1,6 +1,6 @@
-//! The user's kernel, ready to be loaded: told apart by content, unpacked here where its entry needs that, entered as
-//! asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in
-//! a `vmlinuz` call [`unpack`].
+//! The user's kernel, ready to be loaded: told apart by content, unpacked here where its entry needs that,
+//! entered as asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in a
+//! `vmlinuz` call [`unpack`].
 //!
 //! What can be loaded at all, and how, is [`coracle_arch`]'s knowledge.
 
@@ -43,8 +43,8 @@ pub enum KernelError {
     },
 }
 
-/// Opens the kernel, and unpacks it when that is the only way to the wanted entry: left to itself, Linux is sooner done
-/// and can choose its address.
+/// Opens the kernel, and unpacks it when that is the only way to the wanted entry: left to itself, Linux is
+/// sooner done and can choose its address.
 ///
 /// # Errors
 /// The file is no kernel, is damaged, or has no such entry.

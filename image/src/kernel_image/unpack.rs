@@ -1,4 +1,5 @@
-//! The `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and `payload_length`).
+//! The `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and
+//! `payload_length`).
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
@@ -83,8 +84,9 @@ pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<File>, UnpackEr
     if got == size { Ok(Some(elf)) } else { Err(UnpackError::Short { path: path(), size, got }) }
 }
 
-/// How the kernel is packed, the bytes of the compressed stream, and the length of what is in it. The kernel's build
-/// writes that length, 4 bytes little-endian, behind every stream that does not end with it by itself, as gzip's does.
+/// How the kernel is packed, the bytes of the compressed stream, and the length of what is in it. The
+/// kernel's build writes that length, 4 bytes little-endian, behind every stream that does not end with it by
+/// itself, as gzip's does.
 fn packing(image: &KernelImage) -> Result<Option<(Compression, u64, u64)>, UnpackError> {
     let len = image.payload_len().unwrap_or_default();
     let Some(stream_len) = len.checked_sub(4) else { return Ok(None) };
@@ -122,11 +124,11 @@ impl Read for Payload<'_> {
 const HEAD_LEN: usize = 16;
 const BUFFER: usize = 256 << 10;
 
-/// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any kernel
-/// (53 MiB is usual), far below what would hurt a host.
+/// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any
+/// kernel (53 MiB is usual), far below what would hurt a host.
 const MAX_UNPACKED: u64 = 1 << 30;
-/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a kernel
-/// to a sixth.
+/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a
+/// kernel to a sixth.
 const MIN_UNPACKED: u64 = 16 << 20;
 const MAX_RATIO: u64 = 7;
 

@@ -34,8 +34,8 @@ impl Caller {
         Caller { uid, overflow }
     }
 
-    /// Who owns a file in the guest: what belongs to an unprivileged caller is root's there, because a root that was put
-    /// together without privilege belongs to its maker.
+    /// Who owns a file in the guest: what belongs to an unprivileged caller is root's there, because a root
+    /// that was put together without privilege belongs to its maker.
     pub(super) fn ids(&self, uid: u32, gid: u32) -> Ids {
         if self.overflow.is_some_and(|overflow| uid == overflow || gid == overflow) {
             let root = |id| if Some(id) == self.overflow { 0 } else { id };
@@ -48,8 +48,8 @@ impl Caller {
         Ids::Guessed { uid: 0, gid: 0, why: "it belongs to you, who are not root here" }
     }
 
-    /// Whether a regular file can be read. Root may read everything, and is not asked. What has taken its place
-    /// meanwhile, a link or a FIFO, is neither followed nor waited for.
+    /// Whether a regular file can be read. Root may read everything, and is not asked. What has taken its
+    /// place meanwhile, a link or a FIFO, is neither followed nor waited for.
     pub(super) fn may_read(&self, path: &Path) -> bool {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         self.uid == 0 || OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok()

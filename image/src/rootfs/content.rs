@@ -117,7 +117,8 @@ impl OpenContent<'_> {
         Ok(bytes)
     }
 
-    /// Fills `bytes`, which are zeroes, with those from `at` on. A file that has become shorter ends in zeroes.
+    /// Fills `bytes`, which are zeroes, with those from `at` on. A file that has become shorter ends in
+    /// zeroes.
     ///
     /// # Errors
     /// Those of the host.
@@ -151,8 +152,8 @@ impl OpenContent<'_> {
         }
     }
 
-    /// Writes the first `len` bytes to `image` from `offset` on; what is zero there already is left out. False when the
-    /// file has become shorter: zeroes stand for the rest.
+    /// Writes the first `len` bytes to `image` from `offset` on; what is zero there already is left out.
+    /// False when the file has become shorter: zeroes stand for the rest.
     ///
     /// # Errors
     /// Those of the host.
@@ -174,8 +175,8 @@ impl OpenContent<'_> {
     }
 }
 
-/// Opens a file below a folder, if it is still the one that was found there: whatever links have been put in its way, no
-/// other file is read.
+/// Opens a file below a folder, if it is still the one that was found there: whatever links have been put in
+/// its way, no other file is read.
 fn open_below(folder: &File, path: &Path, identity: Identity) -> io::Result<File> {
     let full_path = below(folder, path);
     let file =

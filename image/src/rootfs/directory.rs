@@ -1,7 +1,7 @@
 //! Reads a root from a folder of the host.
 //!
-//! It stays inside: no symbolic link is followed, and what is mounted on a folder in it is left out. Files are opened
-//! when the image is written, and only if they are still those that were found.
+//! It stays inside: no symbolic link is followed, and what is mounted on a folder in it is left out. Files
+//! are opened when the image is written, and only if they are still those that were found.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;

@@ -1,4 +1,5 @@
-//! Names a folder or tar that holds a root in a form of its own, by the names in it: what container tools write.
+//! Names a folder or tar that holds a root in a form of its own, by the names in it: what container tools
+//! write.
 
 use super::tree::{InodeId, Kind, Tree};
 

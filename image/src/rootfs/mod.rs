@@ -1,8 +1,9 @@
 //! The root file system of a guest, made of a folder, a tar or an image of the host.
 //!
-//! A folder or tar is read into a tree of names and attributes, with contents by reference; out of it comes an initramfs
-//! or an EROFS image in a file without a name. Nothing is ever unpacked onto the host. The builder calls it; a program
-//! that starts many machines from one root makes the image once, by [`write_image`].
+//! A folder or tar is read into a tree of names and attributes, with contents by reference; out of it comes
+//! an initramfs or an EROFS image in a file without a name. Nothing is ever unpacked onto the host. The
+//! builder calls it; a program that starts many machines from one root makes the image once, by
+//! [`write_image`].
 
 mod caller;
 mod content;
@@ -178,8 +179,8 @@ pub fn prepare(request: &RootRequest<'_>) -> Result<(Root, LeftOut), RootError> 
 }
 
 impl Root {
-    /// The words by which the kernel, and the program that it starts first (`agent/src/loader`), find the root; on a disk it
-    /// is behind `disks` others.
+    /// The words by which the kernel, and the program that it starts first (`agent/src/loader`), find the
+    /// root; on a disk it is behind `disks` others.
     pub fn cmdline_words(&self, disks: usize) -> String {
         let first = format!("rdinit={LOADER}");
         let Root::Disk(disk) = self else { return first };
@@ -313,8 +314,8 @@ fn usable(root: &RootSource<'_>, tree: Tree) -> Result<Tree, RootError> {
     }
 }
 
-/// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is that of the
-/// archive which it is from.
+/// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is
+/// that of the archive which it is from.
 fn initramfs_len(
     root: &RootSource<'_>,
     tree: &Tree,
@@ -388,15 +389,15 @@ const LOADER: &str = "/coracle/init";
 /// Words of the kernel command line that would contradict a root's own.
 const OUR_WORDS: [&str; 3] = ["root=", "rootfstype=", "rdinit="];
 
-/// The most that a guest may write to an image's overlay on an emulated host, whose memory it is in, and which has 3 GiB at
-/// the most.
+/// The most that a guest may write to an image's overlay on an emulated host, whose memory it is in, and
+/// which has 3 GiB at the most.
 const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
 
-/// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once from then
-/// on; a disk costs a device, two file systems and reads as they come.
+/// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once
+/// from then on; a disk costs a device, two file systems and reads as they come.
 const SMALL: u64 = 32 << 20;
-/// The same for an archive, to which twice its own length is added: holes and packing make much of little, and it is
-/// made in memory here.
+/// The same for an archive, to which twice its own length is added: holes and packing make much of little,
+/// and it is made in memory here.
 const SMALL_OF_ARCHIVE: u64 = 12 << 20;
 /// The same as a share of the guest's memory: an eighth of it, so that unpacking takes a quarter.
 const SHARE_OF_MEMORY: u64 = 8;

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-/// A root file system as its user names it. What `path` names is told by looking at it: a folder, a tar (plain,
-/// or packed by gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
+/// A root file system as its user names it. What `path` names is told by looking at it: a folder, a tar
+/// (plain, or packed by gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootSource<'a> {
     /// The folder, tar or image.
@@ -14,8 +14,8 @@ pub struct RootSource<'a> {
     pub access: RootAccess,
     /// How a folder or tar gets into the guest.
     pub form: RootForm,
-    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs to
-    /// an unprivileged caller is root's in the guest.
+    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs
+    /// to an unprivileged caller is root's in the guest.
     pub keep_ids: bool,
 }
 

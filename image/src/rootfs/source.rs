@@ -1,5 +1,5 @@
-//! Tells what a root is made of: by a look at the file, which the user has named as a root. (What a guest's disk holds is
-//! never looked at.)
+//! Tells what a root is made of: by a look at the file, which the user has named as a root. (What a guest's
+//! disk holds is never looked at.)
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};

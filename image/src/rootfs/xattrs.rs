@@ -32,13 +32,14 @@ pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>
     xattrs
 }
 
-/// Whether a file of a root can have an attribute of this name: the kinds that file systems share, but not what the
-/// overlay above the root would take for its own.
+/// Whether a file of a root can have an attribute of this name: the kinds that file systems share, but not
+/// what the overlay above the root would take for its own.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     split(name).is_some() && !name.starts_with(b"trusted.overlay.")
 }
 
-/// The index that EROFS has for the kind of an attribute, and the rest of the name (Linux, fs/erofs/erofs_fs.h).
+/// The index that EROFS has for the kind of an attribute, and the rest of the name (Linux,
+/// fs/erofs/erofs_fs.h).
 pub(super) fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     let found = KINDS.iter().find_map(|(index, prefix)| Some((*index, name.strip_prefix(*prefix)?)));
     // The ACLs are names and not prefixes of names.

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 
 use super::RawConfig;
 
-/// The schema, in JSON Schema 2020-12. It says the form of each field; ranges of sizes and times, and whether files
-/// can be used, are for `coracle config check`.
+/// The schema, in JSON Schema 2020-12. It says the form of each field; ranges of sizes and times, and whether
+/// files can be used, are for `coracle config check`.
 pub fn schema() -> Value {
     let properties: Map<String, Value> =
         RawConfig::properties().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

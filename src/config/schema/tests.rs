@@ -89,7 +89,8 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
     }
 }
 
-/// A value of each kind for each key: what the schema does not allow is refused, and the words of a choice are taken.
+/// A value of each kind for each key: what the schema does not allow is refused, and the words of a choice
+/// are taken.
 #[test]
 fn keys_of_objects_are_those_of_the_file() {
     let kinds = [

@@ -1,4 +1,5 @@
-//! The name of a kernel's function at an address, from the symbol table of its ELF file (System V gABI, chapter 4).
+//! The name of a kernel's function at an address, from the symbol table of its ELF file (System V gABI,
+//! chapter 4).
 //!
 //! The file is read only when a guest has died. It is untrusted: whatever it holds costs a bounded number of
 //! reads and a bounded amount of memory, and a damaged table gives no name.
@@ -42,8 +43,9 @@ impl SymbolFile {
         Some(SymbolFile { path: path.to_owned(), identity })
     }
 
-    /// Returns the functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel was loaded, as early
-    /// code has them. None where the file tells nothing; nothing at all when it is another file now.
+    /// Returns the functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel
+    /// was loaded, as early code has them. None where the file tells nothing; nothing at all when it is
+    /// another file now.
     pub(super) fn functions_at(&self, addresses: &[u64]) -> Vec<Option<Function>> {
         self.lookup(addresses).unwrap_or_default()
     }

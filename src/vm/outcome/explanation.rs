@@ -3,8 +3,8 @@
 use super::{Ending, Outcome, Phase, Seconds};
 use crate::diagnosis::{Code, VcpuPlace};
 
-/// The lines, without their prefix; none where there is nothing to explain. The console's are among them when they
-/// were not to be seen already.
+/// The lines, without their prefix; none where there is nothing to explain. The console's are among them when
+/// they were not to be seen already.
 pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
     let Some(diagnosis) = &outcome.diagnosis else { return Vec::new() };
     let died = matches!(outcome.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });

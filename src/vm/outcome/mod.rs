@@ -36,8 +36,8 @@ pub struct Outcome {
     pub console_bytes: u64,
     /// Of these, bytes that were lost because nobody took them in time.
     pub console_bytes_dropped: u64,
-    /// How many bytes had come on the console before the first that was lost: on the virtio console, where there is
-    /// one.
+    /// How many bytes had come on the console before the first that was lost: on the virtio console, where
+    /// there is one.
     pub console_lost_from: Option<u64>,
     /// Requests to disks that the host could not carry out.
     pub disk_errors: u64,
@@ -49,7 +49,8 @@ pub struct Outcome {
     pub resets: u64,
     /// The signal for whose sake the guest was asked to power off, or was stopped.
     pub signal: Option<i32>,
-    /// How the command that the machine was for ended, where that is known; the machine's own ending may be another.
+    /// How the command that the machine was for ended, where that is known; the machine's own ending may be
+    /// another.
     pub command: Option<ExecStatus>,
     /// Where the time went.
     pub times: Times,
@@ -101,8 +102,9 @@ impl Outcome {
         }
     }
 
-    /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing to
-    /// explain. The end of the console is among them with `with_console`: for a console that the person has not seen.
+    /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing
+    /// to explain. The end of the console is among them with `with_console`: for a console that the person
+    /// has not seen.
     pub fn explanation(&self, with_console: bool) -> Vec<String> {
         explanation::lines(self, with_console)
     }

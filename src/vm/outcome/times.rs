@@ -1,5 +1,5 @@
-//! Where the time of a run went, step by step. The lifecycle fills in what every guest shows; a command that is run
-//! in the guest divides the rest.
+//! Where the time of a run went, step by step. The lifecycle fills in what every guest shows; a command that
+//! is run in the guest divides the rest.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,7 +17,8 @@ pub struct Times {
     pub emulated_host: Option<Duration>,
     /// Making the machine: files opened, the root and the modules prepared, devices and vCPUs made.
     pub prepare: Option<Duration>,
-    /// The guest from its first instruction until its init wrote the boot mark. An init of the guest's own writes none.
+    /// The guest from its first instruction until its init wrote the boot mark. An init of the guest's own
+    /// writes none.
     pub kernel: Option<Duration>,
     /// From there until the agent was ready; without a command, until the end.
     pub init: Option<Duration>,

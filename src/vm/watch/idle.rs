@@ -28,7 +28,8 @@ impl Idleness {
         self.looked_at + (self.limit / LOOKS).clamp(LEAST_INTERVAL, MOST_INTERVAL)
     }
 
-    /// Takes a look: true when the limit is over. A guest that is not let run has no chance to be busy, and is not idle.
+    /// Takes a look: true when the limit is over. A guest that is not let run has no chance to be busy, and
+    /// is not idle.
     pub(super) fn look(&mut self, now: Instant, used: Duration, runs: bool) -> bool {
         let spent = used.saturating_sub(self.used);
         let elapsed = now.saturating_duration_since(self.looked_at);
@@ -40,8 +41,8 @@ impl Idleness {
     }
 }
 
-/// A Linux guest that waits for something takes well under 1 % of a CPU for its timers; one that does the least work
-/// takes more than 2 %.
+/// A Linux guest that waits for something takes well under 1 % of a CPU for its timers; one that does the
+/// least work takes more than 2 %.
 const BUSY_FRACTION: u32 = 50;
 /// Looks while the limit lasts.
 const LOOKS: u32 = 10;

@@ -1,10 +1,10 @@
-//! What the control thread does while a guest runs: it waits for the first ending, and looks at guests that end without
-//! one.
+//! What the control thread does while a guest runs: it waits for the first ending, and looks at guests that
+//! end without one.
 //!
-//! Two kinds of guest do. One whose kernel panicked and stopped: the text of the panic is its last line, and silence
-//! follows. And one that has halted on every vCPU with interrupts off: KVM keeps halted vCPUs to itself, so that the
-//! sign is that no vCPU has left the guest for a while. Both are looked at from here, by counters that are kept anyway:
-//! a running guest pays nothing.
+//! Two kinds of guest do. One whose kernel panicked and stopped: the text of the panic is its last line, and
+//! silence follows. And one that has halted on every vCPU with interrupts off: KVM keeps halted vCPUs to
+//! itself, so that the sign is that no vCPU has left the guest for a while. Both are looked at from here, by
+//! counters that are kept anyway: a running guest pays nothing.
 
 mod idle;
 mod throttle;
@@ -211,6 +211,6 @@ impl Stillness {
 
 /// A kernel prints a panic in one go: two seconds of silence are its end, on a slow host too.
 const SILENCE: Duration = Duration::from_secs(2);
-/// A guest with a timer leaves it many times a second; one that idles without one is looked at each time, which costs
-/// one kick a second.
+/// A guest with a timer leaves it many times a second; one that idles without one is looked at each time,
+/// which costs one kick a second.
 const HALT_TIME: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! A share of CPU time for all vCPUs of a machine, kept by a token bucket: time that they have used beyond what has been
-//! given out is a debt, for which they wait outside the guest.
+//! A share of CPU time for all vCPUs of a machine, kept by a token bucket: time that they have used beyond
+//! what has been given out is a debt, for which they wait outside the guest.
 //!
 //! It works on any host; a cgroup (`cpu.max`) does the same for a whole process.
 
@@ -46,8 +46,8 @@ impl Throttle {
     }
 }
 
-/// The time for which a guest that was idle may use all CPUs that it has: as long as a period of the kernel's own
-/// bandwidth control.
+/// The time for which a guest that was idle may use all CPUs that it has: as long as a period of the kernel's
+/// own bandwidth control.
 const BURST: Duration = Duration::from_millis(100);
 /// How long a guest may run beyond its share before it is noticed.
 const INTERVAL: Duration = Duration::from_millis(10);

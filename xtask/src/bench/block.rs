@@ -1,6 +1,6 @@
-//! What a disk does for a guest that polls: a bare payload in ring 3, where code runs natively on any KVM, under Coracle and
-//! under QEMU's microvm with an I/O thread of its own, with the same file in the page cache; and what the host's own system
-//! calls do with that file.
+//! What a disk does for a guest that polls: a bare payload in ring 3, where code runs natively on any KVM,
+//! under Coracle and under QEMU's microvm with an I/O thread of its own, with the same file in the page
+//! cache; and what the host's own system calls do with that file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -34,7 +34,8 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     );
     for load in &LOADS {
         let payload = write_payload(&workspace.target.join("payloads"), load.payload)?;
-        // With many requests under way there is always one to serve: nobody sleeps, so that nobody has to be woken.
+        // With many requests under way there is always one to serve: nobody sleeps, so that nobody has to be
+        // woken.
         let is_measured = |vmm: &&Vmm| **vmm != Vmm::CoracleAsleep || load.at_once == 1;
         let mut rows: Vec<Row> =
             vmms.iter().filter(is_measured).map(|vmm| Row { vmm: *vmm, runs: Vec::new() }).collect();

@@ -1,8 +1,9 @@
-//! How long a Linux guest takes from exec to its first process, Coracle beside QEMU's microvm: the same kernels, the
-//! same initramfs, the same words for the kernel, in turn, on the same KVM.
+//! How long a Linux guest takes from exec to its first process, Coracle beside QEMU's microvm: the same
+//! kernels, the same initramfs, the same words for the kernel, in turn, on the same KVM.
 //!
-//! Where `/dev/kvm` is no hardware, all of it runs inside one emulated host. Nothing that is measured is read over the
-//! network file system there: programs, libraries, kernels and initramfs are copied to memory first, for both.
+//! Where `/dev/kvm` is no hardware, all of it runs inside one emulated host. Nothing that is measured is read
+//! over the network file system there: programs, libraries, kernels and initramfs are copied to memory first,
+//! for both.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -252,8 +253,8 @@ const UNPACKED: &[&str] = &["--protocol", "pvh"];
 
 const MAKE_TUNED: &str = "`cargo xtask guest --tuned`";
 
-/// The words of Coracle's default, so that both kernels skip the same searches, and the agent's part: to say the mark
-/// first of all, and then to power off.
+/// The words of Coracle's default, so that both kernels skip the same searches, and the agent's part: to say
+/// the mark first of all, and then to power off.
 fn cmdline() -> String {
     default_cmdline_with(["quiet", "coracle.init=poweroff", "CORACLE_MARK=1"])
 }
@@ -263,8 +264,9 @@ const MARK: &str = "coracle-agent: first process";
 /// A panic's text is shorter.
 const CONSOLE_LIMIT: usize = 64 << 10;
 
-/// The fastest of QEMU's settings that boot both kernels. Without its timer and interrupt controller of old, Linux takes
-/// nearly twice as long; with them 3.5 s instead of 6.3 s with the tuned kernel, ACPI on or off alike.
+/// The fastest of QEMU's settings that boot both kernels. Without its timer and interrupt controller of old,
+/// Linux takes nearly twice as long; with them 3.5 s instead of 6.3 s with the tuned kernel, ACPI on or off
+/// alike.
 const QEMU_MACHINE: &str =
     "microvm,accel=kvm,x-option-roms=off,pit=on,pic=on,rtc=on,acpi=on,auto-kernel-cmdline=off";
 

@@ -1,5 +1,5 @@
-//! Machines a second: bare guests that are built, run, stopped and closed by one process, several at once, beside the same
-//! number of empty ones by KVM's calls alone.
+//! Machines a second: bare guests that are built, run, stopped and closed by one process, several at once,
+//! beside the same number of empty ones by KVM's calls alone.
 
 use std::path::Path;
 use std::thread;

@@ -1,8 +1,9 @@
-//! What a sandbox service does all day: commands in a guest that runs, whole runs of one command, streams to a port of the
-//! guest (by `bench vsock`: `VmHandle::connect` leads to the same connections), and machines a second.
+//! What a sandbox service does all day: commands in a guest that runs, whole runs of one command, streams to
+//! a port of the guest (by `bench vsock`: `VmHandle::connect` leads to the same connections), and machines a
+//! second.
 //!
-//! Each is compared with a limit of the same run. Linux guests run on hardware here, else inside an emulated host; bare
-//! guests on this machine's KVM.
+//! Each is compared with a limit of the same run. Linux guests run on hardware here, else inside an emulated
+//! host; bare guests on this machine's KVM.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Commands in a Linux guest: one in a guest that runs, beside a process that the guest starts by itself; and `coracle run`
-//! with a command, beside a guest that only powers off.
+//! Commands in a Linux guest: one in a guest that runs, beside a process that the guest starts by itself; and
+//! `coracle run` with a command, beside a guest that only powers off.
 
 use std::fs;
 use std::path::{Path, PathBuf};

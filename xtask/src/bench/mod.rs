@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines differ and
-//! drift; none of them is a test.
+//! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines
+//! differ and drift; none of them is a test.
 
 mod block;
 mod boot;
@@ -52,7 +52,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
-    /// Frames a second between a bare guest and a tap, beside QEMU's microvm and the tap's own limit; takes root
+    /// Frames a second between a bare guest and a tap, beside QEMU's microvm and the tap's own limit; takes
+    /// root
     Net {
         /// Runs of each
         #[arg(long, default_value_t = 5)]
@@ -78,8 +79,8 @@ pub(crate) enum Bench {
     },
 }
 
-/// A measurement that runs elsewhere than its task: inside an emulated host, in a guest, or built for release. It needs
-/// neither cargo nor the sources.
+/// A measurement that runs elsewhere than its task: inside an emulated host, in a guest, or built for
+/// release. It needs neither cargo nor the sources.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Part {
     Boot {

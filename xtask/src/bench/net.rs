@@ -1,7 +1,8 @@
-//! Frames a second between a bare guest and a tap, each way, beside QEMU's microvm with the same ELF file in turn, and
-//! beside what this process does with the same tap itself: the limit. Frames for the guest come from one thread that sends
-//! as many as the tap's queue takes, for all three; the limit is measured beside a thread that does what the guest's vCPU
-//! does, which is to spin. A machine with two CPUs thus has three busy threads to share them.
+//! Frames a second between a bare guest and a tap, each way, beside QEMU's microvm with the same ELF file in
+//! turn, and beside what this process does with the same tap itself: the limit. Frames for the guest come
+//! from one thread that sends as many as the tap's queue takes, for all three; the limit is measured beside a
+//! thread that does what the guest's vCPU does, which is to spin. A machine with two CPUs thus has three busy
+//! threads to share them.
 //!
 //! The taps are in a network namespace of the bench's own, which takes root.
 

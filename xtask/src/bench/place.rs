@@ -1,4 +1,5 @@
-//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, else inside an emulated host.
+//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, else inside an
+//! emulated host.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Copies of all that a measurement starts or reads, in memory: inside an emulated host everything else comes over a
-//! network file system that does not cache, and a program of many libraries would be measured by it.
+//! Copies of all that a measurement starts or reads, in memory: inside an emulated host everything else comes
+//! over a network file system that does not cache, and a program of many libraries would be measured by it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! How fast a bare guest speaks, what that costs, and what a waiting virtual machine holds; Coracle beside QEMU's
-//! microvm with the same ELF file, in turn, on the same KVM.
+//! How fast a bare guest speaks, what that costs, and what a waiting virtual machine holds; Coracle beside
+//! QEMU's microvm with the same ELF file, in turn, on the same KVM.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -1,5 +1,6 @@
-//! Bytes a second through the socket device of a bare guest that polls, each way, and through a pair of the host's own
-//! unix sockets, between two threads and beside one that spins as the guest's vCPU does: the limit.
+//! Bytes a second through the socket device of a bare guest that polls, each way, and through a pair of the
+//! host's own unix sockets, between two threads and beside one that spins as the guest's vCPU does: the
+//! limit.
 //!
 //! QEMU is not beside it: it leaves its socket device to the host's kernel.
 

@@ -1,5 +1,6 @@
-//! Attacks by what says that it is a guest's agent. Each is played in a process of its own, which is victim and
-//! attacker: a call of the library on one end of a socket pair, and on the other end an agent that breaks its word.
+//! Attacks by what says that it is a guest's agent. Each is played in a process of its own, which is victim
+//! and attacker: a call of the library on one end of a socket pair, and on the other end an agent that breaks
+//! its word.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

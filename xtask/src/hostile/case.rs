@@ -43,8 +43,8 @@ pub(super) struct Row {
 }
 
 impl Case {
-    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a hang every
-    /// time. So does one that ended before its memory was seen: some guests are over in 2 ms.
+    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a
+    /// hang every time. So does one that ended before its memory was seen: some guests are over in 2 ms.
     pub(super) fn run_patiently(&self, scene: &Scene) -> Row {
         let mut row = self.run(scene);
         let mut late = 0;
@@ -144,8 +144,8 @@ impl fmt::Display for Row {
     }
 }
 
-/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of the
-/// process.
+/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of
+/// the process.
 const LONGEST_END: Duration = Duration::from_secs(2);
 /// Runs of one attack, whatever they lack.
 const MAX_RUNS: u32 = 12;

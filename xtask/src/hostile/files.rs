@@ -115,8 +115,8 @@ fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
     with_root(scene, &path)
 }
 
-/// A frame of Zstandard (RFC 8878, 3.1.1) with so many MiB of zeroes, in blocks of 8 bytes that are of 1 MiB: the literals
-/// are one byte, a million times, which no packer writes and decoders take.
+/// A frame of Zstandard (RFC 8878, 3.1.1) with so many MiB of zeroes, in blocks of 8 bytes that are of 1 MiB:
+/// the literals are one byte, a million times, which no packer writes and decoders take.
 fn zstd_zeroes(mib: usize) -> Vec<u8> {
     // The window is 1 KiB << 17.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];

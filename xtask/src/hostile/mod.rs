@@ -1,8 +1,8 @@
-//! `cargo xtask hostile`: attacks on the release program by bare guests, files and peers, each with the ending that
-//! it has to have, the time that it may take to end, and the memory that it may take.
+//! `cargo xtask hostile`: attacks on the release program by bare guests, files and peers, each with the
+//! ending that it has to have, the time that it may take to end, and the memory that it may take.
 //!
-//! It needs `/dev/kvm` of any kind, the default guest's files, and no root. Everything that attacks is made here or
-//! is a payload of this repository.
+//! It needs `/dev/kvm` of any kind, the default guest's files, and no root. Everything that attacks is made
+//! here or is a payload of this repository.
 
 mod agents;
 mod case;
@@ -50,14 +50,16 @@ pub(crate) fn run(workspace: &Workspace, arguments: &HostileArguments) -> Result
         return Ok(tally.failed == 0);
     }
     guest::make(workspace, false)?;
-    // The peak of a child's memory is at least that of the process that starts it, and building has taken some.
+    // The peak of a child's memory is at least that of the process that starts it, and building has taken
+    // some.
     let mut attack = Command::new(std::env::current_exe().context("cannot find this program")?);
     attack.args(["hostile", "--coracle"]).arg(static_build::coracle(workspace)?).arg(&arguments.only);
     let status = attack.status().context("cannot start this program again")?;
     Ok(status.success())
 }
 
-/// Runs every attack whose name contains `only`, prints the table, and counts the rows: a row that differs has failed.
+/// Runs every attack whose name contains `only`, prints the table, and counts the rows: a row that differs
+/// has failed.
 ///
 /// # Errors
 /// No attack has such a name.

@@ -1,5 +1,5 @@
-//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which code, and
-//! how much memory it takes meanwhile.
+//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which
+//! code, and how much memory it takes meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -58,7 +58,8 @@ pub(super) struct Observed {
     pub(super) stderr: String,
     /// The peak of anonymous memory beside the guest's RAM, in bytes; none if it has never been seen.
     pub(super) beside_ram: Option<u64>,
-    /// The peak of resident memory, in bytes. It is at least that of this process, from which the program was started.
+    /// The peak of resident memory, in bytes. It is at least that of this process, from which the program was
+    /// started.
     pub(super) resident_peak: u64,
 }
 
@@ -206,8 +207,9 @@ fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>
     Ok(Some((ExitStatus::from_raw(status), (usage.ru_maxrss as u64) << 10)))
 }
 
-/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended. Private
-/// dirty memory is not what is wanted: it has pages of a program that was built just now and is not written back yet.
+/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended.
+/// Private dirty memory is not what is wanted: it has pages of a program that was built just now and is not
+/// written back yet.
 fn beside_ram(pid: u32) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
     let (mut size, mut sum) = (0, 0);

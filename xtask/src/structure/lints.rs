@@ -9,8 +9,9 @@ const LINTS: &[&str] =
 /// Workspaces of their own.
 const OTHERS: &[&str] = &["fuzz/", "examples/cargo-runner/"];
 
-/// Looks into the root of each crate. `sources` are Rust; the fuzz targets are a workspace of their own, whose crates
-/// have to panic when they find something, and so is the example that stands for a user's package.
+/// Looks into the root of each crate. `sources` are Rust; the fuzz targets are a workspace of their own,
+/// whose crates have to panic when they find something, and so is the example that stands for a user's
+/// package.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
     for source in sources {
         let is_root = ["src/lib.rs", "src/main.rs"].iter().any(|root| {

@@ -17,8 +17,8 @@ pub(crate) use self::count::CountArguments;
 use self::ratchet::Verdicts;
 use crate::workspace::Workspace;
 
-/// Looks for rooms that import one above them, and holds every count against its limit. Prints the counts that have
-/// gone down below the number in their table; with `places` also each line that is too long and
+/// Looks for rooms that import one above them, and holds every count against its limit. Prints the counts
+/// that have gone down below the number in their table; with `places` also each line that is too long and
 /// each phrase and doc that is to go.
 ///
 /// # Errors

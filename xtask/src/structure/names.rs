@@ -1,5 +1,5 @@
-//! The names in a source file, with their lines: identifiers and what string literals say, without docs, comments and
-//! what is for tests only.
+//! The names in a source file, with their lines: identifiers and what string literals say, without docs,
+//! comments and what is for tests only.
 
 use anyhow::{Context, Result};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};

@@ -16,8 +16,8 @@ pub(super) struct Tree {
     pub(super) rooms: &'static [&'static str],
 }
 
-/// The order of the rooms. A new room is placed above what it needs; nothing here is ever moved up to let a path
-/// through without asking what the path says about the code.
+/// The order of the rooms. A new room is placed above what it needs; nothing here is ever moved up to let a
+/// path through without asking what the path says about the code.
 pub(super) const TREES: &[Tree] = &[LIBRARY, IMAGE, COMMAND, AGENT];
 
 const LIBRARY: Tree = Tree {

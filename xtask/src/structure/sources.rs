@@ -20,8 +20,8 @@ impl Source {
     }
 }
 
-/// Every file below `root` whose name ends in one of `extensions`, sorted by path. Hidden directories, cargo's target
-/// directory and fuzz corpora are left out.
+/// Every file below `root` whose name ends in one of `extensions`, sorted by path. Hidden directories,
+/// cargo's target directory and fuzz corpora are left out.
 ///
 /// # Errors
 /// A directory or a file cannot be read, or a file is not text.

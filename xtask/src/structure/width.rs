@@ -10,10 +10,10 @@ const MAX_COMMENT_COLUMNS: usize = 110;
 const MAX_COLUMNS: usize = 120;
 
 /// Longer lines of comment. The number only goes down.
-const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 1271 };
+const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 0 };
 
 /// Longer lines of code. The number only goes down.
-const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 103 };
+const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 101 };
 
 /// Counts the lines of `sources`, which are Rust, that are too long.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {

@@ -63,13 +63,14 @@ pub(super) struct Built {
 #[derive(Debug)]
 pub(super) struct SourceTree {
     folder: PathBuf,
-    /// Seconds since 1970: the kernel's banner has it in place of the time of the build, so that one source gives one
-    /// kernel.
+    /// Seconds since 1970: the kernel's banner has it in place of the time of the build, so that one source
+    /// gives one kernel.
     time: i64,
 }
 
 impl SourceTree {
-    /// Unpacks an archive into `folder`, which is emptied first: a build that was broken off may have left it.
+    /// Unpacks an archive into `folder`, which is emptied first: a build that was broken off may have left
+    /// it.
     ///
     /// # Errors
     /// The folder cannot be emptied, or the archive not be unpacked.

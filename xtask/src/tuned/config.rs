@@ -1,4 +1,5 @@
-//! Kernel configuration fragments: the lines that are wanted, and which of them a finished configuration lacks.
+//! Kernel configuration fragments: the lines that are wanted, and which of them a finished configuration
+//! lacks.
 
 use std::collections::{HashMap, HashSet};
 

@@ -1,8 +1,8 @@
 //! `cargo xtask guest --tuned`: a Linux kernel of our own configuration, built from Debian's kernel source.
 //!
-//! It is the asset folder `tuned` (see [`crate::assets`]) with `vmlinux`, `vmlinuz`, `config` and `manifest.json`, and a
-//! `lib/modules` that says that every module is built in.
-//! Its key is made of everything that decides the result, so that a kernel is built once and then found.
+//! It is the asset folder `tuned` (see [`crate::assets`]) with `vmlinux`, `vmlinuz`, `config` and
+//! `manifest.json`, and a `lib/modules` that says that every module is built in. Its key is made of
+//! everything that decides the result, so that a kernel is built once and then found.
 
 mod build;
 mod config;
@@ -23,8 +23,8 @@ use crate::workspace::Workspace;
 /// Builds the kernel where it is not there yet; with `update`, of the newest source package.
 ///
 /// # Errors
-/// The source or a program of the build is missing and cannot be had, the configuration contradicts itself, or the
-/// kernel does not build.
+/// The source or a program of the build is missing and cannot be had, the configuration contradicts itself,
+/// or the kernel does not build.
 pub(crate) fn make(workspace: &Workspace, update: bool) -> Result<()> {
     setup::make_ready_for_kernel()?;
     let fragment = Fragment::parse(&read_text(&workspace.root.join(FRAGMENT))?).context(FRAGMENT)?;
@@ -85,7 +85,8 @@ fn write_all(folder: &Path, built: &Built, package: &Package, compiler: &Compile
     write(&folder.join("vmlinux"), vmlinux)?;
     write(&folder.join("vmlinuz"), vmlinuz)?;
     write(&folder.join("config"), config.as_bytes())?;
-    // Where modules beside a kernel are looked for: there are none to load, which is not the same as none found.
+    // Where modules beside a kernel are looked for: there are none to load, which is not the same as none
+    // found.
     let modules = folder.join("lib/modules").join(release);
     fs::create_dir_all(modules.join("kernel"))
         .with_context(|| format!("cannot make {}", modules.display()))?;
@@ -112,7 +113,8 @@ struct Manifest<'a> {
 
 const ROLE: &str = "tuned";
 
-/// The long-term kernel that the default guest's stock kernel is made of too, so that the two can be compared.
+/// The long-term kernel that the default guest's stock kernel is made of too, so that the two can be
+/// compared.
 const SOURCE_PACKAGE: &str = "linux-source-6.1";
 
 const FRAGMENT: &str = "resources/kernel/guest-x86_64.config";

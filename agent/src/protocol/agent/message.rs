@@ -1,5 +1,5 @@
-//! The messages on channels. A frame is a length (u32), a kind (u8), a channel (u32) and the fields of the kind, all
-//! little-endian; the length counts what follows it.
+//! The messages on channels. A frame is a length (u32), a kind (u8), a channel (u32) and the fields of the
+//! kind, all little-endian; the length counts what follows it.
 
 use std::ffi::OsString;
 use std::net::Ipv4Addr;

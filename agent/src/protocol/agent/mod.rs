@@ -1,5 +1,5 @@
-//! The protocol between Coracle and the agent in a guest: commands, files, clock, network and power, over one byte
-//! stream. `docs/agent.md` describes it.
+//! The protocol between Coracle and the agent in a guest: commands, files, clock, network and power, over one
+//! byte stream. `docs/agent.md` describes it.
 //!
 //! Both ends are state machines without descriptors: [`HostSession`] and [`AgentSession`] take the bytes that
 //! arrive and return events and bytes to send. The owner of the stream (a virtio socket, a console port, a

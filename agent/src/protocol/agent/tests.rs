@@ -461,7 +461,8 @@ fn agent_that_does_not_read_is_owed_no_more_than_a_bound() {
     let waiting = pair.host.output().len();
     assert!(waiting < MAX_WAITING + MAX_WAITING / 100, "{waiting}");
     assert!(matches!(pair.host.open(Request::Get("/".into())), Err(OpenError::Clogged { .. })));
-    // A reader takes everything: the grants wait with the rest, and bytes beyond the last one break the session.
+    // A reader takes everything: the grants wait with the rest, and bytes beyond the last one break the
+    // session.
     let piece = AgentMessage::Data(Stream::Stdout, vec![7; MAX_DATA]).to_frame(channel);
     let mut taken = 0;
     while taken < INITIAL_WINDOW as usize {

@@ -40,7 +40,8 @@ pub struct Limit {
     pub hard: u64,
 }
 
-/// A file or directory of the caller, bind-mounted at a path under one of the [`PRIVATE_DIRECTORIES`](super::PRIVATE_DIRECTORIES).
+/// A file or directory of the caller, bind-mounted at a path under one of the
+/// [`PRIVATE_DIRECTORIES`](super::PRIVATE_DIRECTORIES).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The caller's path: absolute and free of symbolic links.

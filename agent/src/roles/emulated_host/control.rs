@@ -70,7 +70,8 @@ impl ControlPort {
         relay::poll_entry(self.port.as_raw_fd(), libc::POLLIN)
     }
 
-    /// Reads what has arrived. [`ControlPort::next_message`] then returns the messages, until it returns none.
+    /// Reads what has arrived. [`ControlPort::next_message`] then returns the messages, until it returns
+    /// none.
     pub(super) fn fill(&mut self) -> Result<(), ControlError> {
         let mut bytes = [0; 4096];
         match self.port.read(&mut bytes) {

@@ -189,7 +189,8 @@ impl<'a> Session<'a> {
 
     fn clear_child_signals(&self) {
         let mut seen = [0_u8; size_of::<libc::signalfd_siginfo>()];
-        // SAFETY: the pointer and the length describe `seen`. Signals of one number merge, so one read is enough.
+        // SAFETY: the pointer and the length describe `seen`. Signals of one number merge, so one read is
+        // enough.
         unsafe { libc::read(self.children.as_raw_fd(), seen.as_mut_ptr().cast(), seen.len()) };
     }
 }

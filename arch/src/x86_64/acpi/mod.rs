@@ -1,5 +1,5 @@
-//! ACPI tables of the hardware-reduced kind (ACPI 6.5, 3.11.1): no PM timer, no power-management event block, no SCI;
-//! sleep and reset are three 8-bit ports.
+//! ACPI tables of the hardware-reduced kind (ACPI 6.5, 3.11.1): no PM timer, no power-management event block,
+//! no SCI; sleep and reset are three 8-bit ports.
 //!
 //! The builder calls [`write_tables`] once per boot and hands the address of the RSDP to the kernel. All
 //! addresses and interrupts come from [`crate::x86_64::layout`], which the code that attaches the devices
@@ -43,7 +43,8 @@ const MADT_REVISION: u8 = 6;
 const MADT_FLAGS: u32 = 0;
 const IOAPIC_ID: u8 = 0;
 const FIRST_GSI: u32 = 0;
-/// The MADT entry for NMI (ACPI 6.5, 5.2.12.7): type 4, 6 bytes, all CPUs, polarity and trigger of the bus, LINT1.
+/// The MADT entry for NMI (ACPI 6.5, 5.2.12.7): type 4, 6 bytes, all CPUs, polarity and trigger of the bus,
+/// LINT1.
 const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 
 /// What the tables describe beside the fixed devices.

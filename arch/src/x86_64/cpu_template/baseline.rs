@@ -49,8 +49,8 @@ pub(super) fn template() -> CpuTemplate {
     CpuTemplate { other_leaves: OtherLeaves::Hide, cpuid, msrs: Vec::new() }
 }
 
-/// Leaves without features: maximum leaf and vendor, cache descriptors, KVM's features, name, old cache leaves,
-/// AMD's topology.
+/// Leaves without features: maximum leaf and vendor, cache descriptors, KVM's features, name, old cache
+/// leaves, AMD's topology.
 const WHOLE_LEAVES: &[u32] = &[
     0x0,
     0x2,

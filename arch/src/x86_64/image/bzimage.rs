@@ -1,5 +1,5 @@
-//! The bzImage format: the header of a packed Linux kernel (Linux, Documentation/arch/x86/boot.rst, "The Real-Mode
-//! Kernel Header").
+//! The bzImage format: the header of a packed Linux kernel (Linux, Documentation/arch/x86/boot.rst, "The
+//! Real-Mode Kernel Header").
 //!
 //! Only the header of the real-mode part is read, and that part is not loaded: the kernel is entered at its
 //! 64-bit entry.

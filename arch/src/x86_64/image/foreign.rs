@@ -128,7 +128,8 @@ pub(super) fn identify(head: &[u8]) -> Foreign {
     Foreign::Unknown
 }
 
-/// The magic of ext2, ext3 and ext4, in the superblock at 1024 (Linux, Documentation/filesystems/ext4/super.rst).
+/// The magic of ext2, ext3 and ext4, in the superblock at 1024 (Linux,
+/// Documentation/filesystems/ext4/super.rst).
 const EXT4_MAGIC: u16 = 0xef53;
 const EXT4_MAGIC_OFFSET: usize = 0x438;
 

@@ -1,10 +1,10 @@
 //! Kernel images: what a file is, whether it can boot here, and which bytes of it go where.
 //!
-//! The builder opens the user's kernel here before it makes a machine; [`crate::x86_64::load`] then copies the
-//! segments. The content decides the format, never the name. Everything in the file is untrusted: a length in it
-//! sizes no allocation, and an image that was accepted has only segments inside the file and below 3 GiB.
-//! Nothing is decompressed here. The caller that unpacks the payload of a bzImage makes a second image of the
-//! bytes.
+//! The builder opens the user's kernel here before it makes a machine; [`crate::x86_64::load`] then copies
+//! the segments. The content decides the format, never the name. Everything in the file is untrusted: a
+//! length in it sizes no allocation, and an image that was accepted has only segments inside the file and
+//! below 3 GiB. Nothing is decompressed here. The caller that unpacks the payload of a bzImage makes a second
+//! image of the bytes.
 
 mod bzimage;
 mod elf;

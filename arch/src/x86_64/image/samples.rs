@@ -19,7 +19,8 @@ pub(crate) fn file_with(bytes: &[u8]) -> TempFile {
     file
 }
 
-/// A bzImage of protocol 2.15: 1 KiB of set-up, 4 KiB of kernel (bytes of 0xcc), at 16 MiB, with 2 MiB to unpack.
+/// A bzImage of protocol 2.15: 1 KiB of set-up, 4 KiB of kernel (bytes of 0xcc), at 16 MiB, with 2 MiB to
+/// unpack.
 pub(crate) fn bzimage() -> Vec<u8> {
     let mut image = vec![0; 1024];
     image.resize(1024 + 4096, 0xcc);

@@ -1,7 +1,7 @@
 //! Fills guest memory with everything that the first CPU finds: kernel, initrd, command line and boot tables.
 //!
-//! The builder calls [`load`] once, when the machine's memory exists and its tables are known. It opens no file and
-//! makes no KVM call. File contents go straight from the file into guest memory.
+//! The builder calls [`load`] once, when the machine's memory exists and its tables are known. It opens no
+//! file and makes no KVM call. File contents go straight from the file into guest memory.
 
 use std::path::{Path, PathBuf};
 

@@ -32,7 +32,8 @@ pub(super) enum FilesError {
 }
 
 impl GuestFiles {
-    /// Adds a file, or a folder with all that is in it. A link that is named is followed; one in a folder stays a link.
+    /// Adds a file, or a folder with all that is in it. A link that is named is followed; one in a folder
+    /// stays a link.
     pub(super) fn add(&mut self, path: &Path) -> Result<(), FilesError> {
         let found = self.add_above(path)?;
         let mut folders = Vec::new();

@@ -1,8 +1,8 @@
-//! `coracle cargo-runner`: what cargo starts in place of a program that it has built. The program runs in a guest, with
-//! this command's streams, and its exit code is this command's.
+//! `coracle cargo-runner`: what cargo starts in place of a program that it has built. The program runs in a
+//! guest, with this command's streams, and its exit code is this command's.
 //!
-//! Its files come in an initramfs behind the guest's own: the kernel unpacks them faster than an agent receives them, and
-//! any kernel and guest takes them.
+//! Its files come in an initramfs behind the guest's own: the kernel unpacks them faster than an agent
+//! receives them, and any kernel and guest takes them.
 
 mod files;
 mod program;
@@ -137,8 +137,8 @@ fn limit(raw: &RawConfig, args: &CargoRunnerArgs, luggage: &Luggage) -> Option<D
     raw.timeout.unwrap_or_else(|| default_timeout(&luggage.path, &args.command)).limit()
 }
 
-/// A test program that hangs is not to hold up a job for ever. Any other program may be a server, and a benchmark takes
-/// its time.
+/// A test program that hangs is not to hold up a job for ever. Any other program may be a server, and a
+/// benchmark takes its time.
 fn default_timeout(program: &Path, command: &[OsString]) -> Timeout {
     let is_bench = command.iter().any(|argument| argument == "--bench");
     if is_test(program) && !is_bench { Timeout::After(TEST_LIMIT) } else { Timeout::None }
@@ -216,8 +216,8 @@ impl Luggage {
         copies.iter().try_for_each(|path| files.add(&self.folder.join(path)))
     }
 
-    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the profile, or of the
-    /// target where one was named.
+    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the
+    /// profile, or of the target where one was named.
     fn scratch_folder(&self) -> Option<PathBuf> {
         let is_test = is_test(&self.path);
         let above = self.path.ancestors().skip(3).take(2).filter(|_| is_test);
@@ -230,7 +230,8 @@ impl Luggage {
     }
 }
 
-/// Variables that cargo and its like set for a program, without their passwords; then those of the command line.
+/// Variables that cargo and its like set for a program, without their passwords; then those of the command
+/// line.
 fn variables(args: &CargoRunnerArgs) -> Vec<OsString> {
     let is_secret =
         |name: &OsStr| SECRETS.iter().any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()));
@@ -243,7 +244,8 @@ fn begins_with(name: &OsStr, starts: &[&str]) -> bool {
     starts.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
 }
 
-/// RAM that holds the files twice, as they come and unpacked, and leaves room to work. It is taken as it is touched.
+/// RAM that holds the files twice, as they come and unpacked, and leaves room to work. It is taken as it is
+/// touched.
 fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Failure> {
     let files = bytes.div_ceil(1 << 20);
     let Some(wanted) = wanted else {
@@ -272,7 +274,8 @@ const LOADER_CACHE: &str = "/etc/ld.so.cache";
 const FORWARDED: [&str; 5] = ["CARGO", "RUST", "NEXTEST", "LD_LIBRARY_PATH", "OUT_DIR"];
 const SECRETS: [&str; 2] = ["_TOKEN", "_SECRET_KEY"];
 
-/// By which a test program says that tests have failed; cargo knows it, and explains any other code at length.
+/// By which a test program says that tests have failed; cargo knows it, and explains any other code at
+/// length.
 const TESTS_FAILED: u32 = 101;
 const TESTS_FAILED_CODE: u8 = 101;
 

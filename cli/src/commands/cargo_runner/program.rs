@@ -59,7 +59,8 @@ impl Program {
     }
 }
 
-/// The loader that a program names: its segment PT_INTERP (System V ABI, "Program Header"). A static program has none.
+/// The loader that a program names: its segment PT_INTERP (System V ABI, "Program Header"). A static program
+/// has none.
 fn loader(path: &Path) -> Result<Option<PathBuf>, ProgramError> {
     let unread = |source| ProgramError::Read { path: path.to_owned(), source };
     let short = || ProgramError::Short { path: path.to_owned() };

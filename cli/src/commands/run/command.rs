@@ -1,4 +1,5 @@
-//! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals and exit code.
+//! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals
+//! and exit code.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -117,7 +118,8 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
     }
 }
 
-/// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard meanwhile.
+/// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard
+/// meanwhile.
 fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Option<Ending>> {
     let Some(GuestIp(settings)) = &args.surroundings.ip else { return Ok(()) };
     match hearing_signals(vm, signals, || vm.network_up(settings.clone()))? {
@@ -218,8 +220,8 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     Ok(Run { ending: instead.or(ending), was_started: true, status, lost, command })
 }
 
-/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the command's
-/// time.
+/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the
+/// command's time.
 fn deliver(
     signals: &Blocked,
     outputs: &[Option<Copying>],

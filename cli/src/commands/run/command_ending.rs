@@ -1,5 +1,5 @@
-//! What a run for one command has come to: its ending, from what the command, its agent and its machine say. Called by
-//! those that run commands in a guest.
+//! What a run for one command has come to: its ending, from what the command, its agent and its machine say.
+//! Called by those that run commands in a guest.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ pub(super) struct Run {
 }
 
 impl Run {
-    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was ready after
-    /// `booted_in`.
+    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was
+    /// ready after `booted_in`.
     pub(super) fn times(&self, entered: Instant, booted_in: Option<Duration>, machine: Times) -> Times {
         let Some(booted_in) = booted_in else { return machine };
         Times {
@@ -48,8 +48,8 @@ impl Run {
     }
 }
 
-/// The ending of a guest that ended by itself while its command was to run: one that says that all went well is not
-/// true of the command.
+/// The ending of a guest that ended by itself while its command was to run: one that says that all went well
+/// is not true of the command.
 fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
     let says_all_is_well = match ending {
         Ending::PoweredOff => signal.is_none(),

@@ -1,4 +1,5 @@
-//! What a command in a guest writes, on its way to a stream or a reader of ours: for those who run such commands.
+//! What a command in a guest writes, on its way to a stream or a reader of ours: for those who run such
+//! commands.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -25,8 +26,8 @@ struct State {
 }
 
 impl Copying {
-    /// Copies it, piece by piece, until it ends. What `to` does not take is read all the same, so that a command
-    /// which goes on without its reader comes to its end.
+    /// Copies it, piece by piece, until it ends. What `to` does not take is read all the same, so that a
+    /// command which goes on without its reader comes to its end.
     pub(crate) fn start(
         mut output: impl Read + Send + 'static,
         mut to: impl Write + Send + 'static,
@@ -105,8 +106,8 @@ impl State {
     }
 }
 
-/// Standard output or error as a file: its errors are all told, also those that [`io::Stdout`] keeps to itself, and an
-/// output that its owner has made non-blocking is waited for.
+/// Standard output or error as a file: its errors are all told, also those that [`io::Stdout`] keeps to
+/// itself, and an output that its owner has made non-blocking is waited for.
 pub(crate) struct OutputFile(File);
 
 impl OutputFile {
@@ -143,12 +144,14 @@ fn wait_for_room(file: &File) -> io::Result<()> {
     if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
 }
 
-/// A process that the command has left behind may hold its streams for ever, or write without end. The agent lets go of
-/// streams that are silent after 1 s; a guest that stands still for longer on a busy host loses nothing.
+/// A process that the command has left behind may hold its streams for ever, or write without end. The agent
+/// lets go of streams that are silent after 1 s; a guest that stands still for longer on a busy host loses
+/// nothing.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
 /// A frame of the agent's protocol.
 const PIECE: usize = 64 << 10;
-/// More than a program writes that does not look at what becomes of it; one that writes without end is to end.
+/// More than a program writes that does not look at what becomes of it; one that writes without end is to
+/// end.
 const MOST_LOST: u64 = 64 << 20;
 
 #[cfg(test)]

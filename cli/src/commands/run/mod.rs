@@ -51,8 +51,8 @@ fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
     settings::raw(&args.vm).map(|below| own.over(below))
 }
 
-/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial line
-/// cannot be told one. It stays for the kernel's messages.
+/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial
+/// line cannot be told one. It stays for the kernel's messages.
 fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
     let is_chosen = raw.console.is_some() || raw.serial.is_some();
@@ -140,7 +140,8 @@ fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watc
     Ok(code)
 }
 
-/// One line on stderr, the explanation, with the end of the console if it is `unseen`, and the report where it is wanted.
+/// One line on stderr, the explanation, with the end of the console if it is `unseen`, and the report where
+/// it is wanted.
 pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
@@ -170,8 +171,8 @@ fn was_told_to_end(outcome: &Outcome) -> bool {
     is_own || outcome.signal.is_some()
 }
 
-/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits for its
-/// reader, for `limit` at most, and a signal ends that.
+/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits
+/// for its reader, for `limit` at most, and a signal ends that.
 fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Duration) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());

@@ -12,8 +12,8 @@ use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;
 
-/// The signals that end a process by default, CONT and WINCH, taken from here on, but for those that the caller has ignored
-/// (`nohup`). Made before the first thread, which then inherits the mask.
+/// The signals that end a process by default, CONT and WINCH, taken from here on, but for those that the
+/// caller has ignored (`nohup`). Made before the first thread, which then inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
     last: Cell<Option<(i32, Instant)>>,
@@ -45,9 +45,9 @@ impl Blocked {
         Ok(ReadEnd { fd: self.fd.try_clone()? })
     }
 
-    /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button; after
-    /// [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a machine go on that a
-    /// disk's fault has paused. SIGWINCH tells the guest the terminal's size.
+    /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button;
+    /// after [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a
+    /// machine go on that a disk's fault has paused. SIGWINCH tells the guest the terminal's size.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
         let mut grace: Option<Grace> = None;
         while !self.poll(vm, grace.as_ref())? {
@@ -86,8 +86,8 @@ impl Blocked {
         Ok(outcome)
     }
 
-    /// The next signal, if one has come. One that comes twice at once is one: timeout(1) sends it to the program and then
-    /// to the process group, which has the program in it.
+    /// The next signal, if one has come. One that comes twice at once is one: timeout(1) sends it to the
+    /// program and then to the process group, which has the program in it.
     pub(crate) fn next(&self) -> Option<i32> {
         loop {
             let came = (self.read()?, Instant::now());
@@ -110,8 +110,8 @@ pub(super) struct ReadEnd {
 }
 
 impl ReadEnd {
-    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of the pipe
-    /// `end` is closed (true).
+    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of
+    /// the pipe `end` is closed (true).
     pub(super) fn wait(&self, end: RawFd, millis: i32) -> io::Result<bool> {
         let [end, _] = polled([end, self.fd.as_raw_fd()], millis)?;
         Ok(end)

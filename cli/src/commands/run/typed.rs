@@ -8,8 +8,8 @@ use coracle::agent::ProcessInput;
 use coracle::terminal::Escape;
 use coracle_devices::backend::chardev::CharSink;
 
-/// Copies standard input until its end. At a terminal, Ctrl-A commands are obeyed: `leaves` becomes true when the end of
-/// the machine is asked for.
+/// Copies standard input until its end. At a terminal, Ctrl-A commands are obeyed: `leaves` becomes true when
+/// the end of the machine is asked for.
 pub(super) fn copy(mut input: ProcessInput, leaves: &AtomicBool) {
     let has_keys = io::stdin().is_terminal() && io::stdout().is_terminal();
     let mut escape = has_keys.then(Escape::default);

@@ -1,5 +1,5 @@
-//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report is
-//! written to a FIFO that nobody reads.
+//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report
+//! is written to a FIFO that nobody reads.
 
 use std::io::{self, IsTerminal, PipeWriter};
 use std::os::fd::AsRawFd;
@@ -19,7 +19,8 @@ use super::write_report_at_once;
 use crate::end_at_once;
 use crate::stderr::{self, say};
 
-/// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main thread's.
+/// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main
+/// thread's.
 #[derive(Debug)]
 pub(crate) struct Watch {
     /// Closed to end the thread.
@@ -107,8 +108,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.end = None;
         let is_ending = self.state.swap(OVER, Ordering::AcqRel) == ENDING;
-        // Waiting for the thread would delay each start. It matters only where the thread may have shown a line, or
-        // ends the process: then it does not come back.
+        // Waiting for the thread would delay each start. It matters only where the thread may have shown a
+        // line, or ends the process: then it does not come back.
         if (is_ending || self.start.elapsed() >= Duration::from_secs(1))
             && let Some(thread) = self.thread.take()
         {
@@ -119,7 +120,8 @@ impl Drop for Watch {
 
 /// Sends a signal again that was read at the very moment at which the main thread took over.
 fn give_back(signal: i32) {
-    // SAFETY: raises a signal for this thread's process, in which all threads block it; no memory is involved.
+    // SAFETY: raises a signal for this thread's process, in which all threads block it; no memory is
+    // involved.
     unsafe { libc::kill(std::process::id().cast_signed(), signal) };
 }
 

@@ -29,7 +29,8 @@ pub(crate) struct Attempt {
 }
 
 impl Retries {
-    /// Runs a case until it passes, or has had its retries. One whose machine cannot be made is not run again.
+    /// Runs a case until it passes, or has had its retries. One whose machine cannot be made is not run
+    /// again.
     ///
     /// # Errors
     /// A file of `artifacts` cannot be made.

@@ -31,7 +31,8 @@ use crate::commands::settings::Failure;
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// The name of its files in `--artifacts`, without their ends: no other case has it ([`names::name_files`]).
+    /// The name of its files in `--artifacts`, without their ends: no other case has it
+    /// ([`names::name_files`]).
     pub(crate) file_name: String,
     pub(crate) config: VmConfig,
     pub(crate) patterns: Patterns,
@@ -79,8 +80,8 @@ impl Case {
         }
     }
 
-    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and to
-    /// `shown` as it comes.
+    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and
+    /// to `shown` as it comes.
     ///
     /// # Errors
     /// The file cannot be made.
@@ -157,7 +158,8 @@ impl Case {
         })
     }
 
-    /// Runs the command to its end: none when the machine has ended before it, by itself or because all is decided.
+    /// Runs the command to its end: none when the machine has ended before it, by itself or because all is
+    /// decided.
     fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
         if let Some(GuestIp(settings)) = &self.surroundings.ip {
             match vm.network_up(settings.clone()) {
@@ -260,7 +262,8 @@ impl Reader {
 }
 
 impl Reader {
-    /// Waits for the end of the machine, and ends it where all planned results have come and their grace is over.
+    /// Waits for the end of the machine, and ends it where all planned results have come and their grace is
+    /// over.
     fn wait(&self, vm: &Vm) -> Outcome {
         let Some(grace) = &self.grace else { return vm.wait() };
         loop {
@@ -280,7 +283,8 @@ impl Reader {
     }
 }
 
-/// What was lost of the console before all was decided, in words. What comes after that is not looked at anyway.
+/// What was lost of the console before all was decided, in words. What comes after that is not looked at
+/// anyway.
 fn lost_before(outcome: &Outcome, decided_at: Option<u64>) -> Option<String> {
     let from = outcome.console_lost_from?;
     let counts = decided_at.is_none_or(|decided| from < decided);

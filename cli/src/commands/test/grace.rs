@@ -1,5 +1,5 @@
-//! How long a guest may be silent after the last of its planned TAP results before it is ended. Times are given, never
-//! read here.
+//! How long a guest may be silent after the last of its planned TAP results before it is ended. Times are
+//! given, never read here.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +25,8 @@ impl Grace {
         Grace { silence, planned: None }
     }
 
-    /// Takes note of output, after which the results of so many `documents` have all come; none while some are missing.
-    /// With each document more the time begins again.
+    /// Takes note of output, after which the results of so many `documents` have all come; none while some
+    /// are missing. With each document more the time begins again.
     pub(crate) fn output(&mut self, documents: Option<u64>, now: Instant) {
         let before = self.planned;
         self.planned = documents.map(|documents| {

@@ -26,7 +26,8 @@ pub(crate) struct WholeLine {
 }
 
 impl OpenLine {
-    /// Takes bytes up to the end of the line, or of a piece of it: those that are left, and the line if it is whole.
+    /// Takes bytes up to the end of the line, or of a piece of it: those that are left, and the line if it is
+    /// whole.
     pub(crate) fn take<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], Option<WholeLine>) {
         let room = PIECE_BYTES.saturating_sub(self.bytes.len());
         let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
@@ -44,8 +45,8 @@ impl OpenLine {
         (self.bytes.len() > self.repeated).then(|| self.end(0))
     }
 
-    /// The text that patterns have not seen: the parts that a carriage return has ended since the last call, and the
-    /// last.
+    /// The text that patterns have not seen: the parts that a carriage return has ended since the last call,
+    /// and the last.
     pub(crate) fn unseen(&mut self) -> String {
         let text = text(self.bytes.get(self.unseen..).unwrap_or_default());
         let end = self.bytes.iter().rposition(|byte| *byte != b'\r').unwrap_or(0);
@@ -66,8 +67,8 @@ impl OpenLine {
     }
 }
 
-/// The forms in which patterns see a line: as it was printed, without escape sequences, and both for each part that a
-/// carriage return ends. No form twice.
+/// The forms in which patterns see a line: as it was printed, without escape sequences, and both for each
+/// part that a carriage return ends. No form twice.
 pub(crate) fn forms(line: &str) -> Vec<Cow<'_, str>> {
     let mut forms = both(line);
     if line.contains('\r') {

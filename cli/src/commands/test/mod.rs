@@ -167,7 +167,8 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     Ok(cases)
 }
 
-/// The machine of a case: its console is the test's, a guest that has halted has ended, and none runs for ever.
+/// The machine of a case: its console is the test's, a guest that has halted has ended, and none runs for
+/// ever.
 fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     let mut config = settings::config(raw, "quiet")?;
     config.serial = SerialConfig::Null;
@@ -192,8 +193,8 @@ fn time(raw: &RawConfig) -> Option<Duration> {
     raw.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT)).limit()
 }
 
-/// How long a guest may be silent after the last of its planned TAP results. This runs on the emulated host itself, where
-/// a program takes longer to print the next document.
+/// How long a guest may be silent after the last of its planned TAP results. This runs on the emulated host
+/// itself, where a program takes longer to print the next document.
 fn tap_grace(given: Option<Timeout>) -> Option<Duration> {
     let default = if on_emulated_host() { EMULATED_TAP_GRACE } else { DEFAULT_TAP_GRACE };
     given.unwrap_or(Timeout::After(default)).limit()

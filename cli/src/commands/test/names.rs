@@ -10,7 +10,8 @@ use coracle::config::RawConfig;
 use super::attempts::MOST_RETRIES;
 use super::case::Case;
 
-/// The name of the only case: that of its kernel, else of its root, else of its initrds, with its command after it.
+/// The name of the only case: that of its kernel, else of its root, else of its initrds, with its command
+/// after it.
 pub(crate) fn default_name(raw: &RawConfig, command: &[OsString]) -> String {
     let guest = match (&raw.kernel, &raw.root, &raw.initrds) {
         (Some(kernel), _, _) => Some(end_of(kernel)),
@@ -42,8 +43,8 @@ pub(crate) fn log_name(file_name: &str, earlier: usize) -> String {
     format!("{file_name}{run}.log")
 }
 
-/// Gives each case a name for its files: several names of cases may come to the same, and that of one to that of
-/// another's retry.
+/// Gives each case a name for its files: several names of cases may come to the same, and that of one to that
+/// of another's retry.
 pub(crate) fn name_files(cases: &mut [Case]) {
     let mut taken = HashSet::new();
     // By name, the number of the last one.

@@ -12,7 +12,8 @@ use crate::commands::settings::Failure;
 use crate::commands::{BAD_USAGE, DEFECT, say};
 use coracle::host::on_emulated_host;
 
-/// Writes the reports, and returns the exit code of the run. One that cannot be written does not keep the other from it.
+/// Writes the reports, and returns the exit code of the run. One that cannot be written does not keep the
+/// other from it.
 ///
 /// # Errors
 /// One cannot be written.
@@ -35,8 +36,8 @@ pub(super) fn write(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     Ok(worst(&done.iter().map(|case| &case.verdict).collect::<Vec<_>>()))
 }
 
-/// The `result` of a run. Where none of its reports has come, they are written, with the reason: an emulated host may
-/// have ended first. A run without the reports that it was to write has not passed.
+/// The `result` of a run. Where none of its reports has come, they are written, with the reason: an emulated
+/// host may have ended first. A run without the reports that it was to write has not passed.
 ///
 /// # Errors
 /// That of the run, or a report cannot be written.

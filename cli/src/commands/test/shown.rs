@@ -1,6 +1,6 @@
-//! What `coracle test` shows on stdout: the guest's output as it comes, or the table of a suite. A thread of its own
-//! writes, so that a reader who pauses delays neither the guest nor the verdict. What waits is bounded: the guest's
-//! output is then dropped and counted, which changes nothing but what is seen.
+//! What `coracle test` shows on stdout: the guest's output as it comes, or the table of a suite. A thread of
+//! its own writes, so that a reader who pauses delays neither the guest nor the verdict. What waits is
+//! bounded: the guest's output is then dropped and counted, which changes nothing but what is seen.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,8 +71,8 @@ impl Shown {
         self.changed.notify_all();
     }
 
-    /// Waits until everything is written: for as long as stdout is read, but not for a reader that stands still, and
-    /// [`FINISH_LIMIT`] at most.
+    /// Waits until everything is written: for as long as stdout is read, but not for a reader that stands
+    /// still, and [`FINISH_LIMIT`] at most.
     pub(crate) fn finish(&self) -> Lost {
         let start = Instant::now();
         let mut state = self.lock();

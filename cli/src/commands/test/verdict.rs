@@ -1,4 +1,5 @@
-//! What a test came to, of what the console showed and how the guest ended. `docs/testing.md` is this file in words.
+//! What a test came to, of what the console showed and how the guest ended. `docs/testing.md` is this file in
+//! words.
 
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ impl Verdict {
         }
     }
 
-    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was missing
-    /// may be among it.
+    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was
+    /// missing may be among it.
     pub(crate) fn unless_lost(self, lost: Option<String>) -> Verdict {
         match (self, lost) {
             (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => Verdict::Broken { code: DEFECT, reason },
@@ -70,8 +71,8 @@ impl Verdict {
     }
 }
 
-/// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest that ended by
-/// itself and said all that was wanted passes.
+/// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest
+/// that ended by itself and said all that was wanted passes.
 pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
     let is_broken = match outcome.ending {
         Ending::HostFailed { .. } | Ending::CannotRun { .. } | Ending::Crashed { .. } => true,
@@ -85,7 +86,8 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     if let Some(rejected) = scanner.rejected() {
         return rejection(rejected);
     }
-    // A guest that goes on after its results may still fail. One that is only not over when its time is has not.
+    // A guest that goes on after its results may still fail. One that is only not over when its time is has
+    // not.
     let has_failed = scanner.tap().is_some()
         && match outcome.ending {
             Ending::Exited { code } => code != 0,
@@ -111,8 +113,8 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     }
 }
 
-/// Judges a guest that ended, by itself or because all was decided, while its command ran. A command that has not written
-/// what was expected has to come to its end.
+/// Judges a guest that ended, by itself or because all was decided, while its command ran. A command that has
+/// not written what was expected has to come to its end.
 pub(crate) fn judge_without_command(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
     match judge(outcome, scanner, boot) {
         Verdict::Passed if !scanner.is_decided_by_command() => {

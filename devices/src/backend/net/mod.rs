@@ -29,10 +29,10 @@ use crate::memory::{Buffers, Span};
 /// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end
 /// checks the length of a frame and nothing else.
 pub trait NetBackend: Send {
-    /// Returns what the I/O thread waits for on behalf of this back end; `is_full` when the handler has frames that
-    /// the host does not take. The descriptor is the same each time. A back end of several descriptors gives
-    /// an epoll descriptor of its own: that is readable when one of them has something to say, for whichever
-    /// direction, and never writable.
+    /// Returns what the I/O thread waits for on behalf of this back end; `is_full` when the handler has
+    /// frames that the host does not take. The descriptor is the same each time. A back end of several
+    /// descriptors gives an epoll descriptor of its own: that is readable when one of them has something to
+    /// say, for whichever direction, and never writable.
     fn interest(&self, is_full: bool) -> Interest;
 
     /// Handles `events` of the descriptor. The back end takes its own events from its epoll descriptor, if

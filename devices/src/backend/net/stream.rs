@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! socket -> buffer (whole frames and the start of the next) -> the guest's RAM
-//! the guest's RAM -> socket; what the socket does not take of one frame -> tail, and no further frame until it is gone
+//! the guest's RAM -> socket; what the socket does not take of one frame -> tail,
+//! and no further frame until the tail is sent
 //! ```
 
 use std::io;
@@ -109,8 +110,8 @@ impl Stream {
         let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
         message.msg_iov = iovecs.as_ptr().cast_mut();
         message.msg_iovlen = iovecs.len() as _;
-        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or lives in the caller;
-        // the call only reads them.
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or lives in
+        // the caller; the call only reads them.
         let result = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, FLAGS) };
         match usize::try_from(result) {
             Ok(len) => Ok(len),

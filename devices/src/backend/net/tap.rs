@@ -122,7 +122,8 @@ impl NetBackend for Tap {
         self.places.push(overflow);
         let iovecs = Span::iovecs(&self.places);
         let count = iovecs.len() as libc::c_int;
-        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or the overflow.
+        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or the
+        // overflow.
         let result = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
         let Ok(len) = usize::try_from(result) else {
             self.overflow_len = 0;

@@ -84,7 +84,8 @@ impl QueueHandler for BalloonHandler {
     }
 }
 
-/// Gives back the pages of a list of numbers (virtio 1.2, 5.5.6). Numbers that follow one another are one range.
+/// Gives back the pages of a list of numbers (virtio 1.2, 5.5.6). Numbers that follow one another are one
+/// range.
 fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
     let mut done = 0_u64;
     let mut range: Option<(u32, u32)> = None;
@@ -120,7 +121,8 @@ fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &mut Releaser
     pages.map(|span| releaser.release(span)).fold(0, u64::saturating_add)
 }
 
-/// Gives back what the guest reports: the buffers that it would let the device write to (virtio 1.2, 5.5.6.7).
+/// Gives back what the guest reports: the buffers that it would let the device write to (virtio 1.2,
+/// 5.5.6.7).
 fn report(chain: &Chain, releaser: &mut Releaser) -> u64 {
     chain.writable.spans().iter().map(|span| releaser.release(*span)).fold(0, u64::saturating_add)
 }

@@ -1,8 +1,9 @@
 //! Memory balloon (virtio 1.2, section 5.5): memory that the guest does not need returns to the host.
 //!
-//! It does so in two ways. The guest reports free pages by itself, and takes them back by touching them. And the host may
-//! ask for a number of pages: the guest then gives up memory until it has given so much, or takes some back. Either way
-//! the page stays RAM of the guest's: what it reads there afterwards is zero, or what it writes.
+//! It does so in two ways. The guest reports free pages by itself, and takes them back by touching them. And
+//! the host may ask for a number of pages: the guest then gives up memory until it has given so much, or
+//! takes some back. Either way the page stays RAM of the guest's: what it reads there afterwards is zero, or
+//! what it writes.
 //!
 //! A guest can hurt itself only: pages are named by it and checked to be its RAM.
 
@@ -43,7 +44,8 @@ pub struct BalloonStatus {
     pub target_bytes: u64,
     /// Bytes that it says it has given.
     pub given_bytes: u64,
-    /// Bytes that have gone back to the host so far, in both ways; what the guest took again and gave again counts again.
+    /// Bytes that have gone back to the host so far, in both ways; what the guest took again and gave again
+    /// counts again.
     pub released_bytes: u64,
 }
 
@@ -54,8 +56,8 @@ impl Balloon {
         Self { most_pages, state: Mutex::default(), released: Arc::default() }
     }
 
-    /// Asks the guest for so many bytes, in whole pages and no more than it has. It gives them in its own time, as far as
-    /// it can do without.
+    /// Asks the guest for so many bytes, in whole pages and no more than it has. It gives them in its own
+    /// time, as far as it can do without.
     pub fn set_target(&self, bytes: u64) {
         let mut state = lock(&self.state);
         state.target_pages = u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX).min(self.most_pages);

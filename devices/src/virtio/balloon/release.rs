@@ -25,8 +25,8 @@ impl Releaser {
         self.stop.lower();
     }
 
-    /// Gives the whole pages in `span` back, until it has to stop; returns how many bytes. The guest finds zeroes
-    /// there, or what the file below a private mapping has.
+    /// Gives the whole pages in `span` back, until it has to stop; returns how many bytes. The guest finds
+    /// zeroes there, or what the file below a private mapping has.
     pub(super) fn release(&mut self, span: Span) -> u64 {
         let Some(mut pages) = whole_pages(span) else { return 0 };
         let mut released = 0_u64;
@@ -45,8 +45,8 @@ impl Releaser {
     /// False when these pages cannot be given back.
     fn release_pages(&mut self, pages: libc::iovec) -> bool {
         loop {
-            // SAFETY: the pages lie inside guest RAM, which nothing in this process refers to, and which stays mapped;
-            // the guest has said that their content is of no use.
+            // SAFETY: the pages lie inside guest RAM, which nothing in this process refers to, and which
+            // stays mapped; the guest has said that their content is of no use.
             if unsafe { libc::madvise(pages.iov_base, pages.iov_len, self.how) } == 0 {
                 return true;
             }
@@ -72,8 +72,8 @@ fn whole_pages(span: Span) -> Option<libc::iovec> {
 
 /// Bytes of the host's smallest pages.
 const PAGE: usize = 4096;
-/// Bytes between two looks for the wish to stop: the host's largest pages, which go back as a whole only. The host
-/// frees as much in some ten milliseconds.
+/// Bytes between two looks for the wish to stop: the host's largest pages, which go back as a whole only. The
+/// host frees as much in some ten milliseconds.
 const STEP: usize = 1 << 30;
 
 #[cfg(test)]

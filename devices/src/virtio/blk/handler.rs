@@ -61,8 +61,8 @@ impl BlockHandler {
         !self.waiting.is_empty() || self.stop.is_raised()
     }
 
-    /// Serves all queues until they are empty and stay so for a while, or until the turn is over: one that is never
-    /// empty does not hold up the others.
+    /// Serves all queues until they are empty and stay so for a while, or until the turn is over: one that is
+    /// never empty does not hold up the others.
     fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
         loop {

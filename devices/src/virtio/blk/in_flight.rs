@@ -87,6 +87,6 @@ impl Drop for InFlight {
 
 /// Requests that the kernel has at a time: as many as one queue holds.
 pub(super) const ENTRIES: u16 = 256;
-/// The most bytes that the kernel has at a time, or a piece more: enough for the fastest medium, and no more than a
-/// slow one transfers before whoever stops the disk gives up.
+/// The most bytes that the kernel has at a time, or a piece more: enough for the fastest medium, and no more
+/// than a slow one transfers before whoever stops the disk gives up.
 const MAX_BYTES: u64 = 16 << 20;

@@ -50,8 +50,8 @@ impl Job {
         }
     }
 
-    /// Writes the status. The driver is told of the bytes that it may rely on: those from the first writable one that
-    /// were all written, which ends with the status only when all of the room before it was.
+    /// Writes the status. The driver is told of the bytes that it may rely on: those from the first writable
+    /// one that were all written, which ends with the status only when all of the room before it was.
     pub(super) fn answer(self, value: Status) -> Answered {
         let Self { queue, chain, status, task: _, room } = self;
         status.write(0, &[value as u8]);
@@ -120,8 +120,8 @@ impl Answered {
     }
 }
 
-/// The most bytes that one call of the host transfers: such a call cannot be interrupted, and a slow medium does as
-/// much within a second.
+/// The most bytes that one call of the host transfers: such a call cannot be interrupted, and a slow medium
+/// does as much within a second.
 pub(super) const MAX_PIECE: u64 = 1 << 20;
 /// The most bytes that one call of the host clears or discards, which takes it no transfer.
 pub(super) const MAX_CLEARED: u64 = 16 << 20;

@@ -1,8 +1,9 @@
 //! Block device (virtio 1.2, section 5.2).
 //!
-//! `request` understands what a driver asks for, `handler` serves it from a [`DiskBackend`] on a thread of the
-//! disk's own, since the host may take its time. What the device offers is in [`Block::features`] and
-//! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back end does.
+//! `request` understands what a driver asks for, `handler` serves it from a [`DiskBackend`] on a thread of
+//! the disk's own, since the host may take its time. What the device offers is in [`Block::features`] and
+//! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back
+//! end does.
 
 mod handler;
 mod in_flight;
@@ -56,8 +57,8 @@ pub struct BlockSettings {
 pub enum Engine {
     /// One system call after the other: for what the host's page cache has.
     Sync,
-    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a back end
-    /// without a single descriptor, get `Sync`.
+    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a
+    /// back end without a single descriptor, get `Sync`.
     IoUring,
 }
 
@@ -111,8 +112,8 @@ pub enum FaultAction {
 /// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
 pub const ID_LEN: usize = 20;
 
-/// The most queues of a disk. More than one gains nothing while one thread serves all of them, but lets a driver keep
-/// one per CPU.
+/// The most queues of a disk. More than one gains nothing while one thread serves all of them, but lets a
+/// driver keep one per CPU.
 pub const MAX_QUEUES: u16 = 16;
 
 impl Block {

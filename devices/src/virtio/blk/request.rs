@@ -51,7 +51,8 @@ pub(super) struct Limits {
 }
 
 impl Request {
-    /// Takes header and status off `chain`, so that the data is left; `None` when there is no byte for a status.
+    /// Takes header and status off `chain`, so that the data is left; `None` when there is no byte for a
+    /// status.
     pub(super) fn parse(chain: &mut Chain, limits: &Limits) -> Option<Self> {
         let status = chain.writable.split_last()?;
         let Some(header) = chain.readable.read_array::<HEADER_LEN>() else {
@@ -126,9 +127,9 @@ const RANGE_LEN: usize = 16;
 /// The flag of a write of zeroes that lets the disk free the blocks.
 const UNMAP: u32 = 1;
 
-/// The most data of one request. Linux sends 1.25 MiB at most by default; more would only let a guest hold the disk's
-/// thread for as long as it likes.
+/// The most data of one request. Linux sends 1.25 MiB at most by default; more would only let a guest hold
+/// the disk's thread for as long as it likes.
 pub(super) const MAX_DATA: u64 = 32 << 20;
-/// The most sectors of one discard or write of zeroes: 1 GiB, which even a host that has to write the zeroes does in
-/// about a second.
+/// The most sectors of one discard or write of zeroes: 1 GiB, which even a host that has to write the zeroes
+/// does in about a second.
 pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 21;

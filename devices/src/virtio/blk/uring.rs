@@ -1,8 +1,10 @@
-//! Serves the queues of a disk by io_uring: reads and writes run at the same time, as many as the driver offers and
-//! [`InFlight`] has room for; flushes one after the other, each for all that have been asked for before it began.
+//! Serves the queues of a disk by io_uring: reads and writes run at the same time, as many as the driver
+//! offers and [`InFlight`] has room for; flushes one after the other, each for all that have been asked for
+//! before it began.
 //!
-//! What the ring does not carry out as a whole (a short transfer, an error, an operation that it lacks) is done again by
-//! the way of [`Disk::perform`], which knows about all of that. So there is one place for errors.
+//! What the ring does not carry out as a whole (a short transfer, an error, an operation that it lacks) is
+//! done again by the way of [`Disk::perform`], which knows about all of that. So there is one place for
+//! errors.
 
 use std::borrow::Cow;
 use std::io;
@@ -34,8 +36,8 @@ pub(super) struct UringHandler {
     limits: Limits,
     /// The disk's file.
     file: RawFd,
-    /// Made on the handler's own thread: the kernel does not let a thread end that has made a ring while another hangs in
-    /// it. Without one, every request is carried out by the way of [`Disk::perform`].
+    /// Made on the handler's own thread: the kernel does not let a thread end that has made a ring while
+    /// another hangs in it. Without one, every request is carried out by the way of [`Disk::perform`].
     ring: Option<IoUring>,
     in_flight: InFlight,
     batch: Batch,
@@ -131,7 +133,8 @@ impl UringHandler {
         }
     }
 
-    /// Hands what a queue has to the kernel, up to its size, and answers what is done. True when there was something.
+    /// Hands what a queue has to the kernel, up to its size, and answers what is done. True when there was
+    /// something.
     fn drain(&mut self, index: usize) -> Result<bool, RingError> {
         self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut has_begun = false;
@@ -169,8 +172,8 @@ impl UringHandler {
         let Some(entry) = entry else { return self.perform_all(pending) };
         let len = pending.len;
         let Some(number) = self.in_flight.insert(pending) else { return };
-        // SAFETY: the buffers are guest RAM, and their list belongs to the pending request, which keeps both where they
-        // are until the kernel has given its number back.
+        // SAFETY: the buffers are guest RAM, and their list belongs to the pending request, which keeps both
+        // where they are until the kernel has given its number back.
         let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
         let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
         if is_pushed {
@@ -181,7 +184,8 @@ impl UringHandler {
         }
     }
 
-    /// What the ring is to do next for a request, which notes the bytes and their list; `None` for what it does not do.
+    /// What the ring is to do next for a request, which notes the bytes and their list; `None` for what it
+    /// does not do.
     fn entry(&self, pending: &mut Pending) -> Option<squeue::Entry> {
         self.ring.as_ref()?;
         let file = types::Fd(self.file);
@@ -225,7 +229,8 @@ impl UringHandler {
             match ring.submit() {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Short of memory, or of room for completions: they go with the next turn, which is asked for here.
+                // Short of memory, or of room for completions: they go with the next turn, which is asked for
+                // here.
                 Err(_) => {
                     self.queues.first().into_iter().for_each(VirtQueue::ring);
                     // Those that wait are of the next batch.
@@ -332,8 +337,8 @@ impl UringHandler {
     }
 }
 
-/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system cannot
-/// do it otherwise, the wish to stop is only seen after it: the call then has one request.
+/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system
+/// cannot do it otherwise, the wish to stop is only seen after it: the call then has one request.
 #[derive(Debug, Default)]
 struct Batch {
     /// Requests that the next call may have.
@@ -431,8 +436,9 @@ fn is_passing(result: i32) -> bool {
 
 /// What an event is about: the ring, or, below, a queue.
 const COMPLETIONS: u32 = u32::MAX;
-/// The most calls that the kernel makes at the same time for requests which it cannot do otherwise: those cannot be
-/// cancelled, and a host that does one after the other has to be through with them when the disk is stopped.
+/// The most calls that the kernel makes at the same time for requests which it cannot do otherwise: those
+/// cannot be cancelled, and a host that does one after the other has to be through with them when the disk is
+/// stopped.
 const MAX_WORKERS: u32 = 16;
 /// How long a call takes in which nothing is waited for, on a busy host too.
 const SLOW_CALL: Duration = Duration::from_millis(20);

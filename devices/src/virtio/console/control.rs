@@ -1,5 +1,5 @@
-//! What driver and device tell each other about the ports (virtio 1.2, 5.3.6.2): above all, when the driver takes input.
-//! Linux fills its receive queues long before, and throws away what comes too early.
+//! What driver and device tell each other about the ports (virtio 1.2, 5.3.6.2): above all, when the driver
+//! takes input. Linux fills its receive queues long before, and throws away what comes too early.
 
 use std::collections::BTreeSet;
 
@@ -18,8 +18,8 @@ pub(super) struct ControlQueues {
 #[derive(Debug, Default)]
 pub(super) struct Dialogue {
     ports: Ports,
-    /// What the driver is to be told, in this order. The same twice is the same once, so that a driver which asks
-    /// without end fills nothing.
+    /// What the driver is to be told, in this order. The same twice is the same once, so that a driver which
+    /// asks without end fills nothing.
     owed: BTreeSet<Word>,
     /// The driver knows of the port.
     is_ready: bool,

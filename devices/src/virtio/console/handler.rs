@@ -16,8 +16,8 @@ use crate::virtio::{QueueHandler, VirtioIrq, watch_doorbell};
 
 /// The handler of all queues.
 ///
-/// A Linux driver spins until its output has been taken, so that a reader who is behind may hold it up for a short time
-/// only: from then on output is dropped and counted, until the reader takes some again.
+/// A Linux driver spins until its output has been taken, so that a reader who is behind may hold it up for a
+/// short time only: from then on output is dropped and counted, until the reader takes some again.
 pub(super) struct ConsoleHandler {
     receive: VirtQueue,
     transmit: VirtQueue,

@@ -1,9 +1,11 @@
-//! Console (virtio 1.2, section 5.3): a port that is `hvc0` to a Linux guest, and a named one that carries a stream for a
-//! program in the guest; or one of them. It moves bytes in pieces where a serial port takes an exit for each.
+//! Console (virtio 1.2, section 5.3): a port that is `hvc0` to a Linux guest, and a named one that carries a
+//! stream for a program in the guest; or one of them. It moves bytes in pieces where a serial port takes an
+//! exit for each.
 //!
 //! The console's end on the host is the same as the serial port's: output goes into a bounded
-//! [`ConsoleBuffer`](crate::backend::console_buffer::ConsoleBuffer), input waits in the host until the guest takes it.
-//! A driver that has control queues says when it does; one without gets input as soon as it offers buffers.
+//! [`ConsoleBuffer`](crate::backend::console_buffer::ConsoleBuffer), input waits in the host until the guest
+//! takes it. A driver that has control queues says when it does; one without gets input as soon as it offers
+//! buffers.
 
 mod control;
 mod handler;
@@ -39,8 +41,8 @@ impl Console {
         Self::with_ports(port, true, Some(stream))
     }
 
-    /// A device that tells its driver of a stream port only, which is port 1. A driver without control queues, which
-    /// can have port 0 only, finds a console that nobody reads.
+    /// A device that tells its driver of a stream port only, which is port 1. A driver without control
+    /// queues, which can have port 0 only, finds a console that nobody reads.
     ///
     /// # Errors
     /// The host has no more event descriptors.
@@ -116,7 +118,8 @@ impl VirtioDevice for Console {
     }
 }
 
-/// Feature bits (virtio 1.2, 5.3.3): the configuration space has the terminal's size; there are control queues.
+/// Feature bits (virtio 1.2, 5.3.3): the configuration space has the terminal's size; there are control
+/// queues.
 const F_SIZE: u32 = 0;
 const F_MULTIPORT: u32 = 1;
 

@@ -10,7 +10,8 @@ use crate::backend::console_buffer::ConsoleBuffer;
 use crate::backend::console_input::ConsoleInput;
 use crate::lock;
 
-/// Output on its way to the host, input on its way to the guest. Both are bounded, and outlive resets of the device.
+/// Output on its way to the host, input on its way to the guest. Both are bounded, and outlive resets of the
+/// device.
 pub struct ConsolePort {
     output: Arc<ConsoleBuffer>,
     input: Mutex<Input>,
@@ -143,5 +144,6 @@ impl ConsoleInput for ConsolePort {
     }
 }
 
-/// Bytes that wait for a guest which does not read: what a terminal's line discipline holds (`N_TTY_BUF_SIZE`).
+/// Bytes that wait for a guest which does not read: what a terminal's line discipline holds
+/// (`N_TTY_BUF_SIZE`).
 const MOST_INPUT: usize = 4096;

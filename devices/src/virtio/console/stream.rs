@@ -1,9 +1,10 @@
-//! A port that carries a stream between a program of the guest and this one: connections instead of a terminal.
+//! A port that carries a stream between a program of the guest and this one: connections instead of a
+//! terminal.
 //!
-//! Each time the driver opens the port there is a new connection, which who listens on the host accepts; it ends when the
-//! driver closes the port or resets the device, and when the host's end is dropped: then the driver hears that nobody is
-//! there, and that somebody is again once it has closed the port. Neither side can make the other keep more than one
-//! chain's bytes and what a socket holds: who is not read from waits.
+//! Each time the driver opens the port there is a new connection, which who listens on the host accepts; it
+//! ends when the driver closes the port or resets the device, and when the host's end is dropped: then the
+//! driver hears that nobody is there, and that somebody is again once it has closed the port. Neither side
+//! can make the other keep more than one chain's bytes and what a socket holds: who is not read from waits.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;

@@ -332,7 +332,8 @@ fn stuck_reader_holds_the_guest_up_once_and_what_it_misses_is_counted() {
 
 #[test]
 fn pause_and_reset_do_not_wait_for_a_stuck_reader() {
-    // Their patience with a reader is a second; a busy machine may take the CPU away for as long, but not each time.
+    // Their patience with a reader is a second; a busy machine may take the CPU away for as long, but not
+    // each time.
     let took: Vec<Duration> =
         (0..3).map(|_| pause_and_reset()).take_while(|took| *took >= Duration::from_secs(1)).collect();
     assert!(took.len() < 3, "{took:?}");

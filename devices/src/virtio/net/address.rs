@@ -31,8 +31,8 @@ impl MacAddress {
     /// A random one of those that everybody may give (IEEE 802, locally administered).
     pub fn random() -> Self {
         let mut bytes = [0; 6];
-        // SAFETY: the pointer and the length are those of the array. So few bytes come whole or, early in a host's
-        // life, not at all: an address of zeroes and the local bit is one, too.
+        // SAFETY: the pointer and the length are those of the array. So few bytes come whole or, early in a
+        // host's life, not at all: an address of zeroes and the local bit is one, too.
         unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
         let [first, rest @ ..] = &mut bytes;
         *first = *first & !GROUP | LOCAL;

@@ -1,7 +1,7 @@
 //! The control queue: what a driver asks of its card (virtio 1.2, 5.1.6.5).
 //!
-//! The card does not filter: it passes on what the host sends, so that a driver that asks for more frames, or for fewer,
-//! is told that this is fine. A filter may let through more than was asked for.
+//! The card does not filter: it passes on what the host sends, so that a driver that asks for more frames, or
+//! for fewer, is told that this is fine. A filter may let through more than was asked for.
 
 use super::{CTRL_GUEST_OFFLOADS, CTRL_MAC_ADDR, CTRL_RX, Card, MacAddress, accepted_offloads};
 use crate::backend::net::Offloads;

@@ -101,7 +101,8 @@ impl NetHandler {
                 return transmitter.rest();
             }
             if poll.is_turn_over() {
-                // Goes on after everybody else's turn. The back end tells of what is new, and not of what is left.
+                // Goes on after everybody else's turn. The back end tells of what is new, and not of what is
+                // left.
                 receiver.queue().ring();
                 return Ok(());
             }
@@ -162,7 +163,8 @@ impl QueueHandler for NetHandler {
             watch_doorbell(sources, control.queue(), CONTROL_DOORBELL);
         }
         if let Some(timer) = &self.timer {
-            // Told of once each time, without the need to read it: a read could wait for a patience that has begun anew.
+            // Told of once each time, without the need to read it: a read could wait for a patience that has
+            // begun anew.
             watch(sources, timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
         let backend = lock(&self.backend);
@@ -238,8 +240,8 @@ fn give_up(receiver: &mut Receiver, transmitter: &mut Transmitter, link: &Link<'
     transmitter.give_up();
 }
 
-/// How long a frame waits for the other side. Long enough for a program on a busy host, and short enough for a guest whose
-/// peer has stopped.
+/// How long a frame waits for the other side. Long enough for a program on a busy host, and short enough for
+/// a guest whose peer has stopped.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Frames that are looked at when the host's end is gone: more than a socket of the usual size holds.

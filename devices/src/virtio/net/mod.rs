@@ -6,11 +6,11 @@
 //! queue 2: the guest asks          -> control.rs
 //! ```
 //!
-//! One handler on the I/O thread serves all three. While frames go one way or the other it looks for more before the
-//! thread sleeps, for a millisecond at a time at most, so that other devices have their turn. Neither side can make it wait: a guest that offers no room leaves the
-//! frames to the host, which drops them when its own queue is full; a host that takes nothing makes the guest wait for
-//! `handler::PATIENCE`, and then its frames are dropped and counted. When the host's end goes away, the link goes
-//! down.
+//! One handler on the I/O thread serves all three. While frames go one way or the other it looks for more
+//! before the thread sleeps, for a millisecond at a time at most, so that other devices have their turn.
+//! Neither side can make it wait: a guest that offers no room leaves the frames to the host, which drops them
+//! when its own queue is full; a host that takes nothing makes the guest wait for `handler::PATIENCE`, and
+//! then its frames are dropped and counted. When the host's end goes away, the link goes down.
 
 mod address;
 mod control;
@@ -50,7 +50,8 @@ pub struct NetSettings {
     pub name: String,
     /// Its address, until the driver gives it another.
     pub mac: MacAddress,
-    /// The longest packet that the driver is to send, in bytes without the Ethernet header; none: the driver's default.
+    /// The longest packet that the driver is to send, in bytes without the Ethernet header; none: the
+    /// driver's default.
     pub mtu: Option<u16>,
     /// How long its handler looks for more frames before the thread sleeps;
     /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.

@@ -1,7 +1,7 @@
 //! Frames from the host to the guest.
 //!
-//! Chains are popped ahead of the frames that go into them: how long a frame is shows only when it is there. Those that
-//! no frame has gone into are put back when the handler stops.
+//! Chains are popped ahead of the frames that go into them: how long a frame is shows only when it is there.
+//! Those that no frame has gone into are put back when the handler stops.
 
 use std::collections::VecDeque;
 
@@ -80,7 +80,8 @@ impl Receiver {
         }
     }
 
-    /// Receives what there is, some frames at most; returns how many. The doorbell is quiet until [`rest`](Self::rest).
+    /// Receives what there is, some frames at most; returns how many. The doorbell is quiet until
+    /// [`rest`](Self::rest).
     ///
     /// # Errors
     /// The ring is damaged.
@@ -89,7 +90,8 @@ impl Receiver {
         let mut frames = 0_u32;
         while frames < FRAMES_AT_ONCE && self.take_next(link)? {
             frames = frames.saturating_add(1);
-            // The driver works on these while more are coming: one that polls sooner than one that is interrupted.
+            // The driver works on these while more are coming: one that polls sooner than one that is
+            // interrupted.
             if frames.is_multiple_of(FRAMES_BETWEEN_INTERRUPTS) {
                 self.queue.announce();
             } else if frames.is_multiple_of(PUBLISH_EVERY) {
@@ -141,7 +143,8 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Pops until there are `bytes` of room, or as many pieces as a frame can have; false when the guest offers no more.
+    /// Pops until there are `bytes` of room, or as many pieces as a frame can have; false when the guest
+    /// offers no more.
     fn pop_up_to(&mut self, bytes: u64) -> Result<bool, RingError> {
         let mut room: u64 = self.held.iter().map(|chain| chain.writable.len()).sum();
         let mut pieces: usize = self.held.iter().map(|chain| chain.writable.spans().len()).sum();
@@ -168,8 +171,8 @@ impl Receiver {
         }
     }
 
-    /// Gives the guest the frame of `len` bytes that was received, the first `filled` of them to their place; false when
-    /// it has to wait.
+    /// Gives the guest the frame of `len` bytes that was received, the first `filled` of them to their place;
+    /// false when it has to wait.
     fn deliver(&mut self, len: u32, filled: u64, link: &mut Link<'_>) -> Result<bool, RingError> {
         let has_room = self.pop_up_to(len.into())?;
         if len_of(&self.room) < len.into() {

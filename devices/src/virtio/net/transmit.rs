@@ -58,7 +58,8 @@ impl Transmitter {
         self.state != State::Waiting && self.queue.is_offered()
     }
 
-    /// Sends what there is, as many frames as the queue holds at most. The doorbell is quiet until [`rest`](Self::rest).
+    /// Sends what there is, as many frames as the queue holds at most. The doorbell is quiet until
+    /// [`rest`](Self::rest).
     ///
     /// # Errors
     /// The ring is damaged.
@@ -86,8 +87,8 @@ impl Transmitter {
         Ok(())
     }
 
-    /// Asks to be rung for what the driver adds. While frames wait for the host nothing is asked: the host, or the end of
-    /// the patience, goes on.
+    /// Asks to be rung for what the driver adds. While frames wait for the host nothing is asked: the host,
+    /// or the end of the patience, goes on.
     ///
     /// # Errors
     /// The ring is damaged.

@@ -1,8 +1,8 @@
 //! A request as it lies in guest RAM: the checked list of the buffers that one chain of descriptors names.
 //!
 //! A queue makes it ([`VirtQueue::pop`](super::VirtQueue::pop)) and takes it back
-//! ([`VirtQueue::complete`](super::VirtQueue::complete)). Each descriptor is read once; what the guest does to it
-//! afterwards changes nothing.
+//! ([`VirtQueue::complete`](super::VirtQueue::complete)). Each descriptor is read once; what the guest does
+//! to it afterwards changes nothing.
 
 use super::pool::Counted;
 use crate::memory::{Buffers, GuestMemory, Span};
@@ -58,7 +58,8 @@ pub enum ChainError {
         /// The limit.
         most: u64,
     },
-    /// An indirect table that was not negotiated, is inside another, goes on after itself, or has an odd length.
+    /// An indirect table that was not negotiated, is inside another, goes on after itself, or has an odd
+    /// length.
     #[error("its indirect table of {len} bytes is not allowed")]
     Indirect {
         /// Bytes of the table.
@@ -66,7 +67,8 @@ pub enum ChainError {
     },
 }
 
-/// The most descriptors of one chain, and of one indirect table: what Linux takes for one request at most, twice over.
+/// The most descriptors of one chain, and of one indirect table: what Linux takes for one request at most,
+/// twice over.
 pub const MAX_DESCRIPTORS: u32 = 1024;
 
 /// A descriptor (virtio 1.2, 2.7.5).

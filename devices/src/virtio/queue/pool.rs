@@ -1,5 +1,5 @@
-//! The memory that the lists of buffers take: what a guest can make this process hold by long chains is bounded for all
-//! devices of a machine together.
+//! The memory that the lists of buffers take: what a guest can make this process hold by long chains is
+//! bounded for all devices of a machine together.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,8 +12,8 @@ use crate::memory::GuestMemory;
 pub struct ChainBudget(Arc<AtomicUsize>);
 
 impl ChainBudget {
-    /// From here on a device has one chain in flight at most. It is what 256 requests of the longest kind that Linux makes
-    /// take in each of 8 disks.
+    /// From here on a device has one chain in flight at most. It is what 256 requests of the longest kind
+    /// that Linux makes take in each of 8 disks.
     pub const MAX_BYTES: usize = 8 << 20;
     /// From here on chains in no use are not kept, so that there is room for those in flight.
     const KEPT_BYTES: usize = 4 << 20;

@@ -15,9 +15,9 @@ use crate::virtio::poll::TURN;
 
 /// A virtqueue that runs.
 ///
-/// One drain goes like this: [`begin`](Self::begin), then [`pop`](Self::pop) and [`complete`](Self::complete) until there
-/// is no more, then [`finish`](Self::finish). Chains may also be completed later; [`finish`](Self::finish) again then
-/// tells the driver.
+/// One drain goes like this: [`begin`](Self::begin), then [`pop`](Self::pop) and [`complete`](Self::complete)
+/// until there is no more, then [`finish`](Self::finish). Chains may also be completed later;
+/// [`finish`](Self::finish) again then tells the driver.
 #[derive(Debug)]
 pub struct VirtQueue {
     rings: RingLayout,
@@ -134,8 +134,8 @@ impl VirtQueue {
         self.in_flight_count
     }
 
-    /// What the chains of all queues of the machine take. A device that pops chains before it has completed others does not
-    /// go on once it is used up.
+    /// What the chains of all queues of the machine take. A device that pops chains before it has completed
+    /// others does not go on once it is used up.
     pub fn chain_budget(&self) -> &ChainBudget {
         self.pool.budget()
     }
@@ -185,8 +185,8 @@ impl VirtQueue {
         Ok(None)
     }
 
-    /// Hands `chain` back with the number of bytes that the device has written to it, counted from the first writable
-    /// one. The driver sees it with the next [`publish`](Self::publish) or [`finish`](Self::finish).
+    /// Hands `chain` back with the number of bytes that the device has written to it, counted from the first
+    /// writable one. The driver sees it with the next [`publish`](Self::publish) or [`finish`](Self::finish).
     pub fn complete(&mut self, chain: Chain, written: u32) {
         let head = chain.head;
         self.clear_in_flight(head);
@@ -239,8 +239,8 @@ impl VirtQueue {
         }
     }
 
-    /// Ends a drain: the driver is told what is done, and asked to ring again for what it adds. Chains that are left, or
-    /// that came in between, ring the doorbell from this side, after everybody else's turn.
+    /// Ends a drain: the driver is told what is done, and asked to ring again for what it adds. Chains that
+    /// are left, or that came in between, ring the doorbell from this side, after everybody else's turn.
     ///
     /// # Errors
     /// The ring is damaged.
@@ -331,7 +331,8 @@ impl VirtQueue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Whether the driver wants to hear of the completions from `old` up to `new` (virtio 1.2, 2.7.7 and 2.7.10).
+    /// Whether the driver wants to hear of the completions from `old` up to `new` (virtio 1.2, 2.7.7 and
+    /// 2.7.10).
     fn interrupt_is_wanted(&self, old: u16, new: u16) -> bool {
         let available = self.rings.available;
         if !self.parts.event_idx {

@@ -14,7 +14,8 @@ use crate::virtio::{QueueHandler, watch_doorbell};
 pub(super) struct RngHandler {
     queue: VirtQueue,
     budget: Budget,
-    /// Rings when the next period begins, for requests that wait for it. A host without timers limits nothing.
+    /// Rings when the next period begins, for requests that wait for it. A host without timers limits
+    /// nothing.
     timer: Option<TimerFd>,
 }
 
@@ -48,7 +49,8 @@ impl QueueHandler for RngHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
         watch_doorbell(sources, &self.queue, DOORBELL);
         if let Some(timer) = &self.timer {
-            // Told of once each time, without the need to read it: a read could wait for a period that was put off.
+            // Told of once each time, without the need to read it: a read could wait for a period that was
+            // put off.
             watch(sources, timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
     }
@@ -117,8 +119,8 @@ const TIMER: u32 = 1;
 const MOST_BYTES: u32 = 64 << 10;
 /// Random bytes are made on the stack in pieces of this size.
 const PIECE: usize = 4096;
-/// 16 MiB a second: a guest that seeds itself never notices, and a guest that asks without end costs the host a few
-/// percent of one CPU.
+/// 16 MiB a second: a guest that seeds itself never notices, and a guest that asks without end costs the host
+/// a few percent of one CPU.
 const PERIOD_BYTES: u32 = 1 << 20;
 const PERIOD: Duration = Duration::from_millis(62);
 /// What a request counts for at least.

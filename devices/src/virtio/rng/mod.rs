@@ -1,7 +1,8 @@
-//! Entropy device (virtio 1.2, section 5.4): the driver offers buffers, the device fills them with random bytes.
+//! Entropy device (virtio 1.2, section 5.4): the driver offers buffers, the device fills them with random
+//! bytes.
 //!
-//! The bytes are those of the host's `getrandom`. A request gets 64 KiB at most, and the device as a whole a bounded
-//! number of bytes a second: a guest cannot spend the host's CPU on its random numbers.
+//! The bytes are those of the host's `getrandom`. A request gets 64 KiB at most, and the device as a whole a
+//! bounded number of bytes a second: a guest cannot spend the host's CPU on its random numbers.
 
 mod handler;
 

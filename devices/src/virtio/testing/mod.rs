@@ -1,5 +1,5 @@
-//! The driver's side of virtio for tests and fuzz targets: a machine around one device, and a ring that can be set up
-//! right or wrong.
+//! The driver's side of virtio for tests and fuzz targets: a machine around one device, and a ring that can
+//! be set up right or wrong.
 
 mod conformance;
 mod ring;
@@ -101,7 +101,8 @@ impl Machine {
         self.write(0x44, 1);
     }
 
-    /// Starts the device with all queues of 16 descriptors, and with the features that it offers but those in `without`.
+    /// Starts the device with all queues of 16 descriptors, and with the features that it offers but those in
+    /// `without`.
     pub fn start(&self, without: u64) -> Vec<Ring> {
         self.negotiate(self.offered() & !without);
         let count = self.queue_count();

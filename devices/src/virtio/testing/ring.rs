@@ -39,7 +39,8 @@ impl Buffer {
 }
 
 impl Ring {
-    /// An empty ring of `size` descriptors at `base`, a multiple of 4 KiB. It takes 20 KiB for 256 descriptors.
+    /// An empty ring of `size` descriptors at `base`, a multiple of 4 KiB. It takes 20 KiB for 256
+    /// descriptors.
     pub fn new(memory: GuestMemory, base: u64, size: u16) -> Self {
         let ring = Self { memory, base, size, next_descriptor: 0, next_available: 0, next_used: 0 };
         ring.put(base, &[0; 0x6000]);

@@ -1,13 +1,13 @@
 //! The part of a transport that does not depend on its registers: status, features, queue set-up, activation.
 //!
 //! ```text
-//! Reset -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK     one step after the other; a write may hold several
+//! Reset -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK     (a write may take several steps)
 //!   ^                       features    queues       active <-> paused
 //!   +--------- status = 0 (the handlers drain first) -----------+
 //! ```
 //!
-//! Features can be written between DRIVER and FEATURES_OK, queues between FEATURES_OK and DRIVER_OK, and nothing after
-//! that but a reset. What does not fit is ignored.
+//! Features can be written between DRIVER and FEATURES_OK, queues between FEATURES_OK and DRIVER_OK, and
+//! nothing after that but a reset. What does not fit is ignored.
 
 use std::sync::Arc;
 
@@ -63,8 +63,8 @@ enum Activity {
     Running(GroupId),
     /// The machine is paused.
     Paused(Vec<VirtQueue>),
-    /// Handlers that did not drain before a reset still use the guest's memory. The device stays dead, and its status
-    /// never becomes 0.
+    /// Handlers that did not drain before a reset still use the guest's memory. The device stays dead, and
+    /// its status never becomes 0.
     Lost,
 }
 
@@ -108,8 +108,8 @@ impl TransportCore {
         self.status | needs_reset
     }
 
-    /// The driver writes the status register. The steps that are due are taken in their order; a value that takes one
-    /// back, or has a bit that no driver sets, is ignored.
+    /// The driver writes the status register. The steps that are due are taken in their order; a value that
+    /// takes one back, or has a bit that no driver sets, is ignored.
     pub fn write_status(&mut self, value: u8) {
         if value == 0 {
             return self.reset();
@@ -151,7 +151,8 @@ impl TransportCore {
         self.queues.get(usize::try_from(index).ok()?)
     }
 
-    /// Changes the set-up of a queue, if the driver may do so now: before DRIVER_OK, and before the queue is ready.
+    /// Changes the set-up of a queue, if the driver may do so now: before DRIVER_OK, and before the queue is
+    /// ready.
     pub fn set_up_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueConfig)) {
         if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
             return;
@@ -162,7 +163,8 @@ impl TransportCore {
         }
     }
 
-    /// The driver says that a queue is ready, or that it is not. A queue that cannot run does not become ready.
+    /// The driver says that a queue is ready, or that it is not. A queue that cannot run does not become
+    /// ready.
     pub fn set_queue_ready(&mut self, index: u32, ready: bool) {
         if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
             return;
@@ -176,7 +178,8 @@ impl TransportCore {
         }
     }
 
-    /// Stops the device as its driver does with a status of 0. It waits until the handlers have drained, within a limit.
+    /// Stops the device as its driver does with a status of 0. It waits until the handlers have drained,
+    /// within a limit.
     pub fn reset(&mut self) {
         self.stop_handlers();
         let Self { device, irq, accepted, status, queues, activity, .. } = self;

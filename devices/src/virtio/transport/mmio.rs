@@ -1,7 +1,7 @@
 //! The registers of virtio over MMIO, version 2 (virtio 1.2, section 4.2.2).
 //!
-//! vCPU threads call it through the bus. The interrupt registers and the doorbell take no lock, so that they work while
-//! another vCPU waits for a reset.
+//! vCPU threads call it through the bus. The interrupt registers and the doorbell take no lock, so that they
+//! work while another vCPU waits for a reset.
 
 use std::sync::{Arc, Mutex};
 
@@ -130,8 +130,8 @@ impl Transport for MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
-    /// Registers are 32 bits wide at multiples of 4; other accesses to them read all ones, as do registers that can only
-    /// be written. The configuration space takes any width.
+    /// Registers are 32 bits wide at multiples of 4; other accesses to them read all ones, as do registers
+    /// that can only be written. The configuration space takes any width.
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             return self.read_config(offset, data);

@@ -1,4 +1,5 @@
-//! How a driver finds a device and sets it up: a state machine that all transports share, and the registers of one.
+//! How a driver finds a device and sets it up: a state machine that all transports share, and the registers
+//! of one.
 //!
 //! The VMM holds each device by its [`Transport`], and knows nothing of registers.
 
@@ -41,8 +42,8 @@ pub trait Transport: BusDevice {
     fn disconnect(&self) -> Result<(), Stuck>;
 
     /// Asks the handlers for the queues, without waiting for them: [`pause`](Self::pause) or
-    /// [`disconnect`](Self::disconnect) has to follow. Several devices are asked before any is waited for, so that they
-    /// share one limit.
+    /// [`disconnect`](Self::disconnect) has to follow. Several devices are asked before any is waited for, so
+    /// that they share one limit.
     fn ask_for_queues(&self, if_late: IfLate);
 
     /// Takes the queues from their handlers, until [`resume`](Self::resume).

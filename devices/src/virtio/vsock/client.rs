@@ -1,5 +1,5 @@
-//! A client of the host's socket before it has a connection: it says `CONNECT PORT`, ends the line, and waits for
-//! `OK PORT`, or for the end of its stream. What follows the line is for the guest.
+//! A client of the host's socket before it has a connection: it says `CONNECT PORT`, ends the line, and waits
+//! for `OK PORT`, or for the end of its stream. What follows the line is for the guest.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;

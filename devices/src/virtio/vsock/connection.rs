@@ -1,8 +1,8 @@
 //! One connection between a port of the guest and a stream socket of the host.
 //!
-//! The multiplexer owns it, gives it the guest's packets and the events of its socket, and asks it for packets to the
-//! guest. It never waits: what the socket does not take is kept, and the guest may not send more than there is room for;
-//! what the guest has no room for stays in the socket.
+//! The multiplexer owns it, gives it the guest's packets and the events of its socket, and asks it for
+//! packets to the guest. It never waits: what the socket does not take is kept, and the guest may not send
+//! more than there is room for; what the guest has no room for stays in the socket.
 //!
 //! ```text
 //! requested --response--> open --reset, or shut down both ways--> detached --all is sent--> (removed)
@@ -203,7 +203,8 @@ impl Connection {
         match opener {
             Opener::Caller(caller) => caller.connected(),
             Opener::Client => {
-                // It is the first that the client gets, so that there is room for it; else the client is not to be helped.
+                // It is the first that the client gets, so that there is room for it; else the client is not
+                // to be helped.
                 let answer = format!("OK {}\n", self.ports.host);
                 if !socket::send(&self.stream, answer.as_bytes()).is_ok_and(|sent| sent == answer.len()) {
                     self.refuse_host();
@@ -257,7 +258,8 @@ impl Connection {
         self.end_host();
     }
 
-    /// The socket has become ready. True when the host has given up a connection that the guest has not accepted.
+    /// The socket has become ready. True when the host has given up a connection that the guest has not
+    /// accepted.
     pub(super) fn socket_is_ready(&mut self, events: EventSet) -> bool {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             if self.is_requested() {
@@ -452,6 +454,6 @@ fn waits(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
 }
 
-/// Rounds of the clock that a guest has to answer a request, or to end a connection that the host has closed. Linux gives
-/// 2 s and 8 s; a guest on an emulated host is slow.
+/// Rounds of the clock that a guest has to answer a request, or to end a connection that the host has closed.
+/// Linux gives 2 s and 8 s; a guest on an emulated host is slow.
 pub(super) const PATIENCE: u32 = 10;

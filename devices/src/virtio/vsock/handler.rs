@@ -1,4 +1,5 @@
-//! Serves the queues of a socket device: packets from the guest, packets to the guest, and what happens on the host.
+//! Serves the queues of a socket device: packets from the guest, packets to the guest, and what happens on
+//! the host.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 

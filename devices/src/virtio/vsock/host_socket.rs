@@ -1,5 +1,5 @@
-//! The unix socket by which programs of the host reach the guest, and the sockets beside it by which the guest reaches
-//! programs of the host.
+//! The unix socket by which programs of the host reach the guest, and the sockets beside it by which the
+//! guest reaches programs of the host.
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};

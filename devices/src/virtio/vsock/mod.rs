@@ -1,19 +1,21 @@
-//! Socket device (virtio 1.2, section 5.10): stream connections between ports of the guest and programs of the host.
+//! Socket device (virtio 1.2, section 5.10): stream connections between ports of the guest and programs of
+//! the host.
 //!
-//! The host's side is a unix socket and a naming rule, as clients of Firecracker and Cloud Hypervisor know it:
-//! - A program connects to the socket, writes `CONNECT PORT\n` and reads `OK HOSTPORT\n`; from there on the stream is that
-//!   of the guest's port. When the guest refuses, the stream ends instead.
+//! The host's side is a unix socket and a naming rule, as clients of Firecracker and Cloud Hypervisor know
+//! it:
+//! - A program connects to the socket, writes `CONNECT PORT\n` and reads `OK HOSTPORT\n`; from there on the
+//!   stream is that of the guest's port. When the guest refuses, the stream ends instead.
 //! - When the guest connects to port P of the host (address 2), the device connects to the socket `PATH_P`.
 //!
 //! Programs that embed the machine do without paths, by the [`Switchboard`].
 //!
 //! ```text
-//! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive, transmit queue
+//! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive and transmit
 //! ```
 //!
-//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] for the guest's agent. Bytes towards the guest stay in the
-//! host's sockets until the guest has room; bytes towards the host are kept up to the window that the guest was told
-//! of. A peer that is slow, stuck or gone holds up its own connection only.
+//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] for the guest's agent. Bytes towards the guest
+//! stay in the host's sockets until the guest has room; bytes towards the host are kept up to the window that
+//! the guest was told of. A peer that is slow, stuck or gone holds up its own connection only.
 
 mod client;
 mod connection;
@@ -63,7 +65,8 @@ impl From<io::Error> for VsockError {
 }
 
 impl Vsock {
-    /// A device whose guest has the address `guest_cid` (3 or more), with a socket at `path`, which must be free.
+    /// A device whose guest has the address `guest_cid` (3 or more), with a socket at `path`, which must be
+    /// free.
     ///
     /// # Errors
     /// The socket cannot be made, or the host has no more descriptors.
@@ -88,8 +91,8 @@ impl Vsock {
         lock(&self.mux).assert_bounded();
     }
 
-    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the socket's
-    /// file removed.
+    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the
+    /// socket's file removed.
     pub fn close(&self) {
         lock(&self.mux).close();
     }
@@ -140,8 +143,8 @@ impl Drop for Vsock {
 /// Connections of a device at most, clients that have not said where to included.
 pub const MOST_CONNECTIONS: usize = 512;
 
-/// Connections in addition, for listeners that take privileged ports only: a process of the guest that opens all others
-/// does not lock out its agent.
+/// Connections in addition, for listeners that take privileged ports only: a process of the guest that opens
+/// all others does not lock out its agent.
 pub const KEPT_BACK: usize = 8;
 
 const RECEIVE: u16 = 0;

@@ -1,4 +1,5 @@
-//! The packets between driver and device (virtio 1.2, section 5.10.6): a header, and for [`Op::Data`] bytes behind it.
+//! The packets between driver and device (virtio 1.2, section 5.10.6): a header, and for [`Op::Data`] bytes
+//! behind it.
 
 use std::io::Write;
 

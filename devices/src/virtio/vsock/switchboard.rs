@@ -1,8 +1,8 @@
-//! Connections between ports of the guest and this program, without a path on disk: for programs that embed the
-//! machine.
+//! Connections between ports of the guest and this program, without a path on disk: for programs that embed
+//! the machine.
 //!
-//! The program's threads call [`Switchboard::connect`] and [`Switchboard::listen`]; the device's multiplexer takes the
-//! calls, and asks for listeners when the guest connects. Every stream is one end of a socket pair.
+//! The program's threads call [`Switchboard::connect`] and [`Switchboard::listen`]; the device's multiplexer
+//! takes the calls, and asks for listeners when the guest connects. Every stream is one end of a socket pair.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
@@ -62,7 +62,8 @@ pub struct PortListener {
 struct Queue {
     /// Those from ports that only a privileged process of the guest can have, and no others.
     is_privileged: bool,
-    /// Others have been refused, which is reported once: an agent of an older version tries ten times a second.
+    /// Others have been refused, which is reported once: an agent of an older version tries ten times a
+    /// second.
     has_refused: AtomicBool,
     waiting: Mutex<Waiting>,
     /// Counts them, and the end.
@@ -161,8 +162,8 @@ impl Switchboard {
         Ok(Self { state: Mutex::default(), wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? })
     }
 
-    /// Connects to `port` of the guest, and waits for its answer: at most for `limit`. A guest whose driver has not
-    /// started yet is waited for.
+    /// Connects to `port` of the guest, and waits for its answer: at most for `limit`. A guest whose driver
+    /// has not started yet is waited for.
     ///
     /// # Errors
     /// The guest refuses or does not answer, the machine has ended, or the device or the host has no room.
@@ -191,8 +192,8 @@ impl Switchboard {
         self.listen_to(port, false)
     }
 
-    /// The same for connections from ports below [`PRIVILEGED_PORTS`] only. They may take the connections that are
-    /// [kept back](super::KEPT_BACK).
+    /// The same for connections from ports below [`PRIVILEGED_PORTS`] only. They may take the connections
+    /// that are [kept back](super::KEPT_BACK).
     ///
     /// # Errors
     /// As [`Switchboard::listen`].
@@ -230,7 +231,8 @@ impl Switchboard {
         lock(&self.state).listeners.get(&port).is_some_and(|queue| queue.is_privileged)
     }
 
-    /// The device's end of a connection from a port of the guest to whoever listens on `port`; `None` when nobody does.
+    /// The device's end of a connection from a port of the guest to whoever listens on `port`; `None` when
+    /// nobody does.
     ///
     /// # Errors
     /// The listener is behind or does not take that port, or the host has too little.
@@ -408,7 +410,7 @@ pub const PRIVILEGED_PORTS: u32 = 1024;
 
 /// Calls that wait for a guest whose driver has not started.
 const MOST_CALLS: usize = 128;
-/// Connections of the guest that a listener has not accepted yet: as many as the kernel gives a socket by default in
-/// most programs.
+/// Connections of the guest that a listener has not accepted yet: as many as the kernel gives a socket by
+/// default in most programs.
 const MOST_WAITING: usize = 128;
 const LONG_TIME: Duration = Duration::from_secs(3600);

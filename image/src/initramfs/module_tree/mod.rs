@@ -1,8 +1,9 @@
-//! Kernel modules: which ones are needed for the wanted ones, in the order in which they load, as plain `.ko` files.
+//! Kernel modules: which ones are needed for the wanted ones, in the order in which they load, as plain `.ko`
+//! files.
 //!
-//! What a module needs is read from the module itself (the lines `depends=` and `softdep=` of its `.modinfo` section): a
-//! kernel package that was unpacked but not installed has no `modules.dep` and `modules.softdep`, which `depmod` makes of
-//! the same lines.
+//! What a module needs is read from the module itself (the lines `depends=` and `softdep=` of its `.modinfo`
+//! section): a kernel package that was unpacked but not installed has no `modules.dep` and `modules.softdep`,
+//! which `depmod` makes of the same lines.
 
 use std::collections::HashSet;
 use std::io;
@@ -147,8 +148,8 @@ impl ModuleTree {
         Ok(order.modules)
     }
 
-    /// As [`ModuleTree::closure`], for the module of a file system; empty when the tree has none in its usual directory,
-    /// or the kernel has it built in. The tree is not searched for it.
+    /// As [`ModuleTree::closure`], for the module of a file system; empty when the tree has none in its usual
+    /// directory, or the kernel has it built in. The tree is not searched for it.
     ///
     /// # Errors
     /// The module, or one that it needs, cannot be read or is missing.
@@ -160,8 +161,9 @@ impl ModuleTree {
         if is_there { self.closure(&[module]) } else { Ok(Vec::new()) }
     }
 
-    /// The modules that a soft dependency may mean: the name is a module's, or an alias by which the kernel asks for a
-    /// cipher or a checksum. `depmod` would know; here it goes by how the kernel names their modules.
+    /// The modules that a soft dependency may mean: the name is a module's, or an alias by which the kernel
+    /// asks for a cipher or a checksum. `depmod` would know; here it goes by how the kernel names their
+    /// modules.
     fn soft(&mut self, name: &str) -> Result<Vec<String>, ModulesError> {
         let directories = SOFT_DIRECTORIES.map(Path::new);
         let mut found = Vec::new();
@@ -312,8 +314,8 @@ impl Needs {
     }
 }
 
-/// The names that the module behind a soft dependency may have, as `crypto-crc32c` is `crc32c_generic` and, on a CPU with
-/// the instruction, `crc32c_intel`, and `blake2b-256` is `blake2b_generic`.
+/// The names that the module behind a soft dependency may have, as `crypto-crc32c` is `crc32c_generic` and,
+/// on a CPU with the instruction, `crc32c_intel`, and `blake2b-256` is `blake2b_generic`.
 fn implementations(name: &str) -> [String; 5] {
     let name = name.strip_prefix("crypto_").unwrap_or(name);
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
@@ -405,12 +407,13 @@ const MAX_LIST: u64 = 8 << 20;
 /// Where the modules are that file systems and drivers name as soft dependencies.
 const SOFT_DIRECTORIES: [&str; 3] = ["kernel/crypto", "kernel/arch/x86/crypto", "kernel/lib"];
 
-/// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz and zstd
-/// pack modules to a third or a fifth.
+/// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz
+/// and zstd pack modules to a third or a fifth.
 const MIN_UNPACKED: usize = 16 << 20;
 const MAX_RATIO: usize = 7;
 
-/// Most bytes of an unpacked module. The largest, graphics drivers with debugging information, have a few hundred MiB.
+/// Most bytes of an unpacked module. The largest, graphics drivers with debugging information, have a few
+/// hundred MiB.
 const MAX_MODULE: usize = 512 << 20;
 
 /// Most modules that one needs. The most in a kernel are some thirty.

@@ -1,5 +1,5 @@
-//! Directories: blocks of entries in the order of their names, and behind the entries of each block their names
-//! (`struct erofs_dirent`).
+//! Directories: blocks of entries in the order of their names, and behind the entries of each block their
+//! names (`struct erofs_dirent`).
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};

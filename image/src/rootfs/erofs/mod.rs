@@ -1,7 +1,8 @@
 //! Writes a root as an EROFS image: read-only, without compression, blocks of 4 KiB, all metadata in front.
 //!
-//! Inodes come first, each with its extended attributes and, where it fits, the end of its content (or all of it) behind
-//! it in the same block; then the whole blocks of contents. The same tree always gives the same bytes.
+//! Inodes come first, each with its extended attributes and, where it fits, the end of its content (or all of
+//! it) behind it in the same block; then the whole blocks of contents. The same tree always gives the same
+//! bytes.
 //!
 //! Sources: Linux, Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h.
 

@@ -1,4 +1,5 @@
-//! A reader of EROFS images that follows the format's description and knows nothing of the writer, for its tests.
+//! A reader of EROFS images that follows the format's description and knows nothing of the writer, for its
+//! tests.
 
 use std::collections::BTreeMap;
 use std::fs::File;

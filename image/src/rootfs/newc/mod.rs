@@ -7,8 +7,8 @@ use super::content::Content;
 use super::erofs::ImageError;
 use super::tree::{Inode, InodeId, Kind, Reached, Tree};
 
-/// Bytes of the archive, about: what decides whether it is small. `None` when the form cannot hold the tree: it has
-/// extended attributes, a path that the kernel would skip, or an id that has no room.
+/// Bytes of the archive, about: what decides whether it is small. `None` when the form cannot hold the tree:
+/// it has extended attributes, a path that the kernel would skip, or an id that has no room.
 pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
     let mut len = END;
     let mut can_hold = true;
@@ -83,7 +83,8 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
     Ok(out)
 }
 
-/// Calls `each` for every name: a path from the root, empty for the root itself, the inode's number and links.
+/// Calls `each` for every name: a path from the root, empty for the root itself, the inode's number and
+/// links.
 fn each_name(
     tree: &Tree,
     mut each: impl FnMut(&[u8], u32, &Inode, u32) -> Result<(), ImageError>,

@@ -153,7 +153,8 @@ fn text(field: &[u8]) -> &[u8] {
     super::until_zero(field)
 }
 
-/// An octal number between blanks and zero bytes, nothing for 0; or a number in two's complement behind a set bit.
+/// An octal number between blanks and zero bytes, nothing for 0; or a number in two's complement behind a set
+/// bit.
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {

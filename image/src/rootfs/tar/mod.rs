@@ -1,10 +1,10 @@
 //! Reads a root from a tar: the forms of POSIX (ustar and pax), GNU and the old one, without any unpacking.
 //!
-//! The archive is a file that stays open; contents are parts of it. What it says is not trusted: sizes are held against
-//! the file's, names that go up are refused, and the memory that it takes is bounded.
+//! The archive is a file that stays open; contents are parts of it. What it says is not trusted: sizes are
+//! held against the file's, names that go up are refused, and the memory that it takes is bounded.
 //!
-//! Sources: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Header Block"; GNU tar 1.35, "Basic Tar Format"
-//! and "Storing Sparse Files"; star(5) for `SCHILY.xattr`.
+//! Sources: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Header Block"; GNU tar 1.35,
+//! "Basic Tar Format" and "Storing Sparse Files"; star(5) for `SCHILY.xattr`.
 
 mod header;
 mod pax;

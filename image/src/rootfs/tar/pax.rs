@@ -1,5 +1,5 @@
-//! The records of a pax header: `LENGTH KEY=VALUE` and a line break, where the length is the record's own. A value may hold
-//! any byte, so only the length says where it ends.
+//! The records of a pax header: `LENGTH KEY=VALUE` and a line break, where the length is the record's own. A
+//! value may hold any byte, so only the length says where it ends.
 
 use std::collections::BTreeMap;
 
@@ -103,7 +103,8 @@ impl Extensions {
     }
 }
 
-/// How many lines the map in front of a sparse file of form 1.0 has: its first one says of how many pieces it is.
+/// How many lines the map in front of a sparse file of form 1.0 has: its first one says of how many pieces it
+/// is.
 pub(super) fn lines_in_front(text: &[u8]) -> Option<u64> {
     let first = text.split(|byte| *byte == b'\n').next()?;
     number(first)?.checked_mul(2)?.checked_add(1)

@@ -1,6 +1,6 @@
-//! A file system as Coracle holds it between its source and what the guest gets: names and attributes in memory, file
-//! contents by reference. The readers (`directory`, `tar`) fill it, the writers (`newc`, `erofs`) walk it. Nothing of it
-//! is ever made on the host, so no name in it can reach a file there.
+//! A file system as Coracle holds it between its source and what the guest gets: names and attributes in
+//! memory, file contents by reference. The readers (`directory`, `tar`) fill it, the writers (`newc`,
+//! `erofs`) walk it. Nothing of it is ever made on the host, so no name in it can reach a file there.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -161,8 +161,8 @@ impl Tree {
         }
     }
 
-    /// Puts an inode at a path. Missing folders are made; what is there is replaced, but a directory that meets a
-    /// directory only gets its attributes.
+    /// Puts an inode at a path. Missing folders are made; what is there is replaced, but a directory that
+    /// meets a directory only gets its attributes.
     ///
     /// # Errors
     /// The path is not one inside a root, or there is too much in the tree.
@@ -274,7 +274,8 @@ impl Tree {
         reached
     }
 
-    /// The directory and the name of a path, whose folders are made where they are missing; `None` is the root itself.
+    /// The directory and the name of a path, whose folders are made where they are missing; `None` is the
+    /// root itself.
     fn place(&mut self, path: &[u8]) -> Result<Option<(InodeId, Vec<u8>)>, EntryError> {
         let mut parts = parts(path)?;
         let Some(name) = parts.pop() else { return Ok(None) };
@@ -287,8 +288,9 @@ impl Tree {
         Ok(Some((directory, name)))
     }
 
-    /// Goes along a path as far as there are directories, through symbolic links, none of which leads out of the root.
-    /// Returns where it ended and the parts that are left; a file of another kind in the way is not one.
+    /// Goes along a path as far as there are directories, through symbolic links, none of which leads out of
+    /// the root. Returns where it ended and the parts that are left; a file of another kind in the way is not
+    /// one.
     fn walk(&self, path: &[Vec<u8>]) -> Result<(InodeId, Vec<Vec<u8>>), EntryError> {
         let mut above = Vec::new();
         let mut here = Self::ROOT;

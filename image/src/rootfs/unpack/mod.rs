@@ -76,7 +76,8 @@ pub(super) fn first_bytes(packing: Packing, packed: &File, len: u64) -> Result<V
     }
 }
 
-/// The stream that comes out of `source`, whose decoder keeps what a file of its length may have, whatever it asks for.
+/// The stream that comes out of `source`, whose decoder keeps what a file of its length may have, whatever it
+/// asks for.
 fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result<Box<dyn Read + 'a>> {
     let room = room_for(source.get_ref().metadata()?.len());
     source.get_mut().rewind()?;
@@ -101,8 +102,8 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
     })
 }
 
-/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say, are
-/// nothing, as gzip and tar have it.
+/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say,
+/// are nothing, as gzip and tar have it.
 struct GzipMembers<R: BufRead> {
     /// None at the end.
     member: Option<GzDecoder<R>>,

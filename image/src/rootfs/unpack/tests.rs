@@ -102,15 +102,16 @@ fn what_other_programs_pack_is_unpacked() {
     }
 }
 
-/// A frame of Zstandard that has `len` zeroes, one byte for each block, then refers `FAR` back in a window of 128 MiB.
+/// A frame of Zstandard that has `len` zeroes, one byte for each block, then refers `FAR` back in a window of
+/// 128 MiB.
 fn zstd_far(len: usize) -> Vec<u8> {
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
     for _ in 0..len.div_ceil(128 << 10) {
         frame.extend_from_slice(&((128_u32 << 10) << 3 | 1 << 1).to_le_bytes()[..3]);
         frame.push(0);
     }
-    // The last block: no literals, one sequence, whose three codes are bytes (RFC 8878, 3.1.1.3.2.1): no literal, an
-    // offset of 25 bits, three bytes. The bits of the offset are 0; the highest bit ends them.
+    // The last block: no literals, one sequence, whose three codes are bytes (RFC 8878, 3.1.1.3.2.1): no
+    // literal, an offset of 25 bits, three bytes. The bits of the offset are 0; the highest bit ends them.
     frame.extend_from_slice(&(10_u32 << 3 | 2 << 1 | 1).to_le_bytes()[..3]);
     frame.extend_from_slice(&[0, 1, 0x54, 0, 25, 0, 0, 0, 0, 2]);
     frame

@@ -1,8 +1,8 @@
 //! The ELF format: an unpacked Linux kernel, another kernel, or a bare payload (System V gABI, chapters 4 and
 //! 5). A 32-bit file, such as Xen or GRUB, is entered at its PVH entry.
 //!
-//! Only the file header, the program headers and the notes are read. Everything a header says is checked against the
-//! file and the machine before anything is loaded.
+//! Only the file header, the program headers and the notes are read. Everything a header says is checked
+//! against the file and the machine before anything is loaded.
 
 use std::fmt;
 
@@ -369,7 +369,8 @@ fn find_release(file: &InputFile, headers: &[ProgramHeader]) -> Result<Option<St
     Ok(None)
 }
 
-/// Searches `len` bytes from `offset` of the file, in chunks that overlap by a banner and the release after it.
+/// Searches `len` bytes from `offset` of the file, in chunks that overlap by a banner and the release after
+/// it.
 fn release_in(file: &InputFile, offset: u64, len: u64) -> Result<Option<String>, Defect> {
     let finder = memmem::Finder::new(LINUX_BANNER);
     let overlap = LINUX_BANNER.len().saturating_add(release::TEXT_LEN) as u64;

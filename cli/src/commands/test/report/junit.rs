@@ -1,7 +1,8 @@
-//! The results as JUnit XML, in the form that CI services read: one suite, a test case for each case and for each of
-//! its TAP results, `failure` for an expectation that was not met, `error` for a run that ended in another way. Runs
-//! that were repeated are told as Maven Surefire does (its schema, `surefire-test-report.xsd`): `flakyFailure` and
-//! `flakyError` where a later one passed, `rerunFailure` and `rerunError` where none did.
+//! The results as JUnit XML, in the form that CI services read: one suite, a test case for each case and for
+//! each of its TAP results, `failure` for an expectation that was not met, `error` for a run that ended in
+//! another way. Runs that were repeated are told as Maven Surefire does (its schema,
+//! `surefire-test-report.xsd`): `flakyFailure` and `flakyError` where a later one passed, `rerunFailure` and
+//! `rerunError` where none did.
 
 use std::collections::HashMap;
 use std::io;

@@ -32,7 +32,8 @@ pub(crate) fn summary(cases: &[Done]) -> String {
     text
 }
 
-/// Why a case failed: its reason, the diagnosis, and the last lines of its console unless they have been shown.
+/// Why a case failed: its reason, the diagnosis, and the last lines of its console unless they have been
+/// shown.
 pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
     let mut lines = vec![format!("{}: {}", case.name, case.verdict.reason().unwrap_or("passed"))];
     if let Some(outcome) = &case.outcome {
@@ -44,8 +45,8 @@ pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
     lines
 }
 
-/// The lines that tell most: those from the message of a kernel's panic on, which registers and stacks follow, else the
-/// last ones.
+/// The lines that tell most: those from the message of a kernel's panic on, which registers and stacks
+/// follow, else the last ones.
 fn last_words(case: &Done) -> impl Iterator<Item = &str> {
     let count = case.scanner.tail().count();
     let panic = case.scanner.tail().position(|line| line.contains(PANIC));

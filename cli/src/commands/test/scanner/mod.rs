@@ -1,6 +1,6 @@
-//! The console of a guest under test, and what its command writes, line by line as it comes: what is expected, what is not
-//! allowed, TAP results, and the last lines. The guest may print what it likes, for as long as it likes: all that is kept
-//! is bounded.
+//! The console of a guest under test, and what its command writes, line by line as it comes: what is
+//! expected, what is not allowed, TAP results, and the last lines. The guest may print what it likes, for as
+//! long as it likes: all that is kept is bounded.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -109,8 +109,8 @@ impl Scanner {
         self.tap.end();
     }
 
-    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest only
-    /// where something that is expected came after them.
+    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest
+    /// only where something that is expected came after them.
     pub(crate) fn is_decided(&self) -> bool {
         if self.rejected.is_some() || (self.counts_tap() && self.tap.has_bailed_out()) {
             return true;
@@ -126,8 +126,8 @@ impl Scanner {
         self.wants_something() && self.unmet().next().is_none() && has_tap
     }
 
-    /// The number of documents, where results in TAP are required, all that is wanted has come, and no plan lacks a
-    /// result: only another document may follow.
+    /// The number of documents, where results in TAP are required, all that is wanted has come, and no plan
+    /// lacks a result: only another document may follow.
     pub(crate) fn all_planned(&self) -> Option<u64> {
         let has_all = self.patterns.tap == TapMode::Require && self.has_all() && self.tap.is_fulfilled();
         has_all.then(|| self.tap.documents())
@@ -138,7 +138,8 @@ impl Scanner {
         self.counts_tap() && self.tap.is_over()
     }
 
-    /// The same for a guest that runs a command: what the console alone shows is no reason not to wait for its code.
+    /// The same for a guest that runs a command: what the console alone shows is no reason not to wait for
+    /// its code.
     pub(crate) fn is_decided_by_command(&self) -> bool {
         self.rejected.is_some() || (self.met_by_command && self.is_decided())
     }

@@ -1,6 +1,7 @@
-//! Checks every key and value of a suite where it stands, before the tables are merged into cases, which have the keys of
-//! several: what is wrong is named by its line and its path, as in `case[3].initrds[1]`. Which keys there are and which
-//! form their values have is what the schema says; what a value means is for the type that reads it.
+//! Checks every key and value of a suite where it stands, before the tables are merged into cases, which have
+//! the keys of several: what is wrong is named by its line and its path, as in `case[3].initrds[1]`. Which
+//! keys there are and which form their values have is what the schema says; what a value means is for the
+//! type that reads it.
 
 use std::ops::Range;
 

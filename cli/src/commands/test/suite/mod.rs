@@ -169,7 +169,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
     Ok(cases)
 }
 
-/// What a case says with what it has from elsewhere: one that says a key of the matrix runs with its own value.
+/// What a case says with what it has from elsewhere: one that says a key of the matrix runs with its own
+/// value.
 fn merged(table: &Table, defaults: &Table, cell: &Table) -> Table {
     let mut all = defaults.clone();
     all.extend(cell.clone());

@@ -1,4 +1,5 @@
-//! Compiles regular expressions, each once however many cases have it, and all of them within a limit of memory.
+//! Compiles regular expressions, each once however many cases have it, and all of them within a limit of
+//! memory.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -75,7 +76,8 @@ fn excerpt(pattern: &str) -> Cow<'_, str> {
 const EXCERPT_CHARS: usize = 200;
 /// Bytes that all patterns of a suite may take when they are compiled: some thousand usual ones.
 const MAX_COMPILED: usize = 16 << 20;
-/// Limits for one, of which it keeps the first that it can. The last is a repetition of many thousand characters.
+/// Limits for one, of which it keeps the first that it can. The last is a repetition of many thousand
+/// characters.
 const SIZES: [usize; 3] = [16 << 10, 128 << 10, 1 << 20];
 
 #[cfg(test)]

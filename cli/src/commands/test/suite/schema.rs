@@ -1,4 +1,5 @@
-//! The JSON Schema of a suite: what a config file may say of a machine, and what is looked for. TOML editors read it too.
+//! The JSON Schema of a suite: what a config file may say of a machine, and what is looked for. TOML editors
+//! read it too.
 
 use coracle::config;
 use serde_json::{Map, Value, json};

@@ -1,5 +1,5 @@
-//! Lines that say why a test failed: comments around its result, and its YAML block. What is kept of them is bounded, for a
-//! result and for a run.
+//! Lines that say why a test failed: comments around its result, and its YAML block. What is kept of them is
+//! bounded, for a result and for a run.
 
 use std::collections::VecDeque;
 

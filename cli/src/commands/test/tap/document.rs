@@ -12,7 +12,8 @@ pub(super) struct Document {
     version: Option<Dialect>,
     /// From the document itself to the innermost subtest. Never empty.
     levels: Vec<Level>,
-    /// What comments announced and has not come: their indentation, deeper from one to the next, and the name.
+    /// What comments announced and has not come: their indentation, deeper from one to the next, and the
+    /// name.
     announced: Vec<(usize, Option<String>)>,
     yaml: Yaml,
     /// What may say why the next test fails.
@@ -69,8 +70,8 @@ impl Document {
             self.bailed_out.get_or_insert(reason);
             return true;
         }
-        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP, "Nested
-        // tests").
+        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP,
+        // "Nested tests").
         if !indent.is_multiple_of(if self.is_ktap() { 2 } else { 4 }) {
             return false;
         }
@@ -93,8 +94,8 @@ impl Document {
         self.bailed_out.as_deref()
     }
 
-    /// Whether it is one: there was a version line, or both a plan and results, or a plan that says why there are none, or its
-    /// tests were given up.
+    /// Whether it is one: there was a version line, or both a plan and results, or a plan that says why there
+    /// are none, or its tests were given up.
     pub(super) fn counts(&self) -> bool {
         let own = self.own();
         let is_skip = own.is_some_and(|own| own.skips_all() && !own.plan_comment().is_empty());
@@ -120,8 +121,9 @@ impl Document {
         self.levels.len() == 1 && self.own().is_some_and(Level::is_fulfilled)
     }
 
-    /// Whether this line, not indented, is the first of another document without a version: a plan where there is
-    /// one, or a result of number 1 after all that was planned, or where there is no plan and this number has come.
+    /// Whether this line, not indented, is the first of another document without a version: a plan where
+    /// there is one, or a result of number 1 after all that was planned, or where there is no plan and this
+    /// number has come.
     pub(super) fn is_followed_by(&self, line: &Line) -> bool {
         let Some(own) = self.own() else { return false };
         match line {
@@ -246,8 +248,9 @@ impl Document {
         true
     }
 
-    /// Keeps a comment (TAP 14, "Comments") for the failure that it stands after or, in KTAP and after another line of TAP,
-    /// for the one that it stands before. KUnit tells more in lines without a `#`, which are indented.
+    /// Keeps a comment (TAP 14, "Comments") for the failure that it stands after or, in KTAP and after
+    /// another line of TAP, for the one that it stands before. KUnit tells more in lines without a `#`, which
+    /// are indented.
     fn note(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
         let is_more = *line == Line::Other && self.is_ktap() && indent > 0 && !self.before.is_empty();
         if *line != Line::Comment && !is_more {
@@ -260,8 +263,8 @@ impl Document {
         }
     }
 
-    /// Keeps a line within a YAML block for the failure that the block belongs to. Blank lines mean something there (TAP
-    /// 14, "Blank Lines").
+    /// Keeps a line within a YAML block for the failure that the block belongs to. Blank lines mean something
+    /// there (TAP 14, "Blank Lines").
     fn note_yaml(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
         let Yaml::In { indent: own } = self.yaml else { return };
         let is_mark = *line == Line::YamlStart && indent == own;
@@ -280,8 +283,8 @@ impl Document {
         self.levels.iter().any(|level| level.indent == indent)
     }
 
-    /// Makes a level of this indentation, if there is none, and those around it that comments announced: false if it
-    /// were too deep. Deeper ones that are open become its subtests.
+    /// Makes a level of this indentation, if there is none, and those around it that comments announced:
+    /// false if it were too deep. Deeper ones that are open become its subtests.
     fn enter(&mut self, indent: usize) -> bool {
         loop {
             let depth = self.levels.iter().rposition(|level| level.indent <= indent).unwrap_or(0);
@@ -299,7 +302,8 @@ impl Document {
         }
     }
 
-    /// A new level, named by the comment before it, as in TAP 14, or by one of the same indentation, as in KUnit.
+    /// A new level, named by the comment before it, as in TAP 14, or by one of the same indentation, as in
+    /// KUnit.
     fn announced_level(&mut self, indent: usize, around: usize) -> Level {
         let before = self.announced.iter().position(|(at, _)| *at == around);
         match before.or_else(|| self.announced.iter().position(|(at, _)| *at == indent)) {
@@ -308,8 +312,8 @@ impl Document {
         }
     }
 
-    /// Takes out the levels that are indented by this much or more: the outermost of them, with what the others came
-    /// to.
+    /// Takes out the levels that are indented by this much or more: the outermost of them, with what the
+    /// others came to.
     fn close_deeper(&mut self, indent: usize) -> Option<Level> {
         let is_ktap = self.is_ktap();
         let mut subtest: Option<Level> = None;
@@ -324,8 +328,8 @@ impl Document {
     }
 
     /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` of the same
-    /// indentation. What others write between its lines does not end it; a line of TAP that is not indented as much
-    /// does.
+    /// indentation. What others write between its lines does not end it; a line of TAP that is not indented
+    /// as much does.
     fn is_yaml(&mut self, indent: usize, text: &str, line: &Line) -> bool {
         let is_other = matches!(line, Line::Comment | Line::Other | Line::YamlStart);
         match self.yaml {

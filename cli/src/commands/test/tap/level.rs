@@ -199,8 +199,8 @@ impl Level {
             .map_or_else(|| "a subtest".to_owned(), str::to_owned)
     }
 
-    /// A result with a subtest is not counted with it, unless it alone says that something failed. Its directive is for
-    /// all of the subtest.
+    /// A result with a subtest is not counted with it, unless it alone says that something failed. Its
+    /// directive is for all of the subtest.
     fn take_sum(
         &mut self,
         point: TestPoint,

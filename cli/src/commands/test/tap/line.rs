@@ -150,14 +150,15 @@ fn continues_a_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '.' | '_' | '%')
 }
 
-/// Splits a description from what comes after the first `#` that delimits: not escaped, after a blank or first, and
-/// followed by a directive or a blank (TAP 14, "Directive" and "Escaping").
+/// Splits a description from what comes after the first `#` that delimits: not escaped, after a blank or
+/// first, and followed by a directive or a blank (TAP 14, "Directive" and "Escaping").
 fn split_directive(text: &str) -> (&str, Option<Directive>, &str) {
     let mut may_delimit = true;
     let mut chars = text.char_indices().peekable();
     while let Some((index, c)) = chars.next() {
         if c == '\\' {
-            // Of a pair, the second is literal. After an escaped backslash a `#` delimits, as in the examples there.
+            // Of a pair, the second is literal. After an escaped backslash a `#` delimits, as in the examples
+            // there.
             let escaped = chars.next_if(|(_, next)| matches!(next, '\\' | '#'));
             may_delimit = escaped.is_some_and(|(_, next)| next == '\\');
             continue;
@@ -177,7 +178,8 @@ fn split_directive(text: &str) -> (&str, Option<Directive>, &str) {
     (text, None, "")
 }
 
-/// The directive that a text begins with, in any case, and its reason. `Skipped:` and `todo,` are directives, too.
+/// The directive that a text begins with, in any case, and its reason. `Skipped:` and `todo,` are directives,
+/// too.
 fn directive(text: &str) -> Option<(Directive, &str)> {
     let named = |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
     let directive = match () {
@@ -195,7 +197,8 @@ fn digits(text: &str) -> Option<(u64, &str)> {
     (!number.is_empty()).then(|| (number.parse().unwrap_or(u64::MAX), rest))
 }
 
-/// A name or reason as people read it: `\#` and `\\` are `#` and `\`, nothing steers a terminal, and it has an end.
+/// A name or reason as people read it: `\#` and `\\` are `#` and `\`, nothing steers a terminal, and it has
+/// an end.
 fn cleaned(text: &str) -> String {
     let mut plain = String::new();
     let mut chars = text.trim().chars().take(TEXT_BYTES).peekable();

@@ -1,10 +1,10 @@
-//! Results in the Test Anything Protocol (versions 12 to 14) and the kernel's KTAP (version 1), as a console shows
-//! them: in between other lines, after the timestamps of a log, and in several documents. `docs/testing.md` says
-//! which rule is taken how.
+//! Results in the Test Anything Protocol (versions 12 to 14) and the kernel's KTAP (version 1), as a console
+//! shows them: in between other lines, after the timestamps of a log, and in several documents.
+//! `docs/testing.md` says which rule is taken how.
 //!
-//! A line goes through `prefix` (what the log adds), `track` (where a document begins and ends), `line` (what it is)
-//! and `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`]; nothing here reads
-//! or writes anything. Names and numbers are the guest's: all that is kept is bounded.
+//! A line goes through `prefix` (what the log adds), `track` (where a document begins and ends), `line` (what
+//! it is) and `document` (what it changes there); `sum` is what all came to. The scanner calls [`Tap`];
+//! nothing here reads or writes anything. Names and numbers are the guest's: all that is kept is bounded.
 
 mod diagnostics;
 mod document;
@@ -50,7 +50,8 @@ impl Default for Tap {
 }
 
 impl Tap {
-    /// Takes a line, without escape sequences and its end, of one of the [`TEXTS`]. Whether it is part of a document.
+    /// Takes a line, without escape sequences and its end, of one of the [`TEXTS`]. Whether it is part of a
+    /// document.
     pub(crate) fn feed(&mut self, text: usize, line: &str) -> bool {
         let is_end = ENDS.iter().any(|words| line.contains(words)) && self.has_begun() && self.is_complete();
         self.is_over |= is_end;
@@ -96,8 +97,8 @@ impl Tap {
         self.sum.bailed_out.is_some()
     }
 
-    /// Whether a kernel whose tests are built in has ended: there is no root for it to go on with, which is not a
-    /// failure of the tests. `kunit.py` ends there, too.
+    /// Whether a kernel whose tests are built in has ended: there is no root for it to go on with, which is
+    /// not a failure of the tests. `kunit.py` ends there, too.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -107,8 +108,8 @@ impl Tap {
         self.sum.complaint()
     }
 
-    /// What came and does not count, as the end of a sentence: failures without a plan and a version line, or a plan
-    /// without results. To be called after [`Tap::end`].
+    /// What came and does not count, as the end of a sentence: failures without a plan and a version line, or
+    /// a plan without results. To be called after [`Tap::end`].
     pub(crate) fn left_out(&self) -> Option<&str> {
         self.sum.left_out.as_deref()
     }
@@ -133,9 +134,9 @@ impl Tap {
         TapCounts { passed: tally.passed, failed: tally.failed, skipped: tally.skipped, todo: tally.todo }
     }
 
-    /// The results, each of them a test case for a report: the first 10,000 of a run, and failures after them up to
-    /// 1000 more. Those of one document follow each other; results with subtests are not among them. To be called after
-    /// [`Tap::end`].
+    /// The results, each of them a test case for a report: the first 10,000 of a run, and failures after them
+    /// up to 1000 more. Those of one document follow each other; results with subtests are not among them. To
+    /// be called after [`Tap::end`].
     pub(crate) fn results(&self) -> &[TapResult] {
         &self.sum.tally.results
     }

@@ -1,7 +1,7 @@
-//! What stands in front of each line of a document: a time, the level and the caller that the kernel's log adds, or
-//! anything else that was in front of the version line.
+//! What stands in front of each line of a document: a time, the level and the caller that the kernel's log
+//! adds, or anything else that was in front of the version line.
 
-/// A line of the kernel's log without what `printk` puts in front: `<6>`, `[    1.234567]` and `[    T1]`, of any
+/// A line of the kernel's log without what `printk` puts in front: `<6>`, `[ 1.234567]` and `[ T1]`, of any
 /// width, and the blank after them. None for a line that has none of them.
 pub(super) fn without_log_prefix(line: &str) -> Option<&str> {
     let after_level = bracketed(line, '<', '>', |level| level.bytes().all(|byte| byte.is_ascii_digit()));
@@ -44,8 +44,8 @@ impl Prefix {
         (text.len() <= LONGEST).then(|| Prefix(text.to_owned()))
     }
 
-    /// The rest of a line that begins in the same way: the same characters, but for digits (a time goes on), and within
-    /// brackets letters and blanks too (so does a caller). None for another line.
+    /// The rest of a line that begins in the same way: the same characters, but for digits (a time goes on),
+    /// and within brackets letters and blanks too (so does a caller). None for another line.
     pub(super) fn cut<'a>(&self, line: &'a str) -> Option<&'a str> {
         let mut chars = line.chars();
         let mut is_in_brackets = false;

@@ -34,8 +34,8 @@ impl Sum {
         self.tally.merge(tally, "");
     }
 
-    /// Ends one that does not. Right after a document that had all that it planned it is part of that one, and too
-    /// much.
+    /// Ends one that does not. Right after a document that had all that it planned it is part of that one,
+    /// and too much.
     pub(super) fn leave_out(&mut self, document: &Document, follows: bool) {
         if follows {
             self.fault("more came than was planned".to_owned());

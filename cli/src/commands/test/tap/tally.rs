@@ -1,22 +1,24 @@
-//! What has come, counted: of a level, of a document, of all. Counts are exact; what is kept beside them is bounded.
+//! What has come, counted: of a level, of a document, of all. Counts are exact; what is kept beside them is
+//! bounded.
 
 /// A result that counts: one without subtests of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TapResult {
     /// Which of the documents of the run it is in, from 1.
     pub(crate) document: u64,
-    /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test of the
-    /// document itself. At most 400 bytes.
+    /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test
+    /// of the document itself. At most 400 bytes.
     pub(crate) suite: String,
     /// Its own name, of at most 200 bytes that steer no terminal; empty where the guest gave none.
     pub(crate) name: String,
     /// Its number in its level, counted where the guest gave none.
     pub(crate) number: u64,
     pub(crate) outcome: TapOutcome,
-    /// The text of its directive, or what else comes after the `#`; empty for none. Bounded and harmless like the name.
+    /// The text of its directive, or what else comes after the `#`; empty for none. Bounded and harmless like
+    /// the name.
     pub(crate) reason: String,
-    /// Of a failure, the comments around it and the lines of its YAML block: at most 8 KiB that steer no terminal, in
-    /// lines.
+    /// Of a failure, the comments around it and the lines of its YAML block: at most 8 KiB that steer no
+    /// terminal, in lines.
     pub(crate) diagnostics: String,
 }
 
@@ -134,7 +136,8 @@ impl Tally {
         counts.into_iter().fold(0, u64::saturating_add)
     }
 
-    /// Lets a directive of the test that all this is part of decide: failures are none, nor is anything wrong.
+    /// Lets a directive of the test that all this is part of decide: failures are none, nor is anything
+    /// wrong.
     pub(super) fn cover(&mut self, outcome: TapOutcome) {
         let count = if outcome == TapOutcome::Skipped { &mut self.skipped } else { &mut self.todo };
         *count = count.saturating_add(std::mem::take(&mut self.failed));

@@ -80,8 +80,8 @@ impl Track {
         self.current.as_ref().map(|open| &open.document)
     }
 
-    /// Begins a document where this line is the first of one: a version after anything, or, not indented, a plan, a
-    /// result of number 1, or the announcement of a subtest.
+    /// Begins a document where this line is the first of one: a version after anything, or, not indented, a
+    /// plan, a result of number 1, or the announcement of a subtest.
     fn try_open(&mut self, text: &str, prefix: Prefix, follows: bool, sum: &mut Sum) -> bool {
         let own = prefix.cut(text).unwrap_or(text);
         let (indent, body) = indentation(own);

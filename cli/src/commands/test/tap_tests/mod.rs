@@ -1,4 +1,5 @@
-//! Whole documents, as guests print them. Not in the folder of what they test, which a fuzz target takes in whole.
+//! Whole documents, as guests print them. Not in the folder of what they test, which a fuzz target takes in
+//! whole.
 
 mod diagnostics;
 mod reference;
@@ -149,7 +150,8 @@ fn results_of_subtests_count_and_their_sums_do_not() {
 #[test]
 fn subtests_come_in_every_form_that_is_in_use() {
     for text in [
-        // TAP 14: with a comment at the parent's level, without one, nested, empty, after a result, plan last.
+        // TAP 14: with a comment at the parent's level, without one, nested, empty, after a result, plan
+        // last.
         "TAP version 14\n# Subtest: s\n    1..1\n    ok 1 a\nok 1 - s\n1..1",
         "TAP version 14\n    ok 1 a\n    1..1\nok 1 s\n1..1",
         "TAP version 14\n        ok 1 a\n        1..1\n    ok 1 b\n    1..1\nok 1 s\n1..1",
@@ -158,7 +160,8 @@ fn subtests_come_in_every_form_that_is_in_use() {
         // `node --test`: a comment before each test, also before those without subtests.
         "TAP version 13\n# Subtest: s\n    # Subtest: a # b\n    ok 1 - a # b\n      ---\n      type: test\n      ...\n    1..1\nok 1 - s\n  ---\n  ...\n1..1\n# pass 1",
         "TAP version 14\n1..1\n    # Subtest: a\n    ok 1 - a\n    1..1\nok 1 - s",
-        // KTAP: two columns a level; KUnit: four, its name inside, results without a plan; KUnit of 2020: a tab.
+        // KTAP: two columns a level; KUnit: four, its name inside, results without a plan; KUnit of 2020: a
+        // tab.
         "KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n    KTAP version 1\n    1..1\n    ok 1 a\n  ok 1 t\nok 1 s",
         "KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    # module: m\n    1..1\n        KTAP version 1\n        \
          # Subtest: t\n        ok 1 a\n    # t: pass:1 fail:0\n    ok 1 t\n# s: pass:1\nok 1 s",
@@ -346,8 +349,8 @@ fn hostile_results_take_bounded_memory() {
     assert!(tap.results_left_out() > 0);
 }
 
-/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses, and made
-/// ones: with and without times none begins a document.
+/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses,
+/// and made ones: with and without times none begins a document.
 #[test]
 fn log_of_a_kernel_begins_no_document() {
     let lines = include_str!("kernel_log.txt");

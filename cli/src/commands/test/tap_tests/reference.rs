@@ -1,5 +1,5 @@
-//! 200 generated documents, read here and by TAP::Parser, which `prove` is made of. Where the two are to differ, that
-//! is stated and checked: `docs/testing.md` says why.
+//! 200 generated documents, read here and by TAP::Parser, which `prove` is made of. Where the two are to
+//! differ, that is stated and checked: `docs/testing.md` says why.
 
 use std::fmt::Write as _;
 use std::io::Write as _;

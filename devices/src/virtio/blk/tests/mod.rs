@@ -1,5 +1,5 @@
-//! The block device through its ring: what a driver may do, and what it may not. In the modules below: hosts that fail,
-//! the wish to stop, and the two engines beside each other.
+//! The block device through its ring: what a driver may do, and what it may not. In the modules below: hosts
+//! that fail, the wish to stop, and the two engines beside each other.
 
 mod engines;
 mod faults;
@@ -171,7 +171,8 @@ fn conforms() {
     conform(&make, &usual);
 }
 
-/// The same with io_uring; where that is not allowed, the device does without, and has to conform all the same.
+/// The same with io_uring; where that is not allowed, the device does without, and has to conform all the
+/// same.
 #[test]
 fn conforms_with_a_ring() {
     let folder = folder();
@@ -224,7 +225,8 @@ fn sectors_are_read_and_written() {
 #[test]
 fn any_framing_is_understood() {
     let mut bench = Bench::new(FileLock::Exclusive);
-    // The header byte by byte, in the same buffer as data, the data in odd pieces, the status in the last of them.
+    // The header byte by byte, in the same buffer as data, the data in odd pieces, the status in the last of
+    // them.
     let pieces: Vec<Buffer> = (0..16).map(|at| Buffer::readable(BUFFERS + at, 1)).collect();
     bench.header(READ, 2);
     let frame = [&pieces[..13], &[Buffer::readable(BUFFERS + 13, 3), Buffer::writable(STATUS_AT - 512, 513)]]

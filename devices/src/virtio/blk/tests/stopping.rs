@@ -7,7 +7,8 @@ use super::*;
 use crate::virtio::handler::IfLate;
 use crate::virtio::transport::Transport;
 
-/// A disk of zeroes that notes the calls that it gets, and wants its queues back in the middle of one of them.
+/// A disk of zeroes that notes the calls that it gets, and wants its queues back in the middle of one of
+/// them.
 #[derive(Default)]
 struct Notes {
     calls: Mutex<Vec<(Operation, u64, u64)>>,

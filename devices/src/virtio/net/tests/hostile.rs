@@ -269,7 +269,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever comes in whatever pieces: nothing outside the buffers is written, and what is received is what was sent.
+    /// Whatever comes in whatever pieces: nothing outside the buffers is written, and what is received is
+    /// what was sent.
     #[test]
     fn any_order_of_steps_keeps_frames_whole(steps in prop::collection::vec(step(), 1..60)) {
         let mut setup = setup();

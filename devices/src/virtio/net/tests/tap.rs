@@ -109,7 +109,8 @@ fn header_that_makes_no_sense_costs_its_frame_only() {
     });
 }
 
-/// The kernel leaves the checksum of UDP to a receiver that can finish it, and finishes it for one that cannot.
+/// The kernel leaves the checksum of UDP to a receiver that can finish it, and finishes it for one that
+/// cannot.
 #[test]
 fn checksums_are_left_to_a_driver_that_accepts_that() {
     for (without, is_left) in [(0, true), (1 << GUEST_CSUM, false)] {

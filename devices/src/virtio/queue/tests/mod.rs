@@ -1,5 +1,5 @@
-//! Queues against a driver that does everything right; in the modules below, against one that does everything wrong, and
-//! against random ones.
+//! Queues against a driver that does everything right; in the modules below, against one that does everything
+//! wrong, and against random ones.
 
 mod hostile;
 mod random;
@@ -67,7 +67,8 @@ impl Setup {
         self.queue.pop().unwrap().expect("a chain")
     }
 
-    /// Expects that what was offered is handed back with a length of 0, and that the next good chain is served.
+    /// Expects that what was offered is handed back with a length of 0, and that the next good chain is
+    /// served.
     #[track_caller]
     fn expect_dropped(&mut self, head: u16) {
         self.queue.begin();

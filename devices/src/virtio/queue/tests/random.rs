@@ -1,4 +1,5 @@
-//! Random drivers: what they see is what another implementation shows them, and nothing that they write does harm.
+//! Random drivers: what they see is what another implementation shows them, and nothing that they write does
+//! harm.
 
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -11,8 +12,8 @@ fn step() -> impl Strategy<Value = Vec<(u8, u16)>> {
 }
 
 proptest! {
-    /// rust-vmm's queue on a second ring with the same content sees the same chains, uses the same elements and wants
-    /// the same interrupts and doorbells.
+    /// rust-vmm's queue on a second ring with the same content sees the same chains, uses the same elements
+    /// and wants the same interrupts and doorbells.
     #[test]
     fn agrees_with_another_implementation(
         event_idx: bool,

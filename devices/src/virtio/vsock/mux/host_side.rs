@@ -1,5 +1,5 @@
-//! What happens on the host's side of the multiplexer: sockets become ready, clients come, this program calls, time
-//! passes.
+//! What happens on the host's side of the multiplexer: sockets become ready, clients come, this program
+//! calls, time passes.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;

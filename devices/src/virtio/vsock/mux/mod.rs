@@ -1,7 +1,7 @@
 //! The multiplexer: which packet belongs to which connection, and which socket.
 //!
-//! It outlives the handler that serves the queues, so that connections survive a pause. Everything on the host's side is
-//! in one epoll set of its own; the handler watches that set.
+//! It outlives the handler that serves the queues, so that connections survive a pause. Everything on the
+//! host's side is in one epoll set of its own; the handler watches that set.
 
 #[cfg(any(test, feature = "testing"))]
 mod bounds;
@@ -43,8 +43,8 @@ pub(super) struct Mux {
     by_ports: BTreeMap<Ports, Id>,
     /// Connections that have something for the guest, each once, and none that is not there any more.
     ready: VecDeque<Id>,
-    /// Resets that the guest is owed: address and ports of the host's side. They go before all else, so that besides
-    /// [`MOST_RESETS`] there are only those of connections that it knew of when the first was owed.
+    /// Resets that the guest is owed: address and ports of the host's side. They go before all else, so that
+    /// besides [`MOST_RESETS`] there are only those of connections that it knew of when the first was owed.
     resets: VecDeque<(u64, Ports)>,
     /// Bytes of wide windows that are left.
     wide_room: u32,
@@ -126,7 +126,8 @@ impl Mux {
         }
     }
 
-    /// Puts the next packet for the guest together, with at most as many bytes as `data` holds; returns the header.
+    /// Puts the next packet for the guest together, with at most as many bytes as `data` holds; returns the
+    /// header.
     pub(super) fn next_packet(&mut self, data: &mut [u8]) -> Option<Header> {
         if let Some((src_cid, ports)) = self.resets.pop_front() {
             return Some(Header { src_cid, op: Op::Reset as u16, ..self.header(ports) });
@@ -417,8 +418,8 @@ const MOST_RESETS: usize = 256;
 const WIDE_WINDOW: u32 = 128 << 10;
 /// The same when many connections have taken [`WIDE_ROOM`].
 const NARROW_WINDOW: u32 = 8 << 10;
-/// Bytes of all wide windows: 32 connections have one. With the narrow ones of all others, a guest whose peers read
-/// nothing can make this process hold less than 8 MiB.
+/// Bytes of all wide windows: 32 connections have one. With the narrow ones of all others, a guest whose
+/// peers read nothing can make this process hold less than 8 MiB.
 const WIDE_ROOM: u32 = 4 << 20;
 /// How long the end of a machine waits for peers that are behind.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);

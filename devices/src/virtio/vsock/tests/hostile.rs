@@ -1,4 +1,5 @@
-//! Guests that break the rules: what they send is answered with a reset or dropped, and good connections work on.
+//! Guests that break the rules: what they send is answered with a reset or dropped, and good connections work
+//! on.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
