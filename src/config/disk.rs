@@ -115,7 +115,7 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other [`KEYS`](Keyed::KEYS). A comma
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other keys. A comma
     /// of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         // `file=` is QEMU's key of a path; a file that is called so is written with `path=`.

@@ -99,7 +99,7 @@ impl FromStr for NetConfig {
     type Err = ConfigError;
 
     /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of the other
-    /// [`KEYS`](Keyed::KEYS). A comma of the path is written twice.
+    /// keys. A comma of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let wrong = || ConfigError::NetEnd { text: text.into() };
         let mut words = split(text);

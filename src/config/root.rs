@@ -51,7 +51,7 @@ impl<'a> From<&'a RootConfig> for RootSource<'a> {
 impl FromStr for RootConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other [`KEYS`](Keyed::KEYS). A comma
+    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other keys. A comma
     /// of the path is written twice.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
