@@ -269,7 +269,8 @@ fn powered_off_in_time(run: &Finished, signal: &str, code: i32) -> Result<(), St
 fn linux_that_is_deaf_to_the_button_is_stopped() {
     needs_linux!();
     let mut command = linux(GuestData::GuestVmlinux, "hang");
-    let child = started(&mut command, "\n");
+    // Nothing else is on its console.
+    let child = started(command.args(["-a", "CORACLE_MARK=1"]), "first process");
     signal(&child, libc::SIGTERM);
     collect(child).expect(143, "stopped by signal 15 (SIGTERM)");
 }
