@@ -30,10 +30,26 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! [`VmBuilder`] has words for what programs set most; [`config::VmConfig`] has everything. A program whose
-//! users may lack hardware virtualization calls [`host::ensure_kvm`] first. The feature `tokio` adds calls
-//! for tasks beside those that wait on a thread: their names end in `_async`. The command is a package of its
-//! own, `coracle-cli`.
+//! # Contents
+//!
+//! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for what programs set most, [`config::VmConfig`] for
+//!   everything; [`Disk`], [`Net`], [`Root`].
+//! - Make sure of KVM first: [`host::ensure_kvm`], [`host::check_kvm`].
+//! - Run it: [`Vm`], [`VmHandle`] for other threads, [`Event`] and [`Subscription`], [`Grace`].
+//! - Learn how it ended: [`outcome::Outcome`], [`outcome::Ending`], [`diagnosis::Diagnosis`], [`exit_code`].
+//! - Run commands in the guest and move files: [`Vm::exec`], [`Vm::read_file`], [`agent`].
+//! - Read and feed the console: [`VmBuilder::console_callback`], [`ConsolePipe`], [`ConsoleStreams`].
+//! - Talk to ports of the guest: [`vsock`], [`VmHandle::connect`], [`VmHandle::listen`].
+//! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`], [`VmHandle::registers`].
+//! - Make root file systems ahead: [`rootfs::write_image`].
+//! - Handle what goes wrong: [`BuildError`] and [`error`].
+//!
+//! [`cpu`], [`emulated_host`], [`guest_data`] and [`terminal`] are what the command is made of; a program
+//! seldom needs more of them than their errors.
+//!
+//! The feature `tokio` adds calls for tasks beside those that wait on a thread: their names end in `_async`.
+//! The feature `bundled-agent` puts the guest agent into the library. The command is a package of its own,
+//! `coracle-cli`.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
