@@ -17,6 +17,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use coracle::exit_code;
 use coracle::terminal::RawTerminal;
 use coracle_devices::backend::unix_socket;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
             if let Some(reason) = arguments::suggest::not_utf8(&error, &arguments) {
                 stderr::say(&reason);
                 stderr::flush();
-                return ExitCode::from(commands::BAD_USAGE);
+                return ExitCode::from(exit_code::BAD_USAGE);
             }
             let arguments: Vec<String> =
                 arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect();
@@ -70,7 +71,7 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     stderr::write(Weight::Sentence, error.render().to_string());
     stderr::flush();
-    ExitCode::from(commands::BAD_USAGE)
+    ExitCode::from(exit_code::BAD_USAGE)
 }
 
 /// A file that may not grow (`ulimit -f`) fails the write, with a sentence, and does not end the process.
@@ -94,7 +95,7 @@ fn end_with_117_on_panic() {
         stderr::say("this is a defect of Coracle; please report it with the lines above");
         stderr::flush();
         // No destructor or exit handler waits for the thread that panics.
-        end_at_once(commands::DEFECT);
+        end_at_once(exit_code::HOST_FAILED);
     }));
 }
 

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use coracle::VmBuilder;
 use coracle::config::{RawConfig, schema};
+use coracle::exit_code;
 
 use super::run::default_words;
 use super::test::suite;
-use super::{BAD_USAGE, chain, say, settings};
+use super::{chain, say, settings};
 use crate::arguments::{ConfigArgs, ConfigCommand};
 
 /// Prints what was asked for and returns 0, or says the first error and returns 125.
@@ -19,7 +20,7 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
             Ok(()) => "ok".to_owned(),
             Err(reason) => {
                 say(&reason);
-                return BAD_USAGE;
+                return exit_code::BAD_USAGE;
             }
         },
     };

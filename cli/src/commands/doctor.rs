@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use coracle::KvmError;
 use coracle::emulated_host;
+use coracle::exit_code;
 use coracle::host::{self, KvmKind};
 use coracle_image::guest_data::IS_AGENT_BUNDLED;
 use coracle_image::guest_data::{self, GuestData};
 
-use super::{NO_KVM, answer, chain};
+use super::{answer, chain};
 use crate::arguments::DoctorArgs;
 
 /// Prints the report and returns 0 when a Linux guest can run in some way, else 115.
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &DoctorArgs) -> u8 {
         }
         (false, false) => "No Linux guest can run here until one of the lines above is mended.",
     };
-    answer(&format!("{report}\n{summary}"), if native || emulated { 0 } else { NO_KVM })
+    answer(&format!("{report}\n{summary}"), if native || emulated { 0 } else { exit_code::NO_KVM })
 }
 
 fn kind_word(kvm: &KvmKind) -> &'static str {

@@ -16,25 +16,18 @@ use std::error::Error;
 use std::io::{self, ErrorKind, Write};
 
 use coracle::emulated_host::{EmulatedExit, EmulatedHostError};
+use coracle::exit_code;
 
 use run::copying::OutputFile;
 
 pub(crate) use crate::stderr::say;
-
-/// Bad usage or configuration, or a host error before the guest ran.
-pub(crate) const BAD_USAGE: u8 = 125;
-/// No usable KVM, or no emulated host.
-pub(crate) const NO_KVM: u8 = 115;
-
-/// Coracle or its host failed.
-pub(crate) const DEFECT: u8 = 117;
 
 /// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU
 /// and the machine's kernel said last.
 pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, (u8, String)> {
     match exit {
         Ok(EmulatedExit::Code(code)) => Ok(code),
-        Ok(EmulatedExit::Signal(signal)) => Ok(128 + u8::try_from(signal).unwrap_or(0).min(127)),
+        Ok(EmulatedExit::Signal(signal)) => Ok(exit_code::of_signal(signal)),
         Err(error) => {
             if let Some(words) = error.last_words() {
                 let lines = words.console.iter().map(|line| ("console", line));
@@ -58,7 +51,7 @@ pub(crate) fn written(written: io::Result<()>, code: u8) -> u8 {
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             say(&format!("stdout cannot be written: {error}"));
-            BAD_USAGE
+            exit_code::BAD_USAGE
         }
         _ => code,
     }

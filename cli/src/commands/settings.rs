@@ -3,8 +3,9 @@
 use coracle::config::{
     ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with, names_root,
 };
+use coracle::exit_code;
 
-use super::{BAD_USAGE, chain};
+use super::chain;
 use crate::arguments::VmArgs;
 
 /// What the flags say, over what the config file says.
@@ -32,7 +33,7 @@ pub(super) struct Failure {
 impl Failure {
     /// Bad usage or configuration.
     pub(super) fn usage(reason: impl Into<String>) -> Failure {
-        Failure { code: BAD_USAGE, reason: reason.into() }
+        Failure { code: exit_code::BAD_USAGE, reason: reason.into() }
     }
 
     /// The same, for an error and its causes.

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, ExecError, ExecStatus};
+use coracle::exit_code;
 use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 
-use crate::commands::{BAD_USAGE, chain};
+use crate::commands::chain;
 
 /// What came of the command, as far as that is known.
 #[derive(Default)]
@@ -73,7 +74,7 @@ pub(crate) fn ending_of(status: ExecStatus) -> Ending {
 
 /// How a run ends whose network does not come up: none when the machine has ended by itself.
 pub(crate) fn of_network_error(error: &AgentError) -> Option<Ending> {
-    (!has_ended(error)).then(|| failed(BAD_USAGE, error))
+    (!has_ended(error)).then(|| failed(exit_code::BAD_USAGE, error))
 }
 
 /// How a run ends whose command has no status: none when the machine has ended by itself.
@@ -81,10 +82,10 @@ pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent { error, .. } if has_ended(error) => return None,
         ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
-        ExecError::NotFound { .. } => failed(NOT_FOUND, error),
-        ExecError::NotExecutable { .. } => failed(NOT_EXECUTABLE, error),
+        ExecError::NotFound { .. } => failed(exit_code::NOT_FOUND, error),
+        ExecError::NotExecutable { .. } => failed(exit_code::NOT_EXECUTABLE, error),
         ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
-            failed(BAD_USAGE, error)
+            failed(exit_code::BAD_USAGE, error)
         }
         _ => failed(AGENT_LOST, error),
     })
@@ -99,8 +100,5 @@ pub(super) fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
     Ending::CommandFailed { code, reason: chain(error) }
 }
 
-// Exit codes of docs/outcomes.md.
-const NOT_EXECUTABLE: u8 = 126;
-const NOT_FOUND: u8 = 127;
 /// The guest has lost its agent, or has ended before its command.
-pub(super) const AGENT_LOST: u8 = 111;
+pub(super) const AGENT_LOST: u8 = exit_code::CRASHED;

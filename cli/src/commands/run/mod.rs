@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
+use coracle::exit_code;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
 use coracle::terminal::RawTerminal;
@@ -19,7 +20,7 @@ use super::crossing::Crossing;
 use super::place::{Place, on_emulated_host_because, place};
 use super::report_file::{self, READER_LIMIT, READER_LIMIT_AT_END};
 use super::settings::{self, Failure};
-use super::{BAD_USAGE, chain, say};
+use super::{chain, say};
 use crate::arguments::RunArgs;
 use crate::logger;
 
@@ -182,7 +183,7 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit
         Ok(()) => code,
         Err(error) => {
             say(&format!("--outcome {}: it cannot be written: {error}", path.display()));
-            if code == 0 { BAD_USAGE } else { code }
+            if code == 0 { exit_code::BAD_USAGE } else { code }
         }
     }
 }

@@ -26,6 +26,7 @@ use std::time::Duration;
 
 use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::emulated_host;
+use coracle::exit_code;
 use coracle::host::{KvmKind, on_emulated_host};
 use coracle::{KernelImage, VmBuilder};
 
@@ -44,7 +45,7 @@ use super::run::command::prepare;
 use super::run::is_default_guest;
 use super::run::watch::Watch;
 use super::settings::{self, Failure};
-use super::{NO_KVM, chain, say};
+use super::{chain, say};
 use crate::arguments::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
@@ -91,7 +92,7 @@ fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failur
             say(&format!("skipped: {reason}"));
             return reporting::write(args, &done);
         }
-        Ground::Nowhere { reason } => return Err(Failure { code: NO_KVM, reason }),
+        Ground::Nowhere { reason } => return Err(Failure { code: exit_code::NO_KVM, reason }),
     }
     let done = if args.suite.is_some() { run_suite(args, cases)? } else { run_one(args, cases)? };
     reporting::write(args, &done)

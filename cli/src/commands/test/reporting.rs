@@ -8,8 +8,9 @@ use super::report;
 use super::verdict::{Verdict, worst};
 use crate::arguments::TestArgs;
 use crate::commands::report_file::{self, READER_LIMIT};
+use crate::commands::say;
 use crate::commands::settings::Failure;
-use crate::commands::{BAD_USAGE, DEFECT, say};
+use coracle::exit_code;
 use coracle::host::on_emulated_host;
 
 /// Writes the reports, and returns the exit code of the run. One that cannot be written does not keep the
@@ -20,7 +21,7 @@ use coracle::host::on_emulated_host;
 pub(super) fn write(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     let write = |option: &str, path: &Path, content: Vec<u8>| {
         report_file::write(path, &content, READER_LIMIT).map_err(|error| Failure {
-            code: BAD_USAGE,
+            code: exit_code::BAD_USAGE,
             reason: format!("{option} {}: it cannot be written: {error}", path.display()),
         })
     };
@@ -57,7 +58,7 @@ pub(super) fn with_missing(
     let (code, reason) = match &result {
         Ok(0) => {
             say(ended);
-            (DEFECT, ended.to_owned())
+            (exit_code::HOST_FAILED, ended.to_owned())
         }
         Ok(code) => (*code, ended.to_owned()),
         Err(failure) => (failure.code, failure.reason.clone()),

@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use coracle::diagnosis::Sign;
+use coracle::exit_code;
 use coracle::outcome::{Ending, Outcome, Seconds, TimeLimit};
-
-use crate::commands::DEFECT;
 
 use super::scanner::{Rejection, Scanner, Writer};
 
@@ -29,9 +28,9 @@ impl Verdict {
         match self {
             Verdict::Passed => 0,
             // Whatever broke a run, its code is not that of one that passed.
-            Verdict::Failed(_) | Verdict::Broken { code: 0, .. } => UNMET,
+            Verdict::Failed(_) | Verdict::Broken { code: 0, .. } => exit_code::EXPECTATION_UNMET,
             Verdict::Broken { code, .. } => *code,
-            Verdict::Skipped(_) => SKIPPED,
+            Verdict::Skipped(_) => exit_code::SKIPPED,
         }
     }
 
@@ -59,7 +58,9 @@ impl Verdict {
     /// missing may be among it.
     pub(crate) fn unless_lost(self, lost: Option<String>) -> Verdict {
         match (self, lost) {
-            (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => Verdict::Broken { code: DEFECT, reason },
+            (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => {
+                Verdict::Broken { code: exit_code::HOST_FAILED, reason }
+            }
             (Verdict::Failed(reason), Some(lost)) => Verdict::Failed(format!("{reason}; {lost}")),
             (verdict, _) => verdict,
         }
@@ -226,18 +227,23 @@ pub(crate) fn worst(verdicts: &[&Verdict]) -> u8 {
     match codes.min_by_key(rank) {
         Some(code) => code,
         // Nothing was tested at all.
-        None if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Skipped(_))) => SKIPPED,
+        None if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Skipped(_))) => exit_code::SKIPPED,
         None => 0,
     }
 }
 
-/// A test's expectation was not met.
-const UNMET: u8 = 120;
-/// A test could not run, which is allowed.
-const SKIPPED: u8 = 77;
 const EXCERPT_CHARS: usize = 200;
 /// Codes from the worst on; all others are less.
-const SEVERITY: [u8; 8] = [125, 115, 117, 113, 111, 110, 120, 124];
+const SEVERITY: [u8; 8] = [
+    exit_code::BAD_USAGE,
+    exit_code::NO_KVM,
+    exit_code::HOST_FAILED,
+    exit_code::CANNOT_RUN,
+    exit_code::CRASHED,
+    exit_code::PANICKED,
+    exit_code::EXPECTATION_UNMET,
+    exit_code::TIMED_OUT,
+];
 
 #[cfg(test)]
 mod tests {
