@@ -28,6 +28,8 @@ macro_rules! needs_qemu {
     };
 }
 
+#[path = "emulated_host/clock.rs"]
+mod clock;
 #[path = "emulated_host/limits.rs"]
 mod limits;
 #[path = "emulated_host/modules.rs"]

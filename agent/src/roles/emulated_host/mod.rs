@@ -5,6 +5,7 @@
 
 mod command;
 mod control;
+mod kvm;
 mod ports;
 mod root;
 mod session;
@@ -49,6 +50,7 @@ fn serve() -> Result<(), HostError> {
     network::bring_up_loopback();
     let Ports { control, streams } = ports::open()?;
     let outer = root::switch()?;
+    kvm::tolerate_refined_tsc();
     let mut control = ControlPort::new(control);
     control.send(&FromAgent::Hello { version: VERSION })?;
     let request = control.receive_request()?;

@@ -1,0 +1,25 @@
+//! What this machine's KVM is told before the command can use it.
+
+use std::fs;
+
+use crate::report::report;
+
+/// By how much a vCPU's TSC frequency may differ from the machine's until KVM scales the one to the other, in
+/// millionths (Linux, `arch/x86/kvm/x86.c`).
+const TSC_TOLERANCE: &str = "/sys/module/kvm/parameters/tsc_tolerance_ppm";
+
+/// The kernel takes a refined frequency only if it differs by at most 1 % from that of early boot (Linux,
+/// `arch/x86/kernel/tsc.c`).
+const LARGEST_REFINEMENT: &str = "10000";
+
+/// Lets vCPUs have the frequency of early boot after the kernel has refined its own.
+///
+/// KVM notes the early frequency when it is loaded and gives it to every vCPU. On a busy host the early
+/// measurement is often wrong by more than KVM's own 250 millionths. This machine has no TSC scaling; KVM
+/// then leaves the vCPU without a usable clock ("user requested TSC rate below hardware speed"), and the
+/// timers of its guest never end.
+pub(super) fn tolerate_refined_tsc() {
+    if let Err(error) = fs::write(TSC_TOLERANCE, LARGEST_REFINEMENT) {
+        report(&format!("cannot write {TSC_TOLERANCE}: {error}; timers of guests may never end"));
+    }
+}

@@ -1,0 +1,47 @@
+//! Time in the guests of an emulated host.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use super::{Run, Scratch, common, coracle, emulate, has_qemu, shown};
+
+/// A busy machine makes the kernel's early measurement of the TSC wrong now and then. Here it is wrong by 0.1
+/// % for certain: the QEMU in front of the real one names a frequency.
+#[test]
+fn timers_of_guests_end_where_the_first_measurement_of_the_tsc_was_wrong() {
+    needs_qemu!();
+    let scratch = Scratch::new("tsc");
+    let qemu = scratch.0.join("qemu-system-x86_64");
+    let script = r#"#!/bin/bash
+words=("$@")
+for at in "${!words[@]}"; do
+    [ "${words[at]}" = -append ] && words[at + 1]+=" tsc_early_khz=$EARLY_KHZ"
+done
+PATH=${PATH#*:} exec qemu-system-x86_64 "${words[@]}""#;
+    fs::write(&qemu, script).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+
+    let wanted = tsc_khz() * 999 / 1000;
+    let inside = format!(
+        "dmesg | grep -o 'Detected .* MHz TSC'; dmesg | grep -o 'Refined TSC'
+        exec {} run --accel kvm --timeout 60s -- sh -c 'for i in 0 1 2 3 4 5 6 7 8 9; do sleep 1; done; echo awake'",
+        coracle().to_str().unwrap()
+    );
+    let mut command = emulate(&inside);
+    let path = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{path}", scratch.0.display())).env("EARLY_KHZ", wanted.to_string());
+    let output = Run::start(command).finish();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let detected = format!("Detected {}.{:03} MHz TSC\nRefined TSC\n", wanted / 1000, wanted % 1000);
+    assert!(said.starts_with(&detected), "wanted {detected:?}: {}", shown(&output));
+    assert!(said.ends_with("awake\n"), "{}", shown(&output));
+    assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
+}
+
+/// As this machine's kernel knows it (`proc(5)`: BogoMIPS are twice the TSC's MHz).
+fn tsc_khz() -> u64 {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let line = cpus.lines().find(|line| line.starts_with("bogomips")).unwrap();
+    let mips: f64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+    (mips * 500.0) as u64
+}
