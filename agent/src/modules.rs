@@ -9,7 +9,7 @@ use crate::report::report;
 /// The list in the initramfs of the default guest and of the emulated host.
 pub(crate) const LIST: &str = "/etc/coracle/modules";
 
-/// The list that Coracle adds for the devices of a machine (`image/src/initramfs/loader.rs` of the VMM).
+/// The list that Coracle adds for the devices of a machine (`image/src/initramfs/loader/mod.rs` of the VMM).
 pub(crate) const OF_DEVICES: &str = "/coracle/modules";
 
 /// Lists of the same kind for the file systems that a root may have, by their names.

@@ -2,7 +2,7 @@
 //! system. That is the `/init` of the user's initramfs, which it leaves as it found it, or else the system on
 //! the device that `root=` names, or in the initramfs itself if that was made from a root.
 //!
-//! All of its files are under `/coracle`. `image/src/initramfs/loader.rs` makes them.
+//! All of its files are under `/coracle`. `image/src/initramfs/loader/mod.rs` makes them.
 
 mod agent;
 mod device;
@@ -35,7 +35,7 @@ const USER_INIT: &str = "/init";
 const INITS: [&str; 4] = ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"];
 
 /// A file that marks the initramfs as the root, with this program's files added to it
-/// (`image/src/initramfs/loader.rs` of the VMM).
+/// (`image/src/initramfs/loader/mod.rs` of the VMM).
 const ROOT_IS_HERE: &str = "/coracle/root-is-here";
 /// The directory of everything that was added.
 const OWN_FILES: &str = "/coracle";

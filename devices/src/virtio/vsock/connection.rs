@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::credit::{ToGuest, ToHost};
 use super::packet::{BOTH_WAYS, Header, NO_MORE_RECEIVED, NO_MORE_SENT, Op, Ports};
 use super::socket;
 use super::switchboard::Caller;
@@ -50,43 +51,6 @@ pub(super) enum Opener {
     Client,
     /// This program.
     Caller(Caller),
-}
-
-/// Guest to host.
-#[derive(Debug)]
-struct ToHost {
-    /// Bytes that the guest may have under way.
-    window: u32,
-    /// Taken from the guest, and not yet by the socket: never more than `window`.
-    backlog: VecDeque<u8>,
-    /// Bytes from the guest, and how many of them the socket has taken; both count without end.
-    received: u32,
-    forwarded: u32,
-    /// `forwarded` as the guest knows it.
-    told: u32,
-    /// The guest sends no more.
-    ended: bool,
-    /// The host has been told so.
-    end_is_told: bool,
-    /// The host takes no more: what still comes is dropped.
-    refused: bool,
-}
-
-/// Host to guest.
-#[derive(Debug, Default)]
-struct ToGuest {
-    /// Bytes that the guest has had, counted without end; its room, and how many it has taken out of that.
-    sent: u32,
-    room: u32,
-    taken: u32,
-    /// The socket may have bytes, or its end.
-    readable: bool,
-    /// The host sends no more.
-    ended: bool,
-    /// The guest takes no more.
-    refused: bool,
-    /// The guest has been asked for room since it last had some.
-    room_is_asked_for: bool,
 }
 
 /// Packets without bytes that the guest is to get.
@@ -130,18 +94,17 @@ impl Connection {
     }
 
     fn new(ports: Ports, stream: UnixStream, window: u32, stage: Stage, owed: Owed) -> Self {
-        let to_host = ToHost {
-            window,
-            backlog: VecDeque::new(),
-            received: 0,
-            forwarded: 0,
-            told: 0,
-            ended: false,
-            end_is_told: false,
-            refused: false,
-        };
         let to_guest = ToGuest { readable: true, ..ToGuest::default() };
-        Self { ports, stream, stage, to_host, to_guest, owed, patience: None, queued: false }
+        Self {
+            ports,
+            stream,
+            stage,
+            to_host: ToHost::new(window),
+            to_guest,
+            owed,
+            patience: None,
+            queued: false,
+        }
     }
 
     pub(super) fn ports(&self) -> Ports {
@@ -189,7 +152,7 @@ impl Connection {
     pub(super) fn update_room(&mut self, header: &Header) {
         self.to_guest.room = header.buf_alloc;
         self.to_guest.taken = header.fwd_cnt;
-        if self.credit() > 0 {
+        if self.to_guest.credit() > 0 {
             self.to_guest.room_is_asked_for = false;
         }
     }
@@ -216,10 +179,8 @@ impl Connection {
 
     /// Whether the guest may send `len` bytes now.
     pub(super) fn check_data(&self, len: u32) -> Result<(), Violation> {
-        let ToHost { window, received, forwarded, ended, .. } = self.to_host;
-        let under_way = received.wrapping_sub(forwarded);
-        let fits = len <= window.saturating_sub(under_way);
-        if matches!(self.stage, Stage::Open) && !ended && fits { Ok(()) } else { Err(Violation) }
+        let is_open = matches!(self.stage, Stage::Open);
+        if is_open && self.to_host.takes(len) { Ok(()) } else { Err(Violation) }
     }
 
     /// Takes bytes from the guest that [`check_data`](Self::check_data) has let pass.
@@ -305,9 +266,9 @@ impl Connection {
                 response
                     || credit
                     || shutdown != 0
-                    || self.can_read()
-                    || self.asks_for_room()
-                    || self.owes_credit()
+                    || self.to_guest.can_read()
+                    || self.to_guest.asks_for_room()
+                    || self.to_host.owes_credit()
             }
             Stage::Detached => false,
         }
@@ -332,11 +293,11 @@ impl Connection {
             }
             return Some(Packet { op: Op::Shutdown, flags, len: 0 });
         }
-        if self.asks_for_room() {
+        if self.to_guest.asks_for_room() {
             self.to_guest.room_is_asked_for = true;
             return bare(Op::CreditRequest);
         }
-        if self.owed.credit || self.owes_credit() { bare(Op::CreditUpdate) } else { None }
+        if self.owed.credit || self.to_host.owes_credit() { bare(Op::CreditUpdate) } else { None }
     }
 
     /// The room for the guest's bytes, as every packet tells it: all of it, and how much has gone out of it.
@@ -399,37 +360,12 @@ impl Connection {
         self.owed.shutdown |= flag & !self.owed.shutdown_told;
     }
 
-    /// Bytes that the guest has room for.
-    fn credit(&self) -> u32 {
-        let ToGuest { sent, room, taken, .. } = self.to_guest;
-        room.saturating_sub(sent.wrapping_sub(taken))
-    }
-
-    fn wants_to_read(&self) -> bool {
-        let ToGuest { readable, ended, refused, .. } = self.to_guest;
-        readable && !ended && !refused
-    }
-
-    fn can_read(&self) -> bool {
-        self.wants_to_read() && self.credit() > 0
-    }
-
-    fn asks_for_room(&self) -> bool {
-        self.wants_to_read() && self.credit() == 0 && !self.to_guest.room_is_asked_for
-    }
-
-    /// The guest is told of room once a good part of it is free again: each time costs a packet.
-    fn owes_credit(&self) -> bool {
-        let ToHost { window, forwarded, told, ended, .. } = self.to_host;
-        !ended && forwarded.wrapping_sub(told) >= window >> 2
-    }
-
     /// Bytes from the host, as many as the guest and `data` have room for.
     fn read(&mut self, data: &mut [u8]) -> Option<u32> {
-        if !self.can_read() {
+        if !self.to_guest.can_read() {
             return None;
         }
-        let most = data.len().min(self.credit() as usize);
+        let most = data.len().min(self.to_guest.credit() as usize);
         match socket::receive(&self.stream, data.get_mut(..most)?) {
             Ok(count @ 1..) => {
                 let count = count as u32;

@@ -19,6 +19,7 @@
 
 mod client;
 mod connection;
+mod credit;
 mod handler;
 mod host_socket;
 mod mux;
