@@ -34,7 +34,7 @@
 //!
 //! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for what programs set most, [`config::VmConfig`] for
 //!   everything; [`Disk`], [`Net`], [`Root`].
-//! - Make sure of KVM first: [`host::ensure_kvm`], [`host::check_kvm`].
+//! - Make sure of KVM first: [`host::ensure_kvm`], [`host::check_kvm`]. [`guest_data`] finds the default guest.
 //! - Run it: [`Vm`], [`VmHandle`] for other threads, [`Event`] and [`Subscription`], [`Grace`].
 //! - Learn how it ended: [`outcome::Outcome`], [`outcome::Ending`], [`diagnosis::Diagnosis`], [`exit_code`].
 //! - Run commands in the guest and move files: [`Vm::exec`], [`Vm::read_file`], [`agent`].
@@ -42,10 +42,7 @@
 //! - Talk to ports of the guest: [`vsock`], [`VmHandle::connect`], [`VmHandle::listen`].
 //! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`], [`VmHandle::registers`].
 //! - Make root file systems ahead: [`rootfs::write_image`].
-//! - Handle what goes wrong: [`BuildError`] and [`error`].
-//!
-//! [`cpu`], [`emulated_host`], [`guest_data`] and [`terminal`] are what the command is made of; a program
-//! seldom needs more of them than their errors.
+//! - Handle what goes wrong: [`BuildError`], [`host::EnsureKvmError`], and [`error`] for what they contain.
 //!
 //! The feature `tokio` adds calls for tasks beside those that wait on a thread: their names end in `_async`.
 //! The feature `bundled-agent` puts the guest agent into the library. The command is a package of its own,
@@ -59,9 +56,9 @@ compile_error!("Coracle runs on x86-64 Linux");
 pub mod agent;
 pub mod config;
 mod console;
-pub mod cpu;
+mod cpu;
 pub mod diagnosis;
-pub mod emulated_host;
+mod emulated_host;
 mod ending;
 pub mod error;
 pub mod exit_code;
@@ -70,17 +67,29 @@ pub mod host;
 mod io_loop;
 mod kvm;
 mod memory;
-pub mod terminal;
+mod terminal;
 mod thread;
 mod vcpu;
 mod virtio;
 mod vm;
 
-/// The files that Coracle brings: the default guest's and the emulated host's.
+/// Parts of the library that only the command uses. They are no interface: they change whenever the package
+/// `coracle-cli` needs it, which is built from the same tree.
+#[doc(hidden)]
+pub mod command {
+    pub use crate::cpu::dump as dump_cpu;
+    pub use crate::terminal::{Asked, Escape, RawTerminal, terminal_mode, terminal_size};
+
+    /// A command on an emulated host. Programs call [`ensure_kvm`](crate::host::ensure_kvm).
+    pub mod emulated_host {
+        pub use crate::emulated_host::{EmulatedExit, EmulatedHostArgs, check, run};
+    }
+}
+
+/// The files of the default guest that come with Coracle.
 pub mod guest_data {
     pub use coracle_image::guest_data::{
-        AgentProgramError, GuestData, GuestDataMissing, HostData, IS_AGENT_BUNDLED, default_kernel, find,
-        find_host, has_drivers,
+        AgentProgramError, GuestData, GuestDataMissing, IS_AGENT_BUNDLED, find,
     };
 }
 
@@ -101,12 +110,11 @@ pub mod vsock {
 
 pub use config::{DiskConfig as Disk, NetConfig as Net, RootConfig as Root};
 pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
-#[doc(hidden)]
-pub use coracle_arch::regular_file;
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
 pub use coracle_devices::virtio::console::TerminalSize;
 pub use coracle_devices::virtio::net::NetCounts;
+pub use cpu::CpuError;
 pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};

@@ -304,7 +304,11 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
     let emulated = |kernel: &Path, args: &[&str]| {
         let mut command = coracle();
         command.args(["run", "--accel", "emulate"]).arg(kernel).args(args);
-        finish(command.env("PATH", "/nonexistent").env_remove(coracle::emulated_host::MARK))
+        finish(
+            command
+                .env("PATH", "/nonexistent")
+                .env_remove(coracle_agent::protocol::emulated_host::environment::MARK),
+        )
     };
     for (args, words) in cases {
         refused(&emulated(&kernel, args), words);

@@ -16,9 +16,9 @@ use common::{
     collect, eventually, finish, finish_with_input, kvm_or_skip, pseudo_terminal, run_payload, scratch,
     signal, wait,
 };
+use coracle::command::terminal_mode;
 use coracle::config::{ConsoleDevice, MemorySize, SerialConfig, VmConfig};
 use coracle::outcome::Ending;
-use coracle::terminal::terminal_mode;
 use coracle::{ConsoleStreams, Grace, TerminalSize, VmBuilder};
 
 macro_rules! needs_kvm {

@@ -349,7 +349,8 @@ fn with_guest(outcome: &Path, args: &[&str]) -> (Child, libc::pid_t) {
     let mut command = common::coracle();
     command.args(["run", "--accel", "emulate", "--outcome"]).arg(outcome).arg(common::payload("hello-halt"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.env_remove(coracle::emulated_host::MARK).spawn().unwrap();
+    let mut child =
+        command.env_remove(coracle_agent::protocol::emulated_host::environment::MARK).spawn().unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let machine = child_of(child.id());
     (child, machine)

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use common::exit_codes::{Case, OF_EMULATED_HOST, OF_LINUX, OF_SIGNALS, check, documented};
 use common::{Finished, collect, coracle, finish, payload, pseudo_terminal, run_payload, signal};
-use coracle::terminal::terminal_mode;
+use coracle::command::terminal_mode;
 
 #[test]
 fn each_row_of_the_table_is_provoked_and_there_are_no_others() {
@@ -111,7 +111,11 @@ fn run(payload: &str, outcome: &Path, args: &[&str]) -> Finished {
 fn without_qemu(outcome: &Path) -> Finished {
     let mut command = coracle();
     command.args(["run", "--accel", "emulate"]).arg(payload("poweroff")).arg("--outcome").arg(outcome);
-    finish(command.env("PATH", "/nonexistent").env_remove(coracle::emulated_host::MARK))
+    finish(
+        command
+            .env("PATH", "/nonexistent")
+            .env_remove(coracle_agent::protocol::emulated_host::environment::MARK),
+    )
 }
 
 /// What the guest is made of at first cannot be had again.

@@ -35,7 +35,12 @@ fn report_for_a_fifo_that_nobody_reads_is_an_error_in_the_end() {
         move || fs::read_to_string(fifo).unwrap()
     });
     let mut command = coracle();
-    command.env_remove(coracle::emulated_host::MARK).args(["run", "--accel", "emulate", "--outcome"]);
+    command.env_remove(coracle_agent::protocol::emulated_host::environment::MARK).args([
+        "run",
+        "--accel",
+        "emulate",
+        "--outcome",
+    ]);
     command.arg(&fifo).arg(payload("hello"));
     finish(&mut command).expect(125, "a FIFO does not cross from the emulated host to here");
     assert!(reader.join().unwrap().contains("not-run"));

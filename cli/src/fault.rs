@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use coracle::terminal::RawTerminal;
+use coracle::command::RawTerminal;
 use coracle_devices::backend::unix_socket;
 use coracle_devices::signals::{Disposition, FAULTS};
 

@@ -17,8 +17,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use coracle::command::RawTerminal;
 use coracle::exit_code;
-use coracle::terminal::RawTerminal;
 use coracle_devices::backend::unix_socket;
 
 use crate::arguments::{Cli, Command};

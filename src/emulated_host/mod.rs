@@ -31,7 +31,6 @@ use signals::Signals;
 
 use coracle_image::guest_data::{self, HostData};
 
-pub use coracle_agent::protocol::emulated_host::environment::MARK;
 pub use error::{EmulatedHostError, LastWords, ShareProblem};
 
 /// A command for the emulated host.
@@ -50,7 +49,7 @@ pub struct EmulatedHostArgs {
     /// Files and directories of the caller's that may be changed from inside. All others are protected, even
     /// from a QEMU that a guest has taken over. `None` allows everything that the caller may change.
     pub writable: Option<Vec<PathBuf>>,
-    /// The time that the machine may take until the command runs. The default is [`BOOT_LIMIT`].
+    /// The time that the machine may take until the command runs. The default is 3 minutes.
     pub boot_limit: Option<Duration>,
     /// The time limit that the command itself keeps. A machine that does not answer any more after it is
     /// ended.
@@ -62,7 +61,7 @@ pub struct EmulatedHostArgs {
 
 /// The default time that the machine may take until the command runs. An idle small host takes some five
 /// seconds.
-pub const BOOT_LIMIT: Duration = Duration::from_secs(180);
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// The way in which the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

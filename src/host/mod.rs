@@ -4,6 +4,7 @@ mod ensure;
 mod inside;
 mod kvm_kind;
 
+pub use crate::emulated_host::{EmulatedHostError, LastWords, ShareProblem};
 pub use ensure::{EnsureKvmError, KvmPolicy, ensure_kvm};
 pub(crate) use inside::boot_time;
 pub use inside::on_emulated_host;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 
-use coracle::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
+use coracle::command::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
 
 use super::{Run, Scratch, common, emulate_with_options, has_qemu, shown};
 

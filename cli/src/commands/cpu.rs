@@ -1,7 +1,8 @@
 //! `coracle cpu dump`: the CPU that a guest would get, as a template.
 
-use coracle::cpu::{self, CpuError};
-use coracle::{BuildError, config::CpuModel};
+use coracle::command::dump_cpu;
+use coracle::config::CpuModel;
+use coracle::{BuildError, CpuError};
 
 use super::{answer, chain, say};
 use crate::arguments::CpuCommand;
@@ -20,7 +21,7 @@ pub(crate) fn run(command: &CpuCommand) -> u8 {
 }
 
 fn dump(model: &CpuModel) -> Result<String, CpuError> {
-    let template = cpu::dump(model)?;
+    let template = dump_cpu(model)?;
     // Maps with string keys only: this cannot fail.
     let json = serde_json::to_string_pretty(&template).unwrap_or_default();
     Ok(json + "\n")

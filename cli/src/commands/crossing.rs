@@ -8,9 +8,10 @@ use std::time::Duration;
 use std::{fs, io, iter};
 
 use coracle::VmBuilder;
+use coracle::command::emulated_host::{self, EmulatedHostArgs};
 use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
-use coracle::emulated_host::{self, EmulatedHostArgs, EmulatedHostError};
-use coracle::regular_file;
+use coracle::host::EmulatedHostError;
+use coracle_arch::regular_file;
 use coracle_image::guest_data::IS_AGENT_BUNDLED;
 use coracle_image::guest_data::{self, GuestData};
 

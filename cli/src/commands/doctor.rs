@@ -5,7 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use coracle::KvmError;
-use coracle::emulated_host;
+use coracle::command::emulated_host;
 use coracle::exit_code;
 use coracle::host::{self, KvmKind};
 use coracle_image::guest_data::IS_AGENT_BUNDLED;

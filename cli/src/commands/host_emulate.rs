@@ -1,7 +1,7 @@
 //! `coracle host-emulate`: any command on an emulated machine that has KVM.
 
+use coracle::command::emulated_host::{self, EmulatedHostArgs};
 use coracle::config::MemorySize;
-use coracle::emulated_host::{self, EmulatedHostArgs};
 
 use super::{emulated_exit_code, say};
 use crate::arguments::HostEmulateArgs;

@@ -15,8 +15,9 @@ pub(crate) mod test;
 use std::error::Error;
 use std::io::{self, ErrorKind, Write};
 
-use coracle::emulated_host::{EmulatedExit, EmulatedHostError};
+use coracle::command::emulated_host::EmulatedExit;
 use coracle::exit_code;
+use coracle::host::EmulatedHostError;
 
 use run::copying::OutputFile;
 

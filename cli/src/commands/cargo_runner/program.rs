@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use coracle::regular_file;
+use coracle_arch::regular_file;
 
 /// A program that a guest can run.
 #[derive(Debug)]

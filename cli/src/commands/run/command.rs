@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, Exec, ExecInput, ExecStatus, Process, WindowSize};
+use coracle::command::{RawTerminal, terminal_size};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
 use coracle::outcome::{Ending, HostFailure, Outcome, TimeLimit};
-use coracle::terminal::{RawTerminal, terminal_size};
 use coracle::{Grace, Vm, VmBuilder};
 use coracle_devices::signals::asks_for_end;
 

@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use coracle::VmBuilder;
+use coracle::command::RawTerminal;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::exit_code;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
-use coracle::terminal::RawTerminal;
 use coracle_image::guest_data;
 
 use self::signals::Blocked;

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
-use coracle::terminal::terminal_size;
+use coracle::command::terminal_size;
 use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;

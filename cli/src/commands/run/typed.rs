@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle::agent::ProcessInput;
-use coracle::terminal::Escape;
+use coracle::command::Escape;
 use coracle_devices::backend::chardev::CharSink;
 
 /// Copies standard input until its end. At a terminal, Ctrl-A commands are obeyed: `leaves` becomes true when

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use coracle::command::RawTerminal;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, OutcomeReport};
-use coracle::terminal::RawTerminal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
 use super::signals::{Blocked, ends};

@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use coracle::command::emulated_host;
 use coracle::config::{Accel, HaltPolicy, RawConfig, SerialConfig, Timeout, VmConfig};
-use coracle::emulated_host;
 use coracle::exit_code;
 use coracle::host::{KvmKind, on_emulated_host};
 use coracle::{KernelImage, VmBuilder};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle::config::{RawConfig, Timeout, in_one_line};
-use coracle::regular_file;
+use coracle_arch::regular_file;
 use regex_lite::Regex;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
