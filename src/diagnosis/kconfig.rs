@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use coracle_arch::regular_file;
-use flate2::read::GzDecoder;
+use coracle_image::compression::Compression;
 use memchr::memmem;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -134,9 +134,7 @@ fn bytes_at(ram: &GuestMemoryMmap, start: u64, end: u64, most: usize) -> Vec<u8>
 
 /// Unpacks the text after the mark: a gzip stream (Linux, kernel/configs.c).
 fn unpack(bytes: &[u8]) -> Option<String> {
-    let mut text = Vec::new();
-    GzDecoder::new(bytes).take(TEXT_MAX).read_to_end(&mut text).ok()?;
-    as_config(text)
+    as_config(Compression::Gzip.decompress(bytes, TEXT_MAX).ok()?)
 }
 
 /// Returns the release after the banner's first words, such as 6.1.0-56-cloud-amd64.
@@ -173,7 +171,7 @@ fn files_beside(kernel: &Path, release: Option<&str>) -> Vec<PathBuf> {
 fn read_file(path: &Path) -> Option<String> {
     let (file, _) = regular_file::open(path).ok()?;
     let mut text = Vec::new();
-    file.take(TEXT_MAX).read_to_end(&mut text).ok()?;
+    file.take(TEXT_MAX as u64).read_to_end(&mut text).ok()?;
     as_config(text)
 }
 
@@ -188,7 +186,7 @@ const BANNER: &[u8] = b"Linux version ";
 /// The largest number of packed bytes that are read. A configuration with all options takes some 70 KiB.
 const IN_KERNEL_MAX: usize = 512 * 1024;
 /// The largest number of bytes of a configuration's text: ten times the largest that exists.
-const TEXT_MAX: u64 = 4 << 20;
+const TEXT_MAX: usize = 4 << 20;
 /// `utsname.release` has 64 characters and its NUL.
 const RELEASE_MAX: usize = 65;
 const SEARCH_CHUNK: usize = 256 * 1024;
@@ -199,7 +197,6 @@ const MAX_TRIES: u32 = 8;
 mod tests {
     use std::io::Write;
 
-    use flate2::Compression;
     use flate2::write::GzEncoder;
     use vmm_sys_util::tempdir::TempDir;
 
@@ -216,7 +213,7 @@ mod tests {
     }
 
     fn packed(text: &str) -> Vec<u8> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(text.as_bytes()).unwrap();
         [IN_KERNEL_START, &encoder.finish().unwrap(), b"IKCFG_ED"].concat()
     }
@@ -261,9 +258,11 @@ mod tests {
 
     #[test]
     fn stream_that_unpacks_without_end_is_refused() {
-        let bomb = packed(&"\n".repeat(64 << 20));
-        assert!(bomb.len() < IN_KERNEL_MAX);
-        assert!(found(&ram(&[(0x1000, &bomb)]), Path::new("/none/kernel")).is_none());
+        for start in ["", "CONFIG_A=y\n"] {
+            let bomb = packed(&(start.to_owned() + &"\n".repeat(64 << 20)));
+            assert!(bomb.len() < IN_KERNEL_MAX);
+            assert!(found(&ram(&[(0x1000, &bomb)]), Path::new("/none/kernel")).is_none(), "{start:?}");
+        }
     }
 
     #[test]
