@@ -1,4 +1,4 @@
-//! Virtio devices (virtio 1.2), and what all of them share.
+//! Virtio devices (virtio 1.2), and the parts that all of them share.
 //!
 //! ```text
 //! vCPU thread: MmioTransport (registers) -> TransportCore (status, features, queue set-up)
@@ -7,7 +7,7 @@
 //! I/O thread:  QueueHandler: doorbell -> VirtQueue::pop -> Chain -> ... -> complete -> VirtioIrq
 //! ```
 //!
-//! A device is a folder with its configuration space, its requests and its handler. The VMM gives it a
+//! A device is a directory with its configuration space, its requests and its handler. The VMM gives it a
 //! transport, a doorbell for each queue, an interrupt line and an I/O thread.
 
 use std::collections::BTreeMap;
@@ -32,68 +32,72 @@ pub use queue::{Chain, RingError, VirtQueue};
 
 use crate::memory::GuestMemory;
 
-/// A kind of device with its settings and all that outlives an activation. It knows no transport.
+/// A kind of device: its settings, and all of its state that outlives an activation. It knows nothing of its
+/// transport.
 ///
-/// vCPU threads call it, one at a time but for [`config`](Self::config) and
-/// [`write_config`](Self::write_config); what changes has a lock of its own. The driver is hostile: every
-/// number that it writes is checked.
+/// vCPU threads call it, one at a time except for [`config`](Self::config) and
+/// [`write_config`](Self::write_config). State that changes has a lock of its own. The driver is hostile, so
+/// every number that it writes is checked.
 pub trait VirtioDevice: Send + Sync {
-    /// What the driver takes it for.
+    /// Returns the kind, by which the guest chooses a driver.
     fn kind(&self) -> DeviceKind;
 
-    /// Its name in messages, as in `rng` or `disk root`.
+    /// Returns the name for messages, such as `rng` or `disk root`.
     fn name(&self) -> String;
 
-    /// The features of its own kind, bits 0 to 23 and 50 on. The transport adds its own.
+    /// Returns the features of this kind of device, bits 0 to 23 and from 50 (virtio 1.2, section 2.2). The
+    /// transport adds its own.
     fn features(&self) -> u64 {
         0
     }
 
-    /// The most descriptors of each queue: powers of two, at most [`MAX_QUEUE_SIZE`].
+    /// Returns the largest number of descriptors of each queue: powers of two, at most [`MAX_QUEUE_SIZE`].
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// The configuration space as it is now. The transport does all bounds checks; past the end there are
-    /// zeroes.
+    /// Returns the present configuration space. The transport does all bounds checks, and the driver reads
+    /// zeroes past the end.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// The driver has written `data` at `offset` of the configuration space; all of it lies inside.
+    /// Takes `data`, which the driver has written at `offset` of the configuration space. All of it lies
+    /// inside.
     fn write_config(&self, _offset: usize, _data: &[u8]) {}
 
-    /// Whether its handlers may wait for the host: they get a thread of their own then.
+    /// Returns whether the device's handlers may wait for the host. They then run on a thread of their own.
     fn blocks(&self) -> bool {
         false
     }
 
-    /// The driver has set the device up: makes the handlers for its queues. It is called again after a reset,
-    /// and, with the same queues, after a pause.
+    /// Makes the handlers for the queues once the driver has set up the device. The transport calls this
+    /// again after a reset and, with the same queues, after a pause.
     ///
     /// # Errors
-    /// The driver has left out a queue that the device cannot do without; it needs a reset.
+    /// The driver has not set up a queue that the device needs. The device then needs a reset.
     fn activate(&self, context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError>;
 
-    /// The driver has reset the device; its handlers have stopped. Not called for a pause.
+    /// Resets the device's own state when the driver resets the device. Its handlers have stopped. The
+    /// transport does not call this for a pause.
     fn reset(&self) {}
 }
 
-/// What the handlers of a device are made from.
+/// The parts that a device makes its handlers from.
 #[derive(Debug)]
 pub struct ActivateContext {
     /// Guest RAM.
     pub memory: GuestMemory,
     /// The queues that the driver has set up.
     pub queues: Queues,
-    /// The device's interrupt, for changes of the configuration space; queues have it, too.
+    /// The device's interrupt, for changes of the configuration space. Each queue has a clone of it.
     pub irq: VirtioIrq,
     /// The features that the driver has accepted.
     pub features: u64,
-    /// Raised when the queues are wanted back.
+    /// Raised when the transport wants the queues back.
     pub stop: StopFlag,
 }
 
 impl ActivateContext {
-    /// True when the driver has accepted the feature with this bit number.
+    /// Returns whether the driver has accepted the feature with this bit number.
     pub fn has(&self, feature: u32) -> bool {
         self.features.checked_shr(feature).unwrap_or_default() & 1 == 1
     }
@@ -107,12 +111,12 @@ impl Queues {
     /// Takes the queue with this number.
     ///
     /// # Errors
-    /// The driver has not set it up.
+    /// The driver has not set up this queue.
     pub fn take(&mut self, index: u16) -> Result<VirtQueue, ActivateError> {
         self.0.remove(&index).ok_or(ActivateError { queue: index })
     }
 
-    /// Those that nobody has taken, by number.
+    /// Returns the queues that nobody has taken, in the order of their numbers.
     pub fn into_rest(self) -> impl Iterator<Item = VirtQueue> {
         self.0.into_values()
     }
@@ -128,15 +132,15 @@ impl FromIterator<VirtQueue> for Queues {
     }
 }
 
-/// A device was started without one of its queues.
+/// The error of a device that was started without one of its queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the driver has not set up queue {queue}")]
 pub struct ActivateError {
-    /// Its number.
+    /// The number of the missing queue.
     pub queue: u16,
 }
 
-/// Kinds of devices by their number (virtio 1.2, section 5).
+/// A kind of device, by its number (virtio 1.2, section 5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum DeviceKind {
@@ -156,14 +160,14 @@ pub enum DeviceKind {
 
 /// Feature bits of every device (virtio 1.2, section 6).
 pub mod feature {
-    /// A descriptor may name a table of descriptors.
+    /// A descriptor may point to a table of descriptors.
     pub const INDIRECT_DESC: u32 = 28;
-    /// Doorbells and interrupts are asked for by index.
+    /// Driver and device ask for interrupts and doorbells by ring index.
     pub const EVENT_IDX: u32 = 29;
-    /// The device is not a legacy one.
+    /// The device follows virtio 1.0 or later, and is not a legacy device.
     pub const VERSION_1: u32 = 32;
 }
 
-/// The most descriptors of a queue: a ring of this size is 4 KiB of descriptors, and deeper queues gain
-/// nothing here.
+/// The largest size of a queue in descriptors: 256 descriptors fill one page of 4 KiB, and longer queues were
+/// no faster.
 pub const MAX_QUEUE_SIZE: u16 = 256;

@@ -1,39 +1,42 @@
-//! A short look for more work before an I/O thread goes to sleep: waking it up costs a guest far more than a
-//! request does.
+//! A short search for more work before an I/O thread goes to sleep: waking the thread costs a guest far more
+//! than serving a request does.
 //!
-//! The look lasts at most as long as the user allows, and adapts: it becomes longer where work comes soon
-//! after the thread has gone to sleep, shorter where it does not, and pauses where other threads want the
-//! CPU, and where it finds nothing again and again: whoever makes the work may be waiting for this very CPU.
+//! A search lasts at most as long as the user allows, and adapts. It becomes longer when work comes soon
+//! after the thread has gone to sleep, and shorter when it does not. Searches pause when other threads want
+//! the CPU, and when several in a row find nothing, because the thread that makes the work may be waiting for
+//! this very CPU.
 
 use std::hint;
 use std::time::{Duration, Instant};
 
-/// When one I/O thread looks for work, and for how long.
+/// Decides when one I/O thread searches for work, and for how long.
 #[derive(Debug)]
 pub struct Poll {
     most: Duration,
-    /// How long a look takes at present; zero for none.
+    /// How long a search takes at present; zero for no search.
     window: Duration,
-    /// When the last look began that found nothing.
+    /// When the last search began, unless it found work.
     idle_since: Option<Instant>,
-    /// The start of the turn that is being served.
+    /// The start of the present turn.
     turn: Instant,
+    /// The number of searches, by which the questions to the kernel are spaced.
     looks: u32,
-    /// Looks in a row that found nothing.
+    /// Searches in a row that found nothing.
     misses: u32,
-    /// Times that the thread had to leave its CPU to others, when last asked.
+    /// The thread's involuntary context switches when the kernel was last asked.
     preempted: i64,
-    /// Until when there are no looks.
+    /// There are no searches before this time.
     pause_until: Option<Instant>,
 }
 
 impl Poll {
-    /// What is long enough for a driver that goes on at once, and short against what a sleep costs.
+    /// The default limit of a search: long enough for a driver that goes on at once, and short compared with
+    /// the cost of a sleep.
     pub const DEFAULT: Duration = Duration::from_micros(32);
-    /// The longest look: other devices of the same thread wait for it.
+    /// The largest limit of a search: the other devices of the thread wait for its end.
     pub const MOST: Duration = Duration::from_millis(1);
 
-    /// Looks of up to `most`; zero is never to look.
+    /// Allows searches of up to `most`, at most [`Poll::MOST`]; zero allows none.
     pub fn new(most: Duration) -> Self {
         Self {
             most: most.min(Self::MOST),
@@ -47,7 +50,7 @@ impl Poll {
         }
     }
 
-    /// An event has come: a turn begins.
+    /// Begins a turn because an event has come, and adapts the length of searches to how soon it came.
     pub fn begin_turn(&mut self) {
         self.turn = Instant::now();
         if self.most.is_zero() {
@@ -61,17 +64,18 @@ impl Poll {
         }
     }
 
-    /// More of the same work has come: a turn begins that says nothing about how soon work comes.
+    /// Begins a turn for more of the same work, which says nothing about how soon new work comes.
     pub fn extend_turn(&mut self) {
         self.turn = Instant::now();
     }
 
-    /// True when this turn has lasted so long that other devices and requests to stop want to be heard.
+    /// Returns whether this turn has lasted so long that other devices and requests to stop have to be
+    /// served.
     pub fn is_turn_over(&self) -> bool {
         self.turn.elapsed() > TURN
     }
 
-    /// Looks for work until `found` has some. False when the time is over.
+    /// Searches until `found` returns true. Returns false if the time ends first.
     pub fn look(&mut self, mut found: impl FnMut() -> bool) -> bool {
         if self.most.is_zero() {
             return false;
@@ -104,7 +108,8 @@ impl Poll {
         }
     }
 
-    /// Whether looks do not pay now, or other threads want this CPU. The kernel is asked now and then only.
+    /// Returns whether searches are paused, or other threads want this CPU. The kernel is asked only now and
+    /// then.
     fn is_paused(&mut self, now: Instant) -> bool {
         self.looks = self.looks.wrapping_add(1);
         if self.looks.is_multiple_of(LOOKS_PER_QUESTION) {
@@ -130,29 +135,30 @@ fn shorter(window: Duration) -> Duration {
     if half < FIRST { Duration::ZERO } else { half }
 }
 
-/// Times that this thread was made to leave its CPU.
+/// Returns how often this thread was made to leave its CPU (involuntary context switches).
 fn preemptions() -> i64 {
-    // SAFETY: an all-zero structure is valid: it is plain data.
+    // SAFETY: `rusage` is plain data, for which all zeroes are a valid value.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure has room for the answer; where the call fails it stays zero.
+    // SAFETY: the kernel writes one `rusage` to a place of that size. If the call fails, it stays zero.
     unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
     usage.ru_nivcsw
 }
 
-/// The shortest look that is worth it: what a driver needs from one request to the next.
+/// The shortest search that is worth it: the time that a driver needs from one request to the next.
 const FIRST: Duration = Duration::from_micros(4);
-/// Tries between two looks at the clock.
+/// Calls of `found` between two looks at the clock, which costs more than one of them.
 const SPINS: u32 = 32;
-/// The longest time that a device is served without the others of its thread: a call of the host that has
-/// begun is the only thing that lengthens it.
+/// The longest time that a thread serves one device before the others. Only a call to the host that has
+/// already begun lengthens it.
 pub const TURN: Duration = Duration::from_millis(1);
-/// Looks between two questions to the kernel, which cost some 0.3 us.
+/// Searches between two questions to the kernel, each of which costs about 0.3 us.
 const LOOKS_PER_QUESTION: u32 = 128;
-/// Preemptions between two questions that other work does not explain: the kernel's own threads come and go.
+/// Involuntary switches between two questions that do not count as a wish for the CPU: the kernel's own
+/// threads cause one now and then.
 const FORGIVEN: i64 = 1;
-/// Looks in a row that may find nothing.
+/// Searches in a row that may find nothing before they pause.
 const MISSES: u32 = 8;
-/// How long the CPUs are left to others.
+/// The length of a pause: several time slices of the scheduler, so that other threads get theirs.
 const PAUSE: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
@@ -207,7 +213,7 @@ mod tests {
     fn window_grows_to_the_limit_and_ends_when_work_comes_late() {
         let most = Duration::from_micros(100);
         let mut poll = Poll::new(most);
-        // The machine may be slow now and then.
+        // A busy host may need several attempts.
         let grown = (0..1000).any(|_| {
             woken_soon(&mut poll);
             poll.window == most

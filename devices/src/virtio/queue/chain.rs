@@ -1,8 +1,8 @@
-//! A request as it lies in guest RAM: the checked list of the buffers that one chain of descriptors names.
+//! A request in guest RAM: the checked list of the buffers that one chain of descriptors describes.
 //!
 //! A queue makes it ([`VirtQueue::pop`](super::VirtQueue::pop)) and takes it back
-//! ([`VirtQueue::complete`](super::VirtQueue::complete)). Each descriptor is read once; what the guest does
-//! to it afterwards changes nothing.
+//! ([`VirtQueue::complete`](super::VirtQueue::complete)). Each descriptor is read once, so the guest cannot
+//! change it after it has been checked.
 
 use super::pool::Counted;
 use crate::memory::{Buffers, GuestMemory, Span};
@@ -11,67 +11,67 @@ use crate::memory::{Buffers, GuestMemory, Span};
 #[derive(Debug)]
 pub struct Chain {
     pub(super) head: u16,
-    /// Where in the available ring it was, counted without end.
+    /// The index of its entry in the available ring, modulo 65,536 like the driver's index.
     pub(super) position: u16,
-    /// What the driver says, in its order.
+    /// The buffers that the device reads, in the driver's order.
     pub readable: Buffers,
-    /// Where the device answers, in the order in which it has to be filled.
+    /// The buffers that the device writes, in the order in which it has to fill them.
     pub writable: Buffers,
-    /// What its lists take.
+    /// The memory that its lists take, as the budget counts it.
     counted: Counted,
     /// Keeps the memory of the spans mapped.
     _memory: GuestMemory,
 }
 
-/// Why a chain cannot be served. The queue hands it back with a length of 0 and goes on.
+/// The reason why a chain cannot be served. The queue completes it with a length of 0 and goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// It has more descriptors than the table, so that it must loop, or more than [`MAX_DESCRIPTORS`].
+    /// The chain has more descriptors than the table, so that it must loop, or more than [`MAX_DESCRIPTORS`].
     #[error("it is longer than {most} descriptors")]
     TooManyDescriptors {
-        /// The limit that it passed.
+        /// The limit that the chain exceeds.
         most: u32,
     },
-    /// A descriptor names another that is not there.
-    #[error("it goes on at descriptor {next} of {count}")]
+    /// A descriptor continues at one past the end of the table.
+    #[error("it continues at descriptor {next} in a table of {count}")]
     Next {
-        /// As named.
+        /// The index of the missing descriptor.
         next: u16,
-        /// Descriptors in the table.
+        /// The number of descriptors in the table.
         count: u32,
     },
-    /// A buffer is not RAM, or not all of it.
-    #[error("{len} bytes at {address:#x} are not RAM in one piece")]
+    /// A buffer does not lie in RAM as a whole.
+    #[error("{len} bytes at {address:#x} are not contiguous RAM")]
     NotRam {
-        /// Guest-physical address.
+        /// The guest-physical address of the buffer.
         address: u64,
-        /// Bytes.
+        /// The length of the buffer in bytes.
         len: u32,
     },
-    /// A buffer for the device to read follows one for it to write.
+    /// A buffer that the device reads follows one that it writes.
     #[error("a readable buffer follows a writable one")]
     Order,
-    /// It is longer than this device takes.
-    #[error("it has more than {most} bytes")]
+    /// The buffers have more bytes than the device accepts.
+    #[error("it has more than the allowed {most} bytes")]
     TooLong {
-        /// The limit.
+        /// The limit in bytes.
         most: u64,
     },
-    /// An indirect table that was not negotiated, is inside another, goes on after itself, or has an odd
-    /// length.
+    /// An indirect table was not negotiated, is inside another one, has a descriptor after it, or has a
+    /// length other than 1 to [`MAX_DESCRIPTORS`] descriptors.
     #[error("its indirect table of {len} bytes is not allowed")]
     Indirect {
-        /// Bytes of the table.
+        /// The length of the table in bytes.
         len: u32,
     },
 }
 
-/// The most descriptors of one chain, and of one indirect table: what Linux takes for one request at most,
-/// twice over.
+/// The largest number of descriptors of one chain, and of one indirect table. It is four times the longest
+/// request that Linux sends to these devices: one to a disk, of 254 segments, a header and a status.
 pub const MAX_DESCRIPTORS: u32 = 1024;
 
-/// A descriptor (virtio 1.2, 2.7.5).
+/// A descriptor (virtio 1.2, section 2.7.5).
 #[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
@@ -83,15 +83,15 @@ struct Descriptor {
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
-/// Bytes of a descriptor.
+/// The length of a descriptor in bytes.
 pub(super) const DESCRIPTOR_LEN: u32 = 16;
 
-/// Where a chain starts and what it may be.
+/// The table that a chain lies in, and the limits for it.
 #[derive(Clone, Copy)]
 pub(super) struct Walk<'a> {
     pub memory: &'a GuestMemory,
     pub table: Span,
-    /// Descriptors in `table`.
+    /// The number of descriptors in `table`.
     pub size: u16,
     pub indirect: bool,
     pub max_bytes: u64,
@@ -118,7 +118,7 @@ impl Chain {
         filled
     }
 
-    /// Forgets its buffers, and what they took beyond a usual request.
+    /// Clears the buffers, and frees their memory beyond that of a usual request.
     pub(super) fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -178,7 +178,7 @@ impl Chain {
     }
 }
 
-/// The descriptor at `index`, read once.
+/// Reads the descriptor at `index`, once.
 fn descriptor(table: Span, index: u16) -> Option<Descriptor> {
     let mut bytes = [0; DESCRIPTOR_LEN as usize];
     let offset = u32::from(index).checked_mul(DESCRIPTOR_LEN)?;
@@ -194,7 +194,8 @@ fn descriptor(table: Span, index: u16) -> Option<Descriptor> {
     })
 }
 
-/// The table that an indirect descriptor names, and how many descriptors it has (virtio 1.2, 2.7.5.3).
+/// Returns the table of an indirect descriptor, and the number of its descriptors (virtio 1.2, section
+/// 2.7.5.3).
 fn indirect_table(descriptor: Descriptor, walk: &Walk<'_>, nested: bool) -> Result<(Span, u32), ChainError> {
     let Descriptor { address, len, flags, .. } = descriptor;
     let count = len.checked_div(DESCRIPTOR_LEN).unwrap_or_default();

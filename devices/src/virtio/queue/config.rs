@@ -1,18 +1,18 @@
-//! What a driver writes about a queue before it runs: plain numbers, without effect until they are checked.
+//! The driver's set-up of a queue before it runs: plain numbers, without effect until they are checked.
 
 use super::chain::DESCRIPTOR_LEN;
 use super::running::QueueParts;
 use super::{RingLayout, VirtQueue};
 
-/// The registers of one queue (virtio 1.2, 4.2.2). A running queue is another type, made by
-/// `QueueConfig::start`: writing these registers cannot reach it.
+/// The registers of one queue (virtio 1.2, section 4.2.2). `QueueConfig::start` makes a running queue, which
+/// is a different type: writes to these registers cannot reach it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QueueConfig {
-    /// The most descriptors that the device takes: a power of two.
+    /// The largest number of descriptors that the device takes: a power of two.
     pub max_size: u16,
-    /// Descriptors that the driver wants.
+    /// The number of descriptors that the driver wants.
     pub size: u16,
-    /// The driver has finished with this queue.
+    /// Whether the driver has finished setting up this queue.
     pub ready: bool,
     /// Guest-physical address of the descriptor table.
     pub descriptors: u64,
@@ -22,42 +22,42 @@ pub struct QueueConfig {
     pub used: u64,
 }
 
-/// Why a queue cannot run as the driver has set it up.
+/// The reason why a queue cannot run as the driver has set it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum QueueConfigError {
-    /// Not a power of two up to the most.
-    #[error("a queue of {size} descriptors is not possible: a power of two up to {max_size} is")]
+    /// The size is not a power of two up to the device's largest.
+    #[error("a queue of {size} descriptors is not possible: use a power of two up to {max_size}")]
     Size {
-        /// As written.
+        /// The size that the driver wrote, in descriptors.
         size: u16,
-        /// The most.
+        /// The largest size, in descriptors.
         max_size: u16,
     },
-    /// A ring at an address that it may not have, or not wholly in RAM.
-    #[error("the {ring} at {address:#x} is not {len} bytes of RAM at a multiple of {alignment}")]
+    /// A ring has a wrong alignment, or does not lie in RAM as a whole.
+    #[error("the {ring} at {address:#x} is not {len} bytes of RAM, aligned to {alignment}")]
     Ring {
-        /// Its name.
+        /// The name of the ring: "descriptor table", "available ring" or "used ring".
         ring: &'static str,
-        /// As written.
+        /// The guest-physical address that the driver wrote.
         address: u64,
-        /// Bytes that it takes.
+        /// The length of the ring in bytes.
         len: u32,
-        /// What its address has to be a multiple of (virtio 1.2, 2.7).
+        /// The alignment that the address needs, in bytes (virtio 1.2, section 2.7).
         alignment: u64,
     },
 }
 
 impl QueueConfig {
-    /// A queue that the driver has not touched.
+    /// Makes the registers of a queue that the driver has not touched.
     pub fn new(max_size: u16) -> Self {
         Self { max_size, size: max_size, ready: false, descriptors: 0, available: 0, used: 0 }
     }
 
-    /// Checks the numbers against `parts.memory`, and makes the running queue from them.
+    /// Checks the registers against `parts.memory`, and makes the running queue from them.
     ///
     /// # Errors
-    /// The size or the place of a ring is impossible.
+    /// The size is not possible, or a ring does not lie in RAM at its alignment.
     pub(crate) fn start(&self, parts: QueueParts) -> Result<VirtQueue, QueueConfigError> {
         let layout = self.layout(&parts)?;
         Ok(VirtQueue::new(layout, parts))
@@ -76,7 +76,7 @@ impl QueueConfig {
         Ok(RingLayout {
             size,
             descriptors: ring("descriptor table", descriptors, DESCRIPTOR_LEN, 0, 16)?,
-            // Flags, index, entries, and the event index.
+            // The 6 bytes besides the entries: flags, index and event index.
             available: ring("available ring", available, 2, 6, 2)?,
             used: ring("used ring", used, 8, 6, 4)?,
         })

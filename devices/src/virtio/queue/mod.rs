@@ -1,12 +1,13 @@
-//! Split virtqueues (virtio 1.2, section 2.7): the only code that reads and writes rings.
+//! Split virtqueues (virtio 1.2, section 2.7). Only this module reads and writes rings.
 //!
-//! [`QueueConfig`] is what the driver writes; it is checked once, when the device starts, and becomes a
-//! [`VirtQueue`], which owns resolved addresses. A device pops a [`Chain`], serves it and completes it. Bad
-//! chains never reach a device: the queue hands them back with a length of 0. Damage to the ring itself is a
-//! [`RingError`], which retires the handler.
+//! [`QueueConfig`] holds the registers that the driver writes. The transport checks it when the driver makes
+//! the queue ready and when the device starts, and makes a [`VirtQueue`] from it, which owns resolved
+//! addresses. A device pops a [`Chain`], serves it and completes it. Bad chains never reach a device: the
+//! queue completes them with a length of 0. Damage to the ring itself is a [`RingError`], which retires the
+//! handler.
 //!
-//! There is no allocation per request, no lock, no log line that a guest can repeat without limit, and no
-//! loop that a guest can prolong: one drain takes as many chains as the queue has descriptors.
+//! A request costs no allocation in the steady state and takes no lock. A guest can repeat no log line
+//! without limit and prolong no loop: one drain takes at most as many chains as the queue has descriptors.
 
 mod chain;
 mod config;

@@ -1,5 +1,5 @@
-//! The memory that the lists of buffers take: what a guest can make this process hold by long chains is
-//! bounded for all devices of a machine together.
+//! The memory that chains take for their lists of buffers. It is limited for all devices of a machine
+//! together, because a guest decides how long its chains are.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,29 +7,32 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::chain::Chain;
 use crate::memory::GuestMemory;
 
-/// The bytes of all chains of a machine, in flight or kept for the next request. Clones count together.
+/// Counts the bytes of all chains of a machine, in flight or kept for the next request. Clones share one
+/// count.
 #[derive(Debug, Clone, Default)]
 pub struct ChainBudget(Arc<AtomicUsize>);
 
 impl ChainBudget {
-    /// From here on a device has one chain in flight at most. It is what 256 requests of the longest kind
-    /// that Linux makes take in each of 8 disks.
+    /// The limit in bytes, from which a device has at most one chain in flight. It suffices for 256 requests
+    /// in each of 8 disks, each as long as Linux makes them: 256 buffers of 16 bytes in the list.
     pub const MAX_BYTES: usize = 8 << 20;
-    /// From here on chains in no use are not kept, so that there is room for those in flight.
+    /// The limit in bytes for keeping unused chains: half, so that the other half is left for chains in
+    /// flight.
     const KEPT_BYTES: usize = 4 << 20;
 
-    /// True when no more chains are to be popped than each device needs to go on: one.
+    /// Returns whether the limit is reached. A device may then pop a chain only if it has none in flight,
+    /// because one is what it needs to go on.
     pub fn is_used_up(&self) -> bool {
         self.bytes() >= Self::MAX_BYTES
     }
 
-    /// The bytes now.
+    /// Returns the present number of bytes.
     pub fn bytes(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// The bytes that one chain is counted with.
+/// The part of the budget that one chain takes.
 #[derive(Debug)]
 pub(super) struct Counted {
     budget: ChainBudget,
@@ -41,11 +44,11 @@ impl Counted {
         Self { budget, bytes: 0 }
     }
 
-    /// Counts `bytes` in place of what was counted before.
+    /// Counts `bytes` for this chain instead of its former number.
     pub(super) fn set(&mut self, bytes: usize) {
         if bytes != self.bytes {
             let ChainBudget(all) = &self.budget;
-            // Both wrap in the same way, so that the sum is right.
+            // The difference may be negative: both operations wrap, so the sum is right.
             all.fetch_add(bytes.wrapping_sub(self.bytes), Ordering::Relaxed);
             self.bytes = bytes;
         }
@@ -58,7 +61,7 @@ impl Drop for Counted {
     }
 }
 
-/// The chains of one queue that are in no use, with the memory of their lists.
+/// The unused chains of one queue, with the memory of their lists.
 #[derive(Debug)]
 pub(super) struct ChainPool {
     chains: Vec<Chain>,
@@ -74,13 +77,13 @@ impl ChainPool {
         &self.budget
     }
 
-    /// A chain to be filled.
+    /// Returns an empty chain, from the pool if it has one.
     pub(super) fn take(&mut self, memory: &GuestMemory) -> Chain {
         let new = || Chain::new(memory.clone(), Counted::nothing(self.budget.clone()));
         self.chains.pop().unwrap_or_else(new)
     }
 
-    /// Keeps a chain for the next request, if there is room for that.
+    /// Keeps a chain for the next request, unless the budget has reached its limit for that.
     pub(super) fn give_back(&mut self, mut chain: Chain) {
         chain.clear();
         if self.budget.bytes() < ChainBudget::KEPT_BYTES {

@@ -1,4 +1,4 @@
-//! A queue while its device is active: takes chains from the available ring, puts them into the used ring.
+//! A queue while its device is active: takes chains from the available ring and puts them into the used ring.
 
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -13,63 +13,63 @@ use crate::memory::{GuestMemory, Span};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::poll::TURN;
 
-/// A virtqueue that runs.
+/// A running virtqueue.
 ///
-/// One drain goes like this: [`begin`](Self::begin), then [`pop`](Self::pop) and [`complete`](Self::complete)
-/// until there is no more, then [`finish`](Self::finish). Chains may also be completed later;
-/// [`finish`](Self::finish) again then tells the driver.
+/// One drain is [`begin`](Self::begin), then [`pop`](Self::pop) and [`complete`](Self::complete) until `pop`
+/// returns `None`, then [`finish`](Self::finish). A device may also complete a chain later; it then calls
+/// [`finish`](Self::finish) again, which informs the driver.
 #[derive(Debug)]
 pub struct VirtQueue {
     rings: RingLayout,
     parts: QueueParts,
-    /// Where the next chain is taken from, counted without end like the driver's index.
+    /// The index of the next entry of the available ring, modulo 65,536 like the driver's index.
     next_available: u16,
     /// The driver's index when it was last read.
     seen_available: u16,
-    /// Where the next completion goes.
+    /// The index of the next entry of the used ring.
     next_used: u16,
-    /// The completions that the driver has been shown.
+    /// The used index that the driver has been shown.
     published: u16,
-    /// The completions that the driver has been asked about an interrupt for.
+    /// The used index up to which the driver has been interrupted, if it wanted that.
     announced: u16,
     share: Share,
-    /// One bit per descriptor: it heads a chain that the device has.
+    /// One bit per descriptor: it is the head of a chain that the device holds.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
-    /// Heads of chains that were put back after others had followed them: the next pop gives the last of
-    /// these. Never more than the ring has descriptors, because popping takes from here first.
+    /// Heads of chains that were put back after others had followed them: the next pop returns the last of
+    /// these. There are never more than the ring has descriptors, because `pop` takes from here first.
     returned: Vec<u16>,
     pool: ChainPool,
     max_bytes: u64,
 }
 
-/// Damage to the ring, after which nothing in it can be trusted. The device then needs a reset.
+/// Damage to a ring, after which nothing in it can be trusted. The device then needs a reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RingError {
-    /// The driver's index has moved by more than the ring holds.
+    /// The driver's index has moved by more entries than the ring has.
     #[error("queue {queue}: the driver offers {offered} chains at once in a ring of {size}")]
     AvailableIndex {
-        /// The queue.
+        /// The number of the queue.
         queue: u16,
-        /// How far it has moved.
+        /// The number of entries by which the index has moved.
         offered: u16,
-        /// Descriptors of the queue.
+        /// The number of descriptors of the queue.
         size: u16,
     },
     /// A chain starts at a descriptor that does not exist.
-    #[error("queue {queue}: a chain starts at descriptor {head} of {size}")]
+    #[error("queue {queue}: a chain starts at descriptor {head} in a table of {size}")]
     Head {
-        /// The queue.
+        /// The number of the queue.
         queue: u16,
-        /// As offered.
+        /// The index of the descriptor that the driver offered.
         head: u16,
-        /// Descriptors of the queue.
+        /// The number of descriptors of the queue.
         size: u16,
     },
 }
 
-/// Where a queue's rings lie, resolved and checked.
+/// The addresses of a queue's rings, resolved and checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RingLayout {
     pub size: u16,
@@ -78,7 +78,7 @@ pub(super) struct RingLayout {
     pub used: Span,
 }
 
-/// What a running queue is connected to.
+/// The parts that a running queue is connected to.
 #[derive(Debug, Clone)]
 pub(crate) struct QueueParts {
     pub index: u16,
@@ -109,44 +109,44 @@ impl VirtQueue {
         }
     }
 
-    /// Its number in the device.
+    /// Returns the number of the queue in the device.
     pub fn index(&self) -> u16 {
         self.parts.index
     }
 
-    /// Its descriptors.
+    /// Returns the number of descriptors.
     pub fn size(&self) -> u16 {
         self.rings.size
     }
 
-    /// What the driver rings. It counts as rung when the queue starts.
+    /// Returns the doorbell. It counts as rung when the queue starts.
     pub fn doorbell(&self) -> &Arc<EventFd> {
         &self.parts.doorbell
     }
 
-    /// The memory that its chains lie in.
+    /// Returns the memory that the chains lie in.
     pub fn memory(&self) -> &GuestMemory {
         &self.parts.memory
     }
 
-    /// Chains that were popped and not completed.
+    /// Returns the number of chains that were popped and not completed.
     pub fn in_flight(&self) -> u16 {
         self.in_flight_count
     }
 
-    /// What the chains of all queues of the machine take. A device that pops chains before it has completed
-    /// others does not go on once it is used up.
+    /// Returns the memory that the chains of all queues of the machine take. A device that holds chains pops
+    /// no others while the budget is used up.
     pub fn chain_budget(&self) -> &ChainBudget {
         self.pool.budget()
     }
 
-    /// Refuses chains with more bytes than this from here on: they go back to the driver with a length of 0.
+    /// Drops chains with more than `most` bytes from here on: they go back to the driver with a length of 0.
     pub fn limit_bytes(&mut self, most: u64) {
         self.max_bytes = most;
     }
 
-    /// Starts a drain: no doorbell is wanted until [`finish`](Self::finish), and chains can be popped for a
-    /// [turn](crate::virtio::poll::TURN), as many as the queue has descriptors.
+    /// Starts a drain. The device wants no doorbell until [`finish`](Self::finish), and can pop chains for a
+    /// [turn](crate::virtio::poll::TURN), at most as many as the queue has descriptors.
     pub fn begin(&mut self) {
         self.share = Share::new(self.rings.size);
         if !self.parts.event_idx {
@@ -154,7 +154,8 @@ impl VirtQueue {
         }
     }
 
-    /// The next chain; `None` when there is none, or when this drain has taken its share.
+    /// Returns the next chain; `None` when the driver has offered no more, or when this drain has taken its
+    /// share.
     ///
     /// # Errors
     /// The ring is damaged.
@@ -185,8 +186,9 @@ impl VirtQueue {
         Ok(None)
     }
 
-    /// Hands `chain` back with the number of bytes that the device has written to it, counted from the first
-    /// writable one. The driver sees it with the next [`publish`](Self::publish) or [`finish`](Self::finish).
+    /// Completes `chain`, with the number of bytes that the device has written to it, counted from the first
+    /// writable byte. The driver sees it with the next [`publish`](Self::publish) or
+    /// [`finish`](Self::finish).
     pub fn complete(&mut self, chain: Chain, written: u32) {
         let head = chain.head;
         self.clear_in_flight(head);
@@ -194,16 +196,16 @@ impl VirtQueue {
         self.pool.give_back(chain);
     }
 
-    /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it: the
-    /// next pop gives it again, with what its descriptors say then. Of several chains the one that was popped
-    /// last comes first, so that their order stays.
+    /// Takes `chain` back as if it had not been popped, and nothing had been read from or written to it. The
+    /// next pop returns it, with its descriptors as they are then. Of several chains that are put back, the
+    /// one that was popped last has to come first, so that their order stays.
     ///
-    /// A chain that no other has followed goes back to the available ring. The others are remembered by their
-    /// heads, since only the driver writes that ring (virtio 1.2, 2.7.6). A queue without chains in flight is
-    /// thus described by the guest's memory, its two indices and these heads.
+    /// A chain that no other has followed goes back to the available ring. The queue remembers the others by
+    /// their heads, since only the driver writes that ring (virtio 1.2, section 2.7.6). A queue without
+    /// chains in flight is thus described by the guest's memory, its two indices and these heads.
     pub fn put_back(&mut self, chain: Chain) {
         let Chain { head, position, .. } = chain;
-        // Positions repeat after 65,536 chains: the entry has to be the same, too.
+        // Positions repeat after 65,536 chains, so the entry has to be the same too.
         if position.wrapping_add(1) == self.next_available && self.entry(position) == head {
             self.next_available = position;
         } else {
@@ -214,7 +216,7 @@ impl VirtQueue {
         self.pool.give_back(chain);
     }
 
-    /// Shows the driver all completions, without an interrupt: for a driver that polls, amid a drain.
+    /// Shows the driver all completions without an interrupt, for a driver that polls during a drain.
     pub fn publish(&mut self) {
         if self.published != self.next_used {
             self.published = self.next_used;
@@ -232,15 +234,17 @@ impl VirtQueue {
             return;
         }
         self.announced = new;
-        // The driver sets its wish and then looks at the index; here it is the other way round.
+        // Driver and device each write an index and then read the other's. With a full barrier between the
+        // two, at least one of them sees what the other has written.
         fence(Ordering::SeqCst);
         if self.interrupt_is_wanted(old, new) {
             self.parts.irq.queue(self.parts.index);
         }
     }
 
-    /// Ends a drain: the driver is told what is done, and asked to ring again for what it adds. Chains that
-    /// are left, or that came in between, ring the doorbell from this side, after everybody else's turn.
+    /// Ends a drain: shows the driver the completions, and asks it to ring again when it offers more. If
+    /// chains are left, or came in between, the queue rings its own doorbell, so that they are served after
+    /// the other devices' turns.
     ///
     /// # Errors
     /// The ring is damaged.
@@ -256,23 +260,25 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// True when the driver has offered a chain that was not popped. A damaged ring counts: who pops is told.
+    /// Returns whether the driver has offered a chain that was not popped. A damaged ring counts as well,
+    /// since `pop` then reports the damage.
     pub fn is_offered(&mut self) -> bool {
         self.has_available().unwrap_or(true)
     }
 
-    /// Rings the doorbell from this side.
+    /// Rings the doorbell from the device's side.
     pub fn ring(&self) {
-        // The only failure is a counter at its maximum: the doorbell is rung all the same.
+        // The only failure is a counter at its maximum, and then the doorbell is already rung.
         let _ = self.parts.doorbell.write(1);
     }
 
-    /// The head of the next chain and where in the available ring it was: one that was put back, or one that
-    /// the driver has offered.
+    /// Returns the head of the next chain and its position in the available ring: a chain that was put back,
+    /// or one that the driver has offered.
     fn next_head(&mut self) -> Result<Option<(u16, u16)>, RingError> {
         let position = self.next_available;
         if let Some(head) = self.returned.pop() {
-            // Not the entry before the next one, so that putting it back again leaves the ring alone.
+            // The position is not the one before the next entry, so putting this chain back again leaves the
+            // ring alone.
             return Ok(Some((head, position)));
         }
         if !self.has_available()? {
@@ -286,13 +292,13 @@ impl VirtQueue {
         Ok(Some((head, position)))
     }
 
-    /// The head at a position of the available ring, counted without end.
+    /// Returns the head at a position of the available ring, which counts modulo 65,536.
     fn entry(&self, position: u16) -> u16 {
         let slot = slot(position, self.rings.size);
         self.load(self.rings.available, slot.saturating_mul(2).saturating_add(4))
     }
 
-    /// True when there is a chain to pop: one that was put back, or one that the driver has offered.
+    /// Returns whether there is a chain to pop: one that was put back, or one that the driver has offered.
     fn has_available(&mut self) -> Result<bool, RingError> {
         if !self.returned.is_empty() {
             return Ok(true);
@@ -331,8 +337,8 @@ impl VirtQueue {
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Whether the driver wants to hear of the completions from `old` up to `new` (virtio 1.2, 2.7.7 and
-    /// 2.7.10).
+    /// Returns whether the driver wants an interrupt for the completions from `old` up to `new` (virtio 1.2,
+    /// sections 2.7.7 and 2.7.10).
     fn interrupt_is_wanted(&self, old: u16, new: u16) -> bool {
         let available = self.rings.available;
         if !self.parts.event_idx {
@@ -363,7 +369,7 @@ impl VirtQueue {
         ring.cell16(offset).map_or(0, |cell| u16::from_le(cell.load(Ordering::Relaxed)))
     }
 
-    /// False when it was in flight already.
+    /// Returns false if the chain at `head` was already in flight.
     fn mark_in_flight(&mut self, head: u16) -> bool {
         let Some(word) = self.in_flight.get_mut(usize::from(head >> 6)) else { return false };
         let bit = 1_u64 << (head & 63);
@@ -383,12 +389,12 @@ impl VirtQueue {
     }
 }
 
-/// What one drain may still take.
+/// The part of its share that one drain has not used yet.
 #[derive(Debug)]
 struct Share {
     chains: u16,
     since: Instant,
-    /// Bytes of chains since the last look at the clock.
+    /// The cost of chains in bytes since the last look at the clock.
     weight: u64,
 }
 
@@ -397,7 +403,7 @@ impl Share {
         Self { chains, since: Instant::now(), weight: 0 }
     }
 
-    /// A chain has so many bytes.
+    /// Adds the cost of a chain of so many bytes.
     fn weigh(&mut self, bytes: u64) {
         self.weight = self.weight.saturating_add(bytes).saturating_add(BYTES_PER_CHAIN);
     }
@@ -413,15 +419,15 @@ impl Share {
     }
 }
 
-/// The place of a count without end in a ring of `size`, which is a power of two.
+/// Returns the slot of a position in a ring of `size`, which is a power of two.
 fn slot(count: u16, size: u16) -> u32 {
     u32::from(count & size.wrapping_sub(1))
 }
 
-/// Bytes of chains between two looks at the clock: their copies take some ten microseconds.
+/// The cost in bytes between two looks at the clock: copying so much takes about ten microseconds.
 const BYTES_PER_LOOK: u64 = 64 << 10;
-/// What a chain costs besides its bytes, so that small ones cost no look each.
+/// The cost of a chain besides its bytes, so that small chains need a look at the clock only now and then.
 const BYTES_PER_CHAIN: u64 = 8 << 10;
-/// Flags of the used ring and of the available ring (virtio 1.2, 2.7.6 and 2.7.8).
+/// Flags of the used ring and of the available ring (virtio 1.2, sections 2.7.8 and 2.7.6).
 const NO_NOTIFY: u16 = 1;
 const NO_INTERRUPT: u16 = 1;

@@ -1,4 +1,4 @@
-//! What every virtio device does, whatever it is. Each device's tests call [`conform`].
+//! The behaviour that all virtio devices share. Each device's tests call [`conform`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,15 +11,15 @@ use crate::virtio::{VirtioDevice, feature};
 
 /// A request that the device under test completes at once.
 pub struct Usual {
-    /// The queue that it goes to.
+    /// The queue that the request is sent to.
     pub queue: u16,
-    /// Writes its content into RAM.
+    /// Writes the request's content into RAM.
     pub prepare: fn(&Machine),
-    /// Its buffers.
+    /// The buffers of the request.
     pub buffers: Vec<Buffer>,
 }
 
-/// Runs every case against fresh devices of `make`.
+/// Runs every case with fresh devices from `make`.
 pub fn conform(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
     registers_tell_what_it_is(&make());
     requests_are_served_with_every_ring_feature(make, usual);
@@ -31,7 +31,7 @@ pub fn conform(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
     reset_works_while_another_device_floods(make, usual);
 }
 
-/// Sends one usual request and expects it to come back.
+/// Sends one usual request and expects its completion.
 #[track_caller]
 fn serve_one(machine: &Machine, rings: &mut [Ring], usual: &Usual) {
     (usual.prepare)(machine);
@@ -164,7 +164,7 @@ fn any_register_access_is_survived(machine: &Machine, usual: &Usual) {
     serve_one(machine, &mut rings, usual);
 }
 
-/// Both devices are on one thread, as they are in a virtual machine.
+/// Both devices are on one thread, as in a virtual machine.
 #[expect(clippy::expect_used, reason = "it is a test")]
 fn reset_works_while_another_device_floods(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
     let mut event_loop = EventLoop::new().expect("an event loop");

@@ -1,5 +1,5 @@
-//! The driver's side of virtio for tests and fuzz targets: a machine around one device, and a ring that can
-//! be set up right or wrong.
+//! The driver's side of virtio for tests and fuzz targets: a machine around one device, and a ring that a
+//! test can set up right or wrong.
 
 mod conformance;
 mod ring;
@@ -22,42 +22,43 @@ use crate::irq::IrqLine;
 use crate::lock;
 use crate::memory::GuestMemory;
 
-/// Bytes of RAM of a [`Machine`], from address 0 on; a second stretch begins at [`HIGH_RAM`].
+/// The length of the low RAM of a [`Machine`] in bytes, from address 0. A second range begins at
+/// [`HIGH_RAM`].
 pub const LOW_RAM_LEN: u64 = 4 << 20;
-/// Where RAM goes on after a hole.
+/// The address at which RAM continues after a hole.
 pub const HIGH_RAM: u64 = 16 << 20;
-/// Bytes of RAM there.
+/// The length of the high RAM in bytes.
 pub const HIGH_RAM_LEN: u64 = 1 << 20;
-/// Free for buffers up to the end of low RAM; the rings of the queues lie below.
+/// The address from which low RAM is free for buffers. The rings of the queues lie below.
 pub const BUFFERS: u64 = 1 << 20;
 
-/// RAM with a hole in it.
+/// Makes RAM with a hole in it.
 pub fn memory() -> GuestMemory {
     let ranges = [(GuestAddress(0), LOW_RAM_LEN as usize), (GuestAddress(HIGH_RAM), HIGH_RAM_LEN as usize)];
     let mmap = GuestMemoryMmap::<()>::from_ranges(&ranges);
     GuestMemory::new(mmap.unwrap_or_default(), ())
 }
 
-/// A machine with one virtio device, whose handlers run when the test says so.
+/// A machine with one virtio device, whose handlers run when the test lets them.
 pub struct Machine {
-    /// The registers.
+    /// The registers of the device.
     pub transport: Arc<dyn Transport>,
     /// RAM.
     pub memory: GuestMemory,
-    /// Where handlers run.
+    /// The thread of the handlers.
     pub host: Arc<InlineHost>,
     line: Arc<Line>,
 }
 
 impl Machine {
-    /// A machine whose driver has done nothing.
+    /// Makes a machine whose driver has done nothing.
     pub fn new(device: Arc<dyn VirtioDevice>) -> Self {
         let host = Arc::new(InlineHost::new());
         let (transport, memory, line) = transport(device, host.clone());
         Self { transport, memory, host, line }
     }
 
-    /// Reads a register; all ones when there is none.
+    /// Reads a register; all ones if there is none at `offset`.
     pub fn read(&self, offset: u64) -> u32 {
         let mut data = [0; 4];
         self.transport.read(offset, &mut data);
@@ -69,7 +70,7 @@ impl Machine {
         self.transport.write(offset, &value.to_le_bytes());
     }
 
-    /// The features that the device offers.
+    /// Returns the features that the device offers.
     pub fn offered(&self) -> u64 {
         let half = |half: u32| {
             self.write(0x14, half);
@@ -90,7 +91,7 @@ impl Machine {
         self.write(STATUS, 11);
     }
 
-    /// Sets queue `index` up with the ring, and makes it ready.
+    /// Sets up queue `index` with `ring`, and makes it ready.
     pub fn set_up_queue(&self, index: u16, ring: &Ring) {
         self.write(0x30, index.into());
         self.write(0x38, ring.size().into());
@@ -101,8 +102,8 @@ impl Machine {
         self.write(0x44, 1);
     }
 
-    /// Starts the device with all queues of 16 descriptors, and with the features that it offers but those in
-    /// `without`.
+    /// Starts the device with all of its queues, each of 16 descriptors, and with all features that it offers
+    /// except those in `without`.
     pub fn start(&self, without: u64) -> Vec<Ring> {
         self.negotiate(self.offered() & !without);
         let count = self.queue_count();
@@ -116,7 +117,7 @@ impl Machine {
         rings
     }
 
-    /// Queues of the device.
+    /// Returns the number of the device's queues.
     pub fn queue_count(&self) -> u16 {
         let exists = |index: &u16| {
             self.write(0x30, (*index).into());
@@ -125,12 +126,12 @@ impl Machine {
         (0..u16::MAX).take_while(exists).count() as u16
     }
 
-    /// The status register.
+    /// Returns the status register.
     pub fn status(&self) -> u32 {
         self.read(STATUS)
     }
 
-    /// True when the device says that it needs a reset.
+    /// Returns whether the device reports that it needs a reset.
     pub fn needs_reset(&self) -> bool {
         self.status() & 64 != 0
     }
@@ -146,17 +147,17 @@ impl Machine {
         self.host.settle();
     }
 
-    /// Pulses of the interrupt since the last call.
+    /// Returns the number of pulses of the interrupt since the last call.
     pub fn interrupts(&self) -> usize {
         self.line.take()
     }
 
-    /// Fills RAM.
+    /// Writes `data` to RAM.
     pub fn put(&self, address: u64, data: &[u8]) {
         let _ = self.memory.mmap().write_slice(data, GuestAddress(address));
     }
 
-    /// Bytes of RAM; zeroes where there is none.
+    /// Returns bytes of RAM; zeroes where there is no RAM.
     pub fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
         let mut data = vec![0; len];
         let _ = self.memory.mmap().read_slice(&mut data, GuestAddress(address));
@@ -170,7 +171,7 @@ impl Drop for Machine {
     }
 }
 
-/// A transport around `device`, with its memory and its interrupt line.
+/// Makes a transport around `device`, with its memory and its interrupt line.
 pub fn transport(
     device: Arc<dyn VirtioDevice>,
     host: Arc<dyn HandlerHost>,
@@ -186,12 +187,12 @@ pub fn transport(
     (transport, memory, line)
 }
 
-/// Counts pulses.
+/// An interrupt line that counts its pulses.
 #[derive(Debug, Default)]
 pub struct Line(AtomicUsize);
 
 impl Line {
-    /// Pulses since the last call.
+    /// Returns the number of pulses since the last call.
     pub fn take(&self) -> usize {
         self.0.swap(0, Ordering::Relaxed)
     }
@@ -203,7 +204,7 @@ impl IrqLine for Line {
     }
 }
 
-/// Runs handlers on the thread of whoever calls it.
+/// Runs handlers on the thread of its caller.
 pub struct InlineHost {
     event_loop: Mutex<EventLoop>,
     handle: LoopHandle,
@@ -216,15 +217,15 @@ impl InlineHost {
         Self { handle: event_loop.handle(), event_loop: Mutex::new(event_loop) }
     }
 
-    /// Lets the handlers serve what is ready now.
+    /// Lets the handlers serve the events that are ready now.
     pub fn round(&self) {
         lock(&self.event_loop).run_once(0);
     }
 
-    /// Lets the handlers serve what there is, for a bounded number of rounds.
+    /// Lets the handlers serve all events, for a bounded number of rounds.
     pub fn settle(&self) {
         let mut event_loop = lock(&self.event_loop);
-        // One empty round is not enough: a command may have added what is ready in the next.
+        // One empty round is not enough: a command may have added sources that are ready in the next.
         let mut empty_rounds = 0_u32;
         for _ in 0..SETTLE_ROUNDS {
             empty_rounds = if event_loop.run_once(0) { 0 } else { empty_rounds.wrapping_add(1) };
@@ -248,7 +249,7 @@ impl HandlerHost for InlineHost {
 
     fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck> {
         let mut event_loop = lock(&self.event_loop);
-        // Requests that the host works on come back in their time.
+        // Requests that the host carries out come back in their own time.
         while !asked.is_answered() {
             event_loop.run_once(10);
         }
@@ -259,10 +260,10 @@ impl HandlerHost for InlineHost {
     }
 }
 
-/// Rounds in which handlers that ring for themselves come to rest.
+/// The number of rounds after which handlers that ring their own doorbells have come to rest.
 const SETTLE_ROUNDS: u32 = 32;
 
 const STATUS: u64 = 0x70;
 
-/// The features that a driver of today accepts whatever the device is.
+/// The features that a current driver accepts, whatever the device.
 pub const MODERN: u64 = 1 << feature::VERSION_1;

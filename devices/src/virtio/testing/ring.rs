@@ -1,10 +1,10 @@
-//! A split queue in guest RAM, from the driver's side. Everything can be written wrong, too.
+//! A split queue in guest RAM, from the driver's side. A test can write all of it wrong, too.
 
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
-/// A ring whose three parts follow one another from one address on.
+/// A ring whose three parts follow one another from one address.
 #[derive(Debug)]
 pub struct Ring {
     memory: GuestMemory,
@@ -18,63 +18,63 @@ pub struct Ring {
 /// A buffer of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Buffer {
-    /// Guest-physical address.
+    /// The guest-physical address.
     pub address: u64,
-    /// Bytes.
+    /// The length in bytes.
     pub len: u32,
-    /// Whether it is for the device to write.
+    /// Whether the device writes it; otherwise the device reads it.
     pub writable: bool,
 }
 
 impl Buffer {
-    /// For the device to read.
+    /// Makes a buffer that the device reads.
     pub fn readable(address: u64, len: u32) -> Self {
         Self { address, len, writable: false }
     }
 
-    /// For the device to write.
+    /// Makes a buffer that the device writes.
     pub fn writable(address: u64, len: u32) -> Self {
         Self { address, len, writable: true }
     }
 }
 
 impl Ring {
-    /// An empty ring of `size` descriptors at `base`, a multiple of 4 KiB. It takes 20 KiB for 256
-    /// descriptors.
+    /// Makes an empty ring of `size` descriptors at `base`, a multiple of 4 KiB. It takes 24 KiB, whatever
+    /// its size up to 256.
     pub fn new(memory: GuestMemory, base: u64, size: u16) -> Self {
         let ring = Self { memory, base, size, next_descriptor: 0, next_available: 0, next_used: 0 };
         ring.put(base, &[0; 0x6000]);
         ring
     }
 
-    /// Descriptors.
+    /// Returns the number of descriptors.
     pub fn size(&self) -> u16 {
         self.size
     }
 
-    /// Address of the descriptor table.
+    /// Returns the address of the descriptor table.
     pub fn descriptors(&self) -> u64 {
         self.base
     }
 
-    /// Address of the available ring.
+    /// Returns the address of the available ring.
     pub fn available(&self) -> u64 {
         self.base.wrapping_add(0x2000)
     }
 
-    /// Address of the used ring.
+    /// Returns the address of the used ring.
     pub fn used(&self) -> u64 {
         self.base.wrapping_add(0x4000)
     }
 
-    /// Offers a request in the next descriptors; returns its head.
+    /// Offers a request in the next descriptors, and returns its head.
     pub fn offer(&mut self, buffers: &[Buffer]) -> u16 {
         let head = self.place(buffers);
         self.offer_head(head);
         head
     }
 
-    /// Writes a request into the next descriptors without offering it; returns its head.
+    /// Writes a request into the next descriptors without offering it, and returns its head.
     pub fn place(&mut self, buffers: &[Buffer]) -> u16 {
         let head = self.next_descriptor;
         for (place, buffer) in buffers.iter().enumerate() {
@@ -93,7 +93,7 @@ impl Ring {
         self.put(place, &descriptor_bytes(address, len, flags, next));
     }
 
-    /// Offers whatever is at `head`.
+    /// Offers the chain at `head`, whatever is there.
     pub fn offer_head(&mut self, head: u16) {
         let slot = u64::from(self.next_available.checked_rem(self.size).unwrap_or_default());
         self.put(self.available().wrapping_add(4).wrapping_add(slot << 1), &head.to_le_bytes());
@@ -106,7 +106,7 @@ impl Ring {
         self.put(self.available().wrapping_add(2), &index.to_le_bytes());
     }
 
-    /// Asks for no interrupts, by flag.
+    /// Sets or clears the flag by which the driver wants no interrupts.
     pub fn refuse_interrupts(&self, yes: bool) {
         self.put(self.available(), &u16::from(yes).to_le_bytes());
     }
@@ -117,22 +117,22 @@ impl Ring {
         self.put(place, &index.to_le_bytes());
     }
 
-    /// Where the device wants its doorbell rung next.
+    /// Returns the index at which the device wants its doorbell rung next.
     pub fn available_event(&self) -> u16 {
         self.load(self.used().wrapping_add(4).wrapping_add(u64::from(self.size) << 3))
     }
 
-    /// Whether the device asks for no doorbell, by flag.
+    /// Returns whether the device has set the flag by which it wants no doorbell.
     pub fn refuses_doorbells(&self) -> bool {
         self.load(self.used()) & 1 == 1
     }
 
-    /// The device's index.
+    /// Returns the device's index.
     pub fn used_index(&self) -> u16 {
         self.load(self.used().wrapping_add(2))
     }
 
-    /// The next completion: the head and the bytes that were written.
+    /// Returns the next completion: the head and the number of bytes written.
     pub fn completed(&mut self) -> Option<(u32, u32)> {
         if self.used_index() == self.next_used {
             return None;
@@ -153,7 +153,7 @@ impl Ring {
     }
 }
 
-/// The bytes of a descriptor.
+/// Returns the bytes of a descriptor.
 pub fn descriptor_bytes(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     let mut bytes = [0; 16];
     let fields = [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()];

@@ -6,8 +6,8 @@
 //!   +--------- status = 0 (the handlers drain first) -----------+
 //! ```
 //!
-//! Features can be written between DRIVER and FEATURES_OK, queues between FEATURES_OK and DRIVER_OK, and
-//! nothing after that but a reset. What does not fit is ignored.
+//! The driver can write features between DRIVER and FEATURES_OK, and set up queues between FEATURES_OK and
+//! DRIVER_OK. After that it can only reset the device. A write at the wrong time is ignored.
 
 use std::sync::Arc;
 
@@ -21,17 +21,17 @@ use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::{ChainBudget, QueueConfig, QueueParts, VirtQueue};
 use crate::virtio::{ActivateContext, Queues, VirtioDevice, feature};
 
-/// What a transport is built around.
+/// The parts that a transport is built from.
 pub struct TransportParts {
     /// The device.
     pub device: Arc<dyn VirtioDevice>,
-    /// Where its handlers run.
+    /// The thread that its handlers run on.
     pub host: Arc<dyn HandlerHost>,
     /// Its interrupt.
     pub irq: VirtioIrq,
-    /// One per queue.
+    /// One doorbell for each queue.
     pub doorbells: Vec<Arc<EventFd>>,
-    /// What the chains of all devices of the machine may take.
+    /// The limit for the memory of the chains of all devices of the machine.
     pub chains: ChainBudget,
 }
 
@@ -42,26 +42,26 @@ pub struct TransportCore {
     irq: VirtioIrq,
     doorbells: Vec<Arc<EventFd>>,
     chains: ChainBudget,
-    /// None while no machine is there, between two lives of a guest.
+    /// `None` while the device has no machine, between two lives of a guest.
     memory: Option<GuestMemory>,
     offered: u64,
     accepted: u64,
     status: u8,
     queues: Vec<QueueConfig>,
     activity: Activity,
-    /// Raised from the question for the queues on, until the device starts again.
+    /// Raised from the request for the queues until the device starts again.
     stop: StopFlag,
-    /// The handlers have been asked for the queues.
+    /// The request for the queues that the handlers have not answered yet.
     asked: Option<Asked>,
 }
 
-/// What the queues of the device do.
+/// The state of the device's queues.
 enum Activity {
-    /// The driver has not started it.
+    /// The driver has not started the device.
     Off,
-    /// Handlers serve them.
+    /// Handlers serve the queues.
     Running(GroupId),
-    /// The machine is paused.
+    /// The machine is paused, and the transport keeps the queues.
     Paused(Vec<VirtQueue>),
     /// Handlers that did not drain before a reset still use the guest's memory. The device stays dead, and
     /// its status never becomes 0.
@@ -69,7 +69,7 @@ enum Activity {
 }
 
 impl TransportCore {
-    /// A device that waits for its driver.
+    /// Makes the state of a device that waits for its driver.
     pub fn new(parts: TransportParts) -> Self {
         let TransportParts { device, host, irq, doorbells, chains } = parts;
         let common = [feature::INDIRECT_DESC, feature::EVENT_IDX, feature::VERSION_1];
@@ -92,24 +92,24 @@ impl TransportCore {
         }
     }
 
-    /// Gives the device the guest's memory; call it before the guest runs.
+    /// Gives the device the guest's memory. The transport calls this before the guest runs.
     pub fn connect(&mut self, memory: GuestMemory) {
         self.memory = Some(memory);
     }
 
-    /// The features that the driver can accept.
+    /// Returns the features that the driver can accept.
     pub fn offered(&self) -> u64 {
         self.offered
     }
 
-    /// The status register.
+    /// Returns the status register (virtio 1.2, section 2.1).
     pub fn status(&self) -> u8 {
         let needs_reset = if self.irq.is_reset_needed() { NEEDS_RESET } else { 0 };
         self.status | needs_reset
     }
 
-    /// The driver writes the status register. The steps that are due are taken in their order; a value that
-    /// takes one back, or has a bit that no driver sets, is ignored.
+    /// Takes a write of the driver to the status register. The steps that are due are taken in their order. A
+    /// value that takes a step back, or has a bit that no driver sets, is ignored.
     pub fn write_status(&mut self, value: u8) {
         if value == 0 {
             return self.reset();
@@ -133,7 +133,7 @@ impl TransportCore {
         }
     }
 
-    /// The driver writes 32 bits of the features that it accepts.
+    /// Takes 32 bits of the features that the driver accepts: `half` 0 is bits 0 to 31, `half` 1 bits 32 to 63.
     pub fn write_features(&mut self, half: u32, bits: u32) {
         if self.status != ACKNOWLEDGE | DRIVER {
             return;
@@ -146,13 +146,13 @@ impl TransportCore {
         };
     }
 
-    /// The set-up of a queue; none past the last.
+    /// Returns the set-up of a queue; `None` if there is no queue `index`.
     pub fn queue(&self, index: u32) -> Option<&QueueConfig> {
         self.queues.get(usize::try_from(index).ok()?)
     }
 
-    /// Changes the set-up of a queue, if the driver may do so now: before DRIVER_OK, and before the queue is
-    /// ready.
+    /// Changes the set-up of a queue, if the driver may do so now: between FEATURES_OK and DRIVER_OK, and
+    /// before the queue is ready.
     pub fn set_up_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueConfig)) {
         if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
             return;
@@ -163,23 +163,22 @@ impl TransportCore {
         }
     }
 
-    /// The driver says that a queue is ready, or that it is not. A queue that cannot run does not become
-    /// ready.
+    /// Makes a queue ready, or not ready. A queue that cannot run does not become ready.
     pub fn set_queue_ready(&mut self, index: u32, ready: bool) {
         if self.status != ACKNOWLEDGE | DRIVER | FEATURES_OK {
             return;
         }
-        let Some(place) = usize::try_from(index).ok().filter(|place| *place < self.queues.len()) else {
+        let Some(index) = usize::try_from(index).ok().filter(|index| *index < self.queues.len()) else {
             return;
         };
-        let is_possible = !ready || self.start_queue(place).is_some();
-        if let Some(queue) = self.queues.get_mut(place) {
+        let is_possible = !ready || self.start_queue(index).is_some();
+        if let Some(queue) = self.queues.get_mut(index) {
             queue.ready = ready && is_possible;
         }
     }
 
-    /// Stops the device as its driver does with a status of 0. It waits until the handlers have drained,
-    /// within a limit.
+    /// Resets the device as a status of 0 does. Waits until the handlers have drained, but not longer than
+    /// [`HAND_BACK_LIMIT`](crate::event_loop::HAND_BACK_LIMIT).
     pub fn reset(&mut self) {
         self.stop_handlers();
         let Self { device, irq, accepted, status, queues, activity, .. } = self;
@@ -195,7 +194,7 @@ impl TransportCore {
         device.reset();
     }
 
-    /// The same for a machine that starts anew or ends: the memory is let go of.
+    /// Resets the device and releases the memory, for a machine that is reset or ends.
     ///
     /// # Errors
     /// The handlers did not drain in time. They keep the memory.
@@ -209,7 +208,7 @@ impl TransportCore {
     }
 
     /// Asks the handlers for the queues, without waiting for them. A [pause](Self::pause) or a
-    /// [reset](Self::disconnect) has to follow; the limit for it counts from here.
+    /// [reset](Self::disconnect) has to follow; its limit counts from here.
     pub fn ask_for_queues(&mut self, if_late: IfLate) {
         if let (Activity::Running(group), None) = (&self.activity, &self.asked) {
             self.stop.raise();
@@ -217,10 +216,11 @@ impl TransportCore {
         }
     }
 
-    /// Takes the queues from their handlers until [`TransportCore::resume`]. It waits, within a limit.
+    /// Takes the queues from their handlers until [`TransportCore::resume`]. Waits at most for
+    /// [`HAND_BACK_LIMIT`](crate::event_loop::HAND_BACK_LIMIT).
     ///
     /// # Errors
-    /// The handlers did not drain in time. They go on.
+    /// The handlers did not drain in time. They go on serving the queues.
     pub fn pause(&mut self) -> Result<(), Stuck> {
         if let Some(queues) = self.take_queues(IfLate::Continue) {
             self.activity = Activity::Paused(queues?);
@@ -228,7 +228,7 @@ impl TransportCore {
         Ok(())
     }
 
-    /// Goes on after [`TransportCore::pause`].
+    /// Makes new handlers for the queues that [`TransportCore::pause`] took.
     pub fn resume(&mut self) {
         match std::mem::replace(&mut self.activity, Activity::Off) {
             Activity::Paused(queues) => self.start(queues.into_iter().collect()),
@@ -236,7 +236,7 @@ impl TransportCore {
         }
     }
 
-    /// Waits for the queues of a device that runs; `None` for one that does not.
+    /// Waits for the queues of a device that runs. Returns `None` for a device that does not run.
     fn take_queues(&mut self, if_late: IfLate) -> Option<Result<Vec<VirtQueue>, Stuck>> {
         self.ask_for_queues(if_late);
         self.asked.take().map(|asked| self.host.wait(asked))
@@ -262,8 +262,8 @@ impl TransportCore {
     fn activate(&mut self) {
         let queues = 0..self.queues.len();
         let queues: Queues = queues
-            .filter(|place| self.queues.get(*place).is_some_and(|queue| queue.ready))
-            .filter_map(|place| self.start_queue(place))
+            .filter(|index| self.queues.get(*index).is_some_and(|queue| queue.ready))
+            .filter_map(|index| self.start_queue(index))
             .collect();
         self.start(queues);
     }
@@ -273,7 +273,7 @@ impl TransportCore {
         let (irq, stop) = (self.irq.clone(), self.stop.clone());
         stop.lower();
         let context = ActivateContext { memory, queues, irq, features: self.accepted, stop };
-        // What the driver has offered before now is served without another ring.
+        // Chains that the driver has offered before now are served although no doorbell rings for them.
         context.queues.iter().for_each(VirtQueue::ring);
         match self.device.activate(context) {
             Ok(handlers) => {
@@ -287,29 +287,29 @@ impl TransportCore {
         }
     }
 
-    /// The running queue as the driver has set it up; none when it cannot run.
-    fn start_queue(&self, place: usize) -> Option<VirtQueue> {
+    /// Returns the running queue as the driver has set it up; `None` when it cannot run.
+    fn start_queue(&self, index: usize) -> Option<VirtQueue> {
         let has = |bit: u32| self.accepted & (1 << bit) != 0;
         let parts = QueueParts {
-            index: u16::try_from(place).ok()?,
+            index: u16::try_from(index).ok()?,
             memory: self.memory.clone()?,
             irq: self.irq.clone(),
-            doorbell: self.doorbells.get(place)?.clone(),
+            doorbell: self.doorbells.get(index)?.clone(),
             event_idx: has(feature::EVENT_IDX),
             indirect: has(feature::INDIRECT_DESC),
             chains: self.chains.clone(),
         };
-        match self.queues.get(place)?.start(parts) {
+        match self.queues.get(index)?.start(parts) {
             Ok(queue) => Some(queue),
             Err(error) => {
-                journal!(Guest Warn, "virtio {}, queue {place}: {error}", self.device.name());
+                journal!(Guest Warn, "virtio {}, queue {index}: {error}", self.device.name());
                 None
             }
         }
     }
 }
 
-/// Bits of the status register (virtio 1.2, 2.1).
+/// Bits of the status register (virtio 1.2, section 2.1).
 const ACKNOWLEDGE: u8 = 1;
 const DRIVER: u8 = 2;
 const DRIVER_OK: u8 = 4;
@@ -318,7 +318,7 @@ const NEEDS_RESET: u8 = 64;
 const FAILED: u8 = 128;
 const DRIVER_BITS: u8 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 
-/// Each step of a driver's start, and the status that it is taken in (virtio 1.2, 3.1.1).
+/// Each step of a driver's initialization, and the status in which it is taken (virtio 1.2, section 3.1.1).
 const STEPS: [(u8, u8); 4] = [
     (ACKNOWLEDGE, 0),
     (DRIVER, ACKNOWLEDGE),

@@ -17,7 +17,7 @@ use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::QueueConfig;
 
-/// One device behind its register window.
+/// One device with its register window.
 pub struct MmioTransport {
     device: Arc<dyn VirtioDevice>,
     irq: VirtioIrq,
@@ -25,7 +25,7 @@ pub struct MmioTransport {
     registers: Mutex<Registers>,
 }
 
-/// What the driver reaches under the lock.
+/// The registers that need the lock.
 struct Registers {
     core: TransportCore,
     device_features_half: u32,
@@ -34,10 +34,10 @@ struct Registers {
 }
 
 impl MmioTransport {
-    /// Offset of the register that a driver writes a queue's number to when it has offered something.
+    /// The offset of the doorbell: the driver writes a queue's number to it after it has offered chains.
     pub const QUEUE_NOTIFY: u64 = 0x50;
 
-    /// Puts registers before a device.
+    /// Makes the registers of a device.
     pub fn new(parts: TransportParts) -> Self {
         let (device, irq, doorbells) = (parts.device.clone(), parts.irq.clone(), parts.doorbells.clone());
         let core = TransportCore::new(parts);
@@ -61,7 +61,7 @@ impl MmioTransport {
         match offset {
             Self::QUEUE_NOTIFY => {
                 let doorbell = usize::try_from(value).ok().and_then(|queue| self.doorbells.get(queue));
-                // The only failure is a counter at its maximum: the doorbell is rung all the same.
+                // The only failure is a counter at its maximum, and then the doorbell is already rung.
                 let _ = doorbell.map(|doorbell| doorbell.write(1));
             }
             INTERRUPT_ACK => self.irq.acknowledge(value),
@@ -69,7 +69,7 @@ impl MmioTransport {
         }
     }
 
-    /// Bytes past the end of the configuration space read zero.
+    /// Reads the configuration space. Bytes past its end read as zero.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let config = self.device.config();
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
@@ -130,8 +130,8 @@ impl Transport for MmioTransport {
 }
 
 impl BusDevice for MmioTransport {
-    /// Registers are 32 bits wide at multiples of 4; other accesses to them read all ones, as do registers
-    /// that can only be written. The configuration space takes any width.
+    /// Reads a register: 32 bits at a multiple of 4. Other accesses to registers read all ones, as do
+    /// registers that can only be written. The configuration space takes any width.
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(offset) = offset.checked_sub(CONFIG) {
             return self.read_config(offset, data);
@@ -160,7 +160,8 @@ impl Registers {
             QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size.into()),
             QUEUE_READY => queue.map_or(0, |queue| queue.ready.into()),
             STATUS => self.core.status().into(),
-            // There are no shared memory regions and no reset of single queues.
+            // No single queue can be reset. (There are no shared memory regions either: their lengths read
+            // all ones.)
             QUEUE_RESET => 0,
             _ => u32::MAX,
         }
@@ -175,10 +176,10 @@ impl Registers {
             DRIVER_FEATURES_SEL => self.driver_features_half = value,
             DRIVER_FEATURES => self.core.write_features(self.driver_features_half, value),
             QUEUE_SEL => self.queue = value,
-            // What does not fit 16 bits is no size either.
+            // A number above 16 bits is not a possible size either.
             QUEUE_NUM => set_up(&|queue| queue.size = u16::try_from(value).unwrap_or_default()),
             QUEUE_READY => self.core.set_queue_ready(queue, value & 1 == 1),
-            // What does not fit 8 bits has a bit that no driver sets.
+            // A value above 8 bits has a bit that no driver sets.
             STATUS => self.core.write_status(u8::try_from(value).unwrap_or(u8::MAX)),
             QUEUE_DESC_LOW => set_up(&|queue| set_low(&mut queue.descriptors, value)),
             QUEUE_DESC_HIGH => set_up(&|queue| set_high(&mut queue.descriptors, value)),
@@ -207,7 +208,8 @@ fn set_high(address: &mut u64, value: u32) {
     *address = *address & 0xffff_ffff | u64::from(value) << 32;
 }
 
-/// Bytes of the window: the registers, and room for the configuration space.
+/// The length of the window in bytes: the registers, and space for the configuration space. One page, so that
+/// no two devices share one.
 const WINDOW_LEN: u64 = 0x1000;
 const MAGIC_VALUE: u64 = 0x00;
 const VERSION: u64 = 0x04;

@@ -1,5 +1,5 @@
-//! How a driver finds a device and sets it up: a state machine that all transports share, and the registers
-//! of one.
+//! The way in which a driver finds a device and sets it up: a state machine that all transports share, and
+//! the registers of virtio over MMIO.
 //!
 //! The VMM holds each device by its [`Transport`], and knows nothing of registers.
 
@@ -17,53 +17,54 @@ use super::handler::{IfLate, Stuck};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
 
-/// A device with the registers that its driver finds it by, as the VMM handles it: it maps the window,
-/// connects the doorbells and the memory, and takes the queues away for a pause, a reset and the end.
+/// A device with the registers by which its driver finds it. The VMM maps the window, connects the doorbells
+/// and the memory, and takes the queues away for a pause, a reset and the end.
 ///
 /// The VMM's control thread calls it, while vCPU threads access the registers.
 pub trait Transport: BusDevice {
-    /// The name of the device, for messages.
+    /// Returns the name of the device, for messages.
     fn name(&self) -> String;
 
-    /// Bytes of the register window; a power of two.
+    /// Returns the length of the register window in bytes; a power of two.
     fn window_len(&self) -> u64;
 
-    /// The doorbells of the queues, by number, each with the write that rings it. The VMM lets KVM do so
-    /// without an exit (ioeventfd); a write that reaches the window all the same rings, too.
+    /// Returns the doorbells of the queues, by queue number, each with the write that rings it. The VMM lets
+    /// KVM ring them without an exit (ioeventfd). A write that reaches the window nevertheless rings them
+    /// too.
     fn doorbells(&self) -> Vec<Doorbell>;
 
-    /// Gives the device the guest's memory; call it before the guest runs.
+    /// Gives the device the guest's memory. The VMM calls this before the guest runs.
     fn connect(&self, memory: GuestMemory);
 
-    /// Resets the device and lets go of the memory, for a machine that begins again or ends.
+    /// Resets the device and releases the memory, for a machine that is reset or ends.
     ///
     /// # Errors
     /// The handlers did not drain in time. They keep the memory.
     fn disconnect(&self) -> Result<(), Stuck>;
 
-    /// Asks the handlers for the queues, without waiting for them: [`pause`](Self::pause) or
-    /// [`disconnect`](Self::disconnect) has to follow. Several devices are asked before any is waited for, so
+    /// Asks the handlers for the queues, without waiting for them. [`pause`](Self::pause) or
+    /// [`disconnect`](Self::disconnect) has to follow. The VMM asks all devices before it waits for any, so
     /// that they share one limit.
     fn ask_for_queues(&self, if_late: IfLate);
 
     /// Takes the queues from their handlers, until [`resume`](Self::resume).
     ///
     /// # Errors
-    /// The handlers did not drain in time. They go on.
+    /// The handlers did not drain in time. They go on serving the queues.
     fn pause(&self) -> Result<(), Stuck>;
 
     /// Makes new handlers for the queues after [`pause`](Self::pause).
     fn resume(&self);
 }
 
-/// A doorbell, and the write of 32 bits that rings it.
+/// A doorbell, and the 32-bit write that rings it.
 #[derive(Debug, Clone)]
 pub struct Doorbell {
-    /// Offset of the register in the window.
+    /// The offset of the register in the window.
     pub offset: u64,
     /// The value that the driver writes.
     pub value: u32,
-    /// What the write rings.
+    /// The event descriptor of the queue's doorbell.
     pub event: Arc<EventFd>,
 }
 

@@ -1,4 +1,4 @@
-//! The transport against drivers that do things in another order, or at another time, than they should.
+//! The transport with drivers that take steps in the wrong order or at the wrong time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,8 @@ use event_manager::{EventOps, Events};
 const STATUS: u64 = 0x70;
 const INTERRUPT_STATUS: u64 = 0x60;
 
-/// Two queues, of which the second is optional; completes what it gets. Its configuration space is 10 bytes.
+/// A device of two queues, of which the second is optional. It completes each chain at once. Its
+/// configuration space has 10 bytes.
 #[derive(Default)]
 pub(super) struct Echo {
     activations: AtomicUsize,
@@ -188,7 +189,7 @@ fn queues_are_set_up_between_the_features_and_the_start_only() {
     serves(&machine, &mut first, 0);
 }
 
-/// The defect of many devices: registers that reach a queue which runs.
+/// Registers that reach a running queue are a defect of many devices.
 #[test]
 fn registers_do_not_reach_a_running_queue() {
     let (machine, _) = machine();

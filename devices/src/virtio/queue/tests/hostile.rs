@@ -1,4 +1,4 @@
-//! Rings and chains as no driver makes them: each is dropped, or ends the queue with an error.
+//! Rings and chains that no correct driver makes: each is dropped, or ends the queue with an error.
 
 use super::*;
 
@@ -217,7 +217,7 @@ fn memory_of_a_long_chain_is_given_back() {
     it.queue.complete(chain, 0);
 }
 
-/// As a second CPU of the guest can do it.
+/// A second CPU of the guest can rewrite the ring at any time.
 #[test]
 fn ring_that_is_rewritten_while_it_is_served_is_survived() {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -231,7 +231,7 @@ fn ring_that_is_rewritten_while_it_is_served_is_survived() {
                 random ^= random << 13;
                 random ^= random >> 7;
                 random ^= random << 17;
-                // Descriptors, and the entries of the available ring, but not its index.
+                // Descriptors, and entries of the available ring, but not its index.
                 let place = if random & 1 == 0 { random >> 8 & 0xf8 } else { 0x2004 + (random >> 8 & 0x1e) };
                 let value = [random, random & 0xffff, BUFFERS, u64::MAX][(random >> 2 & 3) as usize];
                 memory.mmap().write_slice(&value.to_le_bytes()[..2], GuestAddress(BASE + place)).unwrap();
@@ -302,11 +302,11 @@ fn impossible_places_and_sizes_are_refused() {
             assert!(matches!(start(config), Err(QueueConfigError::Ring { .. })), "{address:#x}");
         }
     }
-    // Rings that overlap are the driver's own loss.
+    // Rings that overlap harm only the driver itself.
     assert_eq!(start(QueueConfig { used: good.available, ..good }), Ok(()));
 }
 
-/// Offers 256 chains as long as they can be, and pops them all.
+/// Offers 256 chains of the largest length, and pops them all.
 fn longest_chains(it: &mut Setup) -> Vec<Chain> {
     let table: Vec<u8> =
         (0..1024_u16).flat_map(|at| descriptor_bytes(BUFFERS, 1, u16::from(at < 1023), at + 1)).collect();
@@ -317,14 +317,14 @@ fn longest_chains(it: &mut Setup) -> Vec<Chain> {
     }
     let mut chains = Vec::new();
     while chains.len() < 256 {
-        // More than once on a busy host, where the turn ends before.
+        // A busy host may need several drains, because a turn can end early.
         it.queue.begin();
         chains.extend(std::iter::from_fn(|| it.queue.pop().unwrap()));
     }
     chains
 }
 
-/// Whatever a guest makes of its requests, the chains of a machine keep no more than their share.
+/// However a guest builds its requests, the chains of a machine keep no more than their share of memory.
 #[test]
 fn chains_of_all_queues_count_together_and_few_are_kept() {
     let mut one = setup(256);

@@ -1,5 +1,4 @@
-//! Queues against a driver that does everything right; in the modules below, against one that does everything
-//! wrong, and against random ones.
+//! Queues with a correct driver. The modules below have a driver that does everything wrong, and random ones.
 
 mod hostile;
 mod random;
@@ -60,14 +59,14 @@ fn setup(size: u16) -> Setup {
 }
 
 impl Setup {
-    /// Pops one chain from a drain of its own.
+    /// Pops one chain in a drain of its own.
     #[track_caller]
     fn pop(&mut self) -> Chain {
         self.queue.begin();
         self.queue.pop().unwrap().expect("a chain")
     }
 
-    /// Expects that what was offered is handed back with a length of 0, and that the next good chain is
+    /// Expects that the offered chain is completed with a length of 0, and that the next good chain is
     /// served.
     #[track_caller]
     fn expect_dropped(&mut self, head: u16) {
@@ -92,7 +91,7 @@ impl Setup {
     }
 }
 
-/// As a disk has them at a pause, which answers requests as they are done.
+/// A disk completes requests out of order, and puts the others back at a pause.
 #[test]
 fn chains_that_others_have_overtaken_are_put_back_in_their_order() {
     let mut setup = setup(32);
@@ -212,7 +211,7 @@ fn one_drain_takes_as_many_chains_as_the_queue_has_and_rings_for_the_rest() {
         it.queue.complete(chain, 0);
         it.queue.publish();
         served += 1;
-        // The driver refills as fast as it can.
+        // The driver offers more as fast as it can.
         it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
     }
     assert_eq!(served, 4);
@@ -253,7 +252,7 @@ fn drain_that_used_its_share_up_exactly_asks_for_the_doorbell_again() {
     assert!(!it.ring.refuses_doorbells() && !it.rung());
 }
 
-/// However much a driver offers, the others on the thread have their turn.
+/// The other devices of the thread get their turn however much a driver offers.
 #[test]
 fn drain_ends_with_the_turn_and_rings_for_the_rest() {
     let mut it = setup(4);

@@ -1,19 +1,18 @@
-//! Random drivers: what they see is what another implementation shows them, and nothing that they write does
-//! harm.
+//! Random drivers: they see the same as with another implementation, and nothing that they write does harm.
 
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::*;
 
-/// A step of a driver: chains of that many buffers, then a drain that completes them.
+/// A step of a driver: chains, each of so many buffers of one length, then a drain that completes them.
 fn step() -> impl Strategy<Value = Vec<(u8, u16)>> {
     proptest::collection::vec((1..4_u8, 0..600_u16), 0..4)
 }
 
 proptest! {
-    /// rust-vmm's queue on a second ring with the same content sees the same chains, uses the same elements
-    /// and wants the same interrupts and doorbells.
+    /// rust-vmm's queue on a second ring with the same content has to see the same chains, write the same
+    /// used elements, and want the same interrupts and doorbells.
     #[test]
     fn agrees_with_another_implementation(
         event_idx: bool,
@@ -43,7 +42,7 @@ proptest! {
             loop {
                 let Some(chain) = it.queue.pop().unwrap() else {
                     if it.queue.is_offered() {
-                        // The host was busy, and its turn ended.
+                        // The host was busy, so the turn ended early.
                         it.queue.begin();
                         continue;
                     }
@@ -78,7 +77,7 @@ proptest! {
         }
     }
 
-    /// Whatever the driver writes: every pop ends, and the work of one drain is bounded.
+    /// Whatever the driver writes, every pop ends and the work of one drain is bounded.
     #[test]
     fn any_ring_content_is_survived(
         content in proptest::collection::vec((0..0x6000_u64, any::<u64>()), 0..200),
