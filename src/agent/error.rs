@@ -115,10 +115,10 @@ impl From<OpenError> for AgentError {
 
 /// Returns the advice about the limit that ended a machine.
 fn setting(ending: &Ending) -> &'static str {
-    match ending {
-        Ending::TimedOut { of: TimeLimit::Boot, .. } => "; a longer `boot_timeout` lets it boot longer",
-        Ending::TimedOut { of: TimeLimit::Wall, .. } => "; a longer `timeout` lets it run longer",
-        Ending::TimedOut { of: TimeLimit::Idle, .. } => "; a longer `idle_timeout` lets it wait longer",
+    match ending.time_limit() {
+        Some(TimeLimit::Boot) => "; a longer `boot_timeout` lets it boot longer",
+        Some(TimeLimit::Wall) => "; a longer `timeout` lets it run longer",
+        Some(TimeLimit::Idle) => "; a longer `idle_timeout` lets it wait longer",
         _ => "",
     }
 }

@@ -27,7 +27,6 @@ pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 use output::Output;
 pub(crate) use pump::Pump;
 
-use crate::ending::Ending;
 use crate::gate::Gate;
 use crate::terminal::Escape;
 
@@ -198,7 +197,7 @@ impl Console {
         };
         let asked = keys.escape.filter(bytes, &mut self.pending);
         if asked.end {
-            keys.gate.post(Ending::Stopped);
+            keys.gate.stop();
         }
         if asked.help {
             self.show_help();

@@ -36,7 +36,7 @@ pub use phase::{Milestone, Sign};
 pub use symbols::Function;
 
 use crate::config::{ConsoleDevice, VmConfig};
-use crate::ending::{Ending, Phase};
+use crate::ending::{Ending, EndingKind, Phase};
 use crate::host::KvmKind;
 use crate::kvm::{Activity, CodePlace, Vcpu, VcpuFault};
 use hints::Facts;
@@ -85,7 +85,7 @@ pub(crate) fn panic_reason(
     console: &ConsoleBuffer,
     virtio_console: Option<&ConsoleBuffer>,
 ) -> Option<String> {
-    let Ending::Panicked { .. } = ending else { return None };
+    ending.panic_evidence()?;
     let line = console::line(&heard(console, virtio_console).panic_line())?;
     reason_in(&line).map(str::to_owned)
 }
@@ -217,7 +217,7 @@ impl Subject {
         let heard = heard(remains.console, remains.virtio_console);
         let console = console::last_lines(&heard.tail());
         let panic = console::line(&heard.panic_line());
-        let panic = panic.filter(|_| matches!(remains.ending, Ending::Panicked { .. }));
+        let panic = panic.filter(|_| remains.ending.panic_evidence().is_some());
         let init_error = panic.as_ref().filter(|panic| panic.contains(INIT_ENDED));
         let init_error = init_error.and_then(|_| console::after_mark(&heard.tail(), INIT_ERROR));
         let console = panic.iter().fold(console, |lines, panic| console::with_line(lines, panic));
@@ -264,10 +264,7 @@ impl Subject {
 
     /// Returns the positions of the vCPUs that the ending concerns.
     fn places(&self, remains: &Remains<'_>, standing: &[Standing<'_>]) -> Vec<VcpuPlace> {
-        let died = died(remains.ending);
-        // A vCPU that asked for a reset stands at that request, which explains nothing.
-        let all = matches!(remains.ending, Ending::TimedOut { .. } | Ending::Halted);
-        let wanted = standing.iter().filter(|standing| all || died == Some(standing.vcpu.index()));
+        let wanted = standing.iter().filter(|standing| remains.ending.concerns(standing.vcpu.index()));
         let wanted: Vec<&Standing<'_>> = wanted.collect();
         let addresses: Vec<u64> = wanted.iter().map(|standing| standing.place.linear).collect();
         let functions = self.symbols.as_ref().map(|file| file.functions_at(&addresses)).unwrap_or_default();
@@ -296,7 +293,7 @@ impl Subject {
         let options =
             linux_before_init.then(|| KernelConfig::find(remains.ram, &self.ranges, &self.kernel)).flatten();
         // Probing the kind of KVM takes some milliseconds, so it is done only if it matters.
-        let may_be_interpreted = linux_before_init || matches!(remains.ending, Ending::CannotRun { .. });
+        let may_be_interpreted = linux_before_init || remains.ending.fault().is_some();
         let interpreted = may_be_interpreted && matches!(KvmKind::probe(), KvmKind::Software { .. });
         let tail = heard(remains.console, remains.virtio_console).tail();
         let unpacking = hints::UNPACKING.iter().find_map(|mark| console::after_mark(&tail, mark));
@@ -321,7 +318,7 @@ impl Subject {
             unpacking: unpacking.as_deref(),
             options: options.as_ref(),
             interpreted,
-            code: vcpus.first().filter(|_| died(remains.ending).is_some()).map(|place| &place.code),
+            code: vcpus.first().filter(|_| remains.ending.vcpu().is_some()).map(|place| &place.code),
         };
         facts.hints()
     }
@@ -342,8 +339,8 @@ impl Standing<'_> {
     }
 
     fn code(&self, remains: &Remains<'_>) -> Code {
-        let fetched = match remains.ending {
-            Ending::CannotRun { fault: VcpuFault::Internal { instruction, .. }, .. } => &instruction[..],
+        let fetched = match remains.ending.fault() {
+            Some(VcpuFault::Internal { instruction, .. }) => &instruction[..],
             _ => &[],
         };
         let CodePlace { linear, bits, .. } = self.place;
@@ -351,30 +348,11 @@ impl Standing<'_> {
     }
 }
 
-/// Returns the vCPU that ended the guest.
-fn died(ending: &Ending) -> Option<u32> {
-    match ending {
-        Ending::Crashed { vcpu, .. } | Ending::CannotRun { vcpu, .. } => Some(*vcpu),
-        _ => None,
-    }
-}
-
 /// Returns whether an ending needs an explanation.
 fn is_abnormal(ending: &Ending) -> bool {
-    match ending {
-        Ending::Panicked { .. }
-        | Ending::Halted
-        | Ending::Crashed { .. }
-        | Ending::Reset { .. }
-        | Ending::CannotRun { .. }
-        | Ending::TimedOut { .. } => true,
-        Ending::PoweredOff
-        | Ending::Exited { .. }
-        | Ending::HostFailed { .. }
-        | Ending::Stopped
-        | Ending::CommandKilled { .. }
-        | Ending::CommandFailed { .. }
-        | Ending::Signalled { .. } => false,
+    match ending.kind() {
+        EndingKind::Panicked | EndingKind::GaveUp | EndingKind::Died | EndingKind::TimedOut => true,
+        EndingKind::Finished | EndingKind::Asked | EndingKind::HostFailed | EndingKind::Command => false,
     }
 }
 

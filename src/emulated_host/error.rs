@@ -10,7 +10,7 @@ use coracle_agent::protocol::emulated_host::{self, ProtocolError, StartFailure, 
 use coracle_image::guest_data::GuestDataMissing;
 
 use super::EmulatedExit;
-use crate::ending::{Ending, Seconds};
+use crate::ending::{Seconds, signal_name};
 use crate::exit_code;
 
 /// The reason why a command has no ending.
@@ -71,13 +71,13 @@ pub enum EmulatedHostError {
         last_words: LastWords,
     },
     /// A signal arrived before the command ran.
-    #[error("{} before the emulated host was up", Ending::Signalled { signal: *signal })]
+    #[error("stopped by signal {} before the emulated host was up", signal_name(*signal))]
     Interrupted {
         /// The signal's number.
         signal: i32,
     },
     /// A signal for the command arrived, and the machine did not pass it on.
-    #[error("{}: the emulated host does not answer any more", Ending::Signalled { signal: *signal })]
+    #[error("stopped by signal {}: the emulated host does not answer any more", signal_name(*signal))]
     Silent {
         /// The signal's number.
         signal: i32,

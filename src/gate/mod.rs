@@ -22,7 +22,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 pub(crate) use self::wake::{StartLimits, Wake};
-use crate::ending::{Ending, HostFailure};
+use crate::ending::{Ending, EndingKind, HostFailure};
 
 /// Shared by everything that can end the virtual machine, pause it, or wait for its end.
 #[derive(Debug)]
@@ -95,12 +95,17 @@ impl Gate {
             Ending::HostFailed { reason } => {
                 record.host_failure.get_or_insert(reason);
             }
-            asked @ (Ending::Stopped | Ending::Signalled { .. }) => {
+            asked if asked.kind() == EndingKind::Asked => {
                 record.overruling.get_or_insert(asked);
             }
             _ => record.later = record.later.saturating_add(1),
         }
         self.set_state(&record);
+    }
+
+    /// Ends the machine because its owner wants it to end.
+    pub(crate) fn stop(&self) {
+        self.post(Ending::Stopped);
     }
 
     /// The state now. One load, because vCPUs read it before every entry into the guest.

@@ -13,7 +13,7 @@ use coracle_image::rootfs::Root;
 use super::inputs::Inputs;
 use super::lifecycle::start_control;
 use super::machine::{Guest, Machine};
-use super::outcome::{Ending, Outcome};
+use super::outcome::Outcome;
 use super::platform::Platform;
 use super::recipe::Recipe;
 use super::shared::Shared;
@@ -265,7 +265,7 @@ impl StopUnlessBuilt {
 impl Drop for StopUnlessBuilt {
     fn drop(&mut self) {
         if let Some(gate) = &self.gate {
-            gate.post(Ending::Stopped);
+            gate.stop();
         }
     }
 }

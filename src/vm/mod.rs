@@ -137,7 +137,7 @@ impl Default for Grace {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.shared.gate.post(Ending::Stopped);
+        self.shared.gate.stop();
         if let Some(control) = self.control.take() {
             // A panic of the control thread has no one left to be told to.
             let _ = control.join();
@@ -237,7 +237,7 @@ impl VmHandle {
 
     /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.
     pub fn stop(&self) {
-        self.shared.gate.post(Ending::Stopped);
+        self.shared.gate.stop();
     }
 
     /// The same on behalf of a signal that the program was sent.

@@ -1,7 +1,7 @@
 //! Rules about a kernel that printed nothing, or not enough.
 
 use super::{Facts, Hint, Setting};
-use crate::ending::Ending;
+use crate::ending::EndingKind;
 
 /// Nothing was printed, and the command line asks for no output on this machine's consoles.
 pub(super) fn no_console(facts: &Facts<'_>) -> Option<Hint> {
@@ -37,10 +37,8 @@ pub(super) fn early_console(facts: &Facts<'_>) -> Option<Hint> {
 
 /// The command line keeps the kernel quiet, and its messages would help. A panic is printed all the same.
 pub(super) fn quiet(facts: &Facts<'_>) -> Option<Hint> {
-    let silenced = match facts.ending {
-        Ending::Crashed { .. } | Ending::CannotRun { .. } | Ending::TimedOut { .. } => facts.has_word(QUIET),
-        _ => false,
-    };
+    let is_unexplained = matches!(facts.ending.kind(), EndingKind::Died | EndingKind::TimedOut);
+    let silenced = is_unexplained && facts.has_word(QUIET);
     (facts.linux_before_init() && silenced && !facts.interpreted).then_some(Hint::Quiet)
 }
 

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use super::instruction::Code;
 use super::kconfig::{ConfigSource, KernelConfig, Setting};
-use crate::ending::{Ending, Phase, signal_name};
+use crate::ending::{Ending, EndingKind, Phase, signal_name};
 use crate::kvm::VcpuFault;
 
 mod console;
@@ -330,17 +330,13 @@ impl Facts<'_> {
     /// Returns whether it ended like a kernel that gives up, or that waits for something that never comes,
     /// and not by a crash.
     fn gave_up(&self) -> bool {
-        match self.ending {
-            Ending::Panicked { .. } | Ending::Halted | Ending::Reset { .. } | Ending::TimedOut { .. } => true,
-            Ending::Crashed { .. }
-            | Ending::CannotRun { .. }
-            | Ending::PoweredOff
-            | Ending::Exited { .. }
-            | Ending::HostFailed { .. }
-            | Ending::Stopped
-            | Ending::CommandKilled { .. }
-            | Ending::CommandFailed { .. }
-            | Ending::Signalled { .. } => false,
+        match self.ending.kind() {
+            EndingKind::Panicked | EndingKind::GaveUp | EndingKind::TimedOut => true,
+            EndingKind::Died
+            | EndingKind::Finished
+            | EndingKind::Asked
+            | EndingKind::HostFailed
+            | EndingKind::Command => false,
         }
     }
 
@@ -399,24 +395,20 @@ const RULES: &[Rule] = &[
 ];
 
 fn interpreted_kernel(facts: &Facts<'_>) -> Option<Hint> {
-    let instruction = match facts.ending {
-        Ending::CannotRun { fault: VcpuFault::Internal { .. }, .. } => {
-            matches!(facts.code, Some(Code::Instruction { .. }))
-        }
-        _ => false,
-    };
+    let is_internal = matches!(facts.ending.fault(), Some(VcpuFault::Internal { .. }));
+    let instruction = is_internal && matches!(facts.code, Some(Code::Instruction { .. }));
     let applies = instruction || facts.linux_before_init();
     (facts.interpreted && applies).then_some(Hint::InterpretedKernel { instruction })
 }
 
 fn no_code(facts: &Facts<'_>) -> Option<Hint> {
-    let crashed = matches!(facts.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
+    let crashed = facts.ending.kind() == EndingKind::Died;
     let nothing = matches!(facts.code, Some(Code::OutsideRam { .. } | Code::Unmapped));
     (crashed && nothing).then_some(Hint::NoCode)
 }
 
 fn foreign_protocol(facts: &Facts<'_>) -> Option<Hint> {
-    let crashed = matches!(facts.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
+    let crashed = facts.ending.kind() == EndingKind::Died;
     (crashed && facts.is_entry_guessed && facts.console_bytes == 0).then_some(Hint::ForeignProtocol)
 }
 

@@ -7,7 +7,7 @@ use crate::diagnosis::{Code, VcpuPlace};
 /// they were not to be seen already.
 pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
     let Some(diagnosis) = &outcome.diagnosis else { return Vec::new() };
-    let died = matches!(outcome.ending, Ending::Crashed { .. } | Ending::CannotRun { .. });
+    let died = outcome.ending.vcpu().is_some();
     let before_init = outcome.phase < Phase::Init;
     let mut lines = Vec::new();
     if before_init {
@@ -64,10 +64,7 @@ fn place(place: &VcpuPlace) -> String {
 
 /// The registers that the ending's own line does not have.
 fn general_registers(ending: &Ending) -> Option<String> {
-    let (Ending::Crashed { registers, .. } | Ending::CannotRun { registers, .. }) = ending else {
-        return None;
-    };
-    let r = registers.as_deref()?;
+    let r = ending.registers()?;
     Some(format!(
         "rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} rsi {:#x} rdi {:#x} rflags {:#x} cr0 {:#x} cr4 {:#x}",
         r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rflags, r.cr0, r.cr4

@@ -11,9 +11,10 @@ use std::time::Duration;
 use crate::agent::ExecStatus;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::ending::signal_name;
+use crate::exit_code;
 use crate::vcpu::ExitCounts;
 
-pub use crate::ending::{Ending, HostFailure, PanicEvidence, Phase, Seconds, TimeLimit};
+pub use crate::ending::{Ending, EndingKind, HostFailure, PanicEvidence, Phase, Seconds, TimeLimit};
 pub use report::OutcomeReport;
 pub use times::Times;
 
@@ -60,7 +61,7 @@ impl Outcome {
     /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
     pub fn exit_code(&self) -> u8 {
         match (&self.ending, self.signal) {
-            (Ending::PoweredOff, Some(signal)) => Ending::Signalled { signal }.exit_code(),
+            (Ending::PoweredOff, Some(signal)) => exit_code::of_signal(signal),
             (ending, _) => ending.exit_code(),
         }
     }
@@ -71,7 +72,7 @@ impl Outcome {
             (Ending::PoweredOff, Some(signal)) => {
                 format!("{}, asked to by signal {}", self.ending, signal_name(signal))
             }
-            (Ending::Panicked { .. }, _) => {
+            (ending, _) if ending.panic_evidence().is_some() => {
                 let said = self.diagnosis.as_ref().and_then(Diagnosis::panic_reason);
                 said.map_or_else(|| self.ending.to_string(), |said| format!("{}: {said}", self.ending))
             }

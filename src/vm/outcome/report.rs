@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Ending, Outcome, PanicEvidence, Phase, TimeLimit, Times};
+use super::{Outcome, PanicEvidence, Phase, TimeLimit, Times};
 use crate::agent::ExecStatus;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
@@ -51,11 +51,6 @@ pub struct OutcomeReport<'a> {
 impl<'a> OutcomeReport<'a> {
     /// Of a virtual machine that ran.
     pub fn of(outcome: &'a Outcome, emulated_host: bool) -> OutcomeReport<'a> {
-        let (vcpu, fault, registers) = match &outcome.ending {
-            Ending::Crashed { vcpu, registers } => (Some(*vcpu), None, registers.as_deref()),
-            Ending::CannotRun { vcpu, fault, registers } => (Some(*vcpu), Some(fault), registers.as_deref()),
-            _ => (None, None, None),
-        };
         let (command_code, command_signal) = match outcome.command {
             Some(ExecStatus::Code(code)) => (Some(code), None),
             Some(ExecStatus::Signal(signal)) => (None, Some(signal)),
@@ -69,19 +64,15 @@ impl<'a> OutcomeReport<'a> {
             progress: &outcome.progress,
             duration_ms: outcome.duration.as_secs_f64() * 1e3,
             times_ms: outcome.times,
-            workload_code: if let Ending::Exited { code } = outcome.ending { Some(code) } else { None },
+            workload_code: outcome.ending.workload_code(),
             command_code,
             command_signal,
             signal: outcome.signal,
-            panic_evidence: if let Ending::Panicked { evidence } = outcome.ending {
-                Some(evidence)
-            } else {
-                None
-            },
-            time_limit: if let Ending::TimedOut { of, .. } = outcome.ending { Some(of) } else { None },
-            vcpu,
-            fault,
-            registers,
+            panic_evidence: outcome.ending.panic_evidence(),
+            time_limit: outcome.ending.time_limit(),
+            vcpu: outcome.ending.vcpu(),
+            fault: outcome.ending.fault(),
+            registers: outcome.ending.registers(),
             diagnosis: outcome.diagnosis.as_ref(),
             exits: outcome.exits,
             console_bytes: outcome.console_bytes,

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, Timeout, VmConfig};
-use coracle::outcome::{Ending, TimeLimit};
+use coracle::outcome::TimeLimit;
 use coracle_image::guest_data::{self, GuestData};
 
 use self::files::GuestFiles;
@@ -115,7 +115,7 @@ fn run_here(
         command: luggage.command(&args.command),
     };
     let outcome = command::outcome(&config, &command, limit(raw, args, luggage), prepared)?;
-    let tests_failed = outcome.ending == Ending::Exited { code: TESTS_FAILED };
+    let tests_failed = outcome.ending.workload_code() == Some(TESTS_FAILED);
     Ok(match outcome.command {
         Some(_) if tests_failed => {
             run::report(raw, &outcome);
@@ -124,7 +124,7 @@ fn run_here(
         _ if command::ended_quietly(&outcome) => run::report(raw, &outcome),
         _ => {
             let code = run::tell(raw, &outcome, true);
-            if let Ending::TimedOut { of: TimeLimit::Command, .. } = outcome.ending {
+            if outcome.ending.time_limit() == Some(TimeLimit::Command) {
                 say(timed_out_by(raw.timeout));
             }
             code

@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 use coracle::agent::{AgentError, Exec, ExecInput, ExecStatus, Process, WindowSize};
 use coracle::command::{RawTerminal, terminal_size};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
-use coracle::outcome::{Ending, HostFailure, Outcome, TimeLimit};
+use coracle::outcome::{Ending, HostFailure, Outcome};
 use coracle::{Grace, Vm, VmBuilder};
 use coracle_devices::signals::asks_for_end;
 
-use super::command_ending::{AGENT_LOST, Run, ending_of, failed, of_error, of_network_error};
+use super::command_ending::{
+    AGENT_LOST, Run, ending_of, failed, not_ready, of_error, of_network_error, took_too_long,
+};
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
 use super::watch::Watch;
@@ -52,7 +54,7 @@ pub(super) fn run(
 
 /// Whether the command's own code is all that there is to say.
 pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
-    outcome.command.is_some() && matches!(outcome.ending, Ending::Exited { code } if code < 100)
+    outcome.command.is_some() && outcome.ending.workload_code().is_some_and(|code| code < 100)
 }
 
 /// Boots the machine and runs the command, for at most `limit`, with our streams, terminal and signals.
@@ -107,7 +109,7 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
             Err(AgentError::NotReady { .. }) if deadline.is_none_or(|deadline| Instant::now() < deadline) => {
             }
             Err(AgentError::NotReady { .. }) => {
-                return Err(Some(Ending::TimedOut { of: TimeLimit::Boot, limit }));
+                return Err(Some(not_ready(limit)));
             }
             Err(AgentError::MachineEnded { .. }) => return Err(None),
             Err(error) => return Err(Some(failed(AGENT_LOST, &error))),
@@ -236,7 +238,7 @@ fn deliver(
             return Some(Ending::Signalled { signal });
         }
         if let Some((limit, _)) = deadline.filter(|(_, deadline)| Instant::now() >= *deadline) {
-            return Some(Ending::TimedOut { of: TimeLimit::Command, limit });
+            return Some(took_too_long(limit));
         }
     }
     None

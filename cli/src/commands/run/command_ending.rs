@@ -81,7 +81,7 @@ pub(crate) fn of_network_error(error: &AgentError) -> Option<Ending> {
 pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent { error, .. } if has_ended(error) => return None,
-        ExecError::TimedOut { limit, .. } => Ending::TimedOut { of: TimeLimit::Command, limit: *limit },
+        ExecError::TimedOut { limit, .. } => took_too_long(*limit),
         ExecError::NotFound { .. } => failed(exit_code::NOT_FOUND, error),
         ExecError::NotExecutable { .. } => failed(exit_code::NOT_EXECUTABLE, error),
         ExecError::NoCommand | ExecError::Directory { .. } | ExecError::UnknownUser { .. } => {
@@ -89,6 +89,16 @@ pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
         }
         _ => failed(AGENT_LOST, error),
     })
+}
+
+/// How a run ends whose guest has no agent that is ready within `limit`.
+pub(super) fn not_ready(limit: Duration) -> Ending {
+    Ending::TimedOut { of: TimeLimit::Boot, limit }
+}
+
+/// How a run ends whose command has not ended within `limit`.
+pub(super) fn took_too_long(limit: Duration) -> Ending {
+    Ending::TimedOut { of: TimeLimit::Command, limit }
 }
 
 /// Whether the machine has ended, and its agent with it.

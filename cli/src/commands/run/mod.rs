@@ -11,7 +11,7 @@ use coracle::command::RawTerminal;
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
 use coracle::exit_code;
 use coracle::host::on_emulated_host;
-use coracle::outcome::{Ending, Outcome, OutcomeReport, Seconds};
+use coracle::outcome::{EndingKind, Outcome, OutcomeReport, Seconds};
 use coracle_image::guest_data;
 
 use self::signals::Blocked;
@@ -167,8 +167,7 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
 
 /// Whether the user has asked for the end, who then does not wait for whoever reads the report.
 fn was_told_to_end(outcome: &Outcome) -> bool {
-    let is_own =
-        matches!(outcome.ending, Ending::TimedOut { .. } | Ending::Signalled { .. } | Ending::Stopped);
+    let is_own = matches!(outcome.ending.kind(), EndingKind::TimedOut | EndingKind::Asked);
     is_own || outcome.signal.is_some()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use coracle::diagnosis::Sign;
 use coracle::exit_code;
-use coracle::outcome::{Ending, Outcome, Seconds, TimeLimit};
+use coracle::outcome::{Ending, EndingKind, Outcome, Seconds, TimeLimit};
 
 use super::scanner::{Rejection, Scanner, Writer};
 
@@ -75,10 +75,11 @@ impl Verdict {
 /// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest
 /// that ended by itself and said all that was wanted passes.
 pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
-    let is_broken = match outcome.ending {
-        Ending::HostFailed { .. } | Ending::CannotRun { .. } | Ending::Crashed { .. } => true,
+    let ending = &outcome.ending;
+    let is_broken = match ending.kind() {
+        EndingKind::HostFailed | EndingKind::Died => true,
         // A kernel that has run its own tests, and has no root, ends so.
-        Ending::Panicked { .. } => !scanner.is_over(),
+        EndingKind::Panicked => !scanner.is_over(),
         _ => false,
     };
     if is_broken {
@@ -90,26 +91,19 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     // A guest that goes on after its results may still fail. One that is only not over when its time is has
     // not.
     let has_failed = scanner.tap().is_some()
-        && match outcome.ending {
-            Ending::Exited { code } => code != 0,
-            Ending::TimedOut { of, .. } => !matches!(of, TimeLimit::Wall | TimeLimit::Idle),
-            Ending::Signalled { .. } => true,
-            _ => false,
-        };
+        && (ending.workload_code().is_some_and(|code| code != 0)
+            || ending.time_limit().is_some_and(|of| !matches!(of, TimeLimit::Wall | TimeLimit::Idle))
+            || ending.signal().is_some());
     if (scanner.has_all() && !has_failed) || scanner.is_decided() {
         return judge_all(outcome, scanner, boot);
     }
-    match &outcome.ending {
-        Ending::PoweredOff | Ending::Exited { code: 0 } if !scanner.wants_something() => {
-            judge_boot(outcome, boot)
-        }
+    let code = ending.workload_code().unwrap_or_default();
+    match ending.kind() {
+        EndingKind::Finished if code == 0 && !scanner.wants_something() => judge_boot(outcome, boot),
+        EndingKind::Finished => Verdict::Failed(unmet(outcome, scanner)),
         // One that was stopped had shown all that was wanted, and has begun another document since.
-        Ending::PoweredOff | Ending::Exited { .. } | Ending::Stopped => {
-            Verdict::Failed(unmet(outcome, scanner))
-        }
-        Ending::Reset { .. } | Ending::Halted if scanner.wants_something() => {
-            Verdict::Failed(unmet(outcome, scanner))
-        }
+        EndingKind::Asked if ending.signal().is_none() => Verdict::Failed(unmet(outcome, scanner)),
+        EndingKind::GaveUp if scanner.wants_something() => Verdict::Failed(unmet(outcome, scanner)),
         _ => Verdict::Broken { code: outcome.exit_code(), reason: with_unmet(outcome, scanner) },
     }
 }
@@ -132,7 +126,7 @@ pub(crate) fn judge_command(
     scanner: &Scanner,
     boot: Option<Duration>,
 ) -> Verdict {
-    if matches!(outcome.ending, Ending::HostFailed { .. }) {
+    if outcome.ending.kind() == EndingKind::HostFailed {
         return Verdict::Broken { code: outcome.exit_code(), reason: outcome.reason() };
     }
     if let Some(rejected) = scanner.rejected() {
@@ -142,15 +136,16 @@ pub(crate) fn judge_command(
         return judge_all(outcome, scanner, boot);
     }
     let wanted = scanner.wants_something().then(|| wanted(scanner)).flatten();
-    match (command, wanted) {
-        (Ending::Exited { code: 0 }, None) => judge_all(outcome, scanner, boot),
-        (Ending::Exited { code: 0 }, Some(wanted)) => Verdict::Failed(wanted),
-        (Ending::Exited { .. } | Ending::CommandKilled { .. }, None) => Verdict::Failed(command.to_string()),
+    let has_status = command.workload_code().is_some() || matches!(command, Ending::CommandKilled { .. });
+    if !has_status {
+        return Verdict::Broken { code: command.exit_code(), reason: command.to_string() };
+    }
+    match (command.workload_code() == Some(0), wanted) {
+        (true, None) => judge_all(outcome, scanner, boot),
+        (true, Some(wanted)) => Verdict::Failed(wanted),
+        (false, None) => Verdict::Failed(command.to_string()),
         // What has failed is worth more than the code by which a program says that something has.
-        (Ending::Exited { .. } | Ending::CommandKilled { .. }, Some(wanted)) => {
-            Verdict::Failed(format!("{command}, and {wanted}"))
-        }
-        _ => Verdict::Broken { code: command.exit_code(), reason: command.to_string() },
+        (false, Some(wanted)) => Verdict::Failed(format!("{command}, and {wanted}")),
     }
 }
 

@@ -1,4 +1,10 @@
 //! How a virtual machine ended, and how far its guest had come.
+//!
+//! Code that treats several endings alike asks for their [`EndingKind`], or for a fact such as
+//! [`Ending::vcpu`]; only code that makes an ending names it. A new ending is therefore an edit of this file
+//! and of the one that makes it.
+
+mod phase;
 
 use std::time::Duration;
 
@@ -7,6 +13,8 @@ use serde::Serialize;
 
 use crate::exit_code;
 use crate::kvm::{VcpuFault, VcpuRegisters};
+
+pub use phase::Phase;
 
 /// The way in which a virtual machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +87,28 @@ pub enum Ending {
         /// Its number.
         signal: i32,
     },
+}
+
+/// What endings have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EndingKind {
+    /// The guest came to its end: it powered off, or its workload ended.
+    Finished,
+    /// Its kernel panicked.
+    Panicked,
+    /// It went no further by itself, on purpose or not: it halted, or asked for a reset.
+    GaveUp,
+    /// A vCPU could not go on.
+    Died,
+    /// A time limit was over.
+    TimedOut,
+    /// The program, or the person that runs it, asked for the end.
+    Asked,
+    /// Coracle or its host failed.
+    HostFailed,
+    /// The command that the machine was for was killed, could not be started, or was lost.
+    Command,
 }
 
 impl From<HostFailure> for Ending {
@@ -171,49 +201,6 @@ pub enum HostFailure {
     },
 }
 
-/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known
-/// to be loaded, entered, or to have written to its console; more only where it says so itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[non_exhaustive]
-#[serde(rename_all = "kebab-case")]
-pub enum Phase {
-    /// The kernel was loaded, and no vCPU has run.
-    Loaded,
-    /// The guest has run, and its console is silent.
-    Entered,
-    /// The guest has written to its console.
-    Console,
-    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial
-    /// line.
-    Kernel,
-    /// The kernel has set its interrupt controller up.
-    Interrupts,
-    /// The kernel has started a second processor.
-    Processors,
-    /// The kernel's drivers have found a device.
-    Devices,
-    /// A process runs: the guest's init, which has said so by the boot mark or was seen.
-    Init,
-    /// The command that the machine is for was started.
-    Command,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Phase::Loaded => "its load into memory",
-            Phase::Entered => "its entry",
-            Phase::Console => "its first output",
-            Phase::Kernel => "its kernel's start",
-            Phase::Interrupts => "the set-up of interrupts",
-            Phase::Processors => "the start of its processors",
-            Phase::Devices => "its drivers",
-            Phase::Init => "its init",
-            Phase::Command => "its command",
-        })
-    }
-}
-
 impl Ending {
     /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
     pub fn exit_code(&self) -> u8 {
@@ -250,6 +237,70 @@ impl Ending {
             Ending::CommandKilled { .. } => "command-killed",
             Ending::CommandFailed { .. } => "command-failed",
             Ending::Signalled { .. } => "signalled",
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> EndingKind {
+        match self {
+            Ending::PoweredOff | Ending::Exited { .. } => EndingKind::Finished,
+            Ending::Panicked { .. } => EndingKind::Panicked,
+            Ending::Halted | Ending::Reset { .. } => EndingKind::GaveUp,
+            Ending::Crashed { .. } | Ending::CannotRun { .. } => EndingKind::Died,
+            Ending::TimedOut { .. } => EndingKind::TimedOut,
+            Ending::Stopped | Ending::Signalled { .. } => EndingKind::Asked,
+            Ending::HostFailed { .. } => EndingKind::HostFailed,
+            Ending::CommandKilled { .. } | Ending::CommandFailed { .. } => EndingKind::Command,
+        }
+    }
+
+    /// The code of the workload, or of the command that the machine was for, if it ended with one.
+    pub fn workload_code(&self) -> Option<u32> {
+        if let Ending::Exited { code } = self { Some(*code) } else { None }
+    }
+
+    /// How it is known that the guest's kernel panicked, if it did.
+    pub fn panic_evidence(&self) -> Option<PanicEvidence> {
+        if let Ending::Panicked { evidence } = self { Some(*evidence) } else { None }
+    }
+
+    /// The time limit that was over.
+    pub fn time_limit(&self) -> Option<TimeLimit> {
+        if let Ending::TimedOut { of, .. } = self { Some(*of) } else { None }
+    }
+
+    /// The signal that Coracle was sent.
+    pub fn signal(&self) -> Option<i32> {
+        if let Ending::Signalled { signal } = self { Some(*signal) } else { None }
+    }
+
+    /// The vCPU that could not go on.
+    pub fn vcpu(&self) -> Option<u32> {
+        match self {
+            Ending::Crashed { vcpu, .. } | Ending::CannotRun { vcpu, .. } => Some(*vcpu),
+            _ => None,
+        }
+    }
+
+    /// The registers of that vCPU, if KVM still had them.
+    pub fn registers(&self) -> Option<&VcpuRegisters> {
+        match self {
+            Ending::Crashed { registers, .. } | Ending::CannotRun { registers, .. } => registers.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The reason why KVM could not run it.
+    pub fn fault(&self) -> Option<&VcpuFault> {
+        if let Ending::CannotRun { fault, .. } = self { Some(fault) } else { None }
+    }
+
+    /// Whether the place where this vCPU stood explains the ending: that of the one that died, or all of a
+    /// guest that waited for something. One that asked for a reset stands at that request.
+    pub(crate) fn concerns(&self, vcpu: u32) -> bool {
+        match self {
+            Ending::TimedOut { .. } | Ending::Halted => true,
+            _ => self.vcpu() == Some(vcpu),
         }
     }
 }
@@ -341,6 +392,17 @@ pub(crate) fn signal_name(signal: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn vcpu_that_explains_an_ending_is_the_one_that_died_or_any_that_waited() {
+        let concerned = |ending: &Ending| [0, 1].map(|vcpu| ending.concerns(vcpu));
+        assert_eq!(concerned(&Ending::Crashed { vcpu: 1, registers: None }), [false, true]);
+        assert_eq!(concerned(&Ending::Halted), [true, true]);
+        let limit = Duration::from_secs(1);
+        assert_eq!(concerned(&Ending::TimedOut { of: TimeLimit::Boot, limit }), [true, true]);
+        assert_eq!(concerned(&Ending::Reset { source: ResetSource::I8042 }), [false, false]);
+        assert_eq!(concerned(&Ending::Panicked { evidence: PanicEvidence::Device }), [false, false]);
+    }
 
     #[test]
     fn durations_are_said_with_the_digits_that_matter() {
