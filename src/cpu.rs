@@ -4,6 +4,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use coracle_arch::field::CPU;
 use coracle_arch::regular_file;
 use coracle_arch::x86_64::cpu_template::{CpuTemplate, CpuTemplateError};
 use coracle_arch::x86_64::cpuid::{self, CpuIdentity, CpuidEntry};
@@ -32,7 +33,7 @@ pub enum CpuError {
         r#source: CpuTemplateError,
     },
     /// The host lacks a feature of the template.
-    #[error("--cpu {model} is not possible on this host: {source}")]
+    #[error("{CPU} {model} is not possible on this host: {source}")]
     Host {
         /// The configured model.
         model: CpuModel,

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 
 pub use coracle_agent::protocol::agent::{OpenError, ProtocolError, SessionError, Step, Stream};
+pub use coracle_arch::field;
 pub use coracle_arch::x86_64::acpi::AcpiError;
 pub use coracle_arch::x86_64::cpu_template::CpuTemplateError;
 pub use coracle_arch::x86_64::image::ImageError as KernelImageError;

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use coracle_arch::field::MEMORY;
 use coracle_arch::nameless_file;
 use coracle_arch::x86_64::layout::{self, RamRegion};
 use coracle_devices::memory::GuestMemory;
@@ -38,7 +39,7 @@ pub(crate) struct MappedRegion {
 pub enum MemoryError {
     /// The host refuses address space of this size.
     #[error(
-        "--memory {memory}: the host cannot map it; a smaller size or a higher limit (ulimit -v, and ulimit -l for \
+        "{MEMORY} {memory}: the host cannot map it; a smaller size or a higher limit (ulimit -v, and ulimit -l for \
          huge pages) helps: {source}"
     )]
     Map {
@@ -49,7 +50,7 @@ pub enum MemoryError {
     },
     /// The host has too few huge pages.
     #[error(
-        "--memory {memory}: it takes {needed} huge pages of {page}, and the host has {free} to spare: as root, \
+        "{MEMORY} {memory}: it takes {needed} huge pages of {page}, and the host has {free} to spare: as root, \
          `echo {wanted} > {}` makes more, while memory is free in one piece",
         file.display()
     )]
@@ -68,7 +69,7 @@ pub enum MemoryError {
         file: PathBuf,
     },
     /// The host has no huge pages of this size.
-    #[error("--memory {memory}: this host has no huge pages of {page}: use another size, or none")]
+    #[error("{MEMORY} {memory}: this host has no huge pages of {page}: use another size, or none")]
     NoHugePages {
         /// The configured memory.
         memory: MemoryConfig,
@@ -76,7 +77,7 @@ pub enum MemoryError {
         page: HugePageSize,
     },
     /// The regions do not form a guest's memory.
-    #[error("--memory {memory} does not fit the address space of the machine")]
+    #[error("{MEMORY} {memory} does not fit the address space of the machine")]
     Layout {
         /// The configured memory.
         memory: MemoryConfig,

@@ -16,6 +16,7 @@
     clippy::arithmetic_side_effects
 )]
 
+pub mod field;
 pub mod nameless_file;
 pub mod regular_file;
 #[cfg(target_arch = "x86_64")]

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coracle::command::RawTerminal;
+use coracle::error::field;
 use coracle::exit_code;
 use coracle_devices::backend::unix_socket;
 
@@ -31,6 +32,7 @@ mod small_libc;
 fn main() -> ExitCode {
     end_with_117_on_panic();
     ignore_sigxfsz();
+    field::name_fields(arguments::flag_of);
     fault::tidy_up_after_faults();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_agent::protocol::agent::{Failure, OpenError, SessionError, Step};
+use coracle_arch::field::{BOOT_TIMEOUT, IDLE_TIMEOUT, LEASE_LIMIT, TIMEOUT};
 
 use crate::ending::{Ending, TimeLimit};
 use crate::exit_code;
@@ -114,13 +115,14 @@ impl From<OpenError> for AgentError {
 }
 
 /// Returns the advice about the limit that ended a machine.
-fn setting(ending: &Ending) -> &'static str {
-    match ending.time_limit() {
-        Some(TimeLimit::Boot) => "; a longer `boot_timeout` lets it boot longer",
-        Some(TimeLimit::Wall) => "; a longer `timeout` lets it run longer",
-        Some(TimeLimit::Idle) => "; a longer `idle_timeout` lets it wait longer",
-        _ => "",
-    }
+fn setting(ending: &Ending) -> String {
+    let (limit, does) = match ending.time_limit() {
+        Some(TimeLimit::Boot) => (BOOT_TIMEOUT, "boot"),
+        Some(TimeLimit::Wall) => (TIMEOUT, "run"),
+        Some(TimeLimit::Idle) => (IDLE_TIMEOUT, "wait"),
+        _ => return String::new(),
+    };
+    format!("; a longer `{limit}` lets it {does} longer")
 }
 
 fn said(panic: &Option<String>) -> String {
@@ -294,7 +296,7 @@ impl AgentError {
             {
                 let text = format!(
                     "no DHCP server answered within {limit:?}; see that one runs on this network, or give it longer with \
-                     `--ip dhcp,timeout=TIME` or `NetworkSettings::lease_limit`"
+                     `{LEASE_LIMIT}`"
                 );
                 let source = Arc::new(io::Error::new(io::ErrorKind::TimedOut, text));
                 AgentError::Refused { step: Step::Lease, subject, source }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::{fmt, fs, ptr};
 
+use coracle_arch::field::SERIAL;
 use coracle_devices::backend::chardev::{CharError, CharSink, CharSource};
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 use coracle_devices::backend::unix_socket::{self, SocketFile};
@@ -141,7 +142,7 @@ pub(super) struct ConsoleListener {
 #[non_exhaustive]
 pub enum ConsoleError {
     /// The file for the output cannot be made.
-    #[error("--serial file={}: the file cannot be opened for writing: {source}", path.display())]
+    #[error("{SERIAL} file={}: the file cannot be opened for writing: {source}", path.display())]
     File {
         /// As given.
         path: PathBuf,
@@ -149,7 +150,7 @@ pub enum ConsoleError {
         r#source: io::Error,
     },
     /// The socket cannot be made.
-    #[error("--serial socket={}: the socket cannot be made; the path must be free: {source}", path.display())]
+    #[error("{SERIAL} socket={}: the socket cannot be made; the path must be free: {source}", path.display())]
     Socket {
         /// As given.
         path: PathBuf,
@@ -157,7 +158,7 @@ pub enum ConsoleError {
         r#source: io::Error,
     },
     /// There is no pseudo-terminal to be had.
-    #[error("--serial pty: the host gives no pseudo-terminal: {0}")]
+    #[error("{SERIAL} pty: the host gives no pseudo-terminal: {0}")]
     Pty(io::Error),
     /// One writer cannot serve two machines.
     #[error(

@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use coracle_agent::protocol::emulated_host::{self, ProtocolError, StartFailure, StartStep};
+use coracle_arch::field::BOOT_LIMIT;
 use coracle_image::guest_data::GuestDataMissing;
 
 use super::EmulatedExit;
@@ -46,7 +47,7 @@ pub enum EmulatedHostError {
     },
     /// The machine did not boot in time.
     #[error(
-        "the emulated host did not come up within {} s; --host-timeout gives it more", limit.as_secs_f64()
+        "the emulated host did not come up within {} s; {BOOT_LIMIT} gives it more", limit.as_secs_f64()
     )]
     BootTimeout {
         /// The time limit.

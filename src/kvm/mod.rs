@@ -23,6 +23,7 @@ pub(crate) use vm::KvmVm;
 
 use std::path::PathBuf;
 
+use coracle_arch::field::ACCEL;
 use vmm_sys_util::errno;
 
 /// The reason why KVM could not be used, or a virtual machine not be made.
@@ -32,7 +33,7 @@ pub enum KvmError {
     /// The device node does not exist.
     #[error(
         "{} does not exist: this kernel has no KVM, or its module is not loaded (modprobe kvm_intel or kvm_amd); \
-         `--accel emulate` needs no KVM",
+         `{ACCEL} emulate` needs no KVM",
         path.display()
     )]
     Missing {

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::unix::thread::RawPthread;
 
+use coracle_arch::field::CPU_AFFINITY;
+
 use crate::config::CpuAffinity;
 
 /// Why vCPUs cannot run where they should.
@@ -10,7 +12,7 @@ use crate::config::CpuAffinity;
 #[non_exhaustive]
 pub enum AffinityError {
     /// There is no such vCPU.
-    #[error("--cpu-affinity {affinity}: there is no vCPU {vcpu}, the guest has {count}, counted from 0")]
+    #[error("{CPU_AFFINITY} {affinity}: there is no vCPU {vcpu}, the guest has {count}, counted from 0")]
     NoSuchVcpu {
         /// As configured.
         affinity: CpuAffinity,
@@ -20,7 +22,7 @@ pub enum AffinityError {
         count: u32,
     },
     /// The host has no such CPU.
-    #[error("--cpu-affinity {affinity}: this host has no CPU {cpu}, its CPUs are 0 to {last}")]
+    #[error("{CPU_AFFINITY} {affinity}: this host has no CPU {cpu}, its CPUs are 0 to {last}")]
     NoSuchCpu {
         /// As configured.
         affinity: CpuAffinity,
@@ -31,7 +33,7 @@ pub enum AffinityError {
     },
     /// The process may not run on it.
     #[error(
-        "--cpu-affinity {affinity}: this process may not run on CPU {cpu}, which is offline or kept from it by \
+        "{CPU_AFFINITY} {affinity}: this process may not run on CPU {cpu}, which is offline or kept from it by \
          taskset or a cpuset; /proc/self/status lists those that it may use"
     )]
     NotAllowed {

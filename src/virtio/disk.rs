@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use coracle_arch::field::ROOT;
 use coracle_arch::nameless_file;
 use coracle_devices::backend::disk::{
     DiskBackend, FileLock, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
@@ -14,24 +15,25 @@ use coracle_image::rootfs::{ImageAccess, RootBacking, RootDisk};
 use coracle_image::temporary;
 
 use super::VirtioError;
-use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::spec::{DeviceSpec, Named, Opened, SpecContext};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
 
-impl DeviceSpec for DiskConfig {
+impl DeviceSpec for Named<'_, DiskConfig> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let backend = backend(self)?;
-        let name = format!("disk {}", self.path.display());
-        let faults = Faults { name: name.clone(), policy: self.on_error, gate: context.gate.clone() };
+        let config = self.config;
+        let name = format!("disk {}", config.path.display());
+        let faults = Faults { name: name.clone(), policy: config.on_error, gate: context.gate.clone() };
         Ok(Opened::without_handle(Block::new(BlockSettings {
             name,
-            id: self.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
-            queues: self.queues,
-            engine: match self.engine {
+            id: config.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            queues: config.queues,
+            engine: match config.engine {
                 DiskEngine::Sync => Engine::Sync,
                 DiskEngine::IoUring => Engine::IoUring,
             },
-            poll: self.poll,
+            poll: config.poll,
             backend,
             faults: Arc::new(faults),
         })))
@@ -46,7 +48,9 @@ impl DeviceSpec for DiskConfig {
 impl DeviceSpec for RootDisk {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let file = match &self.backing {
-            RootBacking::Image { path, access } => return image_config(path, *access).open(context),
+            RootBacking::Image { path, access } => {
+                return Named { field: ROOT, config: &image_config(path, *access) }.open(context);
+            }
             RootBacking::Made(file) => file,
         };
         let name = "disk of the root".to_owned();
@@ -80,9 +84,10 @@ fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
     DiskConfig { access, ..DiskConfig::new(path) }
 }
 
-fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
+fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioError> {
+    let Named { field, config } = *disk;
     let size = match config.access {
-        DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(config)?)),
+        DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(disk)?)),
         DiskAccess::Overlay { most } => most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
     };
     let path = config.path.clone();
@@ -91,20 +96,21 @@ fn backend(config: &DiskConfig) -> Result<Box<dyn DiskBackend>, VirtioError> {
         .map_err(|source| OverlayError::Layer { folder: folder.clone(), source })
         .and_then(|file| Overlay::open(&path, OverlayLayer { file, folder: &folder }, size));
     let overlay = overlay.map_err(|error| match error {
-        OverlayError::Base(source) => VirtioError::Disk { path, source },
-        source => VirtioError::Overlay { path, source },
+        OverlayError::Base(source) => VirtioError::Disk { field, path, source },
+        source => VirtioError::Overlay { field, path, source },
     })?;
     Ok(Box::new(overlay))
 }
 
 /// Opens a disk's file as the disk does; below an overlay it is only read.
-pub(super) fn check(config: &DiskConfig) -> Result<RawDisk, VirtioError> {
+pub(super) fn check(disk: &Named<'_, DiskConfig>) -> Result<RawDisk, VirtioError> {
+    let Named { field, config } = *disk;
     let lock = match config.access {
         DiskAccess::ReadWrite => FileLock::Exclusive,
         DiskAccess::ReadOnly | DiskAccess::Overlay { .. } => FileLock::Shared,
     };
     let path = || config.path.clone();
-    RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { path: path(), source })
+    RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { field, path: path(), source })
 }
 
 /// Counts the faults of one disk, and has the machine paused where that is wanted.

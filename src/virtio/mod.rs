@@ -15,6 +15,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use coracle_arch::field::{DISKS, Field};
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 use coracle_devices::backend::net::NetOpenError;
@@ -31,7 +32,7 @@ use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 pub(crate) use spec::specs;
-use spec::{Handle, Opened, SpecContext};
+use spec::{Handle, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
@@ -78,16 +79,20 @@ pub enum VirtioError {
         most: usize,
     },
     /// A disk's file cannot be one.
-    #[error("--disk {}: {source}", path.display())]
+    #[error("{field} {}: {source}", path.display())]
     Disk {
+        /// The setting that names it: one of the disks, or the root.
+        field: Field,
         /// As configured.
         path: PathBuf,
         /// Why.
         r#source: DiskOpenError,
     },
     /// A disk cannot have its overlay.
-    #[error("--disk {}: {source}{}", path.display(), temporary::advice())]
+    #[error("{field} {}: {source}{}", path.display(), temporary::advice())]
     Overlay {
+        /// The setting that names it: one of the disks, or the root.
+        field: Field,
         /// As configured.
         path: PathBuf,
         /// Why.
@@ -100,8 +105,10 @@ pub enum VirtioError {
         id: DiskId,
     },
     /// A network card's end on the host cannot be had.
-    #[error("--net {end}: {source}")]
+    #[error("{field} {end}: {source}")]
     Net {
+        /// The setting that names it.
+        field: Field,
         /// The end.
         end: NetEnd,
         /// Why.
@@ -120,7 +127,7 @@ pub enum VirtioError {
         end: NetEnd,
     },
     /// The socket device cannot be had.
-    #[error("--vsock {option}: {source}")]
+    #[error("{} {option}: {source}", vsock::FIELD)]
     Vsock {
         /// As configured.
         option: String,
@@ -281,7 +288,10 @@ impl Attached {
 pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
     check_together(config, specs(config, None).len())?;
     // All at once: two of them may be the same.
-    config.disks.iter().map(disk::check).collect::<Result<Vec<_>, _>>().map(drop)
+    numbered(&config.disks, DISKS, "path")
+        .map(|disk| disk::check(&disk))
+        .collect::<Result<Vec<_>, _>>()
+        .map(drop)
 }
 
 /// Refuses more devices than there is room for, and two with one name.

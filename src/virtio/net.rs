@@ -6,19 +6,19 @@ use std::sync::Arc;
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
-use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
+use super::spec::{DeviceSpec, Handle, Named, Opened, SpecContext};
 use super::{VirtioDevices, VirtioError};
 use crate::config::{NetConfig, NetEnd};
 
-impl DeviceSpec for NetConfig {
+impl DeviceSpec for Named<'_, NetConfig> {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        let backend = backend(&self.end);
-        let backend = backend.map_err(|source| VirtioError::Net { end: self.end.clone(), source })?;
+        let Named { field, config: NetConfig { end, mac, mtu, poll } } = *self;
+        let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
         let settings = NetSettings {
-            name: format!("net {}", self.end),
-            mac: self.mac.unwrap_or_else(MacAddress::random),
-            mtu: self.mtu,
-            poll: self.poll,
+            name: format!("net {end}"),
+            mac: mac.unwrap_or_else(MacAddress::random),
+            mtu: *mtu,
+            poll: *poll,
         };
         let net = Arc::new(Net::new(settings, backend));
         Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)) })

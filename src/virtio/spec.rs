@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coracle_arch::field::{DISKS, Field, NETS};
 use coracle_devices::virtio::VirtioDevice;
 use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::net::Net;
@@ -19,9 +20,9 @@ use crate::gate::Gate;
 pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box<dyn DeviceSpec + 'a>> {
     let kinds = [
         // Disks come first, so that their letters in a Linux guest follow the command line.
-        each(&config.disks),
+        each(numbered(&config.disks, DISKS, "path")),
         each(root.and_then(Root::disk)),
-        each(&config.nets),
+        each(numbered(&config.nets, NETS, "end")),
         each(config.rng.then_some(RngSpec)),
         each(BalloonSpec::of(config)),
         each(ConsoleSpec::of(config)),
@@ -32,6 +33,21 @@ pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box
 
 fn each<'a>(specs: impl IntoIterator<Item = impl DeviceSpec + 'a>) -> Vec<Box<dyn DeviceSpec + 'a>> {
     specs.into_iter().map(|spec| Box::new(spec) as Box<dyn DeviceSpec + 'a>).collect()
+}
+
+/// What is configured, and the setting that errors name.
+pub(crate) struct Named<'a, T> {
+    pub field: Field,
+    pub config: &'a T,
+}
+
+/// The items of a list of settings; errors about one name its `key`.
+pub(super) fn numbered<'a, T>(
+    items: &'a [T],
+    list: Field,
+    key: &'static str,
+) -> impl Iterator<Item = Named<'a, T>> {
+    items.iter().enumerate().map(move |(index, config)| Named { field: list.item(index, key), config })
 }
 
 /// A configured device, before anything of it is open.

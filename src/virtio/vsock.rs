@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_arch::field::Field;
 use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener, Vsock};
 
 use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
@@ -78,6 +79,8 @@ impl VirtioDevices {
     }
 }
 
+/// What errors name.
+pub(super) const FIELD: Field = Field::same("vsock");
 /// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an
 /// emulated host.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use coracle_arch::field::{MEMORY, VCPUS};
 use coracle_arch::x86_64::acpi::AcpiError;
 use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::load::LoadError;
@@ -59,7 +60,7 @@ pub enum BuildError {
     #[error(transparent)]
     Cpu(#[from] CpuError),
     /// More vCPUs than this KVM can run.
-    #[error("--cpus {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
+    #[error("{VCPUS} {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
     TooManyVcpus {
         /// As configured.
         wanted: u32,
@@ -82,7 +83,7 @@ pub enum BuildError {
     )]
     AgentWithoutRoot,
     /// KVM does not take a machine with so much memory.
-    #[error("--memory {size}: {source}; give less memory")]
+    #[error("{MEMORY} {size}: {source}; give less memory")]
     MemoryRefused {
         /// What the configuration asks for.
         size: MemorySize,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use coracle_arch::field::ROOT;
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
@@ -93,7 +94,7 @@ pub(super) fn prepare_root(config: &VmConfig) -> Result<Option<Root>, RootError>
     let Some(request) = root_request(config) else { return Ok(None) };
     let (root, left_out) = rootfs::prepare(&request)?;
     if !left_out.is_nothing() {
-        journal!(Host Warn, "--root {}: {left_out}", request.source.path.display());
+        journal!(Host Warn, "{ROOT} {}: {left_out}", request.source.path.display());
     }
     Ok(Some(root))
 }

@@ -13,10 +13,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use coracle::config::{
     ConsoleDevice, CpuModel, DEFAULT_CMDLINE, MemorySize, SerialConfig, VcpuCount, parse_duration,
 };
+use coracle::error::field::{Field, LEASE_LIMIT};
 
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
@@ -144,6 +145,18 @@ pub(crate) struct HostEmulateArgs {
     pub command: Vec<OsString>,
 }
 
+/// The flag of a field that an error of the library names; `None` for one that has no flag.
+pub(crate) fn flag_of(field: Field) -> Option<String> {
+    if field.setting() == LEASE_LIMIT.setting() {
+        return Some("--ip dhcp,timeout=TIME".to_owned());
+    }
+    let cli = Cli::command();
+    let flags = cli.find_subcommand("run")?.get_arguments();
+    let flag = flags.into_iter().find(|flag| flag.get_id() == field.setting())?;
+    let short = flag.get_short().map(|short| format!("-{short}"));
+    short.or_else(|| flag.get_long().map(|long| format!("--{long}")))
+}
+
 /// Reads `/`: parts of a root that are read-only while others are not would be no boundary.
 fn whole_root(text: &str) -> Result<PathBuf, String> {
     if text == "/" {
@@ -222,6 +235,8 @@ Examples:
 
 #[cfg(test)]
 mod tests {
+    use coracle::error::field;
+
     use super::*;
 
     /// What follows the program is the program's, also where it looks like an option of ours.
@@ -236,6 +251,19 @@ mod tests {
         assert_eq!(args.vm.cpus.map(VcpuCount::value), Some(2));
         assert!(Cli::try_parse_from(["coracle", "cargo-runner", "--no-such-option", "/bin/x"]).is_err());
         assert!(Cli::try_parse_from(["coracle", "cargo-runner"]).is_err());
+    }
+
+    /// Each takes the name of a setting whose flag is its own.
+    #[test]
+    fn errors_of_the_library_name_flags() {
+        for field in field::ALL {
+            let flag = flag_of(*field).unwrap_or_default();
+            assert!(flag.starts_with('-'), "{field} has no flag: {flag:?}");
+        }
+        assert_eq!(
+            [field::INITRDS, field::DISKS.item(1, "path"), field::VCPUS, field::BOOT_LIMIT].map(flag_of),
+            ["-i", "--disk", "--cpus", "--host-timeout"].map(|flag| Some(flag.to_owned()))
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 
+use coracle_arch::field::ROOT;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFile;
 
@@ -22,7 +23,7 @@ pub enum InitrdError {
         /// What it is.
         found: &'static str,
         /// What would work.
-        fix: &'static str,
+        fix: String,
     },
     /// It ends in the middle.
     #[error(
@@ -67,24 +68,24 @@ pub fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
 }
 
 /// Archives that Linux has no code for, and what to do with them.
-fn foreign(head: &[u8; 512]) -> Option<(&'static str, &'static str)> {
+fn foreign(head: &[u8; 512]) -> Option<(&'static str, String)> {
     let is_tar = head.get(257..262) == Some(b"ustar");
     [
-        (is_tar, "a tar archive", "give it as --root, or pack its files with `cpio -o -H newc`"),
-        (head.starts_with(b"PK\x03\x04"), "a zip archive", "pack its files with `cpio -o -H newc`"),
+        (is_tar, "a tar archive", format!("give it as {ROOT}, or pack its files with")),
+        (head.starts_with(b"PK\x03\x04"), "a zip archive", "pack its files with".to_owned()),
         (
             head.starts_with(b"070707"),
             "a cpio archive in the old portable format (odc)",
-            "make it again with `cpio -o -H newc`",
+            "make it again with".to_owned(),
         ),
         (
             head.starts_with(b"\xc7\x71") || head.starts_with(b"\x71\xc7"),
             "a cpio archive in the old binary format",
-            "make it again with `cpio -o -H newc`",
+            "make it again with".to_owned(),
         ),
     ]
     .into_iter()
-    .find_map(|(is_it, found, fix)| is_it.then_some((found, fix)))
+    .find_map(|(is_it, found, fix)| is_it.then(|| (found, format!("{fix} `cpio -o -H newc`"))))
 }
 
 /// Where the entry of a cpio archive begins whose name or content the file has no room for. What follows the
@@ -229,7 +230,7 @@ mod tests {
         let mut tar = vec![b'a'; 512];
         tar[257..262].copy_from_slice(b"ustar");
         for (bytes, found) in [
-            (&tar[..], "a tar archive, which Linux does not unpack; give it as --root"),
+            (&tar[..], "a tar archive, which Linux does not unpack; give it as root, or"),
             (b"PK\x03\x04 and so on", "a zip archive"),
             (b"0707070000", "old portable format (odc), which Linux does not unpack; make it again with"),
             (b"\xc7\x71\0\0", "old binary format"),

@@ -8,6 +8,7 @@ mod unpack;
 
 use std::path::{Path, PathBuf};
 
+use coracle_arch::field::KASLR;
 use coracle_arch::x86_64::image::{BootProtocol, ImageError, ImageFormat, KernelImage};
 
 pub use self::unpack::{UnpackError, unpack};
@@ -35,7 +36,7 @@ pub enum KernelError {
     Unpack(#[from] UnpackError),
     /// An unpacked kernel cannot choose its address.
     #[error(
-        "--kaslr needs a kernel that unpacks itself, but {path:?} is an ELF file; give its bzImage (vmlinuz)"
+        "{KASLR} needs a kernel that unpacks itself, but {path:?} is an ELF file; give its bzImage (vmlinuz)"
     )]
     KaslrOfElf {
         /// The kernel's path.
@@ -150,7 +151,7 @@ mod tests {
         let kernel = Kernel::new("elf", &Payload::named("hello-exit").unwrap().elf());
         assert_eq!(kernel.open(BootProtocol::Linux64, false).unwrap().protocol(), BootProtocol::Linux64);
         let error = kernel.open(None, true).unwrap_err().to_string();
-        assert!(error.contains("--kaslr") && error.contains(kernel.0.to_str().unwrap()), "{error}");
+        assert!(error.contains("kaslr") && error.contains(kernel.0.to_str().unwrap()), "{error}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use coracle_arch::field::{INITRDS, ROOT};
+
 use super::directory::DirectoryError;
 use super::erofs::ImageError;
 use super::tar::TarError;
@@ -14,7 +16,7 @@ use crate::temporary;
 #[non_exhaustive]
 pub enum RootError {
     /// The source cannot be opened.
-    #[error("--root {}: it cannot be opened: {source}", path.display())]
+    #[error("{ROOT} {}: it cannot be opened: {source}", path.display())]
     Open {
         /// As given.
         path: PathBuf,
@@ -23,7 +25,7 @@ pub enum RootError {
     },
     /// The source is nothing of what a root can be.
     #[error(
-        "--root {}: it is {found}, but a folder, a tar (plain, gzip, xz, zstd, LZ4) or an image of ext4, EROFS or \
+        "{ROOT} {}: it is {found}, but a folder, a tar (plain, gzip, xz, zstd, LZ4) or an image of ext4, EROFS or \
          squashfs is needed",
         path.display()
     )]
@@ -44,13 +46,13 @@ pub enum RootError {
         wanted: &'static str,
     },
     /// The source has nothing in it.
-    #[error("--root {}: there is nothing in it", path.display())]
+    #[error("{ROOT} {}: there is nothing in it", path.display())]
     Empty {
         /// As given.
         path: PathBuf,
     },
     /// The source holds a root in a form of its own.
-    #[error("--root {}: it is {found}; {fix}", path.display())]
+    #[error("{ROOT} {}: it is {found}; {fix}", path.display())]
     Form {
         /// As given.
         path: PathBuf,
@@ -60,7 +62,7 @@ pub enum RootError {
         fix: String,
     },
     /// A folder cannot be read.
-    #[error("--root {}: {source}", path.display())]
+    #[error("{ROOT} {}: {source}", path.display())]
     Directory {
         /// As given.
         path: PathBuf,
@@ -68,7 +70,7 @@ pub enum RootError {
         r#source: DirectoryError,
     },
     /// A tar cannot be used.
-    #[error("--root {}: {source}", path.display())]
+    #[error("{ROOT} {}: {source}", path.display())]
     Tar {
         /// As given.
         path: PathBuf,
@@ -76,7 +78,7 @@ pub enum RootError {
         r#source: TarError,
     },
     /// A tar cannot be unpacked.
-    #[error("--root {}: {source}", path.display())]
+    #[error("{ROOT} {}: {source}", path.display())]
     Unpack {
         /// As given.
         path: PathBuf,
@@ -84,7 +86,7 @@ pub enum RootError {
         r#source: UnpackError,
     },
     /// An option that goes with images of ext4 alone.
-    #[error("--root {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
+    #[error("{ROOT} {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
     Word {
         /// As given.
         path: PathBuf,
@@ -95,7 +97,7 @@ pub enum RootError {
     },
     /// An initramfs was asked for, and cannot be.
     #[error(
-        "--root {}: it cannot be an initramfs, which has no extended attributes, no names beyond 4 KiB and no files \
+        "{ROOT} {}: it cannot be an initramfs, which has no extended attributes, no names beyond 4 KiB and no files \
          beyond 4 GiB; leave out as=initramfs",
         path.display()
     )]
@@ -105,7 +107,7 @@ pub enum RootError {
     },
     /// An initramfs was asked for that the guest has no room for.
     #[error(
-        "--root {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, or give \
+        "{ROOT} {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, or give \
          it more",
         path.display(),
         len.div_ceil(1 << 20),
@@ -120,7 +122,7 @@ pub enum RootError {
         memory: u64,
     },
     /// The image cannot be made.
-    #[error("--root {}: {source}", path.display())]
+    #[error("{ROOT} {}: {source}", path.display())]
     Image {
         /// As given.
         path: PathBuf,
@@ -136,16 +138,16 @@ pub enum RootError {
         r#source: io::Error,
     },
     /// Two roots.
-    #[error("--root goes without -i: the root is what an initrd would bring")]
+    #[error("{ROOT} goes without {INITRDS}: the root is what an initrd would bring")]
     WithInitrd,
     /// Another root, or another program to start it.
-    #[error("--root goes without {word} on the kernel command line; init= chooses the first program")]
+    #[error("{ROOT} goes without {word} on the kernel command line; init= chooses the first program")]
     WithWord {
         /// The word.
         word: String,
     },
     /// An image that Linux has no use for.
-    #[error("--root goes with a Linux kernel, and {} is none", kernel.display())]
+    #[error("{ROOT} goes with a Linux kernel, and {} is none", kernel.display())]
     NotLinux {
         /// The kernel.
         kernel: PathBuf,

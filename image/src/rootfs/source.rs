@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use coracle_arch::field::INITRDS;
+
 use super::content::read_up_to;
 use super::tar;
 use super::unpack::{self, Packing};
@@ -64,7 +66,7 @@ impl Source {
         if tar::is_header(&start) {
             return Ok(Source::Tar(file, metadata.len()));
         }
-        Err(other(content_name(&start)))
+        Err(other(&content_name(&start)))
     }
 
     /// Bytes of the archive, packed as it may be; none for what is not an archive.
@@ -125,23 +127,25 @@ pub(super) fn unpacked(path: &Path, packing: Packing, packed: &File) -> Result<(
 }
 
 /// What a file is that is no source of a root.
-fn content_name(start: &[u8]) -> &'static str {
+fn content_name(start: &[u8]) -> String {
     let has = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
-    if start.is_empty() {
+    let name = if start.is_empty() {
         "an empty file"
     } else if start.iter().all(|byte| *byte == 0) {
         "nothing but zeroes where a tar or an image begins"
+    } else if has(0, b"07070") {
+        return format!("a cpio archive, which {INITRDS} takes");
     } else {
         let sign = SIGNS.iter().find(|(at, magic, _)| has(*at, magic));
         sign.map_or("something else", |(_, _, name)| name)
-    }
+    };
+    name.to_owned()
 }
 
 /// By what other files are known: where, the bytes there, and what it is then.
-const SIGNS: [(usize, &[u8], &str); 10] = [
+const SIGNS: [(usize, &[u8], &str); 9] = [
     (0, b"\x7fELF", "an ELF program or kernel"),
     (0, b"#!", "a script"),
-    (0, b"07070", "a cpio archive, which -i takes"),
     (0, b"PK\x03\x04", "a zip archive"),
     (0, b"BZh", "bzip2 data, which is not unpacked here"),
     (0, b"QFI\xfb", "a qcow2 image (`qemu-img convert -O raw` makes a raw one)"),

@@ -159,17 +159,17 @@ fn what_is_no_root_is_named() {
         (&b""[..], "an empty file"),
         (&b"\x7fELF"[..], "an ELF program"),
         (b"#!/bin/sh\n", "a script"),
-        (b"070701000", "a cpio archive, which -i takes"),
+        (b"070701000", "a cpio archive, which initrds takes"),
         (b"QFI\xfb\0\0\0\x03", "a qcow2 image"),
         (b"BZh91AY", "bzip2 data"),
         (b"hello", "something else"),
         (&[0; 4096], "nothing but zeroes"),
     ] {
         let said = named("file", content);
-        assert!(said.contains(words) && said.contains("--root "), "{said}");
+        assert!(said.contains(words) && said.contains("root "), "{said}");
     }
     let refused = |path: &Path| refusal(&request(RootSource::new(path)));
-    assert!(refused(Path::new("/no/such")).contains("--root /no/such: it cannot be opened: No such"));
+    assert!(refused(Path::new("/no/such")).contains("root /no/such: it cannot be opened: No such"));
     fs::create_dir(scratch.join("empty")).unwrap();
     assert!(refused(&scratch.join("empty")).ends_with("there is nothing in it"));
     assert!(refused(Path::new("/dev/null")).contains("neither a file nor a folder"));
@@ -180,12 +180,12 @@ fn options_that_contradict_a_root_are_refused() {
     let scratch = sample_folder();
     let root = RootSource::new(&scratch.0);
     let with_initrd = RootRequest { has_initrd: true, ..request(root) };
-    assert!(refusal(&with_initrd).contains("--root goes without -i"));
+    assert!(refusal(&with_initrd).contains("root goes without initrds"));
     for word in ["root=/dev/vdb", "rdinit=/x"] {
         let cmdline = format!("quiet {word}");
         assert!(
             refusal(&RootRequest { cmdline: &cmdline, ..request(root) })
-                .contains(&format!("--root goes without {word}"))
+                .contains(&format!("root goes without {word}"))
         );
     }
     let behind = RootRequest { cmdline: "quiet init=/bin/sh -- root=x", ..request(root) };

@@ -13,8 +13,8 @@ pub fn schema() -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A virtual machine of Coracle",
-        "description": "The file of `coracle run --config FILE`. Flags override it. Relative paths are taken from \
-                        the folder that the file is in.",
+        "description": "The config file of `coracle run`. Flags override it. Relative paths are taken from the \
+                        folder that the file is in.",
         "type": "object",
         "additionalProperties": false,
         "properties": properties,

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use coracle_arch::field;
 use serde::de::{Deserialize, Deserializer, Error, Visitor, value};
 
 use super::*;
@@ -169,6 +170,14 @@ fn flags_win_and_relative_paths_move_for_every_field() {
     assert_eq!(nets, read("nets", &json!(["socket=/folder/of/the/file/net", "tap=tap0"])).unwrap());
     let serial = read("serial", &json!("socket=console")).unwrap().relative_to(folder);
     assert_eq!(serial, read("serial", &json!("socket=/folder/of/the/file/console")).unwrap());
+}
+
+#[test]
+fn fields_that_errors_name_are_settings() {
+    // What the library alone has is not in the list.
+    for field in field::ALL.iter().filter(|field| **field != field::LEASE_LIMIT) {
+        assert!(RawConfig::NAMES.contains(&field.setting()), "{field} is not a setting");
+    }
 }
 
 /// The fields that are paths, or lists of paths.

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use coracle_arch::field::{ACCEL, APPEND, DISKS, INITRDS, MEMORY, ROOT};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
@@ -144,12 +145,12 @@ impl std::fmt::Display for Hint {
             Hint::InterpretedKernel { instruction: true } => write!(
                 f,
                 "this host's KVM interprets kernel code and lacks this instruction; a host with VT-x or AMD-V runs \
-                 it, and so does `--accel emulate`"
+                 it, and so does `{ACCEL} emulate`"
             ),
             Hint::InterpretedKernel { instruction: false } => write!(
                 f,
                 "this host's KVM interprets kernel code, which is too slow for a stock Linux and lacks instructions \
-                 that it needs; use `--accel emulate`, or a host with VT-x or AMD-V"
+                 that it needs; use `{ACCEL} emulate`, or a host with VT-x or AMD-V"
             ),
             Hint::NoCode => write!(
                 f,
@@ -164,14 +165,14 @@ impl std::fmt::Display for Hint {
             Hint::LittleMemory { given, least, said: true } => {
                 write!(
                     f,
-                    "memory ran out: it has {given}M, and the minimum is {least}M; try --memory {}M",
+                    "memory ran out: it has {given}M, and the minimum is {least}M; try {MEMORY} {}M",
                     given * 2
                 )
             }
             Hint::LittleMemory { given, least, said: false } => write!(
                 f,
                 "memory may be too small: it has {given}M, little more than the {least}M that are the least; try \
-                 --memory {}M",
+                 {MEMORY} {}M",
                 given * 2
             ),
             Hint::NoConsole => write!(
@@ -189,20 +190,20 @@ impl std::fmt::Display for Hint {
             ),
             Hint::EarlyConsole => write!(
                 f,
-                "nothing was printed before the end; `-a earlyprintk=ttyS0` shows what the kernel says before its \
+                "nothing was printed before the end; `{APPEND} earlyprintk=ttyS0` shows what the kernel says before its \
                  console works"
             ),
             Hint::Quiet => {
                 write!(
                     f,
-                    "`quiet` on the command line hides what the kernel does; leave it out, or add `-a loglevel=7`, to see \
-                     how far it comes"
+                    "`quiet` on the command line hides what the kernel does; leave it out, or add \
+                     `{APPEND} loglevel=7`, to see how far it comes"
                 )
             }
             Hint::NoRoot => write!(
                 f,
-                "there is no initrd and no root=, so the kernel has no init to run; give it one with -i FILE or \
-                 --root"
+                "there is no initrd and no root=, so the kernel has no init to run; give it one with {INITRDS} FILE or \
+                 {ROOT}"
             ),
             Hint::RootDevice { root, disks } => root_device(f, root, *disks),
             Hint::RootDriverMissing { root, option, source } => {
@@ -228,8 +229,8 @@ fn root_device(f: &mut std::fmt::Formatter<'_>, root: &str, disks: usize) -> std
     if disks == 0 {
         return write!(
             f,
-            "root={root} is not a device of this machine, which has no disk; give it one with --disk FILE, or an \
-             initrd with -i FILE"
+            "root={root} is not a device of this machine, which has no disk; give it one with {DISKS} FILE, or an \
+             initrd with {INITRDS} FILE"
         );
     }
     write!(f, "root={root} is not a device of this machine, whose first disk is /dev/vda, of {disks} in all")

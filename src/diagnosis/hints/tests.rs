@@ -57,7 +57,7 @@ fn instruction_that_an_interpreting_kvm_lacks_names_the_way_out() {
     let (ending, code) = (fault(), int3());
     let facts = Facts { ending: &ending, code: Some(&code), interpreted: true, ..facts() };
     assert_eq!(facts.hints().first(), Some(&Hint::InterpretedKernel { instruction: true }));
-    assert!(Hint::InterpretedKernel { instruction: true }.to_string().contains("--accel emulate"));
+    assert!(Hint::InterpretedKernel { instruction: true }.to_string().contains("accel emulate"));
     let payload = Facts { is_linux: false, is_entry_guessed: true, ..facts };
     assert_eq!(names(&payload), ["interpreted-kernel", "foreign-protocol"]);
     let hardware = Facts { interpreted: false, is_entry_guessed: false, ..payload };
@@ -284,7 +284,7 @@ fn no_hint_asks_for_a_root_that_was_given() {
             };
             for hint in given.hints() {
                 let text = hint.to_string();
-                assert!(!text.contains("--root") && !text.contains("--disk"), "{cmdline}: {text}");
+                assert!(!text.contains(" FILE"), "{cmdline}: {text}");
             }
         }
     }
@@ -319,7 +319,7 @@ fn memory_that_ran_out_or_nearly_is_named_with_a_size_that_helps() {
     let lines = said(&["Kernel panic - not syncing: System is deadlocked on memory"]);
     let out = Facts { ending: &PANICKED, initrds: &initrds, console: &lines, console_bytes: 99, ..facts() };
     assert_eq!(out.hints(), [Hint::LittleMemory { given: 256, least: 96, said: true }]);
-    assert!(out.hints().first().unwrap().to_string().contains("--memory 512M"));
+    assert!(out.hints().first().unwrap().to_string().contains("memory 512M"));
     let tight = Facts { ending: &CRASHED, memory_mib: 100, initrds: &initrds, ..facts() };
     assert_eq!(names(&tight), ["little-memory", "early-console"]);
     assert_eq!(names(&Facts { memory_mib: 120, ..tight }), ["early-console"]);
@@ -347,5 +347,5 @@ fn quiet_kernel_that_does_not_come_up_is_to_speak_first() {
 fn hint_is_a_name_and_a_sentence_in_the_json() {
     let json = serde_json::to_value(Hint::NoRoot).unwrap();
     assert_eq!(json["hint"], "no-root");
-    assert!(json["text"].as_str().unwrap().contains("-i FILE"));
+    assert!(json["text"].as_str().unwrap().contains("initrds FILE"));
 }

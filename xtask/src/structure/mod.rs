@@ -1,6 +1,7 @@
 //! What the shape of the tree promises, checked: `cargo xtask ci` runs it, CONTRIBUTING.md explains it.
 
 mod count;
+mod flags;
 mod length;
 mod lints;
 mod names;
@@ -33,6 +34,7 @@ pub(crate) fn check(workspace: &Workspace, places: bool) -> Result<()> {
     width::check(&rust, &mut verdicts);
     lints::check(&rust, &mut verdicts);
     count::check(&rust, &mut verdicts)?;
+    flags::check(&rust, &mut verdicts)?;
     let written = sources::all(&workspace.root, &[".rs", ".md", ".toml"])?;
     words::check(&written, &mut verdicts);
     if places {

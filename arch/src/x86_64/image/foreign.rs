@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::super::bytes::{has_at, u16_at, u32_at};
+use crate::field::{APPEND, DISKS, INITRDS, ROOT};
 
 /// The kind of a file that cannot be booted. It displays as "what it is; what would work".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +30,23 @@ pub enum Foreign {
     /// A file of a known kind, which the user may have swapped with the kernel. The value names the kind,
     /// with its article.
     Named(&'static str),
-    /// A file that belongs to another option. The values are its kind, with its article, and a command that
-    /// takes it.
-    Elsewhere(&'static str, &'static str),
+    /// A file that belongs to another setting. The first value is its kind, with its article.
+    Elsewhere(&'static str, Home),
     /// A file of none of the known kinds.
     Unknown,
+}
+
+/// The setting to which a file belongs that is not a kernel. It displays as what would work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    /// The root file system.
+    Root,
+    /// A disk with the root on it, or on a partition of it.
+    Disk,
+    /// A disk, once it is a raw image.
+    RawDisk,
+    /// An initrd.
+    Initrd,
 }
 
 /// The packers whose output is recognised.
@@ -52,11 +65,6 @@ pub enum Packing {
 }
 
 const WHAT_WORKS: &str = "give an x86-64 vmlinux or bzImage";
-const AS_ROOT: &str = "`coracle run [KERNEL] --root FILE` boots it as a root";
-const AS_DISK: &str =
-    "`coracle run [KERNEL] --disk FILE -a root=/dev/vda`, or /dev/vda1 for a partition, boots what is on it";
-const AS_RAW_DISK: &str = "`qemu-img convert -O raw` makes a file of it that --disk takes";
-const AS_INITRD: &str = "`coracle run KERNEL -i FILE` boots a kernel with it";
 
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,6 +94,20 @@ impl fmt::Display for Foreign {
     }
 }
 
+impl fmt::Display for Home {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => write!(f, "`{ROOT} FILE` boots it as a root, with or without a kernel of yours"),
+            Self::Disk => write!(
+                f,
+                "`{DISKS} FILE` and `{APPEND} root=/dev/vda`, or /dev/vda1 for a partition, boot what is on it"
+            ),
+            Self::RawDisk => write!(f, "`qemu-img convert -O raw` makes a file of it that {DISKS} takes"),
+            Self::Initrd => write!(f, "`{INITRDS} FILE` beside a kernel boots that kernel with it"),
+        }
+    }
+}
+
 impl Packing {
     fn name_and_command(self) -> (&'static str, &'static str) {
         match self {
@@ -111,13 +133,13 @@ pub(super) fn identify(head: &[u8]) -> Foreign {
         return *found;
     }
     if u16_at(head, EXT4_MAGIC_OFFSET) == Some(EXT4_MAGIC) {
-        return Foreign::Elsewhere("an ext2, ext3 or ext4 file system image", AS_ROOT);
+        return Foreign::Elsewhere("an ext2, ext3 or ext4 file system image", Home::Root);
     }
     if has_at(head, 0x101, b"ustar") {
-        return Foreign::Elsewhere("a tar archive", AS_ROOT);
+        return Foreign::Elsewhere("a tar archive", Home::Root);
     }
     if u16_at(head, 0x1fe) == Some(0xaa55) {
-        return Foreign::Elsewhere("a disk image or boot sector", AS_DISK);
+        return Foreign::Elsewhere("a disk image or boot sector", Home::Disk);
     }
     if is_text(head) {
         return Foreign::Named("a text file");
@@ -140,12 +162,12 @@ const MARKS: [(&[u8], Foreign); 19] = [
     (b"\x04\x22\x4d\x18", Foreign::Packed(Packing::Lz4)),
     (b"\x02\x21\x4c\x18", Foreign::Packed(Packing::Lz4)),
     (b"BZh", Foreign::Packed(Packing::Bzip2)),
-    (b"070701", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
-    (b"070702", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
-    (b"070707", Foreign::Elsewhere("a cpio archive, as an initramfs is", AS_INITRD)),
-    (b"hsqs", Foreign::Elsewhere("a squashfs file system image", AS_ROOT)),
-    (b"XFSB", Foreign::Elsewhere("an XFS file system image", AS_DISK)),
-    (b"QFI\xfb", Foreign::Elsewhere("a qcow2 disk image", AS_RAW_DISK)),
+    (b"070701", Foreign::Elsewhere("a cpio archive, as an initramfs is", Home::Initrd)),
+    (b"070702", Foreign::Elsewhere("a cpio archive, as an initramfs is", Home::Initrd)),
+    (b"070707", Foreign::Elsewhere("a cpio archive, as an initramfs is", Home::Initrd)),
+    (b"hsqs", Foreign::Elsewhere("a squashfs file system image", Home::Root)),
+    (b"XFSB", Foreign::Elsewhere("an XFS file system image", Home::Disk)),
+    (b"QFI\xfb", Foreign::Elsewhere("a qcow2 disk image", Home::RawDisk)),
     (
         b"!<arch>\n",
         Foreign::Named("an archive such as a Debian package, which may hold a kernel under boot/"),
@@ -205,16 +227,16 @@ mod tests {
             (0, b"\x04\x22\x4d\x18", "`unlz4`"),
             (0, b"\x02\x21\x4c\x18", "`unlz4`"),
             (0, b"BZh9", "`bunzip2`"),
-            (0, b"070701", "cpio archive, as an initramfs is; `coracle run KERNEL -i FILE`"),
+            (0, b"070701", "cpio archive, as an initramfs is; `initrds FILE`"),
             (0, b"QFI\xfb", "qcow2 disk image; `qemu-img convert"),
             (0, b"!<arch>\n", "Debian package"),
             (0, b"#!/bin/sh\n", "script"),
             (0, b"MZ", "EFI"),
             (0x38, b"ARM\x64", "64-bit ARM"),
             (0x38, b"RSC\x05", "RISC-V"),
-            (0x101, b"ustar", "tar archive; `coracle run [KERNEL] --root FILE`"),
-            (0x1fe, b"\x55\xaa", "boot sector; `coracle run [KERNEL] --disk FILE -a root="),
-            (0x438, b"\x53\xef", "ext4 file system image; `coracle run [KERNEL] --root FILE`"),
+            (0x101, b"ustar", "tar archive; `root FILE`"),
+            (0x1fe, b"\x55\xaa", "boot sector; `disks FILE` and `append root="),
+            (0x438, b"\x53\xef", "ext4 file system image; `root FILE`"),
         ];
         for (offset, mark, expected) in cases {
             let message = message(&with_mark(offset, mark));

@@ -19,10 +19,11 @@ use std::path::{Path, PathBuf};
 
 pub use bzimage::BzImageHeader;
 pub use elf::ElfDefect;
-pub use foreign::Foreign;
+pub use foreign::{Foreign, Home};
 
 use super::bytes::has_at;
 use super::input_file::{FileRole, InputFile, InputFileError};
+use crate::field::PROTOCOL;
 
 /// Bytes of a file that are read to find its format. The last mark, ext4's, lies at 1080.
 const HEAD_LEN: u64 = 4096;
@@ -135,11 +136,11 @@ pub enum ImageError {
         /// The kernel's path.
         path: PathBuf,
         /// What the user can do about it.
-        fix: &'static str,
+        fix: String,
     },
     /// A 32-bit ELF file, which has a PVH entry only, was to be entered at a 64-bit entry.
     #[error(
-        "the kernel {path:?} is a 32-bit ELF file, which has a PVH entry only; leave --protocol linux out"
+        "the kernel {path:?} is a 32-bit ELF file, which has a PVH entry only; leave {PROTOCOL} linux out"
     )]
     No64BitEntry {
         /// The kernel's path.
@@ -195,8 +196,10 @@ impl KernelImage {
         let image = Self { protocol, ..self };
         if protocol == BootProtocol::Pvh && image.contents.pvh_entry.is_none() {
             let fix = match image.format() {
-                ImageFormat::BzImage => "a bzImage has a 64-bit entry only; leave --protocol pvh out",
-                ImageFormat::Elf => "leave --protocol pvh out, or build it with CONFIG_PVH=y",
+                ImageFormat::BzImage => {
+                    format!("a bzImage has a 64-bit entry only; leave {PROTOCOL} pvh out")
+                }
+                ImageFormat::Elf => format!("leave {PROTOCOL} pvh out, or build it with CONFIG_PVH=y"),
             };
             return Err(ImageError::NoPvhEntry { path: image.path().to_owned(), fix });
         }

@@ -14,6 +14,7 @@ use super::layout::{CMDLINE, CMDLINE_AREA, HIGH_MEMORY, PAGE_SIZE, low_ram_end};
 use super::pvh::StartInfo;
 use super::registers::BootState;
 use super::{gdt, paging, reset_vector};
+use crate::field::MEMORY;
 
 /// The longest command line of an image that states no limit: Linux's COMMAND_LINE_SIZE on x86 without the
 /// NUL.
@@ -57,7 +58,7 @@ pub(crate) struct Placement {
 #[non_exhaustive]
 pub enum LoadError {
     /// The machine has less memory than the kernel and its initrd need.
-    #[error("--memory {}M: this kernel{} needs at least {needed_mib}M", given / MIB, with_initrd(*initrd_bytes))]
+    #[error("{MEMORY} {}M: this kernel{} needs at least {needed_mib}M", given / MIB, with_initrd(*initrd_bytes))]
     MemoryTooSmall {
         /// Bytes of RAM.
         given: u64,

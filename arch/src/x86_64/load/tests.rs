@@ -98,7 +98,7 @@ fn linux_that_does_not_fit_is_refused_with_the_size_that_works() {
     assert_eq!(minimum_memory_mib(&image, 0), 26);
     assert_eq!(minimum_memory_mib(&image, MIB), 28);
     let error = load(&memory(25 * MIB), &LoadRequest { ram_bytes: 25 * MIB, ..request(&image) }).unwrap_err();
-    assert_eq!(error.to_string(), "--memory 25M: this kernel needs at least 26M");
+    assert_eq!(error.to_string(), "memory 25M: this kernel needs at least 26M");
     load(&memory(26 * MIB), &LoadRequest { ram_bytes: 26 * MIB, ..request(&image) }).unwrap();
 }
 
@@ -107,7 +107,7 @@ fn initrd_that_does_not_fit_is_refused_with_the_size_that_works() {
     let image = image(&bzimage());
     let initrds = [initrd(&vec![7; 24 << 20])];
     let error = load(&memory(RAM), &LoadRequest { initrds: &initrds, ..request(&image) }).unwrap_err();
-    assert_eq!(error.to_string(), "--memory 64M: this kernel with 24M of initrd needs at least 74M");
+    assert_eq!(error.to_string(), "memory 64M: this kernel with 24M of initrd needs at least 74M");
 }
 
 #[test]

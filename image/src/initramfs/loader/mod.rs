@@ -11,6 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use coracle_agent::root_device::RootDevice;
+use coracle_arch::field::{DISKS, MODULES, ROOT};
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
@@ -78,7 +79,7 @@ pub enum LoaderError {
     /// The kernel's modules are nowhere.
     #[error(
         "the kernel {kernel:?} ({release}) needs the module {module}, unless it has it built in, and there is \
-         no {release} in any of {}; --modules names the folder",
+         no {release} in any of {}; {MODULES} names the folder",
         listed(places)
     )]
     NoTree {
@@ -93,7 +94,7 @@ pub enum LoaderError {
     },
     /// The user's folder is not there, or is not a folder.
     #[error(
-        "--modules {folder:?}: {found}; it takes the directory of the kernel's modules (lib/modules/RELEASE), one that \
+        "{MODULES} {folder:?}: {found}; it takes the directory of the kernel's modules (lib/modules/RELEASE), one that \
          holds it, or the root of a system"
     )]
     NoFolder {
@@ -104,7 +105,7 @@ pub enum LoaderError {
     },
     /// The user's folder holds no modules of this kernel.
     #[error(
-        "--modules {folder:?}: it holds no modules of the kernel's release, {release}; it takes the directory of that \
+        "{MODULES} {folder:?}: it holds no modules of the kernel's release, {release}; it takes the directory of that \
          release (lib/modules/{release}), one that holds it, or the root of a system"
     )]
     NotInFolder {
@@ -126,7 +127,7 @@ pub enum LoaderError {
     /// The kernel does not tell its release.
     #[error(
         "the kernel {kernel:?} does not say its release, so its module {module} cannot be found; give \
-         --modules the folder of its release"
+         {MODULES} the folder of its release"
     )]
     NoRelease {
         /// The kernel's path.
@@ -344,7 +345,7 @@ fn check_folder(folder: &Path) -> Result<(), LoaderError> {
     let found = match fs::metadata(folder) {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(found) if has_file_system(folder, &found) => {
-            "it is a disk image with a file system, which --root or --disk takes".to_owned()
+            format!("it is a disk image with a file system, which {ROOT} or {DISKS} takes")
         }
         Ok(_) => "it is not a directory".to_owned(),
         Err(error) => error.to_string(),

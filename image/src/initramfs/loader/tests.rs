@@ -87,7 +87,7 @@ fn folder_of_another_release_is_refused() {
         LoaderRequest { release: Some("6.2.0"), ..request(Path::new("/vmlinuz"), Some(&tree.root)) };
     let error = tree_folder(&request).unwrap_err().to_string();
     assert!(
-        error.starts_with("--modules \"") && error.contains("the kernel's release, 6.2.0; it takes"),
+        error.starts_with("modules \"") && error.contains("the kernel's release, 6.2.0; it takes"),
         "{error}"
     );
     let file = tree.release_folder().join("modules.builtin");
@@ -96,7 +96,7 @@ fn folder_of_another_release_is_refused() {
         (&file, "it is not a directory; it takes"),
     ] {
         let error = tree_folder(&LoaderRequest { folder: Some(wrong), ..request }).unwrap_err().to_string();
-        assert!(error.starts_with("--modules ") && error.contains(words), "{error}");
+        assert!(error.starts_with("modules ") && error.contains(words), "{error}");
     }
     let folder = tree.release_folder();
     let error = modules_of(&LoaderRequest { folder: Some(&folder), ..request }).unwrap_err().to_string();
