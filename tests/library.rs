@@ -434,34 +434,34 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
     if !common::kvm_or_skip() || !common::is_alone("quota_keeps_a_busy_guest_to_its_share_of_a_cpu") {
         return;
     }
-    let spent = |builder: VmBuilder| {
-        let vm = builder.kernel(common::payload("spin-ring3")).memory_mib(16).start().unwrap();
-        // The burst at the start is not the share.
-        std::thread::sleep(Duration::from_millis(300));
-        let (before, start) = (cpu_time(), Instant::now());
-        std::thread::sleep(Duration::from_secs(1));
-        let share = (cpu_time() - before).as_secs_f64() / start.elapsed().as_secs_f64();
-        assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
-        share
-    };
-    // A host with much else to do gives a guest without a quota little more.
-    for attempt in 1.. {
-        let limited = spent(Vm::builder().cpus(2).cpu_quota_percent(20));
-        assert!(limited < 0.35, "{limited}");
-        let free = spent(Vm::builder());
-        if free > 1.5 * limited && limited > 0.05 {
-            return;
-        }
-        assert!(attempt < 10, "{free} without, {limited} with a quota");
-    }
+    let builder = Vm::builder().kernel(common::payload("spin-ring3")).memory_mib(16).cpus(2);
+    // Less than a vCPU's fair share of a CPU on which ten others spin: only the quota can hold it to this.
+    let share = 0.05;
+    let started = Instant::now();
+    let vm = builder.cpu_quota_percent(5).start().unwrap();
+    // A vCPU that nothing holds runs, or waits for a CPU, all the time. A share that was exceeded because the
+    // control thread came late is a debt, which is paid.
+    common::eventually("the guest gets its share, wants more, and is held", || {
+        let [used, waited] = vcpu_times();
+        let elapsed = started.elapsed().as_secs_f64();
+        let wanted = (used + waited) / elapsed;
+        elapsed > 2.0 && used / elapsed < 1.5 * share && (0.5 * share..0.5).contains(&wanted)
+    });
+    assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }
 
-/// CPU time of this process and its threads.
-fn cpu_time() -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the answer has room.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+/// Seconds for which the vCPUs of this process have run, and for which they have waited for a CPU, as the
+/// kernel counts them (Linux, Documentation/scheduler/sched-stats.rst).
+fn vcpu_times() -> [f64; 2] {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
+    let vcpus = tasks.filter(|task| {
+        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("vcpu-"))
+    });
+    vcpus.fold([0.0; 2], |[used, waited], task| {
+        let counts = std::fs::read_to_string(task.join("schedstat")).unwrap();
+        let mut seconds = counts.split(' ').map(|count| count.parse::<f64>().unwrap() / 1e9);
+        [used + seconds.next().unwrap(), waited + seconds.next().unwrap()]
+    })
 }
 
 #[test]
