@@ -1,6 +1,11 @@
 //! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by
 //! piece, so that they can look for the wish to stop in between. When their queues are taken away, requests
-//! that are not done are put back: they begin again from their start, which reads or writes the same blocks.
+//! that are not done are put back, unanswered, and begin again from their start.
+//!
+//! Every task may begin again: what it does to its range and to its buffers depends on the request alone, and
+//! the driver uses neither until the request is answered. Requests in flight at the same time have no order,
+//! so that one whose range overlaps may have been done in between. A task for which a second pass differs from
+//! one pass would have to keep its position instead.
 
 use std::borrow::Cow;
 

@@ -76,6 +76,9 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     let mut bench = Bench::with(folder(), Box::new(Noting(notes.clone())), Faults::default());
     assert!(notes.transport.set(bench.machine.transport.clone()).is_ok());
     bench.header(kind, 8);
+    // What a discard and a write of zeroes take for their data.
+    bench.machine.put(DATA, &range(8, CLEARED_SECTORS, 0));
+    bench.machine.put(STATUS_AT, &[0xee]);
     let frame = [Buffer::readable(BUFFERS, 16), data, Buffer::writable(STATUS_AT, 1)];
     let frame = if kind == FLUSHING { vec![frame[0], frame[2]] } else { frame.to_vec() };
     bench.rings[0].offer(&frame);
@@ -89,6 +92,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     bench.machine.transport.resume();
     let (first, second) = (bench.completion(0), bench.completion(0));
     assert_eq!(bench.rings[0].completed(), None);
+    assert_eq!(bench.machine.bytes(STATUS_AT, 1), [OK]);
     let calls = notes.calls.lock().unwrap();
     let mut at = 4096;
     for (_, offset, len) in calls.iter().filter(|_| kind != FLUSHING) {
@@ -100,6 +104,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
 }
 
 const MIB: u64 = 1 << 20;
+const CLEARED_SECTORS: u32 = 40 << 11;
 
 #[test]
 fn read_or_write_that_was_stopped_is_put_back_and_begins_again() {
@@ -116,6 +121,21 @@ fn read_or_write_that_was_stopped_is_put_back_and_begins_again() {
         let (before, all, _) = stopped(kind, data, 3);
         assert_eq!(before, pieces, "a request that is done is not begun again");
         assert_eq!(all, [pieces, pieces].concat());
+    }
+}
+
+#[test]
+fn discard_or_write_of_zeroes_that_was_stopped_covers_all_of_its_range_when_it_begins_again() {
+    // The first as many as it is asked for, the second as few as its host clears in one call.
+    let zeroes: Vec<u64> = (0..14).map(|piece| (40 * MIB - 3 * MIB * piece).min(3 * MIB)).collect();
+    for (kind, pieces) in [(DISCARDING, vec![16 * MIB, 16 * MIB, 8 * MIB]), (ZEROING, zeroes)] {
+        let (before, all, lens) = stopped(kind, Buffer::readable(DATA, 16), 2);
+        assert_eq!(before, pieces[..2]);
+        assert_eq!(all, [&pieces[..2], &pieces, &pieces].concat());
+        assert_eq!(lens, (1, 1));
+        let (before, all, _) = stopped(kind, Buffer::readable(DATA, 16), pieces.len());
+        assert_eq!(before, pieces, "a request that is done is not begun again");
+        assert_eq!(all, [&pieces[..], &pieces].concat());
     }
 }
 
@@ -174,7 +194,7 @@ fn long_ranges_are_cleared_in_steps() {
     for (kind, step) in [(DISCARDING, 16 * MIB), (ZEROING, 3 * MIB)] {
         let notes = Arc::new(Notes::default());
         let mut bench = Bench::with(folder(), Box::new(Noting(notes.clone())), Faults::default());
-        bench.machine.put(DATA, &range(8, 40 << 11, 0));
+        bench.machine.put(DATA, &range(8, CLEARED_SECTORS, 0));
         assert_eq!(bench.ask(kind, 0, &[data]), OK);
         let calls = notes.calls.lock().unwrap();
         assert_eq!(calls.iter().map(|(_, _, len)| len).sum::<u64>(), 40 * MIB);
