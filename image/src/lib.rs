@@ -11,6 +11,7 @@
 //! error.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 
 pub mod compression;
 pub mod guest_data;

@@ -13,9 +13,10 @@ pub(crate) fn write_unless_zero(image: &File, bytes: &[u8], offset: u64) -> io::
         let zeroes = rest.chunks(BLOCK).take_while(|block| is_zero(block)).map(<[u8]>::len).sum::<usize>();
         let rest = rest.get(zeroes..).unwrap_or_default();
         let data = rest.chunks(BLOCK).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum::<usize>();
-        let start = offset.saturating_add((at + zeroes) as u64);
+        at = at.saturating_add(zeroes);
+        let start = offset.saturating_add(at as u64);
         image.write_all_at(rest.get(..data).unwrap_or_default(), start)?;
-        at += zeroes + data;
+        at = at.saturating_add(data);
     }
     Ok(())
 }

@@ -28,8 +28,8 @@ impl<'a> Xz<'a> {
         let (bits, dictionary) = dictionary_within(room);
         let mut start = Vec::new();
         source.by_ref().take(STREAM_HEADER + 1).read_to_end(&mut start)?;
-        let header_len = start.last().map_or(0, |len| (u64::from(*len) + 1) * 4);
-        source.by_ref().take(header_len - u64::from(header_len > 0)).read_to_end(&mut start)?;
+        let header_len = start.last().map_or(0, |len| u64::from(*len).saturating_add(1).saturating_mul(4));
+        source.by_ref().take(header_len.saturating_sub(1)).read_to_end(&mut start)?;
         let block = start.get_mut(STREAM_HEADER as usize..).unwrap_or_default();
         let is_short = lower_dictionary(block, bits).is_some();
         let source: Box<dyn Read> = Box::new(io::Cursor::new(start).chain(source));
@@ -51,7 +51,7 @@ impl Read for Xz<'_> {
 
 /// The largest dictionary within `room`, and how a header states it (5.3.1): two bits of a number, shifted.
 fn dictionary_within(room: u64) -> (u8, u64) {
-    let size = |bits: u8| (2 | u64::from(bits & 1)) << (bits / 2 + 11);
+    let size = |bits: u8| (2 | u64::from(bits & 1)) << (bits / 2).saturating_add(11);
     let bits = (0..MAX_BITS).rev().find(|bits| size(*bits) <= room).unwrap_or_default();
     (bits, size(bits))
 }
@@ -86,10 +86,10 @@ fn lower_dictionary(block: &mut [u8], bits: u8) -> Option<()> {
 /// A number of variable length (1.2), in whose place `at` is.
 fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut number = 0;
-    for place in 0..9 {
+    for shift in (0..63).step_by(7) {
         let byte = *bytes.get(*at)?;
         *at = at.checked_add(1)?;
-        number |= u64::from(byte & 0x7f) << (7 * place);
+        number |= u64::from(byte & 0x7f) << shift;
         if byte & 0x80 == 0 {
             return Some(number);
         }

@@ -81,8 +81,8 @@ impl<R: BufRead> ZstdFrames<R> {
         let mut window = 0;
         if !is_single {
             let [descriptor] = self.bytes()?;
-            let base = 1_u64 << (10 + (descriptor >> 3));
-            window = base + base / 8 * u64::from(descriptor & 7);
+            let base = MIN_WINDOW << (descriptor >> 3);
+            window = base.saturating_add((base / 8).saturating_mul((descriptor & 7).into()));
         }
         let dictionary_len = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or_default();
         if self.number(dictionary_len)? != 0 {
@@ -159,7 +159,7 @@ fn is_reference(error: &FrameDecoderError) -> bool {
 /// that there is.
 fn most_window(room: u64) -> u64 {
     let allocated = 1_u64 << room.saturating_sub(BLOCKS).checked_ilog2().unwrap_or_default();
-    (allocated - allocated / 16).max(MIN_WINDOW)
+    allocated.saturating_sub(allocated / 16).max(MIN_WINDOW)
 }
 
 /// The descriptor of the smallest window that has `window` bytes (3.1.1.1.2), which are at most [`MAX_ROOM`].
@@ -169,8 +169,8 @@ fn window_descriptor(window: u64) -> u8 {
     let window = window.max(MIN_WINDOW);
     let exponent = window.ilog2();
     let base = 1_u64 << exponent;
-    let eighths = (window - base).div_ceil(base / 8);
-    let descriptor = (u64::from(exponent) - 10) * 8 + eighths;
+    let eighths = window.saturating_sub(base).div_ceil(base / 8);
+    let descriptor = u64::from(exponent).saturating_sub(10).saturating_mul(8).saturating_add(eighths);
     u8::try_from(descriptor).unwrap_or(u8::MAX)
 }
 

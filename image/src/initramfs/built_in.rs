@@ -17,7 +17,7 @@ pub(super) fn missing_of<'a>(path: &Path, modules: &[&'a str]) -> Vec<&'a str> {
     while !missing.is_empty() {
         // The end of the last piece may be the beginning of a name.
         let kept = piece.len().min(LONGEST);
-        piece.drain(..piece.len() - kept);
+        piece.drain(..piece.len().saturating_sub(kept));
         match (&mut file).take(PIECE).read_to_end(&mut piece) {
             Ok(1..) => missing.retain(|module| !has_name(&piece, module)),
             Ok(0) | Err(_) => break,

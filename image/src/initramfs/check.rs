@@ -104,7 +104,7 @@ fn cut_cpio(file: &InputFile) -> Option<u64> {
             return None;
         }
         let field = |index: usize| {
-            let digits = header.get(6 + 8 * index..14 + 8 * index)?;
+            let digits = header.get(6..)?.chunks_exact(8).nth(index)?;
             u32::from_str_radix(str::from_utf8(digits).ok()?, 16).ok().map(u64::from)
         };
         let (name_len, len) = (field(11)?, field(6)?);
@@ -138,7 +138,7 @@ fn cut_zstd(file: &InputFile) -> Option<u64> {
         (2, _) => 4,
         _ => 8,
     };
-    let mut at = 5 + u64::from(!is_single) + dictionary + size;
+    let mut at = [5, u64::from(!is_single), dictionary, size].into_iter().sum::<u64>();
     let checksum = u64::from(descriptor & 4);
     for _ in 0..MAX_BLOCKS {
         let Some([low, middle, high]) = bytes(file, at) else { return Some(at) };
@@ -164,7 +164,7 @@ fn cut_xz(file: &InputFile) -> Option<u64> {
     let start = file.len().saturating_sub(TAIL as u64);
     let mut tail = vec![0; usize::try_from(file.len().min(TAIL as u64)).ok()?];
     file.read_at(start, &mut tail).ok()?;
-    let end = tail.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let end = tail.iter().rposition(|byte| *byte != 0).map_or(0, |at| at.saturating_add(1));
     let has_end = tail.get(..end)?.ends_with(b"YZ") || memchr::memmem::find(&tail, CPIO_END).is_some();
     (!has_end).then_some(0)
 }

@@ -203,7 +203,7 @@ fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Resul
         }
     };
     let size = in_32_bits(len)?;
-    let name_size = in_32_bits(name.len() as u64 + 1)?;
+    let name_size = in_32_bits((name.len() as u64).saturating_add(1))?;
     let links = if entry.mode & S_IFMT == S_IFDIR { 2 } else { 1 };
     let (major, minor) = entry.device;
     // Inode, mode, owner, group, links, time, size, device of the file system (2), device (2), size of the
@@ -227,9 +227,9 @@ fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Resul
             return Err(unread(path, source).into());
         }
         out.write_all(part).map_err(Failure::Write)?;
-        left -= room as u64;
+        left = left.saturating_sub(room as u64);
     }
-    let padding = len.next_multiple_of(ALIGNMENT as u64) - len;
+    let padding = len.next_multiple_of(ALIGNMENT as u64).saturating_sub(len);
     out.write_all([0; ALIGNMENT].get(..padding as usize).unwrap_or_default()).map_err(Failure::Write)
 }
 

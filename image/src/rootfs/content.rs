@@ -132,7 +132,10 @@ impl OpenContent<'_> {
                     if from < to
                         && let Some(target) = bytes.get_mut(target)
                     {
-                        archive.read_exact_at(target, part.offset.saturating_add(from - part.at))?;
+                        archive.read_exact_at(
+                            target,
+                            part.offset.saturating_add(from.saturating_sub(part.at)),
+                        )?;
                     }
                 }
             }
@@ -205,14 +208,14 @@ fn copy(source: &File, image: &File, range: Range) -> io::Result<bool> {
     let mut buffer = vec![0; usize::try_from(range.len.min(BUFFER)).unwrap_or_default()];
     let mut done = 0;
     while done < range.len {
-        let count = buffer.len().min(usize::try_from(range.len - done).unwrap_or(usize::MAX));
+        let count = buffer.len().min(usize::try_from(range.len.saturating_sub(done)).unwrap_or(usize::MAX));
         let buffer = buffer.get_mut(..count).unwrap_or_default();
         let read = read_up_to(source, buffer, range.from.saturating_add(done))?;
         write_unless_zero(image, buffer.get(..read).unwrap_or_default(), range.to.saturating_add(done))?;
         if read < count {
             return Ok(false);
         }
-        done += count as u64;
+        done = done.saturating_add(count as u64);
     }
     Ok(true)
 }
@@ -223,7 +226,7 @@ pub(super) fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
         match file.read_at(rest, at.saturating_add(filled as u64)) {
             Ok(0) => break,
-            Ok(count) => filled += count,
+            Ok(count) => filled = filled.saturating_add(count),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

@@ -135,7 +135,7 @@ impl Walk<'_> {
             return Err(failed(io::Error::other("another folder has taken its place")));
         }
         if folder.identity.device != self.device {
-            self.left_out.mounts += 1;
+            self.left_out.mounts = self.left_out.mounts.saturating_add(1);
             return Ok(());
         }
         for entry in fs::read_dir(below(&here, Path::new(""))).map_err(failed)? {
@@ -198,7 +198,7 @@ impl Walk<'_> {
         } else if kind.is_fifo() {
             Kind::Fifo
         } else {
-            self.left_out.sockets += 1;
+            self.left_out.sockets = self.left_out.sockets.saturating_add(1);
             return Ok(None);
         }))
     }

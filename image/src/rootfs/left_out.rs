@@ -29,7 +29,7 @@ impl LeftOut {
     }
 
     pub(super) fn unreadable(&mut self, path: &Path) {
-        self.unreadable += 1;
+        self.unreadable = self.unreadable.saturating_add(1);
         self.first_unreadable.get_or_insert_with(|| path.to_owned());
     }
 }

@@ -357,8 +357,8 @@ fn write_erofs(
 ) -> Result<Written, RootError> {
     let written = erofs::write(tree, image);
     let written = written.map_err(|source| RootError::Image { path: root.path.to_owned(), source })?;
-    left_out.shortened += written.shortened;
-    left_out.xattrs += written.lost_xattrs;
+    left_out.shortened = left_out.shortened.saturating_add(written.shortened);
+    left_out.xattrs = left_out.xattrs.saturating_add(written.lost_xattrs);
     Ok(written)
 }
 

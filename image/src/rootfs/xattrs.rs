@@ -14,7 +14,7 @@ pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>
         Ok(names) => names,
         Err(error) if is_none(&error) => return xattrs,
         Err(_) => {
-            *left_out += 1;
+            *left_out = left_out.saturating_add(1);
             return xattrs;
         }
     };
@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>
         match value {
             Ok(value) if is_kept(name) => drop(xattrs.insert(name.to_vec(), value)),
             Err(error) if is_none(&error) => {}
-            Ok(_) | Err(_) => *left_out += 1,
+            Ok(_) | Err(_) => *left_out = left_out.saturating_add(1),
         }
     }
     xattrs

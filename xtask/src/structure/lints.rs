@@ -6,6 +6,10 @@ use super::sources::Source;
 const LINTS: &[&str] =
     &["clippy::indexing_slicing", "clippy::unwrap_used", "clippy::expect_used", "clippy::panic"];
 
+/// What a crate that reads a guest's or a file's numbers denies as well.
+const ARITHMETIC: &str = "clippy::arithmetic_side_effects";
+const READERS: &[&str] = &["arch/", "devices/", "image/"];
+
 /// Workspaces of their own.
 const OTHERS: &[&str] = &["fuzz/", "examples/cargo-runner/"];
 
@@ -22,7 +26,9 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
         }
         let code: String = source.text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
         let head = code.split_once("mod ").map_or(code.as_str(), |(head, _)| head);
-        for lint in LINTS.iter().filter(|lint| !head.contains("deny(") || !head.contains(**lint)) {
+        let is_reader = READERS.iter().any(|crate_root| source.path.starts_with(crate_root));
+        let wanted = LINTS.iter().chain(is_reader.then_some(&ARITHMETIC));
+        for lint in wanted.filter(|lint| !head.contains("deny(") || !head.contains(**lint)) {
             verdicts.faults.push(format!("{}: the crate does not deny {lint}", source.path));
         }
     }
@@ -47,5 +53,10 @@ mod tests {
         assert_eq!(faults("cli/src/main.rs", &good.replace("deny", "allow")), LINTS.len());
         assert_eq!(faults("src/lib.rs", "mod a;"), LINTS.len());
         assert_eq!(faults("src/other.rs", "mod a;"), 0);
+        assert_eq!(faults("image/src/lib.rs", &good), 1);
+        assert_eq!(
+            faults("image/src/lib.rs", &format!("#![cfg_attr(not(test), deny({ARITHMETIC}))]\n{good}")),
+            0
+        );
     }
 }

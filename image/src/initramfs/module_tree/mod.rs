@@ -289,7 +289,7 @@ impl Needs {
         let mut needs = Needs::default();
         let mut count: usize = 0;
         let mut fits = || {
-            count += 1;
+            count = count.saturating_add(1);
             (count <= MAX_NEEDED).then_some(())
         };
         for name in text(b"depends=").next()?.ok()?.split(',').filter(|name| !name.is_empty()) {

@@ -13,7 +13,7 @@ type Names = BTreeMap<Vec<u8>, InodeId>;
 pub(super) fn len(names: &Names) -> u64 {
     let blocks = blocks(sorted(names).map(<[u8]>::len));
     let last = blocks.last().map_or(0, |block| block.len);
-    (blocks.len() as u64 - 1) * BLOCK + last
+    (blocks.len() as u64).saturating_sub(1).saturating_mul(BLOCK).saturating_add(last)
 }
 
 /// The content of a directory.
@@ -24,7 +24,7 @@ pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names
         // All but the last are whole.
         out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
         let here: Vec<&[u8]> = names_left.by_ref().take(block.entries).collect();
-        let mut name_at = block.entries * ENTRY as usize;
+        let mut name_at = block.entries.saturating_mul(ENTRY as usize);
         for name in &here {
             let id = match *name {
                 b"." => placed.id,
@@ -35,7 +35,7 @@ pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names
             out.extend_from_slice(&(name_at as u16).to_le_bytes());
             out.push(type_of(&tree.inode(id).kind));
             out.push(0);
-            name_at += name.len();
+            name_at = name_at.saturating_add(name.len());
         }
         here.iter().for_each(|name| out.extend_from_slice(name));
     }
@@ -55,12 +55,12 @@ fn blocks(lengths: impl Iterator<Item = usize>) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut block = Block::default();
     for length in lengths {
-        let more = ENTRY + length as u64;
-        if block.len + more > BLOCK {
+        let more = ENTRY.saturating_add(length as u64);
+        if block.len.saturating_add(more) > BLOCK {
             blocks.push(std::mem::take(&mut block));
         }
-        block.entries += 1;
-        block.len += more;
+        block.entries = block.entries.saturating_add(1);
+        block.len = block.len.saturating_add(more);
     }
     blocks.push(block);
     blocks

@@ -48,7 +48,7 @@ pub(super) const XATTR_HEADER: u64 = 12;
 impl Layout {
     /// Places everything of a tree; `None` when there are more blocks than numbers for them.
     pub(super) fn of(tree: &Tree) -> Option<Layout> {
-        let mut cursor = SUPER_OFFSET as u64 + SUPERBLOCK;
+        let mut cursor = SUPERBLOCK.saturating_add(SUPER_OFFSET as u64);
         let reached = tree.reachable();
         let placed = Vec::with_capacity(reached.len());
         let mut layout = Layout { placed, blocks: 0, lost_xattrs: 0, places: vec![0; tree.count()] };
@@ -93,25 +93,28 @@ impl Layout {
         };
         let tail = size % BLOCK;
         // The end of a content must not cross from one block to the next.
-        let is_inline = tail > 0 && INODE + xattrs + tail <= BLOCK;
-        let together = INODE + if is_inline { xattrs + tail } else { 0 };
+        let with_xattrs = INODE.saturating_add(xattrs);
+        let with_tail = with_xattrs.saturating_add(tail);
+        let is_inline = tail > 0 && with_tail <= BLOCK;
+        let together = if is_inline { with_tail } else { INODE };
         let mut offset = cursor.next_multiple_of(SLOT);
-        if offset % BLOCK + together > BLOCK {
+        if (offset % BLOCK).saturating_add(together) > BLOCK {
             offset = offset.next_multiple_of(BLOCK);
         }
-        *cursor = offset + INODE + xattrs + if is_inline { tail } else { 0 };
+        *cursor = offset.saturating_add(if is_inline { with_tail } else { with_xattrs });
         let blocks = if is_inline { size / BLOCK } else { size.div_ceil(BLOCK) };
         Placed { id, parent, links, offset, xattrs, size, is_inline, blocks, block: 0 }
     }
 
     fn xattrs_len(&mut self, inode: &Inode) -> u64 {
-        let (mut count, mut len) = (0, 0);
+        let (mut count, mut len) = (0_u64, 0_u64);
         for xattr in kept_xattrs(inode) {
-            count += 1;
-            len += xattr.len();
+            count = count.saturating_add(1);
+            len = len.saturating_add(xattr.len());
         }
-        self.lost_xattrs += inode.attributes.xattrs.len() as u64 - count;
-        if len == 0 { 0 } else { XATTR_HEADER + len }
+        let lost = (inode.attributes.xattrs.len() as u64).saturating_sub(count);
+        self.lost_xattrs = self.lost_xattrs.saturating_add(lost);
+        if len == 0 { 0 } else { len.saturating_add(XATTR_HEADER) }
     }
 }
 
@@ -120,7 +123,9 @@ impl Placed {
     pub(super) fn xattr_count(&self) -> u16 {
         match self.xattrs {
             0 => 0,
-            len => u16::try_from((len - XATTR_HEADER) / 4 + 1).unwrap_or(u16::MAX),
+            len => {
+                u16::try_from((len.saturating_sub(XATTR_HEADER) / 4).saturating_add(1)).unwrap_or(u16::MAX)
+            }
         }
     }
 }
@@ -136,7 +141,8 @@ pub(super) struct Xattr<'a> {
 impl Xattr<'_> {
     /// Bytes of its entry.
     fn len(&self) -> u64 {
-        (XATTR_ENTRY + self.name.len() as u64 + self.value.len() as u64).next_multiple_of(4)
+        let len = self.name.len().saturating_add(self.value.len());
+        XATTR_ENTRY.saturating_add(len as u64).next_multiple_of(4)
     }
 }
 
@@ -149,7 +155,7 @@ pub(super) fn kept_xattrs(inode: &Inode) -> impl Iterator<Item = Xattr<'_>> {
         if value.len() > MAX_VALUE || xattr.len() > room {
             return None;
         }
-        room -= xattr.len();
+        room = room.saturating_sub(xattr.len());
         Some(xattr)
     })
 }

@@ -53,7 +53,7 @@ pub enum ImageError {
 /// Writes the image into a file that is empty.
 pub(super) fn write(tree: &Tree, image: &File) -> Result<Written, ImageError> {
     let layout = Layout::of(tree).ok_or(ImageError::TooLarge)?;
-    let bytes = layout.blocks * BLOCK;
+    let bytes = layout.blocks.saturating_mul(BLOCK);
     image.set_len(bytes).map_err(ImageError::Write)?;
     let mut writer = Writer { tree, image, layout: &layout, metadata: Vec::new(), start: 0, shortened: 0 };
     writer.run()?;
@@ -101,8 +101,8 @@ impl Writer<'_> {
         self.skip_to(placed.offset)?;
         let inode = self.tree.inode(placed.id);
         self.metadata.extend_from_slice(&head(number, placed, inode));
-        let whole = placed.blocks * BLOCK;
-        let tail_len = usize::try_from(placed.size - whole.min(placed.size)).unwrap_or_default();
+        let whole = placed.blocks.saturating_mul(BLOCK);
+        let tail_len = usize::try_from(placed.size.saturating_sub(whole)).unwrap_or_default();
         append_xattrs(&mut self.metadata, inode, placed);
         let data = match &inode.kind {
             Kind::File(content) => {
@@ -112,9 +112,9 @@ impl Writer<'_> {
                     if placed.is_inline { open.bytes(whole, tail_len).map_err(failed)? } else { vec![] };
                 self.metadata.extend_from_slice(&tail);
                 let is_whole = open
-                    .copy_to(self.image, placed.block * BLOCK, placed.size.min(whole))
+                    .copy_to(self.image, placed.block.saturating_mul(BLOCK), placed.size.min(whole))
                     .map_err(|error| copy_error(error, content.name()))?;
-                self.shortened += u64::from(!is_whole);
+                self.shortened = self.shortened.saturating_add(u64::from(!is_whole));
                 return Ok(());
             }
             Kind::Directory(names) => directory::bytes(self.layout, self.tree, placed, names),
@@ -123,7 +123,7 @@ impl Writer<'_> {
         };
         let (blocks, tail) = data.split_at(data.len().min(usize::try_from(whole).unwrap_or(usize::MAX)));
         self.metadata.extend_from_slice(tail);
-        write_unless_zero(self.image, blocks, placed.block * BLOCK).map_err(ImageError::Write)
+        write_unless_zero(self.image, blocks, placed.block.saturating_mul(BLOCK)).map_err(ImageError::Write)
     }
 
     /// Fills up to an offset of the image with zeroes; writes what has come together.
@@ -138,7 +138,7 @@ impl Writer<'_> {
 
     fn flush(&mut self) -> Result<(), ImageError> {
         self.image.write_all_at(&self.metadata, self.start).map_err(ImageError::Write)?;
-        self.start += self.metadata.len() as u64;
+        self.start = self.start.saturating_add(self.metadata.len() as u64);
         self.metadata.clear();
         Ok(())
     }
@@ -199,7 +199,7 @@ fn copy_error(source: io::Error, name: String) -> ImageError {
 
 /// Puts a field into a structure that has room for it.
 fn put(into: &mut [u8], at: usize, field: &[u8]) {
-    if let Some(place) = into.get_mut(at..at + field.len()) {
+    if let Some(place) = into.get_mut(at..at.saturating_add(field.len())) {
         place.copy_from_slice(field);
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
             Kind::Symlink(target) => target.len() as u64,
             _ => 0,
         };
-        len = len.saturating_add(HEADER + name.len() as u64 + PADDING).saturating_add(content);
+        len = [HEADER, name.len() as u64, PADDING, content].into_iter().fold(len, u64::saturating_add);
         can_hold &= inode.attributes.xattrs.is_empty() && name.len() < MAX_PATH;
         can_hold &= content <= u64::from(u32::MAX);
         Ok(())
@@ -53,7 +53,7 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
         let time = u32::try_from(attributes.mtime.0.max(0)).unwrap_or(u32::MAX);
         let name = if name.is_empty() { b"." } else { name };
         let (size, name_size) =
-            (u32::try_from(size).map_err(|_| ImageError::TooLarge)?, name.len() as u32 + 1);
+            (u32::try_from(size).map_err(|_| ImageError::TooLarge)?, (name.len() as u32).saturating_add(1));
         let mode = u32::from(inode.mode());
         let fields = [
             number,
@@ -72,14 +72,20 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
         ];
         append_header(&mut out, fields, name);
         match &inode.kind {
-            Kind::File(content) if is_first => *shortened += u64::from(append_content(&mut out, content)?),
+            Kind::File(content) if is_first => {
+                *shortened = shortened.saturating_add(append_content(&mut out, content)?.into());
+            }
             Kind::Symlink(target) => out.extend_from_slice(target),
             _ => {}
         }
         pad(&mut out);
         Ok(())
     })?;
-    append_header(&mut out, [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, TRAILER.len() as u32 + 1, 0], TRAILER);
+    append_header(
+        &mut out,
+        [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, (TRAILER.len() as u32).saturating_add(1), 0],
+        TRAILER,
+    );
     Ok(out)
 }
 

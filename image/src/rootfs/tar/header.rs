@@ -169,8 +169,7 @@ fn number(field: &[u8]) -> Option<i64> {
     }
     let digits = field.iter().skip_while(|byte| **byte == b' ').take_while(|byte| !matches!(byte, b' ' | 0));
     digits.copied().try_fold(0_i64, |value, digit| {
-        let digit = Some(digit).filter(|digit| (b'0'..=b'7').contains(digit))?;
-        value.checked_mul(8)?.checked_add(i64::from(digit - b'0'))
+        value.checked_mul(8)?.checked_add(char::from(digit).to_digit(8)?.into())
     })
 }
 

@@ -176,7 +176,8 @@ impl Reader<'_> {
             (Some((map, real_size)), _) => self.sparse(at, start, stored, real_size, &map)?,
             (None, Some(sparse)) => {
                 let (map, used) = self.pax_map(at, start, stored, sparse)?;
-                self.sparse(at, start + used, stored - used, sparse.real_size.unwrap_or(size), &map)?
+                let (start, stored) = (start.saturating_add(used), stored.saturating_sub(used));
+                self.sparse(at, start, stored, sparse.real_size.unwrap_or(size), &map)?
             }
             (None, None) => {
                 let part = Part { at: 0, offset: start, len: stored };
@@ -243,8 +244,8 @@ impl Reader<'_> {
             if text.len() > MAX_RECORD {
                 return Err(wrong());
             }
-            let block = self.block(start + text.len() as u64)?;
-            seen += count(&block);
+            let block = self.block(start.saturating_add(text.len() as u64))?;
+            seen = seen.saturating_add(count(&block));
             text.extend_from_slice(&block);
         }
         let used = Some(text.len() as u64).filter(|used| *used <= stored);
@@ -284,7 +285,7 @@ impl Reader<'_> {
         let at = self.at;
         let len = usize::try_from(size).ok().filter(|len| *len <= MAX_RECORD.saturating_sub(*before));
         let len = len.ok_or(TarError::Header { at, what: "extensions are longer than 1 MiB" })?;
-        *before += len;
+        *before = before.saturating_add(len);
         self.at = self.after(at, padded(size).unwrap_or(u64::MAX))?;
         let mut bytes = vec![0; len];
         self.fill(&mut bytes, at)?;
@@ -336,10 +337,10 @@ fn range_of(field: &str) -> &'static str {
 impl Member {
     fn put(self, tree: &mut Tree, left_out: &mut LeftOut) -> Result<(), EntryError> {
         let Member { name, link, kind, mut attributes, device, content, lost_xattrs, at: _ } = self;
-        left_out.xattrs += lost_xattrs;
+        left_out.xattrs = left_out.xattrs.saturating_add(lost_xattrs);
         attributes.xattrs.retain(|name, _| {
             let is_kept = xattrs::is_kept(name);
-            left_out.xattrs += u64::from(!is_kept);
+            left_out.xattrs = left_out.xattrs.saturating_add((!is_kept).into());
             is_kept
         });
         let kind = match kind {
@@ -351,7 +352,7 @@ impl Member {
             b'5' => Kind::Directory(BTreeMap::new()),
             b'6' => Kind::Fifo,
             _ => {
-                left_out.members += 1;
+                left_out.members = left_out.members.saturating_add(1);
                 return Ok(());
             }
         };

@@ -91,7 +91,7 @@ impl Extensions {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
                     self.xattrs.insert(name.to_vec(), value.to_vec());
                 } else if key.starts_with(b"SCHILY.acl.") || key.starts_with(b"RHT.security.") {
-                    self.lost_xattrs += 1;
+                    self.lost_xattrs = self.lost_xattrs.saturating_add(1);
                 }
             }
         }
@@ -113,8 +113,11 @@ pub(super) fn lines_in_front(text: &[u8]) -> Option<u64> {
 /// The map in front of the content of a sparse file of form 1.0, all of whose lines are in `text`.
 pub(super) fn map_in_front(text: &[u8]) -> Option<SparseMap> {
     let lines = lines_in_front(text)?;
-    let numbers =
-        text.split(|byte| *byte == b'\n').skip(1).take(usize::try_from(lines).ok()? - 1).map(number);
+    let numbers = text
+        .split(|byte| *byte == b'\n')
+        .skip(1)
+        .take(usize::try_from(lines).ok()?.saturating_sub(1))
+        .map(number);
     pairs(&numbers.collect::<Option<Vec<u64>>>()?)
 }
 
@@ -123,7 +126,7 @@ fn record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     let blank = records.iter().take(MAX_LENGTH_DIGITS).position(|byte| *byte == b' ')?;
     let len = usize::try_from(number(records.get(..blank)?)?).ok()?;
     let (record, rest) = records.split_at_checked(len)?;
-    Some((record.get(blank + 1..)?.strip_suffix(b"\n")?, rest))
+    Some((record.get(blank..)?.strip_prefix(b" ")?.strip_suffix(b"\n")?, rest))
 }
 
 /// `OFFSET,LENGTH,OFFSET,LENGTH...`
@@ -156,7 +159,7 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     Some(match (is_before, nanos) {
         (false, _) => (seconds, nanos),
         (true, 0) => (seconds.checked_neg()?, 0),
-        (true, _) => (seconds.checked_neg()?.checked_sub(1)?, 1_000_000_000 - nanos),
+        (true, _) => (seconds.checked_neg()?.checked_sub(1)?, 1_000_000_000_u32.saturating_sub(nanos)),
     })
 }
 

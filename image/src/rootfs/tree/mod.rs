@@ -223,7 +223,7 @@ impl Tree {
     /// # Errors
     /// There is too much in the tree.
     pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) -> Result<(), EntryError> {
-        self.take_room(NAME + allocated(name.len()))?;
+        self.take_room(NAME.saturating_add(allocated(name.len())))?;
         if let Kind::Directory(names) = &mut self.inode_mut(directory).kind {
             names.insert(name, id);
         }
@@ -249,26 +249,26 @@ impl Tree {
         let mut directories = VecDeque::from([Self::ROOT]);
         while let Some(parent) = directories.pop_front() {
             let Kind::Directory(names) = &self.inode(parent).kind else { continue };
-            let mut subdirectories = 0;
+            let mut subdirectories = 0_u32;
             for &id in names.values() {
                 let is_directory = matches!(self.inode(id).kind, Kind::Directory(_));
                 let Some(place) = places.get_mut(id.index()) else { continue };
                 if *place > 0 {
                     if let Some(known) = reached.get_mut(*place as usize) {
-                        known.links += 1;
+                        known.links = known.links.saturating_add(1);
                     }
                     continue;
                 }
                 *place = reached.len() as u32;
                 reached.push(Reached { id, parent, links: if is_directory { 2 } else { 1 } });
                 if is_directory {
-                    subdirectories += 1;
+                    subdirectories = subdirectories.saturating_add(1);
                     directories.push_back(id);
                 }
             }
             let place = places.get(parent.index()).map(|place| *place as usize);
             if let Some(directory) = place.and_then(|place| reached.get_mut(place)) {
-                directory.links += subdirectories;
+                directory.links = directory.links.saturating_add(subdirectories);
             }
         }
         reached
@@ -295,9 +295,9 @@ impl Tree {
         let mut above = Vec::new();
         let mut here = Self::ROOT;
         let mut ahead: VecDeque<Vec<u8>> = path.iter().cloned().collect();
-        let (mut links, mut steps) = (0, 0);
+        let (mut links, mut steps) = (0_u32, 0_usize);
         while let Some(part) = ahead.pop_front() {
-            steps += 1;
+            steps = steps.saturating_add(1);
             if steps > MAX_DEPTH {
                 return Err(EntryError::Depth);
             }
@@ -311,7 +311,7 @@ impl Tree {
                     here = id;
                 }
                 Some((_, Kind::Symlink(target))) => {
-                    links += 1;
+                    links = links.saturating_add(1);
                     if links > MAX_LINKS {
                         return Err(EntryError::Circle);
                     }
@@ -373,10 +373,12 @@ impl Kind {
 impl Attributes {
     /// Bytes of memory that it takes, at most about.
     fn memory(&self) -> usize {
-        let one =
-            |(name, value): (&Vec<u8>, &Vec<u8>)| XATTR + allocated(name.len()) + allocated(value.len());
-        let all: usize = self.xattrs.iter().map(one).sum();
-        if all == 0 { 0 } else { XATTRS + all }
+        let parts = self
+            .xattrs
+            .iter()
+            .flat_map(|(name, value)| [XATTR, allocated(name.len()), allocated(value.len())]);
+        let all: usize = parts.sum();
+        if all == 0 { 0 } else { all.saturating_add(XATTRS) }
     }
 }
 
@@ -389,7 +391,7 @@ impl Inode {
             Kind::Directory(_) => NAMES,
             Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
         };
-        size_of::<Inode>() + WRITTEN + self.attributes.memory() + kind
+        [size_of::<Inode>(), WRITTEN, self.attributes.memory(), kind].into_iter().sum()
     }
 
     /// As `st_mode`.
