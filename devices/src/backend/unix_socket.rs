@@ -186,7 +186,7 @@ mod tests {
     /// Checks the mode of the file after `bind`. Nobody can see the file before `bind` is done, so this is
     /// the mode it was made with.
     #[test]
-    fn listener_is_the_owner_s_alone_from_its_first_moment() {
+    fn only_the_owner_can_connect_from_the_first_moment() {
         let directory = TempDir::new().unwrap();
         let path = directory.as_path().join("s");
         let (listener, _file) = listen(&path).unwrap();
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_path_are_refused() {
+    fn names_that_are_not_a_path_are_refused() {
         for name in ["", "a\0b", &"n".repeat(108)] {
             assert_eq!(listen(Path::new(name)).unwrap_err().kind(), ErrorKind::InvalidFilename);
             assert_eq!(connect(Path::new(name)).unwrap_err().kind(), ErrorKind::InvalidFilename);

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn look_finds_work_only_after_work_has_come_soon() {
+    fn search_finds_work_only_after_work_has_come_soon() {
         let mut poll = Poll::new(Poll::MOST);
         assert!(!poll.look(|| true), "nothing has come soon yet");
         poll.begin_turn();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn look_that_is_not_allowed_never_tries() {
+    fn search_that_is_not_allowed_never_tries() {
         let mut poll = Poll::new(Duration::ZERO);
         for _ in 0..3 {
             woken_soon(&mut poll);
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_that_find_nothing_again_and_again_pause() {
+    fn searches_that_find_nothing_several_times_pause() {
         let mut poll = Poll::new(Poll::MOST);
         poll.window = FIRST;
         for _ in 0..MISSES {

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_that_was_asked_for_is_no_panic() {
+    fn requested_reset_is_not_a_panic() {
         let watch = watch(&[TEXT, b"\r\n# reboot\r\n[    2.0] reboot: Restarting system\r\n"]);
         assert!(!watch.explains_reset());
     }

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_byte_and_banner_keep_the_time_of_their_first_sight() {
+    fn first_byte_and_banner_keep_their_first_time() {
         let mut reader = OutputReader::default();
         assert_eq!((reader.first_byte_at, reader.banner_at), (None, None));
         reader.feed(b"LiLinux versio");

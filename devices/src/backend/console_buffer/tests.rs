@@ -204,7 +204,7 @@ fn tail_holds_what_the_buffer_dropped() {
 }
 
 #[test]
-fn panic_text_is_told_once_each_time() {
+fn panic_text_is_reported_once_each_time() {
     let log = Arc::new(RequestLog::default());
     let buffer = buffer(4).telling(log.clone());
     buffer.push(b"Kernel panic");

@@ -167,7 +167,7 @@ fn second_writer_is_refused_and_readers_share() {
 }
 
 #[test]
-fn what_is_no_disk_is_refused() {
+fn files_that_cannot_be_a_disk_are_refused() {
     let scratch = Scratch::new();
     let file = |name: &str, len: u64| {
         let path = scratch.folder.as_path().join(name);
@@ -189,7 +189,7 @@ fn what_is_no_disk_is_refused() {
 }
 
 #[test]
-fn overlay_keeps_the_file_as_it_was_and_shows_what_was_written() {
+fn overlay_keeps_the_file_unchanged_and_shows_the_writes() {
     let scratch = Scratch::in_memory();
     let disk = overlay(&scratch, OverlaySize::Bytes(DISK));
     assert!(!disk.is_read_only());
@@ -210,7 +210,7 @@ fn overlay_keeps_the_file_as_it_was_and_shows_what_was_written() {
 }
 
 #[test]
-fn overlay_with_a_limit_is_full_there_and_what_it_has_can_be_rewritten() {
+fn overlay_is_full_at_its_limit_and_its_clusters_can_be_rewritten() {
     let scratch = Scratch::in_memory();
     let disk = overlay(&scratch, OverlaySize::Bytes(8192));
     scratch.write(&disk, 0, &[1; 512]).unwrap();

@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn all_contains_each_and_none_contains_none_only() {
+    fn all_contains_each_and_none_contains_only_none() {
         let tso = Offloads { checksum: true, tso4: true, ..Offloads::default() };
         assert!(Offloads::ALL.contains(tso) && tso.contains(Offloads::default()) && tso.contains(tso));
         assert!(!tso.contains(Offloads::ALL) && !Offloads::default().contains(tso));

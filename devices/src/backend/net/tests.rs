@@ -15,7 +15,7 @@ fn reason<T>(result: Result<T, NetOpenError>) -> String {
 }
 
 #[test]
-fn tap_that_is_there_is_opened_and_others_are_not_made() {
+fn existing_tap_is_opened_and_a_missing_one_is_not_made() {
     in_own_network(|| {
         let _interface = Interface::new("tap0");
         let tap = Tap::open("tap0").unwrap();
@@ -52,7 +52,7 @@ fn inherited_tap_works_with_headers_only() {
 }
 
 #[test]
-fn inherited_sockets_are_unix_streams_only() {
+fn inherited_sockets_have_to_be_unix_streams() {
     let (one, _other) = UnixStream::pair().unwrap();
     assert_eq!(adopt(one.as_raw_fd()).unwrap().possible_offloads(), Offloads::default());
     let (datagram, _other) = UnixDatagram::pair().unwrap();
@@ -67,7 +67,7 @@ fn inherited_sockets_are_unix_streams_only() {
 }
 
 #[test]
-fn socket_that_nobody_listens_at_is_refused_and_a_full_one_is_not_waited_for() {
+fn socket_without_a_listener_is_refused_and_a_full_one_is_not_waited_for() {
     let folder = std::env::temp_dir().join(format!("coracle-net-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let path = folder.join("socket");
@@ -93,7 +93,7 @@ fn socket_that_nobody_listens_at_is_refused_and_a_full_one_is_not_waited_for() {
 }
 
 #[test]
-fn frames_that_come_in_pieces_and_heaps_are_told_apart() {
+fn frames_that_arrive_in_pieces_or_together_are_separated() {
     let (ours, mut peer) = UnixStream::pair().unwrap();
     let mut stream = Stream::new(ours);
     assert_eq!(stream.receive(&[]).unwrap(), Received::Nothing);

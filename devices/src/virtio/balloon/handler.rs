@@ -19,14 +19,14 @@ pub(super) struct BalloonHandler {
     released: Arc<AtomicU64>,
 }
 
-/// What a queue is for.
+/// The purpose of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Work {
     /// The guest gives pages, by their numbers.
     Inflate,
-    /// It takes pages back, which are its own anyway.
+    /// The guest takes pages back. It needs no answer, because they have remained its RAM.
     Deflate,
-    /// It says which memory is free: the buffers themselves.
+    /// The guest reports free memory, which is the buffers themselves.
     Report,
 }
 
@@ -62,7 +62,7 @@ impl QueueHandler for BalloonHandler {
             };
             released.fetch_add(bytes, Ordering::Relaxed);
             if releaser.has_to_stop() {
-                // Some of it may be left. To give a page back twice does no harm.
+                // Some pages may be left. It does no harm to give a page back twice.
                 queue.put_back(chain);
             } else {
                 queue.complete(chain, 0);
@@ -84,8 +84,8 @@ impl QueueHandler for BalloonHandler {
     }
 }
 
-/// Gives back the pages of a list of numbers (virtio 1.2, 5.5.6). Numbers that follow one another are one
-/// range.
+/// Gives back the pages of a list of page numbers (virtio 1.2, section 5.5.6), with consecutive numbers as
+/// one range. Returns the number of bytes.
 fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
     let mut done = 0_u64;
     let mut range: Option<(u32, u32)> = None;
@@ -110,7 +110,8 @@ fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) ->
     }
 }
 
-/// Gives back `count` pages from number `first` on; those that are not RAM are left out.
+/// Gives back `count` pages from page number `first`, except those that are not RAM. Returns the number of
+/// bytes.
 fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
     let span =
         |first: u32, count: u32| memory.span(u64::from(first) << PAGE_SHIFT, count.checked_shl(PAGE_SHIFT)?);
@@ -121,13 +122,13 @@ fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &mut Releaser
     pages.map(|span| releaser.release(span)).fold(0, u64::saturating_add)
 }
 
-/// Gives back what the guest reports: the buffers that it would let the device write to (virtio 1.2,
-/// 5.5.6.7).
+/// Gives back the memory that the guest reports: the buffers that the device may write to (virtio 1.2,
+/// section 5.5.6.7). Returns the number of bytes.
 fn report(chain: &Chain, releaser: &mut Releaser) -> u64 {
     chain.writable.spans().iter().map(|span| releaser.release(*span)).fold(0, u64::saturating_add)
 }
 
-/// 4,096 pages: Linux lists 256.
+/// The longest list in bytes: 4,096 pages. Linux lists 256 at a time.
 const MOST_LIST_BYTES: u64 = 16 << 10;
-/// The most pages of one range: 4 MiB.
+/// The longest range in pages: 4 MiB, so that the list is checked against the stop between ranges.
 const MOST_PAGES: u32 = 1024;

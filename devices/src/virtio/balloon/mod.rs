@@ -1,11 +1,10 @@
 //! Memory balloon (virtio 1.2, section 5.5): memory that the guest does not need returns to the host.
 //!
-//! It does so in two ways. The guest reports free pages by itself, and takes them back by touching them. And
-//! the host may ask for a number of pages: the guest then gives up memory until it has given so much, or
-//! takes some back. Either way the page stays RAM of the guest's: what it reads there afterwards is zero, or
-//! what it writes.
+//! There are two ways. The guest reports free pages by itself, and takes them back by touching them. And the
+//! host can ask for a number of pages: the guest then gives up pages until it has given that many, or takes
+//! some back. In both cases the pages remain RAM of the guest, and read as zero until it writes to them.
 //!
-//! A guest can hurt itself only: pages are named by it and checked to be its RAM.
+//! A guest can harm only itself: it names the pages, and the device checks that they are its RAM.
 
 mod handler;
 mod release;
@@ -17,47 +16,47 @@ use crate::lock;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice, VirtioIrq};
 use handler::{BalloonHandler, Work};
 
-/// A balloon that the host can ask for memory.
+/// A balloon by which the host can ask for memory.
 #[derive(Debug)]
 pub struct Balloon {
-    /// Pages of RAM: more cannot be asked for.
+    /// The number of pages of RAM, which is the largest target.
     most_pages: u32,
     state: Mutex<State>,
-    /// Bytes that have gone back to the host so far, however often.
+    /// The bytes that have been returned to the host. A page counts each time.
     released: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// What the host asks for.
+    /// The number of pages that the host asks for.
     target_pages: u32,
-    /// What the driver says that it has given.
+    /// The number of pages that the driver reports as given, as little-endian bytes.
     actual: [u8; 4],
-    /// Tells the driver of a new target; none while there is no driver.
+    /// Tells the driver about a new target; `None` while there is no driver.
     irq: Option<VirtioIrq>,
 }
 
-/// What has become of a balloon.
+/// The state of a balloon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BalloonStatus {
-    /// Bytes that the guest is asked to give.
+    /// The bytes that the host asks for.
     pub target_bytes: u64,
-    /// Bytes that it says it has given.
+    /// The bytes that the guest reports as given.
     pub given_bytes: u64,
-    /// Bytes that have gone back to the host so far, in both ways; what the guest took again and gave again
-    /// counts again.
+    /// The bytes that have been returned to the host in both ways. Memory that the guest takes back and gives
+    /// again counts again.
     pub released_bytes: u64,
 }
 
 impl Balloon {
-    /// A balloon for a machine with so much RAM. It asks for nothing yet.
+    /// Makes a balloon for a machine with `ram_bytes` of RAM. It asks for nothing yet.
     pub fn new(ram_bytes: u64) -> Self {
         let most_pages = u32::try_from(ram_bytes >> PAGE_SHIFT).unwrap_or(u32::MAX);
         Self { most_pages, state: Mutex::default(), released: Arc::default() }
     }
 
-    /// Asks the guest for so many bytes, in whole pages and no more than it has. It gives them in its own
-    /// time, as far as it can do without.
+    /// Asks the guest for `bytes`, rounded down to whole pages and limited to its RAM. The guest gives them
+    /// in its own time, as far as it can spare them.
     pub fn set_target(&self, bytes: u64) {
         let mut state = lock(&self.state);
         state.target_pages = u32::try_from(bytes >> PAGE_SHIFT).unwrap_or(u32::MAX).min(self.most_pages);
@@ -66,7 +65,7 @@ impl Balloon {
         }
     }
 
-    /// What has become of it.
+    /// Returns the state of the balloon.
     pub fn status(&self) -> BalloonStatus {
         let state = lock(&self.state);
         let bytes = |pages: u32| u64::from(pages) << PAGE_SHIFT;
@@ -95,13 +94,13 @@ impl VirtioDevice for Balloon {
         vec![QUEUE_SIZE; 3]
     }
 
-    /// Virtio 1.2, 5.5.4: `num_pages` and `actual`.
+    /// The configuration space (virtio 1.2, section 5.5.4): `num_pages` and `actual`.
     fn config(&self) -> Vec<u8> {
         let state = lock(&self.state);
         [state.target_pages.to_le_bytes(), state.actual].concat()
     }
 
-    /// The driver writes `actual`; the rest is for it to read.
+    /// Takes a write of `actual`. The driver can only read the rest.
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut state = lock(&self.state);
         for (at, byte) in (offset..).zip(data) {
@@ -112,7 +111,7 @@ impl VirtioDevice for Balloon {
         }
     }
 
-    /// Giving back much memory takes the host a while.
+    /// The host needs a while to take back much memory.
     fn blocks(&self) -> bool {
         true
     }
@@ -120,7 +119,7 @@ impl VirtioDevice for Balloon {
     fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
         let inflate = context.queues.take(INFLATE)?;
         let deflate = context.queues.take(DEFLATE)?;
-        // A driver that does not report has no queue for it.
+        // A driver that does not report free pages does not set up this queue.
         let report = context.queues.take(REPORT).ok();
         lock(&self.state).irq = Some(context.irq);
         let queues = [
@@ -139,19 +138,20 @@ impl VirtioDevice for Balloon {
     }
 }
 
-/// Feature bits (virtio 1.2, 5.5.3).
+/// Feature bits (virtio 1.2, section 5.5.3).
 const DEFLATE_ON_OOM: u32 = 2;
 const REPORTING: u32 = 5;
 
-/// Queues (virtio 1.2, 5.5.2): the ones between, for statistics and hints, are left out with their features.
+/// Queue numbers (virtio 1.2, section 5.5.2). The queues for statistics and free page hints do not exist,
+/// because their features are not offered.
 const INFLATE: u16 = 0;
 const DEFLATE: u16 = 1;
 const REPORT: u16 = 2;
 const QUEUE_SIZE: u16 = 128;
 
-/// Pages of a balloon are of 4 KiB, whatever the guest's are (virtio 1.2, 5.5.6).
+/// Pages of a balloon have 4 KiB, whatever the guest's page size is (virtio 1.2, section 5.5.6).
 const PAGE_SHIFT: u32 = 12;
-/// Where `actual` is in the configuration space.
+/// The offset of `actual` in the configuration space.
 const ACTUAL: usize = 4;
 
 #[cfg(test)]

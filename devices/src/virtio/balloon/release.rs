@@ -1,9 +1,9 @@
-//! Gives pages of guest RAM back to the host.
+//! Returns pages of guest RAM to the host.
 
 use crate::memory::Span;
 use crate::virtio::StopFlag;
 
-/// Gives pages back in the way that the memory is made for.
+/// Returns pages by the `madvise` that suits the mapping of the memory.
 #[derive(Debug)]
 pub(super) struct Releaser {
     how: libc::c_int,
@@ -15,18 +15,18 @@ impl Releaser {
         Self { how: libc::MADV_REMOVE, stop }
     }
 
-    /// True when no more work is to be begun.
+    /// Returns whether no more work may be begun.
     pub(super) fn has_to_stop(&self) -> bool {
         self.stop.is_raised()
     }
 
-    /// The wish to stop has been given up.
+    /// Allows work again after a stop was given up.
     pub(super) fn go_on(&self) {
         self.stop.lower();
     }
 
-    /// Gives the whole pages in `span` back, until it has to stop; returns how many bytes. The guest finds
-    /// zeroes there, or what the file below a private mapping has.
+    /// Returns the whole pages in `span` to the host, until it has to stop. Returns the number of bytes. The
+    /// guest then reads zeroes there, or the content of the file below a private mapping.
     pub(super) fn release(&mut self, span: Span) -> u64 {
         let Some(mut pages) = whole_pages(span) else { return 0 };
         let mut released = 0_u64;
@@ -42,25 +42,25 @@ impl Releaser {
         released
     }
 
-    /// False when these pages cannot be given back.
+    /// Returns false if these pages cannot be returned.
     fn release_pages(&mut self, pages: libc::iovec) -> bool {
         loop {
-            // SAFETY: the pages lie inside guest RAM, which nothing in this process refers to, and which
-            // stays mapped; the guest has said that their content is of no use.
+            // SAFETY: the pages lie inside guest RAM, which stays mapped and which no reference in this
+            // process points to. The guest has declared their content to be of no use.
             if unsafe { libc::madvise(pages.iov_base, pages.iov_len, self.how) } == 0 {
                 return true;
             }
             if self.how != libc::MADV_REMOVE {
-                // Huge pages can be given back as a whole only.
+                // Huge pages can only be returned as a whole.
                 return false;
             }
-            // Only memory that is a file, shared and not private, has a hole to be punched.
+            // A hole can only be punched into a file that is mapped shared, not private.
             self.how = libc::MADV_DONTNEED;
         }
     }
 }
 
-/// The pages that lie in `span` as a whole.
+/// Returns the pages that lie in `span` as a whole.
 fn whole_pages(span: Span) -> Option<libc::iovec> {
     let [iovec] = Span::iovecs(std::slice::from_ref(&span)) else { return None };
     let start = iovec.iov_base.addr();
@@ -70,10 +70,10 @@ fn whole_pages(span: Span) -> Option<libc::iovec> {
     Some(libc::iovec { iov_base: iovec.iov_base.with_addr(first), iov_len: len })
 }
 
-/// Bytes of the host's smallest pages.
+/// The size of the host's smallest pages in bytes.
 const PAGE: usize = 4096;
-/// Bytes between two looks for the wish to stop: the host's largest pages, which go back as a whole only. The
-/// host frees as much in some ten milliseconds.
+/// The bytes between two looks at the stop flag: the host's largest page, which can only be returned as a
+/// whole. The host frees as much in some ten milliseconds.
 const STEP: usize = 1 << 30;
 
 #[cfg(test)]

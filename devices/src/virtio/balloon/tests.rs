@@ -8,7 +8,7 @@ use crate::virtio::testing::{
 };
 
 const PAGE: u64 = 4096;
-/// Pages that tests fill and give.
+/// The pages that tests fill and give.
 const PAGES: u64 = BUFFERS + (1 << 20);
 const RAM: u64 = LOW_RAM_LEN + HIGH_RAM_LEN;
 
@@ -98,7 +98,7 @@ fn pages_that_are_not_ram_are_left_out_and_others_served() {
     setup.fill(LOW_RAM_LEN - PAGE, 1);
     setup.fill(HIGH_RAM, 1);
     let (last, high) = (number(LOW_RAM_LEN - PAGE), number(HIGH_RAM));
-    // Across the end of RAM, far away, the largest number, and the first page behind the hole, twice.
+    // Across the end of RAM, far away, the largest number, and the first page after the hole, twice.
     let end = number(HIGH_RAM + HIGH_RAM_LEN);
     setup.name(INFLATE, &[last, last + 1, last + 2, u32::MAX, u32::MAX, 0, end, high - 1, high, high]);
     assert!(setup.is(0, LOW_RAM_LEN - PAGE, 1) && setup.is(0, HIGH_RAM, 1));
@@ -107,7 +107,7 @@ fn pages_that_are_not_ram_are_left_out_and_others_served() {
 }
 
 #[test]
-fn lists_of_odd_lengths_and_no_length_are_served_as_far_as_they_go() {
+fn lists_of_odd_and_zero_length_are_served_as_far_as_they_go() {
     let mut setup = setup();
     setup.fill(PAGES, 2);
     let head = setup.rings[0].offer(&[Buffer::readable(BUFFERS, 0)]);
@@ -130,7 +130,7 @@ fn lists_without_end_are_refused() {
 }
 
 #[test]
-fn pages_of_the_rings_themselves_are_the_guests_loss() {
+fn giving_pages_of_the_rings_harms_only_the_guest() {
     let mut setup = setup();
     let rings: Vec<u32> = (number(1 << 16)..number(4 << 16)).collect();
     for _ in 0..3 {
@@ -147,9 +147,9 @@ fn pages_of_the_rings_themselves_are_the_guests_loss() {
 }
 
 #[test]
-fn work_without_end_is_done_in_parts() {
+fn endless_work_is_done_in_parts() {
     let mut setup = setup();
-    // Two pages in turn make a range each.
+    // Alternating between two pages, so that each is a range of its own.
     let pair = [number(PAGES), number(PAGES + 2 * PAGE)];
     let list: Vec<u8> = pair.iter().cycle().take(4096).flat_map(|number| number.to_le_bytes()).collect();
     setup.machine.put(BUFFERS, &list);
@@ -165,7 +165,7 @@ fn work_without_end_is_done_in_parts() {
 }
 
 #[test]
-fn target_is_told_to_the_driver_and_outlives_its_resets() {
+fn target_is_reported_to_the_driver_and_outlives_resets() {
     let mut setup = setup();
     setup.machine.interrupts();
     setup.balloon.set_target(2 << 20);
@@ -183,7 +183,7 @@ fn target_is_told_to_the_driver_and_outlives_its_resets() {
 }
 
 #[test]
-fn driver_that_does_not_report_needs_no_queue_for_it() {
+fn driver_that_does_not_report_needs_no_reporting_queue() {
     let machine = Machine::new(Arc::new(Balloon::new(RAM)));
     let rings = machine.start(0);
     machine.negotiate(machine.offered() & !(1 << REPORTING));

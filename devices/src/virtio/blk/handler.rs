@@ -18,11 +18,11 @@ use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 /// The handler of all queues of one disk.
 pub(super) struct BlockHandler {
     queues: Vec<VirtQueue>,
-    /// Index of the queue whose turn is next.
+    /// The index of the queue that is served next.
     next: usize,
     disk: Arc<Disk>,
     limits: Limits,
-    /// While there are any, nothing else is served.
+    /// Requests that wait. While there are any, nothing else is served.
     waiting: Vec<Job>,
     stop: StopFlag,
     poll: Poll,
@@ -34,14 +34,14 @@ impl BlockHandler {
         Self { queues, next: 0, disk, limits, waiting: Vec::new(), stop, poll }
     }
 
-    /// Goes on with the requests that wait. False when some still do.
+    /// Continues the requests that wait. Returns false if some still do.
     fn retry(&mut self) -> bool {
         for job in std::mem::take(&mut self.waiting) {
             self.perform(job);
             self.queues.iter_mut().for_each(VirtQueue::announce);
         }
         if self.waiting.is_empty() {
-            // Rings that came meanwhile were not heard.
+            // Doorbells that rang meanwhile were ignored.
             self.queues.iter().for_each(VirtQueue::ring);
         }
         self.waiting.is_empty()
@@ -56,13 +56,13 @@ impl BlockHandler {
         }
     }
 
-    /// True when no request is to be begun.
+    /// Returns whether no request may be begun.
     fn has_to_rest(&self) -> bool {
         !self.waiting.is_empty() || self.stop.is_raised()
     }
 
-    /// Serves all queues until they are empty and stay so for a while, or until the turn is over: one that is
-    /// never empty does not hold up the others.
+    /// Serves all queues in turn until they stay empty for a while, or until the turn is over. So a queue
+    /// that is never empty does not hold up the others.
     fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
         loop {
@@ -73,7 +73,7 @@ impl BlockHandler {
                     return Ok(());
                 }
                 if self.poll.is_turn_over() {
-                    // Goes on when the loop has looked after itself.
+                    // Another event continues after the loop has served its commands.
                     self.queues.first().into_iter().for_each(VirtQueue::ring);
                     return Ok(());
                 }
@@ -84,7 +84,7 @@ impl BlockHandler {
         }
     }
 
-    /// Serves what a queue has, up to its size, and tells the driver.
+    /// Serves the requests of a queue, at most as many as it has descriptors, and interrupts the driver.
     fn drain(&mut self, index: usize) -> Result<(), RingError> {
         self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut unpublished = 0_u8;
@@ -96,7 +96,7 @@ impl BlockHandler {
                     answered.complete(&mut self.queues);
                 }
             }
-            // A driver that polls, or that has been woken up, goes on while the rest is being served.
+            // A driver that polls, or that is awake, goes on while the rest is being served.
             unpublished = unpublished.wrapping_add(1);
             if unpublished.is_multiple_of(PUBLISH_EVERY) {
                 self.queues.get_mut(index).into_iter().for_each(VirtQueue::publish);
@@ -138,16 +138,16 @@ impl QueueHandler for BlockHandler {
     }
 }
 
-/// What became of a request.
+/// The result of carrying out a request.
 pub(super) enum Served {
-    /// It can be answered.
+    /// The request can be answered.
     Done(Status),
-    /// It goes on, or is tried again, when the device has been paused and goes on.
+    /// The request waits. It continues, or is tried again, when the device resumes after a pause.
     Waits,
 }
 
 impl Disk {
-    /// Does what is left of a request, until somebody wants the disk to stop.
+    /// Carries out the rest of a request, until the disk has to stop.
     pub(super) fn perform(&self, job: &mut Job, stop: &StopFlag) -> Served {
         loop {
             if stop.is_raised() {
@@ -169,7 +169,7 @@ impl Disk {
         }
     }
 
-    /// Does the next piece of a request; true when it was the last.
+    /// Carries out the next piece of a request. Returns whether it was the last.
     fn step(&self, job: &mut Job) -> Result<bool, (Operation, io::Error)> {
         let len = job.piece();
         let (operation, result) = match job.task {
@@ -195,7 +195,7 @@ impl Disk {
         self.backend.write(offset, spans)
     }
 
-    /// True when a flush has failed since the last reset.
+    /// Returns whether a flush has failed since the last reset.
     pub(super) fn has_flush_failed(&self) -> bool {
         self.flush_failed.load(Ordering::Acquire)
     }
@@ -211,17 +211,18 @@ impl Disk {
         result
     }
 
-    /// Makes all later flushes fail, up to the next reset.
+    /// Makes all later flushes fail, until the next reset.
     pub(super) fn flush_has_failed(&self) {
         self.flush_failed.store(true, Ordering::Release);
     }
 }
 
-/// The index that follows `index` in a round of `count`.
+/// Returns the index after `index`, in a cycle of `count`.
 pub(super) fn after(index: usize, count: usize) -> usize {
     let next = index.saturating_add(1);
     if next < count { next } else { 0 }
 }
 
-/// Requests between two looks that a driver can take at what is done.
+/// Requests after which the driver sees what is done. Each publication costs it a cache miss, so not after
+/// every request.
 const PUBLISH_EVERY: u8 = 4;

@@ -1,31 +1,32 @@
-//! The requests that the kernel reads or writes the buffers of, by the number that it gives back with each.
+//! The requests whose buffers the kernel reads or writes at present, by the number that it returns with each
+//! completion.
 
 use super::job::Job;
 use super::request::Task;
 use crate::memory::Span;
 
-/// The requests in flight, and the room for more.
+/// The requests in flight, and the free numbers.
 pub(super) struct InFlight {
     slots: Vec<Option<Pending>>,
     free: Vec<u16>,
-    /// Of all pieces.
+    /// The bytes of all pieces in flight.
     bytes: u64,
     has_flush: bool,
 }
 
-/// A request of which a piece is in flight.
+/// A request with a piece in flight.
 pub(super) struct Pending {
     pub job: Job,
-    /// Bytes of the piece.
+    /// The length of the piece in bytes.
     pub len: u32,
-    /// Its buffers, for a piece that is not all of the request.
+    /// The buffers of the piece, unless it is the whole request.
     pub piece: Vec<Span>,
-    /// Flushes that this one is for, too.
+    /// Other flushes that this flush completes too.
     pub followers: Vec<Job>,
 }
 
 impl Pending {
-    /// The requests that end with this one.
+    /// Returns all requests that end with this one.
     pub(super) fn into_jobs(self) -> impl Iterator<Item = Job> {
         std::iter::once(self.job).chain(self.followers)
     }
@@ -49,17 +50,17 @@ impl InFlight {
         self.has_flush
     }
 
-    /// The numbers of all.
+    /// Returns the numbers of all requests in flight.
     pub(super) fn numbers(&self) -> impl Iterator<Item = u16> {
         (0..).zip(&self.slots).filter_map(|(number, slot)| slot.as_ref().map(|_| number))
     }
 
-    /// True while there is a number for another request.
+    /// Returns whether there is a free number.
     pub(super) fn has_number(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Gives a request its number, while [there is one](Self::has_number).
+    /// Gives a request a number. Returns `None` unless [there is one](Self::has_number).
     pub(super) fn insert(&mut self, pending: Pending) -> Option<u16> {
         let number = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(number))?;
@@ -80,13 +81,14 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        // The kernel may still write to these: their buffers stay where they are, and guest RAM with them.
+        // The kernel may still write to the buffers. So their lists, and with them guest RAM, are never
+        // freed.
         std::mem::take(&mut self.slots).into_iter().flatten().for_each(std::mem::forget);
     }
 }
 
-/// Requests that the kernel has at a time: as many as one queue holds.
+/// The largest number of requests in flight: as many as one queue holds.
 pub(super) const ENTRIES: u16 = 256;
-/// The most bytes that the kernel has at a time, or a piece more: enough for the fastest medium, and no more
-/// than a slow one transfers before whoever stops the disk gives up.
+/// The number of bytes in flight from which no more requests are begun. It is enough for the fastest medium,
+/// and not more than a slow one transfers before a stop of the disk times out.
 const MAX_BYTES: u64 = 16 << 20;

@@ -1,11 +1,13 @@
-//! A request on its way: what is left of it, and how it is answered. Both engines carry it out piece by
-//! piece, so that they can look for the wish to stop in between. When their queues are taken away, requests
-//! that are not done are put back, unanswered, and begin again from their start.
+//! A request that is being carried out: the rest of its work, and its answer.
 //!
-//! Every task may begin again: what it does to its range and to its buffers depends on the request alone, and
-//! the driver uses neither until the request is answered. Requests in flight at the same time have no order,
-//! so that one whose range overlaps may have been done in between. A task for which a second pass differs from
-//! one pass would have to keep its position instead.
+//! Both engines carry a request out piece by piece, and check between the pieces whether they have to stop.
+//! When their queues are taken away, requests that are not done are put back, unanswered, and begin again from
+//! their start.
+//!
+//! Every task may begin again: its effect on its range and on its buffers depends only on the request, and the
+//! driver uses neither until the request is answered. Requests in flight at the same time have no order, so
+//! another one with an overlapping range may have been done in between. A task with a different result in a
+//! second pass would have to keep its position instead.
 
 use std::borrow::Cow;
 
@@ -20,16 +22,16 @@ pub(super) struct Job {
     pub chain: Chain,
     status: Span,
     pub task: Task,
-    /// Bytes that the driver has given room for, without the status.
+    /// The number of bytes that the driver has given space for, without the status.
     room: u64,
 }
 
-/// What the first look at a request makes of it.
+/// The result of parsing a request.
 #[derive(Debug)]
 pub(super) enum Taken {
-    /// It is to be carried out.
+    /// The request has to be carried out.
     Job(Job),
-    /// It was refused.
+    /// The request was refused, and has its status.
     Answered(Answered),
 }
 
@@ -42,10 +44,10 @@ pub(super) struct Answered {
 }
 
 impl Job {
-    /// Takes the request in `chain` of queue `queue`.
+    /// Takes the request in `chain`, which comes from the queue with index `queue`.
     pub(super) fn take(queue: usize, mut chain: Chain, limits: &Limits) -> Taken {
         let Some(Request { status, task }) = Request::parse(&mut chain, limits) else {
-            // Without a place for a status there is no way to answer.
+            // Without space for a status there is no way to answer.
             return Taken::Answered(Answered { queue, chain, written: 0 });
         };
         let room = chain.writable.len();
@@ -55,8 +57,8 @@ impl Job {
         }
     }
 
-    /// Writes the status. The driver is told of the bytes that it may rely on: those from the first writable
-    /// one that were all written, which ends with the status only when all of the room before it was.
+    /// Writes the status. The driver learns how many bytes it may rely on: those from the first writable byte
+    /// that were all written. They include the status only if all bytes before it were written.
     pub(super) fn answer(self, value: Status) -> Answered {
         let Self { queue, chain, status, task: _, room } = self;
         status.write(0, &[value as u8]);
@@ -65,17 +67,17 @@ impl Job {
         Answered { queue, chain, written: u32::try_from(relied_on).unwrap_or(u32::MAX) }
     }
 
-    /// The buffers of the next piece.
+    /// Returns the buffers of the next piece.
     pub(super) fn spans(&self) -> Cow<'_, [Span]> {
         self.buffers().map(|buffers| buffers.first(MAX_PIECE)).unwrap_or_default()
     }
 
-    /// Bytes of the next piece.
+    /// Returns the length of the next piece in bytes.
     pub(super) fn piece(&self) -> u64 {
         self.buffers().map_or(0, |buffers| buffers.len().min(MAX_PIECE))
     }
 
-    /// What the task reads or writes.
+    /// Returns the buffers that the task reads or writes.
     fn buffers(&self) -> Option<&Buffers> {
         match self.task {
             Task::Read { .. } => Some(&self.chain.writable),
@@ -84,7 +86,7 @@ impl Job {
         }
     }
 
-    /// The next `count` bytes are done; true when that is all.
+    /// Notes that the next `count` bytes are done. Returns whether nothing is left.
     pub(super) fn advance(&mut self, count: u64) -> bool {
         match &mut self.task {
             Task::Read { offset } => {
@@ -107,7 +109,7 @@ impl Job {
     }
 }
 
-/// Puts requests that are not done back to their queues, which give them again in this order.
+/// Puts requests that are not done back to their queues, which will return them in this order.
 pub(super) fn put_back(jobs: Vec<Job>, queues: &mut [VirtQueue]) {
     for Job { queue, chain, .. } in jobs.into_iter().rev() {
         if let Some(queue) = queues.get_mut(queue) {
@@ -117,7 +119,7 @@ pub(super) fn put_back(jobs: Vec<Job>, queues: &mut [VirtQueue]) {
 }
 
 impl Answered {
-    /// Hands the chain back to its queue, and returns that.
+    /// Completes the chain in its queue, and returns the queue.
     pub(super) fn complete(self, queues: &mut [VirtQueue]) -> Option<&mut VirtQueue> {
         let queue = queues.get_mut(self.queue)?;
         queue.complete(self.chain, self.written);
@@ -125,8 +127,9 @@ impl Answered {
     }
 }
 
-/// The most bytes that one call of the host transfers: such a call cannot be interrupted, and a slow medium
-/// does as much within a second.
+/// The largest number of bytes that one call to the host transfers. Such a call cannot be interrupted, and
+/// even a slow medium transfers so much within a second.
 pub(super) const MAX_PIECE: u64 = 1 << 20;
-/// The most bytes that one call of the host clears or discards, which takes it no transfer.
+/// The largest number of bytes that one call to the host clears or discards. It is larger than [`MAX_PIECE`],
+/// because usually no data is transferred.
 pub(super) const MAX_CLEARED: u64 = 16 << 20;

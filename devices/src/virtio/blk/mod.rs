@@ -1,8 +1,9 @@
 //! Block device (virtio 1.2, section 5.2).
 //!
-//! `request` understands what a driver asks for, `handler` serves it from a [`DiskBackend`] on a thread of
-//! the disk's own, since the host may take its time. What the device offers is in [`Block::features`] and
-//! [`Block::config`](VirtioDevice::config); it refuses what lies past the end of the disk, whatever the back
+//! `request` parses the driver's requests. `handler` serves them from a [`DiskBackend`] on a thread of the
+//! disk's own, since the host may take its time. The device offers the features of
+//! [`Block::features`](VirtioDevice::features) and the configuration of
+//! [`Block::config`](VirtioDevice::config). It refuses requests past the end of the disk, whatever the back
 //! end does.
 
 mod handler;
@@ -33,60 +34,60 @@ pub struct Block {
     engine: Engine,
 }
 
-/// What a block device is made from.
+/// The settings of a block device.
 pub struct BlockSettings {
-    /// For messages, as in `disk root.img`.
+    /// The name in messages, such as `disk root.img`.
     pub name: String,
-    /// What the driver shows as serial number; it has [`ID_LEN`] bytes at most.
+    /// The serial number that the driver shows, of at most [`ID_LEN`] bytes.
     pub id: String,
-    /// Request queues, from 1 on.
+    /// The number of request queues, at least 1.
     pub queues: u16,
-    /// What carries the requests out.
+    /// The way in which requests are carried out.
     pub engine: Engine,
-    /// How long its thread looks for more requests before it sleeps;
-    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
+    /// How long the thread searches for more requests before it sleeps; usually
+    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT), and zero for no search.
     pub poll: Duration,
-    /// Where the blocks are.
+    /// The storage of the blocks.
     pub backend: Box<dyn DiskBackend>,
-    /// Told of requests that the host could not serve.
+    /// Decides about requests that the host could not serve.
     pub faults: Arc<dyn FaultSink>,
 }
 
-/// What carries out the requests of a disk.
+/// The way in which the requests of a disk are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// One system call after the other: for what the host's page cache has.
+    /// One system call after the other: best when the host's page cache has the blocks.
     Sync,
-    /// io_uring, many at a time: for what has to come from the medium. A host that does not allow it, and a
-    /// back end without a single descriptor, get `Sync`.
+    /// io_uring, with many requests at a time: best when blocks have to come from the medium. A host that
+    /// does not allow it, and a back end without a single descriptor, get `Sync` instead.
     IoUring,
 }
 
-/// The disk behind the queues: what the handlers of all activations share.
+/// The disk behind the queues, shared by the handlers of all activations.
 pub(super) struct Disk {
     name: String,
     backend: Box<dyn DiskBackend>,
     id: [u8; ID_LEN],
     faults: Arc<dyn FaultSink>,
-    /// A flush has failed: what was written before it may be lost, and no later flush can mend that.
+    /// Whether a flush has failed. Earlier writes may be lost then, and no later flush can restore them.
     flush_failed: AtomicBool,
     poll: Duration,
 }
 
-/// Hears of the host's faults. Called on the disk's thread; it does not wait.
+/// Decides about failed requests. The disk's thread calls it, and it does not wait.
 pub trait FaultSink: Send + Sync {
-    /// A request of the disk failed with `error`. Says what becomes of it.
+    /// Takes the `error` of a request of the disk, and returns what becomes of the request.
     fn failed(&self, operation: Operation, error: &io::Error) -> FaultAction;
 }
 
-/// What a failed request was to do.
+/// The operation of a failed request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// Read.
+    /// Read blocks.
     Read,
-    /// Write, write zeroes or discard.
+    /// Write blocks, write zeroes or discard.
     Write,
-    /// Make durable.
+    /// Make writes durable.
     Flush,
 }
 
@@ -100,20 +101,20 @@ impl std::fmt::Display for Operation {
     }
 }
 
-/// What becomes of a request that the host could not serve.
+/// The treatment of a request that the host could not serve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FaultAction {
-    /// The driver is told of an error.
+    /// The driver gets an I/O error.
     Report,
-    /// The request waits: it is tried again when the device has been paused and goes on.
+    /// The request waits. It is tried again when the device resumes after a pause.
     Hold,
 }
 
-/// Bytes of a disk's serial number (virtio 1.2, 5.2.6).
+/// The length of a disk's serial number in bytes (virtio 1.2, section 5.2.6).
 pub const ID_LEN: usize = 20;
 
-/// The most queues of a disk. More than one gains nothing while one thread serves all of them, but lets a
-/// driver keep one per CPU.
+/// The largest number of queues of a disk. More than one is no faster while one thread serves all of them,
+/// but lets a driver keep one per CPU.
 pub const MAX_QUEUES: u16 = 16;
 
 impl Block {
@@ -160,7 +161,7 @@ impl VirtioDevice for Block {
         vec![MAX_QUEUE_SIZE; self.queues.into()]
     }
 
-    /// Virtio 1.2, 5.2.4. What is not said stays 0.
+    /// The configuration space (virtio 1.2, section 5.2.4). Unused fields are 0.
     fn config(&self) -> Vec<u8> {
         let sectors = self.disk.backend.capacity().checked_div(SECTOR).unwrap_or_default();
         let mut config = Vec::with_capacity(CONFIG_LEN);
@@ -199,7 +200,7 @@ impl VirtioDevice for Block {
     }
 }
 
-/// The engine that a disk gets on this host.
+/// Returns the engine that a disk can have on this host.
 fn usable(wanted: Engine, backend: &dyn DiskBackend, name: &str) -> Engine {
     if wanted == Engine::Sync || backend.descriptor().is_none() {
         return Engine::Sync;
@@ -207,13 +208,13 @@ fn usable(wanted: Engine, backend: &dyn DiskBackend, name: &str) -> Engine {
     match uring::is_allowed() {
         Ok(()) => Engine::IoUring,
         Err(error) => {
-            journal!(Guest Info, "{name}: io_uring is not allowed here, so it does without: {error}");
+            journal!(Guest Info, "{name}: io_uring is not available, so requests run one after the other: {error}");
             Engine::Sync
         }
     }
 }
 
-/// Feature bits (virtio 1.2, 5.2.3).
+/// Feature bits (virtio 1.2, section 5.2.3).
 const SEG_MAX: u32 = 2;
 const RO: u32 = 5;
 const BLK_SIZE: u32 = 6;
@@ -222,10 +223,13 @@ const MQ: u32 = 12;
 const DISCARD: u32 = 13;
 const WRITE_ZEROES: u32 = 14;
 
+/// The length of the configuration space in bytes.
 const CONFIG_LEN: usize = 60;
-/// Buffers of one request: what a queue holds besides the header and the status.
+/// The largest number of data buffers of one request: the descriptors of a queue, without those of the header
+/// and the status.
 const SEGMENTS: u32 = MAX_QUEUE_SIZE as u32 - 2;
-/// The page of common file systems: smaller holes free nothing.
+/// The alignment of discards, in sectors, that the driver should keep: the page of usual file systems,
+/// because smaller holes free nothing.
 const DISCARD_SECTORS: u32 = 8;
 
 #[cfg(test)]

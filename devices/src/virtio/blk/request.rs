@@ -1,36 +1,37 @@
-//! What a driver asks a disk for (virtio 1.2, 5.2.6). Everything in it is the guest's word, and checked here.
+//! The requests of a driver to a disk (virtio 1.2, section 5.2.6). All of their content comes from the guest,
+//! and is checked here.
 
 use crate::backend::disk::{SECTOR, end_inside};
 use crate::memory::Span;
 use crate::virtio::queue::Chain;
 
-/// A request that can be answered: it has a place for its status.
+/// A request that can be answered, because it has space for a status.
 #[derive(Debug)]
 pub(super) struct Request {
     /// The last byte that the device writes.
     pub status: Span,
-    /// What to do, or why not.
+    /// The task, or the status of a request that is refused.
     pub task: Result<Task, Status>,
 }
 
-/// What a request wants done. Ranges lie inside the disk; the data is what the chain has left.
+/// The task of a request. Its range lies inside the disk, and its data is in the rest of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
     /// Read into the writable buffers.
     Read { offset: u64 },
     /// Write the readable buffers.
     Write { offset: u64 },
-    /// Make everything durable.
+    /// Make all earlier writes durable.
     Flush,
-    /// Tell the serial number.
+    /// Return the serial number.
     Id,
-    /// Forget a range.
+    /// Discard the content of a range.
     Discard { offset: u64, len: u64 },
-    /// Clear a range.
+    /// Make a range read as zeroes.
     WriteZeroes { offset: u64, len: u64, unmap: bool },
 }
 
-/// The status byte.
+/// The status byte of an answer (virtio 1.2, section 5.2.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
@@ -39,20 +40,20 @@ pub(super) enum Status {
     Unsupported = 2,
 }
 
-/// What the disk and the negotiation allow.
+/// The limits of the disk and of the negotiation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Bytes.
+    /// The size of the disk in bytes.
     pub capacity: u64,
-    /// Discards were negotiated.
+    /// Whether discards were negotiated.
     pub discards: bool,
-    /// Writing zeroes was negotiated.
+    /// Whether writing zeroes was negotiated.
     pub zeroes: bool,
 }
 
 impl Request {
-    /// Takes header and status off `chain`, so that the data is left; `None` when there is no byte for a
-    /// status.
+    /// Takes header and status off `chain`, so that the data is left. Returns `None` if there is no byte for
+    /// a status.
     pub(super) fn parse(chain: &mut Chain, limits: &Limits) -> Option<Self> {
         let status = chain.writable.split_last()?;
         let Some(header) = chain.readable.read_array::<HEADER_LEN>() else {
@@ -84,7 +85,7 @@ fn task(kind: u32, sector: u64, chain: &mut Chain, limits: &Limits) -> Result<Ta
     }
 }
 
-/// The offset of `len` bytes from `sector` on, if they are whole sectors of the disk and not too many.
+/// Returns the offset of `len` bytes from `sector`, if they are whole sectors of the disk and not too many.
 fn place(sector: u64, len: u64, limits: &Limits) -> Result<u64, Status> {
     if !len.is_multiple_of(SECTOR) || len > MAX_DATA {
         return Err(Status::IoError);
@@ -99,7 +100,7 @@ struct Range {
     flags: u32,
 }
 
-/// The one range of a discard or a write of zeroes (`struct virtio_blk_discard_write_zeroes`).
+/// Returns the only range of a discard or a write of zeroes (`struct virtio_blk_discard_write_zeroes`).
 fn range(chain: &mut Chain, limits: &Limits) -> Result<Range, Status> {
     let range = chain.readable.read_array::<RANGE_LEN>().filter(|_| chain.readable.is_empty());
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = range.ok_or(Status::IoError)?;
@@ -114,7 +115,7 @@ fn range(chain: &mut Chain, limits: &Limits) -> Result<Range, Status> {
     Ok(Range { offset, len, flags: u32::from_le_bytes(flags) })
 }
 
-/// Request types (virtio 1.2, 5.2.6).
+/// Request types (virtio 1.2, section 5.2.6).
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
@@ -124,12 +125,12 @@ const WRITE_ZEROES: u32 = 13;
 
 const HEADER_LEN: usize = 16;
 const RANGE_LEN: usize = 16;
-/// The flag of a write of zeroes that lets the disk free the blocks.
+/// The flag of a write of zeroes by which the disk may free the blocks.
 const UNMAP: u32 = 1;
 
-/// The most data of one request. Linux sends 1.25 MiB at most by default; more would only let a guest hold
-/// the disk's thread for as long as it likes.
+/// The largest amount of data of one request, in bytes. Linux sends at most 1.25 MiB by default; without a
+/// limit, a guest could hold the disk's thread for as long as it likes.
 pub(super) const MAX_DATA: u64 = 32 << 20;
-/// The most sectors of one discard or write of zeroes: 1 GiB, which even a host that has to write the zeroes
-/// does in about a second.
+/// The largest number of sectors of one discard or write of zeroes: 1 GiB, which takes even a host that has
+/// to write the zeroes only about a second.
 pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 21;

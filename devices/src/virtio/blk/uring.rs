@@ -1,10 +1,9 @@
-//! Serves the queues of a disk by io_uring: reads and writes run at the same time, as many as the driver
-//! offers and [`InFlight`] has room for; flushes one after the other, each for all that have been asked for
-//! before it began.
+//! Serves the queues of a disk by io_uring. Reads and writes run at the same time, as many as the driver
+//! offers and [`InFlight`] has numbers for. Flushes run one after the other, each for all flushes that were
+//! requested before it began.
 //!
-//! What the ring does not carry out as a whole (a short transfer, an error, an operation that it lacks) is
-//! done again by the way of [`Disk::perform`], which knows about all of that. So there is one place for
-//! errors.
+//! If the ring does not carry out a piece as a whole (a short transfer, an error, an unsupported operation),
+//! [`Disk::perform`] does it again, since it handles all of these cases. So errors are handled in one place.
 
 use std::borrow::Cow;
 use std::io;
@@ -30,34 +29,34 @@ use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 /// The handler of all queues of one disk.
 pub(super) struct UringHandler {
     queues: Vec<VirtQueue>,
-    /// Index of the queue whose turn is next.
+    /// The index of the queue that is served next.
     next: usize,
     disk: Arc<Disk>,
     limits: Limits,
-    /// The disk's file.
+    /// The descriptor of the disk's file.
     file: RawFd,
-    /// Made on the handler's own thread: the kernel does not let a thread end that has made a ring while
-    /// another hangs in it. Without one, every request is carried out by the way of [`Disk::perform`].
+    /// The ring, made on the handler's own thread: the kernel does not let a thread end that has made a ring
+    /// while another thread waits in it. Without a ring, [`Disk::perform`] carries out every request.
     ring: Option<IoUring>,
     in_flight: InFlight,
     batch: Batch,
-    /// Flushes that came while one was in flight.
+    /// Flushes that were requested while one was in flight.
     flushes: Vec<Job>,
-    /// Requests that go on, or are tried again, when the device has been paused and goes on.
+    /// Requests that continue, or are tried again, when the device resumes after a pause.
     waiting: Vec<Job>,
     stop: StopFlag,
-    /// A queue has chains that found no room in the ring.
+    /// Whether a queue may have chains that found no number in the ring.
     has_more: bool,
     poll: Poll,
 }
 
-/// True when this kernel has io_uring and lets this process use it.
+/// Returns an error unless this kernel has io_uring and lets this process use it.
 pub(super) fn is_allowed() -> io::Result<()> {
     IoUring::new(1).map(drop)
 }
 
 impl UringHandler {
-    /// A handler for `file`, the descriptor of the disk's back end.
+    /// Makes a handler for `file`, the descriptor of the disk's back end.
     pub(super) fn new(
         queues: Vec<VirtQueue>,
         disk: Arc<Disk>,
@@ -82,30 +81,30 @@ impl UringHandler {
         }
     }
 
-    /// Goes on with the requests that wait. False when some still do.
+    /// Continues the requests that wait. Returns false if some still do.
     fn retry(&mut self) -> bool {
         std::mem::take(&mut self.waiting).into_iter().for_each(|job| self.perform(job));
         self.announce();
         if self.waiting.is_empty() {
-            // Rings that came meanwhile were not heard.
+            // Doorbells that rang meanwhile were ignored.
             self.queues.iter().for_each(VirtQueue::ring);
         }
         self.waiting.is_empty()
     }
 
-    /// True when no request is to be begun.
+    /// Returns whether no request may be begun.
     fn has_to_rest(&self) -> bool {
         !self.waiting.is_empty() || self.stop.is_raised()
     }
 
-    /// True when requests in flight have to end before others are begun.
+    /// Returns whether requests in flight have to end before others are begun.
     fn is_full(&self) -> bool {
         let is_used_up = |queue: &VirtQueue| queue.chain_budget().is_used_up();
         self.in_flight.is_full()
             || (!self.in_flight.is_empty() && self.queues.first().is_some_and(is_used_up))
     }
 
-    /// Serves all queues until they are empty and stay so for a while, or until the turn is over.
+    /// Serves all queues in turn until they stay empty for a while, or until the turn is over.
     fn serve(&mut self) -> Result<(), RingError> {
         self.poll.begin_turn();
         loop {
@@ -117,11 +116,11 @@ impl UringHandler {
             self.announce();
             self.has_more |= self.is_full();
             if self.is_full() || self.has_to_rest() {
-                // A completion goes on from here.
+                // The event of a completion continues from here.
                 return Ok(());
             }
             if self.poll.is_turn_over() {
-                // Goes on when the loop has looked after itself.
+                // Another event continues after the loop has served its commands.
                 self.queues.first().into_iter().for_each(VirtQueue::ring);
                 return Ok(());
             }
@@ -133,8 +132,8 @@ impl UringHandler {
         }
     }
 
-    /// Hands what a queue has to the kernel, up to its size, and answers what is done. True when there was
-    /// something.
+    /// Passes the requests of a queue to the kernel, at most as many as it has descriptors, and answers those
+    /// that are done. Returns whether there was any.
     fn drain(&mut self, index: usize) -> Result<bool, RingError> {
         self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut has_begun = false;
@@ -151,13 +150,13 @@ impl UringHandler {
                 self.submit();
             }
         }
-        // What the page cache has is done when this returns.
+        // Requests whose blocks are in the page cache are done when this returns.
         self.submit();
         self.reap();
         Ok(has_begun)
     }
 
-    /// Gives what is left of a request to the kernel, or does it at once.
+    /// Passes the rest of a request to the kernel, or carries it out at once.
     fn begin(&mut self, job: Job) {
         if job.task == Task::Flush && self.in_flight.has_flush() {
             self.flushes.push(job);
@@ -166,26 +165,26 @@ impl UringHandler {
         self.push(Pending { job, len: 0, piece: Vec::new(), followers: Vec::new() });
     }
 
-    /// Gives the next piece of a request to the kernel, or does all of it at once.
+    /// Passes the next piece of a request to the kernel, or carries out all of it at once.
     fn push(&mut self, mut pending: Pending) {
         let entry = self.in_flight.has_number().then(|| self.entry(&mut pending)).flatten();
         let Some(entry) = entry else { return self.perform_all(pending) };
         let len = pending.len;
         let Some(number) = self.in_flight.insert(pending) else { return };
-        // SAFETY: the buffers are guest RAM, and their list belongs to the pending request, which keeps both
-        // where they are until the kernel has given its number back.
+        // SAFETY: the buffers are guest RAM, and their list belongs to the pending request. It keeps both in
+        // place until the kernel has returned its number.
         let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
         let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
         if is_pushed {
             self.batch.add(len);
         } else if let Some(pending) = self.in_flight.take(number) {
-            // No room in the ring, which has as many places as there are numbers.
+            // The ring is full, although it has as many entries as there are numbers.
             self.perform_all(pending);
         }
     }
 
-    /// What the ring is to do next for a request, which notes the bytes and their list; `None` for what it
-    /// does not do.
+    /// Returns the entry for the next piece of a request, and notes the piece's length and buffers in
+    /// `pending`. Returns `None` for an operation that the ring does not carry out.
     fn entry(&self, pending: &mut Pending) -> Option<squeue::Entry> {
         self.ring.as_ref()?;
         let file = types::Fd(self.file);
@@ -221,7 +220,7 @@ impl UringHandler {
         })
     }
 
-    /// Hands new requests to the kernel.
+    /// Passes new entries to the kernel.
     fn submit(&mut self) {
         let Some(ring) = self.ring.as_mut().filter(|_| !self.batch.is_empty()) else { return };
         self.batch.begin_next();
@@ -229,11 +228,11 @@ impl UringHandler {
             match ring.submit() {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Short of memory, or of room for completions: they go with the next turn, which is asked for
-                // here.
+                // The kernel is short of memory, or of space for completions. The entries go with the next
+                // turn, which the doorbell begins.
                 Err(_) => {
                     self.queues.first().into_iter().for_each(VirtQueue::ring);
-                    // Those that wait are of the next batch.
+                    // The entries that wait belong to the next batch.
                     self.batch.add(0);
                     return;
                 }
@@ -242,9 +241,10 @@ impl UringHandler {
         self.batch.is_submitted();
     }
 
-    /// Answers what the kernel has finished, until the turn is over, and goes on with what has more pieces.
+    /// Answers requests that the kernel has finished, until the turn is over, and continues those that have
+    /// more pieces.
     fn reap(&mut self) {
-        // Those that come meanwhile are told of by another event.
+        // Completions that arrive meanwhile give another event.
         let mut left = self.ring.as_mut().map_or(0, |ring| ring.completion().len());
         while left > 0 && !self.poll.is_turn_over() {
             left = left.saturating_sub(1);
@@ -260,12 +260,13 @@ impl UringHandler {
         self.submit();
     }
 
-    /// The kernel has done a piece of a request, or not.
+    /// Handles the completion of a piece of a request, whether or not it succeeded.
     fn finish(&mut self, mut pending: Pending, result: i32) {
         let is_flush = pending.job.task == Task::Flush;
         if u32::try_from(result) != Ok(pending.len) {
             if is_flush && !is_passing(result) {
-                // The kernel tells of lost writes once: to ask again would make it forget them.
+                // The kernel reports lost writes only once: another flush would succeed although they are
+                // lost.
                 self.disk.flush_has_failed();
             }
             self.perform_all(pending);
@@ -281,7 +282,7 @@ impl UringHandler {
         }
     }
 
-    /// Begins one flush for all that were asked for while the last was in flight.
+    /// Begins one flush for all flushes that were requested while the last one was in flight.
     fn flush_next(&mut self) {
         let mut followers = std::mem::take(&mut self.flushes);
         if self.stop.is_raised() {
@@ -292,7 +293,7 @@ impl UringHandler {
         }
     }
 
-    /// Carries requests out without the ring.
+    /// Carries out requests without the ring.
     fn perform_all(&mut self, pending: Pending) {
         pending.into_jobs().for_each(|job| self.perform(job));
     }
@@ -322,14 +323,15 @@ impl UringHandler {
         }
     }
 
-    /// Asks the kernel for what it has not really begun: that waits, as what was never given to it does.
+    /// Asks the kernel to cancel requests that it has not started. They wait, as do those that it never got.
     fn cancel(&mut self) {
         self.submit();
         self.waiting.append(&mut self.flushes);
         let Some(ring) = &mut self.ring else { return };
         for number in self.in_flight.numbers() {
             let entry = opcode::AsyncCancel::new(number.into()).build().user_data(CANCELLATION);
-            // SAFETY: the entry names no memory. Without room for it the request is waited for.
+            // SAFETY: the entry refers to no memory. If the ring has no space for it, the request is waited
+            // for.
             let _ = unsafe { ring.submission().push(&entry) };
             self.batch.add(0);
         }
@@ -337,11 +339,11 @@ impl UringHandler {
     }
 }
 
-/// What the kernel is told of by one call. Where it reads or writes within that call, because the file system
-/// cannot do it otherwise, the wish to stop is only seen after it: the call then has one request.
+/// The entries that one call passes to the kernel. A file system that cannot do otherwise reads or writes
+/// within that call, and a stop is noticed only after it. Then the next call passes a single request.
 #[derive(Debug, Default)]
 struct Batch {
-    /// Requests that the next call may have.
+    /// The number of requests that the next call may pass.
     most: u32,
     requests: u32,
     bytes: u64,
@@ -379,14 +381,14 @@ impl QueueHandler for UringHandler {
         }
         match IoUring::new(ENTRIES.into()) {
             Ok(ring) => {
-                // A kernel before 5.15 takes as many as it likes.
+                // A kernel before 5.15 does not know the limit, and uses as many as it likes.
                 let _ = ring.submitter().register_iowq_max_workers(&mut [MAX_WORKERS, MAX_WORKERS]);
                 watch(sources, &ring, COMPLETIONS, EventSet::IN);
                 self.ring = Some(ring);
             }
             Err(error) => {
                 journal!(Guest Warn,
-                    "{}: io_uring is not available now, so it does without: {error}",
+                    "{}: io_uring is no longer available, so requests run one after the other: {error}",
                     self.disk.name
                 );
             }
@@ -425,7 +427,8 @@ impl QueueHandler for UringHandler {
     }
 }
 
-/// True for a negative result that says nothing about the disk: the ring did not, or could not, do it.
+/// Returns whether a negative result says nothing about the disk, but only that the ring did not carry out
+/// the operation.
 fn is_passing(result: i32) -> bool {
     let errno = result.wrapping_neg();
     matches!(
@@ -434,13 +437,14 @@ fn is_passing(result: i32) -> bool {
     )
 }
 
-/// What an event is about: the ring, or, below, a queue.
+/// The event data of the ring. Smaller numbers are indexes of queues.
 const COMPLETIONS: u32 = u32::MAX;
-/// The most calls that the kernel makes at the same time for requests which it cannot do otherwise: those
-/// cannot be cancelled, and a host that does one after the other has to be through with them when the disk is
-/// stopped.
+/// The largest number of kernel threads for requests that the kernel cannot carry out otherwise. These
+/// requests cannot be cancelled, and a host that serves them one after the other has to finish them before a
+/// stop of the disk times out.
 const MAX_WORKERS: u32 = 16;
-/// How long a call takes in which nothing is waited for, on a busy host too.
+/// The duration of a call from which it counts as slow: longer than a call that waits for nothing takes even
+/// on a busy host.
 const SLOW_CALL: Duration = Duration::from_millis(20);
-/// What the kernel calls the end of a cancellation: no request has this number.
+/// The number by which the kernel returns a cancellation. No request has it.
 const CANCELLATION: u64 = u64::MAX;

@@ -1,5 +1,6 @@
-//! What driver and device tell each other about the ports (virtio 1.2, 5.3.6.2): above all, when the driver
-//! takes input. Linux fills its receive queues long before, and throws away what comes too early.
+//! The control messages of driver and device about the ports (virtio 1.2, section 5.3.6.2). Above all they
+//! show when the driver takes input: Linux fills its receive queues long before, and discards bytes that
+//! arrive too early.
 
 use std::collections::BTreeSet;
 
@@ -8,39 +9,39 @@ use super::stream::{HostEnd, StreamQueues};
 use crate::virtio::VirtQueue;
 use crate::virtio::queue::RingError;
 
-/// The two control queues of a driver that has them.
+/// The two control queues.
 pub(super) struct ControlQueues {
     pub receive: VirtQueue,
     pub transmit: VirtQueue,
 }
 
-/// How far the two have come. It outlives a pause, not a reset.
+/// The state of the exchange of messages. It outlives a pause, but not a reset.
 #[derive(Debug, Default)]
 pub(super) struct Dialogue {
     ports: Ports,
-    /// What the driver is to be told, in this order. The same twice is the same once, so that a driver which
-    /// asks without end fills nothing.
-    owed: BTreeSet<Word>,
-    /// The driver knows of the port.
+    /// The messages that the device still has to send, in this order. It is a set, so that a driver that asks
+    /// without end fills nothing.
+    owed: BTreeSet<ControlEvent>,
+    /// Whether the driver has set up the console port.
     is_ready: bool,
-    /// The driver takes input.
+    /// Whether the driver takes input.
     is_open: bool,
-    /// The driver knows of the stream port.
+    /// Whether the driver has set up the stream port.
     is_stream_ready: bool,
 }
 
-/// The ports that the driver is told of.
+/// The ports that the device announces.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Ports {
-    /// Port 0.
+    /// Whether there is port 0.
     pub(super) has_console: bool,
-    /// The name of port 1, in a device that has it.
+    /// The name of port 1, if the device has one.
     pub(super) stream: Option<String>,
 }
 
-/// What the device says about its ports.
+/// A message of the device about its ports. The order of the variants is the order of sending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Word {
+enum ControlEvent {
     Add,
     IsConsole,
     HostIsThere,
@@ -57,7 +58,7 @@ impl ControlQueues {
         Self { receive, transmit }
     }
 
-    /// Hears what the driver says, and answers as far as it has buffers.
+    /// Takes the driver's messages, and answers as far as there are buffers.
     pub(super) fn serve(
         &mut self,
         dialogue: &mut Dialogue,
@@ -66,7 +67,7 @@ impl ControlQueues {
     ) -> Result<(), RingError> {
         self.transmit.begin();
         while let Some(mut chain) = self.transmit.pop()? {
-            // The port is as the driver said before the driver knows that it was heard, and sends.
+            // The port changes before the driver sees that its message has arrived, and sends bytes.
             if let Some(message) = chain.readable.read_array()
                 && let Some(is_open) = dialogue.hear(message)
                 && let Some(stream) = stream.as_mut()
@@ -79,24 +80,24 @@ impl ControlQueues {
         self.tell(dialogue, size)
     }
 
-    /// Says what is to be said, as far as the driver has buffers.
+    /// Sends the messages that are due, as far as there are buffers.
     pub(super) fn tell(
         &mut self,
         dialogue: &mut Dialogue,
         size: Option<TerminalSize>,
     ) -> Result<(), RingError> {
         self.receive.begin();
-        while let Some(word) = dialogue.owed.first().copied() {
-            let Some(message) = word.message(&dialogue.ports, size) else {
-                dialogue.owed.remove(&word);
+        while let Some(event) = dialogue.owed.first().copied() {
+            let Some(message) = event.message(&dialogue.ports, size) else {
+                dialogue.owed.remove(&event);
                 continue;
             };
             let Some(mut chain) = self.receive.pop()? else { return self.receive.finish() };
-            // One that is too short goes back empty, and the next is tried.
+            // A buffer that is too short goes back empty, and the next one is tried.
             let mut written = 0;
             if chain.writable.len() >= message.len() as u64 {
                 written = chain.writable.write(&message);
-                dialogue.owed.remove(&word);
+                dialogue.owed.remove(&event);
             }
             self.receive.complete(chain, written as u32);
         }
@@ -106,44 +107,47 @@ impl ControlQueues {
 }
 
 impl Dialogue {
-    /// Nothing has been said yet.
+    /// Makes the state before the first message.
     pub(super) fn about(ports: Ports) -> Self {
         Self { ports, ..Self::default() }
     }
 
-    /// The driver has begun anew.
+    /// Returns to the state before the first message, because the driver has reset the device.
     pub(super) fn reset(&mut self) {
         *self = Self::about(std::mem::take(&mut self.ports));
     }
 
-    /// The host's end of the stream port has gone, or not.
+    /// Announces to the driver that the host's end of the stream port is gone, if it is.
     pub(super) fn stream_host(&mut self, end: HostEnd) {
         if end == HostEnd::Gone {
-            self.say_stream_host(Word::StreamHostIsGone);
+            self.say_stream_host(ControlEvent::StreamHostIsGone);
         }
     }
 
-    /// Whether the driver takes input.
+    /// Returns whether the driver takes input.
     pub(super) fn is_open(&self) -> bool {
         self.is_open
     }
 
-    /// The terminal has another size.
+    /// Announces a new size of the terminal.
     pub(super) fn resize(&mut self) {
         if self.is_ready {
-            self.owed.insert(Word::Size);
+            self.owed.insert(ControlEvent::Size);
         }
     }
 
-    /// Only the last word about it counts.
-    fn say_stream_host(&mut self, word: Word) {
+    /// Replaces an older message about the host's end: only the last one counts.
+    fn say_stream_host(&mut self, event: ControlEvent) {
         if self.is_stream_ready {
-            self.owed.retain(|owed| !matches!(owed, Word::StreamHostIsGone | Word::StreamHostIsThere));
-            self.owed.insert(word);
+            self.owed.retain(|owed| {
+                !matches!(owed, ControlEvent::StreamHostIsGone | ControlEvent::StreamHostIsThere)
+            });
+            self.owed.insert(event);
         }
     }
 
-    /// Whether the driver has opened or closed the stream port.
+    /// Takes one message of the driver. Returns whether it opens or closes the stream port, if it does one of
+    /// them.
     fn hear(&mut self, message: [u8; 8]) -> Option<bool> {
         let [port, port1, port2, port3, event, event1, value, value1] = message;
         let port = u32::from_le_bytes([port, port1, port2, port3]);
@@ -151,34 +155,34 @@ impl Dialogue {
         let has_stream = self.ports.stream.is_some();
         match (u16::from_le_bytes([event, event1]), value) {
             (DEVICE_READY, 1) => {
-                self.owed.extend(self.ports.has_console.then_some(Word::Add));
-                self.owed.extend(has_stream.then_some(Word::AddStream));
+                self.owed.extend(self.ports.has_console.then_some(ControlEvent::Add));
+                self.owed.extend(has_stream.then_some(ControlEvent::AddStream));
             }
             (PORT_READY, 1) if port == CONSOLE && self.ports.has_console => {
                 self.is_ready = true;
-                self.owed.extend([Word::IsConsole, Word::HostIsThere, Word::Size]);
+                self.owed.extend([ControlEvent::IsConsole, ControlEvent::HostIsThere, ControlEvent::Size]);
             }
             (PORT_OPEN, _) if port == CONSOLE => self.is_open = value == 1,
             (PORT_READY, 1) if port == STREAM && has_stream => {
                 self.is_stream_ready = true;
-                self.owed.insert(Word::NameStream);
-                self.say_stream_host(Word::StreamHostIsThere);
+                self.owed.insert(ControlEvent::NameStream);
+                self.say_stream_host(ControlEvent::StreamHostIsThere);
             }
             (PORT_OPEN, 0 | 1) if port == STREAM && has_stream => {
                 if value == 0 {
-                    self.say_stream_host(Word::StreamHostIsThere);
+                    self.say_stream_host(ControlEvent::StreamHostIsThere);
                 }
                 return Some(value == 1);
             }
-            // Failures of the driver's, ports that do not exist, and what only a device may say.
+            // Failures of the driver, ports that do not exist, and events that only a device may send.
             _ => {}
         }
         None
     }
 }
 
-impl Word {
-    /// The word as the driver reads it; none while there is nothing to say.
+impl ControlEvent {
+    /// Returns the bytes of the message; `None` while there is no content to send.
     fn message(self, ports: &Ports, size: Option<TerminalSize>) -> Option<Vec<u8>> {
         let (port, event, value): (u32, u16, u16) = match self {
             Self::Add => (CONSOLE, PORT_ADD, 1),
@@ -194,7 +198,7 @@ impl Word {
         message.extend(event.to_le_bytes().into_iter().chain(value.to_le_bytes()));
         match self {
             Self::Size => message.extend(size?.bytes()),
-            // No zero is at its end.
+            // The name is sent without a zero at its end.
             Self::NameStream => message.extend(ports.stream.as_ref()?.bytes()),
             Self::Add
             | Self::IsConsole
@@ -207,11 +211,11 @@ impl Word {
     }
 }
 
-/// The ports' numbers.
+/// The numbers of the ports.
 const CONSOLE: u32 = 0;
 const STREAM: u32 = 1;
 
-/// Events of control messages (virtio 1.2, 5.3.6.2).
+/// Events of control messages (virtio 1.2, section 5.3.6.2).
 const DEVICE_READY: u16 = 0;
 const PORT_ADD: u16 = 1;
 const PORT_READY: u16 = 3;
@@ -220,5 +224,5 @@ const RESIZE: u16 = 5;
 const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
-/// A message has 8 bytes; a driver may send what newer ones add.
+/// The longest message of the driver in bytes. A message has 8 bytes; a newer driver may append more.
 const MOST_BYTES: u64 = 4096;

@@ -14,37 +14,38 @@ use crate::lock;
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 use crate::virtio::{QueueHandler, VirtioIrq, watch_doorbell};
 
-/// The handler of all queues.
+/// The handler of all queues of a console.
 ///
-/// A Linux driver spins until its output has been taken, so that a reader who is behind may hold it up for a
-/// short time only: from then on output is dropped and counted, until the reader takes some again.
+/// A Linux driver spins until its output has been taken. So a slow reader may delay it for a short time only;
+/// after that, output is dropped and counted until the reader takes some again.
 pub(super) struct ConsoleHandler {
     receive: VirtQueue,
     transmit: VirtQueue,
     port: Arc<ConsolePort>,
-    /// Output that waits for room.
+    /// Output that waits for space in the buffer.
     held: Option<Chain>,
-    /// Rings when it has waited long enough. A host without timers drops at once.
+    /// Fires when output has waited long enough. Without a timer the handler drops at once, since it could
+    /// not wait.
     patience: Option<TimerFd>,
-    /// The reader has not taken anything for that long.
+    /// Whether output is dropped, because the reader has taken nothing for that long.
     is_dropping: bool,
     is_quiet: bool,
     telling: Telling,
     stream: Option<StreamQueues>,
 }
 
-/// How the driver is told of the terminal's size, and, with control queues, when it takes input.
+/// How the driver learns the terminal's size, and how the device learns when the driver takes input.
 enum Telling {
-    /// Input goes where there are buffers, and nobody is told of a size.
+    /// Input goes to any buffer, and the driver does not learn a size.
     Nothing,
-    /// As before, and a size is told by an interrupt.
+    /// Input goes to any buffer, and an interrupt reports a new size.
     Interrupt(VirtioIrq),
     /// By control messages.
     Control(Box<ControlQueues>, Arc<Mutex<Dialogue>>),
 }
 
 impl ConsoleHandler {
-    /// A handler for a driver without control queues, which is not told of a size.
+    /// Makes a handler for a driver without control queues that does not learn a size.
     pub(super) fn new(receive: VirtQueue, mut transmit: VirtQueue, port: Arc<ConsolePort>) -> Self {
         transmit.limit_bytes(MOST_BYTES);
         let patience = TimerFd::new().ok();
@@ -62,22 +63,22 @@ impl ConsoleHandler {
         }
     }
 
-    /// The driver has control queues.
+    /// Uses control queues.
     pub(super) fn converse(&mut self, control: ControlQueues, dialogue: Arc<Mutex<Dialogue>>) {
         self.telling = Telling::Control(Box::new(control), dialogue);
     }
 
-    /// There is a stream port, too.
+    /// Adds a stream port.
     pub(super) fn carry(&mut self, stream: StreamQueues) {
         self.stream = Some(stream);
     }
 
-    /// The driver reads the size in the configuration space when it is interrupted.
+    /// Uses an interrupt for a new size, which the driver then reads in the configuration space.
     pub(super) fn tell_size_by(&mut self, irq: VirtioIrq) {
         self.telling = Telling::Interrupt(irq);
     }
 
-    /// Takes output until there is no more, or no room for it.
+    /// Takes output until there is no more, or no space for it.
     fn serve_transmit(&mut self) -> Result<(), RingError> {
         self.transmit.begin();
         loop {
@@ -90,7 +91,7 @@ impl ConsoleHandler {
             self.print(&mut chain);
             if !chain.readable.is_empty() {
                 self.held = Some(chain);
-                // The doorbell stays quiet: room or the end of patience come first.
+                // The doorbell stays quiet: the event for space, or the timer, comes first.
                 self.transmit.announce();
                 return Ok(());
             }
@@ -98,7 +99,8 @@ impl ConsoleHandler {
         }
     }
 
-    /// Moves output to the host, as far as there is room. Without patience all of it goes, room or not.
+    /// Moves output to the host, as far as there is space. While the handler drops or is quiet, it takes all
+    /// of it; the buffer counts what it cannot hold.
     fn print(&mut self, chain: &mut Chain) {
         let output = self.port.output();
         let mut piece = [0; PIECE];
@@ -121,19 +123,19 @@ impl ConsoleHandler {
         self.receive.begin();
         let mut piece = [0; PIECE];
         while self.is_wanted() && self.port.has_input() && !self.is_quiet {
-            // Without a buffer, the doorbell tells when there is one.
+            // Without a buffer, the doorbell rings when there is one.
             let Some(mut chain) = self.receive.pop()? else { return self.receive.finish() };
             let room = usize::try_from(chain.writable.len()).unwrap_or(PIECE).min(PIECE);
             let count = self.port.take_input(piece.get_mut(..room).unwrap_or_default());
             let written = chain.writable.write(piece.get(..count).unwrap_or_default());
             self.receive.complete(chain, written as u32);
         }
-        // The doorbell stays quiet while there is nothing to give.
+        // The doorbell stays quiet while there is nothing to deliver.
         self.receive.announce();
         Ok(())
     }
 
-    /// Whether the driver is ready for input.
+    /// Returns whether the driver is ready for input.
     fn is_wanted(&self) -> bool {
         match &self.telling {
             Telling::Nothing | Telling::Interrupt(_) => true,
@@ -141,7 +143,7 @@ impl ConsoleHandler {
         }
     }
 
-    /// Talks with the driver, which may then be ready for what waits.
+    /// Exchanges control messages with the driver, which may then be ready for input that waits.
     fn serve_control(&mut self) -> Result<(), RingError> {
         let Telling::Control(control, dialogue) = &mut self.telling else { return Ok(()) };
         if self.is_quiet {
@@ -165,7 +167,7 @@ impl ConsoleHandler {
         control.tell(&mut dialogue, self.port.size())
     }
 
-    /// There is input, or the terminal has another size.
+    /// Handles the host's signal: there is input, or the terminal has a new size.
     fn heed_host(&mut self) -> Result<(), RingError> {
         let _ = self.port.arrived().read();
         if !self.port.take_resized() {
@@ -180,7 +182,7 @@ impl ConsoleHandler {
         self.serve_receive()
     }
 
-    /// The reader has taken something.
+    /// Stops dropping, because the reader has taken something.
     fn has_room(&mut self) {
         let _ = self.port.output().room_event().read();
         if let Some(patience) = &mut self.patience {
@@ -196,7 +198,7 @@ impl QueueHandler for ConsoleHandler {
         watch(sources, self.port.arrived(), ARRIVED, EventSet::IN);
         watch(sources, self.port.output().room_event(), ROOM, EventSet::IN);
         if let Some(patience) = &self.patience {
-            // Told of once each time, without the need to read it.
+            // The watch is edge-triggered, so each expiry gives one event although nobody reads the timer.
             watch(sources, patience, PATIENCE_OVER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
         if let Telling::Control(control, _) = &self.telling {
@@ -207,7 +209,7 @@ impl QueueHandler for ConsoleHandler {
             watch_doorbell(sources, &stream.receive, STREAM);
             watch_doorbell(sources, &stream.transmit, STREAM);
             watch(sources, stream.events(), STREAM, EventSet::IN | EventSet::EDGE_TRIGGERED);
-            // What came while nobody watched is not told of again.
+            // Bytes that came while nobody watched give no event again.
             stream.transmit.ring();
         }
     }
@@ -226,11 +228,11 @@ impl QueueHandler for ConsoleHandler {
                 self.serve_transmit()
             }
             PATIENCE_OVER => {
-                // One that came with room at once is of no account.
+                // If the buffer got space at the same moment, no output is held and the expiry has no effect.
                 self.is_dropping |= self.held.is_some();
                 self.serve_transmit()
             }
-            // What is held goes first.
+            // Held output goes first.
             _ if self.held.is_some() => Ok(()),
             _ => self.serve_transmit(),
         }
@@ -267,7 +269,7 @@ impl QueueHandler for ConsoleHandler {
     }
 }
 
-/// What an event is about.
+/// The event data that tell the sources apart.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const ARRIVED: u32 = 2;
@@ -276,9 +278,10 @@ const PATIENCE_OVER: u32 = 4;
 const CONTROL: u32 = 5;
 const STREAM: u32 = 6;
 
-/// Twice what Linux sends at once. A longer piece would be long work when it is dropped.
+/// The longest chain in bytes: twice what Linux sends at once. A longer one would take long when it is
+/// dropped.
 const MOST_BYTES: u64 = 64 << 10;
-/// Bytes are moved on the stack in pieces of this size.
+/// The size of the pieces, on the stack, in which bytes are moved.
 const PIECE: usize = 4096;
-/// How long a reader may be behind before the guest goes on without it.
+/// How long a slow reader may delay the guest.
 const PATIENCE: Duration = Duration::from_secs(1);

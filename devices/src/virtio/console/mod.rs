@@ -1,11 +1,11 @@
-//! Console (virtio 1.2, section 5.3): a port that is `hvc0` to a Linux guest, and a named one that carries a
-//! stream for a program in the guest; or one of them. It moves bytes in pieces where a serial port takes an
-//! exit for each.
+//! Console (virtio 1.2, section 5.3): a port that is `hvc0` to a Linux guest, a named port that carries a
+//! stream for a program in the guest, or both. A virtio console moves many bytes per exit, where a serial
+//! port needs an exit for each byte.
 //!
-//! The console's end on the host is the same as the serial port's: output goes into a bounded
-//! [`ConsoleBuffer`](crate::backend::console_buffer::ConsoleBuffer), input waits in the host until the guest
-//! takes it. A driver that has control queues says when it does; one without gets input as soon as it offers
-//! buffers.
+//! The host's end of the console is the same as that of the serial port: output goes into a bounded
+//! [`ConsoleBuffer`](crate::backend::console_buffer::ConsoleBuffer), and input waits on the host until the
+//! guest takes it. A driver with control queues reports when it takes input; one without them gets input as
+//! soon as it offers buffers.
 
 mod control;
 mod handler;
@@ -23,7 +23,7 @@ pub use port::{ConsolePort, TerminalSize};
 pub use stream::StreamPort;
 use stream::StreamQueues;
 
-/// A console, with a stream port beside it or in its place.
+/// A console, or a stream port, or both.
 pub struct Console {
     port: Arc<ConsolePort>,
     stream: Option<Arc<StreamPort>>,
@@ -31,18 +31,18 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console whose bytes go through `port`.
+    /// Makes a console whose bytes go through `port`.
     pub fn new(port: Arc<ConsolePort>) -> Self {
         Self::with_ports(port, true, None)
     }
 
-    /// The same, with a stream port as port 1.
+    /// Makes a console whose bytes go through `port`, with a stream port as port 1.
     pub fn with_stream(port: Arc<ConsolePort>, stream: Arc<StreamPort>) -> Self {
         Self::with_ports(port, true, Some(stream))
     }
 
-    /// A device that tells its driver of a stream port only, which is port 1. A driver without control
-    /// queues, which can have port 0 only, finds a console that nobody reads.
+    /// Makes a device with a stream port only, which is port 1. A driver without control queues can use only
+    /// port 0, which is then a console that nobody reads.
     ///
     /// # Errors
     /// The host has no more event descriptors.
@@ -78,7 +78,8 @@ impl VirtioDevice for Console {
         sizes
     }
 
-    /// Columns, rows, and the number of ports (virtio 1.2, 5.3.4). The size of no terminal is 0.
+    /// The configuration space (virtio 1.2, section 5.3.4): columns, rows, and the number of ports. Without a
+    /// terminal the size is 0.
     fn config(&self) -> Vec<u8> {
         let size = self.port.size().map(TerminalSize::bytes).unwrap_or_default();
         let ports: u32 = if self.stream.is_some() { 2 } else { 1 };
@@ -118,22 +119,23 @@ impl VirtioDevice for Console {
     }
 }
 
-/// Feature bits (virtio 1.2, 5.3.3): the configuration space has the terminal's size; there are control
-/// queues.
+/// Feature bits (virtio 1.2, section 5.3.3): the configuration space has the terminal's size, and there are
+/// control queues.
 const F_SIZE: u32 = 0;
 const F_MULTIPORT: u32 = 1;
 
+/// Queue numbers (virtio 1.2, section 5.3.2): port 0, the control queues, port 1.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const CONTROL_RECEIVE: u16 = 2;
 const CONTROL_TRANSMIT: u16 = 3;
-
 const STREAM_RECEIVE: u16 = 4;
 const STREAM_TRANSMIT: u16 = 5;
 
-/// Linux fills the receive queue with pages: this many are 256 KiB.
+/// The size of the ports' queues in descriptors. Linux fills a receive queue with pages: this many are 256
+/// KiB.
 const QUEUE_SIZE: u16 = 64;
-/// Two ports have eight messages at most under way.
+/// The size of the control queues in descriptors. Two ports have at most eight messages in flight.
 const CONTROL_SIZE: u16 = 16;
 
 #[cfg(test)]

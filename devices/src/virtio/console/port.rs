@@ -1,4 +1,4 @@
-//! What the device and the host's end of the console share.
+//! The state that the device and the host's end of the console share.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,24 +10,24 @@ use crate::backend::console_buffer::ConsoleBuffer;
 use crate::backend::console_input::ConsoleInput;
 use crate::lock;
 
-/// Output on its way to the host, input on its way to the guest. Both are bounded, and outlive resets of the
-/// device.
+/// Output on its way to the host, and input on its way to the guest. Both are bounded, and outlive resets of
+/// the device.
 pub struct ConsolePort {
     output: Arc<ConsoleBuffer>,
     input: Mutex<Input>,
     size: Mutex<Size>,
-    /// Rings for the device when there is input, or another size.
+    /// Signals the device that there is input, or a new size.
     arrived: EventFd,
-    /// Rings for the host when input is wanted again.
+    /// Signals the host that there is space for input again.
     room: EventFd,
 }
 
 /// The size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TerminalSize {
-    /// Characters of a line.
+    /// The number of characters in a line.
     pub columns: u16,
-    /// Lines.
+    /// The number of lines.
     pub rows: u16,
 }
 
@@ -40,12 +40,12 @@ struct Size {
 #[derive(Debug, Default)]
 struct Input {
     bytes: VecDeque<u8>,
-    /// Some was refused.
+    /// Whether input was refused since there was last space.
     wants_room: bool,
 }
 
 impl ConsolePort {
-    /// A port without input and output.
+    /// Makes a port without input and output.
     ///
     /// # Errors
     /// The host has no more event descriptors.
@@ -61,49 +61,50 @@ impl ConsolePort {
         })
     }
 
-    /// What the guest has printed.
+    /// Returns the guest's output.
     pub fn output(&self) -> &Arc<ConsoleBuffer> {
         &self.output
     }
 
-    /// Tells the guest the size of the terminal that shows its output. Before the first call it has none.
+    /// Sets the size of the terminal that shows the output, and reports it to the guest. Before the first
+    /// call the guest sees no size.
     pub fn resize(&self, size: TerminalSize) {
         let mut known = lock(&self.size);
         if known.now != Some(size) {
             *known = Size { now: Some(size), is_new: true };
-            // The only failure is a counter at its maximum: the event is readable all the same.
+            // The only failure is a counter at its maximum, and then the event is already readable.
             let _ = self.arrived.write(1);
         }
     }
 
-    /// The terminal's size.
+    /// Returns the terminal's size, once it is known.
     pub(super) fn size(&self) -> Option<TerminalSize> {
         lock(&self.size).now
     }
 
-    /// True once after the size has changed.
+    /// Returns true once after the size has changed.
     pub(super) fn take_resized(&self) -> bool {
         std::mem::take(&mut lock(&self.size).is_new)
     }
 
-    /// The event that tells of input and of another size.
+    /// Returns the event that signals input and a new size.
     pub(super) fn arrived(&self) -> &EventFd {
         &self.arrived
     }
 
-    /// True when there is something for the guest.
+    /// Returns whether there is input for the guest.
     pub(super) fn has_input(&self) -> bool {
         !lock(&self.input).bytes.is_empty()
     }
 
-    /// Takes input for the guest, as much as `buffer` holds; returns how many bytes.
+    /// Moves input into `buffer`, as much as it holds. Returns the number of bytes.
     pub(super) fn take_input(&self, buffer: &mut [u8]) -> usize {
         let mut input = lock(&self.input);
         let count = buffer.len().min(input.bytes.len());
         buffer.iter_mut().zip(input.bytes.drain(..count)).for_each(|(place, byte)| *place = byte);
         let has_room = input.bytes.len() <= MOST_INPUT / 2;
         if has_room && std::mem::take(&mut input.wants_room) {
-            // The only failure is a counter at its maximum: the event is readable all the same.
+            // The only failure is a counter at its maximum, and then the event is already readable.
             let _ = self.room.write(1);
         }
         count
@@ -111,7 +112,7 @@ impl ConsolePort {
 }
 
 impl TerminalSize {
-    /// As the driver reads it (virtio 1.2, 5.3.4 and 5.3.6.2).
+    /// Returns the size as the driver reads it (virtio 1.2, sections 5.3.4 and 5.3.6.2).
     pub(super) fn bytes(self) -> [u8; 4] {
         let ([columns, columns1], [rows, rows1]) = (self.columns.to_le_bytes(), self.rows.to_le_bytes());
         [columns, columns1, rows, rows1]
@@ -144,6 +145,6 @@ impl ConsoleInput for ConsolePort {
     }
 }
 
-/// Bytes that wait for a guest which does not read: what a terminal's line discipline holds
-/// (`N_TTY_BUF_SIZE`).
+/// The bytes of input that wait for a guest which does not read: as many as a terminal's line discipline
+/// holds (`N_TTY_BUF_SIZE`).
 const MOST_INPUT: usize = 4096;

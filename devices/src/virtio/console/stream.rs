@@ -1,10 +1,13 @@
-//! A port that carries a stream between a program of the guest and this one: connections instead of a
+//! A port that carries a stream between a program in the guest and this process: connections instead of a
 //! terminal.
 //!
-//! Each time the driver opens the port there is a new connection, which who listens on the host accepts; it
-//! ends when the driver closes the port or resets the device, and when the host's end is dropped: then the
-//! driver hears that nobody is there, and that somebody is again once it has closed the port. Neither side
-//! can make the other keep more than one chain's bytes and what a socket holds: who is not read from waits.
+//! Each time the driver opens the port there is a new connection, which the listener on the host accepts. It
+//! ends when the driver closes the port or resets the device, and when the host drops its end. In the last
+//! case the driver reads that the port is closed on the host, and, once it has closed the port itself, that
+//! it is open again.
+//!
+//! Neither side can make this process keep more than the bytes of one chain and the content of a socket:
+//! while the receiver does not read, the sender waits.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsRawFd;
@@ -23,19 +26,19 @@ pub struct StreamPort {
     name: String,
     switchboard: Arc<Switchboard>,
     connection: Mutex<Option<Connection>>,
-    /// Tells of what comes from the host, and of room there.
+    /// Signals bytes from the host, and space in the host's socket.
     epoll: Epoll,
 }
 
-/// The driver has the port open.
+/// The connection, while the driver has the port open.
 struct Connection {
     stream: UnixStream,
-    /// What the host has not taken yet of a chain.
+    /// Bytes of a chain that the host has not taken yet.
     output: Vec<u8>,
 }
 
 impl StreamPort {
-    /// A port of this name, by which the guest finds it.
+    /// Makes a port with this name, by which the guest finds it.
     ///
     /// # Errors
     /// The host has no more descriptors.
@@ -48,10 +51,11 @@ impl StreamPort {
         })
     }
 
-    /// Takes the guest's connections from here on. Until then, and when it has been dropped, there are none.
+    /// Listens for the guest's connections. Before this call, and after the listener is dropped, there are
+    /// none.
     ///
     /// # Errors
-    /// Somebody does already, or the host has too little.
+    /// The port has a listener already, or the host has no more descriptors.
     pub fn listen(&self) -> Result<PortListener, ListenError> {
         self.switchboard.listen(PORT)
     }
@@ -60,9 +64,9 @@ impl StreamPort {
         &self.name
     }
 
-    /// The driver has closed the port, or is no more.
+    /// Ends the connection, because the driver has closed the port or reset the device.
     pub(super) fn disconnect(&self) {
-        // Closing the socket takes it out of the epoll set.
+        // Closing the socket removes it from the epoll set.
         *lock(&self.connection) = None;
     }
 
@@ -71,7 +75,8 @@ impl StreamPort {
         if connection.is_some() {
             return;
         }
-        // Without a listener, or when it is behind, the guest is not heard; it may open the port again.
+        // Without a listener, or with one that does not keep up, the bytes of the guest are dropped. It may
+        // open the port again.
         let Some(Ok(stream)) = self.switchboard.dial(PORT, PORT) else { return };
         let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         match self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(set, 0)) {
@@ -83,18 +88,18 @@ impl StreamPort {
     }
 }
 
-/// The queues of the port, while the driver has the device active.
+/// The queues of the port, while the device is active.
 pub(super) struct StreamQueues {
     pub(super) receive: VirtQueue,
     pub(super) transmit: VirtQueue,
     port: Arc<StreamPort>,
 }
 
-/// Whether the host's end is there.
+/// The state of the host's end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(super) enum HostEnd {
-    /// It is, or there never was one.
+    /// It is still there, or there never was one.
     Stays,
     /// It has just gone.
     Gone,
@@ -106,14 +111,15 @@ impl StreamQueues {
         Self { receive, transmit, port }
     }
 
-    /// What the handler watches: readable when [`Self::serve`] has something to do.
+    /// Returns the descriptor that the handler watches. It is readable when [`Self::serve`] has something to
+    /// do.
     pub(super) fn events(&self) -> &Epoll {
         &self.port.epoll
     }
 
-    /// The driver has opened or closed the port.
+    /// Opens or closes the connection, as the driver has done with the port.
     pub(super) fn heed(&mut self, is_open: bool) -> Result<(), RingError> {
-        // What it has sent before belongs to the connection that was.
+        // Bytes that the driver has sent before belong to the former connection.
         self.serve_transmit()?;
         if is_open {
             self.port.connect();
@@ -123,26 +129,26 @@ impl StreamQueues {
         Ok(())
     }
 
-    /// Something has come, or there is room, or the driver has said so.
+    /// Moves bytes in both directions. Returns whether the host's end has gone.
     pub(super) fn serve(&mut self) -> Result<HostEnd, RingError> {
-        // Each event comes once; both directions are tried whatever it was.
+        // An edge-triggered event comes only once, so both directions are tried whatever it was.
         let _ = self.port.epoll.wait(0, &mut [EpollEvent::default()]);
         self.serve_transmit()?;
         self.serve_receive()
     }
 
-    /// Takes what the guest sends, as far as the host does.
+    /// Takes bytes from the guest, as long as the host takes them.
     fn serve_transmit(&mut self) -> Result<(), RingError> {
         let mut connection = lock(&self.port.connection);
         self.transmit.begin();
         loop {
             if connection.as_mut().is_some_and(|connection| !connection.flush()) {
-                // The doorbell stays quiet: room comes first.
+                // The doorbell stays quiet, because the host has to take bytes first.
                 self.transmit.announce();
                 return Ok(());
             }
             let Some(mut chain) = self.transmit.pop()? else { return self.transmit.finish() };
-            // What is sent to nobody is lost.
+            // Bytes without a connection are dropped.
             if let Some(connection) = connection.as_mut() {
                 connection.take(&mut chain);
             }
@@ -150,14 +156,14 @@ impl StreamQueues {
         }
     }
 
-    /// Gives the guest what comes from the host, as far as it has buffers.
+    /// Gives the guest the bytes from the host, as far as it has buffers.
     fn serve_receive(&mut self) -> Result<HostEnd, RingError> {
         let mut connection = lock(&self.port.connection);
         let Some(open) = connection.as_mut() else { return Ok(HostEnd::Stays) };
         self.receive.begin();
         let mut piece = [0; PIECE];
         loop {
-            // Without a buffer, the doorbell tells when there is one.
+            // Without a buffer, the doorbell rings when there is one.
             let Some(mut chain) = self.receive.pop()? else {
                 self.receive.finish()?;
                 return Ok(HostEnd::Stays);
@@ -174,7 +180,7 @@ impl StreamQueues {
                 }
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     self.receive.put_back(chain);
-                    // The doorbell stays quiet while there is nothing to give.
+                    // The doorbell stays quiet while there is nothing to deliver.
                     self.receive.announce();
                     return Ok(HostEnd::Stays);
                 }
@@ -190,7 +196,7 @@ impl StreamQueues {
 }
 
 impl Connection {
-    /// Copies what a chain holds; [`MOST_BYTES`] bound it.
+    /// Copies the bytes of a chain, which are at most [`MOST_BYTES`].
     fn take(&mut self, chain: &mut Chain) {
         let mut piece = [0; PIECE];
         while !chain.readable.is_empty() {
@@ -199,7 +205,7 @@ impl Connection {
         }
     }
 
-    /// Gives the host what it takes; true when that is all.
+    /// Sends bytes to the host. Returns true when all are sent.
     fn flush(&mut self) -> bool {
         let mut rest = self.output.as_slice();
         let mut has_room = true;
@@ -208,7 +214,7 @@ impl Connection {
                 Ok(count) => rest = rest.get(count..).unwrap_or_default(),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => has_room = false,
-                // Nobody reads it any more; what has come from there is still given to the guest.
+                // Nobody reads any more. Bytes that came from there before are still delivered to the guest.
                 Err(_) => rest = &[],
             }
         }
@@ -218,9 +224,9 @@ impl Connection {
     }
 }
 
-/// The port's number on the switchboard, where it is alone.
+/// The number of the port on its switchboard, where it is the only one.
 const PORT: u32 = 0;
-/// Twice what Linux sends at once. Of what is longer, nothing is taken.
+/// The longest chain in bytes: twice what Linux sends at once. A longer chain is dropped as a whole.
 const MOST_BYTES: u64 = 64 << 10;
-/// Bytes are moved on the stack in pieces of this size.
+/// The size of the pieces, on the stack, in which bytes are moved.
 const PIECE: usize = 4096;

@@ -16,7 +16,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// One with both ports, whose driver knows of them.
+    /// Makes a guest with both ports, whose driver has set them up.
     fn new() -> Self {
         let port = Arc::new(StreamPort::new("test.port").unwrap());
         let console = Arc::new(ConsolePort::new().unwrap());
@@ -47,7 +47,7 @@ impl Guest {
         assert!(self.rings[3].completed().is_some());
     }
 
-    /// A control message of the device, if there is one.
+    /// Returns the next control message of the device, if there is one.
     fn hears(&mut self) -> Option<Vec<u8>> {
         if !self.is_listening() {
             self.rings[2].offer(&[Buffer::writable(ANSWERS, 64)]);
@@ -57,7 +57,7 @@ impl Guest {
         Some(self.machine.bytes(ANSWERS, len as usize))
     }
 
-    /// Whether a buffer for a message is still with the device.
+    /// Returns whether a buffer for a message is still with the device.
     fn is_listening(&self) -> bool {
         self.rings[2].used_index() != self.offered_index()
     }
@@ -78,7 +78,7 @@ impl Guest {
         Some(stream)
     }
 
-    /// Offers bytes; true when they have been taken.
+    /// Offers bytes, and returns whether they have been taken.
     fn send(&mut self, bytes: &[u8]) -> bool {
         self.machine.put(BUFFERS, bytes);
         self.rings[5].offer(&[Buffer::readable(BUFFERS, bytes.len() as u32)]);
@@ -99,7 +99,7 @@ impl Guest {
     }
 }
 
-/// What the host has got, and whether that was the end.
+/// Returns the bytes that the host has received, and whether the stream has ended.
 fn got(stream: &mut UnixStream) -> (Vec<u8>, bool) {
     let (mut all, mut piece) = (Vec::new(), [0; 65_536]);
     loop {
@@ -142,7 +142,7 @@ fn driver_finds_both_ports_and_the_name_of_the_second() {
 }
 
 #[test]
-fn device_without_a_console_tells_of_the_stream_only() {
+fn device_without_a_console_announces_only_the_stream() {
     let port = Arc::new(StreamPort::new("p").unwrap());
     let mut guest = Guest::of(Console::stream_only(port.clone()).unwrap(), &port);
     guest.say(0, 3, 1);
@@ -171,7 +171,7 @@ fn bytes_go_both_ways_while_the_port_is_open() {
 }
 
 #[test]
-fn what_was_sent_before_the_port_closed_arrives() {
+fn bytes_sent_before_the_port_closed_arrive() {
     let mut guest = Guest::new();
     let mut host = guest.open();
     guest.machine.put(BUFFERS, b"last words");
@@ -221,7 +221,7 @@ fn guest_that_does_not_read_holds_the_host_up() {
 }
 
 #[test]
-fn driver_hears_that_the_host_has_gone_and_is_back_when_it_has_closed_the_port() {
+fn driver_is_told_that_the_host_has_gone_and_is_back_once_it_has_closed_the_port() {
     let mut guest = Guest::new();
     let mut host = guest.open();
     host.write_all(b"bye").unwrap();
@@ -253,8 +253,8 @@ fn connection_outlives_a_pause_and_ends_with_a_reset() {
     assert_eq!(got(&mut host), (Vec::new(), true));
     guest.become_ready();
     let mut host = guest.open();
-    assert!(guest.send(b"anew"));
-    assert_eq!(got(&mut host), (b"anew".to_vec(), false));
+    assert!(guest.send(b"again"));
+    assert_eq!(got(&mut host), (b"again".to_vec(), false));
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn port_that_is_opened_and_closed_without_end_takes_a_bounded_number_of_sockets(
 }
 
 #[test]
-fn messages_that_make_no_sense_change_nothing() {
+fn invalid_messages_change_nothing() {
     let mut guest = Guest::new();
     let mut host = guest.open();
     for port in [0, 2, 3, u32::MAX] {
@@ -338,7 +338,7 @@ fn without_a_listener_the_port_stays_without_a_connection() {
     assert!(!guest.machine.needs_reset());
 }
 
-/// Free for control messages and input: what is sent is at [`BUFFERS`].
+/// This address is free for control messages and input; bytes to send are at [`BUFFERS`].
 const MESSAGES: u64 = BUFFERS + 0x10_0000;
 const ANSWERS: u64 = BUFFERS + 0x11_0000;
 const INPUT: u64 = BUFFERS + 0x12_0000;

@@ -15,7 +15,7 @@ struct Guest {
 }
 
 impl Guest {
-    /// One whose driver has no control queues.
+    /// Makes a guest whose driver has no control queues.
     fn new() -> Self {
         Self::without(1 << F_MULTIPORT)
     }
@@ -46,7 +46,7 @@ impl Guest {
         self.machine.kick(2);
     }
 
-    /// The bytes of the buffer that came back, as far as they are written.
+    /// Returns the written bytes of the buffer that came back.
     fn heard(&mut self) -> Option<Vec<u8>> {
         let (_, len) = self.rings[2].completed()?;
         Some(self.machine.bytes(ANSWERS, len as usize))
@@ -57,7 +57,7 @@ impl Guest {
         self.heard()
     }
 
-    /// Offers output; true when it has been taken.
+    /// Offers output, and returns whether it has been taken.
     fn print(&mut self, text: &[u8]) -> bool {
         self.machine.put(BUFFERS, text);
         self.rings[1].offer(&[Buffer::readable(BUFFERS, text.len() as u32)]);
@@ -89,7 +89,7 @@ impl Guest {
 
 #[test]
 fn conforms() {
-    // Output is not drained here: so little that there is always room.
+    // Nobody drains the output here, but it is so little that there is always space.
     let usual = Usual {
         queue: 1,
         prepare: |machine| machine.put(BUFFERS, b"x"),
@@ -137,7 +137,7 @@ fn input_waits_for_buffers_and_stops_at_a_limit() {
     assert_eq!(guest.has_read(), Some(vec![b'y'; 1096]));
 }
 
-/// Linux offers its buffers, and throws away what comes in them, before it has opened the port.
+/// Linux offers its buffers before it has opened the port, and discards bytes that arrive by then.
 #[test]
 fn input_waits_until_the_driver_has_opened_the_port() {
     let mut guest = Guest::without(0);
@@ -162,7 +162,7 @@ fn input_waits_until_the_driver_has_opened_the_port() {
     guest.port.enqueue_input(b"late");
     guest.machine.settle();
     assert_eq!(guest.has_read(), Some(b"late".to_vec()));
-    // Closed, and open again.
+    // The port is closed and opened again.
     guest.say(0, 6, 0);
     guest.read(100);
     guest.port.enqueue_input(b"x");
@@ -191,7 +191,7 @@ fn port_stays_open_in_a_pause_and_is_closed_by_a_reset() {
 }
 
 #[test]
-fn size_is_told_with_the_port_and_when_it_changes() {
+fn size_is_reported_with_the_port_and_when_it_changes() {
     let mut guest = Guest::without(0);
     assert_eq!((guest.machine.read(0x100), guest.machine.read(0x104)), (0, 1));
     guest.port.resize(TerminalSize { columns: 80, rows: 24 });
@@ -227,13 +227,13 @@ fn driver_without_control_queues_is_interrupted_for_a_size_if_it_wants_one() {
 }
 
 #[test]
-fn driver_that_talks_without_listening_gets_each_answer_once() {
+fn driver_that_sends_without_receiving_gets_each_answer_once() {
     let mut guest = Guest::without(0);
     for _ in 0..10_000 {
         guest.say(0, 0, 1);
         guest.say(0, 3, 1);
     }
-    // Too short for an answer, or nothing to write to.
+    // A buffer too short for an answer, and one without a writable part.
     guest.listen(7);
     assert_eq!(guest.heard(), Some(Vec::new()));
     guest.listen(0);
@@ -246,7 +246,7 @@ fn driver_that_talks_without_listening_gets_each_answer_once() {
 }
 
 #[test]
-fn messages_that_make_no_sense_are_taken_and_ignored() {
+fn invalid_messages_are_taken_and_ignored() {
     let mut guest = Guest::without(0);
     guest.read(100);
     guest.port.enqueue_input(b"x");
@@ -264,13 +264,13 @@ fn messages_that_make_no_sense_are_taken_and_ignored() {
     guest.say_bytes(&[0; 4097]);
     assert_eq!((guest.heard(), guest.has_read()), (None, None));
     assert!(!guest.machine.needs_reset());
-    // Longer than it has to be: what is known of it counts.
+    // The message is longer than needed: its known part counts.
     guest.say_bytes(&[0, 0, 0, 0, 6, 0, 1, 0, 0xff, 0xff]);
     assert_eq!(guest.has_read(), Some(b"x".to_vec()));
 }
 
 #[test]
-fn control_queue_that_was_promised_and_is_not_there_needs_a_reset() {
+fn missing_control_queue_that_was_negotiated_needs_a_reset() {
     let guest = Guest::new();
     guest.machine.negotiate(guest.machine.offered());
     for (index, ring) in (0..3).zip(&guest.rings) {
@@ -332,14 +332,14 @@ fn stuck_reader_holds_the_guest_up_once_and_what_it_misses_is_counted() {
 
 #[test]
 fn pause_and_reset_do_not_wait_for_a_stuck_reader() {
-    // Their patience with a reader is a second; a busy machine may take the CPU away for as long, but not
-    // each time.
+    // The handler waits a second for a reader. A busy machine may take the CPU away for as long, but not each
+    // time.
     let took: Vec<Duration> =
         (0..3).map(|_| pause_and_reset()).take_while(|took| *took >= Duration::from_secs(1)).collect();
     assert!(took.len() < 3, "{took:?}");
 }
 
-/// How long both take while nobody reads.
+/// Returns how long both take while nobody reads.
 fn pause_and_reset() -> Duration {
     let mut guest = Guest::new();
     while guest.print(&[b'x'; 60_000]) {}
@@ -367,6 +367,6 @@ fn too_long_output_is_dropped_and_the_next_is_not() {
     assert_eq!(guest.printed(), b"ok");
 }
 
-/// Free for control messages: input and output are at [`BUFFERS`].
+/// This address is free for control messages; input and output are at [`BUFFERS`].
 const MESSAGES: u64 = BUFFERS + 0x10_0000;
 const ANSWERS: u64 = BUFFERS + 0x11_0000;

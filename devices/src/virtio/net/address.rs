@@ -1,38 +1,38 @@
-//! Addresses of network cards.
+//! The addresses of network cards.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The address of one Ethernet interface, written as in `02:00:00:00:00:01`.
+/// The MAC address of one Ethernet interface. Its text form is `02:00:00:00:00:01`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddress([u8; 6]);
 
-/// Not an address of one interface.
+/// The reason why a text is not the address of one interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MacSyntax {
-    /// Not six pairs of hexadecimal digits.
-    #[error("six pairs of hexadecimal digits make an address, as in 02:00:00:00:00:01")]
+    /// The text is not six pairs of hexadecimal digits with colons in between.
+    #[error("an address has six pairs of hexadecimal digits, such as 02:00:00:00:00:01")]
     Form,
-    /// A group address, or nothing.
+    /// The address belongs to a group, or is all zeroes.
     #[error(
-        "an interface cannot have the address of a group, or all zeroes: the first pair has to be even, as in 02"
+        "an interface cannot have a group address or all zeroes: the first pair has to be even, such as 02"
     )]
     NotUnicast,
 }
 
 impl MacAddress {
-    /// An address of one interface; none for that of a group, and for zeroes.
+    /// Makes an address of one interface. Returns `None` for a group address and for all zeroes.
     pub fn new(bytes: [u8; 6]) -> Option<Self> {
         let is_group = bytes.first().is_none_or(|first| first & GROUP != 0);
         (!is_group && bytes != [0; 6]).then_some(Self(bytes))
     }
 
-    /// A random one of those that everybody may give (IEEE 802, locally administered).
+    /// Makes a random address, with the bit that marks it as locally administered (IEEE 802).
     pub fn random() -> Self {
         let mut bytes = [0; 6];
-        // SAFETY: the pointer and the length are those of the array. So few bytes come whole or, early in a
-        // host's life, not at all: an address of zeroes and the local bit is one, too.
+        // SAFETY: the pointer and the length are those of the array. So few bytes arrive whole or, early in a
+        // host's life, not at all; the code below makes an address even of zeroes.
         unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
         let [first, rest @ ..] = &mut bytes;
         *first = *first & !GROUP | LOCAL;
@@ -42,7 +42,7 @@ impl MacAddress {
         Self(bytes)
     }
 
-    /// Its bytes, in the order in which they are sent.
+    /// Returns the bytes in the order of transmission.
     pub fn bytes(self) -> [u8; 6] {
         self.0
     }
@@ -73,9 +73,10 @@ impl fmt::Display for MacAddress {
     }
 }
 
-/// The bit of the first byte that makes an address one of a group.
+/// The bit of the first byte that marks a group address (I/G).
 const GROUP: u8 = 1;
-/// The bit that makes it one that no maker of cards has given.
+/// The bit of the first byte that marks a locally administered address (U/L), which no manufacturer has
+/// assigned.
 const LOCAL: u8 = 2;
 
 #[cfg(test)]
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_interface_can_have_is_refused() {
+    fn addresses_that_no_interface_can_have_are_refused() {
         for text in [
             "",
             "02:00:00:00:00",
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn random_addresses_are_local_ones_of_one_interface_and_differ() {
+    fn random_addresses_are_local_unicast_ones_and_differ() {
         let all: Vec<MacAddress> = (0..100).map(|_| MacAddress::random()).collect();
         assert!(all.iter().all(|mac| mac.bytes()[0] & 3 == LOCAL));
         assert!(all.iter().skip(1).any(|mac| *mac != all[0]));

@@ -1,7 +1,7 @@
-//! The control queue: what a driver asks of its card (virtio 1.2, 5.1.6.5).
+//! The control queue of a network card (virtio 1.2, section 5.1.6.5).
 //!
-//! The card does not filter: it passes on what the host sends, so that a driver that asks for more frames, or
-//! for fewer, is told that this is fine. A filter may let through more than was asked for.
+//! The card does not filter: it passes on all frames that the host sends. So each command that sets a filter
+//! succeeds, because a filter may let through more than the driver asked for.
 
 use super::{CTRL_GUEST_OFFLOADS, CTRL_MAC_ADDR, CTRL_RX, Card, MacAddress, accepted_offloads};
 use crate::backend::net::Offloads;
@@ -30,7 +30,7 @@ impl ControlQueue {
         self.queue
     }
 
-    /// Answers all that was asked.
+    /// Answers all commands of the queue.
     pub(super) fn serve(
         &mut self,
         card: &Card,
@@ -47,7 +47,7 @@ impl ControlQueue {
     }
 }
 
-/// Does what the command says; none when it makes no sense, or was not negotiated.
+/// Executes a command. Returns `None` for one that is invalid or was not negotiated.
 fn obey(
     command: &mut Buffers,
     features: u64,
@@ -73,14 +73,14 @@ fn obey(
         [GUEST_OFFLOADS, OFFLOADS_SET] => {
             has(CTRL_GUEST_OFFLOADS)?;
             let wanted = u64::from_le_bytes(command.read_array()?);
-            // A driver can only turn off and on what it has accepted.
+            // A driver can switch only the offloads that it has accepted.
             (wanted & !features == 0).then(|| set_offloads(accepted_offloads(wanted)))
         }
         _ => None,
     }
 }
 
-/// Leaves out a list of addresses behind its length.
+/// Skips a table of addresses and the number before it.
 fn skip_table(command: &mut Buffers) -> Option<()> {
     let count = u32::from_le_bytes(command.read_array()?);
     let len = u64::from(count).checked_mul(6).filter(|len| *len <= command.len())?;
@@ -88,10 +88,11 @@ fn skip_table(command: &mut Buffers) -> Option<()> {
     Some(())
 }
 
-/// More than 8,000 addresses: no driver has so many, and each command is read through once at most.
+/// The longest command in bytes: more than 10,000 addresses, and no driver has so many. Each command is read
+/// at most once.
 const MOST_BYTES: u64 = 64 << 10;
 
-/// Classes and commands (virtio 1.2, 5.1.6.5.1, 5.1.6.5.2 and 5.1.6.5.6.1).
+/// Classes and commands (virtio 1.2, sections 5.1.6.5.1, 5.1.6.5.2 and 5.1.6.5.6.1).
 const RX: u8 = 0;
 const PROMISCUOUS: u8 = 0;
 const ALL_MULTICAST: u8 = 1;
@@ -101,6 +102,6 @@ const ADDRESS_SET: u8 = 1;
 const GUEST_OFFLOADS: u8 = 5;
 const OFFLOADS_SET: u8 = 0;
 
-/// Answers.
+/// Answers (virtio 1.2, section 5.1.6.5).
 const OK: u8 = 0;
 const ERROR: u8 = 1;

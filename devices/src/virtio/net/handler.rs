@@ -27,9 +27,10 @@ pub(super) struct NetHandler {
     backend: Arc<Mutex<Box<dyn NetBackend>>>,
     card: Arc<Card>,
     irq: VirtioIrq,
-    /// What the loop tells of the back end; none when it is not watched, because it is gone.
+    /// The descriptor and events of the back end that the loop watches; `None` once the back end is gone.
     watched: Option<Interest>,
-    /// Rings when something has waited for too long. A host without timers drops at once.
+    /// Fires when something has waited for too long. Without a timer the handler drops at once, since it
+    /// could not wait.
     timer: Option<TimerFd>,
     timer_runs: bool,
     poll: Poll,
@@ -39,7 +40,7 @@ pub(super) struct NetHandler {
 pub(super) struct NetQueues {
     pub(super) receive: VirtQueue,
     pub(super) send: VirtQueue,
-    /// A driver may do without.
+    /// `None` if the driver has not set it up, which it may do.
     pub(super) control: Option<VirtQueue>,
 }
 
@@ -89,7 +90,7 @@ impl NetHandler {
         Ok(())
     }
 
-    /// Serves frames both ways, until there are none for a while or the turn is over.
+    /// Serves frames in both directions, until there are none for a while or the turn is over.
     fn serve_frames(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
         let Self { receiver, transmitter, poll, .. } = self;
         loop {
@@ -101,15 +102,15 @@ impl NetHandler {
                 return transmitter.rest();
             }
             if poll.is_turn_over() {
-                // Goes on after everybody else's turn. The back end tells of what is new, and not of what is
-                // left.
+                // Another event continues after the other devices' turns. The watch on the back end is
+                // edge-triggered, so it gives no event for frames that are already there.
                 receiver.queue().ring();
                 return Ok(());
             }
         }
     }
 
-    /// Watches the back end for what can be served, and the time while something waits.
+    /// Watches the back end for what the handler waits for, and starts the timer while a frame waits.
     fn wait_for_what_is_missing(
         &mut self,
         link: &mut Link<'_>,
@@ -122,20 +123,20 @@ impl NetHandler {
             if let Some(watched) = self.watched.take() {
                 let _ = sources.remove(Events::empty_raw(watched.descriptor));
             }
-            // Frames that waited for the host are dropped, and all that follow.
+            // Frames that waited for the host are dropped, and so are all that follow.
             return if self.transmitter.waits_for_host() { self.serve_frames(link) } else { Ok(()) };
         }
         let wanted = link.backend.interest(self.transmitter.waits_for_host());
         if self.watched.is_some_and(|watched| watched != wanted) {
             if let Err(error) = sources.modify(events_of(wanted)) {
-                journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
+                journal!(Host Error, "{}: the back end cannot be watched: {error}", self.card.name);
             }
             self.watched = Some(wanted);
         }
         self.keep_time(link)
     }
 
-    /// Starts the patience with what waits, and anew when that has moved on.
+    /// Starts the timer when a frame begins to wait, and again when waiting frames have made progress.
     fn keep_time(&mut self, link: &mut Link<'_>) -> Result<(), RingError> {
         let (frame, frames) = (self.receiver.holds_frame(), self.transmitter.holds_frames());
         if !frame && !frames {
@@ -163,8 +164,8 @@ impl QueueHandler for NetHandler {
             watch_doorbell(sources, control.queue(), CONTROL_DOORBELL);
         }
         if let Some(timer) = &self.timer {
-            // Told of once each time, without the need to read it: a read could wait for a patience that has
-            // begun anew.
+            // The watch is edge-triggered, so each expiry gives one event although nobody reads the timer. A
+            // read could block when the timer has been started again.
             watch(sources, timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
         let backend = lock(&self.backend);
@@ -173,7 +174,7 @@ impl QueueHandler for NetHandler {
             match sources.add(events_of(wanted)) {
                 Ok(()) => self.watched = Some(wanted),
                 Err(error) => {
-                    journal!(Host Error, "{}: its back end cannot be watched: {error}", self.card.name);
+                    journal!(Host Error, "{}: the back end cannot be watched: {error}", self.card.name);
                 }
             }
         }
@@ -195,7 +196,7 @@ impl QueueHandler for NetHandler {
     }
 }
 
-/// Looks for frames of either side for a short time; the host's are received at once.
+/// Searches for frames of either side for a short time. Frames from the host are received at once.
 fn look(
     poll: &mut Poll,
     receiver: &mut Receiver,
@@ -214,10 +215,12 @@ fn look(
     received.map(|_| found)
 }
 
-/// The host's end says that it is gone: so it is when all that it has left has been received.
+/// Handles the report that the host's end is gone. The link goes down when all frames that are left there
+/// have been received.
 fn end_is_gone(receiver: &mut Receiver, link: &mut Link<'_>) {
     if !receiver.wants_frames() {
-        // Without room for what is left nobody gets it, and nobody will tell of the end again.
+        // Without buffers the frames that are left reach nobody, and no other event will report the end
+        // again.
         receiver.give_up(link);
         let mut left = 0..MOST_LEFT;
         while left.next().is_some() && link.receive(&[]) != Received::Nothing {
@@ -229,28 +232,29 @@ fn end_is_gone(receiver: &mut Receiver, link: &mut Link<'_>) {
     }
 }
 
-/// What the loop watches the back end by.
+/// Returns the event source for the back end.
 fn events_of(interest: Interest) -> Events {
     Events::with_data_raw(interest.descriptor, BACKEND, interest.events)
 }
 
-/// Drops what has waited for too long.
+/// Drops frames that have waited for too long.
 fn give_up(receiver: &mut Receiver, transmitter: &mut Transmitter, link: &Link<'_>) {
     receiver.give_up(link);
     transmitter.give_up();
 }
 
-/// How long a frame waits for the other side. Long enough for a program on a busy host, and short enough for
+/// How long a frame waits for the other side: long enough for a program on a busy host, and short enough for
 /// a guest whose peer has stopped.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Frames that are looked at when the host's end is gone: more than a socket of the usual size holds.
+/// The number of frames that are read and dropped when the host's end is gone: more than a socket of the
+/// usual size holds.
 const MOST_LEFT: u32 = 100_000;
 
-/// Looks at the guest's queue for one at the host's end, which is a system call.
+/// Looks at the guest's queue for each look at the host's end, because the latter is a system call.
 const TRIES_PER_CALL: u32 = 4;
 
-/// What an event is about.
+/// The event data that tell the sources apart.
 const RECEIVE_DOORBELL: u32 = 0;
 const SEND_DOORBELL: u32 = 1;
 const CONTROL_DOORBELL: u32 = 2;

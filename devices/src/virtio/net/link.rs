@@ -1,4 +1,4 @@
-//! The host's end of a card while one event is served.
+//! The host's end of a card while the handler serves one event.
 
 use std::sync::atomic::Ordering;
 
@@ -8,19 +8,19 @@ use vmm_sys_util::epoll::EventSet;
 use crate::backend::net::{LinkLost, NetBackend, Received, Sent};
 use crate::memory::{Buffers, Span};
 
-/// The host's end, as long as it is there, and what has become of it during one event.
+/// The host's end, and what has happened to it during one event.
 pub(super) struct Link<'a> {
-    /// The card that it belongs to.
+    /// The card that the end belongs to.
     pub(super) card: &'a Card,
-    /// The end itself.
+    /// The back end.
     pub(super) backend: &'a mut dyn NetBackend,
-    /// Set when it turns out to be gone.
+    /// Set when the end turns out to be gone.
     pub(super) lost: Option<LinkLost>,
     /// Set when all of the host's frames have been received.
     pub(super) is_drained: bool,
     /// Set when the host has taken a frame.
     pub(super) has_sent: bool,
-    /// Set when the guest has got a frame.
+    /// Set when the guest has received a frame.
     pub(super) has_delivered: bool,
 }
 
@@ -29,17 +29,17 @@ impl<'a> Link<'a> {
         Self { card, backend, lost: None, is_drained: false, has_sent: false, has_delivered: false }
     }
 
-    /// True while the host's end is there.
+    /// Returns whether the host's end is still there.
     pub(super) fn is_up(&self) -> bool {
         self.lost.is_none() && self.card.is_up.load(Ordering::Acquire)
     }
 
-    /// True while frames cannot be sent, but may be later.
+    /// Returns whether frames cannot be sent now, but may be later.
     pub(super) fn is_blocked(&self) -> bool {
         self.is_up() && self.backend.is_blocked()
     }
 
-    /// As [`NetBackend::receive`]; nothing when the end is gone.
+    /// Receives a frame as [`NetBackend::receive`] does. Returns `Nothing` when the end is gone.
     pub(super) fn receive(&mut self, room: &[Span]) -> Received {
         let received = if self.is_up() { self.backend.receive(room) } else { Ok(Received::Nothing) };
         let received = received.unwrap_or_else(|lost| {
@@ -50,7 +50,7 @@ impl<'a> Link<'a> {
         received
     }
 
-    /// As [`NetBackend::send`]; the frame is dropped when the end is gone.
+    /// Sends a frame as [`NetBackend::send`] does, or drops it when the end is gone.
     pub(super) fn send(&mut self, frame: &mut Buffers) -> Sent {
         let sent = if self.is_up() { self.backend.send(frame) } else { Ok(Sent::Dropped) };
         let sent = sent.unwrap_or_else(|lost| {
@@ -61,7 +61,7 @@ impl<'a> Link<'a> {
         sent
     }
 
-    /// As [`NetBackend::ready`].
+    /// Passes on the events of the back end's descriptor, as [`NetBackend::ready`] describes.
     pub(super) fn ready(&mut self, events: EventSet) {
         if self.is_up()
             && let Err(lost) = self.backend.ready(events)

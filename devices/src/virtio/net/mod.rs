@@ -1,16 +1,18 @@
 //! Network card (virtio 1.2, section 5.1).
 //!
 //! ```text
-//! queue 0: the guest offers room   <- receive.rs  <- NetBackend (a tap, or a stream socket)
-//! queue 1: the guest sends frames  -> transmit.rs -> NetBackend
-//! queue 2: the guest asks          -> control.rs
+//! queue 0, receive:  the guest offers buffers <- receive.rs  <- NetBackend (a tap, or a stream socket)
+//! queue 1, transmit: the guest sends frames   -> transmit.rs -> NetBackend
+//! queue 2, control:  the guest sends commands -> control.rs
 //! ```
 //!
-//! One handler on the I/O thread serves all three. While frames go one way or the other it looks for more
-//! before the thread sleeps, for a millisecond at a time at most, so that other devices have their turn.
-//! Neither side can make it wait: a guest that offers no room leaves the frames to the host, which drops them
-//! when its own queue is full; a host that takes nothing makes the guest wait for `handler::PATIENCE`, and
-//! then its frames are dropped and counted. When the host's end goes away, the link goes down.
+//! One handler on the I/O thread serves all three. While frames go either way it searches for more before the
+//! thread sleeps, for at most a millisecond at a time, so that other devices get their turn.
+//!
+//! Neither side can make the thread wait. If the guest offers no buffers, the frames stay on the host, which
+//! drops them when its own queue is full. If the host takes no frames, the guest's frames wait for
+//! `handler::PATIENCE`; after that they are dropped and counted. When the host's end goes away, the link goes
+//! down.
 
 mod address;
 mod control;
@@ -36,25 +38,25 @@ use handler::{NetHandler, NetQueues};
 /// A network card.
 pub struct Net {
     settings: NetSettings,
-    /// What the driver may be offered because of the back end.
+    /// The offloads that the back end is capable of.
     possible: Offloads,
-    /// One handler at a time uses it.
+    /// Locked by one handler at a time, while it serves an event.
     backend: Arc<Mutex<Box<dyn NetBackend>>>,
     card: Arc<Card>,
 }
 
-/// What a network card is made from.
+/// The settings of a network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetSettings {
-    /// For messages, as in `net tap=tap0`.
+    /// The name in messages, such as `net tap=tap0`.
     pub name: String,
-    /// Its address, until the driver gives it another.
+    /// The card's address, until the driver sets another one.
     pub mac: MacAddress,
-    /// The longest packet that the driver is to send, in bytes without the Ethernet header; none: the
-    /// driver's default.
+    /// The longest packet that the driver is to send, in bytes without the Ethernet header. `None` leaves it
+    /// to the driver.
     pub mtu: Option<u16>,
-    /// How long its handler looks for more frames before the thread sleeps;
-    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT) for most, zero for never.
+    /// How long the handler searches for more frames before the thread sleeps; usually
+    /// [`Poll::DEFAULT`](crate::virtio::poll::Poll::DEFAULT), and zero for no search.
     pub poll: Duration,
 }
 
@@ -68,16 +70,16 @@ struct Card {
     poll: Duration,
 }
 
-/// How many frames went which way since the card was made.
+/// The numbers of frames in each direction since the card was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct NetCounts {
-    /// Frames that the guest got.
+    /// Frames that the guest received.
     pub received: u64,
-    /// Frames that did not fit into what the guest offered, and what was no frame.
+    /// Frames that did not fit into the guest's buffers, and invalid frames from the host.
     pub receive_dropped: u64,
     /// Frames that the host took.
     pub sent: u64,
-    /// Frames that the host did not take, and what was no frame.
+    /// Frames that the host did not take, and invalid frames from the guest.
     pub send_dropped: u64,
 }
 
@@ -90,7 +92,7 @@ struct Counters {
 }
 
 impl Net {
-    /// A network card whose other end is `backend`.
+    /// Makes a network card whose other end is `backend`.
     pub fn new(settings: NetSettings, backend: Box<dyn NetBackend>) -> Self {
         let card = Card {
             name: settings.name.clone(),
@@ -103,7 +105,7 @@ impl Net {
         Self { settings, possible, backend: Arc::new(Mutex::new(backend)), card: Arc::new(card) }
     }
 
-    /// What has gone through it.
+    /// Returns the card's counters.
     pub fn counts(&self) -> NetCounts {
         let Counters { received, receive_dropped, sent, send_dropped } = &self.card.counters;
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -115,14 +117,14 @@ impl Net {
         }
     }
 
-    /// False once the host's end is gone.
+    /// Returns false once the host's end is gone.
     pub fn is_up(&self) -> bool {
         self.card.is_up.load(Ordering::Acquire)
     }
 }
 
 impl Card {
-    /// The host's end is gone: tells the driver, once.
+    /// Records that the host's end is gone, and tells the driver and the log once.
     fn take_down(&self, irq: &VirtioIrq, reason: &dyn std::fmt::Display) {
         if self.is_up.swap(false, Ordering::AcqRel) {
             irq.config();
@@ -131,7 +133,7 @@ impl Card {
     }
 }
 
-/// One more, or some more.
+/// Adds one to a counter.
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -172,7 +174,7 @@ impl VirtioDevice for Net {
         vec![MAX_QUEUE_SIZE, MAX_QUEUE_SIZE, CONTROL_SIZE]
     }
 
-    /// Virtio 1.2, 5.1.4.
+    /// The configuration space (virtio 1.2, section 5.1.4).
     fn config(&self) -> Vec<u8> {
         let mut config = Vec::with_capacity(CONFIG_LEN);
         config.extend(lock(&self.card.mac).bytes());
@@ -204,14 +206,14 @@ impl VirtioDevice for Net {
     }
 }
 
-/// What a driver with these features can do with the frames that it receives.
+/// Returns the offloads of received frames that a driver with these features can handle.
 fn accepted_offloads(features: u64) -> Offloads {
     let has = |bit: u32| features >> bit & 1 == 1;
     Offloads { checksum: has(GUEST_CSUM), tso4: has(GUEST_TSO4), tso6: has(GUEST_TSO6), ecn: has(GUEST_ECN) }
         .possible()
 }
 
-/// Feature bits (virtio 1.2, 5.1.3).
+/// Feature bits (virtio 1.2, section 5.1.3).
 const CSUM: u32 = 0;
 const GUEST_CSUM: u32 = 1;
 const CTRL_GUEST_OFFLOADS: u32 = 2;
@@ -229,15 +231,15 @@ const CTRL_VQ: u32 = 17;
 const CTRL_RX: u32 = 18;
 const CTRL_MAC_ADDR: u32 = 23;
 
-/// Queues (virtio 1.2, 5.1.2).
+/// Queue numbers (virtio 1.2, section 5.1.2).
 const RECEIVE: u16 = 0;
 const SEND: u16 = 1;
 const CONTROL: u16 = 2;
 
-/// Linux asks for one thing at a time.
+/// The size of the control queue in descriptors: Linux sends one command at a time.
 const CONTROL_SIZE: u16 = 64;
 const CONFIG_LEN: usize = 12;
-/// VIRTIO_NET_S_LINK_UP.
+/// VIRTIO_NET_S_LINK_UP of the field `status` (virtio 1.2, section 5.1.4).
 const LINK_UP: u16 = 1;
 
 #[cfg(test)]

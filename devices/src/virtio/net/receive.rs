@@ -1,7 +1,7 @@
 //! Frames from the host to the guest.
 //!
-//! Chains are popped ahead of the frames that go into them: how long a frame is shows only when it is there.
-//! Those that no frame has gone into are put back when the handler stops.
+//! Chains are popped before the frames that fill them, because the length of a frame is known only after it
+//! has been received. When the handler stops, chains without a frame are put back.
 
 use std::collections::VecDeque;
 
@@ -11,28 +11,28 @@ use crate::backend::net::{HEADER_LEN, MAX_FRAME_LEN, Received};
 use crate::memory::Span;
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 
-/// Serves the queue that the guest receives by.
+/// Serves the receive queue.
 pub(super) struct Receiver {
     queue: VirtQueue,
-    /// Chains for the next frames, in their order.
+    /// The chains for the next frames, in their order.
     held: VecDeque<Chain>,
-    /// Their spans, as far as one frame goes.
+    /// The spans of these chains, as many as one frame can fill.
     room: Vec<Span>,
-    /// Whether a frame may fill several chains.
+    /// Whether a frame may fill several chains (VIRTIO_NET_F_MRG_RXBUF).
     is_mergeable: bool,
-    /// Bytes of room that are worth having ready.
+    /// The number of bytes that should be ready before a frame is received.
     wanted: u64,
     state: State,
 }
 
-/// What is to come next.
+/// What the receiver waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// A frame of the host's.
+    /// A frame from the host.
     Open,
-    /// Room of the guest's.
+    /// Buffers from the guest.
     NoRoom,
-    /// More room, for a frame of this length whose first `filled` bytes are in what there was.
+    /// More buffers for a frame of `len` bytes, of which the first `filled` are already in the held chains.
     LittleRoom { len: u32, filled: u64 },
 }
 
@@ -54,7 +54,7 @@ impl Receiver {
         &self.queue
     }
 
-    /// Gives the queue back as it is without the chains that wait here.
+    /// Returns the queue, after the held chains have been put back.
     pub(super) fn into_queue(self) -> VirtQueue {
         let Self { mut queue, held, .. } = self;
         held.into_iter().rev().for_each(|chain| queue.put_back(chain));
@@ -62,17 +62,17 @@ impl Receiver {
         queue
     }
 
-    /// True when frames of the host's can be taken.
+    /// Returns whether frames from the host can be received.
     pub(super) fn wants_frames(&self) -> bool {
         self.state == State::Open
     }
 
-    /// True while a frame waits for more room.
+    /// Returns whether a frame waits for more buffers.
     pub(super) fn holds_frame(&self) -> bool {
         matches!(self.state, State::LittleRoom { .. })
     }
 
-    /// The guest does not make enough room for too long.
+    /// Drops the waiting frame, because the guest has not offered enough buffers for too long.
     pub(super) fn give_up(&mut self, link: &Link<'_>) {
         if self.holds_frame() {
             count(&link.card.counters.receive_dropped);
@@ -80,7 +80,7 @@ impl Receiver {
         }
     }
 
-    /// Receives what there is, some frames at most; returns how many. The doorbell is quiet until
+    /// Receives at most [`FRAMES_AT_ONCE`] frames, and returns their number. The doorbell stays quiet until
     /// [`rest`](Self::rest).
     ///
     /// # Errors
@@ -90,8 +90,8 @@ impl Receiver {
         let mut frames = 0_u32;
         while frames < FRAMES_AT_ONCE && self.take_next(link)? {
             frames = frames.saturating_add(1);
-            // The driver works on these while more are coming: one that polls sooner than one that is
-            // interrupted.
+            // The driver can work on these while more arrive. A publication is enough for a driver that
+            // polls; one that sleeps needs an interrupt.
             if frames.is_multiple_of(FRAMES_BETWEEN_INTERRUPTS) {
                 self.queue.announce();
             } else if frames.is_multiple_of(PUBLISH_EVERY) {
@@ -102,7 +102,7 @@ impl Receiver {
         Ok(frames)
     }
 
-    /// Asks to be rung for more room where it is missing.
+    /// Asks the driver to ring when it offers more buffers, if the receiver waits for them.
     ///
     /// # Errors
     /// The ring is damaged.
@@ -113,7 +113,7 @@ impl Receiver {
         }
     }
 
-    /// Receives one frame; false when there is none, or no room for it.
+    /// Receives one frame. Returns false if there is none, or if there are no buffers for it.
     fn take_next(&mut self, link: &mut Link<'_>) -> Result<bool, RingError> {
         if let State::LittleRoom { len, filled } = self.state {
             return self.deliver(len, filled, link);
@@ -132,7 +132,7 @@ impl Receiver {
         }
     }
 
-    /// Pops chains until there is room for a frame as they usually are, or for a part of one at least.
+    /// Pops chains until they hold a usual frame. Returns false if the guest offers no chain at all.
     fn has_room(&mut self) -> Result<bool, RingError> {
         self.pop_up_to(self.wanted)?;
         if self.held.is_empty() {
@@ -143,8 +143,8 @@ impl Receiver {
         Ok(true)
     }
 
-    /// Pops until there are `bytes` of room, or as many pieces as a frame can have; false when the guest
-    /// offers no more.
+    /// Pops chains until they hold `bytes`, or as many spans as a frame can have. Returns false if the guest
+    /// offers no more before that.
     fn pop_up_to(&mut self, bytes: u64) -> Result<bool, RingError> {
         let mut room: u64 = self.held.iter().map(|chain| chain.writable.len()).sum();
         let mut pieces: usize = self.held.iter().map(|chain| chain.writable.spans().len()).sum();
@@ -171,13 +171,13 @@ impl Receiver {
         }
     }
 
-    /// Gives the guest the frame of `len` bytes that was received, the first `filled` of them to their place;
-    /// false when it has to wait.
+    /// Delivers the received frame of `len` bytes to the guest; the first `filled` bytes are already in its
+    /// buffers. Returns false if the frame has to wait for more buffers.
     fn deliver(&mut self, len: u32, filled: u64, link: &mut Link<'_>) -> Result<bool, RingError> {
         let has_room = self.pop_up_to(len.into())?;
         if len_of(&self.room) < len.into() {
             if has_room || !self.is_mergeable {
-                // Not in one chain, or in too many pieces: it never will.
+                // It does not fit into one chain, or has too many spans, so it will never fit.
                 return Ok(self.drop_frame(link));
             }
             self.state = State::LittleRoom { len, filled };
@@ -197,7 +197,7 @@ impl Receiver {
         true
     }
 
-    /// Hands the chains that a frame of `len` bytes fills to the guest.
+    /// Completes the chains that a frame of `len` bytes fills.
     fn complete(&mut self, len: u32) {
         let mut left = u64::from(len);
         let mut chains = 0_u16;
@@ -222,7 +222,7 @@ fn len_of(room: &[Span]) -> u64 {
     room.iter().map(|span| u64::from(span.len())).sum()
 }
 
-/// Writes `data` to the bytes of `room` from `at` on, as far as they go.
+/// Writes `data` to `room` from offset `at`, as far as there is space.
 fn put(room: &[Span], at: u64, data: &[u8]) {
     let mut before = at;
     let mut data = data;
@@ -241,13 +241,20 @@ fn put(room: &[Span], at: u64, data: &[u8]) {
     }
 }
 
-/// Room that is kept ready for a driver that takes no long frames: the usual MTU with its headers.
+/// The length of a usual frame in bytes: an MTU of 1,500, and the Ethernet header with a VLAN tag. So much is
+/// kept ready for a driver that accepts no longer frames.
 const USUAL_FRAME_LEN: u32 = 1518;
-/// Pieces of a frame's room: what one system call takes, less one for the part that does not fit.
+/// The largest number of spans for one frame: the 1,024 (UIO_MAXIOV) that one system call takes, without the
+/// one for a part that does not fit.
 const MOST_SPANS: usize = 1023;
-/// Frames between two looks at the clock, and at what the guest sends.
+/// Frames between two looks at the clock, and at the transmit queue.
 pub(super) const FRAMES_AT_ONCE: u32 = 64;
+
+/// Frames after which a driver that sleeps is interrupted: once for each full round.
 const FRAMES_BETWEEN_INTERRUPTS: u32 = 64;
+/// Frames after which a driver that polls sees what is done. Each publication costs it a cache miss.
+
 const PUBLISH_EVERY: u32 = 16;
-/// Where in the header the number of chains is that a frame fills.
+/// The offset of `num_buffers`, the number of chains that a frame fills, in the frame's header (virtio 1.2,
+/// section 5.1.6).
 const NUM_BUFFERS: u64 = 10;

@@ -5,20 +5,20 @@ use super::link::Link;
 use crate::backend::net::{HEADER_LEN, MAX_FRAME_LEN, Sent};
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
 
-/// Serves the queue that the guest sends by.
+/// Serves the transmit queue.
 pub(super) struct Transmitter {
     queue: VirtQueue,
     state: State,
 }
 
-/// What becomes of frames.
+/// The present treatment of the guest's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// They are sent.
     Open,
-    /// They stay in the guest's queue, since the host takes none.
+    /// They stay in the guest's queue, because the host takes none.
     Waiting,
-    /// They are dropped, since the host has taken none for a long time.
+    /// They are dropped, because the host has taken none for a long time.
     Dropping,
 }
 
@@ -36,29 +36,29 @@ impl Transmitter {
         self.queue
     }
 
-    /// True while the host has to take something before frames can be sent.
+    /// Returns whether the host has to take something before frames can be sent.
     pub(super) fn waits_for_host(&self) -> bool {
         self.state != State::Open
     }
 
-    /// True while the guest's frames wait for that.
+    /// Returns whether frames of the guest wait for the host.
     pub(super) fn holds_frames(&self) -> bool {
         self.state == State::Waiting
     }
 
-    /// The host does not take frames for too long.
+    /// Begins to drop frames, because the host has not taken any for too long.
     pub(super) fn give_up(&mut self) {
         if self.state == State::Waiting {
             self.state = State::Dropping;
         }
     }
 
-    /// True when the driver has offered frames that can be sent.
+    /// Returns whether the driver has offered frames that can be sent or dropped.
     pub(super) fn has_work(&mut self) -> bool {
         self.state != State::Waiting && self.queue.is_offered()
     }
 
-    /// Sends what there is, as many frames as the queue holds at most. The doorbell is quiet until
+    /// Sends the frames of the queue, at most as many as it has descriptors. The doorbell stays quiet until
     /// [`rest`](Self::rest).
     ///
     /// # Errors
@@ -87,8 +87,8 @@ impl Transmitter {
         Ok(())
     }
 
-    /// Asks to be rung for what the driver adds. While frames wait for the host nothing is asked: the host,
-    /// or the end of the patience, goes on.
+    /// Asks the driver to ring when it offers more. While frames wait for the host this is not needed: the
+    /// back end's event or the timer continues.
     ///
     /// # Errors
     /// The ring is damaged.
@@ -106,5 +106,6 @@ impl Transmitter {
     }
 }
 
-/// Frames between two looks that a driver can take at what is done.
+/// Frames after which the driver sees what is done. Each publication costs it a cache miss, so not after
+/// every frame.
 const PUBLISH_EVERY: u8 = 16;

@@ -10,12 +10,12 @@ use crate::memory::Buffers;
 use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
 
-/// The handler of the one queue.
+/// The handler of the only queue.
 pub(super) struct RngHandler {
     queue: VirtQueue,
     budget: Budget,
-    /// Rings when the next period begins, for requests that wait for it. A host without timers limits
-    /// nothing.
+    /// Fires when the next period begins, for requests that wait for it. Without a timer the handler could
+    /// not wait, so the rate is not limited.
     timer: Option<TimerFd>,
 }
 
@@ -24,7 +24,7 @@ impl RngHandler {
         Self { queue, budget: Budget::new(Instant::now()), timer: TimerFd::new().ok() }
     }
 
-    /// Serves requests until there are none, or until this period has given what it may.
+    /// Serves requests until there are none, or until the bytes of this period are used up.
     fn serve(&mut self) -> Result<(), RingError> {
         self.queue.begin();
         while self.may_go_on() {
@@ -33,7 +33,7 @@ impl RngHandler {
             self.budget.spend(written);
             self.queue.complete(chain, written);
         }
-        // The doorbell stays quiet: the timer rings instead.
+        // The doorbell stays quiet: the timer continues instead.
         self.queue.announce();
         Ok(())
     }
@@ -49,8 +49,8 @@ impl QueueHandler for RngHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
         watch_doorbell(sources, &self.queue, DOORBELL);
         if let Some(timer) = &self.timer {
-            // Told of once each time, without the need to read it: a read could wait for a period that was
-            // put off.
+            // The watch is edge-triggered, so each expiry gives one event although nobody reads the timer. A
+            // read could block when the timer has been started again.
             watch(sources, timer, TIMER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
     }
@@ -64,7 +64,7 @@ impl QueueHandler for RngHandler {
     }
 }
 
-/// Writes random bytes to the front of `buffers`; returns how many.
+/// Writes random bytes to the front of `buffers`, and returns their number.
 fn fill(buffers: &mut Buffers) -> u32 {
     let mut bytes = [0_u8; PIECE];
     let mut left = buffers.len().min(MOST_BYTES.into()) as usize;
@@ -81,7 +81,7 @@ fn fill(buffers: &mut Buffers) -> u32 {
     written
 }
 
-/// What the device may still give in the current period.
+/// The bytes that the device may still hand out in the current period.
 #[derive(Debug)]
 struct Budget {
     since: Instant,
@@ -93,7 +93,7 @@ impl Budget {
         Self { since: now, left: PERIOD_BYTES }
     }
 
-    /// How long the next request has to wait; `None`: not at all.
+    /// Returns how long the next request has to wait; `None` if it need not wait.
     fn wait(&mut self, now: Instant) -> Option<Duration> {
         let passed = now.saturating_duration_since(self.since);
         if passed >= PERIOD {
@@ -105,25 +105,25 @@ impl Budget {
         Some(PERIOD.saturating_sub(passed).max(Duration::from_millis(1)))
     }
 
-    /// A request that gives nothing costs, too.
+    /// Charges a request. One that gets few bytes, or none, costs [`LEAST_COST`], because it takes time too.
     fn spend(&mut self, bytes: u32) {
         self.left = self.left.saturating_sub(bytes.max(LEAST_COST));
     }
 }
 
-/// What an event is about.
+/// The event data that tell the sources apart.
 const DOORBELL: u32 = 0;
 const TIMER: u32 = 1;
 
-/// The most that one request gets, however long its buffer is.
+/// The largest number of bytes for one request, however long its buffer is.
 const MOST_BYTES: u32 = 64 << 10;
-/// Random bytes are made on the stack in pieces of this size.
+/// The size of the pieces, on the stack, in which random bytes are made.
 const PIECE: usize = 4096;
-/// 16 MiB a second: a guest that seeds itself never notices, and a guest that asks without end costs the host
-/// a few percent of one CPU.
+/// The bytes of one period: 16 MiB per second. A guest that seeds itself never notices the limit, and a guest
+/// that asks without end costs the host a few percent of one CPU.
 const PERIOD_BYTES: u32 = 1 << 20;
 const PERIOD: Duration = Duration::from_millis(62);
-/// What a request counts for at least.
+/// The least that a request is charged, in bytes.
 const LEAST_COST: u32 = 256;
 
 #[cfg(test)]
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn budget_is_spent_within_a_period_and_new_in_the_next() {
+    fn budget_is_spent_within_a_period_and_full_in_the_next() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
         for _ in 0..PERIOD_BYTES / MOST_BYTES {

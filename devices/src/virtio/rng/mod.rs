@@ -1,15 +1,15 @@
-//! Entropy device (virtio 1.2, section 5.4): the driver offers buffers, the device fills them with random
-//! bytes.
+//! Entropy device (virtio 1.2, section 5.4): the driver offers buffers, and the device fills them with random
+//! bytes of the host's `getrandom`.
 //!
-//! The bytes are those of the host's `getrandom`. A request gets 64 KiB at most, and the device as a whole a
-//! bounded number of bytes a second: a guest cannot spend the host's CPU on its random numbers.
+//! A request gets at most 64 KiB, and the device as a whole a limited number of bytes per second, so that a
+//! guest cannot spend the host's CPU time on random numbers.
 
 mod handler;
 
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
 use handler::RngHandler;
 
-/// An entropy device. It keeps nothing between activations.
+/// An entropy device. It has no state between activations.
 #[derive(Debug, Default)]
 pub struct Rng;
 
@@ -31,8 +31,9 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// The one queue, and its descriptors: Linux offers one buffer at a time.
+/// The number of the only queue (virtio 1.2, section 5.4.2).
 const REQUESTS: u16 = 0;
+/// The size of the queue in descriptors. Linux offers one buffer at a time.
 const QUEUE_SIZE: u16 = 64;
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ fn conforms() {
 }
 
 #[test]
-fn buffers_are_filled_and_nothing_behind_them() {
+fn buffers_are_filled_and_nothing_after_them() {
     let machine = Machine::new(Arc::new(Rng));
     let mut rings = machine.start(0);
     rings[0].offer(&[Buffer::writable(BUFFERS, 100), Buffer::writable(BUFFERS + 4096, 5000)]);
@@ -37,7 +37,7 @@ fn long_request_gets_64_kib() {
 }
 
 #[test]
-fn request_without_room_comes_back_empty() {
+fn request_without_space_comes_back_empty() {
     let machine = Machine::new(Arc::new(Rng));
     let mut rings = machine.start(0);
     for buffer in [Buffer::writable(BUFFERS, 0), Buffer::readable(BUFFERS, 64)] {
@@ -53,7 +53,7 @@ fn endless_demand_is_served_at_a_bounded_rate_and_goes_on() {
     let mut rings = machine.start(0);
     let start = std::time::Instant::now();
     let (mut bytes, mut waiting) = (0_u64, 0);
-    // Four times what one period gives.
+    // Four times the bytes of one period.
     while bytes < 4 << 20 {
         while let Some((_, len)) = rings[0].completed() {
             bytes += u64::from(len);

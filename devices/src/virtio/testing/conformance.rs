@@ -21,7 +21,7 @@ pub struct Usual {
 
 /// Runs every case with fresh devices from `make`.
 pub fn conform(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
-    registers_tell_what_it_is(&make());
+    registers_identify_the_device(&make());
     requests_are_served_with_every_ring_feature(make, usual);
     reset_and_start_again_works(&Machine::new(make()), usual);
     paused_device_serves_nothing_and_goes_on(&Machine::new(make()), usual);
@@ -48,7 +48,7 @@ fn ring_of<'a>(rings: &'a mut [Ring], usual: &Usual) -> &'a mut Ring {
     rings.get_mut(usize::from(usual.queue)).expect("the queue of the usual request")
 }
 
-fn registers_tell_what_it_is(device: &Arc<dyn VirtioDevice>) {
+fn registers_identify_the_device(device: &Arc<dyn VirtioDevice>) {
     let machine = Machine::new(device.clone());
     assert_eq!((machine.read(0), machine.read(4)), (0x7472_6976, 2));
     assert_eq!(machine.read(8), device.kind() as u32);
@@ -119,7 +119,7 @@ fn damaged_ring_needs_a_reset_which_helps(machine: &Machine, usual: &Usual) {
         damage(ring_of(&mut rings, usual));
         machine.kick(usual.queue);
         assert!(machine.needs_reset());
-        assert_eq!((machine.interrupts(), machine.read(0x60)), (1, 2), "a configuration change tells of it");
+        assert_eq!((machine.interrupts(), machine.read(0x60)), (1, 2), "a configuration change reports it");
         machine.kick(usual.queue);
         assert_eq!(machine.interrupts(), 0, "nothing happens until the reset");
         let mut rings = machine.start(0);

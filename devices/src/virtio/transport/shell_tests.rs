@@ -171,7 +171,7 @@ fn queue_raises_its_own_line() {
 }
 
 #[test]
-fn only_a_line_of_a_queue_alone_is_given_away_as_an_event() {
+fn only_a_line_that_no_other_queue_shares_is_available_as_an_event() {
     let bench = bench();
     assert!(bench.irq.queue_event(0).is_none(), "its line has no event");
     assert!(bench.irq.queue_event(1).is_some());
@@ -180,7 +180,7 @@ fn only_a_line_of_a_queue_alone_is_given_away_as_an_event() {
 }
 
 #[test]
-fn device_behind_another_shell_is_paused_resumed_and_disconnected_by_the_trait() {
+fn device_with_another_shell_is_paused_resumed_and_disconnected_by_the_trait() {
     let mut bench = bench();
     let transport = bench.transport.clone();
     assert_eq!((transport.name(), transport.window_len()), ("echo".into(), 64));

@@ -101,7 +101,7 @@ fn serves(machine: &Machine, ring: &mut Ring, queue: u16) {
 }
 
 #[test]
-fn status_takes_its_steps_in_order_only() {
+fn status_takes_steps_only_in_their_order() {
     let (machine, _) = machine();
     for (written, read) in
         [(2, 0), (8, 0), (4, 0), (14, 0), (16, 0), (0xff, 0), (1, 1), (9, 1), (3, 3), (7, 3)]
@@ -126,7 +126,7 @@ fn status_takes_its_steps_in_order_only() {
 }
 
 #[test]
-fn device_that_the_driver_gave_up_works_after_a_reset_only() {
+fn device_that_the_driver_gave_up_works_only_after_a_reset() {
     let (machine, device) = machine();
     machine.negotiate(MODERN);
     machine.write(STATUS, 11 | 128);
@@ -163,7 +163,7 @@ fn features_are_fixed_once_they_are_negotiated() {
 }
 
 #[test]
-fn only_features_of_two_words_exist() {
+fn only_64_feature_bits_exist() {
     let (machine, _) = machine();
     let expected = 1 << 5 | 1 << 28 | 1 << 29 | 1_u64 << 32;
     assert_eq!(machine.offered(), expected);
@@ -174,7 +174,7 @@ fn only_features_of_two_words_exist() {
 }
 
 #[test]
-fn queues_are_set_up_between_the_features_and_the_start_only() {
+fn queues_can_be_set_up_only_between_the_features_and_the_start() {
     let (machine, _) = machine();
     let first = ring(&machine, 0);
     machine.set_up_queue(0, &first);
@@ -278,7 +278,7 @@ fn doorbells_at_any_time_and_of_any_queue_are_harmless() {
 }
 
 #[test]
-fn what_was_offered_before_the_start_is_served_without_a_ring() {
+fn chains_offered_before_the_start_are_served_without_a_doorbell() {
     let (machine, _) = machine();
     machine.negotiate(MODERN);
     let mut ring = ring(&machine, 0);
@@ -290,7 +290,7 @@ fn what_was_offered_before_the_start_is_served_without_a_ring() {
 }
 
 #[test]
-fn thousand_resets_leave_a_device_that_works() {
+fn device_works_after_a_thousand_resets() {
     let (machine, device) = machine();
     for _ in 0..1000 {
         machine.write(STATUS, 0);
@@ -305,7 +305,7 @@ fn thousand_resets_leave_a_device_that_works() {
 }
 
 #[test]
-fn interrupt_status_tells_and_forgets() {
+fn interrupt_status_reports_causes_until_they_are_acknowledged() {
     let (machine, _) = machine();
     let mut rings = machine.start(0);
     assert_eq!(machine.read(INTERRUPT_STATUS), 0);
@@ -357,7 +357,7 @@ fn registers_have_32_bits_at_their_own_offset() {
 }
 
 #[test]
-fn device_is_away_between_two_lives_of_the_guest() {
+fn device_has_no_memory_between_two_lives_of_the_guest() {
     let (machine, device) = machine();
     machine.start(0);
     machine.transport.disconnect().unwrap();

@@ -1,32 +1,32 @@
-//! A client of the host's socket before it has a connection: it says `CONNECT PORT`, ends the line, and waits
-//! for `OK PORT`, or for the end of its stream. What follows the line is for the guest.
+//! A client of the host's socket before it has a connection: it sends the line `CONNECT PORT`, and waits for
+//! `OK PORT` or for the end of its stream. The bytes after the line are for the guest.
 
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 
 use super::socket;
 
-/// A client that has not said all yet.
+/// A client that has not sent its whole line yet.
 #[derive(Debug)]
 pub(super) struct Client {
     pub stream: UnixStream,
-    /// Rounds of the clock until it is given up.
+    /// The number of clock ticks until the device gives up on the client.
     pub patience: u32,
 }
 
-/// How far a client is.
+/// The state of a client's line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Greeting {
-    /// It wants this port of the guest. The line has been taken from the stream, and no more.
+    /// The client wants this port of the guest. The line has been taken from the stream, and nothing more.
     Port(u32),
-    /// Its line is not there yet.
+    /// The line has not arrived as a whole.
     Incomplete,
-    /// It says something else, or has gone.
+    /// The client has sent something else, or has gone.
     Bad,
 }
 
 impl Client {
-    /// Looks at what the client has said.
+    /// Looks at the bytes that the client has sent.
     pub(super) fn greeting(&self) -> Greeting {
         let mut bytes = [0; LONGEST_LINE];
         let count = match socket::peek(&self.stream, &mut bytes) {
@@ -39,7 +39,7 @@ impl Client {
             return if count == LONGEST_LINE { Greeting::Bad } else { Greeting::Incomplete };
         };
         let Some(line) = bytes.get_mut(..=end) else { return Greeting::Bad };
-        // It is there, so that all of it comes at once.
+        // The line has arrived as a whole, so one call receives all of it.
         if socket::receive(&self.stream, line).ok() != Some(line.len()) {
             return Greeting::Bad;
         }
@@ -47,7 +47,7 @@ impl Client {
     }
 }
 
-/// The port in `CONNECT PORT`, whatever the case of its letters.
+/// Returns the port in `CONNECT PORT`. The case of the word does not matter.
 fn port(line: &[u8]) -> Option<u32> {
     let (word, port) = std::str::from_utf8(line).ok()?.trim_end().split_once(' ')?;
     let port = port.trim_start();
@@ -55,7 +55,7 @@ fn port(line: &[u8]) -> Option<u32> {
     (word.eq_ignore_ascii_case("connect") && is_number).then(|| port.parse().ok())?
 }
 
-/// Longer than `CONNECT 4294967295` and a carriage return.
+/// The longest line in bytes: more than `CONNECT 4294967295` with carriage return and line feed.
 const LONGEST_LINE: usize = 32;
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn line_names_the_port() {
+    fn line_contains_the_port() {
         assert_eq!(greeting_of(b"CONNECT 52\n"), Greeting::Port(52));
         assert_eq!(greeting_of(b"connect 4294967295\r\n"), Greeting::Port(u32::MAX));
         assert_eq!(greeting_of(b""), Greeting::Incomplete);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn line_in_pieces_is_read_once_it_is_whole_and_nothing_behind_it() {
+    fn line_in_pieces_is_read_once_it_is_whole_and_nothing_after_it() {
         let (mut theirs, ours) = UnixStream::pair().unwrap();
         let client = Client { stream: ours, patience: 1 };
         for byte in b"CONNECT 7" {

@@ -1,11 +1,11 @@
 //! One connection between a port of the guest and a stream socket of the host.
 //!
-//! The multiplexer owns it, gives it the guest's packets and the events of its socket, and asks it for
-//! packets to the guest. It never waits: what the socket does not take is kept, and the guest may not send
-//! more than there is room for; what the guest has no room for stays in the socket.
+//! The multiplexer owns it, passes it the guest's packets and the events of its socket, and asks it for
+//! packets to the guest. It never waits. Bytes that the socket does not take are kept, up to the window that
+//! the guest may fill. Bytes that the guest has no space for stay in the socket.
 //!
 //! ```text
-//! requested --response--> open --reset, or shut down both ways--> detached --all is sent--> (removed)
+//! requested --response--> open --reset, or both directions shut down--> detached --all is sent--> (removed)
 //! ```
 
 use std::collections::VecDeque;
@@ -29,63 +29,63 @@ pub(super) struct Connection {
     to_host: ToHost,
     to_guest: ToGuest,
     owed: Owed,
-    /// Rounds of the clock until it is given up, while it waits for an answer of the guest.
+    /// The number of clock ticks until it is given up, while it waits for an answer of the guest.
     pub(super) patience: Option<u32>,
-    /// It is in the multiplexer's queue of those that have something for the guest.
+    /// Whether it is in the multiplexer's queue of connections that have something for the guest.
     pub(super) queued: bool,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// The guest has been asked, or will be.
+    /// The guest has been asked to accept the connection, or will be.
     Requested(Opener),
     Open,
-    /// The guest has forgotten it; the host gets the rest.
+    /// The guest has forgotten the connection, and the host gets the rest of the bytes.
     Detached,
 }
 
-/// Who opens a connection from the host, and hears of its success.
+/// The side of the host that opens a connection and waits for its success.
 #[derive(Debug)]
 pub(super) enum Opener {
-    /// A client of the socket: `OK PORT` goes down the stream (see [`super::client`]).
+    /// A client of the socket: it gets `OK PORT` on the stream (see [`super::client`]).
     Client,
-    /// This program.
+    /// A thread of this process.
     Caller(Caller),
 }
 
-/// Packets without bytes that the guest is to get.
+/// Packets without bytes that the guest still has to get.
 #[derive(Debug, Default)]
 struct Owed {
     request: bool,
     response: bool,
     credit: bool,
-    /// Flags of a shutdown.
+    /// The flags of a shutdown that is still to be sent.
     shutdown: u32,
-    /// Those that it has had.
+    /// The flags that have been sent.
     shutdown_told: u32,
 }
 
-/// A packet for the guest, but for what all packets of the connection have.
+/// A packet for the guest, without the fields that all packets of the connection share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Packet {
     pub op: Op,
     pub flags: u32,
-    /// Bytes that are in the buffer.
+    /// The number of bytes in the buffer.
     pub len: u32,
 }
 
-/// The guest breaks the rules of a connection.
+/// The guest has broken the rules of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Violation;
 
 impl Connection {
-    /// One that the host opens.
+    /// Makes a connection that the host opens.
     pub(super) fn requested(ports: Ports, stream: UnixStream, window: u32, opener: Opener) -> Self {
         let owed = Owed { request: true, ..Owed::default() };
         Self { patience: Some(PATIENCE), ..Self::new(ports, stream, window, Stage::Requested(opener), owed) }
     }
 
-    /// One that the guest has opened with `request`, and that the host has accepted.
+    /// Makes a connection that the guest has opened with `request`, and that the host has accepted.
     pub(super) fn accepted(ports: Ports, stream: UnixStream, window: u32, request: &Header) -> Self {
         let owed = Owed { response: true, ..Owed::default() };
         let mut connection = Self::new(ports, stream, window, Stage::Open, owed);
@@ -119,23 +119,23 @@ impl Connection {
         self.to_host.window
     }
 
-    /// Bytes that wait for the host.
+    /// Returns the number of bytes that wait for the host.
     #[cfg(test)]
     pub(super) fn backlog(&self) -> usize {
         self.to_host.backlog.len()
     }
 
-    /// True until the guest has accepted what the host wants.
+    /// Returns whether the guest has yet to accept the connection.
     pub(super) fn is_requested(&self) -> bool {
         matches!(self.stage, Stage::Requested(_))
     }
 
-    /// True when the guest has been told of it, or has opened it.
+    /// Returns whether the guest has been told about the connection, or has opened it.
     pub(super) fn is_known_to_guest(&self) -> bool {
         !self.owed.request
     }
 
-    /// Who in this program waits for it.
+    /// Returns the caller in this process that waits for the connection, if there is one.
     pub(super) fn into_caller(self) -> Option<Caller> {
         match self.stage {
             Stage::Requested(Opener::Caller(caller)) => Some(caller),
@@ -143,12 +143,13 @@ impl Connection {
         }
     }
 
-    /// True when it can be removed.
+    /// Returns whether the connection can be removed.
     pub(super) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Detached) && self.to_host.backlog.is_empty()
     }
 
-    /// The guest tells of its room, as in every packet. Whatever it says can only hurt this connection.
+    /// Takes the size of the guest's buffer, which is in every packet. A false size harms only this
+    /// connection.
     pub(super) fn update_room(&mut self, header: &Header) {
         self.to_guest.room = header.buf_alloc;
         self.to_guest.taken = header.fwd_cnt;
@@ -157,7 +158,7 @@ impl Connection {
         }
     }
 
-    /// The guest has accepted it.
+    /// Opens the connection, because the guest has accepted it.
     pub(super) fn respond(&mut self) -> Result<(), Violation> {
         let Stage::Requested(opener) = std::mem::replace(&mut self.stage, Stage::Open) else {
             return Err(Violation);
@@ -166,8 +167,8 @@ impl Connection {
         match opener {
             Opener::Caller(caller) => caller.connected(),
             Opener::Client => {
-                // It is the first that the client gets, so that there is room for it; else the client is not
-                // to be helped.
+                // It is the first thing that the client gets, so its socket has space. A client whose socket
+                // has none is beyond help.
                 let answer = format!("OK {}\n", self.ports.host);
                 if !socket::send(&self.stream, answer.as_bytes()).is_ok_and(|sent| sent == answer.len()) {
                     self.refuse_host();
@@ -177,13 +178,13 @@ impl Connection {
         Ok(())
     }
 
-    /// Whether the guest may send `len` bytes now.
+    /// Returns whether the guest may send `len` bytes now.
     pub(super) fn check_data(&self, len: u32) -> Result<(), Violation> {
         let is_open = matches!(self.stage, Stage::Open);
         if is_open && self.to_host.takes(len) { Ok(()) } else { Err(Violation) }
     }
 
-    /// Takes bytes from the guest that [`check_data`](Self::check_data) has let pass.
+    /// Takes bytes from the guest that [`check_data`](Self::check_data) has admitted.
     pub(super) fn push(&mut self, mut bytes: &[u8]) {
         self.to_host.received = self.to_host.received.wrapping_add(bytes.len() as u32);
         if self.to_host.backlog.is_empty() {
@@ -197,7 +198,7 @@ impl Connection {
         }
     }
 
-    /// The guest ends directions by the flags of its packet. True when nothing goes either way any more.
+    /// Ends directions by the flags of the guest's packet. Returns whether both directions have now ended.
     pub(super) fn shut_down(&mut self, flags: u32) -> bool {
         if flags & NO_MORE_RECEIVED != 0 {
             self.refuse_guest();
@@ -209,7 +210,8 @@ impl Connection {
         self.to_guest.refused && self.to_host.ended
     }
 
-    /// The guest has forgotten it. The host still gets what is on its way.
+    /// Detaches the connection, because the guest has forgotten it. The host still gets the bytes that are on
+    /// their way.
     pub(super) fn detach(&mut self) {
         self.stage = Stage::Detached;
         self.owed = Owed::default();
@@ -219,8 +221,8 @@ impl Connection {
         self.end_host();
     }
 
-    /// The socket has become ready. True when the host has given up a connection that the guest has not
-    /// accepted.
+    /// Handles events of the socket. Returns true if the host has given up a connection that the guest has
+    /// not accepted.
     pub(super) fn socket_is_ready(&mut self, events: EventSet) -> bool {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             if self.is_requested() {
@@ -257,7 +259,7 @@ impl Connection {
         self.end_host();
     }
 
-    /// True when [`next_packet`](Self::next_packet) is worth a call.
+    /// Returns whether [`next_packet`](Self::next_packet) can have a packet.
     pub(super) fn has_packets(&self) -> bool {
         let Owed { request, response, credit, shutdown, .. } = self.owed;
         match self.stage {
@@ -274,7 +276,7 @@ impl Connection {
         }
     }
 
-    /// The next packet for the guest; its bytes, if any, are put into `data`, which is not empty.
+    /// Returns the next packet for the guest. Its bytes, if any, are put into `data`, which is not empty.
     pub(super) fn next_packet(&mut self, data: &mut [u8]) -> Option<Packet> {
         let bare = |op| Some(Packet { op, flags: 0, len: 0 });
         match self.stage {
@@ -300,19 +302,20 @@ impl Connection {
         if self.owed.credit || self.to_host.owes_credit() { bare(Op::CreditUpdate) } else { None }
     }
 
-    /// The room for the guest's bytes, as every packet tells it: all of it, and how much has gone out of it.
+    /// Returns the size of the window and the bytes that have left it, for the header of a packet, and notes
+    /// that the guest now knows them.
     pub(super) fn tell_room(&mut self) -> (u32, u32) {
         self.owed.credit = false;
         self.to_host.told = self.to_host.forwarded;
         (self.to_host.window, self.to_host.forwarded)
     }
 
-    /// The guest wants to know its room.
+    /// Notes that the guest has asked for its credit.
     pub(super) fn owe_credit(&mut self) {
         self.owed.credit = true;
     }
 
-    /// Sends bytes to the host; returns how many it took.
+    /// Sends bytes to the host. Returns the number that it took.
     fn send(&mut self, bytes: &[u8]) -> usize {
         if self.to_host.refused {
             return 0;
@@ -330,7 +333,7 @@ impl Connection {
         }
     }
 
-    /// The host takes no more bytes.
+    /// Notes that the host takes no more bytes.
     fn refuse_host(&mut self) {
         if !std::mem::replace(&mut self.to_host.refused, true) {
             self.to_host.backlog = VecDeque::new();
@@ -339,19 +342,19 @@ impl Connection {
         }
     }
 
-    /// The guest takes no more bytes: the host is to learn that when it sends some.
+    /// Notes that the guest takes no more bytes. The host learns it when it sends some.
     fn refuse_guest(&mut self) {
         if !std::mem::replace(&mut self.to_guest.refused, true) {
-            // It fails for a socket that is not connected any more.
+            // This fails only for a socket that is no longer connected.
             let _ = self.stream.shutdown(Shutdown::Read);
         }
     }
 
-    /// Tells the host that no more comes, once all has gone out.
+    /// Tells the host that no more bytes come, once all have been sent.
     fn end_host(&mut self) {
         let to_host = &mut self.to_host;
         if to_host.ended && to_host.backlog.is_empty() && !std::mem::replace(&mut to_host.end_is_told, true) {
-            // It fails for a socket that is not connected any more.
+            // This fails only for a socket that is no longer connected.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
     }
@@ -360,7 +363,7 @@ impl Connection {
         self.owed.shutdown |= flag & !self.owed.shutdown_told;
     }
 
-    /// Bytes from the host, as many as the guest and `data` have room for.
+    /// Reads bytes from the host, as many as the guest and `data` have space for.
     fn read(&mut self, data: &mut [u8]) -> Option<u32> {
         if !self.to_guest.can_read() {
             return None;
@@ -376,7 +379,7 @@ impl Connection {
                 self.to_guest.readable = false;
                 None
             }
-            // Its end, or a peer that has gone without reading all.
+            // The stream has ended, or the peer has gone without reading all.
             Ok(_) | Err(_) => {
                 self.to_guest.ended = true;
                 self.owe_shutdown(NO_MORE_SENT);
@@ -390,6 +393,6 @@ fn waits(error: &io::Error) -> bool {
     error.kind() == ErrorKind::WouldBlock
 }
 
-/// Rounds of the clock that a guest has to answer a request, or to end a connection that the host has closed.
-/// Linux gives 2 s and 8 s; a guest on an emulated host is slow.
+/// The number of clock ticks that a guest has to answer a request, or to end a connection that the host has
+/// closed. Linux allows 2 s and 8 s, but a guest on an emulated host is slow.
 pub(super) const PATIENCE: u32 = 10;

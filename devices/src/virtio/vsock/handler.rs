@@ -1,5 +1,5 @@
-//! Serves the queues of a socket device: packets from the guest, packets to the guest, and what happens on
-//! the host.
+//! Serves the queues of a socket device: packets from the guest, packets to the guest, and events on the
+//! host.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,23 +12,23 @@ use crate::lock;
 use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, watch_doorbell};
 
-/// The handler of all queues.
+/// The handler of all queues of a socket device.
 pub(super) struct VsockHandler {
     queues: VsockQueues,
     mux: Arc<Mutex<Mux>>,
-    /// Packets pass through here, one at a time.
+    /// The buffer that packets pass through, one at a time.
     scratch: Box<[u8]>,
-    /// The guest's packets wait until it has taken some of ours.
+    /// Whether the guest's packets wait until it has taken some of the device's.
     is_clogged: bool,
 }
 
-/// The queues (virtio 1.2, 5.10.2).
+/// The queues (virtio 1.2, section 5.10.2).
 pub(super) struct VsockQueues {
     /// Buffers for packets to the guest.
     pub receive: VirtQueue,
     /// Packets from the guest.
     pub transmit: VirtQueue,
-    /// For events that this device has none of.
+    /// Buffers for events, of which this device has none.
     pub events: Option<VirtQueue>,
 }
 
@@ -38,7 +38,7 @@ impl VsockHandler {
         Self { queues, mux, scratch: vec![0; SCRATCH].into(), is_clogged: false }
     }
 
-    /// Takes packets from the guest, unless it does not take the answers.
+    /// Takes packets from the guest, unless the guest does not take the answers.
     fn serve_transmit(&mut self) -> Result<(), RingError> {
         let queue = &mut self.queues.transmit;
         let mut mux = lock(&self.mux);
@@ -48,7 +48,7 @@ impl VsockHandler {
             mux.take_packet(&mut chain.readable, &mut self.scratch);
             queue.complete(chain, 0);
         }
-        // The doorbell stays quiet: it is rung from this side when the answers have gone.
+        // The doorbell stays quiet: the device rings it when the answers have gone.
         queue.announce();
         self.is_clogged = true;
         Ok(())
@@ -73,13 +73,13 @@ fn fill_buffers(
 ) -> Result<(), RingError> {
     queue.begin();
     while mux.has_packets() {
-        // Without a buffer, the doorbell tells when there is one.
+        // Without a buffer, the doorbell rings when there is one.
         let Some(mut chain) = queue.pop()? else { return queue.finish() };
         let room = chain.writable.len().saturating_sub(Header::LEN as u64);
         let room = usize::try_from(room).unwrap_or(usize::MAX).min(scratch.len());
         let data = scratch.get_mut(..room).unwrap_or_default();
         if data.is_empty() {
-            // No packet with bytes fits in there.
+            // No packet with bytes fits into this buffer.
             queue.complete(chain, 0);
             continue;
         }
@@ -92,7 +92,7 @@ fn fill_buffers(
         written = written.saturating_add(chain.writable.write(bytes));
         queue.complete(chain, written as u32);
     }
-    // The doorbell stays quiet while there is nothing to give.
+    // The doorbell stays quiet while there is nothing to deliver.
     queue.announce();
     Ok(())
 }
@@ -122,12 +122,12 @@ impl QueueHandler for VsockHandler {
     }
 }
 
-/// What an event is about.
+/// The event data that tell the sources apart.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const HOST: u32 = 2;
 
-/// The largest packet that Linux makes, so that one passes in one piece.
+/// The length of the largest packet that Linux makes, so that it passes in one piece.
 const SCRATCH: usize = 64 << 10;
-/// More than a guest has room for in any connection.
+/// The longest chain in bytes: more than the window of any connection.
 const MOST_PACKET_BYTES: u64 = 1 << 20;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::backend::unix_socket::{self, PATH_ROOM, SocketFile};
 
-/// A socket at a path that was free. Its file goes with it.
+/// A socket at a path that was free. Its file is removed with it.
 #[derive(Debug)]
 pub(super) struct HostSocket {
     listener: UnixListener,
@@ -17,23 +17,23 @@ pub(super) struct HostSocket {
     _file: SocketFile,
 }
 
-/// Why the socket cannot be made.
+/// The reason why the socket cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostSocketError {
-    /// With the port of a listener behind it, the path is too long for a socket.
+    /// The path is too long for a socket once `_PORT` is appended.
     #[error(
-        "the path has {len} bytes, {} are the most for a socket whose name gets `_PORT` behind it; take a shorter one",
+        "the path has {len} bytes, and at most {} are possible, because `_PORT` is appended; use a shorter path",
         LONGEST_PATH
     )]
     TooLong {
-        /// Its bytes.
+        /// The length of the path in bytes.
         len: usize,
     },
-    /// Something is there.
-    #[error("the path is taken; remove what is there if no other machine uses it, or take another path")]
+    /// There is a file at the path.
+    #[error("the path is taken; remove the file if no other machine uses it, or use another path")]
     Taken,
-    /// It cannot be made.
+    /// The system refuses the socket.
     #[error("the socket cannot be made: {0}")]
     Bind(io::Error),
 }
@@ -44,7 +44,7 @@ impl HostSocket {
         if len > LONGEST_PATH {
             return Err(HostSocketError::TooLong { len });
         }
-        // The ports of a guest are for its owner.
+        // The socket's mode lets in only its owner, because the guest's ports are for nobody else.
         let (listener, _file) = unix_socket::listen(path).map_err(|error| match error.kind() {
             ErrorKind::AddrInUse => HostSocketError::Taken,
             _ => HostSocketError::Bind(error),
@@ -56,7 +56,7 @@ impl HostSocket {
         &self.listener
     }
 
-    /// The next client; `None` when there is none.
+    /// Returns the next client, or `None` if none waits.
     pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.listener.accept() {
             Ok((stream, _)) => {
@@ -68,7 +68,7 @@ impl HostSocket {
         }
     }
 
-    /// Connects to whoever listens for the guest on `port`, without waiting.
+    /// Connects to the program that listens for the guest on `port`, without waiting.
     pub(super) fn dial(&self, port: u32) -> io::Result<UnixStream> {
         let mut path = OsString::from(&self.path);
         path.push(format!("_{port}"));
@@ -76,5 +76,5 @@ impl HostSocket {
     }
 }
 
-/// Leaves room for `_4294967295` and the zero at the end.
+/// The longest path in bytes, which leaves space for `_4294967295` and the zero at the end.
 pub(super) const LONGEST_PATH: usize = PATH_ROOM - 12;

@@ -1,21 +1,21 @@
 //! Socket device (virtio 1.2, section 5.10): stream connections between ports of the guest and programs of
 //! the host.
 //!
-//! The host's side is a unix socket and a naming rule, as clients of Firecracker and Cloud Hypervisor know
-//! it:
-//! - A program connects to the socket, writes `CONNECT PORT\n` and reads `OK HOSTPORT\n`; from there on the
-//!   stream is that of the guest's port. When the guest refuses, the stream ends instead.
+//! The host's side is a unix socket with a naming rule, which clients of Firecracker and Cloud Hypervisor
+//! know:
+//! - A program connects to the socket, writes `CONNECT PORT\n` and reads `OK HOSTPORT\n`. From then on the
+//!   stream is that of the guest's port. If the guest refuses, the stream ends instead.
 //! - When the guest connects to port P of the host (address 2), the device connects to the socket `PATH_P`.
 //!
-//! Programs that embed the machine do without paths, by the [`Switchboard`].
+//! Programs that embed the machine need no paths: they use the [`Switchboard`].
 //!
 //! ```text
 //! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive and transmit
 //! ```
 //!
-//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] for the guest's agent. Bytes towards the guest
-//! stay in the host's sockets until the guest has room; bytes towards the host are kept up to the window that
-//! the guest was told of. A peer that is slow, stuck or gone holds up its own connection only.
+//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] more for the guest's agent. Bytes to the guest
+//! stay in the host's sockets until the guest has space. Bytes to the host are kept up to the window that the
+//! guest was granted. A peer that is slow, stuck or gone holds up only its own connection.
 
 mod client;
 mod connection;
@@ -47,15 +47,15 @@ pub struct Vsock {
     switchboard: Arc<Switchboard>,
 }
 
-/// Why a socket device cannot be made.
+/// The reason why a socket device cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VsockError {
     /// Its socket cannot be made.
     #[error(transparent)]
     Socket(#[from] HostSocketError),
-    /// The host has too little of something.
-    #[error("the host gives no event descriptor for the vsock device: {0}")]
+    /// The host has no more descriptors.
+    #[error("an event descriptor for the vsock device cannot be made: {0}")]
     Host(io::Error),
 }
 
@@ -66,8 +66,8 @@ impl From<io::Error> for VsockError {
 }
 
 impl Vsock {
-    /// A device whose guest has the address `guest_cid` (3 or more), with a socket at `path`, which must be
-    /// free.
+    /// Makes a device whose guest has the address `guest_cid` (3 or more), with a socket at `path`, which
+    /// must be free.
     ///
     /// # Errors
     /// The socket cannot be made, or the host has no more descriptors.
@@ -81,19 +81,19 @@ impl Vsock {
     /// The longest path of a socket, in bytes.
     pub const LONGEST_PATH: usize = host_socket::LONGEST_PATH;
 
-    /// The way to the guest for this program.
+    /// Returns the way to the guest for programs that embed the machine.
     pub fn switchboard(&self) -> &Arc<Switchboard> {
         &self.switchboard
     }
 
-    /// Fails when one of its tables grows with what the guest or the host does, and not with the connections.
+    /// Panics if a table grows with the actions of guest or host, and not with the connections.
     #[cfg(any(test, feature = "testing"))]
     pub fn assert_bounded(&self) {
         lock(&self.mux).assert_bounded();
     }
 
-    /// The machine ends: peers get what they were promised, if they take it soon, then all is closed and the
-    /// socket's file removed.
+    /// Ends all connections for the end of the machine. Peers get the bytes that are on their way if they
+    /// take them soon. Then everything is closed and the socket's file removed.
     pub fn close(&self) {
         lock(&self.mux).close();
     }
@@ -116,7 +116,7 @@ impl VirtioDevice for Vsock {
         vec![QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE]
     }
 
-    /// The guest's address (virtio 1.2, 5.10.4).
+    /// The configuration space: the guest's address (virtio 1.2, section 5.10.4).
     fn config(&self) -> Vec<u8> {
         u64::from(self.guest_cid).to_le_bytes().into()
     }
@@ -141,20 +141,23 @@ impl Drop for Vsock {
     }
 }
 
-/// Connections of a device at most, clients that have not said where to included.
+/// The largest number of connections of a device. Clients that have not yet named a port count as well.
 pub const MOST_CONNECTIONS: usize = 512;
 
-/// Connections in addition, for listeners that take privileged ports only: a process of the guest that opens
-/// all others does not lock out its agent.
+/// The number of additional connections for listeners that accept privileged ports only, so that a process of
+/// the guest that opens all others does not lock out the agent.
 pub const KEPT_BACK: usize = 8;
 
+/// Queue numbers (virtio 1.2, section 5.10.2).
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const EVENTS: u16 = 2;
-/// Linux fills the receive queue with buffers of 4 KiB: this many are 1 MiB under way.
+/// The size of the receive and transmit queues in descriptors. Linux fills the receive queue with buffers of
+/// 4 KiB: this many are 1 MiB in flight.
 const QUEUE_SIZE: u16 = 256;
+/// The size of the event queue in descriptors. The device sends no events.
 const EVENT_QUEUE_SIZE: u16 = 16;
-/// VIRTIO_VSOCK_F_STREAM (virtio 1.2, 5.10.3).
+/// VIRTIO_VSOCK_F_STREAM (virtio 1.2, section 5.10.3).
 const FEATURE_STREAM: u32 = 0;
 
 #[cfg(test)]

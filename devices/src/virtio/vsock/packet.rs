@@ -1,32 +1,32 @@
-//! The packets between driver and device (virtio 1.2, section 5.10.6): a header, and for [`Op::Data`] bytes
-//! behind it.
+//! The packets between driver and device (virtio 1.2, section 5.10.6): a header, and for [`Op::Data`] the
+//! bytes after it.
 
 use std::io::Write;
 
-/// The header of a packet. All of it is the other side's claim until it has been checked.
+/// The header of a packet. All of it is only a claim of the sender until it has been checked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Header {
-    /// Address of the sender.
+    /// The address of the sender.
     pub src_cid: u64,
-    /// Address of the receiver.
+    /// The address of the receiver.
     pub dst_cid: u64,
     pub src_port: u32,
     pub dst_port: u32,
-    /// Bytes behind the header.
+    /// The number of bytes after the header.
     pub len: u32,
     /// The type of socket, [`STREAM`].
     pub kind: u16,
-    /// A number of [`Op`].
+    /// The number of an [`Op`].
     pub op: u16,
     pub flags: u32,
-    /// Bytes that the sender has room for in all.
+    /// The size of the sender's receive buffer in bytes.
     pub buf_alloc: u32,
-    /// Bytes that the sender has taken out of that room so far, counted without end.
+    /// The bytes that the sender has taken out of that buffer since the beginning, modulo 2^32.
     pub fwd_cnt: u32,
 }
 
 impl Header {
-    /// Its bytes in a packet.
+    /// The length of a header in bytes.
     pub(super) const LEN: usize = 44;
 
     pub(super) fn from_bytes(bytes: &[u8; Self::LEN]) -> Self {
@@ -58,23 +58,23 @@ impl Header {
     }
 }
 
-/// What a packet is for (virtio 1.2, 5.10.6).
+/// The purpose of a packet (virtio 1.2, section 5.10.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
 pub(super) enum Op {
     /// Opens a connection.
     Request = 1,
-    /// Accepts one.
+    /// Accepts a connection.
     Response = 2,
-    /// Refuses or ends one.
+    /// Refuses or ends a connection.
     Reset = 3,
-    /// Ends one direction of it, or both: [`NO_MORE_RECEIVED`], [`NO_MORE_SENT`].
+    /// Ends one direction of a connection, or both: [`NO_MORE_RECEIVED`], [`NO_MORE_SENT`].
     Shutdown = 4,
     /// Carries bytes.
     Data = 5,
-    /// Tells how much room there is; so does every other packet.
+    /// Reports the sender's receive buffer, as every other packet does too.
     CreditUpdate = 6,
-    /// Asks for that.
+    /// Asks for a [`Op::CreditUpdate`].
     CreditRequest = 7,
 }
 
@@ -93,7 +93,7 @@ impl Op {
     }
 }
 
-/// The two ends of a connection.
+/// The ports of the two ends of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Ports {
     pub guest: u32,
@@ -110,11 +110,11 @@ impl Fields<'_> {
     }
 }
 
-/// The address of the host (virtio 1.2, 5.10.4).
+/// The address of the host (virtio 1.2, section 5.10.4).
 pub(super) const HOST_CID: u64 = 2;
-/// The only type of socket that is offered.
+/// The only type of socket that the device offers.
 pub(super) const STREAM: u16 = 1;
-/// Flags of [`Op::Shutdown`]: the sender takes no more bytes, or has no more of them.
+/// Flags of [`Op::Shutdown`]: the sender will receive no more bytes, or will send no more.
 pub(super) const NO_MORE_RECEIVED: u32 = 1 << 0;
 pub(super) const NO_MORE_SENT: u32 = 1 << 1;
 pub(super) const BOTH_WAYS: u32 = NO_MORE_RECEIVED | NO_MORE_SENT;

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
-/// Sends the first of `bytes`, as many as the socket takes now; returns how many.
+/// Sends the first of `bytes`, as many as the socket takes now. Returns their number.
 pub(in crate::virtio) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length are those of a live slice, which the call only reads.
@@ -12,19 +12,19 @@ pub(in crate::virtio) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<u
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// Takes what has arrived, as far as `buffer` has room; 0 at the end of the stream.
+/// Receives bytes that have arrived, as far as they fit into `buffer`. Returns 0 at the end of the stream.
 pub(in crate::virtio) fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, buffer, libc::MSG_DONTWAIT)
 }
 
-/// The same without taking it.
+/// Copies bytes that have arrived, and leaves them in the socket.
 pub(super) fn peek(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, buffer, libc::MSG_DONTWAIT | libc::MSG_PEEK)
 }
 
 fn receive_with(stream: &UnixStream, buffer: &mut [u8], flags: i32) -> io::Result<usize> {
     let pointer = buffer.as_mut_ptr().cast();
-    // SAFETY: pointer and length are those of a live, exclusively borrowed slice.
+    // SAFETY: pointer and length are those of a live slice that is borrowed exclusively.
     let received = unsafe { libc::recv(stream.as_raw_fd(), pointer, buffer.len(), flags) };
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closed_socket_is_an_error_and_no_signal() {
+    fn closed_socket_is_an_error_and_not_a_signal() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         assert_eq!(receive(&ours, &mut [0; 4]).unwrap_err().kind(), ErrorKind::WouldBlock);
         drop(theirs);

@@ -1,7 +1,7 @@
-//! Connections between ports of the guest and this program, without a path on disk: for programs that embed
+//! Connections between ports of the guest and this process, without a path on disk, for programs that embed
 //! the machine.
 //!
-//! The program's threads call [`Switchboard::connect`] and [`Switchboard::listen`]; the device's multiplexer
+//! The program's threads call [`Switchboard::connect`] and [`Switchboard::listen`]. The device's multiplexer
 //! takes the calls, and asks for listeners when the guest connects. Every stream is one end of a socket pair.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,7 +21,7 @@ use crate::lock;
 #[derive(Debug)]
 pub struct Switchboard {
     state: Mutex<State>,
-    /// Rings for the multiplexer when there are calls.
+    /// Signals the multiplexer that there are calls.
     wake: EventFd,
 }
 
@@ -33,7 +33,7 @@ struct State {
     listeners: BTreeMap<u32, Arc<Queue>>,
 }
 
-/// Somebody wants a connection to a port of the guest.
+/// A request for a connection to a port of the guest.
 #[derive(Debug)]
 pub(super) struct Call {
     number: u64,
@@ -42,14 +42,15 @@ pub(super) struct Call {
     pub caller: Caller,
 }
 
-/// Waits for the answer to a call. Without an answer, the call comes back as [`ConnectError::Ended`].
+/// Answers a call. A caller that is dropped without an answer makes the call fail with
+/// [`ConnectError::Ended`].
 #[derive(Debug)]
 pub(super) struct Caller {
     port: u32,
     answer: SyncSender<Result<(), ConnectError>>,
 }
 
-/// Takes the guest's connections to one port. Others are refused again once it is dropped.
+/// Listens for the guest's connections to one port. Once it is dropped, they are refused again.
 #[derive(Debug)]
 pub struct PortListener {
     port: u32,
@@ -60,13 +61,14 @@ pub struct PortListener {
 /// Connections that nobody has accepted yet.
 #[derive(Debug)]
 struct Queue {
-    /// Those from ports that only a privileged process of the guest can have, and no others.
+    /// Whether only connections from privileged ports are accepted, which only a privileged process of the
+    /// guest can use.
     is_privileged: bool,
-    /// Others have been refused, which is reported once: an agent of an older version tries ten times a
-    /// second.
+    /// Whether a connection from another port has been refused. It is reported only once, because an agent of
+    /// an older version tries ten times a second.
     has_refused: AtomicBool,
     waiting: Mutex<Waiting>,
-    /// Counts them, and the end.
+    /// A semaphore that counts the connections, and the end.
     ready: EventFd,
 }
 
@@ -76,41 +78,41 @@ struct Waiting {
     is_closed: bool,
 }
 
-/// Why there is no connection to the guest.
+/// The reason why there is no connection to the guest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// Nobody listens there, or it takes no more.
+    /// The guest has no listener on the port, or refuses the connection.
     #[error("the guest refuses the connection to its vsock port {port}")]
     Refused {
-        /// The port.
+        /// The port of the guest.
         port: u32,
     },
-    /// The guest says nothing: its driver may not have started.
+    /// The guest does not answer: its driver may not have started.
     #[error("the guest does not answer on its vsock port {port} within {} s", limit.as_secs_f64())]
     NoAnswer {
-        /// The port.
+        /// The port of the guest.
         port: u32,
-        /// How long was waited.
+        /// How long the call has waited.
         limit: Duration,
     },
-    /// There are as many connections, or calls, as there can be.
+    /// The device has its largest number of connections, or of calls.
     #[error(
-        "vsock port {port}: the device has {} connections already, as many as it can",
+        "vsock port {port}: the device already has {} connections, which is its limit",
         super::MOST_CONNECTIONS
     )]
     TooMany {
-        /// The port.
+        /// The port of the guest.
         port: u32,
     },
-    /// The machine has ended, or the guest has reset its device.
+    /// The machine has ended, or the guest has reset the device.
     #[error("vsock port {port}: the machine has ended, or its guest has reset the device")]
     Ended {
-        /// The port.
+        /// The port of the guest.
         port: u32,
     },
-    /// The host has too little of something.
-    #[error("the host gives no socket for a vsock connection: {0}")]
+    /// The host has no more sockets.
+    #[error("a socket for a vsock connection cannot be made: {0}")]
     Host(io::Error),
 }
 
@@ -120,24 +122,24 @@ impl From<io::Error> for ConnectError {
     }
 }
 
-/// Why a port cannot be listened on.
+/// The reason why a port cannot be listened on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ListenError {
-    /// Somebody does already.
-    #[error("vsock port {port} has a listener already; drop it, or take another port")]
+    /// The port has a listener already.
+    #[error("vsock port {port} already has a listener; drop it, or use another port")]
     Taken {
-        /// The port.
+        /// The port of the host.
         port: u32,
     },
     /// The machine has ended.
     #[error("vsock port {port}: the machine has ended")]
     Ended {
-        /// The port.
+        /// The port of the host.
         port: u32,
     },
-    /// The host has too little of something.
-    #[error("the host gives no event descriptor for a vsock listener: {0}")]
+    /// The host has no more descriptors.
+    #[error("an event descriptor for a vsock listener cannot be made: {0}")]
     Host(io::Error),
 }
 
@@ -147,11 +149,11 @@ impl From<io::Error> for ListenError {
     }
 }
 
-/// Any process of the guest can have such a port.
+/// The guest has connected from a port that any of its processes can use.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "it comes from port {from}, which any process of the guest can have, and not from one below {PRIVILEGED_PORTS}, as the \
-     agent does; where the guest's agent is of an older version, make it again with `cargo xtask guest`"
+    "it comes from port {from}, which any process of the guest can use; an agent uses one below \
+     {PRIVILEGED_PORTS}, and an older agent has to be built again with `cargo xtask guest`"
 )]
 struct Unprivileged {
     from: u32,
@@ -162,11 +164,12 @@ impl Switchboard {
         Ok(Self { state: Mutex::default(), wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)? })
     }
 
-    /// Connects to `port` of the guest, and waits for its answer: at most for `limit`. A guest whose driver
-    /// has not started yet is waited for.
+    /// Connects to `port` of the guest, and waits for its answer for at most `limit`. The wait includes a
+    /// driver that has not started yet.
     ///
     /// # Errors
-    /// The guest refuses or does not answer, the machine has ended, or the device or the host has no room.
+    /// The guest refuses or does not answer, the machine has ended, or the device or the host has reached a
+    /// limit.
     pub fn connect(&self, port: u32, limit: Duration) -> Result<UnixStream, ConnectError> {
         let (theirs, ours) = pair()?;
         let (answer, answered) = mpsc::sync_channel(1);
@@ -184,19 +187,19 @@ impl Switchboard {
         }
     }
 
-    /// Takes the guest's connections to `port` of the host from here on, in place of a socket on disk.
+    /// Listens for the guest's connections to `port` of the host, instead of a socket on disk.
     ///
     /// # Errors
-    /// The port is taken, the machine has ended, or the host has too little.
+    /// The port has a listener, the machine has ended, or the host has no more descriptors.
     pub fn listen(self: &Arc<Self>, port: u32) -> Result<PortListener, ListenError> {
         self.listen_to(port, false)
     }
 
-    /// The same for connections from ports below [`PRIVILEGED_PORTS`] only. They may take the connections
-    /// that are [kept back](super::KEPT_BACK).
+    /// Listens as [`Switchboard::listen`] does, but only for connections from ports below
+    /// [`PRIVILEGED_PORTS`]. These may use the connections that are [kept back](super::KEPT_BACK).
     ///
     /// # Errors
-    /// As [`Switchboard::listen`].
+    /// The same as of [`Switchboard::listen`].
     pub fn listen_privileged(self: &Arc<Self>, port: u32) -> Result<PortListener, ListenError> {
         self.listen_to(port, true)
     }
@@ -216,26 +219,27 @@ impl Switchboard {
         Ok(PortListener { port, queue, switchboard: self.clone() })
     }
 
-    /// The event that tells of calls.
+    /// Returns the event that signals calls.
     pub(super) fn wake(&self) -> &EventFd {
         &self.wake
     }
 
-    /// The calls that nobody has taken.
+    /// Takes the calls that wait.
     pub(super) fn take_calls(&self) -> VecDeque<Call> {
         std::mem::take(&mut lock(&self.state).calls)
     }
 
-    /// Whether whoever listens on `port` takes connections from privileged ports only.
+    /// Returns whether the listener on `port` accepts connections from privileged ports only.
     pub(super) fn is_privileged(&self, port: u32) -> bool {
         lock(&self.state).listeners.get(&port).is_some_and(|queue| queue.is_privileged)
     }
 
-    /// The device's end of a connection from a port of the guest to whoever listens on `port`; `None` when
-    /// nobody does.
+    /// Returns the device's end of a new connection from a port of the guest to the listener on `port`;
+    /// `None` if there is no listener.
     ///
     /// # Errors
-    /// The listener is behind or does not take that port, or the host has too little.
+    /// The listener has too many waiting connections or does not accept the port `from`, or the host has no
+    /// more sockets.
     pub(in crate::virtio) fn dial(&self, port: u32, from: u32) -> Option<io::Result<UnixStream>> {
         let queue = lock(&self.state).listeners.get(&port)?.clone();
         if queue.is_privileged && from >= PRIVILEGED_PORTS {
@@ -246,7 +250,7 @@ impl Switchboard {
         Some(queue.push())
     }
 
-    /// The machine ends: nobody waits for anything any more.
+    /// Ends all waiting calls and listeners for the end of the machine.
     pub(super) fn close(&self) {
         let mut state = lock(&self.state);
         state.is_closed = true;
@@ -266,38 +270,38 @@ impl Switchboard {
         state.next_call = number.wrapping_add(1);
         state.calls.push_back(Call { number, port, stream, caller });
         drop(state);
-        // The only failure is a counter at its maximum: the event is readable all the same.
+        // The only failure is a counter at its maximum, and then the event is already readable.
         let _ = self.wake.write(1);
         Ok(number)
     }
 }
 
 impl Caller {
-    /// There is a connection.
+    /// Reports that there is a connection.
     pub(super) fn connected(self) {
         self.answer(Ok(()));
     }
 
-    /// The guest does not want one.
+    /// Reports that the guest refuses the connection.
     pub(super) fn refused(self) {
         let port = self.port;
         self.answer(Err(ConnectError::Refused { port }));
     }
 
-    /// There is no place for one.
+    /// Reports that the device has its largest number of connections.
     pub(super) fn no_room(self) {
         let port = self.port;
         self.answer(Err(ConnectError::TooMany { port }));
     }
 
     fn answer(self, answer: Result<(), ConnectError>) {
-        // Whoever has stopped waiting does not hear it.
+        // A caller that has stopped waiting does not get the answer.
         let _ = self.answer.try_send(answer);
     }
 }
 
 impl PortListener {
-    /// The port of the host.
+    /// Returns the port of the host.
     pub fn port(&self) -> u32 {
         self.port
     }
@@ -314,10 +318,10 @@ impl PortListener {
         }
     }
 
-    /// The next connection, if there is one within `limit`.
+    /// Returns the next connection; `None` if none comes within `limit`.
     ///
     /// # Errors
-    /// As [`PortListener::accept`].
+    /// The same as of [`PortListener::accept`].
     pub fn accept_within(&self, limit: Duration) -> io::Result<Option<UnixStream>> {
         let start = Instant::now();
         loop {
@@ -334,7 +338,7 @@ impl PortListener {
 }
 
 impl AsFd for PortListener {
-    /// Readable when [`PortListener::accept`] would not wait.
+    /// Returns a descriptor that is readable when [`PortListener::accept`] would not wait.
     fn as_fd(&self) -> BorrowedFd<'_> {
         // SAFETY: the event descriptor is open for as long as the listener, which is borrowed.
         unsafe { BorrowedFd::borrow_raw(self.queue.ready.as_raw_fd()) }
@@ -362,12 +366,12 @@ impl Queue {
         }
         let (theirs, ours) = pair()?;
         waiting.streams.push_back(theirs);
-        // Under the lock, so that it counts what is there.
+        // The lock is held, so that the semaphore counts the streams in the queue.
         let _ = self.ready.write(1);
         Ok(ours)
     }
 
-    /// The next connection, or the end; `None` when there is neither yet.
+    /// Returns the next connection, or the end; `None` if there is neither yet.
     fn pop(&self) -> Option<io::Result<UnixStream>> {
         let mut waiting = lock(&self.waiting);
         if let Some(stream) = waiting.streams.pop_front() {
@@ -379,12 +383,13 @@ impl Queue {
 
     fn close(&self) {
         lock(&self.waiting).is_closed = true;
-        // Readable from here on: nobody reads this one.
+        // The event stays readable from here on, because nobody reads this count.
         let _ = self.ready.write(1);
     }
 }
 
-/// Two ends of a stream: one for the program, which may wait, and one for the device, which never does.
+/// Makes the two ends of a stream: one for the program, which may wait, and one for the device, which never
+/// does.
 fn pair() -> io::Result<(UnixStream, UnixStream)> {
     let (theirs, ours) = UnixStream::pair()?;
     ours.set_nonblocking(true)?;
@@ -404,13 +409,14 @@ fn wait_readable(event: &EventFd, limit: Duration) -> io::Result<()> {
     Ok(())
 }
 
-/// Linux gives ports below this one to processes with CAP_NET_BIND_SERVICE only (`LAST_RESERVED_PORT` of its
-/// `net/vmw_vsock/af_vsock.c`).
+/// The first port that any process of the guest can use. Linux reserves the ports below for processes with
+/// CAP_NET_BIND_SERVICE (`LAST_RESERVED_PORT` in its `net/vmw_vsock/af_vsock.c`).
 pub const PRIVILEGED_PORTS: u32 = 1024;
 
-/// Calls that wait for a guest whose driver has not started.
+/// The largest number of calls that wait for a guest whose driver has not started.
 const MOST_CALLS: usize = 128;
-/// Connections of the guest that a listener has not accepted yet: as many as the kernel gives a socket by
-/// default in most programs.
+/// The largest number of the guest's connections that a listener has not accepted yet: the usual backlog of a
+/// listening socket.
 const MOST_WAITING: usize = 128;
+/// The time after which a wait without a limit is begun again; `poll` cannot wait for more than 24 days.
 const LONG_TIME: Duration = Duration::from_secs(3600);

@@ -1,8 +1,9 @@
-//! The engine with io_uring beside the one without, and with more requests than it has room for.
+//! The engine with io_uring, compared with the one without, and with more requests than its ring holds.
 
 use super::*;
 
-/// Both engines see the same requests, good and bad, and have to give the same answers and the same file.
+/// Both engines get the same requests, valid and invalid, and have to give the same answers and the same
+/// file.
 #[test]
 fn engines_agree() {
     let run = |engine| {
@@ -37,7 +38,7 @@ fn engines_agree() {
             bench.machine.kick(0);
             let completed = bench.completion(0);
             assert_eq!(completed.0, u32::from(head));
-            // What a discarded range reads as is nobody's promise.
+            // The content of a discarded range is undefined.
             let seen = if kind == DISCARDING { vec![] } else { bench.machine.bytes(DATA, 4096) };
             answers.push((kind, completed.1, bench.machine.bytes(STATUS_AT, 1), seen));
         }
@@ -51,9 +52,9 @@ fn engines_agree() {
     assert!(sync.1 == ring.1);
 }
 
-/// So that a driver which keeps one queue busy for long does not hold up another.
+/// A driver that keeps one queue busy for long does not hold up another queue.
 #[test]
-fn queues_are_served_in_the_turn_of_any() {
+fn one_event_serves_all_queues() {
     for engine in [Engine::Sync, Engine::IoUring] {
         let folder = folder();
         let backend = raw(&folder, FileLock::Shared);

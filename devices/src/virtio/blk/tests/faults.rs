@@ -1,4 +1,4 @@
-//! A host that cannot do what the driver asks for.
+//! Hosts that cannot do what the driver requests.
 
 use super::*;
 
@@ -14,7 +14,7 @@ fn file_that_was_cut_is_an_error_for_the_driver_and_is_counted() {
     assert_eq!(bench.file().len(), 4096);
 }
 
-/// A disk whose host fails as often as it is told.
+/// A disk whose host fails a given number of times.
 struct Failing {
     disk: RawDisk,
     left: AtomicU32,
@@ -93,7 +93,7 @@ fn held_request_waits_for_a_pause_and_is_tried_again_after_it() {
     bench.machine.transport.pause().unwrap();
     bench.machine.transport.resume();
     bench.machine.settle();
-    // The first resumption fails again; the rings of its doorbells try once more, and then it works.
+    // The first resumption fails again. The rings of its doorbells try once more, and that succeeds.
     assert_eq!(bench.rings[0].completed(), Some((held.into(), 1)));
     assert!(bench.rings[0].completed().is_some());
     assert_eq!(bench.machine.bytes(STATUS_AT, 1), [OK]);

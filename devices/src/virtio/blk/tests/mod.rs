@@ -1,5 +1,5 @@
-//! The block device through its ring: what a driver may do, and what it may not. In the modules below: hosts
-//! that fail, the wish to stop, and the two engines beside each other.
+//! The block device through its ring: valid and invalid requests of a driver. The modules below have hosts
+//! that fail, stops, and a comparison of the two engines.
 
 mod engines;
 mod faults;
@@ -23,7 +23,7 @@ const SECTORS: u64 = 64;
 const DATA: u64 = BUFFERS + 0x1000;
 const STATUS_AT: u64 = BUFFERS + 0x800;
 
-/// Notes faults, and answers as it is told.
+/// Records faults, and answers as configured.
 #[derive(Default)]
 struct Faults {
     hold: bool,
@@ -93,7 +93,7 @@ impl Bench {
         fs::read(self.folder.as_path().join("disk")).unwrap()
     }
 
-    /// Sends buffers as they are; returns the used length and what is at [`STATUS_AT`].
+    /// Sends `buffers` as they are. Returns the used length and the byte at [`STATUS_AT`].
     #[track_caller]
     fn send(&mut self, buffers: &[Buffer]) -> (u32, u8) {
         self.machine.put(STATUS_AT, &[0xee]);
@@ -104,7 +104,7 @@ impl Bench {
         (len, self.machine.bytes(STATUS_AT, 1)[0])
     }
 
-    /// The next completion of a queue, which the host may take its time for.
+    /// Returns the next completion of a queue. The host may take its time for it.
     #[track_caller]
     fn completion(&mut self, queue: usize) -> (u32, u32) {
         let start = Instant::now();
@@ -117,7 +117,7 @@ impl Bench {
         }
     }
 
-    /// A whole request in the usual frame.
+    /// Sends a whole request in the usual framing, and returns its status.
     #[track_caller]
     fn ask(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> u8 {
         self.header(kind, sector);
@@ -171,13 +171,13 @@ fn conforms() {
     conform(&make, &usual);
 }
 
-/// The same with io_uring; where that is not allowed, the device does without, and has to conform all the
-/// same.
+/// Conformance with io_uring. Where io_uring is not allowed, the device does without it, and has to conform
+/// as well.
 #[test]
 fn conforms_with_a_ring() {
     let folder = folder();
     let make = || {
-        // Without a lock, so that two devices can have it: the requests of the suite only read.
+        // Without a lock, so that two devices can open it: the requests of the suite only read.
         let backend = raw(&folder, FileLock::Shared);
         Arc::new(Block::new(settings(Engine::IoUring, backend, Arc::default()))) as Arc<dyn VirtioDevice>
     };
@@ -194,7 +194,7 @@ fn conforms_with_a_ring() {
 }
 
 #[test]
-fn configuration_tells_size_limits_and_queues() {
+fn configuration_has_size_limits_and_queues() {
     let bench = Bench::new(FileLock::Exclusive);
     let config: Vec<u8> =
         (0..60).step_by(4).flat_map(|at| bench.machine.read(0x100 + at).to_le_bytes()).collect();
@@ -225,8 +225,7 @@ fn sectors_are_read_and_written() {
 #[test]
 fn any_framing_is_understood() {
     let mut bench = Bench::new(FileLock::Exclusive);
-    // The header byte by byte, in the same buffer as data, the data in odd pieces, the status in the last of
-    // them.
+    // Buffers that contain a part of the header, parts of header and data, or data and status.
     let pieces: Vec<Buffer> = (0..16).map(|at| Buffer::readable(BUFFERS + at, 1)).collect();
     bench.header(READ, 2);
     let frame = [&pieces[..13], &[Buffer::readable(BUFFERS + 13, 3), Buffer::writable(STATUS_AT - 512, 513)]]
@@ -274,7 +273,7 @@ fn ranges_outside_the_disk_are_errors() {
 }
 
 #[test]
-fn data_of_odd_length_is_an_error_and_of_none_is_not() {
+fn data_of_odd_length_is_an_error_and_no_data_is_not() {
     let mut bench = Bench::new(FileLock::Exclusive);
     for len in [1, 511, 513, 1023] {
         assert_eq!(bench.ask(READ, 0, &[Buffer::writable(DATA, len)]), IOERR);
@@ -288,7 +287,7 @@ fn data_of_odd_length_is_an_error_and_of_none_is_not() {
 }
 
 #[test]
-fn header_or_status_that_is_not_there_is_survived() {
+fn missing_header_or_status_is_survived() {
     let mut bench = Bench::new(FileLock::Exclusive);
     bench.header(WRITE, 0);
     let status = Buffer::writable(STATUS_AT, 1);
@@ -320,7 +319,7 @@ fn unknown_requests_and_flags_are_not_supported() {
 }
 
 #[test]
-fn what_was_not_negotiated_is_not_supported() {
+fn requests_that_were_not_negotiated_are_unsupported() {
     let mut bench = Bench::new(FileLock::Exclusive);
     bench.rings = bench.machine.start(1 << DISCARD | 1 << WRITE_ZEROES);
     for kind in [DISCARDING, ZEROING] {

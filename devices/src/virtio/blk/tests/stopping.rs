@@ -1,4 +1,4 @@
-//! The wish to stop while a long request is being carried out.
+//! Stops while a long request is being carried out.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
@@ -7,12 +7,11 @@ use super::*;
 use crate::virtio::handler::IfLate;
 use crate::virtio::transport::Transport;
 
-/// A disk of zeroes that notes the calls that it gets, and wants its queues back in the middle of one of
-/// them.
+/// A disk of zeroes that records the calls that it gets, and asks for its queues back during one of them.
 #[derive(Default)]
 struct Notes {
     calls: Mutex<Vec<(Operation, u64, u64)>>,
-    /// The call, counted from 1, in which the wish comes.
+    /// The number of the call, from 1, during which it asks.
     wish_in: AtomicUsize,
     transport: OnceLock<Arc<dyn Transport>>,
 }
@@ -59,7 +58,7 @@ impl DiskBackend for Noting {
         self.note(Operation::Write, offset, len).map(drop)
     }
 
-    /// It does less than it is asked for, as a host that has to write the zeroes.
+    /// Clears less than it is asked to, like a host that has to write the zeroes.
     fn write_zeroes(&self, offset: u64, len: u64, _: bool) -> io::Result<u64> {
         self.note(Operation::Write, offset, len.min(3 << 20))
     }
@@ -69,7 +68,7 @@ impl DiskBackend for Noting {
     }
 }
 
-/// A request of `kind` with `data`, and the same again, which is not begun once the wish has come.
+/// Sends a request of `kind` with `data`, and the same again, which must not begin after the request to stop.
 fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32, u32)) {
     let notes = Arc::new(Notes::default());
     notes.wish_in.store(wish_in, Ordering::Relaxed);
@@ -96,7 +95,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     let calls = notes.calls.lock().unwrap();
     let mut at = 4096;
     for (_, offset, len) in calls.iter().filter(|_| kind != FLUSHING) {
-        // Nothing is left out, and what was stopped begins at its start.
+        // No byte is left out, and a request that was stopped begins again at its start.
         assert!(*offset == at || *offset == 4096, "{calls:?}");
         at = offset + len;
     }
@@ -126,7 +125,7 @@ fn read_or_write_that_was_stopped_is_put_back_and_begins_again() {
 
 #[test]
 fn discard_or_write_of_zeroes_that_was_stopped_covers_all_of_its_range_when_it_begins_again() {
-    // The first as many as it is asked for, the second as few as its host clears in one call.
+    // A discard in pieces of the largest size, a write of zeroes in pieces as its host clears them.
     let zeroes: Vec<u64> = (0..14).map(|piece| (40 * MIB - 3 * MIB * piece).min(3 * MIB)).collect();
     for (kind, pieces) in [(DISCARDING, vec![16 * MIB, 16 * MIB, 8 * MIB]), (ZEROING, zeroes)] {
         let (before, all, lens) = stopped(kind, Buffer::readable(DATA, 16), 2);
@@ -139,7 +138,7 @@ fn discard_or_write_of_zeroes_that_was_stopped_covers_all_of_its_range_when_it_b
     }
 }
 
-/// Flushes that wait for one another are what the ring holds at a time: one in flight, the others begun.
+/// As many flushes as the ring holds, where one is in flight and the others wait for it.
 #[test]
 fn requests_held_at_a_pause_are_in_their_queues_and_each_is_answered_once() {
     for engine in [Engine::Sync, Engine::IoUring] {
@@ -162,11 +161,11 @@ fn requests_held_at_a_pause_are_in_their_queues_and_each_is_answered_once() {
                 }
                 bench.machine.write(0x50, queue as u32);
             }
-            // Before the handlers have run at all, or in the middle of what they do.
+            // Before the handlers have run at all, or in the middle of their work.
             if round % 2 == 1 {
                 bench.machine.host.round();
             }
-            // The machine's host looks that no chain is in flight then.
+            // The machine's host checks here that no chain is in flight.
             bench.machine.transport.pause().unwrap();
             let done = |ring: &mut Ring| std::iter::from_fn(|| ring.completed()).collect::<Vec<_>>();
             let mut answered = [done(&mut bench.rings[0]), done(&mut bench.rings[1])];

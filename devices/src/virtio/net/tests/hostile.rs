@@ -1,4 +1,4 @@
-//! A guest, and a peer, that do everything wrong.
+//! Guests and peers that break every rule.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,7 +46,7 @@ fn longest_and_shortest_frame_go_out() {
 }
 
 #[test]
-fn room_that_is_none_comes_back_and_good_room_is_used() {
+fn buffers_without_space_come_back_and_good_buffers_are_used() {
     let mut setup = setup();
     let useless = [
         vec![Buffer::writable(BUFFERS, 1)],
@@ -70,7 +70,7 @@ fn room_that_is_none_comes_back_and_good_room_is_used() {
 }
 
 #[test]
-fn room_for_headers_only_takes_a_frame_in_many_pieces() {
+fn small_buffers_take_a_frame_in_many_pieces() {
     let mut setup = setup();
     for at in 0..6 {
         setup.rings[0].offer(&[Buffer::writable(BUFFERS + at * 64, 12)]);
@@ -86,7 +86,7 @@ fn room_for_headers_only_takes_a_frame_in_many_pieces() {
 }
 
 #[test]
-fn empty_receive_ring_and_a_flood_recover() {
+fn card_recovers_from_a_flood_with_an_empty_receive_ring() {
     let mut setup = setup();
     let mut peer = setup.peer.try_clone().unwrap();
     let flood = thread::spawn(move || {
@@ -114,7 +114,7 @@ fn empty_receive_ring_and_a_flood_recover() {
     assert!(!setup.machine.needs_reset());
 }
 
-/// The end of a card whose guest offers a frame for each that it has got rid of, for a long time.
+/// The end of a card whose guest offers a frame for each one that has been sent, for a long time.
 struct Endless {
     socket: UnixStream,
     ring: Arc<Mutex<Option<Ring>>>,
@@ -143,7 +143,7 @@ impl NetBackend for Endless {
     }
 
     fn send(&mut self, _: &mut Buffers) -> Result<Sent, LinkLost> {
-        // Of 16 chains 8 are on their way.
+        // Of 16 chains 8 are in flight.
         self.sent += 1;
         let head = (self.sent + 7) % 16;
         if self.since.elapsed() > Duration::from_secs(10) {
@@ -155,7 +155,7 @@ impl NetBackend for Endless {
     }
 }
 
-/// A guest that always has frames gets its turn, and no more: other devices are on the same thread.
+/// A guest that always has frames gets its turn and no more, because other devices are on the same thread.
 #[test]
 fn flood_of_the_guest_leaves_the_thread_to_others() {
     for poll in [Duration::ZERO, Poll::DEFAULT, Poll::MOST] {
@@ -201,7 +201,7 @@ fn identical_heads_are_served_once() {
 }
 
 #[test]
-fn ring_that_is_damaged_while_room_is_held_needs_a_reset_which_helps() {
+fn ring_damaged_while_chains_are_held_needs_a_reset_which_helps() {
     let mut setup = setup();
     setup.rings[0].offer(&[Buffer::writable(BUFFERS, 40)]);
     setup.machine.kick(0);
@@ -229,7 +229,7 @@ fn peer_that_speaks_another_protocol_takes_the_link_down() {
 }
 
 #[test]
-fn peer_that_sends_frames_of_no_length_is_counted_and_others_pass() {
+fn frames_without_length_are_counted_and_others_pass() {
     let mut setup = setup();
     for len in [0, 1, 13] {
         setup.peer.write_all(&on_the_wire(&frame(len, 1))).unwrap();
@@ -269,8 +269,8 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever comes in whatever pieces: nothing outside the buffers is written, and what is received is
-    /// what was sent.
+    /// Whatever arrives in whatever pieces, nothing outside the buffers is written, and the guest receives
+    /// exactly the bytes that were sent.
     #[test]
     fn any_order_of_steps_keeps_frames_whole(steps in prop::collection::vec(step(), 1..60)) {
         let mut setup = setup();

@@ -18,7 +18,7 @@ use crate::virtio::poll::Poll;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
 
 const HEADER: u32 = HEADER_LEN;
-/// Where frames of the guest's lie.
+/// The address of the guest's frames.
 const FRAMES: u64 = BUFFERS + (2 << 20);
 
 fn settings(name: &str) -> NetSettings {
@@ -30,7 +30,7 @@ fn settings(name: &str) -> NetSettings {
     }
 }
 
-/// A card, and the program at its other end.
+/// Makes a card, and the program at its other end.
 fn card() -> (Arc<Net>, UnixStream) {
     let (ours, peer) = UnixStream::pair().unwrap();
     ours.set_nonblocking(true).unwrap();
@@ -57,7 +57,7 @@ fn setup() -> Setup {
     setup_without(0)
 }
 
-/// Bytes that tell where they were.
+/// Bytes that show where they were.
 fn frame(len: usize, seed: u8) -> Vec<u8> {
     (0..len).map(|at| (at as u8).wrapping_mul(31).wrapping_add(seed)).collect()
 }
@@ -82,7 +82,7 @@ impl Setup {
         self.rings[1].offer(&[Buffer::readable(FRAMES, HEADER + frame.len() as u32)])
     }
 
-    /// Sends it and expects it back from the device.
+    /// Sends a frame, and expects its completion.
     #[track_caller]
     fn send(&mut self, frame: &[u8]) {
         let head = self.offer_frame(frame);
@@ -90,7 +90,7 @@ impl Setup {
         assert_eq!(self.rings[1].completed(), Some((head.into(), 0)));
     }
 
-    /// Asks the control queue, and gives its answer.
+    /// Sends a command to the control queue, and returns the answer.
     fn ask(&mut self, command: &[u8]) -> Option<u8> {
         self.machine.put(BUFFERS, command);
         self.machine.put(BUFFERS + 4096, &[0xee]);
@@ -116,7 +116,7 @@ impl Setup {
     }
 }
 
-/// Waits for a condition, for a time in which it comes true on any host.
+/// Waits for a condition, for a time in which it becomes true on any host.
 #[track_caller]
 fn until(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -127,7 +127,7 @@ fn until(mut condition: impl FnMut() -> bool) {
 }
 
 #[test]
-fn conforms_by_sending() {
+fn conforms_on_the_transmit_queue() {
     let make = || -> Arc<dyn VirtioDevice> {
         let (net, mut peer) = card();
         thread::spawn(move || {
@@ -140,7 +140,7 @@ fn conforms_by_sending() {
 }
 
 #[test]
-fn conforms_by_asking() {
+fn conforms_on_the_control_queue() {
     let make = || -> Arc<dyn VirtioDevice> {
         let (net, peer) = card();
         // The link is up for as long as the device lives.
@@ -182,7 +182,7 @@ fn frame_goes_out_whatever_its_framing() {
 }
 
 #[test]
-fn frames_come_in_with_a_header_that_says_how_many_buffers() {
+fn frames_arrive_with_a_header_that_counts_their_buffers() {
     let mut setup = setup();
     for at in 0..4 {
         setup.rings[0].offer(&[Buffer::writable(BUFFERS + at * 4096, 1500)]);
@@ -259,7 +259,7 @@ fn frames_wait_for_room_and_come_in_their_order() {
 }
 
 #[test]
-fn long_frame_waits_for_more_room_and_is_dropped_if_there_never_is() {
+fn long_frame_waits_for_more_buffers_and_is_dropped_if_none_come() {
     let mut setup = setup();
     let long = frame(MAX_FRAME_LEN as usize, 3);
     let peer = setup.peer.try_clone().unwrap();
@@ -311,7 +311,7 @@ fn guest_waits_for_a_slow_peer_and_loses_nothing() {
     let mut setup = setup();
     let (mut sent, mut received) = (0_usize, 0_usize);
     let data = |number: usize| frame(9000, number as u8);
-    // Until the socket is full and the queue, too.
+    // Until both the socket and the queue are full.
     while sent - received < 200 {
         let before = setup.rings[1].used_index();
         setup.offer_frame(&data(sent));
@@ -322,7 +322,7 @@ fn guest_waits_for_a_slow_peer_and_loses_nothing() {
         sent += 1;
     }
     assert!(sent > 3 && sent < 200, "{sent}");
-    // The one that is not taken stays in the queue and goes out when there is room.
+    // The frame that is not taken stays in the queue, and is sent when there is space.
     while received < sent {
         assert_eq!(from_the_wire(&mut setup.peer), data(received));
         received += 1;
@@ -335,7 +335,7 @@ fn guest_waits_for_a_slow_peer_and_loses_nothing() {
 }
 
 #[test]
-fn peer_that_has_stopped_costs_the_guest_frames_and_no_freeze() {
+fn stopped_peer_costs_the_guest_frames_and_does_not_freeze_it() {
     let mut setup = setup();
     let start = Instant::now();
     let mut offered = 0_u64;
@@ -348,7 +348,7 @@ fn peer_that_has_stopped_costs_the_guest_frames_and_no_freeze() {
         setup.net.counts().send_dropped > 10
     });
     assert!(start.elapsed() >= PATIENCE / 2);
-    // It wakes up: the stream is whole, and frames go out again.
+    // The peer wakes up: the stream is intact, and frames are sent again.
     let sent = setup.net.counts().sent;
     for _ in 0..sent {
         assert_eq!(from_the_wire(&mut setup.peer), frame(9000, 1));
@@ -425,7 +425,7 @@ fn driver_changes_its_address_and_a_reset_takes_it_back() {
 }
 
 #[test]
-fn questions_of_linux_are_answered_and_others_refused() {
+fn commands_of_linux_are_answered_and_others_refused() {
     let mut setup = setup();
     let table = [&[1, 0][..], &1_u32.to_le_bytes(), &[2, 0, 0, 0, 0, 1], &0_u32.to_le_bytes()].concat();
     let lying = [&[1, 0][..], &u32::MAX.to_le_bytes(), &[0; 40]].concat();

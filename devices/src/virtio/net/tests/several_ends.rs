@@ -1,4 +1,4 @@
-//! A back end that is two sockets, with an epoll descriptor of its own.
+//! A back end of two sockets, with an epoll descriptor of its own.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
@@ -9,7 +9,7 @@ use super::*;
 use crate::backend::net::{Interest, LinkLost, NetBackend, Offloads, Received, Sent};
 use crate::memory::{Buffers, Span};
 
-/// A network of two ends. The first byte of a frame says which end it is for.
+/// A network of two ends. The first byte of a frame selects the end.
 struct TwoEnds {
     epoll: Epoll,
     ends: [UnixDatagram; 2],
@@ -99,7 +99,7 @@ fn two_peers() -> TwoPeers {
 }
 
 impl TwoPeers {
-    /// Offers a frame for an end, and rings.
+    /// Offers a frame for an end, and rings the doorbell.
     fn send(&mut self, end: u8) {
         self.machine.put(FRAMES + u64::from(HEADER), &[end; 1000]);
         self.rings[1].offer(&[Buffer::readable(FRAMES, HEADER + 1000)]);
@@ -142,7 +142,7 @@ fn frames_for_each_end_arrive_and_wait_for_the_one_that_is_full() {
         assert_eq!(setup.received(end.into()), 1);
     }
     let mut taken = 0;
-    // The last one that is taken is held by the back end.
+    // The last frame that is taken is held by the back end.
     loop {
         setup.send(1);
         if !setup.has_sent() {

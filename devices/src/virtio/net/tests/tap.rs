@@ -30,7 +30,7 @@ impl TapSetup {
         self.machine.kick(0);
     }
 
-    /// What the guest gets next. The kernel may take its time.
+    /// Returns the next frame that the guest receives. The kernel may take its time.
     #[track_caller]
     fn received(&mut self) -> (u32, u32) {
         let mut completed = None;
@@ -42,7 +42,7 @@ impl TapSetup {
         completed.unwrap()
     }
 
-    /// What the kernel gets next.
+    /// Returns the next frame that the kernel receives.
     #[track_caller]
     fn sent(&mut self) -> Vec<u8> {
         let mut frame = None;
@@ -90,7 +90,7 @@ fn frames_go_both_ways_and_nothing_is_added() {
 }
 
 #[test]
-fn header_that_makes_no_sense_costs_its_frame_only() {
+fn invalid_header_costs_only_its_frame() {
     in_own_network(|| {
         let mut setup = setup(0);
         let senseless: [[u8; 12]; 5] = [
@@ -112,7 +112,7 @@ fn header_that_makes_no_sense_costs_its_frame_only() {
 /// The kernel leaves the checksum of UDP to a receiver that can finish it, and finishes it for one that
 /// cannot.
 #[test]
-fn checksums_are_left_to_a_driver_that_accepts_that() {
+fn checksums_are_left_to_a_driver_that_accepts_the_offload() {
     for (without, is_left) in [(0, true), (1 << GUEST_CSUM, false)] {
         in_own_network(move || {
             let mut setup = setup(without);
@@ -159,7 +159,7 @@ fn offloads_follow_the_driver_and_its_control_queue() {
 }
 
 #[test]
-fn flood_without_room_is_dropped_by_the_host_and_the_card_recovers() {
+fn flood_without_buffers_is_dropped_by_the_host_and_the_card_recovers() {
     in_own_network(|| {
         let mut setup = setup(0);
         for _ in 0..10_000 {

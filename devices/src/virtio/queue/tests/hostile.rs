@@ -18,7 +18,7 @@ fn loops_and_chains_without_end_are_dropped() {
 }
 
 #[test]
-fn chain_of_all_descriptors_is_served_and_one_that_names_more_is_dropped() {
+fn chain_of_all_descriptors_is_served_and_one_past_the_table_is_dropped() {
     let mut it = setup(16);
     it.ring.offer(&[Buffer::readable(BUFFERS, 1); 16]);
     let chain = it.pop();
@@ -280,7 +280,7 @@ fn ring_that_is_rewritten_while_it_is_served_is_survived() {
 }
 
 #[test]
-fn impossible_places_and_sizes_are_refused() {
+fn impossible_addresses_and_sizes_are_refused() {
     let good = {
         let memory = memory();
         config(&Ring::new(memory, BASE, 16))

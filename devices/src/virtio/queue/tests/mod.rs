@@ -163,7 +163,7 @@ fn chain_lists_its_buffers_and_comes_back_with_a_length() {
 }
 
 #[test]
-fn buffers_are_used_up_across_their_bounds() {
+fn buffers_are_consumed_across_their_bounds() {
     let mut it = setup(16);
     let readable = [(0, 3), (3, 0), (8, 1), (16, 7)].map(|(at, len)| Buffer::readable(BUFFERS + at, len));
     let writable = [(0, 1), (4, 5), (16, 2)].map(|(at, len)| Buffer::writable(BUFFERS + 0x1000 + at, len));
@@ -200,7 +200,7 @@ fn indices_wrap_over_70_000_requests() {
 }
 
 #[test]
-fn one_drain_takes_as_many_chains_as_the_queue_has_and_rings_for_the_rest() {
+fn one_drain_takes_as_many_chains_as_the_queue_has_descriptors_and_rings_for_the_rest() {
     let mut it = setup(4);
     for _ in 0..4 {
         it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
@@ -239,7 +239,7 @@ fn doorbell_is_refused_during_a_drain_and_wanted_after_it() {
 }
 
 #[test]
-fn drain_that_used_its_share_up_exactly_asks_for_the_doorbell_again() {
+fn drain_that_uses_exactly_its_share_wants_the_doorbell_again() {
     let mut it = setup(2);
     for _ in 0..2 {
         it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
@@ -271,7 +271,7 @@ fn drain_ends_with_the_turn_and_rings_for_the_rest() {
 }
 
 #[test]
-fn interrupts_are_left_out_on_request() {
+fn interrupts_are_suppressed_on_request() {
     let mut it = setup(4);
     it.ring.refuse_interrupts(true);
     it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);

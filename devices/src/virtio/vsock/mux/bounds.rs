@@ -1,4 +1,4 @@
-//! What tests and fuzz targets hold the tables of the multiplexer to.
+//! The bounds that tests and fuzz targets check the multiplexer's tables against.
 
 use super::super::{KEPT_BACK, MOST_CONNECTIONS};
 use super::{MOST_RESETS, Mux, WIDE_ROOM, WIDE_WINDOW};
@@ -6,7 +6,7 @@ use super::{MOST_RESETS, Mux, WIDE_ROOM, WIDE_WINDOW};
 use crate::virtio::vsock::connection::Connection;
 
 impl Mux {
-    /// Fails when a table holds more than the connections, clients and answers that there can be.
+    /// Panics if a table holds more than the largest number of connections, clients and answers.
     pub(in super::super) fn assert_bounded(&self) {
         let connections = self.connections.len();
         let most_connections = MOST_CONNECTIONS.saturating_add(KEPT_BACK);

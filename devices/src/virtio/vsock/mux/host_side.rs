@@ -1,5 +1,5 @@
-//! What happens on the host's side of the multiplexer: sockets become ready, clients come, this program
-//! calls, time passes.
+//! The host's side of the multiplexer: events of sockets, new clients, calls from this process, and the
+//! clock.
 
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::{CALLS, CLOCK, Id, LISTENER, Mux, READY_EVENTS, SOCKET_EVENTS};
 use crate::journal;
 
 impl Mux {
-    /// Serves what is ready on the host's side: so many sockets at once, and the rest with the next event.
+    /// Serves events of the host's side: [`READY_EVENTS`] at once, and the rest with the next event.
     pub(in super::super) fn serve_host(&mut self) {
         let mut events = [EpollEvent::default(); READY_EVENTS];
         let count = self.epoll.wait(0, &mut events).unwrap_or_default();
@@ -28,14 +28,14 @@ impl Mux {
         self.accept_waiting();
     }
 
-    /// Takes clients for which there was no room before.
+    /// Takes clients that came when the device was full.
     pub(in super::super) fn accept_waiting(&mut self) {
         if self.may_accept {
             self.accept();
         }
     }
 
-    /// Takes the clients that wait, as far as there is room. The others wait until connections have ended.
+    /// Takes the clients that wait, up to the largest number. The others wait until connections have ended.
     fn accept(&mut self) {
         while let Some(socket) = self.socket.as_ref().filter(|_| !self.is_full()) {
             match socket.accept() {
@@ -95,12 +95,12 @@ impl Mux {
                 continue;
             }
             let connection = self.requested(port, stream, Opener::Caller(caller));
-            // Without a place in the epoll set it is dropped, which its caller hears.
+            // Without a place in the epoll set the connection is dropped, which its caller notices.
             let _ = self.add(connection);
         }
     }
 
-    /// One round of the clock.
+    /// Handles one tick of the clock.
     pub(in super::super) fn tick(&mut self) {
         self.clients.retain(|_, client| {
             client.patience = client.patience.saturating_sub(1);
@@ -118,7 +118,7 @@ impl Mux {
         }
         late.into_iter().for_each(|id| self.give_up(id));
         if !is_needed {
-            // It fails for no timer that exists.
+            // This fails only for a timer that does not exist.
             let _ = self.clock.clear();
             self.clock_runs = false;
         }
@@ -126,11 +126,11 @@ impl Mux {
 
     pub(super) fn run_clock(&mut self) {
         if !self.clock_runs {
-            // Told of once each time, without the need to read it.
+            // The watch is edge-triggered, so each tick gives one event although nobody reads the timer.
             self.clock_runs = self.clock.reset(TICK, Some(TICK)).is_ok();
         }
     }
 }
 
-/// The clock, by which patience is counted. It stands while the guest is paused.
+/// The interval of the clock that counts patience. The clock stands still while the guest is paused.
 const TICK: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
-//! The multiplexer: which packet belongs to which connection, and which socket.
+//! The multiplexer: finds the connection of each packet and of each socket.
 //!
-//! It outlives the handler that serves the queues, so that connections survive a pause. Everything on the
-//! host's side is in one epoll set of its own; the handler watches that set.
+//! It outlives the handler that serves the queues, so that connections survive a pause. All descriptors of
+//! the host's side are in one epoll set, and the handler watches that set.
 
 #[cfg(any(test, feature = "testing"))]
 mod bounds;
@@ -26,33 +26,34 @@ use super::{KEPT_BACK, MOST_CONNECTIONS};
 use crate::journal;
 use crate::memory::Buffers;
 
-/// All connections of a device, and where new ones come from.
+/// All connections of a device, and the sources of new ones.
 #[derive(Debug)]
 pub(super) struct Mux {
     guest_cid: u64,
     epoll: Epoll,
     socket: Option<HostSocket>,
     switchboard: Arc<Switchboard>,
-    /// Ticks while somebody's patience has to be counted.
+    /// Ticks while anyone's patience has to be counted.
     clock: TimerFd,
     clock_runs: bool,
-    /// The listener may have clients, or the host had no descriptor for one.
+    /// Whether the listener may have clients, or the host had no descriptor for one.
     may_accept: bool,
     clients: BTreeMap<Id, Client>,
     connections: BTreeMap<Id, Connection>,
     by_ports: BTreeMap<Ports, Id>,
-    /// Connections that have something for the guest, each once, and none that is not there any more.
+    /// Connections that have something for the guest. Each is in here once, and only while it exists.
     ready: VecDeque<Id>,
-    /// Resets that the guest is owed: address and ports of the host's side. They go before all else, so that
-    /// besides [`MOST_RESETS`] there are only those of connections that it knew of when the first was owed.
+    /// Resets that the guest has yet to get: the address and ports of the host's side. They are sent before
+    /// all else. So besides [`MOST_RESETS`] there are only those of connections that the guest knew when the
+    /// first of these resets was due.
     resets: VecDeque<(u64, Ports)>,
-    /// Bytes of wide windows that are left.
+    /// The bytes of wide windows that are still available.
     wide_room: u32,
     next_id: Id,
     next_host_port: u32,
 }
 
-/// Names a socket of the epoll set. None is used twice.
+/// The number of a socket in the epoll set. No number is used twice.
 type Id = u64;
 
 impl Mux {
@@ -86,27 +87,27 @@ impl Mux {
         Ok(mux)
     }
 
-    /// Readable when [`serve_host`](Self::serve_host) has something to do.
+    /// Returns the epoll set. It is readable when [`serve_host`](Self::serve_host) has something to do.
     pub(super) fn events(&self) -> &Epoll {
         &self.epoll
     }
 
-    /// True when the guest has so many resets to take that none of its packets is looked at before.
+    /// Returns whether the guest has to take resets before more of its packets are served.
     pub(super) fn is_clogged(&self) -> bool {
         self.resets.len() >= MOST_RESETS
     }
 
-    /// True when [`next_packet`](Self::next_packet) is worth a buffer of the guest's.
+    /// Returns whether [`next_packet`](Self::next_packet) may have a packet for a buffer of the guest.
     pub(super) fn has_packets(&self) -> bool {
         !self.resets.is_empty() || !self.ready.is_empty()
     }
 
-    /// Takes a packet of the guest's. `scratch` is for its bytes, piece by piece.
+    /// Takes a packet from the guest. Its bytes pass through `scratch`, piece by piece.
     pub(super) fn take_packet(&mut self, packet: &mut Buffers, scratch: &mut [u8]) {
         let Some(header) = packet.read_array().map(|bytes| Header::from_bytes(&bytes)) else {
             return journal!(Guest Warn, "virtio vsock: a packet without a header is dropped");
         };
-        // Nobody can be told of a sender that is not the guest.
+        // There is no way to answer a sender that is not the guest.
         if header.src_cid != self.guest_cid {
             return;
         }
@@ -126,7 +127,7 @@ impl Mux {
         }
     }
 
-    /// Puts the next packet for the guest together, with at most as many bytes as `data` holds; returns the
+    /// Makes the next packet for the guest, with at most as many bytes as fit into `data`. Returns its
     /// header.
     pub(super) fn next_packet(&mut self, data: &mut [u8]) -> Option<Header> {
         if let Some((src_cid, ports)) = self.resets.pop_front() {
@@ -157,7 +158,8 @@ impl Mux {
         None
     }
 
-    /// The guest has lost its connections: it has reset the device. What the host was promised it still gets.
+    /// Detaches all connections, because the guest has reset the device. The host still gets the bytes that
+    /// are on their way.
     pub(super) fn reset(&mut self) {
         let ids: Vec<Id> = self.connections.keys().copied().collect();
         ids.into_iter().for_each(|id| self.detach(id));
@@ -165,7 +167,8 @@ impl Mux {
         self.resets.clear();
     }
 
-    /// The machine ends: what the host was promised it gets within [`FLUSH_LIMIT`], and all is closed.
+    /// Closes everything for the end of the machine. The host still gets the bytes on their way, within
+    /// [`FLUSH_LIMIT`].
     pub(super) fn close(&mut self) {
         self.reset();
         self.socket = None;
@@ -173,7 +176,7 @@ impl Mux {
         let start = Instant::now();
         while !self.connections.is_empty() && start.elapsed() < FLUSH_LIMIT {
             let mut events = [EpollEvent::default(); READY_EVENTS];
-            // Sockets that take more wake it.
+            // Sockets that take more bytes end the wait.
             let count = self.epoll.wait(FLUSH_WAIT_MILLIS, &mut events).unwrap_or_default();
             events.iter().take(count).for_each(|event| self.socket_is_ready(event.data(), event.event_set()));
         }
@@ -181,7 +184,7 @@ impl Mux {
         self.switchboard.close();
     }
 
-    /// A packet for a connection that exists.
+    /// Takes a packet for a connection that exists.
     fn take_for(
         &mut self,
         id: Id,
@@ -223,14 +226,14 @@ impl Mux {
         Ok(())
     }
 
-    /// The guest opens a connection to a port of the host.
+    /// Opens a connection from the guest to a port of the host.
     fn open_for_guest(&mut self, ports: Ports, request: &Header) {
         let stream = match self.dial(ports) {
             Ok(stream) => stream,
             Err(error) => {
                 if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) {
                     journal!(Guest Warn,
-                        "virtio vsock: the guest cannot have port {} of the host: {error}",
+                        "virtio vsock: the guest cannot connect to port {} of the host: {error}",
                         ports.host
                     );
                 }
@@ -247,7 +250,7 @@ impl Mux {
     fn dial(&self, ports: Ports) -> io::Result<UnixStream> {
         let kept_back = if self.switchboard.is_privileged(ports.host) { KEPT_BACK } else { 0 };
         if self.count() >= MOST_CONNECTIONS.saturating_add(kept_back) {
-            return Err(io::Error::other("there are as many connections as there can be"));
+            return Err(io::Error::other("the device has its largest number of connections"));
         }
         match (self.switchboard.dial(ports.host, ports.guest), &self.socket) {
             (Some(stream), _) => stream,
@@ -256,7 +259,7 @@ impl Mux {
         }
     }
 
-    /// Answers a packet that belongs to no connection, or to none that there can be.
+    /// Answers a packet that belongs to no connection, or to one that cannot exist, with a reset.
     fn refuse(&mut self, header: &Header) {
         if header.op != Op::Reset as u16 {
             let ports = Ports { guest: header.src_port, host: header.dst_port };
@@ -293,7 +296,7 @@ impl Mux {
         Ok(())
     }
 
-    /// Adds a connection whose socket is watched.
+    /// Adds a connection whose socket is already watched.
     fn insert(&mut self, id: Id, connection: Connection) {
         self.by_ports.insert(connection.ports(), id);
         self.connections.insert(id, connection);
@@ -308,7 +311,8 @@ impl Mux {
         }
     }
 
-    /// The guest knows it no more. The host still gets what is on its way.
+    /// Detaches a connection that the guest has forgotten. The host still gets the bytes that are on their
+    /// way.
     fn detach(&mut self, id: Id) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         self.by_ports.remove(&connection.ports());
@@ -318,7 +322,7 @@ impl Mux {
         }
     }
 
-    /// Ends a connection and tells the guest, if it has heard of it.
+    /// Ends a connection, and tells the guest if the guest knows it.
     fn give_up(&mut self, id: Id) {
         if let Some(connection) = self.remove(id)
             && connection.is_known_to_guest()
@@ -327,7 +331,7 @@ impl Mux {
         }
     }
 
-    /// Ends a connection. Closing its socket takes it out of the epoll set.
+    /// Ends a connection. Closing its socket removes it from the epoll set.
     fn remove(&mut self, id: Id) -> Option<Connection> {
         let connection = self.connections.remove(&id)?;
         if self.by_ports.get(&connection.ports()) == Some(&id) {
@@ -348,7 +352,7 @@ impl Mux {
         self.connections.len().saturating_add(self.clients.len())
     }
 
-    /// A wide window while there is room for one.
+    /// Takes a wide window while one is available, and otherwise a narrow one.
     fn take_window(&mut self) -> u32 {
         match self.wide_room.checked_sub(WIDE_WINDOW) {
             Some(left) => {
@@ -365,12 +369,12 @@ impl Mux {
         }
     }
 
-    /// A port of the host that has no connection to this port of the guest.
+    /// Returns a port of the host that has no connection to this port of the guest.
     fn free_host_port(&mut self, guest: u32) -> u32 {
         loop {
             let host = self.next_host_port;
             self.next_host_port = host.checked_add(1).unwrap_or(FIRST_HOST_PORT);
-            // There are fewer connections than ports.
+            // The loop ends, because there are fewer connections than ports.
             if !self.by_ports.contains_key(&Ports { guest, host }) {
                 return host;
             }
@@ -388,7 +392,7 @@ impl Mux {
         self.epoll.ctl(ControlOperation::Add, source.as_raw_fd(), event)
     }
 
-    /// What all packets to the guest have.
+    /// Returns a header with the fields that all packets to the guest share.
     fn header(&self, ports: Ports) -> Header {
         Header {
             src_cid: HOST_CID,
@@ -401,26 +405,27 @@ impl Mux {
     }
 }
 
-// What an event of the epoll set is about.
+// The event data of the epoll set that tell the sources apart.
 const CALLS: Id = 0;
 const CLOCK: Id = 1;
 const LISTENER: Id = 2;
 const FIRST_ID: Id = 16;
 
 const SOCKET_EVENTS: EventSet = EventSet::IN.union(EventSet::OUT).union(EventSet::READ_HANG_UP);
-/// Sockets that one call serves.
+/// The number of sockets that one call serves.
 const READY_EVENTS: usize = 64;
-/// Ports from here on are the host's own; those below are for programs that listen.
+/// The lowest port that the device uses for its own connections. Lower ports are for programs that listen.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// Resets that wait for buffers of the guest before its packets have to wait, too.
+/// The number of waiting resets from which the guest's packets have to wait too.
 const MOST_RESETS: usize = 256;
-/// Bytes that the guest may have under way in one connection: two of the packets that Linux makes at most.
+/// The bytes that the guest may have in flight in one connection: two of the largest packets that Linux
+/// makes.
 const WIDE_WINDOW: u32 = 128 << 10;
-/// The same when many connections have taken [`WIDE_ROOM`].
+/// The same for further connections when [`WIDE_ROOM`] is used up.
 const NARROW_WINDOW: u32 = 8 << 10;
-/// Bytes of all wide windows: 32 connections have one. With the narrow ones of all others, a guest whose
-/// peers read nothing can make this process hold less than 8 MiB.
+/// The bytes of all wide windows: 32 connections have one. Together with the narrow windows of all others, a
+/// guest whose peers read nothing can make this process hold less than 8 MiB.
 const WIDE_ROOM: u32 = 4 << 20;
-/// How long the end of a machine waits for peers that are behind.
+/// How long the end of a machine waits for peers that read slowly.
 const FLUSH_LIMIT: Duration = Duration::from_millis(500);
 const FLUSH_WAIT_MILLIS: i32 = 50;

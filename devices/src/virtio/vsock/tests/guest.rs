@@ -1,4 +1,4 @@
-//! A driver of the socket device, for tests: right in all it does, unless a test sends something wrong.
+//! A driver of the socket device, for tests: correct in everything, unless a test sends something wrong.
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -11,19 +11,19 @@ use super::LIMIT;
 use crate::lock;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring};
 
-/// A machine with the device, its receive queue full of buffers.
+/// A machine with the device, whose receive queue is full of buffers.
 pub(super) struct Guest {
     pub machine: Machine,
     pub vsock: Arc<Vsock>,
     pub rings: Vec<Ring>,
-    /// What has come and nobody has asked for, in order.
+    /// Packets that have arrived and that no test has asked for, in order.
     inbox: Vec<(Header, Vec<u8>)>,
-    /// By guest port and host port: bytes sent, and the device's room and count of what it has taken.
+    /// By guest port and host port: the bytes sent, the device's buffer size and the bytes that it has taken.
     sent: BTreeMap<(u32, u32), u32>,
     room: BTreeMap<(u32, u32), (u32, u32)>,
 }
 
-/// What the guest says that it has room for.
+/// The buffer size that the guest reports.
 pub(super) const ROOM: u32 = 32 << 10;
 const BUFFER_LEN: u32 = 4096;
 const PACKETS: u64 = BUFFERS + (1 << 20);
@@ -38,7 +38,7 @@ impl Guest {
         guest
     }
 
-    /// One with a connection, and the host's end of it.
+    /// Makes a guest with a connection, and returns the host's end of it.
     pub(super) fn connected(port: u32, host: u32) -> (Self, UnixStream) {
         let vsock = super::device();
         let listener = vsock.switchboard().listen(host).unwrap();
@@ -54,7 +54,7 @@ impl Guest {
         self.offer_buffers();
     }
 
-    /// The same, and the receive queue stays empty.
+    /// Resets the device and starts it again, and leaves the receive queue empty.
     pub(super) fn restart_without_buffers(&mut self) {
         self.rings = self.machine.start(0);
         self.inbox.clear();
@@ -81,7 +81,7 @@ impl Guest {
         self.send(&Header { len, ..header(Op::Data, port, host) }, bytes);
     }
 
-    /// Bytes that the device has room for in a connection.
+    /// Returns the number of bytes that the device has space for in a connection.
     pub(super) fn credit(&mut self, port: u32, host: u32) -> u32 {
         self.collect();
         let sent = self.sent.get(&(port, host)).copied().unwrap_or_default();
@@ -118,7 +118,7 @@ impl Guest {
         }
     }
 
-    /// The next packet of this kind; those that came before it are dropped.
+    /// Returns the next packet of this kind, and drops those that came before it.
     #[track_caller]
     pub(super) fn next_of(&mut self, op: Op) -> (Header, Vec<u8>) {
         self.settle_until(|guest| guest.inbox.iter().any(|(header, _)| header.op == op as u16));
@@ -126,7 +126,7 @@ impl Guest {
         self.inbox.drain(..=place).next_back().unwrap()
     }
 
-    /// The bytes of all packets of this kind that have come; the others are dropped.
+    /// Returns the bytes of all packets of this kind that have arrived, and drops the others.
     pub(super) fn packets_of(&mut self, op: Op) -> Vec<Vec<u8>> {
         self.settle();
         let all = std::mem::take(&mut self.inbox).into_iter();
@@ -150,14 +150,14 @@ impl Guest {
         self.collect();
     }
 
-    /// The same, and the guest takes nothing of what comes.
+    /// Like the function above, but the guest takes none of the packets that arrive.
     pub(super) fn tick_uncollected(&mut self) {
         lock(&self.vsock.mux).tick();
-        // The device looks at what the clock has done with its next event.
+        // The next event makes the device notice the effect of the clock.
         self.machine.kick(0);
     }
 
-    /// Takes what is in the buffers and offers them again, until nothing more comes.
+    /// Takes the packets out of the buffers and offers the buffers again, until nothing more arrives.
     fn collect(&mut self) {
         loop {
             let mut is_new = false;
@@ -182,7 +182,7 @@ impl Guest {
     }
 }
 
-/// A packet without bytes from a port of the guest to one of the host.
+/// Makes a packet without bytes from a port of the guest to one of the host.
 pub(super) fn header(op: Op, port: u32, host: u32) -> Header {
     Header {
         src_cid: 3,
@@ -196,7 +196,7 @@ pub(super) fn header(op: Op, port: u32, host: u32) -> Header {
     }
 }
 
-/// Bytes of which no two stretches are alike.
+/// Makes bytes of which no two ranges are alike.
 pub(super) fn numbered(len: usize) -> Vec<u8> {
     (0..len.div_ceil(4) as u32).flat_map(u32::to_le_bytes).take(len).collect()
 }

@@ -1,5 +1,5 @@
-//! Guests that break the rules: what they send is answered with a reset or dropped, and good connections work
-//! on.
+//! Guests that break the rules: their packets are answered with a reset or dropped, and other connections
+//! keep working.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -13,7 +13,7 @@ use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM};
 
 const PACKET: u64 = BUFFERS + (2 << 20);
 
-/// True when a connection still works.
+/// Returns whether a connection still works.
 #[track_caller]
 fn assert_works(guest: &mut Guest, host: &mut (impl Read + Write)) {
     guest.packets_of(Op::Reset);
@@ -37,7 +37,7 @@ fn header_may_be_cut_at_every_byte() {
         host.read_exact(&mut said).unwrap();
         assert_eq!(&said, b"hello", "cut at {cut}");
     }
-    // In 14 pieces, as many as the ring has room for, and receive buffers that are cut as well.
+    // In 14 pieces, as many as the ring holds, with receive buffers that are cut as well.
     guest.machine.put(PACKET, &packet);
     let pieces: Vec<Buffer> = (0..12).map(|piece| Buffer::readable(PACKET + piece * 4, 4)).collect();
     guest.send_buffers(&[&pieces[..], &[Buffer::readable(PACKET + 48, 1)]].concat());
@@ -79,7 +79,7 @@ fn packets_without_a_whole_header_are_dropped() {
 }
 
 #[test]
-fn length_that_lies_ends_the_connection_and_reads_nothing_else() {
+fn false_length_ends_the_connection_and_reads_nothing_else() {
     for len in [6, 44, 0xffff, u32::MAX] {
         let (mut guest, mut host) = Guest::connected(1000, 52);
         guest.send(&Header { len, ..guest::header(Op::Data, 1000, 52) }, b"hello");
@@ -87,14 +87,14 @@ fn length_that_lies_ends_the_connection_and_reads_nothing_else() {
         assert_eq!(host.read(&mut [0; 9]).unwrap(), 0, "{len}");
         assert_eq!(guest.connections(), 0);
     }
-    // Fewer than there are: the rest is not data.
+    // Fewer bytes than the packet has: the rest is not data.
     let (mut guest, mut host) = Guest::connected(1000, 52);
     guest.send(&Header { len: 2, ..guest::header(Op::Data, 1000, 52) }, b"hello");
     assert_eq!(host.read(&mut [0; 9]).unwrap(), 2);
 }
 
 #[test]
-fn unknown_words_are_answered_with_a_reset_and_foreign_senders_not_at_all() {
+fn unknown_operations_are_answered_with_a_reset_and_foreign_senders_not_at_all() {
     let (mut guest, mut host) = Guest::connected(1000, 52);
     let good = guest::header(Op::Data, 2000, 53);
     let wrong = [
@@ -161,7 +161,7 @@ fn data_before_the_answer_ends_a_connection_of_the_host() {
 fn guest_that_sends_more_than_its_window_is_cut_off() {
     let (mut guest, host) = Guest::connected(1000, 52);
     let mut sent = 0_u32;
-    // More than socket and window hold together.
+    // More bytes than socket and window hold together.
     while guest.connections() == 1 {
         assert!(sent < 16 << 20);
         guest.send(&Header { len: 4096, ..guest::header(Op::Data, 1000, 52) }, &[0; 4096]);
@@ -173,7 +173,7 @@ fn guest_that_sends_more_than_its_window_is_cut_off() {
 }
 
 #[test]
-fn lies_about_room_hurt_nobody_else() {
+fn false_buffer_sizes_harm_no_other_connection() {
     let vsock = device();
     let listener = vsock.switchboard().listen(52).unwrap();
     let mut guest = Guest::new(vsock);
@@ -190,7 +190,7 @@ fn lies_about_room_hurt_nobody_else() {
         guest.settle();
         assert_works(&mut guest, &mut good);
     }
-    // Ten thousand questions make no heap of answers.
+    // Ten thousand requests for credit do not pile up as answers.
     for _ in 0..10_000 {
         guest.send(&Header { buf_alloc: 0, ..guest::header(Op::CreditRequest, 1001, 52) }, &[]);
     }
@@ -215,7 +215,7 @@ fn ten_thousand_connections_leave_512_and_a_bounded_backlog() {
     }
     assert_eq!((guest.connections(), accepted.len()), (512, 511));
     assert_works(&mut guest, &mut good);
-    // Nobody reads: each is filled up to its end.
+    // Nobody reads, so each connection fills up.
     for port in 2000..2511 {
         while guest.credit(port, 52) >= 4096 {
             guest.send_data(port, 52, &[0; 4096]);
@@ -229,13 +229,13 @@ fn ten_thousand_connections_leave_512_and_a_bounded_backlog() {
         guest.send(&guest::header(Op::Reset, port, 52), &[]);
     }
     assert_eq!(guest.connections(), 1);
-    // The wide windows are there again.
+    // The wide windows are available again.
     guest.connect(20_000, 52);
     assert_eq!(guest.credit(20_000, 52), 128 << 10);
 }
 
 #[test]
-fn privileged_listener_takes_no_ports_of_just_any_process_and_is_not_locked_out() {
+fn privileged_listener_refuses_unprivileged_ports_and_is_not_locked_out() {
     let vsock = device();
     let agent = vsock.switchboard().listen_privileged(1024).unwrap();
     let other = vsock.switchboard().listen(52).unwrap();
@@ -261,7 +261,7 @@ fn privileged_listener_takes_no_ports_of_just_any_process_and_is_not_locked_out(
     guest.send(&header(Op::Request, 1, 1024), &[]);
     guest.next_of(Op::Reset);
     assert_eq!(guest.connections(), MOST_CONNECTIONS + KEPT_BACK);
-    // Bytes flow, and a place that is free again is there for an agent alone.
+    // Bytes flow, and a connection that becomes free is available to an agent only.
     agents[0].write_all(b"x").unwrap();
     assert_eq!(guest.next_of(Op::Data).1, b"x");
     guest.send(&header(Op::Reset, PRIVILEGED_PORTS - 1, 1024), &[]);
@@ -271,7 +271,7 @@ fn privileged_listener_takes_no_ports_of_just_any_process_and_is_not_locked_out(
 }
 
 #[test]
-fn guest_that_takes_no_answers_has_to_wait_and_goes_on_when_it_does() {
+fn guest_that_takes_no_answers_waits_until_it_takes_them() {
     let vsock = device();
     let mut guest = Guest::new(vsock);
     guest.restart_without_buffers();
@@ -347,17 +347,18 @@ fn random_packets_are_survived() {
     assert_works(&mut guest, &mut listener.accept().unwrap());
 }
 
-/// Both ends of 512 connections are more than a process may have open by default.
+/// Raises the limit of descriptors: both ends of 512 connections are more than a process may have open by
+/// default.
 fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the result has room.
+    // SAFETY: the result has space for the limit.
     assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) }, 0);
     limit.rlim_cur = limit.rlim_cur.max(limit.rlim_max.min(4096));
     // SAFETY: the limit is valid for the call.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
 }
 
-/// A connection that goes before the guest has taken its answer leaves nothing behind.
+/// A connection that ends before the guest has taken its answer leaves nothing behind.
 #[test]
 fn connections_that_come_and_go_without_a_buffer_leave_nothing() {
     let vsock = device();
@@ -377,9 +378,9 @@ fn connections_that_come_and_go_without_a_buffer_leave_nothing() {
     assert_works(&mut guest, &mut good);
 }
 
-/// Clients of the host that try again and again, while the guest takes none of their requests, or a few.
+/// Clients of the host try again and again, while the guest takes none of their requests, or a few.
 #[test]
-fn retries_of_the_host_leave_nothing_that_the_guest_has_not_heard_of() {
+fn retries_of_the_host_leave_nothing_that_the_guest_does_not_know() {
     let (vsock, path, _folder) = device_with_socket();
     let mut guest = Guest::new(vsock.clone());
     for buffers in [0, 3] {

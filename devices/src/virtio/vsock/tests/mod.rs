@@ -23,7 +23,7 @@ fn device() -> Arc<Vsock> {
     Arc::new(Vsock::new(3, None).unwrap())
 }
 
-/// A device with a socket, and the folder that it is in.
+/// Makes a device with a socket, and the directory that the socket is in.
 fn device_with_socket() -> (Arc<Vsock>, PathBuf, TempDir) {
     let folder = TempDir::new().unwrap();
     let path = folder.as_path().join("v.sock");
@@ -32,7 +32,7 @@ fn device_with_socket() -> (Arc<Vsock>, PathBuf, TempDir) {
 
 #[test]
 fn conforms() {
-    // A reset of a connection that is not there: it is taken, and has no answer.
+    // A reset of a connection that does not exist is taken and has no answer.
     let prepare = |machine: &Machine| {
         let header = guest::header(Op::Reset, 1000, 1000);
         machine.put(BUFFERS, &header.to_bytes());
@@ -80,7 +80,7 @@ fn program_connects_to_the_guest() {
 }
 
 #[test]
-fn refusal_of_the_guest_is_an_error_of_its_own() {
+fn refusal_by_the_guest_is_an_error_of_its_own() {
     let vsock = device();
     let mut guest = Guest::new(vsock.clone());
     let switchboard = vsock.switchboard().clone();
@@ -92,7 +92,7 @@ fn refusal_of_the_guest_is_an_error_of_its_own() {
     let caller = thread::spawn(move || switchboard.connect(8, Duration::from_millis(500)));
     let (request, _) = guest.next_of(Op::Request);
     assert!(matches!(caller.join().unwrap(), Err(ConnectError::NoAnswer { .. })));
-    // The guest that answers after all is told that it is too late.
+    // A guest that answers later is told that it is too late.
     guest.send(&guest::header(Op::Response, 8, request.src_port), &[]);
     guest.next_of(Op::Reset);
     vsock.close();
@@ -100,7 +100,7 @@ fn refusal_of_the_guest_is_an_error_of_its_own() {
 }
 
 #[test]
-fn client_of_the_socket_says_connect_and_hears_ok() {
+fn client_of_the_socket_sends_connect_and_reads_ok() {
     let (vsock, path, _folder) = device_with_socket();
     let mut guest = Guest::new(vsock);
     let mut client = UnixStream::connect(&path).unwrap();
@@ -131,7 +131,7 @@ fn client_whose_port_the_guest_refuses_sees_the_end() {
 }
 
 #[test]
-fn client_that_says_nothing_and_guest_that_does_not_answer_are_given_up() {
+fn silent_client_and_guest_that_does_not_answer_are_given_up() {
     let (vsock, path, _folder) = device_with_socket();
     let mut guest = Guest::new(vsock.clone());
     let mut silent = UnixStream::connect(&path).unwrap();
@@ -175,7 +175,7 @@ fn guest_reaches_the_socket_named_after_its_port() {
 }
 
 #[test]
-fn host_that_does_not_read_stops_the_guest_at_its_window_and_gets_all_in_the_end() {
+fn host_that_does_not_read_stops_the_guest_at_its_window_and_gets_every_byte_later() {
     let (mut guest, mut host) = Guest::connected(1000, 52);
     let data = numbered(1 << 20);
     let mut sent = 0;
@@ -231,7 +231,7 @@ fn guest_without_room_gets_what_fits_and_the_rest_later() {
 }
 
 #[test]
-fn each_side_may_end_its_direction_and_hear_the_other() {
+fn each_side_may_end_its_direction_and_still_receive() {
     let (mut guest, mut host) = Guest::connected(1000, 52);
     guest.send_data(1000, 52, b"last words");
     guest.send(&Header { flags: NO_MORE_SENT, ..guest::header(Op::Shutdown, 1000, 52) }, &[]);
@@ -326,7 +326,7 @@ fn connections_survive_a_pause_and_end_with_a_reset() {
 }
 
 #[test]
-fn listener_is_alone_on_its_port_and_hears_of_the_end() {
+fn listener_is_alone_on_its_port_and_is_informed_of_the_end() {
     let vsock = device();
     let listener = vsock.switchboard().listen(5).unwrap();
     assert!(matches!(vsock.switchboard().listen(5), Err(ListenError::Taken { port: 5 })));
@@ -354,7 +354,7 @@ fn socket_needs_a_free_short_path_and_its_file_goes_with_it() {
 }
 
 #[test]
-fn end_of_the_machine_gives_the_host_what_it_was_promised() {
+fn host_gets_the_bytes_in_flight_at_the_end_of_the_machine() {
     let (mut guest, mut host) = Guest::connected(1000, 52);
     let mut sent = 0;
     while guest.credit(1000, 52) >= 4000 {
