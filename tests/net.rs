@@ -160,7 +160,7 @@ fn tap_of_somebody_else_is_refused_without_privilege() {
         // SAFETY: the closure makes only system calls.
         unsafe { command.pre_exec(drop_capabilities) };
         let run = finish(&mut command);
-        run.expect(125, "--net tap=tap0: it is for another user");
+        run.expect(125, "--net tap=tap0: it belongs to another user");
         assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
     });
 }

@@ -1,4 +1,4 @@
-//! Stream sockets at paths of the host (`unix(7)`): connecting without waiting, and listening for the owner
+//! Stream sockets at paths of the host (`unix(7)`): connects without waiting, and listens for the owner
 //! alone. The console, vsock and network back ends make their sockets here.
 
 use std::fs;
@@ -47,12 +47,12 @@ pub(crate) fn connect(path: &Path) -> io::Result<UnixStream> {
 pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     let (address, len) = address(path)?;
     let socket = socket()?;
-    // SAFETY: the call takes a live descriptor and a number. The file gets the mode of the socket
-    // (`unix_bind` of Linux), less what the umask takes from it.
+    // SAFETY: the call takes an open descriptor and a number. The file gets the mode of the socket
+    // (`unix_bind` of Linux), reduced by the umask.
     if unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // Held over the call, so that every file that exists is in the list.
+    // The lock is held over the call, so that every file that exists is in the list.
     let mut files = lock(&FILES);
     // SAFETY: the address lives through the call, and `len` is within it.
     if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
@@ -62,7 +62,7 @@ pub fn listen(path: &Path) -> io::Result<(UnixListener, SocketFile)> {
     files.push(named.clone());
     drop(files);
     let file = SocketFile(named);
-    // SAFETY: the call takes a live descriptor and a number.
+    // SAFETY: the call takes an open descriptor and a number.
     if unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -116,7 +116,7 @@ fn socket() -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -136,9 +136,9 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
     Ok((address, len as libc::socklen_t))
 }
 
-/// Bytes of a socket's path with the zero at its end (`unix(7)`).
+/// The size in bytes of a socket's path with the zero at its end (`unix(7)`).
 pub(crate) const PATH_ROOM: usize = 108;
-/// The largest number of clients that wait to be accepted: the value of the standard library.
+/// The largest number of clients that wait to be accepted: the value that the standard library uses.
 const BACKLOG: libc::c_int = 128;
 
 #[cfg(test)]

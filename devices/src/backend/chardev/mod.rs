@@ -319,7 +319,7 @@ fn receive(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
     usize::try_from(received).map_err(|_| io::Error::last_os_error())
 }
 
-/// Returns the host's error number. Every error here comes from a system call and has one.
+/// Returns the host's error number. Every error here comes from a system call, and has one.
 fn errno_of(error: &io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }

@@ -18,7 +18,7 @@ fn terminal() -> (File, File) {
     let (mut master, mut slave) = (-1, -1);
     // SAFETY: both out-pointers are to live locals; the optional name, modes and size are absent.
     assert_eq!(unsafe { libc::openpty(&mut master, &mut slave, null_mut(), null(), null()) }, 0);
-    // SAFETY: openpty has just made this descriptor and nothing else owns it.
+    // SAFETY: openpty has just made this descriptor, and nothing else owns it.
     let master = unsafe { File::from_raw_fd(master) };
     // SAFETY: as above.
     let slave = unsafe { File::from_raw_fd(slave) };

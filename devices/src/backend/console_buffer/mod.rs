@@ -1,9 +1,9 @@
 //! A bounded buffer between the vCPUs that print and the one thread that writes the console.
 //!
-//! Serial ports and the virtio console push; the I/O thread drains. A push never waits: when the buffer is
-//! full, bytes are dropped and counted (`ring`). What passes is also read (`reader`): for a Linux kernel
-//! panic (`panic_watch`) and for Linux's banner (`matcher`), and the last lines are kept for a report on how
-//! the guest ended (`tail`).
+//! Serial ports and the virtio console push bytes; the I/O thread drains them. A push never waits: when the
+//! buffer is full, bytes are dropped and counted (`ring`). All bytes are also searched (`reader`): for a
+//! Linux kernel panic (`panic_watch`) and for Linux's banner (`matcher`). The last lines are kept for a
+//! report on how the guest ended (`tail`).
 
 mod matcher;
 mod panic_watch;
@@ -54,7 +54,7 @@ impl ConsoleBuffer {
         })
     }
 
-    /// Reports each text of a kernel panic to `requests`, as [`GuestRequest::PanicText`].
+    /// Sends [`GuestRequest::PanicText`] to `requests` for each text of a kernel panic.
     pub fn telling(self, requests: Arc<dyn GuestRequestSink>) -> Self {
         Self { requests: Some(requests), ..self }
     }
@@ -192,18 +192,18 @@ impl ConsoleBuffer {
         if ring.wants_room && ring.bytes.len() <= self.capacity / 2 {
             ring.wants_room = false;
             drop(state);
-            // The only failure is a counter at its maximum: the event is readable all the same.
+            // The only failure is a counter at its maximum, and then the event is already readable.
             let _ = self.room.write(1);
         }
     }
 
     fn wake_drainer(&self) {
-        // The only failure is a counter at its maximum: the event is readable all the same.
+        // The only failure is a counter at its maximum, and then the event is already readable.
         let _ = self.wake.write(1);
     }
 }
 
-/// Under one lock, so that what was read is what was counted.
+/// The ring and its reader, under one lock so that both have seen the same bytes.
 #[derive(Default)]
 struct State {
     ring: Ring,
@@ -222,7 +222,8 @@ pub enum Drained {
     Pending,
 }
 
-/// Bytes copied out of the ring at a time: one page, which a pipe takes in one piece (`PIPE_BUF`).
+/// The number of bytes copied out of the ring at a time: one page, which a pipe takes in one piece
+/// (`PIPE_BUF`).
 const PIECE: usize = 4096;
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ pub(super) struct PanicWatch {
     panic: Matcher<PanicMessage>,
     restart: Matcher<RestartMessage>,
     state: State,
-    /// Bytes since the text.
+    /// The number of bytes since the text.
     passed: usize,
     lines: PanicLine,
 }
@@ -72,7 +72,7 @@ impl PanicWatch {
 /// Keeps the line of a panic, however much output follows.
 #[derive(Default)]
 struct PanicLine {
-    /// The present line, as far as it is kept.
+    /// The present line, up to [`LINE_BYTES`].
     open: Vec<u8>,
     has_text: bool,
     last: Vec<u8>,
@@ -103,7 +103,7 @@ impl PanicLine {
     }
 }
 
-/// The length at which lines are cut for display.
+/// The length in bytes at which lines are cut for display.
 const LINE_BYTES: usize = 1024;
 /// The prefix that Linux prints before the text when it repeats it at the end of its report (`panic` in
 /// kernel/panic.c).
@@ -139,7 +139,8 @@ impl Text for RestartMessage {
     const TEXT: &'static [u8] = b"Restarting system";
 }
 
-/// Twice what a panic prints after its text: registers, a stack trace, and the list of modules.
+/// The number of bytes after which the text no longer explains a reset: twice what a panic prints after its
+/// text, which is registers, a stack trace and the list of modules.
 const TRACE_LIMIT: usize = 16 << 10;
 
 #[cfg(test)]

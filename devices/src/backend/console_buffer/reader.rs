@@ -1,6 +1,6 @@
-//! What is read in the output on its way through, whether the buffer keeps it or drops it: the text of a
-//! kernel panic, Linux's banner, the time of the first byte, and the last lines for the report on a guest
-//! that has ended.
+//! Searches the output on its way through, whether the buffer keeps it or drops it, for the text of a kernel
+//! panic and for Linux's banner. Records the time of the first byte, and keeps the last lines for the report
+//! on a guest that has ended.
 
 use std::time::Instant;
 
@@ -19,7 +19,8 @@ pub(super) struct OutputReader {
 }
 
 impl OutputReader {
-    /// Reads the next bytes, at least one. True when the text of a kernel panic was complete at one of them.
+    /// Reads the next bytes, of which there is at least one. Returns whether the text of a kernel panic was
+    /// complete at one of them.
     pub(super) fn feed(&mut self, bytes: &[u8]) -> bool {
         self.first_byte_at.get_or_insert_with(Instant::now);
         if self.banner.feed(bytes) {
@@ -30,7 +31,7 @@ impl OutputReader {
     }
 }
 
-/// How Linux introduces itself: the start of its first line.
+/// The start of the first line that Linux prints.
 #[derive(Default)]
 struct Banner;
 

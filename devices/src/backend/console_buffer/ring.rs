@@ -2,21 +2,21 @@
 
 use std::collections::VecDeque;
 
-/// The bytes that wait, oldest first, at most as many as the buffer's capacity.
+/// The bytes that wait, oldest first: at most the buffer's capacity.
 #[derive(Default)]
 pub(super) struct Ring {
     pub(super) bytes: VecDeque<u8>,
     pub(super) pushed: u64,
     pub(super) dropped: u64,
-    /// How many bytes had been pushed before the first that was dropped.
+    /// The number of bytes that were pushed before the first dropped one.
     dropped_from: Option<u64>,
-    /// A device has found no room.
+    /// Whether a device has found no space since there was last some.
     pub(super) wants_room: bool,
 }
 
 impl Ring {
-    /// Appends as many of `bytes` as fit into `capacity`, and counts the others as dropped. True when the
-    /// ring was empty and is not any more.
+    /// Appends as many of `bytes` as fit into `capacity`, and counts the others as dropped. Returns whether
+    /// the ring was empty and now is not.
     pub(super) fn append(&mut self, bytes: &[u8], capacity: usize) -> bool {
         let before = self.pushed;
         self.pushed = self.pushed.saturating_add(bytes.len() as u64);
@@ -31,7 +31,7 @@ impl Ring {
         was_empty && !kept.is_empty()
     }
 
-    /// Copies the oldest bytes into `scratch`, as many as are contiguous.
+    /// Copies the oldest bytes into `scratch`, as many as are contiguous and fit.
     pub(super) fn copy_front<'a>(&self, scratch: &'a mut [u8]) -> &'a [u8] {
         let (front, _) = self.bytes.as_slices();
         let len = front.len().min(scratch.len());
@@ -41,27 +41,28 @@ impl Ring {
         piece
     }
 
-    /// Counts everything that waits as dropped, and forgets it.
+    /// Drops all waiting bytes, and counts them.
     pub(super) fn discard(&mut self) {
         let (lost, from) = (self.bytes.len(), self.drained());
         self.bytes.clear();
         self.count_dropped(lost, from);
     }
 
-    /// Number of bytes that were dropped or still wait, and how many were pushed before the first of them.
+    /// Returns the number of bytes that were dropped or still wait, and the number of bytes pushed before the
+    /// first of them.
     pub(super) fn untaken(&self) -> (u64, Option<u64>) {
         let waiting = (!self.bytes.is_empty()).then(|| self.drained());
         let from = self.dropped_from.into_iter().chain(waiting).min();
         (self.dropped.saturating_add(self.bytes.len() as u64), from)
     }
 
-    /// Number of bytes that were drained: as many were pushed before the oldest one here, unless some were
-    /// dropped before it.
+    /// Returns the number of bytes that were drained. The same number was pushed before the oldest byte here,
+    /// unless some were dropped before it.
     fn drained(&self) -> u64 {
         self.pushed.saturating_sub(self.dropped).saturating_sub(self.bytes.len() as u64)
     }
 
-    /// Counts `bytes` bytes as dropped, before the first of which `from` were pushed.
+    /// Counts `bytes` as dropped. Before the first of them, `from` bytes were pushed.
     fn count_dropped(&mut self, bytes: usize, from: u64) {
         self.dropped = self.dropped.saturating_add(bytes as u64);
         if bytes > 0 {

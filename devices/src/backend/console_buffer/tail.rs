@@ -4,10 +4,10 @@
 
 use std::collections::VecDeque;
 
-/// The largest number of bytes kept: 20 lines of the width of a kernel's call trace, twice over.
+/// The number of bytes kept: twice 20 lines of the width of a kernel's call trace.
 pub const TAIL_BYTES: usize = 8 * 1024;
 
-/// The last bytes of a stream. Memory is taken with the first byte, and never more than [`TAIL_BYTES`].
+/// The last bytes of a stream. Memory is allocated with the first byte, and never more than [`TAIL_BYTES`].
 #[derive(Default)]
 pub(super) struct ConsoleTail {
     bytes: VecDeque<u8>,

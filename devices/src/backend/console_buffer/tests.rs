@@ -1,4 +1,4 @@
-//! What comes out of the buffer, what it drops, and whom it wakes.
+//! The bytes that come out of the buffer, those that it drops, and the events that it fires.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -14,14 +14,14 @@ use std::os::fd::RawFd;
 
 use crate::memory::Span;
 
-/// Bytes of a sector, which is the unit of a driver's requests (virtio 1.2, 5.2).
+/// The size of a sector in bytes, the unit of a driver's requests (virtio 1.2, section 5.2).
 pub const SECTOR: u64 = 512;
 
 /// The blocks of a disk, by their offset in bytes. Several threads may call it at the same time.
 ///
-/// Offsets and lengths come from the guest. The device has checked them against [`capacity`](Self::capacity).
-/// A back end checks them again, never panics, and never makes a file longer than it was when it was opened.
-/// Calls may block on the host, and run on a thread of the disk's own.
+/// Offsets and lengths come from the guest, and the device has checked them against
+/// [`capacity`](Self::capacity). A back end checks them again, never panics, and never makes a file longer
+/// than it was when it was opened. Calls may block on the host, and run on a thread of the disk's own.
 pub trait DiskBackend: Send + Sync {
     /// Returns the size in bytes, a multiple of [`SECTOR`]. It never changes.
     fn capacity(&self) -> u64;
@@ -29,13 +29,13 @@ pub trait DiskBackend: Send + Sync {
     /// Returns whether writes are refused, whatever the driver has negotiated.
     fn is_read_only(&self) -> bool;
 
-    /// Fills `spans` from `offset` on.
+    /// Fills `spans` with the blocks from `offset`.
     ///
     /// # Errors
     /// The errors of the host, and end of file if the file has become shorter.
     fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()>;
 
-    /// Writes `spans` from `offset` on. The data is durable after the next [`flush`](Self::flush).
+    /// Writes `spans` from `offset`. The data is durable after the next [`flush`](Self::flush).
     ///
     /// # Errors
     /// The errors of the host, and end of file if the file has become shorter.
@@ -47,22 +47,22 @@ pub trait DiskBackend: Send + Sync {
     /// The errors of the host. Writes since the last success may be lost then.
     fn flush(&self) -> io::Result<()>;
 
-    /// Declares the content of a range unused. It reads as anything afterwards.
+    /// Declares the content of a range unused. Afterwards the range may read as any bytes.
     ///
     /// # Errors
     /// The errors of the host. A host that cannot use the hint is not an error.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Makes a range read as zeroes, or only its first part if the host has to write them. Returns how many
-    /// bytes, which is at least one for a range that is not empty. With `unmap`, the host may free the
+    /// Makes a range read as zeroes, or only its first part if the host has to write them. Returns the number
+    /// of bytes, which is at least one unless the range is empty. With `unmap`, the host may free the
     /// storage.
     ///
     /// # Errors
     /// The errors of the host.
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<u64>;
 
-    /// Returns the descriptor in which offsets are the same, for an engine that reads and writes it directly.
-    /// `None` if there is no single one.
+    /// Returns the descriptor in which the blocks have the same offsets, for an engine that reads and writes
+    /// it directly. `None` if there is no single one.
     fn descriptor(&self) -> Option<RawFd> {
         None
     }

@@ -24,13 +24,13 @@ pub enum DiskOpenError {
     Kind,
     /// The host makes the block device read-only.
     #[error(
-        "the device is read-only: `ro` gives it to the guest as it is, `cow` keeps elsewhere what the guest writes"
+        "the device is read-only; use `ro` for a read-only disk, or `cow` to keep the guest's writes elsewhere"
     )]
     ReadOnlyDevice,
     /// The length is not one of a disk.
     #[error(
-        "a disk has at least one sector of {SECTOR} bytes and whole ones only, and this is {len} bytes \
-         (`truncate -s %{SECTOR}` rounds a file up)"
+        "a disk has at least one sector of {SECTOR} bytes and only whole ones, and this has {len} bytes; \
+         `truncate -s %{SECTOR} FILE` rounds a file up"
     )]
     Length {
         /// The length in bytes.
@@ -38,7 +38,7 @@ pub enum DiskOpenError {
     },
     /// Another user has it open in a way that excludes this one.
     #[error(
-        "another program, or another disk of this one, has it open{}; `ro` lets several read it, `cow` too",
+        "another program, or another disk of this one, has it open{}; use `ro` or `cow` to share it",
         if *writes { "" } else { " for writing" }
     )]
     Busy {
@@ -47,12 +47,12 @@ pub enum DiskOpenError {
     },
 }
 
-/// The lock on a disk's file against other users of such locks.
+/// The lock on a disk's file, which other programs with such locks respect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileLock {
-    /// Nobody else may have it open. For writing.
+    /// Nobody else may have the file open. For writing.
     Exclusive,
-    /// Others may read it too.
+    /// Others may read the file too.
     Shared,
 }
 
@@ -94,7 +94,7 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
             if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOLCK | libc::EINVAL)) =>
         {
             journal!(Host Warn,
-                "{}: its file system has no locks: nothing keeps a second writer away",
+                "{}: its file system has no locks, so a second writer cannot be noticed",
                 path.display()
             );
             Ok((file, len))
@@ -106,12 +106,12 @@ pub(super) fn open(path: &Path, lock: FileLock) -> Result<(File, u64), DiskOpenE
 /// Returns whether a block device refuses writes. Most can be opened for writing all the same.
 fn is_read_only(device: &File) -> io::Result<bool> {
     let mut answer: libc::c_int = 0;
-    // SAFETY: the call writes one int to the place that it is given.
+    // SAFETY: the call writes one int to the address that it is given.
     let result = unsafe { libc::ioctl(device.as_raw_fd(), BLKROGET, &raw mut answer) };
     if result == 0 { Ok(answer != 0) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `_IO(0x12, 94)` of `linux/fs.h`.
+/// The request number `_IO(0x12, 94)` of `linux/fs.h`.
 const BLKROGET: libc::c_ulong = 0x125e;
 
 /// Locks the whole file for as long as it is open. It is an OFD lock of fcntl(2), which closing another
@@ -135,9 +135,9 @@ fn lock_file(file: &File, lock: FileLock) -> io::Result<()> {
 
 /// Returns the present length of an open file.
 pub(super) fn length_now(file: BorrowedFd<'_>) -> io::Result<u64> {
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut stat: libc::stat = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure has room for the answer.
+    // SAFETY: the structure has space for the answer.
     let result = unsafe { libc::fstat(file.as_raw_fd(), &raw mut stat) };
     if result == 0 {
         Ok(u64::try_from(stat.st_size).unwrap_or_default())

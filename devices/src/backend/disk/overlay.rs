@@ -87,7 +87,7 @@ pub enum OverlayError {
     },
 }
 
-/// The error of a write that would use up the reserve of the host's file system.
+/// The error of a write that would use the reserved part of the host's file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the overlay does not take the last {RESERVE} % of its file system")]
 struct ReserveReached;
@@ -220,7 +220,7 @@ impl Overlay {
             return Ok(());
         }
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-        // SAFETY: plain numbers, and a descriptor that is open.
+        // SAFETY: the call takes numbers and an open descriptor.
         let result = unsafe { libc::fallocate(self.layer.as_raw_fd(), mode, at, len) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
@@ -270,7 +270,7 @@ impl DiskBackend for Overlay {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
-        // Only clusters in the overlay cost anything. Their share of the limit stays taken.
+        // Only clusters in the overlay take space. They still count towards the limit afterwards.
         let end = self.check(offset, len)?;
         let is_ours = offset < end
             && (self.cluster_of(offset)..=self.cluster_of(end.saturating_sub(1)))
@@ -293,22 +293,22 @@ impl DiskBackend for Overlay {
     }
 }
 
-/// Returns whether a file's blocks are pages of memory.
+/// Returns whether the blocks of a file are pages of memory.
 fn is_in_memory(file: &File) -> io::Result<bool> {
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure has room for the answer.
+    // SAFETY: the structure has space for the answer.
     if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(stat.f_type == libc::TMPFS_MAGIC || stat.f_type == RAMFS_MAGIC)
 }
 
-/// Returns the bytes that a file may grow by before its file system is down to the [`RESERVE`].
+/// Returns the number of bytes that a file may grow by before its file system is down to the [`RESERVE`].
 fn room_before_reserve(file: &File) -> io::Result<u64> {
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the structure has room for the answer.
+    // SAFETY: the structure has space for the answer.
     if unsafe { libc::fstatvfs(file.as_raw_fd(), &raw mut stat) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -321,14 +321,15 @@ fn room_before_reserve(file: &File) -> io::Result<u64> {
 }
 
 /// The part of a file system, in percent, that overlays leave to others. A guest can fill its disk at will,
-/// and the host must go on.
+/// and the host must keep working.
 const RESERVE: u64 = 5;
-/// Bytes that are written between two checks of the file system: few checks, and far less than the reserve of
-/// a usual disk.
+/// The number of bytes written between two checks of the file system: the checks are rare, and the number is
+/// far below the reserve of a usual disk.
 const BYTES_PER_LOOK: u64 = 16 << 20;
 
-/// Returns the binary logarithm of the cluster size. It is 4 KiB, the page of most file systems, so that
-/// nothing needs copying. Disks above 32 GiB have larger ones, so that the bits take 1 MiB at most.
+/// Returns the binary logarithm of the cluster size in bytes. The size is 4 KiB, the page of most file
+/// systems, so that usual writes need no copy. Disks above 32 GiB have larger clusters, so that the bits take
+/// at most 1 MiB.
 fn cluster_shift(capacity: u64) -> u32 {
     const LEAST: u32 = 12;
     const MAX_CLUSTERS: u64 = 1 << 23;
@@ -336,5 +337,5 @@ fn cluster_shift(capacity: u64) -> u32 {
     enough.unwrap_or(63)
 }
 
-/// From `linux/magic.h`, because the C library has no name for it.
+/// The magic number of ramfs in `linux/magic.h`, for which the C library has no name.
 const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;

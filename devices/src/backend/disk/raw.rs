@@ -56,7 +56,7 @@ impl RawDisk {
         let at = libc::off_t::try_from(offset).map_err(|_| out_of_range())?;
         let count = libc::off_t::try_from(end.saturating_sub(offset)).map_err(|_| out_of_range())?;
         loop {
-            // SAFETY: plain numbers, and a descriptor that is open.
+            // SAFETY: the call takes numbers and an open descriptor.
             let result = unsafe { libc::fallocate(self.file.as_raw_fd(), mode, at, count) };
             if result == 0 {
                 return Ok(());
@@ -115,8 +115,8 @@ impl DiskBackend for RawDisk {
         Some(self.file.as_raw_fd())
     }
 
-    /// Refuses to make a file longer again that somebody has cut. (After a cut between this check and the
-    /// write, the file grows up to its former length, which harms the guest only.)
+    /// Makes the checks of a write. Refuses to make a file longer again that someone has cut. (After a cut
+    /// between this check and the write, the file grows up to its former length, which harms only the guest.)
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
         if self.is_read_only() {
             return Err(io::Error::from_raw_os_error(libc::EROFS));

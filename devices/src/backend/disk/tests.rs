@@ -27,12 +27,12 @@ impl Scratch {
         Self { folder: TempDir::new_in("/var/tmp".as_ref()).unwrap(), memory: memory() }
     }
 
-    /// A place that has room for overlays, however full the disk of the machine is.
+    /// A directory with space for overlays, however full the disk of the machine is.
     fn in_memory() -> Self {
         Self { folder: TempDir::new_in(IN_MEMORY.as_ref()).unwrap(), memory: memory() }
     }
 
-    /// A file whose byte at each offset tells the offset.
+    /// A file whose bytes show their offset.
     fn disk(&self) -> PathBuf {
         let path = self.folder.as_path().join("disk.img");
         fs::write(&path, content()).unwrap();
@@ -52,7 +52,7 @@ impl Scratch {
         Ok(data)
     }
 
-    /// `len` bytes from address 0 on in three pieces.
+    /// `len` bytes from address 0 in three pieces.
     fn spans(&self, len: usize) -> Vec<Span> {
         let cuts = [0, len / 3, len / 2, len];
         let piece = |cut: &[usize]| self.memory.span(cut[0] as u64, (cut[1] - cut[0]) as u32).unwrap();
@@ -183,7 +183,7 @@ fn files_that_cannot_be_a_disk_are_refused() {
     assert!(matches!(open("/dev/zero".into()), DiskOpenError::Kind));
     let fifo = scratch.folder.as_path().join("fifo");
     let name = std::ffi::CString::new(fifo.to_str().unwrap()).unwrap();
-    // SAFETY: the name is a string with an end.
+    // SAFETY: the name ends with a zero.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     assert!(matches!(open(fifo), DiskOpenError::Kind));
 }
@@ -240,7 +240,8 @@ fn overlay_in_memory_needs_a_limit() {
 }
 
 proptest! {
-    /// Against a plain array, with clusters that are written, cleared and forgotten in any order.
+    /// Compares the overlay with a plain array, with clusters that are written, cleared and discarded in any
+    /// order.
     #[test]
     fn overlay_agrees_with_an_array(
         steps in proptest::collection::vec((0..3_u8, 0..DISK / 512, 1..40_u64, any::<u8>()), 1..60),

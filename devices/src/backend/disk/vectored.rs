@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::memory::Span;
 
-/// Fills `spans` from `offset` of `file` on.
+/// Fills `spans` from `offset` of `file`.
 ///
 /// # Errors
 /// The errors of preadv(2), and `UnexpectedEof` where the file ends.
@@ -18,7 +18,7 @@ pub(super) fn read_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io:
     })
 }
 
-/// Writes `spans` to `offset` of `file` on.
+/// Writes `spans` to `file` from `offset`.
 ///
 /// # Errors
 /// The errors of pwritev(2).
@@ -29,8 +29,8 @@ pub(super) fn write_all(file: BorrowedFd<'_>, offset: u64, spans: &[Span]) -> io
     })
 }
 
-/// Writes `len` zeroes to `offset` of `file` on, but at most [`MAX_ZEROES`], for file systems that cannot
-/// clear a range in another way. Returns how many.
+/// Writes `len` zeroes to `file` from `offset`, but at most [`MAX_ZEROES`], for file systems that cannot
+/// clear a range in another way. Returns the number of bytes.
 ///
 /// # Errors
 /// The errors of pwrite(2).

@@ -29,14 +29,14 @@ use crate::memory::{Buffers, Span};
 /// Frames come from two sides that are not trusted: the guest, and whoever is at the host's end. A back end
 /// checks the length of a frame and nothing else.
 pub trait NetBackend: Send {
-    /// Returns what the I/O thread waits for on behalf of this back end; `is_full` when the handler has
-    /// frames that the host does not take. The descriptor is the same each time. A back end of several
-    /// descriptors gives an epoll descriptor of its own: that is readable when one of them has something to
-    /// say, for whichever direction, and never writable.
+    /// Returns the descriptor and the events that the I/O thread waits for on behalf of this back end.
+    /// `is_full` is set when the handler has frames that the host does not take. The descriptor is the same
+    /// each time. A back end with several descriptors returns an epoll descriptor of its own, which is
+    /// readable when one of them is ready in either direction, and never writable.
     fn interest(&self, is_full: bool) -> Interest;
 
-    /// Handles `events` of the descriptor. The back end takes its own events from its epoll descriptor, if
-    /// it has one, and sends on what could not be sent before.
+    /// Handles `events` of the descriptor. A back end with an epoll descriptor takes its own events from it.
+    /// Continues frames that could not be sent before.
     ///
     /// # Errors
     /// The host's end has gone for good.
@@ -51,7 +51,7 @@ pub trait NetBackend: Send {
     /// receiver can do nothing.
     fn set_offloads(&mut self, offloads: Offloads);
 
-    /// Puts the next frame with its header into `room`, which has space for the header at least. The part
+    /// Puts the next frame with its header into `room`, which has at least space for the header. The part
     /// that does not fit is in [`overflow`](Self::overflow) until the next call.
     ///
     /// # Errors
@@ -77,15 +77,15 @@ pub trait NetBackend: Send {
 /// A descriptor, and the events that the I/O thread waits for there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interest {
-    /// A descriptor of the back end's, which stays open while the back end lives.
+    /// A descriptor of the back end, which stays open while the back end lives.
     pub descriptor: RawFd,
     /// The events. An error and a hang-up are reported in any case, and mean that the host's end is gone.
     pub events: EventSet,
 }
 
 impl Interest {
-    /// The interest of a back end whose only descriptor is the host's end itself. It is reported once for
-    /// each change. Frames are asked for at any time: a tap reports its removal as if a frame had come.
+    /// Makes the interest of a back end whose only descriptor is the host's end itself. The watch is
+    /// edge-triggered. Input is always included, because a tap reports its removal like a frame.
     pub fn of_end(end: &impl AsRawFd, is_full: bool) -> Interest {
         let sending = if is_full { EventSet::OUT } else { EventSet::empty() };
         Interest { descriptor: end.as_raw_fd(), events: EventSet::IN | EventSet::EDGE_TRIGGERED | sending }
@@ -122,13 +122,13 @@ pub enum LinkLost {
     /// The program at the other end of the socket has closed it.
     #[error("the program at the other end has closed the socket")]
     Closed,
-    /// The kernel reports a hang-up, and no more.
+    /// The kernel reports a hang-up without a cause.
     #[error("the host's end is gone")]
     HungUp,
     /// The socket failed.
     #[error("its socket failed: {0}")]
     Failed(io::Error),
-    /// The other end does not send frames.
+    /// The other end sends a length that no frame can have.
     #[error(
         "the other end announces a frame of {len} bytes, and {MAX_FRAME_LEN} is the limit: it speaks another protocol"
     )]
@@ -138,14 +138,14 @@ pub enum LinkLost {
     },
 }
 
-/// Bytes of the header of a frame: `virtio_net_hdr` of virtio 1.2, 5.1.6, with `num_buffers`.
+/// The length of a frame's header in bytes: `virtio_net_hdr` (virtio 1.2, section 5.1.6) with `num_buffers`.
 pub const HEADER_LEN: u32 = 12;
 
-/// Bytes of the longest frame without its header: an IP packet of 64 KiB with its Ethernet header (virtio
-/// 1.2, 5.1.6.3.1 asks for buffers of this size plus the header).
+/// The length of the longest frame in bytes, without its virtio header: an IP packet of 64 KiB with its
+/// Ethernet header. Virtio 1.2, section 5.1.6.3.1, requires buffers of this length plus the virtio header.
 pub const MAX_FRAME_LEN: u32 = 65_550;
 
-/// Bytes of the shortest frame: an Ethernet header.
+/// The length of the shortest frame in bytes: an Ethernet header.
 pub const MIN_FRAME_LEN: u32 = 14;
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ pub struct Offloads {
 }
 
 impl Offloads {
-    /// All known work.
+    /// All work that a tap can leave or take over.
     pub const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true, ecn: true };
 
     /// Returns whether a frame may be longer than the MTU.

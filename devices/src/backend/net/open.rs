@@ -12,7 +12,7 @@ use super::{NetBackend, Stream, Tap};
 #[non_exhaustive]
 pub enum NetOpenError {
     /// No interface has this name.
-    #[error("there is no such interface; `ip tuntap add NAME mode tap user USER` makes one")]
+    #[error("there is no such interface; make one with `ip tuntap add NAME mode tap user USER`")]
     NoInterface,
     /// The kernel has no taps, or refuses access to them.
     #[error("/dev/net/tun cannot be opened: {source}")]
@@ -21,16 +21,16 @@ pub enum NetOpenError {
         r#source: io::Error,
     },
     /// The tap belongs to another user.
-    #[error("it is for another user; `ip tuntap add NAME mode tap user USER` makes one for a user")]
+    #[error("it belongs to another user; make one with `ip tuntap add NAME mode tap user USER`")]
     Permission,
     /// The tap is in use.
     #[error("another program uses it")]
     Busy,
     /// The interface is not a tap, or is a tap of another mode.
-    #[error("it is not a tap with one queue, as `ip tuntap add NAME mode tap` makes them")]
+    #[error("it is not a tap with one queue; make one with `ip tuntap add NAME mode tap`")]
     NotATap,
     /// The descriptor is not open.
-    #[error("no descriptor of this number is open here: the program that starts this one has to pass it on")]
+    #[error("no descriptor of this number is open here; the program that starts this one has to pass it on")]
     NotOpen,
     /// The descriptor is neither a tap nor a unix stream socket.
     #[error("it is neither a tap nor a unix stream socket")]
@@ -81,12 +81,12 @@ impl std::fmt::Display for OpenStep {
 /// # Errors
 /// The descriptor is not open, or is of another kind.
 pub fn adopt(descriptor: RawFd) -> Result<Box<dyn NetBackend>, NetOpenError> {
-    // SAFETY: the call takes numbers, and makes a new descriptor.
+    // SAFETY: the call takes numbers and makes a new descriptor.
     let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
     if copy < 0 {
         return Err(NetOpenError::NotOpen);
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     let file = unsafe { File::from_raw_fd(copy) };
     if let Some(flags) = Tap::flags(&file) {
         set_nonblocking(copy, OpenStep::Tap)?;
@@ -103,7 +103,7 @@ pub fn adopt(descriptor: RawFd) -> Result<Box<dyn NetBackend>, NetOpenError> {
 fn set_nonblocking(descriptor: RawFd, step: OpenStep) -> Result<(), NetOpenError> {
     // SAFETY: the call takes numbers.
     let flags = unsafe { libc::fcntl(descriptor, libc::F_GETFL) };
-    // SAFETY: as above.
+    // SAFETY: the call takes numbers.
     match unsafe { libc::fcntl(descriptor, libc::F_SETFL, flags | libc::O_NONBLOCK) } {
         0 if flags >= 0 => Ok(()),
         _ => Err(NetOpenError::Prepare { step, source: io::Error::last_os_error() }),

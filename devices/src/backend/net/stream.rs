@@ -106,7 +106,7 @@ impl Stream {
     /// Sends as much of `pieces` as the socket takes. Returns the number of bytes.
     fn send_pieces(&self) -> Result<usize, LinkLost> {
         let iovecs = Span::iovecs(&self.pieces);
-        // SAFETY: all fields are numbers or pointers, for which zero is a value.
+        // SAFETY: all fields are numbers or pointers, for which zero is a valid value.
         let mut message: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
         message.msg_iov = iovecs.as_ptr().cast_mut();
         message.msg_iovlen = iovecs.len() as _;
@@ -119,7 +119,7 @@ impl Stream {
         }
     }
 
-    /// Sends what the socket takes of the tail.
+    /// Sends as much of the tail as the socket takes.
     fn flush(&mut self) -> Result<(), LinkLost> {
         while let Some(rest @ [_, ..]) = self.tail.get(self.tail_sent..) {
             // SAFETY: the pointer and the length are those of a slice.
@@ -135,7 +135,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Keeps the rest of a frame after its first `sent` bytes, its length included.
+    /// Keeps the rest of a frame after the first `sent` bytes of its prefix and content.
     fn keep_tail(&mut self, prefix: [u8; PREFIX_LEN], frame: &mut Buffers, sent: usize) {
         self.tail.clear();
         self.tail_sent = 0;
@@ -201,7 +201,7 @@ impl NetBackend for Stream {
             return self.flush().map(|()| Sent::Done);
         }
         self.pieces.clear();
-        // SAFETY: `prefix` lives until the end of this function, and `pieces` is used in it only.
+        // SAFETY: `prefix` lives until the end of this function, and only this function uses `pieces`.
         self.pieces.push(unsafe { Span::new(prefix.as_mut_ptr(), PREFIX_LEN as u32) });
         self.pieces.extend(frame.spans());
         let sent = self.send_pieces()?;
@@ -219,7 +219,7 @@ impl NetBackend for Stream {
 /// A cursor that fills spans from the front.
 struct Filler<'a> {
     room: &'a [Span],
-    /// Bytes of the first span that are filled.
+    /// The number of bytes of the first span that are filled.
     at: u32,
 }
 
@@ -249,11 +249,12 @@ fn would_block(error: io::Error) -> Result<(), LinkLost> {
 }
 
 const FLAGS: libc::c_int = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-/// Bytes of a frame's length.
+/// The length in bytes of the prefix with a frame's length.
 const PREFIX_LEN: usize = 4;
-/// The header of a frame that needs no work.
+/// The header of a frame without offloads.
 const NO_OFFLOADS: [u8; HEADER_LEN as usize] = [0; HEADER_LEN as usize];
-/// Two of the longest frames, so that one call takes many of the usual ones.
+/// The size of the receive buffer in bytes: two of the longest frames, so that one call takes many usual
+/// ones.
 const BUFFER_LEN: usize = 2 * (PREFIX_LEN + MAX_FRAME_LEN as usize);
 /// The largest number of iovecs in a call: IOV_MAX of Linux.
 const MAX_IOVECS: usize = 1024;

@@ -22,7 +22,7 @@ pub struct Tap {
     overflow: Box<[u8]>,
     overflow_len: usize,
     /// Buffers of the next frame. The vector is kept for its memory.
-    places: Vec<Span>,
+    buffers: Vec<Span>,
 }
 
 impl Tap {
@@ -79,7 +79,7 @@ impl Tap {
         }
         set_offloads(&file, Offloads::default()).map_err(failed)?;
         let overflow = vec![0; (HEADER_LEN.saturating_add(MAX_FRAME_LEN)) as usize].into();
-        Ok(Tap { file, offloads: Offloads::default(), overflow, overflow_len: 0, places: Vec::new() })
+        Ok(Tap { file, offloads: Offloads::default(), overflow, overflow_len: 0, buffers: Vec::new() })
     }
 
     /// Drops the waiting frames, up to a limit.
@@ -114,13 +114,13 @@ impl NetBackend for Tap {
     }
 
     fn receive(&mut self, room: &[Span]) -> Result<Received, LinkLost> {
-        self.places.clear();
-        self.places.extend(room.iter().take(MAX_IOVECS.saturating_sub(1)));
-        let room_len: usize = self.places.iter().map(|span| span.len() as usize).sum();
-        // SAFETY: the bytes live as long as this tap, and `places` is used in this call only.
+        self.buffers.clear();
+        self.buffers.extend(room.iter().take(MAX_IOVECS.saturating_sub(1)));
+        let room_len: usize = self.buffers.iter().map(|span| span.len() as usize).sum();
+        // SAFETY: the buffer lives as long as this tap, and only this call uses `buffers`.
         let overflow = unsafe { Span::new(self.overflow.as_mut_ptr(), self.overflow.len() as u32) };
-        self.places.push(overflow);
-        let iovecs = Span::iovecs(&self.places);
+        self.buffers.push(overflow);
+        let iovecs = Span::iovecs(&self.buffers);
         let count = iovecs.len() as libc::c_int;
         // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or the
         // overflow.
@@ -189,7 +189,7 @@ fn set_offloads(file: &File, offloads: Offloads) -> io::Result<()> {
 
 /// Returns a request about the interface `name`; `None` if no interface can have this name.
 fn interface_request(name: &str) -> Option<libc::ifreq> {
-    // SAFETY: all fields are numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte of the name stays zero.
     let place = request.ifr_name.get_mut(..libc::IFNAMSIZ.saturating_sub(1))?.get_mut(..name.len())?;
@@ -201,5 +201,6 @@ const TUN: &str = "/dev/net/tun";
 const MAX_LEN: u32 = HEADER_LEN + MAX_FRAME_LEN;
 /// The largest number of iovecs in a call: IOV_MAX of Linux.
 const MAX_IOVECS: usize = 1024;
-/// The largest number of frames that are dropped at a time: more than the queue of a tap holds by default.
+/// The largest number of frames that are dropped at a time: more than the default queue of a tap (1,000)
+/// holds.
 const MAX_DISCARDED: u32 = 2000;

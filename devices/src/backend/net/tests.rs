@@ -1,4 +1,4 @@
-//! Opening: what works, and each reason why it does not.
+//! Opening network back ends: success, and each reason for an error.
 
 use std::io::Write;
 use std::net::UdpSocket;
