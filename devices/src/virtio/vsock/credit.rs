@@ -1,45 +1,45 @@
-//! What each direction of a connection has room for, counted as the specification does (virtio 1.2, section
-//! 5.10.6.3): both ends count bytes without end, and the sender subtracts.
+//! The credit of each direction of a connection (virtio 1.2, section 5.10.6.3): both ends count bytes modulo
+//! 2^32, and the sender subtracts.
 
 use std::collections::VecDeque;
 
-/// Guest to host.
+/// The direction from the guest to the host.
 #[derive(Debug)]
 pub(super) struct ToHost {
-    /// Bytes that the guest may have in flight.
+    /// The number of bytes that the guest may have in flight.
     pub(super) window: u32,
-    /// Taken from the guest, and not yet by the socket: never more than `window`.
+    /// Bytes from the guest that the socket has not taken yet: never more than `window`.
     pub(super) backlog: VecDeque<u8>,
-    /// Bytes from the guest, counted without end.
+    /// The number of bytes received from the guest, modulo 2^32.
     pub(super) received: u32,
-    /// How many of them the socket has taken.
+    /// The number of these bytes that the socket has taken, modulo 2^32.
     pub(super) forwarded: u32,
-    /// `forwarded` as the guest knows it.
+    /// The value of `forwarded` that the guest knows.
     pub(super) told: u32,
     /// The guest sends no more.
     pub(super) ended: bool,
-    /// The host has been told so.
+    /// The host has been informed of that.
     pub(super) end_is_told: bool,
-    /// The host takes no more: what still comes is dropped.
+    /// The host takes no more: later bytes are dropped.
     pub(super) refused: bool,
 }
 
-/// Host to guest.
+/// The direction from the host to the guest.
 #[derive(Debug, Default)]
 pub(super) struct ToGuest {
-    /// Bytes that the guest has had, counted without end.
+    /// The number of bytes sent to the guest, modulo 2^32.
     pub(super) sent: u32,
-    /// Bytes that the guest has room for in all.
+    /// The size of the guest's buffer in bytes.
     pub(super) room: u32,
-    /// How many bytes the guest has taken out of its room, counted without end.
+    /// The number of bytes that the guest has taken out of its buffer, modulo 2^32.
     pub(super) taken: u32,
-    /// The socket may have bytes, or its end.
+    /// The socket may have bytes, or have ended.
     pub(super) readable: bool,
     /// The host sends no more.
     pub(super) ended: bool,
     /// The guest takes no more.
     pub(super) refused: bool,
-    /// The guest has been asked for room since it last had some.
+    /// The guest has been asked for its credit since it last had some.
     pub(super) room_is_asked_for: bool,
 }
 
@@ -57,20 +57,22 @@ impl ToHost {
         }
     }
 
-    /// Whether the guest, which has not ended, may send `len` bytes more.
+    /// Returns whether the guest may send `len` more bytes. It may not after it has ended this direction.
     pub(super) fn takes(&self, len: u32) -> bool {
         let in_flight = self.received.wrapping_sub(self.forwarded);
         !self.ended && len <= self.window.saturating_sub(in_flight)
     }
 
-    /// The guest is told of room once a good part of it is free again: each time costs a packet.
+    /// Returns whether a good part of the window is free again. The guest does not learn of less, because
+    /// each time costs a packet.
     pub(super) fn owes_credit(&self) -> bool {
         !self.ended && self.forwarded.wrapping_sub(self.told) >= self.window >> 2
     }
 }
 
 impl ToGuest {
-    /// Bytes that the guest has room for now. Numbers that do not fit together hurt only its own connection.
+    /// Returns the number of bytes that the guest has space for now. Numbers that contradict each other harm
+    /// only this connection.
     pub(super) fn credit(&self) -> u32 {
         self.room.saturating_sub(self.sent.wrapping_sub(self.taken))
     }
