@@ -253,7 +253,6 @@ pub(super) const FRAMES_AT_ONCE: u32 = 64;
 /// Frames after which a driver that sleeps is interrupted: once for each full round.
 const FRAMES_BETWEEN_INTERRUPTS: u32 = 64;
 /// Frames after which a driver that polls sees what is done. Each publication costs it a cache miss.
-
 const PUBLISH_EVERY: u32 = 16;
 /// The offset of `num_buffers`, the number of chains that a frame fills, in the frame's header (virtio 1.2,
 /// section 5.1.6).
