@@ -1,5 +1,5 @@
-//! The errors that this library's errors contain and that are not beside what they are about, so that a
-//! program can name and match each of them; and how an error is shown with its reason.
+//! Error types that this library's errors contain and that are not exported beside their subject, so that a
+//! program can name and match each of them; and how an error is shown with its causes.
 
 use std::error::Error;
 use std::fmt;
@@ -20,19 +20,19 @@ pub use coracle_image::compression::{Compression, DecompressError};
 pub use coracle_image::initramfs::{ArchiveError, InitrdError, LoaderError, ModulesError};
 pub use coracle_image::kernel_image::{KernelError, UnpackError as KernelUnpackError};
 
-/// An error and what has caused it, in one line: `error: cause: its cause`. What an error says of its cause
-/// itself is not said twice.
+/// Formats an error with its causes in one line: `error: cause: its cause`. A cause that an error's own
+/// message already contains is not repeated.
 ///
 /// ```
 /// let error = coracle::Vm::builder().kernel("/no/such/kernel").build().err().unwrap();
-/// // The errors of this library say their causes themselves.
+/// // The messages of this library's errors contain their causes.
 /// assert_eq!(coracle::error::whole(&error), error.to_string());
 /// ```
 pub fn whole(error: &dyn Error) -> String {
     Whole(error).to_string()
 }
 
-/// Shows [`whole`] of an error.
+/// Displays an error as [`whole`] does.
 pub(crate) struct Whole<'a>(pub(crate) &'a dyn Error);
 
 impl fmt::Display for Whole<'_> {
@@ -41,7 +41,8 @@ impl fmt::Display for Whole<'_> {
         let mut source = self.0.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            // Between two separators, so that no part of another sentence is taken for it.
+            // Compare between two separators, so that a part of another sentence is not mistaken for the
+            // cause.
             if !format!(": {line}: ").contains(&format!(": {text}: ")) {
                 line.push_str(": ");
                 line.push_str(&text);

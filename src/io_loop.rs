@@ -1,7 +1,7 @@
-//! An I/O thread: one event loop for the devices that have something to wait for on the host.
+//! An I/O thread: an event loop for devices that wait for something on the host.
 //!
-//! `io-0` carries the console and every virtio device that never waits; a device that does has a thread of
-//! its own. Started by the builder, stopped by `vm::stop`.
+//! `io-0` serves the console and every virtio device that never blocks; each device that may block has a
+//! thread of its own. The builder starts the threads, and `vm::stop` ends them.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::thread::ThreadKind;
 
-/// The owner's side of an I/O thread.
+/// The owner's handle of an I/O thread.
 pub(crate) struct IoLoop {
     stop: Arc<AtomicBool>,
     handle: LoopHandle,
@@ -26,7 +26,7 @@ pub(crate) struct IoLoop {
 }
 
 impl IoLoop {
-    /// Starts a thread with `event_loop` on it. A panic in it ends the virtual machine through `gate`.
+    /// Starts a thread that runs `event_loop`. A panic in it ends the virtual machine through `gate`.
     pub(crate) fn start(kind: &ThreadKind, mut event_loop: EventLoop, gate: Arc<Gate>) -> io::Result<IoLoop> {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = event_loop.handle();
@@ -43,19 +43,19 @@ impl IoLoop {
         Ok(IoLoop { stop, handle, ended, thread: Some(thread) })
     }
 
-    /// Asks the thread to end, without waiting for it: so that several end at the same time.
+    /// Asks the thread to end without waiting for it, so that several can end at the same time.
     pub(crate) fn ask_to_end(&self) {
         self.stop.store(true, Ordering::Release);
         self.handle.wake();
     }
 
-    /// Lets the handlers hand out what they hold, for [`DRAIN_LIMIT`] at most, and ends the thread. False
-    /// when it did not end: something on the host holds it, and it is left behind with what it uses.
+    /// Lets the handlers write out what they hold, for at most [`DRAIN_LIMIT`], and ends the thread. Returns
+    /// `false` if it did not end because a call to the host hangs; it is then abandoned with what it uses.
     pub(crate) fn stop(mut self) -> bool {
         self.end(STOP_LIMIT)
     }
 
-    /// Leaves a thread behind that is known to hang; it ends when it can.
+    /// Abandons a thread that is known to hang; it ends when it can.
     pub(crate) fn abandon(mut self) {
         self.end(Duration::ZERO);
     }
@@ -66,7 +66,7 @@ impl IoLoop {
         if self.ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             return false;
         }
-        // A panic of the thread has been reported by itself.
+        // A panic of the thread has already been reported.
         let _ = thread.join();
         true
     }
@@ -109,9 +109,10 @@ impl Drop for PanicReport {
     }
 }
 
-/// How long the last console bytes may take to leave.
+/// How long the last console output may take to be written. A reader that has stopped reading must not hold
+/// up the end of the machine for longer.
 const DRAIN_LIMIT: Duration = Duration::from_secs(1);
-/// How long the thread may take to end: draining, and a write to a file that is slow.
+/// How long the thread may take to end: draining, and a write to a slow file.
 pub(crate) const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
@@ -122,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    /// A handler that is stuck in its first event, as in a write to a file on a dead server.
+    /// A handler whose first event hangs, like a write to a file on a dead server.
     struct Stuck(EventFd);
 
     impl MutEventSubscriber for Stuck {

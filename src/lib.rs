@@ -1,9 +1,9 @@
 //! Coracle: a lightweight virtual machine monitor for Linux KVM.
 //!
 //! A [`Vm`] is built from a [`VmConfig`](config::VmConfig), runs on threads of its own, and ends with an
-//! [`Outcome`](outcome::Outcome). The library keeps no state but that of its machines (and what KVM says of
-//! the host's CPU, asked once), installs no signal handler, never ends the process and prints nothing: many
-//! virtual machines can live in one program.
+//! [`Outcome`](outcome::Outcome). Besides the state of its machines, the library keeps only the CPUID that
+//! KVM supports, which it reads once. It installs no signal handler, never ends the process and prints
+//! nothing, so that many virtual machines can live in one program.
 //!
 //! ```
 //! use std::time::Duration;
@@ -32,19 +32,20 @@
 //!
 //! # Contents
 //!
-//! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for what programs set most, [`config::VmConfig`] for
-//!   everything; [`Disk`], [`Net`], [`Root`].
-//! - Make sure of KVM first: [`host::ensure_kvm`], [`host::check_kvm`]. [`guest_data`] finds the default guest.
+//! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for common settings, [`config::VmConfig`] for all
+//!   settings; [`Disk`], [`Net`], [`Root`].
+//! - Make sure that there is a KVM first: [`host::ensure_kvm`], [`host::check_kvm`]. [`guest_data`] finds the
+//!   default guest.
 //! - Run it: [`Vm`], [`VmHandle`] for other threads, [`Event`] and [`Subscription`], [`Grace`].
 //! - Learn how it ended: [`outcome::Outcome`], [`outcome::Ending`], [`diagnosis::Diagnosis`], [`exit_code`].
 //! - Run commands in the guest and move files: [`Vm::exec`], [`Vm::read_file`], [`agent`].
 //! - Read and feed the console: [`VmBuilder::console_callback`], [`ConsolePipe`], [`ConsoleStreams`].
 //! - Talk to ports of the guest: [`vsock`], [`VmHandle::connect`], [`VmHandle::listen`].
 //! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`], [`VmHandle::registers`].
-//! - Make root file systems ahead: [`rootfs::write_image`].
-//! - Handle what goes wrong: [`BuildError`], [`host::EnsureKvmError`], and [`error`] for what they contain.
+//! - Prepare root file systems in advance: [`rootfs::write_image`].
+//! - Handle errors: [`BuildError`], [`host::EnsureKvmError`], and [`error`] for the errors that they contain.
 //!
-//! The feature `tokio` adds calls for tasks beside those that wait on a thread: their names end in `_async`.
+//! The feature `tokio` adds calls for async tasks, whose names end in `_async`, beside the blocking ones.
 //! The feature `bundled-agent` puts the guest agent into the library. The command is a package of its own,
 //! `coracle-cli`.
 
@@ -73,27 +74,27 @@ mod vcpu;
 mod virtio;
 mod vm;
 
-/// Parts of the library that only the command uses. They are no interface: they change whenever the package
-/// `coracle-cli` needs it, which is built from the same tree.
+/// Parts of the library that only the command uses. They are not an interface: they change whenever the
+/// package `coracle-cli`, which is built from the same tree, needs it.
 #[doc(hidden)]
 pub mod command {
     pub use crate::cpu::dump as dump_cpu;
     pub use crate::terminal::{Asked, Escape, RawTerminal, terminal_mode, terminal_size};
 
-    /// A command on an emulated host. Programs call [`ensure_kvm`](crate::host::ensure_kvm).
+    /// Running a command on an emulated host. Programs call [`ensure_kvm`](crate::host::ensure_kvm) instead.
     pub mod emulated_host {
         pub use crate::emulated_host::{EmulatedExit, EmulatedHostArgs, check, run};
     }
 }
 
-/// The files of the default guest that come with Coracle.
+/// Finding the files of the default guest, which come with Coracle.
 pub mod guest_data {
     pub use coracle_image::guest_data::{
         AgentProgramError, GuestData, GuestDataMissing, IS_AGENT_BUNDLED, find,
     };
 }
 
-/// Root file systems of guests, made ahead of the machines: [`rootfs::write_image`].
+/// Root file systems of guests, prepared before the machines: [`rootfs::write_image`].
 pub mod rootfs {
     pub use coracle_image::rootfs::{
         DirectoryError, EntryError, ImageError, ImageReport, LeftOut, RootError, RootSource, TarError,

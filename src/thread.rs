@@ -1,4 +1,4 @@
-//! The threads of a machine: one way to start them, with a name by kind.
+//! Starting the threads of a machine, with a name for each kind.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
@@ -6,27 +6,27 @@ use std::thread::{Builder, JoinHandle};
 use coracle_devices::journal::Journal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
-/// What a thread does, and so which calls of the host it makes.
+/// What a thread does, which also decides what system calls it makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
     /// Owns the machine, waits for its end and takes it apart.
     Control,
     /// Runs the vCPU with this index.
     Vcpu(u32),
-    /// Serves the console and devices that never wait for the host.
+    /// Serves the console and the devices that never block.
     Io,
-    /// Serves one virtio device that may wait for the host, by its interrupt (GSI).
+    /// Serves one virtio device that may block; the number is the device's interrupt (GSI).
     Device(u32),
-    /// Moves the bytes of the guest agent's connection.
+    /// Carries the bytes of the connection to the guest's agent.
     Agent,
-    /// Feeds a command in the guest from a reader of the program's.
+    /// Feeds a command in the guest from a reader of the program.
     AgentInput,
-    /// Hands console output to a writer or callback of the program's.
+    /// Passes console output to a writer or callback of the program.
     Console,
 }
 
 impl ThreadKind {
-    /// The name of the thread, at most 15 bytes, which is what Linux keeps (prctl(2), PR_SET_NAME).
+    /// Returns the name of the thread. Linux keeps at most 15 bytes of it (prctl(2), PR_SET_NAME).
     pub(crate) fn name(&self) -> String {
         match self {
             ThreadKind::Control => "control".to_owned(),
@@ -39,11 +39,11 @@ impl ThreadKind {
         }
     }
 
-    /// Starts a thread with every signal blocked: a kick that arrives early stays pending. It appends to the
-    /// journal of the thread that starts it.
+    /// Starts a thread with every signal blocked, so that a kick that arrives early stays pending. The thread
+    /// writes to the journal of the thread that starts it.
     ///
     /// # Errors
-    /// The host starts no more threads.
+    /// The host cannot start another thread.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         run: impl FnOnce() -> T + Send + 'static,
@@ -57,20 +57,20 @@ impl ThreadKind {
     }
 }
 
-/// Work that takes some milliseconds, on a thread of the Tokio runtime's that is meant for it.
+/// Runs work that takes some milliseconds on a blocking thread of the Tokio runtime.
 ///
 /// # Panics
-/// Where `work` does.
+/// Panics if `work` panics.
 #[cfg(feature = "tokio")]
 pub(crate) async fn on_a_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        // Nobody cancels it but a runtime that ends, which asks no task any more.
+        // The task is cancelled only when the runtime shuts down, and then no task is polled any more.
         Err(error) => std::panic::resume_unwind(error.into_panic()),
     }
 }
 
-/// Ample for what these threads call; only touched pages cost memory.
+/// Ample for what these threads call; only pages that are touched cost memory.
 const STACK_BYTES: usize = 256 << 10;
 
 #[cfg(test)]

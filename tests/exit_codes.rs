@@ -49,7 +49,7 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
         ("reset-acpi", &[], 112, "reset", "asked for a reset"),
         ("jump-to-mmio", &[], 113, "cannot-run", "KVM cannot run this guest"),
         ("halt", &["--on-halt", "exit"], 116, "halted", "the guest halted"),
-        ("spin", &["--boot-timeout", "300ms"], 124, "timed-out", "did not come to its init"),
+        ("spin", &["--boot-timeout", "300ms"], 124, "timed-out", "did not reach its init"),
     ] {
         let mut command = run_payload(guest);
         command.arg("-i").arg(&initrd).args(options).arg("--outcome").arg(&path).args(["--", "true"]);

@@ -130,7 +130,7 @@ fn guest_that_spins_is_shown_where_it_stands() {
     for (name, ring, instruction) in [("spin", 0, "jmp 0x10a000"), ("spin-ring3", 3, "jmp 0x10a000")] {
         let run =
             finish(run_payload(name).args(["--timeout", "300ms", "--cpus", "2", "--outcome"]).arg(&path));
-        run.expect(124, "it came at least to its entry; how far from there is unknown");
+        run.expect(124, "it reached at least its entry; how much further is unknown");
         let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(json["phase"], "entered");
         let vcpus = json["diagnosis"]["vcpus"].as_array().unwrap();

@@ -69,7 +69,7 @@ fn reports_say_what_the_exit_code_says() {
     finish(&mut command).expect(124, "timed out");
     let xml = fs::read_to_string(&junit).unwrap();
     let (_, error) = xml.split_once("<error message=\"timed out after 0.2 s\" type=\"timed-out\">").unwrap();
-    assert!(error.contains("it came at least to its entry") && error.contains("vCPU 0 was at"), "{xml}");
+    assert!(error.contains("it reached at least its entry") && error.contains("vCPU 0 was at"), "{xml}");
 }
 
 /// A test of a guest that prints `hello`, with a folder whose file system takes the names of new files, and

@@ -1,25 +1,26 @@
-//! What became of the bytes that a guest sent to its consoles: for the outcome, once the I/O thread has ended
-//! or is given up.
+//! What happened to the bytes that a guest sent to its consoles. The outcome reports it, once the I/O thread
+//! has ended or has been abandoned.
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 
 use super::Pump;
 
-/// The counts of all consoles of a machine.
+/// The byte counts of all consoles of a machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ConsoleCounts {
-    /// Bytes that the guest sent.
+    /// The number of bytes that the guest sent.
     pub(crate) sent: u64,
-    /// Of these, bytes that nobody took in time.
+    /// How many of these bytes nobody took in time.
     pub(crate) lost: u64,
-    /// How many had come on the console of the program, or of the terminal, before the first that was lost
-    /// there.
+    /// How many bytes the first console, the one that a program or terminal uses, had received before the
+    /// first byte that was lost there; `None` if none was.
     pub(crate) lost_from: Option<u64>,
 }
 
 impl ConsoleCounts {
-    /// Of the serial port's output and of that of the virtio console, which is the machine's first console
-    /// where there is one, and the one behind which `pump` stands. What still waits is taken by nobody.
+    /// Counts the output of the serial port and of the virtio console. Where there is a virtio console, it is
+    /// the machine's first console, and `pump` carries its output. Bytes that are still buffered count as
+    /// lost: nobody will take them any more.
     pub(crate) fn of(
         serial: &ConsoleBuffer,
         virtio: Option<&ConsoleBuffer>,

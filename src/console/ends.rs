@@ -1,4 +1,4 @@
-//! Opening what the consoles are connected to.
+//! Opening the host's ends of the consoles.
 
 use std::io::{self, PipeReader, PipeWriter, Write};
 use std::mem::MaybeUninit;
@@ -17,36 +17,37 @@ use super::Pump;
 use super::output::{LimitedFile, Output};
 use crate::config::{ConsoleDevice, SerialConfig, SerialFile, VmConfig};
 
-/// What a program connects the console to, in place of what the configuration says.
+/// What a program connects the console to, overriding the configuration.
 #[derive(Debug, Default)]
 pub struct ConsoleStreams {
-    /// Where input comes from; without it there is none.
+    /// The source of input; `None` for a console without input.
     pub input: Option<OwnedFd>,
-    /// Where output goes; without it, it is counted and dropped.
+    /// The destination of output; `None` to count and drop it.
     pub output: Option<OwnedFd>,
 }
 
-/// The program's side of a console that was asked for with
+/// The program's end of a console, requested with
 /// [`VmBuilder::console_piped`](crate::VmBuilder::console_piped).
 #[derive(Debug)]
 pub struct ConsolePipe {
-    /// What the guest prints; it ends with the machine. What is not read for long is dropped and counted.
+    /// The guest's output; the pipe reaches its end when the machine ends. Output that is not read in time is
+    /// dropped and counted.
     pub output: PipeReader,
-    /// What the guest reads.
+    /// The guest's input.
     pub input: PipeWriter,
 }
 
-/// Whether a program connects the console itself.
+/// Whether, and how, a program connects the console itself.
 #[derive(Clone, Default)]
 pub(crate) enum ConsoleChoice {
-    /// No: the configuration says what it is connected to.
+    /// Connected as configured.
     #[default]
     Configured,
-    /// To descriptors of its own.
+    /// Connected to the program's own descriptors.
     Streams(Arc<ConsoleStreams>),
-    /// To pipes that are made with each machine.
+    /// Connected to pipes, which are created with each machine.
     Piped,
-    /// To a writer of its own, which the first machine takes.
+    /// Connected to the program's own writer, which the first machine takes.
     Writer(Arc<Mutex<Option<Box<dyn Write + Send>>>>),
 }
 
@@ -62,21 +63,21 @@ impl fmt::Debug for ConsoleChoice {
 }
 
 impl ConsoleChoice {
-    /// Opens the ends of all consoles of a machine.
+    /// Opens the host's ends of all consoles of a machine.
     pub(crate) fn open_all(&self, config: &VmConfig) -> Result<MachineConsoles, ConsoleError> {
         if config.console == ConsoleDevice::Serial {
             return Ok(MachineConsoles { serial: self.open(&config.serial)?, virtio: None });
         }
         let mut serial = ConsoleEnds::open(&config.serial)?;
         if config.serial == SerialConfig::Stdio && matches!(self, ConsoleChoice::Configured) {
-            // Both print there; what is typed is for one.
+            // Both consoles share the output, but input can go to only one.
             serial.input = None;
         }
         Ok(MachineConsoles { serial, virtio: Some(self.open(&SerialConfig::Stdio)?) })
     }
 
-    /// How many bytes of the serial port may wait to be taken. A writer of the program's looks at what it
-    /// takes, and may be late.
+    /// Returns how many bytes of the serial port may be buffered. A program's writer may examine what it
+    /// takes, and so be late.
     pub(crate) fn capacity(&self) -> usize {
         match self {
             ConsoleChoice::Writer(_) => WRITER_CAPACITY,
@@ -84,7 +85,7 @@ impl ConsoleChoice {
         }
     }
 
-    /// Opens what was chosen, or what `config` names.
+    /// Opens the chosen end, or the one that `config` names.
     fn open(&self, config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
         match self {
             ConsoleChoice::Configured => ConsoleEnds::open(config),
@@ -98,40 +99,41 @@ impl ConsoleChoice {
     }
 }
 
-/// What the consoles of a machine are connected to, opened.
+/// The opened ends of all consoles of a machine.
 pub(crate) struct MachineConsoles {
     /// The serial port.
     pub serial: ConsoleEnds,
-    /// The virtio console, in a machine that has one.
+    /// The virtio console, if the machine has one.
     pub virtio: Option<ConsoleEnds>,
 }
 
 impl MachineConsoles {
-    /// The thread behind a writer of the program's own, or the other ends of its pipes. A program has one
-    /// console only.
+    /// Takes the thread that feeds the program's own writer, or the other ends of its pipes. A program is
+    /// connected to one console only.
     pub(crate) fn take_program_ends(&mut self) -> (Option<Pump>, Option<ConsolePipe>) {
         let ends = self.virtio.as_mut().unwrap_or(&mut self.serial);
         (ends.pump.take(), ends.pipe.take())
     }
 }
 
-/// What a console is connected to, opened.
+/// The opened end of a console.
 #[derive(Default)]
 pub(crate) struct ConsoleEnds {
     pub(super) output: Option<Output>,
     pub(super) input: Option<CharSource>,
     pub(super) listener: Option<ConsoleListener>,
-    /// The other side of a pseudo-terminal, which stays open so that programs can come and go.
+    /// The slave side of a pseudo-terminal. It stays open, so that programs can open and close the terminal
+    /// without hanging it up.
     pub(super) kept_open: Option<OwnedFd>,
     /// The other ends of the pipes, until the program takes them.
     pub(crate) pipe: Option<ConsolePipe>,
-    /// The thread behind a writer of the program's own.
+    /// The thread that feeds the program's own writer.
     pump: Option<Pump>,
-    /// Where others find the console, when that is not what the user named.
+    /// The path at which programs find the console, if it differs from the configured one.
     path: Option<PathBuf>,
 }
 
-/// A socket at which one client after the other has the console. Its file goes with it.
+/// A socket whose clients get the console one after the other. Its file is removed with it.
 pub(super) struct ConsoleListener {
     pub(super) socket: UnixListener,
     _file: SocketFile,
@@ -141,40 +143,40 @@ pub(super) struct ConsoleListener {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsoleError {
-    /// The file for the output cannot be made.
+    /// The output file cannot be opened.
     #[error("{SERIAL} file={}: the file cannot be opened for writing: {source}", path.display())]
     File {
-        /// As given.
+        /// The configured path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// The socket cannot be made.
+    /// The socket cannot be created.
     #[error("{SERIAL} socket={}: the socket cannot be made; the path must be free: {source}", path.display())]
     Socket {
-        /// As given.
+        /// The configured path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// There is no pseudo-terminal to be had.
+    /// The host cannot provide a pseudo-terminal.
     #[error("{SERIAL} pty: the host gives no pseudo-terminal: {0}")]
     Pty(io::Error),
-    /// One writer cannot serve two machines.
+    /// The program's writer is already in use: it cannot serve two machines.
     #[error(
         "the console's writer serves the first machine that this builder has built; give the next one its own"
     )]
     WriterTaken,
-    /// There is no pipe.
-    #[error("the host gives no pipe for the console: {0}")]
+    /// The host cannot provide a pipe.
+    #[error("the host cannot provide a pipe for the console: {0}")]
     Pipe(io::Error),
-    /// There is no pipe or thread for a writer.
-    #[error("the host gives no pipe or thread for the console's writer: {0}")]
+    /// The host cannot provide the pipe or the thread for a writer.
+    #[error("the host cannot provide a pipe or thread for the console's writer: {0}")]
     Writer(io::Error),
-    /// A descriptor cannot serve.
+    /// A descriptor cannot be used for a console.
     #[error("the console {connection} cannot be used: {source}")]
     Descriptor {
-        /// What it connects the console to.
+        /// What the descriptor connects the console to.
         connection: &'static str,
         /// Why the descriptor cannot be used.
         r#source: CharError,
@@ -182,13 +184,13 @@ pub enum ConsoleError {
 }
 
 impl ConsoleEnds {
-    /// Opens what `config` names. A standard input that is closed counts as one without input.
+    /// Opens the end that `config` names. If standard input is closed, the console has no input.
     fn open(config: &SerialConfig) -> Result<ConsoleEnds, ConsoleError> {
         match config {
             SerialConfig::Null => Ok(ConsoleEnds::default()),
             SerialConfig::Stdio => {
-                // A program started without input (`<&-`, or stdin open for writing only) has a silent
-                // console.
+                // A program that was started without input (`<&-`, or stdin open for writing only) has a
+                // console without input.
                 let input = CharSource::new(io::stdin().as_fd()).ok();
                 Ok(ConsoleEnds {
                     output: Some(sink("stdio", io::stdout())?),
@@ -223,7 +225,7 @@ impl ConsoleEnds {
         }
     }
 
-    /// The program's own descriptors.
+    /// Uses the program's own descriptors.
     pub(crate) fn of_streams(streams: &ConsoleStreams) -> Result<ConsoleEnds, ConsoleError> {
         let input = streams.input.as_ref().map(|fd| CharSource::new(fd.as_fd())).transpose();
         let input =
@@ -232,7 +234,7 @@ impl ConsoleEnds {
         Ok(ConsoleEnds { output, input, ..ConsoleEnds::default() })
     }
 
-    /// Pipes whose other ends are the program's.
+    /// Creates pipes whose other ends the program gets.
     fn piped() -> Result<ConsoleEnds, ConsoleError> {
         let (input, typed) = io::pipe().map_err(ConsoleError::Pipe)?;
         let (printed, output) = io::pipe().map_err(ConsoleError::Pipe)?;
@@ -241,7 +243,7 @@ impl ConsoleEnds {
         Ok(ConsoleEnds { pipe, ..ConsoleEnds::of_streams(&streams)? })
     }
 
-    /// The program's own writer.
+    /// Feeds the program's own writer.
     fn of_writer(writer: Box<dyn Write + Send>) -> Result<ConsoleEnds, ConsoleError> {
         let (pump, output) = Pump::start(writer).map_err(ConsoleError::Writer)?;
         Ok(ConsoleEnds {
@@ -251,7 +253,7 @@ impl ConsoleEnds {
         })
     }
 
-    /// The pseudo-terminal to open for this console.
+    /// Returns the path of the pseudo-terminal that programs open for this console.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
@@ -259,12 +261,12 @@ impl ConsoleEnds {
 
 impl ConsoleListener {
     fn bind(path: &Path) -> io::Result<ConsoleListener> {
-        // The console of a machine is for its owner.
+        // The socket's permissions admit its owner only, as a console can control the machine.
         let (socket, _file) = unix_socket::listen(path)?;
         Ok(ConsoleListener { socket, _file })
     }
 
-    /// The next client, if one waits: both directions of its connection.
+    /// Accepts the next client, if one waits, and returns both directions of its connection.
     pub(super) fn accept(&self) -> Option<(Output, CharSource)> {
         let (client, _) = self.socket.accept().ok()?;
         let output = Output::Descriptor(CharSink::new(client.as_fd()).ok()?);
@@ -283,13 +285,13 @@ impl Pty {
     fn open() -> io::Result<Pty> {
         let (mut ours, mut theirs) = (-1, -1);
         let mut mode = MaybeUninit::<libc::termios>::zeroed();
-        // SAFETY: zeroed is a valid mode; cfmakeraw clears and sets flags of it.
+        // SAFETY: an all-zero mode is valid; cfmakeraw only clears and sets flags in it.
         unsafe { libc::cfmakeraw(mode.as_mut_ptr()) };
-        // SAFETY: both results have room, the mode is valid, and neither name nor size is given.
+        // SAFETY: both results have room, the mode is valid, and null asks for neither a name nor a size.
         if unsafe { libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), mode.as_ptr(), ptr::null()) } < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: openpty has just created the descriptor, so nobody else owns it.
         let ours = unsafe { OwnedFd::from_raw_fd(ours) };
         // SAFETY: as above.
         let theirs = unsafe { OwnedFd::from_raw_fd(theirs) };
@@ -307,5 +309,6 @@ fn sink(connection: &'static str, fd: impl AsFd) -> Result<Output, ConsoleError>
     Ok(Output::Descriptor(sink))
 }
 
-/// Far more than a kernel prints while a thread of a busy host waits for a CPU.
+/// The number of bytes that may be buffered for a program's writer: far more than a kernel prints while the
+/// writer's thread waits for a CPU of a busy host.
 const WRITER_CAPACITY: usize = 1 << 20;

@@ -1,8 +1,8 @@
-//! The host's end of a console, serial port or virtio: what the guest prints goes out, what is typed goes in.
-//! Runs on the I/O thread.
+//! The host's end of a console, serial port or virtio: it carries the guest's output out and the input in. It
+//! runs on the I/O thread.
 //!
 //! Neither direction ever blocks. Output that nobody takes is dropped and counted by the [`ConsoleBuffer`];
-//! input waits in the host until the device has room.
+//! input stays in the host until the device has room.
 
 mod counts;
 mod ends;
@@ -30,7 +30,7 @@ pub(crate) use pump::Pump;
 use crate::gate::Gate;
 use crate::terminal::Escape;
 
-/// The commands that a person at the terminal gives to Coracle, and what they act on.
+/// The commands that a person at the terminal gives to Coracle, and the gate that they act on.
 pub(crate) struct Keys {
     escape: Escape,
     gate: Arc<Gate>,
@@ -47,22 +47,22 @@ pub(crate) struct Console {
     buffer: Arc<ConsoleBuffer>,
     device: Arc<dyn ConsoleInput>,
     output: Option<Output>,
-    /// The sink is behind: the loop waits until it takes more.
+    /// True while the sink accepts nothing: the loop waits until it does.
     output_blocked: bool,
-    /// The sink is gone, and no other comes.
+    /// True once the sink is gone for good.
     output_lost: bool,
     input: Option<CharSource>,
     input_watched: bool,
     listener: Option<ConsoleListener>,
     _kept_open: Option<OwnedFd>,
-    /// Typed, and not yet taken by the device.
+    /// Input that was read and that the device has not taken yet.
     pending: Vec<u8>,
     keys: Option<Keys>,
 }
 
 impl Console {
     /// Connects `device` and its output `buffer` to `ends`. With `keys`, Ctrl-A commands in the input are
-    /// obeyed.
+    /// executed.
     pub(crate) fn new(
         device: Arc<dyn ConsoleInput>,
         buffer: Arc<ConsoleBuffer>,
@@ -86,8 +86,9 @@ impl Console {
 
     fn write_output(&mut self, ops: &mut EventOps) {
         let Some(sink) = &mut self.output else {
-            // With a listener, a client that comes late finds the first bytes. Nobody has ever wanted those
-            // of a console that is connected to nothing, but those of one that was.
+            // With a listener, the output stays buffered for a client that comes late. Without one it is
+            // drained: a console that was never connected drops it silently, while one that has lost its sink
+            // counts it as lost.
             if self.output_lost {
                 self.buffer.discard();
             } else if self.listener.is_none() {
@@ -120,13 +121,13 @@ impl Console {
         if self.listener.is_some() {
             self.hang_up(ops);
         } else {
-            journal!(Host Warn, "console output is lost from here on: {}", io::Error::from_raw_os_error(errno));
+            journal!(Host Warn, "all further console output is lost: {}", io::Error::from_raw_os_error(errno));
             self.output_lost = true;
             self.buffer.discard();
         }
     }
 
-    /// Takes the next client of the socket.
+    /// Accepts the next client of the socket.
     fn accept_client(&mut self, ops: &mut EventOps) {
         let Some(listener) = &self.listener else { return };
         let Some((output, input)) = listener.accept() else { return };
@@ -137,7 +138,7 @@ impl Console {
         self.read_input(ops);
     }
 
-    /// Lets go of a client that is gone, and waits for the next.
+    /// Drops a client that has hung up, and waits for the next one.
     fn hang_up(&mut self, ops: &mut EventOps) {
         self.unwatch_output(ops);
         self.unwatch_input(ops);
@@ -164,10 +165,10 @@ impl Console {
         }
     }
 
-    /// Moves input into the device until the source has no more or the device has no room, and waits for that
-    /// one.
+    /// Moves input into the device until the source is empty or the device is full, and then waits for
+    /// whichever of them it is.
     fn read_input(&mut self, ops: &mut EventOps) {
-        // One turn takes a bounded number of rounds, so that output is not starved.
+        // Each turn takes a bounded number of rounds, so that input cannot starve output.
         for _ in 0..INPUT_ROUNDS {
             if !self.push_pending() || self.input.is_none() {
                 break;
@@ -204,14 +205,15 @@ impl Console {
         }
     }
 
-    /// The help is Coracle's: it does not count as the guest's output. A terminal that is behind misses it.
+    /// Shows the help for the keys. It comes from Coracle and does not count as the guest's output. A
+    /// terminal that is not taking output misses it.
     fn show_help(&mut self) {
         if let Some(sink) = &mut self.output {
             sink.write(Escape::HELP);
         }
     }
 
-    /// True when nothing is left and the device has room for more.
+    /// Pushes pending input into the device; `true` if nothing is left and the device has room for more.
     fn push_pending(&mut self) -> bool {
         let taken = if self.pending.is_empty() { 0 } else { self.device.enqueue_input(&self.pending) };
         self.pending.drain(..taken);
@@ -274,13 +276,13 @@ fn unwatch(ops: &mut EventOps, source: &impl AsRawFd) {
     }
 }
 
-// What an event is about.
+// The sources of events.
 const WAKE: u32 = 0;
 const OUTPUT: u32 = 1;
 const INPUT: u32 = 2;
 const ROOM: u32 = 3;
 const CLIENT: u32 = 4;
 
-/// Input that is read at a time: as much as the receive FIFO of a serial port holds.
+/// The number of input bytes that are read at a time: the size of a serial port's receive FIFO.
 const INPUT_BYTES: usize = 64;
 const INPUT_ROUNDS: usize = 16;

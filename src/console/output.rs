@@ -1,4 +1,4 @@
-//! Where the output of a console goes: a descriptor, or a file that does not grow without end.
+//! The destination of a console's output: a descriptor, or a file of limited size.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek};
@@ -11,14 +11,14 @@ use coracle_devices::journal;
 
 /// Takes the bytes of a console.
 pub(super) enum Output {
-    /// A descriptor.
+    /// A descriptor without a limit.
     Descriptor(CharSink),
     /// A file with a limit.
     File(LimitedFile),
 }
 
 impl Output {
-    /// Writes as much of `bytes` as is possible at once; all of it to a file.
+    /// Writes as much of `bytes` as is possible without blocking; a file takes all of it.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Written {
         match self {
             Output::Descriptor(sink) => sink.write(bytes),
@@ -26,7 +26,7 @@ impl Output {
         }
     }
 
-    /// As [`CharSink::poll_fd`].
+    /// See [`CharSink::poll_fd`].
     pub(super) fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Output::Descriptor(sink) => sink.poll_fd(),
@@ -35,24 +35,26 @@ impl Output {
     }
 }
 
-/// A file that is moved to the name with `.1` at its end when it has reached its limit. The last bytes of a
-/// guest are in one of the two, which together have at most twice the limit.
+/// A file that, when it reaches its limit, is renamed to the same name with `.1` appended. The guest's last
+/// bytes are in one of the two files, which together have at most twice the limit.
 pub(super) struct LimitedFile {
     path: PathBuf,
     file: File,
     sink: CharSink,
     limit: u64,
-    /// Bytes in the file.
+    /// The number of bytes in the file.
     written: u64,
 }
 
 impl LimitedFile {
-    /// Makes or empties the file at `path`. What is not a regular file, a FIFO for instance, has no limit.
+    /// Creates the file at `path`, or truncates it. A path that is not a regular file, such as a FIFO, has no
+    /// limit.
     ///
     /// # Errors
-    /// It cannot be opened for writing; in the result, it cannot serve as a console.
+    /// The outer error means that the path cannot be opened for writing; the inner one that it cannot serve
+    /// as a console.
     pub(super) fn create(path: &Path, limit: Option<u64>) -> io::Result<Result<Output, CharError>> {
-        // A FIFO that nobody reads is an error, and not a wait.
+        // With O_NONBLOCK, a FIFO without a reader is an error instead of a wait.
         let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
         let options = OpenOptions::new().write(true).create(true).truncate(true).custom_flags(flags).clone();
         let file = options.open(path)?;
@@ -63,7 +65,7 @@ impl LimitedFile {
         let Some(limit) = limit.filter(|_| file.metadata().is_ok_and(|metadata| metadata.is_file())) else {
             return Ok(Ok(Output::Descriptor(sink)));
         };
-        // The file itself is moved, and not a link to it.
+        // Resolve links, so that the file itself is renamed and not a link to it.
         let path = fs::canonicalize(path)?;
         Ok(Ok(Output::File(LimitedFile { path, file, sink, limit, written: 0 })))
     }
@@ -82,7 +84,7 @@ impl LimitedFile {
                     done = done.saturating_add(count);
                     self.written = self.written.saturating_add(count as u64);
                 }
-                // What went before counts; the next call meets it again.
+                // Report what was written first; the next call meets the same obstacle.
                 Written::WouldBlock | Written::Closed { .. } if done > 0 => break,
                 other => return other,
             }
@@ -90,16 +92,16 @@ impl LimitedFile {
         Written::Wrote(done)
     }
 
-    /// Empties the file, whose content stays beside it where that is possible.
+    /// Starts with an empty file. The old content is kept in the renamed file if renaming is possible.
     fn begin_again(&mut self) -> io::Result<()> {
         let rotated = self.rotate();
         let path = self.path.display();
         match rotated {
             Ok(()) => {
-                journal!(Guest Info, "{path} is full: it is {path}.1 now, and the console goes on in a new file");
+                journal!(Guest Info, "{path} is full: it has been renamed to {path}.1, and the console continues in a new file");
             }
             Err(error) => {
-                journal!(Host Warn, "{path} is full and begins again, since it cannot be moved: {error}");
+                journal!(Host Warn, "{path} is full and has been truncated, because it cannot be renamed: {error}");
                 self.file.set_len(0)?;
                 self.file.rewind()?;
             }
@@ -116,8 +118,8 @@ impl LimitedFile {
                 old.push(".1");
                 fs::rename(&self.path, old)?;
             }
-            Ok(_) => return Err(io::Error::other("another file has taken its name")),
-            // Somebody has moved it already.
+            Ok(_) => return Err(io::Error::other("another file has its name now")),
+            // Another process has already renamed the file.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -177,7 +179,7 @@ mod tests {
         let path = folder.as_path().join("log");
         let mut output = create(&path);
         output.write(b"0123456789");
-        // A directory with something in it cannot be replaced.
+        // A non-empty directory cannot be replaced by a rename.
         fs::create_dir_all(folder.as_path().join("log.1/x")).unwrap();
         assert_eq!(output.write(b"abc"), Written::Wrote(3));
         assert_eq!(read(&path), "abc");

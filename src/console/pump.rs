@@ -1,5 +1,5 @@
-//! A writer of the program's own as console output: a thread moves bytes from a pipe to it, so that a writer
-//! that blocks delays nobody but itself.
+//! A program's own writer as console output. A thread moves bytes from a pipe to the writer, so that a writer
+//! that blocks delays only itself.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use crate::thread::ThreadKind;
 
-/// The thread behind a writer.
+/// The thread that feeds a writer.
 pub(crate) struct Pump {
     /// Disconnected when the thread ends.
     ended: Receiver<()>,
-    /// Bytes that the writer has taken.
+    /// The number of bytes that the writer has taken.
     delivered: Arc<AtomicU64>,
 }
 
 impl Pump {
-    /// Starts the thread, which ends after the returned descriptor and its duplicates are closed, or when the
+    /// Starts the thread. It ends when the returned descriptor and all its duplicates are closed, or when the
     /// writer fails.
     pub(crate) fn start(writer: Box<dyn Write + Send>) -> io::Result<(Pump, OwnedFd)> {
         let (reader, output) = io::pipe()?;
@@ -33,13 +33,13 @@ impl Pump {
         Ok((Pump { ended, delivered }, output.into()))
     }
 
-    /// Waits until the writer has everything: false when it takes longer than `limit`.
+    /// Waits until the writer has taken everything; `false` if that takes longer than `limit`.
     pub(crate) fn finish(&self, limit: Duration) -> bool {
         self.ended.recv_timeout(limit) != Err(RecvTimeoutError::Timeout)
     }
 
-    /// Number of bytes that the writer has taken. All that was given to the pipe is lost but for these when
-    /// the thread has ended.
+    /// Returns the number of bytes that the writer has taken. Once the thread has ended, everything else that
+    /// went into the pipe is lost.
     pub(crate) fn delivered(&self) -> u64 {
         self.delivered.load(Ordering::Acquire)
     }

@@ -1,8 +1,8 @@
-//! How a virtual machine ended, and how far its guest had come.
+//! How a virtual machine ended, and how far its guest came.
 //!
 //! Code that treats several endings alike asks for their [`EndingKind`], or for a fact such as
-//! [`Ending::vcpu`]; only code that makes an ending names it. A new ending is therefore an edit of this file
-//! and of the one that makes it.
+//! [`Ending::vcpu`]; only code that creates an ending names it. Adding an ending is therefore an edit of this
+//! file and of the code that creates it.
 
 mod phase;
 
@@ -16,43 +16,43 @@ use crate::kvm::{VcpuFault, VcpuRegisters};
 
 pub use phase::Phase;
 
-/// The way in which a virtual machine ended.
+/// How a virtual machine ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Ending {
     /// The guest powered off.
     PoweredOff,
-    /// The workload ended with this code.
+    /// The guest's workload ended with an exit code.
     Exited {
-        /// As the guest gave it.
+        /// The code that the guest wrote.
         code: u32,
     },
     /// The guest's kernel panicked.
     Panicked {
-        /// How that is known.
+        /// How the panic was detected.
         evidence: PanicEvidence,
     },
     /// Every vCPU has halted with interrupts off, so that nothing can wake the guest.
     Halted,
-    /// The guest crashed in a way that resets a real machine: a triple fault.
+    /// The guest crashed in a way that resets a physical machine: a triple fault.
     Crashed {
-        /// Which vCPU.
+        /// The index of the vCPU.
         vcpu: u32,
-        /// Its registers, where KVM still tells them.
+        /// Its registers, if KVM still has them.
         registers: Option<Box<VcpuRegisters>>,
     },
-    /// The guest asked for a reset.
+    /// The guest requested a reset.
     Reset {
-        /// By which device.
+        /// The device by which it did so.
         source: ResetSource,
     },
-    /// KVM could not run the guest on.
+    /// KVM could not continue the guest.
     CannotRun {
-        /// Which vCPU.
+        /// The index of the vCPU.
         vcpu: u32,
-        /// Why.
+        /// The reason that KVM gave.
         fault: VcpuFault,
-        /// Its registers, where KVM still tells them.
+        /// Its registers, if KVM still has them.
         registers: Option<Box<VcpuRegisters>>,
     },
     /// Coracle or its host failed while the guest ran.
@@ -60,54 +60,53 @@ pub enum Ending {
         /// What failed.
         reason: HostFailure,
     },
-    /// Stopped by request of the program or the person that runs it.
+    /// Stopped on request of the program or of the person that runs it.
     Stopped,
-    /// Stopped because a time that it was given was over.
+    /// Stopped because a time limit expired.
     TimedOut {
-        /// Which.
+        /// The kind of limit.
         of: TimeLimit,
-        /// The limit.
+        /// The length of the limit.
         limit: Duration,
     },
-    /// The command that the machine was for was killed by this signal.
+    /// The command for which the machine ran was killed by a signal.
     CommandKilled {
-        /// Its number.
+        /// The number of the signal.
         signal: u8,
     },
-    /// The command that the machine was for could not be started, or its end is not known.
+    /// The command for which the machine ran could not be started, or how it ended is unknown.
     CommandFailed {
-        /// The exit code: 126 and 127 as shells have them, 125 for wrong usage, 111 for an agent that was
-        /// lost.
+        /// The exit code: 126 and 127 as in shells, 125 for wrong usage, 111 if the agent was lost.
         code: u8,
-        /// Why.
+        /// What went wrong, for a person.
         reason: String,
     },
-    /// Stopped because Coracle was sent this signal.
+    /// Stopped because Coracle received a signal.
     Signalled {
-        /// Its number.
+        /// The number of the signal.
         signal: i32,
     },
 }
 
-/// What endings have in common.
+/// The kinds of endings, for code that treats several endings alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EndingKind {
-    /// The guest came to its end: it powered off, or its workload ended.
+    /// The guest finished: it powered off, or its workload ended.
     Finished,
-    /// Its kernel panicked.
+    /// The guest's kernel panicked.
     Panicked,
-    /// It went no further by itself, on purpose or not: it halted, or asked for a reset.
+    /// The guest gave up, on purpose or not: it halted, or requested a reset.
     GaveUp,
-    /// A vCPU could not go on.
+    /// A vCPU could not continue.
     Died,
-    /// A time limit was over.
+    /// A time limit expired.
     TimedOut,
     /// The program, or the person that runs it, asked for the end.
     Asked,
     /// Coracle or its host failed.
     HostFailed,
-    /// The command that the machine was for was killed, could not be started, or was lost.
+    /// The command for which the machine ran was killed, could not be started, or was lost.
     Command,
 }
 
@@ -117,92 +116,93 @@ impl From<HostFailure> for Ending {
     }
 }
 
-/// A time that a guest is given.
+/// A limit of a guest's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum TimeLimit {
-    /// To its end.
+    /// From the start of the guest to its end.
     Wall,
-    /// To its init.
+    /// From the start of the guest until its init runs.
     Boot,
-    /// Without anything to do.
+    /// How long the guest may be idle.
     Idle,
-    /// To the end of the command that the machine is for.
+    /// From the start of the command for which the machine runs to its end.
     Command,
 }
 
-/// How a kernel panic is known.
+/// How a kernel panic was detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum PanicEvidence {
-    /// The guest said so by the pvpanic device.
+    /// The guest reported it through the pvpanic device.
     Device,
     /// Its text on the console, or a crash kernel, and then a reset.
     Reset,
-    /// Its text in the last line of the console, and then silence.
+    /// Its text in the console's last line, and then silence.
     Silence,
 }
 
-/// What can fail on the side of the host while a guest runs.
+/// What can fail on the host's side while a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostFailure {
-    /// A thread of Coracle's panicked: a defect.
+    /// A thread of Coracle panicked: a defect.
     #[error("the thread {thread} panicked; this is a defect of Coracle")]
     ThreadPanicked {
-        /// Its name.
+        /// The name of the thread.
         thread: String,
     },
     /// A vCPU did not leave the guest in time.
     #[error("vCPU {vcpu} did not stop within {limit:?}")]
     VcpuStuck {
-        /// Which.
+        /// The index of the vCPU.
         vcpu: u32,
-        /// The limit.
+        /// How long it was waited for.
         limit: Duration,
     },
     /// The I/O thread did not end in time.
     #[error("the console did not take its last output within {limit:?}: what it is connected to hangs")]
     IoStuck {
-        /// The limit.
+        /// How long it was waited for.
         limit: Duration,
     },
     /// A device did not finish its requests in time.
     #[error("{device} did not finish its requests within {limit:?}: what it is connected to hangs")]
     DeviceStuck {
-        /// Its name.
+        /// The name of the device.
         device: String,
-        /// The limit.
+        /// How long it was waited for.
         limit: Duration,
     },
-    /// A machine that was reset could not be made anew.
-    #[error("the guest reset its machine, which could not be started anew: {reason}")]
+    /// The guest reset its machine, and creating the new guest failed.
+    #[error("the guest reset its machine, which could not be restarted: {reason}")]
     Restart {
-        /// What the step that failed said.
+        /// The error of the step that failed.
         reason: String,
     },
-    /// What the command wrote could not be delivered.
+    /// The command's output could not be delivered.
     #[error("command output cannot be written to {stream}: {reason}")]
     CommandOutput {
         /// `stdout` or `stderr`.
         stream: &'static str,
-        /// What the host said.
+        /// The error that the host returned.
         reason: String,
     },
     /// A vCPU's thread could not be prepared.
     #[error("vCPU {vcpu} could not be started: {reason}")]
     VcpuStart {
-        /// Which.
+        /// The index of the vCPU.
         vcpu: u32,
-        /// What KVM said.
+        /// The error that KVM returned.
         reason: String,
     },
 }
 
 impl Ending {
-    /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
+    /// Returns the command's exit code for this ending: values from 100 up are the machine's own, lower
+    /// values are the guest's.
     pub fn exit_code(&self) -> u8 {
         match self {
             Ending::PoweredOff => exit_code::POWERED_OFF,
@@ -221,7 +221,7 @@ impl Ending {
         }
     }
 
-    /// Its name in the JSON object.
+    /// Returns the name of the ending in the JSON object.
     pub fn name(&self) -> &'static str {
         match self {
             Ending::PoweredOff => "powered-off",
@@ -240,7 +240,7 @@ impl Ending {
         }
     }
 
-    /// Its kind.
+    /// Returns the kind of the ending.
     pub fn kind(&self) -> EndingKind {
         match self {
             Ending::PoweredOff | Ending::Exited { .. } => EndingKind::Finished,
@@ -254,27 +254,28 @@ impl Ending {
         }
     }
 
-    /// The code of the workload, or of the command that the machine was for, if it ended with one.
+    /// Returns the exit code of the workload, or of the command for which the machine ran, if it ended with
+    /// one.
     pub fn workload_code(&self) -> Option<u32> {
         if let Ending::Exited { code } = self { Some(*code) } else { None }
     }
 
-    /// How it is known that the guest's kernel panicked, if it did.
+    /// Returns how the panic of the guest's kernel was detected, if it panicked.
     pub fn panic_evidence(&self) -> Option<PanicEvidence> {
         if let Ending::Panicked { evidence } = self { Some(*evidence) } else { None }
     }
 
-    /// The time limit that was over.
+    /// Returns the time limit that expired.
     pub fn time_limit(&self) -> Option<TimeLimit> {
         if let Ending::TimedOut { of, .. } = self { Some(*of) } else { None }
     }
 
-    /// The signal that Coracle was sent.
+    /// Returns the signal that Coracle received.
     pub fn signal(&self) -> Option<i32> {
         if let Ending::Signalled { signal } = self { Some(*signal) } else { None }
     }
 
-    /// The vCPU that could not go on.
+    /// Returns the index of the vCPU that could not continue.
     pub fn vcpu(&self) -> Option<u32> {
         match self {
             Ending::Crashed { vcpu, .. } | Ending::CannotRun { vcpu, .. } => Some(*vcpu),
@@ -282,7 +283,7 @@ impl Ending {
         }
     }
 
-    /// The registers of that vCPU, if KVM still had them.
+    /// Returns the registers of that vCPU, if KVM still has them.
     pub fn registers(&self) -> Option<&VcpuRegisters> {
         match self {
             Ending::Crashed { registers, .. } | Ending::CannotRun { registers, .. } => registers.as_deref(),
@@ -290,7 +291,7 @@ impl Ending {
         }
     }
 
-    /// The reason why KVM could not run it.
+    /// Returns the reason why KVM could not run that vCPU.
     pub fn fault(&self) -> Option<&VcpuFault> {
         if let Ending::CannotRun { fault, .. } = self { Some(fault) } else { None }
     }
@@ -333,10 +334,10 @@ impl std::fmt::Display for Ending {
                 write!(f, "timed out after {}", Seconds(*limit))
             }
             Ending::TimedOut { of: TimeLimit::Boot, limit } => {
-                write!(f, "timed out: the guest did not come to its init within {}", Seconds(*limit))
+                write!(f, "timed out: the guest did not reach its init within {}", Seconds(*limit))
             }
             Ending::TimedOut { of: TimeLimit::Idle, limit } => {
-                write!(f, "timed out: the guest had nothing to do for {}", Seconds(*limit))
+                write!(f, "timed out: the guest was idle for {}", Seconds(*limit))
             }
             Ending::TimedOut { of: TimeLimit::Command, limit } => {
                 write!(f, "timed out: the command was killed after {}", Seconds(*limit))
@@ -355,7 +356,7 @@ fn write_registers(f: &mut std::fmt::Formatter<'_>, registers: Option<&VcpuRegis
     write!(f, " (rip {:#x} rsp {:#x} cr2 {:#x} cr3 {:#x} ring {})", r.rip, r.rsp, r.cr2, r.cr3, r.ring)
 }
 
-/// A duration in seconds with the digits that matter.
+/// Shows a duration in seconds, with its significant digits.
 pub struct Seconds(pub Duration);
 
 impl std::fmt::Display for Seconds {
@@ -373,7 +374,7 @@ impl std::fmt::Display for Seconds {
     }
 }
 
-/// The number and the name of a signal.
+/// Returns the number and the name of a signal.
 pub(crate) fn signal_name(signal: i32) -> String {
     let name = match signal {
         libc::SIGHUP => "HUP",

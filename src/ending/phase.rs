@@ -1,31 +1,32 @@
-//! The way of a guest from its load to its command.
+//! The phases of a guest, from loading it to running its command.
 
 use serde::Serialize;
 
-/// How far a guest came at least, in the order in which Linux comes up. An image that is not Linux is known
-/// to be loaded, entered, or to have written to its console; more only where it says so itself.
+/// The furthest point that a guest is known to have reached, in the order of a Linux boot. Of an image that
+/// is not Linux, it is known that it was loaded, entered, or wrote to its console; later phases only if the
+/// image reports them itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// The kernel was loaded, and no vCPU has run.
+    /// The kernel was loaded, and no vCPU has run yet.
     Loaded,
-    /// The guest has run, and its console is silent.
+    /// The guest has run, but its console is silent.
     Entered,
     /// The guest has written to its console.
     Console,
-    /// The kernel runs: its banner was printed, or it has touched its clock, interrupt controller or serial
-    /// line.
+    /// The kernel is running: it has printed its banner, or touched its clock, interrupt controller or serial
+    /// port.
     Kernel,
-    /// The kernel has set its interrupt controller up.
+    /// The kernel has set up its interrupt controller.
     Interrupts,
     /// The kernel has started a second processor.
     Processors,
     /// The kernel's drivers have found a device.
     Devices,
-    /// A process runs: the guest's init, which has said so by the boot mark or was seen.
+    /// A process is running: the guest's init has written the boot mark or was otherwise observed.
     Init,
-    /// The command that the machine is for was started.
+    /// The command for which the machine runs was started.
     Command,
 }
 

@@ -24,70 +24,72 @@ use std::time::{Duration, Instant};
 pub(crate) use self::wake::{StartLimits, Wake};
 use crate::ending::{Ending, EndingKind, HostFailure};
 
-/// Shared by everything that can end the virtual machine, pause it, or wait for its end.
+/// The gate and the first ending, shared by everything that can end the virtual machine, pause it, or wait
+/// for its end.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    /// A [`GateState`]. Written under the lock of `record`, from which it follows.
+    /// A [`GateState`]. It follows from `record` and is written under its lock.
     state: AtomicU8,
     record: Mutex<Record>,
     changed: Condvar,
 }
 
-/// What was posted, and what the gate's state follows from.
+/// What was posted; the gate's state follows from it.
 #[derive(Debug, Default)]
 struct Record {
-    /// When the vCPUs were first allowed to run.
+    /// The time at which the vCPUs were first allowed to run.
     started: Option<Instant>,
     first: Option<Ending>,
-    /// What the owner asked for after the first ending: it ends a machine that would have outlived that one.
+    /// An ending that the owner requested after the first one. It prevails if the machine would have survived
+    /// the first ending, as it does a reset.
     overruling: Option<Ending>,
-    /// The first failure of the host after the first ending.
+    /// The first host failure after the first ending.
     host_failure: Option<HostFailure>,
-    /// The machine does not outlive the first ending.
+    /// True if the machine does not survive the first ending.
     over: bool,
-    /// Endings that changed nothing because others came before them.
+    /// The number of endings that changed nothing because others came first.
     later: u64,
-    /// The guest printed the text of a panic, and the control thread has not taken it yet.
+    /// True if the guest printed the text of a panic and the control thread has not noticed yet.
     panic_text: bool,
-    /// A crash kernel runs in place of one that panicked.
+    /// True if a crash kernel runs in place of a kernel that panicked.
     crash_kernel: bool,
-    /// Requests to disks that failed.
+    /// The number of disk requests that failed.
     disk_errors: u64,
-    /// Why the control thread is to pause the machine.
+    /// Set while the control thread has to pause the machine: the reason for it.
     pause_reason: Option<String>,
-    /// The owner allows the vCPUs to run.
+    /// True while the owner allows the vCPUs to run.
     resumed: bool,
-    /// The control thread keeps the vCPUs out of the guest: to look at them, or until all of them have
-    /// started.
+    /// True while the control thread keeps the vCPUs out of the guest: to inspect them, or until all of them
+    /// have started.
     held: bool,
-    /// vCPU threads that are outside the guest because the gate is not open.
+    /// The number of vCPU threads that are outside the guest because the gate is not open.
     parked: u32,
-    /// vCPU threads that have ended.
+    /// The number of vCPU threads that have ended.
     ended: u32,
-    /// How often [`Gate::ask_parked`] has asked.
+    /// How often [`Gate::ask_parked`] has asked the vCPU threads to serve a command.
     asked: u64,
 }
 
 /// What a vCPU does when it arrives at the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GateState {
-    /// Enters the guest.
+    /// It enters the guest.
     Open,
-    /// Waits for one of the other states.
+    /// It waits for another state.
     Paused,
-    /// Never enters the guest again.
+    /// It never enters the guest again, and its thread ends.
     Closed,
 }
 
 impl Gate {
-    /// Makes a gate that is paused.
+    /// Creates a gate that is paused.
     pub(crate) fn new() -> Gate {
         let state = AtomicU8::new(GateState::Paused as u8);
         Gate { state, record: Mutex::default(), changed: Condvar::new() }
     }
 
-    /// Ends the machine, unless another ending was posted before. A failure of the host is kept in any case:
-    /// the stop puts it in place of a clean ending.
+    /// Ends the machine, unless another ending was posted before. A failure of the host is recorded in any
+    /// case: the stop reports it in place of a clean ending.
     pub(crate) fn post(&self, ending: Ending) {
         let mut record = self.lock();
         match ending {
@@ -103,12 +105,13 @@ impl Gate {
         self.set_state(&record);
     }
 
-    /// Ends the machine because its owner wants it to end.
+    /// Ends the machine on behalf of its owner.
     pub(crate) fn stop(&self) {
         self.post(Ending::Stopped);
     }
 
-    /// The state now. One load, because vCPUs read it before every entry into the guest.
+    /// Returns the current state. It costs a single load, because vCPUs read it before every entry into the
+    /// guest.
     pub(crate) fn state(&self) -> GateState {
         match self.state.load(Ordering::Acquire) {
             value if value == GateState::Open as u8 => GateState::Open,
@@ -117,9 +120,9 @@ impl Gate {
         }
     }
 
-    /// Waits until the gate opens (true) or closes (false). A vCPU that found it paused calls this. After
-    /// each [`Gate::ask_parked`] it calls `serve`, without the lock; before it leaves, too, so that each
-    /// question that was asked while it was parked is answered.
+    /// Waits until the gate opens (`true`) or closes (`false`). A vCPU that finds the gate paused calls this.
+    /// It calls `serve`, without the lock, after each [`Gate::ask_parked`] and once more before it returns,
+    /// so that every command that was left while it was parked is answered.
     pub(crate) fn park(&self, mut serve: impl FnMut()) -> bool {
         let mut record = self.lock();
         record.parked += 1;
@@ -140,8 +143,8 @@ impl Gate {
         self.state() == GateState::Open
     }
 
-    /// Waits until `vcpus` threads, which are all, are parked in a machine that its owner has paused: true
-    /// when they are, false at once in one that is not paused. A hold of the control thread's is not a pause.
+    /// Waits until all `vcpus` threads are parked in a machine that its owner has paused. Returns `false` at
+    /// once if the owner has not paused it; a hold by the control thread is not a pause.
     pub(crate) fn wait_paused(&self, vcpus: u32, limit: Duration) -> bool {
         let is_early = |record: &mut Record| self.is_paused(record) && record.parked < vcpus;
         let wait = self.changed.wait_timeout_while(self.lock(), limit, is_early);
@@ -149,9 +152,9 @@ impl Gate {
         self.is_paused(&record) && record.parked >= vcpus
     }
 
-    /// Calls `leave`, which leaves a question for each vCPU, and has them served. That is done, and true
-    /// returned, only while [`Gate::wait_paused`] has nothing to wait for: then each thread serves at once.
-    /// `leave` runs under the lock: it must not wait.
+    /// Calls `leave`, which leaves a command for each vCPU, and makes the parked threads serve it. It does so
+    /// and returns `true` only in the state that [`Gate::wait_paused`] waits for, in which every thread
+    /// serves at once. `leave` runs under the lock, so it must not wait.
     pub(crate) fn ask_parked(&self, vcpus: u32, leave: impl FnOnce()) -> bool {
         let mut record = self.lock();
         let is_ready = self.is_paused(&record) && record.parked >= vcpus;
@@ -163,18 +166,18 @@ impl Gate {
         is_ready
     }
 
-    /// Whether the owner has the machine paused.
+    /// Whether the owner has paused the machine.
     fn is_paused(&self, record: &Record) -> bool {
         self.state() == GateState::Paused && !record.resumed
     }
 
-    /// Counts a vCPU's thread that ends. Each thread calls this once, after a panic too.
+    /// Counts a vCPU thread that ends. Each thread calls this once, even after a panic.
     pub(crate) fn vcpu_ended(&self) {
         self.lock().ended += 1;
         self.changed.notify_all();
     }
 
-    /// Lets the vCPUs run, unless the gate is closed. The time limits count from the first call.
+    /// Lets the vCPUs run, unless the gate is closed. The time limits start with the first call.
     pub(crate) fn open(&self) {
         let mut record = self.lock();
         record.started.get_or_insert_with(Instant::now);
@@ -182,12 +185,12 @@ impl Gate {
         self.set_state(&record);
     }
 
-    /// When the vCPUs were first allowed to run.
+    /// Returns the time at which the vCPUs were first allowed to run.
     pub(crate) fn started(&self) -> Option<Instant> {
         self.lock().started
     }
 
-    /// Keeps the vCPUs from entering again, unless the gate is closed. The caller kicks those that are
+    /// Keeps the vCPUs from entering the guest, unless the gate is closed. The caller kicks those that are
     /// inside.
     pub(crate) fn pause(&self) {
         let mut record = self.lock();
@@ -195,32 +198,33 @@ impl Gate {
         self.set_state(&record);
     }
 
-    /// Keeps the vCPUs out, or stops doing so, on behalf of the control thread. What the owner asked for with
-    /// [`Gate::open`] and [`Gate::pause`] stays as it is and holds afterwards.
+    /// Keeps the vCPUs out, or stops doing so, on behalf of the control thread. The owner's last
+    /// [`Gate::open`] or [`Gate::pause`] stays in force and applies afterwards.
     pub(crate) fn hold(&self, held: bool) {
         let mut record = self.lock();
         record.held = held;
         self.set_state(&record);
     }
 
-    /// Records that the machine ends with the first ending: it will not begin again.
+    /// Records that the first ending ends the machine: there will be no restart.
     pub(crate) fn set_over(&self) {
         self.lock().over = true;
         self.changed.notify_all();
     }
 
-    /// Waits for the end of a reset that closed the gate: true when the machine has begun again, or never
-    /// stopped.
+    /// Waits for the end of a reset that has closed the gate. Returns `true` if the guest has been restarted,
+    /// or the gate was not closed.
     pub(crate) fn wait_begun_again(&self, limit: Duration) -> bool {
         self.wait_until(limit, |record| record.first.is_none() || record.over)
             && self.state() != GateState::Closed
     }
 
-    /// Forgets the reset that came first, when all vCPU threads have ended and new ones are to be started.
-    /// They are held until [`Gate::hold`] lets them go.
+    /// Discards the reset that was the first ending, once all vCPU threads have ended and before new ones
+    /// start. The new threads are held until [`Gate::hold`] releases them.
     ///
     /// # Errors
-    /// What the owner has asked for since, or what has failed: it is the first ending now.
+    /// The ending that was requested, or the failure that occurred, since the reset: it is now the first
+    /// ending.
     pub(crate) fn begin_again(&self) -> Result<(), Ending> {
         let mut record = self.lock();
         let failure = record.host_failure.take().map(Ending::from);
@@ -236,23 +240,23 @@ impl Gate {
         Ok(())
     }
 
-    /// Waits until `vcpus` threads are parked or have ended: true when all are.
+    /// Waits until `vcpus` threads are parked or have ended; `false` if the limit expires first.
     pub(crate) fn wait_parked(&self, vcpus: u32, limit: Duration) -> bool {
         self.wait_until(limit, |record| record.parked + record.ended >= vcpus)
     }
 
-    /// Waits until `vcpus` threads have ended: true when all have.
+    /// Waits until `vcpus` threads have ended; `false` if the limit expires first.
     pub(crate) fn wait_vcpus_ended(&self, vcpus: u32, limit: Duration) -> bool {
         self.wait_until(limit, |record| record.ended >= vcpus)
     }
 
-    /// The first failure of the host after the first ending, and how many other endings came after it.
+    /// Returns the first host failure after the first ending, and the number of other endings after it.
     pub(crate) fn afterwards(&self) -> (Option<HostFailure>, u64) {
         let record = self.lock();
         (record.host_failure.clone(), record.later)
     }
 
-    /// Counts a request to a disk that the host could not carry out; with `pause_reason`, the control thread
+    /// Counts a disk request that the host could not carry out. With a `pause_reason`, the control thread
     /// pauses the machine.
     pub(crate) fn disk_failed(&self, pause_reason: Option<String>) {
         let mut record = self.lock();
@@ -263,12 +267,12 @@ impl Gate {
         }
     }
 
-    /// How many requests to disks the host could not carry out.
+    /// Returns the number of disk requests that the host could not carry out.
     pub(crate) fn disk_errors(&self) -> u64 {
         self.lock().disk_errors
     }
 
-    /// Whether a crash kernel has taken over from one that panicked.
+    /// Whether a crash kernel has taken over from a kernel that panicked.
     pub(crate) fn crash_kernel_runs(&self) -> bool {
         self.lock().crash_kernel
     }
@@ -292,8 +296,8 @@ impl Gate {
         done(&record)
     }
 
-    /// Takes the lock. A thread that panicked while it held the lock left counters and an ending, which are
-    /// valid at any time.
+    /// Takes the lock. It ignores poisoning: whatever a thread that panicked has left, the counters and the
+    /// ending are valid.
     fn lock(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }

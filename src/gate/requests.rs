@@ -1,4 +1,4 @@
-//! What a guest asks of the machine through its devices: most of it ends the machine.
+//! The requests that a guest makes of the machine through its devices; most of them end the machine.
 
 use coracle_devices::guest_request::{GuestRequest, GuestRequestSink};
 

@@ -1,4 +1,4 @@
-//! What the gate lets through, what it remembers, and what the control thread wakes up for.
+//! What the gate lets through, what it remembers, and what wakes the control thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +10,7 @@ use super::*;
 use crate::ending::{PanicEvidence, TimeLimit};
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// For what does not come.
+/// How long to wait for something that must not happen.
 const SHORT: Duration = Duration::from_millis(5);
 
 #[test]
@@ -84,9 +84,13 @@ fn waiting_ends_for_a_look_and_for_the_text_of_a_panic() {
         Wake::Look
     );
     GuestRequestSink::post(&gate, GuestRequest::PanicText);
-    assert_eq!(gate.state(), GateState::Paused, "the text ends nothing");
+    assert_eq!(gate.state(), GateState::Paused, "the text of a panic ends nothing");
     assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::PanicText);
-    assert_eq!(gate.next_wake(StartLimits::default(), Some(Instant::now())), Wake::Look, "it is told once");
+    assert_eq!(
+        gate.next_wake(StartLimits::default(), Some(Instant::now())),
+        Wake::Look,
+        "it is reported once"
+    );
 }
 
 #[test]
@@ -115,7 +119,7 @@ fn reset_machine_begins_again_with_the_gate_as_the_owner_left_it() {
     gate.vcpu_ended();
     assert_eq!(gate.state(), GateState::Closed);
     assert_eq!(gate.begin_again(), Ok(()));
-    assert_eq!(gate.state(), GateState::Paused, "not before all vCPUs are there");
+    assert_eq!(gate.state(), GateState::Paused, "not before all vCPUs have arrived");
     gate.hold(false);
     assert_eq!(gate.state(), GateState::Open);
     assert!(!gate.wait_vcpus_ended(1, Duration::ZERO));
@@ -187,7 +191,7 @@ fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
         let (gate, left, served) = (gate.clone(), left.clone(), served.clone());
         move || {
             gate.park(|| {
-                // Long enough for the gate to move meanwhile.
+                // Long enough for the gate to change meanwhile.
                 thread::sleep(Duration::from_millis(2));
                 served.fetch_add(left.swap(0, Ordering::Relaxed), Ordering::Relaxed);
             })
@@ -209,7 +213,7 @@ fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
             }
         }
     }
-    // The gate closes with two questions open.
+    // Close the gate with two commands pending.
     assert!(gate.ask_parked(1, leave) && gate.ask_parked(1, leave));
     gate.post(Ending::Stopped);
     assert!(!vcpu.join().unwrap());
@@ -221,7 +225,7 @@ fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
 fn questions_are_for_a_machine_that_its_owner_has_paused() {
     let gate = Gate::new();
     gate.open();
-    assert!(!gate.wait_paused(1, LIMIT), "nothing is waited for");
+    assert!(!gate.wait_paused(1, LIMIT), "an open gate is not waited for");
     assert!(!gate.ask_parked(0, || panic!("the gate is open")));
     gate.hold(true);
     assert_eq!(gate.state(), GateState::Paused);

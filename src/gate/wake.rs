@@ -1,4 +1,4 @@
-//! What the control thread waits for, and which of several things it takes first.
+//! What the control thread waits for, and which of several events it takes first.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -6,33 +6,34 @@ use std::time::{Duration, Instant};
 use super::Gate;
 use crate::ending::{Ending, TimeLimit};
 
-/// What the control thread wakes up for.
+/// Why the control thread wakes up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Wake {
-    /// The first ending was posted, or the wall limit is over.
+    /// The first ending was posted, or the wall-clock limit has expired.
     Ended(Ending),
     /// The guest printed the text of a kernel panic.
     PanicText,
-    /// A disk has a fault for which the machine is to be paused; the text names it.
+    /// A disk has a fault because of which the machine has to be paused; the text names the disk and the
+    /// fault.
     Pause(String),
-    /// The boot limit is over: by now the guest should have reached its init.
+    /// The boot limit has expired: by now the guest should have reached its init.
     BootLimit(Duration),
-    /// The time to look at the guest has come.
+    /// The time for a look at the guest has come.
     Look,
 }
 
-/// Time limits that count from when the vCPUs are first allowed to run.
+/// Time limits that start when the vCPUs are first allowed to run.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct StartLimits {
-    /// When the machine ends.
+    /// How long the machine may run.
     pub wall: Option<Duration>,
-    /// When to wake up with [`Wake::BootLimit`].
+    /// The time after which the control thread wakes up with [`Wake::BootLimit`].
     pub boot: Option<Duration>,
 }
 
 impl Gate {
-    /// Waits for the first ending, which is [`Ending::TimedOut`] when the wall limit is over, or for another
-    /// thing to act on; at the latest until `look_at`.
+    /// Waits for the first ending, which is [`Ending::TimedOut`] if the wall-clock limit expires, or for
+    /// another event. Returns at `look_at` at the latest.
     pub(crate) fn next_wake(&self, limits: StartLimits, look_at: Option<Instant>) -> Wake {
         let mut record = self.lock();
         loop {
@@ -40,7 +41,7 @@ impl Gate {
                 return Wake::Ended(ending.clone());
             }
             let now = Instant::now();
-            // A time that the clock cannot express never comes.
+            // A deadline that the clock cannot express never comes.
             let since_start = |limit: Option<Duration>| record.started?.checked_add(limit?);
             let (end, booted) = (since_start(limits.wall), since_start(limits.boot));
             let is_due = |at: Instant| now >= at;
@@ -55,7 +56,8 @@ impl Gate {
             if look_at.is_some_and(is_due) {
                 return Wake::Look;
             }
-            // After everything that has a time: a guest can print such a text as often as it likes.
+            // Checked after everything that has a deadline: a guest can print the text of a panic as often as
+            // it likes.
             if std::mem::take(&mut record.panic_text) {
                 return Wake::PanicText;
             }

@@ -1,4 +1,4 @@
-//! Keeping the threads of vCPUs on CPUs of the host. Called by the builder.
+//! Binding the threads of vCPUs to CPUs of the host.
 
 use std::io;
 use std::os::unix::thread::RawPthread;
@@ -7,48 +7,48 @@ use coracle_arch::field::CPU_AFFINITY;
 
 use crate::config::CpuAffinity;
 
-/// Why vCPUs cannot run where they should.
+/// Why vCPUs cannot be bound to the configured CPUs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AffinityError {
-    /// There is no such vCPU.
+    /// The configuration names a vCPU that the machine does not have.
     #[error("{CPU_AFFINITY} {affinity}: there is no vCPU {vcpu}, the guest has {count}, counted from 0")]
     NoSuchVcpu {
-        /// As configured.
+        /// The configured value.
         affinity: CpuAffinity,
-        /// The vCPU.
+        /// The index of the vCPU.
         vcpu: u8,
-        /// vCPUs of the machine.
+        /// The machine's number of vCPUs.
         count: u32,
     },
-    /// The host has no such CPU.
+    /// The configuration names a CPU that the host does not have.
     #[error("{CPU_AFFINITY} {affinity}: this host has no CPU {cpu}, its CPUs are 0 to {last}")]
     NoSuchCpu {
-        /// As configured.
+        /// The configured value.
         affinity: CpuAffinity,
-        /// The CPU.
+        /// The number of the CPU.
         cpu: u16,
-        /// The last CPU of the host.
+        /// The highest CPU number of the host.
         last: u16,
     },
-    /// The process may not run on it.
+    /// This process may not run on the CPU.
     #[error(
         "{CPU_AFFINITY} {affinity}: this process may not run on CPU {cpu}, which is offline or kept from it by \
          taskset or a cpuset; /proc/self/status lists those that it may use"
     )]
     NotAllowed {
-        /// As configured.
+        /// The configured value.
         affinity: CpuAffinity,
-        /// The CPU.
+        /// The number of the CPU.
         cpu: u16,
     },
-    /// A call failed.
+    /// The system call failed.
     #[error("the threads of the vCPUs cannot be kept on CPUs: {0}")]
     Call(io::Error),
 }
 
-/// Whether a machine with `count` vCPUs can have it: every vCPU is there, and every CPU may be used by the
-/// calling thread, whose set the threads of the vCPUs start with.
+/// Checks that a machine with `count` vCPUs can use this affinity: that it has the vCPUs, and that the
+/// calling thread, whose CPU set the vCPU threads inherit, may run on the CPUs.
 pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
     let affinity_named = || affinity.clone();
     if let CpuAffinity::Each(pairs) = affinity
@@ -69,41 +69,41 @@ pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityEr
     Ok(())
 }
 
-/// Keeps a thread, which has not been joined, on `cpus`.
+/// Binds a thread that has not been joined to `cpus`.
 pub(super) fn pin(thread: RawPthread, cpus: &[u16]) -> io::Result<()> {
     let mut set = empty_set();
     for cpu in cpus.iter().filter(|cpu| **cpu < CpuAffinity::CPU_LIMIT) {
-        // SAFETY: the number is below the size of the set.
+        // SAFETY: `cpu` is below the size of the set.
         unsafe { libc::CPU_SET(usize::from(*cpu), &mut set) };
     }
-    // SAFETY: the thread is alive or not joined yet, and the set has the size that is told.
+    // SAFETY: the thread is alive or not joined yet, and the given size is that of the set.
     match unsafe { libc::pthread_setaffinity_np(thread, size_of::<libc::cpu_set_t>(), &set) } {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 
-/// The CPUs that the calling thread may run on.
+/// Returns the CPUs that the calling thread may run on.
 fn allowed_cpus() -> io::Result<Vec<u16>> {
     let mut set = empty_set();
-    // SAFETY: the set has the size that is told; 0 is the calling thread.
+    // SAFETY: the given size is that of the set; pid 0 means the calling thread.
     if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the numbers are below the size of the set.
+    // SAFETY: every number is below the size of the set.
     Ok((0..CpuAffinity::CPU_LIMIT)
         .filter(|cpu| unsafe { libc::CPU_ISSET(usize::from(*cpu), &set) })
         .collect())
 }
 
 fn last_cpu() -> u16 {
-    // SAFETY: asks for a number of the system's.
+    // SAFETY: sysconf only returns a number.
     let count = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_CONF) };
     u16::try_from(count.saturating_sub(1).max(0)).unwrap_or(u16::MAX)
 }
 
 fn empty_set() -> libc::cpu_set_t {
-    // SAFETY: a set is an array of integers, for which zero is a value.
+    // SAFETY: a CPU set is an array of integers, for which zero is a valid value.
     unsafe { std::mem::zeroed() }
 }
 
@@ -141,7 +141,7 @@ mod tests {
         let allowed = allowed_cpus().unwrap();
         let [first, .., other] = allowed[..] else { return };
         let error = std::thread::spawn(move || {
-            // SAFETY: names the calling thread itself.
+            // SAFETY: pthread_self is always valid; it names the calling thread.
             pin(unsafe { libc::pthread_self() }, &[first]).unwrap();
             check(&CpuAffinity::Any(vec![other]), 1).unwrap_err().to_string()
         });

@@ -1,39 +1,39 @@
-//! How often, and why, vCPUs leave the guest: the number that decides a guest's speed.
+//! How often, and why, vCPUs leave the guest. Exits largely decide a guest's speed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
-/// Exits by reason.
+/// The number of exits, by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct ExitCounts {
-    /// Reads from ports.
+    /// Reads from I/O ports.
     pub port_in: u64,
-    /// Writes to ports.
+    /// Writes to I/O ports.
     pub port_out: u64,
-    /// Reads from addresses without memory.
+    /// Reads from guest physical addresses without memory.
     pub mmio_read: u64,
-    /// Writes to addresses without memory.
+    /// Writes to guest physical addresses without memory.
     pub mmio_write: u64,
-    /// Kicks, and returns without a reason.
+    /// Kicks, and returns from KVM_RUN without a reason.
     pub interrupted: u64,
-    /// Triple faults and faults of KVM.
+    /// Triple faults and errors of KVM.
     pub fatal: u64,
 }
 
 impl ExitCounts {
-    /// All of them.
+    /// Returns the number of all exits.
     pub fn total(&self) -> u64 {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = *self;
         port_in + port_out + mmio_read + mmio_write + interrupted + fatal
     }
 
-    /// Those that the guest made: without kicks, which come from outside.
+    /// Returns the number of exits that the guest caused: all but kicks, which come from outside.
     pub(crate) fn made_by_guest(&self) -> u64 {
         self.total() - self.interrupted
     }
 
-    /// Adds those of another vCPU.
+    /// Adds the exits of another vCPU.
     pub fn add(&mut self, other: &ExitCounts) {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = other;
         self.port_in += port_in;
@@ -50,13 +50,13 @@ impl std::fmt::Display for ExitCounts {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = self;
         write!(
             f,
-            "{port_in} reads and {port_out} writes of ports, {mmio_read} reads and {mmio_write} writes of devices' \
+            "{port_in} port reads and {port_out} port writes, {mmio_read} reads and {mmio_write} writes of devices' \
              memory, {interrupted} interruptions, {fatal} faults"
         )
     }
 }
 
-/// The counters of one vCPU: written by its thread alone, read by any.
+/// The exit counters of one vCPU: only its thread writes them, any thread may read them.
 #[derive(Debug, Default)]
 pub(crate) struct ExitCounters {
     pub(super) port_in: Counter,
@@ -68,7 +68,7 @@ pub(crate) struct ExitCounters {
 }
 
 impl ExitCounters {
-    /// Their values now.
+    /// Returns the current values.
     pub(crate) fn counts(&self) -> ExitCounts {
         let ExitCounters { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = self;
         ExitCounts {
@@ -82,7 +82,7 @@ impl ExitCounters {
     }
 }
 
-/// A counter with one writer: no read-modify-write is needed.
+/// A counter with a single writer, which therefore needs no read-modify-write instruction.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 

@@ -1,25 +1,25 @@
-//! What an exit leads to: an access on a bus, or the end of the virtual machine. Called by a vCPU's thread.
+//! The result of an exit: an access on a bus, or the end of the virtual machine. A vCPU's thread calls this.
 
 use coracle_devices::bus::Bus;
 
 use super::counts::ExitCounters;
 use crate::kvm::{VcpuExit, VcpuFault};
 
-/// The devices of a virtual machine, by port and by address.
+/// The devices of a virtual machine, by I/O port and by guest physical address.
 pub(crate) struct Buses {
-    /// 64 Ki ports.
+    /// The 65,536 I/O ports.
     pub ports: Bus,
-    /// Guest physical addresses without memory.
+    /// The guest physical addresses without memory.
     pub mmio: Bus,
 }
 
 /// What the thread does after an exit.
 pub(super) enum Next {
-    /// Enters the guest again, if the gate lets it.
+    /// Enters the guest again, if the gate allows it.
     Enter,
     /// Reports a triple fault.
     Crash,
-    /// Reports a fault of KVM.
+    /// Reports an error of KVM.
     Fault(VcpuFault),
 }
 

@@ -1,4 +1,4 @@
-//! The threads that run vCPUs, and what each exit of a guest leads to.
+//! The threads that run vCPUs, and the handling of each exit.
 
 pub(crate) mod affinity;
 mod counts;

@@ -1,7 +1,7 @@
-//! The thread of one vCPU: pass the gate, enter the guest, serve the exit, and again.
+//! The thread of one vCPU: it passes the gate, enters the guest, handles the exit, and starts again.
 //!
-//! It posts endings and waits for nothing but the gate. After the gate has closed it ends and hands its vCPU
-//! back, so that the control thread decides when KVM's part of it is closed.
+//! The thread posts endings and waits for nothing but the gate. When the gate has closed, the thread ends and
+//! returns its vCPU, so that the control thread decides when KVM's vCPU is closed.
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
@@ -20,13 +20,13 @@ use crate::gate::{Gate, GateState};
 use crate::kvm::{Kicker, Vcpu, VcpuRegisters};
 use crate::thread::ThreadKind;
 
-/// A vCPU with all that its thread needs.
+/// A vCPU with everything that its thread needs.
 pub(crate) struct VcpuThread {
     /// The vCPU, ready to run.
     pub vcpu: Vcpu,
     /// The devices of its virtual machine.
     pub buses: Arc<Buses>,
-    /// Where it reports its ending, and what lets it run.
+    /// The gate that lets the vCPU run and takes the ending that it reports.
     pub gate: Arc<Gate>,
 }
 
@@ -37,13 +37,13 @@ pub(crate) struct VcpuHandle {
     thread: JoinHandle<Vcpu>,
 }
 
-/// What a vCPU's thread shares with others.
+/// The state of a vCPU's thread that others can see.
 #[derive(Default)]
 struct Shown {
     counters: ExitCounters,
-    /// As it was when the thread last parked.
+    /// Whether the vCPU had halted for good when the thread last parked.
     halted_for_good: AtomicBool,
-    /// What it is asked while it is parked.
+    /// The commands that the thread serves while it is parked.
     mailbox: Mailbox,
 }
 
@@ -88,50 +88,50 @@ impl VcpuThread {
 }
 
 impl VcpuHandle {
-    /// Makes the vCPU leave the guest and look at the gate.
+    /// Makes the vCPU leave the guest and check the gate.
     pub(crate) fn kick(&self) {
         Kicker::new(&self.thread).kick();
     }
 
-    /// Keeps its thread on these CPUs of the host.
+    /// Binds the thread to these CPUs of the host.
     pub(crate) fn pin(&self, cpus: &[u16]) -> io::Result<()> {
         affinity::pin(self.thread.as_pthread_t(), cpus)
     }
 
-    /// The CPU time that its thread has used, in the guest and outside.
+    /// Returns the CPU time that the thread has used, inside and outside the guest.
     pub(crate) fn cpu_time(&self) -> Duration {
         cpu_clock::read(self.thread.as_pthread_t())
     }
 
-    /// Its index.
+    /// Returns the vCPU's index.
     pub(crate) fn index(&self) -> u32 {
         self.index
     }
 
-    /// Its exits so far.
+    /// Returns the vCPU's exits so far.
     pub(crate) fn exits(&self) -> ExitCounts {
         self.shown.counters.counts()
     }
 
-    /// Whether it had halted with interrupts off, or had never been started, when it last parked at the gate.
+    /// Whether the vCPU, when it last parked, had halted with interrupts off or had never been started.
     pub(crate) fn has_halted_for_good(&self) -> bool {
         self.shown.halted_for_good.load(Ordering::Acquire)
     }
 
-    /// Asks for its registers, which come through the channel at once. Call this within [`Gate::ask_parked`];
-    /// otherwise nobody may answer.
+    /// Asks for the vCPU's registers, which arrive in the channel at once. Call this within
+    /// [`Gate::ask_parked`]; otherwise there may be no answer.
     pub(crate) fn ask_registers(&self) -> Receiver<Option<VcpuRegisters>> {
         let (answer, receiver) = mpsc::sync_channel(1);
         self.shown.mailbox.leave(VcpuCommand::Registers(answer));
         receiver
     }
 
-    /// True when the thread has ended.
+    /// Whether the thread has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
 
-    /// The vCPU, once the thread has ended; none when it panicked.
+    /// Returns the vCPU once the thread has ended; `None` if the thread panicked.
     pub(crate) fn join(self) -> Option<Vcpu> {
         self.thread.join().ok()
     }
@@ -146,7 +146,7 @@ fn ending(next: Next, vcpu: &Vcpu) -> Option<Ending> {
     }
 }
 
-/// Tells the control thread that a vCPU's thread ends, by a panic too.
+/// Reports the end of a vCPU's thread to the gate on drop, and so after a panic as well.
 struct EndReport {
     gate: Arc<Gate>,
     vcpu: u32,

@@ -1,4 +1,4 @@
-//! `balloon`: from the size of RAM to the balloon, and the way to ask the guest for memory.
+//! The balloon: from the configuration to the device, and the handle by which the host asks for memory.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(super) struct BalloonSpec {
 }
 
 impl BalloonSpec {
-    /// The balloon that `config` asks for.
+    /// Returns the balloon that `config` asks for; `None` if it asks for none.
     pub(super) fn of(config: &VmConfig) -> Option<BalloonSpec> {
         config.balloon.then(|| BalloonSpec { ram_bytes: config.memory.bytes() })
     }
@@ -32,7 +32,7 @@ impl DeviceSpec for BalloonSpec {
 }
 
 impl VirtioDevices {
-    /// The balloon, in a machine that has one.
+    /// Returns the balloon, if the machine has one.
     pub(crate) fn balloon(&self) -> Option<&Arc<Balloon>> {
         self.handles().find_map(|handle| match handle {
             Handle::Balloon(balloon) => Some(balloon),

@@ -10,24 +10,24 @@ use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
 use super::{VirtioDevices, VirtioError};
 use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
 
-/// What the console device of a machine is for.
+/// What the console device of a machine is used for.
 pub(super) enum ConsoleSpec {
     /// The machine's console, with `--console virtio`.
     Console,
-    /// The agent, which is reached by a port of the device.
+    /// A port that leads to the agent.
     AgentPort,
     /// Both.
     Both,
 }
 
-/// The host's ends of the ports that the device has.
+/// The host's ends of the device's ports.
 pub(crate) struct ConsolePorts {
     console: Option<Arc<ConsolePort>>,
     agent: Option<Arc<StreamPort>>,
 }
 
 impl ConsoleSpec {
-    /// The console device that `config` asks for.
+    /// Returns the console device that `config` asks for; `None` if it asks for none.
     pub(super) fn of(config: &VmConfig) -> Option<ConsoleSpec> {
         let has_agent_port = config.agent.as_ref().is_some_and(AgentConfig::needs_console);
         match (config.console == ConsoleDevice::Virtio, has_agent_port) {
@@ -73,12 +73,12 @@ impl DeviceSpec for ConsoleSpec {
 }
 
 impl VirtioDevices {
-    /// The virtio console, in a machine that has one.
+    /// Returns the port of the machine's console, if that is a virtio console.
     pub(crate) fn console(&self) -> Option<&Arc<ConsolePort>> {
         self.console_ports()?.console.as_ref()
     }
 
-    /// The agent's port, in a machine that has one.
+    /// Returns the agent's port, if the machine has one.
     pub(crate) fn agent_port(&self) -> Option<&Arc<StreamPort>> {
         self.console_ports()?.agent.as_ref()
     }

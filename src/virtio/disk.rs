@@ -1,4 +1,4 @@
-//! From the configuration of a disk to the block device, and what becomes of the host's faults.
+//! From the configuration of a disk to the block device, and the policy for failed requests.
 
 use std::io;
 use std::path::Path;
@@ -44,7 +44,7 @@ impl DeviceSpec for Named<'_, DiskConfig> {
     }
 }
 
-/// The disk with the guest's root.
+/// The disk that holds the guest's root.
 impl DeviceSpec for RootDisk {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let file = match &self.backing {
@@ -74,7 +74,7 @@ impl DeviceSpec for RootDisk {
     }
 }
 
-/// An image of the user's is a disk as any other.
+/// Configures a root image of the user's as an ordinary disk.
 fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
     let access = match access {
         ImageAccess::ReadOnly => DiskAccess::ReadOnly,
@@ -102,7 +102,7 @@ fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioE
     Ok(Box::new(overlay))
 }
 
-/// Opens a disk's file as the disk does; below an overlay it is only read.
+/// Opens a disk's file as the device would; under an overlay it is only read.
 pub(super) fn check(disk: &Named<'_, DiskConfig>) -> Result<RawDisk, VirtioError> {
     let Named { field, config } = *disk;
     let lock = match config.access {
@@ -113,7 +113,7 @@ pub(super) fn check(disk: &Named<'_, DiskConfig>) -> Result<RawDisk, VirtioError
     RawDisk::open(&config.path, lock).map_err(|source| VirtioError::Disk { field, path: path(), source })
 }
 
-/// Counts the faults of one disk, and has the machine paused where that is wanted.
+/// Counts the failed requests of one disk, and has the machine paused if the policy says so.
 struct Faults {
     name: String,
     policy: DiskErrorPolicy,
@@ -125,7 +125,8 @@ impl FaultSink for Faults {
         let does = match operation {
             Operation::Read => "read",
             Operation::Write => "write",
-            // What was written before is lost already: there is nothing to wait for.
+            // A failed flush means that earlier writes may be lost already, so there is no point in pausing
+            // to retry.
             Operation::Flush => {
                 self.gate.disk_failed(None);
                 return FaultAction::Report;

@@ -1,5 +1,5 @@
-//! The virtio devices of a virtual machine: made from the configuration, attached in one way, connected to
-//! each life of the guest. Called by the builder, `vm::lifecycle` and `vm::stop`.
+//! The virtio devices of a virtual machine: created from the configuration, attached in one way, and
+//! connected to each guest in turn.
 //!
 //! A new device is a file with its [`DeviceSpec`](spec::DeviceSpec), and one line in [`specs`].
 
@@ -45,110 +45,111 @@ use crate::thread::ThreadKind;
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
-    /// Those of the devices that block, until the end.
+    /// The threads of devices that may block, until they are ended.
     threads: Mutex<Vec<IoLoop>>,
 }
 
-/// A device with its place in the machine.
+/// An attached device with its transport.
 struct Attached {
     transport: Arc<dyn Transport>,
     place: VirtioMmio,
     handle: Option<Handle>,
 }
 
-/// What devices are attached to.
+/// The parts of the machine to which devices are attached.
 pub(crate) struct AttachContext<'a> {
-    /// Gives interrupt lines.
+    /// Allocates interrupt lines.
     pub interrupts: &'a Interrupts,
-    /// The thread of the devices that do not block.
+    /// The I/O thread of devices that never block.
     pub io: LoopHandle,
-    /// Told of threads that panic.
+    /// Receives the failure of a thread that panics.
     pub gate: Arc<Gate>,
 }
 
-/// Why a device could not be made.
+/// Why a device could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VirtioError {
-    /// More devices than there are interrupts for them.
+    /// There are more devices than interrupts for them.
     #[error("{wanted} virtio devices are not possible: a machine has interrupts for {most}")]
     TooMany {
-        /// As configured.
+        /// The configured number.
         wanted: usize,
         /// The limit.
         most: usize,
     },
-    /// A disk's file cannot be one.
+    /// A disk's file cannot be used.
     #[error("{field} {}: {source}", path.display())]
     Disk {
         /// The setting that names it: one of the disks, or the root.
         field: Field,
-        /// As configured.
+        /// The configured path.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: DiskOpenError,
     },
-    /// A disk cannot have its overlay.
+    /// A disk's overlay cannot be created.
     #[error("{field} {}: {source}{}", path.display(), temporary::advice())]
     Overlay {
         /// The setting that names it: one of the disks, or the root.
         field: Field,
-        /// As configured.
+        /// The configured path of the disk.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: OverlayError,
     },
-    /// Two disks with one serial number.
+    /// Two disks have the same serial number.
     #[error("two disks have the id {id}: give each its own")]
     DiskIdTwice {
-        /// The number.
+        /// The serial number.
         id: DiskId,
     },
-    /// A network card's end on the host cannot be had.
+    /// The host's end of a network card cannot be opened.
     #[error("{field} {end}: {source}")]
     Net {
         /// The setting that names it.
         field: Field,
-        /// The end.
+        /// The configured end.
         end: NetEnd,
-        /// Why.
+        /// The cause.
         r#source: NetOpenError,
     },
-    /// Two network cards with one address.
+    /// Two network cards have the same MAC address.
     #[error("two network cards have the address {mac}: give each its own")]
     MacTwice {
-        /// The address.
+        /// The MAC address.
         mac: MacAddress,
     },
-    /// Two network cards with one end.
+    /// Two network cards have the same end on the host.
     #[error("two network cards have the end {end}: give each its own")]
     NetTwice {
-        /// The end.
+        /// The configured end.
         end: NetEnd,
     },
-    /// The socket device cannot be had.
+    /// The vsock device cannot be set up.
     #[error("{} {option}: {source}", vsock::FIELD)]
     Vsock {
         /// As configured.
         option: String,
-        /// Why.
+        /// The cause.
         r#source: VsockError,
     },
-    /// The host has too little of something.
+    /// The host has run out of something that the device needs.
     #[error("{device}: the host cannot make it: {source}")]
     Host {
-        /// The device's name.
+        /// The name of the device.
         device: String,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
 }
 
 impl VirtioDevices {
-    /// Opens what the devices of `config` and the disk of its root need on the host, and attaches them.
+    /// Opens everything that the devices of `config` and the root disk need on the host, and attaches the
+    /// devices.
     ///
     /// # Errors
-    /// A device cannot be had.
+    /// The first device that cannot be created.
     pub(crate) fn attach(
         config: &VmConfig,
         root: Option<&Root>,
@@ -169,17 +170,17 @@ impl VirtioDevices {
         Ok(VirtioDevices { attached, threads: Mutex::new(threads) })
     }
 
-    /// The host's sides of the devices that have one.
+    /// Returns the host's handles of the devices that have one.
     fn handles(&self) -> impl Iterator<Item = &Handle> {
         self.attached.iter().filter_map(|device| device.handle.as_ref())
     }
 
-    /// Where they are, for tables and command lines.
+    /// Returns the windows and interrupts of the devices, for tables and command lines.
     pub(crate) fn places(&self) -> Vec<VirtioMmio> {
         self.attached.iter().map(|device| device.place).collect()
     }
 
-    /// Their register windows, for the bus.
+    /// Returns the register windows of the devices, for the bus.
     pub(crate) fn windows(&self) -> impl Iterator<Item = (BusRange, Arc<dyn BusDevice>)> {
         self.attached.iter().map(|device| {
             let range = BusRange::new(device.place.base, device.transport.window_len());
@@ -187,10 +188,10 @@ impl VirtioDevices {
         })
     }
 
-    /// Connects the devices to a new life of the guest, before it runs.
+    /// Connects the devices to a new guest before it runs.
     ///
     /// # Errors
-    /// KVM refuses a doorbell.
+    /// KVM refuses to register a doorbell.
     pub(crate) fn connect(&self, vm: &KvmVm, memory: &GuestMemory) -> Result<(), KvmError> {
         for Attached { transport, place, .. } in &self.attached {
             for Doorbell { offset, value, event } in transport.doorbells() {
@@ -201,45 +202,46 @@ impl VirtioDevices {
         Ok(())
     }
 
-    /// Resets the devices and takes the guest's memory from them, when no vCPU runs any more. Back ends stay
-    /// open. What the guest has offered and no device has begun is never done.
+    /// Resets the devices and takes the guest's memory from them, after the last vCPU has stopped. Back ends
+    /// stay open. Requests that no device has started are dropped.
     ///
     /// # Errors
-    /// A device waits for a call of the host that does not end. It keeps the memory.
+    /// A device is stuck in a call to the host. It keeps the memory.
     pub(crate) fn disconnect(&self) -> Result<(), HostFailure> {
         self.ask_for_queues(IfLate::Drop);
-        // All of them, whatever becomes of one.
+        // Disconnect every device, even after one has failed.
         let stuck = self.attached.iter().filter(|device| device.transport.disconnect().is_err());
         stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
     }
 
-    /// Takes the queues from their handlers, when no vCPU runs. False when a device did not come to rest; the
-    /// others did.
+    /// Takes the queues from their handlers while no vCPU runs. Returns `false` if a device did not stop in
+    /// time; the others have stopped.
     pub(crate) fn pause(&self) -> bool {
         self.ask_for_queues(IfLate::Continue);
-        // All of them, whatever becomes of one.
+        // Pause every device, even after one has failed.
         let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
         stuck.count() == 0
     }
 
-    /// Asks all devices at once, so that they share one limit.
+    /// Asks all devices at once, so that they share one time limit.
     fn ask_for_queues(&self, if_late: IfLate) {
         self.attached.iter().for_each(|device| device.transport.ask_for_queues(if_late));
     }
 
-    /// Goes on after [`VirtioDevices::pause`], before a vCPU runs.
+    /// Continues after [`VirtioDevices::pause`], before a vCPU runs.
     pub(crate) fn resume(&self) {
         self.attached.iter().for_each(|device| device.transport.resume());
     }
 
-    /// Closes what programs of the host are connected to, after [`VirtioDevices::disconnect`].
+    /// Closes the connections to programs of the host, after [`VirtioDevices::disconnect`].
     pub(crate) fn close(&self) {
         if let Some(vsock) = self.vsock() {
             vsock.close();
         }
     }
 
-    /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. One that hangs is left behind.
+    /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. With `hangs`, a thread is stuck,
+    /// so that none of them is waited for.
     pub(crate) fn end_threads(&self, hangs: bool) {
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         threads.iter().for_each(IoLoop::ask_to_end);
@@ -280,21 +282,21 @@ impl Attached {
     }
 }
 
-/// Looks whether the devices of `config` go together and its disks can be had. It opens these, and closes
-/// them again.
+/// Checks that the devices of `config` fit together and that its disks can be used, by opening and closing
+/// the disks.
 ///
 /// # Errors
-/// A device cannot be had.
+/// The first device that cannot be used.
 pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
     check_together(config, specs(config, None).len())?;
-    // All at once: two of them may be the same.
+    // All disks are open at the same time, so that a file that is given twice is found.
     numbered(&config.disks, DISKS, "path")
         .map(|disk| disk::check(&disk))
         .collect::<Result<Vec<_>, _>>()
         .map(drop)
 }
 
-/// Refuses more devices than there is room for, and two with one name.
+/// Refuses more devices than fit, and devices that must differ but do not.
 fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
     let most = VIRTIO_IRQS.len();
     if wanted > most {
@@ -304,7 +306,7 @@ fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
     net::check_each_is_its_own(&config.nets)
 }
 
-/// Refuses two disks with one number, which would be one to a guest that looks for it.
+/// Refuses two disks with the same serial number: a guest that looks for one could not tell them apart.
 fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
     let mut seen = HashSet::new();
     for id in config.disks.iter().filter_map(|disk| disk.id.as_ref()) {

@@ -1,4 +1,4 @@
-//! From the configuration of a network card to the device.
+//! From the configuration of a network card to the device, and its traffic counters.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ impl DeviceSpec for Named<'_, NetConfig> {
 }
 
 impl VirtioDevices {
-    /// The counts of each network card, in their order.
+    /// Returns the traffic counters of each network card, in configuration order.
     pub(crate) fn net_counts(&self) -> Vec<NetCounts> {
         let nets = self.handles().filter_map(|handle| match handle {
             Handle::Net(net) => Some(net.counts()),
@@ -48,14 +48,14 @@ fn backend(end: &NetEnd) -> Result<Box<dyn NetBackend>, NetOpenError> {
     })
 }
 
-/// Refuses two cards with one address, or with one end that is for one card only.
+/// Refuses two cards with the same MAC address, or with the same end if only one card can use it.
 pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioError> {
     let mut addresses = HashSet::new();
     if let Some(mac) = nets.iter().filter_map(|net| net.mac).find(|mac| !addresses.insert(*mac)) {
         return Err(VirtioError::MacTwice { mac });
     }
     for (place, net) in nets.iter().enumerate() {
-        // A program may take several connections.
+        // A program can accept several connections on its socket; a tap serves one card.
         let is_shared = matches!(net.end, NetEnd::Socket(_));
         if !is_shared && nets.iter().take(place).any(|other| other.end == net.end) {
             return Err(VirtioError::NetTwice { end: net.end.clone() });

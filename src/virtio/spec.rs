@@ -1,4 +1,4 @@
-//! From the configuration of a machine to its devices: the one list of them, and what each is opened as.
+//! From the configuration of a machine to its devices: the one list of them, and how each is opened.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use super::console::{ConsolePorts, ConsoleSpec};
 use crate::config::VmConfig;
 use crate::gate::Gate;
 
-/// Every device of a machine, in the order in which its guest finds them: one line for each kind.
+/// Returns every device of a machine, in the order in which its guest finds them: one line for each kind.
 pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box<dyn DeviceSpec + 'a>> {
     let kinds = [
-        // Disks come first, so that their letters in a Linux guest follow the command line.
+        // Disks come first, so that their letters in a Linux guest follow their order on the command line.
         each(numbered(&config.disks, DISKS, "path")),
         each(root.and_then(Root::disk)),
         each(numbered(&config.nets, NETS, "end")),
@@ -50,15 +50,15 @@ pub(super) fn numbered<'a, T>(
     items.iter().enumerate().map(move |(index, config)| Named { field: list.item(index, key), config })
 }
 
-/// A configured device, before anything of it is open.
+/// A configured device that has not been opened yet.
 pub(crate) trait DeviceSpec {
-    /// Opens its back end and makes the device.
+    /// Opens the device's back end and creates the device.
     ///
     /// # Errors
     /// The back end is not available.
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError>;
 
-    /// The module that drives it in a stock Linux, besides `virtio_mmio`.
+    /// Returns the name of the module that drives the device in a stock Linux, besides `virtio_mmio`.
     fn module(&self) -> &'static str;
 }
 
@@ -72,7 +72,7 @@ impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
     }
 }
 
-/// `rng`: an entropy device, of which there is nothing to choose.
+/// The entropy device, which has no options.
 struct RngSpec;
 
 impl DeviceSpec for RngSpec {
@@ -85,9 +85,9 @@ impl DeviceSpec for RngSpec {
     }
 }
 
-/// What devices hold on to.
+/// Shared objects that devices keep.
 pub(crate) struct SpecContext {
-    /// Told of what happens on the host.
+    /// Receives events of the host, such as failed disk requests.
     pub gate: Arc<Gate>,
 }
 
@@ -95,25 +95,25 @@ pub(crate) struct SpecContext {
 pub(crate) struct Opened {
     /// The guest's side, for the transport.
     pub device: Arc<dyn VirtioDevice>,
-    /// The host's side, for a device that somebody on the host talks to.
+    /// The host's side, for a device that the host or its programs use.
     pub handle: Option<Handle>,
 }
 
 impl Opened {
-    /// A device that only its guest uses.
+    /// Creates the result for a device that only its guest uses.
     pub(crate) fn without_handle(device: impl VirtioDevice + 'static) -> Opened {
         Opened { device: Arc::new(device), handle: None }
     }
 }
 
-/// The host's side of a device. The device's file in this directory has the calls that need it.
+/// The host's side of a device. The device's file in this directory has the calls on it.
 pub(crate) enum Handle {
     /// Asks the guest for memory.
     Balloon(Arc<Balloon>),
-    /// The ends of the console's ports.
+    /// The host's ends of the console's ports.
     Console(ConsolePorts),
     /// Counts frames.
     Net(Arc<Net>),
-    /// Connects programs with the guest's ports.
+    /// Connects programs to the guest's ports.
     Vsock(Arc<Vsock>),
 }

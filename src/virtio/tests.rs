@@ -1,4 +1,4 @@
-//! What opening and attaching the devices of a configuration gives, without a guest.
+//! Opening and attaching the devices of a configuration, without a guest.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -22,7 +22,7 @@ fn each_device_with_a_host_s_side_gives_its_handle_and_no_other() {
     let devices = attach(&config);
     assert!(devices.balloon().is_none() && devices.vsock().is_none() && devices.console().is_none());
     assert!(devices.agent_port().is_none() && devices.net_counts().is_empty());
-    assert_eq!(devices.handles().count(), 0, "nobody talks to the entropy device");
+    assert_eq!(devices.handles().count(), 0, "the entropy device has no host side");
 
     let (ends, _peers): (Vec<_>, Vec<_>) = (0..2).map(|_| UnixStream::pair().unwrap()).unzip();
     config.nets = ends.iter().map(|end| format!("fd={}", end.as_raw_fd()).parse().unwrap()).collect();
@@ -33,7 +33,7 @@ fn each_device_with_a_host_s_side_gives_its_handle_and_no_other() {
     assert!(devices.vsock().is_some() && devices.console().is_some() && devices.agent_port().is_none());
     let balloon = devices.balloon().unwrap();
     balloon.set_target(u64::MAX);
-    assert_eq!(balloon.status().target_bytes, config.memory.bytes(), "it is the balloon of this RAM");
+    assert_eq!(balloon.status().target_bytes, config.memory.bytes(), "the balloon has the size of the RAM");
 }
 
 #[test]

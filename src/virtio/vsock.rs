@@ -1,4 +1,5 @@
-//! From the configuration of a socket device to the device, and the way of this program to the guest's ports.
+//! From the configuration of a vsock device to the device, and the connections between this program and the
+//! guest's ports.
 
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -11,20 +12,20 @@ use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
 use super::{VirtioDevices, VirtioError};
 use crate::config::VsockConfig;
 
-/// Why there is no connection between this program and a port of the guest.
+/// Why this program and a port of the guest cannot be connected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VsockPortError {
-    /// The machine was built without one.
+    /// The machine was built without a vsock device.
     #[error("this machine has no vsock device; set `vsock` in its configuration")]
     NoDevice,
     /// The machine has ended.
     #[error("the virtual machine has ended")]
     Ended,
-    /// No connection to the guest.
+    /// The connection to the guest failed.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// No listener for the guest.
+    /// The port cannot be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
 }
@@ -43,7 +44,7 @@ impl DeviceSpec for VsockConfig {
 }
 
 impl VirtioDevices {
-    /// The socket device, in a machine that has one.
+    /// Returns the vsock device, if the machine has one.
     pub(super) fn vsock(&self) -> Option<&Arc<Vsock>> {
         self.handles().find_map(|handle| match handle {
             Handle::Vsock(vsock) => Some(vsock),
@@ -51,7 +52,7 @@ impl VirtioDevices {
         })
     }
 
-    /// A stream to `port` of the guest.
+    /// Connects to `port` of the guest.
     ///
     /// # Errors
     /// See [`VsockPortError`].
@@ -60,7 +61,7 @@ impl VirtioDevices {
         Ok(vsock.switchboard().connect(port, CONNECT_LIMIT)?)
     }
 
-    /// Takes the guest's connections to `port` of the host.
+    /// Accepts the guest's connections to `port` of the host.
     ///
     /// # Errors
     /// See [`VsockPortError`].
@@ -69,7 +70,8 @@ impl VirtioDevices {
         Ok(vsock.switchboard().listen(port)?)
     }
 
-    /// The same for connections that only a privileged process of the guest can make.
+    /// Accepts the guest's connections to `port` of the host, if the guest connects from a privileged port
+    /// (below 1024).
     ///
     /// # Errors
     /// See [`VsockPortError`].
@@ -81,6 +83,6 @@ impl VirtioDevices {
 
 /// What errors name.
 pub(super) const FIELD: Field = Field::same("vsock");
-/// How long a guest has to accept a connection: enough for one that still boots on hardware, or runs on an
-/// emulated host.
+/// How long a guest has to accept a connection: enough for a guest that is still booting, even on an emulated
+/// host.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! The agent's calls on machines and their handles, for tasks.
+//! The calls on the guest's agent for async tasks, on [`Vm`] and [`VmHandle`].
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,13 +9,13 @@ use crate::agent::{AgentError, AgentInfo, DirEntry, FileError, NetworkInfo, Netw
 
 macro_rules! calls_on {
     ($machine:ty) => {
-        /// The calls on the guest's agent for tasks. They need the feature `tokio`, and a runtime with its
-        /// timer.
+        /// Calls on the guest's agent for async tasks. They need the feature `tokio` and a runtime with its
+        /// timer enabled.
         impl $machine {
             /// See [`AgentClient::wait_ready_async`](crate::agent::AgentClient::wait_ready_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call, and [`AgentError`] if the machine has no agent.
             pub async fn wait_ready_async(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
                 self.agent()?.wait_ready_async(limit).await
             }
@@ -23,7 +23,7 @@ macro_rules! calls_on {
             /// See [`AgentClient::read_file_async`](crate::agent::AgentClient::read_file_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call; it also fails if the machine has no agent.
             pub async fn read_file_async(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
                 self.agent()?.read_file_async(path).await
             }
@@ -31,7 +31,7 @@ macro_rules! calls_on {
             /// See [`AgentClient::write_file_async`](crate::agent::AgentClient::write_file_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call; it also fails if the machine has no agent.
             pub async fn write_file_async(
                 &self,
                 path: impl AsRef<Path>,
@@ -43,7 +43,7 @@ macro_rules! calls_on {
             /// See [`AgentClient::list_dir_async`](crate::agent::AgentClient::list_dir_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call; it also fails if the machine has no agent.
             pub async fn list_dir_async(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
                 self.agent()?.list_dir_async(path).await
             }
@@ -51,7 +51,7 @@ macro_rules! calls_on {
             /// See [`AgentClient::set_clock_async`](crate::agent::AgentClient::set_clock_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call; it also fails if the machine has no agent.
             pub async fn set_clock_async(&self, time: SystemTime) -> Result<(), AgentError> {
                 self.agent()?.set_clock_async(time).await
             }
@@ -59,7 +59,7 @@ macro_rules! calls_on {
             /// See [`AgentClient::network_up_async`](crate::agent::AgentClient::network_up_async).
             ///
             /// # Errors
-            /// As there, or there is no agent.
+            /// The errors of that call; it also fails if the machine has no agent.
             pub async fn network_up_async(
                 &self,
                 settings: NetworkSettings,
@@ -73,15 +73,15 @@ macro_rules! calls_on {
 calls_on!(VmHandle);
 calls_on!(Vm);
 
-/// Needs the feature `tokio`, and a runtime with its timer and its I/O.
+/// Needs the feature `tokio` and a runtime with its timer and I/O enabled.
 impl VmHandle {
-    /// As [`VmHandle::shut_down`], for a task.
+    /// [`VmHandle::shut_down`] for async tasks.
     ///
     /// # Errors
-    /// As [`VmHandle::wait_async`].
+    /// See [`VmHandle::wait_async`].
     pub async fn shut_down_async(&self, grace: Duration) -> std::io::Result<Option<Outcome>> {
         let grace = if self.ask_to_power_off() { grace } else { Duration::ZERO };
-        // Over time is no error: it runs on.
+        // A guest that takes longer than `grace` is not an error: it keeps running, and the result is `None`.
         tokio::time::timeout(grace, self.wait_async()).await.ok().transpose()
     }
 }

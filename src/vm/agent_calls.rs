@@ -1,4 +1,4 @@
-//! The agent's calls on machines and their handles.
+//! The calls on the guest's agent, on [`Vm`] and [`VmHandle`].
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -10,10 +10,11 @@ use crate::agent::{
 };
 use crate::outcome::Outcome;
 
-/// Calls on the guest's agent. Each waits for a guest that is still booting, for the
-/// [`ready_limit`](crate::config::AgentConfig::ready_limit); [`VmHandle::agent`] has more of them.
+/// Calls on the guest's agent. If the guest is still booting, each call waits for it, for at most the
+/// [`ready_limit`](crate::config::AgentConfig::ready_limit). [`VmHandle::agent`] gives access to the agent's
+/// other calls.
 impl VmHandle {
-    /// A command to run in the guest: see [`AgentClient::exec`](AgentClient::exec).
+    /// Prepares a command to run in the guest: see [`AgentClient::exec`](AgentClient::exec).
     pub fn exec<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Exec {
         Exec::new(self.agent(), argv)
     }
@@ -21,7 +22,7 @@ impl VmHandle {
     /// Reads a file of the guest: see [`AgentClient::read_file`](AgentClient::read_file).
     ///
     /// # Errors
-    /// There is no agent, the guest refuses, or the file is too large.
+    /// The machine has no agent, the guest refuses, or the file is too large.
     pub fn read_file(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
         self.agent()?.read_file(path)
     }
@@ -29,58 +30,60 @@ impl VmHandle {
     /// Writes a file of the guest: see [`AgentClient::write_file`](AgentClient::write_file).
     ///
     /// # Errors
-    /// There is no agent, or the guest refuses.
+    /// The machine has no agent, or the guest refuses.
     pub fn write_file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<(), FileError> {
         self.agent()?.write_file(path, content)
     }
 
-    /// The entries of a folder of the guest: see [`AgentClient::list_dir`](AgentClient::list_dir).
+    /// Lists the entries of a directory of the guest: see [`AgentClient::list_dir`](AgentClient::list_dir).
     ///
     /// # Errors
-    /// There is no agent, or the guest refuses.
+    /// The machine has no agent, or the guest refuses.
     pub fn list_dir(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
         self.agent()?.list_dir(path)
     }
 
-    /// Sets the guest's clock.
+    /// Sets the guest's wall clock to `time`.
     ///
     /// # Errors
-    /// There is no agent, or the guest refuses.
+    /// The machine has no agent, or the guest refuses.
     pub fn set_clock(&self, time: SystemTime) -> Result<(), AgentError> {
         self.agent()?.set_clock(time)
     }
 
-    /// Brings the guest's network up: see [`AgentClient::network_up`](AgentClient::network_up).
+    /// Brings up the guest's network: see [`AgentClient::network_up`](AgentClient::network_up).
     ///
     /// # Errors
-    /// There is no agent, or the guest refuses.
+    /// The machine has no agent, or the guest refuses.
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         self.agent()?.network_up(settings)
     }
 
-    /// Waits until the guest's agent is ready, and tells what it is.
+    /// Waits for the guest's agent to be ready, for at most `limit`, and returns what the agent reports about
+    /// itself.
     ///
     /// # Errors
-    /// There is no agent, or it is not ready in time.
+    /// The machine has no agent, or the agent is not ready in time.
     pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
         self.agent()?.wait_ready(limit)
     }
 
-    /// Asks the guest to power off, by its agent if that is ready, else by the power button, and waits for
-    /// that: none when the guest has not ended within `grace`, or cannot be asked. It runs on then.
+    /// Asks the guest to power off and waits up to `grace` for it to end. The request goes to the agent if it
+    /// is ready, otherwise to the power button. Returns `None` if the guest cannot be asked or has not ended
+    /// in time; it then keeps running.
     pub fn shut_down(&self, grace: Duration) -> Option<Outcome> {
         let grace = if self.ask_to_power_off() { grace } else { Duration::ZERO };
         self.wait_for(grace)
     }
 
-    /// False when the guest cannot be asked.
+    /// Asks the guest to power off, by its agent or its power button; `false` if it has neither.
     pub(crate) fn ask_to_power_off(&self) -> bool {
         let by_agent = self.agent().and_then(|agent| agent.power_off_within(Duration::ZERO));
         by_agent.is_ok() || self.press_power_button()
     }
 }
 
-/// The same calls as on a [`VmHandle`].
+/// The calls of [`VmHandle`] on the guest's agent.
 impl Vm {
     /// See [`VmHandle::exec`].
     pub fn exec<A: Into<OsString>>(&self, argv: impl IntoIterator<Item = A>) -> Exec {
@@ -90,7 +93,7 @@ impl Vm {
     /// See [`VmHandle::read_file`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::read_file`].
     pub fn read_file(&self, path: impl AsRef<Path>) -> Result<Vec<u8>, FileError> {
         self.handle().read_file(path)
     }
@@ -98,7 +101,7 @@ impl Vm {
     /// See [`VmHandle::write_file`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::write_file`].
     pub fn write_file(&self, path: impl AsRef<Path>, content: impl AsRef<[u8]>) -> Result<(), FileError> {
         self.handle().write_file(path, content)
     }
@@ -106,7 +109,7 @@ impl Vm {
     /// See [`VmHandle::list_dir`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::list_dir`].
     pub fn list_dir(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>, FileError> {
         self.handle().list_dir(path)
     }
@@ -114,7 +117,7 @@ impl Vm {
     /// See [`VmHandle::set_clock`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::set_clock`].
     pub fn set_clock(&self, time: SystemTime) -> Result<(), AgentError> {
         self.handle().set_clock(time)
     }
@@ -122,7 +125,7 @@ impl Vm {
     /// See [`VmHandle::network_up`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::network_up`].
     pub fn network_up(&self, settings: NetworkSettings) -> Result<NetworkInfo, AgentError> {
         self.handle().network_up(settings)
     }
@@ -130,7 +133,7 @@ impl Vm {
     /// See [`VmHandle::agent`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::agent`].
     pub fn agent(&self) -> Result<AgentClient, AgentError> {
         self.handle().agent()
     }
@@ -138,7 +141,7 @@ impl Vm {
     /// See [`VmHandle::wait_ready`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::wait_ready`].
     pub fn wait_ready(&self, limit: Duration) -> Result<AgentInfo, AgentError> {
         self.handle().wait_ready(limit)
     }

@@ -1,5 +1,5 @@
-//! The calls on a machine for tasks. What only waits is woken by a descriptor; what works for some
-//! milliseconds, as building a machine does, takes a thread of the runtime's that is meant for that.
+//! A machine's calls for async tasks. A call that only waits is woken by a file descriptor; a call that works
+//! for some milliseconds, such as building a machine, runs on one of the runtime's blocking threads.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use crate::thread::on_a_thread;
 
 /// Needs the feature `tokio`.
 impl VmBuilder {
-    /// As [`VmBuilder::start`], for a task.
+    /// [`VmBuilder::start`] for async tasks.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,32 +30,32 @@ impl VmBuilder {
     /// ```
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmBuilder::start`].
     pub async fn start_async(&self) -> Result<Vm, BuildError> {
         let builder = self.clone();
         on_a_thread(move || builder.start()).await
     }
 }
 
-/// Needs the feature `tokio`, and a runtime with its timer and its I/O.
+/// Needs the feature `tokio` and a runtime with its timer and I/O enabled.
 impl Vm {
-    /// As [`VmHandle::wait_async`].
+    /// See [`VmHandle::wait_async`].
     ///
     /// # Errors
-    /// As there.
+    /// See [`VmHandle::wait_async`].
     pub async fn wait_async(&self) -> io::Result<Outcome> {
         self.handle().wait_async().await
     }
 
-    /// As [`Vm::stop`], for a task; the machine has given everything back when this is done. A task that is
-    /// dropped meanwhile stops the machine at once.
+    /// [`Vm::stop`] for async tasks. When it completes, the machine has released everything that it held.
+    /// Dropping the future before that stops the machine at once.
     ///
     /// # Errors
-    /// As [`VmHandle::wait_async`]; the machine is stopped all the same.
+    /// See [`VmHandle::wait_async`]; the machine is stopped all the same.
     pub async fn stop_async(self, grace: Grace) -> io::Result<Outcome> {
         let handle = self.handle();
         if !grace.0.is_zero() && handle.ask_to_power_off() {
-            // Over time is no error: it is stopped then.
+            // A guest that takes longer than the grace period is not an error: it is stopped below.
             let _ = tokio::time::timeout(grace.0, handle.wait_async()).await;
         }
         handle.stop();
@@ -64,12 +64,12 @@ impl Vm {
     }
 }
 
-/// Needs the feature `tokio`, and a runtime with its timer and its I/O.
+/// Needs the feature `tokio` and a runtime with its timer and I/O enabled.
 impl VmHandle {
-    /// As [`Vm::wait`], for a task.
+    /// [`Vm::wait`] for async tasks.
     ///
     /// # Errors
-    /// The process has no more file descriptors.
+    /// The process has run out of file descriptors.
     pub async fn wait_async(&self) -> io::Result<Outcome> {
         let mut fd = None;
         loop {
@@ -81,12 +81,12 @@ impl VmHandle {
     }
 }
 
-/// Needs the feature `tokio`, and a runtime with its I/O.
+/// Needs the feature `tokio` and a runtime with its I/O enabled.
 impl Subscription {
-    /// The next event; none after [`Event::Ended`].
+    /// Returns the next event; `None` after [`Event::Ended`].
     ///
     /// # Errors
-    /// The process has no more file descriptors.
+    /// The process has run out of file descriptors.
     pub async fn recv_async(&self) -> io::Result<Option<Event>> {
         let mut fd = None;
         loop {
@@ -101,18 +101,19 @@ impl Subscription {
     }
 }
 
-/// Waits until `source` is readable, by a descriptor of this wait's own: a runtime watches each but once.
+/// Waits until `source` is readable, on a duplicate of its descriptor: a runtime can watch a descriptor only
+/// once.
 async fn readable(fd: &mut Option<AsyncFd<OwnedFd>>, source: BorrowedFd<'_>) -> io::Result<()> {
     let fd = match fd {
         Some(fd) => fd,
         None => {
             let own = source.try_clone_to_owned()?;
-            // SAFETY: it always gives the same descriptor, which it alone closes, after it has been taken
-            // from the runtime.
+            // SAFETY: `AsRawFd` of this `OwnedFd` always returns the same descriptor, and only the `OwnedFd`
+            // closes it, after the runtime has deregistered it.
             fd.insert(unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }?)
         }
     };
-    // What is known of it is old once it has been looked at.
+    // Clears the cached readiness, so that the next wait asks the kernel again.
     fd.readable().await?.clear_ready();
     Ok(())
 }

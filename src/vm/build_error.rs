@@ -24,15 +24,15 @@ use crate::memory::MemoryError;
 use crate::vcpu::AffinityError;
 use crate::virtio::VirtioError;
 
-/// Why a virtual machine was not built. Nothing of it is left. Its text has the causes, too; those that are
-/// types of other modules are in [`crate::error`].
+/// Why a virtual machine was not built. Everything that had been set up for it has been released. The message
+/// includes the causes. [`crate::error`] re-exports the error types of other modules.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// A value cannot be.
+    /// A value of the configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The default guest was asked for, and is not there.
+    /// The default guest is needed but not installed.
     #[error(transparent)]
     DefaultGuest(#[from] GuestDataMissing),
     /// The kernel cannot be used.
@@ -41,13 +41,13 @@ pub enum BuildError {
     /// An initrd cannot be used.
     #[error(transparent)]
     Initrd(#[from] InputFileError),
-    /// Linux would not unpack an initrd.
+    /// Linux cannot unpack an initrd.
     #[error(transparent)]
     InitrdKind(#[from] InitrdError),
-    /// The root file system cannot be had.
+    /// The root file system cannot be prepared.
     #[error(transparent)]
     Root(#[from] RootError),
-    /// The modules that the devices need cannot be had.
+    /// The kernel modules that the devices need cannot be found or read.
     #[error(transparent)]
     Modules(#[from] LoaderError),
     /// The console cannot be connected.
@@ -56,61 +56,61 @@ pub enum BuildError {
     /// KVM cannot be used.
     #[error(transparent)]
     Kvm(#[from] KvmError),
-    /// The guest cannot have this CPU.
+    /// The host cannot give the guest this CPU model.
     #[error(transparent)]
     Cpu(#[from] CpuError),
-    /// More vCPUs than this KVM can run.
+    /// The configuration asks for more vCPUs than this KVM supports.
     #[error("{VCPUS} {wanted}: this KVM runs at most {most} vCPUs in one virtual machine")]
     TooManyVcpus {
-        /// As configured.
+        /// The configured number of vCPUs.
         wanted: u32,
-        /// KVM_CAP_MAX_VCPUS.
+        /// The host's limit, KVM_CAP_MAX_VCPUS.
         most: usize,
     },
-    /// The vCPUs cannot run on these CPUs of the host.
+    /// The vCPUs' threads cannot be bound to the configured CPUs of the host.
     #[error(transparent)]
     Affinity(#[from] AffinityError),
-    /// A virtio device cannot be had.
+    /// A virtio device cannot be created.
     #[error(transparent)]
     Virtio(#[from] VirtioError),
-    /// The agent cannot be had.
+    /// The agent cannot be attached.
     #[error(transparent)]
     Agent(#[from] AttachError),
-    /// The agent was asked for with a kernel that has no system for it.
+    /// An agent is configured, but nothing that it could run in: neither a root nor an initrd nor a disk.
     #[error(
-        "agent: a kernel of one's own has no system to run the agent in; give a root (`root_dir`, `root_tar`, \
+        "agent: a kernel of your own brings no system to run the agent in; give a root (`root_dir`, `root_tar`, \
          `root_image`), or an initrd or a disk that `root=` names with AgentPlace::FirstProcess or BesideInit"
     )]
     AgentWithoutRoot,
-    /// KVM does not take a machine with so much memory.
+    /// KVM refuses a machine with this much memory.
     #[error("{MEMORY} {size}: {source}; give less memory")]
     MemoryRefused {
-        /// What the configuration asks for.
+        /// The configured memory size.
         size: MemorySize,
-        /// What KVM said.
+        /// The error of the call to KVM.
         r#source: KvmError,
     },
-    /// There is no memory.
+    /// The host cannot provide the memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The devices cannot be made.
+    /// The legacy devices cannot be created.
     #[error(transparent)]
     Platform(#[from] PlatformError),
-    /// The ACPI tables cannot be written.
+    /// The ACPI tables cannot be built.
     #[error("the ACPI tables cannot be written: {}", Whole(.0))]
     Acpi(AcpiError),
-    /// The MP table cannot be written.
+    /// The MP table cannot be built.
     #[error("the MP table cannot be written: {}", Whole(.0))]
     MpTable(MpTableError),
-    /// The kernel does not fit, or cannot be read.
+    /// The kernel does not fit into the memory, or cannot be read.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The host gives no more threads or event descriptors.
+    /// The host has run out of threads or event descriptors.
     #[error("the host cannot start {what}: {source}")]
     Thread {
-        /// What was to be started.
+        /// What the thread or descriptor was for.
         what: &'static str,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
 }
@@ -128,7 +128,7 @@ impl From<AcpiError> for BuildError {
 }
 
 impl BuildError {
-    /// The process exit code for it: 115 when there is no usable KVM, else 125.
+    /// Returns the exit code that the command gives this error: 115 if KVM cannot be used, otherwise 125.
     pub fn exit_code(&self) -> u8 {
         match self {
             BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {

@@ -1,5 +1,5 @@
-//! From a [`VmConfig`] to a virtual machine: every host resource is opened first; then the devices are made,
-//! the [`Recipe`] makes the first guest, and the threads start and wait at the gate.
+//! Building a virtual machine from a [`VmConfig`]. The builder first opens every host resource, then creates
+//! the devices. The [`Recipe`] makes the first guest, and the threads start and wait at the gate.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -32,69 +32,70 @@ use crate::thread::ThreadKind;
 use crate::vcpu::affinity;
 use crate::virtio::{self, AttachContext, VirtioDevices};
 
-/// Builds one virtual machine.
+/// Builds a virtual machine.
 #[derive(Debug, Clone, Default)]
 pub struct VmBuilder {
     pub(super) config: VmConfig,
-    /// The first value that cannot be.
+    /// The first setting that was not valid; `build` reports it.
     pub(super) invalid: Option<ConfigError>,
     console: ConsoleChoice,
     console_escape: bool,
 }
 
 impl VmBuilder {
-    /// For a machine of this configuration.
+    /// Creates a builder for a machine with this configuration.
     pub fn new(config: VmConfig) -> VmBuilder {
         VmBuilder { config, invalid: None, console: ConsoleChoice::Configured, console_escape: false }
     }
 
-    /// Obeys Ctrl-A commands in the console's input: for a person at a terminal.
+    /// Interprets Ctrl-A commands in the console's input: for a person at a terminal.
     pub fn console_escape(mut self, yes: bool) -> VmBuilder {
         self.console_escape = yes;
         self
     }
 
-    /// Connects the console to descriptors of the caller's, whatever the configuration says. Each machine
-    /// that is built uses the same ones; their blocking mode is not changed.
+    /// Connects the console to the caller's descriptors, overriding the configuration. All machines that this
+    /// builder builds share them. Their blocking mode is left unchanged.
     pub fn console_streams(mut self, streams: ConsoleStreams) -> VmBuilder {
         self.console = ConsoleChoice::Streams(Arc::new(streams));
         self
     }
 
-    /// Connects the console to pipes, whatever the configuration says: [`Vm::take_console`] gives their other
+    /// Connects the console to pipes, overriding the configuration; [`Vm::take_console`] returns the other
     /// ends.
     pub fn console_piped(mut self) -> VmBuilder {
         self.console = ConsoleChoice::Piped;
         self
     }
 
-    /// Calls `take` with what the console prints, whatever the configuration says: as
-    /// [`VmBuilder::console_writer`] does, for whom a closure is handier.
+    /// Calls `take` with the console's output, overriding the configuration: [`VmBuilder::console_writer`]
+    /// for a closure.
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> VmBuilder {
         self.console_writer(Callback(take))
     }
 
-    /// Gives the console's output to `writer`, whatever the configuration says; there is no input. The writer
-    /// is called on a thread of its own, and has everything when the outcome is there. What it is too slow
-    /// for is dropped and counted. It serves the first machine that is built.
+    /// Sends the console's output to `writer`, overriding the configuration; the console gets no input. A
+    /// thread of its own calls the writer, which has received everything by the time the outcome is
+    /// available. Output that comes faster than the writer takes it is dropped and counted. Only the first
+    /// machine that is built uses the writer.
     pub fn console_writer(mut self, writer: impl Write + Send + 'static) -> VmBuilder {
         self.console = ConsoleChoice::Writer(Arc::new(Mutex::new(Some(Box::new(writer)))));
         self
     }
 
-    /// Looks whether the kernel, the initrds and the CPU template can be used, without building anything.
+    /// Checks that the kernel, the initrds and the CPU template can be used, without building anything.
     ///
     /// # Errors
-    /// One of them cannot.
+    /// The first of them that cannot be used.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         inputs::check_root(&self.config)?;
         Inputs::open(&self.config, None, false).map(drop)
     }
 
-    /// The files and directories that the machine reads beside those that its configuration names: the
-    /// default guest's kernel and initramfs, the directory of the kernel's modules, and the kernel's
-    /// configuration.
+    /// Lists the files and directories that the machine reads in addition to those that its configuration
+    /// names: the default guest's kernel and initramfs, the directory of the kernel's modules, and the
+    /// kernel's configuration.
     ///
     /// # Errors
     /// There is no kernel, or it cannot be read.
@@ -102,19 +103,20 @@ impl VmBuilder {
         inputs::found_files(&self.config)
     }
 
-    /// Looks whether the virtio devices go together and the disks can be had, without building anything.
-    /// Nobody else may use a disk that is to be written, not even for this moment.
+    /// Checks that the virtio devices fit together and that the disks can be opened, without building
+    /// anything. It takes the locks of the disks for a moment, so it fails if another process uses a writable
+    /// disk.
     ///
     /// # Errors
-    /// They do not, or one cannot.
+    /// The first device that cannot be used.
     pub fn check_devices(&self) -> Result<(), BuildError> {
         Ok(virtio::check(&self.config)?)
     }
 
-    /// Builds it, with its vCPUs waiting for [`VmHandle::resume`](super::VmHandle::resume).
+    /// Builds the machine. Its vCPUs wait for [`VmHandle::resume`](super::VmHandle::resume).
     ///
     /// # Errors
-    /// Something of the configuration cannot be used, or KVM refuses something.
+    /// Something in the configuration cannot be used, or KVM refuses a request.
     pub fn build(&self) -> Result<Vm, BuildError> {
         self.check_values()?;
         if !agent::has_system(&self.config) {
@@ -152,20 +154,20 @@ impl VmBuilder {
         )
     }
 
-    /// Builds it and lets it run.
+    /// Builds the machine and starts its vCPUs.
     ///
     /// # Errors
-    /// As [`VmBuilder::build`].
+    /// See [`VmBuilder::build`].
     pub fn start(&self) -> Result<Vm, BuildError> {
         let vm = self.build()?;
         vm.handle().resume();
         Ok(vm)
     }
 
-    /// Builds it, lets it run and waits for its end.
+    /// Builds the machine, starts it and waits for it to end.
     ///
     /// # Errors
-    /// As [`VmBuilder::build`].
+    /// See [`VmBuilder::build`].
     pub fn run(&self) -> Result<Outcome, BuildError> {
         Ok(self.start()?.wait())
     }
@@ -184,7 +186,7 @@ impl VmBuilder {
         let console_path = consoles.serial.path().map(Path::to_owned);
         let mut keys = self.console_escape.then(|| Keys::new(gate.clone()));
         if let (Some(ends), Some(port)) = (consoles.virtio, virtio.console()) {
-            // A person at a terminal has this one.
+            // A person at a terminal types here, so the escape keys apply to this console.
             let console = Console::new(port.clone(), port.output().clone(), ends, keys.take());
             event_loop.add_resident(Box::new(console));
         }
@@ -199,7 +201,7 @@ impl VmBuilder {
         let agent = AgentAttachment::new(&self.config, &virtio, line)?;
         let shared = Shared::new(gate.clone(), console_path, button, &virtio, agent);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
-        // From here on an error has to end the vCPU threads that have been started.
+        // From here on, an error has to end the vCPU threads, which are already running.
         let ends_on_error = StopUnlessBuilt { gate: Some(gate.clone()) };
         shared.adopt(start_vcpus(vcpus, &platform.buses, &gate, self.config.cpu_affinity.as_ref())?);
         let machine = Machine {
@@ -221,7 +223,7 @@ impl VmBuilder {
     }
 }
 
-/// A closure as the console's writer.
+/// Adapts a closure to `Write`, as the console's writer.
 struct Callback<F>(F);
 
 impl<F: FnMut(&[u8])> Write for Callback<F> {
@@ -235,10 +237,10 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
     }
 }
 
-/// What is made before the first thread. It becomes a [`Machine`] and its [`Shared`]; on an error it is
-/// dropped.
+/// What is created before the first thread. It becomes a [`Machine`] and its [`Shared`]; if building fails,
+/// it is dropped.
 struct Parts {
-    /// When the building began.
+    /// The time at which building began.
     began: Instant,
     gate: Arc<Gate>,
     event_loop: EventLoop,
@@ -246,12 +248,12 @@ struct Parts {
     virtio: Arc<VirtioDevices>,
     recipe: Recipe,
     platform: Platform,
-    // Dropped in this order: vCPUs before the virtual machine and its memory.
+    // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
     vcpus: Vec<Vcpu>,
     guest: Guest,
 }
 
-/// Closes the gate for threads whose virtual machine came to nothing.
+/// Closes the gate on drop, so that the vCPU threads end, unless building has succeeded.
 struct StopUnlessBuilt {
     gate: Option<Arc<Gate>>,
 }

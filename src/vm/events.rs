@@ -1,5 +1,5 @@
-//! What happens to a virtual machine, told to whoever subscribes. Sent by the control thread and the handles;
-//! a subscriber that does not listen delays nobody.
+//! Events of a virtual machine for its subscribers. The control thread and the handles send them; a
+//! subscriber that does not take its events delays nobody.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,31 +15,31 @@ use super::outcome::Outcome;
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Event {
-    /// Its vCPUs were let run: for the first time, or after a pause.
+    /// Its vCPUs were started, or continued after a pause.
     Resumed,
     /// Its owner paused it.
     Paused,
-    /// A disk could not carry out a request, and the machine waits for its owner to resume it
-    /// ([`DiskErrorPolicy::Pause`](crate::config::DiskErrorPolicy::Pause)).
+    /// A disk could not carry out a request, and the machine waits for its owner to resume it: see
+    /// [`DiskErrorPolicy::Pause`](crate::config::DiskErrorPolicy::Pause).
     PausedByFault {
-        /// The disk and its fault.
+        /// The disk and the error, as text.
         reason: String,
     },
-    /// The guest reset its machine and was started anew
-    /// ([`ResetPolicy::Reboot`](crate::config::ResetPolicy::Reboot)).
+    /// The guest reset its machine and was restarted: see
+    /// [`ResetPolicy::Reboot`](crate::config::ResetPolicy::Reboot).
     Restarted,
-    /// It ended. The last event.
+    /// It ended. This is the last event.
     Ended(Box<Outcome>),
 }
 
-/// Everything that happens to a machine from the subscription on, in order. Up to [`Subscription::MOST`]
-/// events wait to be taken; then the oldest are lost and counted.
+/// Receives every event of a machine after the subscription, in order. Up to [`Subscription::MOST`] events
+/// are queued; beyond that the oldest are dropped and counted.
 #[derive(Debug)]
 pub struct Subscription {
     queue: Arc<Queue>,
 }
 
-/// Those who listen.
+/// The subscribers of one machine.
 #[derive(Debug, Default)]
 pub(super) struct Subscribers {
     state: Mutex<State>,
@@ -48,7 +48,7 @@ pub(super) struct Subscribers {
 #[derive(Debug, Default)]
 struct State {
     queues: Vec<Weak<Queue>>,
-    /// For those who come late.
+    /// The ending, kept for subscribers that come after it.
     end: Option<Event>,
 }
 
@@ -63,15 +63,17 @@ struct Queue {
 struct Waiting {
     events: VecDeque<Event>,
     missed: u64,
-    /// The last event has been taken.
+    /// True once the last event has been taken.
     is_over: bool,
 }
 
 impl Subscription {
-    /// Events that wait to be taken at most.
+    /// The number of events that are queued for a subscriber: far more than a machine sends while its owner
+    /// is away from the queue for a moment, and some kilobytes at most.
     pub const MOST: usize = 256;
 
-    /// The next event; none when there is none within `limit`, and at once after [`Event::Ended`].
+    /// Waits up to `limit` for the next event. Returns `None` if none came, and at once after
+    /// [`Event::Ended`].
     pub fn recv_timeout(&self, limit: Duration) -> Option<Event> {
         let deadline = Instant::now().checked_add(limit);
         let mut waiting = self.queue.lock();
@@ -96,7 +98,7 @@ impl Subscription {
         }
     }
 
-    /// The next event, if there is one already.
+    /// Returns the next event if one is queued.
     pub fn try_recv(&self) -> Option<Event> {
         self.recv_timeout(Duration::ZERO)
     }
@@ -107,13 +109,13 @@ impl Subscription {
         self.queue.lock().is_over
     }
 
-    /// Events that were lost because nobody took them.
+    /// Returns how many events were dropped because they were not taken in time.
     pub fn missed(&self) -> u64 {
         self.queue.lock().missed
     }
 }
 
-/// Readable while an event waits: for programs that wait for several things at once.
+/// Readable while an event is queued: for programs that wait for several things at once.
 impl AsFd for Subscription {
     fn as_fd(&self) -> BorrowedFd<'_> {
         borrowed(&self.queue.readable)
@@ -121,7 +123,8 @@ impl AsFd for Subscription {
 }
 
 impl Subscribers {
-    /// Sends everything from here on to a new subscriber; one that comes after the end hears of that.
+    /// Adds a subscriber, which receives every event from here on. After the end it receives only
+    /// [`Event::Ended`].
     pub(super) fn subscribe(&self) -> io::Result<Subscription> {
         let readable = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let queue = Arc::new(Queue { waiting: Mutex::default(), came: Condvar::new(), readable });
@@ -159,12 +162,12 @@ impl Queue {
             waiting.missed += 1;
         }
         waiting.events.push_back(event);
-        // The only failure is a counter at its maximum: the event is readable all the same.
+        // A write fails only if the counter is at its maximum, and then the descriptor is readable anyway.
         let _ = self.readable.write(1);
         self.came.notify_all();
     }
 
-    /// The oldest event. The descriptor is readable afterwards if there are more.
+    /// Takes the oldest event. The descriptor stays readable if there are more.
     fn take(&self, waiting: &mut Waiting) -> Option<Event> {
         let event = waiting.events.pop_front()?;
         waiting.is_over |= matches!(event, Event::Ended(_));
@@ -179,9 +182,9 @@ impl Queue {
     }
 }
 
-/// The descriptor of an event, for as long as the event is borrowed.
+/// Borrows the descriptor of an event.
 pub(super) fn borrowed(event: &EventFd) -> BorrowedFd<'_> {
-    // SAFETY: the descriptor is open for as long as its owner is borrowed.
+    // SAFETY: the `EventFd` keeps the descriptor open, and the result cannot outlive the borrow of it.
     unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
@@ -192,7 +195,7 @@ mod tests {
     fn is_readable(subscription: &Subscription) -> bool {
         let mut entry =
             libc::pollfd { fd: subscription.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid entry.
+        // SAFETY: the pointer is to one valid `pollfd`, which outlives the call.
         unsafe { libc::poll(&mut entry, 1, 0) == 1 }
     }
 
@@ -234,6 +237,6 @@ mod tests {
         subscribers.send(Event::Paused);
         assert_eq!(waiter.join().unwrap(), Some(Event::Paused));
         subscribers.send(Event::Paused);
-        assert!(subscribers.lock().queues.is_empty(), "one that is gone is forgotten");
+        assert!(subscribers.lock().queues.is_empty(), "a dropped subscriber is forgotten");
     }
 }

@@ -1,4 +1,5 @@
-//! The files that a virtual machine is made from: the user's, and those that are found for it.
+//! The files that a virtual machine is made from: those that its configuration names, and those that are
+//! found for it.
 
 use std::path::PathBuf;
 
@@ -19,7 +20,7 @@ use crate::cpu;
 use crate::diagnosis;
 use crate::virtio::specs;
 
-/// The files that a virtual machine is made from, open and checked.
+/// The files that a virtual machine is made from, opened and checked.
 pub(super) struct Inputs {
     pub(super) kernel: KernelImage,
     pub(super) initrds: Vec<InitrdFile>,
@@ -28,10 +29,10 @@ pub(super) struct Inputs {
 }
 
 impl Inputs {
-    /// Opens and checks them; `is_for_build` is false when that is all.
+    /// Opens and checks the files. With `is_for_build` false, for a mere check, it logs no warnings.
     ///
     /// # Errors
-    /// One of them cannot be used.
+    /// The first of them that cannot be used.
     pub(super) fn open(
         config: &VmConfig,
         root: Option<Root>,
@@ -78,15 +79,15 @@ impl Inputs {
     }
 }
 
-/// Looks whether the root of a configuration is available, without making anything.
+/// Checks that the root of a configuration is available, without creating anything.
 ///
 /// # Errors
-/// It is not, as far as that can be told at a glance.
+/// The root is missing or of the wrong kind. Its content is not read.
 pub(super) fn check_root(config: &VmConfig) -> Result<(), RootError> {
     root_request(config).map_or(Ok(()), |request| rootfs::check(&request))
 }
 
-/// Makes the root of a configuration; what of it is not kept is a warning in the log.
+/// Prepares the root of a configuration. Files of the source that the root leaves out are logged as warnings.
 ///
 /// # Errors
 /// The source cannot be read, or there is no room for the image.
@@ -109,7 +110,7 @@ fn root_request(config: &VmConfig) -> Option<RootRequest<'_>> {
     })
 }
 
-/// What the machine of `config` reads beside the files that it names.
+/// Lists the files that the machine of `config` reads in addition to those that `config` names.
 ///
 /// # Errors
 /// There is no kernel, or it cannot be read.
@@ -133,8 +134,8 @@ pub(super) fn found_files(config: &VmConfig) -> Result<Vec<PathBuf>, BuildError>
     Ok(found)
 }
 
-/// The kernel and the initrds that the machine of `config` is loaded with: those that it names, after those
-/// of the default guest.
+/// Returns the kernel and the initrds to load: the default guest's initramfs first, if it applies, and then
+/// the initrds that `config` names.
 fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), GuestDataMissing> {
     let kernel = match &config.kernel {
         Some(kernel) => kernel.clone(),
@@ -148,15 +149,15 @@ fn kernel_and_initrds(config: &VmConfig) -> Result<(PathBuf, Vec<PathBuf>), Gues
     Ok((kernel, initrds))
 }
 
-/// Whether the loader, if the machine gets one, mounts what `root=` names: an initrd with an init of its own
-/// does that itself, and of a root that was made for the machine all is known.
+/// Whether the loader, if the machine gets one, mounts the device that `root=` names. An initrd with its own
+/// init mounts it itself; a root that was prepared for the machine needs no search.
 fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
     let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
     config.root.is_none() && (!has_initrd || is_first)
 }
 
-/// The modules that the devices of a machine and its root need. Who names a folder of modules wants the bus
-/// at least.
+/// Returns the modules that the devices of the machine and its root need. A configured module directory adds
+/// `virtio_mmio` even without a device.
 fn device_modules(config: &VmConfig, root: Option<&Root>) -> Vec<&'static str> {
     let mut modules: Vec<&str> = specs(config, root).iter().map(|spec| spec.module()).collect();
     if !modules.is_empty() || config.modules.is_some() {

@@ -1,5 +1,5 @@
-//! The life of a machine on the control thread: it waits for an ending, restarts the guest after a reset that
-//! the machine outlives, and stops.
+//! The life of a machine on its control thread: it waits for an ending, restarts the guest after a reset that
+//! the machine survives, and stops the machine.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result
     ThreadKind::Control.spawn(move || live(&shared, machine))
 }
 
-/// From the first start, over every reset that the machine outlives, to its end.
+/// Runs the machine from the first start, through every reset that it survives, to its end.
 fn live(shared: &Shared, mut machine: Machine) {
     let mut past = Past::default();
     loop {
@@ -31,7 +31,7 @@ fn live(shared: &Shared, mut machine: Machine) {
             match restart(shared, &mut machine, &mut past) {
                 Ok(()) => continue,
                 Err(instead) => {
-                    // The gate closes for vCPUs that have been started already.
+                    // Closes the gate, so that vCPU threads that have already started end.
                     shared.gate.post(instead.clone());
                     ending = instead;
                 }
@@ -42,8 +42,8 @@ fn live(shared: &Shared, mut machine: Machine) {
 }
 
 impl Machine {
-    /// Makes a reset that follows a kernel panic the ending of that panic: a kernel with `panic=` resets
-    /// itself.
+    /// Turns a reset that follows a kernel panic into the ending of that panic: a kernel with `panic=` on its
+    /// command line resets itself after one.
     fn with_panic(&self, ending: Ending, gate: &Gate) -> Ending {
         let has_panicked = || self.platform.console.panic_explains_reset() || gate.crash_kernel_runs();
         match ending {
@@ -53,21 +53,21 @@ impl Machine {
     }
 }
 
-/// Replaces the guest after a reset: memory, KVM's part and vCPUs are fresh, the devices are reset, and
-/// everything that the host sees of the machine stays.
+/// Replaces the guest after a reset. Memory, KVM's virtual machine and the vCPUs are created again, and the
+/// devices are reset. The host's side of the machine stays: files, sockets, taps and the console.
 ///
 /// # Errors
-/// What ends the machine instead.
+/// The ending of the machine, if the guest cannot be replaced.
 fn restart(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), Ending> {
     let Machine { platform, interrupts, virtio, guest, recipe: Some(recipe), .. } = machine else {
         return Ok(());
     };
-    // Held to the end: a pause waits for the new vCPUs.
+    // The lock is held to the end, so that a pause waits for the new vCPUs.
     let mut vcpus = shared.vcpus();
     let stopped = stop_vcpus(&shared.gate, std::mem::take(&mut *vcpus));
     past.exits.add(&stopped.exits);
     if let Some(stuck) = stopped.stuck {
-        // Its thread may still be inside the guest.
+        // A stuck vCPU's thread may still be inside the guest, which needs its memory: leak it.
         std::mem::forget(guest.take());
         return Err(stuck.into());
     }
@@ -76,7 +76,7 @@ fn restart(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<()
     virtio.disconnect()?;
     interrupts.disconnect();
     platform.reset();
-    // The old memory goes before the new one is touched.
+    // Frees the old memory before the new memory is touched, so that the host never needs both.
     drop(guest.take());
     let (fresh, new_vcpus) = recipe.make().map_err(|error| cannot_restart(&error))?;
     fresh.connect(interrupts, virtio).map_err(|error| cannot_restart(&error.into()))?;

@@ -16,42 +16,42 @@ use crate::memory::GuestRam;
 use crate::vcpu::ExitCounts;
 use crate::virtio::VirtioDevices;
 
-/// Everything that a virtual machine has from its build to its end. The control thread owns it; the handles
-/// reach what they need by [`Shared`](super::shared::Shared).
+/// Everything that a virtual machine owns from its build to its end. The control thread owns it; handles
+/// reach the parts that they need through [`Shared`](super::shared::Shared).
 pub(super) struct Machine {
     pub(super) io_loop: IoLoop,
     pub(super) pump: Option<Pump>,
     pub(super) platform: Platform,
     pub(super) interrupts: Arc<Interrupts>,
     pub(super) virtio: Arc<VirtioDevices>,
-    /// None only while a reset replaces it.
+    /// `None` only while a reset replaces the guest.
     pub(super) guest: Option<Guest>,
-    /// What the guest is made from, in a machine that outlives a reset.
+    /// How to make the next guest; `None` if the first reset ends the machine.
     pub(super) recipe: Option<Recipe>,
     pub(super) limits: Limits,
     pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,
-    /// How long its building took.
+    /// How long building the machine took.
     pub(super) prepared_in: Duration,
 }
 
-/// What a guest runs in, from one reset to the next. Its vCPUs belong to their threads, whose handles are in
+/// What exists from one reset to the next. The guest's vCPUs belong to their threads, whose handles are in
 /// [`Shared`](super::shared::Shared).
 pub(super) struct Guest {
-    // Dropped in this order: the virtual machine before its memory.
+    // Fields drop in declaration order: the virtual machine before its memory.
     pub(super) kvm: KvmVm,
     pub(super) ram: GuestRam,
 }
 
 impl Guest {
-    /// Connects the devices to this life of the guest.
+    /// Connects the devices to this guest.
     pub(super) fn connect(&self, interrupts: &Interrupts, virtio: &VirtioDevices) -> Result<(), KvmError> {
         interrupts.connect(self.kvm.clone())?;
         virtio.connect(&self.kvm, &self.ram.for_devices())
     }
 }
 
-/// What is left of the guest from before its resets.
+/// Totals of the guests before the last reset.
 #[derive(Default)]
 pub(super) struct Past {
     pub(super) exits: ExitCounts,

@@ -79,35 +79,35 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Prepares to build a machine; without further words, the default guest.
+    /// Returns a builder. Without further settings it builds the default guest.
     pub fn builder() -> VmBuilder {
         VmBuilder::default()
     }
 
-    /// A remote control that other threads can hold.
+    /// Returns a handle, which other threads can hold.
     pub fn handle(&self) -> VmHandle {
         VmHandle { shared: self.shared.clone() }
     }
 
-    /// The pseudo-terminal to open for the console, with
+    /// Returns the path of the console's pseudo-terminal, if the console is a
     /// [`SerialConfig::Pty`](crate::config::SerialConfig::Pty).
     pub fn console_path(&self) -> Option<&Path> {
         self.shared.console_path.as_deref()
     }
 
-    /// The program's side of the console, with [`VmBuilder::console_piped`]; once.
+    /// Takes the program's end of the console, with [`VmBuilder::console_piped`]; `None` the second time.
     pub fn take_console(&mut self) -> Option<ConsolePipe> {
         self.console.take()
     }
 
-    /// Waits for the end. Files, sockets and taps are free when this returns; the guest's memory may still be
-    /// on its way back to the host. Dropping the `Vm` waits for that too.
+    /// Waits for the machine to end. When this returns, its files, sockets and taps have been closed; the
+    /// guest's memory may still be on its way back to the host. Dropping the `Vm` waits for that too.
     pub fn wait(&self) -> Outcome {
         self.shared.wait_outcome()
     }
 
-    /// Asks the guest to power off, stops it where it stands after the grace, and tells how it ended: by
-    /// itself, if it was faster.
+    /// Asks the guest to power off, and stops it if it still runs after `grace`. The outcome shows which of
+    /// the two ended it.
     pub fn stop(&self, grace: Grace) -> Outcome {
         let handle = self.handle();
         if !grace.0.is_zero() {
@@ -118,7 +118,7 @@ impl Vm {
     }
 }
 
-/// The time that a guest has to power off before it is stopped.
+/// The time that a guest gets to power off before it is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Grace(pub Duration);
 
@@ -128,8 +128,8 @@ impl Grace {
 }
 
 impl Default for Grace {
-    /// 5 s: enough for a guest that syncs its disks, short enough for a supervisor that kills after ten
-    /// seconds.
+    /// Five seconds: enough for a guest to sync its disks, and within the ten seconds that supervisors
+    /// commonly wait before they kill.
     fn default() -> Grace {
         Grace(Duration::from_secs(5))
     }
@@ -139,27 +139,27 @@ impl Drop for Vm {
     fn drop(&mut self) {
         self.shared.gate.stop();
         if let Some(control) = self.control.take() {
-            // A panic of the control thread has no one left to be told to.
+            // If the control thread panicked, there is nobody left to report it to.
             let _ = control.join();
         }
     }
 }
 
-/// A remote control of a virtual machine. Calls on one that has ended do nothing.
+/// A remote control of a virtual machine. Calls on a machine that has ended do nothing.
 #[derive(Clone)]
 pub struct VmHandle {
     shared: Arc<Shared>,
 }
 
 impl VmHandle {
-    /// Lets the vCPUs run: for the first time, or again after [`VmHandle::pause`].
+    /// Starts the vCPUs, or continues them after [`VmHandle::pause`].
     pub fn resume(&self) {
         self.shared.resume();
         self.shared.events.send(Event::Resumed);
     }
 
-    /// Takes every vCPU out of the guest. False when one did not come out in time, or the virtual machine has
-    /// ended.
+    /// Takes every vCPU out of the guest and stops the devices. Returns `false` if one did not stop in time
+    /// or the machine has ended.
     pub fn pause(&self) -> bool {
         let paused = self.shared.pause();
         if paused {
@@ -168,9 +168,9 @@ impl VmHandle {
         paused
     }
 
-    /// Reads the registers of every vCPU, by index, while the machine is paused: they show where a guest
-    /// stands that makes no progress. None is for a vCPU at its reset vector, which the guest has not
-    /// started. Waits for a reset of the guest that is under way.
+    /// Reads the registers of every vCPU, in the order of their indices, while the machine is paused: they
+    /// show where a guest that makes no progress is stuck. An entry is `None` if the guest has not started
+    /// that vCPU. Waits for a reset of the guest that is under way.
     ///
     /// ```no_run
     /// # fn doc(vm: &coracle::Vm) -> Result<(), coracle::RegistersError> {
@@ -188,20 +188,20 @@ impl VmHandle {
     /// ```
     ///
     /// # Errors
-    /// The machine is not paused by [`VmHandle::pause`] or before its first [`VmHandle::resume`], or it has
-    /// ended.
+    /// The machine has ended or is running: it must be paused by [`VmHandle::pause`], or not yet started by
+    /// [`VmHandle::resume`].
     pub fn registers(&self) -> Result<Vec<Option<VcpuRegisters>>, RegistersError> {
         self.shared.registers()
     }
 
-    /// Presses the guest's power button: a guest that heeds it powers off, in its own time. False when the
-    /// machine has no button, because it has no ACPI.
+    /// Presses the guest's power button. A guest that handles the button powers off in its own time. Returns
+    /// `false` if the machine has no button because it has no ACPI.
     pub fn press_power_button(&self) -> bool {
         self.shared.press_power_button()
     }
 
-    /// The same on behalf of a signal that the program was sent: the power-off then has the exit code of that
-    /// signal.
+    /// Presses the power button on behalf of a signal that the program received. The exit code of the
+    /// power-off is then that of the signal.
     pub fn power_off_by_signal(&self, signal: i32) -> bool {
         let pressed = self.shared.press_power_button();
         if pressed {
@@ -210,73 +210,76 @@ impl VmHandle {
         pressed
     }
 
-    /// What has gone through each network card, in their order; nothing of a machine that has ended.
+    /// Returns the traffic counters of each network card, in configuration order; empty once the machine has
+    /// ended.
     pub fn net_counts(&self) -> Vec<NetCounts> {
         self.shared.virtio().map(|virtio| virtio.net_counts()).unwrap_or_default()
     }
 
-    /// Asks the guest to give so many bytes of its memory to the host, or, with 0, to take all of it back. It
-    /// does so in its own time, as far as it can do without. False when the machine has no balloon
-    /// ([`VmConfig::balloon`](crate::config::VmConfig::balloon)).
+    /// Asks the guest to give `bytes` of its memory to the host; 0 asks it to take all of it back. The guest
+    /// complies in its own time, and only as far as it can spare the memory. Returns `false` if the machine
+    /// has no balloon ([`VmConfig::balloon`](crate::config::VmConfig::balloon)).
     pub fn set_balloon(&self, bytes: u64) -> bool {
         self.shared.balloon().map(|balloon| balloon.set_target(bytes)).is_some()
     }
 
-    /// What the guest was asked to give, and what it has given; none when the machine has no balloon, or has
-    /// ended.
+    /// Returns how much memory the guest was asked for and how much it has given; `None` if the machine has
+    /// no balloon or has ended.
     pub fn balloon(&self) -> Option<BalloonStatus> {
         self.shared.balloon().map(|balloon| balloon.status())
     }
 
-    /// Tells the guest the size of the terminal that shows its virtio console. False when the machine has
-    /// none ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)); a serial line has no way to
-    /// tell it.
+    /// Reports the terminal's size to the guest's virtio console. Returns `false` if the machine has none
+    /// ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)): a serial line cannot carry the
+    /// size.
     pub fn resize_console(&self, size: TerminalSize) -> bool {
         self.shared.resize_console(size)
     }
 
-    /// Asks for its end, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for it.
+    /// Requests the end of the machine, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for
+    /// it.
     pub fn stop(&self) {
         self.shared.gate.stop();
     }
 
-    /// The same on behalf of a signal that the program was sent.
+    /// Requests the end of the machine on behalf of a signal that the program received.
     pub fn stop_by_signal(&self, signal: i32) {
         self.shared.set_signal(signal);
         self.shared.gate.post(Ending::Signalled { signal });
     }
 
-    /// The outcome, if it has ended within `limit`.
+    /// Waits up to `limit` for the machine to end, and returns its outcome if it has.
     pub fn wait_for(&self, limit: Duration) -> Option<Outcome> {
         self.shared.wait_outcome_for(limit)
     }
 
-    /// Connects to a port of the guest by its socket device, and waits for the guest to accept: for 10 s at
-    /// most. A guest that has no listener there yet refuses.
+    /// Connects to `port` of the guest through its vsock device, and waits up to 10 s for the guest to
+    /// accept. The guest refuses if nothing listens on that port yet.
     ///
     /// # Errors
-    /// There is no such device, or the guest does not accept.
+    /// The machine has no vsock device, or the guest does not accept.
     pub fn connect(&self, port: u32) -> Result<UnixStream, VsockPortError> {
         self.shared.virtio().ok_or(VsockPortError::Ended)?.connect_port(port)
     }
 
-    /// Takes the guest's connections to `port` of the host (address 2) from here on.
+    /// Accepts the guest's connections to `port` of the host (CID 2) from here on.
     ///
     /// # Errors
-    /// There is no such device, the port has a listener, or the machine has ended.
+    /// The machine has no vsock device, the port already has a listener, or the machine has ended.
     pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
         self.shared.virtio().ok_or(VsockPortError::Ended)?.listen_port(port)
     }
 
-    /// The agent in the guest.
+    /// Returns a client of the agent in the guest.
     ///
     /// # Errors
-    /// The machine was built without one.
+    /// The machine was built without an agent.
     pub fn agent(&self) -> Result<AgentClient, AgentError> {
         self.shared.agent.as_ref().map(AgentAttachment::client).ok_or(AgentError::NoAgent)
     }
 
-    /// Everything that happens to the machine from here on; of one that has ended, its end.
+    /// Subscribes to the machine's events from here on. If the machine has ended, the only event is
+    /// [`Event::Ended`].
     ///
     /// ```no_run
     /// # fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
@@ -297,13 +300,13 @@ impl VmHandle {
     /// ```
     ///
     /// # Errors
-    /// The process has no more file descriptors.
+    /// The process has run out of file descriptors.
     pub fn subscribe(&self) -> io::Result<Subscription> {
         self.shared.events.subscribe()
     }
 
-    /// Becomes readable when the outcome is there, and stays so: for programs that wait for several things at
-    /// once.
+    /// A descriptor that becomes readable when the outcome is available, and stays readable: for programs
+    /// that wait for several things at once.
     pub fn outcome_fd(&self) -> BorrowedFd<'_> {
         events::borrowed(&self.shared.outcome_event)
     }

@@ -1,4 +1,4 @@
-//! The builder's words for what a program sets most; [`VmBuilder::configure`] reaches everything else.
+//! The builder's shorthands for common settings; [`VmBuilder::configure`] reaches all the others.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use crate::config::{
 };
 
 impl VmBuilder {
-    /// The kernel image. Without one it is the default guest's, and its initramfs comes before every
-    /// [`initrd`](VmBuilder::initrd) unless there is a root.
+    /// Sets the kernel image. Without it, the machine uses the default guest's kernel, and loads the default
+    /// guest's initramfs before every [`initrd`](VmBuilder::initrd) unless there is a root.
     pub fn kernel(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.kernel = Some(path))
     }
 
-    /// One more initial RAM file system, after the default guest's where the kernel is that guest's: a file
-    /// in it takes the place of one of the same name in those before.
+    /// Adds an initial RAM file system. A file in it replaces a file of the same name in those before it; the
+    /// default guest's initramfs, where it applies, comes first.
     pub fn initrd(self, path: impl Into<PathBuf>) -> VmBuilder {
         let path = path.into();
         self.configure(|config| config.initrds.push(path))
     }
 
-    /// The root file system, in place of an initrd. Unless [`VmBuilder::agent`] says otherwise, no init of
-    /// its own runs: the guest waits for commands ([`Vm::exec`](super::Vm::exec)).
+    /// Sets the root file system, in place of an initrd. Unless [`VmBuilder::agent`] configures otherwise,
+    /// its own init does not run: the guest waits for commands ([`Vm::exec`](super::Vm::exec)).
     pub fn root(self, root: RootConfig) -> VmBuilder {
         self.configure(|config| {
             config.root = Some(root);
@@ -33,7 +33,7 @@ impl VmBuilder {
         })
     }
 
-    /// A folder as the root file system; it stays as it is.
+    /// Uses a directory as the root file system; the directory is not modified.
     ///
     /// ```no_run
     /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -50,17 +50,17 @@ impl VmBuilder {
         self.root(RootConfig { kind: Some(RootKind::Directory), ..RootConfig::new(path) })
     }
 
-    /// A tar, packed or not, as the root file system.
+    /// Uses a tar archive, compressed or not, as the root file system.
     pub fn root_tar(self, path: impl Into<PathBuf>) -> VmBuilder {
         self.root(RootConfig { kind: Some(RootKind::Tar), ..RootConfig::new(path) })
     }
 
-    /// An image of ext4, EROFS or squashfs as the root file system; it stays as it is.
+    /// Uses an ext4, EROFS or squashfs image as the root file system; the image is not modified.
     pub fn root_image(self, path: impl Into<PathBuf>) -> VmBuilder {
         self.root(RootConfig { kind: Some(RootKind::Image), ..RootConfig::new(path) })
     }
 
-    /// Words behind the kernel command line.
+    /// Appends parameters to the kernel command line.
     pub fn append(self, words: &str) -> VmBuilder {
         self.configure(|config| {
             if !config.cmdline.is_empty() && !words.is_empty() {
@@ -70,22 +70,22 @@ impl VmBuilder {
         })
     }
 
-    /// The whole kernel command line.
+    /// Replaces the whole kernel command line.
     pub fn cmdline(self, line: &str) -> VmBuilder {
         self.configure(|config| line.clone_into(&mut config.cmdline))
     }
 
-    /// How many vCPUs. A number that is not possible is an error of [`VmBuilder::build`].
+    /// Sets the number of vCPUs. An invalid number is reported by [`VmBuilder::build`].
     pub fn cpus(self, count: u8) -> VmBuilder {
         self.checked(VcpuCount::new(count), |config, count| config.vcpus = count)
     }
 
-    /// How much RAM, in MiB. A size that is not possible is an error of [`VmBuilder::build`].
+    /// Sets the amount of RAM, in MiB. An invalid size is reported by [`VmBuilder::build`].
     pub fn memory_mib(self, mib: u64) -> VmBuilder {
         self.checked(MemorySize::from_mib(mib), |config, size| config.memory = size.into())
     }
 
-    /// One more disk.
+    /// Adds a disk.
     ///
     /// ```no_run
     /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -103,14 +103,14 @@ impl VmBuilder {
         self.configure(|config| config.disks.push(disk))
     }
 
-    /// One more network card.
+    /// Adds a network card.
     ///
     /// ```no_run
     /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
     /// use coracle::Vm;
     /// use coracle::agent::NetworkSettings;
     ///
-    /// // A program such as passt listens there; `tap=NAME` takes a tap of the host.
+    /// // A program such as passt listens on the socket; `tap=NAME` uses a tap of the host.
     /// let card = "socket=/run/user/1000/passt.socket".parse()?;
     /// let vm = Vm::builder().root_dir("rootfs").net(card).start()?;
     /// let network = vm.network_up(NetworkSettings::default())?;    // by DHCP
@@ -122,27 +122,27 @@ impl VmBuilder {
         self.configure(|config| config.nets.push(net))
     }
 
-    /// Whether the guest has an entropy device.
+    /// Sets whether the guest has a virtio entropy device.
     pub fn rng(self, yes: bool) -> VmBuilder {
         self.configure(|config| config.rng = yes)
     }
 
-    /// Whether the guest gives memory that it does not need back to the host.
+    /// Sets whether the guest has a virtio balloon, by which it gives unused memory back to the host.
     pub fn balloon(self, yes: bool) -> VmBuilder {
         self.configure(|config| config.balloon = yes)
     }
 
-    /// The socket device.
+    /// Adds a vsock device.
     pub fn vsock(self, vsock: VsockConfig) -> VmBuilder {
         self.configure(|config| config.vsock = Some(vsock))
     }
 
-    /// The agent by which commands are run in the guest.
+    /// Adds the agent that runs commands in the guest.
     pub fn agent(self, agent: AgentConfig) -> VmBuilder {
         self.configure(|config| config.agent = Some(agent))
     }
 
-    /// The longest that the guest may run.
+    /// Limits how long the guest may run.
     ///
     /// ```no_run
     /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
@@ -169,39 +169,39 @@ impl VmBuilder {
         self.configure(|config| config.timeout = Some(limit))
     }
 
-    /// The longest that the guest may take to its init.
+    /// Limits how long the guest may take to reach its init.
     pub fn boot_timeout(self, limit: Duration) -> VmBuilder {
         self.configure(|config| config.boot_timeout = Some(limit))
     }
 
-    /// The longest that the guest may have nothing to do.
+    /// Limits how long the guest may be idle.
     pub fn idle_timeout(self, limit: Duration) -> VmBuilder {
         self.configure(|config| config.idle_timeout = Some(limit))
     }
 
-    /// How much of the host's CPUs the vCPUs may take together, in percent of one CPU. A share that is not
-    /// possible is an error of [`VmBuilder::build`].
+    /// Limits the CPU time of all vCPUs together, in percent of one CPU of the host. An invalid share is
+    /// reported by [`VmBuilder::build`].
     pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
         self.checked(CpuQuota::from_percent(percent), |config, quota| config.cpu_quota = Some(quota))
     }
 
-    /// What follows when the guest resets its machine.
+    /// Sets what happens when the guest resets its machine.
     pub fn on_reset(self, policy: ResetPolicy) -> VmBuilder {
         self.configure(|config| config.on_reset = policy)
     }
 
-    /// What follows when the guest halts for good.
+    /// Sets what happens when every vCPU of the guest has halted for good.
     pub fn on_halt(self, policy: HaltPolicy) -> VmBuilder {
         self.configure(|config| config.on_halt = policy)
     }
 
-    /// Changes anything of the configuration.
+    /// Changes any part of the configuration.
     pub fn configure(mut self, change: impl FnOnce(&mut VmConfig)) -> VmBuilder {
         change(&mut self.config);
         self
     }
 
-    /// Sets a value that can be wrong; the first that is wrong is what `build` says.
+    /// Applies a value that may be invalid. The first invalid value is kept for `build` to report.
     fn checked<T>(mut self, value: Result<T, ConfigError>, set: impl FnOnce(&mut VmConfig, T)) -> VmBuilder {
         match value {
             Ok(value) => set(&mut self.config, value),

@@ -1,5 +1,5 @@
-//! What a guest is made of, at first and again after each reset: the same files and settings give fresh
-//! memory, a fresh virtual machine of KVM's, and vCPUs at the kernel's entry.
+//! What a guest is made from, at the first start and again after each reset: the same files and settings give
+//! fresh memory, a fresh KVM virtual machine, and vCPUs at the kernel's entry point.
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::layout::{self, VirtioMmio};
@@ -17,23 +17,24 @@ use crate::cpu::CpuFeatures;
 use crate::kvm::{Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
 
-/// Everything that a guest is made of. Opened once: a reset reads the files that the first start has read.
+/// Everything that a guest is made from. The files are opened once: after a reset the guest gets the same
+/// files as at its first start.
 pub(super) struct Recipe {
-    /// The settings, with what an agent adds to them.
+    /// The settings, including what the agent adds to them.
     pub(super) config: VmConfig,
     pub(super) inputs: Inputs,
     pub(super) kvm: Kvm,
-    /// Where the virtio devices are, in the order of the tables.
+    /// The windows and interrupts of the virtio devices, in the order of the tables.
     pub(super) virtio: Vec<VirtioMmio>,
 }
 
 impl Recipe {
-    /// Where the vCPUs' threads may run.
+    /// The host CPUs that the vCPUs' threads may run on; `None` for all.
     pub(super) fn cpu_affinity(&self) -> Option<&CpuAffinity> {
         self.config.cpu_affinity.as_ref()
     }
 
-    /// Makes fresh memory with kernel and tables in it, and vCPUs that stand at the kernel's entry.
+    /// Creates fresh memory with the kernel and the tables in it, and vCPUs at the kernel's entry point.
     pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
         let vm = self.kvm.create_vm()?;
         let ram = GuestRam::new(self.config.memory)?;
@@ -47,7 +48,7 @@ impl Recipe {
         Ok((Guest { kvm: vm, ram }, vcpus))
     }
 
-    /// Puts kernel, initrds, command line and tables into the memory.
+    /// Loads the kernel, the initrds, the command line and the tables into the memory.
     fn load(&self, ram: &GuestRam) -> Result<BootState, BuildError> {
         let virtio = self.virtio.as_slice();
         let cpus = self.config.vcpus.value();
@@ -71,8 +72,9 @@ impl Recipe {
         Ok(load::load(ram.mmap(), &request)?)
     }
 
-    /// The configured command line, and what the machine itself has to tell the kernel: where its root is,
-    /// and to a Linux kernel that is to do without ACPI that it need not look for its tables.
+    /// Returns the configured command line with what the machine adds: the kernel's root, and for a Linux
+    /// kernel without ACPI the parameter that stops it from looking for the tables and the windows of the
+    /// virtio devices.
     pub(super) fn cmdline(&self) -> String {
         let Recipe { inputs, virtio, .. } = self;
         let mut words = Vec::new();

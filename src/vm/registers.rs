@@ -1,4 +1,4 @@
-//! The registers of a paused machine, which each vCPU reads on its own thread.
+//! Reading the registers of a paused machine: each vCPU reads them on its own thread.
 
 use std::time::{Duration, Instant};
 
@@ -9,20 +9,21 @@ use crate::kvm::VcpuRegisters;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistersError {
-    /// The machine runs, has ended, or has a vCPU that does not come out of the guest.
+    /// The machine is running or has ended, or a vCPU does not leave the guest.
     #[error("registers: the machine is not paused; pause it first")]
     NotPaused,
-    /// The host is too busy, or the vCPU's thread has failed: the machine ends with its failure then.
+    /// A vCPU did not answer: the host is too busy, or the vCPU's thread has failed, in which case the
+    /// machine ends with that failure.
     #[error("registers: vCPU {vcpu} has not answered within {} s; try again", ANSWER_LIMIT.as_secs())]
     NoAnswer {
-        /// The vCPU, by index.
+        /// The index of the vCPU.
         vcpu: u32,
     },
 }
 
 impl Shared {
     pub(super) fn registers(&self) -> Result<Vec<Option<VcpuRegisters>>, RegistersError> {
-        // Without the lock, which a pause needs to get the vCPUs out of the guest.
+        // Wait without the lock: a pause needs it to kick the vCPUs out of the guest.
         let count = self.vcpus().len() as u32;
         if !self.gate.wait_paused(count, ANSWER_LIMIT) {
             return Err(RegistersError::NotPaused);
@@ -31,7 +32,7 @@ impl Shared {
         let vcpus = self.vcpus();
         let leave = || answers.extend(vcpus.iter().map(|vcpu| (vcpu.index(), vcpu.ask_registers())));
         let is_asked = !vcpus.is_empty() && self.gate.ask_parked(vcpus.len() as u32, leave);
-        // A stop or a reset that comes now does not wait for the answers.
+        // Release the lock, so that a stop or a reset does not wait for the answers.
         drop(vcpus);
         if !is_asked {
             return Err(RegistersError::NotPaused);
@@ -45,6 +46,6 @@ impl Shared {
     }
 }
 
-/// A parked vCPU answers within microseconds. This is when to give up on a host that has far more to do than
-/// it has CPUs.
+/// How long to wait for the answers. A parked vCPU answers within microseconds; only a host with far more
+/// work than CPUs takes longer.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);

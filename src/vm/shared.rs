@@ -1,5 +1,4 @@
-//! What the handles of a machine and its control thread have in common: the gate, the vCPUs' threads, the
-//! outcome.
+//! What the control thread of a machine shares with its handles: the gate, the vCPUs' threads, the outcome.
 
 use std::io;
 use std::path::PathBuf;
@@ -26,20 +25,20 @@ pub(super) struct Shared {
     pub(super) outcome_event: EventFd,
     pub(super) events: Subscribers,
     pub(super) console_path: Option<PathBuf>,
-    /// Where this machine's log lines go.
+    /// The destination of this machine's log lines.
     pub(super) journal: Arc<Journal>,
     outcome: Mutex<Option<Outcome>>,
     told: Condvar,
-    /// Empty before the threads are started and once they are being joined.
+    /// Empty until the threads start, and again while they are joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
-    /// Gone with the machine, whoever holds a handle: what the devices have open on the host is free with the
-    /// outcome.
+    /// Weak, so that the devices go with the machine, whoever holds a handle: what they have open on the host
+    /// is closed by the time the outcome is available.
     virtio: Weak<VirtioDevices>,
-    /// The agent, in a machine that has one.
+    /// The agent, if the machine has one.
     pub(super) agent: Option<AgentAttachment>,
-    /// Where the power button is wired to, in a machine that has one.
+    /// The device that reports the power button, if the machine has one.
     button: Option<Arc<EventRegister>>,
-    /// The signal for whose sake the guest was asked to end.
+    /// The signal because of which the guest was asked to end.
     signal: Mutex<Option<i32>>,
 }
 
@@ -67,12 +66,12 @@ impl Shared {
         })
     }
 
-    /// Takes over the threads of the vCPUs, which wait at the gate.
+    /// Takes over the vCPU threads, which wait at the gate.
     pub(super) fn adopt(&self, vcpus: Vec<VcpuHandle>) {
         *self.vcpus() = vcpus;
     }
 
-    /// The vCPUs. While a guest is made anew nobody gets them.
+    /// Locks the list of vCPUs. A reset holds this lock until the new guest exists.
     pub(super) fn vcpus(&self) -> MutexGuard<'_, Vec<VcpuHandle>> {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -80,8 +79,8 @@ impl Shared {
     pub(super) fn pause(&self) -> bool {
         let _journal = self.journal.enter();
         self.gate.pause();
-        // A reset may come in between. The guest that is made anew then waits at the gate, and does not reset
-        // again.
+        // A reset may come in between. The new guest then waits at the gate and cannot reset again, so two
+        // rounds are enough.
         for _ in 0..2 {
             let vcpus = self.vcpus();
             vcpus.iter().for_each(VcpuHandle::kick);
@@ -97,9 +96,9 @@ impl Shared {
         false
     }
 
-    /// Takes the devices off their queues too, unless somebody lets the guest run again meanwhile.
+    /// Takes the devices off their queues, unless another thread has resumed the guest meanwhile.
     fn pause_devices(&self) -> bool {
-        // A guest that is made anew has devices that do nothing yet.
+        // Wait for a reset to end: its new guest's devices are not connected yet.
         let _no_reset = self.vcpus();
         self.gate.state() == GateState::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
     }
@@ -113,7 +112,7 @@ impl Shared {
         self.gate.open();
     }
 
-    /// The devices of a machine that has not ended.
+    /// Returns the devices, unless the machine has ended.
     pub(super) fn virtio(&self) -> Option<Arc<VirtioDevices>> {
         self.virtio.upgrade()
     }
@@ -135,7 +134,7 @@ impl Shared {
         true
     }
 
-    /// The signal for whose sake the guest was asked to end.
+    /// Returns the signal because of which the guest was asked to end.
     pub(super) fn signal(&self) -> Option<i32> {
         *self.signal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,12 +159,12 @@ impl Shared {
         wait.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
-    /// Gives the outcome to everyone who waits for it.
+    /// Publishes the outcome to everyone who waits for it.
     pub(super) fn report(&self, outcome: Outcome) {
         let end = LifeEvent::Ended(Box::new(outcome.clone()));
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
         self.told.notify_all();
-        // The only failure is a counter at its maximum: the event is readable all the same.
+        // A write fails only if the counter is at its maximum, and then the descriptor is readable anyway.
         let _ = self.outcome_event.write(1);
         self.events.send(end);
     }

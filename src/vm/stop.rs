@@ -1,8 +1,15 @@
-//! The ordered stop: from the ending to the outcome.
+//! The ordered stop, from the ending to the outcome.
 //!
-//! The order is: vCPUs out of the guest and their threads joined; the virtio devices drained; the I/O threads
-//! drained and joined; the devices and what they have open given back; the outcome reported; KVM's file
-//! descriptors and memory given back. A vCPU that does not come out keeps what it uses.
+//! The steps, in order:
+//!
+//! 1. The vCPUs leave the guest and their threads are joined.
+//! 2. The virtio devices are drained.
+//! 3. The I/O threads are drained and joined.
+//! 4. The devices, and what they have open on the host, are released.
+//! 5. The outcome is reported.
+//! 6. KVM's file descriptors and the guest's memory are released.
+//!
+//! A vCPU that does not leave the guest keeps what it uses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +26,7 @@ use crate::console::ConsoleCounts;
 use crate::diagnosis::{self, Findings, Milestone, Remains, Sign};
 use crate::{host, io_loop};
 
-/// Stops what runs, in order, and reports the outcome.
+/// Stops the machine in that order, and reports the outcome.
 pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let Machine {
         io_loop,
@@ -41,7 +48,8 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     let vcpus = std::mem::take(&mut *shared.vcpus());
     let stopped = stop_vcpus(&shared.gate, vcpus);
     exits.add(&stopped.exits);
-    // Before the devices close its connection, so that it knows why.
+    // The agent hears of the panic before the devices close its connection, so that its callers get the
+    // reason.
     let panic =
         diagnosis::panic_reason(&ending, &platform.console, virtio.console().map(|port| &**port.output()));
     shared.agent.iter().for_each(|agent| agent.machine_ends(&ending, panic.clone()));
@@ -55,7 +63,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     let virtio_output = virtio.console().map(|port| port.output().clone());
     let virtio_output = virtio_output.as_ref();
     if drained {
-        // A thread that is stuck holds the buffer.
+        // Only if the I/O threads have ended: a stuck one holds the buffer's lock.
         console.discard();
         virtio_output.inspect(|output| output.discard());
     }
@@ -97,19 +105,19 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         command: None,
         times,
     };
-    // Files, sockets and taps are free for the next machine with the outcome; KVM's part takes its time.
+    // Files, sockets and taps must be free for the next machine before the outcome is available. Releasing
+    // KVM's part takes longer, so it comes after.
     drop((platform, virtio, recipe));
     shared.journal.flush(LOG_LIMIT);
     shared.report(outcome);
     drop((vcpus, interrupts));
     if leaked {
-        // A thread may still be inside the guest: its memory and its virtual machine stay for as long as we
-        // do.
+        // A stuck thread may still be inside the guest: leak the guest's memory and virtual machine.
         std::mem::forget(guest);
     }
 }
 
-/// The steps that every guest shows; the last is open until its end.
+/// Computes the times of the steps that every guest has. The last known step lasts until the end.
 fn times(prepared_in: Duration, progress: &[Milestone], duration: Duration) -> Times {
     let init = progress.iter().find(|milestone| milestone.sign == Sign::InitMark).and_then(|mark| mark.at);
     Times {
@@ -121,5 +129,6 @@ fn times(prepared_in: Duration, progress: &[Milestone], duration: Duration) -> T
     }
 }
 
-/// What the machine logged is there with its outcome, unless the program's back end takes longer than this.
+/// How long the stop waits for the program's log back end, so that the machine's log lines precede its
+/// outcome. A back end that is slower than this must not delay the outcome.
 pub(super) const LOG_LIMIT: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! The threads of all vCPUs of a guest: their start at the gate, and their end.
+//! The threads of all vCPUs of a guest: starting them at the gate, and ending them.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::vcpu::{AffinityError, Buses, ExitCounts, VcpuHandle, VcpuThread};
 /// Starts a thread for each vCPU, which waits at the gate.
 ///
 /// # Errors
-/// The host gives no thread, or refuses the CPUs that it is to run on.
+/// The host cannot start a thread, or refuses the CPUs that it is to run on.
 pub(super) fn start_vcpus(
     vcpus: Vec<Vcpu>,
     buses: &Arc<Buses>,
@@ -32,25 +32,25 @@ pub(super) fn start_vcpus(
     Ok(threads)
 }
 
-/// What is left of the vCPUs after their threads were asked to end.
+/// What remains after the vCPUs' threads were told to end.
 pub(super) struct StoppedVcpus {
-    /// Those whose threads have ended.
+    /// The vCPUs whose threads have ended.
     pub(super) vcpus: Vec<Vcpu>,
-    /// The exits of all.
+    /// The exits of all vCPUs.
     pub(super) exits: ExitCounts,
-    /// A thread that did not end in time.
+    /// Set if a thread did not end in time.
     pub(super) stuck: Option<HostFailure>,
-    /// A thread may still be inside the guest, whose memory and virtual machine have to stay.
+    /// True if a thread may still be inside the guest: the guest's memory and virtual machine must then stay.
     pub(super) leaked: bool,
 }
 
-/// Kicks the vCPUs until their threads have ended, and joins them. The gate is closed.
+/// Kicks the vCPUs until their threads have ended, and joins them. The gate must be closed.
 pub(super) fn stop_vcpus(gate: &Gate, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     let deadline = Instant::now() + STOP_LIMIT;
     let count = vcpus.len() as u32;
     loop {
         vcpus.iter().filter(|vcpu| !vcpu.has_ended()).for_each(VcpuHandle::kick);
-        // One kick is enough; the repetition is for a host that is very slow to deliver it.
+        // One kick is enough; repeating it helps on a host that delivers signals very slowly.
         if gate.wait_vcpus_ended(count, KICK_INTERVAL) || Instant::now() >= deadline {
             break;
         }
@@ -61,7 +61,7 @@ pub(super) fn stop_vcpus(gate: &Gate, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     for vcpu in vcpus {
         stopped.exits.add(&vcpu.exits());
         if all_ended || vcpu.has_ended() {
-            // A panic of its thread has been reported by itself.
+            // A thread that panicked returns no vCPU; it has already reported the panic.
             stopped.vcpus.extend(vcpu.join());
         } else {
             stopped.leaked = true;
@@ -71,7 +71,7 @@ pub(super) fn stop_vcpus(gate: &Gate, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     stopped
 }
 
-/// A vCPU leaves the guest within microseconds of a kick. This is when to give up on it: a host with far more
-/// to do than it has CPUs takes a second now and then.
+/// How long to wait for a vCPU to leave the guest. It takes microseconds after a kick; a host with far more
+/// work than CPUs occasionally takes a second.
 pub(super) const STOP_LIMIT: Duration = Duration::from_secs(5);
 const KICK_INTERVAL: Duration = Duration::from_millis(100);

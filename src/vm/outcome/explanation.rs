@@ -1,10 +1,10 @@
-//! A diagnosis in words: the lines that the command prints after the one line of the ending.
+//! A diagnosis as text: the lines that the command prints after the line of the ending.
 
 use super::{Ending, Outcome, Phase, Seconds};
 use crate::diagnosis::{Code, VcpuPlace};
 
-/// The lines, without their prefix; none where there is nothing to explain. The console's are among them when
-/// they were not to be seen already.
+/// Returns the lines without their prefix; empty if there is nothing to explain. With `with_console` they
+/// include the console's last lines.
 pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
     let Some(diagnosis) = &outcome.diagnosis else { return Vec::new() };
     let died = outcome.ending.vcpu().is_some();
@@ -17,7 +17,7 @@ pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
         lines.extend(diagnosis.vcpus.iter().take(PLACES).map(place));
         let more = diagnosis.vcpus.len().saturating_sub(PLACES);
         if more > 0 {
-            lines.push(format!("{more} more vCPUs are in the outcome file"));
+            lines.push(format!("{more} further vCPUs are in the outcome file"));
         }
         lines.extend(general_registers(&outcome.ending));
         if died && diagnosis.vcpus.is_empty() {
@@ -32,15 +32,15 @@ pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
     lines
 }
 
-/// How far it came, and what says so.
+/// Describes how far the guest came, and by which sign that is known.
 fn reached(outcome: &Outcome) -> String {
     let phase = outcome.phase;
     let milestone = outcome.progress.iter().find(|milestone| milestone.sign.phase(true) == phase);
     match milestone.map(|milestone| (milestone.sign, milestone.at)) {
         None if phase == Phase::Loaded => "it was loaded and has not run".to_owned(),
-        None => format!("it came at least to {phase}; how far from there is unknown"),
-        Some((sign, None)) => format!("it came at least to {phase} ({sign})"),
-        Some((sign, Some(at))) => format!("it came at least to {phase} ({sign} after {})", Seconds(at)),
+        None => format!("it reached at least {phase}; how much further is unknown"),
+        Some((sign, None)) => format!("it reached at least {phase} ({sign})"),
+        Some((sign, Some(at))) => format!("it reached at least {phase} ({sign} after {})", Seconds(at)),
     }
 }
 
@@ -62,7 +62,7 @@ fn place(place: &VcpuPlace) -> String {
     }
 }
 
-/// The registers that the ending's own line does not have.
+/// The registers that the ending's own line does not show.
 fn general_registers(ending: &Ending) -> Option<String> {
     let r = ending.registers()?;
     Some(format!(
@@ -71,7 +71,7 @@ fn general_registers(ending: &Ending) -> Option<String> {
     ))
 }
 
-/// vCPUs that are told of one by one: a person looks at a few.
+/// How many vCPUs are described one by one. A person looks at a few; the outcome file has them all.
 const PLACES: usize = 4;
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "it came at least to its drivers (its serial driver probed the port after 1.5 s)",
+                "it reached at least its drivers (its serial driver probed the port after 1.5 s)",
                 "vCPU 0 was at the instruction `pause`, rip 0xffffffff81001010 in panic+0x10, ring 0",
                 &format!("hint: {}", Hint::NoRoot),
                 "the console's last lines:",
@@ -134,6 +134,6 @@ mod tests {
         outcome.diagnosis.as_mut().unwrap().hints.clear();
         assert_eq!(lines(&outcome, false), [""; 0]);
         outcome.ending = Ending::Crashed { vcpu: 0, registers: None };
-        assert_eq!(lines(&outcome, false).len(), 1, "where it crashed is told at any time");
+        assert_eq!(lines(&outcome, false).len(), 1, "the place of the crash is always shown");
     }
 }

@@ -1,4 +1,4 @@
-//! How a virtual machine ended: a value, an exit code, one line of words, and a JSON object.
+//! How a virtual machine ended: as a value, an exit code, one line of text, and a JSON object.
 //!
 //! [`Ending::exit_code`] is the table of exit codes that users of the command see.
 
@@ -18,47 +18,49 @@ pub use crate::ending::{Ending, EndingKind, HostFailure, PanicEvidence, Phase, S
 pub use report::OutcomeReport;
 pub use times::Times;
 
-/// What is known of a virtual machine that has ended.
+/// What is known about a virtual machine that has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// How it ended.
     pub ending: Ending,
     /// How far the guest had come, as far as that is known.
     pub phase: Phase,
-    /// The signs by which that is known, as they came; those that only the end shows come last.
+    /// The signs by which `phase` is known, in the order in which they came; signs that are found only after
+    /// the end come last.
     pub progress: Vec<Milestone>,
-    /// Why it ended so, for an abnormal ending.
+    /// Why it ended this way, if the ending is abnormal.
     pub diagnosis: Option<Diagnosis>,
-    /// From the first entry into the guest to the end.
+    /// The time from the first entry into the guest to the end.
     pub duration: Duration,
-    /// How often the vCPUs left the guest, by reason.
+    /// How often the vCPUs left the guest, by exit reason.
     pub exits: ExitCounts,
-    /// Bytes that the guest sent to its console.
+    /// The number of bytes that the guest sent to its console.
     pub console_bytes: u64,
-    /// Of these, bytes that were lost because nobody took them in time.
+    /// How many of these bytes were lost because nobody took them in time.
     pub console_bytes_dropped: u64,
-    /// How many bytes had come on the console before the first that was lost: on the virtio console, where
+    /// How many bytes the console had received before the first lost byte. This is the virtio console, where
     /// there is one.
     pub console_lost_from: Option<u64>,
-    /// Requests to disks that the host could not carry out.
+    /// The number of disk requests that the host could not carry out.
     pub disk_errors: u64,
-    /// Frames of network cards that one of their sides could not take.
+    /// The number of network frames that the receiving side, guest or host, could not take.
     pub frames_dropped: u64,
-    /// Endings that the guest asked for after the first, which counts.
+    /// The number of endings that the guest requested after the first one, which counts.
     pub later_events: u64,
-    /// How often the guest reset its machine and was started anew.
+    /// How often the guest reset its machine and was restarted.
     pub resets: u64,
-    /// The signal for whose sake the guest was asked to power off, or was stopped.
+    /// The signal because of which the guest was asked to power off, or was stopped.
     pub signal: Option<i32>,
-    /// How the command that the machine was for ended, where that is known; the machine's own ending may be
-    /// another.
+    /// How the command for which the machine ran ended, if that is known. The machine's own ending may
+    /// differ.
     pub command: Option<ExecStatus>,
-    /// Where the time went.
+    /// How the time of the run divides into steps.
     pub times: Times,
 }
 
 impl Outcome {
-    /// The exit code of the command for it: 100 and more are the machine's own, those below the guest's.
+    /// Returns the command's exit code for this outcome: values from 100 up are the machine's own, lower
+    /// values are the guest's.
     pub fn exit_code(&self) -> u8 {
         match (&self.ending, self.signal) {
             (Ending::PoweredOff, Some(signal)) => exit_code::of_signal(signal),
@@ -66,7 +68,7 @@ impl Outcome {
         }
     }
 
-    /// Why it ended, in one line.
+    /// Describes in one line why the machine ended.
     pub fn reason(&self) -> String {
         match (&self.ending, self.signal) {
             (Ending::PoweredOff, Some(signal)) => {
@@ -80,7 +82,7 @@ impl Outcome {
         }
     }
 
-    /// An outcome of which nothing but the ending is known: the sample of the tests, here and in the command.
+    /// Creates an outcome with nothing but its ending: a sample for the tests, here and in the command.
     #[doc(hidden)]
     pub fn bare(ending: Ending) -> Outcome {
         Outcome {
@@ -103,9 +105,9 @@ impl Outcome {
         }
     }
 
-    /// Why it ended so, in lines for a person, who has read the ending itself: empty where there is nothing
-    /// to explain. The end of the console is among them with `with_console`: for a console that the person
-    /// has not seen.
+    /// Explains the ending in lines for a person who has already seen its one-line reason; empty if there is
+    /// nothing to explain. With `with_console` the lines include the end of the console, for a console that
+    /// the person has not seen.
     pub fn explanation(&self, with_console: bool) -> Vec<String> {
         explanation::lines(self, with_console)
     }

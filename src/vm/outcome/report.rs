@@ -1,4 +1,4 @@
-//! The outcome as the JSON object for programs: each field of [`OutcomeReport`] is one of it, by its name.
+//! The outcome as a JSON object for programs. Its keys are the fields of [`OutcomeReport`].
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::diagnosis::{Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
 
-/// The JSON object that `--outcome` writes. Fields are only ever added.
+/// The JSON object that `--outcome` writes. Later versions only add fields.
 #[derive(Debug, Clone, Serialize)]
 pub struct OutcomeReport<'a> {
     ending: &'a str,
@@ -49,7 +49,7 @@ pub struct OutcomeReport<'a> {
 }
 
 impl<'a> OutcomeReport<'a> {
-    /// Of a virtual machine that ran.
+    /// Creates the report of a virtual machine that ran.
     pub fn of(outcome: &'a Outcome, emulated_host: bool) -> OutcomeReport<'a> {
         let (command_code, command_signal) = match outcome.command {
             Some(ExecStatus::Code(code)) => (Some(code), None),
@@ -85,7 +85,7 @@ impl<'a> OutcomeReport<'a> {
         }
     }
 
-    /// Of one that never ran: `code` and the reason why.
+    /// Creates the report of a virtual machine that never ran, with the exit code and the reason.
     pub fn not_run(code: u8, reason: String, emulated_host: bool) -> OutcomeReport<'static> {
         OutcomeReport {
             ending: "not-run",

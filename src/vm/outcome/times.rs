@@ -1,5 +1,5 @@
-//! Where the time of a run went, step by step. The lifecycle fills in what every guest shows; a command that
-//! is run in the guest divides the rest.
+//! How the time of a run divides into steps. The lifecycle fills in the steps of every guest; a command that
+//! runs in the guest divides the rest.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,22 +9,25 @@ use serde::{Serialize, Serializer};
 
 use super::Seconds;
 
-/// How long each step took; none for a step that there was not, or whose end was not seen. As JSON they are
-/// milliseconds.
+/// How long each step took. A step is `None` if it did not happen or its end was not observed. In JSON the
+/// unit is milliseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Times {
-    /// The emulated host that this ran on, from the start of QEMU until it ran programs.
+    /// Booting the emulated host on which the machine ran: from the start of QEMU until programs run in it.
     pub emulated_host: Option<Duration>,
-    /// Making the machine: files opened, the root and the modules prepared, devices and vCPUs made.
+    /// Building the machine: opening files, preparing the root and the modules, creating the devices and
+    /// vCPUs.
     pub prepare: Option<Duration>,
-    /// The guest from its first instruction until its init wrote the boot mark. An init of the guest's own
-    /// writes none.
+    /// Booting the kernel: from the guest's first instruction until its init wrote the boot mark. Only
+    /// Coracle's own inits write one.
     pub kernel: Option<Duration>,
-    /// From there until the agent was ready; without a command, until the end.
+    /// Starting the guest's system: from the boot mark until the agent was ready, or without a command until
+    /// the end.
     pub init: Option<Duration>,
-    /// The agent, from then until the command was started: the network, if that was asked for.
+    /// Preparing the command: from the ready agent until the command started, with the network if it was
+    /// requested.
     pub agent: Option<Duration>,
-    /// The command, until its end and that of its output.
+    /// Running the command, until it and its output have ended.
     pub command: Option<Duration>,
 }
 
@@ -42,7 +45,7 @@ impl Times {
 }
 
 impl fmt::Display for Times {
-    /// The known steps in one line, as in `prepare 0.01 s, kernel 0.3 s`.
+    /// Writes the known steps in one line, as in `prepare 0.01 s, kernel 0.3 s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let known = self.named().into_iter().filter_map(|(name, time)| Some((name, time?)));
         for (index, (name, time)) in known.enumerate() {

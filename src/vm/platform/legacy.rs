@@ -1,4 +1,4 @@
-//! The list of the machine's legacy devices: where each one is, and what happens to all of them.
+//! The list of the machine's legacy devices: where each of them is, and operations on all of them.
 
 use std::sync::Arc;
 
@@ -8,17 +8,16 @@ use coracle_devices::legacy::LegacyDevice;
 use super::PlatformError;
 use crate::diagnosis::{Signs, Watch, Watched};
 
-/// A legacy device and its place in the machine.
+/// A legacy device and its window.
 pub(super) struct LegacyEntry {
-    /// The name that docs/machine.md has for it.
+    /// The device's name in docs/machine.md.
     name: &'static str,
     space: Space,
     window: BusRange,
-    /// The input of the I/O APIC that it pulses.
+    /// The I/O APIC input that the device pulses.
     gsi: Option<u32>,
     device: Arc<dyn LegacyDevice>,
-    /// The same device as the bus sees it: behind a watch, where its accesses are signs of the guest's
-    /// progress.
+    /// The same device as the bus sees it: wrapped in a watch if accesses to it show the guest's progress.
     on_bus: Arc<dyn BusDevice>,
 }
 
@@ -29,7 +28,7 @@ enum Space {
     Memory,
 }
 
-/// A device with `len` ports from `port`.
+/// Describes a device with `len` ports from `port`.
 pub(super) fn at_port<D>(name: &'static str, port: u16, len: u64, device: Arc<D>) -> LegacyEntry
 where
     D: LegacyDevice + 'static,
@@ -37,7 +36,7 @@ where
     LegacyEntry::new(name, Space::Ports, BusRange::new(u64::from(port), len), device)
 }
 
-/// A device with `len` bytes of guest physical addresses from `address`.
+/// Describes a device with `len` bytes of guest physical addresses from `address`.
 pub(super) fn at_address<D>(name: &'static str, address: u32, len: u64, device: Arc<D>) -> LegacyEntry
 where
     D: LegacyDevice + 'static,
@@ -53,25 +52,25 @@ impl LegacyEntry {
         LegacyEntry { name, space, window, gsi: None, device: device.clone(), on_bus: device }
     }
 
-    /// Records that it pulses the input `gsi` of the I/O APIC.
+    /// Records that the device pulses the I/O APIC input `gsi`.
     pub(super) fn with_gsi(self, gsi: u32) -> LegacyEntry {
         LegacyEntry { gsi: Some(gsi), ..self }
     }
 
-    /// Has the guest's accesses to it leave their signs.
+    /// Lets the guest's accesses to the device leave signs of its progress.
     pub(super) fn watched(self, signs: &Arc<Signs>, watch: Watch) -> LegacyEntry {
         LegacyEntry { on_bus: Watched::new(self.on_bus, signs, watch), ..self }
     }
 }
 
-/// Every legacy device of a machine. They live as long as the machine, over every reset of its guest.
+/// Every legacy device of a machine. They live as long as the machine, through every reset of its guest.
 pub(super) struct LegacyDevices(pub(super) Vec<LegacyEntry>);
 
 impl LegacyDevices {
     /// Puts every device on the bus of its address space.
     ///
     /// # Errors
-    /// Two windows overlap, or two devices pulse one input: defects of Coracle.
+    /// Two windows overlap, or two devices use one I/O APIC input: both are defects of Coracle.
     pub(super) fn attach(
         &self,
         ports: &mut BusBuilder,
@@ -91,7 +90,7 @@ impl LegacyDevices {
         Ok(())
     }
 
-    /// Puts every device into the state in which a guest finds a new machine. No vCPU may run.
+    /// Puts every device into its power-on state. No vCPU may run.
     pub(super) fn reset(&self) {
         self.0.iter().for_each(|entry| entry.device.reset());
     }

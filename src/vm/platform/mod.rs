@@ -1,4 +1,4 @@
-//! The devices of the machine and where they are on its buses. Called by the builder.
+//! The legacy devices of the machine, and its buses. The builder creates them.
 
 mod legacy;
 
@@ -26,11 +26,11 @@ use crate::diagnosis::{BootMark, Signs, Watch};
 use crate::vcpu::Buses;
 use crate::virtio::VirtioDevices;
 
-/// The devices of the machine, and the buses with all of them. It lives as long as the machine, over every
-/// reset of the guest.
+/// The legacy devices of the machine, and the buses with all devices on them. It lives as long as the
+/// machine, through every reset of the guest.
 pub(super) struct Platform {
     pub(super) buses: Arc<Buses>,
-    /// Every legacy device, those included that other parts of the machine hold on to.
+    /// Every legacy device, including those that other parts of the machine also hold.
     legacy: LegacyDevices,
     pub(super) serial: Arc<SerialPort>,
     pub(super) console: Arc<ConsoleBuffer>,
@@ -40,28 +40,28 @@ pub(super) struct Platform {
     pub(super) com2: Option<AgentSerial>,
 }
 
-/// Why the devices could not be made.
+/// Why the devices could not be created.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlatformError {
-    /// The host ran out of something small.
+    /// The host has run out of event descriptors.
     #[error("a device could not be made: {0}")]
     Device(io::Error),
-    /// Two devices at one address: a defect of Coracle.
+    /// Two devices overlap on a bus: a defect of Coracle.
     #[error("the devices do not fit each other: {0}")]
     Bus(BusError),
-    /// A device with an interrupt line that the I/O APIC does not have: a defect of Coracle.
+    /// A device has an interrupt line that the I/O APIC lacks: a defect of Coracle.
     #[error("the I/O APIC has no input {gsi}")]
     Interrupt {
-        /// The line.
+        /// The interrupt line, as a GSI.
         gsi: u32,
     },
-    /// Two legacy devices at one input of the I/O APIC: a defect of Coracle.
+    /// Two legacy devices use one I/O APIC input: a defect of Coracle.
     #[error("{first} and {second} pulse the same interrupt")]
     SharedInterrupt {
-        /// The device that had it.
+        /// The device that claimed the input first.
         first: &'static str,
-        /// The device that wants it too.
+        /// The second device that claims it.
         second: &'static str,
     },
 }
@@ -73,8 +73,9 @@ impl From<BusError> for PlatformError {
 }
 
 impl Platform {
-    /// Makes every device: `interrupts` takes theirs, `requests` the guest's wishes for its own end; `virtio`
-    /// has been made before. The serial console holds at most `console_capacity` bytes that nobody has taken.
+    /// Creates every legacy device and puts it on its bus, next to the given virtio devices. The devices get
+    /// their interrupt lines from `interrupts` and report the endings that the guest requests to `requests`.
+    /// The serial console buffers at most `console_capacity` bytes that nobody has taken.
     pub(super) fn new(
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
@@ -155,8 +156,8 @@ impl Platform {
         Ok(Platform { buses, legacy, serial, console, signs, events, com2 })
     }
 
-    /// Puts the devices into the state in which a guest finds a new machine. The console buffer is the host's
-    /// side and the signs are of the whole run: both stay. No vCPU may run.
+    /// Puts the devices into their power-on state. The console buffer belongs to the host's side and the
+    /// signs to the whole run, so both stay. No vCPU may run.
     pub(super) fn reset(&self) {
         self.legacy.reset();
     }

@@ -1,35 +1,35 @@
-//! The look at a guest that may have nothing to do: the CPU time of its vCPUs tells, whatever it waits for.
+//! Detecting an idle guest by the CPU time of its vCPUs, whatever the guest waits for.
 
 use std::time::{Duration, Instant};
 
-/// How long a guest has had nothing to do.
+/// How long a guest has been idle.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Idleness {
     limit: Duration,
-    /// CPU time of all vCPUs at the last look.
+    /// The CPU time of all vCPUs at the last look.
     used: Duration,
     looked_at: Instant,
     busy_at: Instant,
 }
 
 impl Idleness {
-    /// For a guest that has just been busy.
+    /// Starts with a guest that has just been busy.
     pub(super) fn new(limit: Duration, now: Instant) -> Idleness {
         Idleness { limit, used: Duration::ZERO, looked_at: now, busy_at: now }
     }
 
-    /// The longest that the guest may have nothing to do.
+    /// The longest time that the guest may be idle.
     pub(super) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// When to look next.
+    /// The time of the next look.
     pub(super) fn look_at(&self) -> Instant {
         self.looked_at + (self.limit / LOOKS).clamp(LEAST_INTERVAL, MOST_INTERVAL)
     }
 
-    /// Takes a look: true when the limit is over. A guest that is not let run has no chance to be busy, and
-    /// is not idle.
+    /// Takes a look; `true` if the guest has been idle for the whole limit. A guest that is not allowed to
+    /// run cannot be busy, and does not count as idle.
     pub(super) fn look(&mut self, now: Instant, used: Duration, runs: bool) -> bool {
         let spent = used.saturating_sub(self.used);
         let elapsed = now.saturating_duration_since(self.looked_at);
@@ -41,10 +41,11 @@ impl Idleness {
     }
 }
 
-/// A Linux guest that waits for something takes well under 1 % of a CPU for its timers; one that does the
-/// least work takes more than 2 %.
+/// A guest counts as busy from 1/50 of a CPU, 2 %. A Linux guest that only waits uses well under 1 % for its
+/// timers; one that does any work uses more than 2 %.
 const BUSY_FRACTION: u32 = 50;
-/// Looks while the limit lasts.
+/// The number of looks per limit: an ending comes at most a tenth of the limit late, and ten looks cost
+/// nothing.
 const LOOKS: u32 = 10;
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 const MOST_INTERVAL: Duration = Duration::from_secs(1);
@@ -61,7 +62,10 @@ mod tests {
         let mut idleness = Idleness::new(3 * SECOND, start);
         let ms = Duration::from_millis;
         assert!(!idleness.look(start + SECOND, ms(500), true));
-        assert!(!idleness.look(start + 2 * SECOND, ms(510), true), "1 % is nothing, but only for a second");
+        assert!(
+            !idleness.look(start + 2 * SECOND, ms(510), true),
+            "1 % is idle, but only for a second so far"
+        );
         assert!(!idleness.look(start + 3 * SECOND, ms(540), true), "3 % is work");
         assert!(!idleness.look(start + 5 * SECOND, ms(545), true));
         assert!(idleness.look(start + 6 * SECOND, ms(550), true));

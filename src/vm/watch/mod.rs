@@ -1,10 +1,10 @@
-//! What the control thread does while a guest runs: it waits for the first ending, and looks at guests that
+//! What the control thread does while a guest runs: it waits for the first ending, and looks for guests that
 //! end without one.
 //!
-//! Two kinds of guest do. One whose kernel panicked and stopped: the text of the panic is its last line, and
-//! silence follows. And one that has halted on every vCPU with interrupts off: KVM keeps halted vCPUs to
-//! itself, so that the sign is that no vCPU has left the guest for a while. Both are looked at from here, by
-//! counters that are kept anyway: a running guest pays nothing.
+//! There are two such guests. One has a kernel that panicked and stopped: the text of the panic is its last
+//! line, followed by silence. The other has halted every vCPU with interrupts off: KVM keeps a halted vCPU
+//! inside KVM_RUN, so the only sign is that no vCPU leaves the guest for a while. Both are detected from
+//! counters that exist anyway, so that a running guest pays nothing.
 
 mod idle;
 mod throttle;
@@ -26,7 +26,7 @@ use crate::diagnosis::Signs;
 use crate::gate::{GateState, StartLimits, Wake};
 use crate::vcpu::VcpuHandle;
 
-/// What a guest may take.
+/// The limits of a guest's time and CPU use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     start: StartLimits,
@@ -41,21 +41,21 @@ impl Limits {
     }
 }
 
-/// The watch over one life of a guest.
+/// Watches over one life of a guest: from its start to its ending.
 pub(super) struct Watch<'a> {
     shared: &'a Shared,
     console: &'a ConsoleBuffer,
     signs: &'a Signs,
     limits: StartLimits,
-    /// Since the text of a panic came.
+    /// Set once the text of a panic has come.
     panic: Option<Stillness>,
-    /// With the policy that a halt ends the machine.
+    /// Set if the policy is that a halt ends the machine.
     halt: Option<Stillness>,
     idleness: Option<Idleness>,
     throttle: Option<Throttle>,
 }
 
-/// A number that is to stand still for some time.
+/// A counter that has to stand still for some time.
 #[derive(Debug, Clone, Copy)]
 struct Stillness {
     number: u64,
@@ -82,14 +82,14 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Waits for the ending of this life.
+    /// Waits for the ending of this guest.
     pub(super) fn wait_end(mut self) -> Ending {
         loop {
             match self.shared.gate.next_wake(self.limits, self.look_at()) {
                 Wake::Ended(ending) => return ending,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
                 Wake::Pause(reason) => {
-                    // Who reads of it may resume at once.
+                    // Pause before reporting: whoever hears of the pause may resume at once.
                     self.shared.pause();
                     journal!(Host Warn, "{reason}; the virtual machine is paused");
                     self.shared.events.send(Event::PausedByFault { reason });
@@ -106,7 +106,8 @@ impl<'a> Watch<'a> {
         still.chain(idle).chain(self.throttle.iter().map(Throttle::look_at)).min()
     }
 
-    /// A guest that has come to its init has all the time of the other limits.
+    /// Ends a guest that has not reached its init in time. A guest that has is subject only to the other
+    /// limits.
     fn look_at_boot(&mut self, limit: Duration) {
         self.limits.boot = None;
         if !self.signs.init_was_seen() {
@@ -132,7 +133,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Ends a guest that has had nothing to do for as long as it may.
+    /// Ends a guest that has been idle for the whole limit.
     fn look_for_work(&self, idleness: &mut Idleness, now: Instant) {
         let runs = self.shared.gate.state() == GateState::Open;
         if idleness.look(now, self.cpu_time(), runs) {
@@ -140,7 +141,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Takes the vCPUs out of the guest while they owe time, and lets them in again.
+    /// Takes the vCPUs out of the guest while they are in debt, and lets them in again afterwards.
     fn keep_to_share(&self, throttle: &mut Throttle, now: Instant) {
         let waited = throttle.is_in_debt();
         throttle.look(now, self.cpu_time());
@@ -157,7 +158,7 @@ impl<'a> Watch<'a> {
         self.shared.vcpus().iter().map(VcpuHandle::cpu_time).sum()
     }
 
-    /// Reports a panic when nothing came after its text. None when the guest has printed something else.
+    /// Reports a panic if nothing came after its text; `None` if the guest has since printed something else.
     fn look_at_console(&self, before: Stillness) -> Option<Stillness> {
         if !self.console.stops_in_panic() {
             return None;
@@ -169,7 +170,7 @@ impl<'a> Watch<'a> {
         Some(now)
     }
 
-    /// Reports a halt when no vCPU has left the guest and all have halted for good.
+    /// Reports a halt if no vCPU has left the guest and all of them have halted for good.
     fn look_at_vcpus(&self, before: Stillness) -> Stillness {
         let now = Stillness::of(self.exits(), HALT_TIME);
         if now.number == before.number
@@ -181,12 +182,12 @@ impl<'a> Watch<'a> {
         now
     }
 
-    /// Exits that the guest made: kicks are left out.
+    /// Counts the exits that the guest caused; kicks are excluded.
     fn exits(&self) -> u64 {
         self.shared.vcpus().iter().map(|vcpu| vcpu.exits().made_by_guest()).sum()
     }
 
-    /// Takes the vCPUs out of the guest to see. A guest that has not halted runs on.
+    /// Takes the vCPUs out of the guest to see whether they have halted. A guest that has not continues.
     fn all_have_halted(&self) -> bool {
         self.shared.gate.hold(true);
         let vcpus = self.shared.vcpus();
@@ -209,8 +210,9 @@ impl Stillness {
     }
 }
 
-/// A kernel prints a panic in one go: two seconds of silence are its end, on a slow host too.
+/// How long the console has to be silent after the text of a panic. A kernel prints a panic without pauses,
+/// so two seconds are its end even on a slow host.
 const SILENCE: Duration = Duration::from_secs(2);
-/// A guest with a timer leaves it many times a second; one that idles without one is looked at each time,
-/// which costs one kick a second.
+/// How long no vCPU may leave the guest before a closer look. A guest with a timer exits many times a second;
+/// one that idles without a timer is looked at each time, which costs one kick a second.
 const HALT_TIME: Duration = Duration::from_secs(1);

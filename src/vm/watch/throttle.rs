@@ -1,43 +1,43 @@
-//! A share of CPU time for all vCPUs of a machine, kept by a token bucket: time that they have used beyond
-//! what has been given out is a debt, for which they wait outside the guest.
+//! Limits the CPU time of all vCPUs of a machine with a token bucket: time that they use beyond what has been
+//! granted is a debt, which they pay by waiting outside the guest.
 //!
-//! It works on any host; a cgroup (`cpu.max`) does the same for a whole process.
+//! This works on any host; a cgroup (`cpu.max`) does the same for a whole process.
 
 use std::time::{Duration, Instant};
 
 use crate::config::CpuQuota;
 
-/// The account of one machine.
+/// The token bucket of one machine.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Throttle {
-    /// CPUs that may be used.
+    /// The granted share, in CPUs of the host.
     share: f64,
-    /// Seconds of CPU time that are left; negative for a debt.
+    /// The CPU time left in the bucket, in seconds; a negative value is a debt.
     left: f64,
-    /// CPU time of all vCPUs at the last look.
+    /// The CPU time of all vCPUs at the last look.
     used: Duration,
     looked_at: Instant,
 }
 
 impl Throttle {
-    /// With a full bucket.
+    /// Starts with a full bucket.
     pub(super) fn new(quota: CpuQuota, now: Instant) -> Throttle {
         let share = quota.cpus();
         Throttle { share, left: share * BURST.as_secs_f64(), used: Duration::ZERO, looked_at: now }
     }
 
-    /// Whether the vCPUs have to wait.
+    /// Whether the vCPUs have to wait outside the guest.
     pub(super) fn is_in_debt(&self) -> bool {
         self.left < 0.0
     }
 
-    /// When to look next: when the debt is paid, or before it can be large.
+    /// The time of the next look: when the debt is paid, or before it can grow large.
     pub(super) fn look_at(&self) -> Instant {
         let debt = Duration::from_secs_f64((-self.left).max(0.0) / self.share);
         self.looked_at + debt.max(INTERVAL)
     }
 
-    /// Books what has been used and what has been earned since the last look.
+    /// Subtracts the CPU time used since the last look, and adds what has been granted since then.
     pub(super) fn look(&mut self, now: Instant, used: Duration) {
         let spent = used.saturating_sub(self.used).as_secs_f64();
         let earned = now.saturating_duration_since(self.looked_at).as_secs_f64() * self.share;
@@ -46,10 +46,10 @@ impl Throttle {
     }
 }
 
-/// The time for which a guest that was idle may use all CPUs that it has: as long as a period of the kernel's
-/// own bandwidth control.
+/// The bucket's size, as the time for which a guest that was idle may use all its CPUs. It equals the default
+/// period of the kernel's CFS bandwidth control.
 const BURST: Duration = Duration::from_millis(100);
-/// How long a guest may run beyond its share before it is noticed.
+/// How long a guest may run beyond its share before that is noticed.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
@@ -58,7 +58,7 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    /// Runs a guest that always has work for so many vCPUs, and tells the CPU time that it got.
+    /// Simulates a guest whose vCPUs always have work, and returns the CPU time that it got.
     fn greedy(percent: u32, vcpus: u32, time: Duration) -> Duration {
         let start = Instant::now();
         let mut throttle = Throttle::new(CpuQuota::from_percent(percent).unwrap(), start);

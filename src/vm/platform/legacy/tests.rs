@@ -1,5 +1,5 @@
-//! The list against docs/machine.md, so that a device, a port or an interrupt which only one of the two has
-//! is found; and the reset of every device, by way of the buses.
+//! Compares the list with docs/machine.md, so that a device, a port or an interrupt that only one of the two
+//! has is found, and resets every device by way of the buses.
 
 use std::ops::RangeInclusive;
 
@@ -17,7 +17,7 @@ use crate::virtio::{AttachContext, VirtioDevices};
 
 const MACHINE: &str = include_str!("../../../../docs/machine.md");
 
-/// A machine with every legacy device and nothing else.
+/// Creates the platform of a machine with every legacy device and nothing else.
 fn platform() -> Platform {
     let interrupts = Arc::new(Interrupts::default());
     let gate = Arc::new(Gate::new());
@@ -28,7 +28,7 @@ fn platform() -> Platform {
     Platform::new(interrupts.clone(), gate, &virtio, 64, Some(&com2)).unwrap()
 }
 
-/// The rows of the table under `heading`, as first and second cell.
+/// Returns the first and second cell of each row in the table under `heading`.
 fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
     let (_, section) = MACHINE.split_once(heading).unwrap();
     let section = section.split("\n## ").next().unwrap();
@@ -46,7 +46,7 @@ fn rows(heading: &str) -> Vec<(&'static str, &'static str)> {
         .collect()
 }
 
-/// The addresses of a first cell: `0x60`, a list of them, or `0xf4` to `0xf7`.
+/// Parses the addresses of a first cell: `0x60`, a list of such addresses, or `0xf4` to `0xf7`.
 fn addresses(cell: &str) -> Vec<RangeInclusive<u64>> {
     let number =
         |text: &str| u64::from_str_radix(text.trim_matches(['`', ' ']).strip_prefix("0x").unwrap(), 16);
