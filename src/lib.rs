@@ -87,6 +87,12 @@ pub mod command {
     }
 }
 
+/// Parts of the library that fuzz targets drive without a machine. They are not an interface either.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::vm::LegacyPlatform;
+}
+
 /// Finding the files of the default guest, which come with Coracle.
 pub mod guest_data {
     pub use coracle_image::guest_data::{

@@ -144,8 +144,13 @@ impl VmBuilder {
         let recipe =
             Recipe { config: self.config.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
-        let platform =
-            Platform::new(interrupts.clone(), gate.clone(), &virtio, self.console.capacity(), com2.as_ref())?;
+        let platform = Platform::new(
+            interrupts.clone(),
+            gate.clone(),
+            virtio.windows(),
+            self.console.capacity(),
+            com2.as_ref(),
+        )?;
         let (guest, vcpus) = recipe.make()?;
         guest.connect(&interrupts, &virtio)?;
         self.assemble(

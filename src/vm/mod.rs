@@ -62,7 +62,7 @@ use coracle_devices::virtio::net::NetCounts;
 use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
 use outcome::{Ending, Outcome};
-pub use platform::PlatformError;
+pub use platform::{LegacyPlatform, PlatformError};
 pub use registers::RegistersError;
 use shared::Shared;
 

@@ -90,6 +90,11 @@ impl LegacyDevices {
         Ok(())
     }
 
+    /// The windows on the bus of ports, in the order of the list.
+    pub(super) fn port_windows(&self) -> impl Iterator<Item = BusRange> {
+        self.0.iter().filter(|entry| entry.space == Space::Ports).map(|entry| entry.window)
+    }
+
     /// Puts every device into its power-on state. No vCPU may run.
     pub(super) fn reset(&self) {
         self.0.iter().for_each(|entry| entry.device.reset());

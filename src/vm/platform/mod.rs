@@ -1,5 +1,6 @@
 //! The legacy devices of the machine, and its buses. The builder creates them.
 
+mod alone;
 mod legacy;
 
 use std::io;
@@ -8,7 +9,7 @@ use std::sync::atomic::AtomicU8;
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
-use coracle_devices::bus::{BusBuilder, BusError};
+use coracle_devices::bus::{BusBuilder, BusDevice, BusError, BusRange};
 use coracle_devices::guest_request::GuestRequestSink;
 use coracle_devices::irq::MsiSink;
 use coracle_devices::legacy::acpi::AcpiRegisters;
@@ -20,11 +21,11 @@ use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
 
+pub use self::alone::LegacyPlatform;
 use self::legacy::{LegacyDevices, at_address, at_port};
 use crate::agent::AgentSerial;
 use crate::diagnosis::{BootMark, Signs, Watch};
 use crate::vcpu::Buses;
-use crate::virtio::VirtioDevices;
 
 /// The legacy devices of the machine, and the buses with all devices on them. It lives as long as the
 /// machine, through every reset of the guest.
@@ -32,6 +33,7 @@ pub(super) struct Platform {
     pub(super) buses: Arc<Buses>,
     /// Every legacy device, including those that other parts of the machine also hold.
     legacy: LegacyDevices,
+    ioapic: Arc<IoApic>,
     pub(super) serial: Arc<SerialPort>,
     pub(super) console: Arc<ConsoleBuffer>,
     pub(super) signs: Arc<Signs>,
@@ -73,13 +75,13 @@ impl From<BusError> for PlatformError {
 }
 
 impl Platform {
-    /// Creates every legacy device and puts it on its bus, next to the given virtio devices. The devices get
+    /// Creates every legacy device and puts it on its bus, next to the windows of `virtio`. The devices get
     /// their interrupt lines from `interrupts` and report the endings that the guest requests to `requests`.
     /// The serial console buffers at most `console_capacity` bytes that nobody has taken.
     pub(super) fn new(
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
-        virtio: &VirtioDevices,
+        virtio: impl IntoIterator<Item = (BusRange, Arc<dyn BusDevice>)>,
         console_capacity: usize,
         com2: Option<&Arc<ConsoleBuffer>>,
     ) -> Result<Platform, PlatformError> {
@@ -139,7 +141,7 @@ impl Platform {
             at_port("COM1", layout::COM1_PORT, SerialPort::WINDOW_LEN, serial.clone())
                 .with_gsi(layout::COM1_IRQ)
                 .watched(&signs, Watch::Serial),
-            at_address("I/O APIC", layout::IOAPIC, IoApic::WINDOW_LEN, ioapic)
+            at_address("I/O APIC", layout::IOAPIC, IoApic::WINDOW_LEN, ioapic.clone())
                 .watched(&signs, Watch::IoApic(AtomicU8::new(0))),
         ];
         let second = com2.iter().map(|com2| {
@@ -149,11 +151,11 @@ impl Platform {
         let legacy = LegacyDevices(legacy.into_iter().chain(second).collect());
         let (mut ports, mut memory) = (BusBuilder::new(), BusBuilder::new());
         legacy.attach(&mut ports, &mut memory)?;
-        for (range, device) in virtio.windows() {
+        for (range, device) in virtio {
             memory.insert(range, device)?;
         }
         let buses = Arc::new(Buses { ports: ports.build(), mmio: memory.build() });
-        Ok(Platform { buses, legacy, serial, console, signs, events, com2 })
+        Ok(Platform { buses, legacy, ioapic, serial, console, signs, events, com2 })
     }
 
     /// Puts the devices into their power-on state. The console buffer belongs to the host's side and the

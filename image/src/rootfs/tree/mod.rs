@@ -373,11 +373,9 @@ impl Kind {
 impl Attributes {
     /// Bytes of memory that it takes, at most about.
     fn memory(&self) -> usize {
-        let parts = self
-            .xattrs
-            .iter()
-            .flat_map(|(name, value)| [XATTR, allocated(name.len()), allocated(value.len())]);
-        let all: usize = parts.sum();
+        let lens = self.xattrs.iter().flat_map(|(name, value)| [name.len(), value.len()]);
+        let all =
+            lens.fold(XATTR.saturating_mul(self.xattrs.len()), |sum, len| sum.saturating_add(allocated(len)));
         if all == 0 { 0 } else { all.saturating_add(XATTRS) }
     }
 }
