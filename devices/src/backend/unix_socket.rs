@@ -131,7 +131,7 @@ fn address(path: &Path) -> io::Result<(libc::sockaddr_un, libc::socklen_t)> {
             "the path of a socket has 1 to 107 bytes",
         ));
     }
-    address.sun_path.iter_mut().zip(name).for_each(|(place, byte)| *place = byte.cast_signed());
+    address.sun_path.iter_mut().zip(name).for_each(|(target, byte)| *target = byte.cast_signed());
     let len = offset_of!(libc::sockaddr_un, sun_path).saturating_add(name.len()).saturating_add(1);
     Ok((address, len as libc::socklen_t))
 }

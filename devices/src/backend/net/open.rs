@@ -113,8 +113,8 @@ fn set_nonblocking(descriptor: RawFd, step: OpenStep) -> Result<(), NetOpenError
 fn socket_option(descriptor: RawFd, option: libc::c_int) -> Option<libc::c_int> {
     let mut value: libc::c_int = 0;
     let mut len = size_of::<libc::c_int>() as libc::socklen_t;
-    let place = (&raw mut value).cast();
+    let answer = (&raw mut value).cast();
     // SAFETY: the call writes at most `len` bytes to `value`.
-    let result = unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, option, place, &raw mut len) };
+    let result = unsafe { libc::getsockopt(descriptor, libc::SOL_SOCKET, option, answer, &raw mut len) };
     (result == 0).then_some(value)
 }

@@ -192,8 +192,8 @@ fn interface_request(name: &str) -> Option<libc::ifreq> {
     // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // One byte of the name stays zero.
-    let place = request.ifr_name.get_mut(..libc::IFNAMSIZ.saturating_sub(1))?.get_mut(..name.len())?;
-    place.iter_mut().zip(name.bytes()).for_each(|(place, byte)| *place = byte as libc::c_char);
+    let field = request.ifr_name.get_mut(..libc::IFNAMSIZ.saturating_sub(1))?.get_mut(..name.len())?;
+    field.iter_mut().zip(name.bytes()).for_each(|(target, byte)| *target = byte as libc::c_char);
     Some(request)
 }
 

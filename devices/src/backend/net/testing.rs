@@ -93,9 +93,9 @@ impl Interface {
     /// Returns the next frame of the test's protocol, if there is one.
     pub(crate) fn receive(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 70_000];
-        let (place, room) = (frame.as_mut_ptr().cast(), frame.len());
+        let (start, room) = (frame.as_mut_ptr().cast(), frame.len());
         // SAFETY: the pointer and the length are those of a slice.
-        let len = unsafe { libc::recv(self.0.as_raw_fd(), place, room, libc::MSG_DONTWAIT) };
+        let len = unsafe { libc::recv(self.0.as_raw_fd(), start, room, libc::MSG_DONTWAIT) };
         frame.truncate(usize::try_from(len).ok()?);
         Some(frame)
     }

@@ -34,7 +34,7 @@ impl BalloonHandler {
     pub(super) fn new(mut queues: Vec<(Work, VirtQueue)>, released: Arc<AtomicU64>, stop: StopFlag) -> Self {
         for (work, queue) in &mut queues {
             if *work != Work::Report {
-                queue.limit_bytes(MOST_LIST_BYTES);
+                queue.limit_bytes(MAX_LIST_BYTES);
             }
         }
         Self { queues, releaser: Releaser::new(stop), released }
@@ -43,8 +43,8 @@ impl BalloonHandler {
 
 impl QueueHandler for BalloonHandler {
     fn start(&mut self, sources: &mut EventOps<'_>) {
-        for (place, (_, queue)) in (0..).zip(&self.queues) {
-            watch_doorbell(sources, queue, place);
+        for (index, (_, queue)) in (0..).zip(&self.queues) {
+            watch_doorbell(sources, queue, index);
         }
     }
 
@@ -93,7 +93,7 @@ fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) ->
         let number = list.read_array().map(u32::from_le_bytes);
         range = match (range, number) {
             (Some((first, count)), Some(number))
-                if first.checked_add(count) == Some(number) && count < MOST_PAGES =>
+                if first.checked_add(count) == Some(number) && count < MAX_PAGES =>
             {
                 Some((first, count.saturating_add(1)))
             }
@@ -129,6 +129,6 @@ fn report(chain: &Chain, releaser: &mut Releaser) -> u64 {
 }
 
 /// The longest list in bytes: 4,096 pages. Linux lists 256 at a time.
-const MOST_LIST_BYTES: u64 = 16 << 10;
+const MAX_LIST_BYTES: u64 = 16 << 10;
 /// The longest range in pages: 4 MiB, so that the list is checked against the stop between ranges.
-const MOST_PAGES: u32 = 1024;
+const MAX_PAGES: u32 = 1024;

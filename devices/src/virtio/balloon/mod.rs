@@ -104,9 +104,9 @@ impl VirtioDevice for Balloon {
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut state = lock(&self.state);
         for (at, byte) in (offset..).zip(data) {
-            let place = at.checked_sub(ACTUAL).and_then(|at| state.actual.get_mut(at));
-            if let Some(place) = place {
-                *place = *byte;
+            let target = at.checked_sub(ACTUAL).and_then(|at| state.actual.get_mut(at));
+            if let Some(target) = target {
+                *target = *byte;
             }
         }
     }

@@ -122,7 +122,7 @@ impl Block {
     pub fn new(settings: BlockSettings) -> Self {
         let BlockSettings { name, id, queues, engine, poll, backend, faults } = settings;
         let mut bytes = [0; ID_LEN];
-        bytes.iter_mut().zip(id.bytes()).for_each(|(place, byte)| *place = byte);
+        bytes.iter_mut().zip(id.bytes()).for_each(|(target, byte)| *target = byte);
         let engine = usable(engine, backend.as_ref(), &name);
         let flush_failed = AtomicBool::new(false);
         let disk = Disk { name, backend, id: bytes, faults, flush_failed, poll };

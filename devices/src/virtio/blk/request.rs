@@ -67,8 +67,8 @@ impl Request {
 
 fn task(kind: u32, sector: u64, chain: &mut Chain, limits: &Limits) -> Result<Task, Status> {
     match kind {
-        IN => Ok(Task::Read { offset: place(sector, chain.writable.len(), limits)? }),
-        OUT => Ok(Task::Write { offset: place(sector, chain.readable.len(), limits)? }),
+        IN => Ok(Task::Read { offset: data_offset(sector, chain.writable.len(), limits)? }),
+        OUT => Ok(Task::Write { offset: data_offset(sector, chain.readable.len(), limits)? }),
         FLUSH => Ok(Task::Flush),
         GET_ID => Ok(Task::Id),
         DISCARD if limits.discards => match range(chain, limits)? {
@@ -86,7 +86,7 @@ fn task(kind: u32, sector: u64, chain: &mut Chain, limits: &Limits) -> Result<Ta
 }
 
 /// Returns the offset of `len` bytes from `sector`, if they are whole sectors of the disk and not too many.
-fn place(sector: u64, len: u64, limits: &Limits) -> Result<u64, Status> {
+fn data_offset(sector: u64, len: u64, limits: &Limits) -> Result<u64, Status> {
     if !len.is_multiple_of(SECTOR) || len > MAX_DATA {
         return Err(Status::IoError);
     }

@@ -54,7 +54,7 @@ enum ControlEvent {
 
 impl ControlQueues {
     pub(super) fn new(receive: VirtQueue, mut transmit: VirtQueue) -> Self {
-        transmit.limit_bytes(MOST_BYTES);
+        transmit.limit_bytes(MAX_BYTES);
         Self { receive, transmit }
     }
 
@@ -225,4 +225,4 @@ const PORT_OPEN: u16 = 6;
 const PORT_NAME: u16 = 7;
 
 /// The longest message of the driver in bytes. A message has 8 bytes; a newer driver may append more.
-const MOST_BYTES: u64 = 4096;
+const MAX_BYTES: u64 = 4096;

@@ -47,7 +47,7 @@ enum Telling {
 impl ConsoleHandler {
     /// Makes a handler for a driver without control queues that does not learn a size.
     pub(super) fn new(receive: VirtQueue, mut transmit: VirtQueue, port: Arc<ConsolePort>) -> Self {
-        transmit.limit_bytes(MOST_BYTES);
+        transmit.limit_bytes(MAX_BYTES);
         let patience = TimerFd::new().ok();
         let is_dropping = patience.is_none();
         Self {
@@ -280,7 +280,7 @@ const STREAM: u32 = 6;
 
 /// The longest chain in bytes: twice what Linux sends at once. A longer one would take long when it is
 /// dropped.
-const MOST_BYTES: u64 = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 /// The size of the pieces, on the stack, in which bytes are moved.
 const PIECE: usize = 4096;
 /// How long a slow reader may delay the guest.

@@ -101,8 +101,8 @@ impl ConsolePort {
     pub(super) fn take_input(&self, buffer: &mut [u8]) -> usize {
         let mut input = lock(&self.input);
         let count = buffer.len().min(input.bytes.len());
-        buffer.iter_mut().zip(input.bytes.drain(..count)).for_each(|(place, byte)| *place = byte);
-        let has_room = input.bytes.len() <= MOST_INPUT / 2;
+        buffer.iter_mut().zip(input.bytes.drain(..count)).for_each(|(target, byte)| *target = byte);
+        let has_room = input.bytes.len() <= MAX_INPUT / 2;
         if has_room && std::mem::take(&mut input.wants_room) {
             // The only failure is a counter at its maximum, and then the event is already readable.
             let _ = self.room.write(1);
@@ -122,7 +122,7 @@ impl TerminalSize {
 impl ConsoleInput for ConsolePort {
     fn enqueue_input(&self, bytes: &[u8]) -> usize {
         let mut input = lock(&self.input);
-        let room = MOST_INPUT.saturating_sub(input.bytes.len());
+        let room = MAX_INPUT.saturating_sub(input.bytes.len());
         let count = bytes.len().min(room);
         let was_empty = input.bytes.is_empty();
         input.bytes.extend(bytes.iter().take(count));
@@ -135,7 +135,7 @@ impl ConsoleInput for ConsolePort {
 
     fn has_input_room(&self) -> bool {
         let mut input = lock(&self.input);
-        let has_room = input.bytes.len() < MOST_INPUT;
+        let has_room = input.bytes.len() < MAX_INPUT;
         input.wants_room |= !has_room;
         has_room
     }
@@ -147,4 +147,4 @@ impl ConsoleInput for ConsolePort {
 
 /// The bytes of input that wait for a guest which does not read: as many as a terminal's line discipline
 /// holds (`N_TTY_BUF_SIZE`).
-const MOST_INPUT: usize = 4096;
+const MAX_INPUT: usize = 4096;

@@ -107,7 +107,7 @@ pub(super) enum HostEnd {
 
 impl StreamQueues {
     pub(super) fn new(receive: VirtQueue, mut transmit: VirtQueue, port: Arc<StreamPort>) -> Self {
-        transmit.limit_bytes(MOST_BYTES);
+        transmit.limit_bytes(MAX_BYTES);
         Self { receive, transmit, port }
     }
 
@@ -196,7 +196,7 @@ impl StreamQueues {
 }
 
 impl Connection {
-    /// Copies the bytes of a chain, which are at most [`MOST_BYTES`].
+    /// Copies the bytes of a chain, which are at most [`MAX_BYTES`].
     fn take(&mut self, chain: &mut Chain) {
         let mut piece = [0; PIECE];
         while !chain.readable.is_empty() {
@@ -227,6 +227,6 @@ impl Connection {
 /// The number of the port on its switchboard, where it is the only one.
 const PORT: u32 = 0;
 /// The longest chain in bytes: twice what Linux sends at once. A longer chain is dropped as a whole.
-const MOST_BYTES: u64 = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 /// The size of the pieces, on the stack, in which bytes are moved.
 const PIECE: usize = 4096;

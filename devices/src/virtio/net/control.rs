@@ -18,7 +18,7 @@ pub(super) struct ControlQueue {
 
 impl ControlQueue {
     pub(super) fn new(mut queue: VirtQueue, features: u64) -> Self {
-        queue.limit_bytes(MOST_BYTES);
+        queue.limit_bytes(MAX_BYTES);
         Self { queue, features }
     }
 
@@ -90,7 +90,7 @@ fn skip_table(command: &mut Buffers) -> Option<()> {
 
 /// The longest command in bytes: more than 10,000 addresses, and no driver has so many. Each command is read
 /// at most once.
-const MOST_BYTES: u64 = 64 << 10;
+const MAX_BYTES: u64 = 64 << 10;
 
 /// Classes and commands (virtio 1.2, sections 5.1.6.5.1, 5.1.6.5.2 and 5.1.6.5.6.1).
 const RX: u8 = 0;

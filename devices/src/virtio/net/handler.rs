@@ -222,7 +222,7 @@ fn end_is_gone(receiver: &mut Receiver, link: &mut Link<'_>) {
         // Without buffers the frames that are left reach nobody, and no other event will report the end
         // again.
         receiver.give_up(link);
-        let mut left = 0..MOST_LEFT;
+        let mut left = 0..MAX_LEFT;
         while left.next().is_some() && link.receive(&[]) != Received::Nothing {
             count(&link.card.counters.receive_dropped);
         }
@@ -249,7 +249,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The number of frames that are read and dropped when the host's end is gone: more than a socket of the
 /// usual size holds.
-const MOST_LEFT: u32 = 100_000;
+const MAX_LEFT: u32 = 100_000;
 
 /// Looks at the guest's queue for each look at the host's end, because the latter is a system call.
 const TRIES_PER_CALL: u32 = 4;

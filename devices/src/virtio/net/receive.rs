@@ -25,7 +25,7 @@ pub(super) struct Receiver {
     state: State,
 }
 
-/// What the receiver waits for.
+/// The state of the receiver: frames or buffers that it waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// A frame from the host.
@@ -148,10 +148,10 @@ impl Receiver {
     fn pop_up_to(&mut self, bytes: u64) -> Result<bool, RingError> {
         let mut room: u64 = self.held.iter().map(|chain| chain.writable.len()).sum();
         let mut pieces: usize = self.held.iter().map(|chain| chain.writable.spans().len()).sum();
-        while self.held.is_empty() || (self.is_mergeable && room < bytes && pieces < MOST_SPANS) {
+        while self.held.is_empty() || (self.is_mergeable && room < bytes && pieces < MAX_SPANS) {
             let Some(chain) = self.queue.pop()? else { break };
             let is_usable =
-                chain.writable.len() >= HEADER_LEN.into() && chain.writable.spans().len() <= MOST_SPANS;
+                chain.writable.len() >= HEADER_LEN.into() && chain.writable.spans().len() <= MAX_SPANS;
             if !is_usable {
                 self.queue.complete(chain, 0);
                 continue;
@@ -161,13 +161,13 @@ impl Receiver {
             self.held.push_back(chain);
         }
         self.list_room();
-        Ok(room >= bytes || pieces >= MOST_SPANS)
+        Ok(room >= bytes || pieces >= MAX_SPANS)
     }
 
     fn list_room(&mut self) {
         self.room.clear();
         for chain in &self.held {
-            self.room.extend(chain.writable.spans().iter().take(MOST_SPANS.saturating_sub(self.room.len())));
+            self.room.extend(chain.writable.spans().iter().take(MAX_SPANS.saturating_sub(self.room.len())));
         }
     }
 
@@ -246,7 +246,7 @@ fn put(room: &[Span], at: u64, data: &[u8]) {
 const USUAL_FRAME_LEN: u32 = 1518;
 /// The largest number of spans for one frame: the 1,024 (UIO_MAXIOV) that one system call takes, without the
 /// one for a part that does not fit.
-const MOST_SPANS: usize = 1023;
+const MAX_SPANS: usize = 1023;
 /// Frames between two looks at the clock, and at the transmit queue.
 pub(super) const FRAMES_AT_ONCE: u32 = 64;
 

@@ -67,7 +67,7 @@ impl QueueHandler for RngHandler {
 /// Writes random bytes to the front of `buffers`, and returns their number.
 fn fill(buffers: &mut Buffers) -> u32 {
     let mut bytes = [0_u8; PIECE];
-    let mut left = buffers.len().min(MOST_BYTES.into()) as usize;
+    let mut left = buffers.len().min(MAX_BYTES.into()) as usize;
     let mut written = 0_u32;
     while left > 0 {
         let piece = bytes.get_mut(..left.min(PIECE)).unwrap_or_default();
@@ -105,9 +105,9 @@ impl Budget {
         Some(PERIOD.saturating_sub(passed).max(Duration::from_millis(1)))
     }
 
-    /// Charges a request. One that gets few bytes, or none, costs [`LEAST_COST`], because it takes time too.
+    /// Charges a request. One that gets few bytes, or none, costs [`MIN_COST`], because it takes time too.
     fn spend(&mut self, bytes: u32) {
-        self.left = self.left.saturating_sub(bytes.max(LEAST_COST));
+        self.left = self.left.saturating_sub(bytes.max(MIN_COST));
     }
 }
 
@@ -116,7 +116,7 @@ const DOORBELL: u32 = 0;
 const TIMER: u32 = 1;
 
 /// The largest number of bytes for one request, however long its buffer is.
-const MOST_BYTES: u32 = 64 << 10;
+const MAX_BYTES: u32 = 64 << 10;
 /// The size of the pieces, on the stack, in which random bytes are made.
 const PIECE: usize = 4096;
 /// The bytes of one period: 16 MiB per second. A guest that seeds itself never notices the limit, and a guest
@@ -124,7 +124,7 @@ const PIECE: usize = 4096;
 const PERIOD_BYTES: u32 = 1 << 20;
 const PERIOD: Duration = Duration::from_millis(62);
 /// The least that a request is charged, in bytes.
-const LEAST_COST: u32 = 256;
+const MIN_COST: u32 = 256;
 
 #[cfg(test)]
 mod tests {
@@ -134,9 +134,9 @@ mod tests {
     fn budget_is_spent_within_a_period_and_full_in_the_next() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
-        for _ in 0..PERIOD_BYTES / MOST_BYTES {
+        for _ in 0..PERIOD_BYTES / MAX_BYTES {
             assert_eq!(budget.wait(start), None);
-            budget.spend(MOST_BYTES);
+            budget.spend(MAX_BYTES);
         }
         assert_eq!(budget.wait(start + PERIOD / 2), Some(PERIOD / 2));
         assert_eq!(budget.wait(start + PERIOD), None);
@@ -146,7 +146,7 @@ mod tests {
     fn requests_that_give_nothing_use_the_budget_up() {
         let start = Instant::now();
         let mut budget = Budget::new(start);
-        (0..PERIOD_BYTES / LEAST_COST).for_each(|_| budget.spend(0));
+        (0..PERIOD_BYTES / MIN_COST).for_each(|_| budget.spend(0));
         assert!(budget.wait(start).is_some());
     }
 }

@@ -77,10 +77,10 @@ impl Ring {
     /// Writes a request into the next descriptors without offering it, and returns its head.
     pub fn place(&mut self, buffers: &[Buffer]) -> u16 {
         let head = self.next_descriptor;
-        for (place, buffer) in buffers.iter().enumerate() {
+        for (position, buffer) in buffers.iter().enumerate() {
             let index = self.next_descriptor;
             self.next_descriptor = index.wrapping_add(1).checked_rem(self.size).unwrap_or_default();
-            let is_last = place.wrapping_add(1) == buffers.len();
+            let is_last = position.wrapping_add(1) == buffers.len();
             let flags = u16::from(!is_last) | u16::from(buffer.writable) << 1;
             self.descriptor(index, buffer.address, buffer.len, flags, self.next_descriptor);
         }
@@ -89,8 +89,8 @@ impl Ring {
 
     /// Writes a descriptor of the table.
     pub fn descriptor(&self, index: u16, address: u64, len: u32, flags: u16, next: u16) {
-        let place = self.base.wrapping_add(u64::from(index) << 4);
-        self.put(place, &descriptor_bytes(address, len, flags, next));
+        let at = self.base.wrapping_add(u64::from(index) << 4);
+        self.put(at, &descriptor_bytes(address, len, flags, next));
     }
 
     /// Offers the chain at `head`, whatever is there.
@@ -113,8 +113,8 @@ impl Ring {
 
     /// Asks for an interrupt when the used index passes `index`.
     pub fn set_used_event(&self, index: u16) {
-        let place = self.available().wrapping_add(4).wrapping_add(u64::from(self.size) << 1);
-        self.put(place, &index.to_le_bytes());
+        let at = self.available().wrapping_add(4).wrapping_add(u64::from(self.size) << 1);
+        self.put(at, &index.to_le_bytes());
     }
 
     /// Returns the index at which the device wants its doorbell rung next.
@@ -139,9 +139,9 @@ impl Ring {
         }
         let slot = u64::from(self.next_used.checked_rem(self.size).unwrap_or_default());
         self.next_used = self.next_used.wrapping_add(1);
-        let place = self.used().wrapping_add(4).wrapping_add(slot << 3);
+        let entry = self.used().wrapping_add(4).wrapping_add(slot << 3);
         let word = |at: u64| u32::from(self.load(at)) | u32::from(self.load(at.wrapping_add(2))) << 16;
-        Some((word(place), word(place.wrapping_add(4))))
+        Some((word(entry), word(entry.wrapping_add(4))))
     }
 
     fn load(&self, address: u64) -> u16 {
@@ -157,6 +157,6 @@ impl Ring {
 pub fn descriptor_bytes(address: u64, len: u32, flags: u16, next: u16) -> [u8; 16] {
     let mut bytes = [0; 16];
     let fields = [&address.to_le_bytes()[..], &len.to_le_bytes(), &flags.to_le_bytes(), &next.to_le_bytes()];
-    bytes.iter_mut().zip(fields.concat()).for_each(|(place, byte)| *place = byte);
+    bytes.iter_mut().zip(fields.concat()).for_each(|(target, byte)| *target = byte);
     bytes
 }

@@ -75,7 +75,7 @@ impl MmioTransport {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let there = config.get(start..).unwrap_or_default();
         let bytes = there.iter().copied().chain(std::iter::repeat(0));
-        data.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
+        data.iter_mut().zip(bytes).for_each(|(target, byte)| *target = byte);
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {

@@ -34,7 +34,7 @@ pub(super) struct VsockQueues {
 
 impl VsockHandler {
     pub(super) fn new(mut queues: VsockQueues, mux: Arc<Mutex<Mux>>) -> Self {
-        queues.transmit.limit_bytes(MOST_PACKET_BYTES);
+        queues.transmit.limit_bytes(MAX_PACKET_BYTES);
         Self { queues, mux, scratch: vec![0; SCRATCH].into(), is_clogged: false }
     }
 
@@ -130,4 +130,4 @@ const HOST: u32 = 2;
 /// The length of the largest packet that Linux makes, so that it passes in one piece.
 const SCRATCH: usize = 64 << 10;
 /// The longest chain in bytes: more than the window of any connection.
-const MOST_PACKET_BYTES: u64 = 1 << 20;
+const MAX_PACKET_BYTES: u64 = 1 << 20;

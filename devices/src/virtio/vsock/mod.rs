@@ -13,7 +13,7 @@
 //! unix sockets, switchboard <-> Mux: Connection, Connection, ... <-> VsockHandler <-> receive and transmit
 //! ```
 //!
-//! There are at most [`MOST_CONNECTIONS`], and [`KEPT_BACK`] more for the guest's agent. Bytes to the guest
+//! There are at most [`MAX_CONNECTIONS`], and [`KEPT_BACK`] more for the guest's agent. Bytes to the guest
 //! stay in the host's sockets until the guest has space. Bytes to the host are kept up to the window that the
 //! guest was granted. A peer that is slow, stuck or gone holds up only its own connection.
 
@@ -142,7 +142,7 @@ impl Drop for Vsock {
 }
 
 /// The largest number of connections of a device. Clients that have not yet named a port count as well.
-pub const MOST_CONNECTIONS: usize = 512;
+pub const MAX_CONNECTIONS: usize = 512;
 
 /// The number of additional connections for listeners that accept privileged ports only, so that a process of
 /// the guest that opens all others does not lock out the agent.

@@ -99,7 +99,7 @@ pub enum ConnectError {
     /// The device has its largest number of connections, or of calls.
     #[error(
         "vsock port {port}: the device already has {} connections, which is its limit",
-        super::MOST_CONNECTIONS
+        super::MAX_CONNECTIONS
     )]
     TooMany {
         /// The port of the guest.
@@ -181,7 +181,7 @@ impl Switchboard {
             Err(RecvTimeoutError::Disconnected) => Err(ConnectError::Ended { port }),
             Err(RecvTimeoutError::Timeout) => {
                 lock(&self.state).calls.retain(|call| call.number != number);
-                // One that has been taken ends with the stream.
+                // A call that the device has already taken ends with the stream.
                 Err(no_answer)
             }
         }
@@ -199,7 +199,7 @@ impl Switchboard {
     /// [`PRIVILEGED_PORTS`]. These may use the connections that are [kept back](super::KEPT_BACK).
     ///
     /// # Errors
-    /// The same as of [`Switchboard::listen`].
+    /// The errors of [`Switchboard::listen`].
     pub fn listen_privileged(self: &Arc<Self>, port: u32) -> Result<PortListener, ListenError> {
         self.listen_to(port, true)
     }
@@ -263,7 +263,7 @@ impl Switchboard {
         if state.is_closed {
             return Err(ConnectError::Ended { port });
         }
-        if state.calls.len() >= MOST_CALLS {
+        if state.calls.len() >= MAX_CALLS {
             return Err(ConnectError::TooMany { port });
         }
         let number = state.next_call;
@@ -321,7 +321,7 @@ impl PortListener {
     /// Returns the next connection; `None` if none comes within `limit`.
     ///
     /// # Errors
-    /// The same as of [`PortListener::accept`].
+    /// The errors of [`PortListener::accept`].
     pub fn accept_within(&self, limit: Duration) -> io::Result<Option<UnixStream>> {
         let start = Instant::now();
         loop {
@@ -361,7 +361,7 @@ impl Drop for PortListener {
 impl Queue {
     fn push(&self) -> io::Result<UnixStream> {
         let mut waiting = lock(&self.waiting);
-        if waiting.is_closed || waiting.streams.len() >= MOST_WAITING {
+        if waiting.is_closed || waiting.streams.len() >= MAX_WAITING {
             return Err(ErrorKind::ConnectionRefused.into());
         }
         let (theirs, ours) = pair()?;
@@ -414,9 +414,9 @@ fn wait_readable(event: &EventFd, limit: Duration) -> io::Result<()> {
 pub const PRIVILEGED_PORTS: u32 = 1024;
 
 /// The largest number of calls that wait for a guest whose driver has not started.
-const MOST_CALLS: usize = 128;
+const MAX_CALLS: usize = 128;
 /// The largest number of the guest's connections that a listener has not accepted yet: the usual backlog of a
 /// listening socket.
-const MOST_WAITING: usize = 128;
+const MAX_WAITING: usize = 128;
 /// The time after which a wait without a limit is begun again; `poll` cannot wait for more than 24 days.
 const LONG_TIME: Duration = Duration::from_secs(3600);

@@ -75,7 +75,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     let mut bench = Bench::with(folder(), Box::new(Noting(notes.clone())), Faults::default());
     assert!(notes.transport.set(bench.machine.transport.clone()).is_ok());
     bench.header(kind, 8);
-    // What a discard and a write of zeroes take for their data.
+    // The range that a discard and a write of zeroes have as their data.
     bench.machine.put(DATA, &range(8, CLEARED_SECTORS, 0));
     bench.machine.put(STATUS_AT, &[0xee]);
     let frame = [Buffer::readable(BUFFERS, 16), data, Buffer::writable(STATUS_AT, 1)];
@@ -149,10 +149,10 @@ fn requests_held_at_a_pause_are_in_their_queues_and_each_is_answered_once() {
         for round in 0..20 {
             for (queue, heads) in offered.iter_mut().enumerate() {
                 for at in 0..5_u64 {
-                    let (kind, place) = ([WRITE, FLUSHING][(at & 1) as usize], BUFFERS + 64 * at);
-                    bench.machine.put(place, &header(kind, 1 + at));
+                    let (kind, address) = ([WRITE, FLUSHING][(at & 1) as usize], BUFFERS + 64 * at);
+                    bench.machine.put(address, &header(kind, 1 + at));
                     let frame = [
-                        Buffer::readable(place, 16),
+                        Buffer::readable(address, 16),
                         Buffer::readable(DATA, 512),
                         Buffer::writable(STATUS_AT, 1),
                     ];

@@ -232,9 +232,9 @@ fn ring_that_is_rewritten_while_it_is_served_is_survived() {
                 random ^= random >> 7;
                 random ^= random << 17;
                 // Descriptors, and entries of the available ring, but not its index.
-                let place = if random & 1 == 0 { random >> 8 & 0xf8 } else { 0x2004 + (random >> 8 & 0x1e) };
+                let offset = if random & 1 == 0 { random >> 8 & 0xf8 } else { 0x2004 + (random >> 8 & 0x1e) };
                 let value = [random, random & 0xffff, BUFFERS, u64::MAX][(random >> 2 & 3) as usize];
-                memory.mmap().write_slice(&value.to_le_bytes()[..2], GuestAddress(BASE + place)).unwrap();
+                memory.mmap().write_slice(&value.to_le_bytes()[..2], GuestAddress(BASE + offset)).unwrap();
                 memory
                     .mmap()
                     .write_obj(random as u16 & 15, GuestAddress(BASE + 0x2004 + (random >> 20 & 0x1e)))
@@ -291,14 +291,14 @@ fn impossible_addresses_and_sizes_are_refused() {
         let error = QueueConfigError::Size { size, max_size: 256 };
         assert_eq!(start(QueueConfig { size, ..good }), Err(error));
     }
-    let places: [fn(&mut QueueConfig) -> &mut u64; 3] =
+    let fields: [fn(&mut QueueConfig) -> &mut u64; 3] =
         [|config| &mut config.descriptors, |config| &mut config.available, |config| &mut config.used];
-    for (place, alignment) in places.into_iter().zip([16, 2, 4]) {
+    for (field, alignment) in fields.into_iter().zip([16, 2, 4]) {
         for address in
             [BASE + alignment / 2, LOW_RAM_LEN - alignment, LOW_RAM_LEN, 0xd000_0000, u64::MAX, u64::MAX - 15]
         {
             let mut config = good;
-            *place(&mut config) = address;
+            *field(&mut config) = address;
             assert!(matches!(start(config), Err(QueueConfigError::Ring { .. })), "{address:#x}");
         }
     }

@@ -33,7 +33,7 @@ proptest! {
             other_ring.set_used_event(done.wrapping_add(ahead % 4));
             for (count, len) in &chains {
                 let buffers: Vec<Buffer> = (0..*count)
-                    .map(|place| Buffer { address: BUFFERS, len: (*len).into(), writable: place > 0 })
+                    .map(|index| Buffer { address: BUFFERS, len: (*len).into(), writable: index > 0 })
                     .collect();
                 it.ring.offer(&buffers);
                 other_ring.offer(&buffers);

@@ -22,7 +22,7 @@ use super::connection::{Connection, Opener, Violation};
 use super::host_socket::HostSocket;
 use super::packet::{HOST_CID, Header, Op, Ports, STREAM};
 use super::switchboard::Switchboard;
-use super::{KEPT_BACK, MOST_CONNECTIONS};
+use super::{KEPT_BACK, MAX_CONNECTIONS};
 use crate::journal;
 use crate::memory::Buffers;
 
@@ -44,7 +44,7 @@ pub(super) struct Mux {
     /// Connections that have something for the guest. Each is in here once, and only while it exists.
     ready: VecDeque<Id>,
     /// Resets that the guest has yet to get: the address and ports of the host's side. They are sent before
-    /// all else. So besides [`MOST_RESETS`] there are only those of connections that the guest knew when the
+    /// all else. So besides [`MAX_RESETS`] there are only those of connections that the guest knew when the
     /// first of these resets was due.
     resets: VecDeque<(u64, Ports)>,
     /// The bytes of wide windows that are still available.
@@ -94,7 +94,7 @@ impl Mux {
 
     /// Returns whether the guest has to take resets before more of its packets are served.
     pub(super) fn is_clogged(&self) -> bool {
-        self.resets.len() >= MOST_RESETS
+        self.resets.len() >= MAX_RESETS
     }
 
     /// Returns whether [`next_packet`](Self::next_packet) may have a packet for a buffer of the guest.
@@ -249,7 +249,7 @@ impl Mux {
 
     fn dial(&self, ports: Ports) -> io::Result<UnixStream> {
         let kept_back = if self.switchboard.is_privileged(ports.host) { KEPT_BACK } else { 0 };
-        if self.count() >= MOST_CONNECTIONS.saturating_add(kept_back) {
+        if self.count() >= MAX_CONNECTIONS.saturating_add(kept_back) {
             return Err(io::Error::other("the device has its largest number of connections"));
         }
         match (self.switchboard.dial(ports.host, ports.guest), &self.socket) {
@@ -345,7 +345,7 @@ impl Mux {
     }
 
     fn is_full(&self) -> bool {
-        self.count() >= MOST_CONNECTIONS
+        self.count() >= MAX_CONNECTIONS
     }
 
     fn count(&self) -> usize {
@@ -417,11 +417,11 @@ const READY_EVENTS: usize = 64;
 /// The lowest port that the device uses for its own connections. Lower ports are for programs that listen.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 /// The number of waiting resets from which the guest's packets have to wait too.
-const MOST_RESETS: usize = 256;
+const MAX_RESETS: usize = 256;
 /// The bytes that the guest may have in flight in one connection: two of the largest packets that Linux
 /// makes.
 const WIDE_WINDOW: u32 = 128 << 10;
-/// The same for further connections when [`WIDE_ROOM`] is used up.
+/// The bytes in flight of a further connection when [`WIDE_ROOM`] is used up.
 const NARROW_WINDOW: u32 = 8 << 10;
 /// The bytes of all wide windows: 32 connections have one. Together with the narrow windows of all others, a
 /// guest whose peers read nothing can make this process hold less than 8 MiB.

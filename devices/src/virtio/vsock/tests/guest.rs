@@ -122,8 +122,8 @@ impl Guest {
     #[track_caller]
     pub(super) fn next_of(&mut self, op: Op) -> (Header, Vec<u8>) {
         self.settle_until(|guest| guest.inbox.iter().any(|(header, _)| header.op == op as u16));
-        let place = self.inbox.iter().position(|(header, _)| header.op == op as u16).unwrap();
-        self.inbox.drain(..=place).next_back().unwrap()
+        let index = self.inbox.iter().position(|(header, _)| header.op == op as u16).unwrap();
+        self.inbox.drain(..=index).next_back().unwrap()
     }
 
     /// Returns the bytes of all packets of this kind that have arrived, and drops the others.

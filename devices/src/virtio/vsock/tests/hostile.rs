@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::super::packet::{Header, Op};
-use super::super::{KEPT_BACK, MOST_CONNECTIONS, PRIVILEGED_PORTS};
+use super::super::{KEPT_BACK, MAX_CONNECTIONS, PRIVILEGED_PORTS};
 use super::guest::{self, Guest, header};
 use super::{device, device_with_socket};
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM};
@@ -247,7 +247,7 @@ fn privileged_listener_refuses_unprivileged_ports_and_is_not_locked_out() {
     assert!(agent.accept_within(Duration::ZERO).unwrap().is_none());
     raise_descriptor_limit();
     let mut others = Vec::new();
-    for port in 2000..2000 + MOST_CONNECTIONS as u32 {
+    for port in 2000..2000 + MAX_CONNECTIONS as u32 {
         guest.connect(port, 52);
         others.push(other.accept().unwrap());
     }
@@ -260,7 +260,7 @@ fn privileged_listener_refuses_unprivileged_ports_and_is_not_locked_out() {
     }
     guest.send(&header(Op::Request, 1, 1024), &[]);
     guest.next_of(Op::Reset);
-    assert_eq!(guest.connections(), MOST_CONNECTIONS + KEPT_BACK);
+    assert_eq!(guest.connections(), MAX_CONNECTIONS + KEPT_BACK);
     // Bytes flow, and a connection that becomes free is available to an agent only.
     agents[0].write_all(b"x").unwrap();
     assert_eq!(guest.next_of(Op::Data).1, b"x");
