@@ -1,13 +1,13 @@
 //! A request that is being carried out: the rest of its work, and its answer.
 //!
 //! Both engines carry a request out piece by piece, and check between the pieces whether they have to stop.
-//! When their queues are taken away, requests that are not done are put back, unanswered, and begin again from
-//! their start.
+//! When their queues are taken away, requests that are not done are put back, unanswered, and begin again
+//! from their start.
 //!
-//! Every task may begin again: its effect on its range and on its buffers depends only on the request, and the
-//! driver uses neither until the request is answered. Requests in flight at the same time have no order, so
-//! another one with an overlapping range may have been done in between. A task with a different result in a
-//! second pass would have to keep its position instead.
+//! Every task may begin again: its effect on its range and on its buffers depends only on the request, and
+//! the driver uses neither until the request is answered. Requests in flight at the same time have no order,
+//! so another one with an overlapping range may have been done in between. A task with a different result in
+//! a second pass would have to keep its position instead.
 
 use std::borrow::Cow;
 
