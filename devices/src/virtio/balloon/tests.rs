@@ -175,7 +175,7 @@ fn target_is_reported_to_the_driver_and_outlives_resets() {
     let status = BalloonStatus { target_bytes: 2 << 20, given_bytes: 300 * PAGE, released_bytes: 0 };
     assert_eq!(setup.balloon.status(), status);
     setup.machine.write(0x100, 7);
-    assert_eq!(setup.machine.read(0x100), 512, "the target is the host's");
+    assert_eq!(setup.machine.read(0x100), 512, "the driver cannot change the target");
     setup.rings = setup.machine.start(0);
     assert_eq!((setup.machine.read(0x100), setup.machine.read(0x104)), (512, 0));
     setup.balloon.set_target(u64::MAX);

@@ -163,7 +163,7 @@ fn bytes_go_both_ways_while_the_port_is_open() {
     assert_eq!(guest.receive(5), None);
     host.write_all(b"to the guest").unwrap();
     assert_eq!(guest.received(), Some(b"to th".to_vec()));
-    assert_eq!(guest.receive(0), Some(Vec::new()), "a buffer without room loses nothing");
+    assert_eq!(guest.receive(0), Some(Vec::new()), "a buffer without space loses nothing");
     assert_eq!(guest.receive(64), Some(b"e guest".to_vec()));
     guest.say(1, 6, 0);
     assert_eq!(got(&mut host), (Vec::new(), true));
@@ -226,7 +226,7 @@ fn driver_is_told_that_the_host_has_gone_and_is_back_once_it_has_closed_the_port
     let mut host = guest.open();
     host.write_all(b"bye").unwrap();
     drop(host);
-    assert_eq!(guest.receive(64), Some(b"bye".to_vec()), "what came before is given first");
+    assert_eq!(guest.receive(64), Some(b"bye".to_vec()), "earlier bytes are delivered first");
     assert_eq!(guest.receive(64), None);
     assert_eq!(guest.hears(), Some(vec![1, 0, 0, 0, 6, 0, 0, 0]));
     assert!(guest.send(b"to nobody"));
@@ -234,7 +234,7 @@ fn driver_is_told_that_the_host_has_gone_and_is_back_once_it_has_closed_the_port
     assert_eq!(guest.hears(), Some(vec![1, 0, 0, 0, 6, 0, 1, 0]));
     let mut host = guest.open();
     host.write_all(b"again").unwrap();
-    assert_eq!(guest.received(), Some(b"again".to_vec()), "the buffer of before");
+    assert_eq!(guest.received(), Some(b"again".to_vec()), "the earlier buffer");
     assert!(guest.send(b"yes"));
     assert_eq!(got(&mut host).0, b"yes");
 }

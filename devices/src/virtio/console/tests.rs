@@ -132,7 +132,7 @@ fn input_waits_for_buffers_and_stops_at_a_limit() {
     assert_eq!(guest.has_read(), Some(vec![b'y'; 3000]));
     assert!(guest.port.has_input_room() && guest.port.room_event().read().is_ok());
     guest.read(0);
-    assert_eq!(guest.has_read(), Some(Vec::new()), "a buffer without room loses no input");
+    assert_eq!(guest.has_read(), Some(Vec::new()), "a buffer without space loses no input");
     guest.read(4096);
     assert_eq!(guest.has_read(), Some(vec![b'y'; 1096]));
 }
@@ -156,7 +156,7 @@ fn input_waits_until_the_driver_has_opened_the_port() {
     assert_eq!(guest.has_read(), None);
     guest.machine.interrupts();
     guest.say(0, 6, 1);
-    assert_eq!(guest.machine.interrupts(), 1, "for the input, and none for a message that went");
+    assert_eq!(guest.machine.interrupts(), 1, "one for the input, none for the message that was sent");
     assert_eq!(guest.has_read(), Some(b"early!".to_vec()));
     guest.read(100);
     guest.port.enqueue_input(b"late");
@@ -207,7 +207,7 @@ fn size_is_reported_with_the_port_and_when_it_changes() {
     guest.port.resize(TerminalSize { columns: 100, rows: 50 });
     guest.port.resize(TerminalSize { columns: 300, rows: 50 });
     guest.machine.settle();
-    assert_eq!(guest.hears(), Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 44, 1, 50, 0]), "the last one only");
+    assert_eq!(guest.hears(), Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 44, 1, 50, 0]), "only the last one");
     guest.listen(64);
     assert_eq!(guest.heard(), None);
 }

@@ -98,7 +98,7 @@ fn paused_device_serves_nothing_and_goes_on(machine: &Machine, usual: &Usual) {
         assert_eq!(ring.completed(), None);
         machine.transport.resume();
         machine.settle();
-        assert!(ring.completed().is_some(), "what was offered during the pause is served after it");
+        assert!(ring.completed().is_some(), "chains offered during the pause are served after it");
     }
     assert!(machine.transport.pause().is_ok());
     machine.write(super::STATUS, 0);

@@ -1,5 +1,5 @@
-//! What makes a transport of another kind possible: a shell whose doorbells and interrupts are not those of
-//! MMIO, held by the same trait.
+//! A transport of another kind: a shell with doorbells and interrupts unlike those of MMIO, behind the same
+//! trait.
 
 use std::sync::{Arc, Mutex};
 

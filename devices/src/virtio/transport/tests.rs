@@ -233,7 +233,7 @@ fn queue_that_cannot_run_does_not_become_ready() {
     }
     machine.write(STATUS, 15);
     assert_eq!(device.activations.load(Ordering::Relaxed), 0);
-    assert!(machine.needs_reset(), "the first queue is not there");
+    assert!(machine.needs_reset(), "the first queue is missing");
     let mut rings = machine.start(0);
     serves(&machine, &mut rings[0], 0);
 }

@@ -269,7 +269,7 @@ fn ranges_outside_the_disk_are_errors() {
         }
     }
     assert!(bench.file() == before);
-    assert!(bench.faults.seen.lock().unwrap().is_empty(), "the host was not asked");
+    assert!(bench.faults.seen.lock().unwrap().is_empty(), "no call went to the host");
 }
 
 #[test]

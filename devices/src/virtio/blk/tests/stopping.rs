@@ -87,7 +87,7 @@ fn stopped(kind: u32, data: Buffer, wish_in: usize) -> (Vec<u64>, Vec<u64>, (u32
     let pieces = || notes.calls.lock().unwrap().iter().map(|(_, _, len)| *len).collect::<Vec<_>>();
     let before = pieces();
     bench.machine.transport.pause().unwrap();
-    assert_eq!(pieces(), before, "nothing is begun after the wish");
+    assert_eq!(pieces(), before, "nothing begins after the request to stop");
     bench.machine.transport.resume();
     let (first, second) = (bench.completion(0), bench.completion(0));
     assert_eq!(bench.rings[0].completed(), None);
@@ -118,7 +118,7 @@ fn read_or_write_that_was_stopped_is_put_back_and_begins_again() {
         assert_eq!(all, [&pieces[..2], &pieces, &pieces].concat());
         assert_eq!(lens, (used, used));
         let (before, all, _) = stopped(kind, data, 3);
-        assert_eq!(before, pieces, "a request that is done is not begun again");
+        assert_eq!(before, pieces, "a request that is done does not begin again");
         assert_eq!(all, [pieces, pieces].concat());
     }
 }
@@ -133,7 +133,7 @@ fn discard_or_write_of_zeroes_that_was_stopped_covers_all_of_its_range_when_it_b
         assert_eq!(all, [&pieces[..2], &pieces, &pieces].concat());
         assert_eq!(lens, (1, 1));
         let (before, all, _) = stopped(kind, Buffer::readable(DATA, 16), pieces.len());
-        assert_eq!(before, pieces, "a request that is done is not begun again");
+        assert_eq!(before, pieces, "a request that is done does not begin again");
         assert_eq!(all, [&pieces[..], &pieces].concat());
     }
 }

@@ -235,7 +235,7 @@ fn driver_without_merged_buffers_gets_each_frame_in_one() {
     setup.machine.settle();
     assert_eq!(setup.rings[0].completed(), Some((0, 1600)));
     assert_eq!(setup.machine.bytes(BUFFERS + 10, 2), [1, 0]);
-    assert_eq!(setup.rings[0].completed(), Some((1, HEADER + 60)), "the one that is too long is left out");
+    assert_eq!(setup.rings[0].completed(), Some((1, HEADER + 60)), "the frame that is too long is dropped");
     assert_eq!(setup.machine.bytes(BUFFERS + 4096 + 12, 60), frame(60, 9));
     assert_eq!(setup.rings[0].completed(), None);
     let counts = NetCounts { received: 2, receive_dropped: 1, ..NetCounts::default() };
@@ -366,7 +366,7 @@ fn link_goes_down_with_its_peer_and_frames_are_dropped() {
     setup.rings[0].offer(&[Buffer::writable(BUFFERS, 2000)]);
     drop(std::mem::replace(&mut setup.peer, UnixStream::pair().unwrap().0));
     setup.machine.kick(0);
-    assert_eq!(setup.rings[0].completed(), Some((0, HEADER + 60)), "what has come before is there");
+    assert_eq!(setup.rings[0].completed(), Some((0, HEADER + 60)), "frames that came before are delivered");
     assert!(!setup.net.is_up());
     assert_eq!(setup.machine.read(0x60), 3, "a used buffer and a change of the configuration");
     assert_eq!(setup.machine.read(0x104) >> 16 & 1, 0, "the link is down");
@@ -417,7 +417,7 @@ fn driver_changes_its_address_and_a_reset_takes_it_back() {
     let mut setup = setup();
     assert_eq!(setup.ask(&[1, 1, 2, 0, 0, 0, 0, 9]), Some(0));
     assert_eq!(setup.machine.read(0x104) & 0xffff, 0x0900);
-    assert_eq!(setup.ask(&[1, 1, 3, 0, 0, 0, 0, 9]), Some(1), "the address of a group");
+    assert_eq!(setup.ask(&[1, 1, 3, 0, 0, 0, 0, 9]), Some(1), "a group address");
     assert_eq!(setup.ask(&[1, 1, 2, 0, 0]), Some(1), "half an address");
     assert_eq!(setup.machine.read(0x104) & 0xffff, 0x0900);
     setup.rings = setup.machine.start(0);

@@ -162,5 +162,5 @@ fn frames_for_each_end_arrive_and_wait_for_the_one_that_is_full() {
     assert!(setup.has_sent());
     setup.send(0);
     assert!(setup.has_sent());
-    assert_eq!(setup.received(0), 1, "the card goes on");
+    assert_eq!(setup.received(0), 1, "the card keeps working");
 }

@@ -290,7 +290,7 @@ fn guest_that_takes_no_answers_waits_until_it_takes_them() {
     assert_eq!(sent, 256);
     guest.offer_buffers();
     guest.machine.settle();
-    assert!(guest.rings[1].completed().is_some(), "it goes on");
+    assert!(guest.rings[1].completed().is_some(), "the guest's packets are served again");
     let mut answers = 0;
     guest.settle_until(|guest| {
         answers += guest.packets_of(Op::Reset).len();

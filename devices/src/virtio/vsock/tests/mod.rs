@@ -111,7 +111,7 @@ fn client_of_the_socket_sends_connect_and_reads_ok() {
     let mut said = [0; 64];
     let count = client.read(&mut said).unwrap();
     assert_eq!(said[..count], *format!("OK {}\n", request.src_port).as_bytes());
-    assert_eq!(guest.next_of(Op::Data).1, b"hello", "what came with the line is the guest's");
+    assert_eq!(guest.next_of(Op::Data).1, b"hello", "bytes after the line go to the guest");
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn host_that_does_not_read_stops_the_guest_at_its_window_and_gets_every_byte_lat
         guest.send_data(1000, 52, piece);
         sent += 4000;
     }
-    assert!(sent < data.len(), "the window has an end");
+    assert!(sent < data.len(), "the window is limited");
     assert!(guest.backlog() > 64 << 10 && guest.backlog() <= 128 << 10, "{}", guest.backlog());
     let reader = thread::spawn(move || {
         let mut all = Vec::new();
@@ -276,7 +276,7 @@ fn host_that_has_gone_ends_both_ways_and_a_guest_that_ignores_it_is_given_up() {
     let (mut guest, mut host) = Guest::connected(1000, 52);
     host.write_all(b"bye").unwrap();
     drop(host);
-    assert_eq!(guest.next_of(Op::Data).1, b"bye", "what was sent before comes first");
+    assert_eq!(guest.next_of(Op::Data).1, b"bye", "bytes sent before come first");
     guest.send_data(1000, 52, b"into the void");
     let mut flags = 0;
     while flags != BOTH_WAYS {
