@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_tells_both_events() {
+    fn reading_returns_both_events() {
         let mut data = [0];
         device().0.read(0, &mut data);
         assert_eq!(data, [0b11]);

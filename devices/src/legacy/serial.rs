@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_empties_the_fifo_clears_the_registers_and_tells_of_room() {
+    fn reset_empties_the_fifo_clears_the_registers_and_reports_room() {
         let machine = machine();
         machine.port.write(INTERRUPT_ENABLE, &[0x0f]);
         machine.port.write(7, &[0x5a]);
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn partly_taken_input_alone_asks_for_the_notice() {
+    fn partly_taken_input_requests_the_event() {
         let machine = machine();
         assert_eq!(machine.port.enqueue_input(&[b'x'; 65]), 64);
         machine.read_data(32);
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn question_for_room_alone_asks_for_the_notice() {
+    fn question_for_space_requests_the_event() {
         let machine = machine();
         assert_eq!(machine.port.enqueue_input(&[b'x'; 64]), 64);
         assert!(!machine.port.has_input_room());

@@ -139,7 +139,7 @@ fn reserved_modes_and_exception_vectors_send_nothing() {
 }
 
 #[test]
-fn route_changes_are_told_once_and_in_order() {
+fn route_changes_are_reported_once_and_in_order() {
     let (apic, log) = machine();
     write_entry(&apic, 9, (2 << 56) | 0x31);
     write_entry(&apic, 9, (2 << 56) | 0x31);
@@ -150,7 +150,7 @@ fn route_changes_are_told_once_and_in_order() {
 }
 
 #[test]
-fn reset_masks_every_input_and_tells_of_the_routes_it_ends() {
+fn reset_masks_every_input_and_reports_the_routes_it_removes() {
     let (apic, log) = machine();
     write(&apic, 0, 0x0f00_0000);
     write_entry(&apic, 4, 0x34);
