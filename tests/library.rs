@@ -297,7 +297,7 @@ fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
     for (builder, words) in [
         (builder().cpus(0), "0 vCPUs are not possible"),
         (builder().memory_mib(1).cpus(200), "1M is not possible"),
-        (builder().cpu_quota_percent(0), "`0%` is no share"),
+        (builder().cpu_quota_percent(0), "`0%` is not a share"),
     ] {
         let error = builder.build().err().unwrap();
         assert_eq!(error.exit_code(), 125);

@@ -120,7 +120,7 @@ fn refused(value: &str, words: &str) {
 
 #[test]
 fn what_cannot_be_a_socket_device_is_refused_before_anything_is_made() {
-    refused("cid=2", "`2` is no address (CID) of a guest");
+    refused("cid=2", "`2` is not a guest address (CID)");
     refused("cid=3,cid=4", "`cid=4` does not go with a vsock device");
     refused("uds=", "`uds=` does not go with a vsock device");
     refused(&format!("uds=/{}", "x".repeat(100)), "101 bytes; 96 are the most");

@@ -4,23 +4,23 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// The user's choice of machine for the guest. Only the command follows it: the library uses the KVM of its
-/// host.
+/// The user's choice of host for the guest. Only the command follows it: the library always uses the KVM of
+/// its host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Accel {
-    /// Hardware KVM; else, for a Linux image, an emulated host, and say so.
+    /// Hardware KVM; without it, for a Linux image, an emulated host, with a message.
     #[default]
     Auto,
-    /// The KVM of this host, whatever kind it is.
+    /// The KVM of this host, whatever its kind.
     Kvm,
-    /// An emulated host, also where there is KVM.
+    /// An emulated host, even if there is KVM.
     Emulate,
 }
 
 impl FromStr for Accel {
     type Err = ConfigError;
 
-    /// Reads `auto`, `kvm` or `emulate`.
+    /// Parses `auto`, `kvm` or `emulate`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "auto" => Ok(Accel::Auto),

@@ -1,77 +1,80 @@
-//! The agent in a guest: whether there is one, and how it is reached.
+//! The agent in a guest: whether there is one, and how to reach it.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use coracle_agent::protocol::agent::VSOCK_PORT;
 
-/// An agent by which commands are run in the guest.
+/// An agent that runs commands in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentConfig {
-    /// The way to it.
+    /// The connection to the agent.
     pub transport: AgentTransport,
-    /// Where it stands in the guest.
+    /// The agent's role in the guest.
     pub place: AgentPlace,
-    /// The program, static for Linux; none for that of the default guest. The default guest has its own.
+    /// The agent's program, static for Linux; `None` for the default guest's. The default guest itself always
+    /// uses its own.
     pub program: Option<PathBuf>,
-    /// How long a call waits for a guest whose agent is not ready yet. A machine with a
-    /// [`boot_timeout`](super::VmConfig::boot_timeout) has that time to its init, and its agent ten seconds
-    /// more, if this is less: a call that waits then fails with what ended the machine.
+    /// How long a call waits for a guest whose agent is not ready yet. If the machine has a
+    /// [`boot_timeout`](super::VmConfig::boot_timeout) that is shorter than this, that limit applies up to
+    /// the guest's init, and the agent gets ten seconds more; so a call that waits fails with the reason why
+    /// the machine ended.
     pub ready_limit: Duration,
-    /// How long a call about a file, the clock or the network waits for the agent in all, and a call about a
-    /// command until that has started and once it has ended. A command that runs has limits of its own.
+    /// How long a call about a file, the clock or the network waits for the agent in all. For a call about a
+    /// command, how long it waits for the start of the command, and for the answer once the command has
+    /// ended. A running command has limits of its own.
     pub answer_limit: Duration,
-    /// Bytes a second that an agent moves at least: a call about a file of `n` bytes waits `n / least_rate`
-    /// seconds longer than `answer_limit`. 0 is taken as 1.
+    /// The rate that an agent transfers at least, in bytes per second: a call about a file of `n` bytes waits
+    /// `n / least_rate` seconds longer than `answer_limit`. 0 counts as 1.
     pub least_rate: u32,
 }
 
-/// The way to the agent.
+/// The connection to the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AgentTransport {
-    /// This vsock port of the host. The machine gets a socket device if it has none.
+    /// A vsock port of the host. The machine gets a vsock device if it has none.
     Vsock(u32),
-    /// A port of the virtio console device, which the machine gets for it: for kernels without sockets.
+    /// A port of the virtio console device, which the machine gets for it: for kernels without vsock.
     Console,
-    /// The second serial port, COM2: slow, and for kernels without either.
+    /// The second serial port, COM2: slow, for kernels with neither of the others.
     Serial,
 }
 
-/// Where the agent stands in its guest.
+/// The agent's role in its guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AgentPlace {
-    /// The guest's initramfs is the default guest's, whose PID 1 it is.
+    /// PID 1 of the default guest's initramfs.
     #[default]
     DefaultGuest,
-    /// Beside the init of the initrds, or of the root that `root=` names.
+    /// A process beside the init of the initrds, or of the root that `root=` names.
     BesideInit,
-    /// In place of that init, as PID 1.
+    /// PID 1, in place of that init.
     FirstProcess,
 }
 
 impl AgentConfig {
-    /// Enough for a stock kernel on an emulated host of a machine that has much else to do.
+    /// Enough for a stock kernel on an emulated host of a busy machine.
     pub const DEFAULT_READY_LIMIT: Duration = Duration::from_secs(180);
 
-    /// Enough for a busy guest to write back what a file of a gigabyte has left in its memory.
+    /// Enough for a busy guest to write back a file of a gigabyte from its memory.
     pub const DEFAULT_ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
-    /// 4 KiB/s: less than the slowest way, a serial port, gives on a busy emulated host.
+    /// 4 KiB/s: less than the slowest connection, a serial port, achieves on a busy emulated host.
     pub const DEFAULT_LEAST_RATE: u32 = 4 << 10;
 
-    /// Whether it is reached by the second serial port.
+    /// Whether it is reached through the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
         self.transport == AgentTransport::Serial
     }
 
-    /// Whether it is reached by a port of the console device.
+    /// Whether it is reached through a port of the console device.
     pub(crate) fn needs_console(&self) -> bool {
         self.transport == AgentTransport::Console
     }
 
-    /// Reached by sockets, at this place.
+    /// Creates the configuration of an agent in this role that is reached through vsock.
     pub fn new(place: AgentPlace) -> AgentConfig {
         AgentConfig {
             transport: AgentTransport::default(),
@@ -85,7 +88,7 @@ impl AgentConfig {
 }
 
 impl Default for AgentConfig {
-    /// That of the default guest.
+    /// The agent of the default guest.
     fn default() -> Self {
         AgentConfig::new(AgentPlace::default())
     }

@@ -1,17 +1,17 @@
-//! The kernel command line that a guest gets when the user says nothing else.
+//! The kernel command line that a guest gets by default.
 
-/// The words that suit this machine and its outcome contract:
+/// The parameters that suit this machine and its outcomes:
 /// - `console=ttyS0`: the machine's console is COM1;
-/// - `panic=-1`: a panic resets at once, which is how it is told from a hang;
-/// - `pci=off`: there is no PCI bus, and each look for one is an exit;
+/// - `panic=-1`: a panic resets the machine at once, which distinguishes it from a hang;
+/// - `pci=off`: there is no PCI bus, and each probe for one is an exit;
 /// - `initcall_blacklist=pci_arch_init`: with `pci=off` this step of Linux does nothing but report the
 ///   missing bus as an error, which even `quiet` shows (`arch/x86/pci/init.c`);
-/// - `8250.nr_uarts=1`: one serial port, not four to probe;
+/// - `8250.nr_uarts=1`: one serial port, instead of four to probe;
 /// - `cryptomgr.notests`: a stock kernel would test its ciphers at every boot.
 pub const DEFAULT_CMDLINE: &str = "console=ttyS0 panic=-1 pci=off initcall_blacklist=pci_arch_init 8250.nr_uarts=1 \
      cryptomgr.notests";
 
-/// The default command line and `words` after it.
+/// Returns the default command line with `words` appended.
 pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     let mut line = DEFAULT_CMDLINE.to_owned();
     for word in words.into_iter().map(str::trim).filter(|word| !word.is_empty()) {
@@ -21,32 +21,31 @@ pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> Str
     line
 }
 
-/// Whether a kernel command line says where the guest's root is: `root=` with a value, before what is for the
-/// first program (Linux, Documentation/admin-guide/kernel-parameters.txt).
+/// Whether a kernel command line names the guest's root: `root=` with a value, before the arguments of init
+/// (Linux, Documentation/admin-guide/kernel-parameters.txt).
 pub fn names_root(line: &str) -> bool {
     root_device(line).is_some()
 }
 
-/// The device that `root=` names; the last one counts.
+/// Returns the device that `root=` names; the last one counts.
 pub(crate) fn root_device(line: &str) -> Option<&str> {
     value_of(line, "root=")
 }
 
-/// Whether `rootfstype=` names kinds of file system, which may need no device.
+/// Whether `rootfstype=` names types of file system, some of which need no device.
 pub(crate) fn names_file_systems(line: &str) -> bool {
     value_of(line, "rootfstype=").is_some()
 }
 
-/// The last value of a word for the kernel, without the quotes that may hold it together; `None` for an empty
-/// one.
+/// Returns the last value of a kernel parameter, without the quotes around it; `None` for an empty value.
 fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let words =
         line.split_ascii_whitespace().map(|word| word.trim_matches('"')).take_while(|word| *word != "--");
     words.filter_map(|word| word.strip_prefix(key)).last().filter(|value| !value.is_empty())
 }
 
-/// The file systems that the root which a command line names may have: those of `rootfstype=`, else those
-/// that are made for a root. Empty where no root is named.
+/// Returns the possible file systems of the root that a command line names: those of `rootfstype=`, or else
+/// the usual ones of a root. Empty if the command line names no root.
 pub(crate) fn root_file_systems(line: &str) -> Vec<&str> {
     if !names_root(line) {
         return Vec::new();
@@ -57,13 +56,14 @@ pub(crate) fn root_file_systems(line: &str) -> Vec<&str> {
     }
 }
 
-/// Whether it can be the name of a file system, and so of a file.
+/// Whether this can be the name of a file system, and so of its module's file.
 fn is_file_system(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     (1..=32).contains(&name.len()) && name.bytes().all(fits)
 }
 
-/// What roots are made with. The modules of all of them take some 13 MB of a guest until it has mounted one.
+/// The usual file systems of a root. The modules of all of them take some 13 MB of a guest until it has
+/// mounted its root.
 const ROOT_FILE_SYSTEMS: [&str; 6] = ["ext4", "xfs", "btrfs", "erofs", "squashfs", "f2fs"];
 
 #[cfg(test)]

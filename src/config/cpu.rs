@@ -7,22 +7,22 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where the features of the vCPUs come from.
+/// The source of the vCPUs' features.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(from = "String", into = "String")]
 pub enum CpuModel {
-    /// All that KVM supports on this host.
+    /// Every feature that KVM supports on this host.
     #[default]
     Host,
-    /// The instructions of x86-64-v2, which every host of the last decade has.
+    /// The instruction set x86-64-v2, which every host of the last decade has.
     Baseline,
-    /// A JSON file with a template of CPUID and MSRs, as `coracle cpu dump` writes one.
+    /// A JSON file with a template of CPUID leaves and MSRs, as written by `coracle cpu dump`.
     Template(PathBuf),
 }
 
 impl From<String> for CpuModel {
-    /// `host`, `baseline`, or the path of a template; `./host` is a path.
+    /// Parses `host`, `baseline`, or the path of a template; `./host` is a path.
     fn from(text: String) -> Self {
         match text.as_str() {
             "host" => CpuModel::Host,

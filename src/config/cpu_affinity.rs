@@ -1,4 +1,4 @@
-//! Which CPUs of the host the threads of the vCPUs run on.
+//! The CPUs of the host on which the threads of the vCPUs run.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
-/// CPUs of the host for vCPUs. Whether they exist, and may be used, is found out when the machine is built.
+/// The host's CPUs for vCPUs. Whether they exist and may be used is checked when the machine is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 #[serde(try_from = "String", into = "String")]
 pub enum CpuAffinity {
-    /// Every vCPU runs on any of these, in ascending order: `0-3` or `0,2-3`.
+    /// Every vCPU runs on any of these CPUs, in ascending order: `0-3` or `0,2-3`.
     Any(Vec<u16>),
-    /// Pairs of a vCPU and its CPU, by ascending vCPU: `0=2,1=3`. vCPUs without a pair run anywhere.
+    /// Pairs of a vCPU and its CPU, in ascending order of vCPUs: `0=2,1=3`. vCPUs without a pair run on any
+    /// CPU.
     Each(Vec<(u8, u16)>),
 }
 
@@ -22,7 +23,7 @@ impl CpuAffinity {
     /// CPU numbers are below this: the size of the C library's CPU sets.
     pub const CPU_LIMIT: u16 = 1024;
 
-    /// The CPUs for the vCPU with this index; none when it runs anywhere.
+    /// Returns the CPUs for the vCPU with this index; `None` if it runs on any CPU.
     pub fn cpus_of(&self, vcpu: u32) -> Option<Vec<u16>> {
         match self {
             CpuAffinity::Any(cpus) => Some(cpus.clone()),
@@ -32,7 +33,7 @@ impl CpuAffinity {
         }
     }
 
-    /// Every CPU that it names.
+    /// Returns every CPU that it names.
     pub fn cpus(&self) -> Vec<u16> {
         match self {
             CpuAffinity::Any(cpus) => cpus.clone(),
@@ -44,7 +45,7 @@ impl CpuAffinity {
 impl FromStr for CpuAffinity {
     type Err = ConfigError;
 
-    /// Reads `0-3`, `0,2-3` or `0=2,1=3`.
+    /// Parses `0-3`, `0,2-3` or `0=2,1=3`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let syntax = || ConfigError::Affinity { text: text.into() };
         if text.contains('=') {
@@ -100,7 +101,7 @@ fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     (first <= last).then_some(first..=last)
 }
 
-/// Digits alone: no sign, no space.
+/// Parses digits only: no sign, no space.
 fn number(text: &str) -> Option<u16> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|number| digits && *number < CpuAffinity::CPU_LIMIT)

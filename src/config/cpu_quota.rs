@@ -1,25 +1,24 @@
-//! How much of the host's CPUs a guest may take.
+//! How much of the host's CPU time a guest may use.
 
 use std::fmt;
 use std::str::FromStr;
 
 use super::ConfigError;
 
-/// The share of CPU time that all vCPUs of a machine may take together: from 1 % of one CPU to all of 64
-/// CPUs.
+/// The share of CPU time that all vCPUs of a machine may use together: from 1 % of one CPU to all of 64 CPUs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuQuota {
     percent: u32,
 }
 
 impl CpuQuota {
-    /// The largest: more than the vCPUs of a machine can use.
+    /// The largest share: more than the vCPUs of a machine can use.
     pub const MOST_PERCENT: u32 = 6400;
 
-    /// In percent of one CPU: 50 is half of one, 200 is two.
+    /// Creates a share in percent of one CPU: 50 is half of one, 200 is two.
     ///
     /// # Errors
-    /// It is 0 or more than [`CpuQuota::MOST_PERCENT`].
+    /// The share is 0 or more than [`CpuQuota::MOST_PERCENT`].
     pub fn from_percent(percent: u32) -> Result<CpuQuota, ConfigError> {
         let quota = CpuQuota { percent };
         if (1..=Self::MOST_PERCENT).contains(&percent) {
@@ -29,12 +28,12 @@ impl CpuQuota {
         }
     }
 
-    /// In percent of one CPU.
+    /// Returns the share in percent of one CPU.
     pub fn percent(self) -> u32 {
         self.percent
     }
 
-    /// In CPUs.
+    /// Returns the share in CPUs.
     pub(crate) fn cpus(self) -> f64 {
         f64::from(self.percent) / 100.0
     }
@@ -49,7 +48,7 @@ impl fmt::Display for CpuQuota {
 impl FromStr for CpuQuota {
     type Err = ConfigError;
 
-    /// Reads `50%`, or the bare number.
+    /// Parses `50%`, or the bare number.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let number = text.strip_suffix('%').unwrap_or(text);
         let is_number = number.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! A disk of the guest: what holds its blocks, and how.
+//! A disk of the guest: its back end and options.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -17,57 +17,57 @@ use super::{ConfigError, duration};
 pub struct DiskConfig {
     /// A raw image or a block device. Its format is never guessed from its content.
     pub path: PathBuf,
-    /// What the guest may do to it.
+    /// The guest's access to it.
     pub access: DiskAccess,
     /// How requests are carried out.
     pub engine: DiskEngine,
-    /// How long the disk's thread looks for the next request before it sleeps; zero for never, 1 ms at
-    /// most. It looks less where that finds nothing, and not while the CPUs are busy.
+    /// How long the disk's thread polls for the next request before it sleeps; zero for never, 1 ms at most.
+    /// The thread polls less if polling finds nothing, and not at all while the CPUs are busy.
     pub poll: Duration,
-    /// Request queues, from 1 to 16.
+    /// The number of request queues, from 1 to 16.
     pub queues: u16,
     /// The serial number that the guest sees.
     pub id: Option<DiskId>,
-    /// What becomes of requests that the host cannot carry out.
+    /// What to do with requests that the host cannot carry out.
     pub on_error: DiskErrorPolicy,
 }
 
-/// What a guest may do to a disk.
+/// A guest's access to a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DiskAccess {
-    /// Read and write; nobody else may use the file meanwhile.
+    /// Read and write; no other process may use the file meanwhile.
     #[default]
     ReadWrite,
-    /// Read.
+    /// Read only.
     ReadOnly,
-    /// Read and write, but what is written goes to a private overlay, and the file stays as it is.
+    /// Read and write, but writes go to a private overlay, and the file is not modified.
     Overlay {
-        /// The most bytes that the overlay takes.
+        /// The maximum size of the overlay, in bytes.
         most: Option<u64>,
     },
 }
 
-/// What carries out the requests of a disk.
+/// The mechanism that carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// One system call after the other, on a thread of the disk's own: for blocks that the host has in its
-    /// page cache.
+    /// One system call at a time, on a thread of the disk's own: for blocks in the host's page cache.
     #[default]
     Sync,
-    /// Many at once, by io_uring: for disks whose blocks are not in the page cache, and guests that ask for
-    /// many of them at a time. A host that does not allow it gets the other, and the log says so.
+    /// Many requests at once, by io_uring: for disks whose blocks are not in the page cache, and guests that
+    /// have many requests in flight. On a host that does not allow io_uring, `Sync` is used, and the log says
+    /// so.
     IoUring,
 }
 
-/// What becomes of a request that the host cannot carry out, because it has no more room or the disk is
+/// What to do with a request that the host cannot carry out, because it has run out of space or the disk is
 /// broken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskErrorPolicy {
-    /// The guest is told.
+    /// The guest gets an I/O error.
     #[default]
     Report,
-    /// The virtual machine pauses. When it goes on, the request is tried again.
+    /// The virtual machine pauses. When it resumes, the request is tried again.
     Pause,
 }
 
@@ -76,7 +76,7 @@ pub enum DiskErrorPolicy {
 pub struct DiskId(String);
 
 impl DiskConfig {
-    /// A raw image to read and write.
+    /// Creates the configuration of a raw image that is read and written.
     pub fn new(path: impl Into<PathBuf>) -> DiskConfig {
         DiskConfig {
             path: path.into(),
@@ -91,7 +91,7 @@ impl DiskConfig {
 }
 
 impl DiskId {
-    /// As text.
+    /// Returns the serial number as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -115,10 +115,10 @@ impl fmt::Display for DiskId {
 impl FromStr for DiskConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other keys. A comma
-    /// of the path is written twice.
+    /// Parses `PATH`, or `path=PATH` followed by a comma-separated list of the other keys. A comma in the
+    /// path is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        // `file=` is QEMU's key of a path; a file that is called so is written with `path=`.
+        // `file=` is QEMU's key for a path; a file whose name begins like that is written with `path=`.
         let split = path_and_words(text).filter(|_| !text.starts_with("file="));
         let split = split.ok_or_else(|| ConfigError::DiskPath { text: text.into() });
         let (path, words) = split?;
@@ -131,35 +131,41 @@ impl Keyed for DiskConfig {
 
     const KEYS: &'static [Key] = &[
         Key { name: "path", kind: Kind::Text, about: "Raw image or block device" },
-        Key { name: "ro", kind: Kind::Flag, about: "Whether the guest only reads it" },
+        Key { name: "ro", kind: Kind::Flag, about: "Whether the disk is read-only" },
         Key { name: "readonly", kind: Kind::Flag, about: "Another name of `ro`" },
         Key {
             name: "cow",
             kind: Kind::Flag,
-            about: "Whether what the guest writes goes to a private overlay, and the file stays as it is",
+            about: "Whether writes go to a private overlay, so that the file is not modified",
         },
         Key {
             name: "cow-size",
             kind: Kind::Quantity,
-            about: "Most bytes that the overlay takes; a number is MiB",
+            about: "Maximum size of the overlay; a number is in MiB",
         },
-        Key { name: "engine", kind: Kind::Choice(&["sync", "io_uring"]), about: "What carries out requests" },
+        Key {
+            name: "engine",
+            kind: Kind::Choice(&["sync", "io_uring"]),
+            about: "Mechanism that carries out requests",
+        },
         Key {
             name: "poll",
             kind: Kind::Quantity,
-            about: "How long its thread looks for the next request before it sleeps: off, or a time up to 1000us; \
-                    a number is microseconds",
+            about: "How long the disk's thread polls for the next request before it sleeps: off, or a time up to \
+                1000us; \
+                    a number is in microseconds",
         },
-        Key { name: "queues", kind: Kind::Number, about: "Request queues, from 1 to 16" },
+        Key { name: "queues", kind: Kind::Number, about: "Number of request queues, from 1 to 16" },
         Key {
             name: "id",
             kind: Kind::Text,
-            about: "Serial number that the guest sees: 1 to 20 printable ASCII characters, without blanks",
+            about: "Serial number of the disk in the guest: 1 to 20 printable ASCII characters, without blanks",
         },
         Key {
             name: "on-error",
             kind: Kind::Choice(&["report", "pause"]),
-            about: "What follows a request that the host cannot carry out: the guest is told, or the machine pauses",
+            about: "What to do with a request that the host cannot carry out: report an error to the guest, or pause \
+                the machine",
         },
     ];
 
@@ -213,7 +219,7 @@ impl Keyed for DiskConfig {
     }
 }
 
-/// As the device has it (virtio 1.2, 5.2.6).
+/// The maximum length of a device ID string (virtio 1.2, 5.2.6).
 const MOST_ID: usize = 20;
 const MOST_QUEUES: u16 = 16;
 

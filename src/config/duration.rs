@@ -1,4 +1,4 @@
-//! Lengths of time as a person writes them.
+//! Durations as a person writes them.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -7,7 +7,8 @@ use coracle_devices::virtio::poll::Poll;
 
 use super::ConfigError;
 
-/// Reads `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than nothing, at most about 30 years.
+/// Parses `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than zero, and at most about 30
+/// years.
 pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let seconds_each = match text.get(digits.len()..) {
@@ -30,14 +31,14 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
 /// How long a guest, or the command in it, may run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Timeout {
-    /// As long as it likes.
+    /// Without a limit.
     None,
     /// At most this long.
     After(Duration),
 }
 
 impl Timeout {
-    /// The limit, if there is one.
+    /// Returns the limit, if there is one.
     pub fn limit(self) -> Option<Duration> {
         match self {
             Timeout::None => None,
@@ -55,13 +56,13 @@ impl From<Timeout> for Option<Duration> {
 impl FromStr for Timeout {
     type Err = ConfigError;
 
-    /// Reads `none`, or what [`parse_duration`] reads.
+    /// Parses `none`, or whatever [`parse_duration`] parses.
     fn from_str(text: &str) -> Result<Timeout, ConfigError> {
         if text == "none" { Ok(Timeout::None) } else { parse_duration(text).map(Timeout::After) }
     }
 }
 
-/// What is wrong with a text that is not a time, and what to write in its place.
+/// Explains what is wrong with a text that is not a duration, and what to write instead.
 pub(super) fn duration_advice(text: &str) -> String {
     let form = "write a number and ms, s, m or h, as in 20s (a bare number is seconds)";
     if text.starts_with('-') {
@@ -80,7 +81,7 @@ pub(super) fn duration_advice(text: &str) -> String {
     format!("`{text}` is not a time: {form}")
 }
 
-/// Units as other programs have them, and as they are written here.
+/// Units of other programs, with ours.
 const UNITS: [(&[&str], &str); 4] = [
     (&["sec", "secs", "second", "seconds", "s"], "s"),
     (&["mins", "minute", "minutes", "m"], "m"),
@@ -88,7 +89,7 @@ const UNITS: [(&[&str], &str); 4] = [
     (&["msec", "msecs", "millisecond", "milliseconds", "ms"], "ms"),
 ];
 
-/// Reads how long a device's thread looks for work: `off`, `32us` or a bare number of microseconds.
+/// Parses how long a device's thread polls: `off`, `32us` or a bare number of microseconds.
 pub(super) fn poll(text: &str) -> Option<Duration> {
     if text == "off" {
         return Some(Duration::ZERO);

@@ -13,56 +13,56 @@ use super::RawConfig;
 use super::keyed::did_you_mean;
 use super::nearest::nearest;
 
-/// Why a config file was refused. Each sentence begins with the file.
+/// Why a config file was refused. Each message begins with the file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigFileError {
-    /// It cannot be opened or read.
+    /// The file cannot be opened or read.
     #[error("{}: the config file cannot be read: {source}", path.display())]
     Read {
-        /// The file as given.
+        /// The path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// It is a folder, a FIFO or something else that is no file.
+    /// The path is that of a directory, a FIFO or another file that is not regular.
     #[error("{}: a config file has to be a regular file", path.display())]
     NotRegular {
-        /// The file as given.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// It is longer than any config file is.
+    /// The file is longer than any config file.
     #[error("{}: a config file has at most {MAX_LEN} bytes, and this one more; is it the right file?", path.display())]
     TooLong {
-        /// The file as given.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// Its content is wrong.
+    /// The content of the file is wrong.
     #[error("{}:{fault}", path.display())]
     Content {
-        /// The file as given.
+        /// The path of the file.
         path: PathBuf,
-        /// Where and what.
+        /// The location and the reason.
         fault: ConfigFault,
     },
 }
 
-/// The first thing that is wrong in the text of a config file: `LINE: FIELD: REASON`, in one line.
+/// The first error in the text of a config file, shown in one line as `LINE: FIELD: REASON`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
-    /// Line, counted from 1.
+    /// The line, counted from 1.
     pub line: usize,
-    /// The field, as in `initrds[1]`; empty where none has been reached.
+    /// The field, as in `initrds[1]`; empty if the error is not in a field.
     pub field: String,
     /// What is wrong with it.
     pub reason: String,
 }
 
 impl RawConfig {
-    /// Reads a config file. Relative paths in it are taken from the folder that it is in.
+    /// Reads a config file. Relative paths in it are resolved against its directory.
     ///
     /// # Errors
-    /// The file cannot be read, is not JSON, or has an unknown field or a value that cannot be.
+    /// The file cannot be read, is not JSON, or has an unknown field or an invalid value.
     pub fn open(path: &Path) -> Result<RawConfig, ConfigFileError> {
         let text = read(path)?;
         let raw = RawConfig::from_json(&text);
@@ -70,10 +70,10 @@ impl RawConfig {
         Ok(raw.relative_to(path.parent().unwrap_or(Path::new(""))))
     }
 
-    /// Reads the text of a config file; paths stay as they are.
+    /// Parses the text of a config file; paths are left as they are.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first error in the text.
     pub fn from_json(text: &[u8]) -> Result<RawConfig, ConfigFault> {
         let mut json = serde_json::Deserializer::from_slice(text);
         let Object(raw) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
@@ -114,7 +114,7 @@ impl fmt::Display for ConfigFault {
     }
 }
 
-/// A config that is a JSON object: serde would take the values of an array for the fields, too.
+/// A config that is a JSON object: serde would also accept an array of the fields' values.
 struct Object(RawConfig);
 
 impl<'de> Deserialize<'de> for Object {
@@ -145,14 +145,15 @@ fn read(path: &Path) -> Result<Vec<u8>, ConfigFileError> {
     })
 }
 
-/// Text of a file with its control characters escaped: a message stays in its line, and a terminal as it is.
+/// Escapes control characters in a text from a file, so that a message stays on one line and cannot control a
+/// terminal.
 pub fn in_one_line(text: &str) -> String {
     let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     text.chars().map(escaped).collect()
 }
 
-/// Thirty times what the longest kernel command line and many paths take; it keeps a wrong file out of
-/// memory.
+/// The maximum size of a config file, in bytes: thirty times the longest kernel command line and many paths.
+/// It keeps a wrong file out of memory.
 const MAX_LEN: u64 = 256 << 10;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Values that have keys, such as a disk: one table of keys for the text of a flag (`PATH,key=value,flag`)
-//! and for an object of a config file (`{"path": "a.img", "ro": true}`). A key with a hyphen has an
-//! underscore there.
+//! Values with keys, such as a disk: one table of keys serves both the text of a flag (`PATH,key=value,flag`)
+//! and an object in a config file (`{"path": "a.img", "ro": true}`). In an object, hyphens in keys become
+//! underscores.
 
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
@@ -16,18 +16,18 @@ use super::words::{Word, once};
 /// A key of a value.
 #[derive(Debug)]
 pub(super) struct Key {
-    /// Its name in text.
+    /// The key's name in text.
     pub name: &'static str,
-    /// What may stand for it in JSON.
+    /// The kind of its JSON value.
     pub kind: Kind,
-    /// What it means, for the schema.
+    /// The description for the schema.
     pub about: &'static str,
 }
 
-/// The JSON that may stand for a key's value.
+/// The JSON values that a key accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// `true` or `false`; in text the key alone.
+    /// `true` or `false`; in text, the key alone.
     Flag,
     /// A string.
     Text,
@@ -35,41 +35,41 @@ pub(super) enum Kind {
     Number,
     /// A string with a unit, or a number.
     Quantity,
-    /// One of these.
+    /// One of these strings.
     Choice(&'static [&'static str]),
 }
 
 /// A value that has keys.
 pub(super) trait Keyed: Sized {
-    /// What is known of it before all keys are read.
+    /// The state of the value while its keys are read.
     type Draft;
 
-    /// All of them, in the order of the documentation.
+    /// All keys, in the order of the documentation.
     const KEYS: &'static [Key];
 
-    /// The keys of which an object needs one; none where it needs nothing.
+    /// The keys of which an object needs one; empty if it needs none.
     const NEEDS: &'static [&'static str];
 
-    /// A value for which nothing has been said.
+    /// Creates a value without any entries.
     fn draft() -> Self::Draft;
 
-    /// Takes one entry; `None` when it is not known, or does not go with the others.
+    /// Applies an entry. Returns `None` if the entry is unknown or contradicts earlier ones.
     fn set(draft: &mut Self::Draft, word: &Word) -> Option<Result<(), ConfigError>>;
 
-    /// The error for an entry that was not taken.
+    /// Creates the error for an entry that was refused.
     fn refused(word: &str) -> ConfigError;
 
-    /// The whole value.
+    /// Completes the value.
     ///
     /// # Errors
-    /// Something is missing.
+    /// A required key is missing.
     fn finish(draft: Self::Draft) -> Result<Self, ConfigError>;
 }
 
-/// Takes the entries of a list into `draft`.
+/// Applies the entries of a list to `draft`.
 ///
 /// # Errors
-/// One is not known, comes twice, or does not go with the others; or something is missing.
+/// An entry is unknown, repeated, or contradicts earlier ones, or a required key is missing.
 pub(super) fn with_words<T: Keyed>(mut draft: T::Draft, words: Vec<Word>) -> Result<T, ConfigError> {
     for word in once(words).map_err(|word| T::refused(&word))? {
         take::<T>(&mut draft, &word)?;
@@ -81,7 +81,7 @@ fn take<T: Keyed>(draft: &mut T::Draft, word: &Word) -> Result<(), ConfigError> 
     T::set(draft, word).unwrap_or_else(|| Err(T::refused(&word.text)))
 }
 
-/// What an error about an entry adds when its key is not known, but near to one that is.
+/// Returns what an error adds if an unknown key is similar to a known one.
 pub(super) fn meant<T: Keyed>(word: &str) -> String {
     let key = word.split('=').next().unwrap_or_default();
     let known: Vec<String> = T::KEYS.iter().map(|key| key.name.to_owned()).collect();
@@ -91,7 +91,7 @@ pub(super) fn meant<T: Keyed>(word: &str) -> String {
     nearest(key, known).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default()
 }
 
-/// The schema of a value that is text of the form `text`, or an object.
+/// Returns the schema of a value that is either text of the form `text` or an object.
 pub(super) fn form<T: Keyed>(text: &Value) -> Value {
     let properties: Map<String, Value> = T::KEYS.iter().map(|key| (key.in_json(), key.schema())).collect();
     let needs = match T::NEEDS {
@@ -129,7 +129,7 @@ impl Key {
     }
 }
 
-/// Reads a `T` from text as the command line does, or a `K` from an object.
+/// Deserializes a `T` from text as on the command line, or a `K` from an object.
 pub(super) fn read<'de, T, K, D>(from: D) -> Result<T, D::Error>
 where
     T: FromStr<Err: Display> + From<K>,
@@ -195,12 +195,13 @@ impl<'de, K: Keyed> DeserializeSeed<'de> for Entry<'_, K> {
     }
 }
 
-/// The question after an unknown name.
+/// Returns the question that follows an unknown name.
 pub(super) fn did_you_mean(near: &str) -> String {
     format!("did you mean `{near}`?")
 }
 
-/// Makes the entry that text would have of a key's value; none for what says nothing, `false` and `null`.
+/// Converts a key's value to the entry that it would be in text; `None` for `false` and `null`, which have no
+/// entry.
 struct KeyValue(&'static Key);
 
 impl KeyValue {
@@ -357,7 +358,7 @@ mod tests {
             (r#"{"disks": [{"path": "a", "cow_size": 0}]}"#, "disks[0].cow_size", "`0` is not a size"),
             (r#"{"nets": [{"tap": "t", "fd": 3}]}"#, "nets[0].fd", "`fd=3` does not go with a network card"),
             (r#"{"nets": [{"tap": "a/b"}]}"#, "nets[0].tap", "`tap=a/b` is not the end of a network card"),
-            (r#"{"vsock": {"cid": 2}}"#, "vsock.cid", "address (CID) of a guest"),
+            (r#"{"vsock": {"cid": 2}}"#, "vsock.cid", "guest address (CID)"),
             (r#"{"serial": {"socket": "s", "limit": "1M"}}"#, "serial.limit", "`limit=1M` does not go with"),
             (r#"{"serial": {"file": "s", "socket": "s"}}"#, "serial.socket", "`socket=s` does not go with"),
             (r#"{"root": {"path": "r", "as": "ram"}}"#, "root.as", "`as=ram` does not go with a root"),

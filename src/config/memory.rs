@@ -1,4 +1,4 @@
-//! A guest's RAM: how much, and what backs it on the host.
+//! A guest's RAM: its size, and what backs it on the host.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{ConfigError, MemorySize};
 
-/// Size and backing that fit each other.
+/// A size and a backing that are compatible.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(into = "String")]
 pub struct MemoryConfig {
@@ -15,21 +15,21 @@ pub struct MemoryConfig {
     backing: MemoryBacking,
 }
 
-/// What holds the guest's RAM on the host. Whatever it is, a page is made when it is first touched.
+/// What backs the guest's RAM on the host. In each case, a page is allocated when it is first touched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryBacking {
-    /// Memory of the process, in transparent huge pages where the host has them.
+    /// Memory of the process, in transparent huge pages if the host has them.
     #[default]
     Anonymous,
-    /// Huge pages that the administrator has set aside. All are reserved when the machine is built, so that
-    /// the guest never runs out of them.
+    /// Huge pages that the administrator has reserved. The guest's are all claimed when the machine is built,
+    /// so that the guest never runs out of them.
     HugePages(HugePageSize),
     /// A memory file (memfd_create), which other processes can map too.
     Memfd,
 }
 
-/// Sizes of huge pages on x86-64.
+/// The sizes of huge pages on x86-64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HugePageSize {
@@ -40,10 +40,10 @@ pub enum HugePageSize {
 }
 
 impl MemoryConfig {
-    /// `size` of RAM in `backing`.
+    /// Creates the configuration of `size` bytes of RAM in `backing`.
     ///
     /// # Errors
-    /// The size is no multiple of the huge pages' size.
+    /// The size is not a multiple of the huge page size.
     pub fn new(size: MemorySize, backing: MemoryBacking) -> Result<MemoryConfig, ConfigError> {
         if let MemoryBacking::HugePages(page) = backing
             && !size.bytes().is_multiple_of(page.bytes())
@@ -53,24 +53,24 @@ impl MemoryConfig {
         Ok(MemoryConfig { size, backing })
     }
 
-    /// How much.
+    /// Returns the size.
     pub fn size(self) -> MemorySize {
         self.size
     }
 
-    /// What backs it.
+    /// Returns what backs the memory.
     pub fn backing(self) -> MemoryBacking {
         self.backing
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn bytes(self) -> u64 {
         self.size.bytes()
     }
 }
 
 impl HugePageSize {
-    /// In bytes.
+    /// Returns the size of a page in bytes.
     pub fn bytes(self) -> u64 {
         match self {
             HugePageSize::Size2M => 2 << 20,
@@ -80,7 +80,7 @@ impl HugePageSize {
 }
 
 impl From<MemorySize> for MemoryConfig {
-    /// Anonymous memory of that size.
+    /// Creates the configuration of anonymous memory of this size.
     fn from(size: MemorySize) -> Self {
         MemoryConfig { size, backing: MemoryBacking::Anonymous }
     }
@@ -89,7 +89,7 @@ impl From<MemorySize> for MemoryConfig {
 impl FromStr for MemoryConfig {
     type Err = ConfigError;
 
-    /// Reads a size, as in `512M`, or `size=4G,hugepages=2M`, `size=4G,memfd`. The size may be left out.
+    /// Parses a size, as in `512M`, or `size=4G,hugepages=2M` or `size=4G,memfd`. The size may be omitted.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let syntax = || ConfigError::Memory { text: text.into() };
         if !text.contains(['=', ',']) && text != "memfd" {

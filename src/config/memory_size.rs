@@ -12,12 +12,12 @@ pub struct MemorySize {
 }
 
 impl MemorySize {
-    /// The smallest: the boot tables and a payload fit.
+    /// The smallest size: the boot tables and a payload fit.
     pub const LEAST: MemorySize = MemorySize { mib: 2 };
-    /// The largest: what 40-bit physical addresses, which every x86-64 host has, can hold.
+    /// The largest size: that of 40-bit physical addresses, which every x86-64 host supports.
     pub const MOST: MemorySize = MemorySize { mib: 1 << 20 };
 
-    /// `mib` MiB.
+    /// Creates a size of `mib` MiB, if it is in range.
     pub fn from_mib(mib: u64) -> Result<MemorySize, ConfigError> {
         let size = MemorySize { mib };
         if (Self::LEAST..=Self::MOST).contains(&size) {
@@ -27,12 +27,12 @@ impl MemorySize {
         }
     }
 
-    /// In MiB.
+    /// Returns the size in MiB.
     pub fn mib(self) -> u64 {
         self.mib
     }
 
-    /// In bytes.
+    /// Returns the size in bytes.
     pub fn bytes(self) -> u64 {
         self.mib << 20
     }
@@ -48,7 +48,7 @@ impl Default for MemorySize {
 impl FromStr for MemorySize {
     type Err = ConfigError;
 
-    /// Reads `512M`, `2G`, `2GiB`, `65536K` or a bare number of MiB.
+    /// Parses `512M`, `2G`, `2GiB`, `65536K` or a bare number of MiB.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match size_in_bytes(text) {
             Ok(bytes) if bytes % (1 << 20) == 0 => Self::from_mib(bytes >> 20).map_err(|_| size_range(text)),
@@ -58,13 +58,14 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Reads a size of anything, as in `64M`, `2GiB` or a bare number of MiB: more than nothing, in bytes.
+/// Parses a size of something else, as in `64M`, `2GiB` or a bare number of MiB, and returns it in bytes. It
+/// is not zero.
 pub(super) fn size_in_bytes(text: &str) -> Result<u64, ConfigError> {
     let bytes = split(text).and_then(|(number, unit)| number.parse::<u64>().ok()?.checked_mul(unit));
     bytes.filter(|bytes| *bytes > 0).ok_or_else(|| ConfigError::SizeSyntax { text: text.into() })
 }
 
-/// The digits, and how many bytes each of what they count has.
+/// Splits a text into its digits and the number of bytes of their unit.
 fn split(text: &str) -> Option<(&str, u64)> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -83,7 +84,7 @@ fn unit(suffix: &str) -> Option<u64> {
     }
 }
 
-/// What is wrong with a text that is not a size, and what to write in its place.
+/// Explains what is wrong with a text that is not a size, and what to write instead.
 pub(super) fn size_advice(text: &str) -> String {
     if text.starts_with('-') {
         return format!("`{text}` is negative: a size is a number and K, M or G, as in 512M");
@@ -106,7 +107,7 @@ pub(super) fn size_advice(text: &str) -> String {
     format!("`{text}` is not a size: write a number and K, M or G, as in 512M (a bare number is MiB)")
 }
 
-/// A size with a fraction, as in `1.5G`, in the next smaller unit that has none.
+/// Converts a size with a fraction, as in `1.5G`, to the next smaller unit in which it is a whole number.
 fn whole_size(text: &str) -> Option<String> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let (whole, fraction) = number.split_once('.')?;

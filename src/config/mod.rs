@@ -1,5 +1,5 @@
-//! What a virtual machine is to be: checked values without file handles. Made by the CLI or by a program that
-//! embeds Coracle, used by the builder.
+//! The configuration of a virtual machine: checked values without file handles. The command, or a program
+//! that embeds Coracle, creates it, and the builder uses it.
 
 mod accel;
 mod agent;
@@ -61,53 +61,53 @@ pub use vcpu_count::VcpuCount;
 pub use vsock::VsockConfig;
 
 impl VmConfig {
-    /// A machine for this kernel, with the defaults for everything else.
+    /// Creates the configuration of a machine for this kernel, with defaults for everything else.
     pub fn new(kernel: impl Into<PathBuf>) -> VmConfig {
         VmConfig { kernel: Some(kernel.into()), ..VmConfig::default() }
     }
 
-    /// Whether the guest has a root of the user's: one that is made for it, or a device that its command line
-    /// names.
+    /// Whether the guest has a root of the user's: one that is prepared for it, or a device that its command
+    /// line names.
     pub fn has_root(&self) -> bool {
         self.root.is_some() || names_root(&self.cmdline)
     }
 
-    /// Whether the guest is unpacked from the default guest's initramfs, and then from `initrds`: it has no
-    /// kernel and no root of the user's.
+    /// Whether the guest gets the default guest's initramfs, followed by `initrds`: so it is if the user has
+    /// chosen neither a kernel nor a root.
     pub fn has_default_initramfs(&self) -> bool {
         self.kernel.is_none() && !self.has_root()
     }
 }
 
-/// A value that cannot be what it stands for. Each sentence names the value, what is wrong and what would do.
+/// A value that is not valid. Each message names the value, what is wrong with it and what to write instead.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Not a size.
+    /// The text is not a size.
     #[error("{}", memory_size::size_advice(text))]
     SizeSyntax {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A size that no virtual machine can have.
+    /// The size is out of range.
     #[error("{text} is not possible: write a size from {least} to {most}, in whole MiB")]
     SizeRange {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// The smallest.
+        /// The smallest size.
         least: MemorySize,
-        /// The largest.
+        /// The largest size.
         most: MemorySize,
     },
-    /// Neither a size nor pairs of key and value.
+    /// The text is neither a size nor a list of memory options.
     #[error(
         "`{text}` is not known here: write a size, or size=SIZE with hugepages=2M, hugepages=1G or memfd"
     )]
     Memory {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// Memory that huge pages cannot make up.
+    /// The size is not a multiple of the huge page size.
     #[error("{size} cannot be made of huge pages of {page}: give a multiple of {page}")]
     HugePageMultiple {
         /// The size of RAM.
@@ -115,186 +115,191 @@ pub enum ConfigError {
         /// The size of a page.
         page: HugePageSize,
     },
-    /// A number of vCPUs that no virtual machine can have.
+    /// The number of vCPUs is out of range.
     #[error("{text} vCPUs are not possible: write a whole number from 1 to {most}")]
     VcpuRange {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// The largest.
+        /// The largest number.
         most: u8,
     },
-    /// A disk without a path.
+    /// A disk has no path.
     #[error(
-        "`{text}` names no disk: write its path, or path=PATH and a comma-separated list, as in path=a.img,ro (`,,` is a comma \
-         in the path)"
+        "`{text}` names no disk: write its path, or path=PATH and a comma-separated list, as in path=a.img,ro (`,,` \
+         stands for a \
+         comma in the path)"
     )]
     DiskPath {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A word that no disk knows.
+    /// An option of a disk is unknown or contradicts another.
     #[error(
         "`{word}` does not go with a disk, or not with what is before it: {}there are ro, cow, cow-size=SIZE, \
-         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and on-error=pause, each once; \
+         engine=sync, engine=io_uring, poll=off or TIME up to 1000us, queues=1 to 16, id=TEXT, on-error=report and \
+         on-error=pause, each once; \
          a comma in the path is written `,,`",
         keyed::meant::<DiskConfig>(word)
     )]
     DiskWord {
-        /// As given.
+        /// The rejected option.
         word: String,
     },
-    /// Not a serial number.
-    #[error("`{text}` is no id of a disk: 1 to 20 printable ASCII characters are, without blanks")]
+    /// The text is not a serial number of a disk.
+    #[error("`{text}` is not a disk id: write 1 to 20 printable ASCII characters without blanks")]
     DiskId {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A root without a path.
+    /// A root has no path.
     #[error(
-        "`{text}` names no root: write the path of a folder, tar or image, or path=PATH and a comma-separated list, as in \
-         path=root.img,rw (`,,` is a comma in the path)"
+        "`{text}` names no root: write the path of a directory, tar or image, or path=PATH and a comma-separated \
+         list, as in \
+         path=root.img,rw (`,,` stands for a comma in the path)"
     )]
     RootPath {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A word that no root knows.
+    /// An option of a root is unknown or contradicts another.
     #[error(
         "`{word}` does not go with a root, or not with what is before it: {}there are rw, cow, cow-size=SIZE, \
          as=initramfs, as=disk and keep-ids, each once; a comma in the path is written `,,`",
         keyed::meant::<RootConfig>(word)
     )]
     RootWord {
-        /// As given.
+        /// The rejected option.
         word: String,
     },
-    /// Not the end of a network card.
+    /// The text does not name the host's end of a network card.
     #[error(
-        "`{text}` is not the end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a comma-separated list of mac=, mtu= and \
+        "`{text}` is not the end of a network card: write tap=NAME, fd=NUMBER (3 or more) or socket=PATH, and a \
+         comma-separated list of mac=, mtu= and \
          poll=, or none"
     )]
     NetEnd {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A word that no network card knows.
+    /// An option of a network card is unknown or repeated.
     #[error(
         "`{word}` does not go with a network card: {}there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
          poll=off or TIME up to 1000us, each once; a comma in the path is written `,,`",
         keyed::meant::<NetConfig>(word), LEAST_MTU
     )]
     NetWord {
-        /// As given.
+        /// The rejected option.
         word: String,
     },
-    /// Not the address of a network card.
-    #[error("`{text}` is no address of a network card: {reason}")]
+    /// The text is not a MAC address.
+    #[error("`{text}` is not a MAC address: {reason}")]
     Mac {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// Why.
+        /// What is wrong with it.
         reason: MacSyntax,
     },
-    /// A word that no socket device knows.
+    /// An option of a vsock device is unknown or repeated.
     #[error(
         "`{word}` does not go with a vsock device: {}write uds=PATH, cid=NUMBER, or both with a comma, each once; \
          a comma in the path is written `,,`",
         keyed::meant::<VsockConfig>(word)
     )]
     VsockWord {
-        /// As given.
+        /// The rejected option.
         word: String,
     },
-    /// An address that no guest can have.
-    #[error("`{text}` is no address (CID) of a guest: from 3 to 4294967294 can be had")]
+    /// The number cannot be the address of a guest.
+    #[error("`{text}` is not a guest address (CID): write a number from 3 to 4294967294")]
     VsockCid {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A path that no socket can have.
+    /// The path is too long for a socket.
     #[error(
-        "`{text}` has {len} bytes; {most} are the most for a vsock device, whose socket's name gets `_PORT` behind it"
+        "`{text}` has {len} bytes; a vsock device's path may have {most}, because `_PORT` is appended to it"
     )]
     VsockPath {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// Its bytes.
+        /// The length of the path, in bytes.
         len: usize,
-        /// The most that can be.
+        /// The largest length.
         most: usize,
     },
-    /// Neither a list of CPUs nor pairs.
+    /// The text is neither a list of CPUs nor pairs of a vCPU and a CPU.
     #[error(
         "`{text}` names no CPUs: write CPUs of the host that all vCPUs share, as in 0-3, or VCPU=CPU pairs, as in \
          0=2,1=3"
     )]
     Affinity {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// Two CPUs for one vCPU.
+    /// A vCPU has two CPUs.
     #[error("`{text}` has two CPUs for vCPU {vcpu}: leave one out")]
     AffinityTwice {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// The vCPU.
+        /// The index of the vCPU.
         vcpu: u8,
     },
-    /// Not a share of CPU time.
+    /// The text is not a share of CPU time.
     #[error(
-        "`{text}` is no share of CPU time: write percent of one CPU, as in 50%, from 1% to {}%",
+        "`{text}` is not a share of CPU time: write percent of one CPU, as in 50%, from 1% to {}%",
         CpuQuota::MOST_PERCENT
     )]
     CpuQuota {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// Not a length of time.
+    /// The text is not a duration.
     #[error("{}", duration::duration_advice(text))]
     DurationSyntax {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// A time of nothing.
+    /// The duration is zero.
     #[error("{text} leaves no time to run: give a longer time, or leave the limit out")]
     DurationZero {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// Not a boot protocol.
+    /// The text is not a boot protocol.
     #[error("`{text}` is not known here: use auto, linux or pvh")]
     Protocol {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// None of the words that are known for it.
+    /// The text is neither of the two choices.
     #[error("`{text}` is not known here: use {} or {}", words[0], words[1])]
     Choice {
-        /// As given.
+        /// The rejected text.
         text: String,
-        /// The words.
+        /// The choices.
         words: [&'static str; 2],
     },
-    /// Not a place for a guest.
-    #[error("`{text}` is not a place for a guest: use auto, kvm or emulate")]
+    /// The text is not a choice of host.
+    #[error("`{text}` is not known here: use auto, kvm or emulate")]
     Accel {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
-    /// Not something about the file of a serial port.
+    /// An option of a serial port's file is unknown or repeated.
     #[error(
-        "`{word}` does not go with file=PATH: {}there is limit=SIZE, from 64K on, or limit=none, once; a comma in the path is \
+        "`{word}` does not go with file=PATH: {}there is limit=SIZE, from 64K on, or limit=none, once; a comma in \
+         the path is \
          written `,,`",
         keyed::meant::<SerialConfig>(word)
     )]
     SerialWord {
-        /// As given.
+        /// The rejected option.
         word: String,
     },
-    /// Not something that a serial port can be connected to.
+    /// The text does not name something that a serial port can be connected to.
     #[error("`{text}` is not known here: use stdio, pty, file=PATH, socket=PATH or null")]
     Serial {
-        /// As given.
+        /// The rejected text.
         text: String,
     },
 }

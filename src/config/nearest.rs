@@ -1,7 +1,7 @@
-//! "Did you mean": the known name that a mistyped one is nearest to, of options, commands, and keys of files.
+//! "Did you mean": finds the known name that is nearest to a mistyped option, command or key.
 
-/// The known name with the fewest changes: two at most, and fewer than it has letters. Of two, that with the
-/// same first letter.
+/// Returns the known name with the smallest distance: at most two, and less than the name's length. Of two,
+/// the one with the same first letter.
 pub fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
     let first = |name: &str| name.chars().find(|letter| *letter != '-');
     let ranks =
@@ -10,10 +10,10 @@ pub fn nearest(unknown: &str, known: Vec<String>) -> Option<String> {
     (distance <= 2 && distance < name.trim_start_matches('-').len()).then_some(name)
 }
 
-/// How many letters have to be added, removed or replaced (Levenshtein).
+/// Returns how many letters have to be added, removed or replaced (Levenshtein distance).
 fn distance(from: &str, to: &str) -> usize {
     let to: Vec<char> = to.chars().collect();
-    // The distances of what is read of `from` to each beginning of `to` but the empty one.
+    // The distances of the part of `from` that was read to each non-empty beginning of `to`.
     let mut row: Vec<usize> = (1..=to.len()).collect();
     let mut read = 0;
     for letter in from.chars().take(LONGEST) {
@@ -30,7 +30,7 @@ fn distance(from: &str, to: &str) -> usize {
     row.last().copied().unwrap_or(read)
 }
 
-/// No name is longer; of a longer argument the rest does not matter.
+/// No name is longer, so the rest of a longer argument does not matter.
 const LONGEST: usize = 64;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A network card of the guest: what is at its other end.
+//! A network card of the guest, and its end on the host.
 
 use std::fmt;
 use std::os::fd::RawFd;
@@ -16,36 +16,36 @@ use super::{ConfigError, duration};
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetConfig {
-    /// Its end on the host.
+    /// The host's end of the card.
     pub end: NetEnd,
-    /// Its address; none: a random one.
+    /// The MAC address; `None` for a random one.
     pub mac: Option<MacAddress>,
-    /// The longest packet that the guest is to send, in bytes without the Ethernet header, from
-    /// [`LEAST_MTU`] on; none: the guest's default, which is 1500.
+    /// The longest packet that the guest should send, in bytes without the Ethernet header, at least
+    /// [`LEAST_MTU`]; `None` for the guest's default, which is 1500.
     pub mtu: Option<u16>,
-    /// How long the I/O thread looks for the next frame before it sleeps; zero for never, 1 ms at most. It
-    /// looks less where that finds nothing, and not while the CPUs are busy.
+    /// How long the I/O thread polls for the next frame before it sleeps; zero for never, 1 ms at most. The
+    /// thread polls less if polling finds nothing, and not at all while the CPUs are busy.
     pub poll: Duration,
 }
 
-/// The end of a network card on the host.
+/// The host's end of a network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NetEnd {
-    /// The tap device of this name, which is there.
+    /// An existing tap device with this name.
     Tap(String),
-    /// A descriptor that the process has inherited: a tap, or a unix stream socket.
+    /// A descriptor that the process has inherited: a tap or a Unix stream socket.
     Fd(RawFd),
-    /// The unix stream socket at this path, of a program that takes frames behind their length.
+    /// The Unix stream socket at this path, of a program that exchanges frames preceded by their length.
     Socket(PathBuf),
 }
 
-/// What one `--net` says.
+/// The value of one `--net`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetChoice {
-    /// No network card, whatever a config file says.
+    /// No network card, overriding a config file.
     None,
-    /// This one.
+    /// A network card.
     Card(NetConfig),
 }
 
@@ -53,18 +53,18 @@ pub enum NetChoice {
 pub const LEAST_MTU: u16 = 68;
 
 impl NetConfig {
-    /// A card at the tap device of this name, with a random address.
+    /// Creates the configuration of a card on the tap device with this name, with a random address.
     pub fn tap(name: impl Into<String>) -> NetConfig {
         NetConfig::new(NetEnd::Tap(name.into()))
     }
 
-    /// A card at a unix stream socket of a program that takes frames behind their length (passt, gvproxy),
-    /// with a random address.
+    /// Creates the configuration of a card on a Unix stream socket of a program that exchanges frames
+    /// preceded by their length (passt, gvproxy), with a random address.
     pub fn stream(path: impl Into<PathBuf>) -> NetConfig {
         NetConfig::new(NetEnd::Socket(path.into()))
     }
 
-    /// A card with a random address.
+    /// Creates the configuration of a card with a random address.
     pub fn new(end: NetEnd) -> NetConfig {
         NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT }
     }
@@ -83,7 +83,7 @@ impl fmt::Display for NetEnd {
 impl FromStr for NetChoice {
     type Err = ConfigError;
 
-    /// Reads `none`, or a card.
+    /// Parses `none`, or a card.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         if text == "none" { Ok(NetChoice::None) } else { text.parse().map(NetChoice::Card) }
     }
@@ -98,8 +98,8 @@ impl From<NetConfig> for NetChoice {
 impl FromStr for NetConfig {
     type Err = ConfigError;
 
-    /// Reads `tap=NAME`, `fd=NUMBER` or `socket=PATH`, and a comma-separated list of the other
-    /// keys. A comma of the path is written twice.
+    /// Parses `tap=NAME`, `fd=NUMBER` or `socket=PATH`, followed by a comma-separated list of the other keys.
+    /// A comma in the path is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let wrong = || ConfigError::NetEnd { text: text.into() };
         let mut words = split(text);
@@ -108,7 +108,7 @@ impl FromStr for NetConfig {
     }
 }
 
-/// What is known of a card before all is read.
+/// The state of a card while its keys are read.
 #[derive(Default)]
 pub(super) struct NetDraft {
     end: Option<NetEnd>,
@@ -121,28 +121,28 @@ impl Keyed for NetConfig {
     type Draft = NetDraft;
 
     const KEYS: &'static [Key] = &[
-        Key { name: "tap", kind: Kind::Text, about: "Tap device of the host at its other end" },
+        Key { name: "tap", kind: Kind::Text, about: "Tap device of the host" },
         Key {
             name: "fd",
             kind: Kind::Number,
-            about: "Open descriptor at its other end, a tap or a unix stream socket: 3 or more",
+            about: "Open descriptor, 3 or more, of a tap or a Unix stream socket",
         },
         Key {
             name: "socket",
             kind: Kind::Text,
-            about: "Unix stream socket at its other end (passt, gvproxy)",
+            about: "Unix stream socket of a program such as passt or gvproxy",
         },
-        Key { name: "mac", kind: Kind::Text, about: "Its address; without it, a random one" },
+        Key { name: "mac", kind: Kind::Text, about: "MAC address; by default a random one" },
         Key {
             name: "mtu",
             kind: Kind::Number,
-            about: "Longest packet that the guest is to send, in bytes, from 68 to 65535",
+            about: "Longest packet that the guest should send, in bytes, from 68 to 65535",
         },
         Key {
             name: "poll",
             kind: Kind::Quantity,
-            about: "How long the I/O thread looks for the next frame before it sleeps: off, or a time up to 1000us; \
-                    a number is microseconds",
+            about: "How long the I/O thread polls for the next frame before it sleeps: off, or a time up to 1000us; \
+                    a number is in microseconds",
         },
     ];
 
@@ -188,12 +188,12 @@ fn end(word: &Word) -> Option<NetEnd> {
     }
 }
 
-/// Whether an interface of Linux can have this name.
+/// Whether a network interface of Linux can have this name.
 fn is_interface(name: &str) -> bool {
     (1..=MOST_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
-/// IFNAMSIZ without the zero at the end.
+/// The longest name of an interface: IFNAMSIZ without the terminating zero.
 const MOST_NAME: usize = 15;
 /// The first descriptor after the standard streams.
 const LEAST_FD: RawFd = 3;

@@ -8,30 +8,31 @@ use super::ConfigError;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AcpiMode {
-    /// ACPI tables, and nothing that repeats them.
+    /// The guest finds ACPI tables, and nothing that repeats them.
     #[default]
     On,
-    /// An MP table, and `acpi=off` on the command line of a Linux guest. There is no power button then.
+    /// The guest finds an MP table, and a Linux guest gets `acpi=off` on its command line. There is no power
+    /// button.
     Off,
 }
 
-/// What follows when the guest resets its machine.
+/// What happens when the guest resets its machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResetPolicy {
     /// The virtual machine ends.
     #[default]
     Exit,
-    /// The machine starts anew: kernel, memory, vCPUs and devices as at first, while console and time limit
-    /// go on. A kernel panic and a triple fault end it all the same.
+    /// The guest is restarted: kernel, memory, vCPUs and devices are as at first, while the console and the
+    /// time limits continue. A kernel panic and a triple fault end the machine all the same.
     Reboot,
 }
 
-/// What follows when every vCPU has halted with interrupts off, so that nothing can wake the guest.
+/// What happens when every vCPU has halted with interrupts off, so that nothing can wake the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HaltPolicy {
-    /// It stays as it is, up to a time limit or a request to stop.
+    /// The machine stays as it is, until a time limit expires or it is stopped.
     #[default]
     Wait,
     /// The virtual machine ends.
@@ -41,7 +42,7 @@ pub enum HaltPolicy {
 impl FromStr for AcpiMode {
     type Err = ConfigError;
 
-    /// Reads `on` or `off`.
+    /// Parses `on` or `off`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         one_of(text, [("on", AcpiMode::On), ("off", AcpiMode::Off)])
     }
@@ -50,7 +51,7 @@ impl FromStr for AcpiMode {
 impl FromStr for ResetPolicy {
     type Err = ConfigError;
 
-    /// Reads `exit` or `reboot`.
+    /// Parses `exit` or `reboot`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         one_of(text, [("exit", ResetPolicy::Exit), ("reboot", ResetPolicy::Reboot)])
     }
@@ -59,7 +60,7 @@ impl FromStr for ResetPolicy {
 impl FromStr for HaltPolicy {
     type Err = ConfigError;
 
-    /// Reads `wait` or `exit`.
+    /// Parses `wait` or `exit`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         one_of(text, [("wait", HaltPolicy::Wait), ("exit", HaltPolicy::Exit)])
     }

@@ -11,18 +11,18 @@ use super::ConfigError;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KernelProtocol {
-    /// Linux by its 64-bit entry; another ELF image by its PVH note where it has one, else by its 64-bit
-    /// entry.
+    /// For Linux its 64-bit entry point; for any other ELF image its PVH entry point, if it has one, or else
+    /// its 64-bit entry point.
     #[default]
     Auto,
-    /// The 64-bit entry of the Linux boot protocol.
+    /// The 64-bit entry point of the Linux boot protocol.
     Linux,
-    /// The 32-bit entry that a PVH note names.
+    /// The 32-bit entry point that a PVH note names.
     Pvh,
 }
 
 impl KernelProtocol {
-    /// The protocol that was chosen; none where the image decides.
+    /// Returns the chosen protocol; `None` if the image decides.
     pub(crate) fn chosen(self) -> Option<BootProtocol> {
         match self {
             Self::Auto => None,
@@ -35,7 +35,7 @@ impl KernelProtocol {
 impl FromStr for KernelProtocol {
     type Err = ConfigError;
 
-    /// Reads `auto`, `linux` or `pvh`.
+    /// Parses `auto`, `linux` or `pvh`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "auto" => Ok(Self::Auto),

@@ -1,12 +1,12 @@
-//! The settings of one run as the user gave them: paths in a config file are taken from its directory.
-//! Defaults and files do not concern this module.
+//! The settings of a run as the user gave them, with paths of a config file resolved against its directory.
+//! Defaults and the content of files are not handled here.
 
 use std::path::Path;
 
 use super::RawConfig;
 
 impl RawConfig {
-    /// The same with every relative path taken from `folder`.
+    /// Resolves every relative path against `folder`.
     #[must_use]
     pub fn relative_to(mut self, folder: &Path) -> RawConfig {
         self.each_path(&mut |path| *path = folder.join(&path));

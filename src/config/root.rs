@@ -1,4 +1,4 @@
-//! The root file system of a guest: where it comes from, and how it gets there.
+//! The root file system of a guest: its source, and how it gets into the guest.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,25 +11,25 @@ use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::words::{Word, path_and_words};
 
-/// A root file system. What `path` names is told by looking at it: a folder, a tar (plain, or packed by
-/// gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
+/// A root file system. The kind of `path` is recognized from its content: a directory, a tar (plain, or
+/// compressed with gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RootConfig {
-    /// The folder, tar or image.
+    /// The directory, tar or image.
     pub path: PathBuf,
-    /// What it has to be; none: whatever it is.
+    /// The required kind; `None` accepts any.
     pub kind: Option<RootKind>,
-    /// What becomes of what the guest writes.
+    /// Where the guest's writes go.
     pub access: RootAccess,
-    /// How a folder or tar gets into the guest.
+    /// How a directory or tar gets into the guest.
     pub form: RootForm,
-    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs
-    /// to an unprivileged caller is root's in the guest.
+    /// Whether it is an error if the owner of a file in a directory cannot be determined. If it is not, files
+    /// of an unprivileged caller belong to root in the guest.
     pub keep_ids: bool,
 }
 
 impl RootConfig {
-    /// A root whose source stays as it is.
+    /// Creates the configuration of a root whose source is not modified.
     pub fn new(path: impl Into<PathBuf>) -> RootConfig {
         RootConfig {
             path: path.into(),
@@ -51,8 +51,8 @@ impl<'a> From<&'a RootConfig> for RootSource<'a> {
 impl FromStr for RootConfig {
     type Err = ConfigError;
 
-    /// Reads `PATH`, or `path=PATH` and a comma-separated list of the other keys. A comma
-    /// of the path is written twice.
+    /// Parses `PATH`, or `path=PATH` followed by a comma-separated list of the other keys. A comma in the
+    /// path is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         let split = path_and_words(text).ok_or_else(|| ConfigError::RootPath { text: text.into() });
         let (path, words) = split?;
@@ -60,7 +60,7 @@ impl FromStr for RootConfig {
     }
 }
 
-/// A root, and whether `cow` was said, which is the default but does not go with `rw`.
+/// A root, and whether `cow` was given: it is the default, but contradicts `rw`.
 pub(super) struct RootDraft {
     root: RootConfig,
     says_cow: bool,
@@ -71,16 +71,16 @@ impl Keyed for RootConfig {
 
     const KEYS: &'static [Key] = &[
         Key { name: "path", kind: Kind::Text, about: "Directory, tar or image" },
-        Key { name: "rw", kind: Kind::Flag, about: "Whether what the guest writes goes to the image" },
+        Key { name: "rw", kind: Kind::Flag, about: "Whether the guest's writes go to the image" },
         Key {
             name: "cow",
             kind: Kind::Flag,
-            about: "Whether what the guest writes is gone with the machine, which is the default",
+            about: "Whether the guest's writes are discarded with the machine, which is the default",
         },
         Key {
             name: "cow-size",
             kind: Kind::Quantity,
-            about: "Most bytes that the guest may write; a number is MiB",
+            about: "How much the guest may write; a number is in MiB",
         },
         Key {
             name: "as",
@@ -90,7 +90,7 @@ impl Keyed for RootConfig {
         Key {
             name: "keep-ids",
             kind: Kind::Flag,
-            about: "Whether it is an error when the owner of a file cannot be known",
+            about: "Whether it is an error if the owner of a file cannot be determined",
         },
     ];
 

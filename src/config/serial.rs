@@ -1,4 +1,4 @@
-//! What the serial port is connected to.
+//! The host's end of the serial port.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -8,40 +8,39 @@ use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::words::{Word, split};
 
-/// The other end of COM1.
+/// The host's end of COM1.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SerialConfig {
     /// Standard input and output of this process.
     Stdio,
-    /// Output goes to a file; there is no input.
+    /// A file that takes the output; there is no input.
     File(SerialFile),
     /// A new pseudo-terminal of the host.
     Pty,
-    /// A unix socket that is made at this path: one client after the other has the console.
+    /// A Unix socket that is created at this path; its clients get the console one after the other.
     Socket(PathBuf),
     /// Nothing: output is counted and dropped.
     Null,
 }
 
-/// A file that the output goes to. It is made or emptied.
+/// A file that takes the output. It is created or truncated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SerialFile {
-    /// Where it is.
+    /// The path of the file.
     pub path: PathBuf,
-    /// The most bytes that it has, for a regular file: one that is full is moved to its name with `.1` at
-    /// the end, in place of what is there, and the output goes on in a new one. Without a limit the guest
-    /// may fill the file system.
+    /// The maximum size of a regular file, in bytes. A full file is renamed to the same name with `.1`
+    /// appended, replacing an earlier one, and the output continues in a new file. Without a limit, the guest
+    /// can fill the file system.
     pub limit: Option<u64>,
 }
 
 impl SerialFile {
-    /// The limit of a file for which nothing else is said: more than a guest prints that is not out to fill
-    /// it.
+    /// The default limit: more than a guest prints unless it tries to fill the file system.
     pub const DEFAULT_LIMIT: u64 = 64 << 20;
-    /// The least limit.
+    /// The smallest limit.
     pub const MIN_LIMIT: u64 = 64 << 10;
 
-    /// A file with the usual limit.
+    /// Creates the configuration of a file with the default limit.
     pub fn new(path: impl Into<PathBuf>) -> SerialFile {
         SerialFile { path: path.into(), limit: Some(Self::DEFAULT_LIMIT) }
     }
@@ -56,8 +55,8 @@ impl From<PathBuf> for SerialFile {
 impl FromStr for SerialConfig {
     type Err = ConfigError;
 
-    /// Reads `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is
-    /// written twice, `,limit=SIZE` or `,limit=none` may follow.
+    /// Parses `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is
+    /// doubled, `,limit=SIZE` or `,limit=none` may follow.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => return Ok(SerialConfig::Stdio),
@@ -77,12 +76,12 @@ impl FromStr for SerialConfig {
     }
 }
 
-/// What is known of a file or socket before all is read.
+/// The state of a file or socket while its keys are read.
 #[derive(Default)]
 pub(super) struct SerialDraft {
     file: Option<SerialFile>,
     socket: Option<PathBuf>,
-    /// As told; `Some(None)` is for a file without a limit.
+    /// The given limit; `Some(None)` for a file without one.
     limit: Option<Option<u64>>,
 }
 
@@ -90,17 +89,17 @@ impl Keyed for SerialConfig {
     type Draft = SerialDraft;
 
     const KEYS: &'static [Key] = &[
-        Key { name: "file", kind: Kind::Text, about: "File that the output goes to" },
+        Key { name: "file", kind: Kind::Text, about: "File for the output" },
         Key {
             name: "socket",
             kind: Kind::Text,
-            about: "Unix socket whose clients have the console, one after the other",
+            about: "Unix socket whose clients get the console, one after the other",
         },
         Key {
             name: "limit",
             kind: Kind::Quantity,
-            about: "Most bytes of a file, from 64K on, or none; a number is MiB. A file that is full goes on \
-                    in a new one",
+            about: "Maximum size of the file, at least 64K, or none; a number is in MiB. When a file is full, \
+                    it is renamed and the output continues in a new one",
         },
     ];
 

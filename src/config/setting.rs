@@ -1,5 +1,5 @@
-//! What a type says of itself to be the value of a setting: how it is read from a config file, what the
-//! schema says of its form, and which paths are in it. A new type has its line here.
+//! What the type of a setting defines: how it is deserialized from a config file, its schema, and the paths
+//! in it. A new type needs one line here.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,33 +15,33 @@ use super::{
     VcpuCount, VsockConfig,
 };
 
-/// A type of values in a config file.
+/// A type of settings in a config file.
 pub(super) trait Setting: Sized {
-    /// The type that reads it from JSON: itself, unless that one's form in serde is another.
+    /// The type that deserializes it: itself, unless its serde representation differs.
     type Read: DeserializeOwned + Into<Self>;
 
-    /// Its form in JSON Schema, without a description.
+    /// Returns its JSON Schema, without a description.
     fn form() -> Value;
 
-    /// Calls `change` with every path in it.
+    /// Calls `change` with every path in the value.
     fn each_path(&mut self, change: &mut dyn FnMut(&mut PathBuf)) {
         let _ = change;
     }
 }
 
-/// Reads a setting; `null` is not told.
+/// Deserializes a setting; `null` counts as not given.
 pub(super) fn read<'de, T: Setting, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     Ok(Option::<T::Read>::deserialize(from)?.map(Into::into))
 }
 
-/// Calls `change` with every path in what was told.
+/// Calls `change` with every path in a setting, if it is given.
 pub(super) fn each_path<T: Setting>(told: &mut Option<T>, change: &mut dyn FnMut(&mut PathBuf)) {
     if let Some(value) = told {
         value.each_path(change);
     }
 }
 
-/// The property of a setting in the schema.
+/// Returns the schema's property for a setting.
 pub(super) fn property(mut form: Value, about: &str, examples: Vec<Value>) -> Value {
     if let Some(form) = form.as_object_mut() {
         form.insert("description".to_owned(), about.into());
@@ -50,9 +50,10 @@ pub(super) fn property(mut form: Value, about: &str, examples: Vec<Value>) -> Va
     form
 }
 
-/// `setting!(TYPE as FORM IN JSON, SCHEMA)` for a type that is read by its `FromStr`, `setting!(TYPE,
-/// SCHEMA)` for one that has a form in serde, `setting!(TYPE keyed KEYED TYPE, SCHEMA OF TEXT)` for one
-/// that is an object too; all with `|value, change| ...` where there are paths in it.
+/// Implements [`Setting`]: `setting!(TYPE as FORM IN JSON, SCHEMA)` for a type that is parsed by its
+/// `FromStr`, `setting!(TYPE, SCHEMA)` for one with a serde representation, and `setting!(TYPE keyed KEYED
+/// TYPE, SCHEMA OF TEXT)` for one that can also be an object; each with `|value, change| ...` if it contains
+/// paths.
 macro_rules! setting {
     ($type:ident as $json:expr, $($rest:tt)+) => {
         written!($type, $json);
@@ -147,7 +148,7 @@ fn pattern(pattern: &str) -> Value {
     json!({ "type": "string", "pattern": pattern })
 }
 
-/// Text with a unit, or a number. The pattern is for the text only.
+/// Returns the schema of text with a unit, or a number. The pattern applies to the text only.
 fn quantity(pattern: &str) -> Value {
     json!({ "type": ["string", "number"], "pattern": pattern })
 }

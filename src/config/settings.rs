@@ -1,7 +1,7 @@
-//! The one list of settings. An entry is `name: TYPE, WHAT IT MEANS, EXAMPLES`, and, where the library has
-//! the setting too, `=> FIELD: TYPE` with the default after `=` where the type's own is another. From this
-//! list come [`RawConfig`] (what was told), [`VmConfig`] (what is to be built), the way from the one to the
-//! other, and the properties of the schema. What a value looks like is said by its type, in its
+//! The list of settings. An entry is `name: TYPE, DESCRIPTION, EXAMPLES` and, if the library has the setting
+//! too, `=> FIELD: TYPE`, with the default after `=` if it differs from that of the type. This list generates
+//! [`RawConfig`] (the given settings), [`VmConfig`] (the machine to build), the conversion from one to the
+//! other, and the properties of the schema. The form of a value is defined by its type's
 //! [`Setting`](super::setting::Setting). The command checks its flags against this list.
 
 use std::path::PathBuf;
@@ -23,12 +23,12 @@ macro_rules! settings {
             $(=> $field:ident: $field_type:ty $(= $default:expr)?)?;)*]
         library [$($own:ident: $own_type:ty, $own_about:literal $(= $own_default:expr)?;)*]
     ) => {
-        /// What a run was told, by flags and by a config file: the same fields, the same types, all
-        /// optional. `None` is not told.
+        /// The settings that flags and a config file have given: the same fields and types, all of them
+        /// optional. `None` means not given.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct RawConfig {
-            /// Names the schema for editors; without effect.
+            /// Names the schema for editors, and has no effect.
             #[serde(rename = "$schema")]
             pub schema: Option<String>,
             $(
@@ -39,11 +39,10 @@ macro_rules! settings {
         }
 
         impl RawConfig {
-            /// The name of every setting, as it is in a config file.
+            /// The name of every setting, as in a config file.
             pub const NAMES: &[&str] = &[$(stringify!($name)),*];
 
-            /// These settings, and those of `below` where these say nothing. A list takes the place of the
-            /// other list.
+            /// Merges these settings over those of `below`. A list replaces the other list.
             #[must_use]
             pub fn over(self, below: RawConfig) -> RawConfig {
                 RawConfig {
@@ -57,8 +56,8 @@ macro_rules! settings {
                 $(each_path(&mut self.$name, change);)*
             }
 
-            /// Sets what was told and has a field of its own in `config`. The kernel command line, the
-            /// cards and what only the command follows are left to the caller.
+            /// Copies the given settings that have a field in `config`. The caller handles the kernel command
+            /// line, the network cards, and settings that only the command has.
             pub fn set_in(&self, config: &mut VmConfig) {
                 $($(
                     if let Some(value) = &self.$name {
@@ -67,11 +66,11 @@ macro_rules! settings {
                 )?)*
             }
 
-            /// The schema's properties, in the order of this list.
+            /// Returns the schema's properties, in the order of this list.
             pub(super) fn properties() -> Vec<(&'static str, Value)> {
                 let schema = property(
                     String::form(),
-                    "Where this schema is, for editors; without effect",
+                    "The location of this schema, for editors; it has no effect",
                     vec![json!("vm.schema.json")],
                 );
                 vec![
@@ -84,7 +83,7 @@ macro_rules! settings {
             }
         }
 
-        /// A virtual machine to be built.
+        /// The configuration of a virtual machine.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct VmConfig {
             $($(
@@ -98,7 +97,8 @@ macro_rules! settings {
         }
 
         impl Default for VmConfig {
-            /// The default guest, one vCPU, 256 MiB, the default command line, no console, no time limit.
+            /// The default guest with one vCPU, 256 MiB, the default command line, no console and no time
+            /// limit.
             fn default() -> VmConfig {
                 VmConfig {
                     $($($field: default!($field_type $(, $default)?),)?)*
@@ -124,18 +124,19 @@ settings! {[
          initramfs, before `initrds`",
         ["vmlinux"] => kernel: Option<PathBuf>;
     initrds: Vec<PathBuf>,
-        "Initial RAM file systems, which the guest sees as one: a file in a later one takes the place \
-         of one of the same name",
+        "Initial RAM file systems, which the guest unpacks in order: a file in a later one replaces a \
+         file of the same name",
         [["initrd.cpio"]] => initrds: Vec<PathBuf>;
     root: RootConfig,
         "Root file system, in place of initrds: the path of a directory, a tar or an image, or path=PATH and a \
-         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids; `,,` is a comma in the path",
+         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids; `,,` stands for a comma in \
+         the path",
         ["rootfs", json!({ "path": "root.img", "rw": true })] => root: Option<RootConfig>;
-    append: Vec<String>, "Words to add to the kernel command line", [["quiet"]];
-    cmdline: String, "Kernel command line in place of the default one", ["console=ttyS0"];
+    append: Vec<String>, "Parameters to append to the kernel command line", [["quiet"]];
+    cmdline: String, "Kernel command line that replaces the default one", ["console=ttyS0"];
     protocol: KernelProtocol, "How the kernel is entered", ["auto", "linux", "pvh"] => protocol: KernelProtocol;
     kaslr: bool,
-        "Whether the kernel must be a bzImage, which unpacks itself, to a random address",
+        "Whether the kernel must be a bzImage, which decompresses itself to a random address (KASLR)",
         [true] => kaslr: bool;
     modules: PathBuf,
         "Directory with the kernel's modules, for devices that need one: that of its release, one that holds it, \
@@ -143,61 +144,63 @@ settings! {[
         ["lib/modules/6.1.0"] => modules: Option<PathBuf>;
     cpus: VcpuCount, "Number of vCPUs", [1, VcpuCount::MOST] => vcpus: VcpuCount;
     cpu: CpuModel,
-        "What the vCPUs can do: host, baseline, or the path of a template",
+        "CPU model of the vCPUs: host, baseline, or the path of a template",
         ["baseline"] => cpu: CpuModel;
     cpu_affinity: CpuAffinity,
-        "CPUs of the host for the vCPUs; without it they run where the scheduler likes",
+        "CPUs of the host for the vCPUs; by default they run on any CPU",
         ["0-1"] => cpu_affinity: Option<CpuAffinity>;
     cpu_quota: CpuQuota,
-        "Most CPU time that the vCPUs take together, in percent of one CPU; without it, as much as they can",
+        "CPU time that all vCPUs together may use, in percent of one CPU; by default without a limit",
         ["50%", 200] => cpu_quota: Option<CpuQuota>;
     memory: MemoryConfig,
-        "Size of RAM, from 2M to 1T, and what backs it; a number is MiB",
+        "Size of RAM, from 2M to 1T, and what backs it; a number is in MiB",
         ["512M", 512] => memory: MemoryConfig;
     disks: Vec<DiskConfig>,
-        "Disks, in the order in which the guest finds them: the path of a raw image or block device, or \
-         path=PATH and a comma-separated list of ro, cow, cow-size=SIZE, engine=sync, engine=io_uring, poll=off, poll=TIME, \
-         queues=N, id=TEXT, on-error=report, on-error=pause; `,,` is a comma in the path",
+        "Disks, in the order of their names in the guest: the path of a raw image or block device, or \
+         path=PATH and a comma-separated list of ro, cow, cow-size=SIZE, engine=sync, engine=io_uring, poll=off, \
+         poll=TIME, \
+         queues=N, id=TEXT, on-error=report, on-error=pause; `,,` stands for a comma in the path",
         [["path=data.img,ro"], json!([{ "path": "data.img", "readonly": true }])] => disks: Vec<DiskConfig>;
     nets: Vec<NetChoice>,
-        "Network cards, in the order in which the guest finds them: tap=NAME, fd=NUMBER or socket=PATH, and a \
-         comma-separated list of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME; or none; `,,` is a comma in the path",
+        "Network cards, in the order of their names in the guest: tap=NAME, fd=NUMBER or socket=PATH, and a \
+         comma-separated list of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME; or none; `,,` stands for a comma in \
+         the path",
         [["tap=tap0,mac=02:00:00:00:00:01"], json!([{ "tap": "tap0", "mtu": 9000 }])];
     rng: bool, "Whether the guest has an entropy device", [true] => rng: bool;
     balloon: bool,
-        "Whether the guest gives memory that it does not need back to the host",
+        "Whether the guest can give unused memory back to the host (virtio balloon)",
         [true] => balloon: bool;
     vsock: VsockConfig,
-        "Socket device: uds=PATH for the host's socket and cid=NUMBER for the guest's address",
+        "Vsock device: uds=PATH for the host's Unix socket and cid=NUMBER for the guest's address",
         ["uds=v.sock,cid=3", json!({ "uds": "v.sock", "cid": 3 })] => vsock: Option<VsockConfig>;
     timeout: Timeout,
-        "Longest time that the guest, or a command in it, may run, from its first instruction on, or none; a number is \
+        "How long the guest, or a command in it, may run, from its first instruction, or none; a number is in \
          seconds",
         ["20s", 1.5, "none"] => timeout: Option<Duration>;
     boot_timeout: Duration,
-        "Longest time that the guest may take from its first instruction to its init; a number is seconds",
+        "How long the guest may take from its first instruction to its init; a number is in seconds",
         ["5s", 1.5] => boot_timeout: Option<Duration>;
     idle_timeout: Duration,
-        "Longest time that the guest may have nothing to do: its vCPUs together take less than 2 % of one CPU; a \
-         number is seconds",
+        "How long the guest may be idle: all vCPUs together use less than 2 % of one CPU; a number is in \
+         seconds",
         ["10m", 1.5] => idle_timeout: Option<Duration>;
     console: ConsoleDevice,
-        "Which device the console on standard input and output is",
+        "Device of the console on standard input and output",
         ["serial", "virtio"] => console: ConsoleDevice;
     serial: SerialConfig,
-        "What the serial port COM1 is connected to: stdio, pty, file=PATH, socket=PATH or null",
+        "What to connect the serial port COM1 to: stdio, pty, file=PATH, socket=PATH or null",
         ["pty", json!({ "file": "console.log", "limit": "1M" })] => serial: SerialConfig = SerialConfig::Null;
     acpi: AcpiMode, "Whether ACPI tables describe the machine", ["on", "off"] => acpi: AcpiMode;
-    on_reset: ResetPolicy, "What a reset by the guest does", ["exit", "reboot"] => on_reset: ResetPolicy;
-    on_halt: HaltPolicy, "What a halt of all vCPUs for good does", ["wait", "exit"] => on_halt: HaltPolicy;
+    on_reset: ResetPolicy, "What to do when the guest resets its machine", ["exit", "reboot"] => on_reset: ResetPolicy;
+    on_halt: HaltPolicy, "What to do when every vCPU has halted for good", ["wait", "exit"] => on_halt: HaltPolicy;
     host_timeout: Duration,
-        "Longest time that an emulated host may take to come up; a number is seconds",
+        "How long an emulated host may take to boot; a number is in seconds",
         ["180s", 1.5];
-    accel: Accel, "Where the guest may run", ["auto", "kvm", "emulate"];
-    outcome: PathBuf, "File to write the outcome to, as JSON", ["outcome.json"];
+    accel: Accel, "Where to run the guest", ["auto", "kvm", "emulate"];
+    outcome: PathBuf, "File for the outcome, as JSON", ["outcome.json"];
 ]
 library [
     cmdline: String, "The whole kernel command line" = DEFAULT_CMDLINE.to_owned();
-    nets: Vec<NetConfig>, "The network cards, in the order in which the guest finds them";
-    agent: Option<AgentConfig>, "The agent by which commands are run in the guest";
+    nets: Vec<NetConfig>, "The network cards, in the order of their names in the guest";
+    agent: Option<AgentConfig>, "The agent that runs commands in the guest";
 ]}

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// From 1 to [`VcpuCount::MOST`] vCPUs.
+/// A number of vCPUs, from 1 to [`VcpuCount::MOST`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VcpuCount(u8);
 
@@ -12,7 +12,7 @@ impl VcpuCount {
     /// The largest number.
     pub const MOST: u8 = 64;
 
-    /// `count` vCPUs.
+    /// Creates a number of vCPUs, if it is in range.
     pub fn new(count: u8) -> Result<VcpuCount, ConfigError> {
         if (1..=Self::MOST).contains(&count) {
             Ok(VcpuCount(count))
@@ -21,7 +21,7 @@ impl VcpuCount {
         }
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn value(self) -> u8 {
         self.0
     }

@@ -1,4 +1,4 @@
-//! The socket device of a guest: its address, and where programs of the host find it.
+//! The vsock device of a guest: its address, and the socket at which programs of the host find it.
 
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
@@ -11,13 +11,14 @@ use super::ConfigError;
 use super::keyed::{Key, Keyed, Kind, with_words};
 use super::words::{Word, escaped, split};
 
-/// A socket device.
+/// A vsock device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VsockConfig {
-    /// The guest's address (CID), from 3 to 4294967294. It counts inside this guest only.
+    /// The guest's address (CID), from 3 to 4294967294. It is visible in this guest only, so that several
+    /// guests can have the same.
     pub cid: u32,
-    /// The unix socket at which programs of the host reach the guest; its name with `_PORT` behind it is
-    /// where the guest reaches them. Without it only this program does, by
+    /// The Unix socket at which programs of the host reach the guest. The guest reaches programs at sockets
+    /// with this name and `_PORT` appended. Without it, only this program can connect, by
     /// [`VmHandle::connect`](crate::VmHandle::connect) and [`VmHandle::listen`](crate::VmHandle::listen).
     pub uds: Option<PathBuf>,
 }
@@ -38,8 +39,8 @@ impl fmt::Display for VsockConfig {
 impl FromStr for VsockConfig {
     type Err = ConfigError;
 
-    /// Reads `uds=PATH` and `cid=NUMBER`, with a comma between them, in any order, each at most once. A
-    /// comma of the path is written twice.
+    /// Parses `uds=PATH` and `cid=NUMBER`, separated by a comma, in any order, each at most once. A comma in
+    /// the path is doubled.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         with_words(VsockConfig::draft(), split(text))
     }
@@ -57,7 +58,7 @@ impl Keyed for VsockConfig {
         Key {
             name: "cid",
             kind: Kind::Number,
-            about: "The guest's address, from 3 to 4294967294; without it, 3",
+            about: "The guest's address (CID), from 3 to 4294967294; 3 by default",
         },
     ];
 
@@ -97,7 +98,8 @@ fn path(text: &str) -> Result<PathBuf, ConfigError> {
     if len > most { Err(ConfigError::VsockPath { text: text.into(), len, most }) } else { Ok(path) }
 }
 
-/// Those below are the hypervisor, loopback and the host (`vsock(7)`); the last one means any.
+/// The smallest CID of a guest: those below belong to the hypervisor, loopback and the host (`vsock(7)`). The
+/// largest CID means any.
 const LEAST_CID: u32 = 3;
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
-//! Comma-separated lists: the values of options such as `PATH,key=value,flag`, in which `,,` is a comma that
-//! belongs to the text. Every option whose list can hold a path is read here, and nowhere else.
+//! Comma-separated lists: the values of options such as `PATH,key=value,flag`, in which `,,` stands for a
+//! comma in the text. Every option whose list can hold a path is parsed here.
 
-/// One entry of a list.
+/// An entry of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Word {
-    /// As it is meant: with `,` for `,,`.
+    /// The text, with `,,` replaced by `,`.
     pub text: String,
-    /// The length of the key: what is before the first `=`, or all of it.
+    /// The length of the key: the part before the first `=`, or the whole text.
     key: usize,
 }
 
@@ -16,28 +16,29 @@ impl Word {
         Word { text, key }
     }
 
-    /// An entry that is its key alone.
+    /// Creates an entry that is only a key.
     pub(super) fn flag(key: &str) -> Word {
         Word { text: key.to_owned(), key: key.len() }
     }
 
-    /// An entry of a key and its value.
+    /// Creates an entry of a key and its value.
     pub(super) fn pair(key: &str, value: &str) -> Word {
         Word { text: format!("{key}={value}"), key: key.len() }
     }
 
-    /// What is before the first `=`, or all of it.
+    /// Returns the part before the first `=`, or the whole text.
     pub(super) fn key(&self) -> &str {
         self.text.get(..self.key).unwrap_or_default()
     }
 
-    /// What is after the first `=`.
+    /// Returns the part after the first `=`.
     pub(super) fn value(&self) -> Option<&str> {
         self.text.get(self.key + 1..)
     }
 }
 
-/// The entries of a list, from the left: two commas are one of the text, one ends the entry.
+/// Splits a list into its entries, from the left: two commas are one in the text, a single comma ends the
+/// entry.
 pub(super) fn split(list: &str) -> Vec<Word> {
     let (mut words, mut text) = (Vec::new(), String::new());
     let mut letters = list.chars().peekable();
@@ -52,12 +53,12 @@ pub(super) fn split(list: &str) -> Vec<Word> {
     words
 }
 
-/// A text as it is written in a list.
+/// Escapes a text for use in a list.
 pub(super) fn escaped(text: &str) -> String {
     text.replace(',', ",,")
 }
 
-/// Checks that no key comes twice; the error is the second entry's text.
+/// Checks that no key is repeated; the error is the text of the second entry.
 pub(super) fn once(words: Vec<Word>) -> Result<Vec<Word>, String> {
     for (index, word) in words.iter().enumerate() {
         if words.iter().take(index).any(|before| before.key() == word.key()) {
@@ -67,8 +68,8 @@ pub(super) fn once(words: Vec<Word>) -> Result<Vec<Word>, String> {
     Ok(words)
 }
 
-/// The path that is the first entry, with or without `path=`, and the entries after it; none when it is
-/// empty.
+/// Returns the path that is the first entry, with or without `path=`, and the entries after it; `None` if the
+/// path is empty.
 pub(super) fn path_and_words(list: &str) -> Option<(String, Vec<Word>)> {
     let mut words = split(list);
     let first = words.remove(0).text;

@@ -1,4 +1,4 @@
-//! Values of a config file that are written as on the command line: one reader for flags and file.
+//! Values of a config file that are written as on the command line, so that flags and file share one parser.
 
 use std::fmt::{self, Display};
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
 use super::{ConfigError, parse_duration};
 
-/// Which JSON values may stand for a value that is text on the command line.
+/// The JSON values that a type accepts in place of text on the command line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
     Text,
@@ -17,7 +17,7 @@ pub(super) enum Form {
     TextOrNumber,
 }
 
-/// Implements `Deserialize` by way of `FromStr`: `written!(TYPE, FORM)`.
+/// Implements `Deserialize` in terms of `FromStr`: `written!(TYPE, FORM)`.
 macro_rules! written {
     ($type:ty, $form:expr) => {
         impl<'de> Deserialize<'de> for $type {
@@ -31,7 +31,7 @@ pub(super) use written;
 
 written!(Time, Form::TextOrNumber);
 
-/// A time in a config file, for a field of type [`Duration`], whose own form in serde is another.
+/// A duration in a config file, for a field of type [`Duration`], whose own serde representation differs.
 pub(super) struct Time(Duration);
 
 impl From<Time> for Duration {

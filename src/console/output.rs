@@ -98,7 +98,8 @@ impl LimitedFile {
         let path = self.path.display();
         match rotated {
             Ok(()) => {
-                journal!(Guest Info, "{path} is full: it has been renamed to {path}.1, and the console continues in a new file");
+                journal!(Guest Info, "{path} is full: it has been renamed to {path}.1, and the console continues in \
+                    a new file");
             }
             Err(error) => {
                 journal!(Host Warn, "{path} is full and has been truncated, because it cannot be renamed: {error}");

@@ -1,12 +1,12 @@
-//! The JSON Schema of the config file, from the one list of settings; its tests hold it against the types
-//! that read the file.
+//! The JSON Schema of the config file, generated from the list of settings. Its tests compare it with the
+//! types that parse the file.
 
 use serde_json::{Map, Value, json};
 
 use super::RawConfig;
 
-/// The schema, in JSON Schema 2020-12. It says the form of each field; ranges of sizes and times, and whether
-/// files can be used, are for `coracle config check`.
+/// Returns the schema, in JSON Schema 2020-12. It describes the form of each field; `coracle config check`
+/// also checks the ranges of sizes and times, and whether files can be used.
 pub fn schema() -> Value {
     let properties: Map<String, Value> =
         RawConfig::properties().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

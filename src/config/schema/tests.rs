@@ -1,4 +1,4 @@
-//! The schema against the types that read the file.
+//! Compares the schema with the types that parse the file.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor, value};
 
 use super::*;
 
-/// A deserializer that only notes which fields a struct asks for.
+/// A deserializer that only records which fields a struct asks for.
 struct FieldNames<'a>(&'a mut Vec<&'static str>);
 
 impl<'de> Deserializer<'de> for FieldNames<'_> {
@@ -76,7 +76,7 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
     ];
     for (name, property) in RawConfig::properties() {
         let allowed = match &property["type"] {
-            // An enumeration of words.
+            // An enumeration of strings.
             Value::Null => vec!["string"],
             Value::Array(types) => types.iter().filter_map(Value::as_str).collect(),
             kind => kind.as_str().into_iter().collect(),
@@ -84,14 +84,14 @@ fn every_type_that_the_schema_does_not_allow_is_refused() {
         for (kind, value) in &kinds {
             let is_number = *kind == "integer" && allowed.contains(&"number");
             if !allowed.contains(kind) && !is_number {
-                assert!(read(name, value).is_err(), "{name}: {value} is taken, but is no {allowed:?}");
+                assert!(read(name, value).is_err(), "{name}: {value} is accepted, but is not {allowed:?}");
             }
         }
     }
 }
 
-/// A value of each kind for each key: what the schema does not allow is refused, and the words of a choice
-/// are taken.
+/// Tries a value of each kind for each key: whatever the schema does not allow is refused, and every listed
+/// choice is accepted.
 #[test]
 fn keys_of_objects_are_those_of_the_file() {
     let kinds = [
@@ -180,5 +180,5 @@ fn fields_that_errors_name_are_settings() {
     }
 }
 
-/// The fields that are paths, or lists of paths.
+/// The fields that contain paths.
 const PATHS: [&str; 7] = ["kernel", "initrds", "root", "modules", "disks", "vsock", "outcome"];
