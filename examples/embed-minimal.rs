@@ -1,6 +1,6 @@
-//! Boots a guest, runs a command in it, and prints what came out and how the machine ended.
+//! Boots a guest, runs a command in it, and prints the command's output and how the machine ended.
 //!
-//! `cargo run --example embed-minimal` boots the default guest, which `cargo xtask guest` makes.
+//! `cargo run --example embed-minimal` boots the default guest, which `cargo xtask guest` creates.
 
 use std::time::Duration;
 
@@ -9,8 +9,7 @@ use coracle::host::{self, KvmPolicy};
 use coracle::{Grace, Vm};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // First in main: where the KVM of this host does not run Linux, the program runs again on an emulated
-    // host.
+    // First in main: if the KVM of this host cannot run Linux, the program starts again on an emulated host.
     host::ensure_kvm(KvmPolicy::Auto, &[])?;
     let vm = Vm::builder().append("quiet").memory_mib(256).agent(AgentConfig::default()).start()?;
 

@@ -1,7 +1,9 @@
-//! Folders of the data folder that hold what a task has made, named after role, kernel release and content:
-//! `guest-6.1.0-56-cloud-amd64-0123456789ab`, with a link `guest` to the one in use.
+//! Directories in the data directory that hold what a task has produced. They are named after role, kernel
+//! release and content, as in `guest-6.1.0-56-cloud-amd64-0123456789ab`, and a link such as `guest` points to
+//! the one in use.
 //!
-//! A folder appears complete or not at all, and never changes afterwards. Who makes one holds the lock.
+//! A directory appears complete or not at all, and never changes afterwards. Whoever creates one holds the
+//! lock.
 
 use std::fs::{self, File};
 use std::os::unix::fs::symlink;
@@ -10,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// One such folder, which need not exist yet.
+/// Such a directory, which need not exist yet.
 #[derive(Debug)]
 pub(crate) struct AssetFolder<'a> {
     data: &'a Path,
@@ -19,15 +21,15 @@ pub(crate) struct AssetFolder<'a> {
 }
 
 impl<'a> AssetFolder<'a> {
-    /// The folder for `release` of `role` whose content has this key.
+    /// Names the directory for `release` of `role` whose content has this key.
     pub(crate) fn new(data: &'a Path, role: &'a str, release: &str, key: &str) -> Self {
         Self { data, role, name: format!("{role}-{release}-{key}") }
     }
 
-    /// The folder of `role` with this key that is there, whatever its release.
+    /// Finds an existing directory of `role` with this key, whatever its release.
     ///
     /// # Errors
-    /// The data folder cannot be listed.
+    /// The data directory cannot be listed.
     pub(crate) fn with_key(data: &'a Path, role: &'a str, key: &str) -> Result<Option<Self>> {
         let names = names(data)?.into_iter();
         let name = names.filter(|name| is_folder_name(role, name)).find(|name| name.ends_with(key));
@@ -42,10 +44,10 @@ impl<'a> AssetFolder<'a> {
         self.path().is_dir()
     }
 
-    /// Makes the folder: `write` fills a scratch folder, which then takes its name.
+    /// Creates the directory: `write` fills a scratch directory, which is then renamed.
     ///
     /// # Errors
-    /// `write` fails, or a folder cannot be made, removed or renamed.
+    /// `write` fails, or a directory cannot be created, removed or renamed.
     pub(crate) fn make(&self, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let scratch = scratch(self.data, self.role)?;
         write(&scratch)?;
@@ -53,10 +55,10 @@ impl<'a> AssetFolder<'a> {
         fs::rename(&scratch, &path).with_context(|| format!("cannot make {}", path.display()))
     }
 
-    /// Points the role's link to this folder and removes the folders that it replaces.
+    /// Points the role's link to this directory, and removes the directories that it replaces.
     ///
     /// # Errors
-    /// The link cannot be made, or a folder not removed.
+    /// The link cannot be created, or a directory cannot be removed.
     pub(crate) fn put_in_use(&self) -> Result<()> {
         let Self { data, role, name } = self;
         let link = data.join(role);
@@ -75,22 +77,22 @@ impl<'a> AssetFolder<'a> {
     }
 }
 
-/// Locks the data folder, which is made where it is missing, until the file is closed.
+/// Locks the data directory until the returned file is closed. Creates the directory if it is missing.
 ///
 /// # Errors
-/// The folder cannot be made or written to.
+/// The directory cannot be created or written to.
 pub(crate) fn lock(data: &Path) -> Result<File> {
     fs::create_dir_all(data).with_context(|| format!("cannot make {}", data.display()))?;
     let lock =
         File::create(data.join("lock")).with_context(|| format!("cannot write to {}", data.display()))?;
-    lock.lock().context("cannot lock the data folder")?;
+    lock.lock().context("cannot lock the data directory")?;
     Ok(lock)
 }
 
 /// Reads a whole file.
 ///
 /// # Errors
-/// The path and what the system says.
+/// The file cannot be read; the error names it.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
@@ -98,17 +100,17 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>> {
 /// Writes a whole file.
 ///
 /// # Errors
-/// The path and what the system says.
+/// The file cannot be written; the error names it.
 pub(crate) fn write(path: &Path, data: &[u8]) -> Result<()> {
     fs::write(path, data).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The SHA-256 of some bytes, in hexadecimal.
+/// Returns the SHA-256 of the bytes, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// A folder's key: the start of the SHA-256 of `parts`, each behind its length.
+/// Returns a directory's key: the start of the SHA-256 of `parts`, each preceded by its length.
 pub(crate) fn key(parts: &[&[u8]]) -> String {
     let mut content = Sha256::new();
     for part in parts {
@@ -118,7 +120,7 @@ pub(crate) fn key(parts: &[&[u8]]) -> String {
     hex(&content.finalize())[..KEY_DIGITS].to_owned()
 }
 
-/// An empty folder for what a role makes.
+/// Creates an empty directory for a role to fill.
 fn scratch(data: &Path, role: &str) -> Result<PathBuf> {
     let scratch = data.join(format!(".{role}.new"));
     if scratch.exists() {
@@ -133,7 +135,7 @@ fn names(data: &Path) -> Result<Vec<String>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
 }
 
-/// True for `ROLE-RELEASE-KEY`.
+/// Whether the name has the form `ROLE-RELEASE-KEY`.
 fn is_folder_name(role: &str, name: &str) -> bool {
     let rest = name.strip_prefix(role).and_then(|rest| rest.strip_prefix('-'));
     rest.and_then(|rest| rest.rsplit_once('-')).is_some_and(|(release, key)| {
@@ -147,14 +149,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// 48 bits: enough to tell the few versions on one machine apart.
+/// 48 bits: enough to tell apart the few versions on one machine.
 const KEY_DIGITS: usize = 12;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A data folder of its own for each test, removed at its end.
+    /// A data directory for each test, removed at its end.
     struct Data(PathBuf);
 
     impl Data {

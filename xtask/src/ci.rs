@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: everything that must hold before a change is taken.
+//! `cargo xtask ci`: everything that must hold before a change is accepted.
 
 use std::process::Stdio;
 use std::time::Instant;
@@ -12,8 +12,9 @@ use crate::tally::Tally;
 use crate::workspace::Workspace;
 use crate::{structure, test, tuned};
 
-/// Runs the steps in order, the quick ones first, up to the first that fails; `false` when one has failed.
-/// The last line on stdout is the tests' tally; a failed step that is not a test counts in it as a failure.
+/// Runs the steps in order, the quick ones first, up to the first that fails; returns `false` if one fails.
+/// The last line on stdout is the tests' tally, in which a failed step that is not a test counts as a
+/// failure.
 pub(crate) fn check(workspace: &Workspace) -> bool {
     let mut tally = Tally::default();
     for (name, step) in STEPS {
@@ -69,7 +70,8 @@ fn rustdoc(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     run(cargo().current_dir(&workspace.root).args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Their types stand in one another's interfaces: two versions would be two kinds of guest memory.
+/// The types of these crates are part of one another's interfaces: two versions would mean two incompatible
+/// kinds of guest memory.
 fn single_versions(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     let arguments = ["tree", "--workspace", "--duplicates", "--depth=0", "--prefix=none"];
     let tree = capture(cargo().current_dir(&workspace.root).args(arguments))?;
@@ -86,7 +88,7 @@ fn deny(workspace: &Workspace, _: &mut Tally) -> Result<()> {
         let arguments = ["install", "--quiet", "--locked", "cargo-deny", "--version", CARGO_DENY_VERSION];
         run(cargo().args(arguments))?;
     }
-    // No advisories: they need the network, and a change must not fail for what has happened elsewhere.
+    // Without advisories: they need the network, and a change must not fail because of an event elsewhere.
     let arguments =
         ["deny", "--offline", "--workspace", "check", "--hide-inclusion-graph", "bans", "licenses"];
     run(cargo().current_dir(&workspace.root).args(arguments))
@@ -96,7 +98,7 @@ fn fuzz(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     fuzz::start(workspace, &FuzzArguments::smoke())
 }
 
-/// Some eight minutes on two CPUs where it is not there yet; nothing where it is.
+/// Builds the tuned kernel if it is missing, which takes some eight minutes on two CPUs.
 fn tuned_kernel(workspace: &Workspace, _: &mut Tally) -> Result<()> {
     tuned::make(workspace, false)
 }
@@ -115,5 +117,5 @@ fn tests(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
 const SHARED_CRATES: [&str; 5] =
     ["vm-memory", "kvm-bindings", "vmm-sys-util", "virtio-queue", "virtio-bindings"];
 
-/// Pinned, so that a new version's new checks come with a change of their own.
+/// Pinned, so that the new checks of a new version come with a change of their own.
 const CARGO_DENY_VERSION: &str = "0.20.2";

@@ -10,11 +10,10 @@ use anyhow::{Context, Result};
 use crate::workspace::Workspace;
 use crate::{guest, setup, static_build};
 
-/// Sets up what is missing, builds `coracle` and boots the default guest; the result is the exit code of that
-/// run.
+/// Sets up what is missing, builds `coracle` and boots the default guest. Returns the exit code of that run.
 ///
 /// # Errors
-/// Something is missing and cannot be had, or does not build.
+/// Something that is missing cannot be installed, or does not build.
 pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     setup::make_ready()?;
     guest::make(workspace, false)?;
@@ -24,11 +23,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut command = Command::new(&coracle);
     command.arg("run");
     if !stdin().is_terminal() {
-        // Whatever feeds a script must not be typed into the guest.
+        // Input of a script must not be typed into the guest.
         command.stdin(Stdio::null());
     }
     let status = command.status().with_context(|| format!("cannot start {}", coracle.display()))?;
-    // As shells have it: a process that a signal ended counts as 128 and the signal's number.
+    // As in shells: a process that a signal ended has 128 plus the signal's number.
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     let code = code.and_then(|code| u8::try_from(code).ok()).context("coracle ended without a status")?;
     println!("demo: `coracle run` ended with {code}");
@@ -36,7 +35,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<ExitCode> {
     Ok(ExitCode::from(code))
 }
 
-/// The program and what to try with it, to be copied as it is.
+/// Returns the program's path and examples, ready to be copied.
 fn next_steps(coracle: &Path) -> String {
     let program = coracle.display();
     format!(

@@ -1,5 +1,4 @@
-//! `cargo xtask dist`: the binary that is given to users, checked to be what the README says: small and
-//! static.
+//! `cargo xtask dist`: the binary for users, checked against what the README promises: small and static.
 
 use std::fs;
 
@@ -24,7 +23,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// True when a little-endian ELF64 file has a PT_INTERP segment (ELF-64 Object File Format 1.5, section 6);
+/// Whether a little-endian ELF64 file has a PT_INTERP segment (ELF-64 Object File Format 1.5, section 6);
 /// `None` for other files.
 fn has_interpreter(image: &[u8]) -> Option<bool> {
     if !image.starts_with(b"\x7fELF\x02\x01") {
@@ -36,7 +35,7 @@ fn has_interpreter(image: &[u8]) -> Option<bool> {
     Some(headers.chunks_exact(PROGRAM_HEADER).any(|header| header.starts_with(&PT_INTERP.to_le_bytes())))
 }
 
-/// What CONTRIBUTING.md promises, the agent included.
+/// The limit that CONTRIBUTING.md promises, in bytes, including the agent.
 const MAX_SIZE: usize = 4_000_000;
 
 const E_PHOFF: usize = 0x20;

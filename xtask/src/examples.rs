@@ -1,4 +1,5 @@
-//! The examples that tests run, built here because those may run on an emulated host without cargo.
+//! The examples that tests run. They are built here because the tests may run on an emulated host, without
+//! cargo.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,18 +10,18 @@ use serde::Deserialize;
 use crate::process::{capture, cargo, run};
 use crate::workspace::Workspace;
 
-/// Builds the smallest program that embeds Coracle, and the tests of `examples/cargo-runner`, which are put
-/// at a place that the Linux tests know: `examples` in the target folder.
+/// Builds the smallest program that embeds Coracle, and the tests of `examples/cargo-runner`, which are
+/// copied to a path that the Linux tests know: `examples` in the target directory.
 ///
 /// # Errors
-/// An example does not build or is not as clippy wants it, or its tests cannot be put there.
+/// An example does not build or violates a lint, or its tests cannot be copied.
 pub(crate) fn make(workspace: &Workspace) -> Result<()> {
-    // As the tests are built, so that nothing is built twice.
+    // With the same options as the tests, so that nothing is built twice.
     let embed = ["build", "--quiet", "--workspace", "--example", EMBED];
     run(cargo().current_dir(&workspace.root).args(embed))?;
     let example = workspace.root.join("examples/cargo-runner");
     let folder = workspace.target.join("examples");
-    // A target folder and options of its own: those of these tasks are for the workspace.
+    // The example has a target directory and options of its own: those of these tasks are for the workspace.
     let in_example = |arguments: &[&str]| {
         let mut command = cargo();
         command.current_dir(&example).env("CARGO_TARGET_DIR", folder.join("target")).args(arguments);
@@ -38,7 +39,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// What of cargo's messages is of interest.
+/// The relevant part of cargo's messages.
 #[derive(Deserialize)]
 struct Message {
     target: Option<Target>,

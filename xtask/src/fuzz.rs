@@ -1,7 +1,7 @@
-//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer and AddressSanitizer and runs them.
+//! `cargo xtask fuzz`: builds the fuzz targets with libFuzzer and AddressSanitizer, and runs them.
 //!
-//! It gives the compiler the flags that cargo-fuzz gives it, so that no other program has to be installed
-//! first; `cargo +nightly fuzz run TARGET` works, too.
+//! It passes the same flags to the compiler as cargo-fuzz, so that no other program has to be installed;
+//! `cargo +nightly fuzz run TARGET` works, too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,9 +17,9 @@ use crate::workspace::Workspace;
 /// What to fuzz, and for how long.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct FuzzArguments {
-    /// The target; without it every one, each for the whole time
+    /// The target; without it, every target for the whole time
     target: Option<String>,
-    /// Time for each target
+    /// Time for each target, in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u32,
     /// A short run, as in `cargo xtask ci`: all targets, 10 seconds each
@@ -28,7 +28,7 @@ pub(crate) struct FuzzArguments {
 }
 
 impl FuzzArguments {
-    /// The run of `cargo xtask ci`.
+    /// Returns the arguments of `cargo xtask ci`.
     pub(crate) fn smoke() -> Self {
         Self { target: None, seconds: 0, smoke: true }
     }
@@ -41,7 +41,7 @@ impl FuzzArguments {
 /// Builds and runs the targets, two at a time.
 ///
 /// # Errors
-/// There is no such target, it does not build, or there was a finding: the error names the file of its input.
+/// There is no such target, it does not build, or there was a finding; the error names the file of its input.
 pub(crate) fn start(workspace: &Workspace, arguments: &FuzzArguments) -> Result<()> {
     let fuzz = Fuzz { source: workspace.root.join("fuzz"), build: workspace.target.join("fuzz") };
     let mut targets = fuzz.targets()?;
@@ -54,7 +54,7 @@ pub(crate) fn start(workspace: &Workspace, arguments: &FuzzArguments) -> Result<
     fuzz.build(workspace)?;
     let seconds = arguments.seconds_each();
     let mut failures = Vec::new();
-    // Two at a time: the targets are single-threaded, and two cores are the least that a machine has.
+    // Two at a time: the targets are single-threaded, and two cores are the fewest that a machine has.
     for pair in targets.chunks(2) {
         thread::scope(|scope| {
             let runs: Vec<_> = pair.iter().map(|target| scope.spawn(|| fuzz.run(target, seconds))).collect();
@@ -72,14 +72,14 @@ pub(crate) fn start(workspace: &Workspace, arguments: &FuzzArguments) -> Result<
 }
 
 struct Fuzz {
-    /// The folder of the targets and their corpora.
+    /// The directory of the targets and their corpora.
     source: PathBuf,
-    /// Everything that is made.
+    /// The directory of everything that is built.
     build: PathBuf,
 }
 
 impl Fuzz {
-    /// The names of the targets: those of the corpora.
+    /// Returns the names of the targets, which are those of the corpora.
     fn targets(&self) -> Result<Vec<String>> {
         let folder = self.source.join("corpus");
         let files = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
@@ -92,23 +92,24 @@ impl Fuzz {
 
     fn build(&self, workspace: &Workspace) -> Result<()> {
         let manifest = self.source.join("Cargo.toml");
-        // The versions of the product, and libFuzzer's added to them.
+        // Use the product's versions, to which those for libFuzzer are added.
         let lock = self.source.join("Cargo.lock");
         fs::copy(workspace.root.join("Cargo.lock"), &lock)
             .with_context(|| format!("cannot write {}", lock.display()))?;
         let mut command = cargo();
-        // A target by name keeps the flags from build scripts and macros, which cannot have them.
+        // An explicit target keeps the flags away from build scripts and macros, which cannot be built with
+        // them.
         command.args(["build", "--quiet", "--release", "--bins", "--target", TARGET_TRIPLE]);
         command.arg("--manifest-path").arg(manifest).arg("--target-dir").arg(&self.build);
         command.env("RUSTFLAGS", FLAGS.join(" "));
-        // Sanitizers are not stable yet. This lets the product's own compiler take the flags: what is fuzzed
-        // is what that compiler makes, and no second toolchain is needed.
+        // Sanitizers are not stable yet. This makes the product's own compiler accept the flags: so its
+        // output is what is fuzzed, and no second toolchain is needed.
         command.env("RUSTC_BOOTSTRAP", "1");
         run(&mut command)
     }
 
-    /// Runs one target and returns the last line that it wrote. New inputs that reach further are kept in the
-    /// build folder and used by the next run.
+    /// Runs one target and returns the last line that it printed. New inputs that reach further are kept in
+    /// the build directory and used by the next run.
     fn run(&self, target: &str, seconds: u32) -> Result<String> {
         let found = self.build.join("corpus").join(target);
         let findings = self.build.join("findings").join(target);
@@ -125,7 +126,7 @@ impl Fuzz {
         let output = command.output().with_context(|| format!("cannot start {target}"))?;
         let text = String::from_utf8_lossy(&output.stderr);
         if output.status.success() {
-            return Ok(text.lines().last().unwrap_or("ran without a word").to_owned());
+            return Ok(text.lines().last().unwrap_or("ran without output").to_owned());
         }
         let lines: Vec<_> = text.lines().collect();
         let report = lines.iter().position(|line| is_report(line)).unwrap_or(lines.len().saturating_sub(20));
@@ -134,14 +135,14 @@ impl Fuzz {
     }
 }
 
-/// Where a finding's report begins.
+/// Whether the report of a finding begins here.
 fn is_report(line: &str) -> bool {
     line.contains("panicked at") || line.contains("ERROR: ")
 }
 
 fn finding(folder: &Path, target: &str) -> String {
     format!(
-        "a finding; its input is the newest file in {}. Mend the code and add the input to fuzz/corpus/{target}, which \
+        "a finding; its input is the newest file in {}. Fix the code and add the input to fuzz/corpus/{target}, which \
          `cargo test --test fuzz_corpus` replays",
         folder.display()
     )
@@ -151,8 +152,9 @@ const SMOKE_SECONDS: u32 = 10;
 
 const TARGET_TRIPLE: &str = "x86_64-unknown-linux-gnu";
 
-/// The most MiB that a target may ask for at once. What parses a file stays in proportion to it, and inputs
-/// are small; a decoder may remember 128 MiB, and a kernel may unpack to more.
+/// Returns the largest allocation, in MiB, that a target may make. Parsing a file takes memory in proportion
+/// to it, and inputs are small; but a decoder may have a window of 128 MiB, and a kernel may decompress to
+/// more.
 fn largest_block_mib(target: &str) -> u32 {
     match target {
         "config_file" | "diagnosis_inputs" | "root_tar" | "suite_toml" | "tap_stream" => 24,
@@ -160,7 +162,7 @@ fn largest_block_mib(target: &str) -> u32 {
     }
 }
 
-/// A handled input takes milliseconds and a few MiB; these are far above that, also on a busy machine.
+/// An input takes milliseconds and a few MiB. These limits are far above that, even on a busy machine.
 const LIMITS: [&str; 3] = ["-timeout=20", "-rss_limit_mb=1024", "-print_final_stats=0"];
 
 /// Coverage and compared values for libFuzzer, and AddressSanitizer.

@@ -1,7 +1,7 @@
-//! `cargo xtask guest`: the default guest and the emulated host's system, made of Debian's kernels, the agent
-//! and busybox.
+//! `cargo xtask guest`: the default guest and the emulated host's system, made from Debian's kernels, the
+//! agent and busybox.
 //!
-//! Each is an asset folder (see [`crate::assets`]).
+//! Each is an asset directory (see [`crate::assets`]).
 
 use std::fs;
 use std::io::Read;
@@ -20,10 +20,10 @@ use crate::packages::{Package, PackageStore};
 use crate::static_build;
 use crate::workspace::Workspace;
 
-/// Makes both systems where they are not current; with `update`, of the newest packages.
+/// Creates both systems if they are not current; with `update`, from the newest packages.
 ///
 /// # Errors
-/// The agent does not build, or a package is neither there nor to be had, or is not as expected.
+/// The agent does not build, or a package cannot be downloaded or has unexpected content.
 pub(crate) fn make(workspace: &Workspace, update: bool) -> Result<()> {
     let agent = static_build::agent(workspace)?;
     let agent = fs::read(&agent).with_context(|| format!("cannot read {}", agent.display()))?;
@@ -37,17 +37,17 @@ pub(crate) fn make(workspace: &Workspace, update: bool) -> Result<()> {
     Ok(())
 }
 
-/// A system that the agent is PID 1 of.
+/// A system in which the agent is PID 1.
 struct Role {
-    /// The role's name in its initramfs and in the data folder.
+    /// The role's name in its initramfs and in the data directory.
     name: &'static str,
     purpose: &'static str,
     kernel_package: &'static str,
-    /// Modules to load, besides those that they need.
+    /// The modules to load, besides those that they depend on.
     modules: &'static [&'static str],
     has_busybox: bool,
-    /// Whether the agent and the kernel's modules are kept as files too: the agent loads modules for users'
-    /// kernels.
+    /// Whether the agent and the kernel's modules are also kept as files: the agent is the module loader for
+    /// users' kernels.
     has_loader: bool,
 }
 
@@ -56,12 +56,13 @@ const ROLES: [Role; 2] = [
         name: "guest",
         purpose: "default guest",
         kernel_package: "linux-image-cloud-amd64",
-        // Besides the bus of its devices: what tells the agent of the power button, and the host of a panic.
+        // Besides the bus of its devices: the modules that report the power button to the agent, and a panic
+        // to the host.
         modules: &["virtio_mmio", "button", "evdev", "pvpanic-mmio"],
         has_busybox: true,
         has_loader: true,
     },
-    // The cloud kernel has no 9p, by which the emulated host shares the caller's files.
+    // The cloud kernel lacks 9p, by which the emulated host shares the caller's files.
     Role {
         name: "host",
         purpose: "emulated host",
@@ -93,7 +94,7 @@ const ROLES: [Role; 2] = [
     },
 ];
 
-/// What a folder was made of, for people and bug reports.
+/// What a directory was made from, for people and bug reports.
 #[derive(Serialize)]
 struct Manifest<'a> {
     role: &'a str,
@@ -107,8 +108,8 @@ struct Manifest<'a> {
 }
 
 impl Role {
-    /// The initramfs is always made anew, which takes a fraction of a second: whether a folder is current is
-    /// then a matter of its name.
+    /// The initramfs is always built, which takes a fraction of a second: the directory's name then tells
+    /// whether it is current.
     fn make(&self, data: &Path, store: &PackageStore, agent: &[u8], update: bool) -> Result<()> {
         let package = store.package(self.kernel_package, update)?;
         let kernel = Kernel::find(&package)?;
@@ -175,10 +176,10 @@ fn write_all(
     write(&folder.join("manifest.json"), format!("{manifest}\n").as_bytes())
 }
 
-/// What loads the modules of a user's own kernel of the same release.
+/// What loads the modules for a user's own kernel of the same release.
 struct Loader<'a> {
     agent: &'a [u8],
-    /// The modules, as seen from the folder that they are linked in.
+    /// The modules, relative to the directory that links to them.
     modules: PathBuf,
     release: &'a str,
 }
@@ -196,9 +197,9 @@ impl Loader<'_> {
 /// A kernel in an unpacked package.
 struct Kernel {
     release: String,
-    /// The folder of its modules.
+    /// The directory of its modules.
     modules: PathBuf,
-    /// The same, seen from the package.
+    /// The same directory, relative to the package.
     place: PathBuf,
 }
 
@@ -219,15 +220,15 @@ impl Kernel {
     }
 }
 
-/// The program in its unpacked package.
+/// Returns the program from its unpacked package.
 ///
 /// # Errors
-/// It is not there.
+/// The package does not contain it.
 pub(crate) fn find_busybox(tree: &Path) -> Result<Vec<u8>> {
     let places = ["bin/busybox", "usr/bin/busybox"].map(|place| tree.join(place));
     let place = places.iter().find(|place| place.is_file()).context("the package has no busybox")?;
     read(place)
 }
 
-/// Counts the changes of what a folder holds, so that one of an older kind is not taken for current.
+/// Counts the changes to the layout of these directories, so that an old one is not taken for current.
 const LAYOUT: &[u8] = &[2];

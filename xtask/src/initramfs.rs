@@ -3,12 +3,12 @@
 use anyhow::Result;
 use coracle_image::initramfs::{Archive, Module};
 
-/// What goes into an initramfs.
+/// The content of an initramfs.
 #[derive(Debug)]
 pub(crate) struct Initramfs<'a> {
-    /// What the agent is to be, the content of `/etc/coracle/role`: `guest` or `host`.
+    /// The role of the agent, `guest` or `host`, which goes to `/etc/coracle/role`.
     pub(crate) role: &'a str,
-    /// The kernel's release, as `uname -r` tells it.
+    /// The kernel's release, as printed by `uname -r`.
     pub(crate) release: &'a str,
     /// The agent: a static executable.
     pub(crate) agent: Vec<u8>,
@@ -19,7 +19,7 @@ pub(crate) struct Initramfs<'a> {
 }
 
 impl Initramfs<'_> {
-    /// Makes the archive.
+    /// Builds the archive.
     ///
     /// # Errors
     /// A file is too large for the archive.
@@ -49,7 +49,7 @@ impl Initramfs<'_> {
     }
 }
 
-/// Where the agent mounts things, and what programs expect to be there.
+/// Directories on which the agent mounts file systems, and those that programs expect.
 const FOLDERS: [&str; 8] = ["/bin", "/dev", "/etc", "/newroot", "/proc", "/run", "/sys", "/tmp"];
 
 #[cfg(test)]

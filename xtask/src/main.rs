@@ -1,4 +1,4 @@
-//! Development tasks: `cargo xtask TASK`. Nothing here is part of what users run.
+//! Development tasks: `cargo xtask TASK`. Users run nothing of this.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -50,26 +50,26 @@ enum Task {
     Test,
     /// Run every check that a change must pass, the tests included
     Ci,
-    /// Check the shape of the tree: which rooms know which, lengths, lints, what names a device, and words
+    /// Check the shape of the tree: the order of rooms, lengths, lints, the files that name a device, and
+    /// phrases
     Structure {
-        /// Also print each line that is too long, and each phrase or doc that is to go
+        /// Also print each line that is too long, and each phrase or doc to be removed
         #[arg(long)]
         places: bool,
     },
-    /// Print the places outside its own files that name a device or an ending, and how many files they are in
+    /// Print the files and lines, outside its own files, that name a device or an ending
     Count(structure::CountArguments),
-    /// Install the Debian packages that are missing (as root), or tell which (else)
+    /// Install the Debian packages that are missing (as root), or print the command that does (otherwise)
     Setup,
-    /// Make the default guest and the emulated host's system in the data folder (no root needed)
+    /// Make the default guest and the emulated host's system in the data directory (without root)
     Guest {
-        /// Use the newest packages instead of those that are there
+        /// Use the newest packages instead of those already downloaded
         #[arg(long)]
         update: bool,
-        /// Also build the tuned kernel from Debian's kernel source, where it is not there yet (some ten
-        /// minutes)
+        /// Also build the tuned kernel from Debian's kernel source, if it is missing (some ten minutes)
         #[arg(long)]
         tuned: bool,
-        /// Also make the disk of tools (fio, iperf3) that guests of the tests use
+        /// Also make the disk of tools (fio, iperf3) for guests of the tests
         #[arg(long)]
         tools: bool,
     },
@@ -79,9 +79,9 @@ enum Task {
     Agent,
     /// Build the static binary for users and check its size
     Dist,
-    /// Fuzz what a guest or a file can reach, with AddressSanitizer
+    /// Fuzz everything that a guest or a file can reach, with AddressSanitizer
     Fuzz(fuzz::FuzzArguments),
-    /// Attack the release program by guests and files, and print a table; a row that differs ends it with 1
+    /// Attack the release program by guests and files, and print a table; exits with 1 if a row deviates
     Hostile(HostileArguments),
     /// Run a short session of the release program at a terminal and draw it as docs/session.svg
     Record(RecordArguments),
@@ -139,7 +139,7 @@ fn perform(task: &Task) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs the tests and ends stdout with their tally, whatever happens; `true` when all is well.
+/// Runs the tests and ends stdout with their tally, whatever happens; `true` if all have passed.
 fn test_and_report(workspace: &Workspace) -> bool {
     let tally = test::run(workspace).unwrap_or_else(|error| {
         eprintln!("xtask: {error:#}");

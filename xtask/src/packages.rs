@@ -1,6 +1,7 @@
-//! Debian packages, downloaded and unpacked below the data folder without root and without installing them.
+//! Debian packages, downloaded and unpacked below the data directory, without root and without installing
+//! them.
 //!
-//! What was unpacked once is used until an update is asked for, so a machine that has it needs no network.
+//! An unpacked package is used until an update is requested, so that a machine that has it needs no network.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{capture, exists};
 
-/// The folder of unpacked packages. Its owner holds the data folder's lock.
+/// The directory of unpacked packages. Its owner holds the data directory's lock.
 #[derive(Debug)]
 pub(crate) struct PackageStore {
     folder: PathBuf,
@@ -22,26 +23,26 @@ pub(crate) struct PackageStore {
 pub(crate) struct Package {
     /// Name and version, as `NAME_VERSION`.
     pub(crate) id: String,
-    /// The folder that stands for the `/` that the package would be installed to.
+    /// The directory that corresponds to `/` in an installed system.
     pub(crate) tree: PathBuf,
 }
 
 impl PackageStore {
-    /// Opens the store in the data folder.
+    /// Opens the store in the data directory.
     ///
     /// # Errors
-    /// The folder cannot be made.
+    /// The directory cannot be created.
     pub(crate) fn open(data: &Path) -> Result<Self> {
         let folder = data.join("packages");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         Ok(Self { folder })
     }
 
-    /// The package `name`; for a name that only stands for the newest kernel (`linux-image-cloud-amd64`),
-    /// that kernel's package.
+    /// Returns the package `name`. For a metapackage that stands for the newest kernel
+    /// (`linux-image-cloud-amd64`), returns that kernel's package.
     ///
     /// # Errors
-    /// It is not there and cannot be downloaded or unpacked.
+    /// The package is missing and cannot be downloaded or unpacked.
     pub(crate) fn package(&self, name: &str, update: bool) -> Result<Package> {
         if let Some(package) = self.unpacked(name).filter(|_| !update) {
             return Ok(package);
@@ -50,7 +51,7 @@ impl PackageStore {
         self.unpacked(name).with_context(|| format!("{name} is not in {} after all", self.folder.display()))
     }
 
-    /// What the link `name` in the store points to.
+    /// Follows the link `name` in the store.
     fn unpacked(&self, name: &str) -> Option<Package> {
         let id = fs::read_link(self.folder.join(name)).ok()?.to_str()?.to_owned();
         let tree = self.folder.join(&id);
@@ -84,7 +85,7 @@ impl PackageStore {
     }
 }
 
-/// Downloads the package, by the machine's package lists or, when these are missing or too old, by fresh ones
+/// Downloads the package, using the machine's package lists or, if these are missing or outdated, fresh ones
 /// of our own.
 fn download(name: &str, folder: &Path) -> Result<PathBuf> {
     println!("downloading {name}");
@@ -102,14 +103,14 @@ fn only_deb(folder: &Path) -> Result<PathBuf> {
     found.context("apt-get download has left no package file")
 }
 
-/// How to call apt.
+/// The options for apt.
 struct Apt {
     options: Vec<String>,
 }
 
 impl Apt {
     fn with_machine_lists() -> Self {
-        // As root apt would download as the user _apt, who may not write to our folder.
+        // As root, apt would download as the user _apt, which cannot write to our directory.
         Self { options: vec!["-oAPT::Sandbox::User=root".to_owned()] }
     }
 
@@ -141,13 +142,13 @@ impl Apt {
     }
 }
 
-/// The kernel image that a package without files of its own depends on, by its record in the package lists.
+/// Returns the kernel image on which a metapackage depends, from its record in the package lists.
 fn newest_kernel(record: &str) -> Option<&str> {
     let depends = record.lines().find_map(|line| line.strip_prefix("Depends: "))?;
     depends.split([',', ' ', '|']).find(|name| name.starts_with("linux-image-"))
 }
 
-/// A folder that is removed again, whatever happens.
+/// A directory that is removed on drop.
 struct Scratch(PathBuf);
 
 impl Scratch {

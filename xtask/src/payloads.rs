@@ -1,4 +1,4 @@
-//! `cargo xtask payloads`: the bare guests as files, to be booted by hand or by another VMM.
+//! `cargo xtask payloads`: the bare guests as files, to boot them by hand or in another VMM.
 
 use std::fs;
 

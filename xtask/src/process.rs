@@ -1,12 +1,12 @@
-//! Running other programs: every task of this crate starts its commands here, so that a failure always
-//! names the whole command line.
+//! Running other programs. Every task of this crate starts its commands here, so that an error always names
+//! the whole command line.
 
 use std::ffi::OsStr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A `cargo` command, by the cargo that runs this task.
+/// Returns a `cargo` command, for the cargo that runs this task.
 pub(crate) fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
@@ -14,7 +14,7 @@ pub(crate) fn cargo() -> Command {
 /// Runs a command with this process's own stdin, stdout and stderr.
 ///
 /// # Errors
-/// The program cannot be started, or does not end with 0.
+/// The program cannot be started, or its exit code is not 0.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start `{}`", line(command)))?;
     if !status.success() {
@@ -23,10 +23,10 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command without stdin and returns its stdout; what it wrote is shown only when it fails.
+/// Runs a command without stdin and returns its stdout. Its output is shown only if it fails.
 ///
 /// # Errors
-/// The program cannot be started, or does not end with 0: then the error holds both outputs.
+/// The program cannot be started, or its exit code is not 0; the error then contains both outputs.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output =
         command.stdin(Stdio::null()).output().with_context(|| format!("cannot start `{}`", line(command)))?;
@@ -38,8 +38,8 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// True when `program` is an executable file in one of the folders of `PATH`, or in the two `sbin` folders
-/// that Debian leaves out of an ordinary user's `PATH`.
+/// Whether `program` is an executable file in a directory of `PATH`, or in one of the two `sbin` directories
+/// that Debian omits from an ordinary user's `PATH`.
 pub(crate) fn exists(program: &str) -> bool {
     use std::os::unix::fs::PermissionsExt;
 
@@ -53,7 +53,7 @@ pub(crate) fn exists(program: &str) -> bool {
     })
 }
 
-/// The command as a person would type it, for messages (arguments are not quoted).
+/// Formats the command as a person would type it, for messages; arguments are not quoted.
 pub(crate) fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")

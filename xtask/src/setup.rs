@@ -1,6 +1,6 @@
 //! `cargo xtask setup`: installs what the other tasks need and a Debian machine with Rust may lack.
 //!
-//! Kernels and busybox are no part of it: `guest` unpacks them without installing anything.
+//! Kernels and busybox are not included: `guest` unpacks them without installing anything.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,23 +10,24 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{capture, exists};
 
-/// Installs what is missing; does nothing, fast, when nothing is.
+/// Installs what is missing; returns quickly if nothing is.
 ///
 /// # Errors
-/// Something is missing and this user may not install it (the error is the command that does), or apt fails.
+/// Something is missing and this user cannot install it (the error contains the command to run), or apt
+/// fails.
 pub(crate) fn make_ready() -> Result<()> {
     install_missing(&NEEDS)
 }
 
-/// The same for what only the fuzz targets need.
+/// Does the same for the fuzz targets.
 pub(crate) fn make_ready_to_fuzz() -> Result<()> {
     install_missing(&FUZZING_NEEDS)
 }
 
-/// The same for what a kernel's build needs beside it.
+/// Does the same for building a kernel.
 ///
 /// # Errors
-/// As [`make_ready`].
+/// See [`make_ready`].
 pub(crate) fn make_ready_for_kernel() -> Result<()> {
     install_missing(&KERNEL_NEEDS)
 }
@@ -43,14 +44,14 @@ fn install_missing(needs: &[Need]) -> Result<()> {
     }
     println!("installing {packages}");
     if install(&missing).is_err() {
-        // Most often there are no package lists yet, or they name versions that are gone.
+        // Usually there are no package lists yet, or they name versions that no longer exist.
         capture(apt_get().args(["-qq", "update"]))?;
         install(&missing)?;
     }
     Ok(())
 }
 
-/// The packages whose programs or files are not there.
+/// Returns the packages whose programs or files are missing.
 fn missing(needs: &[Need]) -> Vec<&'static str> {
     let is_there = |need: &&Need| match need.sign {
         Sign::Program(program) => exists(program),
@@ -65,7 +66,7 @@ fn install(packages: &[&str]) -> Result<()> {
 
 fn apt_get() -> Command {
     let mut command = Command::new("apt-get");
-    // Another apt may be at work; it is worth a minute of waiting.
+    // Another apt may be running; wait up to a minute for it.
     command.arg("-oDPkg::Lock::Timeout=60").env("DEBIAN_FRONTEND", "noninteractive");
     command
 }
@@ -76,7 +77,7 @@ fn is_root() -> Result<bool> {
     Ok(process.uid() == 0)
 }
 
-/// A Debian package and how to tell that it, or something that does its work, is there.
+/// A Debian package, and how to tell that it or an equivalent is installed.
 struct Need {
     sign: Sign,
     package: &'static str,
@@ -88,26 +89,27 @@ enum Sign {
 }
 
 const NEEDS: [Need; 9] = [
-    // The emulated host, for machines whose KVM cannot run Linux, and for the tests that compare with such a
-    // machine.
+    // The emulated host, for machines whose KVM cannot run Linux, and for the tests that compare with one.
     Need { sign: Sign::Program("qemu-system-x86_64"), package: "qemu-system-x86" },
-    // Networks of the tests, and a network without privilege for their guests.
+    // Networks for the tests, and an unprivileged network for their guests.
     Need { sign: Sign::Program("ip"), package: "iproute2" },
     Need { sign: Sign::Program("passt"), package: "passt" },
-    // Images to boot from and to hold Coracle's own against, and what shows extended attributes in a guest.
+    // Images to boot from and to compare Coracle's own with, and the tool that shows extended attributes in a
+    // guest.
     Need { sign: Sign::Program("fsck.erofs"), package: "erofs-utils" },
     Need { sign: Sign::Program("mksquashfs"), package: "squashfs-tools" },
     Need { sign: Sign::Program("getfattr"), package: "attr" },
-    // What guests of the tests use their disks and network cards with, and the disk that it comes on.
+    // The programs by which guests of the tests use their disks and network cards, and the disk that carries
+    // them.
     Need { sign: Sign::Program("fio"), package: "fio" },
     Need { sign: Sign::Program("iperf3"), package: "iperf3" },
     Need { sign: Sign::Program("mkfs.ext4"), package: "e2fsprogs" },
 ];
 
-/// libFuzzer is C++.
+/// libFuzzer is written in C++.
 const FUZZING_NEEDS: [Need; 1] = [Need { sign: Sign::Program("c++"), package: "g++" }];
 
-/// What the kernel's build runs beside the compiler and linker that Rust needs too.
+/// The programs that the kernel's build runs besides the compiler and linker that Rust also needs.
 const KERNEL_NEEDS: [Need; 7] = [
     Need { sign: Sign::Program("make"), package: "make" },
     Need { sign: Sign::Program("xz"), package: "xz-utils" },
@@ -116,7 +118,7 @@ const KERNEL_NEEDS: [Need; 7] = [
     Need { sign: Sign::Program("bc"), package: "bc" },
     // The compressor of the bzImage.
     Need { sign: Sign::Program("lz4c"), package: "lz4" },
-    // The tool that prepares stack traces and patched branches is built against it.
+    // objtool, which prepares stack traces and patched branches, is built against it.
     Need { sign: Sign::File("/usr/include/gelf.h"), package: "libelf-dev" },
 ];
 

@@ -1,5 +1,5 @@
-//! Static release builds: the agent that becomes PID 1, the `coracle` binary that is given to users, and
-//! these tasks where they run in a guest.
+//! Static release builds: the agent that becomes PID 1, the `coracle` binary for users, and these tasks when
+//! they run in a guest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,22 +15,23 @@ pub(crate) fn agent(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "coracle-agent", "coracle-agent", "agent", &flags(&workspace.root), |_| {})
 }
 
-/// Builds the agent and returns the path of a file that holds it compressed, as the feature `bundled-agent`
-/// takes it.
+/// Builds the agent and returns the path of a file with the compressed binary, in the form that the feature
+/// `bundled-agent` takes.
 pub(crate) fn packed_agent(workspace: &Workspace) -> Result<PathBuf> {
     let path = agent(workspace)?;
     let program = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    // Zstandard: xz takes a tenth less, and four times as long to unpack, which each machine waits for.
+    // Zstandard: xz would be a tenth smaller, but takes four times as long to decompress, for which every
+    // machine would wait.
     let packed = zstd::bulk::compress(&program, LEVEL).context("cannot compress the agent")?;
     let path = path.with_extension("zst");
-    // What includes it is not built anew for the same.
+    // Leave an identical file alone, so that the crate that includes it is not rebuilt.
     if fs::read(&path).ok().as_ref() != Some(&packed) {
         fs::write(&path, packed).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(path)
 }
 
-/// Builds `coracle`, with the agent in it, and returns the path of its binary.
+/// Builds `coracle` with the agent in it, and returns the path of its binary.
 pub(crate) fn coracle(workspace: &Workspace) -> Result<PathBuf> {
     let agent = packed_agent(workspace)?;
     let flags = [&flags(&workspace.root)[..], &[INLINE_LESS.to_owned()]].concat();
@@ -45,9 +46,9 @@ pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "xtask", "xtask", "release", &[STATIC.to_owned()], |_| {})
 }
 
-/// Builds one package's binary. The target is named even though it is the build machine's
-/// own: only then do the flags below leave out procedural macros, which cannot be static. A target folder of
-/// their own keeps these builds and the usual ones from undoing each other.
+/// Builds one package's binary. The target is explicit although it is the build machine's own: only then do
+/// the flags below not apply to procedural macros, which cannot be static. A separate target directory keeps
+/// these builds and the ordinary ones from invalidating each other.
 fn build(
     workspace: &Workspace,
     package: &str,
@@ -69,8 +70,8 @@ fn build(
     Ok(folder.join(TARGET).join(profile).join(program))
 }
 
-/// Static, and small: one copy of functions that are the same, the short form of relocations, no tables for
-/// unwinding, and less of the C library. The linker is the one that Rust brings.
+/// Static, and small: identical functions are merged, relocations are compact, there are no unwind tables,
+/// and less of the C library. The linker is the one that comes with Rust.
 fn flags(root: &Path) -> [String; 6] {
     let script = root.join("xtask/src/static.ld");
     [
@@ -84,13 +85,12 @@ fn flags(root: &Path) -> [String; 6] {
     ]
 }
 
-/// Functions with more instructions than this stay functions, where speed alone would inline twice as long
-/// ones: a twentieth of the size, and what is hot is short. The agent is built for size alone, which this
-/// would undo.
+/// The inlining threshold: the default would inline functions of twice this size. This saves a twentieth of
+/// the size, and the hot functions are short. The agent is optimized for size anyway, which this would undo.
 const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=40";
 const STATIC: &str = "-Ctarget-feature=+crt-static";
 
-/// The only target there is a standard library with a static C library for.
+/// The only target for which Rust has a standard library with a static C library.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// The best that readers of the format have to understand.
+/// The highest level that every decoder of the format has to support.
 const LEVEL: i32 = 19;

@@ -1,9 +1,9 @@
-//! Counting what test programs print.
+//! Counts the results that test programs print.
 
 use std::fmt;
 use std::ops::AddAssign;
 
-/// Numbers of tests by their end.
+/// The numbers of tests, by result.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tally {
     pub(crate) passed: u64,
@@ -29,16 +29,17 @@ impl fmt::Display for Tally {
 /// The output of test programs, counted as it comes, in pieces of any size.
 #[derive(Debug, Default)]
 pub(crate) struct TestOutput {
-    /// The begin of a line whose end has not come yet.
+    /// The beginning of an incomplete line.
     unfinished: Vec<u8>,
     reported: Tally,
-    /// Tests that said `skipped: WHY` and then returned, so that their program counted them as passed.
+    /// The number of tests that printed `skipped: WHY` and returned, so that their program counted them as
+    /// passed.
     returned_early: u64,
 }
 
 impl TestOutput {
-    /// Counts the lines that end in this piece, and hands each to `print`: whole lines, because several runs
-    /// may print.
+    /// Counts the complete lines in this piece, and passes them to `print`: whole lines only, because several
+    /// runs may print.
     pub(crate) fn push(&mut self, piece: &[u8], mut print: impl FnMut(&[u8])) {
         self.unfinished.extend_from_slice(piece);
         while let Some(end) = self.unfinished.iter().position(|&byte| byte == b'\n') {
@@ -48,13 +49,14 @@ impl TestOutput {
         }
     }
 
-    /// What came behind the last line.
+    /// Returns the text after the last complete line.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.unfinished
     }
 
-    /// What both outputs of a run say together; `ended_well` is whether it ended with 0. A run that did not
-    /// and names no failed test (it did not build, a program crashed) counts as one.
+    /// Combines the counts of both outputs of a run. `ended_well` is whether its exit code was 0: a run that
+    /// failed without naming a failed test, because it did not build or a program crashed, counts as one
+    /// failure.
     pub(crate) fn tally(outputs: [Self; 2], ended_well: bool) -> Tally {
         let mut tally = Tally::default();
         let mut returned_early = 0;
@@ -79,14 +81,14 @@ impl TestOutput {
             };
             return;
         }
-        // When tests run one by one, the name of the test stands at the begin of the line.
+        // When tests run one by one, the name of the test precedes it on the same line.
         let says_why =
             line.starts_with("skipped: ") || line.starts_with("test ") && line.contains(" ... skipped: ");
         self.returned_early += u64::from(says_why);
     }
 }
 
-/// The number in front of `word` in `ok. 3 passed; 1 failed; 2 ignored; ...`.
+/// Returns the number before `word` in `ok. 3 passed; 1 failed; 2 ignored; ...`.
 fn number_before(word: &str, counts: &str) -> u64 {
     let number = counts
         .split(';')

@@ -12,10 +12,10 @@ use crate::tally::{Tally, TestOutput};
 use crate::workspace::Workspace;
 use crate::{examples, guest, setup, static_build, tools};
 
-/// Sets up what is missing, builds what the tests use and runs them all, also after a failure.
+/// Sets up what is missing, builds what the tests use and runs all tests, even after a failure.
 ///
 /// # Errors
-/// The tests cannot be started. A failed test is no error: the tally tells it.
+/// The tests cannot be started. A failed test is not an error; it is counted in the tally.
 pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     setup::make_ready()?;
     guest::make(workspace, false)?;
@@ -48,16 +48,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     Ok(tally)
 }
 
-/// What `/dev/kvm` of this machine is good for.
+/// What `/dev/kvm` of this machine can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kvm {
-    /// It runs any guest.
+    /// Any guest.
     Hardware,
-    /// It runs bare payloads, but no stock Linux kernel.
+    /// Bare payloads, but no stock Linux kernel.
     Software,
-    /// There is none.
+    /// Nothing: it does not exist.
     Missing,
-    /// This user may not open it.
+    /// Nothing: this user may not open it.
     Denied,
 }
 
@@ -96,7 +96,7 @@ fn linux_capable_kvm(coracle: &Path) -> Result<Kvm> {
         "software" => Ok(Kvm::Software),
         "none" => Ok(Kvm::Missing),
         "denied" => Ok(Kvm::Denied),
-        other => bail!("`coracle doctor --kind` says {other:?}, which is no kind of KVM"),
+        other => bail!("`coracle doctor --kind` says {other:?}, which is not a kind of KVM"),
     }
 }
 
@@ -114,8 +114,8 @@ struct Tests<'a> {
 }
 
 impl Tests<'_> {
-    /// Runs `cargo test` with these arguments, passes its output on and counts. It is always the whole
-    /// workspace, so that features stay the same and nothing is built twice.
+    /// Runs `cargo test` with these arguments, passes its output on and counts the results. It always names
+    /// the whole workspace, so that features stay the same and nothing is built twice.
     fn run(&self, arguments: &[&str], place: Place) -> Result<Tally> {
         let mut command = cargo();
         command
@@ -138,13 +138,14 @@ impl Tests<'_> {
         Ok(TestOutput::tally(outputs, status.success()))
     }
 
-    /// Linux guests: on emulated hosts, which have one CPU each, two halves at once.
+    /// Runs the tests with Linux guests: on emulated hosts, which have one CPU each, two halves run at the
+    /// same time.
     fn run_linux(&self, place: Place) -> Result<Tally> {
         let whole = ["--test", LINUX_TEST, "--test", SERVICE_TEST];
         if place == Place::Here || thread::available_parallelism().is_ok_and(|cpus| cpus.get() < 2) {
             return self.run(&whole, place);
         }
-        // Both are built by one cargo, so that neither waits for the other.
+        // A single cargo builds both, so that neither waits for the other.
         self.run(&[&whole[..], &["--no-run"]].concat(), Place::Here)?;
         let first = [&["--test", LINUX_TEST, "--"][..], &FIRST_HALF].concat();
         let skips = FIRST_HALF.iter().flat_map(|module| ["--skip", module]);
@@ -157,13 +158,12 @@ impl Tests<'_> {
         })
     }
 
-    /// The command that cargo puts in front of a test program. It is set for one cargo run at a time, never
-    /// in a configuration file, where it would also wrap `cargo run` and these tasks.
+    /// Returns the command that cargo runs a test program with. It is set for one run of cargo at a time and
+    /// not in a configuration file, where it would also apply to `cargo run` and to these tasks.
     fn emulated_host_runner(&self) -> Result<String> {
         let Workspace { root, target, data, .. } = self.workspace;
         let mut words = vec![self.coracle.as_path(), Path::new("host-emulate")];
-        // One CPU: QEMU's emulation of nested paging loses its way now and then when several run guests at
-        // once.
+        // One CPU: QEMU's emulation of nested paging occasionally fails when several run guests at once.
         words.extend(["--cpus", "1"].map(Path::new));
         for folder in [root, data, target] {
             words.extend([Path::new("--share"), folder]);
@@ -182,8 +182,7 @@ impl Tests<'_> {
     }
 }
 
-/// Copies a stream line by line and counts. A stream that breaks ends there: cargo's status then tells the
-/// rest.
+/// Copies a stream line by line and counts results. If the stream breaks, cargo's exit status decides.
 fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
     let mut output = TestOutput::default();
     let Some(mut from) = from else {
@@ -207,11 +206,11 @@ fn pass_on(from: Option<impl Read>, mut to: impl Write) -> TestOutput {
 
 /// The test program whose guests are stock Linux kernels.
 const LINUX_TEST: &str = "linux_guest";
-/// The same of the example `sandbox-service`.
+/// The test program of the example `sandbox-service`, which has such guests too.
 const SERVICE_TEST: &str = "service";
-/// Modules of [`LINUX_TEST`] that take half of its time.
+/// The modules of [`LINUX_TEST`] that take half of its time.
 const FIRST_HALF: [&str; 4] = ["agent::", "boot_test::", "command::", "tuned::"];
-/// The tests of the emulated host itself, which start theirs.
+/// The tests of the emulated host itself, which start their own.
 const EMULATED_HOST_TEST: &str = "emulated_host";
 
 const RUNNER_VARIABLE: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";

@@ -1,8 +1,9 @@
-//! `cargo xtask guest --tools`: a disk image with which guests of the tests use their devices as users do:
-//! busybox, and this machine's own fio and iperf3 with their libraries. Its init is a shell on the console.
+//! `cargo xtask guest --tools`: a disk image with the programs by which guests of the tests use their devices
+//! as users do: busybox, and this machine's own fio and iperf3 with their libraries. Its init is a shell on
+//! the console.
 //!
-//! It is the asset folder `tools` (see [`crate::assets`]). It is made here and not by the tests, because
-//! their host may be an emulated one, on which 80 MB of libraries take half a minute to copy.
+//! It is the asset directory `tools` (see [`crate::assets`]). It is made here and not by the tests, because
+//! they may run on an emulated host, where copying 80 MB of libraries takes half a minute.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,10 +20,10 @@ use crate::process::capture;
 use crate::setup;
 use crate::workspace::Workspace;
 
-/// Makes the image where it is not current.
+/// Creates the image if it is not current.
 ///
 /// # Errors
-/// A program is missing and cannot be had, or the image cannot be made.
+/// A program is missing, or the image cannot be created.
 pub(crate) fn make(workspace: &Workspace) -> Result<()> {
     setup::make_ready()?;
     let data = &workspace.data;
@@ -51,7 +52,7 @@ pub(crate) fn make(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// The paths in what `ldd` says of a program.
+/// Returns the paths in the output of `ldd`.
 fn libraries(said: &str) -> Vec<PathBuf> {
     let path = |line: &str| {
         let found = line.split_once(" => ").map_or(line, |(_, found)| found);
@@ -60,7 +61,8 @@ fn libraries(said: &str) -> Vec<PathBuf> {
     said.lines().filter_map(path).map(PathBuf::from).collect()
 }
 
-/// What changes when a file is replaced: to read all of them would take seconds at every start of the tests.
+/// Returns an identity that changes when a file is replaced. Reading all files would take seconds at every
+/// start of the tests.
 fn identity(file: &Path) -> Result<String> {
     let found = fs::metadata(file).with_context(|| format!("cannot look at {}", file.display()))?;
     Ok(format!("{} {} {}.{}", file.display(), found.len(), found.mtime(), found.mtime_nsec()))
@@ -73,7 +75,7 @@ fn write_image(folder: &Path, files: &BTreeSet<PathBuf>, busybox: &[u8]) -> Resu
     }
     write_program(&tree.join("bin/busybox"), busybox)?;
     write_program(&tree.join("sbin/init"), INIT.as_bytes())?;
-    // It is static: what it can be called by, it tells here too.
+    // busybox is static, so it can run here to list its names.
     for name in capture(Command::new(tree.join("bin/busybox")).arg("--list"))?.lines() {
         if name != "busybox" {
             symlink("busybox", tree.join("bin").join(name))?;
@@ -85,10 +87,10 @@ fn write_image(folder: &Path, files: &BTreeSet<PathBuf>, busybox: &[u8]) -> Resu
         copy.parent().map_or(Ok(()), fs::create_dir_all)?;
         bytes += fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
     }
-    // Room for the file system's own structures.
+    // Leaves room for the file system's own structures.
     let mib = (bytes * 5 / 4).div_ceil(1 << 20) + 8;
     let mut mkfs = Command::new("mkfs.ext4");
-    // Debian leaves the folder out of an ordinary user's PATH.
+    // Debian omits `sbin` from an ordinary user's PATH.
     mkfs.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").args(["-q", "-E", "root_owner=0:0", "-d"]).arg(&tree);
     capture(mkfs.arg(folder.join("tools.ext4")).arg(format!("{mib}M")))?;
     fs::remove_dir_all(&tree).with_context(|| format!("cannot remove {}", tree.display()))
@@ -102,7 +104,7 @@ fn write_program(path: &Path, content: &[u8]) -> Result<()> {
 
 const ROLE: &str = "tools";
 
-/// As Debian's packages have them.
+/// The paths in Debian's packages.
 const PROGRAMS: [&str; 2] = ["/usr/bin/fio", "/usr/bin/iperf3"];
 
 const PLACES: [&str; 8] = ["bin", "dev", "mnt/a", "mnt/b", "proc", "sbin", "sys", "tmp"];
@@ -118,7 +120,7 @@ sh
 poweroff -f
 ";
 
-/// Counts the changes of what the image holds.
+/// Counts the changes to the layout of the image, so that an old one is not taken for current.
 const LAYOUT: &str = "2";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its build folder and the data folder.
+//! The paths of the workspace, its build directory and the data directory.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +7,15 @@ use serde::Deserialize;
 
 use crate::process::{capture, cargo};
 
-/// The folders that tasks read and write.
+/// The directories that tasks read and write.
 #[derive(Debug, Clone)]
 pub(crate) struct Workspace {
-    /// The folder of the workspace's `Cargo.toml`.
+    /// The directory of the workspace's `Cargo.toml`.
     pub(crate) root: PathBuf,
-    /// Cargo's target folder.
+    /// Cargo's target directory.
     pub(crate) target: PathBuf,
-    /// Kernels, initramfs and packages: `$CORACLE_DATA`, else `coracle` in the user's cache folder.
+    /// The directory of kernels, initramfs and packages: `$CORACLE_DATA`, or else `coracle` in the user's
+    /// cache directory.
     pub(crate) data: PathBuf,
     /// The names of the root package's integration tests.
     pub(crate) test_targets: Vec<String>,
@@ -24,7 +25,7 @@ impl Workspace {
     /// Asks cargo for the layout.
     ///
     /// # Errors
-    /// `cargo metadata` fails, or there is neither a home nor a cache folder.
+    /// `cargo metadata` fails, or there is neither a home nor a cache directory.
     pub(crate) fn find() -> Result<Self> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("Cargo.toml");
         let json = capture(
@@ -49,7 +50,7 @@ impl Workspace {
     }
 }
 
-/// The folder that `coracle` itself searches first for the default guest.
+/// Returns the directory in which `coracle` itself looks first for the default guest.
 fn data_folder() -> Result<PathBuf> {
     if let Some(folder) = folder_variable("CORACLE_DATA") {
         return std::path::absolute(folder).context("cannot make CORACLE_DATA an absolute path");

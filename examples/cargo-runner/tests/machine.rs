@@ -1,4 +1,4 @@
-//! Tests that take the whole machine, each of which would need care on a developer's own.
+//! Tests that need a whole machine, each of which would need care on a developer's own.
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -22,7 +22,7 @@ fn file_systems_can_be_mounted() {
     assert!(mounts.contains("tmpfs /mnt/memory tmpfs"), "{mounts}");
 }
 
-/// In a process namespace of its own, a process is the first.
+/// A process in a new PID namespace has PID 1.
 #[test]
 fn process_can_be_the_first_of_a_namespace() {
     let mut command = Command::new("unshare");
@@ -30,7 +30,7 @@ fn process_can_be_the_first_of_a_namespace() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n", "{output:?}");
 }
 
-/// The loopback interface is up, and has its name.
+/// The loopback interface is up, and its name resolves.
 #[test]
 fn localhost_can_be_served_at_a_port_of_the_kernels_choice() {
     let listener = TcpListener::bind("localhost:0").unwrap();
@@ -39,7 +39,7 @@ fn localhost_can_be_served_at_a_port_of_the_kernels_choice() {
     assert_eq!(client.local_addr().unwrap(), address);
 }
 
-/// `--copy tests/data` brings it; the package's folder is the working directory, here as without a guest.
+/// `--copy tests/data` brings the file; the package's directory is the working directory, as without a guest.
 #[test]
 fn data_of_the_package_is_there() {
     assert_eq!(fs::read_to_string("tests/data/greeting.txt").unwrap(), "hello\n");
@@ -47,9 +47,9 @@ fn data_of_the_package_is_there() {
     assert_eq!(std::env::var("CARGO_PKG_NAME").as_deref(), Ok("cargo-runner-example"));
 }
 
-/// What a failure looks like: `cargo test -- --ignored` ends with 101.
+/// Shows a failure: `cargo test -- --ignored` exits with 101.
 #[test]
 #[ignore = "fails, to show what that looks like"]
-fn failure_is_told_by_the_exit_code() {
+fn failure_is_reported_by_the_exit_code() {
     assert_eq!(hostname().unwrap(), "no machine has this name");
 }

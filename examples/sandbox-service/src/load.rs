@@ -1,4 +1,4 @@
-//! A client that loads the service and measures it.
+//! A client that generates load and measures the service.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::service::{Language, Report, Snippet};
 
-/// Speaks with one service.
+/// A client of one service.
 #[derive(Clone)]
 pub struct ServiceClient {
     client: Client<HttpConnector, Body>,
@@ -25,24 +25,24 @@ pub struct ServiceClient {
 }
 
 impl ServiceClient {
-    /// A client of the service at this address.
+    /// Creates a client of the service at this address.
     pub fn new(address: SocketAddr) -> ServiceClient {
         ServiceClient { client: Client::builder(TokioExecutor::new()).build_http(), address }
     }
 
-    /// Runs a snippet: status and report of the service.
+    /// Runs a snippet, and returns the service's status and report.
     ///
     /// # Errors
-    /// The service does not answer, or not in its own words.
+    /// The service does not answer, or its answer cannot be parsed.
     pub async fn run<T: DeserializeOwned>(&self, snippet: &impl Serialize) -> Result<(StatusCode, T)> {
         let body = serde_json::to_vec(snippet)?;
         self.ask(Method::POST, "/run", body.into()).await
     }
 
-    /// Asks for a page with an answer in JSON.
+    /// Requests a page whose answer is JSON.
     ///
     /// # Errors
-    /// As [`ServiceClient::run`].
+    /// See [`ServiceClient::run`].
     pub async fn ask<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -59,10 +59,10 @@ impl ServiceClient {
     }
 }
 
-/// Has `clients` of them run `count` snippets in all; each must give its own answer.
+/// Lets `clients` clients run `count` snippets in all, each of which must give its own answer.
 ///
 /// # Errors
-/// One does not.
+/// A snippet gives another answer.
 pub async fn run(address: SocketAddr, count: usize, clients: usize) -> Result<LoadReport> {
     let client = ServiceClient::new(address);
     let next = Arc::new(AtomicUsize::new(0));
@@ -95,7 +95,7 @@ pub async fn run(address: SocketAddr, count: usize, clients: usize) -> Result<Lo
 async fn one(client: &ServiceClient, number: usize) -> Result<()> {
     let snippet = Snippet {
         language: Language::Shell,
-        // A machine in which another snippet has been would show its file.
+        // A machine in which another snippet has run would still have its file.
         code: "test -e /tmp/mark && exit 99; touch /tmp/mark; read x; echo $((x * 2))".into(),
         stdin: format!("{number}\n"),
         timeout_ms: None,
@@ -106,16 +106,16 @@ async fn one(client: &ServiceClient, number: usize) -> Result<()> {
     Ok(())
 }
 
-/// How a load went.
+/// The result of a load.
 #[derive(Debug)]
 pub struct LoadReport {
-    /// From each request to its answer, the shortest first.
+    /// The time from each request to its answer, in ascending order.
     times: Vec<Duration>,
     whole: Duration,
 }
 
 impl LoadReport {
-    /// Snippets that were run.
+    /// Returns the number of snippets that ran.
     pub fn count(&self) -> usize {
         self.times.len()
     }

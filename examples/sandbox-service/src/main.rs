@@ -1,6 +1,6 @@
-//! The service's command: serves, or loads a service of its own.
+//! The service's command: it serves, or starts a service and puts load on it.
 //!
-//! `cargo run -p sandbox-service -- --load 20` shows it, also on a machine whose KVM runs no Linux:
+//! `cargo run -p sandbox-service -- --load 20` demonstrates it, even on a machine whose KVM cannot run Linux:
 //! everything then happens on an emulated host.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -24,38 +24,38 @@ use tokio::signal::unix::{SignalKind, signal};
 /// /health.
 #[derive(Parser)]
 struct Args {
-    /// Where to serve; port 0 for any that is free
+    /// Address to serve on; port 0 chooses a free one
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// Machines that are kept ready
+    /// Machines to keep ready
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..))]
     warm: u16,
-    /// Snippets that run at once
+    /// Snippets to run at once
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..))]
     at_once: u16,
-    /// Seconds for a snippet
+    /// Time limit of a snippet, in seconds
     #[arg(long, default_value_t = 5)]
     limit: u64,
-    /// Seconds that a request waits for a machine
+    /// How long a request waits for a machine, in seconds
     #[arg(long, default_value_t = 30)]
     queue: u64,
-    /// MiB of memory of a machine
+    /// Memory of a machine, in MiB
     #[arg(long, default_value_t = 128)]
     memory: u64,
-    /// Per cent of one CPU that a machine may take
+    /// CPU time that a machine may use, in percent of one CPU
     #[arg(long)]
     cpu: Option<u32>,
-    /// Folder, tar or image of a root file system, with python3 for snippets in Python
+    /// Root file system: a directory, tar or image; it needs python3 for snippets in Python
     #[arg(long)]
     root: Option<PathBuf>,
-    /// Run so many snippets against a service of its own, print what that took, and end
+    /// Run this many snippets against a service started here, print the times, and exit
     #[arg(long, value_name = "COUNT")]
     load: Option<usize>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
-    // An emulated host has a network of its own: who is outside of it would not reach a service inside.
+    // An emulated host has its own network, in which outside clients could not reach the service.
     let policy = if args.load.is_some() { KvmPolicy::Auto } else { KvmPolicy::Hardware };
     let shares: Vec<_> = args.root.iter().cloned().collect();
     host::ensure_kvm(policy, &shares)
@@ -68,7 +68,7 @@ async fn run(args: Args) -> Result<()> {
     let limits = Limits {
         run: Duration::from_secs(args.limit),
         at_once: args.at_once.into(),
-        // A load is measured to its end, however slow the host.
+        // A load is measured to its end, however slow the host is.
         queue: if args.load.is_some() { LOAD_LIMIT } else { Duration::from_secs(args.queue) },
     };
     let app = service::router(Pool::start(plan, args.warm.into()), limits);
@@ -93,7 +93,7 @@ async fn run(args: Args) -> Result<()> {
 
 const LOAD_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Completes with the first SIGINT or SIGTERM: requests that are under way are still answered.
+/// Completes at the first SIGINT or SIGTERM; requests in flight are still answered.
 async fn told_to_end() {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))

@@ -1,4 +1,4 @@
-//! Machines that have booted before anybody asks for them.
+//! Machines that have booted before they are needed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,35 +14,36 @@ use tempfile::NamedTempFile;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::sleep;
 
-/// What every machine of a pool is.
+/// The configuration of every machine in a pool.
 pub struct MachinePlan {
     memory_mib: u64,
     cpu_percent: Option<u32>,
     root: Option<Root>,
 }
 
-/// The root file system that all machines read, each with a writable layer of its own.
+/// The root file system, which all machines read, each with a writable layer of its own.
 enum Root {
     /// The operator's image.
     Image(PathBuf),
-    /// Made of a folder or a tar, once; gone with the pool.
+    /// Made once from a directory or a tar; deleted with the pool.
     Made(NamedTempFile),
 }
 
 /// Why there is no machine.
 #[derive(Debug)]
 pub enum NoMachine {
-    /// It could not be built.
+    /// The machine could not be built.
     Build(BuildError),
-    /// It was built, but its agent did not become ready.
+    /// The machine was built, but its agent did not become ready.
     Boot(AgentError),
 }
 
 impl MachinePlan {
-    /// With a root (else, the default guest's), so much memory, and at most so much of one CPU's time.
+    /// Creates a plan: with this root, or the default guest's; with this much memory; and with at most this
+    /// share of one CPU.
     ///
     /// # Errors
-    /// The root cannot be read, or its image cannot be made.
+    /// The root cannot be read, or its image cannot be created.
     pub fn new(
         root: Option<&Path>,
         memory_mib: u64,
@@ -52,7 +53,7 @@ impl MachinePlan {
         Ok(MachinePlan { memory_mib, cpu_percent, root })
     }
 
-    /// Boots one and waits for its agent.
+    /// Boots a machine and waits for its agent.
     async fn boot(&self) -> Result<Vm, NoMachine> {
         let mut builder = Vm::builder().append("quiet").memory_mib(self.memory_mib);
         builder = match &self.root {
@@ -66,7 +67,7 @@ impl MachinePlan {
         match vm.handle().wait_ready_async(BOOT_LIMIT).await {
             Ok(_) => Ok(vm),
             Err(error) => {
-                // The error says why it ended, where it has.
+                // If the machine has already ended, the error says why.
                 let _ = vm.stop_async(Grace::NONE).await;
                 Err(NoMachine::Boot(error))
             }
@@ -79,7 +80,7 @@ impl MachinePlan {
 pub enum PlanError {
     /// The root file system cannot be used.
     Root(RootError),
-    /// There is no place for its image.
+    /// There is no room for the image of the root.
     Image(io::Error),
 }
 
@@ -101,17 +102,17 @@ impl Root {
     }
 }
 
-/// Machines that are ready; as one is taken, another boots.
+/// Machines that are ready. When one is taken, another boots.
 pub struct Pool {
     ready: Mutex<mpsc::Receiver<Vm>>,
     waiting: Arc<AtomicUsize>,
 }
 
-/// A machine for one snippet. Dropping it stops the machine, and waits for nothing.
+/// A machine for one snippet. Dropping it stops the machine without waiting.
 pub struct Lease(Option<Vm>);
 
 impl Pool {
-    /// Keeps up to `warm` machines ready, at least one.
+    /// Keeps up to `warm` machines ready, and at least one.
     pub fn start(plan: MachinePlan, warm: usize) -> Pool {
         let (sender, ready) = mpsc::channel(warm.max(1));
         let (plan, waiting) = (Arc::new(plan), Arc::new(AtomicUsize::new(0)));
@@ -121,12 +122,12 @@ impl Pool {
         Pool { ready: Mutex::new(ready), waiting }
     }
 
-    /// A machine, as soon as one is ready.
+    /// Takes a machine, as soon as one is ready.
     pub async fn take(&self) -> Option<Lease> {
         loop {
             let vm = self.ready.lock().await.recv().await?;
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            // One that ended while it waited helps nobody.
+            // A machine that ended while it waited is useless.
             let is_running = vm.handle().wait_for(Duration::ZERO).is_none();
             let lease = Lease(Some(vm));
             if is_running {
@@ -135,15 +136,15 @@ impl Pool {
         }
     }
 
-    /// How many machines wait for a snippet.
+    /// Returns the number of machines that are ready.
     pub fn warm(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 }
 
-/// Boots machines for as long as there is a pool.
+/// Boots machines for as long as the pool exists.
 async fn fill(plan: Arc<MachinePlan>, pool: mpsc::Sender<Vm>, waiting: Arc<AtomicUsize>) {
-    // Room first: a machine that waits outside of the pool would be one more than was asked for.
+    // Reserve the slot first: a machine that waits outside the pool would be one more than requested.
     while let Ok(place) = pool.reserve().await {
         match plan.boot().await {
             Ok(vm) => {
@@ -159,7 +160,7 @@ async fn fill(plan: Arc<MachinePlan>, pool: mpsc::Sender<Vm>, waiting: Arc<Atomi
 }
 
 impl Lease {
-    /// The machine.
+    /// Returns the machine.
     pub fn vm(&self) -> Option<&Vm> {
         self.0.as_ref()
     }
@@ -168,7 +169,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(vm) = self.0.take() {
-            // How it ends is of no interest: all that a snippet leaves is gone with it.
+            // Its ending does not matter: everything that a snippet leaves is discarded with it.
             tokio::spawn(vm.stop_async(Grace::NONE));
         }
     }
@@ -194,9 +195,9 @@ impl std::fmt::Display for PlanError {
 
 impl std::error::Error for PlanError {}
 
-/// A stock kernel on an emulated host takes half of it.
+/// How long a machine may take to boot: a stock kernel on an emulated host takes half of it.
 const BOOT_LIMIT: Duration = Duration::from_secs(30);
-/// What does not boot now will not at once.
+/// How long to wait after a failure, which is likely to persist.
 const PAUSE: Duration = Duration::from_secs(1);
-/// Machines that boot side by side.
+/// The number of machines that boot at the same time.
 const AT_ONCE: usize = 2;

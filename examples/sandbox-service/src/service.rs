@@ -1,4 +1,4 @@
-//! The service: `POST /run` runs a snippet, `GET /health` tells how the pool stands.
+//! The service: `POST /run` runs a snippet, `GET /health` reports the state of the pool.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,18 +13,18 @@ use tokio::sync::Semaphore;
 
 use crate::pool::{Lease, Pool};
 
-/// A snippet.
+/// A snippet of code to run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Snippet {
-    /// What it is written in.
+    /// The language in which it is written.
     pub language: Language,
-    /// Its text.
+    /// The code.
     pub code: String,
-    /// What it reads.
+    /// The standard input of the snippet.
     #[serde(default)]
     pub stdin: String,
-    /// When it is killed, if that is before the service's own limit.
+    /// The time limit of the snippet, if it is shorter than the service's own.
     pub timeout_ms: Option<u64>,
 }
 
@@ -34,28 +34,28 @@ pub struct Snippet {
 pub enum Language {
     /// `sh`.
     Shell,
-    /// `python3`, where the root file system has it.
+    /// `python3`, if the root file system has it.
     Python,
 }
 
-/// What became of a snippet.
+/// The result of a snippet.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Its exit code, if it exited.
     pub code: Option<u8>,
     /// The signal that killed it, if one did.
     pub signal: Option<u8>,
-    /// It ran longer than it may and was killed; what it had written by then is here.
+    /// True if it ran for too long and was killed; the output up to then is included.
     pub timed_out: bool,
-    /// It wrote more than it may and was killed; what it may write is here.
+    /// True if it wrote too much and was killed; the output up to the limit is included.
     pub cut_off: bool,
-    /// What it wrote to its standard output, with bytes that are not UTF-8 replaced.
+    /// Its standard output; bytes that are not UTF-8 are replaced.
     pub stdout: String,
-    /// What it wrote to its standard error, likewise.
+    /// Its standard error, likewise.
     pub stderr: String,
-    /// From the start of the command to its end.
+    /// The time from the start of the command to its end.
     pub run_ms: f64,
-    /// From the request to the answer: what came before is waiting for a machine.
+    /// The time from the request to the answer, including the wait for a machine.
     pub total_ms: f64,
 }
 
@@ -66,30 +66,30 @@ impl Report {
     }
 }
 
-/// What is refused.
+/// The body of a refusal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Why.
+    /// Why the request was refused.
     pub error: String,
 }
 
-/// How the pool stands.
+/// The state of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Health {
-    /// Machines that wait for a snippet.
+    /// The number of machines that are ready.
     pub warm: usize,
-    /// Snippets that run now.
+    /// The number of snippets that are running.
     pub running: usize,
 }
 
-/// What a snippet may take.
+/// The limits of snippets.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Time for a snippet.
+    /// The time limit of a snippet.
     pub run: Duration,
-    /// Snippets that run at once; others wait.
+    /// How many snippets run at once; others wait.
     pub at_once: usize,
-    /// Time that a request waits for a machine.
+    /// How long a request waits for a machine.
     pub queue: Duration,
 }
 
@@ -99,7 +99,7 @@ struct Service {
     places: Semaphore,
 }
 
-/// The routes of the service.
+/// Returns the routes of the service.
 pub fn router(pool: Pool, limits: Limits) -> Router {
     let service = Service { pool, limits, places: Semaphore::new(limits.at_once) };
     Router::new()
@@ -122,7 +122,7 @@ async fn run(State(service): State<Arc<Service>>, Json(snippet): Json<Snippet>) 
     Ok(Json(report))
 }
 
-/// A snippet that is dropped here, because its client has gone, ends with its machine.
+/// Runs a snippet. Dropping the future, because the client has gone, ends the machine.
 async fn run_in(
     lease: &Lease,
     snippet: Snippet,
@@ -139,7 +139,7 @@ async fn run_in(
     let exec = vm.exec([interpreter, "-c", &snippet.code]);
     let exec = exec.user(NOBODY).cwd("/tmp").stdin(snippet.stdin.as_str());
     let start = Instant::now();
-    // A machine is for one snippet: what limits here keeps the guest able to say how it ended.
+    // A machine serves one snippet. These limits keep the guest able to report how the snippet ended.
     let exec = exec.max_processes(MOST_PROCESSES).rlimit(Rlimit::Core, 0).kill_tree(true);
     let end = exec.timeout(limit).output_limit(MOST_OUTPUT).output_async().await;
     let mut report = Report {
@@ -168,8 +168,7 @@ async fn run_in(
             report.cut_off = true;
             report.has_written(&written.stdout, &written.stderr);
         }
-        // What a snippet does to its machine, or asks of a root that has no such interpreter, is not the
-        // service's fault.
+        // Whatever a snippet does to its machine, or a missing interpreter, is not the service's fault.
         Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),
     }
     Ok(report)
@@ -188,11 +187,12 @@ fn milliseconds(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// A snippet needs none of root's rights, though they would end at its machine.
+/// A snippet does not need root's rights, although they would end at the machine's boundary.
 const NOBODY: &str = "65534:65534";
-/// Processes and threads of a snippet: a fork bomb ends here.
+/// The number of processes and threads of a snippet, which contains a fork bomb.
 const MOST_PROCESSES: u32 = 64;
-/// A snippet and what it reads.
+/// The maximum size of a request: a snippet and its input.
 const LARGEST_REQUEST: usize = 1 << 20;
-/// Both outputs of a snippet together: a request of many at once must not fill the service's memory.
+/// The maximum size of both outputs together, so that many requests at once do not exhaust the service's
+/// memory.
 const MOST_OUTPUT: usize = 1 << 20;

@@ -1,5 +1,5 @@
-//! The command itself, over HTTP. `cargo xtask test` runs this where there is a KVM that runs Linux: on
-//! hardware, else on the emulated host.
+//! Tests the command itself, over HTTP. `cargo xtask test` runs this where KVM can run Linux: on hardware, or
+//! else on the emulated host.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
@@ -19,10 +19,10 @@ struct Service {
 }
 
 impl Service {
-    /// None, with a line that says why, where no Linux guest can run.
+    /// Starts the service. Returns `None`, after printing why, if no Linux guest can run.
     fn start(options: &[&str]) -> Option<Service> {
         if !matches!(KvmKind::probe(), KvmKind::Hardware { .. }) {
-            // The test harness would hide what `eprintln!` says.
+            // The test harness would capture the output of `eprintln!`.
             let _ = writeln!(std::io::stderr(), "skipped: no KVM here that runs Linux guests");
             return None;
         }
@@ -39,7 +39,7 @@ impl Service {
         ServiceClient::new(self.address)
     }
 
-    /// Sends the signal by which a supervisor ends it.
+    /// Sends the signal by which a supervisor ends the service.
     fn end(mut self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").arg(pid).status().unwrap().success());

@@ -1,6 +1,6 @@
-//! What a disk does for a guest that polls: a bare payload in ring 3, where code runs natively on any KVM,
-//! under Coracle and under QEMU's microvm with an I/O thread of its own, with the same file in the page
-//! cache; and what the host's own system calls do with that file.
+//! The performance of a disk for a guest that polls: a bare payload in ring 3, where code runs natively on
+//! any KVM, under Coracle and under QEMU's microvm with an I/O thread, with the same file in the page cache;
+//! and the performance of the host's own system calls on that file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
@@ -34,7 +34,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     );
     for load in &LOADS {
         let payload = write_payload(&workspace.target.join("payloads"), load.payload)?;
-        // With many requests under way there is always one to serve: nobody sleeps, so that nobody has to be
+        // With many requests in flight there is always one to serve: nobody sleeps, so that nobody has to be
         // woken.
         let is_measured = |vmm: &&Vmm| **vmm != Vmm::CoracleAsleep || load.at_once == 1;
         let mut rows: Vec<Row> =
@@ -60,18 +60,18 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
 struct Load {
     title: &'static str,
     payload: &'static str,
-    /// Requests that the payload makes.
+    /// The number of requests that the payload makes.
     count: u32,
-    /// Of each request.
+    /// The size of each request, in bytes.
     bytes: usize,
     host: HostWay,
-    /// Requests under way.
+    /// The number of requests in flight.
     at_once: u32,
-    /// The page cache has nothing of the file when the guest starts.
+    /// Whether the page cache has nothing of the file when the guest starts.
     is_cold: bool,
 }
 
-/// One run of a payload.
+/// The result of one run of a payload.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     per_second: f64,
@@ -81,7 +81,7 @@ struct Run {
     cpu_us: f64,
 }
 
-/// What one way of serving the disk gave.
+/// The results of one way of serving the disk.
 struct Row {
     vmm: Vmm,
     runs: Vec<Run>,
@@ -98,7 +98,7 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     CoracleSync,
-    /// Woken by the guest for each request.
+    /// Coracle without polling: the guest wakes it for each request.
     CoracleAsleep,
     CoracleUring,
     QemuThreads,
@@ -151,7 +151,7 @@ fn qemu_command(payload: &Path, disk: &Path, engine: &str) -> Command {
     command
 }
 
-/// One run to its end.
+/// Runs the command to its end.
 fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result<Run> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
@@ -206,7 +206,7 @@ fn print(load: &Load, host: Option<f64>, rows: &[Row]) {
     }
 }
 
-/// The file, removed at the end.
+/// The file, removed on drop.
 struct Disk {
     path: PathBuf,
 }
@@ -226,9 +226,9 @@ impl Disk {
 
     fn leave_the_page_cache(&self) -> Result<()> {
         let file = File::open(&self.path)?;
-        // What has yet to be written would stay: the loads before may have left some.
+        // Pages that are not written back yet would stay in the cache, and earlier loads may have left some.
         file.sync_all()?;
-        // SAFETY: the call takes a descriptor that is open, and numbers.
+        // SAFETY: the call takes an open descriptor and numbers.
         match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
             0 => Ok(()),
             error => bail!("posix_fadvise: {}", std::io::Error::from_raw_os_error(error)),
@@ -250,9 +250,9 @@ fn write_payload(folder: &Path, name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Of the TSC, against the host's clock.
+/// Measures the frequency of the TSC against the host's clock.
 fn cycles_per_second() -> f64 {
-    // SAFETY: reads a register that every x86-64 CPU has.
+    // SAFETY: reads the TSC, which every x86-64 CPU has.
     let now = || unsafe { std::arch::x86_64::_rdtsc() };
     let (start, cycles) = (Instant::now(), now());
     std::thread::sleep(Duration::from_millis(100));
@@ -262,7 +262,7 @@ fn cycles_per_second() -> f64 {
 const QEMU: &str = "qemu-system-x86_64";
 const MEMORY: &str = "256M";
 const MIB: usize = 1 << 20;
-/// What the payloads read and write.
+/// The part of the disk that the payloads read and write.
 const DISK_MIB: usize = 64;
 
 const LOADS: [Load; 6] = [

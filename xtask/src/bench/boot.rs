@@ -1,9 +1,9 @@
-//! How long a Linux guest takes from exec to its first process, Coracle beside QEMU's microvm: the same
-//! kernels, the same initramfs, the same words for the kernel, in turn, on the same KVM.
+//! How long a Linux guest takes from exec to its first process, under Coracle and under QEMU's microvm: the
+//! same kernels, the same initramfs, the same kernel parameters, in turn, on the same KVM.
 //!
-//! Where `/dev/kvm` is no hardware, all of it runs inside one emulated host. Nothing that is measured is read
-//! over the network file system there: programs, libraries, kernels and initramfs are copied to memory first,
-//! for both.
+//! If `/dev/kvm` is not hardware, everything runs inside one emulated host. Nothing that is measured there
+//! reads from the network file system: programs, libraries, kernels and initramfs are copied to memory first,
+//! for both monitors.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -23,7 +23,7 @@ use crate::process::line;
 use crate::static_build;
 use crate::workspace::Workspace;
 
-/// Measures and prints the table, on hardware here, else inside an emulated host.
+/// Measures and prints the table, on this host's hardware or else inside an emulated host.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
     let program = std::env::current_exe().context("this program's own path")?;
@@ -51,7 +51,7 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
             measured.push(Measured::new(*vmm, vmm.command(&stage, &guest), guest));
         }
     }
-    // One round more, whose times are not taken, fills caches.
+    // One extra round, which is not counted, warms the caches.
     for round in 0..=runs {
         for measured in &mut measured {
             measured.run_once(round > 0)?;
@@ -61,7 +61,7 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
     Ok(())
 }
 
-/// One kernel in one virtual machine monitor.
+/// One kernel under one virtual machine monitor.
 struct Measured<'a> {
     vmm: Vmm,
     command: Command,
@@ -70,7 +70,7 @@ struct Measured<'a> {
     exits: Option<Exits>,
 }
 
-/// What a guest is made of.
+/// The files of a guest.
 struct Guest<'a> {
     kernel: &'static Kernel,
     path: PathBuf,
@@ -78,7 +78,7 @@ struct Guest<'a> {
     outcome: PathBuf,
 }
 
-/// Of Coracle's outcome report.
+/// The exit counts in Coracle's outcome report.
 #[derive(Debug, Clone, Copy, Deserialize)]
 struct Exits {
     port_in: u64,
@@ -103,7 +103,7 @@ impl<'a> Measured<'a> {
         Self { vmm, command, guest, first_process: Samples::default(), exits: None }
     }
 
-    /// One boot up to the mark, and its end.
+    /// Boots once to the mark, and waits for the end.
     fn run_once(&mut self, counts: bool) -> Result<()> {
         let start = Instant::now();
         let mut child = spawn(&mut self.command)?;
@@ -114,7 +114,7 @@ impl<'a> Measured<'a> {
             child.kill()?;
         }
         child.wait()?;
-        result.with_context(|| format!("`{}` never came to its first process", line(&self.command)))?;
+        result.with_context(|| format!("`{}` never reached its first process", line(&self.command)))?;
         if counts {
             self.first_process.push(elapsed);
         }
@@ -229,12 +229,12 @@ fn read_until_mark(console: &mut impl Read) -> Result<()> {
     }
 }
 
-/// A kernel, and a way into it.
+/// A kernel, and how it is entered.
 struct Kernel {
     name: &'static str,
-    /// In the data folder.
+    /// The path in the data directory.
     path: &'static str,
-    /// Whether it is a bzImage: of those, Coracle's two ways are compared.
+    /// Whether it is a bzImage; for these, both of Coracle's ways to boot one are compared.
     packed: bool,
     args: &'static [&'static str],
 }
@@ -248,25 +248,24 @@ const KERNELS: [Kernel; 6] = [
     Kernel { name: "stock, unpacked", path: "guest/vmlinuz", packed: true, args: UNPACKED },
 ];
 
-/// Has Coracle unpack it.
+/// Lets Coracle decompress the kernel.
 const UNPACKED: &[&str] = &["--protocol", "pvh"];
 
 const MAKE_TUNED: &str = "`cargo xtask guest --tuned`";
 
-/// The words of Coracle's default, so that both kernels skip the same searches, and the agent's part: to say
-/// the mark first of all, and then to power off.
+/// The parameters of Coracle's default, so that both kernels skip the same probes, and those for the agent:
+/// print the mark first of all, and then power off.
 fn cmdline() -> String {
     default_cmdline_with(["quiet", "coracle.init=poweroff", "CORACLE_MARK=1"])
 }
 
 const MARK: &str = "coracle-agent: first process";
 
-/// A panic's text is shorter.
+/// The maximum length of the console up to the mark; the text of a panic is shorter.
 const CONSOLE_LIMIT: usize = 64 << 10;
 
-/// The fastest of QEMU's settings that boot both kernels. Without its timer and interrupt controller of old,
-/// Linux takes nearly twice as long; with them 3.5 s instead of 6.3 s with the tuned kernel, ACPI on or off
-/// alike.
+/// The fastest of QEMU's settings that boots both kernels. Without its legacy timer and interrupt controller,
+/// Linux takes nearly twice as long: 6.3 s instead of 3.5 s with the tuned kernel, with or without ACPI.
 const QEMU_MACHINE: &str =
     "microvm,accel=kvm,x-option-roms=off,pit=on,pic=on,rtc=on,acpi=on,auto-kernel-cmdline=off";
 

@@ -1,5 +1,5 @@
-//! Machines a second: bare guests that are built, run, stopped and closed by one process, several at once,
-//! beside the same number of empty ones by KVM's calls alone.
+//! Machines per second: bare guests that one process builds, runs, stops and closes, several at once,
+//! compared with the same number of empty machines made by KVM's calls alone.
 
 use std::path::Path;
 use std::thread;
@@ -23,7 +23,7 @@ pub(super) fn measure(payload: &Path, rounds: u32) -> Result<()> {
         .and_then(|kvm| kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))
         .context("the host's CPUID")?;
     let (mut bare, mut ours) = (Measured::default(), Measured::default());
-    // One round more, which is not counted, fills caches.
+    // One extra round, which is not counted, warms the caches.
     for round in 0..=rounds {
         let costs = [at_once(|| bare_machine(&cpuid))?, at_once(|| machine(payload))?];
         for (measured, cost) in [&mut bare, &mut ours].into_iter().zip(costs).filter(|_| round > 0) {
@@ -64,14 +64,14 @@ impl Measured {
     }
 }
 
-/// What a round took.
+/// The cost of a round.
 struct Cost {
     time: Duration,
-    /// Of all threads of the process.
+    /// The CPU time of all threads of the process.
     cpu: Duration,
 }
 
-/// What [`MACHINES`] cost, [`AT_ONCE`] at once.
+/// Returns the cost of [`MACHINES`] machines, [`AT_ONCE`] at a time.
 fn at_once(one: impl Fn() -> Result<()> + Sync) -> Result<Cost> {
     let (start, cpu) = (Instant::now(), own_cpu_time());
     thread::scope(|scope| {
@@ -90,7 +90,8 @@ fn machine(payload: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The least that each machine takes of KVM: memory, local APICs, a vCPU with its CPUID, and one entry.
+/// Creates the least that any machine needs of KVM: memory, local APICs, a vCPU with its CPUID, and one
+/// entry.
 fn bare_machine(cpuid: &CpuId) -> Result<()> {
     let kvm = Kvm::new().context("/dev/kvm")?;
     let vm = kvm.create_vm().context("KVM_CREATE_VM")?;
@@ -100,7 +101,7 @@ fn bare_machine(cpuid: &CpuId) -> Result<()> {
         userspace_addr: ram.0 as u64,
         ..Default::default()
     };
-    // SAFETY: the mapping is there for as long as the virtual machine, which is closed before it.
+    // SAFETY: the mapping outlives the virtual machine, which is closed before it.
     unsafe { vm.set_user_memory_region(region) }.context("KVM_SET_USER_MEMORY_REGION")?;
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = 24;
@@ -120,7 +121,7 @@ struct Ram(*mut libc::c_void);
 impl Ram {
     fn new() -> Result<Ram> {
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-        // SAFETY: asks for new memory at any address.
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let address = unsafe { libc::mmap(std::ptr::null_mut(), RAM_BYTES, access, kind, -1, 0) };
         ensure!(address != libc::MAP_FAILED, "no memory: {}", std::io::Error::last_os_error());
         Ok(Ram(address))
@@ -129,7 +130,7 @@ impl Ram {
 
 impl Drop for Ram {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours, and nobody uses it any more.
+        // SAFETY: this value owns the mapping, and nobody uses it any more.
         unsafe { libc::munmap(self.0, RAM_BYTES) };
     }
 }
@@ -137,5 +138,5 @@ impl Drop for Ram {
 const GUEST_MIB: u64 = 16;
 const RAM_BYTES: usize = 16 << 20;
 const AT_ONCE: u32 = 8;
-/// Of one round.
+/// The number of machines in a round.
 const MACHINES: u32 = 400;

@@ -1,9 +1,9 @@
-//! What a sandbox service does all day: commands in a guest that runs, whole runs of one command, streams to
-//! a port of the guest (by `bench vsock`: `VmHandle::connect` leads to the same connections), and machines a
-//! second.
+//! The work of a sandbox service: commands in a running guest, whole runs for one command, streams to a port
+//! of the guest (measured by `bench vsock`: `VmHandle::connect` leads to the same connections), and machines
+//! per second.
 //!
-//! Each is compared with a limit of the same run. Linux guests run on hardware here, else inside an emulated
-//! host; bare guests on this machine's KVM.
+//! Each is compared with a limit measured in the same run. Linux guests run on this host's hardware or else
+//! inside an emulated host; bare guests run on this machine's KVM.
 
 use std::process::Command;
 
@@ -17,11 +17,11 @@ use crate::{guest, static_build};
 /// Measures and prints the tables.
 ///
 /// # Errors
-/// A guest cannot be had, or does not do as it should.
+/// A guest cannot be started, or does not behave as expected.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     guest::make(workspace, false)?;
     let coracle = static_build::coracle(workspace)?;
-    // The measurements are made by a program that is built for release as the library is.
+    // The program that measures is built for release, as the library is.
     let tasks = static_build::tasks(workspace)?;
     let mut part = Command::new(&tasks);
     part.args(["bench", "part", "exec-guest", "--runs", &runs.to_string(), "--data"]).arg(&workspace.data);
@@ -37,5 +37,5 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     run_command(&mut part)
 }
 
-/// A round transfers a file's worth of bytes, or makes some hundred machines.
+/// A round transfers a whole file, or creates some hundred machines.
 const RUNS_PER_ROUND: u32 = 40;

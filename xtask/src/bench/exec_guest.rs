@@ -1,5 +1,5 @@
-//! Commands in a Linux guest: one in a guest that runs, beside a process that the guest starts by itself; and
-//! `coracle run` with a command, beside a guest that only powers off.
+//! Commands in a Linux guest: a command in a running guest, compared with a process that the guest starts by
+//! itself; and `coracle run` with a command, compared with a guest that only powers off.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ use crate::process::line;
 /// Measures on this host's KVM and prints both tables.
 ///
 /// # Errors
-/// There is no tuned kernel, or a guest does not do as it should.
+/// There is no tuned kernel, or a guest does not behave as expected.
 pub(super) fn measure(data: &Path, coracle: &Path, runs: u32) -> Result<()> {
     let stage = Stage::new(coracle)?;
     let kernel = data.join(TUNED);
     ensure!(kernel.is_file(), "{} is not there: `cargo xtask guest --tuned` makes it", kernel.display());
-    // Where `coracle` finds them by itself.
+    // Where `coracle` finds the files by itself.
     for folder in ["tuned", "guest"] {
         fs::create_dir(stage.path(folder))?;
     }
@@ -44,7 +44,7 @@ struct Guest {
     data: PathBuf,
 }
 
-/// A command by the agent and a process by `fork`, in blocks that take turns.
+/// Measures commands by the agent and processes by `fork`, in alternating blocks.
 fn commands(guest: &Guest, runs: u32) -> Result<()> {
     let vm = guest.start()?;
     vm.wait_ready(LIMIT)?;
@@ -53,7 +53,7 @@ fn commands(guest: &Guest, runs: u32) -> Result<()> {
     vm.exec(["chmod", "755", IN_GUEST]).status()?;
     let block = runs.div_ceil(BLOCKS).to_string();
     let (mut forked, mut executed) = (Samples::default(), Samples::default());
-    // One block more, whose times are not taken, fills caches.
+    // One extra block, which is not counted, warms the caches.
     for round in 0..=BLOCKS {
         let forks = [IN_GUEST, "bench", "part", "forks", "--runs", &block, PROGRAM];
         let output = vm.exec(forks).timeout(LIMIT).output()?;
@@ -80,7 +80,7 @@ fn commands(guest: &Guest, runs: u32) -> Result<()> {
     Ok(())
 }
 
-/// From the exec of `coracle` to its end.
+/// Measures from the exec of `coracle` to its end.
 fn whole_runs(guest: &Guest, runs: u32) -> Result<()> {
     let mut power_off = guest.run();
     power_off.args(["--cmdline", &default_cmdline_with(["quiet", "coracle.init=poweroff"])]);
@@ -114,7 +114,7 @@ impl Guest {
         Ok(VmBuilder::new(config).console_callback(|_| ()).start()?)
     }
 
-    /// The default guest with the tuned kernel, before further arguments.
+    /// Returns the command for the default guest with the tuned kernel, without further arguments.
     fn run(&self) -> Command {
         let mut command = Command::new(&self.coracle);
         command.env("CORACLE_DATA", &self.data);
@@ -138,16 +138,16 @@ fn row(name: &str, samples: &Samples, limit: &Samples) {
     println!("{name:44} {median:7.2} ms {p99:7.2} ms {:7.2}", median / limit.median_ms());
 }
 
-/// In the data folder.
+/// The path in the data directory.
 const TUNED: &str = "tuned/vmlinux";
 const INITRAMFS: &str = "guest/initramfs.cpio";
-/// What is run: as little as a process can do.
+/// The program to run: it does as little as a process can.
 const PROGRAM: &str = "/bin/true";
-/// Where this program lies in the guest.
+/// The path of this program in the guest.
 const IN_GUEST: &str = "/tmp/bench";
 const GUEST_MIB: u64 = 128;
 const BLOCKS: u32 = 10;
-/// Whole machines take as much longer.
+/// Whole machines take this many times as long as commands.
 const RUNS_PER_MACHINE: u32 = 20;
-/// Far more than anything here takes.
+/// Far longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(100);

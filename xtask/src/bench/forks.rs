@@ -1,4 +1,4 @@
-//! What a process costs in a guest without any help: fork, exec, wait.
+//! The cost of a process in a guest without any agent: fork, exec, wait.
 
 use std::ffi::CString;
 use std::io;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-/// Runs `program` again and again and prints the nanoseconds that each took, a line each.
+/// Runs `program` repeatedly and prints the nanoseconds of each run, one per line.
 pub(super) fn measure(program: &Path, runs: u32) -> Result<()> {
     let path = CString::new(program.as_os_str().as_bytes()).context("the program's path")?;
     let mut times = Vec::new();
@@ -19,7 +19,7 @@ pub(super) fn measure(program: &Path, runs: u32) -> Result<()> {
     Ok(())
 }
 
-/// The times that [`measure`] printed.
+/// Parses the times that [`measure`] has printed.
 pub(super) fn parse(printed: &str) -> Result<Vec<Duration>> {
     let time =
         |line: &str| line.parse().map(Duration::from_nanos).with_context(|| format!("the time {line:?}"));
@@ -29,11 +29,11 @@ pub(super) fn parse(printed: &str) -> Result<Vec<Duration>> {
 fn once(path: &CString) -> Result<Duration> {
     let argv = [path.as_ptr(), std::ptr::null()];
     let start = Instant::now();
-    // SAFETY: the process has one thread, so that the copy finds no lock taken.
+    // SAFETY: the process has a single thread, so that no lock is held in the child.
     let process = unsafe { libc::fork() };
     ensure!(process >= 0, "cannot fork: {}", io::Error::last_os_error());
     if process == 0 {
-        // SAFETY: the string ends with a zero byte, the list with a null pointer, and both outlive the call.
+        // SAFETY: the string is nul-terminated, the list ends with a null pointer, and both outlive the call.
         unsafe { libc::execv(path.as_ptr(), argv.as_ptr()) };
         // SAFETY: ends this process without running anything of its parent's.
         unsafe { libc::_exit(127) };

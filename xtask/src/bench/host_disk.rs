@@ -1,4 +1,4 @@
-//! The limit that a file sets: what this host's own system calls do with it.
+//! The limit of a file's performance: what this host's own system calls achieve.
 
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
 
-/// A way to use a file.
+/// A way to access a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HostWay {
-    /// `pread`, one after the other.
+    /// `pread`, one at a time.
     Read,
-    /// `pwrite`, one after the other.
+    /// `pwrite`, one at a time.
     Write,
-    /// io_uring reads, 32 at a time.
+    /// io_uring reads, 32 in flight.
     UringRead,
 }
 
@@ -30,7 +30,7 @@ impl HostWay {
     }
 }
 
-/// Operations of `bytes` bytes a second, at random multiples of that, for a while.
+/// Returns the operations per second, of `bytes` bytes each, at random multiples of `bytes`.
 pub(super) fn operations_per_second(path: &Path, way: HostWay, bytes: usize) -> Result<f64> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;

@@ -1,5 +1,5 @@
-//! Why the I/O APIC is a device of Coracle's: the life of a virtual machine whose interrupt controllers are
-//! all in KVM is dominated by closing it.
+//! Why Coracle emulates the I/O APIC: the life of a virtual machine whose interrupt controllers are all in
+//! KVM is dominated by closing it.
 
 use std::time::Instant;
 

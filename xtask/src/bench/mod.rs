@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: measurements that anyone can repeat. Each compares within one run, because machines
-//! differ and drift; none of them is a test.
+//! `cargo xtask bench`: measurements that anyone can repeat. Each compares values from the same run, because
+//! machines differ and drift. None of them is a test.
 
 mod block;
 mod boot;
@@ -28,38 +28,41 @@ use crate::workspace::Workspace;
 /// What to measure.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Bench {
-    /// From exec to the first byte that a bare guest prints, memory and size, beside QEMU's microvm
+    /// From exec to the first byte that a bare guest prints; memory and size; compared with QEMU's microvm
     Start {
         /// Runs of each
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// From exec to the first process of a Linux guest, tuned and stock kernel, beside QEMU's microvm
+    /// From exec to the first process of a Linux guest, with the tuned and the stock kernel; compared with
+    /// QEMU's microvm
     Boot {
         /// Boots of each
         #[arg(long, default_value_t = 9)]
         runs: u32,
     },
-    /// Commands in a guest beside processes of its own, whole runs, the socket device, and machines a second
+    /// Commands in a guest compared with its own processes, whole runs, the vsock device, and machines per
+    /// second
     Exec {
-        /// Commands of each kind; a twentieth of it of whole machines
+        /// Commands of each kind; a twentieth of that for whole machines
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// What a virtio disk does for a bare guest that polls, beside QEMU's microvm and the host's own limit
+    /// A virtio disk for a bare guest that polls, compared with QEMU's microvm and the host's own limit
     Block {
         /// Runs of each
         #[arg(long, default_value_t = 3)]
         runs: u32,
     },
-    /// Frames a second between a bare guest and a tap, beside QEMU's microvm and the tap's own limit; takes
-    /// root
+    /// Frames per second between a bare guest and a tap, compared with QEMU's microvm and the tap's own
+    /// limit; needs root
     Net {
         /// Runs of each
         #[arg(long, default_value_t = 5)]
         runs: u32,
     },
-    /// Bytes a second between a bare guest's socket device and a program, beside a pair of the host's sockets
+    /// Bytes per second between a bare guest's vsock device and a program, compared with a socket pair of the
+    /// host
     Vsock {
         /// Runs of each
         #[arg(long, default_value_t = 5)]
@@ -71,7 +74,7 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 100)]
         runs: u32,
     },
-    /// What others of these run as a program of its own
+    /// A part of the others that runs as a separate program
     #[command(hide = true)]
     Part {
         #[command(subcommand)]
@@ -79,7 +82,7 @@ pub(crate) enum Bench {
     },
 }
 
-/// A measurement that runs elsewhere than its task: inside an emulated host, in a guest, or built for
+/// A measurement that runs in another place than its task: inside an emulated host, in a guest, or built for
 /// release. It needs neither cargo nor the sources.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Part {
@@ -114,7 +117,7 @@ pub(crate) enum Part {
 /// Measures and prints a table.
 ///
 /// # Errors
-/// What is to be measured cannot be built or run.
+/// The subject of the measurement cannot be built or run.
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
@@ -131,7 +134,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
 /// Measures and prints that part.
 ///
 /// # Errors
-/// What is to be measured cannot be run.
+/// The subject of the measurement cannot be run.
 pub(crate) fn run_part(part: &Part) -> Result<()> {
     match part {
         Part::Boot { runs, data, coracle } => boot::measure_here(data, coracle, *runs),

@@ -1,10 +1,10 @@
-//! Frames a second between a bare guest and a tap, each way, beside QEMU's microvm with the same ELF file in
-//! turn, and beside what this process does with the same tap itself: the limit. Frames for the guest come
-//! from one thread that sends as many as the tap's queue takes, for all three; the limit is measured beside a
-//! thread that does what the guest's vCPU does, which is to spin. A machine with two CPUs thus has three busy
-//! threads to share them.
+//! Frames per second between a bare guest and a tap, in each direction, under Coracle and under QEMU's
+//! microvm with the same ELF file in turn, and the limit: what this process achieves with the same tap
+//! itself. Frames for the guest come from one thread that sends as many as the tap's queue takes, in all
+//! three cases. The limit is measured next to a thread that spins as the guest's vCPU does, so that a machine
+//! with two CPUs has three busy threads in each case.
 //!
-//! The taps are in a network namespace of the bench's own, which takes root.
+//! The taps are in a network namespace of the bench's own, which needs root.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,13 +24,13 @@ use super::worker::Worker;
 use crate::workspace::Workspace;
 use crate::{process, setup, static_build};
 
-/// One kind of load.
+/// A kind of load.
 struct Load {
     name: &'static str,
     payload: &'static str,
-    /// Bytes of a frame.
+    /// The length of a frame, in bytes.
     len: usize,
-    /// As the payload counts them.
+    /// The number of frames that the payload counts.
     frames: u32,
     way: Way,
 }
@@ -50,7 +50,7 @@ const LOADS: [Load; 6] = [
     Load { name: "rx  65 kB", payload: "net-receive-64k", len: 65_000, frames: 50_000, way: Way::ToGuest },
 ];
 
-/// What the runs of one side gave.
+/// The results of one side.
 #[derive(Debug, Default)]
 struct Results {
     times: Samples,
@@ -60,13 +60,13 @@ struct Results {
 /// Measures and prints the table.
 ///
 /// # Errors
-/// The network or a guest cannot be had.
+/// The network or a guest cannot be set up.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     setup::make_ready()?;
     let coracle = static_build::coracle(workspace)?;
     let folder = workspace.target.join("payloads");
     fs::create_dir_all(&folder)?;
-    // SAFETY: the call changes what this thread and its children see, and nothing else.
+    // SAFETY: the call only changes the network namespace of this thread and its children.
     if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
         bail!("a network of the bench's own needs root: {}", io::Error::last_os_error());
     }
@@ -120,14 +120,14 @@ fn measure_load(load: &Load, coracle: &Path, folder: &Path, runs: u32) -> Result
     Ok(())
 }
 
-/// One run of a guest, from the byte that it prints to its end.
+/// Runs a guest, and measures from the byte that it prints to its end.
 fn measure(load: &Load, command: &mut Command, results: &mut Results) -> Result<()> {
     let _flood = (load.way == Way::ToGuest).then(|| Flood::start(load.len)).transpose()?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", process::line(command)))?;
     let mut stdout = child.stdout.take().context("the child's stdout")?;
     let mut byte = [0];
-    ensure!(stdout.read(&mut byte)? == 1, "`{}` ended without a word", process::line(command));
+    ensure!(stdout.read(&mut byte)? == 1, "`{}` ended without output", process::line(command));
     let start = Instant::now();
     // The pipe ends with the child.
     stdout.read_to_end(&mut Vec::new())?;
@@ -136,7 +136,7 @@ fn measure(load: &Load, command: &mut Command, results: &mut Results) -> Result<
     Ok(())
 }
 
-/// What one thread can do with the tap: the load without a guest.
+/// Measures what one thread achieves with the tap: the load without a guest.
 fn on_the_tap(load: &Load) -> Result<Duration> {
     let mut tap = open_tap()?;
     let flood = (load.way == Way::ToGuest).then(|| Flood::start(load.len)).transpose()?;
@@ -154,7 +154,7 @@ fn on_the_tap(load: &Load) -> Result<Duration> {
     Ok(elapsed)
 }
 
-/// Sends frames to the tap, and leaves the CPU to others while its queue is full.
+/// Sends frames to the tap, and yields the CPU while its queue is full.
 struct Flood {
     socket: OwnedFd,
     frame: Vec<u8>,
@@ -169,12 +169,12 @@ impl Flood {
     fn send_some(&self) {
         let mut part =
             libc::iovec { iov_base: self.frame.as_ptr().cast_mut().cast(), iov_len: self.frame.len() };
-        // SAFETY: all fields are numbers or pointers, for which zero is a value.
+        // SAFETY: all fields are numbers or pointers, for which zero is a valid value.
         let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
         message.msg_hdr.msg_iov = &raw mut part;
         message.msg_hdr.msg_iovlen = 1;
         let mut messages = [message; FRAMES_PER_CALL];
-        // SAFETY: each message names one part, which is the frame; the call reads it.
+        // SAFETY: each message has one part, the frame, which the call only reads.
         let sent = unsafe {
             libc::sendmmsg(self.socket.as_raw_fd(), messages.as_mut_ptr(), FRAMES_PER_CALL as u32, 0)
         };
@@ -203,11 +203,11 @@ fn qemu_command(payload: &Path) -> Command {
     command
 }
 
-/// The tap as a virtual machine monitor opens it.
+/// Opens the tap as a virtual machine monitor does.
 fn open_tap() -> Result<File> {
     let tap =
         File::options().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(PathBuf::from(TUN))?;
-    // SAFETY: all fields are numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name.iter_mut().zip(TAP.to_bytes()).for_each(|(place, byte)| *place = *byte as libc::c_char);
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
@@ -220,34 +220,38 @@ fn open_tap() -> Result<File> {
     Ok(tap)
 }
 
-/// A socket whose frames go out by the tap.
+/// Creates a socket whose frames leave through the tap.
 fn packet_socket() -> Result<OwnedFd> {
-    // SAFETY: the call takes numbers, and makes a new descriptor.
+    // SAFETY: the call takes numbers and returns a new descriptor.
     let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     ensure!(socket >= 0, "no packet socket: {}", io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, so nobody else owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: all fields are numbers, for which zero is a value.
+    // SAFETY: all fields are numbers, for which zero is a valid value.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    // SAFETY: the name ends with a zero.
+    // SAFETY: the name is nul-terminated.
     address.sll_ifindex = unsafe { libc::if_nametoindex(TAP.as_ptr()) } as i32;
     let len = size_of::<libc::sockaddr_ll>() as u32;
     // SAFETY: the address is valid for `len` bytes.
     let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
     ensure!(bound == 0, "the packet socket cannot be bound: {}", io::Error::last_os_error());
-    // Straight to the tap: a full queue is an error then, and not a loss that nobody is told of.
+    // Bypasses the queueing discipline: a full queue is then an error, and not a silent loss.
     let yes: libc::c_int = 1;
     // SAFETY: the option takes one int.
     let bypasses = unsafe {
         let (option, len) = (libc::PACKET_QDISC_BYPASS, size_of::<libc::c_int>() as u32);
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, (&raw const yes).cast(), len)
     };
-    ensure!(bypasses == 0, "the packet socket cannot go straight: {}", io::Error::last_os_error());
+    ensure!(
+        bypasses == 0,
+        "the packet socket cannot bypass the queueing discipline: {}",
+        io::Error::last_os_error()
+    );
     Ok(socket)
 }
 
-/// A frame of a protocol that the kernel has no use for.
+/// Creates a frame of a protocol that the kernel ignores.
 fn frame(len: usize) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5];
     frame.resize(len, 0);
@@ -263,7 +267,7 @@ const TUN: &str = "/dev/net/tun";
 const TAP: &std::ffi::CStr = c"tap0";
 /// Few enough to notice a full queue soon, and enough to make the call cheap.
 const FRAMES_PER_CALL: usize = 16;
-/// Much less than what a queue of 1,000 frames lasts.
+/// Much shorter than the time in which a queue of 1,000 frames drains.
 const UNTIL_THERE_IS_ROOM: Duration = Duration::from_micros(100);
-/// Bytes of a frame's virtio header.
+/// The length of a frame's virtio header, in bytes.
 const HEADER: usize = 12;

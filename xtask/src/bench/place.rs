@@ -1,4 +1,4 @@
-//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, else inside an
+//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, otherwise inside an
 //! emulated host.
 
 use std::process::Command;
@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::process::{capture, run};
 use crate::workspace::Workspace;
 
-/// Runs `part` where Linux boots, and says so where that is an emulated host.
+/// Runs `part` where Linux boots, and says so if that is an emulated host.
 ///
 /// # Errors
 /// There is no such place, or `part` fails.
@@ -21,9 +21,9 @@ pub(super) fn run_where_linux_boots(
     if kind.trim() == "hardware" {
         return run(&mut part);
     }
-    println!("inside an emulated host, because this machine's KVM is no hardware (`coracle doctor`)");
+    println!("inside an emulated host, because this machine has no hardware KVM (`coracle doctor`)");
     let mut command = Command::new(coracle);
-    // One CPU: QEMU's emulation of nested paging loses its way now and then with more.
+    // One CPU: QEMU's emulation of nested paging occasionally fails with more.
     command.args(["host-emulate", "--cpus", "1"]);
     for folder in [&workspace.root, &workspace.data, &workspace.target] {
         command.arg("--share").arg(folder);

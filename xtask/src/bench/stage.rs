@@ -1,5 +1,6 @@
-//! Copies of all that a measurement starts or reads, in memory: inside an emulated host everything else comes
-//! over a network file system that does not cache, and a program of many libraries would be measured by it.
+//! Copies, in memory, of everything that a measurement starts or reads. Inside an emulated host all other
+//! files come over a network file system that does not cache, so that the file system would dominate the
+//! start of a program with many libraries.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use anyhow::{Context, Result};
 
 use crate::process::{capture, exists};
 
-/// A folder of such copies, removed when it is dropped.
+/// A directory of such copies, removed on drop.
 #[derive(Debug)]
 pub(super) struct Stage {
     folder: PathBuf,
@@ -17,10 +18,10 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Copies `coracle`.
+    /// Creates the directory and copies `coracle`.
     ///
     /// # Errors
-    /// Something cannot be copied.
+    /// A file cannot be copied.
     pub(super) fn new(coracle: &Path) -> Result<Self> {
         let folder = std::env::temp_dir().join(format!("coracle-bench-{}", std::process::id()));
         fs::create_dir_all(folder.join("lib"))
@@ -30,10 +31,10 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Copies QEMU too, where it is installed.
+    /// Copies QEMU too, if it is installed.
     ///
     /// # Errors
-    /// Something cannot be copied.
+    /// A file cannot be copied.
     pub(super) fn with_qemu(mut self) -> Result<Self> {
         match exists(QEMU) {
             true => self.take_qemu()?,
@@ -42,17 +43,17 @@ impl Stage {
         Ok(self)
     }
 
-    /// Copies a file and returns the copy's path.
+    /// Copies a file and returns the path of the copy.
     ///
     /// # Errors
-    /// It cannot be copied.
+    /// The file cannot be copied.
     pub(super) fn take(&self, file: &Path, name: &str) -> Result<PathBuf> {
         let copy = self.path(name);
         fs::copy(file, &copy).with_context(|| format!("cannot copy {}", file.display()))?;
         Ok(copy)
     }
 
-    /// The path of a file in the folder.
+    /// Returns the path of a file in the directory.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
@@ -65,7 +66,7 @@ impl Stage {
         self.has_qemu
     }
 
-    /// QEMU with its own libraries and firmware.
+    /// Returns the command for QEMU with its own libraries and firmware.
     pub(super) fn qemu(&self) -> Command {
         let mut command = Command::new(self.path(QEMU));
         command.env("LD_LIBRARY_PATH", self.path("lib")).arg("-L").arg(&self.folder);
@@ -93,14 +94,14 @@ impl Drop for Stage {
     }
 }
 
-/// The paths that `ldd` found for a program's libraries.
+/// Returns the paths that `ldd` has found for a program's libraries.
 fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     let found = ldd.lines().filter_map(|line| line.split_once(" => "));
     found.filter_map(|(_, rest)| rest.split(' ').next()).filter(|path| path.starts_with('/'))
 }
 
 const QEMU: &str = "qemu-system-x86_64";
-/// The firmware of QEMU's microvm, where Debian's package has it.
+/// The firmware of QEMU's microvm, at the path in Debian's package.
 const FIRMWARE: &str = "/usr/share/qemu/bios-microvm.bin";
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! How fast a bare guest speaks, what that costs, and what a waiting virtual machine holds; Coracle beside
-//! QEMU's microvm with the same ELF file, in turn, on the same KVM.
+//! How soon a bare guest prints, what that costs, and how much memory a waiting virtual machine holds, under
+//! Coracle and under QEMU's microvm with the same ELF file, in turn, on the same KVM.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,14 +16,14 @@ use super::statistics::Samples;
 use crate::workspace::Workspace;
 use crate::{process, static_build};
 
-/// A virtual machine monitor that can be measured.
+/// A virtual machine monitor to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     Coracle,
     QemuMicrovm,
 }
 
-/// What the runs of one VMM gave.
+/// The results of one monitor.
 #[derive(Debug, Default)]
 struct Results {
     first_byte: Samples,
@@ -31,7 +31,7 @@ struct Results {
     cpu: Samples,
 }
 
-/// Memory of a process apart from its guest's RAM.
+/// The memory of a process apart from its guest's RAM.
 #[derive(Debug, Default)]
 struct Memory {
     pss_kib: u64,
@@ -41,7 +41,7 @@ struct Memory {
 /// Measures and prints the table.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
-    // Pages of a file that is not on disk yet count as dirty memory of whoever maps them.
+    // Pages of a file that has not been written back count as dirty memory of whoever maps them.
     File::open(&coracle)?.sync_all().context("cannot write the binary to disk")?;
     let folder = workspace.target.join("payloads");
     let speaks_and_ends = write_payload(&folder, "hello-exit")?;
@@ -55,7 +55,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let mut results: Vec<Results> = vmms.iter().map(|_| Results::default()).collect();
     for run in 0..runs {
         for (vmm, results) in vmms.iter().zip(&mut results) {
-            // QEMU takes some thirty times as long: a tenth of the runs tells its median well enough.
+            // QEMU takes some thirty times as long, and a tenth of the runs gives a good median.
             if *vmm == Vmm::Coracle || run % 10 == 0 {
                 measure(&mut vmm.command(&coracle, &speaks_and_ends), results)?;
             }
@@ -133,7 +133,8 @@ pub(super) fn write_payload(folder: &Path, name: &str) -> Result<std::path::Path
     Ok(path)
 }
 
-/// One run to its end: times from before the fork, CPU time from the kernel's account of the child.
+/// Runs the command to its end. Times start before the fork; CPU time is what the kernel accounts to the
+/// child.
 fn measure(command: &mut Command, results: &mut Results) -> Result<()> {
     let start = Instant::now();
     let (child, mut stdout) = spawn(command)?;
@@ -156,7 +157,7 @@ fn memory_while_waiting(command: &mut Command) -> Result<Memory> {
 }
 
 impl Memory {
-    /// Adds up the mappings of `/proc/PID/smaps` but those of exactly the guest's RAM.
+    /// Adds up the mappings of `/proc/PID/smaps`, except those with exactly the size of the guest's RAM.
     fn parse(smaps: &str, guest_kib: u64) -> Memory {
         let mut memory = Memory::default();
         let mut is_guest = false;
@@ -187,7 +188,7 @@ fn spawn(command: &mut Command) -> Result<(Child, File)> {
 fn read_first_byte(stdout: &mut File, command: &Command) -> Result<()> {
     let mut byte = [0];
     if stdout.read(&mut byte)? == 0 {
-        bail!("`{}` ended without a word", process::line(command));
+        bail!("`{}` ended without output", process::line(command));
     }
     Ok(())
 }

@@ -1,20 +1,21 @@
-//! Samples and what a table shows of them.
+//! Samples and the statistics that tables show.
 
 use std::time::Duration;
 
-/// Measurements of one thing.
+/// Samples of one quantity.
 #[derive(Debug, Default)]
 pub(crate) struct Samples {
     micros: Vec<f64>,
 }
 
 impl Samples {
-    /// Adds one.
+    /// Adds a sample.
     pub(crate) fn push(&mut self, sample: Duration) {
         self.micros.push(sample.as_secs_f64() * 1e6);
     }
 
-    /// The value below which `percent` percent of the samples lie, in milliseconds; 0 without samples.
+    /// Returns the value below which `percent` percent of the samples lie, in milliseconds; 0 without
+    /// samples.
     pub(crate) fn percentile_ms(&self, percent: usize) -> f64 {
         let mut sorted = self.micros.clone();
         sorted.sort_by(f64::total_cmp);
@@ -22,7 +23,7 @@ impl Samples {
         sorted.get(index).copied().unwrap_or(0.0) / 1e3
     }
 
-    /// Half of the samples are below it.
+    /// Returns the median, in milliseconds.
     pub(crate) fn median_ms(&self) -> f64 {
         self.percentile_ms(50)
     }

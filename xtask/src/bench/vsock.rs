@@ -1,8 +1,7 @@
-//! Bytes a second through the socket device of a bare guest that polls, each way, and through a pair of the
-//! host's own unix sockets, between two threads and beside one that spins as the guest's vCPU does: the
-//! limit.
+//! Bytes per second through the vsock device of a bare guest that polls, in each direction, and the limit: a
+//! pair of the host's own Unix sockets between two threads, next to one that spins as the guest's vCPU does.
 //!
-//! QEMU is not beside it: it leaves its socket device to the host's kernel.
+//! QEMU is not compared: it leaves its vsock device to the host's kernel.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -25,7 +24,7 @@ use crate::{process, setup, static_build};
 /// Measures and prints the table.
 ///
 /// # Errors
-/// A guest cannot be had, or it loses bytes.
+/// A guest cannot be started, or it loses bytes.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     setup::make_ready()?;
     let coracle = static_build::coracle(workspace)?;
@@ -70,7 +69,7 @@ enum Way {
     ToGuest,
 }
 
-/// What is run again and again.
+/// The guest that runs repeatedly.
 struct Guest {
     command: PathBuf,
     payload: PathBuf,
@@ -85,7 +84,7 @@ impl Guest {
         Ok(Guest { command: coracle.into(), payload, socket })
     }
 
-    /// The time from the connection to the last byte, and the CPU time of the whole process.
+    /// Returns the time from the connection to the last byte, and the CPU time of the whole process.
     fn measure(&self, way: Way) -> Result<(Duration, Duration)> {
         let mut command = Command::new(&self.command);
         command.args(["run", "--accel", "kvm", "--memory", "64M", "--timeout", "60s", "--vsock"]);
@@ -121,14 +120,14 @@ fn transfer(stream: UnixStream, way: Way) -> Result<Duration> {
         Way::FromGuest => receive(stream)?,
         Way::ToGuest => {
             send(&stream)?;
-            // The guest ends when it has all.
+            // The guest ends when it has received everything.
             (&stream).read_to_end(&mut Vec::new()).ok();
         }
     }
     Ok(start.elapsed())
 }
 
-/// The load without a guest.
+/// Measures the load without a guest.
 fn pair_of_sockets() -> Result<Duration> {
     let (here, there) = UnixStream::pair()?;
     let _guest = Worker::start(std::hint::spin_loop);
@@ -161,7 +160,7 @@ fn receive(mut stream: UnixStream) -> Result<()> {
     Ok(())
 }
 
-/// As the payloads have it.
+/// The number of bytes, which the payloads share.
 const BYTES: usize = 256 << 20;
-/// Of one call.
+/// The number of bytes in a call.
 const BLOCK: usize = 64 << 10;

@@ -1,17 +1,18 @@
-//! A thread beside what is measured: it makes the load, or it is as busy as the vCPU of a guest that polls.
+//! A thread next to the subject of a measurement: it generates the load, or is as busy as the vCPU of a guest
+//! that polls.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-/// A thread that does one thing again and again, for as long as it lives.
+/// A thread that repeats one action until it is dropped.
 pub(super) struct Worker {
     stop: Arc<AtomicBool>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Does `work` from now on.
+    /// Starts to repeat `work`.
     pub(super) fn start(mut work: impl FnMut() + Send + 'static) -> Worker {
         let stop = Arc::new(AtomicBool::new(false));
         let is_over = stop.clone();

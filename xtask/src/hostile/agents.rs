@@ -1,6 +1,6 @@
-//! Attacks by what says that it is a guest's agent. Each is played in a process of its own, which is victim
-//! and attacker: a call of the library on one end of a socket pair, and on the other end an agent that breaks
-//! its word.
+//! Attacks by something that pretends to be a guest's agent. Each runs in a process of its own, which is
+//! victim and attacker: a call of the library on one end of a socket pair, and on the other end an agent that
+//! breaks the protocol.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -20,26 +20,26 @@ use super::case::{Case, MemoryLimit};
 use super::scene::Scene;
 use super::watch::{End, Run};
 
-/// What an agent does that is not one.
+/// The behaviour of a false agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Attack {
-    /// It says nothing once it is ready.
+    /// It sends nothing once it is ready.
     Silence,
-    /// It gives a file byte by byte.
+    /// It sends a file byte by byte.
     Drip,
-    /// It gives a file without end, as fast as it can.
+    /// It sends an endless file, as fast as it can.
     Flood,
-    /// It lists a directory without end.
+    /// It lists an endless directory.
     Names,
-    /// It grants nothing, again and again.
+    /// It keeps granting windows of zero bytes.
     Grants,
-    /// It sends no greeting, but zeroes without end.
+    /// It sends endless zeroes instead of a greeting.
     Zeroes,
     /// It lists a file whose name leads out of its directory.
     Escape,
 }
 
-/// Attacks by agents: the call of the library has to fail in time.
+/// Returns the attacks by agents: the call of the library has to fail in time.
 pub(super) fn cases() -> Vec<Case> {
     vec![
         case("agent: says nothing", Attack::Silence),
@@ -67,11 +67,11 @@ fn victim(attack: Attack) -> Result<Run> {
 /// Calls an agent that attacks.
 ///
 /// # Errors
-/// The call does not fail, or there is nothing to call over.
+/// The call does not fail, or the connection cannot be set up.
 pub(crate) fn call(attack: Attack) -> Result<()> {
     let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
     thread::spawn(move || {
-        // It goes on until the victim hangs up.
+        // It continues until the victim hangs up.
         let _ = play(attack, theirs);
     });
     let config = AgentConfig { answer_limit: PATIENCE, ready_limit: PATIENCE, ..AgentConfig::default() };
@@ -80,7 +80,7 @@ pub(crate) fn call(attack: Attack) -> Result<()> {
         Attack::Names | Attack::Escape => client.list_dir_limited("/", LARGEST_ANSWER).is_err(),
         _ => client.read_file_limited("/file", LARGEST_ANSWER).is_err(),
     };
-    // Its memory is to be seen, too.
+    // Leave time for a measurement of the memory, too.
     thread::sleep(LAST_LOOK);
     ensure!(is_refused, "the call took what an agent may not give");
     Ok(())
@@ -118,7 +118,7 @@ fn play(attack: Attack, mut line: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends the same again and again, until nobody takes it. What the victim sends is not read.
+/// Sends the same bytes repeatedly until nobody takes them. What the victim sends is not read.
 fn again(line: &mut UnixStream, bytes: &[u8], pause: Option<Duration>) -> io::Result<()> {
     loop {
         line.write_all(bytes)?;
@@ -126,7 +126,7 @@ fn again(line: &mut UnixStream, bytes: &[u8], pause: Option<Duration>) -> io::Re
     }
 }
 
-/// Sends the same piece of a stream again and again, and never more than the victim has granted.
+/// Sends the same piece of a stream repeatedly, within the window that the victim has granted.
 fn within_window(line: &mut UnixStream, channel: u32, piece: &[u8]) -> io::Result<()> {
     let frame = AgentMessage::Data(Stream::Stdout, piece.to_vec()).to_frame(channel);
     let mut credit = u64::from(INITIAL_WINDOW);
@@ -141,7 +141,7 @@ fn within_window(line: &mut UnixStream, channel: u32, piece: &[u8]) -> io::Resul
     }
 }
 
-/// What the victim says next, and on which channel.
+/// Reads the next message of the victim, and its channel.
 fn message(line: &mut UnixStream) -> io::Result<(u32, HostMessage)> {
     let mut length = [0; 4];
     line.read_exact(&mut length)?;
@@ -154,9 +154,9 @@ fn entry(name: String) -> DirEntry {
     DirEntry { name: name.into(), kind: FileKind::File, mode: 0o644, uid: 0, gid: 0, size: 0, modified: 0 }
 }
 
-/// What the victim gives an agent.
+/// How long the victim waits for an agent.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Far longer than any attack is looked at.
+/// Far longer than any attack is observed.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 const LAST_LOOK: Duration = Duration::from_millis(50);
 const LARGEST_ANSWER: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! One attack: how it is started, how it has to end, and what its row in the table says.
+//! An attack: how it is started, how it has to end, and its row in the table.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,34 +8,34 @@ use anyhow::Result;
 use super::scene::Scene;
 use super::watch::{Observed, Run, watch};
 
-/// One attack.
+/// An attack.
 pub(super) struct Case {
     pub(super) name: String,
-    /// Makes what attacks, and the command that it is run against.
+    /// Prepares the attacker, and returns the command that it attacks.
     pub(super) prepare: Prepare,
-    /// Exit codes that are right: more than one where kinds of KVM differ.
+    /// The exit codes that are right: several if kinds of KVM differ.
     pub(super) codes: &'static [i32],
-    /// Text that stderr has to contain; empty for none.
+    /// A text that stderr has to contain; empty for none.
     pub(super) says: &'static str,
     pub(super) memory: MemoryLimit,
 }
 
 pub(super) type Prepare = Box<dyn Fn(&Scene) -> Result<Run>>;
 
-/// The most memory that the program may take.
+/// The limit of the program's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemoryLimit {
-    /// Anonymous memory beside the guest's RAM, at any time while it runs: 8 MiB.
+    /// Anonymous memory besides the guest's RAM, at any time while it runs: 8 MiB.
     BesideRam,
-    /// The peak of all resident memory: 32 MiB and eight times the size of the file that attacks.
+    /// The peak of all resident memory: 32 MiB plus eight times the size of the attacking file.
     OfFile,
 }
 
-/// What one attack led to.
+/// The result of an attack.
 pub(super) struct Row {
     name: String,
     expected: String,
-    /// None when it could not be run.
+    /// `None` if the attack could not be run.
     observed: Option<Observed>,
     peak: Option<u64>,
     /// What is wrong, if anything is.
@@ -43,8 +43,9 @@ pub(super) struct Row {
 }
 
 impl Case {
-    /// Runs the attack. One that took too long runs again, three times in all: a busy host is slow once, a
-    /// hang every time. So does one that ended before its memory was seen: some guests are over in 2 ms.
+    /// Runs the attack. A run that took too long is repeated, up to three times in all: a busy host is slow
+    /// once, a hang is slow every time. A run that ended before its memory was observed is also repeated:
+    /// some guests end within 2 ms.
     pub(super) fn run_patiently(&self, scene: &Scene) -> Row {
         let mut row = self.run(scene);
         let mut late = 0;
@@ -88,7 +89,7 @@ impl Case {
         row
     }
 
-    /// The first thing that is not as it has to be.
+    /// Returns the first deviation from what is required.
     fn difference(&self, observed: &Observed, peak: Option<u64>, file_bytes: u64) -> Option<String> {
         if !observed.code.is_some_and(|code| self.codes.contains(&code)) {
             let last = observed.stderr.lines().last().unwrap_or("nothing on stderr");
@@ -113,14 +114,14 @@ impl Case {
 }
 
 impl Observed {
-    /// One that had to be killed is not: it would be again.
+    /// Whether the run took too long. One that had to be killed does not count: it would hang again.
     fn is_late(&self) -> bool {
         self.code.is_some() && self.to_end > Some(LONGEST_END)
     }
 }
 
 impl Row {
-    /// The line above the rows.
+    /// Returns the header of the table.
     pub(super) fn header() -> String {
         format!("{:<44} {:>8} {:>6} {:>8} {:>9}", "attack", "expected", "ending", "seconds", "peak KiB")
     }
@@ -144,12 +145,12 @@ impl fmt::Display for Row {
     }
 }
 
-/// From what ends an attack (a limit, a signal, the guest's own word, or the start for a file) to the end of
-/// the process.
+/// How long the process may take to end after what ends the attack: a limit, a signal, the guest itself, or
+/// the start for a file.
 const LONGEST_END: Duration = Duration::from_secs(2);
-/// Runs of one attack, whatever they lack.
+/// The maximum number of runs of an attack, for any reason.
 const MAX_RUNS: u32 = 12;
-/// Runs that took too long.
+/// The maximum number of runs that took too long.
 const MAX_LATE: u32 = 3;
 const BESIDE_RAM: u64 = 8 << 20;
 const FILE_BASE: u64 = 32 << 20;

@@ -1,4 +1,4 @@
-//! Attacks by files that a user has from elsewhere: roots, kernels, initrds, suites, config files.
+//! Attacks by files from elsewhere: roots, kernels, initrds, suites, config files.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::scene::Scene;
 use super::tar::{Tar, record};
 use super::watch::{End, Run};
 
-/// Attacks by files. All are refused, each with one sentence.
+/// Returns the attacks by files. All of them have to be refused, each with one sentence.
 pub(super) fn cases() -> Vec<Case> {
     vec![
         refused("tar: sparse map for every member", "root.tar", |scene| {
@@ -44,7 +44,7 @@ pub(super) fn cases() -> Vec<Case> {
             let packed = [zstd_zeroes(16), (16_u32 << 20).to_le_bytes().to_vec()].concat();
             let payload = Payload::named("exit-7").context("there is no payload exit-7")?;
             let mut image = payload.bzimage(&packed);
-            // The memory that it reserves (boot.rst, `init_size`).
+            // The memory that the kernel reserves (Documentation/arch/x86/boot.rst, `init_size`).
             image.get_mut(0x260..0x264).context("a header")?.copy_from_slice(&(1_u32 << 30).to_le_bytes());
             let kernel = scene.file("vmlinuz", &image)?;
             file_command(scene, "run", &["--accel", "kvm", "--timeout", "1s", "--protocol", "pvh"], &kernel)
@@ -105,7 +105,7 @@ fn refused(name: &'static str, says: &'static str, prepare: fn(&Scene) -> Result
     }
 }
 
-/// A tar with a global header and 3,000 empty files.
+/// Creates a tar with a global header and 3,000 empty files.
 fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
     let path = scene.path("root.tar");
     let mut tar = Tar::create(&path)?;
@@ -115,8 +115,9 @@ fn global_tar(scene: &Scene, records: &str) -> Result<Run> {
     with_root(scene, &path)
 }
 
-/// A frame of Zstandard (RFC 8878, 3.1.1) with so many MiB of zeroes, in blocks of 8 bytes that are of 1 MiB:
-/// the literals are one byte, a million times, which no packer writes and decoders take.
+/// Creates a Zstandard frame (RFC 8878, 3.1.1) with `mib` MiB of zeroes. Each block takes 8 bytes and expands
+/// to 1 MiB: its literals are one byte, repeated a million times. No compressor writes such blocks, but
+/// decoders accept them.
 fn zstd_zeroes(mib: usize) -> Vec<u8> {
     // The window is 1 KiB << 17.
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
@@ -140,7 +141,7 @@ fn suite_run(scene: &Scene, suite: &str) -> Result<Run> {
     file_command(scene, "test", &["--suite"], &scene.file("suite.toml", suite.as_bytes())?)
 }
 
-/// `coracle SUBCOMMAND WORDS FILE`.
+/// Returns the command `coracle SUBCOMMAND WORDS FILE`.
 fn file_command(scene: &Scene, subcommand: &str, words: &[&str], file: &Path) -> Result<Run> {
     let mut command: Command = scene.coracle(subcommand);
     command.args(words).arg(file);

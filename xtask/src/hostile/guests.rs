@@ -1,4 +1,4 @@
-//! Attacks by what runs in the machine.
+//! Attacks from inside the machine.
 
 use std::os::unix::net::UnixListener;
 use std::process::Command;
@@ -11,14 +11,14 @@ use super::case::{Case, MemoryLimit};
 use super::scene::Scene;
 use super::watch::{End, Reader, Run};
 
-/// Attacks by bare guests.
+/// Returns the attacks by bare guests.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = simple();
     cases.extend(backlogs());
     cases
 }
 
-/// Guests that need one device at most.
+/// Guests that need at most one device.
 fn simple() -> Vec<Case> {
     vec![
         guest("every port, by every width", &[0], |scene| Ok(Run::new(scene.machine("run", "ports")?))),
@@ -66,7 +66,7 @@ fn simple() -> Vec<Case> {
         guest("connections for ever, nobody listens", &[124], |scene| Ok(limited(vsock_pairs(scene)?))),
         guest("connections for ever", &[124], |scene| {
             let listener = UnixListener::bind(scene.path("v.sock_80")).context("cannot listen")?;
-            // It goes on until this process ends.
+            // The thread continues until this process ends.
             thread::spawn(move || listener.incoming().for_each(drop));
             Ok(limited(vsock_pairs(scene)?))
         }),
@@ -79,7 +79,7 @@ fn vsock_pairs(scene: &Scene) -> Result<Command> {
     Ok(command)
 }
 
-/// Guests that leave four disks 256 requests of 32 MiB, or of 1 GiB where no bytes move, each.
+/// Guests that leave 256 requests for each of four disks: of 32 MiB, or of 1 GiB if no bytes move.
 fn backlogs() -> Vec<Case> {
     let payloads = ["backlog-read", "backlog-write", "backlog-flush", "backlog-discard", "backlog-zeroes"];
     let engines = ["sync", "io_uring"];
@@ -122,7 +122,7 @@ fn guest(
     Case { name, prepare, codes, says: "", memory: MemoryLimit::BesideRam }
 }
 
-/// A run that the program's own limit ends.
+/// A run that is ended by the program's own limit.
 fn limited(mut command: Command) -> Run {
     command.args(["--timeout", "1s"]);
     Run::new(command).end(End::Limit(LIMIT))

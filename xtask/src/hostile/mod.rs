@@ -1,8 +1,8 @@
 //! `cargo xtask hostile`: attacks on the release program by bare guests, files and peers, each with the
-//! ending that it has to have, the time that it may take to end, and the memory that it may take.
+//! ending that it has to have, the time that it may take to end, and the memory that it may use.
 //!
-//! It needs `/dev/kvm` of any kind, the default guest's files, and no root. Everything that attacks is made
-//! here or is a payload of this repository.
+//! It needs `/dev/kvm` of any kind and the default guest's files, but not root. Everything that attacks is
+//! created here or is a payload of this repository.
 
 mod agents;
 mod case;
@@ -25,21 +25,22 @@ pub(crate) use agents::call as call_agent;
 use case::{Case, Row};
 use scene::Scene;
 
-/// What is attacked, and by what.
+/// The program to attack, and the attacks.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct HostileArguments {
-    /// Only attacks whose name contains this
+    /// Run only attacks whose name contains this
     #[arg(default_value = "")]
     only: String,
-    /// Attack this program; by default the static one is built
+    /// Program to attack [default: a new static build]
     #[arg(long, value_name = "PROGRAM")]
     coracle: Option<PathBuf>,
-    /// Call an agent that attacks like this: one row of the table, which is a process of its own
+    /// Call an agent that attacks in this way: used for the rows of the table that need a separate process
     #[arg(long, hide = true, value_enum)]
     pub(crate) agent: Option<agents::Attack>,
 }
 
-/// Attacks the program that `arguments` name, or a new build of it; true when every row is as it has to be.
+/// Attacks the program that `arguments` name, or a new build of it. Returns `true` if every row is as
+/// required.
 ///
 /// # Errors
 /// The program cannot be built, or there is no such attack.
@@ -50,15 +51,15 @@ pub(crate) fn run(workspace: &Workspace, arguments: &HostileArguments) -> Result
         return Ok(tally.failed == 0);
     }
     guest::make(workspace, false)?;
-    // The peak of a child's memory is at least that of the process that starts it, and building has taken
-    // some.
+    // The peak memory of a child starts with that of its parent, and building has raised ours: so attack from
+    // a fresh process.
     let mut attack = Command::new(std::env::current_exe().context("cannot find this program")?);
     attack.args(["hostile", "--coracle"]).arg(static_build::coracle(workspace)?).arg(&arguments.only);
     let status = attack.status().context("cannot start this program again")?;
     Ok(status.success())
 }
 
-/// Runs every attack whose name contains `only`, prints the table, and counts the rows: a row that differs
+/// Runs every attack whose name contains `only`, prints the table, and counts the rows: a row that deviates
 /// has failed.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! Where attacks are made: the program, and a directory of files that each attack finds empty.
+//! The place of the attacks: the program, and a directory that each attack finds empty.
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -7,15 +7,17 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use coracle_payload::Payload;
 
-/// The program that is attacked and the directory of the attack's files, removed when it is dropped.
+/// The program under attack, and the directory of the attack's files, which is removed on drop.
 pub(super) struct Scene {
     coracle: PathBuf,
     directory: PathBuf,
 }
 
 impl Scene {
+    /// Creates the directory.
+    ///
     /// # Errors
-    /// The directory cannot be made.
+    /// The directory cannot be created.
     pub(super) fn new(coracle: &Path) -> Result<Self> {
         let coracle = std::path::absolute(coracle).context("cannot make the program's path absolute")?;
         let directory = std::env::temp_dir().join(format!("coracle-hostile-{}", std::process::id()));
@@ -24,29 +26,29 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Removes what the attack before has left.
+    /// Removes what the previous attack has left.
     ///
     /// # Errors
-    /// The directory cannot be made again.
+    /// The directory cannot be created again.
     pub(super) fn empty(&self) -> Result<()> {
         let _ = fs::remove_dir_all(&self.directory);
         fs::create_dir_all(&self.directory)
             .with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
-    /// Whether machines can be made at all.
+    /// Whether machines can be created at all.
     pub(super) fn has_kvm(&self) -> bool {
         OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
     }
 
-    /// The program with its first argument.
+    /// Returns the program with its first argument.
     pub(super) fn coracle(&self, subcommand: &str) -> Command {
         let mut command = Command::new(&self.coracle);
         command.arg(subcommand).env("TMPDIR", &self.directory).current_dir(&self.directory);
         command
     }
 
-    /// `coracle SUBCOMMAND` of a payload, with [`RAM`](super::watch::RAM) and the KVM of this host.
+    /// Returns `coracle SUBCOMMAND` for a payload, with [`RAM`](super::watch::RAM) and the KVM of this host.
     ///
     /// # Errors
     /// There is no such payload, or its file cannot be written.
@@ -57,7 +59,7 @@ impl Scene {
         Ok(command)
     }
 
-    /// The file of a payload.
+    /// Writes a payload to a file.
     ///
     /// # Errors
     /// There is no such payload, or its file cannot be written.
@@ -66,20 +68,20 @@ impl Scene {
         self.file(&format!("{name}.elf"), &payload.elf())
     }
 
-    /// A file with this content.
+    /// Creates a file with this content.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(super) fn file(&self, name: &str, content: &[u8]) -> Result<PathBuf> {
         let path = self.path(name);
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     }
 
-    /// A file of this size that takes no room.
+    /// Creates a sparse file of this size.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The file cannot be created.
     pub(super) fn sparse_file(&self, name: &str, bytes: u64) -> Result<PathBuf> {
         let path = self.path(name);
         let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -87,10 +89,10 @@ impl Scene {
         Ok(path)
     }
 
-    /// A FIFO that nobody writes to.
+    /// Creates a FIFO that nobody writes to.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The FIFO cannot be created.
     pub(super) fn fifo(&self, name: &str) -> Result<PathBuf> {
         let path = self.path(name);
         crate::process::run(Command::new("mkfifo").arg(&path))?;

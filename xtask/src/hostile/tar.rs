@@ -6,23 +6,25 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// A tar that is written member by member, and has no more in memory than one.
+/// A tar that is written member by member, with only one of them in memory.
 pub(super) struct Tar {
     file: BufWriter<File>,
 }
 
 impl Tar {
+    /// Creates the file.
+    ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub(super) fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { file: BufWriter::new(file) })
     }
 
-    /// A member whose header says `size`, with this content.
+    /// Writes a member with this content, whose header claims `size`.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(super) fn member(&mut self, name: &str, kind: u8, size: u64, content: &[u8]) -> Result<()> {
         let mut header = [0; BLOCK];
         put(&mut header, 0, name.as_bytes());
@@ -41,33 +43,33 @@ impl Tar {
         Ok(self.file.write_all(&vec![0; padding])?)
     }
 
-    /// A global pax header with these records.
+    /// Writes a global pax header with these records.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(super) fn global(&mut self, records: &[u8]) -> Result<()> {
         self.member("global", b'g', records.len() as u64, records)
     }
 
-    /// Empty files.
+    /// Writes empty files.
     ///
     /// # Errors
-    /// They cannot be written.
+    /// The file cannot be written.
     pub(super) fn empty_files(&mut self, count: u32) -> Result<()> {
         (0..count).try_for_each(|number| self.member(&format!("f{number}"), b'0', 0, b""))
     }
 
-    /// Ends the tar.
+    /// Writes the end mark.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(super) fn end(mut self) -> Result<()> {
         self.file.write_all(&[0; 2 * BLOCK])?;
         Ok(self.file.flush()?)
     }
 }
 
-/// A record of a pax header: its length, in which the length itself counts, the key and the value.
+/// Returns a record of a pax header: its length, which includes the length itself, the key and the value.
 pub(super) fn record(key: &str, value: &str) -> String {
     let rest = format!(" {key}={value}\n");
     let mut length = rest.len() + 1;

@@ -1,5 +1,5 @@
-//! Runs the program against an attack and looks at it from outside: how long it takes to end, with which
-//! code, and how much memory it takes meanwhile.
+//! Runs the program against an attack and observes it from outside: how long it takes to end, with which
+//! code, and how much memory it uses meanwhile.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,16 +12,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-/// A command that attacks, and what is done to it.
+/// A command to attack, and how.
 pub(super) struct Run {
     pub(super) command: Command,
-    /// From when the time that the program takes to end counts.
+    /// The event from which the time to the end counts.
     pub(super) end: End,
-    /// What its stdin holds.
+    /// The content of its stdin.
     pub(super) input: &'static [u8],
     pub(super) stdout: Reader,
     pub(super) stderr: Reader,
-    /// Size of the file that attacks, 0 without one.
+    /// The size of the attacking file; 0 if there is none.
     pub(super) file_bytes: u64,
 }
 
@@ -40,7 +40,7 @@ pub(super) enum End {
     Byte(u8),
 }
 
-/// Who reads a stream of the program.
+/// The reader of an output of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reader {
     Diligent,
@@ -48,23 +48,23 @@ pub(super) enum Reader {
     Asleep,
 }
 
-/// How it went.
+/// What was observed.
 #[derive(Debug)]
 pub(super) struct Observed {
-    /// None when a signal has ended it: its own, or ours after [`LONGEST_RUN`].
+    /// `None` if a signal ended it: its own, or ours after [`LONGEST_RUN`].
     pub(super) code: Option<i32>,
-    /// None where it is not measured.
+    /// `None` if it is not measured.
     pub(super) to_end: Option<Duration>,
     pub(super) stderr: String,
-    /// The peak of anonymous memory beside the guest's RAM, in bytes; none if it has never been seen.
+    /// The peak of anonymous memory besides the guest's RAM, in bytes; `None` if it was never observed.
     pub(super) beside_ram: Option<u64>,
-    /// The peak of resident memory, in bytes. It is at least that of this process, from which the program was
-    /// started.
+    /// The peak of resident memory, in bytes. It is at least that of this process, which has started the
+    /// program.
     pub(super) resident_peak: u64,
 }
 
 impl Run {
-    /// A run whose streams are read and whose guest ends by itself.
+    /// Creates a run whose outputs are read and whose guest ends by itself.
     pub(super) fn new(command: Command) -> Self {
         Self {
             command,
@@ -81,7 +81,7 @@ impl Run {
     }
 }
 
-/// Runs it to its end, or for [`LONGEST_RUN`].
+/// Runs the command to its end, for at most [`LONGEST_RUN`].
 ///
 /// # Errors
 /// The program cannot be started or waited for.
@@ -91,7 +91,7 @@ pub(super) fn watch(run: Run) -> Result<Observed> {
     let start = Instant::now();
     let mut child = command.spawn().context("cannot start the program")?;
     let mut stdin = child.stdin.take().context("no stdin")?;
-    // It fits into any pipe; a program that has ended takes nothing.
+    // The input fits into any pipe. A program that has already ended does not take it.
     let _ = stdin.write_all(input);
     drop(stdin);
     let mark = match end {
@@ -108,7 +108,7 @@ pub(super) fn watch(run: Run) -> Result<Observed> {
             && start.elapsed() >= after
         {
             signalled = Some(Instant::now());
-            // SAFETY: the child has not been waited for, so that its number is its own.
+            // SAFETY: the child has not been waited for, so its PID has not been reused.
             unsafe { libc::kill(child.id() as i32, signal) };
         }
         if let Some(ended) = wait(&child, libc::WNOHANG)? {
@@ -125,7 +125,7 @@ pub(super) fn watch(run: Run) -> Result<Observed> {
         End::Guest => None,
         End::Start => Some(start),
         End::Limit(limit) => Some(start + limit),
-        // What has not come counts from the start, which is longer.
+        // If the event was not observed, count from the start, which gives a longer time.
         End::Signal(..) => Some(signalled.unwrap_or(start)),
         End::Byte(_) => Some(out.marked().unwrap_or(start)),
     };
@@ -138,14 +138,14 @@ pub(super) fn watch(run: Run) -> Result<Observed> {
     })
 }
 
-/// A stream of the program.
+/// An output of the program.
 enum Stream<S> {
     Read { thread: JoinHandle<Vec<u8>>, marked: Arc<OnceLock<Instant>> },
     Unread(S),
 }
 
 impl<S: Read + AsRawFd + Send + 'static> Stream<S> {
-    /// Notes when `mark` comes, if it is read.
+    /// Prepares to read a stream, and to note the time of `mark`.
     fn new(mut stream: S, reader: Reader, mark: Option<u8>) -> Result<Self> {
         if reader == Reader::Asleep {
             // SAFETY: the descriptor is open.
@@ -176,7 +176,7 @@ impl<S: Read + AsRawFd + Send + 'static> Stream<S> {
         }
     }
 
-    /// What came, once the program has ended.
+    /// Returns the output, once the program has ended.
     fn rest(self) -> Vec<u8> {
         match self {
             Self::Read { thread, .. } => thread.join().unwrap_or_default(),
@@ -189,7 +189,7 @@ impl<S: Read + AsRawFd + Send + 'static> Stream<S> {
     }
 }
 
-/// The status and the peak of resident memory of a child that has ended.
+/// Returns the status and the peak of resident memory of a child that has ended.
 fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>> {
     let pid = i32::try_from(child.id())?;
     let mut status = 0;
@@ -202,14 +202,14 @@ fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>
     if waited != pid {
         return Err(std::io::Error::last_os_error()).context("cannot wait for the program");
     }
-    // SAFETY: zeroed is a valid value, and the call has filled it.
+    // SAFETY: zero is a valid value, and the call has filled it.
     let usage = unsafe { usage.assume_init() };
     Ok(Some((ExitStatus::from_raw(status), (usage.ru_maxrss as u64) << 10)))
 }
 
-/// Anonymous memory of a process in mappings that are not the guest's RAM, in bytes; none once it has ended.
-/// Private dirty memory is not what is wanted: it has pages of a program that was built just now and is not
-/// written back yet.
+/// Returns the anonymous memory of a process outside the guest's RAM, in bytes; `None` once it has ended.
+/// Private dirty memory would be misleading: it includes pages of a program that was just built and has not
+/// been written back yet.
 fn beside_ram(pid: u32) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
     let (mut size, mut sum) = (0, 0);
@@ -224,15 +224,15 @@ fn beside_ram(pid: u32) -> Option<u64> {
     Some(sum)
 }
 
-/// What guests get, an odd size by which its mapping is known.
+/// The guests' RAM: an odd size, by which its mapping is recognized.
 pub(super) const RAM: u64 = 67 << 20;
 pub(super) const RAM_OPTION: &str = "67M";
 /// A run that takes longer hangs.
 const LONGEST_RUN: Duration = Duration::from_secs(40);
-/// A guest that is over at once has to be seen, too.
+/// How often memory is observed at first, because some guests end at once.
 const EARLY: Duration = Duration::from_millis(50);
 const EARLY_PAUSE: Duration = Duration::from_micros(200);
 const PAUSE: Duration = Duration::from_millis(10);
 const SMALLEST_PIPE: i32 = 4096;
-/// Bytes of a stream.
+/// How many bytes of a stream are kept.
 const KEPT: usize = 64 << 10;

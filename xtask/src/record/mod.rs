@@ -1,5 +1,5 @@
-//! `cargo xtask record`: runs a short session of the command at a terminal and draws what the
-//! terminal showed as `docs/session.svg`, the picture of the README.
+//! `cargo xtask record`: runs a short session of the command on a terminal and draws the result as
+//! `docs/session.svg`, the picture of the README.
 
 mod svg;
 mod terminal;
@@ -25,12 +25,11 @@ pub(crate) struct RecordArguments {
     program: Option<PathBuf>,
 }
 
-/// Runs the session and writes the picture. Where KVM does not run Linux, the whole session runs on
-/// one emulated host.
+/// Runs the session and writes the picture. If KVM cannot run Linux, the whole session runs on one emulated
+/// host.
 ///
 /// # Errors
-/// The program does not build or start, the default guest is missing, or the session ends in
-/// another way than planned.
+/// The program does not build or start, the default guest is missing, or the session does not end as planned.
 pub(crate) fn run(workspace: &Workspace, arguments: &RecordArguments) -> Result<()> {
     let program = match &arguments.program {
         Some(program) => {
@@ -54,14 +53,14 @@ pub(crate) fn run(workspace: &Workspace, arguments: &RecordArguments) -> Result<
     command.env("CORACLE_DATA", &workspace.data);
     let shown = at_a_terminal(&mut command)?;
     print!("{shown}");
-    ensure!(shown.contains(LAST_LINE), "the session has not come to its end, a diagnosed failure");
+    ensure!(shown.contains(LAST_LINE), "the session has not reached its end, a diagnosed failure");
     let picture = workspace.root.join("docs/session.svg");
     fs::write(&picture, svg::draw(&terminal::lines(&shown, COLUMNS), COLUMNS))?;
     println!("wrote {}", picture.display());
     Ok(())
 }
 
-/// Makes the session's folder, with a kernel in it, and returns its path.
+/// Creates the session's directory with a kernel in it, and returns its path.
 fn prepare(workspace: &Workspace) -> Result<PathBuf> {
     let folder = workspace.target.join("record");
     fs::create_dir_all(&folder)?;
@@ -78,7 +77,7 @@ fn replace_link(target: &Path, link: &Path) -> Result<()> {
     }
 }
 
-/// The commands as a shell script that shows a prompt and the command before its output.
+/// Returns the commands as a shell script that prints a prompt and the command before its output.
 fn script(commands: &[&str]) -> String {
     let step = |command: &&str| {
         let quoted = command.replace('\'', r"'\''");
@@ -87,16 +86,16 @@ fn script(commands: &[&str]) -> String {
     commands.iter().map(step).collect()
 }
 
-/// Runs a command whose stdout and stderr are a terminal, and returns all that it showed.
+/// Runs a command whose stdout and stderr are a terminal, and returns its output.
 fn at_a_terminal(command: &mut Command) -> Result<String> {
     let (ours, theirs) = pseudo_terminal().context("cannot open a pseudo-terminal")?;
     command.stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
     let mut child = command.spawn().context("cannot start the session")?;
-    // The command holds our copies of its end, which would keep the terminal open.
+    // The command holds copies of the slave end, which would keep the terminal open.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut shown = Vec::new();
     let mut ours = File::from(ours);
-    // Linux ends the reading of a terminal that nobody holds any more with EIO.
+    // Linux reports EIO when nobody has the slave end open any more.
     match ours.read_to_end(&mut shown) {
         Err(error) if error.raw_os_error() != Some(libc::EIO) => return Err(error.into()),
         _ => {}
@@ -108,25 +107,25 @@ fn at_a_terminal(command: &mut Command) -> Result<String> {
 fn pseudo_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
     let (mut ours, mut theirs) = (-1, -1);
     let mut size = libc::winsize { ws_row: ROWS, ws_col: COLUMNS as u16, ws_xpixel: 0, ws_ypixel: 0 };
-    // SAFETY: both results have room, the size is valid, and neither name nor mode is given.
+    // SAFETY: both results have room, the size is valid, and null asks for neither a name nor a mode.
     if unsafe { libc::openpty(&mut ours, &mut theirs, ptr::null_mut(), ptr::null_mut(), &raw mut size) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, so nobody else owns it.
     let ours = unsafe { OwnedFd::from_raw_fd(ours) };
-    // SAFETY: as above.
+    // SAFETY: the descriptor is new, so nobody else owns it.
     Ok((ours, unsafe { OwnedFd::from_raw_fd(theirs) }))
 }
 
-/// A command in a guest, a boot test, and a kernel that has no root: its console goes to a file,
-/// the diagnosis does not.
+/// A command in a guest, a boot test, and a kernel without a root: its console goes to a file, but its
+/// diagnosis is shown.
 const SESSION: [&str; 3] = [
     "coracle run -- sh -c 'uname -sr; exit 7'; echo $?",
     "coracle test -- grep -q hypervisor /proc/cpuinfo",
     "coracle run vmlinux > console.log; echo $?",
 ];
 
-/// What the session ends with: the exit code of a panic.
+/// The last line of the session: the exit code of a panic.
 const LAST_LINE: &str = "\n110\r\n";
 
 /// Wide enough for a line of the diagnosis, and narrow enough for a page.

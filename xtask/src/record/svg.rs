@@ -1,11 +1,11 @@
-//! A terminal's lines as an SVG picture (SVG 1.1): text that can be selected and searched, and
-//! nothing that is fetched.
+//! Draws the lines of a terminal as an SVG picture (SVG 1.1) with text that can be selected and searched, and
+//! without external resources.
 
 use std::fmt::Write;
 
 use super::terminal::{Line, Style};
 
-/// Draws the lines on a terminal of so many columns. The same lines give the same bytes.
+/// Draws the lines for a terminal with this many columns. The same lines give the same bytes.
 pub(super) fn draw(lines: &[Line], columns: usize) -> String {
     let width = 2 * MARGIN + (columns * CELL_TENTHS).div_ceil(10);
     let height = 2 * MARGIN + lines.len() * LINE_HEIGHT;
@@ -27,7 +27,7 @@ pub(super) fn draw(lines: &[Line], columns: usize) -> String {
     picture
 }
 
-/// Writes cells of one style.
+/// Writes consecutive cells of one style.
 fn span(picture: &mut String, cells: &[(Style, char)]) {
     let style = cells.first().map(|(style, _)| *style).unwrap_or_default();
     let text = escaped(&cells.iter().map(|(_, character)| character).collect::<String>());
@@ -48,7 +48,7 @@ fn escaped(text: &str) -> String {
 const MARGIN: usize = 16;
 const FONT_SIZE: usize = 14;
 const LINE_HEIGHT: usize = 20;
-/// The width of a character of most monospaced fonts is 0.6 of their size.
+/// The width of a character, in tenths: in most monospaced fonts it is 0.6 of the size.
 const CELL_TENTHS: usize = 6 * FONT_SIZE;
 const FONTS: &str = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace";
 const BACKGROUND: &str = "#1b1f27";

@@ -1,8 +1,8 @@
-//! What a terminal shows of a program's output: lines of text in colours. It knows what the session
-//! uses: line ends, carriage returns, and the sequences SGR and EL (ECMA-48, 8.3.117 and 8.3.41);
-//! it drops other control sequences.
+//! Interprets a program's output as a terminal does, and returns lines of coloured text. It handles what the
+//! session uses: line breaks, carriage returns, and the sequences SGR and EL (ECMA-48, 8.3.117 and 8.3.41);
+//! other control sequences are dropped.
 
-/// How a stretch of text looks.
+/// The style of a piece of text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Style {
     pub(super) bold: bool,
@@ -10,10 +10,10 @@ pub(super) struct Style {
     pub(super) colour: Option<u8>,
 }
 
-/// One line on the screen: a style and a character for each column.
+/// A line on the screen: a style and a character for each column.
 pub(super) type Line = Vec<(Style, char)>;
 
-/// The lines that `output` leaves on a terminal of so many columns.
+/// Returns the lines that `output` leaves on a terminal with this many columns.
 pub(super) fn lines(output: &str, columns: usize) -> Vec<Line> {
     let mut screen =
         Screen { columns, lines: Vec::new(), line: Line::new(), column: 0, style: Style::default() };
@@ -35,7 +35,7 @@ pub(super) fn lines(output: &str, columns: usize) -> Vec<Line> {
 
 struct Screen {
     columns: usize,
-    /// The lines above the one that is written.
+    /// The lines above the current one.
     lines: Vec<Line>,
     line: Line,
     column: usize,
@@ -59,8 +59,8 @@ impl Screen {
         self.column = 0;
     }
 
-    /// Reads a sequence up to its final byte. `CSI ... m` chooses colours, `CSI K` erases to the
-    /// end of the line.
+    /// Interprets a sequence up to its final byte. `CSI ... m` sets colours, `CSI K` erases to the end of the
+    /// line.
     fn control_sequence(&mut self, rest: &mut impl Iterator<Item = char>) {
         if rest.next() != Some('[') {
             return;
@@ -89,7 +89,7 @@ fn select(style: &mut Style, parameter: &str) {
     }
 }
 
-/// The text of a line without its colours.
+/// Returns the text of a line without its colours.
 #[cfg(test)]
 pub(super) fn text(line: &Line) -> String {
     line.iter().map(|(_, character)| character).collect()

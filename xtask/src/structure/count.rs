@@ -1,5 +1,5 @@
-//! How many files know of one device or of one ending: what a change of it, or another one like it, has to
-//! touch.
+//! How many files name a device or an ending: these are the files that a change to it, or the addition of a
+//! similar one, has to touch.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::names::{self, Name};
 use super::ratchet::{Ratchet, Verdicts};
 use super::sources::Source;
 
-/// What is counted.
+/// What to count.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct CountArguments {
@@ -21,37 +21,38 @@ pub(crate) struct CountArguments {
     pub(crate) ending: Option<String>,
 }
 
-/// A device with a flag and a field of the configuration: its list, its type, and the two ends that open and
-/// attach it.
+/// The limit for a device with a flag and a field of the configuration: the list of settings, its type, and
+/// the two files that open and attach it.
 const MAX_FILES: usize = 4;
 
-/// One that programs also have a handle of: what gives it out, and what it is in.
+/// The limit for a device with a handle for programs: in addition, the file that returns the handle, and the
+/// type that holds it.
 const MAX_FILES_WITH_HANDLE: usize = 6;
 
-/// The files that name each device, with what they may be today. The numbers only go down.
+/// The devices, with the number of files that may name each of them today. The numbers may only decrease.
 const DEVICES: &[(Ratchet, usize)] = &[
     (Ratchet { name: "balloon", most: 9 }, MAX_FILES_WITH_HANDLE),
     (Ratchet { name: "vsock", most: 19 }, MAX_FILES_WITH_HANDLE),
     (Ratchet { name: "rng", most: 6 }, MAX_FILES),
 ];
 
-/// The file of `Ending`, with its exit code, sentence and kind, and what makes it: two limits of time are
-/// watched in two places, and a command's in a third.
+/// The limit for an ending: the file of `Ending`, which has its exit code, message and kind, and the code
+/// that creates it. The time limits are watched in two places, and that of a command in a third.
 const MAX_FILES_OF_ENDING: usize = 4;
 
-/// Where the endings are.
+/// The file that defines the endings.
 const ENDINGS_PATH: &str = "src/ending/mod.rs";
 
-/// The crates that a machine is made of. The agent runs on the other side of the devices.
+/// The crates of which a machine consists. The agent runs on the other side of the devices.
 const CRATES: &[&str] = &["src/", "cli/src/", "devices/src/", "arch/src/", "image/src/"];
 
 /// The lines of each file that name something.
 type Places = BTreeMap<String, Vec<usize>>;
 
-/// Holds each device and each ending against its limit.
+/// Checks each device and each ending against its limit.
 ///
 /// # Errors
-/// A file is not Rust.
+/// A file is not valid Rust.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
     let names = read(sources)?;
     for (device, limit) in DEVICES {
@@ -65,10 +66,10 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
     Ok(())
 }
 
-/// Prints the places that `arguments` ask for, and how many files they are in.
+/// Prints the lines that `arguments` ask for, and the number of files.
 ///
 /// # Errors
-/// A file is not Rust.
+/// A file is not valid Rust.
 pub(super) fn print(sources: &[Source], arguments: &CountArguments) -> Result<()> {
     let names = read(sources)?;
     let places = match (&arguments.name, &arguments.ending) {
@@ -83,7 +84,7 @@ pub(super) fn print(sources: &[Source], arguments: &CountArguments) -> Result<()
     Ok(())
 }
 
-/// The names in each file of the product.
+/// Returns the names in each file of the product.
 fn read(sources: &[Source]) -> Result<Vec<(&str, Vec<Name>)>> {
     let product = sources
         .iter()
@@ -96,7 +97,7 @@ fn read(sources: &[Source]) -> Result<Vec<(&str, Vec<Name>)>> {
         .collect()
 }
 
-/// The places that name a device outside its own files and directories.
+/// Returns the lines that name a device outside its own files and directories.
 fn device_places(files: &[(&str, Vec<Name>)], device: &str) -> Places {
     let device = words(device);
     let others =
@@ -104,7 +105,7 @@ fn device_places(files: &[(&str, Vec<Name>)], device: &str) -> Places {
     places(others, |_, name| has(&words(&name.text), &device))
 }
 
-/// The places that name a variant of `Ending`.
+/// Returns the lines that name a variant of `Ending`.
 fn ending_places(files: &[(&str, Vec<Name>)], ending: &str) -> Places {
     places(files.iter(), |path, name| {
         let is_path = match name.within.as_deref() {
@@ -131,7 +132,7 @@ fn places<'a>(
     places
 }
 
-/// The variants of `Ending`: the names in the braces after it that follow the start or a comma.
+/// Returns the variants of `Ending`.
 fn endings(sources: &[Source]) -> Result<Vec<String>> {
     let source = sources.iter().find(|source| source.path == ENDINGS_PATH);
     let source = source.with_context(|| format!("{ENDINGS_PATH} is not there"))?;
@@ -140,7 +141,7 @@ fn endings(sources: &[Source]) -> Result<Vec<String>> {
     Ok(endings)
 }
 
-/// The words of a name in any case: `VsockConfig`, `vsock_config` and `"vsock config"` have two.
+/// Splits a name into words: `VsockConfig`, `vsock_config` and `"vsock config"` have two.
 fn words(name: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut was_lower = false;

@@ -1,12 +1,12 @@
-//! Files are short enough to be read at one go.
+//! Checks that files are short enough to be read in one go.
 
 use super::ratchet::Verdicts;
 use super::sources::Source;
 
-/// A longer file does two things.
+/// The maximum length of a file. A longer one usually has two subjects.
 const MAX_LINES: usize = 450;
 
-/// Tests in files of their own: a list of cases is read one by one.
+/// The maximum length of a file of tests, whose cases are read one by one.
 const MAX_TEST_LINES: usize = 600;
 
 /// Counts the lines of `sources`, which are Rust.

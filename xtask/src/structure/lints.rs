@@ -1,4 +1,4 @@
-//! Every crate of the workspace denies what panics.
+//! Checks that every crate of the workspace denies the lints against panics.
 
 use super::ratchet::Verdicts;
 use super::sources::Source;
@@ -10,12 +10,12 @@ const LINTS: &[&str] =
 const ARITHMETIC: &str = "clippy::arithmetic_side_effects";
 const READERS: &[&str] = &["arch/", "devices/", "image/"];
 
-/// Workspaces of their own.
+/// Directories with workspaces of their own.
 const OTHERS: &[&str] = &["fuzz/", "examples/cargo-runner/"];
 
-/// Looks into the root of each crate. `sources` are Rust; the fuzz targets are a workspace of their own,
-/// whose crates have to panic when they find something, and so is the example that stands for a user's
-/// package.
+/// Checks the root of each crate. `sources` are Rust. The fuzz targets are excluded, as they have to panic
+/// when they find something, and so is the example that stands for a user's package; both are workspaces of
+/// their own.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
     for source in sources {
         let is_root = ["src/lib.rs", "src/main.rs"].iter().any(|root| {

@@ -1,4 +1,4 @@
-//! What the shape of the tree promises, checked: `cargo xtask ci` runs it, CONTRIBUTING.md explains it.
+//! Checks of the tree's structure: `cargo xtask ci` runs them, CONTRIBUTING.md explains them.
 
 mod count;
 mod flags;
@@ -18,12 +18,12 @@ pub(crate) use self::count::CountArguments;
 use self::ratchet::Verdicts;
 use crate::workspace::Workspace;
 
-/// Looks for rooms that import one above them, and holds every count against its limit. Prints the counts
-/// that have gone down below the number in their table; with `places` also each line that is too long and
-/// each phrase and doc that is to go.
+/// Looks for rooms that import one above them, and checks every count against its limit. Prints the counts
+/// that have fallen below the number in their table; with `places` also each line that is too long, and each
+/// phrase and doc to be removed.
 ///
 /// # Errors
-/// There is a fault, or a source file cannot be read.
+/// There is a violation, or a source file cannot be read.
 pub(crate) fn check(workspace: &Workspace, places: bool) -> Result<()> {
     let mut verdicts = Verdicts::default();
     for tree in order::TREES {
@@ -45,7 +45,7 @@ pub(crate) fn check(workspace: &Workspace, places: bool) -> Result<()> {
     Ok(())
 }
 
-/// Prints what names a device or an ending.
+/// Prints the lines that name a device or an ending.
 ///
 /// # Errors
 /// A source file cannot be read.

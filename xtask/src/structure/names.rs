@@ -1,23 +1,23 @@
-//! The names in a source file, with their lines: identifiers and what string literals say, without docs,
-//! comments and what is for tests only.
+//! The names in a source file, with their lines: identifiers and string literals, without docs, comments and
+//! test code.
 
 use anyhow::{Context, Result};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-/// A name that code says.
+/// A name in code.
 pub(super) struct Name {
-    /// The line that it stands in, from 1.
+    /// Its line, from 1.
     pub(super) line: usize,
-    /// An identifier, or a literal with its quotes.
+    /// The identifier, or the literal with its quotes.
     pub(super) text: String,
-    /// The segment before it, in a path.
+    /// The preceding segment, in a path.
     pub(super) within: Option<String>,
 }
 
-/// The names of `source`, in its order.
+/// Returns the names of `source`, in order.
 ///
 /// # Errors
-/// It is not Rust.
+/// The source is not valid Rust.
 pub(super) fn of_file(source: &str) -> Result<Vec<Name>> {
     let tokens: TokenStream = source.parse().ok().context("its tokens cannot be read")?;
     let mut names = Vec::new();
@@ -25,10 +25,10 @@ pub(super) fn of_file(source: &str) -> Result<Vec<Name>> {
     Ok(names)
 }
 
-/// The variants of an enum.
+/// Returns the variants of an enum.
 ///
 /// # Errors
-/// It is not Rust.
+/// The source is not valid Rust.
 pub(super) fn variants(source: &str, name: &str) -> Result<Vec<String>> {
     let tokens: TokenStream = source.parse().ok().context("its tokens cannot be read")?;
     let mut trees = tokens.into_iter();
@@ -37,7 +37,7 @@ pub(super) fn variants(source: &str, name: &str) -> Result<Vec<String>> {
             && matches!(trees.next(), Some(TokenTree::Ident(word)) if word == name)
             && let Some(TokenTree::Group(body)) = trees.next()
         {
-            // Fields are in groups, attributes too.
+            // Fields and attributes are in groups.
             let names = body.stream().into_iter().filter_map(|tree| match tree {
                 TokenTree::Ident(variant) => Some(variant.to_string()),
                 _ => None,
@@ -69,7 +69,7 @@ fn read(tokens: TokenStream, names: &mut Vec<Name>) {
     }
 }
 
-/// `name ::` at the end of `trees`.
+/// Returns `name` if `trees` end with `name ::`.
 fn segment_before(trees: &[TokenTree]) -> Option<String> {
     let [.., TokenTree::Ident(segment), TokenTree::Punct(one), TokenTree::Punct(other)] = trees else {
         return None;
@@ -77,7 +77,7 @@ fn segment_before(trees: &[TokenTree]) -> Option<String> {
     (one.as_char() == ':' && other.as_char() == ':').then(|| segment.to_string())
 }
 
-/// What counts after a `#`: not a doc, and not what is for tests only.
+/// Skips what follows a `#` and does not count: a doc, or an item that is for tests only.
 fn after_attribute(trees: &[TokenTree]) -> &[TokenTree] {
     let (attribute, rest) = match trees {
         [TokenTree::Group(attribute), rest @ ..] => (attribute, rest),
@@ -94,7 +94,7 @@ fn after_attribute(trees: &[TokenTree]) -> &[TokenTree] {
     }
 }
 
-/// What follows an item: it ends with a body in braces or a semicolon.
+/// Returns what follows an item, which ends with a body in braces or a semicolon.
 fn after_item(trees: &[TokenTree]) -> &[TokenTree] {
     let is_end = |tree: &TokenTree| match tree {
         TokenTree::Punct(punct) => punct.as_char() == ';',

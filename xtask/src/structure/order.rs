@@ -1,4 +1,4 @@
-//! The rooms of a crate know each other one way: from top to bottom.
+//! Checks that the rooms of a crate depend on each other in one direction only: from top to bottom.
 
 use std::collections::HashMap;
 use std::fs;
@@ -10,14 +10,14 @@ use super::paths;
 
 /// A crate whose rooms have an order.
 pub(super) struct Tree {
-    /// Its sources, from the top of the workspace.
+    /// The directory of its sources, from the top of the workspace.
     pub(super) directory: &'static str,
     /// The rooms, lowest first: each may import those before it.
     pub(super) rooms: &'static [&'static str],
 }
 
-/// The order of the rooms. A new room is placed above what it needs; nothing here is ever moved up to let a
-/// path through without asking what the path says about the code.
+/// The order of the rooms. A new room is placed above those that it needs. Before moving a room up to permit
+/// an import, ask what that import says about the code.
 pub(super) const TREES: &[Tree] = &[LIBRARY, IMAGE, COMMAND, AGENT];
 
 const LIBRARY: Tree = Tree {
@@ -78,7 +78,7 @@ const AGENT: Tree = Tree {
     ],
 };
 
-/// What goes against the order, one line each.
+/// Returns the violations of the order, one per line.
 ///
 /// # Errors
 /// A file cannot be read.
@@ -113,7 +113,7 @@ pub(super) fn faults(directory: &Path, rooms: &[&str]) -> Result<Vec<String>> {
     Ok(faults)
 }
 
-/// The path of a file's module from the crate's root; empty for the root itself.
+/// Returns the module path of a file from the crate's root; empty for the root itself.
 fn module_of(file: &Path) -> Vec<String> {
     let mut module: Vec<String> =
         file.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
@@ -144,7 +144,7 @@ fn sources(directory: &Path) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    /// The faults of a crate of these files.
+    /// Returns the violations of a crate with these files.
     fn faults_of(name: &str, files: &[(&str, &str)]) -> Vec<String> {
         let directory = std::env::temp_dir().join(format!("coracle-order-{}-{name}", std::process::id()));
         for (file, source) in files {

@@ -1,14 +1,15 @@
 //! The `crate::` and `super::` paths of a source file, as paths from the crate's root.
 //!
-//! It reads tokens, so that paths in macros count, and comments and strings do not.
+//! It reads tokens, so that paths in macros count, and those in comments and strings do not.
 
 use anyhow::{Context, Result};
 use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
-/// The paths that `source` names, cut to `depth` segments. `module` is the file's own path from the root.
+/// Returns the paths that `source` names, cut to `depth` segments. `module` is the file's own path from the
+/// root.
 ///
 /// # Errors
-/// It is not Rust.
+/// The source is not valid Rust.
 pub(super) fn of_file(source: &str, module: &[String], depth: usize) -> Result<Vec<Vec<String>>> {
     let tokens: TokenStream = source.parse().ok().context("its tokens cannot be read")?;
     let mut reader = Reader { depth, paths: Vec::new() };
@@ -16,10 +17,11 @@ pub(super) fn of_file(source: &str, module: &[String], depth: usize) -> Result<V
     Ok(reader.paths)
 }
 
-/// The names that `pub use` or `pub(..) use` gives the root, with the room that each comes from.
+/// Returns the names that `pub use` or `pub(..) use` re-exports at the root, with the room that each comes
+/// from.
 ///
 /// # Errors
-/// It is not Rust.
+/// The source is not valid Rust.
 pub(super) fn exports(source: &str) -> Result<Vec<(String, String)>> {
     let tokens: TokenStream = source.parse().ok().context("its tokens cannot be read")?;
     let trees: Vec<TokenTree> = tokens.into_iter().collect();
@@ -61,7 +63,7 @@ impl Reader {
         }
     }
 
-    /// `mod name { .. }`: its `super` is this module.
+    /// Handles `mod name { .. }`, whose `super` is this module.
     fn module(&mut self, trees: &mut Trees, module: &[String]) {
         let Some(TokenTree::Ident(name)) = trees.next() else { return };
         if let Some(body) = trees.next_if(|tree| group(tree, Delimiter::Brace).is_some())
@@ -84,7 +86,7 @@ impl Reader {
         }
     }
 
-    /// What follows `base` is a use tree or a path: every leaf of it is recorded.
+    /// Handles the use tree or path that follows `base`, and records every leaf.
     fn tree(&mut self, trees: &mut Trees, base: &[String]) {
         match after_separator(trees) {
             Some(tree) => self.continued(tree, trees, base),
@@ -100,7 +102,7 @@ impl Reader {
         }
     }
 
-    /// `{a, b::c}` behind `base::`.
+    /// Handles `{a, b::c}` after `base::`.
     fn braces(&mut self, group: &Group, base: &[String]) {
         let mut trees = group.stream().into_iter().collect::<Vec<_>>().into_iter().peekable();
         while let Some(tree) = trees.next() {
@@ -110,7 +112,7 @@ impl Reader {
                 TokenTree::Group(inner) => self.braces(&inner, base),
                 TokenTree::Punct(_) | TokenTree::Literal(_) => continue,
             }
-            // Up to the comma: `as name` is no path.
+            // Skip to the comma: `as name` is not a path.
             while trees.next_if(|tree| !is_mark(tree, ',')).is_some() {}
         }
     }
@@ -120,7 +122,7 @@ impl Reader {
     }
 }
 
-/// What stands after `::`, if that comes next.
+/// Returns the token after `::`, if that comes next.
 fn after_separator(trees: &mut Trees) -> Option<TokenTree> {
     trees.next_if(|tree| is_mark(tree, ':'))?;
     trees.next_if(|tree| is_mark(tree, ':'))?;

@@ -1,23 +1,23 @@
-//! Counts that are above their limit today: each may only go down.
+//! Counts that exceed their limit today, and may only decrease.
 
-/// A count that may be above the limit, up to a number.
+/// A count that may exceed its limit, up to a number.
 pub(super) struct Ratchet {
     pub(super) name: &'static str,
-    /// What it may be at most. Whoever brings the count down lowers it.
+    /// The maximum today. Whoever reduces the count lowers it.
     pub(super) most: usize,
 }
 
-/// What the checks have found.
+/// The results of the checks.
 #[derive(Default)]
 pub(super) struct Verdicts {
-    /// One line each; any of them fails the check.
+    /// Violations, one per line; each of them fails the check.
     pub(super) faults: Vec<String>,
-    /// Counts that have gone down below the number in their table.
+    /// Counts that have fallen below the number in their table.
     pub(super) news: Vec<String>,
 }
 
 impl Verdicts {
-    /// Holds `count` against `limit`, or against the number of `listed` where that is greater.
+    /// Checks `count` against `limit`, or against the number in `listed` if that is greater.
     pub(super) fn judge(
         &mut self,
         name: &str,

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// A file that somebody wrote.
+/// A file of the workspace.
 pub(super) struct Source {
     /// Its path from the top of the workspace.
     pub(super) path: String,
@@ -13,15 +13,15 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Whether it holds tests only: a file of `tests/`, `tests.rs`, or a room of test tools.
+    /// Whether the file has tests only: a file in `tests/`, `tests.rs`, or a room of test tools.
     pub(super) fn is_test(&self) -> bool {
         let mut parts = self.path.split('/');
         parts.any(|part| matches!(part, "tests" | "tests.rs" | "testing") || part.ends_with("_tests.rs"))
     }
 }
 
-/// Every file below `root` whose name ends in one of `extensions`, sorted by path. Hidden directories,
-/// cargo's target directory and fuzz corpora are left out.
+/// Returns every file below `root` with one of `extensions`, sorted by path. Hidden directories, cargo's
+/// target directory and fuzz corpora are left out.
 ///
 /// # Errors
 /// A directory or a file cannot be read, or a file is not text.

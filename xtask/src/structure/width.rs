@@ -1,18 +1,18 @@
-//! Lines fit the window that a reader has.
+//! Checks that lines fit the reader's window.
 
 use super::ratchet::{Ratchet, Verdicts};
 use super::sources::Source;
 
-/// For lines of comment: the width of rustfmt.toml, which rustfmt does not hold comments to.
+/// The maximum width of comments: that of rustfmt.toml, which rustfmt does not apply to comments.
 const MAX_COMMENT_COLUMNS: usize = 110;
 
-/// For lines of code: rustfmt leaves a line alone that it cannot break, such as a string.
+/// The maximum width of code: rustfmt leaves a line alone that it cannot break, such as a string.
 const MAX_COLUMNS: usize = 120;
 
-/// Longer lines of comment. The number only goes down.
+/// Comment lines that are longer. The number may only decrease.
 const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 0 };
 
-/// Longer lines of code. The number only goes down.
+/// Code lines that are longer. The number may only decrease.
 const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 101 };
 
 /// Counts the lines of `sources`, which are Rust, that are too long.
@@ -25,7 +25,7 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
     }
 }
 
-/// The places of these lines.
+/// Returns these lines, with their locations.
 pub(super) fn places(sources: &[Source]) -> Vec<String> {
     let long = |source: &Source| {
         let lines = source.text.lines().enumerate().filter(|(_, line)| too_long(line).is_some());
@@ -36,7 +36,7 @@ pub(super) fn places(sources: &[Source]) -> Vec<String> {
     sources.iter().flat_map(long).collect()
 }
 
-/// Whether a line that is too long is a comment; nothing for a line that fits.
+/// Whether a line that is too long is a comment; `None` for a line that fits.
 fn too_long(line: &str) -> Option<bool> {
     let is_comment = line.trim_start().starts_with("//");
     let most = if is_comment { MAX_COMMENT_COLUMNS } else { MAX_COLUMNS };

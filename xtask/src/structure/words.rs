@@ -1,10 +1,10 @@
-//! Phrases that a reader stumbles over, and docs that say nothing. How to write instead: CONTRIBUTING.md,
-//! "English".
+//! Phrases over which a reader stumbles, and docs that say nothing. CONTRIBUTING.md, "English", shows how to
+//! write instead.
 
 use super::ratchet::{Ratchet, Verdicts};
 use super::sources::Source;
 
-/// Phrases that may stand nowhere; the numbers are how often each still does, and only go down.
+/// Phrases that should not occur. The numbers are how often each still does, and may only decrease.
 const PHRASES: &[Ratchet] = &[
     Ratchet { name: "can be had", most: 3 },
     Ratchet { name: "behind commas", most: 0 },
@@ -14,7 +14,7 @@ const PHRASES: &[Ratchet] = &[
     Ratchet { name: "are no", most: 5 },
 ];
 
-/// Other words around a phrase that make it good English.
+/// Longer phrases that are good English although they contain a bad one.
 const GOOD: &[(&str, &str)] = &[
     ("is no", "is no longer"),
     ("is no", "is no more"),
@@ -24,7 +24,7 @@ const GOOD: &[(&str, &str)] = &[
     ("are no", "there are no"),
 ];
 
-/// Docs of one line that repeat the name of their item or point nowhere.
+/// Docs of one line that repeat the name of their item or refer to nothing.
 const HOLLOW: &[Ratchet] = &[
     Ratchet { name: "As given.", most: 39 },
     Ratchet { name: "As there.", most: 9 },
@@ -54,7 +54,7 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
     }
 }
 
-/// The places of the phrases and docs in `sources`, for who wants to mend them.
+/// Returns the locations of the phrases and docs in `sources`.
 pub(super) fn places(sources: &[Source]) -> Vec<String> {
     let mut places = Vec::new();
     for source in sources.iter().filter(|source| source.path != OWN_PATH) {
@@ -68,8 +68,7 @@ pub(super) fn places(sources: &[Source]) -> Vec<String> {
     places
 }
 
-/// The text in lower case without line breaks and comment marks, so that a phrase may go over the end of a
-/// line.
+/// Returns the text in lower case without line breaks and comment marks, so that a phrase may span lines.
 fn flat(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let line = line.trim().trim_end_matches('\\').trim_end();
@@ -78,7 +77,7 @@ fn flat(text: &str) -> String {
     lines.collect::<Vec<_>>().join(" ").to_lowercase()
 }
 
-/// How often `phrase` stands in `text` as whole words, without the good uses of it.
+/// Counts `phrase` in `text` as whole words, without its good uses.
 fn count(text: &str, phrase: &str) -> usize {
     let of =
         |phrase: &str| text.match_indices(phrase).filter(|(at, _)| is_whole(text, *at, phrase.len())).count();
@@ -94,7 +93,7 @@ fn is_whole(text: &str, at: usize, len: usize) -> bool {
     !is_part(before) && !is_part(after)
 }
 
-/// This file has to write them.
+/// This file itself has to contain the phrases.
 const OWN_PATH: &str = "xtask/src/structure/words.rs";
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The kernel's own build, in a folder that is removed again: unpack, configure, make.
+//! The kernel's own build, in a directory that is removed afterwards: unpack, configure, make.
 
 use std::fmt;
 use std::fs;
@@ -13,23 +13,23 @@ use super::read_text;
 use crate::assets::{read, write};
 use crate::process::capture;
 
-/// Counts the changes of this file that change the kernel it builds.
+/// Counts the changes to this file that change the kernel it builds.
 pub(super) const RECIPE: u8 = 1;
 
-/// The C compiler, as its first line of `--version` names it.
+/// The C compiler, as the first line of its `--version` identifies it.
 #[derive(Debug)]
 pub(super) struct Compiler {
     version: String,
 }
 
 impl Compiler {
-    /// Asks the compiler that the kernel's build uses.
+    /// Asks the compiler that the kernel's build uses for its version.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no compiler.
     pub(super) fn find() -> Result<Self> {
         let version = capture(Command::new("gcc").arg("--version"))?;
-        Ok(Self { version: version.lines().next().context("gcc does not tell its version")?.to_owned() })
+        Ok(Self { version: version.lines().next().context("gcc does not print its version")?.to_owned() })
     }
 
     #[cfg(test)]
@@ -47,33 +47,32 @@ impl fmt::Display for Compiler {
 /// A finished kernel.
 #[derive(Debug)]
 pub(super) struct Built {
-    /// As `uname -r` tells it.
+    /// The release, as printed by `uname -r`.
     pub(super) release: String,
     /// The whole configuration.
     pub(super) config: String,
-    /// ELF, with its symbols and without relocations.
+    /// The ELF image, with its symbols and without relocations.
     pub(super) vmlinux: Vec<u8>,
-    /// bzImage.
+    /// The bzImage.
     pub(super) vmlinuz: Vec<u8>,
-    /// The list of what would be modules, were it not built in (`Documentation/kbuild/kbuild.rst`).
+    /// The list of code that is built in but could be a module (`Documentation/kbuild/kbuild.rst`).
     pub(super) built_in: String,
 }
 
-/// An unpacked kernel source, removed when it is dropped.
+/// An unpacked kernel source, removed on drop.
 #[derive(Debug)]
 pub(super) struct SourceTree {
     folder: PathBuf,
-    /// Seconds since 1970: the kernel's banner has it in place of the time of the build, so that one source
-    /// gives one kernel.
+    /// Seconds since 1970. The kernel's banner shows this instead of the time of the build, so that the same
+    /// source gives the same kernel.
     time: i64,
 }
 
 impl SourceTree {
-    /// Unpacks an archive into `folder`, which is emptied first: a build that was broken off may have left
-    /// it.
+    /// Unpacks an archive into `folder`, which is emptied first: an interrupted build may have left it.
     ///
     /// # Errors
-    /// The folder cannot be emptied, or the archive not be unpacked.
+    /// The directory cannot be emptied, or the archive cannot be unpacked.
     pub(super) fn unpack(archive: &Path, folder: &Path) -> Result<Self> {
         if folder.exists() {
             fs::remove_dir_all(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
@@ -87,7 +86,8 @@ impl SourceTree {
         Ok(tree)
     }
 
-    /// Makes the configuration in which everything is off but the fragment's settings and what they need.
+    /// Creates the configuration in which everything is off except the fragment's settings and what they
+    /// need.
     ///
     /// # Errors
     /// The kernel's configuration tool fails.
@@ -101,12 +101,12 @@ impl SourceTree {
     /// Builds the configured kernel.
     ///
     /// # Errors
-    /// It does not build; the error holds what the compiler says.
+    /// It does not build; the error contains the compiler's output.
     pub(super) fn build(&self, config: String) -> Result<Built> {
         capture(&mut self.make("bzImage"))?;
         let release = capture(&mut self.make("kernelrelease"))?.trim().to_owned();
         let vmlinux = self.folder.join("vmlinux.bare");
-        // The relocations are for KASLR, which takes them from the bzImage; they are half of the file.
+        // The relocations are half of the file. Only KASLR needs them, and it takes them from the bzImage.
         let mut objcopy = Command::new("objcopy");
         objcopy
             .args(["--strip-debug", "--remove-section=.rela*"])
@@ -125,7 +125,7 @@ impl SourceTree {
         command.env("LC_ALL", "C").env("ARCH", "x86_64");
         command.env("KBUILD_BUILD_TIMESTAMP", format!("@{}", self.time));
         command.env("KBUILD_BUILD_USER", "coracle").env("KBUILD_BUILD_HOST", "xtask");
-        // What the caller's own make, if there is one, tells its children.
+        // Variables that the caller's own make, if there is one, sets for its children.
         command.env_remove("MAKEFLAGS").env_remove("MAKELEVEL");
         command
     }

@@ -1,11 +1,10 @@
-//! Kernel configuration fragments: the lines that are wanted, and which of them a finished configuration
-//! lacks.
+//! Kernel configuration fragments: the requested settings, and which of them a finished configuration lacks.
 
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, bail, ensure};
 
-/// The settings of a configuration fragment, in its order.
+/// The settings of a configuration fragment, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fragment {
     settings: Vec<Setting>,
@@ -14,14 +13,14 @@ pub(super) struct Fragment {
 /// One option and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Setting {
-    /// With its prefix `CONFIG_`.
+    /// The name, with its prefix `CONFIG_`.
     option: String,
-    /// As written behind the `=`; `n` for one that is not set.
+    /// The text after the `=`; `n` for an option that is not set.
     value: String,
 }
 
 impl Fragment {
-    /// Reads a fragment: settings, comments and empty lines.
+    /// Parses a fragment: settings, comments and empty lines.
     ///
     /// # Errors
     /// A line is none of these, or an option is set twice.
@@ -39,12 +38,13 @@ impl Fragment {
         Ok(Self { settings })
     }
 
-    /// The settings alone, one a line, as the kernel's tools read them.
+    /// Returns the settings alone, one per line, as the kernel's tools read them.
     pub(super) fn settings(&self) -> String {
         self.settings.iter().map(|setting| format!("{}\n", setting.line())).collect()
     }
 
-    /// The settings that `config`, a whole configuration, does not have, each with what it has instead.
+    /// Returns the settings that `config`, a complete configuration, does not have, each with the value that
+    /// it has instead.
     pub(super) fn overruled(&self, config: &str) -> Vec<String> {
         let found: HashMap<String, String> = config
             .lines()
@@ -70,7 +70,7 @@ impl Setting {
     }
 }
 
-/// The setting on a line; `None` for a comment or an empty line.
+/// Parses the setting on a line; `None` for a comment or an empty line.
 fn setting(line: &str) -> Result<Option<Setting>> {
     let of =
         |option: &str, value: &str| Ok(Some(Setting { option: option.to_owned(), value: value.to_owned() }));
@@ -106,7 +106,7 @@ mod tests {
 
     #[test]
     fn configuration_that_has_every_setting_overrules_none() {
-        // An option that is off may also be missing: those behind a condition that does not hold are.
+        // An option that is off may also be missing: one whose dependencies are not met is not listed.
         let config =
             "#\n# Automatically generated\n#\nCONFIG_64BIT=y\nCONFIG_A=y\nCONFIG_C=\"-x=y\"\nCONFIG_D=m\n";
         assert_eq!(Fragment::parse(TEXT).unwrap().overruled(config), [""; 0]);

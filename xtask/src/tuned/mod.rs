@@ -1,8 +1,9 @@
-//! `cargo xtask guest --tuned`: a Linux kernel of our own configuration, built from Debian's kernel source.
+//! `cargo xtask guest --tuned`: a Linux kernel with a configuration of our own, built from Debian's kernel
+//! source.
 //!
-//! It is the asset folder `tuned` (see [`crate::assets`]) with `vmlinux`, `vmlinuz`, `config` and
-//! `manifest.json`, and a `lib/modules` that says that every module is built in. Its key is made of
-//! everything that decides the result, so that a kernel is built once and then found.
+//! It is the asset directory `tuned` (see [`crate::assets`]) with `vmlinux`, `vmlinuz`, `config` and
+//! `manifest.json`, and a `lib/modules` that declares every module built in. Its key is derived from
+//! everything that affects the result, so that a kernel is built once and then found.
 
 mod build;
 mod config;
@@ -20,11 +21,11 @@ use crate::packages::{Package, PackageStore};
 use crate::setup;
 use crate::workspace::Workspace;
 
-/// Builds the kernel where it is not there yet; with `update`, of the newest source package.
+/// Builds the kernel if it is missing; with `update`, from the newest source package.
 ///
 /// # Errors
-/// The source or a program of the build is missing and cannot be had, the configuration contradicts itself,
-/// or the kernel does not build.
+/// The source or a program of the build is missing, the configuration contradicts itself, or the kernel does
+/// not build.
 pub(crate) fn make(workspace: &Workspace, update: bool) -> Result<()> {
     setup::make_ready_for_kernel()?;
     let fragment = Fragment::parse(&read_text(&workspace.root.join(FRAGMENT))?).context(FRAGMENT)?;
@@ -62,7 +63,7 @@ fn build(data: &Path, package: &Package, fragment: &Fragment) -> Result<Built> {
     tree.build(config)
 }
 
-/// The one archive that the source package installs.
+/// Returns the only archive that the source package installs.
 fn archive(package: &Path) -> Result<std::path::PathBuf> {
     let folder = package.join("usr/src");
     let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
@@ -85,8 +86,8 @@ fn write_all(folder: &Path, built: &Built, package: &Package, compiler: &Compile
     write(&folder.join("vmlinux"), vmlinux)?;
     write(&folder.join("vmlinuz"), vmlinuz)?;
     write(&folder.join("config"), config.as_bytes())?;
-    // Where modules beside a kernel are looked for: there are none to load, which is not the same as none
-    // found.
+    // The place in which modules are looked for beside a kernel. An empty list means that no module is
+    // needed, which differs from finding no list.
     let modules = folder.join("lib/modules").join(release);
     fs::create_dir_all(modules.join("kernel"))
         .with_context(|| format!("cannot make {}", modules.display()))?;
@@ -99,7 +100,7 @@ fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// What the folder was made of, for people and bug reports.
+/// What the directory was made from, for people and bug reports.
 #[derive(Serialize)]
 struct Manifest<'a> {
     role: &'a str,
@@ -113,7 +114,7 @@ struct Manifest<'a> {
 
 const ROLE: &str = "tuned";
 
-/// The long-term kernel that the default guest's stock kernel is made of too, so that the two can be
+/// The long-term kernel from which the default guest's stock kernel is built too, so that the two can be
 /// compared.
 const SOURCE_PACKAGE: &str = "linux-source-6.1";
 
