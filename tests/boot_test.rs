@@ -392,7 +392,7 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     let ip = suite("ip", "[[case]]\nname = \"x\"\nip = \"dhcp\"\ncommand = [\"true\"]\n");
     refused(&run(&["--suite", ip.to_str().unwrap()]), "x: ip: this machine has no network card; add `nets`");
     let grace = run(&[hello, "--tap-grace", "2s"]);
-    refused(&grace, "--tap-grace: it is for results that have to come; add --tap require");
+    refused(&grace, "--tap-grace: it applies to required results only; add --tap require");
 }
 
 #[test]

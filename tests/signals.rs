@@ -141,7 +141,7 @@ fn end_that_the_user_asks_for_does_not_wait_for_the_reader_of_an_outcome() {
         let outcome = fifo(name);
         start(run_payload("spin").arg("--outcome").arg(&outcome).args(["--timeout", limit]))
     };
-    collect(unread("unread-timeout", "300ms")).expect(124, "nobody has read all of it within 1 s");
+    collect(unread("unread-timeout", "300ms")).expect(124, "its reader has not taken all of it within 1 s");
     let child = unread("unread-quit", "60s");
     std::thread::sleep(std::time::Duration::from_millis(300));
     signal(&child, libc::SIGQUIT);

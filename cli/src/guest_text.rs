@@ -1,17 +1,17 @@
-//! Text of a guest on its way to patterns, reports and terminals: without escape sequences where they would
-//! hide what is printed, and without characters that would steer a terminal.
+//! Prepares a guest's text for patterns, reports and terminals: removes escape sequences that would hide what
+//! is printed, and characters that would control a terminal.
 
 use std::borrow::Cow;
 
-/// The line without escape sequences (ECMA-48, section 5.4 and 5.6: control sequences, control strings, and
-/// two-character sequences). A sequence that the line does not end is taken to its end.
+/// Removes escape sequences from a line (ECMA-48, sections 5.4 and 5.6: control sequences, control strings,
+/// and two-character sequences). An unfinished sequence extends to the end of the line.
 pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
     if !line.contains(ESC) {
         return Cow::Borrowed(line);
     }
     let mut pieces = line.split(ESC);
     let mut plain = pieces.next().unwrap_or_default().to_owned();
-    // The text of a control string goes on over the escape characters in it, up to `ESC \` or BEL.
+    // A control string continues across escape characters in it, up to `ESC \` or BEL.
     let mut is_in_string = false;
     for piece in pieces {
         let rest = match piece.chars().next() {
@@ -27,14 +27,13 @@ pub(crate) fn without_escapes(line: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// At most `limit` characters of a guest's text, for a terminal or a report: characters that control a
-/// terminal or turn the order of what is read are shown as U+FFFD.
+/// Returns at most `limit` characters of a guest's text, for a terminal or a report. Characters that control
+/// a terminal or change the direction of the text become U+FFFD.
 pub(crate) fn harmless(text: &str, limit: usize) -> String {
     text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// A text of ours that may have some of a guest's in it, for a terminal: the same, but that ends of lines and
-/// tabs stay.
+/// Does the same for a text of ours that may contain some of a guest's, but keeps line breaks and tabs.
 pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| steers(c) && !matches!(c, '\n' | '\t');
     if !text.contains(is_bad) {
@@ -52,12 +51,12 @@ fn after(text: &str, bytes: usize) -> Option<&str> {
     text.get(bytes..)
 }
 
-/// The text after the BEL that ends a control string; none if it goes on.
+/// Returns the text after the BEL that ends a control string; `None` if the string continues.
 fn after_bell(text: &str) -> Option<&str> {
     text.split_once('\u{7}').map(|(_, rest)| rest)
 }
 
-/// The text after parameters, intermediate characters and the final one of a control sequence.
+/// Returns the text after the parameter, intermediate and final bytes of a control sequence.
 fn after_control_sequence(text: &str) -> &str {
     let text =
         text.trim_start_matches(|c| matches!(c, '0'..='?')).trim_start_matches(|c| matches!(c, ' '..='/'));

@@ -1,12 +1,11 @@
-//! Log lines on stderr, for the command only: the library logs through `log` and sets nothing up.
+//! Writes log lines to stderr, for the command only: the library logs through `log` and installs no logger.
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::guest_text::for_terminal;
 use crate::stderr::{self, Weight};
 
-/// Shows errors and warnings, with `verbose` 1 information too, with 2 what is for debugging, with 3
-/// everything.
+/// Shows errors and warnings; with `verbose` 1 also information, with 2 debug messages, and with 3 traces.
 pub(crate) fn start(verbose: u8) {
     log::set_max_level(match verbose {
         0 => LevelFilter::Warn,
@@ -14,11 +13,11 @@ pub(crate) fn start(verbose: u8) {
         2 => LevelFilter::Debug,
         _ => LevelFilter::Trace,
     });
-    // It is set once, here.
+    // Setting the logger fails only if one is already set, and this is the only place that sets one.
     let _ = log::set_logger(&Stderr);
 }
 
-/// A line with `--verbose`.
+/// Writes a line if `--verbose` is given.
 pub(crate) fn info(line: &str) {
     if log::max_level() >= LevelFilter::Info {
         stderr::write(Weight::Log, format!("coracle: {line}\n"));

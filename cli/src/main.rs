@@ -1,5 +1,5 @@
-//! The `coracle` command: parse, act, and turn the outcome into an exit code. The only place that ends the
-//! process.
+//! The `coracle` command: parses the command line, acts, and turns the outcome into an exit code. Only this
+//! file ends the process.
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Help and version are answers (0); anything else is bad usage (125).
+/// Prints help and version, which are answers (code 0), or the error for bad usage (code 125).
 fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() {
         let written = error.print().and_then(|()| std::io::stdout().flush());
@@ -76,18 +76,18 @@ fn usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(exit_code::BAD_USAGE)
 }
 
-/// A file that may not grow (`ulimit -f`) fails the write, with a sentence, and does not end the process.
+/// Makes a write beyond the file size limit (`ulimit -f`) fail with an error instead of ending the process.
 fn ignore_sigxfsz() {
-    // SAFETY: sets a disposition of this process; no handler is installed.
+    // SAFETY: the call only sets the signal's disposition; no handler is installed.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// A panic is a defect of ours and has a code of its own. The terminal is restored first.
+/// Gives a panic, which is a defect of ours, its own exit code. The terminal is restored first.
 fn end_with_117_on_panic() {
     std::panic::set_hook(Box::new(|panic| {
         RawTerminal::restore();
         stderr::say(&panic.to_string());
-        // A static build has no frames to show, and leaves out what would name them (small_libc.rs).
+        // A static build has no frames to show, and leaves out the code that would name them (small_libc.rs).
         if !cfg!(coracle_small_libc) {
             let trace = Backtrace::capture();
             if trace.status() == BacktraceStatus::Captured {
@@ -96,15 +96,14 @@ fn end_with_117_on_panic() {
         }
         stderr::say("this is a defect of Coracle; please report it with the lines above");
         stderr::flush();
-        // No destructor or exit handler waits for the thread that panics.
+        // End without destructors and exit handlers, which might wait for the thread that panics.
         end_at_once(exit_code::HOST_FAILED);
     }));
 }
 
-/// Ends the process without destructors. The files of sockets, which would be in the way of the next run, go
-/// with it.
+/// Ends the process without destructors. Removes the files of sockets, which would block the next run.
 pub(crate) fn end_at_once(code: u8) -> ! {
     unix_socket::remove_files();
-    // SAFETY: the call takes a number and does not come back.
+    // SAFETY: _exit takes a number and does not return.
     unsafe { libc::_exit(code.into()) }
 }

@@ -1,9 +1,9 @@
-//! What the command writes to stderr: its own sentences, log lines, a progress line. All of it goes through
-//! one queue and one thread, so that nobody waits for a reader of stderr: not the control thread of a
-//! machine, and not the end of the command for longer than [`flush`] does.
+//! Everything that the command writes to stderr: its own sentences, log lines and a progress line. All of it
+//! passes through one queue and one thread, so that nobody waits for the reader of stderr: not the control
+//! thread of a machine, and not the end of the command for longer than [`flush`] does.
 //!
-//! The thread starts with the first line. Log lines are dropped and counted while [`MAX_LOG_LINES`] wait;
-//! sentences are few, and never dropped.
+//! The thread starts with the first text. Log lines are dropped and counted while [`MAX_LOG_LINES`] are
+//! queued; sentences are few and never dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -14,48 +14,48 @@ use coracle_devices::thread::spawn_with_signals_blocked;
 
 use crate::guest_text::for_terminal;
 
-/// How much a text matters.
+/// The importance of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Weight {
-    /// A sentence of the command: why it ends.
+    /// A sentence of the command, such as why it ends.
     Sentence,
-    /// What may be dropped.
+    /// A text that may be dropped.
     Log,
 }
 
 #[derive(Debug)]
 struct Queue {
     texts: VecDeque<(Weight, Vec<u8>)>,
-    /// Texts in the queue and with the thread that may be dropped.
+    /// The number of log lines in the queue or being written.
     log_lines: usize,
-    /// Log lines that were dropped and not reported.
+    /// The number of log lines that were dropped and not reported yet.
     dropped: u64,
-    /// The thread has taken a text and not written all of it.
+    /// True while the thread is writing a text.
     is_writing: bool,
-    /// Pieces that were written so far.
+    /// The number of pieces that were written so far.
     written: u64,
     is_served: bool,
-    /// The last text was a line that the next one takes the place of.
+    /// True if the last text was a progress line, which the next text replaces.
     shows_progress: bool,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue::new());
 static CHANGED: Condvar = Condvar::new();
 
-/// Writes a sentence of the command as one line. Parts of it may be the guest's: nothing in it steers a
-/// terminal.
+/// Writes a sentence of the command as one line. Parts of it may come from the guest, so control characters
+/// are removed.
 pub(crate) fn say(line: &str) {
     write(Weight::Sentence, format!("coracle: {}\n", for_terminal(line)));
 }
 
-/// Writes a text as it is. It does not wait.
+/// Queues a text as it is. This never waits.
 pub(crate) fn write(weight: Weight, text: impl Into<Vec<u8>>) {
     let mut queue = lock();
     let text = queue.in_place_of_progress(text.into());
     push(queue, weight, text);
 }
 
-/// Shows a line at a terminal that the next one, or any other text, takes the place of; none takes it away.
+/// Shows a progress line on a terminal. The next text replaces it; `None` removes it.
 pub(crate) fn show_progress(line: Option<&str>) {
     let mut queue = lock();
     let text = queue.in_place_of_progress(line.unwrap_or_default().into());
@@ -68,14 +68,14 @@ fn push(mut queue: MutexGuard<'static, Queue>, weight: Weight, text: Vec<u8>) {
         return;
     }
     if !queue.is_served {
-        // Without a thread there is nobody to wait for either: at the end the text is lost.
+        // Without a thread there is nobody to wait for either: the text is lost.
         queue.is_served = spawn_with_signals_blocked(Builder::new().name("stderr".into()), serve).is_ok();
     }
     CHANGED.notify_all();
 }
 
-/// Waits until everything is written: for as long as stderr is read, and a second for a reader that stands
-/// still. A slow reader gets the sentences first after that second, and [`FLUSH_LIMIT`] for them.
+/// Waits until everything is written: as long as stderr is being read, and a second for a reader that stands
+/// still. After that second, a slow reader gets only the sentences, for at most [`FLUSH_LIMIT`].
 pub(crate) fn flush() {
     let start = Instant::now();
     let mut queue = lock();
@@ -94,7 +94,7 @@ pub(crate) fn flush() {
     }
 }
 
-/// The thread that writes. It lives as long as the process.
+/// Writes the queue. This thread lives as long as the process.
 fn serve() {
     let mut queue = lock();
     loop {
@@ -110,8 +110,8 @@ fn serve() {
     }
 }
 
-/// Writes to the descriptor and not to [`std::io::Stderr`]: somebody else may hold its lock over a write that
-/// blocks. An error drops the rest: a closed stderr is nobody's loss.
+/// Writes to the descriptor and not to [`std::io::Stderr`], whose lock another thread may hold during a write
+/// that blocks. On an error the rest is dropped: nobody reads a closed stderr.
 fn write_all(text: &[u8]) {
     let mut rest = text;
     while !rest.is_empty() {
@@ -133,10 +133,10 @@ fn write_all(text: &[u8]) {
     }
 }
 
-/// For a stderr that somebody else has made non-blocking.
+/// Waits for a stderr that another process has made non-blocking.
 fn wait_writable() {
     let mut entry = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one valid entry.
+    // SAFETY: the pointer is to one valid entry.
     unsafe { libc::poll(&raw mut entry, 1, -1) };
 }
 
@@ -153,7 +153,7 @@ impl Queue {
         }
     }
 
-    /// The text, in the place of the progress line if one is shown.
+    /// Returns the text so that it replaces the progress line, if one is shown.
     fn in_place_of_progress(&mut self, mut text: Vec<u8>) -> Vec<u8> {
         if std::mem::take(&mut self.shows_progress) {
             text.splice(..0, *b"\r\x1b[K");
@@ -161,7 +161,7 @@ impl Queue {
         text
     }
 
-    /// False when the text was dropped.
+    /// Queues a text; `false` if it was dropped.
     fn push(&mut self, weight: Weight, text: Vec<u8>) -> bool {
         if weight == Weight::Log {
             if self.log_lines >= MAX_LOG_LINES {
@@ -174,7 +174,7 @@ impl Queue {
         true
     }
 
-    /// The next text; first of all how many were dropped before it.
+    /// Takes the next text; before it, the number of texts that were dropped.
     fn take(&mut self) -> Option<Vec<u8>> {
         let (weight, mut text) = self.texts.pop_front()?;
         if weight == Weight::Log {
@@ -207,13 +207,14 @@ fn lock() -> MutexGuard<'static, Queue> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Log lines that wait for a reader: more than a screen of them, in at most 3 MiB.
+/// The maximum number of queued log lines: more than a screen, in at most 3 MiB.
 const MAX_LOG_LINES: usize = 256;
-/// A pipe takes this much whole or not at all: what is written comes from a reader's progress.
+/// A pipe takes a piece of this size (PIPE_BUF) whole or not at all, so that a write that succeeds shows that
+/// the reader makes progress.
 const PIECE: usize = 4096;
-/// A reader that takes nothing for this long is none.
+/// A reader that takes nothing for this long is considered gone.
 const STANDSTILL: Duration = Duration::from_secs(1);
-/// The longest that the end of the command waits, for a reader that takes a little now and then.
+/// The longest time that the end of the command waits for a reader that takes a little now and then.
 const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn filters_and_the_code_of_a_failure_pass_through() {
     assert!(text.contains("5 filtered out"), "{text}");
     let run = finish(runner(&folder, &[]).arg(&tests).arg("--ignored"));
     run.expect(101, "");
-    assert!(run.text().contains("failure_is_told_by_the_exit_code"), "{run:?}");
+    assert!(run.text().contains("failure_is_reported_by_the_exit_code"), "{run:?}");
     assert!(!run.stderr.contains("coracle: "), "cargo knows this code: {}", run.stderr);
 }
 
@@ -83,7 +83,7 @@ fn program_whose_time_is_over_is_told_of_the_option() {
     command.args(["cargo-runner", "--accel", "kvm", "--timeout", "1s", "/bin/sleep", "600"]);
     let run = finish(&mut command);
     run.expect(124, "the command was killed after 1 s");
-    run.expect(124, "the limit is that of --timeout; --timeout none has no limit");
+    run.expect(124, "the limit comes from --timeout; --timeout none removes it");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn what_cannot_run_in_a_guest_is_refused_in_one_line() {
         "-a root=: the program and its libraries come as an initramfs",
     );
     refused(&["--copy", "/no/such", "/bin/sh"], "/no/such cannot be read");
-    refused(&["--copy", "/proc/cpuinfo", "/bin/sh"], "/proc is its kernel's own");
+    refused(&["--copy", "/proc/cpuinfo", "/bin/sh"], "/proc belongs to its kernel");
     // How much depends on what cargo names, and this test is one of cargo's.
     refused(&["--memory", "100M", "/bin/sh"], "while it unpacks them; it needs at least ");
 }

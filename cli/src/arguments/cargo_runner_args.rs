@@ -9,20 +9,21 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use super::VmArgs;
 use super::variable::named;
 
-/// A program that cargo has built, and the machine that it is to run in.
+/// A program that cargo has built, and the machine to run it in.
 #[derive(Debug, Args)]
 pub(crate) struct CargoRunnerArgs {
-    /// What of the machine differs from the default guest's; `--kernel` in place of the first argument.
+    /// Settings of the machine that differ from the default guest's; `--kernel` takes the place of the first
+    /// argument of other commands.
     #[command(flatten)]
     pub vm: VmArgs,
-    /// File or folder that the program needs, at the same path in the guest; again for more
+    /// File or directory that the program needs, at the same path in the guest; can be repeated
     #[arg(long = "copy", value_name = "PATH")]
     pub copies: Vec<PathBuf>,
-    /// Variable for the program besides those of cargo, NAME=VALUE, or NAME for its value here; again for
-    /// more
+    /// Variable for the program in addition to cargo's: NAME=VALUE, or NAME for its value here; can be
+    /// repeated
     #[arg(short, long = "env", value_name = "NAME[=VALUE]", value_parser = OsStringValueParser::new().try_map(named))]
     pub env: Vec<OsString>,
-    /// The program, and all that follows it for the program
+    /// The program, followed by its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
     pub command: Vec<OsString>,
 }

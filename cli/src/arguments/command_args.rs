@@ -1,4 +1,4 @@
-//! The options of a command that is run in a guest.
+//! The options of a command that runs in a guest.
 
 use std::ffi::OsString;
 
@@ -11,10 +11,10 @@ use super::Surroundings;
 pub(crate) struct CommandArgs {
     #[command(flatten)]
     pub surroundings: Surroundings,
-    /// Let the guest's own init run too, with the command beside it
+    /// Also run the guest's own init, beside the command
     #[arg(long, requires = "command")]
     pub init: bool,
-    /// Command for the guest: its streams are those of this one, and the machine is gone with it
+    /// Command to run in the guest, with the streams of this command; the machine ends with it
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
 }

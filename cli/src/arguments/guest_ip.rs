@@ -1,4 +1,4 @@
-//! The value of `--ip`: how the guest's network comes up for a command.
+//! The value of `--ip`: how the guest's network is configured for a command.
 
 use std::net::Ipv4Addr;
 use std::str::FromStr;
@@ -6,15 +6,15 @@ use std::str::FromStr;
 use coracle::agent::NetworkSettings;
 use coracle::config::parse_duration;
 
-/// Settings for the first network card.
+/// The settings of the first network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GuestIp(pub NetworkSettings);
 
 impl FromStr for GuestIp {
     type Err = String;
 
-    /// Reads `dhcp` or `ADDRESS/LENGTH`, and a comma-separated list of any number of `dns=` and, for an
-    /// address, `gateway=`, for `dhcp`, `timeout=`.
+    /// Parses `dhcp` or `ADDRESS/LENGTH`, followed by a comma-separated list of any number of `dns=` and, for
+    /// an address, `gateway=` or, for `dhcp`, `timeout=`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut words = text.split(',');
         let first = words.next().unwrap_or_default();
@@ -36,7 +36,8 @@ impl FromStr for GuestIp {
                 }
                 _ => {
                     return Err(format!(
-                        "{word:?} does not go with it, or not twice: write dns=ADDRESS, and gateway=ADDRESS for an address or \
+                        "{word:?} does not go with it, or not twice: write dns=ADDRESS, and gateway=ADDRESS for an \
+                         address or \
                          timeout=TIME for dhcp"
                     ));
                 }

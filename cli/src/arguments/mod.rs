@@ -40,10 +40,11 @@ pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
     Run(Box<RunArgs>),
-    /// Boot a guest, or many, and judge by what its console shows and how it ends
+    /// Boot one guest or many, and judge them by their consoles and by how they end
     #[command(args_override_self = true, after_help = TEST_EXAMPLES)]
     Test(Box<TestArgs>),
-    /// Run a program that cargo has built, such as its tests, in a guest: for `runner` in .cargo/config.toml
+    /// Run a program that cargo has built, such as its tests, in a guest: set it as `runner` in
+    /// .cargo/config.toml
     #[command(
         name = "cargo-runner",
         args_override_self = true,
@@ -56,7 +57,7 @@ pub(crate) enum Command {
     /// Show the CPU that guests get
     #[command(subcommand)]
     Cpu(CpuCommand),
-    /// Say what this host can run, and how to mend what is missing
+    /// Report what this host can run, and how to fix what is missing
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
     Doctor(DoctorArgs),
     /// Run any command on an emulated machine that has KVM and this machine's files
@@ -68,16 +69,16 @@ pub(crate) enum Command {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub vm: VmArgs,
-    /// Which device the console on stdin and stdout is: serial (ttyS0), or virtio (hvc0, faster, with the
-    /// terminal's size) [default: serial; for the default guest at a terminal both, its shell on hvc0]
+    /// Device of the console on stdin and stdout: serial (ttyS0), or virtio (hvc0: faster, and knows the
+    /// terminal's size) [default: serial; for the default guest at a terminal both, with its shell on hvc0]
     #[arg(long, value_name = "DEVICE")]
     pub console: Option<ConsoleDevice>,
-    /// What the serial port is connected to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; null
-    /// with --console virtio, whose words come to stdout too with stdio]. A file that has 64M goes on in a
-    /// new one, and is PATH.1 then; file=PATH,limit=SIZE or limit=none says otherwise
+    /// What to connect the serial port to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; with
+    /// --console virtio null, and stdio sends its output to stdout as well]. A file that reaches 64M is
+    /// renamed to PATH.1 and a new one is started; file=PATH,limit=SIZE sets another limit, limit=none none
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
-    /// File to write the outcome to, as JSON
+    /// File for the outcome, as JSON
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
     #[command(flatten)]
@@ -94,13 +95,14 @@ pub(crate) struct ConfigArgs {
 pub(crate) enum ConfigCommand {
     /// Print the JSON Schema of the config file
     Schema {
-        /// That of the file of `coracle test --suite` instead
+        /// Print the schema of the file of `coracle test --suite` instead
         #[arg(long)]
         suite: bool,
     },
-    /// Say `ok`, or the first thing that is wrong (exit code 125), without running anything
+    /// Print `ok`, or the first error (exit code 125), without running anything
     Check {
-        /// The config file; its values are checked and, if it names a kernel, what can be told without KVM
+        /// The config file: its values are checked and, if it names a kernel, everything else that needs no
+        /// KVM
         file: PathBuf,
     },
 }
@@ -118,26 +120,26 @@ pub(crate) enum CpuCommand {
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// Print one word only: hardware, software, denied or none
+    /// Print a single word: hardware, software, denied or none
     #[arg(long)]
     pub kind: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct HostEmulateArgs {
-    /// A path under /tmp, /run or /dev/shm that the command must see; the rest of these is private to it
+    /// A path under /tmp, /run or /dev/shm that the command must see; everything else there is private to it
     #[arg(long = "share", value_name = "PATH")]
     pub shares: Vec<PathBuf>,
-    /// Make the files of this machine read-only: `/` is the only path it takes, and means all of them
+    /// Make this machine's files read-only; the only value is `/`, which means all of them
     #[arg(long, value_name = "PATH", value_parser = whole_root)]
     pub read_only: Option<PathBuf>,
-    /// Longest time that the emulated machine may take to come up [default: 180s]
+    /// How long the emulated machine may take to boot [default: 180s]
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub host_timeout: Option<Duration>,
-    /// CPUs of the emulated machine; by default those of this one, at most 4
+    /// CPUs of the emulated machine [default: as many as this machine has, at most 4]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub cpus: Option<VcpuCount>,
-    /// RAM of the emulated machine, taken as it is used; by default a third of this one's, at most 3G
+    /// RAM of the emulated machine, allocated as it is used [default: a third of this machine's, at most 3G]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<MemorySize>,
     /// The command and its arguments
@@ -157,7 +159,7 @@ pub(crate) fn flag_of(field: Field) -> Option<String> {
     short.or_else(|| flag.get_long().map(|long| format!("--{long}")))
 }
 
-/// Reads `/`: parts of a root that are read-only while others are not would be no boundary.
+/// Accepts only `/`: if just parts of the root were read-only, they would not be a boundary.
 fn whole_root(text: &str) -> Result<PathBuf, String> {
     if text == "/" {
         Ok(text.into())
@@ -166,12 +168,12 @@ fn whole_root(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The examples, with the default command line in its own words.
+/// The examples, after the default kernel command line.
 static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
         "Default kernel command line (-a appends to it, --cmdline replaces it):\n  {DEFAULT_CMDLINE}\n\n\
          At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys. SIGTERM, SIGINT and SIGHUP press\n\
-         the guest's power button; after 5 s, or with a second signal, the guest is stopped. A command gets them itself.\n\n\
+         the guest's power button; after 5 s, or with a second signal, the guest is stopped. A command receives them itself.\n\n\
          Examples:\n  \
          coracle run                                       the default guest: a shell, or a report without a terminal\n  \
          coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
@@ -179,15 +181,15 @@ static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
          coracle run vmlinux --serial file=console.log --accel kvm\n  \
          coracle run --console virtio --serial file=kernel.log\n  \
          coracle run bzImage --disk root.img -a root=/dev/vda\n  \
-         coracle run --root rootfs/ -a init=/bin/sh        a folder, a tar or an image as the root file system\n  \
+         coracle run --root rootfs/ -a init=/bin/sh        a directory, a tar or an image as the root file system\n  \
          coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
          coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
          coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
          coracle run --net socket=/run/passt.sock --ip dhcp -- wget -qO- example.org    its network up for a command\n  \
          coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
-         coracle run --config vm.json --memory 1G          what vm.json says, with more memory\n  \
+         coracle run --config vm.json --memory 1G          the settings of vm.json, with more memory\n  \
          coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code\n  \
-         coracle run --root rootfs/ --timeout 9s -- id     the same in a root of your own"
+         coracle run --root rootfs/ --timeout 9s -- id     the same in your own root file system"
     )
 });
 
@@ -204,7 +206,7 @@ Examples:
   coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";
 
 const CARGO_RUNNER_EXAMPLES: &str = "\
-The program runs as root in the package's folder, with its shared libraries, cargo's variables, and the files that
+The program runs as root in the package's directory, with its shared libraries, cargo's variables, and the files that
 --copy names; all are at the same paths as here, and gone with the guest. Its exit code is this command's: 101 when
 tests have failed, 100 in place of other codes from 100 on. docs/testing.md has an example.
 
@@ -239,9 +241,9 @@ mod tests {
 
     use super::*;
 
-    /// What follows the program is the program's, also where it looks like an option of ours.
+    /// Arguments after the program belong to it, even those that look like our options.
     #[test]
-    fn arguments_behind_the_program_are_the_program_s() {
+    fn arguments_after_the_program_are_the_program_s() {
         let line = "coracle cargo-runner --cpus 2 --kernel bzImage /bin/x-1 name --nocapture --cpus 7 -q";
         let Command::CargoRunner(args) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
             panic!("another command");

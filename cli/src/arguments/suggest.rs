@@ -1,5 +1,5 @@
-//! "Did you mean": the option or command that a mistyped one is nearest to. `main` calls this before it
-//! prints an error of clap's, whose own feature for it costs twenty times the code.
+//! "Did you mean": finds the option or command nearest to a mistyped one. `main` calls this before it prints
+//! an error of clap's; clap's own feature for it needs twenty times as much code.
 
 use std::ffi::OsString;
 
@@ -9,14 +9,14 @@ use coracle::config::nearest;
 
 use super::Cli;
 
-/// Adds what was probably meant to an error about an unknown option, argument or command.
+/// Adds the probable intention to an error about an unknown option, argument or command.
 pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     let root = Cli::command();
     let command = command_of(&root, arguments);
     let kind = error.kind();
     if kind == ErrorKind::MissingRequiredArgument && lacks_command(error, command) {
         let advice =
-            "--env, --user, --workdir and --ip are for a command, which stands after `--`, as in -- id -u";
+            "--env, --user, --workdir and --ip are for a command, which comes after `--`, as in -- id -u";
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     }
     let unknown = match kind {
@@ -25,7 +25,7 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
         _ => return,
     };
     let Some(ContextValue::String(unknown)) = error.get(unknown).cloned() else { return };
-    // What clap says is how to pass it as a value, which was not meant.
+    // clap suggests passing the argument as a value, which is not what the user meant.
     error.remove(ContextKind::Suggested);
     if kind == ErrorKind::InvalidSubcommand {
         let names = command.get_subcommands().map(|command| command.get_name().to_owned()).collect();
@@ -39,7 +39,7 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     }
 }
 
-/// Whether what is missing is the command that options such as `--user` are about.
+/// Whether the missing argument is the command to which options such as `--user` belong.
 fn lacks_command(error: &Error, command: &Command) -> bool {
     let has_options = command.get_arguments().any(|argument| argument.get_id() == "user");
     has_options
@@ -49,8 +49,8 @@ fn lacks_command(error: &Error, command: &Command) -> bool {
         }
 }
 
-/// The one of the names that was meant: what other programs call by this name, the only one that begins so,
-/// or the nearest.
+/// Returns the name that was probably meant: the one that other programs' name stands for, the only one with
+/// this beginning, or the nearest.
 fn meant(unknown: &str, known: Vec<String>) -> Option<String> {
     let other = OTHER_NAMES.iter().find(|(name, _)| *name == unknown).map(|(_, ours)| (*ours).to_owned());
     let begins = || {
@@ -60,22 +60,22 @@ fn meant(unknown: &str, known: Vec<String>) -> Option<String> {
     other.filter(|ours| known.contains(ours)).or_else(begins).or_else(|| nearest(unknown, known))
 }
 
-/// Where an argument belongs that no option of `command` takes.
+/// Tells where an argument belongs that is not an option of `command`.
 fn advice(unknown: &str, command: &Command) -> Option<&'static str> {
     let has = |name: &str| command.get_arguments().any(|argument| argument.get_id() == name);
     match unknown {
-        "--kernel" if has("kernel") => Some("the kernel stands without an option: coracle run FILE"),
-        // An option that is unknown and not near to any may be anything.
+        "--kernel" if has("kernel") => Some("the kernel needs no option: coracle run FILE"),
+        // An unknown option that is not similar to any other could mean anything.
         long if long.starts_with("--") => None,
         file if !file.starts_with('-') && has("kernel") && has("initrds") => {
-            Some("an initrd has its option, -i FILE; a command and its own options stand after `--`")
+            Some("an initrd is given with -i FILE; a command and its own options come after `--`")
         }
-        _ if has("command") => Some("a command and its own options stand after `--`"),
+        _ if has("command") => Some("a command and its own options come after `--`"),
         _ => None,
     }
 }
 
-/// Names that other programs of this kind have for options and commands.
+/// Names of options and commands in similar programs, with ours.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("--drive", "--disk"),
     ("--hda", "--disk"),
@@ -92,22 +92,22 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("start", "run"),
 ];
 
-/// Shorter ones say nothing.
+/// The shortest beginning that counts as an abbreviation; a shorter one could mean many options.
 const LEAST_BEGINNING: usize = 3;
 
-/// The whole answer to arguments of which one is not UTF-8 where that is needed: clap does not say which.
+/// The message for arguments of which one is not UTF-8 where it has to be: clap does not name the argument.
 pub(crate) fn not_utf8(error: &Error, arguments: &[OsString]) -> Option<String> {
     if error.kind() != ErrorKind::InvalidUtf8 {
         return None;
     }
     let wrong = arguments.iter().find(|argument| argument.to_str().is_none())?;
     Some(format!(
-        "the argument {wrong:?} is not UTF-8, which all but paths on their own and commands have to be: give the file \
+        "the argument {wrong:?} is not UTF-8, as all arguments except plain paths and commands must be: give the file \
          another name, or a link with one"
     ))
 }
 
-/// The command that the arguments name, as far as they do.
+/// Returns the innermost subcommand that the arguments name.
 fn command_of<'a>(root: &'a Command, arguments: &[String]) -> &'a Command {
     arguments
         .iter()
@@ -175,7 +175,7 @@ mod tests {
     fn option_about_a_command_asks_for_one() {
         for line in ["coracle run --user nobody", "coracle test -w /tmp", "coracle run -e A=b"] {
             let said = said(line);
-            assert!(said.contains("for a command, which stands after `--`"), "{line}: {said}");
+            assert!(said.contains("for a command, which comes after `--`"), "{line}: {said}");
         }
         assert!(!said("coracle host-emulate").contains("--env"));
     }

@@ -1,4 +1,4 @@
-//! Variables as a user writes them for a command in a guest.
+//! The variables of a command in a guest, as the user writes them.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 /// Checks that a variable, `NAME=VALUE` or `NAME`, has a name.
 ///
 /// # Errors
-/// It has none.
+/// The name is empty.
 pub(crate) fn named(text: OsString) -> Result<OsString, &'static str> {
     match text.as_bytes() {
         [] | [b'=', ..] => Err("it has no name: write NAME=VALUE, or NAME for its value here"),
@@ -15,7 +15,7 @@ pub(crate) fn named(text: OsString) -> Result<OsString, &'static str> {
     }
 }
 
-/// Name and value of `NAME=VALUE`, or of `NAME` its value here; none where it has none.
+/// Splits `NAME=VALUE`, or looks up the value of `NAME` here; `None` if it is not set.
 pub(crate) fn name_and_value(text: &OsStr) -> Option<(OsString, OsString)> {
     let bytes = text.as_bytes();
     match bytes.iter().position(|byte| *byte == b'=') {

@@ -11,7 +11,7 @@ use super::test::suite;
 use super::{chain, say, settings};
 use crate::arguments::{ConfigArgs, ConfigCommand};
 
-/// Prints what was asked for and returns 0, or says the first error and returns 125.
+/// Prints the schema or the result of the check. Returns 0, or 125 after reporting the first error.
 pub(crate) fn run(args: &ConfigArgs) -> u8 {
     let answer = match &args.command {
         ConfigCommand::Schema { suite: false } => format!("{:#}", schema()),
@@ -27,8 +27,8 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
     super::answer(&answer, 0)
 }
 
-/// The values, and, where the file names a kernel, all that can be told of a run without KVM. A file without
-/// one may be meant for several kernels, or for a machine with the default guest.
+/// Checks the values and, if the file names a kernel, everything about a run that needs no KVM. A file
+/// without a kernel may be meant for several, or for a machine with the default guest.
 fn check(file: &Path) -> Result<(), String> {
     let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
     if raw.kernel.is_none() {

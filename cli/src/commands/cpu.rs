@@ -7,7 +7,8 @@ use coracle::{BuildError, CpuError};
 use super::{answer, chain, say};
 use crate::arguments::CpuCommand;
 
-/// Prints it on stdout and returns 0; 115 when there is no KVM to ask, 125 when the model cannot be had.
+/// Prints the template on stdout and returns 0; returns 115 if KVM cannot be used, 125 if this host cannot
+/// provide the model.
 pub(crate) fn run(command: &CpuCommand) -> u8 {
     let CpuCommand::Dump { cpu } = command;
     match dump(cpu) {
@@ -22,7 +23,7 @@ pub(crate) fn run(command: &CpuCommand) -> u8 {
 
 fn dump(model: &CpuModel) -> Result<String, CpuError> {
     let template = dump_cpu(model)?;
-    // Maps with string keys only: this cannot fail.
+    // Serialization fails only for maps with non-string keys, and the template has none.
     let json = serde_json::to_string_pretty(&template).unwrap_or_default();
     Ok(json + "\n")
 }

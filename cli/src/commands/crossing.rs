@@ -1,5 +1,5 @@
-//! What a command needs on an emulated host, where it runs again: called by those that run guests. What is
-//! wrong with a file is said here, by the option that names it, before that host is started.
+//! What a command needs on an emulated host, on which it runs again. The subcommands that run guests call
+//! this. Errors about a file are reported here, with the option that names it, before that host is started.
 
 use std::fmt::Display;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -26,27 +26,28 @@ use super::{chain, emulated_exit_code, say};
 pub(super) struct Crossing {
     read: Vec<NamedFile>,
     written: Vec<NamedFile>,
-    /// Files and directories among the others that are changed.
+    /// The files and directories, among the others, that the command changes.
     changed: Vec<PathBuf>,
     cpus: Option<u32>,
     boot_limit: Option<Duration>,
     time_limit: Option<Duration>,
-    /// The outcome file, of which only a command's run knows on this side that its output was lost.
+    /// The outcome file. If output was lost on its way to this side, only this side knows, and amends the
+    /// file.
     outcome: Option<PathBuf>,
     runs_command: bool,
 }
 
 impl Crossing {
-    /// Adds all that the machine of `config` uses.
+    /// Adds everything that the machine of `config` uses.
     ///
     /// # Errors
-    /// It uses something that does not cross, or that cannot be had.
+    /// The machine uses something that is not available, or not available on an emulated host.
     pub(super) fn add(&mut self, config: &VmConfig) -> Result<(), Failure> {
         refuse_what_does_not_cross(config)?;
         VmBuilder::new(config.clone()).check_devices().map_err(|error| Failure::of(&error))?;
         self.add_read("the kernel ", &config.kernel);
         let found = VmBuilder::new(config.clone()).found_files().map_err(|error| Failure::of(&error))?;
-        self.add_read("what belongs to the kernel, ", found);
+        self.add_read("a file that belongs to the kernel, ", found);
         self.add_read("-i ", &config.initrds);
         self.add_read("--modules ", &config.modules);
         if !IS_AGENT_BUNDLED {
@@ -67,8 +68,8 @@ impl Crossing {
         Ok(())
     }
 
-    /// Adds files that it reads, and folders that it reads or writes. `option` is what stands before each in
-    /// messages.
+    /// Adds files that the command reads, and directories that it reads or writes. Messages put `option`
+    /// before the path.
     pub(super) fn add_read<P: AsRef<Path>>(
         &mut self,
         option: &'static str,
@@ -77,7 +78,7 @@ impl Crossing {
         self.read.extend(paths.into_iter().map(|path| NamedFile { option, path: path.as_ref().to_owned() }));
     }
 
-    /// Adds files that it writes, which are made when they are not there.
+    /// Adds files that the command writes; missing ones are created.
     pub(super) fn add_written<P: AsRef<Path>>(
         &mut self,
         option: &'static str,
@@ -87,38 +88,38 @@ impl Crossing {
         self.written.extend(files);
     }
 
-    /// Has files and directories that are there be changed, which are read-only else.
+    /// Allows the command to change existing files and directories, which would otherwise be read-only.
     pub(super) fn add_changed<P: AsRef<Path>>(&mut self, paths: impl IntoIterator<Item = P>) {
         self.changed.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
     }
 
-    /// How many CPUs the emulated host has, in place of those of this one.
+    /// Sets the number of CPUs of the emulated host; by default it has as many as this host, up to a limit.
     pub(super) fn cpus(&mut self, count: u32) {
         self.cpus = Some(count);
     }
 
-    /// How long the emulated host may take to come up; none for the default.
+    /// Limits how long the emulated host may take to boot; `None` for the default.
     pub(super) fn boot_limit(&mut self, limit: Option<Duration>) {
         self.boot_limit = limit;
     }
 
-    /// When this command ends by itself; none for never.
+    /// Sets the time after which this command ends by itself; `None` if it does not.
     pub(super) fn time_limit(&mut self, limit: Option<Duration>) {
         self.time_limit = limit;
     }
 
-    /// What this command writes is that of a command in the guest, with its own outcome file: none of it may
-    /// be lost.
+    /// Declares that this command's output is that of a command in the guest, which has an outcome file of
+    /// its own. Losing a part of it is then an error.
     pub(super) fn for_command(&mut self, outcome: Option<&Path>) {
         self.runs_command = true;
         self.outcome = outcome.map(Path::to_owned);
     }
 
-    /// Runs this command again on an emulated host, and returns its exit code. `watch` is over when that host
-    /// can hear signals itself.
+    /// Runs this command again on an emulated host and returns its exit code. `watch` ends as soon as that
+    /// host handles signals itself.
     ///
     /// # Errors
-    /// There is none, or a file cannot cross.
+    /// No emulated host can be started, or it cannot use a file.
     pub(super) fn run(self, watch: Option<Watch>) -> Result<u8, Failure> {
         let program = std::env::current_exe().map_err(|error| Failure::of(&error))?;
         let command = iter::once(program.into_os_string()).chain(std::env::args_os().skip(1)).collect();
@@ -128,7 +129,7 @@ impl Crossing {
                     file.refused("a FIFO does not cross from the emulated host to here; name a regular file")
                 );
             }
-            // It has to be there to be seen from inside.
+            // Create the file now, so that the emulated host can see it.
             let mut options = fs::OpenOptions::new();
             options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
             let made = options.open(&file.path);
@@ -168,8 +169,8 @@ impl Crossing {
         emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
     }
 
-    /// Tells of a command whose output is lost. The outcome file, where there is one, has been written
-    /// inside.
+    /// Reports that a part of a command's output was lost. The outcome file, if there is one, has already
+    /// been written on the emulated host.
     fn output_lost(&self, error: &EmulatedHostError) -> u8 {
         let (code, reason) = (error.exit_code(), chain(error));
         say(&reason);
@@ -182,7 +183,7 @@ impl Crossing {
     }
 }
 
-/// Changes the outcome file of a run whose output was lost after it was written.
+/// Amends the outcome file of a run whose output was lost after the file was written.
 fn amend(path: &Path, code: u8, reason: &str) -> io::Result<()> {
     let text = regular_file::read(path, MAX_OUTCOME_LEN)?;
     let mut report: Map<String, Value> = serde_json::from_slice(&text)?;
@@ -197,10 +198,11 @@ fn amend(path: &Path, code: u8, reason: &str) -> io::Result<()> {
     fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
 }
 
-/// An outcome has some KiB: hints, the last lines of the console and the registers of each vCPU.
+/// The largest outcome file. An outcome takes some KiB: hints, the console's last lines and the registers of
+/// each vCPU.
 const MAX_OUTCOME_LEN: u64 = 16 << 20;
 
-/// A file that has to be seen from inside.
+/// A file that the emulated host has to see, with the option that names it.
 #[derive(Debug)]
 struct NamedFile {
     option: &'static str,
@@ -213,12 +215,12 @@ impl NamedFile {
     }
 }
 
-/// Refuses ends on this host that a guest on another one cannot have.
+/// Refuses connections to this host that a guest on another host cannot have.
 fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
     const WHY: &str = "it does not cross from the emulated host to here";
     if let Some(NetConfig { end, .. }) = config.nets.first() {
         return Err(Failure::usage(format!(
-            "--net {end}: {WHY}; `coracle host-emulate` runs a command that makes its network there"
+            "--net {end}: {WHY}; `coracle host-emulate` can run a command that sets up its network there"
         )));
     }
     let uds = config.vsock.as_ref().and_then(|vsock| vsock.uds.as_ref());

@@ -1,4 +1,4 @@
-//! `coracle doctor`: one line for each thing that a guest needs, with the fix for what is missing.
+//! `coracle doctor`: one line for each thing that a guest needs, with the fix if it is missing.
 
 use std::fmt::Display;
 use std::fs;
@@ -14,7 +14,7 @@ use coracle_image::guest_data::{self, GuestData};
 use super::{answer, chain};
 use crate::arguments::DoctorArgs;
 
-/// Prints the report and returns 0 when a Linux guest can run in some way, else 115.
+/// Prints the report. Returns 0 if a Linux guest can run in any way, otherwise 115.
 pub(crate) fn run(args: &DoctorArgs) -> u8 {
     let kvm = KvmKind::probe();
     if args.kind {
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &DoctorArgs) -> u8 {
         (false, true) => {
             "Linux guests run here on an emulated host: correct, slow, and not safe from a hostile guest."
         }
-        (false, false) => "No Linux guest can run here until one of the lines above is mended.",
+        (false, false) => "No Linux guest can run here until a problem above is fixed.",
     };
     answer(&format!("{report}\n{summary}"), if native || emulated { 0 } else { exit_code::NO_KVM })
 }
@@ -45,7 +45,7 @@ fn kind_word(kvm: &KvmKind) -> &'static str {
     }
 }
 
-/// True when stock Linux guests run on it.
+/// Reports the KVM of this host; `true` if stock Linux guests run on it.
 fn report_kvm(report: &mut String, kvm: &KvmKind) -> bool {
     match kvm {
         KvmKind::Hardware { per_instruction } => {
@@ -126,7 +126,7 @@ fn report_huge_pages(report: &mut String) {
     line(report, state, "huge pages", text);
 }
 
-/// The KVM module of a host without virtualization by the CPU.
+/// Returns the module that provides KVM on a host whose CPU has no virtualization.
 fn software_module() -> Option<&'static str> {
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     let loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
@@ -135,8 +135,8 @@ fn software_module() -> Option<&'static str> {
         .find(|name| loaded(name) || fs::exists(format!("/sys/module/{name}")).unwrap_or(false))
 }
 
-/// What guests on an emulated host have not.
-const HIDDEN: &str = "; guests there see no XSAVE, AVX and protection keys, which QEMU does not keep";
+/// The features that guests on an emulated host lack.
+const HIDDEN: &str = "; guests there have no XSAVE, AVX or protection keys, whose state QEMU loses";
 
 #[derive(Clone, Copy)]
 enum State {

@@ -7,7 +7,7 @@ use super::{emulated_exit_code, say};
 use crate::arguments::HostEmulateArgs;
 use crate::logger;
 
-/// Runs the command and returns its exit code, or 128 and the signal that ended it.
+/// Runs the command and returns its exit code, or 128 plus the number of the signal that killed it.
 pub(crate) fn run(args: &HostEmulateArgs) -> u8 {
     logger::start(0);
     let request = EmulatedHostArgs {

@@ -1,4 +1,4 @@
-//! What each subcommand does. Every function here returns an exit code of `docs/outcomes.md`.
+//! The subcommands. Every function here returns an exit code of `docs/outcomes.md`.
 
 pub(crate) mod cargo_runner;
 pub(crate) mod config;
@@ -23,8 +23,8 @@ use run::copying::OutputFile;
 
 pub(crate) use crate::stderr::say;
 
-/// The exit code of a command that ran on an emulated host; else the error's code, its line, and what QEMU
-/// and the machine's kernel said last.
+/// Returns the exit code of a command that ran on an emulated host. On an error, returns the error's code and
+/// message, after printing the last lines of QEMU and of the emulated host's kernel.
 pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, (u8, String)> {
     match exit {
         Ok(EmulatedExit::Code(code)) => Ok(code),
@@ -40,14 +40,14 @@ pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) 
     }
 }
 
-/// Writes the answer of a command as lines on stdout, and returns `code`: 125 with a sentence where stdout
-/// cannot take them. A reader that has gone has seen enough.
+/// Writes the answer of a command to stdout and returns `code`; if stdout cannot be written, reports that and
+/// returns 125. A closed pipe is not an error: the reader has seen enough.
 pub(crate) fn answer(text: &str, code: u8) -> u8 {
     let write = |mut stdout: OutputFile| stdout.write_all(format!("{text}\n").as_bytes());
     written(OutputFile::stdout().and_then(write), code)
 }
 
-/// The same for an answer that was `written`, or not.
+/// Does the same for an answer that has been `written`, or not.
 pub(crate) fn written(written: io::Result<()>, code: u8) -> u8 {
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -58,7 +58,7 @@ pub(crate) fn written(written: io::Result<()>, code: u8) -> u8 {
     }
 }
 
-/// An error and everything that led to it, in one line.
+/// Formats an error with all its causes in one line.
 pub(crate) fn chain(error: &dyn Error) -> String {
     coracle::error::whole(error)
 }

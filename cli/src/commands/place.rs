@@ -1,4 +1,4 @@
-//! Where a guest runs: on the KVM of this host, or on an emulated one, where this command runs again.
+//! Where a guest runs: on the KVM of this host, or on an emulated host, on which this command runs again.
 
 use std::path::Path;
 
@@ -13,18 +13,18 @@ use super::settings::Failure;
 pub(super) enum Place {
     /// On the KVM of this host.
     Here,
-    /// On an emulated host, and why if nobody asked for it.
+    /// On an emulated host, with the reason if the user did not ask for it.
     EmulatedHost { because: Option<String> },
 }
 
-/// Where the guest of a kernel runs. An image that is not Linux runs on whatever KVM there is.
+/// Decides where the guest with this kernel runs. An image that is not Linux runs on any KVM.
 ///
 /// # Errors
 /// The kernel cannot be read.
 pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failure> {
     match accel {
         Accel::Kvm => return Ok(Place::Here),
-        // This is the command that the emulated host was started for.
+        // This process already runs on the emulated host that was started for it.
         Accel::Emulate if on_emulated_host() => return Ok(Place::Here),
         Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
         Accel::Auto => {}
@@ -43,7 +43,7 @@ pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failur
     Ok(Place::EmulatedHost { because: Some(because) })
 }
 
-/// The line that says where the guest runs, and what that means.
+/// The line that says where the guest runs, and what that means for its isolation.
 pub(super) fn on_emulated_host_because(because: &str) -> String {
     format!("running on an emulated host, which is not a boundary against a hostile guest: {because}")
 }

@@ -1,5 +1,5 @@
-//! Files that are written when all is over, tried before anything starts: a run of an hour does not end with
-//! a path that was never good.
+//! Files that are written at the end of a run. They are checked before anything starts, so that a run of an
+//! hour does not end with a path that was never usable.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use super::settings::Failure;
 
-/// Opens the file of an option for writing, if there is one, and leaves everything as it was. A FIFO is not
-/// opened: its reader would take that for the report, and its end.
+/// Checks that the file of an option, if there is one, can be opened for writing, and leaves everything as it
+/// was. A FIFO is not opened: its reader would take that for an empty report.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub(super) fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path else { return Ok(()) };
     if fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
@@ -24,7 +24,7 @@ pub(super) fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOCTTY);
     let tried = match options.open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            // A link to nothing stays: what it leads to is made now.
+            // A dangling link stays; the file that it names is created now.
             let is_link = path.is_symlink();
             let made = options.create(true).open(path);
             made.and_then(|_| if is_link { Ok(()) } else { fs::remove_file(path) })
@@ -36,10 +36,10 @@ pub(super) fn check(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     })
 }
 
-/// Empties the regular file of an option, if there is one already.
+/// Truncates the regular file of an option, if it exists.
 ///
 /// # Errors
-/// It cannot be written.
+/// The file cannot be written.
 pub(super) fn empty(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     let Some(path) = path.filter(|path| path.is_file()) else { return Ok(()) };
     fs::write(path, "").map_err(|error| {
@@ -47,11 +47,11 @@ pub(super) fn empty(option: &str, path: Option<&Path>) -> Result<(), Failure> {
     })
 }
 
-/// Writes a report. A FIFO, or a terminal, waits for its reader: for `limit` at most, from the first look for
-/// one to the last byte that is taken.
+/// Writes a report. A FIFO or a terminal may have to wait for its reader: `limit` bounds the time from
+/// looking for a reader to the last byte that it takes.
 ///
 /// # Errors
-/// It cannot be written, or nobody has read all of it in time.
+/// The file cannot be written, or its reader has not taken all of it in time.
 pub(super) fn write(path: &Path, content: &[u8], limit: Duration) -> io::Result<()> {
     let start = Instant::now();
     let patiently = |error: io::Error| match error.raw_os_error() {
@@ -60,7 +60,7 @@ pub(super) fn write(path: &Path, content: &[u8], limit: Duration) -> io::Result<
             Ok(())
         }
         Some(libc::ENXIO | libc::EAGAIN) => Err(io::Error::other(format!(
-            "nobody has read all of it within {} s; start its reader first, or name a regular file",
+            "its reader has not taken all of it within {} s; start its reader first, or name a regular file",
             limit.as_secs()
         ))),
         _ => Err(error),
@@ -85,11 +85,11 @@ pub(super) fn write(path: &Path, content: &[u8], limit: Duration) -> io::Result<
     Ok(())
 }
 
-/// Makes a file for what comes piece by piece, or empties it. Nobody is waited for while it is written, so it
-/// has to be a regular file.
+/// Creates or truncates a file that is written piece by piece. It has to be a regular file, because writing
+/// must not wait for a reader.
 ///
 /// # Errors
-/// It cannot be made, or something else has its name.
+/// The file cannot be created, or something that is not a regular file has its name.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
@@ -98,15 +98,15 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     if is_regular {
         Ok(file)
     } else {
-        Err(io::Error::other("something else than a regular file has its name"))
+        Err(io::Error::other("something other than a regular file has its name"))
     }
 }
 
-/// How long a report waits for its reader, who may have other things to do first. A signal ends that earlier.
+/// How long a report waits for its reader, which may have other things to do first. A signal ends the wait.
 pub(super) const READER_LIMIT: Duration = Duration::from_secs(30);
-/// The same after an end that the user has asked for: as long as stdout and stderr have then.
+/// How long it waits after an end that the user has asked for: the same time that stdout and stderr get then.
 pub(super) const READER_LIMIT_AT_END: Duration = Duration::from_secs(1);
-/// Between two looks for a reader.
+/// How often to look for a reader.
 const TURN: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
@@ -125,7 +125,7 @@ mod tests {
     fn fifo(folder: &TempDir) -> PathBuf {
         let path = folder.as_path().join("fifo");
         let name = CString::new(path.as_os_str().as_bytes()).unwrap();
-        // SAFETY: a string with an end, which lives through the call.
+        // SAFETY: the pointer is to a nul-terminated string that outlives the call.
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         path
     }

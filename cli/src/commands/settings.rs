@@ -1,4 +1,4 @@
-//! From flags and config file to the configuration of a machine: for every command that makes one.
+//! From flags and config file to the configuration of a machine, for every subcommand that creates one.
 
 use coracle::config::{
     ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with, names_root,
@@ -8,10 +8,10 @@ use coracle::exit_code;
 use super::chain;
 use crate::arguments::VmArgs;
 
-/// What the flags say, over what the config file says.
+/// Combines the flags with the config file; the flags take precedence.
 ///
 /// # Errors
-/// The config file cannot be read or is wrong.
+/// The config file cannot be read, or something in it is wrong.
 pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
     let mut flags = args.told();
     if let Some(root) = &mut flags.root {
@@ -23,7 +23,7 @@ pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
     }
 }
 
-/// Why there is no outcome: one line and its exit code.
+/// Why there is no outcome: one line of text, and the exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) code: u8,
@@ -31,29 +31,29 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Bad usage or configuration.
+    /// Creates the failure for bad usage or configuration.
     pub(super) fn usage(reason: impl Into<String>) -> Failure {
         Failure { code: exit_code::BAD_USAGE, reason: reason.into() }
     }
 
-    /// The same, for an error and its causes.
+    /// Creates the failure for an error with its causes.
     pub(super) fn of(error: &dyn std::error::Error) -> Failure {
         Failure::usage(chain(error))
     }
 }
 
-/// Whether the user has said where the guest's root is.
+/// Whether the user has named the guest's root.
 pub(super) fn has_root(raw: &RawConfig) -> bool {
-    // A `--` in the one takes what follows in the other along.
+    // A `--` in the command line also applies to what is appended to it.
     let line = raw.cmdline.iter().chain(raw.append.iter().flatten());
     raw.root.is_some() || names_root(&line.map(String::as_str).collect::<Vec<_>>().join(" "))
 }
 
-/// The checked configuration, with the defaults of the command for what was not told; `default_words` are for
-/// the default guest.
+/// Creates and checks the configuration, with the command's defaults for settings that were not given.
+/// `default_words` are the kernel parameters of the default guest.
 ///
 /// # Errors
-/// A value does not go with another.
+/// Two values contradict each other.
 pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmConfig, Failure> {
     let words = raw.append.iter().flatten().map(String::as_str);
     let mut defaults = Vec::new();
@@ -63,10 +63,11 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
     let console = raw.console.unwrap_or_default();
     match (console, &raw.serial) {
         (ConsoleDevice::Serial, _) => {}
-        // The kernel's messages are seen as they are: only the shell of the default guest is on the other.
+        // Both consoles go to the terminal. The kernel's messages stay on the serial port, and only the shell
+        // of the default guest uses the virtio console.
         (ConsoleDevice::Virtio, Some(SerialConfig::Stdio)) => defaults.insert(0, "coracle.terminal=hvc0"),
-        // The last one is the guest's own; the serial port keeps the kernel's messages, from which endings
-        // are explained.
+        // The last `console=` becomes /dev/console of the guest. The serial port still gets the kernel's
+        // messages, from which endings are explained.
         (ConsoleDevice::Virtio, _) => defaults.insert(0, "console=hvc0"),
     }
     let cmdline = match &raw.cmdline {
@@ -82,7 +83,7 @@ pub(super) fn config(raw: &RawConfig, default_words: &'static str) -> Result<VmC
     Ok(config)
 }
 
-/// The network cards; `none` stands alone.
+/// Returns the network cards; `none` cannot be combined with others.
 fn nets(choices: &[NetChoice]) -> Result<Vec<NetConfig>, Failure> {
     let cards = choices.iter().filter_map(|choice| match choice {
         NetChoice::None => None,
@@ -90,7 +91,7 @@ fn nets(choices: &[NetChoice]) -> Result<Vec<NetConfig>, Failure> {
     });
     let cards: Vec<NetConfig> = cards.collect();
     if !cards.is_empty() && choices.contains(&NetChoice::None) {
-        return Err(Failure::usage("--net none: it goes with no other --net"));
+        return Err(Failure::usage("--net none: it cannot be combined with another --net"));
     }
     Ok(cards)
 }

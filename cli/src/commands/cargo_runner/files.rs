@@ -1,4 +1,4 @@
-//! Files of the host for a guest, each at the path that it has here, as an initramfs.
+//! Files of the host for a guest, collected in an initramfs at the paths that they have here.
 
 use std::collections::HashSet;
 use std::fs::{self, Metadata};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_image::initramfs::Archive;
 
-/// The files, as they are collected.
+/// The files collected so far.
 #[derive(Debug, Default)]
 pub(super) struct GuestFiles {
     archive: Archive,
@@ -17,23 +17,24 @@ pub(super) struct GuestFiles {
     left_out: u64,
 }
 
-/// Why a file cannot be had in the guest.
+/// Why a file cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FilesError {
-    /// The guest has its own there.
+    /// The guest mounts a file system of its own at that path.
     #[error(
-        "{} cannot be put into the guest: {folder} is its kernel's own; move it (CARGO_TARGET_DIR says where cargo builds)",
+        "{} cannot be put into the guest: {folder} belongs to its kernel; move it (CARGO_TARGET_DIR says where cargo \
+         builds)",
         path.display()
     )]
     OfTheKernel { path: PathBuf, folder: &'static str },
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{} cannot be read", path.display())]
     Read { path: PathBuf, source: io::Error },
 }
 
 impl GuestFiles {
-    /// Adds a file, or a folder with all that is in it. A link that is named is followed; one in a folder
-    /// stays a link.
+    /// Adds a file, or a directory with everything in it. A symbolic link that is named is followed; one
+    /// within a directory stays a link.
     pub(super) fn add(&mut self, path: &Path) -> Result<(), FilesError> {
         let found = self.add_above(path)?;
         let mut folders = Vec::new();
@@ -48,28 +49,29 @@ impl GuestFiles {
         Ok(())
     }
 
-    /// Adds a folder with nothing in it.
+    /// Adds an empty directory.
     pub(super) fn add_folder(&mut self, path: &Path) -> Result<(), FilesError> {
         let found = self.add_above(path)?;
         self.add_found(path, &found, &mut Vec::new())
     }
 
-    /// Bytes of all files.
+    /// Returns the total size of all files, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How many files were of a kind that does not cross.
+    /// Returns how many files were left out because an initramfs cannot usefully contain their type.
     pub(super) fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    /// The initramfs; the files are read when it is written.
+    /// Returns the initramfs. The files are read when it is written.
     pub(super) fn into_archive(self) -> Archive {
         self.archive
     }
 
-    /// Adds the folders above a path, with the permissions that they have here; returns what is at the path.
+    /// Adds the directories above a path, with the permissions that they have here, and returns the metadata
+    /// of the path itself.
     fn add_above(&mut self, path: &Path) -> Result<Metadata, FilesError> {
         if let Some(folder) = OF_THE_KERNEL.into_iter().find(|folder| path.starts_with(folder)) {
             return Err(FilesError::OfTheKernel { path: path.to_owned(), folder });
@@ -116,7 +118,8 @@ fn unread(path: &Path) -> impl FnOnce(io::Error) -> FilesError {
     move |source| FilesError::Read { path: path.to_owned(), source }
 }
 
-/// Where the guest's kernel, or its init, mounts a file system of its own over what an initramfs has brought.
+/// The directories over which the guest's kernel, or its init, mounts a file system of its own, hiding what
+/// an initramfs has put there.
 const OF_THE_KERNEL: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 #[cfg(test)]
@@ -127,7 +130,7 @@ mod tests {
 
     use super::*;
 
-    /// The names in the archive below `folder`.
+    /// Returns the names in the archive below `folder`.
     fn names(files: GuestFiles, folder: &Path) -> Vec<String> {
         let bytes = files.into_archive().finish().unwrap();
         let folder = format!("{}/", folder.to_str().unwrap().trim_start_matches('/'));
@@ -148,7 +151,7 @@ mod tests {
         files.add(&root.join("data")).unwrap();
         files.add(&root.join("data/deep/x")).unwrap();
         files.add_folder(&root.join("link")).unwrap();
-        assert_eq!((files.bytes(), files.left_out()), (3, 0), "once, though named twice");
+        assert_eq!((files.bytes(), files.left_out()), (3, 0), "added once, though named twice");
         assert_eq!(names(files, root), ["data", "data/deep", "data/deep/up", "data/deep/x", "link"]);
     }
 
@@ -168,7 +171,7 @@ mod tests {
     fn what_the_guest_cannot_have_is_refused() {
         let mut files = GuestFiles::default();
         let refused = files.add(Path::new("/dev/shm/target/x")).unwrap_err().to_string();
-        assert!(refused.contains("/dev is its kernel's own"), "{refused}");
+        assert!(refused.contains("/dev belongs to its kernel"), "{refused}");
         let refused = files.add(Path::new("/no/such")).unwrap_err();
         assert!(matches!(refused, FilesError::Read { path, .. } if path == Path::new("/no/such")));
     }

@@ -1,8 +1,8 @@
-//! `coracle cargo-runner`: what cargo starts in place of a program that it has built. The program runs in a
-//! guest, with this command's streams, and its exit code is this command's.
+//! `coracle cargo-runner`: the runner that cargo starts for a program that it has built. The program runs in
+//! a guest with this command's streams, and its exit code becomes this command's.
 //!
-//! Its files come in an initramfs behind the guest's own: the kernel unpacks them faster than an agent
-//! receives them, and any kernel and guest takes them.
+//! Its files come in an initramfs after the guest's own: the kernel unpacks them faster than an agent could
+//! receive them, and this works with any kernel and guest.
 
 mod files;
 mod program;
@@ -30,7 +30,8 @@ use super::settings::{self, Failure};
 use crate::arguments::{CargoRunnerArgs, CommandArgs, Surroundings};
 use crate::logger;
 
-/// Runs the program in a guest and returns its exit code, or that of the way in which the run ended.
+/// Runs the program in a guest, and returns its exit code or, if the run ended in another way, the code of
+/// that ending.
 pub(crate) fn run(args: &CargoRunnerArgs) -> u8 {
     logger::start(args.vm.verbose);
     try_run(args).unwrap_or_else(|failure| {
@@ -44,11 +45,11 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
     let raw = raw(args)?;
     let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(&raw, "quiet")?;
-    // Standard output is the program's.
+    // Standard output belongs to the program.
     config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
     command::prepare(&mut config, false, is_default_guest(&raw));
     let luggage = Luggage::of(args)?;
-    // Whatever is wrong with them is said before anything is started.
+    // Report everything that is wrong with the files before anything starts.
     VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
     match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
         Place::Here => run_here(&raw, config, args, &luggage, (signals, watch)),
@@ -70,19 +71,22 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
     }
 }
 
-/// What was told, with the default guest's files where only the kernel is another.
+/// Returns the settings of the flags and the config file. If only the kernel differs from the default
+/// guest's, the default guest's initramfs is added.
 fn raw(args: &CargoRunnerArgs) -> Result<RawConfig, Failure> {
     let mut raw = settings::raw(&args.vm)?;
     if let Some(root) = &raw.root {
         return Err(Failure::usage(format!(
-            "--root {}: the program and its libraries come as an initramfs, which goes with no root; leave it out, and \
+            "--root {}: the program and its libraries come as an initramfs, which cannot be combined with a root; \
+             leave it out, and \
              --copy what the program needs",
             root.path.display()
         )));
     }
     if settings::has_root(&raw) {
         return Err(Failure::usage(
-            "-a root=: the program and its libraries come as an initramfs, which goes with no root; leave it out, and --copy \
+            "-a root=: the program and its libraries come as an initramfs, which cannot be combined with a root; \
+             leave it out, and --copy \
              what the program needs",
         ));
     }
@@ -103,7 +107,7 @@ fn run_here(
     let files = luggage.files(&args.copies)?;
     config.memory = memory(raw.memory, files.bytes())?;
     let file = files.into_archive().spool().map_err(|error| Failure::of(&error))?;
-    // It has no other name, and is open for as long as it takes.
+    // The file has no name elsewhere; this path is valid while `file` is open, until the end of the run.
     config.initrds.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
     let command = CommandArgs {
         surroundings: Surroundings {
@@ -132,40 +136,40 @@ fn run_here(
     })
 }
 
-/// How long the program may run.
+/// Returns how long the program may run.
 fn limit(raw: &RawConfig, args: &CargoRunnerArgs, luggage: &Luggage) -> Option<Duration> {
     raw.timeout.unwrap_or_else(|| default_timeout(&luggage.path, &args.command)).limit()
 }
 
-/// A test program that hangs is not to hold up a job for ever. Any other program may be a server, and a
-/// benchmark takes its time.
+/// Returns the limit of a program without `--timeout`. A test program that hangs must not hold up a job for
+/// ever. Any other program may be a server, and a benchmark takes as long as it takes.
 fn default_timeout(program: &Path, command: &[OsString]) -> Timeout {
     let is_bench = command.iter().any(|argument| argument == "--bench");
     if is_test(program) && !is_bench { Timeout::After(TEST_LIMIT) } else { Timeout::None }
 }
 
-/// Which option has the limit that was over.
+/// Names the option whose limit expired.
 fn timed_out_by(given: Option<Timeout>) -> &'static str {
     match given {
-        Some(_) => "the limit is that of --timeout; --timeout none has no limit",
+        Some(_) => "the limit comes from --timeout; --timeout none removes it",
         None => {
-            "a test program has 20 minutes unless --timeout TIME says otherwise; --timeout none has no limit"
+            "a test program may run for 20 minutes; --timeout TIME sets another limit, --timeout none removes it"
         }
     }
 }
 
-/// Whether cargo keeps its tests there.
+/// Whether the program lies in the directory in which cargo puts its test programs.
 fn is_test(program: &Path) -> bool {
     program.parent().is_some_and(|folder| folder.ends_with("deps"))
 }
 
-/// What goes into the guest.
+/// Everything that goes into the guest.
 struct Luggage {
-    /// The program that is run, and those of the same package that it may start.
+    /// The program to run, and the other programs of its package, which it may start.
     programs: Vec<Program>,
-    /// The program that is run.
+    /// The path of the program to run.
     path: PathBuf,
-    /// Where it is run: cargo chooses the package's folder.
+    /// The working directory, which cargo sets to the package's directory.
     folder: PathBuf,
 }
 
@@ -175,12 +179,12 @@ impl Luggage {
         let given = args.command.first().map_or(Path::new(""), Path::new);
         if given.as_os_str().is_empty() {
             return Err(Failure::usage(
-                "the program's path is empty: cargo gives one behind `coracle cargo-runner`",
+                "the program's path is empty: cargo puts it after `coracle cargo-runner`",
             ));
         }
         let path = std::path::absolute(given).map_err(|error| failed(&error))?;
         let folder = env::current_dir().map_err(|error| failed(&error))?;
-        // The package's own programs, which tests of a package start.
+        // The other programs of the package, which its tests may start.
         let others = env::vars_os().filter(|(name, _)| begins_with(name, &PROGRAMS));
         let others = others.map(|(_, value)| PathBuf::from(value)).filter(|other| other.is_file());
         let programs = std::iter::once(path.clone()).chain(others).map(|path| Program::find(&path));
@@ -188,7 +192,7 @@ impl Luggage {
         Ok(Luggage { programs, path, folder })
     }
 
-    /// All that the guest is to have, each at the path that it has here.
+    /// Collects all files of the guest, at the paths that they have here.
     fn files(&self, copies: &[PathBuf]) -> Result<GuestFiles, Failure> {
         let mut files = GuestFiles::default();
         self.add_to(&mut files, copies).map_err(|error| Failure::of(&error))?;
@@ -216,22 +220,22 @@ impl Luggage {
         copies.iter().try_for_each(|path| files.add(&self.folder.join(path)))
     }
 
-    /// `CARGO_TARGET_TMPDIR`, which integration tests have compiled in: `tmp` beside the folder of the
-    /// profile, or of the target where one was named.
+    /// Returns `CARGO_TARGET_TMPDIR`, whose path is compiled into integration tests: `tmp` beside the
+    /// directory of the profile or, with an explicit target, beside that of the target.
     fn scratch_folder(&self) -> Option<PathBuf> {
         let is_test = is_test(&self.path);
         let above = self.path.ancestors().skip(3).take(2).filter(|_| is_test);
         above.map(|folder| folder.join("tmp")).find(|scratch| scratch.is_dir())
     }
 
-    /// The program where the guest has it, and its arguments.
+    /// Returns the command line in the guest: the program and its arguments.
     fn command(&self, given: &[OsString]) -> Vec<OsString> {
         std::iter::once(self.path.clone().into_os_string()).chain(given.iter().skip(1).cloned()).collect()
     }
 }
 
-/// Variables that cargo and its like set for a program, without their passwords; then those of the command
-/// line.
+/// Returns the variables that cargo and similar tools set for a program, without credentials, followed by
+/// those of the command line.
 fn variables(args: &CargoRunnerArgs) -> Vec<OsString> {
     let is_secret =
         |name: &OsStr| SECRETS.iter().any(|end| name.as_encoded_bytes().ends_with(end.as_bytes()));
@@ -244,8 +248,8 @@ fn begins_with(name: &OsStr, starts: &[&str]) -> bool {
     starts.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()))
 }
 
-/// RAM that holds the files twice, as they come and unpacked, and leaves room to work. It is taken as it is
-/// touched.
+/// Returns the memory of a guest that has to hold the files twice, in the initramfs and unpacked, with room
+/// to work. The host allocates it as the guest touches it.
 fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Failure> {
     let files = bytes.div_ceil(1 << 20);
     let Some(wanted) = wanted else {
@@ -256,7 +260,8 @@ fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Fail
     let least = files.saturating_mul(2).saturating_add(KERNEL_MIB);
     if wanted.size().mib() < least {
         return Err(Failure::usage(format!(
-            "--memory {}M: the program, its libraries and what --copy names have {files} MiB, which the guest has in memory \
+            "--memory {}M: the program, its libraries and what --copy names take {files} MiB, which the guest holds \
+             in memory \
              twice while it unpacks them; it needs at least {least}M",
             wanted.size().mib()
         )));
@@ -264,29 +269,31 @@ fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Fail
     Ok(wanted)
 }
 
-/// The package's own programs, as cargo and cargo-nextest name them.
+/// The prefixes of the variables by which cargo and cargo-nextest name the package's own programs.
 const PROGRAMS: [&str; 2] = ["CARGO_BIN_EXE_", "NEXTEST_BIN_EXE_"];
 
-/// By which the loader finds libraries in folders that it does not know by itself.
+/// The cache by which the dynamic loader finds libraries outside its built-in directories.
 const LOADER_CACHE: &str = "/etc/ld.so.cache";
 
-/// Of cargo, of Rust's runtime and test harness, of cargo-nextest, and of the loader.
+/// The prefixes of forwarded variables: those of cargo, of Rust's runtime and test harness, of cargo-nextest,
+/// and of the dynamic loader.
 const FORWARDED: [&str; 5] = ["CARGO", "RUST", "NEXTEST", "LD_LIBRARY_PATH", "OUT_DIR"];
 const SECRETS: [&str; 2] = ["_TOKEN", "_SECRET_KEY"];
 
-/// By which a test program says that tests have failed; cargo knows it, and explains any other code at
-/// length.
+/// The exit code by which Rust's test harness reports failed tests. cargo knows it, and prints a long
+/// explanation of any other code.
 const TESTS_FAILED: u32 = 101;
 const TESTS_FAILED_CODE: u8 = 101;
 
-/// How long a test program may run.
+/// How long a test program may run by default: far longer than a test takes, and short enough that a job on
+/// CI does not hang for hours.
 const TEST_LIMIT: Duration = Duration::from_secs(20 * 60);
 
-/// Besides the files: a kernel, and what tests take.
+/// Memory besides the files: for the kernel, and for what tests use.
 const ROOM_MIB: u64 = 256;
-/// What nobody misses on a host whose memory is taken as it is touched.
+/// The smallest default. The host allocates it as it is touched, so that its size costs nothing.
 const LEAST_MIB: u64 = 512;
-/// What a stock kernel takes for itself and the default guest, with something to spare.
+/// What a stock kernel and the default guest use themselves, with a margin.
 const KERNEL_MIB: u64 = 128;
 
 #[cfg(test)]

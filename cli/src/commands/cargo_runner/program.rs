@@ -1,4 +1,4 @@
-//! A program of the host, and the shared libraries that it needs: found as its own loader finds them.
+//! A program of the host, with the shared libraries that it needs, found as its own loader finds them.
 
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -12,44 +12,44 @@ use coracle_arch::regular_file;
 #[derive(Debug)]
 pub(super) struct Program {
     pub(super) path: PathBuf,
-    /// Its loader, and the libraries that this finds; none for a static program.
+    /// Its loader and the libraries that the loader finds; empty for a static program.
     pub(super) libraries: Vec<PathBuf>,
 }
 
 /// Why a program cannot run in a guest.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ProgramError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("the program {} cannot be read", path.display())]
     Read { path: PathBuf, source: io::Error },
-    /// It is something else.
-    #[error("the program {} is not an ELF file: cargo gives one behind `coracle cargo-runner`", path.display())]
+    /// The file is not an ELF program.
+    #[error("the program {} is not an ELF file: cargo puts it after `coracle cargo-runner`", path.display())]
     NotElf { path: PathBuf },
-    /// It is for other CPUs.
+    /// The program is for another architecture.
     #[error(
         "the program {} is of another architecture (ELF class {class}, machine {machine}): guests are x86-64",
         path.display()
     )]
     Architecture { path: PathBuf, class: u8, machine: u16 },
-    /// It breaks off.
+    /// The file is cut short.
     #[error("the program {} is cut short: its program headers are outside of it", path.display())]
     Short { path: PathBuf },
-    /// Its loader cannot be asked.
+    /// The program's loader cannot be run.
     #[error("the loader {} of the program {} cannot be started", loader.display(), path.display())]
     Loader { path: PathBuf, loader: PathBuf, source: io::Error },
-    /// Its loader does not know its libraries.
+    /// The loader does not find all libraries.
     #[error(
-        "the program {} needs {missing}, which is not found: install it, or name its folder in LD_LIBRARY_PATH",
+        "the program {} needs {missing}, which is not found: install it, or name its directory in LD_LIBRARY_PATH",
         path.display()
     )]
     Library { path: PathBuf, missing: String },
 }
 
 impl Program {
-    /// Looks at a program and finds its libraries.
+    /// Checks a program and finds its libraries.
     ///
     /// # Errors
-    /// It is no program for a guest, or a library is not here.
+    /// The file is not a program for a guest, or a library is missing.
     pub(super) fn find(path: &Path) -> Result<Program, ProgramError> {
         let libraries = match loader(path)? {
             None => Vec::new(),
@@ -59,8 +59,8 @@ impl Program {
     }
 }
 
-/// The loader that a program names: its segment PT_INTERP (System V ABI, "Program Header"). A static program
-/// has none.
+/// Returns the loader that a program names in its PT_INTERP segment (System V ABI, "Program Header"); `None`
+/// for a static program.
 fn loader(path: &Path) -> Result<Option<PathBuf>, ProgramError> {
     let unread = |source| ProgramError::Read { path: path.to_owned(), source };
     let short = || ProgramError::Short { path: path.to_owned() };
@@ -95,7 +95,8 @@ fn loader(path: &Path) -> Result<Option<PathBuf>, ProgramError> {
     Ok(None)
 }
 
-/// Asks the loader what it would load; glibc's and musl's know the same word, and `ldd` does no other.
+/// Asks the loader for the libraries that it would load. glibc's and musl's loaders both take `--list`; `ldd`
+/// does the same.
 fn libraries(path: &Path, loader: &Path) -> Result<Vec<PathBuf>, ProgramError> {
     let listed =
         Command::new(loader).arg("--list").arg(path).env_remove("LD_PRELOAD").stdin(Stdio::null()).output();
@@ -116,21 +117,21 @@ fn libraries(path: &Path, loader: &Path) -> Result<Vec<PathBuf>, ProgramError> {
     }
     if !listed.status.success() {
         let said = String::from_utf8_lossy(&listed.stderr);
-        return Err(library(&format!("something that its loader misses ({})", said.trim())));
+        return Err(library(&format!("something that its loader does not find ({})", said.trim())));
     }
     Ok(libraries)
 }
 
-/// What a line of the loader's list names.
+/// The meaning of a line in the loader's list.
 #[derive(Debug, PartialEq, Eq)]
 enum Listed {
     At(PathBuf),
     Missing(String),
-    /// The kernel's own, or nothing of interest.
+    /// The kernel's vDSO, or a line without a library.
     Nothing,
 }
 
-/// Reads `NAME => PATH (ADDRESS)`, `NAME => not found` or `PATH (ADDRESS)`.
+/// Parses `NAME => PATH (ADDRESS)`, `NAME => not found` or `PATH (ADDRESS)`.
 fn library_of(line: &str) -> Listed {
     let line = line.trim();
     let (name, place) = line.split_once(" => ").unwrap_or((line, line));
@@ -141,12 +142,12 @@ fn library_of(line: &str) -> Listed {
     if path.starts_with('/') { Listed::At(path.into()) } else { Listed::Nothing }
 }
 
-/// A number of up to eight bytes, least significant first.
+/// Reads a little-endian number of up to eight bytes.
 fn number(bytes: &[u8]) -> u64 {
     bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// Bytes of the header of a 64-bit ELF file, and of an entry of its program header table.
+/// The lengths, in bytes, of the header of a 64-bit ELF file and of an entry in its program header table.
 const HEADER: usize = 64;
 const ENTRY: usize = 56;
 const CLASS_64: u8 = 2;
@@ -165,7 +166,7 @@ mod tests {
     #[test]
     fn this_test_program_has_a_loader_and_a_libc() {
         let program = Program::find(&std::env::current_exe().unwrap()).unwrap();
-        // A static build of the tests has neither.
+        // If the tests are built statically, there is neither a loader nor a library.
         let is_static = program.libraries.is_empty();
         let has = |name: &str| program.libraries.iter().any(|path| path.to_string_lossy().contains(name));
         assert!(is_static || has("libc.") && has("/ld-"), "{program:?}");
@@ -182,7 +183,7 @@ mod tests {
     fn what_is_no_program_of_a_guest_is_refused() {
         assert!(
             refused(b"#!/bin/sh\n")
-                .ends_with("is not an ELF file: cargo gives one behind `coracle cargo-runner`")
+                .ends_with("is not an ELF file: cargo puts it after `coracle cargo-runner`")
         );
         let mut header = fs::read(std::env::current_exe().unwrap()).unwrap();
         header.truncate(HEADER);

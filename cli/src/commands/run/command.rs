@@ -1,4 +1,4 @@
-//! `coracle run -- COMMAND`: a machine for one command, which has this command's streams, terminal, signals
+//! `coracle run -- COMMAND`: a machine for a single command, with this process's streams, terminal, signals
 //! and exit code.
 
 use std::io::{self, IsTerminal};
@@ -28,7 +28,8 @@ use crate::arguments::{CommandArgs, GuestIp, Surroundings};
 use crate::commands::chain;
 use crate::commands::settings::Failure;
 
-/// What the machine needs to run a command: its agent, and its own limits in place of those of the command.
+/// Adds to the configuration what the machine needs to run a command: its agent, and the machine's own limits
+/// in place of the command's.
 pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest: bool) {
     let place = match (uses_default_guest, with_init) {
         (true, _) => AgentPlace::DefaultGuest,
@@ -41,7 +42,7 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
     config.agent = Some(AgentConfig { ready_limit: boot_limit, ..AgentConfig::new(place) });
 }
 
-/// Boots the machine, runs the command, and tells how it ended.
+/// Boots the machine, runs the command and reports how it ended.
 pub(super) fn run(
     raw: &RawConfig,
     config: &VmConfig,
@@ -52,7 +53,7 @@ pub(super) fn run(
     Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
 }
 
-/// Whether the command's own code is all that there is to say.
+/// Whether the command's exit code is the whole result, so that there is nothing more to report.
 pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
     outcome.command.is_some() && outcome.ending.workload_code().is_some_and(|code| code < 100)
 }
@@ -60,7 +61,7 @@ pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
 /// Boots the machine and runs the command, for at most `limit`, with our streams, terminal and signals.
 ///
 /// # Errors
-/// The machine cannot be made.
+/// The machine cannot be built.
 pub(crate) fn outcome(
     config: &VmConfig,
     args: &CommandArgs,
@@ -92,16 +93,17 @@ pub(crate) fn outcome(
         }
         Some(_) => vm.stop(grace),
     };
-    // Giving back what the virtual machine held is the kernel's work at exit.
+    // Leaves it to the kernel to free what the machine held, when this process exits.
     std::mem::forget(vm);
     let times = run.times(entered, booted_in, machine.times);
     Ok(Outcome { times, ..run.outcome(machine) })
 }
 
-/// Waits for the agent. What ends the run instead: none when the machine has ended by itself.
+/// Waits for the agent. The error is the ending of the run; `None` if the machine ended by itself.
 fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Option<Ending>> {
     let limit = config.agent.as_ref().map_or(BOOT_LIMIT, |agent| agent.ready_limit);
-    // The machine's own limit, which can explain itself, is the first where the guest is not at its init yet.
+    // Waits a little longer than the machine's own limit, which explains itself better if the guest has not
+    // reached its init.
     let deadline = Instant::now().checked_add(limit.saturating_add(OWN_LIMIT_FIRST));
     loop {
         match vm.wait_ready(TURN) {
@@ -120,7 +122,7 @@ fn wait_ready(vm: &Vm, signals: &Blocked, config: &VmConfig) -> Result<(), Optio
     }
 }
 
-/// Brings the network up, where that is wanted. The guest may have to wait for a server: signals are heard
+/// Brings up the network, if requested. A DHCP server may keep the guest waiting, so signals are handled
 /// meanwhile.
 fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Option<Ending>> {
     let Some(GuestIp(settings)) = &args.surroundings.ip else { return Ok(()) };
@@ -130,7 +132,8 @@ fn network_up(vm: &Vm, signals: &Blocked, args: &CommandArgs) -> Result<(), Opti
     }
 }
 
-/// What a call of the agent gives, which may take its time: a signal ends the machine, and the call with it.
+/// Runs a call of the agent that may take long, and handles signals meanwhile: a signal ends the machine, and
+/// with it the call.
 fn hearing_signals<T: Send>(
     vm: &Vm,
     signals: &Blocked,
@@ -168,7 +171,7 @@ fn exec(vm: &Vm, args: &CommandArgs, limit: Option<Duration>, has_terminal: bool
     exec
 }
 
-/// A command with its variables, user and folder.
+/// Adds the variables, the user and the working directory to a command.
 pub(crate) fn surrounded(mut exec: Exec, surroundings: &Surroundings) -> Exec {
     for (name, value) in surroundings.env.iter().filter_map(|variable| name_and_value(variable)) {
         exec = exec.env(name, value);
@@ -182,10 +185,10 @@ pub(crate) fn surrounded(mut exec: Exec, surroundings: &Surroundings) -> Exec {
     }
 }
 
-/// Runs the command to its end, and sees to it that what it has written is delivered.
+/// Runs the command to its end, and waits until everything that it has written is delivered.
 ///
 /// # Errors
-/// Our standard output or error cannot be used.
+/// Our standard output or standard error cannot be used.
 fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Result<Run, Failure> {
     let deadline = limit.and_then(|limit| Some((limit, Instant::now().checked_add(limit)?)));
     let sinks = [OutputFile::stdout(), OutputFile::stderr()];
@@ -200,7 +203,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     let leaves = Arc::new(AtomicBool::new(false));
     if let Some(input) = process.stdin.take() {
         let leaves = leaves.clone();
-        // It ends with this process, wherever it waits.
+        // The thread ends with this process, wherever it waits.
         thread::spawn(move || typed::copy(input, &leaves));
     }
     let outputs = [
@@ -211,7 +214,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
         Ok(status) => (Some(ending_of(status)), Some(status)),
         Err(ending) => (ending, None),
     };
-    // What the command, or a guest that has ended, has written is still on its way.
+    // Output of the command, or of a guest that has ended, may still be on its way.
     let is_delivered = status.is_some() || ending.is_none();
     let instead = is_delivered.then(|| deliver(signals, &outputs, deadline)).flatten();
     let lost = ["stdout", "stderr"].into_iter().zip(&outputs).find_map(|(stream, output)| {
@@ -222,7 +225,7 @@ fn attend(vm: &Vm, signals: &Blocked, exec: Exec, limit: Option<Duration>) -> Re
     Ok(Run { ending: instead.or(ending), was_started: true, status, lost, command })
 }
 
-/// Waits until all that was written has been taken. What ends the run instead: a signal, or the end of the
+/// Waits until all output has been taken. The error is the ending of the run: a signal, or the end of the
 /// command's time.
 fn deliver(
     signals: &Blocked,
@@ -244,10 +247,10 @@ fn deliver(
     None
 }
 
-/// Passes signals on until the command has ended.
+/// Forwards signals until the command has ended.
 ///
 /// # Errors
-/// What ends the run instead: none for the machine, by itself.
+/// The ending of the run; `None` if the machine ended by itself.
 fn supervise(
     process: &mut Process,
     signals: &Blocked,
@@ -266,7 +269,7 @@ fn supervise(
             return Err(Some(Ending::Stopped));
         }
         if !told_of_pipe && outputs.iter().flatten().any(Copying::has_no_reader) {
-            // As the kernel does to a program whose reader has gone.
+            // The kernel does the same to a program whose reader has gone.
             process.signal(SIGPIPE);
             told_of_pipe = true;
         }
@@ -290,7 +293,7 @@ fn keeps_disks(config: &VmConfig) -> bool {
     config.disks.iter().any(|disk| disk.access == DiskAccess::ReadWrite)
 }
 
-/// Whether a signal is for the command while it runs. Any other ends the machine.
+/// Whether a signal is forwarded to the command while it runs. Any other signal ends the machine.
 fn is_for_command(signal: i32) -> bool {
     let asks = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
     asks || matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGCONT)
@@ -304,13 +307,13 @@ fn window_size() -> WindowSize {
     })
 }
 
-/// How long a guest may take to its agent.
+/// How long a guest may take until its agent is ready.
 const BOOT_LIMIT: Duration = AgentConfig::DEFAULT_READY_LIMIT;
-/// The machine's own limit, which ends it at the same time, may come this much later on a busy host.
+/// How much later than its deadline the machine's own limit may end it on a busy host.
 const OWN_LIMIT_FIRST: Duration = Duration::from_secs(1);
-/// How long output that is on its way is waited for at first.
+/// How long the first wait for output on its way lasts; it is usually there at once.
 const FIRST_TURN: Duration = Duration::from_millis(1);
-/// How late a signal may be passed on.
+/// How late a signal may be forwarded.
 pub(crate) const TURN: Duration = Duration::from_millis(20);
 const SIGPIPE: u8 = libc::SIGPIPE as u8;
 const SIGTERM: u8 = libc::SIGTERM as u8;

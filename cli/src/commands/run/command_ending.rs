@@ -1,5 +1,5 @@
-//! What a run for one command has come to: its ending, from what the command, its agent and its machine say.
-//! Called by those that run commands in a guest.
+//! The ending of a run for one command, derived from what happened to the command, its agent and its machine.
+//! The subcommands that run commands in a guest call this.
 
 use std::time::{Duration, Instant};
 
@@ -9,23 +9,23 @@ use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 
 use crate::commands::chain;
 
-/// What came of the command, as far as that is known.
+/// What is known about the command.
 #[derive(Default)]
 pub(super) struct Run {
-    /// What ended the run: none for the machine, by itself.
+    /// The ending of the run; `None` if the machine ended by itself.
     pub(super) ending: Option<Ending>,
     pub(super) was_started: bool,
     /// How the command ended.
     pub(super) status: Option<ExecStatus>,
-    /// A part of its output that could not be delivered.
+    /// Why a part of its output could not be delivered.
     pub(super) lost: Option<HostFailure>,
-    /// When it was started, and how long it took.
+    /// When the command was started, and how long it took.
     pub(super) command: Option<(Instant, Duration)>,
 }
 
 impl Run {
-    /// The machine's times, with the rest divided: the guest was entered at `entered`, and its agent was
-    /// ready after `booted_in`.
+    /// Divides the rest of the machine's times: the guest was entered at `entered`, and its agent was ready
+    /// after `booted_in`.
     pub(super) fn times(&self, entered: Instant, booted_in: Option<Duration>, machine: Times) -> Times {
         let Some(booted_in) = booted_in else { return machine };
         Times {
@@ -36,7 +36,8 @@ impl Run {
         }
     }
 
-    /// The machine's outcome as that of a machine for a command. A failure of the host comes first.
+    /// Turns the machine's outcome into that of a machine for a command. A failure of the host takes
+    /// precedence.
     pub(super) fn outcome(self, machine: Outcome) -> Outcome {
         let ending = match (machine.ending, self.lost, self.ending) {
             (failed @ Ending::HostFailed { .. }, _, _) => failed,
@@ -49,8 +50,8 @@ impl Run {
     }
 }
 
-/// The ending of a guest that ended by itself while its command was to run: one that says that all went well
-/// is not true of the command.
+/// The ending of a guest that ended by itself before its command did. An ending that reports success would
+/// not be true of the command.
 fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> Ending {
     let says_all_is_well = match ending {
         Ending::PoweredOff => signal.is_none(),
@@ -64,7 +65,7 @@ fn before_command(ending: Ending, signal: Option<i32>, was_started: bool) -> End
     Ending::CommandFailed { code: AGENT_LOST, reason: format!("{ending} before the command had {missing}") }
 }
 
-/// The ending of a command.
+/// Returns the ending that belongs to the status of a command.
 pub(crate) fn ending_of(status: ExecStatus) -> Ending {
     match status {
         ExecStatus::Code(code) => Ending::Exited { code: code.into() },
@@ -72,12 +73,12 @@ pub(crate) fn ending_of(status: ExecStatus) -> Ending {
     }
 }
 
-/// How a run ends whose network does not come up: none when the machine has ended by itself.
+/// Returns the ending of a run whose network does not come up; `None` if the machine ended by itself.
 pub(crate) fn of_network_error(error: &AgentError) -> Option<Ending> {
     (!has_ended(error)).then(|| failed(exit_code::BAD_USAGE, error))
 }
 
-/// How a run ends whose command has no status: none when the machine has ended by itself.
+/// Returns the ending of a run whose command has no status; `None` if the machine ended by itself.
 pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
     Some(match error {
         ExecError::Agent { error, .. } if has_ended(error) => return None,
@@ -101,7 +102,7 @@ pub(super) fn took_too_long(limit: Duration) -> Ending {
     Ending::TimedOut { of: TimeLimit::Command, limit }
 }
 
-/// Whether the machine has ended, and its agent with it.
+/// Whether the machine has ended, and the agent with it.
 fn has_ended(error: &AgentError) -> bool {
     matches!(error, AgentError::MachineEnded { .. })
 }
@@ -110,5 +111,5 @@ pub(super) fn failed(code: u8, error: &dyn std::error::Error) -> Ending {
     Ending::CommandFailed { code, reason: chain(error) }
 }
 
-/// The guest has lost its agent, or has ended before its command.
+/// The exit code if the guest has lost its agent, or has ended before its command.
 pub(super) const AGENT_LOST: u8 = exit_code::CRASHED;

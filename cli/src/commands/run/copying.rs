@@ -1,5 +1,4 @@
-//! What a command in a guest writes, on its way to a stream or a reader of ours: for those who run such
-//! commands.
+//! Carries the output of a command in a guest to a stream or a reader of ours.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -9,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// One of the command's outputs on its way.
+/// An output of the command that is being copied.
 pub(crate) struct Copying {
     thread: thread::JoinHandle<()>,
     state: Arc<State>,
@@ -17,17 +16,18 @@ pub(crate) struct Copying {
 
 #[derive(Default)]
 struct State {
-    /// The thread waits for the guest, and not for our reader.
+    /// True while the thread waits for the guest, and not for our reader.
     waits_for_guest: AtomicBool,
-    /// A pipe or socket whose reader has gone, or an output that loses more than is worth the while.
+    /// True if the output is a pipe or socket whose reader has gone, or if more of it was lost than a program
+    /// writes that checks its writes.
     has_no_reader: AtomicBool,
     /// Why the rest is lost.
     failure: OnceLock<io::Error>,
 }
 
 impl Copying {
-    /// Copies it, piece by piece, until it ends. What `to` does not take is read all the same, so that a
-    /// command which goes on without its reader comes to its end.
+    /// Copies the output, piece by piece, until it ends. What `to` does not take is read all the same, so
+    /// that a command that ignores its missing reader reaches its end.
     pub(crate) fn start(
         mut output: impl Read + Send + 'static,
         mut to: impl Write + Send + 'static,
@@ -53,23 +53,23 @@ impl Copying {
         Copying { thread, state }
     }
 
-    /// Whether the command is to be told, as the kernel tells a program by SIGPIPE, that nobody reads this.
+    /// Whether the command has to be told that nobody reads the output, as the kernel does with SIGPIPE.
     pub(crate) fn has_no_reader(&self) -> bool {
         self.state.has_no_reader.load(Ordering::Relaxed)
     }
 
-    /// Why a part of it is lost: never because its reader has gone.
+    /// Returns why a part of the output is lost. That its reader has gone is not a failure.
     pub(crate) fn failure(&self) -> Option<&io::Error> {
         self.state.failure.get()
     }
 
-    /// Whether it waits for what the guest may still send; none when it is all written.
+    /// Whether the copying waits for the guest; `None` once everything is written.
     fn waits_for_guest(&self) -> Option<bool> {
         (!self.thread.is_finished()).then(|| self.state.waits_for_guest.load(Ordering::Relaxed))
     }
 }
 
-/// The patience with outputs whose command has ended. Time that our own reader takes is not counted.
+/// How long to wait for outputs whose command has ended. The time that our own reader takes does not count.
 pub(crate) struct Rest {
     seen: Instant,
     waited: Duration,
@@ -80,7 +80,8 @@ impl Rest {
         Rest { seen: Instant::now(), waited: Duration::ZERO }
     }
 
-    /// Whether all is written, or a process that the command has left behind goes on for too long.
+    /// Whether everything is written, or a process that the command has left behind holds an output for too
+    /// long.
     pub(crate) fn is_over(&mut self, outputs: &[Option<Copying>]) -> bool {
         let passed = self.seen.elapsed();
         self.seen += passed;
@@ -93,7 +94,7 @@ impl Rest {
 }
 
 impl State {
-    /// False when `to` takes no more.
+    /// Writes `bytes` to `to`; `false` if it takes no more.
     fn deliver(&self, to: &mut impl Write, bytes: &[u8]) -> bool {
         match to.write_all(bytes).and_then(|()| to.flush()) {
             Ok(()) => return true,
@@ -106,8 +107,8 @@ impl State {
     }
 }
 
-/// Standard output or error as a file: its errors are all told, also those that [`io::Stdout`] keeps to
-/// itself, and an output that its owner has made non-blocking is waited for.
+/// Standard output or standard error as a file. It reports all errors, including those that [`io::Stdout`]
+/// ignores, and waits for an output that its owner has made non-blocking.
 pub(crate) struct OutputFile(File);
 
 impl OutputFile {
@@ -135,23 +136,23 @@ impl Write for OutputFile {
     }
 }
 
-/// Waits until a non-blocking file takes something, or is broken, which the next write tells.
+/// Waits until a non-blocking file is writable or broken; the next write finds out which.
 fn wait_for_room(file: &File) -> io::Result<()> {
     let mut entry = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
-    // SAFETY: one live entry is passed with a count of one.
+    // SAFETY: the pointer is to one live entry, and the count is one.
     let ready = unsafe { libc::poll(&raw mut entry, 1, -1) };
     let error = io::Error::last_os_error();
     if ready < 0 && error.kind() != ErrorKind::Interrupted { Err(error) } else { Ok(()) }
 }
 
-/// A process that the command has left behind may hold its streams for ever, or write without end. The agent
-/// lets go of streams that are silent after 1 s; a guest that stands still for longer on a busy host loses
-/// nothing.
+/// How long to wait for a process that the command has left behind: it may hold its streams for ever, or
+/// write without end. The agent releases streams that have been silent for 1 s, so that only a guest that
+/// stalls for longer, on a busy host, loses output.
 const LEFT_BEHIND: Duration = Duration::from_secs(10);
-/// A frame of the agent's protocol.
+/// The size of a piece: a frame of the agent's protocol.
 const PIECE: usize = 64 << 10;
-/// More than a program writes that does not look at what becomes of it; one that writes without end is to
-/// end.
+/// How much may be lost before the command is told that it has no reader: more than a program writes that
+/// checks its writes. One that writes without end has to end.
 const MOST_LOST: u64 = 64 << 20;
 
 #[cfg(test)]
@@ -160,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// Copies `bytes` to `to`, to the end.
+    /// Copies `bytes` bytes to `to`, until the end.
     fn copied(bytes: usize, to: impl Write + Send + 'static) -> Copying {
         let copying = Copying::start(Cursor::new(vec![b'x'; bytes]), to);
         while !copying.thread.is_finished() {
@@ -188,7 +189,7 @@ mod tests {
         let outputs = [Some(Copying::start(source, writer)), None];
         let start = Instant::now();
         let mut rest = Rest::new();
-        // Longer than the agent's own patience.
+        // Wait for longer than the agent does.
         while start.elapsed() < Duration::from_secs(2) {
             assert!(!rest.is_over(&outputs), "after {:?}", start.elapsed());
             thread::sleep(Duration::from_millis(20));
@@ -215,7 +216,7 @@ mod tests {
             }
         }
         let outputs = [Some(Copying::start(Drip, io::sink())), None];
-        // As if it had been waited for almost as long as may be.
+        // As if almost the whole time had been waited already.
         let mut rest = Rest { waited: LEFT_BEHIND - Duration::from_millis(50), ..Rest::new() };
         while !rest.is_over(&outputs) {
             thread::sleep(Duration::from_millis(1));
@@ -229,7 +230,7 @@ mod tests {
         assert_eq!(raw_error(&copying), Some(libc::ENOSPC));
         assert!(!copying.has_no_reader(), "only a pipe without a reader is one");
         let copying = copied(MOST_LOST as usize + PIECE, OutputFile(full()));
-        assert!(copying.has_no_reader(), "one that writes without end is to end");
+        assert!(copying.has_no_reader(), "one that writes without end has to end");
         assert_eq!(raw_error(&copying), Some(libc::ENOSPC));
     }
 

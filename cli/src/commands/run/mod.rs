@@ -1,4 +1,4 @@
-//! `coracle run`: decide where the guest runs, run it, tell how it ended.
+//! `coracle run`: decides where the guest runs, runs it, and reports how it ended.
 
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -45,15 +45,15 @@ pub(crate) fn run(args: &RunArgs) -> u8 {
     try_run(args, &raw).unwrap_or_else(|failure| tell_failure(raw.outcome.as_deref(), failure))
 }
 
-/// What was told, of which this command has more than the others.
+/// Returns the settings of the flags and the config file, including those that only this subcommand has.
 fn raw(args: &RunArgs) -> Result<RawConfig, Failure> {
     let (console, serial, outcome) = (args.console, args.serial.clone(), args.outcome.clone());
     let own = RawConfig { console, serial, outcome, ..RawConfig::default() };
     settings::raw(&args.vm).map(|below| own.over(below))
 }
 
-/// With a terminal for the default guest's shell that has a size, where the user has chosen none: a serial
-/// line cannot be told one. It stays for the kernel's messages.
+/// Chooses the virtio console for the shell of the default guest if the user has chosen none and the terminal
+/// has a size, which a serial line cannot convey. The serial port still gets the kernel's messages.
 fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
     let is_chosen = raw.console.is_some() || raw.serial.is_some();
@@ -64,12 +64,12 @@ fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     RawConfig { console: Some(ConsoleDevice::Virtio), serial: Some(SerialConfig::Stdio), ..raw }
 }
 
-/// Whether nothing of the user's is to be booted.
+/// Whether the user has named nothing to boot.
 pub(super) fn is_default_guest(raw: &RawConfig) -> bool {
     raw.kernel.is_none() && raw.initrds.is_none() && !settings::has_root(raw)
 }
 
-/// What the default guest is to do: a shell for a person, a report for a program.
+/// The kernel parameters of the default guest: a shell for a person, a report for a program.
 pub(super) fn default_words() -> &'static str {
     if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
 }
@@ -86,11 +86,11 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(raw, if has_command { "quiet" } else { default_words() })?;
     if has_command {
-        // Standard output is the command's.
+        // Standard output belongs to the command.
         config.serial = raw.serial.clone().unwrap_or(SerialConfig::Null);
         command::prepare(&mut config, args.command.init, is_default_guest(raw));
     }
-    // Whatever is wrong with them is said before anything is started.
+    // Report everything that is wrong with the settings before anything starts.
     if args.command.surroundings.ip.is_some() && config.nets.is_empty() {
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
@@ -133,16 +133,16 @@ fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watc
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
     drop(raw_mode);
-    // What the kernel says goes to the serial port; a virtio console has it only once its driver runs.
+    // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
     let unseen = config.serial != SerialConfig::Stdio;
     let code = tell(raw, &outcome, unseen);
-    // The user has the answer; giving back what the virtual machine held is the kernel's work at exit.
+    // The user has the answer: leave it to the kernel to free what the machine held, when this process exits.
     std::mem::forget(vm);
     Ok(code)
 }
 
-/// One line on stderr, the explanation, with the end of the console if it is `unseen`, and the report where
-/// it is wanted.
+/// Reports the ending: a line on stderr, the explanation, with the end of the console if it is `unseen`, and
+/// the outcome file if it is requested.
 pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
@@ -156,7 +156,7 @@ pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     report(raw, outcome)
 }
 
-/// The report, where it is wanted.
+/// Writes the outcome file if it is requested.
 pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     logger::info(&format!("time: {}", outcome.times));
     logger::info(&format!("exits: {}", outcome.exits));
@@ -165,14 +165,15 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)
 }
 
-/// Whether the user has asked for the end, who then does not wait for whoever reads the report.
+/// Whether the user asked for the end, and therefore does not want to wait for a slow reader of the outcome
+/// file.
 fn was_told_to_end(outcome: &Outcome) -> bool {
     let is_own = matches!(outcome.ending.kind(), EndingKind::TimedOut | EndingKind::Asked);
     is_own || outcome.signal.is_some()
 }
 
-/// Writes the report and returns `code`, or the code for bad usage when it cannot be written. A FIFO waits
-/// for its reader, for `limit` at most, and a signal ends that.
+/// Writes the outcome file and returns `code`, or the code for bad usage if it cannot be written. A FIFO
+/// waits for its reader, for at most `limit`; a signal ends the wait.
 fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Duration) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());
@@ -187,7 +188,7 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit
     }
 }
 
-/// The same for a process that ends now: what cannot be written without a wait is lost.
+/// Does the same for a process that has to end now: what cannot be written without waiting is lost.
 fn write_report_at_once(path: &Path, report: &OutcomeReport<'_>) {
     let Ok(json) = serde_json::to_string_pretty(report) else { return };
     let _ = report_file::write(path, (json + "\n").as_bytes(), Duration::ZERO);

@@ -1,4 +1,5 @@
-//! The command's signals: blocked in every thread, read by the main thread while it waits for the outcome.
+//! The command's signals: blocked in every thread, and read by the main thread while it waits for the
+//! outcome.
 
 use std::cell::Cell;
 use std::io;
@@ -12,8 +13,8 @@ use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;
 
-/// The signals that end a process by default, CONT and WINCH, taken from here on, but for those that the
-/// caller has ignored (`nohup`). Made before the first thread, which then inherits the mask.
+/// Blocks and reads the signals that end a process by default, and SIGCONT and SIGWINCH, except those that
+/// the caller ignores (`nohup`). Created before the first thread, which inherits the mask.
 pub(crate) struct Blocked {
     fd: OwnedFd,
     last: Cell<Option<(i32, Instant)>>,
@@ -26,28 +27,28 @@ impl Blocked {
         unsafe { libc::sigemptyset(set.as_mut_ptr()) };
         let wanted = signals::ending().chain([libc::SIGCONT, libc::SIGWINCH]);
         for signal in wanted.filter(|signal| Disposition::of(*signal) != Disposition::Ignored) {
-            // SAFETY: the set is initialized and the number is a signal's.
+            // SAFETY: the set is initialized and the number is that of a signal.
             unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
         }
-        // SAFETY: the set is initialized; the old one is not asked for.
+        // SAFETY: the set is initialized; the null pointer means that the old mask is not wanted.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
-        // SAFETY: the set is initialized; a new descriptor is made.
+        // SAFETY: the set is initialized; -1 asks for a new descriptor.
         let fd = unsafe { libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new and nobody else's.
+        // SAFETY: signalfd has just created the descriptor, so nobody else owns it.
         Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) }, last: Cell::new(None) })
     }
 
-    /// For another thread, which reads them in place of this one.
+    /// Returns an end for another thread, which reads the signals in place of this one.
     pub(super) fn read_end(&self) -> io::Result<ReadEnd> {
         Ok(ReadEnd { fd: self.fd.try_clone()? })
     }
 
     /// Waits until the virtual machine has an outcome. The first signal presses the guest's power button;
-    /// after [`GRACE`], at a second one, or where there is no button, the guest is stopped. SIGCONT lets a
-    /// machine go on that a disk's fault has paused. SIGWINCH tells the guest the terminal's size.
+    /// after [`GRACE`], at a second signal, or if there is no button, the guest is stopped. SIGCONT resumes a
+    /// machine that a disk's fault has paused. SIGWINCH reports the terminal's size to the guest.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
         let mut grace: Option<Grace> = None;
         while !self.poll(vm, grace.as_ref())? {
@@ -77,7 +78,7 @@ impl Blocked {
         Ok(())
     }
 
-    /// Waits for the outcome (true), or for a signal or the end of the grace.
+    /// Waits for the outcome (`true`), or for a signal or the end of the grace period.
     fn poll(&self, vm: &VmHandle, grace: Option<&Grace>) -> io::Result<bool> {
         let millis = grace.map_or(-1, |grace| {
             i32::try_from(grace.left().as_millis()).unwrap_or(i32::MAX).saturating_add(1)
@@ -86,8 +87,8 @@ impl Blocked {
         Ok(outcome)
     }
 
-    /// The next signal, if one has come. One that comes twice at once is one: timeout(1) sends it to the
-    /// program and then to the process group, which has the program in it.
+    /// Returns the next signal, if one has come. Two of the same kind in quick succession count as one:
+    /// timeout(1) sends a signal to the program and then to its process group, which contains the program.
     pub(crate) fn next(&self) -> Option<i32> {
         loop {
             let came = (self.read()?, Instant::now());
@@ -103,15 +104,15 @@ impl Blocked {
     }
 }
 
-/// The signals, for another thread than the main one.
+/// The signals, for a thread other than the main thread.
 #[derive(Debug)]
 pub(super) struct ReadEnd {
     fd: OwnedFd,
 }
 
 impl ReadEnd {
-    /// Waits for a signal, for at most so many milliseconds (-1: without a limit), or until the other end of
-    /// the pipe `end` is closed (true).
+    /// Waits for a signal, for at most `millis` milliseconds (-1: without a limit), or until the other end of
+    /// the pipe `end` is closed (`true`).
     pub(super) fn wait(&self, end: RawFd, millis: i32) -> io::Result<bool> {
         let [end, _] = polled([end, self.fd.as_raw_fd()], millis)?;
         Ok(end)
@@ -127,11 +128,11 @@ fn read(signals: &OwnedFd) -> Option<i32> {
     let size = size_of::<libc::signalfd_siginfo>();
     // SAFETY: the descriptor is open, and `info` has room for one record.
     let read = unsafe { libc::read(signals.as_raw_fd(), info.as_mut_ptr().cast(), size) };
-    // SAFETY: a whole record was read into it.
+    // SAFETY: read has filled the whole record.
     (read == size as isize).then(|| unsafe { info.assume_init() }.ssi_signo as i32)
 }
 
-/// Waits for one of two descriptors: which of them are readable or closed.
+/// Waits for two descriptors, and returns which of them are readable or closed.
 fn polled(descriptors: [RawFd; 2], millis: i32) -> io::Result<[bool; 2]> {
     let mut polled = descriptors.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
     // SAFETY: the array is valid for its length, and both descriptors are open.
@@ -143,25 +144,25 @@ fn polled(descriptors: [RawFd; 2], millis: i32) -> io::Result<[bool; 2]> {
     Ok(polled.map(|entry| entry.revents != 0))
 }
 
-/// Tells the guest the size of the terminal that it has.
+/// Reports the terminal's size to the guest.
 pub(crate) fn tell_size(vm: &VmHandle) {
     if let Some(size) = terminal_size(io::stdout().as_fd()) {
         vm.resize_console(size);
     }
 }
 
-/// Whether a signal ends a program that does not take it: all of [`Blocked`] but two.
+/// Whether a signal ends a program that does not handle it: all in [`Blocked`] but SIGCONT and SIGWINCH.
 pub(super) fn ends(signal: i32) -> bool {
     !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
 }
 
-/// Whether a signal that asks for the end repeats the one before it.
+/// Whether a signal that asks for the end is a repetition of the one before it.
 fn is_echo(last: Option<(i32, Instant)>, (signal, now): (i32, Instant)) -> bool {
     signals::asks_for_end(signal)
         && last.is_some_and(|(last, at)| last == signal && now.saturating_duration_since(at) < ECHO)
 }
 
-/// The time that a guest has to power off.
+/// The time that a guest gets to power off.
 struct Grace {
     signal: i32,
     end: Instant,
@@ -173,9 +174,11 @@ impl Grace {
     }
 }
 
-/// Enough for a guest that syncs its disks; short enough for a supervisor that kills after ten seconds.
+/// Enough for a guest to sync its disks, and within the ten seconds that supervisors commonly wait before
+/// they kill.
 const GRACE: Duration = Duration::from_secs(5);
-/// Far more than a program takes between two calls, and less than a person between two keys.
+/// The distance at which two signals count as one: far longer than a program takes between two calls, and
+/// shorter than a person takes between two key presses.
 const ECHO: Duration = Duration::from_millis(100);
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What is typed or piped into this command, on its way to a command in the guest.
+//! Carries what is typed or piped into this process to a command in the guest.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
@@ -8,8 +8,8 @@ use coracle::agent::ProcessInput;
 use coracle::command::Escape;
 use coracle_devices::backend::chardev::CharSink;
 
-/// Copies standard input until its end. At a terminal, Ctrl-A commands are obeyed: `leaves` becomes true when
-/// the end of the machine is asked for.
+/// Copies standard input until its end. At a terminal, Ctrl-A commands are executed: `leaves` becomes true
+/// when the person asks for the end of the machine.
 pub(super) fn copy(mut input: ProcessInput, leaves: &AtomicBool) {
     let has_keys = io::stdin().is_terminal() && io::stdout().is_terminal();
     let mut escape = has_keys.then(Escape::default);
@@ -31,14 +31,14 @@ pub(super) fn copy(mut input: ProcessInput, leaves: &AtomicBool) {
                 }
             }
         }
-        // A command that reads no more is no failure.
+        // A command that stops reading its input is not a failure.
         if input.write_all(&typed).is_err() {
             return;
         }
     }
 }
 
-/// A terminal that is behind misses it: whoever types has to be heard.
+/// Shows the help for the keys. A terminal that is not taking output misses it, because input must not wait.
 fn show_help() {
     if let Ok(sink) = CharSink::new(io::stdout().as_fd()) {
         sink.write(Escape::HELP);

@@ -1,5 +1,5 @@
-//! A thread that hears signals while the main thread cannot: while a machine is prepared, and while a report
-//! is written to a FIFO that nobody reads.
+//! A thread that handles signals while the main thread cannot: while a machine is prepared, and while a
+//! report is written to a FIFO that nobody reads.
 
 use std::io::{self, IsTerminal, PipeWriter};
 use std::os::fd::AsRawFd;
@@ -19,11 +19,11 @@ use super::write_report_at_once;
 use crate::end_at_once;
 use crate::stderr::{self, say};
 
-/// Ends the process by the first signal that asks for it, until this is dropped. Later signals are the main
-/// thread's.
+/// Ends the process at the first signal that asks for it, until this is dropped. Later signals are left to
+/// the main thread.
 #[derive(Debug)]
 pub(crate) struct Watch {
-    /// Closed to end the thread.
+    /// Closing it ends the thread.
     end: Option<PipeWriter>,
     state: Arc<AtomicU8>,
     start: Instant,
@@ -32,43 +32,44 @@ pub(crate) struct Watch {
 
 /// The thread reads signals.
 const WATCHING: u8 = 0;
-/// The thread has read one, and ends the process.
+/// The thread has read a signal and is ending the process.
 const ENDING: u8 = 1;
-/// The main thread reads signals from now on.
+/// The main thread reads the signals from now on.
 const OVER: u8 = 2;
 
-/// What the end of the process is told of.
+/// What is going on, and so what the end of the process has to report.
 #[derive(Debug)]
 enum Work {
-    /// The machine is prepared: with the file for the outcome.
+    /// A machine is being prepared; the outcome goes to this file.
     Preparation { outcome: Option<PathBuf> },
-    /// The report is written, and the guest has ended.
+    /// The report is being written; the guest has ended.
     Report,
-    /// Guests run, of which none hears a signal.
+    /// Guests of tests are running, none of which gets signals.
     Tests,
 }
 
 impl Watch {
-    /// While a machine is prepared. At a terminal, a preparation that takes long shows that it goes on.
+    /// Handles signals while a machine is prepared. At a terminal, a preparation that takes long shows its
+    /// progress.
     ///
     /// # Errors
-    /// The host gives no thread or descriptor.
+    /// The host cannot provide the thread or its pipe.
     pub(crate) fn preparation(signals: &Blocked, outcome: Option<PathBuf>) -> io::Result<Watch> {
         Watch::start(signals, Work::Preparation { outcome })
     }
 
-    /// While the report of a guest that has ended is written.
+    /// Handles signals while the report of a guest that has ended is written.
     ///
     /// # Errors
-    /// The host gives no thread or descriptor.
+    /// The host cannot provide the thread or its pipe.
     pub(crate) fn report() -> io::Result<Watch> {
         Watch::start(&Blocked::new()?, Work::Report)
     }
 
-    /// While tests run.
+    /// Handles signals while tests run.
     ///
     /// # Errors
-    /// The host gives no thread or descriptor.
+    /// The host cannot provide the thread or its pipe.
     pub(crate) fn tests() -> io::Result<Watch> {
         Watch::start(&Blocked::new()?, Work::Tests)
     }
@@ -85,7 +86,7 @@ impl Watch {
                 let wait = progress.as_ref().map_or(-1, Progress::millis);
                 match signals.wait(ended.as_raw_fd(), wait) {
                     Ok(false) => {}
-                    // The main thread reads the signals later, also after an error.
+                    // The main thread reads the signals later, also after an error here.
                     Ok(true) | Err(_) => return,
                 }
                 if let Some(signal) = signals.read().filter(|signal| ends(*signal)) {
@@ -108,8 +109,8 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.end = None;
         let is_ending = self.state.swap(OVER, Ordering::AcqRel) == ENDING;
-        // Waiting for the thread would delay each start. It matters only where the thread may have shown a
-        // line, or ends the process: then it does not come back.
+        // Waiting for the thread would delay each start. It is needed only if the thread may have shown a
+        // progress line, or is ending the process, in which case the wait never returns.
         if (is_ending || self.start.elapsed() >= Duration::from_secs(1))
             && let Some(thread) = self.thread.take()
         {
@@ -118,10 +119,9 @@ impl Drop for Watch {
     }
 }
 
-/// Sends a signal again that was read at the very moment at which the main thread took over.
+/// Sends a signal again that was read at the moment at which the main thread took over.
 fn give_back(signal: i32) {
-    // SAFETY: raises a signal for this thread's process, in which all threads block it; no memory is
-    // involved.
+    // SAFETY: kill takes two numbers; all threads of this process block the signal, so that it stays pending.
     unsafe { libc::kill(std::process::id().cast_signed(), signal) };
 }
 
@@ -143,12 +143,12 @@ impl Work {
             Work::Tests => say(&ending.to_string()),
         }
         stderr::flush();
-        // The main thread is amid its work.
+        // The main thread is in the middle of its work, so no destructors can run.
         end_at_once(code);
     }
 }
 
-/// The line at a terminal that says for how long a machine has been prepared.
+/// The line on a terminal that shows for how long a machine has been prepared.
 #[derive(Debug)]
 struct Progress {
     start: Instant,
@@ -159,7 +159,7 @@ impl Progress {
         Progress { start: Instant::now() }
     }
 
-    /// When to look again.
+    /// The time until the next look, in milliseconds.
     fn millis(&self) -> i32 {
         let next = Duration::from_secs(self.start.elapsed().as_secs() + 1);
         i32::try_from(next.saturating_sub(self.start.elapsed()).as_millis()).unwrap_or(1000).saturating_add(1)
@@ -179,5 +179,5 @@ impl Drop for Progress {
     }
 }
 
-/// What takes less needs no line.
+/// A shorter preparation shows no line.
 const FIRST_SECONDS: u64 = 2;

@@ -1,4 +1,4 @@
-//! Runs of one case: the first, and those that `--retries` adds when it fails.
+//! The runs of one case: the first run, and the repetitions by `--retries` if it fails.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use super::verdict::Verdict;
 use crate::arguments::Flaky;
 use crate::commands::settings::Failure;
 
-/// How a case that fails is run again.
+/// How a failing case is repeated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retries {
-    /// How often at most.
+    /// The maximum number of repetitions.
     pub(crate) count: u8,
-    /// What a case comes to that passes then.
+    /// The result of a case that passes in a repetition.
     pub(crate) flaky: Flaky,
 }
 
-/// A run that failed, and after which the case was run again. What is kept of it is what a person reads.
+/// A run that failed and was repeated. It keeps what a person reads about it.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) verdict: Verdict,
@@ -29,11 +29,11 @@ pub(crate) struct Attempt {
 }
 
 impl Retries {
-    /// Runs a case until it passes, or has had its retries. One whose machine cannot be made is not run
-    /// again.
+    /// Runs a case until it passes or has used up its retries. A case whose machine cannot be built is not
+    /// repeated.
     ///
     /// # Errors
-    /// A file of `artifacts` cannot be made.
+    /// A file in `artifacts` cannot be created.
     pub(crate) fn run(
         self,
         case: &Case,
@@ -54,7 +54,7 @@ impl Retries {
         }
     }
 
-    /// The last run, with what the ones before it mean.
+    /// Returns the last run, with its verdict changed by the earlier ones.
     fn settled(self, done: Done) -> Done {
         let is_flaky = done.verdict == Verdict::Passed && !done.earlier.is_empty();
         let done = Done { is_flaky, ..done };
@@ -68,7 +68,7 @@ impl Retries {
 }
 
 impl Done {
-    /// In which run a flaky case has passed, and why not before.
+    /// Says in which run a flaky case has passed, and why the runs before it failed.
     pub(crate) fn flakiness(&self) -> Option<String> {
         let first = self.earlier.first().filter(|_| self.is_flaky)?;
         let reason = first.verdict.reason().unwrap_or_default();
@@ -76,7 +76,7 @@ impl Done {
     }
 }
 
-/// As many as `--retries` takes.
+/// The largest value of `--retries`.
 pub(crate) const MOST_RETRIES: u8 = 10;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! One case: its machine, what is looked for, and its run.
+//! A test case: its machine, its expectations, and its run.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -31,19 +31,19 @@ use crate::commands::settings::Failure;
 #[derive(Debug, Clone)]
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// The name of its files in `--artifacts`, without their ends: no other case has it
+    /// The name of its files in `--artifacts` without their extensions, unique among the cases
     /// ([`names::name_files`]).
     pub(crate) file_name: String,
     pub(crate) config: VmConfig,
     pub(crate) patterns: Patterns,
-    /// The longest way to the guest's init.
+    /// The longest time that the guest may take to reach its init.
     pub(crate) boot: Option<Duration>,
-    /// What is run in the guest; empty for nothing.
+    /// The command to run in the guest; empty for none.
     pub(crate) command: Vec<OsString>,
     pub(crate) surroundings: Surroundings,
-    /// How long it may take.
+    /// How long the case may take.
     pub(crate) time: Option<Duration>,
-    /// How long the guest may be silent once all planned TAP results have come; none: it is not ended then.
+    /// How long the guest may be silent once all planned TAP results have come; `None` to wait for its end.
     pub(crate) tap_grace: Option<Duration>,
 }
 
@@ -52,19 +52,19 @@ pub(crate) struct Case {
 pub(crate) struct Done {
     pub(crate) name: String,
     pub(crate) verdict: Verdict,
-    /// None when it never ran.
+    /// `None` if the machine never ran.
     pub(crate) outcome: Option<Outcome>,
     pub(crate) scanner: Scanner,
-    /// From the build of its machine to its end.
+    /// The time from the start of building its machine to its end.
     pub(crate) time: Duration,
-    /// The runs before this one, which failed.
+    /// The earlier runs, which failed.
     pub(crate) earlier: Vec<Attempt>,
-    /// It has passed after one of them.
+    /// True if the case passed after an earlier run failed.
     pub(crate) is_flaky: bool,
 }
 
 impl Case {
-    /// A case of this name, of the default guest, that looks for nothing.
+    /// Creates a case with this name that boots the default guest and expects nothing.
     #[cfg(test)]
     pub(crate) fn sample(name: &str) -> Case {
         Case {
@@ -80,11 +80,11 @@ impl Case {
         }
     }
 
-    /// Runs it to its verdict, after so many `earlier` runs. The console goes to a file in `artifacts`, and
-    /// to `shown` as it comes.
+    /// Runs the case to its verdict, after `earlier` failed runs. The console goes to a file in `artifacts`,
+    /// and to `shown` as it comes.
     ///
     /// # Errors
-    /// The file cannot be made.
+    /// The file cannot be created.
     pub(crate) fn run(
         &self,
         earlier: usize,
@@ -98,7 +98,8 @@ impl Case {
         let outcome = self.run_machine(&reader);
         let decided_at = reader.decided_at.get().copied();
         drop(reader);
-        // The console's thread has ended with the machine; one for an output of the command may be about to.
+        // The console's thread has ended with the machine; a thread for an output of the command may still be
+        // ending.
         let mut scanner = Arc::try_unwrap(scanner).map_or_else(
             |shared| std::mem::replace(&mut *lock(&shared), Scanner::new(Patterns::default(), None)),
             |scanner| scanner.into_inner().unwrap_or_else(PoisonError::into_inner),
@@ -128,7 +129,7 @@ impl Case {
         })
     }
 
-    /// A case that has not run, for the reason that `verdict` has.
+    /// Creates the result of a case that has not run, with the reason in `verdict`.
     pub(crate) fn not_run(&self, verdict: Verdict) -> Done {
         Done {
             name: self.name.clone(),
@@ -158,8 +159,8 @@ impl Case {
         })
     }
 
-    /// Runs the command to its end: none when the machine has ended before it, by itself or because all is
-    /// decided.
+    /// Runs the command to its end; `None` if the machine ended before the command, by itself or because the
+    /// verdict was decided.
     fn run_command(&self, vm: &Vm, reader: &Reader) -> Option<Ending> {
         if let Some(GuestIp(settings)) = &self.surroundings.ip {
             match vm.network_up(settings.clone()) {
@@ -204,26 +205,26 @@ impl Case {
     }
 }
 
-/// Shows what comes, has the scanner look at it, and ends the machine when that decides.
+/// Shows the output, passes it to the scanner, and ends the machine once the verdict is decided.
 #[derive(Clone)]
 struct Reader {
     scanner: Arc<Mutex<Scanner>>,
-    /// None before the machine is there.
+    /// Set once the machine exists.
     handle: Arc<OnceLock<VmHandle>>,
     shown: Option<Arc<Shown>>,
     has_command: bool,
-    /// None where TAP results end no guest.
+    /// `None` if TAP results do not end the guest.
     grace: Option<Arc<Mutex<TapGrace>>>,
-    /// Bytes of the console that were looked at.
+    /// The number of console bytes that were scanned.
     console_bytes: Arc<AtomicU64>,
-    /// The same, when all was decided.
+    /// The same number at the moment of the decision.
     decided_at: Arc<OnceLock<u64>>,
 }
 
 impl Reader {
     fn new(case: &Case, scanner: &Arc<Mutex<Scanner>>, shown: Option<&Arc<Shown>>) -> Reader {
         let has_command = !case.command.is_empty();
-        // A command ends with its code, and results that need not come end nothing.
+        // A command ends with its own exit code, and TAP results that are not required do not end a guest.
         let ends_by_results = !has_command && case.patterns.tap == TapMode::Require;
         let grace = case.tap_grace.filter(|_| ends_by_results);
         Reader {
@@ -262,8 +263,8 @@ impl Reader {
 }
 
 impl Reader {
-    /// Waits for the end of the machine, and ends it where all planned results have come and their grace is
-    /// over.
+    /// Waits for the end of the machine, and ends it when all planned results have come and their grace
+    /// period is over.
     fn wait(&self, vm: &Vm) -> Outcome {
         let Some(grace) = &self.grace else { return vm.wait() };
         loop {
@@ -277,24 +278,23 @@ impl Reader {
         }
     }
 
-    /// Notes that the verdict needs nothing that comes now.
+    /// Notes that the verdict no longer depends on what the guest does.
     fn decide(&self) {
         self.decided_at.get_or_init(|| self.console_bytes.load(Ordering::Relaxed));
     }
 }
 
-/// What was lost of the console before all was decided, in words. What comes after that is not looked at
-/// anyway.
+/// Describes what was lost of the console before the decision. Later output is not scanned anyway.
 fn lost_before(outcome: &Outcome, decided_at: Option<u64>) -> Option<String> {
     let from = outcome.console_lost_from?;
     let counts = decided_at.is_none_or(|decided| from < decided);
     counts.then(|| {
         let bytes = outcome.console_bytes_dropped;
-        format!("{bytes} bytes of the console were lost, because the guest printed faster than they were looked at")
+        format!("{bytes} bytes of the console were lost, because the guest printed faster than they could be scanned")
     })
 }
 
-/// One output of the command.
+/// An output of the command.
 struct OutputReader {
     writer: Writer,
     reader: Reader,
@@ -315,7 +315,7 @@ fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How late a guest may be ended after its grace.
+/// How late a guest may be ended after its grace period.
 const GRACE_TURN: Duration = Duration::from_millis(50);
 
 #[cfg(test)]

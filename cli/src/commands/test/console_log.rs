@@ -1,9 +1,9 @@
-//! The file of a case's console, up to a size.
+//! The log file of a case's console, with a limited size.
 
 use std::fs::File;
 use std::io::{self, Write};
 
-/// The file.
+/// The log file.
 #[derive(Debug)]
 pub(super) struct Log {
     file: File,
@@ -16,20 +16,23 @@ impl Log {
         Log { file, left: LOG_BYTES, failure: None }
     }
 
-    /// Why the file could not take something, if it could not.
+    /// Returns why the file could not be written, if it could not.
     pub(super) fn failure(&self) -> Option<&io::Error> {
         self.failure.as_ref()
     }
 
-    /// A file that cannot take more is left alone then.
+    /// Writes to the file. After an error it is left alone.
     pub(super) fn write(&mut self, bytes: &[u8]) {
         let taken = bytes.get(..self.left).unwrap_or(bytes);
         let is_cut = taken.len() < bytes.len() && self.left > 0;
         self.left -= taken.len();
         let written = self.file.write_all(taken);
         if is_cut {
-            let note = format!("\n[coracle: the console goes on; {} MiB of it are here]\n", LOG_BYTES >> 20);
-            // The same file has just failed, or takes this too.
+            let note = format!(
+                "\n[coracle: the console continues; this file has its first {} MiB]\n",
+                LOG_BYTES >> 20
+            );
+            // Ignore the result: if the file failed just now, that is noted, and a short line usually fits.
             let _ = self.file.write_all(note.as_bytes());
         }
         if let Err(error) = written {

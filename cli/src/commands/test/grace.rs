@@ -1,9 +1,9 @@
-//! How long a guest may be silent after the last of its planned TAP results before it is ended. Times are
-//! given, never read here.
+//! How long a guest may be silent after the last of its planned TAP results before it is ended. The caller
+//! supplies all times; nothing here reads a clock.
 
 use std::time::{Duration, Instant};
 
-/// The grace of one run.
+/// The grace period of one run.
 #[derive(Debug)]
 pub(crate) struct Grace {
     silence: Duration,
@@ -20,13 +20,14 @@ struct Planned {
 }
 
 impl Grace {
-    /// A guest is ended after this much silence, or [`TOTAL`] times as long if it goes on printing.
+    /// Creates a grace period: a guest is ended after this much silence, or after [`TOTAL`] times as much if
+    /// it keeps printing.
     pub(crate) fn new(silence: Duration) -> Grace {
         Grace { silence, planned: None }
     }
 
-    /// Takes note of output, after which the results of so many `documents` have all come; none while some
-    /// are missing. With each document more the time begins again.
+    /// Records output. `documents` is the number of documents if the results of all of them have come, and
+    /// `None` if some are missing. Each further document restarts the period.
     pub(crate) fn output(&mut self, documents: Option<u64>, now: Instant) {
         let before = self.planned;
         self.planned = documents.map(|documents| {
@@ -35,7 +36,7 @@ impl Grace {
         });
     }
 
-    /// Whether the guest has had its time.
+    /// Whether the grace period is over.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         let Some(Planned { since, last_output, .. }) = self.planned else { return false };
         let is_silent = now.saturating_duration_since(last_output) >= self.silence;
@@ -43,7 +44,7 @@ impl Grace {
     }
 }
 
-/// How many times the grace a guest may take that is never silent.
+/// How many times the grace period a guest that is never silent may take.
 const TOTAL: u32 = 10;
 
 #[cfg(test)]

@@ -1,33 +1,33 @@
-//! A text, cut into lines as it comes, and the forms in which patterns see a line.
+//! Splits output into lines as it comes, and derives the forms of a line that patterns are matched against.
 
 use std::borrow::Cow;
 
 use super::guest_text::without_escapes;
 
-/// The line that has no end yet.
+/// The line whose end has not come yet.
 #[derive(Debug, Default)]
 pub(crate) struct OpenLine {
     bytes: Vec<u8>,
-    /// Bytes in front that were the end of a piece of the same line.
+    /// The number of bytes at its front that repeat the end of the previous piece of the same line.
     repeated: usize,
-    /// Where the last part begins that patterns have not seen to its end.
+    /// The start of the last part that patterns have not seen to its end.
     unseen: usize,
 }
 
-/// A line, or a piece of one that is longer than [`PIECE_BYTES`].
+/// A complete line, or a piece of a line that is longer than [`PIECE_BYTES`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct WholeLine {
-    /// Without its end.
+    /// The text without its line ending.
     pub(crate) text: String,
-    /// Without the end of the piece before.
+    /// The text without what it repeats of the previous piece.
     pub(crate) news: String,
-    /// Whether the line begins here.
+    /// Whether this is the first piece of its line.
     pub(crate) is_first: bool,
 }
 
 impl OpenLine {
-    /// Takes bytes up to the end of the line, or of a piece of it: those that are left, and the line if it is
-    /// whole.
+    /// Takes bytes up to the end of the line or of a piece of it. Returns the remaining bytes, and the line
+    /// if it is complete.
     pub(crate) fn take<'a>(&mut self, bytes: &'a [u8]) -> (&'a [u8], Option<WholeLine>) {
         let room = PIECE_BYTES.saturating_sub(self.bytes.len());
         let end = bytes.iter().take(room).position(|byte| *byte == b'\n');
@@ -40,13 +40,13 @@ impl OpenLine {
         }
     }
 
-    /// The line as far as it has come, if there is any of it.
+    /// Returns the unfinished line, if it has any text.
     pub(crate) fn finish(&mut self) -> Option<WholeLine> {
         (self.bytes.len() > self.repeated).then(|| self.end(0))
     }
 
-    /// The text that patterns have not seen: the parts that a carriage return has ended since the last call,
-    /// and the last.
+    /// Returns the text that patterns have not seen: the parts that a carriage return has ended since the
+    /// last call, and the last part.
     pub(crate) fn unseen(&mut self) -> String {
         let text = text(self.bytes.get(self.unseen..).unwrap_or_default());
         let end = self.bytes.iter().rposition(|byte| *byte != b'\r').unwrap_or(0);
@@ -67,8 +67,8 @@ impl OpenLine {
     }
 }
 
-/// The forms in which patterns see a line: as it was printed, without escape sequences, and both for each
-/// part that a carriage return ends. No form twice.
+/// Returns the forms of a line that patterns are matched against, each of them once: as printed, without
+/// escape sequences, and both for each part that ends with a carriage return.
 pub(crate) fn forms(line: &str) -> Vec<Cow<'_, str>> {
     let mut forms = both(line);
     if line.contains('\r') {
@@ -77,7 +77,7 @@ pub(crate) fn forms(line: &str) -> Vec<Cow<'_, str>> {
     forms
 }
 
-/// The parts of a line that carriage returns end.
+/// Splits a line at carriage returns.
 pub(crate) fn parts(line: &str) -> impl Iterator<Item = &str> {
     line.split('\r').filter(|part| !part.is_empty())
 }
@@ -90,15 +90,16 @@ fn both(text: &str) -> Vec<Cow<'_, str>> {
     }
 }
 
-/// The text of a line, without its end.
+/// Decodes a line without its line ending.
 fn text(line: &[u8]) -> String {
     let end = line.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |last| last + 1);
     String::from_utf8_lossy(line.get(..end).unwrap_or_default()).into_owned()
 }
 
-/// Longer lines come in pieces: no message is as long, and a regular expression takes its time.
+/// Longer lines come in pieces: no message is that long, and the cost of a regular expression grows with the
+/// text.
 const PIECE_BYTES: usize = 16 << 10;
-/// What a piece repeats of the one before, so that a pattern finds what lies across the cut.
+/// How much of the previous piece a piece repeats, so that a pattern finds a match across the cut.
 const REPEATED: usize = 1 << 10;
 
 #[cfg(test)]

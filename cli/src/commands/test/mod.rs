@@ -1,4 +1,4 @@
-//! `coracle test`: boots guests and judges them by what their consoles show and how they end.
+//! `coracle test`: boots guests and judges them by their consoles and by how they end.
 
 mod attempts;
 mod case;
@@ -63,14 +63,14 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     let watch = Watch::tests().map_err(|error| Failure::of(&error))?;
     let mut cases = cases(args)?;
     name_files(&mut cases);
-    // Whatever is wrong with any of them is said before the first is started.
+    // Report everything that is wrong before the first test starts.
     report_file::check("--junit", args.junit.as_deref())?;
     report_file::check("--json", args.json.as_deref())?;
     for case in &cases {
         let checked = VmBuilder::new(case.config.clone()).check_files();
         checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
     }
-    // What an earlier run has written is not to be read as this one's.
+    // A report of an earlier run must not be mistaken for this one's.
     report_file::empty("--junit", args.junit.as_deref())?;
     report_file::empty("--json", args.json.as_deref())?;
     let result = run_cases(args, &cases, watch);
@@ -98,13 +98,13 @@ fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failur
     reporting::write(args, &done)
 }
 
-/// The cases of the suite, or the one that the flags make.
+/// Returns the cases of the suite, or the single case that the flags describe.
 fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let flags = settings::raw(&args.vm)?;
     let Some(path) = &args.suite else {
         if args.tap_grace.is_some() && args.tap != TapMode::Require {
             return Err(Failure::usage(
-                "--tap-grace: it is for results that have to come; add --tap require",
+                "--tap-grace: it applies to required results only; add --tap require",
             ));
         }
         let mut compiler = suite::Compiler::default();
@@ -136,13 +136,13 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let looks = !args.expect.is_empty() || !args.reject.is_empty() || args.tap != TapMode::default();
     if looks || args.assert_boot.is_some() || args.tap_grace.is_some() {
         return Err(Failure::usage(
-            "--suite: what is looked for is in the file; leave --expect and its like out",
+            "--suite: the expectations are in the file; leave out --expect and similar options",
         ));
     }
     let in_suite = suite::read(path).map_err(|error| Failure::of(&error))?;
     if args.only.iter().any(String::is_empty) {
         return Err(Failure::usage(
-            "--only: the empty text is in every name; leave it out, or write what names have",
+            "--only: the empty text is part of every name; leave it out, or write a part of the names",
         ));
     }
     let is_wanted =
@@ -150,7 +150,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     let cases = in_suite.into_iter().filter(is_wanted).map(|case| {
         let SuiteCase { name, machine, expect, reject, tap, tap_grace, boot, command, surroundings } = case;
         let patterns = Patterns { expect, reject, tap };
-        // Flags are for every case.
+        // Flags apply to every case.
         let raw = flags.clone().over(machine);
         let config = config(&raw, !command.is_empty());
         let config =
@@ -168,8 +168,8 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
     Ok(cases)
 }
 
-/// The machine of a case: its console is the test's, a guest that has halted has ended, and none runs for
-/// ever.
+/// Configures the machine of a case: its console goes to the test, a guest that has halted has ended, and
+/// none runs for ever.
 fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     let mut config = settings::config(raw, "quiet")?;
     config.serial = SerialConfig::Null;
@@ -183,19 +183,19 @@ fn config(raw: &RawConfig, has_command: bool) -> Result<VmConfig, Failure> {
     Ok(config)
 }
 
-/// Checks that a network that is to come up has a card.
+/// Checks that there is a card for the network that is to be configured.
 fn check_network(surroundings: &Surroundings, config: &VmConfig) -> Result<(), &'static str> {
     let has_none = surroundings.ip.is_some() && config.nets.is_empty();
     if has_none { Err("this machine has no network card") } else { Ok(()) }
 }
 
-/// How long a case may take, or the command that it has.
+/// Returns how long a case, or its command, may take.
 fn time(raw: &RawConfig) -> Option<Duration> {
     raw.timeout.unwrap_or(Timeout::After(DEFAULT_TIMEOUT)).limit()
 }
 
-/// How long a guest may be silent after the last of its planned TAP results. This runs on the emulated host
-/// itself, where a program takes longer to print the next document.
+/// Returns how long a guest may be silent after the last of its planned TAP results. This runs on the
+/// emulated host itself, where a program takes longer to print the next document.
 fn tap_grace(given: Option<Timeout>) -> Option<Duration> {
     let default = if on_emulated_host() { EMULATED_TAP_GRACE } else { DEFAULT_TAP_GRACE };
     given.unwrap_or(Timeout::After(default)).limit()
@@ -208,7 +208,7 @@ enum Ground {
     Nowhere { reason: String },
 }
 
-/// One place for all: where the most demanding case can run.
+/// Chooses one place for all cases: one where the most demanding case can run.
 fn place_of(args: &TestArgs, cases: &[Case]) -> Result<Ground, Failure> {
     let accel = args.vm.accel.unwrap_or_default();
     let mut ground = Ground::Here;
@@ -238,7 +238,7 @@ fn place_of(args: &TestArgs, cases: &[Case]) -> Result<Ground, Failure> {
     }
 }
 
-/// Why the KVM of this host cannot run the guest of `kernel`.
+/// Returns why the KVM of this host cannot run the guest of `kernel`.
 fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
     let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
     Ok(match KvmKind::probe() {
@@ -254,7 +254,7 @@ fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
 
 fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let mut crossing = Crossing::default();
-    // QEMU's emulation of nested paging loses its way now and then when several CPUs run guests at once.
+    // QEMU's emulation of nested paging occasionally fails when several CPUs run guests at once.
     crossing.cpus(1);
     crossing.boot_limit(args.vm.host_timeout);
     let time: Option<Duration> = cases.iter().map(|case| case.time).sum();
@@ -275,7 +275,7 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     Ok(crossing)
 }
 
-/// One case, with its console on stdout as it comes.
+/// Runs a single case, with its console on stdout as it comes.
 fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let shown = if args.quiet { None } else { Some(shown()?) };
     let done = cases.iter().map(|case| retries(args).run(case, args.artifacts.as_deref(), shown.as_ref()));
@@ -297,7 +297,7 @@ fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     Ok(done)
 }
 
-/// Many cases, some at once; then the table, and why the first of them failed.
+/// Runs many cases, several at once; then prints the table, and why the first of them failed.
 fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let jobs = args.jobs.map_or_else(|| default_jobs(cases), usize::from).min(cases.len());
     let progress = Progress::new(cases.len());
@@ -337,7 +337,7 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     Ok(done)
 }
 
-/// Names what looked like results and was not counted.
+/// Mentions text that looked like TAP results but did not count.
 fn remark(done: &[Done]) {
     for Done { name, scanner, .. } in done {
         if let Some(left_out) = scanner.tap_left_out() {
@@ -354,7 +354,7 @@ fn shown() -> Result<Arc<Shown>, Failure> {
     Shown::start().map_err(|error| Failure::usage(format!("standard output cannot be used: {error}")))
 }
 
-/// Says what stdout has not taken. The verdict has seen it.
+/// Reports what could not be written to stdout. The verdict has taken it into account.
 fn tell_lost(shown: &Shown) {
     let Lost { bytes, failure } = shown.finish();
     if let Some(error) = failure {
@@ -369,15 +369,16 @@ fn take<'a>(next: &AtomicUsize, cases: &'a [Case]) -> Option<(usize, &'a Case)> 
     cases.get(index).map(|case| (index, case))
 }
 
-/// As many as this machine's CPUs take of the largest.
+/// Returns how many cases run at once by default: as many of the largest as fit this machine's CPUs.
 fn default_jobs(cases: &[Case]) -> usize {
     let largest = cases.iter().map(|case| usize::from(case.config.vcpus.value())).max().unwrap_or(1);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     (cpus / largest.max(1)).max(1)
 }
 
-/// Far more than a boot takes on an emulated host; a guest that hangs does not hold a job up for longer.
+/// Far longer than a boot takes on an emulated host, and short enough that a hung guest does not hold up a
+/// job.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Longer than the pause between two documents of one init.
+/// Longer than the pause between two documents that one init prints.
 const DEFAULT_TAP_GRACE: Duration = Duration::from_secs(1);
 const EMULATED_TAP_GRACE: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-//! Names of cases that have none in a suite, and of the files of all cases: no two files are the same.
+//! Names for cases without one in a suite, and for the files of all cases. No two files have the same name.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -10,8 +10,7 @@ use coracle::config::RawConfig;
 use super::attempts::MOST_RETRIES;
 use super::case::Case;
 
-/// The name of the only case: that of its kernel, else of its root, else of its initrds, with its command
-/// after it.
+/// Names the only case after its kernel, else its root, else its initrds, with its command appended.
 pub(crate) fn default_name(raw: &RawConfig, command: &[OsString]) -> String {
     let guest = match (&raw.kernel, &raw.root, &raw.initrds) {
         (Some(kernel), _, _) => Some(end_of(kernel)),
@@ -32,22 +31,22 @@ pub(crate) fn default_name(raw: &RawConfig, command: &[OsString]) -> String {
     }
 }
 
-/// The end of a path, by which people know a file.
+/// Returns the last component of a path, by which people recognize a file.
 fn end_of(path: &Path) -> String {
     path.file_name().map_or(Cow::Borrowed("/"), OsStr::to_string_lossy).into_owned()
 }
 
-/// The name of the file for the console of a run, after so many `earlier` ones.
+/// Returns the name of the console log of a run, after `earlier` runs.
 pub(crate) fn log_name(file_name: &str, earlier: usize) -> String {
     let run = if earlier == 0 { String::new() } else { format!("{RETRY}{earlier}") };
     format!("{file_name}{run}.log")
 }
 
-/// Gives each case a name for its files: several names of cases may come to the same, and that of one to that
-/// of another's retry.
+/// Gives each case a unique name for its files. The names of several cases may yield the same file name, and
+/// that of one case may equal that of another's retry.
 pub(crate) fn name_files(cases: &mut [Case]) {
     let mut taken = HashSet::new();
-    // By name, the number of the last one.
+    // Maps a name to the last number that was appended to it.
     let mut numbers: HashMap<String, u32> = HashMap::new();
     for case in cases {
         let plain = file_name(&case.name);
@@ -55,7 +54,7 @@ pub(crate) fn name_files(cases: &mut [Case]) {
         case.file_name = loop {
             *number += 1;
             let name = if *number == 1 { plain.clone() } else { format!("{plain}-{number}") };
-            // On some file systems upper and lower case are the same.
+            // Some file systems do not distinguish upper and lower case.
             let key = name.to_lowercase();
             if is_free(&key, &taken) {
                 taken.insert(key);
@@ -65,7 +64,7 @@ pub(crate) fn name_files(cases: &mut [Case]) {
     }
 }
 
-/// Whether neither the name nor that of a retry of it is that of another case or its retry.
+/// Whether neither this name nor that of one of its retries is that of another case or its retry.
 fn is_free(name: &str, taken: &HashSet<String>) -> bool {
     let is_retry_of_other = name.rsplit_once(RETRY).is_some_and(|(other, number)| {
         number.parse().is_ok_and(|number: u8| number <= MOST_RETRIES) && taken.contains(other)
@@ -74,7 +73,7 @@ fn is_free(name: &str, taken: &HashSet<String>) -> bool {
     !taken.contains(name) && !is_retry_of_other && !retries.any(|retry| taken.contains(&retry))
 }
 
-/// The name of a case for a file: nothing in it leads out of a folder.
+/// Turns the name of a case into a file name, which cannot lead out of its directory.
 fn file_name(name: &str) -> String {
     let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '=');
     let words = name.split(|c| !is_plain(c)).filter(|word| !word.is_empty());
@@ -83,10 +82,10 @@ fn file_name(name: &str) -> String {
     if name.is_empty() || name.starts_with('.') { format!("_{name}") } else { name }
 }
 
-/// What comes before the number of a retry in the name of its file.
+/// Separates the name of a file from the number of the retry.
 const RETRY: &str = ".retry-";
 const NAME_CHARS: usize = 60;
-/// File systems take 255 bytes, of which a number, a retry and `.log` need some.
+/// File systems allow 255 bytes; a number, a retry and `.log` need some of them.
 const NAME_BYTES: usize = 200;
 
 #[cfg(test)]

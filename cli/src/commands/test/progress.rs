@@ -1,4 +1,5 @@
-//! The line on a terminal that tells what runs. Without a terminal, a line for each case that has ended.
+//! The line on a terminal that shows what is running. Without a terminal, a line for each case that has
+//! ended.
 
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +8,7 @@ use super::case::Done;
 use crate::commands::say;
 use crate::stderr;
 
-/// What runs and what has ended.
+/// The cases that are running and the number of those that have ended.
 #[derive(Debug)]
 pub(crate) struct Progress {
     is_terminal: bool,
@@ -47,7 +48,7 @@ impl Progress {
         }
     }
 
-    /// Makes room for what is printed next.
+    /// Removes the line, to make room for other output.
     pub(crate) fn clear(&self) {
         if self.is_terminal {
             stderr::show_progress(None);
@@ -66,5 +67,5 @@ impl Progress {
     }
 }
 
-/// Every terminal has as much: a line that wraps could not be taken back.
+/// Fits every terminal: a line that wraps could not be removed.
 const WIDTH: usize = 79;

@@ -1,4 +1,4 @@
-//! Writes the reports that were asked for, whatever became of the run.
+//! Writes the requested reports, however the run ended.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use crate::commands::settings::Failure;
 use coracle::exit_code;
 use coracle::host::on_emulated_host;
 
-/// Writes the reports, and returns the exit code of the run. One that cannot be written does not keep the
-/// other from it.
+/// Writes the reports and returns the exit code of the run. If one cannot be written, the other is still
+/// written.
 ///
 /// # Errors
-/// One cannot be written.
+/// A report cannot be written.
 pub(super) fn write(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     let write = |option: &str, path: &Path, content: Vec<u8>| {
         report_file::write(path, &content, READER_LIMIT).map_err(|error| Failure {
@@ -37,11 +37,11 @@ pub(super) fn write(args: &TestArgs, done: &[Done]) -> Result<u8, Failure> {
     Ok(worst(&done.iter().map(|case| &case.verdict).collect::<Vec<_>>()))
 }
 
-/// The `result` of a run. Where none of its reports has come, they are written, with the reason: an emulated
-/// host may have ended first. A run without the reports that it was to write has not passed.
+/// Completes the `result` of a run. If it has left no report, because an emulated host ended first, the
+/// reports are written with the reason. A run without its requested reports has not passed.
 ///
 /// # Errors
-/// That of the run, or a report cannot be written.
+/// The error of the run, or a report cannot be written.
 pub(super) fn with_missing(
     args: &TestArgs,
     cases: &[Case],
@@ -49,7 +49,8 @@ pub(super) fn with_missing(
 ) -> Result<u8, Failure> {
     let is_missing =
         |path: &PathBuf| fs::metadata(path).map_or(true, |file| file.is_file() && file.len() == 0);
-    // One that is there is of this run, and is not to be written over because another could not be written.
+    // A report that exists belongs to this run, and must not be overwritten because the other could not be
+    // written.
     let mut reports = [&args.junit, &args.json].into_iter().flatten().peekable();
     if reports.peek().is_none() || !reports.all(is_missing) {
         return result;
@@ -75,7 +76,7 @@ pub(super) fn with_missing(
     }
 }
 
-/// The name of the suite's file, or that of the only case.
+/// Returns the name of the suite's file, or of the only case.
 fn suite_name(args: &TestArgs, done: &[Done]) -> String {
     let of_file =
         args.suite.as_ref().and_then(|path| path.file_stem()).map(|name| name.to_string_lossy().into_owned());
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
     use crate::arguments::{Cli, Command};
 
-    /// What becomes of a run whose reports are in a folder: its code or the reason, and their contents.
+    /// Runs with both reports in a directory; returns the code or the reason, and their contents.
     fn reported(result: Result<u8, Failure>, junit: &str, json: &str) -> (Result<u8, String>, [String; 2]) {
         let folder = TempDir::new().unwrap();
         let path = |name: &str| folder.as_path().join(name);
@@ -122,7 +123,7 @@ mod tests {
             assert!(there.contains("before the results were written"), "{there}");
             let failure = || Failure { code: 115, reason: "no KVM".into() };
             let (result, [xml, text]) = reported(Err(failure()), junit, json);
-            assert_eq!(result, Err("no KVM".into()), "why nothing ran is worth more");
+            assert_eq!(result, Err("no KVM".into()), "the reason why nothing ran takes precedence");
             let there = if option == "--json" { xml } else { text };
             assert!(there.contains("no KVM"), "{there}");
         }

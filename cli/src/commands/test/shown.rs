@@ -1,6 +1,6 @@
-//! What `coracle test` shows on stdout: the guest's output as it comes, or the table of a suite. A thread of
-//! its own writes, so that a reader who pauses delays neither the guest nor the verdict. What waits is
-//! bounded: the guest's output is then dropped and counted, which changes nothing but what is seen.
+//! What `coracle test` shows on stdout: the guest's output as it comes, or the table of a suite. A separate
+//! thread writes, so that a slow reader delays neither the guest nor the verdict. The queue is bounded:
+//! beyond that, the guest's output is dropped and counted, which does not affect the verdict.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,22 +19,22 @@ pub(crate) struct Shown {
 #[derive(Debug, Default)]
 struct State {
     waiting: Vec<u8>,
-    /// With the thread, and not yet written.
+    /// The number of bytes that the thread has taken but not written yet.
     in_flight: usize,
-    /// Bytes that were written.
+    /// The number of bytes that were written.
     written: u64,
-    /// Bytes that were never given to the thread.
+    /// The number of bytes that were dropped from the queue.
     dropped: u64,
-    /// Why stdout takes no more.
+    /// Why stdout no longer takes anything.
     failure: Option<io::Error>,
 }
 
-/// What became of all that was to be shown.
+/// What could not be shown.
 #[derive(Debug, Default)]
 pub(crate) struct Lost {
-    /// Bytes that were dropped, because stdout was not read in time.
+    /// The number of bytes that were dropped because stdout was not read in time.
     pub(crate) bytes: u64,
-    /// Why stdout took no more; a reader that has gone has seen enough.
+    /// Why stdout took no more. A closed pipe does not count: its reader has seen enough.
     pub(crate) failure: Option<io::Error>,
 }
 
@@ -42,7 +42,7 @@ impl Shown {
     /// Starts the thread, which lives as long as the process.
     ///
     /// # Errors
-    /// The host gives no thread, or stdout cannot be used.
+    /// The host cannot start the thread, or stdout cannot be used.
     pub(crate) fn start() -> io::Result<Arc<Shown>> {
         Self::to(OutputFile::stdout()?)
     }
@@ -54,7 +54,7 @@ impl Shown {
         Ok(shown)
     }
 
-    /// Shows what a guest writes. It never waits.
+    /// Shows a guest's output. This never waits.
     pub(crate) fn output(&self, bytes: &[u8]) {
         let mut state = self.lock();
         if state.waiting.len().saturating_add(bytes.len()) > MAX_WAITING {
@@ -65,14 +65,14 @@ impl Shown {
         }
     }
 
-    /// Shows a text of the command, which is never dropped.
+    /// Shows a text of the command itself, which is never dropped.
     pub(crate) fn text(&self, text: &str) {
         self.lock().push(text.as_bytes());
         self.changed.notify_all();
     }
 
-    /// Waits until everything is written: for as long as stdout is read, but not for a reader that stands
-    /// still, and [`FINISH_LIMIT`] at most.
+    /// Waits until everything is written: as long as stdout is being read, but not for a reader that stands
+    /// still, and for at most [`FINISH_LIMIT`].
     pub(crate) fn finish(&self) -> Lost {
         let start = Instant::now();
         let mut state = self.lock();
@@ -122,7 +122,7 @@ impl Shown {
         output.flush()
     }
 
-    /// Nothing can be shown any more.
+    /// Discards the queue, because nothing can be shown any more.
     fn swallow(&self) {
         let mut state = self.lock();
         loop {
@@ -147,13 +147,14 @@ impl State {
     }
 }
 
-/// What a guest prints in a second, and more than a pager reads ahead.
+/// About what a guest prints in a second, and more than a pager reads ahead.
 const MAX_WAITING: usize = 1 << 20;
-/// A pipe takes this much whole or not at all: what is written comes from a reader's progress.
+/// A pipe takes a piece of this size (PIPE_BUF) whole or not at all, so that a write that succeeds shows that
+/// the reader makes progress.
 const PIECE: usize = 4096;
-/// A reader that takes nothing for this long is none.
+/// A reader that takes nothing for this long is considered gone.
 const STANDSTILL: Duration = Duration::from_secs(1);
-/// The longest that the end of the command waits, for a reader that takes a little now and then.
+/// The longest time that the end of the command waits for a reader that takes a little now and then.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
@@ -173,7 +174,7 @@ mod tests {
         shown.text("the end");
         let lost = shown.finish();
         assert!(lost.bytes > 1_000_000 && lost.failure.is_none(), "{lost:?}");
-        // What was taken is whole and in order, and the rest still comes to one who reads on.
+        // What was taken is whole and in order; a reader that continues gets the rest.
         let mut seen = Vec::new();
         let expected = 3_000_000 - usize::try_from(shown.lock().dropped).unwrap() + "the end".len();
         while seen.len() < expected {

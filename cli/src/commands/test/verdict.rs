@@ -1,5 +1,5 @@
-//! What a test came to, of what the console showed and how the guest ended. `docs/testing.md` is this file in
-//! words.
+//! The verdict on a test, from its console and the way in which its guest ended. `docs/testing.md` explains
+//! the rules.
 
 use std::time::Duration;
 
@@ -9,32 +9,32 @@ use coracle::outcome::{Ending, EndingKind, Outcome, Seconds, TimeLimit};
 
 use super::scanner::{Rejection, Scanner, Writer};
 
-/// What a test came to.
+/// The result of a test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Everything was as it should be.
+    /// Everything was as expected.
     Passed,
-    /// The guest did not do what was expected: 120.
+    /// The guest did not do what was expected: code 120.
     Failed(String),
     /// The guest, Coracle or the host ended the run in another way: the code of that ending.
     Broken { code: u8, reason: String },
-    /// It could not run here, which is allowed, or all its tests were skipped: 77.
+    /// The test could not run here, which was allowed, or all its tests were skipped: code 77.
     Skipped(String),
 }
 
 impl Verdict {
-    /// The exit code of a test.
+    /// Returns the exit code of a test.
     pub(crate) fn code(&self) -> u8 {
         match self {
             Verdict::Passed => 0,
-            // Whatever broke a run, its code is not that of one that passed.
+            // Whatever broke a run, its code must not be that of a passed test.
             Verdict::Failed(_) | Verdict::Broken { code: 0, .. } => exit_code::EXPECTATION_UNMET,
             Verdict::Broken { code, .. } => *code,
             Verdict::Skipped(_) => exit_code::SKIPPED,
         }
     }
 
-    /// One word.
+    /// Returns the verdict as one word.
     pub(crate) fn word(&self) -> &'static str {
         match self {
             Verdict::Passed => "passed",
@@ -44,7 +44,7 @@ impl Verdict {
         }
     }
 
-    /// Why, unless it passed.
+    /// Returns the reason, unless the test passed.
     pub(crate) fn reason(&self) -> Option<&str> {
         match self {
             Verdict::Passed => None,
@@ -54,8 +54,8 @@ impl Verdict {
         }
     }
 
-    /// The same, unless something was `lost` that nobody has looked at: then nothing has passed, and what was
-    /// missing may be among it.
+    /// Adjusts the verdict if output was `lost` before it was scanned: the test cannot have passed, and what
+    /// was missing may have been in that output.
     pub(crate) fn unless_lost(self, lost: Option<String>) -> Verdict {
         match (self, lost) {
             (Verdict::Passed | Verdict::Skipped(_), Some(reason)) => {
@@ -66,19 +66,19 @@ impl Verdict {
         }
     }
 
-    /// Whether the test counts against the run.
+    /// Whether the test counts as a failure of the run.
     pub(crate) fn is_bad(&self) -> bool {
         matches!(self, Verdict::Failed(_) | Verdict::Broken { .. })
     }
 }
 
-/// Judges a run. What broke it comes first, then what the console must not show, then what it must; a guest
-/// that ended by itself and said all that was wanted passes.
+/// Judges a run. What broke the run takes precedence, then what the console must not show, then what it must
+/// show. A guest that ended by itself and showed everything expected passes.
 pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
     let ending = &outcome.ending;
     let is_broken = match ending.kind() {
         EndingKind::HostFailed | EndingKind::Died => true,
-        // A kernel that has run its own tests, and has no root, ends so.
+        // A kernel that has run its built-in tests and has no root ends with a panic.
         EndingKind::Panicked => !scanner.is_over(),
         _ => false,
     };
@@ -88,8 +88,8 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     if let Some(rejected) = scanner.rejected() {
         return rejection(rejected);
     }
-    // A guest that goes on after its results may still fail. One that is only not over when its time is has
-    // not.
+    // A guest that continues after its results may still fail. A guest that merely had not ended by its time
+    // limit has not failed.
     let has_failed = scanner.tap().is_some()
         && (ending.workload_code().is_some_and(|code| code != 0)
             || ending.time_limit().is_some_and(|of| !matches!(of, TimeLimit::Wall | TimeLimit::Idle))
@@ -101,25 +101,27 @@ pub(crate) fn judge(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>
     match ending.kind() {
         EndingKind::Finished if code == 0 && !scanner.wants_something() => judge_boot(outcome, boot),
         EndingKind::Finished => Verdict::Failed(unmet(outcome, scanner)),
-        // One that was stopped had shown all that was wanted, and has begun another document since.
+        // A guest that was stopped had shown everything that was wanted, and may have begun another document
+        // since.
         EndingKind::Asked if ending.signal().is_none() => Verdict::Failed(unmet(outcome, scanner)),
         EndingKind::GaveUp if scanner.wants_something() => Verdict::Failed(unmet(outcome, scanner)),
         _ => Verdict::Broken { code: outcome.exit_code(), reason: with_unmet(outcome, scanner) },
     }
 }
 
-/// Judges a guest that ended, by itself or because all was decided, while its command ran. A command that has
-/// not written what was expected has to come to its end.
+/// Judges a guest that ended while its command ran, by itself or because the verdict was decided. A command
+/// that has not written what was expected would have had to finish.
 pub(crate) fn judge_without_command(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
     match judge(outcome, scanner, boot) {
         Verdict::Passed if !scanner.is_decided_by_command() => {
-            Verdict::Failed(format!("{}, and the command had not come to its end", outcome.reason()))
+            Verdict::Failed(format!("{}, and the command had not finished", outcome.reason()))
         }
         other => other,
     }
 }
 
-/// Judges a guest whose command has ended in this way: with 0, unless it has written all that was expected.
+/// Judges a guest whose command has ended with this status: it has to be 0, unless the command has written
+/// everything that was expected.
 pub(crate) fn judge_command(
     command: &Ending,
     outcome: &Outcome,
@@ -144,12 +146,12 @@ pub(crate) fn judge_command(
         (true, None) => judge_all(outcome, scanner, boot),
         (true, Some(wanted)) => Verdict::Failed(wanted),
         (false, None) => Verdict::Failed(command.to_string()),
-        // What has failed is worth more than the code by which a program says that something has.
+        // The expectation that failed tells more than the exit code by which a program reports a failure.
         (false, Some(wanted)) => Verdict::Failed(format!("{command}, and {wanted}")),
     }
 }
 
-/// Judges a run in which all came that was wanted: its results, and the way to init.
+/// Judges a run in which everything expected came, by its TAP results and the time to its init.
 fn judge_all(outcome: &Outcome, scanner: &Scanner, boot: Option<Duration>) -> Verdict {
     if let Some(complaint) = scanner.tap_complaint() {
         return Verdict::Failed(complaint);
@@ -168,7 +170,7 @@ fn rejection(rejected: &Rejection) -> Verdict {
     Verdict::Failed(format!("--reject {}: {place} has `{}`", rejected.pattern, excerpt(&rejected.line)))
 }
 
-/// Holds the way to the guest's init against its limit.
+/// Compares the time to the guest's init with its limit.
 fn judge_boot(outcome: &Outcome, limit: Option<Duration>) -> Verdict {
     let Some(limit) = limit else { return Verdict::Passed };
     let is_init = |sign| matches!(sign, Sign::InitMark | Sign::ConsoleOpened);
@@ -177,19 +179,20 @@ fn judge_boot(outcome: &Outcome, limit: Option<Duration>) -> Verdict {
     match init {
         Some(time) if time <= limit => Verdict::Passed,
         Some(time) => Verdict::Failed(format!(
-            "--assert-boot {}: the guest came to its init after {}",
+            "--assert-boot {}: the guest reached its init after {}",
             Seconds(limit),
             Seconds(time)
         )),
         None => Verdict::Failed(format!(
-            "--assert-boot {}: when the guest came to its init is not known: it neither wrote the boot mark nor opened \
+            "--assert-boot {}: it is not known when the guest reached its init: it neither wrote the boot mark nor \
+             opened \
              its serial console",
             Seconds(limit)
         )),
     }
 }
 
-/// Why a guest that ended by itself has failed.
+/// Explains why a guest that ended by itself has failed.
 fn unmet(outcome: &Outcome, scanner: &Scanner) -> String {
     match wanted(scanner) {
         Some(wanted) => format!("{}, and {wanted}", outcome.reason()),
@@ -201,12 +204,12 @@ fn with_unmet(outcome: &Outcome, scanner: &Scanner) -> String {
     wanted(scanner).map_or_else(|| outcome.reason(), |wanted| format!("{}; {wanted}", outcome.reason()))
 }
 
-/// As much of a guest's line as goes into a sentence.
+/// Shortens a guest's line for use in a sentence.
 fn excerpt(line: &str) -> String {
     line.trim().chars().filter(|c| !c.is_control()).take(EXCERPT_CHARS).collect()
 }
 
-/// What is missing.
+/// Describes what is missing.
 fn wanted(scanner: &Scanner) -> Option<String> {
     let unmet: Vec<&str> = scanner.unmet().collect();
     if !unmet.is_empty() {
@@ -215,20 +218,20 @@ fn wanted(scanner: &Scanner) -> Option<String> {
     scanner.tap_complaint()
 }
 
-/// The code of a run of several tests: that of the worst.
+/// Returns the exit code of several tests: that of the worst.
 pub(crate) fn worst(verdicts: &[&Verdict]) -> u8 {
     let codes = verdicts.iter().filter(|verdict| verdict.is_bad()).map(|verdict| verdict.code());
     let rank = |code: &u8| SEVERITY.iter().position(|known| known == code).unwrap_or(SEVERITY.len());
     match codes.min_by_key(rank) {
         Some(code) => code,
-        // Nothing was tested at all.
+        // No test has run at all.
         None if verdicts.iter().all(|verdict| matches!(verdict, Verdict::Skipped(_))) => exit_code::SKIPPED,
         None => 0,
     }
 }
 
 const EXCERPT_CHARS: usize = 200;
-/// Codes from the worst on; all others are less.
+/// Exit codes from the worst on; all others are less severe.
 const SEVERITY: [u8; 8] = [
     exit_code::BAD_USAGE,
     exit_code::NO_KVM,
@@ -255,7 +258,7 @@ mod tests {
             let mut scanner = Scanner::new(patterns, None);
             scanner.feed(Writer::Console, b"ready\n");
             let verdict = judge_without_command(&Outcome::bare(Ending::PoweredOff), &scanner, None);
-            let reason = "the guest powered off, and the command had not come to its end";
+            let reason = "the guest powered off, and the command had not finished";
             assert_eq!(verdict, Verdict::Failed(reason.into()));
             let expects = scanner.wants_something();
             scanner.feed(Writer::Stdout, b"ready\n");
@@ -286,7 +289,7 @@ mod tests {
         assert_eq!(judged(good, Ending::Exited { code: 7 }), 120);
         assert_eq!(judged(good, Ending::Signalled { signal: 2 }), 130);
         assert_eq!(judged(good, panicked()), 110);
-        assert_eq!(judged(&without_root, panicked()), 0, "it had its own tests alone");
+        assert_eq!(judged(&without_root, panicked()), 0, "it had only its own tests to run");
         assert_eq!(judged(panic, panicked()), 110);
     }
 

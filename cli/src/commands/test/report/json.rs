@@ -1,4 +1,4 @@
-//! The results as JSON. Fields are only ever added.
+//! The results as JSON. Later versions only add fields.
 
 use coracle::outcome::OutcomeReport;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use super::super::attempts::Attempt;
 use super::super::case::Done;
 use super::super::tap::{Tap, TapCounts, TapOutcome, TapResult};
 
-/// One object for each case, in their order.
+/// Returns an object for each case, in their order.
 pub(crate) fn json(cases: &[Done], on_emulated_host: bool) -> String {
     let cases: Vec<Value> = cases.iter().map(|case| of_case(case, on_emulated_host)).collect();
     format!("{:#}\n", json!({ "cases": cases }))

@@ -1,8 +1,7 @@
-//! The results as JUnit XML, in the form that CI services read: one suite, a test case for each case and for
-//! each of its TAP results, `failure` for an expectation that was not met, `error` for a run that ended in
-//! another way. Runs that were repeated are told as Maven Surefire does (its schema,
-//! `surefire-test-report.xsd`): `flakyFailure` and `flakyError` where a later one passed, `rerunFailure` and
-//! `rerunError` where none did.
+//! The results as JUnit XML, in the form that CI services read: a suite with a test case for each case and
+//! for each of its TAP results, `failure` for an unmet expectation, and `error` for a run that ended in
+//! another way. Repeated runs are reported as Maven Surefire does (its schema, `surefire-test-report.xsd`):
+//! `flakyFailure` and `flakyError` if a later run passed, `rerunFailure` and `rerunError` if none did.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,10 +14,10 @@ use super::super::case::Done;
 use super::super::tap::{Tap, TapOutcome, TapResult};
 use super::super::verdict::Verdict;
 
-/// The whole file, of the suite of this name.
+/// Returns the whole file, for a suite with this name.
 ///
 /// # Errors
-/// None that writing to memory has.
+/// Only those of writing to memory.
 pub(crate) fn junit(suite: &str, cases: &[Done]) -> io::Result<Vec<u8>> {
     let suite = xml_text(suite);
     let counts = Counts::of(cases);
@@ -89,10 +88,10 @@ impl Counts {
     }
 }
 
-/// A class and a name in it.
+/// The class of a test case, and its name in that class.
 type Name = (String, String);
 
-/// The names that were given out: CI services keep one of several test cases of the same name.
+/// The names in use: of several test cases with the same name, CI services keep only one.
 #[derive(Debug, Default)]
 struct Names(HashMap<Name, u32>);
 
@@ -114,7 +113,7 @@ impl Names {
     }
 }
 
-/// A part of a class's name, between whose parts CI services see dots.
+/// Turns a name into a part of a class name. CI services separate the parts with dots.
 fn component(text: &str) -> String {
     xml_text(text).replace('.', "_")
 }
@@ -163,7 +162,7 @@ fn write_reason(
     Ok(())
 }
 
-/// A run that failed, and after which the case was run again.
+/// Writes a run that failed and was repeated.
 fn write_earlier(writer: &mut Writer<Vec<u8>>, is_flaky: bool, run: &Attempt) -> io::Result<()> {
     let (element, kind) = match (&run.verdict, is_flaky) {
         (Verdict::Broken { code, .. }, true) => ("flakyError", kind(*code)),
@@ -182,7 +181,7 @@ fn write_earlier(writer: &mut Writer<Vec<u8>>, is_flaky: bool, run: &Attempt) ->
 }
 
 fn write_result(writer: &mut Writer<Vec<u8>>, (class, name): &Name, result: &TapResult) -> io::Result<()> {
-    // TAP has no times.
+    // TAP has no timing, but the attribute is required.
     let attributes = [("classname", class.as_str()), ("name", name), ("time", "0.000")];
     let element = writer.create_element("testcase").with_attributes(attributes);
     let (kind, reason) = match result.outcome {
@@ -203,7 +202,7 @@ fn write_result(writer: &mut Writer<Vec<u8>>, (class, name): &Name, result: &Tap
     Ok(())
 }
 
-/// The type of an error, in the words of the outcome.
+/// Returns the type of an error, which is the ending's name in the outcome.
 fn kind(code: u8) -> &'static str {
     match code {
         110 => "panicked",
@@ -219,13 +218,13 @@ fn kind(code: u8) -> &'static str {
     }
 }
 
-/// A guest's text without the characters that XML 1.0 (2.2) does not allow.
+/// Replaces the characters of a guest's text that XML 1.0 (section 2.2) does not allow.
 fn xml_text(text: &str) -> String {
     let is_allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
     text.chars().map(|c| if is_allowed(c) { c } else { '\u{fffd}' }).collect()
 }
 
-/// The type of a failure of a case.
+/// The type of a failed case.
 const EXPECTATION: &str = "expectation";
 
 #[cfg(test)]
@@ -253,7 +252,7 @@ mod tests {
         }
     }
 
-    /// The file, and the names of its elements, each once for each time that it is there.
+    /// Returns the file, and the names of all its elements.
     fn written(cases: &[Done]) -> (String, Vec<String>) {
         let xml = String::from_utf8(junit("boot-tests", cases).unwrap()).unwrap();
         let mut reader = Reader::from_str(&xml);

@@ -1,4 +1,4 @@
-//! What the tests came to, for people and for programs.
+//! The results of the tests, for people and for programs.
 
 mod json;
 mod junit;

@@ -1,11 +1,11 @@
-//! The summary of a suite, and why a case failed.
+//! The summary of a suite, and the explanation of why a case failed.
 
 use coracle::outcome::Seconds;
 
 use super::super::case::Done;
 use super::super::verdict::Verdict;
 
-/// A line for each case and one for all.
+/// Returns a line for each case and one for all of them.
 pub(crate) fn summary(cases: &[Done]) -> String {
     let width = cases.iter().map(|case| case.name.chars().count()).max().unwrap_or(0).min(NAME_WIDTH);
     let mut text = String::new();
@@ -32,8 +32,8 @@ pub(crate) fn summary(cases: &[Done]) -> String {
     text
 }
 
-/// Why a case failed: its reason, the diagnosis, and the last lines of its console unless they have been
-/// shown.
+/// Explains why a case failed: its reason, the diagnosis, and the last lines of its console unless they have
+/// been shown.
 pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
     let mut lines = vec![format!("{}: {}", case.name, case.verdict.reason().unwrap_or("passed"))];
     if let Some(outcome) = &case.outcome {
@@ -45,8 +45,8 @@ pub(crate) fn explanation(case: &Done, console_was_shown: bool) -> Vec<String> {
     lines
 }
 
-/// The lines that tell most: those from the message of a kernel's panic on, which registers and stacks
-/// follow, else the last ones.
+/// Returns the most telling lines: from the message of a kernel panic on, which registers and a stack trace
+/// follow, otherwise the last lines.
 fn last_words(case: &Done) -> impl Iterator<Item = &str> {
     let count = case.scanner.tail().count();
     let panic = case.scanner.tail().position(|line| line.contains(PANIC));
@@ -54,7 +54,7 @@ fn last_words(case: &Done) -> impl Iterator<Item = &str> {
     case.scanner.tail().skip(first).take(TAIL_LINES)
 }
 
-/// A guest's line for a terminal: without what would steer it, and no longer than a person reads.
+/// Makes a guest's line safe for a terminal, and short enough to read.
 fn printable(line: &str) -> String {
     let plain = |c: char| if c.is_control() && c != '\t' { '\u{fffd}' } else { c };
     let mut text: String = line.chars().take(LINE_CHARS).map(plain).collect();
@@ -66,7 +66,7 @@ fn printable(line: &str) -> String {
 
 const NAME_WIDTH: usize = 60;
 const TAIL_LINES: usize = 12;
-/// What Linux prints in front of the reason (`panic` in kernel/panic.c).
+/// What Linux prints before the reason of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 const BEFORE_PANIC: usize = 2;
 const LINE_CHARS: usize = 200;

@@ -1,6 +1,6 @@
-//! The console of a guest under test, and what its command writes, line by line as it comes: what is
-//! expected, what is not allowed, TAP results, and the last lines. The guest may print what it likes, for as
-//! long as it likes: all that is kept is bounded.
+//! Scans the console of a guest under test and the output of its command, line by line: for what is expected,
+//! what is rejected, TAP results, and the last lines. The guest may print anything, for any length of time,
+//! so everything that is kept is bounded.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -14,7 +14,7 @@ use super::lines::{OpenLine, WholeLine, forms, parts};
 use super::tap::{TEXTS, Tap, TapCounts};
 use crate::arguments::TapMode;
 
-/// What is looked for.
+/// The patterns to look for.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Patterns {
     pub(crate) expect: Vec<Regex>,
@@ -22,38 +22,38 @@ pub(crate) struct Patterns {
     pub(crate) tap: TapMode,
 }
 
-/// Who writes.
+/// The source of output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Writer {
     /// The guest, on its console.
     Console,
-    /// The command in it, to its standard output.
+    /// The command, on its standard output.
     Stdout,
-    /// The same, to its standard error.
+    /// The command, on its standard error.
     Stderr,
 }
 
-/// Reads the console and what the command writes.
+/// Scans the console and the output of the command.
 #[derive(Debug)]
 pub(crate) struct Scanner {
     patterns: Patterns,
-    /// By the place of each expectation.
+    /// Which expectations were met, by index.
     met: Vec<bool>,
-    /// The command has written something that is expected.
+    /// True if the command has written something that is expected.
     met_by_command: bool,
     rejected: Option<Rejection>,
     tap: Tap,
-    /// The last thing that was expected came after the last line of TAP, or in it.
+    /// True if the last expectation was met after, or in, the last line of TAP.
     is_past_tap: bool,
-    /// Something that is expected has come in a line that has no end yet.
+    /// True if an expectation was met in a line that is not complete yet.
     met_in_line: bool,
-    /// The line of each writer that has no end yet.
+    /// The incomplete line of each source.
     lines: [OpenLine; TEXTS],
     tail: VecDeque<String>,
     log: Option<Log>,
 }
 
-/// A line that is not allowed.
+/// A line that is rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Rejection {
     pub(crate) pattern: String,
@@ -77,7 +77,7 @@ impl Scanner {
         }
     }
 
-    /// Takes what was written.
+    /// Takes output.
     pub(crate) fn feed(&mut self, writer: Writer, bytes: &[u8]) {
         if let Some(log) = &mut self.log {
             log.write(bytes);
@@ -90,7 +90,7 @@ impl Scanner {
                 self.end_line(writer, line);
             }
         }
-        // A prompt has no end of line. What is not allowed is told when the line is whole.
+        // A prompt has no line ending. A rejected text is reported once its line is complete.
         if is_open {
             let text = self.line(writer).unseen();
             let is_news = self.look_for_expected(writer, &forms(&text));
@@ -99,7 +99,7 @@ impl Scanner {
         }
     }
 
-    /// Nothing more comes.
+    /// Marks the end of all output.
     pub(crate) fn end(&mut self) {
         for writer in Writer::ALL {
             if let Some(line) = self.line(writer).finish() {
@@ -109,8 +109,8 @@ impl Scanner {
         self.tap.end();
     }
 
-    /// Whether nothing has to be waited for: results in TAP may be followed by more, so that they end a guest
-    /// only where something that is expected came after them.
+    /// Whether the verdict is decided. TAP results may be followed by more, so they end a guest only if an
+    /// expected line came after them.
     pub(crate) fn is_decided(&self) -> bool {
         if self.rejected.is_some() || (self.counts_tap() && self.tap.has_bailed_out()) {
             return true;
@@ -120,46 +120,46 @@ impl Scanner {
         self.has_all() && is_past_tap
     }
 
-    /// Whether all that is wanted has come, good or bad.
+    /// Whether everything that is wanted has come, good or bad.
     pub(crate) fn has_all(&self) -> bool {
         let has_tap = !self.counts_tap() || (self.tap.has_begun() && self.tap.is_complete());
         self.wants_something() && self.unmet().next().is_none() && has_tap
     }
 
-    /// The number of documents, where results in TAP are required, all that is wanted has come, and no plan
-    /// lacks a result: only another document may follow.
+    /// Returns the number of documents if TAP results are required, everything that is wanted has come, and
+    /// every plan is fulfilled: only another document may follow.
     pub(crate) fn all_planned(&self) -> Option<u64> {
         let has_all = self.patterns.tap == TapMode::Require && self.has_all() && self.tap.is_fulfilled();
         has_all.then(|| self.tap.documents())
     }
 
-    /// Whether the guest's kernel ran tests of its own, and has nothing else to run.
+    /// Whether the guest's kernel has run its own tests and has nothing else to run.
     pub(crate) fn is_over(&self) -> bool {
         self.counts_tap() && self.tap.is_over()
     }
 
-    /// The same for a guest that runs a command: what the console alone shows is no reason not to wait for
-    /// its code.
+    /// Whether the verdict on a guest that runs a command is decided. What only the console shows is not
+    /// enough: the command's exit code counts.
     pub(crate) fn is_decided_by_command(&self) -> bool {
         self.rejected.is_some() || (self.met_by_command && self.is_decided())
     }
 
-    /// Whether the console decides at all, and not the guest's end alone.
+    /// Whether the console can decide the verdict, and not only the guest's end.
     pub(crate) fn wants_something(&self) -> bool {
         !self.met.is_empty() || self.counts_tap()
     }
 
-    /// Expectations that no line has met.
+    /// Returns the expectations that no line has met.
     pub(crate) fn unmet(&self) -> impl Iterator<Item = &str> {
         self.patterns.expect.iter().zip(&self.met).filter(|(_, met)| !**met).map(|(regex, _)| regex.as_str())
     }
 
-    /// The line that is not allowed, if one came.
+    /// Returns the rejected line, if one came.
     pub(crate) fn rejected(&self) -> Option<&Rejection> {
         self.rejected.as_ref()
     }
 
-    /// What is wrong with the TAP results, where they count.
+    /// Describes what is wrong with the TAP results, if they count.
     pub(crate) fn tap_complaint(&self) -> Option<String> {
         let left_out = || self.tap.left_out().map(|left_out| format!("TAP: {left_out}"));
         match (self.patterns.tap, self.tap.has_begun()) {
@@ -177,30 +177,30 @@ impl Scanner {
         }
     }
 
-    /// Why all was skipped, where nothing is expected but TAP results and each of them was.
+    /// Explains that all tests were skipped, if nothing is expected but TAP results and each of them was.
     pub(crate) fn tap_all_skipped(&self) -> Option<String> {
         let reason = self.tap().filter(|_| self.patterns.expect.is_empty())?.all_skipped()?;
         let by = if reason.is_empty() { String::new() } else { format!(": {reason}") };
         Some(format!("TAP: all tests were skipped{by}"))
     }
 
-    /// What looked like TAP results and does not count, to be told where it fails nothing.
+    /// Describes what looked like TAP results but did not count, for a run that does not fail because of it.
     pub(crate) fn tap_left_out(&self) -> Option<&str> {
         self.tap.left_out().filter(|_| self.patterns.tap == TapMode::Auto)
     }
 
-    /// The TAP results, where they count and there are some.
+    /// Returns the TAP results, if they count and there are any.
     pub(crate) fn tap(&self) -> Option<&Tap> {
         (self.patterns.tap != TapMode::Ignore && self.tap.has_begun()).then_some(&self.tap)
     }
 
-    /// Why the file of the console lacks something, in words.
+    /// Explains why the console's log file is incomplete.
     pub(crate) fn log_failure(&self) -> Option<String> {
         let failure = self.log.as_ref()?.failure()?;
         Some(format!("--artifacts: the console cannot be written to its file: {failure}"))
     }
 
-    /// The last lines.
+    /// Returns the last lines.
     pub(crate) fn tail(&self) -> impl Iterator<Item = &str> {
         self.tail.iter().map(String::as_str)
     }
@@ -234,7 +234,7 @@ impl Scanner {
         self.tail.push_back(line.news);
     }
 
-    /// Whether something was met that had not been.
+    /// Whether a further expectation was met.
     fn look_for_expected(&mut self, writer: Writer, forms: &[Cow<'_, str>]) -> bool {
         let mut is_news = false;
         for (regex, met) in self.patterns.expect.iter().zip(&mut self.met) {
@@ -264,7 +264,7 @@ impl Writer {
     const ALL: [Writer; TEXTS] = [Writer::Console, Writer::Stdout, Writer::Stderr];
 }
 
-/// A kernel's panic with registers and stack is not as long.
+/// Longer than a kernel panic with registers and a stack trace.
 const TAIL_LINES: usize = 100;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ fn scanner(expect: &[&str], reject: &[&str]) -> Scanner {
     Scanner::new(patterns, None)
 }
 
-/// Feeds a console; whether that decides.
+/// Feeds console output, and returns whether that decides the verdict.
 fn decides(scanner: &mut Scanner, bytes: &[u8]) -> bool {
     scanner.feed(Writer::Console, bytes);
     scanner.is_decided()
@@ -119,7 +119,7 @@ fn patterns_see_lines_as_printed_without_escapes_and_between_carriage_returns() 
         let mut rejects = scanner(&[], &[pattern]);
         assert!(decides(&mut rejects, console), "{pattern}");
     }
-    // Before the line has an end, too.
+    // A match in a line that is not complete.
     let mut scanner = scanner(&["^100%$"], &[]);
     assert!(!decides(&mut scanner, b" 10%\r"));
     assert!(decides(&mut scanner, b"100%\r 30%"));

@@ -1,7 +1,7 @@
-//! Checks every key and value of a suite where it stands, before the tables are merged into cases, which have
-//! the keys of several: what is wrong is named by its line and its path, as in `case[3].initrds[1]`. Which
-//! keys there are and which form their values have is what the schema says; what a value means is for the
-//! type that reads it.
+//! Checks every key and value of a suite where it is written, before the tables are merged into cases, whose
+//! keys come from several tables. So an error names its line and its path, as in `case[3].initrds[1]`. The
+//! schema defines the keys and the form of their values; the type that parses a value decides what the value
+//! means.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ use super::patterns::Compiler;
 use super::schema::schema;
 use super::{Looks, OF_THE_COMMAND};
 
-/// What is wrong, and in which line, counted from 1.
+/// An error, and its line, counted from 1.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) line: usize,
@@ -25,7 +25,7 @@ pub(super) struct Fault {
 /// Checks the text of a suite, and returns the line of each of its cases.
 ///
 /// # Errors
-/// The first thing that is wrong with it: in the order of its tables, and in a table of the file.
+/// The first error: in the order of its tables, and within a table in the order of the file.
 pub(super) fn check(text: &str, compiler: &mut Compiler) -> Result<Vec<usize>, Fault> {
     let document = DeTable::parse(text).map_err(|error| {
         let message = error.message().lines().collect::<Vec<_>>().join(" ");
@@ -34,7 +34,7 @@ pub(super) fn check(text: &str, compiler: &mut Compiler) -> Result<Vec<usize>, F
     let document = document.get_ref();
     let schema = schema();
     let mut checker = Checker { text, compiler };
-    // The values of tables are looked at one by one.
+    // The values of tables are checked one by one below.
     checker.table("", document, &schema, |_, _, _| Ok(()))?;
     for name in ["defaults", "matrix"] {
         if let Some(DeValue::Table(table)) = document.get(name).map(Spanned::get_ref) {
@@ -49,7 +49,7 @@ pub(super) fn check(text: &str, compiler: &mut Compiler) -> Result<Vec<usize>, F
         let Some(table) = case.get_ref().as_table() else { continue };
         let schema = part(part(part(&schema, "properties"), "case"), "items");
         checker.table(&format!("case[{index}]"), table, schema, Checker::meaning)?;
-        // One after the other: the text is gone through once.
+        // In order, so that counting lines passes over the text only once.
         let start = case.span().start;
         line += text.get(seen..start).map_or(0, |between| between.matches('\n').count());
         seen = seen.max(start);
@@ -63,11 +63,11 @@ struct Checker<'a> {
     compiler: &'a mut Compiler,
 }
 
-/// A key of a file, and its value.
+/// A key of the file, with its value.
 type Entry<'a, 'text> = (&'a Spanned<std::borrow::Cow<'text, str>>, &'a Spanned<DeValue<'text>>);
 
 impl Checker<'_> {
-    /// Checks the keys of a table and the form of their values, then each by `meaning`.
+    /// Checks the keys of a table and the form of their values, then each value by `meaning`.
     fn table<'text>(
         &mut self,
         path: &str,
@@ -85,7 +85,7 @@ impl Checker<'_> {
             if let Some((_, instead)) =
                 OF_THE_COMMAND.iter().find(|(of_the_command, _)| *of_the_command == name)
             {
-                return Err(self.fault(&key.span(), format!("{path}: it is not for a case; {instead}")));
+                return Err(self.fault(&key.span(), format!("{path}: a case cannot have it; {instead}")));
             }
             let Some(schema) = known.get(name) else {
                 return Err(self.fault(&key.span(), unknown(&path, name, known)));
@@ -99,7 +99,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Checks that a value is of the type that the schema says, and its items too.
+    /// Checks that a value, and each of its items, has the type that the schema requires.
     fn form(
         &self,
         path: &str,
@@ -122,7 +122,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Checks what a value of a case means.
+    /// Checks the meaning of a value of a case.
     fn meaning(&mut self, path: &str, (key, value): Entry<'_, '_>) -> Result<(), Fault> {
         let mut one = DeTable::new();
         one.insert(key.clone(), value.clone());
@@ -144,7 +144,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Checks what the values of a key of the matrix mean.
+    /// Checks the meaning of the values of a key of the matrix.
     fn meanings(&mut self, path: &str, (key, values): Entry<'_, '_>) -> Result<(), Fault> {
         let values = values.get_ref().as_array().into_iter().flatten().enumerate();
         for (index, value) in values {
@@ -153,7 +153,7 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// A value that its type does not take: the item of it that is wrong, where that is known.
+    /// Creates the error for a value that its type refuses: at the item that is wrong, if that is known.
     fn meant(&self, path: &str, value: &Spanned<DeValue<'_>>, error: &Error) -> Fault {
         let span = error.span().unwrap_or(value.span());
         let items = value.get_ref().as_array().into_iter().flatten();
@@ -168,7 +168,8 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a value is of a type that the schema allows. Words that it lists are for the reader of the value.
+/// Whether a value has a type that the schema allows. Its lists of allowed strings are checked where the
+/// value is parsed.
 fn fits(value: &DeValue<'_>, schema: &Value) -> bool {
     let is = |name: &str| match value {
         DeValue::String(_) => name == "string",
@@ -182,7 +183,7 @@ fn fits(value: &DeValue<'_>, schema: &Value) -> bool {
     types(schema).any(is)
 }
 
-/// The types of a value.
+/// Returns the types that a schema allows.
 fn types(schema: &Value) -> impl Iterator<Item = &str> {
     let is_choice = schema.get("enum").is_some();
     let one = part(schema, "type").as_str();
@@ -190,7 +191,7 @@ fn types(schema: &Value) -> impl Iterator<Item = &str> {
     is_choice.then_some("string").into_iter().chain(one).chain(many)
 }
 
-/// What a value has to be, in words.
+/// Describes what a value has to be.
 fn expected(schema: &Value, example: Option<&Value>) -> String {
     let words = types(schema).map(|name| match name {
         "string" => "a string",
@@ -207,10 +208,10 @@ fn expected(schema: &Value, example: Option<&Value>) -> String {
     }
 }
 
-/// A key that the table does not have.
+/// Creates the message for a key that the table does not have.
 fn unknown(path: &str, name: &str, known: &Value) -> String {
     let mut keys: Vec<String> = known.as_object().into_iter().flat_map(|keys| keys.keys().cloned()).collect();
-    // Those that only a suite has come first.
+    // Keys that only a suite has come first.
     keys.sort_by_key(|key| (key != "name", !Looks::KEYS.contains(&key.as_str()), key.clone()));
     let list = keys.join(", ");
     let near = nearest(name, keys).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
@@ -221,7 +222,7 @@ fn line_of(text: &str, at: usize) -> usize {
     text.get(..at).map_or(1, |before| before.matches('\n').count() + 1)
 }
 
-/// As much of a text as goes into a sentence: its first line, and at most so many characters.
+/// Shortens a text for use in a sentence: to its first line, and at most `most` characters.
 pub(super) fn excerpt(text: &str, most: usize) -> String {
     let line = text.lines().next().unwrap_or_default();
     let is_cut = line.len() < text.len() || line.chars().nth(most).is_some();
@@ -231,7 +232,7 @@ pub(super) fn excerpt(text: &str, most: usize) -> String {
 
 const EXCERPT_CHARS: usize = 40;
 
-/// The value of a key of a schema; null for one that it lacks.
+/// Returns a part of a schema; null if it is missing.
 fn part<'a>(schema: &'a Value, key: &str) -> &'a Value {
     schema.get(key).unwrap_or(&Value::Null)
 }

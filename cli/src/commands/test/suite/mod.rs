@@ -1,4 +1,5 @@
-//! A suite: a TOML file of cases, each a machine as in a config file and what is looked for, over a matrix.
+//! A suite: a TOML file of test cases. Each case is a machine, as in a config file, with its expectations; a
+//! matrix multiplies the cases.
 
 mod check;
 mod patterns;
@@ -22,18 +23,18 @@ use super::{GuestIp, Surroundings, TapMode, variable};
 pub(crate) use patterns::Compiler;
 pub(crate) use schema::schema;
 
-/// A case as the file has it, of one cell of the matrix.
+/// A case of the file, for one cell of the matrix.
 #[derive(Debug)]
 pub(crate) struct SuiteCase {
     pub(crate) name: String,
-    /// The machine, with paths taken from the folder of the file.
+    /// The machine, with relative paths resolved against the directory of the file.
     pub(crate) machine: RawConfig,
     pub(crate) expect: Vec<Regex>,
     pub(crate) reject: Vec<Regex>,
     pub(crate) tap: TapMode,
     pub(crate) tap_grace: Option<Timeout>,
     pub(crate) boot: Option<Duration>,
-    /// What is run in the guest; empty for nothing.
+    /// The command to run in the guest; empty for none.
     pub(crate) command: Vec<OsString>,
     pub(crate) surroundings: Surroundings,
 }
@@ -41,35 +42,35 @@ pub(crate) struct SuiteCase {
 /// Why a suite cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SuiteError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("--suite {}: it cannot be read", path.display())]
     Read { path: PathBuf, source: io::Error },
-    /// It is not a suite, as a whole.
+    /// The file as a whole is not a suite.
     #[error("--suite {}: {}", path.display(), in_one_line(reason))]
     Form { path: PathBuf, reason: String },
-    /// Something in it is wrong.
+    /// A particular line is wrong.
     #[error("--suite {}:{line}: {}", path.display(), in_one_line(reason))]
     Place { path: PathBuf, line: usize, reason: String },
 }
 
-/// The file.
+/// The content of the file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Suite {
-    /// Names the schema for editors; without effect.
+    /// Names the schema for editors, and has no effect.
     #[serde(rename = "$schema", default)]
     _schema: Option<String>,
-    /// What each case has that does not say otherwise.
+    /// Values for cases that do not set them.
     #[serde(default)]
     defaults: Table,
-    /// Values of keys of the machine: each case runs with each combination.
+    /// Lists of values for settings of the machine: each case runs with each combination.
     #[serde(default)]
     matrix: Table,
     #[serde(default)]
     case: Vec<Table>,
 }
 
-/// What is looked for.
+/// The expectations of a case, and its command.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Looks {
@@ -87,7 +88,7 @@ struct Looks {
     ip: Option<GuestIp>,
 }
 
-/// A variable for the command, `NAME=VALUE` or `NAME`.
+/// A variable for the command: `NAME=VALUE` or `NAME`.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "String")]
 struct Variable(OsString);
@@ -103,24 +104,24 @@ impl TryFrom<String> for Variable {
 impl Looks {
     const KEYS: [&str; 10] =
         ["expect", "reject", "tap", "tap_grace", "assert_boot", "command", "env", "user", "workdir", "ip"];
-    /// Those that say what a command finds around it.
+    /// The keys that describe the surroundings of a command.
     const OF_A_COMMAND: [&str; 4] = ["env", "user", "workdir", "ip"];
 }
 
 /// Reads the cases of a suite.
 ///
 /// # Errors
-/// The file or a case of it is wrong.
+/// The file cannot be read, or something in it is wrong.
 pub(crate) fn read(path: &Path) -> Result<Vec<SuiteCase>, SuiteError> {
     let text = regular_file::read_text(path, MAX_LEN)
         .map_err(|error| SuiteError::Read { path: path.to_owned(), source: error.into() })?;
     parse(path, &text)
 }
 
-/// Reads the cases in the text of the suite at `path`.
+/// Parses the cases from the text of the suite at `path`.
 ///
 /// # Errors
-/// The text or a case of it is wrong.
+/// Something in the text is wrong.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteError> {
     let form = |reason| SuiteError::Form { path: path.to_owned(), reason };
     let place = |line, reason: String| {
@@ -128,7 +129,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
         SuiteError::Place { path: path.to_owned(), line, reason }
     };
     let mut compiler = Compiler::default();
-    // Before the suite is read: of the tree of a file and its cases only one is in memory.
+    // Checked before the suite is parsed, so that only one of the two trees, that of the file and that of its
+    // cases, is in memory.
     let lines = check::check(text, &mut compiler).map_err(|fault| place(fault.line, fault.reason))?;
     let suite: Suite = toml::from_str(text).map_err(|error| form(error.message().to_owned()))?;
     if suite.case.is_empty() {
@@ -154,7 +156,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
             let size = size_of::<SuiteCase>() + 2 * name.len() + all.values().map(memory).sum::<usize>();
             room = room.checked_sub(size).ok_or_else(|| form(too_large()))?;
             if !names.insert(name.clone()) {
-                let advice = "give each its own, and each value of the matrix once";
+                let advice = "give each case a name of its own, and list each value of the matrix once";
                 let name = check::excerpt(&name, NAME_CHARS);
                 return Err(wrong(format!("another case is called '{name}': {advice}")));
             }
@@ -169,8 +171,8 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
     Ok(cases)
 }
 
-/// What a case says with what it has from elsewhere: one that says a key of the matrix runs with its own
-/// value.
+/// Merges a case with the defaults and a cell of the matrix. A case that sets a key of the matrix itself
+/// keeps its own value.
 fn merged(table: &Table, defaults: &Table, cell: &Table) -> Table {
     let mut all = defaults.clone();
     all.extend(cell.clone());
@@ -203,18 +205,18 @@ fn case(name: String, all: Table, compiler: &mut Compiler) -> Result<SuiteCase, 
     })
 }
 
-/// The keys of the matrix that a case has no value of its own for, and their values.
+/// Returns the keys of the matrix that a case does not set itself, with their values.
 fn keys<'a>(matrix: &'a Table, case: &Table) -> impl Iterator<Item = (&'a String, &'a Value)> {
     matrix.iter().filter(|(key, _)| !case.contains_key(*key))
 }
 
-/// How many combinations there are of one value of each key.
+/// Counts the combinations of one value of each key.
 fn count_cells(matrix: &Table, case: &Table) -> u64 {
     let counts = keys(matrix, case).map(|(_, values)| values.as_array().map_or(0, Vec::len) as u64);
     counts.fold(1, u64::saturating_mul)
 }
 
-/// Every combination of one value of each key, the last key's values changing first, one after the other.
+/// Returns every combination of one value of each key; the last key's value changes fastest.
 fn cells(matrix: &Table, case: &Table) -> impl Iterator<Item = Table> {
     let keys: Vec<(&String, &[Value])> = keys(matrix, case)
         .map(|(key, values)| (key, values.as_array().map(Vec::as_slice).unwrap_or_default()))
@@ -231,7 +233,7 @@ fn cells(matrix: &Table, case: &Table) -> impl Iterator<Item = Table> {
     })
 }
 
-/// Bytes that a value takes in a case, about.
+/// Estimates the memory that a value takes in a case, in bytes.
 fn memory(value: &Value) -> usize {
     let below = match value {
         Value::String(text) => text.len(),
@@ -246,9 +248,9 @@ fn too_large() -> String {
     format!("its cases take more than {} MiB of memory; use fewer or shorter values", MAX_MEMORY >> 20)
 }
 
-/// How the values of the matrix are called in the names of cases.
+/// How the names of cases refer to the values of the matrix.
 struct Labels<'a> {
-    /// The short ones that several values of a key would have.
+    /// The short labels that several values of a key share.
     ambiguous: HashSet<(&'a str, String)>,
 }
 
@@ -266,7 +268,7 @@ impl<'a> Labels<'a> {
         Labels { ambiguous }
     }
 
-    /// The name of a case in the file, and the cell of the matrix.
+    /// Returns the name of a case: the name in the file, with the cell of the matrix.
     fn name(&self, own: &str, cell: &Table) -> String {
         let words = cell.iter().map(|(key, value)| {
             let short = (key.as_str(), label(value, true));
@@ -278,7 +280,7 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// A value in a name: of a path, the end, where that tells it from others.
+/// Formats a value for a name. For a path, the last component is enough if no other value shares it.
 fn label(value: &Value, is_short: bool) -> String {
     match value {
         Value::String(text) => {
@@ -298,7 +300,7 @@ fn label(value: &Value, is_short: bool) -> String {
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     match Timeout::deserialize(from)? {
         Timeout::After(time) => Ok(Some(time)),
-        Timeout::None => Err(D::Error::custom("`none` is not a time: leave the key out")),
+        Timeout::None => Err(D::Error::custom("`none` is not a time: leave out the key")),
     }
 }
 
@@ -307,20 +309,20 @@ fn ip<'de, D: Deserializer<'de>>(from: D) -> Result<Option<GuestIp>, D::Error> {
     text.parse().map(Some).map_err(D::Error::custom)
 }
 
-/// Keys of a config file that a case does not have, and what there is in their place.
+/// Keys of a config file that a case cannot have, with their replacements.
 const OF_THE_COMMAND: [(&str, &str); 3] = [
-    ("accel", "use `coracle test --accel`, which is for all"),
-    ("serial", "its console is the test's: use `coracle test --artifacts` to keep it"),
+    ("accel", "use `coracle test --accel`, which applies to all cases"),
+    ("serial", "its console belongs to the test: use `coracle test --artifacts` to keep it"),
     ("outcome", "use `coracle test --json`, which has the outcome of each case"),
 ];
-/// Characters of an error: more than the list of keys has.
+/// The longest error message, in characters: longer than the list of keys.
 const REASON_CHARS: usize = 1000;
 const NAME_CHARS: usize = 100;
-/// More than anybody means.
+/// The maximum number of cases, far more than a suite needs. It bounds the product of the matrix.
 const MOST_CASES: u64 = 10_000;
-/// Most bytes of the file; one of a thousand cases has less.
+/// The maximum size of the file, in bytes: more than a suite of a thousand cases needs.
 const MAX_LEN: u64 = 128 << 10;
-/// Most bytes of memory for the cases: each holds what the defaults say.
+/// The maximum memory of all cases, in bytes: each case holds a copy of the defaults.
 const MAX_MEMORY: usize = 20 << 20;
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Compiles regular expressions, each once however many cases have it, and all of them within a limit of
-//! memory.
+//! Compiles regular expressions: each of them once, however many cases use it, and all of them within a
+//! memory limit.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use regex_lite::{Regex, RegexBuilder};
 #[derive(Debug)]
 pub(crate) struct Compiler {
     known: HashMap<String, Regex>,
-    /// Bytes that are left for more.
+    /// The number of bytes left for further patterns.
     room: usize,
 }
 
@@ -24,25 +24,25 @@ impl Compiler {
     /// Compiles the patterns of the option or key `what`.
     ///
     /// # Errors
-    /// One cannot be compiled, or they take too much memory: which, and why.
+    /// A pattern cannot be compiled, or all patterns together take too much memory.
     pub(crate) fn compile(&mut self, what: &str, patterns: &[String]) -> Result<Vec<Regex>, String> {
         patterns.iter().map(|pattern| self.one(what, pattern)).collect()
     }
 
-    /// Compiles one of them.
+    /// Compiles a single pattern.
     ///
     /// # Errors
-    /// As [`Compiler::compile`].
+    /// See [`Compiler::compile`].
     pub(super) fn one(&mut self, what: &str, pattern: &str) -> Result<Regex, String> {
-        // A variable of a script that is not set; every line would match.
+        // Usually an unset variable of a script; every line would match.
         if pattern.is_empty() {
-            return Err(format!("{what}: the empty pattern matches every line; write what a line has"));
+            return Err(format!("{what}: the empty pattern matches every line; write a part of the line"));
         }
         if let Some(known) = self.known.get(pattern) {
             return Ok(known.clone());
         }
         let mut reason = String::new();
-        // A compiled pattern does not tell its size, so the first limit that it keeps stands for it.
+        // A compiled pattern does not report its size, so the smallest limit that it fits counts as its size.
         for size in SIZES {
             match RegexBuilder::new(pattern).size_limit(size).build() {
                 Ok(regex) => {
@@ -65,7 +65,7 @@ fn too_large(what: &str, pattern: &str) -> String {
     )
 }
 
-/// As much of a pattern as goes into a sentence.
+/// Shortens a pattern for use in a sentence.
 fn excerpt(pattern: &str) -> Cow<'_, str> {
     match pattern.char_indices().nth(EXCERPT_CHARS) {
         Some((end, _)) => Cow::Owned(format!("{} ...", pattern.get(..end).unwrap_or_default())),
@@ -74,9 +74,9 @@ fn excerpt(pattern: &str) -> Cow<'_, str> {
 }
 
 const EXCERPT_CHARS: usize = 200;
-/// Bytes that all patterns of a suite may take when they are compiled: some thousand usual ones.
+/// The memory that all compiled patterns of a suite may take, in bytes: enough for some thousand usual ones.
 const MAX_COMPILED: usize = 16 << 20;
-/// Limits for one, of which it keeps the first that it can. The last is a repetition of many thousand
+/// The size limits to try for one pattern, in bytes. The last one is enough to repeat many thousand
 /// characters.
 const SIZES: [usize; 3] = [16 << 10, 128 << 10, 1 << 20];
 
@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(fit, MAX_COMPILED / SIZES[2]);
         let error = one(&mut compiler, large(fit)).unwrap_err();
         assert!(error.contains("the patterns take more than 16 MiB"), "{error}");
-        // What is known costs nothing.
+        // A pattern that is already compiled costs nothing.
         one(&mut compiler, large(0)).unwrap();
     }
 

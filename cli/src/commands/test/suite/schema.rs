@@ -1,12 +1,12 @@
-//! The JSON Schema of a suite: what a config file may say of a machine, and what is looked for. TOML editors
-//! read it too.
+//! The JSON Schema of a suite: the settings of a config file for the machine, and the expectations. TOML
+//! editors use it too.
 
 use coracle::config;
 use serde_json::{Map, Value, json};
 
 use super::OF_THE_COMMAND;
 
-/// The schema, in JSON Schema 2020-12.
+/// Returns the schema, in JSON Schema 2020-12.
 pub(crate) fn schema() -> Value {
     let mut case = machine();
     case.extend(looks());
@@ -18,7 +18,7 @@ pub(crate) fn schema() -> Value {
     }
     case.insert(
         "name".to_owned(),
-        json!({ "description": "What the case is called", "type": "string", "examples": ["boots"] }),
+        json!({ "description": "The name of the case", "type": "string", "examples": ["boots"] }),
     );
     let table =
         |properties| json!({ "type": "object", "additionalProperties": false, "properties": properties });
@@ -26,12 +26,12 @@ pub(crate) fn schema() -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A suite of boot tests of Coracle",
-        "description": "The file of `coracle test --suite FILE`. Relative paths are taken from the folder that it is in.",
+        "description": "The file of `coracle test --suite FILE`. Relative paths are resolved against its directory.",
         "type": "object",
         "additionalProperties": false,
         "required": ["case"],
         "properties": {
-            "$schema": { "description": "Where this schema is, for editors; without effect", "type": "string" },
+            "$schema": { "description": "The location of this schema, for editors; it has no effect", "type": "string" },
             "defaults": table(defaults),
             "matrix": table(matrix),
             "case": { "type": "array", "minItems": 1, "items": named(case) },
@@ -39,7 +39,7 @@ pub(crate) fn schema() -> Value {
     })
 }
 
-/// What a case says of its machine.
+/// Returns the settings of a case's machine.
 fn machine() -> Map<String, Value> {
     let mut schema = config::schema();
     let mut properties = match schema.get_mut("properties").map(Value::take) {
@@ -58,7 +58,8 @@ fn looks() -> [(String, Value); 10] {
         (
             "tap".to_owned(),
             json!({
-                "description": "Whether results in TAP or KTAP count where they come, have to come, or are ignored",
+                "description": "TAP or KTAP results: auto counts them if they come, require fails without them, \
+                    ignore treats them as text",
                 "enum": ["auto", "require", "ignore"],
                 "examples": ["require"],
             }),
@@ -66,7 +67,8 @@ fn looks() -> [(String, Value); 10] {
         (
             "tap_grace".to_owned(),
             json!({
-                "description": "With tap = \"require\": how long the guest may be silent after the last of its planned results before it is ended, or none; a number is seconds",
+                "description": "With tap = \"require\": end a guest that has been silent for this long after the \
+                    last of its planned results; none waits for it to end; a number is in seconds",
                 "type": ["string", "number"],
                 "examples": ["1s", "none"],
             }),
@@ -74,7 +76,7 @@ fn looks() -> [(String, Value); 10] {
         (
             "command".to_owned(),
             json!({
-                "description": "Command that is run in the guest, and has to end with 0",
+                "description": "Command to run in the guest; it has to exit with 0",
                 "type": "array",
                 "items": { "type": "string" },
                 "examples": [["sh", "-c", "test -e /dev/vda"]],
@@ -83,7 +85,7 @@ fn looks() -> [(String, Value); 10] {
         (
             "env".to_owned(),
             json!({
-                "description": "Variables for the command: NAME=VALUE, or NAME for its value here",
+                "description": "Variables for the command: NAME=VALUE, or NAME for the value on this machine",
                 "type": "array",
                 "items": { "type": "string", "pattern": "^[^=]" },
                 "examples": [["CI=1", "LANG"]],
@@ -92,19 +94,20 @@ fn looks() -> [(String, Value); 10] {
         (
             "user".to_owned(),
             json!({
-                "description": "User for the command: a name or number, and a group after a colon",
+                "description": "User for the command: a name or number, optionally followed by a colon and a group",
                 "type": "string",
                 "examples": ["1000:100"],
             }),
         ),
         (
             "workdir".to_owned(),
-            json!({ "description": "Folder of the guest for the command", "type": "string", "examples": ["/tmp"] }),
+            json!({ "description": "Working directory of the command in the guest", "type": "string", "examples": ["/tmp"] }),
         ),
         (
             "ip".to_owned(),
             json!({
-                "description": "Network of the first card before the command: dhcp, or ADDRESS/LENGTH, with any of \
+                "description": "Network of the first card, configured before the command: dhcp, or ADDRESS/LENGTH \
+                    followed by any of \
                                 gateway=ADDRESS and dns=ADDRESS, comma-separated",
                 "type": "string",
                 "examples": ["dhcp"],
@@ -112,7 +115,7 @@ fn looks() -> [(String, Value); 10] {
         ),
         (
             "assert_boot".to_owned(),
-            json!({ "description": "Longest time that the guest may take to its init; a number is seconds", "type": ["string", "number"], "examples": ["150ms"] }),
+            json!({ "description": "How long the guest may take to reach its init; a number is in seconds", "type": ["string", "number"], "examples": ["150ms"] }),
         ),
     ]
 }

@@ -9,7 +9,7 @@ fn read_text(text: &str) -> Result<Vec<SuiteCase>, String> {
     let folder = TempDir::new().unwrap();
     let path = folder.as_path().join("suite.toml");
     fs::write(&path, text).unwrap();
-    // After the name of the file: `:`, and the line where one is to blame.
+    // The message after the file's name: `:`, and the line if the error has one.
     read(&path).map_err(|error| error.to_string().split_once(".toml:").unwrap().1.to_owned())
 }
 
@@ -101,11 +101,11 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         (&format!("{case}tap = \"maybe\"\n"), "3: case[0].tap: unknown variant `maybe`, expected one of "),
         (
             &format!("{case}accel = \"kvm\"\n"),
-            "3: case[0].accel: it is not for a case; use `coracle test --accel`",
+            "3: case[0].accel: a case cannot have it; use `coracle test --accel`",
         ),
         (
             &format!("{case}[[case]]\nname = \"x\"\n"),
-            "3: case[1]: another case is called 'x': give each its own",
+            "3: case[1]: another case is called 'x': give each case a name of its own",
         ),
         (&format!("[matrix]\ncpus = [1, 1]\n{case}"), "3: case[0]: another case is called 'x [cpus=1]'"),
         (&format!("[matrix]\ncpus = 4\n{case}"), "2: matrix.cpus: expected an array such as [1,64], found 4"),
@@ -138,7 +138,7 @@ fn value_of_a_wrong_type_names_every_key_its_line_and_what_was_found() {
     let keys = schema["properties"]["case"]["items"]["properties"].as_object().unwrap();
     assert!(keys.len() > 30);
     for (key, schema) in keys {
-        // Nothing takes a date.
+        // No key accepts a date.
         let wrong = |value: &str, place: &str| {
             let text = format!("[[case]]\nname = \"a\"\n[[case]]\n\n{key} = {value}\n");
             let error = read_text(&text).map(|cases| cases.len()).unwrap_err();
@@ -151,7 +151,7 @@ fn value_of_a_wrong_type_names_every_key_its_line_and_what_was_found() {
         if schema["type"] == "array" {
             wrong("[1979-05-27]", "[0]");
         }
-        // Values of the examples are taken.
+        // The values of the schema's examples are valid.
         let example = &schema["examples"][0];
         let others = [("name", "\"a\""), ("command", "[\"true\"]")];
         let others = others.iter().filter(|(other, _)| other != key);
@@ -189,7 +189,7 @@ fn surroundings_of_a_command_are_those_of_the_case_else_of_the_defaults() {
     assert_eq!((workdir.as_deref(), ip), (Some(Path::new("/tmp")), &Some("dhcp".parse().unwrap())));
     let Surroundings { env, user, workdir, ip } = &b.surroundings;
     assert_eq!((env.len(), user.as_deref()), (2, Some("0".as_ref())));
-    // It is the guest's.
+    // The directory is one of the guest's, so it is not resolved here.
     assert_eq!(workdir.as_deref(), Some(Path::new("srv")));
     assert_eq!(*ip, Some("10.0.0.2/24,gateway=10.0.0.1".parse().unwrap()));
 }

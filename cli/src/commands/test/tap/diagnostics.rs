@@ -1,5 +1,5 @@
-//! Lines that say why a test failed: comments around its result, and its YAML block. What is kept of them is
-//! bounded, for a result and for a run.
+//! Lines that explain a failure: comments before and after its result, and its YAML block. What is kept of
+//! them is bounded, for each result and for the run.
 
 use std::collections::VecDeque;
 
@@ -26,18 +26,18 @@ impl Before {
         self.lines.is_empty()
     }
 
-    /// Takes them out.
+    /// Takes the lines out.
     pub(super) fn take(&mut self) -> Before {
         std::mem::take(self)
     }
 
-    /// Gives them to a result.
+    /// Moves the lines into the diagnostics of a result.
     pub(super) fn add_to(self, text: &mut String, budget: &mut Budget) {
         self.lines.iter().for_each(|line| add(text, line, budget));
     }
 }
 
-/// Adds a line to those of a result, while it and the run have room.
+/// Adds a line to the diagnostics of a result, while the result and the run have room.
 pub(super) fn add(text: &mut String, line: &str, budget: &mut Budget) {
     let bytes = line.len() + usize::from(!text.is_empty());
     if text.len() + bytes <= 2 * MAX_BYTES && budget.take_text(bytes) {
@@ -48,13 +48,13 @@ pub(super) fn add(text: &mut String, line: &str, budget: &mut Budget) {
     }
 }
 
-/// A line as a report has it, indented by so many columns.
+/// Formats a line for a report, indented by `indent` columns.
 pub(super) fn line(indent: usize, text: &str) -> String {
     let text = harmless(&text.trim_end().replace('\t', "    "), LINE_CHARS);
     format!("{}{text}", " ".repeat(indent.min(MOST_INDENT)))
 }
 
-/// Bytes before a result, and as many after it.
+/// The maximum number of bytes before a result, and likewise after it.
 const MAX_BYTES: usize = 4096;
 const LINE_CHARS: usize = 400;
 const MOST_INDENT: usize = 64;

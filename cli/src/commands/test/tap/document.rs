@@ -1,4 +1,4 @@
-//! A document, line by line: its levels, its plan, and the YAML blocks in it.
+//! A document, parsed line by line: its levels, its plan, and the YAML blocks in it.
 
 use super::diagnostics::{self, Before};
 use super::level::{Level, Start};
@@ -8,38 +8,38 @@ use super::tally::{Budget, Tally, TapOutcome, TapResult};
 /// A document that has begun.
 #[derive(Debug)]
 pub(super) struct Document {
-    /// None for one without a version line.
+    /// `None` for a document without a version line.
     version: Option<Dialect>,
-    /// From the document itself to the innermost subtest. Never empty.
+    /// The document itself, followed by its open subtests from outside in. Never empty.
     levels: Vec<Level>,
-    /// What comments announced and has not come: their indentation, deeper from one to the next, and the
-    /// name.
+    /// Subtests that comments have announced and that have not begun: their indentation, which increases from
+    /// one to the next, and their name.
     announced: Vec<(usize, Option<String>)>,
     yaml: Yaml,
-    /// What may say why the next test fails.
+    /// Lines that may explain the next failure.
     before: Before,
     bailed_out: Option<String>,
-    /// A result that is not indented has had a number.
+    /// True once a result that is not indented had a number.
     is_numbered: bool,
     is_too_deep: bool,
 }
 
-/// Which rules a document says that it follows.
+/// The rules that a document claims to follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     Tap,
     Ktap,
 }
 
-/// Where a YAML block may begin, or does.
+/// Whether a YAML block may begin here, or has begun.
 #[derive(Debug, Clone, Copy)]
 enum Yaml {
     No,
-    /// After a result of this indentation.
+    /// A block may begin, after a result with this indentation.
     May {
         result: usize,
     },
-    /// Its lines have at least this indentation.
+    /// Inside a block, whose lines have at least this indentation.
     In {
         indent: usize,
     },
@@ -59,7 +59,7 @@ impl Document {
         }
     }
 
-    /// Takes a line of this indentation: whether it is part of the document.
+    /// Takes a line with this indentation, and returns whether it is part of the document.
     pub(super) fn feed(&mut self, indent: usize, text: &str, line: Line, budget: &mut Budget) -> bool {
         if self.is_yaml(indent, text, &line) {
             self.note_yaml(indent, text, &line, budget);
@@ -70,7 +70,7 @@ impl Document {
             self.bailed_out.get_or_insert(reason);
             return true;
         }
-        // What is indented in another way than subtests is not a result (TAP 14, "Subtest Parsing"; KTAP,
+        // A line whose indentation is not that of a subtest is not a result (TAP 14, "Subtest Parsing"; KTAP,
         // "Nested tests").
         if !indent.is_multiple_of(if self.is_ktap() { 2 } else { 4 }) {
             return false;
@@ -84,18 +84,18 @@ impl Document {
         }
     }
 
-    /// Whether a line of this indentation is part of a YAML block.
+    /// Whether a line with this indentation is part of a YAML block.
     pub(super) fn is_in_yaml(&self, indent: usize) -> bool {
         matches!(self.yaml, Yaml::In { indent: own } if indent >= own)
     }
 
-    /// Why its tests were given up, if they were.
+    /// Returns why the tests were abandoned, if they were.
     pub(super) fn bailed_out(&self) -> Option<&str> {
         self.bailed_out.as_deref()
     }
 
-    /// Whether it is one: there was a version line, or both a plan and results, or a plan that says why there
-    /// are none, or its tests were given up.
+    /// Whether this counts as a document: it has a version line, or both a plan and results, or a plan that
+    /// explains why there are none, or its tests were abandoned.
     pub(super) fn counts(&self) -> bool {
         let own = self.own();
         let is_skip = own.is_some_and(|own| own.skips_all() && !own.plan_comment().is_empty());
@@ -103,12 +103,12 @@ impl Document {
         self.version.is_some() || is_skip || is_whole || self.bailed_out.is_some()
     }
 
-    /// Whether something has come that makes it one, or may.
+    /// Whether a line has come that makes it a document, or may.
     pub(super) fn has_something(&self) -> bool {
         self.version.is_some() || self.own().is_some_and(|own| !own.is_new())
     }
 
-    /// Whether all has come that it announced.
+    /// Whether everything that it announced has come.
     pub(super) fn is_complete(&self) -> bool {
         let own = self.own();
         let has_enough = own
@@ -116,14 +116,14 @@ impl Document {
         has_enough && self.levels.len() == 1
     }
 
-    /// Whether it has a plan, and every result of it has come.
+    /// Whether it has a plan, and every planned result has come.
     pub(super) fn is_fulfilled(&self) -> bool {
         self.levels.len() == 1 && self.own().is_some_and(Level::is_fulfilled)
     }
 
-    /// Whether this line, not indented, is the first of another document without a version: a plan where
-    /// there is one, or a result of number 1 after all that was planned, or where there is no plan and this
-    /// number has come.
+    /// Whether this line, which is not indented, begins another document without a version line. A plan does
+    /// if this document has one. A result with number 1 does if all planned results have come, or if there is
+    /// no plan and number 1 has come before.
     pub(super) fn is_followed_by(&self, line: &Line) -> bool {
         let Some(own) = self.own() else { return false };
         match line {
@@ -135,14 +135,16 @@ impl Document {
         }
     }
 
-    /// A bare `ok` after the last of numbered results: `prove -v` says so of a whole file.
+    /// Whether this is a bare `ok` after the last of numbered results: `prove -v` prints one as the result of
+    /// a whole file.
     pub(super) fn is_sum_of_prove(&self, indent: usize, line: &Line) -> bool {
         let is_bare = matches!(line, Line::Result(TestPoint { is_ok: true, number: None, name, directive: None, .. })
             if name.is_empty());
         is_bare && indent == 0 && self.is_numbered && self.is_complete()
     }
 
-    /// What is to be said of one that does not count: failures without a plan, or a plan without results.
+    /// Describes why a document does not count although it looks like one: failures without a plan, or a plan
+    /// without results.
     pub(super) fn remark(&self) -> Option<String> {
         let own = self.own()?;
         match own.first_failure() {
@@ -151,7 +153,7 @@ impl Document {
         }
     }
 
-    /// Ends it.
+    /// Ends the document and returns its results.
     pub(super) fn close(mut self, budget: &mut Budget) -> Tally {
         let is_ktap = self.is_ktap();
         let unfinished = self.close_deeper(1);
@@ -161,7 +163,7 @@ impl Document {
         }
         let reason = own.plan_comment().to_owned();
         let (mut tally, skips_all) = own.close(is_ktap);
-        // A kernel with KUnit and without tests says `1..0`, and skips nothing.
+        // A kernel with KUnit but without tests prints `1..0`, and skips nothing.
         if skips_all && !(is_ktap && reason.is_empty()) {
             let name = "1..0".to_owned();
             let result = TapResult { name, outcome: TapOutcome::Skipped, reason, ..TapResult::default() };
@@ -177,7 +179,7 @@ impl Document {
         self.version == Some(Dialect::Ktap)
     }
 
-    /// The level of the document itself.
+    /// Returns the level of the document itself.
     fn own(&self) -> Option<&Level> {
         self.levels.first()
     }
@@ -187,7 +189,7 @@ impl Document {
         let before = self.before.take();
         let subtest = self.close_deeper(indent + 1);
         if !self.has_level(indent) {
-            // The comment before a test without subtests names that test, and not the subtest that it is in.
+            // A comment before a test without subtests names that test, and does not announce a subtest.
             self.announced.retain(|(at, name)| *at != indent || name.as_ref() != Some(&point.name));
         }
         if !self.enter(indent) {
@@ -213,7 +215,7 @@ impl Document {
         true
     }
 
-    /// A subtest with a version line of its own, as KTAP has them.
+    /// Begins a subtest with a version line of its own, as in KTAP.
     fn open(&mut self, indent: usize) -> bool {
         self.end_notes();
         let is_ktap = self.is_ktap();
@@ -231,7 +233,8 @@ impl Document {
         true
     }
 
-    /// The comment stands before a subtest, as in TAP 14, or is one of its first lines, as KUnit writes it.
+    /// Handles a comment that names a subtest. It comes before the subtest, as in TAP 14, or is one of its
+    /// first lines, as in KUnit.
     fn announce(&mut self, indent: usize, name: Option<String>) -> bool {
         self.end_notes();
         match self.levels.last_mut() {
@@ -248,9 +251,8 @@ impl Document {
         true
     }
 
-    /// Keeps a comment (TAP 14, "Comments") for the failure that it stands after or, in KTAP and after
-    /// another line of TAP, for the one that it stands before. KUnit tells more in lines without a `#`, which
-    /// are indented.
+    /// Keeps a comment (TAP 14, "Comments") for a failure: the one that it follows or, in KTAP and after
+    /// another line of TAP, the one that it precedes. KUnit adds indented lines without a `#`.
     fn note(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
         let is_more = *line == Line::Other && self.is_ktap() && indent > 0 && !self.before.is_empty();
         if *line != Line::Comment && !is_more {
@@ -263,7 +265,7 @@ impl Document {
         }
     }
 
-    /// Keeps a line within a YAML block for the failure that the block belongs to. Blank lines mean something
+    /// Keeps a line of a YAML block for the failure to which the block belongs. Blank lines are significant
     /// there (TAP 14, "Blank Lines").
     fn note_yaml(&mut self, indent: usize, text: &str, line: &Line, budget: &mut Budget) {
         let Yaml::In { indent: own } = self.yaml else { return };
@@ -273,7 +275,7 @@ impl Document {
         }
     }
 
-    /// A line of TAP that is not a result: comments before it say nothing of one after it.
+    /// Handles a line of TAP that is not a result: the comments before it do not explain a result after it.
     fn end_notes(&mut self) {
         self.before = Before::default();
         self.levels.iter_mut().for_each(Level::end_diagnostics);
@@ -283,8 +285,8 @@ impl Document {
         self.levels.iter().any(|level| level.indent == indent)
     }
 
-    /// Makes a level of this indentation, if there is none, and those around it that comments announced:
-    /// false if it were too deep. Deeper ones that are open become its subtests.
+    /// Opens a level with this indentation, if there is none, together with the announced levels around it.
+    /// Returns `false` if it would be too deep. Deeper levels that are open become its subtests.
     fn enter(&mut self, indent: usize) -> bool {
         loop {
             let depth = self.levels.iter().rposition(|level| level.indent <= indent).unwrap_or(0);
@@ -302,8 +304,8 @@ impl Document {
         }
     }
 
-    /// A new level, named by the comment before it, as in TAP 14, or by one of the same indentation, as in
-    /// KUnit.
+    /// Creates a level. Its name comes from the comment before it, as in TAP 14, or from a comment with the
+    /// same indentation, as in KUnit.
     fn announced_level(&mut self, indent: usize, around: usize) -> Level {
         let before = self.announced.iter().position(|(at, _)| *at == around);
         match before.or_else(|| self.announced.iter().position(|(at, _)| *at == indent)) {
@@ -312,8 +314,8 @@ impl Document {
         }
     }
 
-    /// Takes out the levels that are indented by this much or more: the outermost of them, with what the
-    /// others came to.
+    /// Closes the levels with at least this indentation. Returns the outermost of them, with the results of
+    /// the others in it.
     fn close_deeper(&mut self, indent: usize) -> Option<Level> {
         let is_ktap = self.is_ktap();
         let mut subtest: Option<Level> = None;
@@ -327,9 +329,9 @@ impl Document {
         subtest
     }
 
-    /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` of the same
-    /// indentation. What others write between its lines does not end it; a line of TAP that is not indented
-    /// as much does.
+    /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` with the same
+    /// indentation. Output of others between its lines does not end the block; a line of TAP with less
+    /// indentation does.
     fn is_yaml(&mut self, indent: usize, text: &str, line: &Line) -> bool {
         let is_other = matches!(line, Line::Comment | Line::Other | Line::YamlStart);
         match self.yaml {
@@ -353,5 +355,5 @@ impl Document {
     }
 }
 
-/// More than any harness nests.
+/// The maximum nesting of subtests: deeper than any harness nests.
 const DEEPEST: usize = 32;

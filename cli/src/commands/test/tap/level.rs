@@ -1,4 +1,4 @@
-//! One level of a document: the results of a document itself, or of a subtest in it.
+//! One level of a document: the results of the document itself, or those of a subtest.
 
 use super::diagnostics::{self, Before};
 use super::line::{Directive, TestPoint};
@@ -8,27 +8,27 @@ use super::tally::{Budget, Tally, TapOutcome, TapResult};
 /// How a level began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// By a version line, or a comment that names it.
+    /// With a version line, or with a comment that names it.
     Announced,
-    /// By a plan or a result that is indented.
+    /// With an indented plan or result.
     Bare,
 }
 
-/// A level.
+/// A level of a document.
 #[derive(Debug)]
 pub(super) struct Level {
-    /// Columns of its indentation.
+    /// Its indentation, in columns.
     pub(super) indent: usize,
     pub(super) start: Start,
-    /// The name that its own result has to have.
+    /// The name that the result of this level has to have.
     pub(super) name: Option<String>,
     plan: Option<Plan>,
-    /// The results of this level alone.
+    /// The number of results of this level, without its subtests.
     pub(super) results: u64,
     pub(super) numbers: Numbers,
-    /// The last result is a failure that is kept, to which diagnostics may be added.
+    /// True if the last result is a failure that is kept, so that diagnostics may be added to it.
     has_open_failure: bool,
-    /// What has come in it and its subtests.
+    /// The results of this level and its subtests.
     tally: Tally,
     told: Told,
 }
@@ -37,11 +37,11 @@ pub(super) struct Level {
 struct Plan {
     count: u64,
     comment: String,
-    /// It came after results.
+    /// True if the plan came after results.
     is_last: bool,
 }
 
-/// What is told once.
+/// Faults that are reported only once.
 #[derive(Debug, Default)]
 struct Told {
     second_plan: bool,
@@ -67,7 +67,7 @@ impl Level {
         self.plan.is_some()
     }
 
-    /// Whether nothing has come in it.
+    /// Whether the level has no lines yet.
     pub(super) fn is_new(&self) -> bool {
         self.plan.is_none() && self.results == 0
     }
@@ -77,22 +77,22 @@ impl Level {
         self.results == 0 && self.plan.as_ref().is_some_and(|plan| plan.count == 0)
     }
 
-    /// Whether as many results came as were planned, at least.
+    /// Whether at least as many results have come as were planned.
     pub(super) fn is_fulfilled(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| self.results >= plan.count)
     }
 
-    /// What the comment of its plan says.
+    /// Returns the comment of the plan.
     pub(super) fn plan_comment(&self) -> &str {
         self.plan.as_ref().map_or("", |plan| &plan.comment)
     }
 
-    /// The first failure by name.
+    /// Returns the name of the first failure.
     pub(super) fn first_failure(&self) -> Option<&str> {
         self.tally.failures.first().map(String::as_str)
     }
 
-    /// How many results were planned, if some were and none came.
+    /// Returns the number of planned results if there are some and none has come.
     pub(super) fn unmet_plan(&self) -> Option<u64> {
         self.plan.as_ref().filter(|plan| plan.count > 0 && self.results == 0).map(|plan| plan.count)
     }
@@ -110,19 +110,19 @@ impl Level {
         self.has_open_failure
     }
 
-    /// Nothing more belongs to the last result.
+    /// Ends the diagnostics of the last result.
     pub(super) fn end_diagnostics(&mut self) {
         self.has_open_failure = false;
     }
 
-    /// Adds a line to the last result, if that is a failure.
+    /// Adds a line to the diagnostics of the last result, if that is a failure.
     pub(super) fn diagnose(&mut self, line: &str, budget: &mut Budget) {
         if let Some(result) = self.tally.results.last_mut().filter(|_| self.has_open_failure) {
             diagnostics::add(&mut result.diagnostics, line, budget);
         }
     }
 
-    /// Takes a result with the lines before it, and the subtest that it sums up.
+    /// Takes a result, with the lines before it and the subtest that it sums up.
     pub(super) fn take(
         &mut self,
         point: TestPoint,
@@ -157,7 +157,7 @@ impl Level {
         self.tally.merge(tally, &name);
     }
 
-    /// Ends the level: what has come, and whether its plan alone says that it was skipped.
+    /// Ends the level. Returns its results, and whether its plan alone says that it was skipped.
     pub(super) fn close(mut self, is_ktap: bool) -> (Tally, bool) {
         let skips_all = self.skips_all();
         match &self.plan {
@@ -187,7 +187,7 @@ impl Level {
         (self.tally, skips_all)
     }
 
-    /// Whether a subtest is one: indented results without a plan and an announcement are text like any other.
+    /// Whether a subtest counts: indented results without a plan and an announcement are ordinary text.
     fn counts(&self) -> bool {
         self.start == Start::Announced || self.has_plan()
     }
@@ -199,8 +199,8 @@ impl Level {
             .map_or_else(|| "a subtest".to_owned(), str::to_owned)
     }
 
-    /// A result with a subtest is not counted with it, unless it alone says that something failed. Its
-    /// directive is for all of the subtest.
+    /// Takes the result of a subtest. It counts only if it reports a failure that the subtest does not show.
+    /// Its directive applies to the whole subtest.
     fn take_sum(
         &mut self,
         point: TestPoint,
@@ -213,7 +213,7 @@ impl Level {
         let comment = subtest.plan_comment().to_owned();
         let is_empty = subtest.results == 0;
         let (mut tally, skips_all) = subtest.close(is_ktap);
-        // A name may have a ` #` that in a result delimits.
+        // A name may contain a ` #` that delimits a directive in a result.
         let is_same = |name: &String| {
             name.strip_prefix(&point.name).is_some_and(|rest| rest.is_empty() || rest.starts_with(" #"))
         };
@@ -254,7 +254,7 @@ impl Level {
 }
 
 impl TestPoint {
-    /// The name, or the number where there is none.
+    /// Returns the name or, if there is none, the number.
     fn label(&self) -> String {
         match (&self.name, self.number) {
             (name, Some(number)) if name.is_empty() => number.to_string(),

@@ -1,21 +1,21 @@
-//! One line of TAP 13, TAP 14 or KTAP 1, without its prefix and indentation: what it is, and what it says.
+//! One line of TAP 13, TAP 14 or KTAP 1, without its prefix and indentation: its kind and its content.
 
 use super::super::guest_text::harmless;
 
-/// What a line is.
+/// The kind of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Line {
-    /// `TAP version 14`, `KTAP version 1`. The number changes nothing.
+    /// `TAP version 14` or `KTAP version 1`. The number makes no difference.
     Version {
         is_ktap: bool,
     },
-    /// `1..3`, with what its comment says.
+    /// `1..3`, with its comment.
     Plan {
         count: u64,
         comment: String,
     },
     Result(TestPoint),
-    /// `# Subtest: name`, which announces a subtest or stands in it.
+    /// `# Subtest: name`, which announces a subtest or is in it.
     Subtest {
         name: Option<String>,
     },
@@ -25,7 +25,7 @@ pub(super) enum Line {
     /// The beginning of a YAML block.
     YamlStart,
     Comment,
-    /// Nothing that counts.
+    /// A line without meaning in TAP.
     Other,
 }
 
@@ -36,20 +36,20 @@ pub(super) struct TestPoint {
     pub(super) number: Option<u64>,
     pub(super) name: String,
     pub(super) directive: Option<Directive>,
-    /// Of the directive, or what else comes after the `#`.
+    /// The reason of the directive, or other text after the `#`.
     pub(super) reason: String,
 }
 
-/// A directive that changes what a result means.
+/// A directive that changes the meaning of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Directive {
     Skip,
-    /// `TODO`, and `XFAIL` of the kernel: a failure that is known.
+    /// `TODO`, or the kernel's `XFAIL`: a known failure.
     Todo,
 }
 
 impl Line {
-    /// Tells what the line is, by its text after the indentation.
+    /// Parses a line, given its text after the indentation.
     pub(super) fn of(text: &str) -> Line {
         let text = text.trim_end();
         match text.chars().next() {
@@ -67,15 +67,15 @@ impl Line {
     }
 }
 
-/// A version line, with something in front or not.
+/// A version line, possibly with a prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version {
-    /// Where it starts, in bytes.
+    /// The byte offset at which the version starts.
     pub(super) start: usize,
     pub(super) is_ktap: bool,
 }
 
-/// Finds the version that a line ends with, whatever stands before it.
+/// Finds a version at the end of a line, whatever precedes it.
 pub(super) fn version_at(line: &str) -> Option<Version> {
     let at = line.rfind(TAP_VERSION)?;
     let number = line.get(at + TAP_VERSION.len()..)?.trim();
@@ -86,7 +86,7 @@ pub(super) fn version_at(line: &str) -> Option<Version> {
     Some(Version { start: at - usize::from(is_ktap), is_ktap })
 }
 
-/// Splits a line into its indentation, in columns, and the rest. KUnit up to Linux 5.9 indents by a tab.
+/// Splits a line into its indentation, in columns, and the rest. KUnit up to Linux 5.9 indents with a tab.
 pub(super) fn indentation(line: &str) -> (usize, &str) {
     let mut columns = 0;
     for (index, c) in line.char_indices() {
@@ -112,7 +112,7 @@ fn plan(text: &str) -> Option<Line> {
     let (count, rest) = digits(text.strip_prefix("1..")?)?;
     let rest = rest.trim();
     let comment = if rest.is_empty() { "" } else { rest.strip_prefix('#')? };
-    // `# SKIP` without a reason says something, too.
+    // `# SKIP` without a reason is a directive, too.
     let reason = directive(comment.trim()).map(|(_, reason)| reason).filter(|reason| !reason.is_empty());
     let comment = reason.unwrap_or(comment);
     Some(Line::Plan { count, comment: cleaned(comment) })
@@ -128,7 +128,7 @@ fn result(text: &str) -> Option<TestPoint> {
         Some(rest) => (false, rest),
         None => (true, text.strip_prefix("ok")?),
     };
-    // `okay`, `ok, link is up` and the like are words of a log.
+    // `okay`, `ok, link is up` and the like are ordinary text.
     if !rest.is_empty() && !rest.starts_with(BLANKS) {
         return None;
     }
@@ -139,26 +139,26 @@ fn result(text: &str) -> Option<TestPoint> {
     };
     let (name, directive, reason) = split_directive(rest);
     let name = name.trim();
-    // The dash that TAP 14 recommends before a description belongs to none.
+    // The dash that TAP 14 recommends before a description is not part of it.
     let name =
         name.strip_prefix('-').filter(|name| name.is_empty() || name.starts_with(BLANKS)).unwrap_or(name);
     Some(TestPoint { is_ok, number, name: cleaned(name), directive, reason: cleaned(reason) })
 }
 
-/// Whether digits before this are part of a name, as in `3rd` and `1.5`.
+/// Whether digits before this character are part of a name, as in `3rd` and `1.5`.
 fn continues_a_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '.' | '_' | '%')
 }
 
-/// Splits a description from what comes after the first `#` that delimits: not escaped, after a blank or
-/// first, and followed by a directive or a blank (TAP 14, "Directive" and "Escaping").
+/// Splits a description from what follows the first `#` that delimits. It delimits if it is not escaped,
+/// comes first or after a blank, and precedes a directive or a blank (TAP 14, "Directive" and "Escaping").
 fn split_directive(text: &str) -> (&str, Option<Directive>, &str) {
     let mut may_delimit = true;
     let mut chars = text.char_indices().peekable();
     while let Some((index, c)) = chars.next() {
         if c == '\\' {
-            // Of a pair, the second is literal. After an escaped backslash a `#` delimits, as in the examples
-            // there.
+            // The second character of an escaped pair is literal. After an escaped backslash a `#` delimits,
+            // as in the examples of TAP 14.
             let escaped = chars.next_if(|(_, next)| matches!(next, '\\' | '#'));
             may_delimit = escaped.is_some_and(|(_, next)| next == '\\');
             continue;
@@ -178,8 +178,8 @@ fn split_directive(text: &str) -> (&str, Option<Directive>, &str) {
     (text, None, "")
 }
 
-/// The directive that a text begins with, in any case, and its reason. `Skipped:` and `todo,` are directives,
-/// too.
+/// Returns the directive at the beginning of a text, in upper or lower case, and its reason. `Skipped:` and
+/// `todo,` count as directives, too.
 fn directive(text: &str) -> Option<(Directive, &str)> {
     let named = |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word));
     let directive = match () {
@@ -190,15 +190,16 @@ fn directive(text: &str) -> Option<(Directive, &str)> {
     Some((directive, text.split_once(BLANKS).map_or("", |(_, reason)| reason)))
 }
 
-/// The number that a text begins with, and the rest. One beyond 64 bits is the largest: no plan has as many.
+/// Returns the number at the beginning of a text, and the rest. Numbers beyond 64 bits saturate: no plan is
+/// that long.
 fn digits(text: &str) -> Option<(u64, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, rest) = text.split_at_checked(end)?;
     (!number.is_empty()).then(|| (number.parse().unwrap_or(u64::MAX), rest))
 }
 
-/// A name or reason as people read it: `\#` and `\\` are `#` and `\`, nothing steers a terminal, and it has
-/// an end.
+/// Cleans up a name or reason for people: unescapes `\#` and `\\`, removes control characters, and limits the
+/// length.
 fn cleaned(text: &str) -> String {
     let mut plain = String::new();
     let mut chars = text.trim().chars().take(TEXT_BYTES).peekable();
@@ -215,7 +216,7 @@ const BLANKS: [char; 2] = [' ', '\t'];
 const TAP_VERSION: &str = "TAP version ";
 const BAIL_OUT: &str = "Bail out!";
 const TAB: usize = 4;
-/// Long enough for every name that people give a test.
+/// The maximum length of a name or reason, in bytes: longer than the names that people give tests.
 const TEXT_BYTES: usize = 200;
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
-//! The numbers of the results of one level, in any order: each once.
+//! The numbers of the results of one level: each may come once, in any order.
 
 use std::collections::BTreeSet;
 
 /// The numbers that have come.
 #[derive(Debug)]
 pub(super) struct Numbers {
-    /// Every smaller one has come.
+    /// The first number that has not come.
     next: u64,
-    /// Those beyond.
+    /// The numbers beyond it that have come.
     ahead: BTreeSet<u64>,
     highest: u64,
 }
@@ -19,10 +19,10 @@ impl Default for Numbers {
 }
 
 impl Numbers {
-    /// Takes the number of a result, or counts one that has none.
+    /// Takes the number of a result, or assigns one to a result without a number.
     ///
     /// # Errors
-    /// What is wrong with it, in a sentence.
+    /// What is wrong with the number, as a sentence.
     pub(super) fn take(&mut self, number: Option<u64>) -> Result<(), String> {
         let number = number.unwrap_or(self.next);
         self.highest = self.highest.max(number);
@@ -47,18 +47,19 @@ impl Numbers {
         number != 0 && (number < self.next || self.ahead.contains(&number))
     }
 
-    /// The highest that came.
+    /// Returns the highest number that has come.
     pub(super) fn highest(&self) -> u64 {
         self.highest
     }
 
-    /// The first that is missing before one that came.
+    /// Returns the first missing number below one that has come.
     pub(super) fn missing(&self) -> Option<u64> {
         (!self.ahead.is_empty()).then_some(self.next)
     }
 }
 
-/// Tests that run at once come as much out of order as there are CPUs; this is more.
+/// How far ahead a number may be. Tests that run in parallel finish out of order by about the number of CPUs,
+/// which is less.
 const AHEAD: usize = 1024;
 
 #[cfg(test)]

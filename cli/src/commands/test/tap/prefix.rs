@@ -1,8 +1,8 @@
-//! What stands in front of each line of a document: a time, the level and the caller that the kernel's log
-//! adds, or anything else that was in front of the version line.
+//! The prefix of each line of a document: the time, level and caller that the kernel's log adds, or whatever
+//! else preceded the version line.
 
-/// A line of the kernel's log without what `printk` puts in front: `<6>`, `[ 1.234567]` and `[ T1]`, of any
-/// width, and the blank after them. None for a line that has none of them.
+/// Removes the prefix that `printk` adds, `<6>`, `[ 1.234567]` and `[ T1]`, of any width, with the blank
+/// after them; `None` for a line that has none of them.
 pub(super) fn without_log_prefix(line: &str) -> Option<&str> {
     let after_level = bracketed(line, '<', '>', |level| level.bytes().all(|byte| byte.is_ascii_digit()));
     let rest = after_level.unwrap_or(line);
@@ -22,30 +22,31 @@ fn bracketed(text: &str, open: char, close: char, is: impl Fn(&str) -> bool) -> 
     (!content.is_empty() && is(content)).then_some(rest)
 }
 
-/// Seconds since the boot.
+/// Whether this is a time: seconds since boot.
 fn is_time(content: &str) -> bool {
     content.starts_with(|c: char| c.is_ascii_digit())
         && content.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
-/// A thread or a CPU (`CONFIG_PRINTK_CALLER`).
+/// Whether this is a caller, a thread or a CPU (`CONFIG_PRINTK_CALLER`).
 fn is_caller(content: &str) -> bool {
     let number = content.strip_prefix(['T', 'C']).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// What stood in front of a version line.
+/// The text before a version line.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Prefix(String);
 
 impl Prefix {
-    /// The beginning of a line as a prefix; none if it is too long to be one.
+    /// Uses the beginning of a line as a prefix; `None` if it is too long for one.
     pub(super) fn new(text: &str) -> Option<Prefix> {
         (text.len() <= LONGEST).then(|| Prefix(text.to_owned()))
     }
 
-    /// The rest of a line that begins in the same way: the same characters, but for digits (a time goes on),
-    /// and within brackets letters and blanks too (so does a caller). None for another line.
+    /// Removes the prefix from a line that begins in the same way: with the same characters, except for
+    /// digits, as time passes, and within brackets also letters and blanks, as callers change. Returns `None`
+    /// for any other line.
     pub(super) fn cut<'a>(&self, line: &'a str) -> Option<&'a str> {
         let mut chars = line.chars();
         let mut is_in_brackets = false;
@@ -69,7 +70,7 @@ fn is_alike(own: char, other: char, is_in_brackets: bool) -> bool {
     }
 }
 
-/// Longer than a host's name, a program's, and a time.
+/// The longest prefix, in bytes: longer than the names of a host and a program and a time.
 const LONGEST: usize = 256;
 
 #[cfg(test)]

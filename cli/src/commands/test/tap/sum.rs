@@ -1,26 +1,26 @@
-//! The sum over the documents of a run.
+//! The total over all documents of a run.
 
 use super::document::Document;
 use super::tally::{Budget, Tally};
 
-/// What all documents that have ended came to.
+/// The results of all documents that have ended.
 #[derive(Debug, Default)]
 pub(super) struct Sum {
     pub(super) tally: Tally,
     pub(super) documents: u64,
     pub(super) budget: Budget,
     pub(super) bailed_out: Option<String>,
-    /// What came and does not count.
+    /// Describes results that came but do not count.
     pub(super) left_out: Option<String>,
-    /// Results came without a plan and a version.
+    /// True if results came without a plan and a version line.
     pub(super) has_no_plan: bool,
-    /// What is wrong in documents beside failures, with their numbers.
+    /// Faults of documents other than failures, with the documents' numbers.
     faults: Vec<(u64, String)>,
     more_faults: u64,
 }
 
 impl Sum {
-    /// Ends a document that counts.
+    /// Adds a document that counts.
     pub(super) fn add(&mut self, document: Document) {
         self.documents = self.documents.saturating_add(1);
         let mut tally = document.close(&mut self.budget);
@@ -34,8 +34,8 @@ impl Sum {
         self.tally.merge(tally, "");
     }
 
-    /// Ends one that does not. Right after a document that had all that it planned it is part of that one,
-    /// and too much.
+    /// Records a document that does not count. Right after a document whose plan was fulfilled, it is a
+    /// surplus of that one.
     pub(super) fn leave_out(&mut self, document: &Document, follows: bool) {
         if follows {
             self.fault("more came than was planned".to_owned());
@@ -50,7 +50,7 @@ impl Sum {
         self.bailed_out.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// What is wrong, if anything is.
+    /// Describes what is wrong, if anything is.
     pub(super) fn complaint(&self) -> Option<String> {
         if let Some(reason) = &self.bailed_out {
             return Some(format!("TAP: bailed out: {reason}"));

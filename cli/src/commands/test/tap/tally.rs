@@ -1,46 +1,44 @@
-//! What has come, counted: of a level, of a document, of all. Counts are exact; what is kept beside them is
-//! bounded.
+//! Counting the results of a level, a document or a run. Counts are exact; what else is kept is bounded.
 
 /// A result that counts: one without subtests of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TapResult {
-    /// Which of the documents of the run it is in, from 1.
+    /// The number of its document in the run, from 1.
     pub(crate) document: u64,
-    /// The names of the tests that it is part of, from the outermost on, with `/` between; empty for a test
-    /// of the document itself. At most 400 bytes.
+    /// The names of the enclosing tests from outside in, separated by `/`; empty for a test of the document
+    /// itself. At most 400 bytes.
     pub(crate) suite: String,
-    /// Its own name, of at most 200 bytes that steer no terminal; empty where the guest gave none.
+    /// Its name, at most 200 bytes without control characters; empty if the guest gave none.
     pub(crate) name: String,
-    /// Its number in its level, counted where the guest gave none.
+    /// Its number within its level, counted if the guest gave none.
     pub(crate) number: u64,
     pub(crate) outcome: TapOutcome,
-    /// The text of its directive, or what else comes after the `#`; empty for none. Bounded and harmless like
-    /// the name.
+    /// The text of its directive, or other text after the `#`; empty if there is none. Limited like the name.
     pub(crate) reason: String,
-    /// Of a failure, the comments around it and the lines of its YAML block: at most 8 KiB that steer no
-    /// terminal, in lines.
+    /// For a failure, the comments around it and the lines of its YAML block: at most 8 KiB without control
+    /// characters other than line breaks.
     pub(crate) diagnostics: String,
 }
 
-/// What a result comes to.
+/// The outcome of a result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum TapOutcome {
     #[default]
     Passed,
     Failed,
-    /// `# SKIP`.
+    /// Skipped: `# SKIP`.
     Skipped,
-    /// A failure that is known: `# TODO`, `# XFAIL`. It may have passed.
+    /// A known failure, which may also have passed: `# TODO`, `# XFAIL`.
     Todo,
 }
 
-/// How many results may still be kept.
+/// How much more may be kept.
 #[derive(Debug)]
 pub(super) struct Budget {
     any: usize,
-    /// For failures after all others have been used up.
+    /// The number of further failures, once the budget for all results is used up.
     failed: usize,
-    /// Bytes of diagnostics.
+    /// The number of bytes of diagnostics.
     text: usize,
 }
 
@@ -51,7 +49,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// Takes room for so many bytes of diagnostics, if there is as much.
+    /// Reserves `bytes` bytes of diagnostics, if there is room.
     pub(super) fn take_text(&mut self, bytes: usize) -> bool {
         let left = self.text.checked_sub(bytes);
         self.text = left.unwrap_or(self.text);
@@ -69,7 +67,7 @@ impl Budget {
     }
 }
 
-/// Counts, the first results, the first failures by name, and what is wrong beside them.
+/// The counts, the first results, the names of the first failures, and other faults.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     pub(super) passed: u64,
@@ -79,14 +77,14 @@ pub(super) struct Tally {
     pub(super) results: Vec<TapResult>,
     pub(super) failures: Vec<String>,
     pub(super) faults: Vec<String>,
-    /// Faults beyond those that are kept.
+    /// The number of faults beyond those that are kept.
     pub(super) more_faults: u64,
-    /// Something that was announced did not come.
+    /// True if something that was announced did not come.
     pub(super) is_cut_short: bool,
 }
 
 impl Tally {
-    /// Counts a result that failures call `label`, and returns it if it is kept.
+    /// Counts a result, which the list of failures calls `label`. Returns it if it is kept.
     pub(super) fn add(
         &mut self,
         result: TapResult,
@@ -110,7 +108,7 @@ impl Tally {
         self.results.last_mut()
     }
 
-    /// Notes what is wrong though no result says so.
+    /// Records a fault that no result reports.
     pub(super) fn fault(&mut self, fault: impl Into<String>) {
         if self.faults.len() < FAULTS {
             self.faults.push(fault.into());
@@ -119,25 +117,24 @@ impl Tally {
         }
     }
 
-    /// Notes that something that was announced is missing.
+    /// Records that something that was announced is missing.
     pub(super) fn cut_short(&mut self, fault: impl Into<String>) {
         self.is_cut_short = true;
         self.fault(fault);
     }
 
-    /// Whether anything failed or is wrong.
+    /// Whether there is a failure or a fault.
     pub(super) fn is_bad(&self) -> bool {
         self.failed > 0 || !self.faults.is_empty()
     }
 
-    /// How many results are counted.
+    /// Returns the number of results that count.
     pub(super) fn total(&self) -> u64 {
         let counts = [self.passed, self.failed, self.skipped, self.todo];
         counts.into_iter().fold(0, u64::saturating_add)
     }
 
-    /// Lets a directive of the test that all this is part of decide: failures are none, nor is anything
-    /// wrong.
+    /// Applies a directive of the enclosing test: failures and faults in it no longer count as such.
     pub(super) fn cover(&mut self, outcome: TapOutcome) {
         let count = if outcome == TapOutcome::Skipped { &mut self.skipped } else { &mut self.todo };
         *count = count.saturating_add(std::mem::take(&mut self.failed));
@@ -150,7 +147,7 @@ impl Tally {
         self.is_cut_short = false;
     }
 
-    /// Adds what has come in a part of the name `part`; an empty one for a whole document.
+    /// Adds the results of a part with the name `part`, which is empty for a whole document.
     pub(super) fn merge(&mut self, other: Tally, part: &str) {
         self.passed = self.passed.saturating_add(other.passed);
         self.failed = self.failed.saturating_add(other.failed);
@@ -181,11 +178,12 @@ fn joined(part: &str, by: &str, rest: &str) -> String {
     }
 }
 
-/// A report of more is nobody's to read. With the longest names this takes some 10 MB.
+/// The number of results that are kept; nobody reads a longer report. With the longest names they take some
+/// 10 MB.
 const KEPT: usize = 10_000;
-/// Failures that come later are what a report is for.
+/// The number of later failures that are kept, because a report is read for its failures.
 const KEPT_FAILED: usize = 1000;
-/// Bytes of diagnostics that a run may have.
+/// The number of bytes of diagnostics that are kept for a run.
 const KEPT_TEXT: usize = 1 << 20;
 const FAILURES: usize = 10;
 const FAULTS: usize = 4;

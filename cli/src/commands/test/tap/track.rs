@@ -5,11 +5,12 @@ use super::line::{Line, TestPoint, Version, indentation, version_at};
 use super::prefix::Prefix;
 use super::sum::Sum;
 
-/// A text, at the document that it is at.
+/// A text, at its current document.
 #[derive(Debug)]
 pub(super) struct Track {
     current: Option<Open>,
-    /// Documents may come without a version line. In the log of a kernel none does, and much else is there.
+    /// Whether documents without a version line are accepted. A kernel's log has none, and much that looks
+    /// like one.
     may_lack_version: bool,
 }
 
@@ -17,9 +18,9 @@ pub(super) struct Track {
 struct Open {
     document: Document,
     prefix: Prefix,
-    /// Whether each line has the prefix: none before the first line of the document after its version.
+    /// Whether each line has the prefix; unknown before the first line after the version line.
     is_prefixed: Option<bool>,
-    /// A document that had all that it planned was right before it.
+    /// True if a document whose plan was fulfilled ended right before this one.
     follows: bool,
 }
 
@@ -28,7 +29,7 @@ impl Track {
         Track { current: None, may_lack_version }
     }
 
-    /// Takes a line: whether it is part of a document.
+    /// Takes a line, and returns whether it is part of a document.
     pub(super) fn feed(&mut self, text: &str, sum: &mut Sum) -> bool {
         let Some(open) = &mut self.current else {
             return self.try_open(text, Prefix::default(), false, sum);
@@ -37,7 +38,7 @@ impl Track {
         let own = cut.unwrap_or(text);
         let (indent, body) = indentation(own);
         let line = match (Line::of(body), open.is_prefixed) {
-            // What comes without it is another's, unless it begins a document.
+            // A line without the prefix comes from another program, unless it begins a document.
             (line, Some(true)) if cut.is_none() && !matches!(line, Line::Version { .. }) => Line::Other,
             (line, _) => line,
         };
@@ -65,7 +66,7 @@ impl Track {
         is_part
     }
 
-    /// Ends the document that is open.
+    /// Ends the open document.
     pub(super) fn close(&mut self, sum: &mut Sum) {
         let Some(Open { document, follows, .. }) = self.current.take() else { return };
         if document.counts() {
@@ -75,13 +76,13 @@ impl Track {
         }
     }
 
-    /// The document that is open.
+    /// Returns the open document.
     pub(super) fn document(&self) -> Option<&Document> {
         self.current.as_ref().map(|open| &open.document)
     }
 
-    /// Begins a document where this line is the first of one: a version after anything, or, not indented, a
-    /// plan, a result of number 1, or the announcement of a subtest.
+    /// Begins a document if this line is the first of one: a version line with any prefix or, without
+    /// indentation, a plan, a result with number 1, or the announcement of a subtest.
     fn try_open(&mut self, text: &str, prefix: Prefix, follows: bool, sum: &mut Sum) -> bool {
         let own = prefix.cut(text).unwrap_or(text);
         let (indent, body) = indentation(own);

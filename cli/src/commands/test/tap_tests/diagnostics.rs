@@ -1,8 +1,8 @@
-//! What failures say of themselves, in the forms of common programs.
+//! What failures report about themselves, in the formats of common programs.
 
 use super::*;
 
-/// The failures by name, and their diagnostics.
+/// Returns the names of the failures and their diagnostics.
 fn diagnostics(text: &str) -> Vec<(String, String)> {
     let tap = tap(text);
     let results = tap.results().iter();
@@ -31,11 +31,11 @@ fn comments_after_a_failure_are_its_own() {
             ("third".into(), "# (in test file a.bats, line 9)".into()),
         ]
     );
-    // The plan of Test::More comes last, and what is after it is of no test.
+    // Test::More prints its plan last, and a comment after it belongs to no test.
     let last =
         "not ok 1 - x\n#   Failed test 'x'\n#   at t.t line 3.\n1..1\n# Looks like you failed 1 test of 1.\n";
     assert_eq!(of_one(last), "#   Failed test 'x'\n#   at t.t line 3.");
-    // Nor is what another program prints in between.
+    // Output of another program in between does not belong to a test either.
     assert_eq!(of_one("1..1\nnot ok 1\n# a\nhello\n[    1.0] # log\n# b\n"), "# a\n# b");
 }
 
@@ -86,7 +86,7 @@ fn yaml_block_of_a_failure_is_kept_with_its_blank_lines_and_indentation() {
     let text = "TAP version 14\n1..2\nnot ok 1 a\n# before the block\n  ---\n  message: |\n    one\n\n    two\n  at:\n    line: 3\n  ...\n\
                 # after\nok 2 b\n  ---\n  message: fine\n  ...\n";
     assert_eq!(of_one(text), "# before the block\nmessage: |\n  one\n\n  two\nat:\n  line: 3\n# after");
-    // In a subtest, which fails by it: the result of the subtest is not a failure of its own.
+    // In a subtest, which fails because of it: the result of the subtest is not a failure of its own.
     let inner = "TAP version 14\n1..1\n# Subtest: s\n    not ok 1 - inner\n      ---\n      at: x.t\n      ...\n    1..1\n\
                  not ok 1 - s\n  ---\n  message: of the subtest\n  ...\n";
     assert_eq!(diagnostics(inner), [("inner".to_owned(), "at: x.t".to_owned())]);

@@ -1,5 +1,5 @@
-//! Whole documents, as guests print them. Not in the folder of what they test, which a fuzz target takes in
-//! whole.
+//! Whole documents, as guests print them. These tests are not in the directory of the code that they test,
+//! because a fuzz target includes that directory.
 
 mod diagnostics;
 mod reference;
@@ -113,15 +113,15 @@ fn whatever_is_before_the_version_is_cut_from_each_line() {
         let text: String = lines.collect();
         assert_eq!(complaint(&text), "TAP: 1 of 2 failed: a/x", "{text}");
     }
-    // A line that nothing stands before is not cut.
+    // A line is cut only if something precedes the version.
     assert_eq!(complaint("some wordsTAP version 13\n1..1\nok 1"), "none");
-    // Lines that lack it are another program's, unless none has it.
+    // If some lines have the prefix, lines without it come from another program.
     assert_eq!(complaint("a| TAP version 13\na| 1..1\n1..7\nnot ok 5\nb| ok 1\na| ok 1"), "none");
     assert_eq!(
         complaint("a| TAP version 13\na| 1..1\na| ok 1\nTAP version 13\n1..1\nnot ok 1"),
         "TAP: 1 of 2 failed: 1"
     );
-    // Times and callers grow.
+    // The widths of times and callers grow.
     let grows = "[    1.0][    T1] KTAP version 1\n[99999.0][  T999] 1..1\n[123456.0][T123456] not ok 1 a";
     assert_eq!(complaint(grows), "TAP: 1 of 1 failed: a");
     // What a program prints between the lines of the log is not part of the document.
@@ -136,7 +136,7 @@ fn results_of_subtests_count_and_their_sums_do_not() {
     let names: Vec<_> =
         tap(text).results().iter().map(|result| (result.suite.clone(), result.name.clone())).collect();
     assert_eq!(names, [("s".into(), "a".into()), ("s".into(), "b".into()), (String::new(), "t".into())]);
-    // A sum that alone says so has failed; of one that says nothing of it, the subtest has.
+    // A result that alone reports a failure counts as one; if it does not, the failure of its subtest does.
     assert_eq!(
         complaint("KTAP version 1\n1..1\n  KTAP version 1\n  1..1\n  ok 1 a\nnot ok 1 s"),
         "TAP: 1 of 2 failed: s"
@@ -157,7 +157,7 @@ fn subtests_come_in_every_form_that_is_in_use() {
         "TAP version 14\n        ok 1 a\n        1..1\n    ok 1 b\n    1..1\nok 1 s\n1..1",
         "TAP version 14\n1..1\n# Subtest\n    1..1\n    ok 1\nok 1",
         "TAP version 14\n1..1\n# Subtest: s\n    # Subtest: t\n        1..1\n        ok 1 a\n    ok 1 - t\n    1..1\nok 1 - s # time=1ms",
-        // `node --test`: a comment before each test, also before those without subtests.
+        // `node --test` prints a comment before each test, even before those without subtests.
         "TAP version 13\n# Subtest: s\n    # Subtest: a # b\n    ok 1 - a # b\n      ---\n      type: test\n      ...\n    1..1\nok 1 - s\n  ---\n  ...\n1..1\n# pass 1",
         "TAP version 14\n1..1\n    # Subtest: a\n    ok 1 - a\n    1..1\nok 1 - s",
         // KTAP: two columns a level; KUnit: four, its name inside, results without a plan; KUnit of 2020: a
@@ -245,7 +245,7 @@ fn yaml_blocks_are_no_results() {
         let text = format!("TAP version 13\n1..2\nok 1 - a\n{block}\nok 2");
         assert_eq!((complaint(&text).as_str(), counts(&text)), ("none", (2, 0, 0, 0)), "{text}");
     }
-    // One of a subtest's result, and no block: nothing was there that it belongs to.
+    // The block of a subtest's result, and one that belongs to no result.
     let text =
         "TAP version 14\n1..1\n    1..2\n    ok 1\n      ---\n      not ok 3\n      ...\n    ok 2\nok 1";
     assert_eq!(counts(text), (2, 0, 0, 0));
@@ -349,8 +349,8 @@ fn hostile_results_take_bounded_memory() {
     assert!(tap.results_left_out() > 0);
 }
 
-/// The lines of boots of Debian's 6.1 and 6.12 that are nearest to TAP, some of other boots and of oopses,
-/// and made ones: with and without times none begins a document.
+/// The lines of boots of Debian's kernels 6.1 and 6.12 that look most like TAP, some of other boots and of
+/// oopses, and invented ones. With and without timestamps, none of them begins a document.
 #[test]
 fn log_of_a_kernel_begins_no_document() {
     let lines = include_str!("kernel_log.txt");

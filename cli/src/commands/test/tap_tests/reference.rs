@@ -1,5 +1,5 @@
-//! 200 generated documents, read here and by TAP::Parser, which `prove` is made of. Where the two are to
-//! differ, that is stated and checked: `docs/testing.md` says why.
+//! Parses 200 generated documents here and with TAP::Parser, the module behind `prove`. Intended differences
+//! are stated and checked: `docs/testing.md` explains them.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,18 +7,18 @@ use std::process::{Command, Stdio};
 
 use crate::commands::test::tap::*;
 
-/// What a reading came to: whether all is well, and failed, skipped and known failures.
+/// The result of parsing: whether all is well, and the numbers of failed, skipped and known failures.
 type Reading = (bool, u64, u64, u64);
 
-/// What is made of a document beside the usual.
+/// How a generated document differs from a plain one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Twist {
     None,
-    /// Both find something wrong.
+    /// Both parsers find a fault.
     Wrong(&'static str),
-    /// Good here, and not there.
+    /// Good here, and bad for TAP::Parser.
     GoodHere(&'static str),
-    /// Good there, and not here.
+    /// Good for TAP::Parser, and bad here.
     GoodThere(&'static str),
 }
 
@@ -45,7 +45,7 @@ const TWISTS: [Twist; 18] = [
     GoodThere("a failure in a subtest"),
 ];
 
-/// Random numbers (xorshift64), the same in every run.
+/// A generator of random numbers (xorshift64), the same in every run.
 struct Random(u64);
 
 impl Random {
@@ -112,12 +112,12 @@ fn document(seed: u64) -> (String, Twist) {
         GoodHere("a bare ok at the end") => text.push_str("ok\n"),
         _ => {}
     }
-    // Two of one order are none.
+    // Two results in reverse order begin with number 2, which begins no document.
     let is_in_order = count == 2 && twist == GoodHere("another order") && !has_version && !is_plan_first;
     (text, if is_in_order { Plain } else { twist })
 }
 
-/// A result that is none to complain of, and lines around it.
+/// Generates a good result, with lines around it.
 fn result(random: &mut Random, number: u64, has_version: bool, twist: Twist) -> String {
     let mut text =
         random.pick(&["", "", "# note # TODO\n", "something else\n", "\n", "okay then\n"]).to_owned();
@@ -128,7 +128,7 @@ fn result(random: &mut Random, number: u64, has_version: bool, twist: Twist) -> 
         2 => ("ok", random.pick(&[" # TODO", " # note", " # time=1ms"])),
         _ => ("ok", ""),
     };
-    // The first has its number: without a version line nothing else begins a document.
+    // The first result has a number: without a version line, nothing else begins a document.
     let may_lack = number > 1 && twist != GoodHere("another order");
     let shown = if may_lack && random.below(4) == 0 { String::new() } else { format!(" {number}") };
     let name = if shown.is_empty() && !name.is_empty() && !name.starts_with(" -") { " - b" } else { name };
@@ -139,7 +139,7 @@ fn result(random: &mut Random, number: u64, has_version: bool, twist: Twist) -> 
     text
 }
 
-/// Our reading, as `--tap require` has it.
+/// Parses a document here, as `--tap require` does.
 fn here(text: &str) -> Reading {
     let mut tap = Tap::default();
     for line in text.lines() {
@@ -151,7 +151,7 @@ fn here(text: &str) -> Reading {
     (is_good, failed, skipped, todo)
 }
 
-/// The reading of TAP::Parser, of every document; none where perl does not have it.
+/// Parses every document with TAP::Parser; `None` if perl does not have it.
 fn there(texts: &[String]) -> Option<Vec<Reading>> {
     const SCRIPT: &str = r#"
         binmode STDIN, ":utf8"; local $/ = "\0";
@@ -171,7 +171,7 @@ fn there(texts: &[String]) -> Option<Vec<Reading>> {
         .stderr(Stdio::null());
     let mut child = perl.spawn().ok()?;
     let mut stdin = child.stdin.take()?;
-    // Without the module perl ends at once, and cannot be written to.
+    // Without the module, perl ends at once and cannot be written to.
     let fed = stdin.write_all(texts.join("\0").as_bytes());
     drop(stdin);
     let output = child.wait_with_output().ok().filter(|output| output.status.success() && fed.is_ok())?;
