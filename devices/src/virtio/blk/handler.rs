@@ -22,7 +22,7 @@ pub(super) struct BlockHandler {
     next: usize,
     disk: Arc<Disk>,
     limits: Limits,
-    /// Requests that wait. While there are any, nothing else is served.
+    /// Requests that a stop or a fault holds. While there are any, nothing else is served.
     waiting: Vec<Job>,
     stop: StopFlag,
     poll: Poll,
@@ -142,7 +142,8 @@ impl QueueHandler for BlockHandler {
 pub(super) enum Served {
     /// The request can be answered.
     Done(Status),
-    /// The request waits. It continues, or is tried again, when the device resumes after a pause.
+    /// A stop or a fault holds the request. It begins again after the pause, or continues if the stop is
+    /// given up.
     Waits,
 }
 

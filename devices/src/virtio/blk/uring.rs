@@ -42,7 +42,7 @@ pub(super) struct UringHandler {
     batch: Batch,
     /// Flushes that were requested while one was in flight.
     flushes: Vec<Job>,
-    /// Requests that continue, or are tried again, when the device resumes after a pause.
+    /// Requests that a stop or a fault holds. They are put back when the handler stops.
     waiting: Vec<Job>,
     stop: StopFlag,
     /// Whether a queue may have chains that found no number in the ring.
@@ -265,8 +265,7 @@ impl UringHandler {
         let is_flush = pending.job.task == Task::Flush;
         if u32::try_from(result) != Ok(pending.len) {
             if is_flush && !is_passing(result) {
-                // The kernel reports lost writes only once: another flush would succeed although they are
-                // lost.
+                // The kernel reports lost writes only once: another flush would succeed.
                 self.disk.flush_has_failed();
             }
             self.perform_all(pending);
@@ -330,8 +329,7 @@ impl UringHandler {
         let Some(ring) = &mut self.ring else { return };
         for number in self.in_flight.numbers() {
             let entry = opcode::AsyncCancel::new(number.into()).build().user_data(CANCELLATION);
-            // SAFETY: the entry refers to no memory. If the ring has no space for it, the request is waited
-            // for.
+            // SAFETY: the entry refers to no memory. Without space for it, the request runs to its end.
             let _ = unsafe { ring.submission().push(&entry) };
             self.batch.add(0);
         }
