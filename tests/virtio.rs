@@ -83,10 +83,10 @@ fn what_is_no_disk_is_refused_before_the_guest_runs() {
     needs_kvm!();
     refused("/no/such/disk", "--disk /no/such/disk: it cannot be opened: No such file");
     refused("/tmp", "--disk /tmp: a disk has to be a regular file or a block device");
-    refused(disk("empty.img", 0).to_str().unwrap(), "and this is 0 bytes");
+    refused(disk("empty.img", 0).to_str().unwrap(), "and this has 0 bytes");
     let odd = scratch().join("odd.img");
     fs::write(&odd, [0; 700]).unwrap();
-    refused(odd.to_str().unwrap(), "and this is 700 bytes");
+    refused(odd.to_str().unwrap(), "and this has 700 bytes");
     let path = disk("twice.img", 8);
     let mut command = with_disk("poweroff", &format!("{},id=a", path.display()));
     command.args(["--disk", &format!("{},id=a", disk("other.img", 8).display())]);
