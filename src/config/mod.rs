@@ -56,6 +56,7 @@ pub use protocol::KernelProtocol;
 pub use root::{RootAccess, RootConfig, RootForm, RootKind};
 pub use schema::schema;
 pub use serial::{SerialConfig, SerialFile};
+pub(crate) use settings::builder_methods;
 pub use settings::{RawConfig, VmConfig};
 pub use vcpu_count::VcpuCount;
 pub use vsock::VsockConfig;

@@ -1,5 +1,6 @@
 //! The list of settings. An entry is `name: TYPE, DESCRIPTION, EXAMPLES` and, if the library has the setting
-//! too, `=> FIELD: TYPE`, with the default after `=` if it differs from that of the type. This list generates
+//! too, `=> FIELD: TYPE`, with the default after `=` if it differs from that of the type, and `, builder
+//! METHOD` if [`VmBuilder`](crate::VmBuilder) has a method that only sets the field. This list generates
 //! [`RawConfig`] (the given settings), [`VmConfig`] (the machine to build), the conversion from one to the
 //! other, and the properties of the schema. The form of a value is defined by its type's
 //! [`Setting`](super::setting::Setting). The command checks its flags against this list.
@@ -19,8 +20,9 @@ use super::{
 
 macro_rules! settings {
     (
+        $d:tt
         [$($name:ident: $type:ty, $about:literal, [$($example:expr),+]
-            $(=> $field:ident: $field_type:ty $(= $default:expr)?)?;)*]
+            $(=> $field:ident: $field_type:ty $(= $default:expr)? $(, builder $method:ident)?)?;)*]
         library [$($own:ident: $own_type:ty, $own_about:literal $(= $own_default:expr)?;)*]
     ) => {
         /// The settings that flags and a config file have given: the same fields and types, all of them
@@ -83,6 +85,15 @@ macro_rules! settings {
             }
         }
 
+        /// Calls `$then!` with `METHOD: TYPE, DESCRIPTION;` for each setting that has a `builder METHOD`. The
+        /// builder is in a room above this one.
+        macro_rules! builder_methods {
+            ($d then:ident) => {
+                $d then! { $($($($method: $type, $about;)?)?)* }
+            };
+        }
+        pub(crate) use builder_methods;
+
         /// The configuration of a virtual machine.
         #[derive(Debug, Clone, PartialEq, Eq)]
         pub struct VmConfig {
@@ -118,7 +129,7 @@ macro_rules! default {
     };
 }
 
-settings! {[
+settings! { $ [
     kernel: PathBuf,
         "Kernel image (ELF or bzImage). Without it the default guest's kernel boots and, without a root, its \
          initramfs, before `initrds`",
@@ -166,13 +177,13 @@ settings! {[
          comma-separated list of mac=ADDRESS, mtu=BYTES, poll=off and poll=TIME; or none; `,,` stands for a comma in \
          the path",
         [["tap=tap0,mac=02:00:00:00:00:01"], json!([{ "tap": "tap0", "mtu": 9000 }])];
-    rng: bool, "Whether the guest has an entropy device", [true] => rng: bool;
+    rng: bool, "Whether the guest has an entropy device", [true] => rng: bool, builder rng;
     balloon: bool,
         "Whether the guest can give unused memory back to the host (virtio balloon)",
-        [true] => balloon: bool;
+        [true] => balloon: bool, builder balloon;
     vsock: VsockConfig,
         "Vsock device: uds=PATH for the host's Unix socket and cid=NUMBER for the guest's address",
-        ["uds=v.sock,cid=3", json!({ "uds": "v.sock", "cid": 3 })] => vsock: Option<VsockConfig>;
+        ["uds=v.sock,cid=3", json!({ "uds": "v.sock", "cid": 3 })] => vsock: Option<VsockConfig>, builder vsock;
     timeout: Timeout,
         "How long the guest, or a command in it, may run, from its first instruction, or none; a number is in \
          seconds",
@@ -191,8 +202,12 @@ settings! {[
         "What to connect the serial port COM1 to: stdio, pty, file=PATH, socket=PATH or null",
         ["pty", json!({ "file": "console.log", "limit": "1M" })] => serial: SerialConfig = SerialConfig::Null;
     acpi: AcpiMode, "Whether ACPI tables describe the machine", ["on", "off"] => acpi: AcpiMode;
-    on_reset: ResetPolicy, "What to do when the guest resets its machine", ["exit", "reboot"] => on_reset: ResetPolicy;
-    on_halt: HaltPolicy, "What to do when every vCPU has halted for good", ["wait", "exit"] => on_halt: HaltPolicy;
+    on_reset: ResetPolicy,
+        "What to do when the guest resets its machine",
+        ["exit", "reboot"] => on_reset: ResetPolicy, builder on_reset;
+    on_halt: HaltPolicy,
+        "What to do when every vCPU has halted for good",
+        ["wait", "exit"] => on_halt: HaltPolicy, builder on_halt;
     host_timeout: Duration,
         "How long an emulated host may take to boot; a number is in seconds",
         ["180s", 1.5];

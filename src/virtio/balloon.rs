@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use coracle_devices::virtio::balloon::Balloon;
 
-use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
-use super::{VirtioDevices, VirtioError};
+use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::VmConfig;
 
 /// The balloon of a machine that has one.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use coracle_agent::protocol::agent::PORT_NAME;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
-use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
-use super::{VirtioDevices, VirtioError};
+use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
 
 /// What the console device of a machine is used for.

@@ -1,12 +1,14 @@
 //! The virtio devices of a virtual machine: created from the configuration, attached in one way, and
 //! connected to each guest in turn.
 //!
-//! A new device is a file with its [`DeviceSpec`](spec::DeviceSpec), and one line in [`specs`].
+//! A new device is a file with its [`DeviceSpec`], and its lines here: in [`specs`], and in [`Handle`] if
+//! somebody on the host talks to it.
 
 mod balloon;
 mod console;
 mod disk;
 mod net;
+mod rng;
 mod spec;
 mod vsock;
 
@@ -15,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coracle_arch::field::{DISKS, Field};
+use coracle_arch::field::{DISKS, Field, NETS};
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 use coracle_devices::backend::net::NetOpenError;
@@ -23,16 +25,17 @@ use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::VirtioIrq;
+use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::handler::{HandlerHost, IfLate};
+use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::queue::ChainBudget;
 use coracle_devices::virtio::transport::{Doorbell, MmioTransport, Transport, TransportParts};
-use coracle_devices::virtio::vsock::VsockError;
+use coracle_devices::virtio::vsock::{Vsock, VsockError};
 use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub(crate) use spec::specs;
-use spec::{Handle, Opened, SpecContext, numbered};
+use spec::{DeviceSpec, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
@@ -41,6 +44,37 @@ use crate::gate::Gate;
 use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::thread::ThreadKind;
+
+/// Returns every device of a machine, in the order in which its guest finds them: one line for each kind.
+pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box<dyn DeviceSpec + 'a>> {
+    let kinds = [
+        // Disks come first, so that their letters in a Linux guest follow their order on the command line.
+        each(numbered(&config.disks, DISKS, "path")),
+        each(root.and_then(Root::disk)),
+        each(numbered(&config.nets, NETS, "end")),
+        each(config.rng.then_some(rng::RngSpec)),
+        each(balloon::BalloonSpec::of(config)),
+        each(console::ConsoleSpec::of(config)),
+        each(&config.vsock),
+    ];
+    kinds.into_iter().flatten().collect()
+}
+
+fn each<'a>(specs: impl IntoIterator<Item = impl DeviceSpec + 'a>) -> Vec<Box<dyn DeviceSpec + 'a>> {
+    specs.into_iter().map(|spec| Box::new(spec) as Box<dyn DeviceSpec + 'a>).collect()
+}
+
+/// The host's side of a device. The device's file in this directory has the calls on it.
+pub(crate) enum Handle {
+    /// Asks the guest for memory.
+    Balloon(Arc<Balloon>),
+    /// The host's ends of the console's ports.
+    Console(console::ConsolePorts),
+    /// Counts frames.
+    Net(Arc<Net>),
+    /// Connects programs to the guest's ports.
+    Vsock(Arc<Vsock>),
+}
 
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
-use super::spec::{DeviceSpec, Handle, Named, Opened, SpecContext};
-use super::{VirtioDevices, VirtioError};
+use super::spec::{DeviceSpec, Named, Opened, SpecContext};
+use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{NetConfig, NetEnd};
 
 impl DeviceSpec for Named<'_, NetConfig> {

@@ -1,39 +1,12 @@
-//! From the configuration of a machine to its devices: the one list of them, and how each is opened.
+//! A device of the configuration, and what opening it gives.
 
 use std::sync::Arc;
 
-use coracle_arch::field::{DISKS, Field, NETS};
+use coracle_arch::field::Field;
 use coracle_devices::virtio::VirtioDevice;
-use coracle_devices::virtio::balloon::Balloon;
-use coracle_devices::virtio::net::Net;
-use coracle_devices::virtio::rng::Rng;
-use coracle_devices::virtio::vsock::Vsock;
-use coracle_image::rootfs::Root;
 
-use super::VirtioError;
-use super::balloon::BalloonSpec;
-use super::console::{ConsolePorts, ConsoleSpec};
-use crate::config::VmConfig;
+use super::{Handle, VirtioError};
 use crate::gate::Gate;
-
-/// Returns every device of a machine, in the order in which its guest finds them: one line for each kind.
-pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box<dyn DeviceSpec + 'a>> {
-    let kinds = [
-        // Disks come first, so that their letters in a Linux guest follow their order on the command line.
-        each(numbered(&config.disks, DISKS, "path")),
-        each(root.and_then(Root::disk)),
-        each(numbered(&config.nets, NETS, "end")),
-        each(config.rng.then_some(RngSpec)),
-        each(BalloonSpec::of(config)),
-        each(ConsoleSpec::of(config)),
-        each(&config.vsock),
-    ];
-    kinds.into_iter().flatten().collect()
-}
-
-fn each<'a>(specs: impl IntoIterator<Item = impl DeviceSpec + 'a>) -> Vec<Box<dyn DeviceSpec + 'a>> {
-    specs.into_iter().map(|spec| Box::new(spec) as Box<dyn DeviceSpec + 'a>).collect()
-}
 
 /// What is configured, and the setting that errors name.
 pub(crate) struct Named<'a, T> {
@@ -72,19 +45,6 @@ impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
     }
 }
 
-/// The entropy device, which has no options.
-struct RngSpec;
-
-impl DeviceSpec for RngSpec {
-    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        Ok(Opened::without_handle(Rng))
-    }
-
-    fn module(&self) -> &'static str {
-        "virtio_rng"
-    }
-}
-
 /// Shared objects that devices keep.
 pub(crate) struct SpecContext {
     /// Receives events of the host, such as failed disk requests.
@@ -104,16 +64,4 @@ impl Opened {
     pub(crate) fn without_handle(device: impl VirtioDevice + 'static) -> Opened {
         Opened { device: Arc::new(device), handle: None }
     }
-}
-
-/// The host's side of a device. The device's file in this directory has the calls on it.
-pub(crate) enum Handle {
-    /// Asks the guest for memory.
-    Balloon(Arc<Balloon>),
-    /// The host's ends of the console's ports.
-    Console(ConsolePorts),
-    /// Counts frames.
-    Net(Arc<Net>),
-    /// Connects programs to the guest's ports.
-    Vsock(Arc<Vsock>),
 }

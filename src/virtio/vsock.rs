@@ -8,8 +8,8 @@ use std::time::Duration;
 use coracle_arch::field::Field;
 use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener, Vsock};
 
-use super::spec::{DeviceSpec, Handle, Opened, SpecContext};
-use super::{VirtioDevices, VirtioError};
+use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::VsockConfig;
 
 /// Why this program and a port of the guest cannot be connected.

@@ -30,6 +30,7 @@ mod agent_async_calls;
 mod agent_calls;
 #[cfg(feature = "tokio")]
 mod async_calls;
+mod balloon;
 mod build_error;
 pub(crate) mod builder;
 mod events;
@@ -41,14 +42,15 @@ pub mod outcome;
 mod platform;
 mod recipe;
 mod registers;
+mod setters;
 mod shared;
 mod stop;
 mod vcpus;
+mod vsock;
 mod watch;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -56,10 +58,8 @@ use std::time::Duration;
 
 pub use build_error::BuildError;
 pub use builder::VmBuilder;
-use coracle_devices::virtio::balloon::BalloonStatus;
 use coracle_devices::virtio::console::TerminalSize;
 use coracle_devices::virtio::net::NetCounts;
-use coracle_devices::virtio::vsock::PortListener;
 pub use events::{Event, Subscription};
 use outcome::{Ending, Outcome};
 pub use platform::{LegacyPlatform, PlatformError};
@@ -69,7 +69,6 @@ use shared::Shared;
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;
 use crate::kvm::VcpuRegisters;
-use crate::virtio::VsockPortError;
 
 /// A virtual machine that has been built. Dropping it stops it and frees everything that it holds.
 pub struct Vm {
@@ -216,19 +215,6 @@ impl VmHandle {
         self.shared.virtio().map(|virtio| virtio.net_counts()).unwrap_or_default()
     }
 
-    /// Asks the guest to give `bytes` of its memory to the host; 0 asks it to take all of it back. The guest
-    /// complies in its own time, and only as far as it can spare the memory. Returns `false` if the machine
-    /// has no balloon ([`VmConfig::balloon`](crate::config::VmConfig::balloon)).
-    pub fn set_balloon(&self, bytes: u64) -> bool {
-        self.shared.balloon().map(|balloon| balloon.set_target(bytes)).is_some()
-    }
-
-    /// Returns how much memory the guest was asked for and how much it has given; `None` if the machine has
-    /// no balloon or has ended.
-    pub fn balloon(&self) -> Option<BalloonStatus> {
-        self.shared.balloon().map(|balloon| balloon.status())
-    }
-
     /// Reports the terminal's size to the guest's virtio console. Returns `false` if the machine has none
     /// ([`ConsoleDevice::Virtio`](crate::config::ConsoleDevice::Virtio)): a serial line cannot carry the
     /// size.
@@ -251,23 +237,6 @@ impl VmHandle {
     /// Waits up to `limit` for the machine to end, and returns its outcome if it has.
     pub fn wait_for(&self, limit: Duration) -> Option<Outcome> {
         self.shared.wait_outcome_for(limit)
-    }
-
-    /// Connects to `port` of the guest through its vsock device, and waits up to 10 s for the guest to
-    /// accept. The guest refuses if nothing listens on that port yet.
-    ///
-    /// # Errors
-    /// The machine has no vsock device, or the guest does not accept.
-    pub fn connect(&self, port: u32) -> Result<UnixStream, VsockPortError> {
-        self.shared.virtio().ok_or(VsockPortError::Ended)?.connect_port(port)
-    }
-
-    /// Accepts the guest's connections to `port` of the host (CID 2) from here on.
-    ///
-    /// # Errors
-    /// The machine has no vsock device, the port already has a listener, or the machine has ended.
-    pub fn listen(&self, port: u32) -> Result<PortListener, VsockPortError> {
-        self.shared.virtio().ok_or(VsockPortError::Ended)?.listen_port(port)
     }
 
     /// Returns a client of the agent in the guest.

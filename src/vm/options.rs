@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::VmBuilder;
 use crate::config::{
-    AgentConfig, AgentPlace, ConfigError, CpuQuota, DiskConfig, HaltPolicy, MemorySize, NetConfig,
-    ResetPolicy, RootConfig, RootKind, VcpuCount, VmConfig, VsockConfig,
+    AgentConfig, AgentPlace, ConfigError, CpuQuota, DiskConfig, MemorySize, NetConfig, RootConfig, RootKind,
+    VcpuCount, VmConfig,
 };
 
 impl VmBuilder {
@@ -122,21 +122,6 @@ impl VmBuilder {
         self.configure(|config| config.nets.push(net))
     }
 
-    /// Sets whether the guest has a virtio entropy device.
-    pub fn rng(self, yes: bool) -> VmBuilder {
-        self.configure(|config| config.rng = yes)
-    }
-
-    /// Sets whether the guest has a virtio balloon, by which it gives unused memory back to the host.
-    pub fn balloon(self, yes: bool) -> VmBuilder {
-        self.configure(|config| config.balloon = yes)
-    }
-
-    /// Adds a vsock device.
-    pub fn vsock(self, vsock: VsockConfig) -> VmBuilder {
-        self.configure(|config| config.vsock = Some(vsock))
-    }
-
     /// Adds the agent that runs commands in the guest.
     pub fn agent(self, agent: AgentConfig) -> VmBuilder {
         self.configure(|config| config.agent = Some(agent))
@@ -183,16 +168,6 @@ impl VmBuilder {
     /// reported by [`VmBuilder::build`].
     pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
         self.checked(CpuQuota::from_percent(percent), |config, quota| config.cpu_quota = Some(quota))
-    }
-
-    /// Sets what happens when the guest resets its machine.
-    pub fn on_reset(self, policy: ResetPolicy) -> VmBuilder {
-        self.configure(|config| config.on_reset = policy)
-    }
-
-    /// Sets what happens when every vCPU of the guest has halted for good.
-    pub fn on_halt(self, policy: HaltPolicy) -> VmBuilder {
-        self.configure(|config| config.on_halt = policy)
     }
 
     /// Changes any part of the configuration.

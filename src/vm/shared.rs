@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use coracle_devices::journal::Journal;
 use coracle_devices::legacy::event::{Event, EventRegister};
-use coracle_devices::virtio::balloon::Balloon;
 use coracle_devices::virtio::console::TerminalSize;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -115,10 +114,6 @@ impl Shared {
     /// Returns the devices, unless the machine has ended.
     pub(super) fn virtio(&self) -> Option<Arc<VirtioDevices>> {
         self.virtio.upgrade()
-    }
-
-    pub(super) fn balloon(&self) -> Option<Arc<Balloon>> {
-        self.virtio()?.balloon().cloned()
     }
 
     pub(super) fn resize_console(&self, size: TerminalSize) -> bool {

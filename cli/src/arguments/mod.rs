@@ -38,17 +38,17 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a kernel and attach its console
-    #[command(args_override_self = true, after_help = RUN_EXAMPLES.as_str())]
+    #[command(args_override_self = true, after_help = run_examples())]
     Run(Box<RunArgs>),
     /// Boot one guest or many, and judge them by their consoles and by how they end
-    #[command(args_override_self = true, after_help = TEST_EXAMPLES)]
+    #[command(args_override_self = true, after_help = include_str!("examples/test.txt").trim_end())]
     Test(Box<TestArgs>),
     /// Run a program that cargo has built, such as its tests, in a guest: set it as `runner` in
     /// .cargo/config.toml
     #[command(
         name = "cargo-runner",
         args_override_self = true,
-        after_help = CARGO_RUNNER_EXAMPLES,
+        after_help = include_str!("examples/cargo-runner.txt").trim_end(),
         mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE"))
     )]
     CargoRunner(Box<CargoRunnerArgs>),
@@ -61,7 +61,7 @@ pub(crate) enum Command {
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
     Doctor(DoctorArgs),
     /// Run any command on an emulated machine that has KVM and this machine's files
-    #[command(name = "host-emulate", after_help = HOST_EMULATE_EXAMPLES)]
+    #[command(name = "host-emulate", after_help = include_str!("examples/host-emulate.txt").trim_end())]
     HostEmulate(HostEmulateArgs),
 }
 
@@ -110,7 +110,7 @@ pub(crate) enum ConfigCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum CpuCommand {
     /// Print the CPUID and registers of a guest's CPU as a template for --cpu
-    #[command(after_help = CPU_DUMP_EXAMPLES)]
+    #[command(after_help = include_str!("examples/cpu-dump.txt").trim_end())]
     Dump {
         /// Model to start from: host, baseline or the path of a template
         #[arg(long, value_name = "MODEL", default_value = "host")]
@@ -168,72 +168,10 @@ fn whole_root(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// The examples, after the default kernel command line.
-static RUN_EXAMPLES: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
-    format!(
-        "Default kernel command line (-a appends to it, --cmdline replaces it):\n  {DEFAULT_CMDLINE}\n\n\
-         At a terminal, Ctrl-A x ends the guest and Ctrl-A h lists the other keys. SIGTERM, SIGINT and SIGHUP press\n\
-         the guest's power button; after 5 s, or with a second signal, the guest is stopped. A command receives them itself.\n\n\
-         Examples:\n  \
-         coracle run                                       the default guest: a shell, or a report without a terminal\n  \
-         coracle run bzImage -i initrd.cpio -a quiet       a kernel and an initramfs of your own\n  \
-         coracle run vmlinux --cpus 4 --memory 2G --timeout 20s --outcome out.json\n  \
-         coracle run vmlinux --serial file=console.log --accel kvm\n  \
-         coracle run --console virtio --serial file=kernel.log\n  \
-         coracle run bzImage --disk root.img -a root=/dev/vda\n  \
-         coracle run --root rootfs/ -a init=/bin/sh        a directory, a tar or an image as the root file system\n  \
-         coracle run --disk path=base.img,cow --disk path=data.img,ro --rng\n  \
-         coracle run --net tap=tap0,mac=02:00:00:00:00:01  a network card whose other end is the host's tap0\n  \
-         coracle run --net socket=/run/passt.sock          the same without root, through passt\n  \
-         coracle run --net socket=/run/passt.sock --ip dhcp -- wget -qO- example.org    its network up for a command\n  \
-         coracle run bzImage -i initrd.cpio --vsock uds=/run/v.sock    then: socat - UNIX-CONNECT:/run/v.sock\n  \
-         coracle run --config vm.json --memory 1G          the settings of vm.json, with more memory\n  \
-         coracle run -- sh -c 'uname -r; exit 7'           a command in the guest, with its streams and its exit code\n  \
-         coracle run --root rootfs/ --timeout 9s -- id     the same in your own root file system"
-    )
-});
-
-const TEST_EXAMPLES: &str = "\
-A test passes when every --expect has matched a line of the console (at once), or, without one, when the guest powers
-off. Exit codes: 0 passed, 120 failed, 77 skipped, 110 kernel panic, 111 crash, 113 KVM cannot run it, 115 no usable
-KVM, 124 out of time (60 s unless --timeout says otherwise), 125 wrong usage. docs/testing.md has suites and all rules.
-
-Examples:
-  coracle test bzImage -i initrd.cpio --expect 'login: $' --reject 'BUG:|WARNING:' --timeout 20s --junit out.xml
-  coracle test --expect ready -- ./service          a command in the guest, until it has written this
-  coracle test --assert-boot 150ms                  the default guest, which has to be at its init by then
-  coracle test vmlinux -i kunit.cpio --tap require  results in TAP or KTAP have to come, and to be good
-  coracle test --suite boot-tests.toml --jobs 4 --artifacts logs --junit out.xml";
-
-const CARGO_RUNNER_EXAMPLES: &str = "\
-The program runs as root in the package's directory, with its shared libraries, cargo's variables, and the files that
---copy names; all are at the same paths as here, and gone with the guest. Its exit code is this command's: 101 when
-tests have failed, 100 in place of other codes from 100 on. docs/testing.md has an example.
-
-In .cargo/config.toml:
-  [target.x86_64-unknown-linux-gnu]
-  runner = [\"coracle\", \"cargo-runner\", \"--cpus\", \"2\", \"--copy\", \"tests/data\"]
-
-Then:
-  cargo test mounts -- --nocapture";
-
-const CPU_DUMP_EXAMPLES: &str = "\
-The template gives exactly this CPU on every host that can have it, and refuses the others.
-
-Examples:
-  coracle cpu dump > cpu.json && coracle run vmlinux --cpu cpu.json
-  coracle cpu dump --cpu baseline";
-
-const HOST_EMULATE_EXAMPLES: &str = "\
-The command runs as root of the emulated machine, with this machine's files, its own /tmp, /run and /dev/shm,
-and its standard streams, arguments, environment, signals and exit code as if it ran here. Locks, sockets, taps,
-block devices and inherited file descriptors do not cross. It is not a boundary for hostile guests: what takes the
-machine over can change what you can, but for --read-only /.
-
-Examples:
-  coracle host-emulate -- ls -l /dev/kvm
-  coracle host-emulate --read-only / -- ./untrusted
-  coracle host-emulate --share /tmp/images -- coracle run /tmp/images/vmlinux";
+/// Returns the examples of `run`, after the default kernel command line.
+fn run_examples() -> String {
+    include_str!("examples/run.txt").trim_end().replace("{cmdline}", DEFAULT_CMDLINE)
+}
 
 #[cfg(test)]
 mod tests {

@@ -29,12 +29,12 @@ const MAX_FILES: usize = 4;
 /// type that holds it.
 const MAX_FILES_WITH_HANDLE: usize = 6;
 
-/// The devices, with the number of files that may name each of them today. The numbers may only decrease.
-const DEVICES: &[(Ratchet, usize)] = &[
-    (Ratchet { name: "balloon", most: 9 }, MAX_FILES_WITH_HANDLE),
-    (Ratchet { name: "vsock", most: 19 }, MAX_FILES_WITH_HANDLE),
-    (Ratchet { name: "rng", most: 6 }, MAX_FILES),
-];
+/// The devices, with the number of files that may name each.
+const DEVICES: &[(&str, usize)] =
+    &[("balloon", MAX_FILES_WITH_HANDLE), ("vsock", MAX_FILES_WITH_HANDLE), ("rng", MAX_FILES)];
+
+/// Devices that more files name. The numbers may only decrease.
+const MORE_FILES: &[Ratchet] = &[Ratchet { name: "vsock", most: 16 }];
 
 /// The limit for an ending: the file of `Ending`, which has its exit code, message and kind, and the code
 /// that creates it. The time limits are watched in two places, and that of a command in a third.
@@ -56,8 +56,9 @@ type Places = BTreeMap<String, Vec<usize>>;
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
     let names = read(sources)?;
     for (device, limit) in DEVICES {
-        let files = device_places(&names, device.name).len();
-        verdicts.judge(&format!("device {}", device.name), "files", files, *limit, Some(device));
+        let files = device_places(&names, device).len();
+        let listed = MORE_FILES.iter().find(|listed| listed.name == *device);
+        verdicts.judge(&format!("device {device}"), "files", files, *limit, listed);
     }
     for ending in endings(sources)? {
         let files = ending_places(&names, &ending).len();

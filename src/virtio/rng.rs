@@ -1,0 +1,19 @@
+//! `rng`: a virtio entropy device, which has no options.
+
+use coracle_devices::virtio::rng::Rng;
+
+use super::VirtioError;
+use super::spec::{DeviceSpec, Opened, SpecContext};
+
+/// The entropy device of a machine that has one.
+pub(super) struct RngSpec;
+
+impl DeviceSpec for RngSpec {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        Ok(Opened::without_handle(Rng))
+    }
+
+    fn module(&self) -> &'static str {
+        "virtio_rng"
+    }
+}
