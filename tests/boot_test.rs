@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Finished, coracle, file, finish, kvm_or_skip, payload, scratch};
+use common::{
+    Finished, coracle, file, finish, kvm_or_skip, payload, pseudo_terminal, read_until, scratch, wait,
+};
 use serde_json::Value;
 
 fn test(name: &str) -> Command {
@@ -418,4 +420,26 @@ fn schema_of_suites_is_printed() {
     run.expect(0, "");
     let schema: Value = serde_json::from_slice(&run.stdout).unwrap();
     assert_eq!(schema["properties"]["case"]["items"]["required"][0], "name");
+}
+
+#[test]
+fn verdict_begins_on_a_new_line_of_the_terminal_and_adds_nothing_to_a_file() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let (mut person, program) = pseudo_terminal();
+    let stream = || Stdio::from(program.try_clone().unwrap());
+    // The first leaves the prompt of a shell, the second a whole line, of which the terminal makes this.
+    let cases: [(_, &[&str], _); 2] =
+        [("panic-words", &["--expect", "^# $"], "\n# \r\ncoracle: "), ("hello", &[], "hello\r\r\ncoracle: ")];
+    for (guest, args, shown) in cases {
+        let mut command = test(guest);
+        command.args(args).stdin(stream()).stdout(stream()).stderr(stream());
+        let mut child = command.spawn().unwrap();
+        let seen = read_until(&mut person, "passed\r\n");
+        assert!(seen.contains(shown), "{seen:?}");
+        assert_eq!(wait(&mut child).code(), Some(0));
+    }
+    let run = finish(test("panic-words").args(["--expect", "^# $"]));
+    assert!(run.expect(0, "passed").text().ends_with("\n# "), "{:?}", run.text());
 }

@@ -281,6 +281,7 @@ fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let done = cases.iter().map(|case| retries(args).run(case, args.artifacts.as_deref(), shown.as_ref()));
     let done = done.collect::<Result<Vec<Done>, Failure>>()?;
     if let Some(shown) = &shown {
+        shown.end_line();
         tell_lost(shown);
     }
     for case in &done {

@@ -2,7 +2,7 @@
 //! thread writes, so that a slow reader delays neither the guest nor the verdict. The queue is bounded:
 //! beyond that, the guest's output is dropped and counted, which does not affect the verdict.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +14,8 @@ use crate::commands::run::copying::OutputFile;
 pub(crate) struct Shown {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether stdout is a terminal.
+    is_terminal: bool,
 }
 
 #[derive(Debug, Default)]
@@ -25,6 +27,8 @@ struct State {
     written: u64,
     /// The number of bytes that were dropped from the queue.
     dropped: u64,
+    /// Whether the last byte that was queued is not the end of a line.
+    is_in_line: bool,
     /// Why stdout no longer takes anything.
     failure: Option<io::Error>,
 }
@@ -44,11 +48,11 @@ impl Shown {
     /// # Errors
     /// The host cannot start the thread, or stdout cannot be used.
     pub(crate) fn start() -> io::Result<Arc<Shown>> {
-        Self::to(OutputFile::stdout()?)
+        Self::to(OutputFile::stdout()?, io::stdout().is_terminal())
     }
 
-    fn to(output: impl Write + Send + 'static) -> io::Result<Arc<Shown>> {
-        let shown = Arc::new(Shown::default());
+    fn to(output: impl Write + Send + 'static, is_terminal: bool) -> io::Result<Arc<Shown>> {
+        let shown = Arc::new(Shown { is_terminal, ..Shown::default() });
         let served = shown.clone();
         thread::Builder::new().name("stdout".into()).spawn(move || served.serve(output))?;
         Ok(shown)
@@ -69,6 +73,14 @@ impl Shown {
     pub(crate) fn text(&self, text: &str) {
         self.lock().push(text.as_bytes());
         self.changed.notify_all();
+    }
+
+    /// Ends the guest's last line if it has no end, at a terminal only: there the verdict follows on stderr.
+    /// Files and pipes get the output as the guest wrote it.
+    pub(crate) fn end_line(&self) {
+        if self.is_terminal && self.lock().is_in_line {
+            self.text("\n");
+        }
     }
 
     /// Waits until everything is written: as long as stdout is being read, but not for a reader that stands
@@ -139,6 +151,7 @@ impl Shown {
 
 impl State {
     fn push(&mut self, bytes: &[u8]) {
+        self.is_in_line = bytes.last().map_or(self.is_in_line, |last| *last != b'\n');
         self.waiting.extend_from_slice(bytes);
     }
 
@@ -166,7 +179,7 @@ mod tests {
     #[test]
     fn reader_that_stands_still_costs_what_does_not_fit_and_no_more() {
         let (mut reader, writer) = io::pipe().unwrap();
-        let shown = Shown::to(writer).unwrap();
+        let shown = Shown::to(writer, false).unwrap();
         let line = [b'x'; 1000];
         for _ in 0..3000 {
             shown.output(&line);
@@ -190,12 +203,12 @@ mod tests {
     #[test]
     fn stdout_that_fails_is_told_and_a_reader_that_has_gone_is_not() {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
-        let shown = Shown::to(full).unwrap();
+        let shown = Shown::to(full, false).unwrap();
         shown.text("text");
         assert_eq!(shown.finish().failure.and_then(|error| error.raw_os_error()), Some(libc::ENOSPC));
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
-        let shown = Shown::to(writer).unwrap();
+        let shown = Shown::to(writer, false).unwrap();
         for _ in 0..3 {
             shown.text("text");
             let lost = shown.finish();
