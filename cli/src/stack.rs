@@ -1,5 +1,9 @@
 //! Frees memory that parsing the command line leaves behind: the parser's frames use 60 KiB of stack, which a
 //! process would keep to its end. `main` calls this once, before the command's work.
+//!
+//! Parsing on another thread, whose stack would go with it, needs no such call but costs more than it saves:
+//! the C library's allocator keeps memory for a second thread, and a waiting machine had 428 KiB of dirty
+//! memory instead of 384.
 
 use std::ffi::c_void;
 
