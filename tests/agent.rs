@@ -9,35 +9,15 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::agent::Agent;
-use common::{LIMIT, eventually, scratch};
+use common::agent::{Agent, agent, runtime};
+use common::{LIMIT, eventually, fresh_path as path};
 use coracle::agent::{
     AgentClient, AgentError, ExecError, ExecInput, ExecStatus, FileError, FileKind, WindowSize,
 };
 use coracle::config::AgentConfig;
-
-macro_rules! agent {
-    () => {
-        match Agent::start() {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
-
-/// A path that no other test has.
-fn path(name: &str) -> PathBuf {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    scratch().join(format!("{}-{name}", NUMBER.fetch_add(1, Ordering::Relaxed)))
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
 
 /// Whether a process is there that is no zombie.
 fn is_alive(pid: u32) -> bool {

@@ -8,32 +8,12 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::agent::Agent;
-use common::{eventually, scratch};
+use common::agent::{agent, runtime};
+use common::{eventually, fresh_path as path};
 use coracle::agent::{AgentError, CopyLimits, ExecError, ExecStatus, FileError, FileKind, Rlimit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-macro_rules! agent {
-    () => {
-        match Agent::start() {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
-
-/// A path that no other test has.
-fn path(name: &str) -> PathBuf {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    scratch().join(format!("{}-{name}", NUMBER.fetch_add(1, Ordering::Relaxed)))
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
-}
 
 fn kind(error: &FileError) -> ErrorKind {
     error.guest_error().unwrap_or_else(|| panic!("{error}"))

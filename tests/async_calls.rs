@@ -11,21 +11,12 @@ use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use common::LIMIT;
-use common::agent::Agent;
+use common::agent::agent;
 use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError, NetworkSettings};
 use coracle::config::{AgentConfig, AgentPlace, MemorySize, VmConfig};
 use coracle::outcome::Ending;
 use coracle::{Event, Grace, VmBuilder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-macro_rules! agent {
-    () => {
-        match Agent::start() {
-            Some(agent) => agent,
-            None => return,
-        }
-    };
-}
 
 fn config(payload: &str) -> VmConfig {
     let mut config = VmConfig::new(common::payload(payload));

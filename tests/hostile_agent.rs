@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use common::agent::runtime;
 use common::{LIMIT, scratch};
 use coracle::agent::{
     AgentClient, AgentError, CopyLimits, Exec, ExecError, ExecInput, FileError, ReadyLimit,
@@ -141,10 +142,6 @@ fn bottomless(mut line: UnixStream) {
 fn entry(name: &str) -> DirEntry {
     let (name, kind) = (name.into(), FileKind::File);
     DirEntry { name, kind, mode: 0o644, uid: 0, gid: 0, size: 0, modified: 0 }
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
 #[test]

@@ -30,8 +30,8 @@ impl ProbeMachine {
         vm.add_memory(&ram)?;
         let vcpu = vm.create_vcpu(0)?;
         let mut sregs = call("KVM_GET_SREGS", vcpu.fd.get_sregs())?;
-        sregs.cs = state::segment(&Segment { type_: 0xb, ..FLAT });
-        let data = state::segment(&Segment { selector: 0x10, ..FLAT });
+        sregs.cs = state::segment(&Segment { selector: 0x8, type_: 0xb, ..Segment::FLAT });
+        let data = state::segment(&Segment { selector: 0x10, ..Segment::FLAT });
         (sregs.ds, sregs.es, sregs.ss) = (data, data, data);
         sregs.cr0 |= CR0_PROTECTED;
         call("KVM_SET_SREGS", vcpu.fd.set_sregs(&sregs))?;
@@ -54,15 +54,3 @@ impl ProbeMachine {
 
 const CODE: u64 = 0x1000;
 const CR0_PROTECTED: u64 = 1;
-const FLAT: Segment = Segment {
-    base: 0,
-    limit: u32::MAX,
-    selector: 0x8,
-    type_: 3,
-    present: true,
-    dpl: 0,
-    db: true,
-    s: true,
-    l: false,
-    g: true,
-};

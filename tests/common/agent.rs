@@ -55,6 +55,22 @@ impl Agent {
     }
 }
 
+/// The agent, or the end of the test where there is none.
+macro_rules! agent {
+    () => {
+        match $crate::common::agent::Agent::start() {
+            Some(agent) => agent,
+            None => return,
+        }
+    };
+}
+pub(crate) use agent;
+
+/// A runtime whose tasks share the thread of the test.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.process.kill();

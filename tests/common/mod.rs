@@ -1,7 +1,7 @@
 //! The harness of the integration tests: the command under test, payload files, a run with a time limit.
 //!
 //! Each test binary uses a part of it.
-#![allow(dead_code, unreachable_pub)]
+#![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
 
 pub mod agent;
 pub mod exit_codes;
@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -83,6 +84,12 @@ pub fn scratch() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
     fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+/// A path that no other test has.
+pub fn fresh_path(name: &str) -> PathBuf {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    scratch().join(format!("{}-{name}", NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
 /// False, with a line that says why, where there is no KVM that could run a payload.

@@ -172,7 +172,7 @@ impl Command {
             _ => {}
         }
         self.refuse_input(session);
-        session.answer(self.channel, &AgentMessage::Exited(ending_of(status)));
+        session.answer(self.channel, &AgentMessage::Exited(Ending::of_status(status)));
     }
 
     /// Returns the time at which outputs are cut off that processes left behind still hold open.
@@ -310,15 +310,6 @@ fn has_input(file: &File) -> bool {
     let mut entry = poll_entry(file.as_raw_fd(), libc::POLLIN);
     // SAFETY: one live entry is passed with a count of one, and nothing is waited for.
     unsafe { libc::poll(&raw mut entry, 1, 0) > 0 && entry.revents & libc::POLLIN != 0 }
-}
-
-fn ending_of(status: libc::c_int) -> Ending {
-    let number = |value: libc::c_int| u8::try_from(value).unwrap_or(u8::MAX);
-    if libc::WIFSIGNALED(status) {
-        Ending::Signal(number(libc::WTERMSIG(status)))
-    } else {
-        Ending::Code(number(libc::WEXITSTATUS(status)))
-    }
 }
 
 /// The time that processes left behind by a command may hold its outputs open.

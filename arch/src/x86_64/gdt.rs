@@ -18,11 +18,9 @@ const TASK_SELECTOR: u16 = 0x20;
 const ENTRIES: u16 = 6;
 const ENTRY_LEN: u16 = 8;
 
-/// Segment types (Intel SDM volume 3A, tables 3-1 and 3-2): code, execute/read, accessed; data, read/write,
-/// accessed; 32- or 64-bit task state, busy. They are accessed and busy because loading a register would set
-/// these bits.
+/// Segment types (Intel SDM volume 3A, tables 3-1 and 3-2): code, execute/read, accessed; 32- or 64-bit task
+/// state, busy. They are accessed and busy because loading a register would set these bits.
 const TYPE_CODE: u8 = 0xb;
-const TYPE_DATA: u8 = 0x3;
 const TYPE_TASK_BUSY: u8 = 0xb;
 
 /// Last byte of a task state segment without an I/O bitmap.
@@ -31,18 +29,7 @@ const TASK_LIMIT: u32 = 0x67;
 /// Returns the segment registers for `protocol`.
 pub(crate) fn segments(protocol: BootProtocol) -> Segments {
     let long = protocol == BootProtocol::Linux64;
-    let flat = Segment {
-        base: 0,
-        limit: u32::MAX,
-        selector: DATA_SELECTOR,
-        type_: TYPE_DATA,
-        present: true,
-        dpl: 0,
-        db: true,
-        s: true,
-        l: false,
-        g: true,
-    };
+    let flat = Segment { selector: DATA_SELECTOR, ..Segment::FLAT };
     Segments {
         code: Segment { selector: CODE_SELECTOR, type_: TYPE_CODE, db: !long, l: long, ..flat },
         data: flat,

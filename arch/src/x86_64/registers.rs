@@ -95,6 +95,23 @@ pub struct Segment {
     pub g: bool,
 }
 
+impl Segment {
+    /// A data segment of 4 GiB for 32-bit code at privilege level 0: read/write, accessed (Intel SDM volume
+    /// 3A, table 3-1). The selector is that of the null descriptor.
+    pub const FLAT: Segment = Segment {
+        base: 0,
+        limit: u32::MAX,
+        selector: 0,
+        type_: 3,
+        present: true,
+        dpl: 0,
+        db: true,
+        s: true,
+        l: false,
+        g: true,
+    };
+}
+
 /// GDTR or IDTR.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DescriptorTable {

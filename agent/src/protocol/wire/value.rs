@@ -73,6 +73,18 @@ pub enum Ending {
     Signal(u8),
 }
 
+impl Ending {
+    /// Returns the ending that `status` describes, as `waitpid(2)` reports it for a process that has ended.
+    pub fn of_status(status: libc::c_int) -> Ending {
+        let number = |value: libc::c_int| u8::try_from(value).unwrap_or(u8::MAX);
+        if libc::WIFSIGNALED(status) {
+            Ending::Signal(number(libc::WTERMSIG(status)))
+        } else {
+            Ending::Code(number(libc::WEXITSTATUS(status)))
+        }
+    }
+}
+
 /// The size of a terminal, in character cells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WindowSize {

@@ -181,7 +181,7 @@ impl<'a> Session<'a> {
                 return;
             }
             if process == self.process {
-                self.ended = Some((ending_of(status), Instant::now()));
+                self.ended = Some((Ending::of_status(status), Instant::now()));
                 self.input = None;
             }
         }
@@ -192,15 +192,6 @@ impl<'a> Session<'a> {
         // SAFETY: the pointer and the length describe `seen`. Signals of one number merge, so one read is
         // enough.
         unsafe { libc::read(self.children.as_raw_fd(), seen.as_mut_ptr().cast(), seen.len()) };
-    }
-}
-
-fn ending_of(status: libc::c_int) -> Ending {
-    let number = |value: libc::c_int| u8::try_from(value).unwrap_or(u8::MAX);
-    if libc::WIFSIGNALED(status) {
-        Ending::Signal(number(libc::WTERMSIG(status)))
-    } else {
-        Ending::Code(number(libc::WEXITSTATUS(status)))
     }
 }
 

@@ -149,6 +149,19 @@ const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPP: u8 = 2;
 
+/// A request of the usual kind.
+fn reading() -> Usual {
+    Usual {
+        queue: 1,
+        prepare: |machine| machine.put(BUFFERS, &header(READ, 3)),
+        buffers: vec![
+            Buffer::readable(BUFFERS, 16),
+            Buffer::writable(DATA, 512),
+            Buffer::writable(STATUS_AT, 1),
+        ],
+    }
+}
+
 #[test]
 fn conforms() {
     let folder = folder();
@@ -159,16 +172,7 @@ fn conforms() {
         let backend: Box<dyn DiskBackend> = Box::new(overlay.unwrap());
         Arc::new(Block::new(settings(Engine::Sync, backend, Arc::default()))) as Arc<dyn VirtioDevice>
     };
-    let usual = Usual {
-        queue: 1,
-        prepare: |machine| machine.put(BUFFERS, &header(READ, 3)),
-        buffers: vec![
-            Buffer::readable(BUFFERS, 16),
-            Buffer::writable(DATA, 512),
-            Buffer::writable(STATUS_AT, 1),
-        ],
-    };
-    conform(&make, &usual);
+    conform(&make, &reading());
 }
 
 /// Conformance with io_uring. Where io_uring is not allowed, the device does without it, and has to conform
@@ -181,16 +185,7 @@ fn conforms_with_a_ring() {
         let backend = raw(&folder, FileLock::Shared);
         Arc::new(Block::new(settings(Engine::IoUring, backend, Arc::default()))) as Arc<dyn VirtioDevice>
     };
-    let usual = Usual {
-        queue: 1,
-        prepare: |machine| machine.put(BUFFERS, &header(READ, 3)),
-        buffers: vec![
-            Buffer::readable(BUFFERS, 16),
-            Buffer::writable(DATA, 512),
-            Buffer::writable(STATUS_AT, 1),
-        ],
-    };
-    conform(&make, &usual);
+    conform(&make, &reading());
 }
 
 #[test]
