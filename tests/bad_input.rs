@@ -205,7 +205,7 @@ fn roots_that_are_none_are_refused_and_named() {
     std::fs::create_dir_all(&empty).unwrap();
     refused(&root(empty.to_str().unwrap(), &[]), &["empty-root: there is nothing in it"]);
     let script = file("root-script", b"#!/bin/sh\n");
-    refused(&root(script.to_str().unwrap(), &[]), &["root-script: it is a script, but a folder, a tar"]);
+    refused(&root(script.to_str().unwrap(), &[]), &["root-script: it is a script, but a directory, a tar"]);
     let mut tar = vec![0; 512];
     tar[..1].copy_from_slice(b"a");
     for at in [100, 108, 116, 124, 136] {
@@ -218,7 +218,7 @@ fn roots_that_are_none_are_refused_and_named() {
     refused(&root(cut.to_str().unwrap(), &[]), &["cut.tar: it is cut short: it ends at byte 512"]);
     let packed = file("root.tar.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\x03not really");
     refused(&root(packed.to_str().unwrap(), &[]), &["root.tar.gz: its gzip data cannot be unpacked"]);
-    refused(&root("/etc,rw", &[]), &["rw goes with an image of ext4 only, and this is a folder"]);
+    refused(&root("/etc,rw", &[]), &["rw goes with an image of ext4 only, and this is a directory"]);
     refused(&root("/etc", &["-i", script.to_str().unwrap()]), &["--root goes without -i"]);
     refused(&root("/etc", &["-a", "root=/dev/vda"]), &["--root goes without root=/dev/vda"]);
     refused(&root("/etc", &[]), &["--root goes with a Linux kernel"]);

@@ -1,4 +1,4 @@
-//! Files with holes where zeroes are. What is unpacked, and images of roots, are written by it.
+//! Files with holes in place of zeroes. Decompressed files and images of roots are written this way.
 
 use std::fs::File;
 use std::io;
@@ -21,5 +21,5 @@ pub(crate) fn write_unless_zero(image: &File, bytes: &[u8], offset: u64) -> io::
     Ok(())
 }
 
-/// What a hole of a file consists of on most file systems.
+/// The block size of most file systems, in which holes are made, in bytes.
 const BLOCK: usize = 4096;

@@ -1,16 +1,16 @@
-//! The "legacy" LZ4 frame that Linux uses for its kernels, unpacked block by block.
+//! The "legacy" LZ4 frame that Linux uses for its kernels, decompressed block by block.
 //!
 //! Source: "LZ4 Frame Format Description", section "Legacy frame".
 
 use std::io::{self, BufRead, Read};
 
-/// What comes out of a legacy frame.
+/// The decompressed content of a legacy frame.
 pub(super) struct Lz4Legacy<R: BufRead> {
     source: R,
     is_begun: bool,
     packed: Vec<u8>,
     block: Vec<u8>,
-    /// Bytes of the block that came out, and how many of them were read.
+    /// The number of decompressed bytes in the block, and how many of them were read.
     made: usize,
     read: usize,
 }
@@ -20,7 +20,7 @@ impl<R: BufRead> Lz4Legacy<R> {
         Lz4Legacy { source, is_begun: false, packed: Vec::new(), block: Vec::new(), made: 0, read: 0 }
     }
 
-    /// Unpacks the next block; false when there is none.
+    /// Decompresses the next block; `false` if there is none.
     fn next_block(&mut self) -> io::Result<bool> {
         if !self.is_begun {
             self.source.read_exact(&mut [0; 4])?;
@@ -39,7 +39,7 @@ impl<R: BufRead> Lz4Legacy<R> {
         if self.source.by_ref().take(len).read_to_end(&mut self.packed)? as u64 != len {
             return Err(cut_off("a block"));
         }
-        // The memory costs nothing before it is written to.
+        // Pages of the buffer cost no memory before they are written to.
         if self.block.is_empty() {
             self.block = vec![0; BLOCK];
         }
@@ -67,7 +67,7 @@ fn cut_off(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::UnexpectedEof, format!("{what} is cut off"))
 }
 
-/// The block size that the legacy frame fixes.
+/// The block size, in bytes, which the legacy frame fixes.
 pub(super) const BLOCK: usize = 8 << 20;
-/// A block that cannot be packed is longer by one byte in 255, and by a few.
+/// The longest compressed block, in bytes: an incompressible one grows by one byte in 255, and a few more.
 const MAX_PACKED: u64 = (BLOCK + BLOCK / 255 + 16) as u64;

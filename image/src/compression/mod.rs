@@ -1,7 +1,7 @@
-//! Decompression of kernels and kernel modules, told by their magic number. [`crate::kernel_image`] and
-//! [`crate::initramfs`] call it with data that nobody vouches for: what comes out goes to a file in memory
-//! and is limited by the caller, what the decoders keep meanwhile follows the length of the data, and no data
-//! makes them panic.
+//! Decompression of kernels and kernel modules, whose format is recognized by its magic number.
+//! [`crate::kernel_image`] and [`crate::initramfs`] call it with untrusted data: the output goes to a file in
+//! memory and is limited by the caller, the decoders' memory is limited in proportion to the data, and no
+//! data makes them panic.
 
 mod lz4_legacy;
 mod room;
@@ -22,17 +22,18 @@ pub(crate) use self::xz::Xz;
 pub(crate) use self::zstd::ZstdFrames;
 use crate::sparse::write_unless_zero;
 
-/// What the first bytes of a file say about its compression.
+/// The compression of a file, according to its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Compression {
-    /// RFC 1952.
+    /// gzip (RFC 1952).
     Gzip,
-    /// The .xz file format, with any of its branch filters.
+    /// The .xz file format, with any branch filter.
     Xz,
-    /// RFC 8878.
+    /// Zstandard (RFC 8878).
     Zstd,
-    /// The "legacy" LZ4 frame that Linux uses: blocks of at most 8 MiB behind their compressed length.
+    /// The "legacy" LZ4 frame that Linux uses: blocks of at most 8 MiB, each preceded by its compressed
+    /// length.
     Lz4Legacy,
 }
 
@@ -40,46 +41,48 @@ pub enum Compression {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecompressError {
-    /// The stream is damaged, cut off, or needs more memory to decode than data of its length may take.
+    /// The stream is damaged or cut off, or needs more memory to decode than data of its length may use.
     #[error("its {compression} data cannot be decompressed: {source}")]
     Damaged {
-        /// What it claims to be.
+        /// The compression of the data, according to its magic number.
         compression: Compression,
-        /// What the decoder says.
+        /// The decoder's error.
         r#source: Box<dyn Error + Send + Sync>,
     },
-    /// More comes out than may.
+    /// The output is longer than the limit.
     #[error("its {compression} data gives more than {limit} bytes")]
     TooLong {
-        /// What it is.
+        /// The compression of the data.
         compression: Compression,
-        /// Bytes that may come out.
+        /// The limit, in bytes.
         limit: u64,
     },
-    /// The host has no memory for what comes out.
+    /// The host cannot provide memory for the output.
     #[error("the host has no memory for what its {compression} data gives: {source}")]
     NoMemory {
-        /// What it is.
+        /// The compression of the data.
         compression: Compression,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
 }
 
 impl Compression {
-    /// Looks at the magic number; `None` is data of another kind, most often not compressed at all.
+    /// Recognizes the compression by its magic number; `None` for other data, which is most often not
+    /// compressed.
     pub fn of(data: &[u8]) -> Option<Self> {
         MAGIC.iter().find(|(magic, _)| data.starts_with(magic)).map(|&(_, compression)| compression)
     }
 
-    /// Decompresses `data`, which ends where its compressed stream ends, into at most `limit` bytes.
+    /// Decompresses `data`, which must end where its compressed stream ends, into at most `limit` bytes.
     ///
     /// # Errors
-    /// The stream is damaged or gives more, or the host has no memory for it.
+    /// The stream is damaged or longer than `limit`, or the host cannot provide memory for it.
     pub fn decompress(self, data: &[u8], limit: usize) -> Result<Vec<u8>, DecompressError> {
         let held = data.len() as u64;
         let room = room_for(held).saturating_sub(held);
-        // The decoder and its window are gone before the bytes are in the memory of this process, once.
+        // Decompress to a file first: the decoder and its window are freed before the output is in this
+        // process's memory.
         let (file, len) = self.unpack(&mut { data }, room, limit as u64)?;
         let no_memory = |source| DecompressError::NoMemory { compression: self, source };
         let len = usize::try_from(len).unwrap_or(usize::MAX);
@@ -90,9 +93,8 @@ impl Compression {
         Ok(bytes)
     }
 
-    /// Decompresses what comes from `packed` into a file that exists in memory only, at most `limit` bytes,
-    /// and returns their number too. The decoder keeps at most `room` bytes for references to what has come
-    /// out.
+    /// Decompresses `packed` into a file that exists in memory only. Returns the file and its length, which
+    /// is at most `limit` bytes. The decoder keeps at most `room` bytes of output for back-references.
     pub(crate) fn unpack(
         self,
         packed: &mut dyn BufRead,
@@ -135,15 +137,16 @@ impl fmt::Display for Compression {
     }
 }
 
-/// Why not all of a stream is in its file.
+/// Why the output of a decoder was not written completely.
 pub(crate) enum WriteOutError {
-    /// The decoder's error.
+    /// The decoder failed.
     Read(io::Error),
     Write(io::Error),
     TooLong,
 }
 
-/// Writes what comes out of a decoder, at most `limit` bytes, to the empty file `into`; returns their number.
+/// Writes the output of a decoder, at most `limit` bytes, to the empty file `into`. Returns the number of
+/// bytes.
 pub(crate) fn write_out(stream: &mut dyn Read, into: &File, limit: u64) -> Result<u64, WriteOutError> {
     let mut buffer = vec![0; BUFFER];
     let mut len = 0_u64;
@@ -166,7 +169,7 @@ pub(crate) fn write_out(stream: &mut dyn Read, into: &File, limit: u64) -> Resul
     Ok(len)
 }
 
-/// Large enough that system calls do not count.
+/// The size of a write, in bytes: large enough that the cost of system calls does not matter.
 const BUFFER: usize = 256 << 10;
 
 const LZ4_LEGACY_MAGIC: &[u8] = &[0x02, 0x21, 0x4c, 0x18];
@@ -180,13 +183,13 @@ const MAGIC: [(&[u8], Compression); 4] = [
 
 #[cfg(test)]
 pub(crate) mod samples {
-    //! Packers for the tests of this module and of those that use it.
+    //! Compressors for the tests of this module and of its users.
 
     use std::io::Write;
 
     use super::Compression;
 
-    /// "coracle\n" 64 times over, packed by the gzip, xz, zstd and lz4 (`-l`) programs.
+    /// "coracle\n" 64 times, compressed by the programs gzip, xz, zstd and lz4 (`-l`).
     pub(crate) const PACKED_ELSEWHERE: [(&[u8], Compression); 4] = [
         (
             b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03K\xce/JL\xceI\xe5J\x1e\xa5G$\x0d\x004\xe61V\x00\
@@ -203,11 +206,11 @@ pub(crate) mod samples {
         (b"\x02!L\x18\x13\x00\x00\x00\x8fcoracle\x0a\x08\x00\xff\xe1Pacle\x0a", Compression::Lz4Legacy),
     ];
 
-    /// Every compression that there is.
+    /// Every compression that is supported.
     pub(crate) const ALL: [Compression; 4] =
         [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4Legacy];
 
-    /// Packs `plain`, xz with the x86 filter as Linux's build does.
+    /// Compresses `plain`; xz with the x86 filter, as Linux's build does.
     pub(crate) fn pack(compression: Compression, plain: &[u8]) -> Vec<u8> {
         match compression {
             Compression::Gzip => {
@@ -245,7 +248,7 @@ mod tests {
     use super::samples::{ALL, PACKED_ELSEWHERE, pack};
     use super::*;
 
-    /// Bytes with matches near and far, and some x86 calls for the filter.
+    /// Returns bytes with near and far matches, and some x86 calls for the filter.
     fn plain(len: usize) -> Vec<u8> {
         let word = |index: usize| (index as u32).wrapping_mul(0x9e37_79b9) >> (index % 23);
         let mut bytes: Vec<u8> = (0..len / 8)
@@ -325,10 +328,10 @@ mod tests {
     #[test]
     fn streams_that_ask_for_more_than_there_is_room_for_unpack() {
         let plain = plain(300_000);
-        // Window descriptor 0xff is 3.75 TiB (RFC 8878, 3.1.1.1.2).
+        // Window descriptor 0xff means 3.75 TiB (RFC 8878, 3.1.1.1.2).
         let zstd = [&b"\x28\xb5\x2f\xfd\x00\xff\x38\x00\x00"[..], b"windows", b"\x01\x00\x00"].concat();
         assert_eq!(Compression::Zstd.decompress(&zstd, 7).unwrap(), b"windows");
-        // The property 40 of LZMA2, after the filter for x86 in a block's header of 12 bytes, is 4 GiB.
+        // LZMA2's property 40, after the x86 filter in a block header of 12 bytes, means 4 GiB.
         let mut xz = pack(Compression::Xz, &plain);
         assert_eq!(xz[12..19], [2, 1, 4, 0, 0x21, 1, 12]);
         xz[18] = 40;

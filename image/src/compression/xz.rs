@@ -1,5 +1,5 @@
-//! .xz streams, unpacked with a dictionary that is as large as the caller has room for, whatever the first
-//! block asks for. Data that then refers back to more is an error; most refers to less: `xz -9` asks for 64
+//! Decompresses .xz streams with a dictionary as large as the caller has room for, whatever the first block
+//! requests. Data that then refers back further is an error; most data does not, since `xz -9` requests 64
 //! MiB for any file.
 //!
 //! Source: the .xz file format 1.2.0, 2.1.1, 3.1 and 5.3.1.
@@ -10,17 +10,17 @@ use lzma_rust2::XzReader;
 
 use super::room::no_room;
 
-/// What comes out of an .xz file.
+/// The decompressed content of an .xz file.
 pub(crate) struct Xz<'a> {
     reader: XzReader<Box<dyn Read + 'a>>,
     dictionary: u64,
-    /// Whether the first block asked for more than it was given.
+    /// Whether the first block requested more than it got.
     is_short: bool,
 }
 
 impl<'a> Xz<'a> {
-    /// Unpacks `source`, one stream or as many as there are, with a dictionary of `room` bytes at the most;
-    /// later blocks may not ask for more.
+    /// Decompresses `source`, a single stream or several, with a dictionary of at most `room` bytes. Later
+    /// blocks must not request more than the first.
     ///
     /// # Errors
     /// The source cannot be read.
@@ -42,22 +42,23 @@ impl Read for Xz<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         self.reader.read(buffer).map_err(|error| match error.kind() {
             io::ErrorKind::OutOfMemory => no_room(self.dictionary),
-            // A reference beyond the dictionary has this kind; what is damaged has others.
+            // A reference beyond the dictionary has this error kind; damage has others.
             io::ErrorKind::Other if self.is_short => no_room(self.dictionary),
             _ => error,
         })
     }
 }
 
-/// The largest dictionary within `room`, and how a header states it (5.3.1): two bits of a number, shifted.
+/// Returns the largest dictionary within `room`, and its encoding in a header (5.3.1): a shifted two-bit
+/// number.
 fn dictionary_within(room: u64) -> (u8, u64) {
     let size = |bits: u8| (2 | u64::from(bits & 1)) << (bits / 2).saturating_add(11);
     let bits = (0..MAX_BITS).rev().find(|bits| size(*bits) <= room).unwrap_or_default();
     (bits, size(bits))
 }
 
-/// Makes the header of a block state a dictionary of `bits` where it states a larger one. `None` where it
-/// does not, and where it is not a sound header: the decoder says what is wrong with it.
+/// Lowers the dictionary size in a block header to `bits` if it is larger. Returns `None` if it is not, or if
+/// the header is not valid: the decoder then reports the error.
 fn lower_dictionary(block: &mut [u8], bits: u8) -> Option<()> {
     let (header, crc) = block.split_last_chunk_mut::<4>()?;
     if crc32(header) != u32::from_le_bytes(*crc) {
@@ -83,7 +84,7 @@ fn lower_dictionary(block: &mut [u8], bits: u8) -> Option<()> {
     Some(())
 }
 
-/// A number of variable length (1.2), in whose place `at` is.
+/// Reads a number of variable length (1.2) at `at`, which it advances.
 fn number(bytes: &[u8], at: &mut usize) -> Option<u64> {
     let mut number = 0;
     for shift in (0..63).step_by(7) {
@@ -105,7 +106,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 
 const STREAM_HEADER: u64 = 12;
 const LZMA2: u8 = 0x21;
-/// States 4 GiB - 1, the largest dictionary.
+/// The encoding of 4 GiB - 1, the largest dictionary.
 const MAX_BITS: u8 = 40;
-/// What the decoder takes beside its dictionary, and more.
+/// More than the decoder needs besides its dictionary, in KiB.
 const BESIDE_KIB: u32 = 1024;

@@ -1,6 +1,5 @@
-//! Frames of Zstandard, one after the other, unpacked with a window that is as large as the caller has room
-//! for, whatever a frame's header asks for. A frame that then refers back to more is an error; most refer to
-//! less.
+//! Decompresses consecutive Zstandard frames with a window as large as the caller has room for, whatever a
+//! frame's header requests. A frame that then refers back further is an error; most frames do not.
 //!
 //! Source: RFC 8878, 3.1.
 
@@ -13,25 +12,26 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use super::room::no_room;
 
-/// What comes out of a sequence of frames.
+/// The decompressed content of a sequence of frames.
 pub(crate) struct ZstdFrames<R: BufRead> {
     source: R,
     frame: FrameDecoder,
-    /// Most bytes that the decoder may allocate for its window.
+    /// How many bytes the decoder may allocate for its window.
     room: u64,
-    /// The window that the decoder has memory for.
+    /// The size of the window that the decoder has allocated.
     allocated: u64,
-    /// Whether the frame asked for more than it was given.
+    /// Whether the frame requested more than it got.
     is_short: bool,
 }
 
 impl<R: BufRead> ZstdFrames<R> {
-    /// Unpacks the frames of `source`, the decoder's window within `room` bytes, which are some MiB.
+    /// Decompresses the frames of `source`, with a window of at most `room` bytes, which must be at least
+    /// some MiB.
     pub(crate) fn new(source: R, room: u64) -> ZstdFrames<R> {
         ZstdFrames { source, frame: FrameDecoder::new(), room, allocated: 0, is_short: false }
     }
 
-    /// Goes to the next frame; false when there is none.
+    /// Advances to the next frame; `false` if there is none.
     fn next_frame(&mut self) -> io::Result<bool> {
         while !self.source.fill_buf()?.is_empty() {
             match u32::from_le_bytes(self.bytes()?) {
@@ -45,37 +45,37 @@ impl<R: BufRead> ZstdFrames<R> {
                         return Err(io::ErrorKind::UnexpectedEof.into());
                     }
                 }
-                magic => return Err(invalid(format!("{magic:#x} begins no frame of Zstandard"))),
+                magic => return Err(invalid(format!("{magic:#x} is not the start of a Zstandard frame"))),
             }
         }
         Ok(false)
     }
 
-    /// Reads the header of a frame, and begins it with a window that there is room for.
+    /// Reads the header of a frame and begins to decode it, with a window for which there is room.
     fn begin(&mut self) -> io::Result<()> {
         let [descriptor] = self.bytes()?;
         let asked = self.window(descriptor)?;
         let most = most_window(self.room);
-        // An eighth more than it asks for holds a block before it is taken out; without it the decoder would
-        // double.
+        // An eighth more than requested holds a block before it is taken out; without it the decoder would
+        // double its buffer.
         let window = asked.saturating_add(asked / 8).min(most);
         self.is_short = asked > most;
         let header =
             [&MAGIC.to_le_bytes()[..], &[descriptor & KEPT_FLAGS, window_descriptor(window)]].concat();
         if window > self.allocated {
-            // The former window is gone before there is a new one, and the decoder cannot fail to allocate
-            // that.
+            // Drop the old window before a new one is allocated; and make sure that the allocation, at whose
+            // failure the decoder would panic, succeeds.
             self.frame = FrameDecoder::new();
             self.frame.set_max_window_size(most);
             self.allocated = window;
             try_allocate(window.next_power_of_two().saturating_add(BLOCKS))?;
-            // The first time nothing is allocated, the second time the whole window, once and for all.
+            // The first call allocates nothing, the second one the whole window, which is then reused.
             self.frame.init(&header[..]).map_err(io::Error::other)?;
         }
         self.frame.init(&header[..]).map_err(io::Error::other)
     }
 
-    /// Bytes of the window that the rest of a header asks for (3.1.1.1).
+    /// Reads the window size that the rest of a header requests (3.1.1.1), in bytes.
     fn window(&mut self, descriptor: u8) -> io::Result<u64> {
         let is_single = descriptor & 0x20 != 0;
         let mut window = 0;
@@ -86,7 +86,7 @@ impl<R: BufRead> ZstdFrames<R> {
         }
         let dictionary_len = [0, 1, 2, 4].get(usize::from(descriptor & 3)).copied().unwrap_or_default();
         if self.number(dictionary_len)? != 0 {
-            return Err(invalid("it was packed with a dictionary, which is not in it"));
+            return Err(invalid("it was compressed with a dictionary, which it does not contain"));
         }
         let content_len = match (descriptor >> 6, is_single) {
             (0, false) => 0,
@@ -106,7 +106,7 @@ impl<R: BufRead> ZstdFrames<R> {
         Ok(bytes)
     }
 
-    /// A number of up to 8 bytes.
+    /// Reads a number of up to 8 bytes.
     fn number(&mut self, len: usize) -> io::Result<u64> {
         let mut bytes = [0; 8];
         self.source.read_exact(bytes.get_mut(..len).unwrap_or_default())?;
@@ -125,7 +125,7 @@ impl<R: BufRead> ZstdFrames<R> {
 
 impl<R: BufRead> Read for ZstdFrames<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        // All that is not in the window is taken out before the next block.
+        // Take out everything that has left the window before the next block.
         while self.frame.can_collect() == 0 {
             if !self.frame.is_finished() {
                 self.decode_block()?;
@@ -143,7 +143,7 @@ impl<R: BufRead> Read for ZstdFrames<R> {
     }
 }
 
-/// Whether a block refers to what is not in the window.
+/// Whether a block refers to data that is no longer in the window.
 fn is_reference(error: &FrameDecoderError) -> bool {
     use DecodeBlockContentError::DecompressBlockError as Block;
     let FrameDecoderError::FailedToReadBlockBody(Block(DecompressBlockError::ExecuteSequencesError(error))) =
@@ -154,15 +154,16 @@ fn is_reference(error: &FrameDecoderError) -> bool {
     matches!(error, ExecuteSequencesError::DecodebufferError(_))
 }
 
-/// The largest window within `room`: the decoder allocates a power of two and [`BLOCKS`], in which a block is
-/// added to a full window. A hostile block has a little more than one MiB, a sixteenth of the least power
-/// that there is.
+/// Returns the largest window within `room`. The decoder allocates a power of two plus [`BLOCKS`], into which
+/// a block is added to a full window. A hostile block has slightly more than one MiB, a sixteenth of the
+/// smallest power of two that is used.
 fn most_window(room: u64) -> u64 {
     let allocated = 1_u64 << room.saturating_sub(BLOCKS).checked_ilog2().unwrap_or_default();
     allocated.saturating_sub(allocated / 16).max(MIN_WINDOW)
 }
 
-/// The descriptor of the smallest window that has `window` bytes (3.1.1.1.2), which are at most [`MAX_ROOM`].
+/// Returns the descriptor of the smallest window with at least `window` bytes (3.1.1.1.2), which must not
+/// exceed [`MAX_ROOM`].
 ///
 /// [`MAX_ROOM`]: super::room::MAX_ROOM
 fn window_descriptor(window: u64) -> u8 {
@@ -174,7 +175,8 @@ fn window_descriptor(window: u64) -> u8 {
     u8::try_from(descriptor).unwrap_or(u8::MAX)
 }
 
-/// Whether the host has so much memory for one allocation; the decoder would panic without.
+/// Checks that the host has this much memory for a single allocation, at whose failure the decoder would
+/// panic.
 fn try_allocate(bytes: u64) -> io::Result<()> {
     let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     Vec::<u8>::new().try_reserve_exact(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
@@ -188,8 +190,9 @@ const MAGIC: u32 = 0xfd2f_b528;
 const SKIPPABLE_FIRST: u32 = 0x184d_2a50;
 const SKIPPABLE_LAST: u32 = 0x184d_2a5f;
 
-/// Of the frame's descriptor: whether a checksum follows the frame, and the bit that must be 0.
+/// The bits of a frame descriptor that are kept: whether a checksum follows the frame, and the bit that must
+/// be 0.
 const KEPT_FLAGS: u8 = 0x0c;
 const MIN_WINDOW: u64 = 1 << 10;
-/// What the decoder adds to a power of two.
+/// What the decoder adds to a power of two, in bytes.
 const BLOCKS: u64 = 257 << 10;

@@ -1,5 +1,5 @@
-//! The agent's program: the file that the user names, else the one in this library, else that of the default
-//! guest. The initramfs with the module loader takes it from here.
+//! The agent's program: the file that the user names, or else the one in this library, or else that of the
+//! default guest. The initramfs with the module loader contains it.
 
 use std::borrow::Cow;
 use std::io;
@@ -10,36 +10,36 @@ use coracle_arch::regular_file;
 use super::{GuestData, GuestDataMissing, find};
 use crate::compression::{Compression, DecompressError};
 
-/// Why there is no program.
+/// Why the program is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentProgramError {
-    /// It is neither in this library nor in a data folder.
+    /// It is neither in this library nor in a data directory.
     #[error(transparent)]
     Missing(#[from] GuestDataMissing),
     /// Its file cannot be read.
     #[error("cannot read the agent {path:?}: {source}")]
     Read {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// The file that this library was built with is damaged.
+    /// The program in this library is damaged.
     #[error(
-        "the agent that Coracle was built with cannot be unpacked; build it with what `cargo xtask agent` makes{}",
+        "the agent that Coracle was built with cannot be decompressed; build it with the file that `cargo xtask agent` makes{}",
         .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     )]
     Bundled(Option<DecompressError>),
 }
 
-/// Whether the program is in this library.
+/// Whether this library contains the program.
 pub const IS_AGENT_BUNDLED: bool = BUNDLED.is_some();
 
-/// The program, as a file of the guest.
+/// Returns the program, as a file for the guest.
 ///
 /// # Errors
-/// There is none, or it cannot be read.
+/// There is no program, or it cannot be read.
 pub(crate) fn agent_program(named: Option<&Path>) -> Result<Vec<u8>, AgentProgramError> {
     if let Some(packed) = BUNDLED.filter(|_| named.is_none()) {
         return unpacked(packed);
@@ -66,7 +66,7 @@ const BUNDLED: Option<&[u8]> = Some(include_bytes!(env!(
 #[cfg(not(feature = "bundled-agent"))]
 const BUNDLED: Option<&[u8]> = None;
 
-/// The program has about one, unless it was built without optimisation.
+/// The largest program, in bytes. It has about a MiB, unless it was built without optimization.
 const MOST_BYTES: usize = 256 << 20;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Where the kernels and initramfs files are that Coracle did not get from its user: those of the default
-//! guest and of the emulated host. Used by the command line and by the emulated host; it only looks, and
-//! never makes or downloads anything (`cargo xtask guest` does).
+//! Finds the kernels and initramfs files that come with Coracle: those of the default guest and of the
+//! emulated host. The command and the emulated host use it. It only searches, and never creates or downloads
+//! anything (`cargo xtask guest` does).
 
 mod agent_program;
 
@@ -12,34 +12,34 @@ use std::path::{Path, PathBuf};
 pub(crate) use agent_program::agent_program;
 pub use agent_program::{AgentProgramError, IS_AGENT_BUNDLED};
 
-/// The last place that is looked at: what a system-wide installation fills.
+/// The last directory to be searched: that of a system-wide installation.
 const SYSTEM_FOLDER: &str = "/usr/share/coracle";
 
-/// A file that Coracle brings.
+/// A file that comes with Coracle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GuestData {
-    /// The default guest's kernel as ELF.
+    /// The default guest's kernel, as ELF.
     GuestVmlinux,
-    /// The default guest's kernel as bzImage.
+    /// The default guest's kernel, as bzImage.
     GuestVmlinuz,
     /// The default guest's initramfs.
     GuestInitramfs,
-    /// The program that loads modules in the initramfs of a user's own kernel: the default guest's agent,
-    /// static.
+    /// The static program that loads modules in the initramfs of a user's own kernel: the default guest's
+    /// agent.
     Agent,
-    /// The kernel that is configured for Coracle's machine, as ELF.
+    /// The kernel configured for Coracle's machine, as ELF.
     TunedVmlinux,
-    /// The same as bzImage.
+    /// The kernel configured for Coracle's machine, as bzImage.
     TunedVmlinuz,
-    /// The emulated host's kernel as ELF.
+    /// The emulated host's kernel, as ELF.
     HostVmlinux,
     /// The emulated host's initramfs.
     HostInitramfs,
 }
 
 impl GuestData {
-    /// Its place in a data folder.
+    /// Returns its path in a data directory.
     pub fn relative_path(self) -> &'static Path {
         Path::new(match self {
             Self::GuestVmlinux => "guest/vmlinux",
@@ -53,7 +53,7 @@ impl GuestData {
         })
     }
 
-    /// The command that makes it.
+    /// Returns the command that creates it.
     fn maker(self) -> &'static str {
         match self {
             Self::TunedVmlinux | Self::TunedVmlinuz => "cargo xtask guest --tuned",
@@ -80,21 +80,21 @@ impl fmt::Display for GuestData {
     }
 }
 
-/// A file that is in none of the data folders.
+/// A file that none of the data directories has.
 #[derive(Debug, thiserror::Error)]
 #[error("{wanted} ({}) is in none of {}: `{}` makes it", wanted.relative_path().display(), listed(folders), wanted.maker())]
 pub struct GuestDataMissing {
     /// The file.
     pub wanted: GuestData,
-    /// The folders that were looked at.
+    /// The directories that were searched.
     pub folders: Vec<PathBuf>,
 }
 
-/// Finds a file in `$CORACLE_DATA`, else in `$XDG_CACHE_HOME/coracle` (`$HOME/.cache/coracle`), else in
-/// `/usr/share/coracle`: in the first of them that has it.
+/// Finds a file in the first of these directories that has it: `$CORACLE_DATA`, `$XDG_CACHE_HOME/coracle` (or
+/// `$HOME/.cache/coracle`), `/usr/share/coracle`.
 ///
 /// # Errors
-/// None has it; the message names each of them and the command that makes the file.
+/// None of them has it; the message names the directories and the command that creates the file.
 pub fn find(wanted: GuestData) -> Result<PathBuf, GuestDataMissing> {
     let folders = folders(|name| env::var_os(name));
     match folders.iter().map(|folder| folder.join(wanted.relative_path())).find(|path| path.is_file()) {
@@ -103,20 +103,20 @@ pub fn find(wanted: GuestData) -> Result<PathBuf, GuestDataMissing> {
     }
 }
 
-/// What the emulated host boots.
+/// The files from which the emulated host boots.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostData {
-    /// Its kernel, as ELF: unpacking a bzImage would cost three emulated seconds.
+    /// Its kernel, as ELF: decompressing a bzImage would take three emulated seconds.
     pub kernel: PathBuf,
     /// Its initramfs, with that kernel's modules.
     pub initramfs: PathBuf,
 }
 
-/// Finds the emulated host's kernel and initramfs as [`find`] does, but both in one folder: modules fit one
-/// kernel only.
+/// Finds the emulated host's kernel and initramfs as [`find`] does, but both in the same directory: modules
+/// match a single kernel.
 ///
 /// # Errors
-/// No folder has both; the message names one that is missing.
+/// No directory has both; the message names a missing one.
 pub fn find_host() -> Result<HostData, GuestDataMissing> {
     host_data_in(&folders(|name| env::var_os(name)))
 }
@@ -136,14 +136,14 @@ fn host_data_in(folders: &[PathBuf]) -> Result<HostData, GuestDataMissing> {
     Err(GuestDataMissing { wanted, folders: folders.to_vec() })
 }
 
-/// The folders where the modules of the default guest's kernel are, in a folder of its release each; there
-/// may be none.
+/// Returns the existing directories that hold the modules of the default guest's kernel, each release in its
+/// own subdirectory.
 pub(crate) fn module_folders() -> Vec<PathBuf> {
     folders(|name| env::var_os(name)).iter().map(|folder| modules_in(folder)).collect()
 }
 
-/// Whether the default kernel has drivers for all devices of a machine: the tuned one has them built in, the
-/// stock one as modules, which a data folder may lack.
+/// Whether the default kernel has drivers for all devices of a machine: the tuned kernel has them built in,
+/// the stock kernel as modules, which a data directory may lack.
 pub fn has_drivers(kaslr: bool) -> bool {
     has_drivers_in(&folders(|name| env::var_os(name)), kaslr)
 }
@@ -154,22 +154,22 @@ fn has_drivers_in(folders: &[PathBuf], kaslr: bool) -> bool {
     folders.iter().any(has)
 }
 
-/// Where a data folder has the modules of the stock kernel.
+/// Returns the path of the stock kernel's modules in a data directory.
 fn modules_in(folder: &Path) -> PathBuf {
     folder.join("guest/modules")
 }
 
-/// The data folders that are there.
+/// Returns the data directories that exist.
 pub fn existing_folders() -> impl Iterator<Item = PathBuf> {
     folders(|name| env::var_os(name)).into_iter().filter(|folder| folder.is_dir())
 }
 
-/// The kernel that boots when the user names none: the tuned one where it has been built, because it is ready
-/// in a fraction of the stock one's time, else the stock one. Both boot the default guest's initramfs. For
-/// `kaslr` it is the bzImage, whose own decompressor chooses the address.
+/// Finds the kernel that boots by default: the tuned one if it has been built, because it boots in a fraction
+/// of the stock kernel's time, or else the stock one. Both boot the default guest's initramfs. For `kaslr` it
+/// is the bzImage, whose own decompressor chooses the address.
 ///
 /// # Errors
-/// There is neither; the message is about the stock one, which is made without a compiler.
+/// There is neither; the message names the stock kernel, which can be installed without a compiler.
 pub fn default_kernel(kaslr: bool) -> Result<PathBuf, GuestDataMissing> {
     let (tuned, stock) = match kaslr {
         true => (GuestData::TunedVmlinuz, GuestData::GuestVmlinuz),
@@ -178,10 +178,10 @@ pub fn default_kernel(kaslr: bool) -> Result<PathBuf, GuestDataMissing> {
     find(tuned).or_else(|_| find(stock))
 }
 
-/// The data folders that an environment names, in order, each once.
+/// Returns the data directories that an environment names, in order and without duplicates.
 fn folders(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
     let set = |name| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    // The XDG Base Directory Specification has relative paths ignored.
+    // The XDG Base Directory Specification says that relative paths are ignored.
     let cache = set("XDG_CACHE_HOME")
         .filter(|path| path.is_absolute())
         .or_else(|| set("HOME").map(|home| home.join(".cache")))

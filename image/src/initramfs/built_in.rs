@@ -1,5 +1,5 @@
-//! Which drivers an unpacked kernel has built in, told by their names among its strings. Asked only when the
-//! kernel's modules are nowhere, to say whether that matters.
+//! Recognizes the drivers that are built into an uncompressed kernel by their names among its strings. This
+//! is used only if the kernel's modules cannot be found, to decide whether that matters.
 
 use std::io::Read;
 use std::path::Path;
@@ -7,15 +7,15 @@ use std::path::Path;
 use coracle_arch::regular_file;
 use memchr::memmem;
 
-/// The modules that the kernel at `path` is not known to have built in: of a packed kernel none is known. A
-/// driver's name is that of its module, with `-` or `_`, and stands alone among zeros.
+/// Returns the modules that are not known to be built into the kernel at `path`; for a compressed kernel, all
+/// of them. A driver has the name of its module, with `-` or `_`, between zero bytes.
 pub(super) fn missing_of<'a>(path: &Path, modules: &[&'a str]) -> Vec<&'a str> {
     let mut missing = modules.to_vec();
     let Ok((file, _)) = regular_file::open(path) else { return missing };
     let mut file = file.take(MOST_BYTES);
     let mut piece = Vec::new();
     while !missing.is_empty() {
-        // The end of the last piece may be the beginning of a name.
+        // A name may begin at the end of a piece and continue in the next.
         let kept = piece.len().min(LONGEST);
         piece.drain(..piece.len().saturating_sub(kept));
         match (&mut file).take(PIECE).read_to_end(&mut piece) {
@@ -31,10 +31,10 @@ fn has_name(bytes: &[u8], module: &str) -> bool {
     forms.iter().any(|name| memmem::find(bytes, format!("\0{name}\0").as_bytes()).is_some())
 }
 
-/// No unpacked kernel is larger.
+/// The largest kernel that is searched, in bytes; no uncompressed kernel is larger.
 const MOST_BYTES: u64 = 1 << 30;
 const PIECE: u64 = 1 << 20;
-/// More than the longest name of a module and two zeros.
+/// Longer than the longest name of a module with two zero bytes.
 const LONGEST: usize = 64;
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! Looks whether Linux can unpack an initrd, as far as that costs next to nothing: what it is, and whether it
-//! has its end. The builder calls it before there is a machine. Nothing is unpacked, and what is not known
-//! passes: other formats are the kernel's affair.
+//! Checks whether Linux can unpack an initrd, as far as that is cheap: its format, and whether it is
+//! complete. The builder calls this before it creates a machine. Nothing is unpacked, and unknown formats
+//! pass: they are left to the kernel.
 //!
 //! Sources: Linux, Documentation/driver-api/early-userspace/buffer-format.rst and init/initramfs.c; RFC 8878,
 //! 3.1.1; the .xz file format 1.2.0, 2.1.2.
@@ -11,36 +11,36 @@ use coracle_arch::field::ROOT;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFile;
 
-/// Why an initrd would not be unpacked.
+/// Why Linux would not unpack an initrd.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitrdError {
-    /// It is another kind of archive.
+    /// It is an archive of another format.
     #[error("the initrd {path:?} is {found}, which Linux does not unpack; {fix}")]
     Kind {
-        /// Its path.
+        /// The path of the initrd.
         path: PathBuf,
-        /// What it is.
+        /// The format that was found.
         found: &'static str,
-        /// What would work.
+        /// How to fix it.
         fix: String,
     },
-    /// It ends in the middle.
+    /// It is cut short.
     #[error(
-        "the initrd {path:?} is cut short: what begins at byte {at} goes on after the end of the file, which has {len} \
+        "the initrd {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, which has {len} \
          bytes; copy or make it again"
     )]
     Cut {
-        /// Its path.
+        /// The path of the initrd.
         path: PathBuf,
-        /// Where the part that is cut begins.
+        /// The offset of the part that is cut.
         at: u64,
-        /// Bytes of the file.
+        /// The length of the file, in bytes.
         len: u64,
     },
 }
 
-/// Checks one initrd.
+/// Checks an initrd.
 ///
 /// # Errors
 /// Linux would not unpack it.
@@ -50,7 +50,7 @@ pub fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
     let head = bytes::<512>(file, 0).unwrap_or_else(|| {
         let mut head = [0; 512];
         let len = usize::try_from(file.len()).unwrap_or(head.len()).min(head.len());
-        // A short file is all in its head.
+        // A file that is shorter than the buffer is complete in it.
         let _ = head.get_mut(..len).map(|head| file.read_at(0, head));
         head
     });
@@ -67,7 +67,7 @@ pub fn check(initrd: &InitrdFile) -> Result<(), InitrdError> {
     cut.map_or(Ok(()), |at| Err(InitrdError::Cut { path: path.to_owned(), at, len: file.len() }))
 }
 
-/// Archives that Linux has no code for, and what to do with them.
+/// Recognizes archive formats that Linux cannot unpack, and returns how to fix them.
 fn foreign(head: &[u8; 512]) -> Option<(&'static str, String)> {
     let is_tar = head.get(257..262) == Some(b"ustar");
     [
@@ -88,14 +88,14 @@ fn foreign(head: &[u8; 512]) -> Option<(&'static str, String)> {
     .find_map(|(is_it, found, fix)| is_it.then(|| (found, format!("{fix} `cpio -o -H newc`"))))
 }
 
-/// Where the entry of a cpio archive begins whose name or content the file has no room for. What follows the
-/// last entry, zeroes and another archive maybe, is not looked at.
+/// Finds the entry of a cpio archive whose name or content does not fit into the file, and returns its
+/// offset. What follows the last entry, such as zeroes or another archive, is not examined.
 fn cut_cpio(file: &InputFile) -> Option<u64> {
     let mut at = 0_u64;
     for _ in 0..MAX_ENTRIES {
         let left = file.len().saturating_sub(at);
         if left < CPIO_HEADER {
-            // Another file may go on here with the next entry, or a part of the padding is left.
+            // Another file may continue here with the next entry, or some padding is left.
             let magic: [u8; 4] = bytes(file, at)?;
             return (magic == *b"0707").then_some(at);
         }
@@ -112,7 +112,7 @@ fn cut_cpio(file: &InputFile) -> Option<u64> {
         let data = name_at.saturating_add(name_len).next_multiple_of(4);
         let end = data.saturating_add(len);
         if end > file.len() {
-            // The last entry has nothing behind its name, not even padding.
+            // The last entry has no content, and may lack padding.
             return (name_at.saturating_add(name_len) > file.len() || len > 0).then_some(at);
         }
         if name_len == CPIO_END.len() as u64 && bytes(file, name_at).as_ref() == Some(CPIO_END) {
@@ -123,7 +123,7 @@ fn cut_cpio(file: &InputFile) -> Option<u64> {
     None
 }
 
-/// Where the block of a Zstandard frame begins that the file has no room for.
+/// Finds the block of a Zstandard frame that does not fit into the file, and returns its offset.
 fn cut_zstd(file: &InputFile) -> Option<u64> {
     let [descriptor] = bytes(file, 4)?;
     let is_single = descriptor & 0x20 != 0;
@@ -143,7 +143,7 @@ fn cut_zstd(file: &InputFile) -> Option<u64> {
     for _ in 0..MAX_BLOCKS {
         let Some([low, middle, high]) = bytes(file, at) else { return Some(at) };
         let block = u32::from_le_bytes([low, middle, high, 0]);
-        // A repeated byte takes one, however often it is repeated.
+        // A block of a repeated byte takes one byte, whatever its length.
         let len = if (block >> 1) & 3 == 1 { 1 } else { u64::from(block >> 3) };
         let end = at.saturating_add(3).saturating_add(len);
         let is_last = block & 1 == 1;
@@ -158,8 +158,8 @@ fn cut_zstd(file: &InputFile) -> Option<u64> {
     None
 }
 
-/// The start of an .xz file without the mark at its end. With a plain archive after it, as some tools append
-/// one, its end is not looked for.
+/// Returns the offset of an .xz file that has no end mark. If a plain archive follows, as some tools append
+/// one, the end is not searched for.
 fn cut_xz(file: &InputFile) -> Option<u64> {
     let start = file.len().saturating_sub(TAIL as u64);
     let mut tail = vec![0; usize::try_from(file.len().min(TAIL as u64)).ok()?];
@@ -169,13 +169,13 @@ fn cut_xz(file: &InputFile) -> Option<u64> {
     (!has_end).then_some(0)
 }
 
-/// Where the block of a legacy LZ4 frame begins that the file has no room for.
+/// Finds the block of a legacy LZ4 frame that does not fit into the file, and returns its offset.
 fn cut_lz4(file: &InputFile) -> Option<u64> {
     let mut at = 4;
     for _ in 0..MAX_BLOCKS {
         let len = u32::from_le_bytes(bytes(file, at)?);
         let end = at.saturating_add(4).saturating_add(u64::from(len));
-        // A block of 8 MiB that cannot be packed is a little longer. What says more is not one.
+        // An incompressible block of 8 MiB grows a little. A larger length is not that of a block.
         if len == 0 || len > (9 << 20) {
             return None;
         }
@@ -196,11 +196,11 @@ fn bytes<const LEN: usize>(file: &InputFile, at: u64) -> Option<[u8; LEN]> {
 const CPIO_HEADER: u64 = 110;
 /// The name of the entry that ends an archive.
 const CPIO_END: &[u8; 11] = b"TRAILER!!!\0";
-/// Entries that are looked at; most initrds have some thousands.
+/// The maximum number of entries that are examined; most initrds have some thousands.
 const MAX_ENTRIES: u32 = 1 << 16;
-/// The same for blocks, which unpack to some 100 KiB each.
+/// The maximum number of blocks that are examined; each holds some 100 KiB.
 const MAX_BLOCKS: u32 = 1 << 16;
-/// Bytes at the end of a file in which the mark of its end is looked for, before padding.
+/// How many bytes before the end of a file are searched for the end mark, which padding may follow.
 const TAIL: usize = 4096;
 
 #[cfg(test)]
@@ -248,14 +248,14 @@ mod tests {
             let packed = pack(compression, &cpio);
             said(&packed).unwrap();
             said(&padded(&packed)).unwrap();
-            // Microcode comes first, not packed.
+            // An uncompressed archive with microcode comes first.
             said(&[&cpio[..], &packed].concat()).unwrap();
             said(&[&packed[..], &cpio].concat()).unwrap();
         }
         said(&cpio).unwrap();
         said(&padded(&cpio)).unwrap();
         said(&[&cpio[..], &cpio].concat()).unwrap();
-        // An entry may follow in the next initrd, and file systems and other kinds are the kernel's affair.
+        // An entry may continue in the next initrd; file systems and other formats are left to the kernel.
         let end = memchr::memmem::rfind(&cpio, b"070701").unwrap();
         said(&cpio[..end]).unwrap();
         said(b"hsqs").unwrap();
@@ -278,7 +278,7 @@ mod tests {
         for compression in [Compression::Xz, Compression::Zstd, Compression::Lz4Legacy] {
             let packed = pack(compression, &cpio);
             for len in (6..packed.len()).step_by(packed.len() / 50).chain([packed.len() - 1]) {
-                // A block that was not begun cannot be missed in a frame without an end.
+                // A frame without an end does not show that a further block is missing.
                 if compression == Compression::Lz4Legacy && len < 8 {
                     continue;
                 }

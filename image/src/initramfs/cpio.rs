@@ -1,6 +1,7 @@
-//! A writer of cpio archives in the "newc" form that the kernel unpacks (Linux,
+//! Writes cpio archives in the "newc" format, which the kernel unpacks (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst). The same entries always give the same bytes:
-//! sorted names, counted inodes, owner 0, time 0. A name is bytes, as Linux has it: it need not be UTF-8.
+//! names are sorted, inodes are numbered in order, the owner and the time are 0. A name is a sequence of
+//! bytes, as in Linux, and need not be UTF-8.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,44 +13,44 @@ use coracle_arch::{nameless_file, regular_file};
 
 use crate::temporary;
 
-/// An archive in the making.
+/// An archive under construction.
 #[derive(Debug, Default)]
 pub struct Archive {
     entries: BTreeMap<Vec<u8>, Entry>,
 }
 
-/// Why there is no archive.
+/// Why an archive cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
-    /// A name is empty, or would end itself or the archive early.
+    /// A name is empty, or contains a byte or has a value that would end it or the archive.
     #[error(
         "{name:?} cannot be the name of an entry in a cpio archive: it is empty, has a NUL, or marks the archive's end"
     )]
     Name {
-        /// The name.
+        /// The rejected name.
         name: String,
     },
-    /// The format's sizes have 32 bits.
+    /// A file is larger than the format's 32-bit sizes allow.
     #[error("{name:?} is larger than the 4 GiB that an entry of a cpio archive can have")]
     TooLarge {
-        /// The entry's name.
+        /// The name of the entry.
         name: String,
     },
-    /// A file of the host's cannot be read to its end.
+    /// A file of the host cannot be read completely.
     #[error("{} cannot be put into an initramfs: {source}", path.display())]
     Source {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
-        /// What the system said, or that the file has become shorter.
+        /// The error of the system call, or that the file has become shorter.
         r#source: io::Error,
     },
     /// The archive cannot be written.
     #[error("an initramfs cannot be written to a file in {}: {source}{}", folder.display(), temporary::advice())]
     Spool {
-        /// Where the file was to be.
+        /// The directory of the archive.
         folder: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
 }
@@ -59,41 +60,41 @@ struct Entry {
     /// File type and permissions, as in `st_mode`.
     mode: u32,
     data: Data,
-    /// Major and minor number of a device.
+    /// The major and minor number of a device.
     device: (u32, u32),
 }
 
-/// What an entry has besides its attributes.
+/// The data of an entry.
 #[derive(Debug)]
 enum Data {
-    /// The content of a file, the target of a symbolic link.
+    /// The content of a file, or the target of a symbolic link.
     Bytes(Vec<u8>),
-    /// The content of this file of the host's, which is read when the archive is written.
+    /// The content of this file of the host, which is read when the archive is written.
     HostFile(PathBuf),
 }
 
 impl Archive {
-    /// Adds a folder and those above it, all with mode 0755.
+    /// Adds a directory and its parents, all with mode 0755.
     pub fn folder(&mut self, path: impl AsRef<Path>) {
         self.folder_with(path, 0o755);
     }
 
-    /// Adds a folder with these permissions and those above it, which have mode 0755 unless they are there.
+    /// Adds a directory with these permissions, and its missing parents with mode 0755.
     pub fn folder_with(&mut self, path: impl AsRef<Path>, permissions: u32) {
         let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFDIR | permissions, Vec::new(), (0, 0));
     }
 
-    /// Adds a regular file and the folders above it.
+    /// Adds a regular file and its parent directories.
     pub fn file(&mut self, path: impl AsRef<Path>, permissions: u32, data: Vec<u8>) {
         let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFREG | permissions, data, (0, 0));
     }
 
-    /// Adds a regular file with the content of one of the host's, which is opened when the archive is
-    /// written, and the folders above it.
+    /// Adds a regular file and its parent directories. The content is that of a file of the host, which is
+    /// opened when the archive is written.
     pub fn host_file(&mut self, path: impl AsRef<Path>, permissions: u32, source: impl Into<PathBuf>) {
         let path = name(path.as_ref());
         self.parents(path);
@@ -102,36 +103,36 @@ impl Archive {
         self.entries.insert(path.to_owned(), entry);
     }
 
-    /// Adds a symbolic link and the folders above it.
+    /// Adds a symbolic link and its parent directories.
     pub fn symlink(&mut self, path: impl AsRef<Path>, target: impl AsRef<Path>) {
         let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFLNK | 0o777, bytes(target.as_ref()).to_vec(), (0, 0));
     }
 
-    /// Adds a character device and the folders above it.
+    /// Adds a character device and its parent directories.
     pub fn character_device(&mut self, path: impl AsRef<Path>, permissions: u32, major: u32, minor: u32) {
         let path = name(path.as_ref());
         self.parents(path);
         self.insert(path, S_IFCHR | permissions, Vec::new(), (major, minor));
     }
 
-    /// The archive's bytes.
+    /// Returns the bytes of the archive.
     ///
     /// # Errors
-    /// An entry is larger than the format's 4 GiB, has a name without content or with a NUL, or cannot be
-    /// read.
+    /// An entry is larger than the format's 4 GiB, has an invalid name, or cannot be read.
     pub fn finish(self) -> Result<Vec<u8>, ArchiveError> {
         let mut out = Vec::new();
-        // Memory takes everything.
+        // Writing to memory does not fail.
         self.write(&mut out).map_err(|failure| failure.of(Path::new("memory")))?;
         Ok(out)
     }
 
-    /// The archive in a file that has no name and is gone when it is closed, in `$TMPDIR`, else `/var/tmp`.
+    /// Writes the archive to an unnamed file in `$TMPDIR`, or else `/var/tmp`, which is deleted when it is
+    /// closed.
     ///
     /// # Errors
-    /// As [`Archive::finish`], or the folder takes no file of this size.
+    /// See [`Archive::finish`]; or the directory cannot take a file of this size.
     pub fn spool(self) -> Result<File, ArchiveError> {
         let folder = temporary::directory();
         let file = nameless_file::create_in(&folder).map_err(Failure::Write).and_then(|file| {
@@ -154,8 +155,8 @@ impl Archive {
         append(out, 0, TRAILER, &Entry { mode: 0, data: Data::Bytes(Vec::new()), device: (0, 0) })
     }
 
-    /// The kernel makes no folder by itself, so those above an entry are entries too. A folder's name sorts
-    /// before all in it.
+    /// Adds the parent directories of an entry, because the kernel does not create any itself. The name of a
+    /// directory sorts before those in it.
     fn parents(&mut self, path: &[u8]) {
         for (above, _) in memchr::memchr_iter(b'/', path).filter_map(|end| path.split_at_checked(end)) {
             if self.entries.get(above).is_none_or(|entry| entry.mode & S_IFMT != S_IFDIR) {
@@ -190,8 +191,8 @@ impl From<ArchiveError> for Failure {
     }
 }
 
-/// Writes one entry: its header and name, then its content, each up to a multiple of four from the start of
-/// the archive.
+/// Writes an entry: its header and name, then its content, each padded to a multiple of four from the start
+/// of the archive.
 fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Result<(), Failure> {
     let in_32_bits = |len| u32::try_from(len).map_err(|_| ArchiveError::TooLarge { name: lossy(name) });
     let unread = |path: &Path, source| ArchiveError::Source { path: path.to_owned(), source };
@@ -233,7 +234,7 @@ fn append(out: &mut impl Write, inode: u32, name: &[u8], entry: &Entry) -> Resul
     out.write_all([0; ALIGNMENT].get(..padding as usize).unwrap_or_default()).map_err(Failure::Write)
 }
 
-/// A path as the name of an entry.
+/// Converts a path to the name of an entry.
 fn name(path: &Path) -> &[u8] {
     let mut name = bytes(path);
     while let Some(rest) = name.strip_prefix(b"/").or(name.strip_suffix(b"/")) {
@@ -252,9 +253,9 @@ fn lossy(name: &[u8]) -> String {
 
 /// The name that ends an archive.
 const TRAILER: &[u8] = b"TRAILER!!!";
-/// Every name and every content starts at a multiple of four; every entry is one long.
+/// The alignment of names and contents, in bytes.
 const ALIGNMENT: usize = 4;
-/// What of a host's file is in memory at once.
+/// How much of a file of the host is in memory at once, in bytes.
 const PIECE: usize = 256 << 10;
 
 const S_IFMT: u32 = 0o170_000;
@@ -280,7 +281,7 @@ mod tests {
         archive
     }
 
-    /// Reads the archive back, one line for each entry: inode, mode, device, name, content.
+    /// Parses the archive, and returns a line for each entry: inode, mode, device, name, content.
     fn listing(mut archive: &[u8]) -> String {
         let mut listing = String::new();
         loop {
@@ -377,7 +378,8 @@ mod tests {
         let cpio = cpio.args(["-it", "--quiet"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = match cpio.spawn() {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                // Straight to the stream: what `eprintln!` writes in a test that passes is never seen.
+                // Write to the stream directly: the test harness captures the output of `eprintln!` in a test
+                // that passes.
                 let _ = writeln!(std::io::stderr(), "skipped: no cpio program on this machine");
                 return;
             }

@@ -1,5 +1,5 @@
-//! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules which
-//! a machine's devices need. The builder calls `loader`; `xtask` makes the default guest with the rest.
+//! Initramfs archives: a writer, the modules of a kernel, and the small archive that loads the modules for a
+//! machine's devices. The builder calls `loader`; `xtask` uses the rest to make the default guest.
 
 mod built_in;
 pub mod check;

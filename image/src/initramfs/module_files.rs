@@ -1,4 +1,4 @@
-//! Where the modules of a release are: from `modules.dep`, or found as they are needed.
+//! The paths of a release's modules: listed in `modules.dep`, or searched for when they are needed.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -7,18 +7,18 @@ use std::path::{Path, PathBuf};
 
 use super::module_tree::{ModulesError, module_name};
 
-/// Where modules are.
+/// The known paths of modules.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Name to path below the tree's folder.
+    /// Maps names to paths relative to the tree.
     paths: HashMap<String, PathBuf>,
-    /// Directories below the tree's that have been looked at.
+    /// The directories of the tree that have been listed.
     listed: HashSet<PathBuf>,
     is_complete: bool,
 }
 
 impl Files {
-    /// The modules that `modules.dep` lists: `PATH: NEEDED...`.
+    /// Parses the modules that `modules.dep` lists: `PATH: NEEDED...`.
     pub(super) fn of_list(list: &Path, text: &str) -> Result<Files, ModulesError> {
         let mut files = Files { is_complete: true, ..Files::default() };
         for (path, _) in text.lines().filter_map(|line| line.split_once(':')) {
@@ -27,8 +27,9 @@ impl Files {
         Ok(files)
     }
 
-    /// The path of a module below `root`. The whole tree is walked only for one that is in no likely folder:
-    /// it has hundreds, and on the emulated host each takes a quarter of a second.
+    /// Returns the path of a module below `root`. The whole tree is searched only for a module in none of the
+    /// likely directories: a tree has hundreds of directories, and on the emulated host listing one takes a
+    /// quarter of a second.
     pub(super) fn find(&mut self, root: &Path, name: &str) -> Result<Option<PathBuf>, ModulesError> {
         if let Some(path) = self.find_in(root, name, &LIKELY_FOLDERS.map(Path::new))? {
             return Ok(Some(path));
@@ -40,7 +41,7 @@ impl Files {
         Ok(self.paths.get(name).cloned())
     }
 
-    /// The path of a module below `root`, of which these directories are looked at, one after the other.
+    /// Returns the path of a module below `root`, listing these directories one after the other.
     pub(super) fn find_in(
         &mut self,
         root: &Path,
@@ -76,7 +77,7 @@ impl Files {
         Ok(())
     }
 
-    /// Takes a file, if it is a module. `list` is where it was named.
+    /// Adds a file, if it is a module. Errors name `list`, where the file was found.
     fn add(&mut self, path: &Path, list: &Path) -> Result<(), ModulesError> {
         let Some(name) = module_name(path) else { return Ok(()) };
         self.paths.insert(name, path.to_owned());
@@ -93,7 +94,7 @@ impl Files {
     }
 }
 
-/// Where Linux has what a guest of Coracle's needs, the most likely first.
+/// The directories in which Linux has the modules that Coracle's guests need, the most likely first.
 const LIKELY_FOLDERS: [&str; 19] = [
     "kernel/drivers/virtio",
     "kernel/net/vmw_vsock",
@@ -116,5 +117,5 @@ const LIKELY_FOLDERS: [&str; 19] = [
     "kernel/lib/lz4",
 ];
 
-/// Most modules of a kernel. One with every module of Linux has some ten thousand.
+/// The maximum number of modules. A kernel with every module of Linux has some ten thousand.
 pub(super) const MAX_MODULES: usize = 1 << 16;

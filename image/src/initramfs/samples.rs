@@ -1,12 +1,12 @@
-//! Kernel modules and trees of them that tests make by hand.
+//! Kernel modules and trees of them, built by hand for tests.
 
 use std::fs;
 use std::path::PathBuf;
 
-/// The release that the trees are of.
+/// The release of the trees.
 pub(super) const RELEASE: &str = "6.1.0-test";
 
-/// An ELF object of two sections: the names, and a `.modinfo` with this `depends=` line.
+/// Creates an ELF object with two sections: the names, and a `.modinfo` with this `depends=` line.
 pub(super) fn object(depends: &str) -> Vec<u8> {
     let names = b"\0.modinfo\0.shstrtab\0";
     let modinfo = format!("license=GPL\0depends={depends}\0name=x\0vermagic={RELEASE} SMP mod_unload \0");
@@ -30,7 +30,7 @@ pub(super) fn object(depends: &str) -> Vec<u8> {
     object
 }
 
-/// A system with a tree of its own for each test, removed at its end. Its kernel has `virtio` built in.
+/// A system with a tree, for a single test, removed at its end. Its kernel has `virtio` built in.
 pub(super) struct Tree {
     /// The root of the system.
     pub(super) root: PathBuf,

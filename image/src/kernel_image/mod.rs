@@ -1,8 +1,8 @@
-//! The user's kernel, ready to be loaded: told apart by content, unpacked here where its entry needs that,
-//! entered as asked for. The builder calls `open`; `xtask` and other programs that want the `vmlinux` in a
-//! `vmlinuz` call [`unpack`].
+//! Prepares the user's kernel for loading: recognizes it by its content, decompresses it if its entry point
+//! requires that, and chooses the entry point. The builder calls `open`; `xtask` and other programs that want
+//! the `vmlinux` in a `vmlinuz` call [`unpack`].
 //!
-//! What can be loaded at all, and how, is [`coracle_arch`]'s knowledge.
+//! [`coracle_arch`] knows what can be loaded, and how.
 
 mod unpack;
 
@@ -13,42 +13,43 @@ use coracle_arch::x86_64::image::{BootProtocol, ImageError, ImageFormat, KernelI
 
 pub use self::unpack::{UnpackError, unpack};
 
-/// A kernel file, and the way into it.
+/// A kernel file, and how to enter it.
 #[derive(Debug, Clone, Copy)]
 pub struct KernelRequest<'a> {
-    /// The file.
+    /// The path of the file.
     pub path: &'a Path,
-    /// The entry. None: Linux by its 64-bit entry, another ELF image by its PVH note where it has one.
+    /// The entry point. `None` selects for Linux the 64-bit entry, and for any other ELF image its PVH entry,
+    /// if it has one.
     pub protocol: Option<BootProtocol>,
-    /// Whether the kernel must be one that can choose its own address.
+    /// Whether the kernel must be one that can randomize its address (KASLR).
     pub kaslr: bool,
 }
 
-/// Why a kernel file cannot be booted as asked for.
+/// Why a kernel file cannot be booted as requested.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// It is no kernel, or damaged, or cannot be entered in that way.
+    /// It is not a kernel, is damaged, or has no such entry point.
     #[error(transparent)]
     Image(#[from] ImageError),
-    /// The kernel packed in it is damaged.
+    /// The compressed kernel in it is damaged.
     #[error(transparent)]
     Unpack(#[from] UnpackError),
-    /// An unpacked kernel cannot choose its address.
+    /// An uncompressed kernel cannot randomize its address.
     #[error(
-        "{KASLR} needs a kernel that unpacks itself, but {path:?} is an ELF file; give its bzImage (vmlinuz)"
+        "{KASLR} needs a kernel that decompresses itself, but {path:?} is an ELF file; give its bzImage (vmlinuz)"
     )]
     KaslrOfElf {
-        /// The kernel's path.
+        /// The path of the kernel.
         path: PathBuf,
     },
 }
 
-/// Opens the kernel, and unpacks it when that is the only way to the wanted entry: left to itself, Linux is
-/// sooner done and can choose its address.
+/// Opens the kernel, and decompresses it if only that leads to the requested entry point. Otherwise Linux
+/// decompresses itself, which is faster and lets it randomize its address.
 ///
 /// # Errors
-/// The file is no kernel, is damaged, or has no such entry.
+/// The file is not a kernel, is damaged, or has no such entry point.
 pub fn open(request: KernelRequest<'_>) -> Result<KernelImage, KernelError> {
     let KernelRequest { path, protocol, kaslr } = request;
     let packed = KernelImage::open(path)?;
@@ -79,7 +80,7 @@ mod tests {
     use crate::compression::Compression;
     use crate::compression::samples::{ALL, pack};
 
-    /// A file that is removed at the end.
+    /// A file that is removed on drop.
     struct Kernel(PathBuf);
 
     impl Kernel {
@@ -89,7 +90,7 @@ mod tests {
             Kernel(path)
         }
 
-        /// A bzImage with a packed payload that is no Linux.
+        /// Creates a bzImage whose compressed payload is not Linux.
         fn packed(name: &str, compression: Compression) -> Kernel {
             let elf = Payload::named("hello-exit").unwrap().elf();
             let mut packed = pack(compression, &elf);

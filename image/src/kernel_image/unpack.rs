@@ -1,4 +1,4 @@
-//! The `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and
+//! Decompresses the `vmlinux` inside a bzImage (Linux, Documentation/arch/x86/boot.rst, `payload_offset` and
 //! `payload_length`).
 
 use std::fs::File;
@@ -9,65 +9,66 @@ use coracle_arch::x86_64::image::{ImageError, KernelImage};
 
 use crate::compression::{Compression, DecompressError, room_for};
 
-/// Why a packed kernel could not be unpacked.
+/// Why a kernel could not be decompressed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
     /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ImageError),
-    /// There is nothing in it that could be unpacked here.
+    /// It contains nothing that can be decompressed here.
     #[error(
-        "{path:?} holds no kernel packed with gzip, xz, zstd or LZ4; other kinds can only unpack themselves"
+        "{path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress themselves"
     )]
     Unknown {
-        /// The kernel's path.
+        /// The path of the kernel.
         path: PathBuf,
     },
-    /// The packed kernel is damaged.
+    /// The compressed kernel is damaged.
     #[error("the kernel {path:?} is damaged; copy or build it again: {source}")]
     Damaged {
-        /// The kernel's path.
+        /// The path of the kernel.
         path: PathBuf,
-        /// What is wrong.
+        /// The decoder's error.
         r#source: DecompressError,
     },
-    /// The unpacked length that follows the packed kernel cannot be right.
+    /// The uncompressed length that follows the compressed kernel cannot be right.
     #[error(
-        "the kernel {path:?} is damaged: it says to be {size} bytes when unpacked, which are more than the {most} \
-         that it reserves or that its packed bytes give; copy or build it again"
+        "the kernel {path:?} is damaged: it claims to have {size} bytes when decompressed, more than the {most} \
+         that it reserves or that its compressed size allows; copy or build it again"
     )]
     Size {
-        /// The kernel's path.
+        /// The path of the kernel.
         path: PathBuf,
-        /// Bytes, as stated.
+        /// The claimed length, in bytes.
         size: u64,
-        /// Bytes that its header has room for.
+        /// The length for which its header reserves memory, in bytes.
         most: u64,
     },
-    /// Fewer bytes came out than there should be.
+    /// The decompressed kernel is shorter than claimed.
     #[error(
-        "the kernel {path:?} is damaged: it unpacks to {got} bytes and not to {size}; copy or build it again"
+        "the kernel {path:?} is damaged: it decompresses to {got} bytes instead of {size}; copy or build it again"
     )]
     Short {
-        /// The kernel's path.
+        /// The path of the kernel.
         path: PathBuf,
-        /// Bytes, as stated.
+        /// The claimed length, in bytes.
         size: u64,
-        /// Bytes that came out.
+        /// The actual length, in bytes.
         got: u64,
     },
 }
 
-/// The ELF file that is packed in the bzImage `image`, in a file that exists in memory only, at its start.
+/// Decompresses the ELF file in the bzImage `image` into a file that exists in memory only, positioned at its
+/// start.
 ///
 /// # Errors
-/// There is none, or it is packed in another way than by gzip, xz, zstd or LZ4, or damaged.
+/// There is none, it is damaged, or it is compressed with something other than gzip, xz, zstd or LZ4.
 pub fn unpack(image: &KernelImage) -> Result<File, UnpackError> {
     unpack_known(image)?.ok_or_else(|| UnpackError::Unknown { path: image.path().to_owned() })
 }
 
-/// As [`unpack`], but `None` where there is nothing that can be unpacked.
+/// Does the same as [`unpack`], but returns `None` if there is nothing that can be decompressed.
 pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<File>, UnpackError> {
     let Some((compression, stream_len, size)) = packing(image)? else { return Ok(None) };
     let path = || image.path().to_owned();
@@ -84,9 +85,9 @@ pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<File>, UnpackEr
     if got == size { Ok(Some(elf)) } else { Err(UnpackError::Short { path: path(), size, got }) }
 }
 
-/// How the kernel is packed, the bytes of the compressed stream, and the length of what is in it. The
-/// kernel's build writes that length, 4 bytes little-endian, behind every stream that does not end with it by
-/// itself, as gzip's does.
+/// Returns the kernel's compression, the length of the compressed stream, and the length of its content. The
+/// kernel's build appends that length, in 4 little-endian bytes, to every stream that does not itself end
+/// with it, as gzip's does.
 fn packing(image: &KernelImage) -> Result<Option<(Compression, u64, u64)>, UnpackError> {
     let len = image.payload_len().unwrap_or_default();
     let Some(stream_len) = len.checked_sub(4) else { return Ok(None) };
@@ -103,7 +104,7 @@ fn packing(image: &KernelImage) -> Result<Option<(Compression, u64, u64)>, Unpac
     Ok(Some((compression, stream_len, u64::from(u32::from_le_bytes(size)))))
 }
 
-/// The packed kernel, from `at` on.
+/// The compressed kernel, from `at` on.
 struct Payload<'a> {
     image: &'a KernelImage,
     at: u64,
@@ -120,15 +121,15 @@ impl Read for Payload<'_> {
     }
 }
 
-/// More than the longest magic number.
+/// Longer than the longest magic number.
 const HEAD_LEN: usize = 16;
 const BUFFER: usize = 256 << 10;
 
-/// Most bytes that an unpacked kernel may have, besides what its header reserves (`init_size`): far above any
-/// kernel (53 MiB is usual), far below what would hurt a host.
+/// The maximum size of a decompressed kernel, in bytes, in addition to the memory that its header reserves
+/// (`init_size`): far above any kernel (53 MiB is usual), and far below what would hurt a host.
 const MAX_UNPACKED: u64 = 1 << 30;
-/// The same in proportion to its packed bytes: that many, and so many times as many. xz, the densest, packs a
-/// kernel to a sixth.
+/// The limit in proportion to the compressed size: this many bytes, plus a multiple of the compressed size.
+/// xz, the strongest, compresses a kernel to a sixth.
 const MIN_UNPACKED: u64 = 16 << 20;
 const MAX_RATIO: u64 = 7;
 
@@ -160,7 +161,7 @@ mod tests {
         bytes
     }
 
-    /// As the kernel's build packs: all but gzip are followed by the length.
+    /// Compresses as the kernel's build does: the length follows all formats except gzip.
     fn payload(compression: Compression, plain: &[u8], size: usize) -> Vec<u8> {
         let mut payload = pack(compression, plain);
         if compression != Compression::Gzip {
@@ -183,7 +184,7 @@ mod tests {
         for image in [bzimage(b"BZh9 and so on"), bzimage(b""), bzimage(b"\x02\x21\x4c"), open(elf())] {
             assert!(unpack_known(&image).unwrap().is_none());
             let error = unpack(&image).unwrap_err().to_string();
-            assert!(error.contains("\"/boot/vmlinuz\" holds no kernel packed with gzip"), "{error}");
+            assert!(error.contains("\"/boot/vmlinuz\" contains no kernel compressed with gzip"), "{error}");
         }
     }
 
@@ -193,7 +194,7 @@ mod tests {
             let error = unpack(&bzimage(&payload(compression, b"kernel", 7))).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "the kernel \"/boot/vmlinuz\" is damaged: it unpacks to 6 bytes and not to 7; copy or build it again"
+                "the kernel \"/boot/vmlinuz\" is damaged: it decompresses to 6 bytes instead of 7; copy or build it again"
             );
             let error = unpack(&bzimage(&payload(compression, b"kernel", 5))).unwrap_err();
             assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");
@@ -204,7 +205,7 @@ mod tests {
     fn length_beyond_what_the_header_reserves_is_refused_before_unpacking() {
         let error = unpack(&bzimage(&payload(Compression::Lz4Legacy, b"kernel", 9 << 20))).unwrap_err();
         assert!(matches!(error, UnpackError::Size { size: 0x90_0000, most: 0x80_0000, .. }), "{error}");
-        // A bomb: 100 MiB of zeros, which say to be few.
+        // A decompression bomb: 100 MiB of zeros that claim to be few.
         let error = unpack(&bzimage(&payload(Compression::Lz4Legacy, &vec![0; 100 << 20], 64))).unwrap_err();
         assert!(error.to_string().contains("is damaged"), "{error}");
     }

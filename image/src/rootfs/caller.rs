@@ -1,4 +1,4 @@
-//! Who reads a folder, and what that says about the owners of its files in the guest.
+//! The user who reads a directory, and what that means for the owners of its files in the guest.
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -6,25 +6,25 @@ use std::path::Path;
 
 use coracle_agent::protocol::emulated_host::environment::caller;
 
-/// The user that this program runs for.
+/// The user for whom this program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Caller {
     uid: u32,
-    /// In a user namespace that does not have all ids, the one that stands for the others.
+    /// In a user namespace that does not map all ids, the id that stands for the others.
     overflow: Option<u32>,
 }
 
 /// The owner of a file in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ids {
-    /// The same as here.
+    /// The owner is the same as here.
     Known(u32, u32),
-    /// A likely one.
+    /// The owner is unknown, and this is the most plausible one.
     Guessed { uid: u32, gid: u32, why: &'static str },
 }
 
 impl Caller {
-    /// The user of this process, or the one that it was started for on an emulated host.
+    /// Returns the user of this process, or the one for whom it was started on an emulated host.
     pub(super) fn here() -> Caller {
         let own = || fs::metadata("/proc/self").map_or(0, |process| process.uid());
         let uid = caller().unwrap_or_else(own);
@@ -34,8 +34,8 @@ impl Caller {
         Caller { uid, overflow }
     }
 
-    /// Who owns a file in the guest: what belongs to an unprivileged caller is root's there, because a root
-    /// that was put together without privilege belongs to its maker.
+    /// Returns the owner of a file in the guest. Files of an unprivileged caller belong to root there,
+    /// because a root that was assembled without privilege belongs to the user who made it.
     pub(super) fn ids(&self, uid: u32, gid: u32) -> Ids {
         if self.overflow.is_some_and(|overflow| uid == overflow || gid == overflow) {
             let root = |id| if Some(id) == self.overflow { 0 } else { id };
@@ -48,15 +48,15 @@ impl Caller {
         Ids::Guessed { uid: 0, gid: 0, why: "it belongs to you, who are not root here" }
     }
 
-    /// Whether a regular file can be read. Root may read everything, and is not asked. What has taken its
-    /// place meanwhile, a link or a FIFO, is neither followed nor waited for.
+    /// Whether the caller can read a regular file. Root can read every file, so nothing is tried. If a link
+    /// or a FIFO has taken the file's place, it is neither followed nor waited for.
     pub(super) fn may_read(&self, path: &Path) -> bool {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         self.uid == 0 || OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok()
     }
 }
 
-/// Whether a map of user ids (user_namespaces(7)) has all of them as they are.
+/// Whether a map of user ids (user_namespaces(7)) maps all ids to themselves.
 fn is_whole(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"]) || map.is_empty()
 }

@@ -1,4 +1,4 @@
-//! The content of a file of a root: where on the host it is, and how it gets from there into an image.
+//! The content of a file in a root: its location on the host, and how it gets from there into an image.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
@@ -10,38 +10,38 @@ use std::time::SystemTime;
 
 use crate::sparse::write_unless_zero;
 
-/// Bytes of a file, which stay where they are until an image is written.
+/// The content of a file, which stays on the host until an image is written.
 #[derive(Debug, Clone)]
 pub(super) struct Content {
-    /// Bytes.
+    /// The length, in bytes.
     pub(super) len: u64,
     source: Source,
 }
 
 #[derive(Debug, Clone)]
 enum Source {
-    /// Parts of an archive; what is in none of them reads as zeroes.
+    /// Parts of an archive; everything outside them reads as zeroes.
     Parts { archive: Arc<File>, parts: Box<[Part]> },
-    /// A file below a folder, which is opened when it is read.
+    /// A file below a directory, which is opened when it is read.
     Named { folder: Arc<File>, path: PathBuf, identity: Identity },
 }
 
-/// A piece of a file's content in an archive.
+/// A part of a file's content in an archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Part {
-    /// Where it begins in the file.
+    /// Its offset in the file.
     pub(super) at: u64,
-    /// Where it begins in the archive.
+    /// Its offset in the archive.
     pub(super) offset: u64,
     pub(super) len: u64,
 }
 
-/// What tells a file from any other that may take its name.
+/// Distinguishes a file from any other that may have taken its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Identity {
     pub(super) device: u64,
     inode: u64,
-    /// Where the file system says it: the numbers of inodes are given again.
+    /// The creation time, if the file system has it, since inode numbers are reused.
     created: Option<SystemTime>,
 }
 
@@ -53,17 +53,18 @@ impl Identity {
 }
 
 impl Content {
-    /// A file of `len` bytes that is in parts of an archive, which are in order and inside it.
+    /// Describes a file of `len` bytes whose content is in parts of an archive, which are in order and within
+    /// it.
     pub(super) fn in_archive(archive: &Arc<File>, len: u64, parts: Box<[Part]>) -> Content {
         Content { len, source: Source::Parts { archive: archive.clone(), parts } }
     }
 
-    /// The file at `path` below a folder.
+    /// Describes the file at `path` below a directory.
     pub(super) fn named(folder: &Arc<File>, path: PathBuf, identity: Identity, len: u64) -> Content {
         Content { len, source: Source::Named { folder: folder.clone(), path, identity } }
     }
 
-    /// Bytes of memory that say where it is, about.
+    /// Estimates the memory that the description takes, in bytes.
     pub(super) fn memory(&self) -> usize {
         match &self.source {
             Source::Parts { parts, .. } => size_of_val::<[Part]>(parts),
@@ -71,7 +72,7 @@ impl Content {
         }
     }
 
-    /// What to call it in messages.
+    /// Names the content in messages.
     pub(super) fn name(&self) -> String {
         match &self.source {
             Source::Parts { parts, .. } => {
@@ -81,10 +82,10 @@ impl Content {
         }
     }
 
-    /// Opens it for reading.
+    /// Opens the content for reading.
     ///
     /// # Errors
-    /// It is not there any more, or is another file.
+    /// The file no longer exists, or is another file.
     pub(super) fn open(&self) -> io::Result<OpenContent<'_>> {
         let place = match &self.source {
             Source::Parts { archive, parts } => Place::Parts(archive, parts),
@@ -94,7 +95,7 @@ impl Content {
     }
 }
 
-/// A content that can be read.
+/// Content that is open for reading.
 pub(super) struct OpenContent<'a> {
     len: u64,
     place: Place<'a>,
@@ -106,10 +107,10 @@ enum Place<'a> {
 }
 
 impl OpenContent<'_> {
-    /// The bytes from `at` on, to the end at most.
+    /// Reads `len` bytes from `at`, or fewer at the end.
     ///
     /// # Errors
-    /// Those of the host.
+    /// The host cannot read the file.
     pub(super) fn bytes(&self, at: u64, len: usize) -> io::Result<Vec<u8>> {
         let len = len.min(usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX));
         let mut bytes = vec![0; len];
@@ -117,11 +118,11 @@ impl OpenContent<'_> {
         Ok(bytes)
     }
 
-    /// Fills `bytes`, which are zeroes, with those from `at` on. A file that has become shorter ends in
-    /// zeroes.
+    /// Fills `bytes`, which must be zeroes, with the content from `at`. If a file has become shorter, the
+    /// rest stays zero.
     ///
     /// # Errors
-    /// Those of the host.
+    /// The host cannot read the file.
     pub(super) fn fill(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
         let end = at.saturating_add(bytes.len() as u64);
         match &self.place {
@@ -147,7 +148,7 @@ impl OpenContent<'_> {
     /// Whether the file has become shorter since it was found.
     ///
     /// # Errors
-    /// Those of the host.
+    /// The host cannot read the file's metadata.
     pub(super) fn is_shorter(&self) -> io::Result<bool> {
         match &self.place {
             Place::Parts(..) => Ok(false),
@@ -155,11 +156,11 @@ impl OpenContent<'_> {
         }
     }
 
-    /// Writes the first `len` bytes to `image` from `offset` on; what is zero there already is left out.
-    /// False when the file has become shorter: zeroes stand for the rest.
+    /// Writes the first `len` bytes to `image` at `offset`, leaving out zeroes, which the image has already.
+    /// Returns `false` if the file has become shorter; the rest is zero then.
     ///
     /// # Errors
-    /// Those of the host.
+    /// The host cannot read the file or write the image.
     pub(super) fn copy_to(&self, image: &File, offset: u64, len: u64) -> io::Result<bool> {
         let len = len.min(self.len);
         match &self.place {
@@ -178,19 +179,19 @@ impl OpenContent<'_> {
     }
 }
 
-/// Opens a file below a folder, if it is still the one that was found there: whatever links have been put in
-/// its way, no other file is read.
+/// Opens a file below a directory if it is still the one that was found there: whatever links have been put
+/// in its way, no other file is read.
 fn open_below(folder: &File, path: &Path, identity: Identity) -> io::Result<File> {
     let full_path = below(folder, path);
     let file =
         OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(full_path)?;
     if Identity::of(&file.metadata()?) != identity {
-        return Err(io::Error::other("another file has taken its place"));
+        return Err(io::Error::other("another file is in its place now"));
     }
     Ok(file)
 }
 
-/// The path of something below an open folder.
+/// Returns the path of something below an open directory.
 pub(super) fn below(folder: &File, path: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(path)
 }
@@ -203,7 +204,7 @@ pub(super) struct Range {
     pub(super) len: u64,
 }
 
-/// Copies from file to file. False when the source ends before the range.
+/// Copies from file to file. Returns `false` if the source ends before the range does.
 fn copy(source: &File, image: &File, range: Range) -> io::Result<bool> {
     let mut buffer = vec![0; usize::try_from(range.len.min(BUFFER)).unwrap_or_default()];
     let mut done = 0;
@@ -220,7 +221,7 @@ fn copy(source: &File, image: &File, range: Range) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Reads until the buffer is full or the file ends; returns how much came.
+/// Reads until the buffer is full or the file ends, and returns the number of bytes.
 pub(super) fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -234,5 +235,6 @@ pub(super) fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<
     Ok(filled)
 }
 
-/// Large enough that system calls do not count, small enough for a cache.
+/// The size of a copy, in bytes: large enough that the cost of system calls does not matter, small enough for
+/// a CPU cache.
 const BUFFER: u64 = 1 << 20;

@@ -1,7 +1,8 @@
-//! Reads a root from a folder of the host.
+//! Reads a root from a directory of the host.
 //!
-//! It stays inside: no symbolic link is followed, and what is mounted on a folder in it is left out. Files
-//! are opened when the image is written, and only if they are still those that were found.
+//! It stays within the directory: symbolic links are not followed, and file systems mounted on subdirectories
+//! are left out. Files are opened when the image is written, and only if they are still those that were
+//! found.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
@@ -18,37 +19,37 @@ use super::left_out::LeftOut;
 use super::tree::{Attributes, Device, EntryError, Inode, InodeId, Kind, Tree};
 use super::xattrs;
 
-/// Why a folder cannot be read.
+/// Why a directory cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirectoryError {
-    /// Something in it cannot be read.
+    /// A file or directory in it cannot be read.
     #[error("{} in it cannot be read: {source}", path.display())]
     Read {
-        /// Below the folder.
+        /// The path relative to the directory.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// Something in it has no place in a root.
+    /// A file in it cannot be part of a root.
     #[error("{} in it cannot be kept: {source}", path.display())]
     Entry {
-        /// Below the folder.
+        /// The path relative to the directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         r#source: EntryError,
     },
-    /// An owner is not known.
+    /// The owner of a file cannot be determined.
     #[error("keep-ids: the owner of {} in it cannot be known: {why}; a tar made by root keeps it", path.display())]
     Ids {
-        /// Below the folder.
+        /// The path relative to the directory.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         why: &'static str,
     },
 }
 
-/// Reads a folder; with `keep_ids` it is an error when the owner of a file cannot be known.
+/// Reads a directory; with `keep_ids`, it is an error if the owner of a file cannot be determined.
 pub(super) fn read(
     folder: &Path,
     caller: &Caller,
@@ -91,13 +92,13 @@ struct Walk<'a> {
     /// Files with more than one name.
     linked: HashMap<Identity, InodeId>,
     root: Arc<File>,
-    /// The one that the root is on.
+    /// The device that holds the root.
     device: u64,
 }
 
-/// What a name stands for.
+/// What a name refers to.
 enum Found {
-    /// An inode that another name stands for, too.
+    /// An inode to which another name refers, too.
     Known(InodeId),
     New {
         inode: Box<Inode>,
@@ -105,18 +106,18 @@ enum Found {
     },
 }
 
-/// A folder that is to be read.
+/// A directory that is to be read.
 struct Folder {
-    /// Below the root.
+    /// The path relative to the root.
     path: PathBuf,
     identity: Identity,
 }
 
-/// Puts what was found into the tree.
+/// Adds what was found to the tree.
 type Take<'a> = dyn FnMut(Vec<u8>, Found) -> Result<InodeId, EntryError> + 'a;
 
 impl Walk<'_> {
-    /// Reads one folder.
+    /// Reads a single directory.
     fn read_folder(&mut self, folder: &Folder, take: &mut Take<'_>) -> Result<(), DirectoryError> {
         let path = &folder.path;
         let failed = |source| DirectoryError::Read { path: path.to_owned(), source };
@@ -130,9 +131,9 @@ impl Walk<'_> {
             }
             here => here.map_err(failed)?,
         };
-        // It is opened by its whole path: another one that has taken its place meanwhile may be anywhere.
+        // The directory is opened by its whole path, and another one may have taken its place meanwhile.
         if Identity::of(&here.metadata().map_err(failed)?) != folder.identity {
-            return Err(failed(io::Error::other("another folder has taken its place")));
+            return Err(failed(io::Error::other("another directory is in its place now")));
         }
         if folder.identity.device != self.device {
             self.left_out.mounts = self.left_out.mounts.saturating_add(1);
@@ -177,7 +178,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// What a file is; `None` when it is left out.
+    /// Returns the kind of a file; `None` if the file is left out.
     fn kind(&mut self, full_path: &Path, path: &Path, metadata: &Metadata) -> io::Result<Option<Kind>> {
         let kind = metadata.file_type();
         let device = Device { major: libc::major(metadata.rdev()), minor: libc::minor(metadata.rdev()) };

@@ -1,4 +1,4 @@
-//! Why there is no root, in sentences that name it.
+//! Why a root cannot be prepared, in messages that name it.
 
 use std::io;
 use std::path::PathBuf;
@@ -11,101 +11,101 @@ use super::tar::TarError;
 use super::unpack::UnpackError;
 use crate::temporary;
 
-/// Why there is no root.
+/// Why a root cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootError {
     /// The source cannot be opened.
     #[error("{ROOT} {}: it cannot be opened: {source}", path.display())]
     Open {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// The source is nothing of what a root can be.
+    /// The source is not of a kind that a root can be.
     #[error(
-        "{ROOT} {}: it is {found}, but a folder, a tar (plain, gzip, xz, zstd, LZ4) or an image of ext4, EROFS or \
+        "{ROOT} {}: it is {found}, but a directory, a tar (plain, gzip, xz, zstd, LZ4) or an image of ext4, EROFS or \
          squashfs is needed",
         path.display()
     )]
     Kind {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// What it is.
+        /// What was found.
         found: String,
     },
-    /// The source is not what the program said that it is.
+    /// The source is not of the kind that the program requires.
     #[error("the root {} is {found}, but {wanted} is needed", path.display())]
     OtherKind {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// What it is.
+        /// What was found.
         found: &'static str,
-        /// What was asked for.
+        /// The required kind.
         wanted: &'static str,
     },
-    /// The source has nothing in it.
+    /// The source is empty.
     #[error("{ROOT} {}: there is nothing in it", path.display())]
     Empty {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
     },
-    /// The source holds a root in a form of its own.
+    /// The source contains a root in another format.
     #[error("{ROOT} {}: it is {found}; {fix}", path.display())]
     Form {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// What it is.
+        /// What was found.
         found: String,
-        /// What would work.
+        /// How to fix it.
         fix: String,
     },
-    /// A folder cannot be read.
+    /// A directory cannot be read.
     #[error("{ROOT} {}: {source}", path.display())]
     Directory {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: DirectoryError,
     },
     /// A tar cannot be used.
     #[error("{ROOT} {}: {source}", path.display())]
     Tar {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: TarError,
     },
-    /// A tar cannot be unpacked.
+    /// A tar cannot be decompressed.
     #[error("{ROOT} {}: {source}", path.display())]
     Unpack {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: UnpackError,
     },
-    /// An option that goes with images of ext4 alone.
+    /// An option that only applies to images of ext4.
     #[error("{ROOT} {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
     Word {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
         /// The option.
         word: &'static str,
-        /// What the source is.
+        /// The kind of the source.
         found: &'static str,
     },
-    /// An initramfs was asked for, and cannot be.
+    /// An initramfs is requested but impossible.
     #[error(
         "{ROOT} {}: it cannot be an initramfs, which has no extended attributes, no names beyond 4 KiB and no files \
          beyond 4 GiB; leave out as=initramfs",
         path.display()
     )]
     NoInitramfs {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
     },
-    /// An initramfs was asked for that the guest has no room for.
+    /// An initramfs is requested for which the guest has too little memory.
     #[error(
         "{ROOT} {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, or give \
          it more",
@@ -114,42 +114,42 @@ pub enum RootError {
         memory >> 20
     )]
     TooLarge {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// Bytes of the initramfs, about.
+        /// The approximate length of the initramfs, in bytes.
         len: u64,
-        /// Bytes of the guest's memory.
+        /// The guest's memory, in bytes.
         memory: u64,
     },
-    /// The image cannot be made.
+    /// The image cannot be written.
     #[error("{ROOT} {}: {source}", path.display())]
     Image {
-        /// As given.
+        /// The path of the root.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         r#source: ImageError,
     },
-    /// There is no place for files without a name.
+    /// The host cannot create an unnamed file.
     #[error("{}: a file for the root cannot be made there: {source}{}", folder.display(), temporary::advice())]
     Spool {
-        /// Where it was to be.
+        /// The directory of the file.
         folder: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// Two roots.
+    /// There is an initrd as well.
     #[error("{ROOT} goes without {INITRDS}: the root is what an initrd would bring")]
     WithInitrd,
-    /// Another root, or another program to start it.
+    /// The kernel command line names another root or another init.
     #[error("{ROOT} goes without {word} on the kernel command line; init= chooses the first program")]
     WithWord {
-        /// The word.
+        /// The parameter of the kernel command line.
         word: String,
     },
-    /// An image that Linux has no use for.
+    /// The kernel is not Linux, which alone can use a root.
     #[error("{ROOT} goes with a Linux kernel, and {} is none", kernel.display())]
     NotLinux {
-        /// The kernel.
+        /// The path of the kernel.
         kernel: PathBuf,
     },
 }

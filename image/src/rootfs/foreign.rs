@@ -1,23 +1,23 @@
-//! Names a folder or tar that holds a root in a form of its own, by the names in it: what container tools
-//! write.
+//! Recognizes a directory or tar that contains a root in another format, such as a container image, by the
+//! names in it.
 
 use super::tree::{InodeId, Kind, Tree};
 
-/// What a tree is that is not a root, and what would work.
+/// What a tree is instead of a root, and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub(super) found: String,
     pub(super) fix: String,
 }
 
-/// Looks at the names at the top of a tree; `None` when it may be a root.
+/// Examines the names at the top of a tree; `None` if it may be a root.
 pub(super) fn identify(tree: &Tree) -> Option<Foreign> {
     let top = names(tree, Tree::ROOT)?;
     let has = |name: &str| top.iter().any(|(top, _)| *top == name.as_bytes());
     if SYSTEM.iter().any(|name| has(name)) {
         return None;
     }
-    // Docker writes both forms at once since version 25.
+    // Docker writes both formats at once since version 25.
     if has("manifest.json") && ["repositories", "oci-layout"].iter().any(|name| has(name)) {
         return Some(Foreign {
             found: "an image of containers as `docker save` writes it".into(),
@@ -45,7 +45,7 @@ pub(super) fn identify(tree: &Tree) -> Option<Foreign> {
 
 fn names(tree: &Tree, id: InodeId) -> Option<Vec<(&[u8], InodeId)>> {
     match &tree.inode(id).kind {
-        // More names than tell anything are a root, or anything else.
+        // A directory with more names could be a root or anything else.
         Kind::Directory(names) => {
             Some(names.iter().take(MAX_NAMES).map(|(name, id)| (name.as_slice(), *id)).collect())
         }
@@ -53,11 +53,11 @@ fn names(tree: &Tree, id: InodeId) -> Option<Vec<(&[u8], InodeId)>> {
     }
 }
 
-/// Names at the top of a root; a system has several of them.
+/// Names at the top of a root; every system has several of them.
 const SYSTEM: [&str; 9] = ["bin", "sbin", "etc", "usr", "lib", "lib64", "init", "linuxrc", "nix"];
-/// How many of them make a folder a root.
+/// How many of them make a directory a root.
 const LEAST: usize = 2;
-/// Names that are looked at.
+/// The maximum number of names that are examined.
 const MAX_NAMES: usize = 4096;
 
 #[cfg(test)]

@@ -1,29 +1,29 @@
-//! What of a source its root does not have, for one line of warning.
+//! What a root lacks of its source, for a warning in one line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// Counts of what was not kept.
+/// The numbers of things that were left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// Sockets, which mean nothing without their program.
+    /// Sockets, which are useless without their program.
     pub sockets: u64,
-    /// Folders on which something else is mounted: they are there, and empty.
+    /// Directories on which another file system is mounted: they are there, but empty.
     pub mounts: u64,
-    /// Files and the insides of folders that cannot be read.
+    /// Files and contents of directories that cannot be read.
     pub unreadable: u64,
-    /// The first of these.
+    /// The path of the first of these.
     pub first_unreadable: Option<PathBuf>,
-    /// Extended attributes that cannot be read or have no place in the image.
+    /// Extended attributes that cannot be read or stored in the image.
     pub xattrs: u64,
-    /// Members of a tar that are no files.
+    /// Members of a tar that are not files.
     pub members: u64,
-    /// Files that became shorter while they were read, which end in zeroes.
+    /// Files that became shorter while they were read; zeroes replace the rest.
     pub shortened: u64,
 }
 
 impl LeftOut {
-    /// Whether everything was kept.
+    /// Whether nothing was left out.
     pub fn is_nothing(&self) -> bool {
         *self == LeftOut::default()
     }

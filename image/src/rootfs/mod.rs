@@ -1,8 +1,8 @@
-//! The root file system of a guest, made of a folder, a tar or an image of the host.
+//! The root file system of a guest, made from a directory, a tar or an image of the host.
 //!
-//! A folder or tar is read into a tree of names and attributes, with contents by reference; out of it comes
-//! an initramfs or an EROFS image in a file without a name. Nothing is ever unpacked onto the host. The
-//! builder calls it; a program that starts many machines from one root makes the image once, by
+//! A directory or tar is read into a tree of names and attributes that refers to the contents; an initramfs,
+//! or an EROFS image in an unnamed file, is written from it. Nothing is ever unpacked onto the host. The
+//! builder calls this; a program that starts many machines from one root creates the image once, with
 //! [`write_image`].
 
 mod caller;
@@ -43,30 +43,30 @@ use self::tree::Tree;
 pub use self::unpack::UnpackError;
 use crate::temporary;
 
-/// What an image was made of.
+/// The result of writing an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageReport {
-    /// Bytes of the image.
+    /// The length of the image, in bytes.
     pub bytes: u64,
-    /// Files of all kinds.
+    /// The number of files of all kinds.
     pub files: u64,
-    /// What of the source is not in it.
+    /// What the image lacks of the source.
     pub left_out: LeftOut,
 }
 
-/// A root that is ready to be given to a guest.
+/// A root that is ready for a guest.
 #[derive(Debug)]
 pub enum Root {
-    /// All of it is in memory; none when it has been given to the initrds.
+    /// In memory; `None` once it has been moved to the initrds.
     Initramfs(Option<InitrdFile>),
-    /// It is on a disk of its own.
+    /// On a disk of its own.
     Disk(RootDisk),
 }
 
-/// Where the loader finds a root that was made for it.
+/// Where the loader finds a root that was prepared for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootStart {
-    /// Around itself: the initramfs is the root.
+    /// In the initramfs that contains the loader.
     Here,
     /// On the device that the command line names.
     OnDevice,
@@ -75,44 +75,44 @@ pub enum RootStart {
 /// The disk with a root.
 #[derive(Debug)]
 pub struct RootDisk {
-    /// What holds it.
+    /// The file behind the disk.
     pub backing: RootBacking,
     file_system: FileSystem,
 }
 
-/// What holds the disk with a root.
+/// The file behind the disk with a root.
 #[derive(Debug)]
 pub enum RootBacking {
-    /// An image that was made here, to be read.
+    /// An image that was created here, and is read-only.
     Made(File),
-    /// An image of the user's.
+    /// An image of the user.
     Image {
-        /// Its path.
+        /// The path of the image.
         path: PathBuf,
         /// Where the guest's writes go.
         access: ImageAccess,
     },
 }
 
-/// What a guest may do with the image that its root is on.
+/// A guest's access to the image of its root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageAccess {
-    /// Read it, as others do.
+    /// Read-only, shared with others.
     ReadOnly,
-    /// Write to it, alone.
+    /// Read and write, exclusively.
     ReadWrite,
-    /// Write to an overlay, which is gone with the machine.
+    /// Read and write, with writes in an overlay that is discarded with the machine.
     Overlay {
-        /// The most bytes that the overlay takes; none: what its file system has.
+        /// The maximum size of the overlay, in bytes; `None` for as much as its file system has.
         most: Option<u64>,
     },
 }
 
-/// Writes an EROFS image of a folder or tar into an empty file: a root for many machines, as
-/// `VmBuilder::root_image` of the crate `coracle` takes it.
+/// Writes an EROFS image of a directory or tar into an empty file: a root for many machines, to be used with
+/// `VmBuilder::root_image` of the crate `coracle`.
 ///
 /// # Errors
-/// The source is no folder and no tar, or cannot be read, or the image cannot be written.
+/// The source is neither a directory nor a tar, or cannot be read, or the image cannot be written.
 pub fn write_image<'a>(root: impl Into<RootSource<'a>>, image: &File) -> Result<ImageReport, RootError> {
     let root = &root.into();
     let mut left_out = LeftOut::default();
@@ -124,18 +124,18 @@ pub fn write_image<'a>(root: impl Into<RootSource<'a>>, image: &File) -> Result<
     Ok(ImageReport { bytes: written.bytes, files: written.inodes, left_out })
 }
 
-/// What the source of a root is.
+/// Returns the kind of a root's source.
 ///
 /// # Errors
-/// It cannot be read, or is none of them.
+/// The source cannot be read, or is of none of the kinds.
 pub fn kind_of(path: &Path) -> Result<RootKind, RootError> {
     Source::open(path).map(|source| source.kind())
 }
 
-/// Looks whether a root is available, without making anything.
+/// Checks that a root is available, without creating anything.
 ///
 /// # Errors
-/// It is not, as far as that can be told at a glance.
+/// The root cannot be used, as far as that can be told without reading all of it.
 pub fn check(request: &RootRequest<'_>) -> Result<(), RootError> {
     let root = &request.source;
     match opened(request)? {
@@ -146,13 +146,13 @@ pub fn check(request: &RootRequest<'_>) -> Result<(), RootError> {
             }
         }
         source @ Source::Tar(..) => drop(tree_of(root, source, &mut LeftOut::default())?),
-        // Unpacking it twice would cost more than a late refusal.
+        // Decompressing it twice would cost more than a late error.
         Source::PackedTar(..) | Source::Image(_) => {}
     }
     Ok(())
 }
 
-/// Makes a root, and says what of its source is not in it.
+/// Prepares a root, and returns what it lacks of its source.
 ///
 /// # Errors
 /// The source cannot be read, or there is no room for the image.
@@ -179,8 +179,8 @@ pub fn prepare(request: &RootRequest<'_>) -> Result<(Root, LeftOut), RootError> 
 }
 
 impl Root {
-    /// The words by which the kernel, and the program that it starts first (`agent/src/loader`), find the
-    /// root; on a disk it is behind `disks` others.
+    /// Returns the parameters by which the kernel, and its first program (`agent/src/roles/loader`), find the
+    /// root. A root on a disk comes after `disks` others.
     pub fn cmdline_words(&self, disks: usize) -> String {
         let first = format!("rdinit={LOADER}");
         let Root::Disk(disk) = self else { return first };
@@ -193,7 +193,7 @@ impl Root {
         format!("root=/dev/vd{device} rootfstype={} {access} {first}", disk.file_system.name())
     }
 
-    /// Gives what of it is an initramfs to the machine's.
+    /// Moves the root to the machine's initrds, if it is an initramfs.
     pub fn placed(self, initrds: &mut Vec<InitrdFile>) -> Root {
         match self {
             Root::Initramfs(archive) => {
@@ -204,7 +204,7 @@ impl Root {
         }
     }
 
-    /// How the loader finds it.
+    /// Returns where the loader finds it.
     pub fn start(&self) -> RootStart {
         match self {
             Root::Initramfs(_) => RootStart::Here,
@@ -212,14 +212,14 @@ impl Root {
         }
     }
 
-    /// The modules of file systems that it takes.
+    /// Returns the modules of the file systems that it needs.
     pub fn modules(&self) -> Vec<&'static str> {
         let Root::Disk(disk) = self else { return Vec::new() };
         let overlay = disk.has_overlay().then_some("overlay");
         std::iter::once(disk.file_system.name()).chain(overlay).collect()
     }
 
-    /// The disk that it is on.
+    /// Returns the disk that holds it, if it is on a disk.
     pub fn disk(&self) -> Option<&RootDisk> {
         match self {
             Root::Initramfs(_) => None,
@@ -229,13 +229,13 @@ impl Root {
 }
 
 impl RootDisk {
-    /// Whether what the guest writes goes to its memory, because the file system takes none of it.
+    /// Whether the guest's writes go to its memory, because the file system is read-only.
     fn has_overlay(&self) -> bool {
         self.file_system.is_read_only()
     }
 }
 
-/// The source, when the options go with it and with the rest of the machine.
+/// Opens the source, if the options are compatible with it and with the rest of the machine.
 fn opened(request: &RootRequest<'_>) -> Result<Source, RootError> {
     let root = &request.source;
     if request.has_initrd {
@@ -277,13 +277,13 @@ fn check_access(root: &RootSource<'_>, source: &Source) -> Result<(), RootError>
 
 fn kind_name(kind: RootKind) -> &'static str {
     match kind {
-        RootKind::Directory => "a folder",
+        RootKind::Directory => "a directory",
         RootKind::Tar => "a tar",
         RootKind::Image => "an image",
     }
 }
 
-/// Reads a folder or tar; an image has no tree.
+/// Reads a directory or tar; an image has no tree.
 fn tree_of(root: &RootSource<'_>, source: Source, left_out: &mut LeftOut) -> Result<Tree, RootError> {
     let path = || root.path.to_owned();
     let limit = source.archive_len().map_or(0, Tree::limit_for);
@@ -302,7 +302,7 @@ fn tree_of(root: &RootSource<'_>, source: Source, left_out: &mut LeftOut) -> Res
         .and_then(|tree| usable(root, tree))
 }
 
-/// Refuses what holds no root, or holds it in another form.
+/// Refuses a tree without a root, or with a root in another format.
 fn usable(root: &RootSource<'_>, tree: Tree) -> Result<Tree, RootError> {
     let path = || root.path.to_owned();
     if tree.is_empty() {
@@ -314,8 +314,8 @@ fn usable(root: &RootSource<'_>, tree: Tree) -> Result<Tree, RootError> {
     }
 }
 
-/// The length of the initramfs as which a tree goes to the guest, about; `None` for a disk. `source_len` is
-/// that of the archive which it is from.
+/// Returns the approximate length of the initramfs for a tree; `None` if the tree goes to a disk.
+/// `source_len` is the length of the archive that it comes from.
 fn initramfs_len(
     root: &RootSource<'_>,
     tree: &Tree,
@@ -330,7 +330,8 @@ fn initramfs_len(
         RootForm::Auto => Ok(len.filter(|len| *len <= most.min(memory / SHARE_OF_MEMORY))),
         RootForm::Initramfs => match len {
             None => Err(RootError::NoInitramfs { path: root.path.to_owned() }),
-            // It is made in memory here, too: holes of a tar may make it as large as they like.
+            // The initramfs is built in this process's memory too, and holes of a tar can make it arbitrarily
+            // large.
             Some(len) if len > memory => Err(RootError::TooLarge { path: root.path.to_owned(), len, memory }),
             Some(len) => Ok(Some(len)),
         },
@@ -362,7 +363,7 @@ fn write_erofs(
     Ok(written)
 }
 
-/// What the guest does with a user's image. One that it only reads can be used by many machines at once.
+/// Returns the guest's access to a user's image. Several machines can use an image that is only read.
 fn image_access(access: RootAccess, file_system: FileSystem) -> ImageAccess {
     match access {
         _ if file_system.is_read_only() => ImageAccess::ReadOnly,
@@ -374,7 +375,7 @@ fn image_access(access: RootAccess, file_system: FileSystem) -> ImageAccess {
     }
 }
 
-/// A file that is gone when it is closed, and the folder that it is in.
+/// Creates an unnamed file, and returns it with its directory.
 fn spool_file() -> Result<(PathBuf, File), RootError> {
     let folder = temporary::directory();
     match nameless_file::create_in(&folder) {
@@ -383,23 +384,24 @@ fn spool_file() -> Result<(PathBuf, File), RootError> {
     }
 }
 
-/// The program that starts a root, where the loader's archive has it.
+/// The path of the program that starts a root, in the loader's archive.
 const LOADER: &str = "/coracle/init";
 
-/// Words of the kernel command line that would contradict a root's own.
+/// Kernel parameters that would contradict those of a prepared root.
 const OUR_WORDS: [&str; 3] = ["root=", "rootfstype=", "rdinit="];
 
-/// The most that a guest may write to an image's overlay on an emulated host, whose memory it is in, and
-/// which has 3 GiB at the most.
+/// How much a guest may write to an image's overlay on an emulated host, in bytes: the overlay is in that
+/// host's memory, which is at most 3 GiB.
 const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
 
-/// The largest initramfs that is made unasked. The guest has it in memory twice while it is unpacked and once
-/// from then on; a disk costs a device, two file systems and reads as they come.
+/// The largest initramfs that is created by default, in bytes. The guest holds it in memory twice while
+/// unpacking, and once afterwards; a disk costs a device, two file systems and reads on demand.
 const SMALL: u64 = 32 << 20;
-/// The same for an archive, to which twice its own length is added: holes and packing make much of little,
-/// and it is made in memory here.
+/// The limit for an archive, in bytes, on twice its own length: its compression and holes can expand to much
+/// more, and it is built in memory here.
 const SMALL_OF_ARCHIVE: u64 = 12 << 20;
-/// The same as a share of the guest's memory: an eighth of it, so that unpacking takes a quarter.
+/// The divisor for the guest's memory: the initramfs may have an eighth of it, so that unpacking takes a
+/// quarter.
 const SHARE_OF_MEMORY: u64 = 8;
 
 #[cfg(test)]

@@ -1,78 +1,78 @@
-//! What a caller says about a root: where it is, and what the machine around it is like.
+//! A caller's description of a root, and of the machine that gets it.
 
 use std::path::Path;
 
-/// A root file system as its user names it. What `path` names is told by looking at it: a folder, a tar
-/// (plain, or packed by gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
+/// A root file system, as the user names it. The kind of `path` is recognized from its content: a directory,
+/// a tar (plain, or compressed with gzip, xz, zstd or LZ4), or an image of ext4, EROFS or squashfs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootSource<'a> {
-    /// The folder, tar or image.
+    /// The directory, tar or image.
     pub path: &'a Path,
-    /// What it has to be; none: whatever it is.
+    /// The required kind; `None` accepts any.
     pub kind: Option<RootKind>,
     /// Where the guest's writes go.
     pub access: RootAccess,
-    /// How a folder or tar gets into the guest.
+    /// How a directory or tar gets into the guest.
     pub form: RootForm,
-    /// Whether it is an error when the owner of a file in a folder cannot be known. Without it, what belongs
-    /// to an unprivileged caller is root's in the guest.
+    /// Whether it is an error if the owner of a file in a directory cannot be determined. If it is not, files
+    /// of an unprivileged caller belong to root in the guest.
     pub keep_ids: bool,
 }
 
 impl<'a> RootSource<'a> {
-    /// A root whose source stays as it is.
+    /// Describes a root whose source is not modified.
     pub fn new(path: &'a Path) -> RootSource<'a> {
         let (access, form) = (RootAccess::default(), RootForm::default());
         RootSource { path, kind: None, access, form, keep_ids: false }
     }
 }
 
-/// A root and the machine that gets it.
+/// A root, and the machine that gets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RootRequest<'a> {
     /// The root.
     pub source: RootSource<'a>,
-    /// The kernel command line as its user wrote it.
+    /// The kernel command line, as the user has written it.
     pub cmdline: &'a str,
-    /// Whether the user has an initrd, which no root goes with.
+    /// Whether the user has an initrd, with which no root can be combined.
     pub has_initrd: bool,
-    /// Bytes of the guest's memory.
+    /// The guest's memory, in bytes.
     pub memory: u64,
 }
 
-/// What a root is made of.
+/// The kind of a root's source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootKind {
-    /// A folder of the host.
+    /// A directory of the host.
     Directory,
-    /// A tar, packed or not.
+    /// A tar, compressed or not.
     Tar,
     /// An image of a file system.
     Image,
 }
 
-/// What becomes of what a guest writes to its root.
+/// Where a guest's writes to its root go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootAccess {
-    /// It is gone with the machine, and the source stays as it is.
+    /// They are discarded with the machine, and the source is not modified.
     #[default]
     Private,
-    /// The same, and at most so many bytes of it. For images of ext4.
+    /// The same, with a limit on their size in bytes. For images of ext4.
     PrivateUpTo(u64),
-    /// It goes to the image, which nobody else may use meanwhile. For images of ext4.
+    /// They go to the image, which nobody else may use meanwhile. For images of ext4.
     Image,
 }
 
-/// How a folder or tar gets into the guest.
+/// How a directory or tar gets into the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootForm {
-    /// As an initramfs where it is small and has no extended attributes, else on a disk.
+    /// As an initramfs if it is small and has no extended attributes, otherwise on a disk.
     #[default]
     Auto,
-    /// As an initramfs, which any kernel can have, and which takes memory.
+    /// As an initramfs, which every kernel supports, and which takes memory.
     Initramfs,
-    /// On a read-only disk (EROFS) with what is written in the guest's memory (overlayfs).
+    /// On a read-only disk (EROFS), with writes in the guest's memory (overlayfs).
     Disk,
 }

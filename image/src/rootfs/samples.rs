@@ -1,4 +1,4 @@
-//! Trees, tars and folders that tests make, and what a tree says in a form that can be compared.
+//! Trees, tars and directories for tests, and the content of a tree in a form that can be compared.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::content::{Content, Part};
 use super::tree::{Attributes, Device, Inode, InodeId, Kind, Tree};
 
-/// All that a file system says of one name.
+/// Everything that a file system knows about a name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) mode: u16,
@@ -20,14 +20,14 @@ pub(super) struct Entry {
     pub(super) links: u32,
     pub(super) device: (u32, u32),
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Of a file its bytes, of a link its target.
+    /// The bytes of a file, or the target of a link.
     pub(super) content: Vec<u8>,
 }
 
-/// Names (from the root, which is the empty one) and what they stand for.
+/// Maps names, relative to the root, to what they refer to; the root's own name is empty.
 pub(super) type Listing = BTreeMap<Vec<u8>, Entry>;
 
-/// The names of a tree.
+/// Lists the names of a tree.
 pub(super) fn listing(tree: &Tree) -> Listing {
     let links: BTreeMap<InodeId, u32> =
         tree.reachable().iter().map(|reached| (reached.id, reached.links)).collect();
@@ -63,14 +63,14 @@ fn entry(inode: &Inode, links: u32) -> Entry {
     Entry { mode: inode.mode(), uid, gid, mtime, links, device, xattrs: xattrs.clone(), content }
 }
 
-/// A file without a name, with these bytes.
+/// Creates an unnamed file with these bytes.
 pub(super) fn file(bytes: &[u8]) -> File {
     let file = coracle_arch::nameless_file::create_in(&std::env::temp_dir()).unwrap();
     file.write_all_at(bytes, 0).unwrap();
     file
 }
 
-/// A regular file's content.
+/// Creates the content of a regular file.
 pub(super) fn content(bytes: &[u8]) -> Content {
     let len = bytes.len() as u64;
     Content::in_archive(&Arc::new(file(bytes)), len, Box::new([Part { at: 0, offset: 0, len }]))
@@ -84,7 +84,7 @@ pub(super) fn plain(kind: Kind) -> Inode {
     Inode { kind, attributes: attributes(0o644, 1, 2) }
 }
 
-/// A tree with a file of every kind and every way in which an image can hold a content.
+/// Creates a tree with a file of every kind, and with every way in which an image can store a content.
 pub(super) fn sample_tree() -> Tree {
     let mut tree = Tree::new(attributes(0o1755, 0, 0));
     let mut put = |path: &str, inode| {
@@ -129,7 +129,7 @@ pub(super) fn sample_tree() -> Tree {
     tree
 }
 
-/// A folder of its own for each test, removed at its end.
+/// A directory for a single test, removed at its end.
 pub(super) struct Scratch(pub(super) PathBuf);
 
 impl Scratch {

@@ -1,5 +1,5 @@
-//! Tells what a root is made of: by a look at the file, which the user has named as a root. (What a guest's
-//! disk holds is never looked at.)
+//! Recognizes what a root is made from by examining the file, which the user has named as a root. (The
+//! content of a guest's disks is never examined.)
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -16,7 +16,7 @@ use super::{RootError, RootKind, spool_file};
 #[derive(Debug)]
 pub(super) enum Source {
     Directory,
-    /// A tar and its length.
+    /// A tar and its length, in bytes.
     Tar(File, u64),
     PackedTar(Packing, File),
     Image(FileSystem),
@@ -31,13 +31,13 @@ pub(super) enum FileSystem {
 }
 
 impl Source {
-    /// Opens what is at `path`.
+    /// Opens the source at `path`.
     ///
     /// # Errors
-    /// It cannot be opened, or is nothing of what a root can be.
+    /// It cannot be opened, or is not of a kind that a root can be.
     pub(super) fn open(path: &Path) -> Result<Source, RootError> {
         let failed = |source| RootError::Open { path: path.to_owned(), source };
-        // A FIFO would wait for its other end.
+        // Do not wait for the other end of a FIFO.
         let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
         let file = options.open(path).map_err(failed)?;
         let metadata = file.metadata().map_err(failed)?;
@@ -47,7 +47,7 @@ impl Source {
         }
         let other = |found: &str| RootError::Kind { path: path.to_owned(), found: found.to_owned() };
         if !kind.is_file() && !kind.is_block_device() {
-            return Err(other("neither a file nor a folder"));
+            return Err(other("neither a file nor a directory"));
         }
         let mut start = vec![0; START];
         let read = read_up_to(&file, &mut start, 0).map_err(failed)?;
@@ -69,7 +69,8 @@ impl Source {
         Err(other(&content_name(&start)))
     }
 
-    /// Bytes of the archive, packed as it may be; none for what is not an archive.
+    /// Returns the length of the archive, compressed or not, in bytes; `None` if the source is not an
+    /// archive.
     pub(super) fn archive_len(&self) -> Option<u64> {
         match self {
             Source::Tar(_, len) => Some(*len),
@@ -101,7 +102,7 @@ impl FileSystem {
         }
     }
 
-    /// Its name for mount(8), which is the name of its module, too.
+    /// Returns its name for mount(8), which is also the name of its module.
     pub(super) fn name(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "ext4",
@@ -116,17 +117,17 @@ impl FileSystem {
     }
 }
 
-/// Makes a packed tar a plain one, and returns its length, too.
+/// Decompresses a tar into an unnamed file, and returns the file and its length.
 ///
 /// # Errors
-/// It is damaged, or there is no room for it.
+/// The tar is damaged, or there is no room for it.
 pub(super) fn unpacked(path: &Path, packing: Packing, packed: &File) -> Result<(File, u64), RootError> {
     let (folder, file) = spool_file()?;
     let len = unpack::unpack(packing, packed, &file, &folder.display().to_string());
     Ok((file, len.map_err(|source| RootError::Unpack { path: path.to_owned(), source })?))
 }
 
-/// What a file is that is no source of a root.
+/// Describes a file that cannot be the source of a root.
 fn content_name(start: &[u8]) -> String {
     let has = |at: usize, magic: &[u8]| start.get(at..).is_some_and(|rest| rest.starts_with(magic));
     let name = if start.is_empty() {
@@ -142,7 +143,7 @@ fn content_name(start: &[u8]) -> String {
     name.to_owned()
 }
 
-/// By what other files are known: where, the bytes there, and what it is then.
+/// The signatures of other files: their offset, their bytes, and the description of the file.
 const SIGNS: [(usize, &[u8], &str); 9] = [
     (0, b"\x7fELF", "an ELF program or kernel"),
     (0, b"#!", "a script"),
@@ -154,9 +155,9 @@ const SIGNS: [(usize, &[u8], &str); 9] = [
     (0x1_0040, b"_BHRfS_M", "a btrfs image"),
     (510, &[0x55, 0xaa], "an image with partitions; give the image of the one with the root"),
 ];
-/// Bytes of a tar's first header.
+/// The length of a tar's first header, in bytes.
 const HEADER: u64 = 512;
-/// As far as the signs of images reach.
+/// How many bytes of a file are examined: as far as the signatures of images reach.
 const START: usize = 0x1_0100;
 
 #[cfg(test)]

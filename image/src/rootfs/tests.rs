@@ -1,4 +1,4 @@
-//! Folders, tars and refusals, from source to image.
+//! Directories, tars and refusals, from source to image.
 
 use std::fs;
 use std::io::Write;
@@ -9,12 +9,12 @@ use std::path::Path;
 use super::samples::{Scratch, file, listing};
 use super::*;
 
-/// Says that a test has not run, where the test harness does not hide it.
+/// Reports that a test has not run, in a way that the test harness does not capture.
 pub(super) fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
-/// For a machine of 256 MiB.
+/// Creates a request for a machine of 256 MiB.
 fn request(source: RootSource<'_>) -> RootRequest<'_> {
     RootRequest { source, cmdline: "", has_initrd: false, memory: 256 << 20 }
 }
@@ -60,7 +60,7 @@ fn folder_is_read_with_all_that_is_in_it_and_nothing_else() {
 fn unprivileged_callers_files_are_roots_unless_ids_are_to_be_kept() {
     let scratch = sample_folder();
     let owner = fs::metadata(scratch.join("big")).unwrap().uid();
-    // A root's own files have known ids: the test is about somebody who is not root.
+    // Root's own files have known ids, so test with a caller that is not root.
     let caller = Caller::of(if owner == 0 { 4711 } else { owner });
     if owner == 0 && std::os::unix::fs::chown(scratch.join("big"), Some(4711), Some(4712)).is_err() {
         skip("this root cannot change owners");
@@ -77,7 +77,7 @@ fn unprivileged_callers_files_are_roots_unless_ids_are_to_be_kept() {
 fn file_that_is_exchanged_is_not_read() {
     let scratch = sample_folder();
     let tree = directory::read(&scratch.0, &Caller::here(), false, &mut LeftOut::default()).unwrap();
-    // It stays: the number of its inode is not free for another.
+    // Keep the renamed file, so that its inode number is not reused.
     fs::rename(scratch.join("big"), scratch.join("elsewhere")).unwrap();
     symlink("/etc/passwd", scratch.join("big")).unwrap();
     assert!(matches!(erofs::write(&tree, &file(b"")), Err(ImageError::Source { .. })));
@@ -172,7 +172,7 @@ fn what_is_no_root_is_named() {
     assert!(refused(Path::new("/no/such")).contains("root /no/such: it cannot be opened: No such"));
     fs::create_dir(scratch.join("empty")).unwrap();
     assert!(refused(&scratch.join("empty")).ends_with("there is nothing in it"));
-    assert!(refused(Path::new("/dev/null")).contains("neither a file nor a folder"));
+    assert!(refused(Path::new("/dev/null")).contains("neither a file nor a directory"));
 }
 
 #[test]
@@ -191,9 +191,9 @@ fn options_that_contradict_a_root_are_refused() {
     let behind = RootRequest { cmdline: "quiet init=/bin/sh -- root=x", ..request(root) };
     check(&behind).unwrap();
     let rw = RootSource { access: RootAccess::Image, ..root };
-    assert!(refusal(&request(rw)).contains("rw goes with an image of ext4 only, and this is a folder"));
+    assert!(refusal(&request(rw)).contains("rw goes with an image of ext4 only, and this is a directory"));
     let tar = RootSource { kind: Some(RootKind::Tar), ..root };
-    assert!(refusal(&request(tar)).contains("is a folder, but a tar is needed"));
+    assert!(refusal(&request(tar)).contains("is a directory, but a tar is needed"));
 }
 
 #[test]

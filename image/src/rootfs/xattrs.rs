@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Reads the attributes of a file, of a symbolic link itself; counts those that cannot be kept.
+/// Reads the attributes of a file, or those of a symbolic link itself, and counts those that cannot be kept.
 pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut xattrs = BTreeMap::new();
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else { return xattrs };
@@ -32,35 +32,35 @@ pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>
     xattrs
 }
 
-/// Whether a file of a root can have an attribute of this name: the kinds that file systems share, but not
-/// what the overlay above the root would take for its own.
+/// Whether a file of a root can have an attribute with this name: one of the kinds that file systems share,
+/// except those that the overlay above the root would take for its own.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     split(name).is_some() && !name.starts_with(b"trusted.overlay.")
 }
 
-/// The index that EROFS has for the kind of an attribute, and the rest of the name (Linux,
+/// Returns the index of the prefix of an attribute's name in EROFS, and the rest of the name (Linux,
 /// fs/erofs/erofs_fs.h).
 pub(super) fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     let found = KINDS.iter().find_map(|(index, prefix)| Some((*index, name.strip_prefix(*prefix)?)));
-    // The ACLs are names and not prefixes of names.
+    // The ACLs are complete names, and not prefixes.
     found.filter(|(index, rest)| rest.is_empty() == ACLS.contains(index) && rest.len() <= MAX_NAME)
 }
 
 fn list(path: &CString) -> io::Result<Vec<u8>> {
     fill(|buffer, size| {
-        // SAFETY: the path ends with a zero byte, and the buffer has `size` bytes, or is null and that 0.
+        // SAFETY: the path is nul-terminated, and the buffer has `size` bytes, or is null with `size` 0.
         unsafe { libc::llistxattr(path.as_ptr(), buffer.cast(), size) }
     })
 }
 
 fn value(path: &CString, name: &CString) -> io::Result<Vec<u8>> {
     fill(|buffer, size| {
-        // SAFETY: both strings end with a zero byte, and the buffer has `size` bytes, or is null and that 0.
+        // SAFETY: both strings are nul-terminated, and the buffer has `size` bytes, or is null with `size` 0.
         unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer.cast(), size) }
     })
 }
 
-/// Asks for a size, then for that many bytes; again when there have become more in between.
+/// Calls once for the size and once for the data, and again if the size has grown in between.
 fn fill(call: impl Fn(*mut u8, usize) -> isize) -> io::Result<Vec<u8>> {
     loop {
         let size = usize::try_from(call(std::ptr::null_mut(), 0)).map_err(|_| io::Error::last_os_error())?;
@@ -79,12 +79,12 @@ fn fill(call: impl Fn(*mut u8, usize) -> isize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// No such attribute, or a file system without any.
+/// Whether the attribute does not exist, or the file system has none.
 fn is_none(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODATA))
 }
 
-/// The label that this host's policy gives its files, which says nothing about a guest.
+/// The label that this host's policy gives its files, which is meaningless in a guest.
 const HOST_LABEL: &[u8] = b"security.selinux";
 
 const KINDS: [(u8, &[u8]); 5] = [
@@ -96,7 +96,7 @@ const KINDS: [(u8, &[u8]); 5] = [
 ];
 const ACLS: [u8; 2] = [2, 3];
 
-/// XATTR_NAME_MAX of Linux.
+/// The maximum length of a name: XATTR_NAME_MAX of Linux.
 const MAX_NAME: usize = 255;
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! The initramfs that loads the modules which a stock kernel needs for its machine's devices, and then starts
-//! the system on the device that `root=` names, or the one that is around it. It goes after the user's own
-//! archives and replaces nothing in them: all of it is under `/coracle`, but for an `/init` where the user
-//! has brought no initrd at all. Of file systems it has the modules of all that the root may be; the loader
-//! loads those of the one that it is.
+//! the system on the device that `root=` names, or the one in the initramfs itself. It comes after the user's
+//! own archives and replaces nothing in them: everything in it is below `/coracle`, except an `/init` if the
+//! user has no initrd. It has the modules of every file system that the root may have; the loader loads those
+//! of the one that it finds.
 //!
 //! The program in it is Coracle's agent (`agent/src/roles/loader`).
 
@@ -19,49 +19,49 @@ use super::{Archive, ArchiveError, Module, ModuleTree, ModulesError};
 use crate::guest_data::{self, AgentProgramError, agent_program};
 use crate::rootfs::{self, RootKind, RootStart};
 
-/// What the archive is to be made of.
+/// The ingredients of the archive.
 #[derive(Debug, Clone, Copy)]
 pub struct LoaderRequest<'a> {
     /// The kernel image.
     pub kernel: &'a Path,
-    /// Its release, if it says so.
+    /// The kernel's release, if the kernel names it.
     pub release: Option<&'a str>,
-    /// Where its modules are, if the user has said so.
+    /// The directory of the kernel's modules, if the user has named one.
     pub folder: Option<&'a Path>,
     /// The modules that the devices need.
     pub modules: &'a [&'a str],
-    /// The file systems that the root which the loader mounts may have.
+    /// The file systems that the root may have, if the loader mounts it.
     pub file_systems: &'a [&'a str],
     /// Whether the user has an initrd.
     pub has_initrd: bool,
-    /// The program, if the user has said so.
+    /// The path of the program, if the user has named one.
     pub program: Option<&'a Path>,
-    /// Whether the program is wanted without modules, too: it is the guest's agent.
+    /// Whether the program is needed even without modules, because it is the guest's agent.
     pub is_agent: bool,
-    /// Where the root is that it starts in any case, modules or not.
+    /// Where the root is that the program starts, with or without modules.
     pub root: Option<RootStart>,
-    /// The block device that `root=` names, where that is the loader's to mount.
+    /// The block device that `root=` names, if the loader mounts it.
     pub root_device: Option<&'a str>,
 }
 
-/// The archive, and what it lacks.
+/// The archive, and what is missing from it.
 #[derive(Debug, Default)]
 pub struct Loader {
-    /// The initrd with the modules that a machine's devices need, and the program that loads them; none when
-    /// they need none, or the kernel has all of them built in, and the program has nothing else to do.
+    /// The initrd with the modules for a machine's devices and the program that loads them. `None` if no
+    /// modules are needed, or all are built into the kernel, and the program has nothing else to do.
     pub archive: Option<InitrdFile>,
-    /// Why no modules are in it, where that matters only if the kernel does not have them built in.
+    /// Why the archive has no modules. This matters only if the kernel does not have them built in.
     pub without_modules: Option<LoaderError>,
 }
 
 impl LoaderRequest<'_> {
-    /// Whether the program is wanted without modules, too.
+    /// Whether the program is needed even without modules.
     fn needs_program(&self) -> bool {
         let form = self.root_device.and_then(RootDevice::parse);
         self.is_agent || self.root.is_some() || form.is_some_and(|form| form.needs_initramfs())
     }
 
-    /// Looks whether the loader will know what `root=` means.
+    /// Checks that the loader understands the value of `root=`.
     fn check_root_device(&self) -> Result<(), LoaderError> {
         match self.root_device {
             Some(root) if RootDevice::parse(root).is_none() => {
@@ -72,91 +72,91 @@ impl LoaderRequest<'_> {
     }
 }
 
-/// Why there is no such archive.
+/// Why the archive cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoaderError {
-    /// The kernel's modules are nowhere.
+    /// The kernel's modules cannot be found.
     #[error(
-        "the kernel {kernel:?} ({release}) needs the module {module}, unless it has it built in, and there is \
-         no {release} in any of {}; {MODULES} names the folder",
+        "the kernel {kernel:?} ({release}) needs the module {module}, unless that is built in, and there is \
+         no {release} in any of {}; {MODULES} names the directory",
         listed(places)
     )]
     NoTree {
-        /// The kernel's path.
+        /// The path of the kernel.
         kernel: PathBuf,
-        /// Its release.
+        /// The release of the kernel.
         release: String,
         /// The first module that its devices need.
         module: String,
-        /// Folders that were looked at.
+        /// The directories that were searched.
         places: Vec<PathBuf>,
     },
-    /// The user's folder is not there, or is not a folder.
+    /// The user's directory does not exist or is not a directory.
     #[error(
         "{MODULES} {folder:?}: {found}; it takes the directory of the kernel's modules (lib/modules/RELEASE), one that \
          holds it, or the root of a system"
     )]
     NoFolder {
-        /// What the user has named.
+        /// The path that the user has named.
         folder: PathBuf,
-        /// What is wrong.
+        /// What is wrong with it.
         found: String,
     },
-    /// The user's folder holds no modules of this kernel.
+    /// The user's directory has no modules of this kernel.
     #[error(
         "{MODULES} {folder:?}: it holds no modules of the kernel's release, {release}; it takes the directory of that \
          release (lib/modules/{release}), one that holds it, or the root of a system"
     )]
     NotInFolder {
-        /// The folder.
+        /// The directory.
         folder: PathBuf,
-        /// The kernel's release.
+        /// The release of the kernel.
         release: String,
     },
-    /// The folder of the release has not everything that it needs.
+    /// The directory of the release is incomplete.
     #[error(
         "the modules in {tree:?} cannot be used: its file {} is missing, which `make modules_install` writes beside \
-         them; copy the whole folder",
+         them; copy the whole directory",
         ModuleTree::LIST
     )]
     NoList {
-        /// The folder of the release.
+        /// The directory of the release.
         tree: PathBuf,
     },
-    /// The kernel does not tell its release.
+    /// The kernel does not name its release.
     #[error(
-        "the kernel {kernel:?} does not say its release, so its module {module} cannot be found; give \
-         {MODULES} the folder of its release"
+        "the kernel {kernel:?} does not name its release, so its module {module} cannot be found; give \
+         {MODULES} the directory of its release"
     )]
     NoRelease {
-        /// The kernel's path.
+        /// The path of the kernel.
         kernel: PathBuf,
         /// The first module that its devices need.
         module: String,
     },
-    /// The modules are those of another kernel.
+    /// The modules belong to another kernel.
     #[error("the modules in {tree:?} are of the release {found}, but the kernel {kernel:?} is {release}")]
     OtherRelease {
-        /// The folder of the modules.
+        /// The directory of the modules.
         tree: PathBuf,
-        /// What they were built for.
+        /// The release for which they were built.
         found: String,
-        /// The kernel's path.
+        /// The path of the kernel.
         kernel: PathBuf,
-        /// Its release.
+        /// The release of the kernel.
         release: String,
     },
-    /// `root=` names its device in a form that is not known.
+    /// `root=` names its device in an unknown form.
     #[error("root={root}: this form is not known; write {}", RootDevice::FORMS)]
     RootForm {
-        /// The value.
+        /// The value of `root=`.
         root: String,
     },
-    /// A module cannot be had.
+    /// A module cannot be found or read.
     #[error(transparent)]
     Modules(#[from] ModulesError),
-    /// The program that loads them cannot be had.
+    /// The program that loads the modules is not available.
     #[error(transparent)]
     Program(#[from] AgentProgramError),
     /// The archive cannot be written.
@@ -164,12 +164,12 @@ pub enum LoaderError {
     Archive(#[from] ArchiveError),
 }
 
-/// Makes the archive. The kernel may do without modules that are nowhere and that nobody has named: ask
-/// [`LoaderError::matters`] whether to warn of it.
+/// Builds the archive. Modules that cannot be found, and that the user has not named, are not an error,
+/// because the kernel may have them built in; [`LoaderError::matters`] tells whether to warn about them.
 ///
 /// # Errors
-/// The user has said where the modules are, and they are not available; or `root=` has a form that the loader
-/// does not know.
+/// The user has named a directory of modules that cannot be used, or `root=` has a form that the loader does
+/// not know.
 pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
     if request.modules.is_empty() && !request.needs_program() {
         return Ok(Loader::default());
@@ -185,8 +185,8 @@ pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
 }
 
 impl LoaderError {
-    /// Whether the machine of this request may lack something for it: not when its kernel has every module
-    /// built in. Reads the kernel to see.
+    /// Whether the machine may lack something because of this error: not if its kernel has every module built
+    /// in. Reads the kernel to find out.
     pub fn matters(&self, request: &LoaderRequest<'_>) -> bool {
         !self.is_nowhere() || !missing_of(request.kernel, request.modules).is_empty()
     }
@@ -196,7 +196,7 @@ impl LoaderError {
         matches!(self, LoaderError::NoTree { .. } | LoaderError::NoRelease { .. })
     }
 
-    /// Whether a kernel that has everything built in would do without what is missing.
+    /// Whether a kernel with everything built in could do without what is missing.
     fn is_about_modules(&self) -> bool {
         match self {
             LoaderError::NoTree { .. }
@@ -211,8 +211,8 @@ impl LoaderError {
     }
 }
 
-/// Makes the archive; `None` when the kernel has everything built in, no agent is wanted, and there is no
-/// root to start.
+/// Builds the archive; `None` if the kernel has everything built in, no agent is needed, and there is no root
+/// to start.
 ///
 /// # Errors
 /// A module or the program that loads it cannot be found or read.
@@ -252,12 +252,12 @@ fn packed(program: Vec<u8>, modules: Modules, request: &LoaderRequest<'_>) -> Re
     archive.finish()
 }
 
-/// The modules that an archive has, each after those that it needs.
+/// The modules in an archive, each after those that it needs.
 #[derive(Debug, Default)]
 struct Modules {
-    /// Loaded in any case.
+    /// The modules that are always loaded.
     for_devices: Vec<Module>,
-    /// By the kind of file system that needs them.
+    /// The modules of each type of file system.
     for_roots: Vec<(String, Vec<Module>)>,
 }
 
@@ -267,7 +267,7 @@ impl Modules {
     }
 }
 
-/// The list of modules by which the loader finds them; their objects go to `objects`, by path.
+/// Returns the list by which the loader finds modules; their objects are added to `objects`, by path.
 fn load_order(modules: Vec<Module>, objects: &mut BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     let mut list = String::new();
     for module in modules {
@@ -307,8 +307,9 @@ fn modules_of(request: &LoaderRequest<'_>) -> Result<Modules, LoaderError> {
     }
 }
 
-/// The folder of the kernel's release: in the user's folder, else in the default guest's, else beside the
-/// kernel, else in the host's, else the one that the kernel is in (`modules/RELEASE/vmlinuz`).
+/// Returns the directory of the kernel's release: the first that exists in the user's directory, the default
+/// guest's, next to the kernel, in the host's, or the one that contains the kernel
+/// (`modules/RELEASE/vmlinuz`).
 fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     let &LoaderRequest { kernel, release, folder, modules, .. } = request;
     if let Some(folder) = folder.filter(|folder| ModuleTree::is_at(folder)) {
@@ -321,7 +322,7 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
         None => places_to_look(kernel),
     };
     let Some(release) = release else {
-        // A folder of modules may be the release's own and lack its list.
+        // The directory may be that of the release, but lack its list.
         return Err(match folder.filter(|folder| folder.join("kernel").is_dir()) {
             Some(folder) => LoaderError::NoList { tree: folder.to_owned() },
             None => LoaderError::NoRelease { kernel: kernel.to_owned(), module },
@@ -340,7 +341,7 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
     })
 }
 
-/// Says what the user has named, where that is not a folder.
+/// Checks that the user has named a directory.
 fn check_folder(folder: &Path) -> Result<(), LoaderError> {
     let found = match fs::metadata(folder) {
         Ok(found) if found.is_dir() => return Ok(()),
@@ -357,7 +358,7 @@ fn has_file_system(path: &Path, found: &fs::Metadata) -> bool {
     found.is_file() && matches!(rootfs::kind_of(path), Ok(RootKind::Image))
 }
 
-/// The folder of a kernel's modules where nobody has named one, if there is any.
+/// Returns the directory of a kernel's modules if the user has named none; `None` if there is none.
 pub fn modules_folder(kernel: &Path, release: Option<&str>) -> Option<PathBuf> {
     let request = LoaderRequest {
         kernel,
@@ -384,7 +385,8 @@ fn places_to_look(kernel: &Path) -> Vec<PathBuf> {
     places
 }
 
-/// Where a system at `root` has its modules; the last is where some build systems put them.
+/// Returns the directories in which a system at `root` may have its modules; the last is that of some build
+/// systems.
 fn module_folders(root: &Path) -> [PathBuf; 3] {
     ["lib/modules", "usr/lib/modules", "modules"].map(|folder| root.join(folder))
 }
@@ -393,10 +395,11 @@ fn listed(places: &[PathBuf]) -> String {
     places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
-/// Where the loader finds a list of modules for each kind of file system (`agent/src/modules.rs`).
+/// The path of the lists of modules for each type of file system, relative to the initramfs
+/// (`agent/src/modules.rs`).
 const FILE_SYSTEMS: &str = "coracle/filesystems";
 
-/// Tells the loader that the initramfs which it is in is the root (`agent/src/roles/loader`).
+/// The file that tells the loader that its own initramfs is the root (`agent/src/roles/loader`).
 const ROOT_IS_HERE: &str = "coracle/root-is-here";
 
 #[cfg(test)]

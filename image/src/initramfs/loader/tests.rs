@@ -1,4 +1,4 @@
-//! Where the modules of a kernel are found, and what the archive then holds.
+//! Where the modules of a kernel are found, and what the archive contains.
 
 use super::super::samples::{RELEASE, Tree, object};
 use super::*;
@@ -179,7 +179,7 @@ fn root_by_what_is_on_the_device_needs_the_loader_and_other_forms_are_refused() 
         };
         initrd(&request).map(|loader| loader.archive.is_some())
     };
-    // What the kernel has built in is enough for a device by its name.
+    // If the kernel has all drivers built in, a device that is named by its path needs no loader.
     assert!(!with("/dev/vda", &["virtio"]).unwrap() && !with("PARTUUID=1-1", &["virtio"]).unwrap());
     assert!(with("UUID=0123-ab", &["virtio"]).unwrap() && with("LABEL=root", &["virtio"]).unwrap());
     assert!(with("/dev/vda", &["virtio_mmio"]).unwrap());
@@ -198,13 +198,13 @@ fn archive_is_under_its_own_folder_unless_there_is_no_initrd() {
     };
     let text = |has_initrd| text_for(has_initrd, None);
     let names = |archive: &str| archive.matches("070701").count();
-    // Three folders, the program, the module, the list, the end.
+    // Three directories, the program, the module, the list, the end.
     assert_eq!(names(&text(true)), 7);
     assert!(text(true).contains("/coracle/kernel/drivers/x.ko\n"));
-    // Also /init, /dev and the console.
+    // In addition /init, /dev and the console.
     assert_eq!(names(&text(false)), 10);
     assert!(text(false).contains("coracle/init"));
-    // A root on a device is as without an initrd; one that is the initramfs itself keeps its own /init.
+    // A root on a device is like no initrd; a root that is the initramfs itself keeps its own /init.
     assert_eq!(names(&text_for(false, Some(RootStart::OnDevice))), 10);
     let here = text_for(false, Some(RootStart::Here));
     assert_eq!(names(&here), 10);

@@ -1,9 +1,9 @@
-//! Kernel modules: which ones are needed for the wanted ones, in the order in which they load, as plain `.ko`
-//! files.
+//! Kernel modules: finds those that the requested ones depend on, and returns them in load order as
+//! uncompressed `.ko` files.
 //!
-//! What a module needs is read from the module itself (the lines `depends=` and `softdep=` of its `.modinfo`
-//! section): a kernel package that was unpacked but not installed has no `modules.dep` and `modules.softdep`,
-//! which `depmod` makes of the same lines.
+//! Dependencies are read from the modules themselves (the lines `depends=` and `softdep=` of the `.modinfo`
+//! section): a kernel package that was unpacked but not installed lacks `modules.dep` and `modules.softdep`,
+//! which `depmod` derives from the same lines.
 
 use std::collections::HashSet;
 use std::io;
@@ -20,89 +20,89 @@ pub struct ModuleTree {
     root: PathBuf,
     files: Files,
     built_in: HashSet<String>,
-    /// Bytes that modules may still unpack to.
+    /// How many bytes modules may still decompress to.
     room: usize,
 }
 
-/// A module that is to be loaded.
+/// A module to be loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Module {
-    /// Below the release's folder, with a plain `.ko` ending: `kernel/drivers/net/tun.ko`.
+    /// The path relative to the release's directory, with a plain `.ko` ending: `kernel/drivers/net/tun.ko`.
     pub path: String,
     /// The ELF object, never compressed.
     pub object: Vec<u8>,
 }
 
-/// Why modules cannot be had.
+/// Why modules cannot be found or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModulesError {
-    /// A file or folder cannot be read.
+    /// A file or directory cannot be read.
     #[error("cannot read {path:?}: {source}")]
     Read {
-        /// Its path.
+        /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
     /// A module is neither in the tree nor built into the kernel.
     #[error("there is no kernel module {name}{} in {root:?}", needed_by.as_ref().map(|by| format!(", which {by} needs,")).unwrap_or_default())]
     Missing {
-        /// The module.
+        /// The name of the module.
         name: String,
-        /// The module that needs it; `None` when it was asked for itself.
+        /// The module that depends on it; `None` if it was requested itself.
         needed_by: Option<String>,
-        /// The tree.
+        /// The directory of the tree.
         root: PathBuf,
     },
-    /// Modules need each other in a longer chain than any kernel has.
+    /// The dependencies form a longer chain than in any kernel.
     #[error(
         "the kernel module {name} in {root:?} needs others in a chain of more than {MAX_DEPTH}; install it again"
     )]
     TooDeep {
         /// The last module of the chain.
         name: String,
-        /// The tree.
+        /// The directory of the tree.
         root: PathBuf,
     },
     /// A compressed module is damaged.
     #[error("the kernel module {path:?} is damaged; install it again: {source}")]
     Damaged {
-        /// Its path.
+        /// The path of the module.
         path: PathBuf,
-        /// What is wrong.
+        /// The decoder's error.
         r#source: DecompressError,
     },
-    /// `modules.dep` names a file that is not in the tree.
+    /// `modules.dep` names a file outside the tree.
     #[error("{list:?} has the module {path:?}, which is outside its folder; run depmod again")]
     Outside {
-        /// The list.
+        /// The path of the list.
         list: PathBuf,
-        /// The path in it.
+        /// The path in the list.
         path: PathBuf,
     },
-    /// There are more modules than any kernel has.
+    /// There are more modules than in any kernel.
     #[error("{list:?} lists more than {MAX_MODULES} modules; is it the right folder?")]
     TooMany {
-        /// The list, or the folder.
+        /// The list, or the directory.
         list: PathBuf,
     },
-    /// A file that should be a module is something else.
+    /// A file that should be a module is not one.
     #[error("{path:?} is not a kernel module: it does not say what it depends on")]
     NoModule {
-        /// Its path.
+        /// The path of the file.
         path: PathBuf,
     },
 }
 
 impl ModuleTree {
-    /// Where `modules_install` lists what is not a module but in the kernel itself.
+    /// The file in which `modules_install` lists the modules that are built into the kernel.
     pub(crate) const LIST: &str = "modules.builtin";
 
-    /// Lists the modules in the folder of a release (`lib/modules/RELEASE`).
+    /// Lists the modules in the directory of a release (`lib/modules/RELEASE`).
     ///
     /// # Errors
-    /// The folder or its `modules.builtin` cannot be read.
+    /// The directory or its `modules.builtin` cannot be read.
     pub fn open(root: &Path) -> Result<Self, ModulesError> {
         let list = root.join(Self::LIST);
         let built_in = read_text(&list)?;
@@ -125,18 +125,19 @@ impl ModuleTree {
         Ok(Self { root: root.to_owned(), files, built_in, room: MIN_UNPACKED })
     }
 
-    /// Whether `folder` is one of a release, by the list that every kernel's `modules_install` writes.
+    /// Whether `folder` is the directory of a release, recognized by the list that every kernel's
+    /// `modules_install` writes.
     pub fn is_at(folder: &Path) -> bool {
         folder.join(Self::LIST).is_file()
     }
 
-    /// Whether the kernel has this module built in.
+    /// Whether this module is built into the kernel.
     pub fn is_built_in(&self, name: &str) -> bool {
         self.built_in.contains(&canonical(name))
     }
 
-    /// The wanted modules and all they need, each after those that it needs and otherwise in the given order.
-    /// What is built into the kernel is left out, and so is a soft dependency that is nowhere.
+    /// Returns the requested modules and their dependencies, each after those that it needs, and otherwise in
+    /// the given order. Built-in modules and missing soft dependencies are left out.
     ///
     /// # Errors
     /// A module is neither in the tree nor built in, or cannot be read.
@@ -148,11 +149,11 @@ impl ModuleTree {
         Ok(order.modules)
     }
 
-    /// As [`ModuleTree::closure`], for the module of a file system; empty when the tree has none in its usual
-    /// directory, or the kernel has it built in. The tree is not searched for it.
+    /// Does the same for the module of a file system. Returns nothing if the tree has none in its usual
+    /// directory or the kernel has it built in. The rest of the tree is not searched.
     ///
     /// # Errors
-    /// The module, or one that it needs, cannot be read or is missing.
+    /// The module or one of its dependencies cannot be read, or a dependency is missing.
     pub fn file_system(&mut self, name: &str) -> Result<Vec<Module>, ModulesError> {
         let module = file_system_module(name);
         let directory = Path::new("kernel/fs").join(module);
@@ -161,9 +162,9 @@ impl ModuleTree {
         if is_there { self.closure(&[module]) } else { Ok(Vec::new()) }
     }
 
-    /// The modules that a soft dependency may mean: the name is a module's, or an alias by which the kernel
-    /// asks for a cipher or a checksum. `depmod` would know; here it goes by how the kernel names their
-    /// modules.
+    /// Returns the modules that a soft dependency may stand for: its name is that of a module, or an alias by
+    /// which the kernel requests a cipher or checksum. Without `depmod`'s table of aliases, this relies on
+    /// the kernel's naming of such modules.
     fn soft(&mut self, name: &str) -> Result<Vec<String>, ModulesError> {
         let directories = SOFT_DIRECTORIES.map(Path::new);
         let mut found = Vec::new();
@@ -177,7 +178,7 @@ impl ModuleTree {
         Ok(found)
     }
 
-    /// Reads a module, which may unpack to what room there is and [`MAX_RATIO`] times its own bytes.
+    /// Reads a module. It may decompress to the remaining room plus [`MAX_RATIO`] times its own size.
     fn read(&mut self, path: &Path) -> Result<Module, ModulesError> {
         if !path.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(ModulesError::Outside { list: self.root.join(DEPENDENCIES), path: path.to_owned() });
@@ -203,7 +204,7 @@ impl ModuleTree {
 }
 
 impl Module {
-    /// The release of the kernel that it was built for, from its `vermagic=` line.
+    /// Returns the kernel release for which the module was built, from its `vermagic=` line.
     pub fn release(&self) -> Option<&str> {
         let mut lines = info(&self.object)?.split(|&byte| byte == 0);
         let line = lines.find_map(|line| line.strip_prefix(b"vermagic="))?;
@@ -223,7 +224,7 @@ impl<'a> LoadOrder<'a> {
         LoadOrder { tree, seen: HashSet::new(), modules: Vec::new() }
     }
 
-    /// Adds a module, which the last one of `chain` needs.
+    /// Adds a module on which the last module of `chain` depends.
     fn add(&mut self, name: &str, chain: &mut Vec<String>) -> Result<(), ModulesError> {
         if self.tree.built_in.contains(name) || self.seen.contains(name) {
             return Ok(());
@@ -252,7 +253,7 @@ impl<'a> LoadOrder<'a> {
         Ok(())
     }
 
-    /// Adds what the last module of `chain` works better with, or needs for some of its uses.
+    /// Adds the modules that the last one of `chain` works better with, or needs for some of its features.
     fn add_soft(&mut self, names: &[String], chain: &mut Vec<String>) -> Result<(), ModulesError> {
         for name in names {
             for module in self.tree.soft(name)? {
@@ -267,19 +268,20 @@ impl<'a> LoadOrder<'a> {
     }
 }
 
-/// What a module says it needs (`modinfo(8)`, `modprobe.d(5)`).
+/// The dependencies that a module states (`modinfo(8)`, `modprobe.d(5)`).
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Needs {
-    /// Soft dependencies that load before it.
+    /// Soft dependencies that are loaded before it.
     before: Vec<String>,
-    /// What it does not load without.
+    /// Modules that it cannot be loaded without.
     hard: Vec<String>,
-    /// Soft dependencies that load after it.
+    /// Soft dependencies that are loaded after it.
     after: Vec<String>,
 }
 
 impl Needs {
-    /// None of what is not a module, or names more than any module does.
+    /// Reads the dependencies; `None` if the object is not a module or names more modules than any module
+    /// does.
     fn of(object: &[u8]) -> Option<Needs> {
         let lines = info(object)?;
         let text = |key: &'static [u8]| {
@@ -314,8 +316,8 @@ impl Needs {
     }
 }
 
-/// The names that the module behind a soft dependency may have, as `crypto-crc32c` is `crc32c_generic` and,
-/// on a CPU with the instruction, `crc32c_intel`, and `blake2b-256` is `blake2b_generic`.
+/// Returns the possible names of the module behind a soft dependency: `crypto-crc32c` is `crc32c_generic`
+/// and, on a CPU with the instruction, `crc32c_intel`; `blake2b-256` is `blake2b_generic`.
 fn implementations(name: &str) -> [String; 5] {
     let name = name.strip_prefix("crypto_").unwrap_or(name);
     let stem = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('_');
@@ -330,7 +332,7 @@ fn implementations(name: &str) -> [String; 5] {
     ]
 }
 
-/// The module of a kind of file system, where it has another name.
+/// Returns the name of a file system's module, if it differs from that of the file system.
 fn file_system_module(name: &str) -> &str {
     match name {
         "ext2" | "ext3" => "ext4",
@@ -339,18 +341,18 @@ fn file_system_module(name: &str) -> &str {
     }
 }
 
-/// The name of the module in a file; `None` when the file is not a module.
+/// Returns the name of the module in a file; `None` if the file is not a module.
 pub(super) fn module_name(path: &Path) -> Option<String> {
     let (stem, ending) = path.file_name()?.to_str()?.split_once(".ko")?;
     (ending.is_empty() || ENDINGS.contains(&ending)).then(|| canonical(stem))
 }
 
-/// Modules are found by either of `-` and `_`; the kernel itself uses `_`.
+/// Replaces `-` by `_`, as the kernel does: both refer to the same module.
 fn canonical(name: &str) -> String {
     name.replace('-', "_")
 }
 
-/// The lines of a module's information, each with a zero byte at its end.
+/// Returns the module's information: lines that each end with a zero byte.
 fn info(object: &[u8]) -> Option<&[u8]> {
     section(object, b".modinfo")
 }
@@ -360,7 +362,8 @@ fn read_text(path: &Path) -> Result<String, ModulesError> {
         .map_err(|error| ModulesError::Read { path: path.to_owned(), source: error.into() })
 }
 
-/// A section of a little-endian ELF64 file by its name (ELF-64 Object File Format 1.5, sections 3 and 5).
+/// Returns a section of a little-endian ELF64 file by its name (ELF-64 Object File Format 1.5, sections 3 and
+/// 5).
 fn section<'a>(object: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     if !object.starts_with(b"\x7fELF\x02\x01") {
         return None;
@@ -395,31 +398,31 @@ fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
     bytes.get(offset..)?.first_chunk().map(|field| u64::from_le_bytes(*field))
 }
 
-/// What the kernel's build may append to `.ko`.
+/// Endings that the kernel's build may append to `.ko`.
 const ENDINGS: [&str; 3] = [".xz", ".zst", ".gz"];
 
-/// Where `depmod` writes what each module needs.
+/// The file in which `depmod` lists each module's dependencies.
 const DEPENDENCIES: &str = "modules.dep";
 
-/// Most bytes of such a list. Debian's have less than one MiB.
+/// The maximum size of such a list, in bytes. Debian's have less than one MiB.
 const MAX_LIST: u64 = 8 << 20;
 
-/// Where the modules are that file systems and drivers name as soft dependencies.
+/// The directories of modules that file systems and drivers name as soft dependencies.
 const SOFT_DIRECTORIES: [&str; 3] = ["kernel/crypto", "kernel/arch/x86/crypto", "kernel/lib"];
 
-/// What the modules that are loaded may unpack to, together, and the same for each of their packed bytes; xz
-/// and zstd pack modules to a third or a fifth.
+/// How many bytes all loaded modules may decompress to: this many, plus [`MAX_RATIO`] for each compressed
+/// byte. xz and zstd compress modules to a third or a fifth.
 const MIN_UNPACKED: usize = 16 << 20;
 const MAX_RATIO: usize = 7;
 
-/// Most bytes of an unpacked module. The largest, graphics drivers with debugging information, have a few
-/// hundred MiB.
+/// The maximum size of a decompressed module, in bytes. The largest, graphics drivers with debugging
+/// information, have a few hundred MiB.
 const MAX_MODULE: usize = 512 << 20;
 
-/// Most modules that one needs. The most in a kernel are some thirty.
+/// The maximum number of dependencies of one module. The most in a kernel are some thirty.
 const MAX_NEEDED: usize = 1024;
 
-/// Most modules that need one another in a row; a kernel's longest chain has about ten.
+/// The maximum length of a chain of dependencies; a kernel's longest has about ten.
 const MAX_DEPTH: usize = 64;
 
 const E_SHOFF: usize = 0x28;

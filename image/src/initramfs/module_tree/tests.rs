@@ -1,4 +1,4 @@
-//! Trees of modules, honest and hostile ones.
+//! Trees of modules, valid and hostile ones.
 
 use std::fs;
 
@@ -214,7 +214,7 @@ fn tree_is_walked_only_for_what_is_in_no_likely_folder() {
     assert_eq!(modules.closure(&["virtio_mmio", "xe"]).unwrap().len(), 3);
 }
 
-/// As an object that needs `depends`, with lines of soft dependencies.
+/// Creates an object that depends on `depends`, with lines of soft dependencies.
 fn soft_object(depends: &str, lines: &[&str]) -> Vec<u8> {
     let lines: String = lines.iter().map(|line| format!("\0softdep={line}")).collect();
     object(&format!("{depends}{lines}"))

@@ -1,5 +1,5 @@
-//! Directories: blocks of entries in the order of their names, and behind the entries of each block their
-//! names (`struct erofs_dirent`).
+//! Directories: blocks of entries sorted by name, each followed by the names of its entries (`struct
+//! erofs_dirent`).
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
@@ -9,19 +9,19 @@ use crate::rootfs::tree::{InodeId, Kind, Tree};
 
 type Names = BTreeMap<Vec<u8>, InodeId>;
 
-/// Bytes of a directory with these names.
+/// Returns the size of a directory with these names, in bytes.
 pub(super) fn len(names: &Names) -> u64 {
     let blocks = blocks(sorted(names).map(<[u8]>::len));
     let last = blocks.last().map_or(0, |block| block.len);
     (blocks.len() as u64).saturating_sub(1).saturating_mul(BLOCK).saturating_add(last)
 }
 
-/// The content of a directory.
+/// Returns the content of a directory.
 pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names) -> Vec<u8> {
     let mut out = Vec::new();
     let mut names_left = sorted(names);
     for block in blocks(sorted(names).map(<[u8]>::len)) {
-        // All but the last are whole.
+        // All blocks but the last are padded to whole blocks.
         out.resize(out.len().next_multiple_of(BLOCK as usize), 0);
         let here: Vec<&[u8]> = names_left.by_ref().take(block.entries).collect();
         let mut name_at = block.entries.saturating_mul(ENTRY as usize);
@@ -46,11 +46,11 @@ pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Block {
     entries: usize,
-    /// Bytes of the entries and their names.
+    /// The length of the entries and their names, in bytes.
     len: u64,
 }
 
-/// Spreads names of these lengths over blocks; there is one at least.
+/// Distributes names of these lengths over blocks, of which there is at least one.
 fn blocks(lengths: impl Iterator<Item = usize>) -> Vec<Block> {
     let mut blocks = Vec::new();
     let mut block = Block::default();
@@ -66,7 +66,7 @@ fn blocks(lengths: impl Iterator<Item = usize>) -> Vec<Block> {
     blocks
 }
 
-/// The names with `.` and `..`, in the order of their bytes, by which Linux searches.
+/// Returns the names with `.` and `..`, sorted by their bytes, since Linux does a binary search.
 fn sorted(names: &Names) -> impl Iterator<Item = &[u8]> {
     let range = |from, to| names.range::<[u8], _>((from, to)).map(|(name, _)| name.as_slice());
     let before = range(Unbounded, Excluded(DOT));
@@ -78,7 +78,7 @@ fn sorted(names: &Names) -> impl Iterator<Item = &[u8]> {
 const DOT: &[u8] = b".";
 const DOTS: &[u8] = b"..";
 
-/// The kinds of files as directories have them.
+/// Returns the file type for a directory entry.
 fn type_of(kind: &Kind) -> u8 {
     match kind {
         Kind::File(_) => 1,
@@ -90,7 +90,7 @@ fn type_of(kind: &Kind) -> u8 {
     }
 }
 
-/// Bytes of an entry without its name.
+/// The length of an entry without its name, in bytes.
 const ENTRY: u64 = 12;
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn names_fill_blocks_up_to_their_end() {
-        // 12 and 244 bytes: 16 of them are a block.
+        // 12 + 244 bytes: 16 entries fill a block.
         let names = |count| blocks(std::iter::repeat_n(244, count));
         assert_eq!(names(16), [Block { entries: 16, len: 4096 }]);
         assert_eq!(names(17), [Block { entries: 16, len: 4096 }, Block { entries: 1, len: 256 }]);

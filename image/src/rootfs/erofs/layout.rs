@@ -1,52 +1,52 @@
-//! Where everything of an image goes, before a byte of it is written.
+//! Computes the layout of an image before any of it is written.
 
 use super::directory;
 use crate::rootfs::tree::{Inode, InodeId, Kind, Reached, Tree};
 use crate::rootfs::xattrs;
 
-/// The places of all inodes.
+/// The positions of all inodes.
 pub(super) struct Layout {
-    /// In the order of their offsets, the root first.
+    /// The inodes by ascending offset, the root first.
     pub(super) placed: Vec<Placed>,
-    /// Blocks of the image.
+    /// The length of the image, in blocks.
     pub(super) blocks: u64,
-    /// Extended attributes that do not fit.
+    /// The number of extended attributes that do not fit.
     pub(super) lost_xattrs: u64,
-    /// Indexes into `placed`, by the index of the inode.
+    /// Maps the index of an inode to its index in `placed`.
     places: Vec<u32>,
 }
 
-/// The place of one inode and its content.
+/// The position of an inode and its content.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Placed {
     pub(super) id: InodeId,
     pub(super) parent: InodeId,
     pub(super) links: u32,
-    /// In the image, a multiple of [`SLOT`].
+    /// The offset in the image, a multiple of [`SLOT`].
     pub(super) offset: u64,
-    /// Bytes of the extended attributes behind it, their header included.
+    /// The length of the extended attributes after the inode, including their header, in bytes.
     pub(super) xattrs: u64,
-    /// Bytes of its content.
+    /// The length of its content, in bytes.
     pub(super) size: u64,
-    /// Whether what is no whole block of the content is behind the inode.
+    /// Whether the last, incomplete block of the content follows the inode.
     pub(super) is_inline: bool,
-    /// Blocks elsewhere, and the first of them.
+    /// The number of blocks elsewhere, and the first of them.
     pub(super) blocks: u64,
     pub(super) block: u64,
 }
 
 pub(super) const BLOCK: u64 = 4096;
-/// Inodes are counted in these.
+/// The unit in which inodes are numbered, in bytes.
 pub(super) const SLOT: u64 = 32;
-/// Bytes of an inode in its extended form.
+/// The length of an inode in its extended form, in bytes.
 pub(super) const INODE: u64 = 64;
-/// Where the superblock is.
+/// The offset of the superblock.
 pub(super) const SUPER_OFFSET: usize = 1024;
-/// Bytes in front of an inode's extended attributes.
+/// The length of the header before an inode's extended attributes, in bytes.
 pub(super) const XATTR_HEADER: u64 = 12;
 
 impl Layout {
-    /// Places everything of a tree; `None` when there are more blocks than numbers for them.
+    /// Computes the layout of a tree; `None` if it needs more blocks than there are block numbers.
     pub(super) fn of(tree: &Tree) -> Option<Layout> {
         let mut cursor = SUPERBLOCK.saturating_add(SUPER_OFFSET as u64);
         let reached = tree.reachable();
@@ -70,12 +70,12 @@ impl Layout {
         Some(layout)
     }
 
-    /// The number of the root's inode, which the superblock has 16 bits for: it is the first.
+    /// Returns the number of the root's inode. The superblock has 16 bits for it, so the root comes first.
     pub(super) fn root_nid(&self) -> u16 {
         self.placed.first().and_then(|root| u16::try_from(root.offset / SLOT).ok()).unwrap_or_default()
     }
 
-    /// The number by which directories know an inode.
+    /// Returns the number by which directories refer to an inode.
     pub(super) fn nid(&self, id: InodeId) -> u64 {
         let placed = self.places.get(id.index()).and_then(|place| self.placed.get(*place as usize));
         placed.map_or(0, |placed| placed.offset / SLOT)
@@ -92,7 +92,7 @@ impl Layout {
             Kind::CharacterDevice(_) | Kind::BlockDevice(_) | Kind::Fifo => 0,
         };
         let tail = size % BLOCK;
-        // The end of a content must not cross from one block to the next.
+        // The end of a content must not cross a block boundary.
         let with_xattrs = INODE.saturating_add(xattrs);
         let with_tail = with_xattrs.saturating_add(tail);
         let is_inline = tail > 0 && with_tail <= BLOCK;
@@ -119,7 +119,7 @@ impl Layout {
 }
 
 impl Placed {
-    /// The count by which an inode says how long its extended attributes are.
+    /// Returns the count by which an inode encodes the length of its extended attributes.
     pub(super) fn xattr_count(&self) -> u16 {
         match self.xattrs {
             0 => 0,
@@ -130,23 +130,23 @@ impl Placed {
     }
 }
 
-/// An extended attribute that has a place behind its inode.
+/// An extended attribute that is stored after its inode.
 pub(super) struct Xattr<'a> {
     pub(super) index: u8,
-    /// Its name without what the index says.
+    /// The name without the prefix that the index stands for.
     pub(super) name: &'a [u8],
     pub(super) value: &'a [u8],
 }
 
 impl Xattr<'_> {
-    /// Bytes of its entry.
+    /// Returns the length of its entry, in bytes.
     fn len(&self) -> u64 {
         let len = self.name.len().saturating_add(self.value.len());
         XATTR_ENTRY.saturating_add(len as u64).next_multiple_of(4)
     }
 }
 
-/// Those extended attributes of a file that fit.
+/// Returns the extended attributes of a file that fit.
 pub(super) fn kept_xattrs(inode: &Inode) -> impl Iterator<Item = Xattr<'_>> {
     let mut room = MAX_XATTRS;
     inode.attributes.xattrs.iter().filter_map(move |(name, value)| {
@@ -160,11 +160,12 @@ pub(super) fn kept_xattrs(inode: &Inode) -> impl Iterator<Item = Xattr<'_>> {
     })
 }
 
-/// Bytes of the superblock.
+/// The length of the superblock, in bytes.
 const SUPERBLOCK: u64 = 128;
-/// Bytes in front of the name of an extended attribute.
+/// The length of an extended attribute's header, in bytes.
 const XATTR_ENTRY: u64 = 4;
-/// The field for a value's length has 16 bits.
+/// The maximum length of a value: its field has 16 bits.
 const MAX_VALUE: usize = 65535;
-/// The field for the length of all has 16 bits, and counts fours; this is half of it.
+/// The maximum length of all attributes: its field has 16 bits and counts units of four bytes; this is half
+/// of that.
 const MAX_XATTRS: u64 = 128 << 10;

@@ -1,8 +1,9 @@
-//! Writes a root as an EROFS image: read-only, without compression, blocks of 4 KiB, all metadata in front.
+//! Writes a root as an EROFS image: read-only, uncompressed, with blocks of 4 KiB and all metadata at the
+//! front.
 //!
-//! Inodes come first, each with its extended attributes and, where it fits, the end of its content (or all of
-//! it) behind it in the same block; then the whole blocks of contents. The same tree always gives the same
-//! bytes.
+//! Inodes come first. Each is followed by its extended attributes and, if it fits into the same block, the
+//! end of its content (or all of it); then come the whole blocks of contents. The same tree always gives the
+//! same bytes.
 //!
 //! Sources: Linux, Documentation/filesystems/erofs.rst and fs/erofs/erofs_fs.h.
 
@@ -18,39 +19,39 @@ use super::tree::{Inode, Kind, Tree};
 use crate::sparse::write_unless_zero;
 use crate::temporary;
 
-/// What was written.
+/// The result of writing an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Written {
-    /// Bytes of the image.
+    /// The length of the image, in bytes.
     pub(super) bytes: u64,
     pub(super) inodes: u64,
-    /// Files that had become shorter when they were read.
+    /// The number of files that were shorter than expected when they were read.
     pub(super) shortened: u64,
-    /// Extended attributes for which a file has no room.
+    /// The number of extended attributes for which a file has no room.
     pub(super) lost_xattrs: u64,
 }
 
-/// Why there is no image.
+/// Why an image cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImageError {
-    /// More than block numbers can count.
+    /// The image needs more blocks than there are block numbers.
     #[error("it has more than the 16 TiB that an image can have")]
     TooLarge,
-    /// A file of the source.
+    /// A file of the source cannot be read.
     #[error("a file in it ({name}) cannot be read: {source}")]
     Source {
-        /// Its name below the root, or where in the tar it is.
+        /// Its name relative to the root, or its offset in the tar.
         name: String,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
-    /// The image.
+    /// The image cannot be written.
     #[error("its image cannot be written: {0}{advice}", advice = temporary::advice())]
     Write(io::Error),
 }
 
-/// Writes the image into a file that is empty.
+/// Writes the image into an empty file.
 pub(super) fn write(tree: &Tree, image: &File) -> Result<Written, ImageError> {
     let layout = Layout::of(tree).ok_or(ImageError::TooLarge)?;
     let bytes = layout.blocks.saturating_mul(BLOCK);
@@ -65,9 +66,9 @@ struct Writer<'a> {
     tree: &'a Tree,
     image: &'a File,
     layout: &'a Layout,
-    /// Metadata that is not written yet.
+    /// Metadata that has not been written yet.
     metadata: Vec<u8>,
-    /// Where it begins in the image.
+    /// Its offset in the image.
     start: u64,
     shortened: u64,
 }
@@ -82,7 +83,7 @@ impl Writer<'_> {
         self.flush()
     }
 
-    /// `struct erofs_super_block`, 128 bytes.
+    /// Encodes `struct erofs_super_block`, 128 bytes.
     fn superblock(&self) -> [u8; 128] {
         let mut block = [0; 128];
         let root = self.layout.root_nid();
@@ -126,7 +127,8 @@ impl Writer<'_> {
         write_unless_zero(self.image, blocks, placed.block.saturating_mul(BLOCK)).map_err(ImageError::Write)
     }
 
-    /// Fills up to an offset of the image with zeroes; writes what has come together.
+    /// Pads with zeroes up to an offset of the image, and writes the metadata if enough of it has
+    /// accumulated.
     fn skip_to(&mut self, offset: u64) -> Result<(), ImageError> {
         if self.metadata.len() >= FLUSH {
             self.flush()?;
@@ -144,7 +146,7 @@ impl Writer<'_> {
     }
 }
 
-/// `struct erofs_inode_extended`: the form that has times and ids of 32 bits.
+/// Encodes `struct erofs_inode_extended`, the form with 32-bit times and ids.
 fn head(number: u32, placed: &Placed, inode: &Inode) -> [u8; INODE as usize] {
     let mut head = [0; INODE as usize];
     let format = EXTENDED | (if placed.is_inline { FLAT_INLINE } else { FLAT_PLAIN }) << 1;
@@ -171,7 +173,8 @@ fn head(number: u32, placed: &Placed, inode: &Inode) -> [u8; INODE as usize] {
     head
 }
 
-/// `struct erofs_xattr_ibody_header`, without shared attributes, and the entries, each padded to 4 bytes.
+/// Encodes `struct erofs_xattr_ibody_header`, without shared attributes, and the entries, each padded to 4
+/// bytes.
 fn append_xattrs(out: &mut Vec<u8>, inode: &Inode, placed: &Placed) {
     if placed.xattrs == 0 {
         return;
@@ -187,7 +190,7 @@ fn append_xattrs(out: &mut Vec<u8>, inode: &Inode, placed: &Placed) {
     }
 }
 
-/// The host does not say which of the two files failed; a full disk is the image's.
+/// Assigns an error to one of the two files, which the host does not tell: a full disk is that of the image.
 fn copy_error(source: io::Error, name: String) -> ImageError {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::FileTooLarge | io::ErrorKind::QuotaExceeded => {
@@ -205,14 +208,14 @@ fn put(into: &mut [u8], at: usize, field: &[u8]) {
 }
 
 const MAGIC: u32 = 0xe0f5_e1e2;
-/// Times of inodes are those of modification.
+/// A feature flag: the inodes' times are modification times.
 const FEATURE_MTIME: u32 = 2;
-/// The low bit of an inode's format.
+/// The lowest bit of an inode's format: the extended form.
 const EXTENDED: u16 = 1;
 const FLAT_PLAIN: u16 = 0;
 const FLAT_INLINE: u16 = 2;
 
-/// Metadata is written in pieces of about this size.
+/// Metadata is written in pieces of about this size, in bytes.
 const FLUSH: usize = 1 << 20;
 
 #[cfg(test)]

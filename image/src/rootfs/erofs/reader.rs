@@ -1,5 +1,5 @@
-//! A reader of EROFS images that follows the format's description and knows nothing of the writer, for its
-//! tests.
+//! A reader of EROFS images for the tests. It follows the description of the format and shares no code with
+//! the writer.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -101,7 +101,7 @@ impl Reader<'_> {
         xattrs
     }
 
-    /// Names, numbers and kinds.
+    /// Parses names, inode numbers and types.
     fn names(&self, content: &[u8]) -> Vec<(Vec<u8>, u64, u8)> {
         let mut names = Vec::new();
         for block in content.chunks(4096) {

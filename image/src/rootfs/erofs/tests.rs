@@ -1,4 +1,5 @@
-//! Images read back: by the reader of the tests, and by the programs of erofs-utils where they are.
+//! Images are read back by the reader of the tests and, if they are installed, by the programs of
+//! erofs-utils.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -73,7 +74,8 @@ fn holes_take_no_room() {
     assert!(written.bytes > 1 << 30 && image.metadata().unwrap().blocks() < 100);
 }
 
-/// Needs erofs-utils, as `cargo xtask setup` installs it, and root, who alone can make devices and owners.
+/// Needs erofs-utils, which `cargo xtask setup` installs, and root, which alone can create devices and set
+/// owners.
 #[test]
 fn fsck_extracts_what_was_put_in() {
     let scratch = Scratch::new();
@@ -93,12 +95,13 @@ fn fsck_extracts_what_was_put_in() {
     for (name, entry) in listing(&tree) {
         let path = out.join(std::ffi::OsStr::new(str::from_utf8(&name).unwrap()));
         let found = fs::symlink_metadata(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        // fsck.erofs sets owners last, which takes the set-user-id bit away, and Linux has no modes of links.
+        // fsck.erofs sets owners last, which clears the set-user-id bit, and Linux has no permissions for
+        // links.
         let seen = if found.is_symlink() { 0xf000 } else { 0xf1ff };
         assert_eq!(found.mode() & seen, u32::from(entry.mode) & seen, "{}", path.display());
         assert_eq!((found.uid(), found.gid()), (entry.uid, entry.gid), "{}", path.display());
         if !found.is_dir() {
-            // fsck.erofs makes hard links separate files, and folders younger.
+            // fsck.erofs extracts hard links as separate files, and changes the times of directories.
             assert_eq!((found.mtime(), found.mtime_nsec() as u32), entry.mtime, "{}", path.display());
         }
         if found.is_file() {

@@ -1,4 +1,4 @@
-//! Writes a root as an initramfs: a cpio archive in the "newc" form (Linux,
+//! Writes a root as an initramfs: a cpio archive in the "newc" format (Linux,
 //! Documentation/driver-api/early-userspace/buffer-format.rst), with owners, times and hard links.
 
 use std::collections::{HashMap, HashSet, btree_map};
@@ -7,8 +7,9 @@ use super::content::Content;
 use super::erofs::ImageError;
 use super::tree::{Inode, InodeId, Kind, Reached, Tree};
 
-/// Bytes of the archive, about: what decides whether it is small. `None` when the form cannot hold the tree:
-/// it has extended attributes, a path that the kernel would skip, or an id that has no room.
+/// Estimates the length of the archive, in bytes, which decides whether it is small. Returns `None` if the
+/// format cannot hold the tree: because of extended attributes, a path that the kernel would skip, or an id
+/// that is too large.
 pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
     let mut len = END;
     let mut can_hold = true;
@@ -29,7 +30,7 @@ pub(super) fn likely_len(tree: &Tree) -> Option<u64> {
     can_hold.then_some(len)
 }
 
-/// The archive, for which there is room for the `len` bytes that are likely.
+/// Writes the archive into memory; `len` is its estimated length.
 ///
 /// # Errors
 /// A file of the source cannot be read.
@@ -37,7 +38,7 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
     let mut out = Vec::with_capacity(usize::try_from(len).map_err(|_| ImageError::TooLarge)?);
     let mut written = HashSet::new();
     each_name(tree, |name, number, inode, links| {
-        // The kernel links later names of a file to the first one; only that has the content.
+        // The kernel links later names of a file to the first one, and only that one has the content.
         let is_first = written.insert(number);
         let size = match &inode.kind {
             Kind::File(content) if is_first => content.len,
@@ -49,7 +50,7 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
             _ => (0, 0),
         };
         let attributes = &inode.attributes;
-        // Before 1970 and after 2106 there is no time in this form.
+        // The format has no times before 1970 or after 2106.
         let time = u32::try_from(attributes.mtime.0.max(0)).unwrap_or(u32::MAX);
         let name = if name.is_empty() { b"." } else { name };
         let (size, name_size) =
@@ -89,8 +90,8 @@ pub(super) fn write(tree: &Tree, len: u64, shortened: &mut u64) -> Result<Vec<u8
     Ok(out)
 }
 
-/// Calls `each` for every name: a path from the root, empty for the root itself, the inode's number and
-/// links.
+/// Calls `each` for every name, with its path from the root, which is empty for the root itself, its inode's
+/// number, and the number of links.
 fn each_name(
     tree: &Tree,
     mut each: impl FnMut(&[u8], u32, &Inode, u32) -> Result<(), ImageError>,
@@ -101,7 +102,8 @@ fn each_name(
     let known = |id: &InodeId| numbers.get(id).copied().unwrap_or_default();
     let (number, links) = known(&Tree::ROOT);
     each(b"", number, tree.inode(Tree::ROOT), links)?;
-    // One path for all: deep folders with many names would fill the memory with theirs.
+    // All names share one path buffer: in deep directories with many names, a path for each would exhaust the
+    // memory.
     let mut path = Vec::new();
     let mut open = Vec::from_iter(names(tree, Tree::ROOT).map(|names| (names, 0)));
     while let Some((names, len)) = open.last_mut() {
@@ -121,7 +123,7 @@ fn each_name(
     Ok(())
 }
 
-/// What is in a directory; none for other files.
+/// Returns the entries of a directory; `None` for other files.
 fn names(tree: &Tree, id: InodeId) -> Option<btree_map::Iter<'_, Vec<u8>, InodeId>> {
     match &tree.inode(id).kind {
         Kind::Directory(names) => Some(names.iter()),
@@ -139,7 +141,7 @@ fn append_header(out: &mut Vec<u8>, fields: [u32; 13], name: &[u8]) {
     pad(out);
 }
 
-/// Reads a file straight into the archive; true when it has become shorter than it was.
+/// Reads a file straight into the archive; `true` if the file has become shorter.
 fn append_content(out: &mut Vec<u8>, content: &Content) -> Result<bool, ImageError> {
     let failed = |source| ImageError::Source { name: content.name(), source };
     let open = content.open().map_err(failed)?;
@@ -156,13 +158,13 @@ fn pad(out: &mut Vec<u8>) {
 }
 
 const TRAILER: &[u8] = b"TRAILER!!!";
-/// Bytes in front of a name.
+/// The length of the header before a name, in bytes.
 const HEADER: u64 = 110;
-/// The entry that ends an archive.
+/// The length of the entry that ends an archive, in bytes.
 const END: u64 = 124;
-/// Behind a name and a content, at the most.
+/// The maximum padding after a name and a content, in bytes.
 const PADDING: u64 = 7;
-/// The kernel skips names that are not shorter than PATH_MAX.
+/// The maximum length of a name: the kernel skips names that are not shorter than PATH_MAX.
 const MAX_PATH: usize = 4090;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Archives, read by the cpio program where there is one.
+//! Archives are read back by the cpio program, if there is one.
 
 use std::fs;
 use std::io::Write;

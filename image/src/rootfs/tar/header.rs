@@ -1,26 +1,26 @@
-//! The block of 512 bytes in front of each member of a tar.
+//! The block of 512 bytes before each member of a tar.
 
 use super::SparseMap;
 use crate::rootfs::tree::Device;
 
-/// What a header says, in the forms of POSIX, GNU and before both.
+/// The content of a header, in the formats of POSIX and GNU, and in the old one before both.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) name: Vec<u8>,
     pub(super) link: Vec<u8>,
-    /// The letter of the member's kind.
+    /// The letter for the member's type.
     pub(super) kind: u8,
     pub(super) permissions: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) mtime: i64,
-    /// Bytes that follow, without padding.
+    /// The number of bytes that follow, without padding.
     pub(super) size: u64,
     pub(super) device: Device,
     pub(super) sparse: Option<Sparse>,
 }
 
-/// What GNU's header says of a sparse file.
+/// What GNU's header has for a sparse file.
 #[derive(Debug)]
 pub(super) struct Sparse {
     pub(super) map: SparseMap,
@@ -29,22 +29,22 @@ pub(super) struct Sparse {
     pub(super) real_size: u64,
 }
 
-/// Bytes of everything in a tar are multiples of this.
+/// The unit of everything in a tar, in bytes.
 pub(super) const BLOCK: u64 = 512;
 
-/// Why a block is not a header that can be used.
+/// Why a block cannot be used as a header.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It is not a header at all, or one of its parts is damaged: what.
+    /// It is not a header, or the named part of it is damaged.
     Damaged(&'static str),
-    /// A number of the member is none, or out of range.
+    /// A number in it is malformed or out of range.
     Field(Wrong),
 }
 
-/// What a header says that cannot be.
+/// A value in a header that is not valid.
 #[derive(Debug, Clone)]
 pub(super) struct Wrong {
-    /// The member, where the header has its name.
+    /// The name of the member, if the header has it.
     pub(super) name: Vec<u8>,
     pub(super) field: String,
     pub(super) value: String,
@@ -57,7 +57,7 @@ pub(in crate::rootfs) fn is_header(start: &[u8]) -> bool {
 }
 
 impl Header {
-    /// Reads a block; `None` is the end mark.
+    /// Parses a block; `None` is the end mark.
     pub(super) fn parse(block: &[u8; BLOCK as usize]) -> Result<Option<Header>, Fault> {
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
@@ -101,7 +101,7 @@ impl Header {
     }
 }
 
-/// Whether the sum of a block's bytes is the one that it says.
+/// Checks the sum of a block's bytes against the one in it.
 fn check_sum(block: &[u8; BLOCK as usize]) -> Result<(), &'static str> {
     let sum = number(&block[148..156]).ok_or("its checksum is not a number")?;
     // Some old programs have added signed bytes.
@@ -112,13 +112,13 @@ fn check_sum(block: &[u8; BLOCK as usize]) -> Result<(), &'static str> {
     if sum == unsigned || sum == signed { Ok(()) } else { Err("its checksum is wrong") }
 }
 
-/// The beginning of a value, for messages.
+/// Shortens a value for messages.
 pub(super) fn shown(value: &[u8]) -> String {
     let start = value.get(..MAX_SHOWN).unwrap_or(value);
     String::from_utf8_lossy(start).escape_debug().to_string()
 }
 
-/// Reads a block that goes on with the map of a sparse file; true when one more follows.
+/// Parses a block that continues the map of a sparse file; `true` if one more follows.
 pub(super) fn more_of_map(block: &[u8; BLOCK as usize], map: &mut SparseMap) -> Result<bool, &'static str> {
     pieces(&block[..504], map)?;
     if map.len() > MAX_PIECES {
@@ -131,11 +131,11 @@ fn sparse(block: &[u8; BLOCK as usize]) -> Result<Sparse, &'static str> {
     let mut map = Vec::new();
     pieces(&block[386..482], &mut map)?;
     let real_size = number(&block[483..495]).and_then(|size| u64::try_from(size).ok());
-    let real_size = real_size.ok_or("the size of a sparse file is no number")?;
+    let real_size = real_size.ok_or("the size of a sparse file is not a number")?;
     Ok(Sparse { map, goes_on: block[482] != 0, real_size })
 }
 
-/// Pairs of offset and length, up to the first field that is empty; pieces without bytes need no place.
+/// Parses pairs of offset and length, up to the first empty field; pieces without bytes are dropped.
 fn pieces(fields: &[u8], map: &mut SparseMap) -> Result<(), &'static str> {
     for piece in fields.chunks_exact(24) {
         let (offset, len) = piece.split_at(12);
@@ -153,12 +153,12 @@ fn text(field: &[u8]) -> &[u8] {
     super::until_zero(field)
 }
 
-/// An octal number between blanks and zero bytes, nothing for 0; or a number in two's complement behind a set
-/// bit.
+/// Parses an octal number between blanks and zero bytes, with nothing for 0; or a number in two's complement
+/// after a set bit.
 fn number(field: &[u8]) -> Option<i64> {
     let first = *field.first()?;
     if first & 0x80 != 0 {
-        // The bit itself is no part of the number; the one after it is its sign.
+        // The marker bit is not part of the number; the bit after it is the sign.
         let sign = if first & 0x40 != 0 { -1 } else { 0 };
         let start = if sign < 0 { i128::from(first as i8) } else { i128::from(first & 0x3f) };
         let value = field
@@ -173,9 +173,9 @@ fn number(field: &[u8]) -> Option<i64> {
     })
 }
 
-/// Bytes of a wrong value that a message shows.
+/// How many bytes of a wrong value a message shows.
 const MAX_SHOWN: usize = 40;
-/// Most pieces of a sparse file; GNU tar makes one for each run of data.
+/// The maximum number of pieces in a sparse file; GNU tar creates one for each run of data.
 const MAX_PIECES: usize = 1 << 20;
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
-//! Reads a root from a tar: the forms of POSIX (ustar and pax), GNU and the old one, without any unpacking.
+//! Reads a root from a tar in the formats of POSIX (ustar and pax), GNU and the old one, without unpacking
+//! it.
 //!
-//! The archive is a file that stays open; contents are parts of it. What it says is not trusted: sizes are
-//! held against the file's, names that go up are refused, and the memory that it takes is bounded.
+//! The archive is a file that stays open, and contents are parts of it. It is not trusted: sizes are checked
+//! against that of the file, names that lead upwards are refused, and memory is bounded.
 //!
 //! Sources: POSIX.1-2017, pax, sections "ustar Interchange Format" and "pax Header Block"; GNU tar 1.35,
 //! "Basic Tar Format" and "Storing Sparse Files"; star(5) for `SCHILY.xattr`.
@@ -30,56 +31,56 @@ pub enum TarError {
     /// The host cannot read it.
     #[error("it cannot be read: {0}")]
     Read(io::Error),
-    /// It ends in the middle.
-    #[error("it is cut short: it ends at byte {at}, before its end mark; make or fetch it anew")]
+    /// It ends too early.
+    #[error("it is cut short: it ends at byte {at}, before its end mark; create or download it again")]
     CutShort {
-        /// Where it ends.
+        /// The offset of its end.
         at: u64,
     },
-    /// A header that is none.
+    /// A header is not valid.
     #[error("at byte {at} there is no header of a tar ({what})")]
     Header {
-        /// Where.
+        /// The offset of the header.
         at: u64,
         /// What is wrong with it.
         what: &'static str,
     },
-    /// A number of a member that cannot be.
+    /// A number of a member is not valid.
     #[error("its member {name:?} (at byte {at}): {field} is {value}, and has to be {}", range_of(field))]
     Field {
-        /// The member.
+        /// The name of the member.
         name: String,
-        /// Where its header is.
+        /// The offset of its header.
         at: u64,
-        /// What the number is of, as the header or pax calls it.
+        /// The name of the field, as in the header or in pax.
         field: String,
-        /// What is there, or the beginning of it.
+        /// The value, or the beginning of it.
         value: String,
     },
-    /// A global header that says something of one file.
+    /// A global header has a value that can only apply to a single file.
     #[error(
-        "the global header at byte {at} has {key}, which can be said of a single member only; make the tar again \
+        "the global header at byte {at} has {key}, which can apply to a single member only; create the tar again \
          without it"
     )]
     Global {
-        /// Where the header is.
+        /// The offset of the header.
         at: u64,
-        /// The key.
+        /// The key of the value.
         key: &'static str,
     },
-    /// A member that has no place in a root.
+    /// A member cannot be part of a root.
     #[error("its member {name:?} (at byte {at}) cannot be kept: {problem}")]
     Entry {
-        /// The member.
+        /// The name of the member.
         name: String,
-        /// Where its header is.
+        /// The offset of its header.
         at: u64,
-        /// Why.
+        /// The reason.
         problem: EntryError,
     },
 }
 
-/// Reads an archive of `len` bytes into a tree that takes no more memory than `limit`.
+/// Reads an archive of `len` bytes into a tree that takes at most `limit` bytes of memory.
 pub(super) fn read(
     archive: &Arc<File>,
     len: u64,
@@ -100,9 +101,9 @@ pub(super) fn read(
     Ok(tree)
 }
 
-/// A file in the archive, with all that the headers before it say.
+/// A file in the archive, with the values of all headers before it.
 struct Member {
-    /// Where its header is.
+    /// The offset of its header.
     at: u64,
     name: Vec<u8>,
     link: Vec<u8>,
@@ -110,27 +111,27 @@ struct Member {
     attributes: Attributes,
     device: Device,
     content: Content,
-    /// Attributes in a form that is not read.
+    /// The number of attributes in an unsupported form.
     lost_xattrs: u64,
 }
 
 struct Reader<'a> {
     archive: &'a Arc<File>,
     len: u64,
-    /// The next header.
+    /// The offset of the next header.
     at: u64,
-    /// What pax headers say of all files that follow.
+    /// The values of pax headers that apply to all files that follow.
     global: Extensions,
-    /// Bytes of these headers.
+    /// The length of these headers, in bytes.
     global_len: usize,
 }
 
 impl Reader<'_> {
-    /// The next file; `None` at the end mark.
+    /// Returns the next file; `None` at the end mark.
     fn next(&mut self) -> Result<Option<Member>, TarError> {
         let mut extensions = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
-        // Several headers may say something about one file.
+        // Several headers may apply to one file.
         let mut len = 0;
         loop {
             let at = self.at;
@@ -168,7 +169,7 @@ impl Reader<'_> {
     ) -> Result<Member, TarError> {
         let sparse = self.sparse_map(at, &header)?;
         let size = extensions.size.unwrap_or(header.size);
-        // Of what has no content, some archives give a size all the same.
+        // Some archives give a size even for members without content.
         let stored = if has_content(header.kind) { size } else { 0 };
         let start = self.at;
         self.at = self.after(start, padded(stored).ok_or(TarError::CutShort { at: self.len })?)?;
@@ -189,7 +190,7 @@ impl Reader<'_> {
         if let Some(wrong) = extensions.wrong {
             return Err(Fault::Field(Wrong { name, ..wrong }).at(at));
         }
-        // The old form has no kind for folders, but a slash behind their names.
+        // The old format has no type for directories; their names end with a slash.
         let is_folder = is_file(header.kind) && name.ends_with(b"/");
         Ok(Member {
             at,
@@ -209,7 +210,8 @@ impl Reader<'_> {
         })
     }
 
-    /// The map of a sparse file in GNU's own form, and the file's real size; it goes on behind the header.
+    /// Returns the map of a sparse file in GNU's own format, which continues after the header, and the file's
+    /// real size.
     fn sparse_map(&mut self, at: u64, header: &Header) -> Result<Option<(SparseMap, u64)>, TarError> {
         let Some(sparse) = &header.sparse else { return Ok(None) };
         let mut map = sparse.map.clone();
@@ -223,7 +225,8 @@ impl Reader<'_> {
         Ok(Some((map, sparse.real_size)))
     }
 
-    /// The map of a sparse file in one of the pax forms, and the bytes that it takes before the content.
+    /// Returns the map of a sparse file in one of the pax formats, and the number of bytes that it takes
+    /// before the content.
     fn pax_map(
         &self,
         at: u64,
@@ -235,7 +238,7 @@ impl Reader<'_> {
             return Ok((sparse.map.clone(), 0));
         }
         let wrong = || TarError::Header { at, what: "the map of a sparse file is damaged" };
-        // The number of pieces, then offset and length of each, a line each, padded to whole blocks.
+        // The number of pieces, then the offset and length of each, one per line, padded to whole blocks.
         let mut text = self.block(start)?.to_vec();
         let lines = pax::lines_in_front(&text).ok_or_else(wrong)?;
         let count = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -252,7 +255,7 @@ impl Reader<'_> {
         Ok((pax::map_in_front(&text).ok_or_else(wrong)?, used.ok_or_else(wrong)?))
     }
 
-    /// A sparse file: the pieces of `map` follow each other in the archive.
+    /// Creates a sparse file, whose pieces in `map` follow each other in the archive.
     fn sparse(
         &self,
         at: u64,
@@ -262,7 +265,7 @@ impl Reader<'_> {
         map: &SparseMap,
     ) -> Result<Content, TarError> {
         let wrong = || TarError::Header { at, what: "the map of a sparse file does not fit it" };
-        // Pieces without bytes are dropped before there is room for them: a map may have nothing else.
+        // Drop empty pieces before allocating memory: a map may consist of them.
         let pieces = || map.iter().filter(|(_, len)| *len > 0);
         let mut parts = Vec::with_capacity(pieces().count());
         let (mut used, mut end) = (0_u64, 0_u64);
@@ -280,7 +283,7 @@ impl Reader<'_> {
         Ok(Content::in_archive(self.archive, real_size, parts.into_boxed_slice()))
     }
 
-    /// The content of a header that is about the next one; `before` counts those of its kind.
+    /// Reads the content of a header that applies to the next one; `before` counts the bytes of such headers.
     fn record(&mut self, size: u64, before: &mut usize) -> Result<Vec<u8>, TarError> {
         let at = self.at;
         let len = usize::try_from(size).ok().filter(|len| *len <= MAX_RECORD.saturating_sub(*before));
@@ -305,7 +308,7 @@ impl Reader<'_> {
         }
     }
 
-    /// What is `count` bytes further, if the archive has so many.
+    /// Returns the offset `count` bytes further, if the archive has that many.
     fn after(&self, at: u64, count: u64) -> Result<u64, TarError> {
         let end = at.checked_add(count).filter(|end| *end <= self.len);
         end.ok_or(TarError::CutShort { at: self.len })
@@ -313,7 +316,7 @@ impl Reader<'_> {
 }
 
 impl Fault {
-    /// The error for the header at byte `at`.
+    /// Creates the error for the header at byte `at`.
     fn at(self, at: u64) -> TarError {
         match self {
             Fault::Damaged(what) => TarError::Header { at, what },
@@ -324,7 +327,7 @@ impl Fault {
     }
 }
 
-/// What the value of a field may be, for messages.
+/// Describes the valid values of a field, for messages.
 fn range_of(field: &str) -> &'static str {
     match field {
         "uid" | "gid" => "a number from 0 to 4294967295",
@@ -363,20 +366,21 @@ impl Member {
     }
 }
 
-/// Offsets in a sparse file and the bytes that are there.
+/// The pieces of a sparse file: their offset and their length, in bytes.
 type SparseMap = Vec<(u64, u64)>;
 
-/// What a symbolic link can say (path_resolution(7)).
+/// Whether a symbolic link can have this target (path_resolution(7)).
 fn is_target(target: &[u8]) -> bool {
     (1..MAX_TARGET).contains(&target.len()) && !target.contains(&0)
 }
 
-/// Regular, the same in the old form, contiguous, sparse.
+/// Whether this is the type of a file: regular, in the new or old format, contiguous, or sparse.
 fn is_file(kind: u8) -> bool {
     matches!(kind, b'0' | 0 | b'7' | b'S')
 }
 
-/// Links, devices, folders and FIFOs have none; of an unknown kind it is skipped.
+/// Whether a member of this type has content. Links, devices, directories and FIFOs have none; that of an
+/// unknown type is skipped.
 fn has_content(kind: u8) -> bool {
     !(b'1'..=b'6').contains(&kind)
 }
@@ -389,9 +393,10 @@ fn until_zero(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Most bytes of what is said about one file: all extended attributes that Linux lets a file have are less.
+/// The maximum length of the extensions for a file, in bytes: longer than all extended attributes that Linux
+/// allows for a file.
 const MAX_RECORD: usize = 1 << 20;
-/// PATH_MAX of Linux.
+/// The maximum length of a link's target: PATH_MAX of Linux.
 const MAX_TARGET: usize = 4096;
 
 #[cfg(test)]

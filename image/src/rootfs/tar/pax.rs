@@ -1,12 +1,12 @@
-//! The records of a pax header: `LENGTH KEY=VALUE` and a line break, where the length is the record's own. A
-//! value may hold any byte, so only the length says where it ends.
+//! The records of a pax header: `LENGTH KEY=VALUE` and a line break, where the length is that of the record.
+//! A value may contain any byte, so only the length determines its end.
 
 use std::collections::BTreeMap;
 
 use super::header::{Wrong, shown};
 use super::{SparseMap, TarError};
 
-/// What pax headers say about a file beyond its own header.
+/// The values that pax headers add to a file's own header.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Extensions {
     pub(super) path: Option<Vec<u8>>,
@@ -16,29 +16,29 @@ pub(super) struct Extensions {
     pub(super) gid: Option<u32>,
     pub(super) mtime: Option<(i64, u32)>,
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    /// Access lists and labels in forms of their own, which are not read.
+    /// The number of access lists and labels in forms that are not supported.
     pub(super) lost_xattrs: u64,
     pub(super) sparse: Option<Sparse>,
-    /// The first value that cannot be: the member that it is about comes later.
+    /// The first invalid value; the member to which it belongs comes later.
     pub(super) wrong: Option<Wrong>,
 }
 
-/// A sparse file in one of the forms 0.0, 0.1 and 1.0 of GNU tar.
+/// A sparse file in one of GNU tar's formats 0.0, 0.1 and 1.0.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sparse {
     pub(super) name: Option<Vec<u8>>,
     pub(super) real_size: Option<u64>,
-    /// In the forms 0.0 and 0.1.
+    /// The map, in the formats 0.0 and 0.1.
     pub(super) map: SparseMap,
-    /// In the form 1.0.
+    /// Whether the map precedes the content, as in format 1.0.
     pub(super) map_is_in_front: bool,
 }
 
 impl Extensions {
-    /// Takes the records of the header at `at`.
+    /// Parses the records of the header at `at`.
     ///
     /// # Errors
-    /// One is damaged.
+    /// A record is damaged.
     pub(super) fn read(&mut self, mut records: &[u8], at: u64) -> Result<(), TarError> {
         let wrong = |what| TarError::Header { at, what };
         while records.first().is_some_and(|byte| *byte != 0) {
@@ -55,7 +55,8 @@ impl Extensions {
         Ok(())
     }
 
-    /// What a global header must not say: each file that follows would cost as much as all of it.
+    /// Returns a key that a global header must not have: each file that follows would cost as much memory as
+    /// the whole header.
     pub(super) fn of_one_file(&self) -> Option<&'static str> {
         let keys = [
             (self.path.is_some(), "path"),
@@ -67,7 +68,7 @@ impl Extensions {
         keys.iter().find(|(is_said, _)| *is_said).map(|(_, key)| *key)
     }
 
-    /// Takes one value; `None` when it cannot be. An empty one takes back what was said before.
+    /// Applies a value; `None` if it is not valid. An empty value cancels an earlier one.
     fn take(&mut self, key: &[u8], value: &[u8]) -> Option<()> {
         let is_empty = value.is_empty();
         let text = || (!is_empty).then(|| value.to_vec());
@@ -103,14 +104,14 @@ impl Extensions {
     }
 }
 
-/// How many lines the map in front of a sparse file of form 1.0 has: its first one says of how many pieces it
-/// is.
+/// Returns how many lines the map before a sparse file of format 1.0 has, given its first line, the number of
+/// pieces.
 pub(super) fn lines_in_front(text: &[u8]) -> Option<u64> {
     let first = text.split(|byte| *byte == b'\n').next()?;
     number(first)?.checked_mul(2)?.checked_add(1)
 }
 
-/// The map in front of the content of a sparse file of form 1.0, all of whose lines are in `text`.
+/// Parses the map before the content of a sparse file of format 1.0, all of whose lines are in `text`.
 pub(super) fn map_in_front(text: &[u8]) -> Option<SparseMap> {
     let lines = lines_in_front(text)?;
     let numbers = text
@@ -121,7 +122,7 @@ pub(super) fn map_in_front(text: &[u8]) -> Option<SparseMap> {
     pairs(&numbers.collect::<Option<Vec<u64>>>()?)
 }
 
-/// The first record without its length and line break, and what follows it.
+/// Splits off the first record, without its length and line break.
 fn record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     let blank = records.iter().take(MAX_LENGTH_DIGITS).position(|byte| *byte == b' ')?;
     let len = usize::try_from(number(records.get(..blank)?)?).ok()?;
@@ -129,7 +130,7 @@ fn record(records: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((record.get(blank..)?.strip_prefix(b" ")?.strip_suffix(b"\n")?, rest))
 }
 
-/// `OFFSET,LENGTH,OFFSET,LENGTH...`
+/// Parses `OFFSET,LENGTH,OFFSET,LENGTH...`.
 fn map(value: &[u8]) -> Option<SparseMap> {
     pairs(&value.split(|byte| *byte == b',').map(number).collect::<Option<Vec<u64>>>()?)
 }
@@ -148,7 +149,7 @@ fn number(digits: &[u8]) -> Option<u64> {
     is_number.then(|| str::from_utf8(digits).ok()?.parse().ok()).flatten()
 }
 
-/// Seconds since 1970 with a fraction, maybe before it.
+/// Parses seconds since 1970 with a fraction; they may be negative.
 fn time(value: &[u8]) -> Option<(i64, u32)> {
     let (is_before, value) = value.strip_prefix(b"-").map_or((false, value), |value| (true, value));
     let mut parts = value.splitn(2, |byte| *byte == b'.');
@@ -163,7 +164,7 @@ fn time(value: &[u8]) -> Option<(i64, u32)> {
     })
 }
 
-/// Of a length that fits any header that is read.
+/// The maximum number of digits of a length, enough for every header that is accepted.
 const MAX_LENGTH_DIGITS: usize = 20;
 
 #[cfg(test)]

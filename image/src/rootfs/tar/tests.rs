@@ -1,4 +1,4 @@
-//! Tars of every form, honest and hostile ones.
+//! Tars of every format, valid and hostile ones.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use super::*;
 use crate::rootfs::erofs;
 use crate::rootfs::samples::{Listing, Scratch, file, listing};
 
-/// A tar in the making.
+/// A tar under construction.
 #[derive(Default, Clone)]
 struct Tar(Vec<u8>);
 
@@ -47,7 +47,7 @@ impl Tar {
         self
     }
 
-    /// A pax header with these records.
+    /// Adds a pax header with these records.
     fn pax(&mut self, records: &[(&str, &[u8])]) -> &mut Tar {
         let mut text = Vec::new();
         for (key, value) in records {
@@ -186,7 +186,7 @@ fn names_that_leave_the_root_are_refused_and_named() {
     assert_eq!(names(&Tar::default().file("/etc/passwd", b"").end()), ["etc", "etc/passwd"]);
     let outside = Tar::default().member(b'1', b"a", b"../../etc/shadow", b"").end();
     assert!(read_bytes(&outside).err().unwrap().to_string().contains("hard link to a file that does not"));
-    // A link out of the root is only a text; what is put behind it stays inside.
+    // A link out of the root is only text; a file that is put behind it stays inside.
     let mut tar = Tar::default();
     tar.member(b'2', b"up", b"../../..", b"").file("up/x", b"");
     assert_eq!(names(&tar.end()), ["up", "x"]);
@@ -320,7 +320,7 @@ fn sparse_maps_that_do_not_fit_are_refused() {
     }
 }
 
-/// GNU tar is on every Debian.
+/// GNU tar is installed on every Debian.
 #[test]
 fn gnu_tar_is_read_in_all_its_formats() {
     let scratch = Scratch::new();
@@ -354,7 +354,7 @@ fn gnu_tar_is_read_in_all_its_formats() {
     assert!(without_nanos(run(&["--format=posix"], "pax.tar")) == gnu);
 }
 
-/// A member of a random kind and name.
+/// Generates a member with a random type and name.
 fn any_member() -> impl Strategy<Value = (u8, String, String, Vec<u8>)> {
     let part = prop_oneof!["[a-c]", Just("..".to_owned()), Just(".".to_owned()), "[d-f]{1,60}"];
     let name = proptest::collection::vec(part, 1..5).prop_map(|parts| parts.join("/"));
@@ -372,7 +372,7 @@ proptest! {
             let has_content = matches!(kind, 0 | b'0' | b'7');
             let mut next = tar.clone();
             next.member(*kind, name.as_bytes(), link.as_bytes(), if has_content { content } else { &[] });
-            // What is refused is left out, and the rest has to work.
+            // Members that are refused are left out, and the rest has to work.
             if read_bytes(&next.end()).is_ok() {
                 tar = next;
             }
@@ -401,7 +401,7 @@ proptest! {
         }
         if let Ok((tree, _)) = read_bytes(&bytes) {
             let image = file(b"");
-            // Contents may claim sizes that no image has.
+            // Contents may claim sizes that no image can have.
             if erofs::write(&tree, &image).is_ok() {
                 erofs::reader::listing(&image);
             }

@@ -1,51 +1,51 @@
-//! A file system as Coracle holds it between its source and what the guest gets: names and attributes in
-//! memory, file contents by reference. The readers (`directory`, `tar`) fill it, the writers (`newc`,
-//! `erofs`) walk it. Nothing of it is ever made on the host, so no name in it can reach a file there.
+//! A file system between its source and the guest: names and attributes in memory, file contents by
+//! reference. The readers (`directory`, `tar`) fill it, and the writers (`newc`, `erofs`) walk it. Nothing of
+//! it is ever created on the host, so no name in it can reach a file there.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::content::Content;
 
-/// A file system: inodes, of which the first is the root directory.
+/// A file system: a list of inodes, of which the first is the root directory.
 #[derive(Debug)]
 pub(super) struct Tree {
-    /// In pieces of [`PIECE`]: one vector would take twice its length each time that it grows.
+    /// In pieces of [`PIECE`]: a single vector would need up to three times its size while it grows.
     inodes: Vec<Vec<Inode>>,
     count: u32,
-    /// Bytes of memory that are left for more.
+    /// The number of bytes of memory that are left.
     room: usize,
-    /// Bytes of memory for everything.
+    /// The memory limit for everything, in bytes.
     limit: usize,
 }
 
-/// The place of an inode in its tree.
+/// The index of an inode in its tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct InodeId(u32);
 
-/// A file of any kind, under one or more names.
+/// A file of any kind, with one or more names.
 #[derive(Debug, Clone)]
 pub(super) struct Inode {
     pub(super) kind: Kind,
     pub(super) attributes: Attributes,
 }
 
-/// What every kind of file has.
+/// The attributes of every kind of file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Attributes {
     /// The lowest twelve bits of `st_mode`.
     pub(super) permissions: u16,
     pub(super) uid: u32,
     pub(super) gid: u32,
-    /// Seconds since 1970, which may be before it, and nanoseconds after them.
+    /// Seconds since 1970, which may be negative, and the nanoseconds added to them.
     pub(super) mtime: (i64, u32),
-    /// Whole names (`user.x`) and values.
+    /// Maps complete names (`user.x`) to values.
     pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
-/// What a file is.
+/// The kind of a file.
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    /// Its names, without `.` and `..`.
+    /// Its entries, without `.` and `..`.
     Directory(BTreeMap<Vec<u8>, InodeId>),
     File(Content),
     Symlink(Vec<u8>),
@@ -61,74 +61,74 @@ pub(super) struct Device {
     pub(super) minor: u32,
 }
 
-/// What [`Tree::reachable`] tells of one inode.
+/// The result of [`Tree::reachable`] for an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reached {
     pub(super) id: InodeId,
-    /// The directory that it was found in first; the root's is itself.
+    /// The directory in which it was found first; the root's is the root itself.
     pub(super) parent: InodeId,
-    /// As `st_nlink`: names, and for a directory two and its subdirectories.
+    /// As in `st_nlink`: the number of names or, for a directory, two plus its subdirectories.
     pub(super) links: u32,
 }
 
-/// Why an entry has no place in a tree.
+/// Why an entry cannot be part of a tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EntryError {
-    /// The name goes up.
+    /// The name leads upwards.
     #[error("its name has `..`")]
     Up,
-    /// No Linux file system has such a name.
+    /// No Linux file system allows such a name.
     #[error("a part of its name is longer than 255 bytes or has a NUL")]
     Name,
-    /// More parts than any path has, with those of the symbolic links in it.
+    /// The path has more parts than any real path, counting those of symbolic links in it.
     #[error("its name has more than {MAX_DEPTH} parts, with those of the symbolic links in it")]
     Depth,
-    /// Its folder is a link that ends nowhere, or in itself.
-    #[error("a folder in its name is a symbolic link that leads nowhere or in a circle")]
+    /// Its directory is a link that leads to nothing or to itself.
+    #[error("a directory in its path is a symbolic link that leads nowhere or in a circle")]
     Circle,
-    /// A hard link to nothing.
+    /// A hard link to a file that does not exist.
     #[error("it is a hard link to a file that does not come before it")]
     NoTarget,
     /// A hard link to a directory.
     #[error("it is a hard link to a directory")]
     DirectoryLink,
-    /// The root itself cannot be anything else.
+    /// The root itself can only be a directory.
     #[error("it would replace the root directory by something else")]
     Root,
-    /// No link can say this.
+    /// A symbolic link cannot have this target.
     #[error("it is a symbolic link to nothing, or to a name that cannot be")]
     Target,
-    /// More than any root has, or than a source of its size should have.
+    /// The tree is larger than any root, or than expected from a source of this size.
     #[error(
         "its files, names and attributes take more than {mib} MiB of memory, the limit for a source of this size; an \
          unpacked one may have more"
     )]
     TooMany {
-        /// The limit.
+        /// The limit, in MiB.
         mib: usize,
     },
 }
 
 impl Tree {
-    /// A tree of nothing but its root directory.
+    /// Creates a tree with only its root directory.
     pub(super) fn new(attributes: Attributes) -> Tree {
         Tree::within(attributes, MAX_MEMORY)
     }
 
-    /// The same with a limit in bytes for its memory and that of what is written from it.
+    /// Does the same with a limit, in bytes, for its memory and that of what is written from it.
     pub(super) fn within(attributes: Attributes, limit: usize) -> Tree {
         let root = Inode { kind: Kind::Directory(BTreeMap::new()), attributes };
         Tree { inodes: vec![vec![root]], count: 1, room: limit, limit }
     }
 
-    /// The limit for a tree from an archive: as much as an honest one takes, and in proportion to its bytes.
+    /// Returns the limit for a tree from an archive: enough for a valid one, and in proportion to its size.
     pub(super) fn limit_for(archive_len: u64) -> usize {
         let more = usize::try_from(archive_len).unwrap_or(usize::MAX).saturating_mul(MEMORY_PER_BYTE);
         MIN_MEMORY.saturating_add(more).min(MAX_MEMORY)
     }
 
-    /// How many inodes there are.
+    /// Returns the number of inodes.
     pub(super) fn count(&self) -> usize {
         self.count as usize
     }
@@ -146,12 +146,12 @@ impl Tree {
         &mut self.inodes[id.index() / PIECE][id.index() % PIECE]
     }
 
-    /// Whether the root directory has nothing in it.
+    /// Whether the root directory is empty.
     pub(super) fn is_empty(&self) -> bool {
         matches!(&self.inode(Self::ROOT).kind, Kind::Directory(names) if names.is_empty())
     }
 
-    /// The inode at a path from the root; its symbolic links are followed, but not the last part.
+    /// Finds the inode at a path from the root. Symbolic links are followed, except in the last part.
     pub(super) fn find(&self, path: &[u8]) -> Option<InodeId> {
         let mut parts = parts(path).ok()?;
         let Some(name) = parts.pop() else { return Some(Self::ROOT) };
@@ -161,11 +161,11 @@ impl Tree {
         }
     }
 
-    /// Puts an inode at a path. Missing folders are made; what is there is replaced, but a directory that
-    /// meets a directory only gets its attributes.
+    /// Puts an inode at a path. Missing directories are created; an existing file is replaced, but if both
+    /// are directories, only the attributes are.
     ///
     /// # Errors
-    /// The path is not one inside a root, or there is too much in the tree.
+    /// The path does not lead to a place in the root, or the tree is too large.
     pub(super) fn put(&mut self, path: &[u8], inode: Inode) -> Result<InodeId, EntryError> {
         let place = self.place(path)?;
         let there = match &place {
@@ -184,10 +184,10 @@ impl Tree {
         self.add(directory, name, inode)
     }
 
-    /// Gives a file one more name.
+    /// Gives a file another name.
     ///
     /// # Errors
-    /// There is no such file, one of the paths is not inside a root, or there is too much in the tree.
+    /// There is no such file, a path does not lead to a place in the root, or the tree is too large.
     pub(super) fn link(&mut self, path: &[u8], target: &[u8]) -> Result<(), EntryError> {
         let target = self.find(target).ok_or(EntryError::NoTarget)?;
         if let Kind::Directory(_) = self.inode(target).kind {
@@ -197,10 +197,10 @@ impl Tree {
         self.name(directory, name, target)
     }
 
-    /// Makes a new inode under a name of a directory.
+    /// Creates an inode with a name in a directory.
     ///
     /// # Errors
-    /// There is too much in the tree.
+    /// The tree is too large.
     pub(super) fn add(
         &mut self,
         directory: InodeId,
@@ -218,10 +218,10 @@ impl Tree {
         Ok(id)
     }
 
-    /// Names an inode; `directory` is one.
+    /// Gives an inode a name in `directory`, which must be one.
     ///
     /// # Errors
-    /// There is too much in the tree.
+    /// The tree is too large.
     pub(super) fn name(&mut self, directory: InodeId, name: Vec<u8>, id: InodeId) -> Result<(), EntryError> {
         self.take_room(NAME.saturating_add(allocated(name.len())))?;
         if let Kind::Directory(names) = &mut self.inode_mut(directory).kind {
@@ -230,7 +230,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What is replaced counts on: a source may replace one name without end.
+    /// Reserves memory. What is replaced is not given back: a source could replace the same name without end.
     fn take_room(&mut self, bytes: usize) -> Result<(), EntryError> {
         self.room = self.room.checked_sub(bytes).ok_or_else(|| self.too_many())?;
         Ok(())
@@ -240,11 +240,11 @@ impl Tree {
         EntryError::TooMany { mib: self.limit >> 20 }
     }
 
-    /// Every inode that has a name, each once, the root first and each directory before what is in it.
+    /// Returns every inode that has a name, once: the root first, each directory before its content.
     pub(super) fn reachable(&self) -> Vec<Reached> {
         let mut reached = Vec::with_capacity(self.count());
         reached.push(Reached { id: Self::ROOT, parent: Self::ROOT, links: 2 });
-        // By the id of an inode; the root is the only one at 0.
+        // Indexed by the id of an inode; only the root has index 0.
         let mut places = vec![0; self.count()];
         let mut directories = VecDeque::from([Self::ROOT]);
         while let Some(parent) = directories.pop_front() {
@@ -274,8 +274,7 @@ impl Tree {
         reached
     }
 
-    /// The directory and the name of a path, whose folders are made where they are missing; `None` is the
-    /// root itself.
+    /// Returns the directory and the name of a path, creating missing directories; `None` for the root.
     fn place(&mut self, path: &[u8]) -> Result<Option<(InodeId, Vec<u8>)>, EntryError> {
         let mut parts = parts(path)?;
         let Some(name) = parts.pop() else { return Ok(None) };
@@ -288,9 +287,8 @@ impl Tree {
         Ok(Some((directory, name)))
     }
 
-    /// Goes along a path as far as there are directories, through symbolic links, none of which leads out of
-    /// the root. Returns where it ended and the parts that are left; a file of another kind in the way is not
-    /// one.
+    /// Follows a path as far as there are directories, through symbolic links, none of which leads out of the
+    /// root. Returns where it ended, and the parts that are left; a file of another kind is not entered.
     fn walk(&self, path: &[Vec<u8>]) -> Result<(InodeId, Vec<Vec<u8>>), EntryError> {
         let mut above = Vec::new();
         let mut here = Self::ROOT;
@@ -329,7 +327,7 @@ impl Tree {
                 }
                 _ => {
                     ahead.push_front(part);
-                    // What a link left behind is a name to make, if it is one.
+                    // What remains after a link is a name to be created, if it is a valid one.
                     let is_name = |part: &Vec<u8>| part != b".." && part.len() <= MAX_NAME;
                     return match ahead.iter().all(is_name) {
                         true => Ok((here, ahead.into())),
@@ -350,14 +348,14 @@ impl Tree {
 }
 
 impl InodeId {
-    /// Its index among the inodes of its tree.
+    /// Returns its index among the inodes of its tree.
     pub(super) fn index(self) -> usize {
         self.0 as usize
     }
 }
 
 impl Kind {
-    /// The type bits of `st_mode` (inode(7)).
+    /// Returns the type bits of `st_mode` (inode(7)).
     pub(super) fn type_bits(&self) -> u16 {
         match self {
             Kind::Directory(_) => 0o040_000,
@@ -371,7 +369,7 @@ impl Kind {
 }
 
 impl Attributes {
-    /// Bytes of memory that it takes, at most about.
+    /// Estimates the memory that it takes, in bytes, from above.
     fn memory(&self) -> usize {
         let lens = self.xattrs.iter().flat_map(|(name, value)| [name.len(), value.len()]);
         let all =
@@ -381,7 +379,7 @@ impl Attributes {
 }
 
 impl Inode {
-    /// Bytes of memory that it takes, at most about, here and when an image is written.
+    /// Estimates the memory that it takes, in bytes, from above, here and when an image is written.
     fn memory(&self) -> usize {
         let kind = match &self.kind {
             Kind::File(content) => allocated(content.memory()),
@@ -392,13 +390,13 @@ impl Inode {
         [size_of::<Inode>(), WRITTEN, self.attributes.memory(), kind].into_iter().sum()
     }
 
-    /// As `st_mode`.
+    /// Returns the mode, as in `st_mode`.
     pub(super) fn mode(&self) -> u16 {
         self.kind.type_bits() | (self.attributes.permissions & 0o7777)
     }
 }
 
-/// The parts of a path, which may begin with `/` or `./`.
+/// Splits a path into its parts; it may begin with `/` or `./`.
 fn parts(path: &[u8]) -> Result<Vec<Vec<u8>>, EntryError> {
     let parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
     let parts: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
@@ -416,31 +414,32 @@ fn parts(path: &[u8]) -> Result<Vec<Vec<u8>>, EntryError> {
     Ok(parts)
 }
 
-/// NAME_MAX of Linux.
+/// The maximum length of a name: NAME_MAX of Linux.
 const MAX_NAME: usize = 255;
-/// Most parts of a path. The deepest trees that people make have some dozens.
+/// The maximum number of parts of a path. The deepest real trees have some dozens.
 const MAX_DEPTH: usize = 1024;
-/// As the kernel has it (path_resolution(7)).
+/// The maximum number of symbolic links on a path, as in the kernel (path_resolution(7)).
 const MAX_LINKS: u32 = 40;
-/// Inodes that are stored in one piece.
+/// The number of inodes in a piece.
 const PIECE: usize = 1024;
-/// Most bytes of memory: enough for some two million files, several times a large distribution.
+/// The maximum memory of a tree, in bytes: some two million files, several times a large distribution.
 const MAX_MEMORY: usize = 1 << 30;
-/// Bytes of memory that a tree from any archive may take: some forty thousand files.
+/// The memory that a tree from any archive may take, in bytes: enough for some forty thousand files.
 const MIN_MEMORY: usize = 16 << 20;
-/// The same for each byte of the archive. A member of a plain tar takes 512 bytes there and some 400 here.
+/// The additional memory for each byte of the archive. A member of a plain tar takes 512 bytes there and some
+/// 400 here.
 const MEMORY_PER_BYTE: usize = 5;
-/// Of a name beside its own bytes: the nodes of a map are half empty at worst.
+/// The memory of a name in addition to its bytes: nodes of a map are half empty at worst.
 const NAME: usize = 80;
-/// Of a directory: the first node of its map.
+/// The memory of a directory: the first node of its map.
 const NAMES: usize = 352;
-/// Of an extended attribute, and of the first of a file, in the same way.
+/// The memory of an extended attribute, and of the first one of a file, likewise.
 const XATTR: usize = 112;
 const XATTRS: usize = 560;
-/// Of an inode, for its place in an image.
+/// The memory of an inode for its position in an image.
 const WRITTEN: usize = 128;
 
-/// Bytes that an allocation of `len` takes.
+/// Returns the number of bytes that an allocation of `len` takes.
 fn allocated(len: usize) -> usize {
     len.saturating_add(16).max(32)
 }

@@ -1,4 +1,4 @@
-//! Names that a hostile archive may have, and what becomes of them.
+//! Names from hostile archives, and how they are handled.
 
 use super::*;
 use crate::rootfs::samples::{attributes, content, listing, plain};
@@ -105,7 +105,7 @@ fn impossible_names_are_refused() {
     assert_eq!(tree.put(&[b'n'; 256], file()), Err(EntryError::Name));
     assert_eq!(tree.put(b"a\0b", file()), Err(EntryError::Name));
     assert_eq!(tree.put(&b"d/".repeat(2000), file()), Err(EntryError::Depth));
-    // What stands for many parts costs as many.
+    // A link that stands for many parts counts as many.
     tree.put(b"long", link(&"d/../".repeat(700))).unwrap();
     tree.put(b"d/x", file()).unwrap();
     assert_eq!(tree.put(b"long/x", file()), Err(EntryError::Depth));
@@ -120,7 +120,7 @@ fn tree_takes_no_more_memory_than_it_may() {
     labelled.attributes.xattrs.insert(b"user.a".to_vec(), vec![0; 60 << 20]);
     let fit = (0..30).take_while(|_| tree.put(b"same", labelled.clone()).is_ok()).count();
     assert_eq!(fit, 17);
-    // A name costs less than what did not fit.
+    // A name takes less memory than the file that did not fit.
     tree.put(b"small", file()).unwrap();
     tree.room = 100;
     assert_eq!(tree.link(&[b'n'; 100], b"small"), Err(EntryError::TooMany { mib: 1024 }));

@@ -1,4 +1,4 @@
-//! Unpacks a compressed tar into a file without a name, so that its members can be read in place.
+//! Decompresses a tar into an unnamed file, so that its members can be read in place.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek};
@@ -8,7 +8,7 @@ use flate2::bufread::GzDecoder;
 use crate::compression::{WriteOutError, Xz, ZstdFrames, room_for, write_out};
 use crate::temporary;
 
-/// What a tar is packed by.
+/// The compression of a tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Packing {
     Gzip,
@@ -18,12 +18,12 @@ pub(super) enum Packing {
 }
 
 impl Packing {
-    /// Looks at the magic number of a file.
+    /// Recognizes the compression by the magic number of a file.
     pub(super) fn of(start: &[u8]) -> Option<Packing> {
         MAGIC.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, packing)| *packing)
     }
 
-    /// What people call it.
+    /// Returns its common name.
     pub(super) fn name(self) -> &'static str {
         match self {
             Packing::Gzip => "gzip",
@@ -34,50 +34,50 @@ impl Packing {
     }
 }
 
-/// Why a tar was not unpacked.
+/// Why a tar cannot be decompressed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UnpackError {
-    /// The stream is damaged, cut short, or the host cannot read it.
+    /// The stream is damaged or cut short, or the host cannot read it.
     #[error("its {packing} data cannot be unpacked: {source}")]
     Damaged {
-        /// What it is packed by.
+        /// The compression.
         packing: &'static str,
-        /// What the decoder says.
+        /// The decoder's error.
         r#source: io::Error,
     },
-    /// More comes out than any root has.
+    /// The output is larger than any root.
     #[error("its {packing} data gives more than {} GiB", MAX_UNPACKED >> 30)]
     TooLong {
-        /// What it is packed by.
+        /// The compression.
         packing: &'static str,
     },
-    /// The host has no room.
+    /// The host has no room for the output.
     #[error("it cannot be unpacked to {folder}: {source}{}", temporary::advice())]
     Write {
-        /// Where it was to go.
+        /// The directory for the output.
         folder: String,
-        /// What the system said.
+        /// The error of the system call.
         r#source: io::Error,
     },
 }
 
-/// Up to `len` bytes of what comes out of `packed` first.
+/// Returns up to `len` bytes from the start of the decompressed content.
 ///
 /// # Errors
 /// The stream is damaged that early, or the host cannot read it.
 pub(super) fn first_bytes(packing: Packing, packed: &File, len: u64) -> Result<Vec<u8>, UnpackError> {
     let mut source = BufReader::new(packed);
     let mut bytes = Vec::new();
-    // So few bytes fill no window but that of Zstandard, which shows nothing before its window is full.
+    // So few bytes fit into any window; but the Zstandard decoder returns nothing before its window is full.
     match decoder(packing, &mut source).and_then(|stream| stream.take(len).read_to_end(&mut bytes)) {
         Ok(_) => Ok(bytes),
         Err(source) => Err(UnpackError::Damaged { packing: packing.name(), source }),
     }
 }
 
-/// The stream that comes out of `source`, whose decoder keeps what a file of its length may have, whatever it
-/// asks for.
+/// Returns the decompressed stream of `source`. The decoder's memory is limited in proportion to the file's
+/// length, whatever the file requests.
 fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result<Box<dyn Read + 'a>> {
     let room = room_for(source.get_ref().metadata()?.len());
     source.get_mut().rewind()?;
@@ -90,7 +90,7 @@ fn decoder<'a>(packing: Packing, source: &'a mut BufReader<&File>) -> io::Result
     })
 }
 
-/// Unpacks `packed` into the empty file `into`; returns the bytes that came out.
+/// Decompresses `packed` into the empty file `into`, and returns the number of bytes written.
 pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str) -> Result<u64, UnpackError> {
     let damaged = |source| UnpackError::Damaged { packing: packing.name(), source };
     let mut source = BufReader::with_capacity(BUFFER, packed);
@@ -102,10 +102,10 @@ pub(super) fn unpack(packing: Packing, packed: &File, into: &File, folder: &str)
     })
 }
 
-/// One gzip member after the other (RFC 1952, 2.2). Zeroes after a member, up to a whole block of a tape say,
-/// are nothing, as gzip and tar have it.
+/// Consecutive gzip members (RFC 1952, 2.2). Zeroes after a member, such as the padding of a tape block, are
+/// ignored, as in gzip and tar.
 struct GzipMembers<R: BufRead> {
-    /// None at the end.
+    /// `None` at the end.
     member: Option<GzDecoder<R>>,
 }
 
@@ -126,7 +126,7 @@ impl<R: BufRead> Read for GzipMembers<R> {
     }
 }
 
-/// Goes to the next byte that is not zero; false when there is none.
+/// Skips to the next byte that is not zero; `false` if there is none.
 fn skip_zeroes(source: &mut impl BufRead) -> io::Result<bool> {
     loop {
         let bytes = source.fill_buf()?;
@@ -146,7 +146,8 @@ const MAGIC: [(&[u8], Packing); 4] = [
     (&[0x04, 0x22, 0x4d, 0x18], Packing::Lz4),
 ];
 
-/// Most bytes of an unpacked tar: what a bomb may write to the disk before it is found out.
+/// The maximum size of a decompressed tar, in bytes, which is how much a decompression bomb can write to the
+/// disk.
 const MAX_UNPACKED: u64 = 64 << 30;
 const BUFFER: usize = 256 << 10;
 

@@ -1,4 +1,4 @@
-//! Packed tars, from the packers of the compression module and from those of this machine.
+//! Compressed tars, made by the compressors of the compression module and by those of this machine.
 
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
@@ -23,7 +23,7 @@ fn unpacked(packed: &[u8]) -> Result<Vec<u8>, UnpackError> {
     Ok(bytes)
 }
 
-/// What frames and streams come from: one, and two of them in a row.
+/// A single frame or stream, and two in a row.
 fn packed() -> Vec<(Packing, Vec<u8>)> {
     let lz4 = |plain: &[u8]| {
         let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
@@ -66,7 +66,7 @@ fn zeroes_after_a_gzip_member_are_nothing_and_other_bytes_are_refused() {
         assert!(unpacked(&[&padded[..], &gzip].concat()).unwrap() == [plain(), plain()].concat());
         assert!(unpacked(&[&padded[..], b"x"].concat()).is_err());
     }
-    // The .xz format has such a padding, too, in fours.
+    // The .xz format has such padding, too, in units of four bytes.
     let xz = pack(Compression::Xz, &plain());
     assert!(unpacked(&[&xz[..], &[0; 512]].concat()).unwrap() == plain());
 }
@@ -79,7 +79,8 @@ fn streams_cut_short_or_damaged_are_refused() {
         let mut damaged = packed.clone();
         let middle = damaged.len() / 2;
         damaged[middle] ^= 0x55;
-        // Without a checksum in the stream damage may go by: then the tar's own sums have to hold.
+        // Without a checksum in the stream, damage may go unnoticed; the tar's own checksums then have to
+        // find it.
         assert!(unpacked(&damaged).map_or(true, |bytes| bytes != plain()), "{packing:?}");
     }
 }
@@ -102,22 +103,23 @@ fn what_other_programs_pack_is_unpacked() {
     }
 }
 
-/// A frame of Zstandard that has `len` zeroes, one byte for each block, then refers `FAR` back in a window of
-/// 128 MiB.
+/// Creates a Zstandard frame with `len` zeroes, one byte for each block, that then refers back by `FAR` bytes
+/// in a window of 128 MiB.
 fn zstd_far(len: usize) -> Vec<u8> {
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3];
     for _ in 0..len.div_ceil(128 << 10) {
         frame.extend_from_slice(&((128_u32 << 10) << 3 | 1 << 1).to_le_bytes()[..3]);
         frame.push(0);
     }
-    // The last block: no literals, one sequence, whose three codes are bytes (RFC 8878, 3.1.1.3.2.1): no
-    // literal, an offset of 25 bits, three bytes. The bits of the offset are 0; the highest bit ends them.
+    // The last block: no literals, and one sequence whose three codes are bytes (RFC 8878, 3.1.1.3.2.1): no
+    // literals, an offset of 25 bits, and a match of three bytes. The bits of the offset are 0; the highest
+    // bit marks the end.
     frame.extend_from_slice(&(10_u32 << 3 | 2 << 1 | 1).to_le_bytes()[..3]);
     frame.extend_from_slice(&[0, 1, 0x54, 0, 25, 0, 0, 0, 0, 2]);
     frame
 }
 
-/// An .xz file in which the last bytes are the first again.
+/// Creates an .xz file whose last bytes repeat its first ones.
 fn xz_far(len: usize) -> Vec<u8> {
     let mut options = lzma_rust2::XzOptions::with_preset(0);
     options.lzma_options.dict_size = 64 << 20;
@@ -129,7 +131,7 @@ fn xz_far(len: usize) -> Vec<u8> {
     writer.finish().unwrap()
 }
 
-/// What `zstd_far` refers to, which is beyond the window of a small file.
+/// The distance to which `zstd_far` refers back, which exceeds the window of a small file.
 const FAR: usize = (32 << 20) - 3;
 
 #[test]
@@ -142,7 +144,7 @@ fn window_is_as_large_as_the_file_is_worth_whatever_it_asks_for() {
         assert!(reason.contains(&limit) && reason.contains("smaller window"), "{reason}");
         assert!(first_bytes(Packing::of(&packed).unwrap(), &file(&packed), 512).is_ok());
     }
-    // A file that is large enough may have what it asks for: here by what is skipped.
+    // A file that is large enough, here because of skippable data, may have the window that it requests.
     let padding = [&b"\x50\x2a\x4d\x18\0\0\x60\0"[..], &vec![0; 6 << 20]].concat();
     let padded = [zstd_far(FAR.next_multiple_of(128 << 10)), padding].concat();
     assert_eq!(unpacked(&padded).unwrap().len(), FAR.next_multiple_of(128 << 10) + 3);
@@ -154,6 +156,6 @@ fn frames_that_state_too_much_are_cut_short_or_refused() {
     let skipped =
         unpacked(&[&pack(Compression::Zstd, &plain())[..], b"\x50\x2a\x4d\x18\x04\0\0\0abc"].concat());
     assert!(skipped.is_err());
-    // A dictionary of number 7.
+    // Dictionary id 7.
     assert!(unpacked(b"\x28\xb5\x2f\xfd\x01\x00\x07\x01\x00\x00").is_err());
 }
