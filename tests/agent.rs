@@ -19,7 +19,7 @@ use coracle::agent::{
 };
 use coracle::config::AgentConfig;
 
-/// Whether a process is there that is no zombie.
+/// Whether the process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
@@ -459,7 +459,7 @@ fn agent_that_says_nothing_fails_calls_that_wait_for_its_answer() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let start = Instant::now();
     let read = agent.client.read_file_async(&path);
-    // What else wakes the task is no word of the agent's.
+    // Whatever else wakes the task is not a message of the agent.
     let ticks = async {
         for _ in 0..100 {
             tokio::time::sleep(limit / 10).await;

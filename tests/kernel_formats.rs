@@ -180,7 +180,7 @@ fn damaged_packed_kernels_are_refused_in_one_sentence() {
 fn modules_that_are_not_there_are_refused() {
     let kernel = bzimage("modules", &packed(Compression::Gzip));
     let folder = common::scratch();
-    // The packed kernel is no Linux, which alone has modules.
+    // The compressed kernel is not Linux, which alone has modules.
     let args = ["--rng", "--protocol", "pvh", "--modules", folder.to_str().unwrap()];
     finish(&mut run(&kernel, &args)).expect(0, "code 0");
     let run = finish(&mut self::run(&kernel, &["--rng", "--modules", folder.to_str().unwrap()]));

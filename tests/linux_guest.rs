@@ -304,7 +304,7 @@ fn halted_linux_ends_with_116_where_that_is_wanted() {
 }
 
 #[test]
-fn reboot_starts_linux_anew_where_that_is_wanted() {
+fn reboot_restarts_linux_if_the_policy_says_so() {
     needs_linux!();
     let path = scratch().join("reboot.json");
     let mut command = linux(GuestData::GuestVmlinux, "reboot");

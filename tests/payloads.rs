@@ -177,7 +177,7 @@ fn boot_mark_of_any_guest_is_its_init() {
     let path = scratch().join("mark.json");
     finish(run_payload("ports").args(["--serial", "null", "--outcome"]).arg(&path)).expect(0, "");
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-    assert_ne!(json["phase"], "init", "bytes that are no mark");
+    assert_ne!(json["phase"], "init", "bytes that are not the mark");
     finish(run_payload("boot-mark").arg("--outcome").arg(&path)).expect(0, "");
     let json: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     assert_eq!(json["phase"], "init");

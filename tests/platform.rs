@@ -69,7 +69,7 @@ fn output_that_was_taken_reaches_a_slow_reader_before_the_end() {
 }
 
 #[test]
-fn reset_starts_the_machine_anew_where_that_is_wanted() {
+fn reset_restarts_the_guest_if_the_policy_says_so() {
     needs_kvm!();
     let path = scratch().join("lives.json");
     let mut command = run_payload("hundred-lives");

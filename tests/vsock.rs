@@ -88,7 +88,7 @@ fn guest_without_a_listener_is_refused_at_once() {
 }
 
 #[test]
-fn every_life_of_a_guest_connects_anew() {
+fn guest_connects_again_after_a_reset() {
     needs_kvm!();
     let mut config = machine("hundred-lives");
     config.on_reset = ResetPolicy::Reboot;

@@ -34,7 +34,8 @@ fn check_and_load(image: &KernelImage, data: &[u8]) {
     let initrd = InitrdFile::from_bytes(Path::new("initrd"), data.to_vec()).unwrap();
     for (mib, initrds) in [(2, &[][..]), (128, std::slice::from_ref(&initrd))] {
         let ram_bytes = mib << 20;
-        // Mapped anew each time, since loading counts on zeros; only what is touched costs anything.
+        // Mapped afresh for each input, because loading relies on zeros; only pages that are touched cost
+        // anything.
         let memory = memory(ram_bytes);
         let acpi_rsdp = Some(0xe_0000);
         let request = LoadRequest { image, initrds, cmdline: "console=ttyS0", ram_bytes, acpi_rsdp };

@@ -84,7 +84,7 @@ impl Guest {
         for (index, (ring, in_flight)) in self.rings.iter_mut().zip(&mut self.in_flight).enumerate() {
             while let Some((_, len)) = ring.completed() {
                 *in_flight -= 1;
-                assert!(index != 2 || len == 0 || (8..=12).contains(&len), "{len} bytes are no message");
+                assert!(index != 2 || len == 0 || (8..=12).contains(&len), "{len} bytes are not a message");
                 assert!(index % 2 == 0 || len == 0, "the device has written to what it reads");
             }
         }

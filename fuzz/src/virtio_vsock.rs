@@ -81,7 +81,7 @@ fn collect(machine: &Machine, ring: &mut Ring) {
     machine.settle();
     while let Some((head, len)) = ring.completed() {
         let packet = machine.bytes(BUFFERS + u64::from(head) * 4096, len as usize);
-        assert!(packet.len() >= 44, "{len} bytes are no packet");
+        assert!(packet.len() >= 44, "{len} bytes are not a packet");
         let told = u32::from_le_bytes(packet[24..28].try_into().unwrap());
         assert_eq!(told as usize, packet.len() - 44);
         ring.offer_head(head as u16);

@@ -119,7 +119,7 @@ payloads! {
     "xsave" Zero payload_xsave..payload_xsave_end "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
-    "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in work; exits with 0";
+    "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in flight; exits with 0";
     "log-flood" Zero payload_log_flood..payload_log_flood_end "sets its first virtio device up wrongly forever, in all ways that are worth a log line";
     "backlog-read" Three payload_backlog_read..payload_backlog_read_end "offers each disk 256 reads of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
     "backlog-write" Three payload_backlog_write..payload_backlog_write_end "offers each disk 256 writes of 32 MiB at once; powers off after a `p`, checks them all after a `w`";

@@ -312,7 +312,7 @@ mod tests {
         ioapic.read(IOWIN, &mut [0; 4]);
         ioapic.write(IOREGSEL, &[0, 0, 0, 0]);
         ioapic.write(IOWIN, &[0, 0, 0, 1]);
-        assert_eq!(seen(&signs), [Sign::InterruptsRead], "its id is no entry of the table");
+        assert_eq!(seen(&signs), [Sign::InterruptsRead], "its id is not an entry of the table");
         ioapic.write(IOREGSEL, &[0x12, 0, 0, 0]);
         ioapic.write(IOWIN, &[0, 0, 1, 0]);
         assert_eq!(seen(&signs), [Sign::InterruptsRead, Sign::InterruptsSetUp]);

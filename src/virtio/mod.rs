@@ -163,7 +163,7 @@ pub enum VirtioError {
     /// The vsock device cannot be set up.
     #[error("{} {option}: {source}", vsock::FIELD)]
     Vsock {
-        /// As configured.
+        /// The configured value, as text.
         option: String,
         /// The cause.
         r#source: VsockError,

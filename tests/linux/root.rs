@@ -39,7 +39,7 @@ pub(super) fn folder(name: &str) -> Option<PathBuf> {
         return None;
     };
     let tree = scratch().join(name);
-    // Machines start to count their processes anew, and the scratch folder has the number of one.
+    // Each machine counts its processes from 1, and the scratch directory is named after a process id.
     let _ = fs::remove_dir_all(&tree);
     for part in ["bin", "sbin", "etc", "proc", "dev", "sys"] {
         fs::create_dir_all(tree.join(part)).unwrap();

@@ -4,20 +4,21 @@
 use super::ratchet::{Ratchet, Verdicts};
 use super::sources::Source;
 
-/// Phrases that should not occur. The numbers are how often each still does, and may only decrease.
+/// Phrases that should not occur. A number above 0 is how often a phrase still does; it may only decrease.
 const PHRASES: &[Ratchet] = &[
-    Ratchet { name: "can be had", most: 3 },
+    Ratchet { name: "can be had", most: 0 },
     Ratchet { name: "behind commas", most: 0 },
-    Ratchet { name: "in work", most: 1 },
-    Ratchet { name: "anew", most: 21 },
-    Ratchet { name: "is no", most: 33 },
-    Ratchet { name: "are no", most: 5 },
+    Ratchet { name: "in work", most: 0 },
+    Ratchet { name: "anew", most: 0 },
+    Ratchet { name: "is no", most: 0 },
+    Ratchet { name: "are no", most: 0 },
 ];
 
 /// Longer phrases that are good English although they contain a bad one.
 const GOOD: &[(&str, &str)] = &[
     ("is no", "is no longer"),
     ("is no", "is no more"),
+    ("is no", "is no faster"),
     ("is no", "there is no"),
     ("are no", "are no longer"),
     ("are no", "are no more"),
@@ -26,16 +27,16 @@ const GOOD: &[(&str, &str)] = &[
 
 /// Docs of one line that repeat the name of their item or refer to nothing.
 const HOLLOW: &[Ratchet] = &[
-    Ratchet { name: "As given.", most: 39 },
-    Ratchet { name: "As there.", most: 9 },
-    Ratchet { name: "As written.", most: 2 },
-    Ratchet { name: "As configured.", most: 8 },
-    Ratchet { name: "Why.", most: 15 },
-    Ratchet { name: "Which.", most: 3 },
-    Ratchet { name: "Where.", most: 1 },
+    Ratchet { name: "As given.", most: 0 },
+    Ratchet { name: "As there.", most: 0 },
+    Ratchet { name: "As written.", most: 0 },
+    Ratchet { name: "As configured.", most: 0 },
+    Ratchet { name: "Why.", most: 0 },
+    Ratchet { name: "Which.", most: 0 },
+    Ratchet { name: "Where.", most: 0 },
     Ratchet { name: "With what.", most: 0 },
-    Ratchet { name: "What it is.", most: 6 },
-    Ratchet { name: "What the system said.", most: 13 },
+    Ratchet { name: "What it is.", most: 0 },
+    Ratchet { name: "What the system said.", most: 0 },
     Ratchet { name: "What was tried.", most: 0 },
 ];
 

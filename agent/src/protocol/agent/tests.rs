@@ -261,7 +261,7 @@ fn agent_of_an_older_version_is_asked_for_what_it_knows_and_nothing_else() {
 }
 
 #[test]
-fn agent_that_starts_anew_in_a_session_ends_it() {
+fn agent_that_starts_again_in_a_session_ends_it() {
     let mut pair = Pair::ready();
     pair.exec(false);
     pair.cross();
