@@ -221,7 +221,7 @@ impl EventLoop {
 impl LoopHandle {
     /// Ends the wait of [`EventLoop::run_once`].
     pub fn wake(&self) {
-        // The only failure is a counter at its maximum: the event is readable all the same.
+        // The only failure is a counter at its maximum, and then the event is already readable.
         let _ = self.wake.write(1);
     }
 

@@ -36,7 +36,7 @@ impl AcpiRegisters {
 }
 
 impl LegacyDevice for AcpiRegisters {
-    /// The registers keep nothing.
+    /// The registers have no state.
     fn reset(&self) {}
 }
 

@@ -1,6 +1,6 @@
 //! A port that ends the machine with a code of the guest's choice.
 //!
-//! Bare payloads and test workloads use it in place of a power-off, which has no code. A PC has no such port.
+//! Bare payloads and test workloads use it instead of a power-off, which has no code. A PC has no such port.
 //! A guest that uses it by accident ends itself and harms nobody.
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl DebugExit {
 }
 
 impl LegacyDevice for DebugExit {
-    /// The port keeps nothing.
+    /// The port has no state.
     fn reset(&self) {}
 }
 

@@ -7,7 +7,6 @@
 //! (`i8042_flush` in drivers/input/serio/i8042.c). With an empty buffer it would send commands, and wait for
 //! answers. A program that reads without a limit until the buffer is empty, such as memtest86+, ends after
 //! `BYTES` reads.
-//! `BYTES` reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -69,7 +68,8 @@ const DATA: u64 = 0;
 const COMMAND: u64 = 4;
 /// Output buffer full (bit 0), input buffer empty (bit 1).
 const OUTPUT_FULL: u8 = 1 << 0;
-/// Bytes in the output buffer: more than two hundred probes of Linux read, and few enough to read in no time.
+/// The number of bytes in the output buffer: more than two hundred probes of Linux read, and few enough to
+/// read quickly.
 const BYTES: u32 = 4096;
 /// Pulse output line 0, which is wired to the CPU's reset.
 const PULSE_RESET: u8 = 0xfe;

@@ -13,8 +13,8 @@ pub mod serial;
 
 /// A device that the machine owns for its whole life, over every reset of the guest.
 ///
-/// The machine keeps all of them in one list, so that what is to happen to the state of every device (a reset
-/// today; saving and restoring belong here, too) is one call on the list, and a device cannot be forgotten.
+/// The machine keeps all of them in one list. So one call on the list resets the state of every device, and
+/// no device can be forgotten. Saving and restoring the state belong here too.
 pub trait LegacyDevice: BusDevice {
     /// Puts the registers into the state in which a guest finds a new machine. No vCPU runs meanwhile. A
     /// device whose registers have no state, or a state that outlives a reset on a PC, does nothing.

@@ -19,7 +19,7 @@ impl PvPanic {
     pub const WINDOW_LEN: u64 = 1;
     /// The guest has panicked.
     pub const PANICKED: u8 = 1 << 0;
-    /// The guest has panicked and goes on in a crash kernel, which writes a dump and resets the machine.
+    /// The guest has panicked and continues in a crash kernel, which writes a dump and resets the machine.
     pub const CRASH_LOADED: u8 = 1 << 1;
 
     /// Creates the device. A panic goes to `requests`.
@@ -29,7 +29,7 @@ impl PvPanic {
 }
 
 impl LegacyDevice for PvPanic {
-    /// The port keeps nothing.
+    /// The port has no state.
     fn reset(&self) {}
 }
 

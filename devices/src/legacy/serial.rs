@@ -68,7 +68,7 @@ impl SerialPort {
         &self.room
     }
 
-    /// Runs one step on the UART, and then, without the lock, the actions that the step asked for.
+    /// Runs one step on the UART, and then, without the lock, the actions that the step requested.
     fn access<R>(&self, step: impl FnOnce(&mut Uart) -> R) -> R {
         let mut uart = lock(&self.uart);
         let result = step(&mut uart);
@@ -84,7 +84,7 @@ impl SerialPort {
             self.irq.pulse();
         }
         if room {
-            // The only failure is a counter at its maximum: the event is readable all the same.
+            // The only failure is a counter at its maximum, and then the event is already readable.
             let _ = self.room.write(1);
         }
         result
@@ -92,7 +92,7 @@ impl SerialPort {
 }
 
 impl LegacyDevice for SerialPort {
-    /// Clears the registers and the receive FIFO, and reports room to a thread that waits for it.
+    /// Clears the registers and the receive FIFO, and reports space to a thread that waits for it.
     fn reset(&self) {
         self.access(|uart| uart.serial = fresh_uart());
     }
@@ -141,7 +141,7 @@ impl Uart {
     }
 }
 
-/// Remembers that the UART asked for an interrupt, until its lock is free.
+/// Records that the UART has requested an interrupt, until its lock is free.
 #[derive(Default)]
 struct PulseRequest(Cell<bool>);
 
@@ -173,7 +173,7 @@ fn register(offset: u64) -> Option<u8> {
     u8::try_from(offset).ok().filter(|_| offset < SerialPort::WINDOW_LEN)
 }
 
-/// Half of the FIFO: a notice per byte would wake the I/O thread for each typed byte.
+/// Half of the FIFO: an event per byte would wake the I/O thread for each typed byte.
 const ROOM_NOTICE: usize = 32;
 /// Modem control register: reading it has no side effect.
 const MODEM_CONTROL: u8 = 4;
