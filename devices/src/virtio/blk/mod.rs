@@ -113,7 +113,7 @@ pub enum FaultAction {
 /// The length of a disk's serial number in bytes (virtio 1.2, section 5.2.6).
 pub const ID_LEN: usize = 20;
 
-/// The largest number of queues of a disk. More than one is no faster while one thread serves all of them,
+/// The largest number of queues of a disk. More than one is not faster, since one thread serves all of them,
 /// but lets a driver keep one per CPU.
 pub const MAX_QUEUES: u16 = 16;
 
