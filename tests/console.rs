@@ -13,8 +13,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use common::{
-    collect, eventually, finish, finish_with_input, kvm_or_skip, pseudo_terminal, run_payload, scratch,
-    signal, wait,
+    collect, eventually, finish, finish_with_input, kvm_or_skip, pseudo_terminal, read_until, run_payload,
+    scratch, signal, wait,
 };
 use coracle::command::terminal_mode;
 use coracle::config::{ConsoleDevice, MemorySize, SerialConfig, VmConfig};
@@ -291,6 +291,23 @@ fn terminal_is_restored_after_every_ending() {
         assert_eq!(status.code().or(status.signal().map(|signal| 128 + signal)), Some(128 + number));
         assert!(is_cooked(&program), "after signal {number}");
     }
+}
+
+#[test]
+fn ending_begins_on_a_new_line_of_the_terminal() {
+    needs_kvm!();
+    let (mut person, program) = pseudo_terminal();
+    // The first guest leaves a prompt, and is stopped there; the second a whole line.
+    let mut child = at_terminal("panic-words", &[], &program);
+    let prompt = read_until(&mut person, "\r\n# ");
+    person.write_all(b"\x01x").unwrap();
+    let seen = prompt + &read_until(&mut person, "coracle: ");
+    assert!(seen.contains("\r\n# \r\ncoracle: "), "{seen:?}");
+    assert_eq!(wait(&mut child).code(), Some(118));
+    let mut child = at_terminal("hello", &[], &program);
+    let seen = read_until(&mut person, "powered off");
+    assert!(seen.contains("hello\r\ncoracle: "), "{seen:?}");
+    assert_eq!(wait(&mut child).code(), Some(0));
 }
 
 /// A payload with a terminal on all three streams.

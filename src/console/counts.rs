@@ -15,6 +15,8 @@ pub(crate) struct ConsoleCounts {
     /// How many bytes the first console, the one that a program or terminal uses, had received before the
     /// first byte that was lost there; `None` if none was.
     pub(crate) lost_from: Option<u64>,
+    /// Whether the last byte that the first console received is not the end of a line.
+    pub(crate) is_in_line: bool,
 }
 
 impl ConsoleCounts {
@@ -38,6 +40,7 @@ impl ConsoleCounts {
             sent: sent.saturating_add(second.map_or(0, ConsoleBuffer::pushed_bytes)),
             lost: lost.saturating_add(second.map_or(0, |second| second.untaken().0)),
             lost_from: (lost > 0).then_some(from),
+            is_in_line: first.tail().last().is_some_and(|last| *last != b'\n'),
         }
     }
 }

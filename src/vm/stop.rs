@@ -11,7 +11,6 @@
 //!
 //! A vCPU that does not leave the guest keeps what it uses.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_devices::virtio::net::NetCounts;
@@ -61,14 +60,13 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     let io_stuck = (!drained).then_some(HostFailure::IoStuck { limit: io_loop::STOP_LIMIT });
     let console = &platform.console;
     let virtio_output = virtio.console().map(|port| port.output().clone());
-    let virtio_output = virtio_output.as_ref();
     if drained {
         // Only if the I/O threads have ended: a stuck one holds the buffer's lock.
         console.discard();
-        virtio_output.inspect(|output| output.discard());
+        virtio_output.iter().for_each(|output| output.discard());
     }
 
-    let counts = ConsoleCounts::of(console, virtio_output.map(Arc::as_ref), pump.as_ref());
+    let counts = ConsoleCounts::of(console, virtio_output.as_deref(), pump.as_ref());
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
     let frames_dropped = virtio.net_counts().into_iter().map(dropped).sum();
     let (failure, later_events) = shared.gate.afterwards();
@@ -83,7 +81,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         vcpus: &vcpus,
         ram: guest.as_ref().map_or(&no_ram, |guest| guest.ram.mmap()),
         console,
-        virtio_console: virtio_output.map(Arc::as_ref),
+        virtio_console: virtio_output.as_deref(),
         started,
     });
     let times = times(prepared_in, &progress, duration);
@@ -97,6 +95,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         console_bytes: counts.sent,
         console_bytes_dropped: counts.lost,
         console_lost_from: counts.lost_from,
+        console_is_in_line: counts.is_in_line,
         disk_errors: shared.gate.disk_errors(),
         frames_dropped,
         later_events,

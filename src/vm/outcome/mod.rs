@@ -41,6 +41,9 @@ pub struct Outcome {
     /// How many bytes the console had received before the first lost byte. This is the virtio console, where
     /// there is one.
     pub console_lost_from: Option<u64>,
+    /// Whether the console's last line has no end, such as a prompt: text that a terminal shows next would be on
+    /// the same line. This is the virtio console, where there is one.
+    pub console_is_in_line: bool,
     /// The number of disk requests that the host could not carry out.
     pub disk_errors: u64,
     /// The number of network frames that the receiving side, guest or host, could not take.
@@ -95,6 +98,7 @@ impl Outcome {
             console_bytes: 0,
             console_bytes_dropped: 0,
             console_lost_from: None,
+            console_is_in_line: false,
             disk_errors: 0,
             frames_dropped: 0,
             later_events: 0,

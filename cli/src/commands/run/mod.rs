@@ -23,6 +23,7 @@ use super::settings::{self, Failure};
 use super::{chain, say};
 use crate::arguments::RunArgs;
 use crate::logger;
+use crate::stderr::{self, Weight};
 
 pub(super) mod command;
 pub(super) mod command_ending;
@@ -133,6 +134,10 @@ fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watc
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
     drop(raw_mode);
+    if is_on_stdio && outcome.console_is_in_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
+        // The ending begins on a new line.
+        stderr::write(Weight::Sentence, "\n");
+    }
     // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
     let unseen = config.serial != SerialConfig::Stdio;
     let code = tell(raw, &outcome, unseen);
