@@ -15,7 +15,6 @@ pub use coracle_arch::x86_64::mptable::MpTableError;
 pub use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 pub use coracle_devices::backend::net::NetOpenError;
 pub use coracle_devices::bus::BusError;
-pub use coracle_devices::virtio::vsock::{HostSocketError, VsockError};
 pub use coracle_image::compression::{Compression, DecompressError};
 pub use coracle_image::initramfs::{ArchiveError, InitrdError, LoaderError, ModulesError};
 pub use coracle_image::kernel_image::{KernelError, UnpackError as KernelUnpackError};

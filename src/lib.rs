@@ -110,7 +110,8 @@ pub mod rootfs {
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
 pub mod vsock {
-    pub use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener};
+    pub use coracle_devices::virtio::listener::{ListenError, PortListener};
+    pub use coracle_devices::virtio::vsock::{ConnectError, HostSocketError, VsockError};
 
     pub use crate::virtio::VsockPortError;
 }

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, PoisonError};
 
+use coracle_devices::virtio::listener::ListenError;
 use coracle_devices::virtio::net::MacAddress;
-use coracle_devices::virtio::vsock::ListenError;
 
 use super::client::AgentClient;
 use super::error::AgentError;

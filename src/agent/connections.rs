@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use coracle_agent::relay::{poll, poll_entry};
-use coracle_devices::virtio::vsock::PortListener;
+use coracle_devices::virtio::listener::PortListener;
 
 use super::error::AgentError;
 use super::link::{self, Link};

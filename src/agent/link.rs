@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use coracle_agent::protocol::agent::{AgentInfo, HostEvent, HostSession};
 use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
-use coracle_devices::virtio::vsock::PortListener;
+use coracle_devices::virtio::listener::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::changed::{Changed, Told};

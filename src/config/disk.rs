@@ -9,6 +9,7 @@ use coracle_devices::virtio::poll::Poll;
 
 use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
+use super::setting::{setting, text};
 use super::words::{Word, path_and_words};
 use super::{ConfigError, duration};
 
@@ -125,6 +126,8 @@ impl FromStr for DiskConfig {
         with_words(DiskConfig::new(path), words)
     }
 }
+
+setting!(DiskConfig keyed DiskConfig, text(), |disk, change| change(&mut disk.path));
 
 impl Keyed for DiskConfig {
     type Draft = DiskConfig;

@@ -10,6 +10,7 @@ pub use coracle_devices::virtio::net::MacAddress;
 use coracle_devices::virtio::poll::Poll;
 
 use super::keyed::{Key, Keyed, Kind, with_words};
+use super::setting::{setting, text};
 use super::words::{Word, escaped, split};
 use super::{ConfigError, duration};
 
@@ -116,6 +117,12 @@ pub(super) struct NetDraft {
     mtu: Option<u16>,
     poll: Option<Duration>,
 }
+
+setting!(NetChoice keyed NetConfig, text(), |net, change| {
+    if let NetChoice::Card(NetConfig { end: NetEnd::Socket(path), .. }) = net {
+        change(path);
+    }
+});
 
 impl Keyed for NetConfig {
     type Draft = NetDraft;

@@ -9,6 +9,7 @@ pub use coracle_image::rootfs::{RootAccess, RootForm, RootKind};
 use super::ConfigError;
 use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
+use super::setting::{setting, text};
 use super::words::{Word, path_and_words};
 
 /// A root file system. The kind of `path` is recognized from its content: a directory, a tar (plain, or
@@ -65,6 +66,8 @@ pub(super) struct RootDraft {
     root: RootConfig,
     says_cow: bool,
 }
+
+setting!(RootConfig keyed RootConfig, text(), |root, change| change(&mut root.path));
 
 impl Keyed for RootConfig {
     type Draft = RootDraft;

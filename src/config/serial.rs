@@ -6,6 +6,7 @@ use std::str::FromStr;
 use super::ConfigError;
 use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
+use super::setting::{pattern, setting};
 use super::words::{Word, split};
 
 /// The host's end of COM1.
@@ -84,6 +85,12 @@ pub(super) struct SerialDraft {
     /// The given limit; `Some(None)` for a file without one.
     limit: Option<Option<u64>>,
 }
+
+setting!(SerialConfig keyed SerialConfig, pattern(r"^(stdio|pty|null|(file|socket)=.+)$"), |serial, change| {
+    if let SerialConfig::File(SerialFile { path, .. }) | SerialConfig::Socket(path) = serial {
+        change(path);
+    }
+});
 
 impl Keyed for SerialConfig {
     type Draft = SerialDraft;

@@ -1,5 +1,5 @@
 //! What the type of a setting defines: how it is deserialized from a config file, its schema, and the paths
-//! in it. A new type needs one line here.
+//! in it. A new type needs one line: here, or, if it has keys, in its own file.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,12 +7,10 @@ use std::time::Duration;
 use serde::de::{Deserialize, DeserializeOwned, Deserializer};
 use serde_json::{Value, json};
 
-use super::keyed;
 use super::written::{Form, Time, written};
 use super::{
-    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol,
-    MemoryConfig, NetChoice, NetConfig, NetEnd, ResetPolicy, RootConfig, SerialConfig, SerialFile, Timeout,
-    VcpuCount, VsockConfig,
+    Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, HaltPolicy, KernelProtocol,
+    MemoryConfig, ResetPolicy, Timeout, VcpuCount,
 };
 
 /// A type of settings in a config file.
@@ -60,23 +58,23 @@ macro_rules! setting {
         setting!($type, $($rest)+);
     };
     ($type:ident keyed $keyed:ident, $text:expr $(, |$value:ident, $change:ident| $paths:expr)?) => {
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                keyed::read::<$type, $keyed, D>(from)
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                $crate::config::keyed::read::<$type, $keyed, D>(from)
             }
         }
-        setting!($type, keyed::form::<$keyed>(&$text) $(, |$value, $change| $paths)?);
+        setting!($type, $crate::config::keyed::form::<$keyed>(&$text) $(, |$value, $change| $paths)?);
     };
     ($type:ty, $form:expr $(, |$value:ident, $change:ident| $paths:expr)?) => {
-        impl Setting for $type {
+        impl $crate::config::setting::Setting for $type {
             type Read = Self;
 
-            fn form() -> Value {
+            fn form() -> serde_json::Value {
                 $form
             }
 
             $(
-                fn each_path(&mut self, $change: &mut dyn FnMut(&mut PathBuf)) {
+                fn each_path(&mut self, $change: &mut dyn FnMut(&mut std::path::PathBuf)) {
                     let $value = self;
                     $paths
                 }
@@ -84,6 +82,8 @@ macro_rules! setting {
         }
     };
 }
+
+pub(super) use setting;
 
 setting!(Accel as Form::Text, choice(&["auto", "kvm", "emulate"]));
 setting!(AcpiMode as Form::Text, choice(&["on", "off"]));
@@ -101,21 +101,6 @@ setting!(MemoryConfig as Form::TextOrNumber, quantity(r"^([0-9]+[KMGTkmgt]?([Ii]
 setting!(Timeout as Form::TextOrNumber, quantity(r"^(none|[0-9]*\.?[0-9]*(ms|s|m|min|h)?)$"));
 setting!(CpuModel, text(), |cpu, change| {
     if let CpuModel::Template(path) = cpu {
-        change(path);
-    }
-});
-setting!(RootConfig keyed RootConfig, text(), |root, change| change(&mut root.path));
-setting!(DiskConfig keyed DiskConfig, text(), |disk, change| change(&mut disk.path));
-setting!(NetChoice keyed NetConfig, text(), |net, change| {
-    if let NetChoice::Card(NetConfig { end: NetEnd::Socket(path), .. }) = net {
-        change(path);
-    }
-});
-setting!(VsockConfig keyed VsockConfig, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
-    vsock.uds.iter_mut().for_each(change);
-});
-setting!(SerialConfig keyed SerialConfig, pattern(r"^(stdio|pty|null|(file|socket)=.+)$"), |serial, change| {
-    if let SerialConfig::File(SerialFile { path, .. }) | SerialConfig::Socket(path) = serial {
         change(path);
     }
 });
@@ -140,11 +125,11 @@ impl<T: Setting + DeserializeOwned> Setting for Vec<T> {
     }
 }
 
-fn text() -> Value {
+pub(super) fn text() -> Value {
     json!({ "type": "string" })
 }
 
-fn pattern(pattern: &str) -> Value {
+pub(super) fn pattern(pattern: &str) -> Value {
     json!({ "type": "string", "pattern": pattern })
 }
 

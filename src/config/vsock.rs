@@ -9,6 +9,7 @@ use coracle_devices::virtio::vsock::Vsock;
 
 use super::ConfigError;
 use super::keyed::{Key, Keyed, Kind, with_words};
+use super::setting::{pattern, setting};
 use super::words::{Word, escaped, split};
 
 /// A vsock device.
@@ -45,6 +46,10 @@ impl FromStr for VsockConfig {
         with_words(VsockConfig::draft(), split(text))
     }
 }
+
+setting!(VsockConfig keyed VsockConfig, pattern(r"^((cid=[0-9]+|uds=[^,]+)(,|$))+$"), |vsock, change| {
+    vsock.uds.iter_mut().for_each(change);
+});
 
 impl Keyed for VsockConfig {
     type Draft = VsockConfig;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_arch::field::Field;
-use coracle_devices::virtio::vsock::{ConnectError, ListenError, PortListener, Vsock};
+use coracle_devices::virtio::listener::{ListenError, PortListener};
+use coracle_devices::virtio::vsock::{ConnectError, Vsock};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
@@ -26,8 +27,14 @@ pub enum VsockPortError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     /// The port cannot be listened on.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
+    #[error("vsock: {0}")]
+    Listen(ListenError),
+}
+
+impl From<ListenError> for VsockPortError {
+    fn from(error: ListenError) -> VsockPortError {
+        VsockPortError::Listen(error)
+    }
 }
 
 impl DeviceSpec for VsockConfig {

@@ -2,7 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 
-use coracle_devices::virtio::vsock::PortListener;
+use coracle_devices::virtio::listener::PortListener;
 
 use super::VmHandle;
 use crate::virtio::VsockPortError;

@@ -17,10 +17,12 @@ pub mod blk;
 pub mod console;
 pub mod handler;
 pub mod irq;
+pub mod listener;
 pub mod net;
 pub mod poll;
 pub mod queue;
 pub mod rng;
+mod socket;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;

@@ -18,13 +18,14 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::journal;
 use crate::lock;
+use crate::virtio::listener::{ListenError, Listeners, PortListener};
 use crate::virtio::queue::{Chain, RingError, VirtQueue};
-use crate::virtio::vsock::{ListenError, PortListener, Switchboard, socket};
+use crate::virtio::socket;
 
 /// The host's side of the port. It outlives resets of the device.
 pub struct StreamPort {
     name: String,
-    switchboard: Arc<Switchboard>,
+    listeners: Arc<Listeners>,
     connection: Mutex<Option<Connection>>,
     /// Signals bytes from the host, and space in the host's socket.
     epoll: Epoll,
@@ -45,7 +46,7 @@ impl StreamPort {
     pub fn new(name: &str) -> io::Result<Self> {
         Ok(Self {
             name: name.to_owned(),
-            switchboard: Arc::new(Switchboard::new()?),
+            listeners: Arc::default(),
             connection: Mutex::default(),
             epoll: Epoll::new()?,
         })
@@ -57,7 +58,7 @@ impl StreamPort {
     /// # Errors
     /// The port has a listener already, or the host has no more descriptors.
     pub fn listen(&self) -> Result<PortListener, ListenError> {
-        self.switchboard.listen(PORT)
+        self.listeners.listen(PORT)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -77,7 +78,7 @@ impl StreamPort {
         }
         // Without a listener, or with one that does not keep up, the bytes of the guest are dropped. It may
         // open the port again.
-        let Some(Ok(stream)) = self.switchboard.dial(PORT, PORT) else { return };
+        let Some(Ok(stream)) = self.listeners.dial(PORT, PORT) else { return };
         let set = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
         match self.epoll.ctl(ControlOperation::Add, stream.as_raw_fd(), EpollEvent::new(set, 0)) {
             Ok(()) => *connection = Some(Connection { stream, output: Vec::new() }),
@@ -224,7 +225,7 @@ impl Connection {
     }
 }
 
-/// The number of the port on its switchboard, where it is the only one.
+/// The number of the port among its listeners, where it is the only one.
 const PORT: u32 = 0;
 /// The longest chain in bytes: twice what Linux sends at once. A longer chain is dropped as a whole.
 const MAX_BYTES: u64 = 64 << 10;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Console, ConsolePort, StreamPort};
+use crate::virtio::listener::PortListener;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
-use crate::virtio::vsock::PortListener;
 
 struct Guest {
     machine: Machine,

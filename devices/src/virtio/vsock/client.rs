@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 
-use super::socket;
+use crate::virtio::socket;
 
 /// A client that has not sent its whole line yet.
 #[derive(Debug)]

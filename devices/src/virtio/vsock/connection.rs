@@ -17,8 +17,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use super::credit::{ToGuest, ToHost};
 use super::packet::{BOTH_WAYS, Header, NO_MORE_RECEIVED, NO_MORE_SENT, Op, Ports};
-use super::socket;
 use super::switchboard::Caller;
+use crate::virtio::socket;
 
 /// A connection.
 #[derive(Debug)]

@@ -24,7 +24,6 @@ mod handler;
 mod host_socket;
 mod mux;
 mod packet;
-pub(super) mod socket;
 mod switchboard;
 
 use std::io;
@@ -37,7 +36,7 @@ use handler::{VsockHandler, VsockQueues};
 use host_socket::HostSocket;
 pub use host_socket::HostSocketError;
 use mux::Mux;
-pub use switchboard::{ConnectError, ListenError, PRIVILEGED_PORTS, PortListener, Switchboard};
+pub use switchboard::{ConnectError, Switchboard};
 
 /// A socket device with its connections.
 #[derive(Debug)]

@@ -248,11 +248,11 @@ impl Mux {
     }
 
     fn dial(&self, ports: Ports) -> io::Result<UnixStream> {
-        let kept_back = if self.switchboard.is_privileged(ports.host) { KEPT_BACK } else { 0 };
+        let kept_back = if self.switchboard.listeners().is_privileged(ports.host) { KEPT_BACK } else { 0 };
         if self.count() >= MAX_CONNECTIONS.saturating_add(kept_back) {
             return Err(io::Error::other("the device has its largest number of connections"));
         }
-        match (self.switchboard.dial(ports.host, ports.guest), &self.socket) {
+        match (self.switchboard.listeners().dial(ports.host, ports.guest), &self.socket) {
             (Some(stream), _) => stream,
             (None, Some(socket)) => socket.dial(ports.host),
             (None, None) => Err(ErrorKind::NotFound.into()),

@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::super::packet::{Header, Op};
-use super::super::{KEPT_BACK, MAX_CONNECTIONS, PRIVILEGED_PORTS};
+use super::super::{KEPT_BACK, MAX_CONNECTIONS};
 use super::guest::{self, Guest, header};
 use super::{device, device_with_socket};
+use crate::virtio::listener::PRIVILEGED_PORTS;
 use crate::virtio::testing::{BUFFERS, Buffer, HIGH_RAM};
 
 const PACKET: u64 = BUFFERS + (2 << 20);

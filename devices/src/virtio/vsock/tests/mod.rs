@@ -13,7 +13,8 @@ use std::time::Duration;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::packet::{BOTH_WAYS, Header, NO_MORE_RECEIVED, NO_MORE_SENT, Op};
-use super::{ConnectError, HostSocketError, ListenError, Vsock, VsockError};
+use super::{ConnectError, HostSocketError, Vsock, VsockError};
+use crate::virtio::listener::ListenError;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Usual, conform};
 use guest::{Guest, numbered};
 

@@ -4,8 +4,16 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+/// Makes the two ends of a stream: one for the program, which may wait, and one for the device, which never
+/// does.
+pub(super) fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (theirs, ours) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((theirs, ours))
+}
+
 /// Sends the first of `bytes`, as many as the socket takes now. Returns their number.
-pub(in crate::virtio) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length are those of a live slice, which the call only reads.
     let sent = unsafe { libc::send(stream.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
@@ -13,7 +21,7 @@ pub(in crate::virtio) fn send(stream: &UnixStream, bytes: &[u8]) -> io::Result<u
 }
 
 /// Receives bytes that have arrived, as far as they fit into `buffer`. Returns 0 at the end of the stream.
-pub(in crate::virtio) fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
+pub(super) fn receive(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<usize> {
     receive_with(stream, buffer, libc::MSG_DONTWAIT)
 }
 
