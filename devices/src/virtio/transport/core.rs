@@ -133,7 +133,7 @@ impl TransportCore {
         }
     }
 
-    /// Takes 32 bits of the features that the driver accepts: `half` 0 is bits 0 to 31, `half` 1 bits 32 to 63.
+    /// Takes 32 bits of the features that the driver accepts: `half` 0 is bits 0 to 31, 1 is bits 32 to 63.
     pub fn write_features(&mut self, half: u32, bits: u32) {
         if self.status != ACKNOWLEDGE | DRIVER {
             return;
