@@ -45,8 +45,11 @@ use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmError, KvmVm};
 use crate::thread::ThreadKind;
 
+/// The devices of a machine that have not been opened yet.
+pub(crate) type Specs<'a> = Vec<Box<dyn DeviceSpec + 'a>>;
+
 /// Returns every device of a machine, in the order in which its guest finds them: one line for each kind.
-pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box<dyn DeviceSpec + 'a>> {
+pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Specs<'a> {
     let kinds = [
         // Disks come first, so that their letters in a Linux guest follow their order on the command line.
         each(numbered(&config.disks, DISKS, "path")),
@@ -60,7 +63,7 @@ pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Vec<Box
     kinds.into_iter().flatten().collect()
 }
 
-fn each<'a>(specs: impl IntoIterator<Item = impl DeviceSpec + 'a>) -> Vec<Box<dyn DeviceSpec + 'a>> {
+fn each<'a>(specs: impl IntoIterator<Item = impl DeviceSpec + 'a>) -> Specs<'a> {
     specs.into_iter().map(|spec| Box::new(spec) as Box<dyn DeviceSpec + 'a>).collect()
 }
 
@@ -186,10 +189,9 @@ impl VirtioDevices {
     /// The first device that cannot be created.
     pub(crate) fn attach(
         config: &VmConfig,
-        root: Option<&Root>,
+        specs: &Specs<'_>,
         context: &AttachContext<'_>,
     ) -> Result<VirtioDevices, VirtioError> {
-        let specs = specs(config, root);
         check_together(config, specs.len())?;
         let opening = SpecContext { gate: context.gate.clone() };
         let opened = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;

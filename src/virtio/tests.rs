@@ -10,7 +10,7 @@ fn attach(config: &VmConfig) -> VirtioDevices {
     let event_loop = EventLoop::new().unwrap();
     let (interrupts, gate) = (Interrupts::default(), Arc::new(Gate::new()));
     let context = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate };
-    let devices = VirtioDevices::attach(config, None, &context).unwrap();
+    let devices = VirtioDevices::attach(config, &specs(config, None), &context).unwrap();
     devices.end_threads(false);
     devices
 }

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use coracle_arch::x86_64::image::KernelImage;
 use coracle_devices::event_loop::EventLoop;
 use coracle_devices::journal::Journal;
 use coracle_image::rootfs::Root;
 
+use super::files::Files;
 use super::inputs::Inputs;
 use super::lifecycle::start_control;
 use super::machine::{Guest, Machine};
@@ -38,6 +40,8 @@ pub struct VmBuilder {
     pub(super) config: VmConfig,
     /// The first setting that was not valid; `build` reports it.
     pub(super) invalid: Option<ConfigError>,
+    /// What [`VmBuilder::open_files`] has opened.
+    files: Option<Arc<Files>>,
     console: ConsoleChoice,
     console_escape: bool,
 }
@@ -45,7 +49,12 @@ pub struct VmBuilder {
 impl VmBuilder {
     /// Creates a builder for a machine with this configuration.
     pub fn new(config: VmConfig) -> VmBuilder {
-        VmBuilder { config, invalid: None, console: ConsoleChoice::Configured, console_escape: false }
+        VmBuilder { config, ..VmBuilder::default() }
+    }
+
+    /// Returns the configuration of the machine.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
     }
 
     /// Interprets Ctrl-A commands in the console's input: for a person at a terminal.
@@ -83,14 +92,40 @@ impl VmBuilder {
         self
     }
 
-    /// Checks that the kernel, the initrds and the CPU template can be used, without building anything.
+    /// Opens and checks the kernel, the initrds and the CPU template. Every build of this builder and of its
+    /// clones then loads the files that were opened here, even if another file has taken the name of one. The
+    /// build opens a file that is named only afterwards. The root is checked too, but each build reads it
+    /// again.
+    ///
+    /// # Errors
+    /// The first of them that cannot be used.
+    pub fn open_files(mut self) -> Result<VmBuilder, BuildError> {
+        self.check_values()?;
+        inputs::check_root(&self.config)?;
+        self.files = Some(Arc::new(self.files()?));
+        Ok(self)
+    }
+
+    /// Returns the kernel, if [`VmBuilder::open_files`] has opened it.
+    pub fn kernel_image(&self) -> Option<&KernelImage> {
+        self.files.as_deref().map(|files| &files.kernel)
+    }
+
+    /// Checks that the kernel, the initrds, the CPU template, the root and the modules can be used, without
+    /// building anything.
     ///
     /// # Errors
     /// The first of them that cannot be used.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         inputs::check_root(&self.config)?;
-        Inputs::open(&self.config, None, false).map(drop)
+        let (files, specs) = (self.files()?, virtio::specs(&self.config, None));
+        inputs::module_loader(&self.config, (&files.kernel, None), &specs, false)?;
+        Ok(())
+    }
+
+    fn files(&self) -> Result<Files, BuildError> {
+        Files::open(&self.config, self.files.as_deref())
     }
 
     /// Lists the files and directories that the machine reads in addition to those that its configuration
@@ -100,7 +135,7 @@ impl VmBuilder {
     /// # Errors
     /// There is no kernel, or it cannot be read.
     pub fn found_files(&self) -> Result<Vec<PathBuf>, BuildError> {
-        inputs::found_files(&self.config)
+        Ok(inputs::found_files(&self.config, &self.files()?))
     }
 
     /// Checks that the virtio devices fit together and that the disks can be opened, without building
@@ -134,15 +169,21 @@ impl VmBuilder {
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
         }
-        let inputs = Inputs::open(&self.config, inputs::prepare_root(&self.config)?, true)?;
+        let config = &self.config;
+        let root = inputs::prepare_root(config)?;
+        let Files { kernel, mut initrds, cpu, .. } = self.files()?;
+        let root = root.map(|root| root.placed(&mut initrds));
+        let specs = virtio::specs(config, root.as_ref());
+        initrds.extend(inputs::module_loader(config, (&kernel, root.as_ref()), &specs, true)?);
         let console = self.console.open_all(&self.config)?;
         let gate = Arc::new(Gate::new());
         let interrupts = Arc::new(Interrupts::default());
         let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
         let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
-        let virtio = Arc::new(VirtioDevices::attach(&self.config, inputs.root.as_ref(), &attach)?);
-        let recipe =
-            Recipe { config: self.config.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
+        let virtio = Arc::new(VirtioDevices::attach(config, &specs, &attach)?);
+        drop(specs);
+        let inputs = Inputs { kernel, initrds, cpu, root };
+        let recipe = Recipe { config: config.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
         let platform = Platform::new(
             interrupts.clone(),

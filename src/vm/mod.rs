@@ -34,6 +34,7 @@ mod balloon;
 mod build_error;
 pub(crate) mod builder;
 mod events;
+mod files;
 mod inputs;
 mod lifecycle;
 mod machine;

@@ -11,8 +11,8 @@ use super::input_file::{FileRole, InputFile, InputFileError};
 /// Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
 const PADDING: u64 = 4;
 
-/// An open initrd, or the bytes of one.
-#[derive(Debug)]
+/// An open initrd, or the bytes of one. A clone reads from the same open file.
+#[derive(Debug, Clone)]
 pub struct InitrdFile {
     file: InputFile,
 }

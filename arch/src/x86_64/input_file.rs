@@ -9,17 +9,17 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::regular_file::{self, RegularFileError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
-/// An open regular file, or bytes. It is never empty.
-#[derive(Debug)]
+/// An open regular file, or bytes. It is never empty. A clone reads from the same open file.
+#[derive(Debug, Clone)]
 pub struct InputFile {
     path: PathBuf,
     len: u64,
-    content: Content,
+    content: Arc<Content>,
 }
 
 /// The source of the bytes.
@@ -88,7 +88,7 @@ impl InputFile {
         if metadata.len() == 0 {
             return Err(InputFileError::Empty { role, path: path.to_owned() });
         }
-        Ok(Self { path: path.to_owned(), len: metadata.len(), content: Content::File(Mutex::new(file)) })
+        Ok(Self { path: path.to_owned(), len: metadata.len(), content: Content::of(file) })
     }
 
     /// Takes `bytes` that were made from the file `path`. Error messages still name `path`.
@@ -100,7 +100,7 @@ impl InputFile {
         if bytes.is_empty() {
             return Err(InputFileError::Empty { role, path });
         }
-        Ok(Self { path, len: bytes.len() as u64, content: Content::Memory(bytes) })
+        Ok(Self { path, len: bytes.len() as u64, content: Arc::new(Content::Memory(bytes)) })
     }
 
     /// Takes a file that was made from the file `path`. Error messages still name `path`.
@@ -112,7 +112,7 @@ impl InputFile {
         match file.metadata() {
             Err(source) => Err(InputFileError::Open { role, path, source }),
             Ok(metadata) if metadata.len() == 0 => Err(InputFileError::Empty { role, path }),
-            Ok(metadata) => Ok(Self { path, len: metadata.len(), content: Content::File(Mutex::new(file)) }),
+            Ok(metadata) => Ok(Self { path, len: metadata.len(), content: Content::of(file) }),
         }
     }
 
@@ -132,7 +132,7 @@ impl InputFile {
     /// # Errors
     /// The file ends before `buf` is full, or reading fails.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        match &self.content {
+        match &*self.content {
             Content::File(file) => lock(file).read_exact_at(buf, offset),
             Content::Memory(bytes) => {
                 buf.copy_from_slice(range(bytes, offset, buf.len() as u64)?);
@@ -154,7 +154,7 @@ impl InputFile {
         count: u64,
     ) -> Result<(), GuestMemoryError> {
         let address = GuestAddress(address);
-        let mut file = match &self.content {
+        let mut file = match &*self.content {
             Content::File(file) => lock(file),
             Content::Memory(bytes) => {
                 let bytes = range(bytes, offset, count).map_err(GuestMemoryError::IOError)?;
@@ -169,6 +169,12 @@ impl InputFile {
             file.read_exact_volatile(&mut slice?)?;
         }
         Ok(())
+    }
+}
+
+impl Content {
+    fn of(file: File) -> Arc<Content> {
+        Arc::new(Content::File(Mutex::new(file)))
     }
 }
 

@@ -38,15 +38,16 @@ pub(super) struct Crossing {
 }
 
 impl Crossing {
-    /// Adds everything that the machine of `config` uses.
+    /// Adds everything that the machine of `builder` uses.
     ///
     /// # Errors
     /// The machine uses something that is not available, or not available on an emulated host.
-    pub(super) fn add(&mut self, config: &VmConfig) -> Result<(), Failure> {
+    pub(super) fn add(&mut self, builder: &VmBuilder) -> Result<(), Failure> {
+        let config = builder.config();
         refuse_what_does_not_cross(config)?;
-        VmBuilder::new(config.clone()).check_devices().map_err(|error| Failure::of(&error))?;
+        builder.check_devices().map_err(|error| Failure::of(&error))?;
         self.add_read("the kernel ", &config.kernel);
-        let found = VmBuilder::new(config.clone()).found_files().map_err(|error| Failure::of(&error))?;
+        let found = builder.found_files().map_err(|error| Failure::of(&error))?;
         self.add_read("a file that belongs to the kernel, ", found);
         self.add_read("-i ", &config.initrds);
         self.add_read("--modules ", &config.modules);

@@ -1,13 +1,10 @@
 //! Where a guest runs: on the KVM of this host, or on an emulated host, on which this command runs again.
 
-use std::path::Path;
-
 use coracle::KernelImage;
 use coracle::config::Accel;
 use coracle::host::{self, KvmKind, on_emulated_host};
 
 use super::chain;
-use super::settings::Failure;
 
 /// Where guests run.
 pub(super) enum Place {
@@ -18,29 +15,25 @@ pub(super) enum Place {
 }
 
 /// Decides where the guest with this kernel runs. An image that is not Linux runs on any KVM.
-///
-/// # Errors
-/// The kernel cannot be read.
-pub(super) fn place(accel: Accel, kernel: Option<&Path>) -> Result<Place, Failure> {
+pub(super) fn place(accel: Accel, kernel: Option<&KernelImage>) -> Place {
     match accel {
-        Accel::Kvm => return Ok(Place::Here),
+        Accel::Kvm => return Place::Here,
         // This process already runs on the emulated host that was started for it.
-        Accel::Emulate if on_emulated_host() => return Ok(Place::Here),
-        Accel::Emulate => return Ok(Place::EmulatedHost { because: None }),
+        Accel::Emulate if on_emulated_host() => return Place::Here,
+        Accel::Emulate => return Place::EmulatedHost { because: None },
         Accel::Auto => {}
     }
-    let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
-    if image.is_some_and(|image| !image.is_linux()) && host::check_kvm().is_ok() {
-        return Ok(Place::Here);
+    if kernel.is_some_and(|kernel| !kernel.is_linux()) && host::check_kvm().is_ok() {
+        return Place::Here;
     }
     let because = match KvmKind::probe() {
-        KvmKind::Hardware { .. } => return Ok(Place::Here),
+        KvmKind::Hardware { .. } => return Place::Here,
         KvmKind::Software { .. } => {
             "this KVM interprets kernel code and does not run a stock Linux".to_owned()
         }
         KvmKind::Unusable(error) => chain(&error),
     };
-    Ok(Place::EmulatedHost { because: Some(because) })
+    Place::EmulatedHost { because: Some(because) }
 }
 
 /// The line that says where the guest runs, and what that means for its isolation.

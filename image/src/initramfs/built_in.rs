@@ -1,27 +1,26 @@
 //! Recognizes the drivers that are built into an uncompressed kernel by their names among its strings. This
 //! is used only if the kernel's modules cannot be found, to decide whether that matters.
 
-use std::io::Read;
-use std::path::Path;
-
-use coracle_arch::regular_file;
+use coracle_arch::x86_64::input_file::InputFile;
 use memchr::memmem;
 
-/// Returns the modules that are not known to be built into the kernel at `path`; for a compressed kernel, all
+/// Returns the modules that are not known to be built into the kernel in `file`; for a compressed kernel, all
 /// of them. A driver has the name of its module, with `-` or `_`, between zero bytes.
-pub(super) fn missing_of<'a>(path: &Path, modules: &[&'a str]) -> Vec<&'a str> {
+pub(super) fn missing_of<'a>(file: &InputFile, modules: &[&'a str]) -> Vec<&'a str> {
     let mut missing = modules.to_vec();
-    let Ok((file, _)) = regular_file::open(path) else { return missing };
-    let mut file = file.take(MOST_BYTES);
-    let mut piece = Vec::new();
-    while !missing.is_empty() {
+    let len = file.len().min(MOST_BYTES);
+    let (mut at, mut piece) = (0, Vec::new());
+    while at < len && !missing.is_empty() {
         // A name may begin at the end of a piece and continue in the next.
         let kept = piece.len().min(LONGEST);
         piece.drain(..piece.len().saturating_sub(kept));
-        match (&mut file).take(PIECE).read_to_end(&mut piece) {
-            Ok(1..) => missing.retain(|module| !has_name(&piece, module)),
-            Ok(0) | Err(_) => break,
+        let next = PIECE.min(len.saturating_sub(at));
+        piece.resize(kept.saturating_add(usize::try_from(next).unwrap_or(0)), 0);
+        if piece.get_mut(kept..).is_none_or(|new| file.read_at(at, new).is_err()) {
+            break;
         }
+        missing.retain(|module| !has_name(&piece, module));
+        at = at.saturating_add(next);
     }
     missing
 }
@@ -39,6 +38,7 @@ const LONGEST: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use coracle_arch::x86_64::input_file::FileRole;
     use vmm_sys_util::tempfile::TempFile;
 
     use super::*;
@@ -50,7 +50,11 @@ mod tests {
         bytes.extend_from_slice(b"\0virtio-mmio\0 \0virtio_blk\0 virtio_net\0 \0virtio_rng_x\0");
         std::fs::write(file.as_path(), &bytes).unwrap();
         let modules = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
-        assert_eq!(missing_of(file.as_path(), &modules), ["virtio_net", "virtio_rng"]);
-        assert_eq!(missing_of(Path::new("/no/such/kernel"), &modules), modules);
+        let open = || InputFile::open(FileRole::Kernel, file.as_path()).unwrap();
+        assert_eq!(missing_of(&open(), &modules), ["virtio_net", "virtio_rng"]);
+        // One that becomes shorter says nothing more.
+        let open = open();
+        file.as_file().set_len(1).unwrap();
+        assert_eq!(missing_of(&open, &modules), modules);
     }
 }

@@ -28,8 +28,8 @@ use crate::field::PROTOCOL;
 /// Bytes of a file that are read to find its format. The last mark, ext4's, lies at 1080.
 const HEAD_LEN: u64 = 4096;
 
-/// An open kernel image that was checked and can be loaded.
-#[derive(Debug)]
+/// An open kernel image that was checked and can be loaded. A clone reads from the same open file.
+#[derive(Debug, Clone)]
 pub struct KernelImage {
     file: InputFile,
     contents: Contents,
@@ -302,14 +302,14 @@ impl KernelImage {
         read.map_err(|source| Defect::Read(source).at(&self.file))
     }
 
-    /// Returns the file, for loading.
-    pub(crate) fn file(&self) -> &InputFile {
+    /// Returns the file itself.
+    pub fn file(&self) -> &InputFile {
         &self.file
     }
 }
 
 /// The facts from the headers of an accepted image.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Contents {
     segments: Vec<ImageSegment>,
     memory_end: u64,

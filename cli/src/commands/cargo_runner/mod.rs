@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use coracle::VmBuilder;
-use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, Timeout, VmConfig};
+use coracle::config::{MemoryBacking, MemoryConfig, MemorySize, RawConfig, SerialConfig, Timeout};
 use coracle::outcome::TimeLimit;
 use coracle_image::guest_data::{self, GuestData};
 
@@ -50,17 +50,18 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
     command::prepare(&mut config, false, is_default_guest(&raw));
     let luggage = Luggage::of(args)?;
     // Report everything that is wrong with the files before anything starts.
-    VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
-    match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
-        Place::Here => run_here(&raw, config, args, &luggage, (signals, watch)),
+    let builder = VmBuilder::new(config).open_files().map_err(|error| Failure::of(&error))?;
+    match place(raw.accel.unwrap_or_default(), builder.kernel_image()) {
+        Place::Here => run_here(&raw, builder, args, &luggage, (signals, watch)),
         Place::EmulatedHost { because } => {
+            builder.check_files().map_err(|error| Failure::of(&error))?;
             if let Some(because) = because {
                 say(&on_emulated_host_because(&because));
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
             crossing.time_limit(limit(&raw, args, &luggage));
-            crossing.add(&config)?;
+            crossing.add(&builder)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_read("the program ", luggage.programs.iter().map(|program| &program.path));
             crossing.add_read("the library ", luggage.programs.iter().flat_map(|program| &program.libraries));
@@ -99,16 +100,17 @@ fn raw(args: &CargoRunnerArgs) -> Result<RawConfig, Failure> {
 
 fn run_here(
     raw: &RawConfig,
-    mut config: VmConfig,
+    builder: VmBuilder,
     args: &CargoRunnerArgs,
     luggage: &Luggage,
     prepared: (Blocked, Watch),
 ) -> Result<u8, Failure> {
     let files = luggage.files(&args.copies)?;
-    config.memory = memory(raw.memory, files.bytes())?;
+    let memory = memory(raw.memory, files.bytes())?;
     let file = files.into_archive().spool().map_err(|error| Failure::of(&error))?;
     // The file has no name elsewhere; this path is valid while `file` is open, until the end of the run.
-    config.initrds.push(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())));
+    let files = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    let builder = builder.initrd(files).configure(|config| config.memory = memory);
     let command = CommandArgs {
         surroundings: Surroundings {
             env: variables(args),
@@ -118,7 +120,7 @@ fn run_here(
         init: false,
         command: luggage.command(&args.command),
     };
-    let outcome = command::outcome(&config, &command, limit(raw, args, luggage), prepared)?;
+    let outcome = command::outcome(&builder, &command, limit(raw, args, luggage), prepared)?;
     let tests_failed = outcome.ending.workload_code() == Some(TESTS_FAILED);
     Ok(match outcome.command {
         Some(_) if tests_failed => {

@@ -45,11 +45,11 @@ pub(crate) fn prepare(config: &mut VmConfig, with_init: bool, uses_default_guest
 /// Boots the machine, runs the command and reports how it ended.
 pub(super) fn run(
     raw: &RawConfig,
-    config: &VmConfig,
+    builder: &VmBuilder,
     args: &CommandArgs,
     prepared: (Blocked, Watch),
 ) -> Result<u8, Failure> {
-    let outcome = outcome(config, args, raw.timeout.and_then(Timeout::limit), prepared)?;
+    let outcome = outcome(builder, args, raw.timeout.and_then(Timeout::limit), prepared)?;
     Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
 }
 
@@ -63,13 +63,14 @@ pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
 /// # Errors
 /// The machine cannot be built.
 pub(crate) fn outcome(
-    config: &VmConfig,
+    builder: &VmBuilder,
     args: &CommandArgs,
     limit: Option<Duration>,
     (signals, watch): (Blocked, Watch),
 ) -> Result<Outcome, Failure> {
     let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    let vm = VmBuilder::new(config.clone()).build();
+    let config = builder.config();
+    let vm = builder.build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     drop(watch);
     let entered = Instant::now();

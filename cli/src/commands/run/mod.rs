@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use coracle::VmBuilder;
 use coracle::command::RawTerminal;
-use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout, VmConfig};
+use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout};
 use coracle::exit_code;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{EndingKind, Outcome, OutcomeReport, Seconds};
@@ -95,18 +95,19 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     if args.command.surroundings.ip.is_some() && config.nets.is_empty() {
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
-    VmBuilder::new(config.clone()).check_files().map_err(|error| Failure::of(&error))?;
-    match place(raw.accel.unwrap_or_default(), config.kernel.as_deref())? {
-        Place::Here if has_command => command::run(raw, &config, &args.command, (signals, watch)),
-        Place::Here => run_here(raw, &config, (signals, watch)),
+    let builder = VmBuilder::new(config).open_files().map_err(|error| Failure::of(&error))?;
+    match place(raw.accel.unwrap_or_default(), builder.kernel_image()) {
+        Place::Here if has_command => command::run(raw, &builder, &args.command, (signals, watch)),
+        Place::Here => run_here(raw, builder, (signals, watch)),
         Place::EmulatedHost { because } => {
+            builder.check_files().map_err(|error| Failure::of(&error))?;
             if let Some(because) = because {
                 say(&on_emulated_host_because(&because));
             }
             let mut crossing = Crossing::default();
             crossing.boot_limit(raw.host_timeout);
             crossing.time_limit(raw.timeout.and_then(Timeout::limit));
-            crossing.add(&config)?;
+            crossing.add(&builder)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);
             if has_command {
@@ -117,11 +118,14 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
     }
 }
 
-fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watch)) -> Result<u8, Failure> {
+fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Watch)) -> Result<u8, Failure> {
+    let config = builder.config();
     let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
     let interactive = is_on_stdio && io::stdin().is_terminal();
-    let builder = VmBuilder::new(config.clone()).console_escape(interactive);
-    let vm = builder.build().map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
+    let unseen = config.serial != SerialConfig::Stdio;
+    let vm = builder.console_escape(interactive).build();
+    let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     drop(watch);
     let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
     let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
@@ -138,8 +142,6 @@ fn run_here(raw: &RawConfig, config: &VmConfig, (signals, watch): (Blocked, Watc
         // The ending begins on a new line.
         stderr::write(Weight::Sentence, "\n");
     }
-    // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
-    let unseen = config.serial != SerialConfig::Stdio;
     let code = tell(raw, &outcome, unseen);
     // The user has the answer: leave it to the kernel to free what the machine held, when this process exits.
     std::mem::forget(vm);

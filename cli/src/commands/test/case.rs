@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use coracle::agent::AgentError;
-use coracle::config::VmConfig;
 use coracle::outcome::{Ending, Outcome};
 use coracle::{Grace, Vm, VmBuilder, VmHandle};
 
@@ -34,7 +33,8 @@ pub(crate) struct Case {
     /// The name of its files in `--artifacts` without their extensions, unique among the cases
     /// ([`names::name_files`]).
     pub(crate) file_name: String,
-    pub(crate) config: VmConfig,
+    /// Its machine; the files of few cases are open in it.
+    pub(crate) builder: VmBuilder,
     pub(crate) patterns: Patterns,
     /// The longest time that the guest may take to reach its init.
     pub(crate) boot: Option<Duration>,
@@ -70,7 +70,7 @@ impl Case {
         Case {
             name: name.to_owned(),
             file_name: String::new(),
-            config: VmConfig::default(),
+            builder: VmBuilder::default(),
             patterns: Patterns::default(),
             boot: None,
             command: Vec::new(),
@@ -95,7 +95,7 @@ impl Case {
         let start = Instant::now();
         let scanner = Arc::new(Mutex::new(Scanner::new(self.patterns.clone(), log)));
         let reader = Reader::new(self, &scanner, shown);
-        let outcome = self.run_machine(&reader);
+        let outcome = self.run_machine(&reader, earlier);
         let decided_at = reader.decided_at.get().copied();
         drop(reader);
         // The console's thread has ended with the machine; a thread for an output of the command may still be
@@ -142,11 +142,16 @@ impl Case {
         }
     }
 
-    fn run_machine(&self, reader: &Reader) -> Result<(Outcome, Option<Ending>), Failure> {
+    fn run_machine(&self, reader: &Reader, earlier: usize) -> Result<(Outcome, Option<Ending>), Failure> {
         let vm = {
             let reader = reader.clone();
             let console = move |bytes: &[u8]| reader.take(Writer::Console, bytes);
-            VmBuilder::new(self.config.clone()).console_callback(console).build()
+            // A run after the first is of what the files are by then.
+            let builder = match earlier {
+                0 => self.builder.clone(),
+                _ => VmBuilder::new(self.builder.config().clone()),
+            };
+            builder.console_callback(console).build()
         };
         let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
         reader.handle.get_or_init(|| vm.handle()).resume();

@@ -18,7 +18,6 @@ mod tap_tests;
 mod verdict;
 
 use std::fs;
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -66,9 +65,13 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     // Report everything that is wrong before the first test starts.
     report_file::check("--junit", args.junit.as_deref())?;
     report_file::check("--json", args.json.as_deref())?;
-    for case in &cases {
-        let checked = VmBuilder::new(case.config.clone()).check_files();
-        checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
+    for (index, case) in cases.iter_mut().enumerate() {
+        let opened = case.builder.clone().open_files();
+        let checked = opened.and_then(|opened| opened.check_files().map(|()| opened));
+        let opened = checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
+        if index < MAX_OPEN_CASES {
+            case.builder = opened;
+        }
     }
     // A report of an earlier run must not be mistaken for this one's.
     report_file::empty("--junit", args.junit.as_deref())?;
@@ -124,7 +127,7 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         return Ok(vec![Case {
             name,
             file_name: String::new(),
-            config,
+            builder: VmBuilder::new(config),
             patterns,
             boot: args.assert_boot,
             command,
@@ -159,7 +162,17 @@ fn cases(args: &TestArgs) -> Result<Vec<Case>, Failure> {
         check_network(&surroundings, &config)
             .map_err(|reason| Failure::usage(format!("{name}: ip: {reason}; add `nets`")))?;
         let file_name = String::new();
-        Ok(Case { name, file_name, config, patterns, boot, command, surroundings, time, tap_grace })
+        Ok(Case {
+            name,
+            file_name,
+            builder: VmBuilder::new(config),
+            patterns,
+            boot,
+            command,
+            surroundings,
+            time,
+            tap_grace,
+        })
     });
     let cases = cases.collect::<Result<Vec<Case>, Failure>>()?;
     if cases.is_empty() {
@@ -213,13 +226,12 @@ fn place_of(args: &TestArgs, cases: &[Case]) -> Result<Ground, Failure> {
     let accel = args.vm.accel.unwrap_or_default();
     let mut ground = Ground::Here;
     for case in cases {
-        let kernel = case.config.kernel.as_deref();
-        if let Place::EmulatedHost { because } = place(accel, kernel)? {
+        if let Place::EmulatedHost { because } = place(accel, kernel(case)?.as_ref()) {
             ground = Ground::EmulatedHost { because };
             break;
         }
         if accel == Accel::Kvm
-            && let Some(reason) = unusable_here(kernel)?
+            && let Some(reason) = unusable_here(case)?
         {
             return Ok(Ground::Nowhere { reason });
         }
@@ -238,9 +250,18 @@ fn place_of(args: &TestArgs, cases: &[Case]) -> Result<Ground, Failure> {
     }
 }
 
-/// Returns why the KVM of this host cannot run the guest of `kernel`.
-fn unusable_here(kernel: Option<&Path>) -> Result<Option<String>, Failure> {
-    let image = kernel.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))?;
+/// Returns the kernel that the user names for a case.
+fn kernel(case: &Case) -> Result<Option<KernelImage>, Failure> {
+    if let Some(opened) = case.builder.kernel_image() {
+        return Ok(Some(opened.clone()));
+    }
+    let path = case.builder.config().kernel.as_deref();
+    path.map(KernelImage::open).transpose().map_err(|error| Failure::of(&error))
+}
+
+/// Returns why the KVM of this host cannot run the guest of `case`.
+fn unusable_here(case: &Case) -> Result<Option<String>, Failure> {
+    let image = kernel(case)?;
     Ok(match KvmKind::probe() {
         KvmKind::Hardware { .. } => None,
         KvmKind::Unusable(error) => Some(chain(&error)),
@@ -260,7 +281,7 @@ fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
     let time: Option<Duration> = cases.iter().map(|case| case.time).sum();
     crossing.time_limit(time.map(|time| time.saturating_mul(1 + u32::from(args.retries))));
     for case in cases {
-        crossing.add(&case.config)?;
+        crossing.add(&case.builder)?;
     }
     crossing.add_read("--config ", &args.vm.config);
     crossing.add_read("--suite ", &args.suite);
@@ -372,11 +393,15 @@ fn take<'a>(next: &AtomicUsize, cases: &'a [Case]) -> Option<(usize, &'a Case)> 
 
 /// Returns how many cases run at once by default: as many of the largest as fit this machine's CPUs.
 fn default_jobs(cases: &[Case]) -> usize {
-    let largest = cases.iter().map(|case| usize::from(case.config.vcpus.value())).max().unwrap_or(1);
+    let largest =
+        cases.iter().map(|case| usize::from(case.builder.config().vcpus.value())).max().unwrap_or(1);
     let cpus = thread::available_parallelism().map_or(1, usize::from);
     (cpus / largest.max(1)).max(1)
 }
 
+/// The number of cases that keep their files open from the check to the run, a kernel and mostly an initrd
+/// each; the rest open them again. A process usually may have 1024 descriptors open (RLIMIT_NOFILE).
+const MAX_OPEN_CASES: usize = 64;
 /// Far longer than a boot takes on an emulated host, and short enough that a hung guest does not hold up a
 /// job.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use coracle_agent::root_device::RootDevice;
 use coracle_arch::field::{DISKS, MODULES, ROOT};
+use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 
 use super::built_in::missing_of;
@@ -185,10 +186,10 @@ pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
 }
 
 impl LoaderError {
-    /// Whether the machine may lack something because of this error: not if its kernel has every module built
-    /// in. Reads the kernel to find out.
-    pub fn matters(&self, request: &LoaderRequest<'_>) -> bool {
-        !self.is_nowhere() || !missing_of(request.kernel, request.modules).is_empty()
+    /// Whether a machine that needs `modules` may lack something because of this error: not if its kernel has
+    /// all of them built in. Reads the kernel to find out.
+    pub fn matters(&self, kernel: &KernelImage, modules: &[&str]) -> bool {
+        !self.is_nowhere() || !missing_of(kernel.file(), modules).is_empty()
     }
 
     /// Whether there are no modules of the kernel at all.
@@ -342,7 +343,10 @@ fn tree_folder(request: &LoaderRequest<'_>) -> Result<PathBuf, LoaderError> {
 }
 
 /// Checks that the user has named a directory.
-fn check_folder(folder: &Path) -> Result<(), LoaderError> {
+///
+/// # Errors
+/// It does not exist, or is not a directory.
+pub fn check_folder(folder: &Path) -> Result<(), LoaderError> {
     let found = match fs::metadata(folder) {
         Ok(found) if found.is_dir() => return Ok(()),
         Ok(found) if has_file_system(folder, &found) => {

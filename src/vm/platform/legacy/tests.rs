@@ -23,7 +23,7 @@ fn platform() -> Platform {
     let gate = Arc::new(Gate::new());
     let io = EventLoop::new().unwrap().handle();
     let context = AttachContext { interrupts: &interrupts, io, gate: gate.clone() };
-    let virtio = VirtioDevices::attach(&VmConfig::default(), None, &context).unwrap();
+    let virtio = VirtioDevices::attach(&VmConfig::default(), &Vec::new(), &context).unwrap();
     let com2 = Arc::new(ConsoleBuffer::new(64).unwrap());
     Platform::new(interrupts.clone(), gate, virtio.windows(), 64, Some(&com2)).unwrap()
 }
