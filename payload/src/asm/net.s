@@ -1,3 +1,15 @@
+# Resets the card, takes its features, and makes its two queues, empty, at 0x200000 and 0x210000.
+.macro net_negotiate failed
+    virtio_negotiate \failed
+    mov edi, 0x200000
+    xor eax, eax
+    mov ecx, 0x20000 / 8
+    cld
+    rep stosq
+    virtio_queue 0, 16, 0x200000
+    virtio_queue 1, 16, 0x210000
+.endm
+
 # Three lives of a network card, which ask the host 50 times each for the address of 10.9.0.1 (ARP) from 10.9.0.2.
 #
 # Queue 0 is at 0x200000 with eight buffers of 2 KiB from 0x230000 on, queue 1 at 0x210000 with the question at 0x240000.
@@ -18,14 +30,7 @@ payload_virtio_net:
     jne 90f
     mov r14d, 3
 1:  mov r15d, 4
-    virtio_negotiate 90f
-    mov edi, 0x200000
-    xor eax, eax
-    mov ecx, 0x20000 / 8
-    cld
-    rep stosq
-    virtio_queue 0, 16, 0x200000
-    virtio_queue 1, 16, 0x210000
+    net_negotiate 90f
     mov edi, 0x200000                           # eight buffers, which the heads 0 to 7 name
     mov eax, 0x230000
     xor ecx, ecx
@@ -126,14 +131,7 @@ payload_virtio_net_end:
 payload_virtio_net_down:
     mov ebx, 0xd0000000
     mov r15d, 1
-    virtio_negotiate 90f
-    mov edi, 0x200000
-    xor eax, eax
-    mov ecx, 0x20000 / 8
-    cld
-    rep stosq
-    virtio_queue 0, 16, 0x200000
-    virtio_queue 1, 16, 0x210000
+    net_negotiate 90f
     mov r15d, 2
     virtio_status 15, 90f
     mov r15d, 3

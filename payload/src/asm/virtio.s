@@ -46,6 +46,25 @@
     mov word ptr [rdi + 14], \next
 .endm
 
+# Offers `count` buffers of 4 KiB from `at` on for what queue 0 receives: the heads 0 and up, in order.
+.macro virtio_receive count, at
+    xor ecx, ecx
+1:  mov edi, ecx
+    shl edi, 4
+    add edi, 0x200000
+    mov eax, ecx
+    shl eax, 12
+    add eax, \at
+    mov [rdi], rax
+    mov dword ptr [rdi + 8], 0x1000
+    mov word ptr [rdi + 12], 2
+    mov [rcx * 2 + 0x202004], cx
+    inc ecx
+    cmp ecx, \count
+    jb 1b
+    mov word ptr [0x202002], \count
+.endm
+
 # Three lives of an entropy device: each asks for random bytes, waits for them and for the interrupt.
 .globl payload_virtio_rng, payload_virtio_rng_end
 payload_virtio_rng:

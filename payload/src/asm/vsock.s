@@ -16,22 +16,7 @@ payload_virtio_vsock:
     mov r15d, 4
     cmp dword ptr [rbx + 0x100], 3
     jne 90f
-    # 16 buffers of 4 KiB from 0x220000 on
-    xor ecx, ecx
-1:  mov edi, ecx
-    shl edi, 4
-    add edi, 0x200000
-    mov eax, ecx
-    shl eax, 12
-    add eax, 0x220000
-    mov [rdi], rax
-    mov dword ptr [rdi + 8], 0x1000
-    mov word ptr [rdi + 12], 2
-    mov [rcx * 2 + 0x202004], cx
-    inc ecx
-    cmp ecx, 16
-    jb 1b
-    mov word ptr [0x202002], 16
+    virtio_receive 16, 0x220000
     mov dword ptr [rbx + 0x50], 0
     mov edi, 0x208000
     virtio_descriptor 0x240000, 44, 0, 1

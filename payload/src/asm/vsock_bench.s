@@ -26,21 +26,7 @@ payload_\name:
     virtio_queue 1, 16, 0x208000
     mov word ptr [0x202000], 1      # no interrupts
     mov word ptr [0x20a000], 1
-    xor ecx, ecx
-1:  mov edi, ecx
-    shl edi, 4
-    add edi, 0x200000
-    mov eax, ecx
-    shl eax, 12
-    add eax, 0x1000000
-    mov [rdi], rax
-    mov dword ptr [rdi + 8], 0x1000
-    mov word ptr [rdi + 12], 2
-    mov [rcx * 2 + 0x202004], cx
-    inc ecx
-    cmp ecx, 128
-    jb 1b
-    mov word ptr [0x202002], 128
+    virtio_receive 128, 0x1000000
     xor ecx, ecx
 2:  mov edi, ecx
     shl edi, 5
