@@ -41,7 +41,7 @@ pub struct Outcome {
     /// How many bytes the console had received before the first lost byte. This is the virtio console, where
     /// there is one.
     pub console_lost_from: Option<u64>,
-    /// Whether the console's last line has no end, such as a prompt: text that a terminal shows next would be on
+    /// Whether the console's last line has no end, such as a prompt: what a terminal shows next would be on
     /// the same line. This is the virtio console, where there is one.
     pub console_is_in_line: bool,
     /// The number of disk requests that the host could not carry out.
