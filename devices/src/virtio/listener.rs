@@ -1,8 +1,8 @@
-//! Listeners for the connections that a guest opens: to a port of the host by a socket device, or by a port of
-//! the console device.
+//! Listeners for the connections that a guest opens: to a port of the host by a socket device, or by a port
+//! of the console device.
 //!
-//! Programs and the agent's thread hold a [`PortListener`]; the device asks [`Listeners`] for it when the guest
-//! connects. Every stream is one end of a socket pair.
+//! Programs and the agent's thread hold a [`PortListener`]. The device looks it up in its `Listeners` when
+//! the guest connects. Every stream is one end of a socket pair.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind};
