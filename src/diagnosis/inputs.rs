@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 
+use coracle_arch::x86_64::input_file::{FileRole, InputFile};
 use vm_memory::GuestMemoryMmap;
 
 use super::Function;
@@ -12,7 +13,8 @@ use super::symbols::SymbolFile;
 
 /// Returns the functions at addresses of the kernel in an ELF file. The list is empty if the file has none.
 pub fn functions(kernel: &Path, addresses: &[u64]) -> Vec<Option<Function>> {
-    SymbolFile::of(kernel).map(|file| file.functions_at(addresses)).unwrap_or_default()
+    let file = InputFile::open(FileRole::Kernel, kernel).ok();
+    file.and_then(|file| SymbolFile::of(&file)).map(|file| file.functions_at(addresses)).unwrap_or_default()
 }
 
 /// Returns the value of an option of the kernel at `path` that lies in `range` of memory.

@@ -183,7 +183,7 @@ impl Subject {
             ImageFormat::Elf => {
                 let segments = image.segments().iter();
                 let ranges = segments.map(|segment| range(segment.address, segment.file_len)).collect();
-                (SymbolFile::of(image.path()), ranges)
+                (SymbolFile::of(image.file()), ranges)
             }
             ImageFormat::BzImage => {
                 // It unpacks itself to an address of its own choice.

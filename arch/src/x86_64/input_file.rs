@@ -5,7 +5,7 @@
 //! error.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,14 @@ impl InputFile {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Returns what the host says of the open file. `None` for bytes, and if the host does not say it.
+    pub fn metadata(&self) -> Option<Metadata> {
+        match &*self.content {
+            Content::File(file) => lock(file).metadata().ok(),
+            Content::Memory(_) => None,
+        }
     }
 
     /// Fills `buf` from `offset` of the file.

@@ -6,9 +6,10 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_arch::regular_file;
+use coracle_arch::x86_64::input_file::InputFile;
 use serde::Serialize;
 
 /// A function and an offset in it.
@@ -37,10 +38,9 @@ pub(super) struct SymbolFile {
 type Identity = (u64, u64, u64, i64, i64);
 
 impl SymbolFile {
-    /// Remembers `path`, which was just loaded. Returns `None` if it no longer exists.
-    pub(super) fn of(path: &Path) -> Option<SymbolFile> {
-        let identity = identity(&std::fs::metadata(path).ok()?);
-        Some(SymbolFile { path: path.to_owned(), identity })
+    /// Remembers the open `file` of a kernel. Returns `None` if it is not a file of the host.
+    pub(super) fn of(file: &InputFile) -> Option<SymbolFile> {
+        Some(SymbolFile { path: file.path().to_owned(), identity: identity(&file.metadata()?) })
     }
 
     /// Returns the functions at `addresses`: linked (virtual) addresses, or physical ones where the kernel

@@ -1,3 +1,4 @@
+use coracle_arch::x86_64::input_file::FileRole;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
@@ -67,8 +68,12 @@ fn section(kind: u32, offset: u64, len: u64, link: u32) -> Vec<u8> {
 fn file(bytes: &[u8]) -> (TempFile, SymbolFile) {
     let file = TempFile::new().unwrap();
     std::fs::write(file.as_path(), bytes).unwrap();
-    let symbols = SymbolFile::of(file.as_path()).unwrap();
+    let symbols = SymbolFile::of(&open(&file)).unwrap();
     (file, symbols)
+}
+
+fn open(file: &TempFile) -> InputFile {
+    InputFile::open(FileRole::Kernel, file.as_path()).unwrap()
 }
 
 impl SymbolFile {
@@ -88,6 +93,18 @@ fn function_is_named_with_its_offset() {
     assert_eq!(name_at(0xffff_ffff_8100_13ff).as_deref(), Some("start_kernel+0x3ff"));
     assert_eq!(name_at(0xffff_ffff_8100_1400), None, "past its end");
     assert_eq!(name_at(0xffff_ffff_8100_0020).as_deref(), Some("startup_64+0x20"), "a label without a size");
+}
+
+#[test]
+fn file_that_took_the_kernel_s_name_after_it_was_opened_has_no_functions() {
+    let (kernel, other) = (TempFile::new().unwrap(), TempFile::new().unwrap());
+    for file in [&kernel, &other] {
+        std::fs::write(file.as_path(), Sample::kernel().bytes()).unwrap();
+    }
+    let opened = open(&kernel);
+    std::fs::rename(other.as_path(), kernel.as_path()).unwrap();
+    assert_eq!(SymbolFile::of(&opened).unwrap().function_at(0x100_1010), None);
+    assert!(SymbolFile::of(&open(&kernel)).unwrap().function_at(0x100_1010).is_some());
 }
 
 #[test]
@@ -136,7 +153,8 @@ fn hostile_names_are_shortened_and_cleaned() {
 #[test]
 fn damaged_files_give_no_name_and_no_panic() {
     let good = Sample::kernel().bytes();
-    for length in 0..good.len() {
+    // An empty file is refused before, by `InputFile`.
+    for length in 1..good.len() {
         let (_file, symbols) = file(&good[..length]);
         symbols.function_at(0xffff_ffff_8100_1000);
     }
