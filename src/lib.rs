@@ -66,10 +66,12 @@ pub mod exit_code;
 mod gate;
 pub mod host;
 mod io_loop;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod kvm;
 mod memory;
 mod terminal;
 mod thread;
+#[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod vcpu;
 mod virtio;
 mod vm;

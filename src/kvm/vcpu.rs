@@ -225,7 +225,7 @@ fn decode_port(run: &mut kvm_run) -> VcpuExit<'_> {
     // SAFETY: the exit reason says that this member of the union is the valid one.
     let io = unsafe { run.__bindgen_anon_1.io };
     let unit = usize::from(io.size);
-    let length = unit * io.count as usize;
+    let length = unit.saturating_mul(io.count as usize);
     let start = (&raw mut *run).cast::<u8>();
     // SAFETY: KVM puts the data of a port access inside the area that it shares, of which `run` is the first
     // page.

@@ -25,23 +25,25 @@ impl ExitCounts {
     /// Returns the number of all exits.
     pub fn total(&self) -> u64 {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = *self;
-        port_in + port_out + mmio_read + mmio_write + interrupted + fatal
+        [port_in, port_out, mmio_read, mmio_write, interrupted, fatal]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 
     /// Returns the number of exits that the guest caused: all but kicks, which come from outside.
     pub(crate) fn made_by_guest(&self) -> u64 {
-        self.total() - self.interrupted
+        self.total().saturating_sub(self.interrupted)
     }
 
     /// Adds the exits of another vCPU.
     pub fn add(&mut self, other: &ExitCounts) {
         let ExitCounts { port_in, port_out, mmio_read, mmio_write, interrupted, fatal } = other;
-        self.port_in += port_in;
-        self.port_out += port_out;
-        self.mmio_read += mmio_read;
-        self.mmio_write += mmio_write;
-        self.interrupted += interrupted;
-        self.fatal += fatal;
+        self.port_in = self.port_in.saturating_add(*port_in);
+        self.port_out = self.port_out.saturating_add(*port_out);
+        self.mmio_read = self.mmio_read.saturating_add(*mmio_read);
+        self.mmio_write = self.mmio_write.saturating_add(*mmio_write);
+        self.interrupted = self.interrupted.saturating_add(*interrupted);
+        self.fatal = self.fatal.saturating_add(*fatal);
     }
 }
 
