@@ -1,5 +1,5 @@
-//! The parts of a virtual machine in addition to the files that its configuration names ([`Files`]): its root,
-//! and the modules that are found for it.
+//! The parts of a virtual machine in addition to the files that its configuration names ([`Files`]): its
+//! root, and the modules that are found for it.
 
 use std::path::PathBuf;
 
