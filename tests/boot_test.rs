@@ -387,8 +387,8 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
         ".toml:4: case[0].surprise: there is no such key; The keys are name, ",
     );
     refused(&run(&["--suite", missing.to_str().unwrap()]), "nothing.elf");
-    refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave --expect");
-    refused(&run(&["--suite", broken.to_str().unwrap(), "--tap", "ignore"]), "leave --expect");
+    refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave out --expect");
+    refused(&run(&["--suite", broken.to_str().unwrap(), "--tap", "ignore"]), "leave out --expect");
     refused(&run(&["/no/such/kernel"]), "/no/such/kernel");
     refused(&run(&["--ip", "dhcp", "--", "true"]), "--ip: this machine has no network card; add --net");
     let ip = suite("ip", "[[case]]\nname = \"x\"\nip = \"dhcp\"\ncommand = [\"true\"]\n");
