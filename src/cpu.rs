@@ -29,7 +29,7 @@ pub enum CpuError {
     Syntax {
         /// The path of the file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         r#source: CpuTemplateError,
     },
     /// The host lacks a feature of the template.

@@ -6,7 +6,7 @@ use std::thread::{Builder, JoinHandle};
 use coracle_devices::journal::Journal;
 use coracle_devices::thread::spawn_with_signals_blocked;
 
-/// What a thread does, which also decides what system calls it makes.
+/// The job of a thread, which also decides what system calls it makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThreadKind {
     /// Owns the machine, waits for its end and takes it apart.

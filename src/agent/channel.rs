@@ -1,4 +1,4 @@
-//! One request in flight: what has arrived for it, and the caller's handle on it.
+//! A request in flight: the messages that have arrived for it, and the caller's handle on it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, MutexGuard};

@@ -187,7 +187,7 @@ pub enum ExecError {
         /// The output until then, if it was collected.
         written: Box<Written>,
     },
-    /// It wrote more than it was allowed, and was killed.
+    /// The command wrote more than it was allowed, and was killed.
     #[error("the command was killed: it wrote more than the {limit} bytes that `output_limit` allows")]
     OutputLimit {
         /// The limit in bytes.

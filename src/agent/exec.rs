@@ -76,9 +76,9 @@ pub struct Output {
 /// The status with which a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExecStatus {
-    /// It exited with this code.
+    /// The command exited with this code.
     Code(u8),
-    /// This signal killed it.
+    /// The command was killed by this signal.
     Signal(u8),
 }
 

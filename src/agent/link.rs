@@ -62,9 +62,9 @@ impl Limits {
 pub(super) enum Peer {
     /// The guest's connections to a port: one at a time.
     Listener(PortListener),
-    /// One connection forever: a line that outlives every agent at its other end.
+    /// A connection that outlives every agent at its other end.
     Line(OwnedFd),
-    /// One connection, to its end.
+    /// A connection that lasts as long as its agent.
     Stream(OwnedFd),
 }
 

@@ -66,7 +66,7 @@ impl Patience {
     }
 }
 
-/// As good as without an end: the clock cannot express the longest limits.
+/// A limit that is practically endless, for limits that the clock cannot express.
 const LONG_TIME: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]

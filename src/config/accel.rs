@@ -1,4 +1,4 @@
-//! Where a guest may run.
+//! The choice of host for a guest.
 
 use std::str::FromStr;
 

@@ -29,7 +29,7 @@ pub struct DiskConfig {
     pub queues: u16,
     /// The serial number that the guest sees.
     pub id: Option<DiskId>,
-    /// What to do with requests that the host cannot carry out.
+    /// The action for requests that the host cannot carry out.
     pub on_error: DiskErrorPolicy,
 }
 
@@ -52,7 +52,7 @@ pub enum DiskAccess {
 /// The mechanism that carries out the requests of a disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// One system call at a time, on a thread of the disk's own: for blocks in the host's page cache.
+    /// A single system call at a time, on a thread of the disk's own: for blocks in the host's page cache.
     #[default]
     Sync,
     /// Many requests at once, by io_uring: for disks whose blocks are not in the page cache, and guests that
@@ -61,7 +61,7 @@ pub enum DiskEngine {
     IoUring,
 }
 
-/// What to do with a request that the host cannot carry out, because it has run out of space or the disk is
+/// The action for a request that the host cannot carry out, because it has run out of space or the disk is
 /// broken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskErrorPolicy {

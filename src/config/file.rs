@@ -54,7 +54,7 @@ pub struct ConfigFault {
     pub line: usize,
     /// The field, as in `initrds[1]`; empty if the error is not in a field.
     pub field: String,
-    /// What is wrong with it.
+    /// The reason.
     pub reason: String,
 }
 

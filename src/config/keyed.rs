@@ -35,7 +35,7 @@ pub(super) enum Kind {
     Number,
     /// A string with a unit, or a number.
     Quantity,
-    /// One of these strings.
+    /// A string out of this list.
     Choice(&'static [&'static str]),
 }
 

@@ -15,7 +15,7 @@ pub struct MemoryConfig {
     backing: MemoryBacking,
 }
 
-/// What backs the guest's RAM on the host. In each case, a page is allocated when it is first touched.
+/// The backing of the guest's RAM on the host. In each case, a page is allocated when it is first touched.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryBacking {

@@ -197,7 +197,7 @@ pub enum ConfigError {
     Mac {
         /// The rejected text.
         text: String,
-        /// What is wrong with it.
+        /// The reason.
         reason: MacSyntax,
     },
     /// An option of a vsock device is unknown or repeated.

@@ -1,4 +1,5 @@
-//! What a machine does when its guest resets it or halts for good, and how it describes itself to the guest.
+//! The policies for resets and halts of a guest, and the way in which a machine describes itself to the
+//! guest.
 
 use std::str::FromStr;
 
@@ -16,7 +17,7 @@ pub enum AcpiMode {
     Off,
 }
 
-/// What happens when the guest resets its machine.
+/// The action when the guest resets its machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ResetPolicy {
@@ -28,7 +29,7 @@ pub enum ResetPolicy {
     Reboot,
 }
 
-/// What happens when every vCPU has halted with interrupts off, so that nothing can wake the guest.
+/// The action when every vCPU has halted with interrupts off, so that nothing can wake the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HaltPolicy {

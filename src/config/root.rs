@@ -20,7 +20,7 @@ pub struct RootConfig {
     pub path: PathBuf,
     /// The required kind; `None` accepts any.
     pub kind: Option<RootKind>,
-    /// Where the guest's writes go.
+    /// The destination of the guest's writes.
     pub access: RootAccess,
     /// How a directory or tar gets into the guest.
     pub form: RootForm,

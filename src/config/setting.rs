@@ -1,4 +1,4 @@
-//! What the type of a setting defines: how it is deserialized from a config file, its schema, and the paths
+//! The properties of a setting's type: how it is deserialized from a config file, its schema, and the paths
 //! in it. A new type needs one line: here, or, if it has keys, in its own file.
 
 use std::path::PathBuf;

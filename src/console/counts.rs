@@ -1,5 +1,5 @@
-//! What happened to the bytes that a guest sent to its consoles. The outcome reports it, once the I/O thread
-//! has ended or has been abandoned.
+//! The fate of the bytes that a guest sent to its consoles. The outcome reports it, once the I/O thread has
+//! ended or has been abandoned.
 
 use coracle_devices::backend::console_buffer::ConsoleBuffer;
 

@@ -17,7 +17,7 @@ use super::Pump;
 use super::output::{LimitedFile, Output};
 use crate::config::{ConsoleDevice, SerialConfig, SerialFile, VmConfig};
 
-/// What a program connects the console to, overriding the configuration.
+/// The descriptors to which a program connects the console, overriding the configuration.
 #[derive(Debug, Default)]
 pub struct ConsoleStreams {
     /// The source of input; `None` for a console without input.
@@ -176,7 +176,7 @@ pub enum ConsoleError {
     /// A descriptor cannot be used for a console.
     #[error("the console {connection} cannot be used: {source}")]
     Descriptor {
-        /// What the descriptor connects the console to.
+        /// The name of the connection.
         connection: &'static str,
         /// Why the descriptor cannot be used.
         r#source: CharError,

@@ -21,23 +21,24 @@ use crate::ending::Phase;
 #[non_exhaustive]
 #[serde(rename_all = "kebab-case")]
 pub enum Sign {
-    /// It wrote a byte to its console.
+    /// The guest wrote a byte to its console.
     ConsoleByte,
-    /// It printed `Linux version`.
+    /// The guest printed `Linux version`.
     Banner,
-    /// It read the CMOS clock.
+    /// The guest read the CMOS clock.
     ClockRead,
-    /// It read the I/O APIC.
+    /// The guest read the I/O APIC.
     InterruptsRead,
-    /// It set the serial port's line up, as a console does.
+    /// The guest configured the serial port's line, as a console does.
     SerialSetUp,
-    /// It wrote the I/O APIC's redirection table.
+    /// The guest wrote the I/O APIC's redirection table.
     InterruptsSetUp,
-    /// It started a second vCPU.
+    /// The guest started a second vCPU.
     SecondVcpu,
-    /// It probed the serial port, as the 8250 driver does.
+    /// The guest probed the serial port, as the 8250 driver does.
     SerialProbed,
-    /// It enabled the serial port's receive interrupt, as Linux does when it opens the console for its init.
+    /// The guest enabled the serial port's receive interrupt, as Linux does when it opens the console for its
+    /// init.
     ConsoleOpened,
     /// A vCPU was in user mode, or in a process's address space.
     UserMode,

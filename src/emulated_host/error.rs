@@ -26,7 +26,7 @@ pub enum EmulatedHostError {
     Share {
         /// The path that the user gave.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         problem: ShareProblem,
     },
     /// QEMU is not installed.

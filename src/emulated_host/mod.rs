@@ -66,9 +66,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 /// The way in which the command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EmulatedExit {
-    /// It exited with this code.
+    /// The command exited with this code.
     Code(u8),
-    /// This signal ended it, or ended the machine on the caller's request.
+    /// A signal ended the command, or ended the machine on the caller's request.
     Signal(i32),
 }
 

@@ -57,7 +57,7 @@ pub enum Ending {
     },
     /// Coracle or its host failed while the guest ran.
     HostFailed {
-        /// What failed.
+        /// The failure.
         reason: HostFailure,
     },
     /// Stopped on request of the program or of the person that runs it.
@@ -78,7 +78,7 @@ pub enum Ending {
     CommandFailed {
         /// The exit code: 126 and 127 as in shells, 125 for wrong usage, 111 if the agent was lost.
         code: u8,
-        /// What went wrong, for a person.
+        /// The cause, for a person.
         reason: String,
     },
     /// Stopped because Coracle received a signal.
@@ -144,7 +144,7 @@ pub enum PanicEvidence {
     Silence,
 }
 
-/// What can fail on the host's side while a guest runs.
+/// The failures on the host's side while a guest runs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HostFailure {

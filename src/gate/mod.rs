@@ -34,7 +34,7 @@ pub(crate) struct Gate {
     changed: Condvar,
 }
 
-/// What was posted; the gate's state follows from it.
+/// The posted endings and requests, from which the gate's state follows.
 #[derive(Debug, Default)]
 struct Record {
     /// The time at which the vCPUs were first allowed to run.
@@ -70,14 +70,14 @@ struct Record {
     asked: u64,
 }
 
-/// What a vCPU does when it arrives at the gate.
+/// The state of the gate, which decides what a vCPU does when it arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GateState {
-    /// It enters the guest.
+    /// The vCPU enters the guest.
     Open,
-    /// It waits for another state.
+    /// The vCPU waits for another state.
     Paused,
-    /// It never enters the guest again, and its thread ends.
+    /// The vCPU never enters the guest again, and its thread ends.
     Closed,
 }
 

@@ -1,4 +1,4 @@
-//! What the gate lets through, what it remembers, and what wakes the control thread.
+//! Tests of what the gate lets through, what it remembers, and what wakes the control thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

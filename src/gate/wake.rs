@@ -1,4 +1,4 @@
-//! What the control thread waits for, and which of several events it takes first.
+//! The events for which the control thread waits, and their order of precedence.
 
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};

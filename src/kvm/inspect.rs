@@ -27,11 +27,11 @@ pub(crate) struct CodePlace {
 /// Whether a vCPU was ever started, and what it does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// It waits for its first start-up interrupt.
+    /// The vCPU waits for its first start-up interrupt.
     NotStarted,
-    /// It runs.
+    /// The vCPU runs.
     Running,
-    /// It waits for an interrupt.
+    /// The vCPU waits for an interrupt.
     Halted,
 }
 

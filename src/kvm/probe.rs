@@ -8,7 +8,7 @@ use super::{KvmError, KvmVm, call, state};
 use crate::config::MemorySize;
 use crate::memory::GuestRam;
 
-/// One vCPU in 32-bit protected mode without paging, at the start of a piece of code.
+/// A vCPU in 32-bit protected mode without paging, at the start of a piece of code.
 pub(crate) struct ProbeMachine {
     // Dropped in this order: the virtual machine before its memory.
     vcpu: Vcpu,

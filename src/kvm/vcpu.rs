@@ -1,4 +1,4 @@
-//! One vCPU: enters the guest, and returns the reason of each exit.
+//! A vCPU: enters the guest, and returns the reason of each exit.
 
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,

@@ -1,4 +1,4 @@
-//! One virtual machine: its memory slots, its interrupt controller, its vCPUs.
+//! A virtual machine of KVM: its memory slots, its interrupt controller, its vCPUs.
 
 use std::sync::Arc;
 

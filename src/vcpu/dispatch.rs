@@ -13,7 +13,7 @@ pub(crate) struct Buses {
     pub mmio: Bus,
 }
 
-/// What the thread does after an exit.
+/// The next step of the thread after an exit.
 pub(super) enum Next {
     /// Enters the guest again, if the gate allows it.
     Enter,

@@ -1,5 +1,6 @@
-//! What a vCPU's thread does on behalf of others while it is parked at the gate. The vCPU belongs to its
-//! thread for the whole life of a guest, so whoever wants to know its state leaves a command here.
+//! Commands that a vCPU's thread carries out on behalf of others while it is parked at the gate. The vCPU
+//! belongs to its thread for the whole life of a guest, so whoever wants to know its state leaves a command
+//! here.
 
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};

@@ -10,7 +10,7 @@ use super::spec::{DeviceSpec, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
 
-/// What the console device of a machine is used for.
+/// The purpose of the console device of a machine.
 pub(super) enum ConsoleSpec {
     /// The machine's console, with `--console virtio`.
     Console,

@@ -8,7 +8,7 @@ use coracle_devices::virtio::VirtioDevice;
 use super::{Handle, VirtioError};
 use crate::gate::Gate;
 
-/// What is configured, and the setting that errors name.
+/// The configured value, and the setting that errors name.
 pub(crate) struct Named<'a, T> {
     pub field: Field,
     pub config: &'a T,

@@ -88,7 +88,7 @@ impl VirtioDevices {
     }
 }
 
-/// What errors name.
+/// The setting that errors name.
 pub(super) const FIELD: Field = Field::same("vsock");
 /// How long a guest has to accept a connection: enough for a guest that is still booting, even on an emulated
 /// host.

@@ -1,4 +1,4 @@
-//! What a program does with the balloon of its machine.
+//! A program's calls on the balloon of its machine.
 
 use std::sync::Arc;
 

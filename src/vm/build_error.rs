@@ -1,4 +1,4 @@
-//! What can go wrong when a virtual machine is built.
+//! The errors of building a virtual machine.
 
 use std::io;
 
@@ -108,7 +108,7 @@ pub enum BuildError {
     /// The host has run out of threads or event descriptors.
     #[error("the host cannot start {what}: {source}")]
     Thread {
-        /// What the thread or descriptor was for.
+        /// The purpose of the thread or descriptor.
         what: &'static str,
         /// The error of the system call.
         r#source: io::Error,

@@ -283,8 +283,8 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
     }
 }
 
-/// What is created before the first thread. It becomes a [`Machine`] and its [`Shared`]; if building fails,
-/// it is dropped.
+/// The parts that exist before the first thread. They become a [`Machine`] and its [`Shared`]; if building
+/// fails, they are dropped.
 struct Parts {
     /// The time at which building began.
     began: Instant,

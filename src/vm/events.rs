@@ -28,7 +28,7 @@ pub enum Event {
     /// The guest reset its machine and was restarted: see
     /// [`ResetPolicy::Reboot`](crate::config::ResetPolicy::Reboot).
     Restarted,
-    /// It ended. This is the last event.
+    /// The machine ended. This is the last event.
     Ended(Box<Outcome>),
 }
 

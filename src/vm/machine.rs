@@ -1,4 +1,4 @@
-//! What runs: the machine, which lives from the build to the end, and the guest in it, which a reset
+//! The running parts: the machine, which lives from the build to the end, and the guest in it, which a reset
 //! replaces.
 
 use std::sync::Arc;

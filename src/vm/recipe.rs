@@ -1,5 +1,5 @@
-//! What a guest is made from, at the first start and again after each reset: the same files and settings give
-//! fresh memory, a fresh KVM virtual machine, and vCPUs at the kernel's entry point.
+//! The ingredients of a guest, at the first start and again after each reset: the same files and settings
+//! give fresh memory, a fresh KVM virtual machine, and vCPUs at the kernel's entry point.
 
 use coracle_arch::x86_64::acpi::{self, AcpiConfig};
 use coracle_arch::x86_64::layout::{self, VirtioMmio};

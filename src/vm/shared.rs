@@ -1,4 +1,5 @@
-//! What the control thread of a machine shares with its handles: the gate, the vCPUs' threads, the outcome.
+//! The state that the control thread of a machine shares with its handles: the gate, the vCPUs' threads, the
+//! outcome.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use crate::gate::{Gate, GateState};
 use crate::vcpu::VcpuHandle;
 use crate::virtio::VirtioDevices;
 
-/// What the control thread shares with the handles.
+/// The state that the control thread shares with the handles.
 pub(super) struct Shared {
     pub(super) gate: Arc<Gate>,
     pub(super) outcome_event: EventFd,

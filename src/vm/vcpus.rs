@@ -32,7 +32,7 @@ pub(super) fn start_vcpus(
     Ok(threads)
 }
 
-/// What remains after the vCPUs' threads were told to end.
+/// The remains of the vCPUs, after their threads were asked to end.
 pub(super) struct StoppedVcpus {
     /// The vCPUs whose threads have ended.
     pub(super) vcpus: Vec<Vcpu>,

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// Such a directory, which need not exist yet.
+/// A directory of this kind, which need not exist yet.
 #[derive(Debug)]
 pub(crate) struct AssetFolder<'a> {
     data: &'a Path,

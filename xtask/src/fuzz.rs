@@ -14,7 +14,7 @@ use crate::process::{cargo, run};
 use crate::setup;
 use crate::workspace::Workspace;
 
-/// What to fuzz, and for how long.
+/// The targets to fuzz, and the time for each.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct FuzzArguments {
     /// The target; without it, every target for the whole time

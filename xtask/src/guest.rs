@@ -94,7 +94,7 @@ const ROLES: [Role; 2] = [
     },
 ];
 
-/// What a directory was made from, for people and bug reports.
+/// The ingredients of a directory, for people and bug reports.
 #[derive(Serialize)]
 struct Manifest<'a> {
     role: &'a str,
@@ -176,7 +176,7 @@ fn write_all(
     write(&folder.join("manifest.json"), format!("{manifest}\n").as_bytes())
 }
 
-/// What loads the modules for a user's own kernel of the same release.
+/// The loader of the modules for a user's own kernel of the same release.
 struct Loader<'a> {
     agent: &'a [u8],
     /// The modules, relative to the directory that links to them.

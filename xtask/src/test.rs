@@ -48,7 +48,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Tally> {
     Ok(tally)
 }
 
-/// What `/dev/kvm` of this machine can run.
+/// The guests that `/dev/kvm` of this machine can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kvm {
     /// Any guest.
@@ -100,14 +100,14 @@ fn linux_capable_kvm(coracle: &Path) -> Result<Kvm> {
     }
 }
 
-/// Where a test program runs.
+/// The place where a test program runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Here,
     EmulatedHost,
 }
 
-/// What all test runs share.
+/// The state that all test runs share.
 struct Tests<'a> {
     workspace: &'a Workspace,
     coracle: PathBuf,

@@ -50,7 +50,7 @@ pub(crate) struct TestArgs {
     /// The result of a flaky case: pass, with a line on stderr, or fail, with code 120
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub flaky: Flaky,
-    /// What to do if no guest can run here: fail with code 115, or skip with code 77
+    /// Result if no guest can run here: fail, with code 115, or skip, with code 77
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub no_kvm: NoKvm,
     /// File for the results, as JUnit XML
@@ -88,19 +88,19 @@ pub(crate) enum TapMode {
 /// The result of a case that fails and then passes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Flaky {
-    /// It passes: code 0.
+    /// Passes: code 0.
     #[default]
     Pass,
-    /// It fails: code 120.
+    /// Fails: code 120.
     Fail,
 }
 
-/// What a test does if no guest can run.
+/// The result of a test if no guest can run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum NoKvm {
-    /// It fails: code 115.
+    /// Fails: code 115.
     #[default]
     Fail,
-    /// It is skipped: code 77.
+    /// Is skipped: code 77.
     Skip,
 }

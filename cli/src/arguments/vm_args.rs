@@ -116,13 +116,13 @@ flags! {
         /// line (off; needs CONFIG_X86_MPPARSE) [default: on]
         #[arg(long, value_name = "on|off")]
         acpi: Option<AcpiMode>,
-        /// What to do when the guest resets its machine: exit with code 112, or reboot it [default: exit]
+        /// Action when the guest resets its machine: exit, with code 112, or reboot [default: exit]
         #[arg(long, value_name = "exit|reboot")]
         on_reset: Option<ResetPolicy>,
-        /// What to do when every vCPU has halted for good: wait, or exit with code 116 [default: wait]
+        /// Action when every vCPU has halted for good: wait, or exit, with code 116 [default: wait]
         #[arg(long, value_name = "wait|exit")]
         on_halt: Option<HaltPolicy>,
-        /// Where to run the guest [default: auto]
+        /// Host for the guest [default: auto]
         #[arg(long, value_parser = accel_values())]
         accel: Option<Accel>,
         /// How long an emulated host may take to boot [default: 180s]

@@ -1,4 +1,4 @@
-//! What a command needs on an emulated host, on which it runs again. The subcommands that run guests call
+//! The needs of a command on an emulated host, on which it runs again. The subcommands that run guests call
 //! this. Errors about a file are reported here, with the option that names it, before that host is started.
 
 use std::fmt::Display;
@@ -21,7 +21,7 @@ use super::run::watch::Watch;
 use super::settings::Failure;
 use super::{chain, emulated_exit_code, say};
 
-/// What this command needs on an emulated host.
+/// The needs of this command on an emulated host.
 #[derive(Debug, Default)]
 pub(super) struct Crossing {
     read: Vec<NamedFile>,

@@ -1,4 +1,5 @@
-//! Where a guest runs: on the KVM of this host, or on an emulated host, on which this command runs again.
+//! Decides where a guest runs: on the KVM of this host, or on an emulated host, on which this command runs
+//! again.
 
 use coracle::KernelImage;
 use coracle::config::Accel;
@@ -6,7 +7,7 @@ use coracle::host::{self, KvmKind, on_emulated_host};
 
 use super::chain;
 
-/// Where guests run.
+/// The place where guests run.
 pub(super) enum Place {
     /// On the KVM of this host.
     Here,

@@ -75,7 +75,7 @@ impl MachinePlan {
     }
 }
 
-/// What is wrong with a plan.
+/// The defect of a plan.
 #[derive(Debug)]
 pub enum PlanError {
     /// The root file system cannot be used.

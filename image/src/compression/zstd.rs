@@ -194,5 +194,5 @@ const SKIPPABLE_LAST: u32 = 0x184d_2a5f;
 /// be 0.
 const KEPT_FLAGS: u8 = 0x0c;
 const MIN_WINDOW: u64 = 1 << 10;
-/// What the decoder adds to a power of two, in bytes.
+/// The number of bytes that the decoder adds to a power of two.
 const BLOCKS: u64 = 257 << 10;

@@ -14,7 +14,7 @@ use crate::compression::{Compression, DecompressError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AgentProgramError {
-    /// It is neither in this library nor in a data directory.
+    /// The program is neither in this library nor in a data directory.
     #[error(transparent)]
     Missing(#[from] GuestDataMissing),
     /// Its file cannot be read.

@@ -15,7 +15,7 @@ use coracle_arch::x86_64::input_file::InputFile;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InitrdError {
-    /// It is an archive of another format.
+    /// The initrd is an archive of another format.
     #[error("the initrd {path:?} is {found}, which Linux does not unpack; {fix}")]
     Kind {
         /// The path of the initrd.
@@ -25,7 +25,7 @@ pub enum InitrdError {
         /// How to fix it.
         fix: String,
     },
-    /// It is cut short.
+    /// The initrd is cut short.
     #[error(
         "the initrd {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, which has {len} \
          bytes; copy or make it again"

@@ -29,7 +29,7 @@ pub struct KernelRequest<'a> {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// It is not a kernel, is damaged, or has no such entry point.
+    /// The file is not a kernel, is damaged, or has no such entry point.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The compressed kernel in it is damaged.

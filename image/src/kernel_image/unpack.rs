@@ -16,7 +16,7 @@ pub enum UnpackError {
     /// The file cannot be read.
     #[error(transparent)]
     Read(#[from] ImageError),
-    /// It contains nothing that can be decompressed here.
+    /// The image contains nothing that can be decompressed here.
     #[error(
         "{path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress themselves"
     )]

@@ -196,7 +196,7 @@ pub(super) fn below(folder: &File, path: &Path) -> PathBuf {
     Path::new("/proc/self/fd").join(folder.as_raw_fd().to_string()).join(path)
 }
 
-/// What to copy.
+/// The bytes to copy.
 #[derive(Clone, Copy)]
 pub(super) struct Range {
     pub(super) from: u64,

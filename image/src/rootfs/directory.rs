@@ -96,7 +96,7 @@ struct Walk<'a> {
     device: u64,
 }
 
-/// What a name refers to.
+/// The file that a name refers to.
 enum Found {
     /// An inode to which another name refers, too.
     Known(InodeId),

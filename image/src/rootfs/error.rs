@@ -32,7 +32,7 @@ pub enum RootError {
     Kind {
         /// The path of the root.
         path: PathBuf,
-        /// What was found.
+        /// The kind of file that was found.
         found: String,
     },
     /// The source is not of the kind that the program requires.
@@ -40,7 +40,7 @@ pub enum RootError {
     OtherKind {
         /// The path of the root.
         path: PathBuf,
-        /// What was found.
+        /// The kind that was found.
         found: &'static str,
         /// The required kind.
         wanted: &'static str,
@@ -56,7 +56,7 @@ pub enum RootError {
     Form {
         /// The path of the root.
         path: PathBuf,
-        /// What was found.
+        /// The format that was found.
         found: String,
         /// How to fix it.
         fix: String,

@@ -3,7 +3,7 @@
 
 use super::tree::{InodeId, Kind, Tree};
 
-/// What a tree is instead of a root, and how to fix it.
+/// The format of a tree that is not a root, and the fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub(super) found: String,

@@ -1,4 +1,4 @@
-//! What a root lacks of its source, for a warning in one line.
+//! The files and attributes of a source that its root lacks, for a warning in one line.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -50,7 +50,7 @@ pub struct ImageReport {
     pub bytes: u64,
     /// The number of files of all kinds.
     pub files: u64,
-    /// What the image lacks of the source.
+    /// The files and attributes of the source that the image lacks.
     pub left_out: LeftOut,
 }
 
@@ -63,7 +63,7 @@ pub enum Root {
     Disk(RootDisk),
 }
 
-/// Where the loader finds a root that was prepared for it.
+/// The place in which the loader finds a root that was prepared for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RootStart {
     /// In the initramfs that contains the loader.
@@ -89,7 +89,7 @@ pub enum RootBacking {
     Image {
         /// The path of the image.
         path: PathBuf,
-        /// Where the guest's writes go.
+        /// The destination of the guest's writes.
         access: ImageAccess,
     },
 }

@@ -10,7 +10,7 @@ pub struct RootSource<'a> {
     pub path: &'a Path,
     /// The required kind; `None` accepts any.
     pub kind: Option<RootKind>,
-    /// Where the guest's writes go.
+    /// The destination of the guest's writes.
     pub access: RootAccess,
     /// How a directory or tar gets into the guest.
     pub form: RootForm,
@@ -51,7 +51,7 @@ pub enum RootKind {
     Image,
 }
 
-/// Where a guest's writes to its root go.
+/// The destination of a guest's writes to its root.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootAccess {
@@ -68,11 +68,11 @@ pub enum RootAccess {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootForm {
-    /// As an initramfs if it is small and has no extended attributes, otherwise on a disk.
+    /// An initramfs if it is small and has no extended attributes, otherwise a disk.
     #[default]
     Auto,
-    /// As an initramfs, which every kernel supports, and which takes memory.
+    /// An initramfs, which every kernel supports, and which takes memory.
     Initramfs,
-    /// On a read-only disk (EROFS), with writes in the guest's memory (overlayfs).
+    /// A read-only disk (EROFS), with writes in the guest's memory (overlayfs).
     Disk,
 }

@@ -81,9 +81,9 @@ pub enum Hint {
     },
     /// The kernel could not mount the root device, and may lack its file system.
     RootFileSystem {
-        /// As the command line names it.
+        /// The name of the disk in the command line.
         root: String,
-        /// What the disk holds.
+        /// The content of the disk.
         holds: RootFileSystem,
     },
     /// The kernel cannot use the initrd.
@@ -171,7 +171,7 @@ impl std::fmt::Display for Hint {
             }
             Hint::LittleMemory { given, least, said: false } => write!(
                 f,
-                "memory may be too small: it has {given}M, little more than the {least}M that are the least; try \
+                "memory may be too small: it has {given}M, little more than the minimum of {least}M; try \
                  {MEMORY} {}M",
                 given * 2
             ),
@@ -197,7 +197,7 @@ impl std::fmt::Display for Hint {
                 write!(
                     f,
                     "`quiet` on the command line hides what the kernel does; leave it out, or add \
-                     `{APPEND} loglevel=7`, to see how far it comes"
+                     `{APPEND} loglevel=7`, to see how far it gets"
                 )
             }
             Hint::NoRoot => write!(
@@ -265,8 +265,8 @@ fn init_ended(f: &mut std::fmt::Formatter<'_>, status: u32) -> std::fmt::Result 
     write!(f, "the guest's init ended with code {code}")?;
     match code {
         0 => write!(f, ": an init that has done its work has to power off, not to end"),
-        126 => write!(f, ", by which shells say that a program cannot be executed"),
-        127 => write!(f, ", by which shells and loaders say that a program or a library was not found"),
+        126 => write!(f, ", which from shells means that a program cannot be executed"),
+        127 => write!(f, ", which from shells and loaders means that a program or a library was not found"),
         _ => Ok(()),
     }
 }
@@ -425,7 +425,7 @@ fn little_memory(facts: &Facts<'_>) -> Option<Hint> {
     })
 }
 
-/// What Linux prints when memory runs out before its init.
+/// The text that Linux prints when memory runs out before its init.
 const OUT_OF_MEMORY: &[&str] =
     &["Out of memory", "out of memory", "deadlocked on memory", "unpacking failed: write error"];
 

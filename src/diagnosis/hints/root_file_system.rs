@@ -12,7 +12,7 @@ pub struct RootFileSystem {
     pub name: &'static str,
     /// The kernel's option for it.
     pub option: &'static str,
-    /// Where its mark is, and the mark.
+    /// The offset of its magic number, and the number.
     mark: (u64, &'static [u8]),
 }
 

@@ -303,8 +303,8 @@ fn status_of_an_init_that_ended_is_decoded() {
     let says = |status: &str, words: &str| {
         assert!(hint(status).is_some_and(|text| text.starts_with(words)), "{status}: {:?}", hint(status));
     };
-    says("00007f00", "the guest's init ended with code 127, by which shells and loaders say");
-    says("00007e00", "the guest's init ended with code 126, by which shells say");
+    says("00007f00", "the guest's init ended with code 127, which from shells and loaders means");
+    says("00007e00", "the guest's init ended with code 126, which from shells means");
     says("00000300", "the guest's init ended with code 3");
     says("00000000\r", "the guest's init ended with code 0: an init");
     says("00000009", "the guest's init was killed by signal 9 (SIGKILL)");

@@ -18,7 +18,7 @@ pub use crate::ending::{Ending, EndingKind, HostFailure, PanicEvidence, Phase, S
 pub use report::OutcomeReport;
 pub use times::Times;
 
-/// What is known about a virtual machine that has ended.
+/// The known facts about a virtual machine that has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// How it ended.

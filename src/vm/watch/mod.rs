@@ -1,5 +1,5 @@
-//! What the control thread does while a guest runs: it waits for the first ending, and looks for guests that
-//! end without one.
+//! The control thread's work while a guest runs: it waits for the first ending, and looks for guests that end
+//! without one.
 //!
 //! There are two such guests. One has a kernel that panicked and stopped: the text of the panic is its last
 //! line, followed by silence. The other has halted every vCPU with interrupts off: KVM keeps a halted vCPU

@@ -61,7 +61,7 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
     Ok(())
 }
 
-/// One kernel under one virtual machine monitor.
+/// A kernel under a virtual machine monitor.
 struct Measured<'a> {
     vmm: Vmm,
     command: Command,

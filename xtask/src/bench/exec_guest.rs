@@ -147,7 +147,7 @@ const PROGRAM: &str = "/bin/true";
 const IN_GUEST: &str = "/tmp/bench";
 const GUEST_MIB: u64 = 128;
 const BLOCKS: u32 = 10;
-/// Whole machines take this many times as long as commands.
+/// The factor by which whole machines take longer than commands.
 const RUNS_PER_MACHINE: u32 = 20;
 /// Far longer than anything here takes.
 const LIMIT: Duration = Duration::from_secs(100);

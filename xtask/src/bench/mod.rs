@@ -25,7 +25,7 @@ use clap::Subcommand;
 
 use crate::workspace::Workspace;
 
-/// What to measure.
+/// The measurement to make.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Bench {
     /// From exec to the first byte that a bare guest prints; memory and size; compared with QEMU's microvm

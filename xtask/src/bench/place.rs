@@ -1,5 +1,5 @@
-//! Where a measurement of Linux guests runs: on this machine's KVM if that is hardware, otherwise inside an
-//! emulated host.
+//! Decides where a measurement of Linux guests runs: on this machine's KVM if that is hardware, otherwise
+//! inside an emulated host.
 
 use std::process::Command;
 

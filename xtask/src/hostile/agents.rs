@@ -23,19 +23,19 @@ use super::watch::{End, Run};
 /// The behaviour of a false agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Attack {
-    /// It sends nothing once it is ready.
+    /// Sends nothing once it is ready.
     Silence,
-    /// It sends a file byte by byte.
+    /// Sends a file byte by byte.
     Drip,
-    /// It sends an endless file, as fast as it can.
+    /// Sends an endless file, as fast as it can.
     Flood,
-    /// It lists an endless directory.
+    /// Lists an endless directory.
     Names,
-    /// It keeps granting windows of zero bytes.
+    /// Keeps granting windows of zero bytes.
     Grants,
-    /// It sends endless zeroes instead of a greeting.
+    /// Sends endless zeroes instead of a greeting.
     Zeroes,
-    /// It lists a file whose name leads out of its directory.
+    /// Lists a file whose name leads out of its directory.
     Escape,
 }
 

@@ -38,7 +38,7 @@ pub(super) struct Row {
     /// `None` if the attack could not be run.
     observed: Option<Observed>,
     peak: Option<u64>,
-    /// What is wrong, if anything is.
+    /// The deviation, if there is one.
     pub(super) difference: Option<String>,
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Run {
     pub(super) file_bytes: u64,
 }
 
-/// What ends an attack.
+/// The event that ends an attack.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum End {
     /// The start: a file is refused without a guest.
@@ -48,7 +48,7 @@ pub(super) enum Reader {
     Asleep,
 }
 
-/// What was observed.
+/// The observations of an attack.
 #[derive(Debug)]
 pub(super) struct Observed {
     /// `None` if a signal ended it: its own, or ours after [`LONGEST_RUN`].

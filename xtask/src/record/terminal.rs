@@ -6,7 +6,7 @@
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Style {
     pub(super) bold: bool,
-    /// One of the 16 colours of a terminal; `None` is its default.
+    /// A colour of the terminal, from 0 to 15; `None` is its default.
     pub(super) colour: Option<u8>,
 }
 

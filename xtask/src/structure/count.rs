@@ -10,7 +10,7 @@ use super::names::{self, Name};
 use super::ratchet::{Ratchet, Verdicts};
 use super::sources::Source;
 
-/// What to count.
+/// The device or ending to count.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(crate) struct CountArguments {

@@ -1,5 +1,5 @@
-//! Flags in the texts of the library. Its errors and hints name fields, by `coracle_arch::field`, and the
-//! command says which flag each of them is; another program has no flags.
+//! Finds flags in the texts of the library. Its errors and hints have to name fields, by
+//! `coracle_arch::field`, and the command adds the flags; another program has no flags.
 
 use anyhow::{Context, Result};
 
@@ -7,10 +7,10 @@ use super::names;
 use super::ratchet::Verdicts;
 use super::sources::Source;
 
-/// Looks for them in the string literals of the library's crates.
+/// Looks for flags in the string literals of the library's crates.
 ///
 /// # Errors
-/// A file is not Rust.
+/// A file is not valid Rust.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
     for source in sources.iter().filter(|source| !source.is_test() && is_library(&source.path)) {
         for name in names::of_file(&source.text).with_context(|| source.path.clone())? {
@@ -29,7 +29,8 @@ fn is_library(path: &str) -> bool {
     ["src/", "image/src/", "devices/src/", "arch/src/"].iter().any(|tree| path.starts_with(tree))
 }
 
-/// The first flag in a string literal that is a text: one word alone is an argument for another program.
+/// Returns the first flag in a string literal that is a text: a single word is an argument for another
+/// program.
 fn flag_in(literal: &str) -> Option<String> {
     let text = literal.strip_prefix('"')?.strip_suffix('"')?;
     if !text.contains(' ') {
@@ -48,7 +49,7 @@ fn flag_in(literal: &str) -> Option<String> {
 /// The command's own flags of one letter.
 const SHORT: &[&str] = &["-a", "-i", "-v"];
 
-/// What other programs take.
+/// Flags of other programs, which texts may name.
 const OTHERS: &[&str] = &["cargo xtask guest --tuned", "umoci unpack --image", "ulimit -v"];
 
 #[cfg(test)]

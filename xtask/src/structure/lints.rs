@@ -6,7 +6,7 @@ use super::sources::Source;
 const LINTS: &[&str] =
     &["clippy::indexing_slicing", "clippy::unwrap_used", "clippy::expect_used", "clippy::panic"];
 
-/// What a crate that reads a guest's or a file's numbers denies as well.
+/// The lints that a crate which reads a guest's or a file's numbers denies as well.
 const ARITHMETIC: &str = "clippy::arithmetic_side_effects";
 const READERS: &[&str] = &["arch/", "devices/", "image/"];
 

@@ -10,7 +10,7 @@ pub(super) struct Fragment {
     settings: Vec<Setting>,
 }
 
-/// One option and its value.
+/// An option and its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Setting {
     /// The name, with its prefix `CONFIG_`.

@@ -100,7 +100,7 @@ fn read_text(path: &Path) -> Result<String> {
     String::from_utf8(read(path)?).with_context(|| format!("{} is not UTF-8", path.display()))
 }
 
-/// What the directory was made from, for people and bug reports.
+/// The ingredients of the directory, for people and bug reports.
 #[derive(Serialize)]
 struct Manifest<'a> {
     role: &'a str,

@@ -295,7 +295,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(20 * 60);
 const ROOM_MIB: u64 = 256;
 /// The smallest default. The host allocates it as it is touched, so that its size costs nothing.
 const LEAST_MIB: u64 = 512;
-/// What a stock kernel and the default guest use themselves, with a margin.
+/// The memory that a stock kernel and the default guest use themselves, with a margin.
 const KERNEL_MIB: u64 = 128;
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use coracle::outcome::{Ending, HostFailure, Outcome, Phase, TimeLimit, Times};
 
 use crate::commands::chain;
 
-/// What is known about the command.
+/// The known facts about the command.
 #[derive(Default)]
 pub(super) struct Run {
     /// The ending of the run; `None` if the machine ended by itself.

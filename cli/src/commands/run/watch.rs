@@ -37,7 +37,7 @@ const ENDING: u8 = 1;
 /// The main thread reads the signals from now on.
 const OVER: u8 = 2;
 
-/// What is going on, and so what the end of the process has to report.
+/// The current activity, which decides what the end of the process has to report.
 #[derive(Debug)]
 enum Work {
     /// A machine is being prepared; the outcome goes to this file.

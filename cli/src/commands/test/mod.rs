@@ -214,7 +214,7 @@ fn tap_grace(given: Option<Timeout>) -> Option<Duration> {
     given.unwrap_or(Timeout::After(default)).limit()
 }
 
-/// Where the tests run.
+/// The place where the tests run.
 enum Ground {
     Here,
     EmulatedHost { because: Option<String> },

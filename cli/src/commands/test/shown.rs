@@ -1,6 +1,6 @@
-//! What `coracle test` shows on stdout: the guest's output as it comes, or the table of a suite. A separate
-//! thread writes, so that a slow reader delays neither the guest nor the verdict. The queue is bounded:
-//! beyond that, the guest's output is dropped and counted, which does not affect the verdict.
+//! The output of `coracle test` on stdout: the guest's output as it comes, or the table of a suite. A
+//! separate thread writes, so that a slow reader delays neither the guest nor the verdict. The queue is
+//! bounded: beyond that, the guest's output is dropped and counted, which does not affect the verdict.
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -33,7 +33,7 @@ struct State {
     failure: Option<io::Error>,
 }
 
-/// What could not be shown.
+/// The output that could not be shown.
 #[derive(Debug, Default)]
 pub(crate) struct Lost {
     /// The number of bytes that were dropped because stdout was not read in time.

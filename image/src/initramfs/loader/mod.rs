@@ -39,7 +39,7 @@ pub struct LoaderRequest<'a> {
     pub program: Option<&'a Path>,
     /// Whether the program is needed even without modules, because it is the guest's agent.
     pub is_agent: bool,
-    /// Where the root is that the program starts, with or without modules.
+    /// The place of the root that the program starts, with or without modules.
     pub root: Option<RootStart>,
     /// The block device that `root=` names, if the loader mounts it.
     pub root_device: Option<&'a str>,
@@ -101,7 +101,7 @@ pub enum LoaderError {
     NoFolder {
         /// The path that the user has named.
         folder: PathBuf,
-        /// What is wrong with it.
+        /// The defect that was found.
         found: String,
     },
     /// The user's directory has no modules of this kernel.

@@ -1,4 +1,4 @@
-//! Where the modules of a kernel are found, and what the archive contains.
+//! Tests of finding the modules of a kernel, and of the archive's content.
 
 use super::super::samples::{RELEASE, Tree, object};
 use super::*;

@@ -42,7 +42,7 @@ pub(super) fn bytes(layout: &Layout, tree: &Tree, placed: &Placed, names: &Names
     out
 }
 
-/// One block of a directory.
+/// A block of a directory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Block {
     entries: usize,

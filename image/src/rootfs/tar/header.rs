@@ -20,7 +20,7 @@ pub(super) struct Header {
     pub(super) sparse: Option<Sparse>,
 }
 
-/// What GNU's header has for a sparse file.
+/// The fields of GNU's header for a sparse file.
 #[derive(Debug)]
 pub(super) struct Sparse {
     pub(super) map: SparseMap,
@@ -35,7 +35,7 @@ pub(super) const BLOCK: u64 = 512;
 /// Why a block cannot be used as a header.
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// It is not a header, or the named part of it is damaged.
+    /// The block is not a header, or the named part of it is damaged.
     Damaged(&'static str),
     /// A number in it is malformed or out of range.
     Field(Wrong),

@@ -31,7 +31,7 @@ pub enum TarError {
     /// The host cannot read it.
     #[error("it cannot be read: {0}")]
     Read(io::Error),
-    /// It ends too early.
+    /// The archive ends too early.
     #[error("it is cut short: it ends at byte {at}, before its end mark; create or download it again")]
     CutShort {
         /// The offset of its end.
@@ -42,7 +42,7 @@ pub enum TarError {
     Header {
         /// The offset of the header.
         at: u64,
-        /// What is wrong with it.
+        /// The defect that was found.
         what: &'static str,
     },
     /// A number of a member is not valid.

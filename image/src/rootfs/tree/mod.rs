@@ -67,7 +67,7 @@ pub(super) struct Reached {
     pub(super) id: InodeId,
     /// The directory in which it was found first; the root's is the root itself.
     pub(super) parent: InodeId,
-    /// As in `st_nlink`: the number of names or, for a directory, two plus its subdirectories.
+    /// The value of `st_nlink`: the number of names or, for a directory, two plus its subdirectories.
     pub(super) links: u32,
 }
 

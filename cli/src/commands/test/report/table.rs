@@ -66,7 +66,7 @@ fn printable(line: &str) -> String {
 
 const NAME_WIDTH: usize = 60;
 const TAIL_LINES: usize = 12;
-/// What Linux prints before the reason of a panic (`panic` in kernel/panic.c).
+/// The text that Linux prints before the reason of a panic (`panic` in kernel/panic.c).
 const PANIC: &str = "Kernel panic - not syncing";
 const BEFORE_PANIC: usize = 2;
 const LINE_CHARS: usize = 200;

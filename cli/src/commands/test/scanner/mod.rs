@@ -37,7 +37,7 @@ pub(crate) enum Writer {
 #[derive(Debug)]
 pub(crate) struct Scanner {
     patterns: Patterns,
-    /// Which expectations were met, by index.
+    /// For each expectation, by index, whether it was met.
     met: Vec<bool>,
     /// True if the command has written something that is expected.
     met_by_command: bool,

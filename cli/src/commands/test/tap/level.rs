@@ -1,4 +1,4 @@
-//! One level of a document: the results of the document itself, or those of a subtest.
+//! A level of a document: the results of the document itself, or those of a subtest.
 
 use super::diagnostics::{self, Before};
 use super::line::{Directive, TestPoint};

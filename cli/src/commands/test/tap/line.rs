@@ -1,4 +1,4 @@
-//! One line of TAP 13, TAP 14 or KTAP 1, without its prefix and indentation: its kind and its content.
+//! A line of TAP 13, TAP 14 or KTAP 1, without its prefix and indentation: its kind and its content.
 
 use super::super::guest_text::harmless;
 

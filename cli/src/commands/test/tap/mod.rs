@@ -154,5 +154,5 @@ impl Tap {
 
 /// The number of texts whose lines do not mix: the console, and the two outputs of a command.
 pub(crate) const TEXTS: usize = 3;
-/// What the kernel prints when it has no root, in the form that `kunit.py` recognizes.
+/// The lines that the kernel prints when it has no root, in the form that `kunit.py` recognizes.
 const ENDS: [&str; 2] = ["List of all partitions:", "Kernel panic - not syncing: VFS:"];

@@ -1,4 +1,4 @@
-//! What failures report about themselves, in the formats of common programs.
+//! The diagnostics of failures, in the formats of common programs.
 
 use super::*;
 
