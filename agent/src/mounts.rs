@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::{fs, ptr};
 
-/// One mount to make.
+/// A mount to make.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mount<'a> {
     /// The source, as `/proc/mounts` shows it.

@@ -28,7 +28,7 @@ pub enum Undelivered {
     Discard,
 }
 
-/// One direction of one stream.
+/// A direction of a stream.
 ///
 /// ```text
 /// open --end of source--> draining --buffer empty--> finished

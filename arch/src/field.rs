@@ -68,7 +68,7 @@ macro_rules! fields {
 }
 
 fields! {
-    /// Where the guest may run.
+    /// The host that the guest may run on.
     ACCEL = Field::same("accel");
     /// Words for the kernel command line.
     APPEND = Field::same("append");

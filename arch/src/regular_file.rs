@@ -12,7 +12,7 @@ pub enum RegularFileError {
     /// The host cannot open or read it.
     #[error(transparent)]
     Host(#[from] io::Error),
-    /// It is a directory, FIFO, device or socket.
+    /// The path is that of a directory, FIFO, device or socket.
     #[error("it is {kind}, but a regular file is needed")]
     Kind {
         /// The kind of the file, with its article.

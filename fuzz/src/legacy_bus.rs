@@ -41,13 +41,13 @@ pub fn legacy_bus(data: &[u8]) {
             _ => machine.platform.reset(),
         }
         let effects = machine.effects.count() - before;
-        assert!(effects <= MOST_EFFECTS, "one operation had {effects} effects");
+        assert!(effects <= MAX_EFFECTS, "one operation had {effects} effects");
     }
 }
 
 /// Interrupts, route changes and requests that one operation may cause: a reset changes the route of every
 /// pin, and an access of 4 bytes a few registers.
-const MOST_EFFECTS: u64 = IoApic::PINS as u64;
+const MAX_EFFECTS: u64 = IoApic::PINS as u64;
 
 struct Machine {
     platform: LegacyPlatform,

@@ -54,7 +54,7 @@ fn read(stream: &[u8], piece: usize) -> Tap {
 fn check(tap: &Tap, length: usize) {
     let TapCounts { passed, failed, skipped, todo } = tap.counts();
     assert_eq!(passed + failed + skipped + todo, tap.results().len() as u64 + tap.results_left_out());
-    assert!(tap.results().len() <= MOST.min(length));
+    assert!(tap.results().len() <= MAX.min(length));
     let (mut kept, mut diagnosed) = (0, 0);
     for result in tap.results() {
         assert!(
@@ -77,4 +77,4 @@ fn check(tap: &Tap, length: usize) {
 }
 
 /// Results that are kept of any run.
-const MOST: usize = 11_000;
+const MAX: usize = 11_000;

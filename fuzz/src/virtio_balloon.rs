@@ -12,7 +12,7 @@ pub fn virtio_balloon(data: &[u8]) {
     let machine = Machine::new(balloon.clone());
     let mut rings = machine.start(0);
     let mut rest = data;
-    for _ in 0..MOST_STEPS {
+    for _ in 0..MAX_STEPS {
         let Some((&[kind, count], after)) = rest.split_first_chunk() else { break };
         let (numbers, after) = after.split_at(after.len().min(4 * usize::from(count)));
         rest = after;
@@ -46,4 +46,4 @@ pub fn virtio_balloon(data: &[u8]) {
     assert_eq!(rings[1].completed(), Some((head.into(), 0)));
 }
 
-const MOST_STEPS: usize = 300;
+const MAX_STEPS: usize = 300;

@@ -25,7 +25,7 @@ pub fn virtio_block(data: &[u8]) {
     };
     let machine = Machine::new(Arc::new(Block::new(settings)));
     let mut rings = machine.start(0);
-    for request in requests.chunks_exact(16).take(MOST_REQUESTS) {
+    for request in requests.chunks_exact(16).take(MAX_REQUESTS) {
         let (&[kind, frame, low, high, ref flags @ ..], sector) = request.split_at(8) else { return };
         let kind = TYPES[usize::from(kind) % TYPES.len()];
         let len = u32::from(u16::from_le_bytes([low, high]));
@@ -143,4 +143,4 @@ const CAPACITY: usize = 64 << 10;
 /// A sector that cannot be written.
 const BAD_SECTOR: u64 = 13;
 const TYPES: [u32; 9] = [0, 1, 4, 8, 10, 11, 13, 14, 0x8000_0001];
-const MOST_REQUESTS: usize = 500;
+const MAX_REQUESTS: usize = 500;

@@ -16,7 +16,7 @@ pub fn virtio_console(data: &[u8]) {
     let listener = stream.listen().unwrap();
     let mut guest = Guest::new(Console::with_stream(port.clone(), stream));
     let mut host: Vec<UnixStream> = Vec::new();
-    for step in data.chunks_exact(8).take(MOST_STEPS) {
+    for step in data.chunks_exact(8).take(MAX_STEPS) {
         let &[action, number, event, value, low, high, low1, high1] = step else { return };
         let lens = [[low, high], [low1, high1]].map(u16::from_le_bytes).map(u32::from);
         match action % 16 {
@@ -93,4 +93,4 @@ impl Guest {
 
 const ROOM: u64 = BUFFERS + (1 << 20);
 const MESSAGE: u64 = BUFFERS + (2 << 20);
-const MOST_STEPS: usize = 400;
+const MAX_STEPS: usize = 400;

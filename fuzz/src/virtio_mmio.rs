@@ -8,7 +8,7 @@ use super::virtio_echo::machine;
 /// `data` is a list of operations of 8 bytes: kind, offset (16 bits), width, value (32 bits).
 pub fn virtio_mmio(data: &[u8]) {
     let machine = machine();
-    for operation in data.chunks_exact(8).take(MOST_OPERATIONS) {
+    for operation in data.chunks_exact(8).take(MAX_OPERATIONS) {
         let &[kind, low, high, width, ref value @ ..] = operation else { return };
         let offset = u64::from(u16::from_le_bytes([low, high])) % 0x1008;
         let number = u32::from_le_bytes(value.try_into().unwrap());
@@ -48,4 +48,4 @@ pub fn virtio_mmio(data: &[u8]) {
     assert_eq!(rings[1].completed(), Some((head.into(), 8)));
 }
 
-const MOST_OPERATIONS: usize = 1000;
+const MAX_OPERATIONS: usize = 1000;

@@ -24,7 +24,7 @@ pub fn virtio_net(data: &[u8]) {
     let without = if choice & 2 == 2 { 1 << MRG_RXBUF } else { 0 };
     let mut rings = machine.start(without);
     machine.put(BUFFERS + OUTSIDE, &[0x5a; 4096]);
-    for step in steps.chunks_exact(8).take(MOST_STEPS) {
+    for step in steps.chunks_exact(8).take(MAX_STEPS) {
         let &[kind, cut, low, high, ref value @ ..] = step else { return };
         let len = u16::from_le_bytes([low, high]).into();
         match kind % 8 {
@@ -75,4 +75,4 @@ const MRG_RXBUF: u64 = 15;
 /// Where the guest's frames and questions lie, and what the device has no business with: room ends before.
 const FRAME: u64 = BUFFERS + (1 << 20);
 const OUTSIDE: u64 = 1 << 17;
-const MOST_STEPS: usize = 500;
+const MAX_STEPS: usize = 500;

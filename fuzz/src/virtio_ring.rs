@@ -12,7 +12,7 @@ pub fn virtio_ring(data: &[u8]) {
     let machine = machine();
     let without = [0, 1 << feature::EVENT_IDX, 1 << feature::INDIRECT_DESC][usize::from(features) % 3];
     let mut rings = machine.start(without);
-    for step in steps.chunks_exact(12).take(MOST_STEPS) {
+    for step in steps.chunks_exact(12).take(MAX_STEPS) {
         let (head, value) = step.split_at(4);
         let &[kind, index, low, high] = head else { return };
         let (place, value) = (u16::from_le_bytes([low, high]), u64::from_le_bytes(value.try_into().unwrap()));
@@ -41,4 +41,4 @@ pub fn virtio_ring(data: &[u8]) {
 }
 
 /// Each start clears rings of 48 KiB, so that an input cannot take for ever.
-const MOST_STEPS: usize = 2000;
+const MAX_STEPS: usize = 2000;

@@ -21,7 +21,7 @@ pub fn virtio_vsock(data: &[u8]) {
     let machine = Machine::new(vsock.clone());
     let mut rings = start(&machine);
     let mut host: Vec<UnixStream> = Vec::new();
-    for step in data.chunks_exact(16).take(MOST_STEPS) {
+    for step in data.chunks_exact(16).take(MAX_STEPS) {
         let &[action, op, port, host_port, flags, kind, low, high, ref told @ ..] = step else { return };
         let len = u32::from(u16::from_le_bytes([low, high])) % 8192;
         match action % 16 {
@@ -90,4 +90,4 @@ fn collect(machine: &Machine, ring: &mut Ring) {
 }
 
 const PACKET: u64 = BUFFERS + (1 << 20);
-const MOST_STEPS: usize = 400;
+const MAX_STEPS: usize = 400;

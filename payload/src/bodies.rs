@@ -31,7 +31,7 @@ fn between(start: *const u8, end: *const u8) -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(start, length) }
 }
 
-/// Where `src/asm/start.s` puts its 32-bit entry.
+/// The address at which `src/asm/start.s` puts its 32-bit entry.
 const ENTRY32: usize = 0x80;
 
 global_asm!(include_str!("asm/start.s"));

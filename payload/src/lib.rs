@@ -22,7 +22,7 @@ use tables::Image;
 pub struct Payload {
     /// A short name, which is also the file name under `cargo xtask payloads`.
     pub name: &'static str,
-    /// What it does, and how a run of it should end.
+    /// The purpose of the payload, and the expected ending of a run.
     pub about: &'static str,
     /// The privilege level of its body.
     pub ring: Ring,

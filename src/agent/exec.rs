@@ -52,7 +52,7 @@ pub enum ExecInput {
     /// No input: it is at its end.
     #[default]
     None,
-    /// These bytes, and then the end.
+    /// The given bytes, and then the end.
     Bytes(Vec<u8>),
     /// The bytes of a reader, to its end. They are read on a thread of its own, which may stay in its last
     /// read.

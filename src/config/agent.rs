@@ -62,7 +62,7 @@ impl AgentConfig {
     pub const DEFAULT_ANSWER_LIMIT: Duration = Duration::from_secs(60);
 
     /// 4 KiB/s: less than the slowest connection, a serial port, achieves on a busy emulated host.
-    pub const DEFAULT_LEAST_RATE: u32 = 4 << 10;
+    pub const DEFAULT_MIN_RATE: u32 = 4 << 10;
 
     /// Whether it is reached through the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
@@ -82,7 +82,7 @@ impl AgentConfig {
             program: None,
             ready_limit: AgentConfig::DEFAULT_READY_LIMIT,
             answer_limit: AgentConfig::DEFAULT_ANSWER_LIMIT,
-            least_rate: AgentConfig::DEFAULT_LEAST_RATE,
+            least_rate: AgentConfig::DEFAULT_MIN_RATE,
         }
     }
 }

@@ -13,15 +13,15 @@ pub struct CpuQuota {
 
 impl CpuQuota {
     /// The largest share: more than the vCPUs of a machine can use.
-    pub const MOST_PERCENT: u32 = 6400;
+    pub const MAX_PERCENT: u32 = 6400;
 
     /// Creates a share in percent of one CPU: 50 is half of one, 200 is two.
     ///
     /// # Errors
-    /// The share is 0 or more than [`CpuQuota::MOST_PERCENT`].
+    /// The share is 0 or more than [`CpuQuota::MAX_PERCENT`].
     pub fn from_percent(percent: u32) -> Result<CpuQuota, ConfigError> {
         let quota = CpuQuota { percent };
-        if (1..=Self::MOST_PERCENT).contains(&percent) {
+        if (1..=Self::MAX_PERCENT).contains(&percent) {
             Ok(quota)
         } else {
             Err(quota_range(&quota.to_string()))

@@ -102,7 +102,7 @@ impl FromStr for DiskId {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let is_good = (1..=MOST_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_good = (1..=MAX_ID).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
         is_good.then(|| DiskId(text.into())).ok_or_else(|| ConfigError::DiskId { text: text.into() })
     }
 }
@@ -200,7 +200,7 @@ impl Keyed for DiskConfig {
             ("engine", Some("io_uring")) => disk.engine = DiskEngine::IoUring,
             ("poll", Some(time)) => disk.poll = duration::poll(time)?,
             ("queues", Some(count)) => {
-                disk.queues = count.parse().ok().filter(|count| (1..=MOST_QUEUES).contains(count))?;
+                disk.queues = count.parse().ok().filter(|count| (1..=MAX_QUEUES).contains(count))?;
             }
             ("id", Some(id)) => match id.parse() {
                 Ok(id) => disk.id = Some(id),
@@ -223,8 +223,8 @@ impl Keyed for DiskConfig {
 }
 
 /// The maximum length of a device ID string (virtio 1.2, 5.2.6).
-const MOST_ID: usize = 20;
-const MOST_QUEUES: u16 = 16;
+const MAX_ID: usize = 20;
+const MAX_QUEUES: u16 = 16;
 
 #[cfg(test)]
 mod tests {

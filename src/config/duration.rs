@@ -96,7 +96,7 @@ pub(super) fn poll(text: &str) -> Option<Duration> {
     }
     let digits = text.strip_suffix("us").unwrap_or(text);
     let time = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
-    time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MOST).contains(time))
+    time.map(Duration::from_micros).filter(|time| (FIRST_POLL..=Poll::MAX).contains(time))
 }
 
 const LONGEST_SECONDS: f64 = 1e9;

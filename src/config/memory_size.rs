@@ -13,18 +13,14 @@ pub struct MemorySize {
 
 impl MemorySize {
     /// The smallest size: the boot tables and a payload fit.
-    pub const LEAST: MemorySize = MemorySize { mib: 2 };
+    pub const MIN: MemorySize = MemorySize { mib: 2 };
     /// The largest size: that of 40-bit physical addresses, which every x86-64 host supports.
-    pub const MOST: MemorySize = MemorySize { mib: 1 << 20 };
+    pub const MAX: MemorySize = MemorySize { mib: 1 << 20 };
 
     /// Creates a size of `mib` MiB, if it is in range.
     pub fn from_mib(mib: u64) -> Result<MemorySize, ConfigError> {
         let size = MemorySize { mib };
-        if (Self::LEAST..=Self::MOST).contains(&size) {
-            Ok(size)
-        } else {
-            Err(size_range(&format!("{mib}M")))
-        }
+        if (Self::MIN..=Self::MAX).contains(&size) { Ok(size) } else { Err(size_range(&format!("{mib}M"))) }
     }
 
     /// Returns the size in MiB.
@@ -133,7 +129,7 @@ impl fmt::Display for MemorySize {
 }
 
 fn size_range(text: &str) -> ConfigError {
-    ConfigError::SizeRange { text: text.into(), least: MemorySize::LEAST, most: MemorySize::MOST }
+    ConfigError::SizeRange { text: text.into(), least: MemorySize::MIN, most: MemorySize::MAX }
 }
 
 #[cfg(test)]

@@ -50,7 +50,7 @@ pub use memory::{HugePageSize, MemoryBacking, MemoryConfig};
 pub use memory_size::MemorySize;
 #[doc(hidden)]
 pub use nearest::nearest;
-pub use net::{LEAST_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
+pub use net::{MIN_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
 pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
 pub use protocol::KernelProtocol;
 pub use root::{RootAccess, RootConfig, RootForm, RootKind};
@@ -186,7 +186,7 @@ pub enum ConfigError {
     #[error(
         "`{word}` does not go with a network card: {}there are mac=ADDRESS, mtu=BYTES (from {} to 65535) and \
          poll=off or TIME up to 1000us, each once; a comma in the path is written `,,`",
-        keyed::meant::<NetConfig>(word), LEAST_MTU
+        keyed::meant::<NetConfig>(word), MIN_MTU
     )]
     NetWord {
         /// The rejected option.
@@ -248,7 +248,7 @@ pub enum ConfigError {
     /// The text is not a share of CPU time.
     #[error(
         "`{text}` is not a share of CPU time: write percent of one CPU, as in 50%, from 1% to {}%",
-        CpuQuota::MOST_PERCENT
+        CpuQuota::MAX_PERCENT
     )]
     CpuQuota {
         /// The rejected text.

@@ -22,7 +22,7 @@ pub struct NetConfig {
     /// The MAC address; `None` for a random one.
     pub mac: Option<MacAddress>,
     /// The longest packet that the guest should send, in bytes without the Ethernet header, at least
-    /// [`LEAST_MTU`]; `None` for the guest's default, which is 1500.
+    /// [`MIN_MTU`]; `None` for the guest's default, which is 1500.
     pub mtu: Option<u16>,
     /// How long the I/O thread polls for the next frame before it sleeps; zero for never, 1 ms at most. The
     /// thread polls less if polling finds nothing, and not at all while the CPUs are busy.
@@ -51,7 +51,7 @@ pub enum NetChoice {
 }
 
 /// The smallest MTU (virtio 1.2, 5.1.4.1).
-pub const LEAST_MTU: u16 = 68;
+pub const MIN_MTU: u16 = 68;
 
 impl NetConfig {
     /// Creates the configuration of a card on the tap device with this name, with a random address.
@@ -169,7 +169,7 @@ impl Keyed for NetConfig {
                 Ok(mac) => net.mac = Some(mac),
                 Err(reason) => return Some(Err(ConfigError::Mac { text: mac.into(), reason })),
             },
-            ("mtu", Some(mtu)) => net.mtu = Some(mtu.parse().ok().filter(|mtu| *mtu >= LEAST_MTU)?),
+            ("mtu", Some(mtu)) => net.mtu = Some(mtu.parse().ok().filter(|mtu| *mtu >= MIN_MTU)?),
             ("poll", Some(time)) => net.poll = Some(duration::poll(time)?),
             _ => return None,
         }
@@ -189,7 +189,7 @@ impl Keyed for NetConfig {
 fn end(word: &Word) -> Option<NetEnd> {
     match (word.key(), word.value()?) {
         ("tap", name) if is_interface(name) => Some(NetEnd::Tap(name.into())),
-        ("fd", number) => number.parse().ok().filter(|number| *number >= LEAST_FD).map(NetEnd::Fd),
+        ("fd", number) => number.parse().ok().filter(|number| *number >= MIN_FD).map(NetEnd::Fd),
         ("socket", path) if !path.is_empty() => Some(NetEnd::Socket(path.into())),
         _ => None,
     }
@@ -197,13 +197,13 @@ fn end(word: &Word) -> Option<NetEnd> {
 
 /// Whether a network interface of Linux can have this name.
 fn is_interface(name: &str) -> bool {
-    (1..=MOST_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 /// The longest name of an interface: IFNAMSIZ without the terminating zero.
-const MOST_NAME: usize = 15;
+const MAX_NAME: usize = 15;
 /// The first descriptor after the standard streams.
-const LEAST_FD: RawFd = 3;
+const MIN_FD: RawFd = 3;
 
 #[cfg(test)]
 mod tests {

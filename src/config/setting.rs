@@ -94,7 +94,7 @@ setting!(ResetPolicy as Form::Text, choice(&["exit", "reboot"]));
 setting!(bool, json!({ "type": "boolean" }));
 setting!(String, text());
 setting!(PathBuf, text(), |path, change| change(path));
-setting!(VcpuCount as Form::Number, json!({ "type": "integer", "minimum": 1, "maximum": VcpuCount::MOST }));
+setting!(VcpuCount as Form::Number, json!({ "type": "integer", "minimum": 1, "maximum": VcpuCount::MAX }));
 setting!(CpuAffinity, pattern(r"^[0-9][0-9,=-]*$"));
 setting!(CpuQuota as Form::TextOrNumber, quantity(r"^[0-9]+%?$"));
 setting!(MemoryConfig as Form::TextOrNumber, quantity(r"^([0-9]+[KMGTkmgt]?([Ii]?[Bb])?|size=.+)$"));

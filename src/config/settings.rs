@@ -153,7 +153,7 @@ settings! { $ [
         "Directory with the kernel's modules, for devices that need one: that of its release, one that holds it, \
          or the root of a system",
         ["lib/modules/6.1.0"] => modules: Option<PathBuf>;
-    cpus: VcpuCount, "Number of vCPUs", [1, VcpuCount::MOST] => vcpus: VcpuCount;
+    cpus: VcpuCount, "Number of vCPUs", [1, VcpuCount::MAX] => vcpus: VcpuCount;
     cpu: CpuModel,
         "CPU model of the vCPUs: host, baseline, or the path of a template",
         ["baseline"] => cpu: CpuModel;

@@ -4,17 +4,17 @@ use std::str::FromStr;
 
 use super::ConfigError;
 
-/// A number of vCPUs, from 1 to [`VcpuCount::MOST`].
+/// A number of vCPUs, from 1 to [`VcpuCount::MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VcpuCount(u8);
 
 impl VcpuCount {
     /// The largest number.
-    pub const MOST: u8 = 64;
+    pub const MAX: u8 = 64;
 
     /// Creates a number of vCPUs, if it is in range.
     pub fn new(count: u8) -> Result<VcpuCount, ConfigError> {
-        if (1..=Self::MOST).contains(&count) {
+        if (1..=Self::MAX).contains(&count) {
             Ok(VcpuCount(count))
         } else {
             Err(vcpu_range(&count.to_string()))
@@ -42,7 +42,7 @@ impl FromStr for VcpuCount {
 }
 
 fn vcpu_range(text: &str) -> ConfigError {
-    ConfigError::VcpuRange { text: text.into(), most: VcpuCount::MOST }
+    ConfigError::VcpuRange { text: text.into(), most: VcpuCount::MAX }
 }
 
 #[cfg(test)]

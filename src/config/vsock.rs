@@ -26,7 +26,7 @@ pub struct VsockConfig {
 
 impl Default for VsockConfig {
     fn default() -> Self {
-        VsockConfig { cid: LEAST_CID, uds: None }
+        VsockConfig { cid: MIN_CID, uds: None }
     }
 }
 
@@ -93,7 +93,7 @@ impl Keyed for VsockConfig {
 
 fn cid(text: &str) -> Result<u32, ConfigError> {
     let number = text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    let number = number.filter(|number| (LEAST_CID..u32::MAX).contains(number));
+    let number = number.filter(|number| (MIN_CID..u32::MAX).contains(number));
     number.ok_or_else(|| ConfigError::VsockCid { text: text.into() })
 }
 
@@ -105,7 +105,7 @@ fn path(text: &str) -> Result<PathBuf, ConfigError> {
 
 /// The smallest CID of a guest: those below belong to the hypervisor, loopback and the host (`vsock(7)`). The
 /// largest CID means any.
-const LEAST_CID: u32 = 3;
+const MIN_CID: u32 = 3;
 
 #[cfg(test)]
 mod tests {

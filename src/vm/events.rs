@@ -32,7 +32,7 @@ pub enum Event {
     Ended(Box<Outcome>),
 }
 
-/// Receives every event of a machine after the subscription, in order. Up to [`Subscription::MOST`] events
+/// Receives every event of a machine after the subscription, in order. Up to [`Subscription::MAX`] events
 /// are queued; beyond that the oldest are dropped and counted.
 #[derive(Debug)]
 pub struct Subscription {
@@ -70,7 +70,7 @@ struct Waiting {
 impl Subscription {
     /// The number of events that are queued for a subscriber: far more than a machine sends while its owner
     /// is away from the queue for a moment, and some kilobytes at most.
-    pub const MOST: usize = 256;
+    pub const MAX: usize = 256;
 
     /// Waits up to `limit` for the next event. Returns `None` if none came, and at once after
     /// [`Event::Ended`].
@@ -157,7 +157,7 @@ impl Subscribers {
 impl Queue {
     fn push(&self, event: Event) {
         let mut waiting = self.lock();
-        if waiting.events.len() >= Subscription::MOST {
+        if waiting.events.len() >= Subscription::MAX {
             waiting.events.pop_front();
             waiting.missed += 1;
         }
@@ -221,7 +221,7 @@ mod tests {
         let subscribers = Subscribers::default();
         let subscription = subscribers.subscribe().unwrap();
         subscribers.send(Event::Restarted);
-        for _ in 0..Subscription::MOST {
+        for _ in 0..Subscription::MAX {
             subscribers.send(Event::Paused);
         }
         assert_eq!(subscription.missed(), 1);

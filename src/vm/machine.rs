@@ -35,8 +35,8 @@ pub(super) struct Machine {
     pub(super) prepared_in: Duration,
 }
 
-/// What exists from one reset to the next. The guest's vCPUs belong to their threads, whose handles are in
-/// [`Shared`](super::shared::Shared).
+/// The parts that exist from one reset to the next. The guest's vCPUs belong to their threads, whose handles
+/// are in [`Shared`](super::shared::Shared).
 pub(super) struct Guest {
     // Fields drop in declaration order: the virtual machine before its memory.
     pub(super) kvm: KvmVm,

@@ -159,7 +159,7 @@ fn boot_of_the_tuned_kernel_leaves_the_guest_seldom() {
     let count = |kind: &str| exits[kind].as_u64().unwrap();
     let ports = count("port_in") + count("port_out");
     let memory = count("mmio_read") + count("mmio_write");
-    assert!(ports <= MOST_PORT_EXITS && memory <= MOST_MMIO_EXITS, "{exits}");
+    assert!(ports <= MAX_PORT_EXITS && memory <= MAX_MMIO_EXITS, "{exits}");
 }
 
 #[test]
@@ -180,6 +180,6 @@ fn configuration_beside_the_tuned_kernel_has_what_the_machine_needs() {
 }
 
 /// Half as many again as were counted: see docs/kernels.md.
-const MOST_PORT_EXITS: u64 = 450;
+const MAX_PORT_EXITS: u64 = 450;
 /// As above; these are all the I/O APIC's.
-const MOST_MMIO_EXITS: u64 = 800;
+const MAX_MMIO_EXITS: u64 = 800;

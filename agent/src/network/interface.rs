@@ -1,4 +1,4 @@
-//! One network interface, by the calls of `netdevice(7)` and `rtentry` of `linux/route.h`.
+//! A network interface, by the calls of `netdevice(7)` and `rtentry` of `linux/route.h`.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

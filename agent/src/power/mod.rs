@@ -98,7 +98,7 @@ fn power_off_without_acpi() {
     }
 }
 
-/// Where a kernel with ACPI shows its tables.
+/// The directory in which a kernel with ACPI shows its tables.
 const ACPI: &str = "/sys/firmware/acpi";
 /// The sleep control register: SLP_EN with the sleep type of power-off.
 const SLEEP_CONTROL_PORT: u16 = 0x600;

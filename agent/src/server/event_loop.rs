@@ -1,5 +1,5 @@
-//! One thread and one loop handle the connection to the host, the commands' streams, ended processes and, for
-//! PID 1, the power button.
+//! A single thread with one loop handles the connection to the host, the commands' streams, ended processes
+//! and, for PID 1, the power button.
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read, Write};

@@ -1,4 +1,4 @@
-//! Where everything lies: guest-physical addresses, ports and interrupts of the machine.
+//! The layout of the machine: guest-physical addresses, ports and interrupts.
 //!
 //! The tables of this crate, the wiring of the devices and KVM's memory slots all take their numbers from
 //! here, so that the tables cannot differ from the machine. Nothing here touches guest memory.
@@ -192,7 +192,7 @@ pub enum MemoryKind {
     Reserved,
 }
 
-/// One entry of the memory map that a kernel gets.
+/// An entry of the memory map that a kernel gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryMapEntry {
     /// First guest-physical address.

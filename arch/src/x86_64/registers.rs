@@ -70,7 +70,7 @@ pub struct Segments {
     pub task: Segment,
 }
 
-/// One segment register with its hidden part (Intel SDM volume 3A, 3.4.3 and 3.4.5).
+/// A segment register with its hidden part (Intel SDM volume 3A, 3.4.3 and 3.4.5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segment {
     /// First linear address.

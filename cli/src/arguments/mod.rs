@@ -73,7 +73,7 @@ pub(crate) struct RunArgs {
     /// terminal's size) [default: serial; for the default guest at a terminal both, with its shell on hvc0]
     #[arg(long, value_name = "DEVICE")]
     pub console: Option<ConsoleDevice>,
-    /// What to connect the serial port to: stdio, pty, file=PATH, socket=PATH or null [default: stdio; with
+    /// Connection of the serial port: stdio, pty, file=PATH, socket=PATH or null [default: stdio; with
     /// --console virtio null, and stdio sends its output to stdout as well]. A file that reaches 64M is
     /// renamed to PATH.1 and a new one is started; file=PATH,limit=SIZE sets another limit, limit=none none
     #[arg(long, value_name = "TO")]

@@ -55,7 +55,7 @@ fn meant(unknown: &str, known: Vec<String>) -> Option<String> {
     let other = OTHER_NAMES.iter().find(|(name, _)| *name == unknown).map(|(_, ours)| (*ours).to_owned());
     let begins = || {
         let mut long = known.iter().filter(|name| name.starts_with(unknown));
-        long.next().filter(|_| long.next().is_none() && unknown.len() >= LEAST_BEGINNING).cloned()
+        long.next().filter(|_| long.next().is_none() && unknown.len() >= MIN_BEGINNING).cloned()
     };
     other.filter(|ours| known.contains(ours)).or_else(begins).or_else(|| nearest(unknown, known))
 }
@@ -93,7 +93,7 @@ const OTHER_NAMES: &[(&str, &str)] = &[
 ];
 
 /// The shortest beginning that counts as an abbreviation; a shorter one could mean many options.
-const LEAST_BEGINNING: usize = 3;
+const MIN_BEGINNING: usize = 3;
 
 /// The message for arguments of which one is not UTF-8 where it has to be: clap does not name the argument.
 pub(crate) fn not_utf8(error: &Error, arguments: &[OsString]) -> Option<String> {

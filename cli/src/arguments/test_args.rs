@@ -76,12 +76,12 @@ pub(crate) struct TestArgs {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum TapMode {
-    /// They count from the version line on.
+    /// Results count from the version line on.
     #[default]
     Auto,
-    /// They are required.
+    /// Results are required.
     Require,
-    /// They are text like any other.
+    /// Results are text like any other.
     Ignore,
 }
 

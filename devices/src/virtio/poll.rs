@@ -34,12 +34,12 @@ impl Poll {
     /// the cost of a sleep.
     pub const DEFAULT: Duration = Duration::from_micros(32);
     /// The largest limit of a search: the other devices of the thread wait for its end.
-    pub const MOST: Duration = Duration::from_millis(1);
+    pub const MAX: Duration = Duration::from_millis(1);
 
-    /// Allows searches of up to `most`, at most [`Poll::MOST`]; zero allows none.
+    /// Allows searches of up to `most`, at most [`Poll::MAX`]; zero allows none.
     pub fn new(most: Duration) -> Self {
         Self {
-            most: most.min(Self::MOST),
+            most: most.min(Self::MAX),
             window: Duration::ZERO,
             idle_since: None,
             turn: Instant::now(),
@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn search_finds_work_only_after_work_has_come_soon() {
-        let mut poll = Poll::new(Poll::MOST);
+        let mut poll = Poll::new(Poll::MAX);
         assert!(!poll.look(|| true), "nothing has come soon yet");
         poll.begin_turn();
         assert!(poll.look(|| true));
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn searches_that_find_nothing_several_times_pause() {
-        let mut poll = Poll::new(Poll::MOST);
+        let mut poll = Poll::new(Poll::MAX);
         poll.window = FIRST;
         for _ in 0..MISSES {
             assert!(poll.pause_until.is_none());
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn thread_that_is_preempted_leaves_the_cpu_to_others() {
-        let mut poll = Poll::new(Poll::MOST);
+        let mut poll = Poll::new(Poll::MAX);
         woken_soon(&mut poll);
         poll.preempted = -10;
         poll.looks = LOOKS_PER_QUESTION - 1;

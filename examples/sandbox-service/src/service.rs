@@ -140,8 +140,8 @@ async fn run_in(
     let exec = exec.user(NOBODY).cwd("/tmp").stdin(snippet.stdin.as_str());
     let start = Instant::now();
     // A machine serves one snippet. These limits keep the guest able to report how the snippet ended.
-    let exec = exec.max_processes(MOST_PROCESSES).rlimit(Rlimit::Core, 0).kill_tree(true);
-    let end = exec.timeout(limit).output_limit(MOST_OUTPUT).output_async().await;
+    let exec = exec.max_processes(MAX_PROCESSES).rlimit(Rlimit::Core, 0).kill_tree(true);
+    let end = exec.timeout(limit).output_limit(MAX_OUTPUT).output_async().await;
     let mut report = Report {
         code: None,
         signal: None,
@@ -190,9 +190,9 @@ fn milliseconds(since: Instant) -> f64 {
 /// A snippet does not need root's rights, although they would end at the machine's boundary.
 const NOBODY: &str = "65534:65534";
 /// The number of processes and threads of a snippet, which contains a fork bomb.
-const MOST_PROCESSES: u32 = 64;
+const MAX_PROCESSES: u32 = 64;
 /// The maximum size of a request: a snippet and its input.
 const LARGEST_REQUEST: usize = 1 << 20;
 /// The maximum size of both outputs together, so that many requests at once do not exhaust the service's
 /// memory.
-const MOST_OUTPUT: usize = 1 << 20;
+const MAX_OUTPUT: usize = 1 << 20;

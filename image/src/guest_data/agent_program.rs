@@ -48,13 +48,13 @@ pub(crate) fn agent_program(named: Option<&Path>) -> Result<Vec<u8>, AgentProgra
         Some(path) => Cow::Borrowed(path),
         None => Cow::Owned(find(GuestData::Agent)?),
     };
-    regular_file::read(&path, MOST_BYTES as u64)
+    regular_file::read(&path, MAX_BYTES as u64)
         .map_err(|error| AgentProgramError::Read { path: path.into_owned(), source: error.into() })
 }
 
 fn unpacked(packed: &[u8]) -> Result<Vec<u8>, AgentProgramError> {
     let compression = Compression::of(packed).ok_or(AgentProgramError::Bundled(None))?;
-    compression.decompress(packed, MOST_BYTES).map_err(|error| AgentProgramError::Bundled(Some(error)))
+    compression.decompress(packed, MAX_BYTES).map_err(|error| AgentProgramError::Bundled(Some(error)))
 }
 
 #[cfg(feature = "bundled-agent")]
@@ -67,7 +67,7 @@ const BUNDLED: Option<&[u8]> = Some(include_bytes!(env!(
 const BUNDLED: Option<&[u8]> = None;
 
 /// The largest program, in bytes. It has about a MiB, unless it was built without optimization.
-const MOST_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 256 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -8,7 +8,7 @@ use memchr::memmem;
 /// of them. A driver has the name of its module, with `-` or `_`, between zero bytes.
 pub(super) fn missing_of<'a>(file: &InputFile, modules: &[&'a str]) -> Vec<&'a str> {
     let mut missing = modules.to_vec();
-    let len = file.len().min(MOST_BYTES);
+    let len = file.len().min(MAX_BYTES);
     let (mut at, mut piece) = (0, Vec::new());
     while at < len && !missing.is_empty() {
         // A name may begin at the end of a piece and continue in the next.
@@ -31,7 +31,7 @@ fn has_name(bytes: &[u8], module: &str) -> bool {
 }
 
 /// The largest kernel that is searched, in bytes; no uncompressed kernel is larger.
-const MOST_BYTES: u64 = 1 << 30;
+const MAX_BYTES: u64 = 1 << 30;
 const PIECE: u64 = 1 << 20;
 /// Longer than the longest name of a module with two zero bytes.
 const LONGEST: usize = 64;

@@ -33,7 +33,7 @@ pub(super) fn identify(tree: &Tree) -> Option<Foreign> {
     let [(name, id)] = top.as_slice() else { return None };
     let below = names(tree, *id)?;
     let is_system = below.iter().filter(|(name, _)| SYSTEM.iter().any(|known| *name == known.as_bytes()));
-    if is_system.count() < LEAST {
+    if is_system.count() < MIN {
         return None;
     }
     let name = String::from_utf8_lossy(name).escape_debug().to_string();
@@ -56,7 +56,7 @@ fn names(tree: &Tree, id: InodeId) -> Option<Vec<(&[u8], InodeId)>> {
 /// Names at the top of a root; every system has several of them.
 const SYSTEM: [&str; 9] = ["bin", "sbin", "etc", "usr", "lib", "lib64", "init", "linuxrc", "nix"];
 /// How many of them make a directory a root.
-const LEAST: usize = 2;
+const MIN: usize = 2;
 /// The maximum number of names that are examined.
 const MAX_NAMES: usize = 4096;
 

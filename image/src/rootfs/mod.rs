@@ -368,7 +368,7 @@ fn image_access(access: RootAccess, file_system: FileSystem) -> ImageAccess {
     match access {
         _ if file_system.is_read_only() => ImageAccess::ReadOnly,
         RootAccess::Private => {
-            ImageAccess::Overlay { most: environment::caller().map(|_| MOST_ON_EMULATED_HOST) }
+            ImageAccess::Overlay { most: environment::caller().map(|_| MAX_ON_EMULATED_HOST) }
         }
         RootAccess::PrivateUpTo(most) => ImageAccess::Overlay { most: Some(most) },
         RootAccess::Image => ImageAccess::ReadWrite,
@@ -392,7 +392,7 @@ const OUR_WORDS: [&str; 3] = ["root=", "rootfstype=", "rdinit="];
 
 /// How much a guest may write to an image's overlay on an emulated host, in bytes: the overlay is in that
 /// host's memory, which is at most 3 GiB.
-const MOST_ON_EMULATED_HOST: u64 = 1 << 30;
+const MAX_ON_EMULATED_HOST: u64 = 1 << 30;
 
 /// The largest initramfs that is created by default, in bytes. The guest holds it in memory twice while
 /// unpacking, and once afterwards; a disk costs a device, two file systems and reads on demand.

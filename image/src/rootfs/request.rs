@@ -55,12 +55,12 @@ pub enum RootKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RootAccess {
-    /// They are discarded with the machine, and the source is not modified.
+    /// The writes are discarded with the machine, and the source is not modified.
     #[default]
     Private,
     /// The same, with a limit on their size in bytes. For images of ext4.
     PrivateUpTo(u64),
-    /// They go to the image, which nobody else may use meanwhile. For images of ext4.
+    /// The writes go to the image, which nobody else may use meanwhile. For images of ext4.
     Image,
 }
 

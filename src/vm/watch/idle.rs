@@ -25,7 +25,7 @@ impl Idleness {
 
     /// The time of the next look.
     pub(super) fn look_at(&self) -> Instant {
-        self.looked_at + (self.limit / LOOKS).clamp(LEAST_INTERVAL, MOST_INTERVAL)
+        self.looked_at + (self.limit / LOOKS).clamp(MIN_INTERVAL, MAX_INTERVAL)
     }
 
     /// Takes a look; `true` if the guest has been idle for the whole limit. A guest that is not allowed to
@@ -47,8 +47,8 @@ const BUSY_FRACTION: u32 = 50;
 /// The number of looks per limit: an ending comes at most a tenth of the limit late, and ten looks cost
 /// nothing.
 const LOOKS: u32 = 10;
-const LEAST_INTERVAL: Duration = Duration::from_millis(10);
-const MOST_INTERVAL: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_INTERVAL: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -84,8 +84,8 @@ mod tests {
     fn looks_are_frequent_enough_and_not_too_frequent() {
         let now = Instant::now();
         let interval = |limit| Idleness::new(limit, now).look_at() - now;
-        assert_eq!(interval(Duration::from_millis(1)), LEAST_INTERVAL);
+        assert_eq!(interval(Duration::from_millis(1)), MIN_INTERVAL);
         assert_eq!(interval(2 * SECOND), SECOND / 5);
-        assert_eq!(interval(3600 * SECOND), MOST_INTERVAL);
+        assert_eq!(interval(3600 * SECOND), MAX_INTERVAL);
     }
 }

@@ -40,6 +40,11 @@ const HOLLOW: &[Ratchet] = &[
     Ratchet { name: "What was tried.", most: 0 },
 ];
 
+/// Words with which no doc begins: a reader does not know what they refer to. The number is how often one
+/// does.
+const PRONOUNS: &[&str] = &["What", "Who", "Which", "Where", "It", "They", "Those", "One"];
+const PRONOUN_DOCS: Ratchet = Ratchet { name: "docs that begin with a pronoun", most: 47 };
+
 /// Counts them in `sources`: Rust (comments and strings alike), Markdown and TOML.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
     let sources: Vec<&Source> = sources.iter().filter(|source| source.path != OWN_PATH).collect();
@@ -53,6 +58,19 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {
         let count = lines.filter(|line| line.trim() == format!("/// {}", doc.name)).count();
         verdicts.judge(&format!("the doc '{}'", doc.name), "times", count, 0, Some(doc));
     }
+    let count = sources.iter().map(|source| pronoun_docs(&source.text).count()).sum();
+    verdicts.judge(PRONOUN_DOCS.name, "times", count, 0, Some(&PRONOUN_DOCS));
+}
+
+/// Returns the lines, from 0, of docs that begin with a pronoun.
+fn pronoun_docs(text: &str) -> impl Iterator<Item = usize> {
+    let before = std::iter::once("").chain(text.lines());
+    text.lines().zip(before).enumerate().filter_map(|(index, (line, before))| {
+        let (mark, doc) = line.trim().split_once(' ')?;
+        let is_first = matches!(mark, "///" | "//!") && !before.trim().starts_with(mark);
+        let word = doc.split(|c: char| !c.is_alphanumeric()).next()?;
+        (is_first && PRONOUNS.contains(&word)).then_some(index)
+    })
 }
 
 /// Returns the locations of the phrases and docs in `sources`.
@@ -65,6 +83,9 @@ pub(super) fn places(sources: &[Source]) -> Vec<String> {
                 places.push(format!("{}:{}: {}", source.path, index + 1, line.trim()));
             }
         }
+        let docs =
+            pronoun_docs(&source.text).map(|index| format!("{}:{}: a pronoun", source.path, index + 1));
+        places.extend(docs);
     }
     places
 }
@@ -94,7 +115,7 @@ fn is_whole(text: &str, at: usize, len: usize) -> bool {
     !is_part(before) && !is_part(after)
 }
 
-/// This file itself has to contain the phrases.
+/// The path of this file, which has to contain the phrases.
 const OWN_PATH: &str = "xtask/src/structure/words.rs";
 
 #[cfg(test)]
@@ -112,6 +133,12 @@ mod tests {
     }
 
     #[test]
+    fn docs_that_begin_with_a_pronoun_are_found_at_their_first_line() {
+        let text = "/// What it is.\nfn a() {}\n/// A doc.\n/// It goes on.\nfn b() {}\n//! One, two.\n// It is code.\n";
+        assert_eq!(pronoun_docs(text).collect::<Vec<_>>(), [0, 5]);
+    }
+
+    #[test]
     fn one_more_than_the_table_has_is_a_fault() {
         let source = |text: String| Source { path: "src/a.rs".to_owned(), text };
         let faults = |text| {
@@ -124,7 +151,8 @@ mod tests {
                 let line = format!("/// {}\n", bad.name);
                 assert!(faults(line.repeat(bad.most)).is_empty(), "{}", bad.name);
                 assert_eq!(faults(line.repeat(bad.most + 1)).len(), 1, "{}", bad.name);
-                assert_eq!(places(&[source(line)]), [format!("src/a.rs:1: /// {}", bad.name)]);
+                let place = format!("src/a.rs:1: /// {}", bad.name);
+                assert_eq!(places(&[source(line)]).first(), Some(&place));
             }
         }
     }

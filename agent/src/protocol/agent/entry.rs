@@ -8,7 +8,7 @@ use super::ProtocolError;
 use crate::protocol::wire::FrameReader;
 use crate::protocol::wire::{Decoder, Encoder};
 
-/// One entry of a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirEntry {
     /// The name, without the directory's. It is never empty, `.` or `..`, and has no `/` or zero bytes: this

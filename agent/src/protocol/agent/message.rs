@@ -72,7 +72,7 @@ pub struct AgentInfo {
 /// The agent's role in its guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// It is PID 1.
+    /// The agent is PID 1.
     FirstProcess,
     /// Another init is PID 1.
     BesideInit,

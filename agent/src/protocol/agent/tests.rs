@@ -58,7 +58,7 @@ impl Pair {
         std::iter::from_fn(|| self.host.next_event()).collect()
     }
 
-    /// What the host makes of a message that no sound agent would send.
+    /// The host's answer to a message that no valid agent sends.
     fn host_gets(&mut self, channel: u32, message: &AgentMessage) -> Result<(), SessionError> {
         self.cross();
         self.host.receive(&message.to_frame(channel))

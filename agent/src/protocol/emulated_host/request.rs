@@ -29,7 +29,7 @@ pub struct Request {
     pub shares: Vec<Share>,
 }
 
-/// One resource limit (`setrlimit(2)`).
+/// A resource limit (`setrlimit(2)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
     /// `RLIMIT_*` number.

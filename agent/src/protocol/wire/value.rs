@@ -2,7 +2,7 @@
 
 use super::{Decoder, Encoder, ProtocolError};
 
-/// One of a command's three standard streams.
+/// A standard stream of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stream {
     /// File descriptor 0.
@@ -67,9 +67,9 @@ impl Stream {
 /// The exit code or signal with which a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It exited with this code.
+    /// The command exited with this code.
     Code(u8),
-    /// This signal killed it.
+    /// The command was killed by this signal.
     Signal(u8),
 }
 

@@ -1,4 +1,4 @@
-//! What this machine's KVM is told before the command can use it.
+//! Prepares this machine's KVM before the command can use it.
 
 use std::fs;
 

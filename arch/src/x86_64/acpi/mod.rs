@@ -47,7 +47,7 @@ const FIRST_GSI: u32 = 0;
 /// LINT1.
 const NMI_ON_LINT1: [u8; 6] = [4, 6, 0xff, 0, 0, 1];
 
-/// What the tables describe beside the fixed devices.
+/// The devices that the tables describe beside the fixed ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AcpiConfig<'a> {
     /// Number of vCPUs. Their APIC ids start at 0, and ids above 254 would need x2APIC entries.

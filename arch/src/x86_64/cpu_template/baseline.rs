@@ -82,7 +82,7 @@ const LEAF_1_EDX: u32 = 1 << 0
     | 1 << 24
     | 1 << 25
     | 1 << 26;
-/// Those and VME, DE, PSE, MCE, SEP, MTRR, MCA, PSE-36, CLFSH, self-snoop, HTT.
+/// The features above, and VME, DE, PSE, MCE, SEP, MTRR, MCA, PSE-36, CLFSH, self-snoop, HTT.
 const LEAF_1_EDX_KEPT: u32 = LEAF_1_EDX
     | 1 << 1
     | 1 << 2

@@ -83,7 +83,7 @@ pub enum CpuTemplateError {
     /// The text is not a template.
     #[error("it is not a CPU template: {reason}; `coracle cpu dump` prints one")]
     Syntax {
-        /// What is wrong, with line and column.
+        /// The reason, with line and column.
         reason: String,
     },
     /// More rules than CPUID can have leaves.

@@ -37,7 +37,7 @@ const APIC_BUS_KHZ: u32 = 1_000_000;
 const KVM_SIGNATURE: [u32; 3] =
     [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
 
-/// One CPUID leaf, as KVM takes it.
+/// A CPUID leaf, as KVM takes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CpuidEntry {
     /// The leaf: EAX at the time of CPUID.

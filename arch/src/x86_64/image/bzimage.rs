@@ -59,7 +59,7 @@ pub struct BzImageHeader {
 /// The position of the packed kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BzImagePayload {
-    /// Where it starts in the file.
+    /// The offset at which it starts in the file.
     pub file_offset: u64,
     /// Its length in bytes. It ends inside the file.
     pub len: u64,

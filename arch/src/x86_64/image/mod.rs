@@ -57,7 +57,7 @@ pub enum BootProtocol {
 /// A range of the file, and the range of guest memory that it fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSegment {
-    /// Where the bytes start in the file.
+    /// The offset at which the bytes start in the file.
     pub file_offset: u64,
     /// Bytes in the file.
     pub file_len: u64,
@@ -99,7 +99,7 @@ pub enum ImageError {
     Foreign {
         /// The path.
         path: PathBuf,
-        /// What the file is.
+        /// The kind of the file.
         found: Foreign,
     },
     /// The bzImage uses a boot protocol that has no 64-bit entry.
@@ -135,7 +135,7 @@ pub enum ImageError {
     NoPvhEntry {
         /// The kernel's path.
         path: PathBuf,
-        /// What the user can do about it.
+        /// The fix.
         fix: String,
     },
     /// A 32-bit ELF file, which has a PVH entry only, was to be entered at a 64-bit entry.
@@ -151,7 +151,7 @@ pub enum ImageError {
     Elf {
         /// The kernel's path.
         path: PathBuf,
-        /// What is wrong with them.
+        /// The defect.
         defect: ElfDefect,
     },
 }

@@ -43,7 +43,7 @@ pub(crate) fn bzimage() -> Vec<u8> {
     image
 }
 
-/// One program header of a sample.
+/// A program header of a sample.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Header {
     pub(crate) kind: u32,
@@ -60,14 +60,14 @@ pub(crate) struct Header {
 pub(crate) struct Elf {
     pub(crate) entry: u64,
     pub(crate) headers: Vec<Header>,
-    /// What follows the headers, from [`Elf::BODY`] on.
+    /// The bytes that follow the headers, from [`Elf::BODY`] on.
     pub(crate) body: Vec<u8>,
 }
 
 impl Elf {
     /// File offset of the body.
     pub(crate) const BODY: u64 = 0x400;
-    /// Where the first segment of [`Elf::payload`] is loaded.
+    /// The address at which the first segment of [`Elf::payload`] is loaded.
     pub(crate) const ADDRESS: u64 = 0x20_0000;
 
     /// A payload of 256 bytes and as much zero memory, entered at its first byte, without a note.
@@ -162,7 +162,7 @@ impl Elf {
     }
 }
 
-/// One note: owner (with its NUL), type and content, padded to 4.
+/// Encodes a note: owner (with its NUL), type and content, padded to 4.
 pub(crate) fn note(owner: &[u8], kind: u32, content: &[u8]) -> Vec<u8> {
     let mut note = Vec::new();
     note.extend((owner.len() as u32).to_le_bytes());

@@ -255,7 +255,7 @@ fn begins_with(name: &OsStr, starts: &[&str]) -> bool {
 fn memory(wanted: Option<MemoryConfig>, bytes: u64) -> Result<MemoryConfig, Failure> {
     let files = bytes.div_ceil(1 << 20);
     let Some(wanted) = wanted else {
-        let mib = (files.saturating_mul(3).saturating_add(ROOM_MIB)).max(LEAST_MIB);
+        let mib = (files.saturating_mul(3).saturating_add(ROOM_MIB)).max(MIN_MIB);
         let size = MemorySize::from_mib(mib).map_err(|error| Failure::of(&error))?;
         return MemoryConfig::new(size, MemoryBacking::default()).map_err(|error| Failure::of(&error));
     };
@@ -294,7 +294,7 @@ const TEST_LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Memory besides the files: for the kernel, and for what tests use.
 const ROOM_MIB: u64 = 256;
 /// The smallest default. The host allocates it as it is touched, so that its size costs nothing.
-const LEAST_MIB: u64 = 512;
+const MIN_MIB: u64 = 512;
 /// The memory that a stock kernel and the default guest use themselves, with a margin.
 const KERNEL_MIB: u64 = 128;
 

@@ -45,7 +45,7 @@ impl Copying {
                 if is_broken || !shared.deliver(&mut to, bytes.get(..count).unwrap_or_default()) {
                     lost = lost.saturating_add(count as u64);
                 }
-                if lost > MOST_LOST {
+                if lost > MAX_LOST {
                     shared.has_no_reader.store(true, Ordering::Relaxed);
                 }
             }
@@ -153,7 +153,7 @@ const LEFT_BEHIND: Duration = Duration::from_secs(10);
 const PIECE: usize = 64 << 10;
 /// How much may be lost before the command is told that it has no reader: more than a program writes that
 /// checks its writes. One that writes without end has to end.
-const MOST_LOST: u64 = 64 << 20;
+const MAX_LOST: u64 = 64 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -229,7 +229,7 @@ mod tests {
         let copying = copied(PIECE * 3, OutputFile(full()));
         assert_eq!(raw_error(&copying), Some(libc::ENOSPC));
         assert!(!copying.has_no_reader(), "only a pipe without a reader is one");
-        let copying = copied(MOST_LOST as usize + PIECE, OutputFile(full()));
+        let copying = copied(MAX_LOST as usize + PIECE, OutputFile(full()));
         assert!(copying.has_no_reader(), "one that writes without end has to end");
         assert_eq!(raw_error(&copying), Some(libc::ENOSPC));
     }

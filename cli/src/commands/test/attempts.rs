@@ -77,7 +77,7 @@ impl Done {
 }
 
 /// The largest value of `--retries`.
-pub(crate) const MOST_RETRIES: u8 = 10;
+pub(crate) const MAX_RETRIES: u8 = 10;
 
 #[cfg(test)]
 mod tests {

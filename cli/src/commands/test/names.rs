@@ -7,7 +7,7 @@ use std::path::Path;
 
 use coracle::config::RawConfig;
 
-use super::attempts::MOST_RETRIES;
+use super::attempts::MAX_RETRIES;
 use super::case::Case;
 
 /// Names the only case after its kernel, else its root, else its initrds, with its command appended.
@@ -67,9 +67,9 @@ pub(crate) fn name_files(cases: &mut [Case]) {
 /// Whether neither this name nor that of one of its retries is that of another case or its retry.
 fn is_free(name: &str, taken: &HashSet<String>) -> bool {
     let is_retry_of_other = name.rsplit_once(RETRY).is_some_and(|(other, number)| {
-        number.parse().is_ok_and(|number: u8| number <= MOST_RETRIES) && taken.contains(other)
+        number.parse().is_ok_and(|number: u8| number <= MAX_RETRIES) && taken.contains(other)
     });
-    let mut retries = (1..=MOST_RETRIES).map(|number| format!("{name}{RETRY}{number}"));
+    let mut retries = (1..=MAX_RETRIES).map(|number| format!("{name}{RETRY}{number}"));
     !taken.contains(name) && !is_retry_of_other && !retries.any(|retry| taken.contains(&retry))
 }
 
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(file_name("../../etc/passwd"), "_.._.._etc_passwd");
         for letter in ["ä", "𐐀"] {
             let name = format!("{}-10000", file_name(&letter.repeat(1000)));
-            assert!(log_name(&name, MOST_RETRIES.into()).len() < 255);
+            assert!(log_name(&name, MAX_RETRIES.into()).len() < 255);
         }
     }
 

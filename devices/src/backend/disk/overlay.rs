@@ -331,9 +331,9 @@ const BYTES_PER_LOOK: u64 = 16 << 20;
 /// systems, so that usual writes need no copy. Disks above 32 GiB have larger clusters, so that the bits take
 /// at most 1 MiB.
 fn cluster_shift(capacity: u64) -> u32 {
-    const LEAST: u32 = 12;
+    const MIN: u32 = 12;
     const MAX_CLUSTERS: u64 = 1 << 23;
-    let enough = (LEAST..63).find(|shift| capacity >> shift <= MAX_CLUSTERS);
+    let enough = (MIN..63).find(|shift| capacity >> shift <= MAX_CLUSTERS);
     enough.unwrap_or(63)
 }
 

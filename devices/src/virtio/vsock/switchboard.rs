@@ -135,8 +135,8 @@ impl Switchboard {
     }
 
     /// Listens as [`Switchboard::listen`] does, but only for connections from ports below
-    /// [`PRIVILEGED_PORTS`](crate::virtio::listener::PRIVILEGED_PORTS). These may use the connections that are
-    /// [kept back](super::KEPT_BACK).
+    /// [`PRIVILEGED_PORTS`](crate::virtio::listener::PRIVILEGED_PORTS). These may use the connections that
+    /// are [kept back](super::KEPT_BACK).
     ///
     /// # Errors
     /// The errors of [`Switchboard::listen`].

@@ -45,7 +45,7 @@ const LINUX_BANNER: &[u8] = b"Linux version ";
 /// Bytes per read in the search for the banner: few calls, and little memory.
 const SEARCH_CHUNK: usize = 256 * 1024;
 
-/// What is wrong with the headers of an ELF kernel.
+/// The defects of the headers of an ELF kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ElfDefect {
     /// The size of a program header is not that of its class.

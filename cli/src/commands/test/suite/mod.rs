@@ -137,9 +137,9 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<SuiteCase>, SuiteErro
         return Err(form("it has no [[case]]".to_owned()));
     }
     let counts = suite.case.iter().map(|case| count_cells(&suite.matrix, case));
-    if counts.fold(0, u64::saturating_add) > MOST_CASES {
+    if counts.fold(0, u64::saturating_add) > MAX_CASES {
         let makes = if suite.matrix.is_empty() { "it has" } else { "its matrix makes" };
-        return Err(form(format!("{makes} more than {MOST_CASES} cases")));
+        return Err(form(format!("{makes} more than {MAX_CASES} cases")));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let labels = Labels::of(&suite.matrix);
@@ -319,7 +319,7 @@ const OF_THE_COMMAND: [(&str, &str); 3] = [
 const REASON_CHARS: usize = 1000;
 const NAME_CHARS: usize = 100;
 /// The maximum number of cases, far more than a suite needs. It bounds the product of the matrix.
-const MOST_CASES: u64 = 10_000;
+const MAX_CASES: u64 = 10_000;
 /// The maximum size of the file, in bytes: more than a suite of a thousand cases needs.
 const MAX_LEN: u64 = 128 << 10;
 /// The maximum memory of all cases, in bytes: each case holds a copy of the defaults.

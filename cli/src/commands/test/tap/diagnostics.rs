@@ -51,13 +51,13 @@ pub(super) fn add(text: &mut String, line: &str, budget: &mut Budget) {
 /// Formats a line for a report, indented by `indent` columns.
 pub(super) fn line(indent: usize, text: &str) -> String {
     let text = harmless(&text.trim_end().replace('\t', "    "), LINE_CHARS);
-    format!("{}{text}", " ".repeat(indent.min(MOST_INDENT)))
+    format!("{}{text}", " ".repeat(indent.min(MAX_INDENT)))
 }
 
 /// The maximum number of bytes before a result, and likewise after it.
 const MAX_BYTES: usize = 4096;
 const LINE_CHARS: usize = 400;
-const MOST_INDENT: usize = 64;
+const MAX_INDENT: usize = 64;
 
 #[cfg(test)]
 mod tests {
@@ -78,6 +78,6 @@ mod tests {
     #[test]
     fn lines_are_short_and_harmless() {
         assert_eq!(line(2, "a\tb\u{1b}c  "), "  a    b\u{fffd}c");
-        assert!(line(1 << 20, &"\u{10ffff}".repeat(1 << 20)).len() <= 4 * LINE_CHARS + MOST_INDENT);
+        assert!(line(1 << 20, &"\u{10ffff}".repeat(1 << 20)).len() <= 4 * LINE_CHARS + MAX_INDENT);
     }
 }
