@@ -1,5 +1,5 @@
-//! The agent's real program and the library's end of its protocol, over a socket pair on this machine: no
-//! guest is needed for what the agent does with its Linux.
+//! Tests of the agent's real program with the library's end of its protocol, over a socket pair on this
+//! machine: the agent's use of Linux needs no guest.
 
 mod common;
 
@@ -100,7 +100,7 @@ fn hundred_megabytes_wait_for_a_slow_reader_and_arrive_whole() {
     let mut stdout = process.stdout.take().unwrap();
     let mut first = [0; 10];
     stdout.read_exact(&mut first).unwrap();
-    // Nobody reads: the command waits, and others do not.
+    // Nobody reads this stream: its command waits, and others do not.
     thread::sleep(Duration::from_millis(200));
     assert_eq!(process.wait_timeout(Duration::ZERO).unwrap(), None);
     assert_eq!(agent.sh("echo quick").output().unwrap().stdout, b"quick\n");
@@ -126,10 +126,10 @@ fn large_input_is_read_and_input_that_nobody_wants_is_refused() {
     assert_eq!(output.stdout, b"20000000\n");
     let reader = ExecInput::Reader(Box::new(std::io::repeat(1).take(5_000_000)));
     assert_eq!(agent.sh("wc -c").stdin(reader).output().unwrap().stdout, b"5000000\n");
-    // It ends without having read all.
+    // The command ends without having read all of its input.
     let output = agent.sh("head -c 3; exit 5").stdin(vec![b'x'; 10_000_000]).output().unwrap();
     assert_eq!((output.status, output.stdout.as_slice()), (ExecStatus::Code(5), &b"xxx"[..]));
-    // It goes on without reading.
+    // The command continues without reading.
     let mut process = agent.sh("exec <&-; sleep 60").stdin(ExecInput::Piped).spawn().unwrap();
     let mut stdin = process.stdin.take().unwrap();
     let refused = loop {
@@ -209,12 +209,12 @@ fn command_whose_time_is_over_is_told_so_whoever_sees_it_first() {
     let limit = Duration::from_millis(300);
     let mut process = agent.sh("sleep 600; true").timeout(limit).spawn().unwrap();
     let mut stdout = process.stdout.take().unwrap();
-    // The reader sees it, and kills the command, before its status is asked for.
+    // The reader notices the limit and kills the command before its status is requested.
     let error = stdout.read(&mut [0; 16]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
     let error = process.wait().unwrap_err();
     assert!(matches!(error, ExecError::TimedOut { limit: over, .. } if over == limit), "{error:?}");
-    // One that its owner has killed before is not.
+    // A command that its owner killed earlier is not reported as such.
     let mut process = agent.sh("sleep 600; true").timeout(limit).spawn().unwrap();
     process.kill();
     thread::sleep(limit * 2);
@@ -241,9 +241,9 @@ fn dropped_and_killed_commands_are_dead_and_lost_agents_take_theirs_along() {
     assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
     let error = agent.sh("true").status().unwrap_err();
     assert!(matches!(error, ExecError::Agent { error: AgentError::Lost, .. }), "{error}");
-    // Its agent cannot end it any more.
+    // Its agent can no longer end it.
     let pid = i32::try_from(running.pid()).unwrap();
-    // SAFETY: sends a signal to a group of this test's; no memory is involved.
+    // SAFETY: kill takes numbers; the group is one of this test's.
     unsafe { libc::kill(-pid, libc::SIGKILL) };
 }
 
@@ -376,7 +376,7 @@ fn file_failures_are_the_guest_s_own_words() {
     let error = agent.client.read_file_limited(&file, 1000).unwrap_err();
     assert!(matches!(error, FileError::TooLarge { limit: 1000, .. }), "{error}");
     assert_eq!(agent.client.read_file_limited(&file, 1001).unwrap().len(), 1001);
-    // A reader that fails leaves the file as it was, and nothing beside it.
+    // If the reader fails, the file is left as it was, with nothing beside it.
     let folder = path("folder");
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("kept"), "old").unwrap();

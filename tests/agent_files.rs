@@ -1,5 +1,5 @@
-//! Paths, streams and directories of a guest, and the limits of its commands, by the agent's real program on
-//! this machine.
+//! Tests of paths, streams and directories of a guest, and of the limits of its commands, with the agent's
+//! real program on this machine.
 
 mod common;
 
@@ -41,7 +41,7 @@ fn paths_are_made_looked_at_renamed_and_removed() {
     client.rename(folder.join("file"), folder.join("a/file")).unwrap();
     assert_eq!(kind(&client.stat(folder.join("file")).unwrap_err()), ErrorKind::NotFound);
     assert_eq!(kind(&client.remove(folder.join("a")).unwrap_err()), ErrorKind::DirectoryNotEmpty);
-    // A link that leads to a directory is removed, and not what it leads to.
+    // Removes a link to a directory, and not the directory.
     client.symlink("a", folder.join("to-a")).unwrap();
     client.remove_all(folder.join("to-a")).unwrap();
     assert!(folder.join("a/file").exists());
@@ -111,7 +111,7 @@ fn files_are_streams_both_ways_for_threads_and_tasks() {
         assert_eq!(kind(&refused), ErrorKind::NotFound);
     });
     assert!(fs::read(&copy).unwrap() == content);
-    // One that is not finished changes nothing, and one that cannot be made says so by then.
+    // An unfinished file changes nothing, and a file that cannot be created is reported by then.
     let mut dropped = agent.client.create_file(&file, None).unwrap();
     dropped.write_all(b"new").unwrap();
     drop(dropped);
@@ -151,7 +151,7 @@ fn files_go_to_and_come_from_streams_of_a_task() {
     assert!(fs::read(&file).unwrap() == content);
 }
 
-/// Gives some bytes, and then fails.
+/// A reader that returns some bytes and then fails.
 fn failing_reader() -> impl tokio::io::AsyncRead + Unpin {
     struct Fails;
     impl tokio::io::AsyncRead for Fails {
@@ -166,7 +166,7 @@ fn failing_reader() -> impl tokio::io::AsyncRead + Unpin {
     AsyncReadExt::chain(&b"new"[..], Fails)
 }
 
-/// A directory with files, directories, links and a pipe.
+/// Creates a directory with files, directories, links and a pipe.
 fn tree(name: &str) -> PathBuf {
     let root = path(name);
     fs::create_dir_all(root.join("sub/deep")).unwrap();
@@ -190,7 +190,7 @@ fn directories_are_copied_in_and_out() {
     assert_eq!(copied.bytes, 200_007);
     assert_eq!(fs::read_link(inside.join("out")).unwrap(), Path::new("/etc/passwd"));
     assert_eq!(fs::metadata(inside.join("sub/program")).unwrap().permissions().mode() & 0o7777, 0o4755);
-    // Out of a guest come no links that lead out, and no rights of other users.
+    // Neither links that lead out nor other users' permissions leave a guest.
     let copied = agent.client.copy_out(&inside, &back, CopyLimits::default()).unwrap();
     assert_eq!((copied.files, copied.directories, copied.links, copied.left_out), (2, 3, 1, 2));
     assert_eq!(fs::read(back.join("sub/deep/up")).unwrap(), b"content");
@@ -273,7 +273,7 @@ fn resources_of_processes_are_limited() {
     assert!(matches!(status, ExecStatus::Signal(9 | 24)), "{status}");
 }
 
-/// Where the machine of the test has control groups for it; guests have (`tests/linux/agent.rs`).
+/// The limits need control groups on the test's machine; guests have them (`tests/linux/agent.rs`).
 #[test]
 fn limits_of_the_group_hold_or_are_refused() {
     let agent = agent!();

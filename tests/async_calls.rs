@@ -1,5 +1,5 @@
-//! The calls for tasks (feature `tokio`): machines in this process, and the agent's real program on this
-//! machine.
+//! Tests of the calls for async tasks (feature `tokio`): machines in this process, and the agent's real
+//! program on this machine.
 
 mod common;
 
@@ -39,7 +39,7 @@ async fn tasks_on_one_thread_wait_for_many_machines() {
         tokio::spawn(async move {
             let vm = builder.start_async().await.unwrap();
             let handle = vm.handle();
-            // Two that wait for one machine.
+            // Two tasks wait for the same machine.
             let (one, other) = tokio::join!(vm.wait_async(), handle.wait_async());
             assert_eq!(one.unwrap(), other.unwrap());
             vm.stop_async(Grace::NONE).await.unwrap().ending
@@ -67,7 +67,7 @@ async fn stop_reaches_a_guest_that_does_not_heed_its_button_after_the_grace() {
     assert_eq!(events.recv_timeout(Duration::MAX), None);
 }
 
-/// A waker is the program's code, and may wait for something that never comes.
+/// A waker is the program's code, and may wait for an event that never comes.
 #[test]
 fn machine_stops_while_a_waker_blocks() {
     if !common::kvm_or_skip() {
@@ -76,7 +76,7 @@ fn machine_stops_while_a_waker_blocks() {
     struct Blocking;
     impl Wake for Blocking {
         fn wake(self: Arc<Self>) {
-            // The runtime's timer has it, too.
+            // The runtime's timer holds it, too.
             while std::thread::current().name() == Some("agent") {
                 std::thread::park();
             }
@@ -183,7 +183,7 @@ async fn wait_with_a_limit_leaves_the_command_and_its_input_as_they_are() {
     assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
 }
 
-/// The machine and its handle have the calls of their agent, which this one never gets.
+/// The machine and its handle have the calls of the agent, which never becomes ready here.
 #[tokio::test]
 async fn calls_on_a_machine_wait_for_its_agent_as_long_as_they_may() {
     if !common::kvm_or_skip() {
@@ -218,14 +218,14 @@ async fn calls_on_a_machine_wait_for_its_agent_as_long_as_they_may() {
     for error in file_errors {
         assert!(matches!(error, Err(FileError::Agent(AgentError::NotReady { .. }))), "{error:?}");
     }
-    // This guest does not heed its button, if it has one.
+    // This guest ignores its power button, if it has one.
     assert_eq!(handle.shut_down_async(limit).await.unwrap(), None);
     vm.stop_async(Grace::NONE).await.unwrap();
     assert_eq!(handle.shut_down_async(limit).await.unwrap().unwrap().ending, Ending::Stopped);
 }
 
-/// What waits for an agent on a thread can be waited for by a task, on everything that has it: read from the
-/// source.
+/// Every call that waits for an agent on a thread has a twin for async tasks, on every type that has the
+/// call: read from the source.
 #[test]
 fn every_call_on_an_agent_has_a_twin_for_tasks() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -242,7 +242,7 @@ fn every_call_on_an_agent_has_a_twin_for_tasks() {
             } else if let Some(name) = name("pub fn ") {
                 calls.insert((on, name.to_owned()));
             } else if let Some(name) = name("pub async fn ") {
-                // The macro makes the same for both.
+                // The macro defines the same calls for both types.
                 let types =
                     if on == "$machine" { &["Vm", "VmHandle"][..] } else { std::slice::from_ref(&on) };
                 twins.extend(types.iter().map(|on| (*on, name.trim_end_matches("_async").to_owned())));
@@ -256,7 +256,7 @@ fn every_call_on_an_agent_has_a_twin_for_tasks() {
 }
 
 const TYPES: [&str; 6] = ["AgentClient", "Exec", "Process", "Vm", "VmHandle", "$machine"];
-/// They wait for nothing.
+/// Calls that wait for nothing.
 const AT_ONCE: [&str; 22] = [
     "agent",
     "cpu_quota_percent",

@@ -1,5 +1,5 @@
-//! Bad input: one sentence that names the thing, what it is and what would work, and code 125, before a guest
-//! runs.
+//! Tests of bad input: one sentence that names the setting, the problem and the remedy, and code 125, before
+//! a guest runs.
 
 mod common;
 
@@ -38,7 +38,7 @@ fn kernels_that_are_no_files_are_refused() {
     refused(&run(&fifo("kernel-fifo"), &[]), &["FIFO"]);
 }
 
-/// A bzImage is Linux, whatever is in it: only Linux's initrds are looked at.
+/// A bzImage counts as Linux, whatever it contains, and only Linux's initrds are checked.
 #[test]
 fn initrds_that_linux_does_not_unpack_are_named_before_it_runs() {
     let linux = file("vmlinuz", &coracle_payload::Payload::named("exit-7").unwrap().bzimage(b""));
@@ -170,7 +170,7 @@ fn answer_that_cannot_be_written_is_an_error_and_a_reader_that_has_gone_is_not()
 fn fifo(name: &str) -> PathBuf {
     let fifo = scratch().join(name);
     let path = CString::new(fifo.as_os_str().as_bytes()).unwrap();
-    // SAFETY: the path is a valid string.
+    // SAFETY: the path is a valid nul-terminated string.
     assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
     fifo
 }
@@ -273,7 +273,7 @@ fn serial_fifo_without_a_reader_is_refused() {
     refused(&run(&payload("poweroff"), &["--serial", &format!("file={}", fifo.display())]), &["serial-fifo"]);
 }
 
-/// Without QEMU in the path a start of the emulated host would be another error.
+/// Without QEMU in the path, starting the emulated host fails with another error.
 #[test]
 fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_started() {
     let kernel = payload("poweroff");

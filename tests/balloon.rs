@@ -1,4 +1,4 @@
-//! Memory that a bare payload gives back returns to the host.
+//! Tests that memory given back by a bare payload returns to the host.
 
 mod common;
 
@@ -10,7 +10,7 @@ use common::{collect, finish, kvm_or_skip, payload, run_payload};
 use coracle::config::VmConfig;
 use coracle::{Grace, VmBuilder};
 
-/// KiB of RAM that a process has in use.
+/// Returns the memory that a process has in use, in KiB.
 fn resident(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();

@@ -62,7 +62,7 @@ fn expectation_that_is_met_passes_at_once_whatever_the_guest_does_next() {
     if !kvm_or_skip() {
         return;
     }
-    // It prints for ever.
+    // The guest prints for ever.
     let run = finish(test("flood").args(["--expect", "[.]", "--quiet", "--timeout", "280s"]));
     run.expect(0, "passed");
     assert!(run.elapsed < Duration::from_secs(140), "{:?}", run.elapsed);
@@ -79,7 +79,7 @@ fn unmet_expectation_fails_a_guest_that_ends_and_one_that_does_not() {
     run.expect(120, words);
     assert_eq!(run.text().trim(), "hello", "the console is shown");
     finish(test("spin").args(["--expect", "never", "--timeout", "300ms"])).expect(124, "matched never");
-    // A crash is more than an expectation that was not met.
+    // A crash takes precedence over an unmet expectation.
     finish(test("panic").args(["--expect", "never"])).expect(110, "panicked");
     finish(test("triple-fault").args(["--expect", "never"])).expect(111, "ud2");
 }
@@ -109,7 +109,7 @@ fn reader_of_stdout_that_stands_still_changes_no_verdict() {
     };
     run(&["--reject", "BUG:"]).expect(120, "the console has `BUG: the last line`");
     run(&["--expect", "BUG:"]).expect(0, "bytes are not on stdout, which was not read in time");
-    // Nor does one that is full.
+    // A full device does not help either.
     let mut command = test("bug-at-last");
     command.args(["--timeout", "120s"]).stdout(fs::File::options().write(true).open("/dev/full").unwrap());
     command.stderr(Stdio::piped());
@@ -138,7 +138,7 @@ fn way_to_init_is_held_against_its_limit() {
     finish(test("hello").args(["--assert-boot", "10s"])).expect(120, "is not known");
 }
 
-/// A guest that prints this. See the payload for the bytes that wait, spin or end.
+/// Creates a guest that prints these bytes. The payload defines the bytes that wait, spin or end.
 fn prints(name: &str, console: &[u8]) -> Command {
     let mut command = test("print-initrd");
     command.args(["--quiet", "--initrd"]).arg(file(name, console));
@@ -178,11 +178,12 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
     ] {
         finish(&mut prints(name, console)).expect(code, words);
     }
-    // Nor does another line of the guest's in a sentence steer the terminal.
+    // Another line of the guest's in a sentence does not control the terminal either.
     let run = finish(prints("turned", "BUG: \u{202e}\u{9b}2J at\n".as_bytes()).args(["--reject", "BUG"]));
     assert!(run.expect(120, "BUG: ").stderr.contains("2J at"), "{}", run.stderr);
     assert!(!run.stderr.contains(['\u{202e}', '\u{9b}', '\u{1b}']), "{}", run.stderr);
-    // A kernel that has run its own tests panics without a root: that is its end, unless results are missing.
+    // A kernel that has run its built-in tests panics without a root. That is its regular end, unless results
+    // are missing.
     let kernel = |plan: u32| {
         format!(
             "[    1.0] KTAP version 1\n[    1.0] 1..{plan}\n[    1.0] ok 1 a\n[    1.0] Kernel panic - not syncing: VFS: Unable \
@@ -195,7 +196,8 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
         let console = [kernel(plan), b"\xfd".to_vec()].concat();
         finish(&mut prints("kunit", &console)).expect(code, words);
     }
-    // One that goes on for ever after them: at its time, or where what is expected comes after them.
+    // A guest that continues for ever after its results: it ends at its time limit, or when the expected line
+    // comes.
     let console = b"TAP version 13\n1..1\nok 1\n\xfedone\n\xfd";
     finish(prints("on", console).args(["--timeout", "5s"])).expect(0, "passed");
     let run = finish(prints("mark", console).args(["--expect", "done", "--timeout", "280s"]));
@@ -247,7 +249,7 @@ fn guest_that_stays_up_is_ended_when_its_planned_results_are_complete() {
     }
 }
 
-/// A test whose kernel hangs at first, and is another one once it has run.
+/// A test whose kernel hangs at first, and is replaced once it has run.
 fn flaky(name: &str, options: &[&str]) -> (Finished, Value, String) {
     let folder = scratch().join(name);
     fs::create_dir_all(&folder).unwrap();
@@ -315,7 +317,7 @@ fn case_that_fails_in_each_run_has_failed_and_each_run_is_told() {
     logs.sort();
     let ends = |end: &str| logs.iter().any(|log| log.ends_with(end));
     assert!(logs.len() == 3 && ends(".elf.log") && ends(".retry-1.log") && ends(".retry-2.log"), "{logs:?}");
-    // Without the option there is one run.
+    // Without the option there is a single run.
     finish(test("hello").args(["--expect", "never", "--junit"]).arg(&junit)).expect(120, "matched never");
     assert!(!fs::read_to_string(&junit).unwrap().contains("rerun"));
 }
@@ -342,10 +344,10 @@ fn suite_runs_every_case_and_ends_with_the_worst_code() {
     assert_eq!(case(0), ("greets [cpus=1]".into(), 0.into()));
     assert_eq!(case(3), ("panics [cpus=2]".into(), 110.into()));
     assert_eq!(case(4), ("floods".into(), 124.into()));
-    // Part of it.
+    // The text is a part of the name.
     finish(run_suite(&path).args(["--only", "greets"])).expect(0, "");
     finish(run_suite(&path).args(["--only", "nobody"])).expect(125, "no case has this in its name");
-    // A flag is for every case.
+    // A flag applies to every case.
     finish(run_suite(&path).args(["--only", "floods", "--timeout", "100ms"])).expect(124, "after 0.1 s");
 }
 
@@ -399,7 +401,7 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
 
 #[test]
 fn without_a_usable_kvm_a_test_fails_or_is_skipped_as_asked() {
-    // No KVM can be opened in an empty /dev; where that cannot be made, the case cannot be shown.
+    // No KVM can be opened in an empty /dev. If an empty /dev cannot be created, this case cannot be shown.
     let mut command = Command::new("unshare");
     command.args(["-m", "sh", "-c", "mount -t tmpfs none /dev && exec \"$@\"", "sh"]);
     let probe = finish(Command::new("unshare").args(["-m", "true"]));

@@ -1,4 +1,4 @@
-//! `coracle run --config` and `coracle config`: the file, its errors, and flags over it.
+//! Tests of `coracle run --config` and `coracle config`: the file, its errors, and flags that override it.
 
 mod common;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 /// The example that users are shown.
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/resources/examples/vm.json");
 
-/// A folder with the example, a payload in place of its kernel, and an initrd.
+/// Creates a directory with the example, a payload in place of its kernel, and an initrd.
 fn example_with_files(name: &str) -> PathBuf {
     let folder = scratch().join(name);
     fs::create_dir_all(&folder).unwrap();
@@ -57,7 +57,7 @@ fn example_is_right_and_runs_with_its_paths_taken_from_its_folder() {
 #[test]
 fn flags_override_the_file() {
     let config = example_with_files("flags").join("vm.json");
-    // Were the file's kernel and memory taken, the sentence would be another.
+    // If the file's kernel and memory were used, the error would be another.
     refused(&run(&config, &["/no/such/kernel"]), &["/no/such/kernel"]);
     if !kvm_or_skip() {
         return;

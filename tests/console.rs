@@ -1,5 +1,5 @@
-//! The other ends of a console, serial or virtio: pseudo-terminals, sockets, a program's own streams, and a
-//! person's terminal.
+//! Tests of the other ends of a console, serial or virtio: pseudo-terminals, sockets, a program's own
+//! streams, and a person's terminal.
 
 mod common;
 
@@ -91,7 +91,7 @@ fn pseudo_terminal_carries_both_directions() {
     config.serial = SerialConfig::Pty;
     let vm = VmBuilder::new(config).start().unwrap();
     let path = vm.console_path().unwrap().to_owned();
-    // Programs come and go.
+    // Programs can come and go.
     for _ in 0..2 {
         let mut terminal = File::options().read(true).write(true).open(&path).unwrap();
         terminal.write_all(b"abc\r\x03").unwrap();
@@ -125,7 +125,7 @@ fn writer_of_the_program_has_everything_when_the_outcome_is_there() {
     assert!(builder.build().is_err(), "a second machine has no writer");
 }
 
-/// Takes a number of bytes, and then fails.
+/// A writer that takes some bytes and then fails.
 struct Full(usize);
 
 impl Write for Full {
@@ -143,7 +143,7 @@ impl Write for Full {
 #[test]
 fn each_byte_that_nobody_has_taken_is_counted_as_lost() {
     needs_kvm!();
-    // A writer that fails, wherever its bytes were then.
+    // A writer that fails, wherever its bytes are then.
     let outcome = VmBuilder::new(config("bug-at-last")).console_writer(Full(5000)).run().unwrap();
     assert_eq!(outcome.console_bytes_dropped, outcome.console_bytes - 5000);
     assert_eq!(outcome.console_lost_from, Some(5000));
@@ -162,7 +162,7 @@ fn each_byte_that_nobody_has_taken_is_counted_as_lost() {
     pipe.output.read_to_end(&mut read).unwrap();
     assert_eq!(outcome.console_bytes - outcome.console_bytes_dropped, read.len() as u64, "{outcome:?}");
     assert_eq!(outcome.console_lost_from, Some(read.len() as u64));
-    // Nobody has ever wanted these.
+    // Nobody ever wanted these bytes.
     let outcome = VmBuilder::new(config("hello")).console_streams(ConsoleStreams::default()).run().unwrap();
     assert_eq!((outcome.console_bytes_dropped, outcome.console_lost_from), (0, None));
 }
@@ -186,7 +186,7 @@ fn streams_of_the_program_are_used_and_left_as_they_were() {
     assert_eq!(answer, b"hi q");
 }
 
-/// A driver loses what comes before it has opened its port, which this one does late.
+/// A driver loses input from before it has opened its port, and this one opens it late.
 #[test]
 fn virtio_console_gives_early_and_late_input_once_the_port_is_open() {
     needs_kvm!();
@@ -222,7 +222,7 @@ fn serial_port_and_virtio_console_print_to_one_place_and_input_is_the_virtio_con
     assert_eq!(run.text(), "typed-q");
 }
 
-/// A virtio console has its words only once its driver runs.
+/// A virtio console has output only once its driver runs.
 #[test]
 fn kernel_that_dies_before_it_has_a_virtio_console_is_heard_by_its_serial_port() {
     needs_kvm!();
@@ -266,7 +266,7 @@ fn paste_100_kb(payload: &str, args: &[&str]) {
 #[test]
 fn terminal_is_restored_after_every_ending() {
     needs_kvm!();
-    // Exit, request, and signals.
+    // The exit, the request, and the signals.
     let (mut person, program) = pseudo_terminal();
     let mut child = at_terminal("echo", &[], &program);
     eventually("the terminal is raw", || !is_cooked(&program));
@@ -282,7 +282,7 @@ fn terminal_is_restored_after_every_ending() {
         assert!(is_cooked(&program), "after Ctrl-A x");
     }
 
-    // One that the command waits for, and one that comes in its place.
+    // A signal for which the command waits, and one that comes instead.
     for number in [libc::SIGALRM, libc::SIGSEGV] {
         let mut child = at_terminal("spin", &["--acpi", "off"], &program);
         eventually("the terminal is raw", || !is_cooked(&program));
@@ -297,7 +297,7 @@ fn terminal_is_restored_after_every_ending() {
 fn ending_begins_on_a_new_line_of_the_terminal() {
     needs_kvm!();
     let (mut person, program) = pseudo_terminal();
-    // The first guest leaves a prompt, and is stopped there; the second a whole line.
+    // The first guest leaves a prompt and is stopped there; the second leaves a whole line.
     let mut child = at_terminal("panic-words", &[], &program);
     let prompt = read_until(&mut person, "\r\n# ");
     person.write_all(b"\x01x").unwrap();
@@ -310,7 +310,7 @@ fn ending_begins_on_a_new_line_of_the_terminal() {
     assert_eq!(wait(&mut child).code(), Some(0));
 }
 
-/// A payload with a terminal on all three streams.
+/// Runs a payload with a terminal on all three streams.
 fn at_terminal(payload: &str, args: &[&str], terminal: &OwnedFd) -> Child {
     let stream = || Stdio::from(terminal.try_clone().unwrap());
     run_payload(payload).args(args).stdin(stream()).stdout(stream()).stderr(stream()).spawn().unwrap()

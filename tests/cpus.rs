@@ -1,4 +1,5 @@
-//! vCPUs: how many start, what they are told of themselves, where they run, and what a pause is to them.
+//! Tests of vCPUs: how many start, what they see of themselves, where they run, and what a pause means to
+//! them.
 
 mod common;
 
@@ -54,7 +55,7 @@ fn baseline_has_no_more_than_its_level_or_says_what_the_host_lacks() {
     needs_kvm!();
     let run = finish(coracle().args(["cpu", "dump", "--cpu", "baseline"]));
     if run.code() == 125 {
-        // Software KVM may offer less than the level.
+        // Software KVM may offer less than this level.
         run.expect(125, "--cpu baseline is not possible on this host: it wants bits 0x");
         return;
     }
@@ -64,7 +65,8 @@ fn baseline_has_no_more_than_its_level_or_says_what_the_host_lacks() {
     finish(run_payload("smp").args(["--cpus", "2", "--cpu", "baseline"])).expect(2, "code 2");
 }
 
-/// A guest that believes a wrong size of its states loses registers; Linux 6 warns of it, and Linux 7 panics.
+/// A guest with a wrong size of its extended state loses registers; Linux 6 warns about it, and Linux 7
+/// panics.
 #[test]
 fn sizes_of_xsave_follow_its_states_or_there_is_no_xsave() {
     needs_kvm!();
@@ -90,7 +92,7 @@ fn has_avx() -> bool {
 #[test]
 fn cpu_that_the_host_lacks_is_refused_with_the_bits() {
     needs_kvm!();
-    // EBX of leaf 7 in full: no CPU has every one of these (bit 22 is reserved for one that was never made).
+    // All bits of EBX in leaf 7: no CPU has every one of them (bit 22 is reserved).
     let path = file("greedy.json", br#"{ "cpuid": [{ "leaf": "0x7", "ebx": "0xffffffff" }] }"#);
     finish(run_payload("poweroff").arg("--cpu").arg(&path)).expect(125, "EBX in CPUID leaf 0x7.0");
 }

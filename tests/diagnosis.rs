@@ -1,4 +1,4 @@
-//! What is said about a guest that does not come up, with guests that any KVM runs.
+//! Tests of the diagnosis of guests that do not come up, with guests that any KVM runs.
 
 mod common;
 
@@ -15,7 +15,7 @@ fn options_beside_a_silent_linux_explain_it() {
     let folder = scratch().join("with-config");
     fs::create_dir_all(&folder).unwrap();
     let kernel = folder.join("vmlinuz");
-    // A Linux by its header, which never gets as far as its first word.
+    // An image with Linux's header that never prints anything.
     fs::write(&kernel, Payload::named("spin").unwrap().bzimage(b"BZh91AY")).unwrap();
     fs::write(folder.join("config"), "CONFIG_PRINTK=y\nCONFIG_TTY=y\nCONFIG_SERIAL_8250=m\n").unwrap();
     let mut command = coracle();
@@ -33,7 +33,7 @@ fn bzimage_that_calls_itself_something_else_gets_no_advice_for_linux() {
     }
     let linux = Payload::named("spin").unwrap().bzimage(b"BZh91AY");
     let mut other = linux.clone();
-    // The text that `kernel_version` points to, 0x200 bytes before it.
+    // The text to which `kernel_version` points, 0x200 bytes before it.
     let text = usize::from(u16::from_le_bytes([linux[0x20e], linux[0x20f]])) + 0x200;
     other[text..text + 12].copy_from_slice(b"Tester v1.0\0");
     let advice = |name: &str, kernel: &[u8]| {

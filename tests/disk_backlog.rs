@@ -1,5 +1,5 @@
-//! Guests that offer their disks far more than any host does in the time for a stop: their backlog is theirs,
-//! and holds up no stop, no time limit and no pause.
+//! Tests of guests that offer their disks far more than any host can do in the time for a stop: the backlog
+//! is the guest's, and delays no stop, no time limit and no pause.
 
 mod common;
 
@@ -26,7 +26,7 @@ const KINDS: [&str; 5] = ["read", "write", "flush", "discard", "zeroes"];
 const ENGINES: [(&str, DiskEngine); 2] = [("sync", DiskEngine::Sync), ("io_uring", DiskEngine::IoUring)];
 const MIB: u64 = 1 << 20;
 
-/// Disks of a test, which are gone with it.
+/// Disks of a test, which are removed with it.
 struct Disks(PathBuf);
 
 impl Disks {
@@ -84,7 +84,7 @@ fn guest_with_a_backlog_is_ended_by_its_time_limit() {
     }
 }
 
-/// The requests that a pause finds stay where they are, and each is carried out once.
+/// Requests that are pending at a pause stay pending, and each is carried out once.
 #[test]
 fn backlog_goes_on_after_pauses() {
     needs_kvm!();
@@ -100,7 +100,7 @@ fn backlog_goes_on_after_pauses() {
     }
 }
 
-/// Starts the guest, pauses it again and again while its disks work, and has it check what it got.
+/// Starts the guest, pauses it repeatedly while its disks work, and lets it check the data.
 fn backlog(kind: &str, engine: DiskEngine, disks: &Disks) -> Vm {
     let mut config = VmConfig::new(payload(&format!("backlog-{kind}")));
     config.timeout = Some(Duration::from_secs(60));
@@ -117,7 +117,7 @@ fn backlog(kind: &str, engine: DiskEngine, disks: &Disks) -> Vm {
     vm
 }
 
-/// What the guest is to read, or to overwrite.
+/// The data that the guest has to read or overwrite.
 fn fill(disk: &Path, kind: &str) {
     let file = File::options().write(true).open(disk).unwrap();
     for page in 0..4 * MIB / 4096 {
@@ -133,7 +133,7 @@ fn check(disk: &Path, kind: &str) {
         let number = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         match kind {
             "zeroes" => assert_eq!(number, 0),
-            // A page that is discarded reads as anything.
+            // A page that is discarded may read as anything.
             "discard" => {}
             _ => assert_eq!(number, page, "{kind}"),
         }

@@ -1,6 +1,6 @@
-//! Faults of the host that disks meet, made for real: file systems without room, limits, files that hang.
+//! Tests of real faults of the host that disks meet: full file systems, limits, files that hang.
 //!
-//! Each test has a mount namespace of its own, for which it has to be root.
+//! Each test has its own mount namespace, for which it needs root.
 
 mod common;
 
@@ -17,7 +17,7 @@ use coracle_agent::protocol::emulated_host::environment::CALLER;
 
 macro_rules! needs_kvm_and_root {
     () => {
-        // SAFETY: it only asks.
+        // SAFETY: the call only returns a number.
         if unsafe { libc::geteuid() } != 0 {
             return skip("mounting file systems takes root");
         }
@@ -27,11 +27,11 @@ macro_rules! needs_kvm_and_root {
     };
 }
 
-/// Runs `test` on a thread whose mounts nobody else sees.
+/// Runs `test` on a thread whose mounts no other thread sees.
 fn with_own_mounts(test: impl FnOnce() + Send + 'static) {
     let thread = thread::spawn(|| {
-        // SAFETY: the thread's own view of mounts, working folder and umask, which nothing else of it depends
-        // on.
+        // SAFETY: the call only changes the thread's own mounts, working directory and umask, on which
+        // nothing else depends.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0, "{}", std::io::Error::last_os_error());
         mount("none", Path::new("/"), "", libc::MS_REC | libc::MS_PRIVATE, "");
         test();
@@ -43,14 +43,14 @@ fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, options:
     let text = |text: &str| std::ffi::CString::new(text).unwrap();
     let (source, target, kind) = (text(source), text(target.to_str().unwrap()), text(kind));
     let options = text(options);
-    // SAFETY: all are strings with an end, which live through the call.
+    // SAFETY: all strings are nul-terminated and outlive the call.
     let result = unsafe {
         libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, options.as_ptr().cast())
     };
     assert_eq!(result, 0, "mount: {}", std::io::Error::last_os_error());
 }
 
-/// A tmpfs of 64 KiB with a sparse disk of 32 KiB, and no room for any of its blocks.
+/// Creates a tmpfs of 64 KiB with a sparse disk of 32 KiB and no room for any of its blocks.
 fn full_tmpfs(name: &str) -> (PathBuf, PathBuf) {
     let folder = scratch().join(name);
     fs::create_dir_all(&folder).unwrap();
@@ -62,8 +62,7 @@ fn full_tmpfs(name: &str) -> (PathBuf, PathBuf) {
     (disk, filler)
 }
 
-/// The payload reads sector 5, which works, and writes it, which is what it leaves with code 6 for if it
-/// fails.
+/// The payload reads sector 5, which works, and writes it; if that fails, it exits with code 6.
 fn write_a_sector(disk: &Path, words: &str) -> Command {
     let mut command = run_payload("virtio-block");
     command.args(["--timeout", "30s", "--disk", &format!("path={}{words}", disk.display())]);
@@ -100,7 +99,7 @@ fn disk_without_room_pauses_the_machine_until_there_is_some() {
         assert!(child.try_wait().unwrap().is_none());
         fs::remove_file(&filler).unwrap();
         signal(&child, libc::SIGCONT);
-        // The payload has got on: its first life ends by a reset.
+        // The payload has continued: its first life ends with a reset.
         assert_eq!(collect(child).code(), 112);
         assert_eq!(fs::read(&disk).unwrap()[5 * 512], 1);
     });
@@ -121,7 +120,7 @@ fn overlay_that_is_full_gives_the_guest_an_error() {
         let mut command = write_a_sector(&disk, ",cow");
         let run = finish(command.env("TMPDIR", other.parent().unwrap()));
         run.expect(125, "needs a limit there: give cow-size=; TMPDIR names another directory");
-        // On an emulated host it is always /tmp.
+        // On an emulated host the directory is always /tmp.
         mount("tmpfs", Path::new("/tmp"), "tmpfs", 0, "size=1m");
         let mut command = write_a_sector(&disk, ",cow");
         let run = finish(command.env("TMPDIR", other.parent().unwrap()).env(CALLER, "0"));
@@ -129,7 +128,7 @@ fn overlay_that_is_full_gives_the_guest_an_error() {
     });
 }
 
-/// There is room, but others are to have it.
+/// There is room, but it is reserved for others.
 #[test]
 fn overlay_leaves_the_last_part_of_its_file_system_to_others() {
     needs_kvm_and_root!();
@@ -145,7 +144,7 @@ fn overlay_leaves_the_last_part_of_its_file_system_to_others() {
             let mut command = write_a_sector(&disk, ",cow,cow-size=32K");
             finish(command.env("TMPDIR", &folder).args(["--on-reset", "reboot"]))
         };
-        // 5 % of 256 pages are 13: first there are 20, then 10.
+        // 5 % of 256 pages are 13: at first 20 are free, then 10.
         run(236).expect(0, "code 0");
         expect_write_error(&run(10), "does not take the last 5 % of its file system");
     });
@@ -160,7 +159,7 @@ fn limit_on_the_size_of_files_is_an_error_and_no_signal() {
         let mut command = write_a_sector(&disk, engine);
         let limit = libc::rlimit { rlim_cur: 2048, rlim_max: 2048 };
         let set = move || {
-            // SAFETY: it sets a limit of the new process.
+            // SAFETY: the call only sets a limit of the new process.
             unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
             Ok(())
         };
@@ -182,7 +181,7 @@ fn loop_device_whose_file_has_no_room_gives_the_guest_an_error() {
         let device = PathBuf::from(String::from_utf8_lossy(&device.stdout).trim());
         let run = finish(&mut write_a_sector(&device, ""));
         let _ = Command::new("losetup").arg("--detach").arg(&device).status();
-        // The device takes the write and tells of its loss by the flush, for which the payload has code 7.
+        // The device accepts the write and reports its loss at the flush, for which the payload has code 7.
         run.expect(7, "1 requests to disks failed on the host");
     });
 }
@@ -202,15 +201,15 @@ fn hang(engine: &'static str) {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let said = read_until(&mut child, "disk.img did not finish its requests within 4s");
         assert!(start.elapsed() < Duration::from_secs(100), "{said}: {:?}", start.elapsed());
-        // Its process cannot go before the kernel lets go of the read, which no signal can make it do.
+        // Its process cannot end before the kernel returns from the read, which no signal interrupts.
         let folder = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
-        // SAFETY: the path is a string with an end. It aborts the connection to the file system.
+        // SAFETY: the path is nul-terminated. Writing there aborts the connection to the file system.
         unsafe { libc::umount2(folder.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
         assert_eq!(collect(child).code(), 117);
     });
 }
 
-/// The flush that has begun is waited for, and none of the 255 others is begun.
+/// The flush in progress is waited for, and none of the 255 others is started.
 #[test]
 fn disk_with_slow_flushes_holds_up_the_end_for_one_of_them() {
     needs_kvm_and_root!();
@@ -224,7 +223,7 @@ fn disk_with_slow_flushes_holds_up_the_end_for_one_of_them() {
     }
 }
 
-/// Of 256 reads of which the host does one after the other, those that have begun are waited for.
+/// Of 256 reads, which the host serves one after the other, only those in progress are waited for.
 #[test]
 fn disk_with_slow_reads_holds_up_the_end_for_those_that_have_begun() {
     needs_kvm_and_root!();
@@ -235,7 +234,7 @@ fn disk_with_slow_reads_holds_up_the_end_for_those_that_have_begun() {
             command.arg(format!("path={},ro,engine={engine}", folder.join("disk.img").display()));
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
             let mut child = command.spawn().unwrap();
-            // By then the host is at work on them.
+            // By then the host is working on them.
             thread::sleep(Duration::from_millis(500));
             child.stdin.take().unwrap().write_all(b"p").unwrap();
             collect(child).expect(0, "the guest powered off");
@@ -243,7 +242,7 @@ fn disk_with_slow_reads_holds_up_the_end_for_those_that_have_begun() {
     }
 }
 
-/// Calls `test` with a folder that is a file system of this process.
+/// Calls `test` with a directory that is a file system of this process.
 fn with_fuse(name: &str, slow: Slow, test: impl FnOnce(&Path) + Send + 'static) {
     let folder = scratch().join(name);
     with_own_mounts(move || {
@@ -258,7 +257,7 @@ fn with_fuse(name: &str, slow: Slow, test: impl FnOnce(&Path) + Send + 'static) 
     });
 }
 
-/// Reads what a command says on stderr until `words` have come.
+/// Reads a command's stderr until `words` have come.
 #[track_caller]
 fn read_until(child: &mut Child, words: &str) -> String {
     let mut said = String::new();
@@ -272,18 +271,18 @@ fn read_until(child: &mut Child, words: &str) -> String {
     said
 }
 
-/// What a file system takes its time for.
+/// The operations that a file system delays.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Slow {
-    /// Reads of the file never end.
+    /// Reads of the file never return.
     Reads,
     /// Each flush of the file takes 2 s.
     Flushes,
-    /// Each read of the file takes 0.3 s, and nothing of it is kept.
+    /// Each read of the file takes 0.3 s and is not cached.
     EachRead,
 }
 
-/// A file system with one file of 32 KiB in it. Numbers are those of `linux/fuse.h`, version 7.31.
+/// A file system with a single file of 32 KiB. The numbers are those of `linux/fuse.h`, version 7.31.
 fn serve_fuse(mut fuse: File, slow: Slow) {
     let mut request = vec![0; 1 << 17];
     while let Ok(count) = fuse.read(&mut request) {
@@ -324,7 +323,7 @@ fn serve_fuse(mut fuse: File, slow: Slow) {
     }
 }
 
-/// `struct fuse_attr` of the folder (node 1) or of the file.
+/// Encodes `struct fuse_attr` of the directory (node 1) or of the file.
 fn attributes(node: u32) -> Vec<u8> {
     let (mode, size) = if node == 1 { (0o40755, 0) } else { (0o100_644, 64 * 512_u32) };
     let words = [node, 0, size, 0, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 512, 0];

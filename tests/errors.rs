@@ -1,4 +1,4 @@
-//! Errors of the library: each says its reason itself, and says it once.
+//! Tests that each error of the library contains its cause, once.
 
 mod common;
 
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use coracle::config::{CpuModel, DiskConfig, RootConfig, SerialConfig, VmConfig};
 use coracle::{BuildError, VmBuilder};
 
-/// What a program shows that prints an error and its causes shows each of them once.
+/// A program that prints an error and its causes shows each of them once.
 fn says(error: &dyn Error, reason: &str) {
     let text = error.to_string();
     assert!(text.contains(reason), "{text}");
@@ -45,8 +45,8 @@ fn errors_of_a_build_have_their_reasons() {
     says(&image.unwrap_err(), none);
 }
 
-/// In the source of everything that is public: no error leaves its reason to `source`, where one who prints
-/// it does not look, or says it there again; and each may get more variants.
+/// In the source of every public error, the cause is neither left to `source`, where a program that prints
+/// the error does not look, nor repeated there; and each error may get more variants.
 #[test]
 fn no_error_hides_its_reason_or_repeats_it() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -82,10 +82,10 @@ fn no_error_hides_its_reason_or_repeats_it() {
     assert!(errors > 200, "{errors}");
 }
 
-/// Its error is in none that is public: it is taken apart by those who open files.
+/// This error is not part of a public one: code that opens files takes it apart.
 const INNER: &str = "arch/src/regular_file.rs";
 
-/// What follows each `mark`.
+/// Returns the text after each `mark`.
 fn after<'a>(text: &'a str, mark: &'a str) -> impl Iterator<Item = &'a str> {
     text.match_indices(mark).map(move |(at, _)| &text[at + mark.len()..])
 }

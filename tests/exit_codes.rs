@@ -1,4 +1,4 @@
-//! Every exit code of the table in `docs/outcomes.md`, once.
+//! Tests that provoke every exit code in the table of `docs/outcomes.md`, once.
 
 mod common;
 
@@ -37,7 +37,7 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
         return;
     }
     let path = common::scratch().join("before-command.json");
-    // What the agent is to run in; these guests do not look at it.
+    // The system for the agent; these guests do not look at it.
     let initrd = common::file("empty.cpio", EMPTY_ARCHIVE.as_bytes());
     for (guest, options, code, ending, words) in [
         ("poweroff", &[][..], 111, "command-failed", "the guest powered off before the command had started"),
@@ -55,7 +55,7 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
         command.arg("-i").arg(&initrd).args(options).arg("--outcome").arg(&path).args(["--", "true"]);
         finish(&mut command).expect(code, words);
         common::exit_codes::expect_outcome(&path, ("", ending), code);
-        // Nothing of the command is known.
+        // Nothing is known about the command.
         let report: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         assert_eq!(report.get("command_code"), None, "{report}");
     }
@@ -66,7 +66,7 @@ fn guest_that_ends_before_its_command_never_ends_with_0() {
     assert_eq!(common::wait(&mut child).code(), Some(128 + libc::SIGTERM));
 }
 
-/// A cpio archive of nothing but its end.
+/// Returns a cpio archive with only its end.
 const EMPTY_ARCHIVE: &str = concat!(
     "070701",
     "00000000000000000000000000000000000000010000000000000000",
@@ -118,7 +118,7 @@ fn without_qemu(outcome: &Path) -> Finished {
     )
 }
 
-/// What the guest is made of at first cannot be had again.
+/// The ingredients of the first guest are not available again.
 fn kernel_is_gone_at_the_reset(outcome: &Path) -> Finished {
     let kernel = payload("hello-reset");
     let mut command = coracle();
@@ -147,7 +147,7 @@ fn signalled(payload: &str, number: i32, outcome: &Path) -> Finished {
     collect(child)
 }
 
-/// Starts it and waits until its guest has printed a byte.
+/// Starts the command and waits until its guest has printed a byte.
 fn printed_one_byte(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();

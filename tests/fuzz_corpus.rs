@@ -1,4 +1,4 @@
-//! The corpora of the fuzz targets, replayed: what once was found stays mended, without a fuzzer.
+//! Replays the corpora of the fuzz targets, so that earlier findings stay fixed, without a fuzzer.
 
 #[allow(unreachable_pub)]
 #[path = "../fuzz/src/lib.rs"]
@@ -7,7 +7,8 @@ mod fuzz;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A corpus is there to be read by people, too: a finding that needs more than this can be made smaller.
+/// The maximum size of a corpus file: corpora are also for people to read, and a finding that needs more can
+/// be minimized.
 const LARGEST: usize = 64 << 10;
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
@@ -24,7 +25,7 @@ fn every_input_of_every_corpus_is_handled() {
         assert!(inputs.len() >= 5, "the corpus of {target} has {} inputs", inputs.len());
         for (path, data) in inputs {
             assert!(data.len() <= LARGEST, "{} is too large", path.display());
-            // Its name is shown if the target panics.
+            // The name is shown if the target panics.
             println!("{}", path.display());
             handle(&data);
         }

@@ -1,5 +1,5 @@
-//! Agents that break their word, played by this test over a socket pair: each call of the library ends in
-//! time, with what it may keep, whatever comes.
+//! Tests of agents that break the protocol, played by this test over a socket pair: each call of the library
+//! ends in time, with bounded memory, whatever comes.
 
 mod common;
 
@@ -19,13 +19,12 @@ use coracle_agent::protocol::agent::{
     Stream,
 };
 
-/// The whole patience of the calls here: far less than any of them takes that begins it again with each
-/// frame.
+/// The time limit of the calls here: far shorter than any of them would take if each frame restarted it.
 const PATIENCE: Duration = Duration::from_millis(400);
 const DRIP: Duration = Duration::from_millis(20);
 const FIRST: u32 = 1;
 
-/// An agent that greets, and then follows `script` on the first channel that is opened.
+/// Plays an agent that greets, and then follows `script` on the first channel that is opened.
 struct Hostile {
     client: AgentClient,
     thread: Option<JoinHandle<()>>,
@@ -42,7 +41,7 @@ impl Hostile {
             let info = AgentInfo { kernel: "6.1".into(), place: Place::FirstProcess, kills_groups: false };
             line.0.read_exact(&mut [0; Hello::LEN]).unwrap();
             line.bytes(&AgentMessage::Ready(info).to_frame(0));
-            // The request, of which nothing matters here.
+            // The request, whose content does not matter here.
             let mut length = [0; 4];
             if line.0.read_exact(&mut length).is_ok() {
                 line.0.read_exact(&mut vec![0; u32::from_le_bytes(length) as usize]).unwrap();
@@ -71,7 +70,7 @@ impl Drop for Hostile {
 struct Line(UnixStream);
 
 impl Line {
-    /// False when the host has gone.
+    /// Returns `false` when the host has gone.
     fn bytes(&mut self, bytes: &[u8]) -> bool {
         self.0.write_all(bytes).is_ok()
     }
@@ -80,7 +79,7 @@ impl Line {
         self.bytes(&message.to_frame(FIRST))
     }
 
-    /// Says it again and again, until the host has gone; a host that does not go is left.
+    /// Sends the same message repeatedly until the host has gone; a host that does not go is abandoned.
     fn drip(mut self, message: &AgentMessage) {
         let start = Instant::now();
         while start.elapsed() < LIMIT && self.say(message) {
@@ -97,7 +96,7 @@ impl Line {
     }
 }
 
-/// Runs a call that has to end by its patience, whatever drips in.
+/// Runs a call that has to end within its time limit, whatever arrives slowly.
 fn ends_in_time<T>(call: impl FnOnce() -> Result<T, AgentError>) {
     let start = Instant::now();
     let Err(error) = call() else { panic!("it has an answer") };
@@ -119,7 +118,7 @@ fn of_exec<T>(result: Result<T, ExecError>) -> Result<T, AgentError> {
     })
 }
 
-/// An agent that answers each request after a while: in each directory there is one more.
+/// Plays an agent that answers each request after a while, with one more in each directory.
 fn bottomless(mut line: UnixStream) {
     let mut frame = || {
         let mut length = [0; 4];
@@ -219,7 +218,7 @@ fn command_with_a_limit_ends_with_it_whoever_waits() {
     let error = runtime().block_on(limited(&hostile).output_async());
     assert!(matches!(error, Err(ExecError::TimedOut { limit: PATIENCE, .. })));
     drop(hostile);
-    // Who reads a stream waits for the command, too.
+    // Reading a stream includes waiting for the command.
     let hostile = agent();
     let mut process = limited(&hostile).spawn().unwrap();
     let error = process.stdout.as_mut().unwrap().read_to_end(&mut Vec::new()).unwrap_err();
@@ -235,7 +234,7 @@ fn command_with_a_limit_ends_with_it_whoever_waits() {
     drop(hostile);
     let hostile = Hostile::new(|mut line| {
         line.say(&AgentMessage::Started { pid: 2 });
-        // It reads all, and grants nothing.
+        // The agent reads everything and grants nothing.
         let _ = std::io::copy(&mut line.0, &mut std::io::sink());
     });
     let mut process = limited(&hostile).stdin(ExecInput::Piped).spawn().unwrap();
@@ -256,7 +255,7 @@ fn floods_end_at_the_caller_s_limit() {
     let flood = |first: AgentMessage| {
         Hostile::new(move |mut line| {
             line.say(&first);
-            // As fast as the host grants: it reads what the host says and does not look at it.
+            // As fast as the host grants; the agent reads the host's messages and ignores them.
             let mut reader = line.0.try_clone().unwrap();
             let grants = thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
             let piece = AgentMessage::Data(Stream::Stdout, vec![b'x'; 4096]);
@@ -295,7 +294,7 @@ fn names_that_lead_out_of_a_folder_break_the_list() {
 #[test]
 fn copy_of_directories_without_end_ends_in_time() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
-    // What comes allows for no more time.
+    // Nothing that arrives extends the time limit.
     let config = AgentConfig { answer_limit: PATIENCE, least_rate: u32::MAX, ..AgentConfig::default() };
     let client = AgentClient::over_within(ours, &config).unwrap();
     let agent = thread::spawn(move || {

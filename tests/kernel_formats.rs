@@ -1,5 +1,5 @@
-//! Every kernel format end to end: a bzImage whose own code ends with 7 and whose packed kernel ends with 0
-//! tells by its code which of the two has run.
+//! Tests of every kernel format end to end: the code of a bzImage exits with 7 and its compressed kernel with
+//! 0, so that the exit code shows which of the two has run.
 
 mod common;
 
@@ -21,7 +21,7 @@ macro_rules! needs_kvm {
 
 const ALL: [Compression; 4] = [Compression::Gzip, Compression::Xz, Compression::Zstd, Compression::Lz4Legacy];
 
-/// The packed kernel as Linux's build makes it: all but gzip are followed by the unpacked length.
+/// Compresses a kernel as Linux's build does: the uncompressed length follows all formats except gzip.
 fn packed(compression: Compression) -> Vec<u8> {
     let elf = Payload::named("hello-exit").unwrap().elf();
     let mut packed = match compression {
@@ -60,7 +60,7 @@ fn run(kernel: &PathBuf, args: &[&str]) -> Command {
     command
 }
 
-/// An ELF64 file's program headers and what they name, as an ELF32 file.
+/// Converts an ELF64 file's program headers and segments to an ELF32 file.
 fn elf_32(elf: &[u8]) -> Vec<u8> {
     let number = |at: usize, len: usize| {
         let bytes = elf[at..at + len].iter().rev();
@@ -71,7 +71,7 @@ fn elf_32(elf: &[u8]) -> Vec<u8> {
     let mut file = b"\x7fELF\x01\x01\x01".to_vec();
     file.resize(16, 0);
     file.extend([2_u16, 3].map(u16::to_le_bytes).concat());
-    // There is no 64-bit entry, and nothing asks for another.
+    // There is no 64-bit entry point, and nothing requests another.
     file.extend([1_u32, 0, 52, 0, 0].map(u32::to_le_bytes).concat());
     file.extend([52_u16, 32, count as u16, 0, 0, 0].map(u16::to_le_bytes).concat());
     for at in (0..count).map(|index| table + 56 * index) {

@@ -1,4 +1,4 @@
-//! The library: virtual machines inside this process, driven through `Vm` and `VmHandle`.
+//! Tests of the library: virtual machines inside this process, driven through `Vm` and `VmHandle`.
 
 mod common;
 
@@ -78,7 +78,7 @@ fn paused_guest_stands_still() {
     let size = || fs::metadata(&path).map_or(0, |file| file.len());
     common::eventually("the guest prints", || size() > 100);
     assert!(vm.handle().pause());
-    // What the guest had printed before may still be on its way to the file.
+    // What the guest printed earlier may still be on its way to the file.
     let mut last = 0;
     common::eventually("the file stops growing", || {
         std::thread::sleep(Duration::from_millis(50));
@@ -206,17 +206,17 @@ fn thousand_machines_leave_no_thread_no_descriptor_and_no_memory() {
     (0..10).for_each(|_| four_lives());
     let (before, memory, mapped) = (held(), status_kib("VmRSS"), status_kib("VmSize"));
     (0..250).for_each(|_| four_lives());
-    // A thread that has been joined, or one of KVM's own, may still be on its way out of the process.
+    // A thread that has been joined, or one of KVM's, may still be exiting.
     common::eventually("as many threads and descriptors as before", || held() == before);
     let grown = status_kib("VmRSS").saturating_sub(memory);
     assert!(grown < 4096, "{grown} KiB more after a thousand machines");
-    // The guests had 16 MiB each.
+    // Each guest had 16 MiB.
     let grown = status_kib("VmSize").saturating_sub(mapped);
     assert!(grown < 256 << 10, "{grown} KiB more are mapped");
     assert_eq!(signal_state(), signals);
 }
 
-/// Signals that the process ignores and catches, and that this thread blocks.
+/// The signals that the process ignores and catches, and that this thread blocks.
 fn signal_state() -> Vec<String> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let lines = status.lines().filter(|line| line.starts_with("Sig") && !line.starts_with("SigQ"));
@@ -260,7 +260,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
         held
     };
     let (descriptors, threads, memory) = held(5);
-    // A thread that has been joined, or one of KVM's own, may still be on its way out of the process.
+    // A thread that has been joined, or one of KVM's, may still be exiting.
     common::eventually("as many threads and descriptors as before", || {
         let (descriptors_after, threads_after, memory_after) = held(105);
         assert!(memory_after < memory + 4096, "{memory} KiB, then {memory_after} KiB");
@@ -269,7 +269,7 @@ fn hundred_resets_take_no_thread_no_descriptor_and_no_memory() {
     assert!(vm.stop(Grace::NONE).resets >= 104);
 }
 
-/// A size of the process, by its name in the kernel's account.
+/// Returns a size of the process, by its name in the kernel's accounting.
 fn status_kib(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with(name)).unwrap();
@@ -305,8 +305,8 @@ fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
     }
 }
 
-/// A data directory is the environment's: each run is a process of its own. The guest prints what it was
-/// loaded with.
+/// The environment names the data directory, so each run is a separate process. The guest prints which files
+/// were loaded.
 #[test]
 fn initrd_comes_after_the_default_guest_s_in_command_and_library() {
     if !common::kvm_or_skip() {
@@ -345,10 +345,10 @@ fn initrd_comes_after_the_default_guest_s_in_command_and_library() {
     }
 }
 
-/// Where the process that runs the library's machine has its initrds from.
+/// The directory of the initrds for a process that runs the library's machine.
 const INITRDS: &str = "CORACLE_TEST_INITRDS";
 
-/// Runs the default guest of this process's environment, and prints what it prints.
+/// Runs the default guest of this process's environment, and prints its output.
 fn run_default_guest(initrds: &std::ffi::OsStr) {
     let builder = Vm::builder().memory_mib(16).console_piped();
     let paths = std::env::split_paths(initrds).filter(|path| !path.as_os_str().is_empty());
@@ -435,11 +435,11 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
         return;
     }
     let builder = Vm::builder().kernel(common::payload("spin-ring3")).memory_mib(16).cpus(2);
-    // Less than a vCPU's fair share of a CPU on which ten others spin: only the quota can hold it to this.
+    // Less than a vCPU's fair share of a CPU on which ten others spin: only the quota can limit it to this.
     let share = 0.05;
     let started = Instant::now();
     let vm = builder.cpu_quota_percent(5).start().unwrap();
-    // A vCPU that nothing holds runs, or waits for a CPU, all the time. A share that was exceeded because the
+    // A vCPU that nothing holds back always runs or waits for a CPU. A share that was exceeded because the
     // control thread came late is a debt, which is paid.
     common::eventually("the guest gets its share, wants more, and is held", || {
         let [used, waited] = vcpu_times();
@@ -450,8 +450,8 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
     assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }
 
-/// Seconds for which the vCPUs of this process have run, and for which they have waited for a CPU, as the
-/// kernel counts them (Linux, Documentation/scheduler/sched-stats.rst).
+/// Returns the seconds for which the vCPUs of this process have run, and for which they have waited for a
+/// CPU, as counted by the kernel (Linux, Documentation/scheduler/sched-stats.rst).
 fn vcpu_times() -> [f64; 2] {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
     let vcpus = tasks.filter(|task| {

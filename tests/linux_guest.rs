@@ -1,5 +1,5 @@
-//! Stock Linux guests: they boot, and each way in which they end is told. `cargo xtask test` runs this
-//! program where there is a KVM that runs Linux: on hardware, else on the emulated host.
+//! Tests of stock Linux guests: they boot, and each way in which they end is reported. `cargo xtask test`
+//! runs this program where KVM can run Linux: on hardware, or else on the emulated host.
 
 mod common;
 
@@ -74,7 +74,7 @@ fn data(what: GuestData) -> PathBuf {
     guest_data::find(what).unwrap()
 }
 
-/// The stock kernel with the default guest's initramfs, told what to do.
+/// Returns the stock kernel with the default guest's initramfs, and parameters for it.
 fn linux(kernel: GuestData, action: &str) -> Command {
     let mut command = coracle();
     command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(kernel)).arg("-i");
@@ -86,7 +86,7 @@ fn run(action: &str, args: &[&str]) -> Finished {
     finish(linux(GuestData::GuestVmlinux, action).args(args))
 }
 
-/// A kernel that is to fail before its init: its arguments, how it ended, and its outcome.
+/// A kernel that fails before its init: its arguments, how it ended, and its outcome.
 fn fail(name: &str, args: &[&str]) -> (Finished, serde_json::Value) {
     let path = scratch().join(format!("{name}.json"));
     let mut command = coracle();
@@ -118,7 +118,7 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
     let text = run.text();
     assert!(text.contains("kernel   6.") && text.contains("cpus     2 online"), "{text}");
     assert!(!text.contains("coracle: "), "stdout is the guest's alone: {text}");
-    // A host with one CPU is told that two vCPUs share it.
+    // A host with one CPU warns that two vCPUs share it.
     let said = run.stderr.lines().filter(|line| !line.contains("vCPUs share the"));
     assert_eq!(said.count(), 1, "{}", run.stderr);
     let outcome = outcome(&path);
@@ -132,7 +132,7 @@ fn vmlinux_boots_to_our_init_and_powers_off_with_0() {
     assert_eq!(outcome.get("diagnosis"), None);
 }
 
-/// `ignore_loglevel` has all that the kernel says on the console.
+/// `ignore_loglevel` puts all kernel messages on the console.
 #[test]
 fn stock_kernel_boots_without_a_warning() {
     needs_linux!();
@@ -185,8 +185,8 @@ fn init_that_ends_is_a_panic() {
 fn guest_that_hangs_ends_with_124() {
     needs_linux!();
     let path = scratch().join("hang.json");
-    // How long a boot takes depends on the machine: half as long again, and some more, is after the init's
-    // start.
+    // The time of a boot depends on the machine: one and a half times that, plus a margin, is after the
+    // init's start.
     let boot = run("poweroff", &[]).elapsed.as_secs();
     let limit = format!("{}s", (boot * 3 / 2 + 4).min(200));
     let run = run("hang", &["--timeout", &limit, "--outcome", path.to_str().unwrap()]);
@@ -258,7 +258,7 @@ fn sigterm_has_a_shell_end_too() {
     });
 }
 
-/// Whether the guest powered off within its grace of 5 s, which a busy machine may not leave it.
+/// Whether the guest powered off within its grace of 5 s, for which a busy machine may be too slow.
 fn powered_off_in_time(run: &Finished, signal: &str, code: i32) -> Result<(), String> {
     assert_eq!(run.code(), code, "{run:?}");
     let powered_off = format!("the guest powered off, asked to by signal {signal}");
@@ -289,7 +289,7 @@ fn pvpanic_ends_a_panic_that_would_not_reset() {
 fn panic_that_neither_tells_nor_resets_ends_by_its_silence() {
     needs_linux!();
     let path = scratch().join("silence.json");
-    // Without an init there is nobody who loads the pvpanic driver.
+    // Without an init, nobody loads the pvpanic driver.
     let args = ["-a", "rdinit=/no/such/init panic=0", "--outcome", path.to_str().unwrap()];
     run("report", &args).expect(110, "kernel panicked");
     assert_eq!(outcome(&path)["panic_evidence"], "silence");
@@ -316,7 +316,7 @@ fn reboot_restarts_linux_if_the_policy_says_so() {
     assert!(outcome(&path)["resets"].as_u64().unwrap() >= 1);
 }
 
-/// The full kernel of Debian has the parser of MP tables, which the cloud kernel has not.
+/// Debian's full kernel can parse MP tables; its cloud kernel cannot.
 #[test]
 fn machine_without_acpi_shows_its_cpus_and_powers_off() {
     needs_linux!();
@@ -357,8 +357,8 @@ fn default_guest_without_a_terminal_prints_a_report() {
     assert!(run.text().contains("coracle guest"), "{}", run.text());
 }
 
-/// The default guest at a terminal, the words that are typed after the first prompt, and the last ones that
-/// are to come.
+/// Runs the default guest on a terminal: the text to type after the first prompt, and the last text to
+/// expect.
 fn talk(lines: &[(&str, &str)], code: i32) {
     let (mut terminal, inside) = pseudo_terminal();
     let mut command = coracle();
@@ -397,18 +397,18 @@ fn started(command: &mut Command, words: &str) -> Child {
     child
 }
 
-/// What a terminal has shown.
+/// The output of a terminal.
 #[derive(Default)]
 struct Transcript(String);
 
 impl Transcript {
-    /// Reads on until `words` have come, and gives what came before them.
+    /// Continues to read until `words` have come, and returns the output before them.
     #[track_caller]
     fn until(&mut self, terminal: &mut impl Read, words: &str) -> String {
         let mut found = None;
         eventually(words, || {
             let mut bytes = [0; 4096];
-            // The terminal does not block: nothing to read is nothing new.
+            // The terminal does not block: nothing to read means nothing new.
             if let Ok(count) = terminal.read(&mut bytes) {
                 self.0.push_str(&String::from_utf8_lossy(&bytes[..count]));
             }

@@ -1,5 +1,5 @@
-//! A program whose `log` back end blocks for ever, and guests that cause log lines without end: the limits
-//! and the stop of a machine hold all the same. A process of its own, because it has one back end.
+//! Tests of a program whose `log` back end blocks for ever, with guests that cause endless log lines: the
+//! limits and the stop of a machine still work. This is a separate process, because it has a single back end.
 
 mod common;
 
@@ -14,7 +14,7 @@ use coracle::outcome::{Ending, Outcome, TimeLimit};
 use coracle::{Grace, VmBuilder};
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// Counts lines, and keeps each one for ever once it is told to.
+/// Counts lines, and blocks for ever once it is told to.
 struct BackEnd;
 
 static LINES: AtomicU32 = AtomicU32::new(0);
@@ -46,8 +46,7 @@ fn flood(timeout: Option<Duration>) -> VmBuilder {
     VmBuilder::new(VmConfig { kernel: Some(payload("log-flood")), disks, timeout, ..VmConfig::default() })
 }
 
-/// Runs `end` on a thread, for a machine that floods the log: its outcome, when it comes while others would
-/// still wait.
+/// Runs `end` on a thread, for a machine that floods the log, and returns its outcome if that comes in time.
 #[track_caller]
 fn within_limits(what: &str, end: impl FnOnce() -> Option<Outcome> + Send + 'static) -> Option<Outcome> {
     let (sender, receiver) = mpsc::channel();
@@ -68,8 +67,8 @@ fn guest_that_floods_the_log_is_stopped_while_the_back_end_blocks() {
 
     let outcome = flood(Some(Duration::from_secs(1))).run().unwrap();
     assert!(matches!(outcome.ending, Ending::TimedOut { of: TimeLimit::Wall, .. }), "{outcome:?}");
-    // The machine's limit for five seconds, a second such time on a slow host, and the count of what was left
-    // out.
+    // The machine's limit for five seconds, another such period on a slow host, and the count of omitted
+    // lines.
     let lines = LINES.load(Ordering::Relaxed);
     assert!((1..=21).contains(&lines), "{lines} lines");
     assert!(LEFT_OUT.load(Ordering::Relaxed) > 0, "nobody said how many lines were left out");

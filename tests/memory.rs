@@ -1,4 +1,4 @@
-//! What backs a guest's RAM, and what is said when it cannot be had.
+//! Tests of what backs a guest's RAM, and of the errors if it is not available.
 
 mod common;
 

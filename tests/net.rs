@@ -1,5 +1,5 @@
-//! Network cards driven by a bare payload on `/dev/kvm` of any kind, with taps in a network of the test's
-//! own.
+//! Tests of network cards, driven by a bare payload on `/dev/kvm` of any kind, with taps in a network of the
+//! test's own.
 
 mod common;
 
@@ -23,7 +23,7 @@ macro_rules! needs_kvm {
     };
 }
 
-/// The payload with the card that it expects.
+/// Returns the payload with the card that it expects.
 fn with_net(end: &str) -> Command {
     let mut command = run_payload("virtio-net");
     command.args(["--timeout", "40s", "--net", &format!("{end},mac=02:00:00:00:00:01")]);
@@ -44,12 +44,12 @@ fn kernel_answers_a_card_on_its_tap_in_every_life() {
         tap("tap0");
         ip("addr add 10.9.0.1/24 dev tap0");
         finish(&mut with_net("tap=tap0")).expect(0, "code 0");
-        // The tap is free again.
+        // The tap is available again.
         finish(&mut with_net("tap=tap0,mtu=9000")).expect(0, "code 0");
     });
 }
 
-/// Answers questions for 10.9.0.1 as a program at the other end of a socket does.
+/// Answers requests for 10.9.0.1, as a program at the other end of a socket does.
 fn answer(mut socket: UnixStream) -> u32 {
     let mut answers = 0;
     loop {
@@ -98,9 +98,9 @@ fn pass_on(command: &mut Command, descriptor: OwnedFd) {
     let pass = move || {
         let own = descriptor.as_raw_fd();
         let result = match own {
-            // SAFETY: keeps a descriptor open in the new process that has the number already.
+            // SAFETY: the call only keeps a descriptor with this number open in the new process.
             9 => unsafe { libc::fcntl(own, libc::F_SETFD, 0) },
-            // SAFETY: makes a copy of an open descriptor in the new process.
+            // SAFETY: the call duplicates an open descriptor in the new process.
             _ => unsafe { libc::dup2(own, 9) },
         };
         match result {
@@ -151,7 +151,7 @@ fn tap_of_somebody_else_is_refused_without_privilege() {
         let mut command = run_payload("poweroff");
         command.args(["--timeout", "30s", "--net", "tap=tap0"]);
         let drop_capabilities = || {
-            // SAFETY: takes the right to administer the network from the new process, also after its exec.
+            // SAFETY: the call only drops CAP_NET_ADMIN in the new process, also after its exec.
             match unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_NET_ADMIN) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
@@ -195,7 +195,7 @@ fn removed_tap_takes_the_link_down_and_costs_no_time() {
     });
 }
 
-/// Hundredths of a second that a process has run.
+/// Returns the CPU time of a process, in hundredths of a second.
 fn cpu_ticks(process: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

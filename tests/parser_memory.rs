@@ -1,5 +1,5 @@
-//! What a parser of files takes in memory, against the size of the file: hostile files of each kind, and one
-//! limit for all. Every allocation of the thread that parses is counted.
+//! Tests of the memory that a parser of files uses, relative to the size of the file: hostile files of each
+//! kind, and one limit for all. Every allocation of the thread that parses is counted.
 
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../fuzz/src/lib.rs"]
@@ -23,7 +23,7 @@ use coracle_image::rootfs::{self, ImageReport, RootError};
 use coracle_payload::Payload;
 use vmm_sys_util::tempdir::TempDir;
 
-/// Counts what each thread has and had at most, and leaves the rest to the system.
+/// Counts the current and peak memory of each thread, and leaves the rest to the system's allocator.
 struct Counting;
 
 thread_local! {
@@ -37,29 +37,29 @@ fn count(bytes: isize) {
     PEAK.set(PEAK.get().max(now));
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller keeps the rules of this same call.
+        // SAFETY: the caller upholds the contract of the same method.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller keeps the rules of this same call.
+        // SAFETY: the caller upholds the contract of the same method.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         count(-(layout.size() as isize));
-        // SAFETY: the caller keeps the rules of this same call.
+        // SAFETY: the caller upholds the contract of the same method.
         unsafe { System.dealloc(block, layout) }
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         count(size as isize - layout.size() as isize);
-        // SAFETY: the caller keeps the rules of this same call.
+        // SAFETY: the caller upholds the contract of the same method.
         unsafe { System.realloc(block, layout, size) }
     }
 }
@@ -67,7 +67,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Does the work on a file of `len` bytes and holds the memory that it took meanwhile against the limit.
+/// Does the work on a file of `len` bytes and compares its peak memory with the limit.
 #[track_caller]
 fn within_limit<T>(what: &str, len: usize, work: impl FnOnce() -> T) -> T {
     let before = NOW.get();
@@ -80,7 +80,7 @@ fn within_limit<T>(what: &str, len: usize, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What may be used whatever the size of the file, and for each of its bytes.
+/// The memory that may be used for any file, and for each of its bytes.
 const BASE: usize = 32 << 20;
 const TIMES: usize = 8;
 
@@ -91,7 +91,7 @@ fn memory_is_counted() {
     assert!(std::panic::catch_unwind(too_much).is_err());
 }
 
-/// A tar in the making.
+/// A tar under construction.
 #[derive(Default)]
 struct Tar(Vec<u8>);
 
@@ -150,7 +150,7 @@ fn file(bytes: &[u8]) -> File {
     file
 }
 
-/// Makes an image of a tar, within the limit.
+/// Creates an image from a tar, within the limit.
 #[track_caller]
 fn image_of(what: &str, tar: &[u8]) -> Result<ImageReport, RootError> {
     let (source, image) = (file(tar), file(b""));
@@ -159,14 +159,14 @@ fn image_of(what: &str, tar: &[u8]) -> Result<ImageReport, RootError> {
     within_limit(what, tar.len(), || rootfs::write_image(&root, &image))
 }
 
-/// Pieces of a sparse file without a byte in them, as many as a header has room for.
+/// Returns empty pieces of a sparse file, as many as a header has room for.
 fn empty_pieces() -> Vec<u8> {
     let mut map = b"0,0,".repeat(200_000);
     map.pop();
     map
 }
 
-/// A member in a folder in a folder and so on, none of which is in the tar.
+/// Returns a member in deeply nested directories, none of which is in the tar.
 fn deep_members(count: usize) -> Vec<u8> {
     let mut tar = Tar::default();
     for number in 0..count {
@@ -214,7 +214,7 @@ fn tars_take_memory_in_proportion_to_their_size() {
     for (what, tar) in hostile_tars() {
         let _ = image_of(what, &tar);
     }
-    // An honest one is taken.
+    // A valid file is accepted.
     let report = image_of("honest files", &Tar::default().files(20_000).end()).unwrap();
     assert_eq!(report.files, 20_001);
 }
@@ -230,7 +230,7 @@ fn packed_tars_take_memory_in_proportion_to_their_packed_size() {
         let report = image_of(&format!("honest files, {packing}"), &packed).unwrap();
         assert_eq!(report.files, 5_001);
     }
-    // Much that comes out of little, in which everything may be referred back to.
+    // Highly compressed data to all of which later data may refer.
     let zeroes = vec![0; 50 << 20];
     for len in [50 << 20, 15 << 20] {
         let tar = Tar::default().member(b'0', b"zeroes", &zeroes[..len]).end();
@@ -240,7 +240,7 @@ fn packed_tars_take_memory_in_proportion_to_their_packed_size() {
     }
 }
 
-/// A list of this many of one text, as JSON and TOML have it.
+/// Returns a list of many copies of a text, in the syntax of JSON and TOML.
 fn list(text: &str, len: usize) -> String {
     let item = format!("{text},");
     item.repeat(len / item.len()).trim_end_matches(',').to_owned()
@@ -263,7 +263,7 @@ fn config_files_take_memory_in_proportion_to_their_size() {
     }
 }
 
-/// As many lines, each made of its number, as have room in a suite.
+/// Fills a suite with lines, each made from its number.
 fn numbered(line: impl Fn(usize) -> String) -> String {
     let mut text = String::new();
     for number in 0.. {
@@ -276,7 +276,7 @@ fn numbered(line: impl Fn(usize) -> String) -> String {
     text
 }
 
-/// Just less than a suite may have.
+/// Slightly less than the maximum size of a suite.
 const SUITE_LEN: usize = 130_000;
 
 #[test]
@@ -345,7 +345,7 @@ fn kernels_take_memory_in_proportion_to_their_size() {
             );
         }
     }
-    // An ELF file with as many headers as there may be, each of them a note as long as may be.
+    // An ELF file with the maximum number of headers, each a note of the maximum length.
     let mut elf = Payload::named("exit-7").unwrap().elf();
     elf[56..58].copy_from_slice(&u16::MAX.to_le_bytes());
     elf.resize(1 << 20, 4);
@@ -358,7 +358,7 @@ fn what_a_diagnosis_reads_takes_memory_in_proportion_to_its_size() {
     elf.resize(64, 0);
     elf[40..48].copy_from_slice(&64_u64.to_le_bytes());
     elf[58..62].copy_from_slice(&[64, 0, 0xff, 0xff]);
-    // Sections that are symbol tables of 64 MiB, with their names in themselves.
+    // Sections that are symbol tables of 64 MiB, each with its names in itself.
     let mut section = [0; 64];
     section[4] = 2;
     section[32..40].copy_from_slice(&(64_u64 << 20).to_le_bytes());
@@ -383,7 +383,7 @@ fn results_in_tap_take_memory_in_proportion_to_their_text() {
         ("levels", (0..700).map(|level| format!("{}ok\n", " ".repeat(level * 2))).collect()),
         ("escapes", "\x1b[".repeat(LEN / 2)),
     ] {
-        // The first byte is the size of the pieces in which it comes.
+        // The first byte is the size of the pieces in which the data comes.
         let text = format!("@TAP version 14\n{text}");
         within_limit(&format!("TAP, {what}"), text.len(), || fuzz::tap_stream(text.as_bytes()));
     }

@@ -1,4 +1,5 @@
-//! Bare payloads on `/dev/kvm` of any kind: every ending with its code, and every exit of the run loop.
+//! Tests with bare payloads on `/dev/kvm` of any kind: every ending with its code, and every exit of the run
+//! loop.
 
 mod common;
 
@@ -268,7 +269,7 @@ fn serial_file_takes_the_console_and_stdout_stays_empty() {
 #[test]
 fn input_of_100_kb_reaches_the_guest_without_a_loss() {
     needs_kvm!();
-    // No `q`, which ends the payload; every other byte occurs.
+    // Every byte except `q`, which ends the payload.
     let input: Vec<u8> =
         (0..100_000u32).map(|n| (n % 251) as u8).map(|b| if b == b'q' { b'Q' } else { b }).collect();
     let run = finish_with_input(&mut run_payload("echo"), &[&input[..], b"q"].concat());
@@ -284,7 +285,7 @@ fn stopped_reader_neither_blocks_the_guest_nor_grows_memory() {
     command.args(["--memory", "16M"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let stdout = child.stdout.take().unwrap();
-    // SAFETY: the pipe is open. The smallest pipe is full soonest.
+    // SAFETY: the pipe is open. The smallest pipe fills up soonest.
     unsafe { libc::fcntl(stdout.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
     let status = || fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
     let rss_kib = || -> u64 {

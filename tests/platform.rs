@@ -1,5 +1,5 @@
-//! The machine's own devices and policies, by bare payloads on `/dev/kvm` of any kind: the power button and
-//! the signals that press it, panics, resets, halts.
+//! Tests of the machine's own devices and policies, with bare payloads on `/dev/kvm` of any kind: the power
+//! button and the signals that press it, panics, resets, halts.
 
 mod common;
 
@@ -49,8 +49,7 @@ fn output_that_was_taken_reaches_a_slow_reader_before_the_end() {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // SAFETY: the pipe is open. It holds half of the output, and the rest waits in Coracle when the guest has
-    // ended.
+    // SAFETY: the pipe is open. It holds half of the output; the rest is in Coracle when the guest has ended.
     unsafe { libc::fcntl(stdout.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
     let has_ended = || {
         fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().all(|task| {
@@ -76,7 +75,7 @@ fn reset_restarts_the_guest_if_the_policy_says_so() {
     command.args(["--on-reset", "reboot", "--cpus", "2", "--memory", "16M", "--outcome"]).arg(&path);
     finish(&mut command).expect(0, "code 0");
     assert_eq!(json(&path)["resets"], 99);
-    // Life by life: two accesses to COM1, three to the clock, one reset; and the exit code at the end.
+    // In each life: two accesses to COM1, three to the clock, and one reset; at the end, the exit code.
     assert!(json(&path)["exits"]["port_out"].as_u64().unwrap() >= 500, "{}", json(&path)["exits"]);
     assert_eq!(json(&path)["later_events"], 0);
 }
@@ -151,7 +150,7 @@ fn second_signal_and_a_machine_without_a_button_leave_no_grace() {
     signal(&child, libc::SIGTERM);
     std::thread::sleep(Duration::from_millis(300));
     signal(&child, libc::SIGINT);
-    // After the grace it would be the first signal's.
+    // After the grace period it would be the first signal's code.
     collect(child).expect(130, "SIGINT");
 
     common::unless_spoilt(|| {
@@ -168,7 +167,7 @@ fn signal_that_the_caller_ignores_stays_ignored() {
     needs_kvm!();
     let mut command = run_payload("button");
     let ignore = || {
-        // SAFETY: sets a disposition of the new process, as nohup does.
+        // SAFETY: the call only sets a disposition of the new process, as nohup does.
         unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
         Ok(())
     };

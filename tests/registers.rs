@@ -1,4 +1,4 @@
-//! The registers of paused machines.
+//! Tests of reading the registers of paused machines.
 
 mod common;
 
@@ -17,7 +17,7 @@ fn machine(payload: &str, vcpus: u8, change: impl FnOnce(&mut VmConfig)) -> Vm {
     VmBuilder::new(config).build().unwrap()
 }
 
-/// A guest that never leaves by itself: it jumps to where it stands, in ring 0 and in ring 3.
+/// A guest that never exits by itself: it jumps to its own address, in ring 0 and in ring 3.
 #[test]
 fn guest_that_spins_is_seen_where_it_spins() {
     if !common::kvm_or_skip() {
@@ -58,7 +58,8 @@ fn vcpu_that_the_guest_has_not_started_has_none() {
     assert_eq!(started, [true, false, false]);
 }
 
-/// Whatever else is asked of the machine at the same time, every question is answered and the stop comes.
+/// Whatever else is requested of the machine at the same time, every request is answered and the stop
+/// succeeds.
 #[test]
 fn questions_do_not_hold_up_pauses_resets_and_the_stop() {
     if !common::kvm_or_skip() {

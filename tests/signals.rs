@@ -1,5 +1,5 @@
-//! Signals at moments at which the main thread of the command is busy: while a root is prepared, and while
-//! the outcome is written to a FIFO.
+//! Tests of signals while the main thread of the command is busy: while a root is prepared, and while the
+//! outcome is written to a FIFO.
 
 mod common;
 
@@ -16,7 +16,7 @@ use common::{
 use coracle_devices::signals::FAULTS;
 use coracle_payload::Payload;
 
-/// Those that people and supervisors send, and some that hardly anybody does.
+/// The signals that people and supervisors send, and some rare ones.
 const ENDING: [i32; 9] = [
     libc::SIGINT,
     libc::SIGTERM,
@@ -25,7 +25,7 @@ const ENDING: [i32; 9] = [
     libc::SIGALRM,
     libc::SIGUSR1,
     libc::SIGSYS,
-    // The first real-time signal of the C library's, and the last.
+    // The first real-time signal of the C library, and the last.
     34,
     64,
 ];
@@ -42,7 +42,7 @@ fn start(command: &mut Command) -> Child {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-/// A run that makes an image of a large folder, in a folder of its own.
+/// A run that makes an image of a large directory, in a directory of its own.
 fn preparing(outcome: &Path, change: impl FnOnce(&mut Command)) -> (Child, PathBuf) {
     let folder = scratch().join(format!("tmp-{}", outcome.display().to_string().replace('/', "_")));
     fs::create_dir_all(&folder).unwrap();
@@ -115,7 +115,7 @@ fn ignored_signal_does_not_end_the_preparation() {
 fn fifo(name: &str) -> PathBuf {
     let path = scratch().join(name);
     let text = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: a string with an end, which lives through the call.
+    // SAFETY: the string is nul-terminated and outlives the call.
     assert_eq!(unsafe { libc::mkfifo(text.as_ptr(), 0o600) }, 0);
     path
 }
@@ -176,7 +176,7 @@ fn file_limit_is_an_error_of_the_outcome() {
     finish(command.arg("--outcome").arg(outcome)).expect(125, "it cannot be written: File too large");
 }
 
-/// A guest that does not know of its power button, with two sockets, which are there when this returns.
+/// Starts a guest that ignores its power button, with two sockets, which exist when this returns.
 fn with_sockets(name: &str) -> (Child, [PathBuf; 2]) {
     let sockets = ["vsock", "console"].map(|what| scratch().join(format!("{name}-{what}.sock")));
     let [vsock, console] = &sockets;
@@ -190,8 +190,8 @@ fn with_sockets(name: &str) -> (Child, [PathBuf; 2]) {
 #[test]
 fn every_signal_that_ends_a_process_ends_the_machine_in_order() {
     needs_kvm!();
-    // Not those that stop a process, or do nothing to it, or that this program ignores, or that are a
-    // fault's. The C library keeps 32 and 33 for itself.
+    // Excludes signals that stop a process, have no effect on it, are ignored by this program, or belong to a
+    // fault. The C library keeps 32 and 33 for itself.
     let others = [
         [libc::SIGKILL, libc::SIGSTOP, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU].as_slice(),
         &[libc::SIGCHLD, libc::SIGCONT, libc::SIGURG, libc::SIGWINCH, libc::SIGPIPE, libc::SIGXFSZ],

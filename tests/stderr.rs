@@ -1,5 +1,5 @@
-//! A stderr that nobody reads: every run ends in time all the same, with its own exit code, and says why it
-//! ended to whoever reads after all.
+//! Tests with a stderr that nobody reads: every run still ends in time, with its own exit code, and a reader
+//! that comes later gets the reason.
 
 mod common;
 
@@ -20,7 +20,7 @@ macro_rules! needs_kvm {
     };
 }
 
-/// A pipe without room: both its ends.
+/// Creates a full pipe, and returns both its ends.
 fn full_pipe() -> (File, File) {
     let mut ends = [0; 2];
     // SAFETY: the array has room for both descriptors.
@@ -29,14 +29,14 @@ fn full_pipe() -> (File, File) {
         // SAFETY: the descriptor is new and nobody else's.
         File::from(unsafe { OwnedFd::from_raw_fd(fd) })
     });
-    // SAFETY: asks for the smallest pipe; no memory is involved.
+    // SAFETY: the call only asks for the smallest pipe size.
     let size = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
     writer.write_all(&vec![b'.'; usize::try_from(size).unwrap()]).unwrap();
     (reader, writer)
 }
 
-/// Starts `command` on a stderr without room, calls `during`, and waits for the end: its code, and its time
-/// from then.
+/// Starts `command` with a full stderr, calls `during`, and waits for the end. Returns the exit code, and the
+/// time since then.
 fn run_unread(command: &mut Command, during: impl FnOnce(&std::process::Child)) -> (Option<i32>, Duration) {
     let (reader, writer) = full_pipe();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();

@@ -1,5 +1,5 @@
-//! The files that `coracle test` writes: what they say, and what becomes of one when the other cannot be
-//! written.
+//! Tests of the files that `coracle test` writes: their content, and what happens to one if the other cannot
+//! be written.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn report_for_a_fifo_that_nobody_reads_is_an_error_in_the_end() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let run = finish(test("hello").arg("--expect").arg("hello").arg("--junit").arg(&fifo));
     run.expect(125, "start its reader first, or name a regular file");
-    // It would be another one there, whose reader is here.
+    // On the emulated host it would be another FIFO, while its reader is here.
     let reader = std::thread::spawn({
         let fifo = fifo.clone();
         move || fs::read_to_string(fifo).unwrap()
@@ -72,8 +72,8 @@ fn reports_say_what_the_exit_code_says() {
     assert!(error.contains("it reached at least its entry") && error.contains("vCPU 0 was at"), "{xml}");
 }
 
-/// A test of a guest that prints `hello`, with a folder whose file system takes the names of new files, and
-/// no content.
+/// A test of a guest that prints `hello`, with a directory whose file system has room for names of new files,
+/// but not for content.
 fn with_full_folder(full: &Path) -> Option<Command> {
     let probe = finish(Command::new("unshare").args(["-m", "sh", "-c", "mount -t tmpfs none /mnt"]));
     if probe.status.code() != Some(0) {
@@ -130,7 +130,7 @@ fn failures_of_tap_results_say_why() {
 fn reports_of_an_emulated_host_that_never_was_say_so() {
     let [junit, json] = ["earlier.xml", "earlier.json"].map(|name| file(name, b"an earlier run's"));
     let mut command = coracle();
-    // There is no QEMU on this path.
+    // This path has no QEMU.
     command.args(["test", "--accel", "emulate"]).env("PATH", scratch());
     command.arg("--junit").arg(&junit).arg("--json").arg(&json);
     finish(&mut command).expect(115, "qemu-system-x86_64");

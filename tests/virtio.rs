@@ -1,4 +1,5 @@
-//! Virtio devices driven by bare payloads on `/dev/kvm` of any kind: doorbells and interrupts through KVM.
+//! Tests of virtio devices, driven by bare payloads on `/dev/kvm` of any kind: doorbells and interrupts
+//! through KVM.
 
 mod common;
 
@@ -19,7 +20,7 @@ macro_rules! needs_kvm {
     };
 }
 
-/// A disk of this many sectors, all zero.
+/// Creates a disk with this many sectors, all zero.
 fn disk(name: &str, sectors: u64) -> PathBuf {
     let path = scratch().join(name);
     fs::File::create(&path).unwrap().set_len(sectors * 512).unwrap();
@@ -107,7 +108,7 @@ fn disk_of_a_running_machine_is_not_given_to_another() {
     let path = disk("held.img", 64);
     let mut running = with_disk("hello-halt", path.to_str().unwrap());
     let mut child = running.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // Its first byte is from when it has the disk.
+    // Its first byte comes once it has the disk.
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     for access in ["", ",ro"] {
         refused(
@@ -120,7 +121,7 @@ fn disk_of_a_running_machine_is_not_given_to_another() {
     finish(&mut with_disk("poweroff", path.to_str().unwrap())).expect(0, "powered off");
 }
 
-/// A file that was cut stands for a host that has no more room.
+/// A truncated file simulates a host that has run out of space.
 #[test]
 fn request_that_the_host_refuses_pauses_the_machine_until_it_is_resumed() {
     needs_kvm!();
@@ -134,7 +135,7 @@ fn request_that_the_host_refuses_pauses_the_machine_until_it_is_resumed() {
     config.timeout = Some(std::time::Duration::from_secs(30));
     let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let vm = VmBuilder::new(config).build().unwrap();
-    // The file is cut before the guest comes to it, and mended while it waits.
+    // The file is truncated before the guest reaches that part, and repaired while it waits.
     file.set_len(512).unwrap();
     vm.handle().resume();
     assert!(vm.handle().wait_for(std::time::Duration::from_millis(500)).is_none(), "it waits");

@@ -1,5 +1,5 @@
-//! The socket device on `/dev/kvm` of any kind, driven by a bare payload that sends back what it gets: by
-//! sockets on disk and from inside this process. And what cannot be a socket device.
+//! Tests of the vsock device on `/dev/kvm` of any kind, driven by a bare payload that echoes: through sockets
+//! on disk and from inside this process; and of values that a vsock device refuses.
 
 mod common;
 
@@ -114,7 +114,7 @@ fn guest_whose_driver_never_starts_leaves_callers_with_an_error_at_the_end() {
 fn refused(value: &str, words: &str) {
     let run = finish(run_payload("poweroff").args(["--vsock", value]));
     run.expect(125, words);
-    // Bad words are told by clap, in its way.
+    // clap reports bad values in its own way.
     assert!(run.stderr.starts_with("coracle: ") || run.stderr.starts_with("error: "), "{}", run.stderr);
 }
 
@@ -133,7 +133,7 @@ fn what_cannot_be_a_socket_device_is_refused_before_anything_is_made() {
         "uds=/no/such/folder/v.sock",
         "--vsock cid=3,uds=/no/such/folder/v.sock: the socket cannot be made",
     );
-    // What comes after it fails: its file is not left behind.
+    // A later setting fails: the socket's file is not left behind.
     let path = scratch().join("early.sock");
     let mut command = coracle();
     command.args(["run", "--accel", "kvm", "--initrd", "/no/such/initrd"]).arg(common::payload("poweroff"));

@@ -1,4 +1,4 @@
-//! What a diagnosis reads when a guest has died: the symbols of the kernel's file, and the configuration in
+//! The inputs of a diagnosis of a dead guest: the symbols of the kernel's file, and the configuration in
 //! its memory.
 
 use std::os::fd::AsRawFd;
@@ -26,7 +26,7 @@ pub fn diagnosis_inputs(data: &[u8]) {
     assert!(value.is_none_or(|value| !value.contains('\n')));
 }
 
-/// One that is linked, one that is loaded, and the ends.
+/// The addresses of a linked kernel, of a loaded one, and the ends.
 const ADDRESSES: [u64; 4] = [0xffff_ffff_8100_1234, 0x100_0000, 0, u64::MAX];
 /// Bytes of memory, which are searched for each input.
 const RAM: usize = 96 << 10;

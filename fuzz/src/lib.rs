@@ -1,4 +1,4 @@
-//! What the fuzz targets do with one input. Called by libFuzzer (`fuzz_targets/`) with inputs that it makes,
+//! The fuzz targets' work on one input. Called by libFuzzer (`fuzz_targets/`) with inputs that it makes,
 //! and by `tests/fuzz_corpus.rs` with those of `corpus/`. A function returns when the input was handled, also
 //! when it was refused; a panic, a sanitizer's report, too much memory or too much time is a finding.
 

@@ -72,7 +72,7 @@ fn buffers(address: u64, len: u32, cut: u8, writable: bool) -> Vec<Buffer> {
 
 /// VIRTIO_NET_F_MRG_RXBUF.
 const MRG_RXBUF: u64 = 15;
-/// Where the guest's frames and questions lie, and what the device has no business with: room ends before.
+/// The address of the guest's frames and requests; the device must not touch the memory from [`OUTSIDE`] on.
 const FRAME: u64 = BUFFERS + (1 << 20);
 const OUTSIDE: u64 = 1 << 17;
 const MAX_STEPS: usize = 500;

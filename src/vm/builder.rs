@@ -40,7 +40,7 @@ pub struct VmBuilder {
     pub(super) config: VmConfig,
     /// The first setting that was not valid; `build` reports it.
     pub(super) invalid: Option<ConfigError>,
-    /// What [`VmBuilder::open_files`] has opened.
+    /// The files that [`VmBuilder::open_files`] has opened.
     files: Option<Arc<Files>>,
     console: ConsoleChoice,
     console_escape: bool,

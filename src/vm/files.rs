@@ -22,7 +22,7 @@ use crate::cpu;
 pub(super) struct Files {
     named: Named,
     pub(super) kernel: KernelImage,
-    /// Those of the configuration, after the default guest's.
+    /// The initrds of the configuration, after the default guest's.
     pub(super) initrds: Vec<InitrdFile>,
     pub(super) cpu: CpuTemplate,
 }

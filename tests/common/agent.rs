@@ -22,12 +22,12 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// None, with a line that says why, where there is no agent.
+    /// Starts an agent. Returns `None`, after printing why, if there is no agent.
     pub fn start() -> Option<Agent> {
         Self::start_with(&AgentConfig::default())
     }
 
-    /// The same with limits of its own.
+    /// Does the same with the given limits.
     pub fn start_with(config: &AgentConfig) -> Option<Agent> {
         let program = match guest_data::find(GuestData::Agent) {
             Ok(program) => program,
@@ -55,7 +55,7 @@ impl Agent {
     }
 }
 
-/// The agent, or the end of the test where there is none.
+/// Returns the agent, or ends the test if there is none.
 macro_rules! agent {
     () => {
         match $crate::common::agent::Agent::start() {
@@ -66,7 +66,7 @@ macro_rules! agent {
 }
 pub(crate) use agent;
 
-/// A runtime whose tasks share the thread of the test.
+/// Creates a runtime whose tasks share the thread of the test.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
@@ -78,7 +78,7 @@ impl Drop for Agent {
     }
 }
 
-/// The program is kept as a part of archives; this is a copy that can be run.
+/// The program is kept as part of archives; this is an executable copy.
 fn executable(program: &Path) -> &'static Path {
     static COPY: OnceLock<PathBuf> = OnceLock::new();
     COPY.get_or_init(|| {

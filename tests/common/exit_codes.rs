@@ -1,4 +1,4 @@
-//! The table of exit codes in `docs/outcomes.md`, and the rows of it that a test program provokes. Together
+//! The table of exit codes in `docs/outcomes.md`, and the rows of it that a test program provokes. Together,
 //! the programs have to provoke each row, which `tests/exit_codes.rs` checks.
 
 use std::collections::BTreeSet;
@@ -7,26 +7,26 @@ use std::path::Path;
 
 use super::{Finished, scratch};
 
-/// A row: its code and its ending, as the table has them.
+/// A row, with its code and its ending.
 pub type Row = (&'static str, &'static str);
 
 /// A way to an ending.
 pub struct Case {
     pub row: Row,
-    /// The code that this way has.
+    /// The expected exit code.
     pub code: i32,
-    /// Runs it; the outcome is to be written to the file.
+    /// The action; it writes the outcome to the file.
     pub run: fn(outcome: &Path) -> Finished,
 }
 
-/// The rows that need a Linux guest: `tests/linux/exit_codes.rs`.
+/// The rows that need a Linux guest: see `tests/linux/exit_codes.rs`.
 pub const OF_LINUX: &[Row] =
     &[("111", "command-failed"), ("126, 127", "command-failed"), ("128 + n", "command-killed")];
 
-/// The row that needs an emulated host: `tests/emulated_host.rs`.
+/// The row that needs an emulated host: see `tests/emulated_host.rs`.
 pub const OF_EMULATED_HOST: Row = ("117", "not-run");
 
-/// The row of a signal that comes before the guest runs: `tests/signals.rs`.
+/// The row of a signal before the guest runs: see `tests/signals.rs`.
 pub const OF_SIGNALS: Row = ("128 + n", "not-run");
 
 /// Runs each case and compares its exit code and its outcome with its row.
@@ -39,13 +39,13 @@ pub fn check(cases: &[Case]) {
     }
 }
 
-/// Whether the outcome report says the same as the exit code.
+/// Checks that the outcome report agrees with the exit code.
 pub fn expect_outcome(path: &Path, (_, ending): Row, code: i32) {
     let report: serde_json::Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     assert_eq!((&report["ending"], &report["code"]), (&ending.into(), &code.into()), "{report}");
 }
 
-/// The rows of the table.
+/// Returns the rows of the table.
 pub fn documented() -> BTreeSet<(String, String)> {
     let text = include_str!("../../docs/outcomes.md");
     let table = text.split("## Exit codes").nth(1).unwrap().split("\n\nMore on").next().unwrap();

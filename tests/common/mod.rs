@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use coracle::agent::{Exec, ExecStatus};
 use coracle_payload::Payload;
 
-/// Far more than any run here takes: a hang fails its test, and not the whole suite.
+/// The time limit of a run, far longer than any takes: a hang fails its test, and not the whole suite.
 pub const LIMIT: Duration = Duration::from_secs(300);
 
 /// The command under test.
@@ -33,12 +33,12 @@ pub fn coracle() -> Command {
     command
 }
 
-/// Lets a command start with the signals of a terminal session, also where the tests run under `nohup` or in
+/// Gives a command the signal dispositions of a terminal session, even if the tests run under `nohup` or in
 /// the background of a script.
 pub fn default_signals(command: &mut Command) {
     let reset = || {
         for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-            // SAFETY: sets a disposition of the new process.
+            // SAFETY: the call only sets a disposition of the new process.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
         Ok(())
@@ -47,11 +47,11 @@ pub fn default_signals(command: &mut Command) {
     unsafe { command.pre_exec(reset) };
 }
 
-/// Lets a command write no file beyond this many bytes.
+/// Limits the size of the files that a command writes, in bytes.
 pub fn limit_files(command: &mut Command, bytes: u64) {
     let limit = move || {
         let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
-        // SAFETY: sets a limit of the new process; the value is valid.
+        // SAFETY: the call only sets a limit of the new process; the value is valid.
         unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) };
         Ok(())
     };
@@ -59,40 +59,40 @@ pub fn limit_files(command: &mut Command, bytes: u64) {
     unsafe { command.pre_exec(limit) };
 }
 
-/// `coracle run --accel kvm` of a payload, before further arguments.
+/// Returns `coracle run --accel kvm` for a payload, without further arguments.
 pub fn run_payload(name: &str) -> Command {
     let mut command = coracle();
     command.args(["run", "--accel", "kvm"]).arg(payload(name));
     command
 }
 
-/// The file of a payload.
+/// Writes a payload to a file.
 pub fn payload(name: &str) -> PathBuf {
     let payload = Payload::named(name).unwrap_or_else(|| panic!("there is no payload {name}"));
     file(&format!("{name}.elf"), &payload.elf())
 }
 
-/// A file with this content, for tests of this process.
+/// Creates a file with this content, for tests of this process.
 pub fn file(name: &str, content: &[u8]) -> PathBuf {
     let path = scratch().join(format!("{:?}-{name}", thread::current().id()));
     fs::write(&path, content).unwrap();
     path
 }
 
-/// A path in the folder for files of tests.
+/// Returns a path in the directory of the tests' files.
 pub fn scratch() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
     fs::create_dir_all(&folder).unwrap();
     folder
 }
 
-/// A path that no other test has.
+/// Returns a path that no other test uses.
 pub fn fresh_path(name: &str) -> PathBuf {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     scratch().join(format!("{}-{name}", NUMBER.fetch_add(1, Ordering::Relaxed)))
 }
 
-/// False, with a line that says why, where there is no KVM that could run a payload.
+/// Returns `false`, after printing why, if there is no KVM that can run a payload.
 pub fn kvm_or_skip() -> bool {
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Ok(_) => true,
@@ -103,8 +103,8 @@ pub fn kvm_or_skip() -> bool {
     }
 }
 
-/// Threads, descriptors and memory are counted for the whole process: a test that does so runs in a process
-/// of its own. False where it has been run there.
+/// Runs a test in a process of its own, because it counts threads, descriptors or memory of the whole
+/// process. Returns `false` if the test has run there.
 pub fn is_alone(test: &str) -> bool {
     if std::env::var_os(CHILD).is_some() {
         return true;
@@ -115,22 +115,22 @@ pub fn is_alone(test: &str) -> bool {
     false
 }
 
-/// How many entries a folder has.
+/// Counts the entries of a directory.
 pub fn count(folder: &str) -> usize {
     fs::read_dir(folder).unwrap().count()
 }
 
-/// True where an overlay in this directory could take nothing, or the host does not answer.
+/// Returns `true` if an overlay in this directory would have no room, or the host does not answer.
 pub fn is_nearly_full(directory: &str) -> bool {
     let directory = std::ffi::CString::new(directory).unwrap();
-    // SAFETY: plain numbers, for which zero is a value.
+    // SAFETY: the structure has only numbers, for which zero is a valid value.
     let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the path is a string with an end, and the structure has room for the answer.
+    // SAFETY: the path is nul-terminated, and the structure has room for the answer.
     let result = unsafe { libc::statvfs(directory.as_ptr(), &raw mut stat) };
     result != 0 || stat.f_bavail <= (stat.f_blocks * 5).div_ceil(100) + 16
 }
 
-/// Says that a test has not run. The test harness would hide `println!` of a test that passes.
+/// Reports that a test has not run, in a way that the test harness does not capture.
 pub fn skip(why: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
@@ -145,13 +145,13 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// The exit code; a signal is a failure of the test.
+    /// Returns the exit code; an end by a signal fails the test.
     #[track_caller]
     pub fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| panic!("ended by a signal: {self:?}"))
     }
 
-    /// Fails unless the run ended with `code` and said `words` on stderr.
+    /// Fails unless the run ended with `code` and printed `words` on stderr.
     #[track_caller]
     pub fn expect(&self, code: i32, words: &str) -> &Finished {
         assert_eq!(self.code(), code, "{self:?}");
@@ -159,7 +159,7 @@ impl Finished {
         self
     }
 
-    /// Stdout as text.
+    /// Returns stdout as text.
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
@@ -177,7 +177,7 @@ pub fn finish_with_input(command: &mut Command, input: &[u8]) -> Finished {
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let feed = thread::spawn(move || {
-        // A command that ends early leaves input behind.
+        // A command that ends early leaves some input behind.
         let _ = stdin.write_all(&input);
     });
     let finished = collect(child);
@@ -185,7 +185,7 @@ pub fn finish_with_input(command: &mut Command, input: &[u8]) -> Finished {
     finished
 }
 
-/// Collects the output of a running command, and kills it when [`LIMIT`] is over.
+/// Collects the output of a running command, and kills it after [`LIMIT`].
 pub fn collect(mut child: Child) -> Finished {
     let start = Instant::now();
     let stdout = child.stdout.take().map(read_all);
@@ -201,7 +201,7 @@ pub fn collect(mut child: Child) -> Finished {
     }
 }
 
-/// Waits for the end of `child`, and kills it when [`LIMIT`] is over.
+/// Waits for the end of `child`, and kills it after [`LIMIT`].
 #[track_caller]
 pub fn wait(child: &mut Child) -> ExitStatus {
     let deadline = Instant::now() + LIMIT;
@@ -225,7 +225,7 @@ pub fn signal(child: &Child, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
 }
 
-/// Waits until `condition` holds.
+/// Waits until `condition` is true.
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
@@ -235,8 +235,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Runs an experiment that a busy machine can spoil, up to three times. What the product does wrong it does
-/// each time; what a CPU that was away for some seconds does, it does not.
+/// Repeats an experiment that a busy machine can spoil, up to three times. A defect of the product shows each
+/// time; a CPU that was taken away for some seconds does not.
 #[track_caller]
 pub fn unless_spoilt(mut experiment: impl FnMut() -> Result<(), String>) {
     let spoilt: Vec<String> =
@@ -244,7 +244,8 @@ pub fn unless_spoilt(mut experiment: impl FnMut() -> Result<(), String>) {
     assert!(spoilt.len() < 3, "three times: {spoilt:#?}");
 }
 
-/// Runs 200 commands of an agent at once; each has to say `in`, its number, and to end with that number.
+/// Runs 200 commands of an agent at once. Each has to print `in` and its number, and to exit with that
+/// number.
 #[track_caller]
 pub fn run_200_at_once(command: impl Fn(u8) -> Exec) {
     thread::scope(|scope| {
@@ -260,10 +261,10 @@ pub fn run_200_at_once(command: impl Fn(u8) -> Exec) {
     });
 }
 
-/// Sends `len` bytes on a stream and expects them back, both at once, and the end after them.
+/// Sends `len` bytes on a stream and expects them back, both at once, and then the end.
 pub fn echo(mut stream: UnixStream, len: usize) {
-    // A piece of odd length again and again: soon made, also by an emulated CPU, and no two packets are
-    // alike.
+    // A piece of odd length is repeated: it is quickly generated, even by an emulated CPU, and no two packets
+    // are alike.
     let piece: Vec<u8> = (0..25_000_u32).flat_map(u32::to_le_bytes).skip(1).collect();
     let mut data = piece.repeat(len.div_ceil(piece.len()));
     data.truncate(len);
@@ -280,11 +281,11 @@ pub fn echo(mut stream: UnixStream, len: usize) {
     assert!(back == data, "the bytes have changed on their way");
 }
 
-/// A new terminal: the side of the person, which does not block, and that of the program.
+/// Opens a terminal: the person's side, which does not block, and the program's.
 pub fn pseudo_terminal() -> (File, OwnedFd) {
     let (mut person, mut program) = (0, 0);
     let none = std::ptr::null_mut();
-    // SAFETY: both results have room, and nothing else is asked for or given.
+    // SAFETY: both results have room, and null asks for nothing else.
     let result = unsafe { libc::openpty(&mut person, &mut program, none, none.cast(), none.cast()) };
     assert_eq!(result, 0);
     // SAFETY: the descriptor is new and nobody else's.
@@ -295,7 +296,7 @@ pub fn pseudo_terminal() -> (File, OwnedFd) {
     (person, unsafe { OwnedFd::from_raw_fd(program) })
 }
 
-/// Reads what a person at a terminal sees until `words` are among it, and gives all of it.
+/// Reads what a person at a terminal sees until it contains `words`, and returns all of it.
 pub fn read_until(person: &mut File, words: &str) -> String {
     let mut shown = Vec::new();
     eventually(&format!("the terminal shows {words:?}"), || {

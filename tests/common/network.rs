@@ -1,4 +1,4 @@
-//! Networks of a test's own.
+//! Networks for single tests.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -10,11 +10,11 @@ use std::thread;
 
 use super::{eventually, skip};
 
-/// Runs `test` on a thread that is alone in a new network, and so are the commands that it starts; says why
-/// where that is not allowed.
+/// Runs `test` on a thread in a new network namespace, which the commands that it starts share. Prints why if
+/// that is not permitted.
 pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let run = move || {
-        // SAFETY: the call changes what this thread sees, and nothing else.
+        // SAFETY: the call only changes the network namespace of this thread.
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             skip(&format!("no network of its own: {}", io::Error::last_os_error()));
         } else if !std::path::Path::new("/dev/net/tun").exists() {
@@ -28,29 +28,29 @@ pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Runs `ip` with these words in the network of this thread.
+/// Runs `ip` with these arguments in the network of this thread.
 #[track_caller]
 pub fn ip(words: &str) {
     let output = Command::new("ip").args(words.split_whitespace()).output().unwrap();
     assert!(output.status.success(), "ip {words}: {output:?}");
 }
 
-/// Makes a tap that is up.
+/// Creates a tap and brings it up.
 #[track_caller]
 pub fn tap(name: &str) {
     ip(&format!("tuntap add {name} mode tap"));
     ip(&format!("link set {name} up"));
 }
 
-/// Starts passt at `socket` as a user without rights, in the network of this thread: the guest is 10.9.0.2,
-/// and 10.9.0.1 is the host's loopback interface. None, with a line that says why, where there is no passt.
+/// Starts passt at `socket` as an unprivileged user, in the network of this thread: the guest is 10.9.0.2,
+/// and 10.9.0.1 is the host's loopback interface. Returns `None`, after printing why, if there is no passt.
 #[track_caller]
 pub fn passt(socket: &Path) -> Option<Running> {
     if !["/usr/bin/passt", "/usr/local/bin/passt"].iter().any(|program| Path::new(program).exists()) {
         skip("there is no passt: apt-get install passt");
         return None;
     }
-    // It takes its addresses from an interface with a route to everywhere.
+    // It takes its addresses from an interface with a default route.
     ip("tuntap add up0 mode tap");
     ip("addr add 10.9.0.2/24 dev up0");
     ip("link set up0 up");
@@ -69,7 +69,7 @@ pub fn passt(socket: &Path) -> Option<Running> {
     Some(passt)
 }
 
-/// Gives a page of five bytes to the first who asks by HTTP at this port of the loopback interface.
+/// Serves a page of five bytes to the first HTTP client at this port of the loopback interface.
 pub fn serve_page(port: u16) -> thread::JoinHandle<()> {
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     thread::spawn(move || {
@@ -84,7 +84,7 @@ pub fn serve_page(port: u16) -> thread::JoinHandle<()> {
     })
 }
 
-/// A path where also a user without rights can make a socket.
+/// Returns a path at which an unprivileged user can create a socket, too.
 pub fn socket_for_everyone(name: &str) -> PathBuf {
     let folder = std::env::temp_dir().join(format!("coracle-{name}-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
@@ -92,7 +92,7 @@ pub fn socket_for_everyone(name: &str) -> PathBuf {
     folder.join("socket")
 }
 
-/// Ends with its test.
+/// A process that ends with its test.
 pub struct Running(pub Child);
 
 impl Drop for Running {

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-/// `$CORACLE_BIN`, else what cargo makes of the package `cli` now, in the profile of these tests.
+/// Returns `$CORACLE_BIN`, or else the program that cargo builds now from the package `cli`, in the profile
+/// of these tests.
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| std::env::var_os("CORACLE_BIN").map_or_else(build, PathBuf::from))

@@ -1,12 +1,12 @@
-//! Time in the guests of an emulated host.
+//! Tests of time in the guests of an emulated host.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use super::{Run, Scratch, common, coracle, emulate, has_qemu, shown};
 
-/// A busy machine makes the kernel's early measurement of the TSC wrong now and then. Here it is wrong by 0.1
-/// % for certain: the QEMU in front of the real one names a frequency.
+/// On a busy machine, the kernel's early measurement of the TSC is occasionally wrong. Here it is wrong by
+/// 0.1 % for certain, because a wrapper of QEMU sets the frequency.
 #[test]
 fn timers_of_guests_end_where_the_first_measurement_of_the_tsc_was_wrong() {
     needs_qemu!();
@@ -23,7 +23,7 @@ PATH=${PATH#*:} exec qemu-system-x86_64 "${words[@]}""#;
 
     let early = tsc_khz() * 999 / 1000;
     let detected = format!("{}.{:03}", early / 1000, early % 1000);
-    // The early frequency is used, and another is measured later.
+    // The early frequency is used first, and another is measured later.
     let inside = format!(
         "dmesg | grep -o 'Detected {detected} MHz' || exit 1
         until dmesg | grep -q 'Refined TSC'; do sleep 0.1; done
@@ -39,7 +39,7 @@ PATH=${PATH#*:} exec qemu-system-x86_64 "${words[@]}""#;
     assert_eq!(output.status.code(), Some(0), "{}", shown(&output));
 }
 
-/// As this machine's kernel knows it (`proc(5)`: BogoMIPS are twice the TSC's MHz).
+/// Returns the frequency known to this machine's kernel (`proc(5)`: BogoMIPS are twice the TSC's MHz).
 fn tsc_khz() -> u64 {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap();
     let line = cpus.lines().find(|line| line.starts_with("bogomips")).unwrap();

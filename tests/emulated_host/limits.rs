@@ -1,4 +1,5 @@
-//! What a command on the emulated host cannot change of its caller's, and how long that host may take.
+//! Tests of what a command on the emulated host cannot change for its caller, and how long that host may
+//! take.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -23,7 +24,7 @@ fn files_of_the_caller_are_read_only_where_that_is_wanted() {
     assert_eq!(fs::read_to_string(scratch.0.join("file")).unwrap(), "old");
 }
 
-/// As a run of a guest does that writes an outcome and artifacts.
+/// The same options as a run that writes an outcome and artifacts.
 #[test]
 fn only_the_files_that_are_named_can_be_changed() {
     needs_qemu!();

@@ -1,4 +1,4 @@
-//! What a run finds by itself, under the caller's `/tmp`: the machine has a `/tmp` of its own.
+//! Tests of files that a run finds by itself, below the caller's `/tmp`: the machine has its own `/tmp`.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,7 +9,7 @@ use coracle::guest_data::{self, GuestData};
 
 use super::{Run, Scratch, common, has_qemu, shown};
 
-/// The unpacked package of the emulated host's kernel, which has its drivers as modules.
+/// Returns the unpacked package of the emulated host's kernel, which has its drivers as modules.
 fn package() -> Option<PathBuf> {
     let guest = guest_data::find(GuestData::HostVmlinux).ok()?;
     let packages = fs::canonicalize(guest).ok()?.parent()?.parent()?.join("packages");
@@ -44,7 +44,7 @@ fn modules_beside_a_kernel_are_shared() {
         .arg(&kernel);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let output = Run::start(command).finish();
-    // The disk and its file system have been found, and they need modules.
+    // The disk and its file system have been found, and both need modules.
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(stderr.contains("kernel panicked: there is no init program on the root"), "{}", shown(&output));
     assert_eq!(output.status.code(), Some(110));

@@ -1,4 +1,4 @@
-//! A `coracle host-emulate` that runs, what it prints, and a place for its files.
+//! A running `coracle host-emulate`, its output, and a place for its files.
 
 use std::fs;
 use std::io::Read;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::common;
 
-/// A folder under `/tmp` that is removed at the end.
+/// A directory below `/tmp` that is removed on drop.
 pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
@@ -27,7 +27,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A `coracle host-emulate` that runs, and is killed when its time is over.
+/// A running `coracle host-emulate`, which is killed when its time is over.
 pub(crate) struct Run {
     pub(crate) child: Child,
 }
@@ -39,11 +39,11 @@ impl Run {
     }
 
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
-        // SAFETY: sends a signal to a child that has not been waited for.
+        // SAFETY: kill takes numbers; the child has not been waited for.
         assert_eq!(unsafe { libc::kill(self.child.id().cast_signed(), signal) }, 0);
     }
 
-    /// Closes stdin, collects what is left of the output, waits.
+    /// Closes stdin, collects the rest of the output, and waits.
     pub(crate) fn finish(mut self) -> Output {
         drop(self.child.stdin.take());
         let stdout = self.child.stdout.take().map(read_all);
@@ -76,7 +76,7 @@ impl Drop for Run {
     }
 }
 
-/// Output to wait for words in.
+/// Output in which a test waits for text.
 pub(crate) struct Lines {
     parts: mpsc::Receiver<Vec<u8>>,
     seen: String,
@@ -96,7 +96,7 @@ impl Lines {
         Self { parts, seen: String::new() }
     }
 
-    /// Waits until `text` has come, and forgets everything up to it.
+    /// Waits until `text` has come, and discards everything up to it.
     pub(crate) fn expect(&mut self, text: &str) {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -121,5 +121,5 @@ pub(crate) fn read_all(mut source: impl Read + Send + 'static) -> thread::JoinHa
     })
 }
 
-/// Far more than any of these tests takes, also on a busy machine.
+/// Far longer than any of these tests takes, even on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(400);

@@ -1,4 +1,4 @@
-//! Commands and files in Linux guests, by the agent.
+//! Tests of commands and files in Linux guests, through the agent.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -19,7 +19,7 @@ use coracle::{Grace, Vm, VmBuilder};
 use super::common::network::{in_own_network, passt, serve_page, socket_for_everyone, tap};
 use super::{common, data, no_linux, virtio};
 
-/// Far more than anything takes on an emulated host.
+/// Far longer than anything takes on an emulated host.
 const LIMIT: Duration = Duration::from_secs(250);
 const GRACE: Grace = Grace(Duration::from_secs(20));
 
@@ -33,7 +33,7 @@ fn guest(kernel: GuestData) -> VmConfig {
     }
 }
 
-/// The kernel that is ready soonest.
+/// The kernel that boots fastest.
 fn quick_guest() -> VmConfig {
     guest(quick_kernel())
 }
@@ -84,7 +84,7 @@ fn stock_guest_runs_a_command_by_console_port_and_powers_off() {
     run_a_command_and_power_off(by_console_port(GuestData::GuestVmlinux));
 }
 
-/// Beside the console, on a kernel that has the driver built in if there is one.
+/// Beside the console, on a kernel that has the driver built in, if there is one.
 #[test]
 fn console_port_carries_more_than_it_holds_and_a_new_session_after_a_reset() {
     needs_linux!();
@@ -99,7 +99,7 @@ fn console_port_carries_more_than_it_holds_and_a_new_session_after_a_reset() {
     vm.write_file("/tmp/bytes", &bytes).unwrap();
     assert!(vm.read_file("/tmp/bytes").unwrap() == bytes);
 
-    // One that nobody reads does not hold up another.
+    // A stream that nobody reads does not hold up another.
     let flood = sh(&vm, "exec cat /dev/zero").spawn().unwrap();
     assert_eq!(sh(&vm, "echo quick").output().unwrap().stdout, b"quick\n");
     let reset = sh(&vm, "echo b > /proc/sysrq-trigger; sleep 100").output();
@@ -122,7 +122,7 @@ fn guest_runs_what_a_shell_runs() {
     assert!(matches!(vm.exec(["/no/such"]).output(), Err(ExecError::NotFound { .. })));
     assert_eq!(sh(&vm, "id -u; id -g").user("7:8").output().unwrap().stdout, b"7\n8\n");
 
-    // A reader that is slow, and streams that are not.
+    // A slow reader, and streams that are fast.
     let mut flood = sh(&vm, "head -c 10000000 /dev/zero").spawn().unwrap();
     assert_eq!(sh(&vm, "echo quick").output().unwrap().stdout, b"quick\n");
     let mut count = 0;
@@ -133,7 +133,7 @@ fn guest_runs_what_a_shell_runs() {
     }
     assert_eq!((count, flood.wait().unwrap()), (10_000_000, ExecStatus::Code(0)));
 
-    // One that wants no input, and one at a terminal that gets another size.
+    // A command without input, and one on a terminal that is resized.
     let output = sh(&vm, "head -c 1; exit 5").stdin(vec![b'x'; 1_000_000]).output().unwrap();
     assert_eq!((output.status, output.stdout.as_slice()), (ExecStatus::Code(5), &b"x"[..]));
     let size = WindowSize { rows: 30, columns: 100 };
@@ -147,7 +147,7 @@ fn guest_runs_what_a_shell_runs() {
     let output = terminal.wait_with_output().unwrap();
     assert!(output.stdout.ends_with(b"40 120\r\n"), "{output:?}");
 
-    // A time-out takes children along, also those in sessions of their own.
+    // A time-out also ends children in other sessions.
     let script = "setsid sleep 600 & echo $! > /tmp/pid; sleep 600; true";
     let error = vm.exec(["sh", "-c", script]).timeout(Duration::from_secs(1)).output().unwrap_err();
     assert!(matches!(error, ExecError::TimedOut { .. }), "{error}");
@@ -157,7 +157,7 @@ fn guest_runs_what_a_shell_runs() {
         });
     }
 
-    // A process without rights cannot have a port from which the host takes an agent.
+    // An unprivileged process cannot use a port from which the host accepts an agent.
     let other = sh(&vm, "/init vsock:1024 & sleep 1; kill $!").user("7:8").output().unwrap();
     assert!(String::from_utf8_lossy(&other.stderr).contains("Permission denied"), "{other:?}");
 
@@ -180,13 +180,13 @@ fn commands_keep_to_their_limits() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("can't fork"), "{output:?}");
     let large = vm.exec(["tail", "/dev/zero"]).timeout(LIMIT).max_memory(16 << 20);
     assert_eq!(large.status().unwrap(), ExecStatus::Signal(9));
-    // The time that the kernel holds it back is what the group's own count says, on any host.
+    // The group's own counter shows how long the kernel has throttled it, on any host.
     let busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done; mkdir /tmp/c; mount -t cgroup2 c /tmp/c; \
                 cat /tmp/c$(sed s/0::// /proc/self/cgroup)/cpu.stat";
     let stat = String::from_utf8(sh(&vm, busy).cpu_quota_percent(10).output().unwrap().stdout).unwrap();
     let throttled = stat.lines().find_map(|line| line.strip_prefix("nr_throttled ")).unwrap();
     assert_ne!(throttled, "0", "{stat}");
-    // What was started ends with its command, and the limits of one are not those of the next.
+    // Everything that a command starts ends with it, and the limits of one command are not those of the next.
     let pid = sh(&vm, "setsid sleep 600 >/dev/null 2>&1 & echo $!").kill_tree(true).output().unwrap().stdout;
     let pid = String::from_utf8(pid).unwrap();
     common::eventually("what was started is dead", || {
@@ -265,7 +265,7 @@ fn command_that_ends_its_machine_gives_what_it_wrote_and_why() {
     };
     assert_eq!((&**ending, written.stdout.as_slice()), (&Ending::PoweredOff, &b"out\n"[..]));
 
-    // The agent goes first, and the machine a moment later.
+    // The agent ends first, and the machine a moment later.
     let vm = VmBuilder::new(quick_guest()).start().unwrap();
     let mut running = sh(&vm, "echo up; trap '' TERM HUP; while :; do sleep 1; done").spawn().unwrap();
     running.stdout.as_mut().unwrap().read_exact(&mut [0; 3]).unwrap();
@@ -277,7 +277,7 @@ fn command_that_ends_its_machine_gives_what_it_wrote_and_why() {
     assert_eq!(**ending, Ending::PoweredOff);
 }
 
-/// A system on a disk, whose init does nothing but stay.
+/// A system on a disk whose init only waits.
 fn system(name: &str, place: AgentPlace) -> Option<VmConfig> {
     let init =
         "#!/bin/busybox sh\n/bin/busybox mount -t proc proc /proc\nwhile :; do /bin/busybox sleep 1; done\n";
@@ -347,7 +347,7 @@ fn network_of_the_first_card_comes_up_by_dhcp_whatever_it_is_called() {
         config.nets.push("tap=tap0".parse().unwrap());
         let vm = VmBuilder::new(config).start().unwrap();
         vm.wait_ready(LIMIT).unwrap();
-        // The second card is the first by its name now, and the file is what systemd-resolved leaves.
+        // The second card now has the name of the first, and the file is like that of systemd-resolved.
         let prepare =
             "ip link set eth0 name zz0 && ln -s ../run/systemd/resolve/stub-resolv.conf /etc/resolv.conf";
         assert_eq!(sh(&vm, prepare).output().unwrap().status, ExecStatus::Code(0));

@@ -1,5 +1,5 @@
-//! `coracle test` with guests that are well, fail, panic, halt, hang and say nothing: each verdict with its
-//! explanation.
+//! Tests of `coracle test` with guests that work, fail, panic, halt, hang and stay silent: each verdict with
+//! its explanation.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn suite_of_guests_in_every_state_is_judged_and_ends() {
     let folder = scratch().join("boot-tests");
     fs::create_dir_all(&folder).unwrap();
     let (kernel, initrd) = (data(GuestData::GuestVmlinux), data(GuestData::GuestInitramfs));
-    // A boot, half as long again, and some more: how long it takes depends on the machine.
+    // One and a half boots and a margin: the time of a boot depends on the machine.
     let boot = super::run("poweroff", &[]).elapsed.as_secs();
     let silence = format!("expect = [\"never\"]\ntimeout = \"{}s\"", boot * 3 / 2 + 4);
     let case = |name: &str, action: &str, more: &str| {

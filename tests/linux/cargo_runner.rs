@@ -10,7 +10,7 @@ use coracle::guest_data::GuestData;
 use super::common::{self, coracle, finish, scratch};
 use super::{data, no_linux};
 
-/// The example's folder, and its tests where `cargo xtask test` puts them.
+/// Returns the example's directory, and its tests where `cargo xtask test` puts them.
 fn example() -> Option<(PathBuf, PathBuf)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/cargo-runner");
     let tests = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("examples").join("machine");
@@ -21,7 +21,8 @@ fn example() -> Option<(PathBuf, PathBuf)> {
     Some((folder, tests))
 }
 
-/// The command of the example's `.cargo/config.toml`, in the folder and with a variable that cargo would set.
+/// Returns the command of the example's `.cargo/config.toml`, in that directory and with a variable of
+/// cargo's.
 fn runner(folder: &Path, options: &[&str]) -> Command {
     let mut command = coracle();
     command.args(["cargo-runner", "--accel", "kvm", "--copy", "tests/data"]).args(options);
@@ -106,6 +107,6 @@ fn what_cannot_run_in_a_guest_is_refused_in_one_line() {
     );
     refused(&["--copy", "/no/such", "/bin/sh"], "/no/such cannot be read");
     refused(&["--copy", "/proc/cpuinfo", "/bin/sh"], "/proc belongs to its kernel");
-    // How much depends on what cargo names, and this test is one of cargo's.
+    // The amount depends on what cargo names, and this test is one of cargo's.
     refused(&["--memory", "100M", "/bin/sh"], "while it unpacks them; it needs at least ");
 }

@@ -1,4 +1,4 @@
-//! Time in a guest that was paused.
+//! Tests of time in a guest that was paused.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -13,25 +13,26 @@ use coracle::{ConsoleStreams, VmBuilder};
 use super::common;
 use super::{Transcript, data, no_linux};
 
-/// What a guest's clocks show, and the host's at about the same time.
+/// The guest's clocks, and the host's at about the same time.
 #[derive(Debug)]
 struct Clocks {
     uptime: f64,
     /// The guest's date, in seconds.
     date: f64,
-    /// Of the host when the guest was asked, and when it had answered.
+    /// The host's date when the guest was asked, and when it had answered.
     host: (f64, f64),
     source: String,
 }
 
 impl Clocks {
-    /// Whether the date is the host's, but for a second that each of them leaves out.
+    /// Whether the date is the host's, within a second that each of them leaves out.
     fn date_is_right(&self) -> bool {
         (self.host.0 - 2.0..self.host.1 + 2.0).contains(&self.date)
     }
 }
 
-/// Asks the shell at the other end. The quotes are for the echo of what is typed, which is not the answer.
+/// Asks the shell at the other end. The quotes prevent the echo of the command from being taken for the
+/// answer.
 fn read_clocks(shell: &mut UnixStream, seen: &mut Transcript) -> Clocks {
     let host = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64();
     let asked = host();
@@ -49,11 +50,11 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
     needs_linux!();
     let (mut shell, theirs) = UnixStream::pair().unwrap();
     shell.set_nonblocking(true).unwrap();
-    // Debian's full kernel: its cloud kernel has no watchdog for lock-ups.
+    // Debian's full kernel: its cloud kernel has no lock-up watchdog.
     let mut config = VmConfig::new(data(GuestData::HostVmlinux));
     config.memory = MemorySize::from_mib(512).unwrap().into();
     config.initrds = vec![data(GuestData::GuestInitramfs)];
-    // The watchdog's patience is then two seconds.
+    // The watchdog's limit is then two seconds.
     config.cmdline = default_cmdline_with(["quiet", "watchdog_thresh=1", "coracle.init=shell"]);
     let streams = ConsoleStreams {
         input: Some(theirs.try_clone().unwrap().into()),
@@ -62,10 +63,10 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
     let vm = VmBuilder::new(config).console_streams(streams).start().unwrap();
     let mut seen = Transcript::default();
     seen.until(&mut shell, "# ");
-    // The watchdog forgives a CPU that was idle.
+    // The watchdog ignores a CPU that was idle.
     writeln!(shell, "while :; do :; done &").unwrap();
-    // A host that takes the CPU away for two seconds is a lock-up to the watchdog, too: a busy one does that
-    // now and then.
+    // If the host takes the CPU away for two seconds, the watchdog reports a lock-up, too; a busy host
+    // occasionally does that.
     common::unless_spoilt(|| {
         writeln!(shell, "dmesg -c >/dev/null").unwrap();
         let before = read_clocks(&mut shell, &mut seen);
@@ -73,7 +74,7 @@ fn pause_is_seen_by_every_clock_and_is_no_lock_up() {
         thread::sleep(PAUSE);
         vm.handle().resume();
         let after = read_clocks(&mut shell, &mut seen);
-        // Time for the watchdog to complain.
+        // Time for the watchdog to report.
         let complaints = "dmesg | grep -i 'lockup\\|unstable\\|stall'";
         writeln!(shell, "sleep 2; echo com''plaints: $({complaints}) end").unwrap();
         seen.until(&mut shell, "complaints: ");

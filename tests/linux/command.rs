@@ -72,12 +72,12 @@ fn output_that_cannot_be_written_is_a_failure_whatever_the_command_s_code() {
     };
     let mut command = run("echo important; exit 3");
     lost(&collect(command.stdout(full()).spawn().unwrap()), "stdout", "No space left on device", 3);
-    // It goes on to its end, far behind what its streams hold.
+    // The command continues to its end, far behind what its streams hold.
     let mut command = run("head -c 3000000 /dev/zero; echo end >&2");
     let finished = collect(command.stdout(full()).spawn().unwrap());
     lost(&finished, "stdout", "No space left on device", 0);
     assert!(finished.stderr.starts_with("end\n"), "{}", finished.stderr);
-    // Nobody is there to be told but for the code.
+    // Nobody is there to report to, except through the exit code.
     let mut command = run("echo important >&2");
     assert_eq!(collect(command.stderr(full()).spawn().unwrap()).code(), 117);
     assert_eq!(outcome(&path)["command_code"], 0);
@@ -85,7 +85,7 @@ fn output_that_cannot_be_written_is_a_failure_whatever_the_command_s_code() {
     let mut command = run("head -c 3000000 /dev/zero");
     common::limit_files(&mut command, 100_000);
     lost(&collect(command.stdout(file).spawn().unwrap()), "stdout", "File too large", 0);
-    // A reader that has gone is what it is to any program.
+    // A reader that has gone has the usual effect on the program.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let mut command = run("yes");
@@ -182,7 +182,7 @@ fn variables_user_and_folder_are_the_command_s() {
     assert_eq!(run.text(), "b c\n/tmp\n1000\n100\n");
 }
 
-/// Starts a script in a guest, at a terminal with 33 rows and 111 columns.
+/// Starts a script in a guest, on a terminal with 33 rows and 111 columns.
 fn at_terminal(script: &str) -> (File, Child) {
     let (person, program) = common::pseudo_terminal();
     let size = libc::winsize { ws_row: 33, ws_col: 111, ws_xpixel: 0, ws_ypixel: 0 };
@@ -212,7 +212,7 @@ fn command_at_a_terminal_leaves_ctrl_a_commands_to_coracle() {
     common::read_until(&mut person, "ready");
     person.write_all(b"\x01h").unwrap();
     common::read_until(&mut person, "Ctrl-A x  end the virtual machine");
-    // Two of them are one for the command.
+    // Two of the same signal count as one for the command.
     person.write_all(b"\x01\x01b").unwrap();
     common::read_until(&mut person, "01 62");
     person.write_all(b"\x01x").unwrap();
@@ -248,8 +248,8 @@ fn test_with_a_command_has_its_verdict() {
     assert!(passed.text().contains("done"), "{}", passed.text());
     test(&[], "exit 3").expect(120, "ended with code 3");
     test(&["--expect", "never"], "true").expect(120, "matched never");
-    // What is written decides as it comes, long before these would have ended, and whatever their codes would
-    // be.
+    // The output decides as it comes, long before these commands would have ended, and whatever their exit
+    // codes would be.
     test(&["--expect", "^ready$"], "echo ready; sleep 3600; exit 3").expect(0, "passed");
     test(&["--reject", "BUG"], "echo BUG: bad >&2; sleep 3600")
         .expect(120, "the command's output has `BUG: bad`");

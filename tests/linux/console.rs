@@ -1,4 +1,4 @@
-//! Kernels whose console is a virtio one, `hvc0`.
+//! Tests of kernels whose console is a virtio console, `hvc0`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -59,7 +59,7 @@ fn type_early(kernel: GuestData) {
 #[test]
 fn shell_of_the_default_guest_has_the_size_of_the_callers_terminal_and_its_ctrl_c() {
     needs_linux!();
-    // The kernel's words come by the serial port.
+    // The kernel's messages come through the serial port.
     let mut seen = shell_at_a_terminal(&["-a", "loglevel=5"]);
     assert!(seen.before.contains("System does not support PCI"), "{}", seen.before);
     seen.typed("tty; echo console $(cat /sys/class/tty/console/active)", "console ttyS0\r");
@@ -78,12 +78,12 @@ fn console_on_hvc0_has_the_size_of_the_callers_terminal_too() {
     assert_eq!(common::wait(&mut seen.child).code(), Some(0));
 }
 
-/// A guest with a shell at a terminal.
+/// A guest with a shell on a terminal.
 struct Session {
     child: Child,
     terminal: File,
     transcript: Transcript,
-    /// What has come before the words that were waited for.
+    /// The text before the awaited words.
     before: String,
 }
 
@@ -96,7 +96,7 @@ impl Session {
     }
 }
 
-/// The default guest at a terminal, whose size is followed and whose Ctrl-C works.
+/// Tests the default guest on a terminal: it follows the size, and Ctrl-C works.
 fn shell_at_a_terminal(args: &[&str]) -> Session {
     let (mut terminal, inside) = pseudo_terminal();
     resize(&terminal, 132, 43);
@@ -112,7 +112,7 @@ fn shell_at_a_terminal(args: &[&str]) -> Session {
     resize(&session.terminal, 77, 20);
     signal(&session.child, libc::SIGWINCH);
     session.typed("until stty size | grep '20 77'; do sleep 0.1; done", "\n20 77");
-    // One process group says it and sleeps: a shell that has still to start `sleep` would take the ^C for
+    // A single process group prints and sleeps: a shell that has yet to start `sleep` would get the ^C
     // itself.
     session.typed("sh -c \"echo sl''eeps; exec sleep 1000\"", "sleeps");
     session.terminal.write_all(b"\x03").unwrap();

@@ -1,5 +1,5 @@
-//! The exit codes that take a Linux guest, once each: `tests/exit_codes.rs` has the others, and the check
-//! that none is missing.
+//! Tests of the exit codes that need a Linux guest, once each: `tests/exit_codes.rs` has the others, and the
+//! check that none is missing.
 
 use std::path::Path;
 
@@ -40,6 +40,6 @@ fn run(outcome: &Path, command: &[&str]) -> Finished {
     finish(&mut run)
 }
 
-/// Takes the driver off the socket device, by which the agent speaks.
+/// Unbinds the driver of the vsock device, through which the agent communicates.
 const LOSE_THE_AGENT: &str =
     "cd /sys/bus/virtio/drivers/vmw_vsock_virtio_transport && echo virtio* > unbind; sleep 60";

@@ -1,4 +1,4 @@
-//! Stock kernels by each way in, several initrds, and the module loader.
+//! Tests of stock kernels with each entry point, several initrds, and the module loader.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use coracle_image::initramfs::{Archive, ModuleTree};
 use super::common::{self, file, finish};
 use super::{data, linux, no_linux};
 
-/// The folder of the modules of the default guest's kernel, one level above that of its release.
+/// Returns the directory of the default guest's kernel modules, one level above that of its release.
 fn modules() -> PathBuf {
     data(GuestData::GuestVmlinuz).with_file_name("modules")
 }
 
-/// An initrd of its own with a shell script as `path`, to go after the default guest's, whose busybox runs
-/// it.
+/// Creates an initrd with a shell script as `path`, for use after the default guest's, whose busybox runs the
+/// script.
 fn script(name: &str, path: &str, lines: &str, add: impl FnOnce(&mut Archive)) -> String {
     let mut archive = Archive::default();
     let text = format!("#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n{lines}\n");
@@ -26,7 +26,7 @@ fn script(name: &str, path: &str, lines: &str, add: impl FnOnce(&mut Archive)) -
 #[test]
 fn vmlinuz_unpacks_itself_to_a_random_address_where_that_is_not_switched_off() {
     needs_linux!();
-    // The kernel says at the end of its panic whether it has moved itself: the panic device would end it
+    // The kernel prints at the end of its panic whether it was relocated; the panic device would end it
     // before that.
     for (args, words) in
         [(["-a", "nokaslr"].as_slice(), "Kernel Offset: disabled"), (&["--kaslr"], "Kernel Offset: 0x")]
@@ -76,8 +76,7 @@ fn loader_without_an_initrd_says_what_is_missing() {
 #[test]
 fn loader_mounts_the_root_and_becomes_its_init() {
     needs_linux!();
-    // A root in a RAM disk, made on the spot. Without an /init of its own the initrd leaves the way to the
-    // root.
+    // A root in a RAM disk, created on the spot. The initrd has no /init, so that the kernel mounts the root.
     let lines = r#"mkdir -p /dev /mnt
 mount -t devtmpfs dev /dev
 insmod /brd.ko rd_nr=1 rd_size=16384

@@ -1,4 +1,4 @@
-//! Twenty Linux guests at once in one process, each with work of its own.
+//! Runs twenty Linux guests at once in one process, each with its own work.
 
 use std::thread;
 use std::time::Duration;
@@ -28,11 +28,11 @@ fn twenty_machines_at_once_do_mixed_work_and_leave_nothing_behind() {
             scope.spawn(move || work(number));
         }
     });
-    // A thread that has been joined, or one of KVM's own, may still be on its way out of the process.
+    // A thread that has been joined, or one of KVM's, may still be exiting.
     common::eventually("as many threads and descriptors as before", || held() == before);
 }
 
-/// What the machines do, in turn; each is told its number.
+/// The work of the machines, in turn; each gets its number.
 const WORK: [fn(u8); 7] = [
     commands_with_input,
     files_both_ways,
@@ -126,5 +126,5 @@ fn power_off(vm: &Vm) {
 }
 
 const MACHINES: u8 = 20;
-/// Little more than the kernel's least: the emulated host has 2 GiB.
+/// Slightly more than the kernel's minimum: the emulated host has 2 GiB.
 const GUEST_MIB: u64 = 64;

@@ -1,4 +1,4 @@
-//! Stock kernels that are used by a shell: with network cards (taps on a bridge, and passt, in a network of
+//! Tests of stock kernels that a shell uses: with network cards (taps on a bridge, and passt, in a network of
 //! the test's own), and with a balloon.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,14 +10,14 @@ use super::common::{self, eventually};
 use super::no_linux;
 use super::shell::Shell;
 
-/// Bytes whose sum tells whether all came through.
+/// Bytes whose checksum shows whether all of them arrived.
 const LEN: usize = 1_000_000;
 
 fn bytes() -> Vec<u8> {
     (0..LEN as u32).flat_map(|at| [(at.wrapping_mul(2_654_435_761) >> 13) as u8]).collect()
 }
 
-/// Gives [`bytes`] to the first who asks by HTTP, and takes bytes from the next; gives those back.
+/// Serves [`bytes`] to the first HTTP client, receives bytes from the next, and returns those.
 fn serve_bytes(address: &str) -> thread::JoinHandle<Vec<u8>> {
     let listener = TcpListener::bind(address).unwrap();
     thread::spawn(move || {
@@ -64,7 +64,7 @@ fn two_guests_on_taps_ping_each_other_and_exchange_bytes_with_the_host() {
             guest.run("ping -c 2 10.9.0.2");
             let server = serve_bytes("10.9.0.254:8000");
             there_and_back(&mut guest, "10.9.0.254", 8000, server);
-            // A changed address and a link that goes away are the guest's to see.
+            // The guest has to notice a changed address and a link that goes down.
             guest.run(
                 "ip link set eth0 down && ip link set eth0 address 02:00:00:00:00:08 && ip link set eth0 up",
             );

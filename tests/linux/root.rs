@@ -1,4 +1,5 @@
-//! Roots made of folders, tars and images: what a guest finds there, and that its source stays as it is.
+//! Tests of roots made from directories, tars and images: what a guest finds in them, and that their source
+//! is not modified.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -14,7 +15,7 @@ use super::common::{self, Finished, coracle, finish, scratch};
 use super::virtio::{busybox, host, packages};
 use super::{data, no_linux};
 
-/// What the first program of every root here does: it says what it finds, writes, and powers off.
+/// The first program of every root here: it prints what it finds, writes, and powers off.
 const INIT: &str = "#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin
@@ -32,7 +33,7 @@ mount -o remount,ro /
 poweroff -f
 ";
 
-/// A folder with a root; its owner is whoever runs the tests.
+/// Creates a directory with a root, owned by whoever runs the tests.
 pub(super) fn folder(name: &str) -> Option<PathBuf> {
     let Some(busybox) = busybox() else {
         common::skip("the packages of the default guest are not there");
@@ -68,12 +69,12 @@ fn boot(kernel: GuestData, root: &str) -> Finished {
     run
 }
 
-/// The tuned kernel, where it has been built.
+/// Returns the tuned kernel, if it has been built.
 fn tuned() -> Option<GuestData> {
     guest_data::find(GuestData::TunedVmlinux).ok().map(|_| GuestData::TunedVmlinux)
 }
 
-/// What the guest said after `word`.
+/// Returns what the guest printed after `word`.
 #[track_caller]
 fn said(run: &Finished, word: &str) -> String {
     let text = run.text();
@@ -85,7 +86,7 @@ fn said(run: &Finished, word: &str) -> String {
         .to_owned()
 }
 
-/// Whether the guest found what is in [`folder`], and could write.
+/// Checks that the guest found the content of [`folder`], and could write.
 #[track_caller]
 fn expect_root(run: &Finished, tree: &Path, owner: &str) {
     let sum = host("sha256sum", &[tree.join("big").to_str().unwrap()]);
@@ -95,7 +96,7 @@ fn expect_root(run: &Finished, tree: &Path, owner: &str) {
     assert_eq!(said(run, "link "), "../outside");
     assert_eq!(said(run, "now "), "written new other");
     assert!(said(run, "root ").starts_with(&format!("711:{owner} ")), "{run:?}");
-    // The source is as it was.
+    // The source is unchanged.
     assert_eq!(fs::read(tree.join("etc/note")).unwrap(), b"a note");
     assert!(!tree.join("etc/new").exists());
 }
@@ -104,7 +105,7 @@ fn words(path: &Path, words: &str) -> String {
     format!("path={}{words}", path.display())
 }
 
-/// As root the ids are the caller's own, 0, and otherwise they become 0.
+/// For root, the ids are the caller's own, 0; otherwise they become 0.
 #[test]
 fn small_folder_is_the_initramfs() {
     needs_linux!();
@@ -115,7 +116,7 @@ fn small_folder_is_the_initramfs() {
     assert_eq!(said(&run, "own"), "", "nothing of the loader's is left");
 }
 
-/// The program alone, for someone who has nothing else of Coracle's but a kernel.
+/// The program alone, for a user who has nothing of Coracle's but a kernel.
 #[test]
 fn command_runs_in_a_root_without_any_file_of_the_default_guest() {
     needs_linux!();
@@ -234,8 +235,8 @@ fn disk_that_root_names_boots_with_the_default_kernel_too() {
     assert!(outcome["times_ms"]["kernel"].as_f64().is_some_and(|time| time > 0.0), "{outcome}");
 }
 
-/// Debian's kernel for any machine, of which the emulated host's is made, has ext4 as a module, which needs a
-/// checksum by a soft dependency alone. The unpacked package has no `modules.dep`.
+/// Debian's kernel for any machine, from which the emulated host's is made, has ext4 as a module, which needs
+/// a checksum through a soft dependency only. The unpacked package has no `modules.dep`.
 #[test]
 fn root_on_a_file_system_that_is_a_module_is_found_and_mounted() {
     needs_linux!();
@@ -303,7 +304,7 @@ fn root_without_an_init_says_so() {
     run.expect(110, "kernel panicked: there is no init program on the root; init= names one");
 }
 
-/// A program of the host's with its libraries: busybox does not have them all.
+/// A program of the host with its libraries; busybox does not have all of them.
 pub(super) fn add_program(tree: &Path, program: &str) {
     let libraries = host("ldd", &[program]);
     let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
@@ -316,7 +317,7 @@ pub(super) fn add_program(tree: &Path, program: &str) {
     fs::copy(program, tree.join("bin").join(name)).unwrap();
 }
 
-/// A member of a tar that is a character device, which only root could put into one by a program.
+/// A tar member that is a character device, which only root could add with a tar program.
 fn device(name: &str, major: u32, minor: u32) -> Vec<u8> {
     let mut header = vec![0; 512];
     let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());

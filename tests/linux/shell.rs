@@ -1,4 +1,4 @@
-//! A guest that a test types commands to: the default guest, or one whose root is the disk of tools.
+//! A guest in which a test types commands: the default guest, or one whose root is the disk of tools.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -22,21 +22,22 @@ pub(super) struct Shell {
 }
 
 impl Shell {
-    /// Boots it with a card, which gets this address and is up.
+    /// Boots it with a network card, which gets this address and is brought up.
     pub(super) fn boot(net: &str, address: &str) -> Shell {
         let mut shell = Shell::start(&["--net", net]);
         shell.run(&format!("ip addr add {address}/24 dev eth0 && ip link set eth0 up"));
         shell
     }
 
-    /// The default guest with these flags.
+    /// Starts the default guest with these flags.
     pub(super) fn start(args: &[&str]) -> Shell {
         let mut command = linux(GuestData::GuestVmlinux, "shell");
         command.args(args);
         Shell::on(command)
     }
 
-    /// The stock kernel with these flags and with fio and iperf3, which `tools` has: see [`tools`].
+    /// Starts the stock kernel with these flags and with fio and iperf3 from the disk of tools: see
+    /// [`tools`].
     pub(super) fn with_tools(tools: &Path, args: &[&str]) -> Shell {
         let mut command = coracle();
         command
@@ -67,14 +68,14 @@ impl Shell {
         shell
     }
 
-    /// KiB of RAM that it has of the host's.
+    /// Returns how much of the host's RAM it uses, in KiB.
     pub(super) fn resident(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.guest.0.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Waits for `words` and gives what came up to their end.
+    /// Waits for `words` and returns the output up to their end.
     #[track_caller]
     fn until(&self, words: &str) -> String {
         let deadline = Instant::now() + LIMIT;
@@ -90,10 +91,10 @@ impl Shell {
         }
     }
 
-    /// Runs a command, which has to succeed, and gives what it said.
+    /// Runs a command, which has to succeed, and returns its output.
     #[track_caller]
     pub(super) fn run(&mut self, command: &str) -> String {
-        // What is typed shows, too, but never as what is waited for.
+        // Typed text is echoed, but never matches the awaited text.
         writeln!(self.keyboard, "{command}; printf 'over-%d-so\\n' $?").unwrap();
         let said = self.until("-so\r\n");
         assert!(said.ends_with("over-0-so\r\n"), "{command}: {said}");
@@ -106,7 +107,7 @@ impl Shell {
     }
 }
 
-/// The disk of tools, which `cargo xtask` makes; says why where it is not there.
+/// Returns the disk of tools, which `cargo xtask` creates; prints why if it is missing.
 pub(super) fn tools() -> Option<PathBuf> {
     let kernel = data(GuestData::GuestVmlinux);
     let disk = kernel.ancestors().nth(2)?.join("tools/tools.ext4");

@@ -1,4 +1,4 @@
-//! What programs find around them in a guest whose first process is the agent: devices, mounts, names.
+//! Tests of what programs find in a guest whose first process is the agent: devices, mounts, names.
 
 use std::fs;
 
@@ -8,9 +8,9 @@ use super::virtio::host;
 use super::{data, no_linux};
 use coracle::guest_data::GuestData;
 
-/// One line for each thing that runc gives a container (OCI runtime specification, config-linux.md "Default
-/// Filesystems" and "Default Devices", runtime-linux.md "Dev symbolic links"), and for what people look for
-/// besides.
+/// A line for each thing that runc gives a container (OCI runtime specification, config-linux.md "Default
+/// Filesystems" and "Default Devices", runtime-linux.md "Dev symbolic links"), and for other things that
+/// people expect.
 const SCRIPT: &str = r#"
 for link in fd stdin stdout stderr; do echo "$link $(readlink /dev/$link)"; done
 [ ! -e /proc/kcore ] || [ "$(readlink /dev/core)" = /proc/kcore ] || echo "no core"
@@ -52,8 +52,8 @@ through
 groups
 ";
 
-/// What the script said, without sizes that depend on the machine, as many lines as [`FOUND`] has, and the
-/// rest.
+/// Returns the script's output, without sizes that depend on the machine: as many lines as [`FOUND`] has, and
+/// the rest.
 fn split(text: &str) -> (String, String) {
     let is_size = |word: &&str| word.starts_with("size=");
     let hide = |line: &str| {
@@ -86,7 +86,7 @@ fn bare_root_is_given_the_same_and_keeps_what_it_has() {
     for program in ["/bin/bash", "/usr/bin/getent"] {
         add_program(&tree, program);
     }
-    // As `docker export` leaves it.
+    // The same as `docker export` leaves it.
     fs::write(tree.join("etc/hosts"), "").unwrap();
     fs::write(tree.join("etc/hostname"), "from-file\n").unwrap();
     fs::write(tree.join("etc/group"), "wheel:x:10:\n").unwrap();
@@ -106,7 +106,7 @@ fn bare_root_is_given_the_same_and_keeps_what_it_has() {
     let expected = "service\nroot\nwheel:x:10:\n::1             localhost ip6-localhost ip6-loopback\n\
                     127.0.1.1       from-file\nroot:x:0:0:root:/root:/bin/sh\nsubstituted\n";
     assert_eq!(rest, expected);
-    // Nothing was tried that the kernel has refused.
+    // The kernel refused nothing that was tried.
     let log = fs::read_to_string(log).unwrap();
     assert!(!log.contains("coracle-agent"), "{log}");
 }

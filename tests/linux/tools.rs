@@ -1,4 +1,4 @@
-//! A stock kernel whose devices are used hard by the tools for that: fio, which checks what it reads, and
+//! Tests of a stock kernel whose devices are used heavily: by fio, which verifies what it reads, and by
 //! iperf3.
 
 use std::fs;
@@ -10,14 +10,14 @@ use super::no_linux;
 use super::shell::{Shell, tools};
 use super::virtio::{Scratch, host};
 
-/// fio's jobs, done one after the other: the name of each and its target in the guest.
+/// The jobs of fio, in order: the name of each and its target in the guest.
 const JOBS: [(&str, &str); 4] = [
     ("raw-sync", "/dev/vdb"),
     ("raw-io_uring", "/dev/vdc"),
     ("file-sync", "/mnt/a/file"),
     ("file-io_uring", "/mnt/b/file"),
 ];
-/// What each job writes and reads, in KiB.
+/// The amount that each job writes and reads, in KiB.
 const JOB_KIB: u32 = 4096;
 
 #[test]
@@ -40,8 +40,8 @@ fn fio_reads_back_what_it_has_written_at_random_to_devices_and_to_files_by_both_
          --ioengine=libaio --iodepth=8 --fdatasync=64 --verify=crc32c --verify_fatal=1 {} || {{ cat /tmp/said; false; }}",
         jobs.join(" ")
     ));
-    // Of each line (fio's HOWTO, "Terse output", version 3) the job, its error, and the KiB that it read and
-    // wrote.
+    // From each line (fio's HOWTO, "Terse output", version 3): the job, its error, and the KiB read and
+    // written.
     let said = guest.run("cut -d';' -f3,5,6,47 /tmp/said");
     for (name, _) in JOBS {
         assert!(said.contains(&format!("{name};0;{JOB_KIB};{JOB_KIB}")), "{name}: {said}");

@@ -1,5 +1,5 @@
-//! The tuned kernel: everything that the machine has is built in, it ends in each way that the stock kernel
-//! does, and it needs less.
+//! Tests of the tuned kernel: it has every driver of the machine built in, it ends in each way that the stock
+//! kernel does, and it needs less.
 
 use std::fs;
 
@@ -26,8 +26,8 @@ fn run(action: &str, args: &[&str]) -> Finished {
     finish(linux(GuestData::TunedVmlinux, action).args(args))
 }
 
-/// Checks that the guest's report has all of these, and that nothing comes before it: `quiet` shows errors,
-/// those of the agent too.
+/// Checks that the guest's report has all of these lines, and that nothing precedes it: `quiet` still shows
+/// errors, including the agent's.
 #[track_caller]
 fn expect_report(run: &Finished, lines: &[&str]) {
     run.expect(0, "the guest powered off");
@@ -39,13 +39,13 @@ fn expect_report(run: &Finished, lines: &[&str]) {
     assert_eq!(before, "");
 }
 
-/// Kernel, CPUs, memory and tables: each value of one meets each value of another in some row.
+/// Kernel, CPUs, memory and tables: each value of one is combined with each value of another in some row.
 #[test]
 fn kernels_cpus_memory_and_tables_work_pairwise() {
     needs_tuned!();
     let rows = [
         (GuestData::GuestVmlinux, "1", 128, "on"),
-        // Debian's full kernel: its cloud kernel has no parser of MP tables.
+        // Debian's full kernel: its cloud kernel cannot parse MP tables.
         (GuestData::HostVmlinux, "4", 5120, "off"),
         (GuestData::TunedVmlinux, "1", 5120, "off"),
         (GuestData::TunedVmlinux, "4", 48, "off"),
@@ -60,12 +60,12 @@ fn kernels_cpus_memory_and_tables_work_pairwise() {
         let text = run.text();
         let memory = text.lines().find_map(|line| line.trim().strip_prefix("memory "));
         let seen: u32 = memory.unwrap().trim().trim_end_matches(" MiB").parse().unwrap();
-        // The rest is the kernel's, most of all its page structures.
+        // The rest belongs to the kernel, most of it to its page structures.
         assert!(seen <= mib && seen >= (mib * 31 / 32).saturating_sub(70), "{seen} MiB of {mib}");
     }
 }
 
-/// The kernel has no folder of modules anywhere, and misses none.
+/// The kernel has no module directory anywhere, and needs none.
 #[test]
 fn tuned_kernel_elsewhere_has_its_drivers_without_a_warning() {
     needs_tuned!();
@@ -88,7 +88,8 @@ fn tuned_kernel_elsewhere_has_its_drivers_without_a_warning() {
     assert!(!run.stderr.contains("warning"), "{}", run.stderr);
 }
 
-/// By the tables, and without them by words of the command line, which the stock kernels do not read.
+/// Through the tables, and without them through parameters of the command line, which the stock kernels do
+/// not read.
 #[test]
 fn tuned_kernel_finds_each_device_once_with_and_without_acpi() {
     needs_tuned!();
@@ -125,7 +126,7 @@ fn tuned_kernel_reboots_with_and_without_acpi() {
 fn panic_of_the_tuned_kernel_is_told_by_the_device_and_has_names() {
     needs_tuned!();
     let path = scratch().join("tuned-panic.json");
-    // Without an init there is nobody who would load a driver.
+    // Without an init, nobody would load a driver.
     let args = ["-a", "rdinit=/no/such/init panic=0", "--outcome", path.to_str().unwrap()];
     let run = run("report", &args);
     run.expect(110, "kernel panicked");
@@ -179,7 +180,7 @@ fn configuration_beside_the_tuned_kernel_has_what_the_machine_needs() {
     }
 }
 
-/// Half as many again as were counted: see docs/kernels.md.
+/// The limit of port exits: one and a half times the measured number (docs/kernels.md).
 const MAX_PORT_EXITS: u64 = 450;
-/// As above; these are all the I/O APIC's.
+/// The same for MMIO exits, all of which are the I/O APIC's.
 const MAX_MMIO_EXITS: u64 = 800;

@@ -1,4 +1,4 @@
-//! Stock kernels with virtio devices, whose drivers are modules.
+//! Tests of stock kernels with virtio devices, whose drivers are modules.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ fn overlay_leaves_the_disk_below_as_it_was() {
     assert!(fs::read(&disk).unwrap() == before);
 }
 
-/// Their blocks are in files of the host, where what the guest has flushed can be seen from outside.
+/// The blocks are in files of the host, in which flushed data can be seen from outside.
 #[test]
 fn loop_device_has_what_the_guest_has_flushed_and_a_read_only_one_stays_as_it_was() {
     needs_linux!();
@@ -77,11 +77,11 @@ fn loop_device_has_what_the_guest_has_flushed_and_a_read_only_one_stays_as_it_wa
     assert!(fs::read(&read).unwrap() == content);
 }
 
-/// A block device whose blocks are in a file. It lets go of that at the end.
+/// A block device whose blocks are in a file, which it releases at the end.
 struct LoopDevice(String);
 
 impl LoopDevice {
-    /// None, with a line that says why, where there are none.
+    /// Returns `None`, after printing why, if there are none.
     fn over(file: &Path, words: &[&str]) -> Option<LoopDevice> {
         let mut command = Command::new("/usr/sbin/losetup");
         let output = command.args(words).args(["--find", "--show"]).arg(file).output();
@@ -99,7 +99,7 @@ impl Drop for LoopDevice {
     }
 }
 
-/// The stock kernel without an initrd, with its root on the disk.
+/// Returns the stock kernel without an initrd, with its root on the disk.
 fn boot_from(disk: &Path, words: &str) -> Command {
     let mut command = coracle();
     command.args(["run", "--accel", "kvm", "--timeout", "200s"]).arg(data(GuestData::GuestVmlinuz));
@@ -108,7 +108,7 @@ fn boot_from(disk: &Path, words: &str) -> Command {
     command
 }
 
-/// An ext4 image made from a folder, whose init writes 4 MiB, says their hash and powers off.
+/// Creates an ext4 image from a directory, whose init writes 4 MiB, prints their hash and powers off.
 fn root_image(name: &str, folder: &str) -> Option<PathBuf> {
     let init = "#!/bin/busybox sh\nexport PATH=/bin\n/bin/busybox --install -s /bin\n\
                 dd if=/dev/urandom of=/data bs=64k count=64 conv=fsync 2>/dev/null\n\
@@ -116,7 +116,7 @@ fn root_image(name: &str, folder: &str) -> Option<PathBuf> {
     image_with_init(name, folder, init)
 }
 
-/// An ext4 image of a system with busybox and this init.
+/// Creates an ext4 image of a system with busybox and this init.
 pub(super) fn image_with_init(name: &str, folder: &str, init: &str) -> Option<PathBuf> {
     let tree = scratch().join(folder);
     for part in ["bin", "sbin", "proc", "dev", "sys"] {
@@ -135,17 +135,17 @@ pub(super) fn image_with_init(name: &str, folder: &str, init: &str) -> Option<Pa
     Some(image)
 }
 
-/// The default guest's busybox, from the package that it was taken from.
+/// Returns the default guest's busybox, from the package that it was taken from.
 pub(super) fn busybox() -> Option<PathBuf> {
     package("busybox-static", "bin/busybox")
 }
 
-/// A file of an unpacked package of those that the guests are made of; the last version counts.
+/// Returns a file of an unpacked package from which the guests are made, in its latest version.
 pub(super) fn package(name: &str, file: &str) -> Option<PathBuf> {
     packages(name, file).into_iter().max()
 }
 
-/// The same file of every package whose name begins so.
+/// Returns the same file of every package whose name begins in this way.
 pub(super) fn packages(name: &str, file: &str) -> Vec<PathBuf> {
     let guest = fs::canonicalize(data(GuestData::GuestVmlinuz)).unwrap();
     let entries = fs::read_dir(guest.ancestors().nth(2).unwrap().join("packages")).into_iter().flatten();
@@ -153,7 +153,7 @@ pub(super) fn packages(name: &str, file: &str) -> Vec<PathBuf> {
     trees.map(|entry| entry.path().join(file)).filter(|path| path.exists()).collect()
 }
 
-/// Runs a program of the host's that has to succeed; returns what it prints.
+/// Runs a program of the host that has to succeed, and returns its output.
 #[track_caller]
 pub(super) fn host(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").output();
@@ -162,7 +162,7 @@ pub(super) fn host(program: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A folder in memory, for disks: where the host is an emulated one, its other folders are slow. Removed at
+/// A directory in memory for disks, because other directories of an emulated host are slow. It is removed at
 /// the end.
 pub(super) struct Scratch(PathBuf);
 
@@ -173,7 +173,7 @@ impl Scratch {
         Scratch(path)
     }
 
-    /// An empty disk.
+    /// Creates an empty disk.
     pub(super) fn disk(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);
         fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();

@@ -1,4 +1,4 @@
-//! A stock kernel with a socket device, and connections both ways.
+//! Tests of a stock kernel with a vsock device, and connections in both directions.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -14,13 +14,13 @@ use coracle::vsock::{ConnectError, VsockPortError};
 use super::common::{self, echo};
 use super::{data, no_linux};
 
-/// The port that the guest sends back on, and that it connects to on the host.
+/// The port on which the guest echoes, and to which it connects on the host.
 const ECHO: u32 = 7;
 
 #[test]
 fn stock_linux_talks_both_ways_and_100_mb_come_back() {
     needs_linux!();
-    // A folder of the machine's own: sockets do not work on every shared one.
+    // A directory of the machine's own: sockets do not work on every shared one.
     let path = PathBuf::from(format!("/dev/shm/coracle-vsock-{}", std::process::id()));
     let config = VmConfig {
         initrds: vec![data(GuestData::GuestInitramfs)],
@@ -36,7 +36,7 @@ fn stock_linux_talks_both_ways_and_100_mb_come_back() {
     let stream = listener.accept().expect("the guest connects");
     echo(stream, 1000);
 
-    // By the host's socket.
+    // Through the host's socket.
     let mut stream = UnixStream::connect(&path).unwrap();
     stream.write_all(b"CONNECT 7\n").unwrap();
     let mut answer = [0; 3];

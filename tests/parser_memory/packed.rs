@@ -1,22 +1,22 @@
-//! Packed files: as usual encoders make them, and with the largest windows, dictionaries and blocks that a
-//! format can state, made by hand where an encoder refuses.
+//! Compressed files: as usual encoders write them, and with the largest windows, dictionaries and blocks that
+//! a format can state, built by hand if an encoder refuses.
 
 use std::io::Write;
 
-/// The packings that a tar may have, as usual encoders make them.
+/// Returns the compressions of a tar, as usual encoders write them.
 pub(crate) fn usual(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let zstd = ruzstd::encoding::compress_to_vec(plain, ruzstd::encoding::CompressionLevel::Fastest);
     vec![("gzip", gzip(plain)), ("xz", xz(plain)), ("zstd", zstd), ("LZ4", lz4(plain, false))]
 }
 
-/// The packings that a tar may have, each with the most that its decoder can be asked to keep.
+/// Returns the compressions of a tar, each with the most memory that its decoder can be asked for.
 pub(crate) fn greedy_tars(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let mut all = greedy(plain);
     all.push(("LZ4, linked blocks of 4 MiB", lz4(plain, true)));
     all
 }
 
-/// The same for a kernel and its modules.
+/// Returns the same for a kernel and its modules.
 pub(crate) fn greedy_kernels(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
     let mut all = greedy(plain);
     all.push(("LZ4, blocks of 8 MiB", lz4_legacy(plain)));
@@ -30,8 +30,8 @@ fn greedy(plain: &[u8]) -> Vec<(&'static str, Vec<u8>)> {
         ("gzip", gzip(plain)),
         ("xz, 128 MiB", with_dictionary(xz(plain), 30)),
         ("xz, 4 GiB", with_dictionary(xz(plain), 40)),
-        // RFC 8878, 3.1.1.1.2: 1 KiB << the upper five bits, and as many eighths of it as the lower three
-        // say.
+        // RFC 8878, 3.1.1.1.2: 1 KiB shifted by the upper five bits, plus as many eighths of it as the lower
+        // three bits say.
         ("zstd, 128 MiB", zstd(plain, &window(17 << 3))),
         ("zstd, 240 MiB", zstd(plain, &window(17 << 3 | 7))),
         ("zstd, 3.75 TiB", zstd(plain, &window(0xff))),
@@ -56,8 +56,8 @@ fn xz(plain: &[u8]) -> Vec<u8> {
     xz.finish().unwrap()
 }
 
-/// The .xz file with another size of its dictionary (5.3.1): behind a header of 12 bytes, a block's own of 12
-/// without optional fields.
+/// Returns the .xz file with another dictionary size (5.3.1): after a header of 12 bytes, a block's own
+/// header of 12 bytes without optional fields.
 fn with_dictionary(mut xz: Vec<u8>, bits: u8) -> Vec<u8> {
     assert_eq!(xz[12..16], [2, 0, 0x21, 1]);
     xz[16] = bits;
@@ -89,17 +89,17 @@ fn lz4_legacy(plain: &[u8]) -> Vec<u8> {
     out
 }
 
-/// What follows the magic number of a frame with a window.
+/// Returns the bytes after the magic number of a frame with a window.
 fn window(descriptor: u8) -> Vec<u8> {
     vec![0, descriptor]
 }
 
-/// The same for a frame whose window is as large as its content.
+/// Returns the same for a frame whose window is as large as its content.
 fn one_segment(len: u64) -> Vec<u8> {
     [&[0b1110_0000][..], &len.to_le_bytes()].concat()
 }
 
-/// A frame of blocks of 128 KiB, which are one byte where all of it are the same.
+/// Returns a frame with blocks of 128 KiB, which take one byte each if all their bytes are the same.
 fn zstd(plain: &[u8], header: &[u8]) -> Vec<u8> {
     let mut frame = [&[0x28, 0xb5, 0x2f, 0xfd], header].concat();
     for block in plain.chunks(128 << 10) {
@@ -111,8 +111,8 @@ fn zstd(plain: &[u8], header: &[u8]) -> Vec<u8> {
     end(frame)
 }
 
-/// A frame of blocks without sequences, whose literals are one byte up to 2^20 - 1 times (3.1.1.3.1.1): more
-/// than a block may have, which decoders are known to take.
+/// Returns a frame with blocks without sequences, whose literals are one byte, up to 2^20 - 1 times
+/// (3.1.1.3.1.1). That is more than a block may have, but decoders are known to accept it.
 fn zstd_literals(plain: &[u8], header: &[u8]) -> Vec<u8> {
     let mut frame = [&[0x28, 0xb5, 0x2f, 0xfd], header].concat();
     let (start, rest) = plain.split_at(plain.len().min(128 << 10));
@@ -130,7 +130,7 @@ fn push_block(frame: &mut Vec<u8>, kind: u32, size: usize, content: &[u8]) {
     frame.extend_from_slice(content);
 }
 
-/// The last block is an empty one.
+/// The last block is empty.
 fn end(mut frame: Vec<u8>) -> Vec<u8> {
     frame.extend_from_slice(&[1, 0, 0]);
     frame

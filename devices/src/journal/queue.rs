@@ -13,7 +13,7 @@ use super::Journal;
 use crate::lock;
 use crate::thread::spawn_with_signals_blocked;
 
-/// One line. Its journal counts it until it is dropped.
+/// A line. Its journal counts it until it is dropped.
 pub(super) struct Line {
     pub(super) level: Level,
     pub(super) target: &'static str,

@@ -23,7 +23,7 @@ pub enum Event {
     PowerButton = 1 << 0,
 }
 
-/// One byte with a bit for each kind of event that the guest has not read.
+/// A byte with a bit for each kind of event that the guest has not read.
 pub struct EventRegister {
     pending: AtomicU8,
     irq: Arc<dyn IrqLine>,

@@ -102,7 +102,7 @@ impl StopFlag {
     }
 }
 
-/// What becomes of handlers that drain after their caller has given up waiting.
+/// The fate of handlers that drain after their caller has given up waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IfLate {
     /// The handlers go on serving their queues.

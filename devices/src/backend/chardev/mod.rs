@@ -178,7 +178,7 @@ enum Way {
     AskFirst,
 }
 
-/// One open end, and its way to avoid blocking.
+/// An open end, and its way to avoid blocking.
 #[derive(Debug)]
 struct CharEnd {
     file: File,

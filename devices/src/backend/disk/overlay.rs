@@ -28,7 +28,7 @@ pub struct Overlay {
     capacity: u64,
     /// The binary logarithm of a cluster's size in bytes.
     cluster_shift: u32,
-    /// One bit per cluster, set if the overlay has it.
+    /// A bit per cluster, set if the overlay has it.
     present: Box<[AtomicU64]>,
     /// Held while clusters are copied, so that none is copied twice.
     room: Mutex<Room>,

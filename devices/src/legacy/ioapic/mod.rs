@@ -147,7 +147,7 @@ impl Pins {
     }
 }
 
-/// One input, as a device holds it.
+/// An input, as a device holds it.
 struct Pin {
     pins: Arc<Pins>,
     pin: u8,

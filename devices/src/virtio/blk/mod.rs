@@ -56,7 +56,7 @@ pub struct BlockSettings {
 /// The way in which the requests of a disk are carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
-    /// One system call after the other: best when the host's page cache has the blocks.
+    /// A single system call at a time: best when the host's page cache has the blocks.
     Sync,
     /// io_uring, with many requests at a time: best when blocks have to come from the medium. A host that
     /// does not allow it, and a back end without a single descriptor, get `Sync` instead.

@@ -100,9 +100,9 @@ pub(super) struct StreamQueues {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(super) enum HostEnd {
-    /// It is still there, or there never was one.
+    /// The host's end is still open, or there never was one.
     Stays,
-    /// It has just gone.
+    /// The host's end has just closed.
     Gone,
 }
 

@@ -14,11 +14,11 @@ pub(super) struct Transmitter {
 /// The present treatment of the guest's frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// They are sent.
+    /// The frames are sent.
     Open,
-    /// They stay in the guest's queue, because the host takes none.
+    /// The frames stay in the guest's queue, because the host takes none.
     Waiting,
-    /// They are dropped, because the host has taken none for a long time.
+    /// The frames are dropped, because the host has taken none for a long time.
     Dropping,
 }
 

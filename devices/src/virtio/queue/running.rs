@@ -33,7 +33,7 @@ pub struct VirtQueue {
     /// The used index up to which the driver has been interrupted, if it wanted that.
     announced: u16,
     share: Share,
-    /// One bit per descriptor: it is the head of a chain that the device holds.
+    /// A bit per descriptor: it is the head of a chain that the device holds.
     in_flight: Box<[u64]>,
     in_flight_count: u16,
     /// Heads of chains that were put back after others had followed them: the next pop returns the last of

@@ -29,7 +29,7 @@ pub struct TransportParts {
     pub host: Arc<dyn HandlerHost>,
     /// Its interrupt.
     pub irq: VirtioIrq,
-    /// One doorbell for each queue.
+    /// A doorbell for each queue.
     pub doorbells: Vec<Arc<EventFd>>,
     /// The limit for the memory of the chains of all devices of the machine.
     pub chains: ChainBudget,

@@ -17,7 +17,7 @@ use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::QueueConfig;
 
-/// One device with its register window.
+/// A device with its register window.
 pub struct MmioTransport {
     device: Arc<dyn VirtioDevice>,
     irq: VirtioIrq,

@@ -1,4 +1,4 @@
-//! One connection between a port of the guest and a stream socket of the host.
+//! A connection between a port of the guest and a stream socket of the host.
 //!
 //! The multiplexer owns it, passes it the guest's packets and the events of its socket, and asks it for
 //! packets to the guest. It never waits. Bytes that the socket does not take are kept, up to the window that
