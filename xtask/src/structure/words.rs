@@ -144,7 +144,7 @@ mod tests {
         let faults = |text| {
             let mut verdicts = Verdicts::default();
             check(&[source(text)], &mut verdicts);
-            verdicts.faults
+            verdicts.faults.into_iter().filter(|fault| fault.contains('\'')).collect::<Vec<_>>()
         };
         for table in [PHRASES, HOLLOW] {
             for bad in table {
