@@ -186,9 +186,10 @@ fn every_document_of_results_counts_before_the_guest_is_stopped() {
     // are missing.
     let kernel = |plan: u32| {
         format!(
-            "[    1.0] KTAP version 1\n[    1.0] 1..{plan}\n[    1.0] ok 1 a\n[    1.0] Kernel panic - not syncing: VFS: Unable \
-             to mount root fs on unknown-block(0,0)\n[    1.0] ---[ end Kernel panic - not syncing: VFS: Unable to mount \
-             root fs on unknown-block(0,0) ]---\n"
+            "[    1.0] KTAP version 1\n[    1.0] 1..{plan}\n[    1.0] ok 1 a\n\
+             [    1.0] Kernel panic - not syncing: VFS: Unable \
+             to mount root fs on unknown-block(0,0)\n\
+             [    1.0] ---[ end Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0) ]---\n"
         )
         .into_bytes()
     };

@@ -83,7 +83,8 @@ payloads! {
     "exit-7" Zero payload_exit_7..payload_exit_7_end "writes 7 to the debug-exit port: 7";
     "boot-mark" Zero payload_boot_mark..payload_boot_mark_end "writes the boot mark of an init, then exits with 0";
     "boot-mark-spin" Zero payload_boot_mark_spin..payload_boot_mark_spin_end "the same, then jumps to itself forever";
-    "exit-200" Zero payload_exit_200..payload_exit_200_end "writes 200 to the debug-exit port: 100, with the value in the message";
+    "exit-200" Zero payload_exit_200..payload_exit_200_end
+        "writes 200 to the debug-exit port: 100, with the value in the message";
     "reset-acpi" Zero payload_reset_acpi..payload_reset_acpi_end "resets by the ACPI reset register: 112";
     "reset-i8042" Zero payload_reset_i8042..payload_reset_i8042_end "resets by the keyboard controller: 112";
     "triple-fault" Zero payload_triple_fault..payload_triple_fault_end "an undefined instruction without an IDT: 111";
@@ -91,60 +92,106 @@ payloads! {
     "spin" Zero payload_spin..payload_spin_end "jumps to itself forever";
     "spin-ring3" Three payload_spin_ring3..payload_spin_ring3_end "the same from ring 3";
     "halt" Zero payload_halt..payload_halt_end "halts with interrupts off forever";
-    "jump-to-mmio" Zero payload_jump_to_mmio..payload_jump_to_mmio_end "executes from an address without memory: 111 or 113";
+    "jump-to-mmio" Zero payload_jump_to_mmio..payload_jump_to_mmio_end
+        "executes from an address without memory: 111 or 113";
     "panic" Zero payload_panic_text..payload_panic_text_end "prints a kernel panic line, then resets: 110";
-    "panic-silence" Zero payload_panic_silence..payload_panic_silence_end "prints what a kernel panic prints, then spins: 110";
-    "panic-words" Zero payload_panic_words..payload_panic_words_end "prints the text of a panic and a prompt, then spins forever";
-    "panic-restart" Zero payload_panic_restart..payload_panic_restart_end "prints the text of a panic, then restarts like a living kernel: 112";
+    "panic-silence" Zero payload_panic_silence..payload_panic_silence_end
+        "prints what a kernel panic prints, then spins: 110";
+    "panic-words" Zero payload_panic_words..payload_panic_words_end
+        "prints the text of a panic and a prompt, then spins forever";
+    "panic-restart" Zero payload_panic_restart..payload_panic_restart_end
+        "prints the text of a panic, then restarts like a living kernel: 112";
     "pvpanic" Zero payload_pvpanic..payload_pvpanic_end "prints 8 KiB, then says by pvpanic that it panicked: 110";
-    "crash-kernel" Zero payload_crash_kernel..payload_crash_kernel_end "says by pvpanic that a crash kernel takes over, then resets: 110";
-    "hundred-lives" Zero payload_hundred_lives..payload_hundred_lives_end "resets 99 times, checks that memory and devices are as new; exits with 0";
+    "crash-kernel" Zero payload_crash_kernel..payload_crash_kernel_end
+        "says by pvpanic that a crash kernel takes over, then resets: 110";
+    "hundred-lives" Zero payload_hundred_lives..payload_hundred_lives_end
+        "resets 99 times, checks that memory and devices are as new; exits with 0";
     "hello-reset" Zero payload_hello_reset..payload_hello_reset_end "prints one byte, then resets: 112";
-    "button" Zero payload_button..payload_button_end "prints one byte, then powers off when the power button is pressed";
+    "button" Zero payload_button..payload_button_end
+        "prints one byte, then powers off when the power button is pressed";
     "idle" Zero payload_idle..payload_idle_end "halts with interrupts on forever";
     "hello" Zero payload_hello..payload_hello_end "prints `hello`, then powers off: 0";
-    "print-initrd" Zero payload_print_initrd..payload_print_initrd_end "prints its initrd, where some bytes wait, spin or end with 7; then powers off: 0";
-    "hello-exit" Zero payload_hello_exit..payload_hello_exit_end "prints one byte, then writes 0 to the debug-exit port: 0";
+    "print-initrd" Zero payload_print_initrd..payload_print_initrd_end
+        "prints its initrd, where some bytes wait, spin or end with 7; then powers off: 0";
+    "hello-exit" Zero payload_hello_exit..payload_hello_exit_end
+        "prints one byte, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts forever";
     "flood" Zero payload_flood..payload_flood_end "prints forever";
-    "bug-at-last" Zero payload_bug_at_last..payload_bug_at_last_end "prints 212,419 bytes whose last line is a `BUG:`, then powers off: 0";
+    "bug-at-last" Zero payload_bug_at_last..payload_bug_at_last_end
+        "prints 212,419 bytes whose last line is a `BUG:`, then powers off: 0";
     "echo" Zero payload_echo..payload_echo_end "sends back what it reads from the serial port; powers off after a `q`";
-    "ports" Zero payload_ports..payload_ports_end "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
-    "widths" Zero payload_widths..payload_widths_end "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";
-    "rep-io" Zero payload_rep_io..payload_rep_io_end "rep outsb to the serial port and rep insb, insw, insd from nowhere; then exits with 0";
-    "ram-end" Zero payload_last_byte..payload_last_byte_end "checks the last byte of 128 MiB of RAM and what follows it; exits with 0";
-    "ram-hole" Zero payload_ram_hole..payload_ram_hole_end "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
+    "ports" Zero payload_ports..payload_ports_end
+        "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
+    "widths" Zero payload_widths..payload_widths_end
+        "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";
+    "rep-io" Zero payload_rep_io..payload_rep_io_end
+        "rep outsb to the serial port and rep insb, insw, insd from nowhere; then exits with 0";
+    "ram-end" Zero payload_last_byte..payload_last_byte_end
+        "checks the last byte of 128 MiB of RAM and what follows it; exits with 0";
+    "ram-hole" Zero payload_ram_hole..payload_ram_hole_end
+        "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
     "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
-    "clock" Zero payload_clock..payload_clock_end "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
-    "xsave" Zero payload_xsave..payload_xsave_end "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
+    "clock" Zero payload_clock..payload_clock_end
+        "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
+    "xsave" Zero payload_xsave..payload_xsave_end
+        "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
-    "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
-    "virtio-block" Zero payload_virtio_block..payload_virtio_block_end "three lives that write a disk of 32 KiB, damage its ring and reset with requests in flight; exits with 0";
-    "log-flood" Zero payload_log_flood..payload_log_flood_end "sets its first virtio device up wrongly forever, in all ways that are worth a log line";
-    "backlog-read" Three payload_backlog_read..payload_backlog_read_end "offers each disk 256 reads of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
-    "backlog-write" Three payload_backlog_write..payload_backlog_write_end "offers each disk 256 writes of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
-    "backlog-flush" Three payload_backlog_flush..payload_backlog_flush_end "offers each disk 256 flushes at once; powers off after a `p`, checks them all after a `w`";
-    "backlog-discard" Three payload_backlog_discard..payload_backlog_discard_end "offers each disk 256 discards of 1 GiB at once; powers off after a `p`, checks them all after a `w`";
-    "backlog-zeroes" Three payload_backlog_zeroes..payload_backlog_zeroes_end "offers each disk 256 writes of 1 GiB of zeroes at once; powers off after a `p`, checks them all after a `w`";
-    "block-read-1" Three payload_block_read_1..payload_block_read_1_end "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
-    "block-read-32" Three payload_block_read_32..payload_block_read_32_end "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
-    "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";
-    "block-write-32" Three payload_block_write_32..payload_block_write_32_end "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
-    "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
-    "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
-    "virtio-net" Zero payload_virtio_net..payload_virtio_net_end "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
-    "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end "starts a network card, prints a byte when its link goes down, and halts forever";
-    "virtio-balloon" Zero payload_virtio_balloon..payload_virtio_balloon_end "gives 64 MiB back by a balloon in two ways, a letter and a byte of input between the steps; exits with 0";
-    "net-send-60" Three payload_net_send_60..payload_net_send_60_end "sends 1,000,000 frames of 60 bytes by a network card; exits with 0";
-    "net-send-1514" Three payload_net_send_1514..payload_net_send_1514_end "sends 1,000,000 frames of 1,514 bytes by a network card; exits with 0";
-    "net-send-64k" Three payload_net_send_64k..payload_net_send_64k_end "sends 100,000 frames of 65,000 bytes by a network card; exits with 0";
-    "net-receive-60" Three payload_net_receive_60..payload_net_receive_60_end "receives 500,000 frames of 60 bytes by a network card; exits with 0";
-    "net-receive-1514" Three payload_net_receive_1514..payload_net_receive_1514_end "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
-    "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
-    "vsock-send" Three payload_vsock_send..payload_vsock_send_end "sends 256 MiB to who connects to a port of its socket device; exits with 0";
-    "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end "receives 256 MiB from who connects to a port of its socket device; exits with 0";
-    "vsock-pairs" Zero payload_vsock_pairs..payload_vsock_pairs_end "asks for connections to port 80 of the host and resets each, forever";
-    "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
-    "virtio-console" Three payload_virtio_console..payload_virtio_console_end "opens a console's port after a while, then sends back what is typed; exits with 0 after a `q`";
-    "serial-registers" Zero payload_serial_registers..payload_serial_registers_end "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
+    "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
+        "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
+    "virtio-block" Zero payload_virtio_block..payload_virtio_block_end
+        "three lives that write a disk of 32 KiB, damage its ring and reset with requests in flight; exits with 0";
+    "log-flood" Zero payload_log_flood..payload_log_flood_end
+        "sets its first virtio device up wrongly forever, in all ways that are worth a log line";
+    "backlog-read" Three payload_backlog_read..payload_backlog_read_end
+        "offers each disk 256 reads of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-write" Three payload_backlog_write..payload_backlog_write_end
+        "offers each disk 256 writes of 32 MiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-flush" Three payload_backlog_flush..payload_backlog_flush_end
+        "offers each disk 256 flushes at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-discard" Three payload_backlog_discard..payload_backlog_discard_end
+        "offers each disk 256 discards of 1 GiB at once; powers off after a `p`, checks them all after a `w`";
+    "backlog-zeroes" Three payload_backlog_zeroes..payload_backlog_zeroes_end
+        "offers each disk 256 writes of 1 GiB of zeroes at once; powers off after a `p`, checks them all after a `w`";
+    "block-read-1" Three payload_block_read_1..payload_block_read_1_end
+        "reads 4 KiB of a disk of 64 MiB 20,000 times, one after the other; exits with 0";
+    "block-read-32" Three payload_block_read_32..payload_block_read_32_end
+        "reads 4 KiB of a disk of 64 MiB 500,000 times, 32 at a time; exits with 0";
+    "block-read-cold" Three payload_block_read_cold..payload_block_read_cold_end
+        "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time; exits with 0";
+    "block-write-32" Three payload_block_write_32..payload_block_write_32_end
+        "writes 4 KiB of a disk of 64 MiB 100,000 times, 32 at a time; exits with 0";
+    "block-stream-read" Three payload_block_stream_read..payload_block_stream_read_end
+        "reads 1 MiB of a disk of 64 MiB 8,000 times, 8 at a time; exits with 0";
+    "block-stream-write" Three payload_block_stream_write..payload_block_stream_write_end
+        "writes 1 MiB of a disk of 64 MiB 2,000 times, 8 at a time; exits with 0";
+    "virtio-net" Zero payload_virtio_net..payload_virtio_net_end
+        "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
+    "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end
+        "starts a network card, prints a byte when its link goes down, and halts forever";
+    "virtio-balloon" Zero payload_virtio_balloon..payload_virtio_balloon_end
+        "gives 64 MiB back by a balloon in two ways, a letter and a byte of input between the steps; exits with 0";
+    "net-send-60" Three payload_net_send_60..payload_net_send_60_end
+        "sends 1,000,000 frames of 60 bytes by a network card; exits with 0";
+    "net-send-1514" Three payload_net_send_1514..payload_net_send_1514_end
+        "sends 1,000,000 frames of 1,514 bytes by a network card; exits with 0";
+    "net-send-64k" Three payload_net_send_64k..payload_net_send_64k_end
+        "sends 100,000 frames of 65,000 bytes by a network card; exits with 0";
+    "net-receive-60" Three payload_net_receive_60..payload_net_receive_60_end
+        "receives 500,000 frames of 60 bytes by a network card; exits with 0";
+    "net-receive-1514" Three payload_net_receive_1514..payload_net_receive_1514_end
+        "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
+    "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end
+        "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
+    "vsock-send" Three payload_vsock_send..payload_vsock_send_end
+        "sends 256 MiB to who connects to a port of its socket device; exits with 0";
+    "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end
+        "receives 256 MiB from who connects to a port of its socket device; exits with 0";
+    "vsock-pairs" Zero payload_vsock_pairs..payload_vsock_pairs_end
+        "asks for connections to port 80 of the host and resets each, forever";
+    "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end
+        "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
+    "virtio-console" Three payload_virtio_console..payload_virtio_console_end
+        "opens a console's port after a while, then sends back what is typed; exits with 0 after a `q`";
+    "serial-registers" Zero payload_serial_registers..payload_serial_registers_end
+        "20,000 pseudo-random accesses to the registers of COM1; exits with 0";
 }

@@ -35,8 +35,8 @@ pub enum AgentError {
     Busy(OpenError),
     /// The agent has not answered in time.
     #[error(
-        "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than `answer_limit` and \
-         `least_rate` allow"
+        "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than \
+         `answer_limit` and `least_rate` allow"
     )]
     NoAnswer {
         /// The time waited in all.
@@ -295,8 +295,8 @@ impl AgentError {
                 if source.kind() == io::ErrorKind::TimedOut =>
             {
                 let text = format!(
-                    "no DHCP server answered within {limit:?}; see that one runs on this network, or give it longer with \
-                     `{LEASE_LIMIT}`"
+                    "no DHCP server answered within {limit:?}; see that one runs on this network, or give it \
+                     longer with `{LEASE_LIMIT}`"
                 );
                 let source = Arc::new(io::Error::new(io::ErrorKind::TimedOut, text));
                 AgentError::Refused { step: Step::Lease, subject, source }

@@ -97,8 +97,8 @@ impl Machine {
         let confinement = confinement.map_err(local("confine QEMU"))?.flatten();
         if confinement.is_none() && writable.as_ref().is_some_and(|writable| !writable.is_empty()) {
             journal!(Host Warn,
-                "this kernel has no Landlock: the emulated host can change every file that you can, not only those that options \
-                 write"
+                "this kernel has no Landlock: the emulated host can change every file that you can, not only those \
+                 that options write"
             );
         }
         let make_pair = || pair().map_err(|source| EmulatedHostError::Local { step: "make sockets", source });

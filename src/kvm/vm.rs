@@ -106,7 +106,8 @@ impl KvmVm {
         };
         // The guest chose the message. One that reaches no local APIC is lost, as on hardware.
         if let Err(error) = self.fd.signal_msi(msi) {
-            journal!(Guest Debug, "the interrupt message {:#x} to {:#x} was not delivered: {error}", message.data, message.address);
+            let MsiMessage { data, address, .. } = message;
+            journal!(Guest Debug, "the interrupt message {data:#x} to {address:#x} was not delivered: {error}");
         }
     }
 }

@@ -229,8 +229,10 @@ fn command_of_a_test_has_the_same_surroundings() {
         command.args(["--expect", line]);
     }
     finish(command.args(["--", "sh", "-c", script])).expect(0, "passed");
-    let suite = "[defaults]\nenv = [\"A=b c\"]\nworkdir = \"/tmp\"\nuser = \"1\"\n[[case]]\nname = \"all\"\nuser = \"1000:100\"\n\
-                 command = [\"sh\", \"-c\", \"echo $A; pwd; id -u; id -g\"]\nexpect = [\"^b c$\", \"^/tmp$\", \"^1000$\", \"^100$\"]\n";
+    let suite = "[defaults]\nenv = [\"A=b c\"]\nworkdir = \"/tmp\"\nuser = \"1\"\n[[case]]\nname = \"all\"\n\
+                 user = \"1000:100\"\n\
+                 command = [\"sh\", \"-c\", \"echo $A; pwd; id -u; id -g\"]\n\
+                 expect = [\"^b c$\", \"^/tmp$\", \"^1000$\", \"^100$\"]\n";
     let path = common::file("surroundings.toml", suite.as_bytes());
     finish(coracle().args(["test", "--accel", "kvm", "--suite"]).arg(path)).expect(0, "all: passed");
 }

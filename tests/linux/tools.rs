@@ -37,7 +37,8 @@ fn fio_reads_back_what_it_has_written_at_random_to_devices_and_to_files_by_both_
     let jobs = JOBS.map(|(name, target)| format!("--name={name} --filename={target} --stonewall"));
     guest.run(&format!(
         "fio --minimal --output=/tmp/said --thread --rw=randwrite --size={JOB_KIB}k --bsrange=4k-32k --direct=1 \
-         --ioengine=libaio --iodepth=8 --fdatasync=64 --verify=crc32c --verify_fatal=1 {} || {{ cat /tmp/said; false; }}",
+         --ioengine=libaio --iodepth=8 --fdatasync=64 --verify=crc32c --verify_fatal=1 {} || {{ cat /tmp/said; \
+         false; }}",
         jobs.join(" ")
     ));
     // From each line (fio's HOWTO, "Terse output", version 3): the job, its error, and the KiB read and

@@ -93,7 +93,12 @@ fn power_off_without_acpi() {
     if unsafe { libc::ioperm(libc::c_ulong::from(SLEEP_CONTROL_PORT), 1, 1) } == 0 {
         // SAFETY: the port is open to this process, and the instruction touches neither memory nor flags.
         unsafe {
-            std::arch::asm!("out dx, al", in("dx") SLEEP_CONTROL_PORT, in("al") POWER_OFF, options(nomem, nostack, preserves_flags));
+            std::arch::asm!(
+                "out dx, al",
+                in("dx") SLEEP_CONTROL_PORT,
+                in("al") POWER_OFF,
+                options(nomem, nostack, preserves_flags)
+            );
         }
     }
 }

@@ -13,7 +13,8 @@ use super::variable::named;
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Surroundings {
     /// Variable for the command: NAME=VALUE, or NAME for its value here; can be repeated
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]", requires = "command", value_parser = OsStringValueParser::new().try_map(named))]
+    #[arg(short, long = "env", value_name = "NAME[=VALUE]", requires = "command")]
+    #[arg(value_parser = OsStringValueParser::new().try_map(named))]
     pub env: Vec<OsString>,
     /// User for the command in the guest: a name or number, optionally followed by a colon and a group
     /// [default: root]

@@ -24,7 +24,8 @@ pub(crate) struct TestArgs {
     #[arg(long, value_name = "TEXT", requires = "suite")]
     pub only: Vec<String>,
     /// Cases to run at once [default: as many as fit this machine's CPUs, by the case with the most vCPUs]
-    #[arg(long, value_name = "N", requires = "suite", value_parser = clap::value_parser!(u16).range(1..=256), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", requires = "suite", allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
     /// Regular expression that a line of the console or of the command's output has to match; can be
     /// repeated; the test passes as soon as all have matched
@@ -45,7 +46,8 @@ pub(crate) struct TestArgs {
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,
     /// How often to repeat a case that fails; a case that then passes is flaky
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=10), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(u8).range(0..=10))]
     pub retries: u8,
     /// The result of a flaky case: pass, with a line on stderr, or fail, with code 120
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]

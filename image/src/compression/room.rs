@@ -12,8 +12,8 @@ pub(crate) fn room_for(len: u64) -> u64 {
 /// Creates the error for data that refers back by more than `window` bytes.
 pub(crate) fn no_room(window: u64) -> io::Error {
     io::Error::other(format!(
-        "that takes more than {} MiB of memory, the limit for a file of its size; compress it again with a smaller window, \
-         as `zstd -19` and `xz -6` do",
+        "that takes more than {} MiB of memory, the limit for a file of its size; compress it again with a smaller \
+         window, as `zstd -19` and `xz -6` do",
         window >> 20
     ))
 }

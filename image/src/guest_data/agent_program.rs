@@ -27,7 +27,8 @@ pub enum AgentProgramError {
     },
     /// The program in this library is damaged.
     #[error(
-        "the agent that Coracle was built with cannot be decompressed; build it with the file that `cargo xtask agent` makes{}",
+        "the agent that Coracle was built with cannot be decompressed; build it with the file that `cargo xtask \
+         agent` makes{}",
         .0.as_ref().map(|error| format!(": {error}")).unwrap_or_default()
     )]
     Bundled(Option<DecompressError>),

@@ -82,7 +82,12 @@ impl fmt::Display for GuestData {
 
 /// A file that none of the data directories has.
 #[derive(Debug, thiserror::Error)]
-#[error("{wanted} ({}) is in none of {}: `{}` makes it", wanted.relative_path().display(), listed(folders), wanted.maker())]
+#[error(
+    "{wanted} ({}) is in none of {}: `{}` makes it",
+    wanted.relative_path().display(),
+    listed(folders),
+    wanted.maker()
+)]
 pub struct GuestDataMissing {
     /// The file.
     pub wanted: GuestData,

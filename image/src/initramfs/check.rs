@@ -27,8 +27,8 @@ pub enum InitrdError {
     },
     /// The initrd is cut short.
     #[error(
-        "the initrd {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, which has {len} \
-         bytes; copy or make it again"
+        "the initrd {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, \
+         which has {len} bytes; copy or make it again"
     )]
     Cut {
         /// The path of the initrd.

@@ -194,7 +194,8 @@ mod tests {
             let error = unpack(&bzimage(&payload(compression, b"kernel", 7))).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "the kernel \"/boot/vmlinuz\" is damaged: it decompresses to 6 bytes instead of 7; copy or build it again"
+                "the kernel \"/boot/vmlinuz\" is damaged: it decompresses to 6 bytes instead of 7; copy or build \
+                 it again"
             );
             let error = unpack(&bzimage(&payload(compression, b"kernel", 5))).unwrap_err();
             assert!(matches!(error, UnpackError::Damaged { .. }), "{error}");

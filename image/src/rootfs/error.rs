@@ -107,8 +107,8 @@ pub enum RootError {
     },
     /// An initramfs is requested for which the guest has too little memory.
     #[error(
-        "{ROOT} {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, or give \
-         it more",
+        "{ROOT} {}: as an initramfs it takes {} MiB, and the guest has {} MiB of memory; leave out as=initramfs, \
+         or give it more",
         path.display(),
         len.div_ceil(1 << 20),
         memory >> 20

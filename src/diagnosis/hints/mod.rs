@@ -190,8 +190,8 @@ impl std::fmt::Display for Hint {
             ),
             Hint::EarlyConsole => write!(
                 f,
-                "nothing was printed before the end; `{APPEND} earlyprintk=ttyS0` shows what the kernel says before its \
-                 console works"
+                "nothing was printed before the end; `{APPEND} earlyprintk=ttyS0` shows what the kernel says \
+                 before its console works"
             ),
             Hint::Quiet => {
                 write!(
@@ -215,8 +215,8 @@ impl std::fmt::Display for Hint {
             }
             Hint::InitrdDamaged { reason } => write!(
                 f,
-                "the kernel stopped unpacking the initrd ({reason}): it is cut short or damaged, or what follows an archive \
-                 in it is not one; check it with `gzip -t`, `xz -t` or `zstd -t`, and copy or make it again"
+                "the kernel stopped unpacking the initrd ({reason}): it is cut short or damaged, or what follows \
+                 an archive in it is not one; check it with `gzip -t`, `xz -t` or `zstd -t`, and copy or make it again"
             ),
             Hint::NoInit { init, in_initrd } => no_init(f, init, *in_initrd),
             Hint::InitEnded { status } => init_ended(f, *status),

@@ -74,7 +74,8 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     ip("link set tap0 addrgenmode none mtu 65521 up")?;
     let cpus = thread::available_parallelism()?;
     println!(
-        "Median of {runs} runs; limit: this process on the same tap; {cpus} CPUs; exits of the vCPU for each 1,000 frames\n"
+        "Median of {runs} runs; limit: this process on the same tap; {cpus} CPUs; exits of the vCPU for each 1,000 \
+         frames\n"
     );
     println!(
         "{:10} {:>12} {:>9} {:>12} {:>8} {:>12} {:>8} {:>7} {:>9}",

@@ -31,7 +31,8 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let folder = workspace.target.join("payloads");
     fs::create_dir_all(&folder)?;
     println!(
-        "{} MiB on one connection, median of {runs} runs; limit: a pair of unix sockets; {} CPUs\n\n{:16} {:>10} {:>10} {:>6} {:>9}",
+        "{} MiB on one connection, median of {runs} runs; limit: a pair of unix sockets; {} CPUs\n\n\
+         {:16} {:>10} {:>10} {:>6} {:>9}",
         BYTES >> 20,
         thread::available_parallelism()?,
         "",

@@ -12,8 +12,8 @@ const MAX_COLUMNS: usize = 120;
 /// Comment lines that are longer. The number may only decrease.
 const COMMENTS: Ratchet = Ratchet { name: "longer lines of comment", most: 0 };
 
-/// Code lines that are longer. The number may only decrease.
-const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 101 };
+/// Code lines that are longer: test inputs, such as scripts and TAP. The number may only decrease.
+const CODE: Ratchet = Ratchet { name: "longer lines of code", most: 11 };
 
 /// Counts the lines of `sources`, which are Rust, that are too long.
 pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) {

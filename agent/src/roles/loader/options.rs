@@ -73,8 +73,8 @@ mod tests {
 
     #[test]
     fn every_word_is_read_and_the_last_one_counts() {
-        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait coracle.overlay coracle.private \
-                    rootflags=\"noatime,a b\" init=/bin/app panic=-1\n";
+        let line = "console=ttyS0 root=/dev/vda root=/dev/vdb1 rootfstype=erofs,ext4 rw rootwait coracle.overlay \
+                    coracle.private rootflags=\"noatime,a b\" init=/bin/app panic=-1\n";
         let expected = Options {
             root: Some("/dev/vdb1".into()),
             kinds: vec!["erofs".into(), "ext4".into()],

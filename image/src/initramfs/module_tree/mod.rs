@@ -46,7 +46,10 @@ pub enum ModulesError {
         r#source: io::Error,
     },
     /// A module is neither in the tree nor built into the kernel.
-    #[error("there is no kernel module {name}{} in {root:?}", needed_by.as_ref().map(|by| format!(", which {by} needs,")).unwrap_or_default())]
+    #[error(
+        "there is no kernel module {name}{} in {root:?}",
+        needed_by.as_ref().map(|by| format!(", which {by} needs,")).unwrap_or_default()
+    )]
     Missing {
         /// The name of the module.
         name: String,

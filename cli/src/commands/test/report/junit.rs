@@ -220,7 +220,9 @@ fn kind(code: u8) -> &'static str {
 
 /// Replaces the characters of a guest's text that XML 1.0 (section 2.2) does not allow.
 fn xml_text(text: &str) -> String {
-    let is_allowed = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    let is_blank = |c: char| matches!(c, '\t' | '\n' | '\r');
+    let is_character = |c: char| matches!(c, ' '..='\u{d7ff}' | '\u{e000}'..='\u{fffd}' | '\u{10000}'..);
+    let is_allowed = |c: char| is_blank(c) || is_character(c);
     text.chars().map(|c| if is_allowed(c) { c } else { '\u{fffd}' }).collect()
 }
 

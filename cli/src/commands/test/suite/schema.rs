@@ -22,7 +22,14 @@ pub(crate) fn schema() -> Value {
     );
     let table =
         |properties| json!({ "type": "object", "additionalProperties": false, "properties": properties });
-    let named = |properties| json!({ "type": "object", "additionalProperties": false, "required": ["name"], "properties": properties });
+    let named = |properties| {
+        json!({
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["name"],
+            "properties": properties,
+        })
+    };
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A suite of boot tests of Coracle",
@@ -31,7 +38,10 @@ pub(crate) fn schema() -> Value {
         "additionalProperties": false,
         "required": ["case"],
         "properties": {
-            "$schema": { "description": "The location of this schema, for editors; it has no effect", "type": "string" },
+            "$schema": {
+                "description": "The location of this schema, for editors; it has no effect",
+                "type": "string",
+            },
             "defaults": table(defaults),
             "matrix": table(matrix),
             "case": { "type": "array", "minItems": 1, "items": named(case) },
@@ -51,7 +61,6 @@ fn machine() -> Map<String, Value> {
 }
 
 fn looks() -> [(String, Value); 10] {
-    let regexes = |about| json!({ "description": about, "type": "array", "items": { "type": "string", "format": "regex", "minLength": 1 }, "examples": [["ready in \\d+ ms"]] });
     [
         ("expect".to_owned(), regexes("Regular expressions that lines of the console have to match")),
         ("reject".to_owned(), regexes("Regular expressions that no line of the console may match")),
@@ -101,23 +110,39 @@ fn looks() -> [(String, Value); 10] {
         ),
         (
             "workdir".to_owned(),
-            json!({ "description": "Working directory of the command in the guest", "type": "string", "examples": ["/tmp"] }),
+            json!({
+                "description": "Working directory of the command in the guest",
+                "type": "string",
+                "examples": ["/tmp"],
+            }),
         ),
         (
             "ip".to_owned(),
             json!({
                 "description": "Network of the first card, configured before the command: dhcp, or ADDRESS/LENGTH \
-                    followed by any of \
-                                gateway=ADDRESS and dns=ADDRESS, comma-separated",
+                    followed by any of gateway=ADDRESS and dns=ADDRESS, comma-separated",
                 "type": "string",
                 "examples": ["dhcp"],
             }),
         ),
         (
             "assert_boot".to_owned(),
-            json!({ "description": "How long the guest may take to reach its init; a number is in seconds", "type": ["string", "number"], "examples": ["150ms"] }),
+            json!({
+                "description": "How long the guest may take to reach its init; a number is in seconds",
+                "type": ["string", "number"],
+                "examples": ["150ms"],
+            }),
         ),
     ]
+}
+
+fn regexes(about: &str) -> Value {
+    json!({
+        "description": about,
+        "type": "array",
+        "items": { "type": "string", "format": "regex", "minLength": 1 },
+        "examples": [["ready in \\d+ ms"]],
+    })
 }
 
 #[cfg(test)]

@@ -19,7 +19,8 @@ fn of_one(text: &str) -> String {
 
 #[test]
 fn comments_after_a_failure_are_its_own() {
-    let bats = "1..3\nok 1 first\n# of the first\nnot ok 2 second\n# (in test file a.bats, line 6)\n#   `[ 1 = 2 ]' failed\nnot ok 3 third\n\
+    let bats = "1..3\nok 1 first\n# of the first\nnot ok 2 second\n# (in test file a.bats, line 6)\n\
+        #   `[ 1 = 2 ]' failed\nnot ok 3 third\n\
                 # (in test file a.bats, line 9)\n";
     assert_eq!(
         diagnostics(bats),
@@ -83,7 +84,8 @@ fn kernel_tests_tell_before_their_results() {
 
 #[test]
 fn yaml_block_of_a_failure_is_kept_with_its_blank_lines_and_indentation() {
-    let text = "TAP version 14\n1..2\nnot ok 1 a\n# before the block\n  ---\n  message: |\n    one\n\n    two\n  at:\n    line: 3\n  ...\n\
+    let text = "TAP version 14\n1..2\nnot ok 1 a\n\
+        # before the block\n  ---\n  message: |\n    one\n\n    two\n  at:\n    line: 3\n  ...\n\
                 # after\nok 2 b\n  ---\n  message: fine\n  ...\n";
     assert_eq!(of_one(text), "# before the block\nmessage: |\n  one\n\n  two\nat:\n  line: 3\n# after");
     // In a subtest, which fails because of it: the result of the subtest is not a failure of its own.
