@@ -134,7 +134,8 @@ mod tests {
 
     #[test]
     fn docs_that_begin_with_a_pronoun_are_found_at_their_first_line() {
-        let text = "/// What it is.\nfn a() {}\n/// A doc.\n/// It goes on.\nfn b() {}\n//! One, two.\n// It is code.\n";
+        let text = "/// What it is.\nfn a() {}\n/// A doc.\n/// It goes on.\nfn b() {}\n\
+            //! One, two.\n// It is code.\n";
         assert_eq!(pronoun_docs(text).collect::<Vec<_>>(), [0, 5]);
     }
 
