@@ -153,7 +153,7 @@ fn protocols_that_an_image_does_not_have_are_refused() {
     refused(&bzimage("unknown", b"BZh91AY"), &["--protocol", "pvh"], "has no PVH entry");
     let kernel = bzimage("kaslr", &packed(Compression::Gzip));
     refused(&kernel, &["--protocol", "pvh", "--kaslr"], "has no PVH entry");
-    refused(&payload("exit-7"), &["--kaslr"], "--kaslr needs a kernel that unpacks itself");
+    refused(&payload("exit-7"), &["--kaslr"], "--kaslr needs a kernel that decompresses itself");
     let run = finish(&mut run(&kernel, &["--protocol", "multiboot"]));
     run.expect(125, "use auto, linux or pvh");
 }
