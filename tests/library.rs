@@ -4,6 +4,8 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle::config::{AcpiMode, AgentConfig, AgentPlace, MemorySize, ResetPolicy, VcpuCount, VmConfig};
@@ -66,6 +68,28 @@ fn pause_and_stop_reach_a_guest_that_spins_on_all_vcpus() {
     }
 }
 
+/// A pause that waits for the vCPUs ends with the resume of another thread, not with its time limit of 5 s.
+#[test]
+fn pause_that_a_resume_overtakes_ends_with_it() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let vm = VmBuilder::new(config("spin")).start().unwrap();
+    let (handle, over) = (vm.handle(), AtomicBool::new(false));
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                handle.resume();
+                thread::sleep(Duration::from_micros(50));
+            }
+        });
+        (0..50).for_each(|_| _ = handle.pause());
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+}
+
 #[test]
 fn paused_guest_stands_still() {
     if !common::kvm_or_skip() {
@@ -81,11 +105,11 @@ fn paused_guest_stands_still() {
     // What the guest printed earlier may still be on its way to the file.
     let mut last = 0;
     common::eventually("the file stops growing", || {
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
         std::mem::replace(&mut last, size()) == last
     });
     let before = size();
-    std::thread::sleep(Duration::from_millis(200));
+    thread::sleep(Duration::from_millis(200));
     assert_eq!(size(), before);
     vm.handle().resume();
     common::eventually("the guest prints on", || size() > before);

@@ -146,10 +146,10 @@ impl Gate {
     /// Waits until all `vcpus` threads are parked in a machine that its owner has paused. Returns `false` at
     /// once if the owner has not paused it; a hold by the control thread is not a pause.
     pub(crate) fn wait_paused(&self, vcpus: u32, limit: Duration) -> bool {
-        let is_early = |record: &mut Record| self.is_paused(record) && record.parked < vcpus;
+        let is_early = |record: &mut Record| self.is_paused_in(record) && record.parked < vcpus;
         let wait = self.changed.wait_timeout_while(self.lock(), limit, is_early);
         let (record, _) = wait.unwrap_or_else(PoisonError::into_inner);
-        self.is_paused(&record) && record.parked >= vcpus
+        self.is_paused_in(&record) && record.parked >= vcpus
     }
 
     /// Calls `leave`, which leaves a command for each vCPU, and makes the parked threads serve it. It does so
@@ -157,7 +157,7 @@ impl Gate {
     /// serves at once. `leave` runs under the lock, so it must not wait.
     pub(crate) fn ask_parked(&self, vcpus: u32, leave: impl FnOnce()) -> bool {
         let mut record = self.lock();
-        let is_ready = self.is_paused(&record) && record.parked >= vcpus;
+        let is_ready = self.is_paused_in(&record) && record.parked >= vcpus;
         if is_ready {
             leave();
             record.asked = record.asked.wrapping_add(1);
@@ -166,9 +166,19 @@ impl Gate {
         is_ready
     }
 
-    /// Whether the owner has paused the machine.
-    fn is_paused(&self, record: &Record) -> bool {
+    /// Returns whether the owner has paused the machine, or not started it. A hold by the control thread is
+    /// not a pause: it ends without the owner.
+    pub(crate) fn is_paused(&self) -> bool {
+        self.is_paused_in(&self.lock())
+    }
+
+    fn is_paused_in(&self, record: &Record) -> bool {
         self.state() == GateState::Paused && !record.resumed
+    }
+
+    /// Returns whether the owner's last call was [`Gate::open`] rather than [`Gate::pause`].
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.lock().resumed
     }
 
     /// Counts a vCPU thread that ends. Each thread calls this once, even after a panic.

@@ -230,6 +230,11 @@ fn questions_are_for_a_machine_that_its_owner_has_paused() {
     gate.hold(true);
     assert_eq!(gate.state(), GateState::Paused);
     assert!(!gate.ask_parked(0, || panic!("the owner did not pause it")));
+    assert!(gate.is_resumed() && !gate.is_paused());
+    assert!(!gate.wait_paused(0, LIMIT), "a pause whose machine was resumed under a hold");
     gate.pause();
+    assert!(gate.is_paused() && !gate.is_resumed());
     assert!(gate.ask_parked(0, || ()));
+    gate.post(Ending::Stopped);
+    assert!(!gate.is_paused(), "a machine that ends is not paused");
 }

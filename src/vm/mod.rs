@@ -155,17 +155,12 @@ impl VmHandle {
     /// Starts the vCPUs, or continues them after [`VmHandle::pause`].
     pub fn resume(&self) {
         self.shared.resume();
-        self.shared.events.send(Event::Resumed);
     }
 
-    /// Takes every vCPU out of the guest and stops the devices. Returns `false` if one did not stop in time
-    /// or the machine has ended.
+    /// Takes every vCPU out of the guest and stops the devices. Returns `false` if one did not stop in time,
+    /// another thread has resumed the machine meanwhile, or the machine has ended.
     pub fn pause(&self) -> bool {
-        let paused = self.shared.pause();
-        if paused {
-            self.shared.events.send(Event::Paused);
-        }
-        paused
+        self.shared.pause(Event::Paused)
     }
 
     /// Reads the registers of every vCPU, in the order of their indices, while the machine is paused: they

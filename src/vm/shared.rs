@@ -15,7 +15,7 @@ use super::events::{Event as LifeEvent, Subscribers};
 use super::outcome::Outcome;
 use super::vcpus::STOP_LIMIT;
 use crate::agent::AgentAttachment;
-use crate::gate::{Gate, GateState};
+use crate::gate::Gate;
 use crate::vcpu::VcpuHandle;
 use crate::virtio::VirtioDevices;
 
@@ -76,7 +76,9 @@ impl Shared {
         self.vcpus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn pause(&self) -> bool {
+    /// Takes the vCPUs out of the guest and the devices off their queues, and sends `event`. Returns `false`,
+    /// without the event, if the guest was resumed meanwhile, has ended, or did not stop in time.
+    pub(super) fn pause(&self, event: LifeEvent) -> bool {
         let _journal = self.journal.enter();
         self.gate.pause();
         // A reset may come in between. The new guest then waits at the gate and cannot reset again, so two
@@ -86,21 +88,27 @@ impl Shared {
             vcpus.iter().for_each(VcpuHandle::kick);
             let count = vcpus.len() as u32;
             drop(vcpus);
-            if self.gate.wait_parked(count, STOP_LIMIT) && self.gate.state() == GateState::Paused {
-                return self.pause_devices();
+            if self.gate.wait_paused(count, STOP_LIMIT) {
+                return self.pause_devices(event);
             }
-            if !self.gate.wait_begun_again(STOP_LIMIT) {
+            if self.gate.is_resumed() || !self.gate.wait_begun_again(STOP_LIMIT) {
                 return false;
             }
         }
         false
     }
 
-    /// Takes the devices off their queues, unless another thread has resumed the guest meanwhile.
-    fn pause_devices(&self) -> bool {
+    /// Takes the devices off their queues, unless another thread has resumed the guest meanwhile. The event
+    /// is sent under the lock that [`Shared::resume`] takes too, so that the last event is the last change.
+    fn pause_devices(&self, event: LifeEvent) -> bool {
         // Wait for a reset to end: its new guest's devices are not connected yet.
         let _no_reset = self.vcpus();
-        self.gate.state() == GateState::Paused && self.virtio().is_some_and(|virtio| virtio.pause())
+        // A closed or held gate is no pause: devices without queues under a guest that runs would stall it.
+        let paused = self.gate.is_paused() && self.virtio().is_some_and(|virtio| virtio.pause());
+        if paused {
+            self.events.send(event);
+        }
+        paused
     }
 
     pub(super) fn resume(&self) {
@@ -110,6 +118,7 @@ impl Shared {
             virtio.resume();
         }
         self.gate.open();
+        self.events.send(LifeEvent::Resumed);
     }
 
     /// Returns the devices, unless the machine has ended.

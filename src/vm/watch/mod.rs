@@ -88,15 +88,20 @@ impl<'a> Watch<'a> {
             match self.shared.gate.next_wake(self.limits, self.look_at()) {
                 Wake::Ended(ending) => return ending,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
-                Wake::Pause(reason) => {
-                    // Pause before reporting: whoever hears of the pause may resume at once.
-                    self.shared.pause();
-                    journal!(Host Warn, "{reason}; the virtual machine is paused");
-                    self.shared.events.send(Event::PausedByFault { reason });
-                }
+                Wake::Pause(reason) => self.pause_after_fault(reason),
                 Wake::BootLimit(limit) => self.look_at_boot(limit),
                 Wake::Look => self.look(),
             }
+        }
+    }
+
+    /// Pauses a machine whose disk has failed. An owner who resumes it at that moment has resumed the disk
+    /// too.
+    fn pause_after_fault(&self, reason: String) {
+        if self.shared.pause(Event::PausedByFault { reason: reason.clone() }) {
+            journal!(Host Warn, "{reason}; the virtual machine is paused");
+        } else {
+            journal!(Host Warn, "{reason}; the virtual machine is not paused: it was resumed, has ended, or did not stop");
         }
     }
 
