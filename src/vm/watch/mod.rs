@@ -88,7 +88,7 @@ impl<'a> Watch<'a> {
             match self.shared.gate.next_wake(self.limits, self.look_at()) {
                 Wake::Ended(ending) => return ending,
                 Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
-                Wake::Pause(reason) => self.pause_after_fault(reason),
+                Wake::Pause(reason) => self.pause_after_fault(&reason),
                 Wake::BootLimit(limit) => self.look_at_boot(limit),
                 Wake::Look => self.look(),
             }
@@ -97,8 +97,8 @@ impl<'a> Watch<'a> {
 
     /// Pauses a machine whose disk has failed. An owner who resumes it at that moment has resumed the disk
     /// too.
-    fn pause_after_fault(&self, reason: String) {
-        if self.shared.pause(Event::PausedByFault { reason: reason.clone() }) {
+    fn pause_after_fault(&self, reason: &str) {
+        if self.shared.pause(Event::PausedByFault { reason: reason.to_owned() }) {
             journal!(Host Warn, "{reason}; the virtual machine is paused");
         } else {
             journal!(Host Warn, "{reason}; the virtual machine is not paused: it was resumed, has ended, or did not stop");
