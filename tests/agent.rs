@@ -19,7 +19,7 @@ use coracle::agent::{
 };
 use coracle::config::AgentConfig;
 
-/// Whether the process exists and is not a zombie.
+/// Returns whether the process exists and is not a zombie.
 fn is_alive(pid: u32) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     status.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))

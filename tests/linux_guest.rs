@@ -258,7 +258,7 @@ fn sigterm_has_a_shell_end_too() {
     });
 }
 
-/// Whether the guest powered off within its grace of 5 s, for which a busy machine may be too slow.
+/// Checks that the guest powered off within its grace of 5 s, for which a busy machine may be too slow.
 fn powered_off_in_time(run: &Finished, signal: &str, code: i32) -> Result<(), String> {
     assert_eq!(run.code(), code, "{run:?}");
     let powered_off = format!("the guest powered off, asked to by signal {signal}");

@@ -33,7 +33,8 @@ pub(crate) fn harmless(text: &str, limit: usize) -> String {
     text.chars().take(limit).map(|c| if steers(c) { '\u{fffd}' } else { c }).collect()
 }
 
-/// Does the same for a text of ours that may contain some of a guest's, but keeps line breaks and tabs.
+/// Returns a text of the command's own, which may contain a guest's text. Characters that control a terminal
+/// or change the direction of the text become U+FFFD, except for line breaks and tabs.
 pub(crate) fn for_terminal(text: &str) -> Cow<'_, str> {
     let is_bad = |c: char| steers(c) && !matches!(c, '\n' | '\t');
     if !text.contains(is_bad) {

@@ -44,7 +44,7 @@ mod tests {
         (&raw const bytes).expose_provenance()
     }
 
-    /// Whether the page is resident in memory.
+    /// Returns whether the page is resident in memory.
     fn is_resident(address: usize) -> bool {
         let mut answer = 0_u8;
         let page = std::ptr::with_exposed_provenance_mut::<c_void>(address / PAGE * PAGE);

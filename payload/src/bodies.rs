@@ -101,11 +101,11 @@ payloads! {
         "prints the text of a panic and a prompt, then spins forever";
     "panic-restart" Zero payload_panic_restart..payload_panic_restart_end
         "prints the text of a panic, then restarts like a living kernel: 112";
-    "pvpanic" Zero payload_pvpanic..payload_pvpanic_end "prints 8 KiB, then says by pvpanic that it panicked: 110";
+    "pvpanic" Zero payload_pvpanic..payload_pvpanic_end "prints 8 KiB, then reports by pvpanic that it panicked: 110";
     "crash-kernel" Zero payload_crash_kernel..payload_crash_kernel_end
-        "says by pvpanic that a crash kernel takes over, then resets: 110";
+        "reports by pvpanic that a crash kernel takes over, then resets: 110";
     "hundred-lives" Zero payload_hundred_lives..payload_hundred_lives_end
-        "resets 99 times, checks that memory and devices are as new; exits with 0";
+        "resets 99 times, checks that memory and devices have their initial state; exits with 0";
     "hello-reset" Zero payload_hello_reset..payload_hello_reset_end "prints one byte, then resets: 112";
     "button" Zero payload_button..payload_button_end
         "prints one byte, then powers off when the power button is pressed";
@@ -125,14 +125,14 @@ payloads! {
     "widths" Zero payload_widths..payload_widths_end
         "unaligned and odd-sized accesses to ports and MMIO holes, then exits with 0";
     "rep-io" Zero payload_rep_io..payload_rep_io_end
-        "rep outsb to the serial port and rep insb, insw, insd from nowhere; then exits with 0";
+        "rep outsb to the serial port and rep insb, insw, insd from a port without a device; then exits with 0";
     "ram-end" Zero payload_last_byte..payload_last_byte_end
         "checks the last byte of 128 MiB of RAM and what follows it; exits with 0";
     "ram-hole" Zero payload_ram_hole..payload_ram_hole_end
         "with 3.5 GiB: checks RAM below 3 GiB, the hole, RAM at 4 GiB; exits with 0";
     "smp" Zero payload_smp..payload_smp_end "starts every other CPU by INIT and SIPI; exits with the number of CPUs";
     "clock" Zero payload_clock..payload_clock_end
-        "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock tells of it";
+        "waits for a pause, then exits with 0 when the TSC has run on and kvm-clock reports it";
     "xsave" Zero payload_xsave..payload_xsave_end
         "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";

@@ -20,7 +20,8 @@ use coracle_agent::protocol::agent::{Power, PutRequest, Request, Stream};
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Exec {
-    /// Does the same as [`Exec::output`], for a task.
+    /// Runs the command to its end and collects its output. This is the asynchronous form of
+    /// [`Exec::output`].
     ///
     /// # Errors
     /// The errors of [`Exec::output`].
@@ -29,7 +30,7 @@ impl Exec {
         self.collect_async(Some(limit)).await
     }
 
-    /// Does the same as [`Exec::status`], for a task.
+    /// Runs the command to its end and drops its output. This is the asynchronous form of [`Exec::status`].
     ///
     /// # Errors
     /// The errors of [`Exec::status`].
@@ -37,7 +38,7 @@ impl Exec {
         self.collect_async(None).await.map(|output| output.status)
     }
 
-    /// Does the same as [`Exec::spawn`], for a task.
+    /// Starts the command. This is the asynchronous form of [`Exec::spawn`].
     ///
     /// # Errors
     /// The errors of [`Exec::spawn`].
@@ -68,7 +69,7 @@ impl Exec {
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl Process {
-    /// Does the same as [`Process::wait`], for a task.
+    /// Waits for the command's end. This is the asynchronous form of [`Process::wait`].
     ///
     /// # Errors
     /// The errors of [`Process::wait`].
@@ -81,7 +82,8 @@ impl Process {
         status
     }
 
-    /// Does the same as [`Process::wait_timeout`], for a task.
+    /// Returns the command's status, if it ends within `limit`. This is the asynchronous form of
+    /// [`Process::wait_timeout`].
     ///
     /// # Errors
     /// The errors of [`Process::wait_timeout`].
@@ -93,7 +95,9 @@ impl Process {
         ended.ok().transpose()
     }
 
-    /// Does the same as [`Process::wait_with_output`], for a task.
+    /// Waits for the command's end and collects its output meanwhile, up to its
+    /// [`output_limit`](super::Exec::output_limit). This is the asynchronous form of
+    /// [`Process::wait_with_output`].
     ///
     /// # Errors
     /// The errors of [`Process::wait_with_output`].
@@ -117,14 +121,14 @@ impl Process {
     }
 }
 
-/// Does the same as [`Collector::run`], for a task.
+/// Runs the command to its end, or to its time limit. This is the asynchronous form of [`Collector::run`].
 async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Result<Output, ExecError> {
     let channel = collector.channel();
     let output = match time {
         None => {
             let step = |locked: &mut Locked<'_>, patience: &mut Patience| {
                 let output = collector.step(locked)?;
-                patience.has_no_end(locked.seen().is_running());
+                patience.set_endless(locked.seen().is_running());
                 Ok(output)
             };
             answer(&channel, step).await
@@ -140,7 +144,8 @@ async fn run(mut collector: Collector, time: Option<(Duration, Instant)>) -> Res
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
-    /// Does the same as [`AgentClient::wait_ready`], for a task.
+    /// Waits until the agent is ready, and returns its properties. This is the asynchronous form of
+    /// [`AgentClient::wait_ready`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::wait_ready`].
@@ -158,7 +163,8 @@ impl AgentClient {
         tokio::time::timeout(limit, ready).await.unwrap_or(Err(AgentError::NotReady { limit, of }))
     }
 
-    /// Does the same as [`AgentClient::read_file`], for a task.
+    /// Reads a file of at most [`AgentClient::FILE_LIMIT`] bytes. This is the asynchronous form of
+    /// [`AgentClient::read_file`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::read_file`].
@@ -176,7 +182,7 @@ impl AgentClient {
         let mut content = Vec::new();
         answer(&channel, |locked, patience| {
             locked.take_all(Stream::Stdout, &mut content);
-            patience.has_moved(content.len());
+            patience.note_progress(content.len());
             if content.len() > limit {
                 let limit = u64::try_from(limit).unwrap_or(u64::MAX);
                 return Err(FileError::TooLarge { path: path.to_owned(), limit });
@@ -188,7 +194,8 @@ impl AgentClient {
         Ok(content)
     }
 
-    /// Does the same as [`AgentClient::write_file`], for a task.
+    /// Writes a file with its former permissions, or 0644. This is the asynchronous form of
+    /// [`AgentClient::write_file`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::write_file`].
@@ -204,17 +211,17 @@ impl AgentClient {
         answer(&channel, |locked, patience| {
             let rest = content.get(sent..).unwrap_or_default();
             sent = sent.saturating_add(locked.send(rest));
-            patience.has_moved(files::acknowledged(sent));
+            patience.note_progress(files::acknowledged(sent));
             if sent == content.len() {
                 locked.end_input();
-                patience.has_moved(sent);
+                patience.note_progress(sent);
             }
             files::check(locked.seen()).map(|is_done| is_done.then_some(()))
         })
         .await
     }
 
-    /// Does the same as [`AgentClient::set_clock`], for a task.
+    /// Sets the guest's clock. This is the asynchronous form of [`AgentClient::set_clock`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::set_clock`].
@@ -223,7 +230,8 @@ impl AgentClient {
         answer(&channel, |locked, _| ChannelState::answer(locked.seen())).await.map(drop)
     }
 
-    /// Does the same as [`AgentClient::power_off`], for a task.
+    /// Asks the guest to power off cleanly, and does not wait for it. This is the asynchronous form of
+    /// [`AgentClient::power_off`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::power_off`].
@@ -231,7 +239,8 @@ impl AgentClient {
         self.open_async(Request::Shutdown(Power::Off)).await.map(drop)
     }
 
-    /// Does the same as [`AgentClient::restart`], for a task.
+    /// Asks the guest to restart cleanly, and does not wait for it. This is the asynchronous form of
+    /// [`AgentClient::restart`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::restart`].
@@ -239,7 +248,8 @@ impl AgentClient {
         self.open_async(Request::Shutdown(Power::Restart)).await.map(drop)
     }
 
-    /// Does the same as [`AgentClient::network_up`], for a task.
+    /// Sets the guest's network up: loopback, one interface with its address and route, and name servers in
+    /// `/etc/resolv.conf`. This is the asynchronous form of [`AgentClient::network_up`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::network_up`].
@@ -250,7 +260,8 @@ impl AgentClient {
         answer.map_err(|error| error.of_lease(limit))?.into_network()
     }
 
-    /// Does the same as [`AgentClient::open_file`], for a task: see [`FileReader::into_async`].
+    /// Opens a regular file for reading. This is the asynchronous form of [`AgentClient::open_file`]; see
+    /// also [`FileReader::into_async`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::open_file`].
@@ -260,7 +271,8 @@ impl AgentClient {
         Ok(FileReader::new(channel, info))
     }
 
-    /// Does the same as [`AgentClient::create_file`], for a task: see [`FileWriter::into_async`].
+    /// Opens a new file for writing. This is the asynchronous form of [`AgentClient::create_file`]; see also
+    /// [`FileWriter::into_async`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::create_file`].

@@ -17,7 +17,8 @@ use super::paths::entries_of;
 
 /// Needs the feature `tokio`, and a runtime with its timer.
 impl AgentClient {
-    /// Does the same as [`AgentClient::read_file_limited`], for a task.
+    /// Reads a file of at most `limit` bytes. This is the asynchronous form of
+    /// [`AgentClient::read_file_limited`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::read_file_limited`].
@@ -30,7 +31,8 @@ impl AgentClient {
         self.read_async(Request::Get(path.to_owned()), path, limit).await
     }
 
-    /// Does the same as [`AgentClient::read_file_to`], for a task.
+    /// Reads a file of at most `limit` bytes into `writer`, which never gets more. This is the asynchronous
+    /// form of [`AgentClient::read_file_to`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::read_file_to`].
@@ -60,7 +62,8 @@ impl AgentClient {
         Ok(info)
     }
 
-    /// Does the same as [`AgentClient::write_file_from`], for a task.
+    /// Writes a file of any size from `reader`, with these permissions if any are given. This is the
+    /// asynchronous form of [`AgentClient::write_file_from`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::write_file_from`].
@@ -83,7 +86,9 @@ impl AgentClient {
         poll_fn(|task| Pin::new(&mut writer).poll_shutdown(task)).await.map_err(into_file)
     }
 
-    /// Does the same as [`AgentClient::list_dir`], for a task.
+    /// Returns the entries of a directory, without `.` and `..`, in no order, up to
+    /// [`AgentClient::FILE_LIMIT`] bytes of them. This is the asynchronous form of
+    /// [`AgentClient::list_dir`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::list_dir`].
@@ -91,7 +96,8 @@ impl AgentClient {
         self.list_dir_limited_async(path, Self::FILE_LIMIT).await
     }
 
-    /// Does the same as [`AgentClient::list_dir_limited`], for a task.
+    /// Returns the entries of a directory, up to `limit` bytes: each entry has 37 and its name. This is the
+    /// asynchronous form of [`AgentClient::list_dir_limited`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::list_dir_limited`].

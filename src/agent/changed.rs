@@ -11,18 +11,18 @@ pub(super) struct Changed {
     #[cfg(feature = "tokio")]
     tasks: std::sync::Mutex<Vec<std::task::Waker>>,
     #[cfg(feature = "tokio")]
-    told: Arc<Told>,
+    wakers: Arc<Wakers>,
 }
 
 /// Tasks to wake. A waker is code of the program, which may block: the agent's thread calls it, and holds no
 /// lock meanwhile.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct Wakers {
     #[cfg(feature = "tokio")]
     tasks: std::sync::Mutex<Vec<std::task::Waker>>,
 }
 
-impl Told {
+impl Wakers {
     /// Wakes the tasks.
     #[cfg(feature = "tokio")]
     pub(super) fn wake(&self) {
@@ -36,23 +36,23 @@ impl Told {
 }
 
 impl Changed {
-    /// Makes the state. Tasks are left to `told`.
+    /// Makes the state. Tasks are left to `wakers`.
     #[cfg(feature = "tokio")]
-    pub(super) fn new(told: &Arc<Told>) -> Changed {
-        Changed { told: told.clone(), ..Changed::default() }
+    pub(super) fn new(wakers: &Arc<Wakers>) -> Changed {
+        Changed { wakers: wakers.clone(), ..Changed::default() }
     }
 
     /// Makes the state for threads only.
     #[cfg(not(feature = "tokio"))]
-    pub(super) fn new(_: &Arc<Told>) -> Changed {
+    pub(super) fn new(_: &Arc<Wakers>) -> Changed {
         Changed::default()
     }
 
     /// Notifies the waiting threads. The agent's thread wakes the tasks next.
-    pub(super) fn tell(&self) {
+    pub(super) fn notify(&self) {
         self.threads.notify_all();
         #[cfg(feature = "tokio")]
-        self.told.tasks.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.tasks());
+        self.wakers.tasks.lock().unwrap_or_else(PoisonError::into_inner).append(&mut self.tasks());
     }
 
     /// Makes this thread wait for a notification, or for `limit`. Returns whether it came in time.

@@ -82,7 +82,7 @@ impl ChannelState {
             AgentMessage::Closed => self.outputs.iter_mut().for_each(|output| output.ended = true),
             AgentMessage::Window(..) | AgentMessage::Ready(_) => {}
         }
-        self.changed.tell();
+        self.changed.notify();
     }
 
     /// Returns the answer to a request without streams, once it has arrived.
@@ -101,14 +101,14 @@ impl ChannelState {
     }
 
     /// Notifies callers that the session has space for their bytes.
-    pub(super) fn tell(&self) {
-        self.changed.tell();
+    pub(super) fn notify(&self) {
+        self.changed.notify();
     }
 
     /// Ends the channel because the connection has ended.
     pub(super) fn lose(&mut self, error: &AgentError) {
         self.lost.get_or_insert_with(|| error.clone());
-        self.changed.tell();
+        self.changed.notify();
     }
 
     /// Returns whether all bytes of an output have been taken.
@@ -166,7 +166,7 @@ impl Channel {
         };
         let mut state = link.wait_ready(limit, ReadyLimit::Config)?;
         let number = state.session.open(request)?;
-        let changed = Arc::new(Changed::new(link.told()));
+        let changed = Arc::new(Changed::new(link.wakers()));
         let channel = ChannelState { changed: changed.clone(), ..ChannelState::default() };
         state.channels.insert(number, channel);
         drop(state);
@@ -220,7 +220,7 @@ impl Channel {
             channel.is_out_of_time |= is_out_of_time && !channel.abandoned;
             channel.abandoned = true;
             channel.outputs.iter_mut().for_each(|output| output.ended = true);
-            channel.changed.tell();
+            channel.changed.notify();
         }
         drop(state);
         self.link.wake();
@@ -278,13 +278,13 @@ impl<'a> Locked<'a> {
     /// Sends the first of `bytes`, as many as the agent has space for. Returns the number of bytes.
     pub(super) fn send(&mut self, bytes: &[u8]) -> usize {
         let number = self.channel.number;
-        self.say(|state| state.session.send(number, bytes))
+        self.update(|state| state.session.send(number, bytes))
     }
 
     /// Ends the input.
     pub(super) fn end_input(&mut self) {
         let number = self.channel.number;
-        self.say(|state| state.session.end_input(number));
+        self.update(|state| state.session.end_input(number));
     }
 
     /// Waits until something has arrived. Returns false if that has not happened by `deadline`.
@@ -331,11 +331,12 @@ impl<'a> Locked<'a> {
 
     fn taken(&mut self, stream: Stream, count: usize) {
         let number = self.channel.number;
-        self.say(|state| state.session.taken(number, stream, count));
+        self.update(|state| state.session.taken(number, stream, count));
     }
 
-    /// Makes the thread send the session's output. If there was output before, the thread knows.
-    fn say<T>(&mut self, step: impl FnOnce(&mut State) -> T) -> T {
+    /// Changes the session, and makes the thread send the session's output. If there was output before, the
+    /// thread knows.
+    fn update<T>(&mut self, step: impl FnOnce(&mut State) -> T) -> T {
         let was_empty = self.state.session.output().is_empty();
         let result = step(&mut self.state);
         if was_empty && !self.state.session.output().is_empty() {

@@ -26,7 +26,7 @@ pub(super) fn serve_each(
         }
         if let Some((error, _)) = lost.take() {
             link.lock().fail(&error);
-            link.told().wake();
+            link.wakers().wake();
         }
         let Accepted::Stream(stream) = accepted else { continue };
         let error = link::serve(link, OwnedFd::from(stream), buffer);

@@ -95,7 +95,8 @@ impl AgentClient {
 /// block. Dropping a future ends the copy after the piece in flight. They need the feature `tokio`.
 #[cfg(feature = "tokio")]
 impl AgentClient {
-    /// Does the same as [`AgentClient::copy_in`], for a task.
+    /// Copies a directory of this host into the guest. This is the asynchronous form of
+    /// [`AgentClient::copy_in`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::copy_in`].
@@ -110,7 +111,8 @@ impl AgentClient {
         crate::thread::on_a_thread(move || copy.into_guest(&from, &to)).await
     }
 
-    /// Does the same as [`AgentClient::copy_out`], for a task.
+    /// Copies a directory of the guest to `to` on this host, which must not exist. This is the asynchronous
+    /// form of [`AgentClient::copy_out`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::copy_out`].
@@ -160,7 +162,7 @@ impl Copy {
         let Copied { files, directories, links, bytes, left_out } = self.copied;
         let entries = [files, directories, links, left_out].into_iter().fold(0, u64::saturating_add);
         let moved = bytes.saturating_add(entries.saturating_mul(ENTRY_BYTES));
-        self.patience.has_moved(usize::try_from(moved).unwrap_or(usize::MAX));
+        self.patience.note_progress(usize::try_from(moved).unwrap_or(usize::MAX));
         self.patience.wait()?;
         let answer = call(&self.agent);
         self.patience.pause();

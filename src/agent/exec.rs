@@ -161,7 +161,7 @@ impl Exec {
         self
     }
 
-    /// Runs it to its end and collects its output.
+    /// Runs the command to its end and collects its output.
     ///
     /// # Errors
     /// It could not be run, was killed for its limits, or the agent or the machine has ended. The error [has
@@ -171,7 +171,7 @@ impl Exec {
         self.collect(Some(limit))
     }
 
-    /// Runs it to its end and drops its output.
+    /// Runs the command to its end and drops its output.
     ///
     /// # Errors
     /// The errors of [`Exec::output`], without its limit.
@@ -179,7 +179,7 @@ impl Exec {
         self.collect(None).map(|output| output.status)
     }
 
-    /// Starts it.
+    /// Starts the command.
     ///
     /// # Errors
     /// It could not be started, or the agent or the machine has ended.

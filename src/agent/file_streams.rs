@@ -101,9 +101,9 @@ impl FileEnd {
 
     /// Counts bytes that have gone through this end. `acknowledged` returns how many of all of them the agent
     /// has certainly handled.
-    fn has_moved(&mut self, count: usize, acknowledged: impl Fn(usize) -> usize) {
+    fn note_progress(&mut self, count: usize, acknowledged: impl Fn(usize) -> usize) {
         self.moved = self.moved.saturating_add(count);
-        self.patience.has_moved(acknowledged(self.moved));
+        self.patience.note_progress(acknowledged(self.moved));
     }
 }
 
@@ -126,7 +126,7 @@ impl FileReader {
         buffer: &mut [u8],
     ) -> io::Result<Option<usize>> {
         let count = locked.take(Stream::Stdout, buffer);
-        self.end.has_moved(count, |moved| moved);
+        self.end.note_progress(count, |moved| moved);
         if count > 0 || buffer.is_empty() {
             return Ok(Some(count));
         }
@@ -158,7 +158,7 @@ impl FileWriter {
         }
         check(locked.seen()).map_err(of_file)?;
         let sent = locked.send(bytes);
-        self.end.has_moved(sent, acknowledged);
+        self.end.note_progress(sent, acknowledged);
         Ok((sent > 0 || bytes.is_empty()).then_some(sent))
     }
 
@@ -166,7 +166,7 @@ impl FileWriter {
     pub(super) fn end_now(&mut self, locked: &mut Locked<'_>) -> io::Result<Option<()>> {
         self.has_ended = true;
         locked.end_input();
-        self.end.has_moved(0, |moved| moved);
+        self.end.note_progress(0, |moved| moved);
         check(locked.seen()).map_err(of_file).map(|is_done| is_done.then_some(()))
     }
 }
@@ -183,7 +183,7 @@ macro_rules! waits {
                 self.end.patience.wait().map(Some).map_err(|error| of_file(error.into()))
             }
 
-            fn has_waited(&mut self) {
+            fn end_wait(&mut self) {
                 self.end.patience.pause();
             }
         }

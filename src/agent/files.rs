@@ -100,7 +100,7 @@ impl AgentClient {
                 let sent = locked.send(piece);
                 piece = piece.get(sent..).unwrap_or_default();
                 total = total.saturating_add(sent);
-                patience.has_moved(acknowledged(total));
+                patience.note_progress(acknowledged(total));
                 check(locked.seen())?;
                 if sent == 0 {
                     locked = locked.wait_answer(&mut patience)?;
@@ -109,7 +109,7 @@ impl AgentClient {
         }
         let mut locked = channel.lock();
         locked.end_input();
-        patience.has_moved(total);
+        patience.note_progress(total);
         while !check(locked.seen())? {
             locked = locked.wait_answer(&mut patience)?;
         }
@@ -168,7 +168,7 @@ impl AgentClient {
             };
             drop(locked);
             total = total.saturating_add(count);
-            patience.has_moved(total);
+            patience.note_progress(total);
             if u64::try_from(total).unwrap_or(u64::MAX) > limit {
                 return Err(FileError::TooLarge { path: path.to_owned(), limit });
             }

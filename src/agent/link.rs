@@ -15,7 +15,7 @@ use coracle_agent::relay::{poll, poll_entry, set_non_blocking};
 use coracle_devices::virtio::listener::PortListener;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::changed::{Changed, Told};
+use super::changed::{Changed, Wakers};
 use super::channel::ChannelState;
 use super::connections::{self, accept};
 use super::error::{AgentError, ReadyLimit};
@@ -28,7 +28,7 @@ pub(super) struct Link {
     state: Mutex<State>,
     /// Notified when the agent has become ready, or never will be.
     ready: Changed,
-    told: Arc<Told>,
+    wakers: Arc<Wakers>,
     pub(super) wake: EventFd,
     pub(super) limits: Limits,
 }
@@ -146,9 +146,9 @@ impl Link {
             stopped: false,
         };
         let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
-        let told = Arc::default();
-        let ready = Changed::new(&told);
-        Ok(Link { state: Mutex::new(state), ready, told, wake, limits })
+        let wakers = Arc::default();
+        let ready = Changed::new(&wakers);
+        Ok(Link { state: Mutex::new(state), ready, wakers, wake, limits })
     }
 
     pub(super) fn machine_ends(&self, ending: &Ending, panic: Option<String>) {
@@ -208,14 +208,14 @@ impl Link {
         let mut state = self.lock();
         state.lose(&error);
         state.over = Some(error);
-        self.ready.tell();
+        self.ready.notify();
         drop(state);
-        self.told.wake();
+        self.wakers.wake();
     }
 
     /// Returns the tasks to wake after changes.
-    pub(super) fn told(&self) -> &Arc<Told> {
-        &self.told
+    pub(super) fn wakers(&self) -> &Arc<Wakers> {
+        &self.wakers
     }
 }
 
@@ -259,7 +259,7 @@ impl State {
             match event {
                 HostEvent::Ready(info) => {
                     self.info = Some(info);
-                    ready.tell();
+                    ready.notify();
                 }
                 HostEvent::Message(number, message) => {
                     if let Some(channel) = self.channels.get_mut(&number) {
@@ -288,7 +288,7 @@ fn run(link: &Arc<Link>, peer: Peer) {
             }
             state.lose(&error);
             drop(state);
-            link.told.wake();
+            link.wakers.wake();
         },
         Peer::Stream(stream) => serve(link, stream, &mut buffer),
     };
@@ -324,7 +324,7 @@ pub(super) fn serve(link: &Link, stream: OwnedFd, buffer: &mut [u8]) -> AgentErr
         }
         let _ = link.wake.read();
         let exchanged = exchange(link, &mut stream, buffer);
-        link.told.wake();
+        link.wakers.wake();
         if let Err(error) = exchanged {
             return error;
         }
@@ -359,7 +359,7 @@ fn exchange(link: &Link, stream: &mut File, buffer: &mut [u8]) -> Result<(), Age
         }
     }
     if was_clogged && !state.session.is_clogged() {
-        state.channels.values().for_each(ChannelState::tell);
+        state.channels.values().for_each(ChannelState::notify);
     }
     Ok(())
 }

@@ -126,7 +126,7 @@ impl AgentClient {
 /// The calls for tasks. They need the feature `tokio`, and a runtime with its timer.
 #[cfg(feature = "tokio")]
 impl AgentClient {
-    /// Does the same as [`AgentClient::stat`], for a task.
+    /// Returns the properties of a path. This is the asynchronous form of [`AgentClient::stat`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::stat`].
@@ -134,7 +134,7 @@ impl AgentClient {
         stat_of(&self.short_async(stat(path.as_ref(), true)).await?)
     }
 
-    /// Does the same as [`AgentClient::stat_link`], for a task.
+    /// Returns the properties of a path. This is the asynchronous form of [`AgentClient::stat_link`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::stat_link`].
@@ -142,7 +142,8 @@ impl AgentClient {
         stat_of(&self.short_async(stat(path.as_ref(), false)).await?)
     }
 
-    /// Does the same as [`AgentClient::read_link`], for a task.
+    /// Returns the target of a symbolic link, as it is written there. This is the asynchronous form of
+    /// [`AgentClient::read_link`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::read_link`].
@@ -150,7 +151,7 @@ impl AgentClient {
         self.short_async(Request::ReadLink(path.as_ref().to_owned())).await.map(path_of)
     }
 
-    /// Does the same as [`AgentClient::mkdir`], for a task.
+    /// Makes a directory with the permissions 0755. This is the asynchronous form of [`AgentClient::mkdir`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::mkdir`].
@@ -158,7 +159,7 @@ impl AgentClient {
         self.change_async(make(path.as_ref(), MODE, false)).await
     }
 
-    /// Does the same as [`AgentClient::mkdir_all`], for a task.
+    /// Makes a directory and missing parents. This is the asynchronous form of [`AgentClient::mkdir_all`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::mkdir_all`].
@@ -166,7 +167,8 @@ impl AgentClient {
         self.change_async(make(path.as_ref(), MODE, true)).await
     }
 
-    /// Does the same as [`AgentClient::remove`], for a task.
+    /// Removes a file, a symbolic link, or an empty directory. This is the asynchronous form of
+    /// [`AgentClient::remove`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::remove`].
@@ -174,7 +176,8 @@ impl AgentClient {
         self.change_async(remove(path.as_ref(), false)).await
     }
 
-    /// Does the same as [`AgentClient::remove_all`], for a task.
+    /// Removes a file, a symbolic link, or a directory with everything in it. This is the asynchronous form
+    /// of [`AgentClient::remove_all`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::remove_all`].
@@ -182,7 +185,8 @@ impl AgentClient {
         self.change_async(remove(path.as_ref(), true)).await
     }
 
-    /// Does the same as [`AgentClient::rename`], for a task.
+    /// Renames a file or a directory within one file system; a file at `to` is replaced (`rename(2)`). This
+    /// is the asynchronous form of [`AgentClient::rename`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::rename`].
@@ -190,7 +194,8 @@ impl AgentClient {
         self.change_async(rename(from.as_ref(), to.as_ref())).await
     }
 
-    /// Does the same as [`AgentClient::symlink`], for a task.
+    /// Makes a symbolic link at `path` to `target`, which need not exist. This is the asynchronous form of
+    /// [`AgentClient::symlink`].
     ///
     /// # Errors
     /// The errors of [`AgentClient::symlink`].
@@ -220,7 +225,7 @@ impl AgentClient {
 /// Collects what has arrived. Returns whether that was everything.
 fn collect(locked: &mut Locked<'_>, patience: &mut Patience, bytes: &mut Vec<u8>) -> Result<bool, FileError> {
     locked.take_all(Stream::Stdout, bytes);
-    patience.has_moved(bytes.len());
+    patience.note_progress(bytes.len());
     if bytes.len() > MAX_SHORT {
         return Err(AgentError::from(SessionError::TooLong { limit: MAX_SHORT }).into());
     }

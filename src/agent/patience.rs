@@ -23,13 +23,13 @@ impl Patience {
     }
 
     /// Counts bytes that the agent has sent or taken. Each allows for more time, at the lowest rate.
-    pub(super) fn has_moved(&mut self, bytes: usize) {
+    pub(super) fn note_progress(&mut self, bytes: usize) {
         self.moved = u64::try_from(bytes).unwrap_or(u64::MAX);
     }
 
     /// Sets whether the caller waits for a command that may run forever.
     #[cfg(feature = "tokio")]
-    pub(super) fn has_no_end(&mut self, yes: bool) {
+    pub(super) fn set_endless(&mut self, yes: bool) {
         self.pause();
         self.is_endless = yes;
     }
@@ -81,9 +81,9 @@ mod tests {
     fn bytes_and_not_frames_allow_for_more_time() {
         let mut patience = patience(Duration::ZERO);
         assert!(patience.wait().is_err());
-        patience.has_moved(4095);
+        patience.note_progress(4095);
         assert!(patience.wait().is_err(), "less than a second's bytes allow for nothing");
-        patience.has_moved(8192);
+        patience.note_progress(8192);
         patience.wait().unwrap();
         assert_eq!(patience.limit(), Duration::from_secs(2));
     }
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn longest_limits_do_not_overflow() {
         let mut patience = patience(Duration::MAX);
-        patience.has_moved(usize::MAX);
+        patience.note_progress(usize::MAX);
         patience.wait().unwrap();
     }
 }

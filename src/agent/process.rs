@@ -93,8 +93,9 @@ impl Process {
         self.channel.resize(size);
     }
 
-    /// Waits for its end. Its input is ended first, so that it does not wait for more. Unread output can
-    /// still be read afterwards. A command that writes more than its streams hold waits for its reader.
+    /// Waits for the command's end. Its input is ended first, so that it does not wait for more. Unread
+    /// output can still be read afterwards. A command that writes more than its streams hold waits for its
+    /// reader.
     ///
     /// # Errors
     /// Its time limit is over ([`ExecError::TimedOut`]; it was killed), or the agent or the machine has
@@ -108,7 +109,7 @@ impl Process {
         }
     }
 
-    /// Returns its status, if it ends within `limit`. Its input stays open.
+    /// Returns the command's status, if it ends within `limit`. Its input stays open.
     ///
     /// # Errors
     /// The errors of [`Process::wait`].
@@ -116,7 +117,7 @@ impl Process {
         self.wait_until(Instant::now().checked_add(limit))
     }
 
-    /// Waits for its end and collects its output meanwhile, up to its
+    /// Waits for the command's end and collects its output meanwhile, up to its
     /// [`output_limit`](super::Exec::output_limit).
     ///
     /// # Errors
@@ -142,7 +143,7 @@ impl Process {
         Ok((seen.pid.is_some() || status(seen, true)?.is_some()).then_some(()))
     }
 
-    /// Returns its status, once it has ended.
+    /// Returns the command's status, once it has ended.
     #[cfg(feature = "tokio")]
     pub(super) fn ended(locked: &mut Locked<'_>) -> Result<Option<ExecStatus>, ExecError> {
         status(locked.seen(), true)
@@ -213,10 +214,10 @@ impl Process {
     }
 }
 
-/// Returns the status, if it is known and `may_tell` is set.
-pub(super) fn status(seen: &ChannelState, may_tell: bool) -> Result<Option<ExecStatus>, ExecError> {
+/// Returns the status, if it is known and `may_report` is set.
+pub(super) fn status(seen: &ChannelState, may_report: bool) -> Result<Option<ExecStatus>, ExecError> {
     match &seen.answer {
-        Some(Answer::Exited(ending)) if may_tell => Ok(Some(ExecStatus::of(*ending))),
+        Some(Answer::Exited(ending)) if may_report => Ok(Some(ExecStatus::of(*ending))),
         Some(Answer::Failed(failure)) => Err(ExecError::of(failure.clone())),
         // Its owner has killed it, so the agent's report is not waited for.
         None if seen.abandoned => match seen.time_limit.filter(|_| seen.is_out_of_time) {

@@ -18,7 +18,7 @@ pub(super) trait Waits {
     fn wait_until(&mut self) -> io::Result<Option<Instant>>;
 
     /// Ends the wait: something has arrived, or the wait was given up.
-    fn has_waited(&mut self) {}
+    fn end_wait(&mut self) {}
 }
 
 /// Returns the result of `step`, which is tried whenever something has arrived. A stream whose time is over
@@ -41,11 +41,12 @@ pub(super) fn block_on<S: Waits, T>(
                 return Err(error);
             }
         }
-        stream.has_waited();
+        stream.end_wait();
     }
 }
 
-/// Does the same as [`block_on`], for a task.
+/// Polls `step` once for a task, and arranges for the task to be woken when something arrives or the time is
+/// over. This is the asynchronous form of [`block_on`].
 #[cfg(feature = "tokio")]
 pub(super) fn poll_on<S: Waits, T>(
     stream: &mut S,
@@ -58,7 +59,7 @@ pub(super) fn poll_on<S: Waits, T>(
     let channel = stream.channel().clone();
     let result = super::tasks::poll(&channel, task, |locked| step(stream, locked));
     if result.is_ready() {
-        stream.has_waited();
+        stream.end_wait();
         return result;
     }
     match stream.wait_until() {

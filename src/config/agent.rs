@@ -64,12 +64,12 @@ impl AgentConfig {
     /// 4 KiB/s: less than the slowest connection, a serial port, achieves on a busy emulated host.
     pub const DEFAULT_MIN_RATE: u32 = 4 << 10;
 
-    /// Whether it is reached through the second serial port.
+    /// Returns whether it is reached through the second serial port.
     pub(crate) fn needs_serial(&self) -> bool {
         self.transport == AgentTransport::Serial
     }
 
-    /// Whether it is reached through a port of the console device.
+    /// Returns whether it is reached through a port of the console device.
     pub(crate) fn needs_console(&self) -> bool {
         self.transport == AgentTransport::Console
     }

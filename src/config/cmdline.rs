@@ -21,8 +21,8 @@ pub fn default_cmdline_with<'a>(words: impl IntoIterator<Item = &'a str>) -> Str
     line
 }
 
-/// Whether a kernel command line names the guest's root: `root=` with a value, before the arguments of init
-/// (Linux, Documentation/admin-guide/kernel-parameters.txt).
+/// Returns whether a kernel command line names the guest's root: `root=` with a value, before the arguments
+/// of init (Linux, Documentation/admin-guide/kernel-parameters.txt).
 pub fn names_root(line: &str) -> bool {
     root_device(line).is_some()
 }
@@ -32,7 +32,7 @@ pub(crate) fn root_device(line: &str) -> Option<&str> {
     value_of(line, "root=")
 }
 
-/// Whether `rootfstype=` names types of file system, some of which need no device.
+/// Returns whether `rootfstype=` names types of file system, some of which need no device.
 pub(crate) fn names_file_systems(line: &str) -> bool {
     value_of(line, "rootfstype=").is_some()
 }
@@ -56,7 +56,7 @@ pub(crate) fn root_file_systems(line: &str) -> Vec<&str> {
     }
 }
 
-/// Whether this can be the name of a file system, and so of its module's file.
+/// Returns whether this can be the name of a file system, and so of its module's file.
 fn is_file_system(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     (1..=32).contains(&name.len()) && name.bytes().all(fits)

@@ -67,14 +67,14 @@ impl VmConfig {
         VmConfig { kernel: Some(kernel.into()), ..VmConfig::default() }
     }
 
-    /// Whether the guest has a root of the user's: one that is prepared for it, or a device that its command
-    /// line names.
+    /// Returns whether the guest has a root of the user's: one that is prepared for it, or a device that its
+    /// command line names.
     pub fn has_root(&self) -> bool {
         self.root.is_some() || names_root(&self.cmdline)
     }
 
-    /// Whether the guest gets the default guest's initramfs, followed by `initrds`: so it is if the user has
-    /// chosen neither a kernel nor a root.
+    /// Returns whether the guest gets the default guest's initramfs, followed by `initrds`: so it is if the
+    /// user has chosen neither a kernel nor a root.
     pub fn has_default_initramfs(&self) -> bool {
         self.kernel.is_none() && !self.has_root()
     }

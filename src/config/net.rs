@@ -195,7 +195,7 @@ fn end(word: &Word) -> Option<NetEnd> {
     }
 }
 
-/// Whether a network interface of Linux can have this name.
+/// Returns whether a network interface of Linux can have this name.
 fn is_interface(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }

@@ -74,7 +74,7 @@ impl LimitedFile {
         let mut done = 0;
         while let Some(rest @ [_, ..]) = bytes.get(done..) {
             if self.written >= self.limit
-                && let Err(error) = self.begin_again()
+                && let Err(error) = self.start_new_file()
             {
                 return Written::Closed { errno: error.raw_os_error().unwrap_or(libc::EIO) };
             }
@@ -93,7 +93,7 @@ impl LimitedFile {
     }
 
     /// Starts with an empty file. The old content is kept in the renamed file if renaming is possible.
-    fn begin_again(&mut self) -> io::Result<()> {
+    fn start_new_file(&mut self) -> io::Result<()> {
         let rotated = self.rotate();
         let path = self.path.display();
         match rotated {

@@ -81,13 +81,13 @@ enum Phase {
     Draining(Ending),
 }
 
-/// The pumps of the three streams, and what the agent has been told about them.
+/// The pumps of the three streams, and which of their ends the agent has been sent.
 #[derive(Debug)]
 struct Streams {
     input: Pump,
     outputs: [Option<Pump>; 3],
-    input_end_told: bool,
-    closed_told: [bool; 3],
+    input_end_reported: bool,
+    closed_reported: [bool; 3],
 }
 
 impl Session {
@@ -170,7 +170,7 @@ impl Session {
             for (pump, answers) in self.streams.pumps().zip(rest.as_chunks::<2>().0) {
                 pump.handle(*answers);
             }
-            self.streams.tell(&mut self.control);
+            self.streams.report_ends(&mut self.control);
             self.tick();
         }
         self.machine.read_logs();
@@ -247,7 +247,7 @@ impl Session {
     /// Passes a signal to the command, or ends the run if there is no command yet.
     fn pass_on(&mut self, signal: libc::c_int) -> Result<Option<EmulatedExit>, EmulatedHostError> {
         match (signal, self.phase) {
-            (libc::SIGWINCH, _) => self.tell_size(),
+            (libc::SIGWINCH, _) => self.send_size(),
             (libc::SIGCONT, _) => {
                 if self.raw_terminal.take().is_some() {
                     self.make_terminal_raw()?;
@@ -255,7 +255,7 @@ impl Session {
                 if self.phase == Phase::Running {
                     self.send_signal(signal);
                 }
-                self.tell_size();
+                self.send_size();
             }
             (_, Phase::Running) => {
                 let now = Instant::now();
@@ -287,7 +287,7 @@ impl Session {
         }
     }
 
-    fn tell_size(&mut self) {
+    fn send_size(&mut self) {
         // Before the start, the request has the size. Without a terminal, there is none.
         if self.phase == Phase::Booting {
             return;
@@ -356,7 +356,7 @@ impl Streams {
                 *place = Some(pump);
             }
         }
-        Ok(Self { input, outputs, input_end_told: false, closed_told: [false; 3] })
+        Ok(Self { input, outputs, input_end_reported: false, closed_reported: [false; 3] })
     }
 
     fn pumps(&mut self) -> impl Iterator<Item = &mut Pump> {
@@ -383,18 +383,20 @@ impl Streams {
 
     /// Reports each stream of the caller's that has ended or was closed to the agent, once. Bytes that a
     /// stream cannot take for another reason are lost, up to a limit, and the command goes on.
-    fn tell(&mut self, control: &mut ControlSocket) {
-        if self.input.source_ended() && !self.input_end_told {
-            self.input_end_told = true;
+    fn report_ends(&mut self, control: &mut ControlSocket) {
+        if self.input.source_ended() && !self.input_end_reported {
+            self.input_end_reported = true;
             control.send(&ToAgent::StdinEnd { bytes: self.input.taken() });
         }
-        for ((stream, pump), told) in Stream::ALL.into_iter().zip(&self.outputs).zip(&mut self.closed_told) {
+        for ((stream, pump), reported) in
+            Stream::ALL.into_iter().zip(&self.outputs).zip(&mut self.closed_reported)
+        {
             let closed = pump.as_ref().is_some_and(|pump| {
                 let loses_more = pump.taken().saturating_sub(pump.delivered()) > MAX_LOST;
                 pump.sink_closed() && !pump.finished() && (pump.failure().is_none() || loses_more)
             });
-            if closed && !*told {
-                *told = true;
+            if closed && !*reported {
+                *reported = true;
                 control.send(&ToAgent::OutputClosed(stream));
             }
         }

@@ -296,8 +296,8 @@ impl Ending {
         if let Ending::CannotRun { fault, .. } = self { Some(fault) } else { None }
     }
 
-    /// Whether the place where this vCPU stood explains the ending: that of the one that died, or all of a
-    /// guest that waited for something. One that asked for a reset stands at that request.
+    /// Returns whether the place where this vCPU stood explains the ending: that of the one that died, or all
+    /// of a guest that waited for something. One that asked for a reset stands at that request.
     pub(crate) fn concerns(&self, vcpu: u32) -> bool {
         match self {
             Ending::TimedOut { .. } | Ending::Halted => true,

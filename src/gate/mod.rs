@@ -8,7 +8,7 @@
 //! ```text
 //! gate:  Paused <-> Open           (pause, open; hold, on behalf of the control thread)
 //!        Paused, Open -> Closed    (post: the first ending)
-//!        Closed -> Paused, Open    (begin_again, when all vCPU threads have ended)
+//!        Closed -> Paused, Open    (restart, when all vCPU threads have ended)
 //! ```
 //!
 //! The gate and what the control thread waits for share one lock, because each change of one may end a wait
@@ -152,14 +152,14 @@ impl Gate {
         self.is_paused_in(&record) && record.parked >= vcpus
     }
 
-    /// Calls `leave`, which leaves a command for each vCPU, and makes the parked threads serve it. It does so
-    /// and returns `true` only in the state that [`Gate::wait_paused`] waits for, in which every thread
-    /// serves at once. `leave` runs under the lock, so it must not wait.
-    pub(crate) fn ask_parked(&self, vcpus: u32, leave: impl FnOnce()) -> bool {
+    /// Calls `post_commands`, which posts a command for each vCPU, and makes the parked threads serve it. It
+    /// does so and returns `true` only in the state that [`Gate::wait_paused`] waits for, in which every
+    /// thread serves at once. `post_commands` runs under the lock, so it must not wait.
+    pub(crate) fn ask_parked(&self, vcpus: u32, post_commands: impl FnOnce()) -> bool {
         let mut record = self.lock();
         let is_ready = self.is_paused_in(&record) && record.parked >= vcpus;
         if is_ready {
-            leave();
+            post_commands();
             record.asked = record.asked.wrapping_add(1);
             self.changed.notify_all();
         }
@@ -182,7 +182,7 @@ impl Gate {
     }
 
     /// Counts a vCPU thread that ends. Each thread calls this once, even after a panic.
-    pub(crate) fn vcpu_ended(&self) {
+    pub(crate) fn count_ended_vcpu(&self) {
         self.lock().ended += 1;
         self.changed.notify_all();
     }
@@ -224,7 +224,7 @@ impl Gate {
 
     /// Waits for the end of a reset that has closed the gate. Returns `true` if the guest has been restarted,
     /// or the gate was not closed.
-    pub(crate) fn wait_begun_again(&self, limit: Duration) -> bool {
+    pub(crate) fn wait_restarted(&self, limit: Duration) -> bool {
         self.wait_until(limit, |record| record.first.is_none() || record.over)
             && self.state() != GateState::Closed
     }
@@ -235,7 +235,7 @@ impl Gate {
     /// # Errors
     /// The ending that was requested, or the failure that occurred, since the reset: it is now the first
     /// ending.
-    pub(crate) fn begin_again(&self) -> Result<(), Ending> {
+    pub(crate) fn restart(&self) -> Result<(), Ending> {
         let mut record = self.lock();
         let failure = record.host_failure.take().map(Ending::from);
         if let Some(ending) = failure.or(record.overruling.take()) {
@@ -261,14 +261,14 @@ impl Gate {
     }
 
     /// Returns the first host failure after the first ending, and the number of other endings after it.
-    pub(crate) fn afterwards(&self) -> (Option<HostFailure>, u64) {
+    pub(crate) fn later_endings(&self) -> (Option<HostFailure>, u64) {
         let record = self.lock();
         (record.host_failure.clone(), record.later)
     }
 
     /// Counts a disk request that the host could not carry out. With a `pause_reason`, the control thread
     /// pauses the machine.
-    pub(crate) fn disk_failed(&self, pause_reason: Option<String>) {
+    pub(crate) fn count_disk_error(&self, pause_reason: Option<String>) {
         let mut record = self.lock();
         record.disk_errors = record.disk_errors.saturating_add(1);
         if pause_reason.is_some() {
@@ -282,7 +282,7 @@ impl Gate {
         self.lock().disk_errors
     }
 
-    /// Whether a crash kernel has taken over from a kernel that panicked.
+    /// Returns whether a crash kernel has taken over from a kernel that panicked.
     pub(crate) fn crash_kernel_runs(&self) -> bool {
         self.lock().crash_kernel
     }

@@ -19,7 +19,7 @@ fn first_event_counts_and_later_ones_are_counted() {
     gate.post(Ending::PoweredOff);
     gate.post(Ending::Reset { source: ResetSource::I8042 });
     assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::Ended(Ending::PoweredOff));
-    assert_eq!(gate.afterwards(), (None, 1));
+    assert_eq!(gate.later_endings(), (None, 1));
 }
 
 #[test]
@@ -28,7 +28,7 @@ fn host_failure_after_a_clean_ending_is_kept() {
     let failure = HostFailure::ThreadPanicked { thread: "io-0".into() };
     gate.post(Ending::PoweredOff);
     gate.post(Ending::HostFailed { reason: failure.clone() });
-    assert_eq!(gate.afterwards(), (Some(failure), 0));
+    assert_eq!(gate.later_endings(), (Some(failure), 0));
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn limits_and_looks_come_before_texts_that_a_guest_prints_without_end() {
     let (limit, now) = (Duration::ZERO, Instant::now());
     let wait = |limits, look_at| {
         GuestRequestSink::post(&gate, GuestRequest::PanicText);
-        gate.disk_failed(Some("a fault".into()));
+        gate.count_disk_error(Some("a fault".into()));
         gate.next_wake(limits, look_at)
     };
     assert_eq!(wait(StartLimits::default(), Some(now)), Wake::Look);
@@ -116,16 +116,16 @@ fn reset_machine_begins_again_with_the_gate_as_the_owner_left_it() {
     let gate = Gate::new();
     gate.open();
     gate.post(Ending::Reset { source: ResetSource::I8042 });
-    gate.vcpu_ended();
+    gate.count_ended_vcpu();
     assert_eq!(gate.state(), GateState::Closed);
-    assert_eq!(gate.begin_again(), Ok(()));
+    assert_eq!(gate.restart(), Ok(()));
     assert_eq!(gate.state(), GateState::Paused, "not before all vCPUs have arrived");
     gate.hold(false);
     assert_eq!(gate.state(), GateState::Open);
     assert!(!gate.wait_vcpus_ended(1, Duration::ZERO));
     gate.pause();
     gate.post(Ending::Reset { source: ResetSource::I8042 });
-    assert_eq!(gate.begin_again(), Ok(()));
+    assert_eq!(gate.restart(), Ok(()));
     gate.hold(false);
     assert_eq!(gate.state(), GateState::Paused);
 }
@@ -133,11 +133,11 @@ fn reset_machine_begins_again_with_the_gate_as_the_owner_left_it() {
 #[test]
 fn waiting_for_the_end_of_a_reset_ends_with_the_machine_too() {
     let gate = Gate::new();
-    assert!(gate.wait_begun_again(LIMIT));
+    assert!(gate.wait_restarted(LIMIT));
     gate.post(Ending::Reset { source: ResetSource::I8042 });
-    assert!(!gate.wait_begun_again(Duration::ZERO));
+    assert!(!gate.wait_restarted(Duration::ZERO));
     gate.set_over();
-    assert!(!gate.wait_begun_again(LIMIT));
+    assert!(!gate.wait_restarted(LIMIT));
 }
 
 #[test]
@@ -147,7 +147,7 @@ fn stop_during_a_reset_ends_the_machine() {
     gate.post(Ending::Reset { source: ResetSource::I8042 });
     gate.post(Ending::PoweredOff);
     gate.post(Ending::Stopped);
-    assert_eq!(gate.begin_again(), Err(Ending::Stopped));
+    assert_eq!(gate.restart(), Err(Ending::Stopped));
     assert_eq!(gate.state(), GateState::Closed);
     assert_eq!(gate.next_wake(StartLimits::default(), None), Wake::Ended(Ending::Stopped));
 }
@@ -200,11 +200,11 @@ fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
     assert!(gate.wait_paused(1, LIMIT));
     assert!(!gate.wait_paused(2, SHORT));
     assert!(!gate.ask_parked(2, || panic!("not all vCPUs are parked")));
-    let leave = || {
+    let post = || {
         left.fetch_add(1, Ordering::Relaxed);
     };
     for asked in 1..=20 {
-        assert!(gate.ask_parked(1, leave));
+        assert!(gate.ask_parked(1, post));
         if asked % 2 == 0 {
             let start = Instant::now();
             while served.load(Ordering::Relaxed) < asked {
@@ -214,7 +214,7 @@ fn parked_vcpu_serves_each_question_and_leaves_none_behind() {
         }
     }
     // Close the gate with two commands pending.
-    assert!(gate.ask_parked(1, leave) && gate.ask_parked(1, leave));
+    assert!(gate.ask_parked(1, post) && gate.ask_parked(1, post));
     gate.post(Ending::Stopped);
     assert!(!vcpu.join().unwrap());
     assert_eq!((left.load(Ordering::Relaxed), served.load(Ordering::Relaxed)), (0, 22));

@@ -28,9 +28,9 @@ pub(crate) enum VcpuExit<'a> {
     MmioRead { address: u64, data: &'a mut [u8] },
     /// The guest wrote to an address without memory.
     MmioWrite { address: u64, data: &'a [u8] },
-    /// A kick, or an exit without meaning. The caller enters again.
+    /// A kick, or an exit that needs no action. The caller enters again.
     Interrupted,
-    /// The guest made a triple fault.
+    /// The guest triple-faulted.
     Shutdown,
     /// KVM cannot continue the guest.
     Fault(VcpuFault),
@@ -115,7 +115,7 @@ impl Vcpu {
 
     /// Reports a pause to the guest's kvm-clock, so that the guest's watchdogs do not take it for a lock-up
     /// (Documentation/virt/kvm/api.rst, KVM_KVMCLOCK_CTRL).
-    pub(crate) fn tell_of_pause(&self) {
+    pub(crate) fn report_pause(&self) {
         // KVM refuses it if the guest does not use kvm-clock, and then there is nothing to report.
         let _ = self.fd.kvmclock_ctrl();
     }
@@ -209,7 +209,8 @@ fn decode(run: &mut kvm_run) -> VcpuExit<'_> {
         // With local APICs in KVM, neither needs handling: a halt never comes here, no device is
         // level-triggered, and breakpoints are not set.
         KVM_EXIT_HLT | KVM_EXIT_IOAPIC_EOI | KVM_EXIT_DEBUG => VcpuExit::Interrupted,
-        // KVM reports a shutdown either way; the types of a system event are of other architectures.
+        // KVM raises a system event for the crash and reset MSRs of Hyper-V, and for the end of an SEV-ES
+        // guest. No guest is offered either. If one comes all the same, the guest cannot continue.
         KVM_EXIT_SHUTDOWN | KVM_EXIT_SYSTEM_EVENT => VcpuExit::Shutdown,
         KVM_EXIT_FAIL_ENTRY => {
             // SAFETY: the exit reason says that this member of the union is the valid one.
@@ -244,10 +245,10 @@ fn decode_internal_error(run: &kvm_run) -> VcpuFault {
     // the same words with names.
     let failure = unsafe { run.__bindgen_anon_1.emulation_failure };
     let mut instruction = Vec::new();
-    let tells_bytes = failure.suberror == KVM_INTERNAL_ERROR_EMULATION
+    let has_bytes = failure.suberror == KVM_INTERNAL_ERROR_EMULATION
         && failure.ndata >= 3
         && failure.flags & EMULATION_FLAG_INSTRUCTION_BYTES != 0;
-    if tells_bytes {
+    if has_bytes {
         // SAFETY: the flag says that KVM filled these bytes; they are plain integers whatever their value.
         let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
         let length = usize::from(bytes.insn_size).min(bytes.insn_bytes.len());

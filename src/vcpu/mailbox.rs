@@ -23,7 +23,7 @@ impl Mailbox {
     /// [`Gate::ask_parked`].
     ///
     /// [`Gate::ask_parked`]: crate::gate::Gate::ask_parked
-    pub(super) fn leave(&self, command: VcpuCommand) {
+    pub(super) fn post(&self, command: VcpuCommand) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(command);
     }
 

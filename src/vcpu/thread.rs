@@ -73,7 +73,7 @@ impl VcpuThread {
                 GateState::Paused => {
                     shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
                     if gate.park(|| shown.mailbox.serve(&vcpu)) {
-                        vcpu.tell_of_pause();
+                        vcpu.report_pause();
                     }
                     continue;
                 }
@@ -113,7 +113,8 @@ impl VcpuHandle {
         self.shown.counters.counts()
     }
 
-    /// Whether the vCPU, when it last parked, had halted with interrupts off or had never been started.
+    /// Returns whether the vCPU, when it last parked, had halted with interrupts off or had never been
+    /// started.
     pub(crate) fn has_halted_for_good(&self) -> bool {
         self.shown.halted_for_good.load(Ordering::Acquire)
     }
@@ -122,11 +123,11 @@ impl VcpuHandle {
     /// [`Gate::ask_parked`]; otherwise there may be no answer.
     pub(crate) fn ask_registers(&self) -> Receiver<Option<VcpuRegisters>> {
         let (answer, receiver) = mpsc::sync_channel(1);
-        self.shown.mailbox.leave(VcpuCommand::Registers(answer));
+        self.shown.mailbox.post(VcpuCommand::Registers(answer));
         receiver
     }
 
-    /// Whether the thread has ended.
+    /// Returns whether the thread has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
     }
@@ -158,6 +159,6 @@ impl Drop for EndReport {
             let thread = format!("vcpu-{}", self.vcpu);
             self.gate.post(HostFailure::ThreadPanicked { thread }.into());
         }
-        self.gate.vcpu_ended();
+        self.gate.count_ended_vcpu();
     }
 }

@@ -128,17 +128,17 @@ impl FaultSink for Faults {
             // A failed flush means that earlier writes may be lost already, so there is no point in pausing
             // to retry.
             Operation::Flush => {
-                self.gate.disk_failed(None);
+                self.gate.count_disk_error(None);
                 return FaultAction::Report;
             }
         };
         match self.policy {
             DiskErrorPolicy::Report => {
-                self.gate.disk_failed(None);
+                self.gate.count_disk_error(None);
                 FaultAction::Report
             }
             DiskErrorPolicy::Pause => {
-                self.gate.disk_failed(Some(format!("{}: the host cannot {does}: {error}", self.name)));
+                self.gate.count_disk_error(Some(format!("{}: the host cannot {does}: {error}", self.name)));
                 FaultAction::Hold
             }
         }

@@ -103,7 +103,7 @@ impl Subscription {
         self.recv_timeout(Duration::ZERO)
     }
 
-    /// Whether the last event has been taken.
+    /// Returns whether the last event has been taken.
     #[cfg(feature = "tokio")]
     pub(super) fn is_over(&self) -> bool {
         self.queue.lock().is_over

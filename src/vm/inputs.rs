@@ -114,8 +114,8 @@ pub(super) fn found_files(config: &VmConfig, files: &Files) -> Vec<PathBuf> {
     found
 }
 
-/// Whether the loader, if the machine gets one, mounts the device that `root=` names. An initrd with its own
-/// init mounts it itself; a root that was prepared for the machine needs no search.
+/// Returns whether the loader, if the machine gets one, mounts the device that `root=` names. An initrd with
+/// its own init mounts it itself; a root that was prepared for the machine needs no search.
 fn mounts_root(config: &VmConfig, has_initrd: bool) -> bool {
     let is_first = config.agent.as_ref().is_some_and(|agent| agent.place == AgentPlace::FirstProcess);
     config.root.is_none() && (!has_initrd || is_first)

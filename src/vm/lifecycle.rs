@@ -71,7 +71,7 @@ fn restart(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<()
         std::mem::forget(guest.take());
         return Err(stuck.into());
     }
-    shared.gate.begin_again()?;
+    shared.gate.restart()?;
     drop(stopped.vcpus);
     virtio.disconnect()?;
     interrupts.disconnect();

@@ -30,8 +30,8 @@ impl Shared {
         }
         let mut answers = Vec::new();
         let vcpus = self.vcpus();
-        let leave = || answers.extend(vcpus.iter().map(|vcpu| (vcpu.index(), vcpu.ask_registers())));
-        let is_asked = !vcpus.is_empty() && self.gate.ask_parked(vcpus.len() as u32, leave);
+        let post = || answers.extend(vcpus.iter().map(|vcpu| (vcpu.index(), vcpu.ask_registers())));
+        let is_asked = !vcpus.is_empty() && self.gate.ask_parked(vcpus.len() as u32, post);
         // Release the lock, so that a stop or a reset does not wait for the answers.
         drop(vcpus);
         if !is_asked {

@@ -28,7 +28,7 @@ pub(super) struct Shared {
     /// The destination of this machine's log lines.
     pub(super) journal: Arc<Journal>,
     outcome: Mutex<Option<Outcome>>,
-    told: Condvar,
+    published: Condvar,
     /// Empty until the threads start, and again while they are joined.
     vcpus: Mutex<Vec<VcpuHandle>>,
     /// Weak, so that the devices go with the machine, whoever holds a handle: what they have open on the host
@@ -61,7 +61,7 @@ impl Shared {
             console_path,
             journal: Journal::current(),
             outcome: Mutex::new(None),
-            told: Condvar::new(),
+            published: Condvar::new(),
             vcpus: Mutex::new(Vec::new()),
         })
     }
@@ -91,7 +91,7 @@ impl Shared {
             if self.gate.wait_paused(count, STOP_LIMIT) {
                 return self.pause_devices(event);
             }
-            if self.gate.is_resumed() || !self.gate.wait_begun_again(STOP_LIMIT) {
+            if self.gate.is_resumed() || !self.gate.wait_restarted(STOP_LIMIT) {
                 return false;
             }
         }
@@ -154,13 +154,13 @@ impl Shared {
             if let Some(outcome) = &*slot {
                 return outcome.clone();
             }
-            slot = self.told.wait(slot).unwrap_or_else(PoisonError::into_inner);
+            slot = self.published.wait(slot).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
     pub(super) fn wait_outcome_for(&self, limit: Duration) -> Option<Outcome> {
         let slot = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = self.told.wait_timeout_while(slot, limit, |slot| slot.is_none());
+        let wait = self.published.wait_timeout_while(slot, limit, |slot| slot.is_none());
         wait.unwrap_or_else(PoisonError::into_inner).0.clone()
     }
 
@@ -168,7 +168,7 @@ impl Shared {
     pub(super) fn report(&self, outcome: Outcome) {
         let end = LifeEvent::Ended(Box::new(outcome.clone()));
         *self.outcome.lock().unwrap_or_else(PoisonError::into_inner) = Some(outcome);
-        self.told.notify_all();
+        self.published.notify_all();
         // A write fails only if the counter is at its maximum, and then the descriptor is readable anyway.
         let _ = self.outcome_event.write(1);
         self.events.send(end);

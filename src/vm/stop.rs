@@ -69,7 +69,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     let counts = ConsoleCounts::of(console, virtio_output.as_deref(), pump.as_ref());
     let dropped = |counts: NetCounts| counts.receive_dropped + counts.send_dropped;
     let frames_dropped = virtio.net_counts().into_iter().map(dropped).sum();
-    let (failure, later_events) = shared.gate.afterwards();
+    let (failure, later_events) = shared.gate.later_endings();
     let ending = match stopped.stuck.or(device_stuck).or(io_stuck).or(failure) {
         Some(failure) => failure.into(),
         None => ending,

@@ -27,7 +27,7 @@ impl Agent {
         Self::start_with(&AgentConfig::default())
     }
 
-    /// Does the same with the given limits.
+    /// Starts an agent with the given limits. Returns `None`, after printing why, if there is no agent.
     pub fn start_with(config: &AgentConfig) -> Option<Agent> {
         let program = match guest_data::find(GuestData::Agent) {
             Ok(program) => program,

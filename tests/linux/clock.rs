@@ -25,7 +25,7 @@ struct Clocks {
 }
 
 impl Clocks {
-    /// Whether the date is the host's, within a second that each of them leaves out.
+    /// Returns whether the date is the host's, within a second that each of them leaves out.
     fn date_is_right(&self) -> bool {
         (self.host.0 - 2.0..self.host.1 + 2.0).contains(&self.date)
     }

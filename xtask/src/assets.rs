@@ -135,7 +135,7 @@ fn names(data: &Path) -> Result<Vec<String>> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
 }
 
-/// Whether the name has the form `ROLE-RELEASE-KEY`.
+/// Returns whether the name has the form `ROLE-RELEASE-KEY`.
 fn is_folder_name(role: &str, name: &str) -> bool {
     let rest = name.strip_prefix(role).and_then(|rest| rest.strip_prefix('-'));
     rest.and_then(|rest| rest.rsplit_once('-')).is_some_and(|(release, key)| {

@@ -23,8 +23,8 @@ pub(crate) fn make(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// Whether a little-endian ELF64 file has a PT_INTERP segment (ELF-64 Object File Format 1.5, section 6);
-/// `None` for other files.
+/// Returns whether a little-endian ELF64 file has a PT_INTERP segment (ELF-64 Object File Format 1.5, section
+/// 6); `None` for other files.
 fn has_interpreter(image: &[u8]) -> Option<bool> {
     if !image.starts_with(b"\x7fELF\x02\x01") {
         return None;

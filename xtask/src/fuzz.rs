@@ -135,7 +135,7 @@ impl Fuzz {
     }
 }
 
-/// Whether the report of a finding begins here.
+/// Returns whether the report of a finding begins here.
 fn is_report(line: &str) -> bool {
     line.contains("panicked at") || line.contains("ERROR: ")
 }

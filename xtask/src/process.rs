@@ -38,8 +38,8 @@ pub(crate) fn capture(command: &mut Command) -> Result<String> {
     Ok(stdout)
 }
 
-/// Whether `program` is an executable file in a directory of `PATH`, or in one of the two `sbin` directories
-/// that Debian omits from an ordinary user's `PATH`.
+/// Returns whether `program` is an executable file in a directory of `PATH`, or in one of the two `sbin`
+/// directories that Debian omits from an ordinary user's `PATH`.
 pub(crate) fn exists(program: &str) -> bool {
     use std::os::unix::fs::PermissionsExt;
 

@@ -19,12 +19,12 @@ pub(crate) fn make_ready() -> Result<()> {
     install_missing(&NEEDS)
 }
 
-/// Does the same for the fuzz targets.
+/// Installs the packages that the fuzz targets need, as [`make_ready`] does for the tests.
 pub(crate) fn make_ready_to_fuzz() -> Result<()> {
     install_missing(&FUZZING_NEEDS)
 }
 
-/// Does the same for building a kernel.
+/// Installs the packages that a build of the kernel needs, as [`make_ready`] does for the tests.
 ///
 /// # Errors
 /// See [`make_ready`].

@@ -89,8 +89,8 @@ impl Plan {
         let process = fork_into(group, self.needs_group).map_err(|error| streams_failed(&error))?;
         if process == 0 {
             let child = Child { plan: &self, streams: &streams, argv: &argv, env: &env, limit, ignored };
-            let (step, errno) = child.become_it();
-            tell(reporter.as_raw_fd(), step, errno);
+            let (step, errno) = child.exec();
+            report_failure(reporter.as_raw_fd(), step, errno);
         }
         drop((streams, reporter));
         match read_report(report) {
@@ -158,7 +158,7 @@ struct Child<'a> {
 
 impl Child<'_> {
     /// Executes the program. Returns only on failure, with the step and `errno`.
-    fn become_it(&self) -> (Step, i32) {
+    fn exec(&self) -> (Step, i32) {
         match self.prepare() {
             Ok(()) => (Step::Execute, self.execute()),
             Err(step) => (step, errno()),
@@ -201,18 +201,18 @@ impl Child<'_> {
 
     /// Tries each path, and goes on if there is no such file. Returns `errno` of the most telling failure.
     fn execute(&self) -> i32 {
-        let mut told = libc::ENOENT;
+        let mut error = libc::ENOENT;
         for path in &self.plan.paths {
             // SAFETY: all strings end with zero bytes, both lists with null pointers, and all outlive the
             // call.
             unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.env.as_ptr()) };
             match errno() {
                 libc::ENOENT | libc::ENOTDIR => {}
-                libc::EACCES => told = libc::EACCES,
+                libc::EACCES => error = libc::EACCES,
                 other => return other,
             }
         }
-        told
+        error
     }
 }
 
@@ -268,7 +268,7 @@ fn ignored_signals() -> Vec<libc::c_int> {
     (1..libc::SIGRTMIN()).filter(is_ignored).collect()
 }
 
-fn tell(reporter: RawFd, step: Step, errno: i32) -> ! {
+fn report_failure(reporter: RawFd, step: Step, errno: i32) -> ! {
     let [a, b, c, d] = errno.to_ne_bytes();
     let record = [step as u8, a, b, c, d];
     // SAFETY: pointer and length are those of `record`. If it fails, the start looks like a success that ends
@@ -341,9 +341,9 @@ pub(super) fn no_input() -> io::Result<OwnedFd> {
 static IGNORED: OnceLock<Vec<libc::c_int>> = OnceLock::new();
 /// From `linux/sched.h`.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
-/// The path of Debian's root.
+/// Root's `PATH` in Debian.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// The default limit of processes. Some programs walk through all the descriptors that they may have.
+/// The default `RLIMIT_NOFILE`. Some programs walk through all the descriptors that they may have.
 const DEFAULT_DESCRIPTORS: libc::rlim_t = 1024;
 
 #[cfg(test)]

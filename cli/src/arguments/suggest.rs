@@ -39,7 +39,7 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
     }
 }
 
-/// Whether the missing argument is the command to which options such as `--user` belong.
+/// Returns whether the missing argument is the command to which options such as `--user` belong.
 fn lacks_command(error: &Error, command: &Command) -> bool {
     let has_options = command.get_arguments().any(|argument| argument.get_id() == "user");
     has_options

@@ -10,7 +10,7 @@ use coracle::config::{
     NetChoice, RawConfig, ResetPolicy, RootConfig, Timeout, VcpuCount, VsockConfig, parse_duration,
 };
 
-/// Defines the struct that clap fills in, and [`VmArgs::told`]. A setting's flag has the setting's name in
+/// Defines the struct that clap fills in, and [`VmArgs::given`]. A setting's flag has the setting's name in
 /// the list of `coracle::config` (`src/config/settings.rs`), and an option of the setting's type.
 macro_rules! flags {
     (
@@ -26,8 +26,8 @@ macro_rules! flags {
 
         impl VmArgs {
             /// Returns the settings that the flags give.
-            pub(crate) fn told(&self) -> RawConfig {
-                RawConfig { $($name: self.$name.told(),)* ..RawConfig::default() }
+            pub(crate) fn given(&self) -> RawConfig {
+                RawConfig { $($name: self.$name.given(),)* ..RawConfig::default() }
             }
         }
     };
@@ -145,24 +145,24 @@ flags! {
 }
 
 /// The setting that a flag gives; `None` if the flag was not given.
-trait Told<T> {
-    fn told(&self) -> Option<T>;
+trait Given<T> {
+    fn given(&self) -> Option<T>;
 }
 
-impl<T: Clone> Told<T> for Option<T> {
-    fn told(&self) -> Option<T> {
+impl<T: Clone> Given<T> for Option<T> {
+    fn given(&self) -> Option<T> {
         self.clone()
     }
 }
 
-impl<T: Clone> Told<Vec<T>> for Vec<T> {
-    fn told(&self) -> Option<Vec<T>> {
+impl<T: Clone> Given<Vec<T>> for Vec<T> {
+    fn given(&self) -> Option<Vec<T>> {
         (!self.is_empty()).then(|| self.clone())
     }
 }
 
-impl Told<bool> for bool {
-    fn told(&self) -> Option<bool> {
+impl Given<bool> for bool {
+    fn given(&self) -> Option<bool> {
         self.then_some(true)
     }
 }

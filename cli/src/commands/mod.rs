@@ -47,7 +47,8 @@ pub(crate) fn answer(text: &str, code: u8) -> u8 {
     written(OutputFile::stdout().and_then(write), code)
 }
 
-/// Does the same for an answer that has been `written`, or not.
+/// Returns `code`, or 125 after a report if `written`, the result of writing to stdout, is an error other
+/// than a closed pipe.
 pub(crate) fn written(written: io::Result<()>, code: u8) -> u8 {
     match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

@@ -13,7 +13,7 @@ use crate::arguments::VmArgs;
 /// # Errors
 /// The config file cannot be read, or something in it is wrong.
 pub(super) fn raw(args: &VmArgs) -> Result<RawConfig, Failure> {
-    let mut flags = args.told();
+    let mut flags = args.given();
     if let Some(root) = &mut flags.root {
         root.keep_ids |= args.keep_ids;
     }
@@ -42,7 +42,7 @@ impl Failure {
     }
 }
 
-/// Whether the user has named the guest's root.
+/// Returns whether the user has named the guest's root.
 pub(super) fn has_root(raw: &RawConfig) -> bool {
     // A `--` in the command line also applies to what is appended to it.
     let line = raw.cmdline.iter().chain(raw.append.iter().flatten());

@@ -78,10 +78,10 @@ impl ReplySender {
     }
 
     pub(super) fn send(self, queues: Vec<VirtQueue>) {
-        self.tell(ReplyState::Done(queues));
+        self.set(ReplyState::Done(queues));
     }
 
-    fn tell(&self, answer: ReplyState) {
+    fn set(&self, answer: ReplyState) {
         let mut state = lock(&self.0.state);
         if matches!(*state, ReplyState::Waiting) {
             *state = answer;
@@ -92,7 +92,7 @@ impl ReplySender {
 
 impl Drop for ReplySender {
     fn drop(&mut self) {
-        self.tell(ReplyState::Over);
+        self.set(ReplyState::Over);
     }
 }
 

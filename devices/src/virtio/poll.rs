@@ -19,7 +19,7 @@ pub struct Poll {
     idle_since: Option<Instant>,
     /// The start of the present turn.
     turn: Instant,
-    /// The number of searches, by which the questions to the kernel are spaced.
+    /// The number of searches, by which the calls of `getrusage` are spaced.
     looks: u32,
     /// Searches in a row that found nothing.
     misses: u32,
@@ -58,7 +58,8 @@ impl Poll {
         }
         let Some(since) = self.idle_since.take() else { return };
         if self.turn.saturating_duration_since(since) <= self.most {
-            self.window = self.window.saturating_mul(2).clamp(FIRST, self.most.max(FIRST)).min(self.most);
+            self.window =
+                self.window.saturating_mul(2).clamp(MIN_WINDOW, self.most.max(MIN_WINDOW)).min(self.most);
         } else {
             self.window = shorter(self.window);
         }
@@ -94,13 +95,13 @@ impl Poll {
                 hint::spin_loop();
             }
             if start.elapsed() >= self.window {
-                self.missed(start);
+                self.note_miss(start);
                 return false;
             }
         }
     }
 
-    fn missed(&mut self, now: Instant) {
+    fn note_miss(&mut self, now: Instant) {
         self.misses = self.misses.wrapping_add(1);
         if self.misses >= MISSES {
             self.misses = 0;
@@ -112,9 +113,9 @@ impl Poll {
     /// then.
     fn is_paused(&mut self, now: Instant) -> bool {
         self.looks = self.looks.wrapping_add(1);
-        if self.looks.is_multiple_of(LOOKS_PER_QUESTION) {
+        if self.looks.is_multiple_of(SEARCHES_PER_RUSAGE) {
             let preempted = preemptions();
-            if preempted.wrapping_sub(self.preempted) > FORGIVEN {
+            if preempted.wrapping_sub(self.preempted) > TOLERATED_PREEMPTIONS {
                 self.pause_until = now.checked_add(PAUSE);
             }
             self.preempted = preempted;
@@ -132,7 +133,7 @@ impl Poll {
 
 fn shorter(window: Duration) -> Duration {
     let half = window.checked_div(2).unwrap_or_default();
-    if half < FIRST { Duration::ZERO } else { half }
+    if half < MIN_WINDOW { Duration::ZERO } else { half }
 }
 
 /// Returns how often this thread was made to leave its CPU (involuntary context switches).
@@ -145,17 +146,17 @@ fn preemptions() -> i64 {
 }
 
 /// The shortest search that is worth it: the time that a driver needs from one request to the next.
-const FIRST: Duration = Duration::from_micros(4);
+const MIN_WINDOW: Duration = Duration::from_micros(4);
 /// Calls of `found` between two looks at the clock, which costs more than one of them.
 const SPINS: u32 = 32;
 /// The longest time that a thread serves one device before the others. Only a call to the host that has
 /// already begun lengthens it.
 pub const TURN: Duration = Duration::from_millis(1);
-/// Searches between two questions to the kernel, each of which costs about 0.3 us.
-const LOOKS_PER_QUESTION: u32 = 128;
-/// Involuntary switches between two questions that do not count as a wish for the CPU: the kernel's own
+/// Searches between two calls of `getrusage`, each of which costs about 0.3 us.
+const SEARCHES_PER_RUSAGE: u32 = 128;
+/// Involuntary switches between two calls that do not count as demand for the CPU: the kernel's own
 /// threads cause one now and then.
-const FORGIVEN: i64 = 1;
+const TOLERATED_PREEMPTIONS: i64 = 1;
 /// Searches in a row that may find nothing before they pause.
 const MISSES: u32 = 8;
 /// The length of a pause: several time slices of the scheduler, so that other threads get theirs.
@@ -195,7 +196,7 @@ mod tests {
     #[test]
     fn searches_that_find_nothing_several_times_pause() {
         let mut poll = Poll::new(Poll::MAX);
-        poll.window = FIRST;
+        poll.window = MIN_WINDOW;
         for _ in 0..MISSES {
             assert!(poll.pause_until.is_none());
             poll.look(|| false);
@@ -242,7 +243,7 @@ mod tests {
         let mut poll = Poll::new(Poll::MAX);
         woken_soon(&mut poll);
         poll.preempted = -10;
-        poll.looks = LOOKS_PER_QUESTION - 1;
+        poll.looks = SEARCHES_PER_RUSAGE - 1;
         assert!(!poll.look(|| true));
         poll.pause_until = Instant::now().checked_sub(Duration::from_millis(1));
         assert!(poll.look(|| true));

@@ -76,7 +76,7 @@ async fn run(args: Args) -> Result<()> {
     let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
     let address = listener.local_addr()?;
     println!("serving on http://{address}");
-    let server = axum::serve(listener, app).with_graceful_shutdown(told_to_end());
+    let server = axum::serve(listener, app).with_graceful_shutdown(end_requested());
     match args.load {
         None => server.await.context("the server has failed"),
         Some(count) => {
@@ -94,7 +94,7 @@ async fn run(args: Args) -> Result<()> {
 const LOAD_LIMIT: Duration = Duration::from_secs(3600);
 
 /// Completes at the first SIGINT or SIGTERM; requests in flight are still answered.
-async fn told_to_end() {
+async fn end_requested() {
     let (Ok(mut interrupt), Ok(mut terminate)) =
         (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {

@@ -60,7 +60,7 @@ pub struct Report {
 }
 
 impl Report {
-    fn has_written(&mut self, stdout: &[u8], stderr: &[u8]) {
+    fn record_output(&mut self, stdout: &[u8], stderr: &[u8]) {
         self.stdout = String::from_utf8_lossy(stdout).into_owned();
         self.stderr = String::from_utf8_lossy(stderr).into_owned();
     }
@@ -158,15 +158,15 @@ async fn run_in(
                 ExecStatus::Code(code) => report.code = Some(code),
                 ExecStatus::Signal(signal) => report.signal = Some(signal),
             }
-            report.has_written(&output.stdout, &output.stderr);
+            report.record_output(&output.stdout, &output.stderr);
         }
         Err(ExecError::TimedOut { written, .. }) => {
             report.timed_out = true;
-            report.has_written(&written.stdout, &written.stderr);
+            report.record_output(&written.stdout, &written.stderr);
         }
         Err(ExecError::OutputLimit { written, .. }) => {
             report.cut_off = true;
-            report.has_written(&written.stdout, &written.stderr);
+            report.record_output(&written.stdout, &written.stderr);
         }
         // Whatever a snippet does to its machine, or a missing interpreter, is not the service's fault.
         Err(error) => return Err(refusal(StatusCode::UNPROCESSABLE_ENTITY, &error.to_string())),

@@ -143,7 +143,7 @@ impl<R: BufRead> Read for ZstdFrames<R> {
     }
 }
 
-/// Whether a block refers to data that is no longer in the window.
+/// Returns whether a block refers to data that is no longer in the window.
 fn is_reference(error: &FrameDecoderError) -> bool {
     use DecodeBlockContentError::DecompressBlockError as Block;
     let FrameDecoderError::FailedToReadBlockBody(Block(DecompressBlockError::ExecuteSequencesError(error))) =

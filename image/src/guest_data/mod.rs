@@ -147,8 +147,8 @@ pub(crate) fn module_folders() -> Vec<PathBuf> {
     folders(|name| env::var_os(name)).iter().map(|folder| modules_in(folder)).collect()
 }
 
-/// Whether the default kernel has drivers for all devices of a machine: the tuned kernel has them built in,
-/// the stock kernel as modules, which a data directory may lack.
+/// Returns whether the default kernel has drivers for all devices of a machine: the tuned kernel has them
+/// built in, the stock kernel as modules, which a data directory may lack.
 pub fn has_drivers(kaslr: bool) -> bool {
     has_drivers_in(&folders(|name| env::var_os(name)), kaslr)
 }

@@ -87,7 +87,7 @@ impl Files {
         Ok(())
     }
 
-    /// Whether a module has been found so far.
+    /// Returns whether a module has been found so far.
     #[cfg(test)]
     pub(super) fn knows(&self, name: &str) -> bool {
         self.paths.contains_key(name)

@@ -68,7 +68,8 @@ pub fn unpack(image: &KernelImage) -> Result<File, UnpackError> {
     unpack_known(image)?.ok_or_else(|| UnpackError::Unknown { path: image.path().to_owned() })
 }
 
-/// Does the same as [`unpack`], but returns `None` if there is nothing that can be decompressed.
+/// Decompresses the ELF file in `image` as [`unpack`] does. Returns `None` if the image has nothing that can
+/// be decompressed.
 pub(super) fn unpack_known(image: &KernelImage) -> Result<Option<File>, UnpackError> {
     let Some((compression, stream_len, size)) = packing(image)? else { return Ok(None) };
     let path = || image.path().to_owned();

@@ -48,15 +48,15 @@ impl Caller {
         Ids::Guessed { uid: 0, gid: 0, why: "it belongs to you, who are not root here" }
     }
 
-    /// Whether the caller can read a regular file. Root can read every file, so nothing is tried. If a link
-    /// or a FIFO has taken the file's place, it is neither followed nor waited for.
+    /// Returns whether the caller can read a regular file. Root can read every file, so nothing is tried. If
+    /// a link or a FIFO has taken the file's place, it is neither followed nor waited for.
     pub(super) fn may_read(&self, path: &Path) -> bool {
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY;
         self.uid == 0 || OpenOptions::new().read(true).custom_flags(flags).open(path).is_ok()
     }
 }
 
-/// Whether a map of user ids (user_namespaces(7)) maps all ids to themselves.
+/// Returns whether a map of user ids (user_namespaces(7)) maps all ids to themselves.
 fn is_whole(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"]) || map.is_empty()
 }

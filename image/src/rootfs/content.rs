@@ -145,7 +145,7 @@ impl OpenContent<'_> {
         Ok(())
     }
 
-    /// Whether the file has become shorter since it was found.
+    /// Returns whether the file has become shorter since it was found.
     ///
     /// # Errors
     /// The host cannot read the file's metadata.

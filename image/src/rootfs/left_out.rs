@@ -23,7 +23,7 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
-    /// Whether nothing was left out.
+    /// Returns whether nothing was left out.
     pub fn is_nothing(&self) -> bool {
         *self == LeftOut::default()
     }

@@ -229,7 +229,7 @@ impl Root {
 }
 
 impl RootDisk {
-    /// Whether the guest's writes go to its memory, because the file system is read-only.
+    /// Returns whether the guest's writes go to its memory, because the file system is read-only.
     fn has_overlay(&self) -> bool {
         self.file_system.is_read_only()
     }

@@ -111,7 +111,7 @@ impl FileSystem {
         }
     }
 
-    /// Whether it can only be read.
+    /// Returns whether it can only be read.
     pub(super) fn is_read_only(self) -> bool {
         self != FileSystem::Ext4
     }

@@ -32,8 +32,8 @@ pub(super) fn read(path: &Path, left_out: &mut u64) -> BTreeMap<Vec<u8>, Vec<u8>
     xattrs
 }
 
-/// Whether a file of a root can have an attribute with this name: one of the kinds that file systems share,
-/// except those that the overlay above the root would take for its own.
+/// Returns whether a file of a root can have an attribute with this name: one of the kinds that file systems
+/// share, except those that the overlay above the root would take for its own.
 pub(super) fn is_kept(name: &[u8]) -> bool {
     split(name).is_some() && !name.starts_with(b"trusted.overlay.")
 }
@@ -79,7 +79,7 @@ fn fill(call: impl Fn(*mut u8, usize) -> isize) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Whether the attribute does not exist, or the file system has none.
+/// Returns whether the attribute does not exist, or the file system has none.
 fn is_none(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODATA))
 }

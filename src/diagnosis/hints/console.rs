@@ -31,8 +31,8 @@ pub(super) fn driver_missing(facts: &Facts<'_>) -> Option<Hint> {
 pub(super) fn early_console(facts: &Facts<'_>) -> Option<Hint> {
     let wanted = facts.parameters("console").any(|console| device(console) == COM1);
     let possible = driver_missing(facts).is_none();
-    let could_tell = is_silent(facts) && wanted && possible && !has_early_console(facts);
-    (could_tell && !facts.interpreted && !facts.has_word(QUIET)).then_some(Hint::EarlyConsole)
+    let could_help = is_silent(facts) && wanted && possible && !has_early_console(facts);
+    (could_help && !facts.interpreted && !facts.has_word(QUIET)).then_some(Hint::EarlyConsole)
 }
 
 /// The command line keeps the kernel quiet, and its messages would help. A panic is printed all the same.

@@ -26,7 +26,7 @@ impl Throttle {
         Throttle { share, left: share * BURST.as_secs_f64(), used: Duration::ZERO, looked_at: now }
     }
 
-    /// Whether the vCPUs have to wait outside the guest.
+    /// Returns whether the vCPUs have to wait outside the guest.
     pub(super) fn is_in_debt(&self) -> bool {
         self.left < 0.0
     }

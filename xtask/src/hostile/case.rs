@@ -114,7 +114,7 @@ impl Case {
 }
 
 impl Observed {
-    /// Whether the run took too long. One that had to be killed does not count: it would hang again.
+    /// Returns whether the run took too long. One that had to be killed does not count: it would hang again.
     fn is_late(&self) -> bool {
         self.code.is_some() && self.to_end > Some(LONGEST_END)
     }

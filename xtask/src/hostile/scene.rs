@@ -36,7 +36,7 @@ impl Scene {
             .with_context(|| format!("cannot make {}", self.directory.display()))
     }
 
-    /// Whether machines can be created at all.
+    /// Returns whether machines can be created at all.
     pub(super) fn has_kvm(&self) -> bool {
         OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
     }

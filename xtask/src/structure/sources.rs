@@ -13,7 +13,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// Whether the file has tests only: a file in `tests/`, `tests.rs`, or a room of test tools.
+    /// Returns whether the file has tests only: a file in `tests/`, `tests.rs`, or a room of test tools.
     pub(super) fn is_test(&self) -> bool {
         let mut parts = self.path.split('/');
         parts.any(|part| matches!(part, "tests" | "tests.rs" | "testing") || part.ends_with("_tests.rs"))

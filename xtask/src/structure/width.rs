@@ -36,7 +36,7 @@ pub(super) fn places(sources: &[Source]) -> Vec<String> {
     sources.iter().flat_map(long).collect()
 }
 
-/// Whether a line that is too long is a comment; `None` for a line that fits.
+/// Returns whether a line that is too long is a comment; `None` for a line that fits.
 fn too_long(line: &str) -> Option<bool> {
     let is_comment = line.trim_start().starts_with("//");
     let most = if is_comment { MAX_COMMENT_COLUMNS } else { MAX_COLUMNS };

@@ -66,8 +66,8 @@ fn event_device() -> Vec<u8> {
     let is_pressed = And::new(&aml::ZERO, &events, &EVENT_POWER_BUTTON);
     let button: Path = POWER_BUTTON.into();
     let notify = Notify::new(&button, &BUTTON_PRESSED);
-    let tell_button = If::new(&is_pressed, vec![&notify]);
-    let on_event = Method::new("_EVT".into(), 1, true, vec![&read, &tell_button]);
+    let notify_button = If::new(&is_pressed, vec![&notify]);
+    let on_event = Method::new("_EVT".into(), 1, true, vec![&read, &notify_button]);
     device("_SB_.GED0", &"ACPI0013", &[&resources, &region, &register, &on_event])
 }
 

@@ -129,7 +129,7 @@ fn run_here(
         }
         _ if command::ended_quietly(&outcome) => run::report(raw, &outcome),
         _ => {
-            let code = run::tell(raw, &outcome, true);
+            let code = run::report_ending(raw, &outcome, true);
             if outcome.ending.time_limit() == Some(TimeLimit::Command) {
                 say(timed_out_by(raw.timeout));
             }
@@ -160,7 +160,7 @@ fn timed_out_by(given: Option<Timeout>) -> &'static str {
     }
 }
 
-/// Whether the program lies in the directory in which cargo puts its test programs.
+/// Returns whether the program lies in the directory in which cargo puts its test programs.
 fn is_test(program: &Path) -> bool {
     program.parent().is_some_and(|folder| folder.ends_with("deps"))
 }

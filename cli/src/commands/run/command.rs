@@ -22,7 +22,7 @@ use super::command_ending::{
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
 use super::watch::Watch;
-use super::{tell, typed};
+use super::{report_ending, typed};
 use crate::arguments::variable::name_and_value;
 use crate::arguments::{CommandArgs, GuestIp, Surroundings};
 use crate::commands::chain;
@@ -50,10 +50,14 @@ pub(super) fn run(
     prepared: (Blocked, Watch),
 ) -> Result<u8, Failure> {
     let outcome = outcome(builder, args, raw.timeout.and_then(Timeout::limit), prepared)?;
-    Ok(if ended_quietly(&outcome) { super::report(raw, &outcome) } else { tell(raw, &outcome, true) })
+    Ok(if ended_quietly(&outcome) {
+        super::report(raw, &outcome)
+    } else {
+        report_ending(raw, &outcome, true)
+    })
 }
 
-/// Whether the command's exit code is the whole result, so that there is nothing more to report.
+/// Returns whether the command's exit code is the whole result, so that there is nothing more to report.
 pub(crate) fn ended_quietly(outcome: &Outcome) -> bool {
     outcome.command.is_some() && outcome.ending.workload_code().is_some_and(|code| code < 100)
 }
@@ -259,7 +263,7 @@ fn supervise(
     outputs: &[Option<Copying>],
 ) -> Result<ExecStatus, Option<Ending>> {
     let mut asked = false;
-    let mut told_of_pipe = false;
+    let mut pipe_is_reported = false;
     loop {
         match process.wait_timeout(TURN) {
             Ok(Some(status)) => return Ok(status),
@@ -269,10 +273,10 @@ fn supervise(
         if leaves.load(Ordering::Relaxed) {
             return Err(Some(Ending::Stopped));
         }
-        if !told_of_pipe && outputs.iter().flatten().any(Copying::has_no_reader) {
+        if !pipe_is_reported && outputs.iter().flatten().any(Copying::has_no_reader) {
             // The kernel does the same to a program whose reader has gone.
             process.signal(SIGPIPE);
-            told_of_pipe = true;
+            pipe_is_reported = true;
         }
         while let Some(signal) = signals.next() {
             match signal {
@@ -289,12 +293,12 @@ fn supervise(
     }
 }
 
-/// Whether the guest may have written to something that outlives it.
+/// Returns whether the guest may have written to something that outlives it.
 fn keeps_disks(config: &VmConfig) -> bool {
     config.disks.iter().any(|disk| disk.access == DiskAccess::ReadWrite)
 }
 
-/// Whether a signal is forwarded to the command while it runs. Any other signal ends the machine.
+/// Returns whether a signal is forwarded to the command while it runs. Any other signal ends the machine.
 fn is_for_command(signal: i32) -> bool {
     let asks = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
     asks || matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGCONT)

@@ -102,7 +102,7 @@ pub(super) fn took_too_long(limit: Duration) -> Ending {
     Ending::TimedOut { of: TimeLimit::Command, limit }
 }
 
-/// Whether the machine has ended, and the agent with it.
+/// Returns whether the machine has ended, and the agent with it.
 fn has_ended(error: &AgentError) -> bool {
     matches!(error, AgentError::MachineEnded { .. })
 }

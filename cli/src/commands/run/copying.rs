@@ -53,7 +53,8 @@ impl Copying {
         Copying { thread, state }
     }
 
-    /// Whether the command has to be told that nobody reads the output, as the kernel does with SIGPIPE.
+    /// Returns whether the command has to be told that nobody reads the output, as the kernel does with
+    /// SIGPIPE.
     pub(crate) fn has_no_reader(&self) -> bool {
         self.state.has_no_reader.load(Ordering::Relaxed)
     }
@@ -63,7 +64,7 @@ impl Copying {
         self.state.failure.get()
     }
 
-    /// Whether the copying waits for the guest; `None` once everything is written.
+    /// Returns whether the copying waits for the guest; `None` once everything is written.
     fn waits_for_guest(&self) -> Option<bool> {
         (!self.thread.is_finished()).then(|| self.state.waits_for_guest.load(Ordering::Relaxed))
     }
@@ -80,8 +81,8 @@ impl Rest {
         Rest { seen: Instant::now(), waited: Duration::ZERO }
     }
 
-    /// Whether everything is written, or a process that the command has left behind holds an output for too
-    /// long.
+    /// Returns whether everything is written, or a process that the command has left behind holds an output
+    /// for too long.
     pub(crate) fn is_over(&mut self, outputs: &[Option<Copying>]) -> bool {
         let passed = self.seen.elapsed();
         self.seen += passed;

@@ -37,13 +37,13 @@ pub(crate) fn run(args: &RunArgs) -> u8 {
     logger::start(args.vm.verbose);
     let raw = match raw(args) {
         Ok(raw) => with_terminal(raw, args),
-        Err(failure) => return tell_failure(args.outcome.as_deref(), failure),
+        Err(failure) => return report_failure(args.outcome.as_deref(), failure),
     };
     if let Err(failure) = report_file::check("--outcome", raw.outcome.as_deref()) {
         say(&failure.reason);
         return failure.code;
     }
-    try_run(args, &raw).unwrap_or_else(|failure| tell_failure(raw.outcome.as_deref(), failure))
+    try_run(args, &raw).unwrap_or_else(|failure| report_failure(raw.outcome.as_deref(), failure))
 }
 
 /// Returns the settings of the flags and the config file, including those that only this subcommand has.
@@ -65,7 +65,7 @@ fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     RawConfig { console: Some(ConsoleDevice::Virtio), serial: Some(SerialConfig::Stdio), ..raw }
 }
 
-/// Whether the user has named nothing to boot.
+/// Returns whether the user has named nothing to boot.
 pub(super) fn is_default_guest(raw: &RawConfig) -> bool {
     raw.kernel.is_none() && raw.initrds.is_none() && !settings::has_root(raw)
 }
@@ -75,7 +75,7 @@ pub(super) fn default_words() -> &'static str {
     if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
 }
 
-fn tell_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
+fn report_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     say(&failure.reason);
     let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
     write_report(outcome, &report, failure.code, READER_LIMIT)
@@ -133,7 +133,7 @@ fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Wat
         say(&format!("the serial console is {}", path.display()));
     }
     let handle = vm.handle();
-    signals::tell_size(&handle);
+    signals::forward_size(&handle);
     handle.resume();
     signals.wait(&handle).map_err(|error| Failure::of(&error))?;
     let outcome = vm.wait();
@@ -142,7 +142,7 @@ fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Wat
         // The ending begins on a new line.
         stderr::write(Weight::Sentence, "\n");
     }
-    let code = tell(raw, &outcome, unseen);
+    let code = report_ending(raw, &outcome, unseen);
     // The user has the answer: leave it to the kernel to free what the machine held, when this process exits.
     std::mem::forget(vm);
     Ok(code)
@@ -150,7 +150,7 @@ fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Wat
 
 /// Reports the ending: a line on stderr, the explanation, with the end of the console if it is `unseen`, and
 /// the outcome file if it is requested.
-pub(super) fn tell(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
+pub(super) fn report_ending(raw: &RawConfig, outcome: &Outcome, unseen: bool) -> u8 {
     let place = if on_emulated_host() { ", on an emulated host" } else { "" };
     say(&format!("{} ({}{place})", outcome.reason(), Seconds(outcome.duration)));
     outcome.explanation(unseen).iter().for_each(|line| say(line));
@@ -168,13 +168,13 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     logger::info(&format!("time: {}", outcome.times));
     logger::info(&format!("exits: {}", outcome.exits));
     let report = OutcomeReport::of(outcome, on_emulated_host());
-    let limit = if was_told_to_end(outcome) { READER_LIMIT_AT_END } else { READER_LIMIT };
+    let limit = if was_asked_to_end(outcome) { READER_LIMIT_AT_END } else { READER_LIMIT };
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)
 }
 
-/// Whether the user asked for the end, and therefore does not want to wait for a slow reader of the outcome
-/// file.
-fn was_told_to_end(outcome: &Outcome) -> bool {
+/// Returns whether the user asked for the end, and therefore does not want to wait for a slow reader of the
+/// outcome file.
+fn was_asked_to_end(outcome: &Outcome) -> bool {
     let is_own = matches!(outcome.ending.kind(), EndingKind::TimedOut | EndingKind::Asked);
     is_own || outcome.signal.is_some()
 }
@@ -195,7 +195,8 @@ fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit
     }
 }
 
-/// Does the same for a process that has to end now: what cannot be written without waiting is lost.
+/// Writes the outcome file for a process that has to end now. Whatever cannot be written without waiting is
+/// lost.
 fn write_report_at_once(path: &Path, report: &OutcomeReport<'_>) {
     let Ok(json) = serde_json::to_string_pretty(report) else { return };
     let _ = report_file::write(path, (json + "\n").as_bytes(), Duration::ZERO);

@@ -62,7 +62,7 @@ impl Blocked {
                     continue;
                 }
                 libc::SIGWINCH => {
-                    tell_size(vm);
+                    forward_size(vm);
                     continue;
                 }
                 _ => {}
@@ -145,18 +145,19 @@ fn polled(descriptors: [RawFd; 2], millis: i32) -> io::Result<[bool; 2]> {
 }
 
 /// Reports the terminal's size to the guest.
-pub(crate) fn tell_size(vm: &VmHandle) {
+pub(crate) fn forward_size(vm: &VmHandle) {
     if let Some(size) = terminal_size(io::stdout().as_fd()) {
         vm.resize_console(size);
     }
 }
 
-/// Whether a signal ends a program that does not handle it: all in [`Blocked`] but SIGCONT and SIGWINCH.
+/// Returns whether a signal ends a program that does not handle it: all in [`Blocked`] but SIGCONT and
+/// SIGWINCH.
 pub(super) fn ends(signal: i32) -> bool {
     !matches!(signal, libc::SIGCONT | libc::SIGWINCH)
 }
 
-/// Whether a signal that asks for the end is a repetition of the one before it.
+/// Returns whether a signal that asks for the end is a repetition of the one before it.
 fn is_echo(last: Option<(i32, Instant)>, (signal, now): (i32, Instant)) -> bool {
     signals::asks_for_end(signal)
         && last.is_some_and(|(last, at)| last == signal && now.saturating_duration_since(at) < ECHO)

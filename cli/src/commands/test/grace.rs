@@ -36,7 +36,7 @@ impl Grace {
         });
     }
 
-    /// Whether the grace period is over.
+    /// Returns whether the grace period is over.
     pub(crate) fn is_over(&self, now: Instant) -> bool {
         let Some(Planned { since, last_output, .. }) = self.planned else { return false };
         let is_silent = now.saturating_duration_since(last_output) >= self.silence;

@@ -303,7 +303,7 @@ fn run_one(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let done = done.collect::<Result<Vec<Done>, Failure>>()?;
     if let Some(shown) = &shown {
         shown.end_line();
-        tell_lost(shown);
+        report_lost(shown);
     }
     for case in &done {
         if case.verdict.is_bad() {
@@ -346,7 +346,7 @@ fn run_suite(args: &TestArgs, cases: &[Case]) -> Result<Vec<Done>, Failure> {
     let done = ended.into_iter().map(|(_, done)| done).collect::<Result<Vec<Done>, Failure>>()?;
     let shown = shown()?;
     shown.text(&guest_text::for_terminal(&report::summary(&done)));
-    tell_lost(&shown);
+    report_lost(&shown);
     for case in done.iter().filter(|case| !case.verdict.is_bad()) {
         if let Some(why) = case.flakiness() {
             say(&format!("{}: flaky: {why}", case.name));
@@ -377,7 +377,7 @@ fn shown() -> Result<Arc<Shown>, Failure> {
 }
 
 /// Reports what could not be written to stdout. The verdict has taken it into account.
-fn tell_lost(shown: &Shown) {
+fn report_lost(shown: &Shown) {
     let Lost { bytes, failure } = shown.finish();
     if let Some(error) = failure {
         say(&format!("warning: stdout cannot be written: {error}"));

@@ -64,7 +64,7 @@ pub(crate) fn name_files(cases: &mut [Case]) {
     }
 }
 
-/// Whether neither this name nor that of one of its retries is that of another case or its retry.
+/// Returns whether neither this name nor that of one of its retries is that of another case or its retry.
 fn is_free(name: &str, taken: &HashSet<String>) -> bool {
     let is_retry_of_other = name.rsplit_once(RETRY).is_some_and(|(other, number)| {
         number.parse().is_ok_and(|number: u8| number <= MAX_RETRIES) && taken.contains(other)

@@ -66,7 +66,7 @@ impl Verdict {
         }
     }
 
-    /// Whether the test counts as a failure of the run.
+    /// Returns whether the test counts as a failure of the run.
     pub(crate) fn is_bad(&self) -> bool {
         matches!(self, Verdict::Failed(_) | Verdict::Broken { .. })
     }

@@ -1,8 +1,9 @@
 //! Memory balloon (virtio 1.2, section 5.5): memory that the guest does not need returns to the host.
 //!
-//! There are two ways. The guest reports free pages by itself, and takes them back by touching them. And the
-//! host can ask for a number of pages: the guest then gives up pages until it has given that many, or takes
-//! some back. In both cases the pages remain RAM of the guest, and read as zero until it writes to them.
+//! Memory returns in two ways. In free page reporting, the guest reports free pages by itself, and takes a
+//! page back by touching it. In ballooning, the host sets a target in pages, and the guest gives up pages, or
+//! takes some back, until it has given that many. In both cases the pages remain RAM of the guest, and read
+//! as zero until the guest writes to them.
 //!
 //! A guest can harm only itself: it names the pages, and the device checks that they are its RAM.
 

@@ -207,13 +207,13 @@ impl Disk {
         }
         let result = self.backend.flush();
         if result.is_err() {
-            self.flush_has_failed();
+            self.fail_flushes();
         }
         result
     }
 
     /// Makes all later flushes fail, until the next reset.
-    pub(super) fn flush_has_failed(&self) {
+    pub(super) fn fail_flushes(&self) {
         self.flush_failed.store(true, Ordering::Release);
     }
 }

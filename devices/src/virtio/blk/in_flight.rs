@@ -1,11 +1,11 @@
-//! The requests whose buffers the kernel reads or writes at present, by the number that it returns with each
+//! The requests whose buffers the kernel reads or writes at present, by the tag that it returns with each
 //! completion.
 
 use super::job::Job;
 use super::request::Task;
 use crate::memory::Span;
 
-/// The requests in flight, and the free numbers.
+/// The requests in flight, and the free tags.
 pub(super) struct InFlight {
     slots: Vec<Option<Pending>>,
     free: Vec<u16>,
@@ -39,7 +39,7 @@ impl InFlight {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        !self.has_number() || self.bytes >= MAX_BYTES
+        !self.has_tag() || self.bytes >= MAX_BYTES
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -50,29 +50,29 @@ impl InFlight {
         self.has_flush
     }
 
-    /// Returns the numbers of all requests in flight.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = u16> {
-        (0..).zip(&self.slots).filter_map(|(number, slot)| slot.as_ref().map(|_| number))
+    /// Returns the tags of all requests in flight.
+    pub(super) fn tags(&self) -> impl Iterator<Item = u16> {
+        (0..).zip(&self.slots).filter_map(|(tag, slot)| slot.as_ref().map(|_| tag))
     }
 
-    /// Returns whether there is a free number.
-    pub(super) fn has_number(&self) -> bool {
+    /// Returns whether there is a free tag.
+    pub(super) fn has_tag(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Gives a request a number. Returns `None` unless [there is one](Self::has_number).
+    /// Gives a request a tag. Returns `None` unless [there is one](Self::has_tag).
     pub(super) fn insert(&mut self, pending: Pending) -> Option<u16> {
-        let number = self.free.pop()?;
-        let slot = self.slots.get_mut(usize::from(number))?;
+        let tag = self.free.pop()?;
+        let slot = self.slots.get_mut(usize::from(tag))?;
         self.bytes = self.bytes.saturating_add(pending.len.into());
         self.has_flush |= pending.job.task == Task::Flush;
         *slot = Some(pending);
-        Some(number)
+        Some(tag)
     }
 
-    pub(super) fn take(&mut self, number: u16) -> Option<Pending> {
-        let pending = self.slots.get_mut(usize::from(number))?.take()?;
-        self.free.push(number);
+    pub(super) fn take(&mut self, tag: u16) -> Option<Pending> {
+        let pending = self.slots.get_mut(usize::from(tag))?.take()?;
+        self.free.push(tag);
         self.bytes = self.bytes.saturating_sub(pending.len.into());
         self.has_flush &= pending.job.task != Task::Flush;
         Some(pending)

@@ -1,5 +1,5 @@
 //! Serves the queues of a disk by io_uring. Reads and writes run at the same time, as many as the driver
-//! offers and [`InFlight`] has numbers for. Flushes run one after the other, each for all flushes that were
+//! offers and [`InFlight`] has tags for. Flushes run one after the other, each for all flushes that were
 //! requested before it began.
 //!
 //! If the ring does not carry out a piece as a whole (a short transfer, an error, an unsupported operation),
@@ -45,7 +45,7 @@ pub(super) struct UringHandler {
     /// Requests that a stop or a fault holds. They are put back when the handler stops.
     waiting: Vec<Job>,
     stop: StopFlag,
-    /// Whether a queue may have chains that found no number in the ring.
+    /// Whether a queue may have chains that found no free tag.
     has_more: bool,
     poll: Poll,
 }
@@ -167,18 +167,18 @@ impl UringHandler {
 
     /// Passes the next piece of a request to the kernel, or carries out all of it at once.
     fn push(&mut self, mut pending: Pending) {
-        let entry = self.in_flight.has_number().then(|| self.entry(&mut pending)).flatten();
+        let entry = self.in_flight.has_tag().then(|| self.entry(&mut pending)).flatten();
         let Some(entry) = entry else { return self.perform_all(pending) };
         let len = pending.len;
-        let Some(number) = self.in_flight.insert(pending) else { return };
+        let Some(tag) = self.in_flight.insert(pending) else { return };
         // SAFETY: the buffers are guest RAM, and their list belongs to the pending request. It keeps both in
-        // place until the kernel has returned its number.
-        let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(number.into())) };
+        // place until the kernel has returned its tag.
+        let push = |ring: &mut IoUring| unsafe { ring.submission().push(&entry.user_data(tag.into())) };
         let is_pushed = self.ring.as_mut().is_some_and(|ring| push(ring).is_ok());
         if is_pushed {
             self.batch.add(len);
-        } else if let Some(pending) = self.in_flight.take(number) {
-            // The ring is full, although it has as many entries as there are numbers.
+        } else if let Some(pending) = self.in_flight.take(tag) {
+            // The ring is full, although it has as many entries as there are tags.
             self.perform_all(pending);
         }
     }
@@ -238,7 +238,7 @@ impl UringHandler {
                 }
             }
         }
-        self.batch.is_submitted();
+        self.batch.note_submitted();
     }
 
     /// Answers requests that the kernel has finished, until the turn is over, and continues those that have
@@ -249,8 +249,8 @@ impl UringHandler {
         while left > 0 && !self.poll.is_turn_over() {
             left = left.saturating_sub(1);
             let Some(entry) = self.ring.as_mut().and_then(|ring| ring.completion().next()) else { return };
-            let number = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
-            if let Some(pending) = self.in_flight.take(number) {
+            let tag = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
+            if let Some(pending) = self.in_flight.take(tag) {
                 self.finish(pending, entry.result());
             }
             if self.batch.is_full() {
@@ -266,7 +266,7 @@ impl UringHandler {
         if u32::try_from(result) != Ok(pending.len) {
             if is_flush && !is_passing(result) {
                 // The kernel reports lost writes only once: another flush would succeed.
-                self.disk.flush_has_failed();
+                self.disk.fail_flushes();
             }
             self.perform_all(pending);
         } else if pending.job.advance(pending.len.into()) {
@@ -312,7 +312,7 @@ impl UringHandler {
         self.queues.iter_mut().for_each(VirtQueue::announce);
     }
 
-    fn completions_are_there(&mut self) {
+    fn on_completions(&mut self) {
         self.poll.extend_turn();
         self.reap();
         self.announce();
@@ -327,8 +327,8 @@ impl UringHandler {
         self.submit();
         self.waiting.append(&mut self.flushes);
         let Some(ring) = &mut self.ring else { return };
-        for number in self.in_flight.numbers() {
-            let entry = opcode::AsyncCancel::new(number.into()).build().user_data(CANCELLATION);
+        for tag in self.in_flight.tags() {
+            let entry = opcode::AsyncCancel::new(tag.into()).build().user_data(CANCELLATION);
             // SAFETY: the entry refers to no memory. Without space for it, the request runs to its end.
             let _ = unsafe { ring.submission().push(&entry) };
             self.batch.add(0);
@@ -337,8 +337,9 @@ impl UringHandler {
     }
 }
 
-/// The entries that one call passes to the kernel. A file system that cannot do otherwise reads or writes
-/// within that call, and a stop is noticed only after it. Then the next call passes a single request.
+/// The entries that one call passes to the kernel. Some file systems read and write synchronously, within
+/// that call, and the handler cannot react to a stop before the call returns. After such a slow call, the
+/// next one passes a single request.
 #[derive(Debug, Default)]
 struct Batch {
     /// The number of requests that the next call may pass.
@@ -366,7 +367,7 @@ impl Batch {
         (self.requests, self.bytes, self.since) = (0, 0, Some(Instant::now()));
     }
 
-    fn is_submitted(&mut self) {
+    fn note_submitted(&mut self) {
         let is_slow = self.since.take().is_some_and(|since| since.elapsed() > SLOW_CALL);
         self.most = if is_slow { 1 } else { self.most.saturating_mul(2).min(ENTRIES.into()) };
     }
@@ -395,7 +396,7 @@ impl QueueHandler for UringHandler {
 
     fn process(&mut self, event: Events, _: &mut EventOps<'_>) -> Result<(), RingError> {
         if event.data() == COMPLETIONS {
-            self.completions_are_there();
+            self.on_completions();
             return Ok(());
         }
         if self.stop.is_raised() || (!self.waiting.is_empty() && !self.retry()) {
@@ -444,5 +445,5 @@ const MAX_WORKERS: u32 = 16;
 /// The duration of a call from which it counts as slow: longer than a call that waits for nothing takes even
 /// on a busy host.
 const SLOW_CALL: Duration = Duration::from_millis(20);
-/// The number by which the kernel returns a cancellation. No request has it.
+/// The tag of the completion of a cancellation. No request has it.
 const CANCELLATION: u64 = u64::MAX;

@@ -77,11 +77,11 @@ impl ControlQueues {
             self.transmit.complete(chain, 0);
         }
         self.transmit.finish()?;
-        self.tell(dialogue, size)
+        self.announce(dialogue, size)
     }
 
     /// Sends the messages that are due, as far as there are buffers.
-    pub(super) fn tell(
+    pub(super) fn announce(
         &mut self,
         dialogue: &mut Dialogue,
         size: Option<TerminalSize>,

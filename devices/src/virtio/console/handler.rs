@@ -30,12 +30,12 @@ pub(super) struct ConsoleHandler {
     /// Whether output is dropped, because the reader has taken nothing for that long.
     is_dropping: bool,
     is_quiet: bool,
-    telling: Telling,
+    size_report: SizeReport,
     stream: Option<StreamQueues>,
 }
 
 /// How the driver learns the terminal's size, and how the device learns when the driver takes input.
-enum Telling {
+enum SizeReport {
     /// Input goes to any buffer, and the driver does not learn a size.
     Nothing,
     /// Input goes to any buffer, and an interrupt reports a new size.
@@ -58,14 +58,14 @@ impl ConsoleHandler {
             patience,
             is_dropping,
             is_quiet: false,
-            telling: Telling::Nothing,
+            size_report: SizeReport::Nothing,
             stream: None,
         }
     }
 
     /// Uses control queues.
     pub(super) fn converse(&mut self, control: ControlQueues, dialogue: Arc<Mutex<Dialogue>>) {
-        self.telling = Telling::Control(Box::new(control), dialogue);
+        self.size_report = SizeReport::Control(Box::new(control), dialogue);
     }
 
     /// Adds a stream port.
@@ -74,8 +74,8 @@ impl ConsoleHandler {
     }
 
     /// Uses an interrupt for a new size, which the driver then reads in the configuration space.
-    pub(super) fn tell_size_by(&mut self, irq: VirtioIrq) {
-        self.telling = Telling::Interrupt(irq);
+    pub(super) fn report_size_by(&mut self, irq: VirtioIrq) {
+        self.size_report = SizeReport::Interrupt(irq);
     }
 
     /// Takes output until there is no more, or no space for it.
@@ -137,15 +137,15 @@ impl ConsoleHandler {
 
     /// Returns whether the driver is ready for input.
     fn is_wanted(&self) -> bool {
-        match &self.telling {
-            Telling::Nothing | Telling::Interrupt(_) => true,
-            Telling::Control(_, dialogue) => lock(dialogue).is_open(),
+        match &self.size_report {
+            SizeReport::Nothing | SizeReport::Interrupt(_) => true,
+            SizeReport::Control(_, dialogue) => lock(dialogue).is_open(),
         }
     }
 
     /// Exchanges control messages with the driver, which may then be ready for input that waits.
     fn serve_control(&mut self) -> Result<(), RingError> {
-        let Telling::Control(control, dialogue) = &mut self.telling else { return Ok(()) };
+        let SizeReport::Control(control, dialogue) = &mut self.size_report else { return Ok(()) };
         if self.is_quiet {
             return Ok(());
         }
@@ -155,7 +155,8 @@ impl ConsoleHandler {
 
     /// Moves the bytes of the stream port.
     fn serve_stream(&mut self) -> Result<(), RingError> {
-        let (Some(stream), Telling::Control(control, dialogue)) = (&mut self.stream, &mut self.telling)
+        let (Some(stream), SizeReport::Control(control, dialogue)) =
+            (&mut self.stream, &mut self.size_report)
         else {
             return Ok(());
         };
@@ -164,7 +165,7 @@ impl ConsoleHandler {
         }
         let mut dialogue = lock(dialogue);
         dialogue.stream_host(stream.serve()?);
-        control.tell(&mut dialogue, self.port.size())
+        control.announce(&mut dialogue, self.port.size())
     }
 
     /// Handles the host's signal: there is input, or the terminal has a new size.
@@ -173,17 +174,17 @@ impl ConsoleHandler {
         if !self.port.take_resized() {
             return self.serve_receive();
         }
-        match &self.telling {
-            Telling::Nothing => {}
-            Telling::Interrupt(irq) => irq.config(),
-            Telling::Control(_, dialogue) => lock(dialogue).resize(),
+        match &self.size_report {
+            SizeReport::Nothing => {}
+            SizeReport::Interrupt(irq) => irq.config(),
+            SizeReport::Control(_, dialogue) => lock(dialogue).resize(),
         }
         self.serve_control()?;
         self.serve_receive()
     }
 
     /// Stops dropping, because the reader has taken something.
-    fn has_room(&mut self) {
+    fn stop_dropping(&mut self) {
         let _ = self.port.output().room_event().read();
         if let Some(patience) = &mut self.patience {
             self.is_dropping = patience.clear().is_err();
@@ -201,7 +202,7 @@ impl QueueHandler for ConsoleHandler {
             // The watch is edge-triggered, so each expiry gives one event although nobody reads the timer.
             watch(sources, patience, PATIENCE_OVER, EventSet::IN | EventSet::EDGE_TRIGGERED);
         }
-        if let Telling::Control(control, _) = &self.telling {
+        if let SizeReport::Control(control, _) = &self.size_report {
             watch_doorbell(sources, &control.receive, CONTROL);
             watch_doorbell(sources, &control.transmit, CONTROL);
         }
@@ -224,7 +225,7 @@ impl QueueHandler for ConsoleHandler {
             STREAM => self.serve_stream(),
             RECEIVE => self.serve_receive(),
             ROOM => {
-                self.has_room();
+                self.stop_dropping();
                 self.serve_transmit()
             }
             PATIENCE_OVER => {
@@ -248,7 +249,7 @@ impl QueueHandler for ConsoleHandler {
         if !quiet {
             self.transmit.ring();
             self.receive.ring();
-            if let Telling::Control(control, _) = &self.telling {
+            if let SizeReport::Control(control, _) = &self.size_report {
                 control.transmit.ring();
             }
             if let Some(stream) = &self.stream {
@@ -259,7 +260,7 @@ impl QueueHandler for ConsoleHandler {
 
     fn stop(self: Box<Self>) -> Vec<VirtQueue> {
         let mut queues = vec![self.receive, self.transmit];
-        if let Telling::Control(control, _) = self.telling {
+        if let SizeReport::Control(control, _) = self.size_report {
             queues.extend([control.receive, control.transmit]);
         }
         if let Some(stream) = self.stream {
@@ -269,7 +270,7 @@ impl QueueHandler for ConsoleHandler {
     }
 }
 
-/// The event data that tell the sources apart.
+/// The event data that distinguish the sources.
 const RECEIVE: u32 = 0;
 const TRANSMIT: u32 = 1;
 const ARRIVED: u32 = 2;

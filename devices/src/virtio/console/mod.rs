@@ -105,7 +105,7 @@ impl VirtioDevice for Console {
                 }
                 handler.converse(control, self.dialogue.clone());
             }
-            None if has_size => handler.tell_size_by(context.irq),
+            None if has_size => handler.report_size_by(context.irq),
             None => {}
         }
         Ok(vec![Box::new(handler)])

@@ -62,7 +62,7 @@ struct Owed {
     /// The flags of a shutdown that is still to be sent.
     shutdown: u32,
     /// The flags that have been sent.
-    shutdown_told: u32,
+    shutdown_sent: u32,
 }
 
 /// A packet for the guest, without the fields that all packets of the connection share.
@@ -223,7 +223,7 @@ impl Connection {
 
     /// Handles events of the socket. Returns true if the host has given up a connection that the guest has
     /// not accepted.
-    pub(super) fn socket_is_ready(&mut self, events: EventSet) -> bool {
+    pub(super) fn on_socket_ready(&mut self, events: EventSet) -> bool {
         if events.intersects(EventSet::HANG_UP | EventSet::ERROR) {
             if self.is_requested() {
                 return true;
@@ -289,8 +289,8 @@ impl Connection {
             return Some(Packet { op: Op::Data, flags: 0, len });
         }
         if let flags @ 1.. = std::mem::take(&mut self.owed.shutdown) {
-            self.owed.shutdown_told |= flags;
-            if self.owed.shutdown_told == BOTH_WAYS {
+            self.owed.shutdown_sent |= flags;
+            if self.owed.shutdown_sent == BOTH_WAYS {
                 self.patience = Some(PATIENCE);
             }
             return Some(Packet { op: Op::Shutdown, flags, len: 0 });
@@ -304,7 +304,7 @@ impl Connection {
 
     /// Returns the size of the window and the bytes that have left it, for the header of a packet, and notes
     /// that the guest now knows them.
-    pub(super) fn tell_room(&mut self) -> (u32, u32) {
+    pub(super) fn report_room(&mut self) -> (u32, u32) {
         self.owed.credit = false;
         self.to_host.told = self.to_host.forwarded;
         (self.to_host.window, self.to_host.forwarded)
@@ -353,14 +353,14 @@ impl Connection {
     /// Tells the host that no more bytes come, once all have been sent.
     fn end_host(&mut self) {
         let to_host = &mut self.to_host;
-        if to_host.ended && to_host.backlog.is_empty() && !std::mem::replace(&mut to_host.end_is_told, true) {
+        if to_host.ended && to_host.backlog.is_empty() && !std::mem::replace(&mut to_host.end_is_sent, true) {
             // This fails only for a socket that is no longer connected.
             let _ = self.stream.shutdown(Shutdown::Write);
         }
     }
 
     fn owe_shutdown(&mut self, flag: u32) {
-        self.owed.shutdown |= flag & !self.owed.shutdown_told;
+        self.owed.shutdown |= flag & !self.owed.shutdown_sent;
     }
 
     /// Reads bytes from the host, as many as the guest and `data` have space for.

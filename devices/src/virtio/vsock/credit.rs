@@ -19,7 +19,7 @@ pub(super) struct ToHost {
     /// The guest sends no more.
     pub(super) ended: bool,
     /// The host has been informed of that.
-    pub(super) end_is_told: bool,
+    pub(super) end_is_sent: bool,
     /// The host takes no more: later bytes are dropped.
     pub(super) refused: bool,
 }
@@ -52,7 +52,7 @@ impl ToHost {
             forwarded: 0,
             told: 0,
             ended: false,
-            end_is_told: false,
+            end_is_sent: false,
             refused: false,
         }
     }

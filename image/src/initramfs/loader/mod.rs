@@ -56,7 +56,7 @@ pub struct Loader {
 }
 
 impl LoaderRequest<'_> {
-    /// Whether the program is needed even without modules.
+    /// Returns whether the program is needed even without modules.
     fn needs_program(&self) -> bool {
         let form = self.root_device.and_then(RootDevice::parse);
         self.is_agent || self.root.is_some() || form.is_some_and(|form| form.needs_initramfs())
@@ -186,18 +186,18 @@ pub fn initrd(request: &LoaderRequest<'_>) -> Result<Loader, LoaderError> {
 }
 
 impl LoaderError {
-    /// Whether a machine that needs `modules` may lack something because of this error: not if its kernel has
-    /// all of them built in. Reads the kernel to find out.
+    /// Returns whether a machine that needs `modules` may lack something because of this error: not if its
+    /// kernel has all of them built in. Reads the kernel to find out.
     pub fn matters(&self, kernel: &KernelImage, modules: &[&str]) -> bool {
         !self.is_nowhere() || !missing_of(kernel.file(), modules).is_empty()
     }
 
-    /// Whether there are no modules of the kernel at all.
+    /// Returns whether there are no modules of the kernel at all.
     fn is_nowhere(&self) -> bool {
         matches!(self, LoaderError::NoTree { .. } | LoaderError::NoRelease { .. })
     }
 
-    /// Whether a kernel with everything built in could do without what is missing.
+    /// Returns whether a kernel with everything built in could do without what is missing.
     fn is_about_modules(&self) -> bool {
         match self {
             LoaderError::NoTree { .. }

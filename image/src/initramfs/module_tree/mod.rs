@@ -128,13 +128,13 @@ impl ModuleTree {
         Ok(Self { root: root.to_owned(), files, built_in, room: MIN_UNPACKED })
     }
 
-    /// Whether `folder` is the directory of a release, recognized by the list that every kernel's
+    /// Returns whether `folder` is the directory of a release, recognized by the list that every kernel's
     /// `modules_install` writes.
     pub fn is_at(folder: &Path) -> bool {
         folder.join(Self::LIST).is_file()
     }
 
-    /// Whether this module is built into the kernel.
+    /// Returns whether this module is built into the kernel.
     pub fn is_built_in(&self, name: &str) -> bool {
         self.built_in.contains(&canonical(name))
     }
@@ -152,8 +152,9 @@ impl ModuleTree {
         Ok(order.modules)
     }
 
-    /// Does the same for the module of a file system. Returns nothing if the tree has none in its usual
-    /// directory or the kernel has it built in. The rest of the tree is not searched.
+    /// Returns the module of a file system and its dependencies, in the order of [`closure`](Self::closure).
+    /// Returns nothing if the tree has no such module in its usual directory or the kernel has it built in.
+    /// The rest of the tree is not searched.
     ///
     /// # Errors
     /// The module or one of its dependencies cannot be read, or a dependency is missing.

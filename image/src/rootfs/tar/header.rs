@@ -50,7 +50,7 @@ pub(super) struct Wrong {
     pub(super) value: String,
 }
 
-/// Whether the first bytes of a file are a header.
+/// Returns whether the first bytes of a file are a header.
 pub(in crate::rootfs) fn is_header(start: &[u8]) -> bool {
     let is_header = |block| matches!(Header::parse(block), Ok(Some(_)) | Err(Fault::Field(_)));
     start.first_chunk().is_some_and(is_header)

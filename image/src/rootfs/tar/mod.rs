@@ -369,18 +369,18 @@ impl Member {
 /// The pieces of a sparse file: their offset and their length, in bytes.
 type SparseMap = Vec<(u64, u64)>;
 
-/// Whether a symbolic link can have this target (path_resolution(7)).
+/// Returns whether a symbolic link can have this target (path_resolution(7)).
 fn is_target(target: &[u8]) -> bool {
     (1..MAX_TARGET).contains(&target.len()) && !target.contains(&0)
 }
 
-/// Whether this is the type of a file: regular, in the new or old format, contiguous, or sparse.
+/// Returns whether this is the type of a file: regular, in the new or old format, contiguous, or sparse.
 fn is_file(kind: u8) -> bool {
     matches!(kind, b'0' | 0 | b'7' | b'S')
 }
 
-/// Whether a member of this type has content. Links, devices, directories and FIFOs have none; that of an
-/// unknown type is skipped.
+/// Returns whether a member of this type has content. Links, devices, directories and FIFOs have none; that
+/// of an unknown type is skipped.
 fn has_content(kind: u8) -> bool {
     !(b'1'..=b'6').contains(&kind)
 }

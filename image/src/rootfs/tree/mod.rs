@@ -116,7 +116,8 @@ impl Tree {
         Tree::within(attributes, MAX_MEMORY)
     }
 
-    /// Does the same with a limit, in bytes, for its memory and that of what is written from it.
+    /// Creates a tree with only its root directory, and with a limit, in bytes, for its memory and for that
+    /// of the archives and images that are written from it.
     pub(super) fn within(attributes: Attributes, limit: usize) -> Tree {
         let root = Inode { kind: Kind::Directory(BTreeMap::new()), attributes };
         Tree { inodes: vec![vec![root]], count: 1, room: limit, limit }
@@ -146,7 +147,7 @@ impl Tree {
         &mut self.inodes[id.index() / PIECE][id.index() % PIECE]
     }
 
-    /// Whether the root directory is empty.
+    /// Returns whether the root directory is empty.
     pub(super) fn is_empty(&self) -> bool {
         matches!(&self.inode(Self::ROOT).kind, Kind::Directory(names) if names.is_empty())
     }

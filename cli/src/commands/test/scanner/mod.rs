@@ -109,8 +109,8 @@ impl Scanner {
         self.tap.end();
     }
 
-    /// Whether the verdict is decided. TAP results may be followed by more, so they end a guest only if an
-    /// expected line came after them.
+    /// Returns whether the verdict is decided. TAP results may be followed by more, so they end a guest only
+    /// if an expected line came after them.
     pub(crate) fn is_decided(&self) -> bool {
         if self.rejected.is_some() || (self.counts_tap() && self.tap.has_bailed_out()) {
             return true;
@@ -120,7 +120,7 @@ impl Scanner {
         self.has_all() && is_past_tap
     }
 
-    /// Whether everything that is wanted has come, good or bad.
+    /// Returns whether everything that is wanted has come, good or bad.
     pub(crate) fn has_all(&self) -> bool {
         let has_tap = !self.counts_tap() || (self.tap.has_begun() && self.tap.is_complete());
         self.wants_something() && self.unmet().next().is_none() && has_tap
@@ -133,18 +133,18 @@ impl Scanner {
         has_all.then(|| self.tap.documents())
     }
 
-    /// Whether the guest's kernel has run its own tests and has nothing else to run.
+    /// Returns whether the guest's kernel has run its own tests and has nothing else to run.
     pub(crate) fn is_over(&self) -> bool {
         self.counts_tap() && self.tap.is_over()
     }
 
-    /// Whether the verdict on a guest that runs a command is decided. What only the console shows is not
-    /// enough: the command's exit code counts.
+    /// Returns whether the verdict on a guest that runs a command is decided. What only the console shows is
+    /// not enough: the command's exit code counts.
     pub(crate) fn is_decided_by_command(&self) -> bool {
         self.rejected.is_some() || (self.met_by_command && self.is_decided())
     }
 
-    /// Whether the console can decide the verdict, and not only the guest's end.
+    /// Returns whether the console can decide the verdict, and not only the guest's end.
     pub(crate) fn wants_something(&self) -> bool {
         !self.met.is_empty() || self.counts_tap()
     }
@@ -234,7 +234,7 @@ impl Scanner {
         self.tail.push_back(line.news);
     }
 
-    /// Whether a further expectation was met.
+    /// Returns whether a further expectation was met.
     fn look_for_expected(&mut self, writer: Writer, forms: &[Cow<'_, str>]) -> bool {
         let mut is_news = false;
         for (regex, met) in self.patterns.expect.iter().zip(&mut self.met) {

@@ -168,8 +168,8 @@ impl Checker<'_> {
     }
 }
 
-/// Whether a value has a type that the schema allows. Its lists of allowed strings are checked where the
-/// value is parsed.
+/// Returns whether a value has a type that the schema allows. Its lists of allowed strings are checked where
+/// the value is parsed.
 fn fits(value: &DeValue<'_>, schema: &Value) -> bool {
     let is = |name: &str| match value {
         DeValue::String(_) => name == "string",

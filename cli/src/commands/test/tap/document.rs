@@ -84,7 +84,7 @@ impl Document {
         }
     }
 
-    /// Whether a line with this indentation is part of a YAML block.
+    /// Returns whether a line with this indentation is part of a YAML block.
     pub(super) fn is_in_yaml(&self, indent: usize) -> bool {
         matches!(self.yaml, Yaml::In { indent: own } if indent >= own)
     }
@@ -94,8 +94,8 @@ impl Document {
         self.bailed_out.as_deref()
     }
 
-    /// Whether this counts as a document: it has a version line, or both a plan and results, or a plan that
-    /// explains why there are none, or its tests were abandoned.
+    /// Returns whether this counts as a document: it has a version line, or both a plan and results, or a
+    /// plan that explains why there are none, or its tests were abandoned.
     pub(super) fn counts(&self) -> bool {
         let own = self.own();
         let is_skip = own.is_some_and(|own| own.skips_all() && !own.plan_comment().is_empty());
@@ -103,12 +103,12 @@ impl Document {
         self.version.is_some() || is_skip || is_whole || self.bailed_out.is_some()
     }
 
-    /// Whether a line has come that makes it a document, or may.
+    /// Returns whether a line has come that makes it a document, or may.
     pub(super) fn has_something(&self) -> bool {
         self.version.is_some() || self.own().is_some_and(|own| !own.is_new())
     }
 
-    /// Whether everything that it announced has come.
+    /// Returns whether everything that it announced has come.
     pub(super) fn is_complete(&self) -> bool {
         let own = self.own();
         let has_enough = own
@@ -116,14 +116,14 @@ impl Document {
         has_enough && self.levels.len() == 1
     }
 
-    /// Whether it has a plan, and every planned result has come.
+    /// Returns whether it has a plan, and every planned result has come.
     pub(super) fn is_fulfilled(&self) -> bool {
         self.levels.len() == 1 && self.own().is_some_and(Level::is_fulfilled)
     }
 
-    /// Whether this line, which is not indented, begins another document without a version line. A plan does
-    /// if this document has one. A result with number 1 does if all planned results have come, or if there is
-    /// no plan and number 1 has come before.
+    /// Returns whether this line, which is not indented, begins another document without a version line. A
+    /// plan does if this document has one. A result with number 1 does if all planned results have come, or
+    /// if there is no plan and number 1 has come before.
     pub(super) fn is_followed_by(&self, line: &Line) -> bool {
         let Some(own) = self.own() else { return false };
         match line {
@@ -135,8 +135,8 @@ impl Document {
         }
     }
 
-    /// Whether this is a bare `ok` after the last of numbered results: `prove -v` prints one as the result of
-    /// a whole file.
+    /// Returns whether this is a bare `ok` after the last of numbered results: `prove -v` prints one as the
+    /// result of a whole file.
     pub(super) fn is_sum_of_prove(&self, indent: usize, line: &Line) -> bool {
         let is_bare = matches!(line, Line::Result(TestPoint { is_ok: true, number: None, name, directive: None, .. })
             if name.is_empty());
@@ -329,9 +329,9 @@ impl Document {
         subtest
     }
 
-    /// Whether a line is part of a YAML block: from an indented `---` after a result to a `...` with the same
-    /// indentation. Output of others between its lines does not end the block; a line of TAP with less
-    /// indentation does.
+    /// Returns whether a line is part of a YAML block: from an indented `---` after a result to a `...` with
+    /// the same indentation. Output of others between its lines does not end the block; a line of TAP with
+    /// less indentation does.
     fn is_yaml(&mut self, indent: usize, text: &str, line: &Line) -> bool {
         let is_other = matches!(line, Line::Comment | Line::Other | Line::YamlStart);
         match self.yaml {

@@ -67,17 +67,17 @@ impl Level {
         self.plan.is_some()
     }
 
-    /// Whether the level has no lines yet.
+    /// Returns whether the level has no lines yet.
     pub(super) fn is_new(&self) -> bool {
         self.plan.is_none() && self.results == 0
     }
 
-    /// Whether the plan says that there is nothing to run.
+    /// Returns whether the plan says that there is nothing to run.
     pub(super) fn skips_all(&self) -> bool {
         self.results == 0 && self.plan.as_ref().is_some_and(|plan| plan.count == 0)
     }
 
-    /// Whether at least as many results have come as were planned.
+    /// Returns whether at least as many results have come as were planned.
     pub(super) fn is_fulfilled(&self) -> bool {
         self.plan.as_ref().is_some_and(|plan| self.results >= plan.count)
     }
@@ -105,7 +105,7 @@ impl Level {
         }
     }
 
-    /// Whether the last line of TAP was a failure that is kept.
+    /// Returns whether the last line of TAP was a failure that is kept.
     pub(super) fn has_open_failure(&self) -> bool {
         self.has_open_failure
     }
@@ -187,7 +187,8 @@ impl Level {
         (self.tally, skips_all)
     }
 
-    /// Whether a subtest counts: indented results without a plan and an announcement are ordinary text.
+    /// Returns whether a subtest counts: indented results without a plan and an announcement are ordinary
+    /// text.
     fn counts(&self) -> bool {
         self.start == Start::Announced || self.has_plan()
     }

@@ -145,7 +145,7 @@ fn result(text: &str) -> Option<TestPoint> {
     Some(TestPoint { is_ok, number, name: cleaned(name), directive, reason: cleaned(reason) })
 }
 
-/// Whether digits before this character are part of a name, as in `3rd` and `1.5`.
+/// Returns whether digits before this character are part of a name, as in `3rd` and `1.5`.
 fn continues_a_word(c: char) -> bool {
     c.is_alphanumeric() || matches!(c, '.' | '_' | '%')
 }

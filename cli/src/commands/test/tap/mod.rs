@@ -69,7 +69,7 @@ impl Tap {
         }
     }
 
-    /// Whether there is a document.
+    /// Returns whether there is a document.
     pub(crate) fn has_begun(&self) -> bool {
         self.documents() > 0
     }
@@ -80,25 +80,26 @@ impl Tap {
         self.sum.documents.saturating_add(open as u64)
     }
 
-    /// Whether every document has all the results that it announced. Further documents may follow.
+    /// Returns whether every document has all the results that it announced. Further documents may follow.
     pub(crate) fn is_complete(&self) -> bool {
         let is_done = |document: &Document| !document.has_something() || document.is_complete();
         self.sum.bailed_out.is_some() || (!self.sum.tally.is_cut_short && self.open().all(is_done))
     }
 
-    /// Whether that is so and every open document has a plan: a KTAP document without one may continue.
+    /// Returns whether that is so and every open document has a plan: a KTAP document without one may
+    /// continue.
     pub(crate) fn is_fulfilled(&self) -> bool {
         let is_done = |document: &Document| !document.has_something() || document.is_fulfilled();
         self.has_begun() && self.is_complete() && self.open().all(is_done)
     }
 
-    /// Whether the guest has abandoned its tests.
+    /// Returns whether the guest has abandoned its tests.
     pub(crate) fn has_bailed_out(&self) -> bool {
         self.sum.bailed_out.is_some()
     }
 
-    /// Whether a kernel with built-in tests has finished: it then has no root to continue with, which is not
-    /// a failure of the tests. `kunit.py` stops there, too.
+    /// Returns whether a kernel with built-in tests has finished: it then has no root to continue with, which
+    /// is not a failure of the tests. `kunit.py` stops there, too.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
@@ -114,7 +115,7 @@ impl Tap {
         self.sum.left_out.as_deref()
     }
 
-    /// Whether results came that are not a document, because they have no plan.
+    /// Returns whether results came that are not a document, because they have no plan.
     pub(crate) fn has_no_plan(&self) -> bool {
         self.sum.has_no_plan
     }

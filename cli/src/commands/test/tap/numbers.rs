@@ -42,7 +42,7 @@ impl Numbers {
         Ok(())
     }
 
-    /// Whether a result with this number has come.
+    /// Returns whether a result with this number has come.
     pub(super) fn has(&self, number: u64) -> bool {
         number != 0 && (number < self.next || self.ahead.contains(&number))
     }

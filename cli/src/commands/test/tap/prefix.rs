@@ -22,13 +22,13 @@ fn bracketed(text: &str, open: char, close: char, is: impl Fn(&str) -> bool) -> 
     (!content.is_empty() && is(content)).then_some(rest)
 }
 
-/// Whether this is a time: seconds since boot.
+/// Returns whether this is a time: seconds since boot.
 fn is_time(content: &str) -> bool {
     content.starts_with(|c: char| c.is_ascii_digit())
         && content.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
-/// Whether this is a caller, a thread or a CPU (`CONFIG_PRINTK_CALLER`).
+/// Returns whether this is a caller, a thread or a CPU (`CONFIG_PRINTK_CALLER`).
 fn is_caller(content: &str) -> bool {
     let number = content.strip_prefix(['T', 'C']).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())

@@ -123,7 +123,7 @@ impl Tally {
         self.fault(fault);
     }
 
-    /// Whether there is a failure or a fault.
+    /// Returns whether there is a failure or a fault.
     pub(super) fn is_bad(&self) -> bool {
         self.failed > 0 || !self.faults.is_empty()
     }

@@ -22,7 +22,7 @@ impl Mux {
                 CALLS => self.take_calls(),
                 CLOCK => self.tick(),
                 LISTENER => self.may_accept = true,
-                id => self.socket_is_ready(id, event.event_set()),
+                id => self.on_socket_ready(id, event.event_set()),
             }
         }
         self.accept_waiting();
@@ -60,12 +60,12 @@ impl Mux {
         }
     }
 
-    pub(super) fn socket_is_ready(&mut self, id: Id, events: EventSet) {
+    pub(super) fn on_socket_ready(&mut self, id: Id, events: EventSet) {
         if self.clients.contains_key(&id) {
-            return self.client_is_ready(id);
+            return self.on_client_ready(id);
         }
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.socket_is_ready(events) {
+        if connection.on_socket_ready(events) {
             return self.give_up(id);
         }
         if connection.is_over() {
@@ -75,7 +75,7 @@ impl Mux {
         }
     }
 
-    fn client_is_ready(&mut self, id: Id) {
+    fn on_client_ready(&mut self, id: Id) {
         let Some(client) = self.clients.get(&id) else { return };
         match client.greeting() {
             Greeting::Incomplete => {}

@@ -137,7 +137,7 @@ impl Mux {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             connection.queued = false;
             let packet = connection.next_packet(data);
-            let (room, taken) = packet.map(|_| connection.tell_room()).unwrap_or_default();
+            let (room, taken) = packet.map(|_| connection.report_room()).unwrap_or_default();
             let (ports, is_patient) = (connection.ports(), connection.patience.is_some());
             self.queue(id);
             if is_patient {
@@ -178,7 +178,7 @@ impl Mux {
             let mut events = [EpollEvent::default(); READY_EVENTS];
             // Sockets that take more bytes end the wait.
             let count = self.epoll.wait(FLUSH_WAIT_MILLIS, &mut events).unwrap_or_default();
-            events.iter().take(count).for_each(|event| self.socket_is_ready(event.data(), event.event_set()));
+            events.iter().take(count).for_each(|event| self.on_socket_ready(event.data(), event.event_set()));
         }
         self.connections.clear();
         self.switchboard.close();
