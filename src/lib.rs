@@ -81,11 +81,14 @@ mod vm;
 #[doc(hidden)]
 pub mod command {
     pub use crate::cpu::dump as dump_cpu;
+    pub use crate::ending::signal_name;
     pub use crate::terminal::{Asked, Escape, RawTerminal, terminal_mode, terminal_size};
 
     /// Running a command on an emulated host. Programs call [`ensure_kvm`](crate::host::ensure_kvm) instead.
     pub mod emulated_host {
-        pub use crate::emulated_host::{EmulatedExit, EmulatedHostArgs, check, run};
+        pub use crate::emulated_host::{
+            EmulatedExit, EmulatedHostArgs, check, default_cpus, default_memory_mib, run,
+        };
     }
 }
 

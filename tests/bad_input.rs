@@ -282,6 +282,8 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
     let pipe = fifo("emulated-fifo");
     let (disk, pipe) = (disk.to_str().unwrap(), pipe.to_str().unwrap());
     let twice = one_disk.to_str().unwrap();
+    let large = file("large-initrd", &vec![0; 4 << 20]);
+    let initrd = large.to_str().unwrap();
     let missing = "No such file or directory";
     let cases: &[(&[&str], &[&str])] = &[
         (&["--disk", "/no/such/disk"], &["--disk /no/such/disk: it cannot be opened", missing]),
@@ -295,10 +297,19 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
         (&["--cpu", "/no/such/cpu.json"], &["the CPU template /no/such/cpu.json", missing]),
         (&["--modules", "/no/such/modules"], &["--modules /no/such/modules: ", missing]),
         (&["--config", "/no/such/config"], &["/no/such/config: the config file", missing]),
-        (&["--net", "tap=tap0"], &["--net tap=tap0: it does not cross"]),
-        (&["--net", "socket=/no/such/socket"], &["--net socket=/no/such/socket: it does not cross"]),
-        (&["--vsock", "uds=/no/such/folder/s"], &["--vsock uds=/no/such/folder/s: it does not cross"]),
-        (&["--serial", "socket=/no/such/s"], &["--serial socket=/no/such/s: it does not cross"]),
+        (&["--net", "tap=tap0"], &["--net tap=tap0: an emulated host cannot reach"]),
+        (
+            &["--net", "socket=/no/such/socket"],
+            &["--net socket=/no/such/socket: an emulated host cannot reach"],
+        ),
+        (
+            &["--vsock", "uds=/no/such/folder/s"],
+            &["--vsock uds=/no/such/folder/s: an emulated host cannot reach"],
+        ),
+        (&["--serial", "socket=/no/such/s"], &["--serial socket=/no/such/s: an emulated host cannot reach"]),
+        (&["--cpu-affinity", "0-99"], &["--cpu-affinity 0-99: the emulated host has no CPU "]),
+        (&["--cpu-affinity", "5=0"], &["--cpu-affinity 5=0: there is no vCPU 5"]),
+        (&["--memory", "2M", "-i", initrd], &["--memory 2M: this kernel with 4M of initrd needs at least "]),
         (&["--serial", "file=/no/such/s"], &["--serial file=/no/such/s: it cannot be written", missing]),
     ];
     let emulated = |kernel: &Path, args: &[&str]| {
@@ -316,6 +327,20 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
     refused(&emulated(Path::new("/no/such/kernel"), &[]), &["the kernel \"/no/such/kernel\"", missing]);
     let good = emulated(&kernel, &["--disk", twice]);
     assert_eq!(good.code(), 115, "what is left to miss is QEMU: {good:?}");
+}
+
+/// The place of the guest depends on the host, and is told only when nothing is left to refuse.
+#[test]
+fn refused_run_does_not_tell_of_an_emulated_host() {
+    for args in [["--net", "tap=no-such-tap"], ["--serial", "file=/no/such/s"], ["--disk", "/no/such/disk"]] {
+        let mut command = coracle();
+        command
+            .env_remove(coracle_agent::protocol::emulated_host::environment::MARK)
+            .env("PATH", "/nonexistent");
+        let run = finish(command.arg("run").args(args).args(["--", "true"]));
+        assert!(!run.stderr.contains("running on an emulated host"), "{run:?}");
+        assert_ne!(run.code(), 0, "{run:?}");
+    }
 }
 
 #[test]

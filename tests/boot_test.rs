@@ -387,7 +387,7 @@ fn bad_input_is_told_in_one_line_before_anything_runs() {
     refused(&run(&["--suite", junk.to_str().unwrap()]), "it cannot be read");
     refused(
         &run(&["--suite", broken.to_str().unwrap()]),
-        ".toml:4: case[0].surprise: there is no such key; The keys are name, ",
+        ".toml:4: case[0].surprise: there is no such key; the keys are name, ",
     );
     refused(&run(&["--suite", missing.to_str().unwrap()]), "nothing.elf");
     refused(&run(&["--suite", broken.to_str().unwrap(), "--expect", "x"]), "leave out --expect");

@@ -74,7 +74,7 @@ fn error_names_file_line_and_field() {
     refused(&run(&config, &[]), &[&place]);
     refused(&check(&config), &[&place]);
     let config = file("unknown.json", b"{\n  \"memroy\": \"1G\"\n}\n");
-    refused(&run(&config, &[]), &[&format!("{}:2: memroy: unknown field", config.display())]);
+    refused(&run(&config, &[]), &[&format!("{}:2: memroy: there is no such field", config.display())]);
     refused(&run(Path::new("/no/such/vm.json"), &[]), &["/no/such/vm.json", "No such file"]);
 }
 
@@ -86,7 +86,7 @@ fn disk_of_an_object_is_that_of_its_text() {
         (r#""path=no-such.img,ro""#, "no-such.img: "),
         (
             r#"{ "path": "a.img", "redonly": true }"#,
-            ":1: disks[0].redonly: unknown field `redonly`: did you mean `readonly`?",
+            ":1: disks[0].redonly: there is no such field; did you mean `readonly`?",
         ),
         (r#""a.img,redonly""#, ":1: disks[0]: `redonly` does not go with a disk"),
     ] {
@@ -99,7 +99,7 @@ fn disk_of_an_object_is_that_of_its_text() {
     let config = file("objects.json", missing(r#"{ "path": "a.img", "queues": "2" }"#).as_bytes());
     refused(&check(&config), &["disks[0].queues: invalid type: string"]);
     let config = file("near.json", b"{\n  \"memroy\": \"1G\"\n}\n");
-    refused(&check(&config), &["near.json:2: memroy: unknown field `memroy`: did you mean `memory`?"]);
+    refused(&check(&config), &["near.json:2: memroy: there is no such field; did you mean `memory`?"]);
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn report_for_a_fifo_that_nobody_reads_is_an_error_in_the_end() {
         "--outcome",
     ]);
     command.arg(&fifo).arg(payload("hello"));
-    finish(&mut command).expect(125, "a FIFO does not cross from the emulated host to here");
+    finish(&mut command).expect(125, "an emulated host cannot reach this host's FIFOs");
     assert!(reader.join().unwrap().contains("not-run"));
 }
 

@@ -83,10 +83,21 @@ impl From<CpuAffinity> for String {
 impl fmt::Display for CpuAffinity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let words: Vec<String> = match self {
-            CpuAffinity::Any(cpus) => cpus.iter().map(u16::to_string).collect(),
+            CpuAffinity::Any(cpus) => {
+                cpus.chunk_by(|cpu, next| cpu.checked_add(1) == Some(*next)).map(shown).collect()
+            }
             CpuAffinity::Each(pairs) => pairs.iter().map(|(vcpu, cpu)| format!("{vcpu}={cpu}")).collect(),
         };
         f.write_str(&words.join(","))
+    }
+}
+
+/// Shows consecutive CPUs as a range.
+fn shown(cpus: &[u16]) -> String {
+    match cpus {
+        [] => String::new(),
+        [cpu] => cpu.to_string(),
+        [first, .., last] => format!("{first}-{last}"),
     }
 }
 
@@ -124,6 +135,15 @@ mod tests {
             assert_eq!(text.parse(), Ok(affinity.clone()), "{text}");
             let json = serde_json::to_string(&affinity).unwrap();
             assert_eq!(serde_json::from_str::<CpuAffinity>(&json).unwrap(), affinity, "{json}");
+        }
+    }
+
+    #[test]
+    fn consecutive_cpus_are_shown_as_ranges() {
+        for (text, shown) in
+            [("0-99", "0-99"), ("5,7,3,0-1,1,6", "0-1,3,5-7"), ("0,1023", "0,1023"), ("1=3,0=2", "0=2,1=3")]
+        {
+            assert_eq!(text.parse::<CpuAffinity>().unwrap().to_string(), shown);
         }
     }
 

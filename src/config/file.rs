@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use coracle_arch::regular_file::{self, RegularFileError};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
+use serde_path_to_error::Segment;
 
 use super::RawConfig;
 use super::keyed::did_you_mean;
@@ -47,11 +49,14 @@ pub enum ConfigFileError {
     },
 }
 
-/// The first error in the text of a config file, shown in one line as `LINE: FIELD: REASON`.
+/// The first error in the text of a config file, shown in one line as `LINE: FIELD: REASON`, or as
+/// `LINE:COLUMN: REASON` for a text that is not JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigFault {
     /// The line, counted from 1.
     pub line: usize,
+    /// The column in bytes, counted from 1, of an error in the syntax.
+    pub column: Option<usize>,
     /// The field, as in `initrds[1]`; empty if the error is not in a field.
     pub field: String,
     /// The reason.
@@ -76,13 +81,8 @@ impl RawConfig {
     /// The first error in the text.
     pub fn from_json(text: &[u8]) -> Result<RawConfig, ConfigFault> {
         let mut json = serde_json::Deserializer::from_slice(text);
-        let Object(raw) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let field = match error.path().to_string() {
-                root if root == "." => String::new(),
-                field => field,
-            };
-            ConfigFault::new(field, error.inner())
-        })?;
+        let Object(raw) = serde_path_to_error::deserialize(&mut json)
+            .map_err(|error| ConfigFault::new(field_of(error.path()), error.inner()))?;
         json.end().map_err(|error| ConfigFault::new(String::new(), &error))?;
         Ok(raw)
     }
@@ -93,20 +93,44 @@ impl ConfigFault {
         let text = error.to_string();
         let place = format!(" at line {} column {}", error.line(), error.column());
         let mut reason = text.strip_suffix(&place).unwrap_or(&text).to_owned();
-        if reason.starts_with(&format!("unknown field `{field}`, ")) {
+        // The field has already been named.
+        let name = field.rsplit('.').next().unwrap_or_default();
+        if let Some(rest) = reason.strip_prefix(&format!("unknown field `{name}`")) {
             let known = RawConfig::NAMES.iter().map(|name| (*name).to_owned()).collect();
-            if let Some(near) = nearest(&field, known) {
-                reason = format!("unknown field `{field}`: {}", did_you_mean(&near));
-            }
+            let near = nearest(&field, known).filter(|_| rest.starts_with(", "));
+            let hint = near.map_or_else(
+                || rest.trim_start_matches([':', ',', ' ']).to_owned(),
+                |near| did_you_mean(&near),
+            );
+            reason = format!("there is no such field; {hint}");
         }
-        ConfigFault { line: error.line().max(1), field, reason }
+        let is_syntax = matches!(error.classify(), Category::Syntax | Category::Eof);
+        let column = is_syntax.then(|| error.column().max(1));
+        ConfigFault { line: error.line().max(1), column, field, reason }
     }
+}
+
+/// Returns the name of a field, as in `disks[1].path`; empty for the whole, and where the text ends before the
+/// name is known.
+fn field_of(path: &serde_path_to_error::Path) -> String {
+    let is_known = |segment: &&Segment| !matches!(segment, Segment::Unknown);
+    let mut field = String::new();
+    for segment in path.iter().take_while(is_known) {
+        if !field.is_empty() && !matches!(segment, Segment::Seq { .. }) {
+            field.push('.');
+        }
+        field += &segment.to_string();
+    }
+    field
 }
 
 impl fmt::Display for ConfigFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ConfigFault { line, field, reason } = self;
-        write!(f, "{line}: ")?;
+        let ConfigFault { line, column, field, reason } = self;
+        match column {
+            Some(column) => write!(f, "{line}:{column}: ")?,
+            None => write!(f, "{line}: ")?,
+        }
         if !field.is_empty() {
             write!(f, "{}: ", in_one_line(field))?;
         }
@@ -178,9 +202,9 @@ mod tests {
     #[test]
     fn unknown_and_repeated_fields_are_refused() {
         let said = fault("{\n\n \"memroy\": \"1G\"}");
-        assert_eq!(said, "3: memroy: unknown field `memroy`: did you mean `memory`?");
+        assert_eq!(said, "3: memroy: there is no such field; did you mean `memory`?");
         let said = fault(r#"{"surprise": 1}"#);
-        assert!(said.starts_with("1: surprise: unknown field `surprise`, expected one of"), "{said}");
+        assert!(said.starts_with("1: surprise: there is no such field; expected one of"), "{said}");
         let said = fault("{\"cpus\": 1,\n \"cpus\": 2}");
         assert!(said.starts_with("2: ") && said.contains("duplicate field `cpus`"), "{said}");
     }
@@ -193,6 +217,9 @@ mod tests {
             let fault = RawConfig::from_json(json.as_bytes()).unwrap_err();
             assert_eq!(fault.line, line, "{json}: {fault}");
         }
+        assert_eq!(fault("{\"cpus\": 1,}"), "1:12: trailing comma");
+        assert_eq!(fault("{\"cpus\": 1,\n x}"), "2:2: key must be a string");
+        assert_eq!(fault("{\"disks\": [{\"path\": \"a\",}]}"), "1:25: disks[0]: trailing comma");
         assert!(RawConfig::from_json(b"{\"kernel\": \"\xff\"}").is_err());
     }
 

@@ -321,13 +321,13 @@ mod tests {
         for (json, said) in [
             (
                 r#"{"disks": ["a", {"path": "b", "redonly": true}]}"#,
-                "1: disks[1].redonly: unknown field `redonly`: did you mean `readonly`?",
+                "1: disks[1].redonly: there is no such field; did you mean `readonly`?",
             ),
             (
                 r#"{"disks": [{"path": "b", "cow-size": 1}]}"#,
-                "1: disks[0].cow-size: unknown field `cow-size`: did you mean `cow_size`?",
+                "1: disks[0].cow-size: there is no such field; did you mean `cow_size`?",
             ),
-            (r#"{"vsock": {"port": 3}}"#, "1: vsock.port: unknown field `port`: there are `uds`, `cid`"),
+            (r#"{"vsock": {"port": 3}}"#, "1: vsock.port: there is no such field; there are `uds`, `cid`"),
             (r#"{"disks": [{"ro": true}]}"#, "1: disks[0]: the object lacks `path`"),
             (r#"{"nets": [{"mtu": 9000}]}"#, "1: nets[0]: the object lacks `tap` or `fd` or `socket`"),
             (

@@ -49,8 +49,8 @@ const LAST_MOMENTS: Duration = Duration::from_secs(3);
 /// The size of the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MachineSize {
-    cpus: u64,
-    memory_mib: u64,
+    pub(super) cpus: u64,
+    pub(super) memory_mib: u64,
 }
 
 impl MachineSize {

@@ -68,8 +68,11 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 pub enum EmulatedExit {
     /// The command exited with this code.
     Code(u8),
-    /// A signal ended the command, or ended the machine on the caller's request.
+    /// A signal ended the command or the machine after the caller had passed it on.
     Signal(i32),
+    /// A signal that the caller had not passed on killed the command, for example because the machine's memory
+    /// was used up.
+    Killed(i32),
 }
 
 /// Checks whether an emulated host could be started. Returns the version of QEMU.
@@ -80,6 +83,16 @@ pub fn check() -> Result<String, EmulatedHostError> {
     let version = machine::qemu_version()?;
     let HostData { kernel, .. } = guest_data::find_host()?;
     Ok(format!("{version}, {}", kernel.display()))
+}
+
+/// Returns the number of CPUs that the machine has by default.
+pub fn default_cpus() -> u32 {
+    u32::try_from(MachineSize::of(&EmulatedHostArgs::default()).cpus).unwrap_or(u32::MAX)
+}
+
+/// Returns the memory that the machine has by default, in MiB.
+pub fn default_memory_mib() -> u64 {
+    MachineSize::of(&EmulatedHostArgs::default()).memory_mib
 }
 
 /// Boots the machine, runs the command, and returns when its output has been written to this process's stdout

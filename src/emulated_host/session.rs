@@ -6,6 +6,7 @@
 //! Booting --hello--> Starting --started--> Running --exited--> Draining --all bytes written--> the end
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -58,6 +59,8 @@ pub(super) struct Session {
     drain: Drain,
     /// Whether a signal that asks for the end was passed on.
     was_asked: bool,
+    /// The signals that were passed on.
+    passed_on: BTreeSet<u8>,
     limits: Limits,
 }
 
@@ -116,6 +119,7 @@ impl Session {
             liveness: Liveness::new(limits.command),
             drain: Drain::new(None),
             was_asked: false,
+            passed_on: BTreeSet::new(),
             limits,
         })
     }
@@ -138,7 +142,7 @@ impl Session {
             }
             if let Phase::Draining(ending) = self.phase {
                 if self.streams.outputs.iter().flatten().all(Pump::finished) {
-                    return self.streams.undamaged(exit_of(ending));
+                    return self.streams.undamaged(self.exit_of(ending));
                 }
             } else if peer == Peer::Gone {
                 return Err(self.ended());
@@ -281,8 +285,17 @@ impl Session {
         Ok(())
     }
 
+    fn exit_of(&self, ending: Ending) -> EmulatedExit {
+        match ending {
+            Ending::Code(code) => EmulatedExit::Code(code),
+            Ending::Signal(number) if self.passed_on.contains(&number) => EmulatedExit::Signal(number.into()),
+            Ending::Signal(number) => EmulatedExit::Killed(number.into()),
+        }
+    }
+
     fn send_signal(&mut self, signal: libc::c_int) {
         if let Ok(number) = u8::try_from(signal) {
+            self.passed_on.insert(number);
             self.control.send(&ToAgent::Signal(number));
         }
     }
@@ -400,13 +413,6 @@ impl Streams {
                 control.send(&ToAgent::OutputClosed(stream));
             }
         }
-    }
-}
-
-fn exit_of(ending: Ending) -> EmulatedExit {
-    match ending {
-        Ending::Code(code) => EmulatedExit::Code(code),
-        Ending::Signal(number) => EmulatedExit::Signal(i32::from(number)),
     }
 }
 

@@ -375,7 +375,7 @@ impl std::fmt::Display for Seconds {
 }
 
 /// Returns the number and the name of a signal.
-pub(crate) fn signal_name(signal: i32) -> String {
+pub fn signal_name(signal: i32) -> String {
     let name = match signal {
         libc::SIGHUP => "HUP",
         libc::SIGINT => "INT",

@@ -106,7 +106,7 @@ pub fn ensure_kvm(policy: KvmPolicy, shares: &[PathBuf]) -> Result<(), EnsureKvm
     let exit = run_on_emulated_host(shares)?;
     process::exit(match exit {
         EmulatedExit::Code(code) => code.into(),
-        EmulatedExit::Signal(signal) => exit_code::of_signal(signal).into(),
+        EmulatedExit::Signal(signal) | EmulatedExit::Killed(signal) => exit_code::of_signal(signal).into(),
     })
 }
 

@@ -51,11 +51,7 @@ pub enum AffinityError {
 /// calling thread, whose CPU set the vCPU threads inherit, may run on the CPUs.
 pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
     let affinity_named = || affinity.clone();
-    if let CpuAffinity::Each(pairs) = affinity
-        && let Some((vcpu, _)) = pairs.iter().find(|(vcpu, _)| u32::from(*vcpu) >= count)
-    {
-        return Err(AffinityError::NoSuchVcpu { affinity: affinity_named(), vcpu: *vcpu, count });
-    }
+    check_vcpus(affinity, count)?;
     let allowed = allowed_cpus().map_err(AffinityError::Call)?;
     let last = last_cpu();
     for cpu in affinity.cpus() {
@@ -65,6 +61,16 @@ pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityEr
         if !allowed.contains(&cpu) {
             return Err(AffinityError::NotAllowed { affinity: affinity_named(), cpu });
         }
+    }
+    Ok(())
+}
+
+/// Checks that a machine with `count` vCPUs has those that this affinity names.
+pub(crate) fn check_vcpus(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
+    if let CpuAffinity::Each(pairs) = affinity
+        && let Some((vcpu, _)) = pairs.iter().find(|(vcpu, _)| u32::from(*vcpu) >= count)
+    {
+        return Err(AffinityError::NoSuchVcpu { affinity: affinity.clone(), vcpu: *vcpu, count });
     }
     Ok(())
 }

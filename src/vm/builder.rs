@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use coracle_arch::x86_64::image::KernelImage;
+use coracle_arch::x86_64::load;
 use coracle_devices::event_loop::EventLoop;
 use coracle_devices::journal::Journal;
 use coracle_image::rootfs::Root;
@@ -111,15 +112,20 @@ impl VmBuilder {
         self.files.as_deref().map(|files| &files.kernel)
     }
 
-    /// Checks that the kernel, the initrds, the CPU template, the root and the modules can be used, without
-    /// building anything.
+    /// Checks that the kernel, the initrds, the CPU template, the root and the modules can be used, that the
+    /// memory can hold the kernel and the initrds, and that the machine has the vCPUs of the CPU affinity,
+    /// without building anything.
     ///
     /// # Errors
     /// The first of them that cannot be used.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         inputs::check_root(&self.config)?;
+        if let Some(affinity) = &self.config.cpu_affinity {
+            affinity::check_vcpus(affinity, self.config.vcpus.value().into())?;
+        }
         let (files, specs) = (self.files()?, virtio::specs(&self.config, None));
+        load::check_memory(&files.kernel, &files.initrds, self.config.memory.bytes())?;
         inputs::module_loader(&self.config, (&files.kernel, None), &specs, false)?;
         Ok(())
     }

@@ -58,6 +58,41 @@ fn only_the_files_that_are_named_can_be_changed() {
 }
 
 #[test]
+fn signal_from_inside_is_told_apart_from_one_of_the_caller() {
+    needs_qemu!();
+    if !common::is_alone("limits::signal_from_inside_is_told_apart_from_one_of_the_caller") {
+        return;
+    }
+    let run = |script: &str| {
+        let command = ["sh", "-c", script].map(Into::into).to_vec();
+        emulated_host::run(&EmulatedHostArgs { command, ..EmulatedHostArgs::default() }).unwrap()
+    };
+    assert_eq!(run("kill -KILL $$"), EmulatedExit::Killed(9));
+    // The signal is for the thread that waits for the command; the test harness has others.
+    // SAFETY: gettid has no arguments and always succeeds.
+    let (process, thread) = (std::process::id(), unsafe { libc::gettid() });
+    let scratch = Scratch::new("passed-on");
+    let ready = scratch.0.join("ready");
+    fs::write(&ready, "").unwrap();
+    let sender = std::thread::spawn({
+        let ready = ready.clone();
+        move || {
+            common::eventually("the command runs", || !fs::read(&ready).unwrap().is_empty());
+            // SAFETY: sends a signal to a thread of this process that waits for this one.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGTERM) }, 0);
+        }
+    });
+    let command = ["sh", "-c", "echo > $0; while :; do sleep 0.05; done"].map(Into::into).into_iter();
+    let exit = emulated_host::run(&EmulatedHostArgs {
+        command: command.chain([ready.clone().into()]).collect(),
+        shares: vec![ready],
+        ..EmulatedHostArgs::default()
+    });
+    sender.join().unwrap();
+    assert_eq!(exit.unwrap(), EmulatedExit::Signal(15));
+}
+
+#[test]
 fn limit_of_the_boot_is_an_option_and_is_named_when_it_is_over() {
     needs_qemu!();
     let command = emulate_with_options(["--host-timeout", "50ms"].map(OsStr::new), [OsStr::new("true")]);

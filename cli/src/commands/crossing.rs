@@ -8,8 +8,10 @@ use std::time::Duration;
 use std::{fs, io, iter};
 
 use coracle::VmBuilder;
-use coracle::command::emulated_host::{self, EmulatedHostArgs};
-use coracle::config::{CpuModel, DiskAccess, NetConfig, RootAccess, SerialConfig, VmConfig};
+use coracle::command::emulated_host::{self, EmulatedExit, EmulatedHostArgs};
+use coracle::command::signal_name;
+use coracle::config::{CpuModel, DiskAccess, MemorySize, NetConfig, RootAccess, SerialConfig, VmConfig};
+use coracle::exit_code;
 use coracle::host::EmulatedHostError;
 use coracle_arch::regular_file;
 use coracle_image::guest_data::IS_AGENT_BUNDLED;
@@ -17,6 +19,7 @@ use coracle_image::guest_data::{self, GuestData};
 
 use serde_json::{Map, Value};
 
+use super::place::on_emulated_host_because;
 use super::run::watch::Watch;
 use super::settings::Failure;
 use super::{chain, emulated_exit_code, say};
@@ -28,6 +31,10 @@ pub(super) struct Crossing {
     written: Vec<NamedFile>,
     /// The files and directories, among the others, that the command changes.
     changed: Vec<PathBuf>,
+    /// Why the guest runs on an emulated host, if the user did not ask for it.
+    because: Option<String>,
+    /// The memory of the largest guest.
+    largest: Option<MemorySize>,
     cpus: Option<u32>,
     boot_limit: Option<Duration>,
     time_limit: Option<Duration>,
@@ -38,13 +45,21 @@ pub(super) struct Crossing {
 }
 
 impl Crossing {
-    /// Adds everything that the machine of `builder` uses.
+    /// Starts without any needs. `because` is the reason for the emulated host, if the user did not ask for
+    /// it.
+    pub(super) fn because(because: Option<String>) -> Crossing {
+        Crossing { because, ..Crossing::default() }
+    }
+
+    /// Adds everything that the machine of `builder` uses. The number of CPUs is set before.
     ///
     /// # Errors
     /// The machine uses something that is not available, or not available on an emulated host.
     pub(super) fn add(&mut self, builder: &VmBuilder) -> Result<(), Failure> {
         let config = builder.config();
         refuse_what_does_not_cross(config)?;
+        self.check_cpus(config)?;
+        self.largest = self.largest.max(Some(config.memory.size()));
         builder.check_devices().map_err(|error| Failure::of(&error))?;
         self.add_read("the kernel ", &config.kernel);
         let found = builder.found_files().map_err(|error| Failure::of(&error))?;
@@ -127,7 +142,7 @@ impl Crossing {
         for file in &self.written {
             if fs::metadata(&file.path).is_ok_and(|found| found.file_type().is_fifo()) {
                 return Err(
-                    file.refused("a FIFO does not cross from the emulated host to here; name a regular file")
+                    file.refused("an emulated host cannot reach this host's FIFOs; name a regular file")
                 );
             }
             // Create the file now, so that the emulated host can see it.
@@ -135,6 +150,10 @@ impl Crossing {
             options.append(true).create(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
             let made = options.open(&file.path);
             made.map_err(|error| file.refused(format!("it cannot be written: {error}")))?;
+        }
+        // Nothing that is wrong on this side is left to report: say where the guest runs.
+        if let Some(because) = &self.because {
+            say(&on_emulated_host_because(because));
         }
         let files = || self.read.iter().chain(&self.written);
         let mut shares: Vec<PathBuf> = files().map(|file| file.path.clone()).collect();
@@ -157,7 +176,17 @@ impl Crossing {
         {
             return Err(file.refused(problem));
         }
+        self.ended(exit)
+    }
+
+    /// Returns the exit code of this command on the emulated host.
+    ///
+    /// # Errors
+    /// That host failed, or the command was killed there and has reported nothing.
+    fn ended(&self, exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, Failure> {
         let exit = match exit {
+            Err(EmulatedHostError::OutputLost { exit: EmulatedExit::Killed(signal), .. })
+            | Ok(EmulatedExit::Killed(signal)) => return Err(self.killed(signal)),
             Err(error @ EmulatedHostError::OutputLost { .. }) if self.runs_command => {
                 return Ok(self.output_lost(&error));
             }
@@ -168,6 +197,33 @@ impl Crossing {
             exit => exit,
         };
         emulated_exit_code(exit).map_err(|(code, reason)| Failure { code, reason })
+    }
+
+    /// Checks that the emulated host has the CPUs that vCPUs are to run on.
+    fn check_cpus(&self, config: &VmConfig) -> Result<(), Failure> {
+        let Some(affinity) = &config.cpu_affinity else { return Ok(()) };
+        let count = self.cpus.unwrap_or_else(emulated_host::default_cpus);
+        match affinity.cpus().into_iter().find(|cpu| u32::from(*cpu) >= count) {
+            None => Ok(()),
+            Some(cpu) => Err(Failure::usage(format!(
+                "--cpu-affinity {affinity}: the emulated host has no CPU {cpu}, its CPUs are 0 to {}",
+                count.saturating_sub(1)
+            ))),
+        }
+    }
+
+    /// Creates the failure for a command that a signal killed on the emulated host, and that therefore has
+    /// reported nothing.
+    fn killed(&self, signal: i32) -> Failure {
+        let mut reason = format!("the emulated host's coracle was killed by signal {}", signal_name(signal));
+        if let Some(size) = self.largest.filter(|_| signal == libc::SIGKILL) {
+            let memory = emulated_host::default_memory_mib();
+            reason += &format!(
+                ": its memory of {memory}M may be too small for --memory {size}; give the guest less, or run \
+                 `coracle host-emulate --memory SIZE -- coracle ...`"
+            );
+        }
+        Failure { code: exit_code::HOST_FAILED, reason }
     }
 
     /// Reports that a part of a command's output was lost. The outcome file, if there is one, has already
@@ -218,7 +274,7 @@ impl NamedFile {
 
 /// Refuses connections to this host that a guest on another host cannot have.
 fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
-    const WHY: &str = "it does not cross from the emulated host to here";
+    const WHY: &str = "an emulated host cannot reach this host's taps, sockets and terminals";
     if let Some(NetConfig { end, .. }) = config.nets.first() {
         return Err(Failure::usage(format!(
             "--net {end}: {WHY}; `coracle host-emulate` can run a command that sets up its network there"
@@ -232,4 +288,38 @@ fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
         SerialConfig::File(_) | SerialConfig::Stdio | SerialConfig::Null => None,
     };
     uds.or(serial).map_or(Ok(()), |what| Err(Failure::usage(format!("{what}: {WHY}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coracle_that_was_killed_is_a_failure_of_the_host_with_its_likely_cause() {
+        let mut crossing =
+            Crossing { largest: Some(MemorySize::from_mib(256 << 10).unwrap()), ..Crossing::default() };
+        let Failure { code, reason } = crossing.ended(Ok(EmulatedExit::Killed(libc::SIGKILL))).unwrap_err();
+        assert_eq!(code, 117);
+        assert!(
+            reason
+                .starts_with("the emulated host's coracle was killed by signal 9 (SIGKILL): its memory of ")
+        );
+        assert!(
+            reason.contains("may be too small for --memory 256G; give the guest less, or run `"),
+            "{reason}"
+        );
+        // The loss of output does not hide it, whether the output is a command's or a console's.
+        for runs_command in [false, true] {
+            crossing.runs_command = runs_command;
+            let exit = EmulatedExit::Killed(libc::SIGSEGV);
+            let source = io::Error::from_raw_os_error(libc::ENOSPC);
+            let lost = Err(EmulatedHostError::OutputLost { stream: "stdout", source, exit });
+            let Failure { code, reason } = crossing.ended(lost).unwrap_err();
+            assert_eq!(
+                (code, reason.as_str()),
+                (117, "the emulated host's coracle was killed by signal 11 (SIGSEGV)")
+            );
+        }
+        assert_eq!(crossing.ended(Ok(EmulatedExit::Signal(libc::SIGTERM))), Ok(143));
+    }
 }

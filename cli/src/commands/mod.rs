@@ -28,7 +28,7 @@ pub(crate) use crate::stderr::say;
 pub(crate) fn emulated_exit_code(exit: Result<EmulatedExit, EmulatedHostError>) -> Result<u8, (u8, String)> {
     match exit {
         Ok(EmulatedExit::Code(code)) => Ok(code),
-        Ok(EmulatedExit::Signal(signal)) => Ok(exit_code::of_signal(signal)),
+        Ok(EmulatedExit::Signal(signal) | EmulatedExit::Killed(signal)) => Ok(exit_code::of_signal(signal)),
         Err(error) => {
             if let Some(words) = error.last_words() {
                 let lines = words.console.iter().map(|line| ("console", line));

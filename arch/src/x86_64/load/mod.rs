@@ -119,10 +119,7 @@ pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootS
     let &LoadRequest { image, initrds, cmdline, ram_bytes, acpi_rsdp } = request;
     check_cmdline(cmdline, cmdline_max(image))?;
     let initrd_bytes = initrd::combined_len(initrds).unwrap_or(u64::MAX);
-    let needed_mib = minimum_memory_mib(image, initrd_bytes);
-    if ram_bytes / MIB < needed_mib {
-        return Err(LoadError::MemoryTooSmall { given: ram_bytes, initrd_bytes, needed_mib });
-    }
+    check_memory(image, initrds, ram_bytes)?;
     let initrd = place_initrd(image, initrd_bytes, ram_bytes)?;
     for segment in image.segments() {
         image
@@ -145,6 +142,19 @@ pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootS
     })
     .map_err(LoadError::WriteTables)?;
     Ok(BootState::new(image.protocol(), image.entry()))
+}
+
+/// Checks that `ram_bytes` of RAM can hold `image` and `initrds`.
+///
+/// # Errors
+/// [`LoadError::MemoryTooSmall`]: they cannot.
+pub fn check_memory(image: &KernelImage, initrds: &[InitrdFile], ram_bytes: u64) -> Result<(), LoadError> {
+    let initrd_bytes = initrd::combined_len(initrds).unwrap_or(u64::MAX);
+    let needed_mib = minimum_memory_mib(image, initrd_bytes);
+    if ram_bytes / MIB < needed_mib {
+        return Err(LoadError::MemoryTooSmall { given: ram_bytes, initrd_bytes, needed_mib });
+    }
+    Ok(())
 }
 
 /// Returns the smallest size of RAM, in whole MiB, that works for `image` and `initrd_bytes` of initrds.

@@ -21,7 +21,7 @@ use coracle_image::guest_data::{self, GuestData};
 use self::files::GuestFiles;
 use self::program::Program;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host_because, place};
+use super::place::{Place, place};
 use super::run::signals::Blocked;
 use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
@@ -55,10 +55,7 @@ fn try_run(args: &CargoRunnerArgs) -> Result<u8, Failure> {
         Place::Here => run_here(&raw, builder, args, &luggage, (signals, watch)),
         Place::EmulatedHost { because } => {
             builder.check_files().map_err(|error| Failure::of(&error))?;
-            if let Some(because) = because {
-                say(&on_emulated_host_because(&because));
-            }
-            let mut crossing = Crossing::default();
+            let mut crossing = Crossing::because(because);
             crossing.boot_limit(raw.host_timeout);
             crossing.time_limit(limit(&raw, args, &luggage));
             crossing.add(&builder)?;

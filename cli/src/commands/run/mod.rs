@@ -17,7 +17,7 @@ use coracle_image::guest_data;
 use self::signals::Blocked;
 use self::watch::Watch;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host_because, place};
+use super::place::{Place, place};
 use super::report_file::{self, READER_LIMIT, READER_LIMIT_AT_END};
 use super::settings::{self, Failure};
 use super::{chain, say};
@@ -101,10 +101,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
         Place::Here => run_here(raw, builder, (signals, watch)),
         Place::EmulatedHost { because } => {
             builder.check_files().map_err(|error| Failure::of(&error))?;
-            if let Some(because) = because {
-                say(&on_emulated_host_because(&because));
-            }
-            let mut crossing = Crossing::default();
+            let mut crossing = Crossing::because(because);
             crossing.boot_limit(raw.host_timeout);
             crossing.time_limit(raw.timeout.and_then(Timeout::limit));
             crossing.add(&builder)?;

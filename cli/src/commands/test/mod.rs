@@ -38,7 +38,7 @@ use self::shown::{Lost, Shown};
 use self::suite::SuiteCase;
 use self::verdict::Verdict;
 use super::crossing::Crossing;
-use super::place::{Place, on_emulated_host_because, place};
+use super::place::{Place, place};
 use super::report_file;
 use super::run::command::prepare;
 use super::run::is_default_guest;
@@ -84,10 +84,7 @@ fn run_cases(args: &TestArgs, cases: &[Case], watch: Watch) -> Result<u8, Failur
     match place_of(args, cases)? {
         Ground::Here => {}
         Ground::EmulatedHost { because } => {
-            if let Some(because) = because {
-                say(&on_emulated_host_because(&because));
-            }
-            return crossing(args, cases)?.run(Some(watch));
+            return crossing(args, cases, because)?.run(Some(watch));
         }
         Ground::Nowhere { reason } if args.no_kvm == NoKvm::Skip => {
             let done: Vec<Done> =
@@ -273,8 +270,8 @@ fn unusable_here(case: &Case) -> Result<Option<String>, Failure> {
     })
 }
 
-fn crossing(args: &TestArgs, cases: &[Case]) -> Result<Crossing, Failure> {
-    let mut crossing = Crossing::default();
+fn crossing(args: &TestArgs, cases: &[Case], because: Option<String>) -> Result<Crossing, Failure> {
+    let mut crossing = Crossing::because(because);
     // QEMU's emulation of nested paging occasionally fails when several CPUs run guests at once.
     crossing.cpus(1);
     crossing.boot_limit(args.vm.host_timeout);

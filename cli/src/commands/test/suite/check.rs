@@ -215,7 +215,8 @@ fn unknown(path: &str, name: &str, known: &Value) -> String {
     keys.sort_by_key(|key| (key != "name", !Looks::KEYS.contains(&key.as_str()), key.clone()));
     let list = keys.join(", ");
     let near = nearest(name, keys).map(|near| format!("did you mean `{near}`? ")).unwrap_or_default();
-    format!("{path}: there is no such key; {near}The keys are {list}")
+    let the = if near.is_empty() { "the" } else { "The" };
+    format!("{path}: there is no such key; {near}{the} keys are {list}")
 }
 
 fn line_of(text: &str, at: usize) -> usize {

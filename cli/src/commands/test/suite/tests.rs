@@ -69,14 +69,14 @@ fn wrong_suites_are_refused_in_one_line_that_names_the_place() {
         ("case = 3\n", "1: case: expected an array, found 3"),
         ("[case]\nname = \"x\"\n", "1: case: there may be several; write [[case]]"),
         ("defaults = 1\n", "1: defaults: expected a table, found 1"),
-        ("surprise = 1\n", "1: surprise: there is no such key; The keys are $schema, case, defaults, matrix"),
+        ("surprise = 1\n", "1: surprise: there is no such key; the keys are $schema, case, defaults, matrix"),
         ("\n[[cases]]\n", "2: cases: there is no such key; did you mean `case`? The keys are "),
         ("\n[[case]]\nmemory = \"64M\"\n", "2: case[0]: it has no name"),
         ("[[case]]\nname = \"\"\n", "1: case[0]: it has no name"),
         ("[[case]]\nname = 1\n", "2: case[0].name: expected a string such as \"boots\", found 1"),
         (
             &format!("{case}surprise = 1\nalpha = 1\n"),
-            "3: case[0].surprise: there is no such key; The keys are name, assert_boot, command, env, expect, ip, reject, tap, tap_grace, user, workdir, acpi, ",
+            "3: case[0].surprise: there is no such key; the keys are name, assert_boot, command, env, expect, ip, reject, tap, tap_grace, user, workdir, acpi, ",
         ),
         (
             &format!("{case}[[case]]\n\nmemroy = 1\n"),
