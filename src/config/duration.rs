@@ -7,7 +7,7 @@ use coracle_devices::virtio::poll::Poll;
 
 use super::ConfigError;
 
-/// Parses `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than zero, and at most about 30
+/// Parses `500ms`, `20s`, `1.5m`, `2h` or a bare number of seconds: more than zero, and at most about 31
 /// years.
 pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -19,9 +19,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, ConfigError> {
         _ => return Err(ConfigError::DurationSyntax { text: text.into() }),
     };
     let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    let number = digits.parse::<f64>().ok().filter(|number| is_plain && *number <= LONGEST_SECONDS);
-    let seconds = number.ok_or_else(|| ConfigError::DurationSyntax { text: text.into() })? * seconds_each;
-    let duration = Duration::try_from_secs_f64(seconds.min(LONGEST_SECONDS)).unwrap_or_default();
+    let seconds = digits.parse::<f64>().ok().map(|number| number * seconds_each);
+    let seconds = seconds
+        .filter(|seconds| is_plain && *seconds <= LONGEST_SECONDS)
+        .ok_or_else(|| ConfigError::DurationSyntax { text: text.into() })?;
+    let duration = Duration::try_from_secs_f64(seconds).unwrap_or_default();
     if duration.is_zero() {
         return Err(ConfigError::DurationZero { text: text.into() });
     }
@@ -73,18 +75,22 @@ pub(super) fn duration_advice(text: &str) -> String {
     }
     let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
     let known = UNITS.iter().find(|(names, _)| names.contains(&unit.to_ascii_lowercase().as_str()));
-    if let (Some((_, unit_here)), Some(number)) =
-        (known, text.strip_suffix(unit).filter(|number| !number.is_empty()))
-    {
-        return format!("`{text}` is not a time: write {number}{unit_here}");
+    if let (Some((_, unit_here)), Some(number)) = (known, text.strip_suffix(unit)) {
+        let in_our_units = format!("{number}{unit_here}");
+        if parse_duration(&in_our_units).is_ok() {
+            return format!("`{text}` is not a time: write {in_our_units}");
+        }
+        if number.parse::<f64>().is_ok_and(|number| number > 0.0) {
+            return format!("`{text}` is too long: write at most {LONGEST_SECONDS}s (about 31 years)");
+        }
     }
     format!("`{text}` is not a time: {form}")
 }
 
 /// Units of other programs, with ours.
 const UNITS: [(&[&str], &str); 4] = [
-    (&["sec", "secs", "second", "seconds", "s"], "s"),
-    (&["mins", "minute", "minutes", "m"], "m"),
+    (&["", "sec", "secs", "second", "seconds", "s"], "s"),
+    (&["min", "mins", "minute", "minutes", "m"], "m"),
     (&["hr", "hrs", "hour", "hours", "h"], "h"),
     (&["msec", "msecs", "millisecond", "milliseconds", "ms"], "ms"),
 ];
@@ -136,5 +142,19 @@ mod tests {
             let said = parse_duration(text).unwrap_err().to_string();
             assert!(said.contains(words), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn advice_is_never_the_refused_text() {
+        for text in ["12345678901s", "12345678901", "18446744073709551615h", "1000000h", "16666667MIN"] {
+            let said = parse_duration(text).unwrap_err().to_string();
+            let expected = format!("`{text}` is too long: write at most 1000000000s (about 31 years)");
+            assert_eq!(said, expected);
+        }
+        for text in ["1.2.3s", "1.2.3", ".s", ".", "", "s", "0S", "0.0Hours"] {
+            let said = parse_duration(text).unwrap_err().to_string();
+            assert!(said.contains("is not a time: write a number and ms, s, m or h"), "{text}: {said}");
+        }
+        assert_eq!(parse_duration("1000000000s"), Ok(Duration::from_secs(1_000_000_000)));
     }
 }

@@ -355,7 +355,7 @@ mod tests {
                 "disks[0].cow",
                 "`cow` does not go with a disk",
             ),
-            (r#"{"disks": [{"path": "a", "cow_size": 0}]}"#, "disks[0].cow_size", "`0` is not a size"),
+            (r#"{"disks": [{"path": "a", "cow_size": 0}]}"#, "disks[0].cow_size", "`0` is zero"),
             (r#"{"nets": [{"tap": "t", "fd": 3}]}"#, "nets[0].fd", "`fd=3` does not go with a network card"),
             (r#"{"nets": [{"tap": "a/b"}]}"#, "nets[0].tap", "`tap=a/b` is not the end of a network card"),
             (r#"{"vsock": {"cid": 2}}"#, "vsock.cid", "guest address (CID)"),

@@ -85,6 +85,13 @@ pub(super) fn size_advice(text: &str) -> String {
     if text.starts_with('-') {
         return format!("`{text}` is negative: a size is a number and K, M or G, as in 512M");
     }
+    if let Some((number, _)) = split(text) {
+        return if number.bytes().all(|digit| digit == b'0') {
+            format!("`{text}` is zero: write a size of at least 1K")
+        } else {
+            format!("`{text}` is too large: write at most {}T", u64::MAX >> 40)
+        };
+    }
     if let Some(whole) = whole_size(text) {
         return format!("`{text}` is not a whole number: write {whole}");
     }
@@ -173,6 +180,9 @@ mod tests {
             ("5 M", "has a blank"),
             ("1.3G", "`1.3G` is not a size"),
             ("1.5X", "`1.5X` is not a size"),
+            ("0G", "`0G` is zero: write a size of at least 1K"),
+            ("99999999T", "`99999999T` is too large: write at most 16777215T"),
+            ("99999999999999999999K", "is too large: write at most 16777215T"),
         ] {
             let said = size_in_bytes(text).unwrap_err().to_string();
             assert!(said.contains(words), "{text}: {said}");
@@ -184,6 +194,7 @@ mod tests {
         for (text, bytes) in [("1K", 1 << 10), ("1", 1 << 20), ("3GiB", 3 << 30), ("1TB", 1 << 40)] {
             assert_eq!(size_in_bytes(text), Ok(bytes), "{text}");
         }
-        assert!(size_in_bytes("0").is_err() && size_in_bytes("99999999T").is_err());
+        assert!(size_in_bytes("0").is_err() && size_in_bytes("16777216T").is_err());
+        assert_eq!(size_in_bytes("16777215T"), Ok(16_777_215 << 40));
     }
 }

@@ -286,11 +286,10 @@ pub enum ConfigError {
         /// The rejected text.
         text: String,
     },
-    /// An option of a serial port's file is unknown or repeated.
+    /// An option of a serial port is unknown, repeated, or contradicts another.
     #[error(
-        "`{word}` does not go with file=PATH: {}there is limit=SIZE, from 64K on, or limit=none, once; a comma in \
-         the path is \
-         written `,,`",
+        "`{word}` does not go with a serial port, or not with what is before it: {}write file=PATH, then limit=SIZE \
+         of at least 64K or limit=none, or socket=PATH alone, each once; a comma in the path is written `,,`",
         keyed::meant::<SerialConfig>(word)
     )]
     SerialWord {

@@ -56,8 +56,8 @@ impl From<PathBuf> for SerialFile {
 impl FromStr for SerialConfig {
     type Err = ConfigError;
 
-    /// Parses `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. After a file's path, in which a comma is
-    /// doubled, `,limit=SIZE` or `,limit=none` may follow.
+    /// Parses `stdio`, `pty`, `file=PATH`, `socket=PATH` or `null`. A comma in a path is doubled. After a
+    /// file's path, `,limit=SIZE` or `,limit=none` may follow.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         match text {
             "stdio" => return Ok(SerialConfig::Stdio),
@@ -65,13 +65,9 @@ impl FromStr for SerialConfig {
             "null" => return Ok(SerialConfig::Null),
             _ => {}
         }
-        match text.split_once('=') {
-            Some(("file", file)) if !file.is_empty() => {
-                let mut words = split(file);
-                let file = Some(SerialFile::new(words.remove(0).text));
-                with_words(SerialDraft { file, ..SerialDraft::default() }, words)
-            }
-            Some(("socket", path)) if !path.is_empty() => Ok(SerialConfig::Socket(path.into())),
+        let words = split(text);
+        match words.first().map(Word::key) {
+            Some("file" | "socket") => with_words(SerialDraft::default(), words),
             _ => Err(ConfigError::Serial { text: text.into() }),
         }
     }
@@ -119,7 +115,7 @@ impl Keyed for SerialConfig {
     fn set(draft: &mut SerialDraft, word: &Word) -> Option<Result<(), ConfigError>> {
         let has_end = draft.file.is_some() || draft.socket.is_some();
         match (word.key(), word.value()) {
-            ("file" | "socket", Some("")) => {
+            ("file" | "socket", None | Some("")) => {
                 return Some(Err(ConfigError::Serial { text: word.text.clone() }));
             }
             ("file", Some(path)) if !has_end => draft.file = Some(SerialFile::new(path)),
@@ -173,7 +169,24 @@ mod tests {
         {
             assert!(text.parse::<SerialConfig>().is_err(), "{text}");
         }
-        for text in ["", "file=", "file", "socket=", "tty", "Stdio", "pty=x"] {
+        assert_eq!("socket=a,,b=c".parse(), Ok(SerialConfig::Socket("a,b=c".into())));
+        for text in ["socket=s,limit=1M", "socket=a,b", "socket=s,", "socket=s,file=f", "file=f,socket=s"] {
+            let error = text.parse::<SerialConfig>().unwrap_err();
+            assert!(matches!(error, ConfigError::SerialWord { .. }), "{text}: {error}");
+            assert!(!error.to_string().contains("does not go with file"), "{text}: {error}");
+        }
+        for text in [
+            "",
+            "file=",
+            "file",
+            "socket=",
+            "socket",
+            "socket=,limit=1M",
+            "limit=1M,file=f",
+            "tty",
+            "Stdio",
+            "pty=x",
+        ] {
             assert!(text.parse::<SerialConfig>().is_err(), "{text}");
         }
     }
