@@ -110,6 +110,35 @@ fn check_opens_what_the_file_names() {
     assert_eq!(check(&config).code(), 0);
 }
 
+/// A file that no host can run is refused by the check, with or without a kernel, and by the run, with the same
+/// reason.
+#[test]
+fn check_refuses_what_no_host_can_run() {
+    let disks: Vec<String> = (0..40).map(|index| format!("\"{index}.img\"")).collect();
+    let disks = format!(r#""disks": [{}]"#, disks.join(","));
+    for (fields, reason) in [
+        (r#""append": ["a\u0000b"]"#, "NUL"),
+        (r#""append": ["a\nb"]"#, "newline"),
+        (r#""cmdline": "a\nb""#, "newline"),
+        (disks.as_str(), "virtio devices are not possible"),
+        (r#""disks": ["a,id=x", "b,id=x"]"#, "two disks have the id x"),
+        (r#""nets": ["tap=a", "tap=a"]"#, "two network cards have the end tap=a"),
+        (r#""disks": ["a\u0000"]"#, ":1: disks: the path `a\\u{0}` contains a NUL character"),
+        (r#""initrds": ["a\u0000"]"#, ":1: initrds: the path `a\\u{0}` contains a NUL character"),
+        (r#""serial": {"socket": "a\u0000"}"#, ":1: serial: the path `a\\u{0}` contains a NUL character"),
+        (r#""cpu_affinity": "99=1""#, "there is no vCPU 99"),
+        (r#""nets": ["none", {"tap": "a"}]"#, "cannot be combined"),
+    ] {
+        let kernel = payload("poweroff");
+        let whole = format!("{{{fields}, \"kernel\": {kernel:?}}}");
+        for json in [format!("{{{fields}}}"), whole.clone()] {
+            let config = file("no-host.json", json.as_bytes());
+            refused(&check(&config), &["no-host.json:", reason]);
+        }
+        refused(&run(&file("no-host.json", whole.as_bytes()), &[]), &[reason]);
+    }
+}
+
 #[test]
 fn failure_before_the_run_is_in_the_outcome_file_that_the_config_names() {
     let config =

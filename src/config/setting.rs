@@ -1,10 +1,11 @@
 //! The properties of a setting's type: how it is deserialized from a config file, its schema, and the paths
 //! in it. A new type needs one line: here, or, if it has keys, in its own file.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::de::{Deserialize, DeserializeOwned, Deserializer};
+use serde::de::{Deserialize, DeserializeOwned, Deserializer, Error};
 use serde_json::{Value, json};
 
 use super::written::{Form, Time, written};
@@ -27,9 +28,23 @@ pub(super) trait Setting: Sized {
     }
 }
 
-/// Deserializes a setting; `null` counts as not given.
+/// Deserializes a setting; `null` counts as not given. No file can have a path with a NUL character, so such a
+/// path is refused.
 pub(super) fn read<'de, T: Setting, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    Ok(Option::<T::Read>::deserialize(from)?.map(Into::into))
+    let mut value: Option<T> = Option::<T::Read>::deserialize(from)?.map(Into::into);
+    let mut refused = None;
+    each_path(&mut value, &mut |path| {
+        if path.as_os_str().as_bytes().contains(&0) {
+            refused.get_or_insert_with(|| path.clone());
+        }
+    });
+    match refused {
+        None => Ok(value),
+        Some(path) => Err(D::Error::custom(format!(
+            "the path `{}` contains a NUL character: write it without that character",
+            path.display()
+        ))),
+    }
 }
 
 /// Calls `change` with every path in a setting, if it is given.

@@ -50,8 +50,8 @@ pub enum AffinityError {
 /// Checks that a machine with `count` vCPUs can use this affinity: that it has the vCPUs, and that the
 /// calling thread, whose CPU set the vCPU threads inherit, may run on the CPUs.
 pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
-    let affinity_named = || affinity.clone();
     check_vcpus(affinity, count)?;
+    let affinity_named = || affinity.clone();
     let allowed = allowed_cpus().map_err(AffinityError::Call)?;
     let last = last_cpu();
     for cpu in affinity.cpus() {
@@ -65,7 +65,8 @@ pub(crate) fn check(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityEr
     Ok(())
 }
 
-/// Checks that a machine with `count` vCPUs has those that this affinity names.
+/// Checks that a machine with `count` vCPUs has every vCPU that this affinity names, without looking at the
+/// host.
 pub(crate) fn check_vcpus(affinity: &CpuAffinity, count: u32) -> Result<(), AffinityError> {
     if let CpuAffinity::Each(pairs) = affinity
         && let Some((vcpu, _)) = pairs.iter().find(|(vcpu, _)| u32::from(*vcpu) >= count)

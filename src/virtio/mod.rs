@@ -324,12 +324,20 @@ impl Attached {
 /// # Errors
 /// The first device that cannot be used.
 pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
-    check_together(config, specs(config, None).len())?;
+    check_values(config)?;
     // All disks are open at the same time, so that a file that is given twice is found.
     numbered(&config.disks, DISKS, "path")
         .map(|disk| disk::check(&disk))
         .collect::<Result<Vec<_>, _>>()
         .map(drop)
+}
+
+/// Checks that the devices of `config` fit together, without looking at the host.
+///
+/// # Errors
+/// There are too many devices, or two that must differ do not.
+pub(crate) fn check_values(config: &VmConfig) -> Result<(), VirtioError> {
+    check_together(config, specs(config, None).len())
 }
 
 /// Refuses more devices than fit, and devices that must differ but do not.

@@ -112,18 +112,28 @@ impl VmBuilder {
         self.files.as_deref().map(|files| &files.kernel)
     }
 
-    /// Checks that the kernel, the initrds, the CPU template, the root and the modules can be used, that the
-    /// memory can hold the kernel and the initrds, and that the machine has the vCPUs of the CPU affinity,
-    /// without building anything.
+    /// Checks the values of the configuration and that they fit together, without looking at the host. All
+    /// checks and builds begin with it.
+    ///
+    /// # Errors
+    /// The first value that no host can use.
+    pub fn check_values(&self) -> Result<(), BuildError> {
+        self.invalid.clone().map_or(Ok(()), Err)?;
+        load::check_characters(&self.config.cmdline)?;
+        if let Some(affinity) = &self.config.cpu_affinity {
+            affinity::check_vcpus(affinity, self.config.vcpus.value().into())?;
+        }
+        Ok(virtio::check_values(&self.config)?)
+    }
+
+    /// Checks that the kernel, the initrds, the CPU template, the root and the modules can be used, and that
+    /// the memory can hold the kernel and the initrds, without building anything.
     ///
     /// # Errors
     /// The first of them that cannot be used.
     pub fn check_files(&self) -> Result<(), BuildError> {
         self.check_values()?;
         inputs::check_root(&self.config)?;
-        if let Some(affinity) = &self.config.cpu_affinity {
-            affinity::check_vcpus(affinity, self.config.vcpus.value().into())?;
-        }
         let (files, specs) = (self.files()?, virtio::specs(&self.config, None));
         load::check_memory(&files.kernel, &files.initrds, self.config.memory.bytes())?;
         inputs::module_loader(&self.config, (&files.kernel, None), &specs, false)?;
@@ -222,10 +232,6 @@ impl VmBuilder {
     /// See [`VmBuilder::build`].
     pub fn run(&self) -> Result<Outcome, BuildError> {
         Ok(self.start()?.wait())
-    }
-
-    fn check_values(&self) -> Result<(), ConfigError> {
-        self.invalid.clone().map_or(Ok(()), Err)
     }
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {

@@ -101,8 +101,8 @@ pub(crate) enum ConfigCommand {
     },
     /// Print `ok`, or the first error (exit code 125), without running anything
     Check {
-        /// The config file: its values are checked and, if it names a kernel, everything else that needs no
-        /// KVM
+        /// The config file: its values are checked and, if it names a kernel, the kernel, initrds, CPU
+        /// template, root and modules too; disks, sockets and other files of the host are not opened
         file: PathBuf,
     },
 }

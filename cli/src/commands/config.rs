@@ -27,13 +27,13 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
     super::answer(&answer, 0)
 }
 
-/// Checks the values and, if the file names a kernel, everything about a run that needs no KVM. A file
-/// without a kernel may be meant for several, or for a machine with the default guest.
+/// Checks the values and that they fit together and, if the file names a kernel, the files from which the guest
+/// starts. A file without a kernel may be meant for several, or for a machine with the default guest.
 fn check(file: &Path) -> Result<(), String> {
     let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
-    if raw.kernel.is_none() {
-        return Ok(());
-    }
-    let config = settings::config(&raw, default_words()).map_err(|failure| failure.reason)?;
-    VmBuilder::new(config).check_files().map_err(|error| format!("{}: {}", file.display(), chain(&error)))
+    let in_file = |reason: String| format!("{}: {reason}", file.display());
+    let config = settings::config(&raw, default_words()).map_err(|failure| in_file(failure.reason))?;
+    let builder = VmBuilder::new(config);
+    let checked = if raw.kernel.is_some() { builder.check_files() } else { builder.check_values() };
+    checked.map_err(|error| in_file(chain(&error)))
 }

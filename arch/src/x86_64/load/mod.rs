@@ -192,15 +192,24 @@ fn cmdline_max(image: &KernelImage) -> u64 {
 }
 
 fn check_cmdline(cmdline: &str, max: u64) -> Result<(), LoadError> {
+    check_characters(cmdline)?;
+    match cmdline.len() as u64 {
+        len if len > max => Err(LoadError::CommandLineTooLong { len, max }),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a kernel reads the whole command line: that it contains no character that ends it.
+///
+/// # Errors
+/// [`LoadError::CommandLineCharacter`] for the first NUL, or else the first newline.
+pub fn check_characters(cmdline: &str) -> Result<(), LoadError> {
     for (character, name) in [('\0', "NUL"), ('\n', "newline")] {
         if let Some(position) = cmdline.find(character) {
             return Err(LoadError::CommandLineCharacter { name, position });
         }
     }
-    match cmdline.len() as u64 {
-        len if len > max => Err(LoadError::CommandLineTooLong { len, max }),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Returns the highest page-aligned range in RAM that is within the kernel's reach and above the kernel's
