@@ -4,8 +4,9 @@ mod common;
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::process::Command;
 
-use common::{finish, kvm_or_skip, run_payload};
+use common::{finish, kvm_or_skip, run_payload, scratch};
 
 #[test]
 fn guest_runs_in_a_memory_file_on_both_sides_of_the_hole() {
@@ -35,6 +36,24 @@ fn more_than_the_limit_of_the_process_is_refused() {
     if !kvm_or_skip() {
         return;
     }
+    finish(&mut with_more_than_its_limit()).expect(125, "--memory 1T: the host cannot map it");
+}
+
+/// Initrds that fit into no memory are refused before that memory is created, which takes seconds if it is large.
+#[test]
+fn initrd_that_does_not_fit_is_refused_before_the_memory_exists() {
+    if !kvm_or_skip() {
+        return;
+    }
+    let initrd = scratch().join("sparse.cpio");
+    fs::File::create(&initrd).unwrap().set_len(5 << 30).unwrap();
+    let run = finish(with_more_than_its_limit().arg("--initrd").arg(&initrd));
+    fs::remove_file(&initrd).unwrap();
+    run.expect(125, "the initrd takes 5368709120 bytes, but this kernel has room for");
+}
+
+/// Creates a run with 1 TiB of RAM, of which the process may map 64 GiB.
+fn with_more_than_its_limit() -> Command {
     let mut command = run_payload("poweroff");
     command.args(["--memory", "1T"]);
     let limit = || {
@@ -45,7 +64,7 @@ fn more_than_the_limit_of_the_process_is_refused() {
     };
     // SAFETY: the closure makes one system call.
     unsafe { command.pre_exec(limit) };
-    finish(&mut command).expect(125, "--memory 1T: the host cannot map it");
+    command
 }
 
 fn free_huge_pages() -> u64 {

@@ -36,6 +36,9 @@ impl Recipe {
 
     /// Creates fresh memory with the kernel and the tables in it, and vCPUs at the kernel's entry point.
     pub(super) fn make(&self) -> Result<(Guest, Vec<Vcpu>), BuildError> {
+        let cmdline = self.cmdline();
+        // A large memory takes seconds to create, so what does not fit into it is refused before.
+        load::check(&self.load_request(&cmdline, None))?;
         let vm = self.kvm.create_vm()?;
         let ram = GuestRam::new(self.config.memory)?;
         vm.add_memory(&ram).map_err(|source| {
@@ -43,13 +46,13 @@ impl Recipe {
             BuildError::MemoryRefused { size, source }
         })?;
         vm.create_local_apics()?;
-        let boot = self.load(&ram)?;
+        let boot = self.load(&ram, &cmdline)?;
         let vcpus = self.create_vcpus(&vm, &boot)?;
         Ok((Guest { kvm: vm, ram }, vcpus))
     }
 
     /// Loads the kernel, the initrds, the command line and the tables into the memory.
-    fn load(&self, ram: &GuestRam) -> Result<BootState, BuildError> {
+    fn load(&self, ram: &GuestRam, cmdline: &str) -> Result<BootState, BuildError> {
         let virtio = self.virtio.as_slice();
         let cpus = self.config.vcpus.value();
         let has_com2 = self.config.agent.as_ref().is_some_and(AgentConfig::needs_serial);
@@ -62,14 +65,17 @@ impl Recipe {
                 None
             }
         };
-        let request = LoadRequest {
+        Ok(load::load(ram.mmap(), &self.load_request(cmdline, acpi_rsdp))?)
+    }
+
+    fn load_request<'a>(&'a self, cmdline: &'a str, acpi_rsdp: Option<u64>) -> LoadRequest<'a> {
+        LoadRequest {
             image: &self.inputs.kernel,
             initrds: &self.inputs.initrds,
-            cmdline: &self.cmdline(),
+            cmdline,
             ram_bytes: self.config.memory.bytes(),
             acpi_rsdp,
-        };
-        Ok(load::load(ram.mmap(), &request)?)
+        }
     }
 
     /// Returns the configured command line with what the machine adds: the kernel's root, and for a Linux

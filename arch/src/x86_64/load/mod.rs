@@ -117,10 +117,7 @@ pub enum LoadError {
 /// Something does not fit, the command line cannot be used, or a file cannot be read.
 pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootState, LoadError> {
     let &LoadRequest { image, initrds, cmdline, ram_bytes, acpi_rsdp } = request;
-    check_cmdline(cmdline, cmdline_max(image))?;
-    let initrd_bytes = initrd::combined_len(initrds).unwrap_or(u64::MAX);
-    check_memory(image, initrds, ram_bytes)?;
-    let initrd = place_initrd(image, initrd_bytes, ram_bytes)?;
+    let initrd = checked_placement(request)?;
     for segment in image.segments() {
         image
             .file()
@@ -142,6 +139,22 @@ pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootS
     })
     .map_err(LoadError::WriteTables)?;
     Ok(BootState::new(image.protocol(), image.entry()))
+}
+
+/// Checks that `request` fits into a memory of its size, so that the caller need not create that memory first.
+///
+/// # Errors
+/// Something does not fit, or the command line cannot be used.
+pub fn check(request: &LoadRequest<'_>) -> Result<(), LoadError> {
+    checked_placement(request).map(drop)
+}
+
+/// Checks `request` and returns the place of its initrds.
+fn checked_placement(request: &LoadRequest<'_>) -> Result<Option<Placement>, LoadError> {
+    let &LoadRequest { image, initrds, cmdline, ram_bytes, .. } = request;
+    check_cmdline(cmdline, cmdline_max(image))?;
+    check_memory(image, initrds, ram_bytes)?;
+    place_initrd(image, initrd::combined_len(initrds).unwrap_or(u64::MAX), ram_bytes)
 }
 
 /// Checks that `ram_bytes` of RAM can hold `image` and `initrds`.
