@@ -74,11 +74,11 @@ fn unmet_expectation_fails_a_guest_that_ends_and_one_that_does_not() {
     if !kvm_or_skip() {
         return;
     }
-    let words = "the guest powered off, and no line of its console matched never";
+    let words = "the guest powered off, and no line of its console matched `never`";
     let run = finish(test("hello").args(["--expect", "hello", "--expect", "never"]));
     run.expect(120, words);
     assert_eq!(run.text().trim(), "hello", "the console is shown");
-    finish(test("spin").args(["--expect", "never", "--timeout", "300ms"])).expect(124, "matched never");
+    finish(test("spin").args(["--expect", "never", "--timeout", "300ms"])).expect(124, "matched `never`");
     // A crash takes precedence over an unmet expectation.
     finish(test("panic").args(["--expect", "never"])).expect(110, "panicked");
     finish(test("triple-fault").args(["--expect", "never"])).expect(111, "ud2");
@@ -310,7 +310,7 @@ fn case_that_fails_in_each_run_has_failed_and_each_run_is_told() {
         .arg(&junit)
         .arg("--artifacts")
         .arg(&folder);
-    finish(&mut command).expect(120, "matched never");
+    finish(&mut command).expect(120, "matched `never`");
     let xml = fs::read_to_string(&junit).unwrap();
     assert_eq!((xml.matches("<failure ").count(), xml.matches("<rerunFailure ").count()), (1, 2), "{xml}");
     let mut logs: Vec<String> =
@@ -319,7 +319,7 @@ fn case_that_fails_in_each_run_has_failed_and_each_run_is_told() {
     let ends = |end: &str| logs.iter().any(|log| log.ends_with(end));
     assert!(logs.len() == 3 && ends(".elf.log") && ends(".retry-1.log") && ends(".retry-2.log"), "{logs:?}");
     // Without the option there is a single run.
-    finish(test("hello").args(["--expect", "never", "--junit"]).arg(&junit)).expect(120, "matched never");
+    finish(test("hello").args(["--expect", "never", "--junit"]).arg(&junit)).expect(120, "matched `never`");
     assert!(!fs::read_to_string(&junit).unwrap().contains("rerun"));
 }
 

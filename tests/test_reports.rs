@@ -103,7 +103,7 @@ fn report_that_cannot_be_written_leaves_the_other_with_the_results() {
             format!("{missing} {}: it cannot be written: No space left", full.join("report").display());
         finish(command.args(["--expect", "never"])).expect(125, &words);
         let report = fs::read_to_string(report).unwrap();
-        assert!(report.contains("matched never") && !report.contains("cannot be written"), "{report}");
+        assert!(report.contains("matched `never`") && !report.contains("cannot be written"), "{report}");
         let verdict =
             if there == "--junit" { "failures=\"1\" errors=\"0\"" } else { "\"verdict\": \"failed\"" };
         assert!(report.contains(verdict), "{report}");

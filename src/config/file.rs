@@ -110,8 +110,8 @@ impl ConfigFault {
     }
 }
 
-/// Returns the name of a field, as in `disks[1].path`; empty for the whole, and where the text ends before the
-/// name is known.
+/// Returns the name of a field, as in `disks[1].path`. It is empty for the whole, and where the text is wrong
+/// before the name is known.
 fn field_of(path: &serde_path_to_error::Path) -> String {
     let is_known = |segment: &&Segment| !matches!(segment, Segment::Unknown);
     let mut field = String::new();

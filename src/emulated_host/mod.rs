@@ -70,8 +70,8 @@ pub enum EmulatedExit {
     Code(u8),
     /// A signal ended the command or the machine after the caller had passed it on.
     Signal(i32),
-    /// A signal that the caller had not passed on killed the command, for example because the machine's memory
-    /// was used up.
+    /// A signal that the caller had not passed on killed the command, for example because the machine's
+    /// memory was used up.
     Killed(i32),
 }
 

@@ -249,7 +249,7 @@ fn test_with_a_command_has_its_verdict() {
     passed.expect(0, "passed");
     assert!(passed.text().contains("done"), "{}", passed.text());
     test(&[], "exit 3").expect(120, "ended with code 3");
-    test(&["--expect", "never"], "true").expect(120, "matched never");
+    test(&["--expect", "never"], "true").expect(120, "matched `never`");
     // The output decides as it comes, long before these commands would have ended, and whatever their exit
     // codes would be.
     test(&["--expect", "^ready$"], "echo ready; sleep 3600; exit 3").expect(0, "passed");

@@ -73,15 +73,32 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
 /// A file is not valid Rust.
 pub(super) fn print(sources: &[Source], arguments: &CountArguments) -> Result<()> {
     let names = read(sources)?;
+    if let Some(ending) = &arguments.ending {
+        check_known("--ending", ending, &endings(sources)?)?;
+    }
     let places = match (&arguments.name, &arguments.ending) {
         (_, Some(ending)) => ending_places(&names, ending),
         (name, None) => device_places(&names, name.as_deref().unwrap_or_default()),
     };
+    if let Some(name) = arguments.name.as_deref().filter(|_| places.is_empty()) {
+        let known: Vec<String> = DEVICES.iter().map(|(device, _)| (*device).to_owned()).collect();
+        check_known("count", name, &known)?;
+    }
     for (path, lines) in &places {
         lines.iter().for_each(|line| println!("{path}:{line}"));
     }
     let lines: usize = places.values().map(Vec::len).sum();
     println!("{} files, {lines} lines", places.len());
+    Ok(())
+}
+
+/// Refuses a name that is not one of those that `known` lists.
+fn check_known(what: &str, name: &str, known: &[String]) -> Result<()> {
+    let list = known.join(", ");
+    anyhow::ensure!(
+        known.iter().any(|one| one == name),
+        "{what} {name}: no file names it; write one of {list}"
+    );
     Ok(())
 }
 
@@ -189,6 +206,21 @@ mod tests {
         let places = device_places(&read(&sources).unwrap(), "balloon");
         let shown: Vec<_> = places.iter().map(|(path, lines)| format!("{path} {lines:?}")).collect();
         assert_eq!(shown, ["cli/src/two.rs [1]", "src/one.rs [2, 3]"]);
+    }
+
+    #[test]
+    fn unknown_name_is_refused_with_the_known_ones() {
+        let sources =
+            [source(ENDINGS_PATH, "pub enum Ending { Halted, Reset }"), source("src/a.rs", "use x::Rng;")];
+        let print = |name: Option<&str>, ending: Option<&str>| {
+            let [name, ending] = [name, ending].map(|text| text.map(str::to_owned));
+            print(&sources, &CountArguments { name, ending }).map_err(|error| error.to_string())
+        };
+        assert_eq!(print(Some("rng"), None), Ok(()));
+        assert_eq!(print(None, Some("Halted")), Ok(()));
+        let said = print(None, Some("halted")).unwrap_err();
+        assert_eq!(said, "--ending halted: no file names it; write one of Halted, Reset");
+        assert!(print(Some("nosuch"), None).unwrap_err().contains("write one of balloon, vsock, rng"));
     }
 
     #[test]

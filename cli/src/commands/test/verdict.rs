@@ -211,7 +211,7 @@ fn excerpt(line: &str) -> String {
 
 /// Describes what is missing.
 fn wanted(scanner: &Scanner) -> Option<String> {
-    let unmet: Vec<&str> = scanner.unmet().collect();
+    let unmet: Vec<String> = scanner.unmet().map(|pattern| format!("`{pattern}`")).collect();
     if !unmet.is_empty() {
         return Some(format!("no line of its console matched {}", unmet.join(", nor ")));
     }
