@@ -110,8 +110,8 @@ fn check_opens_what_the_file_names() {
     assert_eq!(check(&config).code(), 0);
 }
 
-/// A file that no host can run is refused by the check, with or without a kernel, and by the run, with the same
-/// reason.
+/// A file that no host can run is refused by the check, with or without a kernel, and by the run, with the
+/// same reason.
 #[test]
 fn check_refuses_what_no_host_can_run() {
     let disks: Vec<String> = (0..40).map(|index| format!("\"{index}.img\"")).collect();

@@ -39,7 +39,8 @@ fn more_than_the_limit_of_the_process_is_refused() {
     finish(&mut with_more_than_its_limit()).expect(125, "--memory 1T: the host cannot map it");
 }
 
-/// Initrds that fit into no memory are refused before that memory is created, which takes seconds if it is large.
+/// Initrds that fit into no memory are refused before that memory is created, which takes seconds if it is
+/// large.
 #[test]
 fn initrd_that_does_not_fit_is_refused_before_the_memory_exists() {
     if !kvm_or_skip() {

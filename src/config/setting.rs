@@ -28,8 +28,8 @@ pub(super) trait Setting: Sized {
     }
 }
 
-/// Deserializes a setting; `null` counts as not given. No file can have a path with a NUL character, so such a
-/// path is refused.
+/// Deserializes a setting; `null` counts as not given. No file can have a path with a NUL character, so such
+/// a path is refused.
 pub(super) fn read<'de, T: Setting, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
     let mut value: Option<T> = Option::<T::Read>::deserialize(from)?.map(Into::into);
     let mut refused = None;

@@ -27,8 +27,8 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
     super::answer(&answer, 0)
 }
 
-/// Checks the values and that they fit together and, if the file names a kernel, the files from which the guest
-/// starts. A file without a kernel may be meant for several, or for a machine with the default guest.
+/// Checks the values and that they fit together and, if the file names a kernel, the files from which the
+/// guest starts. A file without a kernel may be meant for several, or for a machine with the default guest.
 fn check(file: &Path) -> Result<(), String> {
     let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
     let in_file = |reason: String| format!("{}: {reason}", file.display());

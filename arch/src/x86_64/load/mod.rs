@@ -141,7 +141,8 @@ pub fn load(memory: &GuestMemoryMmap, request: &LoadRequest<'_>) -> Result<BootS
     Ok(BootState::new(image.protocol(), image.entry()))
 }
 
-/// Checks that `request` fits into a memory of its size, so that the caller need not create that memory first.
+/// Checks that `request` fits into a memory of its size, so that the caller need not create that memory
+/// first.
 ///
 /// # Errors
 /// Something does not fit, or the command line cannot be used.
