@@ -1,15 +1,13 @@
 //! Coracle: a lightweight virtual machine monitor for Linux KVM.
 //!
-//! A [`Vm`] is built from a [`VmConfig`](config::VmConfig), runs on threads of its own, and ends with an
-//! [`Outcome`](outcome::Outcome). Besides the state of its machines, the library keeps only the CPUID that
+//! A [`Vm`] is built from a [`VmConfig`], runs on threads of its own, and ends with an [`Outcome`]. Besides the state of its machines, the library keeps only the CPUID that
 //! KVM supports, which it reads once. It installs no signal handler, never ends the process and prints
 //! nothing, so that many virtual machines can live in one program.
 //!
 //! ```
 //! use std::time::Duration;
 //!
-//! use coracle::{Grace, Vm};
-//! use coracle::outcome::Ending;
+//! use coracle::{Ending, Grace, Vm};
 //!
 //! # if coracle::host::check_kvm().is_err() { return Ok(()) }
 //! # let kernel = std::env::temp_dir().join(format!("coracle-doc-{}.elf", std::process::id()));
@@ -32,16 +30,18 @@
 //!
 //! # Contents
 //!
-//! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for common settings, [`config::VmConfig`] for all
-//!   settings; [`Disk`], [`Net`], [`Root`].
+//! - Describe a machine: [`Vm::builder`], [`VmBuilder`] for common settings, [`VmConfig`] for all settings;
+//!   [`Disk`], [`Net`], [`Root`], [`AgentConfig`].
 //! - Make sure that there is a KVM first: [`host::ensure_kvm`], [`host::check_kvm`]. [`guest_data`] finds the
 //!   default guest.
 //! - Run it: [`Vm`], [`VmHandle`] for other threads, [`Event`] and [`Subscription`], [`Grace`].
-//! - Learn how it ended: [`outcome::Outcome`], [`outcome::Ending`], [`diagnosis::Diagnosis`], [`exit_code`].
+//! - See how it is stuck: [`VmHandle::registers`] of a paused machine, [`VmBuilder::boot_timeout`] and
+//!   [`VmBuilder::idle_timeout`] for the diagnosis of one that makes no progress.
+//! - Learn how it ended: [`Outcome`], [`Ending`], [`diagnosis::Diagnosis`], [`exit_code`].
 //! - Run commands in the guest and move files: [`Vm::exec`], [`Vm::read_file`], [`agent`].
 //! - Read and feed the console: [`VmBuilder::console_callback`], [`ConsolePipe`], [`ConsoleStreams`].
 //! - Talk to ports of the guest: [`vsock`], [`VmHandle::connect`], [`VmHandle::listen`].
-//! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`], [`VmHandle::registers`].
+//! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`].
 //! - Prepare root file systems in advance: [`rootfs::write_image`].
 //! - Handle errors: [`BuildError`], [`host::EnsureKvmError`], and [`error`] for the errors that they contain.
 //!
@@ -121,7 +121,7 @@ pub mod vsock {
     pub use crate::virtio::VsockPortError;
 }
 
-pub use config::{DiskConfig as Disk, NetConfig as Net, RootConfig as Root};
+pub use config::{AgentConfig, DiskConfig as Disk, NetConfig as Net, RootConfig as Root, VmConfig};
 pub use console::{ConsoleError, ConsolePipe, ConsoleStreams};
 pub use coracle_arch::x86_64::image::KernelImage;
 pub use coracle_devices::virtio::balloon::BalloonStatus;
@@ -132,6 +132,7 @@ pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
+pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
     BuildError, Event, Grace, PlatformError, RegistersError, Subscription, Vm, VmBuilder, VmHandle, outcome,
 };

@@ -295,7 +295,7 @@ fn names_that_lead_out_of_a_folder_break_the_list() {
 fn copy_of_directories_without_end_ends_in_time() {
     let (ours, mut theirs) = UnixStream::pair().unwrap();
     // Nothing that arrives extends the time limit.
-    let config = AgentConfig { answer_limit: PATIENCE, least_rate: u32::MAX, ..AgentConfig::default() };
+    let config = AgentConfig { answer_limit: PATIENCE, min_rate: u32::MAX, ..AgentConfig::default() };
     let client = AgentClient::over_within(ours, &config).unwrap();
     let agent = thread::spawn(move || {
         let info = AgentInfo { kernel: "6.1".into(), place: Place::FirstProcess, kills_groups: false };

@@ -146,7 +146,10 @@ fn time_limit_counts_from_the_start_and_covers_a_pause() {
     config.timeout = Some(Duration::from_millis(100));
     let vm = VmBuilder::new(config).start().unwrap();
     vm.handle().pause();
-    assert_eq!(end(&vm).ending, Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_millis(100) });
+    assert_eq!(
+        end(&vm).ending,
+        Ending::TimedOut { kind: TimeLimit::Wall, limit: Duration::from_millis(100) }
+    );
 }
 
 #[test]
@@ -410,7 +413,7 @@ fn boot_limit_ends_a_guest_without_an_init_and_leaves_one_with_an_init_alone() {
         builder.boot_timeout(limit).start().unwrap()
     };
     let outcome = end(&start("spin"));
-    assert_eq!(outcome.ending, Ending::TimedOut { of: TimeLimit::Boot, limit });
+    assert_eq!(outcome.ending, Ending::TimedOut { kind: TimeLimit::Boot, limit });
     assert_eq!(outcome.exit_code(), 124);
     assert_eq!(start("boot-mark-spin").handle().wait_for(6 * limit), None);
 }
@@ -447,7 +450,7 @@ fn idle_limit_ends_a_guest_that_waits_and_not_one_that_works() {
         builder.idle_timeout(limit).start().unwrap()
     };
     let working = start("spin-ring3");
-    assert_eq!(end(&start("halt")).ending, Ending::TimedOut { of: TimeLimit::Idle, limit });
+    assert_eq!(end(&start("halt")).ending, Ending::TimedOut { kind: TimeLimit::Idle, limit });
     assert_eq!(working.handle().wait_for(2 * limit), None);
     assert!(working.handle().pause());
     assert_eq!(working.handle().wait_for(2 * limit), None, "who may not run is not idle");

@@ -66,7 +66,7 @@ fn guest_that_floods_the_log_is_stopped_while_the_back_end_blocks() {
     log::set_max_level(LevelFilter::Info);
 
     let outcome = flood(Some(Duration::from_secs(1))).run().unwrap();
-    assert!(matches!(outcome.ending, Ending::TimedOut { of: TimeLimit::Wall, .. }), "{outcome:?}");
+    assert!(matches!(outcome.ending, Ending::TimedOut { kind: TimeLimit::Wall, .. }), "{outcome:?}");
     // The machine's limit for five seconds, another such period on a slow host, and the count of omitted
     // lines.
     let lines = LINES.load(Ordering::Relaxed);
@@ -76,7 +76,7 @@ fn guest_that_floods_the_log_is_stopped_while_the_back_end_blocks() {
     BLOCKS.store(true, Ordering::Relaxed);
     let outcome = within_limits("the time limit", || flood(Some(Duration::from_secs(1))).run().ok());
     let ending = outcome.map(|outcome| outcome.ending);
-    assert!(matches!(ending, Some(Ending::TimedOut { of: TimeLimit::Wall, .. })), "{ending:?}");
+    assert!(matches!(ending, Some(Ending::TimedOut { kind: TimeLimit::Wall, .. })), "{ending:?}");
     assert_eq!(LINES.load(Ordering::Relaxed), lines + 1, "one line is with the back end, for ever");
 
     let outcome = within_limits("a pause, and a stop", || {

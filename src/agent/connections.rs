@@ -93,7 +93,7 @@ mod tests {
     /// Returns the error of a call whose connection ends. `next` makes what comes then, and gets the call's
     /// error until then.
     fn fails_with(mut next: impl FnMut(&Link, Option<AgentError>) -> Accepted) -> Option<AgentError> {
-        let limits = Limits { ready: Duration::ZERO, answer: Duration::MAX, least_rate: 1 };
+        let limits = Limits { ready: Duration::ZERO, answer: Duration::MAX, min_rate: 1 };
         let link = Link::new(limits).unwrap();
         link.lock().channels.insert(1, ChannelState::default());
         let call = || link.lock().channels.get(&1).and_then(|call| call.lost().cloned());

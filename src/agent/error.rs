@@ -36,7 +36,7 @@ pub enum AgentError {
     /// The agent has not answered in time.
     #[error(
         "the guest's agent was not done within {limit:?}: the guest hangs, is paused, or is busier than \
-         `answer_limit` and `least_rate` allow"
+         `answer_limit` and `min_rate` allow"
     )]
     NoAnswer {
         /// The time waited in all.

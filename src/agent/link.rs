@@ -41,13 +41,13 @@ pub(super) struct Limits {
     /// For a whole answer, beside the time that its bytes take at the lowest rate.
     pub(super) answer: Duration,
     /// The lowest rate in bytes per second.
-    pub(super) least_rate: u32,
+    pub(super) min_rate: u32,
 }
 
 impl Limits {
     pub(super) fn of(config: &AgentConfig) -> Limits {
-        let &AgentConfig { ready_limit, answer_limit, least_rate, .. } = config;
-        Limits { ready: ready_limit, answer: answer_limit, least_rate }
+        let &AgentConfig { ready_limit, answer_limit, min_rate, .. } = config;
+        Limits { ready: ready_limit, answer: answer_limit, min_rate }
     }
 
     /// Returns the limits in a machine: an agent starts after the init, which has a limit of its own.

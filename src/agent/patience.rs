@@ -61,7 +61,7 @@ impl Patience {
     }
 
     fn limit(&self) -> Duration {
-        let seconds = self.moved / u64::from(self.limits.least_rate.max(1));
+        let seconds = self.moved / u64::from(self.limits.min_rate.max(1));
         self.limits.answer.saturating_add(Duration::from_secs(seconds))
     }
 }
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     fn patience(answer: Duration) -> Patience {
-        Patience::new(Limits { ready: Duration::ZERO, answer, least_rate: 4096 })
+        Patience::new(Limits { ready: Duration::ZERO, answer, min_rate: 4096 })
     }
 
     #[test]

@@ -25,8 +25,8 @@ pub struct AgentConfig {
     /// ended. A running command has limits of its own.
     pub answer_limit: Duration,
     /// The rate that an agent transfers at least, in bytes per second: a call about a file of `n` bytes waits
-    /// `n / least_rate` seconds longer than `answer_limit`. 0 counts as 1.
-    pub least_rate: u32,
+    /// `n / min_rate` seconds longer than `answer_limit`. 0 counts as 1.
+    pub min_rate: u32,
 }
 
 /// The connection to the agent.
@@ -82,7 +82,7 @@ impl AgentConfig {
             program: None,
             ready_limit: AgentConfig::DEFAULT_READY_LIMIT,
             answer_limit: AgentConfig::DEFAULT_ANSWER_LIMIT,
-            least_rate: AgentConfig::DEFAULT_MIN_RATE,
+            min_rate: AgentConfig::DEFAULT_MIN_RATE,
         }
     }
 }

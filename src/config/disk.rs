@@ -45,7 +45,7 @@ pub enum DiskAccess {
     /// Read and write, but writes go to a private overlay, and the file is not modified.
     Overlay {
         /// The maximum size of the overlay, in bytes.
-        most: Option<u64>,
+        max_bytes: Option<u64>,
     },
 }
 
@@ -188,12 +188,12 @@ impl Keyed for DiskConfig {
                 disk.access = DiskAccess::ReadOnly;
             }
             ("cow", None) => match disk.access {
-                DiskAccess::ReadWrite => disk.access = DiskAccess::Overlay { most: None },
+                DiskAccess::ReadWrite => disk.access = DiskAccess::Overlay { max_bytes: None },
                 DiskAccess::Overlay { .. } => {}
                 DiskAccess::ReadOnly => return None,
             },
             ("cow-size", Some(size)) if disk.access != DiskAccess::ReadOnly => match size_in_bytes(size) {
-                Ok(most) => disk.access = DiskAccess::Overlay { most: Some(most) },
+                Ok(most) => disk.access = DiskAccess::Overlay { max_bytes: Some(most) },
                 Err(error) => return Some(Err(error)),
             },
             ("engine", Some("sync")) => disk.engine = DiskEngine::Sync,
@@ -259,9 +259,13 @@ mod tests {
             ..DiskConfig::new("/a/b")
         };
         assert_eq!(config, expected);
-        assert_eq!(disk("a,cow").unwrap().access, DiskAccess::Overlay { most: None });
+        assert_eq!(disk("a,cow").unwrap().access, DiskAccess::Overlay { max_bytes: None });
         for text in ["a,cow,cow-size=64M", "a,cow-size=64,cow", "a,cow-size=65536K"] {
-            assert_eq!(disk(text).unwrap().access, DiskAccess::Overlay { most: Some(64 << 20) }, "{text}");
+            assert_eq!(
+                disk(text).unwrap().access,
+                DiskAccess::Overlay { max_bytes: Some(64 << 20) },
+                "{text}"
+            );
         }
         assert_eq!(disk("a,engine=io_uring,on-error=report").unwrap().engine, DiskEngine::IoUring);
         assert_eq!(disk("a").unwrap().engine, DiskEngine::Sync);

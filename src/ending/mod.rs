@@ -65,7 +65,7 @@ pub enum Ending {
     /// Stopped because a time limit expired.
     TimedOut {
         /// The kind of limit.
-        of: TimeLimit,
+        kind: TimeLimit,
         /// The length of the limit.
         limit: Duration,
     },
@@ -267,7 +267,7 @@ impl Ending {
 
     /// Returns the time limit that expired.
     pub fn time_limit(&self) -> Option<TimeLimit> {
-        if let Ending::TimedOut { of, .. } = self { Some(*of) } else { None }
+        if let Ending::TimedOut { kind, .. } = self { Some(*kind) } else { None }
     }
 
     /// Returns the signal that Coracle received.
@@ -330,16 +330,16 @@ impl std::fmt::Display for Ending {
             Ending::HostFailed { reason: reason @ HostFailure::CommandOutput { .. } } => reason.fmt(f),
             Ending::HostFailed { reason } => write!(f, "Coracle or its host failed: {reason}"),
             Ending::Stopped => write!(f, "stopped on request"),
-            Ending::TimedOut { of: TimeLimit::Wall, limit } => {
+            Ending::TimedOut { kind: TimeLimit::Wall, limit } => {
                 write!(f, "timed out after {}", Seconds(*limit))
             }
-            Ending::TimedOut { of: TimeLimit::Boot, limit } => {
+            Ending::TimedOut { kind: TimeLimit::Boot, limit } => {
                 write!(f, "timed out: the guest did not reach its init within {}", Seconds(*limit))
             }
-            Ending::TimedOut { of: TimeLimit::Idle, limit } => {
+            Ending::TimedOut { kind: TimeLimit::Idle, limit } => {
                 write!(f, "timed out: the guest was idle for {}", Seconds(*limit))
             }
-            Ending::TimedOut { of: TimeLimit::Command, limit } => {
+            Ending::TimedOut { kind: TimeLimit::Command, limit } => {
                 write!(f, "timed out: the command was killed after {}", Seconds(*limit))
             }
             Ending::CommandKilled { signal } => {
@@ -352,8 +352,7 @@ impl std::fmt::Display for Ending {
 }
 
 fn write_registers(f: &mut std::fmt::Formatter<'_>, registers: Option<&VcpuRegisters>) -> std::fmt::Result {
-    let Some(r) = registers else { return Ok(()) };
-    write!(f, " (rip {:#x} rsp {:#x} cr2 {:#x} cr3 {:#x} ring {})", r.rip, r.rsp, r.cr2, r.cr3, r.ring)
+    registers.map_or(Ok(()), |registers| write!(f, " ({})", registers.place()))
 }
 
 /// Shows a duration in seconds, with its significant digits.
@@ -400,7 +399,7 @@ mod tests {
         assert_eq!(concerned(&Ending::Crashed { vcpu: 1, registers: None }), [false, true]);
         assert_eq!(concerned(&Ending::Halted), [true, true]);
         let limit = Duration::from_secs(1);
-        assert_eq!(concerned(&Ending::TimedOut { of: TimeLimit::Boot, limit }), [true, true]);
+        assert_eq!(concerned(&Ending::TimedOut { kind: TimeLimit::Boot, limit }), [true, true]);
         assert_eq!(concerned(&Ending::Reset { source: ResetSource::I8042 }), [false, false]);
         assert_eq!(concerned(&Ending::Panicked { evidence: PanicEvidence::Device }), [false, false]);
     }

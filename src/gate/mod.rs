@@ -222,6 +222,13 @@ impl Gate {
         self.changed.notify_all();
     }
 
+    /// Returns whether the machine has ended. While it is unknown whether it survives an ending, waits for
+    /// that, up to `limit`.
+    pub(crate) fn is_over(&self, limit: Duration) -> bool {
+        self.wait_until(limit, |record| record.first.is_none() || record.over);
+        self.lock().over
+    }
+
     /// Waits for the end of a reset that has closed the gate. Returns `true` if the guest has been restarted,
     /// or the gate was not closed.
     pub(crate) fn wait_restarted(&self, limit: Duration) -> bool {

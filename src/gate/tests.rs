@@ -63,7 +63,7 @@ fn waiting_ends_with_its_limit() {
     gate.open();
     assert_eq!(
         gate.next_wake(StartLimits { wall: Some(limit), boot: None }, None),
-        Wake::Ended(Ending::TimedOut { of: TimeLimit::Wall, limit })
+        Wake::Ended(Ending::TimedOut { kind: TimeLimit::Wall, limit })
     );
     assert_eq!(gate.state(), GateState::Closed);
 }
@@ -107,7 +107,7 @@ fn limits_and_looks_come_before_texts_that_a_guest_prints_without_end() {
     let boot = StartLimits { boot: Some(limit), ..StartLimits::default() };
     assert_eq!(wait(boot, Some(now)), Wake::BootLimit(limit));
     let wall = StartLimits { wall: Some(limit), boot: Some(limit) };
-    let over = Wake::Ended(Ending::TimedOut { of: TimeLimit::Wall, limit });
+    let over = Wake::Ended(Ending::TimedOut { kind: TimeLimit::Wall, limit });
     assert_eq!(wait(wall, Some(now)), over);
 }
 

@@ -46,7 +46,7 @@ impl Gate {
             let (end, booted) = (since_start(limits.wall), since_start(limits.boot));
             let is_due = |at: Instant| now >= at;
             if let Some(limit) = limits.wall.filter(|_| end.is_some_and(is_due)) {
-                record.first = Some(Ending::TimedOut { of: TimeLimit::Wall, limit });
+                record.first = Some(Ending::TimedOut { kind: TimeLimit::Wall, limit });
                 self.set_state(&record);
                 continue;
             }

@@ -1,5 +1,7 @@
 //! A vCPU: enters the guest, and returns the reason of each exit.
 
+use std::fmt;
+
 use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
@@ -65,8 +67,8 @@ pub enum VcpuFault {
     },
 }
 
-impl std::fmt::Display for VcpuFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for VcpuFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             VcpuFault::Internal { suberror, instruction } => {
                 let what = match *suberror {
@@ -136,7 +138,7 @@ impl Vcpu {
         decode(self.fd.get_kvm_run())
     }
 
-    /// Returns the registers, for a report on how the guest died. `None` if they are lost: AMD CPUs leave
+    /// Returns the registers of a vCPU that is outside the guest. `None` if they are lost: AMD CPUs leave
     /// them undefined after a triple fault, and KVM then shows those of a reset vCPU.
     pub(crate) fn registers(&self) -> Option<VcpuRegisters> {
         let regs = self.fd.get_regs().ok()?;
@@ -154,6 +156,14 @@ impl Vcpu {
             rdx: regs.rdx,
             rsi: regs.rsi,
             rdi: regs.rdi,
+            r8: regs.r8,
+            r9: regs.r9,
+            r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
+            r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
             cr0: sregs.cr0,
             cr2: sregs.cr2,
             cr3: sregs.cr3,
@@ -164,8 +174,11 @@ impl Vcpu {
     }
 }
 
-/// The registers in a report on a dead vCPU. Names are those of the Intel SDM.
+/// The registers of a vCPU that is outside the guest: paused, or unable to continue. Names are those of the
+/// Intel SDM. Displayed, they are a line with all of them but `cs`, in the form in which `coracle run` prints
+/// those of a vCPU that could not continue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 #[allow(missing_docs)]
 pub struct VcpuRegisters {
     pub rip: u64,
@@ -177,6 +190,14 @@ pub struct VcpuRegisters {
     pub rdx: u64,
     pub rsi: u64,
     pub rdi: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
     pub cr0: u64,
     pub cr2: u64,
     pub cr3: u64,
@@ -184,6 +205,39 @@ pub struct VcpuRegisters {
     pub cs: u16,
     /// The privilege level of the code segment, 0 to 3.
     pub ring: u8,
+}
+
+impl VcpuRegisters {
+    /// Shows where the vCPU stands.
+    pub(crate) fn place(&self) -> impl fmt::Display {
+        let &VcpuRegisters { rip, rsp, cr2, cr3, ring, .. } = self;
+        fmt::from_fn(move |f| write!(f, "rip {rip:#x} rsp {rsp:#x} cr2 {cr2:#x} cr3 {cr3:#x} ring {ring}"))
+    }
+
+    /// Shows the registers that [`VcpuRegisters::place`] leaves out, with the flags and modes.
+    pub(crate) fn general(&self) -> impl fmt::Display {
+        let r = self.clone();
+        fmt::from_fn(move |f| {
+            write!(f, "rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} ", r.rax, r.rbx, r.rcx, r.rdx)?;
+            write!(f, "rsi {:#x} rdi {:#x} ", r.rsi, r.rdi)?;
+            write!(f, "rflags {:#x} cr0 {:#x} cr4 {:#x}", r.rflags, r.cr0, r.cr4)
+        })
+    }
+
+    /// Shows the registers that 64-bit mode adds.
+    pub(crate) fn extended(&self) -> impl fmt::Display {
+        let r = self.clone();
+        fmt::from_fn(move |f| {
+            write!(f, "r8 {:#x} r9 {:#x} r10 {:#x} r11 {:#x} ", r.r8, r.r9, r.r10, r.r11)?;
+            write!(f, "r12 {:#x} r13 {:#x} r14 {:#x} r15 {:#x}", r.r12, r.r13, r.r14, r.r15)
+        })
+    }
+}
+
+impl fmt::Display for VcpuRegisters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.place(), self.general(), self.extended())
+    }
 }
 
 /// Decodes the exit in the page that KVM shares. kvm-ioctls' own decoding loses the unit of string
@@ -262,3 +316,42 @@ const RESET_VECTOR: (u64, u64) = (0xfff0, 0xffff_0000);
 
 /// `KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES` of `linux/kvm.h`.
 const EMULATION_FLAG_INSTRUCTION_BYTES: u64 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_displayed_with_all_that_are_read() {
+        let registers = VcpuRegisters {
+            rip: 1,
+            rsp: 2,
+            rflags: 3,
+            rax: 4,
+            rbx: 5,
+            rcx: 6,
+            rdx: 7,
+            rsi: 8,
+            rdi: 9,
+            r8: 10,
+            r9: 11,
+            r10: 12,
+            r11: 13,
+            r12: 14,
+            r13: 15,
+            r14: 16,
+            r15: 17,
+            cr0: 18,
+            cr2: 19,
+            cr3: 20,
+            cr4: 21,
+            cs: 22,
+            ring: 3,
+        };
+        assert_eq!(
+            registers.to_string(),
+            "rip 0x1 rsp 0x2 cr2 0x13 cr3 0x14 ring 3 rax 0x4 rbx 0x5 rcx 0x6 rdx 0x7 rsi 0x8 rdi 0x9 rflags 0x3 \
+             cr0 0x12 cr4 0x15 r8 0xa r9 0xb r10 0xc r11 0xd r12 0xe r13 0xf r14 0x10 r15 0x11"
+        );
+    }
+}

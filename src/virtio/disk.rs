@@ -79,7 +79,7 @@ fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
     let access = match access {
         ImageAccess::ReadOnly => DiskAccess::ReadOnly,
         ImageAccess::ReadWrite => DiskAccess::ReadWrite,
-        ImageAccess::Overlay { most } => DiskAccess::Overlay { most },
+        ImageAccess::Overlay { max_bytes } => DiskAccess::Overlay { max_bytes },
     };
     DiskConfig { access, ..DiskConfig::new(path) }
 }
@@ -88,7 +88,7 @@ fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioE
     let Named { field, config } = *disk;
     let size = match config.access {
         DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(disk)?)),
-        DiskAccess::Overlay { most } => most.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
+        DiskAccess::Overlay { max_bytes } => max_bytes.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
     };
     let path = config.path.clone();
     let folder = temporary::directory();

@@ -173,7 +173,7 @@ impl VmHandle {
     /// if handle.pause() {
     ///     for (index, registers) in handle.registers()?.into_iter().enumerate() {
     ///         if let Some(registers) = registers {
-    ///             println!("vCPU {index} is at {:#x} in ring {}", registers.rip, registers.ring);
+    ///             println!("vCPU {index}: {registers}");
     ///         }
     ///     }
     ///     handle.resume();
@@ -183,8 +183,8 @@ impl VmHandle {
     /// ```
     ///
     /// # Errors
-    /// The machine has ended or is running: it must be paused by [`VmHandle::pause`], or not yet started by
-    /// [`VmHandle::resume`].
+    /// [`RegistersError::NotPaused`] while the machine is running: it must be paused by [`VmHandle::pause`],
+    /// or not yet started by [`VmHandle::resume`]. [`RegistersError::Ended`] once it has ended.
     pub fn registers(&self) -> Result<Vec<Option<VcpuRegisters>>, RegistersError> {
         self.shared.registers()
     }
@@ -219,7 +219,7 @@ impl VmHandle {
     }
 
     /// Requests the end of the machine, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for
-    /// it.
+    /// it. The guest is not asked: [`VmHandle::shut_down`] has it power off. [`Vm::stop`] does both, and waits.
     pub fn stop(&self) {
         self.shared.gate.stop();
     }

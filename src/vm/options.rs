@@ -89,10 +89,10 @@ impl VmBuilder {
     ///
     /// ```no_run
     /// # fn doc() -> Result<(), Box<dyn std::error::Error>> {
-    /// use coracle::config::{AgentConfig, DiskAccess, DiskConfig};
-    /// use coracle::{Disk, Vm};
+    /// use coracle::config::DiskAccess;
+    /// use coracle::{AgentConfig, Disk, Vm};
     ///
-    /// let data = Disk { access: DiskAccess::Overlay { most: None }, ..DiskConfig::new("data.img") };
+    /// let data = Disk { access: DiskAccess::Overlay { max_bytes: None }, ..Disk::new("data.img") };
     /// let more: Disk = "path=more.img,ro".parse()?;                // as with `--disk`
     /// let vm = Vm::builder().agent(AgentConfig::default()).disk(data).disk(more).start()?;
     /// vm.exec(["mount", "/dev/vda", "/mnt"]).status()?;
@@ -144,8 +144,8 @@ impl VmBuilder {
     ///     .boot_timeout(Duration::from_secs(30))
     ///     .timeout(Duration::from_secs(600))
     ///     .run()?;
-    /// if let Ending::TimedOut { of, limit } = outcome.ending {
-    ///     println!("{of:?} was over after {limit:?}");
+    /// if let Ending::TimedOut { kind, limit } = outcome.ending {
+    ///     println!("{kind:?} was over after {limit:?}");
     /// }
     /// # Ok(())
     /// # }

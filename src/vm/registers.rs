@@ -9,9 +9,12 @@ use crate::kvm::VcpuRegisters;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistersError {
-    /// The machine is running or has ended, or a vCPU does not leave the guest.
+    /// The machine is running, or a vCPU does not leave the guest.
     #[error("registers: the machine is not paused; pause it first")]
     NotPaused,
+    /// The machine has ended. The outcome has the registers of a vCPU that could not continue.
+    #[error("registers: the machine has ended; read the registers before its end, or those of its outcome")]
+    Ended,
     /// A vCPU did not answer: the host is too busy, or the vCPU's thread has failed, in which case the
     /// machine ends with that failure.
     #[error("registers: vCPU {vcpu} has not answered within {} s; try again", ANSWER_LIMIT.as_secs())]
@@ -26,7 +29,7 @@ impl Shared {
         // Wait without the lock: a pause needs it to kick the vCPUs out of the guest.
         let count = self.vcpus().len() as u32;
         if !self.gate.wait_paused(count, ANSWER_LIMIT) {
-            return Err(RegistersError::NotPaused);
+            return Err(self.not_paused());
         }
         let mut answers = Vec::new();
         let vcpus = self.vcpus();
@@ -35,7 +38,7 @@ impl Shared {
         // Release the lock, so that a stop or a reset does not wait for the answers.
         drop(vcpus);
         if !is_asked {
-            return Err(RegistersError::NotPaused);
+            return Err(self.not_paused());
         }
         let deadline = Instant::now() + ANSWER_LIMIT;
         let answers = answers.into_iter().map(|(vcpu, answer)| {
@@ -43,6 +46,11 @@ impl Shared {
             answer.recv_timeout(left).map_err(|_| RegistersError::NoAnswer { vcpu })
         });
         answers.collect()
+    }
+
+    /// Why the machine is not paused.
+    fn not_paused(&self) -> RegistersError {
+        if self.gate.is_over(ANSWER_LIMIT) { RegistersError::Ended } else { RegistersError::NotPaused }
     }
 }
 

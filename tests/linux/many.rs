@@ -104,7 +104,7 @@ fn panic_under_a_command(_: u8) {
 fn machine_over_its_time(_: u8) {
     let limit = Duration::from_secs(5);
     let outcome = start(&VmConfig { timeout: Some(limit), ..config() }).wait();
-    assert_eq!(outcome.ending, Ending::TimedOut { of: TimeLimit::Wall, limit });
+    assert_eq!(outcome.ending, Ending::TimedOut { kind: TimeLimit::Wall, limit });
 }
 
 fn config() -> VmConfig {

@@ -104,7 +104,7 @@ pub enum ImageAccess {
     /// Read and write, with writes in an overlay that is discarded with the machine.
     Overlay {
         /// The maximum size of the overlay, in bytes; `None` for as much as its file system has.
-        most: Option<u64>,
+        max_bytes: Option<u64>,
     },
 }
 
@@ -368,9 +368,9 @@ fn image_access(access: RootAccess, file_system: FileSystem) -> ImageAccess {
     match access {
         _ if file_system.is_read_only() => ImageAccess::ReadOnly,
         RootAccess::Private => {
-            ImageAccess::Overlay { most: environment::caller().map(|_| MAX_ON_EMULATED_HOST) }
+            ImageAccess::Overlay { max_bytes: environment::caller().map(|_| MAX_ON_EMULATED_HOST) }
         }
-        RootAccess::PrivateUpTo(most) => ImageAccess::Overlay { most: Some(most) },
+        RootAccess::PrivateUpTo(most) => ImageAccess::Overlay { max_bytes: Some(most) },
         RootAccess::Image => ImageAccess::ReadWrite,
     }
 }

@@ -137,7 +137,7 @@ fn image_is_used_as_it_is() {
     let private = "root=/dev/vda rootfstype=ext4 rw coracle.private rdinit=/coracle/init";
     assert_eq!(words(ext4), private);
     let access = |access| image_access(access, FileSystem::Ext4);
-    assert_eq!(access(RootAccess::Private), ImageAccess::Overlay { most: None });
+    assert_eq!(access(RootAccess::Private), ImageAccess::Overlay { max_bytes: None });
     assert_eq!(access(RootAccess::Image), ImageAccess::ReadWrite);
     let rw = RootSource { access: RootAccess::Image, ..ext4 };
     assert_eq!(words(rw), "root=/dev/vda rootfstype=ext4 rw rdinit=/coracle/init");

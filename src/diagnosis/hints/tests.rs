@@ -6,7 +6,7 @@ use super::*;
 use crate::ending::{PanicEvidence, TimeLimit};
 
 const PANICKED: Ending = Ending::Panicked { evidence: PanicEvidence::Reset };
-const TIMED_OUT: Ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };
+const TIMED_OUT: Ending = Ending::TimedOut { kind: TimeLimit::Wall, limit: Duration::from_secs(1) };
 const CRASHED: Ending = Ending::Crashed { vcpu: 0, registers: None };
 
 /// A Linux kernel with a console and without an initrd that died before its init.

@@ -19,7 +19,7 @@ pub(crate) fn lines(outcome: &Outcome, with_console: bool) -> Vec<String> {
         if more > 0 {
             lines.push(format!("{more} further vCPUs are in the outcome file"));
         }
-        lines.extend(general_registers(&outcome.ending));
+        lines.extend(other_registers(&outcome.ending).into_iter().flatten());
         if died && diagnosis.vcpus.is_empty() {
             lines.push("where it died is unknown: the registers are lost".to_owned());
         }
@@ -62,13 +62,9 @@ fn place(place: &VcpuPlace) -> String {
     }
 }
 
-/// The registers that the ending's own line does not show.
-fn general_registers(ending: &Ending) -> Option<String> {
-    let r = ending.registers()?;
-    Some(format!(
-        "rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x} rsi {:#x} rdi {:#x} rflags {:#x} cr0 {:#x} cr4 {:#x}",
-        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rflags, r.cr0, r.cr4
-    ))
+/// The registers that the ending's own line does not show, in two lines.
+fn other_registers(ending: &Ending) -> Option<[String; 2]> {
+    ending.registers().map(|registers| [registers.general().to_string(), registers.extended().to_string()])
 }
 
 /// How many vCPUs are described one by one. A person looks at a few; the outcome file has them all.
@@ -100,7 +96,7 @@ mod tests {
             panic: None,
             init_error: None,
         };
-        let ending = Ending::TimedOut { of: TimeLimit::Wall, limit: Duration::from_secs(1) };
+        let ending = Ending::TimedOut { kind: TimeLimit::Wall, limit: Duration::from_secs(1) };
         Outcome { phase, progress, diagnosis: Some(diagnosis), console_bytes: 28, ..Outcome::bare(ending) }
     }
 

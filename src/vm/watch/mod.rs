@@ -116,7 +116,7 @@ impl<'a> Watch<'a> {
     fn look_at_boot(&mut self, limit: Duration) {
         self.limits.boot = None;
         if !self.signs.init_was_seen() {
-            self.shared.gate.post(Ending::TimedOut { of: TimeLimit::Boot, limit });
+            self.shared.gate.post(Ending::TimedOut { kind: TimeLimit::Boot, limit });
         }
     }
 
@@ -142,7 +142,7 @@ impl<'a> Watch<'a> {
     fn look_for_work(&self, idleness: &mut Idleness, now: Instant) {
         let runs = self.shared.gate.state() == GateState::Open;
         if idleness.look(now, self.cpu_time(), runs) {
-            self.shared.gate.post(Ending::TimedOut { of: TimeLimit::Idle, limit: idleness.limit() });
+            self.shared.gate.post(Ending::TimedOut { kind: TimeLimit::Idle, limit: idleness.limit() });
         }
     }
 

@@ -94,12 +94,12 @@ pub(crate) fn of_error(error: &ExecError) -> Option<Ending> {
 
 /// How a run ends whose guest has no agent that is ready within `limit`.
 pub(super) fn not_ready(limit: Duration) -> Ending {
-    Ending::TimedOut { of: TimeLimit::Boot, limit }
+    Ending::TimedOut { kind: TimeLimit::Boot, limit }
 }
 
 /// How a run ends whose command has not ended within `limit`.
 pub(super) fn took_too_long(limit: Duration) -> Ending {
-    Ending::TimedOut { of: TimeLimit::Command, limit }
+    Ending::TimedOut { kind: TimeLimit::Command, limit }
 }
 
 /// Returns whether the machine has ended, and the agent with it.

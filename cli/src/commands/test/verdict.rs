@@ -280,7 +280,7 @@ mod tests {
             b"[ 1.0] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)\n";
         let without_root = [&good[..], panic].concat();
         let panicked = || Ending::Panicked { evidence: PanicEvidence::Device };
-        let timed_out = |of| Ending::TimedOut { of, limit: Duration::from_secs(1) };
+        let timed_out = |kind| Ending::TimedOut { kind, limit: Duration::from_secs(1) };
         assert_eq!(judged(good, Ending::PoweredOff), 0);
         assert_eq!(judged(good, Ending::Halted), 0);
         assert_eq!(judged(good, timed_out(TimeLimit::Wall)), 0);
