@@ -292,8 +292,8 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
         (&["--disk", disk], &["odd-disk: a disk has at least one sector", "700 bytes"]),
         (&["--disk", pipe], &["emulated-fifo: a disk has to be"]),
         (&["--disk", twice, "--disk", twice], &["--disk ", "another disk of this one, has it open"]),
-        (&["-i", "/no/such/initrd"], &["the initrd \"/no/such/initrd\"", missing]),
-        (&["-i", "/dev/null"], &["the initrd \"/dev/null\" is a character device"]),
+        (&["-i", "/no/such/initrd"], &["-i \"/no/such/initrd\"", missing]),
+        (&["-i", "/dev/null"], &["-i \"/dev/null\" is a character device"]),
         (&["--cpu", "/no/such/cpu.json"], &["the CPU template /no/such/cpu.json", missing]),
         (&["--modules", "/no/such/modules"], &["--modules /no/such/modules: ", missing]),
         (&["--config", "/no/such/config"], &["/no/such/config: the config file", missing]),
@@ -324,7 +324,7 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
     for (args, words) in cases {
         refused(&emulated(&kernel, args), words);
     }
-    refused(&emulated(Path::new("/no/such/kernel"), &[]), &["the kernel \"/no/such/kernel\"", missing]);
+    refused(&emulated(Path::new("/no/such/kernel"), &[]), &["kernel \"/no/such/kernel\"", missing]);
     let good = emulated(&kernel, &["--disk", twice]);
     assert_eq!(good.code(), 115, "what is left to miss is QEMU: {good:?}");
 }

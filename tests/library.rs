@@ -322,9 +322,9 @@ fn builder_s_words_make_the_machine_and_a_wrong_one_is_told_by_build() {
     let builder = || Vm::builder().kernel(common::payload("exit-7")).memory_mib(16).cpus(2).append("a b");
     assert_eq!(builder().run().unwrap().ending, Ending::Exited { code: 7 });
     for (builder, words) in [
-        (builder().cpus(0), "0 vCPUs are not possible"),
-        (builder().memory_mib(1).cpus(200), "1M is not possible"),
-        (builder().cpu_quota_percent(0), "`0%` is not a share"),
+        (builder().cpus(0), "vcpus: 0 vCPUs are not possible"),
+        (builder().memory_mib(1).cpus(200), "memory: 1M is not possible"),
+        (builder().cpu_quota_percent(0), "cpu_quota: `0%` is not a share"),
     ] {
         let error = builder.build().err().unwrap();
         assert_eq!(error.exit_code(), 125);

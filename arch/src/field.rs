@@ -80,6 +80,8 @@ fields! {
     CPU = Field::same("cpu");
     /// The host's CPUs for the vCPUs.
     CPU_AFFINITY = Field::same("cpu_affinity");
+    /// The CPU time that the vCPUs may take.
+    CPU_QUOTA = Field::same("cpu_quota");
     /// The number of vCPUs.
     VCPUS = Field::new("vcpus", "cpus");
     /// The disks.
@@ -90,6 +92,8 @@ fields! {
     INITRDS = Field::same("initrds");
     /// Whether the kernel chooses its address.
     KASLR = Field::same("kaslr");
+    /// The kernel.
+    KERNEL = Field::same("kernel");
     /// The time that a DHCP server may take.
     LEASE_LIMIT = Field::new("NetworkSettings::lease_limit", "lease_limit");
     /// The size of RAM and what backs it.

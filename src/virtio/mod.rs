@@ -35,7 +35,7 @@ use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use spec::{DeviceSpec, Opened, SpecContext, numbered};
+use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
@@ -108,7 +108,10 @@ pub(crate) struct AttachContext<'a> {
 #[non_exhaustive]
 pub enum VirtioError {
     /// There are more devices than interrupts for them.
-    #[error("{wanted} virtio devices are not possible: a machine has interrupts for {most}")]
+    #[error(
+        "{DISKS}, {NETS}: {wanted} virtio devices are not possible: a machine has interrupts for {most}; leave \
+         some out"
+    )]
     TooMany {
         /// The configured number.
         wanted: usize,
@@ -136,8 +139,10 @@ pub enum VirtioError {
         r#source: OverlayError,
     },
     /// Two disks have the same serial number.
-    #[error("two disks have the id {id}: give each its own")]
+    #[error("{field}: two disks have the id {id}; give each its own")]
     DiskIdTwice {
+        /// The setting of the second.
+        field: Field,
         /// The serial number.
         id: DiskId,
     },
@@ -152,14 +157,18 @@ pub enum VirtioError {
         r#source: NetOpenError,
     },
     /// Two network cards have the same MAC address.
-    #[error("two network cards have the address {mac}: give each its own")]
+    #[error("{field}: two network cards have the address {mac}; give each its own")]
     MacTwice {
+        /// The setting of the second.
+        field: Field,
         /// The MAC address.
         mac: MacAddress,
     },
     /// Two network cards have the same end on the host.
-    #[error("two network cards have the end {end}: give each its own")]
+    #[error("{field}: two network cards have the end {end}; give each its own")]
     NetTwice {
+        /// The setting of the second.
+        field: Field,
         /// The configured end.
         end: NetEnd,
     },
@@ -353,9 +362,9 @@ fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
 /// Refuses two disks with the same serial number: a guest that looks for one could not tell them apart.
 fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
     let mut seen = HashSet::new();
-    for id in config.disks.iter().filter_map(|disk| disk.id.as_ref()) {
-        if !seen.insert(id) {
-            return Err(VirtioError::DiskIdTwice { id: id.clone() });
+    for Named { field, config } in numbered(&config.disks, DISKS, "id") {
+        if let Some(id) = config.id.as_ref().filter(|id| !seen.insert(*id)) {
+            return Err(VirtioError::DiskIdTwice { field, id: id.clone() });
         }
     }
     Ok(())

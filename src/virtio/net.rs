@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use coracle_arch::field::NETS;
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
-use super::spec::{DeviceSpec, Named, Opened, SpecContext};
+use super::spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{NetConfig, NetEnd};
 
@@ -51,14 +52,16 @@ fn backend(end: &NetEnd) -> Result<Box<dyn NetBackend>, NetOpenError> {
 /// Refuses two cards with the same MAC address, or with the same end if only one card can use it.
 pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioError> {
     let mut addresses = HashSet::new();
-    if let Some(mac) = nets.iter().filter_map(|net| net.mac).find(|mac| !addresses.insert(*mac)) {
-        return Err(VirtioError::MacTwice { mac });
+    for Named { field, config } in numbered(nets, NETS, "mac") {
+        if let Some(mac) = config.mac.filter(|mac| !addresses.insert(*mac)) {
+            return Err(VirtioError::MacTwice { field, mac });
+        }
     }
     for (place, net) in nets.iter().enumerate() {
         // A program can accept several connections on its socket; a tap serves one card.
         let is_shared = matches!(net.end, NetEnd::Socket(_));
         if !is_shared && nets.iter().take(place).any(|other| other.end == net.end) {
-            return Err(VirtioError::NetTwice { end: net.end.clone() });
+            return Err(VirtioError::NetTwice { field: NETS.item(place, "end"), end: net.end.clone() });
         }
     }
     Ok(())

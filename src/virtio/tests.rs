@@ -37,6 +37,29 @@ fn each_device_with_a_host_s_side_gives_its_handle_and_no_other() {
 }
 
 #[test]
+fn devices_that_do_not_go_together_are_refused_with_the_setting_to_change() {
+    let refused = |change: &dyn Fn(&mut VmConfig)| {
+        let mut config = VmConfig::new("kernel");
+        change(&mut config);
+        check(&config).unwrap_err().to_string()
+    };
+    let disks = |config: &mut VmConfig| {
+        config.disks = ["a,id=x", "b", "c,id=x"].map(|text| text.parse().unwrap()).into();
+    };
+    assert_eq!(refused(&disks), "disks[2].id: two disks have the id x; give each its own");
+    let nets = |config: &mut VmConfig, texts: [&str; 2]| {
+        config.nets = texts.map(|text| text.parse().unwrap()).into();
+    };
+    let mac = "mac=02:00:00:00:00:01";
+    let said = refused(&|config| nets(config, [&format!("tap=a,{mac}"), &format!("tap=b,{mac}")]));
+    assert_eq!(said, "nets[1].mac: two network cards have the address 02:00:00:00:00:01; give each its own");
+    let said = refused(&|config| nets(config, ["tap=a", "tap=a"]));
+    assert_eq!(said, "nets[1].end: two network cards have the end tap=a; give each its own");
+    let said = refused(&|config| config.disks = vec!["a".parse().unwrap(); 99]);
+    assert!(said.starts_with("disks, nets: "), "{said}");
+}
+
+#[test]
 fn devices_are_in_their_order_with_the_modules_that_drive_them() {
     let mut config = VmConfig::new("kernel");
     (config.rng, config.balloon, config.console) = (true, true, ConsoleDevice::Virtio);

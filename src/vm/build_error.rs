@@ -2,7 +2,7 @@
 
 use std::io;
 
-use coracle_arch::field::{MEMORY, VCPUS};
+use coracle_arch::field::{Field, MEMORY, VCPUS};
 use coracle_arch::x86_64::acpi::AcpiError;
 use coracle_arch::x86_64::input_file::InputFileError;
 use coracle_arch::x86_64::load::LoadError;
@@ -30,8 +30,13 @@ use crate::virtio::VirtioError;
 #[non_exhaustive]
 pub enum BuildError {
     /// A value of the configuration is not valid.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
+    #[error("{field}: {source}")]
+    Config {
+        /// The setting.
+        field: Field,
+        /// The cause.
+        r#source: ConfigError,
+    },
     /// The default guest is needed but not installed.
     #[error(transparent)]
     DefaultGuest(#[from] GuestDataMissing),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use coracle_arch::field::Field;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::load;
 use coracle_devices::event_loop::EventLoop;
@@ -40,7 +41,7 @@ use crate::virtio::{self, AttachContext, VirtioDevices};
 pub struct VmBuilder {
     pub(super) config: VmConfig,
     /// The first setting that was not valid; `build` reports it.
-    pub(super) invalid: Option<ConfigError>,
+    pub(super) invalid: Option<(Field, ConfigError)>,
     /// The files that [`VmBuilder::open_files`] has opened.
     files: Option<Arc<Files>>,
     console: ConsoleChoice,
@@ -118,7 +119,9 @@ impl VmBuilder {
     /// # Errors
     /// The first value that no host can use.
     pub fn check_values(&self) -> Result<(), BuildError> {
-        self.invalid.clone().map_or(Ok(()), Err)?;
+        if let Some((field, source)) = self.invalid.clone() {
+            return Err(BuildError::Config { field, source });
+        }
         load::check_characters(&self.config.cmdline)?;
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check_vcpus(affinity, self.config.vcpus.value().into())?;

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use coracle_arch::field::{CPU_QUOTA, Field, MEMORY, VCPUS};
+
 use super::VmBuilder;
 use crate::config::{
     AgentConfig, AgentPlace, ConfigError, CpuQuota, DiskConfig, MemorySize, NetConfig, RootConfig, RootKind,
@@ -77,12 +79,12 @@ impl VmBuilder {
 
     /// Sets the number of vCPUs. An invalid number is reported by [`VmBuilder::build`].
     pub fn cpus(self, count: u8) -> VmBuilder {
-        self.checked(VcpuCount::new(count), |config, count| config.vcpus = count)
+        self.checked(VCPUS, VcpuCount::new(count), |config, count| config.vcpus = count)
     }
 
     /// Sets the amount of RAM, in MiB. An invalid size is reported by [`VmBuilder::build`].
     pub fn memory_mib(self, mib: u64) -> VmBuilder {
-        self.checked(MemorySize::from_mib(mib), |config, size| config.memory = size.into())
+        self.checked(MEMORY, MemorySize::from_mib(mib), |config, size| config.memory = size.into())
     }
 
     /// Adds a disk.
@@ -167,7 +169,9 @@ impl VmBuilder {
     /// Limits the CPU time of all vCPUs together, in percent of one CPU of the host. An invalid share is
     /// reported by [`VmBuilder::build`].
     pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
-        self.checked(CpuQuota::from_percent(percent), |config, quota| config.cpu_quota = Some(quota))
+        self.checked(CPU_QUOTA, CpuQuota::from_percent(percent), |config, quota| {
+            config.cpu_quota = Some(quota)
+        })
     }
 
     /// Changes any part of the configuration.
@@ -177,10 +181,15 @@ impl VmBuilder {
     }
 
     /// Applies a value that may be invalid. The first invalid value is kept for `build` to report.
-    fn checked<T>(mut self, value: Result<T, ConfigError>, set: impl FnOnce(&mut VmConfig, T)) -> VmBuilder {
+    fn checked<T>(
+        mut self,
+        field: Field,
+        value: Result<T, ConfigError>,
+        set: impl FnOnce(&mut VmConfig, T),
+    ) -> VmBuilder {
         match value {
             Ok(value) => set(&mut self.config, value),
-            Err(error) => drop(self.invalid.get_or_insert(error)),
+            Err(error) => drop(self.invalid.get_or_insert((field, error))),
         }
         self
     }

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::field::{Field, INITRDS, KERNEL};
 use crate::regular_file::{self, RegularFileError};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, ReadVolatile};
 
@@ -29,7 +30,7 @@ enum Content {
     Memory(Vec<u8>),
 }
 
-/// The purpose of a file, which starts the error messages.
+/// The purpose of a file. Its setting starts the error messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileRole {
     /// The kernel, or another image that the first CPU starts in.
@@ -43,7 +44,7 @@ pub enum FileRole {
 #[non_exhaustive]
 pub enum InputFileError {
     /// The file could not be opened, or its metadata not read.
-    #[error("cannot open the {role} {path:?}: {source}")]
+    #[error("{} {path:?}: cannot open it: {source}", role.field())]
     Open {
         /// The purpose of the file.
         role: FileRole,
@@ -53,7 +54,7 @@ pub enum InputFileError {
         r#source: io::Error,
     },
     /// The path names a directory, FIFO, device or socket.
-    #[error("the {role} {path:?} is {kind}, but a regular file is needed")]
+    #[error("{} {path:?} is {kind}, but a regular file is needed", role.field())]
     NotRegular {
         /// The purpose of the file.
         role: FileRole,
@@ -63,7 +64,7 @@ pub enum InputFileError {
         kind: &'static str,
     },
     /// The file holds no bytes.
-    #[error("the {role} {path:?} is empty (0 bytes); check the step that made it")]
+    #[error("{} {path:?} is empty (0 bytes); check the step that made it", role.field())]
     Empty {
         /// The purpose of the file.
         role: FileRole,
@@ -196,12 +197,13 @@ impl fmt::Debug for Content {
     }
 }
 
-impl fmt::Display for FileRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Initrd => "initrd",
-        })
+impl FileRole {
+    /// The setting that names such a file.
+    const fn field(self) -> Field {
+        match self {
+            Self::Kernel => KERNEL,
+            Self::Initrd => INITRDS,
+        }
     }
 }
 
@@ -239,7 +241,7 @@ mod tests {
         let message = message(Path::new("/nonexistent/initrd.img"));
         assert_eq!(
             message,
-            r#"cannot open the initrd "/nonexistent/initrd.img": No such file or directory (os error 2)"#
+            r#"initrds "/nonexistent/initrd.img": cannot open it: No such file or directory (os error 2)"#
         );
     }
 
@@ -265,7 +267,7 @@ mod tests {
         let error = InputFile::from_bytes(FileRole::Initrd, Path::new("/made/of"), Vec::new()).unwrap_err();
         assert_eq!(
             error.to_string(),
-            r#"the initrd "/made/of" is empty (0 bytes); check the step that made it"#
+            r#"initrds "/made/of" is empty (0 bytes); check the step that made it"#
         );
     }
 

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use coracle_arch::field::ROOT;
+use coracle_arch::field::{INITRDS, ROOT};
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_arch::x86_64::input_file::InputFile;
 
@@ -16,7 +16,7 @@ use coracle_arch::x86_64::input_file::InputFile;
 #[non_exhaustive]
 pub enum InitrdError {
     /// The initrd is an archive of another format.
-    #[error("the initrd {path:?} is {found}, which Linux does not unpack; {fix}")]
+    #[error("{INITRDS} {path:?} is {found}, which Linux does not unpack; {fix}")]
     Kind {
         /// The path of the initrd.
         path: PathBuf,
@@ -27,7 +27,7 @@ pub enum InitrdError {
     },
     /// The initrd is cut short.
     #[error(
-        "the initrd {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, \
+        "{INITRDS} {path:?} is cut short: the part that begins at byte {at} goes beyond the end of the file, \
          which has {len} bytes; copy or make it again"
     )]
     Cut {
@@ -236,7 +236,7 @@ mod tests {
             (b"\xc7\x71\0\0", "old binary format"),
         ] {
             let said = said(bytes).unwrap_err();
-            assert!(said.starts_with("the initrd \"/boot/initrd\" is ") && said.contains(found), "{said}");
+            assert!(said.starts_with("initrds \"/boot/initrd\" is ") && said.contains(found), "{said}");
         }
     }
 

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::PathBuf;
 
+use coracle_arch::field::KERNEL;
 use coracle_arch::x86_64::image::{ImageError, KernelImage};
 
 use crate::compression::{Compression, DecompressError, room_for};
@@ -18,14 +19,14 @@ pub enum UnpackError {
     Read(#[from] ImageError),
     /// The image contains nothing that can be decompressed here.
     #[error(
-        "{path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress themselves"
+        "{KERNEL} {path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress themselves"
     )]
     Unknown {
         /// The path of the kernel.
         path: PathBuf,
     },
     /// The compressed kernel is damaged.
-    #[error("the kernel {path:?} is damaged; copy or build it again: {source}")]
+    #[error("{KERNEL} {path:?} is damaged; copy or build it again: {source}")]
     Damaged {
         /// The path of the kernel.
         path: PathBuf,
@@ -34,7 +35,7 @@ pub enum UnpackError {
     },
     /// The uncompressed length that follows the compressed kernel cannot be right.
     #[error(
-        "the kernel {path:?} is damaged: it claims to have {size} bytes when decompressed, more than the {most} \
+        "{KERNEL} {path:?} is damaged: it claims to have {size} bytes when decompressed, more than the {most} \
          that it reserves or that its compressed size allows; copy or build it again"
     )]
     Size {
@@ -47,7 +48,7 @@ pub enum UnpackError {
     },
     /// The decompressed kernel is shorter than claimed.
     #[error(
-        "the kernel {path:?} is damaged: it decompresses to {got} bytes instead of {size}; copy or build it again"
+        "{KERNEL} {path:?} is damaged: it decompresses to {got} bytes instead of {size}; copy or build it again"
     )]
     Short {
         /// The path of the kernel.
@@ -195,7 +196,7 @@ mod tests {
             let error = unpack(&bzimage(&payload(compression, b"kernel", 7))).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "the kernel \"/boot/vmlinuz\" is damaged: it decompresses to 6 bytes instead of 7; copy or build \
+                "kernel \"/boot/vmlinuz\" is damaged: it decompresses to 6 bytes instead of 7; copy or build \
                  it again"
             );
             let error = unpack(&bzimage(&payload(compression, b"kernel", 5))).unwrap_err();

@@ -23,7 +23,7 @@ pub use foreign::{Foreign, Home};
 
 use super::bytes::has_at;
 use super::input_file::{FileRole, InputFile, InputFileError};
-use crate::field::PROTOCOL;
+use crate::field::{KERNEL, PROTOCOL};
 
 /// Bytes of a file that are read to find its format. The last mark, ext4's, lies at 1080.
 const HEAD_LEN: u64 = 4096;
@@ -75,7 +75,7 @@ pub enum ImageError {
     #[error(transparent)]
     File(#[from] InputFileError),
     /// Reading the file failed.
-    #[error("cannot read the kernel {path:?}: {source}")]
+    #[error("{KERNEL} {path:?}: cannot read it: {source}")]
     Read {
         /// The kernel's path.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum ImageError {
     },
     /// The file ends before what its header announces.
     #[error(
-        "the kernel {path:?} is truncated: its header says {needed} bytes, the file has {len}; copy or build it again"
+        "{KERNEL} {path:?} is truncated: its header says {needed} bytes, the file has {len}; copy or build it again"
     )]
     Truncated {
         /// The kernel's path.
@@ -95,7 +95,7 @@ pub enum ImageError {
         len: u64,
     },
     /// The file is of another kind.
-    #[error("{path:?} is not a kernel that boots here: it is {found}")]
+    #[error("{KERNEL} {path:?} is not a kernel that boots here: it is {found}")]
     Foreign {
         /// The path.
         path: PathBuf,
@@ -104,7 +104,7 @@ pub enum ImageError {
     },
     /// The bzImage uses a boot protocol that has no 64-bit entry.
     #[error(
-        "the bzImage {path:?} uses boot protocol {major}.{minor:02}, and 2.12 (Linux 3.8) is the oldest that works"
+        "{KERNEL} {path:?}: this bzImage uses boot protocol {major}.{minor:02}, and 2.12 (Linux 3.8) is the oldest that works"
     )]
     BzImageTooOld {
         /// The kernel's path.
@@ -115,13 +115,17 @@ pub enum ImageError {
         minor: u8,
     },
     /// The bzImage is a 32-bit kernel.
-    #[error("the bzImage {path:?} has no 64-bit entry: it is a 32-bit kernel, build it with CONFIG_64BIT=y")]
+    #[error(
+        "{KERNEL} {path:?}: this bzImage has no 64-bit entry: it is a 32-bit kernel, build it with CONFIG_64BIT=y"
+    )]
     BzImageNot64Bit {
         /// The kernel's path.
         path: PathBuf,
     },
     /// A field of the bzImage header has an impossible value.
-    #[error("the header of the bzImage {path:?} is damaged: {field} is {value:#x}; copy or build it again")]
+    #[error(
+        "{KERNEL} {path:?}: the header of this bzImage is damaged: {field} is {value:#x}; copy or build it again"
+    )]
     BzImageField {
         /// The kernel's path.
         path: PathBuf,
@@ -131,7 +135,7 @@ pub enum ImageError {
         value: u64,
     },
     /// The image has no entry for the PVH protocol.
-    #[error("the kernel {path:?} has no PVH entry: {fix}")]
+    #[error("{KERNEL} {path:?} has no PVH entry: {fix}")]
     NoPvhEntry {
         /// The kernel's path.
         path: PathBuf,
@@ -139,15 +143,13 @@ pub enum ImageError {
         fix: String,
     },
     /// A 32-bit ELF file, which has a PVH entry only, was to be entered at a 64-bit entry.
-    #[error(
-        "the kernel {path:?} is a 32-bit ELF file, which has a PVH entry only; leave {PROTOCOL} linux out"
-    )]
+    #[error("{KERNEL} {path:?} is a 32-bit ELF file, which has a PVH entry only; leave {PROTOCOL} linux out")]
     No64BitEntry {
         /// The kernel's path.
         path: PathBuf,
     },
     /// The ELF headers are damaged or ask for something impossible.
-    #[error("the ELF kernel {path:?} cannot be loaded: {defect}")]
+    #[error("{KERNEL} {path:?}: this ELF file cannot be loaded: {defect}")]
     Elf {
         /// The kernel's path.
         path: PathBuf,

@@ -14,7 +14,7 @@ use super::layout::{CMDLINE, CMDLINE_AREA, HIGH_MEMORY, PAGE_SIZE, low_ram_end};
 use super::pvh::StartInfo;
 use super::registers::BootState;
 use super::{gdt, paging, reset_vector};
-use crate::field::MEMORY;
+use crate::field::{APPEND, INITRDS, MEMORY};
 
 /// The longest command line of an image that states no limit: Linux's COMMAND_LINE_SIZE on x86 without the
 /// NUL.
@@ -69,7 +69,7 @@ pub enum LoadError {
     },
     /// The initrds do not fit below the highest address that this kernel can reach, whatever the memory size.
     #[error(
-        "the initrd takes {bytes} bytes, but this kernel has room for {room} at the addresses where it can reach one"
+        "{INITRDS}: they take {bytes} bytes, but this kernel has room for {room} at the addresses where it can reach one"
     )]
     InitrdTooLarge {
         /// Bytes of all initrds.
@@ -78,7 +78,7 @@ pub enum LoadError {
         room: u64,
     },
     /// The command line is longer than the kernel accepts.
-    #[error("the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
+    #[error("{APPEND}: the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
     CommandLineTooLong {
         /// Bytes of the command line.
         len: u64,
@@ -86,7 +86,7 @@ pub enum LoadError {
         max: u64,
     },
     /// The command line has a character that would end or split it.
-    #[error("the kernel command line has a {name} at byte {position}; remove it")]
+    #[error("{APPEND}: the kernel command line has a {name} at byte {position}; remove it")]
     CommandLineCharacter {
         /// The character's name.
         name: &'static str,
