@@ -1,6 +1,7 @@
 //! Coracle: a lightweight virtual machine monitor for Linux KVM.
 //!
-//! A [`Vm`] is built from a [`VmConfig`], runs on threads of its own, and ends with an [`Outcome`]. Besides the state of its machines, the library keeps only the CPUID that
+//! A [`Vm`] is built from a [`VmConfig`], runs on threads of its own, and ends with an [`Outcome`].
+//! Besides the state of its machines, the library keeps only the CPUID that
 //! KVM supports, which it reads once. It installs no signal handler, never ends the process and prints
 //! nothing, so that many virtual machines can live in one program.
 //!

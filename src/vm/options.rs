@@ -170,7 +170,7 @@ impl VmBuilder {
     /// reported by [`VmBuilder::build`].
     pub fn cpu_quota_percent(self, percent: u32) -> VmBuilder {
         self.checked(CPU_QUOTA, CpuQuota::from_percent(percent), |config, quota| {
-            config.cpu_quota = Some(quota)
+            config.cpu_quota = Some(quota);
         })
     }
 

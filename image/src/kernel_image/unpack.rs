@@ -19,7 +19,8 @@ pub enum UnpackError {
     Read(#[from] ImageError),
     /// The image contains nothing that can be decompressed here.
     #[error(
-        "{KERNEL} {path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress themselves"
+        "{KERNEL} {path:?} contains no kernel compressed with gzip, xz, zstd or LZ4; others can only decompress \
+         themselves"
     )]
     Unknown {
         /// The path of the kernel.

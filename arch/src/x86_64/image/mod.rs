@@ -104,7 +104,8 @@ pub enum ImageError {
     },
     /// The bzImage uses a boot protocol that has no 64-bit entry.
     #[error(
-        "{KERNEL} {path:?}: this bzImage uses boot protocol {major}.{minor:02}, and 2.12 (Linux 3.8) is the oldest that works"
+        "{KERNEL} {path:?}: this bzImage uses boot protocol {major}.{minor:02}, and 2.12 (Linux 3.8) is the oldest \
+         that works"
     )]
     BzImageTooOld {
         /// The kernel's path.
