@@ -103,7 +103,7 @@ impl Shared {
     fn pause_devices(&self, event: LifeEvent) -> bool {
         // Wait for a reset to end: its new guest's devices are not connected yet.
         let _no_reset = self.vcpus();
-        // A closed or held gate is no pause: devices without queues under a guest that runs would stall it.
+        // A closed or held gate is not a pause: devices without queues would stall a guest that runs.
         let paused = self.gate.is_paused() && self.virtio().is_some_and(|virtio| virtio.pause());
         if paused {
             self.events.send(event);

@@ -101,7 +101,8 @@ impl<'a> Watch<'a> {
         if self.shared.pause(Event::PausedByFault { reason: reason.to_owned() }) {
             journal!(Host Warn, "{reason}; the virtual machine is paused");
         } else {
-            journal!(Host Warn, "{reason}; the virtual machine is not paused: it was resumed, has ended, or did not stop");
+            journal!(Host Warn, "{reason}; the virtual machine is not paused: it was resumed, has ended, or did \
+                not stop");
         }
     }
 
