@@ -219,7 +219,8 @@ impl VmHandle {
     }
 
     /// Requests the end of the machine, [`Ending::Stopped`](outcome::Ending::Stopped), and does not wait for
-    /// it. The guest is not asked: [`VmHandle::shut_down`] has it power off. [`Vm::stop`] does both, and waits.
+    /// it. The guest is not asked: [`VmHandle::shut_down`] has it power off. [`Vm::stop`] does both, and
+    /// waits.
     pub fn stop(&self) {
         self.shared.gate.stop();
     }
