@@ -50,7 +50,7 @@ fn initrd_that_does_not_fit_is_refused_before_the_memory_exists() {
     fs::File::create(&initrd).unwrap().set_len(5 << 30).unwrap();
     let run = finish(with_more_than_its_limit().arg("--initrd").arg(&initrd));
     fs::remove_file(&initrd).unwrap();
-    run.expect(125, "the initrd takes 5368709120 bytes, but this kernel has room for");
+    run.expect(125, "-i: 5368709120 bytes are too many: this kernel has room for");
 }
 
 /// Creates a run with 1 TiB of RAM, of which the process may map 64 GiB.

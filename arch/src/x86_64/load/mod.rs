@@ -69,7 +69,7 @@ pub enum LoadError {
     },
     /// The initrds do not fit below the highest address that this kernel can reach, whatever the memory size.
     #[error(
-        "{INITRDS}: they take {bytes} bytes, but this kernel has room for {room} at the addresses where it can \
+        "{INITRDS}: {bytes} bytes are too many: this kernel has room for {room} at the addresses where it can \
          reach one"
     )]
     InitrdTooLarge {
