@@ -164,6 +164,8 @@ fn signal_that_no_command_waits_for_ends_the_machine_before_and_while_it_runs() 
     }
     // The guest boots for longer than this.
     let console = scratch().join("early.log");
+    // An earlier run of this test leaves it.
+    let _ = fs::remove_file(&console);
     let serial = format!("file={}", console.display());
     let mut command = run(&["--serial", &serial], &["true"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -256,7 +258,7 @@ fn test_with_a_command_has_its_verdict() {
     test(&["--reject", "BUG"], "echo BUG: bad >&2; sleep 3600")
         .expect(120, "the command's output has `BUG: bad`");
     test(&["--expect", "^done$"], "echo done > /dev/console; poweroff; sleep 60")
-        .expect(120, "not come to its end");
+        .expect(120, "the command had not finished");
     test(&["--assert-boot", "1ms"], "true").expect(120, "--assert-boot 0.001 s");
     test(&["--timeout", "1s"], "sleep 600").expect(124, "was killed after 1 s");
 }
