@@ -1,24 +1,7 @@
 //! A virtual machine: building it, running it, the handle on it, and its end.
 //!
-//! The builder opens the files, makes the parts (`Parts`) and turns them into a `Machine` and its `Shared`.
-//! From then on:
-//!
-//! ```text
-//! Vm, VmHandle --Arc--> Shared              gate, vCPUs' threads, outcome, events, journal, agent
-//!                         |  ^
-//!                  Weak to   Arc
-//!            VirtioDevices   |
-//!                         control thread
-//!                            | owns
-//!                            v
-//!                         Machine           from the build to the end
-//!                         |- Platform       buses; every legacy device; console buffer, signs
-//!                         |- VirtioDevices  virtio devices, with the threads of those that wait for the host
-//!                         |- Interrupts     the devices' way to KVM, for the current guest
-//!                         |- IoLoop, Pump   io-0; the thread of a program's console writer
-//!                         |- Guest          KVM's virtual machine and the RAM; a reset replaces it
-//!                         `- Recipe         settings, open files, /dev/kvm: makes each Guest
-//! ```
+//! The builder opens the files, makes the parts (`Parts`) and turns them into a `Machine`, which the control
+//! thread owns, and its `Shared`, which the handles own. "Who owns what" in docs/design.md draws both.
 //!
 //! What belongs to the host's view of the machine (devices, sockets, files, console) is in `Machine` and
 //! outlives a reset. What only one life of a guest has (memory, KVM's virtual machine) is in `Guest`; its
