@@ -1,11 +1,11 @@
-//! The names by which errors call the settings of a machine: the fields of the library's configuration, or
-//! what a program has in their place, such as the flags of the command.
+//! The names that error messages use for the settings of a machine: the fields of the library's
+//! configuration, or their counterparts in a program, such as the flags of the command.
 
 use std::fmt;
 use std::sync::OnceLock;
 
 /// A setting that an error is about. It displays as the field of the configuration, as in `memory` or
-/// `disks[0].path`, or as what [`name_fields`] says.
+/// `disks[0].path`, or under the name that [`name_fields`] gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
     name: &'static str,
@@ -13,21 +13,21 @@ pub struct Field {
     item: Option<(usize, &'static str)>,
 }
 
-/// Has every [`Field`] of this process be displayed as `name_of` says, where it says something: for a program
-/// whose users know flags or keys of an API in place of fields. The first call counts, before the first
-/// error; a library that others link does not call it.
+/// Makes every [`Field`] of this process display as the name that `name_of` returns, if it returns one: for a
+/// program whose users know flags or keys of an API instead of fields. Only the first call has an effect, and
+/// it must come before the first error. A library that others link does not call it.
 pub fn name_fields(name_of: fn(Field) -> Option<String>) {
-    // Errors of one process have one language: a second call changes nothing.
+    // All errors of a process use the same names.
     let _ = NAME_OF.set(name_of);
 }
 
 impl Field {
-    /// A field whose name in the config file is another.
+    /// A field with a different name in the config file.
     const fn new(name: &'static str, setting: &'static str) -> Field {
         Field { name, setting, item: None }
     }
 
-    /// A field whose name in the config file is the same.
+    /// A field with the same name in the config file.
     pub const fn same(name: &'static str) -> Field {
         Field::new(name, name)
     }
@@ -70,7 +70,7 @@ macro_rules! fields {
 fields! {
     /// The host that the guest may run on.
     ACCEL = Field::same("accel");
-    /// Words for the kernel command line.
+    /// Parameters for the kernel command line.
     APPEND = Field::same("append");
     /// The time that an emulated host may take to come up.
     BOOT_LIMIT = Field::new("boot_limit", "host_timeout");

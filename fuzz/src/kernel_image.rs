@@ -34,7 +34,7 @@ fn check_and_load(image: &KernelImage, data: &[u8]) {
     let initrd = InitrdFile::from_bytes(Path::new("initrd"), data.to_vec()).unwrap();
     for (mib, initrds) in [(2, &[][..]), (128, std::slice::from_ref(&initrd))] {
         let ram_bytes = mib << 20;
-        // Mapped afresh for each input, because loading relies on zeros; only pages that are touched cost
+        // A new mapping for each input, because loading relies on zeros; only pages that are touched cost
         // anything.
         let memory = memory(ram_bytes);
         let acpi_rsdp = Some(0xe_0000);

@@ -183,9 +183,9 @@ payloads! {
     "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end
         "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
     "vsock-send" Three payload_vsock_send..payload_vsock_send_end
-        "sends 256 MiB to who connects to a port of its socket device; exits with 0";
+        "sends 256 MiB to a program that connects to a port of its socket device; exits with 0";
     "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end
-        "receives 256 MiB from who connects to a port of its socket device; exits with 0";
+        "receives 256 MiB from a program that connects to a port of its socket device; exits with 0";
     "vsock-pairs" Zero payload_vsock_pairs..payload_vsock_pairs_end
         "asks for connections to port 80 of the host and resets each, forever";
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end

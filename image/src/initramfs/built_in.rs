@@ -52,7 +52,7 @@ mod tests {
         let modules = ["virtio_mmio", "virtio_blk", "virtio_net", "virtio_rng"];
         let open = || InputFile::open(FileRole::Kernel, file.as_path()).unwrap();
         assert_eq!(missing_of(&open(), &modules), ["virtio_net", "virtio_rng"]);
-        // One that becomes shorter says nothing more.
+        // A file that has become shorter shows no names.
         let open = open();
         file.as_file().set_len(1).unwrap();
         assert_eq!(missing_of(&open, &modules), modules);

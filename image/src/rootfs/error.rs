@@ -86,12 +86,12 @@ pub enum RootError {
         r#source: UnpackError,
     },
     /// An option that only applies to images of ext4.
-    #[error("{ROOT} {}: {word} goes with an image of ext4 only, and this is {found}", path.display())]
-    Word {
+    #[error("{ROOT} {}: {option} goes with an image of ext4 only, and this is {found}", path.display())]
+    Option {
         /// The path of the root.
         path: PathBuf,
         /// The option.
-        word: &'static str,
+        option: &'static str,
         /// The kind of the source.
         found: &'static str,
     },
@@ -138,16 +138,16 @@ pub enum RootError {
         r#source: io::Error,
     },
     /// There is an initrd as well.
-    #[error("{ROOT} goes without {INITRDS}: the root is what an initrd would bring")]
+    #[error("{ROOT} goes without {INITRDS}: the root takes the place of an initrd")]
     WithInitrd,
     /// The kernel command line names another root or another init.
-    #[error("{ROOT} goes without {word} on the kernel command line; init= chooses the first program")]
-    WithWord {
+    #[error("{ROOT} goes without {parameter} on the kernel command line; init= chooses the first program")]
+    WithParameter {
         /// The parameter of the kernel command line.
-        word: String,
+        parameter: String,
     },
     /// The kernel is not Linux, which alone can use a root.
-    #[error("{ROOT} goes with a Linux kernel, and {} is none", kernel.display())]
+    #[error("{ROOT} needs a Linux kernel, and {} is not one", kernel.display())]
     NotLinux {
         /// The path of the kernel.
         kernel: PathBuf,

@@ -38,8 +38,8 @@ pub(super) fn identify(tree: &Tree) -> Option<Foreign> {
     }
     let name = String::from_utf8_lossy(name).escape_debug().to_string();
     Some(Foreign {
-        found: format!("a single folder, {name}, with the root in it"),
-        fix: format!("give that folder, or a tar of what is in it (`tar -C {name} -c .`)"),
+        found: format!("a single directory, {name}, with the root in it"),
+        fix: format!("give that directory, or a tar of its content (`tar -C {name} -c .`)"),
     })
 }
 
@@ -89,9 +89,12 @@ mod tests {
     }
 
     #[test]
-    fn root_in_a_single_folder_is_named() {
+    fn root_in_a_single_directory_is_named() {
         let said = found(&["rootfs/bin/sh", "rootfs/etc/passwd"]).unwrap();
-        assert!(said.contains("a single folder, rootfs,") && said.contains("`tar -C rootfs -c .`"), "{said}");
+        assert!(
+            said.contains("a single directory, rootfs,") && said.contains("`tar -C rootfs -c .`"),
+            "{said}"
+        );
     }
 
     #[test]

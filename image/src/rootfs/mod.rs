@@ -243,7 +243,7 @@ fn opened(request: &RootRequest<'_>) -> Result<Source, RootError> {
     }
     let mut words = request.cmdline.split_ascii_whitespace().take_while(|word| *word != "--");
     if let Some(word) = words.find(|word| OUR_WORDS.iter().any(|ours| word.starts_with(ours))) {
-        return Err(RootError::WithWord { word: word.to_owned() });
+        return Err(RootError::WithParameter { parameter: word.to_owned() });
     }
     let source = Source::open(root.path)?;
     check_kind(root, &source, root.kind)?;
@@ -262,7 +262,7 @@ fn check_kind(root: &RootSource<'_>, source: &Source, wanted: Option<RootKind>) 
 }
 
 fn check_access(root: &RootSource<'_>, source: &Source) -> Result<(), RootError> {
-    let word = match root.access {
+    let option = match root.access {
         RootAccess::Private => return Ok(()),
         RootAccess::PrivateUpTo(_) => "cow-size",
         RootAccess::Image => "rw",
@@ -272,7 +272,7 @@ fn check_access(root: &RootSource<'_>, source: &Source) -> Result<(), RootError>
         Source::Image(file_system) => file_system.name(),
         other => kind_name(other.kind()),
     };
-    Err(RootError::Word { path: root.path.to_owned(), word, found })
+    Err(RootError::Option { path: root.path.to_owned(), option, found })
 }
 
 fn kind_name(kind: RootKind) -> &'static str {

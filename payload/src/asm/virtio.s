@@ -46,7 +46,7 @@
     mov word ptr [rdi + 14], \next
 .endm
 
-# Offers `count` buffers of 4 KiB from `at` on for what queue 0 receives: the heads 0 and up, in order.
+# Offers queue 0 `count` receive buffers of 4 KiB each, from address `at` on, as the chains with the heads 0 and up.
 .macro virtio_receive count, at
     xor ecx, ecx
 1:  mov edi, ecx

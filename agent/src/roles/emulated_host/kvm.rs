@@ -4,15 +4,15 @@ use std::fs;
 
 use crate::report::report;
 
-/// By how much a vCPU's TSC frequency may differ from the machine's until KVM scales the one to the other, in
-/// millionths (Linux, `arch/x86/kvm/x86.c`).
+/// How far a vCPU's TSC frequency may be from the machine's, in millionths, before KVM has to scale it
+/// (Linux, `arch/x86/kvm/x86.c`).
 const TSC_TOLERANCE: &str = "/sys/module/kvm/parameters/tsc_tolerance_ppm";
 
-/// The kernel takes a refined frequency only if it differs by at most 1 % from that of early boot (Linux,
-/// `arch/x86/kernel/tsc.c`).
-const LARGEST_REFINEMENT: &str = "10000";
+/// The kernel takes a refined frequency only if it differs from that of early boot by at most 1 % (Linux,
+/// `arch/x86/kernel/tsc.c`). KVM compares in relation to the refined one, so that a little more is needed.
+const LARGEST_REFINEMENT: &str = "11000";
 
-/// Lets vCPUs have the frequency of early boot after the kernel has refined its own.
+/// Lets vCPUs keep the frequency of early boot after the kernel has refined its own.
 ///
 /// KVM notes the early frequency when it is loaded and gives it to every vCPU. On a busy host the early
 /// measurement is often wrong by more than KVM's own 250 millionths. This machine has no TSC scaling; KVM

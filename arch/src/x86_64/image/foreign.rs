@@ -36,7 +36,7 @@ pub enum Foreign {
     Unknown,
 }
 
-/// The setting to which a file belongs that is not a kernel. It displays as what would work.
+/// The setting that takes a file which is not a kernel. It displays as advice on how to use the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Home {
     /// The root file system.
@@ -100,7 +100,7 @@ impl fmt::Display for Home {
             Self::Root => write!(f, "`{ROOT} FILE` boots it as a root, with or without a kernel of yours"),
             Self::Disk => write!(
                 f,
-                "`{DISKS} FILE` and `{APPEND} root=/dev/vda`, or /dev/vda1 for a partition, boot what is on it"
+                "`{DISKS} FILE` and `{APPEND} root=/dev/vda`, or /dev/vda1 for a partition, boot the system on it"
             ),
             Self::RawDisk => write!(f, "`qemu-img convert -O raw` makes a file of it that {DISKS} takes"),
             Self::Initrd => write!(f, "`{INITRDS} FILE` beside a kernel boots that kernel with it"),

@@ -69,8 +69,8 @@ pub enum LoadError {
     },
     /// The initrds do not fit below the highest address that this kernel can reach, whatever the memory size.
     #[error(
-        "{INITRDS}: {bytes} bytes are too many: this kernel has room for {room} at the addresses where it can \
-         reach one"
+        "{INITRDS}: {bytes} bytes are too many: this kernel has room for {room} at the addresses that it can \
+         reach"
     )]
     InitrdTooLarge {
         /// Bytes of all initrds.
@@ -156,7 +156,7 @@ fn checked_placement(request: &LoadRequest<'_>) -> Result<Option<Placement>, Loa
     let &LoadRequest { image, initrds, cmdline, ram_bytes, .. } = request;
     check_cmdline(cmdline, cmdline_max(image))?;
     check_memory(image, initrds, ram_bytes)?;
-    place_initrd(image, initrd::combined_len(initrds).unwrap_or(u64::MAX), ram_bytes)
+    place_initrd(image, bytes_of(initrds), ram_bytes)
 }
 
 /// Checks that `ram_bytes` of RAM can hold `image` and `initrds`.
@@ -164,12 +164,17 @@ fn checked_placement(request: &LoadRequest<'_>) -> Result<Option<Placement>, Loa
 /// # Errors
 /// [`LoadError::MemoryTooSmall`]: they cannot.
 pub fn check_memory(image: &KernelImage, initrds: &[InitrdFile], ram_bytes: u64) -> Result<(), LoadError> {
-    let initrd_bytes = initrd::combined_len(initrds).unwrap_or(u64::MAX);
+    let initrd_bytes = bytes_of(initrds);
     let needed_mib = minimum_memory_mib(image, initrd_bytes);
     if ram_bytes / MIB < needed_mib {
         return Err(LoadError::MemoryTooSmall { given: ram_bytes, initrd_bytes, needed_mib });
     }
     Ok(())
+}
+
+/// Returns the length of all initrds, or more than fits into any RAM if it overflows.
+fn bytes_of(initrds: &[InitrdFile]) -> u64 {
+    initrd::combined_len(initrds).unwrap_or(u64::MAX)
 }
 
 /// Returns the smallest size of RAM, in whole MiB, that works for `image` and `initrd_bytes` of initrds.

@@ -38,8 +38,8 @@ pub enum DiskOpenError {
     },
     /// Another user has it open in a way that excludes this one.
     #[error(
-        "another program, or another disk of this one, has it open{}; use `ro` or `cow` to share it",
-        if *writes { "" } else { " for writing" }
+        "another program, or another disk of this one, has it open{}",
+        if *writes { "; use `ro` or `cow` to share it with others that only read" } else { " for writing" }
     )]
     Busy {
         /// Whether this disk wants to write.

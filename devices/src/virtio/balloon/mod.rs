@@ -23,7 +23,7 @@ pub struct Balloon {
     /// The number of pages of RAM, which is the largest target.
     most_pages: u32,
     state: Mutex<State>,
-    /// The bytes that have been returned to the host. A page counts each time.
+    /// The bytes that have been returned to the host. A page that is returned again counts again.
     released: Arc<AtomicU64>,
 }
 

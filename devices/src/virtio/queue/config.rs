@@ -35,7 +35,9 @@ pub enum QueueConfigError {
         max_size: u16,
     },
     /// A ring has a wrong alignment, or does not lie in RAM as a whole.
-    #[error("the {ring} at {address:#x} is not {len} bytes of RAM, aligned to {alignment}")]
+    #[error(
+        "the {ring} at {address:#x} is not {len} bytes of RAM at an address that is a multiple of {alignment}"
+    )]
     Ring {
         /// The name of the ring: "descriptor table", "available ring" or "used ring".
         ring: &'static str,

@@ -178,7 +178,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns whether the guest may send `len` bytes now.
+    /// Checks that the guest may send `len` bytes now.
     pub(super) fn check_data(&self, len: u32) -> Result<(), Violation> {
         let is_open = matches!(self.stage, Stage::Open);
         if is_open && self.to_host.takes(len) { Ok(()) } else { Err(Violation) }

@@ -70,7 +70,7 @@ pub enum ConnectError {
     },
     /// The device has its largest number of connections, or of calls.
     #[error(
-        "vsock port {port}: the device already has {} connections, which is its limit",
+        "vsock port {port}: the device has its largest number of connections, {}, or too many calls wait for an answer",
         super::MAX_CONNECTIONS
     )]
     TooMany {
