@@ -76,7 +76,7 @@ fn pause_that_a_resume_overtakes_ends_with_it() {
     }
     let vm = VmBuilder::new(config("spin")).start().unwrap();
     let (handle, over) = (vm.handle(), AtomicBool::new(false));
-    let start = Instant::now();
+    let mut longest = Duration::ZERO;
     thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -84,10 +84,14 @@ fn pause_that_a_resume_overtakes_ends_with_it() {
                 thread::sleep(Duration::from_micros(50));
             }
         });
-        (0..50).for_each(|_| _ = handle.pause());
+        for _ in 0..50 {
+            let start = Instant::now();
+            handle.pause();
+            longest = longest.max(start.elapsed());
+        }
         over.store(true, Ordering::Relaxed);
     });
-    assert!(start.elapsed() < Duration::from_secs(25), "{:?}", start.elapsed());
+    assert!(longest < Duration::from_secs(5), "a pause waited for its time limit: {longest:?}");
 }
 
 #[test]
@@ -472,7 +476,7 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
         let [used, waited] = vcpu_times();
         let elapsed = started.elapsed().as_secs_f64();
         let wanted = (used + waited) / elapsed;
-        elapsed > 2.0 && used / elapsed < 1.5 * share && (0.5 * share..0.5).contains(&wanted)
+        elapsed > 2.0 && used / elapsed < 1.5 * share && (0.5 * share..1.5).contains(&wanted)
     });
     assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }

@@ -65,7 +65,7 @@ struct Opened(fs::File);
 impl Opened {
     fn watch(path: &Path) -> Opened {
         let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
-        // SAFETY: makes a descriptor.
+        // SAFETY: the call takes no pointers.
         let events = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
         assert!(events >= 0);
         // SAFETY: the descriptor is new and nobody else's.
@@ -89,5 +89,5 @@ impl Opened {
     }
 }
 
-/// Equal events that follow each other are one; between two times that a file is opened it is read or closed.
+/// inotify merges equal events in a row; a read or close always separates two opens.
 const EVENTS: u32 = libc::IN_OPEN | libc::IN_ACCESS | libc::IN_CLOSE;

@@ -9,6 +9,7 @@ pub mod network;
 pub mod program;
 
 use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -81,9 +83,14 @@ pub fn file(name: &str, content: &[u8]) -> PathBuf {
 
 /// Returns a path in the directory of the tests' files.
 pub fn scratch() -> PathBuf {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(std::process::id().to_string());
-    fs::create_dir_all(&folder).unwrap();
-    folder
+    static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+        // Process IDs alone repeat: each emulated host has its own, and shares this directory.
+        let name = format!("{}-{:08x}", std::process::id(), RandomState::new().hash_one(0) as u32);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    });
+    FOLDER.clone()
 }
 
 /// Returns a path that no other test uses.
@@ -111,7 +118,9 @@ pub fn is_alone(test: &str) -> bool {
     }
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", test, "--nocapture"]).env(CHILD, "1");
-    finish(&mut command).expect(0, "");
+    let run = finish(&mut command);
+    // The harness ends with 0 also if the name matches no test.
+    assert!(run.expect(0, "").text().contains("1 passed"), "{run:?}");
     false
 }
 

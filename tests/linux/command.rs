@@ -164,8 +164,6 @@ fn signal_that_no_command_waits_for_ends_the_machine_before_and_while_it_runs() 
     }
     // The guest boots for longer than this.
     let console = scratch().join("early.log");
-    // An earlier run of this test leaves it.
-    let _ = fs::remove_file(&console);
     let serial = format!("file={}", console.display());
     let mut command = run(&["--serial", &serial], &["true"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -146,7 +146,7 @@ impl Case {
         let vm = {
             let reader = reader.clone();
             let console = move |bytes: &[u8]| reader.take(Writer::Console, bytes);
-            // A run after the first is of what the files are by then.
+            // A retry opens the files again: they may have been replaced.
             let builder = match earlier {
                 0 => self.builder.clone(),
                 _ => VmBuilder::new(self.builder.config().clone()),
