@@ -74,7 +74,7 @@ fn roots_in_a_form_of_their_own_are_named_with_what_works() {
         (
             "single",
             &["rootfs/bin/sh", "rootfs/etc/passwd"],
-            ["a single folder, rootfs", "tar -C rootfs -c ."],
+            ["a single directory, rootfs", "tar -C rootfs -c ."],
         ),
     ] {
         let root = folder.join(form);
@@ -221,7 +221,7 @@ fn roots_that_are_none_are_refused_and_named() {
     refused(&root("/etc,rw", &[]), &["rw goes with an image of ext4 only, and this is a directory"]);
     refused(&root("/etc", &["-i", script.to_str().unwrap()]), &["--root goes without -i"]);
     refused(&root("/etc", &["-a", "root=/dev/vda"]), &["--root goes without root=/dev/vda"]);
-    refused(&root("/etc", &[]), &["--root goes with a Linux kernel"]);
+    refused(&root("/etc", &[]), &["--root needs a Linux kernel, and "]);
     let words = run(&payload("poweroff"), &["--root", "/etc,fast"]);
     assert!(words.code() == 125 && words.stderr.contains("`fast` does not go with a root"), "{words:?}");
 }
@@ -304,7 +304,7 @@ fn what_an_emulated_host_cannot_have_is_said_by_its_option_before_that_is_starte
         ),
         (
             &["--vsock", "uds=/no/such/folder/s"],
-            &["--vsock uds=/no/such/folder/s: an emulated host cannot reach"],
+            &["--vsock cid=3,uds=/no/such/folder/s: an emulated host cannot reach"],
         ),
         (&["--serial", "socket=/no/such/s"], &["--serial socket=/no/such/s: an emulated host cannot reach"]),
         (&["--cpu-affinity", "0-99"], &["--cpu-affinity 0-99: the emulated host has no CPU "]),

@@ -137,7 +137,7 @@ fn what_is_no_network_is_refused_before_the_guest_runs() {
     let card = "socket=/no/such/socket,mac=02:00:00:00:00:01";
     refused(&["--net", card, "--net", card], "--net: two network cards have the address 02:00:00:00:00:01");
     refused(&["--net", "tap=t0", "--net", "tap=t0"], "--net: two network cards have the end tap=t0");
-    refused(&["--net", "none", "--net", "tap=t0"], "--net none: it cannot be combined with another --net");
+    refused(&["--net", "none", "--net", "tap=t0"], "--net: `none` cannot be combined with a network card");
     let run = finish(run_payload("poweroff").args(["--net", "tap0"]));
     run.expect(125, "`tap0` is not the end of a network card");
     finish(run_payload("poweroff").args(["--net", "none"])).expect(0, "powered off");

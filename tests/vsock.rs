@@ -123,7 +123,7 @@ fn what_cannot_be_a_socket_device_is_refused_before_anything_is_made() {
     refused("cid=2", "`2` is not a guest address (CID)");
     refused("cid=3,cid=4", "`cid=4` does not go with a vsock device");
     refused("uds=", "`uds=` does not go with a vsock device");
-    refused(&format!("uds=/{}", "x".repeat(100)), "has 101 bytes; a vsock device's path may have 96");
+    refused(&format!("uds=/{}", "x".repeat(100)), "has 101 bytes; a vsock device's path may have at most 96");
     needs_kvm!();
     let taken = scratch().join("taken.sock");
     std::fs::write(&taken, b"mine").unwrap();

@@ -32,7 +32,6 @@ mod small_libc;
 fn main() -> ExitCode {
     end_with_117_on_panic();
     ignore_sigxfsz();
-    field::name_fields(arguments::flag_of);
     fault::tidy_up_after_faults();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -49,6 +48,10 @@ fn main() -> ExitCode {
             return usage(&error);
         }
     };
+    field::name_fields(match cli.command {
+        Command::Config(_) => |field| Some(field.setting().to_owned()),
+        _ => arguments::flag_of,
+    });
     stack::give_back();
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),

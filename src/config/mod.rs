@@ -218,7 +218,7 @@ pub enum ConfigError {
     },
     /// The path is too long for a socket.
     #[error(
-        "`{text}` has {len} bytes; a vsock device's path may have {most}, because `_PORT` is appended to it"
+        "`{text}` has {len} bytes; a vsock device's path may have at most {most}, because `_PORT` is appended to it"
     )]
     VsockPath {
         /// The rejected text.
@@ -288,8 +288,9 @@ pub enum ConfigError {
     },
     /// An option of a serial port is unknown, repeated, or contradicts another.
     #[error(
-        "`{word}` does not go with a serial port, or not with what is before it: {}write file=PATH, then limit=SIZE \
-         of at least 64K or limit=none, or socket=PATH alone, each once; a comma in the path is written `,,`",
+        "`{word}` does not go with a serial port, or not with what is before it: {}there are file=PATH, followed by \
+         limit=SIZE (at least 64K) or limit=none, and socket=PATH, which stands alone; a comma in the path is written \
+         `,,`",
         keyed::meant::<SerialConfig>(word)
     )]
     SerialWord {

@@ -1,5 +1,6 @@
 //! The host's end of the serial port.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -7,7 +8,7 @@ use super::ConfigError;
 use super::keyed::{Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::setting::{pattern, setting};
-use super::words::{Word, split};
+use super::words::{Word, escaped, split};
 
 /// The host's end of COM1.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,25 @@ pub enum SerialConfig {
     Socket(PathBuf),
     /// Nothing: output is counted and dropped.
     Null,
+}
+
+impl fmt::Display for SerialConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SerialConfig::Stdio => f.write_str("stdio"),
+            SerialConfig::File(file) => {
+                write!(f, "file={}", escaped(&file.path.to_string_lossy()))?;
+                match file.limit {
+                    Some(SerialFile::DEFAULT_LIMIT) => Ok(()),
+                    Some(bytes) => write!(f, ",limit={}K", bytes >> 10),
+                    None => f.write_str(",limit=none"),
+                }
+            }
+            SerialConfig::Pty => f.write_str("pty"),
+            SerialConfig::Socket(path) => write!(f, "socket={}", escaped(&path.to_string_lossy())),
+            SerialConfig::Null => f.write_str("null"),
+        }
+    }
 }
 
 /// A file that takes the output. It is created or truncated.
@@ -153,6 +173,15 @@ mod tests {
 
     fn file(path: &str, limit: Option<u64>) -> SerialConfig {
         SerialConfig::File(SerialFile { path: path.into(), limit })
+    }
+
+    #[test]
+    fn each_form_is_shown_as_it_is_written() {
+        for text in
+            ["stdio", "null", "pty", "socket=a,,b", "file=a,,b", "file=a,limit=64K", "file=a,limit=none"]
+        {
+            assert_eq!(text.parse::<SerialConfig>().unwrap().to_string(), text);
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ pub(super) struct ConsoleListener {
 #[non_exhaustive]
 pub enum ConsoleError {
     /// The output file cannot be opened.
-    #[error("{SERIAL} file={}: the file cannot be opened for writing: {source}", path.display())]
+    #[error("{SERIAL} {}: the file cannot be opened for writing: {source}", SerialConfig::File(path.clone().into()))]
     File {
         /// The configured path.
         path: PathBuf,
@@ -152,7 +152,10 @@ pub enum ConsoleError {
         r#source: io::Error,
     },
     /// The socket cannot be created.
-    #[error("{SERIAL} socket={}: the socket cannot be made; the path must be free: {source}", path.display())]
+    #[error(
+        "{SERIAL} {}: the socket cannot be made; the path must be free: {source}",
+        SerialConfig::Socket(path.clone())
+    )]
     Socket {
         /// The configured path.
         path: PathBuf,

@@ -22,7 +22,7 @@ pub enum AffinityError {
         count: u32,
     },
     /// The configuration names a CPU that the host does not have.
-    #[error("{CPU_AFFINITY} {affinity}: this host has no CPU {cpu}, its CPUs are 0 to {last}")]
+    #[error("{CPU_AFFINITY} {affinity}: this host has no CPU {cpu}: its CPUs are 0 to {last}")]
     NoSuchCpu {
         /// The configured value.
         affinity: CpuAffinity,

@@ -36,9 +36,8 @@ impl FromStr for GuestIp {
                 }
                 _ => {
                     return Err(format!(
-                        "{word:?} does not go with it, or not twice: write dns=ADDRESS, and gateway=ADDRESS for an \
-                         address or \
-                         timeout=TIME for dhcp"
+                        "{word:?} does not go with this address, or is repeated: write dns=ADDRESS, and \
+                         gateway=ADDRESS for an address or timeout=TIME for dhcp"
                     ));
                 }
             }

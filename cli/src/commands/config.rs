@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use coracle::VmBuilder;
-use coracle::config::{RawConfig, schema};
+use coracle::config::{RawConfig, VcpuCount, schema};
 use coracle::exit_code;
 
 use super::run::default_words;
@@ -32,7 +32,11 @@ pub(crate) fn run(args: &ConfigArgs) -> u8 {
 fn check(file: &Path) -> Result<(), String> {
     let raw = RawConfig::open(file).map_err(|error| chain(&error))?;
     let in_file = |reason: String| format!("{}: {reason}", file.display());
-    let config = settings::config(&raw, default_words()).map_err(|failure| in_file(failure.reason))?;
+    let mut config = settings::config(&raw, default_words()).map_err(|failure| in_file(failure.reason))?;
+    if raw.cpus.is_none() {
+        // A flag of the run may name as many as there can be.
+        config.vcpus = VcpuCount::new(VcpuCount::MAX).unwrap_or_default();
+    }
     let builder = VmBuilder::new(config);
     let checked = if raw.kernel.is_some() { builder.check_files() } else { builder.check_values() };
     checked.map_err(|error| in_file(chain(&error)))

@@ -206,8 +206,7 @@ impl Crossing {
         match affinity.cpus().into_iter().find(|cpu| u32::from(*cpu) >= count) {
             None => Ok(()),
             Some(cpu) => Err(Failure::usage(format!(
-                "--cpu-affinity {affinity}: the emulated host has no CPU {cpu}, its CPUs are 0 to {}",
-                count.saturating_sub(1)
+                "--cpu-affinity {affinity}: the emulated host has no CPU {cpu}: it has {count}, counted from 0"
             ))),
         }
     }
@@ -280,14 +279,15 @@ fn refuse_what_does_not_cross(config: &VmConfig) -> Result<(), Failure> {
             "--net {end}: {WHY}; `coracle host-emulate` can run a command that sets up its network there"
         )));
     }
-    let uds = config.vsock.as_ref().and_then(|vsock| vsock.uds.as_ref());
-    let uds = uds.map(|path| format!("--vsock uds={}", path.display()));
-    let serial = match &config.serial {
-        SerialConfig::Pty => Some("--serial pty".to_owned()),
-        SerialConfig::Socket(path) => Some(format!("--serial socket={}", path.display())),
-        SerialConfig::File(_) | SerialConfig::Stdio | SerialConfig::Null => None,
-    };
-    uds.or(serial).map_or(Ok(()), |what| Err(Failure::usage(format!("{what}: {WHY}"))))
+    if let Some(vsock) = config.vsock.as_ref().filter(|vsock| vsock.uds.is_some()) {
+        return Err(Failure::usage(format!("--vsock {vsock}: {WHY}")));
+    }
+    match &config.serial {
+        serial @ (SerialConfig::Pty | SerialConfig::Socket(_)) => {
+            Err(Failure::usage(format!("--serial {serial}: {WHY}")))
+        }
+        SerialConfig::File(_) | SerialConfig::Stdio | SerialConfig::Null => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use coracle::config::{
     ConsoleDevice, NetChoice, NetConfig, RawConfig, SerialConfig, VmConfig, default_cmdline_with, names_root,
 };
+use coracle::error::field::NETS;
 use coracle::exit_code;
 
 use super::chain;
@@ -91,7 +92,7 @@ fn nets(choices: &[NetChoice]) -> Result<Vec<NetConfig>, Failure> {
     });
     let cards: Vec<NetConfig> = cards.collect();
     if !cards.is_empty() && choices.contains(&NetChoice::None) {
-        return Err(Failure::usage("--net none: it cannot be combined with another --net"));
+        return Err(Failure::usage(format!("{NETS}: `none` cannot be combined with a network card")));
     }
     Ok(cards)
 }

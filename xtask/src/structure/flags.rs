@@ -16,7 +16,7 @@ pub(super) fn check(sources: &[Source], verdicts: &mut Verdicts) -> Result<()> {
         for name in names::of_file(&source.text).with_context(|| source.path.clone())? {
             if let Some(flag) = flag_in(&name.text) {
                 verdicts.faults.push(format!(
-                    "{}:{}: a text of the library has the flag {flag}; it names the field, by coracle_arch::field",
+                    "{}:{}: a text of the library has the flag {flag}; name the field instead (coracle_arch::field)",
                     source.path, name.line
                 ));
             }

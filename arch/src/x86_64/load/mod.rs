@@ -14,7 +14,7 @@ use super::layout::{CMDLINE, CMDLINE_AREA, HIGH_MEMORY, PAGE_SIZE, low_ram_end};
 use super::pvh::StartInfo;
 use super::registers::BootState;
 use super::{gdt, paging, reset_vector};
-use crate::field::{APPEND, INITRDS, MEMORY};
+use crate::field::{INITRDS, MEMORY};
 
 /// The longest command line of an image that states no limit: Linux's COMMAND_LINE_SIZE on x86 without the
 /// NUL.
@@ -79,7 +79,7 @@ pub enum LoadError {
         room: u64,
     },
     /// The command line is longer than the kernel accepts.
-    #[error("{APPEND}: the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
+    #[error("the kernel command line is {len} bytes long, but this kernel takes at most {max}")]
     CommandLineTooLong {
         /// Bytes of the command line.
         len: u64,
@@ -87,7 +87,7 @@ pub enum LoadError {
         max: u64,
     },
     /// The command line has a character that would end or split it.
-    #[error("{APPEND}: the kernel command line has a {name} at byte {position}; remove it")]
+    #[error("the kernel command line has a {name} at byte {position}; remove it")]
     CommandLineCharacter {
         /// The character's name.
         name: &'static str,

@@ -132,7 +132,7 @@ fn command_line_of_the_limit_is_taken_and_one_byte_more_refused() {
     let error = load(&memory, &LoadRequest { cmdline: &"x".repeat(2048), ..request(&image) }).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "append: the kernel command line is 2048 bytes long, but this kernel takes at most 2047"
+        "the kernel command line is 2048 bytes long, but this kernel takes at most 2047"
     );
 }
 
@@ -150,10 +150,7 @@ fn command_line_limit_is_the_image_s_own_within_its_area() {
 fn command_line_with_nul_or_newline_is_refused() {
     for (line, name) in [("a\0b", "NUL"), ("a\nb", "newline")] {
         let error = check_cmdline(line, 2047).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            format!("append: the kernel command line has a {name} at byte 1; remove it")
-        );
+        assert_eq!(error.to_string(), format!("the kernel command line has a {name} at byte 1; remove it"));
     }
 }
 

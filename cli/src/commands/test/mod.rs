@@ -65,11 +65,13 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     // Report everything that is wrong before the first test starts.
     report_file::check("--junit", args.junit.as_deref())?;
     report_file::check("--json", args.json.as_deref())?;
-    for (index, case) in cases.iter_mut().enumerate() {
+    let mut open_files = 0;
+    for case in &mut cases {
         let opened = case.builder.clone().open_files();
         let checked = opened.and_then(|opened| opened.check_files().map(|()| opened));
         let opened = checked.map_err(|error| Failure::usage(format!("{}: {}", case.name, chain(&error))))?;
-        if index < MAX_OPEN_CASES {
+        open_files += 1 + case.builder.config().initrds.len();
+        if open_files <= MAX_OPEN_FILES {
             case.builder = opened;
         }
     }
@@ -396,9 +398,9 @@ fn default_jobs(cases: &[Case]) -> usize {
     (cpus / largest.max(1)).max(1)
 }
 
-/// The number of cases that keep their files open from the check to the run, a kernel and mostly an initrd
-/// each; the rest open them again. A process usually may have 1024 descriptors open (RLIMIT_NOFILE).
-const MAX_OPEN_CASES: usize = 64;
+/// The number of files that stay open from the check to the run: the kernels and initrds of the first cases.
+/// The other cases open theirs again. A process usually may have 1024 descriptors open (RLIMIT_NOFILE).
+const MAX_OPEN_FILES: usize = 256;
 /// Far longer than a boot takes on an emulated host, and short enough that a hung guest does not hold up a
 /// job.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(60);
