@@ -115,6 +115,8 @@ payloads! {
         "prints its initrd, where some bytes wait, spin or end with 7; then powers off: 0";
     "hello-exit" Zero payload_hello_exit..payload_hello_exit_end
         "prints one byte, then writes 0 to the debug-exit port: 0";
+    "serial-20000" Zero payload_serial_20000..payload_serial_20000_end
+        "prints 20,000 bytes, then writes 0 to the debug-exit port: 0";
     "hello-halt" Zero payload_hello_halt..payload_hello_halt_end "prints one byte, then halts forever";
     "flood" Zero payload_flood..payload_flood_end "prints forever";
     "bug-at-last" Zero payload_bug_at_last..payload_bug_at_last_end

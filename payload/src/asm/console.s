@@ -11,6 +11,19 @@
 2:
 .endm
 
+# Writes 0 to the debug-exit port, or else powers off by the ACPI register of Cloud Hypervisor, or else resets by the
+# keyboard controller, which ends a Firecracker.
+.macro end_in_every_vmm
+    xor eax, eax
+    out 0xf4, al
+    mov dx, 0x600
+    mov al, 0x34
+    out dx, al
+    mov al, 0xfe
+    out 0x64, al
+9:  jmp 9b
+.endm
+
 .globl payload_panic_text, payload_panic_text_end
 payload_panic_text:
     lea rsi, [rip + panic_words]
@@ -165,7 +178,17 @@ payload_hello_exit:
     mov dx, 0x3f8
     mov al, 0x21
     out dx, al
-    xor eax, eax
-    out 0xf4, al
-1:  jmp 1b
+    end_in_every_vmm
 payload_hello_exit_end:
+
+.globl payload_serial_20000, payload_serial_20000_end
+payload_serial_20000:
+    mov dx, 0x3f8
+    mov al, 0x21
+    mov ecx, 20000
+1:  out dx, al
+    mov al, 0x2e
+    dec ecx
+    jnz 1b
+    end_in_every_vmm
+payload_serial_20000_end:

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{place, start, vsock};
+use super::{life, place, vsock};
 use crate::process::run as run_command;
 use crate::workspace::Workspace;
 use crate::{guest, static_build};
@@ -31,7 +31,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     println!("\nBare guests on this machine's KVM\n");
     let rounds = (runs / RUNS_PER_ROUND).max(1);
     vsock::run(workspace, rounds)?;
-    let payload = start::write_payload(&workspace.target.join("payloads"), "halt")?;
+    let payload = life::write_payload(&workspace.target.join("payloads"), "halt")?;
     let mut part = Command::new(tasks);
     part.args(["bench", "part", "churn", "--rounds", &rounds.to_string()]).arg(payload);
     run_command(&mut part)

@@ -9,12 +9,15 @@ mod exec_guest;
 mod forks;
 mod host_disk;
 mod irqchip;
+mod life;
 mod net;
+mod peers;
 mod place;
 mod process_time;
 mod stage;
 mod start;
 mod statistics;
+mod vmm;
 mod vsock;
 mod worker;
 
@@ -32,6 +35,13 @@ pub(crate) enum Bench {
     Start {
         /// Runs of each
         #[arg(long, default_value_t = 200)]
+        runs: u32,
+    },
+    /// Coracle and its peers in one table: QEMU's microvm, and Firecracker and Cloud Hypervisor if they are on
+    /// the PATH
+    Peers {
+        /// Runs of each
+        #[arg(long, default_value_t = 50)]
         runs: u32,
     },
     /// From exec to the first process of a Linux guest, with the tuned and the stock kernel; compared with
@@ -121,6 +131,7 @@ pub(crate) enum Part {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
+        Bench::Peers { runs } => peers::run(workspace, (*runs).max(1)),
         Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
         Bench::Exec { runs } => exec::run(workspace, (*runs).max(20)),
         Bench::Block { runs } => block::run(workspace, (*runs).max(1)),

@@ -1,0 +1,156 @@
+//! The life of a bare guest's process: its times, and what it holds while its guest waits.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use coracle_payload::Payload;
+
+use super::process_time::wait_cpu_time;
+use super::statistics::Samples;
+use crate::process;
+
+/// The times of one monitor's runs.
+#[derive(Debug, Default)]
+pub(super) struct Lives {
+    /// From before the fork to the guest's first byte.
+    pub(super) first_byte: Samples,
+    /// From before the fork to the end of the process.
+    pub(super) whole: Samples,
+    /// The CPU time that the kernel accounts to the process.
+    pub(super) cpu: Samples,
+    /// From the guest's first byte to the end of the process.
+    pub(super) after_first_byte: Samples,
+}
+
+/// What a process holds while its guest waits.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// The memory of the process apart from the guest's RAM, shared pages in equal parts.
+    pub(super) pss_kib: u64,
+    /// The written memory of the process apart from the guest's RAM.
+    pub(super) private_dirty_kib: u64,
+    /// The part of the guest's RAM that has memory of the host.
+    pub(super) guest_ram_kib: u64,
+    /// The threads of the process.
+    pub(super) threads: usize,
+}
+
+/// Writes the ELF file of a payload.
+pub(super) fn write_payload(folder: &Path, name: &str) -> Result<PathBuf> {
+    let payload = Payload::named(name).with_context(|| format!("there is no payload {name}"))?;
+    fs::create_dir_all(folder)?;
+    let path = folder.join(format!("{name}.elf"));
+    fs::write(&path, payload.elf())?;
+    Ok(path)
+}
+
+impl Lives {
+    /// Runs the command to its end.
+    pub(super) fn measure(&mut self, command: &mut Command) -> Result<()> {
+        let start = Instant::now();
+        let (child, mut stdout) = spawn(command)?;
+        read_first_byte(&mut stdout, command)?;
+        let first_byte = start.elapsed();
+        let cpu = wait_cpu_time_after(&child, &mut stdout)?;
+        let whole = start.elapsed();
+        self.first_byte.push(first_byte);
+        self.whole.push(whole);
+        self.cpu.push(cpu);
+        self.after_first_byte.push(whole.saturating_sub(first_byte));
+        Ok(())
+    }
+}
+
+/// Reads the rest of the output, and then waits.
+fn wait_cpu_time_after(child: &Child, stdout: &mut File) -> Result<std::time::Duration> {
+    let mut piece = [0; 4096];
+    while stdout.read(&mut piece)? > 0 {}
+    wait_cpu_time(child)
+}
+
+/// A process whose guest has printed a byte and waits. It is killed on drop.
+pub(super) struct Waiting(Child);
+
+impl Waiting {
+    pub(super) fn start(command: &mut Command) -> Result<Waiting> {
+        let (child, mut stdout) = spawn(command)?;
+        let waiting = Waiting(child);
+        read_first_byte(&mut stdout, command)?;
+        Ok(waiting)
+    }
+
+    pub(super) fn held(&self, guest_mib: u64) -> Result<Held> {
+        let process = PathBuf::from(format!("/proc/{}", self.0.id()));
+        let threads = fs::read_dir(process.join("task")).context("the threads")?.count();
+        let smaps = fs::read_to_string(process.join("smaps")).context("the mappings")?;
+        Ok(Held { threads, ..Held::of_mappings(&smaps, guest_mib << 10) })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // A process that has ended by itself is only waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Held {
+    /// Adds up `/proc/PID/smaps`. The guest's RAM is what has exactly its size.
+    fn of_mappings(smaps: &str, guest_kib: u64) -> Held {
+        let mut held = Held::default();
+        let mut is_guest = false;
+        for line in smaps.lines() {
+            let mut words = line.split_whitespace();
+            let (Some(key), Some(kib)) = (words.next(), words.next().and_then(|kib| kib.parse::<u64>().ok()))
+            else {
+                continue;
+            };
+            match key {
+                "Size:" => is_guest = kib == guest_kib,
+                "Rss:" if is_guest => held.guest_ram_kib += kib,
+                "Pss:" if !is_guest => held.pss_kib += kib,
+                "Private_Dirty:" if !is_guest => held.private_dirty_kib += kib,
+                _ => {}
+            }
+        }
+        held
+    }
+}
+
+fn spawn(command: &mut Command) -> Result<(Child, File)> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().with_context(|| format!("cannot start `{}`", process::line(command)))?;
+    let stdout = child.stdout.take().context("the child's stdout")?;
+    Ok((child, File::from(OwnedFd::from(stdout))))
+}
+
+/// Reads until the guest's first byte, which no monitor prints by itself.
+fn read_first_byte(stdout: &mut File, command: &Command) -> Result<()> {
+    let mut byte = [0];
+    while byte != *b"!" {
+        if stdout.read(&mut byte)? == 0 {
+            bail!("`{}` ended without output of its guest", process::line(command));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_ram_is_counted_by_itself() {
+        let smaps = "7f00-7f01 rw-p 00000000 00:00 0\nSize: 131072 kB\nRss: 2050 kB\nPss: 2048 kB\n\
+                     Private_Dirty: 2048 kB\n5500-5501 r-xp 00000000 00:00 0\nSize: 64 kB\nRss: 64 kB\nPss: 60 kB\n\
+                     Pss_Dirty: 1 kB\nPrivate_Dirty: 4 kB\n";
+        let expected = Held { pss_kib: 60, private_dirty_kib: 4, guest_ram_kib: 2050, threads: 0 };
+        assert_eq!(Held::of_mappings(smaps, 131_072), expected);
+    }
+}
