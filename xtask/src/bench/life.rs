@@ -27,7 +27,7 @@ pub(super) struct Lives {
     pub(super) after_first_byte: Samples,
 }
 
-/// What a process holds while its guest waits.
+/// The memory and threads of a process while its guest waits.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
     /// The memory of the process apart from the guest's RAM, shared pages in equal parts.

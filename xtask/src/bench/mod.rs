@@ -37,8 +37,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// Coracle and its peers in one table: QEMU's microvm, and Firecracker and Cloud Hypervisor if they are on
-    /// the PATH
+    /// Coracle and its peers in one table: QEMU's microvm, and Firecracker and Cloud Hypervisor if they are
+    /// on the PATH
     Peers {
         /// Runs of each
         #[arg(long, default_value_t = 50)]

@@ -1,5 +1,5 @@
-//! Coracle and its peers in one table: the same bare guests, in turn, on the same KVM. A peer that is not on the
-//! PATH is a column that says so.
+//! Coracle and its peers in one table: the same bare guests, in turn, on the same KVM. A peer that is not on
+//! the PATH is a column that says so.
 
 mod table;
 
@@ -84,7 +84,7 @@ impl Guests {
     }
 }
 
-/// What was measured of one monitor; each figure has a sample for each time that it was taken.
+/// The figures of one monitor; each figure has a sample for each time that it was taken.
 #[derive(Default)]
 struct Figures {
     lives: Lives,

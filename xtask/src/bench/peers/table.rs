@@ -15,7 +15,7 @@ struct Row {
     values: Vec<Option<f64>>,
 }
 
-/// Which values of a row are better.
+/// The values of a row that are better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Better {
     Less,
