@@ -1,10 +1,11 @@
-//! How long a Linux guest takes from exec to its first process, under Coracle and under QEMU's microvm: the
-//! same kernels, the same initramfs, the same kernel parameters, in turn, on the same KVM.
+//! How long a Linux guest takes from exec to its first process, under Coracle and its peers: the same
+//! kernels, the same initramfs, the same kernel parameters, in turn, on the same KVM.
 //!
 //! If `/dev/kvm` is not hardware, everything runs inside one emulated host. Nothing that is measured there
 //! reads from the network file system: programs, libraries, kernels and initramfs are copied to memory first,
-//! for both monitors.
+//! for all monitors.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -16,9 +17,11 @@ use anyhow::{Context, Result, bail, ensure};
 use coracle::config::default_cmdline_with;
 use serde::Deserialize;
 
+use super::kvm_exits::{self, KvmExits};
 use super::place;
 use super::stage::Stage;
 use super::statistics::Samples;
+use super::vmm::{self, Guest, Kind, Linux, Vmm};
 use crate::process::line;
 use crate::static_build;
 use crate::workspace::Workspace;
@@ -35,7 +38,15 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
 
 /// Measures on this host's KVM.
 pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()> {
-    let stage = Stage::new(coracle)?.with_qemu()?;
+    kvm_exits::prepare();
+    let stage = Stage::new(coracle)?;
+    let mut vmms: Vec<Vmm> = Vec::new();
+    for kind in vmm::ALL {
+        match Vmm::staged(kind, &stage)? {
+            Some(vmm) => vmms.push(vmm),
+            None => println!("{kind}: not here"),
+        }
+    }
     let initramfs = stage.take(&data.join("guest/initramfs.cpio"), "initramfs")?;
     let mut measured: Vec<Measured<'_>> = Vec::new();
     for kernel in &KERNELS {
@@ -45,13 +56,15 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
             continue;
         }
         let path = stage.take(&path, kernel.name)?;
-        for vmm in Vmm::all(&stage, kernel) {
-            let outcome = stage.path("outcome.json");
-            let guest = Guest { kernel, path: path.clone(), initramfs: &initramfs, outcome };
-            measured.push(Measured::new(*vmm, vmm.command(&stage, &guest), guest));
-        }
+        let outcome = stage.path("outcome.json");
+        let mut coracle: Vec<OsString> = kernel.args.iter().map(OsString::from).collect();
+        coracle.extend(["--outcome".into(), outcome.clone().into()]);
+        let linux = Linux { initramfs: initramfs.clone(), cmdline: cmdline(), coracle };
+        let guest = Guest::linux(&path, GUEST_MIB, linux)?;
+        let vmms = vmms.iter().filter(|vmm| vmm.kind == Kind::Coracle || !kernel.packed);
+        measured.extend(vmms.map(|vmm| Measured::new(vmm, kernel, &guest, outcome.clone())));
     }
-    // One extra round, which is not counted, warms the caches.
+    // One extra round, which is not counted, warms the caches and shows which peers boot the guests.
     for round in 0..=runs {
         for measured in &mut measured {
             measured.run_once(round > 0)?;
@@ -63,19 +76,18 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
 
 /// A kernel under a virtual machine monitor.
 struct Measured<'a> {
-    vmm: Vmm,
-    command: Command,
-    guest: Guest<'a>,
-    first_process: Samples,
-    exits: Option<Exits>,
-}
-
-/// The files of a guest.
-struct Guest<'a> {
+    vmm: &'a Vmm,
     kernel: &'static Kernel,
-    path: PathBuf,
-    initramfs: &'a Path,
+    command: Command,
+    /// Coracle's report.
     outcome: PathBuf,
+    first_process: Samples,
+    /// The exits up to the first process.
+    kvm_exits: Option<KvmExits>,
+    /// The exits of a whole life in Coracle.
+    exits: Option<Exits>,
+    /// Whether it is left out, because the monitor does not boot the kernel.
+    has_failed: bool,
 }
 
 /// The exit counts in Coracle's outcome report.
@@ -92,25 +104,44 @@ struct Report {
     exits: Exits,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Vmm {
-    Coracle,
-    QemuMicrovm,
-}
-
 impl<'a> Measured<'a> {
-    fn new(vmm: Vmm, command: Command, guest: Guest<'a>) -> Self {
-        Self { vmm, command, guest, first_process: Samples::default(), exits: None }
+    fn new(vmm: &'a Vmm, kernel: &'static Kernel, guest: &Guest, outcome: PathBuf) -> Self {
+        Self {
+            vmm,
+            kernel,
+            command: vmm.command(guest),
+            outcome,
+            first_process: Samples::default(),
+            kvm_exits: None,
+            exits: None,
+            has_failed: false,
+        }
     }
 
-    /// Boots once to the mark, and waits for the end.
+    /// Boots once to the mark, and waits for the end. A failure of Coracle is an error; a peer that fails is
+    /// left out.
     fn run_once(&mut self, counts: bool) -> Result<()> {
+        if self.has_failed {
+            return Ok(());
+        }
+        match self.boot(counts) {
+            Err(error) if self.vmm.kind != Kind::Coracle => {
+                println!("{} does not boot the {} kernel: {error:#}", self.vmm.kind, self.kernel.name);
+                self.has_failed = true;
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn boot(&mut self, counts: bool) -> Result<()> {
         let start = Instant::now();
         let mut child = spawn(&mut self.command)?;
         let mut stdout = File::from(OwnedFd::from(child.stdout.take().context("the child's stdout")?));
         let result = read_until_mark(&mut stdout);
         let elapsed = start.elapsed();
-        if self.vmm == Vmm::QemuMicrovm || result.is_err() {
+        self.kvm_exits = KvmExits::of(child.id()).or(self.kvm_exits);
+        if self.vmm.kind != Kind::Coracle || result.is_err() {
             child.kill()?;
         }
         child.wait()?;
@@ -118,93 +149,49 @@ impl<'a> Measured<'a> {
         if counts {
             self.first_process.push(elapsed);
         }
-        if self.vmm == Vmm::Coracle {
-            let report = fs::read(&self.guest.outcome).context("cannot read the outcome")?;
+        if self.vmm.kind == Kind::Coracle {
+            let report = fs::read(&self.outcome).context("cannot read the outcome")?;
             self.exits = Some(serde_json::from_slice::<Report>(&report).context("the outcome")?.exits);
         }
         Ok(())
     }
 }
 
-impl Vmm {
-    fn all(stage: &Stage, kernel: &Kernel) -> &'static [Self] {
-        match stage.has_qemu() && !kernel.packed {
-            true => &[Self::Coracle, Self::QemuMicrovm],
-            false => &[Self::Coracle],
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Coracle => "coracle",
-            Self::QemuMicrovm => "QEMU microvm",
-        }
-    }
-
-    fn command(self, stage: &Stage, guest: &Guest<'_>) -> Command {
-        let memory = format!("{GUEST_MIB}M");
-        let Guest { kernel, path, initramfs, outcome } = guest;
-        match self {
-            Self::Coracle => {
-                let mut command = Command::new(stage.coracle());
-                command
-                    .args(["run", "--accel", "kvm", "--memory", &memory])
-                    .args(kernel.args)
-                    .arg(path)
-                    .arg("-i")
-                    .arg(initramfs);
-                command.args(["--cmdline", &cmdline(), "--outcome"]).arg(outcome);
-                command
-            }
-            Self::QemuMicrovm => {
-                let mut command = stage.qemu();
-                command.args([
-                    "-M",
-                    QEMU_MACHINE,
-                    "-cpu",
-                    "host",
-                    "-m",
-                    &memory,
-                    "-nodefaults",
-                    "-no-user-config",
-                ]);
-                command.args(["-display", "none", "-no-reboot", "-serial", "stdio", "-append", &cmdline()]);
-                command.arg("-kernel").arg(path).arg("-initrd").arg(initramfs);
-                command
-            }
-        }
-    }
-}
-
 fn print(measured: &[Measured<'_>], runs: u32) {
     println!(
-        "From exec to the guest's first process: one vCPU, {GUEST_MIB} MiB, {runs} boots of each, in turn\n\n\
-         {:16} {:14} {:>10} {:>10} {:>10} {:>7}",
-        "kernel", "", "median", "least", "p95", "ratio"
+        "From exec to the guest's first process: one vCPU, {GUEST_MIB} MiB, {runs} boots of each, in turn; exits to \
+         there as KVM counts them\n\n{:16} {:16} {:>10} {:>10} {:>10} {:>7} {:>9} {:>7} {:>7}",
+        "kernel", "", "median", "least", "p95", "ratio", "exits", "ports", "MMIO"
     );
-    for one in measured {
+    for one in measured.iter().filter(|one| !one.has_failed) {
         let median = one.first_process.median_ms();
-        let of_qemu =
-            measured.iter().find(|other| other.guest.path == one.guest.path && other.vmm == Vmm::QemuMicrovm);
-        let ratio = of_qemu.map(|qemu| format!("{:.2}", median / qemu.first_process.median_ms()));
-        println!(
-            "{:16} {:14} {median:7.0} ms {:7.0} ms {:7.0} ms {:>7}",
-            one.guest.kernel.name,
-            one.vmm.name(),
+        let ours = measured.iter().find(|other| is_coracle_with(other, one.kernel));
+        let ratio = ours.map_or(1.0, |ours| median / ours.first_process.median_ms());
+        print!(
+            "{:16} {:16} {median:7.0} ms {:7.0} ms {:7.0} ms {ratio:7.2}",
+            one.kernel.name,
+            one.vmm.kind,
             one.first_process.percentile_ms(0),
             one.first_process.percentile_ms(95),
-            ratio.unwrap_or_default(),
         );
+        match one.kvm_exits {
+            Some(KvmExits { all, ports, mmio }) => println!(" {all:9} {ports:7} {mmio:7}"),
+            None => println!(),
+        }
     }
-    println!("\nExits of a whole life in Coracle, from boot to power-off:");
+    println!("\nThe ratio is to Coracle's median. Exits of a whole life in Coracle, from boot to power-off:");
     for one in measured {
         let Some(Exits { port_in, port_out, mmio_read, mmio_write }) = one.exits else { continue };
         println!(
             "{:16} {} in all: ports {port_in} in, {port_out} out; MMIO {mmio_read} read, {mmio_write} written",
-            one.guest.kernel.name,
+            one.kernel.name,
             port_in + port_out + mmio_read + mmio_write
         );
     }
+}
+
+fn is_coracle_with(one: &Measured<'_>, kernel: &Kernel) -> bool {
+    one.vmm.kind == Kind::Coracle && one.kernel.name == kernel.name
 }
 
 fn spawn(command: &mut Command) -> Result<Child> {
@@ -264,12 +251,7 @@ const MARK: &str = "coracle-agent: first process";
 /// The maximum length of the console up to the mark; the text of a panic is shorter.
 const CONSOLE_LIMIT: usize = 64 << 10;
 
-/// The fastest of QEMU's settings that boots both kernels. Without its legacy timer and interrupt controller,
-/// Linux takes nearly twice as long: 6.3 s instead of 3.5 s with the tuned kernel, with or without ACPI.
-const QEMU_MACHINE: &str =
-    "microvm,accel=kvm,x-option-roms=off,pit=on,pic=on,rtc=on,acpi=on,auto-kernel-cmdline=off";
-
-const GUEST_MIB: u32 = 256;
+const GUEST_MIB: u64 = 256;
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ mod exec_guest;
 mod forks;
 mod host_disk;
 mod irqchip;
+mod kvm_exits;
 mod life;
 mod net;
 mod peers;
@@ -37,15 +38,15 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// Coracle and its peers in one table: QEMU's microvm, and Firecracker and Cloud Hypervisor if they are
-    /// on the PATH
+    /// Coracle and its peers, QEMU's microvm and, if they are on the PATH, Firecracker and Cloud Hypervisor:
+    /// a table of bare guests, and `boot`
     Peers {
         /// Runs of each
         #[arg(long, default_value_t = 50)]
         runs: u32,
     },
-    /// From exec to the first process of a Linux guest, with the tuned and the stock kernel; compared with
-    /// QEMU's microvm
+    /// From exec to the first process of a Linux guest, with the tuned and the stock kernel, and the exits to
+    /// there; compared with the peers that are on the PATH
     Boot {
         /// Boots of each
         #[arg(long, default_value_t = 9)]

@@ -8,13 +8,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::process::{capture, exists};
+use crate::process::capture;
 
 /// A directory of such copies, removed on drop.
 #[derive(Debug)]
 pub(super) struct Stage {
     folder: PathBuf,
-    has_qemu: bool,
 }
 
 impl Stage {
@@ -26,21 +25,27 @@ impl Stage {
         let folder = std::env::temp_dir().join(format!("coracle-bench-{}", std::process::id()));
         fs::create_dir_all(folder.join("lib"))
             .with_context(|| format!("cannot make {}", folder.display()))?;
-        let stage = Self { folder, has_qemu: false };
+        let stage = Self { folder };
         stage.take(coracle, "coracle")?;
         Ok(stage)
     }
 
-    /// Copies QEMU too, if it is installed.
+    /// Copies a program of the PATH with its libraries.
     ///
     /// # Errors
     /// A file cannot be copied.
-    pub(super) fn with_qemu(mut self) -> Result<Self> {
-        match exists(QEMU) {
-            true => self.take_qemu()?,
-            false => println!("{QEMU} is not installed: Coracle is measured alone"),
+    pub(super) fn take_program(&self, name: &str) -> Result<()> {
+        let program = capture(Command::new("sh").args(["-c", &format!("command -v {name}")]))?;
+        let program = Path::new(program.trim());
+        self.take(program, name)?;
+        // `ldd` fails for a static program.
+        let ldd = capture(Command::new("ldd").arg(program)).unwrap_or_default();
+        for library in libraries(&ldd) {
+            let library = Path::new(library);
+            let name = library.file_name().and_then(|name| name.to_str()).context("a library has no name")?;
+            self.take(library, &format!("lib/{name}"))?;
         }
-        Ok(self)
+        Ok(())
     }
 
     /// Copies a file and returns the path of the copy.
@@ -61,31 +66,6 @@ impl Stage {
     pub(super) fn coracle(&self) -> PathBuf {
         self.path("coracle")
     }
-
-    pub(super) fn has_qemu(&self) -> bool {
-        self.has_qemu
-    }
-
-    /// Returns the command for QEMU with its own libraries and firmware.
-    pub(super) fn qemu(&self) -> Command {
-        let mut command = Command::new(self.path(QEMU));
-        command.env("LD_LIBRARY_PATH", self.path("lib")).arg("-L").arg(&self.folder);
-        command
-    }
-
-    fn take_qemu(&mut self) -> Result<()> {
-        let program = capture(Command::new("sh").args(["-c", &format!("command -v {QEMU}")]))?;
-        let program = Path::new(program.trim());
-        self.take(program, QEMU)?;
-        for library in libraries(&capture(Command::new("ldd").arg(program))?) {
-            let library = Path::new(library);
-            let name = library.file_name().and_then(|name| name.to_str()).context("a library has no name")?;
-            self.take(library, &format!("lib/{name}"))?;
-        }
-        self.take(Path::new(FIRMWARE), "bios-microvm.bin")?;
-        self.has_qemu = true;
-        Ok(())
-    }
 }
 
 impl Drop for Stage {
@@ -99,10 +79,6 @@ fn libraries(ldd: &str) -> impl Iterator<Item = &str> {
     let found = ldd.lines().filter_map(|line| line.split_once(" => "));
     found.filter_map(|(_, rest)| rest.split(' ').next()).filter(|path| path.starts_with('/'))
 }
-
-const QEMU: &str = "qemu-system-x86_64";
-/// The firmware of QEMU's microvm, at the path in Debian's package.
-const FIRMWARE: &str = "/usr/share/qemu/bios-microvm.bin";
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use super::boot;
 use super::life::{Lives, Waiting, write_payload};
 use super::vmm::{self, Guest, Kind, Vmm};
 use crate::static_build;
@@ -39,8 +40,8 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
             column.measure(|vmm, figures| figures.take(vmm, &guests, round, runs))?;
         }
     }
-    println!("{}", table(&columns));
-    Ok(())
+    println!("{}\n", table(&columns));
+    boot::run(workspace, runs.div_ceil(10))
 }
 
 /// A monitor and what was measured of it.
