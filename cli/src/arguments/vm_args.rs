@@ -42,8 +42,8 @@ flags! {
         #[arg(short, long = "initrd", value_name = "FILE")]
         initrds: Vec<PathBuf>,
         /// Root file system: a directory, a tar (plain, gzip, xz, zstd, LZ4), or an image of ext4, EROFS or
-        /// squashfs, none of which is modified; or path=PATH followed by a comma-separated list of rw (writes
-        /// go to the image), cow-size=SIZE, as=initramfs or as=disk, and keep-ids. Here and in every list
+        /// squashfs, which stays unmodified; or path=PATH followed by a comma-separated list of rw (writes go
+        /// to the ext4 image), cow-size=SIZE, as=initramfs or as=disk, and keep-ids. Here and in every list
         /// with a path, `,,` stands for a comma in the path
         #[arg(long, value_name = "ROOT")]
         root: Option<RootConfig>,
@@ -63,7 +63,7 @@ flags! {
         /// Require a kernel that randomizes its address (KASLR): a bzImage that decompresses itself
         #[arg(long)]
         kaslr: bool,
-        /// Number of vCPUs [default: 1]
+        /// Number of vCPUs, 1 to 64 [default: 1]
         #[arg(long, value_name = "N", allow_hyphen_values = true)]
         cpus: Option<VcpuCount>,
         /// CPU model of the vCPUs: host, baseline (x86-64-v2) or the path of a template [default: host]
@@ -77,7 +77,7 @@ flags! {
         #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
         cpu_quota: Option<CpuQuota>,
         /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default:
-        /// 256M]
+        /// 256M; with cargo-runner 512M, or more for a large program]
         #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
         memory: Option<MemoryConfig>,
         /// Disk: the path of a raw image or block device, or path=PATH followed by a comma-separated list of
@@ -102,14 +102,15 @@ flags! {
         /// cid=NUMBER sets the guest's address [default cid: 3]
         #[arg(long, value_name = "VSOCK")]
         vsock: Option<VsockConfig>,
-        /// How long the guest, or a command in it, may run, as in 20s or 5m; or none
+        /// How long the guest, or a command in it, may run, as in 20s or 5m; or none [default: none; with test
+        /// 60s; with cargo-runner 20m for a test program]
         #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
         timeout: Option<Timeout>,
         /// How long the guest may take to reach its init, or with a command, until its agent is ready
         /// [default: no limit; 180s with a command]
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         boot_timeout: Option<Duration>,
-        /// How long the guest may be idle: all vCPUs together use less than 2 % of one CPU
+        /// How long the guest may be idle: all vCPUs together use less than 2 % of one CPU [default: no limit]
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         idle_timeout: Option<Duration>,
         /// How to describe the machine to the guest: by ACPI tables (on), or by an MP table and the command
@@ -119,7 +120,8 @@ flags! {
         /// Action when the guest resets its machine: exit, with code 112, or reboot [default: exit]
         #[arg(long, value_name = "exit|reboot")]
         on_reset: Option<ResetPolicy>,
-        /// Action when every vCPU has halted for good: wait, or exit, with code 116 [default: wait]
+        /// Action when every vCPU has halted for good: wait, or exit, with code 116 [default: wait;
+        /// with test exit]
         #[arg(long, value_name = "wait|exit")]
         on_halt: Option<HaltPolicy>,
         /// Host for the guest [default: auto]

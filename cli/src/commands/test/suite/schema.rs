@@ -120,7 +120,7 @@ fn looks() -> [(String, Value); 10] {
             "ip".to_owned(),
             json!({
                 "description": "Network of the first card, configured before the command: dhcp, or ADDRESS/LENGTH \
-                    followed by any of gateway=ADDRESS and dns=ADDRESS, comma-separated",
+                    followed by a comma-separated list of gateway=ADDRESS, dns=ADDRESS and, for dhcp, timeout=TIME",
                 "type": "string",
                 "examples": ["dhcp"],
             }),
