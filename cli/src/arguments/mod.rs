@@ -139,7 +139,8 @@ pub(crate) struct HostEmulateArgs {
     /// CPUs of the emulated machine [default: as many as this machine has, at most 4]
     #[arg(long, value_name = "N", allow_hyphen_values = true)]
     pub cpus: Option<VcpuCount>,
-    /// RAM of the emulated machine, allocated as it is used [default: a third of this machine's, at most 3G]
+    /// RAM of the emulated machine, allocated as it is used [default: a third of this machine's, from
+    /// 512M to 3G]
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true)]
     pub memory: Option<MemorySize>,
     /// The command and its arguments

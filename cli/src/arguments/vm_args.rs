@@ -102,15 +102,16 @@ flags! {
         /// cid=NUMBER sets the guest's address [default cid: 3]
         #[arg(long, value_name = "VSOCK")]
         vsock: Option<VsockConfig>,
-        /// How long the guest, or a command in it, may run, as in 20s or 5m; or none [default: none; with test
-        /// 60s; with cargo-runner 20m for a test program]
+        /// How long the guest, or a command in it, may run, as in 20s or 5m; or none [default: none; with
+        /// test 60s; with cargo-runner 20m for a test program]
         #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
         timeout: Option<Timeout>,
         /// How long the guest may take to reach its init, or with a command, until its agent is ready
         /// [default: no limit; 180s with a command]
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         boot_timeout: Option<Duration>,
-        /// How long the guest may be idle: all vCPUs together use less than 2 % of one CPU [default: no limit]
+        /// How long the guest may be idle: all vCPUs together use less than 2 % of one CPU [default: no
+        /// limit]
         #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
         idle_timeout: Option<Duration>,
         /// How to describe the machine to the guest: by ACPI tables (on), or by an MP table and the command
