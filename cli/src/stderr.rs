@@ -2,7 +2,7 @@
 //! passes through one queue and one thread, so that nobody waits for the reader of stderr: not the control
 //! thread of a machine, and not the end of the command for longer than [`flush`] does.
 //!
-//! The thread starts with the first text. Log lines are dropped and counted while [`MAX_LOG_LINES`] are
+//! The thread starts with the first text that stderr does not take at once. Log lines are dropped and counted while [`MAX_LOG_LINES`] are
 //! queued; sentences are few and never dropped.
 
 use std::collections::VecDeque;
@@ -68,6 +68,10 @@ fn push(mut queue: MutexGuard<'static, Queue>, weight: Weight, text: Vec<u8>) {
         return;
     }
     if !queue.is_served {
+        queue.write_what_needs_no_wait();
+        if queue.texts.is_empty() {
+            return;
+        }
         // Without a thread there is nobody to wait for either: the text is lost.
         queue.is_served = spawn_with_signals_blocked(Builder::new().name("stderr".into()), serve).is_ok();
     }
@@ -133,6 +137,16 @@ fn write_all(text: &[u8]) {
     }
 }
 
+/// Writes as much of the text as stderr takes without a wait, whether it is non-blocking or not, and returns
+/// the number of bytes. 0 also if this kernel cannot write so: pipes can since Linux 6.4.
+fn write_now(text: &[u8]) -> usize {
+    let piece = text.get(..PIECE).unwrap_or(text);
+    let vector = libc::iovec { iov_base: piece.as_ptr().cast_mut().cast(), iov_len: piece.len() };
+    // SAFETY: the vector describes `piece`, which is only read; -1 stands for the current position.
+    let count = unsafe { libc::pwritev2(libc::STDERR_FILENO, &raw const vector, 1, -1, libc::RWF_NOWAIT) };
+    usize::try_from(count).unwrap_or(0)
+}
+
 /// Waits for a stderr that another process has made non-blocking.
 fn wait_writable() {
     let mut entry = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
@@ -172,6 +186,20 @@ impl Queue {
         }
         self.texts.push_back((weight, text));
         true
+    }
+
+    /// Writes texts in their order until stderr would make the caller wait. The rest stays in the queue.
+    fn write_what_needs_no_wait(&mut self) {
+        while let Some((weight, text)) = self.texts.front_mut() {
+            match write_now(text) {
+                0 => return,
+                count if count < text.len() => drop(text.drain(..count)),
+                _ => {
+                    self.log_lines -= usize::from(*weight == Weight::Log);
+                    self.texts.pop_front();
+                }
+            }
+        }
     }
 
     /// Takes the next text; before it, the number of texts that were dropped.
