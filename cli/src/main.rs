@@ -8,7 +8,7 @@ mod commands;
 mod fault;
 mod guest_text;
 mod logger;
-mod stack;
+mod memory;
 mod stderr;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -30,6 +30,7 @@ use crate::stderr::Weight;
 mod small_libc;
 
 fn main() -> ExitCode {
+    memory::share_heap();
     end_with_117_on_panic();
     ignore_sigxfsz();
     fault::tidy_up_after_faults();
@@ -52,7 +53,6 @@ fn main() -> ExitCode {
         Command::Config(_) => |field| Some(field.setting().to_owned()),
         _ => arguments::flag_of,
     });
-    stack::give_back();
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),
         Command::Test(args) => commands::test::run(args),

@@ -52,7 +52,7 @@ const IMAGE: Tree = Tree {
 
 const COMMAND: Tree = Tree {
     directory: "cli/src",
-    rooms: &["stack", "guest_text", "nearest", "stderr", "logger", "fault", "arguments", "commands"],
+    rooms: &["memory", "guest_text", "nearest", "stderr", "logger", "fault", "arguments", "commands"],
 };
 
 const AGENT: Tree = Tree {

@@ -27,6 +27,7 @@ use crate::arguments::variable::name_and_value;
 use crate::arguments::{CommandArgs, GuestIp, Surroundings};
 use crate::commands::chain;
 use crate::commands::settings::Failure;
+use crate::memory;
 
 /// Adds to the configuration what the machine needs to run a command: its agent, and the machine's own limits
 /// in place of the command's.
@@ -79,6 +80,7 @@ pub(crate) fn outcome(
     drop(watch);
     let entered = Instant::now();
     vm.handle().resume();
+    memory::give_back();
     let is_ready = wait_ready(&vm, &signals, config);
     let booted_in = is_ready.is_ok().then(|| entered.elapsed());
     let run = match is_ready.and_then(|()| network_up(&vm, &signals, args)) {

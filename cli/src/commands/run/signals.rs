@@ -12,6 +12,7 @@ use coracle::command::terminal_size;
 use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;
+use crate::memory::{self, SHORT_LIFE};
 
 /// Blocks and reads the signals that end a process by default, and SIGCONT and SIGWINCH. Created before the
 /// first thread, which inherits the mask. A signal that the caller ignores (`nohup`) is dropped when it comes:
@@ -51,8 +52,13 @@ impl Blocked {
     /// after [`GRACE`], at a second signal, or if there is no button, the guest is stopped. SIGCONT resumes a
     /// machine that a disk's fault has paused. SIGWINCH reports the terminal's size to the guest.
     pub(crate) fn wait(&self, vm: &VmHandle) -> io::Result<()> {
+        match self.poll(vm, Some(SHORT_LIFE))? {
+            [true, _] => return Ok(()),
+            [false, true] => {}
+            [false, false] => memory::give_back(),
+        }
         let mut grace: Option<Grace> = None;
-        while !self.poll(vm, grace.as_ref())? {
+        while let [false, _] = self.poll(vm, grace.as_ref().map(Grace::left))? {
             if let Some(grace) = grace.take_if(|grace| grace.left().is_zero()) {
                 vm.stop_by_signal(grace.signal);
             }
@@ -79,13 +85,11 @@ impl Blocked {
         Ok(())
     }
 
-    /// Waits for the outcome (`true`), or for a signal or the end of the grace period.
-    fn poll(&self, vm: &VmHandle, grace: Option<&Grace>) -> io::Result<bool> {
-        let millis = grace.map_or(-1, |grace| {
-            i32::try_from(grace.left().as_millis()).unwrap_or(i32::MAX).saturating_add(1)
-        });
-        let [outcome, _] = polled([vm.outcome_fd().as_raw_fd(), self.fd.as_raw_fd()], millis)?;
-        Ok(outcome)
+    /// Waits for the outcome and for a signal, and returns which of them has come; neither after `limit`.
+    fn poll(&self, vm: &VmHandle, limit: Option<Duration>) -> io::Result<[bool; 2]> {
+        let millis =
+            limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX).saturating_add(1));
+        polled([vm.outcome_fd().as_raw_fd(), self.fd.as_raw_fd()], millis)
     }
 
     /// Returns the next signal, if one has come. Two of the same kind in quick succession count as one:

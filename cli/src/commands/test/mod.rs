@@ -48,6 +48,7 @@ use super::{chain, say};
 use crate::arguments::{GuestIp, NoKvm, Surroundings, TapMode, TestArgs, variable};
 use crate::guest_text;
 use crate::logger;
+use crate::memory;
 
 /// Runs the tests and returns the exit code.
 pub(crate) fn run(args: &TestArgs) -> u8 {
@@ -62,6 +63,7 @@ fn try_run(args: &TestArgs) -> Result<u8, Failure> {
     let watch = Watch::tests().map_err(|error| Failure::of(&error))?;
     let mut cases = cases(args)?;
     name_files(&mut cases);
+    memory::give_back();
     // Report everything that is wrong before the first test starts.
     report_file::check("--junit", args.junit.as_deref())?;
     report_file::check("--json", args.json.as_deref())?;
