@@ -4,6 +4,7 @@
 #![allow(dead_code, unreachable_pub, unused_imports, unused_macros)]
 
 pub mod agent;
+pub mod calls;
 pub mod exit_codes;
 pub mod network;
 pub mod program;

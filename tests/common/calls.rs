@@ -1,0 +1,82 @@
+//! Counts the system calls of a process by ptrace(2), so that no other program is needed.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// The number of calls by their number in the kernel's table.
+pub type Calls = BTreeMap<u64, u32>;
+
+/// Runs `command` to its end. Returns the calls that all its threads began, and the exit code. Call this in a
+/// process that has no other child: it waits for any.
+pub fn of(command: &mut Command) -> (Calls, i32) {
+    // SAFETY: the closure makes only a system call.
+    unsafe { command.pre_exec(|| trace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
+    let child = command.spawn().unwrap().id().cast_signed();
+    let (pid, status) = wait(child);
+    assert!(pid == child && libc::WIFSTOPPED(status), "the traced process is not at its start: {status:#x}");
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+    trace(libc::PTRACE_SETOPTIONS, child, 0, options as usize).unwrap();
+    go_on(child, 0);
+    let mut calls = Calls::new();
+    loop {
+        let (thread, status) = wait(-1);
+        if !libc::WIFSTOPPED(status) {
+            if thread == child {
+                assert!(libc::WIFEXITED(status), "ended by signal {}", libc::WTERMSIG(status));
+                return (calls, libc::WEXITSTATUS(status));
+            }
+            continue;
+        }
+        match libc::WSTOPSIG(status) {
+            CALL => {
+                if let Some(number) = begun_call(thread) {
+                    *calls.entry(number).or_default() += 1;
+                }
+                go_on(thread, 0);
+            }
+            // A new thread begins with one, and an event has the other; neither is for the program.
+            libc::SIGSTOP | libc::SIGTRAP => go_on(thread, 0),
+            signal => go_on(thread, signal),
+        }
+    }
+}
+
+/// Returns the call that the thread begins; `None` at the end of one.
+fn begun_call(thread: libc::pid_t) -> Option<u64> {
+    // SAFETY: the structure has only numbers, for which zero is a valid value.
+    let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
+    let place = (&raw mut info).expose_provenance();
+    trace(libc::PTRACE_GET_SYSCALL_INFO, thread, size_of_val(&info), place).unwrap();
+    if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+        return None;
+    }
+    // SAFETY: the member is valid at the beginning of a call.
+    Some(unsafe { info.u.entry }.nr)
+}
+
+/// Lets a thread run to its next stop. A thread that has been killed meanwhile is gone.
+fn go_on(thread: libc::pid_t, signal: libc::c_int) {
+    match trace(libc::PTRACE_SYSCALL, thread, 0, signal as usize) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {}
+        result => drop(result.unwrap()),
+    }
+}
+
+fn trace(request: libc::c_uint, thread: libc::pid_t, address: usize, data: usize) -> io::Result<i64> {
+    // SAFETY: the callers pass what the request takes, and a place with room for what it writes.
+    let result = unsafe { libc::ptrace(request, thread, address, data) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn wait(thread: libc::pid_t) -> (libc::pid_t, libc::c_int) {
+    let mut status = 0;
+    // SAFETY: `status` has room for the answer.
+    let pid = unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) };
+    assert!(pid > 0, "waitpid: {}", io::Error::last_os_error());
+    (pid, status)
+}
+
+/// The signal number of a stop at a system call, with PTRACE_O_TRACESYSGOOD.
+const CALL: libc::c_int = libc::SIGTRAP | 0x80;
