@@ -23,7 +23,8 @@ pub(crate) struct TestArgs {
     /// Run only the cases whose name contains this; can be repeated
     #[arg(long, value_name = "TEXT", requires = "suite")]
     pub only: Vec<String>,
-    /// Cases to run at once [default: as many as fit this machine's CPUs, by the case with the most vCPUs]
+    /// Cases to run at once, 1 to 256 [default: as many as fit this machine's CPUs, by the case with the most
+    /// vCPUs]
     #[arg(long, value_name = "N", requires = "suite", allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=256))]
     pub jobs: Option<u16>,
@@ -45,7 +46,7 @@ pub(crate) struct TestArgs {
     /// How long the guest may take from its first instruction to its init
     #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub assert_boot: Option<Duration>,
-    /// How often to repeat a case that fails; a case that then passes is flaky
+    /// How often to repeat a case that fails, 0 to 10; a case that then passes is flaky
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     #[arg(value_parser = clap::value_parser!(u8).range(0..=10))]
     pub retries: u8,

@@ -72,8 +72,8 @@ flags! {
         /// CPUs of the host for the vCPUs: a list for all vCPUs, as in 0-3, or VCPU=CPU pairs, as in 0=2,1=3
         #[arg(long, value_name = "CPUS", allow_hyphen_values = true)]
         cpu_affinity: Option<CpuAffinity>,
-        /// CPU time that all vCPUs together may use, in percent of one CPU, as in 50% or 200% [default: no
-        /// limit]
+        /// CPU time that all vCPUs together may use, in percent of one CPU, as in 50% or 200%, from 1% to
+        /// 6400% [default: no limit]
         #[arg(long, value_name = "PERCENT", allow_hyphen_values = true)]
         cpu_quota: Option<CpuQuota>,
         /// Size of RAM, as in 512M or 2G, or size=SIZE,hugepages=2M (or 1G) or size=SIZE,memfd [default:
