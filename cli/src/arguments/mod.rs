@@ -74,8 +74,9 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "DEVICE")]
     pub console: Option<ConsoleDevice>,
     /// Connection of the serial port: stdio, pty, file=PATH, socket=PATH or null [default: stdio; with
-    /// a command null; with --console virtio null, and stdio sends its output to stdout as well]. A file that reaches 64M is
-    /// renamed to PATH.1 and a new one is started; file=PATH,limit=SIZE sets another limit, limit=none none
+    /// a command null; with --console virtio null, and stdio sends its output to stdout as well]. A file that
+    /// reaches 64M is renamed to PATH.1 and a new one is started; file=PATH,limit=SIZE sets another limit,
+    /// limit=none none
     #[arg(long, value_name = "TO")]
     pub serial: Option<SerialConfig>,
     /// File for the outcome, as JSON
