@@ -5,12 +5,13 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     collect, eventually, finish, finish_with_input, kvm_or_skip, pseudo_terminal, read_until, run_payload,
@@ -34,6 +35,36 @@ fn config(payload: &str) -> VmConfig {
     config.memory = MemorySize::from_mib(16).unwrap().into();
     config.timeout = Some(Duration::from_secs(30));
     config
+}
+
+/// A thread that is woken for each byte costs more than the byte: some 10,000 switches here.
+#[test]
+fn output_byte_by_byte_is_written_in_pieces() {
+    needs_kvm!();
+    let mut command = run_payload("serial-20000");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let start = Instant::now();
+    #[expect(clippy::zombie_processes, reason = "wait_usage waits for it")]
+    let mut child = command.spawn().unwrap();
+    let mut output = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut output).unwrap();
+    let (status, usage) = wait_usage(&child);
+    assert!(output.starts_with(b"!..") && output.len() == 20_000, "{} bytes", output.len());
+    assert_eq!(status, 0);
+    // One switch for each interval of 250 us, and what a life without output takes.
+    let most = 500 + start.elapsed().as_micros() / 250;
+    assert!(usage.ru_nvcsw as u128 <= most, "{} switches, not {most}", usage.ru_nvcsw);
+}
+
+/// Returns the wait status of a child and what it has used.
+fn wait_usage(child: &Child) -> (i32, libc::rusage) {
+    let mut status = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the child is ours and has not been waited for; both results have room.
+    let waited = unsafe { libc::wait4(child.id() as i32, &raw mut status, 0, usage.as_mut_ptr()) };
+    assert_eq!(waited, child.id() as i32);
+    // SAFETY: zero is a valid value, and the call has filled it.
+    (status, unsafe { usage.assume_init() })
 }
 
 #[test]

@@ -7,6 +7,7 @@
 mod counts;
 mod ends;
 mod output;
+mod pace;
 mod pump;
 
 use std::io;
@@ -25,6 +26,7 @@ use ends::ConsoleListener;
 pub(crate) use ends::{ConsoleChoice, ConsoleEnds, MachineConsoles};
 pub use ends::{ConsoleError, ConsolePipe, ConsoleStreams};
 use output::Output;
+use pace::Pace;
 pub(crate) use pump::Pump;
 
 use crate::gate::Gate;
@@ -51,6 +53,7 @@ pub(crate) struct Console {
     output_blocked: bool,
     /// True once the sink is gone for good.
     output_lost: bool,
+    pace: Pace,
     input: Option<CharSource>,
     input_watched: bool,
     listener: Option<ConsoleListener>,
@@ -75,6 +78,7 @@ impl Console {
             output: ends.output,
             output_blocked: false,
             output_lost: false,
+            pace: Pace::default(),
             input: ends.input,
             input_watched: false,
             listener: ends.listener,
@@ -113,6 +117,24 @@ impl Console {
             Drained::Blocked => self.watch_output(ops),
             Drained::Empty | Drained::Pending => self.unwatch_output(ops),
         }
+    }
+
+    /// Writes the output of an interval. After one without output, or when the sink takes no more, the next
+    /// byte is announced by a wake-up again.
+    fn write_paced(&mut self, ops: &mut EventOps) {
+        if !self.pace.is_running() {
+            return;
+        }
+        let is_quiet = self.buffer.is_empty();
+        self.write_output(ops);
+        let goes_on = !is_quiet && self.takes_output() && self.pace.go_on();
+        if !goes_on && self.pace.stop(&self.buffer) {
+            self.write_output(ops);
+        }
+    }
+
+    fn takes_output(&self) -> bool {
+        self.output.is_some() && !self.output_blocked
     }
 
     fn output_closed(&mut self, errno: i32, ops: &mut EventOps) {
@@ -252,7 +274,11 @@ impl MutEventSubscriber for Console {
             WAKE => {
                 let _ = self.buffer.wake_event().read();
                 self.write_output(ops);
+                if self.takes_output() {
+                    self.pace.after_wake(&self.buffer, PACE, ops);
+                }
             }
+            PACE => self.write_paced(ops),
             OUTPUT => self.write_output(ops),
             ROOM => {
                 let _ = self.device.room_event().read();
@@ -285,6 +311,7 @@ const OUTPUT: u32 = 1;
 const INPUT: u32 = 2;
 const ROOM: u32 = 3;
 const CLIENT: u32 = 4;
+const PACE: u32 = 5;
 
 /// The number of input bytes that are read at a time: the size of a serial port's receive FIFO.
 const INPUT_BYTES: usize = 64;

@@ -66,10 +66,13 @@ impl ConsoleBuffer {
         }
         let mut state = lock(&self.state);
         let panic_text = state.reader.feed(bytes);
-        // Only the step from empty to non-empty costs a system call.
-        let is_first = state.ring.append(bytes, self.capacity);
+        // Only the step from empty to non-empty costs a system call, or from less to more than a half.
+        let before = state.ring.bytes.len();
+        state.ring.append(bytes, self.capacity);
+        let mark = if state.is_paced { self.capacity / 2 } else { 0 };
+        let wakes = before <= mark && state.ring.bytes.len() > mark;
         drop(state);
-        if is_first {
+        if wakes {
             self.wake_drainer();
         }
         if let Some(requests) = self.requests.as_ref().filter(|_| panic_text) {
@@ -104,6 +107,14 @@ impl ConsoleBuffer {
                 return Drained::Pending;
             }
         }
+    }
+
+    /// Makes the buffer wake its drainer only when it is half full, because the drainer comes by itself.
+    /// Returns whether there are bytes, which nothing announces after the end of that.
+    pub fn set_paced(&self, is_paced: bool) -> bool {
+        let mut state = lock(&self.state);
+        state.is_paced = is_paced;
+        !state.ring.bytes.is_empty()
     }
 
     /// Drops the buffered bytes and counts them, for a console that nobody can read any more.
@@ -207,6 +218,8 @@ impl ConsoleBuffer {
 #[derive(Default)]
 struct State {
     ring: Ring,
+    /// Whether the drainer comes by itself.
+    is_paced: bool,
     reader: OutputReader,
 }
 

@@ -15,12 +15,10 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Appends as many of `bytes` as fit into `capacity`, and counts the others as dropped. Returns whether
-    /// the ring was empty and now is not.
-    pub(super) fn append(&mut self, bytes: &[u8], capacity: usize) -> bool {
+    /// Appends as many of `bytes` as fit into `capacity`, and counts the others as dropped.
+    pub(super) fn append(&mut self, bytes: &[u8], capacity: usize) {
         let before = self.pushed;
         self.pushed = self.pushed.saturating_add(bytes.len() as u64);
-        let was_empty = self.bytes.is_empty();
         let room = capacity.saturating_sub(self.bytes.len());
         let (kept, lost) = bytes.split_at(room.min(bytes.len()));
         self.count_dropped(lost.len(), before.saturating_add(kept.len() as u64));
@@ -28,7 +26,6 @@ impl Ring {
             self.bytes.reserve_exact(capacity);
         }
         self.bytes.extend(kept);
-        was_empty && !kept.is_empty()
     }
 
     /// Copies the oldest bytes into `scratch`, as many as are contiguous and fit.

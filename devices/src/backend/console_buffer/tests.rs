@@ -85,6 +85,22 @@ fn only_the_step_from_empty_wakes_the_drainer() {
 }
 
 #[test]
+fn drainer_that_comes_by_itself_is_woken_for_a_half_full_buffer_only() {
+    let buffer = buffer(100);
+    assert!(!buffer.set_paced(true));
+    buffer.push(&[b'a'; 50]);
+    assert!(!woken(&buffer));
+    buffer.push(b"b");
+    assert!(woken(&buffer));
+    buffer.push(&[b'c'; 49]);
+    assert!(!woken(&buffer));
+    assert!(buffer.set_paced(false), "these bytes have no wake-up");
+    assert_eq!(drained(&buffer).len(), 100);
+    buffer.push(b"d");
+    assert!(woken(&buffer));
+}
+
+#[test]
 fn buffer_without_capacity_drops_everything_and_wakes_nobody() {
     let buffer = buffer(0);
     buffer.push(b"Kernel panic - not syncing");
