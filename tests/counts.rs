@@ -1,4 +1,4 @@
-//! What a machine without a use for it costs: system calls, threads, descriptors and memory. Counts are
+//! The cost of a machine that has no use for it: system calls, threads, descriptors and memory. Counts are
 //! stable where times are not, so that a change that costs more fails here.
 //!
 //! `cargo xtask test` gives these tests the static program, which users get: its bounds are some 5 % above

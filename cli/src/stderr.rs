@@ -2,8 +2,8 @@
 //! passes through one queue and one thread, so that nobody waits for the reader of stderr: not the control
 //! thread of a machine, and not the end of the command for longer than [`flush`] does.
 //!
-//! The thread starts with the first text that stderr does not take at once. Log lines are dropped and counted while [`MAX_LOG_LINES`] are
-//! queued; sentences are few and never dropped.
+//! The thread starts with the first text that stderr does not take at once. Log lines are dropped and counted
+//! while [`MAX_LOG_LINES`] are queued; sentences are few and never dropped.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

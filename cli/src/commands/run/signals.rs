@@ -15,9 +15,9 @@ use crate::logger;
 use crate::memory::{self, SHORT_LIFE};
 
 /// Blocks and reads the signals that end a process by default, and SIGCONT and SIGWINCH. Created before the
-/// first thread, which inherits the mask. A signal that the caller ignores (`nohup`) is dropped when it comes:
-/// asking for the disposition of each of some sixty signals at the start cost a fifth of a machine's system
-/// calls.
+/// first thread, which inherits the mask. A signal that the caller ignores (`nohup`) is dropped when it
+/// comes: asking for the disposition of each of some sixty signals at the start cost a fifth of a machine's
+/// system calls.
 pub(crate) struct Blocked {
     fd: OwnedFd,
     last: Cell<Option<(i32, Instant)>>,
