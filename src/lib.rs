@@ -83,7 +83,7 @@ mod vm;
 pub mod command {
     pub use crate::cpu::dump as dump_cpu;
     pub use crate::ending::signal_name;
-    pub use crate::terminal::{Asked, Escape, RawTerminal, terminal_mode, terminal_size};
+    pub use crate::terminal::{Asked, Escape, RawTerminal, standard_input, terminal_mode, terminal_size};
 
     /// Running a command on an emulated host. Programs call [`ensure_kvm`](crate::host::ensure_kvm) instead.
     pub mod emulated_host {

@@ -45,8 +45,8 @@ fn give_back_stack() {
 /// A guest that ends within this time does not pay for [`give_back`]: its process frees everything anyway.
 pub(crate) const SHORT_LIFE: Duration = Duration::from_millis(20);
 
-/// The part of the stack below this frame that stays: more than the call itself and a signal handler need.
-const IN_USE: usize = 16 << 10;
+/// The part of the stack below this frame that stays: more than the call itself needs.
+const IN_USE: usize = 1 << 10;
 /// The part that is returned: more than the parser and the builder use.
 const PARSER: usize = 256 << 10;
 const PAGE: usize = 4096;

@@ -16,6 +16,7 @@ use coracle_devices::backend::unix_socket::{self, SocketFile};
 use super::Pump;
 use super::output::{LimitedFile, Output};
 use crate::config::{ConsoleDevice, SerialConfig, SerialFile, VmConfig};
+use crate::terminal::standard_input;
 
 /// The descriptors to which a program connects the console, overriding the configuration.
 #[derive(Debug, Default)]
@@ -194,7 +195,7 @@ impl ConsoleEnds {
             SerialConfig::Stdio => {
                 // A program that was started without input (`<&-`, or stdin open for writing only) has a
                 // console without input.
-                let input = CharSource::new(io::stdin().as_fd()).ok();
+                let input = CharSource::new(standard_input()).ok();
                 Ok(ConsoleEnds {
                     output: Some(sink("stdio", io::stdout())?),
                     input,

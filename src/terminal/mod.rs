@@ -79,6 +79,13 @@ pub fn terminal_mode(fd: BorrowedFd<'_>) -> Option<libc::termios> {
     (result == 0).then(|| unsafe { mode.assume_init() })
 }
 
+/// Returns standard input as a descriptor. [`std::io::stdin`] would allocate 8 KiB to read it with, which a
+/// machine does not.
+pub fn standard_input() -> BorrowedFd<'static> {
+    // SAFETY: the number is not -1, and no owner of a descriptor has this number: it belongs to the process.
+    unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) }
+}
+
 /// Returns the size of the terminal behind `fd`; `None` if it is not a terminal or does not know.
 pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
     let mut size = MaybeUninit::<libc::winsize>::uninit();

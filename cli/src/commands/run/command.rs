@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use coracle::agent::{AgentError, Exec, ExecInput, ExecStatus, Process, WindowSize};
-use coracle::command::{RawTerminal, terminal_size};
+use coracle::command::{RawTerminal, standard_input, terminal_size};
 use coracle::config::{AgentConfig, AgentPlace, DiskAccess, RawConfig, Timeout, VmConfig};
 use coracle::outcome::{Ending, HostFailure, Outcome};
 use coracle::{Grace, Vm, VmBuilder};
@@ -73,7 +73,7 @@ pub(crate) fn outcome(
     limit: Option<Duration>,
     (signals, watch): (Blocked, Watch),
 ) -> Result<Outcome, Failure> {
-    let has_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
+    let has_terminal = standard_input().is_terminal() && io::stdout().is_terminal();
     let config = builder.config();
     let vm = builder.build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
@@ -86,7 +86,7 @@ pub(crate) fn outcome(
     let booted_in = is_ready.is_ok().then(|| entered.elapsed());
     let run = match is_ready.and_then(|()| network_up(&vm, &signals, args)) {
         Ok(()) => {
-            let raw_mode = if has_terminal { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
+            let raw_mode = if has_terminal { RawTerminal::enter(standard_input()) } else { Ok(None) };
             let _raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
             attend(&vm, &signals, exec(&vm, args, limit, has_terminal), limit)?
         }

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
 use coracle::VmBuilder;
-use coracle::command::RawTerminal;
+use coracle::command::{RawTerminal, standard_input};
 use coracle::config::{ConsoleDevice, RawConfig, SerialConfig, Timeout};
 use coracle::exit_code;
 use coracle::host::on_emulated_host;
@@ -59,7 +58,7 @@ fn with_terminal(raw: RawConfig, args: &RunArgs) -> RawConfig {
     let is_shell = is_default_guest(&raw) && args.command.command.is_empty() && raw.cmdline.is_none();
     let is_chosen = raw.console.is_some() || raw.serial.is_some();
     let has_drivers = || guest_data::has_drivers(raw.kaslr.unwrap_or_default());
-    if !is_shell || is_chosen || !io::stdin().is_terminal() || !has_drivers() {
+    if !is_shell || is_chosen || !standard_input().is_terminal() || !has_drivers() {
         return raw;
     }
     RawConfig { console: Some(ConsoleDevice::Virtio), serial: Some(SerialConfig::Stdio), ..raw }
@@ -72,7 +71,7 @@ pub(super) fn is_default_guest(raw: &RawConfig) -> bool {
 
 /// The kernel parameters of the default guest: a shell for a person, a report for a program.
 pub(super) fn default_words() -> &'static str {
-    if io::stdin().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
+    if standard_input().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
 }
 
 fn report_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
@@ -118,13 +117,13 @@ fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
 fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Watch)) -> Result<u8, Failure> {
     let config = builder.config();
     let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
-    let interactive = is_on_stdio && io::stdin().is_terminal();
+    let interactive = is_on_stdio && standard_input().is_terminal();
     // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
     let unseen = config.serial != SerialConfig::Stdio;
     let vm = builder.console_escape(interactive).build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     drop(watch);
-    let raw_mode = if interactive { RawTerminal::enter(io::stdin().as_fd()) } else { Ok(None) };
+    let raw_mode = if interactive { RawTerminal::enter(standard_input()) } else { Ok(None) };
     let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
     if let Some(path) = vm.console_path() {
         say(&format!("the serial console is {}", path.display()));

@@ -11,6 +11,7 @@ mod reader;
 mod ring;
 mod tail;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -23,7 +24,7 @@ pub use self::tail::TAIL_BYTES;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
 use crate::lock;
 
-/// Console output in flight. Memory is allocated with the first byte, and never more than the capacity.
+/// Console output in flight. Memory grows with what waits, to at most the capacity.
 pub struct ConsoleBuffer {
     state: Mutex<State>,
     capacity: usize,
@@ -214,6 +215,16 @@ impl ConsoleBuffer {
     }
 }
 
+/// Makes room for `more` bytes, which are within `limit`: for twice as many as there will be, so that a stream
+/// of single bytes seldom moves them, and never for more than the limit.
+fn make_room(bytes: &mut VecDeque<u8>, more: usize, limit: usize) {
+    let wanted = bytes.len().saturating_add(more);
+    if wanted > bytes.capacity() {
+        let room = wanted.saturating_mul(2).max(LEAST_ROOM).min(limit);
+        bytes.reserve_exact(room.saturating_sub(bytes.len()));
+    }
+}
+
 /// The ring and its reader, under one lock so that both have seen the same bytes.
 #[derive(Default)]
 struct State {
@@ -235,6 +246,8 @@ pub enum Drained {
     Pending,
 }
 
+/// The room for the first byte: a line.
+const LEAST_ROOM: usize = 256;
 /// The number of bytes copied out of the ring at a time: one page, which a pipe takes in one piece
 /// (`PIPE_BUF`).
 const PIECE: usize = 4096;

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use super::make_room;
+
 /// The bytes that wait, oldest first: at most the buffer's capacity.
 #[derive(Default)]
 pub(super) struct Ring {
@@ -22,9 +24,7 @@ impl Ring {
         let room = capacity.saturating_sub(self.bytes.len());
         let (kept, lost) = bytes.split_at(room.min(bytes.len()));
         self.count_dropped(lost.len(), before.saturating_add(kept.len() as u64));
-        if self.bytes.capacity() < capacity {
-            self.bytes.reserve_exact(capacity);
-        }
+        make_room(&mut self.bytes, kept.len(), capacity);
         self.bytes.extend(kept);
     }
 

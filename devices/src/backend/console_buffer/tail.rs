@@ -4,10 +4,12 @@
 
 use std::collections::VecDeque;
 
+use super::make_room;
+
 /// The number of bytes kept: twice 20 lines of the width of a kernel's call trace.
 pub const TAIL_BYTES: usize = 8 * 1024;
 
-/// The last bytes of a stream. Memory is allocated with the first byte, and never more than [`TAIL_BYTES`].
+/// The last bytes of a stream. Memory grows with them, to at most [`TAIL_BYTES`].
 #[derive(Default)]
 pub(super) struct ConsoleTail {
     bytes: VecDeque<u8>,
@@ -17,13 +19,11 @@ pub(super) struct ConsoleTail {
 
 impl ConsoleTail {
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.bytes.capacity() < TAIL_BYTES {
-            self.bytes.reserve_exact(TAIL_BYTES);
-        }
         let (forgotten, kept) = bytes.split_at(bytes.len().saturating_sub(TAIL_BYTES));
         let room = TAIL_BYTES.saturating_sub(kept.len());
         let excess = self.bytes.len().saturating_sub(room);
         self.bytes.drain(..excess);
+        make_room(&mut self.bytes, kept.len(), TAIL_BYTES);
         self.bytes.extend(kept);
         self.cut |= excess > 0 || !forgotten.is_empty();
     }
