@@ -215,8 +215,8 @@ impl ConsoleBuffer {
     }
 }
 
-/// Makes room for `more` bytes, which are within `limit`: for twice as many as there will be, so that a stream
-/// of single bytes seldom moves them, and never for more than the limit.
+/// Makes room for `more` bytes, which are within `limit`: for twice as many as there will be, so that a
+/// stream of single bytes seldom moves them, and never for more than the limit.
 fn make_room(bytes: &mut VecDeque<u8>, more: usize, limit: usize) {
     let wanted = bytes.len().saturating_add(more);
     if wanted > bytes.capacity() {
