@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use coracle_payload::Payload;
@@ -67,25 +67,32 @@ impl Lives {
 }
 
 /// Reads the rest of the output, and then waits.
-fn wait_cpu_time_after(child: &Child, stdout: &mut File) -> Result<std::time::Duration> {
+fn wait_cpu_time_after(child: &Child, stdout: &mut File) -> Result<Duration> {
     let mut piece = [0; 4096];
     while stdout.read(&mut piece)? > 0 {}
     wait_cpu_time(child)
 }
 
 /// A process whose guest has printed a byte and waits. It is killed on drop.
-pub(super) struct Waiting(Child);
+pub(super) struct Waiting {
+    child: Child,
+    /// The time of the first byte.
+    since: Instant,
+}
 
 impl Waiting {
     pub(super) fn start(command: &mut Command) -> Result<Waiting> {
         let (child, mut stdout) = spawn(command)?;
-        let waiting = Waiting(child);
+        let mut waiting = Waiting { child, since: Instant::now() };
         read_first_byte(&mut stdout, command)?;
+        waiting.since = Instant::now();
         Ok(waiting)
     }
 
+    /// Returns what the process holds once it has put away what it needed to start.
     pub(super) fn held(&self, guest_mib: u64) -> Result<Held> {
-        let process = PathBuf::from(format!("/proc/{}", self.0.id()));
+        std::thread::sleep(SETTLED.saturating_sub(self.since.elapsed()));
+        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
         let threads = fs::read_dir(process.join("task")).context("the threads")?.count();
         let smaps = fs::read_to_string(process.join("smaps")).context("the mappings")?;
         Ok(Held { threads, ..Held::of_mappings(&smaps, guest_mib << 10) })
@@ -95,8 +102,8 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         // A process that has ended by itself is only waited for.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -140,6 +147,9 @@ fn read_first_byte(stdout: &mut File, command: &Command) -> Result<()> {
     }
     Ok(())
 }
+
+/// Longer than any monitor takes to put away what it needed to start.
+const SETTLED: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
