@@ -72,13 +72,16 @@ impl Console {
         ends: ConsoleEnds,
         keys: Option<Keys>,
     ) -> Console {
+        // A console without an end has no output that could be paced.
+        let has_end = ends.output.is_some() || ends.listener.is_some();
+        let pace = if has_end { Pace::new() } else { Pace::default() };
         Console {
             buffer,
             device,
             output: ends.output,
             output_blocked: false,
             output_lost: false,
-            pace: Pace::default(),
+            pace,
             input: ends.input,
             input_watched: false,
             listener: ends.listener,
@@ -263,6 +266,7 @@ impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps) {
         watch(ops, self.buffer.wake_event(), WAKE, EventSet::IN);
         watch(ops, self.device.room_event(), ROOM, EventSet::IN);
+        self.pace.watch(PACE, ops);
         if let Some(listener) = &self.listener {
             watch(ops, &listener.socket, CLIENT, EventSet::IN);
         }
@@ -275,7 +279,7 @@ impl MutEventSubscriber for Console {
                 let _ = self.buffer.wake_event().read();
                 self.write_output(ops);
                 if self.takes_output() {
-                    self.pace.after_wake(&self.buffer, PACE, ops);
+                    self.pace.after_wake(&self.buffer);
                 }
             }
             PACE => self.write_paced(ops),

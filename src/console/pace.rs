@@ -11,27 +11,41 @@ use coracle_devices::event_loop::watch;
 use event_manager::{EventOps, EventSet};
 use vmm_sys_util::timerfd::TimerFd;
 
-/// The timer of a console, made at its first use.
+/// The timer of a console.
 #[derive(Default)]
 pub(super) struct Pace {
+    /// Without a timer, each wake-up is served.
     timer: Option<TimerFd>,
     is_running: bool,
     last_wake: Option<Instant>,
 }
 
 impl Pace {
+    /// Makes the timer. It exists from the start, so that the number of a machine's descriptors does not
+    /// depend on what its guest prints.
+    pub(super) fn new() -> Pace {
+        Pace { timer: TimerFd::new().ok(), ..Pace::default() }
+    }
+
+    /// Lets the timer's expiries be events with the number `data`.
+    pub(super) fn watch(&self, data: u32, ops: &mut EventOps) {
+        if let Some(timer) = &self.timer {
+            // Each expiry gives one event although nobody reads the timer; a read could block.
+            watch(ops, timer, data, EventSet::IN | EventSet::EDGE_TRIGGERED);
+        }
+    }
+
     /// Returns whether the timer has the place of wake-ups.
     pub(super) fn is_running(&self) -> bool {
         self.is_running
     }
 
-    /// Notes a wake-up, and lets the timer take over if the one before was less than an [`INTERVAL`] ago. The
-    /// timer's events have the number `data`.
-    pub(super) fn after_wake(&mut self, buffer: &ConsoleBuffer, data: u32, ops: &mut EventOps) {
+    /// Notes a wake-up, and lets the timer take over if the one before was less than an [`INTERVAL`] ago.
+    pub(super) fn after_wake(&mut self, buffer: &ConsoleBuffer) {
         let now = Instant::now();
         let before = self.last_wake.replace(now);
         let is_soon = before.is_some_and(|before| now.saturating_duration_since(before) < INTERVAL);
-        if is_soon && !self.is_running && self.start(data, ops) {
+        if is_soon && !self.is_running && self.go_on() {
             self.is_running = true;
             buffer.set_paced(true);
         }
@@ -50,16 +64,6 @@ impl Pace {
     /// Starts the next interval. Returns `false` if there can be none.
     pub(super) fn go_on(&mut self) -> bool {
         self.timer.as_mut().is_some_and(|timer| timer.reset(INTERVAL, None).is_ok())
-    }
-
-    fn start(&mut self, data: u32, ops: &mut EventOps) -> bool {
-        if self.timer.is_none() {
-            let Ok(timer) = TimerFd::new() else { return false };
-            // Each expiry gives one event although nobody reads the timer; a read could block.
-            watch(ops, &timer, data, EventSet::IN | EventSet::EDGE_TRIGGERED);
-            self.timer = Some(timer);
-        }
-        self.go_on()
     }
 }
 
