@@ -35,7 +35,7 @@ pub fn virtio_mmio(data: &[u8]) {
             _ => {
                 assert!(machine.transport.disconnect().is_ok());
                 assert_eq!(machine.status(), 0);
-                machine.transport.connect(machine.memory.clone());
+                machine.transport.connect(machine.memory.clone(), Box::new(|| {}));
             }
         }
         machine.settle();

@@ -19,7 +19,7 @@ pub(crate) use probe::ProbeMachine;
 pub(crate) use system::{Kvm, hides_xsave};
 pub(crate) use vcpu::{Vcpu, VcpuExit};
 pub use vcpu::{VcpuFault, VcpuRegisters};
-pub(crate) use vm::KvmVm;
+pub(crate) use vm::{KvmVm, WeakKvmVm};
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
 //! A virtual machine of KVM: its memory slots, its interrupt controller, its vCPUs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use coracle_arch::x86_64::layout;
 use coracle_devices::irq::MsiMessage;
@@ -23,7 +23,24 @@ pub(crate) struct KvmVm {
     fd: Arc<VmFd>,
 }
 
+/// A virtual machine that does not stay open for this.
+pub(crate) struct WeakKvmVm {
+    fd: Weak<VmFd>,
+}
+
+impl WeakKvmVm {
+    /// Returns the virtual machine if it is open.
+    pub(crate) fn upgrade(&self) -> Option<KvmVm> {
+        self.fd.upgrade().map(|fd| KvmVm { fd })
+    }
+}
+
 impl KvmVm {
+    /// Returns a reference that does not keep it open.
+    pub(crate) fn downgrade(&self) -> WeakKvmVm {
+        WeakKvmVm { fd: Arc::downgrade(&self.fd) }
+    }
+
     pub(super) fn new(fd: VmFd) -> KvmVm {
         KvmVm { fd: Arc::new(fd) }
     }

@@ -23,6 +23,7 @@ use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 use coracle_devices::backend::net::NetOpenError;
 use coracle_devices::bus::{BusDevice, BusRange};
 use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
+use coracle_devices::journal;
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::VirtioIrq;
 use coracle_devices::virtio::balloon::Balloon;
@@ -42,7 +43,7 @@ use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::io_loop::IoLoop;
-use crate::kvm::{Interrupts, KvmError, KvmVm};
+use crate::kvm::{Interrupts, KvmVm, WeakKvmVm};
 use crate::thread::ThreadKind;
 
 /// The devices of a machine that have not been opened yet.
@@ -233,18 +234,14 @@ impl VirtioDevices {
         })
     }
 
-    /// Connects the devices to a new guest before it runs.
-    ///
-    /// # Errors
-    /// KVM refuses to register a doorbell.
-    pub(crate) fn connect(&self, vm: &KvmVm, memory: &GuestMemory) -> Result<(), KvmError> {
+    /// Connects the devices to a new guest before it runs. KVM learns of a device's doorbells when the driver
+    /// starts the device: a machine whose doorbells were never connected closes some 10 ms sooner, because
+    /// KVM frees its list of them only after a grace period.
+    pub(crate) fn connect(&self, vm: &KvmVm, memory: &GuestMemory) {
         for Attached { transport, place, .. } in &self.attached {
-            for Doorbell { offset, value, event } in transport.doorbells() {
-                vm.connect_doorbell(&event, place.base + offset, value)?;
-            }
-            transport.connect(memory.clone());
+            let (doorbells, base, vm) = (transport.doorbells(), place.base, vm.downgrade());
+            transport.connect(memory.clone(), Box::new(move || connect_doorbells(&vm, base, &doorbells)));
         }
-        Ok(())
     }
 
     /// Resets the devices and takes the guest's memory from them, after the last vCPU has stopped. Back ends
@@ -297,6 +294,20 @@ impl VirtioDevices {
                 thread.stop();
             }
         }
+    }
+}
+
+/// Lets KVM ring the doorbells. The others of a device whose doorbell KVM refuses ring by an exit, like that
+/// one.
+fn connect_doorbells(vm: &WeakKvmVm, base: u64, doorbells: &[Doorbell]) {
+    let Some(vm) = vm.upgrade() else { return };
+    let mut doorbells = doorbells.iter();
+    let refused = doorbells.find_map(|doorbell| {
+        let Doorbell { offset, value, event } = doorbell;
+        vm.connect_doorbell(event, base + offset, *value).err()
+    });
+    if let Some(error) = refused {
+        journal!(Host Warn, "the doorbells of a virtio device cost an exit each: {error}");
     }
 }
 

@@ -47,7 +47,8 @@ impl Guest {
     /// Connects the devices to this guest.
     pub(super) fn connect(&self, interrupts: &Interrupts, virtio: &VirtioDevices) -> Result<(), KvmError> {
         interrupts.connect(self.kvm.clone())?;
-        virtio.connect(&self.kvm, &self.ram.for_devices())
+        virtio.connect(&self.kvm, &self.ram.for_devices());
+        Ok(())
     }
 }
 

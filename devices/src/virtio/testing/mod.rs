@@ -183,7 +183,7 @@ pub fn transport(
     let parts = TransportParts { device, host, irq, doorbells, chains };
     let memory = memory();
     let transport = Arc::new(MmioTransport::new(parts));
-    transport.connect(memory.clone());
+    transport.connect(memory.clone(), Box::new(|| {}));
     (transport, memory, line)
 }
 

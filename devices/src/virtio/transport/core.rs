@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use super::OnStart;
 use crate::event_loop::Asked;
 use crate::journal;
 use crate::memory::GuestMemory;
@@ -44,6 +45,8 @@ pub struct TransportCore {
     chains: ChainBudget,
     /// `None` while the device has no machine, between two lives of a guest.
     memory: Option<GuestMemory>,
+    /// `None` after the first start in the life of a guest.
+    on_start: Option<OnStart>,
     offered: u64,
     accepted: u64,
     status: u8,
@@ -82,6 +85,7 @@ impl TransportCore {
             doorbells,
             chains,
             memory: None,
+            on_start: None,
             offered,
             accepted: 0,
             status: 0,
@@ -92,9 +96,11 @@ impl TransportCore {
         }
     }
 
-    /// Gives the device the guest's memory. The transport calls this before the guest runs.
-    pub fn connect(&mut self, memory: GuestMemory) {
+    /// Gives the device the guest's memory, and the VMM's part in its first start. The transport calls this
+    /// before the guest runs.
+    pub fn connect(&mut self, memory: GuestMemory, on_start: OnStart) {
         self.memory = Some(memory);
+        self.on_start = Some(on_start);
     }
 
     /// Returns the features that the driver can accept.
@@ -201,6 +207,7 @@ impl TransportCore {
     pub fn disconnect(&mut self) -> Result<(), Stuck> {
         self.reset();
         self.memory = None;
+        self.on_start = None;
         match self.activity {
             Activity::Lost => Err(Stuck),
             Activity::Off | Activity::Running(_) | Activity::Paused(_) => Ok(()),
@@ -279,6 +286,9 @@ impl TransportCore {
             Ok(handlers) => {
                 let group = HandlerGroup { name: self.device.name(), irq: self.irq.clone(), handlers };
                 self.activity = Activity::Running(self.host.start(group));
+                if let Some(on_start) = self.on_start.take() {
+                    on_start();
+                }
             }
             Err(error) => {
                 journal!(Guest Warn, "virtio {}: {error}", self.device.name());

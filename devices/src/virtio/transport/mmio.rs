@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{TransportCore, TransportParts};
-use super::{Doorbell, Transport};
+use super::{Doorbell, OnStart, Transport};
 use crate::bus::BusDevice;
 use crate::lock;
 use crate::memory::GuestMemory;
@@ -105,8 +105,8 @@ impl Transport for MmioTransport {
         (0..).zip(&self.doorbells).map(doorbell).collect()
     }
 
-    fn connect(&self, memory: GuestMemory) {
-        lock(&self.registers).core.connect(memory);
+    fn connect(&self, memory: GuestMemory, on_start: OnStart) {
+        lock(&self.registers).core.connect(memory, on_start);
     }
 
     fn disconnect(&self) -> Result<(), Stuck> {

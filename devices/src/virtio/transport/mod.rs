@@ -28,13 +28,14 @@ pub trait Transport: BusDevice {
     /// Returns the length of the register window in bytes; a power of two.
     fn window_len(&self) -> u64;
 
-    /// Returns the doorbells of the queues, by queue number, each with the write that rings it. The VMM lets
-    /// KVM ring them without an exit (ioeventfd). A write that reaches the window nevertheless rings them
-    /// too.
+    /// Returns the doorbells of the queues, by queue number, each with the write that rings it. Once the driver
+    /// has started the device, the VMM lets KVM ring them without an exit (ioeventfd). A write that reaches
+    /// the window nevertheless rings them too.
     fn doorbells(&self) -> Vec<Doorbell>;
 
-    /// Gives the device the guest's memory. The VMM calls this before the guest runs.
-    fn connect(&self, memory: GuestMemory);
+    /// Gives the device the guest's memory. The VMM calls this before the guest runs. `on_start` is called
+    /// once, on a vCPU thread, when the driver first starts the device.
+    fn connect(&self, memory: GuestMemory, on_start: OnStart);
 
     /// Resets the device and releases the memory, for a machine that is reset or ends.
     ///
@@ -56,6 +57,10 @@ pub trait Transport: BusDevice {
     /// Makes new handlers for the queues after [`pause`](Self::pause).
     fn resume(&self);
 }
+
+/// The VMM's part in the first start of a device, such as connecting its doorbells to KVM. It may make system
+/// calls, and waits for nobody.
+pub type OnStart = Box<dyn FnOnce() + Send>;
 
 /// A doorbell, and the 32-bit write that rings it.
 #[derive(Debug, Clone)]

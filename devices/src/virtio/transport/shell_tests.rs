@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Doorbell, Transport, TransportCore, TransportParts};
+use super::{Doorbell, OnStart, Transport, TransportCore, TransportParts};
 use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use crate::lock;
@@ -54,8 +54,8 @@ impl Transport for Direct {
         (0..).zip(&self.doorbells).map(doorbell).collect()
     }
 
-    fn connect(&self, memory: GuestMemory) {
-        lock(&self.core).connect(memory);
+    fn connect(&self, memory: GuestMemory, on_start: OnStart) {
+        lock(&self.core).connect(memory, on_start);
     }
 
     fn disconnect(&self) -> Result<(), Stuck> {
@@ -114,7 +114,7 @@ fn bench() -> Bench {
     });
     let direct = Direct { device, core: Mutex::new(core), doorbells };
     let memory = memory();
-    direct.connect(memory.clone());
+    direct.connect(memory.clone(), Box::new(|| {}));
     let rings: Vec<_> = (1..=2).map(|at| Ring::new(memory.clone(), at << 16, 16)).collect();
     let mut core = lock(&direct.core);
     core.write_status(3);

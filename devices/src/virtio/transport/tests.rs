@@ -357,6 +357,27 @@ fn registers_have_32_bits_at_their_own_offset() {
 }
 
 #[test]
+fn vmm_takes_part_in_the_first_start_of_each_life() {
+    let (machine, device) = machine();
+    let starts = Arc::new(AtomicUsize::new(0));
+    for life in 1..=2 {
+        machine.transport.disconnect().unwrap();
+        let count = starts.clone();
+        let on_start = Box::new(move || _ = count.fetch_add(1, Ordering::Relaxed));
+        machine.transport.connect(machine.memory.clone(), on_start);
+        machine.negotiate(MODERN);
+        assert_eq!(starts.load(Ordering::Relaxed), life - 1, "the driver has not started the device");
+        machine.write(0x70, 0);
+        for _ in 0..3 {
+            machine.start(0);
+            machine.write(0x70, 0);
+        }
+        assert_eq!(starts.load(Ordering::Relaxed), life);
+    }
+    assert_eq!(device.activations.load(Ordering::Relaxed), 6);
+}
+
+#[test]
 fn device_has_no_memory_between_two_lives_of_the_guest() {
     let (machine, device) = machine();
     machine.start(0);
@@ -365,7 +386,7 @@ fn device_has_no_memory_between_two_lives_of_the_guest() {
     machine.negotiate(MODERN);
     machine.set_up_queue(0, &ring(&machine, 0));
     assert_eq!(machine.read(0x44), 0, "there is no memory");
-    machine.transport.connect(machine.memory.clone());
+    machine.transport.connect(machine.memory.clone(), Box::new(|| {}));
     let mut rings = machine.start(0);
     serves(&machine, &mut rings[0], 0);
     assert_eq!(device.activations.load(Ordering::Relaxed), 2);
