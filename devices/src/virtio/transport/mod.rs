@@ -28,9 +28,9 @@ pub trait Transport: BusDevice {
     /// Returns the length of the register window in bytes; a power of two.
     fn window_len(&self) -> u64;
 
-    /// Returns the doorbells of the queues, by queue number, each with the write that rings it. Once the driver
-    /// has started the device, the VMM lets KVM ring them without an exit (ioeventfd). A write that reaches
-    /// the window nevertheless rings them too.
+    /// Returns the doorbells of the queues, by queue number, each with the write that rings it. Once the
+    /// driver has started the device, the VMM lets KVM ring them without an exit (ioeventfd). A write that
+    /// reaches the window nevertheless rings them too.
     fn doorbells(&self) -> Vec<Doorbell>;
 
     /// Gives the device the guest's memory. The VMM calls this before the guest runs. `on_start` is called
