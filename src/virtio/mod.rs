@@ -297,8 +297,7 @@ impl VirtioDevices {
     }
 }
 
-/// Lets KVM ring the doorbells. The others of a device whose doorbell KVM refuses ring by an exit, like that
-/// one.
+/// Lets KVM ring the doorbells of a device. If KVM refuses one, that one and those after it ring by an exit.
 fn connect_doorbells(vm: &WeakKvmVm, base: u64, doorbells: &[Doorbell]) {
     let Some(vm) = vm.upgrade() else { return };
     let mut doorbells = doorbells.iter();
