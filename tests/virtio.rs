@@ -46,6 +46,20 @@ fn entropy_comes_with_an_interrupt_in_every_life_of_the_device() {
     finish(run_payload("virtio-rng").args(["--rng", "--timeout", "20s"])).expect(0, "code 0");
 }
 
+/// A driver that has started its device rings it without an exit; KVM takes these writes by itself.
+#[test]
+fn doorbells_of_a_started_device_cause_no_exit() {
+    needs_kvm!();
+    let (image, outcome) = (disk("doorbells.img", 64 << 11), scratch().join("doorbells.json"));
+    let disk = format!("path={},poll=off", image.display());
+    let mut command = with_disk("block-read-1", &disk);
+    finish(command.arg("--outcome").arg(&outcome)).expect(0, "");
+    let outcome: serde_json::Value = serde_json::from_slice(&fs::read(outcome).unwrap()).unwrap();
+    let writes = outcome["exits"]["mmio_write"].as_u64().unwrap();
+    // 18 set the device up. The doorbells, of which the driver rings hundreds, would come on top.
+    assert!((1..=30).contains(&writes), "{outcome}");
+}
+
 #[test]
 fn machine_without_devices_has_no_register_window() {
     needs_kvm!();
