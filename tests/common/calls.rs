@@ -11,28 +11,50 @@ pub type Calls = BTreeMap<u64, u32>;
 /// Runs `command` to its end. Returns the calls that all its threads began, and the exit code. Call this in a
 /// process that has no other child: it waits for any.
 pub fn of(command: &mut Command) -> (Calls, i32) {
+    let (threads, code) = by_thread(command);
+    let mut all = Calls::new();
+    for (number, count) in threads.into_values().flatten() {
+        *all.entry(number).or_default() += count;
+    }
+    (all, code)
+}
+
+/// Runs `command` as [`of`] does. Returns the calls by the names that its threads had at their ends.
+pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
     // SAFETY: the closure makes only a system call.
     unsafe { command.pre_exec(|| trace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
     let child = command.spawn().unwrap().id().cast_signed();
     let (pid, status) = wait(child);
     assert!(pid == child && libc::WIFSTOPPED(status), "the traced process is not at its start: {status:#x}");
-    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_EXITKILL;
+    let options = libc::PTRACE_O_TRACESYSGOOD
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEEXIT
+        | libc::PTRACE_O_EXITKILL;
     trace(libc::PTRACE_SETOPTIONS, child, 0, options as usize).unwrap();
     go_on(child, 0);
-    let mut calls = Calls::new();
+    let mut running: BTreeMap<libc::pid_t, Calls> = BTreeMap::new();
+    let mut ended: BTreeMap<String, Calls> = BTreeMap::new();
     loop {
         let (thread, status) = wait(-1);
         if !libc::WIFSTOPPED(status) {
             if thread == child {
                 assert!(libc::WIFEXITED(status), "ended by signal {}", libc::WTERMSIG(status));
-                return (calls, libc::WEXITSTATUS(status));
+                assert!(running.is_empty(), "threads whose end was not seen: {running:?}");
+                return (ended, libc::WEXITSTATUS(status));
             }
             continue;
+        }
+        if status >> 8 == libc::SIGTRAP | libc::PTRACE_EVENT_EXIT << 8 {
+            let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap();
+            let of_name = ended.entry(name.trim_end().to_owned()).or_default();
+            for (number, count) in running.remove(&thread).unwrap_or_default() {
+                *of_name.entry(number).or_default() += count;
+            }
         }
         match libc::WSTOPSIG(status) {
             CALL => {
                 if let Some(number) = begun_call(thread) {
-                    *calls.entry(number).or_default() += 1;
+                    *running.entry(thread).or_default().entry(number).or_default() += 1;
                 }
                 go_on(thread, 0);
             }

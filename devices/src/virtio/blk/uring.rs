@@ -15,7 +15,7 @@ use event_manager::{EventOps, EventSet, Events};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::Disk;
-use super::handler::{Served, after};
+use super::handler::{Served, after, rest};
 use super::in_flight::{ENTRIES, InFlight, Pending};
 use super::job::{Job, MAX_PIECE, Taken, put_back};
 use super::request::{Limits, Status, Task};
@@ -126,8 +126,11 @@ impl UringHandler {
             }
             let Self { poll, queues, ring, .. } = self;
             let mut is_done = || ring.as_mut().is_some_and(|ring| !ring.completion().is_empty());
-            if !has_begun && !poll.look(|| queues.iter_mut().any(VirtQueue::is_offered) || is_done()) {
-                return queues.iter_mut().try_for_each(VirtQueue::finish);
+            if !has_begun
+                && !poll.look(|| queues.iter_mut().any(VirtQueue::is_offered) || is_done())
+                && !rest(queues)?
+            {
+                return Ok(());
             }
         }
     }

@@ -242,22 +242,30 @@ impl VirtQueue {
         }
     }
 
-    /// Ends a drain: shows the driver the completions, and asks it to ring again when it offers more. If
-    /// chains are left, or came in between, the queue rings its own doorbell, so that they are served after
-    /// the other devices' turns.
+    /// Ends a drain as [`rest`](Self::rest) does. If chains are left, or came in between, the queue rings its
+    /// own doorbell, so that they are served after the other devices' turns.
     ///
     /// # Errors
     /// The ring is damaged.
     pub fn finish(&mut self) -> Result<(), RingError> {
+        if self.rest()? {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Ends a drain: shows the driver the completions, and asks it to ring again when it offers more. Returns
+    /// whether chains are left, or came in between: the driver rings for none of them.
+    ///
+    /// # Errors
+    /// The ring is damaged.
+    pub fn rest(&mut self) -> Result<bool, RingError> {
         self.announce();
         if self.share.chains > 0 || !self.has_available()? {
             self.want_doorbell();
             fence(Ordering::SeqCst);
         }
-        if self.has_available()? {
-            self.ring();
-        }
-        Ok(())
+        self.has_available()
     }
 
     /// Returns whether the driver has offered a chain that was not popped. A damaged ring counts as well,

@@ -187,6 +187,23 @@ fn buffers_are_consumed_across_their_bounds() {
 }
 
 #[test]
+fn rest_returns_whether_the_driver_has_offered_more_and_finish_rings_for_it() {
+    let mut it = setup(4);
+    let offer = |it: &mut Setup| it.ring.offer(&[Buffer::writable(BUFFERS, 4)]);
+    offer(&mut it);
+    let chain = it.pop();
+    it.queue.complete(chain, 4);
+    assert_eq!((it.queue.rest(), it.rung(), it.interrupts()), (Ok(false), false, 1));
+    offer(&mut it);
+    let chain = it.pop();
+    offer(&mut it);
+    it.queue.complete(chain, 4);
+    assert_eq!((it.queue.rest(), it.rung(), it.interrupts()), (Ok(true), false, 1));
+    it.queue.finish().unwrap();
+    assert!(it.rung());
+}
+
+#[test]
 fn indices_wrap_over_70_000_requests() {
     let mut it = setup(4);
     for count in 0..70_000_u32 {
