@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use coracle_arch::field::Field;
 use coracle_devices::virtio::balloon::Balloon;
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
@@ -29,6 +30,10 @@ impl DeviceSpec for BalloonSpec {
     fn module(&self) -> &'static str {
         "virtio_balloon"
     }
+
+    fn setting(&self) -> String {
+        FIELD.to_string()
+    }
 }
 
 impl VirtioDevices {
@@ -40,3 +45,6 @@ impl VirtioDevices {
         })
     }
 }
+
+/// The setting that errors name.
+const FIELD: Field = Field::same("balloon");

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use coracle_agent::protocol::agent::PORT_NAME;
+use coracle_arch::field::Field;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
@@ -70,6 +71,13 @@ impl DeviceSpec for ConsoleSpec {
     fn module(&self) -> &'static str {
         "virtio_console"
     }
+
+    fn setting(&self) -> String {
+        match self {
+            Self::Console | Self::Both => FIELD.to_string(),
+            Self::AgentPort => "the port of the agent".to_owned(),
+        }
+    }
 }
 
 impl VirtioDevices {
@@ -90,3 +98,6 @@ impl VirtioDevices {
         })
     }
 }
+
+/// The setting that errors name.
+const FIELD: Field = Field::same("console");

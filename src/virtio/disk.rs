@@ -42,6 +42,10 @@ impl DeviceSpec for Named<'_, DiskConfig> {
     fn module(&self) -> &'static str {
         "virtio_blk"
     }
+
+    fn setting(&self) -> String {
+        format!("{} {}", self.field, self.config.path.display())
+    }
 }
 
 /// The disk that holds the guest's root.
@@ -71,6 +75,10 @@ impl DeviceSpec for RootDisk {
 
     fn module(&self) -> &'static str {
         "virtio_blk"
+    }
+
+    fn setting(&self) -> String {
+        ROOT.to_string()
     }
 }
 

@@ -110,10 +110,11 @@ pub(crate) struct AttachContext<'a> {
 pub enum VirtioError {
     /// There are more devices than interrupts for them.
     #[error(
-        "{DISKS}, {NETS}: {wanted} virtio devices are not possible: a machine has interrupts for {most}; leave \
-         some out"
+        "{first}: a machine has interrupts for {most} virtio devices, and {wanted} are configured; leave some out"
     )]
     TooMany {
+        /// The setting of the first device for which there is no interrupt, with its value.
+        first: String,
         /// The configured number.
         wanted: usize,
         /// The limit.
@@ -202,7 +203,7 @@ impl VirtioDevices {
         specs: &Specs<'_>,
         context: &AttachContext<'_>,
     ) -> Result<VirtioDevices, VirtioError> {
-        check_together(config, specs.len())?;
+        check_together(config, specs)?;
         let opening = SpecContext { gate: context.gate.clone() };
         let opened = specs.iter().map(|spec| spec.open(&opening)).collect::<Result<Vec<_>, _>>()?;
         let places = (0..).map_while(VirtioMmio::nth);
@@ -356,14 +357,14 @@ pub(crate) fn check(config: &VmConfig) -> Result<(), VirtioError> {
 /// # Errors
 /// There are too many devices, or two that must differ do not.
 pub(crate) fn check_values(config: &VmConfig) -> Result<(), VirtioError> {
-    check_together(config, specs(config, None).len())
+    check_together(config, &specs(config, None))
 }
 
 /// Refuses more devices than fit, and devices that must differ but do not.
-fn check_together(config: &VmConfig, wanted: usize) -> Result<(), VirtioError> {
-    let most = VIRTIO_IRQS.len();
-    if wanted > most {
-        return Err(VirtioError::TooMany { wanted, most });
+fn check_together(config: &VmConfig, specs: &Specs<'_>) -> Result<(), VirtioError> {
+    let (wanted, most) = (specs.len(), VIRTIO_IRQS.len());
+    if let Some(first) = specs.get(most) {
+        return Err(VirtioError::TooMany { first: first.setting(), wanted, most });
     }
     check_ids(config)?;
     net::check_each_is_its_own(&config.nets)

@@ -28,6 +28,10 @@ impl DeviceSpec for Named<'_, NetConfig> {
     fn module(&self) -> &'static str {
         "virtio_net"
     }
+
+    fn setting(&self) -> String {
+        format!("{} {}", self.field, self.config.end)
+    }
 }
 
 impl VirtioDevices {

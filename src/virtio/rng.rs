@@ -1,5 +1,6 @@
 //! `rng`: a virtio entropy device, which has no options.
 
+use coracle_arch::field::Field;
 use coracle_devices::virtio::rng::Rng;
 
 use super::VirtioError;
@@ -16,4 +17,11 @@ impl DeviceSpec for RngSpec {
     fn module(&self) -> &'static str {
         "virtio_rng"
     }
+
+    fn setting(&self) -> String {
+        FIELD.to_string()
+    }
 }
+
+/// The setting that errors name.
+const FIELD: Field = Field::same("rng");

@@ -33,6 +33,9 @@ pub(crate) trait DeviceSpec {
 
     /// Returns the name of the module that drives the device in a stock Linux, besides `virtio_mmio`.
     fn module(&self) -> &'static str;
+
+    /// Returns the setting that asks for the device, with the value that tells it from others, for errors.
+    fn setting(&self) -> String;
 }
 
 impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
@@ -42,6 +45,10 @@ impl<T: DeviceSpec + ?Sized> DeviceSpec for &T {
 
     fn module(&self) -> &'static str {
         (**self).module()
+    }
+
+    fn setting(&self) -> String {
+        (**self).setting()
     }
 }
 

@@ -48,6 +48,10 @@ impl DeviceSpec for VsockConfig {
     fn module(&self) -> &'static str {
         "vmw_vsock_virtio_transport"
     }
+
+    fn setting(&self) -> String {
+        format!("{FIELD} {self}")
+    }
 }
 
 impl VirtioDevices {

@@ -111,7 +111,7 @@ payload_\name:
     add r8d, 0x10000
     add r9d, 0x10000
 5:  inc ebp
-    cmp ebp, 16
+    cmp ebp, 17                     # all the devices that a machine has interrupts for
     jb 3b
 6:  mov edx, 0x3f8
     mov al, 'q'

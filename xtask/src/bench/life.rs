@@ -89,10 +89,14 @@ impl Waiting {
         Ok(waiting)
     }
 
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns what the process holds once it has put away what it needed to start.
     pub(super) fn held(&self, guest_mib: u64) -> Result<Held> {
         std::thread::sleep(SETTLED.saturating_sub(self.since.elapsed()));
-        let process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let process = PathBuf::from(format!("/proc/{}", self.id()));
         let threads = fs::read_dir(process.join("task")).context("the threads")?.count();
         let smaps = fs::read_to_string(process.join("smaps")).context("the mappings")?;
         Ok(Held { threads, ..Held::of_mappings(&smaps, guest_mib << 10) })

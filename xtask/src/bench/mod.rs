@@ -15,6 +15,7 @@ mod net;
 mod peers;
 mod place;
 mod process_time;
+mod scale;
 mod stage;
 mod start;
 mod statistics;
@@ -85,6 +86,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 100)]
         runs: u32,
     },
+    /// What each of 1, 16, 64 and 256 waiting bare guests costs, in one process and in a process each
+    Scale {
+        /// Rounds of each number
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
     /// A part of the others that runs as a separate program
     #[command(hide = true)]
     Part {
@@ -123,6 +130,11 @@ pub(crate) enum Part {
         rounds: u32,
         payload: PathBuf,
     },
+    Scale {
+        #[arg(long)]
+        count: u32,
+        payload: PathBuf,
+    },
 }
 
 /// Measures and prints a table.
@@ -139,6 +151,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
         Bench::Net { runs } => net::run(workspace, (*runs).max(1)),
         Bench::Vsock { runs } => vsock::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
+        Bench::Scale { rounds } => scale::run(workspace, (*rounds).max(1)),
         Bench::Part { part } => run_part(part),
     }
 }
@@ -153,5 +166,6 @@ pub(crate) fn run_part(part: &Part) -> Result<()> {
         Part::ExecGuest { runs, data, coracle } => exec_guest::measure(data, coracle, *runs),
         Part::Forks { runs, program } => forks::measure(program, *runs),
         Part::Churn { rounds, payload } => churn::measure(payload, *rounds),
+        Part::Scale { count, payload } => scale::measure_here(payload, *count),
     }
 }

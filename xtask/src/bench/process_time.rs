@@ -23,8 +23,22 @@ pub(super) fn wait_cpu_time(child: &Child) -> Result<Duration> {
 
 /// Returns the CPU time of this process so far, user and system, of all its threads.
 pub(super) fn own_cpu_time() -> Duration {
+    cpu_time(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// Returns the CPU time of a running process so far, user and system, of all its threads.
+pub(super) fn cpu_time_of(process: u32) -> Result<Duration> {
+    let mut clock = 0;
+    // SAFETY: `clock` has room for the answer.
+    match unsafe { libc::clock_getcpuclockid(i32::try_from(process)?, &raw mut clock) } {
+        0 => Ok(cpu_time(clock)),
+        error => Err(std::io::Error::from_raw_os_error(error)).context("the CPU time of a process"),
+    }
+}
+
+fn cpu_time(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` has room for the answer.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use super::boot;
 use super::life::{Lives, Waiting, write_payload};
+use super::statistics::median;
 use super::vmm::{self, Guest, Kind, Vmm};
 use crate::static_build;
 use crate::workspace::Workspace;
@@ -190,12 +191,12 @@ fn table(columns: &[Column]) -> Table {
     row("  the same, 95 of 100", Better::Less, |figures| figures.lives.first_byte.percentile_ms(95));
     row("whole life, ms", Better::Less, |figures| figures.lives.whole.median_ms());
     row("CPU time of a whole life, ms", Better::Less, |figures| figures.lives.cpu.median_ms());
-    row("lives a second, 8 at once", Better::More, |figures| table::median(&figures.lives_a_second));
-    row("private dirty, waiting, KiB", Better::Less, |figures| table::median(&figures.private_dirty_kib));
-    row("Pss, waiting, KiB", Better::Less, |figures| table::median(&figures.pss_kib));
-    row("mean Pss of 16 at once, KiB", Better::Less, |figures| table::median(&figures.crowd_pss_kib));
-    row("guest RAM held, KiB", Better::Less, |figures| table::median(&figures.guest_ram_kib));
-    row("threads", Better::Less, |figures| table::median(&figures.threads));
+    row("lives a second, 8 at once", Better::More, |figures| median(&figures.lives_a_second));
+    row("private dirty, waiting, KiB", Better::Less, |figures| median(&figures.private_dirty_kib));
+    row("Pss, waiting, KiB", Better::Less, |figures| median(&figures.pss_kib));
+    row("mean Pss of 16 at once, KiB", Better::Less, |figures| median(&figures.crowd_pss_kib));
+    row("guest RAM held, KiB", Better::Less, |figures| median(&figures.guest_ram_kib));
+    row("threads", Better::Less, |figures| median(&figures.threads));
     row("20,000 serial characters, ms", Better::Less, |figures| {
         figures.printing.after_first_byte.median_ms()
     });
