@@ -101,7 +101,7 @@ fn stop(vm: &Vm) {
     assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
 }
 
-/// What a process holds.
+/// The memory, descriptors and threads of a process.
 #[derive(Debug)]
 struct Held {
     descriptors: usize,

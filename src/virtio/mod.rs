@@ -110,7 +110,8 @@ pub(crate) struct AttachContext<'a> {
 pub enum VirtioError {
     /// There are more devices than interrupts for them.
     #[error(
-        "{first}: a machine has interrupts for {most} virtio devices, and {wanted} are configured; leave some out"
+        "{first}: a machine has interrupts for {most} virtio devices, and {wanted} are configured; leave some \
+         out"
     )]
     TooMany {
         /// The setting of the first device for which there is no interrupt, with its value.

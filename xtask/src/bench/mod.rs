@@ -86,7 +86,7 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 100)]
         runs: u32,
     },
-    /// What each of 1, 16, 64 and 256 waiting bare guests costs, in one process and in a process each
+    /// The cost of each of 1, 16, 64 and 256 waiting bare guests, in one process and in a process each
     Scale {
         /// Rounds of each number
         #[arg(long, default_value_t = 5)]

@@ -1,4 +1,4 @@
-//! What one more machine costs beside many: bare guests that wait, in one process and in a process each.
+//! The cost of one more machine beside many: bare guests that wait, in one process and in a process each.
 //! The cost of a machine must not grow with their number.
 
 use std::fs;
@@ -168,7 +168,7 @@ fn allow_open_files() -> Result<()> {
     Ok(())
 }
 
-/// What a process holds.
+/// The memory, descriptors and threads of a process.
 #[derive(Default)]
 struct Held {
     memory_kib: f64,
