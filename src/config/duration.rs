@@ -64,6 +64,12 @@ impl FromStr for Timeout {
     }
 }
 
+/// Returns the time in milliseconds, for JSON: the number with the fewest digits, which a product of seconds
+/// would not be (`394.53945300000003`).
+pub(crate) fn milliseconds(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e6
+}
+
 /// Explains what is wrong with a text that is not a duration, and what to write instead.
 pub(super) fn duration_advice(text: &str) -> String {
     let form = "write a number and ms, s, m or h, as in 20s (a bare number is seconds)";
@@ -156,5 +162,11 @@ mod tests {
             assert!(said.contains("is not a time: write a number and ms, s, m or h"), "{text}: {said}");
         }
         assert_eq!(parse_duration("1000000000s"), Ok(Duration::from_secs(1_000_000_000)));
+    }
+    #[test]
+    fn milliseconds_have_no_more_digits_than_the_time() {
+        let texts = [394_539_453, 1, 7_000_000_001]
+            .map(|nanos| milliseconds(Duration::from_nanos(nanos)).to_string());
+        assert_eq!(texts, ["394.539453", "0.000001", "7000.000001"]);
     }
 }

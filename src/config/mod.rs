@@ -42,6 +42,7 @@ pub use cpu::CpuModel;
 pub use cpu_affinity::CpuAffinity;
 pub use cpu_quota::CpuQuota;
 pub use disk::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy, DiskId};
+pub(crate) use duration::milliseconds;
 pub use duration::{Timeout, parse_duration};
 #[doc(hidden)]
 pub use file::in_one_line;

@@ -14,6 +14,7 @@ use coracle_devices::bus::BusDevice;
 use coracle_devices::legacy::LegacyDevice;
 use serde::{Serialize, Serializer};
 
+use crate::config::milliseconds;
 use crate::ending::Phase;
 
 /// An act of a guest that shows how far it has come.
@@ -54,7 +55,7 @@ pub struct Milestone {
     /// The sign.
     pub sign: Sign,
     /// The time since the guest was first let run. `None` for a sign that was only seen at the end.
-    #[serde(rename = "ms", serialize_with = "milliseconds")]
+    #[serde(rename = "ms", serialize_with = "in_milliseconds")]
     pub at: Option<Duration>,
 }
 
@@ -229,8 +230,8 @@ impl BusDevice for BootMark {
     }
 }
 
-fn milliseconds<S: Serializer>(at: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    at.map(|at| at.as_secs_f64() * 1e3).serialize(serializer)
+fn in_milliseconds<S: Serializer>(at: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    at.map(milliseconds).serialize(serializer)
 }
 
 /// The signs that devices see while the guest runs.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::{Outcome, PanicEvidence, Phase, TimeLimit, Times};
 use crate::agent::ExecStatus;
+use crate::config::milliseconds;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::kvm::{VcpuFault, VcpuRegisters};
 use crate::vcpu::ExitCounts;
@@ -62,7 +63,7 @@ impl<'a> OutcomeReport<'a> {
             reason: outcome.reason(),
             phase: Some(outcome.phase),
             progress: &outcome.progress,
-            duration_ms: outcome.duration.as_secs_f64() * 1e3,
+            duration_ms: milliseconds(outcome.duration),
             times_ms: outcome.times,
             workload_code: outcome.ending.workload_code(),
             command_code,

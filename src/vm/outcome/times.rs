@@ -8,6 +8,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::Seconds;
+use crate::config::milliseconds;
 
 /// How long each step took. A step is `None` if it did not happen or its end was not observed. In JSON the
 /// unit is milliseconds.
@@ -61,7 +62,7 @@ impl Serialize for Times {
         let named = self.named();
         let mut times = serializer.serialize_struct("Times", named.len())?;
         for (name, time) in named {
-            times.serialize_field(name, &time.map(|time| time.as_secs_f64() * 1e3))?;
+            times.serialize_field(name, &time.map(milliseconds))?;
         }
         times.end()
     }
