@@ -170,6 +170,8 @@ payloads! {
         "reads 4 KiB of a disk of 64 MiB 2,000 times, one after the other, with interrupts; exits with 0";
     "block-count-32" Three payload_block_count_32..payload_block_count_32_end
         "reads 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time, with interrupts; exits with 0";
+    "block-count-write-32" Three payload_block_count_write_32..payload_block_count_write_32_end
+        "writes 4 KiB of a disk of 64 MiB 8,000 times, 32 at a time, with interrupts; exits with 0";
     "virtio-net" Zero payload_virtio_net..payload_virtio_net_end
         "three lives of a network card that ask for the address of 10.9.0.1 50 times each; exits with 0";
     "virtio-net-down" Zero payload_virtio_net_down..payload_virtio_net_down_end

@@ -13,13 +13,12 @@ pub type Calls = BTreeMap<u64, u32>;
 pub fn of(command: &mut Command) -> (Calls, i32) {
     let (threads, code) = by_thread(command);
     let mut all = Calls::new();
-    for (number, count) in threads.into_values().flatten() {
-        *all.entry(number).or_default() += count;
-    }
+    threads.into_values().for_each(|calls| add(calls, &mut all));
     (all, code)
 }
 
-/// Runs `command` as [`of`] does. Returns the calls by the names that its threads had at their ends.
+/// Runs `command` as [`of`] does. Returns the calls by the names that its threads had at their ends; without a
+/// name, those of threads that the end of the process has ended.
 pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
     // SAFETY: the closure makes only a system call.
     unsafe { command.pre_exec(|| trace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };
@@ -39,17 +38,16 @@ pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
         if !libc::WIFSTOPPED(status) {
             if thread == child {
                 assert!(libc::WIFEXITED(status), "ended by signal {}", libc::WTERMSIG(status));
-                assert!(running.is_empty(), "threads whose end was not seen: {running:?}");
+                // The end of the process may end a thread without a stop.
+                running.into_values().for_each(|calls| add(calls, ended.entry(String::new()).or_default()));
                 return (ended, libc::WEXITSTATUS(status));
             }
             continue;
         }
         if status >> 8 == libc::SIGTRAP | libc::PTRACE_EVENT_EXIT << 8 {
             let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap();
-            let of_name = ended.entry(name.trim_end().to_owned()).or_default();
-            for (number, count) in running.remove(&thread).unwrap_or_default() {
-                *of_name.entry(number).or_default() += count;
-            }
+            let calls = running.remove(&thread).unwrap_or_default();
+            add(calls, ended.entry(name.trim_end().to_owned()).or_default());
         }
         match libc::WSTOPSIG(status) {
             CALL => {
@@ -62,6 +60,12 @@ pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
             libc::SIGSTOP | libc::SIGTRAP => go_on(thread, 0),
             signal => go_on(thread, signal),
         }
+    }
+}
+
+fn add(calls: Calls, sum: &mut Calls) {
+    for (number, count) in calls {
+        *sum.entry(number).or_default() += count;
     }
 }
 

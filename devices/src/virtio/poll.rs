@@ -73,7 +73,12 @@ impl Poll {
     /// Returns whether this turn has lasted so long that other devices and requests to stop have to be
     /// served.
     pub fn is_turn_over(&self) -> bool {
-        self.turn.elapsed() > TURN
+        self.turn_time() > TURN
+    }
+
+    /// Returns how long this turn has lasted.
+    pub fn turn_time(&self) -> Duration {
+        self.turn.elapsed()
     }
 
     /// Searches until `found` returns true. Returns false if the time ends first.

@@ -184,3 +184,4 @@ virtio_block_bench block_stream_read, 0, 8, 8000, 1048576, 0x1f800
 virtio_block_bench block_stream_write, 1, 8, 2000, 1048576, 0x1f800
 virtio_block_bench block_count_1, 0, 1, 2000, 4096, 0x1fff8, 1
 virtio_block_bench block_count_32, 0, 32, 8000, 4096, 0x1fff8, 1
+virtio_block_bench block_count_write_32, 1, 32, 8000, 4096, 0x1fff8, 1

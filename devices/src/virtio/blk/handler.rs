@@ -233,4 +233,4 @@ pub(super) fn after(index: usize, count: usize) -> usize {
 
 /// Requests after which the driver sees what is done. Each publication costs it a cache miss, so not after
 /// every request.
-const PUBLISH_EVERY: u8 = 4;
+pub(super) const PUBLISH_EVERY: u8 = 4;

@@ -77,6 +77,11 @@ impl Job {
         self.buffers().map_or(0, |buffers| buffers.len().min(MAX_PIECE))
     }
 
+    /// Returns the number of bytes that are still to be read or written.
+    pub(super) fn bytes(&self) -> u64 {
+        self.buffers().map_or(0, Buffers::len)
+    }
+
     /// Returns the buffers that the task reads or writes.
     fn buffers(&self) -> Option<&Buffers> {
         match self.task {

@@ -9,6 +9,7 @@
 mod handler;
 mod in_flight;
 mod job;
+mod pace;
 mod request;
 mod uring;
 

@@ -9,20 +9,20 @@ use std::borrow::Cow;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::Disk;
-use super::handler::{Served, after, rest};
+use super::handler::{PUBLISH_EVERY, Served, after, rest};
 use super::in_flight::{ENTRIES, InFlight, Pending};
-use super::job::{Job, MAX_PIECE, Taken, put_back};
+use super::job::{Job, Taken, put_back};
+use super::pace::{Batch, Writes};
 use super::request::{Limits, Status, Task};
 use crate::event_loop::watch;
 use crate::journal;
 use crate::memory::Span;
-use crate::virtio::poll::Poll;
+use crate::virtio::poll::{Poll, TURN};
 use crate::virtio::queue::{RingError, VirtQueue};
 use crate::virtio::{QueueHandler, StopFlag, watch_doorbell};
 
@@ -40,6 +40,7 @@ pub(super) struct UringHandler {
     ring: Option<IoUring>,
     in_flight: InFlight,
     batch: Batch,
+    writes: Writes,
     /// Flushes that were requested while one was in flight.
     flushes: Vec<Job>,
     /// Requests that a stop or a fault holds. They are put back when the handler stops.
@@ -47,6 +48,8 @@ pub(super) struct UringHandler {
     stop: StopFlag,
     /// Whether a queue may have chains that found no free tag.
     has_more: bool,
+    /// Counts answers, by which the driver is shown them from time to time.
+    unpublished: u8,
     poll: Poll,
 }
 
@@ -72,11 +75,13 @@ impl UringHandler {
             file,
             ring: None,
             in_flight: InFlight::new(),
-            batch: Batch { most: 1, ..Batch::default() },
+            batch: Batch::new(),
+            writes: Writes::new(),
             flushes: Vec::new(),
             waiting: Vec::new(),
             stop,
             has_more: false,
+            unpublished: 0,
             poll,
         }
     }
@@ -95,6 +100,14 @@ impl UringHandler {
     /// Returns whether no request may be begun.
     fn has_to_rest(&self) -> bool {
         !self.waiting.is_empty() || self.stop.is_raised()
+    }
+
+    /// Returns whether the turn is over. This is asked after each request, so that one look at the clock also
+    /// measures the writes.
+    fn is_turn_over(&mut self) -> bool {
+        let time = self.poll.turn_time();
+        self.writes.measure(time);
+        time > TURN
     }
 
     /// Returns whether requests in flight have to end before others are begun.
@@ -119,7 +132,7 @@ impl UringHandler {
                 // The event of a completion continues from here.
                 return Ok(());
             }
-            if self.poll.is_turn_over() {
+            if self.is_turn_over() {
                 // Another event continues after the loop has served its commands.
                 self.queues.first().into_iter().for_each(VirtQueue::ring);
                 return Ok(());
@@ -140,7 +153,7 @@ impl UringHandler {
     fn drain(&mut self, index: usize) -> Result<bool, RingError> {
         self.queues.get_mut(index).into_iter().for_each(VirtQueue::begin);
         let mut has_begun = false;
-        while !self.has_to_rest() && !self.is_full() && !self.poll.is_turn_over() {
+        while !self.has_to_rest() && !self.is_full() && !self.is_turn_over() {
             let Some(chain) = self.queues.get_mut(index).map_or(Ok(None), VirtQueue::pop)? else { break };
             has_begun = true;
             match Job::take(index, chain, &self.limits) {
@@ -170,6 +183,9 @@ impl UringHandler {
 
     /// Passes the next piece of a request to the kernel, or carries out all of it at once.
     fn push(&mut self, mut pending: Pending) {
+        if matches!(pending.job.task, Task::Write { .. }) && self.writes.are_direct() {
+            return self.write(pending);
+        }
         let entry = self.in_flight.has_tag().then(|| self.entry(&mut pending)).flatten();
         let Some(entry) = entry else { return self.perform_all(pending) };
         let len = pending.len;
@@ -184,6 +200,14 @@ impl UringHandler {
             // The ring is full, although it has as many entries as there are tags.
             self.perform_all(pending);
         }
+    }
+
+    /// Carries out a write at once.
+    fn write(&mut self, pending: Pending) {
+        let bytes = pending.job.bytes();
+        self.perform_all(pending);
+        self.writes.note(bytes);
+        self.batch.note_delay(bytes);
     }
 
     /// Returns the entry for the next piece of a request, and notes the piece's length and buffers in
@@ -249,7 +273,7 @@ impl UringHandler {
     fn reap(&mut self) {
         // Completions that arrive meanwhile give another event.
         let mut left = self.ring.as_mut().map_or(0, |ring| ring.completion().len());
-        while left > 0 && !self.poll.is_turn_over() {
+        while left > 0 && !self.is_turn_over() {
             left = left.saturating_sub(1);
             let Some(entry) = self.ring.as_mut().and_then(|ring| ring.completion().next()) else { return };
             let tag = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
@@ -308,7 +332,11 @@ impl UringHandler {
     }
 
     fn answer(&mut self, job: Job, status: Status) {
-        job.answer(status).complete(&mut self.queues).into_iter().for_each(VirtQueue::publish);
+        let queue = job.answer(status).complete(&mut self.queues);
+        self.unpublished = self.unpublished.wrapping_add(1);
+        if self.unpublished.is_multiple_of(PUBLISH_EVERY) {
+            queue.into_iter().for_each(VirtQueue::publish);
+        }
     }
 
     fn announce(&mut self) {
@@ -337,42 +365,6 @@ impl UringHandler {
             self.batch.add(0);
         }
         self.submit();
-    }
-}
-
-/// The entries that one call passes to the kernel. Some file systems read and write synchronously, within
-/// that call, and the handler cannot react to a stop before the call returns. After such a slow call, the
-/// next one passes a single request.
-#[derive(Debug, Default)]
-struct Batch {
-    /// The number of requests that the next call may pass.
-    most: u32,
-    requests: u32,
-    bytes: u64,
-    since: Option<Instant>,
-}
-
-impl Batch {
-    fn add(&mut self, bytes: u32) {
-        self.requests = self.requests.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(bytes.into());
-    }
-
-    fn is_empty(&self) -> bool {
-        self.requests == 0
-    }
-
-    fn is_full(&self) -> bool {
-        self.requests >= self.most || self.bytes >= MAX_PIECE
-    }
-
-    fn begin_next(&mut self) {
-        (self.requests, self.bytes, self.since) = (0, 0, Some(Instant::now()));
-    }
-
-    fn note_submitted(&mut self) {
-        let is_slow = self.since.take().is_some_and(|since| since.elapsed() > SLOW_CALL);
-        self.most = if is_slow { 1 } else { self.most.saturating_mul(2).min(ENTRIES.into()) };
     }
 }
 
@@ -445,8 +437,5 @@ const COMPLETIONS: u32 = u32::MAX;
 /// requests cannot be cancelled, and a host that serves them one after the other has to finish them before a
 /// stop of the disk times out.
 const MAX_WORKERS: u32 = 16;
-/// The duration of a call from which it counts as slow: longer than a call that waits for nothing takes even
-/// on a busy host.
-const SLOW_CALL: Duration = Duration::from_millis(20);
 /// The tag of the completion of a cancellation. No request has it.
 const CANCELLATION: u64 = u64::MAX;

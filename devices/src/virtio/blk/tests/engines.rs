@@ -141,3 +141,73 @@ fn nothing_is_written_after_a_reset_amid_many_requests() {
         assert_eq!(bench.completion(0).1, 513);
     }
 }
+
+/// A disk whose first write takes long.
+struct Sluggish {
+    disk: RawDisk,
+    writes: Arc<AtomicU32>,
+}
+
+impl DiskBackend for Sluggish {
+    fn capacity(&self) -> u64 {
+        self.disk.capacity()
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.disk.read(offset, spans)
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        if self.writes.fetch_add(1, Ordering::Relaxed) == 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.disk.write(offset, spans)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<u64> {
+        self.disk.write_zeroes(offset, len, unmap)
+    }
+
+    fn descriptor(&self) -> Option<std::os::fd::RawFd> {
+        self.disk.descriptor()
+    }
+
+    fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.disk.admit_write(offset, len)
+    }
+}
+
+#[test]
+fn writes_take_the_ring_while_the_file_system_is_slow() {
+    if uring::is_allowed().is_err() {
+        return eprintln!("skipped: this host does not allow io_uring");
+    }
+    let folder = folder();
+    let disk = RawDisk::open(&folder.as_path().join("disk"), FileLock::Exclusive).unwrap();
+    let writes = Arc::new(AtomicU32::new(0));
+    let backend = Box::new(Sluggish { disk, writes: writes.clone() });
+    let mut bench = Bench::of(Engine::IoUring, folder, backend, Faults::default());
+    let mut write = |byte| {
+        bench.machine.put(DATA, &[byte; 512]);
+        assert_eq!(bench.ask(WRITE, u64::from(byte) % SECTORS, &[Buffer::readable(DATA, 512)]), OK);
+        let at = usize::from(byte) % SECTORS as usize * 512;
+        assert!(bench.file()[at..at + 512] == [byte; 512]);
+        writes.load(Ordering::Relaxed)
+    };
+    assert_eq!(write(100), 1);
+    let direct: Vec<u32> = (1..=64).map(&mut write).collect();
+    assert_eq!(direct, [1; 64]);
+    assert_eq!(write(101), 2);
+}
