@@ -85,11 +85,22 @@ pub enum MemoryError {
 }
 
 impl GuestRam {
-    /// Allocates memory as configured. Memory outside of reserved huge pages is aligned, and advised for
-    /// transparent ones of 2 MiB: their first touch costs a fraction of that of the small pages they replace.
-    pub(crate) fn new(memory: MemoryConfig) -> Result<GuestRam, MemoryError> {
+    /// Allocates memory as configured for a guest whose image ends at guest address `image_end`. Memory
+    /// outside of reserved huge pages is aligned, and advised for transparent ones of 2 MiB: their first
+    /// touch costs a fraction of that of the small pages they replace.
+    ///
+    /// An image that lies in the first 2 MiB has small pages there, even on a host that gives huge ones
+    /// unasked: the boot tables and a guest of this size take some tens of KiB, for which a huge page would
+    /// have to be cleared and kept. Linux lies above, and would touch most of them.
+    pub(crate) fn new(memory: MemoryConfig, image_end: u64) -> Result<GuestRam, MemoryError> {
         // Mappings made before the one that failed are gone when the error is made.
         let mappings = map(memory).map_err(|source| map_error(memory, source))?;
+        if !matches!(memory.backing(), MemoryBacking::HugePages(_)) {
+            let small = if image_end <= HUGE_PAGE as u64 { HUGE_PAGE } else { 0 };
+            for (start, mapping) in &mappings {
+                mapping.advise(if *start == 0 { small } else { 0 });
+            }
+        }
         let layout_error = || MemoryError::Layout { memory };
         let regions = mappings.iter().map(|(start, mapping)| guest_region(mapping, *start));
         let regions = regions.collect::<Option<Vec<_>>>().ok_or_else(layout_error)?;
@@ -220,9 +231,20 @@ impl Mapping {
         if placed == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: advice on a mapping of this process. If huge pages are off, small ones do.
-        unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
         Ok(mapping)
+    }
+
+    /// Asks for transparent huge pages, except for the first `small` bytes.
+    fn advise(&self, small: usize) {
+        let small = self.bytes.min(small);
+        let rest = self.address.wrapping_add(small);
+        // Advice that the host does not take changes nothing but costs.
+        if small > 0 {
+            // SAFETY: advice on pages of this mapping.
+            unsafe { libc::madvise(self.address.cast(), small, libc::MADV_NOHUGEPAGE) };
+        }
+        // SAFETY: as above.
+        unsafe { libc::madvise(rest.cast(), self.bytes - small, libc::MADV_HUGEPAGE) };
     }
 
     /// Maps reserved huge pages, none of which is allocated yet.
@@ -265,7 +287,7 @@ mod tests {
     #[test]
     fn ram_is_aligned_for_huge_pages_and_holds_what_is_written() {
         for text in ["5G", "size=5G,memfd"] {
-            let ram = GuestRam::new(memory(text)).unwrap();
+            let ram = GuestRam::new(memory(text), 0).unwrap();
             for region in ram.regions() {
                 assert_eq!(region.host_address % HUGE_PAGE as u64, 0);
             }
@@ -281,9 +303,9 @@ mod tests {
     #[test]
     fn huge_pages_are_reserved_or_the_error_says_how_to_have_more() {
         let wanted = memory("size=1T,hugepages=2M");
-        let error = GuestRam::new(wanted).unwrap_err().to_string();
+        let error = GuestRam::new(wanted, 0).unwrap_err().to_string();
         assert!(error.contains("524288 huge pages of 2M") && error.contains("nr_hugepages"), "{error}");
-        match GuestRam::new(memory("size=4M,hugepages=2M")) {
+        match GuestRam::new(memory("size=4M,hugepages=2M"), 0) {
             Ok(ram) => ram.mmap().write_obj(1u64, GuestAddress(3 << 20)).unwrap(),
             Err(error) => assert!(error.to_string().contains("it takes 2 huge pages of 2M"), "{error}"),
         }

@@ -25,7 +25,7 @@ impl ProbeMachine {
             source: vmm_sys_util::errno::Error::new(libc::ENOMEM),
         };
         let vm = kvm.create_vm()?;
-        let ram = GuestRam::new(MemorySize::MIN.into()).map_err(|_| no_memory(()))?;
+        let ram = GuestRam::new(MemorySize::MIN.into(), CODE).map_err(|_| no_memory(()))?;
         ram.mmap().write_slice(code, GuestAddress(CODE)).map_err(|_| no_memory(()))?;
         vm.add_memory(&ram)?;
         let vcpu = vm.create_vcpu(0)?;

@@ -40,7 +40,7 @@ impl Recipe {
         // A large memory takes seconds to create, so what does not fit into it is refused before.
         load::check(&self.load_request(&cmdline, None))?;
         let vm = self.kvm.create_vm()?;
-        let ram = GuestRam::new(self.config.memory)?;
+        let ram = GuestRam::new(self.config.memory, self.inputs.kernel.memory_end())?;
         vm.add_memory(&ram).map_err(|source| {
             let size = self.config.memory.size();
             BuildError::MemoryRefused { size, source }
