@@ -96,6 +96,11 @@ impl CpuFeatures {
         Ok(CpuFeatures { template, cpuid, tsc_deadline: kvm.has_tsc_deadline_timer() })
     }
 
+    /// Returns whether the CPU offers kvm-clock.
+    pub(crate) fn has_kvm_clock(&self) -> bool {
+        cpuid::has_kvm_clock(&self.cpuid)
+    }
+
     /// Sets and returns the CPUID of one of `count` vCPUs.
     pub(crate) fn give(&self, vcpu: &Vcpu, count: u32) -> Result<Vec<CpuidEntry>, KvmError> {
         let identity = CpuIdentity {

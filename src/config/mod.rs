@@ -52,7 +52,7 @@ pub use memory_size::MemorySize;
 #[doc(hidden)]
 pub use nearest::nearest;
 pub use net::{MIN_MTU, MacAddress, NetChoice, NetConfig, NetEnd};
-pub use policy::{AcpiMode, HaltPolicy, ResetPolicy};
+pub use policy::{AcpiMode, HaltPolicy, ResetPolicy, RtcMode};
 pub use protocol::KernelProtocol;
 pub use root::{RootAccess, RootConfig, RootForm, RootKind};
 pub use schema::schema;
@@ -280,6 +280,12 @@ pub enum ConfigError {
         text: String,
         /// The choices.
         words: [&'static str; 2],
+    },
+    /// The text does not say whether the guest is told of its CMOS clock.
+    #[error("`{text}` is not known here: use auto, on or off")]
+    Rtc {
+        /// The rejected text.
+        text: String,
     },
     /// The text is not a choice of host.
     #[error("`{text}` is not known here: use auto, kvm or emulate")]

@@ -17,6 +17,19 @@ pub enum AcpiMode {
     Off,
 }
 
+/// Whether the guest is told of its CMOS clock. The clock's ports answer in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RtcMode {
+    /// The clock is announced if KVM gives the guest's CPU no clock of its own (kvm-clock).
+    #[default]
+    Auto,
+    /// The clock is announced. Linux then has `/dev/rtc0`, and needs about a hundred exits more to boot.
+    On,
+    /// The clock is not announced.
+    Off,
+}
+
 /// The action when the guest resets its machine.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -46,6 +59,20 @@ impl FromStr for AcpiMode {
     /// Parses `on` or `off`.
     fn from_str(text: &str) -> Result<Self, ConfigError> {
         one_of(text, [("on", AcpiMode::On), ("off", AcpiMode::Off)])
+    }
+}
+
+impl FromStr for RtcMode {
+    type Err = ConfigError;
+
+    /// Parses `auto`, `on` or `off`.
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        match text {
+            "auto" => Ok(RtcMode::Auto),
+            "on" => Ok(RtcMode::On),
+            "off" => Ok(RtcMode::Off),
+            _ => Err(ConfigError::Rtc { text: text.into() }),
+        }
     }
 }
 
@@ -80,6 +107,9 @@ mod tests {
     #[test]
     fn each_word_is_read_and_others_are_refused_with_the_choice() {
         assert_eq!("off".parse(), Ok(AcpiMode::Off));
+        assert_eq!("auto".parse(), Ok(RtcMode::Auto));
+        assert_eq!("on".parse(), Ok(RtcMode::On));
+        assert_eq!("off".parse(), Ok(RtcMode::Off));
         assert_eq!("reboot".parse(), Ok(ResetPolicy::Reboot));
         assert_eq!("exit".parse(), Ok(ResetPolicy::Exit));
         assert_eq!("exit".parse(), Ok(HaltPolicy::Exit));
@@ -88,5 +118,7 @@ mod tests {
         }
         let error = "halt".parse::<HaltPolicy>().unwrap_err().to_string();
         assert_eq!(error, "`halt` is not known here: use wait or exit");
+        let error = "yes".parse::<RtcMode>().unwrap_err().to_string();
+        assert_eq!(error, "`yes` is not known here: use auto, on or off");
     }
 }

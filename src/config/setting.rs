@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::written::{Form, Time, written};
 use super::{
     Accel, AcpiMode, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, HaltPolicy, KernelProtocol,
-    MemoryConfig, ResetPolicy, Timeout, VcpuCount,
+    MemoryConfig, ResetPolicy, RtcMode, Timeout, VcpuCount,
 };
 
 /// A type of settings in a config file.
@@ -106,6 +106,7 @@ setting!(ConsoleDevice as Form::Text, choice(&["serial", "virtio"]));
 setting!(HaltPolicy as Form::Text, choice(&["wait", "exit"]));
 setting!(KernelProtocol as Form::Text, choice(&["auto", "linux", "pvh"]));
 setting!(ResetPolicy as Form::Text, choice(&["exit", "reboot"]));
+setting!(RtcMode as Form::Text, choice(&["auto", "on", "off"]));
 setting!(bool, json!({ "type": "boolean" }));
 setting!(String, text());
 setting!(PathBuf, text(), |path, change| change(path));

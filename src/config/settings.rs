@@ -15,7 +15,7 @@ use super::setting::{Setting, each_path, property, read};
 use super::{
     Accel, AcpiMode, AgentConfig, ConsoleDevice, CpuAffinity, CpuModel, CpuQuota, DEFAULT_CMDLINE,
     DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig, NetChoice, NetConfig, ResetPolicy, RootConfig,
-    SerialConfig, Timeout, VcpuCount, VsockConfig,
+    RtcMode, SerialConfig, Timeout, VcpuCount, VsockConfig,
 };
 
 macro_rules! settings {
@@ -202,6 +202,9 @@ settings! { $ [
         "What to connect the serial port COM1 to: stdio, pty, file=PATH, socket=PATH or null",
         ["pty", json!({ "file": "console.log", "limit": "1M" })] => serial: SerialConfig = SerialConfig::Null;
     acpi: AcpiMode, "Whether ACPI tables describe the machine", ["on", "off"] => acpi: AcpiMode;
+    rtc: RtcMode,
+        "Whether the guest is told of its CMOS clock (auto: only if KVM gives it no clock of its own)",
+        ["auto", "on", "off"] => rtc: RtcMode, builder rtc;
     on_reset: ResetPolicy,
         "What to do when the guest resets its machine",
         ["exit", "reboot"] => on_reset: ResetPolicy, builder on_reset;

@@ -28,6 +28,7 @@ use super::{BuildError, Vm, inputs};
 use crate::agent::{self, AgentAttachment};
 use crate::config::{AcpiMode, ConfigError, ResetPolicy, VmConfig};
 use crate::console::{Console, ConsoleChoice, ConsoleStreams, Keys, MachineConsoles};
+use crate::cpu::CpuFeatures;
 use crate::diagnosis::Subject;
 use crate::gate::Gate;
 use crate::io_loop::IoLoop;
@@ -201,8 +202,10 @@ impl VmBuilder {
         let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
         let virtio = Arc::new(VirtioDevices::attach(config, &specs, &attach)?);
         drop(specs);
-        let inputs = Inputs { kernel, initrds, cpu, root };
-        let recipe = Recipe { config: config.clone(), inputs, kvm: Kvm::open()?, virtio: virtio.places() };
+        let inputs = Inputs { kernel, initrds, root };
+        let kvm = Kvm::open()?;
+        let features = CpuFeatures::new(&config.cpu, cpu, &kvm)?;
+        let recipe = Recipe { config: config.clone(), inputs, kvm, features, virtio: virtio.places() };
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
         let platform = Platform::new(
             interrupts.clone(),
@@ -239,7 +242,7 @@ impl VmBuilder {
 
     fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
         let Parts { began, gate, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
-        let Inputs { kernel, initrds, cpu: _, root } = &recipe.inputs;
+        let Inputs { kernel, initrds, root } = &recipe.inputs;
         let cmdline = recipe.cmdline();
         let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
         let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());

@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 
 use coracle_arch::field::ROOT;
-use coracle_arch::x86_64::cpu_template::CpuTemplate;
 use coracle_arch::x86_64::image::KernelImage;
 use coracle_arch::x86_64::initrd::InitrdFile;
 use coracle_devices::journal;
@@ -21,7 +20,6 @@ use crate::virtio::Specs;
 pub(super) struct Inputs {
     pub(super) kernel: KernelImage,
     pub(super) initrds: Vec<InitrdFile>,
-    pub(super) cpu: CpuTemplate,
     pub(super) root: Option<Root>,
 }
 

@@ -12,7 +12,7 @@ use super::BuildError;
 use super::inputs::Inputs;
 use super::machine::Guest;
 use crate::agent::with_words;
-use crate::config::{AcpiMode, AgentConfig, CpuAffinity, VmConfig};
+use crate::config::{AcpiMode, AgentConfig, CpuAffinity, RtcMode, VmConfig};
 use crate::cpu::CpuFeatures;
 use crate::kvm::{Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
@@ -24,6 +24,7 @@ pub(super) struct Recipe {
     pub(super) config: VmConfig,
     pub(super) inputs: Inputs,
     pub(super) kvm: Kvm,
+    pub(super) features: CpuFeatures,
     /// The windows and interrupts of the virtio devices, in the order of the tables.
     pub(super) virtio: Vec<VirtioMmio>,
 }
@@ -57,10 +58,15 @@ impl Recipe {
         let cpus = self.config.vcpus.value();
         let has_com2 = self.config.agent.as_ref().is_some_and(AgentConfig::needs_serial);
         let acpi_rsdp = match self.config.acpi {
-            AcpiMode::On => Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio, has_com2 })?),
+            AcpiMode::On => {
+                let has_rtc = self.announces_rtc();
+                Some(acpi::write_tables(ram.mmap(), &AcpiConfig { cpus, virtio, has_com2, has_rtc })?)
+            }
             AcpiMode::Off => {
                 let com2 = has_com2.then_some(layout::COM2_IRQ);
-                let interrupts: Vec<u32> = virtio.iter().map(|place| place.gsi).chain(com2).collect();
+                let rtc = self.announces_rtc().then_some(layout::RTC_IRQ);
+                let virtio = virtio.iter().map(|place| place.gsi);
+                let interrupts: Vec<u32> = rtc.into_iter().chain(virtio).chain(com2).collect();
                 mptable::write_table(ram.mmap(), cpus, &interrupts)?;
                 None
             }
@@ -78,9 +84,19 @@ impl Recipe {
         }
     }
 
+    /// Returns whether the guest is told of its CMOS clock.
+    fn announces_rtc(&self) -> bool {
+        match self.config.rtc {
+            RtcMode::Auto => !self.features.has_kvm_clock(),
+            RtcMode::On => true,
+            RtcMode::Off => false,
+        }
+    }
+
     /// Returns the configured command line with what the machine adds: the kernel's root, and for a Linux
-    /// kernel without ACPI the parameter that stops it from looking for the tables and the windows of the
-    /// virtio devices.
+    /// kernel without ACPI the parameter that stops it from looking for the tables, the windows of the virtio
+    /// devices, and what keeps it from a clock that is not announced. Without ACPI, Linux takes for granted
+    /// that there is one (`arch/x86/kernel/rtc.c`).
     pub(super) fn cmdline(&self) -> String {
         let Recipe { inputs, virtio, .. } = self;
         let mut words = Vec::new();
@@ -88,6 +104,7 @@ impl Recipe {
         if self.config.acpi == AcpiMode::Off && inputs.kernel.is_linux() {
             words.push("acpi=off".to_owned());
             words.extend(virtio.iter().map(|place| place.cmdline_word()));
+            words.extend((!self.announces_rtc()).then(|| "initcall_blacklist=add_rtc_cmos".to_owned()));
         }
         if words.is_empty() {
             self.config.cmdline.clone()
@@ -105,7 +122,7 @@ impl Recipe {
         if count as usize > limits.recommended {
             journal!(Host Warn, "{count} vCPUs share the {} CPUs of this host", limits.recommended);
         }
-        let features = CpuFeatures::new(&self.config.cpu, self.inputs.cpu.clone(), &self.kvm)?;
+        let features = &self.features;
         let make = |apic_id| {
             let vcpu = vm.create_vcpu(apic_id)?;
             features.give(&vcpu, count)?;

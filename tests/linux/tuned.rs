@@ -39,24 +39,27 @@ fn expect_report(run: &Finished, lines: &[&str]) {
     assert_eq!(before, "");
 }
 
-/// Kernel, CPUs, memory and tables: each value of one is combined with each value of another in some row.
+/// Kernel, CPUs, memory, tables and clock: each value of one is combined with each value of another in some
+/// row.
 #[test]
 fn kernels_cpus_memory_and_tables_work_pairwise() {
     needs_tuned!();
     let rows = [
-        (GuestData::GuestVmlinux, "1", 128, "on"),
+        (GuestData::GuestVmlinux, "1", 128, "on", "on"),
         // Debian's full kernel: its cloud kernel cannot parse MP tables.
-        (GuestData::HostVmlinux, "4", 5120, "off"),
-        (GuestData::TunedVmlinux, "1", 5120, "off"),
-        (GuestData::TunedVmlinux, "4", 48, "off"),
-        (GuestData::TunedVmlinux, "4", 5120, "on"),
+        (GuestData::HostVmlinux, "4", 5120, "off", "on"),
+        (GuestData::TunedVmlinux, "1", 5120, "off", "auto"),
+        (GuestData::TunedVmlinux, "4", 48, "off", "on"),
+        (GuestData::TunedVmlinux, "4", 5120, "on", "auto"),
+        (GuestData::GuestVmlinux, "4", 128, "on", "auto"),
     ];
-    for (kernel, cpus, mib, acpi) in rows {
-        println!("{kernel} {cpus} {mib} {acpi}");
+    for (kernel, cpus, mib, acpi, clock) in rows {
+        println!("{kernel} {cpus} {mib} {acpi} {clock}");
         let memory = format!("{mib}M");
-        let args = ["--cpus", cpus, "--memory", &memory, "--acpi", acpi];
+        let args = ["--cpus", cpus, "--memory", &memory, "--acpi", acpi, "--rtc", clock];
         let run = finish(linux(kernel, "report").args(args));
-        expect_report(&run, &[&format!("cpus     {cpus} online"), "console  ttyS0", "rtc      rtc0"]);
+        let clock = if clock == "on" { "rtc      rtc0" } else { "rtc      none" };
+        expect_report(&run, &[&format!("cpus     {cpus} online"), "console  ttyS0", clock]);
         let text = run.text();
         let memory = text.lines().find_map(|line| line.trim().strip_prefix("memory "));
         let seen: u32 = memory.unwrap().trim().trim_end_matches(" MiB").parse().unwrap();

@@ -6,7 +6,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::layout::{COM1_IRQ, IOAPIC, LAPIC, MP_TABLE, MP_TABLE_END, RTC_IRQ};
+use super::layout::{COM1_IRQ, IOAPIC, LAPIC, MP_TABLE, MP_TABLE_END};
 
 /// The reason why the table was not written.
 #[derive(Debug, thiserror::Error)]
@@ -121,8 +121,8 @@ fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte))
 }
 
-/// Interrupts of the devices that exist without ACPI. Each is the I/O APIC's input of the same number.
-const ISA_INTERRUPTS: [u32; 2] = [COM1_IRQ, RTC_IRQ];
+/// Interrupts of the devices that every machine has. Each is the I/O APIC's input of the same number.
+const ISA_INTERRUPTS: [u32; 1] = [COM1_IRQ];
 
 /// Version 1.4 of the specification.
 const SPECIFICATION: u8 = 4;
@@ -190,16 +190,15 @@ mod tests {
         let (_, table) = written(2);
         assert_eq!(table[6], 4, "version 1.4");
         assert_eq!(table[8..28], *b"CORACLE CORACLE     ");
-        assert_eq!(table[34..36], [8, 0], "entries");
+        assert_eq!(table[34..36], [7, 0], "entries");
         assert_eq!(table[36..40], [0, 0, 0xe0, 0xfe]);
         let processor = |id, flags| [&[0, id, 0x14, flags], [0; 16].as_slice()].concat();
-        let expected: [&[u8]; 8] = [
+        let expected: [&[u8]; 7] = [
             &processor(0, 3),
             &processor(1, 1),
             b"\x01\x00ISA   ",
             &[2, 0, 0x20, 1, 0, 0, 0xc0, 0xfe],
             &[3, 0, 0, 0, 0, 4, 0, 4],
-            &[3, 0, 0, 0, 0, 8, 0, 8],
             &[4, 3, 0, 0, 0, 0, 0xff, 0],
             &[4, 1, 0, 0, 0, 0, 0xff, 1],
         ];
@@ -209,7 +208,7 @@ mod tests {
     #[test]
     fn table_of_255_processors_fits_its_area() {
         let (_, table) = written(255);
-        assert_eq!(table.len(), 44 + 255 * 20 + 6 * 8);
+        assert_eq!(table.len(), 44 + 255 * 20 + 5 * 8);
         assert_eq!(sum(&table), 0);
     }
 
@@ -218,7 +217,7 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
         write_table(&memory, 1, &[5, 23]).unwrap();
         let mut entries = [0; 16];
-        memory.read_slice(&mut entries, GuestAddress(MP_TABLE + 16 + 44 + 20 + 8 + 8 + 2 * 8)).unwrap();
+        memory.read_slice(&mut entries, GuestAddress(MP_TABLE + 16 + 44 + 20 + 8 + 8 + 8)).unwrap();
         assert_eq!(entries, [3, 0, 0, 0, 0, 5, 0, 5, 3, 0, 0, 0, 0, 23, 0, 23]);
     }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use coracle::config::{
     Accel, AcpiMode, CpuAffinity, CpuModel, CpuQuota, DiskConfig, HaltPolicy, KernelProtocol, MemoryConfig,
-    NetChoice, RawConfig, ResetPolicy, RootConfig, Timeout, VcpuCount, VsockConfig, parse_duration,
+    NetChoice, RawConfig, ResetPolicy, RootConfig, RtcMode, Timeout, VcpuCount, VsockConfig, parse_duration,
 };
 
 /// Defines the struct that clap fills in, and [`VmArgs::given`]. A setting's flag has the setting's name in
@@ -118,6 +118,10 @@ flags! {
         /// line (off; needs CONFIG_X86_MPPARSE) [default: on]
         #[arg(long, value_name = "on|off")]
         acpi: Option<AcpiMode>,
+        /// Whether to announce the CMOS clock, Linux's /dev/rtc0, to the guest; auto does it only if KVM gives
+        /// the guest no clock of its own (kvm-clock) [default: auto]
+        #[arg(long, value_name = "auto|on|off")]
+        rtc: Option<RtcMode>,
         /// Action when the guest resets its machine: exit, with code 112, or reboot [default: exit]
         #[arg(long, value_name = "exit|reboot")]
         on_reset: Option<ResetPolicy>,

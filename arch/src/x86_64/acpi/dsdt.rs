@@ -20,7 +20,7 @@ use crate::x86_64::layout::{
 
 /// Builds the whole table.
 pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
-    let AcpiConfig { cpus: _, virtio, has_com2 } = *config;
+    let AcpiConfig { cpus: _, virtio, has_com2, has_rtc } = *config;
     let s5: Vec<u8> = bytes_of(&Name::new(
         "_S5_".into(),
         &Package::new(vec![&SLEEP_TYPE_S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
@@ -28,7 +28,8 @@ pub(super) fn dsdt(config: &AcpiConfig<'_>) -> Sdt {
     let serial = legacy_device("_SB_.COM1", "PNP0501", (COM1_PORT, COM1_PORTS), COM1_IRQ);
     let second = || legacy_device("_SB_.COM2", "PNP0501", (COM2_PORT, COM1_PORTS), COM2_IRQ);
     let second = if has_com2 { second() } else { Vec::new() };
-    let clock = legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
+    let clock = || legacy_device("_SB_.RTC0", "PNP0B00", (RTC_PORT, RTC_PORTS), RTC_IRQ);
+    let clock = if has_rtc { clock() } else { Vec::new() };
     let fixed = [s5, serial, second, clock, power_button(), event_device(), pvpanic()].concat();
     let virtio = (0..).zip(virtio).flat_map(|(number, place)| virtio_device(number, *place));
     table(*b"DSDT", DSDT_REVISION, &[fixed, virtio.collect()].concat())

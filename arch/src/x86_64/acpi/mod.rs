@@ -33,9 +33,10 @@ const SDT_HEADER_LEN: u32 = 36;
 
 /// The FADT's IAPC_BOOT_ARCH (ACPI 6.5, table 5.11): the machine has a legacy serial port, and no VGA. The
 /// bit for a keyboard controller stays clear, since only the reset command of one exists. The bit for an
-/// absent CMOS clock stays clear, since the machine has a clock.
+/// absent CMOS clock is set if the guest is not to use the clock.
 const LEGACY_DEVICES: u16 = 1 << 0;
 const VGA_NOT_PRESENT: u16 = 1 << 2;
+const CMOS_RTC_NOT_PRESENT: u16 = 1 << 5;
 
 /// The MADT of ACPI 6.5. Its flags have PCAT_COMPAT clear: there are no 8259s that a kernel would have to
 /// silence.
@@ -56,6 +57,8 @@ pub struct AcpiConfig<'a> {
     pub virtio: &'a [VirtioMmio],
     /// Whether there is a second serial port.
     pub has_com2: bool,
+    /// Whether the CMOS clock is announced.
+    pub has_rtc: bool,
 }
 
 /// An error of [`write_tables`].
@@ -81,7 +84,6 @@ impl From<GuestMemoryError> for AcpiError {
     }
 }
 
-/// Writes all tables to [`ACPI_TABLES`] and returns the RSDP's address.
 /// Writes all tables to [`ACPI_TABLES`] and returns the address of the RSDP.
 ///
 /// # Errors
@@ -91,7 +93,7 @@ pub fn write_tables(memory: &GuestMemoryMmap, config: &AcpiConfig<'_>) -> Result
     // The RSDP comes first, and points to the table that is written last.
     area.place(&Rsdp::new(OEM_ID, 0));
     let dsdt = area.place(&dsdt::dsdt(config));
-    let fadt = area.place(&fadt(dsdt));
+    let fadt = area.place(&fadt(dsdt, config.has_rtc));
     let madt = area.place(&madt(config.cpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
@@ -133,7 +135,7 @@ fn port_register(port: u16) -> GAS {
     GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port))
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, has_rtc: bool) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -145,7 +147,8 @@ fn fadt(dsdt: u64) -> impl Aml {
         .flag(Flags::SlpButton)
         // The clock has no alarm that could wake the machine.
         .flag(Flags::FixRtc);
-    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT).into();
+    let clock = if has_rtc { 0 } else { CMOS_RTC_NOT_PRESENT };
+    fadt.iapc_boot_arch = (LEGACY_DEVICES | VGA_NOT_PRESENT | clock).into();
     fadt.reset_reg = port_register(RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = port_register(SLEEP_CONTROL_PORT);

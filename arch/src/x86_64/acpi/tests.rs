@@ -4,12 +4,17 @@
 use super::*;
 
 fn written(cpus: u8) -> GuestMemoryMmap {
+    written_for(&config(cpus))
+}
+
+fn written_for(config: &AcpiConfig<'_>) -> GuestMemoryMmap {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    assert_eq!(
-        write_tables(&memory, &AcpiConfig { cpus, virtio: &[], has_com2: false }).unwrap(),
-        ACPI_TABLES
-    );
+    assert_eq!(write_tables(&memory, config).unwrap(), ACPI_TABLES);
     memory
+}
+
+fn config(cpus: u8) -> AcpiConfig<'static> {
+    AcpiConfig { cpus, virtio: &[], has_com2: false, has_rtc: true }
 }
 
 fn bytes_at(memory: &GuestMemoryMmap, address: u64, len: usize) -> Vec<u8> {
@@ -100,6 +105,16 @@ fn dsdt_holds_power_off_serial_and_clock() {
 }
 
 #[test]
+fn clock_that_is_not_announced_is_in_neither_table() {
+    let memory = written_for(&AcpiConfig { has_rtc: false, ..config(1) });
+    let (fadt, _) = fadt_and_madt(&memory);
+    assert_eq!(number(&fadt, 109, 2), 0b10_0101, "legacy devices, no VGA, no CMOS clock");
+    let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
+    let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
+    assert!(contains(b"COM1") && !contains(b"RTC0") && !contains(&[0x41, 0xd0, 0x0b, 0x00]));
+}
+
+#[test]
 fn dsdt_tells_the_power_button_by_the_event_device() {
     let memory = written(1);
     let (fadt, _) = fadt_and_madt(&memory);
@@ -129,7 +144,8 @@ fn dsdt_holds_each_virtio_device_with_its_window_and_interrupt() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
     let virtio: Vec<_> = (0..).map_while(VirtioMmio::nth).collect();
     assert_eq!(virtio.len(), 17);
-    write_tables(&memory, &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false }).unwrap();
+    write_tables(&memory, &AcpiConfig { cpus: 255, virtio: &virtio, has_com2: false, has_rtc: true })
+        .unwrap();
     let (fadt, _) = fadt_and_madt(&memory);
     let dsdt = table_at(&memory, number(&fadt, 140, 8), b"DSDT");
     let contains = |needle: &[u8]| dsdt.windows(needle.len()).any(|window| window == needle);
@@ -147,6 +163,7 @@ fn tables_of_255_cpus_fit_their_area() {
 #[test]
 fn memory_without_the_area_is_an_error() {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0xe_0000)]).unwrap();
-    let error = write_tables(&memory, &AcpiConfig { cpus: 1, virtio: &[], has_com2: false }).unwrap_err();
+    let error = write_tables(&memory, &AcpiConfig { cpus: 1, virtio: &[], has_com2: false, has_rtc: true })
+        .unwrap_err();
     assert!(matches!(error, AcpiError::Write(_)), "{error}");
 }

@@ -16,6 +16,7 @@ const LEAF_TSC: u32 = 0x15;
 const LEAF_FREQUENCY: u32 = 0x16;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_HYPERVISOR: u32 = 0x4000_0000;
+const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
 const LEAF_HYPERVISOR_TIMING: u32 = 0x4000_0010;
 const LEAF_AMD_FEATURES: u32 = 0x8000_0001;
 const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;
@@ -30,6 +31,10 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 /// Leaf 0x8000_0001, ECX: the logical CPUs are cores, not threads.
 const CMP_LEGACY: u32 = 1 << 1;
+
+/// Leaf 0x4000_0001, EAX: either version of kvm-clock (Linux, Documentation/virt/kvm/x86/cpuid.rst).
+const CLOCKSOURCE: u32 = 1 << 0;
+const CLOCKSOURCE2: u32 = 1 << 3;
 
 /// The frequency of the local APIC's timer under KVM: its bus ticks once per nanosecond.
 const APIC_BUS_KHZ: u32 = 1_000_000;
@@ -199,9 +204,7 @@ fn topology(function: u32, cpu: &CpuIdentity) -> [CpuidEntry; 3] {
 fn add_timing_leaf(entries: &mut Vec<CpuidEntry>, cpu: &CpuIdentity) {
     let Some(tsc_khz) = cpu.tsc_khz else { return };
     let taken = entries.iter().any(|entry| entry.function == LEAF_HYPERVISOR_TIMING);
-    let signature = entries.iter_mut().find(|entry| {
-        entry.function == LEAF_HYPERVISOR && [entry.ebx, entry.ecx, entry.edx] == KVM_SIGNATURE
-    });
+    let signature = entries.iter_mut().find(|entry| is_kvm_signature(entry));
     let Some(signature) = signature.filter(|entry| !taken && entry.eax < LEAF_HYPERVISOR_TIMING) else {
         return;
     };
@@ -212,6 +215,19 @@ fn add_timing_leaf(entries: &mut Vec<CpuidEntry>, cpu: &CpuIdentity) {
         ebx: APIC_BUS_KHZ,
         ..CpuidEntry::default()
     });
+}
+
+/// Returns whether these leaves offer kvm-clock, from which a guest has the date as well as the time.
+#[must_use]
+pub fn has_kvm_clock(entries: &[CpuidEntry]) -> bool {
+    let offers = |entry: &CpuidEntry| {
+        entry.function == LEAF_KVM_FEATURES && entry.eax & (CLOCKSOURCE | CLOCKSOURCE2) != 0
+    };
+    entries.iter().any(is_kvm_signature) && entries.iter().any(offers)
+}
+
+fn is_kvm_signature(entry: &CpuidEntry) -> bool {
+    entry.function == LEAF_HYPERVISOR && [entry.ebx, entry.ecx, entry.edx] == KVM_SIGNATURE
 }
 
 /// Returns the number of bits of an APIC id that distinguish `count` CPUs.

@@ -129,6 +129,18 @@ fn timing_leaf_is_added_under_kvm_s_signature() {
 }
 
 #[test]
+fn kvm_clock_needs_kvm_s_signature_and_either_version() {
+    let features = |eax| leaf(0x4000_0001, [eax, 0, 0, 0]);
+    for eax in [1, 1 << 3, 0x0100_7efb] {
+        assert!(has_kvm_clock(&[kvm_leaf(), features(eax)]), "{eax:#x}");
+    }
+    assert!(!has_kvm_clock(&[kvm_leaf(), features(!0b1001)]));
+    assert!(!has_kvm_clock(&[kvm_leaf()]) && !has_kvm_clock(&[features(!0)]));
+    let other = CpuidEntry { ebx: 0x7263_694d, ..kvm_leaf() };
+    assert!(!has_kvm_clock(&[other, features(!0)]));
+}
+
+#[test]
 fn timing_leaf_is_not_added_without_frequency_or_under_another_signature() {
     assert_eq!(for_vcpu(&[kvm_leaf()], &cpu(0, 1)), [kvm_leaf()]);
     let identity = CpuIdentity { tsc_khz: Some(2_500_000), ..cpu(0, 1) };
