@@ -25,6 +25,11 @@ pub(crate) fn start_code(ring: Ring) -> StartCode {
     }
 }
 
+/// The set-up code of a bzImage that is entered in real mode.
+pub(crate) fn real_mode_code() -> &'static [u8] {
+    between(&raw const payload_real_mode, &raw const payload_real_mode_end)
+}
+
 fn between(start: *const u8, end: *const u8) -> &'static [u8] {
     let length = end.addr() - start.addr();
     // SAFETY: both labels are in one section of this program, `end` after `start`, and code is never written.
@@ -63,6 +68,8 @@ unsafe extern "C" {
     static payload_start_ring0_end: u8;
     static payload_start_ring3: u8;
     static payload_start_ring3_end: u8;
+    static payload_real_mode: u8;
+    static payload_real_mode_end: u8;
 }
 
 macro_rules! payloads {

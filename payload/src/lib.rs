@@ -56,6 +56,11 @@ impl Payload {
     pub fn bzimage(&self, packed: &[u8]) -> Vec<u8> {
         bzimage::file((self.body)(), packed)
     }
+
+    /// Returns a bzImage that a loader enters in real mode, as kvmtool does.
+    pub fn real_mode_bzimage(&self) -> Vec<u8> {
+        bzimage::real_mode(&Image::new((self.body)(), self.ring))
+    }
 }
 
 /// Returns all payloads as ELF files, with their names.

@@ -158,8 +158,7 @@ payload_\name:
     out dx, al
     ret
 91: mov eax, 3
-90: out 0xf4, al
-93: jmp 93b
+90: virtio_bench_end
 92: block_now
     sub rax, [r11 + 0x4008]
     call 40b
@@ -170,8 +169,7 @@ payload_\name:
     mov esi, \count - \count / 100
     call 30b
     xor eax, eax
-    out 0xf4, al
-    jmp 93b
+    jmp 90b
 payload_\name\()_end:
 .endm
 

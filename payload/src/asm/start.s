@@ -62,3 +62,24 @@ long_mode_\name:
 start_code payload_start_ring0, 0
 .balign 16
 start_code payload_start_ring3, 1
+
+# The set-up code of a bzImage, at 0x26c of its code segment, in real mode: loads the tables of the image at 1 MiB and
+# enters it as PVH does.
+.globl payload_real_mode, payload_real_mode_end
+payload_real_mode:
+.code16
+    cli
+    .byte 0x2e, 0x0f, 0x01, 0x16    # lgdt cs:[0x26c + the distance]
+    .word 0x26c + 2f - payload_real_mode
+    mov eax, cr0
+    or al, 1
+    mov cr0, eax
+    mov ax, 0x18
+    mov ds, ax
+    .byte 0x66, 0xea                # jmp 0x08:0x100080, with 32 bits
+    .long 0x100080
+    .word 0x08
+2:  .word 63                        # src/tables.rs: eight descriptors
+    .long 0x107010
+.code64
+payload_real_mode_end:
