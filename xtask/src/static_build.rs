@@ -46,6 +46,11 @@ pub(crate) fn tasks(workspace: &Workspace) -> Result<PathBuf> {
     build(workspace, "xtask", "xtask", "release", &[STATIC.to_owned()], |_| {})
 }
 
+/// Builds the floor that monitors are compared with, and returns the path of its binary.
+pub(crate) fn floor(workspace: &Workspace) -> Result<PathBuf> {
+    build(workspace, "coracle-floor", "kvm-floor", "release", &[STATIC.to_owned(), FIXED.to_owned()], |_| {})
+}
+
 /// Builds one package's binary. The target is explicit although it is the build machine's own: only then do
 /// the flags below not apply to procedural macros, which cannot be static. A separate target directory keeps
 /// these builds and the ordinary ones from invalidating each other.
@@ -89,6 +94,8 @@ fn flags(root: &Path) -> [String; 6] {
 /// the size, and the hot functions are short. The agent is optimized for size anyway, which this would undo.
 const INLINE_LESS: &str = "-Cllvm-args=-inline-threshold=40";
 const STATIC: &str = "-Ctarget-feature=+crt-static";
+/// At a fixed address, a program has nothing to relocate when it starts.
+const FIXED: &str = "-Crelocation-model=static";
 
 /// The only target for which Rust has a standard library with a static C library.
 pub(crate) const TARGET: &str = "x86_64-unknown-linux-gnu";

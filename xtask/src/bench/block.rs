@@ -57,9 +57,9 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
 }
 
 /// A kind of load.
-struct Load {
+pub(super) struct Load {
     title: &'static str,
-    payload: &'static str,
+    pub(super) payload: &'static str,
     /// The number of requests that the payload makes.
     count: u32,
     /// The size of each request, in bytes.
@@ -73,8 +73,8 @@ struct Load {
 
 /// The result of one run of a payload.
 #[derive(Debug, Clone, Copy)]
-struct Run {
-    per_second: f64,
+pub(super) struct Run {
+    pub(super) per_second: f64,
     median_us: f64,
     p99_us: f64,
     rings: f64,
@@ -152,7 +152,7 @@ fn qemu_command(payload: &Path, disk: &Path, engine: &str) -> Command {
 }
 
 /// Runs the command to its end.
-fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result<Run> {
+pub(super) fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result<Run> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", line(command)))?;
     let (mut printed, mut said) = (String::new(), String::new());
@@ -164,7 +164,8 @@ fn measure(command: &mut Command, load: &Load, cycles_per_second: f64) -> Result
         .filter_map(|word| u64::from_str_radix(word, 16).ok())
         .map(|number| number as f64)
         .collect();
-    let [cycles, rings, median, p99] = numbers.as_slice() else {
+    // A monitor may have printed something of its own before.
+    let [.., cycles, rings, median, p99] = numbers.as_slice() else {
         bail!("`{}` printed {printed:?} and no results: {said}", line(command));
     };
     let count = f64::from(load.count);
@@ -207,12 +208,12 @@ fn print(load: &Load, host: Option<f64>, rows: &[Row]) {
 }
 
 /// The file, removed on drop.
-struct Disk {
-    path: PathBuf,
+pub(super) struct Disk {
+    pub(super) path: PathBuf,
 }
 
 impl Disk {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(super) fn new(folder: &Path) -> Result<Self> {
         let disk = Self { path: folder.join("bench-disk.img") };
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&disk.path);
         let file = file.as_mut().map_err(|error| anyhow::anyhow!("{}: {error}", disk.path.display()))?;
@@ -251,7 +252,7 @@ fn write_payload(folder: &Path, name: &str) -> Result<PathBuf> {
 }
 
 /// Measures the frequency of the TSC against the host's clock.
-fn cycles_per_second() -> f64 {
+pub(super) fn cycles_per_second() -> f64 {
     // SAFETY: reads the TSC, which every x86-64 CPU has.
     let now = || unsafe { std::arch::x86_64::_rdtsc() };
     let (start, cycles) = (Instant::now(), now());
@@ -265,7 +266,7 @@ const MIB: usize = 1 << 20;
 /// The part of the disk that the payloads read and write.
 const DISK_MIB: usize = 64;
 
-const LOADS: [Load; 6] = [
+pub(super) const LOADS: [Load; 6] = [
     Load {
         title: "4 KiB random reads, one at a time",
         payload: "block-read-1",

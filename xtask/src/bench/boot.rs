@@ -29,11 +29,23 @@ use crate::workspace::Workspace;
 /// Measures and prints the table, on this host's hardware or else inside an emulated host.
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
+    let part = part(workspace, &coracle, runs)?;
+    place::run_where_linux_boots(workspace, &coracle, part)
+}
+
+/// Measures there, and returns the table.
+pub(super) fn table(workspace: &Workspace, runs: u32) -> Result<String> {
+    let coracle = static_build::coracle(workspace)?;
+    let part = part(workspace, &coracle, runs)?;
+    place::capture_where_linux_boots(workspace, &coracle, part)
+}
+
+fn part(workspace: &Workspace, coracle: &Path, runs: u32) -> Result<Command> {
     let program = std::env::current_exe().context("this program's own path")?;
     let mut part = Command::new(program);
     part.args(["bench", "part", "boot", "--runs", &runs.to_string(), "--data"]).arg(&workspace.data);
-    part.arg("--coracle").arg(&coracle);
-    place::run_where_linux_boots(workspace, &coracle, part)
+    part.arg("--coracle").arg(coracle);
+    Ok(part)
 }
 
 /// Measures on this host's KVM.
@@ -61,7 +73,13 @@ pub(super) fn measure_here(data: &Path, coracle: &Path, runs: u32) -> Result<()>
         coracle.extend(["--outcome".into(), outcome.clone().into()]);
         let linux = Linux { initramfs: initramfs.clone(), cmdline: cmdline(), coracle };
         let guest = Guest::linux(&path, GUEST_MIB, linux)?;
-        let vmms = vmms.iter().filter(|vmm| vmm.kind == Kind::Coracle || !kernel.packed);
+        // kvmtool takes packed kernels only, and the others are compared with unpacked ones.
+        let is_measured = |vmm: &&Vmm| match vmm.kind {
+            Kind::Coracle => true,
+            Kind::Kvmtool => kernel.packed && kernel.args.is_empty(),
+            _ => !kernel.packed,
+        };
+        let vmms = vmms.iter().filter(is_measured);
         measured.extend(vmms.map(|vmm| Measured::new(vmm, kernel, &guest, outcome.clone())));
     }
     // One extra round, which is not counted, warms the caches and shows which peers boot the guests.

@@ -40,12 +40,13 @@ pub(super) struct Held {
     pub(super) threads: usize,
 }
 
-/// Writes the ELF file of a payload.
+/// Writes the ELF file of a payload, and beside it the bzImage for kvmtool.
 pub(super) fn write_payload(folder: &Path, name: &str) -> Result<PathBuf> {
     let payload = Payload::named(name).with_context(|| format!("there is no payload {name}"))?;
     fs::create_dir_all(folder)?;
     let path = folder.join(format!("{name}.elf"));
     fs::write(&path, payload.elf())?;
+    fs::write(path.with_extension("bzImage"), payload.real_mode_bzimage())?;
     Ok(path)
 }
 
@@ -142,7 +143,7 @@ fn spawn(command: &mut Command) -> Result<(Child, File)> {
 }
 
 /// Reads until the guest's first byte, which no monitor prints by itself.
-fn read_first_byte(stdout: &mut File, command: &Command) -> Result<()> {
+pub(super) fn read_first_byte(stdout: &mut impl Read, command: &Command) -> Result<()> {
     let mut byte = [0];
     while byte != *b"!" {
         if stdout.read(&mut byte)? == 0 {

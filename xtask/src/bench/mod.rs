@@ -39,12 +39,15 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// Coracle and its peers, QEMU's microvm and, if they are on the PATH, Firecracker and Cloud Hypervisor:
-    /// a table of bare guests, and `boot`
+    /// Coracle, the bare calls of KVM, and its peers, QEMU's microvm and, if they are on the PATH, Firecracker,
+    /// Cloud Hypervisor and kvmtool: a table of bare guests, and `boot`; its network card needs root
     Peers {
-        /// Runs of each
+        /// Runs of each; a tenth for what takes longer than the life of one process
         #[arg(long, default_value_t = 50)]
         runs: u32,
+        /// Also put the result into README.md, docs/benchmarks.md and docs/peers.svg
+        #[arg(long)]
+        publish: bool,
     },
     /// From exec to the first process of a Linux guest, with the tuned and the stock kernel, and the exits to
     /// there; compared with the peers that are on the PATH
@@ -144,7 +147,7 @@ pub(crate) enum Part {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Start { runs } => start::run(workspace, (*runs).max(1)),
-        Bench::Peers { runs } => peers::run(workspace, (*runs).max(1)),
+        Bench::Peers { runs, publish } => peers::run(workspace, (*runs).max(1), *publish),
         Bench::Boot { runs } => boot::run(workspace, (*runs).max(1)),
         Bench::Exec { runs } => exec::run(workspace, (*runs).max(20)),
         Bench::Block { runs } => block::run(workspace, (*runs).max(1)),

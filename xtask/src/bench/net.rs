@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use coracle_payload::Payload;
 
+use super::life::read_first_byte;
 use super::process_time::wait_cpu_time;
 use super::statistics::Samples;
 use super::worker::Worker;
@@ -25,13 +26,13 @@ use crate::workspace::Workspace;
 use crate::{process, setup, static_build};
 
 /// A kind of load.
-struct Load {
+pub(super) struct Load {
     name: &'static str,
-    payload: &'static str,
+    pub(super) payload: &'static str,
     /// The length of a frame, in bytes.
     len: usize,
     /// The number of frames that the payload counts.
-    frames: u32,
+    pub(super) frames: u32,
     way: Way,
 }
 
@@ -41,7 +42,7 @@ enum Way {
     ToGuest,
 }
 
-const LOADS: [Load; 6] = [
+pub(super) const LOADS: [Load; 6] = [
     Load { name: "tx   60 B", payload: "net-send-60", len: 60, frames: 1_000_000, way: Way::FromGuest },
     Load { name: "tx 1514 B", payload: "net-send-1514", len: 1514, frames: 1_000_000, way: Way::FromGuest },
     Load { name: "tx  65 kB", payload: "net-send-64k", len: 65_000, frames: 100_000, way: Way::FromGuest },
@@ -52,8 +53,8 @@ const LOADS: [Load; 6] = [
 
 /// The results of one side.
 #[derive(Debug, Default)]
-struct Results {
-    times: Samples,
+pub(super) struct Results {
+    pub(super) times: Samples,
     cpu: Samples,
 }
 
@@ -66,12 +67,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
     let folder = workspace.target.join("payloads");
     fs::create_dir_all(&folder)?;
-    // SAFETY: the call only changes the network namespace of this thread and its children.
-    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
-        bail!("a network of the bench's own needs root: {}", io::Error::last_os_error());
-    }
-    ip("tuntap add tap0 mode tap")?;
-    ip("link set tap0 addrgenmode none mtu 65521 up")?;
+    enter_network()?;
     let cpus = thread::available_parallelism()?;
     println!(
         "Median of {runs} runs; limit: this process on the same tap; {cpus} CPUs; exits of the vCPU for each 1,000 \
@@ -85,6 +81,19 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
         measure_load(load, &coracle, &folder, runs)?;
     }
     Ok(())
+}
+
+/// Moves this thread, and those that it starts, to a network of their own, in which there is a tap.
+///
+/// # Errors
+/// The user is not root.
+pub(super) fn enter_network() -> Result<()> {
+    // SAFETY: the call only changes the network namespace of this thread and its children.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        bail!("a network of the bench's own needs root: {}", io::Error::last_os_error());
+    }
+    ip("tuntap add tap0 mode tap")?;
+    ip("link set tap0 addrgenmode none mtu 65521 up")
 }
 
 fn measure_load(load: &Load, coracle: &Path, folder: &Path, runs: u32) -> Result<()> {
@@ -122,13 +131,12 @@ fn measure_load(load: &Load, coracle: &Path, folder: &Path, runs: u32) -> Result
 }
 
 /// Runs a guest, and measures from the byte that it prints to its end.
-fn measure(load: &Load, command: &mut Command, results: &mut Results) -> Result<()> {
+pub(super) fn measure(load: &Load, command: &mut Command, results: &mut Results) -> Result<()> {
     let _flood = (load.way == Way::ToGuest).then(|| Flood::start(load.len)).transpose()?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().with_context(|| format!("cannot start `{}`", process::line(command)))?;
     let mut stdout = child.stdout.take().context("the child's stdout")?;
-    let mut byte = [0];
-    ensure!(stdout.read(&mut byte)? == 1, "`{}` ended without output", process::line(command));
+    read_first_byte(&mut stdout, command)?;
     let start = Instant::now();
     // The pipe ends with the child.
     stdout.read_to_end(&mut Vec::new())?;

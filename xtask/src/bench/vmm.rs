@@ -16,14 +16,17 @@ use crate::process;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Coracle,
+    /// The bare calls of KVM (`xtask/floor`), which run bare guests without devices only.
+    Floor,
     QemuMicrovm,
     Firecracker,
     CloudHypervisor,
+    Kvmtool,
 }
 
-/// All, in the order of the tables' columns.
-pub(super) const ALL: [Kind; 4] =
-    [Kind::Coracle, Kind::QemuMicrovm, Kind::Firecracker, Kind::CloudHypervisor];
+/// All that boot a Linux, in the order of the tables' columns.
+pub(super) const ALL: [Kind; 5] =
+    [Kind::Coracle, Kind::QemuMicrovm, Kind::Firecracker, Kind::CloudHypervisor, Kind::Kvmtool];
 
 /// A monitor's program.
 #[derive(Debug, Clone)]
@@ -40,6 +43,18 @@ pub(super) struct Guest {
     pub(super) kernel: PathBuf,
     memory_mib: u64,
     linux: Option<Linux>,
+    device: Option<Device>,
+}
+
+/// The virtio device of a bare guest.
+#[derive(Debug, Clone)]
+pub(super) enum Device {
+    Disk {
+        path: PathBuf,
+        /// Whether a Coracle may poll. The other monitors cannot.
+        polls: bool,
+    },
+    Tap(&'static str),
 }
 
 /// The rest of a guest that is a Linux.
@@ -55,9 +70,11 @@ impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Kind::Coracle => "coracle",
+            Kind::Floor => "floor",
             Kind::QemuMicrovm => "QEMU microvm",
             Kind::Firecracker => "Firecracker",
             Kind::CloudHypervisor => "Cloud Hypervisor",
+            Kind::Kvmtool => "kvmtool",
         })
     }
 }
@@ -68,12 +85,17 @@ impl Guest {
     /// # Errors
     /// A file cannot be written.
     pub(super) fn new(kernel: &Path, memory_mib: u64) -> std::io::Result<Guest> {
-        Guest { kernel: kernel.to_owned(), memory_mib, linux: None }.with_config()
+        Guest { kernel: kernel.to_owned(), memory_mib, linux: None, device: None }.with_config()
+    }
+
+    /// The same with a device.
+    pub(super) fn with_device(kernel: &Path, memory_mib: u64, device: Device) -> std::io::Result<Guest> {
+        Guest { kernel: kernel.to_owned(), memory_mib, linux: None, device: Some(device) }.with_config()
     }
 
     /// The same for a Linux.
     pub(super) fn linux(kernel: &Path, memory_mib: u64, linux: Linux) -> std::io::Result<Guest> {
-        Guest { kernel: kernel.to_owned(), memory_mib, linux: Some(linux) }.with_config()
+        Guest { kernel: kernel.to_owned(), memory_mib, linux: Some(linux), device: None }.with_config()
     }
 
     fn with_config(self) -> std::io::Result<Guest> {
@@ -85,7 +107,17 @@ impl Guest {
             }
         };
         let machine = json!({ "vcpu_count": 1, "mem_size_mib": self.memory_mib });
-        let config = json!({ "boot-source": boot, "drives": [], "machine-config": machine });
+        let (mut drives, mut cards) = (Vec::new(), Vec::new());
+        match &self.device {
+            None => {}
+            Some(Device::Disk { path, .. }) => drives.push(json!({
+                "drive_id": "disk", "path_on_host": path, "is_root_device": false, "is_read_only": false
+            })),
+            Some(Device::Tap(name)) => cards.push(json!({ "iface_id": "net", "host_dev_name": name })),
+        }
+        let config = json!({
+            "boot-source": boot, "drives": drives, "network-interfaces": cards, "machine-config": machine
+        });
         std::fs::write(self.firecracker_config(), config.to_string())?;
         Ok(self)
     }
@@ -96,10 +128,10 @@ impl Guest {
 }
 
 impl Vmm {
-    /// Returns the monitor, unless it is not on the PATH. Coracle is `coracle`.
-    pub(super) fn find(kind: Kind, coracle: &Path) -> Option<Vmm> {
+    /// Returns the monitor, unless it is not on the PATH. `built` is Coracle's program, or the floor's.
+    pub(super) fn find(kind: Kind, built: &Path) -> Option<Vmm> {
         let program = match kind.program() {
-            None => coracle.to_owned(),
+            None => built.to_owned(),
             Some(name) => process::exists(name).then(|| name.into())?,
         };
         Some(Vmm { kind, program, folder: None })
@@ -125,7 +157,12 @@ impl Vmm {
 
     /// Returns the first line that the program says about its version.
     pub(super) fn version(&self) -> String {
-        let output = Command::new(&self.program).arg("--version").stdin(Stdio::null()).output();
+        let argument = match self.kind {
+            Kind::Floor => return "the bare calls of KVM, by a static program (xtask/floor)".to_owned(),
+            Kind::Kvmtool => "version",
+            _ => "--version",
+        };
+        let output = Command::new(&self.program).arg(argument).stdin(Stdio::null()).output();
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
         text.ok().and_then(|text| text.lines().next().map(str::to_owned)).unwrap_or_default()
     }
@@ -138,6 +175,9 @@ impl Vmm {
         }
         match self.kind {
             Kind::Coracle => coracle(&mut command, guest),
+            Kind::Floor => {
+                command.arg(guest.memory_mib.to_string()).arg(&guest.kernel);
+            }
             Kind::QemuMicrovm => {
                 if let Some(folder) = &self.folder {
                     command.arg("-L").arg(folder);
@@ -149,19 +189,21 @@ impl Vmm {
                 command.arg(guest.firecracker_config());
             }
             Kind::CloudHypervisor => cloud_hypervisor(&mut command, guest),
+            Kind::Kvmtool => kvmtool(&mut command, guest),
         }
         command
     }
 }
 
 impl Kind {
-    /// Returns the name of the program on the PATH; Coracle's is given by its path.
+    /// Returns the name of the program on the PATH; those that are built here have paths.
     fn program(self) -> Option<&'static str> {
         match self {
-            Kind::Coracle => None,
+            Kind::Coracle | Kind::Floor => None,
             Kind::QemuMicrovm => Some("qemu-system-x86_64"),
             Kind::Firecracker => Some("firecracker"),
             Kind::CloudHypervisor => Some("cloud-hypervisor"),
+            Kind::Kvmtool => Some("lkvm"),
         }
     }
 }
@@ -169,6 +211,16 @@ impl Kind {
 fn coracle(command: &mut Command, guest: &Guest) {
     let memory = format!("{}M", guest.memory_mib);
     command.args(["run", "--accel", "kvm", "--memory", &memory]).arg(&guest.kernel);
+    match &guest.device {
+        None => {}
+        Some(Device::Disk { path, polls }) => {
+            let polling = if *polls { "" } else { ",poll=off" };
+            command.arg("--disk").arg(format!("path={}{polling}", path.display()));
+        }
+        Some(Device::Tap(name)) => {
+            command.args(["--net", &format!("tap={name}")]);
+        }
+    }
     if let Some(Linux { initramfs, cmdline, coracle }) = &guest.linux {
         command.arg("-i").arg(initramfs).args(["--cmdline", cmdline]).args(coracle);
     }
@@ -176,9 +228,29 @@ fn coracle(command: &mut Command, guest: &Guest) {
 
 fn qemu(command: &mut Command, guest: &Guest) {
     let memory = format!("{}M", guest.memory_mib);
-    let machine = guest.linux.as_ref().map_or(QEMU_BARE, |_| QEMU_LINUX);
+    let machine = match (&guest.linux, &guest.device) {
+        (Some(_), _) => QEMU_LINUX,
+        (None, None) => QEMU_BARE,
+        (None, Some(_)) => QEMU_DEVICE,
+    };
     command.args(["-M", machine, "-cpu", QEMU_CPU, "-m", &memory, "-nodefaults", "-no-user-config"]);
     command.args(["-display", "none", "-no-reboot", "-serial", "stdio"]);
+    if guest.device.is_some() {
+        command.args(["-global", "virtio-mmio.force-legacy=false"]);
+    }
+    match &guest.device {
+        None => {}
+        Some(Device::Disk { path, .. }) => {
+            let path = path.display();
+            let file = format!("driver=file,node-name=d,filename={path},aio=io_uring,cache.direct=off");
+            command.args(["-object", "iothread,id=io", "-blockdev", &file]);
+            command.args(["-device", "virtio-blk-device,drive=d,iothread=io"]);
+        }
+        Some(Device::Tap(name)) => {
+            command.args(["-netdev", &format!("tap,id=net,ifname={name},script=no,downscript=no")]);
+            command.args(["-device", "virtio-net-device,netdev=net"]);
+        }
+    }
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(&guest.kernel);
     if let Some(Linux { initramfs, cmdline, .. }) = &guest.linux {
         command.arg("-initrd").arg(initramfs).args(["-append", cmdline]);
@@ -194,8 +266,33 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     }
 }
 
+/// Follows kvmtool's source (`builtin-run.c`); this command line has not been run, because no machine of the
+/// project has kvmtool. It takes no ELF file: a bare guest's bzImage lies beside its ELF file.
+fn kvmtool(command: &mut Command, guest: &Guest) {
+    let kernel = match &guest.linux {
+        None => guest.kernel.with_extension("bzImage"),
+        Some(_) => guest.kernel.clone(),
+    };
+    command.args(["run", "--cpus", "1", "--mem", &guest.memory_mib.to_string(), "--console", "serial"]);
+    command.args(["--nodefaults", "--kernel"]).arg(kernel);
+    match &guest.device {
+        Some(Device::Tap(name)) => {
+            command.args(["--virtio-transport", "mmio", "--network", &format!("mode=tap,tapif={name}")])
+        }
+        Some(Device::Disk { path, .. }) => {
+            command.args(["--virtio-transport", "mmio", "--network", "mode=none", "--disk"]).arg(path)
+        }
+        None => command.args(["--network", "mode=none"]),
+    };
+    if let Some(Linux { initramfs, cmdline, .. }) = &guest.linux {
+        command.arg("--initrd").arg(initramfs).args(["--params", cmdline]);
+    }
+}
+
 /// The fastest settings that run a bare guest.
 const QEMU_BARE: &str = "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off";
+/// The same with the devices where the payloads look for them.
+const QEMU_DEVICE: &str = "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off";
 /// The fastest settings that boot both kernels. Without its legacy timer and interrupt controller, Linux
 /// takes nearly twice as long: 6.3 s instead of 3.5 s with the tuned kernel, with or without ACPI.
 const QEMU_LINUX: &str =

@@ -18,6 +18,8 @@ use coracle::host::KvmKind;
 use crate::static_build;
 use crate::workspace::Workspace;
 
+pub(crate) use svg::escaped;
+
 #[derive(Args)]
 pub(crate) struct RecordArguments {
     /// Use this program instead of a new static build

@@ -41,7 +41,8 @@ fn span(picture: &mut String, cells: &[(Style, char)]) {
     let _ = write!(picture, "<tspan{fill}{weight}>{text}</tspan>");
 }
 
-fn escaped(text: &str) -> String {
+/// Returns the text as it is written in SVG.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 

@@ -1,18 +1,21 @@
-//! The table of a comparison: a row for each figure, a column for each monitor, ratios to the first column.
+//! The table of a comparison: a row for each figure, a column for each monitor. The first column is Coracle,
+//! with which the others are compared; the second is the floor.
 
 use std::fmt;
 
-/// A table whose first column is the one that the others are compared with.
+/// A value, or the reason why there is none.
+pub(super) type Cell = Result<f64, &'static str>;
+
+/// A table of Coracle, the floor and the peers.
 pub(super) struct Table {
-    columns: Vec<String>,
-    rows: Vec<Row>,
+    pub(super) columns: Vec<String>,
+    pub(super) rows: Vec<Row>,
 }
 
-struct Row {
-    name: String,
-    better: Better,
-    /// Empty where a monitor was not measured.
-    values: Vec<Option<f64>>,
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) better: Better,
+    pub(super) values: Vec<Cell>,
 }
 
 /// The values of a row that are better.
@@ -27,50 +30,71 @@ impl Table {
         Table { columns: columns.collect(), rows: Vec::new() }
     }
 
-    pub(super) fn row(&mut self, name: &str, better: Better, values: impl Iterator<Item = Option<f64>>) {
+    pub(super) fn row(&mut self, name: &str, better: Better, values: impl Iterator<Item = Cell>) {
         self.rows.push(Row { name: name.to_owned(), better, values: values.collect() });
+    }
+
+    /// Returns the cells of all lines, the heading first, with a column for the ratio to the floor.
+    fn lines(&self) -> Vec<Vec<String>> {
+        let (ours, others) = self.columns.split_at(1.min(self.columns.len()));
+        let heading = [&[String::new()], ours, &["/ floor".to_owned()], others].concat();
+        std::iter::once(heading).chain(self.rows.iter().map(Row::cells)).collect()
     }
 }
 
 impl Row {
-    /// Returns the cell of a column: the value, and how many times as good the first column's is.
-    fn cell(&self, index: usize) -> String {
-        let ours = self.values.first().copied().flatten();
-        match (index, self.values.get(index).copied().flatten(), ours) {
-            (_, None, _) => "not here".to_owned(),
-            (0, Some(value), _) | (_, Some(value), None) => shown(value),
-            (_, Some(value), Some(ours)) => {
-                let ratio = match self.better {
-                    Better::Less => value / ours,
-                    Better::More => ours / value,
-                };
-                format!("{} ({ratio:.2}x)", shown(value))
+    /// Returns how many times as good the first column is as the column at `index`, if both have values.
+    pub(super) fn ratio(&self, index: usize) -> Option<f64> {
+        let value = |index: usize| self.values.get(index).and_then(|cell| cell.ok());
+        let (ours, theirs) = (value(0)?, value(index)?);
+        Some(match self.better {
+            Better::Less => theirs / ours,
+            Better::More => ours / theirs,
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let mut cells = vec![self.name.clone()];
+        for (index, cell) in self.values.iter().enumerate() {
+            cells.push(match (cell, self.ratio(index)) {
+                (Err(why), _) => (*why).to_owned(),
+                (Ok(value), Some(ratio)) if index >= PEERS => format!("{} ({ratio:.2}x)", shown(*value)),
+                (Ok(value), _) => shown(*value),
+            });
+            if index == 0 {
+                cells.push(self.ratio(FLOOR).map_or("-".to_owned(), |ratio| format!("{:.2}", 1.0 / ratio)));
             }
         }
+        cells
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:32}", "")?;
-        for column in &self.columns {
-            write!(f, "{column:>19}")?;
-        }
-        for row in &self.rows {
-            write!(f, "\n{:32}", row.name)?;
-            for index in 0..self.columns.len() {
-                write!(f, "{:>19}", row.cell(index))?;
+        let lines = self.lines();
+        let width = |index: usize| {
+            let cells = lines.iter().filter_map(|line| line.get(index));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or_default()
+        };
+        for line in &lines {
+            for (index, cell) in line.iter().enumerate() {
+                match index {
+                    0 => write!(f, "{cell:width$}", width = width(0))?,
+                    _ => write!(f, "  {cell:>width$}", width = width(index))?,
+                }
             }
+            writeln!(f)?;
         }
         write!(
             f,
-            "\n\nIn brackets: how many times as good Coracle is in the same run; below 1.00 it is behind."
+            "\n/ floor: how many times the floor Coracle takes, or the floor achieves. In brackets: how many times as \
+             good\nas the peer Coracle is in the same run; below 1.00 it is behind."
         )
     }
 }
 
 /// Returns the value with three digits or more.
-fn shown(value: f64) -> String {
+pub(super) fn shown(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
@@ -78,17 +102,49 @@ fn shown(value: f64) -> String {
     }
 }
 
+/// The index of the floor's column, and the first of the peers'.
+pub(super) const FLOOR: usize = 1;
+pub(super) const PEERS: usize = 2;
+
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
+    /// A table of two rows, in which one peer is missing.
+    pub(crate) fn sample() -> Table {
+        let mut table = Table::new(["ours", "floor", "peer", "other"].into_iter().map(str::to_owned));
+        table.row("time", Better::Less, [Ok(2.0), Ok(1.6), Ok(3.0), Err("not here")].into_iter());
+        table.row("speed", Better::More, [Ok(200.0), Ok(250.0), Ok(400.0), Err("not here")].into_iter());
+        table.row("disk", Better::Less, [Ok(12.5), Err("-"), Ok(25.0), Err("not here")].into_iter());
+        table
+    }
+
     #[test]
-    fn ratios_say_how_many_times_as_good_the_first_column_is() {
-        let mut table = Table::new(["a", "b", "c"].into_iter().map(str::to_owned));
-        table.row("time", Better::Less, [Some(2.0), Some(3.0), None].into_iter());
-        table.row("speed", Better::More, [Some(200.0), Some(400.0), Some(100.0)].into_iter());
-        let cells: Vec<Vec<String>> =
-            table.rows.iter().map(|row| (0..3).map(|index| row.cell(index)).collect()).collect();
-        assert_eq!(cells, [["2.00", "3.00 (1.50x)", "not here"], ["200", "400 (0.50x)", "100 (2.00x)"]]);
+    fn ratios_are_to_the_floor_and_to_the_peers() {
+        let cells: Vec<Vec<String>> = sample().lines();
+        assert_eq!(
+            cells,
+            [
+                ["", "ours", "/ floor", "floor", "peer", "other"],
+                ["time", "2.00", "1.25", "1.60", "3.00 (1.50x)", "not here"],
+                ["speed", "200", "1.25", "250", "400 (0.50x)", "not here"],
+                ["disk", "12.5", "-", "-", "25.0 (2.00x)", "not here"],
+            ]
+        );
+    }
+
+    #[test]
+    fn every_column_is_as_wide_as_its_widest_cell() {
+        let text = sample().to_string();
+        let lines: Vec<&str> = text.lines().take(4).collect();
+        assert_eq!(
+            lines,
+            [
+                "       ours  / floor  floor          peer     other",
+                "time   2.00     1.25   1.60  3.00 (1.50x)  not here",
+                "speed   200     1.25    250   400 (0.50x)  not here",
+                "disk   12.5        -      -  25.0 (2.00x)  not here",
+            ]
+        );
     }
 }
