@@ -63,6 +63,6 @@ fn outputs(name: &str, count: usize) -> Vec<(u16, u8)> {
 }
 
 const RAM: usize = 4 << 20;
-/// Where loaders put the set-up code, and the segment in which they enter it 512 bytes further on.
+/// The address of the set-up code, and the base of the segment in which loaders enter it.
 const SETUP: usize = 0x1_0000;
 const KERNEL: usize = 0x10_0000;

@@ -39,8 +39,8 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 200)]
         runs: u32,
     },
-    /// Coracle, the bare calls of KVM, and its peers, QEMU's microvm and, if they are on the PATH, Firecracker,
-    /// Cloud Hypervisor and kvmtool: a table of bare guests, and `boot`; its network card needs root
+    /// Coracle, the bare calls of KVM, QEMU's microvm and, if they are on the PATH, Firecracker, Cloud
+    /// Hypervisor and kvmtool: a table of bare guests, and `boot`; the network card needs root
     Peers {
         /// Runs of each; a tenth for what takes longer than the life of one process
         #[arg(long, default_value_t = 50)]

@@ -12,21 +12,26 @@ use crate::record::escaped;
 pub(super) fn draw(table: &Table, host: &str) -> String {
     let panels: Vec<&Row> =
         FIGURES.iter().filter_map(|name| table.rows.iter().find(|row| row.name == *name)).collect();
-    let bars = panels.iter().map(|row| measured(table, row).count()).max().unwrap_or_default();
-    let panel_height = HEADING + bars * BAR_STEP + GAP;
-    let height = TOP + panels.len().div_ceil(2) * panel_height + FOOT;
+    let pair_height = |pair: &[&Row]| {
+        let bars = pair.iter().map(|row| measured(table, row).count()).max().unwrap_or_default();
+        HEADING + bars * BAR_STEP + GAP
+    };
+    let height = TOP + panels.chunks(2).map(pair_height).sum::<usize>() + FOOT;
     let mut picture = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" \
          viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n<title>Coracle and its peers, measured in one run</title>\n\
          <rect width=\"{WIDTH}\" height=\"{height}\" rx=\"8\" fill=\"{BACKGROUND}\"/>\n\
          <g font-family=\"{FONTS}\" font-size=\"13\" fill=\"{TEXT}\">\n\
          <text x=\"{MARGIN}\" y=\"34\" font-size=\"18\" font-weight=\"bold\">Coracle and its peers, in one run</text>\n\
-         <text x=\"{MARGIN}\" y=\"56\" fill=\"{DIM}\">The floor is the bare calls of KVM. Shorter bars are better, \
-         unless a heading says otherwise.</text>\n"
+         <text x=\"{MARGIN}\" y=\"56\" fill=\"{DIM}\">The floor is the bare calls of KVM, without a monitor. Shorter \
+         bars are better, unless a heading says otherwise.</text>\n"
     );
-    for (index, row) in panels.iter().enumerate() {
-        let (x, y) = (MARGIN + index % 2 * (PANEL + MARGIN), TOP + index / 2 * panel_height);
-        panel(&mut picture, table, row, x, y);
+    let mut y = TOP;
+    for pair in panels.chunks(2) {
+        for (row, x) in pair.iter().zip([MARGIN, PANEL + 2 * MARGIN]) {
+            panel(&mut picture, table, row, x, y);
+        }
+        y += pair_height(pair);
     }
     let _ = writeln!(
         picture,
@@ -110,7 +115,7 @@ const BACKGROUND: &str = "#1b1f27";
 const TEXT: &str = "#d8dee9";
 const DIM: &str = "#9aa5b8";
 const OURS: &str = "#8fc379";
-const FLOOR_BAR: &str = "#4c566a";
+const FLOOR_BAR: &str = "#7b88a1";
 const PEER: &str = "#61afef";
 
 #[cfg(test)]
