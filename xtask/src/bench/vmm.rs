@@ -301,3 +301,79 @@ const QEMU_LINUX: &str =
 const QEMU_FIRMWARE: &str = "/usr/share/qemu/bios-microvm.bin";
 /// The host's CPU, without an MSR that QEMU cannot set on every KVM.
 const QEMU_CPU: &str = "host,arch-capabilities=off";
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn line(kind: Kind, guest: &Guest) -> String {
+        let vmm = Vmm { kind, program: "vmm".into(), folder: None };
+        process::line(&vmm.command(guest)).replace(&folder(), "")
+    }
+
+    /// The directory of the tests' files, with a slash.
+    fn folder() -> String {
+        format!("{}/", std::env::temp_dir().display())
+    }
+
+    fn guest(name: &str, device: Option<Device>) -> Guest {
+        let kernel = std::env::temp_dir().join(format!("vmm-{}-{name}.elf", std::process::id()));
+        match device {
+            None => Guest::new(&kernel, 64),
+            Some(device) => Guest::with_device(&kernel, 64, device),
+        }
+        .unwrap()
+    }
+
+    /// Removes the files that a guest has made.
+    fn remove(guest: &Guest) {
+        fs::remove_file(guest.firecracker_config()).unwrap();
+    }
+
+    #[test]
+    fn each_monitor_gets_the_guest_in_the_form_that_it_takes() {
+        let bare = guest("bare", None);
+        let name = bare.kernel.file_stem().unwrap().to_str().unwrap();
+        let expected = [
+            (Kind::Coracle, format!("vmm run --accel kvm --memory 64M {name}.elf")),
+            (Kind::Floor, format!("vmm 64 {name}.elf")),
+            (
+                Kind::CloudHypervisor,
+                format!("vmm --cpus boot=1 --memory size=64M --serial tty --console off --kernel {name}.elf"),
+            ),
+            (
+                Kind::Kvmtool,
+                format!(
+                    "vmm run --cpus 1 --mem 64 --console serial --nodefaults --kernel {name}.bzImage \
+                     --network mode=none"
+                ),
+            ),
+            (Kind::Firecracker, format!("vmm --no-api --level Error --config-file {name}.firecracker.json")),
+        ];
+        for (kind, expected) in expected {
+            assert_eq!(line(kind, &bare), expected);
+        }
+        remove(&bare);
+    }
+
+    #[test]
+    fn disk_and_card_reach_every_monitor_that_has_them() {
+        let disk = guest("disk", Some(Device::Disk { path: "/d.img".into(), polls: false }));
+        assert!(line(Kind::Coracle, &disk).ends_with("--disk path=/d.img,poll=off"));
+        assert!(line(Kind::QemuMicrovm, &disk).contains("filename=/d.img"));
+        assert!(line(Kind::Kvmtool, &disk).ends_with("--disk /d.img"));
+        let config = fs::read_to_string(disk.firecracker_config()).unwrap();
+        assert!(config.contains("\"path_on_host\":\"/d.img\""), "{config}");
+        remove(&disk);
+
+        let card = guest("card", Some(Device::Tap("tap7")));
+        assert!(line(Kind::Coracle, &card).ends_with("--net tap=tap7"));
+        assert!(line(Kind::QemuMicrovm, &card).contains("ifname=tap7"));
+        assert!(line(Kind::Kvmtool, &card).ends_with("--network mode=tap,tapif=tap7"));
+        let config = fs::read_to_string(card.firecracker_config()).unwrap();
+        assert!(config.contains("\"host_dev_name\":\"tap7\""), "{config}");
+        remove(&card);
+    }
+}
