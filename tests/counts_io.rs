@@ -59,7 +59,7 @@ struct Counts {
     interrupts: u64,
     /// All calls of the disk's thread.
     calls: u64,
-    /// Those of them that pass requests to io_uring.
+    /// The calls that pass requests to io_uring.
     by_ring: u64,
 }
 

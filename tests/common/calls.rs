@@ -17,8 +17,8 @@ pub fn of(command: &mut Command) -> (Calls, i32) {
     (all, code)
 }
 
-/// Runs `command` as [`of`] does. Returns the calls by the names that its threads had at their ends; without a
-/// name, those of threads that the end of the process has ended.
+/// Runs `command` as [`of`] does. Returns the calls by the names that its threads had at their ends. Threads
+/// that the end of the process has ended may have no name.
 pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
     // SAFETY: the closure makes only a system call.
     unsafe { command.pre_exec(|| trace(libc::PTRACE_TRACEME, 0, 0, 0).map(drop)) };

@@ -109,7 +109,7 @@ impl Poll {
     fn note_miss(&mut self, now: Instant) {
         self.misses = self.misses.wrapping_add(1);
         if self.misses >= MISSES {
-            self.misses = 0;
+            self.misses = MISSES.saturating_sub(MISSES_AFTER_PAUSE);
             self.pause_until = now.checked_add(PAUSE);
         }
     }
@@ -162,8 +162,9 @@ const SEARCHES_PER_RUSAGE: u32 = 128;
 /// Involuntary switches between two calls that do not count as demand for the CPU: the kernel's own
 /// threads cause one now and then.
 const TOLERATED_PREEMPTIONS: i64 = 1;
-/// Searches in a row that may find nothing before they pause.
+/// Searches in a row that may find nothing before they pause, at first and directly after a pause.
 const MISSES: u32 = 8;
+const MISSES_AFTER_PAUSE: u32 = 2;
 /// The length of a pause: several time slices of the scheduler, so that other threads get theirs.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -213,6 +214,10 @@ mod tests {
             poll.look(|| true);
         }
         assert!(poll.pause_until.is_none());
+        for misses in [MISSES, MISSES_AFTER_PAUSE, MISSES_AFTER_PAUSE] {
+            assert!((1..misses).all(|_| !poll.look(|| false) && poll.pause_until.is_none()), "{misses}");
+            assert!(!poll.look(|| false) && poll.pause_until.take().is_some(), "{misses}");
+        }
     }
 
     #[test]

@@ -122,8 +122,8 @@ impl DiskBackend for RawDisk {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         let end = self.check(offset, len)?;
-        // Not fstat(2): since Linux 6.13, the next write after a look at a file's times has to record new ones,
-        // which makes a write to the page cache take almost twice as long.
+        // Not fstat(2): since Linux 6.13, the next write after a look at a file's times has to record new
+        // ones, which makes a write to the page cache take almost twice as long.
         if self.is_file && (&self.file).seek(SeekFrom::End(0))? < end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

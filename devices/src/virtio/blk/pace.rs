@@ -115,8 +115,8 @@ const SLOW_WRITE: Duration = Duration::from_millis(1);
 /// hold the other requests up for less than 25 us a write.
 const MIN_BY_RING: u32 = 64;
 const MAX_BY_RING: u32 = 4096;
-/// What a byte that is written weighs against the bytes that wait: 128 KiB of writes are as much of a delay as
-/// a full batch may have.
+/// The weight of a byte that is written, compared with a byte that waits. So entries wait for at most 128 KiB
+/// of writes.
 const DELAY_PER_BYTE: u64 = 8;
 
 #[cfg(test)]
