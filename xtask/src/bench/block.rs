@@ -22,7 +22,7 @@ use crate::workspace::Workspace;
 pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     let coracle = static_build::coracle(workspace)?;
     let disk = Disk::new(&workspace.target)?;
-    let mut vmms = vec![Vmm::CoracleSync, Vmm::CoracleAsleep, Vmm::CoracleUring];
+    let mut vmms = vec![Vmm::CoracleSync, Vmm::CoracleAsleep, Vmm::CoracleUring, Vmm::CoracleUringAsleep];
     match exists(QEMU) {
         true => vmms.extend([Vmm::QemuThreads, Vmm::QemuUring]),
         false => println!("{QEMU} is not installed: Coracle is measured alone"),
@@ -34,11 +34,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
     );
     for load in &LOADS {
         let payload = write_payload(&workspace.target.join("payloads"), load.payload)?;
-        // With many requests in flight there is always one to serve: nobody sleeps, so that nobody has to be
-        // woken.
-        let is_measured = |vmm: &&Vmm| **vmm != Vmm::CoracleAsleep || load.at_once == 1;
-        let mut rows: Vec<Row> =
-            vmms.iter().filter(is_measured).map(|vmm| Row { vmm: *vmm, runs: Vec::new() }).collect();
+        let mut rows: Vec<Row> = vmms.iter().map(|vmm| Row { vmm: *vmm, runs: Vec::new() }).collect();
         for _ in 0..runs {
             for row in &mut rows {
                 if load.is_cold {
@@ -48,10 +44,11 @@ pub(super) fn run(workspace: &Workspace, runs: u32) -> Result<()> {
                 row.runs.push(measure(&mut command, load, cycles_per_second)?);
             }
         }
-        let host = (!load.is_cold)
-            .then(|| host_disk::operations_per_second(&disk.path, load.host, load.bytes))
-            .transpose()?;
-        print(load, host, &rows);
+        let ways = if load.is_cold { &[] } else { load.host };
+        let hosts = ways.iter().map(|way| {
+            host_disk::operations_per_second(&disk.path, *way, load.bytes).map(|speed| (*way, speed))
+        });
+        print(load, &hosts.collect::<Result<Vec<_>>>()?, &rows);
     }
     Ok(())
 }
@@ -64,9 +61,8 @@ pub(super) struct Load {
     count: u32,
     /// The size of each request, in bytes.
     bytes: usize,
-    host: HostWay,
-    /// The number of requests in flight.
-    at_once: u32,
+    /// The host's own limits: of a thread that is awake, and of one that has to be woken.
+    host: &'static [HostWay],
     /// Whether the page cache has nothing of the file when the guest starts.
     is_cold: bool,
 }
@@ -98,9 +94,11 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     CoracleSync,
-    /// Coracle without polling: the guest wakes it for each request.
+    /// Coracle without polling: a guest with one request at a time wakes it for each.
     CoracleAsleep,
     CoracleUring,
+    /// The same without polling.
+    CoracleUringAsleep,
     QemuThreads,
     QemuUring,
 }
@@ -111,6 +109,7 @@ impl Vmm {
             Self::CoracleSync => "coracle, sync",
             Self::CoracleAsleep => "coracle, sync, poll=off",
             Self::CoracleUring => "coracle, io_uring",
+            Self::CoracleUringAsleep => "coracle, io_uring, poll=off",
             Self::QemuThreads => "QEMU, threads",
             Self::QemuUring => "QEMU, io_uring",
         }
@@ -125,6 +124,7 @@ impl Vmm {
             Self::CoracleSync => coracle_command(coracle, payload, disk, "sync"),
             Self::CoracleAsleep => coracle_command(coracle, payload, disk, "sync,poll=off"),
             Self::CoracleUring => coracle_command(coracle, payload, disk, "io_uring"),
+            Self::CoracleUringAsleep => coracle_command(coracle, payload, disk, "io_uring,poll=off"),
             Self::QemuThreads => qemu_command(payload, disk, "threads"),
             Self::QemuUring => qemu_command(payload, disk, "io_uring"),
         }
@@ -178,7 +178,7 @@ pub(super) fn measure(command: &mut Command, load: &Load, cycles_per_second: f64
     })
 }
 
-fn print(load: &Load, host: Option<f64>, rows: &[Row]) {
+fn print(load: &Load, hosts: &[(HostWay, f64)], rows: &[Row]) {
     let speed = |per_second: f64| match load.bytes {
         0..MIB => format!("{:.1} k/s", per_second / 1e3),
         bytes => format!("{:.2} GB/s", per_second * bytes as f64 / 1e9),
@@ -187,8 +187,8 @@ fn print(load: &Load, host: Option<f64>, rows: &[Row]) {
         "\n{:34} {:>11} {:>6} {:>9} {:>9} {:>6} {:>8}",
         load.title, "", "ratio", "p50", "p99", "rings", "CPU"
     );
-    if let Some(host) = host {
-        println!("{:34} {:>11}", format!("  host, {}", load.host.name()), speed(host));
+    for (way, per_second) in hosts {
+        println!("{:34} {:>11}", format!("  host, {}", way.name()), speed(*per_second));
     }
     let qemu = rows.iter().filter(|row| row.vmm.is_qemu()).map(|row| row.median(|run| run.per_second));
     let best = qemu.fold(f64::NAN, f64::max);
@@ -272,8 +272,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-read-1",
         count: 20_000,
         bytes: 4096,
-        host: HostWay::Read,
-        at_once: 1,
+        host: &[HostWay::Read, HostWay::ReadWhenWoken],
         is_cold: false,
     },
     Load {
@@ -281,8 +280,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-read-32",
         count: 500_000,
         bytes: 4096,
-        host: HostWay::UringRead,
-        at_once: 32,
+        host: &[HostWay::UringRead],
         is_cold: false,
     },
     Load {
@@ -290,8 +288,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-write-32",
         count: 100_000,
         bytes: 4096,
-        host: HostWay::Write,
-        at_once: 32,
+        host: &[HostWay::Write],
         is_cold: false,
     },
     Load {
@@ -299,8 +296,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-stream-read",
         count: 8000,
         bytes: MIB,
-        host: HostWay::Read,
-        at_once: 8,
+        host: &[HostWay::Read],
         is_cold: false,
     },
     Load {
@@ -308,8 +304,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-stream-write",
         count: 2000,
         bytes: MIB,
-        host: HostWay::Write,
-        at_once: 8,
+        host: &[HostWay::Write],
         is_cold: false,
     },
     Load {
@@ -317,8 +312,7 @@ pub(super) const LOADS: [Load; 6] = [
         payload: "block-read-cold",
         count: 8000,
         bytes: 4096,
-        host: HostWay::UringRead,
-        at_once: 32,
+        host: &[HostWay::UringRead],
         is_cold: true,
     },
 ];
