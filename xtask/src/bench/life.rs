@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use coracle_payload::Payload;
 
 use super::process_time::wait_cpu_time;
@@ -54,24 +54,26 @@ impl Lives {
     /// Runs the command to its end.
     pub(super) fn measure(&mut self, command: &mut Command) -> Result<()> {
         let start = Instant::now();
-        let (child, mut stdout) = spawn(command)?;
-        read_first_byte(&mut stdout, command)?;
-        let first_byte = start.elapsed();
-        let cpu = wait_cpu_time_after(&child, &mut stdout)?;
+        let (mut child, mut stdout) = spawn(command)?;
+        let read = read_first_byte(&mut stdout, command).and_then(|()| {
+            let first_byte = start.elapsed();
+            let mut piece = [0; 4096];
+            while read_in_time(&mut stdout, &mut piece)? > 0 {}
+            Ok(first_byte)
+        });
+        if read.is_err() {
+            // It may have ended by itself.
+            let _ = child.kill();
+        }
+        let cpu = wait_cpu_time(&child)?;
         let whole = start.elapsed();
+        let first_byte = read?;
         self.first_byte.push(first_byte);
         self.whole.push(whole);
         self.cpu.push(cpu);
         self.after_first_byte.push(whole.saturating_sub(first_byte));
         Ok(())
     }
-}
-
-/// Reads the rest of the output, and then waits.
-fn wait_cpu_time_after(child: &Child, stdout: &mut File) -> Result<Duration> {
-    let mut piece = [0; 4096];
-    while stdout.read(&mut piece)? > 0 {}
-    wait_cpu_time(child)
 }
 
 /// A process whose guest has printed a byte and waits. It is killed on drop.
@@ -143,15 +145,27 @@ fn spawn(command: &mut Command) -> Result<(Child, File)> {
 }
 
 /// Reads until the guest's first byte, which no monitor prints by itself.
-pub(super) fn read_first_byte(stdout: &mut impl Read, command: &Command) -> Result<()> {
+pub(super) fn read_first_byte(stdout: &mut (impl Read + AsRawFd), command: &Command) -> Result<()> {
     let mut byte = [0];
     while byte != *b"!" {
-        if stdout.read(&mut byte)? == 0 {
+        if read_in_time(stdout, &mut byte)? == 0 {
             bail!("`{}` ended without output of its guest", process::line(command));
         }
     }
     Ok(())
 }
+
+/// Reads what is there within [`PATIENCE`].
+fn read_in_time(stdout: &mut (impl Read + AsRawFd), piece: &mut [u8]) -> Result<usize> {
+    let mut poll = libc::pollfd { fd: stdout.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: the call reads and writes one `pollfd`.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE.as_millis() as i32) };
+    ensure!(ready != 0, "no output for {PATIENCE:?}");
+    Ok(stdout.read(piece)?)
+}
+
+/// Much longer than a guest of the measurements takes between two outputs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Longer than any monitor takes to put away what it needed to start.
 const SETTLED: Duration = Duration::from_millis(200);
@@ -159,6 +173,16 @@ const SETTLED: Duration = Duration::from_millis(200);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn command_without_output_of_a_guest_is_an_error_and_leaves_no_sample() {
+        let mut lives = Lives::default();
+        let error = lives.measure(Command::new("sh").args(["-c", "echo no mark"])).unwrap_err();
+        assert!(error.to_string().contains("ended without output of its guest"), "{error}");
+        assert_eq!(lives.whole.median_ms(), 0.0);
+        lives.measure(Command::new("sh").args(["-c", "echo a mark!; exit 3"])).unwrap();
+        assert!(lives.whole.median_ms() > 0.0);
+    }
 
     #[test]
     fn guest_ram_is_counted_by_itself() {

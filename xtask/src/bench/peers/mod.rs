@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::boot;
 use super::vmm::{Kind, Vmm};
@@ -27,6 +27,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32, publish: bool) -> Result<()>
     let host = host()?;
     let introduction = introduction(&columns, &host, runs)?;
     print!("{introduction}");
+    let limit = CpuLimit::set()?;
     let guests = Guests::new(&workspace.target.join("payloads"))?;
     // The first round, which is not counted, warms the caches and shows which peers can run the guests.
     for column in &mut columns {
@@ -40,6 +41,7 @@ pub(super) fn run(workspace: &Workspace, runs: u32, publish: bool) -> Result<()>
     }
     let mut table = table(&columns);
     io::add_rows(&mut table, &columns, workspace, runs.div_ceil(10))?;
+    drop(limit);
     println!("{table}\n");
     let boot = boot::table(workspace, runs.div_ceil(10))?;
     println!("{}", boot.trim_end());
@@ -69,6 +71,32 @@ impl Column {
             }
             result => result,
         }
+    }
+}
+
+/// A limit of the CPU time of each child, so that a peer whose guest spins for ever fails. The emulated host
+/// takes more, and comes after it. The limit is lifted on drop.
+struct CpuLimit {
+    before: libc::rlimit,
+}
+
+impl CpuLimit {
+    fn set() -> Result<CpuLimit> {
+        let mut before = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: `before` has room for the answer.
+        let read = unsafe { libc::getrlimit(libc::RLIMIT_CPU, &raw mut before) };
+        ensure!(read == 0, "the limit of CPU time: {}", std::io::Error::last_os_error());
+        let limit = libc::rlimit { rlim_cur: CPU_SECONDS.min(before.rlim_max), ..before };
+        // SAFETY: the call only reads the limit.
+        unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const limit) };
+        Ok(CpuLimit { before })
+    }
+}
+
+impl Drop for CpuLimit {
+    fn drop(&mut self) {
+        // SAFETY: the call only reads the limit.
+        unsafe { libc::setrlimit(libc::RLIMIT_CPU, &raw const self.before) };
     }
 }
 
@@ -139,6 +167,9 @@ fn table(columns: &[Column]) -> Table {
     }
     table
 }
+
+/// Many times what the longest load takes, and what this process takes for all of them.
+const CPU_SECONDS: u64 = 600;
 
 /// The columns: Coracle, the floor, and then the peers.
 const KINDS: [Kind; 6] =
