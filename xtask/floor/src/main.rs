@@ -9,6 +9,7 @@
 
 mod payload;
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 
 fn main() -> ExitCode {
-    match run() {
+    match run(std::env::args_os().skip(1), &mut io::stdout().lock()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("kvm-floor: {error}");
@@ -29,8 +30,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs the guest to its end and returns its code.
-fn run() -> io::Result<u8> {
-    let mut arguments = std::env::args_os().skip(1);
+fn run(mut arguments: impl Iterator<Item = OsString>, console: &mut impl Write) -> io::Result<u8> {
     let usage = || io::Error::other("the arguments are MIB PAYLOAD");
     let mib: usize = arguments
         .next()
@@ -53,7 +53,7 @@ fn run() -> io::Result<u8> {
     let mut vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
     enter_protected_mode(&vcpu, entry)?;
-    serve(&mut vcpu)
+    serve(&mut vcpu, console)
 }
 
 /// Maps the guest's RAM and gives it to the guest.
@@ -105,8 +105,7 @@ fn enter_protected_mode(vcpu: &VcpuFd, entry: u32) -> io::Result<()> {
 
 /// Runs the vCPU until the guest writes its code to the debug-exit port. The first byte of the serial port is
 /// written at once, and the others when there are many, or at the end.
-fn serve(vcpu: &mut VcpuFd) -> io::Result<u8> {
-    let mut stdout = io::stdout().lock();
+fn serve(vcpu: &mut VcpuFd, console: &mut impl Write) -> io::Result<u8> {
     let mut printed = Vec::new();
     let mut first = true;
     loop {
@@ -114,13 +113,13 @@ fn serve(vcpu: &mut VcpuFd) -> io::Result<u8> {
             VcpuExit::IoOut(SERIAL, bytes) => {
                 printed.extend_from_slice(bytes);
                 if first || printed.len() >= PIECE {
-                    flush(&mut stdout, &mut printed)?;
+                    flush(console, &mut printed)?;
                 }
                 first = false;
             }
             VcpuExit::IoOut(DEBUG_EXIT, bytes) => {
                 let code = bytes.first().copied().unwrap_or_default();
-                flush(&mut stdout, &mut printed)?;
+                flush(console, &mut printed)?;
                 return Ok(code);
             }
             VcpuExit::IoIn(_, bytes) => bytes.fill(0xff),
@@ -130,9 +129,9 @@ fn serve(vcpu: &mut VcpuFd) -> io::Result<u8> {
     }
 }
 
-fn flush(stdout: &mut impl Write, printed: &mut Vec<u8>) -> io::Result<()> {
-    stdout.write_all(printed)?;
-    stdout.flush()?;
+fn flush(console: &mut impl Write, printed: &mut Vec<u8>) -> io::Result<()> {
+    console.write_all(printed)?;
+    console.flush()?;
     printed.clear();
     Ok(())
 }
@@ -146,3 +145,45 @@ const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = 0xfeff_d000;
 /// As in Coracle, whose I/O APIC is not KVM's.
 const IOAPIC_PINS: u64 = 24;
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use coracle_payload::Payload;
+
+    use super::*;
+
+    #[test]
+    fn guests_of_the_comparison_print_and_end() {
+        if Kvm::new().is_err() {
+            let _ = writeln!(io::stderr(), "skipped: no usable /dev/kvm");
+            return;
+        }
+        assert_eq!(run_payload("hello-exit", "128"), (0, b"!".to_vec()));
+        assert_eq!(run_payload("exit-7", "16"), (7, Vec::new()));
+        let (code, printed) = run_payload("serial-20000", "128");
+        assert_eq!((code, printed.len()), (0, 20_000));
+    }
+
+    #[test]
+    fn arguments_that_it_does_not_take_are_an_error_with_the_reason() {
+        for (arguments, reason) in [
+            (vec!["128", "/no/such/file"], "No such file"),
+            (vec!["much", "/dev/null"], "the arguments are MIB PAYLOAD"),
+            (vec!["128"], "the arguments are MIB PAYLOAD"),
+        ] {
+            let error = run(arguments.iter().map(OsString::from), &mut Vec::new()).unwrap_err().to_string();
+            assert!(error.contains(reason), "{arguments:?}: {error}");
+        }
+    }
+
+    fn run_payload(name: &str, mib: &str) -> (u8, Vec<u8>) {
+        let path: PathBuf = std::env::temp_dir().join(format!("floor-{}-{name}.elf", std::process::id()));
+        std::fs::write(&path, Payload::named(name).unwrap().elf()).unwrap();
+        let mut printed = Vec::new();
+        let code = run([mib.into(), path.clone().into()].into_iter(), &mut printed).unwrap();
+        std::fs::remove_file(path).unwrap();
+        (code, printed)
+    }
+}

@@ -36,3 +36,22 @@ const PROGRAM_HEADERS: usize = 64;
 const PROGRAM_HEADER: usize = 56;
 /// More than the ELF header, both program headers and the note take.
 const HEAD: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_of_another_kind_or_size_is_refused() {
+        let path = std::env::temp_dir().join(format!("floor-{}-other.elf", std::process::id()));
+        for (content, ram) in [
+            (vec![0; 100], 1 << 20),
+            (vec![0xff; 300], 1 << 20),
+            (coracle_payload::Payload::named("hello-exit").unwrap().elf(), 1 << 20),
+        ] {
+            std::fs::write(&path, &content).unwrap();
+            assert!(load(&mut File::open(&path).unwrap(), &mut vec![0; ram]).is_err());
+        }
+        std::fs::remove_file(path).unwrap();
+    }
+}
