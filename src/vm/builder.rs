@@ -211,6 +211,7 @@ impl VmBuilder {
             interrupts.clone(),
             gate.clone(),
             virtio.windows(),
+            recipe.virtio.iter().map(|place| place.gsi).max(),
             self.console.capacity(),
             com2.as_ref(),
         )?;

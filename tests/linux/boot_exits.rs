@@ -30,4 +30,4 @@ fn boot_causes_no_more_exits_than_it_did() {
     }
 }
 
-const BOUNDS: [(&str, u64); 4] = [("port_in", 36), ("port_out", 88), ("mmio_read", 162), ("mmio_write", 394)];
+const BOUNDS: [(&str, u64); 4] = [("port_in", 36), ("port_out", 88), ("mmio_read", 73), ("mmio_write", 187)];

@@ -118,8 +118,8 @@ flags! {
         /// line (off; needs CONFIG_X86_MPPARSE) [default: on]
         #[arg(long, value_name = "on|off")]
         acpi: Option<AcpiMode>,
-        /// Whether to announce the CMOS clock, Linux's /dev/rtc0, to the guest; auto does it only if KVM gives
-        /// the guest no clock of its own (kvm-clock) [default: auto]
+        /// Whether to announce the CMOS clock, Linux's /dev/rtc0, to the guest; auto does it only if KVM
+        /// gives the guest no clock of its own (kvm-clock) [default: auto]
         #[arg(long, value_name = "auto|on|off")]
         rtc: Option<RtcMode>,
         /// Action when the guest resets its machine: exit, with code 112, or reboot [default: exit]

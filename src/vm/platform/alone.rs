@@ -28,7 +28,9 @@ impl LegacyPlatform {
     ) -> Result<LegacyPlatform, PlatformError> {
         let second = ConsoleBuffer::new(console_capacity).map_err(PlatformError::Device)?;
         let second = Arc::new(second);
-        Platform::new(interrupts, requests, [], console_capacity, Some(&second)).map(LegacyPlatform)
+        // As many inputs as a machine can have.
+        let last_gsi = Some(u32::from(IoApic::PINS));
+        Platform::new(interrupts, requests, [], last_gsi, console_capacity, Some(&second)).map(LegacyPlatform)
     }
 
     /// The bus of ports.

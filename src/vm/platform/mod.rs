@@ -77,15 +77,18 @@ impl From<BusError> for PlatformError {
 impl Platform {
     /// Creates every legacy device and puts it on its bus, next to the windows of `virtio`. The devices get
     /// their interrupt lines from `interrupts` and report the endings that the guest requests to `requests`.
-    /// The serial console buffers at most `console_capacity` bytes that nobody has taken.
+    /// `last_gsi` is the last interrupt of `virtio`. The serial console buffers at most `console_capacity`
+    /// bytes that nobody has taken.
     pub(super) fn new(
         interrupts: Arc<dyn MsiSink>,
         requests: Arc<dyn GuestRequestSink>,
         virtio: impl IntoIterator<Item = (BusRange, Arc<dyn BusDevice>)>,
+        last_gsi: Option<u32>,
         console_capacity: usize,
         com2: Option<&Arc<ConsoleBuffer>>,
     ) -> Result<Platform, PlatformError> {
-        let ioapic = Arc::new(IoApic::new(interrupts));
+        let last = last_gsi.into_iter().chain(FIXED_GSIS).max().unwrap_or_default();
+        let ioapic = Arc::new(IoApic::new(interrupts, u8::try_from(last).unwrap_or(u8::MAX)));
         let line = |gsi| {
             let pin = u8::try_from(gsi).ok();
             pin.and_then(|pin| ioapic.line(pin)).ok_or(PlatformError::Interrupt { gsi })
@@ -164,3 +167,6 @@ impl Platform {
         self.legacy.reset();
     }
 }
+
+/// The interrupts of the legacy devices. The I/O APIC has inputs for all of them in every machine.
+const FIXED_GSIS: [u32; 4] = [layout::COM1_IRQ, layout::COM2_IRQ, layout::RTC_IRQ, layout::EVENT_IRQ];

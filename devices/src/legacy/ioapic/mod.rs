@@ -1,10 +1,13 @@
-//! An I/O APIC with 24 inputs, for a machine whose local APICs are in the kernel and whose I/O APIC is not
-//! (KVM's split irqchip).
+//! An I/O APIC with up to 24 inputs, for a machine whose local APICs are in the kernel and whose I/O APIC is
+//! not (KVM's split irqchip).
 //!
 //! vCPU threads reach its registers through the bus, and devices pulse its inputs through [`IoApic::line`].
 //! Each pulse becomes the message that the input's redirection entry describes, and leaves through
 //! [`MsiSink`]. Registers follow the Intel 82093AA data sheet (290566), and the EOI register the ICH data
 //! sheets.
+//!
+//! **Number of inputs.** A machine has inputs up to the last one that it uses. Linux reads, masks and routes
+//! each input several times, with 20 exits in a boot, and learns their number from the version register.
 //!
 //! **Masked inputs.** An edge that arrives while its entry is masked is dropped, not latched, as in the
 //! 82093AA. Linux's 8250 driver copes with that: it unmasks before it enables the UART's interrupts, reads
@@ -36,34 +39,39 @@ pub struct IoApic {
 impl IoApic {
     /// Length of the register window in bytes.
     pub const WINDOW_LEN: u64 = 0x1000;
-    /// Number of inputs, as the 82093AA has.
+    /// The largest number of inputs, as the 82093AA has.
     pub const PINS: u8 = PIN_COUNT as u8;
 
-    /// Creates an I/O APIC with every input masked; messages go to `sink`.
-    pub fn new(sink: Arc<dyn MsiSink>) -> Self {
+    /// Creates an I/O APIC with every input masked; messages go to `sink`. The inputs are numbered from 0 to
+    /// `last`, at most [`Self::PINS`] of them.
+    pub fn new(sink: Arc<dyn MsiSink>, last: u8) -> Self {
         let entries = std::array::from_fn(|_| AtomicU64::new(MASKED));
-        let pins = Pins { entries, writer: Mutex::new(()), sink };
+        let pins = Pins { entries, last: last.min(LAST_PIN), writer: Mutex::new(()), sink };
         Self { pins: Arc::new(pins), selected: AtomicU8::new(0), id: AtomicU8::new(0) }
     }
 
-    /// Returns the input `pin`, or `None` from [`Self::PINS`] on.
+    /// Returns the input `pin`, or `None` after the last one.
     pub fn line(&self, pin: u8) -> Option<Arc<dyn IrqLine>> {
-        (pin < Self::PINS).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
+        (pin <= self.pins.last).then(|| Arc::new(Pin { pins: self.pins.clone(), pin }) as Arc<dyn IrqLine>)
+    }
+
+    fn register(&self) -> Option<Register> {
+        Register::decode(self.selected.load(Ordering::Relaxed), self.pins.last)
     }
 
     fn read_selected(&self) -> u32 {
         let id = u32::from(self.id.load(Ordering::Relaxed)) << ID_SHIFT;
-        match Register::decode(self.selected.load(Ordering::Relaxed)) {
+        match self.register() {
             // The arbitration ID follows every write of the ID register.
             Some(Register::Id | Register::Arbitration) => id,
-            Some(Register::Version) => VERSION | (u32::from(LAST_PIN) << LAST_ENTRY_SHIFT),
+            Some(Register::Version) => VERSION | (u32::from(self.pins.last) << LAST_ENTRY_SHIFT),
             Some(Register::Entry { pin, half }) => half.of(self.pins.entry(pin)),
             None => u32::MAX,
         }
     }
 
     fn write_selected(&self, value: u32) {
-        match Register::decode(self.selected.load(Ordering::Relaxed)) {
+        match self.register() {
             Some(Register::Id) => {
                 let [.., top] = value.to_le_bytes();
                 self.id.store(top & ID_MASK, Ordering::Relaxed);
@@ -116,6 +124,8 @@ impl BusDevice for IoApic {
 /// The redirection table. A pulse only loads one entry, so no lock is held while a message is sent.
 struct Pins {
     entries: [AtomicU64; PIN_COUNT],
+    /// The last input that the machine has.
+    last: u8,
     /// Orders the writes of vCPUs, so that `route_changed` reports them in the order of their effect.
     writer: Mutex<()>,
     sink: Arc<dyn MsiSink>,
@@ -170,7 +180,7 @@ enum Register {
 }
 
 impl Register {
-    fn decode(index: u8) -> Option<Self> {
+    fn decode(index: u8, last: u8) -> Option<Self> {
         match index {
             0 => Some(Self::Id),
             1 => Some(Self::Version),
@@ -179,7 +189,7 @@ impl Register {
                 let place = index.checked_sub(FIRST_ENTRY)?;
                 let half = if place & 1 == 0 { Half::Low } else { Half::High };
                 let pin = place >> 1;
-                (pin <= LAST_PIN).then_some(Self::Entry { pin, half })
+                (pin <= last).then_some(Self::Entry { pin, half })
             }
         }
     }

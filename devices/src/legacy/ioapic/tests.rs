@@ -3,7 +3,7 @@ use crate::testing::{MsiLog, sweep};
 
 fn machine() -> (IoApic, Arc<MsiLog>) {
     let log = Arc::new(MsiLog::default());
-    (IoApic::new(log.clone()), log)
+    (IoApic::new(log.clone(), 23), log)
 }
 
 fn read(apic: &IoApic, index: u32) -> u32 {
@@ -35,6 +35,24 @@ fn identification_registers_read_as_documented() {
     write(&apic, 2, 0);
     assert_eq!(read(&apic, 1), 0x0017_0020);
     assert_eq!(read(&apic, 2), 0x0f00_0000);
+}
+
+#[test]
+fn inputs_after_the_last_one_do_not_exist() {
+    let log = Arc::new(MsiLog::default());
+    let apic = IoApic::new(log.clone(), 9);
+    assert_eq!(read(&apic, 1), 0x0009_0020);
+    assert!(apic.line(9).is_some() && apic.line(10).is_none());
+    write_entry(&apic, 9, 0x0000_0030);
+    assert_eq!(read(&apic, 0x10 + 2 * 9), 0x30);
+    write_entry(&apic, 10, 0x0000_0030);
+    for index in 0x10 + 2 * 10..0x40 {
+        assert_eq!(read(&apic, index), u32::MAX, "index {index:#x}");
+    }
+    assert_eq!(log.routes.lock().unwrap().len(), 1, "one input has a route");
+    let most = IoApic::new(log, u8::MAX);
+    assert_eq!(read(&most, 1), 0x0017_0020);
+    assert!(most.line(23).is_some() && most.line(24).is_none());
 }
 
 #[test]

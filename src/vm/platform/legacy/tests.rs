@@ -25,7 +25,7 @@ fn platform() -> Platform {
     let context = AttachContext { interrupts: &interrupts, io, gate: gate.clone() };
     let virtio = VirtioDevices::attach(&VmConfig::default(), &Vec::new(), &context).unwrap();
     let com2 = Arc::new(ConsoleBuffer::new(64).unwrap());
-    Platform::new(interrupts.clone(), gate, virtio.windows(), 64, Some(&com2)).unwrap()
+    Platform::new(interrupts.clone(), gate, virtio.windows(), None, 64, Some(&com2)).unwrap()
 }
 
 /// Returns the first and second cell of each row in the table under `heading`.
