@@ -24,8 +24,8 @@ pub(super) enum HostWay {
     Write,
     /// io_uring reads, 32 in flight.
     UringRead,
-    /// `pread`, one at a time, on a thread that an eventfd wakes for each, as a doorbell does. The thread that
-    /// wants the block waits for it without sleeping, as the guest does.
+    /// `pread`, one at a time, on a thread that an eventfd wakes for each, as a doorbell does. The thread
+    /// that wants the block waits for it without sleeping, as the guest does.
     ReadWhenWoken,
 }
 

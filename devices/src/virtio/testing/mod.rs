@@ -152,6 +152,12 @@ impl Machine {
         self.line.take()
     }
 
+    /// Has `answer` called at each pulse of the interrupt, as by a driver on another CPU that is as quick as
+    /// possible.
+    pub fn on_interrupt(&self, answer: impl FnMut() + Send + 'static) {
+        *lock(&self.line.on_pulse) = Some(Box::new(answer));
+    }
+
     /// Writes `data` to RAM.
     pub fn put(&self, address: u64, data: &[u8]) {
         let _ = self.memory.mmap().write_slice(data, GuestAddress(address));
@@ -188,19 +194,25 @@ pub fn transport(
 }
 
 /// An interrupt line that counts its pulses.
-#[derive(Debug, Default)]
-pub struct Line(AtomicUsize);
+#[derive(Default)]
+pub struct Line {
+    pulses: AtomicUsize,
+    on_pulse: Mutex<Option<Box<dyn FnMut() + Send>>>,
+}
 
 impl Line {
     /// Returns the number of pulses since the last call.
     pub fn take(&self) -> usize {
-        self.0.swap(0, Ordering::Relaxed)
+        self.pulses.swap(0, Ordering::Relaxed)
     }
 }
 
 impl IrqLine for Line {
     fn pulse(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.pulses.fetch_add(1, Ordering::Relaxed);
+        if let Some(on_pulse) = &mut *lock(&self.on_pulse) {
+            on_pulse();
+        }
     }
 }
 

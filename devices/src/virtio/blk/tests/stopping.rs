@@ -206,3 +206,41 @@ fn of_many_flushes_only_the_one_that_has_begun_is_waited_for() {
     let (before, all, lens) = stopped(FLUSHING, Buffer::readable(DATA, 16), 1);
     assert_eq!((before.len(), all.len(), lens), (1, 2, (1, 1)));
 }
+
+/// The driver offers a request whenever another is answered, so that the disk finds one whenever it looks.
+#[test]
+fn driver_that_always_offers_another_request_holds_up_neither_the_loop_nor_a_pause() {
+    for engine in [Engine::Sync, Engine::IoUring] {
+        for (kind, data) in [(READ, Buffer::writable(DATA, 512)), (WRITE, Buffer::readable(DATA, 512))] {
+            let folder = folder();
+            let backend = raw(&folder, FileLock::Exclusive);
+            let mut bench = Bench::of(engine, folder, backend, Faults::default());
+            bench.header(kind, 1);
+            let frame = [Buffer::readable(BUFFERS, 16), data, Buffer::writable(STATUS_AT, 1)];
+            let (mut ring, start) = (bench.rings.remove(0), Instant::now());
+            ring.offer(&frame);
+            let answered = Arc::new(AtomicUsize::new(0));
+            let count = answered.clone();
+            bench.machine.on_interrupt(move || {
+                while ring.completed().is_some() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+                ring.set_used_event(ring.used_index());
+                if start.elapsed() < TOO_LONG {
+                    ring.offer(&frame);
+                }
+            });
+            bench.machine.write(0x50, 0);
+            (0..10).for_each(|_| bench.machine.host.round());
+            bench.machine.transport.pause().unwrap();
+            assert!(start.elapsed() < TOO_LONG, "{engine:?}, {kind}");
+            let before = answered.load(Ordering::Relaxed);
+            assert!(before > 10, "a turn serves many requests: {before}");
+            bench.machine.host.round();
+            assert_eq!(answered.load(Ordering::Relaxed), before, "nothing is served during a pause");
+        }
+    }
+}
+
+/// Far longer than ten turns take.
+const TOO_LONG: Duration = Duration::from_secs(10);
