@@ -62,6 +62,17 @@ impl FromStr for AcpiMode {
     }
 }
 
+impl RtcMode {
+    /// Returns whether a guest is told of the clock.
+    pub(crate) fn announces(self, has_kvm_clock: bool) -> bool {
+        match self {
+            RtcMode::Auto => !has_kvm_clock,
+            RtcMode::On => true,
+            RtcMode::Off => false,
+        }
+    }
+}
+
 impl FromStr for RtcMode {
     type Err = ConfigError;
 
@@ -103,6 +114,14 @@ fn one_of<T: Copy>(text: &str, choices: [(&'static str, T); 2]) -> Result<T, Con
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clock_is_announced_on_request_or_where_there_is_no_other() {
+        let announced = |mode: RtcMode| [true, false].map(|has_kvm_clock| mode.announces(has_kvm_clock));
+        assert_eq!(announced(RtcMode::Auto), [false, true]);
+        assert_eq!(announced(RtcMode::On), [true, true]);
+        assert_eq!(announced(RtcMode::Off), [false, false]);
+    }
 
     #[test]
     fn each_word_is_read_and_others_are_refused_with_the_choice() {

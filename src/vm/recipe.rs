@@ -12,7 +12,7 @@ use super::BuildError;
 use super::inputs::Inputs;
 use super::machine::Guest;
 use crate::agent::with_words;
-use crate::config::{AcpiMode, AgentConfig, CpuAffinity, RtcMode, VmConfig};
+use crate::config::{AcpiMode, AgentConfig, CpuAffinity, VmConfig};
 use crate::cpu::CpuFeatures;
 use crate::kvm::{Kvm, KvmVm, Vcpu};
 use crate::memory::GuestRam;
@@ -86,11 +86,7 @@ impl Recipe {
 
     /// Returns whether the guest is told of its CMOS clock.
     fn announces_rtc(&self) -> bool {
-        match self.config.rtc {
-            RtcMode::Auto => !self.features.has_kvm_clock(),
-            RtcMode::On => true,
-            RtcMode::Off => false,
-        }
+        self.config.rtc.announces(self.features.has_kvm_clock())
     }
 
     /// Returns the configured command line with what the machine adds: the kernel's root, and for a Linux
