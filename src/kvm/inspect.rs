@@ -39,8 +39,7 @@ impl Vcpu {
     /// Returns the position. `None` if KVM does not return it, or shows a vCPU that was reset (see
     /// [`Vcpu::registers`]).
     pub(crate) fn code_place(&self) -> Option<CodePlace> {
-        let registers = self.registers()?;
-        let sregs = self.fd.get_sregs().ok()?;
+        let (registers, sregs) = self.raw_registers()?;
         let long_mode = sregs.efer & EFER_LMA != 0;
         let bits = match (long_mode && sregs.cs.l != 0, sregs.cs.db != 0) {
             (true, _) => 64,
@@ -55,7 +54,7 @@ impl Vcpu {
             rip: registers.rip,
             linear,
             bits,
-            ring: registers.ring,
+            ring: sregs.cs.dpl,
             interrupts: registers.rflags & RFLAGS_IF != 0,
             page_table: long_mode.then_some(sregs.cr3 & CR3_ADDRESS),
         })

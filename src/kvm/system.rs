@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_arch::x86_64::cpuid::{self, CpuidEntry};
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES};
@@ -20,14 +21,9 @@ impl Kvm {
     pub(crate) fn open() -> Result<Kvm, KvmError> {
         let path = Path::new(DEVICE);
         let fd = kvm_ioctls::Kvm::new().map_err(|source| open_error(path, source))?;
-        let version = fd.get_api_version();
-        if version != API_VERSION {
-            return Err(KvmError::ApiVersion { path: path.into(), version });
-        }
-        for (cap, capability) in REQUIRED {
-            if !fd.check_extension(*cap) {
-                return Err(KvmError::Capability { capability });
-            }
+        if !IS_SUFFICIENT.load(Ordering::Relaxed) {
+            check(&fd)?;
+            IS_SUFFICIENT.store(true, Ordering::Relaxed);
         }
         Ok(Kvm { fd })
     }
@@ -102,6 +98,16 @@ fn open_error(path: &Path, source: vmm_sys_util::errno::Error) -> KvmError {
     }
 }
 
+/// Checks that it has what every virtual machine here needs.
+fn check(fd: &kvm_ioctls::Kvm) -> Result<(), KvmError> {
+    let version = fd.get_api_version();
+    if version != API_VERSION {
+        return Err(KvmError::ApiVersion { path: DEVICE.into(), version });
+    }
+    let lacks = REQUIRED.iter().find(|(cap, _)| !fd.check_extension(*cap));
+    lacks.map_or(Ok(()), |(_, capability)| Err(KvmError::Capability { capability }))
+}
+
 /// Returns whether guests of this host see a CPU without XSAVE, although KVM offers it, because QEMU emulates
 /// the host's CPU. There KVM is not told when a guest sets XCR0: CPUID leaf 0xd does not follow, which stock
 /// kernels treat as a defect (Linux 6 warns, Linux 7 panics), and XCR0 is lost at the next exit.
@@ -118,6 +124,9 @@ const QEMU_EMULATION: &[u8] = b"TCGTCGTCGTCG";
 
 /// Read once: it is a fact of the host, which no virtual machine changes.
 static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
+
+/// Whether a check has passed in this process: the facts of the host do not change.
+static IS_SUFFICIENT: AtomicBool = AtomicBool::new(false);
 
 /// The device node.
 const DEVICE: &str = "/dev/kvm";

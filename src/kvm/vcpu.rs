@@ -6,7 +6,7 @@ use kvm_bindings::{
     KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_IN, KVM_EXIT_IOAPIC_EOI, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT,
     KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
-    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_run,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use serde::Serialize;
@@ -141,11 +141,7 @@ impl Vcpu {
     /// Returns the registers of a vCPU that is outside the guest. `None` if they are lost: AMD CPUs leave
     /// them undefined after a triple fault, and KVM then shows those of a reset vCPU.
     pub(crate) fn registers(&self) -> Option<VcpuRegisters> {
-        let regs = self.fd.get_regs().ok()?;
-        let sregs = self.fd.get_sregs().ok()?;
-        if (regs.rip, sregs.cs.base) == RESET_VECTOR {
-            return None;
-        }
+        let (regs, sregs) = self.raw_registers()?;
         Some(VcpuRegisters {
             rip: regs.rip,
             rsp: regs.rsp,
@@ -171,6 +167,13 @@ impl Vcpu {
             cs: sregs.cs.selector,
             ring: sregs.cs.dpl,
         })
+    }
+
+    /// Returns the registers as KVM shows them. `None` if they are lost: see [`Vcpu::registers`].
+    pub(super) fn raw_registers(&self) -> Option<(kvm_regs, kvm_sregs)> {
+        let regs = self.fd.get_regs().ok()?;
+        let sregs = self.fd.get_sregs().ok()?;
+        ((regs.rip, sregs.cs.base) != RESET_VECTOR).then_some((regs, sregs))
     }
 }
 

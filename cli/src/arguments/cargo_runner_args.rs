@@ -9,8 +9,9 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use super::VmArgs;
 use super::variable::named;
 
-/// A program that cargo has built, and the machine to run it in.
+// A program that cargo has built, and the machine to run it in.
 #[derive(Debug, Args)]
+#[command(mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE")))]
 pub(crate) struct CargoRunnerArgs {
     /// Settings of the machine that differ from the default guest's; `--kernel` takes the place of the first
     /// argument of other commands.

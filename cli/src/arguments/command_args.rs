@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::Surroundings;
 
-/// The command and its surroundings.
+// The command and its surroundings.
 #[derive(Debug, Args)]
 pub(crate) struct CommandArgs {
     #[command(flatten)]

@@ -35,7 +35,10 @@ pub(crate) struct Cli {
     pub command: Command,
 }
 
+// The arguments of a subcommand are made when it is parsed, and those of the others never. Their structs have
+// no documentation, which clap would then take for that of the subcommand.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = run_examples())]
@@ -48,8 +51,7 @@ pub(crate) enum Command {
     #[command(
         name = "cargo-runner",
         args_override_self = true,
-        after_help = include_str!("examples/cargo-runner.txt").trim_end(),
-        mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE"))
+        after_help = include_str!("examples/cargo-runner.txt").trim_end()
     )]
     CargoRunner(Box<CargoRunnerArgs>),
     /// Check a config file of `coracle run --config`, or print its JSON Schema
@@ -154,11 +156,18 @@ pub(crate) fn flag_of(field: Field) -> Option<String> {
     if field.setting() == LEASE_LIMIT.setting() {
         return Some("--ip dhcp,timeout=TIME".to_owned());
     }
-    let cli = Cli::command();
+    let cli = whole();
     let flags = cli.find_subcommand("run")?.get_arguments();
     let flag = flags.into_iter().find(|flag| flag.get_id() == field.setting())?;
     let short = flag.get_short().map(|short| format!("-{short}"));
     short.or_else(|| flag.get_long().map(|long| format!("--{long}")))
+}
+
+/// Returns the command line with the arguments of every subcommand.
+fn whole() -> clap::Command {
+    let mut cli = Cli::command();
+    cli.build();
+    cli
 }
 
 /// Accepts only `/`: if just parts of the root were read-only, they would not be a boundary.
@@ -182,6 +191,17 @@ mod tests {
     use super::*;
 
     /// Arguments after the program belong to it, even those that look like our options.
+    #[test]
+    fn subcommands_describe_themselves_as_the_list_of_them_does() {
+        let described = |cli: &clap::Command| -> Vec<_> {
+            cli.get_subcommands().map(|command| command.get_about().map(ToString::to_string)).collect()
+        };
+        let (list, whole) = (described(&Cli::command()), described(&whole()));
+        assert!(list.iter().all(Option::is_some), "{list:?}");
+        // Building adds `help`.
+        assert_eq!(list, whole[..list.len()]);
+    }
+
     #[test]
     fn arguments_after_the_program_are_the_program_s() {
         let line = "coracle cargo-runner --cpus 2 --kernel bzImage /bin/x-1 name --nocapture --cpus 7 -q";

@@ -4,14 +4,14 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, CommandFactory, Error};
+use clap::{Command, Error};
 use coracle::config::nearest;
 
-use super::Cli;
+use super::whole;
 
 /// Adds the probable intention to an error about an unknown option, argument or command.
 pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
-    let root = Cli::command();
+    let root = whole();
     let command = command_of(&root, arguments);
     let kind = error.kind();
     if kind == ErrorKind::MissingRequiredArgument && lacks_command(error, command) {
@@ -125,6 +125,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::arguments::Cli;
 
     fn said(line: &str) -> String {
         let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();

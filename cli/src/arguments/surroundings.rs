@@ -9,7 +9,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use super::guest_ip::GuestIp;
 use super::variable::named;
 
-/// The environment, user, directory and network of a command.
+// The environment, user, directory and network of a command.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Surroundings {
     /// Variable for the command: NAME=VALUE, or NAME for its value here; can be repeated

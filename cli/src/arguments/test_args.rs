@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{Surroundings, VmArgs};
 
-/// A single boot test, or a file of many.
+// A single boot test, or a file of many.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
     #[command(flatten)]

@@ -17,7 +17,7 @@ macro_rules! flags {
         settings { $($(#[$attribute:meta])* $name:ident: $type:ty,)* }
         others { $($(#[$own_attribute:meta])* $own:ident: $own_type:ty,)* }
     ) => {
-        /// The machine, its guest, and the host that it runs on.
+        // The machine, its guest, and the host that it runs on.
         #[derive(Debug, Args)]
         pub(crate) struct VmArgs {
             $($(#[$attribute])* pub $name: $type,)*
@@ -186,14 +186,13 @@ fn accel_values() -> impl TypedValueParser<Value = Accel> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use coracle::config::RawConfig;
 
-    use crate::arguments::Cli;
+    use crate::arguments::whole;
 
     #[test]
     fn every_setting_has_its_flag() {
-        let cli = Cli::command();
+        let cli = whole();
         let run = cli.find_subcommand("run").unwrap();
         for name in RawConfig::NAMES {
             assert!(run.get_arguments().any(|flag| flag.get_id() == name), "{name} has no flag");
