@@ -1,7 +1,7 @@
 //! An I/O thread: an event loop for devices that wait for something on the host.
 //!
 //! `io-0` serves the console and every virtio device that never blocks; each device that may block has a
-//! thread of its own. The builder starts the threads, and `vm::stop` ends them.
+//! thread of its own, which starts with its driver. `vm::stop` ends the threads.
 
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use coracle_devices::event_loop::{EventLoop, LoopHandle};
 
 use crate::ending::HostFailure;
 use crate::gate::Gate;
-use crate::thread::ThreadKind;
+use crate::thread::{HostCpus, ThreadKind};
 
 /// The owner's handle of an I/O thread.
 pub(crate) struct IoLoop {
@@ -26,8 +26,14 @@ pub(crate) struct IoLoop {
 }
 
 impl IoLoop {
-    /// Starts a thread that runs `event_loop`. A panic in it ends the virtual machine through `gate`.
-    pub(crate) fn start(kind: &ThreadKind, mut event_loop: EventLoop, gate: Arc<Gate>) -> io::Result<IoLoop> {
+    /// Starts a thread that runs `event_loop` on `cpus`, or on those of the calling thread. A panic in it ends
+    /// the virtual machine through `gate`.
+    pub(crate) fn start(
+        kind: &ThreadKind,
+        mut event_loop: EventLoop,
+        gate: Arc<Gate>,
+        cpus: Option<HostCpus>,
+    ) -> io::Result<IoLoop> {
         let stop = Arc::new(AtomicBool::new(false));
         let handle = event_loop.handle();
         let (alive, ended) = mpsc::channel();
@@ -36,6 +42,7 @@ impl IoLoop {
             let stop = stop.clone();
             move || {
                 let _alive: Sender<()> = alive;
+                cpus.iter().for_each(HostCpus::give_to_this_thread);
                 let _report = PanicReport { thread: name, gate };
                 run(&mut event_loop, &stop);
             }
@@ -145,7 +152,7 @@ mod tests {
     fn io_loop(resident: Stuck) -> IoLoop {
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add_resident(Box::new(resident));
-        IoLoop::start(&ThreadKind::Io, event_loop, Arc::new(Gate::new())).unwrap()
+        IoLoop::start(&ThreadKind::Io, event_loop, Arc::new(Gate::new()), None).unwrap()
     }
 
     #[test]

@@ -57,6 +57,27 @@ impl ThreadKind {
     }
 }
 
+/// The CPUs of the host that threads may run on: a new thread has those of the thread that starts it.
+#[derive(Clone, Copy)]
+pub(crate) struct HostCpus(libc::cpu_set_t);
+
+impl HostCpus {
+    /// Returns those of the calling thread; `None` on a host with more than this set can have.
+    pub(crate) fn of_this_thread() -> Option<HostCpus> {
+        // SAFETY: a CPU set is an array of integers, for which zero is a valid value.
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the given size is that of the set; pid 0 means the calling thread.
+        let result = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+        (result >= 0).then_some(HostCpus(set))
+    }
+
+    /// Lets the calling thread run on them. If the host has taken them away, the thread stays where it is.
+    pub(crate) fn give_to_this_thread(&self) {
+        // SAFETY: the given size is that of the set; pid 0 means the calling thread.
+        unsafe { libc::sched_setaffinity(0, size_of_val(&self.0), &raw const self.0) };
+    }
+}
+
 /// Runs work that takes some milliseconds on a blocking thread of the Tokio runtime.
 ///
 /// # Panics

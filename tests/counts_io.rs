@@ -93,15 +93,16 @@ impl Counts {
         assert_eq!(code, 0, "{payload} {options}");
         let disks: Vec<_> = threads.iter().filter(|(name, _)| name.starts_with("virtio-")).collect();
         let [(_, calls)] = disks.as_slice() else { panic!("not one thread of a disk: {threads:?}") };
-        let count =
-            |number: libc::c_long| u64::from(calls.get(&(number as u64)).copied().unwrap_or_default());
+        let count = |number: libc::c_long| {
+            u64::from(calls.by_number.get(&(number as u64)).copied().unwrap_or_default())
+        };
         let printed = fs::read_to_string(printed).unwrap();
         let doorbells = printed.split_whitespace().nth(DOORBELLS).unwrap();
         let in_a_thousand = |count: u64| count * 1000 / requests;
         Counts {
             doorbells: in_a_thousand(u64::from_str_radix(doorbells, 16).unwrap()),
             interrupts: in_a_thousand(count(libc::SYS_write)),
-            calls: in_a_thousand(calls.values().sum::<u32>().into()),
+            calls: in_a_thousand(calls.by_number.values().sum::<u32>().into()),
             by_ring: in_a_thousand(count(libc::SYS_io_uring_enter)),
         }
     }

@@ -149,6 +149,8 @@ payloads! {
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end
         "three lives that write a disk of 32 KiB, damage its ring and reset with requests in flight; exits with 0";
+    "restart-disk" Three payload_restart_disk..payload_restart_disk_end
+        "starts and resets a disk for ever, with a request in flight, and prints a `.` after every 64 starts";
     "log-flood" Zero payload_log_flood..payload_log_flood_end
         "sets its first virtio device up wrongly forever, in all ways that are worth a log line";
     "backlog-read" Three payload_backlog_read..payload_backlog_read_end

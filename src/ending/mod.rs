@@ -190,6 +190,14 @@ pub enum HostFailure {
         /// The error that the host returned.
         reason: String,
     },
+    /// The driver started a device whose thread the host did not start.
+    #[error("the thread {thread} of a device could not be started: {reason}")]
+    DeviceStart {
+        /// The thread's name.
+        thread: String,
+        /// The host's reason.
+        reason: String,
+    },
     /// A vCPU's thread could not be prepared.
     #[error("vCPU {vcpu} could not be started: {reason}")]
     VcpuStart {

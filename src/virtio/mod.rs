@@ -6,6 +6,7 @@
 
 mod balloon;
 mod console;
+mod device_thread;
 mod disk;
 mod net;
 mod rng;
@@ -15,14 +16,14 @@ mod vsock;
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use coracle_arch::field::{DISKS, Field, NETS};
 use coracle_arch::x86_64::layout::{VIRTIO_IRQS, VirtioMmio};
 use coracle_devices::backend::disk::{DiskOpenError, OverlayError};
 use coracle_devices::backend::net::NetOpenError;
 use coracle_devices::bus::{BusDevice, BusRange};
-use coracle_devices::event_loop::{EventLoop, HAND_BACK_LIMIT, LoopHandle};
+use coracle_devices::event_loop::{HAND_BACK_LIMIT, LoopHandle};
 use coracle_devices::journal;
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::VirtioIrq;
@@ -36,15 +37,15 @@ use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use device_thread::DeviceThread;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
 use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
 use crate::ending::HostFailure;
 use crate::gate::Gate;
-use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, KvmVm, WeakKvmVm};
-use crate::thread::ThreadKind;
+use crate::thread::HostCpus;
 
 /// The devices of a machine that have not been opened yet.
 pub(crate) type Specs<'a> = Vec<Box<dyn DeviceSpec + 'a>>;
@@ -83,8 +84,8 @@ pub(crate) enum Handle {
 /// Every virtio device of a machine, in the order in which its guest finds them.
 pub(crate) struct VirtioDevices {
     attached: Vec<Attached>,
-    /// The threads of devices that may block, until they are ended.
-    threads: Mutex<Vec<IoLoop>>,
+    /// The threads of devices that may block.
+    threads: Vec<Arc<DeviceThread>>,
 }
 
 /// An attached device with its transport.
@@ -210,12 +211,14 @@ impl VirtioDevices {
         let places = (0..).map_while(VirtioMmio::nth);
         let (mut attached, mut threads) = (Vec::new(), Vec::new());
         let chains = ChainBudget::default();
+        // A vCPU starts the threads, and may be bound to CPUs that are not for them.
+        let cpus = config.cpu_affinity.as_ref().and_then(|_| HostCpus::of_this_thread());
         for (opened, place) in opened.into_iter().zip(places) {
             let name = opened.device.name();
-            let device = Attached::new(opened, place, context, (&chains, &mut threads));
+            let device = Attached::new(opened, place, context, (&chains, &mut threads), cpus);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
-        Ok(VirtioDevices { attached, threads: Mutex::new(threads) })
+        Ok(VirtioDevices { attached, threads })
     }
 
     /// Returns the host's handles of the devices that have one.
@@ -287,15 +290,8 @@ impl VirtioDevices {
     /// Ends the threads of the devices, after [`VirtioDevices::disconnect`]. With `hangs`, a thread is stuck,
     /// so that none of them is waited for.
     pub(crate) fn end_threads(&self, hangs: bool) {
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        threads.iter().for_each(IoLoop::ask_to_end);
-        for thread in threads {
-            if hangs {
-                thread.abandon();
-            } else {
-                thread.stop();
-            }
-        }
+        self.threads.iter().for_each(|thread| thread.ask_to_end());
+        self.threads.iter().for_each(|thread| thread.end(hangs));
     }
 }
 
@@ -317,7 +313,8 @@ impl Attached {
         Opened { device, handle }: Opened,
         place: VirtioMmio,
         context: &AttachContext<'_>,
-        (chains, threads): (&ChainBudget, &mut Vec<IoLoop>),
+        (chains, threads): (&ChainBudget, &mut Vec<Arc<DeviceThread>>),
+        cpus: Option<HostCpus>,
     ) -> io::Result<Attached> {
         let pin = u8::try_from(place.gsi).map_err(io::Error::other)?;
         let irq = VirtioIrq::new(context.interrupts.line(pin)?);
@@ -325,9 +322,9 @@ impl Attached {
         let doorbells = device.queue_sizes().into_iter().map(doorbell).collect::<io::Result<_>>()?;
         let mut host: Arc<dyn HandlerHost> = Arc::new(context.io.clone());
         if device.blocks() {
-            let event_loop = EventLoop::new()?;
-            host = Arc::new(event_loop.handle());
-            threads.push(IoLoop::start(&ThreadKind::Device(place.gsi), event_loop, context.gate.clone())?);
+            let thread = Arc::new(DeviceThread::new(place.gsi, context.gate.clone(), cpus)?);
+            threads.push(thread.clone());
+            host = thread;
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));

@@ -3,6 +3,8 @@
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
+use coracle_devices::event_loop::EventLoop;
+
 use super::*;
 use crate::config::ConsoleDevice;
 

@@ -259,7 +259,7 @@ impl VmBuilder {
         event_loop.add_resident(Box::new(Console::new(serial, output, consoles.serial, keys)));
         let line = platform.com2.as_ref().map(|port| agent::connect_serial(port, &mut event_loop));
         let line = line.transpose().map_err(thread_error("the agent's serial line"))?;
-        let io_loop = IoLoop::start(&ThreadKind::Io, event_loop, gate.clone());
+        let io_loop = IoLoop::start(&ThreadKind::Io, event_loop, gate.clone(), None);
         let io_loop = io_loop.map_err(thread_error("the I/O thread"))?;
 
         let button = (self.config.acpi == AcpiMode::On).then(|| platform.events.clone());

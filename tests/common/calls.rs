@@ -5,14 +5,20 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// The number of calls by their number in the kernel's table.
-pub type Calls = BTreeMap<u64, u32>;
+/// How often each call was made.
+#[derive(Debug, Default)]
+pub struct Calls {
+    /// By the number of the call in the kernel's table.
+    pub by_number: BTreeMap<u64, u32>,
+    /// Those of ioctl(2), by their request.
+    pub ioctls: BTreeMap<u64, u32>,
+}
 
 /// Runs `command` to its end. Returns the calls that all its threads began, and the exit code. Call this in a
 /// process that has no other child: it waits for any.
 pub fn of(command: &mut Command) -> (Calls, i32) {
     let (threads, code) = by_thread(command);
-    let mut all = Calls::new();
+    let mut all = Calls::default();
     threads.into_values().for_each(|calls| add(calls, &mut all));
     (all, code)
 }
@@ -51,8 +57,12 @@ pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
         }
         match libc::WSTOPSIG(status) {
             CALL => {
-                if let Some(number) = begun_call(thread) {
-                    *running.entry(thread).or_default().entry(number).or_default() += 1;
+                if let Some((number, request)) = begun_call(thread) {
+                    let calls = running.entry(thread).or_default();
+                    *calls.by_number.entry(number).or_default() += 1;
+                    if number == libc::SYS_ioctl as u64 {
+                        *calls.ioctls.entry(request).or_default() += 1;
+                    }
                 }
                 go_on(thread, 0);
             }
@@ -64,13 +74,13 @@ pub fn by_thread(command: &mut Command) -> (BTreeMap<String, Calls>, i32) {
 }
 
 fn add(calls: Calls, sum: &mut Calls) {
-    for (number, count) in calls {
-        *sum.entry(number).or_default() += count;
+    for (calls, sum) in [(calls.by_number, &mut sum.by_number), (calls.ioctls, &mut sum.ioctls)] {
+        calls.into_iter().for_each(|(key, count)| *sum.entry(key).or_default() += count);
     }
 }
 
-/// Returns the call that the thread begins; `None` at the end of one.
-fn begun_call(thread: libc::pid_t) -> Option<u64> {
+/// Returns the number and the second argument of the call that the thread begins; `None` at the end of one.
+fn begun_call(thread: libc::pid_t) -> Option<(u64, u64)> {
     // SAFETY: the structure has only numbers, for which zero is a valid value.
     let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
     let place = (&raw mut info).expose_provenance();
@@ -79,7 +89,8 @@ fn begun_call(thread: libc::pid_t) -> Option<u64> {
         return None;
     }
     // SAFETY: the member is valid at the beginning of a call.
-    Some(unsafe { info.u.entry }.nr)
+    let entry = unsafe { info.u.entry };
+    Some((entry.nr, entry.args[1]))
 }
 
 /// Lets a thread run to its next stop. A thread that has been killed meanwhile is gone.

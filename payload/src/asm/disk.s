@@ -122,3 +122,38 @@ payload_virtio_block:
     out 0xf4, al
 91: jmp 91b
 payload_virtio_block_end:
+
+# Starts and resets a disk for ever, with a request in flight at each reset, and prints a `.` after every 64 starts.
+# Leaves with 1 if the disk does not start.
+.globl payload_restart_disk, payload_restart_disk_end
+payload_restart_disk:
+    mov ebx, 0xd0000000
+    mov r15d, 1
+    mov dword ptr [0x211000], 0     # a read of sector 0
+    mov dword ptr [0x211004], 0
+    mov qword ptr [0x211008], 0
+    mov edi, 0x200000
+    virtio_descriptor 0x211000, 16, 1, 1
+    add edi, 16
+    virtio_descriptor 0x212000, 512, 3, 2
+    add edi, 16
+    virtio_descriptor 0x211800, 1, 2, 0
+1:  mov r12d, 64
+2:  virtio_negotiate 90f
+    mov dword ptr [0x202000], 0
+    mov word ptr [0x202004], 0
+    mov dword ptr [0x204000], 0
+    virtio_queue 0, 16, 0x200000
+    virtio_status 15, 90f
+    mov word ptr [0x202002], 1
+    mov dword ptr [rbx + 0x50], 0
+    dec r12d
+    jnz 2b
+    mov edx, 0x3f8
+    mov al, '.'
+    out dx, al
+    jmp 1b
+90: mov eax, r15d
+    out 0xf4, al
+91: jmp 91b
+payload_restart_disk_end:

@@ -1,0 +1,95 @@
+//! The thread of a device that may block. It starts when a driver first starts the device: a machine whose
+//! guest has no driver for it does without.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use coracle_devices::event_loop::{Asked, EventLoop, LoopHandle};
+use coracle_devices::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, Stuck};
+use coracle_devices::virtio::queue::VirtQueue;
+
+use crate::ending::HostFailure;
+use crate::gate::Gate;
+use crate::io_loop::IoLoop;
+use crate::thread::{HostCpus, ThreadKind};
+
+/// A thread that starts with the first handlers that are given to it.
+pub(super) struct DeviceThread {
+    kind: ThreadKind,
+    handle: LoopHandle,
+    gate: Arc<Gate>,
+    /// The CPUs of the thread, where those of the vCPU's thread that starts it may be others.
+    cpus: Option<HostCpus>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Idle(Box<EventLoop>),
+    Runs(IoLoop),
+    Ended,
+}
+
+impl DeviceThread {
+    /// Makes the thread of the device with interrupt `gsi`, without starting it.
+    ///
+    /// # Errors
+    /// The host has no more file descriptors.
+    pub(super) fn new(gsi: u32, gate: Arc<Gate>, cpus: Option<HostCpus>) -> io::Result<DeviceThread> {
+        let event_loop = EventLoop::new()?;
+        let (kind, handle) = (ThreadKind::Device(gsi), event_loop.handle());
+        Ok(DeviceThread { kind, handle, gate, cpus, state: Mutex::new(State::Idle(Box::new(event_loop))) })
+    }
+
+    /// Asks the thread to end without waiting for it, so that several can end at the same time.
+    pub(super) fn ask_to_end(&self) {
+        if let State::Runs(thread) = &*self.state() {
+            thread.ask_to_end();
+        }
+    }
+
+    /// Ends the thread. With `hangs`, it is not waited for.
+    pub(super) fn end(&self, hangs: bool) {
+        let state = std::mem::replace(&mut *self.state(), State::Ended);
+        match state {
+            State::Runs(thread) if hangs => thread.abandon(),
+            State::Runs(thread) => drop(thread.stop()),
+            State::Idle(_) | State::Ended => {}
+        }
+    }
+
+    fn ensure_started(&self) {
+        let mut state = self.state();
+        *state = match std::mem::replace(&mut *state, State::Ended) {
+            State::Idle(event_loop) => {
+                match IoLoop::start(&self.kind, *event_loop, self.gate.clone(), self.cpus) {
+                    Ok(thread) => State::Runs(thread),
+                    Err(error) => {
+                        let (thread, reason) = (self.kind.name(), error.to_string());
+                        self.gate.post(HostFailure::DeviceStart { thread, reason }.into());
+                        State::Ended
+                    }
+                }
+            }
+            other => other,
+        };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HandlerHost for DeviceThread {
+    fn start(&self, group: HandlerGroup) -> GroupId {
+        self.ensure_started();
+        self.handle.start(group)
+    }
+
+    fn ask(&self, group: GroupId, if_late: IfLate) -> Asked {
+        self.handle.ask(group, if_late)
+    }
+
+    fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck> {
+        self.handle.wait(asked)
+    }
+}
