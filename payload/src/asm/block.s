@@ -21,8 +21,8 @@ payload_\name:
     mov r9d, 0x202000
     mov r10d, 0x204000
     mov r11d, 0x210000
-    virtio_queue 0, 256, 0x200000
-    mov dword ptr [rbx + 0x70], 15
+    virtio_bench_queue 0, 256, 0x200000
+    virtio_bench_start
 .if \interrupts == 0
     mov word ptr [r9], 1            # no interrupts
 .endif

@@ -7,8 +7,13 @@
 .globl payload_\name, payload_\name\()_end
 payload_\name:
     virtio_bench_device 1, 90f
-    virtio_queue 0, 256, 0x200000
-    virtio_queue 1, 256, 0x210000
+.if \queue == 0
+    virtio_bench_queue 1, 256, 0x210000
+    virtio_bench_queue 0, 256, 0x200000
+.else
+    virtio_bench_queue 0, 256, 0x200000
+    virtio_bench_queue 1, 256, 0x210000
+.endif
     mov r8d, 0x200000 + 0x10000 * \queue
     lea r9, [r8 + 0x2000]
     lea r10, [r8 + 0x4000]
@@ -33,7 +38,7 @@ payload_\name:
     inc ecx
     cmp ecx, 256
     jb 2b
-    mov dword ptr [rbx + 0x70], 15
+    virtio_bench_start
     mov dx, 0x3f8
     mov al, '!'
     out dx, al

@@ -261,6 +261,15 @@ fn cloud_hypervisor(command: &mut Command, guest: &Guest) {
     let memory = format!("size={}M", guest.memory_mib);
     command.args(["--cpus", "boot=1", "--memory", &memory]);
     command.args(["--serial", "tty", "--console", "off", "--kernel"]).arg(&guest.kernel);
+    match &guest.device {
+        None => {}
+        Some(Device::Disk { path, .. }) => {
+            command.arg("--disk").arg(format!("path={}", path.display()));
+        }
+        Some(Device::Tap(name)) => {
+            command.args(["--net", &format!("tap={name}")]);
+        }
+    }
     if let Some(Linux { initramfs, cmdline, .. }) = &guest.linux {
         command.arg("--initramfs").arg(initramfs).args(["--cmdline", cmdline]);
     }
@@ -364,6 +373,7 @@ mod tests {
         assert!(line(Kind::Coracle, &disk).ends_with("--disk path=/d.img,poll=off"));
         assert!(line(Kind::QemuMicrovm, &disk).contains("filename=/d.img"));
         assert!(line(Kind::Kvmtool, &disk).ends_with("--disk /d.img"));
+        assert!(line(Kind::CloudHypervisor, &disk).ends_with("--disk path=/d.img"));
         let config = fs::read_to_string(disk.firecracker_config()).unwrap();
         assert!(config.contains("\"path_on_host\":\"/d.img\""), "{config}");
         remove(&disk);
@@ -372,6 +382,7 @@ mod tests {
         assert!(line(Kind::Coracle, &card).ends_with("--net tap=tap7"));
         assert!(line(Kind::QemuMicrovm, &card).contains("ifname=tap7"));
         assert!(line(Kind::Kvmtool, &card).ends_with("--network mode=tap,tapif=tap7"));
+        assert!(line(Kind::CloudHypervisor, &card).ends_with("--net tap=tap7"));
         let config = fs::read_to_string(card.firecracker_config()).unwrap();
         assert!(config.contains("\"host_dev_name\":\"tap7\""), "{config}");
         remove(&card);
