@@ -1,9 +1,12 @@
-//! The bare guests' bzImages for loaders that enter in real mode: loaded and entered as a BIOS loader does,
-//! on `/dev/kvm` of any kind.
+//! The bare guests of the benchmarks as other monitors than Coracle run them: entered in real mode as a BIOS
+//! loader does, and with a disk on the PCI bus.
 
 mod common;
 
-use common::kvm_or_skip;
+use std::fs::{self, File};
+use std::process::{Command, Stdio};
+
+use common::{fresh_path, kvm_or_skip, skip};
 use coracle_payload::Payload;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuExit};
@@ -15,6 +18,31 @@ fn real_mode_entry_reaches_the_body_in_both_rings() {
     }
     assert_eq!(outputs("hello-exit", 2), [(0x3f8, b'!'), (0xf4, 0)]);
     assert_eq!(outputs("poweroff-ring3", 1), [(0x600, 0x34)]);
+}
+
+#[test]
+fn disk_on_the_pci_bus_is_found_and_read() {
+    let (payload, disk) = (fresh_path("payload.elf"), fresh_path("disk.img"));
+    fs::write(&payload, Payload::named("block-count-1").unwrap().elf()).unwrap();
+    File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    let mut qemu = Command::new("timeout");
+    qemu.args(["120", "qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256M"]);
+    qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"]);
+    qemu.arg("-drive").arg(format!("if=none,id=d,format=raw,file={}", disk.display()));
+    qemu.args(["-device", "virtio-blk-pci,drive=d,disable-legacy=on"]);
+    qemu.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-kernel"]).arg(&payload);
+    let output = qemu.stdin(Stdio::null()).output().unwrap();
+    fs::remove_file(&payload).unwrap();
+    fs::remove_file(&disk).unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(127) {
+        skip("qemu-system-x86_64 is not installed");
+        return;
+    }
+    // QEMU's device ends with twice the guest's code and one more.
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(printed.split_whitespace().count(), 4, "{printed:?}");
 }
 
 /// Runs a payload up to its `count`th write to a port, and returns the ports and bytes.
