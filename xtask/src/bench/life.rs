@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -115,26 +116,77 @@ impl Drop for Waiting {
 }
 
 impl Held {
-    /// Adds up `/proc/PID/smaps`. The guest's RAM is what has exactly its size.
+    /// Adds up `/proc/PID/smaps`. The guest's RAM is the mapping, or the mappings one after the other, with
+    /// exactly its size: advice on a part of it makes two of one.
     fn of_mappings(smaps: &str, guest_kib: u64) -> Held {
+        let mappings = mappings(smaps);
+        let guest = guest_ram(&mappings, guest_kib);
         let mut held = Held::default();
-        let mut is_guest = false;
-        for line in smaps.lines() {
-            let mut words = line.split_whitespace();
-            let (Some(key), Some(kib)) = (words.next(), words.next().and_then(|kib| kib.parse::<u64>().ok()))
-            else {
-                continue;
-            };
-            match key {
-                "Size:" => is_guest = kib == guest_kib,
-                "Rss:" if is_guest => held.guest_ram_kib += kib,
-                "Pss:" if !is_guest => held.pss_kib += kib,
-                "Private_Dirty:" if !is_guest => held.private_dirty_kib += kib,
-                _ => {}
+        for (index, mapping) in mappings.iter().enumerate() {
+            if guest.contains(&index) {
+                held.guest_ram_kib += mapping.rss_kib;
+            } else {
+                held.pss_kib += mapping.pss_kib;
+                held.private_dirty_kib += mapping.private_dirty_kib;
             }
         }
         held
     }
+}
+
+/// A mapping of `/proc/PID/smaps`.
+#[derive(Default)]
+struct Mapping {
+    /// The addresses, as the file has them.
+    start: String,
+    end: String,
+    size_kib: u64,
+    rss_kib: u64,
+    pss_kib: u64,
+    private_dirty_kib: u64,
+}
+
+fn mappings(smaps: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let Some(key) = words.next() else { continue };
+        if let Some((start, end)) = key.split_once('-') {
+            mappings.push(Mapping { start: start.to_owned(), end: end.to_owned(), ..Mapping::default() });
+            continue;
+        }
+        let (Some(mapping), Some(kib)) =
+            (mappings.last_mut(), words.next().and_then(|kib| kib.parse::<u64>().ok()))
+        else {
+            continue;
+        };
+        match key {
+            "Size:" => mapping.size_kib = kib,
+            "Rss:" => mapping.rss_kib = kib,
+            "Pss:" => mapping.pss_kib = kib,
+            "Private_Dirty:" => mapping.private_dirty_kib = kib,
+            _ => {}
+        }
+    }
+    mappings
+}
+
+/// Returns the indices of the mappings that are the guest's RAM; none if no mappings have its size.
+fn guest_ram(mappings: &[Mapping], guest_kib: u64) -> Range<usize> {
+    for (first, rest) in (0..mappings.len()).filter_map(|first| Some((first, mappings.get(first..)?))) {
+        let (mut size_kib, mut end) = (0, None);
+        for (count, mapping) in rest.iter().enumerate() {
+            if end.is_some_and(|end| end != &mapping.start) || size_kib > guest_kib {
+                break;
+            }
+            size_kib += mapping.size_kib;
+            end = Some(&mapping.end);
+            if size_kib == guest_kib {
+                return first..first + count + 1;
+            }
+        }
+    }
+    0..0
 }
 
 fn spawn(command: &mut Command) -> Result<(Child, File)> {
@@ -185,11 +237,18 @@ mod tests {
     }
 
     #[test]
-    fn guest_ram_is_counted_by_itself() {
-        let smaps = "7f00-7f01 rw-p 00000000 00:00 0\nSize: 131072 kB\nRss: 2050 kB\nPss: 2048 kB\n\
-                     Private_Dirty: 2048 kB\n5500-5501 r-xp 00000000 00:00 0\nSize: 64 kB\nRss: 64 kB\nPss: 60 kB\n\
-                     Pss_Dirty: 1 kB\nPrivate_Dirty: 4 kB\n";
+    fn guest_ram_is_counted_by_itself_in_one_mapping_or_more() {
+        let program = "5500-5501 r-xp 00000000 00:00 0\nSize: 64 kB\nRss: 64 kB\nPss: 60 kB\n\
+                       Pss_Dirty: 1 kB\nPrivate_Dirty: 4 kB\n";
+        let whole = "7f00-7f02 rw-p 00000000 00:00 0\nSize: 131072 kB\nRss: 2050 kB\nPss: 2048 kB\n\
+                     Private_Dirty: 2048 kB\n";
+        let halves = "7f00-7f01 rw-p 00000000 00:00 0\nSize: 2048 kB\nRss: 50 kB\nPss: 50 kB\n\
+                      Private_Dirty: 50 kB\n7f01-7f02 rw-p 00000000 00:00 0\nSize: 129024 kB\nRss: 2000 kB\n";
         let expected = Held { pss_kib: 60, private_dirty_kib: 4, guest_ram_kib: 2050, threads: 0 };
-        assert_eq!(Held::of_mappings(smaps, 131_072), expected);
+        for ram in [whole, halves] {
+            assert_eq!(Held::of_mappings(&format!("{program}{ram}"), 131_072), expected);
+        }
+        let apart = halves.replace("7f01-7f02", "8000-8001");
+        assert_eq!(Held::of_mappings(&format!("{program}{apart}"), 131_072).guest_ram_kib, 0);
     }
 }

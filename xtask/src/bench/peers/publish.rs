@@ -40,15 +40,15 @@ fn summary(table: &Table, host: &str) -> String {
         let others = table.columns.iter().enumerate().skip(FLOOR);
         let others: Vec<String> =
             others.filter_map(|(index, column)| Some(format!("{column} {}", value(name, index)?))).collect();
-        format!("{} {unit} ({})", value(name, 0).unwrap_or_default(), others.join(", "))
+        format!("{}{unit} ({})", value(name, 0).unwrap_or_default(), others.join(", "))
     };
     format!(
         "From exec to the first byte of a bare guest: {}. CPU time of a whole life: {}. Private dirty memory of a \
          waiting machine, besides the guest's RAM: {}. Lives a second, 8 at once: {}. {host}.",
-        figure(bare::FIRST_BYTE, "ms"),
-        figure(bare::CPU_TIME, "ms"),
-        figure(bare::PRIVATE_DIRTY, "KiB"),
-        figure(bare::LIVES_A_SECOND, "in all"),
+        figure(bare::FIRST_BYTE, " ms"),
+        figure(bare::CPU_TIME, " ms"),
+        figure(bare::PRIVATE_DIRTY, " KiB"),
+        figure(bare::LIVES_A_SECOND, ""),
     )
 }
 

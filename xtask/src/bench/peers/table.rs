@@ -47,10 +47,12 @@ impl Row {
     pub(super) fn ratio(&self, index: usize) -> Option<f64> {
         let value = |index: usize| self.values.get(index).and_then(|cell| cell.ok());
         let (ours, theirs) = (value(0)?, value(index)?);
-        Some(match self.better {
+        let ratio = match self.better {
             Better::Less => theirs / ours,
             Better::More => ours / theirs,
-        })
+        };
+        // Nothing is not so many times as good as something.
+        (ours > 0.0 && theirs > 0.0).then_some(ratio)
     }
 
     fn cells(&self) -> Vec<String> {
@@ -116,6 +118,7 @@ pub(super) mod tests {
         table.row("time", Better::Less, [Ok(2.0), Ok(1.6), Ok(3.0), Err("not here")].into_iter());
         table.row("speed", Better::More, [Ok(200.0), Ok(250.0), Ok(400.0), Err("not here")].into_iter());
         table.row("disk", Better::Less, [Ok(12.5), Err("-"), Ok(25.0), Err("not here")].into_iter());
+        table.row("none", Better::Less, [Ok(0.0), Ok(44.0), Ok(9.0), Err("not here")].into_iter());
         table
     }
 
@@ -129,6 +132,7 @@ pub(super) mod tests {
                 ["time", "2.00", "1.25", "1.60", "3.00 (1.50x)", "not here"],
                 ["speed", "200", "1.25", "250", "400 (0.50x)", "not here"],
                 ["disk", "12.5", "-", "-", "25.0 (2.00x)", "not here"],
+                ["none", "0.00", "-", "44.0", "9.00", "not here"],
             ]
         );
     }
