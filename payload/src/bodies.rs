@@ -199,6 +199,10 @@ payloads! {
         "receives 500,000 frames of 1,514 bytes by a network card; exits with 0";
     "net-receive-64k" Three payload_net_receive_64k..payload_net_receive_64k_end
         "receives 50,000 frames of 65,000 bytes by a network card; exits with 0";
+    "net-count-send" Three payload_net_count_send..payload_net_count_send_end
+        "sends 8,000 frames of 1,514 bytes with interrupts, and prints the number of doorbells; exits with 0";
+    "net-count-receive" Three payload_net_count_receive..payload_net_count_receive_end
+        "receives 8,000 frames with interrupts, and prints the number of doorbells; exits with 0";
     "vsock-send" Three payload_vsock_send..payload_vsock_send_end
         "sends 256 MiB to a program that connects to a port of its socket device; exits with 0";
     "vsock-receive" Three payload_vsock_receive..payload_vsock_receive_end

@@ -166,3 +166,22 @@
     out 0x64, al
 99: jmp 99b
 .endm
+
+# Prints rax as 16 hexadecimal digits and a space.
+.macro virtio_bench_print
+    mov rsi, rax
+    mov ecx, 16
+    mov edx, 0x3f8
+87: rol rsi, 4
+    mov eax, esi
+    and eax, 15
+    add eax, '0'
+    cmp eax, '9'
+    jbe 88f
+    add eax, 'a' - '9' - 1
+88: out dx, al
+    dec ecx
+    jnz 87b
+    mov al, ' '
+    out dx, al
+.endm

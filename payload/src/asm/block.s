@@ -141,21 +141,7 @@ payload_\name:
     jb 31b
 32: shl rax, 7
 # Prints rax.
-40: mov rsi, rax
-    mov ecx, 16
-    mov edx, 0x3f8
-41: rol rsi, 4
-    mov eax, esi
-    and eax, 15
-    add eax, '0'
-    cmp eax, '9'
-    jbe 42f
-    add eax, 'a' - '9' - 1
-42: out dx, al
-    dec ecx
-    jnz 41b
-    mov al, ' '
-    out dx, al
+40: virtio_bench_print
     ret
 91: mov eax, 3
 90: virtio_bench_end
