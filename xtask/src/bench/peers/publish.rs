@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::table::{FLOOR, Table, shown};
+use super::table::{FLOOR, PEERS, Table, shown};
 use super::{bare, chart};
 use crate::workspace::Workspace;
 
@@ -14,7 +14,8 @@ use crate::workspace::Workspace;
 pub(super) fn publish(workspace: &Workspace, table: &Table, host: &str, printed: &str) -> Result<()> {
     let docs = workspace.root.join("docs");
     fs::write(docs.join("peers.svg"), chart::draw(table, host)).context("cannot write docs/peers.svg")?;
-    replace(&docs.join("benchmarks.md"), &format!("```\n{}\n```", printed.trim_end()))?;
+    let text = format!("```\n{}\n```\n\n{}", printed.trim_end(), wrapped(&losses(table)));
+    replace(&docs.join("benchmarks.md"), &text)?;
     replace(&workspace.root.join("README.md"), &wrapped(&summary(table, host)))
 }
 
@@ -52,6 +53,31 @@ fn summary(table: &Table, host: &str) -> String {
     )
 }
 
+/// Returns the sentences on the rows in which a peer is better, and on those far above the floor.
+fn losses(table: &Table) -> String {
+    let columns = table.columns.iter().enumerate();
+    let behind = table.rows.iter().flat_map(|row| {
+        let peers = columns.clone().skip(PEERS).map(|(index, name)| (name, row.ratio(index)));
+        peers.filter_map(|(name, ratio)| {
+            let ratio = ratio.filter(|ratio| *ratio < 1.0)?;
+            Some(format!("{} ({name}: {ratio:.2}x)", row.title(table)))
+        })
+    });
+    let above = table.rows.iter().filter_map(|row| {
+        let times = 1.0 / row.ratio(FLOOR)?;
+        (times > NEAR_THE_FLOOR).then(|| format!("{} ({times:.2})", row.title(table)))
+    });
+    format!(
+        "Coracle loses in: {}. More than {NEAR_THE_FLOOR} times the floor: {}.",
+        list(&behind.collect::<Vec<_>>()),
+        list(&above.collect::<Vec<_>>())
+    )
+}
+
+fn list(items: &[String]) -> String {
+    if items.is_empty() { "none of the rows".to_owned() } else { items.join("; ") }
+}
+
 /// Breaks the text into lines of at most 120 columns.
 fn wrapped(text: &str) -> String {
     let mut lines = vec![String::new()];
@@ -67,6 +93,9 @@ fn wrapped(text: &str) -> String {
     }
     lines.join("\n")
 }
+
+/// What counts as near the floor: what is left is within a third of the bare calls.
+const NEAR_THE_FLOOR: f64 = 1.3;
 
 const BEGIN: &str = "<!-- written by `cargo xtask bench peers --publish` -->";
 const END: &str = "<!-- end -->";
@@ -85,6 +114,21 @@ mod tests {
         );
         assert_eq!(between_marks("a\n<!-- end -->", "new"), None);
         assert_eq!(between_marks(BEGIN, "new"), None);
+    }
+
+    #[test]
+    fn losses_are_named_with_their_rows_peers_and_ratios() {
+        assert_eq!(
+            losses(&crate::bench::peers::table::tests::sample()),
+            "Coracle loses in: speed (peer: 0.50x). More than 1.3 times the floor: none of the rows."
+        );
+        let mut table = Table::new(["ours", "floor", "peer"].into_iter().map(str::to_owned));
+        table.row("time", Better::Less, [Ok(2.0), Ok(1.0), Ok(4.0)].into_iter());
+        table.row("  the same, slowly", Better::Less, [Ok(4.0), Err("-"), Ok(2.0)].into_iter());
+        assert_eq!(
+            losses(&table),
+            "Coracle loses in: time, slowly (peer: 0.50x). More than 1.3 times the floor: time (2.00)."
+        );
     }
 
     #[test]

@@ -55,6 +55,14 @@ impl Row {
         (ours > 0.0 && theirs > 0.0).then_some(ratio)
     }
 
+    /// Returns the row's name where the row above it is not in sight.
+    pub(super) fn title(&self, table: &Table) -> String {
+        let Some(rest) = self.name.strip_prefix(SAME) else { return self.name.clone() };
+        let above = table.rows.iter().take_while(|row| !std::ptr::eq(*row, self));
+        let above = above.filter(|row| !row.name.starts_with(SAME)).last();
+        format!("{},{rest}", above.map_or("", |row| &row.name))
+    }
+
     fn cells(&self) -> Vec<String> {
         let mut cells = vec![self.name.clone()];
         for (index, cell) in self.values.iter().enumerate() {
@@ -104,12 +112,15 @@ pub(super) fn shown(value: f64) -> String {
     }
 }
 
+/// The beginning of the name of a row that differs little from the one above.
+const SAME: &str = "  the same,";
+
 /// The index of the floor's column, and the first of the peers'.
 pub(super) const FLOOR: usize = 1;
 pub(super) const PEERS: usize = 2;
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::bench) mod tests {
     use super::*;
 
     /// A table of two rows, in which one peer is missing.
