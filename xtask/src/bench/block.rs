@@ -94,7 +94,7 @@ impl Row {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Vmm {
     CoracleSync,
-    /// Coracle without polling: a guest with one request at a time wakes it for each.
+    /// Coracle without polling: a guest with one request at a time rings for each.
     CoracleAsleep,
     CoracleUring,
     /// The same without polling.
