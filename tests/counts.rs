@@ -156,12 +156,12 @@ impl Waiting {
         self.0.stdout.as_mut().unwrap().read_exact(&mut vec![0; count]).unwrap();
     }
 
-    /// Ends the process in order, and returns its exit code. The first signal leaves the guest time.
+    /// Ends the process in order, and returns its exit code: the first signal leaves the guest time, and
+    /// another ends it.
     fn terminate(mut self) -> Option<i32> {
-        for pause in [Duration::ZERO, Duration::from_millis(50)] {
-            std::thread::sleep(pause);
+        for signal in [libc::SIGINT, libc::SIGTERM] {
             // SAFETY: the child has not been waited for, so that its number is its own.
-            unsafe { libc::kill(self.0.id().cast_signed(), libc::SIGTERM) };
+            unsafe { libc::kill(self.0.id().cast_signed(), signal) };
         }
         self.0.wait().unwrap().code()
     }
