@@ -26,8 +26,8 @@ pub(crate) struct IoLoop {
 }
 
 impl IoLoop {
-    /// Starts a thread that runs `event_loop` on `cpus`, or on those of the calling thread. A panic in it ends
-    /// the virtual machine through `gate`.
+    /// Starts a thread that runs `event_loop` on `cpus`, or on those of the calling thread. A panic in it
+    /// ends the virtual machine through `gate`.
     pub(crate) fn start(
         kind: &ThreadKind,
         mut event_loop: EventLoop,

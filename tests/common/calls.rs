@@ -8,9 +8,9 @@ use std::process::Command;
 /// How often each call was made.
 #[derive(Debug, Default)]
 pub struct Calls {
-    /// By the number of the call in the kernel's table.
+    /// The number of calls, by the number of the call in the kernel's table.
     pub by_number: BTreeMap<u64, u32>,
-    /// Those of ioctl(2), by their request.
+    /// The number of ioctl(2) calls, by their request.
     pub ioctls: BTreeMap<u64, u32>,
 }
 
