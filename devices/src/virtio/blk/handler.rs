@@ -220,9 +220,9 @@ impl Disk {
     }
 }
 
-/// Asks the driver to ring again, and takes a last look. Returns whether the driver has offered more. A thread
-/// that goes on with that saves a sleep, which costs far more than the look, and the system calls by which it
-/// would wake itself.
+/// Asks the driver to ring again, and takes a last look. Returns whether the driver has offered more. A
+/// thread that goes on with that saves a sleep, which costs far more than the look, and the system calls by
+/// which it would wake itself.
 pub(super) fn rest(queues: &mut [VirtQueue]) -> Result<bool, RingError> {
     let is_offered =
         queues.iter_mut().try_fold(false, |is_offered, queue| Ok(queue.rest()? || is_offered))?;
