@@ -133,14 +133,12 @@ const DEVICE: &str = "/dev/kvm";
 /// The only API version since Linux 2.6.22 (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
 
+/// The capabilities that a KVM may lack. A split irqchip came with Linux 4.4, when every KVM of x86 had memory
+/// slots of the user's, CPUID and the state of vCPUs.
 const REQUIRED: &[(Cap, &str)] = &[
-    (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::MpState, "KVM_CAP_MP_STATE"),
 ];
