@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow};
 
 use super::table::{Better, Cell, Table};
 use super::{Column, is_peer};
-use crate::bench::life::write_payload;
+use crate::bench::life::{Lives, Waiting, write_payload};
 use crate::bench::statistics::median;
 use crate::bench::vmm::{Device, Guest, Kind, Vmm};
 use crate::bench::{block, net};
@@ -32,6 +32,12 @@ const DISK: [Row; 4] = [
     Row { name: WRITE_32, better: Better::Less, payload: "block-write-32", polls: true },
 ];
 
+/// The life of a machine with a disk that its guest does not touch.
+const DISK_LIFE: Row =
+    Row { name: "whole life with a disk, ms", better: Better::Less, payload: "hello-exit", polls: true };
+const DISK_THREADS: Row =
+    Row { name: "threads with a disk", better: Better::Less, payload: "hello-halt", polls: true };
+
 const NET: [Row; 2] = [
     Row { name: SEND, better: Better::More, payload: "net-send-1514", polls: true },
     Row { name: RECEIVE, better: Better::More, payload: "net-receive-1514", polls: true },
@@ -46,6 +52,17 @@ pub(super) fn add_rows(
 ) -> Result<()> {
     let folder = workspace.target.join("payloads");
     let disk = block::Disk::new(&workspace.target)?;
+    let device = Device::Disk { path: disk.path.clone(), polls: true };
+    let life = |vmm: &Vmm, guest: &Guest| {
+        let mut lives = Lives::default();
+        lives.measure(&mut vmm.command(guest))?;
+        Ok(lives.whole.median_ms())
+    };
+    add_row(table, &DISK_LIFE, columns, &folder, device.clone(), runs * LIVES_A_RUN, life)?;
+    let threads = |vmm: &Vmm, guest: &Guest| {
+        Ok(Waiting::start(&mut vmm.command(guest))?.held(GUEST_MIB)?.threads as f64)
+    };
+    add_row(table, &DISK_THREADS, columns, &folder, device, 1, threads)?;
     let cycles_per_second = block::cycles_per_second();
     for row in &DISK {
         let load = block::LOADS.iter().find(|load| load.payload == row.payload).context("the load")?;
@@ -129,6 +146,8 @@ pub(super) const SEND: &str = "1514 B to a tap, M frames/s";
 pub(super) const RECEIVE: &str = "1514 B from a tap, M frames/s";
 
 const GUEST_MIB: u64 = 256;
+/// A life is much shorter than a load.
+const LIVES_A_RUN: u32 = 10;
 
 #[cfg(test)]
 mod tests {

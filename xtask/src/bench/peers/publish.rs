@@ -94,7 +94,7 @@ fn wrapped(text: &str) -> String {
     lines.join("\n")
 }
 
-/// What counts as near the floor: what is left is within a third of the bare calls.
+/// The ratio up to which a row is near the floor: the rest is within a third of the bare calls.
 const NEAR_THE_FLOOR: f64 = 1.3;
 
 const BEGIN: &str = "<!-- written by `cargo xtask bench peers --publish` -->";
