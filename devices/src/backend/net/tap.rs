@@ -120,12 +120,7 @@ impl NetBackend for Tap {
         // SAFETY: the buffer lives as long as this tap, and only this call uses `buffers`.
         let overflow = unsafe { Span::new(self.overflow.as_mut_ptr(), self.overflow.len() as u32) };
         self.buffers.push(overflow);
-        let iovecs = Span::iovecs(&self.buffers);
-        let count = iovecs.len() as libc::c_int;
-        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`), or the
-        // overflow.
-        let result = unsafe { libc::readv(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
-        let Ok(len) = usize::try_from(result) else {
+        let Ok(len) = usize::try_from(transfer(libc::SYS_readv, &self.file, &self.buffers)) else {
             self.overflow_len = 0;
             return unless_gone(&io::Error::last_os_error()).map(|()| Received::Nothing);
         };
@@ -139,19 +134,25 @@ impl NetBackend for Tap {
 
     fn send(&mut self, frame: &mut Buffers) -> Result<Sent, LinkLost> {
         let range = u64::from(HEADER_LEN.saturating_add(MIN_FRAME_LEN))..=u64::from(MAX_LEN);
-        let iovecs = Span::iovecs(frame.spans());
-        if !range.contains(&frame.len()) || iovecs.len() > MAX_IOVECS {
+        let spans = frame.spans();
+        if !range.contains(&frame.len()) || spans.len() > MAX_IOVECS {
             return Ok(Sent::Dropped);
         }
-        let count = iovecs.len() as libc::c_int;
-        // SAFETY: each iovec is guest RAM that its memory keeps mapped (the contract of `Span`).
-        let result = unsafe { libc::writev(self.file.as_raw_fd(), iovecs.as_ptr(), count) };
-        if result >= 0 {
+        if transfer(libc::SYS_writev, &self.file, spans) >= 0 {
             return Ok(Sent::Done);
         }
         // The header is invalid, the interface is down, or its queue is full.
         unless_gone(&io::Error::last_os_error()).map(|()| Sent::Dropped)
     }
+}
+
+/// Calls readv(2) or writev(2), by its number, for one frame in `spans`. The C library's functions of these
+/// names are cancellation points, for which they begin and end each call with an atomic operation.
+fn transfer(call: libc::c_long, file: &File, spans: &[Span]) -> libc::c_long {
+    let iovecs = Span::iovecs(spans);
+    // SAFETY: each iovec is guest RAM that its memory keeps mapped, or a buffer of the caller (the contract of
+    // `Span`). The three arguments are those of both calls.
+    unsafe { libc::syscall(call, file.as_raw_fd(), iovecs.as_ptr(), iovecs.len()) }
 }
 
 /// Returns an error if `error` means that the interface no longer exists.

@@ -174,14 +174,16 @@ impl Receiver {
     /// Delivers the received frame of `len` bytes to the guest; the first `filled` bytes are already in its
     /// buffers. Returns false if the frame has to wait for more buffers.
     fn deliver(&mut self, len: u32, filled: u64, link: &mut Link<'_>) -> Result<bool, RingError> {
-        let has_room = self.pop_up_to(len.into())?;
         if len_of(&self.room) < len.into() {
-            if has_room || !self.is_mergeable {
-                // It does not fit into one chain, or has too many spans, so it will never fit.
-                return Ok(self.drop_frame(link));
+            let has_room = self.pop_up_to(len.into())?;
+            if len_of(&self.room) < len.into() {
+                if has_room || !self.is_mergeable {
+                    // It does not fit into one chain, or has too many spans, so it will never fit.
+                    return Ok(self.drop_frame(link));
+                }
+                self.state = State::LittleRoom { len, filled };
+                return Ok(false);
             }
-            self.state = State::LittleRoom { len, filled };
-            return Ok(false);
         }
         put(&self.room, filled, link.backend.overflow());
         self.complete(len);
