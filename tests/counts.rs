@@ -77,14 +77,19 @@ fn disk_that_is_started_and_reset_for_ever_takes_no_more_than_once() {
             (descriptors, machine.threads().len(), machine.private_dirty_kib())
         };
         let first = sample();
-        let last = (0..4).map(|_| sample()).last().unwrap();
-        let grown = last.0.saturating_sub(first.0).max(last.1.saturating_sub(first.1));
-        assert!(grown <= 8, "{engine}: descriptors, threads and KiB grew from {first:?} to {last:?}");
-        assert!(
-            last.2 <= first.2 + 512,
-            "{engine}: descriptors, threads and KiB grew from {first:?} to {last:?}"
-        );
-        assert_eq!(machine.terminate(), Some(128 + libc::SIGTERM), "{engine}");
+        // What grows is more in each of them.
+        let later: Vec<_> = (0..4).map(|_| sample()).collect();
+        let has_grown = |count: fn(&(usize, usize, u64)) -> u64, most: u64| {
+            later.iter().all(|sample| count(sample) > count(&first) + most)
+        };
+        let has_grown = has_grown(|sample| sample.0 as u64, 4)
+            || has_grown(|sample| sample.1 as u64, 0)
+            || has_grown(|sample| sample.2, 256);
+        assert!(!has_grown, "{engine}: descriptors, threads and KiB grew from {first:?} to {later:?}");
+        // Either of the two signals may be the one that it ends by.
+        let ends = [128 + libc::SIGINT, 128 + libc::SIGTERM];
+        let code = machine.terminate();
+        assert!(code.is_some_and(|code| ends.contains(&code)), "{engine}: {code:?}");
     }
 }
 
