@@ -150,8 +150,8 @@ impl NetBackend for Tap {
 /// names are cancellation points, for which they begin and end each call with an atomic operation.
 fn transfer(call: libc::c_long, file: &File, spans: &[Span]) -> libc::c_long {
     let iovecs = Span::iovecs(spans);
-    // SAFETY: each iovec is guest RAM that its memory keeps mapped, or a buffer of the caller (the contract of
-    // `Span`). The three arguments are those of both calls.
+    // SAFETY: each iovec is guest RAM that its memory keeps mapped, or a buffer of the caller (the contract
+    // of `Span`). The three arguments are those of both calls.
     unsafe { libc::syscall(call, file.as_raw_fd(), iovecs.as_ptr(), iovecs.len()) }
 }
 
