@@ -43,6 +43,11 @@ const MIN_DEFAULT_MEMORY_MIB: u64 = 512;
 ///   the far slower HPET.
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 quiet mitigations=off tsc=reliable";
 
+/// The emulated CPU. With `erms` and `fsrm`, Linux copies and clears memory by bytes (`rep movsb`,
+/// `rep stosb`), which hardware turns into wide moves; TCG emulates each byte. Without them, it moves 8 bytes
+/// at a time, and a stock kernel boots in 0.6 times the time.
+const CPU: &str = "max,+svm,+npt,-erms,-fsrm";
+
 /// The time that QEMU may take to end once its ports are closed.
 const LAST_MOMENTS: Duration = Duration::from_secs(3);
 
@@ -210,10 +215,11 @@ fn local(step: &'static str) -> impl FnOnce(io::Error) -> EmulatedHostError {
 /// files are 9p shares, which are read-only if nothing in them may be changed.
 fn machine_arguments(size: MachineSize, writable: Option<&[PathBuf]>) -> Vec<String> {
     let MachineSize { cpus, memory_mib } = size;
-    let fixed = "-M q35 -accel tcg,thread=multi -cpu max,+svm,+npt -nodefaults -no-user-config -display none \
-                 -no-reboot -device virtio-serial-pci \
+    let fixed = "-M q35 -accel tcg,thread=multi -nodefaults -no-user-config -display none -no-reboot \
+                 -device virtio-serial-pci \
                  -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     let mut arguments: Vec<String> = fixed.split_ascii_whitespace().map(str::to_owned).collect();
+    arguments.extend(["-cpu", CPU].map(str::to_owned));
     // If the caller has none, or a link in its place, the first share serves it.
     let system = fs::symlink_metadata(SYSTEM_DIRECTORY).is_ok_and(|found| found.is_dir());
     let system = system.then_some((SYSTEM_TAG, SYSTEM_DIRECTORY));

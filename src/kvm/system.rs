@@ -133,8 +133,8 @@ const DEVICE: &str = "/dev/kvm";
 /// The only API version since Linux 2.6.22 (Documentation/virt/kvm/api.rst, 4.1).
 const API_VERSION: i32 = 12;
 
-/// The capabilities that a KVM may lack. A split irqchip came with Linux 4.4, when every KVM of x86 had memory
-/// slots of the user's, CPUID and the state of vCPUs.
+/// The capabilities that a KVM may lack. A split irqchip came with Linux 4.4, when every KVM of x86 had
+/// memory slots from userspace, CPUID and the state of vCPUs.
 const REQUIRED: &[(Cap, &str)] = &[
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
