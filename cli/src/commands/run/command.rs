@@ -22,7 +22,7 @@ use super::command_ending::{
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
 use super::watch::Watch;
-use super::{report_ending, typed};
+use super::{close, report_ending, typed};
 use crate::arguments::variable::name_and_value;
 use crate::arguments::{CommandArgs, GuestIp, Surroundings};
 use crate::commands::chain;
@@ -101,8 +101,7 @@ pub(crate) fn outcome(
         }
         Some(_) => vm.stop(grace),
     };
-    // Leaves it to the kernel to free what the machine held, when this process exits.
-    std::mem::forget(vm);
+    close(vm);
     let times = run.times(entered, booted_in, machine.times);
     Ok(Outcome { times, ..run.outcome(machine) })
 }
