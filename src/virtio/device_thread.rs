@@ -26,6 +26,8 @@ pub(super) struct DeviceThread {
 enum State {
     Idle(Box<EventLoop>),
     Runs(IoLoop),
+    /// The host did not start the thread, and the handlers given to it are gone.
+    Refused,
     Ended,
 }
 
@@ -53,7 +55,7 @@ impl DeviceThread {
         match state {
             State::Runs(thread) if hangs => thread.abandon(),
             State::Runs(thread) => drop(thread.stop()),
-            State::Idle(_) | State::Ended => {}
+            State::Idle(_) | State::Refused | State::Ended => {}
         }
     }
 
@@ -66,7 +68,7 @@ impl DeviceThread {
                     Err(error) => {
                         let (thread, reason) = (self.kind.name(), error.to_string());
                         self.gate.post(HostFailure::DeviceStart { thread, reason }.into());
-                        State::Ended
+                        State::Refused
                     }
                 }
             }
@@ -90,6 +92,37 @@ impl HandlerHost for DeviceThread {
     }
 
     fn wait(&self, asked: Asked) -> Result<Vec<VirtQueue>, Stuck> {
+        if matches!(&*self.state(), State::Refused) {
+            // There are no handlers to wait for, and the ending is that the thread did not start.
+            return Ok(Vec::new());
+        }
         self.handle.wait(asked)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use coracle_devices::irq::IrqLine;
+    use coracle_devices::virtio::VirtioIrq;
+
+    use super::*;
+
+    struct NoLine;
+
+    impl IrqLine for NoLine {
+        fn pulse(&self) {}
+    }
+
+    #[test]
+    fn device_whose_thread_the_host_did_not_start_does_not_count_as_stuck() {
+        let mut thread = DeviceThread::new(5, Arc::new(Gate::new()), None).unwrap();
+        // What is left after the host has refused the thread: a loop that has gone.
+        thread.state = Mutex::new(State::Refused);
+        let irq = VirtioIrq::new(Arc::new(NoLine));
+        let group = thread.start(HandlerGroup { name: "disk a".to_owned(), irq, handlers: Vec::new() });
+        for if_late in [IfLate::Continue, IfLate::Drop] {
+            let asked = thread.ask(group, if_late);
+            assert!(thread.wait(asked).is_ok_and(|queues| queues.is_empty()), "{if_late:?}");
+        }
     }
 }
