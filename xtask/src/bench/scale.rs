@@ -28,7 +28,7 @@ pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
     let tasks = static_build::tasks(workspace)?;
     let folder = workspace.target.join("payloads");
     println!(
-        "Bare guests of {GUEST_MIB} MiB that wait, with one vCPU, on {} CPUs; medians of {rounds} rounds",
+        "Bare guests of {GUEST_MIB} MiB that wait, with one vCPU, on {} CPUs; rounds: {rounds}, whose medians these are",
         thread::available_parallelism()?
     );
     let payload = write_payload(&folder, "halt")?;
@@ -76,7 +76,7 @@ fn measure(title: &str, rounds: u32, costs: impl Fn(u32) -> Result<Costs>) -> Re
         }
     }
     let counts: String = COUNTS.iter().map(|count| format!("{count:>9}")).collect();
-    println!("\n{title:38}{counts}   last/16");
+    println!("\n{title:38}{counts}    256/16");
     for (name, figure) in ROWS {
         let medians: Vec<f64> =
             columns.iter().map(|column| median(&column.iter().map(figure).collect::<Vec<_>>())).collect();

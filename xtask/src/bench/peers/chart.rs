@@ -24,7 +24,9 @@ pub(super) fn draw(table: &Table, host: &str) -> String {
          <g font-family=\"{FONTS}\" font-size=\"13\" fill=\"{TEXT}\">\n\
          <text x=\"{MARGIN}\" y=\"34\" font-size=\"18\" font-weight=\"bold\">Coracle and its peers, in one run</text>\n\
          <text x=\"{MARGIN}\" y=\"56\" fill=\"{DIM}\">The floor is the bare calls of KVM, without a monitor. Shorter \
-         bars are better, unless a heading says otherwise.</text>\n"
+         bars are better, unless a heading says otherwise.</text>\n\
+         <text x=\"{MARGIN}\" y=\"74\" fill=\"{DIM}\">In brackets: how many times as good as this peer Coracle \
+         is; below 1 it loses.</text>\n"
     );
     let mut y = TOP;
     for pair in panels.chunks(2) {
@@ -35,9 +37,10 @@ pub(super) fn draw(table: &Table, host: &str) -> String {
     }
     let _ = writeln!(
         picture,
-        "<text x=\"{MARGIN}\" y=\"{}\" font-size=\"11\" fill=\"{DIM}\">{}</text>\n</g>\n</svg>",
+        "<text x=\"{MARGIN}\" y=\"{}\" font-size=\"11\" fill=\"{DIM}\">{}{}</text>\n</g>\n</svg>",
         height - 16,
-        escaped(host)
+        escaped(host),
+        escaped(&absent(table, &panels))
     );
     picture
 }
@@ -63,6 +66,8 @@ fn panel(picture: &mut String, table: &Table, row: &Row, x: usize, y: usize) {
             _ => PEER,
         };
         let ratio = match row.ratio(index) {
+            // One decimal would show a narrow loss as a draw.
+            Some(ratio) if index > FLOOR && ratio < 2.0 => format!(" ({ratio:.2}x)"),
             Some(ratio) if index > FLOOR => format!(" ({ratio:.1}x)"),
             _ => String::new(),
         };
@@ -79,14 +84,24 @@ fn panel(picture: &mut String, table: &Table, row: &Row, x: usize, y: usize) {
     }
 }
 
+/// Returns the names of the monitors that have no bar in any panel, as the end of the last line.
+fn absent(table: &Table, panels: &[&Row]) -> String {
+    let has_bar = |index: usize| panels.iter().any(|row| matches!(row.values.get(index), Some(Ok(_))));
+    let columns = table.columns.iter().enumerate();
+    let names: Vec<&str> =
+        columns.filter(|(index, _)| !has_bar(*index)).map(|(_, name)| name.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!(". Not measured: {}", names.join(", ")) }
+}
+
 /// Returns the columns of a row that have a value: index, name, value.
 fn measured<'a>(table: &'a Table, row: &'a Row) -> impl Iterator<Item = (usize, &'a str, f64)> {
     let columns = table.columns.iter().zip(&row.values).enumerate();
     columns.filter_map(|(index, (name, cell))| Some((index, name.as_str(), (*cell).ok()?)))
 }
 
-/// The figures of the picture, in reading order.
-const FIGURES: [&str; 8] = [
+/// The figures of the picture, in reading order: of a disk and of a network card also those in which polling
+/// does not help.
+const FIGURES: [&str; 10] = [
     bare::FIRST_BYTE,
     bare::CPU_TIME,
     bare::LIVES_A_SECOND,
@@ -94,7 +109,9 @@ const FIGURES: [&str; 8] = [
     bare::PRIVATE_DIRTY,
     bare::CROWD_PSS,
     io::READ_1,
+    io::READ_1_ASLEEP,
     io::SEND,
+    io::RECEIVE,
 ];
 
 const WIDTH: usize = 2 * PANEL + 3 * MARGIN;
@@ -104,7 +121,7 @@ const PANEL: usize = 390;
 const NAMES: usize = 120;
 /// The length of the longest bar; the value has the rest of the panel.
 const BARS: usize = 170;
-const TOP: usize = 78;
+const TOP: usize = 96;
 const HEADING: usize = 22;
 const BAR: usize = 14;
 const BAR_STEP: usize = 20;
@@ -138,7 +155,11 @@ mod tests {
             let part = part.replace("host>", "host&gt;");
             assert!(picture.contains(&part), "{part} is missing in {picture}");
         }
-        assert!(!picture.contains("gone") && !picture.contains("<script"), "{picture}");
+        assert_eq!(picture.matches("gone").count(), 1, "{picture}");
+        assert!(
+            picture.contains("&gt;. Not measured: gone</text>") && !picture.contains("<script"),
+            "{picture}"
+        );
         assert_eq!(picture.matches("(longer is better)").count(), 1);
         assert_eq!(picture, draw(&table(), "a <host>"));
     }

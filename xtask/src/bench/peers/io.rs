@@ -43,7 +43,8 @@ const NET: [Row; 2] = [
     Row { name: RECEIVE, better: Better::More, payload: "net-receive-1514", polls: true },
 ];
 
-/// Measures and adds the rows. Without root there is no tap, and the rows of the card say so.
+/// Measures and adds the rows. Without root, or without /dev/net/tun, there is no tap,
+/// and the rows of the card say so.
 pub(super) fn add_rows(
     table: &mut Table,
     columns: &[Column],
@@ -83,7 +84,7 @@ fn add_cards(table: &mut Table, columns: &[Column], folder: &Path, runs: u32) ->
     if let Err(error) = net::enter_network() {
         eprintln!("the network card is left out: {error:#}");
         for row in &NET {
-            table.row(row.name, row.better, columns.iter().map(|_| Err("needs root")));
+            table.row(row.name, row.better, columns.iter().map(|_| Err("no tap")));
         }
         return Ok(());
     }
@@ -139,7 +140,7 @@ fn has_devices(column: &Column) -> Result<Vec<f64>, &'static str> {
 }
 
 pub(super) const READ_1: &str = "4 KiB read, one at a time, us";
-pub(super) const READ_1_ASLEEP: &str = "  the same, Coracle without polling";
+pub(super) const READ_1_ASLEEP: &str = "4 KiB read, Coracle without polling, us";
 pub(super) const READ_32: &str = "4 KiB read, 32 at a time, us each";
 pub(super) const WRITE_32: &str = "4 KiB write, 32 at a time, us each";
 pub(super) const SEND: &str = "1514 B to a tap, M frames/s";

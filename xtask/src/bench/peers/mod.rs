@@ -124,8 +124,8 @@ fn columns(workspace: &Workspace) -> Result<Vec<Column>> {
 /// Returns the lines above the table: what is compared, where, and in which versions.
 fn introduction(columns: &[Column], host: &str, runs: u32) -> Result<String> {
     let mut text = format!(
-        "One vCPU, {GUEST_MIB} MiB, bare guests; medians of {runs} runs in turn, of every tenth for what is not a time \
-         of one process\n{host}\n"
+        "One vCPU, {GUEST_MIB} MiB, bare guests; medians of {runs} runs in turn; rows that are not a time of one \
+         process: of a tenth of them\n{host}\n"
     );
     for Column { kind, vmm, .. } in columns {
         let version = vmm.as_ref().map_or_else(|why| (*why).to_owned(), Vmm::version);

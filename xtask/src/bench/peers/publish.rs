@@ -127,7 +127,7 @@ mod tests {
         table.row("  the same, slowly", Better::Less, [Ok(4.0), Err("-"), Ok(2.0)].into_iter());
         assert_eq!(
             losses(&table),
-            "Coracle loses in: time, slowly (peer: 0.50x). More than 1.3 times the floor: time (2.00)."
+            "Coracle loses in: time (slowly) (peer: 0.50x). More than 1.3 times the floor: time (2.00)."
         );
     }
 

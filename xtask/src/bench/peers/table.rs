@@ -60,7 +60,7 @@ impl Row {
         let Some(rest) = self.name.strip_prefix(SAME) else { return self.name.clone() };
         let above = table.rows.iter().take_while(|row| !std::ptr::eq(*row, self));
         let above = above.filter(|row| !row.name.starts_with(SAME)).last();
-        format!("{},{rest}", above.map_or("", |row| &row.name))
+        format!("{} ({})", above.map_or("", |row| &row.name), rest.trim_start())
     }
 
     fn cells(&self) -> Vec<String> {
@@ -97,8 +97,8 @@ impl fmt::Display for Table {
         }
         write!(
             f,
-            "\n/ floor: how many times the floor Coracle takes, or the floor achieves. In brackets: how many times as \
-             good\nas the peer Coracle is in the same run; below 1.00 it is behind."
+            "\n/ floor: Coracle's time or memory divided by the floor's; for lives a second, the floor's divided by \
+             Coracle's.\nIn brackets: how many times as good as this peer Coracle is; below 1.00 it loses."
         )
     }
 }
