@@ -33,19 +33,7 @@ pub const LIMIT: Duration = Duration::from_secs(300);
 pub fn coracle() -> Command {
     let mut command = Command::new(program::program());
     default_signals(&mut command);
-    end_with_test(&mut command);
     command
-}
-
-/// Lets a command end with the thread that starts it, so that a test that fails leaves no guest behind.
-fn end_with_test(command: &mut Command) {
-    let ask = || {
-        // SAFETY: the call only sets a signal of the new process.
-        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        Ok(())
-    };
-    // SAFETY: the closure makes only a system call.
-    unsafe { command.pre_exec(ask) };
 }
 
 /// Gives a command the signal dispositions of a terminal session, even if the tests run under `nohup` or in
