@@ -28,7 +28,7 @@ pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
     let tasks = static_build::tasks(workspace)?;
     let folder = workspace.target.join("payloads");
     println!(
-        "Bare guests of {GUEST_MIB} MiB that wait, with one vCPU, on {} CPUs; rounds: {rounds}, whose medians these are",
+        "Bare guests of {GUEST_MIB} MiB that wait, with one vCPU, on {} CPUs; medians; rounds: {rounds}",
         thread::available_parallelism()?
     );
     let payload = write_payload(&folder, "halt")?;
