@@ -254,6 +254,7 @@ impl Waiting {
 struct Part {
     start: u64,
     end: u64,
+    is_file: bool,
     resident_kib: u64,
     private_dirty_kib: u64,
 }
@@ -267,17 +268,30 @@ impl Part {
             let (key, value) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
             let range = key.split_once('-').and_then(|(start, end)| Some((address(start)?, address(end)?)));
             if let Some((start, end)) = range {
-                parts.push(Part { start, end, ..Part::default() });
+                let is_file = line.split_whitespace().nth(5).is_some_and(|name| name.starts_with('/'));
+                parts.push(Part { start, end, is_file, ..Part::default() });
             }
             let (Ok(kib), Some(part)) = (value.parse(), parts.last_mut()) else { continue };
             match key {
                 "Rss:" => part.resident_kib = kib,
-                "Private_Dirty:" => part.private_dirty_kib = kib,
+                "Private_Dirty:" if !part.is_file => part.private_dirty_kib = kib,
+                // The kernel counts pages of a program that was just built, and is not on the disk yet, as
+                // dirty, and as private once no other process runs it.
+                "Anonymous:" if part.is_file => part.private_dirty_kib = kib,
                 _ => {}
             }
         }
         parts
     }
+}
+
+#[test]
+fn program_that_is_not_on_the_disk_yet_does_not_count_as_memory_of_its_process() {
+    let text = "1000-3000 r-xp 00000000 08:01 7 /bin/a b\nPrivate_Dirty: 8 kB\nAnonymous: 4 kB\n\
+                3000-5000 rw-p 00000000 00:00 0\nPrivate_Dirty: 8 kB\nAnonymous: 8 kB\n\
+                5000-7000 rw-s 00000000 00:0e 9 anon_inode:[io_uring]\nPrivate_Dirty: 8 kB\nAnonymous: 0 kB\n";
+    let kib: Vec<u64> = Part::all(text).iter().map(|part| part.private_dirty_kib).collect();
+    assert_eq!(kib, [4, 8, 8]);
 }
 
 impl Drop for Waiting {
