@@ -281,7 +281,7 @@ pub enum ConfigError {
         /// The choices.
         words: [&'static str; 2],
     },
-    /// The text does not say whether the guest is told of its CMOS clock.
+    /// The text does not say whether the CMOS clock is announced.
     #[error("`{text}` is not known here: use auto, on or off")]
     Rtc {
         /// The rejected text.

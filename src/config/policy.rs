@@ -17,7 +17,7 @@ pub enum AcpiMode {
     Off,
 }
 
-/// Whether the guest is told of its CMOS clock. The clock's ports answer in any case.
+/// Whether the CMOS clock is announced to the guest. The clock's ports answer in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RtcMode {
@@ -63,7 +63,7 @@ impl FromStr for AcpiMode {
 }
 
 impl RtcMode {
-    /// Returns whether a guest is told of the clock.
+    /// Returns whether the clock is announced.
     pub(crate) fn announces(self, has_kvm_clock: bool) -> bool {
         match self {
             RtcMode::Auto => !has_kvm_clock,

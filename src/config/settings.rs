@@ -203,7 +203,7 @@ settings! { $ [
         ["pty", json!({ "file": "console.log", "limit": "1M" })] => serial: SerialConfig = SerialConfig::Null;
     acpi: AcpiMode, "Whether ACPI tables describe the machine", ["on", "off"] => acpi: AcpiMode;
     rtc: RtcMode,
-        "Whether the guest is told of its CMOS clock (auto: only if KVM gives it no clock of its own)",
+        "Whether the CMOS clock is announced to the guest (auto: only if KVM gives it no clock of its own)",
         ["auto", "on", "off"] => rtc: RtcMode, builder rtc;
     on_reset: ResetPolicy,
         "What to do when the guest resets its machine",

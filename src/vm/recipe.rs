@@ -84,7 +84,7 @@ impl Recipe {
         }
     }
 
-    /// Returns whether the guest is told of its CMOS clock.
+    /// Returns whether the CMOS clock is announced to the guest.
     fn announces_rtc(&self) -> bool {
         self.config.rtc.announces(self.features.has_kvm_clock())
     }
