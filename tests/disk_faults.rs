@@ -201,12 +201,31 @@ fn hang(engine: &'static str) {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let said = read_until(&mut child, "disk.img did not finish its requests within 4s");
         assert!(start.elapsed() < Duration::from_secs(100), "{said}: {:?}", start.elapsed());
-        // Its process cannot end before the kernel returns from the read, which no signal interrupts.
-        let folder = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
-        // SAFETY: the path is nul-terminated. Writing there aborts the connection to the file system.
-        unsafe { libc::umount2(folder.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
+        // Its process cannot end before the kernel returns from the read.
+        abort_connection(folder);
         assert_eq!(collect(child).code(), 117);
     });
+}
+
+#[test]
+fn disk_whose_file_does_not_close_ends_the_machine_in_time() {
+    needs_kvm_and_root!();
+    with_fuse("hanging-close", Slow::Closes, move |folder| {
+        let mut command = run_payload("halt");
+        command.args(["--timeout", "500ms", "--disk"]);
+        command.arg(format!("path={},ro", folder.join("disk.img").display()));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        read_until(&mut child, "the files and sockets of the machine did not close within 4s");
+        abort_connection(folder);
+        assert_eq!(collect(child).code(), 117);
+    });
+}
+
+/// Aborts the connection to a file system, whose users then get an error. No signal ends their calls.
+fn abort_connection(folder: &Path) {
+    let folder = std::ffi::CString::new(folder.to_str().unwrap()).unwrap();
+    // SAFETY: the path is nul-terminated.
+    unsafe { libc::umount2(folder.as_ptr(), libc::MNT_FORCE | libc::MNT_DETACH) };
 }
 
 /// The flush in progress is waited for, and none of the 255 others is started.
@@ -276,6 +295,8 @@ fn read_until(child: &mut Child, words: &str) -> String {
 enum Slow {
     /// Reads of the file never return.
     Reads,
+    /// The file never closes.
+    Closes,
     /// Each flush of the file takes 2 s.
     Flushes,
     /// Each read of the file takes 0.3 s and is not cached.
@@ -312,6 +333,7 @@ fn serve_fuse(mut fuse: File, slow: Slow) {
             }
             // INIT.
             26 => Ok(words(&[7, 31, 0, 0, 0x10_0010, 4096, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+            25 if slow == Slow::Closes => continue,
             // RELEASE, FLUSH.
             18 | 25 => Ok(Vec::new()),
             _ => Err(libc::ENOSYS),

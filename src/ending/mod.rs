@@ -176,6 +176,14 @@ pub enum HostFailure {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A file, socket or tap did not close in time. It stays open until the host lets it go.
+    #[error(
+        "the files and sockets of the machine did not close within {limit:?}: what one of them is on hangs"
+    )]
+    CloseStuck {
+        /// How long they were waited for.
+        limit: Duration,
+    },
     /// The guest reset its machine, and creating the new guest failed.
     #[error("the guest reset its machine, which could not be restarted: {reason}")]
     Restart {

@@ -26,6 +26,7 @@ pub mod outcome;
 mod platform;
 mod recipe;
 mod registers;
+mod release;
 mod setters;
 mod shared;
 mod stop;

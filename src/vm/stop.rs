@@ -18,6 +18,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::machine::{Machine, Past};
 use super::outcome::{Ending, HostFailure, Outcome, Times};
+use super::release::release;
 use super::shared::Shared;
 use super::vcpus::{StoppedVcpus, stop_vcpus};
 use crate::agent::AgentAttachment;
@@ -85,7 +86,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         started,
     });
     let times = times(prepared_in, &progress, duration);
-    let outcome = Outcome {
+    let mut outcome = Outcome {
         ending,
         phase,
         progress,
@@ -106,7 +107,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     };
     // Files, sockets and taps must be free for the next machine before the outcome is available. Releasing
     // KVM's part takes longer, so it comes after.
-    drop((platform, virtio, recipe));
+    release((platform, virtio, recipe), &mut outcome);
     shared.journal.flush(LOG_LIMIT);
     shared.report(outcome);
     drop((vcpus, interrupts));
