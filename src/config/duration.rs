@@ -163,6 +163,7 @@ mod tests {
         }
         assert_eq!(parse_duration("1000000000s"), Ok(Duration::from_secs(1_000_000_000)));
     }
+
     #[test]
     fn milliseconds_have_no_more_digits_than_the_time() {
         let texts = [394_539_453, 1, 7_000_000_001]

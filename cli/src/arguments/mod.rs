@@ -190,7 +190,6 @@ mod tests {
 
     use super::*;
 
-    /// Arguments after the program belong to it, even those that look like our options.
     #[test]
     fn subcommands_describe_themselves_as_the_list_of_them_does() {
         let described = |cli: &clap::Command| -> Vec<_> {
@@ -202,6 +201,7 @@ mod tests {
         assert_eq!(list, whole[..list.len()]);
     }
 
+    /// Arguments after the program belong to it, even those that look like our options.
     #[test]
     fn arguments_after_the_program_are_the_program_s() {
         let line = "coracle cargo-runner --cpus 2 --kernel bzImage /bin/x-1 name --nocapture --cpus 7 -q";
