@@ -276,12 +276,17 @@ fn with_fuse(name: &str, slow: Slow, test: impl FnOnce(&Path) + Send + 'static) 
     });
 }
 
-/// Reads a command's stderr until `words` have come.
+/// Reads a command's stderr until `words` have come. A command that hangs fails the test.
 #[track_caller]
 fn read_until(child: &mut Child, words: &str) -> String {
     let mut said = String::new();
     let stderr = child.stderr.as_mut().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(100);
     while !said.contains(words) {
+        let left = deadline.saturating_duration_since(Instant::now()).as_millis() as libc::c_int;
+        let mut wait = libc::pollfd { fd: stderr.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the call gets one structure.
+        assert_eq!(unsafe { libc::poll(&raw mut wait, 1, left) }, 1, "it said no more than {said:?}");
         let mut bytes = [0; 256];
         let count = stderr.read(&mut bytes).unwrap();
         assert!(count > 0, "it ended: {said}");
