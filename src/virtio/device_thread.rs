@@ -1,5 +1,5 @@
-//! The thread of a device that may block. It starts when a driver first starts the device: a machine whose
-//! guest has no driver for it does without.
+//! The thread of a device that may block. It starts when a driver first starts the device, so that a machine
+//! whose guest has no driver for it has one thread less.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
