@@ -13,8 +13,9 @@ fn boot_causes_no_more_exits_than_it_did() {
         return;
     }
     for (kernel, name) in [(GuestData::GuestVmlinux, "stock"), (GuestData::TunedVmlinux, "tuned")] {
-        if guest_data::find(kernel).is_err() {
-            println!("{name}: not here");
+        // The stock kernel is there wherever Linux can be booted.
+        if name == "tuned" && guest_data::find(kernel).is_err() {
+            common::skip("there is no tuned kernel: `cargo xtask guest --tuned` makes it");
             continue;
         }
         let path = scratch().join(format!("exits-{name}.json"));
