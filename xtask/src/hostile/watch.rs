@@ -212,16 +212,25 @@ fn wait(child: &Child, options: libc::c_int) -> Result<Option<(ExitStatus, u64)>
 /// been written back yet.
 fn beside_ram(pid: u32) -> Option<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).ok().filter(|maps| !maps.is_empty())?;
-    let (mut size, mut sum) = (0, 0);
+    let (mut size, mut anonymous, mut sum) = (0, 0, 0);
     for line in maps.lines() {
-        let kib = || line.split_ascii_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok());
-        match line.split_once(':') {
-            Some(("Size", _)) => size = kib()? << 10,
-            Some(("Anonymous", _)) if size != RAM => sum += kib()? << 10,
+        let Some((name, value)) = line.split_once(':') else { continue };
+        let bytes = || value.split_ascii_whitespace().next()?.parse::<u64>().ok().map(|kib| kib << 10);
+        match name {
+            "Size" => size = bytes()?,
+            "Anonymous" => anonymous = bytes()?,
+            // The last line of a mapping.
+            "VmFlags" if !is_ram(size, value) => sum += anonymous,
             _ => {}
         }
     }
     Some(sum)
+}
+
+/// Returns whether a mapping is the guest's RAM or a part of it: nothing else takes advice about huge pages,
+/// by which the kernel splits a mapping. A kernel without huge pages leaves it whole.
+fn is_ram(size: u64, flags: &str) -> bool {
+    size == RAM || size < RAM && flags.split_ascii_whitespace().any(|flag| matches!(flag, "hg" | "nh"))
 }
 
 /// The guests' RAM: an odd size, by which its mapping is recognized.
