@@ -1,60 +1,147 @@
 //! Cleans up when this process ends because of a fault of its own, for which no thread can wait: restores the
-//! terminal's mode and removes the files of sockets. `main` installs this, for the command only; a library
-//! must not touch the signals of its program.
+//! terminal's mode, removes the files of sockets, and prints a line. For the command only; a library must not
+//! touch the signals of its program.
+//!
+//! The handlers are installed before Rust's runtime starts, which therefore leaves these signals alone.
+//! Otherwise, each thread would map and unmap a signal stack of its own, by five system calls.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::UnsafeCell;
+use std::fmt::Write;
 
 use coracle::command::RawTerminal;
 use coracle_devices::backend::unix_socket;
 use coracle_devices::signals::{Disposition, FAULTS};
+use coracle_devices::thread;
 
-/// Rust's own handler, which reports a stack overflow; 0 if there is none.
-static OF_RUST: AtomicUsize = AtomicUsize::new(0);
+use crate::stderr;
 
-/// The signals that Rust's runtime handles.
-const HANDLED_BY_RUST: [libc::c_int; 2] = [libc::SIGSEGV, libc::SIGBUS];
+/// The C library calls this before `main`.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static AT_START: extern "C" fn() = tidy_up_after_faults;
 
 /// Installs handlers that clean up before this process ends by a fault or by `abort(3)`. Signals that the
 /// caller has set to be ignored stay ignored.
-pub(crate) fn tidy_up_after_faults() {
-    for signal in FAULTS.into_iter().chain([libc::SIGABRT]) {
-        let is_of_rust = HANDLED_BY_RUST.contains(&signal);
-        if Disposition::of(signal) == Disposition::Default || is_of_rust {
-            install(signal, is_of_rust);
-        }
+extern "C" fn tidy_up_after_faults() {
+    let mut signals = FAULTS.into_iter().chain([libc::SIGABRT]);
+    if signals.clone().all(|signal| Disposition::of(signal) == Disposition::Ignored) {
+        return;
     }
+    use_stack();
+    thread::at_start(use_stack);
+    signals.by_ref().filter(|signal| Disposition::of(*signal) == Disposition::Default).for_each(install);
 }
 
-fn install(signal: libc::c_int, is_of_rust: bool) {
+fn install(signal: libc::c_int) {
     // SAFETY: an all-zero sigaction is valid.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = tidy_up as *const () as usize;
-    // The fault may be a stack overflow; Rust's threads have an alternate signal stack.
     action.sa_flags = libc::SA_ONSTACK | libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_SIGINFO;
-    // SAFETY: an all-zero sigaction is valid.
-    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: the handler makes only async-signal-safe system calls, and both actions are valid.
-    let is_done = unsafe { libc::sigaction(signal, &action, &mut before) } == 0;
-    if is_done && is_of_rust && ![libc::SIG_DFL, libc::SIG_IGN].contains(&before.sa_sigaction) {
-        OF_RUST.store(before.sa_sigaction, Ordering::Relaxed);
-    }
+    // SAFETY: the handler makes only async-signal-safe system calls, and the action is valid.
+    unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
 }
 
 /// Cleans up. Then the signal takes its default action, which SA_RESETHAND has restored.
-extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     RawTerminal::restore();
     unix_socket::try_remove_files();
     // SAFETY: the kernel passes a valid record to a handler with SA_SIGINFO.
-    let is_of_kernel = unsafe { info.as_ref() }.is_some_and(|info| info.si_code > 0);
-    let of_rust = OF_RUST.load(Ordering::Relaxed);
-    if is_of_kernel && of_rust != 0 && HANDLED_BY_RUST.contains(&signal) {
-        // SAFETY: the value was the handler of this signal, installed with SA_SIGINFO, which has this
-        // signature.
-        let of_rust: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) =
-            unsafe { std::mem::transmute(of_rust) };
-        // Rust's handler returns if the fault is not a stack overflow; the fault then repeats.
-        return of_rust(signal, info, context);
+    if let Some(info) = unsafe { info.as_ref() }.filter(|info| info.si_code > 0) {
+        // SAFETY: a fault's record has the address.
+        say(signal, unsafe { info.si_addr() } as usize);
     }
     // SAFETY: raise sends a signal to this thread and is async-signal-safe.
     unsafe { libc::raise(signal) };
+}
+
+/// Says which fault it was, as far as stderr takes it without a wait.
+fn say(signal: libc::c_int, address: usize) {
+    let mut line = Line::default();
+    let cause = match signal {
+        libc::SIGBUS => "the host has no memory for it, or a file was truncated while in use",
+        _ => "this is a defect of Coracle, perhaps a stack overflow; please report it with this line",
+    };
+    if writeln!(line, "coracle: fault at {address:#x} (signal {signal}): {cause}").is_ok() {
+        stderr::write_or_drop(line.text());
+    }
+}
+
+/// Text without memory from the allocator, which may be what failed.
+struct Line {
+    bytes: [u8; 256],
+    len: usize,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line { bytes: [0; 256], len: 0 }
+    }
+}
+
+impl Line {
+    fn text(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or_default()
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let end = self.len.checked_add(text.len()).ok_or(std::fmt::Error)?;
+        self.bytes.get_mut(self.len..end).ok_or(std::fmt::Error)?.copy_from_slice(text.as_bytes());
+        self.len = end;
+        Ok(())
+    }
+}
+
+/// The stack of the handlers, because the fault may be that there is no more stack. All threads share it: if
+/// two threads fault at once, the process ends in any case. Pages that are never used cost nothing.
+struct Stack(UnsafeCell<[u8; STACK_BYTES]>);
+
+// SAFETY: only the kernel and the handlers use the bytes.
+unsafe impl Sync for Stack {}
+
+static STACK: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
+
+/// Makes the handlers run on [`STACK`] in the calling thread.
+fn use_stack() {
+    let stack = libc::stack_t { ss_sp: STACK.0.get().cast(), ss_flags: 0, ss_size: STACK_BYTES };
+    // SAFETY: the stack is static. A refusal leaves the handlers on the thread's own stack.
+    unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
+}
+
+/// The kernel saves all of a CPU's registers on it: 11 KiB with AMX (`AT_MINSIGSTKSZ`, getauxval(3)).
+const STACK_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn overflow_of_a_stack_is_reported_and_ends_the_process_by_its_signal() {
+        const OVERFLOWS: &str = "CORACLE_TEST_OVERFLOWS";
+        if std::env::var_os(OVERFLOWS).is_some() {
+            let thread =
+                thread::spawn_with_signals_blocked(std::thread::Builder::new(), || overflow(&[0; 64]));
+            panic!("{:?}", thread.unwrap().join());
+        }
+        let mut again = Command::new(std::env::current_exe().unwrap());
+        again.args([
+            "--nocapture",
+            "--exact",
+            "fault::tests::overflow_of_a_stack_is_reported_and_ends_the_process_by_its_signal",
+        ]);
+        let output = again.env(OVERFLOWS, "1").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("coracle: fault at 0x") && said.contains("(signal 11)"), "{said}");
+        assert_eq!(output.status.signal(), Some(libc::SIGSEGV), "{said}");
+    }
+
+    #[expect(unconditional_recursion, reason = "the test is about its end")]
+    fn overflow(before: &[u8; 64]) -> u8 {
+        let frame = std::hint::black_box(*before);
+        overflow(&frame).wrapping_add(std::hint::black_box(frame)[0])
+    }
 }

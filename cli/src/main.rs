@@ -33,7 +33,6 @@ fn main() -> ExitCode {
     memory::share_heap();
     end_with_117_on_panic();
     ignore_sigxfsz();
-    fault::tidy_up_after_faults();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(mut error) => {

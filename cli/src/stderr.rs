@@ -147,6 +147,17 @@ fn write_now(text: &[u8]) -> usize {
     usize::try_from(count).unwrap_or(0)
 }
 
+/// Writes as much of the text as stderr takes without a wait, outside of the queue. It makes system calls
+/// only, so that a signal handler may call it.
+pub(crate) fn write_or_drop(text: &[u8]) {
+    let mut entry = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the pointer is to one valid entry.
+    if write_now(text) == 0 && unsafe { libc::poll(&raw mut entry, 1, 0) } == 1 {
+        // SAFETY: the pointer and the length describe `text`.
+        unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    }
+}
+
 /// Waits for a stderr that another process has made non-blocking.
 fn wait_writable() {
     let mut entry = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
