@@ -14,17 +14,22 @@ pub(crate) fn share_heap() {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
-/// Returns unused memory to the system: 60 KiB of stack, and about as much of the heap. Call it on the main
-/// thread only, once the machine runs: before that, the memory would be used again.
+/// Returns unused memory to the system: some 60 KiB of the heap, and as much of this thread's stack. Call it
+/// on the main thread only, once the machine runs: before that, the memory would be used again.
 pub(crate) fn give_back() {
-    // SAFETY: the allocator returns only pages in which nothing is allocated.
-    unsafe { libc::malloc_trim(0) };
+    give_back_heap();
     give_back_stack();
 }
 
-/// Returns unused pages of this thread's stack to the system.
+/// Returns unused pages of the heap to the system.
+pub(crate) fn give_back_heap() {
+    // SAFETY: the allocator returns only pages in which nothing is allocated.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Returns unused pages of this thread's stack to the system. Call it on the main thread only.
 #[inline(never)]
-fn give_back_stack() {
+pub(crate) fn give_back_stack() {
     let here = 0_u8;
     let here = (&raw const here).expose_provenance();
     let end = here.saturating_sub(IN_USE) / PAGE * PAGE;
@@ -42,7 +47,8 @@ fn give_back_stack() {
     };
 }
 
-/// A guest that ends within this time does not pay for [`give_back`]: its process frees everything anyway.
+/// A guest that ends within this time does not pay for [`give_back_heap`]: its process frees everything
+/// anyway.
 pub(crate) const SHORT_LIFE: Duration = Duration::from_millis(20);
 
 /// The part of the stack below this frame that stays: more than the call itself needs.

@@ -69,6 +69,11 @@ impl Interrupts {
         }
     }
 
+    /// Drops the virtual machine at the end. KVM disconnects the lines when it is closed.
+    pub(crate) fn close(&self) {
+        *self.vm.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     /// Locks the lines. A map that a panicked thread left is consistent at any time.
     fn lines(&self) -> MutexGuard<'_, Lines> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)

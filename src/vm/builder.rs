@@ -15,7 +15,7 @@ use coracle_image::rootfs::Root;
 
 use super::files::Files;
 use super::inputs::Inputs;
-use super::lifecycle::start_control;
+use super::lifecycle::live;
 use super::machine::{Guest, Machine};
 use super::outcome::Outcome;
 use super::platform::Platform;
@@ -173,18 +173,23 @@ impl VmBuilder {
     /// # Errors
     /// Something in the configuration cannot be used, or KVM refuses a request.
     pub fn build(&self) -> Result<Vm, BuildError> {
-        self.check_values()?;
-        if !agent::has_system(&self.config) {
-            return Err(BuildError::AgentWithoutRoot);
-        }
         let journal = Arc::new(Journal::default());
         let _journal = journal.enter();
-        let vm = VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared();
+        let vm = self.build_parts().and_then(|(vm, machine)| vm.with_control(machine));
         journal.flush(LOG_LIMIT);
         vm
     }
 
-    fn build_prepared(&self) -> Result<Vm, BuildError> {
+    /// Builds the parts of the machine, whose vCPUs wait. The calling thread's journal is the machine's.
+    fn build_parts(&self) -> Result<(Vm, Machine), BuildError> {
+        self.check_values()?;
+        if !agent::has_system(&self.config) {
+            return Err(BuildError::AgentWithoutRoot);
+        }
+        VmBuilder { config: agent::prepared(&self.config), ..self.clone() }.build_prepared()
+    }
+
+    fn build_prepared(&self) -> Result<(Vm, Machine), BuildError> {
         let began = Instant::now();
         if let Some(affinity) = &self.config.cpu_affinity {
             affinity::check(affinity, self.config.vcpus.value().into())?;
@@ -233,15 +238,50 @@ impl VmBuilder {
         Ok(vm)
     }
 
-    /// Builds the machine, starts it and waits for it to end.
+    /// Builds the machine, starts it and waits for it to end. When this returns, the machine has released
+    /// everything that it held.
     ///
     /// # Errors
     /// See [`VmBuilder::build`].
     pub fn run(&self) -> Result<Outcome, BuildError> {
-        Ok(self.start()?.wait())
+        self.clone().run_with(|vm| vm.handle().resume())
     }
 
-    fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<Vm, BuildError> {
+    /// Builds the machine, calls `begin`, and waits for the machine to end: [`VmBuilder::run`] for a program
+    /// that needs the machine's handle, path or console meanwhile. `begin` has to start the vCPUs, or stop
+    /// the machine. The calling thread does the work of the machine's control thread, which is not started.
+    ///
+    /// ```no_run
+    /// # fn doc() -> Result<(), coracle::BuildError> {
+    /// let outcome = coracle::Vm::builder().run_with(|vm| {
+    ///     let handle = vm.handle();
+    ///     handle.resume();
+    ///     std::thread::spawn(move || {
+    ///         std::thread::sleep(std::time::Duration::from_secs(60));
+    ///         handle.press_power_button();
+    ///     });
+    /// })?;
+    /// println!("{}", outcome.reason());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`VmBuilder::build`]; `begin` has not been called.
+    pub fn run_with(self, begin: impl FnOnce(&mut Vm)) -> Result<Outcome, BuildError> {
+        let journal = Arc::new(Journal::default());
+        let _journal = journal.enter();
+        let parts = self.build_parts();
+        journal.flush(LOG_LIMIT);
+        // Closes the files that only the build needs.
+        drop(self);
+        let (mut vm, machine) = parts?;
+        begin(&mut vm);
+        live(&vm.shared, machine);
+        Ok(vm.wait())
+    }
+
+    fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<(Vm, Machine), BuildError> {
         let Parts { began, gate, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
         let Inputs { kernel, initrds, root } = &recipe.inputs;
         let cmdline = recipe.cmdline();
@@ -266,9 +306,9 @@ impl VmBuilder {
         let agent = AgentAttachment::new(&self.config, &virtio, line)?;
         let shared = Shared::new(gate.clone(), console_path, button, &virtio, agent);
         let shared = Arc::new(shared.map_err(thread_error("the control thread"))?);
-        // From here on, an error has to end the vCPU threads, which are already running.
-        let ends_on_error = StopUnlessBuilt { gate: Some(gate.clone()) };
-        shared.adopt(start_vcpus(vcpus, &platform.buses, &gate, self.config.cpu_affinity.as_ref())?);
+        // Dropping it ends the vCPU threads, should an error follow.
+        let vm = Vm { shared, control: None, console: pipe };
+        vm.shared.adopt(start_vcpus(vcpus, &platform.buses, &gate, self.config.cpu_affinity.as_ref())?);
         let machine = Machine {
             io_loop,
             pump,
@@ -282,9 +322,7 @@ impl VmBuilder {
             subject,
             prepared_in: began.elapsed(),
         };
-        let control = start_control(shared.clone(), machine).map_err(thread_error("the control thread"))?;
-        ends_on_error.disarm();
-        Ok(Vm { shared, control: Some(control), console: pipe })
+        Ok((vm, machine))
     }
 }
 
@@ -318,25 +356,6 @@ struct Parts {
     guest: Guest,
 }
 
-/// Closes the gate on drop, so that the vCPU threads end, unless building has succeeded.
-struct StopUnlessBuilt {
-    gate: Option<Arc<Gate>>,
-}
-
-impl StopUnlessBuilt {
-    fn disarm(mut self) {
-        self.gate = None;
-    }
-}
-
-impl Drop for StopUnlessBuilt {
-    fn drop(&mut self) {
-        if let Some(gate) = &self.gate {
-            gate.stop();
-        }
-    }
-}
-
-fn thread_error(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
+pub(super) fn thread_error(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {
     move |source| BuildError::Thread { what, source }
 }

@@ -1,11 +1,7 @@
-//! The life of a machine on its control thread: it waits for an ending, restarts the guest after a reset that
-//! the machine survives, and stops the machine.
+//! The life of a machine on its control thread, or on the thread that runs the machine: it waits for an
+//! ending, restarts the guest after a reset that the machine survives, and stops the machine.
 
-use std::io;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-
-use super::BuildError;
+use super::builder::thread_error;
 use super::events::Event;
 use super::machine::{Machine, Past};
 use super::outcome::{Ending, HostFailure, PanicEvidence};
@@ -13,16 +9,25 @@ use super::shared::Shared;
 use super::stop::stop;
 use super::vcpus::{start_vcpus, stop_vcpus};
 use super::watch::Watch;
+use super::{BuildError, Vm};
 use crate::gate::Gate;
 use crate::thread::ThreadKind;
 
-/// Starts the control thread, which owns the machine until its end.
-pub(super) fn start_control(shared: Arc<Shared>, machine: Machine) -> io::Result<JoinHandle<()>> {
-    ThreadKind::Control.spawn(move || live(&shared, machine))
+impl Vm {
+    /// Starts the control thread, which owns the machine until its end.
+    ///
+    /// # Errors
+    /// The host cannot start another thread.
+    pub(super) fn with_control(mut self, machine: Machine) -> Result<Vm, BuildError> {
+        let shared = self.shared.clone();
+        let control = ThreadKind::Control.spawn(move || live(&shared, machine));
+        self.control = Some(control.map_err(thread_error("the control thread"))?);
+        Ok(self)
+    }
 }
 
 /// Runs the machine from the first start, through every reset that it survives, to its end.
-fn live(shared: &Shared, mut machine: Machine) {
+pub(super) fn live(shared: &Shared, mut machine: Machine) {
     let mut past = Past::default();
     loop {
         let ending = Watch::new(shared, &machine).wait_end();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use coracle_devices::virtio::net::NetCounts;
 use vm_memory::GuestMemoryMmap;
 
-use super::machine::{Machine, Past};
+use super::machine::{Guest, Machine, Past};
 use super::outcome::{Ending, HostFailure, Outcome, Times};
 use super::release::release;
 use super::shared::Shared;
@@ -24,6 +24,7 @@ use super::vcpus::{StoppedVcpus, stop_vcpus};
 use crate::agent::AgentAttachment;
 use crate::console::ConsoleCounts;
 use crate::diagnosis::{self, Findings, Milestone, Remains, Sign};
+use crate::kvm::{Interrupts, Vcpu};
 use crate::{host, io_loop};
 
 /// Stops the machine in that order, and reports the outcome.
@@ -110,7 +111,14 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     release((platform, virtio, recipe), &mut outcome);
     shared.journal.flush(LOG_LIMIT);
     shared.report(outcome);
-    drop((vcpus, interrupts));
+    close(vcpus, &interrupts, guest, leaked);
+}
+
+/// Closes KVM's file descriptors and releases the guest's memory. The handles' power button keeps the
+/// interrupts: KVM's virtual machine is closed here all the same, before the memory that it maps is unmapped.
+fn close(vcpus: Vec<Vcpu>, interrupts: &Interrupts, guest: Option<Guest>, leaked: bool) {
+    interrupts.close();
+    drop(vcpus);
     if leaked {
         // A stuck thread may still be inside the guest: leak the guest's memory and virtual machine.
         std::mem::forget(guest);

@@ -48,7 +48,8 @@ pub(super) struct StoppedVcpus {
 pub(super) fn stop_vcpus(gate: &Gate, vcpus: Vec<VcpuHandle>) -> StoppedVcpus {
     let deadline = Instant::now() + STOP_LIMIT;
     let count = vcpus.len() as u32;
-    loop {
+    // Those that have seen the closed gate by themselves need no kick.
+    while !gate.wait_vcpus_ended(count, Duration::ZERO) {
         vcpus.iter().filter(|vcpu| !vcpu.has_ended()).for_each(VcpuHandle::kick);
         // One kick is enough; repeating it helps on a host that delivers signals very slowly.
         if gate.wait_vcpus_ended(count, KICK_INTERVAL) || Instant::now() >= deadline {

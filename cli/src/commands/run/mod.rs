@@ -21,8 +21,8 @@ use super::report_file::{self, READER_LIMIT, READER_LIMIT_AT_END};
 use super::settings::{self, Failure};
 use super::{chain, say};
 use crate::arguments::RunArgs;
-use crate::logger;
 use crate::stderr::{self, Weight};
+use crate::{logger, memory};
 
 pub(super) mod command;
 pub(super) mod command_ending;
@@ -120,27 +120,28 @@ fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Wat
     let interactive = is_on_stdio && standard_input().is_terminal();
     // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
     let unseen = config.serial != SerialConfig::Stdio;
-    let vm = builder.console_escape(interactive).build();
-    let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
-    drop(watch);
-    let raw_mode = if interactive { RawTerminal::enter(standard_input()) } else { Ok(None) };
-    let raw_mode = raw_mode.map_err(|error| Failure::of(&error))?;
-    if let Some(path) = vm.console_path() {
-        say(&format!("the serial console is {}", path.display()));
-    }
-    let handle = vm.handle();
-    signals::forward_size(&handle);
-    handle.resume();
-    signals.wait(&handle).map_err(|error| Failure::of(&error))?;
-    let outcome = vm.wait();
-    drop(raw_mode);
+    let mut raw_mode = Ok(None);
+    let outcome = builder.console_escape(interactive).run_with(|vm| {
+        let handle = vm.handle();
+        watch.attend(signals, handle.clone());
+        raw_mode = if interactive { RawTerminal::enter(standard_input()) } else { Ok(None) };
+        if raw_mode.is_err() {
+            return handle.stop();
+        }
+        if let Some(path) = vm.console_path() {
+            say(&format!("the serial console is {}", path.display()));
+        }
+        signals::forward_size(&handle);
+        memory::give_back_stack();
+        handle.resume();
+    });
+    let outcome = outcome.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    drop(raw_mode.map_err(|error| Failure::of(&error))?);
     if is_on_stdio && outcome.console_is_in_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
         // The ending begins on a new line.
         stderr::write(Weight::Sentence, "\n");
     }
-    let code = report_ending(raw, &outcome, unseen);
-    close(vm);
-    Ok(code)
+    Ok(report_ending(raw, &outcome, unseen))
 }
 
 /// Closes a machine that has ended. Exiting while the control thread does so takes up to 20 ms longer for one

@@ -1,4 +1,4 @@
-//! The command's signals: blocked in every thread, and read by the main thread while it waits for the
+//! The command's signals: blocked in every thread, and read by one thread while another waits for the
 //! outcome.
 
 use std::cell::Cell;
@@ -55,7 +55,7 @@ impl Blocked {
         match self.poll(vm, Some(SHORT_LIFE))? {
             [true, _] => return Ok(()),
             [false, true] => {}
-            [false, false] => memory::give_back(),
+            [false, false] => memory::give_back_heap(),
         }
         let mut grace: Option<Grace> = None;
         while let [false, _] = self.poll(vm, grace.as_ref().map(Grace::left))? {

@@ -1,41 +1,44 @@
-//! A thread that handles signals while the main thread cannot: while a machine is prepared, and while a
-//! report is written to a FIFO that nobody reads.
+//! A thread that handles signals while the main thread cannot: while a machine is prepared, while the main
+//! thread takes care of a machine, and while a report is written to a FIFO that nobody reads.
 
-use std::io::{self, IsTerminal, PipeWriter};
+use std::io::{self, IsTerminal, PipeReader, PipeWriter};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use coracle::VmHandle;
 use coracle::command::RawTerminal;
 use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, OutcomeReport};
 use coracle_devices::thread::spawn_with_signals_blocked;
 
-use super::signals::{Blocked, ends};
+use super::signals::{Blocked, ReadEnd, ends};
 use super::write_report_at_once;
 use crate::end_at_once;
 use crate::stderr::{self, say};
 
-/// Ends the process at the first signal that asks for it, until this is dropped. Later signals are left to
-/// the main thread.
-#[derive(Debug)]
+/// Ends the process at the first signal that asks for it, until this is dropped, or passed on by
+/// [`Watch::attend`]. After a drop, signals are left to the main thread.
 pub(crate) struct Watch {
-    /// Closing it ends the thread.
+    /// Closing it ends the wait of the thread.
     end: Option<PipeWriter>,
-    state: Arc<AtomicU8>,
-    start: Instant,
+    state: Arc<Mutex<State>>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// The thread reads signals.
-const WATCHING: u8 = 0;
-/// The thread has read a signal and is ending the process.
-const ENDING: u8 = 1;
-/// The main thread reads the signals from now on.
-const OVER: u8 = 2;
+/// The meaning of a signal.
+enum State {
+    /// The end of the process.
+    Watching,
+    /// None: an earlier one is ending the process.
+    Ending,
+    /// Whatever the main thread makes of it.
+    Over,
+    /// The end of this machine's guest.
+    Attending(Box<(Blocked, VmHandle)>),
+}
 
 /// The current activity, which decides what the end of the process has to report.
 #[derive(Debug)]
@@ -78,45 +81,87 @@ impl Watch {
         let signals = signals.read_end()?;
         let (ended, end) = io::pipe()?;
         let shows_progress = matches!(work, Work::Preparation { .. }) && io::stderr().is_terminal();
-        let state = Arc::new(AtomicU8::new(WATCHING));
+        let state = Arc::new(Mutex::new(State::Watching));
         let shared = state.clone();
         let run = move || {
-            let progress = shows_progress.then(Progress::start);
-            loop {
-                let wait = progress.as_ref().map_or(-1, Progress::millis);
-                match signals.wait(ended.as_raw_fd(), wait) {
-                    Ok(false) => {}
-                    // The main thread reads the signals later, also after an error here.
-                    Ok(true) | Err(_) => return,
-                }
-                if let Some(signal) = signals.read().filter(|signal| ends(*signal)) {
-                    if shared.swap(ENDING, Ordering::AcqRel) == OVER {
-                        return give_back(signal);
-                    }
-                    work.end(signal);
-                }
-                if let Some(progress) = &progress {
-                    progress.show();
-                }
+            watch(&signals, &ended, &shared, shows_progress, &work);
+            drop((signals, ended));
+            let state = std::mem::replace(&mut *lock(&shared), State::Over);
+            if let State::Attending(machine) = state {
+                attend(&machine.0, &machine.1);
             }
         };
         let thread = spawn_with_signals_blocked(Builder::new().name("signals".into()), run)?;
-        Ok(Watch { end: Some(end), state, start: Instant::now(), thread: Some(thread) })
+        Ok(Watch { end: Some(end), state, thread: Some(thread) })
+    }
+
+    /// Passes signals to a machine from now on, until it has its outcome. The main thread is free to take
+    /// care of the machine.
+    pub(super) fn attend(mut self, signals: Blocked, vm: VmHandle) {
+        self.leave(State::Attending(Box::new((signals, vm))));
+    }
+
+    /// Ends the watch, unless a signal is ending the process: then this never returns.
+    fn leave(&mut self, next: State) {
+        let mut state = lock(&self.state);
+        if matches!(*state, State::Ending) {
+            drop(state);
+            // Not waiting for the thread otherwise: it would delay each start.
+            let _ = self.thread.take().map(JoinHandle::join);
+            return;
+        }
+        if matches!(*state, State::Watching) {
+            *state = next;
+            // Under the lock, so that the line does not appear again.
+            stderr::show_progress(None);
+        }
+        drop(state);
+        self.end = None;
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.end = None;
-        let is_ending = self.state.swap(OVER, Ordering::AcqRel) == ENDING;
-        // Waiting for the thread would delay each start. It is needed only if the thread may have shown a
-        // progress line, or is ending the process, in which case the wait never returns.
-        if (is_ending || self.start.elapsed() >= Duration::from_secs(1))
-            && let Some(thread) = self.thread.take()
-        {
-            let _ = thread.join();
+        self.leave(State::Over);
+    }
+}
+
+/// Waits for signals until the other end of `ended` is closed, and shows the progress meanwhile.
+fn watch(signals: &ReadEnd, ended: &PipeReader, state: &Mutex<State>, shows_progress: bool, work: &Work) {
+    let progress = shows_progress.then(Progress::start);
+    loop {
+        let wait = progress.as_ref().map_or(-1, Progress::millis);
+        match signals.wait(ended.as_raw_fd(), wait) {
+            Ok(false) => {}
+            // The main thread reads the signals later, also after an error here.
+            Ok(true) | Err(_) => return,
+        }
+        if let Some(signal) = signals.read().filter(|signal| ends(*signal)) {
+            let mut state = lock(state);
+            if !matches!(*state, State::Watching) {
+                return give_back(signal);
+            }
+            *state = State::Ending;
+            drop(state);
+            work.end(signal);
+        }
+        if let (Some(progress), State::Watching) = (&progress, &*lock(state)) {
+            progress.show();
         }
     }
+}
+
+/// Passes signals to a machine until it has its outcome.
+fn attend(signals: &Blocked, vm: &VmHandle) {
+    if let Err(error) = signals.wait(vm) {
+        say(&format!("cannot wait for signals: {error}; the machine is stopped"));
+        vm.stop();
+    }
+}
+
+/// Locks the state, which is valid whatever a thread that panicked was doing.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Sends a signal again that was read at the moment at which the main thread took over.
@@ -170,12 +215,6 @@ impl Progress {
         if seconds >= FIRST_SECONDS {
             stderr::show_progress(Some(&format!("coracle: preparing the guest: {seconds} s")));
         }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        stderr::show_progress(None);
     }
 }
 
