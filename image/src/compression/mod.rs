@@ -58,7 +58,7 @@ pub enum DecompressError {
         limit: u64,
     },
     /// The host cannot provide memory for the output.
-    #[error("the host has no memory for what its {compression} data gives: {source}")]
+    #[error("the host has no memory for what its {compression} data gives: {source}{}", fix(source))]
     NoMemory {
         /// The compression of the data.
         compression: Compression,
@@ -123,6 +123,16 @@ impl Compression {
 
     fn damaged(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> DecompressError {
         DecompressError::Damaged { compression: self, source: source.into() }
+    }
+}
+
+/// What helps where the host gives no memory.
+fn fix(error: &io::Error) -> &'static str {
+    // A file in memory counts as a file.
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        "; raise the limit of file sizes (ulimit -f)"
+    } else {
+        ""
     }
 }
 
