@@ -6,9 +6,9 @@ mod common;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -322,6 +322,34 @@ fn terminal_is_restored_after_every_ending() {
         assert_eq!(status.code().or(status.signal().map(|signal| 128 + signal)), Some(128 + number));
         assert!(is_cooked(&program), "after signal {number}");
     }
+}
+
+/// A shell whose job was stopped sets its own mode, and does not set the job's again.
+#[test]
+fn terminal_is_raw_again_after_a_stop() {
+    needs_kvm!();
+    let (mut person, program) = pseudo_terminal();
+    let cooked = terminal_mode(program.as_fd()).unwrap();
+    let stream = || Stdio::from(program.try_clone().unwrap());
+    let mut command = run_payload("spin");
+    command.stdin(stream()).stdout(stream()).stderr(stream());
+    let own_terminal = || {
+        // SAFETY: the calls only make a session of the new process, whose terminal stdin is.
+        let result = unsafe { libc::setsid() }.min(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) });
+        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes only system calls.
+    let mut child = unsafe { command.pre_exec(own_terminal) }.spawn().unwrap();
+    eventually("the terminal is raw", || !is_cooked(&program));
+    signal(&child, libc::SIGSTOP);
+    // SAFETY: the descriptor is open and the mode is valid.
+    assert_eq!(unsafe { libc::tcsetattr(program.as_raw_fd(), libc::TCSANOW, &raw const cooked) }, 0);
+    assert!(is_cooked(&program));
+    signal(&child, libc::SIGCONT);
+    eventually("the terminal is raw again", || !is_cooked(&program));
+    person.write_all(b"\x01x").unwrap();
+    assert_eq!(wait(&mut child).code(), Some(118));
+    assert!(is_cooked(&program), "after Ctrl-A x");
 }
 
 #[test]

@@ -36,45 +36,6 @@ fn run_returns_the_outcome() {
     assert_eq!(outcome.phase, Phase::Entered);
 }
 
-/// The closure's handle works from another thread while the calling thread takes care of the machine. Once
-/// the call returns, the machine has ended for every handle, and holds nothing.
-#[test]
-fn machine_that_the_calling_thread_takes_care_of_obeys_its_handle() {
-    if !common::kvm_or_skip() {
-        return;
-    }
-    if !common::is_alone("machine_that_the_calling_thread_takes_care_of_obeys_its_handle") {
-        return;
-    }
-    let mut kept = None;
-    let outcome = VmBuilder::new(config("spin")).run_with(|vm| {
-        let handle = vm.handle();
-        kept = Some(vm.handle());
-        handle.resume();
-        thread::spawn(move || {
-            assert!(handle.pause());
-            handle.resume();
-            handle.stop_by_signal(libc::SIGTERM);
-        });
-    });
-    let outcome = outcome.unwrap();
-    assert_eq!(outcome.ending, Ending::Signalled { signal: libc::SIGTERM });
-    let handle = kept.unwrap();
-    assert_eq!(handle.wait_for(Duration::ZERO), Some(outcome));
-    let open = fs::read_dir("/proc/self/fd").unwrap().filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-    let machines: Vec<_> = open.filter(|file| file.to_string_lossy().contains("kvm-vm")).collect();
-    assert!(machines.is_empty(), "{machines:?}");
-}
-
-#[test]
-fn machine_that_is_not_started_ends_by_its_handle() {
-    if !common::kvm_or_skip() {
-        return;
-    }
-    let outcome = VmBuilder::new(config("exit-7")).run_with(|vm| vm.handle().stop()).unwrap();
-    assert_eq!((outcome.ending, outcome.exits.port_out), (Ending::Stopped, 0));
-}
-
 #[test]
 fn built_machine_does_not_run_before_it_is_resumed() {
     if !common::kvm_or_skip() {
@@ -206,6 +167,7 @@ fn calls_on_an_ended_machine_do_nothing() {
     handle.resume();
     assert!(!handle.pause());
     handle.stop();
+    assert!(!handle.stop_by_signal(libc::SIGTERM) && !handle.power_off_by_signal(libc::SIGTERM));
     assert_eq!(vm.wait().ending, Ending::PoweredOff);
     drop(vm);
     assert_eq!(handle.wait_for(Duration::ZERO).map(|outcome| outcome.ending), Some(Ending::PoweredOff));

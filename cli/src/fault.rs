@@ -3,10 +3,11 @@
 //! touch the signals of its program.
 //!
 //! The handlers are installed before Rust's runtime starts, which therefore leaves these signals alone.
-//! Otherwise, each thread would map and unmap a signal stack of its own, by five system calls.
+//! Otherwise, each thread would map and unmap a signal stack, by five system calls.
 
 use std::cell::UnsafeCell;
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use coracle::command::RawTerminal;
 use coracle_devices::backend::unix_socket;
@@ -43,6 +44,10 @@ fn install(signal: libc::c_int) {
 
 /// Cleans up. Then the signal takes its default action, which SA_RESETHAND has restored.
 extern "C" fn tidy_up(signal: libc::c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    if IS_AT_WORK.swap(true, Ordering::AcqRel) {
+        // Another thread has a fault too. Its handler ends the process.
+        wait_for_the_end();
+    }
     RawTerminal::restore();
     unix_socket::try_remove_files();
     // SAFETY: the kernel passes a valid record to a handler with SA_SIGINFO.
@@ -93,24 +98,39 @@ impl Write for Line {
     }
 }
 
-/// The stack of the handlers, because the fault may be that there is no more stack. All threads share it: if
-/// two threads fault at once, the process ends in any case. Pages that are never used cost nothing.
-struct Stack(UnsafeCell<[u8; STACK_BYTES]>);
+/// Whether a handler cleans up.
+static IS_AT_WORK: AtomicBool = AtomicBool::new(false);
+
+/// Waits for what another handler does at once, and no longer than that may take.
+fn wait_for_the_end() {
+    let limit = libc::timespec { tv_sec: 1, tv_nsec: 0 };
+    // SAFETY: the time is valid; the null pointer means that what is left of it is not wanted.
+    unsafe { libc::nanosleep(&limit, std::ptr::null_mut()) };
+}
+
+/// Stacks for the handlers, because the fault may be that a thread has no more stack. Threads take them in
+/// turn; pages that are never used cost nothing.
+struct Stacks(UnsafeCell<[[u8; STACK_BYTES]; STACKS]>);
 
 // SAFETY: only the kernel and the handlers use the bytes.
-unsafe impl Sync for Stack {}
+unsafe impl Sync for Stacks {}
 
-static STACK: Stack = Stack(UnsafeCell::new([0; STACK_BYTES]));
+static ALL_STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_BYTES]; STACKS]));
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
-/// Makes the handlers run on [`STACK`] in the calling thread.
+/// Makes the handlers run on one of the stacks in the calling thread.
 fn use_stack() {
-    let stack = libc::stack_t { ss_sp: STACK.0.get().cast(), ss_flags: 0, ss_size: STACK_BYTES };
+    let index = TAKEN.fetch_add(1, Ordering::Relaxed) % STACKS;
+    let stack = ALL_STACKS.0.get().cast::<[u8; STACK_BYTES]>().wrapping_add(index);
+    let stack = libc::stack_t { ss_sp: stack.cast(), ss_flags: 0, ss_size: STACK_BYTES };
     // SAFETY: the stack is static. A refusal leaves the handlers on the thread's own stack.
     unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
 }
 
 /// The kernel saves all of a CPU's registers on it: 11 KiB with AMX (`AT_MINSIGSTKSZ`, getauxval(3)).
-const STACK_BYTES: usize = 64 << 10;
+const STACK_BYTES: usize = 32 << 10;
+/// More than the threads of a usual machine: threads that share a stack would have to fault at once.
+const STACKS: usize = 64;
 
 #[cfg(test)]
 mod tests {

@@ -47,6 +47,8 @@ struct Record {
     host_failure: Option<HostFailure>,
     /// True if the machine does not survive the first ending.
     over: bool,
+    /// The signal because of which the guest was asked to end.
+    signal: Option<i32>,
     /// The number of endings that changed nothing because others came first.
     later: u64,
     /// True if the guest printed the text of a panic and the control thread has not noticed yet.
@@ -103,6 +105,23 @@ impl Gate {
             _ => record.later = record.later.saturating_add(1),
         }
         self.set_state(&record);
+    }
+
+    /// Notes the signal because of which the guest is asked to end. Returns `false` if it comes after an
+    /// ending that the machine does not survive: that one was not because of the signal.
+    pub(crate) fn note_signal(&self, signal: i32) -> bool {
+        let mut record = self.lock();
+        let is_survivable = |ending: &Ending| matches!(ending, Ending::Reset { .. });
+        let is_in_time = !record.over && record.first.as_ref().is_none_or(is_survivable);
+        if is_in_time {
+            record.signal = Some(signal);
+        }
+        is_in_time
+    }
+
+    /// Returns the last signal that was noted.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        self.lock().signal
     }
 
     /// Ends the machine on behalf of its owner.

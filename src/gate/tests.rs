@@ -238,3 +238,19 @@ fn questions_are_for_a_machine_that_its_owner_has_paused() {
     gate.post(Ending::Stopped);
     assert!(!gate.is_paused(), "a machine that ends is not paused");
 }
+
+#[test]
+fn signal_that_comes_after_the_guest_s_own_end_is_not_its_reason() {
+    let gate = Gate::new();
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    assert!(gate.note_signal(libc::SIGTERM), "the machine may survive a reset");
+    gate.restart().unwrap();
+    gate.post(Ending::PoweredOff);
+    assert!(!gate.note_signal(libc::SIGINT));
+    assert_eq!(gate.signal(), Some(libc::SIGTERM));
+    let gate = Gate::new();
+    gate.post(Ending::Reset { source: ResetSource::I8042 });
+    gate.set_over();
+    assert!(!gate.note_signal(libc::SIGTERM));
+    assert_eq!(gate.signal(), None);
+}

@@ -44,11 +44,27 @@ impl RawTerminal {
             return Ok(None);
         }
         let guard = RawTerminal { _private: () };
-        let mut raw = mode;
-        // SAFETY: `raw` is a valid mode.
-        unsafe { libc::cfmakeraw(&mut raw) };
-        set_mode(fd.as_raw_fd(), &raw)?;
+        set_mode(fd.as_raw_fd(), &raw_mode(mode))?;
         Ok(Some(guard))
+    }
+
+    /// Makes a terminal that was raw, raw again: for a process that was stopped and goes on (SIGCONT),
+    /// because a shell sets the mode that it likes meanwhile. In the background the terminal is left alone.
+    pub fn renew() {
+        let saved = SAVED.load(Ordering::Acquire);
+        // SAFETY: what `SAVED` has pointed to is never freed.
+        let Some(Saved { fd, mode }) = (unsafe { saved.as_ref() }) else { return };
+        // SAFETY: the descriptor is open.
+        let group = unsafe { libc::tcgetpgrp(fd.as_raw_fd()) };
+        // SAFETY: the call has no arguments and cannot fail.
+        if group != unsafe { libc::getpgrp() } {
+            return;
+        }
+        let _ = set_mode(fd.as_raw_fd(), &raw_mode(*mode));
+        if SAVED.load(Ordering::Acquire) != saved {
+            // Another thread has restored it in between.
+            let _ = set_mode(fd.as_raw_fd(), mode);
+        }
     }
 
     /// Restores a raw terminal, if there is one. It is for panic hooks and signal handlers, which run no
@@ -94,6 +110,13 @@ pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<TerminalSize> {
     // SAFETY: the call succeeded and has filled it.
     let size = (result == 0).then(|| unsafe { size.assume_init() })?;
     (size.ws_col > 0 && size.ws_row > 0).then_some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
+}
+
+/// Returns the raw form of a mode.
+fn raw_mode(mut mode: libc::termios) -> libc::termios {
+    // SAFETY: `mode` is a valid mode.
+    unsafe { libc::cfmakeraw(&mut mode) };
+    mode
 }
 
 fn set_mode(fd: RawFd, mode: &libc::termios) -> io::Result<()> {

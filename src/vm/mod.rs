@@ -180,13 +180,11 @@ impl VmHandle {
     }
 
     /// Presses the power button on behalf of a signal that the program received. The exit code of the
-    /// power-off is then that of the signal.
+    /// power-off is then that of the signal. Returns `false` if the machine has no button, or has ended.
     pub fn power_off_by_signal(&self, signal: i32) -> bool {
-        let pressed = self.shared.press_power_button();
-        if pressed {
-            self.shared.set_signal(signal);
-        }
-        pressed
+        self.shared.has_power_button()
+            && self.shared.gate.note_signal(signal)
+            && self.shared.press_power_button()
     }
 
     /// Returns the traffic counters of each network card, in configuration order; empty once the machine has
@@ -209,10 +207,14 @@ impl VmHandle {
         self.shared.gate.stop();
     }
 
-    /// Requests the end of the machine on behalf of a signal that the program received.
-    pub fn stop_by_signal(&self, signal: i32) {
-        self.shared.set_signal(signal);
-        self.shared.gate.post(Ending::Signalled { signal });
+    /// Requests the end of the machine on behalf of a signal that the program received. Returns `false` if
+    /// the machine had an ending already, which the signal does not change.
+    pub fn stop_by_signal(&self, signal: i32) -> bool {
+        let is_in_time = self.shared.gate.note_signal(signal);
+        if is_in_time {
+            self.shared.gate.post(Ending::Signalled { signal });
+        }
+        is_in_time
     }
 
     /// Waits up to `limit` for the machine to end, and returns its outcome if it has.

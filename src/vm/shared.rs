@@ -38,8 +38,6 @@ pub(super) struct Shared {
     pub(super) agent: Option<AgentAttachment>,
     /// The device that reports the power button, if the machine has one.
     button: Option<Arc<EventRegister>>,
-    /// The signal because of which the guest was asked to end.
-    signal: Mutex<Option<i32>>,
 }
 
 impl Shared {
@@ -55,7 +53,6 @@ impl Shared {
             agent,
             button,
             virtio: Arc::downgrade(virtio),
-            signal: Mutex::new(None),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             events: Subscribers::default(),
             console_path,
@@ -133,19 +130,15 @@ impl Shared {
         console.map(|console| console.resize(size)).is_some()
     }
 
+    /// Returns whether the machine has a power button.
+    pub(super) fn has_power_button(&self) -> bool {
+        self.button.is_some()
+    }
+
     pub(super) fn press_power_button(&self) -> bool {
         let Some(button) = &self.button else { return false };
         button.raise(Event::PowerButton);
         true
-    }
-
-    /// Returns the signal because of which the guest was asked to end.
-    pub(super) fn signal(&self) -> Option<i32> {
-        *self.signal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn set_signal(&self, signal: i32) {
-        *self.signal.lock().unwrap_or_else(PoisonError::into_inner) = Some(signal);
     }
 
     pub(super) fn wait_outcome(&self) -> Outcome {

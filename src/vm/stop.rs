@@ -102,7 +102,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         frames_dropped,
         later_events,
         resets,
-        signal: shared.signal(),
+        signal: shared.gate.signal(),
         command: None,
         times,
     };

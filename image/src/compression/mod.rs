@@ -126,7 +126,7 @@ impl Compression {
     }
 }
 
-/// What helps where the host gives no memory.
+/// Returns advice for a host that gives no memory.
 fn fix(error: &io::Error) -> &'static str {
     // A file in memory counts as a file.
     if error.kind() == io::ErrorKind::FileTooLarge {

@@ -38,11 +38,16 @@ pub(crate) fn run(args: &RunArgs) -> u8 {
         Ok(raw) => with_terminal(raw, args),
         Err(failure) => return report_failure(args.outcome.as_deref(), failure),
     };
+    // Before the check, which creates a file for a moment.
+    let signals = match Blocked::new() {
+        Ok(signals) => signals,
+        Err(error) => return report_failure(raw.outcome.as_deref(), Failure::of(&error)),
+    };
     if let Err(failure) = report_file::check("--outcome", raw.outcome.as_deref()) {
         say(&failure.reason);
         return failure.code;
     }
-    try_run(args, &raw).unwrap_or_else(|failure| report_failure(raw.outcome.as_deref(), failure))
+    try_run(args, &raw, signals).unwrap_or_else(|failure| report_failure(raw.outcome.as_deref(), failure))
 }
 
 /// Returns the settings of the flags and the config file, including those that only this subcommand has.
@@ -80,9 +85,8 @@ fn report_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     write_report(outcome, &report, failure.code, READER_LIMIT)
 }
 
-fn try_run(args: &RunArgs, raw: &RawConfig) -> Result<u8, Failure> {
+fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Failure> {
     let has_command = !args.command.command.is_empty();
-    let signals = Blocked::new().map_err(|error| Failure::of(&error))?;
     let watch = Watch::preparation(&signals, raw.outcome.clone()).map_err(|error| Failure::of(&error))?;
     let mut config = settings::config(raw, if has_command { "quiet" } else { default_words() })?;
     if has_command {

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
-use coracle::command::terminal_size;
+use coracle::command::{RawTerminal, terminal_size};
 use coracle_devices::signals::{self, Disposition};
 
 use crate::logger;
@@ -65,6 +65,8 @@ impl Blocked {
             let Some(signal) = self.next() else { continue };
             match signal {
                 libc::SIGCONT => {
+                    // A shell has changed the terminal's mode while this process was stopped.
+                    RawTerminal::renew();
                     vm.resume();
                     continue;
                 }
@@ -78,10 +80,20 @@ impl Blocked {
             if asks && vm.power_off_by_signal(signal) {
                 logger::info(&format!("the guest has {GRACE:?} to power off; a second signal stops it"));
                 grace = Some(Grace { signal, end: Instant::now() + GRACE });
-            } else {
-                vm.stop_by_signal(signal);
+            } else if !vm.stop_by_signal(signal) {
+                // The guest had ended by itself. Whatever still has to be done gets the signal.
+                self.poll_outcome(vm)?;
+                give_back(signal);
+                return Ok(());
             }
         }
+        Ok(())
+    }
+
+    /// Waits for the outcome, whatever signals come.
+    fn poll_outcome(&self, vm: &VmHandle) -> io::Result<()> {
+        // A negative descriptor is left out.
+        while let [false, _] = polled([vm.outcome_fd().as_raw_fd(), -1], -1)? {}
         Ok(())
     }
 
@@ -126,6 +138,12 @@ impl ReadEnd {
     pub(super) fn read(&self) -> Option<i32> {
         read(&self.fd)
     }
+}
+
+/// Sends a signal again that was read by a thread for which it was not meant.
+pub(super) fn give_back(signal: i32) {
+    // SAFETY: kill takes two numbers; all threads of this process block the signal, so that it stays pending.
+    unsafe { libc::kill(std::process::id().cast_signed(), signal) };
 }
 
 /// Reads a signal. There is none if nothing has come, or one that this process ignores: Linux keeps such a

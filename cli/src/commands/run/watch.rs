@@ -1,7 +1,7 @@
 //! A thread that handles signals while the main thread cannot: while a machine is prepared, while the main
 //! thread takes care of a machine, and while a report is written to a FIFO that nobody reads.
 
-use std::io::{self, IsTerminal, PipeReader, PipeWriter};
+use std::io::{self, IsTerminal, PipeReader, PipeWriter, Read};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use coracle::host::on_emulated_host;
 use coracle::outcome::{Ending, OutcomeReport};
 use coracle_devices::thread::spawn_with_signals_blocked;
 
-use super::signals::{Blocked, ReadEnd, ends};
+use super::signals::{Blocked, ReadEnd, ends, give_back};
 use super::write_report_at_once;
 use crate::end_at_once;
 use crate::stderr::{self, say};
@@ -32,7 +32,7 @@ pub(crate) struct Watch {
 enum State {
     /// The end of the process.
     Watching,
-    /// None: an earlier one is ending the process.
+    /// Nothing: an earlier one is ending the process.
     Ending,
     /// Whatever the main thread makes of it.
     Over,
@@ -133,22 +133,31 @@ fn watch(signals: &ReadEnd, ended: &PipeReader, state: &Mutex<State>, shows_prog
         let wait = progress.as_ref().map_or(-1, Progress::millis);
         match signals.wait(ended.as_raw_fd(), wait) {
             Ok(false) => {}
-            // The main thread reads the signals later, also after an error here.
-            Ok(true) | Err(_) => return,
+            Ok(true) => return,
+            // Whoever reads the signals later meets the error, too.
+            Err(_) => return wait_closed(ended),
         }
-        if let Some(signal) = signals.read().filter(|signal| ends(*signal)) {
+        if let Some(signal) = signals.read() {
             let mut state = lock(state);
             if !matches!(*state, State::Watching) {
                 return give_back(signal);
             }
-            *state = State::Ending;
-            drop(state);
-            work.end(signal);
+            if ends(signal) {
+                *state = State::Ending;
+                drop(state);
+                work.end(signal);
+            }
         }
         if let (Some(progress), State::Watching) = (&progress, &*lock(state)) {
             progress.show();
         }
     }
+}
+
+/// Waits until the other end of the pipe is closed.
+fn wait_closed(mut ended: &PipeReader) {
+    // Nobody writes to it, so a read ends with the pipe.
+    let _ = ended.read(&mut [0]);
 }
 
 /// Passes signals to a machine until it has its outcome.
@@ -162,12 +171,6 @@ fn attend(signals: &Blocked, vm: &VmHandle) {
 /// Locks the state, which is valid whatever a thread that panicked was doing.
 fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Sends a signal again that was read at the moment at which the main thread took over.
-fn give_back(signal: i32) {
-    // SAFETY: kill takes two numbers; all threads of this process block the signal, so that it stays pending.
-    unsafe { libc::kill(std::process::id().cast_signed(), signal) };
 }
 
 impl Work {
