@@ -129,11 +129,12 @@ pub use coracle_devices::virtio::balloon::BalloonStatus;
 pub use coracle_devices::virtio::console::TerminalSize;
 pub use coracle_devices::virtio::net::NetCounts;
 pub use cpu::CpuError;
-pub use kvm::{KvmError, VcpuFault, VcpuRegisters};
+pub use kvm::{KvmError, StateError as VcpuStateError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
 pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
-    BuildError, Event, Grace, PlatformError, RegistersError, Subscription, Vm, VmBuilder, VmHandle, outcome,
+    BuildError, Event, Fork, Grace, PlatformError, RegistersError, SnapshotError, Subscription, Template, Vm,
+    VmBuilder, VmHandle, outcome,
 };

@@ -25,13 +25,13 @@ pub fn create_in(folder: &Path) -> io::Result<File> {
 }
 
 /// Creates a file of `bytes` bytes, all zero, that exists in memory only; mappings of it keep it. /proc shows
-/// `name`.
+/// `name`. It can be sealed (`F_ADD_SEALS` of fcntl(2)).
 ///
 /// # Errors
 /// This process has too many open files, or the size is out of range.
 pub fn create_in_memory(name: &CStr, bytes: u64) -> io::Result<File> {
     // SAFETY: the name is a string with an end.
-    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -38,6 +38,8 @@ pub trait MsiSink: Send + Sync {
     /// Reports that pulses of I/O APIC input `pin` now send `message`, or nothing while the input is masked.
     ///
     /// Calls come in the order of the guest's writes, and only when the message changed. Every pin starts
-    /// with `None`. The I/O APIC's write lock is held, so the call must not write to the I/O APIC.
+    /// with `None`. When the I/O APIC gets a saved state, each pin that has a message then or had one before
+    /// is reported, changed or not. The I/O APIC's write lock is held, so the call must not write to the
+    /// I/O APIC.
     fn route_changed(&self, pin: u8, message: Option<MsiMessage>);
 }

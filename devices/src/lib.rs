@@ -31,6 +31,7 @@ pub mod journal;
 pub mod legacy;
 pub mod memory;
 pub mod signals;
+pub mod state;
 pub mod thread;
 pub mod virtio;
 

@@ -1,11 +1,17 @@
-//! Helpers of this crate's own tests: sinks that record, and a sweep over all registers and widths.
+//! Helpers of this crate's own tests: sinks that record, a sweep over all registers and widths, and states
+//! that a device must refuse or survive.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+
 use crate::bus::BusDevice;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
 use crate::irq::{IrqLine, MsiMessage, MsiSink};
+use crate::legacy::LegacyDevice;
+use crate::state::{SavedState, StateError};
 
 /// Keeps the requests that devices posted.
 #[derive(Default)]
@@ -70,4 +76,69 @@ pub(crate) fn sweep(device: &dyn BusDevice, window_len: u64) {
             }
         }
     }
+}
+
+/// Makes a state as a file may have it.
+pub(crate) fn saved(version: u16, bytes: &[u8]) -> SavedState {
+    postcard::from_bytes(&postcard::to_allocvec(&(version, bytes)).unwrap()).unwrap()
+}
+
+/// Checks that `device` refuses its own state with another version, without its last bytes and with bytes
+/// after it, and that it changes nothing then.
+pub(crate) fn refuses_damaged_states(device: &dyn LegacyDevice) {
+    let state = device.save();
+    let (version, bytes) = (state.version(), state.bytes());
+    let refuses = |version, bytes: &[u8]| {
+        let error = device.restore(&saved(version, bytes)).unwrap_err();
+        assert_eq!(device.save(), state, "{error}");
+        error
+    };
+    for other in [0, version + 1, u16::MAX] {
+        assert_eq!(refuses(other, bytes), StateError::Version { version: other, newest: version });
+    }
+    for len in 0..bytes.len() {
+        assert!(matches!(refuses(version, &bytes[..len]), StateError::Encoding { .. }), "{len} bytes");
+    }
+    for extra in 1..4 {
+        let longer = [bytes, &[0; 4][..extra]].concat();
+        assert_eq!(refuses(version, &longer), StateError::TrailingBytes { extra });
+    }
+}
+
+/// Gives `device` random states, and its own with random changes. One that it accepts is one that it could
+/// have had: it saves the same, and works.
+pub(crate) fn survives_any_state(device: &dyn LegacyDevice, window_len: u64) {
+    let own = device.save();
+    let changes = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    let changed = (changes, -2..3_isize).prop_map({
+        let bytes = own.bytes().to_vec();
+        move |(changes, more)| {
+            let mut bytes = bytes.clone();
+            let len = bytes.len();
+            if len > 0 {
+                changes.iter().for_each(|(place, value)| bytes[place.index(len)] = *value);
+            }
+            bytes.resize(bytes.len().saturating_add_signed(more), 0);
+            bytes
+        }
+    });
+    let random = proptest::collection::vec(any::<u8>(), 0..300);
+    let strategy = (0..4_u16, prop_oneof![random, changed]);
+    let test = |(version, bytes): (u16, Vec<u8>)| {
+        let before = device.save();
+        match device.restore(&saved(version, &bytes)) {
+            Ok(()) => {
+                let state = device.save();
+                prop_assert_eq!(device.restore(&state), Ok(()));
+                prop_assert_eq!(device.save(), state);
+                for offset in 0..window_len {
+                    device.read(offset, &mut [0; 4]);
+                    device.write(offset, &[0; 4]);
+                }
+            }
+            Err(_) => prop_assert_eq!(device.save(), before),
+        }
+        Ok(())
+    };
+    TestRunner::default().run(&strategy, test).unwrap();
 }

@@ -47,6 +47,7 @@ global_asm!(include_str!("asm/memory.s"));
 global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
 global_asm!(include_str!("asm/xsave.s"));
+global_asm!(include_str!("asm/forks.s"));
 global_asm!(concat!(
     include_str!("asm/virtio.s"),
     include_str!("asm/bench.s"),
@@ -129,6 +130,8 @@ payloads! {
     "bug-at-last" Zero payload_bug_at_last..payload_bug_at_last_end
         "prints 212,419 bytes whose last line is a `BUG:`, then powers off: 0";
     "echo" Zero payload_echo..payload_echo_end "sends back what it reads from the serial port; powers off after a `q`";
+    "counter" Zero payload_counter..payload_counter_end
+        "counts, and prints the count for each byte of the serial port; exits with 0 after a `q`";
     "ports" Zero payload_ports..payload_ports_end
         "reads and writes every harmless port by 1, 2 and 4 bytes, then exits with 0";
     "widths" Zero payload_widths..payload_widths_end
@@ -145,6 +148,8 @@ payloads! {
     "xsave" Zero payload_xsave..payload_xsave_end
         "checks CPUID leaf 0xd against XCR0; exits with 0, or with 50 when there is no XSAVE";
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
+    "fork-mark" Zero payload_fork_mark..payload_fork_mark_end
+        "touches 8 MiB and prints a byte, prints another when kvm-clock reports a pause, and halts forever";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end

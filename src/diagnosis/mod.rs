@@ -211,6 +211,11 @@ impl Subject {
         }
     }
 
+    /// Returns the same subject for a machine whose devices leave their signs in `signs`.
+    pub(crate) fn with_signs(&self, signs: Arc<Signs>) -> Subject {
+        Subject { signs, ..self.clone() }
+    }
+
     /// Examines the remains.
     pub(crate) fn examine(&self, remains: &Remains<'_>) -> Findings {
         let standing: Vec<Standing<'_>> = remains.vcpus.iter().filter_map(Standing::of).collect();

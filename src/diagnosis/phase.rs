@@ -5,6 +5,8 @@
 //! buses, and the ordered stop adds the signs of the vCPUs. Each sign has the time at which it was first
 //! seen.
 
+mod state;
+
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -12,8 +14,10 @@ use std::time::{Duration, Instant};
 use coracle_agent::boot_mark;
 use coracle_devices::bus::BusDevice;
 use coracle_devices::legacy::LegacyDevice;
+use coracle_devices::state::{Restoration, SavedState, StateError};
 use serde::{Serialize, Serializer};
 
+use self::state::SignsState;
 use crate::config::milliseconds;
 use crate::ending::Phase;
 
@@ -108,6 +112,13 @@ impl Signs {
         if let Some(place) = place {
             place.get_or_init(Instant::now);
         }
+    }
+
+    /// Returns the signs that were seen, as a bit for each of [`LIVE`].
+    fn seen(&self) -> u8 {
+        let Self { first_seen } = self;
+        let bits = (0..u8::BITS).zip(first_seen).filter(|(_, at)| at.get().is_some());
+        bits.fold(0, |seen, (bit, _)| seen | (1 << bit))
     }
 
     /// Returns whether the guest's init is known to have been started. A kernel without a serial console
@@ -216,6 +227,22 @@ impl BootMark {
 impl LegacyDevice for BootMark {
     /// The signs are those of the whole run.
     fn reset(&self) {}
+
+    /// The port itself has no state. The signs are its state, so that a guest that goes on in another machine
+    /// has come as far there.
+    fn save(&self) -> SavedState {
+        let Self { signs } = self;
+        SignsState { seen: signs.seen() }.encode()
+    }
+
+    /// Adds the signs to those of this run, with the present time if they are new.
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let SignsState { seen } = SignsState::decode(state)?;
+        Ok(Restoration::new(move || {
+            let restored = (0..u8::BITS).zip(LIVE).filter(|(bit, _)| seen & (1 << bit) != 0);
+            restored.for_each(|(_, sign)| self.signs.saw(sign));
+        }))
+    }
 }
 
 impl BusDevice for BootMark {
@@ -234,7 +261,8 @@ fn in_milliseconds<S: Serializer>(at: &Option<Duration>, serializer: S) -> Resul
     at.map(milliseconds).serialize(serializer)
 }
 
-/// The signs that devices see while the guest runs.
+/// The signs that devices see while the guest runs. Their order is that of the bits of a saved state: a new
+/// sign comes last, and makes a new version.
 const LIVE: [Sign; 7] = [
     Sign::ClockRead,
     Sign::InterruptsRead,

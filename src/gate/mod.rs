@@ -57,6 +57,8 @@ struct Record {
     crash_kernel: bool,
     /// The number of disk requests that failed.
     disk_errors: u64,
+    /// True if a handle has left work for the control thread.
+    requested: bool,
     /// Set while the control thread has to pause the machine: the reason for it.
     pause_reason: Option<String>,
     /// True while the owner allows the vCPUs to run.
@@ -105,6 +107,17 @@ impl Gate {
             _ => record.later = record.later.saturating_add(1),
         }
         self.set_state(&record);
+    }
+
+    /// Ends the machine, unless another ending was posted before: then it returns `false`.
+    pub(crate) fn post_first(&self, ending: Ending) -> bool {
+        let mut record = self.lock();
+        let is_first = record.first.is_none();
+        if is_first {
+            record.first = Some(ending);
+            self.set_state(&record);
+        }
+        is_first
     }
 
     /// Notes the signal because of which the guest is asked to end. Returns `false` if it comes after an
@@ -175,8 +188,23 @@ impl Gate {
     /// does so and returns `true` only in the state that [`Gate::wait_paused`] waits for, in which every
     /// thread serves at once. `post_commands` runs under the lock, so it must not wait.
     pub(crate) fn ask_parked(&self, vcpus: u32, post_commands: impl FnOnce()) -> bool {
+        self.ask(vcpus, |record| !record.resumed, post_commands)
+    }
+
+    /// [`Gate::ask_parked`] for the control thread while it holds the vCPUs.
+    pub(crate) fn ask_held(&self, vcpus: u32, post_commands: impl FnOnce()) -> bool {
+        self.ask(vcpus, |record| record.held, post_commands)
+    }
+
+    fn ask(
+        &self,
+        vcpus: u32,
+        stays_paused: impl FnOnce(&Record) -> bool,
+        post_commands: impl FnOnce(),
+    ) -> bool {
         let mut record = self.lock();
-        let is_ready = self.is_paused_in(&record) && record.parked >= vcpus;
+        let is_paused = self.state() == GateState::Paused && stays_paused(&record);
+        let is_ready = is_paused && record.parked >= vcpus;
         if is_ready {
             post_commands();
             record.asked = record.asked.wrapping_add(1);
@@ -228,11 +256,13 @@ impl Gate {
     }
 
     /// Keeps the vCPUs out, or stops doing so, on behalf of the control thread. The owner's last
-    /// [`Gate::open`] or [`Gate::pause`] stays in force and applies afterwards.
-    pub(crate) fn hold(&self, held: bool) {
+    /// [`Gate::open`] or [`Gate::pause`] stays in force and applies afterwards. Returns whether they were
+    /// held before.
+    pub(crate) fn hold(&self, held: bool) -> bool {
         let mut record = self.lock();
-        record.held = held;
+        let before = std::mem::replace(&mut record.held, held);
         self.set_state(&record);
+        before
     }
 
     /// Records that the first ending ends the machine: there will be no restart.
@@ -301,6 +331,12 @@ impl Gate {
             record.pause_reason = pause_reason;
             self.changed.notify_all();
         }
+    }
+
+    /// Wakes the control thread for work that a handle has left for it.
+    pub(crate) fn request(&self) {
+        self.lock().requested = true;
+        self.changed.notify_all();
     }
 
     /// Returns the number of disk requests that the host could not carry out.

@@ -16,6 +16,8 @@ pub(crate) enum Wake {
     /// A disk has a fault because of which the machine has to be paused; the text names the disk and the
     /// fault.
     Pause(String),
+    /// A handle has left work for the control thread.
+    Requested,
     /// The boot limit has expired: by now the guest should have reached its init.
     BootLimit(Duration),
     /// The time for a look at the guest has come.
@@ -63,6 +65,9 @@ impl Gate {
             }
             if let Some(reason) = record.pause_reason.take() {
                 return Wake::Pause(reason);
+            }
+            if std::mem::take(&mut record.requested) {
+                return Wake::Requested;
             }
             let deadline = [end, booted, look_at].into_iter().flatten().min();
             record = match deadline {

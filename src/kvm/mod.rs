@@ -3,13 +3,17 @@
 //! It turns ioctls into typed calls and typed exits, and holds no policy: [`crate::vcpu`] decides what an
 //! exit means to the virtual machine.
 
+mod clock;
 mod inspect;
 mod interrupts;
 mod kick;
 mod probe;
 mod state;
 mod system;
+#[cfg(test)]
+pub(crate) mod testing;
 mod vcpu;
+mod vcpu_state;
 mod vm;
 
 pub(crate) use inspect::{Activity, CodePlace};
@@ -19,6 +23,9 @@ pub(crate) use probe::ProbeMachine;
 pub(crate) use system::{Kvm, hides_xsave};
 pub(crate) use vcpu::{Vcpu, VcpuExit};
 pub use vcpu::{VcpuFault, VcpuRegisters};
+pub use vcpu_state::StateError;
+pub(crate) use vcpu_state::StateFormat;
+pub(crate) use vcpu_state::restore_vcpus;
 pub(crate) use vm::{KvmVm, WeakKvmVm};
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use coracle_arch::x86_64::cpuid::{self, CpuidEntry};
-use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Cap;
 
 use super::vm::KvmVm;
@@ -13,7 +13,7 @@ use super::{KvmError, call};
 
 /// An open `/dev/kvm`.
 pub(crate) struct Kvm {
-    fd: kvm_ioctls::Kvm,
+    pub(super) fd: kvm_ioctls::Kvm,
 }
 
 impl Kvm {
@@ -55,18 +55,18 @@ impl Kvm {
         Ok(SUPPORTED_CPUID.get_or_init(|| entries))
     }
 
-    fn ask_supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
+    pub(super) fn ask_supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
         let cpuid = call("KVM_GET_SUPPORTED_CPUID", self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
-        let entries = cpuid.as_slice().iter().map(|entry| CpuidEntry {
-            function: entry.function,
-            index: entry.index,
-            index_significant: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
-            eax: entry.eax,
-            ebx: entry.ebx,
-            ecx: entry.ecx,
-            edx: entry.edx,
-        });
-        Ok(entries.collect())
+        Ok(cpuid.as_slice().iter().map(leaf).collect())
+    }
+
+    /// Returns the model-specific registers that this KVM can save. KVM is asked once for the whole process.
+    pub(crate) fn msr_index_list(&self) -> Result<&'static [u32], KvmError> {
+        if let Some(msrs) = MSR_INDEX_LIST.get() {
+            return Ok(msrs);
+        }
+        let list = call("KVM_GET_MSR_INDEX_LIST", self.fd.get_msr_index_list())?;
+        Ok(MSR_INDEX_LIST.get_or_init(|| list.as_slice().to_vec()))
     }
 
     /// Returns whether the guest may use the local APIC's TSC-deadline timer.
@@ -77,6 +77,19 @@ impl Kvm {
     /// Returns the largest number of vCPUs of a virtual machine, and the number that KVM recommends.
     pub(crate) fn vcpu_limits(&self) -> VcpuLimits {
         VcpuLimits { max: self.fd.get_max_vcpus(), recommended: self.fd.get_nr_vcpus() }
+    }
+}
+
+/// Turns a CPUID leaf of KVM into plain data.
+pub(super) fn leaf(entry: &kvm_cpuid_entry2) -> CpuidEntry {
+    CpuidEntry {
+        function: entry.function,
+        index: entry.index,
+        index_significant: entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0,
+        eax: entry.eax,
+        ebx: entry.ebx,
+        ecx: entry.ecx,
+        edx: entry.edx,
     }
 }
 
@@ -125,6 +138,9 @@ const QEMU_EMULATION: &[u8] = b"TCGTCGTCGTCG";
 /// Read once: it is a fact of the host, which no virtual machine changes.
 static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
 
+/// Read once, as above.
+static MSR_INDEX_LIST: OnceLock<Vec<u32>> = OnceLock::new();
+
 /// Whether a check has passed in this process: the facts of the host do not change.
 static IS_SUFFICIENT: AtomicBool = AtomicBool::new(false);
 
@@ -134,11 +150,13 @@ const DEVICE: &str = "/dev/kvm";
 const API_VERSION: i32 = 12;
 
 /// The capabilities that a KVM may lack. A split irqchip came with Linux 4.4, when every KVM of x86 had
-/// memory slots from userspace, CPUID and the state of vCPUs.
+/// memory slots from userspace, CPUID and the state of vCPUs. Without an immediate exit (Linux 4.13), a vCPU
+/// that completes its last access would run on.
 const REQUIRED: &[(Cap, &str)] = &[
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];

@@ -10,6 +10,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 use serde::Serialize;
+use vmm_sys_util::errno;
 
 use super::{KvmError, call, kick};
 
@@ -17,6 +18,8 @@ use super::{KvmError, call, kick};
 pub(crate) struct Vcpu {
     pub(super) fd: VcpuFd,
     index: u32,
+    /// Whether the guest's last exit was an access that KVM finishes at the next entry.
+    access_pending: bool,
 }
 
 /// The reason why a vCPU left the guest. The slices lie in memory shared with KVM, which reads results from
@@ -102,7 +105,7 @@ impl fmt::Display for VcpuFault {
 
 impl Vcpu {
     pub(super) fn new(fd: VcpuFd, index: u32) -> Vcpu {
-        Vcpu { fd, index }
+        Vcpu { fd, index, access_pending: false }
     }
 
     /// Returns the vCPU's index, which is also its APIC id.
@@ -124,7 +127,37 @@ impl Vcpu {
 
     /// Runs the guest until it exits.
     pub(crate) fn run(&mut self) -> VcpuExit<'_> {
-        if let Err(error) = self.fd.run().map(drop) {
+        let result = self.fd.run().map(drop);
+        self.exit(result)
+    }
+
+    /// Makes KVM finish the access with which the guest exited, without running the guest further: only then
+    /// are registers and memory those after the instruction, or after the completed part of a string
+    /// instruction (Documentation/virt/kvm/api.rst, KVM_RUN). Returns `None` once nothing remains to be
+    /// finished, and before that the next access of the same instruction: handle it, and call this again. An
+    /// instruction makes at most some thousand: KVM interrupts a string instruction after 1,024 items.
+    pub(crate) fn complete_exit(&mut self) -> Option<VcpuExit<'_>> {
+        if !self.access_pending {
+            return None;
+        }
+        self.fd.set_kvm_immediate_exit(1);
+        let result = self.fd.run().map(drop);
+        self.fd.set_kvm_immediate_exit(0);
+        match self.exit(result) {
+            VcpuExit::Interrupted => None,
+            exit => Some(exit),
+        }
+    }
+
+    /// Returns whether [`Vcpu::complete_exit`] has something to finish.
+    pub(super) fn has_access_pending(&self) -> bool {
+        self.access_pending
+    }
+
+    /// Interprets the result of KVM_RUN.
+    fn exit(&mut self, result: Result<(), errno::Error>) -> VcpuExit<'_> {
+        self.access_pending = false;
+        if let Err(error) = result {
             return match error.errno() {
                 libc::EINTR => {
                     kick::consume_kicks();
@@ -135,7 +168,9 @@ impl Vcpu {
                 errno => VcpuExit::Fault(VcpuFault::RunFailed { errno }),
             };
         }
-        decode(self.fd.get_kvm_run())
+        let run = self.fd.get_kvm_run();
+        self.access_pending = matches!(run.exit_reason, KVM_EXIT_IO | KVM_EXIT_MMIO);
+        decode(run)
     }
 
     /// Returns the registers of a vCPU that is outside the guest. `None` if they are lost: AMD CPUs leave

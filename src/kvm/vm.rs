@@ -6,8 +6,8 @@ use coracle_arch::x86_64::layout;
 use coracle_devices::irq::MsiMessage;
 use coracle_devices::journal;
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
-    kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_MSI,
+    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, VmFd};
 use vmm_sys_util::errno;
@@ -20,7 +20,7 @@ use crate::memory::GuestRam;
 /// A KVM virtual machine. Cheap to clone: it is closed when the last clone is dropped.
 #[derive(Clone)]
 pub(crate) struct KvmVm {
-    fd: Arc<VmFd>,
+    pub(super) fd: Arc<VmFd>,
 }
 
 /// A virtual machine that does not stay open for this.
@@ -74,7 +74,19 @@ impl KvmVm {
         call("KVM_SET_TSS_ADDR", self.fd.set_tss_address(layout::KVM_TSS as usize))?;
         let mut capability = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
         capability.args[0] = IOAPIC_PINS;
-        call("KVM_ENABLE_CAP of a split irqchip", self.fd.enable_cap(&capability))
+        call("KVM_ENABLE_CAP of a split irqchip", self.fd.enable_cap(&capability))?;
+        self.report_events_in_full();
+        Ok(())
+    }
+
+    /// Makes KVM report pending exceptions as such, and pending triple faults, in the state of a vCPU
+    /// (`vcpu_state`). An older KVM lacks one or both, and reports less.
+    fn report_events_in_full(&self) {
+        for cap in [KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT] {
+            let mut capability = kvm_enable_cap { cap, ..Default::default() };
+            capability.args[0] = 1;
+            let _ = self.fd.enable_cap(&capability);
+        }
     }
 
     /// Makes the vCPU with this index, which is also its APIC id.

@@ -2,16 +2,44 @@
 //! belongs to its thread for the whole life of a guest, so whoever wants to know its state leaves a command
 //! here.
 
+use std::borrow::Borrow;
 use std::sync::mpsc::SyncSender;
 use std::sync::{Mutex, PoisonError};
 
-use crate::kvm::{Vcpu, VcpuRegisters};
+use coracle_arch::x86_64::cpuid::CpuidEntry;
+use coracle_arch::x86_64::vcpu_state::VcpuState;
+use serde::{Deserialize, Serialize};
+
+use crate::kvm::{StateError, StateFormat, Vcpu, VcpuRegisters};
 
 /// A command to a parked vCPU, with the channel for its answer. The channel is buffered, so that the vCPU's
 /// thread never waits for the receiver.
 pub(super) enum VcpuCommand {
     /// Reads the registers.
     Registers(SyncSender<Option<VcpuRegisters>>),
+    /// Saves the whole state.
+    State(&'static StateFormat, SyncSender<Result<SavedVcpu, StateError>>),
+}
+
+/// A vCPU as plain data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SavedVcpu {
+    /// The CPUID leaves that the guest sees.
+    pub(crate) cpuid: Vec<CpuidEntry>,
+    /// Everything that the guest can change.
+    pub(crate) state: VcpuState,
+}
+
+impl Borrow<VcpuState> for SavedVcpu {
+    fn borrow(&self) -> &VcpuState {
+        &self.state
+    }
+}
+
+impl SavedVcpu {
+    fn of(vcpu: &Vcpu, format: &StateFormat) -> Result<SavedVcpu, StateError> {
+        Ok(SavedVcpu { cpuid: vcpu.cpuid()?, state: vcpu.save(format)? })
+    }
 }
 
 /// The commands that the thread has not taken yet: at most one for each caller that waits for an answer.
@@ -34,6 +62,9 @@ impl Mailbox {
             match command {
                 // Sending fails if the caller no longer waits; that is fine.
                 VcpuCommand::Registers(answer) => drop(answer.try_send(vcpu.registers())),
+                VcpuCommand::State(format, answer) => {
+                    drop(answer.try_send(SavedVcpu::of(vcpu, format)));
+                }
             }
         }
     }

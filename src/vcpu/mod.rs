@@ -10,4 +10,5 @@ mod thread;
 pub use affinity::AffinityError;
 pub use counts::ExitCounts;
 pub(crate) use dispatch::Buses;
+pub(crate) use mailbox::SavedVcpu;
 pub(crate) use thread::{VcpuHandle, VcpuThread};

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use super::counts::{ExitCounters, ExitCounts};
 use super::dispatch::{Buses, Next};
-use super::mailbox::{Mailbox, VcpuCommand};
+use super::mailbox::{Mailbox, SavedVcpu, VcpuCommand};
 use super::{affinity, cpu_clock};
 use crate::ending::{Ending, HostFailure};
 use crate::gate::{Gate, GateState};
-use crate::kvm::{Kicker, Vcpu, VcpuRegisters};
+use crate::kvm::{Kicker, StateError, StateFormat, Vcpu, VcpuRegisters};
 use crate::thread::ThreadKind;
 
 /// A vCPU with everything that its thread needs.
@@ -71,6 +71,11 @@ impl VcpuThread {
             match gate.state() {
                 GateState::Open => {}
                 GateState::Paused => {
+                    // A parked vCPU stands between two instructions, so that it can be inspected and saved.
+                    if let Some(ending) = complete_exit(&mut vcpu, &buses, &shown.counters) {
+                        gate.post(ending);
+                        continue;
+                    }
                     shown.halted_for_good.store(vcpu.has_halted_for_good(), Ordering::Release);
                     if gate.park(|| shown.mailbox.serve(&vcpu)) {
                         vcpu.report_pause();
@@ -127,6 +132,13 @@ impl VcpuHandle {
         receiver
     }
 
+    /// Asks for the vCPU's whole state, under the same conditions as [`VcpuHandle::ask_registers`].
+    pub(crate) fn ask_state(&self, format: &'static StateFormat) -> Receiver<Result<SavedVcpu, StateError>> {
+        let (answer, receiver) = mpsc::sync_channel(1);
+        self.shown.mailbox.post(VcpuCommand::State(format, answer));
+        receiver
+    }
+
     /// Returns whether the thread has ended.
     pub(crate) fn has_ended(&self) -> bool {
         self.thread.is_finished()
@@ -136,6 +148,18 @@ impl VcpuHandle {
     pub(crate) fn join(self) -> Option<Vcpu> {
         self.thread.join().ok()
     }
+}
+
+/// Completes the access with which the vCPU left the guest, and those that follow in the same instruction.
+/// Returns the ending if the vCPU cannot go on.
+fn complete_exit(vcpu: &mut Vcpu, buses: &Buses, counters: &ExitCounters) -> Option<Ending> {
+    while let Some(exit) = vcpu.complete_exit() {
+        let next = buses.handle(exit, counters);
+        if let Some(ending) = ending(next, vcpu) {
+            return Some(ending);
+        }
+    }
+    None
 }
 
 fn ending(next: Next, vcpu: &Vcpu) -> Option<Ending> {
@@ -162,3 +186,6 @@ impl Drop for EndReport {
         self.gate.count_ended_vcpu();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -226,6 +226,11 @@ impl VirtioDevices {
         self.attached.iter().filter_map(|device| device.handle.as_ref())
     }
 
+    /// Returns the names of the devices, in their order.
+    pub(crate) fn device_names(&self) -> Vec<String> {
+        self.attached.iter().map(|device| device.transport.name()).collect()
+    }
+
     /// Returns the windows and interrupts of the devices, for tables and command lines.
     pub(crate) fn places(&self) -> Vec<VirtioMmio> {
         self.attached.iter().map(|device| device.place).collect()

@@ -35,7 +35,7 @@ use crate::io_loop::IoLoop;
 use crate::kvm::{Interrupts, Kvm, Vcpu};
 use crate::thread::ThreadKind;
 use crate::vcpu::affinity;
-use crate::virtio::{self, AttachContext, VirtioDevices};
+use crate::virtio::{self, AttachContext, Specs, VirtioDevices};
 
 /// Builds a virtual machine.
 #[derive(Debug, Clone, Default)]
@@ -200,32 +200,40 @@ impl VmBuilder {
         let root = root.map(|root| root.placed(&mut initrds));
         let specs = virtio::specs(config, root.as_ref());
         initrds.extend(inputs::module_loader(config, (&kernel, root.as_ref()), &specs, true)?);
-        let console = self.console.open_all(&self.config)?;
-        let gate = Arc::new(Gate::new());
-        let interrupts = Arc::new(Interrupts::default());
-        let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
-        let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
-        let virtio = Arc::new(VirtioDevices::attach(config, &specs, &attach)?);
+        let console = self.console_ends()?;
+        let host = HostParts::new(config, &specs)?;
         drop(specs);
         let inputs = Inputs { kernel, initrds, root };
         let kvm = Kvm::open()?;
         let features = CpuFeatures::new(&config.cpu, cpu, &kvm)?;
-        let recipe = Recipe { config: config.clone(), inputs, kvm, features, virtio: virtio.places() };
+        let recipe = Recipe { config: config.clone(), inputs, kvm, features, virtio: host.virtio.places() };
+        let platform = self.platform(&host)?;
+        let (guest, vcpus) = recipe.make()?;
+        guest.connect(&host.interrupts, &host.virtio)?;
+        let Inputs { kernel, initrds, root } = &recipe.inputs;
+        let disks = config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
+        let signs = platform.signs.clone();
+        let subject = Subject::new(config, recipe.cmdline(), disks, kernel, initrds, signs);
+        let recipe = (config.on_reset == ResetPolicy::Reboot).then(|| Arc::new(recipe));
+        self.assemble(console, Parts { began, host, recipe, subject, platform, vcpus, guest })
+    }
+
+    /// Opens the host's ends of the consoles.
+    pub(super) fn console_ends(&self) -> Result<MachineConsoles, BuildError> {
+        Ok(self.console.open_all(&self.config)?)
+    }
+
+    /// Makes the legacy devices of a machine with these parts.
+    pub(super) fn platform(&self, host: &HostParts) -> Result<Platform, BuildError> {
         let com2 = agent::serial_console(&self.config).map_err(thread_error("the second serial port"))?;
-        let platform = Platform::new(
-            interrupts.clone(),
-            gate.clone(),
-            virtio.windows(),
-            recipe.virtio.iter().map(|place| place.gsi).max(),
+        Ok(Platform::new(
+            host.interrupts.clone(),
+            host.gate.clone(),
+            host.virtio.windows(),
+            host.virtio.places().iter().map(|place| place.gsi).max(),
             self.console.capacity(),
             com2.as_ref(),
-        )?;
-        let (guest, vcpus) = recipe.make()?;
-        guest.connect(&interrupts, &virtio)?;
-        self.assemble(
-            console,
-            Parts { began, gate, event_loop, interrupts, virtio, recipe, platform, vcpus, guest },
-        )
+        )?)
     }
 
     /// Builds the machine and starts its vCPUs.
@@ -281,12 +289,14 @@ impl VmBuilder {
         Ok(vm.wait())
     }
 
-    fn assemble(&self, mut consoles: MachineConsoles, parts: Parts) -> Result<(Vm, Machine), BuildError> {
-        let Parts { began, gate, mut event_loop, interrupts, virtio, recipe, platform, vcpus, guest } = parts;
-        let Inputs { kernel, initrds, root } = &recipe.inputs;
-        let cmdline = recipe.cmdline();
-        let disks = self.config.disks.len() + usize::from(matches!(root, Some(Root::Disk(_))));
-        let subject = Subject::new(&self.config, cmdline, disks, kernel, initrds, platform.signs.clone());
+    /// Turns the parts into a machine, and starts all of its threads but the control thread.
+    pub(super) fn assemble(
+        &self,
+        mut consoles: MachineConsoles,
+        parts: Parts,
+    ) -> Result<(Vm, Machine), BuildError> {
+        let Parts { began, host, recipe, subject, platform, vcpus, guest } = parts;
+        let HostParts { gate, mut event_loop, interrupts, virtio } = host;
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
         let mut keys = self.console_escape.then(|| Keys::new(gate.clone()));
@@ -316,7 +326,8 @@ impl VmBuilder {
             interrupts,
             virtio,
             guest: Some(guest),
-            recipe: (self.config.on_reset == ResetPolicy::Reboot).then_some(recipe),
+            recipe,
+            config: self.config.clone(),
             limits: Limits::of(&self.config),
             on_halt: self.config.on_halt,
             subject,
@@ -342,18 +353,36 @@ impl<F: FnMut(&[u8])> Write for Callback<F> {
 
 /// The parts that exist before the first thread. They become a [`Machine`] and its [`Shared`]; if building
 /// fails, they are dropped.
-struct Parts {
+pub(super) struct Parts {
     /// The time at which building began.
-    began: Instant,
-    gate: Arc<Gate>,
-    event_loop: EventLoop,
-    interrupts: Arc<Interrupts>,
-    virtio: Arc<VirtioDevices>,
-    recipe: Recipe,
-    platform: Platform,
+    pub(super) began: Instant,
+    pub(super) host: HostParts,
+    /// The ingredients of the next guest, if the machine survives a reset.
+    pub(super) recipe: Option<Arc<Recipe>>,
+    pub(super) subject: Subject,
+    pub(super) platform: Platform,
     // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
-    vcpus: Vec<Vcpu>,
-    guest: Guest,
+    pub(super) vcpus: Vec<Vcpu>,
+    pub(super) guest: Guest,
+}
+
+/// The parts of a machine that know nothing of its guest.
+pub(super) struct HostParts {
+    pub(super) gate: Arc<Gate>,
+    event_loop: EventLoop,
+    pub(super) interrupts: Arc<Interrupts>,
+    pub(super) virtio: Arc<VirtioDevices>,
+}
+
+impl HostParts {
+    pub(super) fn new(config: &VmConfig, specs: &Specs<'_>) -> Result<HostParts, BuildError> {
+        let gate = Arc::new(Gate::new());
+        let interrupts = Arc::new(Interrupts::default());
+        let event_loop = EventLoop::new().map_err(thread_error("the I/O thread"))?;
+        let attach = AttachContext { interrupts: &interrupts, io: event_loop.handle(), gate: gate.clone() };
+        let virtio = Arc::new(VirtioDevices::attach(config, specs, &attach)?);
+        Ok(HostParts { gate, event_loop, interrupts, virtio })
+    }
 }
 
 pub(super) fn thread_error(what: &'static str) -> impl FnOnce(io::Error) -> BuildError {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::platform::Platform;
 use super::recipe::Recipe;
 use super::watch::Limits;
-use crate::config::HaltPolicy;
+use crate::config::{HaltPolicy, VmConfig};
 use crate::console::Pump;
 use crate::diagnosis::Subject;
 use crate::io_loop::IoLoop;
@@ -27,7 +27,8 @@ pub(super) struct Machine {
     /// `None` only while a reset replaces the guest.
     pub(super) guest: Option<Guest>,
     /// How to make the next guest; `None` if the first reset ends the machine.
-    pub(super) recipe: Option<Recipe>,
+    pub(super) recipe: Option<Arc<Recipe>>,
+    pub(super) config: VmConfig,
     pub(super) limits: Limits,
     pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,

@@ -27,8 +27,10 @@ mod platform;
 mod recipe;
 mod registers;
 mod release;
+mod requests;
 mod setters;
 mod shared;
+mod snapshot;
 mod stop;
 mod vcpus;
 mod vsock;
@@ -50,6 +52,7 @@ use outcome::{Ending, Outcome};
 pub use platform::{LegacyPlatform, PlatformError};
 pub use registers::RegistersError;
 use shared::Shared;
+pub use snapshot::{Fork, SnapshotError, Template};
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;

@@ -11,7 +11,7 @@ use crate::thread::ThreadKind;
 use crate::virtio::VirtioDevices;
 
 /// The parts of a machine that have files, sockets and taps open.
-type Parts = (Platform, Arc<VirtioDevices>, Option<Recipe>);
+type Parts = (Platform, Arc<VirtioDevices>, Option<Arc<Recipe>>);
 
 /// Drops the parts of a machine that has ended, which closes their files. Some file systems wait for a server
 /// at a close (NFS, FUSE with FLUSH), perhaps without end. A machine with devices therefore closes them on a

@@ -13,6 +13,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::events::{Event as LifeEvent, Subscribers};
 use super::outcome::Outcome;
+use super::requests::Requests;
+use super::snapshot::Freezing;
 use super::vcpus::STOP_LIMIT;
 use crate::agent::AgentAttachment;
 use crate::gate::Gate;
@@ -24,6 +26,9 @@ pub(super) struct Shared {
     pub(super) gate: Arc<Gate>,
     pub(super) outcome_event: EventFd,
     pub(super) events: Subscribers,
+    pub(super) requests: Requests,
+    /// Set once the machine ends in order to become a template.
+    pub(super) freezing: Mutex<Option<Freezing>>,
     pub(super) console_path: Option<PathBuf>,
     /// The destination of this machine's log lines.
     pub(super) journal: Arc<Journal>,
@@ -55,6 +60,8 @@ impl Shared {
             virtio: Arc::downgrade(virtio),
             outcome_event: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             events: Subscribers::default(),
+            requests: Requests::default(),
+            freezing: Mutex::new(None),
             console_path,
             journal: Journal::current(),
             outcome: Mutex::new(None),

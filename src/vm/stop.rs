@@ -11,6 +11,7 @@
 //!
 //! A vCPU that does not leave the guest keeps what it uses.
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use coracle_devices::virtio::net::NetCounts;
@@ -37,6 +38,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         virtio,
         guest,
         recipe,
+        config: _,
         limits: _,
         on_halt: _,
         subject,
@@ -46,6 +48,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     let started = shared.gate.started();
     let duration = started.map(|started| started.elapsed()).unwrap_or_default();
     shared.gate.set_over();
+    shared.requests.close();
     let vcpus = std::mem::take(&mut *shared.vcpus());
     let stopped = stop_vcpus(&shared.gate, vcpus);
     exits.add(&stopped.exits);
@@ -111,17 +114,21 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
     release((platform, virtio, recipe), &mut outcome);
     shared.journal.flush(LOG_LIMIT);
     shared.report(outcome);
-    close(vcpus, &interrupts, guest, leaked);
+    close(shared, vcpus, &interrupts, guest, leaked);
 }
 
-/// Closes KVM's file descriptors and releases the guest's memory. The handles' power button keeps the
-/// interrupts: KVM's virtual machine is closed here all the same, before the memory that it maps is unmapped.
-fn close(vcpus: Vec<Vcpu>, interrupts: &Interrupts, guest: Option<Guest>, leaked: bool) {
+/// Closes KVM's file descriptors and releases the guest's memory, unless it becomes that of a template. The
+/// handles' power button keeps the interrupts: KVM's virtual machine is closed here all the same, before the
+/// memory that it maps is unmapped.
+fn close(shared: &Shared, vcpus: Vec<Vcpu>, interrupts: &Interrupts, guest: Option<Guest>, leaked: bool) {
     interrupts.close();
     drop(vcpus);
-    if leaked {
+    let freezing = shared.freezing.lock().unwrap_or_else(PoisonError::into_inner).take();
+    match (guest, freezing) {
         // A stuck thread may still be inside the guest: leak the guest's memory and virtual machine.
-        std::mem::forget(guest);
+        (guest, _) if leaked => std::mem::forget(guest),
+        (Some(guest), Some(freezing)) => freezing.finish(guest),
+        (guest, _) => drop(guest),
     }
 }
 

@@ -5,7 +5,7 @@
 //! [`mptable::write_table`] the processors and interrupts of a machine without ACPI. [`load::load`] fills
 //! guest memory and returns the [`registers::BootState`] of the first CPU.
 //! [`cpu_template::CpuTemplate::apply`], [`cpuid::for_vcpu`] and [`lapic::set_virtual_wire`] prepare each
-//! CPU.
+//! CPU. [`vcpu_state`] is the state of a CPU that has run.
 
 pub mod acpi;
 mod boot_params;
@@ -25,3 +25,4 @@ mod paging;
 mod pvh;
 pub mod registers;
 mod reset_vector;
+pub mod vcpu_state;

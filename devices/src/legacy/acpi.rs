@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use super::LegacyDevice;
+use super::{LegacyDevice, no_state, prepare_no_state};
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
+use crate::state::{Restoration, SavedState, StateError};
 
 /// Sleep control, sleep status and reset registers (ACPI 6.5, sections 4.8.3.6 and 4.8.3.7).
 pub struct AcpiRegisters {
@@ -38,6 +39,15 @@ impl AcpiRegisters {
 impl LegacyDevice for AcpiRegisters {
     /// The registers have no state.
     fn reset(&self) {}
+
+    fn save(&self) -> SavedState {
+        let Self { requests: _ } = self;
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
+    }
 }
 
 impl ByteRegisters for AcpiRegisters {
@@ -76,7 +86,7 @@ fn is_power_off(value: u8) -> bool {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
-    use crate::testing::{RequestLog, sweep};
+    use crate::testing::{RequestLog, refuses_damaged_states, saved, survives_any_state, sweep};
 
     fn registers() -> (AcpiRegisters, Arc<RequestLog>) {
         let log = Arc::new(RequestLog::default());
@@ -115,6 +125,16 @@ mod tests {
         let mut data = [0xaa; 3];
         registers.read(0, &mut data);
         assert_eq!(data, [0, 0, 0]);
+        assert_eq!(log.take(), []);
+    }
+
+    #[test]
+    fn state_is_empty_and_restoring_it_requests_nothing() {
+        let (registers, log) = registers();
+        assert_eq!(registers.save(), saved(1, &[]));
+        assert_eq!(registers.restore(&registers.save()), Ok(()));
+        refuses_damaged_states(&registers);
+        survives_any_state(&registers, 0);
         assert_eq!(log.take(), []);
     }
 

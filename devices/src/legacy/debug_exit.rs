@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use super::LegacyDevice;
+use super::{LegacyDevice, no_state, prepare_no_state};
 use crate::bus::BusDevice;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
+use crate::state::{Restoration, SavedState, StateError};
 
 /// A write of 1, 2 or 4 bytes at offset 0 ends the machine with that value.
 pub struct DebugExit {
@@ -27,6 +28,15 @@ impl DebugExit {
 impl LegacyDevice for DebugExit {
     /// The port has no state.
     fn reset(&self) {}
+
+    fn save(&self) -> SavedState {
+        let Self { requests: _ } = self;
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
+    }
 }
 
 impl BusDevice for DebugExit {
@@ -49,7 +59,7 @@ impl BusDevice for DebugExit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{RequestLog, sweep};
+    use crate::testing::{RequestLog, refuses_damaged_states, saved, survives_any_state, sweep};
 
     #[test]
     fn each_port_width_gives_its_value() {
@@ -74,6 +84,17 @@ mod tests {
         let mut data = [0; 4];
         port.read(0, &mut data);
         assert_eq!(data, [0xff; 4]);
+        assert_eq!(log.take(), []);
+    }
+
+    #[test]
+    fn state_is_empty_and_restoring_it_requests_nothing() {
+        let log = Arc::new(RequestLog::default());
+        let port = DebugExit::new(log.clone());
+        assert_eq!(port.save(), saved(1, &[]));
+        assert_eq!(port.restore(&port.save()), Ok(()));
+        refuses_damaged_states(&port);
+        survives_any_state(&port, 0);
         assert_eq!(log.take(), []);
     }
 

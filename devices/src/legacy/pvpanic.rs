@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use super::LegacyDevice;
+use super::{LegacyDevice, no_state, prepare_no_state};
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
+use crate::state::{Restoration, SavedState, StateError};
 
 /// The device: one byte.
 pub struct PvPanic {
@@ -31,6 +32,15 @@ impl PvPanic {
 impl LegacyDevice for PvPanic {
     /// The port has no state.
     fn reset(&self) {}
+
+    fn save(&self) -> SavedState {
+        let Self { requests: _ } = self;
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
+    }
 }
 
 impl ByteRegisters for PvPanic {
@@ -58,7 +68,7 @@ impl ByteRegisters for PvPanic {
 mod tests {
     use super::*;
     use crate::bus::BusDevice;
-    use crate::testing::{RequestLog, sweep};
+    use crate::testing::{RequestLog, refuses_damaged_states, saved, survives_any_state, sweep};
 
     fn device() -> (PvPanic, Arc<RequestLog>) {
         let log = Arc::new(RequestLog::default());
@@ -88,6 +98,16 @@ mod tests {
         for value in (0..=u8::MAX).filter(|value| value & 0b11 == 0) {
             device.write(0, &[value]);
         }
+        assert_eq!(log.take(), []);
+    }
+
+    #[test]
+    fn state_is_empty_and_restoring_it_requests_nothing() {
+        let (device, log) = device();
+        assert_eq!(device.save(), saved(1, &[]));
+        assert_eq!(device.restore(&device.save()), Ok(()));
+        refuses_damaged_states(&device);
+        survives_any_state(&device, 0);
         assert_eq!(log.take(), []);
     }
 

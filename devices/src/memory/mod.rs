@@ -23,14 +23,30 @@ pub struct GuestMemory {
 
 struct Shared {
     mmap: GuestMemoryMmap,
+    kind: MappingKind,
     _owner: Box<dyn Any + Send + Sync>,
 }
 
+/// The owner of the pages of guest RAM, which decides how they return to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MappingKind {
+    /// The mapping: anonymous memory, or a private mapping of a file (`MAP_PRIVATE`), whose own pages are
+    /// those that have been written to. The file below it may belong to other machines as well.
+    Private,
+    /// A file in memory that is mapped shared (`MAP_SHARED`), and that nothing else uses as its content.
+    SharedFile,
+}
+
 impl GuestMemory {
-    /// Makes guest memory that stays mapped for as long as `owner` lives. A `mmap` that owns its mappings
-    /// needs no other owner: `()` will do.
-    pub fn new(mmap: GuestMemoryMmap, owner: impl Any + Send + Sync) -> Self {
-        Self { shared: Arc::new(Shared { mmap, _owner: Box::new(owner) }) }
+    /// Makes guest memory that stays mapped for as long as `owner` lives. All ranges of `mmap` are of the
+    /// same `kind`. A `mmap` that owns its mappings needs no other owner: `()` will do.
+    pub fn new(mmap: GuestMemoryMmap, kind: MappingKind, owner: impl Any + Send + Sync) -> Self {
+        Self { shared: Arc::new(Shared { mmap, kind, _owner: Box::new(owner) }) }
+    }
+
+    /// Returns the kind of its mappings.
+    pub fn kind(&self) -> MappingKind {
+        self.shared.kind
     }
 
     /// Returns the memory in the form of rust-vmm's crates.
@@ -68,7 +84,8 @@ mod tests {
     #[test]
     fn only_ranges_that_are_ram_in_one_piece_have_a_span() {
         let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x2000), 0x1000)];
-        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap(), ());
+        let memory =
+            GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap(), MappingKind::Private, ());
         for (address, len) in [(0, 0x1000), (0xfff, 1), (0x2000, 0x1000), (0xfff, 0)] {
             assert_eq!(memory.span(address, len).map(Span::len), Some(len), "{address:#x}+{len:#x}");
         }

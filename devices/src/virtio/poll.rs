@@ -1,10 +1,10 @@
 //! A short search for more work before an I/O thread goes to sleep: waking the thread costs a guest far more
 //! than serving a request does.
 //!
-//! A search lasts at most as long as the user allows, and adapts. It becomes longer when it finds work, or
-//! when work comes soon after the thread has gone to sleep, and shorter when neither happens. Searches pause
-//! when other threads want the CPU, and when several in a row find nothing, because the thread that makes the
-//! work may be waiting for this very CPU.
+//! A search lasts at most as long as the user allows, and adapts. It becomes longer when work comes soon
+//! after the thread has gone to sleep, and shorter when it does not. Searches pause when other threads want
+//! the CPU, and when several in a row find nothing, because the thread that makes the work may be waiting for
+//! this very CPU.
 
 use std::hint;
 use std::time::{Duration, Instant};
@@ -58,7 +58,8 @@ impl Poll {
         }
         let Some(since) = self.idle_since.take() else { return };
         if self.turn.saturating_duration_since(since) <= self.most {
-            self.window = self.longer();
+            self.window =
+                self.window.saturating_mul(2).clamp(MIN_WINDOW, self.most.max(MIN_WINDOW)).min(self.most);
         } else {
             self.window = shorter(self.window);
         }
@@ -94,9 +95,6 @@ impl Poll {
             for _ in 0..SPINS {
                 if found() {
                     self.misses = 0;
-                    // Otherwise, work that is late now and then would end the searches for good: the thread
-                    // that sleeps meanwhile is woken later than any search lasts.
-                    self.window = self.longer();
                     return true;
                 }
                 hint::spin_loop();
@@ -106,10 +104,6 @@ impl Poll {
                 return false;
             }
         }
-    }
-
-    fn longer(&self) -> Duration {
-        self.window.saturating_mul(2).max(MIN_WINDOW).min(self.most)
     }
 
     fn note_miss(&mut self, now: Instant) {
@@ -242,18 +236,6 @@ mod tests {
             poll.begin_turn();
         }
         assert_eq!(poll.window, Duration::ZERO);
-    }
-
-    /// Each late event halves the search; without the growth by finds, a few of them would end it for good.
-    #[test]
-    fn window_that_late_work_has_halved_grows_with_what_it_finds() {
-        let most = Duration::from_micros(64);
-        let mut poll = Poll::new(most);
-        poll.window = MIN_WINDOW;
-        for _ in 0..4 {
-            assert!(poll.look(|| true));
-        }
-        assert_eq!(poll.window, most);
     }
 
     #[test]

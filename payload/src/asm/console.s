@@ -192,3 +192,45 @@ payload_serial_20000:
     jnz 1b
     end_in_every_vmm
 payload_serial_20000_end:
+
+# Counts in a register and in memory, and compares the two: exits with 1 when they differ. For each byte that it reads
+# from the serial port it prints the count's low 32 bits in hexadecimal and a line feed; a `q` makes it exit with 0.
+.globl payload_counter, payload_counter_end
+payload_counter:
+    xor r12d, r12d
+    mov qword ptr [0x130000], 0
+1:  inc r12
+    inc qword ptr [0x130000]
+    cmp r12, [0x130000]
+    mov bl, 1
+    jne 9f
+    test r12b, 0x3f
+    jnz 1b
+    mov dx, 0x3fd                   # line status: bit 0, data ready
+    in al, dx
+    test al, 1
+    jz 1b
+    mov dx, 0x3f8
+    in al, dx
+    xor ebx, ebx
+    cmp al, 0x71
+    je 9f
+    mov ecx, 8
+    mov r8d, r12d
+2:  rol r8d, 4
+    mov eax, r8d
+    and eax, 0xf
+    add eax, 0x30
+    cmp eax, 0x3a
+    jb 3f
+    add eax, 0x27                   # a to f
+3:  out dx, al
+    dec ecx
+    jnz 2b
+    mov al, 0x0a
+    out dx, al
+    jmp 1b
+9:  mov al, bl
+    out 0xf4, al
+4:  jmp 4b
+payload_counter_end:

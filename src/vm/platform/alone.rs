@@ -10,6 +10,7 @@ use coracle_devices::irq::MsiSink;
 use coracle_devices::legacy::event::EventRegister;
 use coracle_devices::legacy::ioapic::IoApic;
 use coracle_devices::legacy::serial::SerialPort;
+use coracle_devices::state::{SavedState, StateError};
 
 use super::{Platform, PlatformError};
 
@@ -71,5 +72,18 @@ impl LegacyPlatform {
     /// Resets every device.
     pub fn reset(&self) {
         self.0.reset();
+    }
+
+    /// Returns the state of every device with the device's name.
+    pub fn save(&self) -> Vec<(&'static str, SavedState)> {
+        self.0.save()
+    }
+
+    /// Puts every device into its state, or changes nothing.
+    ///
+    /// # Errors
+    /// A device has no state, a second one or a bad one, or a state belongs to none of the devices.
+    pub fn restore(&self, states: &[(String, SavedState)]) -> Result<(), StateError> {
+        self.0.restore(states)
     }
 }

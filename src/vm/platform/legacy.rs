@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use coracle_devices::bus::{BusBuilder, BusDevice, BusRange};
 use coracle_devices::legacy::LegacyDevice;
+use coracle_devices::state::{SavedState, StateError};
 
 use super::PlatformError;
 use crate::diagnosis::{Signs, Watch, Watched};
@@ -98,6 +99,43 @@ impl LegacyDevices {
     /// Puts every device into its power-on state. No vCPU may run.
     pub(super) fn reset(&self) {
         self.0.iter().for_each(|entry| entry.device.reset());
+    }
+
+    /// Returns the state of every device with the device's name. No vCPU may run.
+    pub(super) fn save(&self) -> Vec<(&'static str, SavedState)> {
+        self.0.iter().map(|entry| (entry.name, entry.device.save())).collect()
+    }
+
+    /// Puts every device into its state. No vCPU may run, and the local APICs have their states already.
+    ///
+    /// Every state is checked before the first device changes. The I/O APIC is among the devices without an
+    /// interrupt of their own, which come first: the others pulse an interrupt that is still to be served.
+    ///
+    /// # Errors
+    /// A device has no state, a second one or a bad one, or a state belongs to none of the devices. Then
+    /// nothing has changed.
+    pub(super) fn restore(&self, states: &[(String, SavedState)]) -> Result<(), StateError> {
+        let mut steps: Vec<_> = self.0.iter().map(|entry| (entry, None)).collect();
+        for (name, state) in states {
+            let found = steps.iter_mut().find(|(entry, _)| entry.name == name);
+            let (entry, step) = found.ok_or_else(|| StateError::unknown_device(name))?;
+            if step.is_some() {
+                return Err(StateError::SecondState { device: entry.name });
+            }
+            let checked = entry.device.prepare(state);
+            *step = Some(checked.map_err(|error| error.of_device(entry.name))?);
+        }
+        let complete: Result<Vec<_>, _> = steps
+            .into_iter()
+            .map(|(entry, step)| match step {
+                Some(step) => Ok((entry.gsi, step)),
+                None => Err(StateError::MissingDevice { device: entry.name }),
+            })
+            .collect();
+        let (with_interrupt, first): (Vec<_>, Vec<_>) =
+            complete?.into_iter().partition(|(gsi, _)| gsi.is_some());
+        first.into_iter().chain(with_interrupt).for_each(|(_, step)| step.apply());
+        Ok(())
     }
 }
 

@@ -20,6 +20,7 @@ use coracle_devices::legacy::ioapic::IoApic;
 use coracle_devices::legacy::pvpanic::PvPanic;
 use coracle_devices::legacy::rtc::CmosRtc;
 use coracle_devices::legacy::serial::SerialPort;
+use coracle_devices::state::{SavedState, StateError};
 
 pub use self::alone::LegacyPlatform;
 use self::legacy::{LegacyDevices, at_address, at_port};
@@ -165,6 +166,20 @@ impl Platform {
     /// signs to the whole run, so both stay. No vCPU may run.
     pub(super) fn reset(&self) {
         self.legacy.reset();
+    }
+
+    /// Returns the state of every legacy device with the device's name. No vCPU may run.
+    pub(super) fn save(&self) -> Vec<(&'static str, SavedState)> {
+        self.legacy.save()
+    }
+
+    /// Puts every legacy device into its state, or changes nothing. No vCPU may run. The local APICs have
+    /// their states already, and the devices are connected to them: some interrupt again.
+    ///
+    /// # Errors
+    /// A device has no state, a second one or a bad one, or a state belongs to none of the devices.
+    pub(super) fn restore(&self, states: &[(String, SavedState)]) -> Result<(), StateError> {
+        self.legacy.restore(states)
     }
 }
 

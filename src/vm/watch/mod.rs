@@ -22,7 +22,6 @@ use super::outcome::{Ending, PanicEvidence, TimeLimit};
 use super::shared::Shared;
 use super::vcpus::STOP_LIMIT;
 use crate::config::{CpuQuota, HaltPolicy, VmConfig};
-use crate::diagnosis::Signs;
 use crate::gate::{GateState, StartLimits, Wake};
 use crate::vcpu::VcpuHandle;
 
@@ -44,8 +43,7 @@ impl Limits {
 /// Watches over one life of a guest: from its start to its ending.
 pub(super) struct Watch<'a> {
     shared: &'a Shared,
-    console: &'a ConsoleBuffer,
-    signs: &'a Signs,
+    machine: &'a Machine,
     limits: StartLimits,
     /// Set once the text of a panic has come.
     panic: Option<Stillness>,
@@ -72,8 +70,7 @@ impl<'a> Watch<'a> {
         let now = Instant::now();
         Watch {
             shared,
-            console: &machine.platform.console,
-            signs: &machine.platform.signs,
+            machine,
             limits: start,
             panic: None,
             halt,
@@ -87,8 +84,9 @@ impl<'a> Watch<'a> {
         loop {
             match self.shared.gate.next_wake(self.limits, self.look_at()) {
                 Wake::Ended(ending) => return ending,
-                Wake::PanicText => self.panic = Some(Stillness::of(self.console.pushed_bytes(), SILENCE)),
+                Wake::PanicText => self.panic = Some(Stillness::of(self.console().pushed_bytes(), SILENCE)),
                 Wake::Pause(reason) => self.pause_after_fault(&reason),
+                Wake::Requested => self.shared.requests.serve(self.shared, self.machine),
                 Wake::BootLimit(limit) => self.look_at_boot(limit),
                 Wake::Look => self.look(),
             }
@@ -106,6 +104,10 @@ impl<'a> Watch<'a> {
         }
     }
 
+    fn console(&self) -> &ConsoleBuffer {
+        &self.machine.platform.console
+    }
+
     fn look_at(&self) -> Option<Instant> {
         let still = self.panic.iter().chain(&self.halt).map(|stillness| stillness.look_at);
         let idle = self.idleness.iter().map(Idleness::look_at);
@@ -116,7 +118,7 @@ impl<'a> Watch<'a> {
     /// limits.
     fn look_at_boot(&mut self, limit: Duration) {
         self.limits.boot = None;
-        if !self.signs.init_was_seen() {
+        if !self.machine.platform.signs.init_was_seen() {
             self.shared.gate.post(Ending::TimedOut { kind: TimeLimit::Boot, limit });
         }
     }
@@ -166,10 +168,10 @@ impl<'a> Watch<'a> {
 
     /// Reports a panic if nothing came after its text; `None` if the guest has since printed something else.
     fn look_at_console(&self, before: Stillness) -> Option<Stillness> {
-        if !self.console.stops_in_panic() {
+        if !self.console().stops_in_panic() {
             return None;
         }
-        let now = Stillness::of(self.console.pushed_bytes(), SILENCE);
+        let now = Stillness::of(self.console().pushed_bytes(), SILENCE);
         if now.number == before.number && self.shared.gate.state() == GateState::Open {
             self.shared.gate.post(Ending::Panicked { evidence: PanicEvidence::Silence });
         }

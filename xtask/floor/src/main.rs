@@ -7,17 +7,16 @@
 
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-mod payload;
-
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
+use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 
-use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_segment, kvm_userspace_memory_region,
-};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use coracle_floor::guest::{Ram, SERIAL, create_local_apics, enter_protected_mode};
+use coracle_floor::payload;
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd};
 
 fn main() -> ExitCode {
     match run(std::env::args_os().skip(1), &mut io::stdout().lock()) {
@@ -41,66 +40,15 @@ fn run(mut arguments: impl Iterator<Item = OsString>, console: &mut impl Write) 
 
     let kvm = Kvm::new()?;
     let vm = kvm.create_vm()?;
-    let ram = memory(&vm, mib << 20)?;
-    // SAFETY: the memory is mapped for the rest of the process, and its vCPU does not run yet.
-    let bytes = unsafe { std::slice::from_raw_parts_mut(ram, mib << 20) };
-    let entry = payload::load(&mut file, bytes)?;
-    vm.set_identity_map_address(IDENTITY_MAP)?;
-    vm.set_tss_address(TSS)?;
-    let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-    split.args[0] = IOAPIC_PINS;
-    vm.enable_cap(&split)?;
+    // It stays to the end of the process, as everything does.
+    let mut ram = ManuallyDrop::new(Ram::anonymous(mib << 20)?);
+    ram.give(&vm)?;
+    let entry = payload::load(&mut file, ram.bytes())?;
+    create_local_apics(&vm)?;
     let mut vcpu = vm.create_vcpu(0)?;
     vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
     enter_protected_mode(&vcpu, entry)?;
     serve(&mut vcpu, console)
-}
-
-/// Maps the guest's RAM and gives it to the guest.
-fn memory(vm: &VmFd, len: usize) -> io::Result<*mut u8> {
-    let (protection, flags) =
-        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    // SAFETY: the kernel chooses where the new mapping is.
-    let ram = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) };
-    if ram == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    let region = kvm_userspace_memory_region {
-        slot: 0,
-        flags: 0,
-        guest_phys_addr: 0,
-        memory_size: len as u64,
-        userspace_addr: ram as u64,
-    };
-    // SAFETY: the mapping stays for the rest of the process.
-    unsafe { vm.set_user_memory_region(region) }?;
-    Ok(ram.cast())
-}
-
-/// Sets the vCPU to the state of a PVH entry: flat 32-bit segments, no paging (Xen, `docs/misc/pvh.pandoc`).
-fn enter_protected_mode(vcpu: &VcpuFd, entry: u32) -> io::Result<()> {
-    let mut special = vcpu.get_sregs()?;
-    let flat = kvm_segment {
-        limit: u32::MAX,
-        selector: 8,
-        type_: 11, // code, readable, accessed
-        present: 1,
-        db: 1,
-        s: 1,
-        g: 1,
-        ..Default::default()
-    };
-    let data = kvm_segment { selector: 16, type_: 3, ..flat };
-    special.cs = flat;
-    for segment in [&mut special.ds, &mut special.es, &mut special.ss, &mut special.fs, &mut special.gs] {
-        *segment = data;
-    }
-    special.cr0 |= 1;
-    vcpu.set_sregs(&special)?;
-    let mut general = vcpu.get_regs()?;
-    general.rip = u64::from(entry);
-    general.rflags = 2;
-    Ok(vcpu.set_regs(&general)?)
 }
 
 /// Runs the vCPU until the guest writes its code to the debug-exit port. The first byte of the serial port is
@@ -136,15 +84,9 @@ fn flush(console: &mut impl Write, printed: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-const SERIAL: u16 = 0x3f8;
 const DEBUG_EXIT: u16 = 0xf4;
 /// Large enough for the calls to cost nothing beside the exits of as many bytes.
 const PIECE: usize = 4096;
-/// The pages that KVM needs on some Intel CPUs, outside RAM as in Coracle's machine.
-const IDENTITY_MAP: u64 = 0xfeff_c000;
-const TSS: usize = 0xfeff_d000;
-/// As in Coracle, whose I/O APIC is not KVM's.
-const IOAPIC_PINS: u64 = 24;
 
 #[cfg(test)]
 mod tests {

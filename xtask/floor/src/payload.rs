@@ -1,5 +1,5 @@
 //! Loads a payload: an ELF64 file with one loadable segment and a PVH note, as `coracle-payload` makes them.
-//! Called by the program; it takes no other ELF file.
+//! Called by whoever makes a guest here; it takes no other ELF file.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 ///
 /// # Errors
 /// The file cannot be read, is not a payload, or does not fit.
-pub(crate) fn load(file: &mut File, ram: &mut [u8]) -> io::Result<u32> {
+pub fn load(file: &mut File, ram: &mut [u8]) -> io::Result<u32> {
     let mut head = [0; HEAD];
     file.read_exact(&mut head)?;
     let segment = PROGRAM_HEADERS;

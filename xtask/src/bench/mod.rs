@@ -16,6 +16,7 @@ mod peers;
 mod place;
 mod process_time;
 mod scale;
+mod snapshot;
 mod stage;
 mod start;
 mod statistics;
@@ -95,6 +96,12 @@ pub(crate) enum Bench {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
+    /// Templates and forks of a bare guest, compared with the calls of KVM and of memory that a fork needs
+    Snapshot {
+        /// Forks of one; a part of that for what takes longer
+        #[arg(long, default_value_t = 200)]
+        rounds: u32,
+    },
     /// A part of the others that runs as a separate program
     #[command(hide = true)]
     Part {
@@ -138,6 +145,7 @@ pub(crate) enum Part {
         count: u32,
         payload: PathBuf,
     },
+    Snapshot(snapshot::SnapshotPart),
 }
 
 /// Measures and prints a table.
@@ -155,6 +163,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
         Bench::Vsock { runs } => vsock::run(workspace, (*runs).max(1)),
         Bench::Irqchip { runs } => irqchip::run((*runs).max(1)),
         Bench::Scale { rounds } => scale::run(workspace, (*rounds).max(1)),
+        Bench::Snapshot { rounds } => snapshot::run(workspace, (*rounds).max(1)),
         Bench::Part { part } => run_part(part),
     }
 }
@@ -170,5 +179,6 @@ pub(crate) fn run_part(part: &Part) -> Result<()> {
         Part::Forks { runs, program } => forks::measure(program, *runs),
         Part::Churn { rounds, payload } => churn::measure(payload, *rounds),
         Part::Scale { count, payload } => scale::measure_here(payload, *count),
+        Part::Snapshot(part) => snapshot::measure_here(part),
     }
 }

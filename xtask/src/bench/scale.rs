@@ -157,7 +157,7 @@ fn processes(vmm: &Vmm, guest: &Guest, count: u32) -> Result<Costs> {
 }
 
 /// Lets this process open as many files as the system permits: a machine has a dozen.
-fn allow_open_files() -> Result<()> {
+pub(super) fn allow_open_files() -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` has room for the answer.
     let read = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };

@@ -9,6 +9,11 @@ pub(crate) struct Samples {
 }
 
 impl Samples {
+    /// Takes samples in microseconds.
+    pub(crate) fn of_micros(micros: Vec<f64>) -> Samples {
+        Samples { micros }
+    }
+
     /// Adds a sample.
     pub(crate) fn push(&mut self, sample: Duration) {
         self.micros.push(sample.as_secs_f64() * 1e6);

@@ -4,6 +4,7 @@
 //! vCPU is one core of a single package, without hyper-threads. Sources: Intel SDM volume 2A, CPUID; AMD APM
 //! volume 3, appendix E.
 
+use serde::{Deserialize, Serialize};
 pub use xsave::{has_xsave, without_xsave};
 
 mod xsave;
@@ -43,7 +44,7 @@ const KVM_SIGNATURE: [u32; 3] =
     [u32::from_le_bytes(*b"KVMK"), u32::from_le_bytes(*b"VMKV"), u32::from_le_bytes(*b"M\0\0\0")];
 
 /// A CPUID leaf, as KVM takes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CpuidEntry {
     /// The leaf: EAX at the time of CPUID.
     pub function: u32,

@@ -19,13 +19,17 @@
 //! trigger bits, its remote IRR bit always reads 0, and the next pulse is sent with or without an EOI. So an
 //! EOI that the kernel does not report cannot block an input.
 
+mod state;
+
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use self::state::IoApicState;
 use super::LegacyDevice;
 use crate::bus::BusDevice;
 use crate::irq::{IrqLine, MsiMessage, MsiSink};
 use crate::lock;
+use crate::state::{Restoration, SavedState, StateError};
 
 /// The I/O APIC's register window.
 pub struct IoApic {
@@ -90,6 +94,25 @@ impl LegacyDevice for IoApic {
         selected.store(0, Ordering::Relaxed);
         id.store(0, Ordering::Relaxed);
     }
+
+    fn save(&self) -> SavedState {
+        let Self { pins, selected, id } = self;
+        let entries = pins.table();
+        let (selected, id) = (selected.load(Ordering::Relaxed), id.load(Ordering::Relaxed));
+        IoApicState { last: pins.last, entries, selected, id }.encode()
+    }
+
+    /// Reports the route of every input that has one, or had one before, so that the sink knows them all
+    /// whatever it knew. There is no interrupt to repeat: a pulse has become a message at once, and waits in
+    /// a local APIC.
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let IoApicState { last: _, entries, selected, id } = IoApicState::decode(state, self.pins.last)?;
+        Ok(Restoration::new(move || {
+            self.pins.restore(&entries);
+            self.selected.store(selected, Ordering::Relaxed);
+            self.id.store(id, Ordering::Relaxed);
+        }))
+    }
 }
 
 impl BusDevice for IoApic {
@@ -142,6 +165,23 @@ impl Pins {
 
     fn reset(&self) {
         (0..IoApic::PINS).for_each(|pin| self.change(pin, |_| MASKED));
+    }
+
+    fn table(&self) -> [u64; PIN_COUNT] {
+        let Self { entries, last: _, writer, sink: _ } = self;
+        let _in_order = lock(writer);
+        entries.each_ref().map(|entry| entry.load(Ordering::Acquire))
+    }
+
+    fn restore(&self, table: &[u64; PIN_COUNT]) {
+        let _in_order = lock(&self.writer);
+        for (pin, (entry, new)) in (0..).zip(self.entries.iter().zip(table)) {
+            let old = message_of(entry.swap(*new, Ordering::AcqRel));
+            let message = message_of(*new);
+            if message.is_some() || old.is_some() {
+                self.sink.route_changed(pin, message);
+            }
+        }
     }
 
     fn change(&self, pin: u8, change: impl FnOnce(u64) -> u64) {

@@ -58,7 +58,7 @@ impl QueueHandler for BalloonHandler {
             let bytes = match work {
                 Work::Inflate => inflate(&mut chain.readable, &memory, releaser),
                 Work::Deflate => 0,
-                Work::Report => report(&chain, releaser),
+                Work::Report => report(&chain, &memory, releaser),
             };
             released.fetch_add(bytes, Ordering::Relaxed);
             if releaser.has_to_stop() {
@@ -86,7 +86,7 @@ impl QueueHandler for BalloonHandler {
 
 /// Gives back the pages of a list of page numbers (virtio 1.2, section 5.5.6), with consecutive numbers as
 /// one range. Returns the number of bytes.
-fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
+fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &Releaser) -> u64 {
     let mut done = 0_u64;
     let mut range: Option<(u32, u32)> = None;
     loop {
@@ -112,20 +112,21 @@ fn inflate(list: &mut Buffers, memory: &GuestMemory, releaser: &mut Releaser) ->
 
 /// Gives back `count` pages from page number `first`, except those that are not RAM. Returns the number of
 /// bytes.
-fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &mut Releaser) -> u64 {
+fn release(first: u32, count: u32, memory: &GuestMemory, releaser: &Releaser) -> u64 {
     let span =
         |first: u32, count: u32| memory.span(u64::from(first) << PAGE_SHIFT, count.checked_shl(PAGE_SHIFT)?);
     if let Some(span) = span(first, count) {
-        return releaser.release(span);
+        return releaser.release(memory, span);
     }
     let pages = (0..count).filter_map(|page| span(first.checked_add(page)?, 1));
-    pages.map(|span| releaser.release(span)).fold(0, u64::saturating_add)
+    pages.map(|span| releaser.release(memory, span)).fold(0, u64::saturating_add)
 }
 
 /// Gives back the memory that the guest reports: the buffers that the device may write to (virtio 1.2,
 /// section 5.5.6.7). Returns the number of bytes.
-fn report(chain: &Chain, releaser: &mut Releaser) -> u64 {
-    chain.writable.spans().iter().map(|span| releaser.release(*span)).fold(0, u64::saturating_add)
+fn report(chain: &Chain, memory: &GuestMemory, releaser: &Releaser) -> u64 {
+    let spans = chain.writable.spans().iter();
+    spans.map(|span| releaser.release(memory, *span)).fold(0, u64::saturating_add)
 }
 
 /// The longest list in bytes: 4,096 pages. Linux lists 256 at a time.

@@ -2,8 +2,10 @@
 //!
 //! Memory returns in two ways. In free page reporting, the guest reports free pages by itself, and takes a
 //! page back by touching it. In ballooning, the host sets a target in pages, and the guest gives up pages, or
-//! takes some back, until it has given that many. In both cases the pages remain RAM of the guest, and read
-//! as zero until the guest writes to them.
+//! takes some back, until it has given that many. In both cases the pages remain RAM of the guest. Until the
+//! guest writes to them, they read as zero, or as the content of the file that its RAM maps privately. Both
+//! are permitted: the device may change the content of given and of reported pages before it answers (virtio
+//! 1.2, sections 5.5.6.2 and 5.5.6.7.2), unless `PAGE_POISON` is negotiated, which the device does not offer.
 //!
 //! A guest can harm only itself: it names the pages, and the device checks that they are its RAM.
 

@@ -8,12 +8,16 @@
 //! answers. A program that reads without a limit until the buffer is empty, such as memtest86+, ends after
 //! `BYTES` reads.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use self::state::ControllerState;
 use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
+use crate::state::{Restoration, SavedState, StateError};
 
 /// The controller's ports: the window spans 0x60 to 0x64.
 pub struct I8042 {
@@ -38,6 +42,16 @@ impl LegacyDevice for I8042 {
     /// Fills the output buffer again.
     fn reset(&self) {
         self.left.store(BYTES, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> SavedState {
+        let Self { requests: _, left } = self;
+        ControllerState { left: left.load(Ordering::Relaxed) }.encode()
+    }
+
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let ControllerState { left } = ControllerState::decode(state)?;
+        Ok(Restoration::new(move || self.left.store(left, Ordering::Relaxed)))
     }
 }
 

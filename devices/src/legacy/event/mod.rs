@@ -8,12 +8,16 @@
 //! pending:  bit clear --raise, one pulse--> bit set --read by the guest--> all bits clear
 //! ```
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use self::state::EventState;
 use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::irq::IrqLine;
+use crate::state::{Restoration, SavedState, StateError};
 
 /// An event of the machine. Its value is the bit of the register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,22 @@ impl LegacyDevice for EventRegister {
     /// Clears the events that the guest has not read.
     fn reset(&self) {
         self.pending.store(0, Ordering::Release);
+    }
+
+    fn save(&self) -> SavedState {
+        let Self { pending, irq: _ } = self;
+        EventState { pending: pending.load(Ordering::Acquire) }.encode()
+    }
+
+    /// Events that the guest has not read interrupt again.
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let EventState { pending } = EventState::decode(state)?;
+        Ok(Restoration::new(move || {
+            self.pending.store(pending, Ordering::Release);
+            if pending != 0 {
+                self.irq.pulse();
+            }
+        }))
     }
 }
 

@@ -4,6 +4,8 @@
 //! [`ConsoleBuffer`], so that a vCPU never waits for the console's reader. The registers are those of
 //! vm-superio's `Serial`. This file makes them safe to share and keeps system calls out of its lock.
 
+mod state;
+
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
@@ -12,12 +14,14 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use self::state::PortState;
 use super::LegacyDevice;
 use crate::backend::console_buffer::ConsoleBuffer;
 use crate::backend::console_input::ConsoleInput;
 use crate::bus::ByteRegisters;
 use crate::irq::IrqLine;
 use crate::lock;
+use crate::state::{Restoration, SavedState, StateError};
 
 /// A serial port: eight byte registers and a receive FIFO of 64 bytes.
 pub struct SerialPort {
@@ -95,6 +99,30 @@ impl LegacyDevice for SerialPort {
     /// Clears the registers and the receive FIFO, and reports space to a thread that waits for it.
     fn reset(&self) {
         self.access(|uart| uart.serial = fresh_uart());
+    }
+
+    /// The ends of the host keep what has not come in and what has gone out: input that the FIFO has not
+    /// taken, and the output in the console's buffer. They belong to the machine in which they arose.
+    fn save(&self) -> SavedState {
+        let Self { uart, console: _, irq: _, room: _ } = self;
+        // Whether the I/O thread waits for room is a question of this machine's thread. Another one asks by
+        // itself.
+        let Uart { serial, wants_room: _ } = &*lock(uart);
+        PortState::of(serial.state()).encode()
+    }
+
+    /// An interrupt that the guest has enabled and not acknowledged comes again. A thread that waits for room
+    /// learns of it.
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let registers = PortState::decode(state)?;
+        // Its only error is a FIFO that is too long, which the check has refused.
+        let serial = Serial::from_state(&registers, PulseRequest::default(), NoEvents, Outbox::default());
+        let serial = serial.map_err(|_| StateError::Length {
+            field: "fifo",
+            len: registers.in_buffer.len(),
+            allowed: "what the UART takes".into(),
+        })?;
+        Ok(Restoration::new(move || self.access(|uart| uart.serial = serial)))
     }
 }
 

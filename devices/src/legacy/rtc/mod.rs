@@ -4,12 +4,16 @@
 //! and have no effect. The rest of the 128 bytes is plain memory, zero at start and lost with the machine.
 //! That includes the registers in which a BIOS leaves the memory size.
 
+mod state;
+
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use self::state::ClockState;
 use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::lock;
+use crate::state::{Restoration, SavedState, StateError};
 
 /// The clock's ports: index at offset 0, data at offset 1 (0x70 and 0x71 on a PC).
 pub struct CmosRtc {
@@ -39,6 +43,16 @@ impl Default for CmosRtc {
 impl LegacyDevice for CmosRtc {
     /// Clock and memory run on a battery: a reset of the machine changes neither.
     fn reset(&self) {}
+
+    fn save(&self) -> SavedState {
+        let Self { cmos } = self;
+        ClockState::of(&lock(cmos)).encode()
+    }
+
+    fn prepare(&self, state: &SavedState) -> Result<Restoration<'_>, StateError> {
+        let cmos = ClockState::decode(state)?;
+        Ok(Restoration::new(move || *lock(&self.cmos) = cmos))
+    }
 }
 
 impl ByteRegisters for CmosRtc {
@@ -92,8 +106,7 @@ impl Cmos {
     /// register A's update bit and the 24-hour mode.
     fn write(&mut self, value: u8) {
         let value = match self.index {
-            SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY | STATUS_C
-            | STATUS_D => return,
+            index if is_computed(index) => return,
             STATUS_A => value & !UPDATE_IN_PROGRESS,
             STATUS_B => value | MODE_24_HOURS,
             _ => value,
@@ -113,6 +126,14 @@ impl Cmos {
         let code = if binary { value } else { ((value / 10) << 4) | (value % 10) };
         u8::try_from(code).unwrap_or(0xff)
     }
+}
+
+/// Returns whether a register has no memory: the time, and the status registers C and D.
+fn is_computed(index: u8) -> bool {
+    matches!(
+        index,
+        SECONDS | MINUTES | HOURS | DAY_OF_WEEK | DAY_OF_MONTH | MONTH | YEAR | CENTURY | STATUS_C | STATUS_D
+    )
 }
 
 /// A moment in the proleptic Gregorian calendar, UTC.

@@ -1,0 +1,158 @@
+//! RAM that never changes again: the memory of a template, which any number of forks map privately.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use coracle_arch::x86_64::layout;
+
+use super::MemoryError;
+use super::mapping::HUGE_PAGE;
+use crate::config::{MemoryBacking, MemoryConfig};
+
+/// The content of a guest's RAM in a memory file that is sealed against every change. Cheap to clone.
+///
+/// What was zero and what was never touched are holes in the file.
+#[derive(Debug, Clone)]
+pub(crate) struct FrozenRam {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    memory: MemoryConfig,
+    file: File,
+    regions: Vec<FrozenRegion>,
+}
+
+/// A range of frozen RAM without holes in the guest's addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FrozenRegion {
+    pub guest_address: u64,
+    pub bytes: u64,
+    /// The offset in the file.
+    pub offset: u64,
+    /// The parts with content, in bytes from the start of the region: at most [`MAX_PARTS`], in order, in
+    /// multiples of [`HUGE_PAGE`] up to the end of the region. All else is zero.
+    pub parts: Vec<Range<u64>>,
+}
+
+impl FrozenRam {
+    /// Returns whether memory of this configuration can be frozen, so that a machine which cannot become a
+    /// template is refused while it still runs.
+    ///
+    /// # Errors
+    /// The memory is in reserved huge pages, of which each fork would need its own for every byte that it
+    /// writes; and there may be none left.
+    pub(crate) fn check(memory: MemoryConfig) -> Result<(), MemoryError> {
+        match memory.backing() {
+            MemoryBacking::Anonymous | MemoryBacking::Memfd => Ok(()),
+            MemoryBacking::HugePages(_) => Err(MemoryError::FrozenHugePages { memory }),
+        }
+    }
+
+    /// Seals `file`, which has the content of the RAM region by region, and which nobody may map for writing.
+    pub(super) fn seal(memory: MemoryConfig, file: File) -> Result<FrozenRam, MemoryError> {
+        let seal_error = |source| MemoryError::Seal { memory, source };
+        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+        // SAFETY: the call changes nothing but the file.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(seal_error(io::Error::last_os_error()));
+        }
+        let mut offset = 0;
+        let mut regions = Vec::new();
+        for region in layout::ram_regions(memory.bytes()) {
+            let parts = parts(&file, offset..offset + region.len).map_err(seal_error)?;
+            regions.push(FrozenRegion { guest_address: region.start, bytes: region.len, offset, parts });
+            offset += region.len;
+        }
+        Ok(FrozenRam { shared: Arc::new(Shared { memory, file, regions }) })
+    }
+
+    /// Returns the configuration of the machine whose RAM it was, and of its forks.
+    pub(crate) fn memory(&self) -> MemoryConfig {
+        self.shared.memory
+    }
+
+    /// Returns the file. Its holes are zero; [`FrozenRam::next_data`] finds what is not.
+    pub(crate) fn file(&self) -> &File {
+        &self.shared.file
+    }
+
+    /// Returns the regions, by guest address.
+    pub(crate) fn regions(&self) -> &[FrozenRegion] {
+        &self.shared.regions
+    }
+
+    /// Returns the first range of the file in `range` that is not a hole; `None` if there is none.
+    pub(crate) fn next_data(&self, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
+        next_data(&self.shared.file, range)
+    }
+}
+
+/// Returns the parts of `region` of the file that have content, as [`FrozenRegion::parts`]: all of it except
+/// for the largest holes.
+fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let page = HUGE_PAGE as u64;
+    let mut holes = Vec::new();
+    let mut content: Option<Range<u64>> = None;
+    let mut at = region.start;
+    while let Some(data) = next_data(file, &(at..region.end))? {
+        let start = (data.start - region.start) / page * page;
+        let end = (data.end - region.start).next_multiple_of(page).min(region.end - region.start);
+        let content = content.get_or_insert(start..start);
+        if start > content.end {
+            keep_largest(&mut holes, content.end..start);
+        }
+        content.end = end;
+        at = region.start + end;
+    }
+    holes.sort_by_key(|hole| hole.start);
+    let Some(Range { mut start, end }) = content else { return Ok(Vec::new()) };
+    let mut parts = Vec::with_capacity(holes.len() + 1);
+    for hole in holes {
+        parts.push(start..hole.start);
+        start = hole.end;
+    }
+    parts.push(start..end);
+    Ok(parts)
+}
+
+/// Adds `hole` to `holes`, of which the smallest is left out if they are too many.
+fn keep_largest(holes: &mut Vec<Range<u64>>, hole: Range<u64>) {
+    holes.push(hole);
+    if holes.len() == MAX_PARTS {
+        let sizes = holes.iter().enumerate().map(|(index, hole)| (hole.end - hole.start, index));
+        if let Some((_, smallest)) = sizes.min() {
+            holes.swap_remove(smallest);
+        }
+    }
+}
+
+/// Returns the first range of `file` in `range` that is not a hole; `None` if there is none.
+fn next_data(file: &File, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let start = match seek(file, range.start, libc::SEEK_DATA) {
+        Ok(start) if start < range.end => start,
+        Ok(_) => return Ok(None),
+        // The rest of the file is one hole (lseek(2)).
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    Ok(Some(start..seek(file, start, libc::SEEK_HOLE)?.min(range.end)))
+}
+
+fn seek(file: &File, offset: u64, whence: i32) -> io::Result<u64> {
+    let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the call changes nothing but the position of the file, which nobody uses.
+    let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    u64::try_from(found).map_err(|_| io::Error::last_os_error())
+}
+
+/// The number of parts of a region that a fork maps from the file, so that neither the time to map it nor
+/// its mappings, of which a process has 65,530 (`vm.max_map_count`), grow with the RAM.
+pub(super) const MAX_PARTS: usize = 8;

@@ -1,0 +1,154 @@
+//! Machines that go on from a template.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coracle_devices::journal::Journal;
+
+use super::{SnapshotError, Template, TemplateParts};
+use crate::console::ConsoleStreams;
+use crate::kvm::{KvmError, Vcpu, restore_vcpus};
+use crate::memory::GuestRam;
+use crate::vcpu::SavedVcpu;
+use crate::vm::builder::{HostParts, Parts};
+use crate::vm::machine::Guest;
+use crate::vm::stop::LOG_LIMIT;
+use crate::vm::{BuildError, Vm, VmBuilder};
+
+/// The settings in which a fork differs from its template. Whatever it does not set is as in the template.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    builder: VmBuilder,
+}
+
+impl Fork {
+    /// Connects the console to pipes: see [`VmBuilder::console_piped`].
+    pub fn console_piped(self) -> Fork {
+        Fork { builder: self.builder.console_piped() }
+    }
+
+    /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].
+    pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Fork {
+        Fork { builder: self.builder.console_callback(take) }
+    }
+
+    /// Sends the console's output to `writer`: see [`VmBuilder::console_writer`].
+    pub fn console_writer(self, writer: impl Write + Send + 'static) -> Fork {
+        Fork { builder: self.builder.console_writer(writer) }
+    }
+
+    /// Connects the console to the caller's descriptors: see [`VmBuilder::console_streams`].
+    pub fn console_streams(self, streams: ConsoleStreams) -> Fork {
+        Fork { builder: self.builder.console_streams(streams) }
+    }
+
+    /// Limits the time of the fork, which counts from its start.
+    pub fn timeout(self, limit: Duration) -> Fork {
+        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)) }
+    }
+}
+
+impl Template {
+    /// Starts `count` machines that go on from the template: all of them or none. `adapt` gets each fork's
+    /// index, from 0, and its settings. What the guest's console had not printed yet stays with the machine
+    /// that became the template.
+    ///
+    /// ```no_run
+    /// # fn doc(vm: &coracle::Vm) -> Result<(), coracle::SnapshotError> {
+    /// let template = vm.freeze()?;
+    /// let forks = template.fork(16, |index, fork| {
+    ///     fork.console_callback(move |bytes| println!("{index}: {}", String::from_utf8_lossy(bytes)))
+    /// })?;
+    /// for fork in forks {
+    ///     println!("{}", fork.wait().reason());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// The first fork that cannot be made. None of them has run.
+    pub fn fork(
+        &self,
+        count: usize,
+        mut adapt: impl FnMut(usize, Fork) -> Fork,
+    ) -> Result<Vec<Vm>, SnapshotError> {
+        let of_fork = |index| move |source| SnapshotError::Fork { index, source: Box::new(source) };
+        // KVM looks at all mappings of the process for each virtual machine that it creates, and most of
+        // those of a fork are the stacks of its threads: all virtual machines come before the first thread.
+        let restore = |index| Restored::new(&self.parts).map_err(of_fork(index));
+        let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
+        let build = |(index, restored)| {
+            let builder = VmBuilder::new(self.parts.config.clone());
+            adapt(index, Fork { builder }).build(&self.parts, restored).map_err(of_fork(index))
+        };
+        let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
+        forks.iter().for_each(|vm| vm.handle().resume());
+        Ok(forks)
+    }
+}
+
+impl Fork {
+    fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
+        let journal = Arc::new(Journal::default());
+        let _journal = journal.enter();
+        let vm = self.build_parts(template, restored);
+        journal.flush(LOG_LIMIT);
+        vm
+    }
+
+    fn build_parts(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
+        let Restored { vcpus, guest, took } = restored;
+        let now = Instant::now();
+        let Fork { builder } = self;
+        let console = builder.console_ends()?;
+        let host = HostParts::new(builder.config(), &Vec::new())?;
+        let platform = builder.platform(&host)?;
+        guest.connect(&host.interrupts, &host.virtio)?;
+        // Now that there are local APICs to take the interrupts that the devices raise again.
+        platform.restore(&template.state.legacy)?;
+        let subject = template.subject.with_signs(platform.signs.clone());
+        let recipe = template.recipe.clone();
+        let began = now.checked_sub(took).unwrap_or(now);
+        let parts = Parts { began, host, recipe, subject, platform, vcpus, guest };
+        let (vm, machine) = builder.assemble(console, parts)?;
+        Ok(vm.with_control(machine)?)
+    }
+}
+
+/// The guest of a fork, without a machine around it.
+struct Restored {
+    // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
+    vcpus: Vec<Vcpu>,
+    guest: Guest,
+    /// How long making it took.
+    took: Duration,
+}
+
+impl Restored {
+    fn new(template: &TemplateParts) -> Result<Restored, SnapshotError> {
+        let began = Instant::now();
+        let kvm = template.kvm.create_vm()?;
+        let ram = GuestRam::private_over(&template.ram)?;
+        kvm.add_memory(&ram)?;
+        kvm.create_local_apics()?;
+        kvm.set_clock(&template.state.clock)?;
+        let guest = Guest { kvm, ram };
+        let saved = &template.state.vcpus;
+        let make = |(index, saved): (u32, &SavedVcpu)| {
+            let vcpu = guest.kvm.create_vcpu(index)?;
+            vcpu.set_cpuid(&saved.cpuid)?;
+            Ok(vcpu)
+        };
+        let vcpus: Vec<Vcpu> = (0..).zip(saved).map(make).collect::<Result<_, KvmError>>()?;
+        restore_vcpus(&vcpus, saved, template.kvm.state_format()?)?;
+        Ok(Restored { vcpus, guest, took: began.elapsed() })
+    }
+}
+
+impl From<BuildError> for SnapshotError {
+    fn from(error: BuildError) -> SnapshotError {
+        SnapshotError::Build(Box::new(error))
+    }
+}

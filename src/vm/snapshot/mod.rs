@@ -1,0 +1,59 @@
+//! Templates: a machine that stands still for good, and the machines that go on from there.
+//!
+//! ```text
+//! Vm::freeze:      hold the vCPUs -> save the states -> end the machine -> its RAM becomes a file that never
+//! changes Template::fork:  a new virtual machine of KVM over a private mapping of that file -> restore the
+//! states -> run
+//! ```
+//!
+//! A fork costs the pages that it writes. The states are plain data (`MachineState`), so that they can also
+//! be written to a file.
+
+mod error;
+mod fork;
+mod freeze;
+mod state;
+
+use std::sync::Arc;
+
+pub use error::SnapshotError;
+pub use fork::Fork;
+pub(super) use freeze::Freezing;
+
+use self::state::MachineState;
+use super::recipe::Recipe;
+use crate::config::VmConfig;
+use crate::diagnosis::Subject;
+use crate::kvm::Kvm;
+use crate::memory::FrozenRam;
+
+/// The state of a machine at one moment, from which other machines go on. Cheap to clone. It holds the pages
+/// of the guest's memory that were ever touched, until it and the last of its forks are dropped.
+#[derive(Clone)]
+pub struct Template {
+    parts: Arc<TemplateParts>,
+}
+
+/// The parts that all forks share, none of which ever changes.
+struct TemplateParts {
+    config: VmConfig,
+    state: MachineState,
+    ram: FrozenRam,
+    subject: Subject,
+    /// The ingredients of the next guest, if forks survive a reset.
+    recipe: Option<Arc<Recipe>>,
+    kvm: Kvm,
+}
+
+impl Template {
+    /// Returns the configuration of the machine that became the template.
+    pub fn config(&self) -> &VmConfig {
+        &self.parts.config
+    }
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Template").field("config", &self.parts.config).finish_non_exhaustive()
+    }
+}

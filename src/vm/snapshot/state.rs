@@ -1,0 +1,18 @@
+//! The state of a whole machine as plain data.
+
+use coracle_arch::x86_64::vcpu_state::VmClockState;
+use coracle_devices::state::SavedState;
+use serde::{Deserialize, Serialize};
+
+use crate::vcpu::SavedVcpu;
+
+/// The state of a machine, apart from its RAM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct MachineState {
+    /// The vCPUs in the order of their indices.
+    pub(super) vcpus: Vec<SavedVcpu>,
+    /// The clock that all vCPUs share.
+    pub(super) clock: VmClockState,
+    /// The legacy devices with their names.
+    pub(super) legacy: Vec<(String, SavedState)>,
+}
