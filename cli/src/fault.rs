@@ -5,9 +5,9 @@
 //! The handlers are installed before Rust's runtime starts, which therefore leaves these signals alone.
 //! Otherwise, each thread would map and unmap a signal stack, by five system calls.
 
-use std::cell::UnsafeCell;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use coracle::command::RawTerminal;
 use coracle_devices::backend::unix_socket;
@@ -28,6 +28,7 @@ extern "C" fn tidy_up_after_faults() {
     if signals.clone().all(|signal| Disposition::of(signal) == Disposition::Ignored) {
         return;
     }
+    make_stacks();
     use_stack();
     thread::at_start(use_stack);
     signals.by_ref().filter(|signal| Disposition::of(*signal) == Disposition::Default).for_each(install);
@@ -39,7 +40,7 @@ fn install(signal: libc::c_int) {
     action.sa_sigaction = tidy_up as *const () as usize;
     action.sa_flags = libc::SA_ONSTACK | libc::SA_RESETHAND | libc::SA_NODEFER | libc::SA_SIGINFO;
     // SAFETY: the handler makes only async-signal-safe system calls, and the action is valid.
-    unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) };
+    unsafe { libc::sigaction(signal, &action, ptr::null_mut()) };
 }
 
 /// Cleans up. Then the signal takes its default action, which SA_RESETHAND has restored.
@@ -105,26 +106,37 @@ static IS_AT_WORK: AtomicBool = AtomicBool::new(false);
 fn wait_for_the_end() {
     let limit = libc::timespec { tv_sec: 1, tv_nsec: 0 };
     // SAFETY: the time is valid; the null pointer means that what is left of it is not wanted.
-    unsafe { libc::nanosleep(&limit, std::ptr::null_mut()) };
+    unsafe { libc::nanosleep(&limit, ptr::null_mut()) };
 }
 
 /// Stacks for the handlers, because the fault may be that a thread has no more stack. Threads take them in
-/// turn; pages that are never used cost nothing.
-struct Stacks(UnsafeCell<[[u8; STACK_BYTES]; STACKS]>);
-
-// SAFETY: only the kernel and the handlers use the bytes.
-unsafe impl Sync for Stacks {}
-
-static ALL_STACKS: Stacks = Stacks(UnsafeCell::new([[0; STACK_BYTES]; STACKS]));
+/// turn; pages that are never used cost nothing. Not a static array: that would spread the variables beside
+/// it over more pages.
+static ALL_STACKS: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Maps the stacks. Without them, handlers run on their threads' own.
+fn make_stacks() {
+    let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    let kind = kind | libc::MAP_NORESERVE | libc::MAP_STACK;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+    let stacks = unsafe { libc::mmap(ptr::null_mut(), STACKS * STACK_BYTES, access, kind, -1, 0) };
+    if stacks != libc::MAP_FAILED {
+        ALL_STACKS.store(stacks.cast(), Ordering::Release);
+    }
+}
 
 /// Makes the handlers run on one of the stacks in the calling thread.
 fn use_stack() {
+    let stacks = ALL_STACKS.load(Ordering::Acquire);
+    if stacks.is_null() {
+        return;
+    }
     let index = TAKEN.fetch_add(1, Ordering::Relaxed) % STACKS;
-    let stack = ALL_STACKS.0.get().cast::<[u8; STACK_BYTES]>().wrapping_add(index);
+    let stack = stacks.wrapping_add(index * STACK_BYTES);
     let stack = libc::stack_t { ss_sp: stack.cast(), ss_flags: 0, ss_size: STACK_BYTES };
-    // SAFETY: the stack is static. A refusal leaves the handlers on the thread's own stack.
-    unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
+    // SAFETY: the stack stays mapped. A refusal leaves the handlers on the thread's own stack.
+    unsafe { libc::sigaltstack(&stack, ptr::null_mut()) };
 }
 
 /// The kernel saves all of a CPU's registers on it: 11 KiB with AMX (`AT_MINSIGSTKSZ`, getauxval(3)).

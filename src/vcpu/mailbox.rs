@@ -21,6 +21,13 @@ pub(super) enum VcpuCommand {
     State(&'static StateFormat, SyncSender<Result<SavedVcpu, StateError>>),
 }
 
+/// Saves the vCPU. A state takes kilobytes of the stack, which a thread that saves none is not to touch.
+#[cold]
+#[inline(never)]
+fn save(vcpu: &Vcpu, format: &StateFormat, answer: &SyncSender<Result<SavedVcpu, StateError>>) {
+    let _ = answer.try_send(SavedVcpu::of(vcpu, format));
+}
+
 /// A vCPU as plain data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct SavedVcpu {
@@ -62,9 +69,7 @@ impl Mailbox {
             match command {
                 // Sending fails if the caller no longer waits; that is fine.
                 VcpuCommand::Registers(answer) => drop(answer.try_send(vcpu.registers())),
-                VcpuCommand::State(format, answer) => {
-                    drop(answer.try_send(SavedVcpu::of(vcpu, format)));
-                }
+                VcpuCommand::State(format, answer) => save(vcpu, format, &answer),
             }
         }
     }

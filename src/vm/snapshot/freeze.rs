@@ -67,6 +67,7 @@ struct Ingredients {
 
 impl Freezing {
     /// Saves the state and ends the machine. On an error, the machine runs on.
+    #[inline(never)]
     fn begin(
         shared: &Shared,
         machine: &Machine,
@@ -91,6 +92,7 @@ impl Freezing {
     }
 
     /// Makes the template of the guest that was left. Whoever has waited for it gets it.
+    #[inline(never)]
     pub(in crate::vm) fn finish(self, guest: Guest) {
         let Freezing { parts: Ingredients { state, kvm, config, subject, recipe }, done } = self;
         let Guest { kvm: virtual_machine, ram } = guest;
