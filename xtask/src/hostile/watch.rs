@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -88,6 +88,7 @@ impl Run {
 pub(super) fn watch(run: Run) -> Result<Observed> {
     let Run { mut command, end, input, stdout, stderr, file_bytes: _ } = run;
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    hear_signals(&mut command);
     let start = Instant::now();
     let mut child = command.spawn().context("cannot start the program")?;
     let mut stdin = child.stdin.take().context("no stdin")?;
@@ -136,6 +137,20 @@ pub(super) fn watch(run: Run) -> Result<Observed> {
         beside_ram: beside_ram_peak,
         resident_peak,
     })
+}
+
+/// Gives the command the usual signals: a shell lets what it runs in the background ignore two of them, and
+/// the program ignores what it was started to ignore.
+fn hear_signals(command: &mut Command) {
+    let reset = || {
+        for signal in [libc::SIGINT, libc::SIGQUIT] {
+            // SAFETY: the call only sets the disposition of a signal in the new process.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes only system calls.
+    unsafe { command.pre_exec(reset) };
 }
 
 /// An output of the program.
