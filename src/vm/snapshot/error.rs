@@ -31,16 +31,16 @@ pub enum SnapshotError {
     #[error("snapshot: a vCPU did not leave the guest within {} s; try again", STOP_LIMIT.as_secs())]
     Busy,
     /// The state of a vCPU cannot be saved or restored.
-    #[error("snapshot: {0}")]
+    #[error(transparent)]
     Vcpu(#[from] VcpuError),
     /// KVM refuses a request.
-    #[error("snapshot: {0}")]
+    #[error(transparent)]
     Kvm(#[from] KvmError),
     /// The state of a device does not fit this version.
-    #[error("snapshot: {0}")]
+    #[error(transparent)]
     State(#[from] StateError),
     /// The host cannot provide the memory. If the machine was to become a template, it has ended.
-    #[error("snapshot: {0}")]
+    #[error(transparent)]
     Memory(#[from] MemoryError),
     /// A fork cannot be built.
     #[error("fork {index}: {source}")]
