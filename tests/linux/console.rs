@@ -64,7 +64,8 @@ fn shell_of_the_default_guest_has_the_size_of_the_callers_terminal_and_its_ctrl_
     assert!(seen.before.contains("System does not support PCI"), "{}", seen.before);
     seen.typed("tty; echo console $(cat /sys/class/tty/console/active)", "console ttyS0\r");
     assert!(seen.before.contains("/dev/hvc0"), "{}", seen.before);
-    seen.typed("echo '<0>from the kernel' > /dev/kmsg", "] from the kernel");
+    // Apart from what the shell writes, because both consoles write to one terminal in pieces.
+    seen.typed("sleep 1; echo '<0>from the kernel' > /dev/kmsg; sleep 1", "] from the kernel");
     seen.typed("poweroff", "the guest powered off");
     assert_eq!(common::wait(&mut seen.child).code(), Some(0));
 }
