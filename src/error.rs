@@ -8,6 +8,7 @@ pub use coracle_agent::protocol::agent::{OpenError, ProtocolError, SessionError,
 pub use coracle_arch::field;
 pub use coracle_arch::x86_64::acpi::AcpiError;
 pub use coracle_arch::x86_64::cpu_template::CpuTemplateError;
+pub use coracle_arch::x86_64::cpuid::CpuFeature;
 pub use coracle_arch::x86_64::image::ImageError as KernelImageError;
 pub use coracle_arch::x86_64::input_file::InputFileError;
 pub use coracle_arch::x86_64::load::LoadError;

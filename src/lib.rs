@@ -42,6 +42,7 @@
 //! - Run commands in the guest and move files: [`Vm::exec`], [`Vm::read_file`], [`agent`].
 //! - Read and feed the console: [`VmBuilder::console_callback`], [`ConsolePipe`], [`ConsoleStreams`].
 //! - Talk to ports of the guest: [`vsock`], [`VmHandle::connect`], [`VmHandle::listen`].
+//! - Keep its state: [`Vm::freeze`] and [`Template`], [`Vm::snapshot_to`] and [`Vm::restore`], [`snapshot`].
 //! - Measure it: [`ExitCounts`], [`NetCounts`], [`BalloonStatus`].
 //! - Prepare root file systems in advance: [`rootfs::write_image`].
 //! - Handle errors: [`BuildError`], [`host::EnsureKvmError`], and [`error`] for the errors that they contain.
@@ -70,6 +71,7 @@ mod io_loop;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
 mod kvm;
 mod memory;
+mod snapshot_files;
 mod terminal;
 mod thread;
 #[cfg_attr(not(test), deny(clippy::arithmetic_side_effects))]
@@ -96,7 +98,7 @@ pub mod command {
 /// Parts of the library that fuzz targets drive without a machine. They are not an interface either.
 #[doc(hidden)]
 pub mod fuzzing {
-    pub use crate::vm::LegacyPlatform;
+    pub use crate::vm::{LegacyPlatform, read_manifest, read_state};
 }
 
 /// Finding the files of the default guest, which come with Coracle.
@@ -112,6 +114,16 @@ pub mod rootfs {
         DirectoryError, EntryError, ImageError, ImageReport, LeftOut, RootError, RootSource, TarError,
         UnpackError, kind_of, write_image,
     };
+}
+
+/// The files of snapshots: what is in them, and whether they are whole. [`VmHandle::snapshot_to`] and
+/// [`Template::save_to`] write them, [`Vm::restore`] and [`Template::load`] use them.
+pub mod snapshot {
+    pub use crate::snapshot_files::{
+        HostFacts, MachineFacts, ManifestError, MemoryFileError, SnapshotFileError, SnapshotId,
+        StateFileError,
+    };
+    pub use crate::vm::{SnapshotInfo, check, info};
 }
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
@@ -135,6 +147,6 @@ pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
 pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
-    BuildError, Event, Fork, Grace, PlatformError, RegistersError, SnapshotError, Subscription, Template, Vm,
-    VmBuilder, VmHandle, outcome,
+    BuildError, Event, Fork, Grace, PlatformError, RegistersError, Restore, SnapshotError, Subscription,
+    Template, Vm, VmBuilder, VmHandle, outcome,
 };

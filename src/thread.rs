@@ -23,6 +23,8 @@ pub(crate) enum ThreadKind {
     AgentInput,
     /// Passes console output to a writer or callback of the program.
     Console,
+    /// Writes a snapshot of a machine to files.
+    Snapshot,
     /// Closes the files, sockets and taps of a machine that has ended.
     Closer,
 }
@@ -38,6 +40,7 @@ impl ThreadKind {
             ThreadKind::Agent => "agent".to_owned(),
             ThreadKind::AgentInput => "agent-stdin".to_owned(),
             ThreadKind::Console => "console".to_owned(),
+            ThreadKind::Snapshot => "snapshot".to_owned(),
             ThreadKind::Closer => "closer".to_owned(),
         }
     }

@@ -15,7 +15,7 @@ use common::agent::agent;
 use coracle::agent::{AgentError, ExecError, ExecInput, ExecStatus, FileError, NetworkSettings};
 use coracle::config::{AgentConfig, AgentPlace, MemorySize, VmConfig};
 use coracle::outcome::Ending;
-use coracle::{Event, Grace, VmBuilder};
+use coracle::{Event, Fork, Grace, SnapshotError, Vm, VmBuilder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn config(payload: &str) -> VmConfig {
@@ -65,6 +65,34 @@ async fn stop_reaches_a_guest_that_does_not_heed_its_button_after_the_grace() {
     assert_eq!(events.recv_async().await.unwrap(), Some(Event::Ended(Box::new(outcome))));
     assert_eq!(events.recv_async().await.unwrap(), None);
     assert_eq!(events.recv_timeout(Duration::MAX), None);
+}
+
+#[tokio::test]
+async fn tasks_freeze_machines_and_fork_templates() {
+    if !common::kvm_or_skip() {
+        return;
+    }
+    let vm = machine("counter").start_async().await.unwrap();
+    let (template, other) = tokio::join!(vm.freeze_async(), vm.wait_async());
+    let template = template.unwrap();
+    assert_eq!(other.unwrap().ending, Ending::Stopped);
+    assert!(matches!(vm.handle().freeze_async().await, Err(SnapshotError::Ended)));
+    let limit = Duration::from_millis(50);
+    let make = |count: usize| {
+        let template = template.clone();
+        tokio::spawn(async move {
+            let adapt = move |index, fork: Fork| if index == 0 { fork.timeout(limit) } else { fork };
+            template.fork_async(count, adapt).await.unwrap()
+        })
+    };
+    let (few, more) = tokio::join!(make(1), make(3));
+    let forks: Vec<Vm> = few.unwrap().into_iter().chain(more.unwrap()).collect();
+    let outcomes = [forks[0].wait_async().await.unwrap(), forks[1].wait_async().await.unwrap()];
+    assert!(outcomes.iter().all(|outcome| outcome.ending.time_limit().is_some()), "{outcomes:?}");
+    assert!(forks[2..].iter().all(|fork| fork.handle().wait_for(Duration::ZERO).is_none()));
+    for fork in forks.into_iter().skip(2) {
+        assert_eq!(fork.stop_async(Grace::NONE).await.unwrap().ending, Ending::Stopped);
+    }
 }
 
 /// A waker is the program's code, and may wait for an event that never comes.

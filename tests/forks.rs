@@ -3,14 +3,12 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
-use coracle::config::{MemorySize, VmConfig};
+use common::forks::{Counter, Piped, builder};
+use coracle::config::DiskConfig;
 use coracle::outcome::Ending;
-use coracle::{ConsolePipe, SnapshotError, Template, Vm, VmBuilder};
-
-const LIMIT: Duration = Duration::from_secs(100);
+use coracle::{SnapshotError, VmBuilder};
 
 macro_rules! needs_kvm {
     () => {
@@ -20,57 +18,13 @@ macro_rules! needs_kvm {
     };
 }
 
-fn builder(payload: &str) -> VmBuilder {
-    let mut config = VmConfig::new(common::payload(payload));
-    config.memory = MemorySize::from_mib(16).unwrap().into();
-    VmBuilder::new(config)
-}
-
-/// The payload `counter`, and the host's end of its console.
-struct Counter {
-    vm: Vm,
-    input: Box<dyn Write>,
-    output: Box<dyn BufRead>,
-}
-
-impl Counter {
-    fn of(mut vm: Vm) -> Counter {
-        let ConsolePipe { input, output, .. } = vm.take_console().unwrap();
-        Counter { vm, input: Box::new(input), output: Box::new(BufReader::new(output)) }
-    }
-
-    fn start() -> Counter {
-        Counter::of(builder("counter").console_piped().start().unwrap())
-    }
-
-    fn forks(template: &Template, count: usize) -> Vec<Counter> {
-        let forks = template.fork(count, |_, fork| fork.console_piped()).unwrap();
-        forks.into_iter().map(Counter::of).collect()
-    }
-
-    fn count(&mut self) -> u32 {
-        self.input.write_all(b"?").unwrap();
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        u32::from_str_radix(line.trim_end(), 16).unwrap_or_else(|_| panic!("{line:?}"))
-    }
-
-    /// Ends the guest, which checks that its register and its memory have the same count.
-    fn end(mut self) {
-        self.input.write_all(b"q").unwrap();
-        let outcome = self.vm.handle().wait_for(LIMIT).expect("the guest does not end");
-        assert_eq!(outcome.ending, Ending::Exited { code: 0 });
-    }
-}
-
 #[test]
 fn forks_go_on_from_where_the_template_stood_each_by_itself() {
     needs_kvm!();
     let mut first = Counter::start();
     let (before, then) = (first.count(), first.count());
     assert!(then > before);
-    let template = first.vm.freeze().unwrap();
-    assert_eq!(first.vm.wait().ending, Ending::Stopped);
+    let template = first.0.freeze();
     let mut forks = Counter::forks(&template, 3);
     let counts: Vec<u32> = forks.iter_mut().map(Counter::count).collect();
     assert!(counts.iter().all(|count| *count > then), "{counts:?} from {then}");
@@ -79,7 +33,7 @@ fn forks_go_on_from_where_the_template_stood_each_by_itself() {
     let mut late = Counter::forks(&template, 1);
     assert!(late[0].count() < ahead);
     // A fork is a machine like any other, and becomes a template too.
-    let second = forks[0].vm.freeze().unwrap();
+    let second = forks[0].0.vm.freeze().unwrap();
     drop(template);
     let mut grandchildren = Counter::forks(&second, 2);
     assert!(grandchildren.iter_mut().all(|fork| fork.count() > ahead));
@@ -96,12 +50,16 @@ fn machine_that_cannot_be_frozen_says_why_and_runs_on() {
     assert!(vm.handle().pause());
     assert!(matches!(vm.freeze(), Err(SnapshotError::Paused)));
     vm.handle().resume();
-    let mut counter = Counter::of(vm);
+    let mut counter = Counter(Piped::of(vm));
     counter.count();
     counter.end();
-    let vm = builder("halt").rng(true).start().unwrap();
+    let disk = common::scratch().join("unsaved.img");
+    fs::write(&disk, [0; 512]).unwrap();
+    let mut with_disk = builder("halt").config().clone();
+    with_disk.disks.push(DiskConfig::new(&disk));
+    let vm = VmBuilder::new(with_disk).start().unwrap();
     let error = vm.freeze().unwrap_err();
-    assert!(error.to_string().contains("the device rng"), "{error}");
+    assert!(error.to_string().contains(&format!("the device disk {}", disk.display())), "{error}");
     assert_eq!(vm.handle().wait_for(Duration::from_millis(50)), None);
     vm.handle().stop();
     vm.wait();

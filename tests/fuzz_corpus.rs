@@ -43,6 +43,9 @@ fn corpora_reach_beyond_the_first_check() {
     let accepted =
         corpus("config_file").iter().filter(|(_, text)| RawConfig::from_json(text).is_ok()).count();
     assert!(accepted >= 3, "{accepted} config files are accepted");
+    let is_state = |data: &[u8]| coracle::fuzzing::read_state(data, 1, 16).is_ok();
+    let accepted = corpus("snapshot_state").iter().filter(|(_, data)| is_state(data)).count();
+    assert!(accepted >= 2, "{accepted} states of snapshots are accepted");
     let message = |data: &[u8]| data.get(5..).map(<[u8]>::to_vec).unwrap_or_default();
     let corpus = corpus("control_protocol");
     assert!(corpus.iter().any(|(_, data)| ToAgent::parse(&message(data)).is_ok()));

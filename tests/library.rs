@@ -474,26 +474,12 @@ fn quota_keeps_a_busy_guest_to_its_share_of_a_cpu() {
     // A vCPU that nothing holds back always runs or waits for a CPU. A share that was exceeded because the
     // control thread came late is a debt, which is paid.
     common::eventually("the guest gets its share, wants more, and is held", || {
-        let [used, waited] = vcpu_times();
+        let [used, waited] = common::schedule::vcpu_times();
         let elapsed = started.elapsed().as_secs_f64();
         let wanted = (used + waited) / elapsed;
         elapsed > 2.0 && used / elapsed < 1.5 * share && (0.5 * share..1.5).contains(&wanted)
     });
     assert_eq!(vm.stop(Grace::NONE).ending, Ending::Stopped);
-}
-
-/// Returns the seconds for which the vCPUs of this process have run, and for which they have waited for a
-/// CPU, as counted by the kernel (Linux, Documentation/scheduler/sched-stats.rst).
-fn vcpu_times() -> [f64; 2] {
-    let tasks = std::fs::read_dir("/proc/self/task").unwrap().map(|task| task.unwrap().path());
-    let vcpus = tasks.filter(|task| {
-        std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("vcpu-"))
-    });
-    vcpus.fold([0.0; 2], |[used, waited], task| {
-        let counts = std::fs::read_to_string(task.join("schedstat")).unwrap();
-        let mut seconds = counts.split(' ').map(|count| count.parse::<f64>().unwrap() / 1e9);
-        [used + seconds.next().unwrap(), waited + seconds.next().unwrap()]
-    })
 }
 
 #[test]

@@ -410,3 +410,70 @@ fn modules_take_memory_in_proportion_to_their_size() {
         }
     }
 }
+
+/// Makes the file `state` of a snapshot with these sections, whose checksums match.
+fn snapshot_state(sections: &[(&str, &[u8])]) -> Vec<u8> {
+    let with_checksum = |mut header: Vec<u8>| {
+        header.extend(crc32fast::hash(&header).to_le_bytes());
+        header
+    };
+    let mut header = b"CORASTAT\x01\0\0\0\x3e\0".to_vec();
+    header.extend((sections.len() as u16).to_le_bytes());
+    header.extend([0; 20]);
+    let mut file = with_checksum(header);
+    for (name, content) in sections {
+        let mut header = name.as_bytes().to_vec();
+        header.resize(24, 0);
+        // Version 1, and required.
+        header.extend([1, 0, 1, 0]);
+        header.extend((content.len() as u32).to_le_bytes());
+        header.extend(crc32fast::hash(content).to_le_bytes());
+        file.extend(with_checksum(header));
+        file.extend_from_slice(content);
+    }
+    file
+}
+
+/// Encodes a length as postcard does.
+fn varint(mut value: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value > 0x7f {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    bytes.push(value as u8);
+    bytes
+}
+
+#[test]
+fn states_of_snapshots_take_memory_in_proportion_to_their_size() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus/snapshot_state/counter");
+    let real = std::fs::read(corpus).unwrap();
+    let mut sections = Vec::new();
+    let mut rest = &real[40..];
+    while let Some((header, content)) = rest.split_first_chunk::<40>() {
+        let name = String::from_utf8_lossy(&header[..24]).trim_end_matches('\0').to_owned();
+        let len = u32::from_le_bytes(header[28..32].try_into().unwrap()) as usize;
+        sections.push((name, content[..len].to_vec()));
+        rest = &content[len..];
+    }
+    let list = |count: usize, entry: &[u8]| [varint(count), entry.repeat(count)].concat();
+    for (name, content) in [
+        // A vCPU with as many leaves of CPUID as fit, 7 bytes each and 28 in memory, and without a state.
+        ("vcpus", [varint(1), list((8 << 20) / 7 - 1, &[0; 7])].concat()),
+        ("vcpus", varint(usize::MAX >> 1)),
+        ("legacy", list((64 << 10) / 3 - 2, &[0; 3])),
+        ("ram", list(1300, &[1, 0, 0])),
+        ("weather", vec![0; 15 << 20]),
+    ] {
+        let mut hostile = sections.clone();
+        hostile.retain(|(other, _)| other != name);
+        hostile.push((name.to_owned(), content));
+        let file: Vec<(&str, &[u8])> =
+            hostile.iter().map(|(name, content)| (&name[..], &content[..])).collect();
+        let file = snapshot_state(&file);
+        let result = within_limit(name, file.len(), || coracle::fuzzing::read_state(&file, 1, 16));
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(&format!("`{name}`")), "{error}");
+    }
+}

@@ -10,6 +10,7 @@ mod kernel_image;
 mod legacy_bus;
 mod packed_tar;
 mod root_tar;
+mod snapshot_state;
 mod suite_toml;
 mod tap_stream;
 mod virtio_balloon;
@@ -19,6 +20,7 @@ mod virtio_echo;
 mod virtio_mmio;
 mod virtio_net;
 mod virtio_ring;
+mod virtio_state;
 mod virtio_vsock;
 
 pub use agent::{agent_guest, agent_host};
@@ -29,6 +31,7 @@ pub use kernel_image::kernel_image;
 pub use legacy_bus::legacy_bus;
 pub use packed_tar::packed_tar;
 pub use root_tar::root_tar;
+pub use snapshot_state::snapshot_state;
 pub use suite_toml::suite_toml;
 pub use tap_stream::tap_stream;
 pub use virtio_balloon::virtio_balloon;
@@ -37,13 +40,14 @@ pub use virtio_console::virtio_console;
 pub use virtio_mmio::virtio_mmio;
 pub use virtio_net::virtio_net;
 pub use virtio_ring::virtio_ring;
+pub use virtio_state::virtio_state;
 pub use virtio_vsock::virtio_vsock;
 
 /// A target's name, which is that of its corpus, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 20] = [
     ("agent_guest", agent_guest),
     ("agent_host", agent_host),
     ("config_file", config_file),
@@ -53,6 +57,7 @@ pub const TARGETS: [Target; 18] = [
     ("legacy_bus", legacy_bus),
     ("packed_tar", packed_tar),
     ("root_tar", root_tar),
+    ("snapshot_state", snapshot_state),
     ("suite_toml", suite_toml),
     ("tap_stream", tap_stream),
     ("virtio_balloon", virtio_balloon),
@@ -61,5 +66,6 @@ pub const TARGETS: [Target; 18] = [
     ("virtio_mmio", virtio_mmio),
     ("virtio_net", virtio_net),
     ("virtio_ring", virtio_ring),
+    ("virtio_state", virtio_state),
     ("virtio_vsock", virtio_vsock),
 ];

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use coracle_devices::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
+use coracle_devices::virtio::state::{DriverState, SaveDevice};
 use coracle_devices::virtio::testing::Machine;
 use coracle_devices::virtio::{
     ActivateContext, ActivateError, DeviceKind, QueueHandler, RingError, VirtQueue, VirtioDevice,
@@ -40,6 +42,20 @@ impl VirtioDevice for Echo {
     fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
         let first = context.queues.take(0)?;
         Ok(vec![Box::new(Handler(std::iter::once(first).chain(context.queues.into_rest()).collect()))])
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
+    }
+}
+
+impl SaveDevice for Echo {
+    fn save(&self) -> SavedState {
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState, _: &DriverState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
     }
 }
 

@@ -1,5 +1,5 @@
-//! A driver that accesses the registers of a device in any order, while its machine is paused, resumed and
-//! reset.
+//! A driver that accesses the registers of a device in any order, while its machine is paused, saved,
+//! restored, resumed and reset.
 
 use coracle_devices::virtio::testing::BUFFERS;
 
@@ -30,7 +30,15 @@ pub fn virtio_mmio(data: &[u8]) {
             6 => drop(machine.start(u64::from(number))),
             7 => machine.put(u64::from(number) & 0xf_ffff, value),
             8 => machine.kick(u16::from_le_bytes([low, high]) % 4),
-            9 => assert!(machine.transport.pause().is_ok()),
+            9 => {
+                assert!(machine.transport.pause().is_ok());
+                // Any state that a driver can reach can be saved, and is accepted.
+                let state = machine.transport.save().unwrap();
+                if number & 1 == 1 {
+                    machine.transport.prepare(&state).unwrap().apply();
+                    assert_eq!(machine.transport.save(), Some(state));
+                }
+            }
             10 => machine.transport.resume(),
             _ => {
                 assert!(machine.transport.disconnect().is_ok());

@@ -50,9 +50,11 @@ global_asm!(include_str!("asm/xsave.s"));
 global_asm!(include_str!("asm/forks.s"));
 global_asm!(concat!(
     include_str!("asm/virtio.s"),
+    include_str!("asm/rng_counter.s"),
     include_str!("asm/bench.s"),
     include_str!("asm/block.s"),
     include_str!("asm/disk.s"),
+    include_str!("asm/disk_cell.s"),
     include_str!("asm/backlog.s"),
     include_str!("asm/net.s"),
     include_str!("asm/net_bench.s"),
@@ -150,10 +152,22 @@ payloads! {
     "avx" Zero payload_avx..payload_avx_end "keeps sums in the AVX registers of ring 3 over 1,000 exits; exits with 0";
     "fork-mark" Zero payload_fork_mark..payload_fork_mark_end
         "touches 8 MiB and prints a byte, prints another when kvm-clock reports a pause, and halts forever";
+    "fork-fpu" Zero payload_fork_fpu..payload_fork_fpu_end
+        "keeps values in the AVX and x87 registers of ring 3 until a byte comes; exits with 0";
+    "fork-timer" Zero payload_fork_timer..payload_fork_timer_end
+        "prints a byte, waits a second for the timer of its local APIC; exits with 0";
+    "fork-cpus" Zero payload_fork_cpus..payload_fork_cpus_end
+        "four CPUs that run, have halted and are not started; checks them when a byte comes, and exits with 0";
+    "fork-print" Zero payload_fork_print..payload_fork_print_end
+        "prints 32,000 bytes by one instruction; exits with 0";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
+    "rng-counter" Zero payload_rng_counter..payload_rng_counter_end
+        "asks an entropy device for bytes forever, and prints their count for a byte of the serial port; 0 after a `q`";
     "virtio-block" Zero payload_virtio_block..payload_virtio_block_end
         "three lives that write a disk of 32 KiB, damage its ring and reset with requests in flight; exits with 0";
+    "disk-cell" Zero payload_disk_cell..payload_disk_cell_end
+        "keeps a byte of the serial port in a sector of a disk, and prints it for a `?`; exits with 0 on a `q`";
     "restart-disk" Three payload_restart_disk..payload_restart_disk_end
         "starts and resets a disk for ever, with a request in flight, and prints a `.` after every 64 starts";
     "log-flood" Zero payload_log_flood..payload_log_flood_end

@@ -12,6 +12,7 @@ pub mod inputs;
 mod instruction;
 mod kconfig;
 mod phase;
+mod state;
 mod symbols;
 
 use std::ops::Range;
@@ -121,7 +122,8 @@ pub struct VcpuPlace {
 /// The files and devices of a boot, kept beside the running machine in case it does not come up.
 #[derive(Debug, Clone)]
 pub(crate) struct Subject {
-    kernel: PathBuf,
+    /// The path of the kernel's file, if it was loaded by this process.
+    kernel: Option<PathBuf>,
     /// The file's symbols. Only an ELF file can have any.
     symbols: Option<SymbolFile>,
     is_linux: bool,
@@ -193,7 +195,7 @@ impl Subject {
             }
         };
         Subject {
-            kernel: image.path().to_owned(),
+            kernel: Some(image.path().to_owned()),
             symbols,
             is_linux: image.is_linux() && !image.names_other_program(),
             is_entry_guessed: !image.is_linux() && image.protocol() == BootProtocol::Linux64,
@@ -295,8 +297,8 @@ impl Subject {
         panic: Option<&str>,
     ) -> Vec<Hint> {
         let linux_before_init = self.is_linux && phase < Phase::Init;
-        let options =
-            linux_before_init.then(|| KernelConfig::find(remains.ram, &self.ranges, &self.kernel)).flatten();
+        let kernel = self.kernel.as_ref().filter(|_| linux_before_init);
+        let options = kernel.and_then(|kernel| KernelConfig::find(remains.ram, &self.ranges, kernel));
         // Probing the kind of KVM takes some milliseconds, so it is done only if it matters.
         let may_be_interpreted = linux_before_init || remains.ending.fault().is_some();
         let interpreted = may_be_interpreted && matches!(KvmKind::probe(), KvmKind::Software { .. });

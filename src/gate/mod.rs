@@ -6,7 +6,7 @@
 //! asked for its end never runs on. It opens again only for a guest that was reset and starts again.
 //!
 //! ```text
-//! gate:  Paused <-> Open           (pause, open; hold, on behalf of the control thread)
+//! gate:  Paused <-> Open           (pause, open; hold, on behalf of the control thread or of a snapshot)
 //!        Paused, Open -> Closed    (post: the first ending)
 //!        Closed -> Paused, Open    (restart, when all vCPU threads have ended)
 //! ```
@@ -66,6 +66,9 @@ struct Record {
     /// True while the control thread keeps the vCPUs out of the guest: to inspect them, or until all of them
     /// have started.
     held: bool,
+    /// True while a snapshot of the machine keeps the vCPUs out of the guest, whatever the control thread
+    /// does.
+    saved: bool,
     /// The number of vCPU threads that are outside the guest because the gate is not open.
     parked: u32,
     /// The number of vCPU threads that have ended.
@@ -191,9 +194,9 @@ impl Gate {
         self.ask(vcpus, |record| !record.resumed, post_commands)
     }
 
-    /// [`Gate::ask_parked`] for the control thread while it holds the vCPUs.
+    /// [`Gate::ask_parked`] for a snapshot, which holds the vCPUs by [`Gate::hold_for_snapshot`].
     pub(crate) fn ask_held(&self, vcpus: u32, post_commands: impl FnOnce()) -> bool {
-        self.ask(vcpus, |record| record.held, post_commands)
+        self.ask(vcpus, |record| record.saved, post_commands)
     }
 
     fn ask(
@@ -256,13 +259,27 @@ impl Gate {
     }
 
     /// Keeps the vCPUs out, or stops doing so, on behalf of the control thread. The owner's last
-    /// [`Gate::open`] or [`Gate::pause`] stays in force and applies afterwards. Returns whether they were
-    /// held before.
-    pub(crate) fn hold(&self, held: bool) -> bool {
+    /// [`Gate::open`] or [`Gate::pause`] stays in force and applies afterwards.
+    pub(crate) fn hold(&self, held: bool) {
         let mut record = self.lock();
-        let before = std::mem::replace(&mut record.held, held);
+        record.held = held;
         self.set_state(&record);
-        before
+    }
+
+    /// Keeps the vCPUs out on behalf of a snapshot. Returns `false` if another snapshot does so already. The
+    /// owner's last [`Gate::open`] or [`Gate::pause`] applies after [`Gate::release_from_snapshot`].
+    pub(crate) fn hold_for_snapshot(&self) -> bool {
+        let mut record = self.lock();
+        let is_first = !std::mem::replace(&mut record.saved, true);
+        self.set_state(&record);
+        is_first
+    }
+
+    /// Stops keeping the vCPUs out.
+    pub(crate) fn release_from_snapshot(&self) {
+        let mut record = self.lock();
+        record.saved = false;
+        self.set_state(&record);
     }
 
     /// Records that the first ending ends the machine: there will be no restart.
@@ -353,7 +370,7 @@ impl Gate {
     fn set_state(&self, record: &Record) {
         let state = if record.first.is_some() {
             GateState::Closed
-        } else if record.resumed && !record.held {
+        } else if record.resumed && !record.held && !record.saved {
             GateState::Open
         } else {
             GateState::Paused

@@ -254,3 +254,29 @@ fn signal_that_comes_after_the_guest_s_own_end_is_not_its_reason() {
     assert!(!gate.note_signal(libc::SIGTERM));
     assert_eq!(gate.signal(), None);
 }
+
+#[test]
+fn snapshot_keeps_the_vcpus_out_whatever_others_do() {
+    let gate = Gate::new();
+    gate.open();
+    assert!(!gate.ask_held(0, || panic!("nobody holds the vCPUs")));
+    assert!(gate.hold_for_snapshot());
+    assert!(!gate.hold_for_snapshot(), "one at a time");
+    gate.hold(true);
+    gate.hold(false);
+    gate.pause();
+    gate.open();
+    assert_eq!(gate.state(), GateState::Paused);
+    assert!(gate.ask_held(0, || ()) && !gate.ask_held(1, || panic!("no vCPU is parked")));
+    gate.release_from_snapshot();
+    assert_eq!(gate.state(), GateState::Open);
+    assert!(gate.hold_for_snapshot());
+    gate.pause();
+    gate.release_from_snapshot();
+    assert_eq!(gate.state(), GateState::Paused, "the owner's pause stays");
+    gate.post(Ending::Stopped);
+    assert!(gate.hold_for_snapshot());
+    assert!(!gate.ask_held(0, || panic!("the gate is closed")));
+    gate.release_from_snapshot();
+    assert_eq!(gate.state(), GateState::Closed);
+}

@@ -9,7 +9,7 @@ use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_c
 use kvm_ioctls::Cap;
 
 use super::vm::KvmVm;
-use super::{KvmError, call};
+use super::{KvmError, StateError, call};
 
 /// An open `/dev/kvm`.
 pub(crate) struct Kvm {
@@ -58,6 +58,22 @@ impl Kvm {
     pub(super) fn ask_supported_cpuid(&self) -> Result<Vec<CpuidEntry>, KvmError> {
         let cpuid = call("KVM_GET_SUPPORTED_CPUID", self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES))?;
         Ok(cpuid.as_slice().iter().map(leaf).collect())
+    }
+
+    /// Returns the CPUID leaves that a vCPU is shown which has been given all that KVM supports. A KVM
+    /// without hardware (`kvm_pvm`) cannot hide the leaves of the host's CPU, so these may be more than
+    /// [`Kvm::supported_cpuid`]. KVM is asked once for the whole process.
+    pub(crate) fn shown_cpuid(&self) -> Result<&'static [CpuidEntry], StateError> {
+        if let Some(entries) = SHOWN_CPUID.get() {
+            return Ok(entries);
+        }
+        let error = |source| StateError::Kvm { vcpu: 0, source };
+        let vm = self.create_vm().map_err(error)?;
+        vm.create_local_apics().map_err(error)?;
+        let vcpu = vm.create_vcpu(0).map_err(error)?;
+        vcpu.set_cpuid(self.supported_cpuid().map_err(error)?).map_err(error)?;
+        let entries = vcpu.cpuid()?;
+        Ok(SHOWN_CPUID.get_or_init(|| entries))
     }
 
     /// Returns the model-specific registers that this KVM can save. KVM is asked once for the whole process.
@@ -137,6 +153,9 @@ const QEMU_EMULATION: &[u8] = b"TCGTCGTCGTCG";
 
 /// Read once: it is a fact of the host, which no virtual machine changes.
 static SUPPORTED_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
+
+/// Read once, as above.
+static SHOWN_CPUID: OnceLock<Vec<CpuidEntry>> = OnceLock::new();
 
 /// Read once, as above.
 static MSR_INDEX_LIST: OnceLock<Vec<u32>> = OnceLock::new();

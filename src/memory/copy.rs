@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use coracle_arch::nameless_file;
 
 use super::mapping::Mapping;
-use super::{FrozenRam, MemoryError};
+use super::{FrozenRam, MemoryError, next_data};
 use crate::config::MemoryConfig;
 
 /// Copies the content of `mappings`, by guest address, into a new memory file. If they are laid over `base`,
@@ -33,7 +33,7 @@ pub(super) fn copy(
             let mut wanted = vec![false; window.len() / PAGE];
             let address = mapping.address().addr() + start;
             let touched = page_map.mark_touched(address, &mut wanted).map_err(list_error)?;
-            let inherited = base.map_or(Ok(false), |base| mark_data(base, &file_window, &mut wanted));
+            let inherited = base.map_or(Ok(false), |base| mark_data(base.file(), &file_window, &mut wanted));
             if touched || inherited.map_err(freeze_error)? {
                 let content = mapping.content(&window).map_err(freeze_error)?;
                 write_wanted(content, &wanted, &file, file_window.start).map_err(freeze_error)?;
@@ -45,12 +45,15 @@ pub(super) fn copy(
     Ok(file)
 }
 
-/// Marks the pages of `window` that are data of `base`. Returns whether there are any.
-fn mark_data(base: &FrozenRam, window: &Range<u64>, wanted: &mut [bool]) -> io::Result<bool> {
+/// Marks the pages of `window` of the file `base` that are data. Returns whether there are any.
+pub(super) fn mark_data(base: &File, window: &Range<u64>, wanted: &mut [bool]) -> io::Result<bool> {
     let mut rest = window.clone();
-    while let Some(data) = base.next_data(&rest)? {
-        let page = |offset: u64| usize::try_from((offset - window.start) / PAGE as u64).unwrap_or(usize::MAX);
-        let pages = wanted.get_mut(page(data.start)..page(data.end));
+    let page = |page: u64| usize::try_from(page).unwrap_or(usize::MAX);
+    while let Some(data) = next_data(base, &rest)? {
+        // The blocks of a file system may be smaller than pages.
+        let start = (data.start - window.start) / PAGE as u64;
+        let end = (data.end - window.start).div_ceil(PAGE as u64);
+        let pages = wanted.get_mut(page(start)..page(end));
         pages.ok_or(io::ErrorKind::InvalidData)?.fill(true);
         rest.start = data.end;
     }
@@ -80,19 +83,19 @@ fn write_wanted(content: &[u8], wanted: &[bool], file: &File, offset: u64) -> io
 
 /// The pages of this process, as `/proc/self/pagemap` lists them (proc_pid_pagemap(5)): 64 bits for each page
 /// of 4 KiB, whatever the size of the page that the kernel has mapped.
-struct PageMap {
+pub(super) struct PageMap {
     file: File,
     entries: Vec<u8>,
 }
 
 impl PageMap {
-    fn open() -> io::Result<PageMap> {
+    pub(super) fn open() -> io::Result<PageMap> {
         Ok(PageMap { file: File::open("/proc/self/pagemap")?, entries: Vec::new() })
     }
 
     /// Marks the pages from `address` that were touched: all that a mapping may have beyond what lies below
     /// it. Returns whether there are any.
-    fn mark_touched(&mut self, address: usize, pages: &mut [bool]) -> io::Result<bool> {
+    pub(super) fn mark_touched(&mut self, address: usize, pages: &mut [bool]) -> io::Result<bool> {
         let Self { file, entries } = self;
         entries.resize(pages.len() * ENTRY, 0);
         file.read_exact_at(entries, (address / PAGE * ENTRY) as u64)?;
@@ -117,9 +120,9 @@ const SWAPPED: u64 = 1 << 62;
 const ENTRY: usize = size_of::<u64>();
 
 /// The size of the pages that are copied or left out, in bytes.
-const PAGE: usize = 4096;
-const ZEROES: [u8; PAGE] = [0; PAGE];
+pub(super) const PAGE: usize = 4096;
+pub(super) const ZEROES: [u8; PAGE] = [0; PAGE];
 /// The bytes that are copied before their memory is returned: their entries take 64 KiB.
-const WINDOW: usize = 32 << 20;
+pub(super) const WINDOW: usize = 32 << 20;
 /// The most bytes of one write: they are still in the cache, where the search for zeroes has brought them.
-const MAX_WRITE: usize = 256 << 10;
+pub(super) const MAX_WRITE: usize = 256 << 10;

@@ -76,8 +76,8 @@ pub enum MemoryError {
     },
     /// The pages that the guest has touched cannot be found.
     #[error(
-        "{MEMORY} {memory}: it cannot be frozen, because the list of touched pages, /proc/self/pagemap, cannot be \
-         read: {source}; mount /proc for this process, and let it be dumpable"
+        "{MEMORY} {memory}: it cannot be frozen or saved, because the list of touched pages, /proc/self/pagemap, \
+         cannot be read: {source}; mount /proc for this process, and let it be dumpable"
     )]
     TouchedPages {
         /// The configured memory.
@@ -91,6 +91,14 @@ pub enum MemoryError {
          open files (ulimit -n) helps"
     )]
     Freeze {
+        /// The configured memory.
+        memory: MemoryConfig,
+        /// The error that the host returned.
+        r#source: io::Error,
+    },
+    /// The content cannot be read in order to save it.
+    #[error("{MEMORY} {memory}: it cannot be read in order to save it: {source}")]
+    Read {
         /// The configured memory.
         memory: MemoryConfig,
         /// The error that the host returned.

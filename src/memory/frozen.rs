@@ -12,7 +12,8 @@ use super::MemoryError;
 use super::mapping::HUGE_PAGE;
 use crate::config::{MemoryBacking, MemoryConfig};
 
-/// The content of a guest's RAM in a memory file that is sealed against every change. Cheap to clone.
+/// The content of a guest's RAM in a file that never changes: a memory file that is sealed against every
+/// change, or the file of a snapshot. Cheap to clone.
 ///
 /// What was zero and what was never touched are holes in the file.
 #[derive(Debug, Clone)]
@@ -71,12 +72,42 @@ impl FrozenRam {
         Ok(FrozenRam { shared: Arc::new(Shared { memory, file, regions }) })
     }
 
+    /// Uses a file that begins with the RAM, region by region, and of which only `parts` have content, as
+    /// [`FrozenRegion::parts`] of each region. The file may be anybody's. Nothing is read.
+    ///
+    /// Returns `None` if memory of this size cannot have these parts.
+    ///
+    /// Nobody may write to the file or cut it while it is mapped. If somebody does all the same, the guest
+    /// may see the writes. An access to what was cut off is an error of `KVM_RUN` for the guest, and SIGBUS
+    /// for a thread of this process.
+    pub(crate) fn of_file(
+        memory: MemoryConfig,
+        file: File,
+        parts: Vec<Vec<Range<u64>>>,
+    ) -> Option<FrozenRam> {
+        let ram = layout::ram_regions(memory.bytes());
+        if parts.len() != ram.len() {
+            return None;
+        }
+        let mut offset = 0;
+        let mut regions = Vec::with_capacity(ram.len());
+        for (region, parts) in ram.into_iter().zip(parts) {
+            if !are_possible(&parts, region.len) {
+                return None;
+            }
+            regions.push(FrozenRegion { guest_address: region.start, bytes: region.len, offset, parts });
+            offset += region.len;
+        }
+        Some(FrozenRam { shared: Arc::new(Shared { memory, file, regions }) })
+    }
+
     /// Returns the configuration of the machine whose RAM it was, and of its forks.
     pub(crate) fn memory(&self) -> MemoryConfig {
         self.shared.memory
     }
 
-    /// Returns the file. Its holes are zero; [`FrozenRam::next_data`] finds what is not.
+    /// Returns the file. Its holes are zero; [`next_data`] finds what is not. The RAM may be only
+    /// its beginning.
     pub(crate) fn file(&self) -> &File {
         &self.shared.file
     }
@@ -85,39 +116,68 @@ impl FrozenRam {
     pub(crate) fn regions(&self) -> &[FrozenRegion] {
         &self.shared.regions
     }
+}
 
-    /// Returns the first range of the file in `range` that is not a hole; `None` if there is none.
-    pub(crate) fn next_data(&self, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
-        next_data(&self.shared.file, range)
+/// Returns the parts of `region` of the file that have content.
+fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let mut parts = Parts::new(region.end - region.start);
+    let mut at = region.start;
+    while let Some(data) = next_data(file, &(at..region.end))? {
+        at = region.start + parts.add(data.start - region.start..data.end - region.start);
+    }
+    Ok(parts.finish())
+}
+
+/// The parts of a region with content, as [`FrozenRegion::parts`]: all of it except for the largest holes.
+pub(super) struct Parts {
+    region: u64,
+    /// From the first content to the last so far.
+    content: Option<Range<u64>>,
+    /// The largest holes in it.
+    holes: Vec<Range<u64>>,
+}
+
+impl Parts {
+    /// Starts with a region of `region` bytes without content.
+    pub(super) fn new(region: u64) -> Parts {
+        Parts { region, content: None, holes: Vec::new() }
+    }
+
+    /// Adds content after what was added before. Returns the end of the content.
+    pub(super) fn add(&mut self, data: Range<u64>) -> u64 {
+        let Self { region, content, holes } = self;
+        let page = HUGE_PAGE as u64;
+        let start = data.start / page * page;
+        let content = content.get_or_insert(start..start);
+        if start > content.end {
+            keep_largest(holes, content.end..start);
+        }
+        content.end = data.end.next_multiple_of(page).min(*region).max(content.end);
+        content.end
+    }
+
+    /// Returns the parts in order.
+    pub(super) fn finish(self) -> Vec<Range<u64>> {
+        let Self { region: _, content, mut holes } = self;
+        holes.sort_by_key(|hole| hole.start);
+        let Some(Range { mut start, end }) = content else { return Vec::new() };
+        let mut parts = Vec::with_capacity(holes.len() + 1);
+        for hole in holes {
+            parts.push(start..hole.start);
+            start = hole.end;
+        }
+        parts.push(start..end);
+        parts
     }
 }
 
-/// Returns the parts of `region` of the file that have content, as [`FrozenRegion::parts`]: all of it except
-/// for the largest holes.
-fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    let page = HUGE_PAGE as u64;
-    let mut holes = Vec::new();
-    let mut content: Option<Range<u64>> = None;
-    let mut at = region.start;
-    while let Some(data) = next_data(file, &(at..region.end))? {
-        let start = (data.start - region.start) / page * page;
-        let end = (data.end - region.start).next_multiple_of(page).min(region.end - region.start);
-        let content = content.get_or_insert(start..start);
-        if start > content.end {
-            keep_largest(&mut holes, content.end..start);
-        }
-        content.end = end;
-        at = region.start + end;
-    }
-    holes.sort_by_key(|hole| hole.start);
-    let Some(Range { mut start, end }) = content else { return Ok(Vec::new()) };
-    let mut parts = Vec::with_capacity(holes.len() + 1);
-    for hole in holes {
-        parts.push(start..hole.start);
-        start = hole.end;
-    }
-    parts.push(start..end);
-    Ok(parts)
+/// Returns whether a region of `region` bytes can have these parts.
+fn are_possible(parts: &[Range<u64>], region: u64) -> bool {
+    let is_limit = |at: u64| at.is_multiple_of(HUGE_PAGE as u64) || at == region;
+    let fits = |part: &Range<u64>| is_limit(part.start) && is_limit(part.end) && part.end <= region;
+    let starts = parts.iter().skip(1).map(|part| part.start).chain([region]);
+    let in_order = parts.iter().zip(starts).all(|(part, next)| part.start < part.end && part.end <= next);
+    parts.len() <= MAX_PARTS && in_order && parts.iter().all(fits)
 }
 
 /// Adds `hole` to `holes`, of which the smallest is left out if they are too many.
@@ -132,7 +192,7 @@ fn keep_largest(holes: &mut Vec<Range<u64>>, hole: Range<u64>) {
 }
 
 /// Returns the first range of `file` in `range` that is not a hole; `None` if there is none.
-fn next_data(file: &File, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
+pub(crate) fn next_data(file: &File, range: &Range<u64>) -> io::Result<Option<Range<u64>>> {
     if range.is_empty() {
         return Ok(None);
     }

@@ -10,6 +10,9 @@
 //! anonymous memory, because a first access to a hole in a memory file allocates a page of the file, even
 //! for a read and in spite of all seals, and a write copies that page once more.
 //!
+//! [`GuestRam::save`] and [`FrozenRam::save`] copy the content to a file of the host's, and
+//! [`FrozenRam::of_file`] is frozen RAM in such a file.
+//!
 //! # If the host has no memory for a page
 //!
 //! - No call can report that to the guest. A limit of a cgroup, or the end of the host's memory, brings the
@@ -28,6 +31,7 @@ mod copy;
 mod error;
 mod frozen;
 mod mapping;
+mod save;
 
 use std::fs::File;
 use std::io;
@@ -44,7 +48,8 @@ use crate::config::{MemoryBacking, MemoryConfig};
 use mapping::{HUGE_PAGE, Mapping, Source};
 
 pub use error::MemoryError;
-pub(crate) use frozen::{FrozenRam, FrozenRegion};
+pub(crate) use frozen::{FrozenRam, FrozenRegion, next_data};
+pub(crate) use save::SaveError;
 
 /// The RAM of one virtual machine.
 #[derive(Debug, Clone)]

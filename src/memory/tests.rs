@@ -63,7 +63,7 @@ fn is_zero(ram: &GuestRam, addresses: impl IntoIterator<Item = u64>) {
 fn data(frozen: &FrozenRam) -> Vec<u64> {
     let mut rest = 0..frozen.memory().bytes();
     let mut pages = Vec::new();
-    while let Some(data) = frozen.next_data(&rest).unwrap() {
+    while let Some(data) = next_data(frozen.file(), &rest).unwrap() {
         rest.start = data.end;
         pages.extend(data.step_by(PAGE as usize));
     }
@@ -500,4 +500,69 @@ fn errors_leave_nothing_behind() {
     check("FrozenHugePages", ram.freeze().unwrap_err(), "use memory without them");
     assert!(FrozenRam::check(memory("size=2G,hugepages=1G")).is_err());
     assert!(FrozenRam::check(memory("size=2G,memfd")).is_ok() && FrozenRam::check(memory("2G")).is_ok());
+}
+
+/// Saves RAM to a file on disk, and uses that as frozen RAM.
+fn saved(memory: MemoryConfig, save: impl FnOnce(&File) -> Result<Parts, SaveError>) -> (FrozenRam, Parts) {
+    let file = nameless_file::create_in(&std::env::temp_dir()).unwrap();
+    // What follows the RAM is not part of it.
+    file.write_all_at(&[0xee; 100], memory.bytes()).unwrap();
+    let parts = save(&file).unwrap();
+    let mut end = [0; 100];
+    file.read_exact_at(&mut end, memory.bytes()).unwrap();
+    assert_eq!(end, [0xee; 100]);
+    (FrozenRam::of_file(memory, file, parts.clone()).unwrap(), parts)
+}
+
+type Parts = Vec<Vec<std::ops::Range<u64>>>;
+
+#[test]
+fn saved_ram_comes_back_and_stays_as_it_was() {
+    for text in ["5G", "size=5G,memfd"] {
+        let ram = ram(text);
+        let pages = [0, 5 * PAGE, 100 * MIB, 3 * GIB - PAGE, 4 * GIB, 6 * GIB - PAGE];
+        write(&ram, pages, 1);
+        clear(&ram, 200 * MIB);
+        let (frozen, parts) = saved(memory(text), |file| ram.save(file));
+        has(&ram, pages, 1);
+        let (low, high) = (&parts[0], &parts[1]);
+        assert_eq!(*low, [0..2 * MIB, 100 * MIB..102 * MIB, 3 * GIB - 2 * MIB..3 * GIB], "{text}");
+        assert_eq!(*high, [0..2 * MIB, 2 * GIB - 2 * MIB..2 * GIB], "{text}");
+        let blocks = frozen.file().metadata().unwrap().blocks() * 512;
+        assert!(blocks <= 16 * PAGE, "{blocks} bytes for {} pages", pages.len());
+        let fork = GuestRam::private_over(&frozen).unwrap();
+        has(&fork, pages, 1);
+        is_zero(&fork, [PAGE, 99 * MIB, 200 * MIB, GIB, 5 * GIB]);
+        // A second generation, with pages of both.
+        write(&fork, [5 * PAGE, 7 * MIB], 2);
+        clear(&fork, 100 * MIB);
+        let (second, _) = saved(memory(text), |file| fork.save(file));
+        let (third, _) = saved(memory(text), |file| fork.freeze().unwrap().save(file));
+        for frozen in [second, third] {
+            let fork = GuestRam::private_over(&frozen).unwrap();
+            has(&fork, [5 * PAGE, 7 * MIB], 2);
+            has(&fork, [0, 3 * GIB - PAGE, 4 * GIB], 1);
+            is_zero(&fork, [100 * MIB]);
+        }
+        let again = GuestRam::private_over(&frozen).unwrap();
+        has(&again, pages, 1);
+    }
+}
+
+#[test]
+fn parts_that_the_ram_cannot_have_are_refused() {
+    let file = || nameless_file::create_in_memory(c"parts", 0).unwrap();
+    let of = |parts: Parts| FrozenRam::of_file(memory("5M"), file(), parts).is_some();
+    let one = |start, end| of(vec![vec![start * MIB..end * MIB]]);
+    assert!(one(0, 2) && one(2, 5) && one(4, 5) && of(vec![Vec::new()]));
+    assert!(!one(0, 6) && !one(0, 1) && !one(2, 2) && !one(4, 2) && !one(5, 5) && !one(1, 5));
+    assert!(!of(Vec::new()) && !of(vec![Vec::new(), Vec::new()]));
+    assert!(of(vec![vec![0..2 * MIB, 2 * MIB..4 * MIB]]), "without a hole between them");
+    assert!(!of(vec![vec![2 * MIB..4 * MIB, 0..2 * MIB]]) && !of(vec![vec![0..4 * MIB, 2 * MIB..5 * MIB]]));
+    assert!(!of(vec![vec![0..1 << 63]]) && !of(vec![vec![0..u64::MAX - PAGE]]));
+    let many = |count: u64| {
+        let parts = (0..count).map(|part| part * 4 * MIB..part * 4 * MIB + 2 * MIB);
+        FrozenRam::of_file(memory("1G"), file(), vec![parts.collect()]).is_some()
+    };
+    assert!(many(MAX_PARTS as u64) && !many(MAX_PARTS as u64 + 1));
 }

@@ -1,32 +1,62 @@
 //! From the configuration of a disk to the block device, and the policy for failed requests.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use coracle_arch::field::ROOT;
+use coracle_arch::field::{Field, ROOT};
 use coracle_arch::nameless_file;
 use coracle_devices::backend::disk::{
-    DiskBackend, FileLock, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
+    DiskBackend, FileLock, FrozenDisk, Overlay, OverlayError, OverlayLayer, OverlaySize, RawDisk,
 };
 use coracle_devices::virtio::blk::{Block, BlockSettings, Engine, FaultAction, FaultSink, Operation};
 use coracle_devices::virtio::poll::Poll;
 use coracle_image::rootfs::{ImageAccess, RootBacking, RootDisk};
 use coracle_image::temporary;
 
-use super::VirtioError;
 use super::spec::{DeviceSpec, Named, Opened, SpecContext};
+use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
+
+/// The host's side of a disk.
+pub(crate) struct DiskHandle {
+    block: Arc<Block>,
+    settings: DiskSettings,
+}
+
+/// A disk of a machine that has become a template: how it was made, and its content, which stays as it is.
+#[derive(Debug, Clone)]
+pub(crate) struct TemplateDisk {
+    settings: DiskSettings,
+    content: FrozenDisk,
+}
+
+/// The settings of a disk, apart from where its blocks are.
+#[derive(Debug, Clone)]
+struct DiskSettings {
+    field: Field,
+    /// The configured path; empty for a disk that was made here.
+    path: PathBuf,
+    name: String,
+    id: String,
+    queues: u16,
+    engine: Engine,
+    poll: Duration,
+    policy: DiskErrorPolicy,
+    /// The largest size of the overlay, for a disk that has one.
+    size: OverlaySize,
+}
 
 impl DeviceSpec for Named<'_, DiskConfig> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let backend = backend(self)?;
-        let config = self.config;
-        let name = format!("disk {}", config.path.display());
-        let faults = Faults { name: name.clone(), policy: config.on_error, gate: context.gate.clone() };
-        Ok(Opened::without_handle(Block::new(BlockSettings {
-            name,
+        let Named { field, config } = *self;
+        let settings = DiskSettings {
+            field,
+            path: config.path.clone(),
+            name: format!("disk {}", config.path.display()),
             id: config.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
             queues: config.queues,
             engine: match config.engine {
@@ -34,13 +64,14 @@ impl DeviceSpec for Named<'_, DiskConfig> {
                 DiskEngine::IoUring => Engine::IoUring,
             },
             poll: config.poll,
-            backend,
-            faults: Arc::new(faults),
-        })))
+            policy: config.on_error,
+            size: overlay_size(config.access),
+        };
+        Ok(settings.open(backend, context))
     }
 
     fn module(&self) -> &'static str {
-        "virtio_blk"
+        MODULE
     }
 
     fn setting(&self) -> String {
@@ -60,25 +91,85 @@ impl DeviceSpec for RootDisk {
         let name = "disk of the root".to_owned();
         let failed = |source| VirtioError::Host { device: name.clone(), source };
         let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
-        let gate = context.gate.clone();
-        let faults = Faults { name: name.clone(), policy: DiskErrorPolicy::Report, gate };
-        Ok(Opened::without_handle(Block::new(BlockSettings {
+        let settings = DiskSettings {
+            field: ROOT,
+            path: PathBuf::new(),
             name,
             id: String::new(),
             queues: 1,
             engine: Engine::IoUring,
             poll: Poll::DEFAULT,
-            backend: Box::new(disk),
-            faults: Arc::new(faults),
-        })))
+            policy: DiskErrorPolicy::Report,
+            size: OverlaySize::Unlimited,
+        };
+        Ok(settings.open(Box::new(disk), context))
     }
 
     fn module(&self) -> &'static str {
-        "virtio_blk"
+        MODULE
     }
 
     fn setting(&self) -> String {
         ROOT.to_string()
+    }
+}
+
+impl DeviceSpec for TemplateDisk {
+    fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
+        let TemplateDisk { settings, content } = self;
+        let DiskSettings { field, path, size, .. } = settings;
+        let folder = temporary::directory();
+        let backend = content.open(|| layer(&folder), *size);
+        let backend = backend.map_err(|error| overlay_error(*field, path, error))?;
+        Ok(settings.clone().open(backend, context))
+    }
+
+    fn module(&self) -> &'static str {
+        MODULE
+    }
+
+    fn setting(&self) -> String {
+        self.settings.name.clone()
+    }
+}
+
+impl DiskSettings {
+    fn open(self, backend: Box<dyn DiskBackend>, context: &SpecContext) -> Opened {
+        let faults = Faults { name: self.name.clone(), policy: self.policy, gate: context.gate.clone() };
+        let block = Arc::new(Block::new(BlockSettings {
+            name: self.name.clone(),
+            id: self.id.clone(),
+            queues: self.queues,
+            engine: self.engine,
+            poll: self.poll,
+            backend,
+            faults: Arc::new(faults),
+        }));
+        let handle = Handle::Disk(DiskHandle { block: block.clone(), settings: self });
+        Opened { device: block, handle: Some(handle) }
+    }
+}
+
+impl VirtioDevices {
+    /// Returns the disks for machines that go on from here, in their order. The devices are paused, and do
+    /// not go on in this machine.
+    ///
+    /// # Errors
+    /// The name of the first disk whose content only one machine can have.
+    pub(crate) fn freeze_disks(&self) -> Result<Vec<TemplateDisk>, String> {
+        let disks = self.handles().filter_map(|handle| match handle {
+            Handle::Disk(disk) => Some(disk),
+            _ => None,
+        });
+        disks.map(DiskHandle::freeze).collect()
+    }
+}
+
+impl DiskHandle {
+    fn freeze(&self) -> Result<TemplateDisk, String> {
+        let DiskHandle { block, settings } = self;
+        let content = block.freeze().ok_or_else(|| settings.name.clone())?;
+        Ok(TemplateDisk { settings: settings.clone(), content })
     }
 }
 
@@ -93,21 +184,35 @@ fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
 }
 
 fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioError> {
-    let Named { field, config } = *disk;
-    let size = match config.access {
-        DiskAccess::ReadWrite | DiskAccess::ReadOnly => return Ok(Box::new(check(disk)?)),
-        DiskAccess::Overlay { max_bytes } => max_bytes.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
-    };
-    let path = config.path.clone();
+    let Named { field, config: DiskConfig { path, access, .. } } = *disk;
+    if matches!(access, DiskAccess::ReadWrite | DiskAccess::ReadOnly) {
+        return Ok(Box::new(check(disk)?));
+    }
     let folder = temporary::directory();
-    let overlay = nameless_file::create_in(&folder)
-        .map_err(|source| OverlayError::Layer { folder: folder.clone(), source })
-        .and_then(|file| Overlay::open(&path, OverlayLayer { file, folder: &folder }, size));
-    let overlay = overlay.map_err(|error| match error {
+    let overlay = layer(&folder).and_then(|layer| Overlay::open(path, layer, overlay_size(*access)));
+    Ok(Box::new(overlay.map_err(|error| overlay_error(field, path, error))?))
+}
+
+fn overlay_size(access: DiskAccess) -> OverlaySize {
+    match access {
+        DiskAccess::ReadWrite | DiskAccess::ReadOnly => OverlaySize::Unlimited,
+        DiskAccess::Overlay { max_bytes } => max_bytes.map_or(OverlaySize::Unlimited, OverlaySize::Bytes),
+    }
+}
+
+/// Makes the file of an overlay.
+fn layer(folder: &Path) -> Result<OverlayLayer<'_>, OverlayError> {
+    let file = nameless_file::create_in(folder);
+    let failed = |source| OverlayError::Layer { folder: folder.to_owned(), source };
+    file.map(|file| OverlayLayer { file, folder }).map_err(failed)
+}
+
+fn overlay_error(field: Field, path: &Path, error: OverlayError) -> VirtioError {
+    let path = path.to_owned();
+    match error {
         OverlayError::Base(source) => VirtioError::Disk { field, path, source },
         source => VirtioError::Overlay { field, path, source },
-    })?;
-    Ok(Box::new(overlay))
+    }
 }
 
 /// Opens a disk's file as the device would; under an overlay it is only read.
@@ -152,3 +257,6 @@ impl FaultSink for Faults {
         }
     }
 }
+
+/// The module that drives a disk in a stock Linux.
+const MODULE: &str = "virtio_blk";

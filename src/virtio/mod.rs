@@ -11,6 +11,7 @@ mod disk;
 mod net;
 mod rng;
 mod spec;
+mod state;
 mod vsock;
 
 use std::collections::HashSet;
@@ -38,6 +39,7 @@ use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use device_thread::DeviceThread;
+pub(crate) use disk::TemplateDisk;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
@@ -50,12 +52,22 @@ use crate::thread::HostCpus;
 /// The devices of a machine that have not been opened yet.
 pub(crate) type Specs<'a> = Vec<Box<dyn DeviceSpec + 'a>>;
 
-/// Returns every device of a machine, in the order in which its guest finds them: one line for each kind.
+/// Returns every device of a machine, in the order in which its guest finds them.
 pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Specs<'a> {
+    let disks = [each(numbered(&config.disks, DISKS, "path")), each(root.and_then(Root::disk))];
+    specs_with(disks.into_iter().flatten().collect(), config)
+}
+
+/// Returns every device of a machine that goes on from a template with these disks.
+pub(crate) fn specs_of_fork<'a>(config: &'a VmConfig, disks: &'a [TemplateDisk]) -> Specs<'a> {
+    specs_with(each(disks), config)
+}
+
+/// Returns the devices in their order: one line for each kind.
+fn specs_with<'a>(disks: Specs<'a>, config: &'a VmConfig) -> Specs<'a> {
     let kinds = [
         // Disks come first, so that their letters in a Linux guest follow their order on the command line.
-        each(numbered(&config.disks, DISKS, "path")),
-        each(root.and_then(Root::disk)),
+        disks,
         each(numbered(&config.nets, NETS, "end")),
         each(config.rng.then_some(rng::RngSpec)),
         each(balloon::BalloonSpec::of(config)),
@@ -75,6 +87,8 @@ pub(crate) enum Handle {
     Balloon(Arc<Balloon>),
     /// The host's ends of the console's ports.
     Console(console::ConsolePorts),
+    /// Gives its content to other machines.
+    Disk(disk::DiskHandle),
     /// Counts frames.
     Net(Arc<Net>),
     /// Connects programs to the guest's ports.
@@ -226,11 +240,6 @@ impl VirtioDevices {
         self.attached.iter().filter_map(|device| device.handle.as_ref())
     }
 
-    /// Returns the names of the devices, in their order.
-    pub(crate) fn device_names(&self) -> Vec<String> {
-        self.attached.iter().map(|device| device.transport.name()).collect()
-    }
-
     /// Returns the windows and interrupts of the devices, for tables and command lines.
     pub(crate) fn places(&self) -> Vec<VirtioMmio> {
         self.attached.iter().map(|device| device.place).collect()
@@ -266,13 +275,15 @@ impl VirtioDevices {
         stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.stuck()))
     }
 
-    /// Takes the queues from their handlers while no vCPU runs. Returns `false` if a device did not stop in
-    /// time; the others have stopped.
-    pub(crate) fn pause(&self) -> bool {
+    /// Takes the queues from their handlers while no vCPU runs.
+    ///
+    /// # Errors
+    /// The name of the first device that did not stop in time; the others have stopped.
+    pub(crate) fn pause(&self) -> Result<(), String> {
         self.ask_for_queues(IfLate::Continue);
         // Pause every device, even after one has failed.
         let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
-        stuck.count() == 0
+        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.transport.name()))
     }
 
     /// Asks all devices at once, so that they share one time limit.
@@ -280,7 +291,7 @@ impl VirtioDevices {
         self.attached.iter().for_each(|device| device.transport.ask_for_queues(if_late));
     }
 
-    /// Continues after [`VirtioDevices::pause`], before a vCPU runs.
+    /// Continues after [`VirtioDevices::pause`] or [`VirtioDevices::restore`], before a vCPU runs.
     pub(crate) fn resume(&self) {
         self.attached.iter().for_each(|device| device.transport.resume());
     }

@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use coracle_devices::event_loop::EventLoop;
+use coracle_devices::virtio::state::SavedDevice;
 
 use super::*;
 use crate::config::ConsoleDevice;
@@ -73,3 +74,38 @@ fn devices_are_in_their_order_with_the_modules_that_drive_them() {
     assert_eq!(modules, ["virtio_rng", "virtio_balloon", "virtio_console", "vmw_vsock_virtio_transport"]);
     assert_eq!(attach(&config).places().len(), modules.len());
 }
+
+#[test]
+fn states_are_those_of_the_same_devices_in_the_same_order() {
+    let mut config = VmConfig::new("kernel");
+    (config.rng, config.balloon) = (true, true);
+    let states = attach(&config).save().unwrap();
+    assert!(states.iter().map(|(name, _)| name.as_str()).eq(["rng", "balloon"]));
+    assert_eq!(attach(&config).restore(&states), Ok(()));
+    let refused = |change: &dyn Fn(&mut States)| {
+        let mut states = states.clone();
+        change(&mut states);
+        attach(&config).restore(&states).unwrap_err().to_string()
+    };
+    let missing = "the state of balloon is missing; a machine is restored with the states of all its devices";
+    assert_eq!(refused(&|states| states.truncate(1)), missing);
+    let unknown = "there is a state of a device 'balloon', which this machine does not have";
+    assert_eq!(refused(&|states| states.reverse()), unknown);
+    assert_eq!(refused(&|states| states.extend(states.last().cloned())), unknown);
+    let kind = "balloon: field `kind` is 0x4: always 0x5 here";
+    assert_eq!(refused(&|states| states[1].1 = states[0].1.clone()), kind);
+}
+
+#[test]
+fn devices_whose_states_cannot_be_saved_are_named() {
+    let mut config = VmConfig::new("kernel");
+    (config.rng, config.console) = (true, ConsoleDevice::Virtio);
+    assert_eq!(attach(&config).check_can_be_saved(), Ok(()));
+    config.vsock = Some("cid=7".parse().unwrap());
+    let devices = attach(&config);
+    assert_eq!(devices.check_can_be_saved(), Err("vsock".to_owned()));
+    assert_eq!(devices.save().err(), Some("vsock".to_owned()));
+}
+
+/// The states of a machine's devices, with their names.
+type States = Vec<(String, SavedDevice)>;

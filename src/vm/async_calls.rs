@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::outcome::Outcome;
-use super::{BuildError, Event, Grace, Subscription, Vm, VmBuilder, VmHandle};
+use super::{BuildError, Event, Fork, Grace, SnapshotError, Subscription, Template, Vm, VmBuilder, VmHandle};
 use crate::thread::on_a_thread;
 
 /// Needs the feature `tokio`.
@@ -62,6 +62,14 @@ impl Vm {
         on_a_thread(move || drop(self)).await;
         handle.wait_async().await
     }
+
+    /// See [`VmHandle::freeze_async`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::freeze`].
+    pub async fn freeze_async(&self) -> Result<Template, SnapshotError> {
+        self.handle().freeze_async().await
+    }
 }
 
 /// Needs the feature `tokio` and a runtime with its timer and I/O enabled.
@@ -78,6 +86,41 @@ impl VmHandle {
             }
             readable(&mut fd, self.outcome_fd()).await?;
         }
+    }
+
+    /// [`VmHandle::freeze`] for async tasks. The machine becomes a template even if the future is dropped.
+    ///
+    /// # Errors
+    /// See [`VmHandle::freeze`].
+    pub async fn freeze_async(&self) -> Result<Template, SnapshotError> {
+        let handle = self.clone();
+        on_a_thread(move || handle.freeze()).await
+    }
+}
+
+/// Needs the feature `tokio`.
+impl Template {
+    /// [`Template::fork`] for async tasks. If the future is dropped, the forks that it has made end.
+    ///
+    /// ```no_run
+    /// # async fn doc(vm: &coracle::Vm) -> Result<(), Box<dyn std::error::Error>> {
+    /// let template = vm.freeze_async().await?;
+    /// for fork in template.fork_async(16, |_, fork| fork).await? {
+    ///     println!("{}", fork.wait_async().await?.reason());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// See [`Template::fork`].
+    pub async fn fork_async(
+        &self,
+        count: usize,
+        adapt: impl FnMut(usize, Fork) -> Fork + Send + 'static,
+    ) -> Result<Vec<Vm>, SnapshotError> {
+        let template = self.clone();
+        on_a_thread(move || template.fork(count, adapt)).await
     }
 }
 

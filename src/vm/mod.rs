@@ -52,7 +52,9 @@ use outcome::{Ending, Outcome};
 pub use platform::{LegacyPlatform, PlatformError};
 pub use registers::RegistersError;
 use shared::Shared;
-pub use snapshot::{Fork, SnapshotError, Template};
+pub use snapshot::{
+    Fork, Restore, SnapshotError, SnapshotInfo, Template, check, info, read_manifest, read_state,
+};
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};
 use crate::console::ConsolePipe;

@@ -108,7 +108,7 @@ impl Shared {
         // Wait for a reset to end: its new guest's devices are not connected yet.
         let _no_reset = self.vcpus();
         // A closed or held gate is not a pause: devices without queues would stall a guest that runs.
-        let paused = self.gate.is_paused() && self.virtio().is_some_and(|virtio| virtio.pause());
+        let paused = self.gate.is_paused() && self.virtio().is_some_and(|virtio| virtio.pause().is_ok());
         if paused {
             self.events.send(event);
         }
@@ -118,7 +118,9 @@ impl Shared {
     pub(super) fn resume(&self) {
         let _journal = self.journal.enter();
         let _no_reset = self.vcpus();
-        if let Some(virtio) = self.virtio() {
+        // The devices of a machine that becomes a template stay off its memory.
+        let is_freezing = self.freezing.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if let Some(virtio) = self.virtio().filter(|_| !is_freezing) {
             virtio.resume();
         }
         self.gate.open();

@@ -6,8 +6,10 @@
 pub mod agent;
 pub mod calls;
 pub mod exit_codes;
+pub mod forks;
 pub mod network;
 pub mod program;
+pub mod schedule;
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};

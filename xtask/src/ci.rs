@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: everything that must hold before a change is accepted.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -23,9 +23,9 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
         let result = step(workspace, &mut tally);
         let seconds = start.elapsed().as_secs_f64();
         match result {
-            Ok(()) => println!("==> {name}: passed in {seconds:.1} s"),
+            Ok(()) => println!("==> {name}: passed in {seconds:.1} s, {}", space(workspace)),
             Err(error) => {
-                println!("==> {name}: FAILED after {seconds:.1} s: {error:#}");
+                println!("==> {name}: FAILED after {seconds:.1} s, {}: {error:#}", space(workspace));
                 tally.failed = tally.failed.max(1);
                 break;
             }
@@ -33,6 +33,13 @@ pub(crate) fn check(workspace: &Workspace) -> bool {
     }
     println!("{tally}");
     tally.failed == 0
+}
+
+/// Returns the free space where the builds are, for messages: a full disk fails in any step.
+fn space(workspace: &Workspace) -> String {
+    let output = capture(Command::new("df").args(["-BM", "--output=avail"]).arg(&workspace.root));
+    let free = output.ok().and_then(|output| output.lines().last().map(|line| line.trim().to_owned()));
+    free.map_or_else(String::new, |free| format!("{free} of disk free"))
 }
 
 type Step = fn(&Workspace, &mut Tally) -> Result<()>;

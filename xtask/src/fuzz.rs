@@ -157,7 +157,9 @@ const TARGET_TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// more.
 fn largest_block_mib(target: &str) -> u32 {
     match target {
-        "config_file" | "diagnosis_inputs" | "root_tar" | "suite_toml" | "tap_stream" => 24,
+        "config_file" | "diagnosis_inputs" | "root_tar" | "snapshot_state" | "suite_toml" | "tap_stream" => {
+            24
+        }
         _ => 256,
     }
 }

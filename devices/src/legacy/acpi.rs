@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{LegacyDevice, no_state, prepare_no_state};
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink, ResetSource};
-use crate::state::{Restoration, SavedState, StateError};
+use crate::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
 
 /// Sleep control, sleep status and reset registers (ACPI 6.5, sections 4.8.3.6 and 4.8.3.7).
 pub struct AcpiRegisters {

@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{LegacyDevice, no_state, prepare_no_state};
+use super::LegacyDevice;
 use crate::bus::BusDevice;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
-use crate::state::{Restoration, SavedState, StateError};
+use crate::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
 
 /// A write of 1, 2 or 4 bytes at offset 0 ends the machine with that value.
 pub struct DebugExit {

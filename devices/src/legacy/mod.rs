@@ -45,20 +45,3 @@ pub trait LegacyDevice: BusDevice {
         self.prepare(state).map(Restoration::apply)
     }
 }
-
-/// The version of the state of a device without state, which has no bytes.
-pub const NO_STATE_VERSION: u16 = 1;
-
-/// Returns the state of a device that has none. It has a version all the same, for the day on which the
-/// device gets one.
-pub fn no_state() -> SavedState {
-    SavedState::encode(NO_STATE_VERSION, &())
-}
-
-/// Checks the state of a device that has none.
-///
-/// # Errors
-/// It has another version than [`no_state`], or bytes.
-pub fn prepare_no_state(state: &SavedState) -> Result<Restoration<'static>, StateError> {
-    state.decode::<()>(NO_STATE_VERSION).map(|()| Restoration::nothing())
-}

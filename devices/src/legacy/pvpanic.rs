@@ -5,10 +5,10 @@
 
 use std::sync::Arc;
 
-use super::{LegacyDevice, no_state, prepare_no_state};
+use super::LegacyDevice;
 use crate::bus::ByteRegisters;
 use crate::guest_request::{GuestRequest, GuestRequestSink};
-use crate::state::{Restoration, SavedState, StateError};
+use crate::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
 
 /// The device: one byte.
 pub struct PvPanic {

@@ -35,6 +35,11 @@ impl SavedState {
         encoded.map_or(Self { version: 0, bytes: Vec::new() }, |bytes| Self { version, bytes })
     }
 
+    /// Makes a state of its parts, which may be anybody's. [`decode`](Self::decode) checks them.
+    pub fn from_parts(version: u16, bytes: Vec<u8>) -> Self {
+        Self { version, bytes }
+    }
+
     /// Returns the version of the layout. A device that knows several chooses the type by it.
     pub fn version(&self) -> u16 {
         self.version
@@ -93,7 +98,7 @@ pub enum StateError {
     #[error("{device}: {source}")]
     Device {
         /// The device's name in its machine.
-        device: &'static str,
+        device: Cow<'static, str>,
         /// The reason.
         r#source: Box<StateError>,
     },
@@ -107,13 +112,13 @@ pub enum StateError {
     #[error("the state of {device} is missing; a machine is restored with the states of all its devices")]
     MissingDevice {
         /// The device's name in its machine.
-        device: &'static str,
+        device: Cow<'static, str>,
     },
     /// A device has more than one state.
     #[error("{device} has two states; it takes one")]
     SecondState {
         /// The device's name in its machine.
-        device: &'static str,
+        device: Cow<'static, str>,
     },
     /// The layout of the state is not known.
     #[error("its state has version {version}; this build reads versions from 1 to {newest}")]
@@ -123,6 +128,9 @@ pub enum StateError {
         /// The newest version that this build knows.
         newest: u16,
     },
+    /// The device is of a kind whose state cannot be restored.
+    #[error("a device of this kind takes no state in this version")]
+    Unsupported,
     /// The bytes do not encode a state.
     #[error("the {len} bytes of its state cannot be decoded: {reason}")]
     Encoding {
@@ -161,8 +169,8 @@ pub enum StateError {
 
 impl StateError {
     /// Adds the name of the device.
-    pub fn of_device(self, device: &'static str) -> Self {
-        Self::Device { device, r#source: Box::new(self) }
+    pub fn of_device(self, device: impl Into<Cow<'static, str>>) -> Self {
+        Self::Device { device: device.into(), r#source: Box::new(self) }
     }
 
     /// Adds the index of the entry to the name of a field that is a table.
@@ -221,6 +229,23 @@ pub fn exactly<N: Into<u64> + Copy>(field: &'static str, value: N, only: N) -> R
         return Ok(());
     }
     Err(StateError::field(field, value, format!("always {only:#x} here")))
+}
+
+/// The version of the state of a device without state, which has no bytes.
+pub const NO_STATE_VERSION: u16 = 1;
+
+/// Returns the state of a device that has none. It has a version all the same, for the day on which the
+/// device gets one.
+pub fn no_state() -> SavedState {
+    SavedState::encode(NO_STATE_VERSION, &())
+}
+
+/// Checks the state of a device that has none.
+///
+/// # Errors
+/// It has another version than [`no_state`], or bytes.
+pub fn prepare_no_state(state: &SavedState) -> Result<Restoration<'static>, StateError> {
+    state.decode::<()>(NO_STATE_VERSION).map(|()| Restoration::nothing())
 }
 
 /// The number of characters of an unknown device's name in an error: more than any name of a device has.

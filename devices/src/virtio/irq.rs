@@ -1,11 +1,14 @@
 //! The interrupt of a virtio device, shared by the device, its queues and its transport.
 
+mod state;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub(super) use self::state::IrqState;
 use crate::irq::IrqLine;
 
 /// The interrupt of one device. It is cheap to clone. Any thread may call any method, and none of them waits.

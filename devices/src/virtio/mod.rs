@@ -23,6 +23,7 @@ pub mod poll;
 pub mod queue;
 pub mod rng;
 mod socket;
+pub mod state;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod transport;
@@ -33,6 +34,7 @@ pub use irq::VirtioIrq;
 pub use queue::{Chain, RingError, VirtQueue};
 
 use crate::memory::GuestMemory;
+use state::SaveDevice;
 
 /// A kind of device: its settings, and all of its state that outlives an activation. It knows nothing of its
 /// transport.
@@ -81,6 +83,11 @@ pub trait VirtioDevice: Send + Sync {
     /// Resets the device's own state when the driver resets the device. Its handlers have stopped. The
     /// transport does not call this for a pause.
     fn reset(&self) {}
+
+    /// Returns the part that saves and restores the device; `None` for one whose state cannot be saved.
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        None
+    }
 }
 
 /// The parts that a device makes its handlers from.

@@ -37,6 +37,38 @@
     mov dword ptr [rbx + 0x44], 1
 .endm
 
+# Clears the rings of queue 0.
+.macro virtio_clear_rings
+    mov edi, 0x200000
+    xor eax, eax
+    mov ecx, 0x6000 / 8
+    cld
+    rep stosq
+.endm
+
+# Has the first interrupt of virtio, input 5 of the I/O APIC, call `handler` by vector 0x30 of a table at 0x1f0000.
+.macro virtio_interrupt handler
+    mov edi, 0x1f0000
+    lea rax, [rip + \handler]
+    mov [rdi + 0x300], ax
+    mov word ptr [rdi + 0x302], 0x10
+    mov word ptr [rdi + 0x304], 0x8e00
+    shr rax, 16
+    mov [rdi + 0x306], ax
+    shr rax, 16
+    mov [rdi + 0x308], eax
+    mov word ptr [rdi + 0xff0], 0x3ff
+    mov [rdi + 0xff2], rdi
+    lidt [rdi + 0xff0]
+    mov edi, 0xfee00000             # the local APIC, on
+    mov dword ptr [rdi + 0xf0], 0x1ff
+    mov edi, 0xfec00000
+    mov dword ptr [rdi], 0x1b
+    mov dword ptr [rdi + 0x10], 0
+    mov dword ptr [rdi], 0x1a
+    mov dword ptr [rdi + 0x10], 0x30
+.endm
+
 # One descriptor; rdi: its place.
 .macro virtio_descriptor address, len, flags, next
     mov rax, \address
@@ -78,35 +110,12 @@ payload_virtio_rng:
     mov r15d, 3
     cmp dword ptr [rbx + 8], 4
     jne 90f
-    # Vector 0x30 of a table at 0x1f0000, and the first interrupt of virtio, which is input 5 of the I/O APIC.
-    mov edi, 0x1f0000
-    lea rax, [rip + rng_interrupt]
-    mov [rdi + 0x300], ax
-    mov word ptr [rdi + 0x302], 0x10
-    mov word ptr [rdi + 0x304], 0x8e00
-    shr rax, 16
-    mov [rdi + 0x306], ax
-    shr rax, 16
-    mov [rdi + 0x308], eax
-    mov word ptr [rdi + 0xff0], 0x3ff
-    mov [rdi + 0xff2], rdi
-    lidt [rdi + 0xff0]
-    mov edi, 0xfee00000             # the local APIC, on
-    mov dword ptr [rdi + 0xf0], 0x1ff
-    mov edi, 0xfec00000
-    mov dword ptr [rdi], 0x1b
-    mov dword ptr [rdi + 0x10], 0
-    mov dword ptr [rdi], 0x1a
-    mov dword ptr [rdi + 0x10], 0x30
+    virtio_interrupt rng_interrupt
     xor ebp, ebp                    # interrupts
     mov r14d, 3                     # lives
 1:  mov r15d, 4
     virtio_negotiate 90f
-    mov edi, 0x200000               # the rings as new
-    xor eax, eax
-    mov ecx, 0x6000 / 8
-    cld
-    rep stosq
+    virtio_clear_rings
     virtio_queue 0, 16, 0x200000
     mov r15d, 5
     cmp dword ptr [rbx + 0x44], 1

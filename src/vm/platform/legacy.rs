@@ -120,7 +120,7 @@ impl LegacyDevices {
             let found = steps.iter_mut().find(|(entry, _)| entry.name == name);
             let (entry, step) = found.ok_or_else(|| StateError::unknown_device(name))?;
             if step.is_some() {
-                return Err(StateError::SecondState { device: entry.name });
+                return Err(StateError::SecondState { device: entry.name.into() });
             }
             let checked = entry.device.prepare(state);
             *step = Some(checked.map_err(|error| error.of_device(entry.name))?);
@@ -129,7 +129,7 @@ impl LegacyDevices {
             .into_iter()
             .map(|(entry, step)| match step {
                 Some(step) => Ok((entry.gsi, step)),
-                None => Err(StateError::MissingDevice { device: entry.name }),
+                None => Err(StateError::MissingDevice { device: entry.name.into() }),
             })
             .collect();
         let (with_interrupt, first): (Vec<_>, Vec<_>) =

@@ -1,9 +1,15 @@
 //! Why a template or a fork was not made.
 
+use std::io;
+use std::path::PathBuf;
+
+use coracle_arch::x86_64::cpuid::CpuFeature;
+use coracle_devices::event_loop::HAND_BACK_LIMIT;
 use coracle_devices::state::StateError;
 
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
+use crate::snapshot_files::SnapshotFileError;
 use crate::vm::BuildError;
 use crate::vm::vcpus::STOP_LIMIT;
 
@@ -22,14 +28,37 @@ pub enum SnapshotError {
     #[error("snapshot: the machine is paused; call `resume` first, a snapshot pauses it by itself")]
     Paused,
     /// The machine has a device whose state cannot be saved.
-    #[error("snapshot: the state of the device {device} cannot be saved; leave the device out")]
+    #[error(
+        "snapshot: the state of the device {device} cannot be saved; leave the device out, or make a disk \
+         read-only or keep its writes in an overlay"
+    )]
     Device {
+        /// The name of the device.
+        device: String,
+    },
+    /// The machine has a device whose state cannot be written to a file.
+    #[error(
+        "snapshot: the state of the device {device} cannot be written to files yet; leave the device out"
+    )]
+    DeviceToFile {
         /// The name of the device.
         device: String,
     },
     /// A vCPU did not leave the guest in time.
     #[error("snapshot: a vCPU did not leave the guest within {} s; try again", STOP_LIMIT.as_secs())]
     Busy,
+    /// A device did not finish its requests in time.
+    #[error(
+        "snapshot: the device {device} did not finish what it had begun within {} s; try again",
+        HAND_BACK_LIMIT.as_secs()
+    )]
+    DeviceBusy {
+        /// The name of the device.
+        device: String,
+    },
+    /// Another snapshot of the machine is being made.
+    #[error("snapshot: another snapshot of this machine is being made; wait until it is complete")]
+    InProgress,
     /// The state of a vCPU cannot be saved or restored.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
@@ -42,6 +71,52 @@ pub enum SnapshotError {
     /// The host cannot provide the memory. If the machine was to become a template, it has ended.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// The files of a snapshot cannot be written, or be used.
+    #[error(transparent)]
+    Files(#[from] SnapshotFileError),
+    /// The host starts no thread for the work.
+    #[error("snapshot: the host cannot start a thread to write it: {0}")]
+    Thread(io::Error),
+    /// The machine ran on another kind of KVM.
+    #[error(
+        "snapshot {}: the machine ran on {saved}, and this host has {host}; restore it on a host with {saved}",
+        folder.display()
+    )]
+    KvmKind {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The kernel's module on that host.
+        saved: String,
+        /// The kernel's module on this host.
+        host: &'static str,
+    },
+    /// The guest was shown the CPU of another vendor.
+    #[error(
+        "snapshot {}: the guest was shown a CPU of {saved}, and that of this host is of {host}; restore it on a host \
+         with a CPU of {saved}",
+        folder.display()
+    )]
+    CpuVendor {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The vendor that the guest was shown.
+        saved: String,
+        /// The vendor of this host's CPU.
+        host: String,
+    },
+    /// The CPU of this host lacks features that the guest was shown.
+    #[error(
+        "snapshot {}: this host's CPU lacks what the guest was shown: {}; restore it on a host that has it, or \
+         take snapshots of machines with the CPU model baseline",
+        folder.display(),
+        list(features)
+    )]
+    CpuFeatures {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The missing features; at most 64.
+        features: Vec<CpuFeature>,
+    },
     /// A fork cannot be built.
     #[error("fork {index}: {source}")]
     Fork {
@@ -53,4 +128,8 @@ pub enum SnapshotError {
     /// A part of a fork cannot be built as that of any machine.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+fn list(features: &[CpuFeature]) -> String {
+    features.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use coracle_devices::journal::Journal;
 
 use super::{SnapshotError, Template, TemplateParts};
+use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
 use crate::vcpu::SavedVcpu;
+use crate::virtio;
 use crate::vm::builder::{HostParts, Parts};
 use crate::vm::machine::Guest;
 use crate::vm::stop::LOG_LIMIT;
@@ -80,8 +82,8 @@ impl Template {
         let restore = |index| Restored::new(&self.parts).map_err(of_fork(index));
         let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
         let build = |(index, restored)| {
-            let builder = VmBuilder::new(self.parts.config.clone());
-            adapt(index, Fork { builder }).build(&self.parts, restored).map_err(of_fork(index))
+            let fork = adapt(index, Fork::new(self.parts.config.clone()));
+            fork.build(&self.parts, restored).map_err(of_fork(index))
         };
         let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
@@ -90,7 +92,18 @@ impl Template {
 }
 
 impl Fork {
-    fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
+    /// Begins with the settings of a machine of this configuration.
+    pub(super) fn new(config: VmConfig) -> Fork {
+        Fork { builder: VmBuilder::new(config) }
+    }
+
+    /// Returns the same settings for a machine of another configuration, from which no time limit is taken.
+    pub(super) fn over(self, config: &VmConfig) -> Fork {
+        let config = VmConfig { timeout: self.builder.config().timeout, ..config.clone() };
+        Fork { builder: self.builder.configure(|own| *own = config) }
+    }
+
+    pub(super) fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
         let journal = Arc::new(Journal::default());
         let _journal = journal.enter();
         let vm = self.build_parts(template, restored);
@@ -103,11 +116,14 @@ impl Fork {
         let now = Instant::now();
         let Fork { builder } = self;
         let console = builder.console_ends()?;
-        let host = HostParts::new(builder.config(), &Vec::new())?;
+        let host =
+            HostParts::new(builder.config(), &virtio::specs_of_fork(builder.config(), &template.disks))?;
         let platform = builder.platform(&host)?;
         guest.connect(&host.interrupts, &host.virtio)?;
         // Now that there are local APICs to take the interrupts that the devices raise again.
         platform.restore(&template.state.legacy)?;
+        // And an I/O APIC, which has told KVM the routes of their interrupts.
+        host.virtio.restore(&template.state.virtio)?;
         let subject = template.subject.with_signs(platform.signs.clone());
         let recipe = template.recipe.clone();
         let began = now.checked_sub(took).unwrap_or(now);
@@ -118,7 +134,7 @@ impl Fork {
 }
 
 /// The guest of a fork, without a machine around it.
-struct Restored {
+pub(super) struct Restored {
     // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
     vcpus: Vec<Vcpu>,
     guest: Guest,
@@ -127,7 +143,7 @@ struct Restored {
 }
 
 impl Restored {
-    fn new(template: &TemplateParts) -> Result<Restored, SnapshotError> {
+    pub(super) fn new(template: &TemplateParts) -> Result<Restored, SnapshotError> {
         let began = Instant::now();
         let kvm = template.kvm.create_vm()?;
         let ram = GuestRam::private_over(&template.ram)?;

@@ -12,6 +12,7 @@ use crate::diagnosis::Subject;
 use crate::gate::Gate;
 use crate::kvm::{Kvm, StateFormat};
 use crate::vcpu::VcpuHandle;
+use crate::virtio::{TemplateDisk, VirtioDevices};
 use crate::vm::machine::{Guest, Machine};
 use crate::vm::outcome::Ending;
 use crate::vm::recipe::Recipe;
@@ -59,6 +60,7 @@ pub(in crate::vm) struct Freezing {
 /// The parts of a template, apart from the RAM, in which the machine still is.
 struct Ingredients {
     state: MachineState,
+    disks: Vec<TemplateDisk>,
     kvm: Kvm,
     config: VmConfig,
     subject: Subject,
@@ -75,9 +77,14 @@ impl Freezing {
     ) -> Result<(), SnapshotError> {
         check(shared, machine)?;
         let kvm = Kvm::open()?;
-        let hold = Hold::new(&shared.gate);
+        let _hold = Hold::new(&shared.gate)?;
+        // The lock keeps a pause and a resume away from the devices until it is certain how this ends.
+        let vcpus = shared.vcpus();
+        park(&shared.gate, &vcpus)?;
+        let devices = StoppedDevices::new(&machine.virtio)?;
         let parts = Ingredients {
-            state: save(shared, machine, kvm.state_format()?)?,
+            state: save(&shared.gate, machine, &vcpus, kvm.state_format()?)?,
+            disks: machine.virtio.freeze_disks().map_err(|device| SnapshotError::Device { device })?,
             kvm,
             config: machine.config.clone(),
             subject: machine.subject.clone(),
@@ -86,7 +93,7 @@ impl Freezing {
         if !shared.gate.post_first(Ending::Stopped) {
             return Err(SnapshotError::Ended);
         }
-        hold.keep();
+        devices.keep();
         *shared.freezing.lock().unwrap_or_else(PoisonError::into_inner) = Some(Freezing { parts, done });
         Ok(())
     }
@@ -94,11 +101,11 @@ impl Freezing {
     /// Makes the template of the guest that was left. Whoever has waited for it gets it.
     #[inline(never)]
     pub(in crate::vm) fn finish(self, guest: Guest) {
-        let Freezing { parts: Ingredients { state, kvm, config, subject, recipe }, done } = self;
+        let Freezing { parts: Ingredients { state, disks, kvm, config, subject, recipe }, done } = self;
         let Guest { kvm: virtual_machine, ram } = guest;
         drop(virtual_machine);
         let template = ram.freeze().map_err(SnapshotError::from).map(|ram| {
-            let parts = TemplateParts { config, state, ram, subject, recipe, kvm };
+            let parts = TemplateParts { config, state, ram, disks, subject, recipe, kvm };
             Template { parts: parts.into() }
         });
         // Sending fails if the caller has gone; then nobody wants the template.
@@ -107,34 +114,35 @@ impl Freezing {
 }
 
 /// Checks that the state of the machine can be saved.
-fn check(shared: &Shared, machine: &Machine) -> Result<(), SnapshotError> {
+pub(super) fn check(shared: &Shared, machine: &Machine) -> Result<(), SnapshotError> {
     if shared.gate.started().is_none() {
         return Err(SnapshotError::NotStarted);
     }
     if !shared.gate.is_resumed() {
         return Err(SnapshotError::Paused);
     }
-    let device = machine.virtio.device_names().into_iter().next();
-    let device = device.or_else(|| machine.platform.com2.as_ref().map(|_| "COM2".to_owned()));
-    device.map_or(Ok(()), |device| Err(SnapshotError::Device { device }))
+    let com2 = machine.platform.com2.as_ref().map_or(Ok(()), |_| Err("COM2".to_owned()));
+    let checked = machine.virtio.check_can_be_saved().and(com2);
+    checked.map_err(|device| SnapshotError::Device { device })
 }
 
-/// Saves the state of a machine whose vCPUs are held.
-fn save(
-    shared: &Shared,
+/// Waits until the vCPUs have left the guest.
+pub(super) fn park(gate: &Gate, vcpus: &[VcpuHandle]) -> Result<(), SnapshotError> {
+    vcpus.iter().for_each(VcpuHandle::kick);
+    if gate.wait_parked(vcpus.len() as u32, STOP_LIMIT) { Ok(()) } else { Err(SnapshotError::Busy) }
+}
+
+/// Saves the state of a machine whose vCPUs are held and whose devices have stopped.
+pub(super) fn save(
+    gate: &Gate,
     machine: &Machine,
+    vcpus: &[VcpuHandle],
     format: &'static StateFormat,
 ) -> Result<MachineState, SnapshotError> {
-    let vcpus = shared.vcpus();
-    vcpus.iter().for_each(VcpuHandle::kick);
-    let count = vcpus.len() as u32;
-    if !shared.gate.wait_parked(count, STOP_LIMIT) {
-        return Err(SnapshotError::Busy);
-    }
     let mut answers = Vec::new();
     let post = || answers.extend(vcpus.iter().map(|vcpu| vcpu.ask_state(format)));
     // The gate may be closed by now.
-    if !shared.gate.ask_held(count, post) {
+    if !gate.ask_held(vcpus.len() as u32, post) {
         return Err(SnapshotError::Ended);
     }
     let deadline = Instant::now() + STOP_LIMIT;
@@ -145,28 +153,52 @@ fn save(
     let saved = saved.collect::<Result<_, SnapshotError>>()?;
     let guest = machine.guest.as_ref().ok_or(SnapshotError::Ended)?;
     let legacy = machine.platform.save().into_iter().map(|(name, state)| (name.to_owned(), state)).collect();
-    Ok(MachineState { vcpus: saved, clock: guest.kvm.clock()?, legacy })
+    let virtio = machine.virtio.save().map_err(|device| SnapshotError::Device { device })?;
+    Ok(MachineState { vcpus: saved, clock: guest.kvm.clock()?, legacy, virtio })
+}
+
+/// Keeps the virtio devices off their queues, until it is dropped.
+struct StoppedDevices<'a> {
+    devices: Option<&'a VirtioDevices>,
+}
+
+impl StoppedDevices<'_> {
+    fn new(devices: &VirtioDevices) -> Result<StoppedDevices<'_>, SnapshotError> {
+        let stopped = StoppedDevices { devices: Some(devices) };
+        // Dropping it lets the others go on if one does not stop.
+        devices.pause().map_err(|device| SnapshotError::DeviceBusy { device })?;
+        Ok(stopped)
+    }
+
+    /// Keeps them off for good.
+    fn keep(mut self) {
+        self.devices = None;
+    }
+}
+
+impl Drop for StoppedDevices<'_> {
+    fn drop(&mut self) {
+        if let Some(devices) = self.devices {
+            devices.resume();
+        }
+    }
 }
 
 /// Keeps the vCPUs out of the guest, until it is dropped.
-struct Hold<'a> {
-    gate: &'a Gate,
-    before: bool,
-}
+pub(super) struct Hold(Arc<Gate>);
 
-impl Hold<'_> {
-    fn new(gate: &Gate) -> Hold<'_> {
-        Hold { gate, before: gate.hold(true) }
-    }
-
-    /// Keeps them out for good.
-    fn keep(mut self) {
-        self.before = true;
+impl Hold {
+    /// Takes them out.
+    ///
+    /// # Errors
+    /// Another snapshot keeps them out.
+    pub(super) fn new(gate: &Arc<Gate>) -> Result<Hold, SnapshotError> {
+        gate.hold_for_snapshot().then(|| Hold(gate.clone())).ok_or(SnapshotError::InProgress)
     }
 }
 
-impl Drop for Hold<'_> {
+impl Drop for Hold {
     fn drop(&mut self) {
-        self.gate.hold(self.before);
+        self.0.release_from_snapshot();
     }
 }

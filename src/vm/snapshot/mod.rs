@@ -1,24 +1,39 @@
 //! Templates: a machine that stands still for good, and the machines that go on from there.
 //!
 //! ```text
-//! Vm::freeze:      hold the vCPUs -> save the states -> end the machine -> its RAM becomes a file that never
-//! changes Template::fork:  a new virtual machine of KVM over a private mapping of that file -> restore the
-//! states -> run
+//! Vm::freeze:      hold the vCPUs -> save the states -> end the machine -> its RAM becomes a sealed file
+//! Template::fork:  a virtual machine of KVM over a private mapping of that file -> restore the states -> run
 //! ```
 //!
 //! A fork costs the pages that it writes. The states are plain data (`MachineState`), so that they can also
-//! be written to a file.
+//! be written to files, those of a snapshot, and a template be made of them in another process:
+//!
+//! ```text
+//! VmHandle::snapshot_to:  hold the vCPUs -> save the states, copy the RAM -> run on; finish the files
+//! Template::save_to:      the same files from a template
+//! Template::load:         check the files -> a template whose RAM is the file
+//! Vm::restore:            one fork of such a template
+//! ```
 
+mod alone;
+mod check;
 mod error;
 mod fork;
 mod freeze;
+mod host;
+mod restore;
+mod save;
+mod sections;
 mod state;
 
 use std::sync::Arc;
 
+pub use alone::{read_manifest, read_state};
+pub use check::{SnapshotInfo, check, info};
 pub use error::SnapshotError;
 pub use fork::Fork;
 pub(super) use freeze::Freezing;
+pub use restore::Restore;
 
 use self::state::MachineState;
 use super::recipe::Recipe;
@@ -26,9 +41,11 @@ use crate::config::VmConfig;
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::FrozenRam;
+use crate::virtio::TemplateDisk;
 
 /// The state of a machine at one moment, from which other machines go on. Cheap to clone. It holds the pages
-/// of the guest's memory that were ever touched, until it and the last of its forks are dropped.
+/// of the guest's memory that were ever touched, and the files of its disks with their locks, until it and
+/// the last of its forks are dropped.
 #[derive(Clone)]
 pub struct Template {
     parts: Arc<TemplateParts>,
@@ -39,6 +56,8 @@ struct TemplateParts {
     config: VmConfig,
     state: MachineState,
     ram: FrozenRam,
+    /// The disks in their order, with that of the root.
+    disks: Vec<TemplateDisk>,
     subject: Subject,
     /// The ingredients of the next guest, if forks survive a reset.
     recipe: Option<Arc<Recipe>>,
@@ -57,3 +76,6 @@ impl std::fmt::Debug for Template {
         f.debug_struct("Template").field("config", &self.parts.config).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

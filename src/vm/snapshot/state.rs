@@ -2,6 +2,7 @@
 
 use coracle_arch::x86_64::vcpu_state::VmClockState;
 use coracle_devices::state::SavedState;
+use coracle_devices::virtio::state::SavedDevice;
 use serde::{Deserialize, Serialize};
 
 use crate::vcpu::SavedVcpu;
@@ -15,4 +16,6 @@ pub(super) struct MachineState {
     pub(super) clock: VmClockState,
     /// The legacy devices with their names.
     pub(super) legacy: Vec<(String, SavedState)>,
+    /// The virtio devices with their names, in their order.
+    pub(super) virtio: Vec<(String, SavedDevice)>,
 }

@@ -28,6 +28,7 @@ const LIBRARY: Tree = Tree {
         "thread",
         "config",
         "memory",
+        "snapshot_files",
         "kvm",
         "cpu",
         "ending",

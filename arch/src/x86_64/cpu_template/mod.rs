@@ -272,7 +272,7 @@ fn is_of_the_machine(leaf: u32) -> bool {
 /// Returns the bits of EAX, EBX, ECX and EDX that announce a feature, so that a template must not invent
 /// them. Bits that KVM does not list because Coracle or the CPU decides them are left out: TSC-deadline,
 /// OSXSAVE, x2APIC and hypervisor in leaf 1 ECX, and HTT in leaf 1 EDX.
-fn features_of(leaf: u32, subleaf: u32) -> [u32; 4] {
+pub(super) fn features_of(leaf: u32, subleaf: u32) -> [u32; 4] {
     const ALL: u32 = u32::MAX;
     match (leaf, subleaf) {
         (0x1, _) => [0, 0, !(1 << 21 | 1 << 24 | 1 << 27 | 1 << 31), !(1 << 28)],

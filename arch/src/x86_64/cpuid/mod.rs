@@ -4,9 +4,11 @@
 //! vCPU is one core of a single package, without hyper-threads. Sources: Intel SDM volume 2A, CPUID; AMD APM
 //! volume 3, appendix E.
 
+pub use missing::{CpuFeature, missing_features, vendor_name};
 use serde::{Deserialize, Serialize};
 pub use xsave::{has_xsave, without_xsave};
 
+mod missing;
 mod xsave;
 
 const LEAF_VENDOR: u32 = 0x0;

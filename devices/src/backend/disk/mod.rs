@@ -1,10 +1,12 @@
 //! Storage of a disk's blocks. The VMM opens it, and `virtio::blk` uses it.
 
+mod frozen;
 mod open;
 mod overlay;
 mod raw;
 mod vectored;
 
+pub use frozen::FrozenDisk;
 pub use open::{DiskOpenError, FileLock};
 pub use overlay::{Overlay, OverlayError, OverlayLayer, OverlaySize};
 pub use raw::RawDisk;
@@ -72,6 +74,17 @@ pub trait DiskBackend: Send + Sync {
     /// # Errors
     /// The write would be refused.
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Returns whether other disks can go on from the content of this one.
+    fn can_be_frozen(&self) -> bool {
+        false
+    }
+
+    /// Returns the present content, from which other disks go on; `None` if they
+    /// [cannot](Self::can_be_frozen). This disk must not be written to any more.
+    fn freeze(&self) -> Option<FrozenDisk> {
+        None
+    }
 }
 
 /// Returns the end of a range that lies inside `capacity`.

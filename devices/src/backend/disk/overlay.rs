@@ -4,27 +4,33 @@
 //! The overlay is a sparse file without a name. It has the blocks at the same offsets as the disk, and a bit
 //! for each cluster decides which of the two has its content. A cluster is copied when the guest writes a
 //! part of it.
+//!
+//! A machine that goes on from another one has an overlay over the overlay of that one, which does not change
+//! any more.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
+use super::frozen::{FrozenLayer, MAX_LAYERS};
 use super::open::{DiskOpenError, FileLock, open};
 use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
-use super::{DiskBackend, end_inside, out_of_range};
+use super::{DiskBackend, FrozenDisk, end_inside, out_of_range};
 use crate::lock;
 use crate::memory::Span;
 
 /// A disk with a private overlay.
 #[derive(Debug)]
 pub struct Overlay {
-    base: File,
-    layer: File,
+    base: Arc<File>,
+    /// The overlays of former machines between the two, the newest first.
+    below: Vec<Arc<FrozenLayer>>,
+    layer: Arc<File>,
     capacity: u64,
     /// The binary logarithm of a cluster's size in bytes.
     cluster_shift: u32,
@@ -99,6 +105,19 @@ impl Overlay {
     /// The file cannot be a disk, or `layer` cannot be its overlay.
     pub fn open(path: &Path, layer: OverlayLayer<'_>, size: OverlaySize) -> Result<Self, OverlayError> {
         let (base, capacity) = open(path, FileLock::Shared)?;
+        Self::over((Arc::new(base), capacity), Vec::new(), layer, size)
+    }
+
+    /// Makes an overlay over `base` with its capacity, and the overlays on it.
+    ///
+    /// # Errors
+    /// `layer` cannot be an overlay.
+    pub(super) fn over(
+        (base, capacity): (Arc<File>, u64),
+        below: Vec<Arc<FrozenLayer>>,
+        layer: OverlayLayer<'_>,
+        size: OverlaySize,
+    ) -> Result<Self, OverlayError> {
         let OverlayLayer { file: layer, folder } = layer;
         let failed = |source| OverlayError::Layer { folder: folder.into(), source };
         if size == OverlaySize::Unlimited && is_in_memory(&layer).map_err(failed)? {
@@ -114,7 +133,8 @@ impl Overlay {
         };
         let room = Room { left, until_look: 0 };
         let present = std::iter::repeat_with(AtomicU64::default).take(words).collect();
-        Ok(Self { base, layer, capacity, cluster_shift, present, room: Mutex::new(room) })
+        let (layer, room) = (Arc::new(layer), Mutex::new(room));
+        Ok(Self { base, below, layer, capacity, cluster_shift, present, room })
     }
 
     fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
@@ -141,15 +161,24 @@ impl Overlay {
         }
     }
 
-    /// Returns the file that has the byte at `offset`, and the offset where the other file begins or the
-    /// range ends.
+    /// Returns the file below the overlay that has a cluster.
+    fn file_below(&self, cluster: u64) -> &Arc<File> {
+        let layer = self.below.iter().find(|layer| layer.has(cluster));
+        layer.map_or(&self.base, |layer| &layer.file)
+    }
+
+    fn file_of(&self, cluster: u64) -> &Arc<File> {
+        if self.has(cluster) { &self.layer } else { self.file_below(cluster) }
+    }
+
+    /// Returns the file that has the byte at `offset`, and the offset where another file begins or the range
+    /// ends.
     fn run_at(&self, offset: u64, end: u64) -> (BorrowedFd<'_>, u64) {
         let first = self.cluster_of(offset);
-        let is_present = self.has(first);
+        let file = self.file_of(first);
         let last = self.cluster_of(end.saturating_sub(1));
-        let next = (first..=last).find(|cluster| self.has(*cluster) != is_present);
-        let file = if is_present { self.layer.as_fd() } else { self.base.as_fd() };
-        (file, next.map_or(end, |cluster| self.start_of(cluster)))
+        let next = (first..=last).find(|cluster| !Arc::ptr_eq(self.file_of(*cluster), file));
+        (file.as_fd(), next.map_or(end, |cluster| self.start_of(cluster)))
     }
 
     /// Adds all clusters of a range to the overlay, so that it can be written. The parts of the first and the
@@ -190,14 +219,15 @@ impl Overlay {
         Ok(room.min(BYTES_PER_LOOK).saturating_sub(bytes) >> self.cluster_shift)
     }
 
-    /// Copies a part of a cluster from the disk below.
+    /// Copies a part of a cluster from below.
     fn copy(&self, start: u64, end: u64) -> io::Result<()> {
+        let file = self.file_below(self.cluster_of(start));
         let mut bytes = [0; 4096];
         let mut at = start;
         while at < end {
             let count = end.saturating_sub(at).min(bytes.len() as u64);
             let piece = bytes.get_mut(..count as usize).unwrap_or_default();
-            self.base.read_exact_at(piece, at)?;
+            file.read_exact_at(piece, at)?;
             self.layer.write_all_at(piece, at)?;
             at = at.saturating_add(count);
         }
@@ -290,6 +320,21 @@ impl DiskBackend for Overlay {
 
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
         self.check(offset, len).map(drop)
+    }
+
+    fn can_be_frozen(&self) -> bool {
+        self.below.len() < MAX_LAYERS
+    }
+
+    fn freeze(&self) -> Option<FrozenDisk> {
+        let Self { base, below, layer, capacity, cluster_shift: _, present, room: _ } = self;
+        if !self.can_be_frozen() {
+            return None;
+        }
+        let present = present.iter().map(|word| word.load(Ordering::Acquire)).collect();
+        let newest = Arc::new(FrozenLayer { file: layer.clone(), present });
+        let layers = std::iter::once(newest).chain(below.iter().cloned()).collect();
+        Some(FrozenDisk { base: base.clone(), capacity: *capacity, layers: Some(layers) })
     }
 }
 

@@ -6,16 +6,17 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::open::{DiskOpenError, FileLock, length_now, open};
 use super::vectored::{read_all, write_all, write_zero_bytes};
-use super::{DiskBackend, end_inside, out_of_range};
+use super::{DiskBackend, FrozenDisk, end_inside, out_of_range};
 use crate::memory::Span;
 
 /// A raw disk.
 #[derive(Debug)]
 pub struct RawDisk {
-    file: File,
+    file: Arc<File>,
     capacity: u64,
     lock: FileLock,
     /// Whether it is a file, which a write past its end would make longer. A block device has a fixed end.
@@ -30,7 +31,7 @@ impl RawDisk {
     pub fn open(path: &Path, lock: FileLock) -> Result<Self, DiskOpenError> {
         let (file, capacity) = open(path, lock)?;
         let is_file = file.metadata().is_ok_and(|metadata| !metadata.file_type().is_block_device());
-        Ok(Self { file, capacity, lock, is_file })
+        Ok(Self { file: Arc::new(file), capacity, lock, is_file })
     }
 
     /// Makes a read-only disk of an open file that nobody else knows.
@@ -39,7 +40,12 @@ impl RawDisk {
     /// Its length cannot be read.
     pub fn of_file(file: File) -> io::Result<Self> {
         let capacity = length_now(file.as_fd())?;
-        Ok(Self { file, capacity, lock: FileLock::Shared, is_file: true })
+        Ok(Self::read_only(Arc::new(file), capacity))
+    }
+
+    /// Makes a read-only disk of an open file or block device of this capacity.
+    pub(super) fn read_only(file: Arc<File>, capacity: u64) -> Self {
+        Self { file, capacity, lock: FileLock::Shared, is_file: true }
     }
 
     fn check(&self, offset: u64, len: u64) -> io::Result<u64> {
@@ -124,10 +130,19 @@ impl DiskBackend for RawDisk {
         let end = self.check(offset, len)?;
         // Not fstat(2): since Linux 6.13, the next write after a look at a file's times has to record new
         // ones, which makes a write to the page cache take almost twice as long.
-        if self.is_file && (&self.file).seek(SeekFrom::End(0))? < end {
+        if self.is_file && (&*self.file).seek(SeekFrom::End(0))? < end {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         Ok(())
+    }
+
+    fn can_be_frozen(&self) -> bool {
+        self.is_read_only()
+    }
+
+    fn freeze(&self) -> Option<FrozenDisk> {
+        let Self { file, capacity, lock: _, is_file: _ } = self;
+        self.can_be_frozen().then(|| FrozenDisk { base: file.clone(), capacity: *capacity, layers: None })
     }
 }
 

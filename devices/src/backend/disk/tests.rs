@@ -239,31 +239,110 @@ fn overlay_in_memory_needs_a_limit() {
     assert!(matches!(error, OverlayError::Layer { .. }), "{error}");
 }
 
+/// Opens a disk that goes on from the content of `disk`.
+fn next(scratch: &Scratch, disk: &dyn DiskBackend, size: OverlaySize) -> Box<dyn DiskBackend> {
+    let frozen = disk.freeze().unwrap();
+    frozen.open(|| Ok(layer(scratch.folder.as_path())), size).unwrap()
+}
+
+#[test]
+fn disks_go_on_from_an_overlay_each_by_itself() {
+    let scratch = Scratch::in_memory();
+    let size = OverlaySize::Bytes(8192);
+    let first = overlay(&scratch, size);
+    scratch.write(&first, 512, &[1; 512]).unwrap();
+    scratch.write(&first, 8192, &[1; 4096]).unwrap();
+    let [second, third] = [(); 2].map(|()| next(&scratch, &first, size));
+    scratch.write(&*second, 1024, &[2; 512]).unwrap();
+    second.write_zeroes(8192, 1024, true).unwrap();
+    let fourth = next(&scratch, &*second, size);
+    scratch.write(&*fourth, 0, &[4; 512]).unwrap();
+    scratch.write(&*fourth, 40_960, &[4; 512]).unwrap();
+    let error = scratch.write(&*fourth, 20_480, &[4; 512]).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "each layer has the limit for itself");
+    let written = |ranges: &[(usize, usize, u8)]| {
+        let mut expected = content();
+        ranges.iter().for_each(|(start, end, value)| expected[*start..*end].fill(*value));
+        expected
+    };
+    let one = [(512, 1024, 1), (8192, 12_288, 1)];
+    let two = [&one[..], &[(1024, 1536, 2), (8192, 9216, 0)]].concat();
+    let four = [&two[..], &[(0, 512, 4), (40_960, 41_472, 4)]].concat();
+    let all = |disk: &dyn DiskBackend| scratch.read(disk, 0, DISK as usize).unwrap();
+    assert!(all(&first) == written(&one) && all(&*third) == written(&one));
+    assert!(all(&*second) == written(&two) && all(&*fourth) == written(&four));
+    drop((first, second, third));
+    assert!(all(&*fourth) == written(&four), "the layers below stay as long as they are needed");
+    assert!(fs::read(scratch.folder.as_path().join("disk.img")).unwrap() == content());
+}
+
+#[test]
+fn read_only_disks_share_their_file_and_its_lock() {
+    let scratch = Scratch::in_memory();
+    let path = scratch.disk();
+    let disk = RawDisk::open(&path, FileLock::Shared).unwrap();
+    let frozen = disk.freeze().unwrap();
+    drop(disk);
+    assert!(matches!(RawDisk::open(&path, FileLock::Exclusive), Err(DiskOpenError::Busy { .. })));
+    // Another file of this name is another disk.
+    fs::rename(&path, scratch.folder.as_path().join("moved")).unwrap();
+    fs::write(&path, [0; 512]).unwrap();
+    let disk = frozen.open(|| panic!("it needs no layer"), OverlaySize::Unlimited).unwrap();
+    assert_eq!((disk.capacity(), disk.is_read_only()), (DISK, true));
+    assert!(scratch.read(&*disk, 0, DISK as usize).unwrap() == content());
+    assert!(scratch.write(&*disk, 0, &[1; 512]).is_err() && disk.descriptor().is_some());
+}
+
+#[test]
+fn disk_that_others_could_not_go_on_from_is_refused() {
+    let scratch = Scratch::in_memory();
+    let raw = RawDisk::open(&scratch.disk(), FileLock::Exclusive).unwrap();
+    assert!(!raw.can_be_frozen() && raw.freeze().is_none());
+    drop(raw);
+    let mut disk: Box<dyn DiskBackend> = Box::new(overlay(&scratch, OverlaySize::Bytes(DISK)));
+    for generation in 0..64 {
+        assert!(disk.can_be_frozen(), "{generation}");
+        disk = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
+        scratch.write(&*disk, generation * 512, &[0xcc; 512]).unwrap();
+    }
+    assert!(!disk.can_be_frozen() && disk.freeze().is_none());
+    let expected = [vec![0xcc; 32 << 10], content().split_off(32 << 10)].concat();
+    assert!(scratch.read(&*disk, 0, DISK as usize).unwrap() == expected);
+}
+
 proptest! {
     /// Compares the overlay with a plain array, with clusters that are written, cleared and discarded in any
-    /// order.
+    /// order, and with others that go on from it.
     #[test]
     fn overlay_agrees_with_an_array(
-        steps in proptest::collection::vec((0..3_u8, 0..DISK / 512, 1..40_u64, any::<u8>()), 1..60),
+        steps in proptest::collection::vec((0..12_u8, 0..DISK / 512, 1..40_u64, any::<u8>()), 1..60),
     ) {
         let scratch = Scratch::in_memory();
-        let disk = overlay(&scratch, OverlaySize::Bytes(DISK));
+        let mut disk: Box<dyn DiskBackend> = Box::new(overlay(&scratch, OverlaySize::Bytes(DISK)));
         let mut expected = content();
+        let mut before = Vec::new();
         for (kind, sector, sectors, value) in steps {
             let (offset, len) = (sector * 512, sectors.min(DISK / 512 - sector) * 512);
             let range = offset as usize..(offset + len) as usize;
             match kind {
-                0 => {
-                    scratch.write(&disk, offset, &vec![value; len as usize]).unwrap();
+                0..4 => {
+                    scratch.write(&*disk, offset, &vec![value; len as usize]).unwrap();
                     expected[range].fill(value);
                 }
-                1 => {
+                4..7 => {
                     disk.write_zeroes(offset, len, value % 2 == 0).unwrap();
                     expected[range].fill(0);
                 }
-                _ => prop_assert!(scratch.read(&disk, offset, len as usize).unwrap() == expected[range]),
+                7 => {
+                    let other = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
+                    before.push((std::mem::replace(&mut disk, other), expected.clone()));
+                }
+                _ => prop_assert!(scratch.read(&*disk, offset, len as usize).unwrap() == expected[range]),
             }
         }
-        prop_assert!(scratch.read(&disk, 0, DISK as usize).unwrap() == expected);
+        before.push((disk, expected));
+        for (disk, expected) in before {
+            prop_assert!(scratch.read(&*disk, 0, DISK as usize).unwrap() == expected);
+        }
     }
 }

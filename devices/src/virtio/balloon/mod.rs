@@ -11,11 +11,13 @@
 
 mod handler;
 mod release;
+mod state;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::lock;
+use crate::virtio::state::SaveDevice;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice, VirtioIrq};
 use handler::{BalloonHandler, Work};
 
@@ -138,6 +140,10 @@ impl VirtioDevice for Balloon {
         let mut state = lock(&self.state);
         let State { target_pages: _, actual, irq } = &mut *state;
         (*actual, *irq) = ([0; 4], None);
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
     }
 }
 

@@ -11,6 +11,7 @@ mod in_flight;
 mod job;
 mod pace;
 mod request;
+mod state;
 mod uring;
 
 use std::io;
@@ -18,8 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::backend::disk::{DiskBackend, SECTOR};
+use crate::backend::disk::{DiskBackend, FrozenDisk, SECTOR};
 use crate::journal;
+use crate::virtio::state::SaveDevice;
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, MAX_QUEUE_SIZE, QueueHandler, StopFlag, VirtQueue,
     VirtioDevice,
@@ -130,6 +132,12 @@ impl Block {
         Self { disk: Arc::new(disk), queues: queues.clamp(1, MAX_QUEUES), engine }
     }
 
+    /// Returns the present content, from which other disks go on; `None` for a disk of which only one machine
+    /// can have the content. The device has to be paused, and this machine must not go on.
+    pub fn freeze(&self) -> Option<FrozenDisk> {
+        self.disk.backend.freeze()
+    }
+
     fn handler(
         &self,
         queues: Vec<VirtQueue>,
@@ -198,6 +206,11 @@ impl VirtioDevice for Block {
 
     fn reset(&self) {
         self.disk.flush_failed.store(false, Ordering::Release);
+    }
+
+    /// The state alone is of no use to another machine that cannot have the content too.
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        self.disk.backend.can_be_frozen().then_some(self as &dyn SaveDevice)
     }
 }
 

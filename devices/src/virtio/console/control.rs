@@ -5,7 +5,9 @@
 use std::collections::BTreeSet;
 
 use super::port::TerminalSize;
+use super::state::DialogueState;
 use super::stream::{HostEnd, StreamQueues};
+use crate::state::{StateError, exactly, only_bits};
 use crate::virtio::VirtQueue;
 use crate::virtio::queue::RingError;
 
@@ -117,6 +119,53 @@ impl Dialogue {
         *self = Self::about(std::mem::take(&mut self.ports));
     }
 
+    /// Returns the state as plain data.
+    pub(super) fn save(&self) -> DialogueState {
+        let Self { ports: _, owed, is_ready, is_open, is_stream_ready } = self;
+        let bits = owed.iter().map(|event| event.bit()).fold(0, |bits, bit| bits | bit);
+        DialogueState {
+            owed: bits,
+            is_ready: *is_ready,
+            is_open: *is_open,
+            is_stream_ready: *is_stream_ready,
+        }
+    }
+
+    /// Checks a state of an exchange between a driver and a device with these ports.
+    pub(super) fn check(&self, state: &DialogueState) -> Result<(), StateError> {
+        let DialogueState { owed, is_ready, is_open: _, is_stream_ready } = *state;
+        let Ports { has_console, stream } = &self.ports;
+        if !has_console {
+            exactly("is_ready", is_ready, false)?;
+        }
+        if stream.is_none() {
+            exactly("is_stream_ready", is_stream_ready, false)?;
+        }
+        let can_be_owed = |event: &ControlEvent| match event {
+            ControlEvent::Add => *has_console,
+            ControlEvent::IsConsole | ControlEvent::HostIsThere | ControlEvent::Size => is_ready,
+            ControlEvent::AddStream => stream.is_some(),
+            ControlEvent::NameStream | ControlEvent::StreamHostIsGone | ControlEvent::StreamHostIsThere => {
+                is_stream_ready
+            }
+        };
+        let possible = ControlEvent::ALL.iter().filter(|event| can_be_owed(event));
+        only_bits("owed", owed, possible.fold(0, |bits, event| bits | event.bit()))?;
+        let both = ControlEvent::StreamHostIsGone.bit() | ControlEvent::StreamHostIsThere.bit();
+        if owed & both == both {
+            return Err(StateError::field("owed", owed, format!("not both bits of {both:#x}")));
+        }
+        Ok(())
+    }
+
+    /// Continues from a state that has been checked.
+    pub(super) fn restore(&mut self, state: DialogueState) {
+        let DialogueState { owed, is_ready, is_open, is_stream_ready } = state;
+        let owed = ControlEvent::ALL.into_iter().filter(|event| owed & event.bit() != 0).collect();
+        let ports = std::mem::take(&mut self.ports);
+        *self = Self { ports, owed, is_ready, is_open, is_stream_ready };
+    }
+
     /// Announces to the driver that the host's end of the stream port is gone, if it is.
     pub(super) fn stream_host(&mut self, end: HostEnd) {
         if end == HostEnd::Gone {
@@ -182,6 +231,22 @@ impl Dialogue {
 }
 
 impl ControlEvent {
+    /// Every message, in the order of sending. The position of each is its bit in a saved state.
+    const ALL: [Self; 8] = [
+        Self::Add,
+        Self::IsConsole,
+        Self::HostIsThere,
+        Self::Size,
+        Self::AddStream,
+        Self::NameStream,
+        Self::StreamHostIsGone,
+        Self::StreamHostIsThere,
+    ];
+
+    fn bit(self) -> u8 {
+        1 << self as u8
+    }
+
     /// Returns the bytes of the message; `None` while there is no content to send.
     fn message(self, ports: &Ports, size: Option<TerminalSize>) -> Option<Vec<u8>> {
         let (port, event, value): (u32, u16, u16) = match self {

@@ -10,12 +10,14 @@
 mod control;
 mod handler;
 mod port;
+mod state;
 mod stream;
 
 use std::io;
 use std::sync::{Arc, Mutex};
 
 use crate::lock;
+use crate::virtio::state::SaveDevice;
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
 use control::{ControlQueues, Dialogue, Ports};
 use handler::ConsoleHandler;
@@ -116,6 +118,10 @@ impl VirtioDevice for Console {
         if let Some(stream) = &self.stream {
             stream.disconnect();
         }
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::state::{PortState, SizeState};
 use crate::backend::console_buffer::ConsoleBuffer;
 use crate::backend::console_input::ConsoleInput;
 use crate::lock;
@@ -82,6 +83,27 @@ impl ConsolePort {
         lock(&self.size).now
     }
 
+    /// Returns the input and the size. Output belongs to the host, and so does the wish for space.
+    pub(super) fn save(&self) -> PortState {
+        let Self { output: _, input, size, arrived: _, room: _ } = self;
+        let Input { bytes, wants_room: _ } = &*lock(input);
+        let Size { now, is_new } = *lock(size);
+        let size = now.map(|TerminalSize { columns, rows }| SizeState { columns, rows, is_new });
+        PortState { input: bytes.iter().copied().collect(), size }
+    }
+
+    /// Sets the input and the size, which have been checked. The device looks at them when it starts.
+    pub(super) fn restore(&self, state: PortState) {
+        let PortState { input, size } = state;
+        lock(&self.input).bytes = input.into();
+        *lock(&self.size) = size.map_or_else(Size::default, |SizeState { columns, rows, is_new }| Size {
+            now: Some(TerminalSize { columns, rows }),
+            is_new,
+        });
+        // The only failure is a counter at its maximum, and then the event is already readable.
+        let _ = self.arrived.write(1);
+    }
+
     /// Returns true once after the size has changed.
     pub(super) fn take_resized(&self) -> bool {
         std::mem::take(&mut lock(&self.size).is_new)
@@ -147,4 +169,4 @@ impl ConsoleInput for ConsolePort {
 
 /// The bytes of input that wait for a guest which does not read: as many as a terminal's line discipline
 /// holds (`N_TTY_BUF_SIZE`).
-const MAX_INPUT: usize = 4096;
+pub(super) const MAX_INPUT: usize = 4096;

@@ -71,6 +71,11 @@ impl StreamPort {
         *lock(&self.connection) = None;
     }
 
+    /// Returns whether the guest has a connection to this host.
+    pub(super) fn is_connected(&self) -> bool {
+        lock(&self.connection).is_some()
+    }
+
     fn connect(&self) {
         let mut connection = lock(&self.connection);
         if connection.is_some() {

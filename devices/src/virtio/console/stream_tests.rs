@@ -6,8 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Console, ConsolePort, StreamPort};
+use crate::testing::saved;
+use crate::virtio::VirtioDevice;
 use crate::virtio::listener::PortListener;
+use crate::virtio::state::SavedDevice;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
+use crate::virtio::transport::state_tests::{refuses_damaged_states, survives_any_state};
 
 struct Guest {
     machine: Machine,
@@ -30,6 +34,17 @@ impl Guest {
         let mut guest = Self { machine, rings, listener };
         guest.become_ready();
         guest
+    }
+
+    /// Returns another guest that goes on from here, with a listener of its own. This one is paused.
+    fn fork(&self) -> Self {
+        let port = Arc::new(StreamPort::new("test.port").unwrap());
+        let listener = port.listen().unwrap();
+        let console = Console::with_stream(Arc::new(ConsolePort::new().unwrap()), port);
+        let machine = self.machine.fork(Arc::new(console)).unwrap();
+        machine.resume();
+        let rings = self.rings.iter().map(|ring| ring.in_memory(machine.memory.clone())).collect();
+        Self { machine, rings, listener }
     }
 
     fn become_ready(&mut self) {
@@ -342,3 +357,68 @@ fn without_a_listener_the_port_stays_without_a_connection() {
 const MESSAGES: u64 = BUFFERS + 0x10_0000;
 const ANSWERS: u64 = BUFFERS + 0x11_0000;
 const INPUT: u64 = BUFFERS + 0x12_0000;
+
+/// The program that the guest was connected to belongs to the machine before.
+#[test]
+fn connection_ends_for_the_guest_of_another_machine_which_can_open_the_next() {
+    let mut guest = Guest::new();
+    let mut host = guest.open();
+    assert!(guest.send(b"before"));
+    host.write_all(b"unread").unwrap();
+    let mut fork = guest.fork();
+    assert!(fork.accepted().is_none());
+    assert_eq!(fork.hears(), Some(vec![1, 0, 0, 0, 6, 0, 0, 0]), "the host's end is gone");
+    assert!(fork.send(b"to nobody"));
+    fork.say(1, 6, 0);
+    assert_eq!(fork.hears(), Some(vec![1, 0, 0, 0, 6, 0, 1, 0]), "and there again");
+    let mut next = fork.open();
+    assert!(fork.send(b"after"));
+    assert_eq!(got(&mut next), (b"after".to_vec(), false));
+    next.write_all(b"hello").unwrap();
+    assert_eq!(fork.receive(100), Some(b"hello".to_vec()));
+    // The guest before goes on with its own connection.
+    guest.machine.resume();
+    assert_eq!(guest.hears(), None);
+    assert_eq!(guest.receive(100), Some(b"unread".to_vec()));
+    assert_eq!(got(&mut host), (b"before".to_vec(), false));
+}
+
+#[test]
+fn port_that_is_closed_stays_closed_in_another_machine() {
+    let mut guest = Guest::new();
+    let mut fork = guest.fork();
+    assert_eq!(fork.hears(), None);
+    fork.open();
+    guest.machine.resume();
+    guest.open();
+    guest.say(1, 6, 0);
+    while guest.hears().is_some() {}
+    let mut fork = guest.fork();
+    assert_eq!(fork.hears(), None);
+    fork.open();
+}
+
+#[test]
+fn hostile_states_are_refused_or_harmless() {
+    let mut guest = Guest::new();
+    guest.open();
+    guest.machine.transport.pause().unwrap();
+    let state = guest.machine.transport.save().unwrap();
+    let make = || {
+        let port = Arc::new(StreamPort::new("test.port").unwrap());
+        Arc::new(Console::stream_only(port).unwrap()) as Arc<dyn VirtioDevice>
+    };
+    refuses_damaged_states(&make, &state);
+    survives_any_state(&make, &state);
+    let refused = |bytes: &[u8]| {
+        let state = SavedDevice { device: saved(1, bytes), ..state.clone() };
+        Machine::new(make()).transport.prepare(&state).err().map(|error| error.to_string())
+    };
+    assert_eq!(refused(&[0, 0, 0xb0, 0, 1, 1, 1]), None);
+    let both = "field `owed` is 0xf0: not both bits of 0xc0";
+    assert_eq!(refused(&[0, 0, 0xf0, 0, 1, 1, 1]).as_deref(), Some(both));
+    let ready = "field `is_ready` is 0x1: always 0x0 here";
+    assert_eq!(refused(&[0, 0, 0, 1, 0, 0, 0]).as_deref(), Some(ready), "there is no console port");
+    let unready = "field `owed` is 0x20: only the bits of 0x10 can be set";
+    assert_eq!(refused(&[0, 0, 0x20, 0, 0, 0, 0]).as_deref(), Some(unready));
+}

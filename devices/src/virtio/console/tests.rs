@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 use super::{Console, ConsolePort, F_MULTIPORT, F_SIZE, TerminalSize};
 use crate::backend::console_buffer::{ConsoleBuffer, Drained};
 use crate::backend::console_input::ConsoleInput;
+use crate::testing::saved;
+use crate::virtio::VirtioDevice;
 use crate::virtio::testing::{BUFFERS, Buffer, Machine, Ring, Usual, conform};
+use crate::virtio::transport::state_tests::{refuses_damaged_states, survives_any_state};
 
 struct Guest {
     machine: Machine,
@@ -24,6 +27,15 @@ impl Guest {
         let port = Arc::new(ConsolePort::new().unwrap());
         let machine = Machine::new(Arc::new(Console::new(port.clone())));
         let rings = machine.start(features);
+        Self { machine, port, rings }
+    }
+
+    /// Returns another guest that goes on from here. This one is paused.
+    fn fork(&self) -> Self {
+        let port = Arc::new(ConsolePort::new().unwrap());
+        let machine = self.machine.fork(Arc::new(Console::new(port.clone()))).unwrap();
+        machine.resume();
+        let rings = self.rings.iter().map(|ring| ring.in_memory(machine.memory.clone())).collect();
         Self { machine, port, rings }
     }
 
@@ -370,3 +382,139 @@ fn too_long_output_is_dropped_and_the_next_is_not() {
 /// This address is free for control messages; input and output are at [`BUFFERS`].
 const MESSAGES: u64 = BUFFERS + 0x10_0000;
 const ANSWERS: u64 = BUFFERS + 0x11_0000;
+
+#[test]
+fn input_that_the_guest_has_not_read_goes_along_and_output_stays_with_its_host() {
+    let mut guest = Guest::without(0);
+    guest.say(0, 6, 1);
+    assert!(guest.print(b"before"));
+    assert_eq!(guest.port.enqueue_input(&[b'i'; 5000]), 4096);
+    guest.machine.settle();
+    guest.read(96);
+    assert_eq!(guest.has_read(), Some(vec![b'i'; 96]));
+    let mut fork = guest.fork();
+    assert!(fork.print(b"after"));
+    assert_eq!(fork.printed(), b"after");
+    assert_eq!(fork.port.enqueue_input(b"more"), 4, "as many bytes as were read");
+    fork.read(4096);
+    assert_eq!(fork.has_read(), Some([&[b'i'; 4000][..], b"more"].concat()));
+    assert_eq!((guest.printed(), guest.has_read()), (b"before".to_vec(), None));
+    guest.machine.resume();
+    guest.read(4096);
+    assert_eq!(guest.has_read(), Some(vec![b'i'; 4000]));
+}
+
+#[test]
+fn output_that_waits_for_space_is_taken_before_a_machine_is_saved() {
+    let mut guest = Guest::new();
+    guest.port.output().push(&[b'x'; ConsoleBuffer::DEFAULT_CAPACITY]);
+    assert!(!guest.print(b"held"));
+    let mut fork = guest.fork();
+    assert!(fork.rings[1].completed().is_some(), "it is done, in both machines");
+    assert_eq!(fork.printed(), b"");
+    assert!(fork.print(b"more"));
+    assert_eq!(fork.printed(), b"more");
+    assert!(guest.rings[1].completed().is_some());
+}
+
+#[test]
+fn port_is_open_or_closed_in_other_machines_as_the_driver_left_it() {
+    for is_open in [false, true] {
+        let mut guest = Guest::without(0);
+        guest.read(100);
+        if is_open {
+            guest.say(0, 6, 1);
+        }
+        let mut fork = guest.fork();
+        fork.port.enqueue_input(b"x");
+        fork.machine.settle();
+        assert_eq!(fork.has_read(), is_open.then(|| b"x".to_vec()));
+        fork.say(0, 6, 1);
+        assert!(is_open || fork.has_read().is_some());
+    }
+}
+
+#[test]
+fn messages_that_the_device_owes_are_sent_by_the_next_machine() {
+    let mut guest = Guest::without(0);
+    guest.port.resize(TerminalSize { columns: 80, rows: 24 });
+    guest.say(0, 0, 1);
+    guest.say(0, 3, 1);
+    assert_eq!(guest.hears(), Some(vec![0, 0, 0, 0, 1, 0, 1, 0]));
+    let mut second = guest.fork();
+    assert_eq!(second.hears(), Some(vec![0, 0, 0, 0, 4, 0, 1, 0]));
+    let mut third = second.fork();
+    assert_eq!(third.hears(), Some(vec![0, 0, 0, 0, 6, 0, 1, 0]));
+    assert_eq!(third.hears(), Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 80, 0, 24, 0]));
+    third.listen(64);
+    assert_eq!(third.heard(), None);
+}
+
+#[test]
+fn size_stays_and_a_new_one_is_reported_once() {
+    let mut guest = Guest::without(0);
+    guest.say(0, 0, 1);
+    guest.say(0, 3, 1);
+    while guest.hears().is_some() {}
+    guest.port.resize(TerminalSize { columns: 80, rows: 24 });
+    guest.machine.settle();
+    let heard = guest.heard();
+    assert_eq!(heard, Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 80, 0, 24, 0]));
+    let mut fork = guest.fork();
+    assert_eq!(fork.machine.read(0x100), 24 << 16 | 80);
+    fork.listen(64);
+    assert_eq!(fork.heard(), None, "the driver knows it");
+    fork.port.resize(TerminalSize { columns: 80, rows: 25 });
+    fork.machine.settle();
+    assert_eq!(fork.heard(), Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 80, 0, 25, 0]));
+    // Set while the machine is paused, so that the driver has not heard of it.
+    fork.machine.transport.pause().unwrap();
+    fork.port.resize(TerminalSize { columns: 80, rows: 26 });
+    let mut next = fork.fork();
+    next.listen(64);
+    assert_eq!(next.heard(), Some(vec![0, 0, 0, 0, 5, 0, 0, 0, 80, 0, 26, 0]));
+}
+
+#[test]
+fn states_of_no_console_are_refused_by_name() {
+    let refused = |guest: &Guest, bytes: &[u8]| {
+        guest.machine.transport.pause().unwrap();
+        let mut state = guest.machine.transport.save().unwrap();
+        state.device = saved(1, bytes);
+        let console = Console::new(Arc::new(ConsolePort::new().unwrap()));
+        let machine = Machine::new(Arc::new(console));
+        machine.transport.prepare(&state).err().map(|error| error.to_string())
+    };
+    let guest = Guest::without(0);
+    // No input, no size; owed messages, ready, open, ready for the stream; connected.
+    assert_eq!(refused(&guest, &[0, 0, 0x0f, 1, 1, 0, 0]), None);
+    let owed = |value: &str, bits: &str| {
+        Some(format!("field `owed` is {value}: only the bits of {bits} can be set"))
+    };
+    assert_eq!(refused(&guest, &[0, 0, 0x1f, 1, 1, 0, 0]), owed("0x1f", "0xf"));
+    assert_eq!(refused(&guest, &[0, 0, 0x0e, 0, 1, 0, 0]), owed("0xe", "0x1"));
+    let never = |field: &str| Some(format!("field `{field}` is 0x1: always 0x0 here"));
+    assert_eq!(refused(&guest, &[0, 0, 0, 1, 1, 1, 0]), never("is_stream_ready"));
+    assert_eq!(refused(&guest, &[0, 0, 0, 1, 1, 0, 1]), never("is_connected"));
+    let long = [&[0x81, 0x20][..], &[b'i'; 4097], &[0, 0, 0, 0, 0, 0]].concat();
+    assert_eq!(refused(&guest, &long), Some("field `input` has 4097 entries: at most 4096".to_owned()));
+    let silent = Guest::new();
+    assert_eq!(refused(&silent, &[0, 0, 0, 0, 1, 0, 0]), never("is_open"));
+    assert_eq!(refused(&silent, &[0, 0, 1, 0, 0, 0, 0]), never("owed"));
+    assert_eq!(refused(&silent, &[0, 0, 0, 1, 0, 0, 0]), never("is_ready"));
+}
+
+#[test]
+fn hostile_states_are_refused_or_harmless() {
+    let mut guest = Guest::without(0);
+    guest.port.resize(TerminalSize { columns: 80, rows: 24 });
+    guest.port.enqueue_input(b"input");
+    guest.say(0, 0, 1);
+    guest.say(0, 3, 1);
+    guest.machine.transport.pause().unwrap();
+    let state = guest.machine.transport.save().unwrap();
+    assert_eq!(state.device, saved(1, &[5, b'i', b'n', b'p', b'u', b't', 1, 80, 24, 0, 0x0f, 1, 0, 0, 0]));
+    let make = || Arc::new(Console::new(Arc::new(ConsolePort::new().unwrap()))) as Arc<dyn VirtioDevice>;
+    refuses_damaged_states(&make, &state);
+    survives_any_state(&make, &state);
+}

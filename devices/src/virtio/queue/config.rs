@@ -77,10 +77,15 @@ impl QueueConfig {
         };
         Ok(RingLayout {
             size,
-            descriptors: ring("descriptor table", descriptors, DESCRIPTOR_LEN, 0, 16)?,
+            descriptors: ring(DESCRIPTOR_TABLE, descriptors, DESCRIPTOR_LEN, 0, 16)?,
             // The 6 bytes besides the entries: flags, index and event index.
-            available: ring("available ring", available, 2, 6, 2)?,
-            used: ring("used ring", used, 8, 6, 4)?,
+            available: ring(AVAILABLE_RING, available, 2, 6, 2)?,
+            used: ring(USED_RING, used, 8, 6, 4)?,
         })
     }
 }
+
+/// The names of the parts of a queue.
+pub(super) const DESCRIPTOR_TABLE: &str = "descriptor table";
+pub(super) const AVAILABLE_RING: &str = "available ring";
+const USED_RING: &str = "used ring";

@@ -13,13 +13,16 @@ mod chain;
 mod config;
 mod pool;
 mod running;
+mod state;
 
 pub use chain::{Chain, ChainError, MAX_DESCRIPTORS};
 pub use config::{QueueConfig, QueueConfigError};
 pub use pool::ChainBudget;
+pub(super) use running::Positions;
 pub(crate) use running::QueueParts;
 use running::RingLayout;
 pub use running::{RingError, VirtQueue};
+pub(super) use state::{QueueRules, QueueState};
 
 #[cfg(test)]
 mod tests;

@@ -1,11 +1,14 @@
 //! A queue while its device is active: takes chains from the available ring and puts them into the used ring.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
+pub(in crate::virtio) use self::state::Positions;
 use super::chain::{Chain, ChainError, Walk};
 use super::pool::{ChainBudget, ChainPool};
 use crate::journal;

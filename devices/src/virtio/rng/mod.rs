@@ -6,6 +6,8 @@
 
 mod handler;
 
+use crate::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
+use crate::virtio::state::{DriverState, SaveDevice};
 use crate::virtio::{ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtioDevice};
 use handler::RngHandler;
 
@@ -28,6 +30,21 @@ impl VirtioDevice for Rng {
 
     fn activate(&self, mut context: ActivateContext) -> Result<Vec<Box<dyn QueueHandler>>, ActivateError> {
         Ok(vec![Box::new(RngHandler::new(context.queues.take(REQUESTS)?))])
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
+    }
+}
+
+impl SaveDevice for Rng {
+    fn save(&self) -> SavedState {
+        let Self = self;
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState, _: &DriverState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
     }
 }
 

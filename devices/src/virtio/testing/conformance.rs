@@ -29,6 +29,10 @@ pub fn conform(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
     bad_chains_are_dropped_and_good_ones_served(&Machine::new(make()), usual);
     any_register_access_is_survived(&Machine::new(make()), usual);
     reset_works_while_another_device_floods(make, usual);
+    if make().saving().is_some() {
+        saved_device_goes_on_in_other_machines(make, usual);
+        device_is_saved_at_every_step_of_its_driver(make);
+    }
 }
 
 /// Sends one usual request and expects its completion.
@@ -104,6 +108,84 @@ fn paused_device_serves_nothing_and_goes_on(machine: &Machine, usual: &Usual) {
     machine.write(super::STATUS, 0);
     machine.transport.resume();
     assert_eq!(machine.status(), 0, "a reset ends a pause");
+}
+
+/// A chain of machines, each made of the one before, while a request is in the ring, its doorbell is rung,
+/// and an interrupt is not acknowledged. The machines before go on, too.
+#[expect(clippy::expect_used, reason = "it is a test")]
+fn saved_device_goes_on_in_other_machines(make: &dyn Fn() -> Arc<dyn VirtioDevice>, usual: &Usual) {
+    for without in [0, 1 << feature::EVENT_IDX, 1 << feature::INDIRECT_DESC] {
+        let mut machine = Machine::new(make());
+        let mut rings = machine.start(without);
+        for generation in 0..40_u16 {
+            serve_one(&machine, &mut rings, usual);
+            (usual.prepare)(&machine);
+            // Either the handler has the time to see the doorbell, or not.
+            let is_missed = generation.is_multiple_of(2);
+            assert!(!is_missed || machine.transport.pause().is_ok());
+            ring_of(&mut rings, usual).offer(&usual.buffers);
+            machine.write(super::MmioTransport::QUEUE_NOTIFY, usual.queue.into());
+            let fork = machine.fork(make()).expect("a fork");
+            assert_eq!(fork.transport.save(), machine.transport.save());
+            assert_eq!(registers(&fork), registers(&machine));
+            assert_eq!((fork.interrupts(), fork.read(0x60)), (1, 1), "it is not acknowledged");
+            let mut copies: Vec<Ring> =
+                rings.iter().map(|ring| ring.in_memory(fork.memory.clone())).collect();
+            for (machine, rings) in [(&machine, &mut rings), (&fork, &mut copies)] {
+                let before = ring_of(rings, usual).completed();
+                assert!(!is_missed || before.is_none());
+                machine.resume();
+                let after = ring_of(rings, usual).completed();
+                assert_eq!(before.iter().chain(&after).count(), 1, "generation {generation}");
+                serve_one(machine, rings, usual);
+            }
+            assert_eq!(fork.status(), 15);
+            (machine, rings) = (fork, copies);
+        }
+        machine.write(super::STATUS, 0);
+        serve_one(&machine, &mut machine.start(without), usual);
+    }
+}
+
+/// Reads the registers that a driver can read, and the start of the configuration space.
+fn registers(machine: &Machine) -> Vec<u32> {
+    let queue = |index: u32| {
+        machine.write(0x30, index);
+        [machine.read(0x34), machine.read(0x44)]
+    };
+    let queues = (0..u32::from(machine.queue_count())).flat_map(queue);
+    queues.chain((0..0x140).step_by(4).map(|offset| machine.read(offset))).collect()
+}
+
+/// A driver that is interrupted after any of its writes goes on in another machine.
+#[expect(clippy::expect_used, reason = "it is a test")]
+fn device_is_saved_at_every_step_of_its_driver(make: &dyn Fn() -> Arc<dyn VirtioDevice>) {
+    let offered = Machine::new(make()).offered();
+    let ring = Ring::new(super::memory(), 1 << 16, 16);
+    let set_up = |index: u32| {
+        let address = [(0x80, ring.descriptors()), (0x90, ring.available()), (0xa0, ring.used())];
+        let writes = address.into_iter().map(|(register, address)| (register, address as u32));
+        [(0x30, index), (0x38, 16)].into_iter().chain(writes).chain([(0x44, 1)])
+    };
+    let features = [(0x24, 0), (0x20, offered as u32), (0x24, 1), (0x20, (offered >> 32) as u32)];
+    let queues = u32::from(Machine::new(make()).queue_count());
+    let steps = [(super::STATUS, 1), (0x14, 1), (super::STATUS, 3)].into_iter().chain(features);
+    let steps = steps.chain([(super::STATUS, 11)]).chain((0..queues).flat_map(set_up));
+    let (mut machine, mut selected) = (Machine::new(make()), 0);
+    for (register, value) in steps.chain([(super::STATUS, 15), (super::STATUS, 0)]) {
+        machine.write(register, value);
+        if register == 0x30 {
+            selected = value;
+        }
+        let fork = machine.fork(make()).expect("a fork");
+        assert_eq!(fork.transport.save(), machine.transport.save(), "{register:#x}");
+        fork.resume();
+        assert_eq!(registers(&fork), registers(&machine), "{value:#x} in {register:#x}");
+        // Reading all of them has selected another queue.
+        fork.write(0x30, selected);
+        machine = fork;
+    }
+    assert_eq!(machine.status(), 0);
 }
 
 fn damaged_ring_needs_a_reset_which_helps(machine: &Machine, usual: &Usual) {

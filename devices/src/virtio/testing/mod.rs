@@ -158,6 +158,28 @@ impl Machine {
         *lock(&self.line.on_pulse) = Some(Box::new(answer));
     }
 
+    /// Makes another machine around `device` that has the state and the RAM of this one. This one stays
+    /// paused, and so is the other, until its [transport](Self::transport) is resumed.
+    ///
+    /// # Errors
+    /// The device cannot be paused or saved, or `device` cannot have the state: its text.
+    pub fn fork(&self, device: Arc<dyn VirtioDevice>) -> Result<Self, String> {
+        self.transport.pause().map_err(|error| error.to_string())?;
+        let state = self.transport.save().ok_or("it cannot be saved")?;
+        let other = Self::new(device);
+        for (address, len) in [(0, LOW_RAM_LEN), (HIGH_RAM, HIGH_RAM_LEN)] {
+            other.put(address, &self.bytes(address, len as usize));
+        }
+        other.transport.prepare(&state).map_err(|error| error.to_string())?.apply();
+        Ok(other)
+    }
+
+    /// Continues after a pause or a fork, and lets the handlers run.
+    pub fn resume(&self) {
+        self.transport.resume();
+        self.settle();
+    }
+
     /// Writes `data` to RAM.
     pub fn put(&self, address: u64, data: &[u8]) {
         let _ = self.memory.mmap().write_slice(data, GuestAddress(address));

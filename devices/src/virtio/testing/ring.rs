@@ -47,6 +47,12 @@ impl Ring {
         ring
     }
 
+    /// Returns the driver's side of this ring in another memory, which has a copy of it.
+    pub fn in_memory(&self, memory: GuestMemory) -> Self {
+        let Self { memory: _, base, size, next_descriptor, next_available, next_used } = *self;
+        Self { memory, base, size, next_descriptor, next_available, next_used }
+    }
+
     /// Returns the number of descriptors.
     pub fn size(&self) -> u16 {
         self.size

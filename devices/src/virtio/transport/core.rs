@@ -14,12 +14,14 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::OnStart;
+use super::state::{CoreState, Own};
 use crate::event_loop::Asked;
 use crate::journal;
 use crate::memory::GuestMemory;
+use crate::state::StateError;
 use crate::virtio::handler::{GroupId, HandlerGroup, HandlerHost, IfLate, StopFlag, Stuck};
-use crate::virtio::irq::VirtioIrq;
-use crate::virtio::queue::{ChainBudget, QueueConfig, QueueParts, VirtQueue};
+use crate::virtio::irq::{IrqState, VirtioIrq};
+use crate::virtio::queue::{ChainBudget, QueueConfig, QueueConfigError, QueueParts, QueueState, VirtQueue};
 use crate::virtio::{ActivateContext, Queues, VirtioDevice, feature};
 
 /// The parts that a transport is built from.
@@ -196,8 +198,9 @@ impl TransportCore {
         for queue in queues {
             *queue = QueueConfig::new(queue.max_size);
         }
-        irq.reset();
+        // The device first, so that it reports no change of its configuration space after the reset.
         device.reset();
+        irq.reset();
     }
 
     /// Resets the device and releases the memory, for a machine that is reset or ends.
@@ -230,17 +233,90 @@ impl TransportCore {
     /// The handlers did not drain in time. They go on serving the queues.
     pub fn pause(&mut self) -> Result<(), Stuck> {
         if let Some(queues) = self.take_queues(IfLate::Continue) {
-            self.activity = Activity::Paused(queues?);
+            let mut queues = queues?;
+            // A handler may have left this to its next turn. What is left is in memory and in two indices.
+            queues.iter_mut().for_each(VirtQueue::announce);
+            self.activity = Activity::Paused(queues);
         }
         Ok(())
     }
 
-    /// Makes new handlers for the queues that [`TransportCore::pause`] took.
+    /// Makes new handlers for the queues that [`TransportCore::pause`] took, or that were restored.
     pub fn resume(&mut self) {
         match std::mem::replace(&mut self.activity, Activity::Off) {
             Activity::Paused(queues) => self.start(queues.into_iter().collect()),
             other => self.activity = other,
         }
+    }
+
+    /// Returns the state; `None` unless the device is paused or was never started.
+    pub(super) fn save(&self) -> Option<CoreState> {
+        let Self {
+            device,
+            host: _,
+            irq,
+            doorbells: _,
+            chains: _,
+            memory: _,
+            on_start: _,
+            offered: _,
+            accepted,
+            status,
+            queues,
+            activity,
+            stop: _,
+            asked: _,
+        } = self;
+        let running = match activity {
+            Activity::Off => &[],
+            Activity::Paused(queues) => queues.as_slice(),
+            Activity::Running(_) | Activity::Lost => return None,
+        };
+        let queue = |(index, config): (usize, &QueueConfig)| {
+            let running = running.iter().find(|queue| usize::from(queue.index()) == index);
+            QueueState::new(*config, running.map(VirtQueue::positions))
+        };
+        Some(CoreState {
+            kind: device.kind() as u32,
+            status: *status,
+            accepted: *accepted,
+            is_active: matches!(activity, Activity::Paused(_)),
+            irq: irq.save(),
+            queues: queues.iter().enumerate().map(queue).collect(),
+        })
+    }
+
+    /// Checks a state, with the rings in the guest's memory, and makes its queues. Nothing changes.
+    pub(super) fn prepare(&self, state: &CoreState) -> Result<PreparedCore, StateError> {
+        let own = Own { kind: self.device.kind() as u32, offered: self.offered, queues: &self.queues };
+        let (mut queues, mut running) = (Vec::new(), Vec::new());
+        for (index, (config, positions)) in state.check(&own)?.into_iter().enumerate() {
+            if config.ready {
+                let no_memory = || StateError::field("queue_ready", true, "0 without memory");
+                let parts = self.queue_parts(index, state.accepted);
+                let queue = parts
+                    .ok_or_else(no_memory)
+                    .and_then(|parts| config.start(parts).map_err(QueueConfigError::of_state));
+                let queue = queue.map_err(|error| error.of_entry(index))?;
+                running.extend(positions.map(|positions| queue.at(positions)));
+            }
+            queues.push(config);
+        }
+        let activity = if state.is_active { Activity::Paused(running) } else { Activity::Off };
+        let CoreState { kind: _, status, accepted, is_active: _, irq, queues: _ } = state;
+        Ok(PreparedCore { status: *status, accepted: *accepted, irq: irq.clone(), queues, activity })
+    }
+
+    /// Puts a device that was just [reset](Self::reset) into a state.
+    pub(super) fn restore(&mut self, state: PreparedCore) {
+        let PreparedCore { status, accepted, irq, queues, activity } = state;
+        (self.status, self.accepted, self.queues, self.activity) = (status, accepted, queues, activity);
+        self.irq.restore(&irq);
+    }
+
+    /// Returns whether handlers that have not drained keep the device from ever working again.
+    pub(super) fn is_lost(&self) -> bool {
+        matches!(self.activity, Activity::Lost)
     }
 
     /// Waits for the queues of a device that runs. Returns `None` for a device that does not run.
@@ -299,17 +375,7 @@ impl TransportCore {
 
     /// Returns the running queue as the driver has set it up; `None` when it cannot run.
     fn start_queue(&self, index: usize) -> Option<VirtQueue> {
-        let has = |bit: u32| self.accepted & (1 << bit) != 0;
-        let parts = QueueParts {
-            index: u16::try_from(index).ok()?,
-            memory: self.memory.clone()?,
-            irq: self.irq.clone(),
-            doorbell: self.doorbells.get(index)?.clone(),
-            event_idx: has(feature::EVENT_IDX),
-            indirect: has(feature::INDIRECT_DESC),
-            chains: self.chains.clone(),
-        };
-        match self.queues.get(index)?.start(parts) {
+        match self.queues.get(index)?.start(self.queue_parts(index, self.accepted)?) {
             Ok(queue) => Some(queue),
             Err(error) => {
                 journal!(Guest Warn, "virtio {}, queue {index}: {error}", self.device.name());
@@ -317,15 +383,38 @@ impl TransportCore {
             }
         }
     }
+
+    /// Returns the parts of a queue of a driver that has accepted `features`; `None` without memory.
+    fn queue_parts(&self, index: usize, features: u64) -> Option<QueueParts> {
+        let has = |bit: u32| features & (1 << bit) != 0;
+        Some(QueueParts {
+            index: u16::try_from(index).ok()?,
+            memory: self.memory.clone()?,
+            irq: self.irq.clone(),
+            doorbell: self.doorbells.get(index)?.clone(),
+            event_idx: has(feature::EVENT_IDX),
+            indirect: has(feature::INDIRECT_DESC),
+            chains: self.chains.clone(),
+        })
+    }
+}
+
+/// A state that has been checked.
+pub(super) struct PreparedCore {
+    status: u8,
+    accepted: u64,
+    irq: IrqState,
+    queues: Vec<QueueConfig>,
+    activity: Activity,
 }
 
 /// Bits of the status register (virtio 1.2, section 2.1).
-const ACKNOWLEDGE: u8 = 1;
-const DRIVER: u8 = 2;
-const DRIVER_OK: u8 = 4;
-const FEATURES_OK: u8 = 8;
+pub(super) const ACKNOWLEDGE: u8 = 1;
+pub(super) const DRIVER: u8 = 2;
+pub(super) const DRIVER_OK: u8 = 4;
+pub(super) const FEATURES_OK: u8 = 8;
 const NEEDS_RESET: u8 = 64;
-const FAILED: u8 = 128;
+pub(super) const FAILED: u8 = 128;
 const DRIVER_BITS: u8 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 
 /// Each step of a driver's initialization, and the status in which it is taken (virtio 1.2, section 3.1.1).

@@ -8,14 +8,17 @@ use std::sync::{Arc, Mutex};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::core::{TransportCore, TransportParts};
+use super::state::MmioState;
 use super::{Doorbell, OnStart, Transport};
 use crate::bus::BusDevice;
 use crate::lock;
 use crate::memory::GuestMemory;
+use crate::state::{Restoration, StateError};
 use crate::virtio::VirtioDevice;
 use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::irq::VirtioIrq;
 use crate::virtio::queue::QueueConfig;
+use crate::virtio::state::SavedDevice;
 
 /// A device with its register window.
 pub struct MmioTransport {
@@ -126,6 +129,44 @@ impl Transport for MmioTransport {
 
     fn resume(&self) {
         lock(&self.registers).core.resume();
+    }
+
+    fn can_be_saved(&self) -> bool {
+        self.device.saving().is_some()
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        let device = self.device.saving()?;
+        let registers = lock(&self.registers);
+        let Registers { core, device_features_half, driver_features_half, queue } = &*registers;
+        let state = MmioState {
+            device_features_half: *device_features_half,
+            driver_features_half: *driver_features_half,
+            queue: *queue,
+            core: core.save()?,
+        };
+        Some(SavedDevice { transport: state.encode(), device: device.save() })
+    }
+
+    fn prepare(&self, state: &SavedDevice) -> Result<Restoration<'_>, StateError> {
+        let saving = self.device.saving().ok_or(StateError::Unsupported)?;
+        let SavedDevice { transport, device } = state;
+        let MmioState { device_features_half, driver_features_half, queue, core } =
+            MmioState::decode(transport)?;
+        let prepared = lock(&self.registers).core.prepare(&core)?;
+        let device = saving.prepare(device, &core.driver(self.irq.clone()))?;
+        Ok(Restoration::new(move || {
+            let mut registers = lock(&self.registers);
+            registers.core.reset();
+            if registers.core.is_lost() {
+                return;
+            }
+            device.apply();
+            registers.core.restore(prepared);
+            registers.device_features_half = device_features_half;
+            registers.driver_features_half = driver_features_half;
+            registers.queue = queue;
+        }))
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod core;
 mod mmio;
+mod state;
 
 pub use self::core::{TransportCore, TransportParts};
 pub use mmio::MmioTransport;
@@ -14,8 +15,10 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::handler::{IfLate, Stuck};
+use super::state::SavedDevice;
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
+use crate::state::{Restoration, StateError};
 
 /// A device with the registers by which its driver finds it. The VMM maps the window, connects the doorbells
 /// and the memory, and takes the queues away for a pause, a reset and the end.
@@ -34,7 +37,8 @@ pub trait Transport: BusDevice {
     fn doorbells(&self) -> Vec<Doorbell>;
 
     /// Gives the device the guest's memory. The VMM calls this before the guest runs. `on_start` is called
-    /// once, on a vCPU thread, when the driver first starts the device.
+    /// once when the device first starts: on a vCPU thread when the driver starts it, or by
+    /// [`resume`](Self::resume) if it was restored.
     fn connect(&self, memory: GuestMemory, on_start: OnStart);
 
     /// Resets the device and releases the memory, for a machine that is reset or ends.
@@ -54,8 +58,27 @@ pub trait Transport: BusDevice {
     /// The handlers did not drain in time. They go on serving the queues.
     fn pause(&self) -> Result<(), Stuck>;
 
-    /// Makes new handlers for the queues after [`pause`](Self::pause).
+    /// Makes new handlers for the queues after [`pause`](Self::pause), or for those of a device that was
+    /// [restored](Self::prepare).
     fn resume(&self);
+
+    /// Returns whether the state of a device of this kind can be saved.
+    fn can_be_saved(&self) -> bool;
+
+    /// Returns the state; `None` if it cannot be saved, or if the device runs: it has to be
+    /// [paused](Self::pause). The guest's memory is saved after that pause, and no vCPU runs from before the
+    /// pause until both are saved.
+    fn save(&self) -> Option<SavedDevice>;
+
+    /// Checks a state against the guest's memory, which the device has been given, and returns the step that
+    /// puts the device into the state. No vCPU runs then, and its interrupt is connected: the step raises one
+    /// that the driver has not acknowledged. Afterwards the device is as after a pause, so that
+    /// [`resume`](Self::resume) starts it if its driver has. Then every queue is served once, whether or not
+    /// a doorbell rings: one that was rung when the state was saved counts for nothing.
+    ///
+    /// # Errors
+    /// The device could not have been in this state.
+    fn prepare(&self, state: &SavedDevice) -> Result<Restoration<'_>, StateError>;
 }
 
 /// The VMM's part in the first start of a device, such as connecting its doorbells to KVM. It may make system
@@ -75,5 +98,7 @@ pub struct Doorbell {
 
 #[cfg(test)]
 mod shell_tests;
+#[cfg(test)]
+pub(super) mod state_tests;
 #[cfg(test)]
 mod tests;

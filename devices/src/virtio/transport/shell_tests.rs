@@ -10,9 +10,11 @@ use crate::bus::BusDevice;
 use crate::irq::IrqLine;
 use crate::lock;
 use crate::memory::GuestMemory;
+use crate::state::{Restoration, StateError};
 use crate::testing::PulseCount;
 use crate::virtio::handler::{IfLate, Stuck};
 use crate::virtio::queue::ChainBudget;
+use crate::virtio::state::SavedDevice;
 use crate::virtio::testing::{BUFFERS, Buffer, InlineHost, MODERN, Ring, memory};
 use crate::virtio::transport::tests::Echo;
 use crate::virtio::{VirtioDevice, VirtioIrq};
@@ -72,6 +74,18 @@ impl Transport for Direct {
 
     fn resume(&self) {
         lock(&self.core).resume();
+    }
+
+    fn can_be_saved(&self) -> bool {
+        false
+    }
+
+    fn save(&self) -> Option<SavedDevice> {
+        None
+    }
+
+    fn prepare(&self, _: &SavedDevice) -> Result<Restoration<'_>, StateError> {
+        Err(StateError::Unsupported)
     }
 }
 

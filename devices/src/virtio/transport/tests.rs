@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::MmioTransport;
+use crate::state::{Restoration, SavedState, StateError, no_state, prepare_no_state};
 use crate::virtio::queue::RingError;
+use crate::virtio::state::{DriverState, SaveDevice};
 use crate::virtio::testing::{BUFFERS, Buffer, LOW_RAM_LEN, MODERN, Machine, Ring};
 use crate::virtio::{
     ActivateContext, ActivateError, DeviceKind, QueueHandler, VirtQueue, VirtioDevice, feature,
@@ -59,6 +61,20 @@ impl VirtioDevice for Echo {
 
     fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn saving(&self) -> Option<&dyn SaveDevice> {
+        Some(self)
+    }
+}
+
+impl SaveDevice for Echo {
+    fn save(&self) -> SavedState {
+        no_state()
+    }
+
+    fn prepare(&self, state: &SavedState, _: &DriverState) -> Result<Restoration<'_>, StateError> {
+        prepare_no_state(state)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod engines;
 mod faults;
+mod forks;
 mod stopping;
 
 use std::fs;

@@ -1,0 +1,199 @@
+//! The errors of a snapshot's files. Each message begins with the folder and the file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{ManifestError, MemoryFileError, StateFileError};
+
+/// The reason why a snapshot was not written, or its files cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SnapshotFileError {
+    /// The path does not name a folder.
+    #[error(
+        "snapshot {}: this path does not end with the name of a folder; write one as in snapshots/first",
+        path.display()
+    )]
+    Name {
+        /// The given path.
+        path: PathBuf,
+    },
+    /// Something else is at the path of a new snapshot.
+    #[error(
+        "snapshot {}: there is something at this path that is not a snapshot ({found}); remove it, or use another path",
+        folder.display()
+    )]
+    Occupied {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The thing that is there.
+        found: String,
+    },
+    /// A folder cannot be made, opened, renamed or synced.
+    #[error("snapshot {}: the folder cannot be {step}: {source}{}", folder.display(), advice(r#source))]
+    Folder {
+        /// The path of the folder.
+        folder: PathBuf,
+        /// The step that failed.
+        step: &'static str,
+        /// The error of the system call.
+        r#source: io::Error,
+    },
+    /// The file system cannot exchange two folders.
+    #[error(
+        "snapshot {}: its file system cannot replace a folder in one step: {source}; remove the old snapshot first, or \
+         use another path",
+        folder.display()
+    )]
+    Exchange {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The error of the system call.
+        r#source: io::Error,
+    },
+    /// A file cannot be written. Nothing is left of the new snapshot, and an old one is as it was.
+    #[error("snapshot {}: {file} cannot be written: {source}{}", folder.display(), advice(r#source))]
+    Write {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the file.
+        file: &'static str,
+        /// The error of the system call.
+        r#source: io::Error,
+    },
+    /// A file is missing.
+    #[error("snapshot {}: it has no {file}; it was copied in part, or this is not a snapshot", folder.display())]
+    Missing {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the file.
+        file: &'static str,
+    },
+    /// A file cannot be opened or read.
+    #[error("snapshot {}: {file} cannot be read: {source}", folder.display())]
+    Read {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the file.
+        file: &'static str,
+        /// The error of the system call.
+        r#source: io::Error,
+    },
+    /// A file is longer than any of its kind.
+    #[error(
+        "snapshot {}: {file} has {len} bytes, and at most {most} are possible; it is another file, or damaged",
+        folder.display()
+    )]
+    TooLong {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the file.
+        file: &'static str,
+        /// The length of the file in bytes.
+        len: u64,
+        /// The largest length in bytes.
+        most: u64,
+    },
+    /// A file is not the one whose length and hash the manifest has.
+    #[error(
+        "snapshot {}: {file} has {len} bytes with the hash {found}, and the manifest says {expected_len} with \
+         {expected}; it is damaged, or belongs to another snapshot",
+        folder.display()
+    )]
+    Differs {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the file.
+        file: &'static str,
+        /// The length of the file in bytes.
+        len: u64,
+        /// The SHA-256 of the file.
+        found: String,
+        /// The length in the manifest.
+        expected_len: u64,
+        /// The SHA-256 in the manifest.
+        expected: String,
+    },
+    /// Another program has locked the memory for writing.
+    #[error("snapshot {}: another program has locked memory for writing; wait until it has ended", folder.display())]
+    Locked {
+        /// The path of the snapshot.
+        folder: PathBuf,
+    },
+    /// The manifest is refused.
+    #[error("snapshot {}: manifest.json: {source}", folder.display())]
+    Manifest {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The reason.
+        r#source: ManifestError,
+    },
+    /// The state is refused.
+    #[error("snapshot {}: state: {source}", folder.display())]
+    State {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The reason.
+        r#source: StateFileError,
+    },
+    /// The memory is refused.
+    #[error("snapshot {}: memory: {source}", folder.display())]
+    Memory {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The reason.
+        r#source: MemoryFileError,
+    },
+}
+
+/// Makes the errors of one snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct At<'a>(pub(crate) &'a Path);
+
+impl At<'_> {
+    pub(crate) fn folder(self, step: &'static str) -> impl FnOnce(io::Error) -> SnapshotFileError {
+        let folder = self.0.to_owned();
+        move |source| SnapshotFileError::Folder { folder, step, source }
+    }
+
+    pub(crate) fn write(self, file: &'static str) -> impl FnOnce(io::Error) -> SnapshotFileError {
+        let folder = self.0.to_owned();
+        move |source| SnapshotFileError::Write { folder, file, source }
+    }
+
+    pub(crate) fn read(self, file: &'static str) -> impl FnOnce(io::Error) -> SnapshotFileError {
+        let folder = self.0.to_owned();
+        move |source| match source.kind() {
+            io::ErrorKind::NotFound => SnapshotFileError::Missing { folder, file },
+            _ => SnapshotFileError::Read { folder, file, source },
+        }
+    }
+
+    pub(crate) fn manifest(self, source: ManifestError) -> SnapshotFileError {
+        SnapshotFileError::Manifest { folder: self.0.to_owned(), source }
+    }
+
+    pub(crate) fn state(self, source: StateFileError) -> SnapshotFileError {
+        SnapshotFileError::State { folder: self.0.to_owned(), source }
+    }
+
+    pub(crate) fn memory(self, source: MemoryFileError) -> SnapshotFileError {
+        SnapshotFileError::Memory { folder: self.0.to_owned(), source }
+    }
+}
+
+/// Returns what helps against an error of a write, after a semicolon.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => "; free space there, or use another file system",
+        io::ErrorKind::QuotaExceeded => "; free space of this user there, or use another file system",
+        io::ErrorKind::FileTooLarge => {
+            "; raise the limit of this process (ulimit -f), or use a file system with larger files"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; use a folder that this user may write to"
+        }
+        io::ErrorKind::NotFound => "; make the folder that it is to be in first",
+        _ => "",
+    }
+}

@@ -1,0 +1,44 @@
+//! The files of a snapshot without a folder or a machine. The fuzz target `snapshot_state` reads them by it,
+//! and nothing else does: so its inputs take the way of a restore.
+
+use std::path::Path;
+
+use super::SnapshotError;
+use super::check::check_legacy;
+use super::sections::{self, StateFile};
+use crate::config::{MemorySize, VcpuCount};
+use crate::memory::FrozenRam;
+use crate::snapshot_files::{
+    At, Manifest, ManifestError, Sections, SnapshotId, StateFileError, encode_state,
+};
+
+/// Reads the file `state` of a machine with `vcpus` vCPUs and `memory_mib` of RAM, as a restore does before
+/// it asks KVM. Returns what would be written for the same machine.
+///
+/// # Errors
+/// The file is refused.
+pub fn read_state(file: &[u8], vcpus: u8, memory_mib: u64) -> Result<Vec<u8>, SnapshotError> {
+    let at = At(Path::new("fuzzed"));
+    let not_a_machine = |field| move |source| at.manifest(ManifestError::Field { field, source });
+    let count = VcpuCount::new(vcpus).map_err(not_a_machine("vcpus"))?;
+    let memory = MemorySize::from_mib(memory_mib).map_err(not_a_machine("memory_mib"))?;
+    let id = file.get(16..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
+    let id = SnapshotId::from_bytes(id);
+    let decoded = Sections::decode(file, &id);
+    let decoded = decoded.and_then(|sections| StateFile::decode(sections, count.value(), memory.mib()));
+    let StateFile { machine, ram, subject } = decoded.map_err(|error| at.state(error))?;
+    let empty = coracle_arch::nameless_file::create_in_memory(c"fuzzed", 0).map_err(at.read("memory"))?;
+    if FrozenRam::of_file(memory.into(), empty, ram.clone()).is_none() {
+        return Err(at.state(StateFileError::Ram { ram: memory.bytes() }).into());
+    }
+    check_legacy(at.0, &machine.legacy)?;
+    Ok(encode_state(&id, &sections::encode(&machine, &ram, &subject)))
+}
+
+/// Reads the file `manifest.json`. Returns what would be written for the same snapshot.
+///
+/// # Errors
+/// The file is refused.
+pub fn read_manifest(file: &[u8]) -> Result<Vec<u8>, ManifestError> {
+    Manifest::decode(file)?.encode()
+}

@@ -1,0 +1,112 @@
+//! The state of a machine as the sections of a file.
+//!
+//! A part of [`MachineState`] is a section of its own, with a version of its own. A new part is a new
+//! section: required, if a machine without it would not be the same.
+
+use std::ops::Range;
+
+use coracle_arch::x86_64::cpu_template::CpuTemplate;
+use coracle_devices::state::{SavedState, StateError};
+use serde::Deserialize;
+
+use super::state::MachineState;
+use crate::diagnosis::Subject;
+use crate::snapshot_files::{Section, Sections, StateFileError};
+use crate::vcpu::SavedVcpu;
+
+/// Everything in the file `state`.
+#[derive(Debug)]
+pub(super) struct StateFile {
+    pub(super) machine: MachineState,
+    /// The parts of each region of RAM that have content, as `FrozenRam::of_file` takes them.
+    pub(super) ram: Vec<Vec<Range<u64>>>,
+    pub(super) subject: Subject,
+}
+
+/// Encodes the state of a machine.
+pub(super) fn encode(machine: &MachineState, ram: &[Vec<Range<u64>>], subject: &Subject) -> Vec<Section> {
+    // Complete, so that no new part is forgotten.
+    let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
+    let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
+    vec![
+        required(VCPUS, SavedState::encode(1, vcpus)),
+        required(CLOCK, SavedState::encode(1, clock)),
+        required(LEGACY, SavedState::encode(1, legacy)),
+        required(RAM, SavedState::encode(1, &ram)),
+        Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
+    ]
+}
+
+impl StateFile {
+    /// Decodes the state of a machine with `vcpus` vCPUs and `memory_mib` of RAM. What depends on the host or
+    /// on the devices of the machine is checked later, by those who restore it.
+    ///
+    /// # Errors
+    /// A section is missing or not known, or a value in it is not possible.
+    pub(super) fn decode(
+        mut sections: Sections,
+        vcpus: u8,
+        memory_mib: u64,
+    ) -> Result<StateFile, StateFileError> {
+        let content = |name: &str, error| StateFileError::content(name, error);
+        let machine = MachineState {
+            vcpus: decode_vcpus(&mut sections, vcpus)?,
+            clock: required(&mut sections, CLOCK, SMALL)?,
+            legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
+            virtio: Vec::new(),
+        };
+        let ram = required(&mut sections, RAM, SMALL)?;
+        let guest = sections.take(GUEST, MAX_GUEST)?;
+        let subject = Subject::restored(guest.as_ref(), memory_mib).map_err(|error| content(GUEST, error))?;
+        sections.finish()?;
+        Ok(StateFile { machine, ram, subject })
+    }
+}
+
+fn decode_vcpus(sections: &mut Sections, count: u8) -> Result<Vec<SavedVcpu>, StateFileError> {
+    let error = |error| StateFileError::content(VCPUS, error);
+    let vcpus: Vec<SavedVcpu> = required(sections, VCPUS, MAX_VCPUS)?;
+    if vcpus.len() != usize::from(count) {
+        let allowed = format!("the manifest has {count} (machine.vcpus)").into();
+        return Err(error(StateError::Length { field: VCPUS, len: vcpus.len(), allowed }));
+    }
+    for (vcpu, SavedVcpu { cpuid, state }) in vcpus.iter().enumerate() {
+        let (len, most) = (cpuid.len(), CpuTemplate::MAX_LEAVES);
+        if len > most {
+            return Err(error(StateError::Length {
+                field: "cpuid",
+                len,
+                allowed: format!("at most {most}").into(),
+            }));
+        }
+        state.check().map_err(|source| StateFileError::Vcpu { vcpu, source })?;
+    }
+    Ok(vcpus)
+}
+
+/// Takes and decodes a section of at most `most` bytes.
+fn required<T: for<'a> Deserialize<'a>>(
+    sections: &mut Sections,
+    name: &'static str,
+    most: usize,
+) -> Result<T, StateFileError> {
+    let section = sections.take(name, most)?.ok_or(StateFileError::MissingSection { name })?;
+    section.decode(1).map_err(|error| StateFileError::content(name, error))
+}
+
+const VCPUS: &str = "vcpus";
+const CLOCK: &str = "clock";
+const LEGACY: &str = "legacy";
+const RAM: &str = "ram";
+const GUEST: &str = "guest";
+
+/// The longest section of vCPUs: 64 of them, with 64 KiB of XSAVE, a page of the local APIC, 1024 registers
+/// and 256 leaves of CPUID each, take 6 MiB.
+const MAX_VCPUS: usize = 8 << 20;
+/// The longest section of legacy devices, which take some hundred bytes. An entry of 3 bytes takes 56 in
+/// memory.
+const MAX_LEGACY: usize = 64 << 10;
+/// The longest section about the guest, most of which is its command line.
+const MAX_GUEST: usize = 64 << 10;
+/// The longest section of a few numbers.
+const SMALL: usize = 4 << 10;
