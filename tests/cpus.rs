@@ -9,6 +9,7 @@ use std::time::Duration;
 use common::{coracle, file, finish, kvm_or_skip, run_payload, scratch};
 use coracle::VmBuilder;
 use coracle::config::{MemorySize, SerialConfig, VmConfig};
+use coracle::host::KvmKind;
 use coracle::outcome::Ending;
 
 macro_rules! needs_kvm {
@@ -72,7 +73,9 @@ fn sizes_of_xsave_follow_its_states_or_there_is_no_xsave() {
     needs_kvm!();
     let run = finish(run_payload("xsave").args(["--timeout", "30s"]));
     let expected = if coracle::host::hides_xsave() { 50 } else { 0 };
-    assert!(run.code() == expected || run.code() == 50 && !has_avx(), "{run:?}");
+    // Ring 3 of a software KVM has the host's XCR0, with states that need the host's permission (AMX).
+    let has_more = run.code() == 51 && matches!(KvmKind::probe(), KvmKind::Software { .. });
+    assert!(run.code() == expected || run.code() == 50 && !has_avx() || has_more, "{run:?}");
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 # Checks CPUID leaf 0xd against XCR0 (Intel SDM vol. 1, chapter 13). Exits with 0 when EBX of sub-leaf 0 follows XCR0 for
 # the x87 state alone, with SSE, and for all states of the CPU, and when XCR0 outlives an exit; with 50 when the CPU has no
-# XSAVE and nothing that needs it is announced; else with the number of what is wrong.
+# XSAVE and nothing that needs it is announced; with 51 when ring 3 has more in XCR0 than was set; else with the number of
+# what is wrong.
 .globl payload_xsave, payload_xsave_end
 payload_xsave:
     mov eax, 1
@@ -74,7 +75,12 @@ xsave_ring3:
     out 0x80, al                    # an exit
     xor ecx, ecx
     xgetbv
+    mov r9d, eax
+    and r9d, r8d
     mov bl, 7
+    cmp r9d, r8d
+    jne 9f
+    mov bl, 51
     cmp eax, r8d
     jne 9f
     mov bl, 0
