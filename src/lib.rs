@@ -123,7 +123,7 @@ pub mod snapshot {
         HostFacts, MachineFacts, ManifestError, MemoryFileError, SnapshotFileError, SnapshotId,
         StateFileError,
     };
-    pub use crate::vm::{SnapshotInfo, check, info};
+    pub use crate::vm::{SnapshotInfo, check, check_free, info};
 }
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].

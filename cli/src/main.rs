@@ -54,6 +54,8 @@ fn main() -> ExitCode {
     });
     let code = match &cli.command {
         Command::Run(args) => commands::run::run(args),
+        Command::Restore(args) => commands::restore::run(args),
+        Command::Snapshot(command) => commands::snapshot::run(command),
         Command::Test(args) => commands::test::run(args),
         Command::CargoRunner(args) => commands::cargo_runner::run(args),
         Command::Cpu(command) => commands::cpu::run(command),

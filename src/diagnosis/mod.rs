@@ -139,6 +139,8 @@ pub(crate) struct Subject {
     has_virtio_console: bool,
     memory_mib: u64,
     least_mib: u64,
+    /// Whether the guest goes on from another machine's state.
+    is_restored: bool,
     /// The signs that its devices see.
     signs: Arc<Signs>,
 }
@@ -209,13 +211,15 @@ impl Subject {
             has_virtio_console: config.console == ConsoleDevice::Virtio,
             memory_mib: config.memory.size().mib(),
             least_mib: minimum_memory_mib(image, combined_len(initrds).unwrap_or(u64::MAX)),
+            is_restored: false,
             signs,
         }
     }
 
-    /// Returns the same subject for a machine whose devices leave their signs in `signs`.
-    pub(crate) fn with_signs(&self, signs: Arc<Signs>) -> Subject {
-        Subject { signs, ..self.clone() }
+    /// Returns the same subject for a machine that goes on from this one's state, and whose devices leave
+    /// their signs in `signs`.
+    pub(crate) fn of_fork(&self, signs: Arc<Signs>) -> Subject {
+        Subject { signs, is_restored: true, ..self.clone() }
     }
 
     /// Examines the remains.
@@ -230,7 +234,11 @@ impl Subject {
         let console = panic.iter().fold(console, |lines, panic| console::with_line(lines, panic));
         let progress = self.progress(remains, &standing, &console);
         let reached = progress.iter().map(|milestone| milestone.sign.phase(self.is_linux)).max();
-        let least = if remains.started.is_some() { Phase::Entered } else { Phase::Loaded };
+        let least = match remains.started {
+            _ if self.is_restored => Phase::Restored,
+            Some(_) => Phase::Entered,
+            None => Phase::Loaded,
+        };
         let phase = reached.unwrap_or(least).max(least);
         let diagnosis = is_abnormal(remains.ending).then(|| {
             let vcpus = self.places(remains, &standing);

@@ -42,6 +42,7 @@ impl Subject {
             has_virtio_console,
             memory_mib: _,
             least_mib,
+            is_restored: _,
             signs: _,
         } = self;
         let state = SubjectState {
@@ -87,6 +88,7 @@ impl Subject {
             has_virtio_console,
             memory_mib,
             least_mib,
+            is_restored: true,
             signs: Arc::<Signs>::default(),
         })
     }

@@ -26,6 +26,8 @@ pub enum Phase {
     Devices,
     /// A process is running: the guest's init has written the boot mark or was otherwise observed.
     Init,
+    /// The guest goes on from a snapshot or a template; how far it had come there is not counted.
+    Restored,
     /// The command for which the machine runs was started.
     Command,
 }
@@ -41,6 +43,7 @@ impl std::fmt::Display for Phase {
             Phase::Processors => "the start of its processors",
             Phase::Devices => "its drivers",
             Phase::Init => "its init",
+            Phase::Restored => "its snapshot",
             Phase::Command => "its command",
         })
     }

@@ -136,15 +136,20 @@ impl BuildError {
     /// Returns the exit code that the command gives this error: 115 if KVM cannot be used, otherwise 125.
     pub fn exit_code(&self) -> u8 {
         match self {
-            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => match error {
-                KvmError::Missing { .. }
-                | KvmError::Denied { .. }
-                | KvmError::Open { .. }
-                | KvmError::ApiVersion { .. }
-                | KvmError::Capability { .. } => exit_code::NO_KVM,
-                KvmError::Call { .. } | KvmError::Msr { .. } => exit_code::BAD_USAGE,
-            },
+            BuildError::Kvm(error) | BuildError::Cpu(CpuError::Kvm(error)) => of_kvm(error),
             _ => exit_code::BAD_USAGE,
         }
+    }
+}
+
+/// Returns the exit code that the command gives an error of KVM's: 115 if KVM cannot be used, otherwise 125.
+pub(super) fn of_kvm(error: &KvmError) -> u8 {
+    match error {
+        KvmError::Missing { .. }
+        | KvmError::Denied { .. }
+        | KvmError::Open { .. }
+        | KvmError::ApiVersion { .. }
+        | KvmError::Capability { .. } => exit_code::NO_KVM,
+        KvmError::Call { .. } | KvmError::Msr { .. } => exit_code::BAD_USAGE,
     }
 }

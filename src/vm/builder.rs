@@ -17,7 +17,7 @@ use super::files::Files;
 use super::inputs::Inputs;
 use super::lifecycle::live;
 use super::machine::{Guest, Machine};
-use super::outcome::Outcome;
+use super::outcome::{Origin, Outcome};
 use super::platform::Platform;
 use super::recipe::Recipe;
 use super::shared::Shared;
@@ -215,7 +215,7 @@ impl VmBuilder {
         let signs = platform.signs.clone();
         let subject = Subject::new(config, recipe.cmdline(), disks, kernel, initrds, signs);
         let recipe = (config.on_reset == ResetPolicy::Reboot).then(|| Arc::new(recipe));
-        self.assemble(console, Parts { began, host, recipe, subject, platform, vcpus, guest })
+        self.assemble(console, Parts { began, host, recipe, subject, origin: None, platform, vcpus, guest })
     }
 
     /// Opens the host's ends of the consoles.
@@ -295,7 +295,7 @@ impl VmBuilder {
         mut consoles: MachineConsoles,
         parts: Parts,
     ) -> Result<(Vm, Machine), BuildError> {
-        let Parts { began, host, recipe, subject, platform, vcpus, guest } = parts;
+        let Parts { began, host, recipe, subject, origin, platform, vcpus, guest } = parts;
         let HostParts { gate, mut event_loop, interrupts, virtio } = host;
         let (pump, pipe) = consoles.take_program_ends();
         let console_path = consoles.serial.path().map(Path::to_owned);
@@ -331,6 +331,7 @@ impl VmBuilder {
             limits: Limits::of(&self.config),
             on_halt: self.config.on_halt,
             subject,
+            origin,
             prepared_in: began.elapsed(),
         };
         Ok((vm, machine))
@@ -360,6 +361,8 @@ pub(super) struct Parts {
     /// The ingredients of the next guest, if the machine survives a reset.
     pub(super) recipe: Option<Arc<Recipe>>,
     pub(super) subject: Subject,
+    /// The origin of the guest, if it was not booted here.
+    pub(super) origin: Option<Origin>,
     pub(super) platform: Platform,
     // Fields drop in declaration order: the vCPUs before the virtual machine and its memory.
     pub(super) vcpus: Vec<Vcpu>,

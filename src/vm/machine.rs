@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::outcome::Origin;
 use super::platform::Platform;
 use super::recipe::Recipe;
 use super::watch::Limits;
@@ -32,6 +33,8 @@ pub(super) struct Machine {
     pub(super) limits: Limits,
     pub(super) on_halt: HaltPolicy,
     pub(super) subject: Subject,
+    /// The origin of the guest, if it was not booted here.
+    pub(super) origin: Option<Origin>,
     /// How long building the machine took.
     pub(super) prepared_in: Duration,
 }

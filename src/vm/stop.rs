@@ -38,11 +38,10 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         virtio,
         guest,
         recipe,
-        config: _,
-        limits: _,
-        on_halt: _,
         subject,
+        origin,
         prepared_in,
+        ..
     } = machine;
     let &Past { mut exits, resets } = past;
     let started = shared.gate.started();
@@ -107,6 +106,7 @@ pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Endin
         resets,
         signal: shared.gate.signal(),
         command: None,
+        origin,
         times,
     };
     // Files, sockets and taps must be free for the next machine before the outcome is available. Releasing

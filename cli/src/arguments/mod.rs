@@ -3,6 +3,7 @@
 mod cargo_runner_args;
 mod command_args;
 mod guest_ip;
+mod snapshot_args;
 pub(crate) mod suggest;
 mod surroundings;
 mod test_args;
@@ -22,6 +23,7 @@ use coracle::error::field::{Field, LEASE_LIMIT};
 pub(crate) use cargo_runner_args::CargoRunnerArgs;
 pub(crate) use command_args::CommandArgs;
 pub(crate) use guest_ip::GuestIp;
+pub(crate) use snapshot_args::{RestoreArgs, SnapshotCommand};
 pub(crate) use surroundings::Surroundings;
 pub(crate) use test_args::{Flaky, NoKvm, TapMode, TestArgs};
 pub(crate) use vm_args::VmArgs;
@@ -43,6 +45,12 @@ pub(crate) enum Command {
     /// Boot a kernel and attach its console
     #[command(args_override_self = true, after_help = run_examples())]
     Run(Box<RunArgs>),
+    /// Let a machine, or many, go on from a snapshot
+    #[command(args_override_self = true, after_help = include_str!("examples/restore.txt").trim_end())]
+    Restore(Box<RestoreArgs>),
+    /// Show or check a snapshot
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Boot one guest or many, and judge them by their consoles and by how they end
     #[command(args_override_self = true, after_help = include_str!("examples/test.txt").trim_end())]
     Test(Box<TestArgs>),
@@ -84,6 +92,10 @@ pub(crate) struct RunArgs {
     /// File for the outcome, as JSON
     #[arg(long, value_name = "FILE")]
     pub outcome: Option<PathBuf>,
+    /// Write a snapshot of the machine to this folder at each SIGUSR1, which a command then does not get; the
+    /// machine runs on
+    #[arg(long, value_name = "FOLDER")]
+    pub snapshot_on_signal: Option<PathBuf>,
     #[command(flatten)]
     pub command: CommandArgs,
 }

@@ -32,11 +32,25 @@ pub(crate) fn add_to(error: &mut Error, arguments: &[String]) {
         if let Some(near) = meant(&unknown, names) {
             error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![near]));
         }
+    } else if command.get_name() == "restore" && fixed_by_snapshot(&root, &unknown) {
+        let advice = format!("the snapshot has fixed {unknown}: leave it out");
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     } else if let Some(near) = meant(&unknown, options(command)) {
         error.insert(ContextKind::SuggestedArg, ContextValue::String(near));
     } else if let Some(advice) = advice(&unknown, command) {
         error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![advice.into()]));
     }
+}
+
+/// Returns whether this is an option of `run` that says what the guest's machine is.
+fn fixed_by_snapshot(root: &Command, unknown: &str) -> bool {
+    let named = |option: &clap::Arg| match unknown.strip_prefix("--") {
+        Some(long) => option.get_long() == Some(long),
+        None => unknown
+            .strip_prefix('-')
+            .is_some_and(|short| option.get_short().is_some_and(|letter| short.starts_with(letter))),
+    };
+    root.find_subcommand("run").is_some_and(|run| run.get_arguments().any(named))
 }
 
 /// Returns whether the missing argument is the command to which options such as `--user` belong.
@@ -147,6 +161,7 @@ mod tests {
             ("coracle host-emulat", "'host-emulate'"),
             ("coracle cpu dmup", "'dump'"),
             ("coracle run --mem 1G", "'--memory'"),
+            ("coracle restore snap --fokr 2", "'--fork'"),
             ("coracle run --drive a", "'--disk'"),
             ("coracle run --smp 2", "'--cpus'"),
             ("coracle exec true", "'run'"),
@@ -166,6 +181,9 @@ mod tests {
             ("coracle run ls -l", "after `--`"),
             ("coracle test ls -l", "after `--`"),
             ("coracle host-emulate true", "after `--`"),
+            ("coracle restore snap --memory 1G", "the snapshot has fixed --memory: leave it out"),
+            ("coracle restore snap -i x", "the snapshot has fixed -i: leave it out"),
+            ("coracle restore snap --boot-timeout 1s", "the snapshot has fixed --boot-timeout"),
         ] {
             let said = said(line);
             assert!(said.contains(advice) && !said.contains("as a value"), "{line}: {said}");

@@ -109,6 +109,17 @@ impl Crossing {
         self.changed.extend(paths.into_iter().map(|path| path.as_ref().to_owned()));
     }
 
+    /// Adds a snapshot that the command writes: its folder gets its name when it is complete, so the folder
+    /// around it changes.
+    pub(super) fn add_snapshot(&mut self, option: &'static str, folder: Option<&Path>) {
+        if let Some(folder) = folder {
+            let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty());
+            let parent = parent.unwrap_or(Path::new("."));
+            self.add_read(option, [parent]);
+            self.add_changed([parent]);
+        }
+    }
+
     /// Sets the number of CPUs of the emulated host; by default it has as many as this host, up to a limit.
     pub(super) fn cpus(&mut self, count: u32) {
         self.cpus = Some(count);

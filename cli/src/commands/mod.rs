@@ -8,8 +8,10 @@ pub(crate) mod doctor;
 pub(crate) mod host_emulate;
 mod place;
 mod report_file;
+pub(crate) mod restore;
 pub(crate) mod run;
 mod settings;
+pub(crate) mod snapshot;
 pub(crate) mod test;
 
 use std::error::Error;

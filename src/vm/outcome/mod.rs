@@ -6,12 +6,16 @@ mod explanation;
 mod report;
 mod times;
 
+use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::Serialize;
 
 use crate::agent::ExecStatus;
 use crate::diagnosis::{Diagnosis, Milestone};
 use crate::ending::signal_name;
 use crate::exit_code;
+use crate::snapshot_files::SnapshotId;
 use crate::vcpu::ExitCounts;
 
 pub use crate::ending::{Ending, EndingKind, HostFailure, PanicEvidence, Phase, Seconds, TimeLimit};
@@ -57,8 +61,30 @@ pub struct Outcome {
     /// How the command for which the machine ran ended, if that is known. The machine's own ending may
     /// differ.
     pub command: Option<ExecStatus>,
+    /// The origin of a guest that goes on from another machine's state; `None` for one that was booted here.
+    pub origin: Option<Origin>,
     /// How the time of the run divides into steps.
     pub times: Times,
+}
+
+/// The origin of a guest that goes on from another machine's state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Origin {
+    /// The snapshot of which its template was made; `None` for a template of a machine of this process.
+    pub snapshot: Option<SnapshotOrigin>,
+    /// The index of the fork, from 0; `None` for the only machine of a restore.
+    pub fork: Option<u32>,
+}
+
+/// The snapshot from which a guest goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SnapshotOrigin {
+    /// The path of its folder, as it was given.
+    pub path: PathBuf,
+    /// Its identity.
+    pub id: SnapshotId,
 }
 
 impl Outcome {
@@ -105,6 +131,7 @@ impl Outcome {
             resets: 0,
             signal: None,
             command: None,
+            origin: None,
             times: Times::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Outcome, PanicEvidence, Phase, TimeLimit, Times};
+use super::{Outcome, PanicEvidence, Phase, SnapshotOrigin, TimeLimit, Times};
 use crate::agent::ExecStatus;
 use crate::config::milliseconds;
 use crate::diagnosis::{Diagnosis, Milestone};
@@ -47,6 +47,10 @@ pub struct OutcomeReport<'a> {
     later_events: u64,
     resets: u64,
     emulated_host: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restored_from: Option<&'a SnapshotOrigin>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fork: Option<u32>,
 }
 
 impl<'a> OutcomeReport<'a> {
@@ -83,6 +87,8 @@ impl<'a> OutcomeReport<'a> {
             later_events: outcome.later_events,
             resets: outcome.resets,
             emulated_host,
+            restored_from: outcome.origin.as_ref().and_then(|origin| origin.snapshot.as_ref()),
+            fork: outcome.origin.as_ref().and_then(|origin| origin.fork),
         }
     }
 
@@ -114,6 +120,8 @@ impl<'a> OutcomeReport<'a> {
             later_events: 0,
             resets: 0,
             emulated_host,
+            restored_from: None,
+            fork: None,
         }
     }
 }

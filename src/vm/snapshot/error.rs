@@ -7,10 +7,12 @@ use coracle_arch::x86_64::cpuid::CpuFeature;
 use coracle_devices::event_loop::HAND_BACK_LIMIT;
 use coracle_devices::state::StateError;
 
+use crate::exit_code;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
 use crate::snapshot_files::SnapshotFileError;
 use crate::vm::BuildError;
+use crate::vm::build_error::of_kvm;
 use crate::vm::vcpus::STOP_LIMIT;
 
 /// Why a machine did not become a template, or a template has no fork. Unless said otherwise, the machine
@@ -128,6 +130,18 @@ pub enum SnapshotError {
     /// A part of a fork cannot be built as that of any machine.
     #[error(transparent)]
     Build(Box<BuildError>),
+}
+
+impl SnapshotError {
+    /// Returns the exit code that the command gives this error: 115 if KVM cannot be used, otherwise 125.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            SnapshotError::Kvm(error) => of_kvm(error),
+            SnapshotError::Build(error) => error.exit_code(),
+            SnapshotError::Fork { index: _, source } => source.exit_code(),
+            _ => exit_code::BAD_USAGE,
+        }
+    }
 }
 
 fn list(features: &[CpuFeature]) -> String {

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use coracle_devices::journal::Journal;
 
 use super::{SnapshotError, Template, TemplateParts};
-use crate::config::VmConfig;
+use crate::config::{CpuAffinity, CpuQuota, SerialConfig, VmConfig};
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
 use crate::vcpu::SavedVcpu;
 use crate::virtio;
 use crate::vm::builder::{HostParts, Parts};
-use crate::vm::machine::Guest;
+use crate::vm::machine::{Guest, Machine};
+use crate::vm::outcome::Origin;
 use crate::vm::stop::LOG_LIMIT;
 use crate::vm::{BuildError, Vm, VmBuilder};
 
@@ -83,7 +84,7 @@ impl Template {
         let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
         let build = |(index, restored)| {
             let fork = adapt(index, Fork::new(self.parts.config.clone()));
-            fork.build(&self.parts, restored).map_err(of_fork(index))
+            fork.build(&self.parts, restored, Some(index)).map_err(of_fork(index))
         };
         let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
@@ -92,26 +93,76 @@ impl Template {
 }
 
 impl Fork {
+    /// Connects the serial port, unless the console is connected by another call here.
+    pub fn serial(self, serial: SerialConfig) -> Fork {
+        self.configure(|config| config.serial = serial)
+    }
+
+    /// Limits the time for which the fork may be idle: see [`VmConfig::idle_timeout`].
+    pub fn idle_timeout(self, limit: Duration) -> Fork {
+        self.configure(|config| config.idle_timeout = Some(limit))
+    }
+
+    /// Chooses the CPUs of the host for the vCPUs: see [`VmConfig::cpu_affinity`].
+    pub fn cpu_affinity(self, affinity: CpuAffinity) -> Fork {
+        self.configure(|config| config.cpu_affinity = Some(affinity))
+    }
+
+    /// Limits the CPU time of the vCPUs: see [`VmConfig::cpu_quota`].
+    pub fn cpu_quota(self, quota: CpuQuota) -> Fork {
+        self.configure(|config| config.cpu_quota = Some(quota))
+    }
+
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
         Fork { builder: VmBuilder::new(config) }
     }
 
-    /// Returns the same settings for a machine of another configuration, from which no time limit is taken.
+    /// Returns the same settings for a machine of another configuration, from which no connection to the host
+    /// and no limit is taken.
     pub(super) fn over(self, config: &VmConfig) -> Fork {
-        let config = VmConfig { timeout: self.builder.config().timeout, ..config.clone() };
+        let own = self.builder.config();
+        let config = VmConfig {
+            cpu_affinity: own.cpu_affinity.clone(),
+            cpu_quota: own.cpu_quota,
+            timeout: own.timeout,
+            idle_timeout: own.idle_timeout,
+            serial: own.serial.clone(),
+            ..config.clone()
+        };
         Fork { builder: self.builder.configure(|own| *own = config) }
     }
 
-    pub(super) fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
-        let journal = Arc::new(Journal::default());
-        let _journal = journal.enter();
-        let vm = self.build_parts(template, restored);
-        journal.flush(LOG_LIMIT);
-        vm
+    fn configure(self, change: impl FnOnce(&mut VmConfig)) -> Fork {
+        Fork { builder: self.builder.configure(change) }
     }
 
-    fn build_parts(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
+    pub(super) fn console_escape(self, yes: bool) -> Fork {
+        Fork { builder: self.builder.console_escape(yes) }
+    }
+
+    /// Builds the fork with this index, with a thread that takes care of it.
+    fn build(
+        self,
+        template: &TemplateParts,
+        restored: Restored,
+        index: Option<usize>,
+    ) -> Result<Vm, SnapshotError> {
+        let journal = Arc::new(Journal::default());
+        let _journal = journal.enter();
+        let parts = self.build_parts(template, restored, index);
+        journal.flush(LOG_LIMIT);
+        let (vm, machine) = parts?;
+        Ok(vm.with_control(machine)?)
+    }
+
+    /// Builds the fork with this index. The caller takes care of the machine.
+    pub(super) fn build_parts(
+        self,
+        template: &TemplateParts,
+        restored: Restored,
+        index: Option<usize>,
+    ) -> Result<(Vm, Machine), SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
         let Fork { builder } = self;
@@ -124,12 +175,13 @@ impl Fork {
         platform.restore(&template.state.legacy)?;
         // And an I/O APIC, which has told KVM the routes of their interrupts.
         host.virtio.restore(&template.state.virtio)?;
-        let subject = template.subject.with_signs(platform.signs.clone());
+        let subject = template.subject.of_fork(platform.signs.clone());
+        let fork = index.map(|index| u32::try_from(index).unwrap_or(u32::MAX));
+        let origin = Some(Origin { snapshot: template.origin.clone(), fork });
         let recipe = template.recipe.clone();
         let began = now.checked_sub(took).unwrap_or(now);
-        let parts = Parts { began, host, recipe, subject, platform, vcpus, guest };
-        let (vm, machine) = builder.assemble(console, parts)?;
-        Ok(vm.with_control(machine)?)
+        let parts = Parts { began, host, recipe, subject, origin, platform, vcpus, guest };
+        Ok(builder.assemble(console, parts)?)
     }
 }
 

@@ -105,7 +105,7 @@ impl Freezing {
         let Guest { kvm: virtual_machine, ram } = guest;
         drop(virtual_machine);
         let template = ram.freeze().map_err(SnapshotError::from).map(|ram| {
-            let parts = TemplateParts { config, state, ram, disks, subject, recipe, kvm };
+            let parts = TemplateParts { config, state, ram, disks, origin: None, subject, recipe, kvm };
             Template { parts: parts.into() }
         });
         // Sending fails if the caller has gone; then nobody wants the template.

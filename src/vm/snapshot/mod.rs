@@ -34,8 +34,10 @@ pub use error::SnapshotError;
 pub use fork::Fork;
 pub(super) use freeze::Freezing;
 pub use restore::Restore;
+pub use save::check_free;
 
 use self::state::MachineState;
+use super::outcome::SnapshotOrigin;
 use super::recipe::Recipe;
 use crate::config::VmConfig;
 use crate::diagnosis::Subject;
@@ -58,6 +60,8 @@ struct TemplateParts {
     ram: FrozenRam,
     /// The disks in their order, with that of the root.
     disks: Vec<TemplateDisk>,
+    /// The snapshot of which it was made, if it was not a machine of this process.
+    origin: Option<SnapshotOrigin>,
     subject: Subject,
     /// The ingredients of the next guest, if forks survive a reset.
     recipe: Option<Arc<Recipe>>,

@@ -2,7 +2,10 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+
+use coracle_devices::journal::Journal;
 
 use super::fork::Restored;
 use super::sections::StateFile;
@@ -13,6 +16,10 @@ use crate::kvm::Kvm;
 use crate::memory::FrozenRam;
 use crate::snapshot_files::{At, Manifest, Snapshot, SnapshotFileError, StateFileError};
 use crate::vm::Vm;
+use crate::vm::lifecycle::live;
+use crate::vm::machine::Machine;
+use crate::vm::outcome::{Outcome, SnapshotOrigin};
+use crate::vm::stop::LOG_LIMIT;
 
 /// The settings of a machine that goes on from the files of a snapshot: [`Vm::restore`].
 ///
@@ -56,9 +63,19 @@ impl Restore {
         Restore { settings: self.settings.console_streams(streams), ..self }
     }
 
+    /// Interprets Ctrl-A commands in the console's input: for a person at a terminal.
+    pub fn console_escape(self, yes: bool) -> Restore {
+        Restore { settings: self.settings.console_escape(yes), ..self }
+    }
+
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
         Restore { settings: self.settings.timeout(limit), ..self }
+    }
+
+    /// Sets whatever a [`Fork`] can set.
+    pub fn with(self, set: impl FnOnce(Fork) -> Fork) -> Restore {
+        Restore { settings: set(self.settings), ..self }
     }
 
     /// Starts the machine. Its memory is the file of the snapshot, which is read as the guest touches it, and
@@ -68,12 +85,40 @@ impl Restore {
     /// # Errors
     /// See [`Template::load`]; or the machine cannot be built.
     pub fn start(self) -> Result<Vm, SnapshotError> {
+        let (vm, machine) = self.build()?;
+        let vm = vm.with_control(machine)?;
+        vm.handle().resume();
+        Ok(vm)
+    }
+
+    /// Restores the machine, calls `begin`, and waits for the machine to end, as
+    /// [`VmBuilder::run_with`](crate::VmBuilder::run_with) does: `begin` has to let the machine go on
+    /// ([`VmHandle::resume`]), or stop it, and the calling thread does the work of the control thread.
+    ///
+    /// [`VmHandle::resume`]: crate::VmHandle::resume
+    ///
+    /// # Errors
+    /// See [`Restore::start`]; `begin` has not been called.
+    pub fn run_with(self, begin: impl FnOnce(&mut Vm)) -> Result<Outcome, SnapshotError> {
+        let (mut vm, machine) = self.build()?;
+        begin(&mut vm);
+        live(&vm.shared, machine);
+        Ok(vm.wait())
+    }
+
+    fn build(self) -> Result<(Vm, Machine), SnapshotError> {
+        let journal = Arc::new(Journal::default());
+        let _journal = journal.enter();
+        let parts = self.build_parts();
+        journal.flush(LOG_LIMIT);
+        parts
+    }
+
+    fn build_parts(self) -> Result<(Vm, Machine), SnapshotError> {
         let Restore { path, settings } = self;
         let template = Template::load(path)?;
         let restored = Restored::new(&template.parts)?;
-        let vm = settings.over(template.config()).build(&template.parts, restored)?;
-        vm.handle().resume();
-        Ok(vm)
+        settings.over(template.config()).build_parts(&template.parts, restored, None)
     }
 }
 
@@ -102,8 +147,16 @@ impl Template {
         let StateFile { machine, ram: _, subject } = state;
         host::check(&path, &manifest.host, &machine, &kvm)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
-        let parts =
-            TemplateParts { config, state: machine, ram, disks: Vec::new(), subject, recipe: None, kvm };
+        let parts = TemplateParts {
+            config,
+            state: machine,
+            ram,
+            disks: Vec::new(),
+            origin: Some(SnapshotOrigin { path, id: manifest.id }),
+            subject,
+            recipe: None,
+            kvm,
+        };
         Ok(Template { parts: parts.into() })
     }
 }

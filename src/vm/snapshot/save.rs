@@ -65,7 +65,8 @@ impl Template {
         let path = path.as_ref().to_owned();
         let parts = self.parts.clone();
         on_own_thread(move || {
-            let TemplateParts { config, state, ram, disks: _, subject, recipe: _, kvm: _ } = &*parts;
+            let TemplateParts { config, state, ram, disks: _, origin: _, subject, recipe: _, kvm: _ } =
+                &*parts;
             if let Some((device, _)) = state.virtio.first() {
                 return Err(SnapshotError::DeviceToFile { device: device.clone() });
             }
@@ -74,6 +75,15 @@ impl Template {
             finish(draft, MachineFacts::of(config), state, &content, subject)
         })
     }
+}
+
+/// Checks that a snapshot can be written to `path`, without writing one.
+///
+/// # Errors
+/// There is something else at the path, or the host makes no files there.
+pub fn check_free(path: impl AsRef<Path>) -> Result<(), SnapshotError> {
+    drop(Draft::begin(path.as_ref())?);
+    Ok(())
 }
 
 /// Runs `work` on a thread that blocks all signals: a write beyond the process's limit of file sizes is an

@@ -23,6 +23,7 @@ use self::program::Program;
 use super::crossing::Crossing;
 use super::place::{Place, place};
 use super::run::signals::Blocked;
+use super::run::snapshots::Snapshots;
 use super::run::watch::Watch;
 use super::run::{self, command, is_default_guest};
 use super::say;
@@ -100,7 +101,7 @@ fn run_here(
     builder: VmBuilder,
     args: &CargoRunnerArgs,
     luggage: &Luggage,
-    prepared: (Blocked, Watch),
+    (signals, watch): (Blocked, Watch),
 ) -> Result<u8, Failure> {
     let files = luggage.files(&args.copies)?;
     let memory = memory(raw.memory, files.bytes())?;
@@ -117,7 +118,12 @@ fn run_here(
         init: false,
         command: luggage.command(&args.command),
     };
-    let outcome = command::outcome(&builder, &command, limit(raw, args, luggage), prepared)?;
+    let outcome = command::outcome(
+        &builder,
+        &command,
+        limit(raw, args, luggage),
+        (signals, watch, &Snapshots::default()),
+    )?;
     let tests_failed = outcome.ending.workload_code() == Some(TESTS_FAILED);
     Ok(match outcome.command {
         Some(_) if tests_failed => {

@@ -21,6 +21,7 @@ use super::command_ending::{
 };
 use super::copying::{Copying, OutputFile, Rest};
 use super::signals::{Blocked, ends};
+use super::snapshots::Snapshots;
 use super::watch::Watch;
 use super::{close, report_ending, typed};
 use crate::arguments::variable::name_and_value;
@@ -48,14 +49,16 @@ pub(super) fn run(
     raw: &RawConfig,
     builder: &VmBuilder,
     args: &CommandArgs,
-    prepared: (Blocked, Watch),
+    (signals, watch, snapshots): (Blocked, Watch, Snapshots),
 ) -> Result<u8, Failure> {
-    let outcome = outcome(builder, args, raw.timeout.and_then(Timeout::limit), prepared)?;
-    Ok(if ended_quietly(&outcome) {
+    let limit = raw.timeout.and_then(Timeout::limit);
+    let outcome = outcome(builder, args, limit, (signals, watch, &snapshots))?;
+    let code = if ended_quietly(&outcome) {
         super::report(raw, &outcome)
     } else {
         report_ending(raw, &outcome, true)
-    })
+    };
+    Ok(snapshots.finish(code))
 }
 
 /// Returns whether the command's exit code is the whole result, so that there is nothing more to report.
@@ -71,13 +74,14 @@ pub(crate) fn outcome(
     builder: &VmBuilder,
     args: &CommandArgs,
     limit: Option<Duration>,
-    (signals, watch): (Blocked, Watch),
+    (signals, watch, snapshots): (Blocked, Watch, &Snapshots),
 ) -> Result<Outcome, Failure> {
     let has_terminal = standard_input().is_terminal() && io::stdout().is_terminal();
     let config = builder.config();
     let vm = builder.build();
     let vm = vm.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
     drop(watch);
+    snapshots.attach(&signals, vm.handle());
     vm.handle().resume();
     // Not before, so that the steps are never longer than the guest's whole time.
     let entered = Instant::now();

@@ -12,8 +12,10 @@ use coracle::host::on_emulated_host;
 use coracle::outcome::{EndingKind, Outcome, OutcomeReport, Seconds};
 use coracle::{Vm, VmBuilder};
 use coracle_image::guest_data;
+use serde::Serialize;
 
 use self::signals::Blocked;
+use self::snapshots::Snapshots;
 use self::watch::Watch;
 use super::crossing::Crossing;
 use super::place::{Place, place};
@@ -28,6 +30,7 @@ pub(super) mod command;
 pub(super) mod command_ending;
 pub(super) mod copying;
 pub(super) mod signals;
+pub(super) mod snapshots;
 mod typed;
 pub(super) mod watch;
 
@@ -79,7 +82,7 @@ pub(super) fn default_words() -> &'static str {
     if standard_input().is_terminal() { "quiet coracle.init=shell" } else { "quiet" }
 }
 
-fn report_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
+pub(super) fn report_failure(outcome: Option<&Path>, failure: Failure) -> u8 {
     say(&failure.reason);
     let report = OutcomeReport::not_run(failure.code, failure.reason, on_emulated_host());
     write_report(outcome, &report, failure.code, READER_LIMIT)
@@ -99,9 +102,10 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
         return Err(Failure::usage("--ip: this machine has no network card; add --net"));
     }
     let builder = VmBuilder::new(config).open_files().map_err(|error| Failure::of(&error))?;
+    let snapshots = Snapshots::to(args.snapshot_on_signal.clone())?;
     match place(raw.accel.unwrap_or_default(), builder.kernel_image()) {
-        Place::Here if has_command => command::run(raw, &builder, &args.command, (signals, watch)),
-        Place::Here => run_here(raw, builder, (signals, watch)),
+        Place::Here if has_command => command::run(raw, &builder, &args.command, (signals, watch, snapshots)),
+        Place::Here => run_here(raw, builder, (signals, watch, snapshots)),
         Place::EmulatedHost { because } => {
             builder.check_files().map_err(|error| Failure::of(&error))?;
             let mut crossing = Crossing::because(because);
@@ -110,6 +114,7 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
             crossing.add(&builder)?;
             crossing.add_read("--config ", &args.vm.config);
             crossing.add_written("--outcome ", &raw.outcome);
+            crossing.add_snapshot("--snapshot-on-signal ", args.snapshot_on_signal.as_deref());
             if has_command {
                 crossing.for_command(raw.outcome.as_deref());
             }
@@ -118,16 +123,39 @@ fn try_run(args: &RunArgs, raw: &RawConfig, signals: Blocked) -> Result<u8, Fail
     }
 }
 
-fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Watch)) -> Result<u8, Failure> {
+fn run_here(
+    raw: &RawConfig,
+    builder: VmBuilder,
+    (signals, watch, snapshots): (Blocked, Watch, Snapshots),
+) -> Result<u8, Failure> {
     let config = builder.config();
     let is_on_stdio = config.console == ConsoleDevice::Virtio || config.serial == SerialConfig::Stdio;
     let interactive = is_on_stdio && standard_input().is_terminal();
     // The kernel's messages go to the serial port; a virtio console gets them only once its driver runs.
     let unseen = config.serial != SerialConfig::Stdio;
+    let outcome = attended(is_on_stdio, (signals, watch, &snapshots), |begin| {
+        let run = builder.console_escape(interactive).run_with(|vm| begin(vm));
+        run.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })
+    })?;
+    Ok(snapshots.finish(report_ending(raw, &outcome, unseen)))
+}
+
+/// Runs a machine, whose console `is_on_stdio` or elsewhere, and passes signals to it. `run` builds it and
+/// calls the closure before its vCPUs run.
+pub(super) fn attended(
+    is_on_stdio: bool,
+    (signals, watch, snapshots): (Blocked, Watch, &Snapshots),
+    run: impl FnOnce(&mut dyn FnMut(&mut Vm)) -> Result<Outcome, Failure>,
+) -> Result<Outcome, Failure> {
+    let interactive = is_on_stdio && standard_input().is_terminal();
     let mut raw_mode = Ok(None);
-    let outcome = builder.console_escape(interactive).run_with(|vm| {
+    let mut attend = Some((signals, watch));
+    let outcome = run(&mut |vm| {
         let handle = vm.handle();
-        watch.attend(signals, handle.clone());
+        if let Some((signals, watch)) = attend.take() {
+            snapshots.attach(&signals, handle.clone());
+            watch.attend(signals, handle.clone());
+        }
         raw_mode = if interactive { RawTerminal::enter(standard_input()) } else { Ok(None) };
         if raw_mode.is_err() {
             return handle.stop();
@@ -138,14 +166,13 @@ fn run_here(raw: &RawConfig, builder: VmBuilder, (signals, watch): (Blocked, Wat
         signals::forward_size(&handle);
         memory::give_back_stack();
         handle.resume();
-    });
-    let outcome = outcome.map_err(|error| Failure { code: error.exit_code(), reason: chain(&error) })?;
+    })?;
     drop(raw_mode.map_err(|error| Failure::of(&error))?);
     if is_on_stdio && outcome.console_is_in_line && io::stdout().is_terminal() && io::stderr().is_terminal() {
         // The ending begins on a new line.
         stderr::write(Weight::Sentence, "\n");
     }
-    Ok(report_ending(raw, &outcome, unseen))
+    Ok(outcome)
 }
 
 /// Closes a machine that has ended. Exiting while the control thread does so takes up to 20 ms longer for one
@@ -179,6 +206,15 @@ pub(super) fn report(raw: &RawConfig, outcome: &Outcome) -> u8 {
     write_report(raw.outcome.as_deref(), &report, outcome.exit_code(), limit)
 }
 
+/// Writes the outcomes of many machines to the file, if it is requested.
+pub(super) fn report_all(path: Option<&Path>, outcomes: &[Outcome], code: u8) -> u8 {
+    let on_emulated_host = on_emulated_host();
+    let reports: Vec<_> =
+        outcomes.iter().map(|outcome| OutcomeReport::of(outcome, on_emulated_host)).collect();
+    let is_urgent = outcomes.iter().any(was_asked_to_end);
+    write_report(path, &reports, code, if is_urgent { READER_LIMIT_AT_END } else { READER_LIMIT })
+}
+
 /// Returns whether the user asked for the end, and therefore does not want to wait for a slow reader of the
 /// outcome file.
 fn was_asked_to_end(outcome: &Outcome) -> bool {
@@ -188,7 +224,7 @@ fn was_asked_to_end(outcome: &Outcome) -> bool {
 
 /// Writes the outcome file and returns `code`, or the code for bad usage if it cannot be written. A FIFO
 /// waits for its reader, for at most `limit`; a signal ends the wait.
-fn write_report(path: Option<&Path>, report: &OutcomeReport<'_>, code: u8, limit: Duration) -> u8 {
+fn write_report(path: Option<&Path>, report: &impl Serialize, code: u8, limit: Duration) -> u8 {
     let Some(path) = path else { return code };
     let is_file = fs::metadata(path).map_or(true, |found| found.is_file());
     let _watch = if is_file { None } else { Watch::report().ok() };

@@ -1,16 +1,18 @@
 //! The command's signals: blocked in every thread, and read by one thread while another waits for the
 //! outcome.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coracle::VmHandle;
 use coracle::command::{RawTerminal, terminal_size};
 use coracle_devices::signals::{self, Disposition};
 
+use super::snapshots::SnapshotOnSignal;
 use crate::logger;
 use crate::memory::{self, SHORT_LIFE};
 
@@ -21,6 +23,8 @@ use crate::memory::{self, SHORT_LIFE};
 pub(crate) struct Blocked {
     fd: OwnedFd,
     last: Cell<Option<(i32, Instant)>>,
+    /// Gets SIGUSR1 in place of whoever reads the signals.
+    snapshots: OnceCell<Arc<SnapshotOnSignal>>,
 }
 
 impl Blocked {
@@ -40,7 +44,13 @@ impl Blocked {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: signalfd has just created the descriptor, so nobody else owns it.
-        Ok(Blocked { fd: unsafe { OwnedFd::from_raw_fd(fd) }, last: Cell::new(None) })
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Blocked { fd, last: Cell::new(None), snapshots: OnceCell::new() })
+    }
+
+    /// Lets SIGUSR1 ask for a snapshot from now on.
+    pub(super) fn on_usr1(&self, snapshots: Arc<SnapshotOnSignal>) {
+        let _ = self.snapshots.set(snapshots);
     }
 
     /// Returns an end for another thread, which reads the signals in place of this one.
@@ -90,6 +100,32 @@ impl Blocked {
         Ok(())
     }
 
+    /// Waits until all of these machines have an outcome, as [`Blocked::wait`] does for one: a signal is for
+    /// all of them.
+    pub(crate) fn wait_all(&self, vms: &[VmHandle]) -> io::Result<()> {
+        let mut left: Vec<&VmHandle> = vms.iter().collect();
+        let mut grace: Option<Grace> = None;
+        loop {
+            left.retain(|vm| vm.wait_for(Duration::ZERO).is_none());
+            let Some(next) = left.first() else { return Ok(()) };
+            let [_, has_signal] = self.poll(next, grace.as_ref().map(Grace::left))?;
+            let late = grace.take_if(|grace| grace.left().is_zero()).map(|grace| grace.signal);
+            let came = if has_signal { self.next() } else { None };
+            let came = came.filter(|signal| ends(*signal));
+            let Some(signal) = late.or(came) else { continue };
+            let asks = late.is_none() && signal != libc::SIGQUIT && grace.is_none();
+            for vm in &left {
+                // A machine without a power button ends at once.
+                if !asks || !vm.power_off_by_signal(signal) {
+                    vm.stop_by_signal(signal);
+                }
+            }
+            if asks {
+                grace = Some(Grace { signal, end: Instant::now() + GRACE });
+            }
+        }
+    }
+
     /// Waits for the outcome, whatever signals come.
     fn poll_outcome(&self, vm: &VmHandle) -> io::Result<()> {
         // A negative descriptor is left out.
@@ -109,6 +145,10 @@ impl Blocked {
     pub(crate) fn next(&self) -> Option<i32> {
         loop {
             let came = (self.read()?, Instant::now());
+            if let (libc::SIGUSR1, Some(snapshots)) = (came.0, self.snapshots.get()) {
+                snapshots.take();
+                continue;
+            }
             if !is_echo(self.last.get(), came) {
                 self.last.set(Some(came));
                 return Some(came.0);
