@@ -120,10 +120,10 @@ pub mod rootfs {
 /// [`Template::save_to`] write them, [`Vm::restore`] and [`Template::load`] use them.
 pub mod snapshot {
     pub use crate::snapshot_files::{
-        HostFacts, MachineFacts, ManifestError, MemoryFileError, SnapshotFileError, SnapshotId,
+        HostFacts, MachineFacts, ManifestError, MemoryFileError, ParentFacts, SnapshotFileError, SnapshotId,
         StateFileError,
     };
-    pub use crate::vm::{SnapshotInfo, check, check_free, info};
+    pub use crate::vm::{SnapshotInfo, check, check_free, info, merge};
 }
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].
@@ -147,6 +147,6 @@ pub use vcpu::{AffinityError, ExitCounts};
 pub use virtio::VirtioError;
 pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
-    BuildError, Event, Fork, Grace, PlatformError, RegistersError, Restore, SnapshotError, Subscription,
-    Template, Vm, VmBuilder, VmHandle, outcome,
+    BuildError, Event, Fork, Grace, GuestTime, PlatformError, RegistersError, Restore, SnapshotError,
+    Subscription, Template, Vm, VmBuilder, VmHandle, outcome,
 };

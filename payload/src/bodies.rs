@@ -48,6 +48,7 @@ global_asm!(include_str!("asm/platform.s"));
 global_asm!(include_str!("asm/smp.s"));
 global_asm!(include_str!("asm/xsave.s"));
 global_asm!(include_str!("asm/forks.s"));
+global_asm!(include_str!("asm/branches.s"));
 global_asm!(concat!(
     include_str!("asm/virtio.s"),
     include_str!("asm/rng_counter.s"),
@@ -160,6 +161,10 @@ payloads! {
         "four CPUs that run, have halted and are not started; checks them when a byte comes, and exits with 0";
     "fork-print" Zero payload_fork_print..payload_fork_print_end
         "prints 32,000 bytes by one instruction; exits with 0";
+    "branch-pages" Three payload_branch_pages..payload_branch_pages_end
+        "writes to pages of its memory and prints a hash of them, by commands of the serial port; 0 after a `q`";
+    "branch-timer" Zero payload_branch_timer..payload_branch_timer_end
+        "prints how often the timer of its local APIC has fired, which it starts once and after a `t`; 0 after a `q`";
     "virtio-rng" Zero payload_virtio_rng..payload_virtio_rng_end
         "starts an entropy device three times, each time for 128 bytes and an interrupt; exits with 0";
     "rng-counter" Zero payload_rng_counter..payload_rng_counter_end

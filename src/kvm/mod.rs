@@ -13,6 +13,7 @@ mod state;
 mod system;
 #[cfg(test)]
 pub(crate) mod testing;
+mod timer;
 mod vcpu;
 mod vcpu_state;
 mod vm;

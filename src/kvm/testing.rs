@@ -263,10 +263,20 @@ impl Machine {
 
     /// Makes another machine with these vCPUs, the clock, and a copy of the memory.
     pub(crate) fn restored(&self, states: &[VcpuState], clock: &VmClockState) -> Result<Machine, StateError> {
+        self.restored_after(states, clock, 0)
+    }
+
+    /// The same after this many nanoseconds.
+    pub(crate) fn restored_after(
+        &self,
+        states: &[VcpuState],
+        clock: &VmClockState,
+        elapsed: u64,
+    ) -> Result<Machine, StateError> {
         let other = Machine::new(self.vcpus.len() as u32, self.cpuid);
         other.write(0, &self.read(0, MemorySize::MIN.bytes() as usize));
         other.vm.set_clock(clock).unwrap();
-        restore_vcpus(&other.vcpus, states, other.format())?;
+        restore_vcpus(&other.vcpus, states, other.format(), elapsed)?;
         Ok(other)
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Vcpu {
     index: u32,
     /// Whether the guest's last exit was an access that KVM finishes at the next entry.
     access_pending: bool,
+    /// Whether the one-shot timer of the local APIC had expired before the last entry, which raised it.
+    pub(super) timer_is_done: bool,
 }
 
 /// The reason why a vCPU left the guest. The slices lie in memory shared with KVM, which reads results from
@@ -105,7 +107,7 @@ impl fmt::Display for VcpuFault {
 
 impl Vcpu {
     pub(super) fn new(fd: VcpuFd, index: u32) -> Vcpu {
-        Vcpu { fd, index, access_pending: false }
+        Vcpu { fd, index, access_pending: false, timer_is_done: false }
     }
 
     /// Returns the vCPU's index, which is also its APIC id.
@@ -155,8 +157,9 @@ impl Vcpu {
     }
 
     /// Interprets the result of KVM_RUN.
-    fn exit(&mut self, result: Result<(), errno::Error>) -> VcpuExit<'_> {
+    pub(super) fn exit(&mut self, result: Result<(), errno::Error>) -> VcpuExit<'_> {
         self.access_pending = false;
+        self.timer_is_done = false;
         if let Err(error) = result {
             return match error.errno() {
                 libc::EINTR => {

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 use coracle_arch::nameless_file;
 
 use super::mapping::Mapping;
+use super::page_map::PageMap;
 use super::{FrozenRam, MemoryError, next_data};
 use crate::config::MemoryConfig;
 
@@ -33,7 +34,7 @@ pub(super) fn copy(
             let mut wanted = vec![false; window.len() / PAGE];
             let address = mapping.address().addr() + start;
             let touched = page_map.mark_touched(address, &mut wanted).map_err(list_error)?;
-            let inherited = base.map_or(Ok(false), |base| mark_data(base.file(), &file_window, &mut wanted));
+            let inherited = base.map_or(Ok(false), |base| base.mark_data(&file_window, &mut wanted));
             if touched || inherited.map_err(freeze_error)? {
                 let content = mapping.content(&window).map_err(freeze_error)?;
                 write_wanted(content, &wanted, &file, file_window.start).map_err(freeze_error)?;
@@ -80,44 +81,6 @@ fn write_wanted(content: &[u8], wanted: &[bool], file: &File, offset: u64) -> io
     }
     write(&run)
 }
-
-/// The pages of this process, as `/proc/self/pagemap` lists them (proc_pid_pagemap(5)): 64 bits for each page
-/// of 4 KiB, whatever the size of the page that the kernel has mapped.
-pub(super) struct PageMap {
-    file: File,
-    entries: Vec<u8>,
-}
-
-impl PageMap {
-    pub(super) fn open() -> io::Result<PageMap> {
-        Ok(PageMap { file: File::open("/proc/self/pagemap")?, entries: Vec::new() })
-    }
-
-    /// Marks the pages from `address` that were touched: all that a mapping may have beyond what lies below
-    /// it. Returns whether there are any.
-    pub(super) fn mark_touched(&mut self, address: usize, pages: &mut [bool]) -> io::Result<bool> {
-        let Self { file, entries } = self;
-        entries.resize(pages.len() * ENTRY, 0);
-        file.read_exact_at(entries, (address / PAGE * ENTRY) as u64)?;
-        let mut any = false;
-        let blocks = entries.chunks(PAGE).zip(pages.chunks_mut(PAGE / ENTRY));
-        // Most of a large memory is untouched, and is skipped as fast as memory can be compared.
-        for (entries, pages) in blocks.filter(|(entries, _)| !ZEROES.starts_with(entries)) {
-            for (entry, page) in entries.as_chunks().0.iter().zip(pages) {
-                let entry = u64::from_ne_bytes(*entry);
-                *page = entry & (PRESENT | SWAPPED) != 0;
-                any |= *page;
-            }
-        }
-        Ok(any)
-    }
-}
-
-/// Bits of an entry.
-const PRESENT: u64 = 1 << 63;
-const SWAPPED: u64 = 1 << 62;
-/// The bytes of an entry.
-const ENTRY: usize = size_of::<u64>();
 
 /// The size of the pages that are copied or left out, in bytes.
 pub(super) const PAGE: usize = 4096;

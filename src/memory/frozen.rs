@@ -4,11 +4,15 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use coracle_arch::x86_64::layout;
+use coracle_arch::x86_64::layout::{self, RamRegion};
 
 use super::MemoryError;
+use super::baseline::Baseline;
+use super::copy::{PAGE, mark_data};
+use super::layers::{Piece, lay_over};
 use super::mapping::HUGE_PAGE;
 use crate::config::{MemoryBacking, MemoryConfig};
 
@@ -16,6 +20,9 @@ use crate::config::{MemoryBacking, MemoryConfig};
 /// change, or the file of a snapshot. Cheap to clone.
 ///
 /// What was zero and what was never touched are holes in the file.
+///
+/// The content may also lie in several such files, each of which has the pages that were written since the
+/// one before it. A page is at the same offset in all of them.
 #[derive(Debug, Clone)]
 pub(crate) struct FrozenRam {
     shared: Arc<Shared>,
@@ -24,20 +31,37 @@ pub(crate) struct FrozenRam {
 #[derive(Debug)]
 struct Shared {
     memory: MemoryConfig,
-    file: File,
+    /// The files with content that is not hidden by a later one, the oldest first.
+    files: Vec<Arc<File>>,
     regions: Vec<FrozenRegion>,
+    baseline: Option<Arc<Baseline>>,
 }
 
 /// A range of frozen RAM without holes in the guest's addresses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct FrozenRegion {
     pub guest_address: u64,
     pub bytes: u64,
-    /// The offset in the file.
+    /// The offset in the files.
     pub offset: u64,
-    /// The parts with content, in bytes from the start of the region: at most [`MAX_PARTS`], in order, in
-    /// multiples of [`HUGE_PAGE`] up to the end of the region. All else is zero.
-    pub parts: Vec<Range<u64>>,
+    /// The parts with content, in order. All else is zero.
+    pub pieces: Vec<Piece>,
+}
+
+impl FrozenRegion {
+    /// Makes a region with one file, which has content in `parts`.
+    fn new(region: &RamRegion, offset: u64, file: &Arc<File>, parts: Vec<Range<u64>>) -> FrozenRegion {
+        let pieces = parts.into_iter().map(|range| Piece { range, file: file.clone() }).collect();
+        FrozenRegion { guest_address: region.start, bytes: region.len, offset, pieces }
+    }
+
+    /// Returns the parts of `window`, in bytes from the start of the region, that have content, each with the
+    /// file that has it.
+    pub(super) fn pieces_in(&self, window: Range<u64>) -> impl Iterator<Item = (Range<u64>, &File)> {
+        let cut = move |piece: &Range<u64>| piece.start.max(window.start)..piece.end.min(window.end);
+        let pieces = self.pieces.iter().map(move |piece| (cut(&piece.range), &*piece.file));
+        pieces.filter(|(range, _)| !range.is_empty())
+    }
 }
 
 impl FrozenRam {
@@ -57,23 +81,47 @@ impl FrozenRam {
     /// Seals `file`, which has the content of the RAM region by region, and which nobody may map for writing.
     pub(super) fn seal(memory: MemoryConfig, file: File) -> Result<FrozenRam, MemoryError> {
         let seal_error = |source| MemoryError::Seal { memory, source };
-        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: the call changes nothing but the file.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-            return Err(seal_error(io::Error::last_os_error()));
-        }
+        seal(&file).map_err(seal_error)?;
+        let file = Arc::new(file);
         let mut offset = 0;
         let mut regions = Vec::new();
         for region in layout::ram_regions(memory.bytes()) {
             let parts = parts(&file, offset..offset + region.len).map_err(seal_error)?;
-            regions.push(FrozenRegion { guest_address: region.start, bytes: region.len, offset, parts });
+            regions.push(FrozenRegion::new(&region, offset, &file, parts));
             offset += region.len;
         }
-        Ok(FrozenRam { shared: Arc::new(Shared { memory, file, regions }) })
+        Ok(FrozenRam { shared: Arc::new(Shared { memory, files: vec![file], regions, baseline: None }) })
+    }
+
+    /// Returns RAM that is zero.
+    pub(crate) fn zeroes(memory: MemoryConfig) -> FrozenRam {
+        let mut offset = 0;
+        let mut regions = Vec::new();
+        for RamRegion { start, len } in layout::ram_regions(memory.bytes()) {
+            regions.push(FrozenRegion { guest_address: start, bytes: len, offset, pieces: Vec::new() });
+            offset += len;
+        }
+        FrozenRam { shared: Arc::new(Shared { memory, files: Vec::new(), regions, baseline: None }) }
+    }
+
+    /// Returns the RAM that has the pages of `layer` in the ranges of `runs`, which are in order for each
+    /// region, and its present content elsewhere.
+    pub(super) fn with_layer(&self, layer: File, runs: &[Vec<Range<u64>>]) -> FrozenRam {
+        let Shared { memory, files, regions, baseline } = &*self.shared;
+        let baseline = baseline.clone();
+        let layer = Arc::new(layer);
+        let mut regions = regions.clone();
+        for (region, runs) in regions.iter_mut().zip(runs) {
+            region.pieces = lay_over(&region.pieces, runs, &layer);
+        }
+        let mut files: Vec<Arc<File>> = files.iter().cloned().chain([layer]).collect();
+        let pieces = regions.iter().flat_map(|region| &region.pieces);
+        files.retain(|file| pieces.clone().any(|piece| Arc::ptr_eq(&piece.file, file)));
+        FrozenRam { shared: Arc::new(Shared { memory: *memory, files, regions, baseline }) }
     }
 
     /// Uses a file that begins with the RAM, region by region, and of which only `parts` have content, as
-    /// [`FrozenRegion::parts`] of each region. The file may be anybody's. Nothing is read.
+    /// [`Parts`] finds them. The file may be anybody's. Nothing is read.
     ///
     /// Returns `None` if memory of this size cannot have these parts.
     ///
@@ -89,16 +137,17 @@ impl FrozenRam {
         if parts.len() != ram.len() {
             return None;
         }
+        let file = Arc::new(file);
         let mut offset = 0;
         let mut regions = Vec::with_capacity(ram.len());
         for (region, parts) in ram.into_iter().zip(parts) {
             if !are_possible(&parts, region.len) {
                 return None;
             }
-            regions.push(FrozenRegion { guest_address: region.start, bytes: region.len, offset, parts });
+            regions.push(FrozenRegion::new(&region, offset, &file, parts));
             offset += region.len;
         }
-        Some(FrozenRam { shared: Arc::new(Shared { memory, file, regions }) })
+        Some(FrozenRam { shared: Arc::new(Shared { memory, files: vec![file], regions, baseline: None }) })
     }
 
     /// Returns the configuration of the machine whose RAM it was, and of its forks.
@@ -106,10 +155,54 @@ impl FrozenRam {
         self.shared.memory
     }
 
-    /// Returns the file. Its holes are zero; [`next_data`] finds what is not. The RAM may be only
-    /// its beginning.
-    pub(crate) fn file(&self) -> &File {
-        &self.shared.file
+    /// Returns the files with content, the oldest first. Their holes are zero; [`next_data`] finds what is
+    /// not. The RAM may be only the beginning of a file.
+    pub(crate) fn files(&self) -> &[Arc<File>] {
+        &self.shared.files
+    }
+
+    /// Returns the snapshot that it is, or goes on from.
+    pub(crate) fn baseline(&self) -> Option<&Arc<Baseline>> {
+        self.shared.baseline.as_ref()
+    }
+
+    /// Returns the same RAM, which goes on from `baseline`.
+    pub(super) fn with_baseline(&self, baseline: Arc<Baseline>) -> FrozenRam {
+        let Shared { memory, files, regions, baseline: _ } = &*self.shared;
+        let (files, regions) = (files.clone(), regions.clone());
+        FrozenRam { shared: Arc::new(Shared { memory: *memory, files, regions, baseline: Some(baseline) }) }
+    }
+
+    /// Marks the pages of `window`, by its offset in the files, that may have content. It lies in one region.
+    /// Returns whether there are any.
+    pub(super) fn mark_data(&self, window: &Range<u64>, wanted: &mut [bool]) -> io::Result<bool> {
+        let Some(region) = self.region_at(window.start) else { return Ok(false) };
+        let inside = window.start - region.offset..window.end - region.offset;
+        let mut any = false;
+        for (range, file) in region.pieces_in(inside) {
+            let range = range.start + region.offset..range.end + region.offset;
+            let pages = page_of(range.start - window.start)..page_of(range.end - window.start);
+            let wanted = wanted.get_mut(pages).ok_or(io::ErrorKind::InvalidData)?;
+            any |= mark_data(file, &range, wanted)?;
+        }
+        Ok(any)
+    }
+
+    /// Reads the content from `offset`, in one region.
+    pub(super) fn read(&self, offset: u64, pages: &mut [u8]) -> io::Result<()> {
+        pages.fill(0);
+        let Some(region) = self.region_at(offset) else { return Ok(()) };
+        let start = offset - region.offset;
+        for (range, file) in region.pieces_in(start..start + pages.len() as u64) {
+            let bytes = (range.start - start) as usize..(range.end - start) as usize;
+            let pages = pages.get_mut(bytes).unwrap_or_default();
+            file.read_exact_at(pages, region.offset + range.start)?;
+        }
+        Ok(())
+    }
+
+    fn region_at(&self, offset: u64) -> Option<&FrozenRegion> {
+        self.regions().iter().rev().find(|region| region.offset <= offset)
     }
 
     /// Returns the regions, by guest address.
@@ -118,8 +211,20 @@ impl FrozenRam {
     }
 }
 
-/// Returns the parts of `region` of the file that have content.
-fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+/// Protects a memory file, which nobody may map for writing, from every change.
+pub(super) fn seal(file: &File) -> io::Result<()> {
+    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: the call changes nothing but the file.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn page_of(bytes: u64) -> usize {
+    usize::try_from(bytes / PAGE as u64).unwrap_or(usize::MAX)
+}
+
+/// Returns the parts of `region` of the file that have content, as [`are_possible`].
+pub(super) fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let mut parts = Parts::new(region.end - region.start);
     let mut at = region.start;
     while let Some(data) = next_data(file, &(at..region.end))? {
@@ -128,7 +233,8 @@ fn parts(file: &File, region: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     Ok(parts.finish())
 }
 
-/// The parts of a region with content, as [`FrozenRegion::parts`]: all of it except for the largest holes.
+/// The parts of a region with content: all of it except for the largest holes. They are at most
+/// [`MAX_PARTS`], in order, in multiples of [`HUGE_PAGE`] up to the end of the region.
 pub(super) struct Parts {
     region: u64,
     /// From the first content to the last so far.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::config::HugePageSize;
 
@@ -32,7 +33,7 @@ impl Mapping {
         match from {
             Source::Anonymous => Mapping::aligned(bytes, READ_WRITE),
             Source::SharedFile { file, offset } => {
-                let mut mapping = Mapping::aligned(bytes, libc::PROT_NONE)?;
+                let mapping = Mapping::aligned(bytes, libc::PROT_NONE)?;
                 mapping.place(0..bytes, libc::MAP_SHARED, Some((file, offset)))?;
                 Ok(mapping)
             }
@@ -97,13 +98,41 @@ impl Mapping {
         self.place(range, libc::MAP_PRIVATE, Some((file, offset)))
     }
 
+    /// Maps `file` from `offset`, or zeroes without a file, in place of the pages of `range`, which have the
+    /// same content. With `is_shared`, writes go to the file.
+    ///
+    /// The guest stands still, and so does everything else that writes to the memory: what it wrote meanwhile
+    /// would be lost.
+    pub(super) fn replace(
+        &self,
+        range: Range<usize>,
+        from: Option<(&File, u64)>,
+        is_shared: bool,
+    ) -> io::Result<()> {
+        let flags = match (from, is_shared) {
+            (None, _) => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            (Some(_), false) => libc::MAP_PRIVATE,
+            (Some(_), true) => libc::MAP_SHARED,
+        };
+        self.place(range, flags, from)
+    }
+
+    /// Asks for transparent huge pages in `range`.
+    pub(super) fn advise_range(&self, range: &Range<usize>) -> io::Result<()> {
+        let (address, bytes) = self.part(range)?;
+        // SAFETY: advice on pages of this mapping.
+        unsafe { libc::madvise(address.cast(), bytes, libc::MADV_HUGEPAGE) };
+        Ok(())
+    }
+
     /// Maps something else in place of the pages of `range`.
-    fn place(&mut self, range: Range<usize>, flags: i32, from: Option<(&File, u64)>) -> io::Result<()> {
+    fn place(&self, range: Range<usize>, flags: i32, from: Option<(&File, u64)>) -> io::Result<()> {
         let (address, bytes) = self.part(&range)?;
         let flags = flags | libc::MAP_NORESERVE | libc::MAP_FIXED;
         let (fd, offset) = from.map_or((-1, 0), |(file, offset)| (file.as_raw_fd(), offset));
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // SAFETY: it replaces a part of this mapping, which nobody else uses, for `self` is exclusive.
+        // SAFETY: it replaces a part of this mapping in one step by memory that can be read and written too.
+        // No reference points to it: the one that `content` returns needs an exclusive `self`.
         let placed = unsafe { libc::mmap(address.cast(), bytes, READ_WRITE, flags, fd, offset) };
         if placed == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -117,6 +146,35 @@ impl Mapping {
         // SAFETY: the pages are mapped and readable for as long as `self` is, and nothing writes to them:
         // `self` is exclusive, and the guest is gone.
         Ok(unsafe { std::slice::from_raw_parts(address, bytes) })
+    }
+
+    /// Writes the bytes of `range`, which are a whole number of words, to `file` from `offset` on.
+    pub(super) fn write_to(&self, range: &Range<usize>, file: &File, offset: u64) -> io::Result<()> {
+        let (address, bytes) = self.part(range)?;
+        let mut done = 0;
+        while done < bytes {
+            let at = libc::off_t::try_from(offset + done as u64).map_err(|_| io::ErrorKind::InvalidInput)?;
+            let from = address.wrapping_add(done);
+            // SAFETY: the kernel reads bytes of this mapping.
+            let result = unsafe { libc::pwrite(file.as_raw_fd(), from.cast(), bytes - done, at) };
+            match usize::try_from(result).map_err(|_| io::Error::last_os_error()) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether `range`, which consists of whole pages, is zero.
+    pub(super) fn is_zero(&self, range: &Range<usize>) -> io::Result<bool> {
+        let (address, bytes) = self.part(range)?;
+        let words = address.cast::<AtomicU64>();
+        // SAFETY: the words lie in the mapping, which is aligned to pages, and everybody else who accesses
+        // them does so by volatile or atomic operations, or by the kernel.
+        let word = |index: usize| unsafe { (*words.wrapping_add(index)).load(Ordering::Relaxed) };
+        Ok((0..bytes / size_of::<u64>()).all(|index| word(index) == 0))
     }
 
     /// Returns the pages of `range` to the host. They are private, and their content is of no more use.

@@ -10,6 +10,10 @@
 //! anonymous memory, because a first access to a hole in a memory file allocates a page of the file, even
 //! for a read and in spite of all seals, and a write copies that page once more.
 //!
+//! [`GuestRam::branch`] makes frozen RAM of a machine that runs on. Its own RAM becomes private over the same
+//! file, so that the next branch copies only the pages that were written since: each is a file more, a layer
+//! over those before it.
+//!
 //! [`GuestRam::save`] and [`FrozenRam::save`] copy the content to a file of the host's, and
 //! [`FrozenRam::of_file`] is frozen RAM in such a file.
 //!
@@ -27,26 +31,32 @@
 //!   RAM is frozen, it is an error.
 //! - Reserved huge pages are all claimed when they are mapped.
 
+mod baseline;
+mod branch;
 mod copy;
 mod error;
 mod frozen;
+mod layers;
 mod mapping;
+mod page_map;
 mod save;
 
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_arch::nameless_file;
 use coracle_arch::x86_64::layout::{self, RamRegion};
-use coracle_devices::memory::{GuestMemory, MappingKind};
+use coracle_devices::memory::{GuestMemory, MappingKind, MemoryOwner};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap};
 
 use crate::config::{MemoryBacking, MemoryConfig};
+use layers::Piece;
 use mapping::{HUGE_PAGE, Mapping, Source};
 
+pub(crate) use baseline::{MAX_RANGES, WeakRam};
 pub use error::MemoryError;
 pub(crate) use frozen::{FrozenRam, FrozenRegion, next_data};
 pub(crate) use save::SaveError;
@@ -64,7 +74,13 @@ struct Owned {
     memory: MemoryConfig,
     /// By guest address.
     mappings: Vec<Mapping>,
-    origin: Origin,
+    origin: Mutex<Origin>,
+}
+
+impl Owned {
+    fn origin(&self) -> MutexGuard<'_, Origin> {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The origin of the pages that have not been written to.
@@ -116,8 +132,7 @@ impl GuestRam {
     /// [`MemoryError::MapFork`]: the host refuses a mapping.
     pub(crate) fn private_over(frozen: &FrozenRam) -> Result<GuestRam, MemoryError> {
         let memory = frozen.memory();
-        let fork = |region: &FrozenRegion| fork_region(frozen.file(), region);
-        let mappings = frozen.regions().iter().map(fork).collect::<io::Result<Vec<_>>>();
+        let mappings = frozen.regions().iter().map(fork_region).collect::<io::Result<Vec<_>>>();
         let mappings = mappings.map_err(|source| MemoryError::MapFork { memory, source })?;
         GuestRam::of(memory, mappings, Origin::Frozen(frozen.clone()))
     }
@@ -132,6 +147,7 @@ impl GuestRam {
         let regions = regions.collect::<Option<Vec<_>>>().ok_or_else(layout_error)?;
         let mmap = GuestMemoryMmap::from_regions(regions).map_err(|_| layout_error())?;
         let mappings = mappings.into_iter().map(|(_, mapping)| mapping).collect();
+        let origin = Mutex::new(origin);
         Ok(GuestRam { mmap, owned: Arc::new(Owned { memory, mappings, origin }) })
     }
 
@@ -155,7 +171,7 @@ impl GuestRam {
         FrozenRam::check(memory)?;
         let owned = Arc::try_unwrap(owned).map_err(|_| MemoryError::InUse { memory })?;
         let Owned { memory, mappings, origin } = owned;
-        let file = match origin {
+        let file = match origin.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Origin::File(file) => {
                 drop(mappings);
                 file
@@ -173,11 +189,7 @@ impl GuestRam {
 
     /// Returns the memory in the form for devices, which keep it mapped for as long as they use it.
     pub(crate) fn for_devices(&self) -> GuestMemory {
-        let kind = match self.owned.origin {
-            Origin::Zeroes | Origin::Frozen(_) => MappingKind::Private,
-            Origin::File(_) => MappingKind::SharedFile,
-        };
-        GuestMemory::new(self.mmap.clone(), kind, self.clone())
+        GuestMemory::new(self.mmap.clone(), self.clone())
     }
 
     /// Returns its ranges, by guest address.
@@ -187,6 +199,15 @@ impl GuestRam {
             bytes: region.len(),
             host_address: region.as_ptr() as u64,
         })
+    }
+}
+
+impl MemoryOwner for GuestRam {
+    fn kind(&self) -> MappingKind {
+        match *self.owned.origin() {
+            Origin::Zeroes | Origin::Frozen(_) => MappingKind::Private,
+            Origin::File(_) => MappingKind::SharedFile,
+        }
     }
 }
 
@@ -212,13 +233,13 @@ fn map(memory: MemoryConfig) -> io::Result<(Vec<(u64, Mapping)>, Origin)> {
 }
 
 /// Maps a region of frozen RAM for a fork.
-fn fork_region(file: &File, region: &FrozenRegion) -> io::Result<(u64, Mapping)> {
+fn fork_region(region: &FrozenRegion) -> io::Result<(u64, Mapping)> {
     let bytes = |bytes: u64| usize::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
     let mut mapping = Mapping::small_pages(bytes(region.bytes)?, Source::Anonymous)?;
     // The advice holds for what the file does not replace.
     mapping.advise(0);
-    for part in &region.parts {
-        mapping.lay_over(bytes(part.start)?..bytes(part.end)?, file, region.offset + part.start)?;
+    for Piece { range, file } in &region.pieces {
+        mapping.lay_over(bytes(range.start)?..bytes(range.end)?, file, region.offset + range.start)?;
     }
     Ok((region.guest_address, mapping))
 }

@@ -9,8 +9,9 @@ use std::os::unix::fs::FileExt;
 use coracle_arch::x86_64::layout;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::copy::{MAX_WRITE, PAGE, PageMap, WINDOW, ZEROES, mark_data};
+use super::copy::{MAX_WRITE, PAGE, WINDOW, ZEROES, mark_data};
 use super::frozen::Parts;
+use super::page_map::PageMap;
 use super::{FrozenRam, GuestRam, MappedRegion, MemoryError, Origin};
 use crate::config::MemoryConfig;
 
@@ -45,7 +46,22 @@ impl GuestRam {
 impl FrozenRam {
     /// Writes the content to `file`, as [`GuestRam::save`] does.
     pub(crate) fn save(&self, file: &File) -> Result<Vec<Vec<Range<u64>>>, SaveError> {
-        save(self.memory(), &mut Frozen(self.file()), file)
+        save(self.memory(), &mut Frozen(self), file)
+    }
+
+    /// Writes the content of `ranges` of each region to `file`, as [`GuestRam::save`] does.
+    pub(crate) fn save_ranges(&self, ranges: &[Vec<Range<u64>>], file: &File) -> Result<(), SaveError> {
+        let mut buffer = vec![0; MAX_WRITE];
+        for (region, ranges) in self.regions().iter().zip(ranges) {
+            for range in ranges {
+                for start in (range.start..range.end).step_by(WINDOW) {
+                    let end = range.end.min(start + WINDOW as u64);
+                    let window = region.offset + start..region.offset + end;
+                    save_window(self.memory(), &mut Frozen(self), &window, &mut buffer, file, &mut |_| ())?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -81,11 +97,11 @@ impl Content for Live<'_> {
         let (region, inside) = self.place(window.start)?;
         let address =
             usize::try_from(region.host_address + inside).map_err(|_| io::ErrorKind::InvalidInput)?;
-        match &self.ram.owned.origin {
+        match &*self.ram.owned.origin() {
             Origin::Zeroes => self.page_map.mark_touched(address, wanted),
             Origin::Frozen(base) => {
                 let touched = self.page_map.mark_touched(address, wanted)?;
-                Ok(mark_data(base.file(), window, wanted)? || touched)
+                Ok(base.mark_data(window, wanted)? || touched)
             }
             // Another process may have written to it, too.
             Origin::File(file) => mark_data(file, window, wanted),
@@ -100,16 +116,15 @@ impl Content for Live<'_> {
     }
 }
 
-/// The file of frozen RAM.
-struct Frozen<'a>(&'a File);
+struct Frozen<'a>(&'a FrozenRam);
 
 impl Content for Frozen<'_> {
     fn mark(&mut self, window: &Range<u64>, wanted: &mut [bool]) -> io::Result<bool> {
-        mark_data(self.0, window, wanted)
+        self.0.mark_data(window, wanted)
     }
 
     fn read(&self, offset: u64, pages: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(pages, offset)
+        self.0.read(offset, pages)
     }
 }
 
@@ -119,7 +134,6 @@ fn save(
     content: &mut dyn Content,
     file: &File,
 ) -> Result<Vec<Vec<Range<u64>>>, SaveError> {
-    let read_error = |source| MemoryError::Read { memory, source };
     let mut buffer = vec![0; MAX_WRITE];
     let mut all = Vec::new();
     let mut base = 0;
@@ -127,23 +141,39 @@ fn save(
         let mut parts = Parts::new(region.len);
         for start in (0..region.len).step_by(WINDOW) {
             let window = base + start..base + region.len.min(start + WINDOW as u64);
-            let mut wanted = vec![false; (window.end - window.start) as usize / PAGE];
-            if !content.mark(&window, &mut wanted).map_err(read_error)? {
-                continue;
-            }
-            for run in runs(&wanted, buffer.len() / PAGE) {
-                let at = window.start + (run.start * PAGE) as u64;
-                let pages = buffer.get_mut(..run.len() * PAGE).unwrap_or_default();
-                content.read(at, pages).map_err(read_error)?;
-                for data in written(pages, at, file).map_err(SaveError::File)? {
-                    parts.add(data.start - base..data.end - base);
-                }
-            }
+            let mut add = |data: Range<u64>| {
+                parts.add(data.start - base..data.end - base);
+            };
+            save_window(memory, content, &window, &mut buffer, file, &mut add)?;
         }
         all.push(parts.finish());
         base += region.len;
     }
     Ok(all)
+}
+
+/// Writes the content of a window of one region to `file`, and passes the ranges that it has written to
+/// `add`.
+fn save_window(
+    memory: MemoryConfig,
+    content: &mut dyn Content,
+    window: &Range<u64>,
+    buffer: &mut [u8],
+    file: &File,
+    add: &mut dyn FnMut(Range<u64>),
+) -> Result<(), SaveError> {
+    let read_error = |source| MemoryError::Read { memory, source };
+    let mut wanted = vec![false; (window.end - window.start) as usize / PAGE];
+    if !content.mark(window, &mut wanted).map_err(read_error)? {
+        return Ok(());
+    }
+    for run in runs(&wanted, buffer.len() / PAGE) {
+        let at = window.start + (run.start * PAGE) as u64;
+        let pages = buffer.get_mut(..run.len() * PAGE).unwrap_or_default();
+        content.read(at, pages).map_err(read_error)?;
+        written(pages, at, file).map_err(SaveError::File)?.into_iter().for_each(&mut *add);
+    }
+    Ok(())
 }
 
 /// Returns the ranges of wanted pages, each of at most `most` pages.

@@ -11,6 +11,8 @@ use vm_memory::Bytes;
 use super::frozen::MAX_PARTS;
 use super::*;
 
+mod branches;
+
 const PAGE: u64 = 4096;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -59,11 +61,17 @@ fn is_zero(ram: &GuestRam, addresses: impl IntoIterator<Item = u64>) {
     }
 }
 
+/// Returns the only file of frozen RAM.
+fn file(frozen: &FrozenRam) -> &File {
+    let [file] = frozen.files() else { panic!("{:?}", frozen.files()) };
+    file
+}
+
 /// Returns the offsets of the pages of a frozen file that are not holes.
 fn data(frozen: &FrozenRam) -> Vec<u64> {
     let mut rest = 0..frozen.memory().bytes();
     let mut pages = Vec::new();
-    while let Some(data) = next_data(frozen.file(), &rest).unwrap() {
+    while let Some(data) = next_data(file(frozen), &rest).unwrap() {
         rest.start = data.end;
         pages.extend(data.step_by(PAGE as usize));
     }
@@ -72,11 +80,12 @@ fn data(frozen: &FrozenRam) -> Vec<u64> {
 
 /// Returns the first and the last MiB of each part of a region.
 fn parts(frozen: &FrozenRam, region: usize) -> Vec<(u64, u64)> {
-    frozen.regions()[region].parts.iter().map(|part| (part.start / MIB, part.end / MIB)).collect()
+    let pieces = frozen.regions()[region].pieces.iter();
+    pieces.map(|piece| (piece.range.start / MIB, piece.range.end / MIB)).collect()
 }
 
 fn bytes_of(frozen: &FrozenRam) -> u64 {
-    frozen.file().metadata().unwrap().blocks() * 512
+    file(frozen).metadata().unwrap().blocks() * 512
 }
 
 #[test]
@@ -150,7 +159,7 @@ fn frozen_file_has_the_pages_with_content_and_no_others() {
         let frozen = ram.freeze().unwrap();
         let mut content = vec![0; PAGE as usize];
         for (address, offset) in TOUCHED {
-            frozen.file().read_exact_at(&mut content, offset).unwrap();
+            file(&frozen).read_exact_at(&mut content, offset).unwrap();
             assert!(content == pattern(address, 1), "{text}: {address:#x}");
         }
         let fork = GuestRam::private_over(&frozen).unwrap();
@@ -184,10 +193,12 @@ fn template_takes_the_memory_of_its_content_and_forks_add_none_outside_of_it() {
 fn memory_file_is_frozen_without_a_copy() {
     let ram = ram("size=64M,memfd");
     write(&ram, [0, 40 * MIB], 1);
-    let Origin::File(file) = &ram.owned.origin else { panic!("not a file") };
-    let before = file.metadata().unwrap();
+    let before = match &*ram.owned.origin() {
+        Origin::File(file) => file.metadata().unwrap(),
+        other => panic!("{other:?}"),
+    };
     let frozen = ram.freeze().unwrap();
-    let after = frozen.file().metadata().unwrap();
+    let after = file(&frozen).metadata().unwrap();
     assert_eq!((after.ino(), after.blocks()), (before.ino(), before.blocks()));
 }
 
@@ -222,7 +233,7 @@ fn sealed_file_refuses_every_change() {
         let ram = ram(text);
         write(&ram, [0], 1);
         let frozen = ram.freeze().unwrap();
-        let file = frozen.file();
+        let file = file(&frozen);
         let fails =
             |result: io::Result<()>| assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EPERM));
         fails(file.write_all_at(b"x", 0));
@@ -482,8 +493,10 @@ fn errors_leave_nothing_behind() {
         check("InUse", error, "cannot be frozen while");
     }
     let ram = some(",memfd");
-    let Origin::File(file) = &ram.owned.origin else { panic!("not a file") };
-    let elsewhere = map_shared(file, 4096).unwrap();
+    let elsewhere = match &*ram.owned.origin() {
+        Origin::File(file) => map_shared(file, 4096).unwrap(),
+        other => panic!("{other:?}"),
+    };
     let error = ram.freeze().unwrap_err();
     drop(elsewhere);
     check("Seal", error, "cannot be sealed");
@@ -528,7 +541,7 @@ fn saved_ram_comes_back_and_stays_as_it_was() {
         let (low, high) = (&parts[0], &parts[1]);
         assert_eq!(*low, [0..2 * MIB, 100 * MIB..102 * MIB, 3 * GIB - 2 * MIB..3 * GIB], "{text}");
         assert_eq!(*high, [0..2 * MIB, 2 * GIB - 2 * MIB..2 * GIB], "{text}");
-        let blocks = frozen.file().metadata().unwrap().blocks() * 512;
+        let blocks = file(&frozen).metadata().unwrap().blocks() * 512;
         assert!(blocks <= 16 * PAGE, "{blocks} bytes for {} pages", pages.len());
         let fork = GuestRam::private_over(&frozen).unwrap();
         has(&fork, pages, 1);

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{ManifestError, MemoryFileError, StateFileError};
+use super::parent::MAX_CHAIN;
+use super::{ManifestError, MemoryFileError, SnapshotId, StateFileError};
 
 /// The reason why a snapshot was not written, or its files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -117,6 +118,74 @@ pub enum SnapshotFileError {
     /// Another program has locked the memory for writing.
     #[error("snapshot {}: another program has locked memory for writing; wait until it has ended", folder.display())]
     Locked {
+        /// The path of the snapshot.
+        folder: PathBuf,
+    },
+    /// The snapshot has only the memory that changed, and nobody has named the directory of the other one.
+    #[error(
+        "snapshot {}: it has only what has changed since the snapshot {name} ({id}); name the directory that has the \
+         folder {name} (Restore::parents_in), or merge the two",
+        folder.display()
+    )]
+    NeedsParent {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The name of the folder of the parent.
+        name: String,
+        /// The id of the parent.
+        id: SnapshotId,
+    },
+    /// The snapshot that has the rest of the memory is not there.
+    #[error(
+        "snapshot {}: its parent, the snapshot {id}, should be at {}, which cannot be opened: {source}; restore that \
+         folder, or name the directory that has it",
+        folder.display(),
+        path.display()
+    )]
+    NoParent {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The path at which the parent was looked for.
+        path: PathBuf,
+        /// The id of the parent.
+        id: SnapshotId,
+        /// The error of the system call.
+        r#source: io::Error,
+    },
+    /// There is another snapshot in place of the one that has the rest of the memory.
+    #[error(
+        "snapshot {}: its parent is the snapshot {id}, and at {} there is {}; restore the first one, or name the \
+         directory that has it",
+        folder.display(),
+        path.display(),
+        if found == id { "one of this id that was edited".to_owned() } else { format!("the snapshot {found}") }
+    )]
+    OtherParent {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The path at which the parent was looked for.
+        path: PathBuf,
+        /// The id of the parent.
+        id: SnapshotId,
+        /// The id of the snapshot that is there.
+        found: SnapshotId,
+    },
+    /// The snapshot would replace one that it needs.
+    #[error(
+        "snapshot {}: the snapshot there has memory that the new one needs; use another path",
+        folder.display()
+    )]
+    OwnParent {
+        /// The path of the snapshot.
+        folder: PathBuf,
+    },
+    /// Too many snapshots lie over each other.
+    #[error(
+        "snapshot {}: more than {MAX_CHAIN} snapshots lie over each other; merge them (snapshot::merge), or take a \
+         snapshot with all memory",
+        folder.display()
+    )]
+    ChainTooLong {
         /// The path of the snapshot.
         folder: PathBuf,
     },

@@ -23,6 +23,9 @@ pub(crate) struct Manifest {
     pub(crate) created: u64,
     pub(crate) host: HostFacts,
     pub(crate) machine: MachineFacts,
+    /// The snapshot that has the memory that did not change; absent if this one has all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) parent: Option<ParentFacts>,
     pub(crate) state: FileFacts,
     pub(crate) memory: FileFacts,
 }
@@ -65,6 +68,21 @@ pub struct MachineFacts {
     pub cmdline: String,
 }
 
+/// The snapshot over which another one lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ParentFacts {
+    /// Its identity.
+    #[serde(with = "shown")]
+    pub id: SnapshotId,
+    /// The name of its folder, without those above it.
+    pub name: String,
+    /// The hash of its manifest.
+    #[serde(with = "shown")]
+    pub(crate) sha256: Hash,
+}
+
 /// The length and the hash of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -101,6 +119,12 @@ pub enum ManifestError {
         format: u32,
         /// The program that has made the snapshot.
         made_by: String,
+    },
+    /// The name of the parent is not that of a folder.
+    #[error("parent.name: `{}` is not the name of a folder; the manifest was edited", name.escape_debug())]
+    ParentName {
+        /// The name.
+        name: String,
     },
     /// A field has a value that no machine has.
     #[error("{field}: {source}")]
@@ -154,6 +178,9 @@ impl Manifest {
         }
         let manifest: Manifest = serde_json::from_str(&object).map_err(syntax)?;
         manifest.machine.config()?;
+        if let Some(ParentFacts { name, .. }) = manifest.parent.as_ref().filter(|parent| !parent.has_name()) {
+            return Err(ManifestError::ParentName { name: name.clone() });
+        }
         Ok(manifest)
     }
 }

@@ -13,6 +13,7 @@
 mod error;
 mod folder;
 mod manifest;
+mod parent;
 mod ram;
 mod read;
 mod state;
@@ -24,7 +25,8 @@ use std::fmt;
 pub(crate) use error::At;
 pub use error::SnapshotFileError;
 pub(crate) use manifest::Manifest;
-pub use manifest::{HostFacts, MachineFacts, ManifestError};
+pub use manifest::{HostFacts, MachineFacts, ManifestError, ParentFacts};
+pub(crate) use parent::{MAX_CHAIN, check_not_needed};
 pub use ram::MemoryFileError;
 pub(crate) use read::{Snapshot, Summary, check_memory};
 pub use state::StateFileError;

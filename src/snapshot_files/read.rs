@@ -17,6 +17,8 @@ use super::{Hash, MANIFEST, MEMORY, MemoryFileError, STATE, SnapshotFileError, f
 pub(crate) struct Snapshot {
     pub(crate) path: PathBuf,
     pub(crate) manifest: Manifest,
+    /// The hash of the file with the manifest.
+    pub(crate) manifest_hash: Hash,
     pub(crate) sections: Sections,
     /// The file with the RAM, locked against writers that respect locks.
     pub(crate) memory: File,
@@ -87,10 +89,10 @@ fn unless_replaced<T>(
     }
 }
 
-fn open(folder: &Folder) -> Result<Snapshot, SnapshotFileError> {
+pub(super) fn open(folder: &Folder) -> Result<Snapshot, SnapshotFileError> {
     let path = folder.path();
     let at = At(path);
-    let manifest = read_manifest(folder)?;
+    let (manifest, manifest_hash) = read_manifest_with_hash(folder)?;
     let ram = manifest.machine.memory_mib << 20;
     let (expected, stated) = (ram::file_len(ram), manifest.memory.bytes);
     if stated != expected {
@@ -120,7 +122,8 @@ fn open(folder: &Folder) -> Result<Snapshot, SnapshotFileError> {
     }
     let checked = ram::check_end(&memory, &manifest.id, ram).map_err(at.read(MEMORY))?;
     checked.map_err(|error| at.memory(error))?;
-    Ok(Snapshot { path: path.to_owned(), manifest, sections, memory, stored_bytes: stored_bytes(folder)? })
+    let (path, stored_bytes) = (path.to_owned(), stored_bytes(folder)?);
+    Ok(Snapshot { path, manifest, manifest_hash, sections, memory, stored_bytes })
 }
 
 fn stored_bytes(folder: &Folder) -> Result<u64, SnapshotFileError> {
@@ -133,8 +136,14 @@ fn stored_bytes(folder: &Folder) -> Result<u64, SnapshotFileError> {
 }
 
 fn read_manifest(folder: &Folder) -> Result<Manifest, SnapshotFileError> {
+    read_manifest_with_hash(folder).map(|(manifest, _)| manifest)
+}
+
+/// Reads the manifest, and returns it with the hash of its file.
+pub(super) fn read_manifest_with_hash(folder: &Folder) -> Result<(Manifest, Hash), SnapshotFileError> {
     let file = read(folder, MANIFEST, Manifest::MAX_BYTES)?;
-    Manifest::decode(&file).map_err(|error| At(folder.path()).manifest(error))
+    let manifest = Manifest::decode(&file).map_err(|error| At(folder.path()).manifest(error))?;
+    Ok((manifest, Hash::of(&file)))
 }
 
 /// Reads a file of at most `most` bytes.

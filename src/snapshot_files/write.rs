@@ -18,7 +18,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::error::At;
 use super::folder::{Folder, name};
-use super::manifest::{FileFacts, HostFacts, MachineFacts, Manifest};
+use super::manifest::{FileFacts, HostFacts, MachineFacts, Manifest, ParentFacts};
 use super::state::{self, MAX_STATE, Section};
 use super::{FORMAT, Hash, MANIFEST, MEMORY, STATE, SnapshotFileError, SnapshotId, file_name, ram};
 
@@ -35,6 +35,8 @@ pub(crate) struct Draft {
     folder: Folder,
     temporary: CString,
     memory: File,
+    /// The snapshot that has the memory that did not change.
+    over: Option<ParentFacts>,
 }
 
 impl Draft {
@@ -59,7 +61,17 @@ impl Draft {
                 return Err(at.write(MEMORY)(error));
             }
         };
-        Ok(Draft { id, path: path.to_owned(), parent, name, folder, temporary, memory })
+        Ok(Draft { id, path: path.to_owned(), parent, name, folder, temporary, memory, over: None })
+    }
+
+    /// Lets the snapshot have only the memory that has changed since another one, its parent.
+    pub(crate) fn lie_over(&mut self, parent: ParentFacts) {
+        self.over = Some(parent);
+    }
+
+    /// Returns the identity of the snapshot.
+    pub(crate) fn id(&self) -> SnapshotId {
+        self.id
     }
 
     /// Returns the path of the snapshot.
@@ -103,6 +115,7 @@ impl Draft {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             host,
             machine,
+            parent: self.over.clone(),
             state: FileFacts { bytes: len, sha256: Hash::of(&state) },
             memory,
         };
@@ -123,7 +136,7 @@ impl Draft {
     }
 
     fn give_name(&self) -> Result<(), SnapshotFileError> {
-        let Self { id: _, path, parent, name, folder: _, temporary, memory: _ } = self;
+        let Self { id: _, path, parent, name, folder: _, temporary, memory: _, over: _ } = self;
         match parent.rename(temporary, name, 0) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty || is_taken(&error) => {
                 check_target(At(path), parent, name)?;

@@ -150,8 +150,8 @@ impl VcpuHandle {
     }
 }
 
-/// Completes the access with which the vCPU left the guest, and those that follow in the same instruction.
-/// Returns the ending if the vCPU cannot go on.
+/// Completes the access with which the vCPU left the guest, and those that follow in the same instruction,
+/// and lets KVM raise the interrupt of a timer that has expired. Returns the ending if the vCPU cannot go on.
 fn complete_exit(vcpu: &mut Vcpu, buses: &Buses, counters: &ExitCounters) -> Option<Ending> {
     while let Some(exit) = vcpu.complete_exit() {
         let next = buses.handle(exit, counters);
@@ -159,7 +159,9 @@ fn complete_exit(vcpu: &mut Vcpu, buses: &Buses, counters: &ExitCounters) -> Opt
             return Some(ending);
         }
     }
-    None
+    // Its interrupt is raised here, so that a restored machine does not raise it once more.
+    let next = vcpu.settle_timer().map(|exit| buses.handle(exit, counters));
+    next.and_then(|next| ending(next, vcpu))
 }
 
 fn ending(next: Next, vcpu: &Vcpu) -> Option<Ending> {

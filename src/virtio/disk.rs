@@ -1,5 +1,6 @@
 //! From the configuration of a disk to the block device, and the policy for failed requests.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -157,15 +158,74 @@ impl VirtioDevices {
     /// # Errors
     /// The name of the first disk whose content only one machine can have.
     pub(crate) fn freeze_disks(&self) -> Result<Vec<TemplateDisk>, String> {
-        let disks = self.handles().filter_map(|handle| match handle {
-            Handle::Disk(disk) => Some(disk),
-            _ => None,
-        });
-        disks.map(DiskHandle::freeze).collect()
+        self.disks().map(DiskHandle::freeze).collect()
     }
 }
 
+/// The files for the next writes to the disks of a machine, in the order of the disks.
+pub(crate) struct NewLayers {
+    folder: PathBuf,
+    files: Vec<Option<File>>,
+}
+
+impl VirtioDevices {
+    fn disks(&self) -> impl Iterator<Item = &DiskHandle> {
+        self.handles().filter_map(|handle| match handle {
+            Handle::Disk(disk) => Some(disk),
+            _ => None,
+        })
+    }
+
+    /// Makes the files for [`VirtioDevices::branch_disks`], which may take as long as the file system likes.
+    ///
+    /// # Errors
+    /// A file cannot be made.
+    pub(crate) fn new_layers(&self) -> Result<NewLayers, VirtioError> {
+        let folder = temporary::directory();
+        let make = |disk: &DiskHandle| {
+            let DiskHandle { block, settings } = disk;
+            let layer = block.has_layer().then(|| layer(&folder)).transpose();
+            let layer = layer.map_err(|error| overlay_error(settings.field, &settings.path, error))?;
+            Ok(layer.map(|OverlayLayer { file, folder: _ }| file))
+        };
+        let files = self.disks().map(make).collect::<Result<_, VirtioError>>()?;
+        Ok(NewLayers { folder, files })
+    }
+
+    /// Returns the disks for machines that go on from here, in their order. The devices are paused, and go on
+    /// in this machine too, with the new layers.
+    ///
+    /// # Errors
+    /// The first disk that cannot go on so. Those before it have their new layers.
+    pub(crate) fn branch_disks(&self, layers: NewLayers) -> Result<Vec<TemplateDisk>, BranchDiskError> {
+        let NewLayers { folder, files } = layers;
+        let branch = |(disk, file)| DiskHandle::branch(disk, file, &folder);
+        self.disks().zip(files).map(branch).collect()
+    }
+}
+
+/// Why a disk of a machine that runs on has no content for another machine.
+pub(crate) enum BranchDiskError {
+    /// Only one machine can have the content of the disk with this name.
+    Refused(String),
+    /// The new layer cannot be an overlay.
+    Layer(VirtioError),
+}
+
 impl DiskHandle {
+    fn branch(&self, file: Option<File>, folder: &Path) -> Result<TemplateDisk, BranchDiskError> {
+        let DiskHandle { block, settings } = self;
+        let content = match file {
+            None => Ok(block.freeze()),
+            Some(file) => block.branch(OverlayLayer { file, folder }, settings.size),
+        };
+        let layer_error =
+            |error| BranchDiskError::Layer(overlay_error(settings.field, &settings.path, error));
+        let content = content.map_err(layer_error)?;
+        let content = content.ok_or_else(|| BranchDiskError::Refused(settings.name.clone()))?;
+        Ok(TemplateDisk { settings: settings.clone(), content })
+    }
+
     fn freeze(&self) -> Result<TemplateDisk, String> {
         let DiskHandle { block, settings } = self;
         let content = block.freeze().ok_or_else(|| settings.name.clone())?;

@@ -39,7 +39,7 @@ use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use device_thread::DeviceThread;
-pub(crate) use disk::TemplateDisk;
+pub(crate) use disk::{BranchDiskError, NewLayers, TemplateDisk};
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 

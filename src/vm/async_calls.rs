@@ -70,6 +70,25 @@ impl Vm {
     pub async fn freeze_async(&self) -> Result<Template, SnapshotError> {
         self.handle().freeze_async().await
     }
+
+    /// See [`VmHandle::branch_async`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::branch`].
+    pub async fn branch_async(
+        &self,
+        adapt: impl FnOnce(Fork) -> Fork + Send + 'static,
+    ) -> Result<Vm, SnapshotError> {
+        self.handle().branch_async(adapt).await
+    }
+
+    /// See [`VmHandle::to_template_async`].
+    ///
+    /// # Errors
+    /// See [`VmHandle::to_template`].
+    pub async fn to_template_async(&self) -> Result<Template, SnapshotError> {
+        self.handle().to_template_async().await
+    }
 }
 
 /// Needs the feature `tokio` and a runtime with its timer and I/O enabled.
@@ -95,6 +114,27 @@ impl VmHandle {
     pub async fn freeze_async(&self) -> Result<Template, SnapshotError> {
         let handle = self.clone();
         on_a_thread(move || handle.freeze()).await
+    }
+
+    /// [`VmHandle::branch`] for async tasks. If the future is dropped, the machine that it has made ends.
+    ///
+    /// # Errors
+    /// See [`VmHandle::branch`].
+    pub async fn branch_async(
+        &self,
+        adapt: impl FnOnce(Fork) -> Fork + Send + 'static,
+    ) -> Result<Vm, SnapshotError> {
+        let handle = self.clone();
+        on_a_thread(move || handle.branch(adapt)).await
+    }
+
+    /// [`VmHandle::to_template`] for async tasks.
+    ///
+    /// # Errors
+    /// See [`VmHandle::to_template`].
+    pub async fn to_template_async(&self) -> Result<Template, SnapshotError> {
+        let handle = self.clone();
+        on_a_thread(move || handle.to_template()).await
     }
 }
 

@@ -122,3 +122,42 @@ impl Counter {
         self.0.exits(0);
     }
 }
+
+/// The payload `branch-pages`, with 128 MiB.
+pub struct Pages(pub Piped);
+
+/// The pages that it writes to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Every {
+    Page,
+    Second,
+}
+
+impl Pages {
+    pub fn start() -> Pages {
+        let builder = builder("branch-pages");
+        let builder = builder.configure(|config| config.memory = MemorySize::from_mib(128).unwrap().into());
+        Pages(Piped::start_marked(builder))
+    }
+
+    /// Writes to each of the pages in `mib` MiB, or to every second one.
+    pub fn write(&mut self, mib: u8, every: Every) {
+        self.0.send(&[if every == Every::Page { b'w' } else { b's' }, mib]);
+        self.0.expect(b".");
+    }
+
+    /// Returns a hash of the pages in `mib` MiB.
+    pub fn hash(&mut self, mib: u8) -> String {
+        self.0.send(&[b'h', mib]);
+        let mut line = String::new();
+        self.0.output.read_line(&mut line).unwrap();
+        assert_eq!(line.len(), 17, "{line:?}");
+        line
+    }
+
+    #[track_caller]
+    pub fn end(mut self) {
+        self.0.send(b"q");
+        self.0.exits(0);
+    }
+}

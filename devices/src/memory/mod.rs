@@ -6,7 +6,6 @@
 mod buffers;
 mod span;
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,8 +22,20 @@ pub struct GuestMemory {
 
 struct Shared {
     mmap: GuestMemoryMmap,
-    kind: MappingKind,
-    _owner: Box<dyn Any + Send + Sync>,
+    owner: Box<dyn MemoryOwner>,
+}
+
+/// Keeps guest RAM mapped for as long as it lives.
+pub trait MemoryOwner: Send + Sync {
+    /// Returns the present kind of all of its mappings. It changes only while no device uses the memory.
+    fn kind(&self) -> MappingKind;
+}
+
+/// The owner of memory whose mappings own themselves.
+impl MemoryOwner for MappingKind {
+    fn kind(&self) -> MappingKind {
+        *self
+    }
 }
 
 /// The owner of the pages of guest RAM, which decides how they return to the host.
@@ -38,15 +49,15 @@ pub enum MappingKind {
 }
 
 impl GuestMemory {
-    /// Makes guest memory that stays mapped for as long as `owner` lives. All ranges of `mmap` are of the
-    /// same `kind`. A `mmap` that owns its mappings needs no other owner: `()` will do.
-    pub fn new(mmap: GuestMemoryMmap, kind: MappingKind, owner: impl Any + Send + Sync) -> Self {
-        Self { shared: Arc::new(Shared { mmap, kind, _owner: Box::new(owner) }) }
+    /// Makes guest memory that stays mapped for as long as `owner` lives. A `mmap` that owns its mappings
+    /// needs no other owner than their kind.
+    pub fn new(mmap: GuestMemoryMmap, owner: impl MemoryOwner + 'static) -> Self {
+        Self { shared: Arc::new(Shared { mmap, owner: Box::new(owner) }) }
     }
 
     /// Returns the kind of its mappings.
     pub fn kind(&self) -> MappingKind {
-        self.shared.kind
+        self.shared.owner.kind()
     }
 
     /// Returns the memory in the form of rust-vmm's crates.
@@ -84,8 +95,7 @@ mod tests {
     #[test]
     fn only_ranges_that_are_ram_in_one_piece_have_a_span() {
         let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x2000), 0x1000)];
-        let memory =
-            GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap(), MappingKind::Private, ());
+        let memory = GuestMemory::new(GuestMemoryMmap::from_ranges(&ranges).unwrap(), MappingKind::Private);
         for (address, len) in [(0, 0x1000), (0xfff, 1), (0x2000, 0x1000), (0xfff, 0)] {
             assert_eq!(memory.span(address, len).map(Span::len), Some(len), "{address:#x}+{len:#x}");
         }

@@ -2,6 +2,7 @@
 
 use std::borrow::Borrow;
 
+use coracle_arch::x86_64::lapic;
 use coracle_arch::x86_64::vcpu_state::{VcpuState, Xcr};
 use kvm_bindings::{kvm_lapic_state, kvm_mp_state, kvm_xcr, kvm_xcrs, kvm_xsave};
 
@@ -12,8 +13,8 @@ use super::save::{GUEST_SSP, xsave_area};
 use super::{StateError, StateFormat, TscStart};
 use crate::kvm::vcpu::Vcpu;
 
-/// Gives each vCPU its state. The machine has its memory and its clock, the vCPUs have their CPUID, and none
-/// has run.
+/// Gives each vCPU its state, after which `elapsed` nanoseconds have passed for it. The machine has its
+/// memory and its clock, the vCPUs have their CPUID, and none has run.
 ///
 /// # Errors
 /// The state is damaged, belongs to another number of vCPUs, or cannot exist on this host.
@@ -21,6 +22,7 @@ pub(crate) fn restore_vcpus(
     vcpus: &[Vcpu],
     states: &[impl Borrow<VcpuState>],
     format: &StateFormat,
+    elapsed: u64,
 ) -> Result<(), StateError> {
     if vcpus.len() != states.len() {
         return Err(StateError::Count { saved: states.len(), vcpus: vcpus.len() });
@@ -32,8 +34,8 @@ pub(crate) fn restore_vcpus(
         vcpu.match_tsc_frequency(state.tsc.khz, format)?;
     }
     let Some(first) = vcpus.first() else { return Ok(()) };
-    let tsc = TscStart::new(first, states)?;
-    vcpus.iter().zip(states).try_for_each(|(vcpu, state)| vcpu.restore(state.borrow(), tsc))
+    let tsc = TscStart::new(first, states, elapsed)?;
+    vcpus.iter().zip(states).try_for_each(|(vcpu, state)| vcpu.restore(state.borrow(), tsc, elapsed))
 }
 
 impl Vcpu {
@@ -55,7 +57,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// The state cannot exist on this host.
-    fn restore(&self, state: &VcpuState, tsc: TscStart) -> Result<(), StateError> {
+    fn restore(&self, state: &VcpuState, tsc: TscStart, elapsed: u64) -> Result<(), StateError> {
         let VcpuState {
             mp_state,
             registers,
@@ -76,7 +78,7 @@ impl Vcpu {
         self.set_xcrs(xcrs)?;
         self.set_xsave(xsave)?;
         // The timer goes on from its current count. The mode of a deadline timer is in here.
-        self.set_local_apic(local_apic)?;
+        self.set_local_apic(local_apic, elapsed)?;
         self.start_tsc(saved_tsc, tsc)?;
         // The deadline of a timer is compared with the time-stamp counter, so it comes after any other
         // register that moves that.
@@ -124,7 +126,9 @@ impl Vcpu {
         self.state_call("KVM_SET_XSAVE", result)
     }
 
-    fn set_local_apic(&self, bytes: &[u8]) -> Result<(), StateError> {
+    fn set_local_apic(&self, bytes: &[u8], elapsed: u64) -> Result<(), StateError> {
+        let mut bytes = bytes.to_vec();
+        lapic::pass_time(&mut bytes, elapsed);
         let mut page = kvm_lapic_state::default();
         for (to, from) in page.regs.iter_mut().zip(bytes) {
             *to = from.cast_signed();

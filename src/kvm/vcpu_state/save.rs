@@ -1,6 +1,7 @@
 //! Saving a vCPU. Its thread calls this, outside the guest.
 
 use coracle_arch::x86_64::cpuid::CpuidEntry;
+use coracle_arch::x86_64::lapic;
 use coracle_arch::x86_64::vcpu_state::{VcpuState, Xcr};
 use kvm_bindings::nested::KvmNestedStateBuffer;
 use kvm_bindings::{
@@ -17,8 +18,8 @@ impl Vcpu {
     /// Returns the whole state. The vCPU can go on afterwards.
     ///
     /// A timer of the local APIC in one-shot mode that has expired, but whose interrupt KVM has not raised,
-    /// cannot be told from one whose interrupt the guest has handled: KVM raises it at the restore, in the
-    /// second case once more. A deadline timer has no such doubt.
+    /// looks like one whose interrupt the guest has handled. KVM raises both at the restore. So the latter is
+    /// saved as stopped, if [`Vcpu::settle_timer`] has found it. A deadline timer has no such doubt.
     ///
     /// # Errors
     /// The vCPU is in the middle of an access to a device ([`Vcpu::complete_exit`]) or uses nested
@@ -108,7 +109,11 @@ impl Vcpu {
 
     fn local_apic(&self) -> Result<Vec<u8>, StateError> {
         let page = self.state_call("KVM_GET_LAPIC", self.fd.get_lapic())?;
-        Ok(page.regs.iter().map(|byte| byte.cast_unsigned()).collect())
+        let mut page: Vec<u8> = page.regs.iter().map(|byte| byte.cast_unsigned()).collect();
+        if self.timer_is_done {
+            lapic::stop_timer(&mut page);
+        }
+        Ok(page)
     }
 }
 

@@ -24,22 +24,28 @@ pub(crate) enum TscStart {
 }
 
 impl TscStart {
-    /// Chooses the instant for vCPUs with these states. `first` is one of the vCPUs, which have the
-    /// frequencies of their states.
+    /// Chooses the instant for vCPUs with these states, of which `elapsed` nanoseconds more have passed.
+    /// `first` is one of the vCPUs, which have the frequencies of their states.
     ///
     /// # Errors
     /// KVM refuses a call.
-    pub(super) fn new(first: &Vcpu, states: &[impl Borrow<VcpuState>]) -> Result<TscStart, StateError> {
+    pub(super) fn new(
+        first: &Vcpu,
+        states: &[impl Borrow<VcpuState>],
+        elapsed: u64,
+    ) -> Result<TscStart, StateError> {
+        let khz = u128::from(first.tsc_khz().unwrap_or_default());
+        let elapsed = (u128::from(elapsed).saturating_mul(khz) / 1_000_000) as u64;
         let saved: Vec<TscState> = states.iter().map(|state| state.borrow().tsc).collect();
         // The host's counter, in the guest's frequency, when each of them was saved.
         let hosts: Option<Vec<u64>> =
             saved.iter().map(|tsc| Some(host_ticks(tsc.value, tsc.offset?))).collect();
         if let (Some(hosts), Some(offset)) = (hosts, first.tsc_offset()) {
             let (stopped, now) = (latest(&hosts), host_ticks(first.tsc()?, offset));
-            return Ok(TscStart::Shift(stopped.wrapping_sub(now).cast_signed()));
+            return Ok(TscStart::Shift(stopped.wrapping_sub(now).wrapping_add(elapsed).cast_signed()));
         }
         let values: Vec<u64> = saved.iter().map(|tsc| tsc.value).collect();
-        let value = latest(&values);
+        let value = latest(&values).wrapping_add(elapsed);
         // Before Linux 6.8, KVM takes a first value of less than a second for that of a new vCPU. Setting a
         // value that is far away prevents that.
         first.write_msrs(&[(IA32_TSC, value ^ FAR)])?;

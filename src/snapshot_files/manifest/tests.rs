@@ -19,6 +19,7 @@ fn manifest() -> Manifest {
             cpu: "a \"CPU\"".to_owned(),
         },
         machine: MachineFacts::of(&config),
+        parent: None,
         state: FileFacts { bytes: 9, sha256: Hash::of(b"state") },
         memory: FileFacts { bytes: 10, sha256: Hash::of(b"memory") },
     }
@@ -183,4 +184,27 @@ fn each_setting_is_a_fact_about_the_machine_or_left_out_on_purpose() {
     assert_eq!((facts.kernel, facts.cmdline), (kernel.map(|path| path.display().to_string()), cmdline));
     assert_eq!(facts.virtio_console, console == ConsoleDevice::Virtio);
     assert_eq!(facts.serial == "stdio", serial == SerialConfig::Stdio);
+}
+
+#[test]
+fn parent_is_recorded_and_only_names_of_folders_are_taken() {
+    let parent = |name: &str| ParentFacts {
+        id: SnapshotId::from_bytes(*b"fedcba9876543210"),
+        name: name.to_owned(),
+        sha256: Hash::of(b"parent"),
+    };
+    let through = |name| {
+        let manifest = Manifest { parent: Some(parent(name)), ..manifest() };
+        let file = manifest.encode().unwrap();
+        assert!(str::from_utf8(&file).unwrap().contains("\"parent\": {"));
+        Manifest::decode(&file).map(|decoded| assert_eq!(decoded, manifest))
+    };
+    let [longest, too_long] = [255, 256].map(|len| "x".repeat(len));
+    for name in ["first", "a b", "...", ".hidden", &longest] {
+        assert_eq!(through(name), Ok(()));
+    }
+    for name in ["", ".", "..", "a/b", "/", "../x", "a\0", &too_long] {
+        assert_eq!(through(name), Err(ManifestError::ParentName { name: name.to_owned() }));
+    }
+    assert!(!str::from_utf8(&manifest().encode().unwrap()).unwrap().contains("parent"));
 }

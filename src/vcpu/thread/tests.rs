@@ -64,7 +64,7 @@ fn parked_vcpu_has_completed_its_last_access_and_can_be_saved() {
         assert!(reads >= last);
         last = reads;
         let copy = Machine::new(1, TestCpuid::Guest);
-        crate::kvm::restore_vcpus(&copy.vcpus, std::slice::from_ref(&saved), format).unwrap();
+        crate::kvm::restore_vcpus(&copy.vcpus, std::slice::from_ref(&saved), format, 0).unwrap();
         assert_eq!(copy.vcpus[0].save(format).unwrap().registers, state.registers);
     }
     assert!(last > 0, "the guest runs between the pauses");

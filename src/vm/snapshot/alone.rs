@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::SnapshotError;
 use super::check::check_legacy;
-use super::sections::{self, StateFile};
+use super::sections::{self, RamContent, StateFile};
 use crate::config::{MemorySize, VcpuCount};
 use crate::memory::FrozenRam;
 use crate::snapshot_files::{
@@ -24,11 +24,19 @@ pub fn read_state(file: &[u8], vcpus: u8, memory_mib: u64) -> Result<Vec<u8>, Sn
     let memory = MemorySize::from_mib(memory_mib).map_err(not_a_machine("memory_mib"))?;
     let id = file.get(16..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default();
     let id = SnapshotId::from_bytes(id);
-    let decoded = Sections::decode(file, &id);
-    let decoded = decoded.and_then(|sections| StateFile::decode(sections, count.value(), memory.mib()));
+    let decode = |has_parent| {
+        let sections = Sections::decode(file, &id)?;
+        StateFile::decode(sections, count.value(), memory.mib(), has_parent)
+    };
+    // The manifest says whether there is a parent. Here, the state does.
+    let decoded = match decode(false) {
+        Err(StateFileError::MissingSection { name: RamContent::WHOLE }) => decode(true),
+        result => result,
+    };
     let StateFile { machine, ram, subject } = decoded.map_err(|error| at.state(error))?;
     let empty = coracle_arch::nameless_file::create_in_memory(c"fuzzed", 0).map_err(at.read("memory"))?;
-    if FrozenRam::of_file(memory.into(), empty, ram.clone()).is_none() {
+    let below = matches!(ram, RamContent::Changes(_)).then(|| FrozenRam::zeroes(memory.into()));
+    if ram.clone().of_file(memory.into(), empty, below.as_ref()).is_none() {
         return Err(at.state(StateFileError::Ram { ram: memory.bytes() }).into());
     }
     check_legacy(at.0, &machine.legacy)?;

@@ -1,5 +1,6 @@
 //! The content of a snapshot, and whether it is whole, without a machine or KVM.
 
+use std::iter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,10 +11,11 @@ use coracle_devices::state::SavedState;
 use serde::Serialize;
 
 use super::SnapshotError;
-use super::restore::Loaded;
-use crate::memory::FrozenRegion;
+use super::restore::Own;
+use super::sections::RamContent;
+use crate::memory::{FrozenRam, FrozenRegion};
 use crate::snapshot_files::{
-    At, HostFacts, MachineFacts, Manifest, SnapshotId, StateFileError, Summary, check_memory,
+    At, HostFacts, MachineFacts, Manifest, ParentFacts, SnapshotId, StateFileError, Summary, check_memory,
 };
 use crate::vm::BuildError;
 use crate::vm::platform::Platform;
@@ -36,6 +38,8 @@ pub struct SnapshotInfo {
     pub host: HostFacts,
     /// The machine.
     pub machine: MachineFacts,
+    /// The snapshot over which this one lies; `None` if this one has all memory.
+    pub parent: Option<ParentFacts>,
 }
 
 /// Returns the facts about the snapshot in the folder at `path`. Only its manifest is read.
@@ -47,7 +51,7 @@ pub fn info(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
 }
 
 /// Reads the whole snapshot in the folder at `path`, and compares its memory with its hashes. Whether this
-/// host can run the machine is not checked.
+/// host can run the machine is not checked, and neither are the snapshots over which it lies.
 ///
 /// ```no_run
 /// # fn doc() -> Result<(), coracle::SnapshotError> {
@@ -61,16 +65,25 @@ pub fn info(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
 /// The first thing that is missing, damaged or not possible, by file and place.
 pub fn check(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
     let path = path.as_ref();
-    let Loaded { path: _, manifest, state, ram, stored_bytes } = Loaded::open(path)?;
+    let Own { path: _, manifest, state, content, memory, stored_bytes } = Own::open(path)?;
     check_legacy(path, &state.machine.legacy)?;
-    let content: Vec<Range<u64>> = ram.regions().iter().flat_map(in_file).collect();
-    check_memory(path, &manifest, ram.file(), &content)?;
+    let config = manifest.machine.config().map_err(|error| At(path).manifest(error))?;
+    let bytes = config.memory.bytes();
+    let file = memory.try_clone().map_err(At(path).read("memory"))?;
+    let is_whole = matches!(content, RamContent::Whole(_));
+    let below = (!is_whole).then(|| FrozenRam::zeroes(config.memory));
+    let ram = content.of_file(config.memory, memory, below.as_ref());
+    let ram = ram.ok_or_else(|| At(path).state(StateFileError::Ram { ram: bytes }))?;
+    // Of a snapshot over another one, only the pages that have changed are used, and blocks are larger.
+    let all = iter::once(0..bytes).filter(|_| !is_whole);
+    let content: Vec<Range<u64>> = all.chain(ram.regions().iter().flat_map(in_file)).collect();
+    check_memory(path, &manifest, &file, &content)?;
     Ok(Summary { manifest, stored_bytes }.into())
 }
 
 /// Returns the parts of a region with content, by their offsets in the file.
 fn in_file(region: &FrozenRegion) -> impl Iterator<Item = Range<u64>> {
-    region.parts.iter().map(|part| region.offset + part.start..region.offset + part.end)
+    region.pieces.iter().map(|piece| region.offset + piece.range.start..region.offset + piece.range.end)
 }
 
 /// Checks the states of the legacy devices, as a restore does.
@@ -84,8 +97,8 @@ pub(super) fn check_legacy(path: &Path, states: &[(String, SavedState)]) -> Resu
 impl From<Summary> for SnapshotInfo {
     fn from(summary: Summary) -> SnapshotInfo {
         let Summary { manifest, stored_bytes } = summary;
-        let Manifest { format, id, made_by, created, host, machine, state: _, memory: _ } = manifest;
-        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine }
+        let Manifest { format, id, made_by, created, host, machine, parent, state: _, memory: _ } = manifest;
+        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine, parent }
     }
 }
 

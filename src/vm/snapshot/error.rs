@@ -10,7 +10,7 @@ use coracle_devices::state::StateError;
 use crate::exit_code;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
-use crate::snapshot_files::SnapshotFileError;
+use crate::snapshot_files::{SnapshotFileError, SnapshotId};
 use crate::vm::BuildError;
 use crate::vm::build_error::of_kvm;
 use crate::vm::vcpus::STOP_LIMIT;
@@ -76,6 +76,18 @@ pub enum SnapshotError {
     /// The files of a snapshot cannot be written, or be used.
     #[error(transparent)]
     Files(#[from] SnapshotFileError),
+    /// The machine does not go on from the snapshot over which another is to lie.
+    #[error(
+        "snapshot {}: nobody knows what has changed since this snapshot ({id}), because the machine neither was \
+         restored from it nor has written it last; take one with all memory (snapshot_base)",
+        parent.display()
+    )]
+    OtherParent {
+        /// The path of the snapshot that was to be the parent.
+        parent: PathBuf,
+        /// Its id.
+        id: SnapshotId,
+    },
     /// The host starts no thread for the work.
     #[error("snapshot: the host cannot start a thread to write it: {0}")]
     Thread(io::Error),

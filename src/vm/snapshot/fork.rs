@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use coracle_devices::journal::Journal;
 
-use super::{SnapshotError, Template, TemplateParts};
+use super::{GuestTime, SnapshotError, Template, TemplateParts};
 use crate::config::{CpuAffinity, CpuQuota, SerialConfig, VmConfig};
 use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
@@ -23,32 +23,38 @@ use crate::vm::{BuildError, Vm, VmBuilder};
 #[derive(Debug, Clone)]
 pub struct Fork {
     builder: VmBuilder,
+    time: GuestTime,
 }
 
 impl Fork {
     /// Connects the console to pipes: see [`VmBuilder::console_piped`].
     pub fn console_piped(self) -> Fork {
-        Fork { builder: self.builder.console_piped() }
+        Fork { builder: self.builder.console_piped(), ..self }
     }
 
     /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_callback(take) }
+        Fork { builder: self.builder.console_callback(take), ..self }
     }
 
     /// Sends the console's output to `writer`: see [`VmBuilder::console_writer`].
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_writer(writer) }
+        Fork { builder: self.builder.console_writer(writer), ..self }
     }
 
     /// Connects the console to the caller's descriptors: see [`VmBuilder::console_streams`].
     pub fn console_streams(self, streams: ConsoleStreams) -> Fork {
-        Fork { builder: self.builder.console_streams(streams) }
+        Fork { builder: self.builder.console_streams(streams), ..self }
+    }
+
+    /// Decides whether the time since the machine was saved passes for the guest. Without this, it does not.
+    pub fn time(self, time: GuestTime) -> Fork {
+        Fork { time, ..self }
     }
 
     /// Limits the time of the fork, which counts from its start.
     pub fn timeout(self, limit: Duration) -> Fork {
-        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)) }
+        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)), ..self }
     }
 }
 
@@ -80,10 +86,13 @@ impl Template {
         let of_fork = |index| move |source| SnapshotError::Fork { index, source: Box::new(source) };
         // KVM looks at all mappings of the process for each virtual machine that it creates, and most of
         // those of a fork are the stacks of its threads: all virtual machines come before the first thread.
-        let restore = |index| Restored::new(&self.parts).map_err(of_fork(index));
-        let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
-        let build = |(index, restored)| {
+        let restore = |index| {
             let fork = adapt(index, Fork::new(self.parts.config.clone()));
+            let restored = Restored::new(&self.parts, &fork).map_err(of_fork(index))?;
+            Ok::<_, SnapshotError>((restored, fork))
+        };
+        let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
+        let build = |(index, (restored, fork)): (usize, (Restored, Fork))| {
             fork.build(&self.parts, restored, Some(index)).map_err(of_fork(index))
         };
         let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
@@ -115,7 +124,7 @@ impl Fork {
 
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
-        Fork { builder: VmBuilder::new(config) }
+        Fork { builder: VmBuilder::new(config), time: GuestTime::default() }
     }
 
     /// Returns the same settings for a machine of another configuration, from which no connection to the host
@@ -130,19 +139,19 @@ impl Fork {
             serial: own.serial.clone(),
             ..config.clone()
         };
-        Fork { builder: self.builder.configure(|own| *own = config) }
+        Fork { builder: self.builder.configure(|own| *own = config), ..self }
     }
 
     fn configure(self, change: impl FnOnce(&mut VmConfig)) -> Fork {
-        Fork { builder: self.builder.configure(change) }
+        Fork { builder: self.builder.configure(change), ..self }
     }
 
     pub(super) fn console_escape(self, yes: bool) -> Fork {
-        Fork { builder: self.builder.console_escape(yes) }
+        Fork { builder: self.builder.console_escape(yes), ..self }
     }
 
     /// Builds the fork with this index, with a thread that takes care of it.
-    fn build(
+    pub(super) fn build(
         self,
         template: &TemplateParts,
         restored: Restored,
@@ -165,7 +174,7 @@ impl Fork {
     ) -> Result<(Vm, Machine), SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
-        let Fork { builder } = self;
+        let Fork { builder, time: _ } = self;
         let console = builder.console_ends()?;
         let host =
             HostParts::new(builder.config(), &virtio::specs_of_fork(builder.config(), &template.disks))?;
@@ -195,13 +204,14 @@ pub(super) struct Restored {
 }
 
 impl Restored {
-    pub(super) fn new(template: &TemplateParts) -> Result<Restored, SnapshotError> {
+    pub(super) fn new(template: &TemplateParts, fork: &Fork) -> Result<Restored, SnapshotError> {
         let began = Instant::now();
         let kvm = template.kvm.create_vm()?;
         let ram = GuestRam::private_over(&template.ram)?;
         kvm.add_memory(&ram)?;
         kvm.create_local_apics()?;
-        kvm.set_clock(&template.state.clock)?;
+        let (clock, elapsed) = fork.time.clock(&template.state.clock);
+        kvm.set_clock(&clock)?;
         let guest = Guest { kvm, ram };
         let saved = &template.state.vcpus;
         let make = |(index, saved): (u32, &SavedVcpu)| {
@@ -210,7 +220,7 @@ impl Restored {
             Ok(vcpu)
         };
         let vcpus: Vec<Vcpu> = (0..).zip(saved).map(make).collect::<Result<_, KvmError>>()?;
-        restore_vcpus(&vcpus, saved, template.kvm.state_format()?)?;
+        restore_vcpus(&vcpus, saved, template.kvm.state_format()?, elapsed)?;
         Ok(Restored { vcpus, guest, took: began.elapsed() })
     }
 }

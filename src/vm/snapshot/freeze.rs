@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::state::MachineState;
-use super::{SnapshotError, Template, TemplateParts};
+use super::{SnapshotError, Template, TemplateParts, time};
 use crate::config::VmConfig;
 use crate::diagnosis::Subject;
 use crate::gate::Gate;
@@ -154,16 +154,16 @@ pub(super) fn save(
     let guest = machine.guest.as_ref().ok_or(SnapshotError::Ended)?;
     let legacy = machine.platform.save().into_iter().map(|(name, state)| (name.to_owned(), state)).collect();
     let virtio = machine.virtio.save().map_err(|device| SnapshotError::Device { device })?;
-    Ok(MachineState { vcpus: saved, clock: guest.kvm.clock()?, legacy, virtio })
+    Ok(MachineState { vcpus: saved, clock: time::dated(guest.kvm.clock()?), legacy, virtio })
 }
 
 /// Keeps the virtio devices off their queues, until it is dropped.
-struct StoppedDevices<'a> {
+pub(super) struct StoppedDevices<'a> {
     devices: Option<&'a VirtioDevices>,
 }
 
 impl StoppedDevices<'_> {
-    fn new(devices: &VirtioDevices) -> Result<StoppedDevices<'_>, SnapshotError> {
+    pub(super) fn new(devices: &VirtioDevices) -> Result<StoppedDevices<'_>, SnapshotError> {
         let stopped = StoppedDevices { devices: Some(devices) };
         // Dropping it lets the others go on if one does not stop.
         devices.pause().map_err(|device| SnapshotError::DeviceBusy { device })?;

@@ -3,6 +3,8 @@
 //! ```text
 //! Vm::freeze:      hold the vCPUs -> save the states -> end the machine -> its RAM becomes a sealed file
 //! Template::fork:  a virtual machine of KVM over a private mapping of that file -> restore the states -> run
+//! Vm::to_template: hold the vCPUs -> save the states, copy the new pages to a sealed file -> run on over it
+//! Vm::branch:      one fork of such a template
 //! ```
 //!
 //! A fork costs the pages that it writes. The states are plain data (`MachineState`), so that they can also
@@ -13,18 +15,23 @@
 //! Template::save_to:      the same files from a template
 //! Template::load:         check the files -> a template whose RAM is the file
 //! Vm::restore:            one fork of such a template
+//! VmHandle::snapshot_over: hold the vCPUs -> save the states, branch the RAM -> run on; write the changes
 //! ```
 
 mod alone;
+mod branch;
+mod chain;
 mod check;
 mod error;
 mod fork;
 mod freeze;
 mod host;
+mod increment;
 mod restore;
 mod save;
 mod sections;
 mod state;
+mod time;
 
 use std::sync::Arc;
 
@@ -33,8 +40,10 @@ pub use check::{SnapshotInfo, check, info};
 pub use error::SnapshotError;
 pub use fork::Fork;
 pub(super) use freeze::Freezing;
+pub use increment::merge;
 pub use restore::Restore;
 pub use save::check_free;
+pub use time::GuestTime;
 
 use self::state::MachineState;
 use super::outcome::SnapshotOrigin;

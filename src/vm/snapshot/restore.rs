@@ -1,5 +1,6 @@
 //! Machines that go on from the files of a snapshot.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,14 +8,14 @@ use std::time::Duration;
 
 use coracle_devices::journal::Journal;
 
+use super::chain::ChainRam;
 use super::fork::Restored;
-use super::sections::StateFile;
-use super::{Fork, SnapshotError, Template, TemplateParts, host};
+use super::sections::{RamContent, StateFile};
+use super::{Fork, GuestTime, SnapshotError, Template, TemplateParts, host};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
-use crate::memory::FrozenRam;
-use crate::snapshot_files::{At, Manifest, Snapshot, SnapshotFileError, StateFileError};
+use crate::snapshot_files::{At, Manifest, Snapshot, SnapshotFileError};
 use crate::vm::Vm;
 use crate::vm::lifecycle::live;
 use crate::vm::machine::Machine;
@@ -28,6 +29,7 @@ use crate::vm::stop::LOG_LIMIT;
 #[derive(Debug, Clone)]
 pub struct Restore {
     path: PathBuf,
+    parents: Option<PathBuf>,
     settings: Fork,
 }
 
@@ -37,11 +39,17 @@ impl Vm {
     ///
     /// [`VmHandle::snapshot_to`]: crate::VmHandle::snapshot_to
     pub fn restore(path: impl Into<PathBuf>) -> Restore {
-        Restore { path: path.into(), settings: Fork::new(VmConfig::default()) }
+        Restore { path: path.into(), parents: None, settings: Fork::new(VmConfig::default()) }
     }
 }
 
 impl Restore {
+    /// Names the directory with the snapshots over which this one lies, each under the name that it had:
+    /// [`VmHandle::snapshot_over`](crate::VmHandle::snapshot_over). They are found by their ids and hashes.
+    pub fn parents_in(self, directory: impl Into<PathBuf>) -> Restore {
+        Restore { parents: Some(directory.into()), ..self }
+    }
+
     /// Connects the console to pipes: see [`console_piped`](crate::VmBuilder::console_piped).
     pub fn console_piped(self) -> Restore {
         Restore { settings: self.settings.console_piped(), ..self }
@@ -66,6 +74,11 @@ impl Restore {
     /// Interprets Ctrl-A commands in the console's input: for a person at a terminal.
     pub fn console_escape(self, yes: bool) -> Restore {
         Restore { settings: self.settings.console_escape(yes), ..self }
+    }
+
+    /// Decides whether the time since the snapshot passes for the guest. Without this, it does not.
+    pub fn time(self, time: GuestTime) -> Restore {
+        Restore { settings: self.settings.time(time), ..self }
     }
 
     /// Limits the time of the machine, which counts from its start here.
@@ -115,9 +128,9 @@ impl Restore {
     }
 
     fn build_parts(self) -> Result<(Vm, Machine), SnapshotError> {
-        let Restore { path, settings } = self;
-        let template = Template::load(path)?;
-        let restored = Restored::new(&template.parts)?;
+        let Restore { path, parents, settings } = self;
+        let template = Template::load_from(&path, parents.as_deref())?;
+        let restored = Restored::new(&template.parts, &settings)?;
         settings.over(template.config()).build_parts(&template.parts, restored, None)
     }
 }
@@ -142,11 +155,25 @@ impl Template {
     /// A file is missing, damaged or of another snapshot; its format is newer than this version; the machine
     /// ran on another kind of KVM; or this host's CPU lacks a feature that the guest was shown.
     pub fn load(path: impl AsRef<Path>) -> Result<Template, SnapshotError> {
-        let Loaded { path, manifest, state, ram, stored_bytes: _ } = Loaded::open(path.as_ref())?;
+        Template::load_from(path.as_ref(), None)
+    }
+
+    /// Makes a template of a snapshot that lies over others, as [`Template::load`] does. They are in the
+    /// directory `parents`, each under the name that it had.
+    ///
+    /// # Errors
+    /// See [`Template::load`]; or a parent is missing or is another one.
+    pub fn load_over(path: impl AsRef<Path>, parents: impl AsRef<Path>) -> Result<Template, SnapshotError> {
+        Template::load_from(path.as_ref(), Some(parents.as_ref()))
+    }
+
+    fn load_from(path: &Path, parents: Option<&Path>) -> Result<Template, SnapshotError> {
+        let Loaded { path, manifest, state, ram } = Loaded::open(path, parents)?;
         let kvm = Kvm::open()?;
         let StateFile { machine, ram: _, subject } = state;
         host::check(&path, &manifest.host, &machine, &kvm)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
+        let ram = ram.ram.with_few_pieces()?.of_snapshot(ram.ids);
         let parts = TemplateParts {
             config,
             state: machine,
@@ -166,22 +193,41 @@ pub(super) struct Loaded {
     pub(super) path: PathBuf,
     pub(super) manifest: Manifest,
     pub(super) state: StateFile,
-    pub(super) ram: FrozenRam,
+    pub(super) ram: ChainRam,
+}
+
+impl Loaded {
+    /// Opens and checks the files of the snapshot at `path`, and of those over which it lies, in the
+    /// directory `parents`.
+    pub(super) fn open(path: &Path, parents: Option<&Path>) -> Result<Loaded, SnapshotFileError> {
+        let Own { path, manifest, state, content, memory, stored_bytes: _ } = Own::open(path)?;
+        let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
+        let ram = ChainRam::open(&path, (&manifest, config.memory), (memory, content), parents)?;
+        Ok(Loaded { path, manifest, state, ram })
+    }
+}
+
+/// The parts of a snapshot that are in its own folder.
+pub(super) struct Own {
+    pub(super) path: PathBuf,
+    pub(super) manifest: Manifest,
+    /// Without the content of the RAM, which is below.
+    pub(super) state: StateFile,
+    pub(super) content: RamContent,
+    pub(super) memory: File,
     /// The bytes of the files on the medium.
     pub(super) stored_bytes: u64,
 }
 
-impl Loaded {
-    /// Opens and checks the files of the snapshot at `path`.
-    pub(super) fn open(path: &Path) -> Result<Loaded, SnapshotFileError> {
-        let Snapshot { path, manifest, sections, memory, stored_bytes } = Snapshot::open(path)?;
+impl Own {
+    pub(super) fn open(path: &Path) -> Result<Own, SnapshotFileError> {
+        let Snapshot { path, manifest, manifest_hash: _, sections, memory, stored_bytes } =
+            Snapshot::open(path)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
         let (vcpus, memory_mib) = (config.vcpus.value(), config.memory.size().mib());
-        let mut state =
-            StateFile::decode(sections, vcpus, memory_mib).map_err(|error| At(&path).state(error))?;
-        let bytes = config.memory.bytes();
-        let ram = FrozenRam::of_file(config.memory, memory, std::mem::take(&mut state.ram));
-        let ram = ram.ok_or_else(|| At(&path).state(StateFileError::Ram { ram: bytes }))?;
-        Ok(Loaded { path, manifest, state, ram, stored_bytes })
+        let state = StateFile::decode(sections, vcpus, memory_mib, manifest.parent.is_some());
+        let mut state = state.map_err(|error| At(&path).state(error))?;
+        let content = std::mem::replace(&mut state.ram, RamContent::Whole(Vec::new()));
+        Ok(Own { path, manifest, state, content, memory, stored_bytes })
     }
 }

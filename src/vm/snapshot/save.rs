@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::freeze::{self, Hold};
+use super::sections::RamContent;
 use super::state::MachineState;
 use super::{SnapshotError, Template, TemplateParts, host, sections};
 use crate::diagnosis::Subject;
@@ -72,7 +73,7 @@ impl Template {
             }
             let draft = Draft::begin(&path)?;
             let content = save_ram(&draft, config.memory.bytes(), |file| FrozenRam::save(ram, file))?;
-            finish(draft, MachineFacts::of(config), state, &content, subject)
+            finish(draft, MachineFacts::of(config), state, content, subject)
         })
     }
 }
@@ -88,7 +89,7 @@ pub fn check_free(path: impl AsRef<Path>) -> Result<(), SnapshotError> {
 
 /// Runs `work` on a thread that blocks all signals: a write beyond the process's limit of file sizes is an
 /// error there, and does not end the process.
-fn on_own_thread(
+pub(super) fn on_own_thread(
     work: impl FnOnce() -> Result<(), SnapshotError> + Send + 'static,
 ) -> Result<(), SnapshotError> {
     let thread = ThreadKind::Snapshot.spawn(work).map_err(SnapshotError::Thread)?;
@@ -133,15 +134,15 @@ fn save_machine(shared: &Arc<Shared>, path: &Path) -> Result<(), SnapshotError> 
     let Still { state, facts, subject, ram, _hold: hold } = still;
     drop(ram);
     drop(hold);
-    finish(draft, facts, &state, &content, &subject)
+    finish(draft, facts, &state, content, &subject)
 }
 
-/// Copies RAM of `bytes` bytes to the draft, and returns the parts with content.
-fn save_ram(
+/// Copies RAM of `bytes` bytes to the draft, and returns what `save` does: the parts with content.
+pub(super) fn save_ram<T>(
     draft: &Draft,
     bytes: u64,
-    save: impl FnOnce(&std::fs::File) -> Result<Vec<Vec<Range<u64>>>, SaveError>,
-) -> Result<Vec<Vec<Range<u64>>>, SnapshotError> {
+    save: impl FnOnce(&std::fs::File) -> Result<T, SaveError>,
+) -> Result<T, SnapshotError> {
     save(draft.memory(bytes)?).map_err(|error| match error {
         SaveError::Ram(error) => error.into(),
         SaveError::File(error) => At(draft.path()).write(MEMORY)(error).into(),
@@ -152,8 +153,9 @@ fn finish(
     draft: Draft,
     facts: MachineFacts,
     state: &MachineState,
-    content: &[Vec<Range<u64>>],
+    content: Vec<Vec<Range<u64>>>,
     subject: &Subject,
 ) -> Result<(), SnapshotError> {
+    let content = &RamContent::Whole(content);
     Ok(draft.finish(host::facts(), facts, &sections::encode(state, content, subject))?)
 }

@@ -3,6 +3,7 @@
 //! A part of [`MachineState`] is a section of its own, with a version of its own. A new part is a new
 //! section: required, if a machine without it would not be the same.
 
+use std::fs::File;
 use std::ops::Range;
 
 use coracle_arch::x86_64::cpu_template::CpuTemplate;
@@ -10,7 +11,9 @@ use coracle_devices::state::{SavedState, StateError};
 use serde::Deserialize;
 
 use super::state::MachineState;
+use crate::config::MemoryConfig;
 use crate::diagnosis::Subject;
+use crate::memory::{FrozenRam, MAX_RANGES};
 use crate::snapshot_files::{Section, Sections, StateFileError};
 use crate::vcpu::SavedVcpu;
 
@@ -18,13 +21,58 @@ use crate::vcpu::SavedVcpu;
 #[derive(Debug)]
 pub(super) struct StateFile {
     pub(super) machine: MachineState,
-    /// The parts of each region of RAM that have content, as `FrozenRam::of_file` takes them.
-    pub(super) ram: Vec<Vec<Range<u64>>>,
+    pub(super) ram: RamContent,
     pub(super) subject: Subject,
 }
 
+/// The ranges of each region of RAM that the file `memory` has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RamContent {
+    /// All that has content, as `FrozenRam::of_file` takes them.
+    Whole(Vec<Vec<Range<u64>>>),
+    /// The changes since the parent, as `FrozenRam::with_file` takes them.
+    Changes(Vec<Vec<Range<u64>>>),
+}
+
+impl RamContent {
+    /// The section of a snapshot that has all memory.
+    pub(super) const WHOLE: &str = RAM;
+
+    fn encode(&self) -> Section {
+        let (name, content) = match self {
+            RamContent::Whole(parts) => (RAM, SavedState::encode(1, parts)),
+            RamContent::Changes(ranges) => (CHANGES, SavedState::encode(1, ranges)),
+        };
+        Section { name: name.to_owned(), is_required: true, content }
+    }
+
+    /// Takes the section that a snapshot with a parent, or without one, has.
+    pub(super) fn take(sections: &mut Sections, has_parent: bool) -> Result<RamContent, StateFileError> {
+        if has_parent {
+            required(sections, CHANGES, MAX_CHANGES).map(RamContent::Changes)
+        } else {
+            required(sections, RAM, SMALL).map(RamContent::Whole)
+        }
+    }
+
+    /// Returns the RAM that has this content of `file`, over that of the parent. `None` if RAM of this size
+    /// cannot have it.
+    pub(super) fn of_file(
+        self,
+        memory: MemoryConfig,
+        file: File,
+        parent: Option<&FrozenRam>,
+    ) -> Option<FrozenRam> {
+        match (self, parent) {
+            (RamContent::Whole(parts), None) => FrozenRam::of_file(memory, file, parts),
+            (RamContent::Changes(ranges), Some(parent)) => parent.with_file(file, &ranges),
+            _ => None,
+        }
+    }
+}
+
 /// Encodes the state of a machine.
-pub(super) fn encode(machine: &MachineState, ram: &[Vec<Range<u64>>], subject: &Subject) -> Vec<Section> {
+pub(super) fn encode(machine: &MachineState, ram: &RamContent, subject: &Subject) -> Vec<Section> {
     // Complete, so that no new part is forgotten.
     let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
     let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
@@ -32,14 +80,15 @@ pub(super) fn encode(machine: &MachineState, ram: &[Vec<Range<u64>>], subject: &
         required(VCPUS, SavedState::encode(1, vcpus)),
         required(CLOCK, SavedState::encode(1, clock)),
         required(LEGACY, SavedState::encode(1, legacy)),
-        required(RAM, SavedState::encode(1, &ram)),
+        ram.encode(),
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
     ]
 }
 
 impl StateFile {
-    /// Decodes the state of a machine with `vcpus` vCPUs and `memory_mib` of RAM. What depends on the host or
-    /// on the devices of the machine is checked later, by those who restore it.
+    /// Decodes the state of a machine with `vcpus` vCPUs and `memory_mib` of RAM, whose snapshot has a parent
+    /// or not. What depends on the host or on the devices of the machine is checked later, by those who
+    /// restore it.
     ///
     /// # Errors
     /// A section is missing or not known, or a value in it is not possible.
@@ -47,6 +96,7 @@ impl StateFile {
         mut sections: Sections,
         vcpus: u8,
         memory_mib: u64,
+        has_parent: bool,
     ) -> Result<StateFile, StateFileError> {
         let content = |name: &str, error| StateFileError::content(name, error);
         let machine = MachineState {
@@ -55,7 +105,7 @@ impl StateFile {
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
             virtio: Vec::new(),
         };
-        let ram = required(&mut sections, RAM, SMALL)?;
+        let ram = RamContent::take(&mut sections, has_parent)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;
         let subject = Subject::restored(guest.as_ref(), memory_mib).map_err(|error| content(GUEST, error))?;
         sections.finish()?;
@@ -98,6 +148,7 @@ const VCPUS: &str = "vcpus";
 const CLOCK: &str = "clock";
 const LEGACY: &str = "legacy";
 const RAM: &str = "ram";
+const CHANGES: &str = "ram-changes";
 const GUEST: &str = "guest";
 
 /// The longest section of vCPUs: 64 of them, with 64 KiB of XSAVE, a page of the local APIC, 1024 registers
@@ -108,5 +159,8 @@ const MAX_VCPUS: usize = 8 << 20;
 const MAX_LEGACY: usize = 64 << 10;
 /// The longest section about the guest, most of which is its command line.
 const MAX_GUEST: usize = 64 << 10;
+/// The longest section of changes: two numbers of up to 6 bytes for each of the ranges, and a length for each
+/// region.
+const MAX_CHANGES: usize = 13 * MAX_RANGES;
 /// The longest section of a few numbers.
 const SMALL: usize = 4 << 10;

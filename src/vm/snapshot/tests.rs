@@ -8,7 +8,7 @@ use coracle_payload::Payload;
 use vmm_sys_util::tempdir::TempDir;
 
 use super::restore::Loaded;
-use super::sections::{self, StateFile};
+use super::sections::{self, RamContent, StateFile};
 use super::*;
 use crate::kvm::testing::{kvm_or_skip, skip};
 use crate::snapshot_files::{Section, Sections, SnapshotId, encode_state};
@@ -31,12 +31,13 @@ fn id() -> SnapshotId {
 
 /// Encodes and decodes a state, which `change` changes in between.
 fn through(loaded: &Loaded, change: impl FnOnce(&mut Vec<Section>)) -> Result<StateFile, String> {
-    let Loaded { path: _, manifest: _, state, ram, stored_bytes: _ } = loaded;
-    let parts: Vec<_> = ram.regions().iter().map(|region| region.parts.clone()).collect();
+    let Loaded { path: _, manifest: _, state, ram } = loaded;
+    let pieces = ram.ram.regions().iter().map(|region| region.pieces.iter().map(|piece| piece.range.clone()));
+    let parts = RamContent::Whole(pieces.map(Iterator::collect).collect());
     let mut sections = sections::encode(&state.machine, &parts, &state.subject);
     change(&mut sections);
     let sections = Sections::decode(&encode_state(&id(), &sections), &id()).unwrap();
-    StateFile::decode(sections, 2, 16).map_err(|error| error.to_string())
+    StateFile::decode(sections, 2, 16, false).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -46,7 +47,7 @@ fn features_that_this_host_lacks_are_refused_by_name() {
     }
     let (_folder, path) = snapshot();
     let kvm = Kvm::open().unwrap();
-    let Loaded { manifest, state, .. } = Loaded::open(&path).unwrap();
+    let Loaded { manifest, state, .. } = Loaded::open(&path, None).unwrap();
     let check = |machine: &MachineState| host::check(&path, &manifest.host, machine, &kvm);
     assert!(check(&state.machine).is_ok());
     let everything = [CpuidEntry { function: 7, eax: 1, edx: u32::MAX, ..CpuidEntry::default() }];
@@ -74,7 +75,7 @@ fn state_of_a_machine_goes_through_its_file_and_nothing_else_does() {
         return;
     }
     let (_folder, path) = snapshot();
-    let loaded = Loaded::open(&path).unwrap();
+    let loaded = Loaded::open(&path, None).unwrap();
     let same = through(&loaded, |_| ()).unwrap();
     assert_eq!(format!("{:?}", same.machine), format!("{:?}", loaded.state.machine));
     assert_eq!(same.subject.save(), loaded.state.subject.save());
@@ -111,7 +112,7 @@ fn values_that_no_machine_has_are_refused_by_section_and_field() {
     }
     let (_folder, path) = snapshot();
     let refusal = |change: fn(&mut MachineState)| {
-        let mut loaded = Loaded::open(&path).unwrap();
+        let mut loaded = Loaded::open(&path, None).unwrap();
         change(&mut loaded.state.machine);
         through(&loaded, |_| ()).unwrap_err()
     };
@@ -132,7 +133,7 @@ fn values_that_no_machine_has_are_refused_by_section_and_field() {
     });
     assert_eq!(many, "section `legacy` has 90003 bytes, and at most 65536 are possible; it is damaged");
     // The devices check theirs.
-    let mut loaded = Loaded::open(&path).unwrap();
+    let mut loaded = Loaded::open(&path, None).unwrap();
     let legacy = &mut loaded.state.machine.legacy;
     assert!(check::check_legacy(&path, legacy).is_ok());
     legacy.pop();

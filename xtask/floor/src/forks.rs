@@ -114,13 +114,48 @@ impl Machine {
                 file
             }
         };
-        let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
-        // SAFETY: the call changes nothing but the file.
-        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        seal(&file)?;
         Ok((Template { kvm, cpuid, state, file, bytes }, Remains(Some(guest))))
     }
+}
+
+impl Machine {
+    /// Writes to the memory, as its guest would.
+    ///
+    /// # Errors
+    /// It is not inside.
+    pub fn dirty(&mut self, (offset, len): (usize, usize), value: u8) -> io::Result<()> {
+        let range = self.guest.ram.bytes().get_mut(offset..offset.saturating_add(len));
+        range.ok_or(io::ErrorKind::InvalidInput)?.fill(value);
+        Ok(())
+    }
+
+    /// Saves the state, and shares the memory `dirty`, which are offset and length, with a file that never
+    /// changes again. The guest can go on over it.
+    ///
+    /// # Errors
+    /// The host or KVM refuses a call.
+    pub fn branch(&mut self, dirty: (usize, usize)) -> io::Result<impl Sized + use<>> {
+        let state = State::save(&self.guest, &self.msrs)?;
+        let file = memory_file(self.bytes)?;
+        let (offset, len) = dirty;
+        if len > 0 {
+            let content = self.guest.ram.bytes().get(offset..offset.saturating_add(len));
+            file.write_all_at(content.ok_or(io::ErrorKind::InvalidInput)?, offset as u64)?;
+        }
+        seal(&file)?;
+        if len > 0 {
+            self.guest.ram.lay_over(&file, dirty)?;
+        }
+        Ok((state, file))
+    }
+}
+
+fn seal(file: &File) -> io::Result<()> {
+    let seals = libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: the call changes nothing but the file.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The rest of a machine.

@@ -49,6 +49,23 @@ impl Ram {
         Ok(Ram { address: address.cast(), bytes })
     }
 
+    /// Maps `file` privately, from the same offset, in place of `len` bytes from `offset`. No guest runs
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// The host refuses the mapping, or it is not inside.
+    pub fn lay_over(&mut self, file: &File, (offset, len): (usize, usize)) -> io::Result<()> {
+        if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let at = self.address.wrapping_add(offset).cast();
+        // SAFETY: it replaces a part of this mapping, to which no reference exists, for `self` is exclusive.
+        let placed = unsafe { libc::mmap(at, len, access, flags, file.as_raw_fd(), offset as libc::off_t) };
+        if placed == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// Returns the content. No guest runs meanwhile.
     pub fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the memory is mapped for as long as `self` lives, which is borrowed alone.

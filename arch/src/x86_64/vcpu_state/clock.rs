@@ -9,7 +9,7 @@ pub struct VmClockState {
     pub nanoseconds: u64,
     /// Whether each vCPU sees exactly this clock, because the host's time-stamp counter is reliable.
     pub is_stable: bool,
-    /// CLOCK_REALTIME of the host at that instant, in nanoseconds, if KVM reports it.
+    /// CLOCK_REALTIME of the host at that instant, in nanoseconds: by KVM if it reports it.
     pub realtime_nanoseconds: Option<u64>,
     /// The host's time-stamp counter at that instant, if KVM reports it.
     pub host_tsc: Option<u64>,

@@ -85,6 +85,20 @@ pub trait DiskBackend: Send + Sync {
     fn freeze(&self) -> Option<FrozenDisk> {
         None
     }
+
+    /// Returns the present content, as [`freeze`](Self::freeze) does, while no request is in flight. This
+    /// disk goes on too: its next writes go to `layer`, which `size` limits.
+    ///
+    /// # Errors
+    /// `layer` cannot be an overlay. The disk goes on as before.
+    fn branch(
+        &self,
+        _layer: OverlayLayer<'_>,
+        _size: OverlaySize,
+    ) -> Result<Option<FrozenDisk>, OverlayError> {
+        // A disk with an own layer overrides this. Others never change if they can be frozen.
+        Ok(self.freeze())
+    }
 }
 
 /// Returns the end of a range that lies inside `capacity`.

@@ -6,7 +6,7 @@
 //! part of it.
 //!
 //! A machine that goes on from another one has an overlay over the overlay of that one, which does not change
-//! any more.
+//! any more. If the other one runs on, it does so with a new overlay of its own.
 
 use std::fs::File;
 use std::io;
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::frozen::{FrozenLayer, MAX_LAYERS};
 use super::open::{DiskOpenError, FileLock, open};
@@ -27,6 +27,13 @@ use crate::memory::Span;
 /// A disk with a private overlay.
 #[derive(Debug)]
 pub struct Overlay {
+    /// Replaced while no request is in flight.
+    stack: RwLock<Arc<Stack>>,
+}
+
+/// The files of a disk with an overlay.
+#[derive(Debug)]
+struct Stack {
     base: Arc<File>,
     /// The overlays of former machines between the two, the newest first.
     below: Vec<Arc<FrozenLayer>>,
@@ -113,6 +120,22 @@ impl Overlay {
     /// # Errors
     /// `layer` cannot be an overlay.
     pub(super) fn over(
+        base: (Arc<File>, u64),
+        below: Vec<Arc<FrozenLayer>>,
+        layer: OverlayLayer<'_>,
+        size: OverlaySize,
+    ) -> Result<Self, OverlayError> {
+        let stack = Stack::new(base, below, layer, size)?;
+        Ok(Self { stack: RwLock::new(Arc::new(stack)) })
+    }
+
+    fn stack(&self) -> Arc<Stack> {
+        self.stack.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Stack {
+    fn new(
         (base, capacity): (Arc<File>, u64),
         below: Vec<Arc<FrozenLayer>>,
         layer: OverlayLayer<'_>,
@@ -254,16 +277,6 @@ impl Overlay {
         let result = unsafe { libc::fallocate(self.layer.as_raw_fd(), mode, at, len) };
         if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
-}
-
-impl DiskBackend for Overlay {
-    fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    fn is_read_only(&self) -> bool {
-        false
-    }
 
     fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
         let end = self.check(offset, total(spans))?;
@@ -294,11 +307,6 @@ impl DiskBackend for Overlay {
         Ok(())
     }
 
-    /// Nothing has to be durable: the overlay vanishes with the machine.
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
         // Only clusters in the overlay take space. They still count towards the limit afterwards.
         let end = self.check(offset, len)?;
@@ -308,7 +316,7 @@ impl DiskBackend for Overlay {
         if is_ours { self.punch(offset, end).or(Ok(())) } else { Ok(()) }
     }
 
-    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<u64> {
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<u64> {
         let end = self.check(offset, len)?;
         self.prepare(offset, end)?;
         let done = self
@@ -318,23 +326,68 @@ impl DiskBackend for Overlay {
         Ok(done)
     }
 
+    fn freeze(&self) -> FrozenDisk {
+        let Self { base, below, layer, capacity, cluster_shift: _, present, room: _ } = self;
+        let present: Box<[u64]> = present.iter().map(|word| word.load(Ordering::Acquire)).collect();
+        // A layer without a cluster would only be looked at in vain.
+        let has_any = present.iter().any(|word| *word != 0);
+        let newest = has_any.then(|| Arc::new(FrozenLayer { file: layer.clone(), present }));
+        let layers = newest.into_iter().chain(below.iter().cloned()).collect();
+        FrozenDisk { base: base.clone(), capacity: *capacity, layers: Some(layers) }
+    }
+}
+
+impl DiskBackend for Overlay {
+    fn capacity(&self) -> u64 {
+        self.stack().capacity
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.stack().read(offset, spans)
+    }
+
+    fn write(&self, offset: u64, spans: &[Span]) -> io::Result<()> {
+        self.stack().write(offset, spans)
+    }
+
+    /// Nothing has to be durable: the overlay vanishes with the machine.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.stack().discard(offset, len)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, _unmap: bool) -> io::Result<u64> {
+        self.stack().write_zeroes(offset, len)
+    }
+
     fn admit_write(&self, offset: u64, len: u64) -> io::Result<()> {
-        self.check(offset, len).map(drop)
+        self.stack().check(offset, len).map(drop)
     }
 
     fn can_be_frozen(&self) -> bool {
-        self.below.len() < MAX_LAYERS
+        self.stack().below.len() < MAX_LAYERS
     }
 
     fn freeze(&self) -> Option<FrozenDisk> {
-        let Self { base, below, layer, capacity, cluster_shift: _, present, room: _ } = self;
-        if !self.can_be_frozen() {
-            return None;
+        self.can_be_frozen().then(|| self.stack().freeze())
+    }
+
+    fn branch(&self, layer: OverlayLayer<'_>, size: OverlaySize) -> Result<Option<FrozenDisk>, OverlayError> {
+        let Some(frozen) = self.freeze() else { return Ok(None) };
+        let before = self.stack();
+        let below = frozen.layers.clone().unwrap_or_default();
+        if below.len() > before.below.len() {
+            let stack = Stack::new((before.base.clone(), before.capacity), below, layer, size)?;
+            *self.stack.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(stack);
         }
-        let present = present.iter().map(|word| word.load(Ordering::Acquire)).collect();
-        let newest = Arc::new(FrozenLayer { file: layer.clone(), present });
-        let layers = std::iter::once(newest).chain(below.iter().cloned()).collect();
-        Some(FrozenDisk { base: base.clone(), capacity: *capacity, layers: Some(layers) })
+        Ok(Some(frozen))
     }
 }
 

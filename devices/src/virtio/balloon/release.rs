@@ -116,7 +116,7 @@ mod tests {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let region = MmapRegion::build(Some(offset), BYTES, prot, flags).unwrap();
         let region = GuestRegionMmap::<()>::new(region, GuestAddress(0)).unwrap();
-        GuestMemory::new(GuestMemoryMmap::from_regions(vec![region]).unwrap(), kind, ())
+        GuestMemory::new(GuestMemoryMmap::from_regions(vec![region]).unwrap(), kind)
     }
 
     fn content(memory: &GuestMemory) -> Vec<u8> {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::backend::disk::{DiskBackend, FrozenDisk, SECTOR};
+use crate::backend::disk::{DiskBackend, FrozenDisk, OverlayError, OverlayLayer, OverlaySize, SECTOR};
 use crate::journal;
 use crate::virtio::state::SaveDevice;
 use crate::virtio::{
@@ -136,6 +136,25 @@ impl Block {
     /// can have the content. The device has to be paused, and this machine must not go on.
     pub fn freeze(&self) -> Option<FrozenDisk> {
         self.disk.backend.freeze()
+    }
+
+    /// Returns whether writes of the guest are kept in a layer of this disk.
+    pub fn has_layer(&self) -> bool {
+        !self.disk.backend.is_read_only() && self.disk.backend.can_be_frozen()
+    }
+
+    /// Returns the present content, as [`freeze`](Self::freeze) does, of a disk that [has a
+    /// layer](Self::has_layer). The device has to be paused, and goes on afterwards: its next writes go to
+    /// `layer`.
+    ///
+    /// # Errors
+    /// See [`DiskBackend::branch`].
+    pub fn branch(
+        &self,
+        layer: OverlayLayer<'_>,
+        size: OverlaySize,
+    ) -> Result<Option<FrozenDisk>, OverlayError> {
+        self.disk.backend.branch(layer, size)
     }
 
     fn handler(

@@ -36,7 +36,7 @@ pub const BUFFERS: u64 = 1 << 20;
 pub fn memory() -> GuestMemory {
     let ranges = [(GuestAddress(0), LOW_RAM_LEN as usize), (GuestAddress(HIGH_RAM), HIGH_RAM_LEN as usize)];
     let mmap = GuestMemoryMmap::<()>::from_ranges(&ranges);
-    GuestMemory::new(mmap.unwrap_or_default(), MappingKind::Private, ())
+    GuestMemory::new(mmap.unwrap_or_default(), MappingKind::Private)
 }
 
 /// A machine with one virtio device, whose handlers run when the test lets them.

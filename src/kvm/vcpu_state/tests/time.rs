@@ -139,3 +139,26 @@ fn kvm_clock_of_the_copy_reports_the_pause() {
     assert_eq!(copy.read(FLAGS, 1)[0] & 2, 2);
     assert_ne!(copy.read(MORE_DATA, 4), version);
 }
+
+/// The time between passes for the counter and for each timer, as far as the copy is told.
+#[test]
+fn time_that_passes_is_seen_by_the_counter_and_by_timers() {
+    const HOUR: u64 = 3_600_000_000_000;
+    if !kvm_or_skip() {
+        return;
+    }
+    let machine = Machine::new(1, TestCpuid::Guest);
+    let clock = machine.vm.clock().unwrap();
+    for reports_offset in [true, false] {
+        let mut states = machine.save();
+        if !reports_offset {
+            states[0].tsc.offset = None;
+        }
+        let copy = machine.restored_after(&states, &clock, HOUR).unwrap();
+        if moves_tsc(&machine) {
+            let ticks = u128::from(HOUR) * u128::from(machine.vcpus[0].tsc_khz().unwrap()) / 1_000_000;
+            let passed = copy.save()[0].tsc.value.wrapping_sub(states[0].tsc.value);
+            assert!(u128::from(passed) >= ticks && u128::from(passed) < ticks * 2, "{passed} of {ticks}");
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! The costs of templates and forks of a bare guest, beside a floor: the bare calls of KVM and of memory that
 //! no fork can do without (`xtask/floor/src/forks.rs`), in the same process and in turn.
 
+mod branch;
 mod calls;
 mod held;
 mod part;
@@ -45,6 +46,8 @@ enum What {
     FreezeMemfd,
     /// Forks, to the next byte of each.
     Forks,
+    /// Branches of a machine that runs on, with as many MiB written since the last as `count`.
+    Branch,
     /// The memory of each of many forks.
     Memory,
     /// The descriptors and threads of each of many forks, and the time to make all.
@@ -56,10 +59,10 @@ enum What {
 /// Measures and prints the tables.
 pub(super) fn run(workspace: &Workspace, rounds: u32) -> Result<()> {
     // The program that measures is built for release, as the library is.
-    let bench = Bench {
-        program: static_build::tasks(workspace)?,
-        payload: write_payload(&workspace.target.join("payloads"), "fork-mark")?,
-    };
+    let payloads = workspace.target.join("payloads");
+    let bench =
+        Bench { program: static_build::tasks(workspace)?, payload: write_payload(&payloads, "fork-mark")? };
+    write_payload(&payloads, branch::PAYLOAD)?;
     println!(
         "A bare guest with one vCPU and 8 MiB touched, on {} CPUs; {rounds} rounds, Coracle and its floor in turn\n",
         thread::available_parallelism()?
@@ -91,7 +94,7 @@ struct Row {
     target: &'static str,
 }
 
-const ROWS: [Row; 7] = [
+const ROWS: [Row; 10] = [
     row("freeze, 128 MiB, anonymous", What::FreezeAnonymous, SMALL, 1, 4, "-"),
     row("freeze, 128 MiB, memfd", What::FreezeMemfd, SMALL, 1, 4, "-"),
     row("fork to next byte, 128 MiB", What::Forks, SMALL, 1, 1, "2.0"),
@@ -99,6 +102,9 @@ const ROWS: [Row; 7] = [
     row("fork to next byte, 64 GiB", What::Forks, 64 << 10, 1, 4, "+1.0"),
     row("4 forks to the last's byte", What::Forks, SMALL, 4, 4, "-"),
     row("16 forks to the last's byte", What::Forks, SMALL, 16, 8, "25"),
+    row("branch, nothing written since", What::Branch, SMALL, 0, 1, "-"),
+    row("branch, 8 MiB written since", What::Branch, SMALL, 8, 1, "3.0"),
+    row("branch, 64 MiB written since", What::Branch, SMALL, 64, 4, "-"),
 ];
 
 const fn row(

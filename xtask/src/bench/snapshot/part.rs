@@ -10,6 +10,7 @@ use coracle::{ConsolePipe, Template, Vm};
 use coracle_floor::forks as floor;
 use serde::{Deserialize, Serialize};
 
+use super::branch::branches;
 use super::held::Held;
 use super::{FROZEN, GOES_ON, SnapshotPart, TOUCHED, What, answer};
 use crate::bench::scale::allow_open_files;
@@ -45,6 +46,7 @@ pub(in crate::bench) fn measure_here(part: &SnapshotPart) -> Result<()> {
         What::FreezeAnonymous => answer(&freezes(part, MemoryBacking::Anonymous)?),
         What::FreezeMemfd => answer(&freezes(part, MemoryBacking::Memfd)?),
         What::Forks => answer(&forks(part)?),
+        What::Branch => answer(&branches(part)?),
         What::Memory => answer(&memory(part)?),
         What::Crowd => answer(&crowd(part)?),
         What::Calls => Marked::fork(&template(part)?, part.count).map(drop),
@@ -186,6 +188,6 @@ fn floor_forks(template: &floor::Template, count: usize) -> Result<Vec<floor::Fo
     Ok(forks)
 }
 
-fn micros(start: Instant) -> f64 {
+pub(super) fn micros(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e6
 }
