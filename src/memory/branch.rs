@@ -41,8 +41,8 @@ impl GuestRam {
     ///
     /// The pages that were written take memory twice for a moment, at most [`WINDOW`] bytes.
     ///
-    /// The guest stands still, and so does everything else that uses the memory. What lay below it before goes to
-    /// `before`: freeing it may take as long as this call, and can wait until the guest runs.
+    /// The guest stands still, and so does everything else that uses the memory. What lay below it before
+    /// goes to `before`: freeing it may take as long as this call, and can wait until the guest runs.
     ///
     /// # Errors
     /// The content is as before, and the machine can go on.
