@@ -44,9 +44,13 @@ impl GuestRam {
     /// The guest stands still, and so does everything else that uses the memory. What lay below it before
     /// goes to `before`: freeing it may take as long as this call, and can wait until the guest runs.
     ///
+    /// `is_over` is asked every [`WINDOW`] bytes whether the machine has been asked to end: then nobody wants
+    /// the result.
+    ///
     /// # Errors
     /// The content is as before, and the machine can go on.
     ///
+    /// - [`MemoryError::Over`]: `is_over` said so.
     /// - [`MemoryError::FrozenHugePages`]: see [`FrozenRam::check`].
     /// - [`MemoryError::TouchedPages`], [`MemoryError::Freeze`]: the host refuses the copy.
     /// - [`MemoryError::MapFork`]: the host refuses a mapping.
@@ -55,13 +59,14 @@ impl GuestRam {
         &self,
         layer: Option<NextLayer>,
         before: &mut Option<FrozenRam>,
+        is_over: &dyn Fn() -> bool,
     ) -> Result<FrozenRam, MemoryError> {
         FrozenRam::check(self.owned.memory)?;
         let mut origin = self.owned.origin();
         let (frozen, result) = match &*origin {
             Origin::File(file) => (self.owned.make_private(file)?, Ok(())),
-            Origin::Zeroes => self.owned.add_layer(&FrozenRam::zeroes(self.owned.memory), layer)?,
-            Origin::Frozen(base) => self.owned.add_layer(base, layer)?,
+            Origin::Zeroes => self.owned.add_layer(&FrozenRam::zeroes(self.owned.memory), layer, is_over)?,
+            Origin::Frozen(base) => self.owned.add_layer(base, layer, is_over)?,
         };
         // Even after an error, a part of the memory shows the new layer.
         if let Origin::Frozen(old) = std::mem::replace(&mut *origin, Origin::Frozen(frozen.clone())) {
@@ -90,6 +95,7 @@ impl Owned {
         &self,
         base: &FrozenRam,
         layer: Option<NextLayer>,
+        is_over: &dyn Fn() -> bool,
     ) -> Result<(FrozenRam, Result<(), MemoryError>), MemoryError> {
         let memory = self.memory;
         let list_error = |source| MemoryError::TouchedPages { memory, source };
@@ -116,8 +122,8 @@ impl Owned {
             let wanted = with_pieces_of(own.clone(), &region.pieces, &replaced);
             let room = MAX_MAPPINGS / pieces.len();
             let runs = ranges_to_copy(region.bytes, &region.pieces, &wanted, room);
-            result =
-                result.and_then(|()| Move { base, region, mapping, own, layer: &layer }.all(&runs, moved));
+            result = result
+                .and_then(|()| Move { base, region, mapping, own, layer: &layer, is_over }.all(&runs, moved));
         }
         let sealed = seal(&layer).map_err(|source| MemoryError::Seal { memory, source });
         let result = result.and(sealed);
@@ -176,6 +182,7 @@ struct Move<'a> {
     /// The pages that are not those of `base`.
     own: Vec<Range<u64>>,
     layer: &'a File,
+    is_over: &'a dyn Fn() -> bool,
 }
 
 impl Move<'_> {
@@ -185,6 +192,9 @@ impl Move<'_> {
         let memory = self.base.memory();
         for run in runs {
             for start in (run.start..run.end).step_by(WINDOW) {
+                if (self.is_over)() {
+                    return Err(MemoryError::Over);
+                }
                 let window = start..run.end.min(start + WINDOW as u64);
                 self.copy(&window).map_err(|source| MemoryError::Freeze { memory, source })?;
                 self.show(&window).map_err(|source| MemoryError::MapFork { memory, source })?;

@@ -56,6 +56,9 @@ pub enum MemoryError {
         /// The configured memory.
         memory: MemoryConfig,
     },
+    /// The machine was asked to end while its memory was being shared.
+    #[error("{MEMORY}: the machine has been asked to end")]
+    Over,
     /// Reserved huge pages cannot be frozen.
     #[error(
         "{MEMORY} {memory}: reserved huge pages cannot be frozen, because a fork copies single pages of 4 KiB: \

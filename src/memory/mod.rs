@@ -57,6 +57,7 @@ use layers::Piece;
 use mapping::{HUGE_PAGE, Mapping, Source};
 
 pub(crate) use baseline::{MAX_RANGES, WeakRam};
+pub(crate) use branch::NextLayer;
 pub use error::MemoryError;
 pub(crate) use frozen::{FrozenRam, FrozenRegion, next_data};
 pub(crate) use save::SaveError;

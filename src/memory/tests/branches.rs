@@ -4,6 +4,7 @@ use super::super::branch::{MAX_FILES, MAX_MAPPINGS};
 use super::super::layers::{lay_over, ranges_to_copy};
 use super::super::page_map::PageMap;
 use super::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Counts the mappings of this process in the RAM.
@@ -28,7 +29,7 @@ fn machine_and_its_children_see_only_their_own_writes() {
         let pages = [0, PAGE, 5 * PAGE, 33 * MIB, 3 * GIB - PAGE, 4 * GIB, 6 * GIB - PAGE];
         write(&parent, pages, 1);
         let addresses: Vec<_> = parent.regions().map(|region| region.host_address).collect();
-        let first = GuestRam::private_over(&parent.branch(None, &mut None).unwrap()).unwrap();
+        let first = GuestRam::private_over(&parent.branch(None, &mut None, &|| false).unwrap()).unwrap();
         for ram in [&parent, &first] {
             has(ram, pages, 1);
             is_zero(ram, [2 * PAGE, 40 * MIB, 5 * GIB]);
@@ -37,7 +38,7 @@ fn machine_and_its_children_see_only_their_own_writes() {
         write(&parent, [PAGE, 2 * PAGE, 70 * MIB, 5 * GIB], 2);
         clear(&parent, 33 * MIB);
         write(&first, [PAGE, 70 * MIB], 3);
-        let second = GuestRam::private_over(&parent.branch(None, &mut None).unwrap()).unwrap();
+        let second = GuestRam::private_over(&parent.branch(None, &mut None, &|| false).unwrap()).unwrap();
         write(&parent, [PAGE, 4 * GIB], 4);
         for ram in [&parent, &second] {
             has(ram, [2 * PAGE, 70 * MIB, 5 * GIB], 2);
@@ -50,8 +51,9 @@ fn machine_and_its_children_see_only_their_own_writes() {
         has(&first, [PAGE, 70 * MIB], 3);
         is_zero(&first, [2 * PAGE, 5 * GIB]);
         // Their RAM is frozen, saved and branched like any other.
-        let child = GuestRam::private_over(&first.branch(None, &mut None).unwrap()).unwrap();
-        let (saved, _) = saved(memory(text), |file| parent.branch(None, &mut None).unwrap().save(file));
+        let child = GuestRam::private_over(&first.branch(None, &mut None, &|| false).unwrap()).unwrap();
+        let (saved, _) =
+            saved(memory(text), |file| parent.branch(None, &mut None, &|| false).unwrap().save(file));
         let frozen = second.freeze().unwrap();
         assert_eq!(parent.regions().map(|region| region.host_address).collect::<Vec<_>>(), addresses);
         drop((parent, first));
@@ -72,19 +74,34 @@ fn next_branch_copies_what_was_written_since_and_nothing_else() {
     let parent = ram("64M");
     let all = || (0..16 * MIB).step_by(PAGE as usize);
     write(&parent, all(), 1);
-    let first = parent.branch(None, &mut None).unwrap();
+    let first = parent.branch(None, &mut None, &|| false).unwrap();
     assert_eq!(newest(&first), 16 * MIB);
-    let same = parent.branch(None, &mut None).unwrap();
+    let same = parent.branch(None, &mut None, &|| false).unwrap();
     assert_eq!((same.files().len(), newest(&same)), (1, 16 * MIB));
     has(&parent, all(), 1);
     write(&parent, [0, 8 * MIB, 40 * MIB], 2);
-    let second = parent.branch(None, &mut None).unwrap();
+    let second = parent.branch(None, &mut None, &|| false).unwrap();
     assert_eq!((second.files().len(), newest(&second)), (2, 3 * PAGE));
     // A layer that shows nothing any more is closed.
     write(&parent, all(), 3);
-    let third = parent.branch(None, &mut None).unwrap();
+    let third = parent.branch(None, &mut None, &|| false).unwrap();
     assert_eq!((third.files().len(), newest(&third)), (2, 16 * MIB));
     assert_eq!(parent.for_devices().kind(), MappingKind::Private);
+}
+
+#[test]
+fn branch_stops_when_the_machine_is_to_end() {
+    let parent = ram("256M");
+    write(&parent, (0..128 * MIB).step_by(PAGE as usize), 1);
+    let asked = Cell::new(0);
+    let is_over = || asked.replace(asked.get() + 1) == 2;
+    let error = parent.branch(None, &mut None, &is_over).unwrap_err();
+    assert!(matches!(error, MemoryError::Over), "{error}");
+    assert_eq!(asked.get(), 3, "once for each window");
+    has(&parent, (0..128 * MIB).step_by(PAGE as usize), 1);
+    // What was copied is not lost.
+    let frozen = parent.branch(None, &mut None, &|| false).unwrap();
+    has(&GuestRam::private_over(&frozen).unwrap(), (0..128 * MIB).step_by(PAGE as usize), 1);
 }
 
 #[test]
@@ -95,7 +112,7 @@ fn branch_of_a_memory_file_copies_nothing_and_leaves_the_file_if_another_process
         Origin::File(file) => (file.try_clone().unwrap(), map_shared(file, 4096).unwrap()),
         other => panic!("{other:?}"),
     };
-    let error = parent.branch(None, &mut None).unwrap_err().to_string();
+    let error = parent.branch(None, &mut None, &|| false).unwrap_err().to_string();
     assert!(error.contains("cannot be sealed"), "{error}");
     assert_eq!(parent.for_devices().kind(), MappingKind::SharedFile);
     write(&parent, [MIB], 2);
@@ -104,7 +121,7 @@ fn branch_of_a_memory_file_copies_nothing_and_leaves_the_file_if_another_process
     assert!(content == pattern(MIB, 2), "the guest still writes to the file");
     drop(elsewhere);
     let devices = parent.for_devices();
-    let frozen = parent.branch(None, &mut None).unwrap();
+    let frozen = parent.branch(None, &mut None, &|| false).unwrap();
     assert_eq!(devices.kind(), MappingKind::Private);
     assert_eq!(frozen.files()[0].metadata().unwrap().ino(), file.metadata().unwrap().ino());
     has(&parent, [0, 40 * MIB], 1);
@@ -134,7 +151,7 @@ fn long_chain_with_scattered_pages_keeps_few_mappings_and_files() {
         }
         // As it is done with a machine, every other time.
         let next = if writer % 2 == 0 { parent.next_layer() } else { None };
-        let frozen = parent.branch(next, &mut None).unwrap();
+        let frozen = parent.branch(next, &mut None, &|| false).unwrap();
         let files = frozen.files().len();
         assert!(files <= MAX_FILES, "{files} files at {writer}");
         let count = mappings(&parent);
@@ -157,7 +174,7 @@ fn long_chain_with_scattered_pages_keeps_few_mappings_and_files() {
 fn both_lists_of_own_pages_agree() {
     let ram = ram("64M");
     write(&ram, (0..8 * MIB).step_by(PAGE as usize), 1);
-    ram.branch(None, &mut None).unwrap();
+    ram.branch(None, &mut None, &|| false).unwrap();
     has(&ram, [0, 3 * PAGE], 1);
     is_zero(&ram, [50 * MIB]);
     write(&ram, [PAGE, 2 * PAGE, 7 * PAGE, 8 * MIB - PAGE], 2);

@@ -3,10 +3,11 @@
 use super::fork::Restored;
 use super::freeze::{self, Hold, StoppedDevices};
 use super::{Fork, SnapshotError, Template, TemplateParts};
+use crate::gate::GateState;
 use crate::kvm::Kvm;
-use crate::memory::FrozenRam;
+use crate::memory::{FrozenRam, MemoryError, NextLayer};
 use crate::virtio::{BranchDiskError, NewLayers};
-use crate::vm::machine::Machine;
+use crate::vm::machine::{Guest, Machine};
 use crate::vm::shared::Shared;
 use crate::vm::{BuildError, Vm, VmHandle};
 
@@ -85,6 +86,21 @@ impl VmHandle {
     }
 }
 
+/// Shares the memory of a machine that stands still. A large memory takes a while, so an ending that is asked
+/// for meanwhile comes first.
+pub(super) fn share(
+    shared: &Shared,
+    guest: &Guest,
+    layer: Option<NextLayer>,
+    before: &mut Option<FrozenRam>,
+) -> Result<FrozenRam, SnapshotError> {
+    let is_over = || shared.gate.state() == GateState::Closed;
+    guest.ram.branch(layer, before, &is_over).map_err(|error| match error {
+        MemoryError::Over => SnapshotError::Ended,
+        error => error.into(),
+    })
+}
+
 /// Saves the state of the machine and shares its memory. The control thread does this between two of its
 /// waits. In any case, the machine runs on.
 #[inline(never)]
@@ -103,7 +119,7 @@ fn template(shared: &Shared, machine: &Machine, layers: NewLayers) -> Result<Tem
     freeze::park(&shared.gate, &vcpus)?;
     let _devices = StoppedDevices::new(&machine.virtio)?;
     let state = freeze::save(&shared.gate, machine, &vcpus, kvm.state_format()?)?;
-    let ram = guest.ram.branch(layer, &mut before)?;
+    let ram = share(shared, guest, layer, &mut before)?;
     let disks = machine.virtio.branch_disks(layers).map_err(|error| match error {
         BranchDiskError::Refused(device) => SnapshotError::Device { device },
         BranchDiskError::Layer(error) => BuildError::from(error).into(),

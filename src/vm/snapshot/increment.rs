@@ -10,7 +10,7 @@ use super::restore::Loaded;
 use super::save::{on_own_thread, save_ram};
 use super::sections::{self, RamContent};
 use super::state::MachineState;
-use super::{SnapshotError, host};
+use super::{SnapshotError, branch, host};
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::{FrozenRam, WeakRam};
@@ -137,7 +137,7 @@ impl Layer {
         freeze::park(&shared.gate, &vcpus)?;
         let _devices = StoppedDevices::new(&machine.virtio)?;
         let state = freeze::save(&shared.gate, machine, &vcpus, format)?;
-        let ram = guest.ram.branch(layer, &mut before)?;
+        let ram = branch::share(shared, guest, layer, &mut before)?;
         let over = parent.map(|(parent, path)| {
             let baseline = ram.baseline().filter(|base| base.ids.first() == Some(parent.id.bytes()));
             let other = || SnapshotError::OtherParent { parent: path.clone(), id: parent.id };
