@@ -277,6 +277,29 @@ fn disks_go_on_from_an_overlay_each_by_itself() {
 }
 
 #[test]
+fn disk_that_goes_on_beside_another_has_a_new_layer_if_the_old_one_was_written_to() {
+    let scratch = Scratch::in_memory();
+    let size = OverlaySize::Bytes(4096);
+    let disk = overlay(&scratch, size);
+    let branch = || disk.branch(layer(scratch.folder.as_path()), size).unwrap().unwrap();
+    let open = |frozen: FrozenDisk| frozen.open(|| Ok(layer(scratch.folder.as_path())), size).unwrap();
+    let before = open(branch());
+    scratch.write(&disk, 0, &[1; 512]).unwrap();
+    let [first, same] = [open(branch()), open(branch())];
+    // The limit is that of each layer.
+    scratch.write(&disk, 8192, &[2; 512]).unwrap();
+    scratch.write(&*first, 0, &[3; 512]).unwrap();
+    let byte = |disk: &dyn DiskBackend, offset| scratch.read(disk, offset, 1).unwrap()[0];
+    let original = content();
+    assert_eq!((byte(&disk, 0), byte(&disk, 8192)), (1, 2));
+    assert_eq!((byte(&*first, 0), byte(&*first, 8192)), (3, original[8192]));
+    assert_eq!((byte(&*same, 0), byte(&*same, 8192)), (1, original[8192]));
+    assert_eq!(byte(&*before, 0), original[0]);
+    // More often than there can be layers, if nothing is written.
+    (0..100).for_each(|_| drop(branch()));
+}
+
+#[test]
 fn read_only_disks_share_their_file_and_its_lock() {
     let scratch = Scratch::in_memory();
     let path = scratch.disk();
@@ -300,6 +323,9 @@ fn disk_that_others_could_not_go_on_from_is_refused() {
     assert!(!raw.can_be_frozen() && raw.freeze().is_none());
     drop(raw);
     let mut disk: Box<dyn DiskBackend> = Box::new(overlay(&scratch, OverlaySize::Bytes(DISK)));
+    // A layer that was never written to does not count.
+    disk = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
+    scratch.write(&*disk, DISK - 512, &content()[DISK as usize - 512..]).unwrap();
     for generation in 0..64 {
         assert!(disk.can_be_frozen(), "{generation}");
         disk = next(&scratch, &*disk, OverlaySize::Bytes(DISK));
