@@ -63,6 +63,7 @@ impl Machine {
 ///
 /// # Errors
 /// The ending of the machine, if the guest cannot be replaced.
+#[inline(never)]
 fn restart(shared: &Shared, machine: &mut Machine, past: &mut Past) -> Result<(), Ending> {
     let Machine { platform, interrupts, virtio, guest, recipe: Some(recipe), .. } = machine else {
         return Ok(());

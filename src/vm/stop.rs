@@ -29,6 +29,8 @@ use crate::kvm::{Interrupts, Vcpu};
 use crate::{host, io_loop};
 
 /// Stops the machine in that order, and reports the outcome.
+// Not in the frame in which the thread waits for the end.
+#[inline(never)]
 pub(super) fn stop(shared: &Shared, machine: Machine, past: &Past, ending: Ending) {
     let Machine {
         io_loop,

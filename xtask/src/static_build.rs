@@ -75,15 +75,16 @@ fn build(
     Ok(folder.join(TARGET).join(profile).join(program))
 }
 
-/// Static, and small: identical functions are merged, relocations are compact, there are no unwind tables,
-/// and less of the C library. The linker is the one that comes with Rust.
-fn flags(root: &Path) -> [String; 6] {
+/// Static, and small: identical functions are merged, relocations are compact and share no page with code,
+/// there are no unwind tables, and less of the C library. The linker is the one that comes with Rust.
+fn flags(root: &Path) -> [String; 7] {
     let script = root.join("xtask/src/static.ld");
     [
         STATIC.to_owned(),
         "-Clink-arg=-Wl,--icf=all".to_owned(),
         "-Clink-arg=-Wl,-z,pack-relative-relocs".to_owned(),
         "-Clink-arg=-Wl,--no-eh-frame-hdr".to_owned(),
+        "-Clink-arg=-Wl,-z,separate-loadable-segments".to_owned(),
         format!("-Clink-arg=-Wl,-T,{}", script.display()),
         // resources/small_libc.s
         "--cfg=coracle_small_libc".to_owned(),

@@ -12,6 +12,7 @@ use super::variable::named;
 // A program that cargo has built, and the machine to run it in.
 #[derive(Debug, Args)]
 #[command(mut_arg("kernel", |kernel| kernel.long("kernel").value_name("FILE")))]
+#[command(after_help = include_str!("examples/cargo-runner.txt").trim_end())]
 pub(crate) struct CargoRunnerArgs {
     /// Settings of the machine that differ from the default guest's; `--kernel` takes the place of the first
     /// argument of other commands.

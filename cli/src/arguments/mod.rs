@@ -38,29 +38,26 @@ pub(crate) struct Cli {
 }
 
 // The arguments of a subcommand are made when it is parsed, and those of the others never. Their structs have
-// no documentation, which clap would then take for that of the subcommand.
+// no documentation, which clap would then take for that of the subcommand. They have the examples, which would
+// otherwise be copied for all subcommands in each run.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Boot a kernel and attach its console
-    #[command(args_override_self = true, after_help = run_examples())]
+    #[command(args_override_self = true)]
     Run(Box<RunArgs>),
     /// Let a machine, or many, go on from a snapshot
-    #[command(args_override_self = true, after_help = include_str!("examples/restore.txt").trim_end())]
+    #[command(args_override_self = true)]
     Restore(Box<RestoreArgs>),
     /// Show or check a snapshot
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
     /// Boot one guest or many, and judge them by their consoles and by how they end
-    #[command(args_override_self = true, after_help = include_str!("examples/test.txt").trim_end())]
+    #[command(args_override_self = true)]
     Test(Box<TestArgs>),
     /// Run a program that cargo has built, such as its tests, in a guest: set it as `runner` in
     /// .cargo/config.toml
-    #[command(
-        name = "cargo-runner",
-        args_override_self = true,
-        after_help = include_str!("examples/cargo-runner.txt").trim_end()
-    )]
+    #[command(name = "cargo-runner", args_override_self = true)]
     CargoRunner(Box<CargoRunnerArgs>),
     /// Check a config file of `coracle run --config`, or print its JSON Schema
     Config(ConfigArgs),
@@ -71,11 +68,12 @@ pub(crate) enum Command {
     #[command(after_help = "Exits with 0 when a Linux guest can run here in some way, else with 115.")]
     Doctor(DoctorArgs),
     /// Run any command on an emulated machine that has KVM and this machine's files
-    #[command(name = "host-emulate", after_help = include_str!("examples/host-emulate.txt").trim_end())]
+    #[command(name = "host-emulate")]
     HostEmulate(HostEmulateArgs),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = run_examples())]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub vm: VmArgs,
@@ -141,6 +139,7 @@ pub(crate) struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = include_str!("examples/host-emulate.txt").trim_end())]
 pub(crate) struct HostEmulateArgs {
     /// A path under /tmp, /run or /dev/shm that the command must see; everything else there is private to it
     #[arg(long = "share", value_name = "PATH")]

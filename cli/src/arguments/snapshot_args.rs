@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use coracle::config::{CpuAffinity, CpuQuota, SerialConfig, parse_duration};
 
 #[derive(Debug, Args)]
+#[command(after_help = include_str!("examples/restore.txt").trim_end())]
 pub(crate) struct RestoreArgs {
     /// Folder of the snapshot
     pub snapshot: PathBuf,

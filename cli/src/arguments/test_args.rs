@@ -13,6 +13,7 @@ use super::{Surroundings, VmArgs};
 
 // A single boot test, or a file of many.
 #[derive(Debug, Args)]
+#[command(after_help = include_str!("examples/test.txt").trim_end())]
 pub(crate) struct TestArgs {
     #[command(flatten)]
     pub vm: VmArgs,
