@@ -38,8 +38,8 @@ pub(crate) struct Cli {
 }
 
 // The arguments of a subcommand are made when it is parsed, and those of the others never. Their structs have
-// no documentation, which clap would then take for that of the subcommand. They have the examples, which would
-// otherwise be copied for all subcommands in each run.
+// no documentation, which clap would then take for that of the subcommand. They have the examples, which
+// would otherwise be copied for all subcommands in each run.
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
