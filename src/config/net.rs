@@ -9,10 +9,10 @@ use std::time::Duration;
 pub use coracle_devices::virtio::net::MacAddress;
 use coracle_devices::virtio::poll::Poll;
 
-use super::keyed::{Key, Keyed, Kind, with_words};
+use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::setting::{setting, text};
 use super::words::{Word, escaped, split};
-use super::{ConfigError, duration};
+use super::{ConfigError, DeviceId, duration};
 
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct NetConfig {
     /// How long the I/O thread polls for the next frame before it sleeps; zero for never, 1 ms at most. The
     /// thread polls less if polling finds nothing, and not at all while the CPUs are busy.
     pub poll: Duration,
+    /// The id; `None` for `net0`, `net1` and so on.
+    pub id: Option<DeviceId>,
 }
 
 /// The host's end of a network card.
@@ -67,7 +69,7 @@ impl NetConfig {
 
     /// Creates the configuration of a card with a random address.
     pub fn new(end: NetEnd) -> NetConfig {
-        NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT }
+        NetConfig { end, mac: None, mtu: None, poll: Poll::DEFAULT, id: None }
     }
 }
 
@@ -116,6 +118,7 @@ pub(super) struct NetDraft {
     mac: Option<MacAddress>,
     mtu: Option<u16>,
     poll: Option<Duration>,
+    id: Option<DeviceId>,
 }
 
 setting!(NetChoice keyed NetConfig, text(), |net, change| {
@@ -151,6 +154,7 @@ impl Keyed for NetConfig {
             about: "How long the I/O thread polls for the next frame before it sleeps: off, or a time up to 1000us; \
                     a number is in microseconds",
         },
+        ID,
     ];
 
     const NEEDS: &'static [&'static str] = &["tap", "fd", "socket"];
@@ -171,6 +175,7 @@ impl Keyed for NetConfig {
             },
             ("mtu", Some(mtu)) => net.mtu = Some(mtu.parse().ok().filter(|mtu| *mtu >= MIN_MTU)?),
             ("poll", Some(time)) => net.poll = Some(duration::poll(time)?),
+            ("id", Some(id)) => return Some(id.parse().map(|id| net.id = Some(id))),
             _ => return None,
         }
         Some(Ok(()))
@@ -180,9 +185,9 @@ impl Keyed for NetConfig {
         ConfigError::NetWord { word: word.into() }
     }
 
-    fn finish(NetDraft { end, mac, mtu, poll }: NetDraft) -> Result<NetConfig, ConfigError> {
+    fn finish(NetDraft { end, mac, mtu, poll, id }: NetDraft) -> Result<NetConfig, ConfigError> {
         let end = end.ok_or_else(|| ConfigError::NetEnd { text: String::new() })?;
-        Ok(NetConfig { end, mac, mtu, poll: poll.unwrap_or(Poll::DEFAULT) })
+        Ok(NetConfig { end, mac, mtu, poll: poll.unwrap_or(Poll::DEFAULT), id })
     }
 }
 

@@ -7,7 +7,7 @@ use coracle_devices::virtio::balloon::Balloon;
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::VmConfig;
+use crate::config::{DeviceId, VmConfig};
 
 /// The balloon of a machine that has one.
 pub(super) struct BalloonSpec {
@@ -25,6 +25,10 @@ impl DeviceSpec for BalloonSpec {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         let balloon = Arc::new(Balloon::new(self.ram_bytes));
         Ok(Opened { device: balloon.clone(), handle: Some(Handle::Balloon(balloon)) })
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::numbered("balloon", 0)
     }
 
     fn module(&self) -> &'static str {

@@ -9,7 +9,7 @@ use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{AgentConfig, ConsoleDevice, VmConfig};
+use crate::config::{AgentConfig, ConsoleDevice, DeviceId, VmConfig};
 
 /// The purpose of the console device of a machine.
 pub(super) enum ConsoleSpec {
@@ -66,6 +66,10 @@ impl DeviceSpec for ConsoleSpec {
         let (device, ports) =
             made.map_err(|source| VirtioError::Host { device: "console".into(), source })?;
         Ok(Opened { device: Arc::new(device), handle: Some(Handle::Console(ports)) })
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::numbered("console", 0)
     }
 
     fn module(&self) -> &'static str {

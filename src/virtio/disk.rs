@@ -17,7 +17,7 @@ use coracle_image::temporary;
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
+use crate::config::{DeviceId, DiskAccess, DiskConfig, DiskEngine, DiskErrorPolicy};
 use crate::gate::Gate;
 
 /// The host's side of a disk.
@@ -36,11 +36,13 @@ pub(crate) struct TemplateDisk {
 /// The settings of a disk, apart from where its blocks are.
 #[derive(Debug, Clone)]
 struct DiskSettings {
+    id: DeviceId,
     field: Field,
     /// The configured path; empty for a disk that was made here.
     path: PathBuf,
     name: String,
-    id: String,
+    /// The serial number that the guest sees; empty for none.
+    serial: String,
     queues: u16,
     engine: Engine,
     poll: Duration,
@@ -52,12 +54,13 @@ struct DiskSettings {
 impl DeviceSpec for Named<'_, DiskConfig> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
         let backend = backend(self)?;
-        let Named { field, config } = *self;
+        let Named { field, config, id: _ } = *self;
         let settings = DiskSettings {
+            id: self.id.clone(),
             field,
             path: config.path.clone(),
             name: format!("disk {}", config.path.display()),
-            id: config.id.as_ref().map(|id| id.as_str().to_owned()).unwrap_or_default(),
+            serial: config.shown_serial().to_owned(),
             queues: config.queues,
             engine: match config.engine {
                 DiskEngine::Sync => Engine::Sync,
@@ -70,6 +73,10 @@ impl DeviceSpec for Named<'_, DiskConfig> {
         Ok(settings.open(backend, context))
     }
 
+    fn id(&self) -> DeviceId {
+        self.id.clone()
+    }
+
     fn module(&self) -> &'static str {
         MODULE
     }
@@ -79,12 +86,19 @@ impl DeviceSpec for Named<'_, DiskConfig> {
     }
 }
 
-/// The disk that holds the guest's root.
-impl DeviceSpec for RootDisk {
+/// The disk that holds the guest's root, and its id.
+pub(super) struct RootSpec<'a> {
+    pub(super) disk: &'a RootDisk,
+    pub(super) id: DeviceId,
+}
+
+impl DeviceSpec for RootSpec<'_> {
     fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
-        let file = match &self.backing {
+        let Self { disk: RootDisk { backing, .. }, id } = self;
+        let file = match backing {
             RootBacking::Image { path, access } => {
-                return Named { field: ROOT, config: &image_config(path, *access) }.open(context);
+                let config = image_config(path, *access);
+                return Named { field: ROOT, config: &config, id: id.clone() }.open(context);
             }
             RootBacking::Made(file) => file,
         };
@@ -92,10 +106,11 @@ impl DeviceSpec for RootDisk {
         let failed = |source| VirtioError::Host { device: name.clone(), source };
         let disk = file.try_clone().and_then(RawDisk::of_file).map_err(failed)?;
         let settings = DiskSettings {
+            id: id.clone(),
             field: ROOT,
             path: PathBuf::new(),
             name,
-            id: String::new(),
+            serial: String::new(),
             queues: 1,
             engine: Engine::IoUring,
             poll: Poll::DEFAULT,
@@ -103,6 +118,10 @@ impl DeviceSpec for RootDisk {
             size: OverlaySize::Unlimited,
         };
         Ok(settings.open(Box::new(disk), context))
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
@@ -124,6 +143,10 @@ impl DeviceSpec for TemplateDisk {
         Ok(settings.clone().open(backend, context))
     }
 
+    fn id(&self) -> DeviceId {
+        self.settings.id.clone()
+    }
+
     fn module(&self) -> &'static str {
         MODULE
     }
@@ -138,7 +161,7 @@ impl DiskSettings {
         let faults = Faults { name: self.name.clone(), policy: self.policy, gate: context.gate.clone() };
         let block = Arc::new(Block::new(BlockSettings {
             name: self.name.clone(),
-            id: self.id.clone(),
+            id: self.serial.clone(),
             queues: self.queues,
             engine: self.engine,
             poll: self.poll,
@@ -184,7 +207,7 @@ fn image_config(path: &Path, access: ImageAccess) -> DiskConfig {
 }
 
 fn backend(disk: &Named<'_, DiskConfig>) -> Result<Box<dyn DiskBackend>, VirtioError> {
-    let Named { field, config: DiskConfig { path, access, .. } } = *disk;
+    let Named { field, config: DiskConfig { path, access, .. }, id: _ } = *disk;
     if matches!(access, DiskAccess::ReadWrite | DiskAccess::ReadOnly) {
         return Ok(Box::new(check(disk)?));
     }
@@ -217,7 +240,7 @@ fn overlay_error(field: Field, path: &Path, error: OverlayError) -> VirtioError 
 
 /// Opens a disk's file as the device would; under an overlay it is only read.
 pub(super) fn check(disk: &Named<'_, DiskConfig>) -> Result<RawDisk, VirtioError> {
-    let Named { field, config } = *disk;
+    let Named { field, config, id: _ } = *disk;
     let lock = match config.access {
         DiskAccess::ReadWrite => FileLock::Exclusive,
         DiskAccess::ReadOnly | DiskAccess::Overlay { .. } => FileLock::Shared,

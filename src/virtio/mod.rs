@@ -14,7 +14,7 @@ mod spec;
 mod state;
 mod vsock;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(crate) use disk::TemplateDisk;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use vsock::VsockPortError;
 
-use crate::config::{DiskId, MacAddress, NetEnd, VmConfig};
+use crate::config::{DeviceId, MacAddress, NetEnd, VmConfig};
 use crate::ending::HostFailure;
 use crate::gate::Gate;
 use crate::kvm::{Interrupts, KvmVm, WeakKvmVm};
@@ -54,7 +54,9 @@ pub(crate) type Specs<'a> = Vec<Box<dyn DeviceSpec + 'a>>;
 
 /// Returns every device of a machine, in the order in which its guest finds them.
 pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Specs<'a> {
-    let disks = [each(numbered(&config.disks, DISKS, "path")), each(root.and_then(Root::disk))];
+    let id = || config.root.as_ref().and_then(|root| root.id.clone()).unwrap_or_else(DeviceId::of_root);
+    let root = root.and_then(Root::disk).map(|disk| disk::RootSpec { disk, id: id() });
+    let disks = [each(numbered(&config.disks, DISKS, "path")), each(root)];
     specs_with(disks.into_iter().flatten().collect(), config)
 }
 
@@ -104,6 +106,7 @@ pub(crate) struct VirtioDevices {
 
 /// An attached device with its transport.
 struct Attached {
+    id: DeviceId,
     transport: Arc<dyn Transport>,
     place: VirtioMmio,
     handle: Option<Handle>,
@@ -156,13 +159,23 @@ pub enum VirtioError {
         /// The cause.
         r#source: OverlayError,
     },
+    /// Two devices have the same id.
+    #[error("{second}: it has the id {id}, which another device ({first}) has; give each its own id=")]
+    IdTwice {
+        /// The setting of the first, with its value.
+        first: String,
+        /// The setting of the second, with its value.
+        second: String,
+        /// The id.
+        id: DeviceId,
+    },
     /// Two disks have the same serial number.
-    #[error("{field}: two disks have the id {id}; give each its own")]
-    DiskIdTwice {
+    #[error("{field}: two disks have the serial number {serial}; give each its own")]
+    SerialTwice {
         /// The setting of the second.
         field: Field,
         /// The serial number.
-        id: DiskId,
+        serial: String,
     },
     /// The host's end of a network card cannot be opened.
     #[error("{field} {end}: {source}")]
@@ -227,9 +240,9 @@ impl VirtioDevices {
         let chains = ChainBudget::default();
         // A vCPU starts the threads, and may be bound to CPUs that are not for them.
         let cpus = config.cpu_affinity.as_ref().and_then(|_| HostCpus::of_this_thread());
-        for (opened, place) in opened.into_iter().zip(places) {
+        for ((opened, spec), place) in opened.into_iter().zip(specs).zip(places) {
             let name = opened.device.name();
-            let device = Attached::new(opened, place, context, (&chains, &mut threads), cpus);
+            let device = Attached::new((opened, spec.id()), place, context, (&chains, &mut threads), cpus);
             attached.push(device.map_err(|source| VirtioError::Host { device: name, source })?);
         }
         Ok(VirtioDevices { attached, threads })
@@ -283,7 +296,7 @@ impl VirtioDevices {
         self.ask_for_queues(IfLate::Continue);
         // Pause every device, even after one has failed.
         let stuck = self.attached.iter().filter(|device| device.transport.pause().is_err());
-        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.transport.name()))
+        stuck.collect::<Vec<_>>().first().map_or(Ok(()), |device| Err(device.title()))
     }
 
     /// Asks all devices at once, so that they share one time limit.
@@ -326,7 +339,7 @@ fn connect_doorbells(vm: &WeakKvmVm, base: u64, doorbells: &[Doorbell]) {
 
 impl Attached {
     fn new(
-        Opened { device, handle }: Opened,
+        (Opened { device, handle }, id): (Opened, DeviceId),
         place: VirtioMmio,
         context: &AttachContext<'_>,
         (chains, threads): (&ChainBudget, &mut Vec<Arc<DeviceThread>>),
@@ -344,11 +357,16 @@ impl Attached {
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
-        Ok(Attached { transport, place, handle })
+        Ok(Attached { id, transport, place, handle })
+    }
+
+    /// Returns the id, and what the device is, for errors.
+    fn title(&self) -> String {
+        format!("{} ({})", self.id, self.transport.name())
     }
 
     fn stuck(&self) -> HostFailure {
-        HostFailure::DeviceStuck { device: self.transport.name(), limit: HAND_BACK_LIMIT }
+        HostFailure::DeviceStuck { device: self.title(), limit: HAND_BACK_LIMIT }
     }
 }
 
@@ -380,16 +398,34 @@ fn check_together(config: &VmConfig, specs: &Specs<'_>) -> Result<(), VirtioErro
     if let Some(first) = specs.get(most) {
         return Err(VirtioError::TooMany { first: first.setting(), wanted, most });
     }
-    check_ids(config)?;
+    check_ids(specs)?;
+    check_serials(config)?;
     net::check_each_is_its_own(&config.nets)
 }
 
+/// Refuses two devices with the same id.
+fn check_ids(specs: &Specs<'_>) -> Result<(), VirtioError> {
+    let mut seen = HashMap::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let first = seen.insert(spec.id(), index).and_then(|first| specs.get(first));
+        if let Some(first) = first {
+            return Err(VirtioError::IdTwice {
+                first: first.setting(),
+                second: spec.setting(),
+                id: spec.id(),
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Refuses two disks with the same serial number: a guest that looks for one could not tell them apart.
-fn check_ids(config: &VmConfig) -> Result<(), VirtioError> {
+fn check_serials(config: &VmConfig) -> Result<(), VirtioError> {
     let mut seen = HashSet::new();
-    for Named { field, config } in numbered(&config.disks, DISKS, "id") {
-        if let Some(id) = config.id.as_ref().filter(|id| !seen.insert(*id)) {
-            return Err(VirtioError::DiskIdTwice { field, id: id.clone() });
+    for Named { field, config, id: _ } in numbered(&config.disks, DISKS, "serial") {
+        let serial = config.shown_serial();
+        if !serial.is_empty() && !seen.insert(serial) {
+            return Err(VirtioError::SerialTwice { field, serial: serial.to_owned() });
         }
     }
     Ok(())

@@ -9,11 +9,11 @@ use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::{NetConfig, NetEnd};
+use crate::config::{DeviceId, NetConfig, NetEnd};
 
 impl DeviceSpec for Named<'_, NetConfig> {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        let Named { field, config: NetConfig { end, mac, mtu, poll } } = *self;
+        let Named { field, config: NetConfig { end, mac, mtu, poll, id: _ }, id: _ } = *self;
         let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
         let settings = NetSettings {
             name: format!("net {end}"),
@@ -23,6 +23,10 @@ impl DeviceSpec for Named<'_, NetConfig> {
         };
         let net = Arc::new(Net::new(settings, backend));
         Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)) })
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
     }
 
     fn module(&self) -> &'static str {
@@ -56,7 +60,7 @@ fn backend(end: &NetEnd) -> Result<Box<dyn NetBackend>, NetOpenError> {
 /// Refuses two cards with the same MAC address, or with the same end if only one card can use it.
 pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioError> {
     let mut addresses = HashSet::new();
-    for Named { field, config } in numbered(nets, NETS, "mac") {
+    for Named { field, config, id: _ } in numbered(nets, NETS, "mac") {
         if let Some(mac) = config.mac.filter(|mac| !addresses.insert(*mac)) {
             return Err(VirtioError::MacTwice { field, mac });
         }

@@ -5,6 +5,7 @@ use coracle_devices::virtio::rng::Rng;
 
 use super::VirtioError;
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use crate::config::DeviceId;
 
 /// The entropy device of a machine that has one.
 pub(super) struct RngSpec;
@@ -12,6 +13,10 @@ pub(super) struct RngSpec;
 impl DeviceSpec for RngSpec {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         Ok(Opened::without_handle(Rng))
+    }
+
+    fn id(&self) -> DeviceId {
+        DeviceId::numbered("rng", 0)
     }
 
     fn module(&self) -> &'static str {

@@ -11,7 +11,7 @@ use coracle_devices::virtio::vsock::{ConnectError, Vsock};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
 use super::{Handle, VirtioDevices, VirtioError};
-use crate::config::VsockConfig;
+use crate::config::{DeviceId, VsockConfig};
 
 /// Why this program and a port of the guest cannot be connected.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,10 @@ impl DeviceSpec for VsockConfig {
         let device = device.map_err(|source| VirtioError::Vsock { option: self.to_string(), source })?;
         let device = Arc::new(device);
         Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)) })
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone().unwrap_or_else(|| DeviceId::numbered("vsock", 0))
     }
 
     fn module(&self) -> &'static str {
