@@ -144,7 +144,7 @@ pub use cpu::CpuError;
 pub use kvm::{KvmError, StateError as VcpuStateError, VcpuFault, VcpuRegisters};
 pub use memory::MemoryError;
 pub use vcpu::{AffinityError, ExitCounts};
-pub use virtio::VirtioError;
+pub use virtio::{DeviceInfo, RepointError, VirtioError};
 pub use vm::outcome::{Ending, Outcome};
 pub use vm::{
     BuildError, Event, Fork, Grace, PlatformError, RegistersError, Restore, SnapshotError, Subscription,

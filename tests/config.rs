@@ -124,7 +124,7 @@ fn check_refuses_what_no_host_can_run() {
         (r#""cmdline": "a\nb""#, "newline"),
         (disks.as_str(), "a machine has interrupts for 17 virtio devices"),
         (r#""disks": ["a,id=x", "b,id=x"]"#, "it has the id x, which another device"),
-        (r#""disks": ["a,id=A"]"#, "`A` is not an id"),
+        (r#""disks": ["a,id=A"]"#, "is not an id"),
         (r#""disks": ["a,serial=x", "b,serial=x"]"#, "two disks have the serial number x"),
         (r#""nets": ["tap=a", "tap=a"]"#, "two network cards have the end tap=a"),
         (r#""disks": ["a\u0000"]"#, ":1: disks: the path `a\\u{0}` contains a NUL character"),

@@ -10,7 +10,7 @@ use coracle_devices::virtio::poll::Poll;
 use super::keyed::{ID, Key, Keyed, Kind, with_words};
 use super::memory_size::size_in_bytes;
 use super::setting::{setting, text};
-use super::words::{Word, path_and_words};
+use super::words::{Word, escaped, path_and_words};
 use super::{ConfigError, DeviceId, duration};
 
 /// A disk.
@@ -99,6 +99,36 @@ impl DiskConfig {
     pub(crate) fn shown_serial(&self) -> &str {
         let id = self.id.as_ref().map(DeviceId::as_str).filter(|id| id.len() <= MAX_SERIAL);
         self.serial.as_ref().map(DiskSerial::as_str).or(id).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for DiskConfig {
+    /// Writes the form that is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { path, access, engine, poll, queues, id, serial, on_error } = self;
+        write!(f, "path={}", escaped(&path.to_string_lossy()))?;
+        match access {
+            DiskAccess::ReadWrite => {}
+            DiskAccess::ReadOnly => f.write_str(",ro")?,
+            DiskAccess::Overlay { max_bytes: None } => f.write_str(",cow")?,
+            DiskAccess::Overlay { max_bytes: Some(bytes) } => {
+                write!(f, ",cow-size={}K", bytes.div_ceil(1024))?
+            }
+        }
+        if *engine == DiskEngine::IoUring {
+            f.write_str(",engine=io_uring")?;
+        }
+        duration::write_poll(*poll, f)?;
+        if *queues != 1 {
+            write!(f, ",queues={queues}")?;
+        }
+        if let Some(id) = id {
+            write!(f, ",id={id}")?;
+        }
+        if let Some(serial) = serial {
+            write!(f, ",serial={}", escaped(serial.as_str()))?;
+        }
+        if *on_error == DiskErrorPolicy::Pause { f.write_str(",on-error=pause") } else { Ok(()) }
     }
 }
 
@@ -290,6 +320,18 @@ mod tests {
                 Duration::from_micros(micros),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn configuration_is_written_as_it_is_read() {
+        for text in [
+            "path=a",
+            "path=a,,b,ro,engine=io_uring",
+            "path=a,cow,poll=off,id=x",
+            "path=a,cow-size=65536K,poll=50us,queues=4,id=x,serial=a,,b,on-error=pause",
+        ] {
+            assert_eq!(disk(text).unwrap().to_string(), text);
         }
     }
 

@@ -156,7 +156,7 @@ pub enum ConfigError {
         text: String,
     },
     /// The text is not the id of a device.
-    #[error("`{text}` is not an id: write 1 to 32 characters out of a to z, 0 to 9, _ and -")]
+    #[error("`{text}` is not an id: write 1 to 32 characters out of a to z, 0 to 9, `_` and `-`")]
     DeviceId {
         /// The rejected text.
         text: String,

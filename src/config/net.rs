@@ -83,6 +83,22 @@ impl fmt::Display for NetEnd {
     }
 }
 
+impl fmt::Display for NetConfig {
+    /// Writes the form that is parsed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { end, mac, mtu, poll, id } = self;
+        write!(f, "{end}")?;
+        if let Some(mac) = mac {
+            write!(f, ",mac={mac}")?;
+        }
+        if let Some(mtu) = mtu {
+            write!(f, ",mtu={mtu}")?;
+        }
+        duration::write_poll(*poll, f)?;
+        id.as_ref().map_or(Ok(()), |id| write!(f, ",id={id}"))
+    }
+}
+
 impl FromStr for NetChoice {
     type Err = ConfigError;
 
@@ -213,6 +229,14 @@ const MIN_FD: RawFd = 3;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn card_is_written_as_it_is_read() {
+        for text in ["tap=tap0", "fd=3,poll=off", "socket=a,,b,mac=02:00:00:00:00:07,mtu=9000,poll=50us,id=x"]
+        {
+            assert_eq!(text.parse::<NetConfig>().unwrap().to_string(), text);
+        }
+    }
 
     #[test]
     fn each_end_is_read() {

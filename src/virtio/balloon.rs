@@ -6,12 +6,13 @@ use coracle_arch::field::Field;
 use coracle_devices::virtio::balloon::Balloon;
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::Link;
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{DeviceId, VmConfig};
 
 /// The balloon of a machine that has one.
 pub(super) struct BalloonSpec {
-    ram_bytes: u64,
+    pub(super) ram_bytes: u64,
 }
 
 impl BalloonSpec {
@@ -24,7 +25,7 @@ impl BalloonSpec {
 impl DeviceSpec for BalloonSpec {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
         let balloon = Arc::new(Balloon::new(self.ram_bytes));
-        Ok(Opened { device: balloon.clone(), handle: Some(Handle::Balloon(balloon)) })
+        Ok(Opened { device: balloon.clone(), handle: Some(Handle::Balloon(balloon)), link: Link::Balloon })
     }
 
     fn id(&self) -> DeviceId {

@@ -8,11 +8,13 @@ use coracle_arch::field::Field;
 use coracle_devices::virtio::console::{Console, ConsolePort, StreamPort};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::Link;
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{AgentConfig, ConsoleDevice, DeviceId, VmConfig};
 
 /// The purpose of the console device of a machine.
-pub(super) enum ConsoleSpec {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ConsoleSpec {
     /// The machine's console, with `--console virtio`.
     Console,
     /// A port that leads to the agent.
@@ -65,7 +67,11 @@ impl DeviceSpec for ConsoleSpec {
         let made = self.make();
         let (device, ports) =
             made.map_err(|source| VirtioError::Host { device: "console".into(), source })?;
-        Ok(Opened { device: Arc::new(device), handle: Some(Handle::Console(ports)) })
+        Ok(Opened {
+            device: Arc::new(device),
+            handle: Some(Handle::Console(ports)),
+            link: Link::Console(*self),
+        })
     }
 
     fn id(&self) -> DeviceId {

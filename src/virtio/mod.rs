@@ -9,9 +9,11 @@ mod console;
 mod device_thread;
 mod disk;
 mod net;
+mod repoint;
 mod rng;
 mod spec;
 mod state;
+mod template;
 mod vsock;
 
 use std::collections::{HashMap, HashSet};
@@ -29,6 +31,7 @@ use coracle_devices::journal;
 use coracle_devices::memory::GuestMemory;
 use coracle_devices::virtio::VirtioIrq;
 use coracle_devices::virtio::balloon::Balloon;
+use coracle_devices::virtio::blk::Block;
 use coracle_devices::virtio::handler::{HandlerHost, IfLate};
 use coracle_devices::virtio::net::Net;
 use coracle_devices::virtio::queue::ChainBudget;
@@ -39,8 +42,11 @@ use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use device_thread::DeviceThread;
-pub(crate) use disk::TemplateDisk;
+pub use repoint::RepointError;
+pub(crate) use repoint::Repointed;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
+pub use template::DeviceInfo;
+pub(crate) use template::{Link, TemplateDevice};
 pub use vsock::VsockPortError;
 
 use crate::config::{DeviceId, MacAddress, NetEnd, VmConfig};
@@ -57,19 +63,10 @@ pub(crate) fn specs<'a>(config: &'a VmConfig, root: Option<&'a Root>) -> Specs<'
     let id = || config.root.as_ref().and_then(|root| root.id.clone()).unwrap_or_else(DeviceId::of_root);
     let root = root.and_then(Root::disk).map(|disk| disk::RootSpec { disk, id: id() });
     let disks = [each(numbered(&config.disks, DISKS, "path")), each(root)];
-    specs_with(disks.into_iter().flatten().collect(), config)
-}
-
-/// Returns every device of a machine that goes on from a template with these disks.
-pub(crate) fn specs_of_fork<'a>(config: &'a VmConfig, disks: &'a [TemplateDisk]) -> Specs<'a> {
-    specs_with(each(disks), config)
-}
-
-/// Returns the devices in their order: one line for each kind.
-fn specs_with<'a>(disks: Specs<'a>, config: &'a VmConfig) -> Specs<'a> {
+    // One line for each kind.
     let kinds = [
         // Disks come first, so that their letters in a Linux guest follow their order on the command line.
-        disks,
+        disks.into_iter().flatten().collect(),
         each(numbered(&config.nets, NETS, "end")),
         each(config.rng.then_some(rng::RngSpec)),
         each(balloon::BalloonSpec::of(config)),
@@ -90,7 +87,7 @@ pub(crate) enum Handle {
     /// The host's ends of the console's ports.
     Console(console::ConsolePorts),
     /// Gives its content to other machines.
-    Disk(disk::DiskHandle),
+    Disk(Arc<Block>),
     /// Counts frames.
     Net(Arc<Net>),
     /// Connects programs to the guest's ports.
@@ -110,6 +107,7 @@ struct Attached {
     transport: Arc<dyn Transport>,
     place: VirtioMmio,
     handle: Option<Handle>,
+    link: Link,
 }
 
 /// The parts of the machine to which devices are attached.
@@ -211,6 +209,9 @@ pub enum VirtioError {
         /// The cause.
         r#source: VsockError,
     },
+    /// A device of a machine that goes on from another one cannot be connected.
+    #[error(transparent)]
+    Repoint(#[from] RepointError),
     /// The host has run out of something that the device needs.
     #[error("{device}: the host cannot make it: {source}")]
     Host {
@@ -339,7 +340,7 @@ fn connect_doorbells(vm: &WeakKvmVm, base: u64, doorbells: &[Doorbell]) {
 
 impl Attached {
     fn new(
-        (Opened { device, handle }, id): (Opened, DeviceId),
+        (Opened { device, handle, link }, id): (Opened, DeviceId),
         place: VirtioMmio,
         context: &AttachContext<'_>,
         (chains, threads): (&ChainBudget, &mut Vec<Arc<DeviceThread>>),
@@ -357,7 +358,7 @@ impl Attached {
         }
         let parts = TransportParts { device, host, irq, doorbells, chains: chains.clone() };
         let transport = Arc::new(MmioTransport::new(parts));
-        Ok(Attached { id, transport, place, handle })
+        Ok(Attached { id, transport, place, handle, link })
     }
 
     /// Returns the id, and what the device is, for errors.
@@ -431,5 +432,7 @@ fn check_serials(config: &VmConfig) -> Result<(), VirtioError> {
     Ok(())
 }
 
+#[cfg(test)]
+mod repoint_tests;
 #[cfg(test)]
 mod tests;

@@ -3,26 +3,18 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use coracle_arch::field::NETS;
+use coracle_arch::field::{Field, NETS};
 use coracle_devices::backend::net::{NetBackend, NetOpenError, Stream, Tap, adopt};
 use coracle_devices::virtio::net::{MacAddress, Net, NetCounts, NetSettings};
 
 use super::spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
+use super::template::{KnownNet, Link};
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{DeviceId, NetConfig, NetEnd};
 
 impl DeviceSpec for Named<'_, NetConfig> {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        let Named { field, config: NetConfig { end, mac, mtu, poll, id: _ }, id: _ } = *self;
-        let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
-        let settings = NetSettings {
-            name: format!("net {end}"),
-            mac: mac.unwrap_or_else(MacAddress::random),
-            mtu: *mtu,
-            poll: *poll,
-        };
-        let net = Arc::new(Net::new(settings, backend));
-        Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)) })
+        opened(self.field, self.config)
     }
 
     fn id(&self) -> DeviceId {
@@ -30,12 +22,47 @@ impl DeviceSpec for Named<'_, NetConfig> {
     }
 
     fn module(&self) -> &'static str {
-        "virtio_net"
+        MODULE
     }
 
     fn setting(&self) -> String {
         format!("{} {}", self.field, self.config.end)
     }
+}
+
+/// A network card of a machine that goes on from another one.
+pub(super) struct ForkNet<'a> {
+    pub(super) id: &'a DeviceId,
+    pub(super) field: Field,
+    pub(super) config: NetConfig,
+}
+
+impl DeviceSpec for ForkNet<'_> {
+    fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
+        opened(self.field, &self.config)
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
+    }
+
+    fn module(&self) -> &'static str {
+        MODULE
+    }
+
+    fn setting(&self) -> String {
+        self.id.to_string()
+    }
+}
+
+fn opened(field: Field, config: &NetConfig) -> Result<Opened, VirtioError> {
+    let NetConfig { end, mac, mtu, poll, id: _ } = config;
+    let backend = backend(end).map_err(|source| VirtioError::Net { field, end: end.clone(), source })?;
+    let mac = mac.unwrap_or_else(MacAddress::random);
+    let settings = NetSettings { name: format!("net {end}"), mac, mtu: *mtu, poll: *poll };
+    let net = Arc::new(Net::new(settings, backend));
+    let link = Link::Net(KnownNet { mac, mtu: *mtu }, config.clone());
+    Ok(Opened { device: net.clone(), handle: Some(Handle::Net(net)), link })
 }
 
 impl VirtioDevices {
@@ -74,3 +101,6 @@ pub(super) fn check_each_is_its_own(nets: &[NetConfig]) -> Result<(), VirtioErro
     }
     Ok(())
 }
+
+/// The module that drives a card in a stock Linux.
+const MODULE: &str = "virtio_net";

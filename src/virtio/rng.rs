@@ -1,10 +1,13 @@
 //! `rng`: a virtio entropy device, which has no options.
 
+use std::sync::Arc;
+
 use coracle_arch::field::Field;
 use coracle_devices::virtio::rng::Rng;
 
 use super::VirtioError;
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::Link;
 use crate::config::DeviceId;
 
 /// The entropy device of a machine that has one.
@@ -12,7 +15,7 @@ pub(super) struct RngSpec;
 
 impl DeviceSpec for RngSpec {
     fn open(&self, _: &SpecContext) -> Result<Opened, VirtioError> {
-        Ok(Opened::without_handle(Rng))
+        Ok(Opened { device: Arc::new(Rng), handle: None, link: Link::Rng })
     }
 
     fn id(&self) -> DeviceId {

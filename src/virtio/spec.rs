@@ -5,6 +5,7 @@ use std::sync::Arc;
 use coracle_arch::field::Field;
 use coracle_devices::virtio::VirtioDevice;
 
+use super::template::Link;
 use super::{Handle, VirtioError};
 use crate::config::{DeviceId, DiskConfig, NetConfig};
 use crate::gate::Gate;
@@ -101,11 +102,6 @@ pub(crate) struct Opened {
     pub device: Arc<dyn VirtioDevice>,
     /// The host's side, for a device that the host or its programs use.
     pub handle: Option<Handle>,
-}
-
-impl Opened {
-    /// Creates the result for a device that only its guest uses.
-    pub(crate) fn without_handle(device: impl VirtioDevice + 'static) -> Opened {
-        Opened { device: Arc::new(device), handle: None }
-    }
+    /// What machines that go on from this one have to know.
+    pub link: Link,
 }

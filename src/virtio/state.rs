@@ -15,11 +15,6 @@ impl VirtioDevices {
         refused.map_or(Ok(()), |device| Err(device.title()))
     }
 
-    /// Returns the name of the first device; `None` if there are no devices.
-    pub(crate) fn first_name(&self) -> Option<String> {
-        self.attached.first().map(|device| device.title())
-    }
-
     /// Returns the states of the devices with their ids, in their order, after a
     /// [pause](VirtioDevices::pause) and before the guest's memory is saved.
     ///

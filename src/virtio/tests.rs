@@ -108,14 +108,25 @@ fn states_are_those_of_the_same_devices_in_the_same_order() {
 }
 
 #[test]
-fn devices_whose_states_cannot_be_saved_are_named() {
+fn every_device_has_a_state() {
     let mut config = VmConfig::new("kernel");
-    (config.rng, config.console) = (true, ConsoleDevice::Virtio);
-    assert_eq!(attach(&config).check_can_be_saved(), Ok(()));
+    (config.rng, config.balloon, config.console) = (true, true, ConsoleDevice::Virtio);
     config.vsock = Some("cid=7".parse().unwrap());
+    let (end, _peer) = UnixStream::pair().unwrap();
+    config.nets = vec![format!("fd={},id=lan", end.as_raw_fd()).parse().unwrap()];
     let devices = attach(&config);
-    assert_eq!(devices.check_can_be_saved(), Err("vsock0 (vsock)".to_owned()));
-    assert_eq!(devices.save().err(), Some("vsock0 (vsock)".to_owned()));
+    assert_eq!(devices.check_can_be_saved(), Ok(()));
+    let states = devices.save().unwrap();
+    let ids: Vec<_> = states.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["lan", "rng0", "balloon0", "console0", "vsock0"]);
+    let infos: Vec<_> = devices.template().iter().map(TemplateDevice::info).collect();
+    let kinds: Vec<_> = infos.iter().map(|info| (info.kind, info.needs_host)).collect();
+    let nothing = ["rng", "balloon", "console", "vsock"].map(|kind| (kind, false));
+    assert_eq!(kinds, [&[("net", true)][..], &nothing].concat());
+    assert_eq!(infos[0].recorded, Some(format!("fd={}", end.as_raw_fd())));
+    assert_eq!(infos[4].recorded, Some("cid=7".to_owned()));
+    // The first machine's descriptors are nobody's.
+    std::mem::forget((end, devices));
 }
 
 /// The states of a machine's devices, with their names.

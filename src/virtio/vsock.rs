@@ -10,6 +10,7 @@ use coracle_devices::virtio::listener::{ListenError, PortListener};
 use coracle_devices::virtio::vsock::{ConnectError, Vsock};
 
 use super::spec::{DeviceSpec, Opened, SpecContext};
+use super::template::Link;
 use super::{Handle, VirtioDevices, VirtioError};
 use crate::config::{DeviceId, VsockConfig};
 
@@ -42,7 +43,8 @@ impl DeviceSpec for VsockConfig {
         let device = Vsock::new(self.cid, self.uds.as_deref());
         let device = device.map_err(|source| VirtioError::Vsock { option: self.to_string(), source })?;
         let device = Arc::new(device);
-        Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)) })
+        let link = Link::Vsock(self.clone());
+        Ok(Opened { device: device.clone(), handle: Some(Handle::Vsock(device)), link })
     }
 
     fn id(&self) -> DeviceId {
@@ -55,6 +57,30 @@ impl DeviceSpec for VsockConfig {
 
     fn setting(&self) -> String {
         format!("{FIELD} {self}")
+    }
+}
+
+/// The vsock device of a machine that goes on from another one, whose id stays.
+pub(super) struct ForkVsock<'a> {
+    pub(super) id: &'a DeviceId,
+    pub(super) config: &'a VsockConfig,
+}
+
+impl DeviceSpec for ForkVsock<'_> {
+    fn open(&self, context: &SpecContext) -> Result<Opened, VirtioError> {
+        self.config.open(context)
+    }
+
+    fn id(&self) -> DeviceId {
+        self.id.clone()
+    }
+
+    fn module(&self) -> &'static str {
+        self.config.module()
+    }
+
+    fn setting(&self) -> String {
+        self.config.setting()
     }
 }
 

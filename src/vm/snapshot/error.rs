@@ -10,6 +10,7 @@ use coracle_devices::state::StateError;
 use crate::kvm::{KvmError, StateError as VcpuError};
 use crate::memory::MemoryError;
 use crate::snapshot_files::SnapshotFileError;
+use crate::virtio::RepointError;
 use crate::vm::BuildError;
 use crate::vm::vcpus::STOP_LIMIT;
 
@@ -28,10 +29,7 @@ pub enum SnapshotError {
     #[error("snapshot: the machine is paused; call `resume` first, a snapshot pauses it by itself")]
     Paused,
     /// The machine has a device whose state cannot be saved.
-    #[error(
-        "snapshot: the state of the device {device} cannot be saved; leave the device out, or make a disk \
-         read-only or keep its writes in an overlay"
-    )]
+    #[error("snapshot: the state of the device {device} cannot be saved; leave the device out")]
     Device {
         /// The name of the device.
         device: String,
@@ -117,6 +115,9 @@ pub enum SnapshotError {
         /// The missing features; at most 64.
         features: Vec<CpuFeature>,
     },
+    /// A device cannot be connected to the host.
+    #[error(transparent)]
+    Repoint(#[from] RepointError),
     /// A fork cannot be built.
     #[error("fork {index}: {source}")]
     Fork {

@@ -12,7 +12,7 @@ use crate::console::ConsoleStreams;
 use crate::kvm::{KvmError, Vcpu, restore_vcpus};
 use crate::memory::GuestRam;
 use crate::vcpu::SavedVcpu;
-use crate::virtio;
+use crate::virtio::Repointed;
 use crate::vm::builder::{HostParts, Parts};
 use crate::vm::machine::Guest;
 use crate::vm::stop::LOG_LIMIT;
@@ -22,32 +22,33 @@ use crate::vm::{BuildError, Vm, VmBuilder};
 #[derive(Debug, Clone)]
 pub struct Fork {
     builder: VmBuilder,
+    pub(super) repointed: Repointed,
 }
 
 impl Fork {
     /// Connects the console to pipes: see [`VmBuilder::console_piped`].
     pub fn console_piped(self) -> Fork {
-        Fork { builder: self.builder.console_piped() }
+        self.with(|builder| builder.console_piped())
     }
 
     /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_callback(take) }
+        self.with(|builder| builder.console_callback(take))
     }
 
     /// Sends the console's output to `writer`: see [`VmBuilder::console_writer`].
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Fork {
-        Fork { builder: self.builder.console_writer(writer) }
+        self.with(|builder| builder.console_writer(writer))
     }
 
     /// Connects the console to the caller's descriptors: see [`VmBuilder::console_streams`].
     pub fn console_streams(self, streams: ConsoleStreams) -> Fork {
-        Fork { builder: self.builder.console_streams(streams) }
+        self.with(|builder| builder.console_streams(streams))
     }
 
     /// Limits the time of the fork, which counts from its start.
     pub fn timeout(self, limit: Duration) -> Fork {
-        Fork { builder: self.builder.configure(|config| config.timeout = Some(limit)) }
+        self.with(|builder| builder.configure(|config| config.timeout = Some(limit)))
     }
 }
 
@@ -69,6 +70,10 @@ impl Template {
     /// # }
     /// ```
     ///
+    /// Disks that the guest only reads, and copy-on-write disks, are shared. A disk that it writes to, a
+    /// network card, and a vsock device with a socket need an end on the host for each fork: [`Fork::disk`],
+    /// [`Fork::net`], [`Fork::vsock`].
+    ///
     /// # Errors
     /// The first fork that cannot be made. None of them has run.
     pub fn fork(
@@ -77,15 +82,20 @@ impl Template {
         mut adapt: impl FnMut(usize, Fork) -> Fork,
     ) -> Result<Vec<Vm>, SnapshotError> {
         let of_fork = |index| move |source| SnapshotError::Fork { index, source: Box::new(source) };
+        let forks: Vec<Fork> =
+            (0..count).map(|index| adapt(index, Fork::new(self.parts.config.clone()))).collect();
+        for (index, fork) in forks.iter().enumerate() {
+            fork.check(&self.parts).map_err(of_fork(index))?;
+        }
         // KVM looks at all mappings of the process for each virtual machine that it creates, and most of
         // those of a fork are the stacks of its threads: all virtual machines come before the first thread.
         let restore = |index| Restored::new(&self.parts).map_err(of_fork(index));
         let restored = (0..count).map(restore).collect::<Result<Vec<_>, _>>()?;
-        let build = |(index, restored)| {
-            let fork = adapt(index, Fork::new(self.parts.config.clone()));
+        let build = |(index, (fork, restored)): (usize, (Fork, Restored))| {
             fork.build(&self.parts, restored).map_err(of_fork(index))
         };
-        let forks = restored.into_iter().enumerate().map(build).collect::<Result<Vec<Vm>, _>>()?;
+        let forks = forks.into_iter().zip(restored).enumerate();
+        let forks = forks.map(build).collect::<Result<Vec<Vm>, _>>()?;
         forks.iter().for_each(|vm| vm.handle().resume());
         Ok(forks)
     }
@@ -94,13 +104,22 @@ impl Template {
 impl Fork {
     /// Begins with the settings of a machine of this configuration.
     pub(super) fn new(config: VmConfig) -> Fork {
-        Fork { builder: VmBuilder::new(config) }
+        Fork { builder: VmBuilder::new(config), repointed: Repointed::default() }
     }
 
     /// Returns the same settings for a machine of another configuration, from which no time limit is taken.
     pub(super) fn over(self, config: &VmConfig) -> Fork {
         let config = VmConfig { timeout: self.builder.config().timeout, ..config.clone() };
-        Fork { builder: self.builder.configure(|own| *own = config) }
+        self.with(|builder| builder.configure(|own| *own = config))
+    }
+
+    fn with(self, change: impl FnOnce(VmBuilder) -> VmBuilder) -> Fork {
+        Fork { builder: change(self.builder), ..self }
+    }
+
+    /// Checks that all devices of the template can be connected, as far as this is known without the host.
+    pub(super) fn check(&self, template: &TemplateParts) -> Result<(), SnapshotError> {
+        self.repointed.specs(&template.devices, 0).map(drop).map_err(SnapshotError::from)
     }
 
     pub(super) fn build(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
@@ -114,10 +133,10 @@ impl Fork {
     fn build_parts(self, template: &TemplateParts, restored: Restored) -> Result<Vm, SnapshotError> {
         let Restored { vcpus, guest, took } = restored;
         let now = Instant::now();
-        let Fork { builder } = self;
+        let Fork { builder, repointed } = self;
         let console = builder.console_ends()?;
-        let host =
-            HostParts::new(builder.config(), &virtio::specs_of_fork(builder.config(), &template.disks))?;
+        let ram_bytes = template.config.memory.bytes();
+        let host = HostParts::new(builder.config(), &repointed.specs(&template.devices, ram_bytes)?)?;
         let platform = builder.platform(&host)?;
         guest.connect(&host.interrupts, &host.virtio)?;
         // Now that there are local APICs to take the interrupts that the devices raise again.

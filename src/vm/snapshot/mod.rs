@@ -17,6 +17,7 @@
 
 mod alone;
 mod check;
+mod devices;
 mod error;
 mod fork;
 mod freeze;
@@ -41,7 +42,7 @@ use crate::config::VmConfig;
 use crate::diagnosis::Subject;
 use crate::kvm::Kvm;
 use crate::memory::FrozenRam;
-use crate::virtio::TemplateDisk;
+use crate::virtio::TemplateDevice;
 
 /// The state of a machine at one moment, from which other machines go on. Cheap to clone. It holds the pages
 /// of the guest's memory that were ever touched, and the files of its disks with their locks, until it and
@@ -56,8 +57,8 @@ struct TemplateParts {
     config: VmConfig,
     state: MachineState,
     ram: FrozenRam,
-    /// The disks in their order, with that of the root.
-    disks: Vec<TemplateDisk>,
+    /// The virtio devices in their order.
+    devices: Vec<TemplateDevice>,
     subject: Subject,
     /// The ingredients of the next guest, if forks survive a reset.
     recipe: Option<Arc<Recipe>>,

@@ -37,28 +37,32 @@ impl Vm {
 impl Restore {
     /// Connects the console to pipes: see [`console_piped`](crate::VmBuilder::console_piped).
     pub fn console_piped(self) -> Restore {
-        Restore { settings: self.settings.console_piped(), ..self }
+        self.with(Fork::console_piped)
     }
 
     /// Calls `take` with the console's output: see [`console_callback`](crate::VmBuilder::console_callback).
     pub fn console_callback(self, take: impl FnMut(&[u8]) + Send + 'static) -> Restore {
-        Restore { settings: self.settings.console_callback(take), ..self }
+        self.with(|settings| settings.console_callback(take))
     }
 
     /// Sends the console's output to `writer`: see [`console_writer`](crate::VmBuilder::console_writer).
     pub fn console_writer(self, writer: impl Write + Send + 'static) -> Restore {
-        Restore { settings: self.settings.console_writer(writer), ..self }
+        self.with(|settings| settings.console_writer(writer))
     }
 
     /// Connects the console to the caller's descriptors: see
     /// [`console_streams`](crate::VmBuilder::console_streams).
     pub fn console_streams(self, streams: ConsoleStreams) -> Restore {
-        Restore { settings: self.settings.console_streams(streams), ..self }
+        self.with(|settings| settings.console_streams(streams))
     }
 
     /// Limits the time of the machine, which counts from its start here.
     pub fn timeout(self, limit: Duration) -> Restore {
-        Restore { settings: self.settings.timeout(limit), ..self }
+        self.with(|settings| settings.timeout(limit))
+    }
+
+    pub(super) fn with(self, change: impl FnOnce(Fork) -> Fork) -> Restore {
+        Restore { settings: change(self.settings), ..self }
     }
 
     /// Starts the machine. Its memory is the file of the snapshot, which is read as the guest touches it, and
@@ -70,6 +74,7 @@ impl Restore {
     pub fn start(self) -> Result<Vm, SnapshotError> {
         let Restore { path, settings } = self;
         let template = Template::load(path)?;
+        settings.check(&template.parts)?;
         let restored = Restored::new(&template.parts)?;
         let vm = settings.over(template.config()).build(&template.parts, restored)?;
         vm.handle().resume();
@@ -103,7 +108,7 @@ impl Template {
         host::check(&path, &manifest.host, &machine, &kvm)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
         let parts =
-            TemplateParts { config, state: machine, ram, disks: Vec::new(), subject, recipe: None, kvm };
+            TemplateParts { config, state: machine, ram, devices: Vec::new(), subject, recipe: None, kvm };
         Ok(Template { parts: parts.into() })
     }
 }

@@ -65,7 +65,7 @@ impl Template {
         let path = path.as_ref().to_owned();
         let parts = self.parts.clone();
         on_own_thread(move || {
-            let TemplateParts { config, state, ram, disks: _, subject, recipe: _, kvm: _ } = &*parts;
+            let TemplateParts { config, state, ram, devices: _, subject, recipe: _, kvm: _ } = &*parts;
             if let Some((device, _)) = state.virtio.first() {
                 return Err(SnapshotError::DeviceToFile { device: device.clone() });
             }
@@ -99,8 +99,8 @@ impl Still {
     /// Saves the state. On an error, the machine runs on.
     pub(super) fn begin(shared: &Shared, machine: &Machine) -> Result<Still, SnapshotError> {
         freeze::check(shared, machine)?;
-        if let Some(device) = machine.virtio.first_name() {
-            return Err(SnapshotError::DeviceToFile { device });
+        if let Some(device) = machine.virtio.template().first() {
+            return Err(SnapshotError::DeviceToFile { device: device.id.to_string() });
         }
         FrozenRam::check(machine.config.memory)?;
         let format = Kvm::open()?.state_format()?;

@@ -20,7 +20,7 @@ use super::frozen::{FrozenLayer, MAX_LAYERS};
 use super::open::{DiskOpenError, FileLock, open};
 use super::raw::total;
 use super::vectored::{read_all, write_all, write_zero_bytes};
-use super::{DiskBackend, FrozenDisk, end_inside, out_of_range};
+use super::{DiskBackend, FileIdentity, FrozenDisk, end_inside, out_of_range};
 use crate::lock;
 use crate::memory::Span;
 
@@ -322,13 +322,17 @@ impl DiskBackend for Overlay {
         self.check(offset, len).map(drop)
     }
 
-    fn can_be_frozen(&self) -> bool {
+    fn identity(&self) -> io::Result<Option<FileIdentity>> {
+        FileIdentity::of(&self.base)
+    }
+
+    fn can_be_continued(&self) -> bool {
         self.below.len() < MAX_LAYERS
     }
 
     fn freeze(&self) -> Option<FrozenDisk> {
         let Self { base, below, layer, capacity, cluster_shift: _, present, room: _ } = self;
-        if !self.can_be_frozen() {
+        if !self.can_be_continued() {
             return None;
         }
         let present = present.iter().map(|word| word.load(Ordering::Acquire)).collect();

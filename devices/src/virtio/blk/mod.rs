@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::backend::disk::{DiskBackend, FrozenDisk, SECTOR};
+use crate::backend::disk::{DiskBackend, FileIdentity, FrozenDisk, SECTOR};
 use crate::journal;
 use crate::virtio::state::SaveDevice;
 use crate::virtio::{
@@ -138,6 +138,11 @@ impl Block {
         self.disk.backend.freeze()
     }
 
+    /// Returns the present identity of the file of the disk; `None` for one without a file.
+    pub fn identity(&self) -> Option<FileIdentity> {
+        self.disk.backend.identity().ok().flatten()
+    }
+
     fn handler(
         &self,
         queues: Vec<VirtQueue>,
@@ -208,9 +213,8 @@ impl VirtioDevice for Block {
         self.disk.flush_failed.store(false, Ordering::Release);
     }
 
-    /// The state alone is of no use to another machine that cannot have the content too.
     fn saving(&self) -> Option<&dyn SaveDevice> {
-        self.disk.backend.can_be_frozen().then_some(self as &dyn SaveDevice)
+        self.disk.backend.can_be_continued().then_some(self as &dyn SaveDevice)
     }
 }
 
