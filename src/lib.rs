@@ -120,10 +120,10 @@ pub mod rootfs {
 /// [`Template::save_to`] write them, [`Vm::restore`] and [`Template::load`] use them.
 pub mod snapshot {
     pub use crate::snapshot_files::{
-        HostFacts, MachineFacts, ManifestError, MemoryFileError, SnapshotFileError, SnapshotId,
-        StateFileError,
+        DiskFileError, HostFacts, MachineFacts, ManifestError, MemoryFileError, SnapshotFileError,
+        SnapshotId, StateFileError,
     };
-    pub use crate::vm::{SnapshotInfo, check, info};
+    pub use crate::vm::{RecordedDevice, SnapshotInfo, check, info};
 }
 
 /// Connections between this program and ports of the guest: [`VmHandle::connect`], [`VmHandle::listen`].

@@ -285,9 +285,7 @@ fn machine_whose_snapshot_fails_says_why_and_runs_on() {
     assert!(counter.vm.handle().pause());
     assert!(matches!(counter.vm.snapshot_to(top.join("new")), Err(SnapshotError::Paused)));
     counter.vm.handle().resume();
-    let vm = builder("halt").rng(true).start().unwrap();
-    let error = vm.snapshot_to(top.join("new")).unwrap_err();
-    assert!(error.to_string().contains("the device rng"), "{error}");
+    let vm = builder("halt").start().unwrap();
     assert_eq!(names(&top), ["file", "link", "mine"]);
     // An empty folder is a place for a snapshot.
     fs::create_dir(top.join("empty")).unwrap();

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{ManifestError, MemoryFileError, StateFileError};
+use super::{DiskFileError, ManifestError, MemoryFileError, StateFileError};
 
 /// The reason why a snapshot was not written, or its files cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -136,6 +136,16 @@ pub enum SnapshotFileError {
         /// The reason.
         r#source: StateFileError,
     },
+    /// The file of a disk cannot be written, or is refused.
+    #[error("snapshot {}: disk-{id}: {source}", folder.display())]
+    Disk {
+        /// The path of the snapshot.
+        folder: PathBuf,
+        /// The id of the disk.
+        id: String,
+        /// The reason.
+        r#source: DiskFileError,
+    },
     /// The memory is refused.
     #[error("snapshot {}: memory: {source}", folder.display())]
     Memory {
@@ -175,6 +185,10 @@ impl At<'_> {
 
     pub(crate) fn state(self, source: StateFileError) -> SnapshotFileError {
         SnapshotFileError::State { folder: self.0.to_owned(), source }
+    }
+
+    pub(crate) fn disk(self, id: &str, source: DiskFileError) -> SnapshotFileError {
+        SnapshotFileError::Disk { folder: self.0.to_owned(), id: id.to_owned(), source }
     }
 
     pub(crate) fn memory(self, source: MemoryFileError) -> SnapshotFileError {

@@ -33,12 +33,22 @@ impl ConsoleSpec {
     /// Returns the console device that `config` asks for; `None` if it asks for none.
     pub(super) fn of(config: &VmConfig) -> Option<ConsoleSpec> {
         let has_agent_port = config.agent.as_ref().is_some_and(AgentConfig::needs_console);
-        match (config.console == ConsoleDevice::Virtio, has_agent_port) {
+        ConsoleSpec::new(config.console == ConsoleDevice::Virtio, has_agent_port)
+    }
+
+    /// Returns the console device with these ports; `None` without one.
+    pub(crate) fn new(has_console: bool, has_agent_port: bool) -> Option<ConsoleSpec> {
+        match (has_console, has_agent_port) {
             (false, false) => None,
             (true, false) => Some(ConsoleSpec::Console),
             (false, true) => Some(ConsoleSpec::AgentPort),
             (true, true) => Some(ConsoleSpec::Both),
         }
+    }
+
+    /// Returns whether the device has the port of the console, and that of the agent.
+    pub(crate) fn ports(self) -> (bool, bool) {
+        (self != Self::AgentPort, self != Self::Console)
     }
 
     fn make(&self) -> io::Result<(Console, ConsolePorts)> {

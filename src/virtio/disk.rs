@@ -215,7 +215,7 @@ fn name_of(path: &Path) -> String {
 }
 
 /// Returns the configuration of a root that was made here.
-pub(super) fn made_config() -> DiskConfig {
+pub(crate) fn made_config() -> DiskConfig {
     DiskConfig { access: DiskAccess::ReadOnly, engine: DiskEngine::IoUring, ..DiskConfig::new("") }
 }
 

@@ -41,12 +41,14 @@ use coracle_image::rootfs::Root;
 use coracle_image::temporary;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub(crate) use console::ConsoleSpec;
 use device_thread::DeviceThread;
+pub(crate) use disk::made_config;
 pub use repoint::RepointError;
 pub(crate) use repoint::Repointed;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use template::DeviceInfo;
-pub(crate) use template::{Link, TemplateDevice};
+pub(crate) use template::{Content, KnownDisk, KnownNet, Link, TemplateDevice};
 pub use vsock::VsockPortError;
 
 use crate::config::{DeviceId, MacAddress, NetEnd, VmConfig};

@@ -53,7 +53,8 @@ pub use platform::{LegacyPlatform, PlatformError};
 pub use registers::RegistersError;
 use shared::Shared;
 pub use snapshot::{
-    Fork, Restore, SnapshotError, SnapshotInfo, Template, check, info, read_manifest, read_state,
+    Fork, RecordedDevice, Restore, SnapshotError, SnapshotInfo, Template, check, info, read_manifest,
+    read_state,
 };
 
 use crate::agent::{AgentAttachment, AgentClient, AgentError};

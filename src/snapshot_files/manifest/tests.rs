@@ -19,6 +19,7 @@ fn manifest() -> Manifest {
             cpu: "a \"CPU\"".to_owned(),
         },
         machine: MachineFacts::of(&config),
+        devices: Vec::new(),
         state: FileFacts { bytes: 9, sha256: Hash::of(b"state") },
         memory: FileFacts { bytes: 10, sha256: Hash::of(b"memory") },
     }

@@ -26,13 +26,13 @@ pub fn read_state(file: &[u8], vcpus: u8, memory_mib: u64) -> Result<Vec<u8>, Sn
     let id = SnapshotId::from_bytes(id);
     let decoded = Sections::decode(file, &id);
     let decoded = decoded.and_then(|sections| StateFile::decode(sections, count.value(), memory.mib()));
-    let StateFile { machine, ram, subject } = decoded.map_err(|error| at.state(error))?;
+    let StateFile { machine, ram, subject, devices } = decoded.map_err(|error| at.state(error))?;
     let empty = coracle_arch::nameless_file::create_in_memory(c"fuzzed", 0).map_err(at.read("memory"))?;
     if FrozenRam::of_file(memory.into(), empty, ram.clone()).is_none() {
         return Err(at.state(StateFileError::Ram { ram: memory.bytes() }).into());
     }
     check_legacy(at.0, &machine.legacy)?;
-    Ok(encode_state(&id, &sections::encode(&machine, &ram, &subject)))
+    Ok(encode_state(&id, &sections::encode(&machine, &ram, &subject, &devices)))
 }
 
 /// Reads the file `manifest.json`. Returns what would be written for the same snapshot.

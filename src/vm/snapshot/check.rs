@@ -9,11 +9,12 @@ use coracle_devices::irq::{MsiMessage, MsiSink};
 use coracle_devices::state::SavedState;
 use serde::Serialize;
 
-use super::SnapshotError;
 use super::restore::Loaded;
+use super::{SnapshotError, virtio};
 use crate::memory::FrozenRegion;
 use crate::snapshot_files::{
-    At, HostFacts, MachineFacts, Manifest, SnapshotId, StateFileError, Summary, check_memory,
+    At, DeviceFacts, HostFacts, MachineFacts, Manifest, SnapshotId, StateFileError, Summary, check_disk,
+    check_memory,
 };
 use crate::vm::BuildError;
 use crate::vm::platform::Platform;
@@ -36,6 +37,24 @@ pub struct SnapshotInfo {
     pub host: HostFacts,
     /// The machine.
     pub machine: MachineFacts,
+    /// Its virtio devices, with their connections to that host.
+    pub devices: Vec<RecordedDevice>,
+}
+
+/// A virtio device as the manifest of a snapshot has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RecordedDevice {
+    /// The id.
+    pub id: String,
+    /// The kind: `disk`, `net`, `vsock`, `console`, `rng` or `balloon`.
+    pub kind: String,
+    /// The connection to the host of the first machine, in the form of the command's options, with an
+    /// absolute path; `None` if there is nothing to connect.
+    pub recorded: Option<String>,
+    /// Whether the snapshot has blocks of the disk: those that the guest has written to its overlay, or all
+    /// of them.
+    pub has_blocks: bool,
 }
 
 /// Returns the facts about the snapshot in the folder at `path`. Only its manifest is read.
@@ -61,10 +80,14 @@ pub fn info(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
 /// The first thing that is missing, damaged or not possible, by file and place.
 pub fn check(path: impl AsRef<Path>) -> Result<SnapshotInfo, SnapshotError> {
     let path = path.as_ref();
-    let Loaded { path: _, manifest, state, ram, stored_bytes } = Loaded::open(path)?;
+    let Loaded { path: _, manifest, state, ram, disks, stored_bytes } = Loaded::open(path)?;
     check_legacy(path, &state.machine.legacy)?;
     let content: Vec<Range<u64>> = ram.regions().iter().flat_map(in_file).collect();
     check_memory(path, &manifest, ram.file(), &content)?;
+    let stored = manifest.devices.iter().filter(|device| device.stored.is_some());
+    stored.zip(&disks).try_for_each(|(device, file)| check_disk(path, device, file))?;
+    let mut config = manifest.machine.config().map_err(|error| At(path).manifest(error))?;
+    virtio::load(path, &state.devices, &manifest.devices, disks, &mut config)?;
     Ok(Summary { manifest, stored_bytes }.into())
 }
 
@@ -84,8 +107,16 @@ pub(super) fn check_legacy(path: &Path, states: &[(String, SavedState)]) -> Resu
 impl From<Summary> for SnapshotInfo {
     fn from(summary: Summary) -> SnapshotInfo {
         let Summary { manifest, stored_bytes } = summary;
-        let Manifest { format, id, made_by, created, host, machine, state: _, memory: _ } = manifest;
-        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine }
+        let Manifest { format, id, made_by, created, host, machine, devices, state: _, memory: _ } = manifest;
+        let devices = devices.into_iter().map(RecordedDevice::from).collect();
+        SnapshotInfo { id, format, made_by, created, stored_bytes, host, machine, devices }
+    }
+}
+
+impl From<DeviceFacts> for RecordedDevice {
+    fn from(facts: DeviceFacts) -> RecordedDevice {
+        let DeviceFacts { id, kind, recorded, file: _, stored } = facts;
+        RecordedDevice { id, kind, recorded, has_blocks: stored.is_some() }
     }
 }
 

@@ -34,14 +34,6 @@ pub enum SnapshotError {
         /// The name of the device.
         device: String,
     },
-    /// The machine has a device whose state cannot be written to a file.
-    #[error(
-        "snapshot: the state of the device {device} cannot be written to files yet; leave the device out"
-    )]
-    DeviceToFile {
-        /// The name of the device.
-        device: String,
-    },
     /// A vCPU did not leave the guest in time.
     #[error("snapshot: a vCPU did not leave the guest within {} s; try again", STOP_LIMIT.as_secs())]
     Busy,

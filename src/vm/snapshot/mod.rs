@@ -26,11 +26,12 @@ mod restore;
 mod save;
 mod sections;
 mod state;
+mod virtio;
 
 use std::sync::Arc;
 
 pub use alone::{read_manifest, read_state};
-pub use check::{SnapshotInfo, check, info};
+pub use check::{RecordedDevice, SnapshotInfo, check, info};
 pub use error::SnapshotError;
 pub use fork::Fork;
 pub(super) use freeze::Freezing;

@@ -1,12 +1,13 @@
 //! Machines that go on from the files of a snapshot.
 
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::fork::Restored;
 use super::sections::StateFile;
-use super::{Fork, SnapshotError, Template, TemplateParts, host};
+use super::{Fork, SnapshotError, Template, TemplateParts, host, virtio};
 use crate::config::VmConfig;
 use crate::console::ConsoleStreams;
 use crate::kvm::Kvm;
@@ -102,13 +103,13 @@ impl Template {
     /// A file is missing, damaged or of another snapshot; its format is newer than this version; the machine
     /// ran on another kind of KVM; or this host's CPU lacks a feature that the guest was shown.
     pub fn load(path: impl AsRef<Path>) -> Result<Template, SnapshotError> {
-        let Loaded { path, manifest, state, ram, stored_bytes: _ } = Loaded::open(path.as_ref())?;
+        let Loaded { path, manifest, state, ram, disks, stored_bytes: _ } = Loaded::open(path.as_ref())?;
         let kvm = Kvm::open()?;
-        let StateFile { machine, ram: _, subject } = state;
+        let StateFile { machine, ram: _, subject, devices } = state;
         host::check(&path, &manifest.host, &machine, &kvm)?;
-        let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
-        let parts =
-            TemplateParts { config, state: machine, ram, devices: Vec::new(), subject, recipe: None, kvm };
+        let mut config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
+        let devices = virtio::load(&path, &devices, &manifest.devices, disks, &mut config)?;
+        let parts = TemplateParts { config, state: machine, ram, devices, subject, recipe: None, kvm };
         Ok(Template { parts: parts.into() })
     }
 }
@@ -119,6 +120,8 @@ pub(super) struct Loaded {
     pub(super) manifest: Manifest,
     pub(super) state: StateFile,
     pub(super) ram: FrozenRam,
+    /// The files with blocks of disks, in the order of the devices that have one.
+    pub(super) disks: Vec<File>,
     /// The bytes of the files on the medium.
     pub(super) stored_bytes: u64,
 }
@@ -126,7 +129,7 @@ pub(super) struct Loaded {
 impl Loaded {
     /// Opens and checks the files of the snapshot at `path`.
     pub(super) fn open(path: &Path) -> Result<Loaded, SnapshotFileError> {
-        let Snapshot { path, manifest, sections, memory, stored_bytes } = Snapshot::open(path)?;
+        let Snapshot { path, manifest, sections, memory, disks, stored_bytes } = Snapshot::open(path)?;
         let config = manifest.machine.config().map_err(|error| At(&path).manifest(error))?;
         let (vcpus, memory_mib) = (config.vcpus.value(), config.memory.size().mib());
         let mut state =
@@ -134,6 +137,6 @@ impl Loaded {
         let bytes = config.memory.bytes();
         let ram = FrozenRam::of_file(config.memory, memory, std::mem::take(&mut state.ram));
         let ram = ram.ok_or_else(|| At(&path).state(StateFileError::Ram { ram: bytes }))?;
-        Ok(Loaded { path, manifest, state, ram, stored_bytes })
+        Ok(Loaded { path, manifest, state, ram, disks, stored_bytes })
     }
 }

@@ -10,6 +10,7 @@ use coracle_devices::state::{SavedState, StateError};
 use serde::Deserialize;
 
 use super::state::MachineState;
+use super::virtio::{self, DeviceEntry};
 use crate::diagnosis::Subject;
 use crate::snapshot_files::{Section, Sections, StateFileError};
 use crate::vcpu::SavedVcpu;
@@ -21,20 +22,29 @@ pub(super) struct StateFile {
     /// The parts of each region of RAM that have content, as `FrozenRam::of_file` takes them.
     pub(super) ram: Vec<Vec<Range<u64>>>,
     pub(super) subject: Subject,
+    /// The virtio devices, whose states are in the machine's.
+    pub(super) devices: Vec<DeviceEntry>,
 }
 
-/// Encodes the state of a machine.
-pub(super) fn encode(machine: &MachineState, ram: &[Vec<Range<u64>>], subject: &Subject) -> Vec<Section> {
-    // Complete, so that no new part is forgotten.
+/// Encodes the state of a machine with these virtio devices.
+pub(super) fn encode(
+    machine: &MachineState,
+    ram: &[Vec<Range<u64>>],
+    subject: &Subject,
+    devices: &[DeviceEntry],
+) -> Vec<Section> {
+    // Complete, so that no new part is forgotten. The states of virtio devices are in their entries.
     let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
     let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
-    vec![
+    let mut sections = vec![
         required(VCPUS, SavedState::encode(1, vcpus)),
         required(CLOCK, SavedState::encode(1, clock)),
         required(LEGACY, SavedState::encode(1, legacy)),
         required(RAM, SavedState::encode(1, &ram)),
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
-    ]
+    ];
+    sections.extend(virtio::encode(devices));
+    sections
 }
 
 impl StateFile {
@@ -49,17 +59,18 @@ impl StateFile {
         memory_mib: u64,
     ) -> Result<StateFile, StateFileError> {
         let content = |name: &str, error| StateFileError::content(name, error);
+        let devices = virtio::decode(&mut sections)?;
         let machine = MachineState {
             vcpus: decode_vcpus(&mut sections, vcpus)?,
             clock: required(&mut sections, CLOCK, SMALL)?,
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
-            virtio: Vec::new(),
+            virtio: devices.iter().map(DeviceEntry::named_state).collect(),
         };
         let ram = required(&mut sections, RAM, SMALL)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;
         let subject = Subject::restored(guest.as_ref(), memory_mib).map_err(|error| content(GUEST, error))?;
         sections.finish()?;
-        Ok(StateFile { machine, ram, subject })
+        Ok(StateFile { machine, ram, subject, devices })
     }
 }
 

@@ -31,9 +31,9 @@ fn id() -> SnapshotId {
 
 /// Encodes and decodes a state, which `change` changes in between.
 fn through(loaded: &Loaded, change: impl FnOnce(&mut Vec<Section>)) -> Result<StateFile, String> {
-    let Loaded { path: _, manifest: _, state, ram, stored_bytes: _ } = loaded;
+    let Loaded { path: _, manifest: _, state, ram, disks: _, stored_bytes: _ } = loaded;
     let parts: Vec<_> = ram.regions().iter().map(|region| region.parts.clone()).collect();
-    let mut sections = sections::encode(&state.machine, &parts, &state.subject);
+    let mut sections = sections::encode(&state.machine, &parts, &state.subject, &state.devices);
     change(&mut sections);
     let sections = Sections::decode(&encode_state(&id(), &sections), &id()).unwrap();
     StateFile::decode(sections, 2, 16).map_err(|error| error.to_string())
@@ -151,7 +151,9 @@ fn machine_that_no_longer_stands_still_does_not_wait_for_its_files() {
     // A snapshot that is being written keeps others away, and the machine's owner may do as he likes.
     let kernel = folder.as_path().join("kernel");
     let vm = Vm::builder().kernel(&kernel).memory_mib(16).start().unwrap();
-    let still = vm.shared.with_machine(save::Still::begin).unwrap().unwrap();
+    let shared = vm.shared.clone();
+    let still = vm.shared.with_machine(move |_, machine| save::Still::begin(&shared, machine));
+    let still = still.unwrap().unwrap();
     assert!(matches!(vm.freeze(), Err(SnapshotError::InProgress)));
     let path = folder.as_path().join("second");
     assert!(matches!(vm.snapshot_to(&path), Err(SnapshotError::InProgress)));

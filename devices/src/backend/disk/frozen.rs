@@ -26,6 +26,11 @@ pub struct FrozenLayer {
 }
 
 impl FrozenDisk {
+    /// Makes a read-only disk of an open file, whose first `capacity` bytes it is.
+    pub fn read_only(file: Arc<File>, capacity: u64) -> FrozenDisk {
+        Self { base: file, capacity, layers: None }
+    }
+
     /// Opens `path` for reading, below `layers`, the newest first, which are those of a disk of the same
     /// capacity.
     ///

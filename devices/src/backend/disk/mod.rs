@@ -5,6 +5,7 @@ mod identity;
 mod open;
 mod overlay;
 mod raw;
+mod stored;
 mod vectored;
 
 pub use frozen::{FrozenDisk, FrozenLayer};
@@ -12,6 +13,7 @@ pub use identity::FileIdentity;
 pub use open::{DiskOpenError, FileLock};
 pub use overlay::{Overlay, OverlayError, OverlayLayer, OverlaySize};
 pub use raw::RawDisk;
+pub use stored::copy_data;
 
 use std::io;
 use std::os::fd::RawFd;

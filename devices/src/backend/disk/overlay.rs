@@ -379,7 +379,7 @@ const BYTES_PER_LOOK: u64 = 16 << 20;
 /// Returns the binary logarithm of the cluster size in bytes. The size is 4 KiB, the page of most file
 /// systems, so that usual writes need no copy. Disks above 32 GiB have larger clusters, so that the bits take
 /// at most 1 MiB.
-fn cluster_shift(capacity: u64) -> u32 {
+pub(super) fn cluster_shift(capacity: u64) -> u32 {
     const MIN: u32 = 12;
     const MAX_CLUSTERS: u64 = 1 << 23;
     let enough = (MIN..63).find(|shift| capacity >> shift <= MAX_CLUSTERS);

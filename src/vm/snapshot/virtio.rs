@@ -1,0 +1,287 @@
+//! The virtio devices in the files of a snapshot: a section of the state with what their guest knows and
+//! their own states, and in the manifest their connections to the host.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use coracle_devices::backend::disk::{FrozenDisk, FrozenLayer, copy_data};
+use coracle_devices::state::{SavedState, StateError};
+use coracle_devices::virtio::net::MacAddress;
+use coracle_devices::virtio::state::SavedDevice;
+use serde::{Deserialize, Serialize};
+
+use super::SnapshotError;
+use crate::config::{ConfigError, DeviceId, MIN_MTU, VmConfig};
+use crate::snapshot_files::{
+    At, DeviceFacts, DiskFileError, Draft, DraftDevice, ManifestError, Section, Sections, StateFileError,
+};
+use crate::virtio::{ConsoleSpec, Content, KnownDisk, KnownNet, Link, TemplateDevice, made_config};
+
+/// A device in the section.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct DeviceEntry {
+    id: String,
+    known: Known,
+    state: SavedDevice,
+}
+
+/// What the guest takes to be fixed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Known {
+    Disk { capacity: u64, is_read_only: bool, queues: u16, serial: String, blocks: Blocks },
+    Net { mac: [u8; 6], mtu: Option<u16> },
+    Vsock,
+    Console { has_console: bool, has_agent_port: bool },
+    Rng,
+    Balloon,
+}
+
+/// The blocks of a disk that are in the snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+enum Blocks {
+    /// None: they are at the path.
+    AtPath,
+    /// Those that the guest has written to an overlay: a bit for each cluster.
+    Overlay(Vec<u8>),
+    /// All of them.
+    Whole,
+}
+
+/// Copies the blocks of the disks that are not at a path to the draft. Returns the entries of the section,
+/// and those of the manifest.
+pub(super) fn store(
+    draft: &Draft,
+    devices: &[TemplateDevice],
+    states: &[(String, SavedDevice)],
+) -> Result<(Vec<DeviceEntry>, Vec<DraftDevice>), SnapshotError> {
+    let (mut entries, mut facts) = (Vec::new(), Vec::new());
+    for (device, (_, state)) in devices.iter().zip(states) {
+        let (known, blocks) = store_device(draft, device)?;
+        entries.push(DeviceEntry { id: device.id.to_string(), known, state: state.clone() });
+        let facts_of_device = DeviceFacts {
+            id: device.id.to_string(),
+            kind: device.link.kind().to_owned(),
+            recorded: device.recorded(),
+            file: device.identity.filter(|_| device.recorded().is_some()),
+            stored: None,
+        };
+        facts.push(DraftDevice { facts: facts_of_device, blocks });
+    }
+    Ok((entries, facts))
+}
+
+fn store_device(
+    draft: &Draft,
+    device: &TemplateDevice,
+) -> Result<(Known, Option<(File, u64)>), SnapshotError> {
+    let known = match &device.link {
+        Link::Disk(known, _) => return store_disk(draft, device, known),
+        Link::Net(KnownNet { mac, mtu }, _) => Known::Net { mac: mac.bytes(), mtu: *mtu },
+        Link::Vsock(_) => Known::Vsock,
+        Link::Console(spec) => {
+            let (has_console, has_agent_port) = spec.ports();
+            Known::Console { has_console, has_agent_port }
+        }
+        Link::Rng => Known::Rng,
+        Link::Balloon => Known::Balloon,
+    };
+    Ok((known, None))
+}
+
+fn store_disk(
+    draft: &Draft,
+    device: &TemplateDevice,
+    known: &KnownDisk,
+) -> Result<(Known, Option<(File, u64)>), SnapshotError> {
+    let KnownDisk { capacity, is_read_only, queues, ref serial } = *known;
+    let id = device.id.as_str();
+    let failed = |error| At(draft.path()).disk(id, DiskFileError::Host(error));
+    let layers = device.content.layers();
+    let (blocks, file) = match &device.content {
+        _ if !layers.is_empty() => {
+            let file = draft.disk(id, capacity)?;
+            let present = FrozenLayer::store(layers, capacity, &file).map_err(failed)?;
+            (Blocks::Overlay(present), Some(file))
+        }
+        Content::Shared(content) if device.recorded().is_none() => {
+            let file = draft.disk(id, capacity)?;
+            let copy = file.set_len(capacity).and_then(|()| copy_data(content.base(), 0, capacity, &file));
+            copy.map_err(failed)?;
+            (Blocks::Whole, Some(file))
+        }
+        _ => (Blocks::AtPath, None),
+    };
+    let known = Known::Disk { capacity, is_read_only, queues, serial: serial.clone(), blocks };
+    Ok((known, file.map(|file| (file, capacity))))
+}
+
+/// Returns the section of these devices; `None` for a machine without any.
+pub(super) fn encode(entries: &[DeviceEntry]) -> Option<Section> {
+    let content = || SavedState::encode(1, &entries);
+    (!entries.is_empty()).then(|| Section { name: NAME.to_owned(), is_required: true, content: content() })
+}
+
+/// Takes the section.
+pub(super) fn decode(sections: &mut Sections) -> Result<Vec<DeviceEntry>, StateFileError> {
+    let Some(section) = sections.take(NAME, MAX_SECTION)? else { return Ok(Vec::new()) };
+    let refused = |error| StateFileError::content(NAME, error);
+    let entries: Vec<DeviceEntry> = section.decode(1).map_err(refused)?;
+    entries
+        .iter()
+        .try_for_each(|entry| entry.check().map_err(|error| refused(error.of_device(entry.shown()))))?;
+    Ok(entries)
+}
+
+impl DeviceEntry {
+    /// Returns the id and the state.
+    pub(super) fn named_state(&self) -> (String, SavedDevice) {
+        (self.id.clone(), self.state.clone())
+    }
+
+    fn check(&self) -> Result<(), StateError> {
+        match &self.known {
+            Known::Net { mac, mtu } => {
+                MacAddress::new(*mac).ok_or_else(|| StateError::field("mac", mac[0], "that of one card"))?;
+                match mtu {
+                    Some(mtu) if *mtu < MIN_MTU => Err(StateError::field("mtu", *mtu, "at least 68")),
+                    _ => Ok(()),
+                }
+            }
+            Known::Console { has_console: false, has_agent_port: false } => {
+                Err(StateError::field("ports", false, "at least one"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the id for an error, which may be any text.
+    fn shown(&self) -> String {
+        self.id.chars().take(MAX_SHOWN).collect::<String>().escape_debug().to_string()
+    }
+
+    fn kind(&self) -> &'static str {
+        match &self.known {
+            Known::Disk { .. } => "disk",
+            Known::Net { .. } => "net",
+            Known::Vsock => "vsock",
+            Known::Console { .. } => "console",
+            Known::Rng => "rng",
+            Known::Balloon => "balloon",
+        }
+    }
+}
+
+/// Makes the devices of a template of the section, the manifest and the files of the snapshot at `path`, and
+/// sets the configuration that they imply. Nothing of the host is opened.
+///
+/// # Errors
+/// The two do not fit each other, or have values that no machine has.
+pub(super) fn load(
+    path: &Path,
+    entries: &[DeviceEntry],
+    facts: &[DeviceFacts],
+    files: Vec<File>,
+    config: &mut VmConfig,
+) -> Result<Vec<TemplateDevice>, SnapshotError> {
+    let differ = || StateFileError::Content { name: NAME.to_owned(), source: differs() };
+    let same =
+        |(entry, facts): (&DeviceEntry, &DeviceFacts)| entry.id == facts.id && entry.kind() == facts.kind;
+    if entries.len() != facts.len() || !entries.iter().zip(facts).all(same) {
+        return Err(At(path).state(differ()).into());
+    }
+    let mut files = files.into_iter();
+    let mut devices = Vec::new();
+    for (entry, facts) in entries.iter().zip(facts) {
+        let file = facts.stored.as_ref().and_then(|stored| Some((files.next()?, stored.capacity)));
+        let device = load_device(entry, facts, file);
+        let device = device.map_err(|error| match error {
+            LoadError::Files => At(path).state(differ()),
+            LoadError::Recorded(source) => {
+                At(path).manifest(ManifestError::Field { field: "devices.recorded", source })
+            }
+        })?;
+        match &device.link {
+            Link::Rng => config.rng = true,
+            Link::Balloon => config.balloon = true,
+            _ => {}
+        }
+        devices.push(device);
+    }
+    let singles = ["vsock", "console", "rng", "balloon"];
+    let count = |kind: &str| devices.iter().filter(|device| device.link.kind() == kind).count();
+    if singles.iter().any(|kind| count(kind) > 1) {
+        return Err(At(path).state(differ()).into());
+    }
+    Ok(devices)
+}
+
+enum LoadError {
+    /// The files have other devices each.
+    Files,
+    /// The recorded connection is not one.
+    Recorded(ConfigError),
+}
+
+impl From<ConfigError> for LoadError {
+    fn from(error: ConfigError) -> LoadError {
+        LoadError::Recorded(error)
+    }
+}
+
+fn load_device(
+    entry: &DeviceEntry,
+    facts: &DeviceFacts,
+    file: Option<(File, u64)>,
+) -> Result<TemplateDevice, LoadError> {
+    let id: DeviceId = entry.id.parse()?;
+    let recorded = || facts.recorded.as_deref().ok_or(LoadError::Files);
+    let mut content = Content::AtPath;
+    let link = match &entry.known {
+        Known::Disk { capacity, is_read_only, queues, serial, blocks } => {
+            let (capacity, is_read_only) = (*capacity, *is_read_only);
+            content = load_blocks(blocks, file, capacity)?;
+            let config = match blocks {
+                Blocks::Whole => made_config(),
+                Blocks::AtPath | Blocks::Overlay(_) => recorded()?.parse()?,
+            };
+            let known = KnownDisk { capacity, is_read_only, queues: *queues, serial: serial.clone() };
+            Link::Disk(known, config)
+        }
+        Known::Net { mac, mtu } => {
+            let mac = MacAddress::new(*mac).ok_or(LoadError::Files)?;
+            Link::Net(KnownNet { mac, mtu: *mtu }, recorded()?.parse()?)
+        }
+        Known::Vsock => Link::Vsock(recorded()?.parse()?),
+        Known::Console { has_console, has_agent_port } => {
+            Link::Console(ConsoleSpec::new(*has_console, *has_agent_port).ok_or(LoadError::Files)?)
+        }
+        Known::Rng => Link::Rng,
+        Known::Balloon => Link::Balloon,
+    };
+    Ok(TemplateDevice { id, link, content, identity: facts.file })
+}
+
+fn load_blocks(blocks: &Blocks, file: Option<(File, u64)>, capacity: u64) -> Result<Content, LoadError> {
+    let file = file.map(|(file, stored)| (Arc::new(file), stored)).filter(|(_, stored)| *stored == capacity);
+    match (blocks, file) {
+        (Blocks::AtPath, None) => Ok(Content::AtPath),
+        (Blocks::Overlay(present), Some((file, _))) => {
+            let layer = FrozenLayer::of_file(file, present, capacity).ok_or(LoadError::Files)?;
+            Ok(Content::Layers(vec![Arc::new(layer)]))
+        }
+        (Blocks::Whole, Some((file, _))) => Ok(Content::Shared(FrozenDisk::read_only(file, capacity))),
+        _ => Err(LoadError::Files),
+    }
+}
+
+/// The reason for devices that are not those of the manifest.
+fn differs() -> StateError {
+    StateError::field("devices", 0_u8, "those of the manifest, with their files; they do not fit each other")
+}
+
+const NAME: &str = "virtio";
+/// The longest section: six disks of at least 32 GiB with bits for all clusters take as much.
+const MAX_SECTION: usize = 6 << 20;
+/// The number of characters of an id in an error.
+const MAX_SHOWN: usize = 32;
