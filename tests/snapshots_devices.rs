@@ -423,3 +423,65 @@ fn devices_of_a_manifest_that_do_not_fit_are_refused() {
     let said = refusal(&path, Restore::reopen_recorded);
     assert!(said.contains("disk-disk0: Too many levels of symbolic links"), "{said}");
 }
+
+/// Returns the ranges of the contents of the sections of a state, with the names.
+fn sections(state: &[u8]) -> Vec<(String, std::ops::Range<usize>)> {
+    let mut found = Vec::new();
+    let mut at = 40;
+    while at < state.len() {
+        let name = String::from_utf8(state[at..at + 24].to_vec()).unwrap();
+        let len = u32::from_le_bytes(state[at + 28..at + 32].try_into().unwrap()) as usize;
+        found.push((name.trim_end_matches('\0').to_owned(), at + 40..at + 40 + len));
+        at += 40 + len;
+    }
+    found
+}
+
+/// Every byte of the devices' states is changed, with checksums that match. A machine refuses it or goes on.
+#[test]
+fn states_of_devices_that_somebody_has_changed_are_refused_or_harmless() {
+    needs_overlays!();
+    let (image, path) = (disk("changed.img"), common::fresh_path("changed"));
+    let guest = Piped::start(
+        with_disk(at(&image, ",cow"))
+            .rng(true)
+            .balloon(true)
+            .vsock("cid=3".parse().unwrap())
+            .configure(|config| config.console = ConsoleDevice::Virtio),
+    );
+    std::thread::sleep(Duration::from_millis(100));
+    guest.vm.snapshot_to(&path).unwrap();
+    drop(guest);
+    let original = fs::read(path.join("state")).unwrap();
+    let manifest = fs::read(path.join("manifest.json")).unwrap();
+    let hash =
+        |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (mut refused, mut restored) = (0, 0);
+    let (_, range) = sections(&original).into_iter().find(|(name, _)| name == "virtio").unwrap();
+    for index in range.clone() {
+        for change in [1, 0x80] {
+            let mut state = original.clone();
+            state[index] ^= change;
+            let header = range.start - 40;
+            let checksum = crc32fast::hash(&state[range.clone()]).to_le_bytes();
+            state[header + 32..header + 36].copy_from_slice(&checksum);
+            let checksum = crc32fast::hash(&state[header..header + 36]).to_le_bytes();
+            state[header + 36..header + 40].copy_from_slice(&checksum);
+            fs::write(path.join("state"), &state).unwrap();
+            fs::write(path.join("manifest.json"), &manifest).unwrap();
+            edit(&path, &[(&hash(&original), &hash(&state))]);
+            match Vm::restore(&path).reopen_recorded().start() {
+                Ok(vm) => {
+                    restored += 1;
+                    vm.handle().stop();
+                    vm.wait();
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+        }
+    }
+    assert!(refused > 100 && restored > 10, "{refused} refused, {restored} restored");
+}

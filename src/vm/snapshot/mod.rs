@@ -81,3 +81,5 @@ impl std::fmt::Debug for Template {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod virtio_tests;

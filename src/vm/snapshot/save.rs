@@ -9,7 +9,7 @@ use coracle_devices::journal;
 
 use super::freeze::{self, Hold};
 use super::state::MachineState;
-use super::virtio::DeviceEntry;
+use super::virtio::Devices;
 use super::{SnapshotError, Template, TemplateParts, host, sections, virtio};
 use crate::config::DiskAccess;
 use crate::diagnosis::Subject;
@@ -177,9 +177,9 @@ fn finish(
     state: &MachineState,
     content: &[Vec<Range<u64>>],
     subject: &Subject,
-    (entries, devices): (Vec<DeviceEntry>, Vec<DraftDevice>),
+    (stored, devices): (Devices, Vec<DraftDevice>),
 ) -> Result<(), SnapshotError> {
-    let sections = sections::encode(state, content, subject, &entries);
+    let sections = sections::encode(state, content, subject, &stored);
     Ok(draft.finish(host::facts(), facts, devices, &sections)?)
 }
 

@@ -10,7 +10,7 @@ use coracle_devices::state::{SavedState, StateError};
 use serde::Deserialize;
 
 use super::state::MachineState;
-use super::virtio::{self, DeviceEntry};
+use super::virtio::Devices;
 use crate::diagnosis::Subject;
 use crate::snapshot_files::{Section, Sections, StateFileError};
 use crate::vcpu::SavedVcpu;
@@ -23,7 +23,7 @@ pub(super) struct StateFile {
     pub(super) ram: Vec<Vec<Range<u64>>>,
     pub(super) subject: Subject,
     /// The virtio devices, whose states are in the machine's.
-    pub(super) devices: Vec<DeviceEntry>,
+    pub(super) devices: Devices,
 }
 
 /// Encodes the state of a machine with these virtio devices.
@@ -31,7 +31,7 @@ pub(super) fn encode(
     machine: &MachineState,
     ram: &[Vec<Range<u64>>],
     subject: &Subject,
-    devices: &[DeviceEntry],
+    devices: &Devices,
 ) -> Vec<Section> {
     // Complete, so that no new part is forgotten. The states of virtio devices are in their entries.
     let MachineState { vcpus, clock, legacy, virtio: _ } = machine;
@@ -43,7 +43,7 @@ pub(super) fn encode(
         required(RAM, SavedState::encode(1, &ram)),
         Section { name: GUEST.to_owned(), is_required: false, content: subject.save() },
     ];
-    sections.extend(virtio::encode(devices));
+    sections.extend(devices.encode());
     sections
 }
 
@@ -59,12 +59,12 @@ impl StateFile {
         memory_mib: u64,
     ) -> Result<StateFile, StateFileError> {
         let content = |name: &str, error| StateFileError::content(name, error);
-        let devices = virtio::decode(&mut sections)?;
+        let devices = Devices::decode(&mut sections)?;
         let machine = MachineState {
             vcpus: decode_vcpus(&mut sections, vcpus)?,
             clock: required(&mut sections, CLOCK, SMALL)?,
             legacy: required(&mut sections, LEGACY, MAX_LEGACY)?,
-            virtio: devices.iter().map(DeviceEntry::named_state).collect(),
+            virtio: devices.states(),
         };
         let ram = required(&mut sections, RAM, SMALL)?;
         let guest = sections.take(GUEST, MAX_GUEST)?;

@@ -18,9 +18,17 @@ use crate::snapshot_files::{
 };
 use crate::virtio::{ConsoleSpec, Content, KnownDisk, KnownNet, Link, TemplateDevice, made_config};
 
+/// The devices in the state.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Devices {
+    entries: Vec<DeviceEntry>,
+    /// A bit for each cluster that a guest has written to an overlay, one disk after the other.
+    clusters: Vec<u8>,
+}
+
 /// A device in the section.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct DeviceEntry {
+struct DeviceEntry {
     id: String,
     known: Known,
     state: SavedDevice,
@@ -42,23 +50,23 @@ enum Known {
 enum Blocks {
     /// None: they are at the path.
     AtPath,
-    /// Those that the guest has written to an overlay: a bit for each cluster.
-    Overlay(Vec<u8>),
+    /// Those that the guest has written to an overlay, with the number of bytes that have its bits.
+    Overlay(u32),
     /// All of them.
     Whole,
 }
 
-/// Copies the blocks of the disks that are not at a path to the draft. Returns the entries of the section,
-/// and those of the manifest.
+/// Copies the blocks of the disks that are not at a path to the draft. Returns the devices of the state, and
+/// those of the manifest.
 pub(super) fn store(
     draft: &Draft,
     devices: &[TemplateDevice],
     states: &[(String, SavedDevice)],
-) -> Result<(Vec<DeviceEntry>, Vec<DraftDevice>), SnapshotError> {
-    let (mut entries, mut facts) = (Vec::new(), Vec::new());
+) -> Result<(Devices, Vec<DraftDevice>), SnapshotError> {
+    let (mut stored, mut facts) = (Devices::default(), Vec::new());
     for (device, (_, state)) in devices.iter().zip(states) {
-        let (known, blocks) = store_device(draft, device)?;
-        entries.push(DeviceEntry { id: device.id.to_string(), known, state: state.clone() });
+        let (known, blocks) = store_device(draft, device, &mut stored.clusters)?;
+        stored.entries.push(DeviceEntry { id: device.id.to_string(), known, state: state.clone() });
         let facts_of_device = DeviceFacts {
             id: device.id.to_string(),
             kind: device.link.kind().to_owned(),
@@ -68,15 +76,20 @@ pub(super) fn store(
         };
         facts.push(DraftDevice { facts: facts_of_device, blocks });
     }
-    Ok((entries, facts))
+    if stored.clusters.len() > MAX_OVERLAYS {
+        let (name, len, most) = (OVERLAYS.to_owned(), stored.clusters.len(), MAX_OVERLAYS);
+        return Err(At(draft.path()).state(StateFileError::TooLong { name, len, most }).into());
+    }
+    Ok((stored, facts))
 }
 
 fn store_device(
     draft: &Draft,
     device: &TemplateDevice,
+    clusters: &mut Vec<u8>,
 ) -> Result<(Known, Option<(File, u64)>), SnapshotError> {
     let known = match &device.link {
-        Link::Disk(known, _) => return store_disk(draft, device, known),
+        Link::Disk(known, _) => return store_disk(draft, device, known, clusters),
         Link::Net(KnownNet { mac, mtu }, _) => Known::Net { mac: mac.bytes(), mtu: *mtu },
         Link::Vsock(_) => Known::Vsock,
         Link::Console(spec) => {
@@ -93,6 +106,7 @@ fn store_disk(
     draft: &Draft,
     device: &TemplateDevice,
     known: &KnownDisk,
+    clusters: &mut Vec<u8>,
 ) -> Result<(Known, Option<(File, u64)>), SnapshotError> {
     let KnownDisk { capacity, is_read_only, queues, ref serial } = *known;
     let id = device.id.as_str();
@@ -102,7 +116,8 @@ fn store_disk(
         _ if !layers.is_empty() => {
             let file = draft.disk(id, capacity)?;
             let present = FrozenLayer::store(layers, capacity, &file).map_err(failed)?;
-            (Blocks::Overlay(present), Some(file))
+            clusters.extend_from_slice(&present);
+            (Blocks::Overlay(present.len() as u32), Some(file))
         }
         Content::Shared(content) if device.recorded().is_none() => {
             let file = draft.disk(id, capacity)?;
@@ -116,27 +131,50 @@ fn store_disk(
     Ok((known, file.map(|file| (file, capacity))))
 }
 
-/// Returns the section of these devices; `None` for a machine without any.
-pub(super) fn encode(entries: &[DeviceEntry]) -> Option<Section> {
-    let content = || SavedState::encode(1, &entries);
-    (!entries.is_empty()).then(|| Section { name: NAME.to_owned(), is_required: true, content: content() })
-}
+impl Devices {
+    /// Returns the sections of these devices; none for a machine without any.
+    pub(super) fn encode(&self) -> Vec<Section> {
+        let Self { entries, clusters } = self;
+        let required = |name: &str, content| Section { name: name.to_owned(), is_required: true, content };
+        let devices = (!entries.is_empty()).then(|| required(DEVICES, SavedState::encode(1, entries)));
+        let overlays = (!clusters.is_empty()).then(|| required(OVERLAYS, SavedState::encode(1, clusters)));
+        devices.into_iter().chain(overlays).collect()
+    }
 
-/// Takes the section.
-pub(super) fn decode(sections: &mut Sections) -> Result<Vec<DeviceEntry>, StateFileError> {
-    let Some(section) = sections.take(NAME, MAX_SECTION)? else { return Ok(Vec::new()) };
-    let refused = |error| StateFileError::content(NAME, error);
-    let entries: Vec<DeviceEntry> = section.decode(1).map_err(refused)?;
-    entries
-        .iter()
-        .try_for_each(|entry| entry.check().map_err(|error| refused(error.of_device(entry.shown()))))?;
-    Ok(entries)
+    /// Takes the sections.
+    pub(super) fn decode(sections: &mut Sections) -> Result<Devices, StateFileError> {
+        let Some(section) = sections.take(DEVICES, MAX_DEVICES)? else { return Ok(Devices::default()) };
+        let refused = |error| StateFileError::content(DEVICES, error);
+        let entries: Vec<DeviceEntry> = section.decode(1).map_err(refused)?;
+        let clusters: Vec<u8> = match sections.take(OVERLAYS, MAX_OVERLAYS)? {
+            Some(section) => section.decode(1).map_err(|error| StateFileError::content(OVERLAYS, error))?,
+            None => Vec::new(),
+        };
+        for entry in &entries {
+            entry.check().map_err(|error| refused(error.of_device(entry.shown())))?;
+        }
+        let wanted: usize = entries.iter().map(DeviceEntry::cluster_bytes).sum();
+        if wanted != clusters.len() {
+            let allowed = format!("{wanted}, those of the overlays of all disks").into();
+            let error = StateError::Length { field: "clusters", len: clusters.len(), allowed };
+            return Err(StateFileError::content(OVERLAYS, error));
+        }
+        Ok(Devices { entries, clusters })
+    }
+
+    /// Returns the states with their ids.
+    pub(super) fn states(&self) -> Vec<(String, SavedDevice)> {
+        self.entries.iter().map(|entry| (entry.id.clone(), entry.state.clone())).collect()
+    }
 }
 
 impl DeviceEntry {
-    /// Returns the id and the state.
-    pub(super) fn named_state(&self) -> (String, SavedDevice) {
-        (self.id.clone(), self.state.clone())
+    /// Returns the number of bytes with the bits of its overlay.
+    fn cluster_bytes(&self) -> usize {
+        match self.known {
+            Known::Disk { blocks: Blocks::Overlay(bytes), .. } => bytes as usize,
+            _ => 0,
+        }
     }
 
     fn check(&self) -> Result<(), StateError> {
@@ -179,12 +217,13 @@ impl DeviceEntry {
 /// The two do not fit each other, or have values that no machine has.
 pub(super) fn load(
     path: &Path,
-    entries: &[DeviceEntry],
+    stored: &Devices,
     facts: &[DeviceFacts],
     files: Vec<File>,
     config: &mut VmConfig,
 ) -> Result<Vec<TemplateDevice>, SnapshotError> {
-    let differ = || StateFileError::Content { name: NAME.to_owned(), source: differs() };
+    let Devices { entries, clusters } = stored;
+    let differ = || StateFileError::Content { name: DEVICES.to_owned(), source: differs() };
     let same =
         |(entry, facts): (&DeviceEntry, &DeviceFacts)| entry.id == facts.id && entry.kind() == facts.kind;
     if entries.len() != facts.len() || !entries.iter().zip(facts).all(same) {
@@ -192,9 +231,12 @@ pub(super) fn load(
     }
     let mut files = files.into_iter();
     let mut devices = Vec::new();
+    let mut clusters = clusters.as_slice();
     for (entry, facts) in entries.iter().zip(facts) {
         let file = facts.stored.as_ref().and_then(|stored| Some((files.next()?, stored.capacity)));
-        let device = load_device(entry, facts, file);
+        let (present, rest) = clusters.split_at_checked(entry.cluster_bytes()).unwrap_or((clusters, &[]));
+        clusters = rest;
+        let device = load_device(entry, facts, file, present);
         let device = device.map_err(|error| match error {
             LoadError::Files => At(path).state(differ()),
             LoadError::Recorded(source) => {
@@ -233,6 +275,7 @@ fn load_device(
     entry: &DeviceEntry,
     facts: &DeviceFacts,
     file: Option<(File, u64)>,
+    present: &[u8],
 ) -> Result<TemplateDevice, LoadError> {
     let id: DeviceId = entry.id.parse()?;
     let recorded = || facts.recorded.as_deref().ok_or(LoadError::Files);
@@ -240,7 +283,7 @@ fn load_device(
     let link = match &entry.known {
         Known::Disk { capacity, is_read_only, queues, serial, blocks } => {
             let (capacity, is_read_only) = (*capacity, *is_read_only);
-            content = load_blocks(blocks, file, capacity)?;
+            content = load_blocks(blocks, file, capacity, present)?;
             let config = match blocks {
                 Blocks::Whole => made_config(),
                 Blocks::AtPath | Blocks::Overlay(_) => recorded()?.parse()?,
@@ -262,11 +305,16 @@ fn load_device(
     Ok(TemplateDevice { id, link, content, identity: facts.file })
 }
 
-fn load_blocks(blocks: &Blocks, file: Option<(File, u64)>, capacity: u64) -> Result<Content, LoadError> {
+fn load_blocks(
+    blocks: &Blocks,
+    file: Option<(File, u64)>,
+    capacity: u64,
+    present: &[u8],
+) -> Result<Content, LoadError> {
     let file = file.map(|(file, stored)| (Arc::new(file), stored)).filter(|(_, stored)| *stored == capacity);
     match (blocks, file) {
         (Blocks::AtPath, None) => Ok(Content::AtPath),
-        (Blocks::Overlay(present), Some((file, _))) => {
+        (Blocks::Overlay(_), Some((file, _))) => {
             let layer = FrozenLayer::of_file(file, present, capacity).ok_or(LoadError::Files)?;
             Ok(Content::Layers(vec![Arc::new(layer)]))
         }
@@ -280,8 +328,12 @@ fn differs() -> StateError {
     StateError::field("devices", 0_u8, "those of the manifest, with their files; they do not fit each other")
 }
 
-const NAME: &str = "virtio";
-/// The longest section: six disks of at least 32 GiB with bits for all clusters take as much.
-const MAX_SECTION: usize = 6 << 20;
+const DEVICES: &str = "virtio";
+const OVERLAYS: &str = "overlays";
+/// The longest section of devices: 17 disks with 16 queues of 256 chains that wait out of their order. An
+/// entry of 6 bytes takes 150 in memory.
+const MAX_DEVICES: usize = 256 << 10;
+/// The longest section of overlays: a disk has at most 1 MiB of bits.
+const MAX_OVERLAYS: usize = 6 << 20;
 /// The number of characters of an id in an error.
 const MAX_SHOWN: usize = 32;
