@@ -1,5 +1,5 @@
-//! Tests of snapshots in files of machines with virtio devices, with bare guests: what goes on, what has to be
-//! named again, and what is refused.
+//! Tests of snapshots in files of machines with virtio devices, with bare guests: what goes on, what has to
+//! be named again, and what is refused.
 
 mod common;
 

@@ -232,7 +232,7 @@ payloads! {
     "virtio-vsock" Three payload_virtio_vsock..payload_virtio_vsock_end
         "connects to port 52 of the host and sends back what comes, until its end; exits with 0";
     "net-answers" Zero payload_net_answers..payload_net_answers_end
-        "asks the host for an address by a network card forever, and prints the count of answers; exits with 0 on a `q`";
+        "asks the host for an address by a network card until a `q`, and prints the count of answers; exits with 0";
     "vsock-again" Three payload_vsock_again..payload_vsock_again_end
         "as virtio-vsock, and connects again when it is refused or hears that its connections are gone";
     "virtio-console" Three payload_virtio_console..payload_virtio_console_end

@@ -140,8 +140,8 @@ settings! { $ [
         [["initrd.cpio"]] => initrds: Vec<PathBuf>;
     root: RootConfig,
         "Root file system, in place of initrds: the path of a directory, a tar or an image, or path=PATH and a \
-         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids, id=ID; `,,` stands for a comma \
-         in the path",
+         comma-separated list of rw, cow, cow-size=SIZE, as=initramfs, as=disk, keep-ids, id=ID; `,,` stands for a \
+         comma in the path",
         ["rootfs", json!({ "path": "root.img", "rw": true })] => root: Option<RootConfig>;
     append: Vec<String>, "Parameters to append to the kernel command line", [["quiet"]];
     cmdline: String, "Kernel command line that replaces the default one", ["console=ttyS0"];

@@ -85,9 +85,9 @@ pub(super) struct ForkDisk<'a> {
 
 /// The blocks of such a disk.
 pub(super) enum ForkSource<'a> {
-    /// Those of the former disk.
+    /// The blocks of the former disk.
     Shared(&'a FrozenDisk),
-    /// Those of the file at the configured path, below the layers of an overlay, the newest first.
+    /// The blocks of the file at the configured path, below the layers of an overlay, the newest first.
     Path {
         layers: &'a [Arc<FrozenLayer>],
         /// The identity of the first machine's file, if it has to be the same.

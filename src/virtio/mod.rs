@@ -48,7 +48,9 @@ pub use repoint::RepointError;
 pub(crate) use repoint::Repointed;
 use spec::{DeviceSpec, Named, Opened, SpecContext, numbered};
 pub use template::DeviceInfo;
-pub(crate) use template::{Content, KnownDisk, KnownNet, Link, TemplateDevice};
+pub(crate) use template::{Content, KnownDisk, KnownNet, Link, Plain, TemplateDevice};
+use vsock::ForkSocket;
+pub(crate) use vsock::SocketLink;
 pub use vsock::VsockPortError;
 
 use crate::config::{DeviceId, MacAddress, NetEnd, VmConfig};
@@ -372,6 +374,9 @@ impl Attached {
         HostFailure::DeviceStuck { device: self.title(), limit: HAND_BACK_LIMIT }
     }
 }
+
+/// The kinds of devices that have no end on the host.
+pub(crate) const PLAIN: [&Plain; 2] = [&rng::PLAIN, &balloon::PLAIN];
 
 /// Checks that the devices of `config` fit together and that its disks can be used, by opening and closing
 /// the disks.

@@ -6,22 +6,19 @@ use std::sync::Arc;
 use coracle_arch::field::{DISKS, NETS};
 use coracle_devices::backend::disk::FrozenLayer;
 
-use super::Specs;
-use super::balloon::BalloonSpec;
 use super::disk::{ForkDisk, ForkSource};
 use super::net::ForkNet;
-use super::rng::RngSpec;
 use super::spec::DeviceSpec;
 use super::template::{Content, KnownDisk, KnownNet, Link, TemplateDevice};
-use super::vsock::ForkVsock;
-use crate::config::{DiskAccess, DiskConfig, NetConfig, NetEnd, VsockConfig};
+use super::{ForkSocket, SocketLink, Specs};
+use crate::config::{DeviceId, DiskAccess, DiskConfig, NetConfig, NetEnd};
 
 /// The connections of devices to the host that the owner of a machine has chosen.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Repointed {
     disks: Vec<(String, DiskConfig)>,
     nets: Vec<(String, NetConfig)>,
-    vsock: Option<VsockConfig>,
+    socket: Option<SocketLink>,
     /// Whether the other devices are connected as the first machine's were.
     reopens_recorded: bool,
     /// The ids of disks whose files may have changed.
@@ -135,8 +132,8 @@ impl Repointed {
         self.nets.push((id.to_owned(), net));
     }
 
-    pub(crate) fn vsock(&mut self, vsock: VsockConfig) {
-        self.vsock = Some(vsock);
+    pub(crate) fn socket(&mut self, socket: SocketLink) {
+        self.socket = Some(socket);
     }
 
     pub(crate) fn reopen_recorded(&mut self) {
@@ -171,12 +168,11 @@ impl Repointed {
                     let field = NETS.item(nets.next().unwrap_or_default(), "end");
                     Box::new(ForkNet { id: &device.id, field, config: self.net_of(device, known, recorded)? })
                 }
-                Link::Vsock(recorded) => {
-                    Box::new(ForkVsock { id: &device.id, config: self.vsock_of(device, recorded)? })
+                Link::Socket(recorded) => {
+                    Box::new(ForkSocket { id: &device.id, config: self.socket_of(device, recorded)? })
                 }
                 Link::Console(console) => Box::new(console),
-                Link::Rng => Box::new(RngSpec),
-                Link::Balloon => Box::new(BalloonSpec { ram_bytes }),
+                Link::Plain(plain) => (plain.spec)(ram_bytes),
             };
             specs.push(spec);
         }
@@ -195,9 +191,9 @@ impl Repointed {
                 return Err(RepointError::Kind { id: id.clone(), kind, wanted });
             }
         }
-        let has_vsock = devices.iter().any(|device| matches!(device.link, Link::Vsock(_)));
-        if self.vsock.is_some() && !has_vsock {
-            return Err(unknown("vsock0", devices));
+        let has_socket = devices.iter().any(|device| matches!(device.link, Link::Socket(_)));
+        if self.socket.is_some() && !has_socket {
+            return Err(unknown(DeviceId::numbered(SocketLink::KIND, 0).as_str(), devices));
         }
         Ok(())
     }
@@ -212,7 +208,7 @@ impl Repointed {
         let Some((_, config)) = self.disks.iter().rev().find(|(of, _)| of == id) else {
             let source = match &device.content {
                 Content::Shared(content) => ForkSource::Shared(content),
-                _ if !self.reopens_recorded => return Err(not_named(device, "disk")),
+                _ if !self.reopens_recorded => return Err(not_named(device)),
                 content => self.source(device, content.layers(), true),
             };
             return Ok((recorded, source));
@@ -246,9 +242,9 @@ impl Repointed {
         let id = device.id.as_str();
         let config = match self.nets.iter().rev().find(|(of, _)| of == id) {
             Some((_, config)) => config,
-            None if !self.reopens_recorded => return Err(not_named(device, "net")),
+            None if !self.reopens_recorded => return Err(not_named(device)),
             None if matches!(recorded.end, NetEnd::Fd(_)) => {
-                let (recorded, method) = (recorded.end.to_string(), method("net", id));
+                let (recorded, method) = (recorded.end.to_string(), method(device));
                 return Err(RepointError::Descriptor { id: id.to_owned(), recorded, method });
             }
             None => recorded,
@@ -263,14 +259,14 @@ impl Repointed {
         Ok(NetConfig { mac: Some(known.mac), mtu: known.mtu, ..config.clone() })
     }
 
-    fn vsock_of<'a>(
+    fn socket_of<'a>(
         &'a self,
         device: &TemplateDevice,
-        recorded: &'a VsockConfig,
-    ) -> Result<&'a VsockConfig, RepointError> {
-        match &self.vsock {
-            Some(config) => Ok(config),
-            None if device.needs_host() && !self.reopens_recorded => Err(not_named(device, "vsock")),
+        recorded: &'a SocketLink,
+    ) -> Result<&'a SocketLink, RepointError> {
+        match &self.socket {
+            Some(socket) => Ok(socket),
+            None if device.needs_host() && !self.reopens_recorded => Err(not_named(device)),
             None => Ok(recorded),
         }
     }
@@ -283,16 +279,16 @@ fn unknown(id: &str, devices: &[TemplateDevice]) -> RepointError {
     RepointError::Unknown { id: id.escape_debug().to_string(), devices }
 }
 
-fn not_named(device: &TemplateDevice, kind: &str) -> RepointError {
-    let id = device.id.to_string();
-    let (recorded, method) = (device.recorded().unwrap_or_default(), method(kind, &id));
-    RepointError::NotNamed { id, recorded, method }
+fn not_named(device: &TemplateDevice) -> RepointError {
+    let (recorded, method) = (device.recorded().unwrap_or_default(), method(device));
+    RepointError::NotNamed { id: device.id.to_string(), recorded, method }
 }
 
 /// Returns the call that connects a device to something else.
-fn method(kind: &str, id: &str) -> String {
-    match kind {
-        "vsock" => "vsock(..)".to_owned(),
-        _ => format!("{kind}(\"{id}\", ..)"),
+fn method(device: &TemplateDevice) -> String {
+    let kind = device.link.kind();
+    match &device.link {
+        Link::Socket(_) => format!("{kind}(..)"),
+        _ => format!("{kind}(\"{}\", ..)", device.id),
     }
 }

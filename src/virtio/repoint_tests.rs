@@ -1,4 +1,4 @@
-//! Which devices of a machine that goes on are connected to what, without a machine.
+//! The devices of a machine that goes on, and their ends on the host, without a machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use vmm_sys_util::tempdir::TempDir;
 use super::spec::SpecContext;
 use super::template::{Content, KnownDisk, KnownNet};
 use super::*;
-use crate::config::{DiskConfig, NetConfig, VsockConfig};
+use crate::config::{DiskConfig, NetConfig};
 
 fn disk(text: &str) -> DiskConfig {
     text.parse().unwrap()
@@ -33,8 +33,8 @@ fn devices() -> Vec<TemplateDevice> {
     vec![
         device("data", Link::Disk(known(false), disk("/img,queues=2"))),
         device("net0", Link::Net(KnownNet { mac, mtu: None }, net("tap=tap0"))),
-        device("rng0", Link::Rng),
-        device("vsock0", Link::Vsock("cid=3,uds=/v.sock".parse().unwrap())),
+        device("rng0", Link::Plain(&rng::PLAIN)),
+        device("vsock0", Link::Socket("cid=3,uds=/v.sock".parse().unwrap())),
     ]
 }
 
@@ -68,7 +68,7 @@ fn what_cannot_be_shared_is_refused_with_what_to_call() {
     // A vsock device without a socket is everybody's.
     let mut own = devices.clone();
     own.truncate(3);
-    own.push(device("vsock0", Link::Vsock(VsockConfig::default())));
+    own.push(device("vsock0", Link::Socket("cid=3".parse().unwrap())));
     let mut named = Repointed::default();
     named.disk("data", disk("/other"));
     named.net("net0", net("tap=tap1"));
@@ -90,10 +90,10 @@ fn unknown_ids_and_other_kinds_are_refused_by_name() {
     assert_eq!(said, "net0: this device is of the kind net, and not disk; use the id of another one");
     let said = refused(&|repointed| repointed.net("rng0", net("tap=t")));
     assert_eq!(said, "rng0: this device is of the kind rng, and not net; use the id of another one");
-    let said = error_of(&devices[..3], |repointed| repointed.vsock(VsockConfig::default()));
+    let said = error_of(&devices[..3], |repointed| repointed.socket("cid=3".parse().unwrap()));
     let few = "the machine has data (disk), net0 (net), rng0 (rng)";
     assert_eq!(said, format!("there is no device `vsock0`; {few}"));
-    let said = error_of(&[], |repointed| repointed.vsock(VsockConfig::default()));
+    let said = error_of(&[], |repointed| repointed.socket("cid=3".parse().unwrap()));
     assert_eq!(said, "there is no device `vsock0`; the machine has none");
 }
 

@@ -102,6 +102,6 @@ pub(crate) struct Opened {
     pub device: Arc<dyn VirtioDevice>,
     /// The host's side, for a device that the host or its programs use.
     pub handle: Option<Handle>,
-    /// What machines that go on from this one have to know.
+    /// The properties of the device for machines that go on from this one.
     pub link: Link,
 }

@@ -9,8 +9,9 @@ use coracle_devices::virtio::net::MacAddress;
 use serde::Serialize;
 
 use super::console::ConsoleSpec;
-use super::{Attached, Handle, VirtioDevices};
-use crate::config::{DeviceId, DiskConfig, NetConfig, VsockConfig};
+use super::spec::DeviceSpec;
+use super::{Attached, Handle, SocketLink, VirtioDevices};
+use crate::config::{DeviceId, DiskConfig, NetConfig, VmConfig};
 
 /// A device of a machine from which others go on. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -28,10 +29,21 @@ pub(crate) struct TemplateDevice {
 pub(crate) enum Link {
     Disk(KnownDisk, DiskConfig),
     Net(KnownNet, NetConfig),
-    Vsock(VsockConfig),
+    Socket(SocketLink),
     Console(ConsoleSpec),
-    Rng,
-    Balloon,
+    Plain(&'static Plain),
+}
+
+/// A kind of device that has neither an end on the host nor anything that its guest takes to be fixed. A
+/// machine has at most one of the kind.
+#[derive(Debug)]
+pub(crate) struct Plain {
+    /// The name of the kind.
+    pub(crate) kind: &'static str,
+    /// Returns the setting that asks for one.
+    pub(crate) setting: fn(&mut VmConfig) -> &mut bool,
+    /// Makes the device of a machine with this much RAM.
+    pub(super) spec: fn(u64) -> Box<dyn DeviceSpec>,
 }
 
 /// The properties of a disk that its guest takes to be fixed.
@@ -95,11 +107,8 @@ impl TemplateDevice {
                 }
                 Some(config.to_string())
             }
-            Link::Vsock(config) => {
-                let uds = config.uds.as_deref().map(absolute);
-                Some(VsockConfig { uds, id: None, ..config.clone() }.to_string())
-            }
-            Link::Console(_) | Link::Rng | Link::Balloon => None,
+            Link::Socket(socket) => Some(socket.recorded()),
+            Link::Console(_) | Link::Plain(_) => None,
         }
     }
 
@@ -108,8 +117,8 @@ impl TemplateDevice {
         match &self.link {
             Link::Disk(..) => !matches!(self.content, Content::Shared(_)),
             Link::Net(..) => true,
-            Link::Vsock(config) => config.uds.is_some(),
-            Link::Console(_) | Link::Rng | Link::Balloon => false,
+            Link::Socket(socket) => socket.needs_host(),
+            Link::Console(_) | Link::Plain(_) => false,
         }
     }
 
@@ -136,10 +145,9 @@ impl Link {
         match self {
             Link::Disk(..) => "disk",
             Link::Net(..) => "net",
-            Link::Vsock(_) => "vsock",
+            Link::Socket(_) => SocketLink::KIND,
             Link::Console(_) => "console",
-            Link::Rng => "rng",
-            Link::Balloon => "balloon",
+            Link::Plain(plain) => plain.kind,
         }
     }
 }
@@ -164,6 +172,6 @@ impl Attached {
     }
 }
 
-fn absolute(path: &Path) -> PathBuf {
+pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -53,7 +53,8 @@ fn devices_that_do_not_go_together_are_refused_with_the_setting_to_change() {
     let ids = |config: &mut VmConfig| {
         config.disks = ["a,id=disk1,serial=x", "b"].map(|text| text.parse().unwrap()).into();
     };
-    let said = "disks[1].path b: it has the id disk1, which another device (disks[0].path a) has; give each its own id=";
+    let said = "disks[1].path b: it has the id disk1, which another device (disks[0].path a) has; \
+                give each its own id=";
     assert_eq!(refused(&ids), said);
     let kinds = |config: &mut VmConfig| {
         config.rng = true;
@@ -98,7 +99,8 @@ fn states_are_those_of_the_same_devices_in_the_same_order() {
         change(&mut states);
         attach(&config).restore(&states).unwrap_err().to_string()
     };
-    let missing = "the state of balloon0 (balloon) is missing; a machine is restored with the states of all its devices";
+    let missing = "the state of balloon0 (balloon) is missing; \
+                   a machine is restored with the states of all its devices";
     assert_eq!(refused(&|states| states.truncate(1)), missing);
     let unknown = "there is a state of a device 'balloon0', which this machine does not have";
     assert_eq!(refused(&|states| states.reverse()), unknown);

@@ -1,10 +1,15 @@
 //! The devices of forks and of restored machines: their connections to the host.
 
 use super::{Fork, Restore, Template};
-use crate::config::{DiskConfig, NetConfig, VsockConfig};
-use crate::virtio::DeviceInfo;
+use crate::config::{DiskConfig, NetConfig};
+use crate::virtio::{DeviceInfo, Repointed};
 
 impl Fork {
+    /// Returns the choices that have been made.
+    pub(in crate::vm) fn repointed_mut(&mut self) -> &mut Repointed {
+        &mut self.repointed
+    }
+
     /// Gives the disk with this id another file. The guest keeps what it knows of the disk: its size, its
     /// serial number, its number of queues, and whether it is read-only. Those in `disk` count for nothing,
     /// except that the size has to be the same, and that `disk` has to be read-only if the disk is.
@@ -26,14 +31,6 @@ impl Fork {
         self
     }
 
-    /// Gives the vsock device another socket on the host, and the guest this address. The guest hears that
-    /// its connections are gone, and reads its address again.
-    #[must_use]
-    pub fn vsock(mut self, vsock: VsockConfig) -> Fork {
-        self.repointed.vsock(vsock);
-        self
-    }
-
     /// Connects each device that has not been named as that of the first machine was:
     /// [`DeviceInfo::recorded`]. Only for the recorded paths and names of a snapshot that you trust, and for
     /// one machine at a time.
@@ -43,8 +40,9 @@ impl Fork {
         self
     }
 
-    /// Accepts that the file of the disk with this id has changed since the machine's state was saved. A guest
-    /// that has the disk mounted finds a file system that is not the one that it knows, and can destroy it.
+    /// Accepts that the file of the disk with this id has changed since the machine's state was saved. A
+    /// guest that has the disk mounted finds a file system that is not the one that it knows, and can destroy
+    /// it.
     #[must_use]
     pub fn disk_changed_ok(mut self, id: &str) -> Fork {
         self.repointed.disk_changed_ok(id);
@@ -63,12 +61,6 @@ impl Restore {
     #[must_use]
     pub fn net(self, id: &str, net: NetConfig) -> Restore {
         self.with(|settings| settings.net(id, net))
-    }
-
-    /// Gives the vsock device this socket on the host: see [`Fork::vsock`].
-    #[must_use]
-    pub fn vsock(self, vsock: VsockConfig) -> Restore {
-        self.with(|settings| settings.vsock(vsock))
     }
 
     /// Connects each device that has not been named as that of the first machine was: see

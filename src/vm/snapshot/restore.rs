@@ -62,7 +62,7 @@ impl Restore {
         self.with(|settings| settings.timeout(limit))
     }
 
-    pub(super) fn with(self, change: impl FnOnce(Fork) -> Fork) -> Restore {
+    pub(in crate::vm) fn with(self, change: impl FnOnce(Fork) -> Fork) -> Restore {
         Restore { settings: change(self.settings), ..self }
     }
 

@@ -16,7 +16,9 @@ use crate::config::{ConfigError, DeviceId, MIN_MTU, VmConfig};
 use crate::snapshot_files::{
     At, DeviceFacts, DiskFileError, Draft, DraftDevice, ManifestError, Section, Sections, StateFileError,
 };
-use crate::virtio::{ConsoleSpec, Content, KnownDisk, KnownNet, Link, TemplateDevice, made_config};
+use crate::virtio::{
+    ConsoleSpec, Content, KnownDisk, KnownNet, Link, PLAIN, SocketLink, TemplateDevice, made_config,
+};
 
 /// The devices in the state.
 #[derive(Debug, Clone, Default)]
@@ -34,15 +36,27 @@ struct DeviceEntry {
     state: SavedDevice,
 }
 
-/// What the guest takes to be fixed.
+/// The properties that the guest takes to be fixed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 enum Known {
-    Disk { capacity: u64, is_read_only: bool, queues: u16, serial: String, blocks: Blocks },
-    Net { mac: [u8; 6], mtu: Option<u16> },
-    Vsock,
-    Console { has_console: bool, has_agent_port: bool },
-    Rng,
-    Balloon,
+    Disk {
+        capacity: u64,
+        is_read_only: bool,
+        queues: u16,
+        serial: String,
+        blocks: Blocks,
+    },
+    Net {
+        mac: [u8; 6],
+        mtu: Option<u16>,
+    },
+    Socket,
+    Console {
+        has_console: bool,
+        has_agent_port: bool,
+    },
+    /// A device without an end on the host, of the kind with this name.
+    Plain(String),
 }
 
 /// The blocks of a disk that are in the snapshot.
@@ -50,7 +64,7 @@ enum Known {
 enum Blocks {
     /// None: they are at the path.
     AtPath,
-    /// Those that the guest has written to an overlay, with the number of bytes that have its bits.
+    /// The blocks that the guest has written to an overlay, with the number of bytes that have its bits.
     Overlay(u32),
     /// All of them.
     Whole,
@@ -91,13 +105,12 @@ fn store_device(
     let known = match &device.link {
         Link::Disk(known, _) => return store_disk(draft, device, known, clusters),
         Link::Net(KnownNet { mac, mtu }, _) => Known::Net { mac: mac.bytes(), mtu: *mtu },
-        Link::Vsock(_) => Known::Vsock,
+        Link::Socket(_) => Known::Socket,
         Link::Console(spec) => {
             let (has_console, has_agent_port) = spec.ports();
             Known::Console { has_console, has_agent_port }
         }
-        Link::Rng => Known::Rng,
-        Link::Balloon => Known::Balloon,
+        Link::Plain(plain) => Known::Plain(plain.kind.to_owned()),
     };
     Ok((known, None))
 }
@@ -198,14 +211,13 @@ impl DeviceEntry {
         self.id.chars().take(MAX_SHOWN).collect::<String>().escape_debug().to_string()
     }
 
-    fn kind(&self) -> &'static str {
+    fn kind(&self) -> &str {
         match &self.known {
             Known::Disk { .. } => "disk",
             Known::Net { .. } => "net",
-            Known::Vsock => "vsock",
+            Known::Socket => SocketLink::KIND,
             Known::Console { .. } => "console",
-            Known::Rng => "rng",
-            Known::Balloon => "balloon",
+            Known::Plain(kind) => kind,
         }
     }
 }
@@ -243,16 +255,14 @@ pub(super) fn load(
                 At(path).manifest(ManifestError::Field { field: "devices.recorded", source })
             }
         })?;
-        match &device.link {
-            Link::Rng => config.rng = true,
-            Link::Balloon => config.balloon = true,
-            _ => {}
+        if let Link::Plain(plain) = &device.link {
+            *(plain.setting)(config) = true;
         }
         devices.push(device);
     }
-    let singles = ["vsock", "console", "rng", "balloon"];
+    let is_single = |device: &TemplateDevice| !matches!(device.link, Link::Disk(..) | Link::Net(..));
     let count = |kind: &str| devices.iter().filter(|device| device.link.kind() == kind).count();
-    if singles.iter().any(|kind| count(kind) > 1) {
+    if devices.iter().any(|device| is_single(device) && count(device.link.kind()) > 1) {
         return Err(At(path).state(differ()).into());
     }
     Ok(devices)
@@ -295,12 +305,14 @@ fn load_device(
             let mac = MacAddress::new(*mac).ok_or(LoadError::Files)?;
             Link::Net(KnownNet { mac, mtu: *mtu }, recorded()?.parse()?)
         }
-        Known::Vsock => Link::Vsock(recorded()?.parse()?),
+        Known::Socket => Link::Socket(recorded()?.parse()?),
         Known::Console { has_console, has_agent_port } => {
             Link::Console(ConsoleSpec::new(*has_console, *has_agent_port).ok_or(LoadError::Files)?)
         }
-        Known::Rng => Link::Rng,
-        Known::Balloon => Link::Balloon,
+        Known::Plain(kind) => {
+            let plain = PLAIN.into_iter().find(|plain| plain.kind == kind);
+            Link::Plain(plain.ok_or(LoadError::Files)?)
+        }
     };
     Ok(TemplateDevice { id, link, content, identity: facts.file })
 }

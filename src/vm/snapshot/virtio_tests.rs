@@ -76,7 +76,7 @@ fn blocks_that_are_at_no_path_come_back_from_the_files() {
         device("c", Link::Disk(disk(capacity, false), "/c,cow".parse().unwrap()), {
             Content::Layers(vec![layer(1 << 20, 3)])
         }),
-        device("rng0", Link::Rng, Content::AtPath),
+        device("rng0", Link::Plain(crate::virtio::PLAIN[0]), Content::AtPath),
         device("console0", Link::Console(ConsoleSpec::Both), Content::AtPath),
     ];
     let (_folder, path) = store(&devices).unwrap();

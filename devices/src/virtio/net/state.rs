@@ -121,7 +121,7 @@ mod tests {
         fork.resume();
         assert!(fork.interrupts() > before && fork.read(0x60) & 2 == 2);
         assert_eq!(fork.read(0x104) >> 16, 1);
-        // A link that was up is no news.
+        // A link that was up is not news.
         fork.write(0x64, 3);
         fork.transport.pause().unwrap();
         let (net, _third) = card();
