@@ -303,12 +303,15 @@ struct Opens(OwnedFd);
 impl Opens {
     fn of(path: &Path) -> Opens {
         let path = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
-        // SAFETY: the calls take numbers, an open descriptor and a string with an end; the descriptor is new.
-        unsafe {
-            let inotify = OwnedFd::from_raw_fd(libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC));
-            assert!(libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) >= 0);
-            Opens(inotify)
-        }
+        // SAFETY: the call takes numbers.
+        let inotify = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
+        assert!(inotify >= 0);
+        // SAFETY: the descriptor is new and nobody else's.
+        let inotify = unsafe { OwnedFd::from_raw_fd(inotify) };
+        // SAFETY: the descriptor is open and the path is a string with an end.
+        let watch = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), libc::IN_OPEN) };
+        assert!(watch >= 0);
+        Opens(inotify)
     }
 
     fn happened(&self) -> bool {

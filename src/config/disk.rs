@@ -112,7 +112,7 @@ impl fmt::Display for DiskConfig {
             DiskAccess::ReadOnly => f.write_str(",ro")?,
             DiskAccess::Overlay { max_bytes: None } => f.write_str(",cow")?,
             DiskAccess::Overlay { max_bytes: Some(bytes) } => {
-                write!(f, ",cow-size={}K", bytes.div_ceil(1024))?
+                write!(f, ",cow-size={}K", bytes.div_ceil(1024))?;
             }
         }
         if *engine == DiskEngine::IoUring {

@@ -5,7 +5,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 
 use coracle_devices::backend::disk::FileIdentity;
 use serde::{Deserialize, Serialize};
@@ -80,7 +80,7 @@ pub(super) fn is_disk(name: &std::ffi::CStr) -> bool {
 /// Creates the file of a disk.
 pub(super) fn create(
     folder: &Folder,
-    path: &PathBuf,
+    path: &Path,
     id: &str,
     capacity: u64,
 ) -> Result<File, SnapshotFileError> {

@@ -28,7 +28,7 @@ pub struct Fork {
 impl Fork {
     /// Connects the console to pipes: see [`VmBuilder::console_piped`].
     pub fn console_piped(self) -> Fork {
-        self.with(|builder| builder.console_piped())
+        self.with(VmBuilder::console_piped)
     }
 
     /// Calls `take` with the console's output: see [`VmBuilder::console_callback`].

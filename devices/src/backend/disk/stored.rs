@@ -99,8 +99,7 @@ fn seek(file: &File, at: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
 }
 
 fn clusters(capacity: u64) -> u64 {
-    let shift = cluster_shift(capacity);
-    capacity.checked_add((1 << shift) - 1).map_or(u64::MAX >> shift, |bytes| bytes >> shift)
+    capacity.div_ceil(1 << cluster_shift(capacity))
 }
 
 /// The bytes of one copy: few calls, and little memory.
