@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use coracle_arch::nameless_file;
@@ -48,7 +48,7 @@ fn store(devices: &[TemplateDevice]) -> Result<(TempDir, PathBuf), String> {
     Ok((folder, path))
 }
 
-fn load(path: &PathBuf) -> (Vec<TemplateDevice>, VmConfig) {
+fn load(path: &Path) -> (Vec<TemplateDevice>, VmConfig) {
     let Snapshot { manifest, mut sections, disks, .. } = Snapshot::open(path).unwrap();
     let stored = Devices::decode(&mut sections).unwrap();
     sections.finish().unwrap();
